@@ -1,0 +1,445 @@
+"""Experiment: the one tree that describes a run, and its way from file, command line and JSON.
+
+Every part is a frozen dataclass. Choosing a part is choosing its class; a part set to None is off. A class
+here has the name and the fields of what it configures (`Conformer` here, `mmjax.models.Conformer` there),
+so that building is a look-up by name and nothing is translated.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import json
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from mmjax.errors import UserError
+
+part = dataclasses.dataclass(frozen=True, kw_only=True)
+
+
+# Models. Widths in features, sizes in the unit that the name says. ----------------------------------------
+
+
+@part
+class LogMel:
+    sample_rate: int = 16_000  # Hz
+    window: int = 400  # samples
+    hop: int = 160  # samples; the unit of the speech stream's rows
+    bins: int = 80
+
+
+@part
+class Conformer:
+    front_end: LogMel = LogMel()
+    layers: int = 16
+    width: int = 144
+    heads: int = 4
+    kernel: int = 32
+    stem_channels: int | None = None  # of the strided stem; None: the width, as in the paper
+    positions: Literal["relative", "rotary"] = "relative"
+    dropout: float = 0.0
+
+
+@part
+class ViT:
+    patch: int = 16  # pixels
+    image_size: int = 224  # pixels
+    layers: int = 12
+    width: int = 384
+    heads: int = 6
+    mlp: int = 1536
+    class_token: bool = False
+    dropout: float = 0.0
+
+
+@part
+class Transformer:
+    vocabulary: int = 128
+    layers: int = 6
+    width: int = 256
+    heads: int = 4
+    mlp: int = 1024
+    dropout: float = 0.0
+
+
+@part
+class CrossAttention:
+    layers: int = 3
+    width: int = 128
+    heads: int = 4
+    mlp: int = 512
+    queries: int = 4  # learned query tokens per example
+    dropout: float = 0.0
+
+
+@part
+class Head:
+    reads: str  # "fused" or the name of an encoder
+    outputs: int
+
+
+@part
+class Multimodal:
+    encoders: Mapping[str, Conformer | ViT | Transformer]
+    fusion: CrossAttention
+    heads: Mapping[str, Head]
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the compute; parameters are float32
+    unroll: bool = False  # the layers: the same numbers, faster on CPU, longer to compile
+
+
+# Objectives. ----------------------------------------------------------------------------------------------
+
+
+@part
+class Classification:
+    weight: float = 1.0
+    label_smoothing: float = 0.0
+
+
+@part
+class CTC:
+    weight: float = 1.0
+
+
+# Data. ----------------------------------------------------------------------------------------------------
+
+
+@part
+class SpokenEasyVQA:
+    vocabulary: int = 128  # sentencepiece pieces
+    examples: int | None = None  # only the first so many questions of each split; None: all
+
+
+@part
+class Data:
+    source: SpokenEasyVQA
+    directory: str | None = None  # None: $MMJAX_DATA, else ~/.cache/mmjax
+    batch_rows: int = 16  # rows of a batch, over all devices
+    rows: Mapping[str, int]  # what a row holds of each stream: hops, patches, tokens, examples
+    subsets: Mapping[str, float]  # modality dropout: how often each subset of modalities is trained on
+    window: int = 2048  # examples that the packer chooses from at a time
+    threads: int = 1
+
+
+# Training. ------------------------------------------------------------------------------------------------
+
+
+@part
+class Constant:
+    peak: float = 1e-3
+    warmup: int = 0  # steps
+
+
+@part
+class WarmupCosine:
+    peak: float = 1e-3
+    warmup: int = 100
+    steps: int  # of warm-up and decay together
+    end: float = 0.0  # as a share of the peak
+
+
+@part
+class WarmupLinear:
+    peak: float = 1e-3
+    warmup: int = 100
+    steps: int
+    end: float = 0.0
+
+
+@part
+class WarmupStableDecay:
+    peak: float = 1e-3
+    warmup: int = 100
+    decay: int  # steps of the linear decay at the end
+    steps: int
+    end: float = 0.0
+
+
+@part
+class InverseSquareRoot:
+    peak: float = 1e-3
+    warmup: int = 100
+
+
+Schedule = Constant | WarmupCosine | WarmupLinear | WarmupStableDecay | InverseSquareRoot
+
+
+@part
+class AdamW:
+    b1: float = 0.9
+    b2: float = 0.98
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+
+
+@part
+class Lion:
+    b1: float = 0.9
+    b2: float = 0.99
+    weight_decay: float = 0.1
+
+
+@part
+class Adafactor:
+    weight_decay: float = 0.0
+
+
+@part
+class SGD:
+    momentum: float = 0.9
+
+
+@part
+class Optimizer:
+    rule: AdamW | Lion | Adafactor | SGD = AdamW()
+    schedule: Schedule
+    clip: float | None = 1.0  # global gradient norm
+    ema: float | None = None  # decay of the averaged parameters that are evaluated; None: evaluate the trained ones
+    accumulation: int = 1  # micro-batches per step
+
+
+@part
+class Evaluation:
+    every_steps: int | None = None  # None: at the end only
+    split: str = "test"
+    subsets: tuple[str, ...] = ("speech+image", "image+text")
+    examples: int | None = None  # of the split, during training; None: all. The last evaluation takes all.
+
+
+@part
+class Checkpoint:
+    every_steps: int | None = 100  # None: at the end only
+    keep: int = 3  # the newest so many; the last one always stays
+
+
+@part
+class Log:
+    every_steps: int = 10
+    tensorboard: bool = True
+    wandb_project: str | None = None
+
+
+@part
+class Mesh:
+    data: int = -1  # -1: all devices that the other axes leave
+    fsdp: int = 1
+
+
+@part
+class Experiment:
+    name: str
+    seed: int = 0
+    steps: int
+    data: Data
+    model: Multimodal
+    objectives: Mapping[str, Classification | CTC]
+    optimizer: Optimizer
+    evaluation: Evaluation = Evaluation()
+    checkpoint: Checkpoint = Checkpoint()
+    log: Log = Log()
+    mesh: Mesh = Mesh()
+
+
+# From a file. ---------------------------------------------------------------------------------------------
+
+
+def load(path: str | Path) -> Experiment:
+    """Runs a config file (Python that assigns `config = Experiment(...)`) or reads a resolved JSON."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no config file {path}")
+    if path.suffix == ".json":
+        return from_json(path.read_text(), str(path))
+    spec = importlib.util.spec_from_file_location(f"mmjax_config_{path.stem}", path)
+    if spec is None:
+        raise UserError(f"{path} is no config: it is neither a .py nor a .json file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"the config file {path} does not run: {type(error).__name__}: {error}") from None
+    config = getattr(module, "config", None)
+    if not isinstance(config, Experiment):
+        raise UserError(f"the config file {path} must assign `config = Experiment(...)`")
+    return from_dict(Experiment, to_dict(config), "")  # checks the types once, for all ways in
+
+
+# To and from plain dictionaries. --------------------------------------------------------------------------
+
+
+def to_dict(node: Any) -> Any:
+    """A part as nested dictionaries; each carries the name of its class as "class"."""
+    if dataclasses.is_dataclass(node):
+        return {"class": type(node).__name__} | {f.name: to_dict(getattr(node, f.name)) for f in _fields(node)}
+    if isinstance(node, Mapping):
+        return {key: to_dict(value) for key, value in node.items()}
+    return list(node) if isinstance(node, tuple) else node
+
+
+def from_dict(kind: Any, value: Any, path: str) -> Any:
+    """Builds what the annotation `kind` asks for; an error names the key by its dotted `path`."""
+    options = typing.get_args(kind) if _is_union(kind) else (kind,)
+    if value is None and type(None) in options:
+        return None
+    classes = {c.__name__: c for c in options if dataclasses.is_dataclass(c)}
+    if classes:
+        return _part_from_dict(classes, value, path)
+    for option in options:
+        origin, arguments = typing.get_origin(option), typing.get_args(option)
+        if origin is Literal and value in arguments and type(value) is type(arguments[0]):
+            return value
+        if origin is Mapping and isinstance(value, Mapping):
+            return {k: from_dict(arguments[1], v, _join(path, k)) for k, v in value.items()}
+        if origin is tuple and isinstance(value, list | tuple):
+            return tuple(from_dict(arguments[0], v, f"{path}[{i}]") for i, v in enumerate(value))
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if option in (int, str, bool) and type(value) is option:
+            return value
+    raise UserError(f"{path} must be {_describe(kind)}, not {value!r}")
+
+
+def _part_from_dict(classes: dict[str, type], value: Any, path: str) -> Any:
+    if isinstance(value, str):  # a class by its name alone: its defaults
+        value = {"class": value}
+    if not isinstance(value, Mapping):
+        raise UserError(f"{path} must be {' or '.join(classes)}, not {value!r}")
+    name = value.get("class", next(iter(classes)) if len(classes) == 1 else None)
+    if name not in classes:
+        raise UserError(f"{path or 'the config'} must be {' or '.join(classes)}, not {name!r}{_nearest(name, classes)}")
+    cls = classes[name]
+    hints = typing.get_type_hints(cls)
+    for key in value:
+        if key != "class" and key not in hints:
+            raise UserError(f"unknown config key '{_join(path, key)}'{_nearest(key, hints, path)}")
+    missing = [f.name for f in _fields(cls) if f.name not in value and _required(f)]
+    if missing:
+        raise UserError(f"{_join(path, missing[0])} is not set ({name} needs it)")
+    return cls(**{k: from_dict(hints[k], v, _join(path, k)) for k, v in value.items() if k != "class"})
+
+
+# Overrides from the command line. -------------------------------------------------------------------------
+
+
+def override(config: Experiment, arguments: list[str]) -> Experiment:
+    """Applies `--any.config.key VALUE` (or `--key=VALUE`); dashes and underscores are the same.
+
+    A value is a number, `none`, `true`, `false`, text, the name of a class, or a Python literal.
+    """
+    tree = to_dict(config)
+    rest = list(arguments)
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--") or len(flag) < 3:
+            raise UserError(f"cannot read the argument {flag!r}; overrides look like --checkpoint.every-steps 100")
+        key, equals, text = flag[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise UserError(f"the override --{key} has no value")
+            text = rest.pop(0)
+        _set(tree, key.replace("-", "_"), _literal(text))
+    return from_dict(Experiment, tree, "")
+
+
+def _set(tree: dict, key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    node, path = tree, ""
+    for name in [*parents, last]:
+        # Names that a person gave (a modality, a subset) may hold dashes: compare as the flag is read.
+        found = next((k for k in node if k != "class" and k.replace("-", "_") == name), None)
+        if found is None:
+            raise UserError(f"unknown config key '{_join(path, name)}'{_nearest(name, node, path, tree)}")
+        path = _join(path, found)
+        if name is last and path.count(".") == len(parents):
+            node[found] = value
+        elif isinstance(node[found], dict):
+            node = node[found]
+        else:
+            raise UserError(f"'{path}' is {node[found]!r} and has no keys of its own, so '{key}' does not exist")
+
+
+def _literal(text: str) -> Any:
+    words = {"none": None, "null": None, "true": True, "false": False}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+# JSON. ----------------------------------------------------------------------------------------------------
+
+
+def to_json(config: Experiment) -> str:
+    return json.dumps(to_dict(config), indent=2) + "\n"
+
+
+def from_json(text: str, name: str = "the config") -> Experiment:
+    try:
+        return from_dict(Experiment, json.loads(text), "")
+    except json.JSONDecodeError as error:
+        raise UserError(f"{name} is not JSON: {error}") from None
+
+
+def differences(one: Experiment, other: Experiment) -> dict[str, tuple[Any, Any]]:
+    """The dotted keys in which two configs differ, with both values."""
+
+    def flatten(node, path):
+        if isinstance(node, dict):
+            return {k: v for key, value in node.items() for k, v in flatten(value, _join(path, key)).items()}
+        return {path: node}
+
+    a, b = flatten(to_dict(one), ""), flatten(to_dict(other), "")
+    return {k: (a.get(k), b.get(k)) for k in [*a, *(k for k in b if k not in a)] if a.get(k) != b.get(k)}
+
+
+# Small helpers. -------------------------------------------------------------------------------------------
+
+
+def _fields(node: Any):
+    return dataclasses.fields(node)
+
+
+def _required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _is_union(kind: Any) -> bool:
+    return typing.get_origin(kind) in (typing.Union, types.UnionType)
+
+
+def _join(path: str, key: Any) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _describe(kind: Any) -> str:
+    if _is_union(kind):
+        return " or ".join(_describe(option) for option in typing.get_args(kind))
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(kind)))
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "none"}
+    return names.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def _nearest(key: Any, known: Any, path: str = "", tree: dict | None = None) -> str:
+    """'; did you mean ...?' with the nearest sibling, or the same name elsewhere in the tree."""
+    near = difflib.get_close_matches(str(key), [k for k in known if k != "class"], n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean '{_join(path, near[0])}'?"
+    for other in _paths(tree or {}, ""):
+        if other.rsplit(".", 1)[-1] == key:
+            return f"; did you mean '{other}'?"
+    return f"; there are {', '.join(str(k) for k in known if k != 'class')}"
+
+
+def _paths(node: Any, path: str):
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key != "class":
+                yield _join(path, key)
+                yield from _paths(value, _join(path, key))

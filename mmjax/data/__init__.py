@@ -1,0 +1,1 @@
+"""Sources, sampling, packing, loading. NumPy only; JAX is never imported here."""

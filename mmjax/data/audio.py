@@ -1,0 +1,74 @@
+"""Recordings in, samples out: any WAV, FLAC, OGG or MP3, any rate, any number of channels."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from mmjax.errors import UserError
+
+
+def read_audio(source: str | os.PathLike | bytes, sample_rate: int = 16_000, name: str | None = None) -> np.ndarray:
+    """Decodes a recording to mono float32 samples [N] in [-1, 1] at `sample_rate` Hz.
+
+    Args:
+      source: a path, or the encoded bytes.
+      sample_rate: the rate to resample to (soxr, high quality), in Hz.
+      name: what to call `source` in an error (default: its path).
+
+    Raises:
+      UserError: the file is missing, unreadable, truncated, empty, or holds values that are not numbers.
+    """
+    name = name or (f"<{len(source)} bytes>" if isinstance(source, bytes) else os.fspath(source))
+    if not isinstance(source, bytes):
+        try:
+            source = Path(source).read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read the recording {name}: {error.strerror or error}") from None
+    if not source:
+        raise UserError(f"the recording {name} is empty (0 bytes)")
+    _check_whole(source, name)
+    try:
+        with soundfile.SoundFile(io.BytesIO(source)) as file:
+            promised = file.frames
+            samples = file.read(dtype="float32", always_2d=True)
+            rate = file.samplerate
+    except (soundfile.LibsndfileError, RuntimeError, MemoryError) as error:
+        raise UserError(f"cannot decode the recording {name}: {error}; is it WAV, FLAC, OGG or MP3?") from None
+    if len(samples) == 0:
+        raise UserError(f"the recording {name} has no samples")
+    if len(samples) < promised:
+        raise UserError(f"the recording {name} is truncated: {len(samples)} of {promised} samples are there")
+    if not np.isfinite(samples).all():
+        raise UserError(f"the recording {name} holds values that are not finite numbers")
+    mono = samples.mean(axis=1)
+    return mono if rate == sample_rate else soxr.resample(mono, rate, sample_rate)
+
+
+def _check_whole(data: bytes, name: str) -> None:
+    """libsndfile shortens a cut WAV and a cut OGG without a word; their own headers tell the truth."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
+        at = 12
+        while at + 8 <= len(data):
+            kind, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+            # A recorder that streams writes 0 or 0xFFFFFFFF because it cannot know the size yet.
+            if kind == b"data" and size not in (0, 0xFFFFFFFF) and at + 8 + size > len(data):
+                raise UserError(f"the recording {name} is truncated: {len(data) - at - 8} of {size} bytes are there")
+            at += 8 + size + size % 2
+    elif data[:4] == b"OggS":
+        last = data.rfind(b"OggS")
+        if last + 27 > len(data) or not data[last + 5] & 4:  # the end-of-stream flag of the last page
+            raise UserError(f"the recording {name} is truncated: its last OGG page is missing")
+        table = data[last + 27 : last + 27 + data[last + 26]]
+        if last + 27 + data[last + 26] + sum(table) > len(data):
+            raise UserError(f"the recording {name} is truncated: its last OGG page is cut")
+
+
+def encode_ogg(samples: np.ndarray, sample_rate: int = 16_000) -> bytes:
+    """Encodes mono float samples [N] as OGG Vorbis (about a seventh of 16-bit WAV)."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, sample_rate, format="OGG", subtype="VORBIS")
+    return buffer.getvalue()

@@ -1,0 +1,24 @@
+"""Example: what a source yields, before it is packed."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Example(NamedTuple):
+    """One example; a part that it does not have is None.
+
+    Attributes:
+      speech: a function that decodes the recording to float32 samples [N] at the source's rate.
+      image: an encoded picture (PNG or JPEG bytes).
+      text: what the text encoder reads.
+      transcript: what the speech says.
+      answer: a class label.
+    """
+
+    speech: Callable[[], np.ndarray] | None = None
+    image: bytes | None = None
+    text: str | None = None
+    transcript: str | None = None
+    answer: int | None = None

@@ -1,0 +1,59 @@
+"""Pictures in, patches out: any PNG or JPEG of any size."""
+
+import io
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mmjax.errors import UserError
+
+
+def read_image(source: str | os.PathLike | bytes, size: int, name: str | None = None) -> np.ndarray:
+    """Decodes a picture and resizes it to [size, size, 3] uint8, RGB (bilinear, as Pillow does it).
+
+    Args:
+      source: a path, or the encoded bytes.
+      size: height and width of the result in pixels.
+      name: what to call `source` in an error (default: its path).
+
+    Raises:
+      UserError: the file is missing, not a picture, truncated, or absurdly large.
+    """
+    name = name or (f"<{len(source)} bytes>" if isinstance(source, bytes) else os.fspath(source))
+    if not isinstance(source, bytes):
+        try:
+            source = Path(source).read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read the image {name}: {error.strerror or error}") from None
+    if not source:
+        raise UserError(f"the image {name} is empty (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(source)) as image:
+                image = image.convert("RGB")
+                if image.size != (size, size):
+                    image = image.resize((size, size), Image.Resampling.BILINEAR)
+                return np.asarray(image)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise UserError(f"the image {name} has more pixels than are safe to decode; scale it down first") from None
+    except Exception as error:  # Pillow's decoders raise whatever comes to them (OSError, SyntaxError, struct.error)
+        raise UserError(f"cannot decode the image {name}: {error}; is it PNG or JPEG?") from None
+
+
+def patchify(image: np.ndarray, patch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts [H, W, C] into patches, row by row.
+
+    Returns:
+      Patches [H/p * W/p, p * p * C], flattened in the order height, width, channel, and their positions
+      [H/p * W/p, 2] (patch row, patch column).
+    """
+    height, width, channels = image.shape
+    rows, columns = height // patch, width // patch
+    patches = image[: rows * patch, : columns * patch].reshape(rows, patch, columns, patch, channels)
+    patches = patches.transpose(0, 2, 1, 3, 4).reshape(rows * columns, patch * patch * channels)
+    positions = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1)
+    return patches, positions.reshape(-1, 2).astype(np.int32)

@@ -1,0 +1,63 @@
+"""Batches by step: read, decode and pack the rows that this host holds, ahead of the step that needs them."""
+
+import sys
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+
+from mmjax.data.packing import Layout, Packer
+from mmjax.data.sampler import Sampler
+from mmjax.errors import UserError
+from mmjax.stream import Batch
+
+
+class Batches:
+    """Random access to the batches of a run: `batches[step]`, always the same for the same step.
+
+    An example that cannot be decoded is set aside: its slot stays empty, and it is listed in `skipped`.
+
+    Args:
+      source: random access to examples.
+      host, hosts: this host takes its share of every batch's rows, in order.
+    """
+
+    def __init__(self, source, layout: Layout, sampler: Sampler, host: int = 0, hosts: int = 1):
+        if sampler.batch_rows % hosts:
+            raise UserError(f"data.batch_rows={sampler.batch_rows} does not divide among {hosts} hosts")
+        self.source, self.layout, self.sampler = source, layout, sampler
+        self._share = sampler.batch_rows // hosts
+        self._first = host * self._share
+        self.skipped: dict[int, str] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return sys.maxsize if self.sampler._epochs is None else len(self.sampler)
+
+    def __getitem__(self, step: int) -> Batch:
+        packer = Packer(self.layout, self._share)
+        for number, row in enumerate(self.sampler.rows(step)[self._first : self._first + self._share]):
+            for index, shows in zip(row.examples.tolist(), row.subsets, strict=True):
+                try:
+                    packer.add(number, self.source[index], shows, index, f"example {index}")
+                except UserError as error:
+                    self._set_aside(index, str(error))
+        return packer.batch
+
+    def _set_aside(self, index: int, reason: str) -> None:
+        with self._lock:
+            self.skipped[index] = reason
+
+
+def prefetch(batches: Batches, start: int, stop: int, threads: int = 1, ahead: int = 4) -> Iterator[Batch]:
+    """Yields the batches of steps start..stop-1 in order, prepared by threads while the caller computes."""
+    import grain
+
+    dataset = grain.MapDataset.source(batches)[start:stop]
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(ahead, threads))
+    return iter(dataset.to_iter_dataset(options))
+
+
+def share_of_padding(batch: Batch) -> dict[str, float]:
+    """The share of empty positions, per stream."""
+    return {name: 1.0 - float(np.mean(stream.segments > 0)) for name, stream in batch.items()}

@@ -1,0 +1,153 @@
+"""Examples into rows: the shapes of a batch, and how much of each row an example takes."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from mmjax.data.example import Example
+from mmjax.data.image import patchify, read_image
+from mmjax.data.sampler import NEEDS
+from mmjax.data.text import Tokenizer
+from mmjax.errors import UserError
+from mmjax.stream import Batch, Stream
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a batch looks. Streams that `rows` does not name are not in it.
+
+    Attributes:
+      rows: positions of a row by stream: speech in hops, image in patches (and class tokens), text and
+        transcript in tokens, examples in slots (labels stand in the slots).
+      hop: samples per position of the speech stream.
+      window: samples of one analysis window; shorter speech has no frame at all.
+      align: speech starts at multiples of so many hops, so that strided stems see what they would see alone.
+      patch: pixels; image_size: pixels, pictures are resized to this square.
+      class_token: reserve a position for it before each image's patches.
+      tokenizer: for text and transcript.
+    """
+
+    rows: Mapping[str, int]
+    hop: int = 160
+    window: int = 400
+    align: int = 4
+    patch: int = 8
+    image_size: int = 64
+    class_token: bool = False
+    tokenizer: Tokenizer | None = None
+
+    @property
+    def image_tokens(self) -> int:
+        return (self.image_size // self.patch) ** 2 + self.class_token
+
+    def tokens(self, sizes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Positions that hold a token, per example and stream, from a source's sizes (samples, tokens)."""
+        count = len(next(iter(sizes.values())))
+        full = {
+            "speech": -(-sizes["speech"] // self.hop) if "speech" in sizes else np.zeros(count, np.int64),
+            "image": np.full(count, self.image_tokens),
+            "text": sizes.get("text", np.zeros(count, np.int64)),
+            "transcript": sizes.get("text", np.zeros(count, np.int64)),
+            "examples": np.ones(count, np.int64),
+        }
+        return {name: full[name] for name in self.rows}
+
+    def positions(self, sizes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Positions that an example takes, alignment included; what the sampler packs."""
+        taken = self.tokens(sizes)
+        if "speech" in taken:
+            taken["speech"] = -(-taken["speech"] // self.align) * self.align
+        return taken
+
+    def without(self, *streams: str) -> "Layout":
+        """The same layout without some modalities and what depends on them."""
+        kept = {n: c for n, c in self.rows.items() if n not in streams and NEEDS.get(n, n) not in streams}
+        return dataclasses.replace(self, rows=kept)
+
+    def empty(self, rows: int) -> Batch:
+        """A batch of `rows` rows without a single token."""
+        shapes = {
+            "speech": ((self.hop,), np.float32, ()),
+            "image": ((self.patch**2 * 3,), np.uint8, (2,)),
+            "text": ((), np.int32, ()),
+            "transcript": ((), np.int32, ()),
+            "examples": ((), np.int32, ()),
+        }
+        batch = {}
+        for name, length in self.rows.items():
+            feature, dtype, position = shapes[name]
+            batch[name] = Stream(
+                np.zeros((rows, length, *feature), dtype),
+                np.zeros((rows, length), np.int32),
+                np.zeros((rows, length, *position), np.int32),
+            )
+        if "examples" in batch:
+            batch["answer"] = Stream(*(x.copy() for x in batch["examples"]))
+        return batch
+
+    def speech(self, samples: np.ndarray) -> np.ndarray:
+        """Samples [N] -> blocks [ceil(N / hop), hop]; the last block is filled with zeros."""
+        if len(samples) < self.window:
+            raise UserError(f"speech of {len(samples)} samples is shorter than one analysis window ({self.window})")
+        return np.pad(samples, (0, -len(samples) % self.hop)).reshape(-1, self.hop)
+
+
+class Packer:
+    """Writes examples into the rows of a batch, one after the other."""
+
+    def __init__(self, layout: Layout, rows: int):
+        self.layout = layout
+        self.batch = layout.empty(rows)
+        self._used = {name: np.zeros(rows, np.int64) for name in self.batch}
+
+    def add(self, row: int, example: Example, shows: frozenset[str], number: int = 0, name: str = "the example") -> None:
+        """Appends an example to a row as its next segment; all of it or, on an error, nothing.
+
+        Args:
+          shows: the modalities to use.
+          number: the example's identity, kept in the stream "examples".
+
+        Raises:
+          UserError: a part cannot be decoded, or does not fit into what is left of the row.
+        """
+        layout, parts = self.layout, {}
+        if "speech" in shows and "speech" in self.batch and example.speech is not None:
+            blocks = layout.speech(example.speech())
+            parts["speech"] = blocks, np.arange(len(blocks))
+        if "image" in shows and "image" in self.batch and example.image is not None:
+            patches, places = patchify(read_image(example.image, layout.image_size, f"of {name}"), layout.patch)
+            if layout.class_token:
+                patches = np.concatenate([np.zeros_like(patches[:1]), patches])
+                places = np.concatenate([[[-1, 0]], places])
+            parts["image"] = patches, places
+        if "text" in shows and "text" in self.batch and example.text is not None:
+            ids = layout.tokenizer.encode(example.text)
+            if not ids:
+                raise UserError(f"the text of {name} has no tokens")
+            parts["text"] = np.array(ids), np.arange(len(ids))
+        if "speech" in parts and "transcript" in self.batch and example.transcript is not None:
+            ids = layout.tokenizer.encode(example.transcript)
+            parts["transcript"] = np.array(ids), np.arange(len(ids))
+        parts["examples"] = np.array([number]), np.zeros(1)
+        if example.answer is not None:
+            parts["answer"] = np.array([example.answer]), np.zeros(1)
+
+        for stream, (features, _) in parts.items():
+            room = self.batch[stream].segments.shape[1] - self._used[stream][row]
+            if len(features) > room:
+                units = {"speech": "hops", "image": "patches"}.get(stream, "tokens")
+                raise UserError(
+                    f"the {stream} of {name} has {len(features)} {units}, but the row has room for {room}; "
+                    f"shorten it or raise data.rows.{stream}"
+                )
+        segment = self._used["examples"][row] + 1
+        for stream, (features, positions) in parts.items():
+            # Labels stand in the slot of their example, so that slot and segment agree in every stream.
+            start = segment - 1 if stream == "answer" else self._used[stream][row]
+            place = row, slice(start, start + len(features))
+            self.batch[stream].features[place] = features
+            self.batch[stream].segments[place] = segment
+            self.batch[stream].positions[place] = positions
+            taken = len(features) if stream != "speech" else -(-len(features) // layout.align) * layout.align
+            self._used[stream][row] += taken

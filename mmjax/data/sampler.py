@@ -1,0 +1,214 @@
+"""Which examples stand together in which row of which step: a pure function of (config, seed, step).
+
+Only sizes are touched here, no data: cheap integer arithmetic, the same on every host.
+"""
+
+import bisect
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from mmjax.errors import UserError
+
+# What an example brings into the row only together with a modality: the transcript is the label of its speech.
+NEEDS = {"transcript": "speech"}
+
+
+class Row(NamedTuple):
+    """The examples of one row, with the modalities that each shows."""
+
+    examples: np.ndarray  # [n] int64, indices into the source
+    subsets: tuple[frozenset[str], ...]
+
+
+class Sampler:
+    """Permutes, drops modalities from, and packs the examples of a source.
+
+    Each epoch is a global permutation that is never materialised (Feistel, Grain's `index_shuffle`). The
+    permuted examples are cut into windows, and each window is packed by itself: so a step needs no history,
+    only the number of rows before it, which `state` carries in three integers.
+
+    Args:
+      sizes: positions that each example takes of each stream, [n] by name.
+      capacities: positions of a row, by the same names.
+      subsets: "speech+image": probability, ...; a modality that is not drawn takes no room at all.
+      batch_rows: rows per step.
+      window: examples packed together.
+      epochs: None repeats forever.
+    """
+
+    def __init__(
+        self,
+        sizes: Mapping[str, np.ndarray],
+        capacities: Mapping[str, int],
+        subsets: Mapping[str, float],
+        batch_rows: int,
+        *,
+        seed: int = 0,
+        window: int = 2048,
+        shuffle: bool = True,
+        epochs: int | None = None,
+    ):
+        self.names = tuple(capacities)
+        self._capacity = np.array([capacities[name] for name in self.names])
+        self._sizes = np.stack([sizes[name] for name in self.names], axis=1)
+        self._subsets = [frozenset(subset.split("+")) for subset in subsets]
+        self._shown = np.array([[NEEDS.get(n, n) in s or n == "examples" for n in self.names] for s in self._subsets])
+        weights = np.array(list(subsets.values()), np.float64)
+        self._probabilities = weights / weights.sum()
+        self._seed, self._shuffle, self._epochs = seed, shuffle, epochs
+        self.batch_rows = batch_rows
+
+        fits = (self._sizes <= self._capacity).all(axis=1)
+        self._usable = np.flatnonzero(fits)
+        if not len(self._usable):
+            largest = dict(zip(self.names, self._sizes.max(axis=0).tolist(), strict=True))
+            raise UserError(f"no example fits into a row: the largest has {largest}, a row {dict(capacities)}")
+        self.too_long = int((~fits).sum())
+        self._window = min(window, len(self._usable))
+        # Rows before each window, from the anchor on. A checkpoint moves the anchor.
+        self._first_window, self._starts = 0, [0]
+        self._cache: OrderedDict[int, list[Row]] = OrderedDict()
+        self._lock = threading.Lock()  # the loader's threads ask at the same time
+
+    # Steps. -----------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """The number of steps, the last one perhaps with fewer rows (finite epochs only)."""
+        if self._epochs is None:
+            raise TypeError("an endless sampler has no length")
+        with self._lock:
+            for window in range(self._windows):
+                self._start(window + 1)
+            return -(-self._starts[-1] // self.batch_rows)
+
+    def rows(self, step: int) -> list[Row]:
+        """The rows of a step; fewer than `batch_rows` only at the end of the last epoch."""
+        with self._lock:
+            wanted = step * self.batch_rows
+            if wanted < self._starts[0]:  # before the anchor: count from the very first row
+                self._first_window, self._starts = 0, [0]
+            rows = []
+            while len(rows) < self.batch_rows:
+                window, offset = self._locate(wanted + len(rows))
+                if window is None:
+                    break
+                rows += self._pack(window)[offset : offset + self.batch_rows - len(rows)]
+            return rows
+
+    def state(self, step: int) -> dict[str, int]:
+        """What it takes to go on at `step` at once: the window it begins in and the rows before that window."""
+        with self._lock:
+            if step * self.batch_rows < self._starts[0]:
+                self._first_window, self._starts = 0, [0]
+            window, offset = self._locate(step * self.batch_rows)
+            window = self._windows if window is None else window
+            return {"step": step, "window": window, "rows_before": step * self.batch_rows - (offset or 0)}
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Places the anchor at a `state`; without it, the rows before a step are counted again."""
+        with self._lock:
+            self._first_window, self._starts = int(state["window"]), [int(state["rows_before"])]
+
+    def useful_share(self, tokens: Mapping[str, np.ndarray], steps: int) -> dict[str, float]:
+        """Of the positions that the first `steps` compute, the share in which a token stands, per stream."""
+        rows = [row for step in range(steps) for row in self.rows(step)]
+        real = dict.fromkeys(self.names, 0)
+        for row in rows:
+            for example, subset in zip(row.examples, row.subsets, strict=True):
+                for name in self.names:
+                    if NEEDS.get(name, name) in subset or name == "examples":
+                        real[name] += int(tokens[name][example])
+        return {n: real[n] / (len(rows) * c) for n, c in zip(self.names, self._capacity.tolist(), strict=True)}
+
+    # Windows. ---------------------------------------------------------------------------------------------
+
+    @property
+    def _windows(self) -> float | int:
+        return float("inf") if self._epochs is None else -(-self._epochs * len(self._usable) // self._window)
+
+    def _start(self, window: int) -> int:
+        """Rows before `window` (at or after the anchor)."""
+        while self._first_window + len(self._starts) <= window:
+            last = self._first_window + len(self._starts) - 1
+            self._starts.append(self._starts[-1] + len(self._pack(last)))
+        return self._starts[window - self._first_window]
+
+    def _locate(self, row: int) -> tuple[int | None, int | None]:
+        """(window, offset in it) of a row; (None, None) after the last."""
+        while self._starts[-1] <= row:
+            following = self._first_window + len(self._starts)
+            if following > self._windows:
+                return None, None
+            self._start(following)
+        at = bisect.bisect_right(self._starts, row) - 1
+        return self._first_window + at, row - self._starts[at]
+
+    def _pack(self, window: int) -> list[Row]:
+        if window in self._cache:
+            self._cache.move_to_end(window)
+            return self._cache[window]
+        examples, choice = self._draw(window)
+        sizes = self._sizes[examples] * self._shown[choice]
+        subsets = np.array(self._subsets, dtype=object)[choice]
+        rows = [Row(examples[row], tuple(subsets[row])) for row in best_fit(sizes, self._capacity)]
+        self._cache[window] = rows
+        if len(self._cache) > 4:
+            self._cache.popitem(last=False)
+        return rows
+
+    def _draw(self, window: int) -> tuple[np.ndarray, np.ndarray]:
+        """The examples of a window, in permuted order, and the number of the subset that each shows."""
+        count = len(self._usable)
+        end = (window + 1) * self._window
+        if self._epochs is not None:
+            end = min(end, self._epochs * count)
+        places = range(window * self._window, end)
+        if self._shuffle:
+            from grain.experimental import index_shuffle
+
+            order = [index_shuffle(p % count, count - 1, (self._seed * 1_000_003 + p // count) % 2**32, 4) for p in places]
+        else:
+            order = [p % count for p in places]
+        generator = np.random.Generator(np.random.Philox(key=[self._seed % 2**64, window]))
+        choice = generator.choice(len(self._subsets), size=len(order), p=self._probabilities)
+        return self._usable[order], choice
+
+
+ORDERLY = 0.2  # share of room, in every stream, down to which a row is filled in order
+
+
+def best_fit(sizes: np.ndarray, capacity: np.ndarray) -> list[np.ndarray]:
+    """Packs items into rows over several sizes at once; every item is placed.
+
+    Rows are filled one after the other: first with the waiting items in their (random) order, so that every
+    row gets a fair mixture, then, when room runs short, with the item whose sizes point most nearly where the
+    row still has room: the largest dot product of sizes and remaining room, both as shares of the row
+    (Panigrahy et al. 2011, "Heuristics for vector bin packing"). Choosing so from the start would use up the
+    items that combine well and leave a tail that does not (measured in docs/log.md).
+
+    Args:
+      sizes: [n, streams] integers, none above the capacity.
+      capacity: [streams].
+
+    Returns:
+      Arrays of item numbers, one per row, in the order of placing.
+    """
+    shares = sizes / capacity
+    waiting = np.arange(len(sizes))
+    rows = []
+    while len(waiting):
+        room, row = capacity.copy(), []
+        candidates = waiting
+        while len(candidates):
+            free = room / capacity
+            best = candidates[0 if free.min() > ORDERLY else np.argmax(shares[candidates] @ free)]
+            row.append(best)
+            room = room - sizes[best]
+            candidates = candidates[(sizes[candidates] <= room).all(axis=1) & (candidates != best)]
+        rows.append(np.array(row))
+        waiting = waiting[~np.isin(waiting, row)]
+    return rows

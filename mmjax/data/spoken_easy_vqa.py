@@ -1,0 +1,102 @@
+"""spoken_easy_vqa: easy-VQA's pictures and questions, every question also spoken.
+
+The data set itself is described in `spoken_easy_vqa_builder`; here it is prepared once and read.
+"""
+
+import fcntl
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from mmjax.data.audio import read_audio
+from mmjax.data.example import Example
+from mmjax.data.text import Tokenizer
+from mmjax.errors import UserError
+
+SPLITS = ("train", "test")
+VERSION = "1.0.0"
+SAMPLE_RATE = 16_000
+
+
+class SpokenEasyVQA:
+    """The prepared data set of one split: random access, an index of sizes, a tokenizer.
+
+    Attributes:
+      sizes: per example, the samples of its speech and the tokens of its text (int64 arrays).
+      tokenizer: the sentencepiece model trained on the training questions.
+      answers: the 13 answers, in the order of their labels.
+    """
+
+    def __init__(self, directory: str | os.PathLike, split: str, *, vocabulary: int = 128, examples: int | None = None):
+        if split not in SPLITS:
+            raise UserError(f"spoken_easy_vqa has no split '{split}'; it has {' and '.join(SPLITS)}")
+        import tensorflow_datasets as tfds
+
+        home = prepare(directory, examples=examples)
+        with np.load(home / f"index_{split}.npz") as index:
+            samples, texts, text = index["samples"], index["texts"].tolist(), index["text"]
+        # The size of the vocabulary is a choice of the run, not of the data; training takes a moment and is exact.
+        self.tokenizer = Tokenizer.train(sorted(texts), vocabulary)
+        self.sizes = {"speech": samples, "text": np.array([len(self.tokenizer.encode(t)) for t in texts])[text]}
+        builder = tfds.builder_from_directory(home)
+        self.answers = builder.info.features["answer"].names
+        self._records = builder.as_data_source(split=split)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Example:
+        """Reads one example; speech and image are left encoded until they are wanted."""
+        record = self._records[int(index)]
+        text = record["question"].decode()
+        return Example(
+            speech=lambda: read_audio(record["speech"], SAMPLE_RATE, f"spoken_easy_vqa[{index}]"),
+            image=record["image"],
+            text=text,
+            transcript=text,
+            answer=int(record["answer"]),
+        )
+
+
+def prepare(directory: str | os.PathLike, examples: int | None = None) -> Path:
+    """Synthesises and writes the data set into `directory`, once; returns where it lies.
+
+    All is written under a temporary name and renamed at the end: an interrupted preparation leaves nothing
+    that could be taken for a data set, and the next one clears it away. Processes that come at the same time
+    wait for the first.
+
+    Raises:
+      UserError: the directory cannot be written, or the disk is full.
+    """
+    directory = Path(directory).expanduser()
+    name = "spoken_easy_vqa" if examples is None else f"spoken_easy_vqa_{examples}"
+    home = directory / name / VERSION
+    if home.is_dir():
+        return home
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with _locked(directory / f".{name}.lock"):
+            if not home.is_dir():  # else another process has just made it
+                temporary = directory / f".{name}.preparing"
+                shutil.rmtree(temporary, ignore_errors=True)
+                from mmjax.data.spoken_easy_vqa_builder import build
+
+                made = build(temporary, examples)
+                home.parent.mkdir(exist_ok=True)
+                os.rename(made, home)
+                shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot prepare data in {directory}: {error.strerror or error}; set --data.directory or MMJAX_DATA"
+        ) from None
+    return home
+
+
+@contextmanager
+def _locked(path: Path):
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released by the kernel even when the process is killed
+        yield

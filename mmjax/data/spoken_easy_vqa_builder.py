@@ -1,0 +1,117 @@
+"""The TFDS builder of spoken_easy_vqa.
+
+easy-VQA (the PyPI package `easy-vqa`, MIT) has 5,000 pictures of 64 x 64 pixels, each with one coloured shape,
+and 48,248 questions (107 distinct) with 13 answers. espeak-ng speaks every question in 48 training voices and
+8 test voices that share no variant: no voice of the test split is heard in training.
+
+Encoded bytes are stored (PNG, OGG Vorbis), since TFDS's own Image and Audio features need TensorFlow.
+"""
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import easy_vqa
+import numpy as np
+import tensorflow_datasets as tfds
+
+from mmjax import progress
+from mmjax.data.audio import encode_ogg, read_audio
+from mmjax.data.speech_synthesis import Voice, synthesise
+from mmjax.data.spoken_easy_vqa import SAMPLE_RATE, SPLITS, VERSION
+
+_TRAIN_VARIANTS = "m1 m2 m4 m5 m7 m8 f1 f3 f4 f5 Alex Andy Annie belinda max rob".split()
+_TEST_VARIANTS = "m3 m6 f2 linda".split()
+# Pitch (espeak's 0..100) and speed (words per minute).
+VOICES = {
+    "train": [Voice(v, p, s) for v in _TRAIN_VARIANTS for p, s in ((35, 150), (50, 175), (65, 200))],
+    "test": [Voice(v, p, s) for v in _TEST_VARIANTS for p, s in ((42, 165), (58, 185))],
+}
+
+
+class SpokenEasyVqa(tfds.core.GeneratorBasedBuilder):
+    """easy-VQA with spoken questions; `examples` keeps only the first so many questions of each split."""
+
+    RELEASE_NOTES = {VERSION: "easy-VQA 1.0, spoken by espeak-ng 1.52 in 48 + 8 voices."}
+    VERSION = tfds.core.Version(VERSION)
+    pkg_dir_path = Path(__file__).parent  # TFDS would look for it by importing the package's resources
+
+    def __init__(self, *, examples: int | None = None, **options):
+        self._examples = examples
+        super().__init__(file_format="array_record", **options)
+
+    def _info(self):
+        encoded = tfds.features.Tensor(shape=(), dtype=np.object_)
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=__doc__,
+            homepage="https://github.com/vzhou842/easy-VQA",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": encoded,  # PNG
+                    "speech": encoded,  # OGG Vorbis, mono, 16 kHz
+                    "question": tfds.features.Text(),
+                    "answer": tfds.features.ClassLabel(names=easy_vqa.get_answers()),
+                    "voice": tfds.features.Text(),
+                    "samples": tfds.features.Scalar(np.int64),
+                }
+            ),
+        )
+
+    def _split_generators(self, _):
+        pairs = {split: question_pairs(split)[: self._examples] for split in SPLITS}
+        recordings = _speak_all(sorted({(p["question"], p["voice"]) for split in SPLITS for p in pairs[split]}))
+        return {split: self._generate_examples(split, pairs[split], recordings) for split in SPLITS}
+
+    def _generate_examples(self, split, pairs, recordings):
+        with progress.bar(f"writing {split}", len(pairs), "questions") as bar:
+            for number, pair in enumerate(pairs):
+                speech, samples = recordings[pair["question"], pair["voice"]]
+                yield number, {**pair, "voice": pair["voice"].name, "speech": speech, "samples": samples}
+                bar.advance()
+
+
+def build(directory: Path, examples: int | None) -> Path:
+    """Writes the data set and, beside it, the index of its sizes; returns the directory of both."""
+    tfds.disable_progress_bar()
+    builder = SpokenEasyVqa(data_dir=directory, examples=examples)
+    builder.download_and_prepare()
+    home = Path(builder.data_dir)
+    for split in SPLITS:
+        records = builder.as_data_source(split=split)
+        texts, text, samples = {}, [], []
+        for at in range(0, len(records), 1024):
+            for record in records.__getitems__(list(range(at, min(at + 1024, len(records))))):
+                text.append(texts.setdefault(record["question"].decode(), len(texts)))
+                samples.append(record["samples"])
+        np.savez(home / f"index_{split}.npz", samples=samples, texts=list(texts), text=text)
+    return home
+
+
+def question_pairs(split: str) -> list[dict]:
+    """The questions of a split, each with its answer, its encoded picture and a voice."""
+    questions, answers, image_ids = getattr(easy_vqa, f"get_{split}_questions")()
+    paths = getattr(easy_vqa, f"get_{split}_image_paths")()
+    images = {number: Path(path).read_bytes() for number, path in paths.items()}
+    choice = np.random.default_rng(0).integers(len(VOICES[split]), size=len(questions))
+    return [
+        {"question": question, "answer": answer, "image": images[image], "voice": VOICES[split][voice]}
+        for question, answer, image, voice in zip(questions, answers, image_ids, choice, strict=True)
+    ]
+
+
+def _speak_all(wanted: list[tuple[str, Voice]]) -> dict[tuple[str, Voice], tuple[bytes, int]]:
+    """Speaks each (text, voice) once, on all cores; returns OGG bytes and the number of samples."""
+    # espeak-ng keeps global state and JAX keeps threads: separate, freshly started processes.
+    context = multiprocessing.get_context("spawn")
+    recordings = {}
+    with context.Pool(min(os.cpu_count(), 16)) as pool, progress.bar("speaking", len(wanted), "recordings") as bar:
+        for request, recording in zip(wanted, pool.imap(_speak, wanted, chunksize=64), strict=True):
+            recordings[request] = recording
+            bar.advance()
+    return recordings
+
+
+def _speak(request: tuple[str, Voice]) -> tuple[bytes, int]:
+    encoded = encode_ogg(synthesise(*request, SAMPLE_RATE), SAMPLE_RATE)
+    return encoded, len(read_audio(encoded, SAMPLE_RATE))

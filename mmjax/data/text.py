@@ -1,0 +1,69 @@
+"""Text in, token ids out (sentencepiece)."""
+
+import functools
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from mmjax.errors import UserError
+
+BLANK = 0  # the id of padding in sentencepiece and of the blank in CTC: no text ever contains it
+UNKNOWN = 1
+
+
+class Tokenizer:
+    """A sentencepiece model. Ids: 0 = padding and CTC blank, 1 = unknown, 2.. = pieces."""
+
+    def __init__(self, model: bytes):
+        import sentencepiece
+
+        self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
+        if self._model.pad_id() != BLANK:
+            raise UserError("the tokenizer must keep id 0 for padding (train it with `train_tokenizer`)")
+
+    @classmethod
+    @functools.cache
+    def load(cls, path: str | os.PathLike) -> "Tokenizer":
+        try:
+            return cls(Path(path).read_bytes())
+        except OSError as error:
+            raise UserError(f"cannot read the tokenizer {path}: {error.strerror or error}") from None
+
+    @classmethod
+    def train(cls, sentences: Iterable[str], vocabulary: int) -> "Tokenizer":
+        """Trains a byte-pair model of `vocabulary` pieces; the same sentences give the same model.
+
+        Text is NFKC-normalised and case-folded. Letters, digits and common signs are always pieces, so that
+        text nobody trained on can still be written.
+        """
+        import sentencepiece
+
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(sentences),
+                model_writer=model,
+                model_type="bpe",
+                vocab_size=vocabulary,
+                required_chars="abcdefghijklmnopqrstuvwxyz0123456789'-,.!?",
+                normalization_rule_name="nmt_nfkc_cf",
+                pad_id=BLANK,
+                unk_id=UNKNOWN,
+                bos_id=-1,
+                eos_id=-1,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            raise UserError(f"no tokenizer of {vocabulary} pieces can be trained on this text: {error}") from None
+        return cls(model.getvalue())
+
+    def __len__(self) -> int:
+        return self._model.vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        return self._model.encode(text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._model.decode([int(i) for i in ids if i != BLANK])
+

@@ -1,0 +1,80 @@
+"""Convolutions that packing allows: depthwise within segments, strided with a mask.
+
+Written as shifted multiply-adds and matrix products, because convolution kernels are one to two orders slower
+on XLA's CPU backend and no faster elsewhere for these shapes.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def depthwise_convolution(x: jax.Array, kernel: jax.Array, segments: jax.Array, left: int) -> jax.Array:
+    """Depthwise convolution along time that never crosses from one example into another.
+
+    y[t] = sum_i kernel[i] x[t + i - left], over the taps that lie in the segment of t.
+
+    Args:
+      x: [B, T, W].
+      kernel: [K, W].
+      segments: [B, T] int32.
+      left: taps before the current position: (K - 1) // 2 for "same", K - 1 for causal.
+
+    Returns:
+      [B, T, W]; zeros in empty positions.
+    """
+    return _shifted_sum(x, kernel, segments, left)
+
+
+def _shift(x: jax.Array, by: int) -> jax.Array:
+    """y[:, t] = x[:, t + by], zeros outside."""
+    length = x.shape[1]
+    if abs(by) >= length:
+        return jnp.zeros_like(x)
+    pad = [(0, 0), (max(-by, 0), max(by, 0))] + [(0, 0)] * (x.ndim - 2)
+    start = max(by, 0)
+    return jnp.pad(x, pad)[:, start : start + length]
+
+
+def _same_segment(segments: jax.Array, by: int, dtype) -> jax.Array:
+    """[B, T, 1]: 1 where the position t + by belongs to the segment of t, and t is not empty."""
+    return ((_shift(segments, by) == segments) & (segments > 0)).astype(dtype)[..., None]
+
+
+def _shifted_sum(x, kernel, segments, left):
+    taps = [_shift(x, i - left) * _same_segment(segments, i - left, x.dtype) * kernel[i] for i in range(len(kernel))]
+    return sum(taps[1:], taps[0])
+
+
+def _forward(x, kernel, segments, left):
+    return _shifted_sum(x, kernel, segments, left), (x, kernel, segments)
+
+
+def _backward(left, residuals, gradient):
+    # Autodiff would turn every shift into a padded addition of the whole array; this is the same form again.
+    x, kernel, segments = residuals
+    right = len(kernel) - 1 - left
+    to_x = _shifted_sum(gradient, kernel[::-1], segments, right)
+    to_kernel = [
+        (_shift(x, i - left) * _same_segment(segments, i - left, x.dtype) * gradient).sum((0, 1))
+        for i in range(len(kernel))
+    ]
+    return to_x, jnp.stack(to_kernel), np.zeros(segments.shape, jax.dtypes.float0)
+
+
+depthwise_convolution.defvjp(_forward, _backward)
+
+
+def strided_windows(x: jax.Array) -> jax.Array:
+    """The 3 x 3 windows of a stride-2 convolution with padding 1: [B, T, F, C] -> [B, T', F', 9 C].
+
+    T' = ceil(T / 2). A matrix product with a kernel [9 C, C'] makes it the convolution.
+    """
+    time, bins = -(-x.shape[1] // 2), -(-x.shape[2] // 2)
+    # The window of output t covers inputs 2t - 1 .. 2t + 1.
+    padded = jnp.pad(x, ((0, 0), (1, 2 * time - x.shape[1] + 1), (1, 2 * bins - x.shape[2] + 1), (0, 0)))
+    windows = [padded[:, i : i + 2 * time : 2, j : j + 2 * bins : 2] for i in range(3) for j in range(3)]
+    return jnp.concatenate(windows, axis=-1)

@@ -1,0 +1,65 @@
+"""The small layers that every tower is made of."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def dense(features: int, axes: tuple[str | None, str | None], dtype: Any, name: str, bias: bool = True) -> nn.Dense:
+    """A linear layer whose kernel [in, features] carries the logical names of its axes."""
+    return nn.Dense(
+        features,
+        use_bias=bias,
+        dtype=dtype,
+        kernel_init=nn.with_logical_partitioning(nn.initializers.xavier_uniform(), axes),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]),
+        name=name,
+    )
+
+
+def layer_norm(dtype: Any, name: str, epsilon: float = 1e-6) -> nn.LayerNorm:
+    """Layer normalisation with scale and bias; Flax computes its statistics in float32."""
+    return nn.LayerNorm(
+        epsilon=epsilon,
+        dtype=dtype,
+        scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("embed",)),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)),
+        name=name,
+    )
+
+
+class FeedForward(nn.Module):
+    """[B, T, W] -> [B, T, W] through a hidden layer."""
+
+    hidden: int
+    activation: Callable[[jax.Array], jax.Array]
+    dropout: float = 0.0
+    train: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        x = self.activation(dense(self.hidden, ("embed", "mlp"), self.dtype, "up")(x))
+        x = nn.Dropout(self.dropout, deterministic=not self.train)(x)
+        return dense(width, ("mlp", "embed"), self.dtype, "down")(x)
+
+
+def stack(block: type[nn.Module], layers: int, constants: int, unroll: bool, **fields) -> nn.Module:
+    """`layers` copies of a block run in order, their parameters stacked along a leading axis ("layers").
+
+    The block is called as block(carry, *constants) and returns (carry, None). Unrolled, the layers run without
+    a loop: the same numbers, faster on CPU, longer to compile.
+    """
+    return nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(nn.broadcast,) * constants,
+        length=layers,
+        unroll=layers if unroll else 1,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )(**fields, name="layers")

@@ -1,0 +1,1 @@
+"""Where the computation runs: meshes, shardings, processes, and the settings of the compiler."""

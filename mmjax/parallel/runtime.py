@@ -1,0 +1,38 @@
+"""Settings that must stand before JAX starts: compiler flags, the allocator, simulated devices, processes."""
+
+import ctypes
+import os
+import platform
+
+# Measured on CPU (docs/performance.md): the memory-optimised order of operations and XLA's own matrix products
+# instead of the bundled library's single ones are faster together with the allocator's settings below.
+CPU_FLAGS = (
+    "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+    "--xla_cpu_experimental_ynn_fusion_type=-individual_dot",
+)
+
+
+def prepare(devices: int | None = None) -> None:
+    """Applies the settings; call it before the first import of JAX.
+
+    Flags that the user has set in XLA_FLAGS stay as they are.
+
+    Args:
+      devices: simulate so many CPU devices.
+    """
+    on_cpu = os.environ.get("JAX_PLATFORMS", "") == "cpu" or not _accelerator()
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    wanted = list(CPU_FLAGS) if on_cpu else []
+    if devices:
+        wanted.append(f"--xla_force_host_platform_device_count={devices}")
+    names = {flag.split("=")[0] for flag in flags}
+    flags += [flag for flag in wanted if flag.split("=")[0] not in names]
+    os.environ["XLA_FLAGS"] = " ".join(flags)
+    if on_cpu and platform.libc_ver()[0] == "glibc":
+        # Keep freed memory instead of returning it page by page at every step (M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD).
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-4, 0), libc.mallopt(-1, 2**31 - 1), libc.mallopt(-2, 2**28)
+
+
+def _accelerator() -> bool:
+    return os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/accel0") or "TPU_NAME" in os.environ

@@ -1,0 +1,84 @@
+"""Stream: the one thing that flows through the model.
+
+Nothing but NumPy's and JAX's common array operations is used here, so that data workers share this file
+without loading JAX.
+"""
+
+from typing import Any, NamedTuple
+
+Array = Any  # numpy.ndarray in data workers, jax.Array in the model
+
+
+class Stream(NamedTuple):
+    """Packed tokens of one modality; every Stream of a batch has the same rows.
+
+    Example 3 of row 7 is segment 3 of row 7 in *every* Stream of the batch. No mask is passed around:
+    tokens belong together where their segments are equal and not zero.
+
+    Attributes:
+      features: [B, T, ...] blocks of samples, patches, token ids or vectors.
+      segments: [B, T] int32, which example of its row a token belongs to, 1..N; 0 is an empty position.
+      positions: [B, T] or [B, T, 2] int32, counted from the example's own start (speech and text: time;
+        images: patch row and column).
+    """
+
+    features: Array
+    segments: Array
+    positions: Array
+
+    @property
+    def mask(self) -> Array:
+        """[B, T] bool, True where a token stands."""
+        return self.segments > 0
+
+
+Batch = dict[str, Stream]
+
+
+def namespace(array: Array):
+    """The array library (numpy or jax.numpy) that `array` belongs to."""
+    return array.__array_namespace__()
+
+
+def only_tokens(stream: Stream) -> Stream:
+    """Replaces whatever stands in empty positions by zeros, so that it can change nothing, not even as NaN."""
+    xp = namespace(stream.features)
+
+    def clean(array):
+        mask = stream.mask.reshape(stream.mask.shape + (1,) * (array.ndim - 2))
+        return xp.where(mask, array, xp.zeros((), array.dtype))
+
+    return Stream(clean(stream.features), stream.segments, clean(stream.positions))
+
+
+def fold(stream: Stream, block: int) -> Stream:
+    """Cuts rows of T tokens into T / block rows: [B, T, ...] -> [B * T / block, block, ...].
+
+    Exact for an encoder in which examples do not see each other, as long as no example crosses a block's
+    border (the packer promises that for images of one size); attention then costs block, not T, per token.
+    """
+    if stream.segments.shape[1] % block:
+        raise ValueError(f"rows of {stream.segments.shape[1]} tokens do not divide into blocks of {block}")
+    return Stream(*(x.reshape((-1, block) + x.shape[2:]) for x in stream))
+
+
+def unfold(stream: Stream, rows: int) -> Stream:
+    """The inverse of `fold`: [B * T / block, block, ...] -> [B, T, ...] with B = rows."""
+    return Stream(*(x.reshape((rows, -1) + x.shape[2:]) for x in stream))
+
+
+def concatenate(streams: list[Stream]) -> Stream:
+    """Joins streams along the token axis (features of equal width): the keys of a cross-attention.
+
+    Positions are those of the first two axes only where all streams have them; cross-attention compares
+    segments alone, so they are dropped to zeros here.
+    """
+    xp = namespace(streams[0].segments)
+    segments = xp.concatenate([s.segments for s in streams], axis=1)
+    features = xp.concatenate([s.features for s in streams], axis=1)
+    return Stream(features, segments, xp.zeros_like(segments))
+
+
+def padding_share(stream: Stream) -> float:
+    """The share of positions in which no token stands (0 to 1) of a NumPy stream."""
+    return 1.0 - float((stream.segments > 0).mean()) if stream.segments.size else 0.0

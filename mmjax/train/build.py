@@ -1,0 +1,98 @@
+"""From config to objects: a part of the config has the name and the fields of the class that it builds."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmjax import config as c
+from mmjax import models, objectives
+from mmjax.errors import UserError
+from mmjax.models.conformer import SUBSAMPLING
+
+
+def instantiate(node: Any, room: Any, **common: Any) -> Any:
+    """Builds `room.<class of node>` with the node's fields, parts inside it likewise.
+
+    `common` fields (the dtype) are given to every class that has them.
+    """
+    if isinstance(node, Mapping):
+        return {name: instantiate(part, room, **common) for name, part in node.items()}
+    if not dataclasses.is_dataclass(node):
+        return node
+    cls = getattr(room, type(node).__name__)
+    known = {field.name for field in dataclasses.fields(cls)}
+    fields = {field.name: instantiate(getattr(node, field.name), room, **common) for field in dataclasses.fields(node)}
+    return cls(**fields | {name: value for name, value in common.items() if name in known})
+
+
+def build_model(config: c.Multimodal) -> models.Multimodal:
+    import jax.numpy as jnp
+
+    return instantiate(config, models, dtype=jnp.dtype(config.dtype), unroll=config.unroll)
+
+
+def build_objectives(config: c.Experiment) -> dict[str, Any]:
+    return instantiate(config.objectives, objectives)
+
+
+def data_directory(config: c.Data) -> Path:
+    """Where prepared data lies: the config's choice, else $MMJAX_DATA, else ~/.cache/mmjax."""
+    return Path(config.directory or os.environ.get("MMJAX_DATA") or "~/.cache/mmjax").expanduser()
+
+
+def build_source(config: c.Data, split: str):
+    """Opens a split of the data, preparing it first where that has not been done."""
+    from mmjax.data import sources
+
+    source = getattr(sources, type(config.source).__name__)
+    return source(data_directory(config), split, **vars(config.source))
+
+
+def build_layout(config: c.Experiment, tokenizer=None):
+    """The shape of a batch, from what the encoders expect."""
+    from mmjax.data.packing import Layout
+
+    encoders, geometry = config.model.encoders, {}
+    for name, encoder in encoders.items():
+        if name not in config.data.rows:
+            raise UserError(f"data.rows says nothing about '{name}', which model.encoders has")
+        if isinstance(encoder, c.Conformer):
+            front_end = encoder.front_end
+            geometry |= {"hop": front_end.hop, "window": front_end.window, "align": SUBSAMPLING}
+            if config.data.rows[name] % SUBSAMPLING:
+                raise UserError(f"data.rows.{name}={config.data.rows[name]} is not a multiple of {SUBSAMPLING} hops")
+        elif isinstance(encoder, c.ViT):
+            geometry |= {"patch": encoder.patch, "image_size": encoder.image_size, "class_token": encoder.class_token}
+            tokens = (encoder.image_size // encoder.patch) ** 2 + encoder.class_token
+            if config.data.rows[name] % tokens:
+                raise UserError(f"data.rows.{name}={config.data.rows[name]} does not hold whole images of {tokens} tokens")
+        elif isinstance(encoder, c.Transformer) and tokenizer is not None and encoder.vocabulary < len(tokenizer):
+            raise UserError(
+                f"model.encoders.{name}.vocabulary={encoder.vocabulary}, but the tokenizer has {len(tokenizer)} pieces"
+            )
+    return Layout(rows=config.data.rows, tokenizer=tokenizer, **geometry)
+
+
+def check_config(config: c.Experiment) -> None:
+    """What types cannot say: parts that must agree with each other."""
+    modalities = set(config.model.encoders)
+    for place, subsets in (("data.subsets", config.data.subsets), ("evaluation.subsets", config.evaluation.subsets)):
+        for subset in subsets:
+            unknown = [name for name in subset.split("+") if name not in modalities]
+            if unknown:
+                raise UserError(f"{place}: '{subset}' names '{unknown[0]}'; the modalities are {', '.join(modalities)}")
+    for name, head in config.model.heads.items():
+        if head.reads not in {*modalities, "fused"}:
+            raise UserError(f"model.heads.{name}.reads='{head.reads}' is neither an encoder nor 'fused'")
+    for name, objective in config.objectives.items():
+        if name not in config.model.heads:
+            raise UserError(f"objectives.{name} has no head of that name in model.heads")
+        if name not in ("answer", *config.data.rows):
+            raise UserError(f"objectives.{name} has no labels: name it 'answer' or one of {', '.join(config.data.rows)}")
+    if config.data.batch_rows % config.optimizer.accumulation:
+        raise UserError(
+            f"data.batch_rows={config.data.batch_rows} does not divide into "
+            f"optimizer.accumulation={config.optimizer.accumulation} micro-batches"
+        )

@@ -1,0 +1,55 @@
+"""Optax optimizers and schedules from the config."""
+
+from typing import Any
+
+import jax
+import optax
+
+from mmjax import config as c
+
+
+def build_schedule(schedule: c.Schedule) -> optax.Schedule:
+    """Learning rate by optimizer step; every schedule rises linearly from 0 over its warm-up."""
+    peak, warmup = schedule.peak, schedule.warmup
+    match schedule:
+        case c.Constant():
+            rest = optax.constant_schedule(peak)
+        case c.WarmupCosine():
+            rest = optax.cosine_decay_schedule(peak, max(schedule.steps - warmup, 1), alpha=schedule.end)
+        case c.WarmupLinear():
+            rest = optax.linear_schedule(peak, peak * schedule.end, max(schedule.steps - warmup, 1))
+        case c.WarmupStableDecay():
+            stable = max(schedule.steps - warmup - schedule.decay, 0)
+            rest = optax.linear_schedule(peak, peak * schedule.end, schedule.decay, transition_begin=stable)
+        case c.InverseSquareRoot():
+
+            def rest(step):
+                return peak * (max(warmup, 1) / (step + max(warmup, 1))) ** 0.5
+
+    if not warmup:
+        return rest
+    # From peak / warmup at step 0, not from 0: a first step of nothing would be a step wasted.
+    return optax.join_schedules([lambda step: peak * (step + 1) / warmup, rest], [warmup])
+
+
+def decayed(params: Any) -> Any:
+    """Which parameters weight decay acts on: kernels; never biases, norms, embeddings or learned queries."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[-1], "key", None) == "kernel", params)
+
+
+def build_optimizer(config: c.Optimizer) -> optax.GradientTransformation:
+    """Clipping by the global norm, the rule, and the schedule."""
+    rule, schedule = config.rule, build_schedule(config.schedule)
+    match rule:
+        case c.AdamW():
+            update = optax.adamw(schedule, rule.b1, rule.b2, rule.eps, weight_decay=rule.weight_decay, mask=decayed)
+        case c.Lion():
+            update = optax.lion(schedule, rule.b1, rule.b2, weight_decay=rule.weight_decay, mask=decayed)
+        case c.Adafactor():
+            update = optax.adafactor(
+                schedule, weight_decay_rate=rule.weight_decay or None, weight_decay_mask=decayed, multiply_by_parameter_scale=False
+            )
+        case c.SGD():
+            update = optax.sgd(schedule, rule.momentum)
+    clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
+    return optax.chain(clip, update)

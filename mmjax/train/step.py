@@ -1,0 +1,132 @@
+"""The train step: pure, compiled once."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from mmjax.models import Multimodal
+from mmjax.stream import Batch
+
+Sums = dict[str, tuple[jax.Array, jax.Array]]  # "objective/metric" -> (sum, weight)
+
+
+class TrainState(NamedTuple):
+    """All that a run has learned: a plain pytree, saved and restored as it is.
+
+    Attributes:
+      step: optimizer steps taken.
+      params: float32 parameters.
+      optimizer: the state of Optax.
+      average: exponential moving average of the parameters, or None.
+      skipped: steps that were not taken because the gradient was not finite.
+    """
+
+    step: jax.Array
+    params: Any
+    optimizer: Any
+    average: Any
+    skipped: jax.Array
+
+
+def init_state(model: Multimodal, optimizer: optax.GradientTransformation, batch: Batch, seed: int, average: bool):
+    """The state before the first step. A batch of any content gives the shapes; it needs every modality."""
+    params = model.init(jax.random.key(seed), batch)["params"]
+    copy = jax.tree.map(jnp.copy, params) if average else None
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), copy, jnp.zeros((), jnp.int32))
+
+
+def measure(model: Multimodal, objectives: dict[str, Any], params: Any, batch: Batch, key=None) -> Sums:
+    """Runs the model and every objective whose output the batch allows."""
+    rngs = None if key is None else {"dropout": key}
+    outputs = model.apply({"params": params}, batch, train=key is not None, rngs=rngs)
+    return {
+        f"{name}/{metric}": pair
+        for name, objective in objectives.items()
+        if name in outputs and name in batch
+        for metric, pair in objective(outputs[name], batch[name]).items()
+    }
+
+
+def divide(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """sum / weight, and 0 where nothing was weighed."""
+    total, weight = pair
+    return total / jnp.where(weight > 0, weight, 1.0)
+
+
+def loss_and_gradients(model: Multimodal, objectives: dict[str, Any], params: Any, batch: Batch, key, micro_batches: int):
+    """The whole batch's loss, its gradients, and the metrics' sums; memory for one micro-batch at a time.
+
+    Losses are sums divided once by the weight of the *whole* batch, so the number of micro-batches does not
+    change the result, however unequal their lengths.
+    """
+    def loss(params, batch, key, weights=None):
+        sums = measure(model, objectives, params, batch, key)
+        total = sum(
+            objective.weight * divide((sums[f"{name}/loss"][0], (weights or sums)[f"{name}/loss"][1]))
+            for name, objective in objectives.items()
+            if f"{name}/loss" in sums
+        )
+        return total, sums
+
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    if micro_batches == 1:
+        (total, sums), gradients = gradient(params, batch, key)
+        return total, gradients, sums
+
+    micro = jax.tree.map(lambda x: x.reshape((micro_batches, -1) + x.shape[1:]), batch)
+    # The weights depend on the data alone: the compiler drops the model from this pass.
+    sums = jax.lax.map(lambda one: measure(model, objectives, params, one), micro)
+    weights = {name: (None, weight.sum()) for name, (_, weight) in sums.items()}
+
+    def add(carry, one):
+        return jax.tree.map(jnp.add, carry, gradient(params, *one, weights)), None
+
+    per_micro_batch = micro, jax.random.split(key, micro_batches)
+    first = jax.tree.map(lambda x: x[0], per_micro_batch)
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, *first, weights))
+    ((total, sums), gradients), _ = jax.lax.scan(add, zero, per_micro_batch)
+    return total, gradients, sums
+
+
+def make_train_step(
+    model: Multimodal,
+    objectives: dict[str, Any],
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int = 0,
+    average_decay: float | None = None,
+    micro_batches: int = 1,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """Returns step(state, batch) -> (state, metrics), pure and not yet compiled."""
+
+    def train_step(state: TrainState, batch: Batch):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        total, gradients, sums = loss_and_gradients(model, objectives, state.params, batch, key, micro_batches)
+        norm = optax.global_norm(gradients)
+        updates, new_optimizer = optimizer.update(gradients, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+
+        # One batch that is not finite must not poison the run: the step is skipped, and counted.
+        finite = jnp.isfinite(norm)
+        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)  # noqa: E731
+        params, new_optimizer = keep(params, state.params), keep(new_optimizer, state.optimizer)
+        average = state.average
+        if average_decay is not None:
+            # Young averages forget faster, or the random start would stay in them.
+            decay = jnp.minimum(average_decay, (1.0 + state.step) / (10.0 + state.step))
+            average = jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, average, params)
+        metrics = {"loss": total, "gradient_norm": norm} | {name: divide(pair) for name, pair in sums.items()}
+        skipped = state.skipped + jnp.where(finite, 0, 1)
+        state = TrainState(state.step + 1, params, new_optimizer, average, skipped)
+        return state, metrics | {"skipped_steps": skipped}
+
+    return train_step
+
+
+def unboxed(tree: Any) -> Any:
+    """Plain arrays instead of Flax's boxes with logical axis names."""
+    return nn.unbox(tree)
