@@ -11,6 +11,14 @@ from PIL import Image
 from mmjax.errors import UserError
 
 
+def read_image_file(path: str | os.PathLike) -> bytes:
+    """The bytes of an image file."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the image {path}: {error.strerror or error}") from None
+
+
 def read_image(source: str | os.PathLike | bytes, size: int, name: str | None = None) -> np.ndarray:
     """Decodes a picture and resizes it to [size, size, 3] uint8, RGB (bilinear, as Pillow does it).
 
@@ -24,10 +32,7 @@ def read_image(source: str | os.PathLike | bytes, size: int, name: str | None = 
     """
     name = name or (f"<{len(source)} bytes>" if isinstance(source, bytes) else os.fspath(source))
     if not isinstance(source, bytes):
-        try:
-            source = Path(source).read_bytes()
-        except OSError as error:
-            raise UserError(f"cannot read the image {name}: {error.strerror or error}") from None
+        source = read_image_file(source)
     if not source:
         raise UserError(f"the image {name} is empty (0 bytes)")
     try:

@@ -18,6 +18,7 @@ class Tokenizer:
     def __init__(self, model: bytes):
         import sentencepiece
 
+        self.serialised = model
         self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
         if self._model.pad_id() != BLANK:
             raise UserError("the tokenizer must keep id 0 for padding (train it with `train_tokenizer`)")

@@ -1,0 +1,141 @@
+"""The commands: parse and hand over, no logic.
+
+Heavy libraries are imported by the command that needs them: `mmjax --help` answers at once.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+
+from mmjax import __version__
+from mmjax.errors import UserError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns its exit code (0 only on success)."""
+    parser = argparse.ArgumentParser(prog="mmjax", description="Train one model over speech, images and text.")
+    parser.add_argument("--version", action="version", version=f"mmjax {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, what: str, json_output: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.add_argument(what.lower(), metavar=what, help="a config file" if what == "CONFIG" else "a run directory")
+        if json_output:
+            sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
+        return sub
+
+    sub = command("train", "train a config, or go on training it", "CONFIG", json_output=False)
+    sub.add_argument("--run-dir", help="where the run lies (default: runs/NAME)")
+    sub.epilog = "Any other --key VALUE overrides a key of the config: --checkpoint.every-steps 50"
+    sub = command("eval", "metrics for all subsets of modalities", "RUN")
+    sub.add_argument("--split", default=None, help="default: the config's evaluation.split")
+    sub.add_argument("--examples", type=int, help="only the first so many")
+    sub = command("predict", "the answer to one example", "RUN")
+    for modality, kind in (("speech", "FILE"), ("image", "FILE"), ("text", "STRING")):
+        sub.add_argument(f"--{modality}", metavar=kind)
+    command("check", "measure the five invariants on a config", "CONFIG")
+    command("checkpoints", "the kept checkpoints, each with size, digest and whether it is intact", "RUN")
+    command("config", "print the resolved config as JSON", "CONFIG", json_output=False)
+
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command not in ("train", "check", "config"):
+        parser.error(f"unknown argument {rest[0]}")
+    try:
+        _quiet()
+        if options.command not in ("config",):
+            from mmjax.parallel import runtime
+
+            runtime.prepare(devices=8 if options.command == "check" else None)
+        return {f.__name__.strip("_"): f for f in (_train, _eval, _predict, _check, _checkpoints, _config)}[
+            options.command
+        ](options, rest)
+    except UserError as error:
+        print(f"mmjax: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mmjax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _train(options, rest) -> int:
+    from mmjax.config import load, override
+    from mmjax.train.loop import train
+
+    config = override(load(options.config), rest)
+    train(config, Path(options.run_dir or f"runs/{config.name}"))
+    return 0
+
+
+def _eval(options, rest) -> int:
+    from mmjax import progress
+    from mmjax.evaluate.evaluation import evaluate_run, table
+
+    result = evaluate_run(options.run, options.split, options.examples)
+    if options.json:
+        print(json.dumps(result))
+    else:
+        progress.out.print(table(result["subsets"], f"{result['split']} split after step {result['step']}"))
+    return 0
+
+
+def _predict(options, rest) -> int:
+    from mmjax.evaluate.run import Run
+
+    run = Run(options.run)
+    result = run.predict_files(options.speech, options.image, options.text)
+    if options.json:
+        print(json.dumps(result))
+        return 0
+    for answer, probability in list(result["probabilities"].items())[:5]:
+        print(f"{100 * probability:6.2f} %  {answer}")
+    if "transcript" in result:
+        print(f"heard: {result['transcript']}")
+    return 0
+
+
+def _check(options, rest) -> int:
+    from mmjax import progress
+    from mmjax.check import check, table
+    from mmjax.config import load, override
+
+    results = check(override(load(options.config), rest))
+    if options.json:
+        print(json.dumps(results))
+    else:
+        progress.out.print(table(results))
+    return 0 if all(result["holds"] for result in results.values()) else 1
+
+
+def _checkpoints(options, rest) -> int:
+    from mmjax import progress
+    from mmjax.train.checkpoint import describe_run, table
+
+    found = describe_run(options.run)
+    if options.json:
+        print(json.dumps(found))
+    else:
+        progress.out.print(table(found, options.run))
+    return 0
+
+
+def _config(options, rest) -> int:
+    from mmjax.config import load, override, to_json
+
+    print(to_json(override(load(options.config), rest)), end="")
+    return 0
+
+
+def _quiet() -> None:
+    """Keeps other libraries' chatter off the screen; warnings of ours and errors of anybody still come through."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    for name in ("absl", "orbax", "jax._src.xla_bridge", "tensorflow_datasets"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="orbax|tensorstore|tensorflow_datasets")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Evaluation and prediction with what a run has learned."""

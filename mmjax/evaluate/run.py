@@ -1,0 +1,89 @@
+"""A finished (or running) run, opened for evaluation and prediction."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mmjax import config as c
+from mmjax.data.audio import read_audio
+from mmjax.data.example import Example
+from mmjax.data.image import read_image_file
+from mmjax.data.packing import Packer
+from mmjax.data.text import Tokenizer
+from mmjax.errors import UserError
+from mmjax.evaluate.decoding import transcripts
+from mmjax.train.build import build_layout, build_model
+from mmjax.train.checkpoint import Checkpoints, read_json
+from mmjax.train.report import sample_rate
+
+
+class Run:
+    """The newest checkpoint of a run directory, with the config it was trained by.
+
+    Attributes:
+      config: the resolved config.
+      params: the parameters to evaluate (the moving average where the run keeps one).
+      step: of the checkpoint.
+    """
+
+    def __init__(self, directory: str | Path):
+        self.directory = Path(directory)
+        if not (self.directory / "config.json").is_file():
+            raise UserError(f"{directory} is not a run directory: it has no config.json")
+        self.config = c.from_json((self.directory / "config.json").read_text(), f"{directory}/config.json")
+        checkpoints = Checkpoints(self.directory, self.config.checkpoint.keep)
+        steps = checkpoints.steps()
+        if not steps:
+            raise UserError(f"the run {directory} has no checkpoint yet; train it first")
+        self.step = steps[-1]
+        state, _ = checkpoints.read(self.step)
+        checkpoints.close()
+        self.params = state.get("average") or state["params"]
+        self.model = build_model(self.config.model)
+
+    def predict_files(self, speech: str | None, image: str | None, text: str | None) -> dict[str, Any]:
+        """`predict` from a recording (WAV, FLAC, OGG or MP3, any rate) and a picture (PNG or JPEG, any size)."""
+        return self.predict(
+            speech=None if speech is None else read_audio(speech, sample_rate(self.config)),
+            image=None if image is None else read_image_file(image),
+            text=text,
+        )
+
+    def predict(self, speech: Any = None, image: bytes | None = None, text: str | None = None) -> dict[str, Any]:
+        """The answer to one example, given as any subset of the modalities.
+
+        Args:
+          speech: float32 samples [N] at the model's rate.
+          image: an encoded picture.
+          text: the written question.
+
+        Returns:
+          {"answer", "probabilities": {answer: p}} and, with speech, {"transcript"}.
+        """
+        given = {"speech": speech, "image": image, "text": text}
+        shows = frozenset(name for name, part in given.items() if part is not None)
+        if not shows:
+            raise UserError("give at least one of --speech, --image and --text")
+        absent = [name for name in shows if name not in self.config.model.encoders]
+        if absent:
+            raise UserError(f"this run's model has no encoder for {absent[0]}")
+        layout = build_layout(self.config, Tokenizer.load(self.directory / "tokenizer.model"))
+        rows = dict(layout.without(*set(self.config.model.encoders) - shows).rows)
+        if speech is not None:  # a row as long as this recording; no other needs room beside it
+            blocks = len(layout.speech(speech))
+            rows["speech"] = -(-blocks // layout.align) * layout.align
+        layout = dataclasses.replace(layout, rows={n: size for n, size in rows.items() if n != "transcript"})
+        packer = Packer(layout, 1)
+        example = Example(speech=None if speech is None else lambda: speech, image=image, text=text)
+        packer.add(0, example, shows, name="your input")
+        outputs = jax.jit(lambda p, b: self.model.apply({"params": p}, b))(self.params, packer.batch)
+        answers = read_json(self.directory / "answers.json")
+        probabilities = jax.nn.softmax(outputs["answer"].features[0, 0]).tolist()
+        ranked = dict(sorted(zip(answers, probabilities, strict=True), key=lambda pair: -pair[1]))
+        result = {"answer": next(iter(ranked)), "probabilities": ranked}
+        if "transcript" in outputs:
+            ids = jax.device_get(outputs["transcript"].features.argmax(-1))
+            result["transcript"] = transcripts(ids, jax.device_get(outputs["transcript"].segments), layout.tokenizer).get((0, 1), "")
+        return result

@@ -1,0 +1,181 @@
+"""What a run tells: metrics on disk, throughput, the share of the machine's peak, compilations."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmjax.errors import UserError
+from mmjax.stream import Batch
+
+# Dense bfloat16 matrix-product peaks in FLOP/s per chip, from the makers' data sheets. A device that is not
+# listed has no MFU: none is better than a wrong one.
+PEAKS = {
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA L4": 121e12,
+    "Tesla T4": 65e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+class Writer:
+    """Metrics to `metrics.jsonl` (always), TensorBoard and Weights & Biases (where wanted)."""
+
+    def __init__(self, directory: Path, *, tensorboard: bool = True, wandb_project: str | None = None, config: Any = None):
+        self._path = directory / "metrics.jsonl"
+        self._file = self._tensorboard = self._wandb = None
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(directory / "tensorboard"))
+        if wandb_project:
+            try:
+                import wandb
+            except ImportError:
+                raise UserError("log.wandb_project is set, but wandb is not installed: pip install wandb") from None
+            self._wandb = wandb.init(project=wandb_project, name=directory.name, dir=directory, config=config, resume="allow")
+
+    def rewind(self, step: int) -> None:
+        """Drops what was written after `step`: a resumed run writes it again, and no step twice."""
+        if self._path.exists():
+            kept = [line for line in self._path.read_text().splitlines() if _step_of(line) <= step]
+            temporary = self._path.with_suffix(".rewinding")
+            temporary.write_text("".join(line + "\n" for line in kept))
+            temporary.replace(self._path)
+
+    def write(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
+        """Appends one line: the step, its kind ("train" or "eval"), and the metrics."""
+        if self._file is None:
+            self._file = self._path.open("a")
+        self._file.write(json.dumps({"step": step, "kind": kind, **metrics}) + "\n")
+        self._file.flush()
+        numbers = {f"{kind}/{name}": value for name, value in metrics.items() if isinstance(value, int | float)}
+        if self._tensorboard:
+            for name, value in numbers.items():
+                self._tensorboard.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(numbers, step=step)
+
+    def close(self) -> None:
+        for sink in (self._file, self._tensorboard):
+            if sink:
+                sink.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):  # a line that the killed process did not finish
+        return float("inf")
+
+
+class Throughput:
+    """Counts what steps process between two reports.
+
+    Args:
+      seconds_per_hop: of audio, for one position of the speech stream.
+      flops: of one step, forward and backward, or 0.
+      peak: FLOP/s of all devices together, or None where unknown.
+    """
+
+    def __init__(self, seconds_per_hop: float, flops: float = 0.0, peak: float | None = None):
+        self._seconds_per_hop, self._flops, self._peak = seconds_per_hop, flops, peak
+        self._reset()
+
+    def _reset(self):
+        self._begin = time.perf_counter()
+        self._steps = self._examples = self._hops = 0
+        self._waited = 0.0
+        self._real: dict[str, int] = {}
+        self._all: dict[str, int] = {}
+
+    def count(self, batch: Batch, waited: float) -> None:
+        """Counts a batch (this host's rows, NumPy) and the seconds that the devices waited for it."""
+        self._steps += 1
+        self._waited += waited
+        for name, stream in batch.items():
+            self._real[name] = self._real.get(name, 0) + int(np.count_nonzero(stream.segments))
+            self._all[name] = self._all.get(name, 0) + stream.segments.size
+
+    def report(self, hosts: int = 1) -> dict[str, float]:
+        """Rates since the last report, over all hosts; then begins anew."""
+        seconds = max(time.perf_counter() - self._begin, 1e-9)
+        rates = {
+            "steps_per_second": self._steps / seconds,
+            "examples_per_second": hosts * self._real.get("examples", 0) / seconds,
+            "data_wait": self._waited / seconds,
+        }
+        if "speech" in self._real:
+            rates["audio_seconds_per_second"] = hosts * self._real["speech"] * self._seconds_per_hop / seconds
+        if self._peak:
+            rates["mfu"] = self._flops * self._steps / seconds / self._peak
+        rates |= {f"padding/{name}": 1.0 - self._real[name] / n for name, n in self._all.items() if n and name != "answer"}
+        self._reset()
+        return rates
+
+
+class CompileCounter:
+    """Counts how often a jitted function is compiled, by its name (jax.monitoring)."""
+
+    EVENT = "/jax/core/compile/backend_compile_duration"
+
+    def __init__(self, name: str):
+        import jax
+
+        self.name, self.count, self.seconds = name, 0, 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, seconds: float, **details: Any) -> None:
+        if event == self.EVENT and self.name in str(details.get("fun_name", "")):
+            self.count += 1
+            self.seconds += seconds
+
+
+def matrix_flops(function: Any, *arguments: Any) -> dict[str, float]:
+    """FLOPs of the matrix products that `function` makes, by the outermost named part of the model.
+
+    Counted on the traced program (2 per multiply-add), loops as often as they run; nothing is computed.
+    """
+    import jax
+
+    totals: dict[str, float] = {}
+
+    def walk(jaxpr, scope: str, times: float):
+        for equation in jaxpr.eqns:
+            name = f"{scope}/{equation.source_info.name_stack}"
+            inner = times * equation.params["length"] if equation.primitive.name == "scan" else times
+            for value in equation.params.values():
+                for candidate in value if isinstance(value, tuple | list) else (value,):
+                    candidate = getattr(candidate, "jaxpr", candidate)
+                    if hasattr(candidate, "eqns"):
+                        walk(candidate, name, inner)
+            if equation.primitive.name == "dot_general":
+                (contracted, _), _ = equation.params["dimension_numbers"]
+                left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+                flops = 2.0 * np.prod(out, dtype=np.float64) * np.prod([left[i] for i in contracted], dtype=np.float64)
+                part = _part_of(name)
+                totals[part] = totals.get(part, 0.0) + times * float(flops)
+
+    walk(jax.make_jaxpr(function)(*arguments).jaxpr, "", 1.0)
+    return totals
+
+
+def _part_of(scope: str) -> str:
+    for word in scope.replace(".", "/").split("/"):
+        for prefix in ("encoders_", "heads_"):
+            if word.startswith(prefix):
+                return word.removeprefix(prefix)
+        if word == "fusion":
+            return word
+    return "other"

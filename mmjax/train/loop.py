@@ -1,0 +1,209 @@
+"""The training run, as a story from top to bottom."""
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mmjax import config as c
+from mmjax import progress, telemetry
+from mmjax.data.loader import Batches, prefetch
+from mmjax.data.sampler import Sampler
+from mmjax.errors import UserError
+from mmjax.evaluate.evaluation import Evaluator, table
+from mmjax.parallel.mesh import make_mesh, state_shardings, to_devices
+from mmjax.train import report
+from mmjax.train.build import build_layout, build_model, build_objectives, build_source, check_config
+from mmjax.train.checkpoint import Checkpoints
+from mmjax.train.optimizer import build_optimizer, build_schedule
+from mmjax.train.step import TrainState, init_state, make_train_step, unboxed
+
+# What may change between the start of a run and its continuation: none of it changes what is computed.
+FREE_KEYS = ("steps", "log.", "checkpoint.", "evaluation.", "data.directory", "data.threads", "mesh.")
+
+
+def train(config: c.Experiment, run: Path) -> dict[str, Any]:
+    """Trains, or goes on training, the run in the directory `run`; returns the last evaluation.
+
+    The result is a pure function of config and seed: killed and started again, it takes the same steps on the
+    same batches.
+    """
+    check_config(config)
+    started = time.perf_counter()
+    lead = jax.process_index() == 0
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+
+    # The data, and what it means for the model.
+    source = build_source(config.data, "train")
+    layout = build_layout(config, source.tokenizer)
+    sampler = make_sampler(config, layout, source)
+    batches = Batches(source, layout, sampler, jax.process_index(), jax.process_count())
+    open_run(config, run, source)
+
+    # Model and state: only shapes at first, then restored or made, each device its own part.
+    model, objectives, optimizer = build_model(config.model), build_objectives(config), build_optimizer(config.optimizer)
+    abstract, initialise = state_maker(config, model, optimizer, layout, mesh)
+    checkpoints = Checkpoints(run, config.checkpoint.keep)
+    state, first = resume(checkpoints, abstract, sampler)
+    if state is None:
+        state = initialise()
+
+    # The step, compiled once.
+    compiled = telemetry.CompileCounter("train_step")
+    train_step = jax.jit(
+        make_train_step(
+            model, objectives, optimizer, seed=config.seed, average_decay=config.optimizer.ema,
+            micro_batches=config.optimizer.accumulation,
+        ),
+        donate_argnums=0,
+    )  # fmt: skip
+    schedule = build_schedule(config.optimizer.schedule)
+
+    # Say what is going to happen.
+    flops = report.step_flops(model, abstract.params, layout, config.data.batch_rows)
+    peak = telemetry.PEAKS.get(jax.devices()[0].device_kind)
+    if lead:
+        report.start(config, run, abstract.params, flops, sampler, layout, source, first, peak)
+    throughput = telemetry.Throughput(
+        layout.hop / report.sample_rate(config), 3.0 * sum(flops.values()), peak and peak * jax.device_count()
+    )
+    writer = telemetry.Writer(
+        run, tensorboard=config.log.tensorboard and lead, wandb_project=config.log.wandb_project if lead else None,
+        config=c.to_dict(config),
+    )  # fmt: skip
+    if lead:
+        writer.rewind(first)
+    evaluator = None
+    line = report.ProgressLine(config.steps, first)
+
+    def evaluate(step: int, examples: int | None) -> dict[str, dict[str, float]]:
+        nonlocal evaluator
+        evaluator = evaluator or Evaluator(config, model, objectives, mesh, config.evaluation.split)
+        params = state.params if state.average is None else state.average
+        results = {s: evaluator.evaluate(params, s, examples) for s in config.evaluation.subsets}
+        if lead:
+            for subset, metrics in results.items():
+                writer.write(step, "eval", {"subset": subset, **metrics})
+            progress.console.print(table(results, f"{config.evaluation.split} split after step {step}"))
+        return results
+
+    def log(step: int, metrics: Any, rates: dict[str, float]) -> None:
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        metrics["learning_rate"] = float(schedule(step - 1))
+        if lead:
+            writer.write(step, "train", {**metrics, **rates})
+            line.show(step, metrics, rates)
+
+    # The loop. The host waits for a step only after the next one is on its way, so the devices never wait for it.
+    stop = StopSignal()
+    pending, before = None, None
+    ready = prefetch(batches, first, config.steps, config.data.threads)
+    for step in range(first, config.steps):
+        asked = time.perf_counter()
+        batch = next(ready)
+        ran_dry = before is None or before["loss"].is_ready()
+        throughput.count(batch, time.perf_counter() - asked if ran_dry else 0.0)
+        state, metrics = train_step(state, to_devices(batch, mesh))
+        jax.block_until_ready(before)
+        if pending is not None:
+            log(*pending)
+        done, pending, before = step + 1, None, metrics
+        if done % config.log.every_steps == 0 or done in (1, config.steps):
+            pending = done, metrics, throughput.report(jax.process_count())
+        every = config.checkpoint.every_steps
+        if done == config.steps or stop.asked or (every and done % every == 0):
+            checkpoints.save(done, state, sampler.state(done))
+        every = config.evaluation.every_steps
+        if every and done % every == 0 and done != config.steps:
+            evaluate(done, config.evaluation.examples)
+        if stop.asked:
+            break
+    if pending is not None:
+        log(*pending)
+    checkpoints.close()
+    if stop.asked:
+        raise UserError(f"stopped by a signal after step {done}; its state is saved, the same command goes on from there")
+
+    # The end: everything that the run was for.
+    results = evaluate(config.steps, None)
+    writer.close()
+    if lead:
+        report.end(started, compiled, batches, run)
+    return results
+
+
+def make_sampler(config: c.Experiment, layout, source) -> Sampler:
+    data = config.data
+    positions = layout.positions(source.sizes)
+    return Sampler(positions, layout.rows, data.subsets, data.batch_rows, seed=config.seed, window=data.window)
+
+
+def open_run(config: c.Experiment, run: Path, source) -> None:
+    """Makes the run's directory, or checks that it belongs to this config."""
+    path = run / "config.json"
+    if path.exists():
+        old = c.from_json(path.read_text(), str(path))
+        changed = {k: v for k, v in c.differences(old, config).items() if not k.startswith(FREE_KEYS)}
+        if changed:
+            key, (before, now) = next(iter(changed.items()))
+            raise UserError(
+                f"{run} holds a run of another config: {key} is {before!r} there and {now!r} here"
+                + (f" (and {len(changed) - 1} more)" if len(changed) > 1 else "")
+                + "; choose another --run-dir"
+            )
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            (run / "tokenizer.model").write_bytes(source.tokenizer.serialised)
+            (run / "answers.json").write_text(json.dumps(source.answers))
+            temporary = run / "config.json.new"
+            temporary.write_text(c.to_json(config))
+            temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write to the run directory {run}: {error.strerror or error}") from None
+
+
+def state_maker(config: c.Experiment, model, optimizer, layout, mesh):
+    """The abstract state with its shardings, and a function that makes the real one, divided as it should be."""
+    batch = layout.empty(1)
+
+    def initialise() -> TrainState:
+        return init_state(model, optimizer, batch, config.seed, config.optimizer.ema is not None)
+
+    boxed = jax.eval_shape(initialise)
+    shardings = state_shardings(boxed, mesh)
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), unboxed(boxed), shardings
+    )
+    return abstract, jax.jit(lambda: unboxed(initialise()), out_shardings=shardings)
+
+
+def resume(checkpoints: Checkpoints, abstract: TrainState, sampler: Sampler) -> tuple[TrainState | None, int]:
+    """The newest state that can be read, and its step; (None, 0) at the start of a run."""
+    for step in reversed(checkpoints.steps()):
+        try:
+            state, data = checkpoints.restore(step, abstract)
+        except UserError as error:
+            progress.console.print(f"[yellow]{error}; going back to the one before[/yellow]")
+            continue
+        sampler.restore(data)
+        return state, step
+    return None, 0
+
+
+class StopSignal:
+    """SIGTERM (a scheduler that takes the machine back) asks for a checkpoint and an orderly end."""
+
+    def __init__(self):
+        self.asked = False
+        try:
+            signal.signal(signal.SIGTERM, self._ask)
+        except ValueError:  # not the main thread (a notebook's): nobody to ask
+            pass
+
+    def _ask(self, *_):
+        self.asked = True
+

@@ -1,0 +1,94 @@
+"""What a run says at its start, on its way and at its end (standard error)."""
+
+import time
+from typing import Any
+
+import jax
+from rich.table import Table
+
+from mmjax import config as c
+from mmjax import progress, telemetry
+from mmjax.models.attention import BACKEND
+
+
+def sample_rate(config: c.Experiment) -> int:
+    """Of the speech that the run hears, in Hz."""
+    rates = [e.front_end.sample_rate for e in config.model.encoders.values() if isinstance(e, c.Conformer)]
+    return rates[0] if rates else 16_000
+
+
+def step_flops(model: Any, params: Any, layout: Any, rows: int) -> dict[str, float]:
+    """FLOPs of the forward pass of one step by part of the model, counted on the traced program."""
+    batch = layout.empty(rows)
+    return telemetry.matrix_flops(lambda p, b: model.apply({"params": p}, b), params, batch)
+
+
+def parameters_by_part(params: Any) -> dict[str, int]:
+    names = {name: name.removeprefix("encoders_").removeprefix("heads_") for name in params}
+    return {names[n]: sum(x.size for x in jax.tree.leaves(part)) for n, part in params.items()}
+
+
+def start(config, run, params, flops, sampler, layout, source, first: int, peak) -> None:
+    """Devices, parts of the model, and what the rows will hold."""
+    say = progress.console.print
+    devices = jax.devices()
+    say(f"[bold]{config.name}[/bold] in {run}" + (f", going on after step {first}" if first else ""))
+    say(
+        f"{len(devices)} x {devices[0].device_kind} ({jax.process_count()} process), compute {config.model.dtype}, "
+        f"parameters float32, attention {BACKEND}, "
+        + (f"peak {peak / 1e12:.0f} TFLOP/s per device" if peak else "peak unknown: no MFU")
+    )
+    parts = Table("part", "parameters", "GFLOP per step")
+    sizes = parameters_by_part(params)
+    for name, size in sizes.items():
+        parts.add_row(name, f"{size:,}", f"{3 * flops.get(name, 0.0) / 1e9:.1f}")
+    parts.add_row("all", f"{sum(sizes.values()):,}", f"{3 * sum(flops.values()) / 1e9:.1f}")
+    say(parts)
+    useful = sampler.useful_share(layout.tokens(source.sizes), 50)
+    say(
+        f"{len(source):,} examples in rows of "
+        + ", ".join(f"{n} {c}" for n, c in layout.rows.items())
+        + "; padding "
+        + ", ".join(f"{n} {100 * (1 - share):.1f} %" for n, share in useful.items())
+        + (f"; {sampler.too_long} examples are longer than a row and left out" if sampler.too_long else "")
+    )
+
+
+class ProgressLine:
+    """One line per report: step, losses, rates, waiting, padding, time left."""
+
+    def __init__(self, steps: int, first: int):
+        self._steps, self._last, self._seconds = steps, first, None
+        self._at = time.perf_counter()
+
+    def show(self, step: int, metrics: dict[str, float], rates: dict[str, float]) -> None:
+        now = time.perf_counter()
+        pace = (now - self._at) / max(step - self._last, 1)
+        # The first step compiles; it says nothing about the rest.
+        self._seconds = pace if self._seconds is None or step <= 10 else 0.7 * self._seconds + 0.3 * pace
+        self._last, self._at = step, now
+        left = time.strftime("%H:%M:%S", time.gmtime((self._steps - step) * self._seconds))
+        losses = "  ".join(f"{n.removesuffix('/loss')} {v:.4f}" for n, v in metrics.items() if n.endswith("/loss"))
+        accuracy = "  ".join(f"{n} {100 * v:.1f} %" for n, v in metrics.items() if n.endswith("/accuracy"))
+        padding = [v for n, v in rates.items() if n.startswith("padding/")]
+        progress.console.print(
+            f"step {step}/{self._steps}  loss {metrics['loss']:.4f}  {losses}  {accuracy}  "
+            f"{rates['examples_per_second']:.1f} examples/s  "
+            + (f"{rates['audio_seconds_per_second']:.0f} audio-s/s  " if "audio_seconds_per_second" in rates else "")
+            + (f"MFU {100 * rates['mfu']:.1f} %  " if "mfu" in rates else "")
+            + f"data wait {100 * rates['data_wait']:.1f} %  padding {100 * sum(padding) / max(len(padding), 1):.1f} %  "
+            + (f"skipped {metrics['skipped_steps']:.0f}  " if metrics.get("skipped_steps") else "")
+            + f"left {left}"
+        )
+
+
+def end(started: float, compiled: telemetry.CompileCounter, batches: Any, run: Any) -> None:
+    say = progress.console.print
+    if batches.skipped:
+        path = run / "skipped.txt"
+        path.write_text("".join(f"{index}\t{reason}\n" for index, reason in sorted(batches.skipped.items())))
+        say(f"[yellow]{len(batches.skipped)} examples could not be read and were left out: {path}[/yellow]")
+    say(
+        f"done in {time.perf_counter() - started:.0f} s; the step was compiled {compiled.count} time(s), "
+        f"{compiled.seconds:.0f} s. Try: mmjax eval {run}"
+    )
