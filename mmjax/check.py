@@ -1,0 +1,332 @@
+"""The five invariants of the design, measured on a config: `mmjax check CONFIG`.
+
+| packing   | an example gives the same outputs, losses and gradients packed, at any offset, or alone |
+| emptiness | whatever stands in empty positions changes nothing, and nothing is ever NaN |
+| absence   | an example without a modality = the same example with that stream removed |
+| division  | 1 device = 8 devices = 2 processes; accumulation over 4 micro-batches = 1 batch |
+| constancy | the train step compiles once |
+"""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mmjax import config as c
+from mmjax import progress, telemetry
+from mmjax.data.loader import Batches
+from mmjax.data.packing import Layout, Packer
+from mmjax.data.sampler import NEEDS, Row, Sampler
+from mmjax.errors import UserError
+from mmjax.parallel.mesh import ROWS, make_mesh, state_shardings, to_devices
+from mmjax.stream import Batch
+from mmjax.train.build import build_layout, build_model, build_objectives, build_source, check_config
+from mmjax.train.optimizer import build_optimizer
+from mmjax.train.step import init_state, loss_and_gradients, make_train_step, unboxed
+
+TOLERANCES = {"packing": 1e-5, "emptiness": 0.0, "absence": 1e-6, "division": 1e-5, "constancy": 1}
+ROWS_CHECKED = 8  # divides among 8 devices, 4 micro-batches and 2 processes
+EXAMPLES_ALONE = 16  # at most so many are run one by one
+
+
+def check(config: c.Experiment) -> dict[str, dict[str, Any]]:
+    """Measures all five; {"packing": {"difference", "tolerance", "holds"}, ...}.
+
+    Everything is computed in float32 at the highest matmul precision; dropout is off.
+    """
+    check_config(config)
+    if jax.device_count() < 8:
+        raise UserError(f"the invariant of division needs 8 devices (simulated ones will do), not {jax.device_count()}")
+    results = {}
+    with jax.default_matmul_precision("highest"), progress.bar("checking", 5, "invariants", transient=True) as bar:
+        subject = Subject(config)
+        for name, measure in (
+            ("packing", packing),
+            ("emptiness", emptiness),
+            ("absence", absence),
+            ("division", division),
+            ("constancy", constancy),
+        ):
+            difference = measure(subject)
+            tolerance = TOLERANCES[name]
+            holds = difference == 1 if name == "constancy" else difference <= tolerance
+            results[name] = {"difference": difference, "tolerance": tolerance, "holds": bool(holds)}
+            bar.advance()
+    return results
+
+
+def table(results: dict[str, dict[str, Any]]):
+    from rich.table import Table
+
+    shown = Table("invariant", "measured", "tolerance", "holds")
+    for name, result in results.items():
+        shown.add_row(
+            name, f"{result['difference']:.3g}", f"{result['tolerance']:g}", "yes" if result["holds"] else "[red]NO[/red]"
+        )
+    return shown
+
+
+class Subject:
+    """A config's model in float32 without dropout, its first rows of real data, and ways to run both."""
+
+    def __init__(self, config: c.Experiment):
+        self.config = without_dropout(config)
+        self.model = build_model(self.config.model)
+        self.objectives = build_objectives(self.config)
+        self.source = build_source(config.data, "train")
+        self.layout: Layout = build_layout(config, self.source.tokenizer)
+        data = config.data
+        self.sampler = Sampler(
+            self.layout.positions(self.source.sizes), self.layout.rows, data.subsets, ROWS_CHECKED, seed=config.seed,
+            window=data.window,
+        )  # fmt: skip
+        self.rows = self.sampler.rows(0)
+        self.batch = self.pack(self.rows)
+        self.boxed = jax.eval_shape(lambda: self.model.init(jax.random.key(0), self.batch)["params"])
+        self.params = jax.jit(lambda: unboxed(self.model.init(jax.random.key(0), self.batch)["params"]))()
+        # Zero-initialised biases and norms would hide what they do to empty positions.
+        keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(self.params))))
+        self.params = jax.tree.map(lambda p: p + 0.02 * jax.random.normal(next(keys), p.shape), self.params)
+        self._run = jax.jit(self._outputs_and_gradients)
+
+    def pack(self, rows: list[Row], layout: Layout | None = None, hide: str | None = None) -> Batch:
+        packer = Packer(layout or self.layout, len(rows))
+        for number, row in enumerate(rows):
+            for example, shows in zip(row.examples.tolist(), row.subsets, strict=True):
+                packer.add(number, self.source[example], shows - {hide}, example, f"example {example}")
+        return packer.batch
+
+    def _outputs_and_gradients(self, params, batch):
+        outputs = self.model.apply({"params": params}, batch)
+        total, gradients, sums = loss_and_gradients(self.model, self.objectives, params, batch, jax.random.key(0), 1)
+        return {name: stream.features for name, stream in outputs.items()}, total, gradients, sums
+
+    def run(self, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Outputs by (head, example) and, as one tree, loss, sums and gradients; all NumPy."""
+        outputs, total, gradients, sums = jax.device_get(self._run(self.params, batch))
+        by_example: dict[str, Any] = {}
+        numbers, slots = batch["examples"].features, batch["examples"].segments
+        for name, features in outputs.items():
+            reads = self.config.model.heads[name].reads
+            segments = np.asarray(slots if reads == "fused" else self._output_segments(batch[reads], features))
+            for row, slot in zip(*np.nonzero(slots), strict=True):
+                tokens = features[row][segments[row] == slots[row, slot]]
+                if len(tokens):
+                    by_example[f"{name} of {numbers[row, slot]}"] = tokens
+        return by_example, {"loss": total, "sums": sums, "gradients": gradients}
+
+    def _output_segments(self, stream, features) -> np.ndarray:
+        factor = stream.segments.shape[1] // features.shape[1]  # subsampling of the encoder
+        return stream.segments[:, ::factor]
+
+
+def without_dropout(config: c.Experiment) -> c.Experiment:
+    def change(node):
+        if isinstance(node, dict):
+            return {k: 0.0 if k == "dropout" else change(v) for k, v in node.items()}
+        return node
+
+    model = c.from_dict(c.Multimodal, change(c.to_dict(config.model)) | {"dtype": "float32"}, "model")
+    return dataclasses.replace(config, model=model)
+
+
+def difference(one: Any, other: Any) -> float:
+    """The largest difference of two trees, each array relative to its largest magnitude where that exceeds 1."""
+
+    def of_arrays(a, b):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
+            return float("inf")
+        return float(np.abs(a - b).max(initial=0.0) / max(1.0, np.abs(a).max(initial=0.0)))
+
+    return max(jax.tree.leaves(jax.tree.map(of_arrays, one, other)), default=0.0)
+
+
+# The five. ------------------------------------------------------------------------------------------------
+
+
+def packing(subject: Subject) -> float:
+    """The same examples packed, in another order and at other offsets, and one per row."""
+    rows, count = [], 0
+    for row in subject.rows:
+        if count + len(row.examples) <= EXAMPLES_ALONE:
+            rows.append(row)
+            count += len(row.examples)
+    pad = [Row(np.zeros(0, np.int64), ())]
+    packed = subject.pack(rows + pad * (EXAMPLES_ALONE - len(rows)))
+    turned = [Row(row.examples[::-1], row.subsets[::-1]) for row in rows]
+    turned = subject.pack(turned + pad * (EXAMPLES_ALONE - len(rows)))
+    single = [Row(row.examples[i : i + 1], row.subsets[i : i + 1]) for row in rows for i in range(len(row.examples))]
+    alone = subject.pack(single + pad * (EXAMPLES_ALONE - len(single)))
+    reference = subject.run(packed)
+    return max(difference(reference, subject.run(turned)), difference(reference, subject.run(alone)))
+
+
+def emptiness(subject: Subject) -> float:
+    """Empty positions full of NaN, infinities and impossible ids; and rows, and a whole batch, of nothing else."""
+    generator = np.random.default_rng(0)
+
+    def spoil(array: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        if array.dtype == np.float32:
+            noise = generator.choice(np.array([np.nan, np.inf, -np.inf, 1e30], np.float32), array.shape)
+        else:
+            noise = generator.integers(np.iinfo(array.dtype).min, np.iinfo(array.dtype).max, array.shape, array.dtype)
+        return np.where(mask.reshape(mask.shape + (1,) * (array.ndim - 2)), array, noise)
+
+    def spoilt(batch: Batch) -> Batch:
+        return {
+            name: s._replace(features=spoil(s.features, s.segments > 0), positions=spoil(s.positions, s.segments > 0))
+            for name, s in batch.items()
+        }
+
+    def emptied(batch: Batch, rows: slice) -> Batch:
+        empty = jax.tree.map(np.copy, batch)
+        for stream in empty.values():
+            for array in stream:
+                array[rows] = 0
+        return empty
+
+    half = emptied(subject.batch, slice(0, ROWS_CHECKED // 2))
+    nothing = emptied(subject.batch, slice(None))
+    worst = 0.0
+    for batch in (subject.batch, half, nothing):
+        reference, other = subject.run(batch), subject.run(spoilt(batch))
+        worst = max(worst, difference(reference, other))
+    return worst
+
+
+def absence(subject: Subject) -> float:
+    """Each modality hidden from every example: its stream empty, against its stream removed."""
+    worst = 0.0
+    for modality in subject.config.model.encoders:
+        rows = [keep(row, lambda shows, m=modality: bool(shows - {m})) for row in subject.rows]
+        empty = subject.run(subject.pack(rows, hide=modality))
+        removed = subject.run(subject.pack(rows, subject.layout.without(modality), hide=modality))
+        towers = {f"encoders_{modality}"} | {
+            f"heads_{name}" for name, head in subject.config.model.heads.items() if head.reads == modality
+        }
+        for _, measured in (empty, removed):
+            for tower in towers:
+                if any(np.any(leaf) for leaf in jax.tree.leaves(measured["gradients"][tower])):
+                    return float("inf")  # an absent tower must get exactly zero
+        sums = removed[1]["sums"]  # an objective whose output is not there has no sum at all
+        empty[1]["sums"] = {name: pair for name, pair in empty[1]["sums"].items() if name in sums}
+        worst = max(worst, difference(empty, removed))
+    return worst
+
+
+def keep(row: Row, wanted) -> Row:
+    """The examples of a row whose modalities are wanted."""
+    chosen = [i for i, shows in enumerate(row.subsets) if wanted(shows)]
+    return Row(row.examples[chosen], tuple(row.subsets[i] for i in chosen))
+
+
+def division(subject: Subject) -> float:
+    """Loss and gradients on one device, on 8 (divided and sharded), over 4 micro-batches, and on 2 processes."""
+    one = divided(subject, Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp")), 1)
+    others = [
+        divided(subject, make_mesh(data=8, fsdp=1), 1),
+        divided(subject, make_mesh(data=2, fsdp=4), 1),
+        divided(subject, Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp")), 4),
+        on_processes(subject.config, 2),
+    ]
+    return max(difference(one, other) for other in others)
+
+
+def divided(subject: Subject, mesh: Mesh, micro_batches: int) -> list[np.ndarray]:
+    """Loss and gradients as a flat list, computed on a mesh."""
+    shardings = state_shardings(subject.boxed, mesh)
+    params = jax.tree.map(
+        lambda p, s: jax.make_array_from_callback(p.shape, s, lambda index: np.asarray(p)[index]), subject.params, shardings
+    )
+    rows = ROWS_CHECKED // jax.process_count()
+    mine = slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
+    batch = jax.tree.map(lambda x: x[mine], subject.batch)
+
+    def compute(params, batch):
+        total, gradients, _ = loss_and_gradients(
+            subject.model, subject.objectives, params, batch, jax.random.key(0), micro_batches
+        )
+        return total, gradients
+
+    compute = jax.jit(compute, out_shardings=NamedSharding(mesh, P()))
+    sharding = NamedSharding(mesh, ROWS)
+    batch = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+    return [np.asarray(x) for x in jax.tree.leaves(jax.device_get(compute(params, batch)))]
+
+
+def on_processes(config: c.Experiment, count: int) -> list[np.ndarray]:
+    """What `divided` gives when the batch is divided among real processes of this machine."""
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / "config.json").write_text(c.to_json(config))
+        port = free_port()
+        workers = [
+            subprocess.Popen(
+                [sys.executable, "-m", "mmjax.check", scratch, str(port), str(number), str(count)],
+                env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},  # one device each, not 8 simulated ones
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for number in range(count)
+        ]
+        errors = [worker.communicate()[1] for worker in workers]
+        for worker, error in zip(workers, errors, strict=True):
+            if worker.returncode:
+                raise UserError(f"a process of the check failed: {error.strip().splitlines()[-1] if error else worker.returncode}")
+        with np.load(Path(scratch) / "result.npz") as result:
+            return [result[name] for name in result.files]
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def _worker(scratch: str, port: str, number: str, count: str) -> None:
+    from mmjax.parallel import runtime
+
+    runtime.prepare(devices=1)
+    jax.distributed.initialize(f"localhost:{port}", num_processes=int(count), process_id=int(number))
+    with jax.default_matmul_precision("highest"):
+        subject = Subject(c.load(Path(scratch) / "config.json"))
+        result = divided(subject, make_mesh(), 1)
+    if number == "0":
+        np.savez(Path(scratch) / "result.npz", *result)
+
+
+def constancy(subject: Subject) -> int:
+    """How often the train step is compiled over three steps of different data."""
+    config = subject.config
+    optimizer = build_optimizer(config.optimizer)
+    compiled = telemetry.CompileCounter("train_step")
+    mesh = make_mesh()
+    average = config.optimizer.ema
+    step = jax.jit(
+        make_train_step(subject.model, subject.objectives, optimizer, seed=config.seed, average_decay=average),
+        donate_argnums=0,
+    )
+    state = jax.jit(
+        lambda: unboxed(init_state(subject.model, optimizer, subject.batch, config.seed, average is not None)),
+        out_shardings=NamedSharding(mesh, P()),
+    )()
+    batches = Batches(subject.source, subject.layout, subject.sampler)
+    for number in range(3):
+        state, _ = step(state, to_devices(batches[number], mesh))
+    jax.block_until_ready(state)
+    return compiled.count
+
+
+if __name__ == "__main__":
+    _worker(*sys.argv[1:])
