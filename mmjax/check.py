@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -25,7 +24,7 @@ from mmjax import config as c
 from mmjax import progress, telemetry
 from mmjax.data.loader import Batches
 from mmjax.data.packing import Layout, Packer
-from mmjax.data.sampler import NEEDS, Row, Sampler
+from mmjax.data.sampler import Row, Sampler
 from mmjax.errors import UserError
 from mmjax.parallel.mesh import ROWS, make_mesh, state_shardings, to_devices
 from mmjax.stream import Batch
@@ -35,7 +34,6 @@ from mmjax.train.step import init_state, loss_and_gradients, make_train_step, un
 
 TOLERANCES = {"packing": 1e-5, "emptiness": 0.0, "absence": 1e-6, "division": 1e-5, "constancy": 1}
 ROWS_CHECKED = 8  # divides among 8 devices, 4 micro-batches and 2 processes
-EXAMPLES_ALONE = 16  # at most so many are run one by one
 
 
 def check(config: c.Experiment) -> dict[str, dict[str, Any]]:
@@ -70,7 +68,10 @@ def table(results: dict[str, dict[str, Any]]):
     shown = Table("invariant", "measured", "tolerance", "holds")
     for name, result in results.items():
         shown.add_row(
-            name, f"{result['difference']:.3g}", f"{result['tolerance']:g}", "yes" if result["holds"] else "[red]NO[/red]"
+            name,
+            f"{result['difference']:.3g}",
+            f"{result['tolerance']:g}",
+            "yes" if result["holds"] else "[red]NO[/red]",
         )
     return shown
 
@@ -156,17 +157,16 @@ def difference(one: Any, other: Any) -> float:
 
 def packing(subject: Subject) -> float:
     """The same examples packed, in another order and at other offsets, and one per row."""
-    rows, count = [], 0
-    for row in subject.rows:
-        if count + len(row.examples) <= EXAMPLES_ALONE:
-            rows.append(row)
-            count += len(row.examples)
-    pad = [Row(np.zeros(0, np.int64), ())]
-    packed = subject.pack(rows + pad * (EXAMPLES_ALONE - len(rows)))
-    turned = [Row(row.examples[::-1], row.subsets[::-1]) for row in rows]
-    turned = subject.pack(turned + pad * (EXAMPLES_ALONE - len(rows)))
-    single = [Row(row.examples[i : i + 1], row.subsets[i : i + 1]) for row in rows for i in range(len(row.examples))]
-    alone = subject.pack(single + pad * (EXAMPLES_ALONE - len(single)))
+    row = subject.rows[0]
+    row = Row(row.examples[:ROWS_CHECKED], row.subsets[:ROWS_CHECKED])
+    nothing = Row(np.zeros(0, np.int64), ())
+
+    def filled(*rows: Row) -> Batch:  # to the number of rows that is compiled already
+        return subject.pack([*rows, *[nothing] * (ROWS_CHECKED - len(rows))])
+
+    packed = filled(row)
+    turned = filled(nothing, Row(row.examples[::-1], row.subsets[::-1]))
+    alone = filled(*(Row(row.examples[i : i + 1], row.subsets[i : i + 1]) for i in range(len(row.examples))))
     reference = subject.run(packed)
     return max(difference(reference, subject.run(turned)), difference(reference, subject.run(alone)))
 
@@ -246,7 +246,9 @@ def divided(subject: Subject, mesh: Mesh, micro_batches: int) -> list[np.ndarray
     """Loss and gradients as a flat list, computed on a mesh."""
     shardings = state_shardings(subject.boxed, mesh)
     params = jax.tree.map(
-        lambda p, s: jax.make_array_from_callback(p.shape, s, lambda index: np.asarray(p)[index]), subject.params, shardings
+        lambda p, s: jax.make_array_from_callback(p.shape, s, lambda index: np.asarray(p)[index]),
+        subject.params,
+        shardings,
     )
     rows = ROWS_CHECKED // jax.process_count()
     mine = slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
@@ -281,7 +283,9 @@ def on_processes(config: c.Experiment, count: int) -> list[np.ndarray]:
         errors = [worker.communicate()[1] for worker in workers]
         for worker, error in zip(workers, errors, strict=True):
             if worker.returncode:
-                raise UserError(f"a process of the check failed: {error.strip().splitlines()[-1] if error else worker.returncode}")
+                raise UserError(
+                    f"a process of the check failed: {error.strip().splitlines()[-1] if error else worker.returncode}"
+                )
         with np.load(Path(scratch) / "result.npz") as result:
             return [result[name] for name in result.files]
 

@@ -53,6 +53,9 @@ class ViT:
     heads: int = 6
     mlp: int = 1536
     class_token: bool = False
+    positions: Literal["learned", "rotary"] = "learned"
+    mean: float = 0.5  # of the pixels, 0 to 1
+    std: float = 0.5
     dropout: float = 0.0
 
 

@@ -19,6 +19,8 @@ class _Rate(ProgressColumn):
 
 
 class Bar:
+    """A running bar."""
+
     def __init__(self, progress: Progress, task):
         self._progress, self._task = progress, task
 

@@ -30,7 +30,9 @@ PEAKS = {
 class Writer:
     """Metrics to `metrics.jsonl` (always), TensorBoard and Weights & Biases (where wanted)."""
 
-    def __init__(self, directory: Path, *, tensorboard: bool = True, wandb_project: str | None = None, config: Any = None):
+    def __init__(
+        self, directory: Path, *, tensorboard: bool = True, wandb_project: str | None = None, config: Any = None
+    ):
         self._path = directory / "metrics.jsonl"
         self._file = self._tensorboard = self._wandb = None
         if tensorboard:
@@ -42,7 +44,9 @@ class Writer:
                 import wandb
             except ImportError:
                 raise UserError("log.wandb_project is set, but wandb is not installed: pip install wandb") from None
-            self._wandb = wandb.init(project=wandb_project, name=directory.name, dir=directory, config=config, resume="allow")
+            self._wandb = wandb.init(
+                project=wandb_project, name=directory.name, dir=directory, config=config, resume="allow"
+            )
 
     def rewind(self, step: int) -> None:
         """Drops what was written after `step`: a resumed run writes it again, and no step twice."""
@@ -120,7 +124,9 @@ class Throughput:
             rates["audio_seconds_per_second"] = hosts * self._real["speech"] * self._seconds_per_hop / seconds
         if self._peak:
             rates["mfu"] = self._flops * self._steps / seconds / self._peak
-        rates |= {f"padding/{name}": 1.0 - self._real[name] / n for name, n in self._all.items() if n and name != "answer"}
+        rates |= {
+            f"padding/{name}": 1.0 - self._real[name] / n for name, n in self._all.items() if n and name != "answer"
+        }
         self._reset()
         return rates
 

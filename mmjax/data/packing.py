@@ -101,7 +101,9 @@ class Packer:
         self.batch = layout.empty(rows)
         self._used = {name: np.zeros(rows, np.int64) for name in self.batch}
 
-    def add(self, row: int, example: Example, shows: frozenset[str], number: int = 0, name: str = "the example") -> None:
+    def add(
+        self, row: int, example: Example, shows: frozenset[str], number: int = 0, name: str = "the example"
+    ) -> None:
         """Appends an example to a row as its next segment; all of it or, on an error, nothing.
 
         Args:

@@ -170,7 +170,9 @@ class Sampler:
         if self._shuffle:
             from grain.experimental import index_shuffle
 
-            order = [index_shuffle(p % count, count - 1, (self._seed * 1_000_003 + p // count) % 2**32, 4) for p in places]
+            order = [
+                index_shuffle(p % count, count - 1, (self._seed * 1_000_003 + p // count) % 2**32, 4) for p in places
+            ]
         else:
             order = [p % count for p in places]
         generator = np.random.Generator(np.random.Philox(key=[self._seed % 2**64, window]))

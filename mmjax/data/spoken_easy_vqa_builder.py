@@ -20,12 +20,12 @@ from mmjax.data.audio import encode_ogg, read_audio
 from mmjax.data.speech_synthesis import Voice, synthesise
 from mmjax.data.spoken_easy_vqa import SAMPLE_RATE, SPLITS, VERSION
 
-_TRAIN_VARIANTS = "m1 m2 m4 m5 m7 m8 f1 f3 f4 f5 Alex Andy Annie belinda max rob".split()
-_TEST_VARIANTS = "m3 m6 f2 linda".split()
+_TRAIN_VARIANTS = "m1 m2 m4 m5 m7 m8 f1 f3 f4 f5 Alex Andy Annie belinda max rob"
+_TEST_VARIANTS = "m3 m6 f2 linda"
 # Pitch (espeak's 0..100) and speed (words per minute).
 VOICES = {
-    "train": [Voice(v, p, s) for v in _TRAIN_VARIANTS for p, s in ((35, 150), (50, 175), (65, 200))],
-    "test": [Voice(v, p, s) for v in _TEST_VARIANTS for p, s in ((42, 165), (58, 185))],
+    "train": [Voice(v, p, s) for v in _TRAIN_VARIANTS.split() for p, s in ((35, 150), (50, 175), (65, 200))],
+    "test": [Voice(v, p, s) for v in _TEST_VARIANTS.split() for p, s in ((42, 165), (58, 185))],
 }
 
 

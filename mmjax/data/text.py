@@ -67,4 +67,3 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._model.decode([int(i) for i in ids if i != BLANK])
-

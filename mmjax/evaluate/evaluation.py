@@ -35,7 +35,9 @@ class Evaluator:
     A modality outside the subset is not in the batch at all: its encoder is not run.
     """
 
-    def __init__(self, config: c.Experiment, model: Any, objectives: dict[str, Any], mesh: jax.sharding.Mesh, split: str):
+    def __init__(
+        self, config: c.Experiment, model: Any, objectives: dict[str, Any], mesh: jax.sharding.Mesh, split: str
+    ):
         self._config, self._model, self._objectives, self._mesh = config, model, objectives, mesh
         self._source = build_source(config.data, split)
         self._steps: dict[str, Any] = {}
@@ -52,7 +54,13 @@ class Evaluator:
         layout = build_layout(self._config, self._source.tokenizer).without(*missing)
         sizes = {name: values[:examples] for name, values in self._source.sizes.items()}
         sampler = Sampler(
-            layout.positions(sizes), layout.rows, {subset: 1.0}, data.batch_rows, shuffle=False, epochs=1, window=data.window
+            layout.positions(sizes),
+            layout.rows,
+            {subset: 1.0},
+            data.batch_rows,
+            shuffle=False,
+            epochs=1,
+            window=data.window,
         )
         batches = Batches(self._source, layout, sampler, jax.process_index(), jax.process_count())
         step = self._steps.setdefault(subset, self._make_step())
@@ -86,7 +94,12 @@ class Evaluator:
             sums = measure(self._model, self._objectives, params, batch)
             outputs = self._model.apply({"params": params}, batch)
             decoded = {
-                name: (outputs[name].features.argmax(-1), outputs[name].segments, batch[name].features, batch[name].segments)
+                name: (
+                    outputs[name].features.argmax(-1),
+                    outputs[name].segments,
+                    batch[name].features,
+                    batch[name].segments,
+                )
                 for name, objective in self._objectives.items()
                 if isinstance(objective, CTC) and name in outputs and name in batch
             }
@@ -106,7 +119,11 @@ def evaluate_run(directory: str, split: str | None = None, examples: int | None 
     mesh = make_mesh(run.config.mesh.data, run.config.mesh.fsdp)
     evaluator = Evaluator(run.config, run.model, build_objectives(run.config), mesh, split)
     subsets = all_subsets(run.config.model.encoders)
-    return {"step": run.step, "split": split, "subsets": {s: evaluator.evaluate(run.params, s, examples) for s in subsets}}
+    return {
+        "step": run.step,
+        "split": split,
+        "subsets": {s: evaluator.evaluate(run.params, s, examples) for s in subsets},
+    }
 
 
 def error_rates(references: list[str], hypotheses: list[str]) -> dict[str, float]:

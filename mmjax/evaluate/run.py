@@ -85,5 +85,7 @@ class Run:
         result = {"answer": next(iter(ranked)), "probabilities": ranked}
         if "transcript" in outputs:
             ids = jax.device_get(outputs["transcript"].features.argmax(-1))
-            result["transcript"] = transcripts(ids, jax.device_get(outputs["transcript"].segments), layout.tokenizer).get((0, 1), "")
+            result["transcript"] = transcripts(
+                ids, jax.device_get(outputs["transcript"].segments), layout.tokenizer
+            ).get((0, 1), "")
         return result

@@ -48,13 +48,24 @@ def attention(
     return (mixed / jnp.where(total > 0, total, 1.0)).astype(value.dtype)
 
 
-def rotary(x: jax.Array, positions: jax.Array, base: float = 10_000.0) -> jax.Array:
+def rotary(x: jax.Array, positions: jax.Array) -> jax.Array:
     """Rotary position embedding (Su et al. 2021, arXiv:2104.09864), halves rotated against each other.
 
+    In two dimensions one half of the features turns by the row and the other by the column, with base 100
+    (Heo et al. 2024, arXiv:2403.13298).
+
     Args:
-      x: [B, H, T, D] queries or keys, D even.
-      positions: [B, T], counted from each example's start.
+      x: [B, H, T, D] queries or keys; D divides by 2, in two dimensions by 4.
+      positions: [B, T] or [B, T, 2], counted from each example's start.
     """
+    if positions.ndim == 2:
+        return _turn(x, positions, base=10_000.0)
+    by_row, by_column = jnp.split(x, 2, axis=-1)
+    turned = _turn(by_row, positions[..., 0], base=100.0), _turn(by_column, positions[..., 1], base=100.0)
+    return jnp.concatenate(turned, axis=-1)
+
+
+def _turn(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
     half = x.shape[-1] // 2
     angles = positions[:, None, :, None] * base ** (-jnp.arange(half, dtype=jnp.float32) / half)
     sine, cosine = jnp.sin(angles), jnp.cos(angles)

@@ -18,7 +18,9 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, stream: Stream) -> Stream:
-        logits = dense(self.outputs, ("embed", "vocabulary"), jnp.float32, "logits")(stream.features.astype(jnp.float32))
+        logits = dense(self.outputs, ("embed", "vocabulary"), jnp.float32, "logits")(
+            stream.features.astype(jnp.float32)
+        )
         return stream._replace(features=logits)
 
 

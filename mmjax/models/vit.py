@@ -1,6 +1,6 @@
 """The patch image encoder: a Vision Transformer over packed patches."""
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,10 +11,15 @@ from mmjax.stream import Stream, fold, only_tokens, unfold
 
 
 class ViT(nn.Module):
-    """Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929) over packed patches, learned positions.
+    """Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929) over packed patches.
+
+    Positions are learned, one vector per place, as in the paper, or rotary in two dimensions, which sees a shape
+    alike wherever it stands.
 
     Every image has the same number of tokens, so rows are folded into one image each before attention, and
     no score is computed between two images.
+
+    Pixels (0 to 1) are normalised by `mean` and `std`; empty positions are black, and unseen.
 
     A class token, where wanted, takes a position in the row like any patch; its patch row is -1.
     """
@@ -26,6 +31,9 @@ class ViT(nn.Module):
     heads: int
     mlp: int
     class_token: bool = False
+    positions: Literal["learned", "rotary"] = "learned"
+    mean: float = 0.5
+    std: float = 0.5
     dropout: float = 0.0
     unroll: bool = False
     dtype: Any = jnp.float32
@@ -36,20 +44,23 @@ class ViT(nn.Module):
         rows, side = image.segments.shape[0], self.image_size // self.patch
         tokens = side * side + self.class_token
         image = only_tokens(fold(image, tokens))
-        x = image.features.astype(self.dtype) / 127.5 - 1.0
+        x = ((image.features / 255.0 - self.mean) / self.std).astype(self.dtype)
         x = dense(self.width, (None, "embed"), self.dtype, "embedding")(x)
         row, column = image.positions[..., 0], image.positions[..., 1]
         place = jnp.where(row < 0, 0, row * side + column + self.class_token)
-        init = nn.with_logical_partitioning(nn.initializers.normal(self.width**-0.5), (None, "embed"))
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.5), (None, "embed"))
         if self.class_token:
-            token = self.param("class_token", nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)), (self.width,))
+            token = self.param(
+                "class_token", nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)), (self.width,)
+            )
             x = jnp.where((row < 0)[..., None], token.astype(self.dtype), x)
-        x = x + nn.Embed(tokens, self.width, embedding_init=init, dtype=self.dtype, name="positions")(place)
+        if self.positions == "learned":
+            x = x + nn.Embed(tokens, self.width, embedding_init=init, dtype=self.dtype, name="place")(place)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         blocks = stack(
-            TransformerBlock, self.layers, 2, self.unroll, heads=self.heads, mlp=self.mlp, rotary=False, dropout=self.dropout,
+            TransformerBlock, self.layers, 2, self.unroll, heads=self.heads, mlp=self.mlp, rotary=self.positions == "rotary", dropout=self.dropout,
             train=train, dtype=self.dtype,
         )  # fmt: skip
-        x, _ = blocks(x, image.segments, place)
+        x, _ = blocks(x, image.segments, image.positions)
         x = layer_norm(self.dtype, "norm")(x)
         return unfold(only_tokens(image._replace(features=x)), rows)

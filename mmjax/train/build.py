@@ -67,7 +67,9 @@ def build_layout(config: c.Experiment, tokenizer=None):
             geometry |= {"patch": encoder.patch, "image_size": encoder.image_size, "class_token": encoder.class_token}
             tokens = (encoder.image_size // encoder.patch) ** 2 + encoder.class_token
             if config.data.rows[name] % tokens:
-                raise UserError(f"data.rows.{name}={config.data.rows[name]} does not hold whole images of {tokens} tokens")
+                raise UserError(
+                    f"data.rows.{name}={config.data.rows[name]} does not hold whole images of {tokens} tokens"
+                )
         elif isinstance(encoder, c.Transformer) and tokenizer is not None and encoder.vocabulary < len(tokenizer):
             raise UserError(
                 f"model.encoders.{name}.vocabulary={encoder.vocabulary}, but the tokenizer has {len(tokenizer)} pieces"
@@ -86,11 +88,13 @@ def check_config(config: c.Experiment) -> None:
     for name, head in config.model.heads.items():
         if head.reads not in {*modalities, "fused"}:
             raise UserError(f"model.heads.{name}.reads='{head.reads}' is neither an encoder nor 'fused'")
-    for name, objective in config.objectives.items():
+    for name in config.objectives:
         if name not in config.model.heads:
             raise UserError(f"objectives.{name} has no head of that name in model.heads")
         if name not in ("answer", *config.data.rows):
-            raise UserError(f"objectives.{name} has no labels: name it 'answer' or one of {', '.join(config.data.rows)}")
+            raise UserError(
+                f"objectives.{name} has no labels: name it 'answer' or one of {', '.join(config.data.rows)}"
+            )
     if config.data.batch_rows % config.optimizer.accumulation:
         raise UserError(
             f"data.batch_rows={config.data.batch_rows} does not divide into "

@@ -33,7 +33,11 @@ def _plain(tree: Any) -> Any:
         tree = {str(i): x for i, x in enumerate(tree)}
     if isinstance(tree, Mapping):
         plain = {str(key): _plain(value) for key, value in tree.items()}
-        return {key: value for key, value in plain.items() if value is not None and not (isinstance(value, dict) and not value)}
+        return {
+            key: value
+            for key, value in plain.items()
+            if value is not None and not (isinstance(value, dict) and not value)
+        }
     return tree
 
 

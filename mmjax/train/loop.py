@@ -44,7 +44,11 @@ def train(config: c.Experiment, run: Path) -> dict[str, Any]:
     open_run(config, run, source)
 
     # Model and state: only shapes at first, then restored or made, each device its own part.
-    model, objectives, optimizer = build_model(config.model), build_objectives(config), build_optimizer(config.optimizer)
+    model, objectives, optimizer = (
+        build_model(config.model),
+        build_objectives(config),
+        build_optimizer(config.optimizer),
+    )
     abstract, initialise = state_maker(config, model, optimizer, layout, mesh)
     checkpoints = Checkpoints(run, config.checkpoint.keep)
     state, first = resume(checkpoints, abstract, sampler)
@@ -125,7 +129,9 @@ def train(config: c.Experiment, run: Path) -> dict[str, Any]:
         log(*pending)
     checkpoints.close()
     if stop.asked:
-        raise UserError(f"stopped by a signal after step {done}; its state is saved, the same command goes on from there")
+        raise UserError(
+            f"stopped by a signal after step {done}; its state is saved, the same command goes on from there"
+        )
 
     # The end: everything that the run was for.
     results = evaluate(config.steps, None)
@@ -176,7 +182,9 @@ def state_maker(config: c.Experiment, model, optimizer, layout, mesh):
     boxed = jax.eval_shape(initialise)
     shardings = state_shardings(boxed, mesh)
     abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), unboxed(boxed), shardings
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        unboxed(boxed),
+        shardings,
     )
     return abstract, jax.jit(lambda: unboxed(initialise()), out_shardings=shardings)
 
@@ -206,4 +214,3 @@ class StopSignal:
 
     def _ask(self, *_):
         self.asked = True
-

@@ -47,7 +47,10 @@ def build_optimizer(config: c.Optimizer) -> optax.GradientTransformation:
             update = optax.lion(schedule, rule.b1, rule.b2, weight_decay=rule.weight_decay, mask=decayed)
         case c.Adafactor():
             update = optax.adafactor(
-                schedule, weight_decay_rate=rule.weight_decay or None, weight_decay_mask=decayed, multiply_by_parameter_scale=False
+                schedule,
+                weight_decay_rate=rule.weight_decay or None,
+                weight_decay_mask=decayed,
+                multiply_by_parameter_scale=False,
             )
         case c.SGD():
             update = optax.sgd(schedule, rule.momentum)

@@ -57,12 +57,15 @@ def divide(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
     return total / jnp.where(weight > 0, weight, 1.0)
 
 
-def loss_and_gradients(model: Multimodal, objectives: dict[str, Any], params: Any, batch: Batch, key, micro_batches: int):
+def loss_and_gradients(
+    model: Multimodal, objectives: dict[str, Any], params: Any, batch: Batch, key, micro_batches: int
+):
     """The whole batch's loss, its gradients, and the metrics' sums; memory for one micro-batch at a time.
 
     Losses are sums divided once by the weight of the *whole* batch, so the number of micro-batches does not
     change the result, however unequal their lengths.
     """
+
     def loss(params, batch, key, weights=None):
         sums = measure(model, objectives, params, batch, key)
         total = sum(

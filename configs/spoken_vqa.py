@@ -1,0 +1,56 @@
+"""Spoken visual question answering."""
+
+from mmjax.config import (
+    CTC,
+    AdamW,
+    Classification,
+    Conformer,
+    CrossAttention,
+    Data,
+    Evaluation,
+    Experiment,
+    Head,
+    Log,
+    Multimodal,
+    Optimizer,
+    SpokenEasyVQA,
+    Transformer,
+    ViT,
+    WarmupCosine,
+)
+
+STEPS = 2400
+
+config = Experiment(
+    name="spoken_vqa",
+    steps=STEPS,
+    data=Data(
+        source=SpokenEasyVQA(vocabulary=128),
+        batch_rows=16,
+        rows={"speech": 740, "image": 448, "text": 25, "transcript": 37, "examples": 8},
+        subsets={
+            "speech+image": 0.50,
+            "image+text": 0.30,
+            "speech+image+text": 0.08,
+            "speech": 0.04,
+            "image": 0.04,
+            "text": 0.04,
+        },
+    ),
+    model=Multimodal(
+        encoders={
+            "speech": Conformer(layers=3, width=96, heads=4, kernel=9, stem_channels=32, positions="rotary"),
+            "image": ViT(
+                patch=8, image_size=64, layers=4, width=128, heads=4, mlp=384, positions="rotary", mean=0.9, std=0.2
+            ),
+            "text": Transformer(vocabulary=128, layers=2, width=96, heads=4, mlp=384),
+        },
+        fusion=CrossAttention(layers=3, width=128, heads=4, mlp=512, queries=4),
+        heads={"answer": Head(reads="fused", outputs=13), "transcript": Head(reads="speech", outputs=128)},
+        unroll=True,
+    ),
+    objectives={"answer": Classification(), "transcript": CTC(weight=0.3)},
+    optimizer=Optimizer(rule=AdamW(), schedule=WarmupCosine(peak=1.5e-3, warmup=100, steps=STEPS), ema=0.998),
+    evaluation=Evaluation(every_steps=600, examples=1000),
+    log=Log(every_steps=20),
+)

@@ -1,0 +1,65 @@
+"""Fixtures: a data set of a few hundred questions, prepared once, and a model that trains in seconds."""
+
+import os
+import tempfile
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+# Eight simulated devices; code generation without optimisation, because these tests compile more than they compute.
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
+# Prepared once per machine and checkout of the tests, not once per test run.
+os.environ.setdefault("MMJAX_DATA", os.path.join(tempfile.gettempdir(), "mmjax-test-data"))
+
+import dataclasses
+
+import pytest
+
+from mmjax import config as c
+
+EXAMPLES = 300  # questions per split
+
+
+def tiny(**changes) -> c.Experiment:
+    """spoken_easy_vqa on a model of a few thousand parameters."""
+    config = c.Experiment(
+        name="tiny",
+        steps=6,
+        data=c.Data(
+            source=c.SpokenEasyVQA(examples=EXAMPLES),
+            batch_rows=8,
+            rows={"speech": 328, "image": 128, "text": 16, "transcript": 20, "examples": 3},
+            subsets={"speech+image": 0.5, "image+text": 0.3, "speech+image+text": 0.2},
+        ),
+        model=c.Multimodal(
+            encoders={
+                "speech": c.Conformer(layers=1, width=16, heads=2, kernel=4, stem_channels=4),
+                "image": c.ViT(patch=8, image_size=64, layers=1, width=16, heads=2, mlp=32),
+                "text": c.Transformer(vocabulary=128, layers=1, width=16, heads=2, mlp=32),
+            },
+            fusion=c.CrossAttention(layers=1, width=16, heads=2, mlp=32, queries=2),
+            heads={"answer": c.Head(reads="fused", outputs=13), "transcript": c.Head(reads="speech", outputs=128)},
+        ),
+        objectives={"answer": c.Classification(), "transcript": c.CTC(weight=0.3)},
+        optimizer=c.Optimizer(schedule=c.WarmupCosine(peak=1e-2, warmup=2, steps=6)),
+        log=c.Log(every_steps=1, tensorboard=False),
+        checkpoint=c.Checkpoint(every_steps=2),
+        evaluation=c.Evaluation(subsets=("speech+image",), examples=32),
+        mesh=c.Mesh(data=8),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+@pytest.fixture(scope="session")
+def source():
+    from mmjax.train.build import build_source
+
+    return build_source(tiny().data, "train")
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """A run of the tiny model, trained to its end."""
+    from mmjax.train.loop import train
+
+    directory = tmp_path_factory.mktemp("runs") / "tiny"
+    train(tiny(), directory)
+    return directory

@@ -1,0 +1,111 @@
+"""Attention and convolution within segments, against plain references (traps A1, A5, A7, B1, B5)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmjax.models.attention import attention, rotary
+from mmjax.models.conformer import relative_shift
+from mmjax.models.convolution import depthwise_convolution, strided_windows
+
+SEGMENTS = np.array([[1, 1, 1, 2, 2, 3, 3, 3, 3, 0], [1, 2, 2, 2, 2, 2, 0, 0, 0, 0]], np.int32)
+
+
+def normal(*shape, seed=0):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def test_attention_equals_each_segment_alone():
+    query, key, value = (normal(2, 3, 10, 8, seed=i) for i in range(3))
+    out = attention(query, key, value, SEGMENTS, SEGMENTS)
+    for row in range(2):
+        for segment in range(1, SEGMENTS.max() + 1):
+            at = np.flatnonzero(SEGMENTS[row] == segment)
+            if len(at) == 0:
+                continue
+            # jax.nn's layout is [B, T, H, D].
+            alone = jax.nn.dot_product_attention(
+                *(x[row : row + 1][:, :, at].swapaxes(1, 2) for x in (query, key, value))
+            ).swapaxes(1, 2)
+            np.testing.assert_allclose(out[row : row + 1][:, :, at], alone, atol=1e-5)
+
+
+def test_trap_a7_a_query_that_sees_nothing_gives_zeros_and_finite_gradients():
+    query, key, value = (normal(2, 3, 10, 8, seed=i) for i in range(3))
+    nothing = np.zeros_like(SEGMENTS)
+
+    def total(query, key, value):
+        return (attention(query, key, value, SEGMENTS, nothing) ** 2).sum()
+
+    assert not np.any(attention(query, key, value, SEGMENTS, nothing))
+    for gradient in jax.grad(total, (0, 1, 2))(query, key, value):
+        assert not np.any(gradient)
+
+
+@pytest.mark.parametrize("length", range(1, 18))
+def test_trap_b1_relative_shift_equals_a_gather(length):
+    scores = normal(1, 2, length, 2 * length - 1)
+    i, j = np.meshgrid(np.arange(length), np.arange(length), indexing="ij")
+    # Column s holds the offset (length - 1) - s.
+    expected = np.asarray(scores)[:, :, i, length - 1 - (i - j)]
+    np.testing.assert_array_equal(relative_shift(scores), expected)
+
+
+def test_rotary_scores_depend_on_distance_alone():
+    query, key = normal(1, 1, 1, 16), normal(1, 1, 1, 16, seed=1)
+
+    def score(i, j):
+        turned = (rotary(x, jnp.array([[p]])) for x, p in ((query, i), (key, j)))
+        return float((next(turned) * next(turned)).sum())
+
+    assert score(7, 3) == pytest.approx(score(104, 100), abs=1e-4)
+    assert score(7, 3) != pytest.approx(score(3, 7), abs=1e-4)
+
+
+@pytest.mark.parametrize("taps", [1, 4, 5, 32])
+def test_depthwise_convolution_equals_xla_on_each_segment(taps):
+    x, kernel = normal(2, 10, 6), normal(taps, 6, seed=1)
+    left = (taps - 1) // 2
+    packed = depthwise_convolution(x, kernel, SEGMENTS, left)
+    for row in range(2):
+        for segment in range(1, 4):
+            at = np.flatnonzero(SEGMENTS[row] == segment)
+            if len(at) == 0:
+                continue
+            alone = jax.lax.conv_general_dilated(
+                x[row : row + 1, at], kernel[:, None], (1,), [(left, taps - 1 - left)],
+                dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=6,
+            )  # fmt: skip
+            np.testing.assert_allclose(packed[row, at], alone[0], atol=1e-5)
+    assert not np.any(packed[SEGMENTS == 0])
+
+
+@pytest.mark.parametrize("taps", [4, 5])
+def test_depthwise_gradient_equals_autodiff(taps):
+    from mmjax.models.convolution import _shifted_sum
+
+    x, kernel = normal(2, 10, 6), normal(taps, 6, seed=1)
+    left = (taps - 1) // 2
+    ours = jax.grad(lambda x, k: (depthwise_convolution(x, k, SEGMENTS, left) ** 2).sum(), (0, 1))(x, kernel)
+    plain = jax.grad(lambda x, k: (_shifted_sum(x, k, SEGMENTS, left) ** 2).sum(), (0, 1))(x, kernel)
+    for a, b in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_trap_b5_an_even_kernel_has_one_tap_more_on_the_right():
+    impulse = jnp.zeros((1, 65, 1)).at[0, 32].set(1.0)
+    segments = np.ones((1, 65), np.int32)
+    response = depthwise_convolution(impulse, jnp.ones((32, 1)), segments, 15)[0, :, 0]
+    # y[t] sees x[t - 15 .. t + 16]: the impulse at 32 reaches t = 16 .. 47.
+    np.testing.assert_array_equal(np.flatnonzero(response), np.arange(16, 48))
+
+
+@pytest.mark.parametrize("length, bins", [(8, 10), (7, 9), (1, 1)])
+def test_strided_windows_are_a_convolution(length, bins):
+    x, kernel = normal(2, length, bins, 3), normal(3, 3, 3, 5, seed=1)
+    ours = strided_windows(x) @ kernel.reshape(27, 5)
+    theirs = jax.lax.conv_general_dilated(
+        x, kernel, (2, 2), [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)

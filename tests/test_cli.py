@@ -1,0 +1,171 @@
+"""The commands as scripts use them: JSON alone on standard output, exit code 0 only on success, one-line errors."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import tiny
+from PIL import Image
+
+from mmjax import cli
+from mmjax import config as c
+
+
+def mmjax(capsys, *arguments):
+    code = cli.main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_eval_gives_all_seven_subsets(run, capsys):
+    code, out, _ = mmjax(capsys, "eval", run, "--examples", 40, "--json")
+    result = json.loads(out)
+    assert code == 0 and (result["step"], result["split"]) == (6, "test")
+    assert list(result["subsets"]) == [
+        "speech", "image", "text", "speech+image", "speech+text", "image+text", "speech+image+text",
+    ]  # fmt: skip
+    for subset, metrics in result["subsets"].items():
+        assert metrics["examples"] == 40
+        assert 0 <= metrics["answer/accuracy"] <= 1
+        assert ("transcript/cer" in metrics and "transcript/wer" in metrics) == ("speech" in subset)
+
+
+def test_eval_does_not_depend_on_how_examples_are_packed(run, capsys):
+    """Trap A10 and H6: one row per example or many, the last batch full or not, the metrics are the same."""
+    from mmjax.evaluate.evaluation import Evaluator
+    from mmjax.evaluate.run import Run
+    from mmjax.parallel.mesh import make_mesh
+    from mmjax.train.build import build_objectives
+
+    opened = Run(run)
+    results = []
+    for rows in (tiny().data.rows, {"speech": 400, "image": 64, "text": 16, "transcript": 20, "examples": 1}):
+        config = c.from_dict(c.Experiment, c.to_dict(tiny()) | {"data": c.to_dict(tiny().data) | {"rows": rows}}, "")
+        evaluator = Evaluator(config, opened.model, build_objectives(config), make_mesh(), "test")
+        results.append(evaluator.evaluate(opened.params, "speech+image", 37))
+    packed, alone = results
+    assert packed.keys() == alone.keys() and packed["examples"] == alone["examples"] == 37
+    for name in packed:
+        assert packed[name] == pytest.approx(alone[name], rel=1e-5), name
+
+
+def test_checkpoints_lists_them_oldest_first(run, capsys):
+    code, out, _ = mmjax(capsys, "checkpoints", run, "--json")
+    found = json.loads(out)
+    assert code == 0 and [one["step"] for one in found] == [2, 4, 6]
+    assert all(set(one) == {"step", "digest", "intact", "bytes"} for one in found)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    here = tmp_path_factory.mktemp("files")
+    tone = 0.3 * np.sin(np.arange(44_100 * 2) / 20)
+    soundfile.write(here / "speech.ogg", np.stack([tone, tone], 1), 44_100)
+    soundfile.write(here / "speech.wav", tone, 8_000)
+    soundfile.write(here / "silent.wav", np.zeros(0), 16_000)
+    soundfile.write(here / "short.wav", np.zeros(100), 16_000)
+    (here / "cut.wav").write_bytes((here / "speech.wav").read_bytes()[:20_000])
+    (here / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    Image.new("RGB", (1, 1)).save(here / "tiny.png")
+    Image.effect_noise((400, 300), 30).save(here / "photo.jpeg")
+    return here
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--speech", "speech.ogg"],
+        ["--image", "tiny.png"],
+        ["--text", "is there a circle?"],
+        ["--speech", "speech.wav", "--image", "photo.jpeg"],
+        ["--speech", "speech.ogg", "--text", "what shape is it?"],
+        ["--image", "photo.jpeg", "--text", "Zebra crossing 42?"],
+        ["--speech", "speech.wav", "--image", "tiny.png", "--text", "is it red?"],
+    ],
+    ids=lambda given: "+".join(g[2:] for g in given if g.startswith("--")),
+)
+def test_predict_from_any_subset(run, files, capsys, monkeypatch, given):
+    monkeypatch.chdir(files)
+    code, out, _ = mmjax(capsys, "predict", run, *given, "--json")
+    result = json.loads(out)
+    assert code == 0 and len(result["probabilities"]) == 13
+    assert sum(result["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert result["answer"] == max(result["probabilities"], key=result["probabilities"].get)
+    assert ("transcript" in result) == ("--speech" in given)
+
+
+def test_predict_for_people(run, files, capsys):
+    code, out, _ = mmjax(capsys, "predict", run, "--image", files / "photo.jpeg", "--speech", files / "speech.ogg")
+    assert code == 0 and "%" in out and "heard:" in out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["predict", "{run}"], "at least one of"),
+        (["predict", "{run}", "--speech", "{files}/missing.wav"], "missing.wav"),
+        (["predict", "{run}", "--speech", "{files}/cut.wav"], "truncated"),
+        (["predict", "{run}", "--speech", "{files}/silent.wav"], "no samples"),
+        (["predict", "{run}", "--speech", "{files}/short.wav"], "shorter than one analysis window"),
+        (["predict", "{run}", "--image", "{files}/broken.png"], "cannot decode the image"),
+        (["predict", "{run}", "--image", "{files}/speech.wav"], "cannot decode the image"),
+        (["predict", "{run}", "--text", "is there a red shape " * 50], "row has room for 16"),
+        (["predict", "{files}", "--text", "hello"], "not a run directory"),
+        (["eval", "{files}"], "not a run directory"),
+        (["eval", "{run}", "--split", "valid"], "has no split 'valid'"),
+        (["checkpoints", "{files}"], "not a run directory"),
+        (["train", "nothing.py"], "there is no config file nothing.py"),
+        (["train", "{config}", "--run-dir", "{run}", "--seed", "5"], "run of another config"),
+        (["train", "{config}", "--sede", "5"], "did you mean 'seed'?"),
+        (["train", "{config}", "--seed", "five"], "seed must be a whole number, not 'five'"),
+        (["train", "{config}", "--run-dir", "{files}/cut.wav/run"], "cannot write to the run directory"),
+        (["train", "{config}", "--data.directory", "{files}/cut.wav/data"], "cannot prepare data"),
+        (["train", "{config}", "--data.rows.image", "100"], "does not hold whole images"),
+        (["train", "{config}", "--data.subsets", "{'smell': 1.0}"], "names 'smell'"),
+        (["train", "{config}", "--mesh.data", "3"], "is not the number of devices"),
+    ],
+)
+def test_bad_input_is_one_clear_line(run, files, capsys, tmp_path, arguments, message):
+    config = tmp_path / "tiny.json"
+    config.write_text(c.to_json(tiny()))
+    places = {"{run}": str(run), "{files}": str(files), "{config}": str(config)}
+
+    def filled(argument):
+        for name, value in places.items():
+            argument = argument.replace(name, value)
+        return argument
+
+    if arguments[0] == "train" and "--run-dir" not in arguments:
+        arguments = [*arguments, "--run-dir", str(tmp_path / "run")]
+    code, out, err = mmjax(capsys, *map(filled, arguments))
+    assert code != 0 and out == ""
+    assert message in err and "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_config_prints_json(capsys, tmp_path):
+    code, out, _ = mmjax(capsys, "config", "configs/quickstart.py", "--steps", 3)
+    assert code == 0 and json.loads(out)["steps"] == 3
+
+
+def test_help_needs_no_heavy_library():
+    code = (
+        "import sys, mmjax.cli\ntry: mmjax.cli.main(['--help'])\nexcept SystemExit: pass\nprint('jax' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip().endswith("False")
+
+
+def test_data_workers_load_neither_jax_nor_tensorflow(run):
+    code = (
+        "import sys\nfrom mmjax.data.sources import SpokenEasyVQA\nfrom mmjax.data.loader import Batches\n"
+        "from mmjax.train.build import data_directory\n"
+        "import conftest\nconfig = conftest.tiny()\n"
+        "source = SpokenEasyVQA(data_directory(config.data), 'train', **vars(config.data.source))\n"
+        "example = source[3]; example.speech(); print(sorted({'tensorflow', 'torch'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="tests")
+    assert out.stdout.strip().endswith("[]"), out.stderr

@@ -1,0 +1,93 @@
+"""Configs: golden dumps, overrides with types, and errors that name the nearest key."""
+
+import pathlib
+import re
+
+import pytest
+from conftest import tiny
+
+from mmjax import config as c
+from mmjax.errors import UserError
+
+CONFIGS = sorted(pathlib.Path("configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_golden(path):
+    """A diff of the golden dump shows every effect of a change; renew it with `mmjax config CONFIG`."""
+    golden = pathlib.Path("tests/golden") / f"{path.stem}.json"
+    assert c.to_json(c.load(path)) == golden.read_text(), f"mmjax config {path} > {golden}"
+
+
+def test_json_and_back_is_the_same():
+    config = tiny()
+    assert c.from_json(c.to_json(config)) == config
+
+
+@pytest.mark.parametrize(
+    "flags, value",
+    [
+        (["--checkpoint.every-steps", "7"], ("checkpoint.every_steps", 7)),
+        (["--checkpoint.every_steps=7"], ("checkpoint.every_steps", 7)),
+        (["--optimizer.schedule.peak", "1"], ("optimizer.schedule.peak", 1.0)),
+        (["--checkpoint.every-steps", "none"], ("checkpoint.every_steps", None)),
+        (["--log.tensorboard", "true"], ("log.tensorboard", True)),
+        (["--evaluation.subsets", "('text',)"], ("evaluation.subsets", ("text",))),
+        (["--model.encoders.speech.layers", "2"], ("model.encoders[speech].layers", 2)),
+        (["--data.directory", "/tmp/x"], ("data.directory", "/tmp/x")),
+    ],
+)
+def test_overrides(flags, value):
+    path, expected = value
+    node = c.override(tiny(), flags)
+    for name in re.findall(r"\w+", path):
+        node = node[name] if isinstance(node, dict) else getattr(node, name)
+    assert node == expected and type(node) is type(expected)
+
+
+def test_a_part_is_chosen_by_the_name_of_its_class():
+    config = c.override(tiny(), ["--optimizer.rule", "Lion", "--optimizer.rule.b1", "0.8"])
+    assert config.optimizer.rule == c.Lion(b1=0.8)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (
+            ["--checkpoint.evry-steps", "7"],
+            "unknown config key 'checkpoint.evry_steps'; did you mean 'checkpoint.every_steps'?",
+        ),
+        (["--modle.dtype", "float32"], "did you mean 'model'?"),
+        (["--peak", "1e-3"], "did you mean 'optimizer.schedule.peak'?"),
+        (["--steps", "many"], "steps must be a whole number, not 'many'"),
+        (["--steps", "1.5"], "steps must be a whole number, not 1.5"),
+        (["--log.tensorboard", "1"], "log.tensorboard must be true or false, not 1"),
+        (["--model.dtype", "float8"], "one of 'float32', 'bfloat16'"),
+        (["--optimizer.rule", "AdamX"], "did you mean 'AdamW'?"),
+        (["--optimizer.schedule", "WarmupCosine"], "optimizer.schedule.steps is not set"),
+        (["--seed.deep", "1"], "'seed' is 0 and has no keys of its own"),
+        (["--steps"], "--steps has no value"),
+        (["steps", "3"], "cannot read the argument 'steps'"),
+    ],
+)
+def test_errors_name_the_key_and_the_nearest_one(flags, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        c.override(tiny(), flags)
+
+
+def test_a_broken_config_file_is_named(tmp_path):
+    for text, message in (
+        ("config = 1", "must assign `config = Experiment"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("from mmjax.config import Data\nData(rwos={})", "rwos"),
+    ):
+        path = tmp_path / "config.py"
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            c.load(path)
+    with pytest.raises(UserError, match="there is no config file"):
+        c.load(tmp_path / "missing.py")
+
+
+def test_differences_are_named_by_key():
+    assert c.differences(tiny(), tiny(seed=3)) == {"seed": (0, 3)}

@@ -1,0 +1,131 @@
+"""spoken_easy_vqa: prepared once, wholly or not at all; loaded alike on any number of hosts."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import tiny
+
+from mmjax.data.loader import Batches, prefetch, share_of_padding
+from mmjax.data.spoken_easy_vqa import SpokenEasyVQA, prepare
+from mmjax.data.spoken_easy_vqa_builder import VOICES
+from mmjax.errors import UserError
+from mmjax.train.build import build_layout
+from mmjax.train.loop import make_sampler
+
+
+def test_test_voices_are_never_heard_in_training():
+    train, test = ({voice.variant for voice in VOICES[split]} for split in ("train", "test"))
+    assert not train & test and len(set(VOICES["train"])) == 48 and len(set(VOICES["test"])) == 8
+
+
+def test_an_example_holds_what_the_index_says(source):
+    for index in (0, 17, len(source) - 1):
+        example = source[index]
+        assert len(example.speech()) == source.sizes["speech"][index]
+        assert len(source.tokenizer.encode(example.text)) == source.sizes["text"][index]
+        assert example.transcript == example.text and 0 <= example.answer < len(source.answers) == 13
+
+
+def test_unknown_split():
+    with pytest.raises(UserError, match="no split 'dev'"):
+        SpokenEasyVQA("/tmp", "dev")
+
+
+def prepare_in_a_process(directory):
+    code = f"from mmjax.data.spoken_easy_vqa import prepare\nif __name__ == '__main__': prepare({str(directory)!r}, 60)"
+    script = directory.parent / "prepare.py"
+    script.write_text(code)
+    return subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+def test_an_interrupted_preparation_leaves_nothing_half_made(tmp_path):
+    directory = tmp_path / "data"
+    killed = prepare_in_a_process(directory)
+    while not (directory / ".spoken_easy_vqa_60.preparing").exists() and killed.poll() is None:
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (directory / "spoken_easy_vqa_60").exists()
+    # Two at once now: one prepares, the other waits for it.
+    both = [prepare_in_a_process(directory) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert sorted(os.listdir(directory)) == [".spoken_easy_vqa_60.lock", "spoken_easy_vqa_60"]
+    stamp = (prepare(directory, 60) / "dataset_info.json").stat().st_mtime_ns
+    assert (prepare(directory, 60) / "dataset_info.json").stat().st_mtime_ns == stamp, "prepared once"
+
+
+def batches(source, host=0, hosts=1):
+    config = tiny()
+    layout = build_layout(config, source.tokenizer)
+    return Batches(source, layout, make_sampler(config, layout, source), host, hosts)
+
+
+def same(one, other):
+    return (
+        all(np.array_equal(a, b) for n in one for a, b in zip(one[n], other[n], strict=True))
+        and one.keys() == other.keys()
+    )
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_together_hold_the_batch_of_one(source, hosts):
+    whole = batches(source)[5]
+    parts = [batches(source, host, hosts)[5] for host in range(hosts)]
+    joined = {
+        name: type(stream)(*(np.concatenate(arrays) for arrays in zip(*(part[name] for part in parts), strict=True)))
+        for name, stream in whole.items()
+    }
+    assert same(whole, joined)
+
+
+def test_prefetching_in_threads_changes_nothing(source):
+    direct = batches(source)
+    for step, batch in enumerate(prefetch(batches(source), 3, 9, threads=4), 3):
+        assert same(batch, direct[step])
+
+
+def test_segments_mean_the_same_example_in_every_stream(source):
+    batch = batches(source)[0]
+    numbers = batch["examples"]
+    for row in range(len(numbers.segments)):
+        for slot in np.flatnonzero(numbers.segments[row]):
+            example = source[numbers.features[row, slot]]
+            segment = slot + 1
+            text = batch["text"].features[row][batch["text"].segments[row] == segment]
+            if len(text):
+                assert source.tokenizer.decode(text) == example.text
+            speech = batch["speech"].features[row][batch["speech"].segments[row] == segment]
+            if len(speech):
+                samples = example.speech()
+                np.testing.assert_array_equal(speech.reshape(-1)[: len(samples)], samples)
+            assert batch["answer"].features[row, slot] == example.answer
+            assert len(text) or len(speech), "every example shows something"
+
+
+def test_an_unreadable_example_is_set_aside_and_counted(source):
+    class Damaged:
+        sizes, tokenizer, answers = source.sizes, source.tokenizer, source.answers
+
+        def __len__(self):
+            return len(source)
+
+        def __getitem__(self, index):
+            example = source[index]
+            return example._replace(image=b"broken") if index % 5 == 0 else example
+
+    damaged = batches(Damaged())
+    seen = [x for step in range(20) for x in damaged[step]["examples"].features[damaged[step]["examples"].segments > 0]]
+    assert damaged.skipped and all(index % 5 == 0 for index in damaged.skipped)
+    assert "cannot decode the image of example" in next(iter(damaged.skipped.values()))
+    assert not set(damaged.skipped) & set(map(int, seen))
+
+
+def test_share_of_padding(source):
+    shares = share_of_padding(batches(source)[0])
+    assert set(shares) == {"speech", "image", "text", "transcript", "examples", "answer"}
+    assert all(0 <= share < 1 for share in shares.values())

@@ -1,0 +1,253 @@
+"""The run: exact resume, accumulation, schedules, optimizers, and steps that must not poison it."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import tiny
+
+from mmjax import config as c
+from mmjax.errors import UserError
+from mmjax.parallel.mesh import make_mesh, state_shardings
+from mmjax.train.build import build_layout, build_model, build_objectives
+from mmjax.train.checkpoint import Checkpoints, describe_run, digest
+from mmjax.train.loop import train
+from mmjax.train.optimizer import build_optimizer, build_schedule, decayed
+from mmjax.train.step import init_state, make_train_step, unboxed
+
+
+def lines(run, kind="train"):
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in found if line["kind"] == kind]
+
+
+LOSSES = ("loss", "answer/loss", "transcript/loss", "gradient_norm")
+
+
+def losses(run):
+    return {line["step"]: [line[name] for name in LOSSES] for line in lines(run)}
+
+
+def test_a_run_leaves_what_it_promises(run):
+    assert c.from_json((run / "config.json").read_text()) == tiny()
+    assert sorted(losses(run)) == [1, 2, 3, 4, 5, 6]
+    assert lines(run)[-1]["examples_per_second"] > 0 and "padding/speech" in lines(run)[-1]
+    assert [line["step"] for line in lines(run, "eval")] == [6]
+    checkpoints = describe_run(run)
+    assert [one["step"] for one in checkpoints] == [2, 4, 6]
+    assert all(one["intact"] and one["bytes"] > 0 and len(one["digest"]) == 64 for one in checkpoints)
+
+
+def test_going_on_gives_bitwise_the_same(run, tmp_path):
+    train(tiny(steps=3), tmp_path)  # ends between two checkpoints of the whole run
+    train(tiny(), tmp_path)
+    assert losses(tmp_path) == losses(run)
+    assert describe_run(tmp_path)[-1]["digest"] == describe_run(run)[-1]["digest"]
+
+
+def test_a_finished_run_does_not_train_again(run):
+    before = (run / "metrics.jsonl").read_text()
+    result = train(tiny(), run)
+    assert result["speech+image"]["examples"] == 300
+    assert [line["step"] for line in lines(run)] == [1, 2, 3, 4, 5, 6]
+    assert losses(run) == {
+        x["step"]: [x[n] for n in LOSSES] for x in map(json.loads, before.splitlines()) if x["kind"] == "train"
+    }
+
+
+def test_another_number_of_devices_gives_the_same_losses(run, tmp_path):
+    train(tiny(mesh=c.Mesh(data=4, fsdp=2)), tmp_path)
+    here, there = losses(run), losses(tmp_path)
+    for step in here:
+        np.testing.assert_allclose(here[step], there[step], rtol=1e-4)
+
+
+def test_a_run_of_another_config_is_refused(run):
+    with pytest.raises(UserError, match="another config: seed is 0 there and 1 here"):
+        train(tiny(seed=1), run)
+
+
+def test_a_damaged_checkpoint_is_seen_and_gone_back_from(tmp_path):
+    train(tiny(steps=4), tmp_path)
+    whole = losses(tmp_path)
+    damage(tmp_path / "checkpoints" / "4")
+    assert [one["intact"] for one in describe_run(tmp_path)] == [True, False]
+    train(tiny(steps=4), tmp_path)
+    assert losses(tmp_path) == whole
+    assert all(one["intact"] for one in describe_run(tmp_path))
+
+
+def damage(checkpoint):
+    """Flips a byte in the middle of the largest file."""
+    largest = max((f for f in checkpoint.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    largest.write_bytes(data)
+
+
+def command(run, *flags):
+    """`mmjax train` of the tiny config in a process of its own."""
+    config = run.parent / "tiny.json"
+    config.write_text(c.to_json(tiny(steps=12, mesh=c.Mesh())))
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "mmjax", "train", str(config), "--run-dir", str(run), *flags],
+        env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_kill_9_at_random_moments_changes_nothing(tmp_path):
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    begin = time.monotonic()
+    assert command(straight).wait() == 0
+    duration = time.monotonic() - begin
+    moments = random.Random(0)
+    for _ in range(4):
+        process = command(killed)
+        time.sleep(duration * moments.uniform(0.5, 0.9))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    process = command(killed)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert losses(killed) == losses(straight)
+    assert describe_run(killed)[-1]["digest"] == describe_run(straight)[-1]["digest"]
+
+
+def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
+    process = command(tmp_path / "run", "--steps", "100000", "--checkpoint.every-steps", "none")
+    while process.poll() is None and not (tmp_path / "run" / "metrics.jsonl").exists():
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0 and "its state is saved" in errors and "Traceback" not in errors
+    assert len(describe_run(tmp_path / "run")) == 1
+
+
+@pytest.fixture(scope="module")
+def parts(source):
+    config = tiny()
+    model, objectives = build_model(config.model), build_objectives(config)
+    layout = build_layout(config, source.tokenizer)
+    from mmjax.check import Subject
+
+    return config, model, objectives, layout, Subject(config).batch
+
+
+def test_a_gradient_that_is_not_finite_skips_the_step_and_is_counted(parts):
+    config, model, objectives, _, batch = parts
+    optimizer = build_optimizer(config.optimizer)
+    state = jax.jit(lambda: unboxed(init_state(model, optimizer, batch, 0, True)))()
+    broken = dict(batch)
+    features = batch["speech"].features.copy()
+    features[batch["speech"].segments > 0] = np.nan
+    broken["speech"] = batch["speech"]._replace(features=features)
+    step = jax.jit(make_train_step(model, objectives, optimizer, average_decay=0.9))
+    after, metrics = step(state, broken)
+    assert int(after.skipped) == 1 == int(metrics["skipped_steps"]) and int(after.step) == 1
+    assert digest(after.params) == digest(state.params) and digest(after.optimizer) == digest(state.optimizer)
+    better, _ = step(after, batch)
+    assert int(better.skipped) == 1 and digest(better.params) != digest(state.params)
+
+
+def test_optimizer_state_is_divided_like_its_parameters(parts):
+    config, model, _, _, batch = parts
+    optimizer = build_optimizer(config.optimizer)
+    boxed = jax.eval_shape(lambda: init_state(model, optimizer, batch, 0, True))
+    shardings = state_shardings(boxed, make_mesh(data=4, fsdp=2))
+    of_params = jax.tree.leaves(shardings.params)
+    adam = next(s for s in jax.tree.leaves(shardings.optimizer, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu"))
+    assert jax.tree.leaves(adam.mu) == of_params == jax.tree.leaves(adam.nu) == jax.tree.leaves(shardings.average)
+    assert any("fsdp" in str(s.spec) for s in of_params)
+
+
+def test_weight_decay_acts_on_kernels_alone(parts):
+    _, model, _, _, batch = parts
+    params = jax.eval_shape(lambda: unboxed(model.init(jax.random.key(0), batch)["params"]))
+    marked = {jax.tree_util.keystr(path): flag for path, flag in jax.tree_util.tree_leaves_with_path(decayed(params))}
+    assert any(marked.values()) and not all(marked.values())
+    for path, flag in marked.items():
+        assert flag == path.endswith("['kernel']"), path
+
+
+@pytest.mark.parametrize(
+    "schedule, expected",
+    [
+        (c.Constant(peak=1.0, warmup=4), {0: 0.25, 3: 1.0, 4: 1.0, 100: 1.0}),
+        (c.WarmupCosine(peak=1.0, warmup=10, steps=110, end=0.1), {0: 0.1, 10: 1.0, 60: 0.55, 110: 0.1, 500: 0.1}),
+        (c.WarmupLinear(peak=2.0, warmup=0, steps=100), {0: 2.0, 50: 1.0, 100: 0.0}),
+        (c.WarmupStableDecay(peak=1.0, warmup=10, decay=20, steps=100), {9: 1.0, 50: 1.0, 80: 1.0, 90: 0.5, 100: 0.0}),
+        (c.InverseSquareRoot(peak=1.0, warmup=100), {99: 1.0, 100: 1.0, 400: 0.5, 900: 1 / 3}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_schedules(schedule, expected):
+    build = build_schedule(schedule)
+    for step, rate in expected.items():
+        assert float(build(step)) == pytest.approx(rate, abs=1e-6), step
+
+
+@pytest.mark.parametrize("rule", [c.AdamW(), c.Lion(), c.Adafactor(), c.SGD()], ids=lambda rule: type(rule).__name__)
+def test_every_optimizer_goes_downhill(rule):
+    optimizer = build_optimizer(c.Optimizer(rule=rule, schedule=c.Constant(peak=0.05)))
+    params = {"kernel": jnp.full((4, 4), 2.0), "bias": jnp.ones(4)}
+    state = optimizer.init(params)
+
+    def loss(p):
+        return (p["kernel"] ** 2).sum() + (p["bias"] ** 2).sum()
+
+    before = loss(params)
+    for _ in range(20):
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        params = optax.apply_updates(params, updates)
+    assert loss(params) < before
+
+
+def test_bfloat16_compute_keeps_float32_parameters_and_losses(parts):
+    config, *_, batch = parts
+    import dataclasses
+
+    half = build_model(dataclasses.replace(config.model, dtype="bfloat16"))
+    full = build_model(config.model)
+    params = jax.jit(lambda: unboxed(full.init(jax.random.key(0), batch)["params"]))()
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+    a, b = (jax.jit(m.apply)({"params": params}, batch)["answer"].features for m in (half, full))
+    assert a.dtype == jnp.float32
+    np.testing.assert_allclose(a, b, atol=0.05 * float(np.abs(b).max()))
+
+
+def test_saving_to_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints._manager, "save", full)
+    with pytest.raises(UserError, match="cannot save the checkpoint of step 3 .* No space left on device"):
+        checkpoints.save(3, {"a": jnp.ones(2)}, {"step": 3})
+
+
+def test_the_models_know_nothing_of_the_rest_of_the_house():
+    """Imports run downwards only (docs/architecture.md)."""
+    forbidden = {
+        "models": ("data", "objectives", "train", "evaluate", "parallel", "cli", "config"),
+        "data": ("models", "objectives", "train", "evaluate", "parallel", "cli"),
+        "objectives": ("models", "data", "train", "evaluate", "parallel", "cli"),
+    }
+    for room, others in forbidden.items():
+        for file in pathlib.Path("mmjax", room).glob("*.py"):
+            text = file.read_text()
+            for other in others:
+                assert f"mmjax.{other}" not in text and f"mmjax import {other}" not in text, (file, other)
+            if room == "data":
+                assert "import jax" not in text and "import flax" not in text, file
