@@ -124,7 +124,7 @@ class Data:
     batch_rows: int = 16  # rows of a batch, over all devices
     rows: Mapping[str, int]  # what a row holds of each stream: hops, patches, tokens, examples
     subsets: Mapping[str, float]  # modality dropout: how often each subset of modalities is trained on
-    window: int = 2048  # examples that the packer chooses from at a time
+    window: int = 4096  # examples that the packer chooses from at a time
     threads: int = 1
 
 
@@ -354,11 +354,14 @@ def _set(tree: dict, key: str, value: Any) -> None:
     for name in [*parents, last]:
         # Names that a person gave (a modality, a subset) may hold dashes: compare as the flag is read.
         found = next((k for k in node if k != "class" and k.replace("-", "_") == name), None)
+        if found is None and name is last and set(node) == {"class"}:
+            found = name  # of a class that was chosen a flag ago; `from_dict` knows its fields
         if found is None:
             raise UserError(f"unknown config key '{_join(path, name)}'{_nearest(name, node, path, tree)}")
         path = _join(path, found)
         if name is last and path.count(".") == len(parents):
-            node[found] = value
+            chosen = isinstance(value, str) and isinstance(node.get(found), dict) and "class" in node[found]
+            node[found] = {"class": value} if chosen else value
         elif isinstance(node[found], dict):
             node = node[found]
         else:
@@ -379,10 +382,12 @@ def _literal(text: str) -> Any:
 
 
 def to_json(config: Experiment) -> str:
+    """The resolved config, every field written out."""
     return json.dumps(to_dict(config), indent=2) + "\n"
 
 
 def from_json(text: str, name: str = "the config") -> Experiment:
+    """The inverse of `to_json`; `name` is what an error calls the text."""
     try:
         return from_dict(Experiment, json.loads(text), "")
     except json.JSONDecodeError as error:

@@ -48,7 +48,7 @@ class Sampler:
         batch_rows: int,
         *,
         seed: int = 0,
-        window: int = 2048,
+        window: int = 4096,
         shuffle: bool = True,
         epochs: int | None = None,
     ):
