@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import tiny
 
+from mmjax.data.audio import read_audio
 from mmjax.data.loader import Batches, prefetch, share_of_padding
 from mmjax.data.spoken_easy_vqa import SpokenEasyVQA, prepare
 from mmjax.data.spoken_easy_vqa_builder import VOICES
@@ -57,6 +58,21 @@ def test_an_interrupted_preparation_leaves_nothing_half_made(tmp_path):
     assert sorted(os.listdir(directory)) == [".spoken_easy_vqa_60.lock", "spoken_easy_vqa_60"]
     stamp = (prepare(directory, 60) / "dataset_info.json").stat().st_mtime_ns
     assert (prepare(directory, 60) / "dataset_info.json").stat().st_mtime_ns == stamp, "prepared once"
+
+
+def test_recordings_are_the_same_however_the_work_is_shared(monkeypatch):
+    from mmjax.data import spoken_easy_vqa_builder as builder
+
+    texts = ["is there a circle?", "what color is the shape?"]
+    wanted = [(text, voice) for voice in VOICES["train"][:3] for text in texts]
+    by_cores = []
+    for cores in (1, 3):
+        monkeypatch.setattr(builder.os, "cpu_count", lambda cores=cores: cores)
+        # Decoded: an OGG file carries a serial number that libsndfile draws at random.
+        by_cores.append({which: read_audio(data) for which, (data, _) in builder._speak_all(wanted).items()})
+    assert by_cores[0].keys() == set(wanted)
+    for which, samples in by_cores[0].items():
+        np.testing.assert_array_equal(samples, by_cores[1][which])
 
 
 def batches(source, host=0, hosts=1):

@@ -36,6 +36,8 @@ def _library():
     rate = library.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), 0)
     if rate <= 0:
         raise UserError("espeak-ng could not be initialised; reinstall the package espeakng-loader")
+    # espeak-ng seeds the noise in its voices by the clock; the same text shall sound the same tomorrow.
+    library.espeak_ng_SetRandSeed(ctypes.c_long(1))
     return library, rate
 
 
@@ -43,7 +45,10 @@ _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 
 def synthesise(text: str, voice: Voice, sample_rate: int = 16_000) -> np.ndarray:
-    """Speaks `text`; returns float32 samples in [-1, 1] at `sample_rate` Hz, the same for the same input.
+    """Speaks `text`; returns float32 samples in [-1, 1] at `sample_rate` Hz.
+
+    A process that speaks the same texts in the same order gives the same samples; espeak-ng's voices carry a
+    little of one utterance into the next.
 
     Raises:
       UserError: the voice variant does not exist, or the text has nothing that can be spoken.

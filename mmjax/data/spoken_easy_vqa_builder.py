@@ -101,17 +101,27 @@ def question_pairs(split: str) -> list[dict]:
 
 
 def _speak_all(wanted: list[tuple[str, Voice]]) -> dict[tuple[str, Voice], tuple[bytes, int]]:
-    """Speaks each (text, voice) once, on all cores; returns OGG bytes and the number of samples."""
-    # espeak-ng keeps global state and JAX keeps threads: separate, freshly started processes.
-    context = multiprocessing.get_context("spawn")
+    """Speaks each (text, voice) once, on all cores; returns OGG bytes and the number of samples.
+
+    espeak-ng carries the flutter of a voice on from one utterance to the next, in variables that nothing
+    resets. So each voice speaks its texts, in order, in a fresh process of its own: the recordings are the
+    same on any machine, however many cores share the work.
+    """
+    by_voice = [(voice, [text for text, speaker in wanted if speaker == voice]) for voice in sum(VOICES.values(), [])]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     recordings = {}
-    with context.Pool(min(os.cpu_count(), 16)) as pool, progress.bar("speaking", len(wanted), "recordings") as bar:
-        for request, recording in zip(wanted, pool.imap(_speak, wanted, chunksize=64), strict=True):
-            recordings[request] = recording
-            bar.advance()
+    with (
+        context.Pool(min(os.cpu_count(), 16), maxtasksperchild=1) as pool,
+        progress.bar("speaking", len(wanted), "recordings") as bar,
+    ):
+        for voice, spoken in pool.imap(_speak, by_voice, chunksize=1):
+            recordings |= {(text, voice): recording for text, recording in spoken.items()}
+            bar.advance(len(spoken))
     return recordings
 
 
-def _speak(request: tuple[str, Voice]) -> tuple[bytes, int]:
-    encoded = encode_ogg(synthesise(*request, SAMPLE_RATE), SAMPLE_RATE)
-    return encoded, len(read_audio(encoded, SAMPLE_RATE))
+def _speak(request: tuple[Voice, list[str]]) -> tuple[Voice, dict[str, tuple[bytes, int]]]:
+    voice, texts = request
+    encoded = {text: encode_ogg(synthesise(text, voice, SAMPLE_RATE), SAMPLE_RATE) for text in texts}
+    return voice, {text: (data, len(read_audio(data, SAMPLE_RATE))) for text, data in encoded.items()}
