@@ -7,8 +7,10 @@ from mmjax.config import (
     Conformer,
     CrossAttention,
     Data,
+    Evaluation,
     Experiment,
     Head,
+    Log,
     Multimodal,
     Optimizer,
     SpokenEasyVQA,
@@ -17,33 +19,38 @@ from mmjax.config import (
     WarmupCosine,
 )
 
-STEPS = 400
+STEPS = 900
 
 config = Experiment(
     name="quickstart",
     steps=STEPS,
     data=Data(
         source=SpokenEasyVQA(vocabulary=128),
-        batch_rows=16,
-        rows={"speech": 740, "image": 448, "text": 25, "transcript": 37, "examples": 8},
+        batch_rows=8,
+        rows={"speech": 724, "image": 448, "text": 24, "transcript": 36, "examples": 8},
         subsets={
-            "speech+image": 0.50,
-            "image+text": 0.30,
-            "speech+image+text": 0.08,
+            "speech+image": 0.53,
+            "image+text": 0.33,
+            "speech+image+text": 0.03,
             "speech": 0.04,
-            "image": 0.04,
+            "image": 0.03,
             "text": 0.04,
         },
     ),
     model=Multimodal(
         encoders={
-            "speech": Conformer(layers=3, width=128, heads=4, kernel=9, stem_channels=32, positions="rotary"),
-            "image": ViT(patch=8, image_size=64, layers=3, width=128, heads=4, mlp=512),
-            "text": Transformer(vocabulary=128, layers=2, width=128, heads=4, mlp=512),
+            "speech": Conformer(layers=2, width=96, heads=4, kernel=9, stem_channels=32, positions="rotary"),
+            "image": ViT(
+                patch=8, image_size=64, layers=4, width=128, heads=4, mlp=384, positions="rotary", mean=0.9, std=0.2
+            ),
+            "text": Transformer(vocabulary=128, layers=2, width=96, heads=4, mlp=384),
         },
-        fusion=CrossAttention(layers=3, width=128, heads=4, mlp=512, queries=4),
+        fusion=CrossAttention(layers=3, width=128, heads=4, mlp=512, queries=8),
         heads={"answer": Head(reads="fused", outputs=13), "transcript": Head(reads="speech", outputs=128)},
+        unroll=True,
     ),
     objectives={"answer": Classification(), "transcript": CTC(weight=0.3)},
-    optimizer=Optimizer(rule=AdamW(), schedule=WarmupCosine(peak=2e-3, warmup=50, steps=STEPS)),
+    optimizer=Optimizer(rule=AdamW(), schedule=WarmupCosine(peak=1.2e-3, warmup=80, steps=STEPS), ema=0.99),
+    evaluation=Evaluation(subsets=("speech+image",)),
+    log=Log(every_steps=10),
 )

@@ -7,7 +7,9 @@ and 48,248 questions (107 distinct) with 13 answers. espeak-ng speaks every ques
 Encoded bytes are stored (PNG, OGG Vorbis), since TFDS's own Image and Audio features need TensorFlow.
 """
 
+import functools
 import multiprocessing
+import operator
 import os
 from pathlib import Path
 
@@ -107,7 +109,7 @@ def _speak_all(wanted: list[tuple[str, Voice]]) -> dict[tuple[str, Voice], tuple
     resets. So each voice speaks its texts, in order, in a fresh process of its own: the recordings are the
     same on any machine, however many cores share the work.
     """
-    by_voice = [(voice, [text for text, speaker in wanted if speaker == voice]) for voice in sum(VOICES.values(), [])]
+    by_voice = [(voice, [text for text, speaker in wanted if speaker == voice]) for voice in functools.reduce(operator.iadd, VOICES.values(), [])]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     recordings = {}
