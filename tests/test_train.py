@@ -238,7 +238,7 @@ def test_saving_to_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
 
 
 def test_the_models_know_nothing_of_the_rest_of_the_house():
-    """Imports run downwards only (docs/architecture.md)."""
+    """Imports run downwards only: cli > train, evaluate > objectives, models, data > stream, config."""
     forbidden = {
         "models": ("data", "objectives", "train", "evaluate", "parallel", "cli", "config"),
         "data": ("models", "objectives", "train", "evaluate", "parallel", "cli"),

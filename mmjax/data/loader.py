@@ -32,7 +32,7 @@ class Batches:
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return sys.maxsize if self.sampler._epochs is None else len(self.sampler)
+        return sys.maxsize if self.sampler.endless else len(self.sampler)
 
     def __getitem__(self, step: int) -> Batch:
         packer = Packer(self.layout, self._share)

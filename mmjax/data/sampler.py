@@ -76,9 +76,14 @@ class Sampler:
 
     # Steps. -----------------------------------------------------------------------------------------------
 
+    @property
+    def endless(self) -> bool:
+        """Whether epochs follow each other without end."""
+        return self._epochs is None
+
     def __len__(self) -> int:
         """The number of steps, the last one perhaps with fewer rows (finite epochs only)."""
-        if self._epochs is None:
+        if self.endless:
             raise TypeError("an endless sampler has no length")
         with self._lock:
             for window in range(self._windows):

@@ -103,7 +103,7 @@ def train(config: c.Experiment, run: Path) -> dict[str, Any]:
 
     # The loop. The host waits for a step only after the next one is on its way, so the devices never wait for it.
     stop = StopSignal()
-    pending, before = None, None
+    pending, before, done = None, None, first
     ready = prefetch(batches, first, config.steps, config.data.threads)
     for step in range(first, config.steps):
         asked = time.perf_counter()
@@ -134,7 +134,7 @@ def train(config: c.Experiment, run: Path) -> dict[str, Any]:
         )
 
     # The end: everything that the run was for.
-    results = evaluate(config.steps, None)
+    results = evaluate(done, None)
     writer.close()
     if lead:
         report.end(started, compiled, batches, run)
