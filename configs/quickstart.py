@@ -19,7 +19,7 @@ from mmjax.config import (
     WarmupCosine,
 )
 
-STEPS = 900
+STEPS = 800
 
 config = Experiment(
     name="quickstart",

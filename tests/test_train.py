@@ -18,7 +18,7 @@ from conftest import tiny
 
 from mmjax import config as c
 from mmjax.errors import UserError
-from mmjax.parallel.mesh import make_mesh, state_shardings
+from mmjax.parallel.mesh import state_shardings
 from mmjax.train.build import build_layout, build_model, build_objectives
 from mmjax.train.checkpoint import Checkpoints, describe_run, digest
 from mmjax.train.loop import train
@@ -66,8 +66,9 @@ def test_a_finished_run_does_not_train_again(run):
 
 
 def test_another_number_of_devices_gives_the_same_losses(run, tmp_path):
-    train(tiny(mesh=c.Mesh(data=4, fsdp=2)), tmp_path)
-    here, there = losses(run), losses(tmp_path)
+    process = command(tmp_path / "run", "--steps", "6", "--mesh.fsdp", "2", devices=8)
+    assert process.wait() == 0, process.stderr.read()
+    here, there = losses(run), losses(tmp_path / "run")
     for step in here:
         np.testing.assert_allclose(here[step], there[step], rtol=1e-4)
 
@@ -95,11 +96,14 @@ def damage(checkpoint):
     largest.write_bytes(data)
 
 
-def command(run, *flags):
+def command(run, *flags, devices=1):
     """`mmjax train` of the tiny config in a process of its own."""
     config = run.parent / "tiny.json"
-    config.write_text(c.to_json(tiny(steps=12, mesh=c.Mesh())))
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=1"}
+    config.write_text(c.to_json(tiny(steps=12)))
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
+    }
     return subprocess.Popen(
         [sys.executable, "-m", "mmjax", "train", str(config), "--run-dir", str(run), *flags],
         env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -164,7 +168,8 @@ def test_optimizer_state_is_divided_like_its_parameters(parts):
     config, model, _, _, batch = parts
     optimizer = build_optimizer(config.optimizer)
     boxed = jax.eval_shape(lambda: init_state(model, optimizer, batch, 0, True))
-    shardings = state_shardings(boxed, make_mesh(data=4, fsdp=2))
+    mesh = jax.sharding.AbstractMesh((4, 2), ("data", "fsdp"))
+    shardings = state_shardings(boxed, mesh)
     of_params = jax.tree.leaves(shardings.params)
     adam = next(s for s in jax.tree.leaves(shardings.optimizer, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu"))
     assert jax.tree.leaves(adam.mu) == of_params == jax.tree.leaves(adam.nu) == jax.tree.leaves(shardings.average)

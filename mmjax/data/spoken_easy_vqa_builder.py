@@ -109,7 +109,10 @@ def _speak_all(wanted: list[tuple[str, Voice]]) -> dict[tuple[str, Voice], tuple
     resets. So each voice speaks its texts, in order, in a fresh process of its own: the recordings are the
     same on any machine, however many cores share the work.
     """
-    by_voice = [(voice, [text for text, speaker in wanted if speaker == voice]) for voice in functools.reduce(operator.iadd, VOICES.values(), [])]
+    by_voice = [
+        (voice, [text for text, speaker in wanted if speaker == voice])
+        for voice in functools.reduce(operator.iadd, VOICES.values(), [])
+    ]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     recordings = {}

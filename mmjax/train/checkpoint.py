@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,13 @@ class Checkpoints:
             items = ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
             restored = self._manager.restore(step, args=items)
         return jax.tree.map(np.asarray, restored["state"]), restored["meta"]
+
+    def set_aside(self, step: int) -> Path:
+        """Renames a checkpoint that cannot be read, so that the step can be saved again; nothing is deleted."""
+        aside = self._path.parent / f"damaged-checkpoint-{step}-{int(time.time())}"
+        (self._path / str(step)).rename(aside)
+        self._manager.reload()
+        return aside
 
     def describe(self) -> Iterator[dict[str, Any]]:
         """Per step, oldest first: size in bytes, digest, and whether all of it is there and as it was saved."""

@@ -195,7 +195,8 @@ def resume(checkpoints: Checkpoints, abstract: TrainState, sampler: Sampler) -> 
         try:
             state, data = checkpoints.restore(step, abstract)
         except UserError as error:
-            progress.console.print(f"[yellow]{error}; going back to the one before[/yellow]")
+            aside = checkpoints.set_aside(step) if jax.process_index() == 0 else "another place"
+            progress.console.print(f"[yellow]{error}; it is now {aside}, going back to the one before[/yellow]")
             continue
         sampler.restore(data)
         return state, step
