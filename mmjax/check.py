@@ -275,6 +275,7 @@ def on_processes(config: c.Experiment, count: int) -> list[np.ndarray]:
             subprocess.Popen(
                 [sys.executable, "-m", "mmjax.check", scratch, str(port), str(number), str(count)],
                 env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},  # one device each, not 8 simulated ones
+                stdout=subprocess.DEVNULL,  # Gloo talks there
                 stderr=subprocess.PIPE,
                 text=True,
             )

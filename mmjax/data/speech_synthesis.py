@@ -2,8 +2,10 @@
 
 import ctypes
 import functools
+from pathlib import Path
 from typing import NamedTuple
 
+import espeakng_loader
 import numpy as np
 import soxr
 
@@ -30,8 +32,6 @@ class Voice(NamedTuple):
 @functools.cache
 def _library():
     """Loads and initialises the library once per process (it keeps global state: one thread at a time)."""
-    import espeakng_loader
-
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     rate = library.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), 0)
     if rate <= 0:
@@ -54,8 +54,10 @@ def synthesise(text: str, voice: Voice, sample_rate: int = 16_000) -> np.ndarray
       UserError: the voice variant does not exist, or the text has nothing that can be spoken.
     """
     library, native_rate = _library()
-    if library.espeak_SetVoiceByName(f"en-us+{voice.variant}".encode()) != 0:
+    # espeak-ng itself takes an unknown variant for none at all, without a word.
+    if not (Path(espeakng_loader.get_data_path()) / "voices" / "!v" / voice.variant).is_file():
         raise UserError(f"espeak-ng has no voice variant '{voice.variant}'")
+    library.espeak_SetVoiceByName(f"en-us+{voice.variant}".encode())
     library.espeak_SetParameter(_RATE, voice.speed, 0)
     library.espeak_SetParameter(_PITCH, voice.pitch, 0)
 
