@@ -50,7 +50,6 @@ def main(arguments: list[str] | None = None) -> int:
             from mmjax.parallel import runtime
 
             runtime.prepare(devices=8 if options.command == "check" else None)
-            runtime.join_processes()
         return {f.__name__.strip("_"): f for f in (_train, _eval, _predict, _check, _checkpoints, _config)}[
             options.command
         ](options, rest)

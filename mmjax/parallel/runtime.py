@@ -34,18 +34,5 @@ def prepare(devices: int | None = None) -> None:
         libc.mallopt(-4, 0), libc.mallopt(-1, 2**31 - 1), libc.mallopt(-2, 2**28)
 
 
-def join_processes() -> None:
-    """Joins the processes of a launch script: those it names in MMJAX_COORDINATOR, MMJAX_PROCESSES, MMJAX_PROCESS.
-
-    Without these, there is one process.
-    """
-    if "MMJAX_COORDINATOR" in os.environ:
-        import jax
-
-        jax.distributed.initialize(
-            os.environ["MMJAX_COORDINATOR"], int(os.environ["MMJAX_PROCESSES"]), int(os.environ["MMJAX_PROCESS"])
-        )
-
-
 def _accelerator() -> bool:
     return os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/accel0") or "TPU_NAME" in os.environ
