@@ -1,4 +1,4 @@
-"""The quickstart: a small model learns to answer spoken questions about pictures, in under ten minutes on a laptop.
+"""The quickstart: a small model learns to answer spoken questions about pictures, in under ten minutes on two CPU cores.
 
     mmjax train configs/quickstart.py
 

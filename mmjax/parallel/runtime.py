@@ -4,8 +4,8 @@ import ctypes
 import os
 import platform
 
-# Measured on CPU (docs/performance.md): the memory-optimised order of operations and XLA's own matrix products
-# instead of the bundled library's single ones are faster together with the allocator's settings below.
+# Known to help larger Conformers on CPU, together with the allocator's settings below; on the quickstart's towers no
+# difference was measured (docs/log.md).
 CPU_FLAGS = (
     "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
     "--xla_cpu_experimental_ynn_fusion_type=-individual_dot",
