@@ -13,7 +13,6 @@ then, shapes are not yet (docs/log.md).
 
 from mmjax.config import (
     CTC,
-    AdamW,
     Classification,
     Conformer,
     CrossAttention,
@@ -23,6 +22,7 @@ from mmjax.config import (
     Head,
     Log,
     Multimodal,
+    Muon,
     Optimizer,
     SpokenEasyVQA,
     Transformer,
@@ -30,22 +30,22 @@ from mmjax.config import (
     WarmupCosine,
 )
 
-STEPS = 800
+STEPS = 400
 
 config = Experiment(
     name="quickstart",
     steps=STEPS,
     data=Data(
         source=SpokenEasyVQA(vocabulary=128),
-        batch_rows=8,
-        rows={"speech": 724, "image": 448, "text": 24, "transcript": 36, "examples": 8},
+        batch_rows=16,
+        rows={"speech": 640, "image": 448, "text": 30, "transcript": 32, "examples": 8},
         subsets={
-            "speech+image": 0.53,
-            "image+text": 0.33,
-            "speech+image+text": 0.03,
-            "speech": 0.04,
+            "speech+image": 0.45,
+            "image+text": 0.42,
+            "speech+image+text": 0.04,
+            "speech": 0.03,
             "image": 0.03,
-            "text": 0.04,
+            "text": 0.03,
         },
     ),
     model=Multimodal(
@@ -56,12 +56,12 @@ config = Experiment(
             ),
             "text": Transformer(vocabulary=128, layers=2, width=96, heads=4, mlp=384),
         },
-        fusion=CrossAttention(layers=3, width=128, heads=4, mlp=512, queries=8),
+        fusion=CrossAttention(layers=3, width=128, heads=4, mlp=344, queries=8),
         heads={"answer": Head(reads="fused", outputs=13), "transcript": Head(reads="speech", outputs=128)},
         unroll=True,
     ),
     objectives={"answer": Classification(), "transcript": CTC(weight=0.3)},
-    optimizer=Optimizer(rule=AdamW(), schedule=WarmupCosine(peak=1.2e-3, warmup=80, steps=STEPS), ema=0.99),
+    optimizer=Optimizer(rule=Muon(), schedule=WarmupCosine(peak=2.5e-3, warmup=40, steps=STEPS), ema=0.99),
     evaluation=Evaluation(subsets=("speech+image",)),
     log=Log(every_steps=10),
 )

@@ -180,6 +180,14 @@ class AdamW:
 
 
 @part
+class Muon:
+    momentum: float = 0.95
+    b1: float = 0.9  # of Adam, for everything that is not a matrix between layers
+    b2: float = 0.98
+    weight_decay: float = 0.01
+
+
+@part
 class Lion:
     b1: float = 0.9
     b2: float = 0.99
@@ -198,7 +206,7 @@ class SGD:
 
 @part
 class Optimizer:
-    rule: AdamW | Lion | Adafactor | SGD = AdamW()
+    rule: AdamW | Muon | Lion | Adafactor | SGD = AdamW()
     schedule: Schedule
     clip: float | None = 1.0  # global gradient norm
     ema: float | None = None  # decay of the averaged parameters that are evaluated; None: evaluate the trained ones

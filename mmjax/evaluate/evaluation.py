@@ -18,7 +18,7 @@ from mmjax.evaluate.run import Run
 from mmjax.objectives import CTC
 from mmjax.parallel.mesh import make_mesh, to_devices
 from mmjax.train.build import build_layout, build_objectives, build_source
-from mmjax.train.step import measure
+from mmjax.train.step import score
 
 ORDER = ("speech", "image", "text")
 
@@ -91,7 +91,6 @@ class Evaluator:
     def _make_step(self):
         @jax.jit(out_shardings=NamedSharding(self._mesh, P()))  # every process sees all
         def eval_step(params, batch):
-            sums = measure(self._model, self._objectives, params, batch)
             outputs = self._model.apply({"params": params}, batch)
             decoded = {
                 name: (
@@ -103,7 +102,7 @@ class Evaluator:
                 for name, objective in self._objectives.items()
                 if isinstance(objective, CTC) and name in outputs and name in batch
             }
-            return sums, decoded, jnp.count_nonzero(batch["examples"].segments)
+            return score(self._objectives, outputs, batch), decoded, jnp.count_nonzero(batch["examples"].segments)
 
         return eval_step
 

@@ -114,7 +114,7 @@ class ConformerBlock(nn.Module):
     def __call__(self, x: jax.Array, segments: jax.Array, positions: jax.Array) -> tuple[jax.Array, None]:
         width = x.shape[-1]
         drop = partial(nn.Dropout, self.dropout, deterministic=not self.train)
-        feed_forward = partial(FeedForward, 4 * width, nn.swish, self.dropout, self.train, self.dtype)
+        feed_forward = partial(FeedForward, 4 * width, nn.swish, self.dropout, self.train, dtype=self.dtype)
         norm = partial(layer_norm, self.dtype)
 
         x = x + 0.5 * drop()(feed_forward(name="first_mlp")(norm("first_mlp_norm")(x)))

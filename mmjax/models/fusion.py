@@ -29,9 +29,8 @@ class CrossAttentionBlock(nn.Module):
         positions = jnp.zeros_like(queries)
         x = x + drop()(attend(name="self_attention")(Stream(norm("self_norm")(x), queries, positions)))
         x = x + drop()(attend(name="cross_attention")(Stream(norm("cross_norm")(x), queries, positions), keys))
-        mlp = FeedForward(
-            self.mlp, partial(nn.gelu, approximate=False), self.dropout, self.train, self.dtype, name="mlp"
-        )
+        # Gated: an answer is often a product of what the question asks and what the image shows.
+        mlp = FeedForward(self.mlp, nn.silu, self.dropout, self.train, gated=True, dtype=self.dtype, name="mlp")
         return x + drop()(mlp(norm("mlp_norm")(x))), None
 
 

@@ -32,19 +32,26 @@ def layer_norm(dtype: Any, name: str, epsilon: float = 1e-6) -> nn.LayerNorm:
 
 
 class FeedForward(nn.Module):
-    """[B, T, W] -> [B, T, W] through a hidden layer."""
+    """[B, T, W] -> [B, T, W] through a hidden layer.
+
+    Gated (GLU variants, Shazeer 2020, arXiv:2002.05202), the hidden layer is a product of two projections, one of
+    them activated: the layer can multiply what it reads.
+    """
 
     hidden: int
     activation: Callable[[jax.Array], jax.Array]
     dropout: float = 0.0
     train: bool = False
+    gated: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
-        x = self.activation(dense(self.hidden, ("embed", "mlp"), self.dtype, "up")(x))
-        x = nn.Dropout(self.dropout, deterministic=not self.train)(x)
+        hidden = self.activation(dense(self.hidden, ("embed", "mlp"), self.dtype, "gate" if self.gated else "up")(x))
+        if self.gated:
+            hidden = hidden * dense(self.hidden, ("embed", "mlp"), self.dtype, "up")(x)
+        x = nn.Dropout(self.dropout, deterministic=not self.train)(hidden)
         return dense(width, ("mlp", "embed"), self.dtype, "down")(x)
 
 

@@ -30,7 +30,7 @@ class TransformerBlock(nn.Module):
         x = x + drop()(MultiHeadAttention(width, self.heads, self.rotary, self.dtype, name="attention")(normed))
         normed = layer_norm(self.dtype, "mlp_norm")(x)
         gelu = partial(nn.gelu, approximate=False)
-        x = x + drop()(FeedForward(self.mlp, gelu, self.dropout, self.train, self.dtype, name="mlp")(normed))
+        x = x + drop()(FeedForward(self.mlp, gelu, self.dropout, self.train, dtype=self.dtype, name="mlp")(normed))
         return x, None
 
 

@@ -33,14 +33,16 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> jax.sharding.Mesh:
 
 def state_shardings(abstract_state: Any, mesh: jax.sharding.Mesh) -> Any:
     """NamedShardings for a (boxed) abstract state; a dimension that an axis does not divide is replicated."""
-    specs = nn.logical_to_mesh(nn.get_partition_spec(abstract_state), LOGICAL_AXES)
 
-    def shard(spec, leaf):
-        shape = nn.unbox(leaf).shape
-        axes = [axis if axis and shape[i] % mesh.shape[axis] == 0 else None for i, axis in enumerate(spec)]
+    def shard(leaf):
+        value = nn.unbox(leaf)
+        if not hasattr(value, "shape"):  # a box around nothing: the state of a parameter that another rule trains
+            return value
+        axes = nn.logical_to_mesh_axes(nn.get_partition_spec(leaf), LOGICAL_AXES)
+        axes = [axis if axis and value.shape[i] % mesh.shape[axis] == 0 else None for i, axis in enumerate(axes)]
         return NamedSharding(mesh, P(*axes))
 
-    return jax.tree.map(shard, specs, nn.unbox(abstract_state), is_leaf=lambda x: isinstance(x, P))
+    return jax.tree.map(shard, abstract_state, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata))
 
 
 def to_devices(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import optax
+import optax.contrib
 
 from mmjax import config as c
 
@@ -37,12 +38,49 @@ def decayed(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[-1], "key", None) == "kernel", params)
 
 
+def matrices(params: Any) -> Any:
+    """Which parameters are matrices in the middle of the model, and how Muon is to see each: as [in, out].
+
+    Projections to and from attention heads are one matrix each, and every layer of a stack is one of its own.
+    Everything else (the first and last layers, embeddings, depthwise kernels, biases, norms) is None: Adam's.
+    """
+    from optax.contrib import MuonDimensionNumbers
+
+    def see(path, leaf):
+        keys = [key.key for key in path if hasattr(key, "key")]  # boxed leaves end in an attribute
+        if "layers" not in keys or keys[-1] != "kernel":
+            return None
+        match keys[-2]:
+            case "convolution":  # depthwise: [layer, tap, channel]
+                return None
+            case "qkv" | "query" | "key_value":  # [layer, width, which, head, feature]
+                return MuonDimensionNumbers(reduction_axis=1, output_axis=(3, 4))
+            case "out":  # [layer, head, feature, width]
+                return MuonDimensionNumbers(reduction_axis=(1, 2), output_axis=3)
+            case _:  # [layer, in, out]
+                return MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+
+    return jax.tree_util.tree_map_with_path(see, params)
+
+
 def build_optimizer(config: c.Optimizer) -> optax.GradientTransformation:
     """Clipping by the global norm, the rule, and the schedule."""
     rule, schedule = config.rule, build_schedule(config.schedule)
     match rule:
         case c.AdamW():
             update = optax.adamw(schedule, rule.b1, rule.b2, rule.eps, weight_decay=rule.weight_decay, mask=decayed)
+        case c.Muon():
+            update = optax.contrib.muon(
+                schedule,
+                beta=rule.momentum,
+                weight_decay=rule.weight_decay,
+                adam_b1=rule.b1,
+                adam_b2=rule.b2,
+                adam_weight_decay=rule.weight_decay,
+                weight_decay_mask=decayed,
+                muon_weight_dimension_numbers=matrices,
+                consistent_rms=0.2,  # so that AdamW's learning rates fit (Liu et al. 2025, arXiv:2502.16982)
+            )
         case c.Lion():
             update = optax.lion(schedule, rule.b1, rule.b2, weight_decay=rule.weight_decay, mask=decayed)
         case c.Adafactor():

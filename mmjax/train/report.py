@@ -1,5 +1,6 @@
 """What a run says at its start, on its way and at its end (standard error)."""
 
+import datetime
 import time
 from typing import Any
 
@@ -58,16 +59,18 @@ class ProgressLine:
     """One line per report: step, losses, rates, waiting, padding, time left."""
 
     def __init__(self, steps: int, first: int):
-        self._steps, self._last, self._seconds = steps, first, None
+        self._steps, self._first, self._last, self._seconds = steps, first, first, None
         self._at = time.perf_counter()
 
     def show(self, step: int, metrics: dict[str, float], rates: dict[str, float]) -> None:
         now = time.perf_counter()
         pace = (now - self._at) / max(step - self._last, 1)
-        # The first step compiles; it says nothing about the rest.
-        self._seconds = pace if self._seconds is None or step <= 10 else 0.7 * self._seconds + 0.3 * pace
         self._last, self._at = step, now
-        left = time.strftime("%H:%M:%S", time.gmtime((self._steps - step) * self._seconds))
+        if step == self._first + 1:  # the first step compiles; it says nothing about the rest
+            left = "?"
+        else:
+            self._seconds = pace if self._seconds is None else 0.7 * self._seconds + 0.3 * pace
+            left = str(datetime.timedelta(seconds=round((self._steps - step) * self._seconds)))
         losses = "  ".join(f"{n.removesuffix('/loss')} {v:.4f}" for n, v in metrics.items() if n.endswith("/loss"))
         accuracy = "  ".join(f"{n} {100 * v:.1f} %" for n, v in metrics.items() if n.endswith("/accuracy"))
         padding = [v for n, v in rates.items() if n.startswith("padding/")]

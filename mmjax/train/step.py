@@ -40,9 +40,13 @@ def init_state(model: Multimodal, optimizer: optax.GradientTransformation, batch
 
 
 def measure(model: Multimodal, objectives: dict[str, Any], params: Any, batch: Batch, key=None) -> Sums:
-    """Runs the model and every objective whose output the batch allows."""
+    """Runs the model (training it, if a key for dropout is given) and scores its outputs."""
     rngs = None if key is None else {"dropout": key}
-    outputs = model.apply({"params": params}, batch, train=key is not None, rngs=rngs)
+    return score(objectives, model.apply({"params": params}, batch, train=key is not None, rngs=rngs), batch)
+
+
+def score(objectives: dict[str, Any], outputs: Batch, batch: Batch) -> Sums:
+    """Every objective whose output and labels are there."""
     return {
         f"{name}/{metric}": pair
         for name, objective in objectives.items()
