@@ -21,7 +21,6 @@ not yet; docs/log.md has what is known.
 
 from mmjax.config import (
     CTC,
-    AdamW,
     Classification,
     Conformer,
     CrossAttention,
@@ -31,6 +30,7 @@ from mmjax.config import (
     Head,
     Log,
     Multimodal,
+    Muon,
     Optimizer,
     SpokenEasyVQA,
     Transformer,
@@ -38,7 +38,7 @@ from mmjax.config import (
     WarmupCosine,
 )
 
-STEPS = 2400
+STEPS = 2000
 
 config = Experiment(
     name="spoken_vqa",
@@ -46,30 +46,30 @@ config = Experiment(
     data=Data(
         source=SpokenEasyVQA(vocabulary=128),
         batch_rows=16,
-        rows={"speech": 740, "image": 448, "text": 25, "transcript": 37, "examples": 8},
+        rows={"speech": 640, "image": 448, "text": 32, "transcript": 32, "examples": 8},
         subsets={
-            "speech+image": 0.50,
-            "image+text": 0.30,
-            "speech+image+text": 0.08,
-            "speech": 0.04,
-            "image": 0.04,
-            "text": 0.04,
+            "speech+image": 0.42,
+            "image+text": 0.42,
+            "speech+image+text": 0.07,
+            "speech": 0.03,
+            "image": 0.03,
+            "text": 0.03,
         },
     ),
     model=Multimodal(
         encoders={
-            "speech": Conformer(layers=3, width=96, heads=4, kernel=9, stem_channels=32, positions="rotary"),
+            "speech": Conformer(layers=2, width=96, heads=4, kernel=9, stem_channels=32, positions="rotary"),
             "image": ViT(
                 patch=8, image_size=64, layers=4, width=128, heads=4, mlp=384, positions="rotary", mean=0.9, std=0.2
             ),
             "text": Transformer(vocabulary=128, layers=2, width=96, heads=4, mlp=384),
         },
-        fusion=CrossAttention(layers=3, width=128, heads=4, mlp=512, queries=4),
+        fusion=CrossAttention(layers=3, width=128, heads=4, mlp=344, queries=8),
         heads={"answer": Head(reads="fused", outputs=13), "transcript": Head(reads="speech", outputs=128)},
         unroll=True,
     ),
     objectives={"answer": Classification(), "transcript": CTC(weight=0.3)},
-    optimizer=Optimizer(rule=AdamW(), schedule=WarmupCosine(peak=1.5e-3, warmup=100, steps=STEPS), ema=0.998),
-    evaluation=Evaluation(every_steps=600, examples=1000),
+    optimizer=Optimizer(rule=Muon(), schedule=WarmupCosine(peak=2.5e-3, warmup=50, steps=STEPS), ema=0.998),
+    evaluation=Evaluation(every_steps=500, examples=1000),
     log=Log(every_steps=20),
 )
