@@ -303,7 +303,7 @@ def free_port() -> int:
 def _worker(scratch: str, port: str, number: str, count: str) -> None:
     from mmjax.parallel import runtime
 
-    runtime.prepare(devices=1)
+    runtime.prepare(devices=1, compile_fast=True)
     jax.distributed.initialize(f"localhost:{port}", num_processes=int(count), process_id=int(number))
     with jax.default_matmul_precision("highest"):
         subject = Subject(c.load(Path(scratch) / "config.json"))

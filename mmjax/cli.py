@@ -49,7 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command not in ("config",):
             from mmjax.parallel import runtime
 
-            runtime.prepare(devices=8 if options.command == "check" else None)
+            checking = options.command == "check"  # compiles much and runs little
+            runtime.prepare(devices=8 if checking else None, compile_fast=checking)
         return {f.__name__.strip("_"): f for f in (_train, _eval, _predict, _check, _checkpoints, _config)}[
             options.command
         ](options, rest)

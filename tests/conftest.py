@@ -5,7 +5,7 @@ import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Little optimisation: these tests compile more than they compute. Tests of several devices start a process for it.
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=1"
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 # Prepared once per machine and checkout of the tests, not once per test run.
 os.environ.setdefault("MMJAX_DATA", os.path.join(tempfile.gettempdir(), "mmjax-test-data"))
 

@@ -14,6 +14,7 @@ from mmjax.data.packing import Packer
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
 from mmjax.evaluate.decoding import transcripts
+from mmjax.parallel.runtime import jit_once
 from mmjax.train.build import build_layout, build_model
 from mmjax.train.checkpoint import Checkpoints, read_json
 from mmjax.train.report import sample_rate
@@ -78,7 +79,7 @@ class Run:
         packer = Packer(layout, 1)
         example = Example(speech=None if speech is None else lambda: speech, image=image, text=text)
         packer.add(0, example, shows, name="your input")
-        outputs = jax.jit(lambda p, b: self.model.apply({"params": p}, b))(self.params, packer.batch)
+        outputs = jit_once(lambda p, b: self.model.apply({"params": p}, b))(self.params, packer.batch)
         answers = read_json(self.directory / "answers.json")
         probabilities = jax.nn.softmax(outputs["answer"].features[0, 0]).tolist()
         ranked = dict(sorted(zip(answers, probabilities, strict=True), key=lambda pair: -pair[1]))

@@ -15,6 +15,7 @@ from mmjax.data.sampler import Sampler
 from mmjax.errors import UserError
 from mmjax.evaluate.evaluation import Evaluator, table
 from mmjax.parallel.mesh import make_mesh, state_shardings, to_devices
+from mmjax.parallel.runtime import jit_once
 from mmjax.train import report
 from mmjax.train.build import build_layout, build_model, build_objectives, build_source, check_config
 from mmjax.train.checkpoint import Checkpoints
@@ -186,7 +187,7 @@ def state_maker(config: c.Experiment, model, optimizer, layout, mesh):
         unboxed(boxed),
         shardings,
     )
-    return abstract, jax.jit(lambda: unboxed(initialise()), out_shardings=shardings)
+    return abstract, jit_once(lambda: unboxed(initialise()), out_shardings=shardings)
 
 
 def resume(checkpoints: Checkpoints, abstract: TrainState, sampler: Sampler) -> tuple[TrainState | None, int]:
