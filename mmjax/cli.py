@@ -51,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 
             checking = options.command == "check"  # compiles much and runs little
             runtime.prepare(devices=8 if checking else None, compile_fast=checking)
+            runtime.join_processes()
         return {f.__name__.strip("_"): f for f in (_train, _eval, _predict, _check, _checkpoints, _config)}[
             options.command
         ](options, rest)

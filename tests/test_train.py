@@ -73,6 +73,31 @@ def test_another_number_of_devices_gives_the_same_losses(run, tmp_path):
         np.testing.assert_allclose(here[step], there[step], rtol=1e-4)
 
 
+def test_two_processes_take_the_same_steps_and_one_goes_on_alone(run, tmp_path):
+    """A real second process: half of the rows each; then the checkpoint of two is continued by one."""
+    (tmp_path / "tiny.json").write_text(c.to_json(tiny()))
+    process = subprocess.run(
+        ["launch/local.sh", "2", str(tmp_path / "tiny.json"), "--run-dir", str(tmp_path / "run"), "--steps", "4"],
+        env={**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"},
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr[-3000:]
+    train(tiny(), tmp_path / "run")
+    here, there = losses(run), losses(tmp_path / "run")
+    assert sorted(there) == [1, 2, 3, 4, 5, 6]
+    for step in here:
+        np.testing.assert_allclose(here[step], there[step], rtol=1e-4)
+
+
+def test_a_launch_with_a_process_that_fails_fails(tmp_path):
+    process = subprocess.run(
+        ["launch/local.sh", "2", str(tmp_path / "missing.py")],
+        env={**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert process.returncode == 1 and "there is no config file" in process.stderr
+
+
 def test_a_run_of_another_config_is_refused(run):
     with pytest.raises(UserError, match="another config: seed is 0 there and 1 here"):
         train(tiny(seed=1), run)

@@ -43,6 +43,19 @@ def prepare(devices: int | None = None, compile_fast: bool = False) -> None:
         libc.mallopt(-4, 0), libc.mallopt(-1, 2**31 - 1), libc.mallopt(-2, 2**28)
 
 
+def join_processes() -> None:
+    """Joins the processes of a launch script: those it names in MMJAX_COORDINATOR, MMJAX_PROCESSES, MMJAX_PROCESS.
+
+    Without these, there is one process.
+    """
+    if "MMJAX_COORDINATOR" in os.environ:
+        import jax
+
+        jax.distributed.initialize(
+            os.environ["MMJAX_COORDINATOR"], int(os.environ["MMJAX_PROCESSES"]), int(os.environ["MMJAX_PROCESS"])
+        )
+
+
 def jit_once(function: Callable, **options: Any) -> Callable:
     """`jax.jit` for a program that runs once, such as the initialisation: see COMPILE_FAST."""
     import jax
