@@ -7,7 +7,9 @@ and 48,248 questions (107 distinct) with 13 answers. espeak-ng speaks every ques
 Encoded bytes are stored (PNG, OGG Vorbis), since TFDS's own Image and Audio features need TensorFlow.
 """
 
+import contextlib
 import functools
+import io
 import multiprocessing
 import operator
 import os
@@ -77,7 +79,9 @@ def build(directory: Path, examples: int | None) -> Path:
     """Writes the data set and, beside it, the index of its sizes; returns the directory of both."""
     tfds.disable_progress_bar()
     builder = SpokenEasyVqa(data_dir=directory, examples=examples)
-    builder.download_and_prepare()
+    progress.console.print(f"preparing spoken_easy_vqa in {directory.parent} (once)")
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS talks there; standard output is for results
+        builder.download_and_prepare()
     home = Path(builder.data_dir)
     for split in SPLITS:
         records = builder.as_data_source(split=split)
