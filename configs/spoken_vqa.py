@@ -46,7 +46,7 @@ config = Experiment(
     data=Data(
         source=SpokenEasyVQA(vocabulary=128),
         batch_rows=16,
-        rows={"speech": 640, "image": 448, "text": 32, "transcript": 32, "examples": 8},
+        rows={"speech": 640, "image": 448, "text": 31, "transcript": 32, "examples": 8},
         subsets={
             "speech+image": 0.42,
             "image+text": 0.42,

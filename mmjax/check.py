@@ -26,7 +26,7 @@ from mmjax.data.loader import Batches
 from mmjax.data.packing import Layout, Packer
 from mmjax.data.sampler import Row, Sampler
 from mmjax.errors import UserError
-from mmjax.parallel.mesh import ROWS, make_mesh, state_shardings, to_devices
+from mmjax.parallel.mesh import make_mesh, state_shardings, to_devices
 from mmjax.stream import Batch
 from mmjax.train.build import build_layout, build_model, build_objectives, build_source, check_config
 from mmjax.train.optimizer import build_optimizer

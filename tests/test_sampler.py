@@ -80,6 +80,16 @@ def test_first_items_are_drawn_uniformly():
     assert gaps < 1.95 / len(order) ** 0.5
 
 
+def test_batches_are_fair_samples():
+    """The packer takes what fits, but no batch is made of long questions and another of short ones."""
+    lengths = sizes(12_000)["text"]
+    sampler = Sampler(sizes(12_000), ROWS, SUBSETS, 8, seed=3)
+    batches = [np.array([example for example, _ in flat(sampler, [step])]) for step in range(200)]
+    spread = np.std([lengths[batch].mean() for batch in batches])
+    by_chance = lengths.std() / np.mean([len(batch) for batch in batches]) ** 0.5
+    assert spread == pytest.approx(by_chance, rel=0.2)
+
+
 def test_too_long_examples_are_counted_and_left_out():
     taken = sizes(100)
     taken["speech"][7] = ROWS["speech"] + 1

@@ -237,7 +237,9 @@ def test_schedules(schedule, expected):
         assert float(build(step)) == pytest.approx(rate, abs=1e-6), step
 
 
-@pytest.mark.parametrize("rule", [c.AdamW(), c.Muon(), c.Lion(), c.Adafactor(), c.SGD()], ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize(
+    "rule", [c.AdamW(), c.Muon(), c.Lion(), c.Adafactor(), c.SGD()], ids=lambda rule: type(rule).__name__
+)
 def test_every_optimizer_goes_downhill(rule):
     optimizer = build_optimizer(c.Optimizer(rule=rule, schedule=c.Constant(peak=0.05)))
     layers = {"up": {"kernel": jnp.linspace(1.0, 2.0, 32).reshape(2, 4, 4)}}

@@ -156,16 +156,20 @@ class Sampler:
         if window in self._cache:
             self._cache.move_to_end(window)
             return self._cache[window]
-        examples, choice = self._draw(window)
+        generator = np.random.Generator(np.random.Philox(key=[self._seed % 2**64, window]))
+        examples, choice = self._draw(window, generator)
         sizes = self._sizes[examples] * self._shown[choice]
         subsets = np.array(self._subsets, dtype=object)[choice]
         rows = [Row(examples[row], tuple(subsets[row])) for row in best_fit(sizes, self._capacity)]
+        if self._shuffle:
+            # The packer's last rows hold what combines badly; side by side they would make one-sided batches.
+            rows = [rows[i] for i in generator.permutation(len(rows))]
         self._cache[window] = rows
         if len(self._cache) > 4:
             self._cache.popitem(last=False)
         return rows
 
-    def _draw(self, window: int) -> tuple[np.ndarray, np.ndarray]:
+    def _draw(self, window: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """The examples of a window, in permuted order, and the number of the subset that each shows."""
         count = len(self._usable)
         end = (window + 1) * self._window
@@ -180,7 +184,6 @@ class Sampler:
             ]
         else:
             order = [p % count for p in places]
-        generator = np.random.Generator(np.random.Philox(key=[self._seed % 2**64, window]))
         choice = generator.choice(len(self._subsets), size=len(order), p=self._probabilities)
         return self._usable[order], choice
 
