@@ -38,7 +38,7 @@ from mmjax.config import (
     WarmupCosine,
 )
 
-STEPS = 2000
+STEPS = 1500
 
 config = Experiment(
     name="spoken_vqa",
