@@ -8,6 +8,7 @@
 """
 
 import dataclasses
+import math
 import os
 import subprocess
 import sys
@@ -28,9 +29,10 @@ from mmjax.data.sampler import Row, Sampler
 from mmjax.errors import UserError
 from mmjax.parallel.mesh import make_mesh, state_shardings, to_devices
 from mmjax.stream import Batch
-from mmjax.train.build import build_layout, build_model, build_objectives, build_source, check_config
+from mmjax.train.build import build_layout, build_model, build_objectives, build_source, check_config, check_labels
+from mmjax.train.loop import jitted_step, state_maker
 from mmjax.train.optimizer import build_optimizer
-from mmjax.train.step import init_state, loss_and_gradients, make_train_step, unboxed
+from mmjax.train.step import loss_and_gradients, unboxed
 
 TOLERANCES = {"packing": 1e-5, "emptiness": 0.0, "absence": 1e-6, "division": 1e-5, "constancy": 1}
 ROWS_CHECKED = 8  # divides among 8 devices, 4 micro-batches and 2 processes
@@ -84,6 +86,7 @@ class Subject:
         self.model = build_model(self.config.model)
         self.objectives = build_objectives(self.config)
         self.source = build_source(config.data, "train")
+        check_labels(config, self.source)
         self.layout: Layout = build_layout(config, self.source.tokenizer)
         data = config.data
         self.sampler = Sampler(
@@ -141,7 +144,10 @@ def plain(config: c.Experiment) -> c.Experiment:
         return node
 
     model = c.from_dict(c.Multimodal, change(c.to_dict(config.model)) | {"dtype": "float32", "unroll": False}, "model")
-    return dataclasses.replace(config, model=model)
+    # Of the few rows that are checked, no more micro-batches can be made.
+    accumulation = math.gcd(config.optimizer.accumulation, ROWS_CHECKED)
+    optimizer = dataclasses.replace(config.optimizer, accumulation=accumulation)
+    return dataclasses.replace(config, model=model, optimizer=optimizer)
 
 
 def difference(one: Any, other: Any) -> float:
@@ -211,7 +217,8 @@ def emptiness(subject: Subject) -> float:
 def absence(subject: Subject) -> float:
     """Each modality hidden from every example: its stream empty, against its stream removed."""
     worst = 0.0
-    for modality in subject.config.model.encoders:
+    encoders = subject.config.model.encoders
+    for modality in encoders if len(encoders) > 1 else ():  # without its only modality an example is nothing
         rows = [keep(row, lambda shows, m=modality: bool(shows - {m})) for row in subject.rows]
         empty = subject.run(subject.pack(rows, hide=modality))
         removed = subject.run(subject.pack(rows, subject.layout.without(modality), hide=modality))
@@ -313,21 +320,15 @@ def _worker(scratch: str, port: str, number: str, count: str) -> None:
 
 
 def constancy(subject: Subject) -> int:
-    """How often the train step is compiled over three steps of different data."""
-    config = subject.config
+    """How often the train step is compiled over three steps of different data, rows and parameters divided."""
+    config, mesh = subject.config, make_mesh(data=2, fsdp=4)
     optimizer = build_optimizer(config.optimizer)
+    abstract, initialise = state_maker(config, subject.model, optimizer, subject.layout, mesh)
     compiled = telemetry.CompileCounter("train_step")
-    average = config.optimizer.ema
-    step = jax.jit(
-        make_train_step(subject.model, subject.objectives, optimizer, seed=config.seed, average_decay=average),
-        donate_argnums=0,
-    )
-    state = jax.jit(
-        lambda: unboxed(init_state(subject.model, optimizer, subject.batch, config.seed, average is not None))
-    )()
-    batches = Batches(subject.source, subject.layout, subject.sampler)
+    step = jitted_step(config, subject.model, subject.objectives, optimizer, abstract)
+    batches, state = Batches(subject.source, subject.layout, subject.sampler), initialise()
     for number in range(3):
-        state, _ = step(state, batches[number])
+        state, _ = step(state, to_devices(batches[number], mesh))
     jax.block_until_ready(state)
     return compiled.count
 

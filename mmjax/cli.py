@@ -6,10 +6,12 @@ Heavy libraries are imported by the command that needs them: `mmjax --help` answ
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 from mmjax import __version__
 from mmjax.errors import UserError
@@ -33,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     sub.epilog = "Any other --key VALUE overrides a key of the config: --checkpoint.every-steps 50"
     sub = command("eval", "metrics for all subsets of modalities", "RUN")
     sub.add_argument("--split", default=None, help="default: the config's evaluation.split")
-    sub.add_argument("--examples", type=int, help="only the first so many")
+    sub.add_argument("--examples", type=_positive, help="only the first so many")
     sub = command("predict", "the answer to one example", "RUN")
     for modality, kind in (("speech", "FILE"), ("image", "FILE"), ("text", "STRING")):
         sub.add_argument(f"--{modality}", metavar=kind)
@@ -78,7 +80,7 @@ def _eval(options, rest) -> int:
 
     result = evaluate_run(options.run, options.split, options.examples)
     if options.json:
-        print(json.dumps(result))
+        _print_json(result)
     else:
         progress.out.print(table(result["subsets"], f"{result['split']} split after step {result['step']}"))
     return 0
@@ -90,9 +92,9 @@ def _predict(options, rest) -> int:
     run = Run(options.run)
     result = run.predict_files(options.speech, options.image, options.text)
     if options.json:
-        print(json.dumps(result))
+        _print_json(result)
         return 0
-    for answer, probability in list(result["probabilities"].items())[:5]:
+    for answer, probability in list(result.get("probabilities", {}).items())[:5]:
         print(f"{100 * probability:6.2f} %  {answer}")
     if "transcript" in result:
         print(f"heard: {result['transcript']}")
@@ -106,7 +108,7 @@ def _check(options, rest) -> int:
 
     results = check(override(load(options.config), rest))
     if options.json:
-        print(json.dumps(results))
+        _print_json(results)
     else:
         progress.out.print(table(results))
     return 0 if all(result["holds"] for result in results.values()) else 1
@@ -118,7 +120,7 @@ def _checkpoints(options, rest) -> int:
 
     found = describe_run(options.run)
     if options.json:
-        print(json.dumps(found))
+        _print_json(found)
     else:
         progress.out.print(table(found, options.run))
     return 0
@@ -129,6 +131,25 @@ def _config(options, rest) -> int:
 
     print(to_json(override(load(options.config), rest)), end="")
     return 0
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
+
+
+def _print_json(value: Any) -> None:
+    """One line of strict JSON: what is not a finite number becomes null."""
+
+    def strict(node):
+        if isinstance(node, dict):
+            return {key: strict(child) for key, child in node.items()}
+        if isinstance(node, list):
+            return [strict(child) for child in node]
+        return None if isinstance(node, float) and not math.isfinite(node) else node
+
+    print(json.dumps(strict(value), allow_nan=False))
 
 
 def _quiet() -> None:

@@ -264,7 +264,10 @@ def load(path: str | Path) -> Experiment:
     if not path.is_file():
         raise UserError(f"there is no config file {path}")
     if path.suffix == ".json":
-        return from_json(path.read_text(), str(path))
+        try:
+            return from_json(path.read_text(), str(path))
+        except (UnicodeDecodeError, RecursionError) as error:
+            raise UserError(f"{path} is not a resolved config: {error}") from None
     spec = importlib.util.spec_from_file_location(f"mmjax_config_{path.stem}", path)
     if spec is None:
         raise UserError(f"{path} is no config: it is neither a .py nor a .json file")
@@ -303,11 +306,11 @@ def from_dict(kind: Any, value: Any, path: str) -> Any:
         origin, arguments = typing.get_origin(option), typing.get_args(option)
         if origin is Literal and value in arguments and type(value) is type(arguments[0]):
             return value
-        if origin is Mapping and isinstance(value, Mapping):
+        if origin is Mapping and isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
             return {k: from_dict(arguments[1], v, _join(path, k)) for k, v in value.items()}
         if origin is tuple and isinstance(value, list | tuple):
             return tuple(from_dict(arguments[0], v, f"{path}[{i}]") for i, v in enumerate(value))
-        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300:
             return float(value)
         if option in (int, str, bool) and type(value) is option:
             return value
@@ -320,7 +323,7 @@ def _part_from_dict(classes: dict[str, type], value: Any, path: str) -> Any:
     if not isinstance(value, Mapping):
         raise UserError(f"{path} must be {' or '.join(classes)}, not {value!r}")
     name = value.get("class", next(iter(classes)) if len(classes) == 1 else None)
-    if name not in classes:
+    if not isinstance(name, str) or name not in classes:
         raise UserError(f"{path or 'the config'} must be {' or '.join(classes)}, not {name!r}{_nearest(name, classes)}")
     cls = classes[name]
     hints = typing.get_type_hints(cls)
@@ -402,15 +405,20 @@ def from_json(text: str, name: str = "the config") -> Experiment:
         raise UserError(f"{name} is not JSON: {error}") from None
 
 
-def differences(one: Experiment, other: Experiment) -> dict[str, tuple[Any, Any]]:
-    """The dotted keys in which two configs differ, with both values."""
+def flat(config: Experiment) -> dict[str, Any]:
+    """Every value by its dotted key."""
 
     def flatten(node, path):
         if isinstance(node, dict):
             return {k: v for key, value in node.items() for k, v in flatten(value, _join(path, key)).items()}
         return {path: node}
 
-    a, b = flatten(to_dict(one), ""), flatten(to_dict(other), "")
+    return flatten(to_dict(config), "")
+
+
+def differences(one: Experiment, other: Experiment) -> dict[str, tuple[Any, Any]]:
+    """The dotted keys in which two configs differ, with both values."""
+    a, b = flat(one), flat(other)
     return {k: (a.get(k), b.get(k)) for k in [*a, *(k for k in b if k not in a)] if a.get(k) != b.get(k)}
 
 

@@ -48,13 +48,20 @@ class Writer:
                 project=wandb_project, name=directory.name, dir=directory, config=config, resume="allow"
             )
 
-    def rewind(self, step: int) -> None:
-        """Drops what was written after `step`: a resumed run writes it again, and no step twice."""
-        if self._path.exists():
-            kept = [line for line in self._path.read_text().splitlines() if _step_of(line) <= step]
-            temporary = self._path.with_suffix(".rewinding")
-            temporary.write_text("".join(line + "\n" for line in kept))
-            temporary.replace(self._path)
+    def rewind(self, step: int) -> set[tuple[int, str]]:
+        """Drops what was written after `step`: a resumed run writes it again, and no step twice.
+
+        Returns:
+          The (step, kind) of the lines that stay.
+        """
+        if not self._path.exists():
+            return set()
+        lines = [(_parsed(line), line) for line in self._path.read_text().splitlines()]
+        kept = [(record, line) for record, line in lines if record and record["step"] <= step]
+        temporary = self._path.with_suffix(".rewinding")
+        temporary.write_text("".join(line + "\n" for _, line in kept))
+        temporary.replace(self._path)
+        return {(record["step"], record["kind"]) for record, _ in kept}
 
     def write(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
         """Appends one line: the step, its kind ("train" or "eval"), and the metrics."""
@@ -77,11 +84,12 @@ class Writer:
             self._wandb.finish()
 
 
-def _step_of(line: str) -> float:
+def _parsed(line: str) -> dict[str, Any] | None:
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):  # a line that the killed process did not finish
-        return float("inf")
+        record = json.loads(line)
+        return record if "step" in record and "kind" in record else None
+    except (json.JSONDecodeError, TypeError):  # a line that the killed process did not finish
+        return None
 
 
 class Throughput:

@@ -67,6 +67,9 @@ def files(tmp_path_factory):
     soundfile.write(here / "speech.wav", tone, 8_000)
     soundfile.write(here / "silent.wav", np.zeros(0), 16_000)
     soundfile.write(here / "short.wav", np.zeros(100), 16_000)
+    soundfile.write(here / "huge.wav", 1e20 * tone, 16_000, subtype="FLOAT")
+    soundfile.write(here / "tone.aiff", tone, 16_000)
+    soundfile.write(here / "long.flac", np.zeros(16_000 * 301), 16_000)
     (here / "cut.wav").write_bytes((here / "speech.wav").read_bytes()[:20_000])
     (here / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     Image.new("RGB", (1, 1)).save(here / "tiny.png")
@@ -126,6 +129,14 @@ def test_predict_for_people(run, files, capsys):
         (["train", "{config}", "--data.rows.image", "100"], "does not hold whole images"),
         (["train", "{config}", "--data.subsets", "{'smell': 1.0}"], "names 'smell'"),
         (["train", "{config}", "--mesh.data", "3"], "is not the number of devices"),
+        (["train", "{config}", "--model.heads.answer.outputs", "5"], "outputs=5, but there are 13 answers"),
+        (["train", "{config}", "--model.heads.transcript.outputs", "64"], "the tokenizer has 128 pieces"),
+        (["train", "{config}", "--model.encoders.speech.front-end.window", "320"], "is not longer than two hops"),
+        (["train", "{config}", "--model.encoders.speech.front-end.sample-rate", "8000"], "speech at 16000 Hz"),
+        (["predict", "{run}", "--speech", "{files}/huge.wav"], "holds values up to"),
+        (["predict", "{run}", "--speech", "{files}/tone.aiff"], "its format is AIFF"),
+        (["predict", "{run}", "--speech", "{files}/long.flac"], "longer than 300 seconds"),
+        (["predict", "{run}", "--text", "\udcff"], "not valid Unicode"),
     ],
 )
 def test_bad_input_is_one_clear_line(run, files, capsys, tmp_path, arguments, message):

@@ -8,6 +8,7 @@ from conftest import tiny
 
 from mmjax import config as c
 from mmjax.errors import UserError
+from mmjax.train.build import check_config
 
 CONFIGS = sorted(pathlib.Path("configs").glob("*.py"))
 
@@ -73,6 +74,39 @@ def test_a_part_is_chosen_by_the_name_of_its_class():
 def test_errors_name_the_key_and_the_nearest_one(flags, message):
     with pytest.raises(UserError, match=re.escape(message)):
         c.override(tiny(), flags)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--steps", "0"], "steps is 0; it must be at least 1"),
+        (["--checkpoint.keep", "0"], "checkpoint.keep is 0"),
+        (["--data.window", "0"], "data.window is 0"),
+        (["--optimizer.accumulation", "0"], "optimizer.accumulation is 0"),
+        (["--optimizer.accumulation", "3"], "does not divide into"),
+        (["--model.encoders.image.patch", "0"], "model.encoders.image.patch is 0"),
+        (["--model.encoders.image.dropout", "1.0"], "it must be less than 1"),
+        (["--seed", "-1"], "seed is -1"),
+        (["--seed", str(2**63)], "less than 2**63"),
+        (["--data.subsets", "{'image': -1.0}"], "data.subsets.image is -1.0"),
+        (["--data.subsets", "{}"], "data.subsets draws nothing"),
+        (["--data.rows", "{'speech': 328, 'examples': 3, 'video': 4}"], "data.rows.video is no stream"),
+        (["--data.rows", "{'speech': 328, 'image': 128, 'text': 16}"], "data.rows.examples is not set"),
+        (["--objectives", "{}"], "objectives is empty"),
+        (["--objectives.transcript", "Classification"], "objectives.transcript cannot be Classification"),
+        (["--model.encoders.speech.heads", "3"], "model.encoders.speech.width=16 does not divide among 3 heads"),
+        (["--model.encoders.text.heads", "16"], "rotary positions need heads whose width divides by 2"),
+        (["--model.heads.answer.reads", "smell"], "neither an encoder nor 'fused'"),
+    ],
+)
+def test_numbers_out_of_range_and_parts_that_do_not_fit_are_named(flags, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_config(c.override(tiny(), flags))
+
+
+@pytest.mark.parametrize("name", ["quickstart", "spoken_vqa"])
+def test_shipped_configs_pass(name):
+    check_config(c.load(f"configs/{name}.py"))
 
 
 def test_a_broken_config_file_is_named(tmp_path):

@@ -81,6 +81,16 @@ def test_a_broken_picture_is_an_error(broken, message):
         read_image(broken, 64)
 
 
+def test_minutes_are_encoded_and_decoded():
+    assert len(read_audio(encode_ogg(np.zeros(16_000 * 301)))) == 16_000 * 301
+
+
+def test_sixteen_bits_of_grey_are_scaled_not_clipped():
+    encoded = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(encoded, "PNG")
+    assert (read_image(encoded.getvalue(), 8) == 155).all()
+
+
 def test_a_decompression_bomb_is_refused(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(UserError, match="more pixels than are safe"):

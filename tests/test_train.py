@@ -68,7 +68,9 @@ def test_a_finished_run_does_not_train_again(run):
 
 def test_another_number_of_devices_gives_the_same_losses(run, tmp_path):
     process = command(tmp_path / "run", "--steps", "6", "--mesh.fsdp", "2", devices=8)
-    assert process.wait() == 0, process.stderr.read()
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "the step was compiled 1 time(s)" in errors
     here, there = losses(run), losses(tmp_path / "run")
     for step in here:
         np.testing.assert_allclose(here[step], there[step], rtol=1e-4)
@@ -153,6 +155,23 @@ def test_kill_9_at_random_moments_changes_nothing(tmp_path, kills):
     assert process.returncode == 0, errors
     assert losses(killed) == losses(straight)
     assert describe_run(killed)[-1]["digest"] == describe_run(straight)[-1]["digest"]
+
+
+def test_a_run_killed_while_it_evaluated_evaluates_when_it_goes_on(tmp_path, monkeypatch):
+    config = tiny(steps=3, checkpoint=c.Checkpoint(every_steps=2), evaluation=c.Evaluation(every_steps=2, examples=8))
+
+    class Killed(Exception):
+        pass
+
+    def kill(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("mmjax.train.loop.Evaluator.evaluate", kill)
+        train(config, tmp_path)
+    train(config, tmp_path)
+    assert sorted(losses(tmp_path)) == [1, 2, 3], "the line of the killed step is there too"
+    assert [line["step"] for line in lines(tmp_path, "eval")] == [2, 2, 3, 3]
 
 
 def test_sigterm_saves_and_says_how_to_go_on(tmp_path):

@@ -10,6 +10,9 @@ import soxr
 
 from mmjax.errors import UserError
 
+LOUDEST = 8.0  # of a float recording that is merely too loud, and clipped; beyond, its scale is another
+WHOLE = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")  # the containers in which a missing end is noticed
+
 
 def read_audio(source: str | os.PathLike | bytes, sample_rate: int = 16_000, name: str | None = None) -> np.ndarray:
     """Decodes a recording to mono float32 samples [N] in [-1, 1] at `sample_rate` Hz.
@@ -33,6 +36,8 @@ def read_audio(source: str | os.PathLike | bytes, sample_rate: int = 16_000, nam
     _check_whole(source, name)
     try:
         with soundfile.SoundFile(io.BytesIO(source)) as file:
+            if file.format not in WHOLE:
+                raise RuntimeError(f"its format is {file.format}")
             promised = file.frames
             samples = file.read(dtype="float32", always_2d=True)
             rate = file.samplerate
@@ -44,7 +49,9 @@ def read_audio(source: str | os.PathLike | bytes, sample_rate: int = 16_000, nam
         raise UserError(f"the recording {name} is truncated: {len(samples)} of {promised} samples are there")
     if not np.isfinite(samples).all():
         raise UserError(f"the recording {name} holds values that are not finite numbers")
-    mono = samples.mean(axis=1)
+    if np.abs(samples).max() > LOUDEST:
+        raise UserError(f"the recording {name} holds values up to {np.abs(samples).max():.3g}; floats lie in -1 to 1")
+    mono = np.clip(samples.mean(axis=1), -1.0, 1.0)
     return mono if rate == sample_rate else soxr.resample(mono, rate, sample_rate)
 
 
@@ -70,5 +77,7 @@ def _check_whole(data: bytes, name: str) -> None:
 def encode_ogg(samples: np.ndarray, sample_rate: int = 16_000) -> bytes:
     """Encodes mono float samples [N] as OGG Vorbis (about a seventh of 16-bit WAV)."""
     buffer = io.BytesIO()
-    soundfile.write(buffer, samples, sample_rate, format="OGG", subtype="VORBIS")
+    with soundfile.SoundFile(buffer, "w", sample_rate, 1, subtype="VORBIS", format="OGG") as file:
+        for start in range(0, len(samples), 2**16):  # minutes at once overflow libsndfile's stack
+            file.write(samples[start : start + 2**16])
     return buffer.getvalue()

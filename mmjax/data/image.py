@@ -39,6 +39,8 @@ def read_image(source: str | os.PathLike | bytes, size: int, name: str | None = 
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(source)) as image:
+                if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8 instead of scaling them
+                    image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
                 image = image.convert("RGB")
                 if image.size != (size, size):
                     image = image.resize((size, size), Image.Resampling.BILINEAR)

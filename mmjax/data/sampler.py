@@ -6,7 +6,7 @@ Only sizes are touched here, no data: cheap integer arithmetic, the same on ever
 import bisect
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -118,9 +118,9 @@ class Sampler:
         with self._lock:
             self._first_window, self._starts = int(state["window"]), [int(state["rows_before"])]
 
-    def useful_share(self, tokens: Mapping[str, np.ndarray], steps: int) -> dict[str, float]:
-        """Of the positions that the first `steps` compute, the share in which a token stands, per stream."""
-        rows = [row for step in range(steps) for row in self.rows(step)]
+    def useful_share(self, tokens: Mapping[str, np.ndarray], steps: Iterable[int]) -> dict[str, float]:
+        """Of the positions that these steps compute, the share in which a token stands, per stream."""
+        rows = [row for step in steps for row in self.rows(step)]
         real = dict.fromkeys(self.names, 0)
         for row in rows:
             for example, subset in zip(row.examples, row.subsets, strict=True):
@@ -156,7 +156,7 @@ class Sampler:
         if window in self._cache:
             self._cache.move_to_end(window)
             return self._cache[window]
-        generator = np.random.Generator(np.random.Philox(key=[self._seed % 2**64, window]))
+        generator = np.random.Generator(np.random.Philox(key=np.array([self._seed, window], np.uint64)))
         examples, choice = self._draw(window, generator)
         sizes = self._sizes[examples] * self._shown[choice]
         subsets = np.array(self._subsets, dtype=object)[choice]

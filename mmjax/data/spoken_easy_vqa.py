@@ -28,29 +28,44 @@ class SpokenEasyVQA:
       sizes: per example, the samples of its speech and the tokens of its text (int64 arrays).
       tokenizer: the sentencepiece model trained on the training questions.
       answers: the 13 answers, in the order of their labels.
+      sample_rate: of the speech, in Hz.
     """
+
+    sample_rate = SAMPLE_RATE
 
     def __init__(self, directory: str | os.PathLike, split: str, *, vocabulary: int = 128, examples: int | None = None):
         if split not in SPLITS:
             raise UserError(f"spoken_easy_vqa has no split '{split}'; it has {' and '.join(SPLITS)}")
         import tensorflow_datasets as tfds
 
-        home = prepare(directory, examples=examples)
-        with np.load(home / f"index_{split}.npz") as index:
-            samples, texts, text = index["samples"], index["texts"].tolist(), index["text"]
+        self._home = home = prepare(directory, examples=examples)
+        try:
+            with np.load(home / "index_train.npz") as index:
+                learned = index["texts"].tolist()
+            with np.load(home / f"index_{split}.npz") as index:
+                samples, texts, text = index["samples"], index["texts"].tolist(), index["text"]
+            builder = tfds.builder_from_directory(home)
+            self.answers = builder.info.features["answer"].names
+            self._records = builder.as_data_source(split=split)
+        except Exception as error:
+            raise self._damaged(error) from None
         # The size of the vocabulary is a choice of the run, not of the data; training takes a moment and is exact.
-        self.tokenizer = Tokenizer.train(sorted(texts), vocabulary)
+        self.tokenizer = Tokenizer.train(sorted(learned), vocabulary)
         self.sizes = {"speech": samples, "text": np.array([len(self.tokenizer.encode(t)) for t in texts])[text]}
-        builder = tfds.builder_from_directory(home)
-        self.answers = builder.info.features["answer"].names
-        self._records = builder.as_data_source(split=split)
+
+    def _damaged(self, error: Exception) -> UserError:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        return UserError(f"the prepared data in {self._home} is damaged ({reason}); delete it, and it is made again")
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
         """Reads one example; speech and image are left encoded until they are wanted."""
-        record = self._records[int(index)]
+        try:
+            record = self._records[int(index)]
+        except Exception as error:
+            raise self._damaged(error) from None
         text = record["question"].decode()
         return Example(
             speech=lambda: read_audio(record["speech"], SAMPLE_RATE, f"spoken_easy_vqa[{index}]"),
@@ -71,7 +86,7 @@ def prepare(directory: str | os.PathLike, examples: int | None = None) -> Path:
     Raises:
       UserError: the directory cannot be written, or the disk is full.
     """
-    directory = Path(directory).expanduser()
+    directory = Path(directory)
     name = "spoken_easy_vqa" if examples is None else f"spoken_easy_vqa_{examples}"
     home = directory / name / VERSION
     if home.is_dir():

@@ -30,6 +30,8 @@ class Tokenizer:
             return cls(Path(path).read_bytes())
         except OSError as error:
             raise UserError(f"cannot read the tokenizer {path}: {error.strerror or error}") from None
+        except RuntimeError:
+            raise UserError(f"cannot read the tokenizer {path}: it is damaged") from None
 
     @classmethod
     def train(cls, sentences: Iterable[str], vocabulary: int) -> "Tokenizer":
@@ -63,7 +65,10 @@ class Tokenizer:
         return self._model.vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        return self._model.encode(text)
+        try:
+            return self._model.encode(text)
+        except RuntimeError:  # lone surrogates: bytes that were no UTF-8 when Python read them
+            raise UserError(f"{text!r} is not valid Unicode text") from None
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._model.decode([int(i) for i in ids if i != BLANK])

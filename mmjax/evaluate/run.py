@@ -19,6 +19,8 @@ from mmjax.train.build import build_layout, build_model
 from mmjax.train.checkpoint import Checkpoints, read_json
 from mmjax.train.report import sample_rate
 
+LONGEST = 300  # seconds of a recording; attention's memory grows with the square
+
 
 class Run:
     """The newest checkpoint of a run directory, with the config it was trained by.
@@ -33,7 +35,7 @@ class Run:
         self.directory = Path(directory)
         if not (self.directory / "config.json").is_file():
             raise UserError(f"{directory} is not a run directory: it has no config.json")
-        self.config = c.from_json((self.directory / "config.json").read_text(), f"{directory}/config.json")
+        self.config = c.load(self.directory / "config.json")
         checkpoints = Checkpoints(self.directory, self.config.checkpoint.keep)
         steps = checkpoints.steps()
         if not steps:
@@ -61,7 +63,7 @@ class Run:
           text: the written question.
 
         Returns:
-          {"answer", "probabilities": {answer: p}} and, with speech, {"transcript"}.
+          {"answer", "probabilities": {answer: p}} and, with speech, {"transcript"}: what the run has heads for.
         """
         given = {"speech": speech, "image": image, "text": text}
         shows = frozenset(name for name, part in given.items() if part is not None)
@@ -73,6 +75,8 @@ class Run:
         layout = build_layout(self.config, Tokenizer.load(self.directory / "tokenizer.model"))
         rows = dict(layout.without(*set(self.config.model.encoders) - shows).rows)
         if speech is not None:  # a row as long as this recording; no other needs room beside it
+            if len(speech) > LONGEST * sample_rate(self.config):
+                raise UserError(f"the recording is longer than {LONGEST} seconds; cut it into parts")
             blocks = len(layout.speech(speech))
             rows["speech"] = -(-blocks // layout.align) * layout.align
         layout = dataclasses.replace(layout, rows={n: size for n, size in rows.items() if n != "transcript"})
@@ -80,10 +84,12 @@ class Run:
         example = Example(speech=None if speech is None else lambda: speech, image=image, text=text)
         packer.add(0, example, shows, name="your input")
         outputs = jit_once(lambda p, b: self.model.apply({"params": p}, b))(self.params, packer.batch)
-        answers = read_json(self.directory / "answers.json")
-        probabilities = jax.nn.softmax(outputs["answer"].features[0, 0]).tolist()
-        ranked = dict(sorted(zip(answers, probabilities, strict=True), key=lambda pair: -pair[1]))
-        result = {"answer": next(iter(ranked)), "probabilities": ranked}
+        result = {}
+        if "answer" in outputs:
+            answers = read_json(self.directory / "answers.json")
+            probabilities = jax.nn.softmax(outputs["answer"].features[0, 0]).tolist()
+            ranked = dict(sorted(zip(answers, probabilities, strict=True), key=lambda pair: -pair[1]))
+            result = {"answer": next(iter(ranked)), "probabilities": ranked}
         if "transcript" in outputs:
             ids = jax.device_get(outputs["transcript"].features.argmax(-1))
             result["transcript"] = transcripts(

@@ -6,6 +6,8 @@ import platform
 from collections.abc import Callable
 from typing import Any
 
+from mmjax.errors import UserError
+
 # Known to help larger Conformers on CPU, together with the allocator's settings below; on the quickstart's towers no
 # difference was measured (docs/log.md).
 CPU_FLAGS = (
@@ -51,9 +53,11 @@ def join_processes() -> None:
     if "MMJAX_COORDINATOR" in os.environ:
         import jax
 
-        jax.distributed.initialize(
-            os.environ["MMJAX_COORDINATOR"], int(os.environ["MMJAX_PROCESSES"]), int(os.environ["MMJAX_PROCESS"])
-        )
+        try:
+            count, number = int(os.environ["MMJAX_PROCESSES"]), int(os.environ["MMJAX_PROCESS"])
+        except (KeyError, ValueError):
+            raise UserError("MMJAX_COORDINATOR needs two numbers beside it: MMJAX_PROCESSES, MMJAX_PROCESS") from None
+        jax.distributed.initialize(os.environ["MMJAX_COORDINATOR"], count, number)
 
 
 def jit_once(function: Callable, **options: Any) -> Callable:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from mmjax import config as c
 from mmjax import progress, telemetry
@@ -17,7 +19,7 @@ from mmjax.evaluate.evaluation import Evaluator, table
 from mmjax.parallel.mesh import make_mesh, state_shardings, to_devices
 from mmjax.parallel.runtime import jit_once
 from mmjax.train import report
-from mmjax.train.build import build_layout, build_model, build_objectives, build_source, check_config
+from mmjax.train.build import build_layout, build_model, build_objectives, build_source, check_config, check_labels
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.optimizer import build_optimizer, build_schedule
 from mmjax.train.step import TrainState, init_state, make_train_step, unboxed
@@ -39,6 +41,7 @@ def train(config: c.Experiment, run: Path) -> dict[str, Any]:
 
     # The data, and what it means for the model.
     source = build_source(config.data, "train")
+    check_labels(config, source)
     layout = build_layout(config, source.tokenizer)
     sampler = make_sampler(config, layout, source)
     batches = Batches(source, layout, sampler, jax.process_index(), jax.process_count())
@@ -58,13 +61,7 @@ def train(config: c.Experiment, run: Path) -> dict[str, Any]:
 
     # The step, compiled once.
     compiled = telemetry.CompileCounter("train_step")
-    train_step = jax.jit(
-        make_train_step(
-            model, objectives, optimizer, seed=config.seed, average_decay=config.optimizer.ema,
-            micro_batches=config.optimizer.accumulation,
-        ),
-        donate_argnums=0,
-    )  # fmt: skip
+    train_step = jitted_step(config, model, objectives, optimizer, abstract)
     schedule = build_schedule(config.optimizer.schedule)
 
     # Say what is going to happen.
@@ -79,8 +76,7 @@ def train(config: c.Experiment, run: Path) -> dict[str, Any]:
         run, tensorboard=config.log.tensorboard and lead, wandb_project=config.log.wandb_project if lead else None,
         config=c.to_dict(config),
     )  # fmt: skip
-    if lead:
-        writer.rewind(first)
+    written = writer.rewind(first) if lead else set()
     evaluator = None
     line = report.ProgressLine(config.steps, first)
 
@@ -102,9 +98,18 @@ def train(config: c.Experiment, run: Path) -> dict[str, Any]:
             writer.write(step, "train", {**metrics, **rates})
             line.show(step, metrics, rates)
 
+    def evaluation_is_due(step: int) -> bool:
+        every = config.evaluation.every_steps
+        return bool(every) and step % every == 0 and 0 < step < config.steps
+
+    # A run that was killed while it evaluated owes that evaluation.
+    owed = evaluation_is_due(first) and (first, "eval") not in written
+    if multihost_utils.broadcast_one_to_all(np.array(owed)):  # the lead knows
+        evaluate(first, config.evaluation.examples)
+
     # The loop. The host waits for a step only after the next one is on its way, so the devices never wait for it.
     stop = StopSignal()
-    pending, before, done = None, None, first
+    pending, before, done, stopping = None, None, first, False
     ready = prefetch(batches, first, config.steps, config.data.threads)
     for step in range(first, config.steps):
         asked = time.perf_counter()
@@ -118,18 +123,19 @@ def train(config: c.Experiment, run: Path) -> dict[str, Any]:
         done, pending, before = step + 1, None, metrics
         if done % config.log.every_steps == 0 or done in (1, config.steps):
             pending = done, metrics, throughput.report(jax.process_count())
+        stopping = stop.asked  # once: the signal may come between two looks
         every = config.checkpoint.every_steps
-        if done == config.steps or stop.asked or (every and done % every == 0):
+        if done == config.steps or stopping or (every and done % every == 0):
+            if pending is not None:  # before the checkpoint is there, or a kill in between would lose it
+                log(*pending)
+                pending = None
             checkpoints.save(done, state, sampler.state(done))
-        every = config.evaluation.every_steps
-        if every and done % every == 0 and done != config.steps:
-            evaluate(done, config.evaluation.examples)
-        if stop.asked:
+        if stopping:
             break
-    if pending is not None:
-        log(*pending)
+        if evaluation_is_due(done):
+            evaluate(done, config.evaluation.examples)
     checkpoints.close()
-    if stop.asked:
+    if stopping:
         raise UserError(
             f"stopped by a signal after step {done}; its state is saved, the same command goes on from there"
         )
@@ -152,7 +158,7 @@ def open_run(config: c.Experiment, run: Path, source) -> None:
     """Makes the run's directory, or checks that it belongs to this config."""
     path = run / "config.json"
     if path.exists():
-        old = c.from_json(path.read_text(), str(path))
+        old = c.load(path)
         changed = {k: v for k, v in c.differences(old, config).items() if not k.startswith(FREE_KEYS)}
         if changed:
             key, (before, now) = next(iter(changed.items()))
@@ -188,6 +194,16 @@ def state_maker(config: c.Experiment, model, optimizer, layout, mesh):
         shardings,
     )
     return abstract, jit_once(lambda: unboxed(initialise()), out_shardings=shardings)
+
+
+def jitted_step(config: c.Experiment, model, objectives, optimizer, abstract: TrainState):
+    """The train step as the run compiles it: (state, batch) -> (state, metrics), the state given away."""
+    step = make_train_step(
+        model, objectives, optimizer, seed=config.seed, average_decay=config.optimizer.ema,
+        micro_batches=config.optimizer.accumulation,
+    )  # fmt: skip
+    # As the state came, so it leaves: another layout would make the second step another program.
+    return jax.jit(step, donate_argnums=0, out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), None))
 
 
 def resume(checkpoints: Checkpoints, abstract: TrainState, sampler: Sampler) -> tuple[TrainState | None, int]:

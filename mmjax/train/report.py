@@ -45,7 +45,7 @@ def start(config, run, params, flops, sampler, layout, source, first: int, peak)
         parts.add_row(name, f"{size:,}", f"{3 * flops.get(name, 0.0) / 1e9:.1f}")
     parts.add_row("all", f"{sum(sizes.values()):,}", f"{3 * sum(flops.values()) / 1e9:.1f}")
     say(parts)
-    useful = sampler.useful_share(layout.tokens(source.sizes), 50)
+    useful = sampler.useful_share(layout.tokens(source.sizes), range(first, first + 50))
     say(
         f"{len(source):,} examples in rows of "
         + ", ".join(f"{n} {c}" for n, c in layout.rows.items())

@@ -72,11 +72,12 @@ def loss_and_gradients(
 
     def loss(params, batch, key, weights=None):
         sums = measure(model, objectives, params, batch, key)
-        total = sum(
+        parts = (
             objective.weight * divide((sums[f"{name}/loss"][0], (weights or sums)[f"{name}/loss"][1]))
             for name, objective in objectives.items()
             if f"{name}/loss" in sums
         )
+        total = sum(parts, start=jnp.zeros(()))
         return total, sums
 
     gradient = jax.value_and_grad(loss, has_aux=True)
