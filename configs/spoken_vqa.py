@@ -38,7 +38,7 @@ from mmjax.config import (
     WarmupCosine,
 )
 
-STEPS = 1500
+STEPS = 2000
 
 config = Experiment(
     name="spoken_vqa",
