@@ -167,7 +167,10 @@ def difference(one: Any, other: Any) -> float:
 
 def packing(subject: Subject) -> float:
     """The same examples packed, in another order and at other offsets, and one per row."""
-    row = subject.rows[0]
+    return max(_packing_of(subject, row) for row in subject.rows)
+
+
+def _packing_of(subject: Subject, row: Row) -> float:
     row = Row(row.examples[:ROWS_CHECKED], row.subsets[:ROWS_CHECKED])
     nothing = Row(np.zeros(0, np.int64), ())
 

@@ -61,7 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"mmjax: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("mmjax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        goes_on = "; the same command goes on from the last checkpoint" if options.command == "train" else ""
+        print(f"mmjax: interrupted{goes_on}", file=sys.stderr)
         return 130
 
 

@@ -15,7 +15,7 @@ class _Rate(ProgressColumn):
         self.unit = unit
 
     def render(self, task):
-        return f"{task.finished_speed or task.speed or 0:.4g} {self.unit}/s"
+        return f"{task.finished_speed or task.speed or 0:,.0f} {self.unit}/s"
 
 
 class Bar:

@@ -28,17 +28,27 @@ PEAKS = {
 
 
 class Writer:
-    """Metrics to `metrics.jsonl` (always), TensorBoard and Weights & Biases (where wanted)."""
+    """Metrics to `metrics.jsonl` (always), TensorBoard and Weights & Biases (where wanted).
+
+    Args:
+      first: the step that the run goes on after; TensorBoard hides what an earlier process wrote of later ones.
+    """
 
     def __init__(
-        self, directory: Path, *, tensorboard: bool = True, wandb_project: str | None = None, config: Any = None
+        self,
+        directory: Path,
+        *,
+        first: int = 0,
+        tensorboard: bool = True,
+        wandb_project: str | None = None,
+        config: Any = None,
     ):
         self._path = directory / "metrics.jsonl"
         self._file = self._tensorboard = self._wandb = None
         if tensorboard:
             from tensorboardX import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(directory / "tensorboard"))
+            self._tensorboard = SummaryWriter(str(directory / "tensorboard"), purge_step=first + 1 if first else None)
         if wandb_project:
             try:
                 import wandb
@@ -69,7 +79,8 @@ class Writer:
             self._file = self._path.open("a")
         self._file.write(json.dumps({"step": step, "kind": kind, **metrics}) + "\n")
         self._file.flush()
-        numbers = {f"{kind}/{name}": value for name, value in metrics.items() if isinstance(value, int | float)}
+        group = "/".join([kind, *([metrics["subset"]] if "subset" in metrics else [])])  # one curve per subset
+        numbers = {f"{group}/{name}": value for name, value in metrics.items() if isinstance(value, int | float)}
         if self._tensorboard:
             for name, value in numbers.items():
                 self._tensorboard.add_scalar(name, value, step)

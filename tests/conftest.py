@@ -7,9 +7,11 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Little optimisation: these tests compile more than they compute. Tests of several devices start a process for it.
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 # The same small programs are compiled by many tests, and by the processes that they start: once is enough.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "mmjax-test-compilations"))
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"mmjax-test-compilations-{os.getuid()}")
+)
 # Prepared once per machine and checkout of the tests, not once per test run.
-os.environ.setdefault("MMJAX_DATA", os.path.join(tempfile.gettempdir(), "mmjax-test-data"))
+os.environ.setdefault("MMJAX_DATA", os.path.join(tempfile.gettempdir(), f"mmjax-test-data-{os.getuid()}"))
 
 import dataclasses
 

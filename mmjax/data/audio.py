@@ -42,7 +42,8 @@ def read_audio(source: str | os.PathLike | bytes, sample_rate: int = 16_000, nam
             samples = file.read(dtype="float32", always_2d=True)
             rate = file.samplerate
     except (soundfile.LibsndfileError, RuntimeError, MemoryError) as error:
-        raise UserError(f"cannot decode the recording {name}: {error}; is it WAV, FLAC, OGG or MP3?") from None
+        reason = getattr(error, "error_string", str(error)).rstrip(".")
+        raise UserError(f"cannot decode the recording {name}: {reason}; is it WAV, FLAC, OGG or MP3?") from None
     if len(samples) == 0:
         raise UserError(f"the recording {name} has no samples")
     if len(samples) < promised:

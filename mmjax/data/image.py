@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mmjax.errors import UserError
 
@@ -47,8 +47,10 @@ def read_image(source: str | os.PathLike | bytes, size: int, name: str | None = 
                 return np.asarray(image)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UserError(f"the image {name} has more pixels than are safe to decode; scale it down first") from None
+    except UnidentifiedImageError:
+        raise UserError(f"cannot decode the image {name}: its format is not known; is it PNG or JPEG?") from None
     except Exception as error:  # Pillow's decoders raise whatever comes to them (OSError, SyntaxError, struct.error)
-        raise UserError(f"cannot decode the image {name}: {error}; is it PNG or JPEG?") from None
+        raise UserError(f"cannot decode the image {name}: {error}") from None
 
 
 def patchify(image: np.ndarray, patch: int) -> tuple[np.ndarray, np.ndarray]:

@@ -142,9 +142,10 @@ def table(subsets: dict[str, dict[str, float]], title: str):
     found = sorted({n for metrics in subsets.values() for n in metrics})
     names = [n for n in names if n in found] + [n for n in found if n.endswith("/accuracy") and n not in names]
     result = Table(title=title)
-    result.add_column("modalities")
+    result.add_column("modalities", no_wrap=True)
     for name in (*names, "examples"):
-        result.add_column(name, justify="right")
+        task, _, metric = name.partition("/")
+        result.add_column({"accuracy": task}.get(metric, metric.upper() or name), justify="right")
     for subset, metrics in subsets.items():
         shown = [f"{100 * metrics[n]:.2f} %" if n in metrics and np.isfinite(metrics[n]) else "" for n in names]
         result.add_row(subset, *shown, f"{metrics['examples']:,}")

@@ -73,7 +73,7 @@ def train(config: c.Experiment, run: Path) -> dict[str, Any]:
         layout.hop / report.sample_rate(config), 3.0 * sum(flops.values()), peak and peak * jax.device_count()
     )
     writer = telemetry.Writer(
-        run, tensorboard=config.log.tensorboard and lead, wandb_project=config.log.wandb_project if lead else None,
+        run, first=first, tensorboard=config.log.tensorboard and lead, wandb_project=config.log.wandb_project if lead else None,
         config=c.to_dict(config),
     )  # fmt: skip
     written = writer.rewind(first) if lead else set()
@@ -121,7 +121,7 @@ def train(config: c.Experiment, run: Path) -> dict[str, Any]:
         if pending is not None:
             log(*pending)
         done, pending, before = step + 1, None, metrics
-        if done % config.log.every_steps == 0 or done in (1, config.steps):
+        if done % config.log.every_steps == 0 or done in (first + 1, config.steps):
             pending = done, metrics, throughput.report(jax.process_count())
         stopping = stop.asked  # once: the signal may come between two looks
         every = config.checkpoint.every_steps

@@ -39,7 +39,9 @@ def start(config, run, params, flops, sampler, layout, source, first: int, peak)
         f"parameters float32, attention {BACKEND}, "
         + (f"peak {peak / 1e12:.0f} TFLOP/s per device" if peak else "peak unknown: no MFU")
     )
-    parts = Table("part", "parameters", "GFLOP per step")
+    parts = Table("part")
+    for heading in ("parameters", "GFLOP per step"):
+        parts.add_column(heading, justify="right")
     sizes = parameters_by_part(params)
     for name, size in sizes.items():
         parts.add_row(name, f"{size:,}", f"{3 * flops.get(name, 0.0) / 1e9:.1f}")
@@ -53,6 +55,7 @@ def start(config, run, params, flops, sampler, layout, source, first: int, peak)
         + ", ".join(f"{n} {100 * (1 - share):.1f} %" for n, share in useful.items())
         + (f"; {sampler.too_long} examples are longer than a row and left out" if sampler.too_long else "")
     )
+    say("compiling the step ...")
 
 
 class ProgressLine:
