@@ -5,10 +5,10 @@
 Measured on 2 CPU cores (Cascade Lake, 2.5 GHz; jax 0.10.2), preparation of the data (about a minute, once) not
 counted; test split of 9,673 questions, in voices that were not heard in training:
 
-    9 min 12 s from start to final evaluation; speech+image 79.9 %, CER 0.00 %, WER 0.00 %
+    8 min 2 s from start to final evaluation; speech+image 85.9 %, CER 0.10 %, WER 0.12 %
 
-The answer that is most frequent for a question is right 67.0 % of the time. The goal is 85 %: colours are known by
-then, shapes are not yet (docs/log.md).
+The answer that is most frequent for a question is right 67.0 % of the time. Colours are known after 100 steps, shapes
+are learned from then on; configs/spoken_vqa.py, five times as long, reaches 99.8 %.
 """
 
 from mmjax.config import (
