@@ -79,7 +79,7 @@ class Writer:
             self._file = self._path.open("a")
         self._file.write(json.dumps({"step": step, "kind": kind, **metrics}) + "\n")
         self._file.flush()
-        group = "/".join([kind, *([metrics["subset"]] if "subset" in metrics else [])])  # one curve per subset
+        group = f"{kind}/{metrics['subset']}" if "subset" in metrics else kind  # one curve per subset
         numbers = {f"{group}/{name}": value for name, value in metrics.items() if isinstance(value, int | float)}
         if self._tensorboard:
             for name, value in numbers.items():

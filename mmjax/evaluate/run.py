@@ -52,19 +52,15 @@ class Run:
             speech=None if speech is None else read_audio(speech, sample_rate(self.config)),
             image=None if image is None else read_image_file(image),
             text=text,
-            name=image or "your input",
         )
 
-    def predict(
-        self, speech: Any = None, image: bytes | None = None, text: str | None = None, name: str = "your input"
-    ) -> dict[str, Any]:
+    def predict(self, speech: Any = None, image: bytes | None = None, text: str | None = None) -> dict[str, Any]:
         """The answer to one example, given as any subset of the modalities.
 
         Args:
           speech: float32 samples [N] at the model's rate.
           image: an encoded picture.
           text: the written question.
-          name: what to call it in an error.
 
         Returns:
           {"answer", "probabilities": {answer: p}} and, with speech, {"transcript"}: what the run has heads for.
@@ -86,7 +82,7 @@ class Run:
         layout = dataclasses.replace(layout, rows={n: size for n, size in rows.items() if n != "transcript"})
         packer = Packer(layout, 1)
         example = Example(speech=None if speech is None else lambda: speech, image=image, text=text)
-        packer.add(0, example, shows, name=name)
+        packer.add(0, example, shows, name="your input")
         outputs = jit_once(lambda p, b: self.model.apply({"params": p}, b))(self.params, packer.batch)
         result = {}
         if "answer" in outputs:

@@ -19,10 +19,11 @@ from mmjax.evaluate.evaluation import Evaluator, table
 from mmjax.parallel.mesh import make_mesh, state_shardings, to_devices
 from mmjax.parallel.runtime import jit_once
 from mmjax.train import report
-from mmjax.train.build import build_layout, build_model, build_objectives, build_source, check_config, check_labels
+from mmjax.train.build import build_layout, build_model, build_objectives, build_source
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.optimizer import build_optimizer, build_schedule
 from mmjax.train.step import TrainState, init_state, make_train_step, unboxed
+from mmjax.train.validate import check_config, check_labels
 
 # What may change between the start of a run and its continuation: none of it changes what is computed.
 FREE_KEYS = ("steps", "log.", "checkpoint.", "evaluation.", "data.directory", "data.threads", "mesh.")

@@ -44,7 +44,6 @@ def matrices(params: Any) -> Any:
     Projections to and from attention heads are one matrix each, and every layer of a stack is one of its own.
     Everything else (the first and last layers, embeddings, depthwise kernels, biases, norms) is None: Adam's.
     """
-    from optax.contrib import MuonDimensionNumbers
 
     def see(path, leaf):
         keys = [key.key for key in path if hasattr(key, "key")]  # boxed leaves end in an attribute
@@ -54,11 +53,11 @@ def matrices(params: Any) -> Any:
             case "convolution":  # depthwise: [layer, tap, channel]
                 return None
             case "qkv" | "query" | "key_value":  # [layer, width, which, head, feature]
-                return MuonDimensionNumbers(reduction_axis=1, output_axis=(3, 4))
+                return optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=(3, 4))
             case "out":  # [layer, head, feature, width]
-                return MuonDimensionNumbers(reduction_axis=(1, 2), output_axis=3)
+                return optax.contrib.MuonDimensionNumbers(reduction_axis=(1, 2), output_axis=3)
             case _:  # [layer, in, out]
-                return MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+                return optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
 
     return jax.tree_util.tree_map_with_path(see, params)
 

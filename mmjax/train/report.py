@@ -55,7 +55,8 @@ def start(config, run, params, flops, sampler, layout, source, first: int, peak)
         + ", ".join(f"{n} {100 * (1 - share):.1f} %" for n, share in useful.items())
         + (f"; {sampler.too_long} examples are longer than a row and left out" if sampler.too_long else "")
     )
-    say("compiling the step ...")
+    if first < config.steps:
+        say("compiling the step ...")
 
 
 class ProgressLine:
