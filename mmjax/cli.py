@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     sub = command("predict", "the answer to one example", "RUN")
     for modality, kind in (("speech", "FILE"), ("image", "FILE"), ("text", "STRING")):
         sub.add_argument(f"--{modality}", metavar=kind)
+    sub.add_argument("--example", type=_count, metavar="N", help="instead: example N of the data's evaluation split")
     command("check", "measure the five invariants on a config", "CONFIG")
     command("checkpoints", "the kept checkpoints, each with size, digest and whether it is intact", "RUN")
     command("config", "print the resolved config as JSON", "CONFIG", json_output=False)
@@ -91,10 +92,17 @@ def _predict(options, rest) -> int:
     from mmjax.evaluate.run import Run
 
     run = Run(options.run)
-    result = run.predict_files(options.speech, options.image, options.text)
+    if options.example is None:
+        result = run.predict_files(options.speech, options.image, options.text)
+    elif options.speech or options.image or options.text:
+        raise UserError("give either --example or files and text of your own")
+    else:
+        result = run.predict_example(options.example)
     if options.json:
         _print_json(result)
         return 0
+    if "example" in result:
+        print("example {number} of the {split} split, from {modalities}: {text} {answer}".format(**result["example"]))
     for answer, probability in list(result.get("probabilities", {}).items())[:5]:
         print(f"{100 * probability:6.2f} %  {answer}")
     if "transcript" in result:
@@ -132,6 +140,12 @@ def _config(options, rest) -> int:
 
     print(to_json(override(load(options.config), rest)), end="")
     return 0
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
 
 
 def _positive(text: str) -> int:

@@ -58,8 +58,11 @@ class Writer:
                 project=wandb_project, name=directory.name, dir=directory, config=config, resume="allow"
             )
 
-    def rewind(self, step: int) -> set[tuple[int, str]]:
+    def rewind(self, step: int, finished: bool = False) -> set[tuple[int, str]]:
         """Drops what was written after `step`: a resumed run writes it again, and no step twice.
+
+        Args:
+          finished: `step` is the last; the evaluation that ends a run will be made and written again.
 
         Returns:
           The (step, kind) of the lines that stay.
@@ -67,7 +70,11 @@ class Writer:
         if not self._path.exists():
             return set()
         lines = [(_parsed(line), line) for line in self._path.read_text().splitlines()]
-        kept = [(record, line) for record, line in lines if record and record["step"] <= step]
+
+        def stays(record) -> bool:
+            return record["step"] < step or (record["step"] == step and not (finished and record["kind"] == "eval"))
+
+        kept = [(record, line) for record, line in lines if record and stays(record)]
         temporary = self._path.with_suffix(".rewinding")
         temporary.write_text("".join(line + "\n" for _, line in kept))
         temporary.replace(self._path)

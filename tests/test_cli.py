@@ -100,6 +100,13 @@ def test_predict_from_any_subset(run, files, capsys, monkeypatch, given):
     assert ("transcript" in result) == ("--speech" in given)
 
 
+def test_predict_an_example_of_the_data(run, capsys):
+    code, out, _ = mmjax(capsys, "predict", run, "--example", "3", "--json")
+    result = json.loads(out)
+    assert code == 0 and result["example"]["modalities"] == "speech+image" and "transcript" in result
+    assert result["example"]["answer"] in result["probabilities"]
+
+
 def test_predict_for_people(run, files, capsys):
     code, out, _ = mmjax(capsys, "predict", run, "--image", files / "photo.jpeg", "--speech", files / "speech.ogg")
     assert code == 0 and "%" in out and "heard:" in out
@@ -115,7 +122,9 @@ def test_predict_for_people(run, files, capsys):
         (["predict", "{run}", "--speech", "{files}/short.wav"], "shorter than one analysis window"),
         (["predict", "{run}", "--image", "{files}/broken.png"], "cannot decode the image"),
         (["predict", "{run}", "--image", "{files}/speech.wav"], "cannot decode the image"),
-        (["predict", "{run}", "--text", "is there a red shape " * 50], "row has room for 16"),
+        (["predict", "{run}", "--text", "is there a red shape " * 50], "row has room for 16; shorten it"),
+        (["predict", "{run}", "--example", "300"], "no example 300: the test split has 300"),
+        (["predict", "{run}", "--example", "3", "--text", "is it red?"], "either --example or files"),
         (["predict", "{files}", "--text", "hello"], "not a run directory"),
         (["eval", "{files}"], "not a run directory"),
         (["eval", "{run}", "--split", "valid"], "has no split 'valid'"),

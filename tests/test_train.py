@@ -18,11 +18,12 @@ import pytest
 from conftest import tiny
 
 from mmjax import config as c
+from mmjax.check import free_port
 from mmjax.errors import UserError
 from mmjax.parallel.mesh import state_shardings
 from mmjax.train.build import build_layout, build_model, build_objectives
 from mmjax.train.checkpoint import Checkpoints, describe_run, digest
-from mmjax.train.loop import train
+from mmjax.train.loop import claimed, train
 from mmjax.train.optimizer import build_optimizer, build_schedule, decayed
 from mmjax.train.step import init_state, make_train_step, unboxed
 
@@ -92,6 +93,30 @@ def test_two_processes_take_the_same_steps_and_one_goes_on_alone(run, tmp_path):
         np.testing.assert_allclose(here[step], there[step], rtol=1e-4)
 
 
+def test_sigterm_to_one_of_two_processes_stops_both_after_the_same_step(tmp_path):
+    (tmp_path / "tiny.json").write_text(c.to_json(tiny()))
+    flags = ["--run-dir", str(tmp_path / "run"), "--steps", "100000", "--checkpoint.every-steps", "none"]
+    shared = {**os.environ, "MMJAX_COORDINATOR": f"localhost:{free_port()}", "MMJAX_PROCESSES": "2"}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "mmjax", "train", str(tmp_path / "tiny.json"), *flags],
+            env={**shared, "MMJAX_PROCESS": str(number)}, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    while all(p.poll() is None for p in both) and not (tmp_path / "run" / "metrics.jsonl").exists():
+        time.sleep(0.2)
+    both[1].send_signal(signal.SIGTERM)
+    errors = [process.communicate(timeout=120)[1] for process in both]
+    (step,) = (one["step"] for one in describe_run(tmp_path / "run"))
+    assert all(f"stopped by a signal after step {step}" in error for error in errors), errors
+
+
+def test_two_cannot_train_in_one_directory(tmp_path):
+    with claimed(tmp_path), pytest.raises(UserError, match="another process is training in"):
+        train(tiny(), tmp_path)
+
+
 def test_a_launch_with_a_process_that_fails_fails(tmp_path):
     process = subprocess.run(
         ["launch/local.sh", "2", str(tmp_path / "missing.py")],
@@ -155,6 +180,14 @@ def test_kill_9_at_random_moments_changes_nothing(tmp_path, kills):
     assert process.returncode == 0, errors
     assert losses(killed) == losses(straight)
     assert describe_run(killed)[-1]["digest"] == describe_run(straight)[-1]["digest"]
+
+
+def test_a_finished_run_started_again_evaluates_in_place_of_its_evaluation(tmp_path):
+    config = tiny(steps=2)
+    train(config, tmp_path)
+    before = lines(tmp_path, "eval")
+    train(config, tmp_path)
+    assert lines(tmp_path, "eval") == before
 
 
 def test_a_run_killed_while_it_evaluated_evaluates_when_it_goes_on(tmp_path, monkeypatch):

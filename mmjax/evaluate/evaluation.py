@@ -23,9 +23,19 @@ from mmjax.train.step import score
 ORDER = ("speech", "image", "text")
 
 
+def ordered(modalities) -> list[str]:
+    """Speech, image, text, then others."""
+    return [n for n in ORDER if n in modalities] + [n for n in modalities if n not in ORDER]
+
+
+def canonical(subset: str) -> str:
+    """A subset's one name: "text+image" is "image+text"."""
+    return "+".join(ordered(subset.split("+")))
+
+
 def all_subsets(modalities) -> list[str]:
-    """Every non-empty subset, named in the order speech, image, text (then others), the largest last."""
-    names = [n for n in ORDER if n in modalities] + [n for n in modalities if n not in ORDER]
+    """Every non-empty subset by its canonical name, the largest last."""
+    names = ordered(modalities)
     return ["+".join(s) for size in range(1, len(names) + 1) for s in combinations(names, size)]
 
 

@@ -15,7 +15,7 @@ from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
 from mmjax.evaluate.decoding import transcripts
 from mmjax.parallel.runtime import jit_once
-from mmjax.train.build import build_layout, build_model
+from mmjax.train.build import build_layout, build_model, build_source
 from mmjax.train.checkpoint import Checkpoints, read_json
 from mmjax.train.report import sample_rate
 
@@ -54,6 +54,26 @@ class Run:
             text=text,
         )
 
+    def predict_example(self, number: int, split: str | None = None) -> dict[str, Any]:
+        """`predict` from an example of the data, shown as in evaluation; with the truth beside it.
+
+        Returns:
+          What `predict` returns and {"example": {"number", "split", "modalities", "text", "answer"}}.
+        """
+        split = split or self.config.evaluation.split
+        source = build_source(self.config.data, split)
+        if not 0 <= number < len(source):
+            raise UserError(f"there is no example {number}: the {split} split has {len(source):,}, counted from 0")
+        example, subset = source[number], self.config.evaluation.subsets[0]
+        parts = {
+            "speech": example.speech and example.speech(),
+            "image": example.image,
+            "text": example.text,
+        }
+        result = self.predict(**{name: parts[name] for name in subset.split("+")})
+        truth = {"text": example.text, "answer": source.answers[example.answer]}
+        return result | {"example": {"number": number, "split": split, "modalities": subset, **truth}}
+
     def predict(self, speech: Any = None, image: bytes | None = None, text: str | None = None) -> dict[str, Any]:
         """The answer to one example, given as any subset of the modalities.
 
@@ -79,6 +99,8 @@ class Run:
                 raise UserError(f"the recording is longer than {LONGEST} seconds; cut it into parts")
             blocks = len(layout.speech(speech))
             rows["speech"] = -(-blocks // layout.align) * layout.align
+        if text is not None and (tokens := len(layout.tokenizer.encode(text))) > rows["text"]:
+            raise UserError(f"the text has {tokens} tokens, but the row has room for {rows['text']}; shorten it")
         layout = dataclasses.replace(layout, rows={n: size for n, size in rows.items() if n != "transcript"})
         packer = Packer(layout, 1)
         example = Example(speech=None if speech is None else lambda: speech, image=image, text=text)

@@ -1,8 +1,10 @@
 """The training run, as a story from top to bottom."""
 
+import fcntl
 import json
 import signal
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from mmjax import progress, telemetry
 from mmjax.data.loader import Batches, prefetch
 from mmjax.data.sampler import Sampler
 from mmjax.errors import UserError
-from mmjax.evaluate.evaluation import Evaluator, table
+from mmjax.evaluate.evaluation import Evaluator, canonical, table
 from mmjax.parallel.mesh import make_mesh, state_shardings, to_devices
 from mmjax.parallel.runtime import jit_once
 from mmjax.train import report
@@ -36,6 +38,11 @@ def train(config: c.Experiment, run: Path) -> dict[str, Any]:
     same batches.
     """
     check_config(config)
+    with claimed(run):
+        return _train(config, run)
+
+
+def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
     started = time.perf_counter()
     lead = jax.process_index() == 0
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
@@ -77,7 +84,7 @@ def train(config: c.Experiment, run: Path) -> dict[str, Any]:
         run, first=first, tensorboard=config.log.tensorboard and lead, wandb_project=config.log.wandb_project if lead else None,
         config=c.to_dict(config),
     )  # fmt: skip
-    written = writer.rewind(first) if lead else set()
+    written = writer.rewind(first, finished=first == config.steps) if lead else set()
     evaluator = None
     line = report.ProgressLine(config.steps, first)
 
@@ -85,7 +92,7 @@ def train(config: c.Experiment, run: Path) -> dict[str, Any]:
         nonlocal evaluator
         evaluator = evaluator or Evaluator(config, model, objectives, mesh, config.evaluation.split)
         params = state.params if state.average is None else state.average
-        results = {s: evaluator.evaluate(params, s, examples) for s in config.evaluation.subsets}
+        results = {canonical(s): evaluator.evaluate(params, s, examples) for s in config.evaluation.subsets}
         if lead:
             for subset, metrics in results.items():
                 writer.write(step, "eval", {"subset": subset, **metrics})
@@ -124,7 +131,7 @@ def train(config: c.Experiment, run: Path) -> dict[str, Any]:
         done, pending, before = step + 1, None, metrics
         if done % config.log.every_steps == 0 or done in (first + 1, config.steps):
             pending = done, metrics, throughput.report(jax.process_count())
-        stopping = stop.asked  # once: the signal may come between two looks
+        stopping = stop.asked(done)  # once: the signal may come between two looks
         every = config.checkpoint.every_steps
         if done == config.steps or stopping or (every and done % every == 0):
             if pending is not None:  # before the checkpoint is there, or a kill in between would lose it
@@ -155,8 +162,26 @@ def make_sampler(config: c.Experiment, layout, source) -> Sampler:
     return Sampler(positions, layout.rows, data.subsets, data.batch_rows, seed=config.seed, window=data.window)
 
 
+@contextmanager
+def claimed(run: Path):
+    """Makes the run's directory and keeps other processes from training in it, until this one ends or is killed."""
+    if jax.process_index() > 0:  # the lead claims it for all
+        yield
+        return
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        file = open(run / ".lock", "w")  # noqa: SIM115  (closed below)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"another process is training in {run}; wait for it, or choose another --run-dir") from None
+    except OSError as error:
+        raise UserError(f"cannot write to the run directory {run}: {error.strerror or error}") from None
+    with file:
+        yield
+
+
 def open_run(config: c.Experiment, run: Path, source) -> None:
-    """Makes the run's directory, or checks that it belongs to this config."""
+    """Writes into the run's directory what belongs to it, or checks that it belongs to this config."""
     path = run / "config.json"
     if path.exists():
         old = c.load(path)
@@ -169,7 +194,6 @@ def open_run(config: c.Experiment, run: Path, source) -> None:
                 + "; choose another --run-dir"
             )
     try:
-        run.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
             (run / "tokenizer.model").write_bytes(source.tokenizer.serialised)
             (run / "answers.json").write_text(json.dumps(source.answers))
@@ -222,14 +246,24 @@ def resume(checkpoints: Checkpoints, abstract: TrainState, sampler: Sampler) -> 
 
 
 class StopSignal:
-    """SIGTERM (a scheduler that takes the machine back) asks for a checkpoint and an orderly end."""
+    """SIGTERM (a scheduler that takes the machine back) asks for a checkpoint and an orderly end.
+
+    Of several processes, one that is asked asks all: JAX's preemption service finds a step that none has passed yet.
+    """
 
     def __init__(self):
-        self.asked = False
+        self._signalled = False
+        self._several = jax.process_count() > 1
+        if self._several:  # the service listens for the signal itself
+            return
         try:
-            signal.signal(signal.SIGTERM, self._ask)
+            signal.signal(signal.SIGTERM, self._note)
         except ValueError:  # not the main thread (a notebook's): nobody to ask
             pass
 
-    def _ask(self, *_):
-        self.asked = True
+    def asked(self, step: int) -> bool:
+        """Whether to stop after `step`; the same answer in every process."""
+        return multihost_utils.reached_preemption_sync_point(step) if self._several else self._signalled
+
+    def _note(self, *_):
+        self._signalled = True
