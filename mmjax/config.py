@@ -33,15 +33,81 @@ class LogMel:
 
 
 @part
+class WhisperLogMel(LogMel):
+    pass
+
+
+@part
+class NeMoLogMel(LogMel):
+    pass
+
+
+@part
+class KaldiFilterBank(LogMel):
+    normalise: bool = True  # each example to zero mean and unit variance
+
+
+@part
+class MFCC:
+    log_mel: LogMel | WhisperLogMel | NeMoLogMel | KaldiFilterBank = KaldiFilterBank(bins=23, normalise=False)
+    coefficients: int = 13
+    lifter: float = 22.0  # 0: none
+
+    sample_rate = property(lambda self: self.log_mel.sample_rate)
+    window = property(lambda self: self.log_mel.window)
+    hop = property(lambda self: self.log_mel.hop)
+
+
+@part
 class Conformer:
-    front_end: LogMel = LogMel()
+    front_end: LogMel | WhisperLogMel | NeMoLogMel | KaldiFilterBank | MFCC = LogMel()
     layers: int = 16
     width: int = 144
     heads: int = 4
     kernel: int = 32
+    subsampling: Literal[2, 4, 8] = 4  # hops per token
+    stem: Literal["full", "depthwise"] = "full"
     stem_channels: int | None = None  # of the strided stem; None: the width, as in the paper
     positions: Literal["relative", "rotary"] = "relative"
+    norm: Literal["layer", "rms"] = "layer"
+    convolution_norm: Literal["layer", "rms", "affine"] = "layer"  # affine: an imported BatchNorm, folded
+    norm_epsilon: float = 1e-6
+    causal: bool = False  # the convolution sees no later token
+    chunk: int | None = None  # tokens that attention sees together, with all before; None: the whole recording
+    left_chunks: int | None = None  # earlier chunks that it sees; None: all
+    scale_input: bool = False
     dropout: float = 0.0
+
+
+# Published sizes: Gulati et al. 2020, table 1 (S, M, L); NeMo's conformer_ctc_bpe.yaml and fast-conformer_ctc_bpe.yaml.
+CONFORMERS = {
+    "S": dict(layers=16, width=144, heads=4, kernel=32),
+    "M": dict(layers=16, width=256, heads=4, kernel=32),
+    "L": dict(layers=17, width=512, heads=8, kernel=32),
+    "NeMo S": dict(layers=16, width=176, heads=4, kernel=31),
+    "NeMo M": dict(layers=18, width=256, heads=4, kernel=31),
+    "NeMo L": dict(layers=18, width=512, heads=8, kernel=31),
+    "NeMo XL": dict(layers=24, width=1024, heads=8, kernel=5),
+    "Fast L": dict(layers=18, width=512, heads=8, kernel=9, subsampling=8, stem="depthwise", stem_channels=256),
+    "Fast XL": dict(layers=24, width=1024, heads=8, kernel=9, subsampling=8, stem="depthwise", stem_channels=256),
+}
+
+
+def conformer(size: str, **changes: Any) -> Conformer:
+    """A Conformer of a published size, with changes.
+
+    "modern L" is "L" (any of them) with rotary positions, RMSNorm and FastConformer's stem, kernel and subsampling.
+    """
+    modern = dict(
+        positions="rotary", norm="rms", convolution_norm="rms", kernel=9, subsampling=8, stem="depthwise",
+        stem_channels=256,
+    )  # fmt: skip
+    name = size.removeprefix("modern ")
+    if name not in CONFORMERS:
+        raise UserError(
+            f"there is no Conformer '{size}'{_nearest(name, CONFORMERS)}; there are {', '.join(CONFORMERS)}"
+        )
+    return Conformer(**CONFORMERS[name] | (modern if name != size else {}) | changes)
 
 
 @part

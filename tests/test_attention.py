@@ -48,11 +48,13 @@ def test_trap_a7_a_query_that_sees_nothing_gives_zeros_and_finite_gradients():
 
 
 @pytest.mark.parametrize("length", range(1, 18))
-def test_trap_b1_relative_shift_equals_a_gather(length):
-    scores = normal(1, 2, length, 2 * length - 1)
-    i, j = np.meshgrid(np.arange(length), np.arange(length), indexing="ij")
-    # Column s holds the offset (length - 1) - s.
-    expected = np.asarray(scores)[:, :, i, length - 1 - (i - j)]
+@pytest.mark.parametrize("earlier", [0, 1, 5])
+def test_trap_b1_relative_shift_equals_a_gather(length, earlier):
+    keys = earlier + length
+    scores = normal(1, 2, length, keys + length - 1)
+    i, j = np.meshgrid(np.arange(earlier, keys), np.arange(keys), indexing="ij")
+    # Column s holds the offset (keys - 1) - s.
+    expected = np.asarray(scores)[:, :, i - earlier, keys - 1 - (i - j)]
     np.testing.assert_array_equal(relative_shift(scores), expected)
 
 
@@ -106,7 +108,8 @@ def test_trap_b5_an_even_kernel_has_one_tap_more_on_the_right():
 @pytest.mark.parametrize("length, bins", [(8, 10), (7, 9), (1, 1)])
 def test_strided_windows_are_a_convolution(length, bins):
     x, kernel = normal(2, length, bins, 3), normal(3, 3, 3, 5, seed=1)
-    ours = strided_windows(x) @ kernel.reshape(27, 5)
+    windows = strided_windows(x, np.ones((2, length), np.int32))
+    ours = windows.reshape(windows.shape[:-2] + (27,)) @ kernel.reshape(27, 5)
     theirs = jax.lax.conv_general_dilated(
         x, kernel, (2, 2), [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC")
     )

@@ -140,7 +140,6 @@ def test_predict_for_people(run, files, capsys):
         (["train", "{config}", "--mesh.data", "3"], "is not the number of devices"),
         (["train", "{config}", "--model.heads.answer.outputs", "5"], "outputs=5, but there are 13 answers"),
         (["train", "{config}", "--model.heads.transcript.outputs", "64"], "the tokenizer has 128 pieces"),
-        (["train", "{config}", "--model.encoders.speech.front-end.window", "320"], "is not longer than two hops"),
         (["train", "{config}", "--model.encoders.speech.front-end.sample-rate", "8000"], "speech at 16000 Hz"),
         (["predict", "{run}", "--speech", "{files}/huge.wav"], "holds values up to"),
         (["predict", "{run}", "--speech", "{files}/tone.aiff"], "its format is AIFF"),

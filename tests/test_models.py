@@ -5,9 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.models import Conformer, CrossAttention, LogMel, Transformer, ViT
-from mmjax.models.log_mel import mel_filters
+from mmjax import models
+from mmjax.config import conformer
+from mmjax.errors import UserError
+from mmjax.models import Conformer, CrossAttention, LogMel, NeMoLogMel, Transformer, ViT
+from mmjax.models.spectrum import htk_filters
 from mmjax.stream import Stream, concatenate, fold, only_tokens, unfold
+from mmjax.train.build import instantiate
 
 
 def count(module, *inputs):
@@ -15,9 +19,9 @@ def count(module, *inputs):
     return sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
 
-def speech(*lengths, room=None, seed=0):
-    """Recordings of so many hops in one row, each starting at a multiple of 4 hops."""
-    room = room or sum(-(-n // 4) * 4 for n in lengths)
+def speech(*lengths, room=None, seed=0, every=4):
+    """Recordings of so many hops in one row, each starting at a multiple of `every` hops."""
+    room = room or sum(-(-n // every) * every for n in lengths)
     features = np.zeros((1, room, 160), np.float32)
     segments, positions = np.zeros((1, room), np.int32), np.zeros((1, room), np.int32)
     at = 0
@@ -25,7 +29,7 @@ def speech(*lengths, room=None, seed=0):
         place = slice(at, at + length)
         features[0, place] = np.random.default_rng([seed, length]).normal(size=(length, 160))
         segments[0, place], positions[0, place] = number, np.arange(length)
-        at += -(-length // 4) * 4
+        at += -(-length // every) * every
     return Stream(jnp.asarray(features), jnp.asarray(segments), jnp.asarray(positions))
 
 
@@ -42,12 +46,34 @@ def images(number, side, patch, class_token=False):
 
 
 @pytest.mark.parametrize(
-    "layers, width, heads, millions", [(16, 144, 4, 8.713), (16, 256, 4, 27.332), (17, 512, 8, 115.120)], ids="SML"
+    "size, head, millions",
+    [
+        ("S", 0, 8.713),  # Gulati et al. 2020, table 1: the encoders alone
+        ("M", 0, 27.332),
+        ("L", 0, 115.120),
+        ("NeMo S", 129, 12.995),  # NeMo's own tables: with a CTC head of so many outputs
+        ("NeMo M", 129, 30.539),
+        ("NeMo L", 129, 121.501),
+        ("NeMo XL", 129, 635.442),
+        ("Fast L", 0, 115.07),
+        ("Fast XL", 0, 607.7),
+    ],
 )
-def test_conformer_has_the_published_number_of_parameters(layers, width, heads, millions):
-    # Gulati et al. 2020, table 1: kernel 32, 80 mel bins, 4x convolutional subsampling.
-    model = Conformer(front_end=LogMel(), layers=layers, width=width, heads=heads, kernel=32)
-    assert round(count(model, speech(16)) / 1e6, 3) == millions
+def test_conformer_has_the_published_number_of_parameters(size, head, millions):
+    config = conformer(size)
+    parameters = count(instantiate(config, models), speech(16)) + head * (config.width + 1)
+    digits = len(str(millions).split(".")[1])
+    assert parameters / 1e6 == pytest.approx(millions, abs=0.6 * 10**-digits)
+
+
+def test_a_modern_conformer_has_rotary_positions_and_no_means():
+    modern = conformer("modern M", layers=2)
+    assert (modern.width, modern.positions, modern.subsampling) == (256, "rotary", 8)
+    params = jax.eval_shape(instantiate(modern, models).init, jax.random.key(0), speech(16))["params"]
+    assert set(params["layers"]["attention_norm"]) == {"scale"}
+    assert "position" not in params["layers"]["attention"]
+    with pytest.raises(UserError, match="did you mean 'Fast L'"):
+        conformer("fastL")
 
 
 @pytest.mark.parametrize(
@@ -68,23 +94,33 @@ def test_log_mel_equals_float64():
     samples = np.asarray(stream.features, np.float64).reshape(-1)
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)
     windows = np.stack([samples[160 * i : 160 * i + 400] * hann for i in range(38)])
-    expected = np.log10(np.maximum(np.abs(np.fft.rfft(windows)) ** 2 @ mel_filters(16_000, 400, 80), 1e-8))
+    expected = np.log10(np.maximum(np.abs(np.fft.rfft(windows)) ** 2 @ htk_filters(16_000, 400, 80), 1e-8))
     np.testing.assert_allclose(frames.features[0, :38], (expected + 1.5) / 2, atol=1e-5)
     # The last two hops do not hold a whole window.
     np.testing.assert_array_equal(frames.segments[0], [1] * 38 + [0] * 2)
 
 
-def test_mel_filters_overlap_to_one():
-    total = mel_filters(16_000, 400, 80).sum(axis=1)
+def test_htk_filters_overlap_to_one():
+    total = htk_filters(16_000, 400, 80).sum(axis=1)
     np.testing.assert_allclose(total[5:-5], 1.0, atol=0.35)
-    assert (mel_filters(16_000, 400, 20) > 0).any(axis=0).all()
+    assert (htk_filters(16_000, 400, 20) > 0).any(axis=0).all()
 
 
-@pytest.mark.parametrize("positions", ["relative", "rotary"])
-def test_trap_a4_conformer_gives_the_same_packed_and_alone(positions):
-    model = Conformer(front_end=LogMel(), layers=2, width=16, heads=2, kernel=8, stem_channels=4, positions=positions)
+CONFORMERS = {
+    "paper": {},
+    "rotary": dict(positions="rotary"),
+    "FastConformer": dict(subsampling=8, stem="depthwise", kernel=9, norm="rms", convolution_norm="rms"),
+    "no gap between examples": dict(front_end=NeMoLogMel()),
+    "half the frames, causal, in chunks": dict(subsampling=2, causal=True, chunk=3, left_chunks=1),
+}
+
+
+@pytest.mark.parametrize("variant", CONFORMERS)
+def test_traps_a1_a4_a5_conformer_gives_the_same_packed_and_alone(variant):
+    fields = dict(front_end=LogMel(), layers=2, width=16, heads=2, kernel=8, stem_channels=4) | CONFORMERS[variant]
+    model, every = Conformer(**fields), fields.get("subsampling", 4)
     lengths = [3, 4, 5, 6, 7, 8, 9, 30, 31, 33, 64]
-    packed = speech(*lengths)
+    packed = speech(*lengths, every=every)
     params = model.init(jax.random.key(0), packed)
     params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params)
     apply = jax.jit(model.apply)
@@ -92,7 +128,8 @@ def test_trap_a4_conformer_gives_the_same_packed_and_alone(positions):
     for number, length in enumerate(lengths, 1):
         alone = apply(params, speech(length, room=64))
         ours = out.features[out.segments == number]
-        assert len(ours) == -(-(length - 2) // 4), "tokens = ceil(frames / 4)"
+        frames = length if variant == "no gap between examples" else length - 2
+        assert len(ours) == -(-frames // every)
         np.testing.assert_allclose(ours, alone.features[alone.segments > 0], atol=2e-5)
 
 

@@ -18,6 +18,8 @@ def attention(
     query_segments: jax.Array,
     key_segments: jax.Array,
     bias: jax.Array | None = None,
+    order: tuple[jax.Array, jax.Array] | None = None,
+    reach: int | None = None,
 ) -> jax.Array:
     """Scaled dot-product attention within segments; the softmax is in float32.
 
@@ -29,6 +31,9 @@ def attention(
       key, value: [B, H, S, D].
       query_segments, key_segments: [B, T] and [B, S] int32; 0 is empty.
       bias: [B, H, T, S], added to the scores before the scaling by 1 / sqrt(D).
+      order: [B, T] and [B, S] int32; a query sees no key that comes later. Positions make attention causal,
+        positions // n causal by chunks of n.
+      reach: with `order`, how far back a query sees: keys at most so much earlier; None: all of them.
 
     Returns:
       [B, H, T, D] in the dtype of `value`.
@@ -37,6 +42,9 @@ def attention(
     if bias is not None:
         scores = scores + bias
     seen = (query_segments[:, :, None] == key_segments[:, None, :]) & (query_segments > 0)[:, :, None]
+    if order is not None:
+        ago = order[0][:, :, None] - order[1][:, None, :]
+        seen &= (ago >= 0) if reach is None else (ago >= 0) & (ago <= reach)
     seen = seen[:, None]
     # A large finite number, not -inf: a row of nothing but -inf makes NaN, if not here then in the gradient.
     scores = jnp.where(seen, scores * query.shape[-1] ** -0.5, -1e30)

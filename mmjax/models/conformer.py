@@ -1,103 +1,180 @@
-"""The Conformer speech encoder over packed rows."""
+"""The Conformer speech encoder over packed rows, whole recordings or a chunk at a time."""
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmjax.models.attention import HeadProjection, MultiHeadAttention, OutputProjection, attention
+from mmjax.models.attention import HeadProjection, OutputProjection, attention, rotary
 from mmjax.models.convolution import depthwise_convolution, strided_windows
-from mmjax.models.layers import FeedForward, dense, layer_norm, stack
-from mmjax.models.log_mel import LogMel
+from mmjax.models.layers import FeedForward, dense, normalisation, stack
 from mmjax.stream import Stream, only_tokens
 
-SUBSAMPLING = 4  # frames per token
+
+class Context(NamedTuple):
+    """What a layer keeps of earlier chunks (streaming): [B, S, ...] the newest last, segment 0 where nothing was yet.
+
+    Attributes:
+      key, value: [B, H, S, D].
+      convolved: [B, K - 1, W] inputs of the depthwise convolution.
+    """
+
+    key: jax.Array
+    value: jax.Array
+    segments: jax.Array
+    positions: jax.Array
+    convolved: jax.Array
+    convolved_segments: jax.Array
 
 
 class StridedStem(nn.Module):
-    """Two 3 x 3 convolutions of stride 2 (with ReLU) and a linear layer: a quarter of the frames.
+    """3 x 3 convolutions of stride 2, each with ReLU, and a linear layer: 1 / subsampling of the frames.
 
-    Empty positions are zeroed after each convolution, so an example sees zeros around it, packed or alone.
+    `full` is the paper's (two convolutions over all channels); `depthwise` FastConformer's (Rekesh et al. 2023,
+    arXiv:2305.05084): after the first, each convolution is split into a depthwise and a pointwise one.
+
+    Empty positions are zeroed after each convolution, so an example sees zeros around it, packed or alone (trap A4).
     """
 
     width: int
     channels: int
+    subsampling: int = 4
+    kind: Literal["full", "depthwise"] = "full"
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, frames: Stream) -> Stream:
-        """[B, T, F] -> [B, ceil(T / 4), width]."""
+        """[B, T, F] -> [B, ceil(T / subsampling), width]."""
         x, segments = frames.features.astype(self.dtype)[..., None], frames.segments
-        for name in ("convolution_1", "convolution_2"):
-            x = nn.relu(dense(self.channels, (None, "embed"), self.dtype, name)(strided_windows(x)))
+        for number in range(1, self.subsampling.bit_length()):
+            windows = strided_windows(x, segments)
+            if number == 1 or self.kind == "full":
+                windows = windows.reshape(windows.shape[:-2] + (-1,))
+                x = dense(self.channels, (None, "embed"), self.dtype, f"convolution_{number}")(windows)
+            else:
+                x = self._depthwise(windows, f"depthwise_{number}")
+                x = dense(self.channels, (None, "embed"), self.dtype, f"pointwise_{number}")(x)
             segments = segments[:, ::2]
-            x = jnp.where((segments > 0)[..., None, None], x, 0.0)
-        x = x.reshape(x.shape[:2] + (-1,))
-        x = dense(self.width, (None, "embed"), self.dtype, "out")(x)
-        return Stream(x, segments, frames.positions[:, ::SUBSAMPLING] // SUBSAMPLING)
+            x = jnp.where((segments > 0)[..., None, None], nn.relu(x), 0.0)
+        x = dense(self.width, (None, "embed"), self.dtype, "out")(x.reshape(x.shape[:2] + (-1,)))
+        return Stream(x, segments, frames.positions[:, :: self.subsampling] // self.subsampling)
+
+    def _depthwise(self, windows: jax.Array, name: str) -> jax.Array:
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=0, out_axis=())
+        kernel = self.param(f"{name}_kernel", nn.with_logical_partitioning(init, (None, "embed")), (9, self.channels))
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
+        bias = self.param(f"{name}_bias", zeros, (self.channels,))
+        return jnp.einsum("btfkc,kc->btfc", windows, kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
 
 def relative_shift(scores: jax.Array) -> jax.Array:
-    """[B, H, T, 2T - 1] scores for the offsets T-1 .. -(T-1) -> [B, H, T, T] for the pairs (query i, key j).
+    """[B, H, T, S + T - 1] scores for the offsets S-1 .. -(T-1) -> [B, H, T, S] for the pairs (query i, key j).
 
-    Transformer-XL (Dai et al. 2019, arXiv:1901.02860, appendix B): pad, reshape, slice; no gather.
+    Queries are the last T of the S positions (S = T: all). Transformer-XL (Dai et al. 2019, arXiv:1901.02860,
+    appendix B): pad, reshape, slice; no gather.
     """
     batch, heads, length, offsets = scores.shape
-    x = jnp.pad(scores, ((0, 0), (0, 0), (0, 0), (1, 0))).reshape(batch, heads, offsets + 1, length)
-    return x[:, :, 1:].reshape(batch, heads, length, offsets)[..., :length]
+    padded = jnp.pad(scores, ((0, 0), (0, 0), (0, 0), (1, 0)))
+    shifted = padded.reshape(batch, heads, offsets + 1, length)[:, :, 1:]
+    return shifted.reshape(batch, heads, length, offsets)[..., : offsets + 1 - length]
 
 
-class RelativeAttention(nn.Module):
-    """Self-attention with relative positions (Transformer-XL), as in the Conformer paper."""
+class ChunkedAttention(nn.Module):
+    """Self-attention of a Conformer, relative (Transformer-XL) or rotary; with chunks, no chunk sees a later one.
+
+    Attributes:
+      chunk: tokens that see each other and what came before; None: all see all.
+      left_chunks: how many earlier chunks a token sees; None: all.
+    """
 
     width: int
     heads: int
+    positions: Literal["relative", "rotary"]
+    chunk: int | None = None
+    left_chunks: int | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Stream) -> jax.Array:
-        length, head_width = x.features.shape[1], self.width // self.heads
+    def __call__(self, x: Stream, context: Context | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """[B, T, W] -> [B, T, width], and keys, values, segments and positions of all that was attended to."""
+        head_width = self.width // self.heads
         query, key, value = HeadProjection(3, self.heads, head_width, self.dtype, name="qkv")(x.features)
-        offsets = jnp.arange(length - 1, -length, -1.0)[:, None]
+        if self.positions == "rotary":
+            query, key = rotary(query, x.positions), rotary(key, x.positions)
+        seen = {"key": key, "value": value, "segments": x.segments, "positions": x.positions}
+        if context is not None:
+            axes = {"key": 2, "value": 2, "segments": 1, "positions": 1}
+            seen = {n: jnp.concatenate([getattr(context, n), seen[n]], axis=axis) for n, axis in axes.items()}
+        bias = None
+        if self.positions == "relative":
+            query, bias = self._relative(query, seen["key"].shape[2])
+        order = None
+        if self.chunk is not None:
+            order = x.positions // self.chunk, seen["positions"] // self.chunk
+        mixed = attention(
+            query, seen["key"], seen["value"], x.segments, seen["segments"], bias, order, self.left_chunks
+        )
+        return OutputProjection(self.width, self.dtype, name="out")(mixed), seen
+
+    def _relative(self, query: jax.Array, keys: int) -> tuple[jax.Array, jax.Array]:
+        """The queries with the content bias, and the scores by position; both still unscaled."""
+        _, heads, length, head_width = query.shape
+        offsets = jnp.arange(keys - 1, -length, -1.0)[:, None]
         angles = offsets * 10_000.0 ** (-jnp.arange(0, self.width, 2) / self.width)
         # Sines and cosines interleaved, as in the paper's code.
-        table = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(2 * length - 1, self.width)
+        table = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(len(offsets), self.width)
         offset = dense(self.width, ("embed", "heads"), self.dtype, "position", bias=False)(table.astype(self.dtype))
-        offset = offset.reshape(2 * length - 1, self.heads, head_width)
+        offset = offset.reshape(len(offsets), heads, head_width)
         init = nn.with_logical_partitioning(nn.initializers.zeros, ("heads", None))
         content_bias, position_bias = (
-            self.param(name, init, (self.heads, head_width)).astype(self.dtype)[None, :, None]
+            self.param(name, init, (heads, head_width)).astype(self.dtype)[None, :, None]
             for name in ("content_bias", "position_bias")
         )
         by_position = jnp.einsum("bhtd,shd->bhts", query + position_bias, offset, preferred_element_type=jnp.float32)
-        bias = relative_shift(by_position)
-        mixed = attention(query + content_bias, key, value, x.segments, x.segments, bias)
-        return OutputProjection(self.width, self.dtype, name="out")(mixed)
+        return query + content_bias, relative_shift(by_position)
 
 
 class ConvolutionModule(nn.Module):
     """Pointwise, GLU, depthwise, norm, Swish, pointwise.
 
-    LayerNorm stands for the paper's BatchNorm (the same number of parameters): batch statistics would let
-    packed examples see each other.
+    LayerNorm (or RMSNorm) stands for the paper's BatchNorm: batch statistics would let packed examples see each
+    other. `affine` is a BatchNorm whose statistics are folded into a scale and a bias: that of an imported model.
     """
 
     kernel: int
+    norm: Literal["layer", "rms", "affine"] = "layer"
+    norm_epsilon: float = 1e-6
+    causal: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, segments: jax.Array) -> jax.Array:
-        width = x.shape[-1]
+    def __call__(
+        self, x: jax.Array, segments: jax.Array, context: Context | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """[B, T, W] -> [B, T, W], and the inputs of the depthwise convolution, earlier ones included."""
+        width, length = x.shape[-1], x.shape[1]
         x = nn.glu(dense(2 * width, ("embed", "mlp"), self.dtype, "pointwise_in")(x))
+        seen = {"convolved": x, "convolved_segments": segments}
+        if context is not None:
+            seen = {n: jnp.concatenate([getattr(context, n), now], axis=1) for n, now in seen.items()}
         init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=0, out_axis=())
         kernel = self.param("kernel", nn.with_logical_partitioning(init, (None, "embed")), (self.kernel, width))
-        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)), (width,))
-        # An even kernel (the paper's 32) has one tap more on the right, as XLA's and TensorFlow's "SAME".
-        x = depthwise_convolution(x, kernel.astype(self.dtype), segments, (self.kernel - 1) // 2)
-        x = nn.swish(layer_norm(self.dtype, "norm")(x + bias.astype(self.dtype)))
-        return dense(width, ("mlp", "embed"), self.dtype, "pointwise_out")(x)
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
+        bias = self.param("bias", zeros, (width,)).astype(self.dtype)
+        # An even kernel (the paper's 32) has one tap more on the right, as XLA's and TensorFlow's "SAME" (trap B5).
+        left = self.kernel - 1 if self.causal else (self.kernel - 1) // 2
+        x = depthwise_convolution(
+            seen["convolved"], kernel.astype(self.dtype), seen["convolved_segments"], left
+        )[:, -length:]  # fmt: skip
+        if self.norm == "affine":
+            ones = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+            x = (x + bias) * self.param("norm_scale", ones, (width,)).astype(self.dtype)
+            x = x + self.param("norm_bias", zeros, (width,)).astype(self.dtype)
+        else:
+            x = normalisation(self.norm, self.dtype, "norm", self.norm_epsilon)(x + bias)
+        return dense(width, ("mlp", "embed"), self.dtype, "pointwise_out")(nn.swish(x)), seen
 
 
 class ConformerBlock(nn.Module):
@@ -106,56 +183,114 @@ class ConformerBlock(nn.Module):
     heads: int
     kernel: int
     positions: Literal["relative", "rotary"]
+    norm: Literal["layer", "rms"] = "layer"
+    convolution_norm: Literal["layer", "rms", "affine"] = "layer"
+    norm_epsilon: float = 1e-6
+    causal: bool = False
+    chunk: int | None = None
+    left_chunks: int | None = None
     dropout: float = 0.0
     train: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, segments: jax.Array, positions: jax.Array) -> tuple[jax.Array, None]:
+    def __call__(
+        self, x: jax.Array, segments: jax.Array, positions: jax.Array, context: Context | None = None
+    ) -> tuple[jax.Array, Context | None]:
         width = x.shape[-1]
         drop = partial(nn.Dropout, self.dropout, deterministic=not self.train)
         feed_forward = partial(FeedForward, 4 * width, nn.swish, self.dropout, self.train, dtype=self.dtype)
-        norm = partial(layer_norm, self.dtype)
+
+        def norm(name: str) -> nn.Module:
+            return normalisation(self.norm, self.dtype, name, self.norm_epsilon)
 
         x = x + 0.5 * drop()(feed_forward(name="first_mlp")(norm("first_mlp_norm")(x)))
-        if self.positions == "relative":
-            attend = RelativeAttention(width, self.heads, self.dtype, name="attention")
-        else:
-            attend = MultiHeadAttention(width, self.heads, True, self.dtype, name="attention")
-        x = x + drop()(attend(Stream(norm("attention_norm")(x), segments, positions)))
-        convolve = ConvolutionModule(self.kernel, self.dtype, name="convolution")
-        x = x + drop()(convolve(norm("convolution_norm")(x), segments))
+        attend = ChunkedAttention(
+            width, self.heads, self.positions, self.chunk, self.left_chunks, self.dtype, name="attention"
+        )
+        mixed, attended = attend(Stream(norm("attention_norm")(x), segments, positions), context)
+        x = x + drop()(mixed)
+        convolve = ConvolutionModule(
+            self.kernel, self.convolution_norm, self.norm_epsilon, self.causal, self.dtype, name="convolution"
+        )
+        convolved, taken = convolve(norm("convolution_norm")(x), segments, context)
+        x = x + drop()(convolved)
         x = x + 0.5 * drop()(feed_forward(name="second_mlp")(norm("second_mlp_norm")(x)))
-        return norm("norm")(x), None
+        x = norm("norm")(x)
+        return x, None if context is None else _newest(context, {**attended, **taken})
+
+
+def _newest(context: Context, seen: dict[str, jax.Array]) -> Context:
+    """As much of what was seen as a context keeps."""
+
+    def cut(name: str) -> jax.Array:
+        axis = 2 if name in ("key", "value") else 1
+        size = getattr(context, name).shape[axis]
+        return jax.lax.slice_in_dim(seen[name], seen[name].shape[axis] - size, None, axis=axis)
+
+    return Context(**{name: cut(name) for name in Context._fields})
 
 
 class Conformer(nn.Module):
-    """Speech encoder (Gulati et al. 2020, arXiv:2005.08100): samples in, one vector per 40 ms out.
+    """Speech encoder (Gulati et al. 2020, arXiv:2005.08100): samples in, one vector per `subsampling` hops out.
 
     With relative positions and the full-width stem this is the paper's encoder (S, M and L: 8.713, 27.332 and
-    115.120 million parameters); a narrow stem and rotary positions make it cheaper.
+    115.120 million parameters); a narrow stem and rotary positions make it cheaper. With a depthwise stem and
+    subsampling 8 it is FastConformer. Presets of both: `mmjax.config.conformer`.
+
+    Attributes:
+      stem_channels: of the strided stem; None: the width, as in the paper.
+      norm: before and after the parts of a block; convolution_norm: inside the convolution.
+      causal: the convolution sees no later token.
+      chunk, left_chunks: see `ChunkedAttention`, in tokens and chunks.
+      scale_input: multiply the stem's output by sqrt(width) (trap B3).
     """
 
-    front_end: LogMel
+    front_end: nn.Module
     layers: int
     width: int
     heads: int
     kernel: int
+    subsampling: int = 4
+    stem: Literal["full", "depthwise"] = "full"
     stem_channels: int | None = None
     positions: Literal["relative", "rotary"] = "relative"
+    norm: Literal["layer", "rms"] = "layer"
+    convolution_norm: Literal["layer", "rms", "affine"] = "layer"
+    norm_epsilon: float = 1e-6
+    causal: bool = False
+    chunk: int | None = None
+    left_chunks: int | None = None
+    scale_input: bool = False
     dropout: float = 0.0
     unroll: bool = False
     dtype: Any = jnp.float32
 
-    @nn.compact
     def __call__(self, speech: Stream, train: bool = False) -> Stream:
-        """[B, T, hop] samples -> [B, ceil(T / 4), width]."""
-        frames = self.front_end(only_tokens(speech))
-        x = StridedStem(self.width, self.stem_channels or self.width, self.dtype, name="stem")(frames)
-        features = nn.Dropout(self.dropout, deterministic=not train)(x.features)
+        """[B, T, hop] samples -> [B, ceil(T / subsampling), width]."""
+        return self.encode(self.front_end(only_tokens(speech)), train=train)[0]
+
+    @nn.compact
+    def encode(
+        self, frames: Stream, contexts: Context | None = None, skip: int = 0, train: bool = False
+    ) -> tuple[Stream, Context | None]:
+        """Frames [B, T, F] -> tokens [B, ceil(T / subsampling), width].
+
+        Args:
+          contexts: of all layers, [layers, ...]: what they keep of earlier chunks (`mmjax.models.streaming`).
+          skip: tokens at the start that only the stem is to see.
+        """
+        stem = StridedStem(
+            self.width, self.stem_channels or self.width, self.subsampling, self.stem, self.dtype, name="stem"
+        )
+        x = jax.tree.map(lambda a: a[:, skip:], stem(frames))
+        features = x.features * (self.width**0.5 if self.scale_input else 1.0)
+        features = nn.Dropout(self.dropout, deterministic=not train)(features)
         blocks = stack(
-            ConformerBlock, self.layers, 2, self.unroll, heads=self.heads, kernel=self.kernel, positions=self.positions,
+            ConformerBlock, self.layers, 2, self.unroll, per_layer=1, heads=self.heads, kernel=self.kernel,
+            positions=self.positions, norm=self.norm, convolution_norm=self.convolution_norm,
+            norm_epsilon=self.norm_epsilon, causal=self.causal, chunk=self.chunk, left_chunks=self.left_chunks,
             dropout=self.dropout, train=train, dtype=self.dtype,
         )  # fmt: skip
-        features, _ = blocks(features, x.segments, x.positions)
-        return only_tokens(x._replace(features=features))
+        features, contexts = blocks(features, x.segments, x.positions, contexts)
+        return only_tokens(x._replace(features=features)), contexts

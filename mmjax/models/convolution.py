@@ -68,13 +68,20 @@ def _backward(left, residuals, gradient):
 depthwise_convolution.defvjp(_forward, _backward)
 
 
-def strided_windows(x: jax.Array) -> jax.Array:
-    """The 3 x 3 windows of a stride-2 convolution with padding 1: [B, T, F, C] -> [B, T', F', 9 C].
+def strided_windows(x: jax.Array, segments: jax.Array) -> jax.Array:
+    """The 3 x 3 windows of a stride-2 convolution with padding 1: [B, T, F, C] -> [B, T', F', 9, C].
 
-    T' = ceil(T / 2). A matrix product with a kernel [9 C, C'] makes it the convolution.
+    T' = ceil(T / 2). A product with a kernel [9, C, C'] makes it the convolution. Examples begin at even positions, so
+    only the tap before a window's middle can lie in another example (segments [B, T]); it is zero there.
     """
     time, bins = -(-x.shape[1] // 2), -(-x.shape[2] // 2)
     # The window of output t covers inputs 2t - 1 .. 2t + 1.
     padded = jnp.pad(x, ((0, 0), (1, 2 * time - x.shape[1] + 1), (1, 2 * bins - x.shape[2] + 1), (0, 0)))
-    windows = [padded[:, i : i + 2 * time : 2, j : j + 2 * bins : 2] for i in range(3) for j in range(3)]
-    return jnp.concatenate(windows, axis=-1)
+    before = jnp.pad(segments, ((0, 0), (1, 0)))[:, : 2 * time : 2]
+    same = (before == segments[:, ::2])[..., None, None]
+
+    def tap(i, j):
+        taken = padded[:, i : i + 2 * time : 2, j : j + 2 * bins : 2]
+        return jnp.where(same, taken, 0.0) if i == 0 else taken
+
+    return jnp.stack([tap(i, j) for i in range(3) for j in range(3)], axis=-2)

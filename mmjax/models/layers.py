@@ -1,7 +1,7 @@
 """The small layers that every tower is made of."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -31,6 +31,14 @@ def layer_norm(dtype: Any, name: str, epsilon: float = 1e-6) -> nn.LayerNorm:
     )
 
 
+def normalisation(kind: Literal["layer", "rms"], dtype: Any, name: str, epsilon: float = 1e-6) -> nn.Module:
+    """Layer normalisation, or root-mean-square normalisation (Zhang and Sennrich 2019): a scale, no mean, no bias."""
+    if kind == "layer":
+        return layer_norm(dtype, name, epsilon)
+    scale_init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+    return nn.RMSNorm(epsilon=epsilon, dtype=dtype, scale_init=scale_init, name=name)
+
+
 class FeedForward(nn.Module):
     """[B, T, W] -> [B, T, W] through a hidden layer.
 
@@ -55,17 +63,18 @@ class FeedForward(nn.Module):
         return dense(width, ("mlp", "embed"), self.dtype, "down")(x)
 
 
-def stack(block: type[nn.Module], layers: int, constants: int, unroll: bool, **fields) -> nn.Module:
+def stack(block: type[nn.Module], layers: int, constants: int, unroll: bool, per_layer: int = 0, **fields) -> nn.Module:
     """`layers` copies of a block run in order, their parameters stacked along a leading axis ("layers").
 
-    The block is called as block(carry, *constants) and returns (carry, None). Unrolled, the layers run without
-    a loop: the same numbers, faster on CPU, longer to compile.
+    The block is called as block(carry, *constants, *per_layer) and returns (carry, output); what is given per layer
+    and what comes out is stacked like the parameters. Unrolled, the layers run without a loop: the same numbers,
+    faster on CPU, longer to compile.
     """
     return nn.scan(
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=(nn.broadcast,) * constants,
+        in_axes=(nn.broadcast,) * constants + (0,) * per_layer,
         length=layers,
         unroll=layers if unroll else 1,
         metadata_params={nn.PARTITION_NAME: "layers"},

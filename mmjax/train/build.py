@@ -9,7 +9,6 @@ from typing import Any
 from mmjax import config as c
 from mmjax import models, objectives
 from mmjax.errors import UserError
-from mmjax.models.conformer import SUBSAMPLING
 
 
 def instantiate(node: Any, room: Any, **common: Any) -> Any:
@@ -64,15 +63,11 @@ def build_layout(config: c.Experiment, tokenizer=None):
             raise UserError(f"data.rows says nothing about '{name}', which model.encoders has")
         if isinstance(encoder, c.Conformer):
             front_end = encoder.front_end
-            geometry |= {"hop": front_end.hop, "window": front_end.window, "align": SUBSAMPLING}
-            if front_end.window <= 2 * front_end.hop:
-                # The frames that a window makes impossible at an example's end keep packed neighbours apart.
+            geometry |= {"hop": front_end.hop, "window": front_end.window, "align": encoder.subsampling}
+            if config.data.rows[name] % encoder.subsampling:
                 raise UserError(
-                    f"model.encoders.{name}.front_end.window={front_end.window} is not longer than two hops of "
-                    f"{front_end.hop}: the strided stem would see from one packed example into the next"
+                    f"data.rows.{name}={config.data.rows[name]} is not a multiple of {encoder.subsampling} hops"
                 )
-            if config.data.rows[name] % SUBSAMPLING:
-                raise UserError(f"data.rows.{name}={config.data.rows[name]} is not a multiple of {SUBSAMPLING} hops")
         elif isinstance(encoder, c.ViT):
             geometry |= {"patch": encoder.patch, "image_size": encoder.image_size, "class_token": encoder.class_token}
             tokens = (encoder.image_size // encoder.patch) ** 2 + encoder.class_token

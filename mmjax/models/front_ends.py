@@ -1,0 +1,153 @@
+"""Speech front ends, inside the compiled step: packed hops of samples in, one frame of features per hop out.
+
+No parameters, no gradients: samples are data. Speech comes in whole hops, its last one filled with zeros; so each
+front end equals its reference on recordings of whole hops.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.models import spectrum
+from mmjax.stream import Stream
+
+
+def _finished(frames: Stream) -> Stream:
+    """Frames as constants, zeros where there is none."""
+    features = jnp.where(frames.mask[..., None], frames.features, 0.0)
+    return frames._replace(features=jax.lax.stop_gradient(features))
+
+
+class LogMel(nn.Module):
+    """The house's own log-mel: frames begin with their hop, HTK filters, about zero mean and unit variance."""
+
+    sample_rate: int = 16_000
+    window: int = 400
+    hop: int = 160
+    bins: int = 80
+
+    def __call__(self, samples: Stream) -> Stream:
+        """[B, T, hop] float32 samples -> [B, T, bins] float32 frames; none for an example's last hops."""
+        frames = spectrum.frames_from(samples, self.window)
+        energies = spectrum.mel_energies(
+            spectrum.power(frames.features, spectrum.dft(spectrum.hann(self.window), self.window)),
+            spectrum.htk_filters(self.sample_rate, self.window, self.bins),
+        )
+        # Speech at full scale has log10 energies of about -6 to 2.
+        return _finished(frames._replace(features=(jnp.log10(jnp.maximum(energies, 1e-8)) + 1.5) / 2.0))
+
+
+class WhisperLogMel(nn.Module):
+    """Whisper's log-mel (Radford et al. 2022; openai/whisper `audio.py`): the loudest 8 decades of each example.
+
+    Whisper itself sees every recording continued with silence to 30 seconds; here nothing is continued.
+    """
+
+    sample_rate: int = 16_000
+    window: int = 400
+    hop: int = 160
+    bins: int = 80
+
+    def __call__(self, samples: Stream) -> Stream:
+        """[B, T, hop] float32 samples -> [B, T, bins] float32 frames, one per hop."""
+        frames = spectrum.frames_around(samples, self.window, "reflect")
+        energies = spectrum.mel_energies(
+            spectrum.power(frames.features, spectrum.dft(spectrum.hann(self.window), self.window)),
+            spectrum.slaney_filters(self.sample_rate, self.window, self.bins),
+        )
+        logarithm = jnp.log10(jnp.maximum(energies, 1e-10))
+        loudest = spectrum.maximum_of_example(logarithm.max(-1), frames.segments)[..., None]  # trap A9
+        return _finished(frames._replace(features=(jnp.maximum(logarithm, loudest - 8.0) + 4.0) / 4.0))
+
+
+class NeMoLogMel(nn.Module):
+    """NeMo's log-mel (`AudioToMelSpectrogramPreprocessor`; Parakeet and FastConformer), normalised per example.
+
+    Its dither (noise of 1e-5 in training) is left out.
+    """
+
+    sample_rate: int = 16_000
+    window: int = 400
+    hop: int = 160
+    bins: int = 80
+
+    def __call__(self, samples: Stream) -> Stream:
+        """[B, T, hop] float32 samples -> [B, T, bins] float32 frames, one per hop."""
+        frames = spectrum.frames_around(spectrum.preemphasise(samples, 0.97), self.window, "zero")
+        size = 1 << (self.window - 1).bit_length()
+        energies = spectrum.mel_energies(
+            spectrum.power(frames.features, spectrum.dft(spectrum.hann(self.window, periodic=False), size)),
+            spectrum.slaney_filters(self.sample_rate, size, self.bins),
+        )
+        logarithm = frames._replace(features=jnp.log(energies + 2.0**-24))
+        return _finished(spectrum.normalise_example(logarithm, correction=1, epsilon=1e-5))
+
+
+class KaldiFilterBank(nn.Module):
+    """Kaldi's `compute-fbank-feats` without dither: 16-bit scale, frames begin with their hop, natural logarithm.
+
+    Attributes:
+      normalise: to zero mean and unit variance over each example; off, features are Kaldi's own, about 5 to 20.
+    """
+
+    sample_rate: int = 16_000
+    window: int = 400
+    hop: int = 160
+    bins: int = 80
+    normalise: bool = True
+
+    def __call__(self, samples: Stream) -> Stream:
+        """[B, T, hop] float32 samples -> [B, T, bins] float32 frames; none for an example's last hops."""
+        frames = spectrum.frames_from(samples, self.window)
+        size = 1 << (self.window - 1).bit_length()
+        # Kaldi treats every frame by itself: its mean is taken off, then 0.97 of the sample before (of itself, at
+        # the start), then the window is laid on. All of it is linear, so it becomes part of the DFT's matrix.
+        centre = np.eye(self.window) - 1.0 / self.window
+        emphasise = np.eye(self.window) - 0.97 * np.eye(self.window, k=-1)
+        emphasise[0, 0] = 1.0 - 0.97
+        povey = spectrum.hann(self.window, periodic=False) ** 0.85
+        matrix = (emphasise @ centre).T @ spectrum.dft(povey, size)
+        energies = spectrum.mel_energies(
+            spectrum.power(frames.features * 32_768.0, matrix),
+            spectrum.htk_filters(self.sample_rate, size, self.bins, low=20.0),
+        )
+        floor = float(np.finfo(np.float32).eps)
+        frames = frames._replace(features=jnp.log(jnp.maximum(energies, floor)))
+        if self.normalise:
+            frames = spectrum.normalise_example(frames, correction=1, epsilon=1e-5)
+        return _finished(frames)
+
+
+class MFCC(nn.Module):
+    """Mel-frequency cepstral coefficients (Davis and Mermelstein 1980): the orthonormal DCT-II of a log-mel frame.
+
+    Over `KaldiFilterBank(bins=23, normalise=False)` these are Kaldi's `compute-mfcc-feats --use-energy=false`.
+
+    Attributes:
+      log_mel: the front end whose frames are transformed.
+      coefficients: how many are kept, from the 0th.
+      lifter: of the cepstral sine lifter (Juang et al. 1987); 0 leaves it out.
+    """
+
+    log_mel: Any = KaldiFilterBank(bins=23, normalise=False, parent=None)
+    coefficients: int = 13
+    lifter: float = 22.0
+
+    @property
+    def bins(self) -> int:
+        """Features of a frame."""
+        return self.coefficients
+
+    def __call__(self, samples: Stream) -> Stream:
+        """[B, T, hop] float32 samples -> [B, T, coefficients] float32 frames."""
+        frames = self.log_mel(samples)
+        bins, wanted = self.log_mel.bins, np.arange(self.coefficients)
+        transform = np.sqrt(2.0 / bins) * np.cos(np.pi / bins * np.outer(np.arange(bins) + 0.5, wanted))
+        transform[:, 0] /= np.sqrt(2.0)
+        if self.lifter:
+            transform = transform * (1.0 + 0.5 * self.lifter * np.sin(np.pi * wanted / self.lifter))
+        cepstra = jnp.matmul(frames.features, transform.astype(np.float32), precision=spectrum.EXACT)
+        return _finished(frames._replace(features=cepstra))

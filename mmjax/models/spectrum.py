@@ -1,0 +1,187 @@
+"""From packed samples to power spectra: frames that stay inside their example, the DFT as a matrix, mel filters.
+
+Every constant is built in float64. Products are float32 at the highest precision: bfloat16 or TF32 here would cost
+accuracy that nothing later can restore.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.stream import Stream
+
+EXACT = jax.lax.Precision.HIGHEST
+
+
+# Frames. --------------------------------------------------------------------------------------------------
+
+
+def shift(x: jax.Array, by: int) -> jax.Array:
+    """y[:, t] = x[:, t + by], zeros outside the row."""
+    length = x.shape[1]
+    if abs(by) >= length:
+        return jnp.zeros_like(x)
+    pad = [(0, 0), (max(-by, 0), max(by, 0))] + [(0, 0)] * (x.ndim - 2)
+    return jnp.pad(x, pad)[:, max(by, 0) : max(by, 0) + length]
+
+
+def neighbour(samples: Stream, by: int) -> jax.Array:
+    """The hop `by` places later in the same example, zeros where there is none: [B, T, hop]."""
+    same = (shift(samples.segments, by) == samples.segments) & samples.mask
+    return jnp.where(same[..., None], shift(samples.features, by), 0.0)
+
+
+def frames_from(samples: Stream, window: int) -> Stream:
+    """Frames that begin with their hop, [B, T, window]; they exist where the whole window lies in one example.
+
+    So the last ceil(window / hop) - 1 hops of an example give no frame (Kaldi's `snip-edges`).
+    """
+    blocks = -(-window // samples.features.shape[-1])  # that a window touches
+    features = jnp.concatenate([shift(samples.features, i) for i in range(blocks)], axis=-1)[..., :window]
+    segments = jnp.where(shift(samples.segments, blocks - 1) == samples.segments, samples.segments, 0)
+    return Stream(features, segments, samples.positions)
+
+
+def frames_around(samples: Stream, window: int, edges: Literal["zero", "reflect"]) -> Stream:
+    """Frames centred on the first sample of their hop, [B, T, window]; every hop has one.
+
+    What lies before an example's first sample and after its last is zero, or its own beginning and end mirrored (the
+    sample at the edge not repeated), as in `torch.stft(center=True, pad_mode=...)`.
+    """
+    hop = samples.features.shape[-1]
+    before = -(-(window // 2) // hop)  # whole hops that a frame reaches back
+    after = -(-(window - window // 2 - hop) // hop)  # and beyond its own
+    blocks = [neighbour(samples, by) for by in range(-before, after + 1)]
+    if edges == "reflect":
+        blocks = _mirrored(samples, blocks, before, after)
+    start = before * hop - window // 2
+    return samples._replace(features=jnp.concatenate(blocks, axis=-1)[..., start : start + window])
+
+
+def _mirrored(samples: Stream, blocks: list[jax.Array], before: int, after: int) -> list[jax.Array]:
+    hop, segments = samples.features.shape[-1], samples.segments
+    blocks = list(blocks)
+    own = [neighbour(samples, by) for by in range(max(before, after) + 1)]
+    past = [neighbour(samples, -by) for by in range(max(before, after) + 1)]
+    for number in range(1, before + 1):
+        for place in range(number):  # a frame `place` hops into the example looks `number` hops back
+            outside = number - place
+            ahead = jnp.concatenate(own[: outside + 1], axis=-1)
+            mirror = jnp.flip(ahead[..., (outside - 1) * hop + 1 : outside * hop + 1], axis=-1)
+            here = (samples.positions == place)[..., None]
+            blocks[before - number] = jnp.where(here, shift(mirror, -place), blocks[before - number])
+    for number in range(1, after + 1):
+        for place in range(number):  # a frame with `place` hops of its example after it looks `number` hops ahead
+            outside = number - place
+            behind = jnp.flip(jnp.concatenate(past[: outside + 1][::-1], axis=-1), axis=-1)
+            mirror = behind[..., (outside - 1) * hop + 1 : outside * hop + 1]
+            ends = (shift(segments, place) == segments) & (shift(segments, place + 1) != segments)
+            blocks[before + number] = jnp.where(ends[..., None], shift(mirror, place), blocks[before + number])
+    return blocks
+
+
+def preemphasise(samples: Stream, coefficient: float) -> Stream:
+    """y[n] = x[n] - coefficient x[n - 1] along each example; its first sample stays."""
+    earlier = jnp.concatenate([neighbour(samples, -1)[..., -1:], samples.features[..., :-1]], axis=-1)
+    return samples._replace(features=samples.features - coefficient * earlier)
+
+
+# Spectra. -------------------------------------------------------------------------------------------------
+
+
+def dft(window: np.ndarray, size: int) -> np.ndarray:
+    """The DFT of a windowed frame as a matrix [len(window), 2 * (size // 2 + 1)]: cosines, then sines.
+
+    Args:
+      window: float64 weights of the frame's samples.
+      size: of the DFT; a longer one than the window continues the frame with zeros.
+    """
+    angle = 2.0 * np.pi / size * np.outer(np.arange(len(window)), np.arange(size // 2 + 1))
+    return window[:, None] * np.concatenate([np.cos(angle), np.sin(angle)], axis=1)
+
+
+def power(frames: jax.Array, matrix: np.ndarray) -> jax.Array:
+    """Power spectrum [..., bins] of frames [..., samples] by a matrix from `dft`."""
+    spectrum = jnp.matmul(frames, matrix.astype(np.float32), precision=EXACT)
+    real, imaginary = jnp.split(spectrum, 2, axis=-1)
+    return real**2 + imaginary**2
+
+
+def hann(length: int, periodic: bool = True) -> np.ndarray:
+    """Hann window in float64."""
+    return 0.5 - 0.5 * np.cos(2.0 * np.pi * np.arange(length) / (length if periodic else length - 1))
+
+
+# Mel filters. ---------------------------------------------------------------------------------------------
+
+
+def htk_mel(hertz):
+    """O'Shaughnessy 1987, as in HTK and Kaldi."""
+    return 2595.0 * np.log10(1.0 + np.asarray(hertz, np.float64) / 700.0)
+
+
+def slaney_mel(hertz):
+    """Linear to 1 kHz, logarithmic above (Slaney 1998, Auditory Toolbox)."""
+    hertz = np.asarray(hertz, np.float64)
+    return np.where(hertz < 1000.0, hertz * 3 / 200, 15 + np.log(np.maximum(hertz, 1e-9) / 1000) * 27 / np.log(6.4))
+
+
+def slaney_hertz(mel):
+    """The inverse of `slaney_mel`."""
+    mel = np.asarray(mel, np.float64)
+    return np.where(mel < 15.0, mel * 200 / 3, 1000.0 * np.exp((mel - 15) * np.log(6.4) / 27))
+
+
+def htk_filters(sample_rate: int, size: int, bins: int, low: float = 0.0) -> np.ndarray:
+    """Triangular filters [size // 2 + 1, bins], straight on the mel scale (HTK, Kaldi), from `low` Hz to Nyquist."""
+    frequencies = htk_mel(np.arange(size // 2 + 1) * sample_rate / size)
+    return _triangles(frequencies, np.linspace(htk_mel(low), htk_mel(sample_rate / 2), bins + 2))
+
+
+def slaney_filters(sample_rate: int, size: int, bins: int) -> np.ndarray:
+    """Triangular filters [size // 2 + 1, bins] straight in Hz, each of unit area (librosa, Whisper, NeMo)."""
+    frequencies = np.arange(size // 2 + 1) * sample_rate / size
+    edges = slaney_hertz(np.linspace(0.0, slaney_mel(sample_rate / 2), bins + 2))
+    return _triangles(frequencies, edges) * (2.0 / (edges[2:] - edges[:-2]))
+
+
+def _triangles(frequencies: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    rise = (frequencies[:, None] - edges[:-2]) / np.diff(edges)[:-1]
+    fall = (edges[2:] - frequencies[:, None]) / np.diff(edges)[1:]
+    return np.maximum(0.0, np.minimum(rise, fall))
+
+
+def mel_energies(spectrum: jax.Array, filters: np.ndarray) -> jax.Array:
+    """[..., size // 2 + 1] -> [..., bins]."""
+    return jnp.matmul(spectrum, filters.astype(np.float32), precision=EXACT)
+
+
+# Statistics of an example. --------------------------------------------------------------------------------
+
+
+def sum_of_example(values: jax.Array, segments: jax.Array) -> jax.Array:
+    """The sum over each example's tokens, handed back to every one of them; zeros in empty positions: [B, T, F]."""
+    values = jnp.where((segments > 0)[..., None], values, 0.0)
+    totals = jax.vmap(lambda v, s: jax.ops.segment_sum(v, s, segments.shape[1] + 1)[s])(values, segments)
+    return jnp.where((segments > 0)[..., None], totals, 0.0)
+
+
+def maximum_of_example(values: jax.Array, segments: jax.Array) -> jax.Array:
+    """The largest value over each example's tokens, handed back to every one of them: [B, T] -> [B, T]."""
+    return jax.vmap(lambda v, s: jax.ops.segment_max(v, s, segments.shape[1] + 1)[s])(values, segments)
+
+
+def normalise_example(frames: Stream, correction: int, epsilon: float) -> Stream:
+    """Each feature to zero mean and unit deviation over its own example's frames (trap A8).
+
+    Args:
+      correction: 1 divides the squares by N - 1, as NeMo and Hugging Face do.
+      epsilon: added to the standard deviation.
+    """
+    count = sum_of_example(jnp.ones_like(frames.features[..., :1]), frames.segments)
+    mean = sum_of_example(frames.features, frames.segments) / jnp.maximum(count, 1.0)
+    centred = jnp.where(frames.mask[..., None], frames.features - mean, 0.0)
+    variance = sum_of_example(centred**2, frames.segments) / jnp.maximum(count - correction, 1.0)
+    return frames._replace(features=centred / (jnp.sqrt(variance) + epsilon))

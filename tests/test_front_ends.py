@@ -1,0 +1,122 @@
+"""Front ends against their references, packed and alone (trap table F; A8, A9)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.fft
+from test_models import speech
+
+from mmjax.models import MFCC, KaldiFilterBank, LogMel, NeMoLogMel, WhisperLogMel
+from mmjax.stream import Stream
+
+HOPS = 60
+ALL = [LogMel(), WhisperLogMel(bins=128), NeMoLogMel(), KaldiFilterBank(), KaldiFilterBank(normalise=False), MFCC()]
+
+
+def recording(seed=0, hops=HOPS):
+    """Something with the dynamics of speech: a gliding tone that swells, noise, and a silent beginning."""
+    time = np.arange(hops * 160) / 16_000
+    noise = np.random.default_rng(seed).normal(size=len(time))
+    voice = np.sin(2 * np.pi * (200 + 900 * time) * time) * np.sin(np.pi * time / time[-1]) ** 2
+    return np.where(time < 0.03, 0.0, 0.3 * voice + 0.003 * noise).astype(np.float32)
+
+
+def frames_of(front_end, samples):
+    hops = samples.reshape(1, -1, 160)
+    segments = np.ones(hops.shape[:2], np.int32)
+    stream = Stream(jnp.asarray(hops), jnp.asarray(segments), jnp.arange(hops.shape[1])[None])
+    frames = jax.jit(lambda s: front_end.apply({}, s))(stream)
+    return np.asarray(frames.features[frames.segments > 0])
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("bins", [80, 128])
+def test_whisper_log_mel_equals_whisper(bins):
+    transformers = pytest.importorskip("transformers")
+    reference = transformers.WhisperFeatureExtractor(feature_size=bins)
+    theirs = reference(recording(), sampling_rate=16_000, padding="do_not_pad", return_tensors="np").input_features
+    ours = frames_of(WhisperLogMel(bins=bins), recording())
+    np.testing.assert_allclose(ours, np.asarray(theirs)[0].T, atol=1e-4)
+
+
+@pytest.mark.reference
+def test_nemo_log_mel_equals_parakeet():
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.ParakeetFeatureExtractor()(recording(), sampling_rate=16_000, return_tensors="pt")
+    mask = theirs.attention_mask[0].bool()
+    ours = frames_of(NeMoLogMel(), recording())
+    assert len(ours) == int(mask.sum()) == HOPS
+    np.testing.assert_allclose(ours, theirs.input_features[0][mask].numpy(), atol=1e-3)
+
+
+@pytest.mark.reference
+def test_kaldi_filter_bank_equals_transformers_kaldi():
+    transformers = pytest.importorskip("transformers")
+    extractor = transformers.SeamlessM4TFeatureExtractor(feature_size=80, num_mel_bins=80)
+    theirs = extractor._extract_fbank_features(recording())
+    np.testing.assert_allclose(frames_of(KaldiFilterBank(normalise=False), recording()), theirs, atol=1e-3)
+
+
+def kaldi_mfcc_in_float64(samples, bins=23, coefficients=13):
+    """Kaldi's feat/feature-mfcc.cc step by step: no dither, no energy."""
+    frames = np.lib.stride_tricks.sliding_window_view(samples.astype(np.float64) * 2**15, 400)[::160]
+    frames = frames - frames.mean(-1, keepdims=True)
+    frames = frames - 0.97 * np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
+    window = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 399)) ** 0.85
+    power = np.abs(np.fft.rfft(frames * window, 512)) ** 2
+
+    def mel(hertz):
+        return 1127.0 * np.log(1.0 + hertz / 700.0)
+
+    edges = np.linspace(mel(20.0), mel(8000.0), bins + 2)
+    energies = np.zeros((len(frames), bins))
+    for bin_ in range(bins):
+        left, centre, right = edges[bin_ : bin_ + 3]
+        for k in range(257):
+            at = mel(k * 16_000 / 512)
+            if left < at < right:
+                weight = (at - left) / (centre - left) if at <= centre else (right - at) / (right - centre)
+                energies[:, bin_] += weight * power[:, k]
+    logarithm = np.log(np.maximum(energies, np.finfo(np.float32).eps))
+    lifter = 1 + 11 * np.sin(np.pi * np.arange(coefficients) / 22)
+    return scipy.fft.dct(logarithm, norm="ortho")[:, :coefficients] * lifter
+
+
+@pytest.mark.parametrize("bins, coefficients", [(23, 13), (40, 40)])
+def test_mfcc_equals_kaldi_in_float64(bins, coefficients):
+    ours = MFCC(log_mel=KaldiFilterBank(bins=bins, normalise=False), coefficients=coefficients)
+    expected = kaldi_mfcc_in_float64(recording(), bins, coefficients)
+    # 1e-3 of the coefficients' scale, about 100 for the 0th.
+    np.testing.assert_allclose(frames_of(ours, recording()), expected, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("front_end", ALL, ids=lambda f: type(f).__name__)
+def test_traps_a8_a9_an_example_has_the_same_features_packed_and_alone(front_end):
+    apply = jax.jit(lambda s: front_end.apply({}, s))
+    lengths = [16, 3, 9, 5, 30]
+    packed = speech(*lengths)
+    louder = packed._replace(features=packed.features * jnp.where(packed.segments == 3, 100.0, 1.0)[..., None])
+    for stream, scale in ((packed, {}), (louder, {3: 100.0})):
+        out = apply(stream)
+        for number, length in enumerate(lengths, 1):
+            alone = speech(length, room=64)
+            alone = apply(alone._replace(features=alone.features * scale.get(number, 1.0)))
+            ours = out.features[out.segments == number]
+            assert len(ours) in (length, length - 2)
+            np.testing.assert_allclose(ours, alone.features[alone.segments > 0], atol=2e-5)
+    assert not np.any(out.features[out.segments == 0])
+
+
+@pytest.mark.parametrize("front_end", ALL, ids=lambda f: type(f).__name__)
+def test_a_row_of_silence_and_emptiness_is_finite(front_end):
+    silent = speech(12, room=32)
+    silent = silent._replace(features=jnp.zeros_like(silent.features))
+    assert np.isfinite(front_end.apply({}, silent).features).all()
+
+
+def test_the_power_spectrum_is_computed_in_float32_whatever_the_default():
+    with jax.default_matmul_precision("bfloat16"):
+        text = jax.jit(lambda s: LogMel().apply({}, s)).lower(speech(8)).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert products and all("HIGHEST" in line for line in products)
