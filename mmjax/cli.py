@@ -25,7 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     def command(name: str, text: str, what: str, json_output: bool = True) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sub.add_argument(what.lower(), metavar=what, help="a config file" if what == "CONFIG" else "a run directory")
+        kinds = {"CONFIG": "a config file", "RUN": "a run directory", "DIR": "a directory"}
+        sub.add_argument(what.lower(), metavar=what, help=kinds[what])
         if json_output:
             sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
         return sub
@@ -42,6 +43,11 @@ def main(arguments: list[str] | None = None) -> int:
     sub.add_argument("--example", type=_count, metavar="N", help="instead: example N of the data's evaluation split")
     command("check", "measure the five invariants on a config", "CONFIG")
     command("checkpoints", "the kept checkpoints, each with size, digest and whether it is intact", "RUN")
+    for name, text in (
+        ("import", "a model in Hugging Face's layout, as one of ours"),
+        ("export", "an imported model, back in Hugging Face's layout"),
+    ):
+        command(name, text, "DIR").add_argument("-o", "--out", required=True, metavar="DIR", help="a new directory")
     command("config", "print the resolved config as JSON", "CONFIG", json_output=False)
 
     options, rest = parser.parse_known_args(arguments)
@@ -55,9 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
             checking = options.command == "check"  # compiles much and runs little
             runtime.prepare(devices=8 if checking else None, compile_fast=checking)
             runtime.join_processes()
-        return {f.__name__.strip("_"): f for f in (_train, _eval, _predict, _check, _checkpoints, _config)}[
-            options.command
-        ](options, rest)
+        commands_ = (_train, _eval, _predict, _check, _checkpoints, _import, _export, _config)
+        return {f.__name__.strip("_"): f for f in commands_}[options.command](options, rest)
     except UserError as error:
         print(f"mmjax: error: {error}", file=sys.stderr)
         return 2
@@ -132,6 +137,36 @@ def _checkpoints(options, rest) -> int:
         _print_json(found)
     else:
         progress.out.print(table(found, options.run))
+    return 0
+
+
+def _import(options, rest) -> int:
+    from mmjax.interchange.convert import import_model
+
+    result = import_model(options.dir, options.out)
+    if options.json:
+        _print_json(result)
+        return 0
+    proof = result["certificate"]
+    print(f"{options.out}: {result['model_type']}, {result['parameters']:,} parameters")
+    if "skipped" in proof:
+        print(f"no certificate: {proof['skipped']}")
+    else:
+        verdict = "holds" if proof["holds"] else "DOES NOT HOLD"
+        print(
+            f"largest difference to the reference {proof['difference']:.2g} (at most {proof['tolerance']:g}): {verdict}"
+        )
+    return 0 if proof.get("holds", True) else 1
+
+
+def _export(options, rest) -> int:
+    from mmjax.interchange.convert import export_model
+
+    result = export_model(options.dir, options.out)
+    if options.json:
+        _print_json(result)
+    else:
+        print(f"{options.out}: {result['model_type']}, {result['tensors']:,} tensors")
     return 0
 
 

@@ -70,7 +70,7 @@ class Conformer:
     stem_channels: int | None = None  # of the strided stem; None: the width, as in the paper
     positions: Literal["relative", "rotary"] = "relative"
     norm: Literal["layer", "rms"] = "layer"
-    convolution_norm: Literal["layer", "rms", "affine"] = "layer"  # affine: an imported BatchNorm, folded
+    convolution_norm: Literal["layer", "rms", "batch"] = "layer"  # batch: imported, its statistics fixed
     norm_epsilon: float = 1e-6
     causal: bool = False  # the convolution sees no later token
     chunk: int | None = None  # tokens that attention sees together, with all before; None: the whole recording
@@ -315,6 +315,7 @@ class Experiment:
     model: Multimodal
     objectives: Mapping[str, Classification | CTC]
     optimizer: Optimizer
+    initial: Mapping[str, str] = dataclasses.field(default_factory=dict)  # "encoders.speech": an imported model
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
@@ -322,6 +323,15 @@ class Experiment:
 
 
 # From a file. ---------------------------------------------------------------------------------------------
+
+
+def imported(directory: str | Path) -> Conformer | ViT | Transformer:
+    """The encoder that `mmjax import` wrote; `Experiment.initial` says that its parameters are to be used too."""
+    path = Path(directory) / "part.json"
+    try:
+        return from_dict(Conformer | ViT | Transformer, json.loads(path.read_text()), str(path))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; is {directory} what mmjax import wrote?") from None
 
 
 def load(path: str | Path) -> Experiment:

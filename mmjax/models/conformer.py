@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from mmjax.models.attention import HeadProjection, OutputProjection, attention, rotary
 from mmjax.models.convolution import depthwise_convolution, strided_windows
-from mmjax.models.layers import FeedForward, dense, normalisation, stack
+from mmjax.models.layers import FeedForward, FixedBatchNorm, dense, normalisation, stack
 from mmjax.stream import Stream, only_tokens
 
 
@@ -140,11 +140,11 @@ class ConvolutionModule(nn.Module):
     """Pointwise, GLU, depthwise, norm, Swish, pointwise.
 
     LayerNorm (or RMSNorm) stands for the paper's BatchNorm: batch statistics would let packed examples see each
-    other. `affine` is a BatchNorm whose statistics are folded into a scale and a bias: that of an imported model.
+    other. `batch` is the BatchNorm of an imported model with its statistics fixed, so that there is no batch in it.
     """
 
     kernel: int
-    norm: Literal["layer", "rms", "affine"] = "layer"
+    norm: Literal["layer", "rms", "batch"] = "layer"
     norm_epsilon: float = 1e-6
     causal: bool = False
     dtype: Any = jnp.float32
@@ -168,10 +168,8 @@ class ConvolutionModule(nn.Module):
         x = depthwise_convolution(
             seen["convolved"], kernel.astype(self.dtype), seen["convolved_segments"], left
         )[:, -length:]  # fmt: skip
-        if self.norm == "affine":
-            ones = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
-            x = (x + bias) * self.param("norm_scale", ones, (width,)).astype(self.dtype)
-            x = x + self.param("norm_bias", zeros, (width,)).astype(self.dtype)
+        if self.norm == "batch":
+            x = FixedBatchNorm(self.norm_epsilon, self.dtype, name="norm")(x + bias)
         else:
             x = normalisation(self.norm, self.dtype, "norm", self.norm_epsilon)(x + bias)
         return dense(width, ("mlp", "embed"), self.dtype, "pointwise_out")(nn.swish(x)), seen
@@ -184,7 +182,7 @@ class ConformerBlock(nn.Module):
     kernel: int
     positions: Literal["relative", "rotary"]
     norm: Literal["layer", "rms"] = "layer"
-    convolution_norm: Literal["layer", "rms", "affine"] = "layer"
+    convolution_norm: Literal["layer", "rms", "batch"] = "layer"
     norm_epsilon: float = 1e-6
     causal: bool = False
     chunk: int | None = None
@@ -256,7 +254,7 @@ class Conformer(nn.Module):
     stem_channels: int | None = None
     positions: Literal["relative", "rotary"] = "relative"
     norm: Literal["layer", "rms"] = "layer"
-    convolution_norm: Literal["layer", "rms", "affine"] = "layer"
+    convolution_norm: Literal["layer", "rms", "batch"] = "layer"
     norm_epsilon: float = 1e-6
     causal: bool = False
     chunk: int | None = None

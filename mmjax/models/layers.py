@@ -39,6 +39,25 @@ def normalisation(kind: Literal["layer", "rms"], dtype: Any, name: str, epsilon:
     return nn.RMSNorm(epsilon=epsilon, dtype=dtype, scale_init=scale_init, name=name)
 
 
+class FixedBatchNorm(nn.Module):
+    """Batch normalisation (Ioffe and Szegedy 2015) by statistics that are given and stay: that of an imported model."""
+
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def parameter(name: str, init: Callable) -> jax.Array:
+            return self.param(name, nn.with_logical_partitioning(init, ("embed",)), x.shape[-1:])
+
+        scale, bias = parameter("scale", nn.initializers.ones), parameter("bias", nn.initializers.zeros)
+        mean, variance = parameter("mean", nn.initializers.zeros), parameter("variance", nn.initializers.ones)
+        mean, variance = jax.lax.stop_gradient((mean, variance))
+        return ((x.astype(jnp.float32) - mean) * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(
+            self.dtype
+        )
+
+
 class FeedForward(nn.Module):
     """[B, T, W] -> [B, T, W] through a hidden layer.
 

@@ -23,6 +23,7 @@ from mmjax.parallel.runtime import jit_once
 from mmjax.train import report
 from mmjax.train.build import build_layout, build_model, build_objectives, build_source
 from mmjax.train.checkpoint import Checkpoints
+from mmjax.train.initial import load_initial
 from mmjax.train.optimizer import build_optimizer, build_schedule
 from mmjax.train.step import TrainState, init_state, make_train_step, unboxed
 from mmjax.train.validate import check_config, check_labels
@@ -65,7 +66,7 @@ def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
     checkpoints = Checkpoints(run, config.checkpoint.keep)
     state, first = resume(checkpoints, abstract, sampler)
     if state is None:
-        state = initialise()
+        state = load_initial(config, initialise())
 
     # The step, compiled once.
     compiled = telemetry.CompileCounter("train_step")

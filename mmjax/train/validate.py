@@ -62,6 +62,11 @@ def check_config(config: c.Experiment) -> None:
                 f"objectives.{name} cannot be {type(objective).__name__}: 'answer' has one label per example, "
                 "every other stream a sequence of them"
             )
+    for place in config.initial:
+        room, _, name = place.partition(".")
+        known = {"encoders": config.model.encoders, "heads": config.model.heads}
+        if name not in known.get(room, ()):
+            raise UserError(f"initial: '{place}' is no part of the model; write encoders.NAME or heads.NAME")
     if config.data.batch_rows % config.optimizer.accumulation:
         raise UserError(
             f"data.batch_rows={config.data.batch_rows} does not divide into "

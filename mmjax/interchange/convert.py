@@ -1,0 +1,97 @@
+"""`mmjax import` and `mmjax export`: a model of others as one of ours, and back."""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from mmjax import config as c
+from mmjax.errors import UserError
+from mmjax.interchange import certificate, directories, parakeet
+from mmjax.interchange.rules import to_ours, to_theirs
+
+FAMILIES: tuple[ModuleType, ...] = (parakeet,)
+
+
+def family_of(theirs: dict[str, Any], where: str | Path) -> ModuleType:
+    """The converter of a config.json.
+
+    Raises:
+      UserError: none knows its `model_type`.
+    """
+    kind = theirs.get("model_type")
+    known = {model_type: family for family in FAMILIES for model_type in family.MODEL_TYPES}
+    if kind not in known:
+        raise UserError(f"{where} is a model of type {kind!r}; there are converters for {', '.join(sorted(known))}")
+    return known[kind]
+
+
+def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
+    """Reads a Hugging Face directory, writes one of ours, and returns what it says of itself.
+
+    Ours holds `part.json` (the config of the encoder), `parameters.safetensors` (float32, by path) and `origin.json`
+    (their config, the types of their tensors, and the certificate: how far outputs differ, where torch and
+    transformers are there to tell).
+    """
+    source = Path(source)
+    theirs = directories.read_json(source / "config.json")
+    family = family_of(theirs, source)
+    part = family.part(theirs)
+    tensors = directories.read_tensors(source)
+    kept = {name: x for name, x in tensors.items() if not family.ignored(name)}
+    wide = {name: x.astype(np.float32) for name, x in kept.items()}
+    parameters = to_ours(family.rules(theirs), wide, family.layers(theirs), family.ignored)
+    proof = certificate.certify(family, source, part, parameters)
+    origin = {
+        "config": theirs,
+        "dtypes": {name: str(x.dtype) for name, x in kept.items()},
+        "certificate": proof,
+    }
+    documents = {directories.PART: c.to_dict(part), directories.ORIGIN: origin}
+    directories.write(Path(out), parameters, directories.PARAMETERS, documents)
+    return {
+        "model_type": theirs["model_type"],
+        "parameters": int(sum(x.size for x in parameters.values())),
+        "certificate": proof,
+    }
+
+
+def export_model(source: str | Path, out: str | Path) -> dict[str, Any]:
+    """The inverse of `import_model`: tensors of the same names, shapes and types."""
+    source = Path(source)
+    origin = directories.read_json(source / directories.ORIGIN)
+    theirs = origin["config"]
+    family = family_of(theirs, source)
+    parameters = directories.read_safetensors(source / directories.PARAMETERS)
+    tensors = to_theirs(family.rules(theirs), parameters, family.layers(theirs))
+    dtypes = origin.get("dtypes", {})
+    tensors = {name: x.astype(_dtype(dtypes.get(name, "float32"))) for name, x in tensors.items()}
+    directories.write(Path(out), tensors, "model.safetensors", {"config.json": theirs})
+    return {"model_type": theirs["model_type"], "tensors": len(tensors)}
+
+
+def read_part(directory: str | Path) -> tuple[Any, dict[str, np.ndarray]]:
+    """An imported model: the config of its encoder, and its parameters by path ("encoder/...", "head/...")."""
+    return c.imported(directory), directories.read_safetensors(Path(directory) / directories.PARAMETERS)
+
+
+def tree(parameters: dict[str, np.ndarray], part: str) -> dict[str, Any]:
+    """The parameters of one part as nested dictionaries, as Flax wants them."""
+    nested: dict[str, Any] = {}
+    for path, array in parameters.items():
+        first, *keys = path.split("/")
+        if first == part:
+            node = nested
+            for key in keys[:-1]:
+                node = node.setdefault(key, {})
+            node[keys[-1]] = array
+    return nested
+
+
+def _dtype(name: str) -> np.dtype:
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)

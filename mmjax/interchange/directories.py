@@ -1,0 +1,61 @@
+"""Reading and writing both sides: their config.json with safetensors, our part.json with safetensors."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from mmjax.errors import UserError
+
+PART, PARAMETERS, ORIGIN = "part.json", "parameters.safetensors", "origin.json"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return found
+
+
+def read_tensors(directory: Path) -> dict[str, np.ndarray]:
+    """All tensors of a Hugging Face directory: one file, or the shards that its index names."""
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    else:
+        names = ["model.safetensors"]
+    tensors: dict[str, np.ndarray] = {}
+    for name in names:
+        tensors |= read_safetensors(directory / name)
+    return tensors
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise UserError(f"there is no {path}; only safetensors are read (never pickles)")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+
+
+def write(directory: Path, tensors: Mapping[str, np.ndarray], name: str, documents: Mapping[str, Any]) -> None:
+    """Writes tensors and JSON documents into a directory, which must be new or empty."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if any(directory.iterdir()):
+            raise UserError(f"{directory} is not empty; name a new directory")
+        save_file({key: np.ascontiguousarray(x) for key, x in tensors.items()}, directory / name, {"format": "pt"})
+        for document, value in documents.items():
+            (directory / document).write_text(json.dumps(value, indent=2) + "\n")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write to {directory}: {error}") from None

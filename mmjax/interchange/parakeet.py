@@ -1,0 +1,194 @@
+"""Parakeet (FastConformer with a CTC head), as `ParakeetForCTC` and `ParakeetEncoder` of transformers."""
+
+from typing import Any
+
+import numpy as np
+
+from mmjax import config as c
+from mmjax.errors import UserError
+from mmjax.interchange.rules import Rule, heads_in, heads_out, linear, norm, same, under
+
+MODEL_TYPES = ("parakeet_ctc", "parakeet_encoder")
+
+
+def encoder_config(theirs: dict[str, Any]) -> dict[str, Any]:
+    """The encoder's part of their config.json."""
+    return theirs.get("encoder_config", theirs)
+
+
+def part(theirs: dict[str, Any]) -> c.Conformer:
+    """Our config of the encoder.
+
+    Raises:
+      UserError: an option that our Conformer does not have.
+    """
+    theirs = encoder_config(theirs)
+    expected = {
+        "hidden_act": "silu",
+        "intermediate_size": 4 * theirs["hidden_size"],
+        "num_key_value_heads": theirs["num_attention_heads"],
+        "subsampling_conv_kernel_size": 3,
+        "subsampling_conv_stride": 2,
+    }
+    for key, value in expected.items():
+        if theirs.get(key, value) != value:
+            raise UserError(f"cannot import a Parakeet with {key}={theirs[key]!r}; only {value!r}")
+    return c.Conformer(
+        front_end=c.NeMoLogMel(bins=theirs["num_mel_bins"]),
+        layers=theirs["num_hidden_layers"],
+        width=theirs["hidden_size"],
+        heads=theirs["num_attention_heads"],
+        kernel=theirs["conv_kernel_size"],
+        subsampling=theirs["subsampling_factor"],
+        stem="depthwise",
+        stem_channels=theirs["subsampling_conv_channels"],
+        convolution_norm="batch",
+        norm_epsilon=1e-5,
+        scale_input=theirs["scale_input"],
+    )
+
+
+def layers(theirs: dict[str, Any]) -> int:
+    return encoder_config(theirs)["num_hidden_layers"]
+
+
+def ignored(name: str) -> bool:
+    return name.endswith("num_batches_tracked")
+
+
+def rules(theirs: dict[str, Any]) -> list[Rule]:
+    """Every parameter of the encoder, and of the CTC head ("head/...") where the model has one."""
+    if "encoder_config" not in theirs:
+        return under("encoder", _encoder(theirs, ""))
+    blank = theirs["pad_token_id"]
+
+    # Their blank is a class among others; ours is the first (trap D1).
+    def blank_first(w):
+        return np.concatenate([w[blank : blank + 1], np.delete(w, blank, axis=0)])
+
+    def blank_back(w):
+        return np.insert(w[1:], blank, w[0], axis=0)
+
+    head = [
+        Rule(
+            "logits/kernel", ("ctc_head.weight",),
+            lambda p: blank_first(p[0][..., 0]).T, lambda w: [blank_back(w.T)[..., None]],
+        ),
+        Rule("logits/bias", ("ctc_head.bias",), lambda p: blank_first(p[0]), lambda w: [blank_back(w)]),
+    ]  # fmt: skip
+    return under("encoder", _encoder(theirs["encoder_config"], "encoder.")) + under("head", head)
+
+
+def _encoder(theirs: dict[str, Any], root: str) -> list[Rule]:
+    width, heads, depth = theirs["hidden_size"], theirs["num_attention_heads"], theirs["num_hidden_layers"]
+    attention_bias, convolution_bias = theirs["attention_bias"], theirs.get("convolution_bias", True)
+
+    def missing(has: bool, *shape: int) -> tuple[int, ...] | None:
+        return None if has else (depth, *shape)
+
+    layer, block = "layers", root + "layers.{layer}."
+    found: list[Rule] = []
+    for ours, name in (("first_mlp", "feed_forward1"), ("second_mlp", "feed_forward2")):
+        found += norm(f"{layer}/{ours}_norm", f"{block}norm_{name}")
+        found += linear(f"{layer}/{ours}/up", f"{block}{name}.linear1", missing(attention_bias, 4 * width))
+        found += linear(f"{layer}/{ours}/down", f"{block}{name}.linear2", missing(attention_bias, width))
+    found += norm(f"{layer}/attention_norm", f"{block}norm_self_att")
+    attention, attend = f"{layer}/attention", f"{block}self_attn."
+    projections = heads_in(f"{attention}/qkv", [f"{attend}{x}_proj" for x in "qkv"], heads)
+    if not attention_bias:
+        projections[1] = Rule(f"{attention}/qkv/bias", (), fill=(depth, 3, heads, width // heads))
+    found += projections
+    found += linear(f"{attention}/position", f"{attend}relative_k_proj")[:1]
+    found += same(f"{attention}/content_bias", f"{attend}bias_u")
+    found += same(f"{attention}/position_bias", f"{attend}bias_v")
+    found += heads_out(f"{attention}/out", f"{attend}o_proj", heads, missing(attention_bias, width))
+    found += norm(f"{layer}/convolution_norm", f"{block}norm_conv")
+    convolution, convolve = f"{layer}/convolution", f"{block}conv."
+    found += _pointwise(
+        f"{convolution}/pointwise_in", f"{convolve}pointwise_conv1", missing(convolution_bias, 2 * width)
+    )
+    kernel = (f"{convolve}depthwise_conv.weight",)
+    found.append(Rule(f"{convolution}/kernel", kernel, lambda p: p[0][:, 0].T, lambda w: [w.T[:, None]]))
+    if convolution_bias:
+        found += same(f"{convolution}/bias", f"{convolve}depthwise_conv.bias")
+    else:
+        found.append(Rule(f"{convolution}/bias", (), fill=(depth, width)))
+    found += norm(f"{convolution}/norm", f"{convolve}norm")
+    found += same(f"{convolution}/norm/mean", f"{convolve}norm.running_mean")
+    found += same(f"{convolution}/norm/variance", f"{convolve}norm.running_var")
+    found += _pointwise(f"{convolution}/pointwise_out", f"{convolve}pointwise_conv2", missing(convolution_bias, width))
+    found += norm(f"{layer}/norm", f"{block}norm_out")
+    return found + _stem(theirs, f"{root}subsampling.")
+
+
+def _pointwise(ours: str, theirs: str, bias: tuple[int, ...] | None) -> list[Rule]:
+    """A convolution of one tap: [out, in, 1]."""
+    rules = linear(ours, theirs, bias)
+    return [Rule(rules[0].ours, rules[0].theirs, lambda p: p[0][..., 0].T, lambda w: [w.T[..., None]]), *rules[1:]]
+
+
+def _stem(theirs: dict[str, Any], root: str) -> list[Rule]:
+    channels, steps = theirs["subsampling_conv_channels"], theirs["subsampling_factor"].bit_length() - 1
+    bins = theirs["num_mel_bins"] // 2**steps
+
+    # Their kernels are [out, in, time, bin]; ours [9 taps of (time, bin), out].
+    def taps(p):
+        return p[0].reshape(p[0].shape[0], 9).T
+
+    def kernel(w):
+        return [w.T.reshape(-1, 1, 3, 3)]
+
+    found = [Rule("stem/convolution_1/kernel", (f"{root}layers.0.weight",), taps, kernel)]
+    found += same("stem/convolution_1/bias", f"{root}layers.0.bias")
+    for number in range(2, steps + 1):
+        at = 2 + 3 * (number - 2)
+        found.append(Rule(f"stem/depthwise_{number}_kernel", (f"{root}layers.{at}.weight",), taps, kernel))
+        found += same(f"stem/depthwise_{number}_bias", f"{root}layers.{at}.bias")
+        found.append(
+            Rule(
+                f"stem/pointwise_{number}/kernel", (f"{root}layers.{at + 1}.weight",),
+                lambda p: p[0][..., 0, 0].T, lambda w: [w.T[..., None, None]],
+            )
+        )  # fmt: skip
+        found += same(f"stem/pointwise_{number}/bias", f"{root}layers.{at + 1}.bias")
+
+    # Theirs reads the features channel by channel, ours bin by bin.
+    def by_bin(p):
+        return np.ascontiguousarray(p[0].T.reshape(channels, bins, -1).swapaxes(0, 1)).reshape(channels * bins, -1)
+
+    def by_channel(w):
+        return [w.reshape(bins, channels, -1).swapaxes(0, 1).reshape(channels * bins, -1).T]
+
+    found.append(Rule("stem/out/kernel", (f"{root}linear.weight",), by_bin, by_channel))
+    return found + same("stem/out/bias", f"{root}linear.bias")
+
+
+def outputs(source: Any, part_: c.Conformer, parameters: dict[str, np.ndarray], seed: int) -> list[tuple[Any, Any]]:
+    """What ours and theirs make of two recordings, of 1.5 and 2 s: the encoder's tokens, from the samples on."""
+    import jax.numpy as jnp
+    import torch
+    import transformers
+
+    from mmjax import models
+    from mmjax.interchange.convert import tree
+    from mmjax.stream import Stream
+    from mmjax.train.build import instantiate
+
+    reference = transformers.AutoModel.from_pretrained(source, local_files_only=True, dtype=torch.float32).eval()
+    reference = getattr(reference, "encoder", reference)
+    front_end = part_.front_end
+    extractor = transformers.ParakeetFeatureExtractor(feature_size=front_end.bins, sampling_rate=front_end.sample_rate)
+    lengths = [150 * front_end.hop, 200 * front_end.hop]
+    recordings = [0.1 * np.random.default_rng([seed, n]).standard_normal(n).astype(np.float32) for n in lengths]
+    theirs = extractor(recordings, sampling_rate=front_end.sample_rate, return_tensors="pt")
+    expected = reference(theirs.input_features, attention_mask=theirs.attention_mask).last_hidden_state
+
+    model = instantiate(part_, models)
+    pairs = []
+    for number, samples in enumerate(recordings):
+        hops = samples.reshape(1, -1, front_end.hop)
+        ones = np.ones(hops.shape[:2], np.int32)
+        stream = Stream(jnp.asarray(hops), jnp.asarray(ones), jnp.arange(hops.shape[1])[None])
+        tokens = model.apply({"params": tree(parameters, "encoder")}, stream).features[0]
+        pairs.append((tokens, expected[number, : len(tokens)].numpy()))
+    return pairs

@@ -1,0 +1,161 @@
+"""How parameters of two layouts correspond: one table of rules, read in both directions.
+
+A rule names one parameter of ours (a path such as "layers/attention/qkv/kernel") and the tensors of theirs that it is
+made of. Where their name holds "{layer}", our parameter is stacked over the layers.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from mmjax.errors import UserError
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One parameter of ours and the tensors that it is made of.
+
+    Attributes:
+      ours: path of our parameter.
+      theirs: names of their tensors; none where they leave out what is zero in ours (`fill`).
+      join: their tensors (of one layer) -> ours; split: the inverse.
+      fill: the shape of ours where theirs is left out.
+    """
+
+    ours: str
+    theirs: tuple[str, ...]
+    join: Callable[[list[np.ndarray]], np.ndarray] = lambda parts: parts[0]
+    split: Callable[[np.ndarray], list[np.ndarray]] = lambda whole: [whole]
+    fill: tuple[int, ...] | None = None
+
+
+def to_ours(
+    rules: Sequence[Rule], tensors: Arrays, layers: int, ignored: Callable[[str], bool]
+) -> dict[str, np.ndarray]:
+    """Their tensors as our parameters by path.
+
+    Raises:
+      UserError: a tensor that a rule needs is missing, or one is there that no rule reads; all of them are listed.
+    """
+    wanted = {name for rule in rules for name in _expanded(rule, layers)}
+    missing = sorted(wanted - set(tensors))
+    unknown = sorted(name for name in set(tensors) - wanted if not ignored(name))
+    if missing or unknown:
+        parts = [f"missing: {', '.join(missing)}"] if missing else []
+        parts += [f"not known: {', '.join(unknown)}"] if unknown else []
+        raise UserError(f"the tensors do not fit the model; {'; '.join(parts)}")
+    return {rule.ours: _joined(rule, tensors, layers) for rule in rules}
+
+
+def to_theirs(rules: Sequence[Rule], parameters: Arrays, layers: int) -> dict[str, np.ndarray]:
+    """The inverse of `to_ours`.
+
+    Raises:
+      UserError: parameters are missing or not known, or one is not zero that their layout has no place for.
+    """
+    paths = {rule.ours for rule in rules}
+    if paths != set(parameters):
+        raise UserError(
+            f"the parameters do not fit the layout; missing: {', '.join(sorted(paths - set(parameters))) or 'none'}; "
+            f"not known: {', '.join(sorted(set(parameters) - paths)) or 'none'}"
+        )
+    tensors: dict[str, np.ndarray] = {}
+    for rule in rules:
+        whole = np.asarray(parameters[rule.ours])
+        if rule.fill is not None:
+            if whole.any():
+                raise UserError(f"{rule.ours} is not zero, and the layout has no place for it")
+        elif _stacked(rule):
+            for layer in range(layers):
+                parts = rule.split(whole[layer])
+                tensors |= {name.format(layer=layer): x for name, x in zip(rule.theirs, parts, strict=True)}
+        else:
+            tensors |= dict(zip(rule.theirs, rule.split(whole), strict=True))
+    return {name: np.ascontiguousarray(x) for name, x in tensors.items()}
+
+
+def _stacked(rule: Rule) -> bool:
+    return any("{layer}" in name for name in rule.theirs)
+
+
+def _expanded(rule: Rule, layers: int) -> list[str]:
+    return [name.format(layer=i) for name in rule.theirs for i in (range(layers) if _stacked(rule) else [0])]
+
+
+def _joined(rule: Rule, tensors: Arrays, layers: int) -> np.ndarray:
+    if rule.fill is not None:
+        return np.zeros(rule.fill, np.float32)
+    if _stacked(rule):
+        return np.stack([rule.join([tensors[n.format(layer=i)] for n in rule.theirs]) for i in range(layers)])
+    return rule.join([tensors[name] for name in rule.theirs])
+
+
+def under(name: str, rules: Sequence[Rule]) -> list[Rule]:
+    """The same rules for a model that is the part `name` of a larger one."""
+    return [dataclasses.replace(rule, ours=f"{name}/{rule.ours}") for rule in rules]
+
+
+# The usual correspondences. Theirs are torch's: a linear layer's weight is [out, in], a convolution's [out, in, ...].
+
+
+def same(ours: str, theirs: str) -> list[Rule]:
+    """The same array on both sides."""
+    return [Rule(ours, (theirs,))]
+
+
+def norm(ours: str, theirs: str) -> list[Rule]:
+    """Layer normalisation."""
+    return [Rule(f"{ours}/scale", (f"{theirs}.weight",)), Rule(f"{ours}/bias", (f"{theirs}.bias",))]
+
+
+def linear(ours: str, theirs: str, bias: tuple[int, ...] | None = None) -> list[Rule]:
+    """A linear layer; `bias` is the shape of ours where theirs has none."""
+    rules = [Rule(f"{ours}/kernel", (f"{theirs}.weight",), lambda p: p[0].T, lambda w: [w.T])]
+    return rules + [Rule(f"{ours}/bias", (), fill=bias) if bias else Rule(f"{ours}/bias", (f"{theirs}.bias",))]
+
+
+def heads_in(ours: str, theirs: Sequence[str], heads: int, biases: Sequence[bool] = ()) -> list[Rule]:
+    """Linear layers to attention heads, one kernel [W, n, H, D] and one bias [n, H, D].
+
+    Args:
+      biases: which of them have one (default: all); the others' is zero.
+    """
+    biases = tuple(biases) or (True,) * len(theirs)
+    named = tuple(name for name, has in zip(theirs, biases, strict=True) if has)
+
+    def join_kernel(parts):
+        return np.stack([p.T.reshape(p.shape[1], heads, -1) for p in parts], axis=1)
+
+    def split_kernel(whole):
+        return [whole[:, i].reshape(whole.shape[0], -1).T for i in range(whole.shape[1])]
+
+    def join_bias(parts):
+        given = iter(parts)
+        zero = np.zeros_like(parts[0])
+        return np.stack([(next(given) if has else zero).reshape(heads, -1) for has in biases])
+
+    def split_bias(whole):
+        for part, has, name in zip(whole, biases, theirs, strict=True):
+            if not has and part.any():
+                raise UserError(f"the bias of {name} is not zero, and the layout has no place for it")
+        return [part.reshape(-1) for part, has in zip(whole, biases, strict=True) if has]
+
+    return [
+        Rule(f"{ours}/kernel", tuple(f"{n}.weight" for n in theirs), join_kernel, split_kernel),
+        Rule(f"{ours}/bias", tuple(f"{n}.bias" for n in named), join_bias, split_bias),
+    ]
+
+
+def heads_out(ours: str, theirs: str, heads: int, bias: tuple[int, ...] | None = None) -> list[Rule]:
+    """The linear layer after attention: [H, D, W]."""
+    rules = linear(ours, theirs, bias)
+    kernel = Rule(
+        f"{ours}/kernel",
+        (f"{theirs}.weight",),
+        lambda p: p[0].T.reshape(heads, -1, p[0].shape[0]),
+        lambda w: [w.reshape(-1, w.shape[-1]).T],
+    )
+    return [kernel, *rules[1:]]

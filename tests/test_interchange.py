@@ -1,0 +1,160 @@
+"""Checkpoints of others: imported, equal to the reference, exported to the same bytes."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny
+
+from mmjax import config as c
+from mmjax.cli import main
+from mmjax.errors import UserError
+from mmjax.evaluate.run import Run
+from mmjax.interchange.convert import export_model, import_model, read_part, tree
+from mmjax.interchange.directories import read_tensors
+from mmjax.train.loop import train
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.reference
+
+
+def randomise(model, dtype=None):
+    """Values such that every parameter matters: torch's own zeros and ones would hide mistakes."""
+    torch.manual_seed(0)
+    state = model.state_dict()
+    for name, value in state.items():
+        if value.is_floating_point():
+            noise = 0.2 * torch.rand(value.shape) - 0.1
+            state[name] = 1.0 + noise if "var" in name or (value == 1).all() else value + noise
+    model.load_state_dict(state)
+    return model.to(dtype) if dtype else model
+
+
+def parakeet(head=True, **changes):
+    encoder = transformers.ParakeetEncoderConfig(
+        **dict(
+            hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=96, conv_kernel_size=5,
+            subsampling_conv_channels=6, num_mel_bins=16,
+        )
+        | changes
+    )  # fmt: skip
+    if not head:
+        return transformers.ParakeetEncoder(encoder)
+    whole = transformers.ParakeetCTCConfig(vocab_size=11, pad_token_id=7, encoder_config=encoder.to_dict())
+    return transformers.ParakeetForCTC(whole)
+
+
+MODELS = {
+    "Parakeet": parakeet,
+    "Parakeet encoder": lambda: parakeet(head=False),
+    "Parakeet without biases": lambda: parakeet(attention_bias=False, convolution_bias=False, scale_input=False),
+    "Parakeet in bfloat16": lambda: randomise(parakeet(), torch.bfloat16),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def saved(request, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("models") / "theirs"
+    randomise(MODELS[request.param]()).save_pretrained(directory)
+    return directory
+
+
+def test_outputs_are_equal_and_the_way_back_gives_the_same_bytes(saved, tmp_path):
+    imported = import_model(saved, tmp_path / "ours")
+    assert imported["certificate"]["holds"], imported["certificate"]
+    stored = json.loads((tmp_path / "ours" / "origin.json").read_text())["certificate"]
+    assert stored == imported["certificate"] and stored["difference"] <= 1e-4
+    export_model(tmp_path / "ours", tmp_path / "back")
+    theirs, back = read_tensors(saved), read_tensors(tmp_path / "back")
+    counters = {name for name in theirs if name.endswith("num_batches_tracked")}
+    assert set(back) == set(theirs) - counters
+    for name in back:
+        assert back[name].dtype == theirs[name].dtype and back[name].tobytes() == theirs[name].tobytes(), name
+    again = transformers.AutoModel.from_pretrained(tmp_path / "back", local_files_only=True)
+    assert sum(p.numel() for p in again.parameters()) > 0
+    import_model(tmp_path / "back", tmp_path / "again")
+    first, second = read_part(tmp_path / "ours")[1], read_part(tmp_path / "again")[1]
+    assert all(first[name].tobytes() == second[name].tobytes() for name in first)
+
+
+def test_missing_and_unknown_tensors_are_listed(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    randomise(parakeet()).save_pretrained(tmp_path / "theirs")
+    path = tmp_path / "theirs" / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["encoder.layers.1.norm_out.weight"], tensors["ctc_head.bias"]
+    tensors["encoder.surprise"] = np.zeros(3, np.float32)
+    save_file(tensors, path)
+    with pytest.raises(UserError) as error:
+        import_model(tmp_path / "theirs", tmp_path / "ours")
+    for name in ("ctc_head.bias", "encoder.layers.1.norm_out.weight", "not known: encoder.surprise"):
+        assert name in str(error.value)
+    assert not (tmp_path / "ours").exists()
+
+
+def test_trap_d1_the_blank_becomes_the_first_class(tmp_path):
+    model = randomise(parakeet())
+    model.save_pretrained(tmp_path / "theirs")
+    import_model(tmp_path / "theirs", tmp_path / "ours")
+    kernel = read_part(tmp_path / "ours")[1]["head/logits/kernel"]
+    weight = model.ctc_head.weight.detach().numpy()[..., 0]
+    np.testing.assert_array_equal(kernel[:, 0], weight[7])
+    np.testing.assert_array_equal(kernel[:, 1], weight[0])
+
+
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        ({}, "cannot read"),
+        ({"config.json": "{"}, "is not JSON"),
+        ({"config.json": '{"model_type": "gpt2"}'}, "a model of type 'gpt2'; there are converters for"),
+        ({"config.json": "parakeet"}, "only safetensors are read"),
+        ({"config.json": "parakeet", "model.safetensors": "no"}, "cannot read"),
+    ],
+)
+def test_what_cannot_be_imported_is_a_clear_error(tmp_path, capsys, files, message):
+    (tmp_path / "theirs").mkdir()
+    for name, text in files.items():
+        text = parakeet().config.to_json_string() if text == "parakeet" else text
+        (tmp_path / "theirs" / name).write_text(text)
+    assert main(["import", str(tmp_path / "theirs"), "-o", str(tmp_path / "ours")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_import_and_export_from_the_command_line(tmp_path, capsys):
+    randomise(parakeet()).save_pretrained(tmp_path / "theirs")
+    assert main(["import", str(tmp_path / "theirs"), "-o", str(tmp_path / "ours"), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["model_type"] == "parakeet_ctc" and printed["certificate"]["holds"]
+    assert main(["export", str(tmp_path / "ours"), "-o", str(tmp_path / "back")]) == 0
+    assert "tensors" in capsys.readouterr().out
+    assert main(["export", str(tmp_path / "ours"), "-o", str(tmp_path / "back")]) == 2
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_a_run_starts_from_an_imported_encoder(tmp_path):
+    randomise(parakeet(head=False)).save_pretrained(tmp_path / "theirs")
+    import_model(tmp_path / "theirs", tmp_path / "ours")
+    small = tiny()
+    config = dataclasses.replace(
+        small,
+        steps=1,
+        model=dataclasses.replace(small.model, encoders={**small.model.encoders, "speech": c.imported(tmp_path / "ours")}),
+        initial={"encoders.speech": str(tmp_path / "ours")},
+        optimizer=c.Optimizer(rule=c.SGD(momentum=0.0), schedule=c.Constant(peak=0.0)),
+    )  # fmt: skip
+    train(config, tmp_path / "run")
+    learned = Run(tmp_path / "run").params["encoders_speech"]
+    theirs = tree(read_part(tmp_path / "ours")[1], "encoder")
+    assert jax.tree.all(jax.tree.map(lambda a, b: (np.asarray(a) == b).all(), learned, theirs))
+
+    other = dataclasses.replace(config.model.encoders["speech"], norm_epsilon=1e-6)
+    encoders = {**config.model.encoders, "speech": other}
+    other = dataclasses.replace(config, model=dataclasses.replace(config.model, encoders=encoders))
+    with pytest.raises(UserError, match="norm_epsilon is 1e-06, but .* was imported with 1e-05"):
+        train(other, tmp_path / "other")
