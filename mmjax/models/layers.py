@@ -1,11 +1,21 @@
 """The small layers that every tower is made of."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+ACTIVATIONS = {
+    "gelu": partial(nn.gelu, approximate=False),
+    "gelu_tanh": nn.gelu,
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),  # of OpenAI's CLIP
+    "relu": nn.relu,
+    "silu": nn.silu,
+}
 
 
 def dense(features: int, axes: tuple[str | None, str | None], dtype: Any, name: str, bias: bool = True) -> nn.Dense:
@@ -31,6 +41,62 @@ def layer_norm(dtype: Any, name: str, epsilon: float = 1e-6) -> nn.LayerNorm:
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockStyle:
+    """In what the families of Transformer blocks differ; the defaults are those of ViT.
+
+    BERT: post_norm, epsilon 1e-12. SigLIP, GPT-2: gelu_tanh (and epsilon 1e-5). CLIP: quick_gelu, epsilon 1e-5. Llama:
+    rms, silu, gated, no bias. DINOv2: layer_scale.
+
+    Attributes:
+      norm: layer normalisation (Ba et al. 2016), or by the root mean square alone (Zhang and Sennrich 2019).
+      post_norm: normalise after the addition of each residual (Vaswani et al. 2017) instead of before its layer.
+      epsilon: added to the variance.
+      activation: of the feed-forward; the exact GELU, its tanh approximation, x sigmoid(1.702 x), ReLU or SiLU.
+      gated: the feed-forward multiplies two projections (Shazeer 2020).
+      bias: of the linear layers.
+      layer_scale: the first value of a learned factor per feature of each residual (Touvron et al. 2021,
+        arXiv:2103.17239); None: no factor.
+    """
+
+    norm: Literal["layer", "rms"] = "layer"
+    post_norm: bool = False
+    epsilon: float = 1e-6
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"] = "gelu"
+    gated: bool = False
+    bias: bool = True
+    layer_scale: float | None = None
+
+    def normalise(self, dtype: Any, name: str) -> nn.Module:
+        """The normalisation, as a module of whoever calls this."""
+        if self.norm == "layer":
+            return layer_norm(dtype, name, self.epsilon)
+        init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+        return nn.RMSNorm(epsilon=self.epsilon, dtype=dtype, scale_init=init, name=name)
+
+    def residual(
+        self, x: jax.Array, name: str, layer: Callable[[jax.Array], jax.Array], drop: nn.Module, dtype: Any
+    ) -> jax.Array:
+        """x + drop(layer(norm(x))), or norm(x + drop(layer(x))); the modules belong to whoever calls this."""
+        norm = self.normalise(dtype, f"{name}_norm")
+        change = layer(x if self.post_norm else norm(x))
+        if self.layer_scale is not None:
+            change = LayerScale(self.layer_scale, dtype, name=f"{name}_scale")(change)
+        return norm(x + drop(change)) if self.post_norm else x + drop(change)
+
+
+class LayerScale(nn.Module):
+    """A learned factor per feature, which lets deep towers begin near the identity (Touvron et al. 2021)."""
+
+    initial: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.with_logical_partitioning(nn.initializers.constant(self.initial), ("embed",))
+        return x * self.param("scale", init, x.shape[-1:]).astype(self.dtype)
+
+
 class FeedForward(nn.Module):
     """[B, T, W] -> [B, T, W] through a hidden layer.
 
@@ -44,28 +110,33 @@ class FeedForward(nn.Module):
     train: bool = False
     gated: bool = False
     dtype: Any = jnp.float32
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        def linear(features, axes, name):
+            return dense(features, axes, self.dtype, name, self.bias)
+
         width = x.shape[-1]
-        hidden = self.activation(dense(self.hidden, ("embed", "mlp"), self.dtype, "gate" if self.gated else "up")(x))
+        hidden = self.activation(linear(self.hidden, ("embed", "mlp"), "gate" if self.gated else "up")(x))
         if self.gated:
-            hidden = hidden * dense(self.hidden, ("embed", "mlp"), self.dtype, "up")(x)
+            hidden = hidden * linear(self.hidden, ("embed", "mlp"), "up")(x)
         x = nn.Dropout(self.dropout, deterministic=not self.train)(hidden)
-        return dense(width, ("mlp", "embed"), self.dtype, "down")(x)
+        return linear(width, ("mlp", "embed"), "down")(x)
 
 
-def stack(block: type[nn.Module], layers: int, constants: int, unroll: bool, **fields) -> nn.Module:
+def stack(block: type[nn.Module], layers: int, constants: int, unroll: bool, per_layer: int = 0, **fields) -> nn.Module:
     """`layers` copies of a block run in order, their parameters stacked along a leading axis ("layers").
 
-    The block is called as block(carry, *constants) and returns (carry, None). Unrolled, the layers run without
-    a loop: the same numbers, faster on CPU, longer to compile.
+    The block is called as block(carry, *constants, *per_layer) and returns (carry, result). What is per layer has the
+    layers along its leading axis, and so have the results. Unrolled, the layers run without a loop: the same numbers,
+    faster on CPU, longer to compile.
     """
     return nn.scan(
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=(nn.broadcast,) * constants,
+        in_axes=(nn.broadcast,) * constants + (0,) * per_layer,
         length=layers,
         unroll=layers if unroll else 1,
         metadata_params={nn.PARTITION_NAME: "layers"},
