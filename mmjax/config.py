@@ -111,6 +111,28 @@ def conformer(size: str, **changes: Any) -> Conformer:
 
 
 @part
+class BlockStyle:
+    norm: Literal["layer", "rms"] = "layer"
+    post_norm: bool = False
+    epsilon: float = 1e-6
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"] = "gelu"
+    gated: bool = False
+    bias: bool = True
+    layer_scale: float | None = None  # first value of a learned factor per feature; None: no factor
+
+
+# Published sizes of ViT: layers, width, heads, mlp (Dosovitskiy et al. 2021; Zhai et al. 2022; Alabdulmohsin et al. 2023).
+VIT_SIZES = {
+    "Ti": (12, 192, 3, 768),
+    "S": (12, 384, 6, 1536),
+    "B": (12, 768, 12, 3072),
+    "L": (24, 1024, 16, 4096),
+    "So400m": (27, 1152, 16, 4304),
+    "H": (32, 1280, 16, 5120),
+}
+
+
+@part
 class ViT:
     patch: int = 16  # pixels
     image_size: int = 224  # pixels
@@ -119,10 +141,22 @@ class ViT:
     heads: int = 6
     mlp: int = 1536
     class_token: bool = False
-    positions: Literal["learned", "rotary"] = "learned"
-    mean: float = 0.5  # of the pixels, 0 to 1
-    std: float = 0.5
+    registers: int = 0  # further tokens per image that only the encoder sees
+    positions: Literal["learned", "sincos", "rotary"] = "learned"
+    max_patches: int | None = None  # of an image that keeps its aspect ratio; None: all are image_size squares
+    block: BlockStyle = BlockStyle()
+    mean: float | tuple[float, ...] = 0.5  # of the pixels, 0 to 1; of all channels or of each
+    std: float | tuple[float, ...] = 0.5
     dropout: float = 0.0
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "ViT":
+        """A published size and patch, such as "B/16" or "So400m/14"; any field may be changed."""
+        size, _, patch = name.partition("/")
+        if size not in VIT_SIZES or not patch.isdecimal():
+            raise UserError(f"there is no ViT '{name}'; name a size ({', '.join(VIT_SIZES)}) and a patch: B/16")
+        fields = dict(zip(("layers", "width", "heads", "mlp"), VIT_SIZES[size], strict=True), patch=int(patch))
+        return cls(**fields | changes)
 
 
 @part
@@ -132,7 +166,52 @@ class Transformer:
     width: int = 256
     heads: int = 4
     mlp: int = 1024
+    positions: Literal["rotary", "learned"] = "rotary"
+    length: int = 512  # tokens of the longest text, with learned positions
+    key_value_heads: int | None = None  # each shared by a group of heads; None: as many as heads
+    causal: bool = False
+    block: BlockStyle = BlockStyle()
     dropout: float = 0.0
+
+
+@part
+class MeanEmbedding:
+    vocabulary: int = 128
+    width: int = 256
+    dropout: float = 0.0
+
+
+@part
+class TextDecoder:
+    vocabulary: int = 128
+    layers: int = 6
+    width: int = 256
+    heads: int = 4
+    mlp: int = 1024
+    positions: Literal["rotary", "learned"] = "rotary"
+    length: int = 512  # tokens of the longest text, with learned positions
+    key_value_heads: int | None = None
+    cross_attention: bool = True
+    tied: bool = True  # read out through the table of embeddings
+    block: BlockStyle = BlockStyle()
+    dropout: float = 0.0
+
+
+@part
+class MeanPool:
+    pass
+
+
+@part
+class ClassPool:
+    pass
+
+
+@part
+class AttentionPool:
+    heads: int = 12
+    mlp: int = 3072
+    block: BlockStyle = BlockStyle()
 
 
 @part
@@ -153,7 +232,7 @@ class Head:
 
 @part
 class Multimodal:
-    encoders: Mapping[str, Conformer | ViT | Transformer]
+    encoders: Mapping[str, Conformer | ViT | Transformer | MeanEmbedding]
     fusion: CrossAttention
     heads: Mapping[str, Head]
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the compute; parameters are float32
@@ -184,12 +263,22 @@ class SpokenEasyVQA:
 
 
 @part
+class ImageAugmentation:
+    least_area: float | None = 0.25  # of a random crop, as a share of the picture; None: no cropping
+    aspect: float = 4 / 3  # a crop is up to so many times too wide or too high
+    flip: float = 0.5  # how often a picture is mirrored
+    operations: int | None = None  # of RandAugment per picture; None: no RandAugment
+    magnitude: float = 9.0  # of RandAugment, 0 to 10
+
+
+@part
 class Data:
     source: SpokenEasyVQA
     directory: str | None = None  # None: $MMJAX_DATA, else ~/.cache/mmjax
     batch_rows: int = 16  # rows of a batch, over all devices
     rows: Mapping[str, int]  # what a row holds of each stream: hops, patches, tokens, examples
     subsets: Mapping[str, float]  # modality dropout: how often each subset of modalities is trained on
+    image_augmentation: ImageAugmentation | None = None  # in training
     window: int = 4096  # examples that the packer chooses from at a time
     threads: int = 1
 

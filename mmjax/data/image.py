@@ -19,12 +19,11 @@ def read_image_file(path: str | os.PathLike) -> bytes:
         raise UserError(f"cannot read the image {path}: {error.strerror or error}") from None
 
 
-def read_image(source: str | os.PathLike | bytes, size: int, name: str | None = None) -> np.ndarray:
-    """Decodes a picture and resizes it to [size, size, 3] uint8, RGB (bilinear, as Pillow does it).
+def open_image(source: str | os.PathLike | bytes, name: str | None = None) -> Image.Image:
+    """Decodes a picture to RGB with 8 bits per channel.
 
     Args:
       source: a path, or the encoded bytes.
-      size: height and width of the result in pixels.
       name: what to call `source` in an error (default: its path).
 
     Raises:
@@ -41,16 +40,52 @@ def read_image(source: str | os.PathLike | bytes, size: int, name: str | None = 
             with Image.open(io.BytesIO(source)) as image:
                 if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8 instead of scaling them
                     image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-                image = image.convert("RGB")
-                if image.size != (size, size):
-                    image = image.resize((size, size), Image.Resampling.BILINEAR)
-                return np.asarray(image)
+                return image.convert("RGB")
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UserError(f"the image {name} has more pixels than are safe to decode; scale it down first") from None
     except UnidentifiedImageError:
         raise UserError(f"cannot decode the image {name}: its format is not known; is it PNG or JPEG?") from None
     except Exception as error:  # Pillow's decoders raise whatever comes to them (OSError, SyntaxError, struct.error)
         raise UserError(f"cannot decode the image {name}: {error}") from None
+
+
+def resize(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Bilinear, and smoothed when it shrinks, as Pillow does it; the same size changes nothing."""
+    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def read_image(source: str | os.PathLike | bytes, size: int, name: str | None = None) -> np.ndarray:
+    """Decodes a picture (see `open_image`) and resizes it to [size, size, 3] uint8."""
+    return np.asarray(resize(open_image(source, name), size, size))
+
+
+def patch_grid(sizes: np.ndarray, patch: int, most: int) -> np.ndarray:
+    """The grids of patches that pictures get at their own aspect ratio (NaViT, Dehghani et al. 2023, arXiv:2307.06304).
+
+    A picture is rounded to whole patches. One that would have more than `most` is shrunk, its aspect ratio kept as
+    nearly as whole patches allow; none is enlarged by more than the rounding. Whole numbers throughout, so that the
+    sampler, from an index, and the decoder, from the picture, agree.
+
+    Args:
+      sizes: [n, 2] heights and widths in pixels.
+      patch: pixels.
+      most: patches.
+
+    Returns:
+      [n, 2] rows and columns, at least 1 each, rows * columns <= most.
+    """
+    sizes = np.asarray(sizes, np.int64)
+    grid = np.maximum(1, (sizes + patch // 2) // patch)
+    # rows = sqrt(most * height / width) and columns likewise have the aspect ratio and the product `most`.
+    shrunk = _whole_root(most * sizes // np.maximum(1, sizes[:, ::-1])).clip(1, most)
+    return np.where(grid.prod(axis=1, keepdims=True) > most, np.minimum(grid, shrunk), grid)
+
+
+def _whole_root(square: np.ndarray) -> np.ndarray:
+    """The largest whole numbers whose squares are not above `square`."""
+    root = np.sqrt(square).astype(np.int64)
+    root -= root * root > square
+    return root + ((root + 1) ** 2 <= square)
 
 
 def patchify(image: np.ndarray, patch: int) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,8 @@
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -20,14 +22,18 @@ class Batches:
     Args:
       source: random access to examples.
       host, hosts: this host takes its share of every batch's rows, in order.
+      augmentation: of the pictures, by step and example (see `ImageAugmentation`); None in evaluation.
     """
 
-    def __init__(self, source, layout: Layout, sampler: Sampler, host: int = 0, hosts: int = 1):
+    def __init__(
+        self, source, layout: Layout, sampler: Sampler, host: int = 0, hosts: int = 1, augmentation: Any = None
+    ):
         if sampler.batch_rows % hosts:
             raise UserError(f"data.batch_rows={sampler.batch_rows} does not divide among {hosts} hosts")
         self.source, self.layout, self.sampler = source, layout, sampler
         self._share = sampler.batch_rows // hosts
         self._first = host * self._share
+        self._augmentation = augmentation
         self.skipped: dict[int, str] = {}
         self._lock = threading.Lock()
 
@@ -35,7 +41,8 @@ class Batches:
         return sys.maxsize if self.sampler.endless else len(self.sampler)
 
     def __getitem__(self, step: int) -> Batch:
-        packer = Packer(self.layout, self._share)
+        augment = self._augmentation and partial(self._augmentation, step=step)
+        packer = Packer(self.layout, self._share, augment)
         for number, row in enumerate(self.sampler.rows(step)[self._first : self._first + self._share]):
             for index, shows in zip(row.examples.tolist(), row.subsets, strict=True):
                 try:

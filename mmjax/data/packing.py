@@ -1,12 +1,13 @@
 """Examples into rows: the shapes of a batch, and how much of each row an example takes."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from mmjax.data.example import Example
-from mmjax.data.image import patchify, read_image
+from mmjax.data.image import open_image, patch_grid, patchify, resize
 from mmjax.data.sampler import NEEDS
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
@@ -18,13 +19,14 @@ class Layout:
     """How a batch looks. Streams that `rows` does not name are not in it.
 
     Attributes:
-      rows: positions of a row by stream: speech in hops, image in patches (and class tokens), text and
+      rows: positions of a row by stream: speech in hops, image in patches (and class tokens and registers), text and
         transcript in tokens, examples in slots (labels stand in the slots).
       hop: samples per position of the speech stream.
       window: samples of one analysis window; shorter speech has no frame at all.
       align: speech starts at multiples of so many hops, so that strided stems see what they would see alone.
       patch: pixels; image_size: pixels, pictures are resized to this square.
-      class_token: reserve a position for it before each image's patches.
+      max_patches: instead, pictures keep their aspect ratio and have so many patches or fewer.
+      class_token: reserve a position for it before each image's patches; registers: so many after it.
       tokenizer: for text and transcript.
     """
 
@@ -34,19 +36,42 @@ class Layout:
     align: int = 4
     patch: int = 8
     image_size: int = 64
+    max_patches: int | None = None
     class_token: bool = False
+    registers: int = 0
     tokenizer: Tokenizer | None = None
 
-    @property
-    def image_tokens(self) -> int:
-        return (self.image_size // self.patch) ** 2 + self.class_token
+    def image_grid(self, sizes: np.ndarray) -> np.ndarray:
+        """Patch rows and columns [n, 2] of pictures of the given heights and widths [n, 2]."""
+        if self.max_patches is None:
+            return np.full((len(sizes), 2), self.image_size // self.patch)
+        return patch_grid(sizes, self.patch, self.max_patches)
+
+    def image_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width in pixels to which a picture is resized."""
+        if self.max_patches is None:
+            return self.image_size, self.image_size
+        rows, columns = self.image_grid(np.array([[height, width]]))[0].tolist()
+        return rows * self.patch, columns * self.patch
+
+    def _image_tokens(self, sizes: Mapping[str, np.ndarray], count: int) -> np.ndarray:
+        size = sizes.get("image")
+        if size is None:  # every example has a picture, and all are squares of that size
+            size = np.full((count, 2), self.image_size)
+        patches = self.image_grid(size).prod(axis=1) if size.ndim == 2 else size
+        has_picture = (size > 0).reshape(count, -1).all(axis=1)
+        return np.where(has_picture, patches + self.class_token + self.registers, 0)
 
     def tokens(self, sizes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Positions that hold a token, per example and stream, from a source's sizes (samples, tokens)."""
+        """Positions that hold a token, per example and stream, from a source's sizes.
+
+        Those are samples of speech, tokens of text, and of pictures the height and width [n, 2] or the number of
+        patches [n]; 0 where an example has none.
+        """
         count = len(next(iter(sizes.values())))
         full = {
             "speech": -(-sizes["speech"] // self.hop) if "speech" in sizes else np.zeros(count, np.int64),
-            "image": np.full(count, self.image_tokens),
+            "image": self._image_tokens(sizes, count),
             "text": sizes.get("text", np.zeros(count, np.int64)),
             "transcript": sizes.get("text", np.zeros(count, np.int64)),
             "examples": np.ones(count, np.int64),
@@ -94,10 +119,14 @@ class Layout:
 
 
 class Packer:
-    """Writes examples into the rows of a batch, one after the other."""
+    """Writes examples into the rows of a batch, one after the other.
 
-    def __init__(self, layout: Layout, rows: int):
-        self.layout = layout
+    Args:
+      augment: (picture, height and width in pixels, example) -> the picture at that size, changed; None: only resized.
+    """
+
+    def __init__(self, layout: Layout, rows: int, augment: Callable[..., Any] | None = None):
+        self.layout, self._augment = layout, augment
         self.batch = layout.empty(rows)
         self._used = {name: np.zeros(rows, np.int64) for name in self.batch}
 
@@ -118,11 +147,7 @@ class Packer:
             blocks = layout.speech(example.speech())
             parts["speech"] = blocks, np.arange(len(blocks))
         if "image" in shows and "image" in self.batch and example.image is not None:
-            patches, places = patchify(read_image(example.image, layout.image_size, f"of {name}"), layout.patch)
-            if layout.class_token:
-                patches = np.concatenate([np.zeros_like(patches[:1]), patches])
-                places = np.concatenate([[[-1, 0]], places])
-            parts["image"] = patches, places
+            parts["image"] = self._image(example.image, number, f"of {name}")
         if "text" in shows and "text" in self.batch and example.text is not None:
             ids = layout.tokenizer.encode(example.text)
             if not ids:
@@ -135,6 +160,21 @@ class Packer:
         if example.answer is not None:
             parts["answer"] = np.array([example.answer]), np.zeros(1)
 
+        self._write(row, parts, name)
+
+    def _image(self, encoded: bytes, number: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Patches and places of a picture, after its class token and registers."""
+        layout = self.layout
+        image = open_image(encoded, name)
+        size = layout.image_shape(image.height, image.width)
+        image = self._augment(image, size, number) if self._augment else resize(image, *size)
+        patches, places = patchify(np.asarray(image), layout.patch)
+        special = [[-1, i] for i in range(1 - layout.class_token, 1 + layout.registers)]
+        places = np.concatenate([np.array(special, np.int32).reshape(-1, 2), places])
+        return np.pad(patches, ((len(special), 0), (0, 0))), places
+
+    def _write(self, row: int, parts: dict[str, tuple[np.ndarray, np.ndarray]], name: str) -> None:
+        layout = self.layout
         for stream, (features, _) in parts.items():
             room = self.batch[stream].segments.shape[1] - self._used[stream][row]
             if len(features) > room:

@@ -1,6 +1,7 @@
 """One attention for the whole house: segments in, no masks."""
 
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,34 +19,42 @@ def attention(
     query_segments: jax.Array,
     key_segments: jax.Array,
     bias: jax.Array | None = None,
-    order: tuple[jax.Array, jax.Array] | None = None,
+    query_times: jax.Array | None = None,
+    key_times: jax.Array | None = None,
     reach: int | None = None,
 ) -> jax.Array:
     """Scaled dot-product attention within segments; the softmax is in float32.
 
-    A query sees the keys of its own segment. A query that sees none (an empty position, or an example
-    without this modality) gives zeros, and gradients of zero.
+    A query sees the keys of its own segment; where times are given, only those whose time is not after its own. A
+    query that sees none (an empty position, or an example without this modality) gives zeros, and gradients of zero.
 
     Args:
       query: [B, H, T, D].
-      key, value: [B, H, S, D].
+      key, value: [B, K, S, D]; K divides H, and each key head serves H / K query heads that follow each other
+        (grouped-query attention, Ainslie et al. 2023, arXiv:2305.13245).
       query_segments, key_segments: [B, T] and [B, S] int32; 0 is empty.
       bias: [B, H, T, S], added to the scores before the scaling by 1 / sqrt(D).
-      order: [B, T] and [B, S] int32; a query sees no key that comes later. Positions make attention causal,
-        positions // n causal by chunks of n.
-      reach: with `order`, how far back a query sees: keys at most so much earlier; None: all of them.
+      query_times, key_times: [B, T] and [B, S] int32, both or neither. Positions make attention causal,
+        positions // n causal by chunks of n, `prefix_times` that of a prefix language model.
+      reach: with times, how far back a query sees: keys at most so much earlier; None: all of them.
 
     Returns:
       [B, H, T, D] in the dtype of `value`.
     """
+    batch, heads, length, width = query.shape
+    # The query heads of a group stand along the time axis, where their key head serves them like more queries.
+    groups = heads // key.shape[1]
+    query = query.reshape(batch, key.shape[1], groups * length, width)
+    if bias is not None:
+        bias = bias.reshape(batch, key.shape[1], groups * length, -1)
     scores = jnp.einsum("bhtd,bhsd->bhts", query, key, preferred_element_type=jnp.float32)
     if bias is not None:
         scores = scores + bias
     seen = (query_segments[:, :, None] == key_segments[:, None, :]) & (query_segments > 0)[:, :, None]
-    if order is not None:
-        ago = order[0][:, :, None] - order[1][:, None, :]
-        seen &= (ago >= 0) if reach is None else (ago >= 0) & (ago <= reach)
-    seen = seen[:, None]
+    if query_times is not None:
+        ago = query_times[:, :, None] - key_times[:, None, :]
+        seen = seen & (ago >= 0) if reach is None else seen & (ago >= 0) & (ago <= reach)
+    seen = jnp.tile(seen, (1, groups, 1))[:, None]
     # A large finite number, not -inf: a row of nothing but -inf makes NaN, if not here then in the gradient.
     scores = jnp.where(seen, scores * query.shape[-1] ** -0.5, -1e30)
     top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
@@ -53,7 +62,20 @@ def attention(
     total = weights.sum(axis=-1, keepdims=True)
     mixed = jnp.einsum("bhts,bhsd->bhtd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
     # Dividing after the product touches T x D numbers instead of T x S.
-    return (mixed / jnp.where(total > 0, total, 1.0)).astype(value.dtype)
+    mixed = (mixed / jnp.where(total > 0, total, 1.0)).astype(value.dtype)
+    return mixed.reshape(batch, heads, length, width)
+
+
+def prefix_times(positions: jax.Array, prefix: jax.Array) -> jax.Array:
+    """Times with which the first `prefix` tokens of an example all see each other, and the others what precedes them.
+
+    (Prefix language model, Raffel et al. 2020, arXiv:1910.10683, figure 4.) A prefix of 0 or 1 is plain causality.
+
+    Args:
+      positions: [B, T], counted from each example's start.
+      prefix: tokens of the prefix of the example that each position belongs to; broadcasts against `positions`.
+    """
+    return jnp.where(positions < prefix, 0, positions)
 
 
 def rotary(x: jax.Array, positions: jax.Array) -> jax.Array:
@@ -89,16 +111,30 @@ class HeadProjection(nn.Module):
     heads: int
     head_width: int
     dtype: Any = jnp.float32
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> list[jax.Array]:
         shape = (x.shape[-1], self.count, self.heads, self.head_width)
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", in_axis=0, out_axis=(2, 3), batch_axis=(1,))
         kernel = self.param("kernel", nn.with_logical_partitioning(init, ("embed", None, "heads", None)), shape)
+        projected = jnp.einsum("btw,wchd->cbhtd", x, kernel.astype(self.dtype))
+        if not self.bias:
+            return list(projected)
         bias_init = nn.with_logical_partitioning(nn.initializers.zeros, (None, "heads", None))
         bias = self.param("bias", bias_init, shape[1:])
-        projected = jnp.einsum("btw,wchd->cbhtd", x, kernel.astype(self.dtype))
         return list(projected + bias.astype(self.dtype)[:, None, :, None, :])
+
+
+class KeyValue(NamedTuple):
+    """Projected keys and values of one attention, kept for queries that come later: [B, K, S, D] each."""
+
+    key: jax.Array
+    value: jax.Array
+
+    def write(self, new: "KeyValue", start: jax.Array) -> "KeyValue":
+        """Puts the keys and values of further tokens into the slots from `start` on."""
+        return KeyValue(*(jax.lax.dynamic_update_slice_in_dim(a, b, start, 2) for a, b in zip(self, new, strict=True)))
 
 
 class MultiHeadAttention(nn.Module):
@@ -108,28 +144,56 @@ class MultiHeadAttention(nn.Module):
       width: of the result.
       heads: the width of the query divides by it.
       rotary: turn queries and keys by their positions (self-attention).
+      key_value_heads: as many heads of keys and values, fewer than `heads`, each shared by a group; None: `heads`.
+      bias: of the projections.
     """
 
     width: int
     heads: int
     rotary: bool = False
     dtype: Any = jnp.float32
+    key_value_heads: int | None = None
+    bias: bool = True
 
-    @nn.compact
-    def __call__(self, x: Stream, keys: Stream | None = None) -> jax.Array:
-        """[B, T, W] (and keys [B, S, W']) -> [B, T, width]; empty positions give the output bias."""
-        head_width = self.width // self.heads
-        project = dict(heads=self.heads, head_width=head_width, dtype=self.dtype)
+    def setup(self):
+        project = partial(HeadProjection, head_width=self.width // self.heads, dtype=self.dtype, bias=self.bias)
+        self.qkv = project(3, self.heads)  # of a self-attention whose heads are not grouped
+        self.query = project(1, self.heads)
+        self.key_value = project(2, self.key_value_heads or self.heads)
+        self.out = OutputProjection(self.width, self.dtype, self.bias)
+
+    def __call__(self, x: Stream, keys: Stream | None = None, times: jax.Array | None = None) -> jax.Array:
+        """[B, T, W] (and keys [B, S, W']) -> [B, T, width]; empty positions give the output bias.
+
+        Args:
+          times: [B, T], of a self-attention that does not see what comes later (see `attention`).
+        """
         if keys is None:
-            query, key, value = HeadProjection(3, name="qkv", **project)(x.features)
-            keys = x
-        else:
-            (query,) = HeadProjection(1, name="query", **project)(x.features)
-            key, value = HeadProjection(2, name="key_value", **project)(keys.features)
+            return self.mix(*self.project(x), x.segments, x.segments, times, times)
+        return self.mix(self.queries(x), self.key_values(keys), x.segments, keys.segments)
+
+    def project(self, x: Stream) -> tuple[jax.Array, KeyValue]:
+        """Queries [B, H, T, D], and keys and values [B, K, T, D], of a self-attention."""
+        if self.key_value_heads is not None:
+            return self.queries(x), self.key_values(x)
+        query, key, value = self.qkv(x.features)
         if self.rotary:
-            query, key = rotary(query, x.positions), rotary(key, keys.positions)
-        mixed = attention(query, key, value, x.segments, keys.segments)
-        return OutputProjection(self.width, dtype=self.dtype, name="out")(mixed)
+            query, key = rotary(query, x.positions), rotary(key, x.positions)
+        return query, KeyValue(key, value)
+
+    def queries(self, x: Stream) -> jax.Array:
+        """Queries [B, H, T, D], apart from the keys and values."""
+        (query,) = self.query(x.features)
+        return rotary(query, x.positions) if self.rotary else query
+
+    def key_values(self, keys: Stream) -> KeyValue:
+        """Keys and values [B, K, S, D] of what is attended to."""
+        key, value = self.key_value(keys.features)
+        return KeyValue(rotary(key, keys.positions) if self.rotary else key, value)
+
+    def mix(self, query: jax.Array, known: KeyValue, segments, key_segments, times=None, key_times=None) -> jax.Array:
+        """Queries, keys and values, with their segments and perhaps times, -> [B, T, width]."""
+        return self.out(attention(query, *known, segments, key_segments, None, times, key_times))
 
 
 class OutputProjection(nn.Module):
@@ -137,11 +201,15 @@ class OutputProjection(nn.Module):
 
     width: int
     dtype: Any = jnp.float32
+    bias: bool = True
 
     @nn.compact
     def __call__(self, mixed: jax.Array) -> jax.Array:
         shape = (mixed.shape[1], mixed.shape[3], self.width)
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", in_axis=(0, 1), out_axis=2)
         kernel = self.param("kernel", nn.with_logical_partitioning(init, ("heads", None, "embed")), shape)
+        projected = jnp.einsum("bhtd,hdw->btw", mixed, kernel.astype(self.dtype))
+        if not self.bias:
+            return projected
         bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)), (self.width,))
-        return jnp.einsum("bhtd,hdw->btw", mixed, kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        return projected + bias.astype(self.dtype)

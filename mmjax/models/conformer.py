@@ -110,11 +110,11 @@ class ChunkedAttention(nn.Module):
         bias = None
         if self.positions == "relative":
             query, bias = self._relative(query, seen["key"].shape[2])
-        order = None
+        times, key_times = None, None
         if self.chunk is not None:
-            order = x.positions // self.chunk, seen["positions"] // self.chunk
+            times, key_times = x.positions // self.chunk, seen["positions"] // self.chunk
         mixed = attention(
-            query, seen["key"], seen["value"], x.segments, seen["segments"], bias, order, self.left_chunks
+            query, seen["key"], seen["value"], x.segments, seen["segments"], bias, times, key_times, self.left_chunks
         )
         return OutputProjection(self.width, self.dtype, name="out")(mixed), seen
 

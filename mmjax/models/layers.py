@@ -1,11 +1,21 @@
 """The small layers that every tower is made of."""
 
+import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+ACTIVATIONS = {
+    "gelu": partial(nn.gelu, approximate=False),
+    "gelu_tanh": nn.gelu,
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),  # of OpenAI's CLIP
+    "relu": nn.relu,
+    "silu": nn.silu,
+}
 
 
 def dense(features: int, axes: tuple[str | None, str | None], dtype: Any, name: str, bias: bool = True) -> nn.Dense:
@@ -39,6 +49,59 @@ def normalisation(kind: Literal["layer", "rms"], dtype: Any, name: str, epsilon:
     return nn.RMSNorm(epsilon=epsilon, dtype=dtype, scale_init=scale_init, name=name)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockStyle:
+    """In what the families of Transformer blocks differ; the defaults are those of ViT.
+
+    BERT: post_norm, epsilon 1e-12. SigLIP, GPT-2: gelu_tanh (and epsilon 1e-5). CLIP: quick_gelu, epsilon 1e-5. Llama:
+    rms, silu, gated, no bias. DINOv2: layer_scale.
+
+    Attributes:
+      norm: layer normalisation (Ba et al. 2016), or by the root mean square alone (Zhang and Sennrich 2019).
+      post_norm: normalise after the addition of each residual (Vaswani et al. 2017) instead of before its layer.
+      epsilon: added to the variance.
+      activation: of the feed-forward; the exact GELU, its tanh approximation, x sigmoid(1.702 x), ReLU or SiLU.
+      gated: the feed-forward multiplies two projections (Shazeer 2020).
+      bias: of the linear layers.
+      layer_scale: the first value of a learned factor per feature of each residual (Touvron et al. 2021,
+        arXiv:2103.17239); None: no factor.
+    """
+
+    norm: Literal["layer", "rms"] = "layer"
+    post_norm: bool = False
+    epsilon: float = 1e-6
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"] = "gelu"
+    gated: bool = False
+    bias: bool = True
+    layer_scale: float | None = None
+
+    def normalise(self, dtype: Any, name: str) -> nn.Module:
+        """The normalisation, as a module of whoever calls this."""
+        return normalisation(self.norm, dtype, name, self.epsilon)
+
+    def residual(
+        self, x: jax.Array, name: str, layer: Callable[[jax.Array], jax.Array], drop: nn.Module, dtype: Any
+    ) -> jax.Array:
+        """x + drop(layer(norm(x))), or norm(x + drop(layer(x))); the modules belong to whoever calls this."""
+        norm = self.normalise(dtype, f"{name}_norm")
+        change = layer(x if self.post_norm else norm(x))
+        if self.layer_scale is not None:
+            change = LayerScale(self.layer_scale, dtype, name=f"{name}_scale")(change)
+        return norm(x + drop(change)) if self.post_norm else x + drop(change)
+
+
+class LayerScale(nn.Module):
+    """A learned factor per feature, which lets deep towers begin near the identity (Touvron et al. 2021)."""
+
+    initial: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.with_logical_partitioning(nn.initializers.constant(self.initial), ("embed",))
+        return x * self.param("scale", init, x.shape[-1:]).astype(self.dtype)
+
+
 class FixedBatchNorm(nn.Module):
     """Batch normalisation (Ioffe and Szegedy 2015) by statistics that are given and stay: that of an imported model."""
 
@@ -53,9 +116,8 @@ class FixedBatchNorm(nn.Module):
         scale, bias = parameter("scale", nn.initializers.ones), parameter("bias", nn.initializers.zeros)
         mean, variance = parameter("mean", nn.initializers.zeros), parameter("variance", nn.initializers.ones)
         mean, variance = jax.lax.stop_gradient((mean, variance))
-        return ((x.astype(jnp.float32) - mean) * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(
-            self.dtype
-        )
+        normed = (x.astype(jnp.float32) - mean) * jax.lax.rsqrt(variance + self.epsilon)
+        return (normed * scale + bias).astype(self.dtype)
 
 
 class FeedForward(nn.Module):
@@ -71,15 +133,19 @@ class FeedForward(nn.Module):
     train: bool = False
     gated: bool = False
     dtype: Any = jnp.float32
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        def linear(features, axes, name):
+            return dense(features, axes, self.dtype, name, self.bias)
+
         width = x.shape[-1]
-        hidden = self.activation(dense(self.hidden, ("embed", "mlp"), self.dtype, "gate" if self.gated else "up")(x))
+        hidden = self.activation(linear(self.hidden, ("embed", "mlp"), "gate" if self.gated else "up")(x))
         if self.gated:
-            hidden = hidden * dense(self.hidden, ("embed", "mlp"), self.dtype, "up")(x)
+            hidden = hidden * linear(self.hidden, ("embed", "mlp"), "up")(x)
         x = nn.Dropout(self.dropout, deterministic=not self.train)(hidden)
-        return dense(width, ("mlp", "embed"), self.dtype, "down")(x)
+        return linear(width, ("mlp", "embed"), "down")(x)
 
 
 def stack(block: type[nn.Module], layers: int, constants: int, unroll: bool, per_layer: int = 0, **fields) -> nn.Module:

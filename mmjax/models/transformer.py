@@ -1,19 +1,20 @@
-"""The text Transformer (encoder), and the block that the image encoder shares with it."""
+"""The text encoders, and the block that the image encoder shares with them."""
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from mmjax.models.attention import MultiHeadAttention
-from mmjax.models.layers import FeedForward, layer_norm, stack
+from mmjax.models.layers import ACTIVATIONS, BlockStyle, FeedForward, stack
+from mmjax.models.pooling import segment_mean
 from mmjax.stream import Stream, only_tokens
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm self-attention and feed-forward with exact GELU (Vaswani et al. 2017; Dosovitskiy et al. 2021)."""
+    """Self-attention and feed-forward (Vaswani et al. 2017); by default pre-norm with exact GELU, as in ViT."""
 
     heads: int
     mlp: int
@@ -21,27 +22,69 @@ class TransformerBlock(nn.Module):
     dropout: float = 0.0
     train: bool = False
     dtype: Any = jnp.float32
+    key_value_heads: int | None = None
+    style: BlockStyle = BlockStyle()
 
     @nn.compact
-    def __call__(self, x: jax.Array, segments: jax.Array, positions: jax.Array) -> tuple[jax.Array, None]:
+    def __call__(
+        self, x: jax.Array, segments: jax.Array, positions: jax.Array, times: jax.Array | None = None
+    ) -> tuple[jax.Array, None]:
         drop = partial(nn.Dropout, self.dropout, deterministic=not self.train)
-        width = x.shape[-1]
-        normed = Stream(layer_norm(self.dtype, "attention_norm")(x), segments, positions)
-        x = x + drop()(MultiHeadAttention(width, self.heads, self.rotary, self.dtype, name="attention")(normed))
-        normed = layer_norm(self.dtype, "mlp_norm")(x)
-        gelu = partial(nn.gelu, approximate=False)
-        x = x + drop()(FeedForward(self.mlp, gelu, self.dropout, self.train, dtype=self.dtype, name="mlp")(normed))
-        return x, None
+        style, width = self.style, x.shape[-1]
+        attend = MultiHeadAttention(
+            width, self.heads, self.rotary, self.dtype, self.key_value_heads, style.bias, name="attention"
+        )
+        x = style.residual(
+            x, "attention", lambda y: attend(Stream(y, segments, positions), times=times), drop(), self.dtype
+        )
+        return style.residual(x, "mlp", feed_forward(self), drop(), self.dtype), None
+
+
+def feed_forward(block: Any) -> FeedForward:
+    """The feed-forward of a Transformer block, by the block's fields."""
+    style = block.style
+    return FeedForward(
+        block.mlp, ACTIVATIONS[style.activation], block.dropout, block.train, style.gated, block.dtype, style.bias,
+        name="mlp",
+    )  # fmt: skip
+
+
+def embed(text: Stream, tower: Any, scale: float = 1.0) -> tuple[nn.Embed, jax.Array]:
+    """The table of token embeddings of a text tower, and its text embedded, with learned positions if it has any.
+
+    The table is normally distributed with a standard deviation of `scale`.
+    """
+    init = nn.with_logical_partitioning(nn.initializers.normal(scale), ("vocabulary", "embed"))
+    table = nn.Embed(tower.vocabulary, tower.width, embedding_init=init, dtype=tower.dtype, name="embedding")
+    x = table(text.features)
+    if tower.positions == "learned":
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed"))
+        places = nn.Embed(tower.length, tower.width, embedding_init=init, dtype=tower.dtype, name="place")
+        x = x + places(text.positions)
+    return table, x
 
 
 class Transformer(nn.Module):
-    """Text encoder: token ids in, vectors out; every token sees its whole text. Rotary positions."""
+    """Text encoder: token ids in, vectors out.
+
+    Every token sees its whole text, or, `causal`, what stands before it and itself. Positions are rotary, or learned
+    for texts of up to `length` tokens. The style of the blocks makes it BERT's encoder (post-norm: then the
+    embeddings are normalised instead of the result) or CLIP's text tower.
+
+    Attributes:
+      key_value_heads: fewer heads of keys and values than of queries (grouped-query attention); None: as many.
+    """
 
     vocabulary: int
     layers: int
     width: int
     heads: int
     mlp: int
+    positions: Literal["rotary", "learned"] = "rotary"
+    length: int = 512
+    key_value_heads: int | None = None
+    causal: bool = False
+    block: BlockStyle = BlockStyle()
     dropout: float = 0.0
     unroll: bool = False
     dtype: Any = jnp.float32
@@ -50,12 +93,37 @@ class Transformer(nn.Module):
     def __call__(self, text: Stream, train: bool = False) -> Stream:
         """[B, T] token ids -> [B, T, width]."""
         text = only_tokens(text)
+        _, x = embed(text, self)
+        norm = self.block.normalise(self.dtype, "norm")
+        x = nn.Dropout(self.dropout, deterministic=not train)(norm(x) if self.block.post_norm else x)
+        blocks = stack(
+            TransformerBlock, self.layers, 3, self.unroll, heads=self.heads, mlp=self.mlp, rotary=self.positions == "rotary",
+            dropout=self.dropout, train=train, dtype=self.dtype, key_value_heads=self.key_value_heads, style=self.block,
+        )  # fmt: skip
+        x, _ = blocks(x, text.segments, text.positions, text.positions if self.causal else None)
+        return only_tokens(text._replace(features=x if self.block.post_norm else norm(x)))
+
+
+class MeanEmbedding(nn.Module):
+    """The mean of a text's token embeddings: one vector per text, blind to the order of words. A baseline.
+
+    (The continuous bag of words of Mikolov et al. 2013, arXiv:1301.3781.) The vector stands where the text's first
+    token stood; the other positions are empty.
+    """
+
+    vocabulary: int
+    width: int
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, text: Stream, train: bool = False) -> Stream:
+        """[B, T] token ids -> [B, T, width], a token at the start of each text."""
+        text = only_tokens(text)
         init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocabulary", "embed"))
         table = nn.Embed(self.vocabulary, self.width, embedding_init=init, dtype=self.dtype, name="embedding")
-        x = nn.Dropout(self.dropout, deterministic=not train)(table(text.features))
-        blocks = stack(
-            TransformerBlock, self.layers, 2, self.unroll, heads=self.heads, mlp=self.mlp, rotary=True, dropout=self.dropout,
-            train=train, dtype=self.dtype,
-        )  # fmt: skip
-        x, _ = blocks(x, text.segments, text.positions)
-        return only_tokens(text._replace(features=layer_norm(self.dtype, "norm")(x)))
+        x = table(text.features)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        mean = segment_mean(text._replace(features=x), text.segments)
+        first = jnp.where(text.positions == 0, text.segments, 0)
+        return only_tokens(Stream(mean, first, text.positions))

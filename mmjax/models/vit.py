@@ -3,9 +3,12 @@
 from typing import Any, Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 
-from mmjax.models.layers import dense, layer_norm, stack
+from mmjax.models.layers import BlockStyle, dense, stack
+from mmjax.models.positions import sample_grid, sincos
 from mmjax.models.transformer import TransformerBlock
 from mmjax.stream import Stream, fold, only_tokens, unfold
 
@@ -13,15 +16,19 @@ from mmjax.stream import Stream, fold, only_tokens, unfold
 class ViT(nn.Module):
     """Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929) over packed patches.
 
-    Positions are learned, one vector per place, as in the paper, or rotary in two dimensions, which sees a shape
-    alike wherever it stands.
+    Positions are learned, one vector per place, as in the paper; or fixed sines in two dimensions; or rotary in two
+    dimensions, which sees a shape alike wherever it stands.
 
-    Every image has the same number of tokens, so rows are folded into one image each before attention, and
-    no score is computed between two images.
+    Images of one size have the same number of tokens each, so rows are folded into one image each before attention,
+    and no score is computed between two images. With `max_patches`, images keep their aspect ratio and have as many
+    patches as that or fewer; many stand in a row, attention stays within segments, and the learned grid of
+    image_size / patch places a side is resized to each image's own.
 
-    Pixels (0 to 1) are normalised by `mean` and `std`; empty positions are black, and unseen.
+    Pixels (0 to 1) are normalised by `mean` and `std`, one number or one per channel; empty positions are unseen.
 
-    A class token, where wanted, takes a position in the row like any patch; its patch row is -1.
+    A class token, where wanted, takes a position in the row like any patch; its patch row is -1. Registers (Darcet et
+    al. 2024, arXiv:2309.16588) follow it with columns 1, 2, ... of that row. They have no learned or fixed position,
+    and are discarded at the end: in the result their positions are empty.
     """
 
     patch: int
@@ -31,9 +38,12 @@ class ViT(nn.Module):
     heads: int
     mlp: int
     class_token: bool = False
-    positions: Literal["learned", "rotary"] = "learned"
-    mean: float = 0.5
-    std: float = 0.5
+    registers: int = 0
+    positions: Literal["learned", "sincos", "rotary"] = "learned"
+    max_patches: int | None = None
+    block: BlockStyle = BlockStyle()
+    mean: float | tuple[float, ...] = 0.5
+    std: float | tuple[float, ...] = 0.5
     dropout: float = 0.0
     unroll: bool = False
     dtype: Any = jnp.float32
@@ -42,25 +52,57 @@ class ViT(nn.Module):
     def __call__(self, image: Stream, train: bool = False) -> Stream:
         """[B, T, patch * patch * 3] uint8 patches with positions [B, T, 2] -> [B, T, width]."""
         rows, side = image.segments.shape[0], self.image_size // self.patch
-        tokens = side * side + self.class_token
-        image = only_tokens(fold(image, tokens))
-        x = ((image.features / 255.0 - self.mean) / self.std).astype(self.dtype)
+        if self.max_patches is None:
+            image = fold(image, side * side + self.class_token + self.registers)
+        image = only_tokens(image)
+        x = ((image.features / 255.0 - self._per_pixel(self.mean)) / self._per_pixel(self.std)).astype(self.dtype)
         x = dense(self.width, (None, "embed"), self.dtype, "embedding")(x)
-        row, column = image.positions[..., 0], image.positions[..., 1]
-        place = jnp.where(row < 0, 0, row * side + column + self.class_token)
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.5), (None, "embed"))
-        if self.class_token:
-            token = self.param(
-                "class_token", nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)), (self.width,)
-            )
-            x = jnp.where((row < 0)[..., None], token.astype(self.dtype), x)
-        if self.positions == "learned":
-            x = x + nn.Embed(tokens, self.width, embedding_init=init, dtype=self.dtype, name="place")(place)
+        x = self._place(self._special_tokens(x, image.positions), image, side)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         blocks = stack(
             TransformerBlock, self.layers, 2, self.unroll, heads=self.heads, mlp=self.mlp, rotary=self.positions == "rotary", dropout=self.dropout,
-            train=train, dtype=self.dtype,
+            train=train, dtype=self.dtype, style=self.block,
         )  # fmt: skip
         x, _ = blocks(x, image.segments, image.positions)
-        x = layer_norm(self.dtype, "norm")(x)
-        return unfold(only_tokens(image._replace(features=x)), rows)
+        x = self.block.normalise(self.dtype, "norm")(x)
+        image = image._replace(features=x, segments=jnp.where(_is_register(image.positions), 0, image.segments))
+        return unfold(only_tokens(image), rows)
+
+    def _per_pixel(self, value: float | tuple[float, ...]) -> Any:
+        return np.tile(np.array(value, np.float32), self.patch**2) if isinstance(value, tuple | list) else value
+
+    def _special_tokens(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+        """The learned vectors of class token and registers in their places."""
+        row, column = positions[..., 0], positions[..., 1]
+        if self.class_token:
+            init = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
+            token = self.param("class_token", init, (self.width,)).astype(self.dtype)
+            x = jnp.where((row < 0)[..., None], token, x)
+        if self.registers:
+            init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed"))
+            registers = self.param("registers", init, (self.registers, self.width)).astype(self.dtype)
+            x = jnp.where(_is_register(positions)[..., None], registers[(column - 1).clip(0, self.registers - 1)], x)
+        return x
+
+    def _place(self, x: jax.Array, image: Stream, side: int) -> jax.Array:
+        """Adds learned or fixed positions."""
+        if self.positions == "sincos":
+            return x + sincos(image.positions, self.width).astype(self.dtype)
+        if self.positions != "learned":
+            return x
+        row, column = image.positions[..., 0], image.positions[..., 1]
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.5), (None, "embed"))
+        places = side * side + self.class_token
+        table = nn.Embed(places, self.width, embedding_init=init, dtype=self.dtype, name="place")
+        if self.max_patches is None:
+            code = table(jnp.where(row < 0, 0, row * side + column + self.class_token))
+        else:
+            grid = table.embedding[int(self.class_token) :].reshape(side, side, self.width)
+            code = sample_grid(grid, image.positions, image.segments).astype(self.dtype)
+            if self.class_token:
+                code = jnp.where((row < 0)[..., None], table.embedding[0].astype(self.dtype), code)
+        return x + (jnp.where(_is_register(image.positions)[..., None], 0.0, code) if self.registers else code)
+
+
+def _is_register(positions: jax.Array) -> jax.Array:
+    return (positions[..., 0] < 0) & (positions[..., 1] > 0)

@@ -53,6 +53,14 @@ def build_source(config: c.Data, split: str):
     return source(data_directory(config), split, **vars(config.source))
 
 
+def build_image_augmentation(config: c.Experiment):
+    """What changes the pictures in training, or None."""
+    from mmjax.data.image_augmentation import ImageAugmentation
+
+    chosen = config.data.image_augmentation
+    return chosen and ImageAugmentation(seed=config.seed, **vars(chosen))
+
+
 def build_layout(config: c.Experiment, tokenizer=None):
     """The shape of a batch, from what the encoders expect."""
     from mmjax.data.packing import Layout
@@ -69,14 +77,25 @@ def build_layout(config: c.Experiment, tokenizer=None):
                     f"data.rows.{name}={config.data.rows[name]} is not a multiple of {encoder.subsampling} hops"
                 )
         elif isinstance(encoder, c.ViT):
-            geometry |= {"patch": encoder.patch, "image_size": encoder.image_size, "class_token": encoder.class_token}
-            tokens = (encoder.image_size // encoder.patch) ** 2 + encoder.class_token
-            if config.data.rows[name] % tokens:
-                raise UserError(
-                    f"data.rows.{name}={config.data.rows[name]} does not hold whole images of {tokens} tokens"
-                )
-        elif isinstance(encoder, c.Transformer) and tokenizer is not None and encoder.vocabulary < len(tokenizer):
+            geometry |= {
+                key: getattr(encoder, key) for key in ("patch", "image_size", "max_patches", "class_token", "registers")
+            }
+            patches = encoder.max_patches or (encoder.image_size // encoder.patch) ** 2
+            tokens = patches + encoder.class_token + encoder.registers
+            room = config.data.rows[name]
+            if room < tokens or (encoder.max_patches is None and room % tokens):
+                raise UserError(f"data.rows.{name}={room} does not hold whole images of {tokens} tokens")
+        elif (
+            isinstance(encoder, c.Transformer)
+            and encoder.positions == "learned"
+            and encoder.length < config.data.rows[name]
+        ):
             raise UserError(
-                f"model.encoders.{name}.vocabulary={encoder.vocabulary}, but the tokenizer has {len(tokenizer)} pieces"
+                f"model.encoders.{name}.length={encoder.length}, but a text may fill its row of {config.data.rows[name]}"
+            )
+        vocabulary = getattr(encoder, "vocabulary", None)
+        if vocabulary and tokenizer is not None and vocabulary < len(tokenizer):
+            raise UserError(
+                f"model.encoders.{name}.vocabulary={vocabulary}, but the tokenizer has {len(tokenizer)} pieces"
             )
     return Layout(rows=config.data.rows, tokenizer=tokenizer, **geometry)

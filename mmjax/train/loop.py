@@ -21,7 +21,7 @@ from mmjax.evaluate.evaluation import Evaluator, canonical, table
 from mmjax.parallel.mesh import make_mesh, state_shardings, to_devices
 from mmjax.parallel.runtime import jit_once
 from mmjax.train import report
-from mmjax.train.build import build_layout, build_model, build_objectives, build_source
+from mmjax.train.build import build_image_augmentation, build_layout, build_model, build_objectives, build_source
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.initial import load_initial
 from mmjax.train.optimizer import build_optimizer, build_schedule
@@ -53,7 +53,8 @@ def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
     check_labels(config, source)
     layout = build_layout(config, source.tokenizer)
     sampler = make_sampler(config, layout, source)
-    batches = Batches(source, layout, sampler, jax.process_index(), jax.process_count())
+    augmentation = build_image_augmentation(config)
+    batches = Batches(source, layout, sampler, jax.process_index(), jax.process_count(), augmentation)
     open_run(config, run, source)
 
     # Model and state: only shapes at first, then restored or made, each device its own part.

@@ -11,6 +11,7 @@ AT_LEAST = {
     "seed": 0,
     "warmup": 0,
     "decay": 0,
+    "registers": 0,
     "mean": float("-inf"),
     "std": 1e-6,
 }
@@ -27,13 +28,9 @@ def check_config(config: c.Experiment) -> None:
     if not config.objectives:
         raise UserError("objectives is empty: there is nothing to train")
     for name, tower in {**config.model.encoders, "fusion": config.model.fusion}.items():
-        path = f"model.{'' if name == 'fusion' else 'encoders.'}{name}"
-        if tower.width % tower.heads:
-            raise UserError(f"{path}.width={tower.width} does not divide among {tower.heads} heads")
-        turned = getattr(tower, "positions", "rotary" if isinstance(tower, c.Transformer) else None) == "rotary"
-        pairs = 4 if isinstance(tower, c.ViT) else 2  # features that a rotary position turns together
-        if turned and tower.width // tower.heads % pairs:
-            raise UserError(f"{path}: rotary positions need heads whose width divides by {pairs}")
+        _check_tower(f"model.{'' if name == 'fusion' else 'encoders.'}{name}", tower)
+    if config.data.image_augmentation:
+        _check_augmentation(config.data.image_augmentation)
 
     modalities = set(config.model.encoders)
     known = {*modalities, "transcript", "examples"}
@@ -72,6 +69,37 @@ def check_config(config: c.Experiment) -> None:
             f"data.batch_rows={config.data.batch_rows} does not divide into "
             f"optimizer.accumulation={config.optimizer.accumulation} micro-batches"
         )
+
+
+def _check_tower(path: str, tower: Any) -> None:
+    """That widths divide as heads and positions need it."""
+    heads = getattr(tower, "heads", 1)
+    if tower.width % heads:
+        raise UserError(f"{path}.width={tower.width} does not divide among {heads} heads")
+    shared = getattr(tower, "key_value_heads", None)
+    if shared and heads % shared:
+        raise UserError(f"{path}.heads={heads} do not divide among key_value_heads={shared}")
+    pairs = 4 if isinstance(tower, c.ViT) else 2  # features that a rotary position turns together
+    if getattr(tower, "positions", None) == "rotary" and tower.width // heads % pairs:
+        raise UserError(f"{path}: rotary positions need heads whose width divides by {pairs}")
+    if isinstance(tower, c.ViT):
+        if tower.positions == "sincos" and tower.width % 4:
+            raise UserError(f"{path}.width={tower.width} does not divide into the 4 parts of sincos positions")
+        if tower.image_size < tower.patch:
+            raise UserError(f"{path}.image_size={tower.image_size} is less than one patch of {tower.patch}")
+        for key in ("mean", "std"):
+            value = getattr(tower, key)
+            if isinstance(value, tuple) and (len(value) != 3 or (key == "std" and min(value) <= 0)):
+                raise UserError(
+                    f"{path}.{key} must be one number or 3{' above 0' if key == 'std' else ''}, not {value}"
+                )
+
+
+def _check_augmentation(chosen: c.ImageAugmentation) -> None:
+    for key, low, high in (("least_area", 0, 1), ("aspect", 1, 10), ("flip", 0, 1), ("magnitude", 0, 10)):
+        value = getattr(chosen, key)
+        if value is not None and not low <= value <= high:
+            raise UserError(f"data.image_augmentation.{key} is {value}; it must be between {low} and {high}")
 
 
 def _check_numbers(config: c.Experiment) -> None:

@@ -1,0 +1,88 @@
+"""Pooling: the tokens of a stream in, one vector per example out.
+
+An encoder always returns tokens; how many vectors an example becomes is said where they are read. Like the fusion, a
+pool takes the slots of the examples, so its result lines up with the labels; an example without tokens stays empty.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmjax.models.attention import MultiHeadAttention
+from mmjax.models.layers import ACTIVATIONS, BlockStyle, FeedForward
+from mmjax.stream import Stream, only_tokens
+
+
+def segment_mean(stream: Stream, segments: jax.Array) -> jax.Array:
+    """The mean of the features [B, T, W] of each of the segments [B, N] -> [B, N, W]; zeros where it has no token."""
+    belongs = _belongs(stream.segments, segments).astype(jnp.float32)
+    total = jnp.einsum("bnt,btw->bnw", belongs, only_tokens(stream).features, preferred_element_type=jnp.float32)
+    return (total / jnp.maximum(belongs.sum(-1, keepdims=True), 1.0)).astype(stream.features.dtype)
+
+
+def _belongs(tokens: jax.Array, segments: jax.Array) -> jax.Array:
+    return (segments[:, :, None] == tokens[:, None, :]) & (segments > 0)[:, :, None]
+
+
+def _slots(stream: Stream, examples: Stream, features: jax.Array) -> Stream:
+    """One vector per slot, in those slots whose example has a token."""
+    has_tokens = _belongs(stream.segments, examples.segments).any(-1)
+    return only_tokens(Stream(features, jnp.where(has_tokens, examples.segments, 0), examples.positions))
+
+
+class MeanPool(nn.Module):
+    """The mean of an example's tokens; of an image, of its patches (global average pooling), not its class token."""
+
+    @nn.compact
+    def __call__(self, stream: Stream, examples: Stream) -> Stream:
+        """[B, T, W] and the slots of the examples [B, N] -> [B, N, W]."""
+        if stream.positions.ndim == 3:
+            stream = stream._replace(segments=jnp.where(stream.positions[..., 0] < 0, 0, stream.segments))
+        return _slots(stream, examples, segment_mean(stream, examples.segments))
+
+
+class ClassPool(nn.Module):
+    """The class token: of an image the token before its patches, of a text the first."""
+
+    @nn.compact
+    def __call__(self, stream: Stream, examples: Stream) -> Stream:
+        """[B, T, W] and the slots of the examples [B, N] -> [B, N, W]."""
+        at = stream.positions
+        first = at == 0 if at.ndim == 2 else (at[..., 0] < 0) & (at[..., 1] == 0)
+        stream = stream._replace(segments=jnp.where(first, stream.segments, 0))
+        return _slots(stream, examples, segment_mean(stream, examples.segments))
+
+
+class AttentionPool(nn.Module):
+    """A learned probe per example attends to its tokens, then a feed-forward (Zhai et al. 2022, arXiv:2106.04560).
+
+    This is the multi-head attention pooling of SigLIP (Zhai et al. 2023, arXiv:2303.15343).
+
+    Attributes:
+      heads: the width of the stream divides by it.
+      mlp: hidden features.
+      block: its epsilon, activation and normalisation.
+    """
+
+    heads: int
+    mlp: int
+    block: BlockStyle = BlockStyle()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, stream: Stream, examples: Stream) -> Stream:
+        """[B, T, W] and the slots of the examples [B, N] -> [B, N, W]."""
+        stream, width, style = only_tokens(stream), stream.features.shape[-1], self.block
+        init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", in_axis=(), out_axis=0)
+        probe = self.param("probe", nn.with_logical_partitioning(init, ("embed",)), (width,)).astype(self.dtype)
+        queries = examples._replace(features=jnp.broadcast_to(probe, examples.segments.shape + (width,)))
+        x = MultiHeadAttention(width, self.heads, False, self.dtype, None, style.bias, name="attention")(
+            queries, stream
+        )
+        mlp = FeedForward(
+            self.mlp, ACTIVATIONS[style.activation], gated=style.gated, dtype=self.dtype, bias=style.bias, name="mlp"
+        )
+        x = x + mlp(style.normalise(self.dtype, "mlp_norm")(x))
+        return _slots(stream, examples, x)

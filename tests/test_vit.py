@@ -1,0 +1,474 @@
+"""The image encoder: published sizes, the outputs of other implementations, native resolution, positions, pooling."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+import weights as w
+
+from mmjax import config as c
+from mmjax import models
+from mmjax.data.image import patchify
+from mmjax.errors import UserError
+from mmjax.models import AttentionPool, BlockStyle, ClassPool, MeanPool, ViT
+from mmjax.models.positions import resize_positions, sample_grid, sincos
+from mmjax.stream import Stream
+from mmjax.train.build import instantiate
+
+
+def packed(pictures, patch, special=0, room=0, first=0):
+    """Pictures [H, W, 3] in one row, each after `special` tokens (the first column being `first`), then empty room."""
+    features, segments, positions = [], [], []
+    for number, picture in enumerate(pictures, 1):
+        patches, places = patchify(picture, patch)
+        features += [np.zeros((special, patch * patch * 3), np.uint8), patches]
+        positions += [np.array([[-1, first + i] for i in range(special)], np.int32).reshape(-1, 2), places]
+        segments += [number] * (special + len(patches))
+    empty = max(room - len(segments), 0)
+    features, positions = np.concatenate(features), np.concatenate(positions)
+    return Stream(
+        jnp.asarray(np.pad(features, ((0, empty), (0, 0)))[None]),
+        jnp.asarray(np.pad(segments, (0, empty))[None], jnp.int32),
+        jnp.asarray(np.pad(positions, ((0, empty), (0, 0)))[None]),
+    )
+
+
+def pictures(*sizes, seed=0):
+    generator = np.random.default_rng(seed)
+    return [generator.integers(0, 256, (height, width, 3), np.uint8) for height, width in sizes]
+
+
+def slots(*segments):
+    return Stream(jnp.zeros((1, len(segments)), int), jnp.array([segments]), jnp.zeros((1, len(segments)), int))
+
+
+def initialised(model, *inputs):
+    """Parameters in which no bias or norm is zero or one."""
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), *inputs))
+    noise = np.random.default_rng(1)
+    return jax.tree.map(lambda p: p + 0.2 * noise.standard_normal(p.shape, np.float32), params)
+
+
+# Sizes. ---------------------------------------------------------------------------------------------------
+
+
+def count(module, *inputs):
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    return sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
+def square(config):
+    """One empty picture of the config's size."""
+    tokens = (config.image_size // config.patch) ** 2 + config.class_token + config.registers
+    return Stream(
+        jnp.zeros((1, tokens, config.patch**2 * 3), jnp.uint8),
+        jnp.ones((1, tokens), int),
+        jnp.zeros((1, tokens, 2), int),
+    )
+
+
+@pytest.mark.parametrize(
+    "name, changes, head, millions",
+    [
+        ("Ti/16", {"class_token": True}, True, 5.7174),
+        ("S/16", {"class_token": True}, True, 22.0507),
+        ("B/16", {"class_token": True}, True, 86.5677),
+        ("L/16", {"class_token": True}, True, 304.3266),
+        ("H/14", {"class_token": True}, True, 632.0458),
+        ("S/16", {"class_token": True}, False, 21.6657),
+        ("B/16", {"class_token": True}, False, 85.7987),
+        ("L/16", {"class_token": True}, False, 303.3016),
+        ("S/16", {"positions": "sincos"}, True, 21.9746),  # SimpleViT
+        ("B/16", {"positions": "sincos"}, True, 86.4156),
+    ],
+)
+def test_presets_have_the_published_numbers_of_parameters(name, changes, head, millions):
+    # Dosovitskiy et al. 2021, table 1; Beyer et al. 2022: 224 pixels, with or without the 1000-way head.
+    config = c.ViT.preset(name, **changes)
+    parameters = count(instantiate(config, models), square(config)) + head * (config.width * 1000 + 1000)
+    assert round(parameters / 1e6, 4) == millions
+
+
+def test_the_tower_of_siglip_has_the_published_number_of_parameters():
+    config = c.ViT.preset("B/16")
+    tower, pool = instantiate(config, models), instantiate(c.AttentionPool(heads=12, mlp=3072), models)
+    image = square(config)
+    encoded = jax.eval_shape(lambda i: tower.init_with_output(jax.random.key(0), i)[0], image)
+    assert round((count(tower, image) + count(pool, encoded, slots(1))) / 1e6, 4) == 92.8842
+
+
+def test_a_preset_may_be_changed_and_must_exist():
+    assert c.ViT.preset("So400m/14", layers=2) == c.ViT(patch=14, layers=2, width=1152, heads=16, mlp=4304)
+    for name in ("X/16", "B", "B/x"):
+        with pytest.raises(UserError, match="there is no ViT"):
+            c.ViT.preset(name)
+
+
+# Other implementations. -----------------------------------------------------------------------------------
+
+SIZES = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, image_size=28, patch_size=7)
+TOWER = dict(patch=7, image_size=28, layers=2, width=24, heads=3, mlp=40)
+
+
+def tower_weights(weights, layers, heads, names, patches, place, special):
+    """Our parameters from a torch tower; `names` says what ours are called there."""
+
+    def block(i):
+        at = layers.format(i)
+        return {
+            "attention_norm": w.norm(weights, f"{at}.{names['norms'][0]}"),
+            "mlp_norm": w.norm(weights, f"{at}.{names['norms'][1]}"),
+            "attention": w.attention(weights, f"{at}.{names['attention']}", heads, out=names["out"]),
+            "mlp": w.mlp(weights, f"{at}.mlp"),
+        } | {
+            f"{ours}_scale": {"scale": weights[f"{at}.{theirs}.lambda1"]}
+            for ours, theirs in names.get("scales", {}).items()
+        }
+
+    kernel = weights[f"{patches}.weight"]
+    if kernel.ndim == 4:  # a convolution: out, channel, height, width
+        kernel = kernel.transpose(0, 2, 3, 1).reshape(len(kernel), -1)
+    return {
+        "embedding": {"kernel": kernel.T, "bias": weights[f"{patches}.bias"]},
+        "place": {"embedding": weights[place].reshape(-1, kernel.shape[0])},
+        "layers": jax.tree.map(lambda *x: np.stack(x), block(0), block(1)),
+        "norm": w.norm(weights, names["norm"]),
+    } | {ours: weights[theirs].reshape(shape) for ours, (theirs, shape) in special.items()}
+
+
+VIT = dict(norms=("layernorm_before", "layernorm_after"), attention="attention", out="o_proj", norm="layernorm")
+SIGLIP = dict(norms=("layer_norm1", "layer_norm2"), attention="self_attn", out="out_proj", norm="post_layernorm")
+DINO = dict(norms=("norm1", "norm2"), attention="attention", out="o_proj", norm="layernorm")
+
+
+def pool_weights(weights):
+    query, key, value = (
+        {"kernel": kernel.T, "bias": bias}
+        for kernel, bias in zip(
+            np.split(weights["head.attention.in_proj_weight"], 3), np.split(weights["head.attention.in_proj_bias"], 3), strict=True
+        )
+    )  # fmt: skip
+    return {
+        "probe": weights["head.probe"].reshape(-1),
+        "attention": {
+            "query": w.projection([query], 3),
+            "key_value": w.projection([key, value], 3),
+            "out": w.output(w.linear(weights, "head.attention.out_proj"), 3),
+        },
+        "mlp_norm": w.norm(weights, "head.layernorm"),
+        "mlp": w.mlp(weights, "head.mlp"),
+    }
+
+
+def same_structure(params, model, *inputs):
+    ours = jax.tree.map(jnp.shape, nn.unbox(jax.eval_shape(model.init, jax.random.key(0), *inputs))["params"])
+    return ours == jax.tree.map(np.shape, params)
+
+
+def run_torch(model, images, **fields):
+    """A torch model on pictures, normalised as ours: in channels first."""
+    import torch
+
+    pixels = torch.tensor((np.stack(images) / 255.0 - 0.5) / 0.5, dtype=torch.float32).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        return model(pixel_values=pixels, **fields)
+
+
+IMAGES = pictures(*[(28, 28)] * 8)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("activation, theirs", [("gelu", "gelu"), ("gelu_tanh", "gelu_pytorch_tanh"), ("quick_gelu", "quick_gelu")])  # fmt: skip
+def test_trap_g2_g3_g4_the_tower_equals_that_of_transformers(activation, theirs):
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    settings = transformers.ViTConfig(**SIZES, intermediate_size=40, hidden_act=theirs, layer_norm_eps=1e-2)
+    model = transformers.ViTModel(settings, add_pooling_layer=False)
+    weights = w.randomised(model)
+    params = tower_weights(
+        weights, "layers.{}", 3, VIT, "embeddings.patch_embeddings.projection", "embeddings.position_embeddings",
+        {"class_token": ("embeddings.cls_token", 24)},
+    )  # fmt: skip
+    ours = ViT(**TOWER, class_token=True, block=BlockStyle(activation=activation, epsilon=1e-2))
+    image = packed(IMAGES, 7, special=1)
+    assert same_structure(params, ours, image)
+    result = jax.jit(ours.apply)({"params": params}, image).features.reshape(8, 17, 24)
+    np.testing.assert_allclose(result, run_torch(model, IMAGES).last_hidden_state, atol=1e-4)
+
+
+@pytest.mark.reference
+def test_trap_g2_siglip_with_its_pooling_equals_that_of_transformers():
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    model = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**SIZES, intermediate_size=40))
+    weights = w.randomised(model)
+    params = tower_weights(
+        weights, "encoder.layers.{}", 3, SIGLIP, "embeddings.patch_embedding", "embeddings.position_embedding.weight", {}
+    )  # fmt: skip
+    style = BlockStyle(activation="gelu_tanh")
+    ours, pool, image = ViT(**TOWER, block=style), AttentionPool(heads=3, mlp=40, block=style), packed(IMAGES, 7)
+    assert same_structure(params, ours, image)
+    encoded = jax.jit(ours.apply)({"params": params}, image)
+    pooled = jax.jit(pool.apply)({"params": pool_weights(weights)}, encoded, slots(*range(1, 9)))
+    theirs = run_torch(model, IMAGES)
+    np.testing.assert_allclose(encoded.features.reshape(8, 16, 24), theirs.last_hidden_state, atol=1e-4)
+    np.testing.assert_allclose(pooled.features[0], theirs.pooler_output, atol=1e-4)
+
+
+@pytest.mark.reference
+def test_dinov2_with_registers_equals_that_of_transformers():
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    settings = transformers.Dinov2WithRegistersConfig(**SIZES, mlp_ratio=2, num_register_tokens=3)
+    model = transformers.Dinov2WithRegistersModel(settings)
+    weights = w.randomised(model)
+    names = DINO | {"scales": {"attention": "layer_scale1", "mlp": "layer_scale2"}}
+    params = tower_weights(
+        weights, "encoder.layer.{}", 3, names, "embeddings.patch_embeddings.projection", "embeddings.position_embeddings",
+        {"class_token": ("embeddings.cls_token", 24), "registers": ("embeddings.register_tokens", (3, 24))},
+    )  # fmt: skip
+    ours = ViT(**TOWER | {"mlp": 48}, class_token=True, registers=3, block=BlockStyle(layer_scale=1.0))
+    image = packed(IMAGES, 7, special=4)
+    assert same_structure(params, ours, image)
+    result = jax.jit(ours.apply)({"params": params}, image)
+    theirs = run_torch(model, IMAGES).last_hidden_state
+    kept = [0, *range(4, 20)]
+    np.testing.assert_allclose(result.features.reshape(8, 20, 24)[:, kept], theirs[:, kept], atol=1e-4)
+    assert not np.any(result.segments.reshape(8, 20)[:, 1:4]), "registers are discarded"
+
+
+@pytest.mark.reference
+def test_trap_g8_native_resolution_equals_naflex_of_transformers():
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    sizes = {key: value for key, value in SIZES.items() if key != "image_size"}
+    settings = transformers.Siglip2VisionConfig(**sizes, intermediate_size=40, num_patches=16)
+    settings._attn_implementation = "eager"
+    model = transformers.Siglip2VisionModel(settings)
+    weights = w.randomised(model)
+    params = tower_weights(
+        weights, "encoder.layers.{}", 3, SIGLIP, "embeddings.patch_embedding", "embeddings.position_embedding.weight", {}
+    )  # fmt: skip
+    grids = [(2, 5), (4, 4), (6, 2), (3, 3), (1, 16), (1, 1), (5, 3), (7, 2)]
+    images = pictures(*[(7 * rows, 7 * columns) for rows, columns in grids])
+    style = BlockStyle(activation="gelu_tanh")
+    ours = ViT(**TOWER, max_patches=16, block=style)
+    image = packed(images, 7, room=100)
+    result = jax.jit(ours.apply)({"params": params}, image)
+    pool = AttentionPool(heads=3, mlp=40, block=style)
+    pooled = jax.jit(pool.apply)({"params": pool_weights(weights)}, result, slots(*range(1, 9)))
+
+    patches = np.zeros((8, 16, 147), np.float32)
+    mask = np.zeros((8, 16), np.int64)
+    for number, picture in enumerate(images):
+        cut, _ = patchify(picture, 7)
+        patches[number, : len(cut)], mask[number, : len(cut)] = (cut / 255.0 - 0.5) / 0.5, 1
+    with torch.no_grad():
+        theirs = model(torch.tensor(patches), torch.tensor(mask), torch.tensor(grids))
+    for number in range(8):
+        expected = theirs.last_hidden_state[number][: mask[number].sum()]
+        np.testing.assert_allclose(result.features[result.segments == number + 1], expected, atol=1e-4)
+    np.testing.assert_allclose(pooled.features[0], theirs.pooler_output, atol=1e-4)
+
+
+# Native resolution. ---------------------------------------------------------------------------------------
+
+SMALL = dict(patch=4, image_size=16, layers=2, width=16, heads=2, mlp=24)
+
+
+@pytest.mark.parametrize("positions", ["learned", "sincos", "rotary"])
+def test_trap_g8_native_resolution_of_a_square_image_is_the_fixed_size_model(positions):
+    image = packed(pictures((16, 16), (16, 16)), 4, special=3)
+    settings = dict(**SMALL, positions=positions, class_token=True, registers=2)
+    fixed, native = ViT(**settings), ViT(**settings, max_patches=16)
+    params = initialised(fixed, image)
+    ours, theirs = (jax.jit(model.apply)(params, image) for model in (fixed, native))
+    # Relative to the largest feature, as in `mmjax check`: the two sum over rows of different length.
+    np.testing.assert_allclose(ours.features, theirs.features, rtol=0, atol=1e-6 * float(np.abs(ours.features).max()))
+    np.testing.assert_array_equal(ours.segments, theirs.segments)
+
+
+@pytest.mark.parametrize("positions", ["learned", "sincos", "rotary"])
+def test_images_of_any_size_give_the_same_packed_and_alone(positions):
+    images = pictures((12, 20), (4, 4), (16, 16), (8, 32))
+    model = ViT(**SMALL, positions=positions, class_token=True, registers=1, max_patches=16)
+    row = packed(images, 4, special=2, room=60)
+    params = initialised(model, row)
+    apply = jax.jit(model.apply)
+    together = apply(params, row)
+    gradient = jax.jit(jax.grad(lambda p, i: (model.apply(p, i).features ** 2).sum()))
+    summed = None
+    for number, picture in enumerate(images, 1):
+        single = packed([picture], 4, special=2, room=60)
+        alone = apply(params, single)
+        np.testing.assert_allclose(
+            together.features[together.segments == number], alone.features[alone.segments > 0], atol=1e-5
+        )
+        one = gradient(params, single)
+        summed = one if summed is None else jax.tree.map(jnp.add, summed, one)
+    for a, b in zip(jax.tree.leaves(gradient(params, row)), jax.tree.leaves(summed), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, float(np.abs(b).max())))
+
+
+def test_what_stands_in_empty_positions_changes_nothing():
+    model = ViT(**SMALL, class_token=True, registers=1, max_patches=16)
+    pool = AttentionPool(heads=2, mlp=8)
+    row = packed(pictures((12, 20)), 4, special=2, room=24)
+    params = initialised(model, row)
+    pool_params = initialised(pool, jax.eval_shape(model.apply, params, row), slots(1))
+    empty = (row.segments == 0)[..., None]
+    spoilt = row._replace(
+        features=jnp.where(empty, 255, row.features), positions=jnp.where(empty, -(2**31), row.positions)
+    )
+
+    @jax.jit
+    def run(params, pool_params, image):
+        def loss(params, pool_params):
+            tokens = model.apply(params, image)
+            pooled = pool.apply(pool_params, tokens, slots(1, 2, 0)).features
+            return (pooled**2).sum(), (tokens.features, pooled)
+
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, pool_params)
+
+    clean = run(params, pool_params, row)
+    for a, b in zip(jax.tree.leaves(clean), jax.tree.leaves(run(params, pool_params, spoilt)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    nothing = run(params, pool_params, spoilt._replace(segments=jnp.zeros_like(row.segments)))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(nothing)), "zeros, and gradients of zero"
+
+
+# Positions. -----------------------------------------------------------------------------------------------
+
+
+def test_sincos_positions_equal_the_formula():
+    # Beyer et al. 2022: frequencies 10000^(-k / (width / 4 - 1)).
+    code = sincos(jnp.array([[[3, 5], [-1, 0]]]), 16)
+    omega = [10_000.0 ** (-k / 3) for k in range(4)]
+    expected = [f(p * o) for p in (5.0, 3.0) for f in (np.sin, np.cos) for o in omega]
+    np.testing.assert_allclose(code[0, 0], expected, atol=1e-6)
+    assert not np.any(code[0, 1]), "a class token has no place"
+
+
+def test_a_sampled_grid_of_the_same_size_is_the_table():
+    table = np.random.default_rng(0).normal(size=(5, 5, 3)).astype(np.float32)
+    places = np.stack(np.meshgrid(np.arange(5), np.arange(5), indexing="ij"), -1).reshape(1, -1, 2)
+    sampled = jax.jit(sample_grid)(jnp.asarray(table), jnp.asarray(places), jnp.ones((1, 25), int))
+    np.testing.assert_array_equal(sampled[0], table.reshape(25, 3))
+
+
+TABLE = np.random.default_rng(0).normal(size=(2 + 14 * 14, 5)).astype(np.float32)
+
+
+@pytest.mark.parametrize("method", ["bilinear", "bicubic", "antialiased"])
+def test_trap_g1_resizing_to_the_same_size_changes_nothing(method):
+    np.testing.assert_array_equal(resize_positions(TABLE, (14, 14), (14, 14), method, special=2), TABLE)
+
+
+@pytest.mark.parametrize("grid", [(24, 24), (14, 20), (7, 9), (1, 3)])
+def test_trap_g1_bilinear_resizing_equals_scipy(grid):
+    ours = resize_positions(TABLE, (14, 14), grid, "bilinear", special=2)
+    old = TABLE[2:].reshape(14, 14, 5).astype(np.float64)
+    theirs = scipy.ndimage.zoom(old, (grid[0] / 14, grid[1] / 14, 1), order=1)
+    np.testing.assert_allclose(ours[2:], theirs.reshape(-1, 5), atol=1e-6)
+    np.testing.assert_array_equal(ours[:2], TABLE[:2])
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("grid", [(24, 24), (14, 20), (7, 9), (1, 3)])
+@pytest.mark.parametrize("method", ["bicubic", "antialiased"])
+def test_trap_g1_bicubic_resizing_equals_torch(grid, method):
+    torch = pytest.importorskip("torch")
+    ours = resize_positions(TABLE, (14, 14), grid, method, special=2)
+    old = torch.tensor(TABLE[2:], dtype=torch.float64).reshape(1, 14, 14, 5).permute(0, 3, 1, 2)
+    theirs = torch.nn.functional.interpolate(
+        old, grid, mode="bicubic", align_corners=False, antialias=method == "antialiased"
+    )
+    np.testing.assert_allclose(ours[2:], theirs[0].permute(1, 2, 0).reshape(-1, 5), atol=1e-5)
+    np.testing.assert_array_equal(ours[:2], TABLE[:2])
+
+
+def test_resizing_a_table_of_another_grid_is_an_error():
+    with pytest.raises(ValueError, match="198 positions are not 1 and a grid of 14 x 14"):
+        resize_positions(TABLE, (14, 14), (7, 7), "bicubic", special=1)
+
+
+# Registers and pooling. -----------------------------------------------------------------------------------
+
+
+def test_registers_are_seen_by_the_patches_and_differ():
+    image = packed(pictures((16, 16)), 4, special=2, first=1)
+    model = ViT(**SMALL, registers=2)
+    params = initialised(model, image)
+    out = jax.jit(model.apply)
+    before = out(params, image).features
+    for register in range(2):
+        changed = jax.tree.map(lambda x: x, params)
+        changed["params"]["registers"] = params["params"]["registers"].at[register, ::3].add(1.0)
+        assert np.abs(out(changed, image).features[0, 2:] - before[0, 2:]).max() > 1e-3
+
+
+def test_learned_positions_are_those_of_the_patches_alone():
+    """A register has no position: with registers and without class token, places count from the first patch."""
+    image = packed(pictures((16, 16)), 4, special=1, first=1)
+    model = ViT(**SMALL | {"layers": 1}, registers=1)
+    params = initialised(model, image)
+
+    def of_register(params):
+        _, state = model.apply(params, image, capture_intermediates=lambda m, _: type(m) is nn.Dropout)
+        return state["intermediates"]["Dropout_0"]["__call__"][0][0, 0]
+
+    np.testing.assert_array_equal(of_register(params), params["params"]["registers"][0])
+
+
+def test_pools_give_one_vector_per_example_in_its_slot():
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(1, 9, 4)).astype(np.float32)
+    segments = np.array([[1, 1, 1, 1, 3, 3, 3, 3, 0]])
+    positions = np.array([[[-1, 0], [0, 0], [0, 1], [1, 0]] * 2 + [[0, 0]]])
+    features[0, 8] = np.nan
+    tokens = Stream(*map(jnp.asarray, (features, segments, positions)))
+    mean, first = (pool.apply({}, tokens, slots(1, 2, 3, 0)) for pool in (MeanPool(), ClassPool()))
+    np.testing.assert_allclose(
+        mean.features[0, [0, 2]], [features[0, 1:4].mean(0), features[0, 5:8].mean(0)], atol=1e-6
+    )
+    np.testing.assert_array_equal(first.features[0, [0, 2]], features[0, [0, 4]])
+    for pooled in (mean, first):
+        assert pooled.segments.tolist() == [[1, 0, 3, 0]], "an example without a picture stays empty"
+        assert not np.any(pooled.features[0, [1, 3]])
+    text = tokens._replace(positions=jnp.array([[0, 1, 2, 3] * 2 + [0]]))
+    np.testing.assert_array_equal(ClassPool().apply({}, text, slots(1)).features[0, 0], features[0, 0])
+    np.testing.assert_allclose(MeanPool().apply({}, text, slots(3)).features[0, 0], features[0, 4:8].mean(0), atol=1e-6)
+
+
+def test_trap_g5_attention_pooling_does_not_see_the_neighbour():
+    pool = AttentionPool(heads=2, mlp=8)
+    tokens = Stream(
+        jax.random.normal(jax.random.key(0), (1, 6, 4)), jnp.array([[1, 1, 1, 2, 2, 0]]), jnp.zeros((1, 6, 2), int)
+    )
+    params = initialised(pool, tokens, slots(1, 2))
+    apply = jax.jit(functools.partial(pool.apply, params))
+    one = apply(tokens, slots(1, 2)).features[0]
+    other = apply(tokens._replace(features=tokens.features.at[0, 3:].set(9.0)), slots(1, 2)).features[0]
+    np.testing.assert_array_equal(one[0], other[0])
+    assert np.abs(one[1] - other[1]).max() > 1e-3
+
+
+def test_channels_are_normalised_each_by_its_own():
+    image = packed(pictures((16, 16)), 4)
+    settings = dict(**SMALL, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    params = initialised(ViT(**settings), image)
+    kernel = params["params"]["embedding"]["kernel"]
+    mean, std = (np.tile(settings[key], 16) for key in ("mean", "std"))
+    # The same, folded into the first linear layer of a model that does not normalise.
+    folded = jax.tree.map(lambda x: x, params)
+    folded["params"]["embedding"] = {
+        "kernel": kernel / std[:, None], "bias": params["params"]["embedding"]["bias"] - (mean / std) @ kernel
+    }  # fmt: skip
+    plain = ViT(**SMALL, mean=0.0, std=1.0)
+    np.testing.assert_allclose(
+        ViT(**settings).apply(params, image).features, plain.apply(folded, image).features, atol=1e-4
+    )
