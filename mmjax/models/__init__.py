@@ -1,5 +1,15 @@
 """Flax Linen modules: Streams in, Streams out."""
 
+from mmjax.models.augmentation import (
+    AddNoise,
+    Clip,
+    Gain,
+    Reverberate,
+    SpecAugment,
+    SpectralGate,
+    SpeechAugmentation,
+    TelephoneBand,
+)
 from mmjax.models.conformer import Conformer
 from mmjax.models.fusion import CrossAttention
 from mmjax.models.log_mel import LogMel
@@ -7,4 +17,20 @@ from mmjax.models.multimodal import Head, Multimodal
 from mmjax.models.transformer import Transformer
 from mmjax.models.vit import ViT
 
-__all__ = ["Conformer", "CrossAttention", "Head", "LogMel", "Multimodal", "Transformer", "ViT"]
+__all__ = [
+    "AddNoise",
+    "Clip",
+    "Conformer",
+    "CrossAttention",
+    "Gain",
+    "Head",
+    "LogMel",
+    "Multimodal",
+    "Reverberate",
+    "SpecAugment",
+    "SpectralGate",
+    "SpeechAugmentation",
+    "TelephoneBand",
+    "Transformer",
+    "ViT",
+]
