@@ -1,5 +1,15 @@
 """Flax Linen modules: Streams in, Streams out."""
 
+from mmjax.models.augmentation import (
+    AddNoise,
+    Clip,
+    Gain,
+    Reverberate,
+    SpecAugment,
+    SpectralGate,
+    SpeechAugmentation,
+    TelephoneBand,
+)
 from mmjax.models.conformer import Conformer
 from mmjax.models.decoder import TextDecoder
 from mmjax.models.front_ends import MFCC, KaldiFilterBank, LogMel, NeMoLogMel, WhisperLogMel
@@ -12,11 +22,14 @@ from mmjax.models.vit import ViT
 
 __all__ = [
     "MFCC",
+    "AddNoise",
     "AttentionPool",
     "BlockStyle",
     "ClassPool",
+    "Clip",
     "Conformer",
     "CrossAttention",
+    "Gain",
     "Head",
     "KaldiFilterBank",
     "LogMel",
@@ -24,6 +37,11 @@ __all__ = [
     "MeanPool",
     "Multimodal",
     "NeMoLogMel",
+    "Reverberate",
+    "SpecAugment",
+    "SpectralGate",
+    "SpeechAugmentation",
+    "TelephoneBand",
     "TextDecoder",
     "Transformer",
     "ViT",

@@ -10,12 +10,22 @@ AT_LEAST = {
     "mesh.data": -1,
     "seed": 0,
     "warmup": 0,
+    "minimum_decay": 1e-3,
     "decay": 0,
     "registers": 0,
     "mean": float("-inf"),
     "std": 1e-6,
+    "minimum_gain": float("-inf"),
+    "maximum_gain": float("-inf"),
+    "minimum_snr": float("-inf"),
+    "maximum_snr": float("-inf"),
+    "minimum_ratio": float("-inf"),
+    "maximum_ratio": float("-inf"),
+    "frequency_masks": 0,
+    "time_masks": 0,
 }
 SHARES = ("dropout", "label_smoothing", "ema", "b1", "b2", "momentum")
+AT_MOST_ONE = ("probability", "time_width", "multiplicity", "maximum_share", "quiet")
 
 
 def check_config(config: c.Experiment) -> None:
@@ -103,13 +113,37 @@ def _check_augmentation(chosen: c.ImageAugmentation) -> None:
 
 
 def _check_numbers(config: c.Experiment) -> None:
-    for path, value in c.flat(config).items():
+    values = c.flat(config)
+    for path, value in values.items():
         if isinstance(value, int | float) and not isinstance(value, bool):
             least = next((low for end, low in AT_LEAST.items() if path.endswith(end)), 1 if type(value) is int else 0.0)
             if value < least:
                 raise UserError(f"{path} is {value}; it must be at least {least}")
             if value >= 1 and path.rsplit(".", 1)[-1] in SHARES:
                 raise UserError(f"{path} is {value}; it must be less than 1")
+            if value > 1 and path.rsplit(".", 1)[-1] in AT_MOST_ONE:
+                raise UserError(f"{path} is {value}; it must be at most 1")
+            most = values.get(path.replace("minimum_", "maximum_"), value)
+            if value > most:
+                raise UserError(f"{path} is {value}, which is more than {path.replace('minimum_', 'maximum_')}={most}")
+
+
+def check_augmentation(augment: c.SpeechAugmentation, front_end: c.LogMel, path: str) -> None:
+    """That augmentations agree with the front end whose samples they change; `path` is their key."""
+    for key, value in c.flat(augment).items():
+        if key.endswith("sample_rate") and value != front_end.sample_rate:
+            raise UserError(f"{path}.{key} is {value}, but the front end's sample_rate is {front_end.sample_rate}")
+    telephone = augment.telephone
+    if telephone and not telephone.low < telephone.high <= telephone.sample_rate / 2:
+        raise UserError(
+            f"{path}.telephone passes {telephone.low} to {telephone.high} Hz; the band must lie below half the "
+            f"sample_rate of {telephone.sample_rate} Hz"
+        )
+    if telephone and (telephone.taps % 2 == 0 or telephone.taps > 2 * front_end.hop + 1):
+        raise UserError(
+            f"{path}.telephone.taps is {telephone.taps}; hops of {front_end.hop} samples allow an odd number up to "
+            f"{2 * front_end.hop + 1}"
+        )
 
 
 def check_labels(config: c.Experiment, source: Any) -> None:

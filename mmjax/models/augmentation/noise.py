@@ -1,0 +1,92 @@
+"""Additive noise at a drawn signal-to-noise ratio."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.models.augmentation.blocks import EXACT, filter_matrix, surroundings
+from mmjax.models.augmentation.by_example import at_tokens, choose, draw, energy, identities
+from mmjax.stream import Stream, only_tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AddNoise:
+    """Adds noise at a signal-to-noise ratio (dB) drawn uniformly, and measured on the example as it stands.
+
+    Noise comes from a bank of recordings where one is given: an excerpt of one of them, from a place drawn
+    uniformly, repeated from its start where it ends. Without a bank it is Gaussian: white, or pink (power
+    proportional to 1 / frequency, down to half a cycle per hop).
+
+    Silence stays silent: no noise has a ratio to it.
+    """
+
+    probability: float = 0.5
+    minimum_snr: float = 5.0
+    maximum_snr: float = 30.0
+    colour: Literal["white", "pink"] = "pink"
+
+    def __call__(self, speech: Stream, examples: Stream, key: jax.Array, bank: jax.Array | None = None) -> Stream:
+        """[B, T, hop] -> [B, T, hop].
+
+        Args:
+          bank: [K, samples] recordings of noise.
+        """
+        for_draws, for_noise = jax.random.split(key)
+        chosen, (snr, which, offset) = draw(examples, for_draws, self.probability, lambda k: self._sample(k, bank))
+        clean = only_tokens(speech)
+        if bank is None:
+            noise = gaussian(clean, examples, for_noise)
+            noise = pink(noise) if self.colour == "pink" else noise.features
+        else:
+            noise = excerpt(bank, clean, which, offset)
+        slots = examples.segments.shape[1]
+        of_speech, of_noise = (energy(x, speech.segments, slots) for x in (clean.features, noise))
+        power = of_speech / jnp.where(of_noise > 0, of_noise, jnp.inf) * 10.0 ** (-snr / 10.0)
+        amplitude = at_tokens(jnp.sqrt(power), speech.segments)[..., None]
+        return choose(chosen, clean.features + amplitude * noise, speech)
+
+    def _sample(self, key: jax.Array, bank: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(SNR in dB, recording of the bank, first sample) of one example."""
+        recordings, samples = (1, 1) if bank is None else bank.shape
+        for_snr, for_which, for_offset = jax.random.split(key, 3)
+        return (
+            jax.random.uniform(for_snr, (), minval=self.minimum_snr, maxval=self.maximum_snr),
+            jax.random.randint(for_which, (), 0, recordings),
+            jax.random.randint(for_offset, (), 0, samples),
+        )
+
+
+def gaussian(speech: Stream, examples: Stream, key: jax.Array) -> Stream:
+    """White noise [B, T, hop] of variance 1, a function of (key, example number, position)."""
+    hop = speech.features.shape[-1]
+
+    def block(number, position):
+        return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, number), position), (hop,))
+
+    noise = jax.vmap(jax.vmap(block))(identities(speech, examples), speech.positions)
+    return only_tokens(speech._replace(features=noise))
+
+
+def pink(white: Stream) -> jax.Array:
+    """Filters white noise [B, T, hop] to pink noise of variance 1, at the ends of an example as in its midst."""
+    hop = white.features.shape[-1]
+    frequency = np.maximum(np.arange(hop + 1), 1.0)
+    taps = np.roll(np.fft.irfft(frequency**-0.5, 2 * hop), hop)
+    matrix = filter_matrix(np.append(taps * np.hanning(2 * hop + 1)[:-1], 0.0), hop)
+    noise = jnp.matmul(surroundings(white), matrix, precision=EXACT)
+    # Where a neighbouring block is missing, fewer taps add up: the variance of each sample is known.
+    there = surroundings(white._replace(features=jnp.ones_like(white.features[..., :1])))
+    variance = jnp.matmul(there, np.square(matrix).reshape(3, hop, hop).sum(axis=1), precision=EXACT)
+    return noise * jax.lax.rsqrt(jnp.where(variance > 0, variance, 1.0))
+
+
+def excerpt(bank: jax.Array, speech: Stream, which: jax.Array, offset: jax.Array) -> jax.Array:
+    """[B, T, hop]: for every example the recording `which` [B, N] from sample `offset` [B, N] on, cyclically."""
+    samples, hop = bank.shape[1], speech.features.shape[-1]
+    bank = jnp.pad(jnp.asarray(bank, jnp.float32), ((0, 0), (0, hop)), mode="wrap")
+    start = (at_tokens(offset, speech.segments) + speech.positions * hop) % samples
+    take = lambda recording, first: jax.lax.dynamic_slice(bank, (recording, first), (1, hop))[0]  # noqa: E731
+    return jax.vmap(jax.vmap(take))(at_tokens(which, speech.segments), start)

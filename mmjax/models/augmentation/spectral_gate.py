@@ -1,0 +1,73 @@
+"""Spectral gating: steady noise is measured where an example is quietest, and taken away."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.models.augmentation.blocks import EXACT, beside, fourier, surroundings
+from mmjax.models.augmentation.by_example import at_tokens, quantile, total
+from mmjax.stream import Stream
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpectralGate:
+    """Removes steady noise from samples by a soft mask over time and frequency (Boll 1979, spectral subtraction).
+
+    A frame is three hops long, under the root of a Hann window, and centred on its block. The noise floor of a
+    frequency is its mean power in the quietest frames of the example; a frame keeps of a frequency what its power,
+    averaged with the neighbouring frames and frequencies, exceeds `subtraction` times the floor, as a share of it.
+
+    What is steady throughout an example without pauses counts as noise. Nothing is random: a gate belongs to the
+    front end, in training and in use.
+
+    Attributes:
+      quiet: share of an example's frames that are taken for noise.
+      subtraction: times the floor that is subtracted.
+      reduction: by how much a frequency is attenuated at most, in dB.
+    """
+
+    quiet: float = 0.1
+    subtraction: float = 2.0
+    reduction: float = 20.0
+
+    def __call__(self, speech: Stream, examples: Stream) -> Stream:
+        """[B, T, hop] -> [B, T, hop]; zeros in empty positions."""
+        hop, slots = speech.features.shape[-1], examples.segments.shape[1]
+        forward, inverse = fourier(3 * hop)
+        window = np.sin(np.pi * (np.arange(3 * hop) + 0.5) / (3 * hop)).astype(np.float32)
+        spectra = jnp.matmul(surroundings(speech) * window, forward, precision=EXACT)
+        real, imaginary = jnp.split(spectra, 2, axis=-1)
+        mask = self._mask(speech._replace(features=jnp.square(real) + jnp.square(imaginary)), slots)
+        spectra = spectra * jnp.concatenate([mask, mask], axis=-1)
+        frames = jnp.matmul(spectra, inverse, precision=EXACT) * window
+        # Fewer frames overlap at the ends of an example: dividing by their windows restores every sample.
+        windows = jnp.where(speech.mask[..., None], np.square(window), 0.0)
+        added, weight = (overlap_add(speech._replace(features=x)) for x in (frames, windows))
+        return speech._replace(features=added / jnp.where(weight > 0, weight, 1.0))
+
+    def _mask(self, power: Stream, slots: int) -> jax.Array:
+        """[B, T, F] powers -> [B, T, F], what share of the amplitude passes."""
+        energy = power.features.sum(axis=-1)
+        rows = len(energy)
+        limit = quantile(energy, power.segments, jnp.full((rows, slots), self.quiet))
+        quiet = power.mask & (energy <= at_tokens(limit, power.segments))
+        of_slot = (power.segments[:, :, None] == jnp.arange(1, slots + 1)) & quiet[:, :, None]
+        floor = jnp.einsum("btn,btf->bnf", of_slot.astype(jnp.float32), power.features, precision=EXACT)
+        frames = total(quiet.astype(jnp.float32), power.segments, slots)[..., None]
+        floor = at_tokens(floor / jnp.maximum(frames, 1.0), power.segments)
+
+        smooth = power.features + beside(power, -1) + beside(power, 1)
+        count = sum(beside(power._replace(features=power.mask.astype(jnp.float32)[..., None]), by) for by in (-1, 0, 1))
+        smooth = smooth / jnp.maximum(count, 1.0)
+        padded = jnp.pad(smooth, ((0, 0), (0, 0), (1, 1)), mode="edge")
+        smooth = (padded[..., :-2] + padded[..., 1:-1] + padded[..., 2:]) / 3.0
+        passes = 1.0 - self.subtraction * floor / jnp.where(smooth > 0, smooth, 1.0)
+        return jnp.maximum(passes, 10.0 ** (-self.reduction / 20.0))
+
+
+def overlap_add(frames: Stream) -> jax.Array:
+    """[B, T, 3 hop], each frame centred on its block -> [B, T, hop], summed within examples."""
+    before, here, after = jnp.split(frames.features, 3, axis=-1)
+    return beside(frames._replace(features=after), -1) + here + beside(frames._replace(features=before), 1)

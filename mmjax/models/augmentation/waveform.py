@@ -1,0 +1,89 @@
+"""Augmentations of the samples themselves: level, channel and distortion."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.models.augmentation.blocks import EXACT, filter_matrix, surroundings
+from mmjax.models.augmentation.by_example import at_tokens, choose, draw, quantile
+from mmjax.stream import Stream, only_tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gain:
+    """Makes speech louder or softer by a number of decibels drawn uniformly."""
+
+    probability: float = 1.0
+    minimum_gain: float = -6.0
+    maximum_gain: float = 6.0
+
+    def __call__(self, speech: Stream, examples: Stream, key: jax.Array) -> Stream:
+        """[B, T, hop] -> [B, T, hop]."""
+        sample = lambda key: jax.random.uniform(key, (), minval=self.minimum_gain, maxval=self.maximum_gain)  # noqa: E731
+        chosen, decibels = draw(examples, key, self.probability, sample)
+        factor = at_tokens(10.0 ** (decibels / 20.0), speech.segments)[..., None]
+        return choose(chosen, speech.features * factor, speech)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clip:
+    """Clips the amplitude, as an overdriven microphone does.
+
+    Attributes:
+      probability: that an example is clipped.
+      maximum_share: of an example's samples that are clipped; the share is drawn uniformly from 0 to this.
+      threshold: clip at this amplitude instead.
+    """
+
+    probability: float = 0.1
+    maximum_share: float = 0.1
+    threshold: float | None = None
+
+    def __call__(self, speech: Stream, examples: Stream, key: jax.Array) -> Stream:
+        """[B, T, hop] -> [B, T, hop]."""
+        sample = lambda key: jax.random.uniform(key, (), maxval=self.maximum_share)  # noqa: E731
+        chosen, share = draw(examples, key, self.probability, sample)
+        if self.threshold is None:
+            amplitude = jnp.abs(only_tokens(speech).features)
+            level = at_tokens(quantile(amplitude, speech.segments, 1.0 - share), speech.segments)[..., None]
+        else:
+            level = self.threshold
+        return choose(chosen, jnp.clip(speech.features, -level, level), speech)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TelephoneBand:
+    """Passes what a telephone does (300 to 3,400 Hz, ITU-T G.712), with linear phase and without delay.
+
+    Attributes:
+      probability: that an example is filtered.
+      low, high: edges of the band in Hz, where half of the amplitude passes.
+      taps: of the filter, an odd number, at most 2 hops + 1.
+      sample_rate: in Hz.
+    """
+
+    probability: float = 0.1
+    low: float = 300.0
+    high: float = 3400.0
+    taps: int = 257
+    sample_rate: int = 16_000
+
+    def __call__(self, speech: Stream, examples: Stream, key: jax.Array) -> Stream:
+        """[B, T, hop] -> [B, T, hop]."""
+        taps = band_pass(self.taps, self.low / self.sample_rate, self.high / self.sample_rate)
+        matrix = filter_matrix(taps, speech.features.shape[-1])
+        chosen, _ = draw(examples, key, self.probability, lambda key: ())
+        return choose(chosen, jnp.matmul(surroundings(speech), matrix, precision=EXACT), speech)
+
+
+def band_pass(taps: int, low: float, high: float) -> np.ndarray:
+    """Taps of a band-pass filter: a difference of two sincs under a Hamming window, with gain 1 amid the band.
+
+    Args:
+      low, high: the edges in cycles per sample.
+    """
+    time = np.arange(taps) - (taps - 1) / 2
+    kernel = (2 * high * np.sinc(2 * high * time) - 2 * low * np.sinc(2 * low * time)) * np.hamming(taps)
+    return kernel / (kernel @ np.cos(np.pi * (low + high) * time))
