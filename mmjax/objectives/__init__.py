@@ -1,10 +1,12 @@
 """Objectives: named outputs and the batch in, (sum, weight) pairs out.
 
 An objective never divides: sums and weights are added over rows, micro-batches and devices, and divided once.
-Each returns {"loss": (sum, weight), ...}; further entries are metrics, by name.
+Each returns {"loss": (sum, weight), ...}; further entries are metrics, by name. One that is `labelled` is called with
+an output and its labels, any other with the output alone.
 """
 
-from mmjax.objectives.classification import Classification
+from mmjax.objectives.classification import Classification, MultiLabel
 from mmjax.objectives.ctc import CTC
+from mmjax.objectives.sequence import Sequence, chunked_cross_entropy
 
-__all__ = ["CTC", "Classification"]
+__all__ = ["CTC", "Classification", "MultiLabel", "Sequence", "chunked_cross_entropy"]

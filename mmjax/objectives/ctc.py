@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,8 @@ class CTC:
     """
 
     weight: float = 1.0
+
+    labelled: ClassVar[bool] = True
 
     def __call__(self, logits: Stream, labels: Stream) -> dict[str, SumWeight]:
         """Logits [B, T, V] and labels [B, U], each example's frames and each example's labels standing together.
@@ -128,9 +130,8 @@ def _forward(logits: jax.Array, slots: Slots, remember: bool):
         emit_blank = jnp.take_along_axis(of_blank, frame, axis=1)
         emit = jnp.take_along_axis(flat, frame * vocabulary + slots.label, axis=1).astype(jnp.float32)
         emit = emit - jnp.take_along_axis(total, frame, axis=1)
-        label, after, blanks = trellis
         came_to_label, came_to_blank = _predecessors(trellis, slots)
-        moved = _log_sum(came_to_label) + emit, _log_sum(came_to_blank) + emit_blank, blanks + emit_blank
+        moved = _log_sum(came_to_label) + emit, _log_sum(came_to_blank) + emit_blank, trellis[2] + emit_blank
         live = time < slots.frames
         trellis = tuple(jnp.where(live, jnp.maximum(x, NEVER), old) for x, old in zip(moved, trellis, strict=True))
         return trellis, history
