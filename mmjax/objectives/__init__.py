@@ -6,7 +6,8 @@ an output and its labels, any other with the output alone.
 """
 
 from mmjax.objectives.classification import Classification, MultiLabel
+from mmjax.objectives.contrastive import CLIP, SigLIP
 from mmjax.objectives.ctc import CTC
 from mmjax.objectives.sequence import Sequence, chunked_cross_entropy
 
-__all__ = ["CTC", "Classification", "MultiLabel", "Sequence", "chunked_cross_entropy"]
+__all__ = ["CLIP", "CTC", "Classification", "MultiLabel", "Sequence", "SigLIP", "chunked_cross_entropy"]
