@@ -9,5 +9,17 @@ from mmjax.objectives.classification import Classification, MultiLabel
 from mmjax.objectives.contrastive import CLIP, SigLIP
 from mmjax.objectives.ctc import CTC
 from mmjax.objectives.sequence import Sequence, chunked_cross_entropy
+from mmjax.objectives.transducer import Joint, Transducer, transducer_loss
 
-__all__ = ["CLIP", "CTC", "Classification", "MultiLabel", "Sequence", "SigLIP", "chunked_cross_entropy"]
+__all__ = [
+    "CLIP",
+    "CTC",
+    "Classification",
+    "Joint",
+    "MultiLabel",
+    "Sequence",
+    "SigLIP",
+    "Transducer",
+    "chunked_cross_entropy",
+    "transducer_loss",
+]
