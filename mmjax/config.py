@@ -139,6 +139,18 @@ class Sequence:
 
 
 @part
+class Regression:
+    weight: float = 1.0
+    of: Literal["squared", "absolute", "huber"] = "squared"  # the difference
+    delta: float = 1.0  # of "huber": where the square becomes a line, in the unit of the labels
+
+
+@part
+class SISDR:
+    weight: float = 1.0
+
+
+@part
 class SigLIP:
     weight: float = 1.0
     chunks: int = 8  # steps in which the batch is compared; best a multiple of the devices
@@ -150,7 +162,7 @@ class CLIP:
     chunks: int = 8
 
 
-Objective = Classification | MultiLabel | CTC | Sequence | SigLIP | CLIP
+Objective = Classification | MultiLabel | CTC | Sequence | Regression | SISDR | SigLIP | CLIP
 
 
 # Data. ----------------------------------------------------------------------------------------------------

@@ -123,10 +123,12 @@ def _at(slots: Slots, diagonal, length: int):
     return jnp.where(live, slots.start + time, length - 1), live, live & (time == slots.frames - 1)
 
 
-def _arrivals(paths, blank, label, live, ends, slots):
-    """By which of two ways a path comes to the next diagonal: a blank (one frame on), or the label before."""
-    # The blank of the last frame leads on only from the last state, to the end.
-    by_blank = jnp.where(live & ~ends, paths + blank, NEVER)
+def _arrivals(paths, blank, label, live, slots):
+    """By which of two ways a path comes to the next diagonal: a blank (one frame on), or the label before.
+
+    The blank of the last frame leads out of the example, where no path lives on; from the last state it is the end.
+    """
+    by_blank = jnp.where(live, paths + blank, NEVER)
     by_label = jnp.where(live, paths + label, NEVER)
     by_label = jnp.pad(by_label, ((0, 0), (1, 0)), constant_values=NEVER)[:, :-1]
     return by_blank, jnp.where(slots.first, NEVER, by_label)
@@ -143,7 +145,7 @@ def _forward(encoded, predicted, kernel, slots, chunk):
         of_frame = jnp.take_along_axis(encoded, frame[..., None], axis=1)
         blank, label = _emissions(of_frame, predicted, kernel, slots.label, chunk)
         likelihood = jnp.where(ends & slots.last, paths + blank, likelihood)
-        paths = jnp.logaddexp(*_arrivals(paths, blank, label, live, ends, slots))
+        paths = jnp.logaddexp(*_arrivals(paths, blank, label, live, slots))
         return jnp.maximum(paths, NEVER), likelihood, history
 
     start = jnp.where(slots.first, 0.0, NEVER)
@@ -184,7 +186,7 @@ def _backward(chunk, residuals, cotangent):
         of_frame = jnp.take_along_axis(encoded, frame[..., None], axis=1)
         emit = functools.partial(_emissions, label=slots.label, chunk=chunk)
         (blank, label), transpose = jax.vjp(emit, of_frame, predicted, kernel)
-        ways = _arrivals(history[diagonal], blank, label, live, ends, slots)
+        ways = _arrivals(history[diagonal], blank, label, live, slots)
         total = jnp.logaddexp(*ways)
         came_by_blank, came_by_label = (standing * jnp.exp(way - total) for way in ways)
         took_label = jnp.where(live, jnp.pad(came_by_label, ((0, 0), (0, 1)))[:, 1:], 0.0)

@@ -99,14 +99,12 @@ def check_labels(config: c.Experiment, source: Any) -> None:
     """That the heads are as wide as the labels of the data need."""
     for name, objective in config.objectives.items():
         head = config.model.heads[name]
-        if isinstance(objective, c.SigLIP | c.CLIP):
-            continue  # no labels
         if isinstance(objective, c.Classification | c.MultiLabel):
             if head.outputs != len(source.answers):
                 raise UserError(
                     f"model.heads.{name}.outputs={head.outputs}, but there are {len(source.answers)} answers"
                 )
-        elif head.outputs < len(source.tokenizer):
+        elif isinstance(objective, c.CTC | c.Sequence) and head.outputs < len(source.tokenizer):
             raise UserError(
                 f"model.heads.{name}.outputs={head.outputs}, but the tokenizer has {len(source.tokenizer)} pieces"
             )
