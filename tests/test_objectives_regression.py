@@ -51,7 +51,7 @@ def examples(x):
 
 
 def si_sdr(estimate, target):
-    """Le Roux et al. 2019, equation 4."""
+    """The definition of Le Roux et al. 2019."""
     projection = (estimate @ target) / (target @ target) * target
     return 10 * np.log10((projection @ projection) / ((estimate - projection) @ (estimate - projection)))
 
@@ -92,7 +92,7 @@ class EncoderDecoder:
 
 
 def test_ctc_and_attention_train_together_as_two_weighted_objectives():
-    """Watanabe et al. 2017, equation 21: a CTC loss and a decoder's, by a weight of 0.3 and 0.7."""
+    """Watanabe et al. 2017: a CTC loss and a decoder's, by a weight of 0.3 and 0.7."""
     generator = np.random.default_rng(0)
     params = {
         "frames": generator.normal(size=(1, 9, 6)).astype(np.float32),

@@ -46,7 +46,7 @@ class Regression:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SISDR:
-    """Scale-invariant signal-to-distortion ratio (Le Roux et al. 2019, arXiv:1811.02508, equation 4), negated: in dB.
+    """Scale-invariant signal-to-distortion ratio (Le Roux et al. 2019, arXiv:1811.02508), negated, in dB.
 
     The estimate is compared with its projection on the target, so its loudness does not matter. As in the paper,
     signals are taken to have no offset. The ratio ends at about 80 dB on both sides, for an estimate without any error
