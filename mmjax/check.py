@@ -115,25 +115,21 @@ class Subject:
     def _outputs_and_gradients(self, params, batch):
         outputs = self.model.apply({"params": params}, batch)
         total, gradients, sums = loss_and_gradients(self.model, self.objectives, params, batch, jax.random.key(0), 1)
-        return {name: stream.features for name, stream in outputs.items()}, total, gradients, sums
+        # Of logits that were not multiplied out, the features: the kernel belongs to no example.
+        outputs = {name: (jax.tree.leaves(stream.features)[0], stream.segments) for name, stream in outputs.items()}
+        return outputs, total, gradients, sums
 
     def run(self, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
         """Outputs by (head, example) and, as one tree, loss, sums and gradients; all NumPy."""
         outputs, total, gradients, sums = jax.device_get(self._run(self.params, batch))
         by_example: dict[str, Any] = {}
         numbers, slots = batch["examples"].features, batch["examples"].segments
-        for name, features in outputs.items():
-            reads = self.config.model.heads[name].reads
-            segments = np.asarray(slots if reads == "fused" else self._output_segments(batch[reads], features))
+        for name, (features, segments) in outputs.items():
             for row, slot in zip(*np.nonzero(slots), strict=True):
                 tokens = features[row][segments[row] == slots[row, slot]]
                 if len(tokens):
                     by_example[f"{name} of {numbers[row, slot]}"] = tokens
         return by_example, {"loss": total, "sums": sums, "gradients": gradients}
-
-    def _output_segments(self, stream, features) -> np.ndarray:
-        factor = stream.segments.shape[1] // features.shape[1]  # subsampling of the encoder
-        return stream.segments[:, ::factor]
 
 
 def plain(config: c.Experiment) -> c.Experiment:
@@ -227,7 +223,9 @@ def absence(subject: Subject) -> float:
         empty = subject.run(subject.pack(rows, hide=modality))
         removed = subject.run(subject.pack(rows, subject.layout.without(modality), hide=modality))
         towers = {f"encoders_{modality}"} | {
-            f"heads_{name}" for name, head in subject.config.model.heads.items() if head.reads == modality
+            f"heads_{name}"
+            for name, head in subject.config.model.heads.items()
+            if modality in getattr(head, "between", (getattr(head, "reads", None),))
         }
         for _, measured in (empty, removed):
             for tower in towers:

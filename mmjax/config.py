@@ -231,10 +231,25 @@ class Head:
 
 
 @part
+class Vocabulary:  # a head for `Sequence` with so many outputs that their logits do not fit into memory
+    reads: str
+    outputs: int
+
+
+@part
+class Contrast:  # a head for `SigLIP` and `CLIP`
+    between: tuple[str, ...]  # two encoders
+    outputs: int  # width of the vectors that are compared
+    scale: float = 10.0  # of the logits at first; 14.3 in CLIP
+    bias: float = -10.0  # of the logits at first; without effect in CLIP
+    limit: float | None = None  # of the scale; 100 in CLIP
+
+
+@part
 class Multimodal:
     encoders: Mapping[str, Conformer | ViT | Transformer | MeanEmbedding]
     fusion: CrossAttention
-    heads: Mapping[str, Head]
+    heads: Mapping[str, Head | Vocabulary | Contrast]
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the compute; parameters are float32
     unroll: bool = False  # the layers: the same numbers, faster on CPU, longer to compile
 
@@ -323,11 +338,53 @@ class SpeedPerturbation:
 class Classification:
     weight: float = 1.0
     label_smoothing: float = 0.0
+    gamma: float = 0.0  # of the focal loss; 0: off
+
+
+@part
+class MultiLabel:
+    weight: float = 1.0
+    gamma: float = 0.0  # of the focal loss; 0: off
 
 
 @part
 class CTC:
     weight: float = 1.0
+
+
+@part
+class Sequence:
+    weight: float = 1.0
+    label_smoothing: float = 0.0
+    next_token: bool = True  # False: each token's label stands at its own place
+    chunk: int = 8192  # columns of a `Vocabulary` head that are multiplied out at a time
+
+
+@part
+class Regression:
+    weight: float = 1.0
+    of: Literal["squared", "absolute", "huber"] = "squared"  # the difference
+    delta: float = 1.0  # of "huber": where the square becomes a line, in the unit of the labels
+
+
+@part
+class SISDR:
+    weight: float = 1.0
+
+
+@part
+class SigLIP:
+    weight: float = 1.0
+    chunks: int = 8  # steps in which the batch is compared; best a multiple of the devices
+
+
+@part
+class CLIP:
+    weight: float = 1.0
+    chunks: int = 8
+
+
+Objective = Classification | MultiLabel | CTC | Sequence | Regression | SISDR | SigLIP | CLIP
 
 
 # Data. ----------------------------------------------------------------------------------------------------
@@ -479,7 +536,7 @@ class Experiment:
     steps: int
     data: Data
     model: Multimodal
-    objectives: Mapping[str, Classification | CTC]
+    objectives: Mapping[str, Objective]
     optimizer: Optimizer
     initial: Mapping[str, str] = dataclasses.field(default_factory=dict)  # "encoders.speech": an imported model
     evaluation: Evaluation = Evaluation()

@@ -16,7 +16,7 @@ class Stream(NamedTuple):
     tokens belong together where their segments are equal and not zero.
 
     Attributes:
-      features: [B, T, ...] blocks of samples, patches, token ids or vectors.
+      features: [B, T, ...] blocks of samples, patches, token ids or vectors; of a head's output also `Factors`.
       segments: [B, T] int32, which example of its row a token belongs to, 1..N; 0 is an empty position.
       positions: [B, T] or [B, T, 2] int32, counted from the example's own start (speech and text: time;
         images: patch row and column).
@@ -30,6 +30,22 @@ class Stream(NamedTuple):
     def mask(self) -> Array:
         """[B, T] bool, True where a token stands."""
         return self.segments > 0
+
+
+class Factors(NamedTuple):
+    """Logits that were not multiplied out, features @ kernel: a whole vocabulary may not fit into memory.
+
+    Attributes:
+      features: [B, T, W].
+      kernel: [W, V].
+    """
+
+    features: Array
+    kernel: Array
+
+    def whole(self) -> Array:
+        """The logits [B, T, V]."""
+        return self.features @ self.kernel
 
 
 Batch = dict[str, Stream]

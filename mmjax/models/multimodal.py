@@ -6,8 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.models.contrast import Contrast
 from mmjax.models.layers import dense
-from mmjax.stream import Batch, Stream
+from mmjax.stream import Batch, Factors, Stream
 
 
 class Head(nn.Module):
@@ -15,6 +16,10 @@ class Head(nn.Module):
 
     reads: str
     outputs: int
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.reads,)
 
     @nn.compact
     def __call__(self, stream: Stream) -> Stream:
@@ -24,29 +29,51 @@ class Head(nn.Module):
         return stream._replace(features=logits)
 
 
+class Vocabulary(nn.Module):
+    """A linear read-out without bias, over so many outputs that the logits are left to the loss, chunk by chunk."""
+
+    reads: str
+    outputs: int
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.reads,)
+
+    @nn.compact
+    def __call__(self, stream: Stream) -> Stream:
+        """[B, T, W] -> `Factors` of the logits [B, T, outputs], in float32."""
+        init = nn.with_logical_partitioning(nn.initializers.xavier_uniform(), ("embed", "vocabulary"))
+        kernel = self.param("kernel", init, (stream.features.shape[-1], self.outputs))
+        return stream._replace(features=Factors(stream.features.astype(jnp.float32), kernel))
+
+
 class Multimodal(nn.Module):
     """Encoders -> fusion -> heads. Which modalities a batch carries decides what is computed.
 
     Attributes:
       encoders: by the name of the stream that each reads.
       fusion: (encoded streams, example slots) -> one vector per example.
-      heads: by the name of their output; each reads "fused" or an encoder's stream.
+      heads: by the name of their output; each reads "fused", an encoder's stream, or two encoders'.
     """
 
     encoders: dict[str, nn.Module]
     fusion: nn.Module
-    heads: dict[str, Head]
+    heads: dict[str, Head | Vocabulary | Contrast]
     dtype: Any = jnp.float32
     unroll: bool = False
 
     @nn.compact
     def __call__(self, batch: Batch, train: bool = False) -> dict[str, Stream]:
-        """Returns the heads' logits as streams; a head whose stream is not in the batch is left out.
+        """Returns the heads' outputs as streams; a head is left out if what it reads is not in the batch.
 
         `batch["examples"]` says which slots of each row hold an example.
         """
         batch = jax.tree.map(jnp.asarray, batch)
         streams = {name: encode(batch[name], train) for name, encode in self.encoders.items() if name in batch}
         fused = self.fusion(streams, batch["examples"], train)
-        sources = {**streams, "fused": fused}
-        return {name: head(sources[head.reads]) for name, head in self.heads.items() if head.reads in sources}
+        sources = {**streams, "fused": fused, "examples": batch["examples"]}
+        return {
+            name: head(*(sources[source] for source in head.inputs))
+            for name, head in self.heads.items()
+            if all(source in sources for source in head.inputs)
+        }

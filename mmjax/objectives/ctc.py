@@ -1,6 +1,8 @@
 """Connectionist temporal classification over packed rows."""
 
 import dataclasses
+import functools
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,80 +19,196 @@ NEVER = -1e30  # log 0 that subtracts from itself without NaN
 class CTC:
     """CTC loss (Graves et al. 2006), in log space and float32, on the packed rows themselves.
 
-    One pass along a row's frames serves all its examples: where an example begins, the forward variables
-    begin anew with that example's labels. Nothing is unpacked to a padded batch.
+    All examples of all rows are aligned side by side: the loop runs over time counted from each example's start,
+    as often as the longest example has frames, and nothing is unpacked to a padded batch.
 
     An example whose labels cannot be aligned (fewer frames than labels plus repeats) has no finite loss; it
-    is left out, and counted in `infeasible`.
+    is left out, and counted in `infeasible`. So is, uncounted, an example without labels or without frames.
     """
 
     weight: float = 1.0
 
+    labelled: ClassVar[bool] = True
+
     def __call__(self, logits: Stream, labels: Stream) -> dict[str, SumWeight]:
-        """Logits [B, T, V] and labels [B, U], each example's labels standing together.
+        """Logits [B, T, V] and labels [B, U], each example's frames and each example's labels standing together.
 
         Returns:
           {"loss": (negative log-likelihood, label tokens), "infeasible": (examples left out, examples)}.
         """
-        frames, length = logits.segments, labels.segments.shape[1]
-        log_probability = jax.nn.log_softmax(logits.features.astype(jnp.float32))
-
-        # For every frame, the labels of its example: [B, T] -> [B, T, U].
-        belongs = (frames[:, :, None] == labels.segments[:, None, :]) & (frames > 0)[:, :, None]
-        start = belongs.argmax(-1)[..., None]
-        at = start + jnp.arange(length)
-        target = jnp.where(labels.mask, labels.features, BLANK)
-        row = jnp.arange(frames.shape[0])[:, None, None]
-        at_clipped = jnp.minimum(at, length - 1)
-        valid = (at < length) & (labels.segments[row, at_clipped] == frames[..., None]) & (frames > 0)[..., None]
-        label = jnp.where(valid, target[row, at_clipped], BLANK)  # [B, T, U]
-        count = valid.sum(-1)  # labels of the frame's example
-
-        of_label = jnp.where(valid, jnp.take_along_axis(log_probability, label, axis=-1), NEVER)
-        of_blank = log_probability[..., BLANK]
-        # A label may follow another directly unless it repeats it.
-        skips = valid & (jnp.roll(label, 1, axis=-1) != label)
-        begins = (frames != jnp.pad(frames, ((0, 0), (1, 0)))[:, :-1]) & (frames > 0)
-        ends = (frames != jnp.pad(frames, ((0, 0), (0, 1)))[:, 1:]) & (frames > 0)
-
-        def step(carry, now):
-            # blanks[u]: the paths that stand on the blank before label u (u = U: after the last); marks[u]: on label u.
-            blanks, marks = carry
-            emit_blank, emit_label, skip, begin = now
-            fresh = jnp.full_like(blanks, NEVER).at[:, 0].set(0.0)
-            blanks, marks = jnp.where(begin, fresh, blanks), jnp.where(begin, NEVER, marks)
-            before = jnp.pad(marks, ((0, 0), (1, 0)), constant_values=NEVER)  # the label before each blank
-            to_blanks = jnp.logaddexp(blanks, jnp.where(begin, NEVER, before)) + emit_blank[:, None]
-            from_label = jnp.where(skip & ~begin, before[:, :-1], NEVER)
-            to_marks = jnp.logaddexp(jnp.logaddexp(marks, blanks[:, :-1]), from_label) + emit_label
-            carry = jnp.maximum(to_blanks, NEVER), jnp.maximum(to_marks, NEVER)
-            return carry, carry
-
-        rows = frames.shape[0]
-        nothing = jnp.full((rows, length + 1), NEVER), jnp.full((rows, length), NEVER)
-        over_time = lambda x: jnp.swapaxes(x, 0, 1)  # noqa: E731
-        _, (blanks, marks) = jax.lax.scan(
-            step, nothing, (over_time(of_blank), over_time(of_label), over_time(skips), over_time(begins)[..., None])
-        )
-        blanks, marks = over_time(blanks), over_time(marks)  # [B, T, U + 1], [B, T, U]
-        last = count[..., None]
-        final_blank = jnp.take_along_axis(blanks, last, axis=-1)[..., 0]
-        final_label = jnp.where(count > 0, jnp.take_along_axis(marks, jnp.maximum(last - 1, 0), axis=-1)[..., 0], NEVER)
-        loss = -jnp.logaddexp(final_blank, final_label)
-
+        slots = _slots(logits.segments, labels)
+        loss = _negative_log_likelihood(logits.features, slots)
         # Feasibility from lengths alone, so that the weight never depends on parameters.
-        repeats = (valid & (jnp.roll(label, 1, axis=-1) == label)).at[..., 0].set(False).sum(-1)
-        first = jax.lax.cummax(jnp.where(begins, jnp.arange(frames.shape[1]), 0), axis=1)
-        needed = count + repeats
-        labelled = ends & (count > 0)
-        feasible = labelled & (jnp.arange(frames.shape[1]) - first + 1 >= needed)
+        labelled = slots.last & (slots.frames > 0)
+        feasible = labelled & (slots.frames >= slots.needed)
         return {
             "loss": (
                 jnp.where(feasible, jnp.maximum(loss, 0.0), 0.0).sum(),
-                jnp.where(feasible, count, 0).sum().astype(jnp.float32),
+                jnp.where(feasible, slots.count, 0).sum().astype(jnp.float32),
             ),
             "infeasible": (
                 (labelled & ~feasible).sum().astype(jnp.float32),
                 labelled.sum().astype(jnp.float32),
             ),
         }
+
+
+class Slots(NamedTuple):
+    """What is known of every label: [B, U] each.
+
+    Attributes:
+      label: its id; the blank where no label stands.
+      start, frames: where the frames of its example start, and how many there are.
+      first, last: whether it is the first, the last label of its example.
+      skips: whether a path may come to it straight from the label before: not if they are equal.
+      count, needed: the labels of its example up to here, and the frames that these need at least.
+    """
+
+    label: jax.Array
+    start: jax.Array
+    frames: jax.Array
+    first: jax.Array
+    last: jax.Array
+    skips: jax.Array
+    count: jax.Array
+    needed: jax.Array
+
+
+def _slots(frames: jax.Array, labels: Stream) -> Slots:
+    segments, length = labels.segments, frames.shape[1]
+    label = jnp.where(labels.mask, labels.features, BLANK)
+    first = labels.mask & (segments != _right(segments, 0))
+    last = labels.mask & (segments != _left(segments, 0))
+    inside = labels.mask & ~first
+    repeats = inside & (label == _right(label, BLANK))
+    # [B, U, T], but only inside a fused reduction.
+    own = (segments[:, :, None] == frames[:, None, :]) & labels.mask[:, :, None]
+    start = jnp.where(own, jnp.arange(length), length).min(-1, initial=length)
+    place = jnp.arange(segments.shape[1])
+    begin = jax.lax.cummax(jnp.where(first, place, 0), axis=1)
+    repeated = jnp.cumsum(repeats, axis=1)
+    repeated = repeated - jnp.take_along_axis(repeated, begin, axis=1)  # the first label repeats nothing
+    count = jnp.where(labels.mask, place - begin + 1, 0)
+    return Slots(label, start, own.sum(-1), first, last, inside & ~repeats, count, count + repeated)
+
+
+def _right(x: jax.Array, fill) -> jax.Array:
+    """y[:, u] = x[:, u - 1]."""
+    return jnp.pad(x, ((0, 0), (1, 0)), constant_values=fill)[:, :-1]
+
+
+def _left(x: jax.Array, fill) -> jax.Array:
+    """y[:, u] = x[:, u + 1]."""
+    return jnp.pad(x, ((0, 0), (0, 1)), constant_values=fill)[:, 1:]
+
+
+# The trellis. Of every label three log-probabilities are followed: of the paths that stand on it, of those that stand
+# on the blank after it, and of those that have seen blanks only (which matters to the first label of an example).
+Trellis = tuple[jax.Array, jax.Array, jax.Array]
+
+
+@jax.custom_vjp
+def _negative_log_likelihood(logits: jax.Array, slots: Slots) -> jax.Array:
+    """[B, T, V] -> [B, U], valid at each example's last label."""
+    return -_forward(logits, slots, remember=False)[0]
+
+
+def _forward(logits: jax.Array, slots: Slots, remember: bool):
+    """The log-likelihoods [B, U], and what the backward pass needs."""
+    rows, length, vocabulary = logits.shape
+    total = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)  # the log-softmax itself is never stored
+    of_blank = logits[..., BLANK].astype(jnp.float32) - total
+    flat = logits.reshape(rows, length * vocabulary)
+
+    def step(time, carry):
+        trellis, history = carry
+        if remember:
+            history = [
+                jax.lax.dynamic_update_index_in_dim(h, x, time, 0) for h, x in zip(history, trellis, strict=True)
+            ]
+        frame = jnp.minimum(slots.start + time, length - 1)
+        emit_blank = jnp.take_along_axis(of_blank, frame, axis=1)
+        emit = jnp.take_along_axis(flat, frame * vocabulary + slots.label, axis=1).astype(jnp.float32)
+        emit = emit - jnp.take_along_axis(total, frame, axis=1)
+        came_to_label, came_to_blank = _predecessors(trellis, slots)
+        moved = _log_sum(came_to_label) + emit, _log_sum(came_to_blank) + emit_blank, trellis[2] + emit_blank
+        live = time < slots.frames
+        trellis = tuple(jnp.where(live, jnp.maximum(x, NEVER), old) for x, old in zip(moved, trellis, strict=True))
+        return trellis, history
+
+    never = jnp.full(slots.label.shape, NEVER)
+    history = [jnp.zeros((length, *never.shape)) for _ in range(3)] if remember else None
+    start = (never, never, jnp.zeros_like(never)), history
+    final, history = jax.lax.fori_loop(0, slots.frames.max(), step, start)
+    return _log_sum(final[:2]), (total, final, history)
+
+
+def _predecessors(trellis: Trellis, slots: Slots):
+    """Where paths come from: to a label from itself, the blank before or the label before; to the blank after it."""
+    label, after, blanks = trellis
+    before = jnp.where(slots.first, blanks, _right(after, NEVER))
+    skipped = jnp.where(slots.skips, _right(label, NEVER), NEVER)
+    return (label, before, skipped), (after, label)
+
+
+def _log_sum(terms: tuple[jax.Array, ...]) -> jax.Array:
+    top = functools.reduce(jnp.maximum, terms)
+    return top + jnp.log(sum(jnp.exp(term - top) for term in terms))
+
+
+def _shares(terms: tuple[jax.Array, ...]) -> list[jax.Array]:
+    """Of what came together, the share of each: they add up to 1, however small the probabilities are."""
+    top = functools.reduce(jnp.maximum, terms)
+    powers = [jnp.exp(term - top) for term in terms]
+    return [power / sum(powers) for power in powers]
+
+
+def _forward_and_residuals(logits, slots):
+    likelihood, memory = _forward(logits, slots, remember=True)
+    return -likelihood, (logits, slots, memory)
+
+
+def _backward(residuals, cotangent):
+    """From the last frame to the first: which share of the probability of all paths passes through each label.
+
+    The gradient by the logits of a frame is softmax - shares (Graves et al. 2006, equation 16).
+    """
+    logits, slots, (total, final, history) = residuals
+    rows, length, vocabulary = logits.shape
+    cotangent = jnp.where(slots.last, cotangent, 0.0)
+    # Each frame's own cotangent and its time within its example; [B, U, T] only inside fused reductions.
+    place = jnp.arange(length) - slots.start[:, :, None]
+    own = (place >= 0) & (place < slots.frames[:, :, None])
+    of_frame = jnp.where(own, cotangent[:, :, None], 0.0).sum(1)
+    time_of_frame = jnp.where(own, place, 0).max(1)
+    softmax = jnp.exp(logits.astype(jnp.float32) - total[..., None])
+    blank = jnp.arange(vocabulary) == BLANK
+    gradient = jnp.where(of_frame[..., None] != 0, of_frame[..., None] * (softmax - blank), 0.0)
+
+    def step(back, carry):
+        (on_label, on_after), gradient, through_label = carry
+        time = longest - 1 - back
+        live = time < slots.frames
+        frame = jnp.minimum(slots.start + time, length - 1)
+        passing = jnp.where(live, on_label, 0.0)
+        through_label = jax.lax.dynamic_update_index_in_dim(through_label, passing, time, 0)
+        gradient = gradient.at[jnp.arange(rows)[:, None], frame * vocabulary + slots.label].add(-passing)
+        came_to_label, came_to_blank = _predecessors(tuple(h[time] for h in history), slots)
+        stay, enter, skip = (on_label * share for share in _shares(came_to_label))
+        rest, leave = (on_after * share for share in _shares(came_to_blank))
+        moved = stay + leave + _left(skip, 0.0), rest + _left(jnp.where(slots.first, 0.0, enter), 0.0)
+        standing = tuple(jnp.where(live, x, old) for x, old in zip(moved, (on_label, on_after), strict=True))
+        return standing, gradient, through_label
+
+    longest = slots.frames.max()
+    standing = tuple(cotangent * share for share in _shares(final[:2]))
+    carry = standing, gradient.reshape(rows, -1), jnp.zeros_like(history[0])
+    _, gradient, through_label = jax.lax.fori_loop(0, longest, step, carry)
+    # What does not pass through a label passes through a blank.
+    of_time = jnp.take_along_axis(jnp.swapaxes(through_label, 0, 1), time_of_frame[:, :, None], axis=1)
+    through_labels = jnp.where(jnp.swapaxes(own, 1, 2), of_time, 0.0).sum(-1)
+    gradient = gradient.reshape(logits.shape).at[..., BLANK].add(through_labels)
+    return gradient.astype(logits.dtype), None
+
+
+_negative_log_likelihood.defvjp(_forward_and_residuals, _backward)

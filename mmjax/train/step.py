@@ -46,13 +46,14 @@ def measure(model: Multimodal, objectives: dict[str, Any], params: Any, batch: B
 
 
 def score(objectives: dict[str, Any], outputs: Batch, batch: Batch) -> Sums:
-    """Every objective whose output and labels are there."""
-    return {
-        f"{name}/{metric}": pair
-        for name, objective in objectives.items()
-        if name in outputs and name in batch
-        for metric, pair in objective(outputs[name], batch[name]).items()
-    }
+    """Every objective whose output is there, and its labels: in the batch, or beside the output ("NAME/labels")."""
+    sums = {}
+    for name, objective in objectives.items():
+        labels = batch.get(name, outputs.get(f"{name}/labels")) if objective.labelled else None
+        if name in outputs and (labels is not None or not objective.labelled):
+            measured = objective(outputs[name], labels) if objective.labelled else objective(outputs[name])
+            sums |= {f"{name}/{metric}": pair for metric, pair in measured.items()}
+    return sums
 
 
 def divide(pair: tuple[jax.Array, jax.Array]) -> jax.Array:

@@ -23,6 +23,9 @@ AT_LEAST = {
     "maximum_ratio": float("-inf"),
     "frequency_masks": 0,
     "time_masks": 0,
+    "bias": float("-inf"),
+    "scale": 1e-6,
+    "limit": 1e-6,
 }
 SHARES = ("dropout", "label_smoothing", "ema", "b1", "b2", "momentum")
 AT_MOST_ONE = ("probability", "time_width", "multiplicity", "maximum_share", "quiet")
@@ -55,20 +58,15 @@ def check_config(config: c.Experiment) -> None:
             if unknown:
                 raise UserError(f"{place}: '{subset}' names '{unknown[0]}'; the modalities are {', '.join(modalities)}")
     for name, head in config.model.heads.items():
-        if head.reads not in {*modalities, "fused"}:
+        if isinstance(head, c.Contrast):
+            if len(set(head.between)) != 2 or not modalities.issuperset(head.between):
+                raise UserError(f"model.heads.{name}.between={head.between} does not name two encoders")
+        elif head.reads not in {*modalities, "fused"}:
             raise UserError(f"model.heads.{name}.reads='{head.reads}' is neither an encoder nor 'fused'")
     for name, objective in config.objectives.items():
         if name not in config.model.heads:
             raise UserError(f"objectives.{name} has no head of that name in model.heads")
-        if name not in ("answer", *config.data.rows):
-            raise UserError(
-                f"objectives.{name} has no labels: name it 'answer' or one of {', '.join(config.data.rows)}"
-            )
-        if isinstance(objective, c.Classification) != (name == "answer"):
-            raise UserError(
-                f"objectives.{name} cannot be {type(objective).__name__}: 'answer' has one label per example, "
-                "every other stream a sequence of them"
-            )
+        _check_objective(name, objective, config)
     for place in config.initial:
         room, _, name = place.partition(".")
         known = {"encoders": config.model.encoders, "heads": config.model.heads}
@@ -112,6 +110,24 @@ def _check_augmentation(chosen: c.ImageAugmentation) -> None:
             raise UserError(f"data.image_augmentation.{key} is {value}; it must be between {low} and {high}")
 
 
+def _check_objective(name: str, objective: Any, config: c.Experiment) -> None:
+    """That an objective fits its head and the labels of its name."""
+    kind, head = type(objective).__name__, config.model.heads[name]
+    contrastive = isinstance(objective, c.SigLIP | c.CLIP)
+    if contrastive != isinstance(head, c.Contrast) or (isinstance(head, c.Vocabulary) and kind != "Sequence"):
+        raise UserError(f"objectives.{name} is {kind}, which cannot read model.heads.{name}, a {type(head).__name__}")
+    if isinstance(objective, c.CLIP) and head.limit is None:
+        raise UserError(f"model.heads.{name}.limit is not set; CLIP keeps the scale of its logits below 100")
+    if contrastive:
+        return  # no labels
+    if name not in ("answer", *config.data.rows):
+        raise UserError(f"objectives.{name} has no labels: name it 'answer' or one of {', '.join(config.data.rows)}")
+    if isinstance(objective, c.Classification | c.MultiLabel) != (name == "answer"):
+        raise UserError(
+            f"objectives.{name} cannot be {kind}: 'answer' has one label per example, every other stream a sequence of them"
+        )
+
+
 def _check_numbers(config: c.Experiment) -> None:
     values = c.flat(config)
     for path, value in values.items():
@@ -150,12 +166,12 @@ def check_labels(config: c.Experiment, source: Any) -> None:
     """That the heads are as wide as the labels of the data need."""
     for name, objective in config.objectives.items():
         head = config.model.heads[name]
-        if isinstance(objective, c.Classification):
+        if isinstance(objective, c.Classification | c.MultiLabel):
             if head.outputs != len(source.answers):
                 raise UserError(
                     f"model.heads.{name}.outputs={head.outputs}, but there are {len(source.answers)} answers"
                 )
-        elif head.outputs < len(source.tokenizer):
+        elif isinstance(objective, c.CTC | c.Sequence) and head.outputs < len(source.tokenizer):
             raise UserError(
                 f"model.heads.{name}.outputs={head.outputs}, but the tokenizer has {len(source.tokenizer)} pieces"
             )

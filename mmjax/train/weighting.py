@@ -1,0 +1,130 @@
+"""Weights of several losses that change as training goes on.
+
+All are pure: a state (a pytree of scalars by the objective's name), and functions of it. The losses are those of a
+step, already divided by their own weights; a fixed weight is the objective's field `weight`.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Scalars = dict[str, jax.Array]  # by the objective's name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Uncertainty:
+    """Learned log-variances s: the sum of exp(-s) x loss + s / 2 (Kendall et al. 2018, arXiv:1705.07115, section 3).
+
+    They are parameters, trained by the same optimizer (without weight decay, which would pull towards a variance of
+    1). The best s of a constant loss L is log(2 L): then its weight is 1 / (2 L).
+    """
+
+    def init(self, names: list[str]) -> Scalars:
+        """Variances of 1."""
+        return {name: jnp.zeros(()) for name in names}
+
+    def total(self, log_variances: Scalars, losses: Scalars) -> jax.Array:
+        """The loss to be minimised by the model and by the log-variances."""
+        return sum(jnp.exp(-log_variances[name]) * loss + 0.5 * log_variances[name] for name, loss in losses.items())
+
+
+class Averages(NamedTuple):
+    """The state of `DynamicAverage`: losses summed in this period, and the means of the two before."""
+
+    sums: Scalars
+    steps: jax.Array
+    last: Scalars
+    before: Scalars
+    periods: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DynamicAverage:
+    """More weight to losses that fall slowly: DWA (Liu et al. 2019, arXiv:1803.10704, equation 7).
+
+    Attributes:
+      period: steps over which losses are averaged before they are compared; an epoch in the paper.
+      temperature: the higher, the more equal the weights.
+    """
+
+    period: int = 1000
+    temperature: float = 2.0
+
+    def init(self, names: list[str]) -> Averages:
+        """Nothing seen yet."""
+        zeros = {name: jnp.zeros(()) for name in names}
+        nothing = jnp.zeros((), jnp.int32)
+        return Averages(zeros, nothing, zeros, zeros, nothing)
+
+    def update(self, state: Averages, losses: Scalars) -> Averages:
+        """The state after a step with these losses."""
+        sums, steps = {name: state.sums[name] + losses[name] for name in state.sums}, state.steps + 1
+        done = steps == self.period
+        choose = lambda new, old: jax.tree.map(lambda a, b: jnp.where(done, a, b), new, old)  # noqa: E731
+        means = jax.tree.map(lambda x: x / self.period, sums)
+        ended = Averages(jax.tree.map(jnp.zeros_like, sums), 0 * steps, means, state.last, state.periods + 1)
+        return choose(ended, Averages(sums, steps, state.last, state.before, state.periods))
+
+    def weights(self, state: Averages) -> Scalars:
+        """Weights that add up to the number of losses; 1 each during the first two periods, as in the paper."""
+        names = list(state.last)
+        # A loss that was 0, because nothing was weighed, counts as one that has not changed.
+        ratios = [
+            jnp.where(state.before[n] > 0, state.last[n] / jnp.where(state.before[n] > 0, state.before[n], 1.0), 1.0)
+            for n in names
+        ]
+        shares = jax.nn.softmax(jnp.stack(ratios) / self.temperature) * len(names)
+        weights = jnp.where(state.periods < 2, 1.0, shares)
+        return dict(zip(names, weights, strict=True))
+
+
+class Balance(NamedTuple):
+    """The state of `GradNorm`: the weights, and the losses of the first step."""
+
+    weights: Scalars
+    first: Scalars
+    steps: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GradNorm:
+    """Weights by which all losses train at one rate (Chen et al. 2018, arXiv:1711.02257, algorithm 1).
+
+    Attributes:
+      alpha: how strongly losses that lag behind are helped; 0 makes all gradients equally long.
+      rate: of the gradient descent on the weights.
+      least: no weight falls below it.
+    """
+
+    alpha: float = 1.5
+    rate: float = 0.025
+    least: float = 1e-3
+
+    def init(self, names: list[str]) -> Balance:
+        """Weights of 1."""
+        ones = {name: jnp.ones(()) for name in names}
+        return Balance(ones, ones, jnp.zeros((), jnp.int32))
+
+    def update(self, state: Balance, losses: Scalars, norms: Scalars) -> Balance:
+        """The state after a step.
+
+        Args:
+          losses: of the step, unweighted.
+          norms: lengths of each unweighted loss's gradient by the parameters that all losses share (in the paper,
+            those of the last shared layer).
+        """
+        names = list(state.weights)
+        vector = lambda scalars: jnp.stack([scalars[name] for name in names])  # noqa: E731
+        weights, norm = vector(state.weights), vector(norms)
+        first = jnp.where(state.steps == 0, vector(losses), vector(state.first))
+        progress = vector(losses) / jnp.where(first > 0, first, 1.0)  # the inverse training rate
+        relative = progress / jnp.maximum(progress.mean(), 1e-12)
+        lengths = weights * norm
+        # The slope of sum |length - target| by the weights, the target being held fixed.
+        slope = jnp.sign(lengths - lengths.mean() * relative**self.alpha) * norm
+        weights = jnp.maximum(weights - self.rate * slope, self.least)
+        weights = weights * len(names) / weights.sum()
+        split = lambda x: dict(zip(names, x, strict=True))  # noqa: E731
+        return Balance(split(weights), split(first), state.steps + 1)

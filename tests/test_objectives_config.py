@@ -1,0 +1,82 @@
+"""Objectives as parts of a config: which heads and labels fit which, and where labels come from."""
+
+import dataclasses
+import re
+
+import jax.numpy as jnp
+import pytest
+from conftest import tiny
+
+from mmjax import config as c
+from mmjax.errors import UserError
+from mmjax.objectives import Classification, Sequence, SigLIP
+from mmjax.stream import Stream
+from mmjax.train.build import build_model, build_objectives
+from mmjax.train.step import score
+from mmjax.train.validate import check_config
+
+
+def with_(heads, objectives):
+    model = dataclasses.replace(tiny().model, heads={**tiny().model.heads, **heads})
+    return tiny(model=model, objectives={**tiny().objectives, **objectives})
+
+
+PAIR = c.Contrast(between=("speech", "image"), outputs=8)
+
+
+def test_every_objective_is_built_with_its_head():
+    config = with_(
+        {
+            "pair": PAIR,
+            "limited": dataclasses.replace(PAIR, limit=100.0),
+            "text": c.Vocabulary(reads="text", outputs=128),
+        },
+        {
+            "pair": c.SigLIP(chunks=4),
+            "limited": c.CLIP(),
+            "text": c.Sequence(chunk=64),
+            "answer": c.MultiLabel(gamma=2.0),
+        },
+    )
+    check_config(config)
+    assert c.from_json(c.to_json(config)) == config
+    built = build_objectives(config)
+    assert built["pair"] == SigLIP(chunks=4) and built["text"] == Sequence(chunk=64)
+    assert build_model(config.model).heads["pair"].between == ("speech", "image")
+
+
+@pytest.mark.parametrize(
+    "heads, objectives, message",
+    [
+        ({}, {"answer": c.SigLIP()}, "objectives.answer is SigLIP, which cannot read model.heads.answer, a Head"),
+        ({"pair": PAIR}, {"pair": c.CTC()}, "objectives.pair is CTC, which cannot read model.heads.pair, a Contrast"),
+        ({"pair": PAIR}, {"pair": c.CLIP()}, "model.heads.pair.limit is not set"),
+        ({"pair": dataclasses.replace(PAIR, between=("speech", "smell"))}, {}, "does not name two encoders"),
+        ({"pair": dataclasses.replace(PAIR, between=("image", "image"))}, {}, "does not name two encoders"),
+        (
+            {"text": c.Vocabulary(reads="text", outputs=9)},
+            {"text": c.CTC()},
+            "objectives.text is CTC, which cannot read model.heads.text, a Vocabulary",
+        ),
+        ({"text": c.Head(reads="text", outputs=9)}, {"text": c.MultiLabel()}, "objectives.text cannot be MultiLabel"),
+        ({"other": c.Head(reads="text", outputs=9)}, {"other": c.Sequence()}, "objectives.other has no labels"),
+    ],
+)
+def test_objectives_that_do_not_fit_are_named(heads, objectives, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_config(with_(heads, objectives))
+
+
+def test_labels_come_from_the_batch_or_from_the_model():
+    segments = jnp.ones((1, 1), jnp.int32)
+    output, labels = Stream(jnp.eye(3)[None, :1], segments, segments), Stream(segments * 0, segments, segments)
+    objectives = {"answer": Classification()}
+    own = score(objectives, {"answer": output, "answer/labels": labels}, {})
+    assert own["answer/accuracy"][0] == 1
+    # The data's own labels go first; without labels there is no sum.
+    other = labels._replace(features=segments * 2)
+    assert score(objectives, {"answer": output, "answer/labels": labels}, {"answer": other})["answer/accuracy"][0] == 0
+    assert score(objectives, {"answer": output}, {}) == {} == score(objectives, {}, {"answer": labels})
+    # An objective without labels is given none, whatever the batch holds of its name.
+    pairs = Stream(jnp.ones((1, 1, 2, 3)), segments, segments)
+    assert score({"pair": SigLIP()}, {"pair": pairs}, {"pair": labels})["pair/loss"][1] == 1

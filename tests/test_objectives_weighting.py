@@ -1,0 +1,85 @@
+"""Weights of several losses do what their papers say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mmjax.train.weighting import DynamicAverage, GradNorm, Uncertainty
+
+
+def scalars(**values):
+    return {name: jnp.float32(value) for name, value in values.items()}
+
+
+def test_uncertainty_learns_the_variance_of_each_loss():
+    """Kendall et al.: a noisier task gets less weight. At rest, exp(s) = 2 L, so every weighted loss is 1/2."""
+    losses, weighting = scalars(sharp=0.02, noisy=3.0), Uncertainty()
+    optimizer = optax.adam(0.1)
+
+    @jax.jit
+    def learn(state):
+        def step(carry, _):
+            s, state = carry
+            updates, state = optimizer.update(jax.grad(weighting.total)(s, losses), state)
+            return (optax.apply_updates(s, updates), state), None
+
+        return jax.lax.scan(step, (state, optimizer.init(state)), length=500)[0][0]
+
+    start = weighting.init(list(losses))
+    np.testing.assert_allclose(weighting.total(start, losses), 3.02, rtol=1e-6)  # the plain sum at first
+    learned = learn(start)
+    for name, loss in losses.items():
+        np.testing.assert_allclose(np.exp(learned[name]), 2 * loss, rtol=1e-2)
+
+
+def test_uncertainty_is_the_likelihood_of_a_gaussian_with_learned_variance():
+    """-log N(y; f, sigma^2), without its constant: their equation 5 with the loss (y - f)^2 / 2."""
+    error, sigma = 0.7, 1.9
+    total = Uncertainty().total(scalars(a=2 * np.log(sigma)), scalars(a=0.5 * error**2))
+    np.testing.assert_allclose(total, error**2 / (2 * sigma**2) + np.log(sigma), rtol=1e-6)
+
+
+def test_dynamic_average_weights_the_loss_that_falls_slowly():
+    """Liu et al., equation 7, with periods of two steps: K exp(r / T) / sum exp(r / T)."""
+    weighting = DynamicAverage(period=2, temperature=2.0)
+    state, update = weighting.init(["fast", "slow"]), jax.jit(weighting.update)
+    for fast, slow in ((5.0, 2.0), (3.0, 2.0), (1.5, 2.0), (0.5, 1.8)):
+        assert weighting.weights(state) == {"fast": 1.0, "slow": 1.0}
+        state = update(state, scalars(fast=fast, slow=slow))
+    weights = weighting.weights(state)
+    ratios = np.array([(1.5 + 0.5) / (5.0 + 3.0), (2.0 + 1.8) / (2.0 + 2.0)])
+    expected = 2 * np.exp(ratios / 2) / np.exp(ratios / 2).sum()
+    np.testing.assert_allclose([weights["fast"], weights["slow"]], expected, rtol=1e-6)
+    assert weights["slow"] > 1 > weights["fast"]
+    # Within the next period nothing changes.
+    assert weighting.weights(update(state, scalars(fast=9.0, slow=9.0))) == weights
+
+
+def test_dynamic_average_of_a_loss_that_is_not_there_is_finite():
+    weighting = DynamicAverage(period=1)
+    state = weighting.init(["here", "absent"])
+    for loss in (4.0, 4.0, 4.0):
+        state = weighting.update(state, scalars(here=loss, absent=0.0))
+    assert weighting.weights(state) == {"here": 1.0, "absent": 1.0}
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_grad_norm_brings_gradients_to_their_targets(alpha):
+    """Chen et al.: each weighted gradient is as long as the mean, times the relative inverse rate to the alpha."""
+    weighting = GradNorm(alpha=alpha, rate=1e-3)
+    norms, first, now = scalars(a=1.0, b=10.0, c=3.0), scalars(a=2.0, b=2.0, c=2.0), scalars(a=1.0, b=0.5, c=1.5)
+
+    @jax.jit
+    def balance():
+        state = weighting.update(weighting.init(list(norms)), first, norms)
+        return jax.lax.scan(lambda s, _: (weighting.update(s, now, norms), None), state, length=4000)[0]
+
+    weights = balance().weights
+    np.testing.assert_allclose(sum(weights.values()), 3.0, rtol=1e-5)
+    lengths = np.array([weights[n] * norms[n] for n in norms])
+    rates = np.array([0.5, 0.25, 0.75])
+    np.testing.assert_allclose(lengths, lengths.mean() * (rates / rates.mean()) ** alpha, rtol=0.1)
+    # The paper's two-task toy: the loss with the larger gradients gets the smaller weight.
+    assert weights["b"] < weights["c"] < weights["a"]
