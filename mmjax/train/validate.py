@@ -13,6 +13,7 @@ AT_LEAST = {
     "decay": 0,
     "mean": float("-inf"),
     "std": 1e-6,
+    "bottlenecks": 0,
 }
 SHARES = ("dropout", "label_smoothing", "ema", "b1", "b2", "momentum")
 
@@ -28,13 +29,15 @@ def check_config(config: c.Experiment) -> None:
         raise UserError("objectives is empty: there is nothing to train")
     for name, tower in {**config.model.encoders, "fusion": config.model.fusion}.items():
         path = f"model.{'' if name == 'fusion' else 'encoders.'}{name}"
-        if tower.width % tower.heads:
-            raise UserError(f"{path}.width={tower.width} does not divide among {tower.heads} heads")
+        heads = getattr(tower, "heads", 1)
+        if tower.width % heads:
+            raise UserError(f"{path}.width={tower.width} does not divide among {heads} heads")
         turned = getattr(tower, "positions", "rotary" if isinstance(tower, c.Transformer) else None) == "rotary"
         pairs = 4 if isinstance(tower, c.ViT) else 2  # features that a rotary position turns together
-        if turned and tower.width // tower.heads % pairs:
+        if turned and tower.width // heads % pairs:
             raise UserError(f"{path}: rotary positions need heads whose width divides by {pairs}")
 
+    _check_fusion(config.model)
     modalities = set(config.model.encoders)
     known = {*modalities, "transcript", "examples"}
     for name in config.data.rows:
@@ -67,6 +70,16 @@ def check_config(config: c.Experiment) -> None:
             f"data.batch_rows={config.data.batch_rows} does not divide into "
             f"optimizer.accumulation={config.optimizer.accumulation} micro-batches"
         )
+
+
+def _check_fusion(model: c.Multimodal) -> None:
+    fusion = model.fusion
+    if isinstance(fusion, c.FiLM) and fusion.by not in model.encoders:
+        raise UserError(f"model.fusion.by='{fusion.by}' is no modality; there are {', '.join(model.encoders)}")
+    if isinstance(fusion, c.Bottleneck) and fusion.bottlenecks and fusion.layers < 2:
+        raise UserError("model.fusion.layers is 1, but bottlenecks pass nothing on before the second layer")
+    if isinstance(fusion, c.MixtureOfExperts) and fusion.chosen > fusion.experts:
+        raise UserError(f"model.fusion.chosen={fusion.chosen} is more than its {fusion.experts} experts")
 
 
 def _check_numbers(config: c.Experiment) -> None:
