@@ -70,6 +70,16 @@ class Transformer:
 
 
 @part
+class Vectors:
+    inputs: int  # numbers per vector
+    layers: int = 2
+    width: int = 128
+    heads: int = 4
+    mlp: int = 512
+    dropout: float = 0.0
+
+
+@part
 class CrossAttention:
     layers: int = 3
     width: int = 128
@@ -156,7 +166,7 @@ class Head:
 
 @part
 class Multimodal:
-    encoders: Mapping[str, Conformer | ViT | Transformer]
+    encoders: Mapping[str, Conformer | ViT | Transformer | Vectors]
     fusion: Fusion
     heads: Mapping[str, Head]
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the compute; parameters are float32
@@ -187,8 +197,15 @@ class SpokenEasyVQA:
 
 
 @part
+class OwnSource:
+    file: str  # a Python file, most simply the config itself: __file__
+    name: str  # of the class in it, built as name(data directory, split, **options)
+    options: Mapping[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
+
+
+@part
 class Data:
-    source: SpokenEasyVQA
+    source: SpokenEasyVQA | OwnSource
     directory: str | None = None  # None: $MMJAX_DATA, else ~/.cache/mmjax
     batch_rows: int = 16  # rows of a batch, over all devices
     rows: Mapping[str, int]  # what a row holds of each stream: hops, patches, tokens, examples
@@ -337,7 +354,15 @@ def load(path: str | Path) -> Experiment:
             return from_json(path.read_text(), str(path))
         except (UnicodeDecodeError, RecursionError) as error:
             raise UserError(f"{path} is not a resolved config: {error}") from None
-    spec = importlib.util.spec_from_file_location(f"mmjax_config_{path.stem}", path)
+    config = getattr(run_file(path), "config", None)
+    if not isinstance(config, Experiment):
+        raise UserError(f"the config file {path} must assign `config = Experiment(...)`")
+    return from_dict(Experiment, to_dict(config), "")  # checks the types once, for all ways in
+
+
+def run_file(path: Path) -> types.ModuleType:
+    """Runs a Python file; its `__file__` is absolute, so that what it says of itself holds in any directory."""
+    spec = importlib.util.spec_from_file_location(f"mmjax_config_{path.stem}", path.absolute())
     if spec is None:
         raise UserError(f"{path} is no config: it is neither a .py nor a .json file")
     module = importlib.util.module_from_spec(spec)
@@ -345,10 +370,7 @@ def load(path: str | Path) -> Experiment:
         spec.loader.exec_module(module)
     except Exception as error:
         raise UserError(f"the config file {path} does not run: {type(error).__name__}: {error}") from None
-    config = getattr(module, "config", None)
-    if not isinstance(config, Experiment):
-        raise UserError(f"the config file {path} must assign `config = Experiment(...)`")
-    return from_dict(Experiment, to_dict(config), "")  # checks the types once, for all ways in
+    return module
 
 
 # To and from plain dictionaries. --------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from mmjax.models.fusion import (
 from mmjax.models.log_mel import LogMel
 from mmjax.models.multimodal import Head, Multimodal
 from mmjax.models.transformer import Transformer
+from mmjax.models.vectors import Vectors
 from mmjax.models.vit import ViT
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Multimodal",
     "Perceiver",
     "Transformer",
+    "Vectors",
     "ViT",
     "Weighted",
 ]

@@ -15,6 +15,8 @@ AT_LEAST = {
     "std": 1e-6,
     "bottlenecks": 0,
 }
+# Streams that have a meaning of their own; those of vectors need other names.
+TAKEN = ("speech", "image", "text", "transcript", "examples", "answer", "fused")
 SHARES = ("dropout", "label_smoothing", "ema", "b1", "b2", "momentum")
 
 
@@ -32,10 +34,14 @@ def check_config(config: c.Experiment) -> None:
         heads = getattr(tower, "heads", 1)
         if tower.width % heads:
             raise UserError(f"{path}.width={tower.width} does not divide among {heads} heads")
-        turned = getattr(tower, "positions", "rotary" if isinstance(tower, c.Transformer) else None) == "rotary"
+        turned = (
+            getattr(tower, "positions", "rotary" if isinstance(tower, c.Transformer | c.Vectors) else None) == "rotary"
+        )
         pairs = 4 if isinstance(tower, c.ViT) else 2  # features that a rotary position turns together
         if turned and tower.width // heads % pairs:
             raise UserError(f"{path}: rotary positions need heads whose width divides by {pairs}")
+        if isinstance(tower, c.Vectors) and name in TAKEN:
+            raise UserError(f"{path}: '{name}' is not for a stream of vectors; choose another name")
 
     _check_fusion(config.model)
     modalities = set(config.model.encoders)
@@ -84,7 +90,7 @@ def _check_fusion(model: c.Multimodal) -> None:
 
 def _check_numbers(config: c.Experiment) -> None:
     for path, value in c.flat(config).items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, int | float) and not isinstance(value, bool) and "data.source.options." not in path:
             least = next((low for end, low in AT_LEAST.items() if path.endswith(end)), 1 if type(value) is int else 0.0)
             if value < least:
                 raise UserError(f"{path} is {value}; it must be at least {least}")
@@ -93,7 +99,10 @@ def _check_numbers(config: c.Experiment) -> None:
 
 
 def check_labels(config: c.Experiment, source: Any) -> None:
-    """That the heads are as wide as the labels of the data need."""
+    """That the data has what the model reads, and that the heads are as wide as its labels need."""
+    for name, encoder in config.model.encoders.items():
+        if isinstance(encoder, c.Vectors) and name not in source.sizes:
+            raise UserError(f"model.encoders has '{name}', but the data has only {', '.join(source.sizes)}")
     for name, objective in config.objectives.items():
         head = config.model.heads[name]
         if isinstance(objective, c.Classification):
