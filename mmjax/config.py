@@ -58,6 +58,20 @@ class MFCC:
     hop = property(lambda self: self.log_mel.hop)
 
 
+# Published sizes: Gulati et al. 2020, table 1 (S, M, L); NeMo's conformer_ctc_bpe.yaml and fast-conformer_ctc_bpe.yaml.
+CONFORMERS = {
+    "S": dict(layers=16, width=144, heads=4, kernel=32),
+    "M": dict(layers=16, width=256, heads=4, kernel=32),
+    "L": dict(layers=17, width=512, heads=8, kernel=32),
+    "NeMo S": dict(layers=16, width=176, heads=4, kernel=31),
+    "NeMo M": dict(layers=18, width=256, heads=4, kernel=31),
+    "NeMo L": dict(layers=18, width=512, heads=8, kernel=31),
+    "NeMo XL": dict(layers=24, width=1024, heads=8, kernel=5),
+    "Fast L": dict(layers=18, width=512, heads=8, kernel=9, subsampling=8, stem="depthwise", stem_channels=256),
+    "Fast XL": dict(layers=24, width=1024, heads=8, kernel=9, subsampling=8, stem="depthwise", stem_channels=256),
+}
+
+
 @part
 class Conformer:
     front_end: LogMel | WhisperLogMel | NeMoLogMel | KaldiFilterBank | MFCC = LogMel()
@@ -78,36 +92,21 @@ class Conformer:
     scale_input: bool = False
     dropout: float = 0.0
 
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "Conformer":
+        """A published size; any field may be changed.
 
-# Published sizes: Gulati et al. 2020, table 1 (S, M, L); NeMo's conformer_ctc_bpe.yaml and fast-conformer_ctc_bpe.yaml.
-CONFORMERS = {
-    "S": dict(layers=16, width=144, heads=4, kernel=32),
-    "M": dict(layers=16, width=256, heads=4, kernel=32),
-    "L": dict(layers=17, width=512, heads=8, kernel=32),
-    "NeMo S": dict(layers=16, width=176, heads=4, kernel=31),
-    "NeMo M": dict(layers=18, width=256, heads=4, kernel=31),
-    "NeMo L": dict(layers=18, width=512, heads=8, kernel=31),
-    "NeMo XL": dict(layers=24, width=1024, heads=8, kernel=5),
-    "Fast L": dict(layers=18, width=512, heads=8, kernel=9, subsampling=8, stem="depthwise", stem_channels=256),
-    "Fast XL": dict(layers=24, width=1024, heads=8, kernel=9, subsampling=8, stem="depthwise", stem_channels=256),
-}
-
-
-def conformer(size: str, **changes: Any) -> Conformer:
-    """A Conformer of a published size, with changes.
-
-    "modern L" is "L" (any of them) with rotary positions, RMSNorm and FastConformer's stem, kernel and subsampling.
-    """
-    modern = dict(
-        positions="rotary", norm="rms", convolution_norm="rms", kernel=9, subsampling=8, stem="depthwise",
-        stem_channels=256,
-    )  # fmt: skip
-    name = size.removeprefix("modern ")
-    if name not in CONFORMERS:
-        raise UserError(
-            f"there is no Conformer '{size}'{_nearest(name, CONFORMERS)}; there are {', '.join(CONFORMERS)}"
-        )
-    return Conformer(**CONFORMERS[name] | (modern if name != size else {}) | changes)
+        "modern L" is "L" (any of them) with rotary positions, RMSNorm and FastConformer's stem, kernel and subsampling.
+        """
+        modern = dict(
+            positions="rotary", norm="rms", convolution_norm="rms", kernel=9, subsampling=8, stem="depthwise",
+            stem_channels=256,
+        )  # fmt: skip
+        size = name.removeprefix("modern ")
+        if size not in CONFORMERS:
+            near = _nearest(size, CONFORMERS)
+            raise UserError(f"there is no Conformer '{name}'{near}; there are {', '.join(CONFORMERS)}")
+        return cls(**CONFORMERS[size] | (modern if size != name else {}) | changes)
 
 
 @part
@@ -198,6 +197,16 @@ class TextDecoder:
 
 
 @part
+class Vectors:
+    inputs: int  # numbers per vector
+    layers: int = 2
+    width: int = 128
+    heads: int = 4
+    mlp: int = 512
+    dropout: float = 0.0
+
+
+@part
 class MeanPool:
     pass
 
@@ -225,6 +234,75 @@ class CrossAttention:
 
 
 @part
+class Concat:
+    layers: int = 3
+    width: int = 128
+    heads: int = 4
+    mlp: int = 512
+    dropout: float = 0.0
+
+
+@part
+class Add:
+    width: int = 128
+
+
+@part
+class Weighted:
+    width: int = 128
+
+
+@part
+class LowRank:
+    width: int = 128
+    rank: int = 4
+
+
+@part
+class FiLM:
+    by: str  # the modality whose summary modulates the others
+    layers: int = 3
+    width: int = 128
+    mlp: int = 512
+    dropout: float = 0.0
+
+
+@part
+class Bottleneck:
+    layers: int = 3
+    width: int = 128
+    heads: int = 4
+    mlp: int = 512
+    bottlenecks: int = 4  # tokens per example through which modalities exchange; 0: no exchange
+    dropout: float = 0.0
+
+
+@part
+class Perceiver:
+    layers: int = 3
+    width: int = 128
+    heads: int = 4
+    mlp: int = 512
+    latents: int = 8  # learned tokens per example
+    dropout: float = 0.0
+
+
+@part
+class MixtureOfExperts:
+    layers: int = 3
+    width: int = 128
+    heads: int = 4
+    mlp: int = 512  # of each expert
+    queries: int = 4  # learned query tokens per example
+    experts: int = 4
+    chosen: int = 2  # experts per query token
+    dropout: float = 0.0
+
+
+Fusion = CrossAttention | Concat | Add | Weighted | LowRank | FiLM | Bottleneck | Perceiver | MixtureOfExperts
+
+
+@part
 class Head:
     reads: str  # "fused" or the name of an encoder
     outputs: int
@@ -247,8 +325,8 @@ class Contrast:  # a head for `SigLIP` and `CLIP`
 
 @part
 class Multimodal:
-    encoders: Mapping[str, Conformer | ViT | Transformer | MeanEmbedding]
-    fusion: CrossAttention
+    encoders: Mapping[str, Conformer | ViT | Transformer | MeanEmbedding | Vectors]
+    fusion: Fusion
     heads: Mapping[str, Head | Vocabulary | Contrast]
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the compute; parameters are float32
     unroll: bool = False  # the layers: the same numbers, faster on CPU, longer to compile
@@ -406,8 +484,15 @@ class ImageAugmentation:
 
 
 @part
+class OwnSource:
+    file: str  # a Python file, most simply the config itself: __file__
+    name: str  # of the class in it, built as name(data directory, split, **options)
+    options: Mapping[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
+
+
+@part
 class Data:
-    source: SpokenEasyVQA
+    source: SpokenEasyVQA | OwnSource
     directory: str | None = None  # None: $MMJAX_DATA, else ~/.cache/mmjax
     batch_rows: int = 16  # rows of a batch, over all devices
     rows: Mapping[str, int]  # what a row holds of each stream: hops, patches, tokens, examples
@@ -567,7 +652,15 @@ def load(path: str | Path) -> Experiment:
             return from_json(path.read_text(), str(path))
         except (UnicodeDecodeError, RecursionError) as error:
             raise UserError(f"{path} is not a resolved config: {error}") from None
-    spec = importlib.util.spec_from_file_location(f"mmjax_config_{path.stem}", path)
+    config = getattr(run_file(path), "config", None)
+    if not isinstance(config, Experiment):
+        raise UserError(f"the config file {path} must assign `config = Experiment(...)`")
+    return from_dict(Experiment, to_dict(config), "")  # checks the types once, for all ways in
+
+
+def run_file(path: Path) -> types.ModuleType:
+    """Runs a Python file; its `__file__` is absolute, so that what it says of itself holds in any directory."""
+    spec = importlib.util.spec_from_file_location(f"mmjax_config_{path.stem}", path.absolute())
     if spec is None:
         raise UserError(f"{path} is no config: it is neither a .py nor a .json file")
     module = importlib.util.module_from_spec(spec)
@@ -575,10 +668,7 @@ def load(path: str | Path) -> Experiment:
         spec.loader.exec_module(module)
     except Exception as error:
         raise UserError(f"the config file {path} does not run: {type(error).__name__}: {error}") from None
-    config = getattr(module, "config", None)
-    if not isinstance(config, Experiment):
-        raise UserError(f"the config file {path} must assign `config = Experiment(...)`")
-    return from_dict(Experiment, to_dict(config), "")  # checks the types once, for all ways in
+    return module
 
 
 # To and from plain dictionaries. --------------------------------------------------------------------------

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmjax import config as c
 from mmjax import models
-from mmjax.config import conformer
 from mmjax.errors import UserError
 from mmjax.models import Conformer, CrossAttention, LogMel, NeMoLogMel, Transformer, ViT
 from mmjax.models.spectrum import htk_filters
@@ -60,20 +60,20 @@ def images(number, side, patch, class_token=False):
     ],
 )
 def test_conformer_has_the_published_number_of_parameters(size, head, millions):
-    config = conformer(size)
+    config = c.Conformer.preset(size)
     parameters = count(instantiate(config, models), speech(16)) + head * (config.width + 1)
     digits = len(str(millions).split(".")[1])
     assert parameters / 1e6 == pytest.approx(millions, abs=0.6 * 10**-digits)
 
 
 def test_a_modern_conformer_has_rotary_positions_and_no_means():
-    modern = conformer("modern M", layers=2)
+    modern = c.Conformer.preset("modern M", layers=2)
     assert (modern.width, modern.positions, modern.subsampling) == (256, "rotary", 8)
     params = jax.eval_shape(instantiate(modern, models).init, jax.random.key(0), speech(16))["params"]
     assert set(params["layers"]["attention_norm"]) == {"scale"}
     assert "position" not in params["layers"]["attention"]
     with pytest.raises(UserError, match="did you mean 'Fast L'"):
-        conformer("fastL")
+        c.Conformer.preset("fastL")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Example: what a source yields, before it is packed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ class Example(NamedTuple):
       text: what the text encoder reads.
       transcript: what the speech says.
       answer: a class label.
+      vectors: by the name of their stream, finite numbers [T, W] of any sensor, in the order of time.
     """
 
     speech: Callable[[], np.ndarray] | None = None
@@ -22,3 +23,4 @@ class Example(NamedTuple):
     text: str | None = None
     transcript: str | None = None
     answer: int | None = None
+    vectors: Mapping[str, np.ndarray] | None = None

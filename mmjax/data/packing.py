@@ -28,6 +28,7 @@ class Layout:
       max_patches: instead, pictures keep their aspect ratio and have so many patches or fewer.
       class_token: reserve a position for it before each image's patches; registers: so many after it.
       tokenizer: for text and transcript.
+      vectors: numbers per position of every stream of vectors, by its name.
     """
 
     rows: Mapping[str, int]
@@ -40,6 +41,7 @@ class Layout:
     class_token: bool = False
     registers: int = 0
     tokenizer: Tokenizer | None = None
+    vectors: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def image_grid(self, sizes: np.ndarray) -> np.ndarray:
         """Patch rows and columns [n, 2] of pictures of the given heights and widths [n, 2]."""
@@ -65,7 +67,7 @@ class Layout:
     def tokens(self, sizes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Positions that hold a token, per example and stream, from a source's sizes.
 
-        Those are samples of speech, tokens of text, and of pictures the height and width [n, 2] or the number of
+        Those are samples of speech, tokens of text, vectors, and of pictures the height and width [n, 2] or the number of
         patches [n]; 0 where an example has none.
         """
         count = len(next(iter(sizes.values())))
@@ -75,7 +77,7 @@ class Layout:
             "text": sizes.get("text", np.zeros(count, np.int64)),
             "transcript": sizes.get("text", np.zeros(count, np.int64)),
             "examples": np.ones(count, np.int64),
-        }
+        } | {name: sizes[name] for name in self.vectors if name in self.rows}
         return {name: full[name] for name in self.rows}
 
     def positions(self, sizes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -98,7 +100,7 @@ class Layout:
             "text": ((), np.int32, ()),
             "transcript": ((), np.int32, ()),
             "examples": ((), np.int32, ()),
-        }
+        } | {name: ((width,), np.float32, ()) for name, width in self.vectors.items()}
         batch = {}
         for name, length in self.rows.items():
             feature, dtype, position = shapes[name]
@@ -116,6 +118,15 @@ class Layout:
         if len(samples) < self.window:
             raise UserError(f"speech of {len(samples)} samples is shorter than one analysis window ({self.window})")
         return np.pad(samples, (0, -len(samples) % self.hop)).reshape(-1, self.hop)
+
+    def checked(self, stream: str, vectors: np.ndarray, owner: str) -> np.ndarray:
+        """Vectors [T, W] of an example, if they are what the stream holds."""
+        vectors, width = np.asarray(vectors, np.float32), self.vectors[stream]
+        if vectors.ndim != 2 or vectors.shape[1] != width or not len(vectors):
+            raise UserError(f"the {stream} of {owner} has the shape {list(vectors.shape)}, not [T, {width}]")
+        if not np.isfinite(vectors).all():
+            raise UserError(f"the {stream} of {owner} holds numbers that are not finite")
+        return vectors
 
 
 class Packer:
@@ -156,6 +167,9 @@ class Packer:
         if "speech" in parts and "transcript" in self.batch and example.transcript is not None:
             ids = layout.tokenizer.encode(example.transcript)
             parts["transcript"] = np.array(ids), np.arange(len(ids))
+        for stream, vectors in (example.vectors or {}).items():
+            if stream in shows and stream in self.batch:
+                parts[stream] = layout.checked(stream, vectors, name), np.arange(len(vectors))
         parts["examples"] = np.array([number]), np.zeros(1)
         if example.answer is not None:
             parts["answer"] = np.array([example.answer]), np.zeros(1)
@@ -178,9 +192,9 @@ class Packer:
         for stream, (features, _) in parts.items():
             room = self.batch[stream].segments.shape[1] - self._used[stream][row]
             if len(features) > room:
-                units = {"speech": "hops", "image": "patches"}.get(stream, "tokens")
+                units = {"speech": "hops", "image": "patches"} | dict.fromkeys(layout.vectors, "vectors")
                 raise UserError(
-                    f"the {stream} of {name} has {len(features)} {units}, but the row has room for {room}; "
+                    f"the {stream} of {name} has {len(features)} {units.get(stream, 'tokens')}, but the row has room for {room}; "
                     f"shorten it or raise data.rows.{stream}"
                 )
         segment = self._used["examples"][row] + 1

@@ -70,29 +70,35 @@ class Run:
             "image": example.image,
             "text": example.text,
         }
-        result = self.predict(**{name: parts[name] for name in subset.split("+")})
-        truth = {"text": example.text, "answer": source.answers[example.answer]}
+        shown = (parts | dict(example.vectors or {})).items()
+        result = self.predict(**{name: part for name, part in shown if name in subset.split("+")})
+        truth = {"text": example.text or "", "answer": source.answers[example.answer]}
         return result | {"example": {"number": number, "split": split, "modalities": subset, **truth}}
 
-    def predict(self, speech: Any = None, image: bytes | None = None, text: str | None = None) -> dict[str, Any]:
+    def predict(
+        self, speech: Any = None, image: bytes | None = None, text: str | None = None, **vectors: Any
+    ) -> dict[str, Any]:
         """The answer to one example, given as any subset of the modalities.
 
         Args:
           speech: float32 samples [N] at the model's rate.
           image: an encoded picture.
           text: the written question.
+          vectors: of other streams, by name: [T, W].
 
         Returns:
           {"answer", "probabilities": {answer: p}} and, with speech, {"transcript"}: what the run has heads for.
         """
-        given = {"speech": speech, "image": image, "text": text}
+        given = {"speech": speech, "image": image, "text": text} | vectors
         shows = frozenset(name for name, part in given.items() if part is not None)
         if not shows:
             raise UserError("give at least one of --speech, --image and --text")
         absent = [name for name in shows if name not in self.config.model.encoders]
         if absent:
             raise UserError(f"this run's model has no encoder for {absent[0]}")
-        layout = build_layout(self.config, Tokenizer.load(self.directory / "tokenizer.model"))
+        written = {"text", "transcript"} & set(self.config.data.rows)
+        tokenizer = Tokenizer.load(self.directory / "tokenizer.model") if written else None
+        layout = build_layout(self.config, tokenizer)
         rows = dict(layout.without(*set(self.config.model.encoders) - shows).rows)
         if speech is not None:  # a row as long as this recording; no other needs room beside it
             if len(speech) > LONGEST * sample_rate(self.config):
@@ -103,7 +109,7 @@ class Run:
             raise UserError(f"the text has {tokens} tokens, but the row has room for {rows['text']}; shorten it")
         layout = dataclasses.replace(layout, rows={n: size for n, size in rows.items() if n != "transcript"})
         packer = Packer(layout, 1)
-        example = Example(speech=None if speech is None else lambda: speech, image=image, text=text)
+        example = Example(speech=None if speech is None else lambda: speech, image=image, text=text, vectors=vectors)
         packer.add(0, example, shows, name="your input")
         outputs = jit_once(lambda p, b: self.model.apply({"params": p}, b))(self.params, packer.batch)
         result = {}

@@ -18,6 +18,7 @@ LOGICAL_AXES = (
     ("mlp", None),
     ("vocabulary", None),
     ("layers", None),
+    ("experts", None),
 )
 ROWS = P(("data", "fsdp"))
 

@@ -47,6 +47,8 @@ def data_directory(config: c.Data) -> Path:
 
 def build_source(config: c.Data, split: str):
     """Opens a split of the data, preparing it first where that has not been done."""
+    if isinstance(config.source, c.OwnSource):
+        return own_source(config.source)(data_directory(config), split, **config.source.options)
     from mmjax.data import sources
 
     source = getattr(sources, type(config.source).__name__)
@@ -61,11 +63,22 @@ def build_image_augmentation(config: c.Experiment):
     return chosen and ImageAugmentation(seed=config.seed, **vars(chosen))
 
 
+def own_source(config: c.OwnSource) -> type:
+    """The class that a user's file defines."""
+    path = Path(config.file)
+    if not path.is_file():
+        raise UserError(f"there is no file {path} (data.source.file), which should define {config.name}")
+    source = getattr(c.run_file(path), config.name, None)
+    if not isinstance(source, type):
+        raise UserError(f"{path} defines no class {config.name} (data.source.name)")
+    return source
+
+
 def build_layout(config: c.Experiment, tokenizer=None):
     """The shape of a batch, from what the encoders expect."""
     from mmjax.data.packing import Layout
 
-    encoders, geometry = config.model.encoders, {}
+    encoders, geometry, vectors = config.model.encoders, {}, {}
     for name, encoder in encoders.items():
         if name not in config.data.rows:
             raise UserError(f"data.rows says nothing about '{name}', which model.encoders has")
@@ -85,6 +98,8 @@ def build_layout(config: c.Experiment, tokenizer=None):
             room = config.data.rows[name]
             if room < tokens or (encoder.max_patches is None and room % tokens):
                 raise UserError(f"data.rows.{name}={room} does not hold whole images of {tokens} tokens")
+        elif isinstance(encoder, c.Vectors):
+            vectors[name] = encoder.inputs
         elif (
             isinstance(encoder, c.Transformer)
             and encoder.positions == "learned"
@@ -98,4 +113,4 @@ def build_layout(config: c.Experiment, tokenizer=None):
             raise UserError(
                 f"model.encoders.{name}.vocabulary={vocabulary}, but the tokenizer has {len(tokenizer)} pieces"
             )
-    return Layout(rows=config.data.rows, tokenizer=tokenizer, **geometry)
+    return Layout(rows=config.data.rows, tokenizer=tokenizer, vectors=vectors, **geometry)

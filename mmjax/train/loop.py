@@ -29,7 +29,16 @@ from mmjax.train.step import TrainState, init_state, make_train_step, unboxed
 from mmjax.train.validate import check_config, check_labels
 
 # What may change between the start of a run and its continuation: none of it changes what is computed.
-FREE_KEYS = ("steps", "log.", "checkpoint.", "evaluation.", "data.directory", "data.threads", "mesh.")
+FREE_KEYS = (
+    "steps",
+    "log.",
+    "checkpoint.",
+    "evaluation.",
+    "data.directory",
+    "data.source.file",
+    "data.threads",
+    "mesh.",
+)
 
 
 def train(config: c.Experiment, run: Path) -> dict[str, Any]:
@@ -197,7 +206,8 @@ def open_run(config: c.Experiment, run: Path, source) -> None:
             )
     try:
         if jax.process_index() == 0:
-            (run / "tokenizer.model").write_bytes(source.tokenizer.serialised)
+            if source.tokenizer is not None:
+                (run / "tokenizer.model").write_bytes(source.tokenizer.serialised)
             (run / "answers.json").write_text(json.dumps(source.answers))
             temporary = run / "config.json.new"
             temporary.write_text(c.to_json(config))

@@ -41,7 +41,8 @@ def decayed(params: Any) -> Any:
 def matrices(params: Any) -> Any:
     """Which parameters are matrices in the middle of the model, and how Muon is to see each: as [in, out].
 
-    Projections to and from attention heads are one matrix each, and every layer of a stack is one of its own.
+    Projections to and from attention heads are one matrix each, and every layer of a stack and every expert of a
+    layer is one of its own.
     Everything else (the first and last layers, embeddings, depthwise kernels, biases, norms) is None: Adam's.
     """
 
@@ -52,6 +53,10 @@ def matrices(params: Any) -> Any:
         match keys[-2]:
             case "convolution":  # depthwise: [layer, tap, channel]
                 return None
+            case "router":  # scores of experts, not features: like a last layer
+                return None
+            case _ if "experts" in keys:  # [layer, expert, in, out]
+                return optax.contrib.MuonDimensionNumbers(reduction_axis=2, output_axis=3)
             case "qkv" | "query" | "key_value":  # [layer, width, which, head, feature]
                 return optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=(3, 4))
             case "out":  # [layer, head, feature, width]

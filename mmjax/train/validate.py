@@ -26,7 +26,10 @@ AT_LEAST = {
     "bias": float("-inf"),
     "scale": 1e-6,
     "limit": 1e-6,
+    "bottlenecks": 0,
 }
+# Streams that have a meaning of their own; those of vectors need other names.
+TAKEN = ("speech", "image", "text", "transcript", "examples", "answer", "fused")
 SHARES = ("dropout", "label_smoothing", "ema", "b1", "b2", "momentum")
 AT_MOST_ONE = ("probability", "time_width", "multiplicity", "maximum_share", "quiet")
 
@@ -41,10 +44,14 @@ def check_config(config: c.Experiment) -> None:
     if not config.objectives:
         raise UserError("objectives is empty: there is nothing to train")
     for name, tower in {**config.model.encoders, "fusion": config.model.fusion}.items():
-        _check_tower(f"model.{'' if name == 'fusion' else 'encoders.'}{name}", tower)
+        path = f"model.{'' if name == 'fusion' else 'encoders.'}{name}"
+        _check_tower(path, tower)
+        if isinstance(tower, c.Vectors) and name in TAKEN:
+            raise UserError(f"{path}: '{name}' is not for a stream of vectors; choose another name")
     if config.data.image_augmentation:
         _check_augmentation(config.data.image_augmentation)
 
+    _check_fusion(config.model)
     modalities = set(config.model.encoders)
     known = {*modalities, "transcript", "examples"}
     for name in config.data.rows:
@@ -79,6 +86,16 @@ def check_config(config: c.Experiment) -> None:
         )
 
 
+def _check_fusion(model: c.Multimodal) -> None:
+    fusion = model.fusion
+    if isinstance(fusion, c.FiLM) and fusion.by not in model.encoders:
+        raise UserError(f"model.fusion.by='{fusion.by}' is no modality; there are {', '.join(model.encoders)}")
+    if isinstance(fusion, c.Bottleneck) and fusion.bottlenecks and fusion.layers < 2:
+        raise UserError("model.fusion.layers is 1, but bottlenecks pass nothing on before the second layer")
+    if isinstance(fusion, c.MixtureOfExperts) and fusion.chosen > fusion.experts:
+        raise UserError(f"model.fusion.chosen={fusion.chosen} is more than its {fusion.experts} experts")
+
+
 def _check_tower(path: str, tower: Any) -> None:
     """That widths divide as heads and positions need it."""
     heads = getattr(tower, "heads", 1)
@@ -88,7 +105,8 @@ def _check_tower(path: str, tower: Any) -> None:
     if shared and heads % shared:
         raise UserError(f"{path}.heads={heads} do not divide among key_value_heads={shared}")
     pairs = 4 if isinstance(tower, c.ViT) else 2  # features that a rotary position turns together
-    if getattr(tower, "positions", None) == "rotary" and tower.width // heads % pairs:
+    turned = isinstance(tower, c.Vectors) or getattr(tower, "positions", None) == "rotary"
+    if turned and tower.width // heads % pairs:
         raise UserError(f"{path}: rotary positions need heads whose width divides by {pairs}")
     if isinstance(tower, c.ViT):
         if tower.positions == "sincos" and tower.width % 4:
@@ -131,7 +149,7 @@ def _check_objective(name: str, objective: Any, config: c.Experiment) -> None:
 def _check_numbers(config: c.Experiment) -> None:
     values = c.flat(config)
     for path, value in values.items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, int | float) and not isinstance(value, bool) and "data.source.options." not in path:
             least = next((low for end, low in AT_LEAST.items() if path.endswith(end)), 1 if type(value) is int else 0.0)
             if value < least:
                 raise UserError(f"{path} is {value}; it must be at least {least}")
@@ -163,7 +181,10 @@ def check_augmentation(augment: c.SpeechAugmentation, front_end: c.LogMel, path:
 
 
 def check_labels(config: c.Experiment, source: Any) -> None:
-    """That the heads are as wide as the labels of the data need."""
+    """That the data has what the model reads, and that the heads are as wide as its labels need."""
+    for name, encoder in config.model.encoders.items():
+        if isinstance(encoder, c.Vectors) and name not in source.sizes:
+            raise UserError(f"model.encoders has '{name}', but the data has only {', '.join(source.sizes)}")
     for name, objective in config.objectives.items():
         head = config.model.heads[name]
         if isinstance(objective, c.Classification | c.MultiLabel):

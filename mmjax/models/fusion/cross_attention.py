@@ -1,4 +1,4 @@
-"""Fusion: the streams of all modalities in, one vector per example out."""
+"""Learned queries look at the tokens of all modalities."""
 
 from functools import partial
 from typing import Any
@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.models.attention import MultiHeadAttention
-from mmjax.models.layers import FeedForward, dense, layer_norm, stack
-from mmjax.stream import Stream, concatenate, only_tokens
+from mmjax.models.fusion.base import Fusion, read_out
+from mmjax.models.layers import FeedForward, layer_norm, stack
+from mmjax.stream import Stream, concatenate
 
 
 class CrossAttentionBlock(nn.Module):
@@ -29,16 +30,17 @@ class CrossAttentionBlock(nn.Module):
         positions = jnp.zeros_like(queries)
         x = x + drop()(attend(name="self_attention")(Stream(norm("self_norm")(x), queries, positions)))
         x = x + drop()(attend(name="cross_attention")(Stream(norm("cross_norm")(x), queries, positions), keys))
+        return x + drop()(self.think()(norm("mlp_norm")(x))), None
+
+    def think(self) -> nn.Module:
         # Gated: an answer is often a product of what the question asks and what the image shows.
-        mlp = FeedForward(self.mlp, nn.silu, self.dropout, self.train, gated=True, dtype=self.dtype, name="mlp")
-        return x + drop()(mlp(norm("mlp_norm")(x))), None
+        return FeedForward(self.mlp, nn.silu, self.dropout, self.train, gated=True, dtype=self.dtype, name="mlp")
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(Fusion):
     """A few learned queries per example cross-attend to whatever modalities it has.
 
-    The set of modalities is open: each gets a projection to the common width and a learned vector that says
-    which it is. A modality without tokens adds no key, so it neither costs nor changes anything.
+    A modality without tokens adds no key, so it neither costs nor changes anything.
     """
 
     layers: int
@@ -58,22 +60,13 @@ class CrossAttention(nn.Module):
           streams: the encoders' outputs by name; at least one.
           examples: which slots of a row are taken (segments [B, N]).
         """
-        keys = concatenate([self._common(name, streams[name]) for name in sorted(streams)])
-        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), (None, "embed"))
-        learned = self.param("queries", init, (self.queries, self.width)).astype(self.dtype)
-        rows, slots = examples.segments.shape
-        segments = jnp.repeat(examples.segments, self.queries, axis=1)
-        x = jnp.tile(learned, (rows, slots, 1))
-        blocks = stack(
+        keys = concatenate(list(self.common(streams).values()))
+        queries = self.learned("queries", self.queries, examples)
+        x, _ = self.blocks(train)(queries.features, queries.segments, keys)
+        return read_out(layer_norm(self.dtype, "norm")(x), examples)
+
+    def blocks(self, train: bool) -> nn.Module:
+        return stack(
             CrossAttentionBlock, self.layers, 2, self.unroll, heads=self.heads, mlp=self.mlp, dropout=self.dropout, train=train,
             dtype=self.dtype,
         )  # fmt: skip
-        x, _ = blocks(x, segments, keys)
-        x = layer_norm(self.dtype, "norm")(x).reshape(rows, slots, self.queries, self.width).mean(axis=2)
-        return only_tokens(examples._replace(features=x))
-
-    def _common(self, name: str, stream: Stream) -> Stream:
-        x = dense(self.width, (None, "embed"), self.dtype, f"{name}_projection")(stream.features)
-        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("embed",))
-        kind = self.param(f"{name}_kind", init, (self.width,)).astype(self.dtype)
-        return only_tokens(stream._replace(features=layer_norm(self.dtype, f"{name}_norm")(x) + kind))

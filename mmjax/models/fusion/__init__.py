@@ -1,0 +1,27 @@
+"""Fusion: the streams of all modalities in, one vector per example out.
+
+Every fusion has one signature: (streams by name, slots of the examples, train) -> Stream [B, N, width]; which of the
+streams are there is open. Each is compared with the others in docs/fusion.md.
+"""
+
+from mmjax.models.fusion.add import Add
+from mmjax.models.fusion.bottleneck import Bottleneck
+from mmjax.models.fusion.concat import Concat
+from mmjax.models.fusion.cross_attention import CrossAttention
+from mmjax.models.fusion.film import FiLM
+from mmjax.models.fusion.low_rank import LowRank
+from mmjax.models.fusion.mixture_of_experts import MixtureOfExperts
+from mmjax.models.fusion.perceiver import Perceiver
+from mmjax.models.fusion.weighted import Weighted
+
+__all__ = [
+    "Add",
+    "Bottleneck",
+    "Concat",
+    "CrossAttention",
+    "FiLM",
+    "LowRank",
+    "MixtureOfExperts",
+    "Perceiver",
+    "Weighted",
+]

@@ -1,0 +1,31 @@
+"""The sum of what each modality says by itself."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from mmjax.models.fusion.base import Fusion, pool
+from mmjax.models.layers import dense
+from mmjax.stream import Stream, only_tokens
+
+
+class Add(Fusion):
+    """Late fusion: each modality's mean over an example, projected; the sum over the modalities that it has.
+
+    Nothing depends on two modalities at once (there is no norm after the sum, either), so a linear head cannot
+    learn what only their combination says: the baseline that shows whether a task needs fusion at all.
+    """
+
+    width: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, streams: dict[str, Stream], examples: Stream, train: bool = False) -> Stream:
+        """Streams [B, T_m, W_m] and the slots of the examples [B, N] -> [B, N, width]."""
+        total = jnp.zeros((*examples.segments.shape, self.width), self.dtype)
+        for name, stream in self.common(streams).items():
+            summary = pool(stream, examples)
+            value = dense(self.width, ("embed", "mlp"), self.dtype, f"{name}_value")(summary.features)
+            total = total + only_tokens(summary._replace(features=value)).features
+        return only_tokens(examples._replace(features=total))

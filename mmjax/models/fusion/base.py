@@ -1,0 +1,73 @@
+"""What fusions share: one width for all modalities, tokens for every example, and summaries of examples."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmjax.models.layers import dense, layer_norm
+from mmjax.stream import Stream, only_tokens
+
+
+class Fusion(nn.Module):
+    """The base of all fusions, which have the fields `width` and `dtype`.
+
+    The set of modalities is open: each gets a projection to the common width and a learned vector that says
+    which it is.
+    """
+
+    def common(self, streams: dict[str, Stream]) -> dict[str, Stream]:
+        """Streams [B, T_m, W_m] -> [B, T_m, width], by name in alphabetical order; zeros where no token stands."""
+        return {name: self._common(name, streams[name]) for name in sorted(streams)}
+
+    def _common(self, name: str, stream: Stream) -> Stream:
+        x = dense(self.width, (None, "embed"), self.dtype, f"{name}_projection")(stream.features)
+        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("embed",))
+        kind = self.param(f"{name}_kind", init, (self.width,)).astype(self.dtype)
+        return only_tokens(stream._replace(features=layer_norm(self.dtype, f"{name}_norm")(x) + kind))
+
+    def learned(self, name: str, count: int, examples: Stream) -> Stream:
+        """`count` learned tokens for every example: [B, count * N, width], those of an example side by side."""
+        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), (None, "embed"))
+        tokens = self.param(name, init, (count, self.width)).astype(self.dtype)
+        rows, slots = examples.segments.shape
+        segments = jnp.repeat(examples.segments, count, axis=1)
+        return Stream(jnp.tile(tokens, (rows, slots, 1)), segments, jnp.zeros_like(segments))
+
+
+def read_out(tokens: jax.Array, examples: Stream) -> Stream:
+    """The mean of each example's learned tokens: [B, count * N, W] -> [B, N, W]."""
+    rows, slots = examples.segments.shape
+    return only_tokens(examples._replace(features=tokens.reshape(rows, slots, -1, tokens.shape[-1]).mean(axis=2)))
+
+
+def having(stream: Stream, examples: Stream) -> jax.Array:
+    """[B, N] segments of the examples that have a token in the stream; 0 for the others."""
+    return jnp.where(_belongs(examples.segments, stream.segments).any(axis=-1), examples.segments, 0)
+
+
+def pool(stream: Stream, examples: Stream) -> Stream:
+    """The mean of each example's tokens: [B, T, W] -> float32 [B, N, W].
+
+    An example without a token is a slot without a token: zeros, segment 0.
+    """
+    features = only_tokens(stream).features.astype(jnp.float32)
+    belongs = _belongs(examples.segments, stream.segments).astype(jnp.float32)
+    sums = jnp.einsum("bnt,btw->bnw", belongs, features, precision=jax.lax.Precision.HIGHEST)
+    means = sums / jnp.maximum(belongs.sum(axis=-1, keepdims=True), 1.0)
+    segments = having(stream, examples)
+    return Stream(means, segments, jnp.zeros_like(segments))
+
+
+def spread(summary: Stream, segments: jax.Array) -> jax.Array:
+    """The inverse of `pool`: [B, N, W] to the tokens of the segments [B, T] -> [B, T, W].
+
+    Zeros for the tokens of examples that have no summary.
+    """
+    belongs = _belongs(segments, summary.segments).astype(summary.features.dtype)
+    # One term of each sum is not zero, so this copies; in less than full precision it would round.
+    return jnp.einsum("btn,bnw->btw", belongs, summary.features, precision=jax.lax.Precision.HIGHEST)
+
+
+def _belongs(these: jax.Array, those: jax.Array) -> jax.Array:
+    """[B, S] and [B, T] segments -> [B, S, T], where both belong to one example."""
+    return (these[:, :, None] == those[:, None, :]) & (these > 0)[:, :, None]

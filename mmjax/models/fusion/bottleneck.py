@@ -1,0 +1,89 @@
+"""Modalities that speak to each other through a few tokens only."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmjax.models.fusion.base import Fusion, having, read_out
+from mmjax.models.layers import layer_norm, stack
+from mmjax.models.transformer import TransformerBlock
+from mmjax.stream import Stream, concatenate, only_tokens
+
+Segments = dict[str, jax.Array]
+
+
+class BottleneckBlock(nn.Module):
+    """One Transformer layer per modality over its own tokens and the bottlenecks.
+
+    Every modality updates the bottlenecks by itself; the mean over the modalities that an example has is what all
+    see in the next layer.
+    """
+
+    heads: int
+    mlp: int
+    dropout: float = 0.0
+    train: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, carry: tuple[dict[str, jax.Array], jax.Array], own: Segments, shared: Segments):
+        """Carry: tokens [B, T_m, W] by modality, and bottlenecks [B, K, W]; segments: of both, by modality."""
+        tokens, bottlenecks = carry
+        updated, total, count = {}, jnp.zeros(bottlenecks.shape, jnp.float32), 0.0
+        for name in sorted(tokens):
+            length = tokens[name].shape[1]
+            x = jnp.concatenate([tokens[name], bottlenecks], axis=1)
+            segments = jnp.concatenate([own[name], shared[name]], axis=1)
+            block = TransformerBlock(
+                self.heads, self.mlp, False, self.dropout, self.train, self.dtype, name=f"{name}_block"
+            )
+            x, _ = block(x, segments, jnp.zeros_like(segments))
+            updated[name] = x[:, :length]
+            there = (shared[name] > 0)[..., None]
+            total = total + jnp.where(there, x[:, length:], 0.0)
+            count = count + there
+        return (updated, (total / jnp.maximum(count, 1)).astype(self.dtype)), None
+
+
+class Bottleneck(Fusion):
+    """Multimodal bottleneck transformer (MBT; Nagrani et al. 2021, arXiv:2107.00135).
+
+    Each modality keeps Transformer layers and a class token of its own; what passes from one to another passes
+    through `bottlenecks` tokens per example. The class tokens of the modalities that an example has are normalised
+    and averaged.
+
+    What one layer writes into the bottlenecks, the class tokens read in the next: a single layer exchanges nothing.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    mlp: int
+    bottlenecks: int
+    dropout: float = 0.0
+    unroll: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, streams: dict[str, Stream], examples: Stream, train: bool = False) -> Stream:
+        """Streams [B, T_m, W_m] and the slots of the examples [B, N] -> [B, N, width]."""
+        joint, shared, there = {}, {}, {}
+        for name, stream in self.common(streams).items():
+            # An example without this modality has no class token and no bottlenecks in it either.
+            there[name] = examples._replace(segments=having(stream, examples))
+            joint[name] = concatenate([stream, self.learned(f"{name}_class_token", 1, there[name])])
+            shared[name] = jnp.repeat(there[name].segments, self.bottlenecks, axis=1)
+        bottlenecks = self.learned("bottlenecks", self.bottlenecks, examples).features
+        blocks = stack(
+            BottleneckBlock, self.layers, 2, self.unroll, heads=self.heads, mlp=self.mlp, dropout=self.dropout, train=train,
+            dtype=self.dtype,
+        )  # fmt: skip
+        tokens = {name: stream.features for name, stream in joint.items()}
+        (tokens, _), _ = blocks((tokens, bottlenecks), {name: s.segments for name, s in joint.items()}, shared)
+
+        slots, norm = examples.segments.shape[1], layer_norm(self.dtype, "norm")
+        total = sum(read_out(norm(tokens[name][:, -slots:]), there[name]).features for name in tokens)
+        count = sum(there[name].mask for name in tokens)[..., None]
+        return only_tokens(examples._replace(features=total / jnp.maximum(count, 1).astype(self.dtype)))

@@ -1,0 +1,41 @@
+"""The encoder of any sequence of vectors: sensors, radar, positions, features of another model."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from mmjax.models.layers import dense, layer_norm, stack
+from mmjax.models.transformer import TransformerBlock
+from mmjax.stream import Stream, only_tokens
+
+
+class Vectors(nn.Module):
+    """A linear layer and a Transformer over the whole sequence; rotary positions.
+
+    The vectors are taken as they are: scale them to about -1 to 1.
+    """
+
+    inputs: int
+    layers: int
+    width: int
+    heads: int
+    mlp: int
+    dropout: float = 0.0
+    unroll: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, vectors: Stream, train: bool = False) -> Stream:
+        """[B, T, inputs] -> [B, T, width]."""
+        if vectors.features.shape[-1] != self.inputs:
+            raise ValueError(f"vectors of {vectors.features.shape[-1]} numbers, not {self.inputs}")
+        vectors = only_tokens(vectors)
+        x = dense(self.width, (None, "embed"), self.dtype, "embedding")(vectors.features)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        blocks = stack(
+            TransformerBlock, self.layers, 2, self.unroll, heads=self.heads, mlp=self.mlp, rotary=True, dropout=self.dropout,
+            train=train, dtype=self.dtype,
+        )  # fmt: skip
+        x, _ = blocks(x, vectors.segments, vectors.positions)
+        return only_tokens(vectors._replace(features=layer_norm(self.dtype, "norm")(x)))

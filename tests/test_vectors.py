@@ -1,0 +1,119 @@
+"""Streams of vectors: the page about them is a program that trains, and what does not fit is refused."""
+
+import dataclasses
+import json
+import pathlib
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from mmjax import check, cli
+from mmjax import config as c
+from mmjax.data.example import Example
+from mmjax.data.packing import Layout, Packer
+from mmjax.errors import UserError
+from mmjax.evaluate.run import Run
+from mmjax.train.build import build_source
+from mmjax.train.validate import check_config, check_labels
+
+PAGE = pathlib.Path("docs/fourth-modality.md")
+
+
+@pytest.fixture(scope="module")
+def drives(tmp_path_factory):
+    """The page's file."""
+    path = tmp_path_factory.mktemp("drives") / "drives.py"
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    path.write_text(code)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(drives):
+    run = drives.parent / "run"
+    assert cli.main(["train", str(drives), "--run-dir", str(run), "--log.tensorboard", "false"]) == 0
+    return run
+
+
+def test_it_takes_less_than_a_hundred_lines(drives):
+    assert len(drives.read_text().splitlines()) < 100
+
+
+def test_both_sensors_together_say_what_neither_says_alone(trained, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)  # the source is found from anywhere
+    assert cli.main(["eval", str(trained), "--json"]) == 0
+    subsets = json.loads(capsys.readouterr().out)["subsets"]
+    accuracy = {name: metrics["answer/accuracy"] for name, metrics in subsets.items()}
+    assert accuracy["accelerometer+gps"] > 0.95
+    assert 0.35 < accuracy["accelerometer"] < 0.65 and 0.35 < accuracy["gps"] < 0.65
+    assert all(metrics["examples"] == 400 for metrics in subsets.values())
+
+
+def test_an_example_is_predicted_as_packed(trained, drives, capsys):
+    assert cli.main(["predict", str(trained), "--example", "7", "--json"]) == 0
+    packed = json.loads(capsys.readouterr().out)
+    example = build_source(c.load(drives).data, "test")[7]
+    alone = Run(trained).predict(**example.vectors)
+    assert alone["answer"] == packed["answer"] == packed["example"]["answer"]
+    with pytest.raises(UserError, match="no encoder for radar"):
+        Run(trained).predict(radar=np.ones((3, 2)))
+
+
+def test_the_invariants_hold(drives):
+    with jax.default_matmul_precision("highest"):
+        subject = check.Subject(c.load(drives))
+        assert check.packing(subject) <= check.TOLERANCES["packing"]
+        assert check.emptiness(subject) <= check.TOLERANCES["emptiness"]
+        assert check.absence(subject) <= check.TOLERANCES["absence"]
+
+
+@pytest.mark.parametrize(
+    "vectors, message",
+    [
+        (np.ones((3, 4)), r"the radar of it has the shape \[3, 4\], not \[T, 2\]"),
+        (np.ones(3), r"the shape \[3\]"),
+        (np.ones((0, 2)), r"the shape \[0, 2\]"),
+        (np.full((3, 2), np.nan), "not finite"),
+        (np.ones((9, 2)), "has 9 vectors, but the row has room for 8; shorten it or raise data.rows.radar"),
+    ],
+    ids=["width", "flat", "empty", "nan", "long"],
+)
+def test_vectors_that_do_not_fit_are_an_error_and_leave_the_row_as_it_was(vectors, message):
+    packer = Packer(Layout(rows={"radar": 8, "examples": 2}, vectors={"radar": 2}), 1)
+    with pytest.raises(UserError, match=message):
+        packer.add(0, Example(vectors={"radar": vectors}), frozenset(["radar"]), name="it")
+    assert not any(stream.segments.any() for stream in packer.batch.values())
+
+
+def test_vectors_are_packed_side_by_side_with_their_time():
+    packer = Packer(Layout(rows={"radar": 8, "examples": 2}, vectors={"radar": 2}), 1)
+    for length in (3, 2):
+        packer.add(0, Example(vectors={"radar": np.full((length, 2), length)}), frozenset(["radar"]))
+    radar = packer.batch["radar"]
+    assert radar.segments[0].tolist() == [1, 1, 1, 2, 2, 0, 0, 0]
+    assert radar.positions[0].tolist() == [0, 1, 2, 0, 1, 0, 0, 0]
+    assert radar.features[0, :, 0].tolist() == [3, 3, 3, 2, 2, 0, 0, 0]
+
+
+def test_sources_and_names_that_cannot_work_are_refused(drives):
+    config = c.load(drives)
+    assert c.from_json(c.to_json(config)) == config
+    for change, message in (
+        ({"file": "nowhere.py"}, "there is no file nowhere.py"),
+        ({"name": "Flights"}, "defines no class Flights"),
+        ({"name": "STEPS"}, "defines no class STEPS"),
+    ):
+        source = dataclasses.replace(config.data.source, **change)
+        with pytest.raises(UserError, match=message):
+            build_source(dataclasses.replace(config.data, source=source), "train")
+
+    def with_encoders(**encoders):
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, encoders=encoders))
+
+    with pytest.raises(UserError, match="'text' is not for a stream of vectors"):
+        check_config(with_encoders(text=c.Vectors(inputs=2)))
+    with pytest.raises(UserError, match="'radar', but the data has only accelerometer, gps"):
+        check_labels(with_encoders(radar=c.Vectors(inputs=2)), build_source(config.data, "train"))
+    check_config(c.override(config, ["--data.source.options.examples", "0"]))  # what options mean is not ours
