@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -44,12 +44,18 @@ class Batches:
         augment = self._augmentation and partial(self._augmentation, step=step)
         packer = Packer(self.layout, self._share, augment)
         for number, row in enumerate(self.sampler.rows(step)[self._first : self._first + self._share]):
-            for index, shows in zip(row.examples.tolist(), row.subsets, strict=True):
+            for place, (index, shows) in enumerate(zip(row.examples.tolist(), row.subsets, strict=True)):
                 try:
-                    packer.add(number, self.source[index], shows, index, f"example {index}")
+                    example = self.source[index]
+                    if row.speeds is not None and example.speech is not None:
+                        example = example._replace(speech=self._played(example.speech, row.speeds[place]))
+                    packer.add(number, example, shows, index, f"example {index}")
                 except UserError as error:
                     self._set_aside(index, str(error))
         return packer.batch
+
+    def _played(self, speech: Callable[[], np.ndarray], choice: int) -> Callable[[], np.ndarray]:
+        return lambda: self.sampler.speed(speech(), choice)
 
     def _set_aside(self, index: int, reason: str) -> None:
         with self._lock:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mmjax.data.speed import SpeedPerturbation
 from mmjax.errors import UserError
 
 # What an example brings into the row only together with a modality: the transcript is the label of its speech.
@@ -22,6 +23,7 @@ class Row(NamedTuple):
 
     examples: np.ndarray  # [n] int64, indices into the source
     subsets: tuple[frozenset[str], ...]
+    speeds: np.ndarray | None = None  # [n] int64, of each recording, where speed is perturbed
 
 
 class Sampler:
@@ -38,11 +40,12 @@ class Sampler:
       batch_rows: rows per step.
       window: examples packed together.
       epochs: None repeats forever.
+      speed: plays recordings at several speeds; `sizes` is then a list, one for each speed.
     """
 
     def __init__(
         self,
-        sizes: Mapping[str, np.ndarray],
+        sizes: Mapping[str, np.ndarray] | list[Mapping[str, np.ndarray]],
         capacities: Mapping[str, int],
         subsets: Mapping[str, float],
         batch_rows: int,
@@ -51,10 +54,13 @@ class Sampler:
         window: int = 4096,
         shuffle: bool = True,
         epochs: int | None = None,
+        speed: SpeedPerturbation | None = None,
     ):
         self.names = tuple(capacities)
         self._capacity = np.array([capacities[name] for name in self.names])
-        self._sizes = np.stack([sizes[name] for name in self.names], axis=1)
+        by_speed = sizes if isinstance(sizes, list) else [sizes]
+        self._sizes = np.stack([np.stack([one[name] for name in self.names], axis=1) for one in by_speed])
+        self.speed = speed
         self._subsets = [frozenset(subset.split("+")) for subset in subsets]
         self._shown = np.array([[NEEDS.get(n, n) in s or n == "examples" for n in self.names] for s in self._subsets])
         weights = np.array(list(subsets.values()), np.float64)
@@ -62,10 +68,10 @@ class Sampler:
         self._seed, self._shuffle, self._epochs = seed, shuffle, epochs
         self.batch_rows = batch_rows
 
-        fits = (self._sizes <= self._capacity).all(axis=1)
+        fits = (self._sizes <= self._capacity).all(axis=(0, 2))  # at every speed
         self._usable = np.flatnonzero(fits)
         if not len(self._usable):
-            largest = dict(zip(self.names, self._sizes.max(axis=0).tolist(), strict=True))
+            largest = dict(zip(self.names, self._sizes.max(axis=(0, 1)).tolist(), strict=True))
             raise UserError(f"no example fits into a row: the largest has {largest}, a row {dict(capacities)}")
         self.too_long = int((~fits).sum())
         self._window = min(window, len(self._usable))
@@ -157,10 +163,14 @@ class Sampler:
             self._cache.move_to_end(window)
             return self._cache[window]
         generator = np.random.Generator(np.random.Philox(key=np.array([self._seed, window], np.uint64)))
-        examples, choice = self._draw(window, generator)
-        sizes = self._sizes[examples] * self._shown[choice]
+        examples, epochs, choice = self._draw(window, generator)
+        speeds = None if self.speed is None else self.speed.choose(examples, epochs, self._seed)
+        sizes = self._sizes[0 if speeds is None else speeds, examples] * self._shown[choice]
         subsets = np.array(self._subsets, dtype=object)[choice]
-        rows = [Row(examples[row], tuple(subsets[row])) for row in best_fit(sizes, self._capacity)]
+        rows = [
+            Row(examples[row], tuple(subsets[row]), None if speeds is None else speeds[row])
+            for row in best_fit(sizes, self._capacity)
+        ]
         if self._shuffle:
             # The packer's last rows hold what combines badly; side by side they would make one-sided batches.
             rows = [rows[i] for i in generator.permutation(len(rows))]
@@ -169,8 +179,8 @@ class Sampler:
             self._cache.popitem(last=False)
         return rows
 
-    def _draw(self, window: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """The examples of a window, in permuted order, and the number of the subset that each shows."""
+    def _draw(self, window: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The examples of a window, in permuted order, the epoch of each, and the number of the subset it shows."""
         count = len(self._usable)
         end = (window + 1) * self._window
         if self._epochs is not None:
@@ -185,7 +195,7 @@ class Sampler:
         else:
             order = [p % count for p in places]
         choice = generator.choice(len(self._subsets), size=len(order), p=self._probabilities)
-        return self._usable[order], choice
+        return self._usable[order], np.array(places) // count, choice
 
 
 ORDERLY = 0.2  # share of room, in every stream, down to which a row is filled in order

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.models.attention import HeadProjection, OutputProjection, attention, rotary
+from mmjax.models.augmentation import SpectralGate, SpeechAugmentation
 from mmjax.models.convolution import depthwise_convolution, strided_windows
 from mmjax.models.layers import FeedForward, FixedBatchNorm, dense, normalisation, stack
 from mmjax.stream import Stream, only_tokens
@@ -242,7 +243,11 @@ class Conformer(nn.Module):
       causal: the convolution sees no later token.
       chunk, left_chunks: see `ChunkedAttention`, in tokens and chunks.
       scale_input: multiply the stem's output by sqrt(width) (trap B3).
+      augment: in training, drawn by the number of each example from the rng stream "augment".
+      denoise: before the front end, always.
     """
+
+    reads_examples = True
 
     front_end: nn.Module
     layers: int
@@ -260,13 +265,27 @@ class Conformer(nn.Module):
     chunk: int | None = None
     left_chunks: int | None = None
     scale_input: bool = False
+    augment: SpeechAugmentation | None = None
+    denoise: SpectralGate | None = None
     dropout: float = 0.0
     unroll: bool = False
     dtype: Any = jnp.float32
 
-    def __call__(self, speech: Stream, train: bool = False) -> Stream:
-        """[B, T, hop] samples -> [B, ceil(T / subsampling), width]."""
-        return self.encode(self.front_end(only_tokens(speech)), train=train)[0]
+    def __call__(self, speech: Stream, train: bool = False, examples: Stream | None = None) -> Stream:
+        """[B, T, hop] samples -> [B, ceil(T / subsampling), width].
+
+        Args:
+          examples: [B, N] the examples' numbers, by slot; what augments or denoises needs them.
+        """
+        key = self.make_rng("augment") if train and self.augment else None
+        if key is not None:
+            speech = self.augment.of_samples(speech, examples, key)
+        if self.denoise:
+            speech = self.denoise(speech, examples)
+        frames = self.front_end(only_tokens(speech))
+        if key is not None:
+            frames = self.augment.of_frames(frames, examples, key)
+        return self.encode(frames, train=train)[0]
 
     @nn.compact
     def encode(

@@ -69,7 +69,11 @@ class Multimodal(nn.Module):
         `batch["examples"]` says which slots of each row hold an example.
         """
         batch = jax.tree.map(jnp.asarray, batch)
-        streams = {name: encode(batch[name], train) for name, encode in self.encoders.items() if name in batch}
+        streams = {}
+        for name, encode in self.encoders.items():
+            if name in batch:
+                whose = (batch["examples"],) if getattr(encode, "reads_examples", False) else ()
+                streams[name] = encode(batch[name], train, *whose)
         fused = self.fusion(streams, batch["examples"], train)
         sources = {**streams, "fused": fused, "examples": batch["examples"]}
         return {

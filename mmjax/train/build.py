@@ -63,6 +63,14 @@ def build_image_augmentation(config: c.Experiment):
     return chosen and ImageAugmentation(seed=config.seed, **vars(chosen))
 
 
+def build_speed(config: c.Experiment):
+    """What perturbs the speed of recordings in training, or None."""
+    from mmjax.data.speed import SpeedPerturbation
+
+    chosen = config.data.speed
+    return chosen and SpeedPerturbation(**vars(chosen))
+
+
 def own_source(config: c.OwnSource) -> type:
     """The class that a user's file defines."""
     path = Path(config.file)

@@ -21,7 +21,14 @@ from mmjax.evaluate.evaluation import Evaluator, canonical, table
 from mmjax.parallel.mesh import make_mesh, state_shardings, to_devices
 from mmjax.parallel.runtime import jit_once
 from mmjax.train import report
-from mmjax.train.build import build_image_augmentation, build_layout, build_model, build_objectives, build_source
+from mmjax.train.build import (
+    build_image_augmentation,
+    build_layout,
+    build_model,
+    build_objectives,
+    build_source,
+    build_speed,
+)
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.initial import load_initial
 from mmjax.train.optimizer import build_optimizer, build_schedule
@@ -168,9 +175,14 @@ def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
 
 
 def make_sampler(config: c.Experiment, layout, source) -> Sampler:
-    data = config.data
-    positions = layout.positions(source.sizes)
-    return Sampler(positions, layout.rows, data.subsets, data.batch_rows, seed=config.seed, window=data.window)
+    data, speed, sizes = config.data, build_speed(config), source.sizes
+    positions = layout.positions(sizes)
+    if speed:
+        played = [speed.lengths(sizes["speech"], np.full(len(source), i)) for i in range(len(speed.speeds))]
+        positions = [layout.positions({**sizes, "speech": lengths}) for lengths in played]
+    return Sampler(
+        positions, layout.rows, data.subsets, data.batch_rows, seed=config.seed, window=data.window, speed=speed
+    )
 
 
 @contextmanager

@@ -39,10 +39,9 @@ def init_state(model: Multimodal, optimizer: optax.GradientTransformation, batch
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), copy, jnp.zeros((), jnp.int32))
 
 
-def measure(model: Multimodal, objectives: dict[str, Any], params: Any, batch: Batch, key=None) -> Sums:
-    """Runs the model (training it, if a key for dropout is given) and scores its outputs."""
-    rngs = None if key is None else {"dropout": key}
-    return score(objectives, model.apply({"params": params}, batch, train=key is not None, rngs=rngs), batch)
+def measure(model: Multimodal, objectives: dict[str, Any], params: Any, batch: Batch, keys=None) -> Sums:
+    """Runs the model (training it, if keys for "dropout" and "augment" are given) and scores its outputs."""
+    return score(objectives, model.apply({"params": params}, batch, train=keys is not None, rngs=keys), batch)
 
 
 def score(objectives: dict[str, Any], outputs: Batch, batch: Batch) -> Sums:
@@ -71,8 +70,9 @@ def loss_and_gradients(
     change the result, however unequal their lengths.
     """
 
-    def loss(params, batch, key, weights=None):
-        sums = measure(model, objectives, params, batch, key)
+    def loss(params, batch, dropout_key, weights=None):
+        # Augmentation is drawn by example, whatever micro-batch it is in.
+        sums = measure(model, objectives, params, batch, {"dropout": dropout_key, "augment": key})
         parts = (
             objective.weight * divide((sums[f"{name}/loss"][0], (weights or sums)[f"{name}/loss"][1]))
             for name, objective in objectives.items()

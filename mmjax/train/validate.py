@@ -46,11 +46,14 @@ def check_config(config: c.Experiment) -> None:
     for name, tower in {**config.model.encoders, "fusion": config.model.fusion}.items():
         path = f"model.{'' if name == 'fusion' else 'encoders.'}{name}"
         _check_tower(path, tower)
+        if isinstance(tower, c.Conformer) and tower.augment:
+            check_augmentation(tower.augment, tower.front_end, f"{path}.augment")
         if isinstance(tower, c.Vectors) and name in TAKEN:
             raise UserError(f"{path}: '{name}' is not for a stream of vectors; choose another name")
     if config.data.image_augmentation:
         _check_augmentation(config.data.image_augmentation)
-
+    if config.data.speed and not (config.data.speed.speeds and all(0.5 <= s <= 2 for s in config.data.speed.speeds)):
+        raise UserError(f"data.speed.speeds is {config.data.speed.speeds}; name speeds between 0.5 and 2")
     _check_fusion(config.model)
     modalities = set(config.model.encoders)
     known = {*modalities, "transcript", "examples"}
