@@ -246,6 +246,7 @@ class Transformer:
     mlp: int = 1024
     positions: Literal["rotary", "learned"] = "rotary"
     length: int = 512  # tokens of the longest text, with learned positions
+    types: int = 0  # kinds of text that an imported BERT tells apart
     key_value_heads: int | None = None  # each shared by a group of heads; None: as many as heads
     causal: bool = False
     block: BlockStyle = BlockStyle()
@@ -385,6 +386,7 @@ Fusion = CrossAttention | Concat | Add | Weighted | LowRank | FiLM | Bottleneck 
 class Head:
     reads: str  # "fused" or the name of an encoder
     outputs: int
+    pool: MeanPool | ClassPool | AttentionPool | None = None  # of an encoder's tokens; None: an output for each
 
 
 @part

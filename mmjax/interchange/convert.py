@@ -8,10 +8,10 @@ import numpy as np
 
 from mmjax import config as c
 from mmjax.errors import UserError
-from mmjax.interchange import certificate, directories, parakeet
+from mmjax.interchange import bert, certificate, directories, parakeet, siglip, vit
 from mmjax.interchange.rules import to_ours, to_theirs
 
-FAMILIES: tuple[ModuleType, ...] = (parakeet,)
+FAMILIES: tuple[ModuleType, ...] = (parakeet, vit, siglip, bert)
 
 
 def family_of(theirs: dict[str, Any], where: str | Path) -> ModuleType:
@@ -41,6 +41,7 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
     tensors = directories.read_tensors(source)
     kept = {name: x for name, x in tensors.items() if not family.ignored(name)}
     wide = {name: x.astype(np.float32) for name, x in kept.items()}
+    wide = family.unpack(wide) if hasattr(family, "unpack") else wide
     parameters = to_ours(family.rules(theirs), wide, family.layers(theirs), family.ignored)
     proof = certificate.certify(family, source, part, parameters)
     origin = {
@@ -65,6 +66,7 @@ def export_model(source: str | Path, out: str | Path) -> dict[str, Any]:
     family = family_of(theirs, source)
     parameters = directories.read_safetensors(source / directories.PARAMETERS)
     tensors = to_theirs(family.rules(theirs), parameters, family.layers(theirs))
+    tensors = family.pack(tensors) if hasattr(family, "pack") else tensors
     dtypes = origin.get("dtypes", {})
     tensors = {name: x.astype(_dtype(dtypes.get(name, "float32"))) for name, x in tensors.items()}
     directories.write(Path(out), tensors, "model.safetensors", {"config.json": theirs})

@@ -8,21 +8,28 @@ import jax.numpy as jnp
 
 from mmjax.models.contrast import Contrast
 from mmjax.models.layers import dense
+from mmjax.models.pooling import AttentionPool, ClassPool, MeanPool
 from mmjax.stream import Batch, Factors, Stream
 
 
 class Head(nn.Module):
-    """A linear read-out of one stream, in float32: losses and their softmax are not for bfloat16."""
+    """A linear read-out of one stream, in float32: losses and their softmax are not for bfloat16.
+
+    With a pool, of one vector per example instead of one per token.
+    """
 
     reads: str
     outputs: int
+    pool: MeanPool | ClassPool | AttentionPool | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        return (self.reads,)
+        return (self.reads, "examples") if self.pool else (self.reads,)
 
     @nn.compact
-    def __call__(self, stream: Stream) -> Stream:
+    def __call__(self, stream: Stream, examples: Stream | None = None) -> Stream:
+        if self.pool:
+            stream = self.pool(stream, examples)
         logits = dense(self.outputs, ("embed", "vocabulary"), jnp.float32, "logits")(
             stream.features.astype(jnp.float32)
         )

@@ -61,6 +61,12 @@ def embed(text: Stream, tower: Any, scale: float = 1.0) -> tuple[nn.Embed, jax.A
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed"))
         places = nn.Embed(tower.length, tower.width, embedding_init=init, dtype=tower.dtype, name="place")
         x = x + places(text.positions)
+    if getattr(tower, "types", 0):
+        # BERT was trained on pairs of texts, and says of each token which text it belongs to; here it is the first.
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed"))
+        x = x + nn.Embed(tower.types, tower.width, embedding_init=init, dtype=tower.dtype, name="type")(
+            jnp.zeros_like(text.segments)
+        )
     return table, x
 
 
@@ -72,6 +78,7 @@ class Transformer(nn.Module):
     embeddings are normalised instead of the result) or CLIP's text tower.
 
     Attributes:
+      types: kinds of text that BERT tells apart (it has 2); every text here is of the first.
       key_value_heads: fewer heads of keys and values than of queries (grouped-query attention); None: as many.
     """
 
@@ -82,6 +89,7 @@ class Transformer(nn.Module):
     mlp: int
     positions: Literal["rotary", "learned"] = "rotary"
     length: int = 512
+    types: int = 0
     key_value_heads: int | None = None
     causal: bool = False
     block: BlockStyle = BlockStyle()

@@ -13,6 +13,7 @@ AT_LEAST = {
     "minimum_decay": 1e-3,
     "decay": 0,
     "registers": 0,
+    "types": 0,
     "mean": float("-inf"),
     "std": 1e-6,
     "minimum_gain": float("-inf"),
@@ -73,6 +74,12 @@ def check_config(config: c.Experiment) -> None:
                 raise UserError(f"model.heads.{name}.between={head.between} does not name two encoders")
         elif head.reads not in {*modalities, "fused"}:
             raise UserError(f"model.heads.{name}.reads='{head.reads}' is neither an encoder nor 'fused'")
+        elif head.reads == "fused" and getattr(head, "pool", None):
+            raise UserError(f"model.heads.{name}.pool is set, but the fusion gives one vector per example already")
+        if isinstance(pool := getattr(head, "pool", None), c.AttentionPool):
+            width = config.model.encoders[head.reads].width
+            if width % pool.heads:
+                raise UserError(f"model.heads.{name}.pool.heads={pool.heads} do not divide the width of {width}")
     for name, objective in config.objectives.items():
         if name not in config.model.heads:
             raise UserError(f"objectives.{name} has no head of that name in model.heads")
