@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import pathlib
+import re
 import subprocess
 import sys
 from functools import partial
@@ -23,6 +25,7 @@ from mmjax.models.fusion.film import FiLMBlock
 from mmjax.models.fusion.mixture_of_experts import Experts
 from mmjax.models.layers import FeedForward, dense
 from mmjax.stream import Stream, only_tokens
+from mmjax.telemetry import matrix_flops
 from mmjax.train.build import build_model, instantiate
 from mmjax.train.optimizer import build_optimizer, decayed, matrices
 from mmjax.train.validate import check_config
@@ -342,6 +345,23 @@ def test_film_scales_and_shifts_by_its_condition():
         np.testing.assert_allclose(out[0, token], x[0, token] + linear(hidden, p["mlp"]["down"]), atol=2e-5)
 
 
+def test_film_modulates_the_others_and_reads_both():
+    def reference(params, tokens):
+        total, by = np.zeros(8), tokens.get("text")
+        if by is not None:
+            total = total + linear(by.mean(0), params["condition"])
+        if "image" in tokens:
+            x = tokens["image"]
+            for p in layers(params):
+                scale, shift = (0.0, 0.0) if by is None else (linear(by.mean(0), p[n]) for n in ("scale", "shift"))
+                hidden = np.maximum(linear((1 + scale) * norm(x, None) + shift, p["mlp"]["up"]), 0)
+                x = x + linear(hidden, p["mlp"]["down"])
+            total = total + x.mean(0)
+        return norm(total, params["norm"])
+
+    compare("FiLM", reference, layers=2)
+
+
 def test_film_reads_the_condition_alone_and_the_others_without_it():
     fusion = build(ALL["FiLM"])
     params = parameters(fusion, BOTH, SLOTS)
@@ -498,6 +518,21 @@ def test_muon_makes_the_updates_of_each_expert_orthogonal():
     for matrix in updates["layers"]["mlp"]["experts"]["up"]["kernel"].reshape(-1, 8, 16):
         values = np.linalg.svd(matrix, compute_uv=False)
         assert values.max() / values.min() < 2
+
+
+def test_the_costs_on_the_page_are_those_of_the_code():
+    page = pathlib.Path("docs/fusion.md").read_text()
+    stated = dict(re.findall(r"^\| `(\w+)` \|.*\| ([\d.]+ M, \d+ MFLOP) \|", page, re.MULTILINE))
+    assert stated.keys() == ALL.keys()
+    sizes = {"speech": (160, 96), "image": (448, 128), "text": (30, 96)}
+    streams = {name: stream(np.zeros((1, length)), width) for name, (length, width) in sizes.items()}
+    slots = stream(np.zeros((1, 8)), 1)
+    for name, cost in stated.items():
+        fusion = build(getattr(c, name)(**{"by": "text"} if name == "FiLM" else {}))
+        params = jax.eval_shape(fusion.init, jax.random.key(0), streams, slots)
+        count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+        flops = sum(matrix_flops(fusion.apply, params, streams, slots).values())
+        assert cost == f"{count / 1e6:.2f} M, {flops / 1e6:.0f} MFLOP", name
 
 
 @pytest.mark.parametrize(

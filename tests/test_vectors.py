@@ -55,8 +55,12 @@ def test_an_example_is_predicted_as_packed(trained, drives, capsys):
     assert cli.main(["predict", str(trained), "--example", "7", "--json"]) == 0
     packed = json.loads(capsys.readouterr().out)
     example = build_source(c.load(drives).data, "test")[7]
-    alone = Run(trained).predict(**example.vectors)
-    assert alone["answer"] == packed["answer"] == packed["example"]["answer"]
+    truth = packed["example"]["answer"]
+    alone = Run(trained).predict(**example.vectors)["probabilities"]
+    assert alone == packed["probabilities"] and alone[truth] > 0.8
+    halved = Run(trained).predict(accelerometer=example.vectors["accelerometer"])["probabilities"]
+    speed = truth.split(",")[0]
+    assert halved[truth] < 0.8 < sum(p for answer, p in halved.items() if answer.startswith(speed))
     with pytest.raises(UserError, match="no encoder for radar"):
         Run(trained).predict(radar=np.ones((3, 2)))
 
