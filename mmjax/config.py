@@ -199,6 +199,30 @@ class BlockStyle:
     layer_scale: float | None = None  # first value of a learned factor per feature; None: no factor
 
 
+@part
+class BiLSTM:
+    front_end: LogMel | WhisperLogMel | NeMoLogMel | KaldiFilterBank | MFCC = LogMel()
+    layers: int = 2
+    width: int = 256  # both directions together
+    stem: Literal["stack", "full", "depthwise"] = "stack"  # full or depthwise convolutions make it a CNN-LSTM
+    stem_channels: int = 32
+    subsampling: Literal[2, 4, 8] = 4  # hops per token
+    dropout: float = 0.0
+
+
+@part
+class ConvNet:
+    patch: int = 16  # pixels
+    image_size: int = 224  # pixels
+    width: int = 384
+    mean: float = 0.5  # of the pixels, 0 to 1
+    std: float = 0.5
+
+    class_token = False
+    registers = 0
+    max_patches = None
+
+
 # Published sizes of ViT: layers, width, heads, mlp (Dosovitskiy et al. 2021; Zhai et al. 2022; Alabdulmohsin et al. 2023).
 VIT_SIZES = {
     "Ti": (12, 192, 3, 768),
@@ -406,7 +430,7 @@ class Contrast:  # a head for `SigLIP` and `CLIP`
 
 @part
 class Multimodal:
-    encoders: Mapping[str, Conformer | ViT | Transformer | MeanEmbedding | Vectors]
+    encoders: Mapping[str, Conformer | BiLSTM | ViT | ConvNet | Transformer | MeanEmbedding | Vectors]
     fusion: Fusion
     heads: Mapping[str, Head | Vocabulary | Contrast]
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the compute; parameters are float32

@@ -11,12 +11,14 @@ from mmjax.models.augmentation import (
     TelephoneBand,
 )
 from mmjax.models.conformer import Conformer
+from mmjax.models.convolutional import ConvNet
 from mmjax.models.decoder import TextDecoder
 from mmjax.models.front_ends import MFCC, KaldiFilterBank, LogMel, NeMoLogMel, WhisperLogMel
 from mmjax.models.fusion import CrossAttention
 from mmjax.models.layers import BlockStyle
 from mmjax.models.multimodal import Head, Multimodal
 from mmjax.models.pooling import AttentionPool, ClassPool, MeanPool
+from mmjax.models.recurrent import BiLSTM
 from mmjax.models.transformer import MeanEmbedding, Transformer
 from mmjax.models.vit import ViT
 
@@ -24,10 +26,12 @@ __all__ = [
     "MFCC",
     "AddNoise",
     "AttentionPool",
+    "BiLSTM",
     "BlockStyle",
     "ClassPool",
     "Clip",
     "Conformer",
+    "ConvNet",
     "CrossAttention",
     "Gain",
     "Head",

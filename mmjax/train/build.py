@@ -90,14 +90,14 @@ def build_layout(config: c.Experiment, tokenizer=None):
     for name, encoder in encoders.items():
         if name not in config.data.rows:
             raise UserError(f"data.rows says nothing about '{name}', which model.encoders has")
-        if isinstance(encoder, c.Conformer):
+        if isinstance(encoder, c.Conformer | c.BiLSTM):
             front_end = encoder.front_end
             geometry |= {"hop": front_end.hop, "window": front_end.window, "align": encoder.subsampling}
             if config.data.rows[name] % encoder.subsampling:
                 raise UserError(
                     f"data.rows.{name}={config.data.rows[name]} is not a multiple of {encoder.subsampling} hops"
                 )
-        elif isinstance(encoder, c.ViT):
+        elif isinstance(encoder, c.ViT | c.ConvNet):
             geometry |= {
                 key: getattr(encoder, key) for key in ("patch", "image_size", "max_patches", "class_token", "registers")
             }

@@ -118,6 +118,10 @@ def _check_tower(path: str, tower: Any) -> None:
     turned = isinstance(tower, c.Vectors) or getattr(tower, "positions", None) == "rotary"
     if turned and tower.width // heads % pairs:
         raise UserError(f"{path}: rotary positions need heads whose width divides by {pairs}")
+    if isinstance(tower, c.BiLSTM) and tower.width % 2:
+        raise UserError(f"{path}.width={tower.width} does not divide among two directions")
+    if isinstance(tower, c.ConvNet) and (tower.patch.bit_count() != 1 or tower.width % tower.patch):
+        raise UserError(f"{path}.patch={tower.patch} must be a power of two that divides width={tower.width}")
     if isinstance(tower, c.ViT):
         if tower.positions == "sincos" and tower.width % 4:
             raise UserError(f"{path}.width={tower.width} does not divide into the 4 parts of sincos positions")
@@ -208,7 +212,7 @@ def check_labels(config: c.Experiment, source: Any) -> None:
             )
     rate = getattr(source, "sample_rate", None)
     for name, encoder in config.model.encoders.items():
-        if isinstance(encoder, c.Conformer) and rate and encoder.front_end.sample_rate != rate:
+        if isinstance(encoder, c.Conformer | c.BiLSTM) and rate and encoder.front_end.sample_rate != rate:
             raise UserError(
                 f"model.encoders.{name}.front_end.sample_rate={encoder.front_end.sample_rate}, "
                 f"but the data holds speech at {rate} Hz"

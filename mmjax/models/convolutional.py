@@ -1,0 +1,60 @@
+"""A small convolutional image encoder, as light networks for pictures have it: a baseline for the ViT."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmjax.models.convolution import strided_windows
+from mmjax.models.layers import dense, layer_norm
+from mmjax.stream import Stream, fold, only_tokens, unfold
+
+
+class ConvNet(nn.Module):
+    """Depthwise separable convolutions of stride 2 down to one vector per patch (MobileNets, Howard et al. 2017,
+    arXiv:1704.04861), with LayerNorm for BatchNorm, so that pictures of a batch do not see each other.
+
+    It reads the same patches as `ViT`, puts them back together and gives a token for each; a patch sees its
+    surroundings as far as the convolutions reach.
+
+    Attributes:
+      patch: pixels, a power of two: each doubling is one convolution.
+      width: of the last convolution; each earlier one has half of the next.
+    """
+
+    patch: int
+    image_size: int
+    width: int
+    mean: float = 0.5
+    std: float = 0.5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: Stream, train: bool = False) -> Stream:
+        """[B, T, patch * patch * 3] uint8 patches -> [B, T, width]."""
+        rows, side, patch = image.segments.shape[0], self.image_size // self.patch, self.patch
+        image = fold(image, side * side)
+        x = (only_tokens(image).features / 255.0 - self.mean) / self.std
+        x = jnp.where(image.mask[..., None], x, 0.0).astype(self.dtype)
+        x = x.reshape(-1, side, side, patch, patch, 3).transpose(0, 1, 3, 2, 4, 5)
+        x = x.reshape(len(x), side * patch, side * patch, 3)
+        count = patch.bit_length() - 1
+        for number in range(1, count + 1):
+            channels = self.width // 2 ** (count - number)
+            x = self._convolution(x, channels, number)
+        x = layer_norm(self.dtype, "norm")(x.reshape(len(x), side * side, self.width))
+        return unfold(only_tokens(image._replace(features=x)), rows)
+
+    def _convolution(self, x: jax.Array, channels: int, number: int) -> jax.Array:
+        windows = strided_windows(x, jnp.ones(x.shape[:2], jnp.int32))
+        if number == 1:  # of three colours there is nothing to separate
+            windows = windows.reshape(windows.shape[:-2] + (-1,))
+        else:
+            init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=0, out_axis=())
+            kernel = self.param(
+                f"depthwise_{number}_kernel", nn.with_logical_partitioning(init, (None, "embed")), (9, x.shape[-1])
+            )
+            windows = jnp.einsum("bhwkc,kc->bhwc", windows, kernel.astype(self.dtype))
+        x = dense(channels, (None, "embed"), self.dtype, f"pointwise_{number}")(windows)
+        return nn.relu(layer_norm(self.dtype, f"norm_{number}")(x))

@@ -1,0 +1,91 @@
+"""Recurrent speech encoders: the baselines that the field began with."""
+
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmjax.models.conformer import StridedStem
+from mmjax.models.layers import dense
+from mmjax.stream import Stream, only_tokens
+
+
+def lstm(gates: jax.Array, recurrent: jax.Array, segments: jax.Array, backward: bool = False) -> jax.Array:
+    """A long short-term memory over packed rows (Hochreiter and Schmidhuber 1997); every example begins with zeros.
+
+    Args:
+      gates: [B, T, 4 H] what the input contributes to input gate, forget gate, candidate and output gate.
+      recurrent: [H, 4 H], what the state contributes.
+      segments: [B, T] int32.
+      backward: from each example's end to its beginning.
+
+    Returns:
+      [B, T, H] float32; zeros in empty positions.
+    """
+    if backward:
+        return jnp.flip(lstm(jnp.flip(gates, 1), recurrent, jnp.flip(segments, 1)), 1)
+    begins = segments != jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1]
+
+    def step(carry, now):
+        contribution, begin = now
+        hidden, cell = (jnp.where(begin[:, None], 0.0, x) for x in carry)
+        given, forget, candidate, output = jnp.split(contribution + hidden @ recurrent, 4, axis=-1)
+        cell = nn.sigmoid(forget) * cell + nn.sigmoid(given) * jnp.tanh(candidate)
+        hidden = nn.sigmoid(output) * jnp.tanh(cell)
+        return (hidden, cell), hidden
+
+    zero = jnp.zeros((gates.shape[0], recurrent.shape[0]), jnp.float32)
+    over_time = gates.astype(jnp.float32).swapaxes(0, 1), begins.swapaxes(0, 1)
+    _, hidden = jax.lax.scan(step, (zero, zero), over_time)
+    return jnp.where((segments > 0)[..., None], hidden.swapaxes(0, 1), 0.0)
+
+
+class BiLSTM(nn.Module):
+    """Speech encoder of bidirectional LSTM layers (Graves et al. 2013, arXiv:1303.5778).
+
+    Attributes:
+      width: of the result; half of it is each direction's.
+      stem: frames side by side ("stack"), or the Conformer's convolutions ("full", "depthwise": a CNN-LSTM).
+      subsampling: hops per token.
+    """
+
+    front_end: nn.Module
+    layers: int
+    width: int
+    stem: Literal["stack", "full", "depthwise"] = "stack"
+    stem_channels: int = 32
+    subsampling: int = 4
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, speech: Stream, train: bool = False) -> Stream:
+        """[B, T, hop] samples -> [B, ceil(T / subsampling), width]."""
+        frames = self.front_end(only_tokens(speech))
+        if self.stem == "stack":
+            x = _stacked(frames, self.subsampling)
+        else:
+            x = StridedStem(self.width, self.stem_channels, self.subsampling, self.stem, self.dtype, name="stem")(
+                frames
+            )
+        features = x.features.astype(self.dtype)
+        for layer in range(self.layers):
+            features = nn.Dropout(self.dropout, deterministic=not train)(features)
+            directions = [self._direction(features, x.segments, layer, backward) for backward in (False, True)]
+            features = jnp.concatenate(directions, axis=-1).astype(self.dtype)
+        return only_tokens(x._replace(features=features))
+
+    def _direction(self, features: jax.Array, segments: jax.Array, layer: int, backward: bool) -> jax.Array:
+        name, hidden = f"layer_{layer}_{'backward' if backward else 'forward'}", self.width // 2
+        gates = dense(4 * hidden, ("embed", "mlp"), self.dtype, f"{name}_input")(features)
+        init = nn.with_logical_partitioning(nn.initializers.orthogonal(), (None, "mlp"))
+        recurrent = self.param(f"{name}_recurrent", init, (hidden, 4 * hidden))
+        return lstm(gates, recurrent, segments, backward)
+
+
+def _stacked(frames: Stream, count: int) -> Stream:
+    """`count` frames of an example side by side as one token; what lies after its end is zero."""
+    rows, length, bins = frames.features.shape
+    features = only_tokens(frames).features.reshape(rows, length // count, count * bins)
+    return Stream(features, frames.segments[:, ::count], frames.positions[:, ::count] // count)
