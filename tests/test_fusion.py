@@ -117,6 +117,11 @@ def test_the_invariants_hold(name, monkeypatch):
         assert check.packing(subject) <= check.TOLERANCES["packing"]
         assert check.emptiness(subject) <= check.TOLERANCES["emptiness"]
         assert check.absence(subject) <= check.TOLERANCES["absence"]
+        # An example that has lost all its modalities still has a slot and a label.
+        lost = {
+            n: s if n in ("examples", "answer") else jax.tree.map(np.zeros_like, s) for n, s in subject.batch.items()
+        }
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(subject.run(lost)))
 
 
 @pytest.mark.slow
@@ -132,22 +137,19 @@ def test_all_five_invariants_hold_for_three_modalities(name, tmp_path):
 
 
 @every_fusion
-def test_what_stands_in_no_example_and_what_has_no_modality_is_zero_and_finite(name):
-    fusion = build(ALL[name])
-    params = parameters(fusion, BOTH, SLOTS)
-    nothing = jax.tree.map(np.zeros_like, (BOTH, SLOTS))
-    nobody = SLOTS._replace(segments=np.array([[1, 2, 3, 9]], np.int32))  # a slot of an example without any token
+def test_training_in_bfloat16_with_dropout_and_layers_unrolled(name):
+    part = ALL[name]
+    part = dataclasses.replace(part, dropout=0.1) if hasattr(part, "dropout") else part
+    fusion = instantiate(part, models, dtype=jnp.bfloat16, unroll=True)
 
-    def total(params, streams, slots):
-        out = fusion.apply({"params": params}, streams, slots)
-        return jnp.abs(out.features).sum(), out
+    def run(streams, slots):
+        params = fusion.init(jax.random.key(0), streams, slots)
+        return params, fusion.apply(params, streams, slots, train=True, rngs={"dropout": jax.random.key(1)})
 
-    step = jax.jit(jax.grad(total, has_aux=True))
-    gradients, out = step(params, *nothing)
-    assert not np.any(out.features) and not any(np.any(g) for g in jax.tree.leaves(gradients))
-    gradients, out = step(params, BOTH, nobody)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((gradients, out)))
-    assert out.features.shape == (1, 4, 8) and np.array_equal(out.segments, nobody.segments)
+    halved = {m: s._replace(features=jnp.asarray(s.features, jnp.bfloat16)) for m, s in BOTH.items()}
+    params, out = jax.eval_shape(run, halved, SLOTS)
+    assert out.features.dtype == jnp.bfloat16 and out.features.shape == (1, 4, 8)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
 
 
 def test_the_result_of_cross_attention_is_what_it_was():
@@ -252,6 +254,7 @@ def compare(name, reference, **changes):
     params = float64(params)
     expected = [reference(params, tokens) for tokens in examples_of(params)]
     np.testing.assert_allclose(out[:3], expected, atol=2e-5, rtol=2e-5)
+    assert not out[3].any(), "nobody stands in the last slot"
 
 
 def test_concat_is_a_transformer_over_the_joined_tokens():
