@@ -11,36 +11,56 @@ from mmjax.models.augmentation import (
     TelephoneBand,
 )
 from mmjax.models.conformer import Conformer
+from mmjax.models.contrast import Contrast
 from mmjax.models.convolutional import ConvNet
 from mmjax.models.decoder import TextDecoder
 from mmjax.models.front_ends import MFCC, KaldiFilterBank, LogMel, NeMoLogMel, WhisperLogMel
-from mmjax.models.fusion import CrossAttention
+from mmjax.models.fusion import (
+    Add,
+    Bottleneck,
+    Concat,
+    CrossAttention,
+    FiLM,
+    LowRank,
+    MixtureOfExperts,
+    Perceiver,
+    Weighted,
+)
 from mmjax.models.layers import BlockStyle
-from mmjax.models.multimodal import Head, Multimodal
+from mmjax.models.multimodal import Head, Multimodal, Vocabulary
 from mmjax.models.pooling import AttentionPool, ClassPool, MeanPool
 from mmjax.models.recurrent import BiLSTM
 from mmjax.models.transformer import MeanEmbedding, Transformer
+from mmjax.models.vectors import Vectors
 from mmjax.models.vit import ViT
 
 __all__ = [
     "MFCC",
+    "Add",
     "AddNoise",
     "AttentionPool",
     "BiLSTM",
     "BlockStyle",
+    "Bottleneck",
     "ClassPool",
     "Clip",
+    "Concat",
     "Conformer",
+    "Contrast",
     "ConvNet",
     "CrossAttention",
+    "FiLM",
     "Gain",
     "Head",
     "KaldiFilterBank",
     "LogMel",
+    "LowRank",
     "MeanEmbedding",
     "MeanPool",
+    "MixtureOfExperts",
     "Multimodal",
     "NeMoLogMel",
+    "Perceiver",
     "Reverberate",
     "SpecAugment",
     "SpectralGate",
@@ -48,6 +68,9 @@ __all__ = [
     "TelephoneBand",
     "TextDecoder",
     "Transformer",
+    "Vectors",
     "ViT",
+    "Vocabulary",
+    "Weighted",
     "WhisperLogMel",
 ]
