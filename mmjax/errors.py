@@ -1,4 +1,7 @@
-"""The one exception that a person is meant to read."""
+"""The one exception that a person is meant to read, and how it names keys."""
+
+import difflib
+from typing import Any
 
 
 class UserError(Exception):
@@ -7,3 +10,27 @@ class UserError(Exception):
     The message names the thing and the remedy in one line; the command line prints it without a
     traceback and exits with a non-zero code.
     """
+
+
+def dotted(path: str, key: Any) -> str:
+    """The dotted path of a key below `path`."""
+    return f"{path}.{key}" if path else str(key)
+
+
+def nearest(key: Any, known: Any, path: str = "", tree: dict | None = None) -> str:
+    """'; did you mean ...?' with the nearest sibling, or the same name elsewhere in the tree."""
+    near = difflib.get_close_matches(str(key), [k for k in known if k != "class"], n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean '{dotted(path, near[0])}'?"
+    for other in _paths(tree or {}, ""):
+        if other.rsplit(".", 1)[-1] == key:
+            return f"; did you mean '{other}'?"
+    return f"; there are {', '.join(str(k) for k in known if k != 'class')}"
+
+
+def _paths(node: Any, path: str):
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key != "class":
+                yield dotted(path, key)
+                yield from _paths(value, dotted(path, key))

@@ -1,0 +1,230 @@
+"""Everything else that a run is: objectives, data, optimizer, schedule, evaluation; and all of it, the Experiment."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+from mmjax.config.augmentation import SpeedPerturbation
+from mmjax.config.models import Multimodal
+from mmjax.config.part import part
+
+# Objectives. ----------------------------------------------------------------------------------------------
+
+
+@part
+class Classification:
+    weight: float = 1.0
+    label_smoothing: float = 0.0
+    gamma: float = 0.0  # of the focal loss; 0: off
+
+
+@part
+class MultiLabel:
+    weight: float = 1.0
+    gamma: float = 0.0  # of the focal loss; 0: off
+
+
+@part
+class CTC:
+    weight: float = 1.0
+
+
+@part
+class Sequence:
+    weight: float = 1.0
+    label_smoothing: float = 0.0
+    next_token: bool = True  # False: each token's label stands at its own place
+    chunk: int = 8192  # columns of a `Vocabulary` head that are multiplied out at a time
+
+
+@part
+class Regression:
+    weight: float = 1.0
+    of: Literal["squared", "absolute", "huber"] = "squared"  # the difference
+    delta: float = 1.0  # of "huber": where the square becomes a line, in the unit of the labels
+
+
+@part
+class SISDR:
+    weight: float = 1.0
+
+
+@part
+class SigLIP:
+    weight: float = 1.0
+    chunks: int = 8  # steps in which the batch is compared; best a multiple of the devices
+
+
+@part
+class CLIP:
+    weight: float = 1.0
+    chunks: int = 8
+
+
+Objective = Classification | MultiLabel | CTC | Sequence | Regression | SISDR | SigLIP | CLIP
+
+
+# Data. ----------------------------------------------------------------------------------------------------
+
+
+@part
+class SpokenEasyVQA:
+    vocabulary: int = 128  # sentencepiece pieces
+    examples: int | None = None  # only the first so many questions of each split; None: all
+
+
+@part
+class ImageAugmentation:
+    least_area: float | None = 0.25  # of a random crop, as a share of the picture; None: no cropping
+    aspect: float = 4 / 3  # a crop is up to so many times too wide or too high
+    flip: float = 0.5  # how often a picture is mirrored
+    operations: int | None = None  # of RandAugment per picture; None: no RandAugment
+    magnitude: float = 9.0  # of RandAugment, 0 to 10
+
+
+@part
+class OwnSource:
+    file: str  # a Python file, most simply the config itself: __file__
+    name: str  # of the class in it, built as name(data directory, split, **options)
+    options: Mapping[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
+
+
+@part
+class Data:
+    source: SpokenEasyVQA | OwnSource
+    directory: str | None = None  # None: $MMJAX_DATA, else ~/.cache/mmjax
+    batch_rows: int = 16  # rows of a batch, over all devices
+    rows: Mapping[str, int]  # what a row holds of each stream: hops, patches, tokens, examples
+    subsets: Mapping[str, float]  # modality dropout: how often each subset of modalities is trained on
+    image_augmentation: ImageAugmentation | None = None  # in training
+    window: int = 4096  # examples that the packer chooses from at a time
+    threads: int = 1
+    speed: SpeedPerturbation | None = None  # in training
+
+
+# Training. ------------------------------------------------------------------------------------------------
+
+
+@part
+class Constant:
+    peak: float = 1e-3
+    warmup: int = 0  # steps
+
+
+@part
+class WarmupCosine:
+    peak: float = 1e-3
+    warmup: int = 100
+    steps: int  # of warm-up and decay together
+    end: float = 0.0  # as a share of the peak
+
+
+@part
+class WarmupLinear:
+    peak: float = 1e-3
+    warmup: int = 100
+    steps: int
+    end: float = 0.0
+
+
+@part
+class WarmupStableDecay:
+    peak: float = 1e-3
+    warmup: int = 100
+    decay: int  # steps of the linear decay at the end
+    steps: int
+    end: float = 0.0
+
+
+@part
+class InverseSquareRoot:
+    peak: float = 1e-3
+    warmup: int = 100
+
+
+Schedule = Constant | WarmupCosine | WarmupLinear | WarmupStableDecay | InverseSquareRoot
+
+
+@part
+class AdamW:
+    b1: float = 0.9
+    b2: float = 0.98
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+
+
+@part
+class Muon:
+    momentum: float = 0.95
+    b1: float = 0.9  # of Adam, for everything that is not a matrix between layers
+    b2: float = 0.98
+    weight_decay: float = 0.01
+
+
+@part
+class Lion:
+    b1: float = 0.9
+    b2: float = 0.99
+    weight_decay: float = 0.1
+
+
+@part
+class Adafactor:
+    weight_decay: float = 0.0
+
+
+@part
+class SGD:
+    momentum: float = 0.9
+
+
+@part
+class Optimizer:
+    rule: AdamW | Muon | Lion | Adafactor | SGD = AdamW()
+    schedule: Schedule
+    clip: float | None = 1.0  # global gradient norm
+    ema: float | None = None  # decay of the averaged parameters that are evaluated; None: evaluate the trained ones
+    accumulation: int = 1  # micro-batches per step
+
+
+@part
+class Evaluation:
+    every_steps: int | None = None  # None: at the end only
+    split: str = "test"
+    subsets: tuple[str, ...] = ("speech+image", "image+text")
+    examples: int | None = None  # of the split, during training; None: all. The last evaluation takes all.
+
+
+@part
+class Checkpoint:
+    every_steps: int | None = 100  # None: at the end only
+    keep: int = 3  # the newest so many; the last one always stays
+
+
+@part
+class Log:
+    every_steps: int = 10
+    tensorboard: bool = True
+    wandb_project: str | None = None
+
+
+@part
+class Mesh:
+    data: int = -1  # -1: all devices that the other axes leave
+    fsdp: int = 1
+
+
+@part
+class Experiment:
+    name: str
+    seed: int = 0
+    steps: int
+    data: Data
+    model: Multimodal
+    objectives: Mapping[str, Objective]
+    optimizer: Optimizer
+    initial: Mapping[str, str] = dataclasses.field(default_factory=dict)  # "encoders.speech": an imported model
+    evaluation: Evaluation = Evaluation()
+    checkpoint: Checkpoint = Checkpoint()
+    log: Log = Log()
+    mesh: Mesh = Mesh()

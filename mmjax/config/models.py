@@ -1,0 +1,344 @@
+"""Models: front ends, towers, fusions, heads. Widths in features, sizes in the unit that the name says."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from mmjax.config.augmentation import SpectralGate, SpeechAugmentation
+from mmjax.config.part import part
+from mmjax.errors import UserError, nearest
+
+
+@part
+class LogMel:
+    sample_rate: int = 16_000  # Hz
+    window: int = 400  # samples
+    hop: int = 160  # samples; the unit of the speech stream's rows
+    bins: int = 80
+
+
+@part
+class WhisperLogMel(LogMel):
+    pass
+
+
+@part
+class NeMoLogMel(LogMel):
+    pass
+
+
+@part
+class KaldiFilterBank(LogMel):
+    normalise: bool = True  # each example to zero mean and unit variance
+
+
+@part
+class MFCC:
+    log_mel: LogMel | WhisperLogMel | NeMoLogMel | KaldiFilterBank = KaldiFilterBank(bins=23, normalise=False)
+    coefficients: int = 13
+    lifter: float = 22.0  # 0: none
+
+    sample_rate = property(lambda self: self.log_mel.sample_rate)
+    window = property(lambda self: self.log_mel.window)
+    hop = property(lambda self: self.log_mel.hop)
+
+
+# Published sizes: Gulati et al. 2020, table 1 (S, M, L); NeMo's conformer_ctc_bpe.yaml and fast-conformer_ctc_bpe.yaml.
+CONFORMERS = {
+    "S": dict(layers=16, width=144, heads=4, kernel=32),
+    "M": dict(layers=16, width=256, heads=4, kernel=32),
+    "L": dict(layers=17, width=512, heads=8, kernel=32),
+    "NeMo S": dict(layers=16, width=176, heads=4, kernel=31),
+    "NeMo M": dict(layers=18, width=256, heads=4, kernel=31),
+    "NeMo L": dict(layers=18, width=512, heads=8, kernel=31),
+    "NeMo XL": dict(layers=24, width=1024, heads=8, kernel=5),
+    "Fast L": dict(layers=18, width=512, heads=8, kernel=9, subsampling=8, stem="depthwise", stem_channels=256),
+    "Fast XL": dict(layers=24, width=1024, heads=8, kernel=9, subsampling=8, stem="depthwise", stem_channels=256),
+}
+
+
+@part
+class Conformer:
+    front_end: LogMel | WhisperLogMel | NeMoLogMel | KaldiFilterBank | MFCC = LogMel()
+    layers: int = 16
+    width: int = 144
+    heads: int = 4
+    kernel: int = 32
+    subsampling: Literal[2, 4, 8] = 4  # hops per token
+    stem: Literal["full", "depthwise"] = "full"
+    stem_channels: int | None = None  # of the strided stem; None: the width, as in the paper
+    positions: Literal["relative", "rotary"] = "relative"
+    norm: Literal["layer", "rms"] = "layer"
+    convolution_norm: Literal["layer", "rms", "batch"] = "layer"  # batch: imported, its statistics fixed
+    norm_epsilon: float = 1e-6
+    causal: bool = False  # the convolution sees no later token
+    chunk: int | None = None  # tokens that attention sees together, with all before; None: the whole recording
+    left_chunks: int | None = None  # earlier chunks that it sees; None: all
+    scale_input: bool = False
+    augment: SpeechAugmentation | None = None  # in training
+    denoise: SpectralGate | None = None
+    dropout: float = 0.0
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "Conformer":
+        """A published size; any field may be changed.
+
+        "modern L" is "L" (any of them) with rotary positions, RMSNorm and FastConformer's stem, kernel and subsampling.
+        """
+        modern = dict(
+            positions="rotary", norm="rms", convolution_norm="rms", kernel=9, subsampling=8, stem="depthwise",
+            stem_channels=256,
+        )  # fmt: skip
+        size = name.removeprefix("modern ")
+        if size not in CONFORMERS:
+            near = nearest(size, CONFORMERS)
+            raise UserError(f"there is no Conformer '{name}'{near}; there are {', '.join(CONFORMERS)}")
+        return cls(**CONFORMERS[size] | (modern if size != name else {}) | changes)
+
+
+@part
+class BlockStyle:
+    norm: Literal["layer", "rms"] = "layer"
+    post_norm: bool = False
+    epsilon: float = 1e-6
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"] = "gelu"
+    gated: bool = False
+    bias: bool = True
+    layer_scale: float | None = None  # first value of a learned factor per feature; None: no factor
+
+
+@part
+class BiLSTM:
+    front_end: LogMel | WhisperLogMel | NeMoLogMel | KaldiFilterBank | MFCC = LogMel()
+    layers: int = 2
+    width: int = 256  # both directions together
+    stem: Literal["stack", "full", "depthwise"] = "stack"  # full or depthwise convolutions make it a CNN-LSTM
+    stem_channels: int = 32
+    subsampling: Literal[2, 4, 8] = 4  # hops per token
+    dropout: float = 0.0
+
+
+@part
+class ConvNet:
+    patch: int = 16  # pixels
+    image_size: int = 224  # pixels
+    width: int = 384
+    mean: float = 0.5  # of the pixels, 0 to 1
+    std: float = 0.5
+
+    class_token = False
+    registers = 0
+    max_patches = None
+
+
+# Published sizes of ViT: layers, width, heads, mlp (Dosovitskiy et al. 2021; Zhai et al. 2022; Alabdulmohsin et al. 2023).
+VIT_SIZES = {
+    "Ti": (12, 192, 3, 768),
+    "S": (12, 384, 6, 1536),
+    "B": (12, 768, 12, 3072),
+    "L": (24, 1024, 16, 4096),
+    "So400m": (27, 1152, 16, 4304),
+    "H": (32, 1280, 16, 5120),
+}
+
+
+@part
+class ViT:
+    patch: int = 16  # pixels
+    image_size: int = 224  # pixels
+    layers: int = 12
+    width: int = 384
+    heads: int = 6
+    mlp: int = 1536
+    class_token: bool = False
+    registers: int = 0  # further tokens per image that only the encoder sees
+    positions: Literal["learned", "sincos", "rotary"] = "learned"
+    max_patches: int | None = None  # of an image that keeps its aspect ratio; None: all are image_size squares
+    block: BlockStyle = BlockStyle()
+    mean: float | tuple[float, ...] = 0.5  # of the pixels, 0 to 1; of all channels or of each
+    std: float | tuple[float, ...] = 0.5
+    dropout: float = 0.0
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "ViT":
+        """A published size and patch, such as "B/16" or "So400m/14"; any field may be changed."""
+        size, _, patch = name.partition("/")
+        if size not in VIT_SIZES or not patch.isdecimal():
+            raise UserError(f"there is no ViT '{name}'; name a size ({', '.join(VIT_SIZES)}) and a patch: B/16")
+        fields = dict(zip(("layers", "width", "heads", "mlp"), VIT_SIZES[size], strict=True), patch=int(patch))
+        return cls(**fields | changes)
+
+
+@part
+class Transformer:
+    vocabulary: int = 128
+    layers: int = 6
+    width: int = 256
+    heads: int = 4
+    mlp: int = 1024
+    positions: Literal["rotary", "learned"] = "rotary"
+    length: int = 512  # tokens of the longest text, with learned positions
+    types: int = 0  # kinds of text that an imported BERT tells apart
+    key_value_heads: int | None = None  # each shared by a group of heads; None: as many as heads
+    causal: bool = False
+    block: BlockStyle = BlockStyle()
+    dropout: float = 0.0
+
+
+@part
+class MeanEmbedding:
+    vocabulary: int = 128
+    width: int = 256
+    dropout: float = 0.0
+
+
+@part
+class TextDecoder:
+    vocabulary: int = 128
+    layers: int = 6
+    width: int = 256
+    heads: int = 4
+    mlp: int = 1024
+    positions: Literal["rotary", "learned"] = "rotary"
+    length: int = 512  # tokens of the longest text, with learned positions
+    key_value_heads: int | None = None
+    cross_attention: bool = True
+    tied: bool = True  # read out through the table of embeddings
+    block: BlockStyle = BlockStyle()
+    dropout: float = 0.0
+
+
+@part
+class Vectors:
+    inputs: int  # numbers per vector
+    layers: int = 2
+    width: int = 128
+    heads: int = 4
+    mlp: int = 512
+    dropout: float = 0.0
+
+
+@part
+class MeanPool:
+    pass
+
+
+@part
+class ClassPool:
+    pass
+
+
+@part
+class AttentionPool:
+    heads: int = 12
+    mlp: int = 3072
+    block: BlockStyle = BlockStyle()
+
+
+@part
+class CrossAttention:
+    layers: int = 3
+    width: int = 128
+    heads: int = 4
+    mlp: int = 512
+    queries: int = 4  # learned query tokens per example
+    dropout: float = 0.0
+
+
+@part
+class Concat:
+    layers: int = 3
+    width: int = 128
+    heads: int = 4
+    mlp: int = 512
+    dropout: float = 0.0
+
+
+@part
+class Add:
+    width: int = 128
+
+
+@part
+class Weighted:
+    width: int = 128
+
+
+@part
+class LowRank:
+    width: int = 128
+    rank: int = 4
+
+
+@part
+class FiLM:
+    by: str  # the modality whose summary modulates the others
+    layers: int = 3
+    width: int = 128
+    mlp: int = 512
+    dropout: float = 0.0
+
+
+@part
+class Bottleneck:
+    layers: int = 3
+    width: int = 128
+    heads: int = 4
+    mlp: int = 512
+    bottlenecks: int = 4  # tokens per example through which modalities exchange; 0: no exchange
+    dropout: float = 0.0
+
+
+@part
+class Perceiver:
+    layers: int = 3
+    width: int = 128
+    heads: int = 4
+    mlp: int = 512
+    latents: int = 8  # learned tokens per example
+    dropout: float = 0.0
+
+
+@part
+class MixtureOfExperts:
+    layers: int = 3
+    width: int = 128
+    heads: int = 4
+    mlp: int = 512  # of each expert
+    queries: int = 4  # learned query tokens per example
+    experts: int = 4
+    chosen: int = 2  # experts per query token
+    dropout: float = 0.0
+
+
+Fusion = CrossAttention | Concat | Add | Weighted | LowRank | FiLM | Bottleneck | Perceiver | MixtureOfExperts
+
+
+@part
+class Head:
+    reads: str  # "fused" or the name of an encoder
+    outputs: int
+    pool: MeanPool | ClassPool | AttentionPool | None = None  # of an encoder's tokens; None: an output for each
+
+
+@part
+class Vocabulary:  # a head for `Sequence` with so many outputs that their logits do not fit into memory
+    reads: str
+    outputs: int
+
+
+@part
+class Contrast:  # a head for `SigLIP` and `CLIP`
+    between: tuple[str, ...]  # two encoders
+    outputs: int  # width of the vectors that are compared
+    scale: float = 10.0  # of the logits at first; 14.3 in CLIP
+    bias: float = -10.0  # of the logits at first; without effect in CLIP
+    limit: float | None = None  # of the scale; 100 in CLIP
+
+
+@part
+class Multimodal:
+    encoders: Mapping[str, Conformer | BiLSTM | ViT | ConvNet | Transformer | MeanEmbedding | Vectors]
+    fusion: Fusion
+    heads: Mapping[str, Head | Vocabulary | Contrast]
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the compute; parameters are float32
+    unroll: bool = False  # the layers: the same numbers, faster on CPU, longer to compile

@@ -1,0 +1,58 @@
+"""Overrides from the command line."""
+
+import ast
+from typing import Any
+
+from mmjax.config.experiment import Experiment
+from mmjax.config.tree import from_dict, to_dict
+from mmjax.errors import UserError, dotted, nearest
+
+
+def override(config: Experiment, arguments: list[str]) -> Experiment:
+    """Applies `--any.config.key VALUE` (or `--key=VALUE`); dashes and underscores are the same.
+
+    A value is a number, `none`, `true`, `false`, text, the name of a class, or a Python literal.
+    """
+    tree = to_dict(config)
+    rest = list(arguments)
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--") or len(flag) < 3:
+            raise UserError(f"cannot read the argument {flag!r}; overrides look like --checkpoint.every-steps 100")
+        key, equals, text = flag[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise UserError(f"the override --{key} has no value")
+            text = rest.pop(0)
+        _set(tree, key.replace("-", "_"), _literal(text))
+    return from_dict(Experiment, tree, "")
+
+
+def _set(tree: dict, key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    node, path = tree, ""
+    for name in [*parents, last]:
+        # Names that a person gave (a modality, a subset) may hold dashes: compare as the flag is read.
+        found = next((k for k in node if k != "class" and k.replace("-", "_") == name), None)
+        if found is None and name is last and set(node) == {"class"}:
+            found = name  # of a class that was chosen a flag ago; `from_dict` knows its fields
+        if found is None:
+            raise UserError(f"unknown config key '{dotted(path, name)}'{nearest(name, node, path, tree)}")
+        path = dotted(path, found)
+        if name is last and path.count(".") == len(parents):
+            chosen = isinstance(value, str) and isinstance(node.get(found), dict) and "class" in node[found]
+            node[found] = {"class": value} if chosen else value
+        elif isinstance(node[found], dict):
+            node = node[found]
+        else:
+            raise UserError(f"'{path}' is {node[found]!r} and has no keys of its own, so '{key}' does not exist")
+
+
+def _literal(text: str) -> Any:
+    words = {"none": None, "null": None, "true": True, "false": False}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
