@@ -1,5 +1,7 @@
 """Encoders: published parameter counts, features against float64, and the same outputs packed and alone."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -177,3 +179,9 @@ def test_concatenate_keeps_segments_and_only_tokens_clears_the_rest():
     joined = concatenate([a, a])
     assert joined.segments.tolist() == [[1, 0, 1, 0]]
     assert only_tokens(joined).features.sum() == 6
+
+
+def test_the_page_on_models_has_the_sizes_that_are():
+    from benchmarks.models import table
+
+    assert table() in pathlib.Path("docs/models.md").read_text(), "renew it with python -m benchmarks.models"
