@@ -1,6 +1,7 @@
 """Models: front ends, towers, fusions, heads. Widths in features, sizes in the unit that the name says."""
 
 from collections.abc import Mapping
+from dataclasses import field
 from typing import Any, Literal
 
 from mmjax.config.augmentation import SpectralGate, SpeechAugmentation
@@ -336,9 +337,45 @@ class Contrast:  # a head for `SigLIP` and `CLIP`
 
 
 @part
+class PatchDecoder:  # a head for `Regression`, of patches that MaskedPatches hid
+    reads: str
+    outputs: int  # patch * patch * 3
+    layers: int = 4
+    width: int = 128
+    heads: int = 4
+    mlp: int = 512
+
+
+@part
+class MaskedText:
+    reads: str = "text"
+    share: float = 0.15  # of the tokens
+    vocabulary: int = 128  # sentencepiece pieces
+    mask: int = 0  # id of the mask
+
+
+@part
+class MaskedPatches:
+    reads: str = "image"
+    share: float = 0.75  # of the patches
+
+
+@part
+class RandomProjectionQuantizer:
+    reads: str = "speech"
+    codes: int = 8192
+    width: int = 16
+    start: float = 0.01  # how likely a frame begins a hidden span
+    span: int = 40  # frames
+    seed: int = 0
+
+
+@part
 class Multimodal:
     encoders: Mapping[str, Conformer | BiLSTM | ViT | ConvNet | Transformer | MeanEmbedding | Vectors]
     fusion: Fusion
-    heads: Mapping[str, Head | Vocabulary | Contrast]
+    heads: Mapping[str, Head | Vocabulary | Contrast | PatchDecoder]
+    # What is hidden from an encoder in training, by the name of the head that predicts it.
+    masked: Mapping[str, MaskedText | MaskedPatches | RandomProjectionQuantizer] = field(default_factory=dict)
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the compute; parameters are float32
     unroll: bool = False  # the layers: the same numbers, faster on CPU, longer to compile

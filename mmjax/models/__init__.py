@@ -27,7 +27,8 @@ from mmjax.models.fusion import (
     Weighted,
 )
 from mmjax.models.layers import BlockStyle
-from mmjax.models.multimodal import Head, Multimodal, Vocabulary
+from mmjax.models.masking import MaskedPatches, MaskedText, RandomProjectionQuantizer
+from mmjax.models.multimodal import Head, Multimodal, PatchDecoder, Vocabulary
 from mmjax.models.pooling import AttentionPool, ClassPool, MeanPool
 from mmjax.models.recurrent import BiLSTM
 from mmjax.models.transformer import MeanEmbedding, Transformer
@@ -55,12 +56,16 @@ __all__ = [
     "KaldiFilterBank",
     "LogMel",
     "LowRank",
+    "MaskedPatches",
+    "MaskedText",
     "MeanEmbedding",
     "MeanPool",
     "MixtureOfExperts",
     "Multimodal",
     "NeMoLogMel",
+    "PatchDecoder",
     "Perceiver",
+    "RandomProjectionQuantizer",
     "Reverberate",
     "SpecAugment",
     "SpectralGate",

@@ -277,6 +277,10 @@ class Conformer(nn.Module):
         Args:
           examples: [B, N] the examples' numbers, by slot; what augments or denoises needs them.
         """
+        return self.encode(self.frames(speech, train, examples), train=train)[0]
+
+    def frames(self, speech: Stream, train: bool = False, examples: Stream | None = None) -> Stream:
+        """[B, T, hop] samples -> [B, T, bins] frames, denoised and augmented: what `encode` reads."""
         key = self.make_rng("augment") if train and self.augment else None
         if key is not None:
             speech = self.augment.of_samples(speech, examples, key)
@@ -285,7 +289,7 @@ class Conformer(nn.Module):
         frames = self.front_end(only_tokens(speech))
         if key is not None:
             frames = self.augment.of_frames(frames, examples, key)
-        return self.encode(frames, train=train)[0]
+        return frames
 
     @nn.compact
     def encode(

@@ -1,15 +1,20 @@
 """The whole model: encoders by modality, a fusion, heads by objective."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 
 from mmjax.models.contrast import Contrast
-from mmjax.models.layers import dense
+from mmjax.models.layers import dense, layer_norm, stack
+from mmjax.models.masking import MaskedPatches, MaskedText, RandomProjectionQuantizer
 from mmjax.models.pooling import AttentionPool, ClassPool, MeanPool
-from mmjax.stream import Batch, Factors, Stream
+from mmjax.models.positions import sincos
+from mmjax.models.transformer import TransformerBlock
+from mmjax.stream import Batch, Factors, Stream, only_tokens
 
 
 class Head(nn.Module):
@@ -54,6 +59,52 @@ class Vocabulary(nn.Module):
         return stream._replace(features=Factors(stream.features.astype(jnp.float32), kernel))
 
 
+class PatchDecoder(nn.Module):
+    """The light decoder of masked autoencoding (He et al. 2022, arXiv:2111.06377): pixels of the hidden patches.
+
+    Visible patches as the encoder gave them, a learned vector in place of the hidden ones, fixed positions, a small
+    Transformer.
+
+    Attributes:
+      outputs: numbers per patch, patch * patch * 3.
+    """
+
+    reads: str
+    outputs: int
+    layers: int = 4
+    width: int = 128
+    heads: int = 4
+    mlp: int = 512
+    unroll: bool = False
+    dtype: Any = jnp.float32
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.reads, f"{self.reads}/input")
+
+    @nn.compact
+    def __call__(self, seen: Stream, whole: Stream) -> Stream:
+        """Encoded patches [B, T, W] and the stream before patches were hidden -> [B, T, outputs] float32."""
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed",))
+        hidden = self.param("hidden", init, (self.width,)).astype(self.dtype)
+        x = dense(self.width, (None, "embed"), self.dtype, "in")(seen.features)
+        x = jnp.where(seen.mask[..., None], x, hidden) + sincos(whole.positions, self.width).astype(self.dtype)
+        blocks = stack(
+            TransformerBlock,
+            self.layers,
+            2,
+            self.unroll,
+            heads=self.heads,
+            mlp=self.mlp,
+            rotary=False,
+            dtype=self.dtype,
+        )
+        x, _ = blocks(x, whole.segments, whole.positions)
+        x = layer_norm(self.dtype, "norm")(x).astype(jnp.float32)
+        x = dense(self.outputs, ("embed", None), jnp.float32, "pixels")(x)
+        return only_tokens(whole._replace(features=x))
+
+
 class Multimodal(nn.Module):
     """Encoders -> fusion -> heads. Which modalities a batch carries decides what is computed.
 
@@ -61,11 +112,13 @@ class Multimodal(nn.Module):
       encoders: by the name of the stream that each reads.
       fusion: (encoded streams, example slots) -> one vector per example.
       heads: by the name of their output; each reads "fused", an encoder's stream, or two encoders'.
+      masked: by the name of the head that predicts it, what is hidden from an encoder in training.
     """
 
     encoders: dict[str, nn.Module]
     fusion: nn.Module
-    heads: dict[str, Head | Vocabulary | Contrast]
+    heads: dict[str, Head | Vocabulary | Contrast | PatchDecoder]
+    masked: Mapping[str, MaskedText | MaskedPatches | RandomProjectionQuantizer] = FrozenDict()
     dtype: Any = jnp.float32
     unroll: bool = False
 
@@ -76,15 +129,36 @@ class Multimodal(nn.Module):
         `batch["examples"]` says which slots of each row hold an example.
         """
         batch = jax.tree.map(jnp.asarray, batch)
-        streams = {}
-        for name, encode in self.encoders.items():
-            if name in batch:
-                whose = (batch["examples"],) if getattr(encode, "reads_examples", False) else ()
-                streams[name] = encode(batch[name], train, *whose)
+        key = self.make_rng("augment") if train and self.masked else None
+        streams, labels = {}, {}
+        for name in (name for name in self.encoders if name in batch):
+            streams[name], hidden = self._encode(name, batch, train, key)
+            labels |= hidden
         fused = self.fusion(streams, batch["examples"], train)
-        sources = {**streams, "fused": fused, "examples": batch["examples"]}
-        return {
+        inputs = {f"{name}/input": batch[name] for name in streams}
+        sources = {**streams, **inputs, "fused": fused, "examples": batch["examples"]}
+        outputs = {
             name: head(*(sources[source] for source in head.inputs))
             for name, head in self.heads.items()
             if all(source in sources for source in head.inputs)
         }
+        return outputs | labels
+
+    def _encode(self, name: str, batch: Batch, train: bool, key: jax.Array | None) -> tuple[Stream, dict[str, Stream]]:
+        """What an encoder makes of its stream, and the labels "HEAD/labels" of what was hidden from it."""
+        encode, stream, examples, labels = self.encoders[name], batch[name], batch["examples"], {}
+        whose = (examples,) if getattr(encode, "reads_examples", False) else ()
+        frames = None
+        for number, (head, mask) in enumerate(sorted(self.masked.items()) if train else ()):
+            if mask.reads != name:
+                continue
+            own = jax.random.fold_in(key, number)  # whatever other streams are there
+            if isinstance(mask, RandomProjectionQuantizer):
+                frames, labels[f"{head}/labels"] = mask(
+                    encode.frames(stream, train, examples), examples, own, encode.subsampling
+                )
+            else:
+                stream, labels[f"{head}/labels"] = mask(stream, examples, own)
+        if frames is not None:
+            return encode.encode(frames, train=train)[0], labels
+        return encode(stream, train, *whose), labels

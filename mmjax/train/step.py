@@ -88,7 +88,8 @@ def loss_and_gradients(
 
     micro = jax.tree.map(lambda x: x.reshape((micro_batches, -1) + x.shape[1:]), batch)
     # The weights depend on the data alone: the compiler drops the model from this pass.
-    sums = jax.lax.map(lambda one: measure(model, objectives, params, one), micro)
+    keys = {"dropout": key, "augment": key}
+    sums = jax.lax.map(lambda one: measure(model, objectives, params, one, keys), micro)
     weights = {name: (None, weight.sum()) for name, (_, weight) in sums.items()}
 
     def add(carry, one):

@@ -14,6 +14,7 @@ AT_LEAST = {
     "decay": 0,
     "registers": 0,
     "types": 0,
+    "mask": 0,
     "mean": float("-inf"),
     "std": 1e-6,
     "minimum_gain": float("-inf"),
@@ -32,7 +33,7 @@ AT_LEAST = {
 # Streams that have a meaning of their own; those of vectors need other names.
 TAKEN = ("speech", "image", "text", "transcript", "examples", "answer", "fused")
 SHARES = ("dropout", "label_smoothing", "ema", "b1", "b2", "momentum")
-AT_MOST_ONE = ("probability", "time_width", "multiplicity", "maximum_share", "quiet")
+AT_MOST_ONE = ("probability", "share", "start", "time_width", "multiplicity", "maximum_share", "quiet")
 
 
 def check_config(config: c.Experiment) -> None:
@@ -80,6 +81,8 @@ def check_config(config: c.Experiment) -> None:
             width = config.model.encoders[head.reads].width
             if width % pool.heads:
                 raise UserError(f"model.heads.{name}.pool.heads={pool.heads} do not divide the width of {width}")
+    for name, mask in config.model.masked.items():
+        _check_masked(name, mask, config.model)
     for name, objective in config.objectives.items():
         if name not in config.model.heads:
             raise UserError(f"objectives.{name} has no head of that name in model.heads")
@@ -142,6 +145,25 @@ def _check_augmentation(chosen: c.ImageAugmentation) -> None:
             raise UserError(f"data.image_augmentation.{key} is {value}; it must be between {low} and {high}")
 
 
+def _check_masked(name: str, mask: Any, model: c.Multimodal) -> None:
+    """That there is something to hide, and a head that can predict it."""
+    head, encoder = model.heads.get(name), model.encoders.get(mask.reads)
+    kinds = {c.MaskedText: c.Transformer, c.MaskedPatches: c.ViT, c.RandomProjectionQuantizer: c.Conformer}
+    kind = kinds[type(mask)]
+    if not isinstance(encoder, kind):
+        raise UserError(f"model.masked.{name}.reads='{mask.reads}' is no encoder of the kind {kind.__name__}")
+    if head is None:
+        raise UserError(f"model.masked.{name}: there is no head of that name to predict what is hidden")
+    needed = {
+        c.MaskedText: lambda: mask.vocabulary,
+        c.MaskedPatches: lambda: encoder.patch**2 * 3,
+        c.RandomProjectionQuantizer: lambda: mask.codes,
+    }[type(mask)]()
+    if isinstance(mask, c.MaskedPatches) != isinstance(head, c.PatchDecoder) or head.outputs != needed:
+        which = "a PatchDecoder" if isinstance(mask, c.MaskedPatches) else "a Head or Vocabulary"
+        raise UserError(f"model.heads.{name} must be {which} of {needed} outputs, to predict what model.masked hides")
+
+
 def _check_objective(name: str, objective: Any, config: c.Experiment) -> None:
     """That an objective fits its head and the labels of its name."""
     kind, head = type(objective).__name__, config.model.heads[name]
@@ -152,6 +174,8 @@ def _check_objective(name: str, objective: Any, config: c.Experiment) -> None:
         raise UserError(f"model.heads.{name}.limit is not set; CLIP keeps the scale of its logits below 100")
     if contrastive:
         return  # no labels
+    if name in config.model.masked:
+        return  # its labels are what was hidden
     if name not in ("answer", *config.data.rows):
         raise UserError(f"objectives.{name} has no labels: name it 'answer' or one of {', '.join(config.data.rows)}")
     if isinstance(objective, c.Classification | c.MultiLabel) != (name == "answer"):
@@ -206,6 +230,8 @@ def check_labels(config: c.Experiment, source: Any) -> None:
                 raise UserError(
                     f"model.heads.{name}.outputs={head.outputs}, but there are {len(source.answers)} answers"
                 )
+        elif isinstance(config.model.masked.get(name), c.MaskedPatches | c.RandomProjectionQuantizer):
+            pass  # labels that the model makes itself
         elif isinstance(objective, c.CTC | c.Sequence) and head.outputs < len(source.tokenizer):
             raise UserError(
                 f"model.heads.{name}.outputs={head.outputs}, but the tokenizer has {len(source.tokenizer)} pieces"

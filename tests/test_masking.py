@@ -1,0 +1,156 @@
+"""Masked prediction: what is hidden, what the labels are, and that examples do not depend on their row (section I)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny
+
+from mmjax import check
+from mmjax import config as c
+from mmjax.models import MaskedPatches, MaskedText, RandomProjectionQuantizer
+from mmjax.stream import Stream
+
+KEY = jax.random.key(0)
+
+
+def packed(lengths, width=None, seed=0, dtype=np.float32, high=None, first=1):
+    """One row of examples number `first`, `first` + 1, ... one after the other, and their slots."""
+    total = sum(lengths)
+    segments = np.repeat(np.arange(1, len(lengths) + 1), lengths)[None].astype(np.int32)
+    positions = np.concatenate([np.arange(n) for n in lengths])[None].astype(np.int32)
+    parts = []
+    for number, length in enumerate(lengths, first):
+        generator = np.random.default_rng([seed, number])
+        shape = (length,) if width is None else (length, width)
+        parts.append(generator.integers(1, high, shape) if high else generator.normal(size=shape))
+    features = np.concatenate(parts).astype(dtype)[None]
+    assert features.shape[1] == total
+    numbers = np.arange(first, first + len(lengths), dtype=np.int32)[None]
+    slots = np.arange(1, len(lengths) + 1, dtype=np.int32)[None]
+    return Stream(*map(jnp.asarray, (features, segments, positions))), Stream(numbers, slots, slots * 0)
+
+
+def test_masked_text_is_80_10_10_of_the_share():
+    text, examples = packed([4000] * 5, dtype=np.int32, high=100)
+    hidden, labels = jax.jit(MaskedText(vocabulary=100))(text, examples, KEY)
+    chosen = np.asarray(labels.mask[0])
+    before, after = np.asarray(text.features[0])[chosen], np.asarray(hidden.features[0])[chosen]
+    assert chosen.mean() == pytest.approx(0.15, abs=0.01)
+    assert (after == 0).mean() == pytest.approx(0.8, abs=0.03)
+    assert (after == before).mean() == pytest.approx(0.1 + 0.1 / 99, abs=0.02)
+    random = after[(after != 0) & (after != before)]
+    assert random.min() >= 1 and random.max() <= 99 and len(np.unique(random)) > 60
+    np.testing.assert_array_equal(labels.features[0][chosen], before)
+    np.testing.assert_array_equal(hidden.features[0][~chosen], text.features[0][~chosen])
+
+
+def test_masked_patches_leave_the_rest_and_ask_for_normalised_pixels():
+    image, examples = packed([64, 64], width=48, dtype=np.uint8, high=255)
+    places = np.stack(np.divmod(np.asarray(image.positions), 8), -1)
+    image = image._replace(positions=jnp.asarray(places))
+    seen, labels = jax.jit(MaskedPatches(share=0.75))(image, examples, KEY)
+    assert not np.any(seen.mask & labels.mask) and np.all(seen.mask | labels.mask)
+    assert np.mean(labels.mask) == pytest.approx(0.75, abs=0.08)
+    pixels = np.asarray(image.features, np.float64) / 255
+    expected = (pixels - pixels.mean(-1, keepdims=True)) / np.sqrt(pixels.var(-1, keepdims=True) + 1e-6)
+    where = np.asarray(labels.mask)
+    np.testing.assert_allclose(np.asarray(labels.features)[where], expected[where], atol=1e-3)
+
+
+def test_best_rq_hides_spans_of_whole_tokens_inside_their_example():
+    frames, examples = packed([2000] * 8, width=8)
+    quantizer = RandomProjectionQuantizer(codes=64)
+    hidden, labels = jax.jit(quantizer, static_argnums=3)(frames, examples, KEY, 4)
+    changed = np.asarray((hidden.features != frames.features).any(-1)[0]).reshape(-1, 4)
+    np.testing.assert_array_equal(changed.all(1), changed.any(1))
+    np.testing.assert_array_equal(changed.all(1), np.asarray(labels.mask[0]))
+    # Every token is hidden unless none of the 10 tokens up to it begins a span: 1 - 0.99^40.
+    assert changed.mean() == pytest.approx(1 - 0.99**40, abs=0.04)
+    noise = np.asarray(hidden.features)[0][changed.reshape(-1)]
+    assert noise.std() == pytest.approx(0.1, rel=0.05) and abs(noise.mean()) < 0.01
+    correlation = np.corrcoef(noise.T) - np.eye(8)
+    assert np.abs(correlation).max() < 0.1
+    starts = np.flatnonzero(np.diff(np.concatenate([[0], changed.all(1)])) == 1)
+    assert all(changed.all(1)[s : min(s + 10, 500 * (s // 500 + 1))].all() for s in starts)
+
+
+def test_best_rq_labels_are_the_nearest_codes_whatever_the_loudness():
+    frames, _ = packed([400], width=8)
+    quantizer = RandomProjectionQuantizer(codes=64, width=5)
+    labels = np.asarray(quantizer.labels(frames, 4))
+    np.testing.assert_array_equal(labels, quantizer.labels(frames._replace(features=3.0 * frames.features + 2.0), 4))
+    assert len(np.unique(labels)) > 30, "most codes are used"
+    normal = np.asarray(frames.features[0], np.float64)
+    normal = (normal - normal.mean(0)) / normal.std(0)
+    generator = np.random.default_rng(0)
+    bound = np.sqrt(6 / (32 + 5))
+    projected = normal.reshape(100, 32) @ generator.uniform(-bound, bound, (32, 5))
+    codes = generator.standard_normal((64, 5))
+    codes /= np.linalg.norm(codes, axis=1, keepdims=True)
+    projected /= np.linalg.norm(projected, axis=1, keepdims=True)
+    nearest = ((projected[:, None] - codes) ** 2).sum(-1).argmin(1)
+    assert (nearest == labels[0]).mean() > 0.99
+
+
+def test_what_is_hidden_depends_on_the_example_alone():
+    mask = jax.jit(MaskedText(vocabulary=100))
+    text, examples = packed([30, 50, 20], dtype=np.int32, high=100, first=4)
+    whole = mask(text, examples, KEY)
+    alone = mask(*packed([50], dtype=np.int32, high=100, first=5), KEY)
+    for ours, theirs in zip(whole, alone, strict=True):
+        np.testing.assert_array_equal(ours.features[:, 30:80], theirs.features)
+        np.testing.assert_array_equal(ours.mask[:, 30:80], theirs.mask)
+    other = mask(text, examples, jax.random.key(1))
+    assert np.any(other[1].mask != whole[1].mask)
+
+
+def pretraining():
+    config = tiny()
+    model = dataclasses.replace(
+        config.model,
+        masked={
+            "words": c.MaskedText(share=0.3),
+            "patches": c.MaskedPatches(),
+            "codes": c.RandomProjectionQuantizer(codes=32, start=0.05),
+        },
+        heads={
+            "words": c.Head(reads="text", outputs=128),
+            "patches": c.PatchDecoder(reads="image", outputs=192, layers=1, width=16, heads=2, mlp=32),
+            "codes": c.Head(reads="speech", outputs=32),
+        },
+    )
+    objectives = {
+        "words": c.Sequence(next_token=False), "patches": c.Regression(), "codes": c.Sequence(next_token=False)
+    }  # fmt: skip
+    return dataclasses.replace(config, model=model, objectives=objectives)
+
+
+def test_the_invariants_hold_while_pretraining():
+    subject = check.Subject(pretraining())
+    sums = subject.run(subject.batch)[1]["sums"]
+    assert all(sums[f"{name}/loss"][1] > 0 for name in ("words", "patches", "codes"))
+    assert check.packing(subject) <= check.TOLERANCES["packing"]
+    assert check.emptiness(subject) == 0
+    assert check.absence(subject) <= check.TOLERANCES["absence"]
+    mesh = check.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
+    whole = subject.run(subject.batch)[1]
+    in_parts = check.divided(subject, mesh, micro_batches=4)
+    assert check.difference(jax.tree.leaves((whole["loss"], whole["gradients"])), in_parts) <= 1e-5
+
+
+def test_pretraining_learns(tmp_path):
+    import json
+
+    from mmjax.train.loop import train
+
+    config = dataclasses.replace(
+        pretraining(), steps=30, optimizer=c.Optimizer(schedule=c.Constant(peak=1e-2)), checkpoint=c.Checkpoint(every_steps=None)
+    )  # fmt: skip
+    train(config, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = {name: [x[f"{name}/loss"] for x in lines if x["kind"] == "train"] for name in config.objectives}
+    for name, values in losses.items():
+        assert np.mean(values[-5:]) < np.mean(values[:5]), name
