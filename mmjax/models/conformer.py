@@ -235,7 +235,7 @@ class Conformer(nn.Module):
 
     With relative positions and the full-width stem this is the paper's encoder (S, M and L: 8.713, 27.332 and
     115.120 million parameters); a narrow stem and rotary positions make it cheaper. With a depthwise stem and
-    subsampling 8 it is FastConformer. Presets of both: `mmjax.config.Conformer.preset`.
+    subsampling 8 it is FastConformer. Presets of both: `Conformer.preset` in a config.
 
     Attributes:
       stem_channels: of the strided stem; None: the width, as in the paper.
