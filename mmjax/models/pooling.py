@@ -17,18 +17,19 @@ from mmjax.stream import Stream, only_tokens
 
 def segment_mean(stream: Stream, segments: jax.Array) -> jax.Array:
     """The mean of the features [B, T, W] of each of the segments [B, N] -> [B, N, W]; zeros where it has no token."""
-    belongs = _belongs(stream.segments, segments).astype(jnp.float32)
-    total = jnp.einsum("bnt,btw->bnw", belongs, only_tokens(stream).features, preferred_element_type=jnp.float32)
-    return (total / jnp.maximum(belongs.sum(-1, keepdims=True), 1.0)).astype(stream.features.dtype)
+    own = belongs(segments, stream.segments).astype(jnp.float32)
+    total = jnp.einsum("bnt,btw->bnw", own, only_tokens(stream).features, preferred_element_type=jnp.float32)
+    return (total / jnp.maximum(own.sum(-1, keepdims=True), 1.0)).astype(stream.features.dtype)
 
 
-def _belongs(tokens: jax.Array, segments: jax.Array) -> jax.Array:
-    return (segments[:, :, None] == tokens[:, None, :]) & (segments > 0)[:, :, None]
+def belongs(these: jax.Array, those: jax.Array) -> jax.Array:
+    """[B, S] and [B, T] segments -> [B, S, T], where both belong to one example."""
+    return (these[:, :, None] == those[:, None, :]) & (these > 0)[:, :, None]
 
 
 def _slots(stream: Stream, examples: Stream, features: jax.Array) -> Stream:
     """One vector per slot, in those slots whose example has a token."""
-    has_tokens = _belongs(stream.segments, examples.segments).any(-1)
+    has_tokens = belongs(examples.segments, stream.segments).any(-1)
     return only_tokens(Stream(features, jnp.where(has_tokens, examples.segments, 0), examples.positions))
 
 

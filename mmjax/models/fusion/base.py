@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.models.layers import dense, layer_norm
+from mmjax.models.pooling import belongs
 from mmjax.stream import Stream, only_tokens
 
 
@@ -42,7 +43,7 @@ def read_out(tokens: jax.Array, examples: Stream) -> Stream:
 
 def having(stream: Stream, examples: Stream) -> jax.Array:
     """[B, N] segments of the examples that have a token in the stream; 0 for the others."""
-    return jnp.where(_belongs(examples.segments, stream.segments).any(axis=-1), examples.segments, 0)
+    return jnp.where(belongs(examples.segments, stream.segments).any(axis=-1), examples.segments, 0)
 
 
 def pool(stream: Stream, examples: Stream) -> Stream:
@@ -51,9 +52,9 @@ def pool(stream: Stream, examples: Stream) -> Stream:
     An example without a token is a slot without a token: zeros, segment 0.
     """
     features = only_tokens(stream).features.astype(jnp.float32)
-    belongs = _belongs(examples.segments, stream.segments).astype(jnp.float32)
-    sums = jnp.einsum("bnt,btw->bnw", belongs, features, precision=jax.lax.Precision.HIGHEST)
-    means = sums / jnp.maximum(belongs.sum(axis=-1, keepdims=True), 1.0)
+    own = belongs(examples.segments, stream.segments).astype(jnp.float32)
+    sums = jnp.einsum("bnt,btw->bnw", own, features, precision=jax.lax.Precision.HIGHEST)
+    means = sums / jnp.maximum(own.sum(axis=-1, keepdims=True), 1.0)
     segments = having(stream, examples)
     return Stream(means, segments, jnp.zeros_like(segments))
 
@@ -63,11 +64,6 @@ def spread(summary: Stream, segments: jax.Array) -> jax.Array:
 
     Zeros for the tokens of examples that have no summary.
     """
-    belongs = _belongs(segments, summary.segments).astype(summary.features.dtype)
+    own = belongs(segments, summary.segments).astype(summary.features.dtype)
     # One term of each sum is not zero, so this copies; in less than full precision it would round.
-    return jnp.einsum("btn,bnw->btw", belongs, summary.features, precision=jax.lax.Precision.HIGHEST)
-
-
-def _belongs(these: jax.Array, those: jax.Array) -> jax.Array:
-    """[B, S] and [B, T] segments -> [B, S, T], where both belong to one example."""
-    return (these[:, :, None] == those[:, None, :]) & (these > 0)[:, :, None]
+    return jnp.einsum("btn,bnw->btw", own, summary.features, precision=jax.lax.Precision.HIGHEST)

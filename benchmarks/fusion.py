@@ -1,0 +1,160 @@
+"""All fusions, and the baselines that the field began with, on spoken_easy_vqa: same steps, same FLOPs, several seeds.
+
+    python -m benchmarks.fusion [--steps 400] [--seeds 3] [--only Concat,FiLM] [--out runs/fusion]
+
+Every variant is configs/quickstart.py with one part exchanged. The fusions are made as wide as gives the whole model
+the FLOPs per step of the quickstart (or as near as widths in steps of 16 come); the baselines are as wide as the tower
+that they stand for. Each run lies in its own directory: started again, the benchmark goes on where it was. The result
+is a table of accuracy for all subsets of the modalities, mean and standard deviation over the seeds, in Markdown; the
+commit, versions and device stand below it.
+"""
+
+import argparse
+import dataclasses
+import json
+import platform
+import statistics
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mmjax import config as c
+from mmjax.evaluate.evaluation import evaluate_run
+from mmjax.train import report
+from mmjax.train.build import build_layout, build_model, build_source
+from mmjax.train.loop import state_maker, train
+from mmjax.train.optimizer import build_optimizer
+
+HEADS = 4
+FUSIONS = (
+    "CrossAttention",
+    "Concat",
+    "Add",
+    "Weighted",
+    "LowRank",
+    "FiLM",
+    "Bottleneck",
+    "Perceiver",
+    "MixtureOfExperts",
+)
+
+
+def fusion(name: str, width: int) -> Any:
+    """A fusion of a width, its hidden layers in proportion."""
+    kind = getattr(c, name)
+    fields = {f.name for f in dataclasses.fields(kind)}
+    wanted = {"width": width, "mlp": width * 344 // 128, "heads": HEADS, "queries": 8, "by": "text"}
+    return kind(**{key: value for key, value in wanted.items() if key in fields})
+
+
+def with_part(config: c.Experiment, **parts: Any) -> c.Experiment:
+    """The config with another fusion, or with another encoder under its name."""
+    model = config.model
+    if "fusion" in parts:
+        model = dataclasses.replace(model, fusion=parts.pop("fusion"))
+    return dataclasses.replace(config, model=dataclasses.replace(model, encoders={**model.encoders, **parts}))
+
+
+def flops(config: c.Experiment, source: Any) -> float:
+    """Of the forward pass of one step, counted on the traced model."""
+    model, layout = build_model(config.model), build_layout(config, source.tokenizer)
+    mesh = jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    abstract, _ = state_maker(config, model, build_optimizer(config.optimizer), layout, mesh)
+    return sum(report.step_flops(model, abstract.params, layout, config.data.batch_rows).values())
+
+
+def matched(config: c.Experiment, name: str, source: Any) -> c.Experiment:
+    """The config with a fusion as wide as comes nearest to the config's own FLOPs."""
+    wanted, low, high = flops(config, source), 1, 64  # in units of 16 features
+    while low < high:
+        middle = (low + high) // 2
+        if flops(with_part(config, fusion=fusion(name, 16 * middle)), source) < wanted:
+            low = middle + 1
+        else:
+            high = middle
+    near = [with_part(config, fusion=fusion(name, 16 * n)) for n in (max(low - 1, 1), low)]
+    return min(near, key=lambda one: abs(flops(one, source) - wanted))
+
+
+def variants(config: c.Experiment, source: Any) -> dict[str, c.Experiment]:
+    """Every comparison by its name."""
+    speech, image, text = (config.model.encoders[name] for name in ("speech", "image", "text"))
+    recurrent = dict(front_end=speech.front_end, layers=2, width=speech.width)
+    convolutional = dict(
+        patch=image.patch, image_size=image.image_size, width=image.width, mean=image.mean, std=image.std
+    )
+    found = {name: matched(config, name, source) for name in FUSIONS}
+    return found | {
+        "CrossAttention, BiLSTM for speech": with_part(config, speech=c.BiLSTM(**recurrent)),
+        "CrossAttention, CNN-LSTM for speech": with_part(config, speech=c.BiLSTM(**recurrent, stem="full")),
+        "CrossAttention, convolutions for images": with_part(config, image=c.ConvNet(**convolutional)),
+        "CrossAttention, mean embedding for text": with_part(
+            config, text=c.MeanEmbedding(vocabulary=text.vocabulary, width=text.width)
+        ),
+    }
+
+
+def run(config: c.Experiment, seed: int, steps: int, directory: Path) -> dict[str, float]:
+    """Trains (or goes on) and gives the accuracy of every subset of the modalities."""
+    result = directory / "subsets.json"
+    if not result.is_file():
+        schedule = dataclasses.replace(config.optimizer.schedule, steps=steps)
+        config = dataclasses.replace(
+            config,
+            seed=seed,
+            steps=steps,
+            optimizer=dataclasses.replace(config.optimizer, schedule=schedule),
+            evaluation=dataclasses.replace(config.evaluation, subsets=("speech+image",)),
+        )
+        train(config, directory)
+        subsets = evaluate_run(str(directory))["subsets"]
+        result.write_text(json.dumps({name: metrics["answer/accuracy"] for name, metrics in subsets.items()}))
+    return json.loads(result.read_text())
+
+
+def table(results: dict[str, list[dict[str, float]]], costs: dict[str, float]) -> str:
+    """Markdown: mean ± standard deviation in per cent."""
+    subsets = list(next(iter(results.values()))[0])
+    lines = ["| variant | GFLOP per step, forward | " + " | ".join(subsets) + " |", "|---" * (len(subsets) + 2) + "|"]
+    for name, seeds in results.items():
+        cells = []
+        for subset in subsets:
+            values = [100 * one[subset] for one in seeds]
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.1f}{spread}")
+        lines.append(f"| {name} | {costs[name] / 1e9:.1f} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", help="names of variants, with commas between")
+    parser.add_argument("--out", type=Path, default=Path("runs/fusion"))
+    options = parser.parse_args()
+    config = c.load("configs/quickstart.py")
+    source = build_source(config.data, "train")
+    chosen = variants(config, source)
+    if options.only:
+        chosen = {name: chosen[name] for name in options.only.split(",")}
+    costs = {name: flops(one, source) for name, one in chosen.items()}
+    results = {
+        name: [
+            run(one, seed, options.steps, options.out / f"{name.replace(', ', '-').replace(' ', '_')}-{seed}")
+            for seed in range(options.seeds)
+        ]
+        for name, one in chosen.items()
+    }
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    print(table(results, costs))
+    print(
+        f"\n{options.steps} steps, {options.seeds} seeds; commit {commit}, jax {jax.__version__}, "
+        f"{jax.devices()[0].device_kind}, {platform.processor() or platform.machine()}"
+    )
+
+
+if __name__ == "__main__":
+    main()
