@@ -62,6 +62,25 @@ MODELS = {
     "Parakeet encoder": lambda: parakeet(head=False),
     "Parakeet without biases": lambda: parakeet(attention_bias=False, convolution_bias=False, scale_input=False),
     "Parakeet in bfloat16": lambda: randomise(parakeet(), torch.bfloat16),
+    "Whisper": lambda: transformers.WhisperForConditionalGeneration(
+        transformers.WhisperConfig(
+            vocab_size=31,
+            d_model=24,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_attention_heads=3,
+            decoder_attention_heads=3,
+            encoder_ffn_dim=40,
+            decoder_ffn_dim=36,
+            num_mel_bins=80,
+            max_source_positions=30,
+            max_target_positions=20,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            decoder_start_token_id=1,
+        )
+    ),
     "ViT": lambda: transformers.ViTModel(transformers.ViTConfig(**PICTURES, layer_norm_eps=1e-2)),
     "ViT that classifies": lambda: transformers.ViTForImageClassification(
         transformers.ViTConfig(**PICTURES, hidden_act="gelu_pytorch_tanh")

@@ -85,6 +85,7 @@ from mmjax.config.models import (
     ViT,
     Vocabulary,
     Weighted,
+    WhisperEncoder,
     WhisperLogMel,
 )
 from mmjax.config.overrides import override
@@ -167,6 +168,7 @@ __all__ = [
     "WarmupLinear",
     "WarmupStableDecay",
     "Weighted",
+    "WhisperEncoder",
     "WhisperLogMel",
     "differences",
     "flat",

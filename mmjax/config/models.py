@@ -119,6 +119,19 @@ class BiLSTM:
 
 
 @part
+class WhisperEncoder:
+    front_end: WhisperLogMel = WhisperLogMel()
+    layers: int = 4
+    width: int = 384
+    heads: int = 6
+    mlp: int = 1536
+    length: int = 1500  # tokens of the longest recording, two hops each
+    dropout: float = 0.0
+
+    subsampling = 2
+
+
+@part
 class ConvNet:
     patch: int = 16  # pixels
     image_size: int = 224  # pixels
@@ -372,7 +385,7 @@ class RandomProjectionQuantizer:
 
 @part
 class Multimodal:
-    encoders: Mapping[str, Conformer | BiLSTM | ViT | ConvNet | Transformer | MeanEmbedding | Vectors]
+    encoders: Mapping[str, Conformer | BiLSTM | WhisperEncoder | ViT | ConvNet | Transformer | MeanEmbedding | Vectors]
     fusion: Fusion
     heads: Mapping[str, Head | Vocabulary | Contrast | PatchDecoder]
     # What is hidden from an encoder in training, by the name of the head that predicts it.

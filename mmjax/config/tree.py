@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmjax.config.experiment import Experiment
-from mmjax.config.models import Conformer, Transformer, ViT
+from mmjax.config.models import Conformer, Transformer, ViT, WhisperEncoder
 from mmjax.errors import UserError, dotted, nearest
 
 # From a file. ---------------------------------------------------------------------------------------------
 
 
-def imported(directory: str | Path) -> Conformer | ViT | Transformer:
+def imported(directory: str | Path) -> Conformer | WhisperEncoder | ViT | Transformer:
     """The encoder that `mmjax import` wrote; `Experiment.initial` says that its parameters are to be used too."""
     path = Path(directory) / "part.json"
     try:
-        return from_dict(Conformer | ViT | Transformer, json.loads(path.read_text()), str(path))
+        return from_dict(Conformer | WhisperEncoder | ViT | Transformer, json.loads(path.read_text()), str(path))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; is {directory} what mmjax import wrote?") from None
 

@@ -104,6 +104,9 @@ class Run:
             if len(speech) > LONGEST * sample_rate(self.config):
                 raise UserError(f"the recording is longer than {LONGEST} seconds; cut it into parts")
             blocks = len(layout.speech(speech))
+            encoder = self.config.model.encoders["speech"]
+            if isinstance(encoder, c.WhisperEncoder) and blocks > 2 * encoder.length:
+                raise UserError(f"the recording has {blocks} hops, but the model knows {2 * encoder.length} places")
             rows["speech"] = -(-blocks // layout.align) * layout.align
         if text is not None and (tokens := len(layout.tokenizer.encode(text))) > rows["text"]:
             raise UserError(f"the text has {tokens} tokens, but the row has room for {rows['text']}; shorten it")

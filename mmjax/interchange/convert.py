@@ -8,10 +8,10 @@ import numpy as np
 
 from mmjax import config as c
 from mmjax.errors import UserError
-from mmjax.interchange import bert, certificate, directories, parakeet, siglip, vit
+from mmjax.interchange import bert, certificate, directories, parakeet, siglip, vit, whisper
 from mmjax.interchange.rules import to_ours, to_theirs
 
-FAMILIES: tuple[ModuleType, ...] = (parakeet, vit, siglip, bert)
+FAMILIES: tuple[ModuleType, ...] = (parakeet, whisper, vit, siglip, bert)
 
 
 def family_of(theirs: dict[str, Any], where: str | Path) -> ModuleType:
@@ -50,6 +50,8 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
         "certificate": proof,
     }
     documents = {directories.PART: c.to_dict(part), directories.ORIGIN: origin}
+    if hasattr(family, "decoder"):
+        documents["decoder.json"] = c.to_dict(family.decoder(theirs))
     directories.write(Path(out), parameters, directories.PARAMETERS, documents)
     return {
         "model_type": theirs["model_type"],

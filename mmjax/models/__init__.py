@@ -34,6 +34,7 @@ from mmjax.models.recurrent import BiLSTM
 from mmjax.models.transformer import MeanEmbedding, Transformer
 from mmjax.models.vectors import Vectors
 from mmjax.models.vit import ViT
+from mmjax.models.whisper import WhisperEncoder
 
 __all__ = [
     "MFCC",
@@ -77,5 +78,6 @@ __all__ = [
     "ViT",
     "Vocabulary",
     "Weighted",
+    "WhisperEncoder",
     "WhisperLogMel",
 ]

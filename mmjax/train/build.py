@@ -90,12 +90,17 @@ def build_layout(config: c.Experiment, tokenizer=None):
     for name, encoder in encoders.items():
         if name not in config.data.rows:
             raise UserError(f"data.rows says nothing about '{name}', which model.encoders has")
-        if isinstance(encoder, c.Conformer | c.BiLSTM):
+        if isinstance(encoder, c.Conformer | c.BiLSTM | c.WhisperEncoder):
             front_end = encoder.front_end
             geometry |= {"hop": front_end.hop, "window": front_end.window, "align": encoder.subsampling}
             if config.data.rows[name] % encoder.subsampling:
                 raise UserError(
                     f"data.rows.{name}={config.data.rows[name]} is not a multiple of {encoder.subsampling} hops"
+                )
+            if isinstance(encoder, c.WhisperEncoder) and config.data.rows[name] > 2 * encoder.length:
+                raise UserError(
+                    f"model.encoders.{name}.length={encoder.length} tokens are {2 * encoder.length} hops, but a recording "
+                    f"may fill its row of {config.data.rows[name]}"
                 )
         elif isinstance(encoder, c.ViT | c.ConvNet):
             geometry |= {

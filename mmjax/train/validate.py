@@ -238,7 +238,11 @@ def check_labels(config: c.Experiment, source: Any) -> None:
             )
     rate = getattr(source, "sample_rate", None)
     for name, encoder in config.model.encoders.items():
-        if isinstance(encoder, c.Conformer | c.BiLSTM) and rate and encoder.front_end.sample_rate != rate:
+        if (
+            isinstance(encoder, c.Conformer | c.BiLSTM | c.WhisperEncoder)
+            and rate
+            and encoder.front_end.sample_rate != rate
+        ):
             raise UserError(
                 f"model.encoders.{name}.front_end.sample_rate={encoder.front_end.sample_rate}, "
                 f"but the data holds speech at {rate} Hz"
