@@ -1,6 +1,6 @@
 """All fusions, and the baselines that the field began with, on spoken_easy_vqa: same steps, same FLOPs, several seeds.
 
-    python -m benchmarks.fusion [--steps 400] [--seeds 3] [--only Concat,FiLM] [--out runs/fusion]
+    python -m benchmarks.fusion [--steps 400] [--seeds 3] [--only 'Concat;FiLM'] [--out runs/fusion]
 
 Every variant is configs/quickstart.py with one part exchanged. The fusions are made as wide as gives the whole model
 the FLOPs per step of the quickstart (or as near as widths in steps of 16 come); the baselines are as wide as the tower
@@ -15,6 +15,8 @@ import json
 import platform
 import statistics
 import subprocess
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,25 +80,24 @@ def matched(config: c.Experiment, name: str, source: Any) -> c.Experiment:
     return min(near, key=lambda one: abs(flops(one, source) - wanted))
 
 
-def variants(config: c.Experiment, source: Any) -> dict[str, c.Experiment]:
-    """Every comparison by its name."""
+def variants(config: c.Experiment, source: Any) -> dict[str, Callable[[], c.Experiment]]:
+    """What makes the config of every comparison, by its name."""
     speech, image, text = (config.model.encoders[name] for name in ("speech", "image", "text"))
     recurrent = dict(front_end=speech.front_end, layers=2, width=speech.width)
     convolutional = dict(
         patch=image.patch, image_size=image.image_size, width=image.width, mean=image.mean, std=image.std
     )
-    found = {name: matched(config, name, source) for name in FUSIONS}
+    found = {name: partial(matched, config, name, source) for name in FUSIONS}
+    embedding = dict(vocabulary=text.vocabulary, width=text.width)
     return found | {
-        "CrossAttention, BiLSTM for speech": with_part(config, speech=c.BiLSTM(**recurrent)),
-        "CrossAttention, CNN-LSTM for speech": with_part(config, speech=c.BiLSTM(**recurrent, stem="full")),
-        "CrossAttention, convolutions for images": with_part(config, image=c.ConvNet(**convolutional)),
-        "CrossAttention, mean embedding for text": with_part(
-            config, text=c.MeanEmbedding(vocabulary=text.vocabulary, width=text.width)
-        ),
+        "CrossAttention, BiLSTM for speech": partial(with_part, config, speech=c.BiLSTM(**recurrent)),
+        "CrossAttention, CNN-LSTM for speech": partial(with_part, config, speech=c.BiLSTM(**recurrent, stem="full")),
+        "CrossAttention, convolutions for images": partial(with_part, config, image=c.ConvNet(**convolutional)),
+        "CrossAttention, mean embedding for text": partial(with_part, config, text=c.MeanEmbedding(**embedding)),
     }
 
 
-def run(config: c.Experiment, seed: int, steps: int, directory: Path) -> dict[str, float]:
+def run(config: c.Experiment, seed: int, steps: int, examples: int, directory: Path) -> dict[str, float]:
     """Trains (or goes on) and gives the accuracy of every subset of the modalities."""
     result = directory / "subsets.json"
     if not result.is_file():
@@ -109,7 +110,7 @@ def run(config: c.Experiment, seed: int, steps: int, directory: Path) -> dict[st
             evaluation=dataclasses.replace(config.evaluation, subsets=("speech+image",)),
         )
         train(config, directory)
-        subsets = evaluate_run(str(directory))["subsets"]
+        subsets = evaluate_run(str(directory), examples=examples)["subsets"]
         result.write_text(json.dumps({name: metrics["answer/accuracy"] for name, metrics in subsets.items()}))
     return json.loads(result.read_text())
 
@@ -132,18 +133,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", help="names of variants, with commas between")
+    parser.add_argument("--examples", type=int, default=2000, help="of the test split that are measured per subset")
+    parser.add_argument("--only", help="names of variants, with semicolons between")
     parser.add_argument("--out", type=Path, default=Path("runs/fusion"))
     options = parser.parse_args()
     config = c.load("configs/quickstart.py")
     source = build_source(config.data, "train")
-    chosen = variants(config, source)
-    if options.only:
-        chosen = {name: chosen[name] for name in options.only.split(",")}
+    names = [name for name in variants(config, source) if not options.only or name in options.only.split(";")]
+    chosen = {name: variants(config, source)[name]() for name in names}
     costs = {name: flops(one, source) for name, one in chosen.items()}
     results = {
         name: [
-            run(one, seed, options.steps, options.out / f"{name.replace(', ', '-').replace(' ', '_')}-{seed}")
+            run(
+                one,
+                seed,
+                options.steps,
+                options.examples,
+                options.out / f"{name.replace(', ', '-').replace(' ', '_')}-{seed}",
+            )
             for seed in range(options.seeds)
         ]
         for name, one in chosen.items()
@@ -151,7 +158,7 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     print(table(results, costs))
     print(
-        f"\n{options.steps} steps, {options.seeds} seeds; commit {commit}, jax {jax.__version__}, "
+        f"\n{options.steps} steps, {options.seeds} seeds, {options.examples} test questions per subset; commit {commit}, jax {jax.__version__}, "
         f"{jax.devices()[0].device_kind}, {platform.processor() or platform.machine()}"
     )
 
