@@ -1,11 +1,17 @@
 """Weights of several losses do what their papers say."""
 
+import dataclasses
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import tiny
 
+from mmjax import config as c
+from mmjax.train.loop import train
 from mmjax.train.weighting import DynamicAverage, GradNorm, Uncertainty
 
 
@@ -83,3 +89,23 @@ def test_grad_norm_brings_gradients_to_their_targets(alpha):
     np.testing.assert_allclose(lengths, lengths.mean() * (rates / rates.mean()) ** alpha, rtol=0.1)
     # The paper's two-task toy: the loss with the larger gradients gets the smaller weight.
     assert weights["b"] < weights["c"] < weights["a"]
+
+
+@pytest.mark.parametrize("weighting", [c.Uncertainty(), c.DynamicAverage(period=2)], ids=lambda w: type(w).__name__)
+def test_a_run_weighs_its_objectives_goes_on_bitwise_and_in_parts(weighting, tmp_path):
+    def run(name, steps, **changes):
+        config = tiny(steps=8, weighting=weighting, **changes)
+        train(dataclasses.replace(config, steps=steps), tmp_path / name)
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        return {line["step"]: line for line in lines if line["kind"] == "train"}
+
+    whole = run("whole", 8)
+    run("parts", 4)
+    again = run("parts", 8)
+    assert {n: x["loss"] for n, x in again.items()} == {n: x["loss"] for n, x in whole.items()}
+    accumulating = dataclasses.replace(tiny().optimizer, accumulation=4)
+    for step, line in run("accumulated", 8, optimizer=accumulating).items():
+        assert line["loss"] == pytest.approx(whole[step]["loss"], rel=1e-4)
+    plain = [x["answer/loss"] + 0.3 * x["transcript/loss"] for x in whole.values()]
+    assert whole[1]["loss"] == pytest.approx(plain[0], rel=1e-5), "all alike at first"
+    assert whole[8]["loss"] != pytest.approx(plain[7], rel=1e-3)

@@ -188,6 +188,17 @@ class Optimizer:
 
 
 @part
+class Uncertainty:
+    pass
+
+
+@part
+class DynamicAverage:
+    period: int = 1000  # steps over which losses are averaged
+    temperature: float = 2.0  # the higher, the more equal the weights
+
+
+@part
 class Evaluation:
     every_steps: int | None = None  # None: at the end only
     split: str = "test"
@@ -223,6 +234,7 @@ class Experiment:
     model: Multimodal
     objectives: Mapping[str, Objective]
     optimizer: Optimizer
+    weighting: Uncertainty | DynamicAverage | None = None  # of the objectives, beyond their fixed weights
     initial: Mapping[str, str] = dataclasses.field(default_factory=dict)  # "encoders.speech": an imported model
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()

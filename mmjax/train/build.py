@@ -9,6 +9,7 @@ from typing import Any
 from mmjax import config as c
 from mmjax import models, objectives
 from mmjax.errors import UserError
+from mmjax.train import weighting
 
 
 def instantiate(node: Any, room: Any, **common: Any) -> Any:
@@ -34,6 +35,11 @@ def build_model(config: c.Multimodal) -> models.Multimodal:
 
 def build_objectives(config: c.Experiment) -> dict[str, Any]:
     return instantiate(config.objectives, objectives)
+
+
+def build_weighting(config: c.Experiment) -> Any:
+    """What weighs the objectives as training goes on, or None."""
+    return config.weighting and instantiate(config.weighting, weighting)
 
 
 def data_directory(config: c.Data) -> Path:

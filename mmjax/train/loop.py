@@ -28,6 +28,7 @@ from mmjax.train.build import (
     build_objectives,
     build_source,
     build_speed,
+    build_weighting,
 )
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.initial import load_initial
@@ -230,10 +231,12 @@ def open_run(config: c.Experiment, run: Path, source) -> None:
 
 def state_maker(config: c.Experiment, model, optimizer, layout, mesh):
     """The abstract state with its shardings, and a function that makes the real one, divided as it should be."""
-    batch = layout.empty(1)
+    batch, weighting = layout.empty(1), build_weighting(config)
 
     def initialise() -> TrainState:
-        return init_state(model, optimizer, batch, config.seed, config.optimizer.ema is not None)
+        weights = weighting and weighting.init(list(config.objectives))
+        learned = weighting is not None and weighting.learned
+        return init_state(model, optimizer, batch, config.seed, config.optimizer.ema is not None, weights, learned)
 
     boxed = jax.eval_shape(initialise)
     shardings = state_shardings(boxed, mesh)
@@ -249,7 +252,7 @@ def jitted_step(config: c.Experiment, model, objectives, optimizer, abstract: Tr
     """The train step as the run compiles it: (state, batch) -> (state, metrics), the state given away."""
     step = make_train_step(
         model, objectives, optimizer, seed=config.seed, average_decay=config.optimizer.ema,
-        micro_batches=config.optimizer.accumulation,
+        micro_batches=config.optimizer.accumulation, weighting=build_weighting(config),
     )  # fmt: skip
     # As the state came, so it leaves: another layout would make the second step another program.
     return jax.jit(step, donate_argnums=0, out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), None))

@@ -23,6 +23,7 @@ class TrainState(NamedTuple):
       optimizer: the state of Optax.
       average: exponential moving average of the parameters, or None.
       skipped: steps that were not taken because the gradient was not finite.
+      weighting: what weights of the objectives that are not learned remember, or None.
     """
 
     step: jax.Array
@@ -30,13 +31,29 @@ class TrainState(NamedTuple):
     optimizer: Any
     average: Any
     skipped: jax.Array
+    weighting: Any = None
 
 
-def init_state(model: Multimodal, optimizer: optax.GradientTransformation, batch: Batch, seed: int, average: bool):
-    """The state before the first step. A batch of any content gives the shapes; it needs every modality."""
+def init_state(
+    model: Multimodal,
+    optimizer: optax.GradientTransformation,
+    batch: Batch,
+    seed: int,
+    average: bool,
+    weights: Any = None,
+    learned: bool = False,
+) -> TrainState:
+    """The state before the first step. A batch of any content gives the shapes; it needs every modality.
+
+    Args:
+      weights: of the objectives at first (see `mmjax.train.weighting`); learned: as parameters, with the model.
+    """
     params = model.init(jax.random.key(seed), batch)["params"]
+    if learned:
+        params = {**params, "weighting": weights}
     copy = jax.tree.map(jnp.copy, params) if average else None
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), copy, jnp.zeros((), jnp.int32))
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, optimizer.init(params), copy, zero, None if learned else weights)
 
 
 def measure(model: Multimodal, objectives: dict[str, Any], params: Any, batch: Batch, keys=None) -> Sums:
@@ -62,24 +79,36 @@ def divide(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def loss_and_gradients(
-    model: Multimodal, objectives: dict[str, Any], params: Any, batch: Batch, key, micro_batches: int
+    model: Multimodal,
+    objectives: dict[str, Any],
+    params: Any,
+    batch: Batch,
+    key: jax.Array,
+    micro_batches: int,
+    weighting: Any = None,
+    remembered: Any = None,
 ):
     """The whole batch's loss, its gradients, and the metrics' sums; memory for one micro-batch at a time.
 
     Losses are sums divided once by the weight of the *whole* batch, so the number of micro-batches does not
     change the result, however unequal their lengths.
+
+    Args:
+      weighting: of the objectives beyond their fixed weights; what it knows is in params["weighting"] if it is
+        learned, else `remembered`.
     """
 
     def loss(params, batch, dropout_key, weights=None):
         # Augmentation is drawn by example, whatever micro-batch it is in.
         sums = measure(model, objectives, params, batch, {"dropout": dropout_key, "augment": key})
-        parts = (
-            objective.weight * divide((sums[f"{name}/loss"][0], (weights or sums)[f"{name}/loss"][1]))
+        losses = {
+            name: objective.weight * divide((sums[f"{name}/loss"][0], (weights or sums)[f"{name}/loss"][1]))
             for name, objective in objectives.items()
             if f"{name}/loss" in sums
-        )
-        total = sum(parts, start=jnp.zeros(()))
-        return total, sums
+        }
+        if weighting is None:
+            return sum(losses.values(), start=jnp.zeros(())), sums
+        return weighting.total(params.get("weighting", remembered), losses, 1.0 / micro_batches), sums
 
     gradient = jax.value_and_grad(loss, has_aux=True)
     if micro_batches == 1:
@@ -110,12 +139,15 @@ def make_train_step(
     seed: int = 0,
     average_decay: float | None = None,
     micro_batches: int = 1,
+    weighting: Any = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Returns step(state, batch) -> (state, metrics), pure and not yet compiled."""
 
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        total, gradients, sums = loss_and_gradients(model, objectives, state.params, batch, key, micro_batches)
+        total, gradients, sums = loss_and_gradients(
+            model, objectives, state.params, batch, key, micro_batches, weighting, state.weighting
+        )
         norm = optax.tree.norm(gradients)
         updates, new_optimizer = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -130,8 +162,11 @@ def make_train_step(
             decay = jnp.minimum(average_decay, (1.0 + state.step) / (10.0 + state.step))
             average = jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, average, params)
         metrics = {"loss": total, "gradient_norm": norm} | {name: divide(pair) for name, pair in sums.items()}
-        skipped = state.skipped + jnp.where(finite, 0, 1)
-        state = TrainState(state.step + 1, params, new_optimizer, average, skipped)
+        skipped, remembered = state.skipped + jnp.where(finite, 0, 1), state.weighting
+        if remembered is not None:
+            losses = {name: metrics.get(f"{name}/loss", jnp.zeros(())) for name in objectives}
+            remembered = keep(weighting.update(remembered, losses), remembered)
+        state = TrainState(state.step + 1, params, new_optimizer, average, skipped, remembered)
         return state, metrics | {"skipped_steps": skipped}
 
     return train_step

@@ -25,9 +25,13 @@ class Uncertainty:
         """Variances of 1."""
         return {name: jnp.zeros(()) for name in names}
 
-    def total(self, log_variances: Scalars, losses: Scalars) -> jax.Array:
-        """The loss to be minimised by the model and by the log-variances."""
-        return sum(jnp.exp(-log_variances[name]) * loss + 0.5 * log_variances[name] for name, loss in losses.items())
+    learned = True
+
+    def total(self, log_variances: Scalars, losses: Scalars, share: float = 1.0) -> jax.Array:
+        """The loss to be minimised by the model and by the log-variances; `share`: of the batch that losses are of."""
+        return sum(
+            jnp.exp(-log_variances[name]) * loss + share * 0.5 * log_variances[name] for name, loss in losses.items()
+        )
 
 
 class Averages(NamedTuple):
@@ -52,6 +56,8 @@ class DynamicAverage:
     period: int = 1000
     temperature: float = 2.0
 
+    learned = False
+
     def init(self, names: list[str]) -> Averages:
         """Nothing seen yet."""
         zeros = {name: jnp.zeros(()) for name in names}
@@ -66,6 +72,11 @@ class DynamicAverage:
         means = jax.tree.map(lambda x: x / self.period, sums)
         ended = Averages(jax.tree.map(jnp.zeros_like, sums), 0 * steps, means, state.last, state.periods + 1)
         return choose(ended, Averages(sums, steps, state.last, state.before, state.periods))
+
+    def total(self, state: Averages, losses: Scalars, share: float = 1.0) -> jax.Array:
+        """The weighted sum."""
+        weights = self.weights(state)
+        return sum(weights[name] * loss for name, loss in losses.items())
 
     def weights(self, state: Averages) -> Scalars:
         """Weights that add up to the number of losses; 1 each during the first two periods, as in the paper."""
