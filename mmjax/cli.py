@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
     sub.epilog = "Any other --key VALUE overrides a key of the config: --checkpoint.every-steps 50"
     sub = command("eval", "metrics for all subsets of modalities", "RUN")
     sub.add_argument("--split", default=None, help="default: the config's evaluation.split")
-    sub.add_argument("--examples", type=_positive, help="only the first so many")
+    sub.add_argument("--examples", type=_whole(1), help="only the first so many")
     sub = command("predict", "the answer to one example", "RUN")
     for modality, kind in (("speech", "FILE"), ("image", "FILE"), ("text", "STRING")):
         sub.add_argument(f"--{modality}", metavar=kind)
-    sub.add_argument("--example", type=_count, metavar="N", help="instead: example N of the data's evaluation split")
+    sub.add_argument("--example", type=_whole(0), metavar="N", help="instead: example N of the data's evaluation split")
     command("check", "measure the five invariants on a config", "CONFIG")
     command("checkpoints", "the kept checkpoints, each with size, digest and whether it is intact", "RUN")
     for name, text in (
@@ -177,16 +178,15 @@ def _config(options, rest) -> int:
     return 0
 
 
-def _count(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
+def _whole(least: int) -> Callable[[str], int]:
+    """A whole number of at least so much."""
 
+    def parse(text: str) -> int:
+        if not text.isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least {least}")
+        return int(text)
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
-    return int(text)
+    return parse
 
 
 def _print_json(value: Any) -> None:

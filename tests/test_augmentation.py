@@ -28,7 +28,7 @@ from mmjax.models.augmentation import (
 from mmjax.models.augmentation.by_example import quantile
 from mmjax.stream import Stream
 from mmjax.train.build import instantiate
-from mmjax.train.validate import _check_numbers, check_augmentation
+from mmjax.train.validate import _check_numbers, check_speech_augmentation
 
 HOP, ROWS, LENGTH, SLOTS = 160, 4, 40, 4  # one shape for all tests of invariance: one compilation each
 NOISES = np.random.default_rng(5).normal(size=(3, 1000)).astype(np.float32)
@@ -530,7 +530,7 @@ def test_configs_build_the_augmentations_and_their_ranges_are_checked():
     assert instantiate(c.SpectralGate(), models) == SpectralGate()
     assert vars(c.SpeedPerturbation()) == vars(SpeedPerturbation())
     _check_numbers(c.SpeechAugmentation(**parts))
-    check_augmentation(c.SpeechAugmentation(**parts), c.LogMel(), "augment")
+    check_speech_augmentation(c.SpeechAugmentation(**parts), c.LogMel(), "augment")
     for part, message in (
         (c.Gain(probability=1.5), "probability is 1.5; it must be at most 1"),
         (c.Gain(minimum_gain=3.0, maximum_gain=1.0), "minimum_gain is 3.0, which is more than maximum_gain=1.0"),
@@ -545,4 +545,4 @@ def test_configs_build_the_augmentations_and_their_ranges_are_checked():
         (c.TelephoneBand(high=9_000.0), "the band must lie below half the sample_rate"),
     ):
         with pytest.raises(UserError, match=re.escape(message)):
-            check_augmentation(c.SpeechAugmentation(telephone=part), c.LogMel(), "augment")
+            check_speech_augmentation(c.SpeechAugmentation(telephone=part), c.LogMel(), "augment")

@@ -68,6 +68,7 @@ from mmjax.config.models import (
     FiLM,
     Fusion,
     Head,
+    ImageEncoder,
     KaldiFilterBank,
     LogMel,
     LowRank,
@@ -81,7 +82,9 @@ from mmjax.config.models import (
     PatchDecoder,
     Perceiver,
     RandomProjectionQuantizer,
+    SpeechEncoder,
     TextDecoder,
+    TextEncoder,
     Transformer,
     Vectors,
     ViT,
@@ -92,7 +95,18 @@ from mmjax.config.models import (
 )
 from mmjax.config.overrides import override
 from mmjax.config.part import part
-from mmjax.config.tree import differences, flat, from_dict, from_json, imported, load, run_file, to_dict, to_json
+from mmjax.config.tree import (
+    differences,
+    flat,
+    from_dict,
+    from_json,
+    imported,
+    load,
+    read_json,
+    run_file,
+    to_dict,
+    to_json,
+)
 
 __all__ = [
     "CLIP",
@@ -129,6 +143,7 @@ __all__ = [
     "Gain",
     "Head",
     "ImageAugmentation",
+    "ImageEncoder",
     "InverseSquareRoot",
     "KaldiFilterBank",
     "Lion",
@@ -159,10 +174,12 @@ __all__ = [
     "SpecAugment",
     "SpectralGate",
     "SpeechAugmentation",
+    "SpeechEncoder",
     "SpeedPerturbation",
     "SpokenEasyVQA",
     "TelephoneBand",
     "TextDecoder",
+    "TextEncoder",
     "Transformer",
     "Uncertainty",
     "Vectors",
@@ -182,6 +199,7 @@ __all__ = [
     "load",
     "override",
     "part",
+    "read_json",
     "run_file",
     "to_dict",
     "to_json",

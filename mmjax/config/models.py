@@ -139,9 +139,7 @@ class ConvNet:
     mean: float = 0.5  # of the pixels, 0 to 1
     std: float = 0.5
 
-    class_token = False
-    registers = 0
-    max_patches = None
+    class_token, registers, max_patches = False, 0, None  # what a ViT may have besides its patches
 
 
 # Published sizes of ViT: layers, width, heads, mlp (Dosovitskiy et al. 2021; Zhai et al. 2022; Alabdulmohsin et al. 2023).
@@ -383,9 +381,14 @@ class RandomProjectionQuantizer:
     seed: int = 0
 
 
+SpeechEncoder = Conformer | BiLSTM | WhisperEncoder
+ImageEncoder = ViT | ConvNet
+TextEncoder = Transformer | MeanEmbedding
+
+
 @part
 class Multimodal:
-    encoders: Mapping[str, Conformer | BiLSTM | WhisperEncoder | ViT | ConvNet | Transformer | MeanEmbedding | Vectors]
+    encoders: Mapping[str, SpeechEncoder | ImageEncoder | TextEncoder | Vectors]
     fusion: Fusion
     heads: Mapping[str, Head | Vocabulary | Contrast | PatchDecoder]
     # What is hidden from an encoder in training, by the name of the head that predicts it.

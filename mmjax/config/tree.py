@@ -19,10 +19,19 @@ from mmjax.errors import UserError, dotted, nearest
 def imported(directory: str | Path) -> Conformer | WhisperEncoder | ViT | Transformer:
     """The encoder that `mmjax import` wrote; `Experiment.initial` says that its parameters are to be used too."""
     path = Path(directory) / "part.json"
+    if not path.is_file():
+        raise UserError(f"there is no {path}; is {directory} what mmjax import wrote?")
+    return from_dict(Conformer | WhisperEncoder | ViT | Transformer, read_json(path), str(path))
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; an error names the file."""
     try:
-        return from_dict(Conformer | WhisperEncoder | ViT | Transformer, json.loads(path.read_text()), str(path))
+        return json.loads(path.read_text())
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; is {directory} what mmjax import wrote?") from None
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
 
 
 def load(path: str | Path) -> Experiment:

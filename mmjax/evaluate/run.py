@@ -16,7 +16,7 @@ from mmjax.errors import UserError
 from mmjax.evaluate.decoding import transcripts
 from mmjax.parallel.runtime import jit_once
 from mmjax.train.build import build_layout, build_model, build_source
-from mmjax.train.checkpoint import Checkpoints, read_json
+from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.report import sample_rate
 
 LONGEST = 300  # seconds of a recording; attention's memory grows with the square
@@ -117,7 +117,7 @@ class Run:
         outputs = jit_once(lambda p, b: self.model.apply({"params": p}, b))(self.params, packer.batch)
         result = {}
         if "answer" in outputs:
-            answers = read_json(self.directory / "answers.json")
+            answers = c.read_json(self.directory / "answers.json")
             probabilities = jax.nn.softmax(outputs["answer"].features[0, 0]).tolist()
             ranked = dict(sorted(zip(answers, probabilities, strict=True), key=lambda pair: -pair[1]))
             result = {"answer": next(iter(ranked)), "probabilities": ranked}

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from mmjax import config as c
@@ -35,7 +36,7 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
     transformers are there to tell).
     """
     source = Path(source)
-    theirs = directories.read_json(source / "config.json")
+    theirs = directories.read_object(source / "config.json")
     family = family_of(theirs, source)
     part = family.part(theirs)
     tensors = directories.read_tensors(source)
@@ -63,14 +64,14 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
 def export_model(source: str | Path, out: str | Path) -> dict[str, Any]:
     """The inverse of `import_model`: tensors of the same names, shapes and types."""
     source = Path(source)
-    origin = directories.read_json(source / directories.ORIGIN)
+    origin = directories.read_object(source / directories.ORIGIN)
     theirs = origin["config"]
     family = family_of(theirs, source)
     parameters = directories.read_safetensors(source / directories.PARAMETERS)
     tensors = to_theirs(family.rules(theirs), parameters, family.layers(theirs))
     tensors = family.pack(tensors) if hasattr(family, "pack") else tensors
     dtypes = origin.get("dtypes", {})
-    tensors = {name: x.astype(_dtype(dtypes.get(name, "float32"))) for name, x in tensors.items()}
+    tensors = {name: x.astype(jnp.dtype(dtypes.get(name, "float32"))) for name, x in tensors.items()}
     directories.write(Path(out), tensors, "model.safetensors", {"config.json": theirs})
     return {"model_type": theirs["model_type"], "tensors": len(tensors)}
 
@@ -91,11 +92,3 @@ def tree(parameters: dict[str, np.ndarray], part: str) -> dict[str, Any]:
                 node = node.setdefault(key, {})
             node[keys[-1]] = array
     return nested
-
-
-def _dtype(name: str) -> np.dtype:
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)

@@ -9,18 +9,15 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from mmjax.config import read_json
 from mmjax.errors import UserError
 
 PART, PARAMETERS, ORIGIN = "part.json", "parameters.safetensors", "origin.json"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
+def read_object(path: Path) -> dict[str, Any]:
+    """What a JSON file holds, if that is an object."""
+    found = read_json(path)
     if not isinstance(found, dict):
         raise UserError(f"{path} holds no JSON object")
     return found
@@ -30,7 +27,7 @@ def read_tensors(directory: Path) -> dict[str, np.ndarray]:
     """All tensors of a Hugging Face directory: one file, or the shards that its index names."""
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        names = sorted(set(read_object(index).get("weight_map", {}).values()))
     else:
         names = ["model.safetensors"]
     tensors: dict[str, np.ndarray] = {}

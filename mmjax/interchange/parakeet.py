@@ -94,10 +94,8 @@ def _encoder(theirs: dict[str, Any], root: str) -> list[Rule]:
         found += linear(f"{layer}/{ours}/down", f"{block}{name}.linear2", missing(attention_bias, width))
     found += norm(f"{layer}/attention_norm", f"{block}norm_self_att")
     attention, attend = f"{layer}/attention", f"{block}self_attn."
-    projections = heads_in(f"{attention}/qkv", [f"{attend}{x}_proj" for x in "qkv"], heads)
-    if not attention_bias:
-        projections[1] = Rule(f"{attention}/qkv/bias", (), fill=(depth, 3, heads, width // heads))
-    found += projections
+    bias = missing(attention_bias, 3, heads, width // heads)
+    found += heads_in(f"{attention}/qkv", [f"{attend}{x}_proj" for x in "qkv"], heads, bias=bias)
     found += linear(f"{attention}/position", f"{attend}relative_k_proj")[:1]
     found += same(f"{attention}/content_bias", f"{attend}bias_u")
     found += same(f"{attention}/position_bias", f"{attend}bias_v")

@@ -117,11 +117,18 @@ def linear(ours: str, theirs: str, bias: tuple[int, ...] | None = None) -> list[
     return rules + [Rule(f"{ours}/bias", (), fill=bias) if bias else Rule(f"{ours}/bias", (f"{theirs}.bias",))]
 
 
-def heads_in(ours: str, theirs: Sequence[str], heads: int, biases: Sequence[bool] = ()) -> list[Rule]:
+def heads_in(
+    ours: str,
+    theirs: Sequence[str],
+    heads: int,
+    biases: Sequence[bool] = (),
+    bias: tuple[int, ...] | None = None,
+) -> list[Rule]:
     """Linear layers to attention heads, one kernel [W, n, H, D] and one bias [n, H, D].
 
     Args:
       biases: which of them have one (default: all); the others' is zero.
+      bias: the shape of ours where theirs have none at all.
     """
     biases = tuple(biases) or (True,) * len(theirs)
     named = tuple(name for name, has in zip(theirs, biases, strict=True) if has)
@@ -145,7 +152,9 @@ def heads_in(ours: str, theirs: Sequence[str], heads: int, biases: Sequence[bool
 
     return [
         Rule(f"{ours}/kernel", tuple(f"{n}.weight" for n in theirs), join_kernel, split_kernel),
-        Rule(f"{ours}/bias", tuple(f"{n}.bias" for n in named), join_bias, split_bias),
+        Rule(f"{ours}/bias", (), fill=bias)
+        if bias
+        else Rule(f"{ours}/bias", tuple(f"{n}.bias" for n in named), join_bias, split_bias),
     ]
 
 

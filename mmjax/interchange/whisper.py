@@ -116,7 +116,7 @@ def outputs(
 
     from mmjax import models
     from mmjax.interchange.convert import tree
-    from mmjax.interchange.directories import read_json
+    from mmjax.interchange.directories import read_object
     from mmjax.stream import Stream
     from mmjax.train.build import instantiate
 
@@ -127,7 +127,7 @@ def outputs(
     samples = 0.1 * generator.standard_normal(hops * front_end.hop).astype(np.float32)
     extract = transformers.WhisperFeatureExtractor(feature_size=front_end.bins)
     features = extract(samples, sampling_rate=front_end.sample_rate, padding="do_not_pad", return_tensors="pt")
-    decoder_ = decoder(read_json(source / "config.json"))
+    decoder_ = decoder(read_object(source / "config.json"))
     ids = generator.integers(0, decoder_.vocabulary, (1, min(9, decoder_.length)))
     theirs = reference(features.input_features, decoder_input_ids=torch.tensor(ids))
 

@@ -28,7 +28,8 @@ from mmjax.models.fusion import (
 )
 from mmjax.models.layers import BlockStyle
 from mmjax.models.masking import MaskedPatches, MaskedText, RandomProjectionQuantizer
-from mmjax.models.multimodal import Head, Multimodal, PatchDecoder, Vocabulary
+from mmjax.models.multimodal import Head, Multimodal, Vocabulary
+from mmjax.models.patch_decoder import PatchDecoder
 from mmjax.models.pooling import AttentionPool, ClassPool, MeanPool
 from mmjax.models.recurrent import BiLSTM
 from mmjax.models.transformer import MeanEmbedding, Transformer

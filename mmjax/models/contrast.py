@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.models.layers import dense
+from mmjax.models.segments import having, mean
 from mmjax.stream import Stream
 
 
@@ -56,11 +57,5 @@ class Contrast(nn.Module):
 
     def _vectors(self, name: str, stream: Stream, examples: Stream) -> tuple[jax.Array, jax.Array]:
         """Unit vectors [B, N, outputs], and where there are any."""
-        own = (examples.segments[:, :, None] == stream.segments[:, None, :]) & examples.mask[:, :, None]
-        count = own.sum(-1)
-        features = jnp.where(stream.mask[..., None], stream.features.astype(jnp.float32), 0.0)
-        share = own / jnp.maximum(count, 1)[..., None]
-        x = dense(self.outputs, ("embed", None), jnp.float32, name, bias=False)(
-            jnp.einsum("bnt,btw->bnw", share, features)
-        )
-        return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24)), count > 0
+        x = dense(self.outputs, ("embed", None), jnp.float32, name, bias=False)(mean(stream, examples.segments))
+        return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24)), having(stream, examples) > 0

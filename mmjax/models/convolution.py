@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax.models.segments import same_segment, shift
+
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def depthwise_convolution(x: jax.Array, kernel: jax.Array, segments: jax.Array, left: int) -> jax.Array:
@@ -29,23 +31,12 @@ def depthwise_convolution(x: jax.Array, kernel: jax.Array, segments: jax.Array, 
     return _shifted_sum(x, kernel, segments, left)
 
 
-def _shift(x: jax.Array, by: int) -> jax.Array:
-    """y[:, t] = x[:, t + by], zeros outside."""
-    length = x.shape[1]
-    if abs(by) >= length:
-        return jnp.zeros_like(x)
-    pad = [(0, 0), (max(-by, 0), max(by, 0))] + [(0, 0)] * (x.ndim - 2)
-    start = max(by, 0)
-    return jnp.pad(x, pad)[:, start : start + length]
-
-
-def _same_segment(segments: jax.Array, by: int, dtype) -> jax.Array:
-    """[B, T, 1]: 1 where the position t + by belongs to the segment of t, and t is not empty."""
-    return ((_shift(segments, by) == segments) & (segments > 0)).astype(dtype)[..., None]
+def _same(segments: jax.Array, by: int, dtype) -> jax.Array:
+    return same_segment(segments, by).astype(dtype)[..., None]
 
 
 def _shifted_sum(x, kernel, segments, left):
-    taps = [_shift(x, i - left) * _same_segment(segments, i - left, x.dtype) * kernel[i] for i in range(len(kernel))]
+    taps = [shift(x, i - left) * _same(segments, i - left, x.dtype) * kernel[i] for i in range(len(kernel))]
     return sum(taps[1:], taps[0])
 
 
@@ -59,8 +50,7 @@ def _backward(left, residuals, gradient):
     right = len(kernel) - 1 - left
     to_x = _shifted_sum(gradient, kernel[::-1], segments, right)
     to_kernel = [
-        (_shift(x, i - left) * _same_segment(segments, i - left, x.dtype) * gradient).sum((0, 1))
-        for i in range(len(kernel))
+        (shift(x, i - left) * _same(segments, i - left, x.dtype) * gradient).sum((0, 1)) for i in range(len(kernel))
     ]
     return to_x, jnp.stack(to_kernel), np.zeros(segments.shape, jax.dtypes.float0)
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.models import spectrum
+from mmjax.models.segments import EXACT, maximum_of_example
 from mmjax.stream import Stream
 
 
@@ -59,7 +60,7 @@ class WhisperLogMel(nn.Module):
             spectrum.slaney_filters(self.sample_rate, self.window, self.bins),
         )
         logarithm = jnp.log10(jnp.maximum(energies, 1e-10))
-        loudest = spectrum.maximum_of_example(logarithm.max(-1), frames.segments)[..., None]  # trap A9
+        loudest = maximum_of_example(logarithm.max(-1), frames.segments)[..., None]  # trap A9
         return _finished(frames._replace(features=(jnp.maximum(logarithm, loudest - 8.0) + 4.0) / 4.0))
 
 
@@ -141,6 +142,14 @@ class MFCC(nn.Module):
         """Features of a frame."""
         return self.coefficients
 
+    @property
+    def window(self) -> int:
+        return self.log_mel.window
+
+    @property
+    def hop(self) -> int:
+        return self.log_mel.hop
+
     def __call__(self, samples: Stream) -> Stream:
         """[B, T, hop] float32 samples -> [B, T, coefficients] float32 frames."""
         frames = self.log_mel(samples)
@@ -149,5 +158,5 @@ class MFCC(nn.Module):
         transform[:, 0] /= np.sqrt(2.0)
         if self.lifter:
             transform = transform * (1.0 + 0.5 * self.lifter * np.sin(np.pi * wanted / self.lifter))
-        cepstra = jnp.matmul(frames.features, transform.astype(np.float32), precision=spectrum.EXACT)
+        cepstra = jnp.matmul(frames.features, transform.astype(np.float32), precision=EXACT)
         return _finished(frames._replace(features=cepstra))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.models.augmentation.by_example import at_tokens, keys
+from mmjax.models.segments import EXACT
 from mmjax.models.spectrum import normalise_example
 from mmjax.stream import Stream, only_tokens
 
@@ -136,6 +137,6 @@ class RandomProjectionQuantizer:
         projection = generator.uniform(-bound, bound, (stacked.shape[-1], self.width)).astype(np.float32)
         codes = generator.standard_normal((self.codes, self.width)).astype(np.float32)
         codes /= np.linalg.norm(codes, axis=1, keepdims=True)
-        projected = jnp.matmul(stacked, projection, precision=jax.lax.Precision.HIGHEST)
+        projected = jnp.matmul(stacked, projection, precision=EXACT)
         # Of vectors of unit length the nearest is the one with the largest product.
-        return jnp.matmul(projected, codes.T, precision=jax.lax.Precision.HIGHEST).argmax(-1).astype(jnp.int32)
+        return jnp.matmul(projected, codes.T, precision=EXACT).argmax(-1).astype(jnp.int32)

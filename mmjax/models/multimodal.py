@@ -9,12 +9,11 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from mmjax.models.contrast import Contrast
-from mmjax.models.layers import dense, layer_norm, stack
+from mmjax.models.layers import dense
 from mmjax.models.masking import MaskedPatches, MaskedText, RandomProjectionQuantizer
+from mmjax.models.patch_decoder import PatchDecoder
 from mmjax.models.pooling import AttentionPool, ClassPool, MeanPool
-from mmjax.models.positions import sincos
-from mmjax.models.transformer import TransformerBlock
-from mmjax.stream import Batch, Factors, Stream, only_tokens
+from mmjax.stream import Batch, Factors, Stream
 
 
 class Head(nn.Module):
@@ -57,52 +56,6 @@ class Vocabulary(nn.Module):
         init = nn.with_logical_partitioning(nn.initializers.xavier_uniform(), ("embed", "vocabulary"))
         kernel = self.param("kernel", init, (stream.features.shape[-1], self.outputs))
         return stream._replace(features=Factors(stream.features.astype(jnp.float32), kernel))
-
-
-class PatchDecoder(nn.Module):
-    """The light decoder of masked autoencoding (He et al. 2022, arXiv:2111.06377): pixels of the hidden patches.
-
-    Visible patches as the encoder gave them, a learned vector in place of the hidden ones, fixed positions, a small
-    Transformer.
-
-    Attributes:
-      outputs: numbers per patch, patch * patch * 3.
-    """
-
-    reads: str
-    outputs: int
-    layers: int = 4
-    width: int = 128
-    heads: int = 4
-    mlp: int = 512
-    unroll: bool = False
-    dtype: Any = jnp.float32
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return (self.reads, f"{self.reads}/input")
-
-    @nn.compact
-    def __call__(self, seen: Stream, whole: Stream) -> Stream:
-        """Encoded patches [B, T, W] and the stream before patches were hidden -> [B, T, outputs] float32."""
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed",))
-        hidden = self.param("hidden", init, (self.width,)).astype(self.dtype)
-        x = dense(self.width, (None, "embed"), self.dtype, "in")(seen.features)
-        x = jnp.where(seen.mask[..., None], x, hidden) + sincos(whole.positions, self.width).astype(self.dtype)
-        blocks = stack(
-            TransformerBlock,
-            self.layers,
-            2,
-            self.unroll,
-            heads=self.heads,
-            mlp=self.mlp,
-            rotary=False,
-            dtype=self.dtype,
-        )
-        x, _ = blocks(x, whole.segments, whole.positions)
-        x = layer_norm(self.dtype, "norm")(x).astype(jnp.float32)
-        x = dense(self.outputs, ("embed", None), jnp.float32, "pixels")(x)
-        return only_tokens(whole._replace(features=x))
 
 
 class Multimodal(nn.Module):

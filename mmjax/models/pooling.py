@@ -12,25 +12,17 @@ import jax.numpy as jnp
 
 from mmjax.models.attention import MultiHeadAttention
 from mmjax.models.layers import ACTIVATIONS, BlockStyle, FeedForward
+from mmjax.models.segments import having, mean
 from mmjax.stream import Stream, only_tokens
-
-
-def segment_mean(stream: Stream, segments: jax.Array) -> jax.Array:
-    """The mean of the features [B, T, W] of each of the segments [B, N] -> [B, N, W]; zeros where it has no token."""
-    own = belongs(segments, stream.segments).astype(jnp.float32)
-    total = jnp.einsum("bnt,btw->bnw", own, only_tokens(stream).features, preferred_element_type=jnp.float32)
-    return (total / jnp.maximum(own.sum(-1, keepdims=True), 1.0)).astype(stream.features.dtype)
-
-
-def belongs(these: jax.Array, those: jax.Array) -> jax.Array:
-    """[B, S] and [B, T] segments -> [B, S, T], where both belong to one example."""
-    return (these[:, :, None] == those[:, None, :]) & (these > 0)[:, :, None]
 
 
 def _slots(stream: Stream, examples: Stream, features: jax.Array) -> Stream:
     """One vector per slot, in those slots whose example has a token."""
-    has_tokens = belongs(examples.segments, stream.segments).any(-1)
-    return only_tokens(Stream(features, jnp.where(has_tokens, examples.segments, 0), examples.positions))
+    return only_tokens(Stream(features, having(stream, examples), examples.positions))
+
+
+def _mean(stream: Stream, examples: Stream) -> Stream:
+    return _slots(stream, examples, mean(stream, examples.segments).astype(stream.features.dtype))
 
 
 class MeanPool(nn.Module):
@@ -41,7 +33,7 @@ class MeanPool(nn.Module):
         """[B, T, W] and the slots of the examples [B, N] -> [B, N, W]."""
         if stream.positions.ndim == 3:
             stream = stream._replace(segments=jnp.where(stream.positions[..., 0] < 0, 0, stream.segments))
-        return _slots(stream, examples, segment_mean(stream, examples.segments))
+        return _mean(stream, examples)
 
 
 class ClassPool(nn.Module):
@@ -53,7 +45,7 @@ class ClassPool(nn.Module):
         at = stream.positions
         first = at == 0 if at.ndim == 2 else (at[..., 0] < 0) & (at[..., 1] == 0)
         stream = stream._replace(segments=jnp.where(first, stream.segments, 0))
-        return _slots(stream, examples, segment_mean(stream, examples.segments))
+        return _mean(stream, examples)
 
 
 class AttentionPool(nn.Module):

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax.models.segments import EXACT, maximum_of_example
+
 
 def sincos(positions: jax.Array, width: int, base: float = 10_000.0) -> jax.Array:
     """Fixed sines and cosines of patch column and row (Beyer et al. 2022, arXiv:2205.01580): [B, T, 2] -> [B, T, width].
@@ -35,8 +37,7 @@ def sample_grid(table: jax.Array, positions: jax.Array, segments: jax.Array) -> 
       [B, T, W] float32.
     """
     side = table.shape[0]
-    together = (segments[:, :, None] == segments[:, None, :])[..., None]
-    grid = jnp.where(together, positions[:, None], 0).max(axis=2) + 1  # of the image of each token: [B, T, 2]
+    grid = jnp.maximum(maximum_of_example(positions, segments), 0) + 1  # of the image of each token: [B, T, 2]
     step = side / grid.astype(jnp.float32)
     centre = (positions + 0.5) * step - 0.5
     distance = jnp.abs(centre[..., None] - jnp.arange(side))
@@ -44,8 +45,7 @@ def sample_grid(table: jax.Array, positions: jax.Array, segments: jax.Array) -> 
     weights = weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-6)
     by_place = weights[..., 0, :, None] * weights[..., 1, None, :]
     by_place = jnp.where((positions[..., :1] < 0)[..., None], 0.0, by_place)
-    exact = jax.lax.Precision.HIGHEST  # the identity would not be one in bfloat16 or TF32
-    return jnp.einsum("btrc,rcw->btw", by_place, table.astype(jnp.float32), precision=exact)
+    return jnp.einsum("btrc,rcw->btw", by_place, table.astype(jnp.float32), precision=EXACT)
 
 
 Resizing = Literal["bilinear", "bicubic", "antialiased"]

@@ -10,27 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax.models.segments import EXACT, neighbour, shift, sum_of_example
 from mmjax.stream import Stream
 
-EXACT = jax.lax.Precision.HIGHEST
-
-
 # Frames. --------------------------------------------------------------------------------------------------
-
-
-def shift(x: jax.Array, by: int) -> jax.Array:
-    """y[:, t] = x[:, t + by], zeros outside the row."""
-    length = x.shape[1]
-    if abs(by) >= length:
-        return jnp.zeros_like(x)
-    pad = [(0, 0), (max(-by, 0), max(by, 0))] + [(0, 0)] * (x.ndim - 2)
-    return jnp.pad(x, pad)[:, max(by, 0) : max(by, 0) + length]
-
-
-def neighbour(samples: Stream, by: int) -> jax.Array:
-    """The hop `by` places later in the same example, zeros where there is none: [B, T, hop]."""
-    same = (shift(samples.segments, by) == samples.segments) & samples.mask
-    return jnp.where(same[..., None], shift(samples.features, by), 0.0)
 
 
 def frames_from(samples: Stream, window: int) -> Stream:
@@ -159,18 +142,6 @@ def mel_energies(spectrum: jax.Array, filters: np.ndarray) -> jax.Array:
 
 
 # Statistics of an example. --------------------------------------------------------------------------------
-
-
-def sum_of_example(values: jax.Array, segments: jax.Array) -> jax.Array:
-    """The sum over each example's tokens, handed back to every one of them; zeros in empty positions: [B, T, F]."""
-    values = jnp.where((segments > 0)[..., None], values, 0.0)
-    totals = jax.vmap(lambda v, s: jax.ops.segment_sum(v, s, segments.shape[1] + 1)[s])(values, segments)
-    return jnp.where((segments > 0)[..., None], totals, 0.0)
-
-
-def maximum_of_example(values: jax.Array, segments: jax.Array) -> jax.Array:
-    """The largest value over each example's tokens, handed back to every one of them: [B, T] -> [B, T]."""
-    return jax.vmap(lambda v, s: jax.ops.segment_max(v, s, segments.shape[1] + 1)[s])(values, segments)
 
 
 def normalise_example(frames: Stream, correction: int, epsilon: float) -> Stream:

@@ -36,7 +36,7 @@ class StreamingConformer:
       left: tokens that attention keeps; None: `left_chunks` chunks of the model.
 
     Raises:
-      ValueError: the model looks ahead further than its chunk, or its front end needs the whole recording.
+      ValueError: the model is not causal and chunked, or its front end needs the whole recording.
     """
 
     model: Conformer
@@ -62,7 +62,7 @@ class StreamingConformer:
     @property
     def look_ahead(self) -> int:
         """Hops beyond its own chunk that a step needs."""
-        front_end = getattr(self.model.front_end, "log_mel", self.model.front_end)
+        front_end = self.model.front_end
         return -(-front_end.window // front_end.hop) - 1
 
     def start(self, rows: int) -> StreamState:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from mmjax.models.attention import MultiHeadAttention
 from mmjax.models.layers import ACTIVATIONS, BlockStyle, FeedForward, stack
-from mmjax.models.pooling import segment_mean
+from mmjax.models.segments import mean
 from mmjax.stream import Stream, only_tokens
 
 
@@ -132,6 +132,6 @@ class MeanEmbedding(nn.Module):
         table = nn.Embed(self.vocabulary, self.width, embedding_init=init, dtype=self.dtype, name="embedding")
         x = table(text.features)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        mean = segment_mean(text._replace(features=x), text.segments)
+        x = mean(text._replace(features=x), text.segments).astype(self.dtype)
         first = jnp.where(text.positions == 0, text.segments, 0)
-        return only_tokens(Stream(mean, first, text.positions))
+        return only_tokens(Stream(x, first, text.positions))

@@ -1,14 +1,13 @@
 """Whisper's speech encoder over packed rows."""
 
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmjax.models.layers import BlockStyle, dense, stack
-from mmjax.models.spectrum import neighbour
+from mmjax.models.layers import ACTIVATIONS, BlockStyle, dense, stack
+from mmjax.models.segments import neighbour
 from mmjax.models.transformer import TransformerBlock
 from mmjax.stream import Stream, only_tokens
 
@@ -40,7 +39,7 @@ class WhisperEncoder(nn.Module):
     def __call__(self, speech: Stream, train: bool = False) -> Stream:
         """[B, T, hop] samples -> [B, ceil(T / 2), width]."""
         frames = self.front_end(only_tokens(speech))
-        gelu = partial(nn.gelu, approximate=False)
+        gelu = ACTIVATIONS[STYLE.activation]
         x = only_tokens(frames._replace(features=frames.features.astype(self.dtype)))
         x = only_tokens(x._replace(features=gelu(self._convolution(x, "convolution_1"))))
         # Stride 2: examples begin at even positions.

@@ -13,12 +13,10 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
+from mmjax.objectives.base import NEVER, SumWeight
 from mmjax.stream import Stream
 
-SumWeight = tuple[jax.Array, jax.Array]
 Rule = Literal["sigmoid", "softmax"]
-
-NEVER = -1e30  # log 0 that subtracts from itself without NaN
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

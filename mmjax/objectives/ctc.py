@@ -7,12 +7,8 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mmjax.objectives.base import BLANK, NEVER, SumWeight
 from mmjax.stream import Stream
-
-SumWeight = tuple[jax.Array, jax.Array]
-
-BLANK = 0  # the tokenizer keeps id 0 free
-NEVER = -1e30  # log 0 that subtracts from itself without NaN
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

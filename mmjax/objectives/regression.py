@@ -6,9 +6,8 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
+from mmjax.objectives.base import SumWeight
 from mmjax.stream import Stream
-
-SumWeight = tuple[jax.Array, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from mmjax.objectives.base import NEVER, SumWeight
 from mmjax.stream import Factors, Stream
-
-SumWeight = tuple[jax.Array, jax.Array]
-
-NEVER = -1e30  # log 0 that subtracts from itself without NaN
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,9 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mmjax.objectives.base import BLANK, NEVER, SumWeight
 from mmjax.objectives.sequence import chunked_logits
 from mmjax.stream import Stream
-
-SumWeight = tuple[jax.Array, jax.Array]
-
-BLANK = 0  # the tokenizer keeps id 0 free
-NEVER = -1e30  # log 0 that subtracts from itself without NaN
 
 
 class Joint(NamedTuple):

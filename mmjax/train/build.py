@@ -96,7 +96,7 @@ def build_layout(config: c.Experiment, tokenizer=None):
     for name, encoder in encoders.items():
         if name not in config.data.rows:
             raise UserError(f"data.rows says nothing about '{name}', which model.encoders has")
-        if isinstance(encoder, c.Conformer | c.BiLSTM | c.WhisperEncoder):
+        if isinstance(encoder, c.SpeechEncoder):
             front_end = encoder.front_end
             geometry |= {"hop": front_end.hop, "window": front_end.window, "align": encoder.subsampling}
             if config.data.rows[name] % encoder.subsampling:
@@ -108,7 +108,7 @@ def build_layout(config: c.Experiment, tokenizer=None):
                     f"model.encoders.{name}.length={encoder.length} tokens are {2 * encoder.length} hops, but a recording "
                     f"may fill its row of {config.data.rows[name]}"
                 )
-        elif isinstance(encoder, c.ViT | c.ConvNet):
+        elif isinstance(encoder, c.ImageEncoder):
             geometry |= {
                 key: getattr(encoder, key) for key in ("patch", "image_size", "max_patches", "class_token", "registers")
             }

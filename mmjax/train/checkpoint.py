@@ -1,7 +1,6 @@
 """Checkpoints: model, optimizer, step and data position, saved while training goes on (Orbax)."""
 
 import hashlib
-import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -165,10 +164,3 @@ class _explained:
             first = str(error).strip().split("\n")[0][:300] or kind.__name__
             raise UserError(f"cannot {self.doing}: {first}") from error
         return False
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None

@@ -177,8 +177,9 @@ def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
 
 def make_sampler(config: c.Experiment, layout, source) -> Sampler:
     data, speed, sizes = config.data, build_speed(config), source.sizes
-    positions = layout.positions(sizes)
-    if speed:
+    if speed is None:
+        positions = layout.positions(sizes)
+    else:
         played = [speed.lengths(sizes["speech"], np.full(len(source), i)) for i in range(len(speed.speeds))]
         positions = [layout.positions({**sizes, "speech": lengths}) for lengths in played]
     return Sampler(

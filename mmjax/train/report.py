@@ -14,11 +14,7 @@ from mmjax.models.attention import BACKEND
 
 def sample_rate(config: c.Experiment) -> int:
     """Of the speech that the run hears, in Hz."""
-    rates = [
-        e.front_end.sample_rate
-        for e in config.model.encoders.values()
-        if isinstance(e, c.Conformer | c.BiLSTM | c.WhisperEncoder)
-    ]
+    rates = [e.front_end.sample_rate for e in config.model.encoders.values() if isinstance(e, c.SpeechEncoder)]
     return rates[0] if rates else 16_000
 
 

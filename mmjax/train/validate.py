@@ -49,11 +49,11 @@ def check_config(config: c.Experiment) -> None:
         path = f"model.{'' if name == 'fusion' else 'encoders.'}{name}"
         _check_tower(path, tower)
         if isinstance(tower, c.Conformer) and tower.augment:
-            check_augmentation(tower.augment, tower.front_end, f"{path}.augment")
+            check_speech_augmentation(tower.augment, tower.front_end, f"{path}.augment")
         if isinstance(tower, c.Vectors) and name in TAKEN:
             raise UserError(f"{path}: '{name}' is not for a stream of vectors; choose another name")
     if config.data.image_augmentation:
-        _check_augmentation(config.data.image_augmentation)
+        _check_image_augmentation(config.data.image_augmentation)
     if config.data.speed and not (config.data.speed.speeds and all(0.5 <= s <= 2 for s in config.data.speed.speeds)):
         raise UserError(f"data.speed.speeds is {config.data.speed.speeds}; name speeds between 0.5 and 2")
     _check_fusion(config.model)
@@ -138,7 +138,7 @@ def _check_tower(path: str, tower: Any) -> None:
                 )
 
 
-def _check_augmentation(chosen: c.ImageAugmentation) -> None:
+def _check_image_augmentation(chosen: c.ImageAugmentation) -> None:
     for key, low, high in (("least_area", 0, 1), ("aspect", 1, 10), ("flip", 0, 1), ("magnitude", 0, 10)):
         value = getattr(chosen, key)
         if value is not None and not low <= value <= high:
@@ -200,7 +200,7 @@ def _check_numbers(config: c.Experiment) -> None:
                 raise UserError(f"{path} is {value}, which is more than {path.replace('minimum_', 'maximum_')}={most}")
 
 
-def check_augmentation(augment: c.SpeechAugmentation, front_end: c.LogMel, path: str) -> None:
+def check_speech_augmentation(augment: c.SpeechAugmentation, front_end: c.LogMel, path: str) -> None:
     """That augmentations agree with the front end whose samples they change; `path` is their key."""
     for key, value in c.flat(augment).items():
         if key.endswith("sample_rate") and value != front_end.sample_rate:
@@ -238,11 +238,7 @@ def check_labels(config: c.Experiment, source: Any) -> None:
             )
     rate = getattr(source, "sample_rate", None)
     for name, encoder in config.model.encoders.items():
-        if (
-            isinstance(encoder, c.Conformer | c.BiLSTM | c.WhisperEncoder)
-            and rate
-            and encoder.front_end.sample_rate != rate
-        ):
+        if isinstance(encoder, c.SpeechEncoder) and rate and encoder.front_end.sample_rate != rate:
             raise UserError(
                 f"model.encoders.{name}.front_end.sample_rate={encoder.front_end.sample_rate}, "
                 f"but the data holds speech at {rate} Hz"

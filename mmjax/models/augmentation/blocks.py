@@ -4,28 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax.models.segments import neighbour
 from mmjax.stream import Stream, only_tokens
-
-EXACT = jax.lax.Precision.HIGHEST  # bfloat16 or TF32 would add noise to the samples
-
-
-def beside(stream: Stream, by: int) -> jax.Array:
-    """[B, T, ...]: the features of the token `by` positions later, zeros where that is not of the same example."""
-    length, before, after = stream.segments.shape[1], max(-by, 0), max(by, 0)
-
-    def shift(x):
-        x = jnp.pad(x, [(0, 0), (before, after)] + [(0, 0)] * (x.ndim - 2))
-        return x[:, after : after + length]
-
-    same = (shift(stream.segments) == stream.segments) & stream.mask
-    features = shift(stream.features)
-    return jnp.where(same.reshape(same.shape + (1,) * (features.ndim - 2)), features, 0)
 
 
 def surroundings(speech: Stream) -> jax.Array:
     """[B, T, hop] -> [B, T, 3 hop]: the block before, the block itself, the block after, within the example."""
     speech = only_tokens(speech)
-    return jnp.concatenate([beside(speech, -1), speech.features, beside(speech, 1)], axis=-1)
+    return jnp.concatenate([neighbour(speech, -1), speech.features, neighbour(speech, 1)], axis=-1)
 
 
 def filter_matrix(taps: np.ndarray, hop: int) -> np.ndarray:

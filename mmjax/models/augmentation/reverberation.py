@@ -5,8 +5,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mmjax.models.augmentation.blocks import EXACT, beside, fourier
+from mmjax.models.augmentation.blocks import fourier
 from mmjax.models.augmentation.by_example import at_tokens, choose, draw, energy
+from mmjax.models.segments import EXACT, neighbour
 from mmjax.stream import Stream, only_tokens
 
 
@@ -81,13 +82,13 @@ def convolve(speech: Stream, responses: jax.Array) -> jax.Array:
 
     responses = jnp.pad(responses, ((0, 0), (0, 0), (0, -taps % hop))).reshape(rows, slots, -1, hop)
     partitions = jnp.moveaxis(spectrum(responses), 2, 0)  # [taps / hop, B, N, hop + 1]
-    blocks = spectrum(jnp.concatenate([beside(speech, -1), speech.features], axis=-1))
+    blocks = spectrum(jnp.concatenate([neighbour(speech, -1), speech.features], axis=-1))
 
     def add(carry, partition):
         spoken, result = carry
         result = result + spoken.features * at_tokens(partition, speech.segments)
         # One hop further back, as long as that is the same example.
-        return (spoken._replace(features=beside(spoken, -1)), result), None
+        return (spoken._replace(features=neighbour(spoken, -1)), result), None
 
     (_, result), _ = jax.lax.scan(add, (speech._replace(features=blocks), jnp.zeros_like(blocks)), partitions)
     parts = jnp.concatenate([result.real, result.imag], axis=-1)

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.models.augmentation.blocks import EXACT, beside, fourier, surroundings
+from mmjax.models.augmentation.blocks import fourier, surroundings
 from mmjax.models.augmentation.by_example import at_tokens, quantile, total
+from mmjax.models.segments import EXACT, neighbour
 from mmjax.stream import Stream
 
 
@@ -58,8 +59,10 @@ class SpectralGate:
         frames = total(quiet.astype(jnp.float32), power.segments, slots)[..., None]
         floor = at_tokens(floor / jnp.maximum(frames, 1.0), power.segments)
 
-        smooth = power.features + beside(power, -1) + beside(power, 1)
-        count = sum(beside(power._replace(features=power.mask.astype(jnp.float32)[..., None]), by) for by in (-1, 0, 1))
+        smooth = power.features + neighbour(power, -1) + neighbour(power, 1)
+        count = sum(
+            neighbour(power._replace(features=power.mask.astype(jnp.float32)[..., None]), by) for by in (-1, 0, 1)
+        )
         smooth = smooth / jnp.maximum(count, 1.0)
         padded = jnp.pad(smooth, ((0, 0), (0, 0), (1, 1)), mode="edge")
         smooth = (padded[..., :-2] + padded[..., 1:-1] + padded[..., 2:]) / 3.0
@@ -70,4 +73,4 @@ class SpectralGate:
 def overlap_add(frames: Stream) -> jax.Array:
     """[B, T, 3 hop], each frame centred on its block -> [B, T, hop], summed within examples."""
     before, here, after = jnp.split(frames.features, 3, axis=-1)
-    return beside(frames._replace(features=after), -1) + here + beside(frames._replace(features=before), 1)
+    return neighbour(frames._replace(features=after), -1) + here + neighbour(frames._replace(features=before), 1)

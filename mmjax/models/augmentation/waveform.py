@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.models.augmentation.blocks import EXACT, filter_matrix, surroundings
+from mmjax.models.augmentation.blocks import filter_matrix, surroundings
 from mmjax.models.augmentation.by_example import at_tokens, choose, draw, quantile
+from mmjax.models.segments import EXACT
 from mmjax.stream import Stream, only_tokens
 
 

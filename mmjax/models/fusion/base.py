@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.models.layers import dense, layer_norm
-from mmjax.models.pooling import belongs
+from mmjax.models.segments import EXACT, belongs, having, mean
 from mmjax.stream import Stream, only_tokens
 
 
@@ -41,22 +41,13 @@ def read_out(tokens: jax.Array, examples: Stream) -> Stream:
     return only_tokens(examples._replace(features=tokens.reshape(rows, slots, -1, tokens.shape[-1]).mean(axis=2)))
 
 
-def having(stream: Stream, examples: Stream) -> jax.Array:
-    """[B, N] segments of the examples that have a token in the stream; 0 for the others."""
-    return jnp.where(belongs(examples.segments, stream.segments).any(axis=-1), examples.segments, 0)
-
-
 def pool(stream: Stream, examples: Stream) -> Stream:
     """The mean of each example's tokens: [B, T, W] -> float32 [B, N, W].
 
     An example without a token is a slot without a token: zeros, segment 0.
     """
-    features = only_tokens(stream).features.astype(jnp.float32)
-    own = belongs(examples.segments, stream.segments).astype(jnp.float32)
-    sums = jnp.einsum("bnt,btw->bnw", own, features, precision=jax.lax.Precision.HIGHEST)
-    means = sums / jnp.maximum(own.sum(axis=-1, keepdims=True), 1.0)
     segments = having(stream, examples)
-    return Stream(means, segments, jnp.zeros_like(segments))
+    return Stream(mean(stream, examples.segments), segments, jnp.zeros_like(segments))
 
 
 def spread(summary: Stream, segments: jax.Array) -> jax.Array:
@@ -66,4 +57,4 @@ def spread(summary: Stream, segments: jax.Array) -> jax.Array:
     """
     own = belongs(segments, summary.segments).astype(summary.features.dtype)
     # One term of each sum is not zero, so this copies; in less than full precision it would round.
-    return jnp.einsum("btn,bnw->btw", own, summary.features, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum("btn,bnw->btw", own, summary.features, precision=EXACT)

@@ -6,8 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmjax.models.fusion.base import Fusion, having, read_out
+from mmjax.models.fusion.base import Fusion, read_out
 from mmjax.models.layers import layer_norm, stack
+from mmjax.models.segments import having
 from mmjax.models.transformer import TransformerBlock
 from mmjax.stream import Stream, concatenate, only_tokens
 

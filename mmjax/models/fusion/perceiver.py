@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from mmjax.models.attention import MultiHeadAttention
 from mmjax.models.fusion.base import Fusion, read_out
-from mmjax.models.layers import FeedForward, layer_norm, stack
+from mmjax.models.layers import ACTIVATIONS, FeedForward, layer_norm, stack
 from mmjax.stream import Stream, concatenate
 
 
@@ -30,9 +30,7 @@ class PerceiverBlock(nn.Module):
         keys = concatenate([tokens._replace(features=norm("token_norm")(tokens.features)), queries])
         attend = MultiHeadAttention(x.shape[-1], self.heads, False, self.dtype, name="attention")
         x = x + drop()(attend(queries, keys))
-        mlp = FeedForward(
-            self.mlp, partial(nn.gelu, approximate=False), self.dropout, self.train, dtype=self.dtype, name="mlp"
-        )
+        mlp = FeedForward(self.mlp, ACTIVATIONS["gelu"], self.dropout, self.train, dtype=self.dtype, name="mlp")
         return x + drop()(mlp(norm("mlp_norm")(x))), None
 
 

@@ -1,0 +1,67 @@
+"""What segments say of a packed row: whose neighbour a token is, and what the tokens of one example have in common."""
+
+import jax
+import jax.numpy as jnp
+
+from mmjax.stream import Stream, only_tokens
+
+# For what must not be rounded to bfloat16 or TF32: samples, spectra, sums over an example, copies by a product.
+EXACT = jax.lax.Precision.HIGHEST
+
+
+# Neighbours. ----------------------------------------------------------------------------------------------
+
+
+def shift(x: jax.Array, by: int) -> jax.Array:
+    """y[:, t] = x[:, t + by], zeros outside the row."""
+    length = x.shape[1]
+    if abs(by) >= length:
+        return jnp.zeros_like(x)
+    pad = [(0, 0), (max(-by, 0), max(by, 0))] + [(0, 0)] * (x.ndim - 2)
+    return jnp.pad(x, pad)[:, max(by, 0) : max(by, 0) + length]
+
+
+def same_segment(segments: jax.Array, by: int) -> jax.Array:
+    """[B, T] bool: whether the position t + by belongs to the example of t, and t is not empty."""
+    return (shift(segments, by) == segments) & (segments > 0)
+
+
+def neighbour(stream: Stream, by: int) -> jax.Array:
+    """[B, T, ...]: the features of the token `by` positions later, zeros where that is not of the same example."""
+    same = same_segment(stream.segments, by)
+    return jnp.where(same.reshape(same.shape + (1,) * (stream.features.ndim - 2)), shift(stream.features, by), 0)
+
+
+# Examples in their slots. ---------------------------------------------------------------------------------
+
+
+def belongs(these: jax.Array, those: jax.Array) -> jax.Array:
+    """[B, S] and [B, T] segments -> [B, S, T], where both belong to one example."""
+    return (these[:, :, None] == those[:, None, :]) & (these > 0)[:, :, None]
+
+
+def having(stream: Stream, examples: Stream) -> jax.Array:
+    """[B, N] segments of the examples that have a token in the stream; 0 for the others."""
+    return jnp.where(belongs(examples.segments, stream.segments).any(axis=-1), examples.segments, 0)
+
+
+def mean(stream: Stream, segments: jax.Array) -> jax.Array:
+    """The mean of the tokens [B, T, W] of each of the segments [B, N]: float32 [B, N, W]; zeros where it has none."""
+    own = belongs(segments, stream.segments).astype(jnp.float32)
+    sums = jnp.einsum("bnt,btw->bnw", own, only_tokens(stream).features.astype(jnp.float32), precision=EXACT)
+    return sums / jnp.maximum(own.sum(axis=-1, keepdims=True), 1.0)
+
+
+# Handed back to every token. ------------------------------------------------------------------------------
+
+
+def sum_of_example(values: jax.Array, segments: jax.Array) -> jax.Array:
+    """The sum over each example's tokens, at every one of them; zeros in empty positions: [B, T, F] -> [B, T, F]."""
+    values = jnp.where((segments > 0)[..., None], values, 0.0)
+    totals = jax.vmap(lambda v, s: jax.ops.segment_sum(v, s, segments.shape[1] + 1)[s])(values, segments)
+    return jnp.where((segments > 0)[..., None], totals, 0.0)
+
+
+def maximum_of_example(values: jax.Array, segments: jax.Array) -> jax.Array:
+    """The largest value over each example's tokens, at every one of them: [B, T, ...] -> [B, T, ...]."""
+    return jax.vmap(lambda v, s: jax.ops.segment_max(v, s, segments.shape[1] + 1)[s])(values, segments)
