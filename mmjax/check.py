@@ -223,9 +223,7 @@ def absence(subject: Subject) -> float:
         empty = subject.run(subject.pack(rows, hide=modality))
         removed = subject.run(subject.pack(rows, subject.layout.without(modality), hide=modality))
         towers = {f"encoders_{modality}"} | {
-            f"heads_{name}"
-            for name, head in subject.config.model.heads.items()
-            if modality in getattr(head, "between", (getattr(head, "reads", None),))
+            f"heads_{name}" for name, head in subject.config.model.heads.items() if reads_only(head, modality)
         }
         for _, measured in (empty, removed):
             for tower in towers:
@@ -235,6 +233,13 @@ def absence(subject: Subject) -> float:
         empty[1]["sums"] = {name: pair for name, pair in empty[1]["sums"].items() if name in sums}
         worst = max(worst, difference(empty, removed))
     return worst
+
+
+def reads_only(head: Any, modality: str) -> bool:
+    """Whether there is nothing for a head to read without a modality."""
+    if isinstance(head, c.Contrast):
+        return modality in head.between
+    return {modality} == ({head.reads} if isinstance(head.reads, str) else set(head.reads))
 
 
 def keep(row: Row, wanted) -> Row:

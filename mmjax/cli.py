@@ -108,11 +108,15 @@ def _predict(options, rest) -> int:
         _print_json(result)
         return 0
     if "example" in result:
-        print("example {number} of the {split} split, from {modalities}: {text} {answer}".format(**result["example"]))
+        truth = dict(result["example"], answer=result["example"]["answer"] or "")
+        print("example {number} of the {split} split, from {modalities}: {text} {answer}".format(**truth))
     for answer, probability in list(result.get("probabilities", {}).items())[:5]:
         print(f"{100 * probability:6.2f} %  {answer}")
-    if "transcript" in result:
-        print(f"heard: {result['transcript']}")
+    for name, number in result.get("numbers", {}).items():
+        print(f"{number:9.3g}  {name}")
+    for name, text in result.items():
+        if isinstance(text, str) and name != "answer":
+            print(f"{'heard' if name == 'transcript' else name}: {text}")
     return 0
 
 

@@ -16,7 +16,7 @@ class Stream(NamedTuple):
     tokens belong together where their segments are equal and not zero.
 
     Attributes:
-      features: [B, T, ...] blocks of samples, patches, token ids or vectors; of a head's output also `Factors`.
+      features: [B, T, ...] blocks of samples, patches, token ids or vectors; of a head's output also `Factors` or a `Joint`.
       segments: [B, T] int32, which example of its row a token belongs to, 1..N; 0 is an empty position.
       positions: [B, T] or [B, T, 2] int32, counted from the example's own start (speech and text: time;
         images: patch row and column).
@@ -46,6 +46,21 @@ class Factors(NamedTuple):
     def whole(self) -> Array:
         """The logits [B, T, V]."""
         return self.features @ self.kernel
+
+
+class Joint(NamedTuple):
+    """Transducer logits that were not multiplied out: of frame t and state u, tanh(frames[t] + states[u]) @ kernel + bias.
+
+    Attributes:
+      states: [B, S, H] of the prediction network: of each example one before its first label, and one after each.
+      frames: [B, T, H] of the encoder.
+      kernel, bias: [H, V], [V].
+    """
+
+    states: Stream
+    frames: Stream
+    kernel: Array
+    bias: Array
 
 
 Batch = dict[str, Stream]

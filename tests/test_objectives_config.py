@@ -67,15 +67,16 @@ def test_objectives_that_do_not_fit_are_named(heads, objectives, message):
         check_config(with_(heads, objectives))
 
 
-def test_labels_come_from_the_batch_or_from_the_model():
+def test_labels_come_from_the_model_or_from_the_batch():
     segments = jnp.ones((1, 1), jnp.int32)
     output, labels = Stream(jnp.eye(3)[None, :1], segments, segments), Stream(segments * 0, segments, segments)
     objectives = {"answer": Classification()}
     own = score(objectives, {"answer": output, "answer/labels": labels}, {})
     assert own["answer/accuracy"][0] == 1
-    # The data's own labels go first; without labels there is no sum.
+    # What the model hid or moved goes before the data's labels; without labels there is no sum.
     other = labels._replace(features=segments * 2)
-    assert score(objectives, {"answer": output, "answer/labels": labels}, {"answer": other})["answer/accuracy"][0] == 0
+    assert score(objectives, {"answer": output, "answer/labels": labels}, {"answer": other})["answer/accuracy"][0] == 1
+    assert score(objectives, {"answer": output}, {"answer": other})["answer/accuracy"][0] == 0
     assert score(objectives, {"answer": output}, {}) == {} == score(objectives, {}, {"answer": labels})
     # An objective without labels is given none, whatever the batch holds of its name.
     pairs = Stream(jnp.ones((1, 1, 2, 3)), segments, segments)

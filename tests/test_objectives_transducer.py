@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.objectives import Joint, Transducer, transducer_loss
-from mmjax.stream import Stream
+from mmjax.objectives import Transducer, transducer_loss
+from mmjax.stream import Joint, Stream
 
 LENGTH, STATES, WIDTH, VOCABULARY = 20, 16, 3, 5
 # (frames, labels) of the examples of a row: all small sizes, no labels at all, equal labels in a row.
@@ -20,6 +20,11 @@ ROWS = [
 
 def stream(features, segments):
     return Stream(jnp.asarray(features), jnp.asarray(segments, jnp.int32), jnp.zeros(np.shape(segments), jnp.int32))
+
+
+def output(joint):
+    """As a head gives it."""
+    return joint.states._replace(features=joint)
 
 
 def packed():
@@ -65,9 +70,9 @@ def compute(chunk):
     @jax.jit
     def loss(inputs):
         encoded, predicted, kernel, bias = inputs
-        joint = Joint(stream(encoded, frames), stream(predicted, states), kernel, bias)
+        joint = Joint(stream(predicted, states), stream(encoded, frames), kernel, bias)
         losses, _ = transducer_loss(joint, jnp.asarray(labels), chunk)
-        return losses.sum(), (losses, Transducer(chunk=chunk)(joint, stream(labels, states)))
+        return losses.sum(), (losses, Transducer(chunk=chunk)(output(joint), stream(labels, states)))
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(inputs)
 
@@ -109,7 +114,7 @@ def test_memory_does_not_grow_with_labels_times_vocabulary():
     batch, length, room, width, vocabulary, chunk = 1, 256, 128, 8, 16_384, 256
 
     def loss(encoded, predicted, kernel, bias, frames, states, labels):
-        joint = Joint(stream(encoded, frames), stream(predicted, states), kernel, bias)
+        joint = Joint(stream(predicted, states), stream(encoded, frames), kernel, bias)
         return transducer_loss(joint, labels, chunk)[0].sum()
 
     shape = lambda *dims, dtype=jnp.float32: jax.ShapeDtypeStruct(dims, dtype)  # noqa: E731
@@ -126,8 +131,8 @@ def test_transducer_of_an_empty_batch_is_zero_and_finite():
     inputs, frames, states, labels, _ = packed()
 
     def loss(inputs):
-        joint = Joint(stream(inputs[0], 0 * frames), stream(inputs[1], 0 * states), *inputs[2:])
-        measured = Transducer()(joint, stream(labels, 0 * states))["loss"]
+        joint = Joint(stream(inputs[1], 0 * states), stream(inputs[0], 0 * frames), *inputs[2:])
+        measured = Transducer()(output(joint), stream(labels, 0 * states))["loss"]
         return measured[0], measured[1]
 
     (value, weight), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(inputs)

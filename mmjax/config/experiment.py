@@ -30,6 +30,12 @@ class CTC:
 
 
 @part
+class Transducer:
+    weight: float = 1.0
+    chunk: int = 8192  # columns of the joint network that are multiplied out at a time
+
+
+@part
 class Sequence:
     weight: float = 1.0
     label_smoothing: float = 0.0
@@ -61,7 +67,7 @@ class CLIP:
     chunks: int = 8
 
 
-Objective = Classification | MultiLabel | CTC | Sequence | Regression | SISDR | SigLIP | CLIP
+Objective = Classification | MultiLabel | CTC | Transducer | Sequence | Regression | SISDR | SigLIP | CLIP
 
 
 # Data. ----------------------------------------------------------------------------------------------------

@@ -358,6 +358,22 @@ class PatchDecoder:  # a head for `Regression`, of patches that MaskedPatches hi
 
 
 @part
+class AttentionDecoder:  # a head for `Sequence` that writes text
+    reads: tuple[str, ...]  # encoders
+    decoder: TextDecoder = TextDecoder()
+    writes: Literal["transcript", "target"] = "transcript"  # the text
+
+
+@part
+class TransducerDecoder:  # a head for `Transducer`
+    reads: str
+    outputs: int  # ids, the blank included
+    writes: Literal["transcript", "target"] = "transcript"
+    width: int = 256
+    context: int = 2  # labels that the prediction network sees
+
+
+@part
 class MaskedText:
     reads: str = "text"
     share: float = 0.15  # of the tokens
@@ -390,7 +406,7 @@ TextEncoder = Transformer | MeanEmbedding
 class Multimodal:
     encoders: Mapping[str, SpeechEncoder | ImageEncoder | TextEncoder | Vectors]
     fusion: Fusion
-    heads: Mapping[str, Head | Vocabulary | Contrast | PatchDecoder]
+    heads: Mapping[str, Head | Vocabulary | Contrast | PatchDecoder | AttentionDecoder | TransducerDecoder]
     # What is hidden from an encoder in training, by the name of the head that predicts it.
     masked: Mapping[str, MaskedText | MaskedPatches | RandomProjectionQuantizer] = field(default_factory=dict)
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the compute; parameters are float32

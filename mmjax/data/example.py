@@ -1,6 +1,6 @@
 """Example: what a source yields, before it is packed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,8 @@ class Example(NamedTuple):
       image: an encoded picture (PNG or JPEG bytes).
       text: what the text encoder reads.
       transcript: what the speech says.
-      answer: a class label.
+      target: what is to be written: a caption, a translation, an answer in words.
+      answer: a class label; or several numbers [C]: 0 or 1 for each label, or what a regression predicts.
       vectors: by the name of their stream, finite numbers [T, W] of any sensor, in the order of time.
     """
 
@@ -22,5 +23,6 @@ class Example(NamedTuple):
     image: bytes | None = None
     text: str | None = None
     transcript: str | None = None
-    answer: int | None = None
+    target: str | None = None
+    answer: int | Sequence[float] | None = None
     vectors: Mapping[str, np.ndarray] | None = None

@@ -1,7 +1,7 @@
 """Examples into rows: the shapes of a batch, and how much of each row an example takes."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,8 @@ class Layout:
       patch: pixels; image_size: pixels, pictures are resized to this square.
       max_patches: instead, pictures keep their aspect ratio and have so many patches or fewer.
       class_token: reserve a position for it before each image's patches; registers: so many after it.
-      tokenizer: for text and transcript.
+      tokenizer: for text, transcript and target.
+      answers: how many numbers an answer has; None: it is one class.
       vectors: numbers per position of every stream of vectors, by its name.
     """
 
@@ -41,6 +42,7 @@ class Layout:
     class_token: bool = False
     registers: int = 0
     tokenizer: Tokenizer | None = None
+    answers: int | None = None
     vectors: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def image_grid(self, sizes: np.ndarray) -> np.ndarray:
@@ -75,7 +77,8 @@ class Layout:
             "speech": -(-sizes["speech"] // self.hop) if "speech" in sizes else np.zeros(count, np.int64),
             "image": self._image_tokens(sizes, count),
             "text": sizes.get("text", np.zeros(count, np.int64)),
-            "transcript": sizes.get("text", np.zeros(count, np.int64)),
+            "transcript": sizes.get("transcript", sizes.get("text", np.zeros(count, np.int64))),
+            "target": sizes.get("target", np.zeros(count, np.int64)),
             "examples": np.ones(count, np.int64),
         } | {name: sizes[name] for name in self.vectors if name in self.rows}
         return {name: full[name] for name in self.rows}
@@ -99,6 +102,7 @@ class Layout:
             "image": ((self.patch**2 * 3,), np.uint8, (2,)),
             "text": ((), np.int32, ()),
             "transcript": ((), np.int32, ()),
+            "target": ((), np.int32, ()),
             "examples": ((), np.int32, ()),
         } | {name: ((width,), np.float32, ()) for name, width in self.vectors.items()}
         batch = {}
@@ -110,7 +114,11 @@ class Layout:
                 np.zeros((rows, length, *position), np.int32),
             )
         if "examples" in batch:
-            batch["answer"] = Stream(*(x.copy() for x in batch["examples"]))
+            slots = batch["examples"].segments
+            answers = (
+                np.zeros_like(slots) if self.answers is None else np.zeros((*slots.shape, self.answers), np.float32)
+            )
+            batch["answer"] = Stream(answers, slots.copy(), slots.copy())
         return batch
 
     def speech(self, samples: np.ndarray) -> np.ndarray:
@@ -127,6 +135,15 @@ class Layout:
         if not np.isfinite(vectors).all():
             raise UserError(f"the {stream} of {owner} holds numbers that are not finite")
         return vectors
+
+    def answer(self, answer: int | Sequence[float], owner: str) -> np.ndarray:
+        """An example's class, or its numbers [C], if it is what the objective reads."""
+        shape = () if self.answers is None else (self.answers,)
+        found = np.asarray(answer)
+        if found.shape != shape or not np.isfinite(found).all():
+            expected = "a class" if self.answers is None else f"{self.answers} finite numbers"
+            raise UserError(f"the answer of {owner} is {answer!r}, not {expected}")
+        return found
 
 
 class Packer:
@@ -167,12 +184,15 @@ class Packer:
         if "speech" in parts and "transcript" in self.batch and example.transcript is not None:
             ids = layout.tokenizer.encode(example.transcript)
             parts["transcript"] = np.array(ids), np.arange(len(ids))
+        if "target" in self.batch and example.target is not None:
+            ids = layout.tokenizer.encode(example.target)
+            parts["target"] = np.array(ids), np.arange(len(ids))
         for stream, vectors in (example.vectors or {}).items():
             if stream in shows and stream in self.batch:
                 parts[stream] = layout.checked(stream, vectors, name), np.arange(len(vectors))
         parts["examples"] = np.array([number]), np.zeros(1)
         if example.answer is not None:
-            parts["answer"] = np.array([example.answer]), np.zeros(1)
+            parts["answer"] = layout.answer(example.answer, name)[None], np.zeros(1)
 
         self._write(row, parts, name)
 

@@ -13,9 +13,8 @@ from mmjax import config as c
 from mmjax import progress
 from mmjax.data.loader import Batches, prefetch
 from mmjax.data.sampler import Sampler
-from mmjax.evaluate.decoding import by_example, transcripts
+from mmjax.evaluate.decoding import by_example, texts, written
 from mmjax.evaluate.run import Run
-from mmjax.objectives import CTC
 from mmjax.parallel.mesh import make_mesh, to_devices
 from mmjax.train.build import build_layout, build_objectives, build_source
 from mmjax.train.step import score
@@ -75,7 +74,7 @@ class Evaluator:
         batches = Batches(self._source, layout, sampler, jax.process_index(), jax.process_count())
         step = self._steps.setdefault(subset, self._make_step())
         totals: dict[str, list[float]] = {}
-        texts: dict[str, tuple[list[str], list[str]]] = {}
+        pairs: dict[str, tuple[list[str], list[str]]] = {}  # references and hypotheses
         count = 0
         with progress.bar(f"evaluating {subset}", len(sampler), "batches", transient=True) as bar:
             for batch in prefetch(batches, 0, len(sampler), data.threads):
@@ -85,15 +84,15 @@ class Evaluator:
                     entry = totals.setdefault(name, [0.0, 0.0])
                     entry[0] += float(total)
                     entry[1] += float(weight)
-                for name, (ids, frames, labels, segments) in decoded.items():
-                    references, hypotheses = texts.setdefault(name, ([], []))
-                    found = transcripts(ids, frames, layout.tokenizer)
-                    for place, tokens in by_example(labels, segments):
+                for name, (ours, labels) in decoded.items():
+                    references, hypotheses = pairs.setdefault(name, ([], []))
+                    found = texts(ours.features, ours.segments, layout.tokenizer)
+                    for place, tokens in by_example(labels.features, labels.segments):
                         references.append(layout.tokenizer.decode(tokens))
                         hypotheses.append(found.get(place, ""))
                 bar.advance()
         metrics = {name: total / weight for name, (total, weight) in totals.items() if weight}
-        for name, (references, hypotheses) in texts.items():
+        for name, (references, hypotheses) in pairs.items():
             metrics |= {f"{name}/{metric}": value for metric, value in error_rates(references, hypotheses).items()}
         skipped = len(batches.skipped) + sampler.too_long
         return metrics | {"examples": count} | ({"skipped": skipped} if skipped else {})
@@ -102,16 +101,9 @@ class Evaluator:
         @jax.jit(out_shardings=NamedSharding(self._mesh, P()))  # every process sees all
         def eval_step(params, batch):
             outputs = self._model.apply({"params": params}, batch)
-            decoded = {
-                name: (
-                    outputs[name].features.argmax(-1),
-                    outputs[name].segments,
-                    batch[name].features,
-                    batch[name].segments,
-                )
-                for name, objective in self._objectives.items()
-                if isinstance(objective, CTC) and name in outputs and name in batch
-            }
+            ours = written(self._model, self._objectives, params, batch, outputs, self._config.data.rows)
+            labels = {name: batch.get(getattr(self._model.heads[name], "writes", name)) for name in ours}
+            decoded = {name: (ours[name], labels[name]) for name in ours if labels[name] is not None}
             return score(self._objectives, outputs, batch), decoded, jnp.count_nonzero(batch["examples"].segments)
 
         return eval_step
@@ -150,12 +142,13 @@ def table(subsets: dict[str, dict[str, float]], title: str):
 
     names = ["answer/accuracy", "transcript/cer", "transcript/wer"]
     found = sorted({n for metrics in subsets.values() for n in metrics})
-    names = [n for n in names if n in found] + [n for n in found if n.endswith("/accuracy") and n not in names]
+    others = [n for n in found if n.endswith(("/accuracy", "/cer", "/wer")) and n not in names]
+    names = [n for n in names if n in found] + others
     result = Table(title=title)
     result.add_column("modalities", no_wrap=True)
     for name in (*names, "examples"):
         task, _, metric = name.partition("/")
-        result.add_column({"accuracy": task}.get(metric, metric.upper() or name), justify="right")
+        result.add_column(f"{task} {metric.upper()}" if metric not in ("", "accuracy") else task, justify="right")
     for subset, metrics in subsets.items():
         shown = [f"{100 * metrics[n]:.2f} %" if n in metrics and np.isfinite(metrics[n]) else "" for n in names]
         result.add_row(subset, *shown, f"{metrics['examples']:,}")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from mmjax import config as c
 from mmjax.data.audio import read_audio
@@ -13,9 +14,10 @@ from mmjax.data.image import read_image_file
 from mmjax.data.packing import Packer
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
-from mmjax.evaluate.decoding import transcripts
+from mmjax.evaluate.decoding import texts, written
 from mmjax.parallel.runtime import jit_once
-from mmjax.train.build import build_layout, build_model, build_source
+from mmjax.stream import Batch
+from mmjax.train.build import build_layout, build_model, build_objectives, build_source
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.report import sample_rate
 
@@ -64,7 +66,8 @@ class Run:
         source = build_source(self.config.data, split)
         if not 0 <= number < len(source):
             raise UserError(f"there is no example {number}: the {split} split has {len(source):,}, counted from 0")
-        example, subset = source[number], self.config.evaluation.subsets[0]
+        example, subsets = source[number], self.config.evaluation.subsets
+        subset = subsets[0] if subsets else "+".join(self.config.model.encoders)
         parts = {
             "speech": example.speech and example.speech(),
             "image": example.image,
@@ -72,7 +75,10 @@ class Run:
         }
         shown = (parts | dict(example.vectors or {})).items()
         result = self.predict(**{name: part for name, part in shown if name in subset.split("+")})
-        truth = {"text": example.text or "", "answer": source.answers[example.answer]}
+        answer = example.answer
+        if answer is not None:
+            answer = np.asarray(answer).tolist() if np.ndim(answer) else source.answers[int(answer)]
+        truth = {"text": example.text or example.target or "", "answer": answer}
         return result | {"example": {"number": number, "split": split, "modalities": subset, **truth}}
 
     def predict(
@@ -87,7 +93,9 @@ class Run:
           vectors: of other streams, by name: [T, W].
 
         Returns:
-          {"answer", "probabilities": {answer: p}} and, with speech, {"transcript"}: what the run has heads for.
+          What the run has heads for: {"answer", "probabilities": {answer: p}} (or the probabilities of several labels,
+          or {"numbers": {name: value}} of a regression), and the text of each head that writes, by its name:
+          {"transcript"}.
         """
         given = {"speech": speech, "image": image, "text": text} | vectors
         shows = frozenset(name for name, part in given.items() if part is not None)
@@ -96,8 +104,8 @@ class Run:
         absent = [name for name in shows if name not in self.config.model.encoders]
         if absent:
             raise UserError(f"this run's model has no encoder for {absent[0]}")
-        written = {"text", "transcript"} & set(self.config.data.rows)
-        tokenizer = Tokenizer.load(self.directory / "tokenizer.model") if written else None
+        needed = {"text", "transcript", "target"} & set(self.config.data.rows)
+        tokenizer = Tokenizer.load(self.directory / "tokenizer.model") if needed else None
         layout = build_layout(self.config, tokenizer)
         rows = dict(layout.without(*set(self.config.model.encoders) - shows).rows)
         if speech is not None:  # a row as long as this recording; no other needs room beside it
@@ -110,20 +118,29 @@ class Run:
             rows["speech"] = -(-blocks // layout.align) * layout.align
         if text is not None and (tokens := len(layout.tokenizer.encode(text))) > rows["text"]:
             raise UserError(f"the text has {tokens} tokens, but the row has room for {rows['text']}; shorten it")
-        layout = dataclasses.replace(layout, rows={n: size for n, size in rows.items() if n != "transcript"})
+        layout = dataclasses.replace(
+            layout, rows={n: size for n, size in rows.items() if n not in ("transcript", "target")}
+        )
         packer = Packer(layout, 1)
         example = Example(speech=None if speech is None else lambda: speech, image=image, text=text, vectors=vectors)
         packer.add(0, example, shows, name="your input")
-        outputs = jit_once(lambda p, b: self.model.apply({"params": p}, b))(self.params, packer.batch)
-        result = {}
-        if "answer" in outputs:
-            answers = c.read_json(self.directory / "answers.json")
-            probabilities = jax.nn.softmax(outputs["answer"].features[0, 0]).tolist()
-            ranked = dict(sorted(zip(answers, probabilities, strict=True), key=lambda pair: -pair[1]))
-            result = {"answer": next(iter(ranked)), "probabilities": ranked}
-        if "transcript" in outputs:
-            ids = jax.device_get(outputs["transcript"].features.argmax(-1))
-            result["transcript"] = transcripts(
-                ids, jax.device_get(outputs["transcript"].segments), layout.tokenizer
-            ).get((0, 1), "")
-        return result
+        outputs, ours = jax.device_get(jit_once(self._outputs)(self.params, packer.batch))
+        result = self._answer(outputs["answer"].features[0, 0]) if "answer" in outputs else {}
+        return result | {
+            name: texts(ids.features, ids.segments, layout.tokenizer).get((0, 1), "") for name, ids in ours.items()
+        }
+
+    def _outputs(self, params: Any, batch: Batch) -> tuple[Batch, Batch]:
+        outputs = self.model.apply({"params": params}, batch)
+        return outputs, written(
+            self.model, build_objectives(self.config), params, batch, outputs, self.config.data.rows
+        )
+
+    def _answer(self, scores: Any) -> dict[str, Any]:
+        names, objective = c.read_json(self.directory / "answers.json"), self.config.objectives["answer"]
+        if isinstance(objective, c.Regression):
+            return {"numbers": dict(zip(names, scores.tolist(), strict=True))}
+        if isinstance(objective, c.MultiLabel):
+            return {"probabilities": dict(zip(names, jax.nn.sigmoid(scores).tolist(), strict=True))}
+        ranked = sorted(zip(names, jax.nn.softmax(scores).tolist(), strict=True), key=lambda pair: -pair[1])
+        return {"answer": ranked[0][0], "probabilities": dict(ranked)}

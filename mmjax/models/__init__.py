@@ -36,11 +36,13 @@ from mmjax.models.transformer import MeanEmbedding, Transformer
 from mmjax.models.vectors import Vectors
 from mmjax.models.vit import ViT
 from mmjax.models.whisper import WhisperEncoder
+from mmjax.models.writers import AttentionDecoder, TransducerDecoder
 
 __all__ = [
     "MFCC",
     "Add",
     "AddNoise",
+    "AttentionDecoder",
     "AttentionPool",
     "BiLSTM",
     "BlockStyle",
@@ -74,6 +76,7 @@ __all__ = [
     "SpeechAugmentation",
     "TelephoneBand",
     "TextDecoder",
+    "TransducerDecoder",
     "Transformer",
     "Vectors",
     "ViT",

@@ -13,6 +13,7 @@ from mmjax.models.layers import dense
 from mmjax.models.masking import MaskedPatches, MaskedText, RandomProjectionQuantizer
 from mmjax.models.patch_decoder import PatchDecoder
 from mmjax.models.pooling import AttentionPool, ClassPool, MeanPool
+from mmjax.models.writers import AttentionDecoder, TransducerDecoder
 from mmjax.stream import Batch, Factors, Stream
 
 
@@ -70,7 +71,7 @@ class Multimodal(nn.Module):
 
     encoders: dict[str, nn.Module]
     fusion: nn.Module
-    heads: dict[str, Head | Vocabulary | Contrast | PatchDecoder]
+    heads: dict[str, Head | Vocabulary | Contrast | PatchDecoder | AttentionDecoder | TransducerDecoder]
     masked: Mapping[str, MaskedText | MaskedPatches | RandomProjectionQuantizer] = FrozenDict()
     dtype: Any = jnp.float32
     unroll: bool = False
@@ -79,6 +80,7 @@ class Multimodal(nn.Module):
     def __call__(self, batch: Batch, train: bool = False) -> dict[str, Stream]:
         """Returns the heads' outputs as streams; a head is left out if what it reads is not in the batch.
 
+        Beside an output stand its labels, "NAME/labels", where the model makes them itself.
         `batch["examples"]` says which slots of each row hold an example.
         """
         batch = jax.tree.map(jnp.asarray, batch)
@@ -90,12 +92,21 @@ class Multimodal(nn.Module):
         fused = self.fusion(streams, batch["examples"], train)
         inputs = {f"{name}/input": batch[name] for name in streams}
         sources = {**streams, **inputs, "fused": fused, "examples": batch["examples"]}
-        outputs = {
-            name: head(*(sources[source] for source in head.inputs))
-            for name, head in self.heads.items()
-            if all(source in sources for source in head.inputs)
-        }
+        outputs = {}
+        for name, head in self.heads.items():
+            if isinstance(head, AttentionDecoder | TransducerDecoder):
+                read = {source: streams[source] for source in head.inputs if source in streams}
+                if read and head.writes in batch:
+                    written = head(read, batch[head.writes], batch["examples"], train)
+                    outputs[name], labels[f"{name}/labels"] = written
+            elif all(source in sources for source in head.inputs):
+                outputs[name] = head(*(sources[source] for source in head.inputs))
         return outputs | labels
+
+    def encode(self, batch: Batch) -> dict[str, Stream]:
+        """The encoders' streams alone, for heads that write."""
+        batch = jax.tree.map(jnp.asarray, batch)
+        return {name: self._encode(name, batch, False, None)[0] for name in self.encoders if name in batch}
 
     def _encode(self, name: str, batch: Batch, train: bool, key: jax.Array | None) -> tuple[Stream, dict[str, Stream]]:
         """What an encoder makes of its stream, and the labels "HEAD/labels" of what was hidden from it."""

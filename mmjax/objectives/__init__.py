@@ -10,14 +10,13 @@ from mmjax.objectives.contrastive import CLIP, SigLIP
 from mmjax.objectives.ctc import CTC
 from mmjax.objectives.regression import SISDR, Regression
 from mmjax.objectives.sequence import Sequence, chunked_cross_entropy
-from mmjax.objectives.transducer import Joint, Transducer, transducer_loss
+from mmjax.objectives.transducer import Transducer, transducer_loss
 
 __all__ = [
     "CLIP",
     "CTC",
     "SISDR",
     "Classification",
-    "Joint",
     "MultiLabel",
     "Regression",
     "Sequence",

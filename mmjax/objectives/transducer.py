@@ -9,22 +9,7 @@ import jax.numpy as jnp
 
 from mmjax.objectives.base import BLANK, NEVER, SumWeight
 from mmjax.objectives.sequence import chunked_logits
-from mmjax.stream import Stream
-
-
-class Joint(NamedTuple):
-    """What the joint network reads: logits (t, u) = tanh(frames[t] + states[u]) @ kernel + bias.
-
-    Attributes:
-      frames: [B, T, H] of the encoder.
-      states: [B, S, H] of the prediction network: of each example one before its first label, and one after each.
-      kernel, bias: [H, V], [V].
-    """
-
-    frames: Stream
-    states: Stream
-    kernel: jax.Array
-    bias: jax.Array
+from mmjax.stream import Joint, Stream
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,13 +27,15 @@ class Transducer:
 
     labelled: ClassVar[bool] = True
 
-    def __call__(self, joint: Joint, labels: Stream) -> dict[str, SumWeight]:
-        """Labels [B, S] stand at the states that they follow; what stands at an example's last state is not read.
+    def __call__(self, joint: Stream, labels: Stream) -> dict[str, SumWeight]:
+        """A stream whose features are a `Joint`, and labels [B, S], which stand at the states that they follow.
+
+        What stands at an example's last state is not read.
 
         Returns:
           {"loss": (negative log-likelihood, emissions: labels and one end for each example)}.
         """
-        losses, emissions = transducer_loss(joint, labels.features, self.chunk)
+        losses, emissions = transducer_loss(joint.features, labels.features, self.chunk)
         return {"loss": (losses.sum(), emissions.sum().astype(jnp.float32))}
 
 

@@ -132,4 +132,6 @@ def build_layout(config: c.Experiment, tokenizer=None):
             raise UserError(
                 f"model.encoders.{name}.vocabulary={vocabulary}, but the tokenizer has {len(tokenizer)} pieces"
             )
-    return Layout(rows=config.data.rows, tokenizer=tokenizer, vectors=vectors, **geometry)
+    several = isinstance(config.objectives.get("answer"), c.MultiLabel | c.Regression)
+    answers = config.model.heads["answer"].outputs if several else None
+    return Layout(rows=config.data.rows, tokenizer=tokenizer, vectors=vectors, answers=answers, **geometry)

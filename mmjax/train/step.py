@@ -62,10 +62,10 @@ def measure(model: Multimodal, objectives: dict[str, Any], params: Any, batch: B
 
 
 def score(objectives: dict[str, Any], outputs: Batch, batch: Batch) -> Sums:
-    """Every objective whose output is there, and its labels: in the batch, or beside the output ("NAME/labels")."""
+    """Every objective whose output is there, and its labels: beside the output ("NAME/labels"), or in the batch."""
     sums = {}
     for name, objective in objectives.items():
-        labels = batch.get(name, outputs.get(f"{name}/labels")) if objective.labelled else None
+        labels = outputs.get(f"{name}/labels", batch.get(name)) if objective.labelled else None
         if name in outputs and (labels is not None or not objective.labelled):
             measured = objective(outputs[name], labels) if objective.labelled else objective(outputs[name])
             sums |= {f"{name}/{metric}": pair for metric, pair in measured.items()}

@@ -31,7 +31,7 @@ AT_LEAST = {
     "bottlenecks": 0,
 }
 # Streams that have a meaning of their own; those of vectors need other names.
-TAKEN = ("speech", "image", "text", "transcript", "examples", "answer", "fused")
+TAKEN = ("speech", "image", "text", "transcript", "target", "examples", "answer", "fused")
 SHARES = ("dropout", "label_smoothing", "ema", "b1", "b2", "momentum")
 AT_MOST_ONE = ("probability", "share", "start", "time_width", "multiplicity", "maximum_share", "quiet")
 
@@ -58,7 +58,7 @@ def check_config(config: c.Experiment) -> None:
         raise UserError(f"data.speed.speeds is {config.data.speed.speeds}; name speeds between 0.5 and 2")
     _check_fusion(config.model)
     modalities = set(config.model.encoders)
-    known = {*modalities, "transcript", "examples"}
+    known = {*modalities, "transcript", "target", "examples"}
     for name in config.data.rows:
         if name not in known:
             raise UserError(f"data.rows.{name} is no stream of this model; there are {', '.join(sorted(known))}")
@@ -73,6 +73,10 @@ def check_config(config: c.Experiment) -> None:
         if isinstance(head, c.Contrast):
             if len(set(head.between)) != 2 or not modalities.issuperset(head.between):
                 raise UserError(f"model.heads.{name}.between={head.between} does not name two encoders")
+        elif isinstance(head, c.AttentionDecoder):
+            if not head.reads or not modalities.issuperset(head.reads):
+                raise UserError(f"model.heads.{name}.reads={head.reads} does not name encoders")
+            _check_tower(f"model.heads.{name}.decoder", head.decoder)
         elif head.reads not in {*modalities, "fused"}:
             raise UserError(f"model.heads.{name}.reads='{head.reads}' is neither an encoder nor 'fused'")
         elif head.reads == "fused" and getattr(head, "pool", None):
@@ -168,20 +172,48 @@ def _check_objective(name: str, objective: Any, config: c.Experiment) -> None:
     """That an objective fits its head and the labels of its name."""
     kind, head = type(objective).__name__, config.model.heads[name]
     contrastive = isinstance(objective, c.SigLIP | c.CLIP)
-    if contrastive != isinstance(head, c.Contrast) or (isinstance(head, c.Vocabulary) and kind != "Sequence"):
+    fitting = {
+        c.Contrast: (c.SigLIP, c.CLIP),
+        c.Vocabulary: (c.Sequence,),
+        c.AttentionDecoder: (c.Sequence,),
+        c.TransducerDecoder: (c.Transducer,),
+    }
+    others = (c.Classification, c.MultiLabel, c.CTC, c.Sequence, c.Regression, c.SISDR)
+    if not isinstance(objective, fitting.get(type(head), others)):
         raise UserError(f"objectives.{name} is {kind}, which cannot read model.heads.{name}, a {type(head).__name__}")
     if isinstance(objective, c.CLIP) and head.limit is None:
         raise UserError(f"model.heads.{name}.limit is not set; CLIP keeps the scale of its logits below 100")
     if contrastive:
         return  # no labels
+    if isinstance(head, c.AttentionDecoder | c.TransducerDecoder):
+        _check_writer(name, head, objective, config)
+        return
     if name in config.model.masked:
         return  # its labels are what was hidden
     if name not in ("answer", *config.data.rows):
         raise UserError(f"objectives.{name} has no labels: name it 'answer' or one of {', '.join(config.data.rows)}")
-    if isinstance(objective, c.Classification | c.MultiLabel) != (name == "answer"):
+    if isinstance(objective, c.Classification | c.MultiLabel | c.Regression) != (name == "answer"):
         raise UserError(
             f"objectives.{name} cannot be {kind}: 'answer' has one label per example, every other stream a sequence of them"
         )
+
+
+def _check_writer(name: str, head: Any, objective: Any, config: c.Experiment) -> None:
+    """That what a head writes is in the rows, and stands where the objective expects it."""
+    if head.writes not in config.data.rows:
+        raise UserError(f"model.heads.{name}.writes='{head.writes}', but data.rows has no room for it")
+    if isinstance(objective, c.Sequence) and objective.next_token:
+        raise UserError(
+            f"objectives.{name}.next_token is True; a decoder's labels are the next tokens already: set False"
+        )
+    if isinstance(head, c.AttentionDecoder):
+        decoder, longest = head.decoder, config.data.rows[head.writes] + 1
+        if decoder.positions == "learned" and decoder.length < longest:
+            raise UserError(
+                f"model.heads.{name}.decoder.length={decoder.length}, but a text and its end may take {longest} tokens"
+            )
+        if not decoder.cross_attention:
+            raise UserError(f"model.heads.{name}.decoder.cross_attention is False, but it has to read the encoders")
 
 
 def _check_numbers(config: c.Experiment) -> None:
@@ -225,17 +257,19 @@ def check_labels(config: c.Experiment, source: Any) -> None:
             raise UserError(f"model.encoders has '{name}', but the data has only {', '.join(source.sizes)}")
     for name, objective in config.objectives.items():
         head = config.model.heads[name]
-        if isinstance(objective, c.Classification | c.MultiLabel):
+        if isinstance(objective, c.Classification | c.MultiLabel | c.Regression) and name == "answer":
             if head.outputs != len(source.answers):
                 raise UserError(
                     f"model.heads.{name}.outputs={head.outputs}, but there are {len(source.answers)} answers"
                 )
         elif isinstance(config.model.masked.get(name), c.MaskedPatches | c.RandomProjectionQuantizer):
             pass  # labels that the model makes itself
-        elif isinstance(objective, c.CTC | c.Sequence) and head.outputs < len(source.tokenizer):
-            raise UserError(
-                f"model.heads.{name}.outputs={head.outputs}, but the tokenizer has {len(source.tokenizer)} pieces"
-            )
+        elif isinstance(objective, c.CTC | c.Transducer | c.Sequence):
+            path, outputs = f"model.heads.{name}.outputs", getattr(head, "outputs", None)
+            if isinstance(head, c.AttentionDecoder):
+                path, outputs = f"model.heads.{name}.decoder.vocabulary", head.decoder.vocabulary
+            if outputs < len(source.tokenizer):
+                raise UserError(f"{path}={outputs}, but the tokenizer has {len(source.tokenizer)} pieces")
     rate = getattr(source, "sample_rate", None)
     for name, encoder in config.model.encoders.items():
         if isinstance(encoder, c.SpeechEncoder) and rate and encoder.front_end.sample_rate != rate:
