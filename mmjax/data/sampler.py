@@ -16,6 +16,7 @@ from mmjax.errors import UserError
 
 # What an example brings into the row only together with a modality: the transcript is the label of its speech.
 NEEDS = {"transcript": "speech"}
+ALWAYS = ("examples", "target")  # whichever modalities an example shows
 
 
 class Row(NamedTuple):
@@ -62,7 +63,7 @@ class Sampler:
         self._sizes = np.stack([np.stack([one[name] for name in self.names], axis=1) for one in by_speed])
         self.speed = speed
         self._subsets = [frozenset(subset.split("+")) for subset in subsets]
-        self._shown = np.array([[NEEDS.get(n, n) in s or n == "examples" for n in self.names] for s in self._subsets])
+        self._shown = np.array([[NEEDS.get(n, n) in s or n in ALWAYS for n in self.names] for s in self._subsets])
         weights = np.array(list(subsets.values()), np.float64)
         self._probabilities = weights / weights.sum()
         self._seed, self._shuffle, self._epochs = seed, shuffle, epochs
@@ -131,7 +132,7 @@ class Sampler:
         for row in rows:
             for example, subset in zip(row.examples, row.subsets, strict=True):
                 for name in self.names:
-                    if NEEDS.get(name, name) in subset or name == "examples":
+                    if NEEDS.get(name, name) in subset or name in ALWAYS:
                         real[name] += int(tokens[name][example])
         return {n: real[n] / (len(rows) * c) for n, c in zip(self.names, self._capacity.tolist(), strict=True)}
 
