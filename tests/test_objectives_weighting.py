@@ -10,8 +10,12 @@ import optax
 import pytest
 from conftest import tiny
 
+from mmjax import check
 from mmjax import config as c
+from mmjax.errors import UserError
 from mmjax.train.loop import train
+from mmjax.train.step import loss_and_gradients
+from mmjax.train.validate import check_config
 from mmjax.train.weighting import DynamicAverage, GradNorm, Uncertainty
 
 
@@ -53,28 +57,28 @@ def test_dynamic_average_weights_the_loss_that_falls_slowly():
     state, update = weighting.init(["fast", "slow"]), jax.jit(weighting.update)
     for fast, slow in ((5.0, 2.0), (3.0, 2.0), (1.5, 2.0), (0.5, 1.8)):
         assert weighting.weights(state) == {"fast": 1.0, "slow": 1.0}
-        state = update(state, scalars(fast=fast, slow=slow))
+        state = update(state, scalars(fast=fast, slow=slow), {})
     weights = weighting.weights(state)
     ratios = np.array([(1.5 + 0.5) / (5.0 + 3.0), (2.0 + 1.8) / (2.0 + 2.0)])
     expected = 2 * np.exp(ratios / 2) / np.exp(ratios / 2).sum()
     np.testing.assert_allclose([weights["fast"], weights["slow"]], expected, rtol=1e-6)
     assert weights["slow"] > 1 > weights["fast"]
     # Within the next period nothing changes.
-    assert weighting.weights(update(state, scalars(fast=9.0, slow=9.0))) == weights
+    assert weighting.weights(update(state, scalars(fast=9.0, slow=9.0), {})) == weights
 
 
 def test_dynamic_average_of_a_loss_that_is_not_there_is_finite():
     weighting = DynamicAverage(period=1)
     state = weighting.init(["here", "absent"])
     for loss in (4.0, 4.0, 4.0):
-        state = weighting.update(state, scalars(here=loss, absent=0.0))
+        state = weighting.update(state, scalars(here=loss, absent=0.0), {})
     assert weighting.weights(state) == {"here": 1.0, "absent": 1.0}
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5])
 def test_grad_norm_brings_gradients_to_their_targets(alpha):
     """Chen et al.: each weighted gradient is as long as the mean, times the relative inverse rate to the alpha."""
-    weighting = GradNorm(alpha=alpha, rate=1e-3)
+    weighting = GradNorm(shared="fusion", alpha=alpha, rate=1e-3)
     norms, first, now = scalars(a=1.0, b=10.0, c=3.0), scalars(a=2.0, b=2.0, c=2.0), scalars(a=1.0, b=0.5, c=1.5)
 
     @jax.jit
@@ -91,7 +95,43 @@ def test_grad_norm_brings_gradients_to_their_targets(alpha):
     assert weights["b"] < weights["c"] < weights["a"]
 
 
-@pytest.mark.parametrize("weighting", [c.Uncertainty(), c.DynamicAverage(period=2)], ids=lambda w: type(w).__name__)
+def test_grad_norm_reads_the_gradient_of_each_loss_by_the_shared_part_alone():
+    """In one batch and over micro-batches: the length of what jax.grad gives for one objective by itself."""
+    subject = check.Subject(tiny())
+    weighting = GradNorm(shared="encoders.speech")
+    remembered = weighting.init(list(subject.objectives))
+
+    def norms(micro_batches):
+        compute = jax.jit(lambda: loss_and_gradients(
+            subject.model, subject.objectives, subject.params, subject.batch, jax.random.key(0), micro_batches,
+            weighting, remembered,
+        )[2])  # fmt: skip
+        return {name: compute()[f"{name}/shared_gradient"][0] for name in subject.objectives}
+
+    def alone(name):
+        only = {name: subject.objectives[name]}
+        run = jax.jit(lambda: loss_and_gradients(
+            subject.model, only, subject.params, subject.batch, jax.random.key(0), 1
+        )[1]["encoders_speech"])  # fmt: skip
+        return optax.tree.norm(run())
+
+    expected = {name: alone(name) for name in subject.objectives}
+    assert all(norm > 0 for norm in expected.values())
+    for micro_batches in (1, 4):
+        for name, norm in norms(micro_batches).items():
+            np.testing.assert_allclose(norm, expected[name], rtol=1e-4)
+
+
+def test_a_part_that_is_not_there_cannot_be_shared():
+    with pytest.raises(UserError, match="weighting.shared='encoders.smell' is none of encoders.image, .*fusion"):
+        check_config(tiny(weighting=c.GradNorm(shared="encoders.smell")))
+
+
+@pytest.mark.parametrize(
+    "weighting",
+    [c.Uncertainty(), c.DynamicAverage(period=2), c.GradNorm(shared="encoders.speech", rate=0.2)],
+    ids=lambda w: type(w).__name__,
+)
 def test_a_run_weighs_its_objectives_goes_on_bitwise_and_in_parts(weighting, tmp_path):
     def run(name, steps, **changes):
         config = tiny(steps=8, weighting=weighting, **changes)

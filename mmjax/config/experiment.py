@@ -205,6 +205,14 @@ class DynamicAverage:
 
 
 @part
+class GradNorm:
+    shared: str  # "encoders.NAME" or "fusion": the part whose gradients are compared
+    alpha: float = 1.5  # how strongly losses that lag behind are helped
+    rate: float = 0.025  # of learning of the weights
+    least: float = 1e-3  # weight
+
+
+@part
 class Evaluation:
     every_steps: int | None = None  # None: at the end only
     split: str = "test"
@@ -240,7 +248,7 @@ class Experiment:
     model: Multimodal
     objectives: Mapping[str, Objective]
     optimizer: Optimizer
-    weighting: Uncertainty | DynamicAverage | None = None  # of the objectives, beyond their fixed weights
+    weighting: Uncertainty | DynamicAverage | GradNorm | None = None  # of the objectives, beyond their fixed weights
     initial: Mapping[str, str] = dataclasses.field(default_factory=dict)  # "encoders.speech": an imported model
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()

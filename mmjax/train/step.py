@@ -91,14 +91,15 @@ def loss_and_gradients(
     """The whole batch's loss, its gradients, and the metrics' sums; memory for one micro-batch at a time.
 
     Losses are sums divided once by the weight of the *whole* batch, so the number of micro-batches does not
-    change the result, however unequal their lengths.
+    change the result, however unequal their lengths. If the weighting compares gradients, their lengths by the part
+    that it names are among the sums, as "NAME/shared_gradient".
 
     Args:
       weighting: of the objectives beyond their fixed weights; what it knows is in params["weighting"] if it is
         learned, else `remembered`.
     """
 
-    def loss(params, batch, dropout_key, weights=None):
+    def losses_of(params, batch, dropout_key, weights):
         # Augmentation is drawn by example, whatever micro-batch it is in.
         sums = measure(model, objectives, params, batch, {"dropout": dropout_key, "augment": key})
         losses = {
@@ -106,14 +107,31 @@ def loss_and_gradients(
             for name, objective in objectives.items()
             if f"{name}/loss" in sums
         }
+        return losses, sums
+
+    def loss(params, *rest):
+        losses, sums = losses_of(params, *rest)
         if weighting is None:
             return sum(losses.values(), start=jnp.zeros(())), sums
         return weighting.total(params.get("weighting", remembered), losses, 1.0 / micro_batches), sums
 
-    gradient = jax.value_and_grad(loss, has_aux=True)
+    def gradient(params, batch, dropout_key, weights=None):
+        of_all = jax.value_and_grad(loss, has_aux=True)(params, batch, dropout_key, weights)
+        if weighting is None or weighting.shared is None:
+            return of_all, {}
+        place = weighting.shared.replace(".", "_")
+        of_part = lambda part: losses_of({**params, place: part}, batch, dropout_key, weights)[0]  # noqa: E731
+        losses, pull = jax.vjp(of_part, params[place])
+        one = lambda name: {n: jnp.float32(n == name) for n in losses}  # noqa: E731
+        return of_all, {name: pull(one(name))[0] for name in losses}
+
+    def result(of_all, of_shared):
+        (total, sums), gradients = of_all
+        lengths = {f"{n}/shared_gradient": (optax.tree.norm(g), jnp.ones(())) for n, g in of_shared.items()}
+        return total, gradients, sums | lengths
+
     if micro_batches == 1:
-        (total, sums), gradients = gradient(params, batch, key)
-        return total, gradients, sums
+        return result(*gradient(params, batch, key))
 
     micro = jax.tree.map(lambda x: x.reshape((micro_batches, -1) + x.shape[1:]), batch)
     # The weights depend on the data alone: the compiler drops the model from this pass.
@@ -127,8 +145,7 @@ def loss_and_gradients(
     per_micro_batch = micro, jax.random.split(key, micro_batches)
     first = jax.tree.map(lambda x: x[0], per_micro_batch)
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, *first, weights))
-    ((total, sums), gradients), _ = jax.lax.scan(add, zero, per_micro_batch)
-    return total, gradients, sums
+    return result(*jax.lax.scan(add, zero, per_micro_batch)[0])
 
 
 def make_train_step(
@@ -165,7 +182,8 @@ def make_train_step(
         skipped, remembered = state.skipped + jnp.where(finite, 0, 1), state.weighting
         if remembered is not None:
             losses = {name: metrics.get(f"{name}/loss", jnp.zeros(())) for name in objectives}
-            remembered = keep(weighting.update(remembered, losses), remembered)
+            norms = {name: metrics.get(f"{name}/shared_gradient", jnp.zeros(())) for name in objectives}
+            remembered = keep(weighting.update(remembered, losses, norms), remembered)
         state = TrainState(state.step + 1, params, new_optimizer, average, skipped, remembered)
         return state, metrics | {"skipped_steps": skipped}
 

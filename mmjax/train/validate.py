@@ -91,6 +91,10 @@ def check_config(config: c.Experiment) -> None:
         if name not in config.model.heads:
             raise UserError(f"objectives.{name} has no head of that name in model.heads")
         _check_objective(name, objective, config)
+    if isinstance(config.weighting, c.GradNorm):
+        parts = ["fusion", *(f"encoders.{name}" for name in modalities)]
+        if config.weighting.shared not in parts:
+            raise UserError(f"weighting.shared='{config.weighting.shared}' is none of {', '.join(sorted(parts))}")
     for place in config.initial:
         room, _, name = place.partition(".")
         known = {"encoders": config.model.encoders, "heads": config.model.heads}

@@ -25,7 +25,7 @@ class Uncertainty:
         """Variances of 1."""
         return {name: jnp.zeros(()) for name in names}
 
-    learned = True
+    learned, shared = True, None
 
     def total(self, log_variances: Scalars, losses: Scalars, share: float = 1.0) -> jax.Array:
         """The loss to be minimised by the model and by the log-variances; `share`: of the batch that losses are of."""
@@ -56,7 +56,7 @@ class DynamicAverage:
     period: int = 1000
     temperature: float = 2.0
 
-    learned = False
+    learned, shared = False, None
 
     def init(self, names: list[str]) -> Averages:
         """Nothing seen yet."""
@@ -64,8 +64,8 @@ class DynamicAverage:
         nothing = jnp.zeros((), jnp.int32)
         return Averages(zeros, nothing, zeros, zeros, nothing)
 
-    def update(self, state: Averages, losses: Scalars) -> Averages:
-        """The state after a step with these losses."""
+    def update(self, state: Averages, losses: Scalars, norms: Scalars) -> Averages:
+        """The state after a step with these losses; `norms` are GradNorm's."""
         sums, steps = {name: state.sums[name] + losses[name] for name in state.sums}, state.steps + 1
         done = steps == self.period
         choose = lambda new, old: jax.tree.map(lambda a, b: jnp.where(done, a, b), new, old)  # noqa: E731
@@ -92,44 +92,51 @@ class DynamicAverage:
 
 
 class Balance(NamedTuple):
-    """The state of `GradNorm`: the weights, and the losses of the first step."""
+    """The state of `GradNorm`: the weights, and of every loss the first value that was not 0."""
 
     weights: Scalars
     first: Scalars
-    steps: jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GradNorm:
     """Weights by which all losses train at one rate (Chen et al. 2018, arXiv:1711.02257, algorithm 1).
 
+    It costs a further backward pass for every objective, down to the shared part.
+
     Attributes:
+      shared: the part of the model whose gradients are compared, "encoders.NAME" or "fusion"; in the paper it is the
+        last layer that all losses share.
       alpha: how strongly losses that lag behind are helped; 0 makes all gradients equally long.
       rate: of the gradient descent on the weights.
       least: no weight falls below it.
     """
 
+    shared: str
     alpha: float = 1.5
     rate: float = 0.025
     least: float = 1e-3
 
+    learned = False
+
     def init(self, names: list[str]) -> Balance:
         """Weights of 1."""
-        ones = {name: jnp.ones(()) for name in names}
-        return Balance(ones, ones, jnp.zeros((), jnp.int32))
+        return Balance({name: jnp.ones(()) for name in names}, {name: jnp.zeros(()) for name in names})
+
+    def total(self, state: Balance, losses: Scalars, share: float = 1.0) -> jax.Array:
+        """The weighted sum."""
+        return sum(state.weights[name] * loss for name, loss in losses.items())
 
     def update(self, state: Balance, losses: Scalars, norms: Scalars) -> Balance:
-        """The state after a step.
+        """The state after a step with these losses.
 
         Args:
-          losses: of the step, unweighted.
-          norms: lengths of each unweighted loss's gradient by the parameters that all losses share (in the paper,
-            those of the last shared layer).
+          norms: lengths of each loss's gradient by the shared parameters, without the weights here.
         """
         names = list(state.weights)
         vector = lambda scalars: jnp.stack([scalars[name] for name in names])  # noqa: E731
         weights, norm = vector(state.weights), vector(norms)
-        first = jnp.where(state.steps == 0, vector(losses), vector(state.first))
+        first = jnp.where(vector(state.first) > 0, vector(state.first), vector(losses))
         progress = vector(losses) / jnp.where(first > 0, first, 1.0)  # the inverse training rate
         relative = progress / jnp.maximum(progress.mean(), 1e-12)
         lengths = weights * norm
@@ -138,4 +145,4 @@ class GradNorm:
         weights = jnp.maximum(weights - self.rate * slope, self.least)
         weights = weights * len(names) / weights.sum()
         split = lambda x: dict(zip(names, x, strict=True))  # noqa: E731
-        return Balance(split(weights), split(first), state.steps + 1)
+        return Balance(split(weights), split(first))
