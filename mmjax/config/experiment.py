@@ -89,6 +89,13 @@ class ImageAugmentation:
 
 
 @part
+class ImageMixing:
+    mixup: float | None = 0.2  # alpha of the share's Beta distribution; None: off
+    cutmix: float | None = None  # likewise
+    probability: float = 1.0
+
+
+@part
 class OwnSource:
     file: str  # a Python file, most simply the config itself: __file__
     name: str  # of the class in it, built as name(data directory, split, **options)
@@ -103,6 +110,7 @@ class Data:
     rows: Mapping[str, int]  # what a row holds of each stream: hops, patches, tokens, examples
     subsets: Mapping[str, float]  # modality dropout: how often each subset of modalities is trained on
     image_augmentation: ImageAugmentation | None = None  # in training
+    image_mixing: ImageMixing | None = None  # in training, of pictures that are classified
     window: int = 4096  # examples that the packer chooses from at a time
     threads: int = 1
     speed: SpeedPerturbation | None = None  # in training

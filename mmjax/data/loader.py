@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.data.packing import Layout, Packer
+from mmjax.data.packing import Blend, Layout, Packer
 from mmjax.data.sampler import Sampler
 from mmjax.errors import UserError
 from mmjax.stream import Batch
@@ -23,17 +23,25 @@ class Batches:
       source: random access to examples.
       host, hosts: this host takes its share of every batch's rows, in order.
       augmentation: of the pictures, by step and example (see `ImageAugmentation`); None in evaluation.
+      mixing: of pictures and answers, likewise (see `ImageMixing`).
     """
 
     def __init__(
-        self, source, layout: Layout, sampler: Sampler, host: int = 0, hosts: int = 1, augmentation: Any = None
+        self,
+        source,
+        layout: Layout,
+        sampler: Sampler,
+        host: int = 0,
+        hosts: int = 1,
+        augmentation: Any = None,
+        mixing: Any = None,
     ):
         if sampler.batch_rows % hosts:
             raise UserError(f"data.batch_rows={sampler.batch_rows} does not divide among {hosts} hosts")
         self.source, self.layout, self.sampler = source, layout, sampler
         self._share = sampler.batch_rows // hosts
         self._first = host * self._share
-        self._augmentation = augmentation
+        self._augmentation, self._mixing = augmentation, mixing
         self.skipped: dict[int, str] = {}
         self._lock = threading.Lock()
 
@@ -49,7 +57,9 @@ class Batches:
                     example = self.source[index]
                     if row.speeds is not None and example.speech is not None:
                         example = example._replace(speech=self._played(example.speech, row.speeds[place]))
-                    packer.add(number, example, shows, index, f"example {index}")
+                    mix = self._mixing and self._mixing.draw(index, step, len(self.source))
+                    blend = mix and Blend(self.source[mix.other], mix)
+                    packer.add(number, example, shows, index, f"example {index}", blend)
                 except UserError as error:
                     self._set_aside(index, str(error))
         return packer.batch

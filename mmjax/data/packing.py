@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mmjax.data.example import Example
 from mmjax.data.image import open_image, patch_grid, patchify, resize
+from mmjax.data.image_mixing import Mix
 from mmjax.data.sampler import NEEDS
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
@@ -29,6 +30,7 @@ class Layout:
       class_token: reserve a position for it before each image's patches; registers: so many after it.
       tokenizer: for text, transcript and target.
       answers: how many numbers an answer has; None: it is one class.
+      distribution: those numbers are a distribution over classes, made of the example's class.
       vectors: numbers per position of every stream of vectors, by its name.
     """
 
@@ -43,6 +45,7 @@ class Layout:
     registers: int = 0
     tokenizer: Tokenizer | None = None
     answers: int | None = None
+    distribution: bool = False
     vectors: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def image_grid(self, sizes: np.ndarray) -> np.ndarray:
@@ -137,13 +140,20 @@ class Layout:
         return vectors
 
     def answer(self, answer: int | Sequence[float], owner: str) -> np.ndarray:
-        """An example's class, or its numbers [C], if it is what the objective reads."""
-        shape = () if self.answers is None else (self.answers,)
+        """An example's class, its numbers [C], or its class as a distribution [C], whichever the objective reads."""
+        shape = () if self.answers is None or self.distribution else (self.answers,)
         found = np.asarray(answer)
         if found.shape != shape or not np.isfinite(found).all():
-            expected = "a class" if self.answers is None else f"{self.answers} finite numbers"
+            expected = f"{self.answers} finite numbers" if shape else "a class"
             raise UserError(f"the answer of {owner} is {answer!r}, not {expected}")
-        return found
+        return np.eye(self.answers, dtype=np.float32)[int(found)] if self.distribution else found
+
+
+class Blend(NamedTuple):
+    """What an example is mixed with: another example, and how."""
+
+    example: Example
+    mix: Mix
 
 
 class Packer:
@@ -159,13 +169,20 @@ class Packer:
         self._used = {name: np.zeros(rows, np.int64) for name in self.batch}
 
     def add(
-        self, row: int, example: Example, shows: frozenset[str], number: int = 0, name: str = "the example"
+        self,
+        row: int,
+        example: Example,
+        shows: frozenset[str],
+        number: int = 0,
+        name: str = "the example",
+        blend: Blend | None = None,
     ) -> None:
         """Appends an example to a row as its next segment; all of it or, on an error, nothing.
 
         Args:
           shows: the modalities to use.
           number: the example's identity, kept in the stream "examples".
+          blend: the picture and the answer are mixed with those of another example.
 
         Raises:
           UserError: a part cannot be decoded, or does not fit into what is left of the row.
@@ -175,7 +192,11 @@ class Packer:
             blocks = layout.speech(example.speech())
             parts["speech"] = blocks, np.arange(len(blocks))
         if "image" in shows and "image" in self.batch and example.image is not None:
-            parts["image"] = self._image(example.image, number, f"of {name}")
+            picture = self._picture(example.image, number, f"of {name}")
+            if blend is not None:
+                other = self._picture(blend.example.image, blend.mix.other, f"mixed with {name}", picture.shape[:2])
+                picture, share = blend.mix(picture, other)
+            parts["image"] = self._patches(picture)
         if "text" in shows and "text" in self.batch and example.text is not None:
             ids = layout.tokenizer.encode(example.text)
             if not ids:
@@ -192,17 +213,25 @@ class Packer:
                 parts[stream] = layout.checked(stream, vectors, name), np.arange(len(vectors))
         parts["examples"] = np.array([number]), np.zeros(1)
         if example.answer is not None:
-            parts["answer"] = layout.answer(example.answer, name)[None], np.zeros(1)
+            answer = layout.answer(example.answer, name)
+            if blend is not None and "image" in parts:
+                answer = share * answer + (1.0 - share) * layout.answer(
+                    blend.example.answer, f"what {name} is mixed with"
+                )
+            parts["answer"] = answer[None], np.zeros(1)
 
         self._write(row, parts, name)
 
-    def _image(self, encoded: bytes, number: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def _picture(self, encoded: bytes, number: int, name: str, size: tuple[int, int] | None = None) -> np.ndarray:
+        """Pixels [H, W, 3] of a picture as the step sees it, in a given size or in its own."""
+        image = open_image(encoded, name)
+        size = size or self.layout.image_shape(image.height, image.width)
+        return np.asarray(self._augment(image, size, number) if self._augment else resize(image, *size))
+
+    def _patches(self, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Patches and places of a picture, after its class token and registers."""
         layout = self.layout
-        image = open_image(encoded, name)
-        size = layout.image_shape(image.height, image.width)
-        image = self._augment(image, size, number) if self._augment else resize(image, *size)
-        patches, places = patchify(np.asarray(image), layout.patch)
+        patches, places = patchify(picture, layout.patch)
         special = [[-1, i] for i in range(1 - layout.class_token, 1 + layout.registers)]
         places = np.concatenate([np.array(special, np.int32).reshape(-1, 2), places])
         return np.pad(patches, ((len(special), 0), (0, 0))), places

@@ -27,11 +27,19 @@ class Classification:
     labelled: ClassVar[bool] = True
 
     def __call__(self, logits: Stream, labels: Stream) -> dict[str, SumWeight]:
-        """Logits [B, N, C] and labels [B, N] -> {"loss", "accuracy"}: (sum, number of examples)."""
+        """Logits [B, N, C] and labels, classes [B, N] or distributions over them [B, N, C].
+
+        Returns:
+          {"loss", "accuracy"}: (sum, number of examples). Right is the likeliest class of a distribution.
+        """
         known = labels.mask & logits.mask
-        target = jnp.where(known, labels.features, 0)
         log_probability = jax.nn.log_softmax(logits.features.astype(jnp.float32))
-        of_label = jnp.take_along_axis(log_probability, target[..., None], axis=-1)[..., 0]
+        if labels.features.ndim == 3:
+            share = jnp.where(known[..., None], labels.features, 0.0)
+            of_label, target = (share * log_probability).sum(-1), share.argmax(-1)
+        else:
+            target = jnp.where(known, labels.features, 0)
+            of_label = jnp.take_along_axis(log_probability, target[..., None], axis=-1)[..., 0]
         loss = -(1.0 - self.label_smoothing) * of_label - self.label_smoothing * log_probability.mean(-1)
         loss = loss * focus(of_label, self.gamma)
         right = log_probability.argmax(-1) == target

@@ -69,6 +69,14 @@ def build_image_augmentation(config: c.Experiment):
     return chosen and ImageAugmentation(seed=config.seed, **vars(chosen))
 
 
+def build_image_mixing(config: c.Experiment):
+    """What mixes pictures and their answers in training, or None."""
+    from mmjax.data.image_mixing import ImageMixing
+
+    chosen = config.data.image_mixing
+    return chosen and ImageMixing(seed=config.seed, **vars(chosen))
+
+
 def build_speed(config: c.Experiment):
     """What perturbs the speed of recordings in training, or None."""
     from mmjax.data.speed import SpeedPerturbation
@@ -132,6 +140,9 @@ def build_layout(config: c.Experiment, tokenizer=None):
             raise UserError(
                 f"model.encoders.{name}.vocabulary={vocabulary}, but the tokenizer has {len(tokenizer)} pieces"
             )
-    several = isinstance(config.objectives.get("answer"), c.MultiLabel | c.Regression)
+    mixed = config.data.image_mixing is not None
+    several = mixed or isinstance(config.objectives.get("answer"), c.MultiLabel | c.Regression)
     answers = config.model.heads["answer"].outputs if several else None
-    return Layout(rows=config.data.rows, tokenizer=tokenizer, vectors=vectors, answers=answers, **geometry)
+    return Layout(
+        rows=config.data.rows, tokenizer=tokenizer, vectors=vectors, answers=answers, distribution=mixed, **geometry
+    )

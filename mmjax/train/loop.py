@@ -23,6 +23,7 @@ from mmjax.parallel.runtime import jit_once
 from mmjax.train import report
 from mmjax.train.build import (
     build_image_augmentation,
+    build_image_mixing,
     build_layout,
     build_model,
     build_objectives,
@@ -70,8 +71,8 @@ def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
     check_labels(config, source)
     layout = build_layout(config, source.tokenizer)
     sampler = make_sampler(config, layout, source)
-    augmentation = build_image_augmentation(config)
-    batches = Batches(source, layout, sampler, jax.process_index(), jax.process_count(), augmentation)
+    changes = build_image_augmentation(config), build_image_mixing(config)
+    batches = Batches(source, layout, sampler, jax.process_index(), jax.process_count(), *changes)
     open_run(config, run, source)
 
     # Model and state: only shapes at first, then restored or made, each device its own part.

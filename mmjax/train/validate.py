@@ -54,6 +54,16 @@ def check_config(config: c.Experiment) -> None:
             raise UserError(f"{path}: '{name}' is not for a stream of vectors; choose another name")
     if config.data.image_augmentation:
         _check_image_augmentation(config.data.image_augmentation)
+    if mixing := config.data.image_mixing:
+        answers = isinstance(config.objectives.get("answer"), c.Classification)
+        if not answers or any("image" not in subset or "+" in subset for subset in config.data.subsets):
+            raise UserError(
+                "data.image_mixing is for pictures alone that are classified: data.subsets must be 'image', and "
+                "objectives.answer a Classification"
+            )
+        for key in ("mixup", "cutmix"):
+            if getattr(mixing, key) == 0:
+                raise UserError(f"data.image_mixing.{key} is 0; it must be above 0, or None to be off")
     if config.data.speed and not (config.data.speed.speeds and all(0.5 <= s <= 2 for s in config.data.speed.speeds)):
         raise UserError(f"data.speed.speeds is {config.data.speed.speeds}; name speeds between 0.5 and 2")
     _check_fusion(config.model)
