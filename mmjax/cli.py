@@ -41,6 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
     sub = command("predict", "the answer to one example", "RUN")
     for modality, kind in (("speech", "FILE"), ("image", "FILE"), ("text", "STRING")):
         sub.add_argument(f"--{modality}", metavar=kind)
+    sub.add_argument(
+        "--save", metavar="FILE", help="where to write speech without its noise (WAV), if the run can do that"
+    )
     sub.add_argument("--example", type=_whole(0), metavar="N", help="instead: example N of the data's evaluation split")
     command("check", "measure the five invariants on a config", "CONFIG")
     command("checkpoints", "the kept checkpoints, each with size, digest and whether it is intact", "RUN")
@@ -104,6 +107,7 @@ def _predict(options, rest) -> int:
         raise UserError("give either --example or files and text of your own")
     else:
         result = run.predict_example(options.example)
+    result = _saved(result, options.save, run)
     if options.json:
         _print_json(result)
         return 0
@@ -118,6 +122,21 @@ def _predict(options, rest) -> int:
         if isinstance(text, str) and name != "answer":
             print(f"{'heard' if name == 'transcript' else name}: {text}")
     return 0
+
+
+def _saved(result: dict[str, Any], path: str | None, run: Any) -> dict[str, Any]:
+    """The result with the name of a file in place of samples."""
+    samples = [name for name, value in result.items() if hasattr(value, "dtype")]
+    if path and not samples:
+        raise UserError("there is nothing to save: this run has no Denoiser, or was given no speech")
+    for name in samples:
+        if path:
+            from mmjax.data.audio import write_audio
+            from mmjax.train.report import sample_rate
+
+            write_audio(path, result[name], sample_rate(run.config))
+        result[name] = path or "heard (write it with --save FILE)"
+    return result
 
 
 def _check(options, rest) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Any, Literal
 
-from mmjax.config.augmentation import SpectralGate, SpeechAugmentation
+from mmjax.config.augmentation import AddNoise, SpectralGate, SpeechAugmentation
 from mmjax.config.part import part
 from mmjax.errors import UserError, nearest
 
@@ -358,6 +358,11 @@ class PatchDecoder:  # a head for `Regression`, of patches that MaskedPatches hi
 
 
 @part
+class Denoiser:  # a head for `SISDR`, of speech that NoisySpeech hid under noise
+    reads: str
+
+
+@part
 class AttentionDecoder:  # a head for `Sequence` that writes text
     reads: tuple[str, ...]  # encoders
     decoder: TextDecoder = TextDecoder()
@@ -388,6 +393,12 @@ class MaskedPatches:
 
 
 @part
+class NoisySpeech:
+    reads: str = "speech"
+    by: SpeechAugmentation = SpeechAugmentation(noise=AddNoise(probability=1.0))  # without masks
+
+
+@part
 class RandomProjectionQuantizer:
     reads: str = "speech"
     codes: int = 8192
@@ -406,8 +417,10 @@ TextEncoder = Transformer | MeanEmbedding
 class Multimodal:
     encoders: Mapping[str, SpeechEncoder | ImageEncoder | TextEncoder | Vectors]
     fusion: Fusion
-    heads: Mapping[str, Head | Vocabulary | Contrast | PatchDecoder | AttentionDecoder | TransducerDecoder]
+    heads: Mapping[str, Head | Vocabulary | Contrast | PatchDecoder | Denoiser | AttentionDecoder | TransducerDecoder]
     # What is hidden from an encoder in training, by the name of the head that predicts it.
-    masked: Mapping[str, MaskedText | MaskedPatches | RandomProjectionQuantizer] = field(default_factory=dict)
+    masked: Mapping[str, MaskedText | MaskedPatches | NoisySpeech | RandomProjectionQuantizer] = field(
+        default_factory=dict
+    )
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the compute; parameters are float32
     unroll: bool = False  # the layers: the same numbers, faster on CPU, longer to compile

@@ -82,3 +82,15 @@ def encode_ogg(samples: np.ndarray, sample_rate: int = 16_000) -> bytes:
         for start in range(0, len(samples), 2**16):  # minutes at once overflow libsndfile's stack
             file.write(samples[start : start + 2**16])
     return buffer.getvalue()
+
+
+def write_audio(path: str | os.PathLike, samples: np.ndarray, sample_rate: int) -> None:
+    """Writes samples [N] in [-1, 1] as a WAV file of 16 bits; what is louder is clipped.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    try:
+        soundfile.write(os.fspath(path), np.clip(samples, -1.0, 1.0), sample_rate, subtype="PCM_16", format="WAV")
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise UserError(f"cannot write the recording {path}: {error}") from None

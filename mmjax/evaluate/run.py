@@ -95,7 +95,7 @@ class Run:
         Returns:
           What the run has heads for: {"answer", "probabilities": {answer: p}} (or the probabilities of several labels,
           or {"numbers": {name: value}} of a regression), and the text of each head that writes, by its name:
-          {"transcript"}.
+          {"transcript"}; of a `Denoiser` the samples [N], by its name.
         """
         given = {"speech": speech, "image": image, "text": text} | vectors
         shows = frozenset(name for name, part in given.items() if part is not None)
@@ -126,6 +126,9 @@ class Run:
         packer.add(0, example, shows, name="your input")
         outputs, ours = jax.device_get(jit_once(self._outputs)(self.params, packer.batch))
         result = self._answer(outputs["answer"].features[0, 0]) if "answer" in outputs else {}
+        for name, head in self.config.model.heads.items():
+            if isinstance(head, c.Denoiser) and name in outputs:
+                result[name] = outputs[name].features.reshape(-1)[: len(speech)]
         return result | {
             name: texts(ids.features, ids.segments, layout.tokenizer).get((0, 1), "") for name, ids in ours.items()
         }

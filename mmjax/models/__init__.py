@@ -14,6 +14,7 @@ from mmjax.models.conformer import Conformer
 from mmjax.models.contrast import Contrast
 from mmjax.models.convolutional import ConvNet
 from mmjax.models.decoder import TextDecoder
+from mmjax.models.denoiser import Denoiser
 from mmjax.models.front_ends import MFCC, KaldiFilterBank, LogMel, NeMoLogMel, WhisperLogMel
 from mmjax.models.fusion import (
     Add,
@@ -27,7 +28,7 @@ from mmjax.models.fusion import (
     Weighted,
 )
 from mmjax.models.layers import BlockStyle
-from mmjax.models.masking import MaskedPatches, MaskedText, RandomProjectionQuantizer
+from mmjax.models.masking import MaskedPatches, MaskedText, NoisySpeech, RandomProjectionQuantizer
 from mmjax.models.multimodal import Head, Multimodal, Vocabulary
 from mmjax.models.patch_decoder import PatchDecoder
 from mmjax.models.pooling import AttentionPool, ClassPool, MeanPool
@@ -54,6 +55,7 @@ __all__ = [
     "Contrast",
     "ConvNet",
     "CrossAttention",
+    "Denoiser",
     "FiLM",
     "Gain",
     "Head",
@@ -67,6 +69,7 @@ __all__ = [
     "MixtureOfExperts",
     "Multimodal",
     "NeMoLogMel",
+    "NoisySpeech",
     "PatchDecoder",
     "Perceiver",
     "RandomProjectionQuantizer",

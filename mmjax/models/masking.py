@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax.models.augmentation import SpeechAugmentation
 from mmjax.models.augmentation.by_example import at_tokens, keys
 from mmjax.models.segments import EXACT
 from mmjax.models.spectrum import normalise_example
@@ -89,6 +90,22 @@ class MaskedPatches:
         pixels = (pixels - mean) * jax.lax.rsqrt(variance + 1e-6)
         seen = image._replace(segments=jnp.where(hidden, 0, image.segments))
         return seen, Stream(pixels, jnp.where(hidden, image.segments, 0), image.positions)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoisySpeech:
+    """Clean speech hidden under noise, a room or a telephone line, to be found again by a `Denoiser`.
+
+    Attributes:
+      by: what is done to the samples; without masks, which are of features.
+    """
+
+    reads: str = "speech"
+    by: SpeechAugmentation
+
+    def __call__(self, speech: Stream, examples: Stream, key: jax.Array) -> tuple[Stream, Stream]:
+        """[B, T, hop] samples -> the same with noise, and the clean ones as labels."""
+        return self.by.of_samples(speech, examples, key), only_tokens(speech)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from mmjax.models.contrast import Contrast
+from mmjax.models.denoiser import Denoiser
 from mmjax.models.layers import dense
-from mmjax.models.masking import MaskedPatches, MaskedText, RandomProjectionQuantizer
+from mmjax.models.masking import MaskedPatches, MaskedText, NoisySpeech, RandomProjectionQuantizer
 from mmjax.models.patch_decoder import PatchDecoder
 from mmjax.models.pooling import AttentionPool, ClassPool, MeanPool
 from mmjax.models.writers import AttentionDecoder, TransducerDecoder
@@ -71,8 +72,8 @@ class Multimodal(nn.Module):
 
     encoders: dict[str, nn.Module]
     fusion: nn.Module
-    heads: dict[str, Head | Vocabulary | Contrast | PatchDecoder | AttentionDecoder | TransducerDecoder]
-    masked: Mapping[str, MaskedText | MaskedPatches | RandomProjectionQuantizer] = FrozenDict()
+    heads: dict[str, Head | Vocabulary | Contrast | PatchDecoder | Denoiser | AttentionDecoder | TransducerDecoder]
+    masked: Mapping[str, MaskedText | MaskedPatches | NoisySpeech | RandomProjectionQuantizer] = FrozenDict()
     dtype: Any = jnp.float32
     unroll: bool = False
 
@@ -85,13 +86,13 @@ class Multimodal(nn.Module):
         """
         batch = jax.tree.map(jnp.asarray, batch)
         key = self.make_rng("augment") if train and self.masked else None
-        streams, labels = {}, {}
+        streams, seen, labels = {}, {}, {}
         for name in (name for name in self.encoders if name in batch):
-            streams[name], hidden = self._encode(name, batch, train, key)
+            streams[name], seen[f"{name}/seen"], hidden = self._encode(name, batch, train, key)
             labels |= hidden
         fused = self.fusion(streams, batch["examples"], train)
         inputs = {f"{name}/input": batch[name] for name in streams}
-        sources = {**streams, **inputs, "fused": fused, "examples": batch["examples"]}
+        sources = {**streams, **inputs, **seen, "fused": fused, "examples": batch["examples"]}
         outputs = {}
         for name, head in self.heads.items():
             if isinstance(head, AttentionDecoder | TransducerDecoder):
@@ -108,8 +109,10 @@ class Multimodal(nn.Module):
         batch = jax.tree.map(jnp.asarray, batch)
         return {name: self._encode(name, batch, False, None)[0] for name in self.encoders if name in batch}
 
-    def _encode(self, name: str, batch: Batch, train: bool, key: jax.Array | None) -> tuple[Stream, dict[str, Stream]]:
-        """What an encoder makes of its stream, and the labels "HEAD/labels" of what was hidden from it."""
+    def _encode(
+        self, name: str, batch: Batch, train: bool, key: jax.Array | None
+    ) -> tuple[Stream, Stream, dict[str, Stream]]:
+        """What an encoder makes of its stream, what it saw of it, and the labels "HEAD/labels" of what was hidden."""
         encode, stream, examples, labels = self.encoders[name], batch[name], batch["examples"], {}
         whose = (examples,) if getattr(encode, "reads_examples", False) else ()
         frames = None
@@ -124,5 +127,5 @@ class Multimodal(nn.Module):
             else:
                 stream, labels[f"{head}/labels"] = mask(stream, examples, own)
         if frames is not None:
-            return encode.encode(frames, train=train)[0], labels
-        return encode(stream, train, *whose), labels
+            return encode.encode(frames, train=train)[0], stream, labels
+        return encode(stream, train, *whose), stream, labels

@@ -166,12 +166,24 @@ def _check_image_augmentation(chosen: c.ImageAugmentation) -> None:
 def _check_masked(name: str, mask: Any, model: c.Multimodal) -> None:
     """That there is something to hide, and a head that can predict it."""
     head, encoder = model.heads.get(name), model.encoders.get(mask.reads)
-    kinds = {c.MaskedText: c.Transformer, c.MaskedPatches: c.ViT, c.RandomProjectionQuantizer: c.Conformer}
-    kind = kinds[type(mask)]
+    kind = {
+        c.MaskedText: c.Transformer,
+        c.MaskedPatches: c.ViT,
+        c.RandomProjectionQuantizer: c.Conformer,
+        c.NoisySpeech: c.SpeechEncoder,
+    }[type(mask)]
     if not isinstance(encoder, kind):
-        raise UserError(f"model.masked.{name}.reads='{mask.reads}' is no encoder of the kind {kind.__name__}")
+        names = getattr(kind, "__name__", "speech encoder")
+        raise UserError(f"model.masked.{name}.reads='{mask.reads}' is no encoder of the kind {names}")
     if head is None:
         raise UserError(f"model.masked.{name}: there is no head of that name to predict what is hidden")
+    if isinstance(mask, c.NoisySpeech):
+        if not isinstance(head, c.Denoiser) or head.reads != mask.reads:
+            raise UserError(f"model.heads.{name} must be a Denoiser that reads '{mask.reads}'")
+        if mask.by.masks or not any(vars(mask.by).values()):
+            raise UserError(f"model.masked.{name}.by must change the samples, and has no use for masks of features")
+        check_speech_augmentation(mask.by, encoder.front_end, f"model.masked.{name}.by")
+        return
     needed = {
         c.MaskedText: lambda: mask.vocabulary,
         c.MaskedPatches: lambda: encoder.patch**2 * 3,
@@ -191,8 +203,9 @@ def _check_objective(name: str, objective: Any, config: c.Experiment) -> None:
         c.Vocabulary: (c.Sequence,),
         c.AttentionDecoder: (c.Sequence,),
         c.TransducerDecoder: (c.Transducer,),
+        c.Denoiser: (c.SISDR,),
     }
-    others = (c.Classification, c.MultiLabel, c.CTC, c.Sequence, c.Regression, c.SISDR)
+    others = (c.Classification, c.MultiLabel, c.CTC, c.Sequence, c.Regression)
     if not isinstance(objective, fitting.get(type(head), others)):
         raise UserError(f"objectives.{name} is {kind}, which cannot read model.heads.{name}, a {type(head).__name__}")
     if isinstance(objective, c.CLIP) and head.limit is None:
@@ -204,6 +217,8 @@ def _check_objective(name: str, objective: Any, config: c.Experiment) -> None:
         return
     if name in config.model.masked:
         return  # its labels are what was hidden
+    if isinstance(head, c.Denoiser):
+        raise UserError(f"objectives.{name} has no labels: let model.masked.{name} be a NoisySpeech")
     if name not in ("answer", *config.data.rows):
         raise UserError(f"objectives.{name} has no labels: name it 'answer' or one of {', '.join(config.data.rows)}")
     if isinstance(objective, c.Classification | c.MultiLabel | c.Regression) != (name == "answer"):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.models.segments import neighbour
+from mmjax.models.segments import EXACT, neighbour
 from mmjax.stream import Stream, only_tokens
 
 
@@ -37,3 +37,32 @@ def fourier(size: int) -> tuple[np.ndarray, np.ndarray]:
     bins = np.eye(size // 2 + 1)
     inverse = np.concatenate([np.fft.irfft(bins, size), np.fft.irfft(1j * bins, size)])
     return forward.astype(np.float32), inverse.astype(np.float32)
+
+
+def short_time_spectra(speech: Stream) -> jax.Array:
+    """[B, T, hop] samples -> [B, T, 2 F], F = 3 hop // 2 + 1: real parts, then imaginary parts.
+
+    A frame is three hops long, under the root of a Hann window, and centred on its block.
+    """
+    size = 3 * speech.features.shape[-1]
+    return jnp.matmul(surroundings(speech) * _root_of_hann(size), fourier(size)[0], precision=EXACT)
+
+
+def from_spectra(speech: Stream, spectra: jax.Array) -> Stream:
+    """The inverse of `short_time_spectra`, by overlap-add: samples in the places of `speech`, zeros where none is."""
+    window = _root_of_hann(3 * speech.features.shape[-1])
+    frames = jnp.matmul(spectra, fourier(len(window))[1], precision=EXACT) * window
+    # Fewer frames overlap at the ends of an example: dividing by their windows restores every sample.
+    windows = jnp.where(speech.mask[..., None], np.square(window), 0.0)
+    added, weight = (_overlap_add(speech._replace(features=x)) for x in (frames, windows))
+    return only_tokens(speech._replace(features=added / jnp.where(weight > 0, weight, 1.0)))
+
+
+def _root_of_hann(size: int) -> np.ndarray:
+    return np.sin(np.pi * (np.arange(size) + 0.5) / size).astype(np.float32)
+
+
+def _overlap_add(frames: Stream) -> jax.Array:
+    """[B, T, 3 hop], each frame centred on its block -> [B, T, hop], summed within examples."""
+    before, here, after = jnp.split(frames.features, 3, axis=-1)
+    return neighbour(frames._replace(features=after), -1) + here + neighbour(frames._replace(features=before), 1)

@@ -4,9 +4,8 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from mmjax.models.augmentation.blocks import fourier, surroundings
+from mmjax.models.augmentation.blocks import from_spectra, short_time_spectra
 from mmjax.models.augmentation.by_example import at_tokens, quantile, total
 from mmjax.models.segments import EXACT, neighbour
 from mmjax.stream import Stream
@@ -16,8 +15,7 @@ from mmjax.stream import Stream
 class SpectralGate:
     """Removes steady noise from samples by a soft mask over time and frequency (Boll 1979, spectral subtraction).
 
-    A frame is three hops long, under the root of a Hann window, and centred on its block. The noise floor of a
-    frequency is its mean power in the quietest frames of the example; a frame keeps of a frequency what its power,
+    Frames are those of `short_time_spectra`. The noise floor of a frequency is its mean power in the quietest frames of the example; a frame keeps of a frequency what its power,
     averaged with the neighbouring frames and frequencies, exceeds `subtraction` times the floor, as a share of it.
 
     What is steady throughout an example without pauses counts as noise. Nothing is random: a gate belongs to the
@@ -35,18 +33,11 @@ class SpectralGate:
 
     def __call__(self, speech: Stream, examples: Stream) -> Stream:
         """[B, T, hop] -> [B, T, hop]; zeros in empty positions."""
-        hop, slots = speech.features.shape[-1], examples.segments.shape[1]
-        forward, inverse = fourier(3 * hop)
-        window = np.sin(np.pi * (np.arange(3 * hop) + 0.5) / (3 * hop)).astype(np.float32)
-        spectra = jnp.matmul(surroundings(speech) * window, forward, precision=EXACT)
+        spectra = short_time_spectra(speech)
         real, imaginary = jnp.split(spectra, 2, axis=-1)
-        mask = self._mask(speech._replace(features=jnp.square(real) + jnp.square(imaginary)), slots)
-        spectra = spectra * jnp.concatenate([mask, mask], axis=-1)
-        frames = jnp.matmul(spectra, inverse, precision=EXACT) * window
-        # Fewer frames overlap at the ends of an example: dividing by their windows restores every sample.
-        windows = jnp.where(speech.mask[..., None], np.square(window), 0.0)
-        added, weight = (overlap_add(speech._replace(features=x)) for x in (frames, windows))
-        return speech._replace(features=added / jnp.where(weight > 0, weight, 1.0))
+        power = speech._replace(features=jnp.square(real) + jnp.square(imaginary))
+        mask = self._mask(power, examples.segments.shape[1])
+        return from_spectra(speech, spectra * jnp.concatenate([mask, mask], axis=-1))
 
     def _mask(self, power: Stream, slots: int) -> jax.Array:
         """[B, T, F] powers -> [B, T, F], what share of the amplitude passes."""
@@ -68,9 +59,3 @@ class SpectralGate:
         smooth = (padded[..., :-2] + padded[..., 1:-1] + padded[..., 2:]) / 3.0
         passes = 1.0 - self.subtraction * floor / jnp.where(smooth > 0, smooth, 1.0)
         return jnp.maximum(passes, 10.0 ** (-self.reduction / 20.0))
-
-
-def overlap_add(frames: Stream) -> jax.Array:
-    """[B, T, 3 hop], each frame centred on its block -> [B, T, hop], summed within examples."""
-    before, here, after = jnp.split(frames.features, 3, axis=-1)
-    return neighbour(frames._replace(features=after), -1) + here + neighbour(frames._replace(features=before), 1)
