@@ -2,7 +2,8 @@
 
 Both read the output of the head `Contrast`: logit(i, j) is the product of the first vector of example i and the second
 of example j. Every other example of the batch is a negative: of two equal captions in one batch each counts as wrong
-for the other, so the data should not put them there. Micro-batches are batches of their own.
+for the other, so the data should not put them there. Micro-batches would not see each other, so a config with a
+contrastive objective cannot accumulate gradients.
 """
 
 import dataclasses

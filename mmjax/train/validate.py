@@ -210,6 +210,11 @@ def _check_objective(name: str, objective: Any, config: c.Experiment) -> None:
         raise UserError(f"objectives.{name} is {kind}, which cannot read model.heads.{name}, a {type(head).__name__}")
     if isinstance(objective, c.CLIP) and head.limit is None:
         raise UserError(f"model.heads.{name}.limit is not set; CLIP keeps the scale of its logits below 100")
+    if contrastive and config.optimizer.accumulation > 1:
+        raise UserError(
+            f"optimizer.accumulation={config.optimizer.accumulation}, but objectives.{name} compares all examples of a "
+            "batch, and micro-batches would not see each other; set it to 1 and divide data.batch_rows among more devices"
+        )
     if contrastive:
         return  # no labels
     if isinstance(head, c.AttentionDecoder | c.TransducerDecoder):

@@ -1,0 +1,106 @@
+"""`mmjax check` holds for every encoder, in the settings of its presets, and for every objective."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import tiny
+from test_answers import CONFIG as ANSWERS
+from test_denoiser import denoising
+from test_masking import pretraining
+from test_writers import joint
+
+from mmjax import config as c
+
+SMALL = dict(layers=1, width=16, heads=2)
+CONFORMER = dict(**SMALL, stem_channels=4)
+PICTURE = dict(patch=8, image_size=64, mlp=32, **SMALL)
+TEXT = dict(vocabulary=128, mlp=32, **SMALL)
+
+
+def with_model(config, **parts):
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **parts))
+
+
+def encoders(**changes):
+    config = tiny()
+    return with_model(config, encoders={**config.model.encoders, **changes})
+
+
+def native():
+    """Pictures that keep their aspect ratio, with a class token and registers."""
+    config = encoders(
+        speech=c.Conformer.preset("Fast L", front_end=c.NeMoLogMel(), **CONFORMER),
+        image=c.ViT(max_patches=40, class_token=True, registers=2, positions="rotary", **PICTURE),
+    )
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, rows={**config.data.rows, "speech": 336}))
+
+
+def paired(objective, **head):
+    config = with_model(tiny(), heads={"pair": c.Contrast(between=("image", "text"), outputs=8, **head)})
+    return dataclasses.replace(config, objectives={"pair": objective})
+
+
+def vocabulary():
+    config = with_model(tiny(), heads={"text": c.Vocabulary(reads="text", outputs=200)})
+    return dataclasses.replace(config, objectives={"text": c.Sequence(chunk=64, label_smoothing=0.1)})
+
+
+STREAMING = c.Conformer.preset("modern S", causal=True, chunk=4, left_chunks=2, front_end=c.MFCC(), **CONFORMER)
+CONFIGS = {
+    "Conformer S; ViT with a class token; BERT": lambda: encoders(
+        speech=c.Conformer.preset("S", front_end=c.KaldiFilterBank(), **CONFORMER),
+        image=c.ViT.preset("Ti/8", class_token=True, **{k: v for k, v in PICTURE.items() if k != "patch"}),
+        text=c.Transformer(positions="learned", types=2, block=c.BlockStyle(post_norm=True), **TEXT),
+    ),
+    "Conformer NeMo L; ViT sincos; causal text of grouped heads": lambda: encoders(
+        speech=c.Conformer.preset("NeMo L", front_end=c.NeMoLogMel(), **CONFORMER),
+        image=c.ViT(positions="sincos", block=c.BlockStyle(layer_scale=0.1), **PICTURE),
+        text=c.Transformer(
+            causal=True, key_value_heads=1, block=c.BlockStyle(norm="rms", gated=True, bias=False), **TEXT
+        ),
+    ),
+    "FastConformer; ViT of native resolution": native,
+    "modern Conformer in causal chunks; ConvNet; MeanEmbedding": lambda: encoders(
+        speech=STREAMING,
+        image=c.ConvNet(patch=8, image_size=64, width=16),
+        text=c.MeanEmbedding(vocabulary=128, width=16),
+    ),
+    "BiLSTM": lambda: encoders(speech=c.BiLSTM(layers=1, width=16)),
+    "CNN-LSTM": lambda: encoders(speech=c.BiLSTM(layers=1, width=16, stem="depthwise", stem_channels=4)),
+    "Whisper": lambda: encoders(speech=c.WhisperEncoder(mlp=32, length=200, **SMALL)),
+    "CTC, attention decoder and transducer": joint,
+    "focal classification": lambda: tiny(
+        objectives={**tiny().objectives, "answer": c.Classification(gamma=2.0, label_smoothing=0.1)}
+    ),
+    "masked text, patches and speech": pretraining,
+    "enhancement": denoising,
+    "SigLIP": lambda: paired(c.SigLIP()),
+    "CLIP": lambda: paired(c.CLIP(), limit=100.0),
+    "a large vocabulary": vocabulary,
+}
+
+
+def holds(path):
+    process = subprocess.run([sys.executable, "-m", "mmjax", "check", path, "--json"], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr + process.stdout
+    assert all(result["holds"] for result in json.loads(process.stdout).values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_all_five_invariants_hold(name, tmp_path):
+    (tmp_path / "config.json").write_text(c.to_json(CONFIGS[name]()))
+    holds(str(tmp_path / "config.json"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind, objective", [("labels", "c.MultiLabel(gamma=1.0)"), ("numbers", "c.Regression(of='huber')")]
+)
+def test_all_five_invariants_hold_for_answers_of_several_numbers(kind, objective, tmp_path):
+    path = tmp_path / "lamps.py"
+    path.write_text(ANSWERS.replace("KIND", repr(kind)).replace("OBJECTIVE", objective))
+    holds(str(path))
