@@ -24,18 +24,10 @@ def with_model(config, **parts):
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **parts))
 
 
-def encoders(**changes):
+def encoders(rows=(), **changes):
     config = tiny()
-    return with_model(config, encoders={**config.model.encoders, **changes})
-
-
-def native():
-    """Pictures that keep their aspect ratio, with a class token and registers."""
-    config = encoders(
-        speech=c.Conformer.preset("Fast L", front_end=c.NeMoLogMel(), **CONFORMER),
-        image=c.ViT(max_patches=40, class_token=True, registers=2, positions="rotary", **PICTURE),
-    )
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, rows={**config.data.rows, "speech": 336}))
+    data = dataclasses.replace(config.data, rows={**config.data.rows, **dict(rows)})
+    return dataclasses.replace(with_model(config, encoders={**config.model.encoders, **changes}), data=data)
 
 
 def paired(objective, **head):
@@ -51,6 +43,7 @@ def vocabulary():
 STREAMING = c.Conformer.preset("modern S", causal=True, chunk=4, left_chunks=2, front_end=c.MFCC(), **CONFORMER)
 CONFIGS = {
     "Conformer S; ViT with a class token; BERT": lambda: encoders(
+        rows={"image": 130},
         speech=c.Conformer.preset("S", front_end=c.KaldiFilterBank(), **CONFORMER),
         image=c.ViT.preset("Ti/8", class_token=True, **{k: v for k, v in PICTURE.items() if k != "patch"}),
         text=c.Transformer(positions="learned", types=2, block=c.BlockStyle(post_norm=True), **TEXT),
@@ -62,8 +55,13 @@ CONFIGS = {
             causal=True, key_value_heads=1, block=c.BlockStyle(norm="rms", gated=True, bias=False), **TEXT
         ),
     ),
-    "FastConformer; ViT of native resolution": native,
+    "FastConformer; ViT of native resolution with registers": lambda: encoders(
+        rows={"speech": 336},
+        speech=c.Conformer.preset("Fast L", front_end=c.NeMoLogMel(), **CONFORMER),
+        image=c.ViT(max_patches=40, class_token=True, registers=2, positions="rotary", **PICTURE),
+    ),
     "modern Conformer in causal chunks; ConvNet; MeanEmbedding": lambda: encoders(
+        rows={"speech": 336},
         speech=STREAMING,
         image=c.ConvNet(patch=8, image_size=64, width=16),
         text=c.MeanEmbedding(vocabulary=128, width=16),
