@@ -56,6 +56,19 @@ PICTURES = dict(
     hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40, image_size=28, patch_size=7
 )
 TEXTS = dict(vocab_size=31, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40)
+DECODERS = dict(
+    vocab_size=31, hidden_size=24, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2, intermediate_size=40,
+    bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
+
+
+def llama(**changes):
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**DECODERS | changes))
+
+
+def mistral(**changes):
+    return transformers.MistralForCausalLM(transformers.MistralConfig(**DECODERS | changes))
+
 
 MODELS = {
     "Parakeet": parakeet,
@@ -87,6 +100,11 @@ MODELS = {
     ),
     "SigLIP": lambda: transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**PICTURES)),
     "BERT": lambda: transformers.BertModel(transformers.BertConfig(**TEXTS, max_position_embeddings=20)),
+    "Llama": lambda: llama(head_dim=10, rope_parameters={"rope_type": "default", "rope_theta": 5e5}),
+    "Llama, tied, with biases in attention": lambda: llama(tie_word_embeddings=True, attention_bias=True),
+    "Llama with biases in its feed-forward": lambda: llama(num_key_value_heads=6, mlp_bias=True, rms_norm_eps=1e-2),
+    "Mistral": lambda: mistral(sliding_window=None),
+    "Qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**DECODERS)),
 }
 
 
@@ -144,20 +162,72 @@ def test_a_real_sentence_embedder_gives_its_own_embeddings(tmp_path):
     np.testing.assert_allclose(embed(tree(parameters, "encoder")), theirs.encode(sentences), atol=1e-4)
 
 
-def test_missing_and_unknown_tensors_are_listed(tmp_path):
+@pytest.mark.parametrize(
+    "model, lost",
+    [
+        (parakeet, ("ctc_head.bias", "encoder.layers.1.norm_out.weight")),
+        (llama, ("lm_head.weight", "model.layers.1.mlp.up_proj.weight")),
+    ],
+)
+def test_missing_and_unknown_tensors_are_listed(tmp_path, model, lost):
     from safetensors.numpy import load_file, save_file
 
-    randomise(parakeet()).save_pretrained(tmp_path / "theirs")
+    model().save_pretrained(tmp_path / "theirs")
     path = tmp_path / "theirs" / "model.safetensors"
     tensors = load_file(path)
-    del tensors["encoder.layers.1.norm_out.weight"], tensors["ctc_head.bias"]
+    for name in lost:
+        del tensors[name]
     tensors["encoder.surprise"] = np.zeros(3, np.float32)
     save_file(tensors, path)
     with pytest.raises(UserError) as error:
         import_model(tmp_path / "theirs", tmp_path / "ours")
-    for name in ("ctc_head.bias", "encoder.layers.1.norm_out.weight", "not known: encoder.surprise"):
-        assert name in str(error.value)
+    assert f"missing: {', '.join(lost)}; not known: encoder.surprise" in str(error.value)
     assert not (tmp_path / "ours").exists()
+
+
+def test_a_language_model_of_older_files(tmp_path):
+    """A tied read-out stored twice, tables of the rotary positions, and their base beside "rope_scaling"."""
+    from safetensors.numpy import load_file, save_file
+
+    randomise(llama(tie_word_embeddings=True)).save_pretrained(tmp_path / "theirs")
+    path, config = tmp_path / "theirs" / "model.safetensors", tmp_path / "theirs" / "config.json"
+    tensors = load_file(path)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    tensors["model.layers.1.self_attn.rotary_emb.inv_freq"] = np.ones(2, np.float32)
+    save_file(tensors, path, {"format": "pt"})
+    settings = json.loads(config.read_text())
+    del settings["rope_parameters"]
+    config.write_text(json.dumps(settings | {"rope_theta": 1e3, "rope_scaling": None}))
+    assert import_model(tmp_path / "theirs", tmp_path / "ours")["certificate"]["holds"]
+    part = c.imported(tmp_path / "ours")
+    assert part.tied and part.block.rotary_base == 1e3
+    export_model(tmp_path / "ours", tmp_path / "back")
+    assert set(read_tensors(tmp_path / "back")) == {name for name in tensors if name.startswith("model.")} - {
+        "model.layers.1.self_attn.rotary_emb.inv_freq"
+    }
+
+
+@pytest.mark.parametrize(
+    "model, changes, message",
+    [
+        (
+            llama,
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+            "cannot import rope_parameters={'rope_type",
+        ),
+        (llama, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "cannot import rope_scaling={'type': 'dynamic'"),
+        (llama, {"hidden_act": "mish"}, "cannot import hidden_act='mish'"),
+        (llama, {"architectures": ["LlamaModel"]}, "cannot import architectures=['LlamaModel']"),
+        (mistral, {}, "cannot import sliding_window=4096"),
+    ],
+)
+def test_an_option_that_we_do_not_have_is_named(tmp_path, capsys, model, changes, message):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    config = model().config.to_dict() | {"architectures": [type(model()).__name__]} | changes
+    (theirs / "config.json").write_text(json.dumps(config))
+    assert main(["import", str(theirs), "-o", str(tmp_path / "ours")]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_trap_d1_the_blank_becomes_the_first_class(tmp_path):

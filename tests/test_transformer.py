@@ -265,7 +265,7 @@ def test_what_stands_in_empty_positions_changes_nothing():
 @pytest.mark.parametrize("prefix", [1, 3])
 def test_traps_g12_h13_step_by_step_equals_all_at_once(positions, prefix):
     """Two rows of one or two examples each, of unequal length: those that have ended give empty tokens."""
-    model = TextDecoder(**SMALL, positions=positions, length=9)
+    model = TextDecoder(**SMALL, positions=positions, length=9, block=BlockStyle(head_width=6))
     rows = [texts(9, 5, room=14), texts(7, room=14)]
     row = Stream(*(jnp.concatenate(x) for x in zip(*rows, strict=True)))
     context = context_of([[1, 1, 1, 2, 0], [1, 1, 0, 0, 0]])

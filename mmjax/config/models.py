@@ -105,6 +105,8 @@ class BlockStyle:
     gated: bool = False
     bias: bool = True
     layer_scale: float | None = None  # first value of a learned factor per feature; None: no factor
+    head_width: int | None = None  # features of each attention head; None: the width, divided among the heads
+    rotary_base: float = 10_000.0  # of rotary positions in one dimension
 
 
 @part

@@ -9,10 +9,10 @@ import numpy as np
 
 from mmjax import config as c
 from mmjax.errors import UserError
-from mmjax.interchange import bert, certificate, directories, parakeet, siglip, vit, whisper
+from mmjax.interchange import bert, certificate, directories, llama, parakeet, siglip, vit, whisper
 from mmjax.interchange.rules import to_ours, to_theirs
 
-FAMILIES: tuple[ModuleType, ...] = (parakeet, whisper, vit, siglip, bert)
+FAMILIES: tuple[ModuleType, ...] = (parakeet, whisper, vit, siglip, bert, llama)
 
 
 def family_of(theirs: dict[str, Any], where: str | Path) -> ModuleType:
@@ -31,7 +31,7 @@ def family_of(theirs: dict[str, Any], where: str | Path) -> ModuleType:
 def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
     """Reads a Hugging Face directory, writes one of ours, and returns what it says of itself.
 
-    Ours holds `part.json` (the config of the encoder), `parameters.safetensors` (float32, by path) and `origin.json`
+    Ours holds `part.json` (the config of the encoder, or of a language model's decoder), `parameters.safetensors` (float32, by path) and `origin.json`
     (their config, the types of their tensors, and the certificate: how far outputs differ, where torch and
     transformers are there to tell).
     """
@@ -40,14 +40,12 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
     family = family_of(theirs, source)
     part = family.part(theirs)
     tensors = directories.read_tensors(source)
-    kept = {name: x for name, x in tensors.items() if not family.ignored(name)}
-    wide = {name: x.astype(np.float32) for name, x in kept.items()}
-    wide = family.unpack(wide) if hasattr(family, "unpack") else wide
-    parameters = to_ours(family.rules(theirs), wide, family.layers(theirs), family.ignored)
+    unpacked = family.unpack(tensors) if hasattr(family, "unpack") else tensors
+    parameters = to_ours(family.rules(theirs), unpacked, family.layers(theirs), family.ignored)
     proof = certificate.certify(family, source, part, parameters)
     origin = {
         "config": theirs,
-        "dtypes": {name: str(x.dtype) for name, x in kept.items()},
+        "dtypes": {name: str(x.dtype) for name, x in tensors.items()},
         "certificate": proof,
     }
     documents = {directories.PART: c.to_dict(part), directories.ORIGIN: origin}
@@ -77,7 +75,7 @@ def export_model(source: str | Path, out: str | Path) -> dict[str, Any]:
 
 
 def read_part(directory: str | Path) -> tuple[Any, dict[str, np.ndarray]]:
-    """An imported model: the config of its encoder, and its parameters by path ("encoder/...", "head/...")."""
+    """An imported model: what `part.json` describes, and its parameters by path ("encoder/...", "decoder/...", "head/...")."""
     return c.imported(directory), directories.read_safetensors(Path(directory) / directories.PARAMETERS)
 
 

@@ -35,7 +35,7 @@ class Rule:
 def to_ours(
     rules: Sequence[Rule], tensors: Arrays, layers: int, ignored: Callable[[str], bool]
 ) -> dict[str, np.ndarray]:
-    """Their tensors as our parameters by path.
+    """Their tensors as our parameters by path, float32.
 
     Raises:
       UserError: a tensor that a rule needs is missing, or one is there that no rule reads; all of them are listed.
@@ -88,9 +88,13 @@ def _expanded(rule: Rule, layers: int) -> list[str]:
 def _joined(rule: Rule, tensors: Arrays, layers: int) -> np.ndarray:
     if rule.fill is not None:
         return np.zeros(rule.fill, np.float32)
+
+    def wide(name):
+        return tensors[name].astype(np.float32)
+
     if _stacked(rule):
-        return np.stack([rule.join([tensors[n.format(layer=i)] for n in rule.theirs]) for i in range(layers)])
-    return rule.join([tensors[name] for name in rule.theirs])
+        return np.stack([rule.join([wide(n.format(layer=i)) for n in rule.theirs]) for i in range(layers)])
+    return rule.join([wide(name) for name in rule.theirs])
 
 
 def under(name: str, rules: Sequence[Rule]) -> list[Rule]:
@@ -106,9 +110,14 @@ def same(ours: str, theirs: str) -> list[Rule]:
     return [Rule(ours, (theirs,))]
 
 
+def scale(ours: str, theirs: str) -> list[Rule]:
+    """Root-mean-square normalisation."""
+    return same(f"{ours}/scale", f"{theirs}.weight")
+
+
 def norm(ours: str, theirs: str) -> list[Rule]:
     """Layer normalisation."""
-    return [Rule(f"{ours}/scale", (f"{theirs}.weight",)), Rule(f"{ours}/bias", (f"{theirs}.bias",))]
+    return scale(ours, theirs) + same(f"{ours}/bias", f"{theirs}.bias")
 
 
 def linear(ours: str, theirs: str, bias: tuple[int, ...] | None = None) -> list[Rule]:

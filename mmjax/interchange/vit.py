@@ -9,7 +9,9 @@ from mmjax.errors import UserError
 from mmjax.interchange.rules import Rule, heads_in, heads_out, linear, norm, same, under
 
 MODEL_TYPES = ("vit",)
-ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "quick_gelu": "quick_gelu"}
+# Their names of ours.
+ACTIVATIONS = {name: name for name in ("gelu", "quick_gelu", "relu", "silu")}
+ACTIVATIONS |= {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 
 
 def part(theirs: dict[str, Any]) -> c.ViT:

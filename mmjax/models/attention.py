@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.models.layers import BlockStyle
 from mmjax.stream import Stream
 
 BACKEND = "xla"  # what computes `attention`; printed when a run starts
@@ -78,10 +79,10 @@ def prefix_times(positions: jax.Array, prefix: jax.Array) -> jax.Array:
     return jnp.where(positions < prefix, 0, positions)
 
 
-def rotary(x: jax.Array, positions: jax.Array) -> jax.Array:
+def rotary(x: jax.Array, positions: jax.Array, base: float = 10_000.0) -> jax.Array:
     """Rotary position embedding (Su et al. 2021, arXiv:2104.09864), halves rotated against each other.
 
-    In two dimensions one half of the features turns by the row and the other by the column, with base 100
+    In two dimensions one half of the features turns by the row and the other by the column, always with base 100
     (Heo et al. 2024, arXiv:2403.13298).
 
     Args:
@@ -89,7 +90,7 @@ def rotary(x: jax.Array, positions: jax.Array) -> jax.Array:
       positions: [B, T] or [B, T, 2], counted from each example's start.
     """
     if positions.ndim == 2:
-        return _turn(x, positions, base=10_000.0)
+        return _turn(x, positions, base)
     by_row, by_column = jnp.split(x, 2, axis=-1)
     turned = _turn(by_row, positions[..., 0], base=100.0), _turn(by_column, positions[..., 1], base=100.0)
     return jnp.concatenate(turned, axis=-1)
@@ -145,7 +146,7 @@ class MultiHeadAttention(nn.Module):
       heads: the width of the query divides by it.
       rotary: turn queries and keys by their positions (self-attention).
       key_value_heads: as many heads of keys and values, fewer than `heads`, each shared by a group; None: `heads`.
-      bias: of the projections.
+      style: whether the projections have biases, how wide a head is, and how fast rotary positions turn.
     """
 
     width: int
@@ -153,14 +154,15 @@ class MultiHeadAttention(nn.Module):
     rotary: bool = False
     dtype: Any = jnp.float32
     key_value_heads: int | None = None
-    bias: bool = True
+    style: BlockStyle = BlockStyle()
 
     def setup(self):
-        project = partial(HeadProjection, head_width=self.width // self.heads, dtype=self.dtype, bias=self.bias)
+        head_width, bias = self.style.head_width or self.width // self.heads, self.style.bias
+        project = partial(HeadProjection, head_width=head_width, dtype=self.dtype, bias=bias)
         self.qkv = project(3, self.heads)  # of a self-attention whose heads are not grouped
         self.query = project(1, self.heads)
         self.key_value = project(2, self.key_value_heads or self.heads)
-        self.out = OutputProjection(self.width, self.dtype, self.bias)
+        self.out = OutputProjection(self.width, self.dtype, bias)
 
     def __call__(self, x: Stream, keys: Stream | None = None, times: jax.Array | None = None) -> jax.Array:
         """[B, T, W] (and keys [B, S, W']) -> [B, T, width]; empty positions give the output bias.
@@ -177,19 +179,20 @@ class MultiHeadAttention(nn.Module):
         if self.key_value_heads is not None:
             return self.queries(x), self.key_values(x)
         query, key, value = self.qkv(x.features)
-        if self.rotary:
-            query, key = rotary(query, x.positions), rotary(key, x.positions)
-        return query, KeyValue(key, value)
+        return self._turned(query, x), KeyValue(self._turned(key, x), value)
 
     def queries(self, x: Stream) -> jax.Array:
         """Queries [B, H, T, D], apart from the keys and values."""
         (query,) = self.query(x.features)
-        return rotary(query, x.positions) if self.rotary else query
+        return self._turned(query, x)
 
     def key_values(self, keys: Stream) -> KeyValue:
         """Keys and values [B, K, S, D] of what is attended to."""
         key, value = self.key_value(keys.features)
-        return KeyValue(rotary(key, keys.positions) if self.rotary else key, value)
+        return KeyValue(self._turned(key, keys), value)
+
+    def _turned(self, projected: jax.Array, x: Stream) -> jax.Array:
+        return rotary(projected, x.positions, self.style.rotary_base) if self.rotary else projected
 
     def mix(self, query: jax.Array, known: KeyValue, segments, key_segments, times=None, key_times=None) -> jax.Array:
         """Queries, keys and values, with their segments and perhaps times, -> [B, T, width]."""

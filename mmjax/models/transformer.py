@@ -32,7 +32,7 @@ class TransformerBlock(nn.Module):
         drop = partial(nn.Dropout, self.dropout, deterministic=not self.train)
         style, width = self.style, x.shape[-1]
         attend = MultiHeadAttention(
-            width, self.heads, self.rotary, self.dtype, self.key_value_heads, style.bias, name="attention"
+            width, self.heads, self.rotary, self.dtype, self.key_value_heads, style, name="attention"
         )
         x = style.residual(
             x, "attention", lambda y: attend(Stream(y, segments, positions), times=times), drop(), self.dtype
