@@ -20,6 +20,7 @@ from mmjax.interchange.directories import read_tensors
 from mmjax.stream import Stream
 from mmjax.train.build import instantiate
 from mmjax.train.loop import train
+from mmjax.train.validate import check_config
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -70,6 +71,11 @@ def mistral(**changes):
     return transformers.MistralForCausalLM(transformers.MistralConfig(**DECODERS | changes))
 
 
+def t5(kind="T5EncoderModel", **changes):
+    sizes = dict(vocab_size=31, d_model=24, d_kv=6, d_ff=40, num_layers=2, num_heads=3)
+    return getattr(transformers, kind)(transformers.T5Config(**sizes | changes))
+
+
 MODELS = {
     "Parakeet": parakeet,
     "Parakeet encoder": lambda: parakeet(head=False),
@@ -100,6 +106,13 @@ MODELS = {
     ),
     "SigLIP": lambda: transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**PICTURES)),
     "BERT": lambda: transformers.BertModel(transformers.BertConfig(**TEXTS, max_position_embeddings=20)),
+    "T5": t5,
+    "T5 version 1.1": lambda: t5(
+        feed_forward_proj="gated-gelu",
+        num_heads=5,
+        relative_attention_num_buckets=12,
+        relative_attention_max_distance=20,
+    ),
     "Llama": lambda: llama(head_dim=10, rope_parameters={"rope_type": "default", "rope_theta": 5e5}),
     "Llama, tied, with biases in attention": lambda: llama(tie_word_embeddings=True, attention_bias=True),
     "Llama with biases in its feed-forward": lambda: llama(num_key_value_heads=6, mlp_bias=True, rms_norm_eps=1e-2),
@@ -167,6 +180,7 @@ def test_a_real_sentence_embedder_gives_its_own_embeddings(tmp_path):
     [
         (parakeet, ("ctc_head.bias", "encoder.layers.1.norm_out.weight")),
         (llama, ("lm_head.weight", "model.layers.1.mlp.up_proj.weight")),
+        (t5, ("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", "shared.weight")),
     ],
 )
 def test_missing_and_unknown_tensors_are_listed(tmp_path, model, lost):
@@ -183,6 +197,26 @@ def test_missing_and_unknown_tensors_are_listed(tmp_path, model, lost):
         import_model(tmp_path / "theirs", tmp_path / "ours")
     assert f"missing: {', '.join(lost)}; not known: encoder.surprise" in str(error.value)
     assert not (tmp_path / "ours").exists()
+
+
+def test_of_a_whole_t5_the_encoder_is_imported_and_exported(tmp_path):
+    model = randomise(t5("T5ForConditionalGeneration", feed_forward_proj="gated-gelu", num_decoder_layers=3))
+    model.save_pretrained(tmp_path / "theirs")
+    assert import_model(tmp_path / "theirs", tmp_path / "ours")["certificate"]["holds"]
+    export_model(tmp_path / "ours", tmp_path / "back")
+    theirs, back = read_tensors(tmp_path / "theirs"), read_tensors(tmp_path / "back")
+    assert set(back) == {name for name in theirs if name.startswith(("encoder.", "shared."))}
+    assert all(back[name].tobytes() == theirs[name].tobytes() for name in back)
+    again, report = transformers.T5EncoderModel.from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not report["missing_keys"] and not again.config.is_encoder_decoder
+    assert again.config.architectures == ["T5EncoderModel"]
+
+
+def test_a_t5_whose_heads_do_not_divide_its_width_is_an_encoder_of_a_config(tmp_path):
+    randomise(t5(num_heads=5)).save_pretrained(tmp_path / "theirs")
+    import_model(tmp_path / "theirs", tmp_path / "ours")
+    model = dataclasses.replace(tiny().model, encoders={**tiny().model.encoders, "text": c.imported(tmp_path / "ours")})
+    check_config(dataclasses.replace(tiny(), model=model, initial={"encoders.text": str(tmp_path / "ours")}))
 
 
 def test_a_language_model_of_older_files(tmp_path):
@@ -219,6 +253,7 @@ def test_a_language_model_of_older_files(tmp_path):
         (llama, {"hidden_act": "mish"}, "cannot import hidden_act='mish'"),
         (llama, {"architectures": ["LlamaModel"]}, "cannot import architectures=['LlamaModel']"),
         (mistral, {}, "cannot import sliding_window=4096"),
+        (t5, {"feed_forward_proj": "gated-mish"}, "cannot import feed_forward_proj='mish'"),
     ],
 )
 def test_an_option_that_we_do_not_have_is_named(tmp_path, capsys, model, changes, message):
@@ -292,3 +327,6 @@ def test_a_run_starts_from_an_imported_encoder(tmp_path):
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, encoders=encoders))
     with pytest.raises(UserError, match="norm_epsilon is 1e-06, but .* was imported with 1e-05"):
         train(other, tmp_path / "other")
+    headless = dataclasses.replace(config, initial={"heads.answer": str(tmp_path / "ours")})
+    with pytest.raises(UserError, match="initial.heads.answer: the model in .* has no head"):
+        train(headless, tmp_path / "headless")

@@ -9,10 +9,10 @@ import numpy as np
 
 from mmjax import config as c
 from mmjax.errors import UserError
-from mmjax.interchange import bert, certificate, directories, llama, parakeet, siglip, vit, whisper
+from mmjax.interchange import bert, certificate, directories, llama, parakeet, siglip, t5, vit, whisper
 from mmjax.interchange.rules import to_ours, to_theirs
 
-FAMILIES: tuple[ModuleType, ...] = (parakeet, whisper, vit, siglip, bert, llama)
+FAMILIES: tuple[ModuleType, ...] = (parakeet, whisper, vit, siglip, bert, t5, llama)
 
 
 def family_of(theirs: dict[str, Any], where: str | Path) -> ModuleType:
@@ -70,7 +70,9 @@ def export_model(source: str | Path, out: str | Path) -> dict[str, Any]:
     tensors = family.pack(tensors) if hasattr(family, "pack") else tensors
     dtypes = origin.get("dtypes", {})
     tensors = {name: x.astype(jnp.dtype(dtypes.get(name, "float32"))) for name, x in tensors.items()}
-    directories.write(Path(out), tensors, "model.safetensors", {"config.json": theirs})
+    directories.write(
+        Path(out), tensors, "model.safetensors", {"config.json": theirs | getattr(family, "EXPORTED", {})}
+    )
     return {"model_type": theirs["model_type"], "tensors": len(tensors)}
 
 

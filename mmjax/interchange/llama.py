@@ -7,7 +7,7 @@ import numpy as np
 from mmjax import config as c
 from mmjax.errors import UserError
 from mmjax.interchange import bert, vit
-from mmjax.interchange.rules import Rule, heads_in, heads_out, linear, same, scale, under
+from mmjax.interchange.rules import Rule, heads_in, heads_out, linear, same, scale, under, without_biases
 
 MODEL_TYPES = ("llama", "mistral", "qwen2")
 layers = vit.layers
@@ -100,8 +100,7 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
     found += heads_out(f"{ours}/out", f"{attend}o_proj", heads, missing(out, width))
     for name, size in (("gate", theirs["intermediate_size"]), ("up", theirs["intermediate_size"]), ("down", width)):
         found += linear(f"layers/mlp/{name}", f"{block}mlp.{name}_proj", missing(mlp, size))
-    if not (in_ or out or mlp):
-        found = [rule for rule in found if not rule.ours.endswith("/bias")]
+    found = found if any(biases(theirs)) else without_biases(found)
     found += scale("layers/self_attention_norm", f"{block}input_layernorm")
     found += scale("layers/mlp_norm", f"{block}post_attention_layernorm")
     found += scale("norm", "model.norm") + same("embedding/embedding", "model.embed_tokens.weight")

@@ -126,6 +126,11 @@ def linear(ours: str, theirs: str, bias: tuple[int, ...] | None = None) -> list[
     return rules + [Rule(f"{ours}/bias", (), fill=bias) if bias else Rule(f"{ours}/bias", (f"{theirs}.bias",))]
 
 
+def without_biases(rules: Sequence[Rule]) -> list[Rule]:
+    """The same rules for a model in which neither side has biases."""
+    return [rule for rule in rules if not rule.ours.endswith("/bias")]
+
+
 def heads_in(
     ours: str,
     theirs: Sequence[str],

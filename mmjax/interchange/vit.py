@@ -29,15 +29,15 @@ def part(theirs: dict[str, Any]) -> c.ViT:
     )
 
 
-def activation(theirs: dict[str, Any]) -> str:
-    """Our name of the activation (trap G3).
+def activation(theirs: dict[str, Any], key: str = "hidden_act") -> str:
+    """Our name of the activation that the option `key` names (trap G3).
 
     Raises:
       UserError: it is none of ours.
     """
-    name = theirs["hidden_act"]
+    name = theirs[key]
     if name not in ACTIVATIONS:
-        raise UserError(f"cannot import hidden_act={name!r}; there are {', '.join(ACTIVATIONS)}")
+        raise UserError(f"cannot import {key}={name!r}; there are {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 

@@ -23,6 +23,7 @@ def attention(
     query_times: jax.Array | None = None,
     key_times: jax.Array | None = None,
     reach: int | None = None,
+    scale: float | None = None,
 ) -> jax.Array:
     """Scaled dot-product attention within segments; the softmax is in float32.
 
@@ -34,10 +35,11 @@ def attention(
       key, value: [B, K, S, D]; K divides H, and each key head serves H / K query heads that follow each other
         (grouped-query attention, Ainslie et al. 2023, arXiv:2305.13245).
       query_segments, key_segments: [B, T] and [B, S] int32; 0 is empty.
-      bias: [B, H, T, S], added to the scores before the scaling by 1 / sqrt(D).
+      bias: [B, H, T, S], added to the scores before the scaling.
       query_times, key_times: [B, T] and [B, S] int32, both or neither. Positions make attention causal,
         positions // n causal by chunks of n, `prefix_times` that of a prefix language model.
       reach: with times, how far back a query sees: keys at most so much earlier; None: all of them.
+      scale: of the scores; None: 1 / sqrt(D).
 
     Returns:
       [B, H, T, D] in the dtype of `value`.
@@ -57,7 +59,7 @@ def attention(
         seen = seen & (ago >= 0) if reach is None else seen & (ago >= 0) & (ago <= reach)
     seen = jnp.tile(seen, (1, groups, 1))[:, None]
     # A large finite number, not -inf: a row of nothing but -inf makes NaN, if not here then in the gradient.
-    scores = jnp.where(seen, scores * query.shape[-1] ** -0.5, -1e30)
+    scores = jnp.where(seen, scores * (width**-0.5 if scale is None else scale), -1e30)
     top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     weights = jnp.where(seen, jnp.exp(scores - top), 0.0)
     total = weights.sum(axis=-1, keepdims=True)
@@ -146,7 +148,7 @@ class MultiHeadAttention(nn.Module):
       heads: the width of the query divides by it.
       rotary: turn queries and keys by their positions (self-attention).
       key_value_heads: as many heads of keys and values, fewer than `heads`, each shared by a group; None: `heads`.
-      style: whether the projections have biases, how wide a head is, and how fast rotary positions turn.
+      style: its bias, head_width, rotary_base and scaled.
     """
 
     width: int
@@ -164,14 +166,16 @@ class MultiHeadAttention(nn.Module):
         self.key_value = project(2, self.key_value_heads or self.heads)
         self.out = OutputProjection(self.width, self.dtype, bias)
 
-    def __call__(self, x: Stream, keys: Stream | None = None, times: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: Stream, keys: Stream | None = None, times: jax.Array | None = None, bias: jax.Array | None = None
+    ) -> jax.Array:
         """[B, T, W] (and keys [B, S, W']) -> [B, T, width]; empty positions give the output bias.
 
         Args:
-          times: [B, T], of a self-attention that does not see what comes later (see `attention`).
+          times, bias: [B, T] and [B, H, T, T] of a self-attention (see `attention`).
         """
         if keys is None:
-            return self.mix(*self.project(x), x.segments, x.segments, times, times)
+            return self.mix(*self.project(x), x.segments, x.segments, times, times, bias)
         return self.mix(self.queries(x), self.key_values(keys), x.segments, keys.segments)
 
     def project(self, x: Stream) -> tuple[jax.Array, KeyValue]:
@@ -194,9 +198,12 @@ class MultiHeadAttention(nn.Module):
     def _turned(self, projected: jax.Array, x: Stream) -> jax.Array:
         return rotary(projected, x.positions, self.style.rotary_base) if self.rotary else projected
 
-    def mix(self, query: jax.Array, known: KeyValue, segments, key_segments, times=None, key_times=None) -> jax.Array:
-        """Queries, keys and values, with their segments and perhaps times, -> [B, T, width]."""
-        return self.out(attention(query, *known, segments, key_segments, None, times, key_times))
+    def mix(
+        self, query: jax.Array, known: KeyValue, segments, key_segments, times=None, key_times=None, bias=None
+    ) -> jax.Array:
+        """Queries, keys and values, with their segments and perhaps times and a bias, -> [B, T, width]."""
+        scale = None if self.style.scaled else 1.0
+        return self.out(attention(query, *known, segments, key_segments, bias, times, key_times, scale=scale))
 
 
 class OutputProjection(nn.Module):

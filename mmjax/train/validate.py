@@ -123,6 +123,8 @@ def _check_tower(path: str, tower: Any) -> None:
     turned = isinstance(tower, c.Vectors) or getattr(tower, "positions", None) == "rotary"
     if turned and (head_width or tower.width // heads) % pairs:
         raise UserError(f"{path}: rotary positions need heads whose width divides by {pairs}")
+    if getattr(tower, "positions", None) == "bucketed" and not 4 <= tower.buckets < 2 * tower.max_distance:
+        raise UserError(f"{path}.buckets={tower.buckets} must be at least 4, and less than twice max_distance")
     if isinstance(tower, c.BiLSTM) and tower.width % 2:
         raise UserError(f"{path}.width={tower.width} does not divide among two directions")
     if isinstance(tower, c.ConvNet) and (tower.patch.bit_count() != 1 or tower.width % tower.patch):
