@@ -71,6 +71,10 @@ def mistral(**changes):
     return transformers.MistralForCausalLM(transformers.MistralConfig(**DECODERS | changes))
 
 
+def deit(kind):
+    return getattr(transformers, kind)(transformers.DeiTConfig(**PICTURES, num_labels=5))
+
+
 def t5(kind="T5EncoderModel", **changes):
     sizes = dict(vocab_size=31, d_model=24, d_kv=6, d_ff=40, num_layers=2, num_heads=3)
     return getattr(transformers, kind)(transformers.T5Config(**sizes | changes))
@@ -104,6 +108,9 @@ MODELS = {
     "ViT that classifies": lambda: transformers.ViTForImageClassification(
         transformers.ViTConfig(**PICTURES, hidden_act="gelu_pytorch_tanh")
     ),
+    "DeiT": lambda: deit("DeiTModel"),
+    "DeiT that classifies": lambda: deit("DeiTForImageClassification"),
+    "DeiT that classifies with its teacher": lambda: deit("DeiTForImageClassificationWithTeacher"),
     "SigLIP": lambda: transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**PICTURES)),
     "BERT": lambda: transformers.BertModel(transformers.BertConfig(**TEXTS, max_position_embeddings=20)),
     "T5": t5,
@@ -181,6 +188,7 @@ def test_a_real_sentence_embedder_gives_its_own_embeddings(tmp_path):
         (parakeet, ("ctc_head.bias", "encoder.layers.1.norm_out.weight")),
         (llama, ("lm_head.weight", "model.layers.1.mlp.up_proj.weight")),
         (t5, ("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", "shared.weight")),
+        (lambda: deit("DeiTModel"), ("embeddings.distillation_token", "pooler.dense.bias")),
     ],
 )
 def test_missing_and_unknown_tensors_are_listed(tmp_path, model, lost):
@@ -197,6 +205,18 @@ def test_missing_and_unknown_tensors_are_listed(tmp_path, model, lost):
         import_model(tmp_path / "theirs", tmp_path / "ours")
     assert f"missing: {', '.join(lost)}; not known: encoder.surprise" in str(error.value)
     assert not (tmp_path / "ours").exists()
+
+
+def test_pixels_are_normalised_as_the_image_processor_says(tmp_path):
+    deit("DeiTModel").save_pretrained(tmp_path / "theirs")
+    processor = tmp_path / "theirs" / "preprocessor_config.json"
+    processor.write_text('{"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "size": 256}')
+    assert import_model(tmp_path / "theirs", tmp_path / "ours")["certificate"]["holds"]
+    part = c.imported(tmp_path / "ours")
+    assert part.mean == (0.485, 0.456, 0.406) and part.std == (0.229, 0.224, 0.225)
+    processor.write_text('{"do_normalize": false}')
+    with pytest.raises(UserError, match="cannot import do_normalize=False"):
+        import_model(tmp_path / "theirs", tmp_path / "other")
 
 
 def test_of_a_whole_t5_the_encoder_is_imported_and_exported(tmp_path):

@@ -166,6 +166,7 @@ class ViT:
     mlp: int = 1536
     class_token: bool = False
     registers: int = 0  # further tokens per image that only the encoder sees
+    placed_registers: bool = False  # they too have learned positions, as the distillation token of an imported DeiT
     positions: Literal["learned", "sincos", "rotary"] = "learned"
     max_patches: int | None = None  # of an image that keeps its aspect ratio; None: all are image_size squares
     block: BlockStyle = BlockStyle()

@@ -24,6 +24,7 @@ def part(theirs: dict[str, Any]) -> c.ViT:
         heads=theirs["num_attention_heads"],
         mlp=theirs["intermediate_size"],
         block=c.BlockStyle(activation=vit.activation(theirs), epsilon=theirs["layer_norm_eps"]),
+        **vit.normalisation(theirs),
     )
 
 
