@@ -71,6 +71,15 @@ def mistral(**changes):
     return transformers.MistralForCausalLM(transformers.MistralConfig(**DECODERS | changes))
 
 
+def whisper(**changes):
+    sizes = dict(
+        vocab_size=31, d_model=24, encoder_layers=2, decoder_layers=2, encoder_attention_heads=3,
+        decoder_attention_heads=3, encoder_ffn_dim=40, decoder_ffn_dim=36, num_mel_bins=80, max_source_positions=30,
+        max_target_positions=20, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+    )  # fmt: skip
+    return transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**sizes | changes))
+
+
 def deit(kind):
     return getattr(transformers, kind)(transformers.DeiTConfig(**PICTURES, num_labels=5))
 
@@ -85,25 +94,8 @@ MODELS = {
     "Parakeet encoder": lambda: parakeet(head=False),
     "Parakeet without biases": lambda: parakeet(attention_bias=False, convolution_bias=False, scale_input=False),
     "Parakeet in bfloat16": lambda: randomise(parakeet(), torch.bfloat16),
-    "Whisper": lambda: transformers.WhisperForConditionalGeneration(
-        transformers.WhisperConfig(
-            vocab_size=31,
-            d_model=24,
-            encoder_layers=2,
-            decoder_layers=2,
-            encoder_attention_heads=3,
-            decoder_attention_heads=3,
-            encoder_ffn_dim=40,
-            decoder_ffn_dim=36,
-            num_mel_bins=80,
-            max_source_positions=30,
-            max_target_positions=20,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-            decoder_start_token_id=1,
-        )
-    ),
+    "Whisper": whisper,
+    "Whisper with a shallow decoder": lambda: whisper(encoder_layers=3, decoder_layers=1),
     "ViT": lambda: transformers.ViTModel(transformers.ViTConfig(**PICTURES, layer_norm_eps=1e-2)),
     "ViT that classifies": lambda: transformers.ViTForImageClassification(
         transformers.ViTConfig(**PICTURES, hidden_act="gelu_pytorch_tanh")
@@ -189,6 +181,10 @@ def test_a_real_sentence_embedder_gives_its_own_embeddings(tmp_path):
         (llama, ("lm_head.weight", "model.layers.1.mlp.up_proj.weight")),
         (t5, ("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", "shared.weight")),
         (lambda: deit("DeiTModel"), ("embeddings.distillation_token", "pooler.dense.bias")),
+        (
+            lambda: whisper(encoder_layers=3, decoder_layers=1),
+            ("model.decoder.layers.0.fc1.bias", "model.encoder.layers.2.fc1.bias"),
+        ),
     ],
 )
 def test_missing_and_unknown_tensors_are_listed(tmp_path, model, lost):

@@ -11,7 +11,6 @@ from mmjax.interchange import vit
 from mmjax.interchange.rules import Rule, heads_in, heads_out, linear, norm, same, under
 
 MODEL_TYPES = ("bert",)
-layers = vit.layers
 
 
 def part(theirs: dict[str, Any]) -> c.Transformer:
@@ -54,7 +53,7 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
         f"{layer}/mlp/down", f"{block}output.dense"
     )
     found += norm(f"{layer}/mlp_norm", f"{block}output.LayerNorm")
-    return under("encoder", found) + under("pooler", linear("dense", "pooler.dense"))
+    return under("encoder", found, theirs["num_hidden_layers"]) + under("pooler", linear("dense", "pooler.dense"))
 
 
 def outputs(source: Any, part_: c.Transformer, parameters: dict[str, np.ndarray], seed: int) -> list[tuple[Any, Any]]:

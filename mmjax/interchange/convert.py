@@ -41,7 +41,7 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
     part = family.part(theirs | directories.read_normalisation(source))
     tensors = directories.read_tensors(source)
     unpacked = family.unpack(tensors) if hasattr(family, "unpack") else tensors
-    parameters = to_ours(family.rules(theirs), unpacked, family.layers(theirs), family.ignored)
+    parameters = to_ours(family.rules(theirs), unpacked, family.ignored)
     proof = certificate.certify(family, source, part, parameters)
     origin = {
         "config": theirs,
@@ -66,7 +66,7 @@ def export_model(source: str | Path, out: str | Path) -> dict[str, Any]:
     theirs = origin["config"]
     family = family_of(theirs, source)
     parameters = directories.read_safetensors(source / directories.PARAMETERS)
-    tensors = to_theirs(family.rules(theirs), parameters, family.layers(theirs))
+    tensors = to_theirs(family.rules(theirs), parameters)
     tensors = family.pack(tensors) if hasattr(family, "pack") else tensors
     dtypes = origin.get("dtypes", {})
     tensors = {name: x.astype(jnp.dtype(dtypes.get(name, "float32"))) for name, x in tensors.items()}

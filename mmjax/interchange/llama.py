@@ -10,7 +10,6 @@ from mmjax.interchange import bert, vit
 from mmjax.interchange.rules import Rule, heads_in, heads_out, linear, same, scale, under, without_biases
 
 MODEL_TYPES = ("llama", "mistral", "qwen2")
-layers = vit.layers
 
 
 def part(theirs: dict[str, Any]) -> c.TextDecoder:
@@ -104,7 +103,8 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
     found += scale("layers/self_attention_norm", f"{block}input_layernorm")
     found += scale("layers/mlp_norm", f"{block}post_attention_layernorm")
     found += scale("norm", "model.norm") + same("embedding/embedding", "model.embed_tokens.weight")
-    return under("decoder", found if tied(theirs) else found + linear("logits", "lm_head")[:1])
+    found = found if tied(theirs) else found + linear("logits", "lm_head")[:1]
+    return under("decoder", found, depth)
 
 
 def outputs(source: Any, part_: c.TextDecoder, parameters: dict[str, np.ndarray], seed: int) -> list[tuple[Any, Any]]:

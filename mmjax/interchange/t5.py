@@ -51,10 +51,6 @@ def activation(theirs: dict[str, Any]) -> str:
     return vit.activation({"feed_forward_proj": name}, "feed_forward_proj")
 
 
-def layers(theirs: dict[str, Any]) -> int:
-    return theirs["num_layers"]
-
-
 def ignored(name: str) -> bool:
     # The decoder with its read-out, and the embeddings once more.
     return name.startswith("decoder.") or name in ("lm_head.weight", "encoder.embed_tokens.weight")
@@ -73,7 +69,8 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
         found += linear(f"layers/mlp/{ours}", f"{feed}{name}")
     found += scale("layers/attention_norm", f"{block}layer.0.layer_norm")
     found += scale("layers/mlp_norm", f"{block}layer.1.layer_norm")
-    return under("encoder", without_biases(found + scale("norm", "encoder.final_layer_norm")))
+    found += scale("norm", "encoder.final_layer_norm")
+    return under("encoder", without_biases(found), theirs["num_layers"])
 
 
 def outputs(source: Any, part_: c.Transformer, parameters: dict[str, np.ndarray], seed: int) -> list[tuple[Any, Any]]:

@@ -68,10 +68,6 @@ def check_pictures(theirs: dict[str, Any], **expected: Any) -> None:
             raise UserError(f"cannot import {key}={theirs[key]!r}; only {value!r}")
 
 
-def layers(theirs: dict[str, Any]) -> int:
-    return theirs["num_hidden_layers"]
-
-
 def ignored(name: str) -> bool:
     return False
 
@@ -107,7 +103,8 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
         f"{layer}/mlp/down", f"{block}output.dense"
     )
     found += norm("norm", f"{root}layernorm")
-    return under("encoder", found) + [rule for ours, name in beside.items() for rule in linear(ours, name)]
+    found = under("encoder", found, theirs["num_hidden_layers"])
+    return found + [rule for ours, name in beside.items() for rule in linear(ours, name)]
 
 
 def outputs(source: Any, part_: c.ViT, parameters: dict[str, np.ndarray], seed: int) -> list[tuple[Any, Any]]:
