@@ -71,6 +71,7 @@ def compare_texts(
     reference: Callable[[Any], Any], part_: Any, parameters: Any, seed: int, lengths: tuple[int, ...] = (7, 12)
 ) -> list[tuple[Any, Any]]:
     """Texts of so many random tokens through both models; ours packs them into one row."""
+    import jax
     import jax.numpy as jnp
     import torch
 
@@ -82,7 +83,7 @@ def compare_texts(
     ids, segments = np.concatenate(texts), np.repeat(np.arange(len(texts)), lengths) + 1
     places = np.concatenate([np.arange(n) for n in lengths])
     row = Stream(*(jnp.asarray(x[None]) for x in (ids, segments, places)))
-    ours = instantiate(part_, models).apply({"params": parameters}, row).features[0]
+    ours = jax.jit(instantiate(part_, models).apply)({"params": parameters}, row).features[0]
     return [
         (ours[segments == number], reference(torch.tensor(text)[None])[0].numpy())
         for number, text in enumerate(texts, 1)

@@ -118,6 +118,7 @@ def outputs(source: Any, part_: c.ViT, parameters: dict[str, np.ndarray], seed: 
 
 def compare_pictures(reference: Any, part_: c.ViT, parameters: Any, seed: int) -> list[tuple[Any, Any]]:
     """Two random pictures through both encoders."""
+    import jax
     import jax.numpy as jnp
     import torch
 
@@ -137,7 +138,7 @@ def compare_pictures(reference: Any, part_: c.ViT, parameters: Any, seed: int) -
         places = np.concatenate([special, places])
         streams.append(Stream(features, np.ones(len(features), np.int32), places.astype(np.int32)))
     batch = Stream(*(jnp.stack(parts) for parts in zip(*streams, strict=True)))
-    ours = instantiate(part_, models).apply({"params": tree(parameters, "encoder")}, batch)
+    ours = jax.jit(instantiate(part_, models).apply)({"params": tree(parameters, "encoder")}, batch)
     normalised = torch.tensor((pictures / 255.0 - part_.mean) / part_.std).permute(0, 3, 1, 2).float()
     kept = np.flatnonzero(ours.mask[0])
     return [(ours.features[:, kept], reference(normalised).last_hidden_state.numpy()[:, kept])]
