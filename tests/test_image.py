@@ -149,6 +149,11 @@ def test_the_layout_follows_the_config():
         (["--model.encoders.image.positions", "sincos", "--model.encoders.image.width", "18"], "4 parts of sincos"),
         (["--model.encoders.image.image-size", "4"], "less than one patch"),
         (["--model.encoders.text.key-value-heads", "3"], "heads=2 do not divide among key_value_heads=3"),
+        (["--model.encoders.text.block.head-width", "7"], "rotary positions need heads whose width divides by 2"),
+        (
+            ["--model.encoders.text.positions", "bucketed", "--model.encoders.text.buckets", "256"],
+            "buckets=256 must be",
+        ),
     ],
 )
 def test_parts_that_do_not_fit_are_named(flags, message):

@@ -20,6 +20,7 @@ from mmjax.interchange.directories import read_tensors
 from mmjax.stream import Stream
 from mmjax.train.build import instantiate
 from mmjax.train.loop import train
+from mmjax.train.validate import check_config
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -56,37 +57,66 @@ PICTURES = dict(
     hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40, image_size=28, patch_size=7
 )
 TEXTS = dict(vocab_size=31, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40)
+DECODERS = dict(
+    vocab_size=31, hidden_size=24, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2, intermediate_size=40,
+    bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
+
+
+def llama(**changes):
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**DECODERS | changes))
+
+
+def mistral(**changes):
+    return transformers.MistralForCausalLM(transformers.MistralConfig(**DECODERS | changes))
+
+
+def whisper(**changes):
+    sizes = dict(
+        vocab_size=31, d_model=24, encoder_layers=2, decoder_layers=2, encoder_attention_heads=3,
+        decoder_attention_heads=3, encoder_ffn_dim=40, decoder_ffn_dim=36, num_mel_bins=80, max_source_positions=30,
+        max_target_positions=20, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+    )  # fmt: skip
+    return transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**sizes | changes))
+
+
+def deit(kind):
+    return getattr(transformers, kind)(transformers.DeiTConfig(**PICTURES, num_labels=5))
+
+
+def t5(kind="T5EncoderModel", **changes):
+    sizes = dict(vocab_size=31, d_model=24, d_kv=6, d_ff=40, num_layers=2, num_heads=3)
+    return getattr(transformers, kind)(transformers.T5Config(**sizes | changes))
+
 
 MODELS = {
     "Parakeet": parakeet,
     "Parakeet encoder": lambda: parakeet(head=False),
     "Parakeet without biases": lambda: parakeet(attention_bias=False, convolution_bias=False, scale_input=False),
     "Parakeet in bfloat16": lambda: randomise(parakeet(), torch.bfloat16),
-    "Whisper": lambda: transformers.WhisperForConditionalGeneration(
-        transformers.WhisperConfig(
-            vocab_size=31,
-            d_model=24,
-            encoder_layers=2,
-            decoder_layers=2,
-            encoder_attention_heads=3,
-            decoder_attention_heads=3,
-            encoder_ffn_dim=40,
-            decoder_ffn_dim=36,
-            num_mel_bins=80,
-            max_source_positions=30,
-            max_target_positions=20,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-            decoder_start_token_id=1,
-        )
-    ),
+    "Whisper": whisper,
+    "Whisper with a shallow decoder": lambda: whisper(encoder_layers=3, decoder_layers=1),
     "ViT": lambda: transformers.ViTModel(transformers.ViTConfig(**PICTURES, layer_norm_eps=1e-2)),
     "ViT that classifies": lambda: transformers.ViTForImageClassification(
         transformers.ViTConfig(**PICTURES, hidden_act="gelu_pytorch_tanh")
     ),
+    "DeiT": lambda: deit("DeiTModel"),
+    "DeiT that classifies": lambda: deit("DeiTForImageClassification"),
+    "DeiT that classifies with its teacher": lambda: deit("DeiTForImageClassificationWithTeacher"),
     "SigLIP": lambda: transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**PICTURES)),
     "BERT": lambda: transformers.BertModel(transformers.BertConfig(**TEXTS, max_position_embeddings=20)),
+    "T5": t5,
+    "T5 version 1.1": lambda: t5(
+        feed_forward_proj="gated-gelu",
+        num_heads=5,
+        relative_attention_num_buckets=12,
+        relative_attention_max_distance=20,
+    ),
+    "Llama": lambda: llama(head_dim=10, rope_parameters={"rope_type": "default", "rope_theta": 5e5}),
+    "Llama, tied, with biases in attention": lambda: llama(tie_word_embeddings=True, attention_bias=True),
+    "Llama with biases in its feed-forward": lambda: llama(num_key_value_heads=6, mlp_bias=True, rms_norm_eps=1e-2),
+    "Mistral": lambda: mistral(sliding_window=None),
+    "Qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**DECODERS)),
 }
 
 
@@ -144,20 +174,111 @@ def test_a_real_sentence_embedder_gives_its_own_embeddings(tmp_path):
     np.testing.assert_allclose(embed(tree(parameters, "encoder")), theirs.encode(sentences), atol=1e-4)
 
 
-def test_missing_and_unknown_tensors_are_listed(tmp_path):
+@pytest.mark.parametrize(
+    "model, lost",
+    [
+        (parakeet, ("ctc_head.bias", "encoder.layers.1.norm_out.weight")),
+        (llama, ("lm_head.weight", "model.layers.1.mlp.up_proj.weight")),
+        (t5, ("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", "shared.weight")),
+        (lambda: deit("DeiTModel"), ("embeddings.distillation_token", "pooler.dense.bias")),
+        (
+            lambda: whisper(encoder_layers=3, decoder_layers=1),
+            ("model.decoder.layers.0.fc1.bias", "model.encoder.layers.2.fc1.bias"),
+        ),
+    ],
+)
+def test_missing_and_unknown_tensors_are_listed(tmp_path, model, lost):
     from safetensors.numpy import load_file, save_file
 
-    randomise(parakeet()).save_pretrained(tmp_path / "theirs")
+    model().save_pretrained(tmp_path / "theirs")
     path = tmp_path / "theirs" / "model.safetensors"
     tensors = load_file(path)
-    del tensors["encoder.layers.1.norm_out.weight"], tensors["ctc_head.bias"]
+    for name in lost:
+        del tensors[name]
     tensors["encoder.surprise"] = np.zeros(3, np.float32)
     save_file(tensors, path)
     with pytest.raises(UserError) as error:
         import_model(tmp_path / "theirs", tmp_path / "ours")
-    for name in ("ctc_head.bias", "encoder.layers.1.norm_out.weight", "not known: encoder.surprise"):
-        assert name in str(error.value)
+    assert f"missing: {', '.join(lost)}; not known: encoder.surprise" in str(error.value)
     assert not (tmp_path / "ours").exists()
+
+
+def test_pixels_are_normalised_as_the_image_processor_says(tmp_path):
+    deit("DeiTModel").save_pretrained(tmp_path / "theirs")
+    processor = tmp_path / "theirs" / "preprocessor_config.json"
+    processor.write_text('{"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "size": 256}')
+    assert import_model(tmp_path / "theirs", tmp_path / "ours")["certificate"]["holds"]
+    part = c.imported(tmp_path / "ours")
+    assert part.mean == (0.485, 0.456, 0.406) and part.std == (0.229, 0.224, 0.225)
+    processor.write_text('{"do_normalize": false}')
+    with pytest.raises(UserError, match="cannot import do_normalize=False"):
+        import_model(tmp_path / "theirs", tmp_path / "other")
+
+
+def test_of_a_whole_t5_the_encoder_is_imported_and_exported(tmp_path):
+    model = randomise(t5("T5ForConditionalGeneration", feed_forward_proj="gated-gelu", num_decoder_layers=3))
+    model.save_pretrained(tmp_path / "theirs")
+    assert import_model(tmp_path / "theirs", tmp_path / "ours")["certificate"]["holds"]
+    export_model(tmp_path / "ours", tmp_path / "back")
+    theirs, back = read_tensors(tmp_path / "theirs"), read_tensors(tmp_path / "back")
+    assert set(back) == {name for name in theirs if name.startswith(("encoder.", "shared."))}
+    assert all(back[name].tobytes() == theirs[name].tobytes() for name in back)
+    again, report = transformers.T5EncoderModel.from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not report["missing_keys"] and not again.config.is_encoder_decoder
+    assert again.config.architectures == ["T5EncoderModel"]
+
+
+def test_a_t5_whose_heads_do_not_divide_its_width_is_an_encoder_of_a_config(tmp_path):
+    randomise(t5(num_heads=5)).save_pretrained(tmp_path / "theirs")
+    import_model(tmp_path / "theirs", tmp_path / "ours")
+    model = dataclasses.replace(tiny().model, encoders={**tiny().model.encoders, "text": c.imported(tmp_path / "ours")})
+    check_config(dataclasses.replace(tiny(), model=model, initial={"encoders.text": str(tmp_path / "ours")}))
+
+
+def test_a_language_model_of_older_files(tmp_path):
+    """A tied read-out stored twice, tables of the rotary positions, and their base beside "rope_scaling"."""
+    from safetensors.numpy import load_file, save_file
+
+    randomise(llama(tie_word_embeddings=True)).save_pretrained(tmp_path / "theirs")
+    path, config = tmp_path / "theirs" / "model.safetensors", tmp_path / "theirs" / "config.json"
+    tensors = load_file(path)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    tensors["model.layers.1.self_attn.rotary_emb.inv_freq"] = np.ones(2, np.float32)
+    save_file(tensors, path, {"format": "pt"})
+    settings = json.loads(config.read_text())
+    del settings["rope_parameters"]
+    config.write_text(json.dumps(settings | {"rope_theta": 1e3, "rope_scaling": None}))
+    assert import_model(tmp_path / "theirs", tmp_path / "ours")["certificate"]["holds"]
+    part = c.imported(tmp_path / "ours")
+    assert part.tied and part.block.rotary_base == 1e3
+    export_model(tmp_path / "ours", tmp_path / "back")
+    assert set(read_tensors(tmp_path / "back")) == {name for name in tensors if name.startswith("model.")} - {
+        "model.layers.1.self_attn.rotary_emb.inv_freq"
+    }
+
+
+@pytest.mark.parametrize(
+    "model, changes, message",
+    [
+        (
+            llama,
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+            "cannot import rope_parameters={'rope_type",
+        ),
+        (llama, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "cannot import rope_scaling={'type': 'dynamic'"),
+        (llama, {"hidden_act": "mish"}, "cannot import hidden_act='mish'"),
+        (llama, {"architectures": ["LlamaModel"]}, "cannot import architectures=['LlamaModel']"),
+        (mistral, {}, "cannot import sliding_window=4096"),
+        (t5, {"feed_forward_proj": "gated-mish"}, "cannot import feed_forward_proj='mish'"),
+    ],
+)
+def test_an_option_that_we_do_not_have_is_named(tmp_path, capsys, model, changes, message):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    config = model().config.to_dict() | {"architectures": [type(model()).__name__]} | changes
+    (theirs / "config.json").write_text(json.dumps(config))
+    assert main(["import", str(theirs), "-o", str(tmp_path / "ours")]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_trap_d1_the_blank_becomes_the_first_class(tmp_path):
@@ -222,3 +343,6 @@ def test_a_run_starts_from_an_imported_encoder(tmp_path):
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, encoders=encoders))
     with pytest.raises(UserError, match="norm_epsilon is 1e-06, but .* was imported with 1e-05"):
         train(other, tmp_path / "other")
+    headless = dataclasses.replace(config, initial={"heads.answer": str(tmp_path / "ours")})
+    with pytest.raises(UserError, match="initial.heads.answer: the model in .* has no head"):
+        train(headless, tmp_path / "headless")

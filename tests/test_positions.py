@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from mmjax.models.positions import resize_positions, sample_grid, sincos
+from mmjax.models.positions import bucket_of, resize_positions, sample_grid, sincos
 
 
 def test_sincos_positions_equal_the_formula():
@@ -23,6 +23,28 @@ def test_a_sampled_grid_of_the_same_size_is_the_table():
     places = np.stack(np.meshgrid(np.arange(5), np.arange(5), indexing="ij"), -1).reshape(1, -1, 2)
     sampled = jax.jit(sample_grid)(jnp.asarray(table), jnp.asarray(places), jnp.ones((1, 25), int))
     np.testing.assert_array_equal(sampled[0], table.reshape(25, 3))
+
+
+def test_distances_share_buckets_by_their_logarithm():
+    # Raffel et al. 2020, section 2.1: with 32 buckets and 128 tokens, 0 to 7 are apart, and 8 more end at 128.
+    sizes = jnp.array([0, 1, 7, 8, 11, 12, 15, 16, 127, 128, 10_000])
+    expected = [0, 1, 7, 8, 8, 9, 9, 10, 15, 15, 15]
+    assert bucket_of(-sizes, 32, 128).tolist() == expected
+    assert bucket_of(sizes[1:], 32, 128).tolist() == [16 + bucket for bucket in expected[1:]]
+    assert bucket_of(sizes, 32, 128, causal=True).tolist() == [0] * 11, "nothing comes later"
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("buckets, max_distance", [(32, 128), (8, 20), (12, 24), (64, 512)])
+def test_buckets_are_those_of_transformers(buckets, max_distance, causal):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    distances = np.arange(-1000, 1001)
+    theirs = T5Attention._relative_position_bucket(torch.tensor(distances), not causal, buckets, max_distance)
+    np.testing.assert_array_equal(bucket_of(jnp.asarray(distances), buckets, max_distance, causal), theirs)
 
 
 TABLE = np.random.default_rng(0).normal(size=(2 + 14 * 14, 5)).astype(np.float32)

@@ -204,10 +204,10 @@ def test_a_decoder_without_context_equals_gpt_2():
 SMALL = dict(vocabulary=19, layers=2, width=16, heads=4, mlp=24, key_value_heads=2)
 
 
-@pytest.mark.parametrize("positions", ["rotary", "learned"])
+@pytest.mark.parametrize("positions", ["rotary", "learned", "bucketed"])
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_text_gives_the_same_packed_and_alone(positions, causal):
-    model = Transformer(**SMALL, positions=positions, length=9, causal=causal)
+    model = Transformer(**SMALL, positions=positions, length=9, buckets=8, max_distance=6, causal=causal)
     lengths = (4, 9, 1, 6)
     row = texts(*lengths, room=24)
     params = initialised(model, row)
@@ -218,6 +218,11 @@ def test_a_text_gives_the_same_packed_and_alone(positions, causal):
         np.testing.assert_allclose(
             together.features[together.segments == number], alone.features[alone.segments > 0], atol=1e-5
         )
+    empty = row.segments == 0
+    spoilt = row._replace(
+        features=jnp.where(empty, 10**9, row.features), positions=jnp.where(empty, -(10**9), row.positions)
+    )
+    np.testing.assert_array_equal(apply(params, spoilt).features, together.features)
 
 
 def test_a_causal_encoder_does_not_see_what_comes_later():
@@ -265,7 +270,7 @@ def test_what_stands_in_empty_positions_changes_nothing():
 @pytest.mark.parametrize("prefix", [1, 3])
 def test_traps_g12_h13_step_by_step_equals_all_at_once(positions, prefix):
     """Two rows of one or two examples each, of unequal length: those that have ended give empty tokens."""
-    model = TextDecoder(**SMALL, positions=positions, length=9)
+    model = TextDecoder(**SMALL, positions=positions, length=9, block=BlockStyle(head_width=6))
     rows = [texts(9, 5, room=14), texts(7, room=14)]
     row = Stream(*(jnp.concatenate(x) for x in zip(*rows, strict=True)))
     context = context_of([[1, 1, 1, 2, 0], [1, 1, 0, 0, 0]])

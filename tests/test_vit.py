@@ -278,10 +278,10 @@ def test_trap_g8_native_resolution_equals_naflex_of_transformers():
 SMALL = dict(patch=4, image_size=16, layers=2, width=16, heads=2, mlp=24)
 
 
-@pytest.mark.parametrize("positions", ["learned", "sincos", "rotary"])
-def test_trap_g8_native_resolution_of_a_square_image_is_the_fixed_size_model(positions):
+@pytest.mark.parametrize("positions, placed", [("learned", False), ("learned", True), ("sincos", False), ("rotary", False)])  # fmt: skip
+def test_trap_g8_native_resolution_of_a_square_image_is_the_fixed_size_model(positions, placed):
     image = packed(pictures((16, 16), (16, 16)), 4, special=3)
-    settings = dict(**SMALL, positions=positions, class_token=True, registers=2)
+    settings = dict(**SMALL, positions=positions, class_token=True, registers=2, placed_registers=placed)
     fixed, native = ViT(**settings), ViT(**settings, max_patches=16)
     params = initialised(fixed, image)
     ours, theirs = (jax.jit(model.apply)(params, image) for model in (fixed, native))
@@ -354,17 +354,20 @@ def test_registers_are_seen_by_the_patches_and_differ():
         assert np.abs(out(changed, image).features[0, 2:] - before[0, 2:]).max() > 1e-3
 
 
-def test_learned_positions_are_those_of_the_patches_alone():
-    """A register has no position: with registers and without class token, places count from the first patch."""
-    image = packed(pictures((16, 16)), 4, special=1, first=1)
-    model = ViT(**SMALL | {"layers": 1}, registers=1)
+@pytest.mark.parametrize("placed", [False, True])
+def test_learned_positions_are_those_of_the_patches_and_of_placed_registers(placed):
+    """Without class token, places count from the first patch, or from the first register that has one."""
+    image = packed(pictures((16, 16)), 4, special=2, first=1)
+    model = ViT(**SMALL | {"layers": 1}, registers=2, placed_registers=placed)
     params = initialised(model, image)
-
-    def of_register(params):
-        _, state = model.apply(params, image, capture_intermediates=lambda m, _: type(m) is nn.Dropout)
-        return state["intermediates"]["Dropout_0"]["__call__"][0][0, 0]
-
-    np.testing.assert_array_equal(of_register(params), params["params"]["registers"][0])
+    own = params["params"]
+    _, state = model.apply(params, image, capture_intermediates=lambda m, _: type(m) is nn.Dropout)
+    embedded = state["intermediates"]["Dropout_0"]["__call__"][0][0]
+    place = own["place"]["embedding"]
+    assert len(place) == 16 + 2 * placed
+    np.testing.assert_array_equal(embedded[:2], own["registers"] + place[:2] if placed else own["registers"])
+    patch = (image.features[0, 2] / 255.0 - 0.5) / 0.5 @ own["embedding"]["kernel"] + own["embedding"]["bias"]
+    np.testing.assert_allclose(embedded[2], patch + place[2 * placed], atol=1e-5)
 
 
 def test_pools_give_one_vector_per_example_in_its_slot():

@@ -105,6 +105,9 @@ class BlockStyle:
     gated: bool = False
     bias: bool = True
     layer_scale: float | None = None  # first value of a learned factor per feature; None: no factor
+    head_width: int | None = None  # features of each attention head; None: the width, divided among the heads
+    rotary_base: float = 10_000.0  # of rotary positions in one dimension
+    scaled: bool = True  # attention scores, by the root of the head's width
 
 
 @part
@@ -163,6 +166,7 @@ class ViT:
     mlp: int = 1536
     class_token: bool = False
     registers: int = 0  # further tokens per image that only the encoder sees
+    placed_registers: bool = False  # they too have learned positions, as the distillation token of an imported DeiT
     positions: Literal["learned", "sincos", "rotary"] = "learned"
     max_patches: int | None = None  # of an image that keeps its aspect ratio; None: all are image_size squares
     block: BlockStyle = BlockStyle()
@@ -187,8 +191,10 @@ class Transformer:
     width: int = 256
     heads: int = 4
     mlp: int = 1024
-    positions: Literal["rotary", "learned"] = "rotary"
+    positions: Literal["rotary", "learned", "bucketed"] = "rotary"
     length: int = 512  # tokens of the longest text, with learned positions
+    buckets: int = 32  # of distances between tokens, with bucketed positions
+    max_distance: int = 128  # tokens, from which on all distances are alike, with bucketed positions
     types: int = 0  # kinds of text that an imported BERT tells apart
     key_value_heads: int | None = None  # each shared by a group of heads; None: as many as heads
     causal: bool = False

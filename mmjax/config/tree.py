@@ -10,18 +10,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmjax.config.experiment import Experiment
-from mmjax.config.models import Conformer, Transformer, ViT, WhisperEncoder
+from mmjax.config.models import Conformer, TextDecoder, Transformer, ViT, WhisperEncoder
 from mmjax.errors import UserError, dotted, nearest
 
 # From a file. ---------------------------------------------------------------------------------------------
 
+Imported = Conformer | WhisperEncoder | ViT | Transformer | TextDecoder
 
-def imported(directory: str | Path) -> Conformer | WhisperEncoder | ViT | Transformer:
-    """The encoder that `mmjax import` wrote; `Experiment.initial` says that its parameters are to be used too."""
+
+def imported(directory: str | Path) -> Imported:
+    """The encoder that `mmjax import` wrote; `Experiment.initial` says that its parameters are to be used too.
+
+    Of a language model, which has no encoder, it is the decoder.
+    """
     path = Path(directory) / "part.json"
     if not path.is_file():
         raise UserError(f"there is no {path}; is {directory} what mmjax import wrote?")
-    return from_dict(Conformer | WhisperEncoder | ViT | Transformer, read_json(path), str(path))
+    return from_dict(Imported, read_json(path), str(path))
 
 
 def read_json(path: Path) -> Any:

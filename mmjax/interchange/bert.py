@@ -1,5 +1,6 @@
 """BERT encoders, as `BertModel` of transformers; sentence embedders such as all-MiniLM are of this family."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,6 @@ from mmjax.interchange import vit
 from mmjax.interchange.rules import Rule, heads_in, heads_out, linear, norm, same, under
 
 MODEL_TYPES = ("bert",)
-layers = vit.layers
 
 
 def part(theirs: dict[str, Any]) -> c.Transformer:
@@ -53,27 +53,38 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
         f"{layer}/mlp/down", f"{block}output.dense"
     )
     found += norm(f"{layer}/mlp_norm", f"{block}output.LayerNorm")
-    return under("encoder", found) + under("pooler", linear("dense", "pooler.dense"))
+    return under("encoder", found, theirs["num_hidden_layers"]) + under("pooler", linear("dense", "pooler.dense"))
 
 
 def outputs(source: Any, part_: c.Transformer, parameters: dict[str, np.ndarray], seed: int) -> list[tuple[Any, Any]]:
-    """What ours and theirs make of two texts of 7 and 12 random tokens, which ours packs into one row."""
-    import jax.numpy as jnp
+    """What ours and theirs make of two texts."""
     import torch
     import transformers
 
-    from mmjax import models
     from mmjax.interchange.convert import tree
+
+    reference = transformers.BertModel.from_pretrained(source, local_files_only=True, dtype=torch.float32).eval()
+    return compare_texts(lambda ids: reference(ids).last_hidden_state, part_, tree(parameters, "encoder"), seed)
+
+
+def compare_texts(
+    reference: Callable[[Any], Any], part_: Any, parameters: Any, seed: int, lengths: tuple[int, ...] = (7, 12)
+) -> list[tuple[Any, Any]]:
+    """Texts of so many random tokens through both models; ours packs them into one row."""
+    import jax
+    import jax.numpy as jnp
+    import torch
+
+    from mmjax import models
     from mmjax.stream import Stream
     from mmjax.train.build import instantiate
 
-    reference = transformers.BertModel.from_pretrained(source, local_files_only=True, dtype=torch.float32).eval()
-    texts = [np.random.default_rng([seed, n]).integers(0, part_.vocabulary, n) for n in (7, 12)]
-    ids, segments = np.concatenate(texts)[None], np.repeat([1, 2], [7, 12])[None]
-    places = np.concatenate([np.arange(len(text)) for text in texts])[None]
-    row = Stream(jnp.asarray(ids), jnp.asarray(segments), jnp.asarray(places))
-    ours = instantiate(part_, models).apply({"params": tree(parameters, "encoder")}, row).features[0]
+    texts = [np.random.default_rng([seed, n]).integers(0, part_.vocabulary, n) for n in lengths]
+    ids, segments = np.concatenate(texts), np.repeat(np.arange(len(texts)), lengths) + 1
+    places = np.concatenate([np.arange(n) for n in lengths])
+    row = Stream(*(jnp.asarray(x[None]) for x in (ids, segments, places)))
+    ours = jax.jit(instantiate(part_, models).apply)({"params": parameters}, row).features[0]
     return [
-        (ours[segments[0] == number], reference(torch.tensor(text)[None]).last_hidden_state[0].numpy())
+        (ours[segments == number], reference(torch.tensor(text)[None])[0].numpy())
         for number, text in enumerate(texts, 1)
     ]

@@ -9,10 +9,10 @@ import numpy as np
 
 from mmjax import config as c
 from mmjax.errors import UserError
-from mmjax.interchange import bert, certificate, directories, parakeet, siglip, vit, whisper
+from mmjax.interchange import bert, certificate, directories, llama, parakeet, siglip, t5, vit, whisper
 from mmjax.interchange.rules import to_ours, to_theirs
 
-FAMILIES: tuple[ModuleType, ...] = (parakeet, whisper, vit, siglip, bert)
+FAMILIES: tuple[ModuleType, ...] = (parakeet, whisper, vit, siglip, bert, t5, llama)
 
 
 def family_of(theirs: dict[str, Any], where: str | Path) -> ModuleType:
@@ -31,23 +31,21 @@ def family_of(theirs: dict[str, Any], where: str | Path) -> ModuleType:
 def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
     """Reads a Hugging Face directory, writes one of ours, and returns what it says of itself.
 
-    Ours holds `part.json` (the config of the encoder), `parameters.safetensors` (float32, by path) and `origin.json`
+    Ours holds `part.json` (the config of the encoder, or of a language model's decoder), `parameters.safetensors` (float32, by path) and `origin.json`
     (their config, the types of their tensors, and the certificate: how far outputs differ, where torch and
     transformers are there to tell).
     """
     source = Path(source)
     theirs = directories.read_object(source / "config.json")
     family = family_of(theirs, source)
-    part = family.part(theirs)
+    part = family.part(theirs | directories.read_normalisation(source))
     tensors = directories.read_tensors(source)
-    kept = {name: x for name, x in tensors.items() if not family.ignored(name)}
-    wide = {name: x.astype(np.float32) for name, x in kept.items()}
-    wide = family.unpack(wide) if hasattr(family, "unpack") else wide
-    parameters = to_ours(family.rules(theirs), wide, family.layers(theirs), family.ignored)
+    unpacked = family.unpack(tensors) if hasattr(family, "unpack") else tensors
+    parameters = to_ours(family.rules(theirs), unpacked, family.ignored)
     proof = certificate.certify(family, source, part, parameters)
     origin = {
         "config": theirs,
-        "dtypes": {name: str(x.dtype) for name, x in kept.items()},
+        "dtypes": {name: str(x.dtype) for name, x in tensors.items()},
         "certificate": proof,
     }
     documents = {directories.PART: c.to_dict(part), directories.ORIGIN: origin}
@@ -68,16 +66,18 @@ def export_model(source: str | Path, out: str | Path) -> dict[str, Any]:
     theirs = origin["config"]
     family = family_of(theirs, source)
     parameters = directories.read_safetensors(source / directories.PARAMETERS)
-    tensors = to_theirs(family.rules(theirs), parameters, family.layers(theirs))
+    tensors = to_theirs(family.rules(theirs), parameters)
     tensors = family.pack(tensors) if hasattr(family, "pack") else tensors
     dtypes = origin.get("dtypes", {})
     tensors = {name: x.astype(jnp.dtype(dtypes.get(name, "float32"))) for name, x in tensors.items()}
-    directories.write(Path(out), tensors, "model.safetensors", {"config.json": theirs})
+    directories.write(
+        Path(out), tensors, "model.safetensors", {"config.json": theirs | getattr(family, "EXPORTED", {})}
+    )
     return {"model_type": theirs["model_type"], "tensors": len(tensors)}
 
 
 def read_part(directory: str | Path) -> tuple[Any, dict[str, np.ndarray]]:
-    """An imported model: the config of its encoder, and its parameters by path ("encoder/...", "head/...")."""
+    """An imported model: what `part.json` describes, and its parameters by path ("encoder/...", "decoder/...", "head/...")."""
     return c.imported(directory), directories.read_safetensors(Path(directory) / directories.PARAMETERS)
 
 

@@ -23,6 +23,14 @@ def read_object(path: Path) -> dict[str, Any]:
     return found
 
 
+def read_normalisation(directory: Path) -> dict[str, Any]:
+    """What the image processor of a Hugging Face directory says of the pixels, if there is one."""
+    path = directory / "preprocessor_config.json"
+    keys = ("do_normalize", "image_mean", "image_std")
+    found = read_object(path) if path.is_file() else {}
+    return {key: found[key] for key in keys if found.get(key) is not None}
+
+
 def read_tensors(directory: Path) -> dict[str, np.ndarray]:
     """All tensors of a Hugging Face directory: one file, or the shards that its index names."""
     index = directory / "model.safetensors.index.json"

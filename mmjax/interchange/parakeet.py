@@ -48,18 +48,15 @@ def part(theirs: dict[str, Any]) -> c.Conformer:
     )
 
 
-def layers(theirs: dict[str, Any]) -> int:
-    return encoder_config(theirs)["num_hidden_layers"]
-
-
 def ignored(name: str) -> bool:
     return name.endswith("num_batches_tracked")
 
 
 def rules(theirs: dict[str, Any]) -> list[Rule]:
     """Every parameter of the encoder, and of the CTC head ("head/...") where the model has one."""
+    depth = encoder_config(theirs)["num_hidden_layers"]
     if "encoder_config" not in theirs:
-        return under("encoder", _encoder(theirs, ""))
+        return under("encoder", _encoder(theirs, ""), depth)
     blank = theirs["pad_token_id"]
 
     # Their blank is a class among others; ours is the first (trap D1).
@@ -76,7 +73,7 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
         ),
         Rule("logits/bias", ("ctc_head.bias",), lambda p: blank_first(p[0]), lambda w: [blank_back(w)]),
     ]  # fmt: skip
-    return under("encoder", _encoder(theirs["encoder_config"], "encoder.")) + under("head", head)
+    return under("encoder", _encoder(theirs["encoder_config"], "encoder."), depth) + under("head", head)
 
 
 def _encoder(theirs: dict[str, Any], root: str) -> list[Rule]:

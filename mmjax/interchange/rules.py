@@ -1,7 +1,7 @@
 """How parameters of two layouts correspond: one table of rules, read in both directions.
 
 A rule names one parameter of ours (a path such as "layers/attention/qkv/kernel") and the tensors of theirs that it is
-made of. Where their name holds "{layer}", our parameter is stacked over the layers.
+made of. Where their name holds "{layer}", our parameter is stacked over the layers of its part.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ class Rule:
       theirs: names of their tensors; none where they leave out what is zero in ours (`fill`).
       join: their tensors (of one layer) -> ours; split: the inverse.
       fill: the shape of ours where theirs is left out.
+      layers: of the part that ours belongs to.
     """
 
     ours: str
@@ -30,27 +31,26 @@ class Rule:
     join: Callable[[list[np.ndarray]], np.ndarray] = lambda parts: parts[0]
     split: Callable[[np.ndarray], list[np.ndarray]] = lambda whole: [whole]
     fill: tuple[int, ...] | None = None
+    layers: int = 0
 
 
-def to_ours(
-    rules: Sequence[Rule], tensors: Arrays, layers: int, ignored: Callable[[str], bool]
-) -> dict[str, np.ndarray]:
-    """Their tensors as our parameters by path.
+def to_ours(rules: Sequence[Rule], tensors: Arrays, ignored: Callable[[str], bool]) -> dict[str, np.ndarray]:
+    """Their tensors as our parameters by path, float32.
 
     Raises:
       UserError: a tensor that a rule needs is missing, or one is there that no rule reads; all of them are listed.
     """
-    wanted = {name for rule in rules for name in _expanded(rule, layers)}
+    wanted = {name for rule in rules for names in _names(rule) for name in names}
     missing = sorted(wanted - set(tensors))
     unknown = sorted(name for name in set(tensors) - wanted if not ignored(name))
     if missing or unknown:
         parts = [f"missing: {', '.join(missing)}"] if missing else []
         parts += [f"not known: {', '.join(unknown)}"] if unknown else []
         raise UserError(f"the tensors do not fit the model; {'; '.join(parts)}")
-    return {rule.ours: _joined(rule, tensors, layers) for rule in rules}
+    return {rule.ours: _joined(rule, tensors) for rule in rules}
 
 
-def to_theirs(rules: Sequence[Rule], parameters: Arrays, layers: int) -> dict[str, np.ndarray]:
+def to_theirs(rules: Sequence[Rule], parameters: Arrays) -> dict[str, np.ndarray]:
     """The inverse of `to_ours`.
 
     Raises:
@@ -68,12 +68,9 @@ def to_theirs(rules: Sequence[Rule], parameters: Arrays, layers: int) -> dict[st
         if rule.fill is not None:
             if whole.any():
                 raise UserError(f"{rule.ours} is not zero, and the layout has no place for it")
-        elif _stacked(rule):
-            for layer in range(layers):
-                parts = rule.split(whole[layer])
-                tensors |= {name.format(layer=layer): x for name, x in zip(rule.theirs, parts, strict=True)}
         else:
-            tensors |= dict(zip(rule.theirs, rule.split(whole), strict=True))
+            for names, part in zip(_names(rule), whole if _stacked(rule) else [whole], strict=True):
+                tensors |= dict(zip(names, rule.split(part), strict=True))
     return {name: np.ascontiguousarray(x) for name, x in tensors.items()}
 
 
@@ -81,21 +78,21 @@ def _stacked(rule: Rule) -> bool:
     return any("{layer}" in name for name in rule.theirs)
 
 
-def _expanded(rule: Rule, layers: int) -> list[str]:
-    return [name.format(layer=i) for name in rule.theirs for i in (range(layers) if _stacked(rule) else [0])]
+def _names(rule: Rule) -> list[list[str]]:
+    """The names of their tensors, layer by layer; once, where ours is not stacked."""
+    return [[name.format(layer=i) for name in rule.theirs] for i in (range(rule.layers) if _stacked(rule) else [0])]
 
 
-def _joined(rule: Rule, tensors: Arrays, layers: int) -> np.ndarray:
+def _joined(rule: Rule, tensors: Arrays) -> np.ndarray:
     if rule.fill is not None:
         return np.zeros(rule.fill, np.float32)
-    if _stacked(rule):
-        return np.stack([rule.join([tensors[n.format(layer=i)] for n in rule.theirs]) for i in range(layers)])
-    return rule.join([tensors[name] for name in rule.theirs])
+    layers = [rule.join([tensors[name].astype(np.float32) for name in names]) for names in _names(rule)]
+    return np.stack(layers) if _stacked(rule) else layers[0]
 
 
-def under(name: str, rules: Sequence[Rule]) -> list[Rule]:
-    """The same rules for a model that is the part `name` of a larger one."""
-    return [dataclasses.replace(rule, ours=f"{name}/{rule.ours}") for rule in rules]
+def under(name: str, rules: Sequence[Rule], layers: int = 0) -> list[Rule]:
+    """The same rules for a model that is the part `name`, of so many layers, of a larger one."""
+    return [dataclasses.replace(rule, ours=f"{name}/{rule.ours}", layers=layers) for rule in rules]
 
 
 # The usual correspondences. Theirs are torch's: a linear layer's weight is [out, in], a convolution's [out, in, ...].
@@ -106,15 +103,25 @@ def same(ours: str, theirs: str) -> list[Rule]:
     return [Rule(ours, (theirs,))]
 
 
+def scale(ours: str, theirs: str) -> list[Rule]:
+    """Root-mean-square normalisation."""
+    return same(f"{ours}/scale", f"{theirs}.weight")
+
+
 def norm(ours: str, theirs: str) -> list[Rule]:
     """Layer normalisation."""
-    return [Rule(f"{ours}/scale", (f"{theirs}.weight",)), Rule(f"{ours}/bias", (f"{theirs}.bias",))]
+    return scale(ours, theirs) + same(f"{ours}/bias", f"{theirs}.bias")
 
 
 def linear(ours: str, theirs: str, bias: tuple[int, ...] | None = None) -> list[Rule]:
     """A linear layer; `bias` is the shape of ours where theirs has none."""
     rules = [Rule(f"{ours}/kernel", (f"{theirs}.weight",), lambda p: p[0].T, lambda w: [w.T])]
     return rules + [Rule(f"{ours}/bias", (), fill=bias) if bias else Rule(f"{ours}/bias", (f"{theirs}.bias",))]
+
+
+def without_biases(rules: Sequence[Rule]) -> list[Rule]:
+    """The same rules for a model in which neither side has biases."""
+    return [rule for rule in rules if not rule.ours.endswith("/bias")]
 
 
 def heads_in(

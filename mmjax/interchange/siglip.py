@@ -10,7 +10,7 @@ from mmjax.interchange.rules import Rule, heads_in, heads_out, linear, norm, sam
 
 MODEL_TYPES = ("siglip_vision_model",)
 PACKED = "head.attention.in_proj"
-layers, ignored = vit.layers, vit.ignored
+ignored = vit.ignored
 
 
 def part(theirs: dict[str, Any]) -> c.ViT:
@@ -24,6 +24,7 @@ def part(theirs: dict[str, Any]) -> c.ViT:
         heads=theirs["num_attention_heads"],
         mlp=theirs["intermediate_size"],
         block=c.BlockStyle(activation=vit.activation(theirs), epsilon=theirs["layer_norm_eps"]),
+        **vit.normalisation(theirs),
     )
 
 
@@ -37,7 +38,7 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
     found += heads_out(f"{layer}/attention/out", f"{block}self_attn.out_proj", heads)
     found += linear(f"{layer}/mlp/up", f"{block}mlp.fc1") + linear(f"{layer}/mlp/down", f"{block}mlp.fc2")
     found += norm("norm", "post_layernorm")
-    return under("encoder", found) + under("pool", _pool(heads))
+    return under("encoder", found, theirs["num_hidden_layers"]) + under("pool", _pool(heads))
 
 
 def unpack(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

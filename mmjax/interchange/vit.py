@@ -1,4 +1,4 @@
-"""Vision Transformers, as `ViTModel` and `ViTForImageClassification` of transformers (ViT, DeiT without distillation)."""
+"""Vision Transformers, as `ViTModel` and `DeiTModel` of transformers, and as their models for classification."""
 
 from typing import Any
 
@@ -8,13 +8,26 @@ from mmjax import config as c
 from mmjax.errors import UserError
 from mmjax.interchange.rules import Rule, heads_in, heads_out, linear, norm, same, under
 
-MODEL_TYPES = ("vit",)
-ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "quick_gelu": "quick_gelu"}
+MODEL_TYPES = ("vit", "deit")
+# What stands beside the encoder of an architecture: our paths of linear layers, and theirs.
+POOLER = {"pooler/dense": "pooler.dense"}
+BESIDE = {
+    "ViTForImageClassification": {"head/logits": "classifier"},
+    "DeiTForImageClassification": {"head/logits": "classifier"},
+    "DeiTForImageClassificationWithTeacher": {
+        "head/logits": "cls_classifier",
+        "distillation_head/logits": "distillation_classifier",
+    },
+}
+# Their names of ours.
+ACTIVATIONS = {name: name for name in ("gelu", "quick_gelu", "relu", "silu")}
+ACTIVATIONS |= {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 
 
 def part(theirs: dict[str, Any]) -> c.ViT:
-    """Our config of the encoder; pictures are normalised to -1 to 1, as its image processor does by default."""
+    """Our config of the encoder; DeiT's distillation token is a register that has a learned position."""
     check_pictures(theirs, qkv_bias=True)
+    distilled = theirs["model_type"] == "deit"
     return c.ViT(
         patch=theirs["patch_size"],
         image_size=theirs["image_size"],
@@ -23,31 +36,36 @@ def part(theirs: dict[str, Any]) -> c.ViT:
         heads=theirs["num_attention_heads"],
         mlp=theirs["intermediate_size"],
         class_token=True,
+        registers=int(distilled),
+        placed_registers=distilled,
         block=c.BlockStyle(activation=activation(theirs), epsilon=theirs["layer_norm_eps"]),
+        **normalisation(theirs),
     )
 
 
-def activation(theirs: dict[str, Any]) -> str:
-    """Our name of the activation (trap G3).
+def normalisation(theirs: dict[str, Any]) -> dict[str, Any]:
+    """Mean and deviation of the pixels, if their image processor says; otherwise ours are the same as its defaults."""
+    names = {"mean": "image_mean", "std": "image_std"}
+    return {ours: tuple(theirs[name]) for ours, name in names.items() if name in theirs}
+
+
+def activation(theirs: dict[str, Any], key: str = "hidden_act") -> str:
+    """Our name of the activation that the option `key` names (trap G3).
 
     Raises:
       UserError: it is none of ours.
     """
-    name = theirs["hidden_act"]
+    name = theirs[key]
     if name not in ACTIVATIONS:
-        raise UserError(f"cannot import hidden_act={name!r}; there are {', '.join(ACTIVATIONS)}")
+        raise UserError(f"cannot import {key}={name!r}; there are {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
 def check_pictures(theirs: dict[str, Any], **expected: Any) -> None:
     """That the options have the only value that our encoder can express."""
-    for key, value in {"num_channels": 3, **expected}.items():
+    for key, value in {"num_channels": 3, "do_normalize": True, **expected}.items():
         if theirs.get(key, value) != value:
             raise UserError(f"cannot import {key}={theirs[key]!r}; only {value!r}")
-
-
-def layers(theirs: dict[str, Any]) -> int:
-    return theirs["num_hidden_layers"]
 
 
 def ignored(name: str) -> bool:
@@ -65,14 +83,17 @@ def patches(ours: str, theirs: str, size: int) -> list[Rule]:
 
 
 def rules(theirs: dict[str, Any]) -> list[Rule]:
-    """Every parameter of the encoder, and the "pooler" or the "head" beside it."""
-    classifies = theirs["architectures"] == ["ViTForImageClassification"]
-    root = "vit." if classifies else ""
+    """Every parameter of the encoder, and the "pooler" or the "head" beside it; a DeiT may have a "distillation_head"."""
+    kind, beside = theirs["model_type"], BESIDE.get((theirs.get("architectures") or [""])[0], POOLER)
+    root = "" if beside is POOLER else f"{kind}."
     block, layer, heads = root + "encoder.layer.{layer}.", "layers", theirs["num_attention_heads"]
     found = patches("embedding", f"{root}embeddings.patch_embeddings.projection", theirs["patch_size"])
     token, place = f"{root}embeddings.cls_token", f"{root}embeddings.position_embeddings"
     found.append(Rule("class_token", (token,), lambda p: p[0][0, 0], lambda w: [w[None, None]]))
     found.append(Rule("place/embedding", (place,), lambda p: p[0][0], lambda w: [w[None]]))
+    if kind == "deit":
+        distillation = f"{root}embeddings.distillation_token"
+        found.append(Rule("registers", (distillation,), lambda p: p[0][0], lambda w: [w[None]]))
     found += norm(f"{layer}/attention_norm", f"{block}layernorm_before")
     found += norm(f"{layer}/mlp_norm", f"{block}layernorm_after")
     names = [f"{block}attention.attention.{x}" for x in ("query", "key", "value")]
@@ -82,16 +103,12 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
         f"{layer}/mlp/down", f"{block}output.dense"
     )
     found += norm("norm", f"{root}layernorm")
-    beside = (
-        under("head", linear("logits", "classifier"))
-        if classifies
-        else under("pooler", linear("dense", "pooler.dense"))
-    )
-    return under("encoder", found) + beside
+    found = under("encoder", found, theirs["num_hidden_layers"])
+    return found + [rule for ours, name in beside.items() for rule in linear(ours, name)]
 
 
 def outputs(source: Any, part_: c.ViT, parameters: dict[str, np.ndarray], seed: int) -> list[tuple[Any, Any]]:
-    """What ours and theirs make of two pictures: all tokens."""
+    """What ours and theirs make of two pictures: all tokens, but not the distillation token, which ours discards."""
     import torch
     import transformers
 
@@ -101,6 +118,7 @@ def outputs(source: Any, part_: c.ViT, parameters: dict[str, np.ndarray], seed: 
 
 def compare_pictures(reference: Any, part_: c.ViT, parameters: Any, seed: int) -> list[tuple[Any, Any]]:
     """Two random pictures through both encoders."""
+    import jax
     import jax.numpy as jnp
     import torch
 
@@ -112,14 +130,15 @@ def compare_pictures(reference: Any, part_: c.ViT, parameters: Any, seed: int) -
 
     side = part_.image_size - part_.image_size % part_.patch
     pictures = np.random.default_rng(seed).integers(0, 256, (2, side, side, 3), np.uint8)
+    special = np.array([[-1, i] for i in range(1 - part_.class_token, 1 + part_.registers)]).reshape(-1, 2)
     streams = []
     for picture in pictures:
         features, places = patchify(picture, part_.patch)
-        if part_.class_token:
-            features = np.concatenate([np.zeros_like(features[:1]), features])
-            places = np.concatenate([[[-1, 0]], places])
+        features = np.concatenate([np.zeros((len(special), features.shape[1]), features.dtype), features])
+        places = np.concatenate([special, places])
         streams.append(Stream(features, np.ones(len(features), np.int32), places.astype(np.int32)))
     batch = Stream(*(jnp.stack(parts) for parts in zip(*streams, strict=True)))
-    ours = instantiate(part_, models).apply({"params": tree(parameters, "encoder")}, batch).features
-    normalised = (torch.tensor(pictures).permute(0, 3, 1, 2) / 255.0 - part_.mean) / part_.std
-    return [(ours, reference(normalised.float()).last_hidden_state.numpy())]
+    ours = jax.jit(instantiate(part_, models).apply)({"params": tree(parameters, "encoder")}, batch)
+    normalised = torch.tensor((pictures / 255.0 - part_.mean) / part_.std).permute(0, 3, 1, 2).float()
+    kept = np.flatnonzero(ours.mask[0])
+    return [(ours.features[:, kept], reference(normalised).last_hidden_state.numpy()[:, kept])]

@@ -19,9 +19,6 @@ def part(theirs: dict[str, Any]) -> c.WhisperEncoder:
     """
     if theirs["activation_function"] != "gelu" or theirs.get("scale_embedding"):
         raise UserError("cannot import a Whisper with scale_embedding, or with another activation than gelu")
-    if theirs["encoder_layers"] != theirs["decoder_layers"]:
-        # Rules are expanded over one number of layers; turbo and distil models have fewer decoder layers.
-        raise UserError("cannot import a Whisper whose decoder has another number of layers than its encoder")
     return c.WhisperEncoder(
         front_end=c.WhisperLogMel(bins=theirs["num_mel_bins"]),
         layers=theirs["encoder_layers"],
@@ -46,17 +43,14 @@ def decoder(theirs: dict[str, Any]) -> c.TextDecoder:
     )
 
 
-def layers(theirs: dict[str, Any]) -> int:
-    return theirs["encoder_layers"]
-
-
 def ignored(name: str) -> bool:
     return name == "proj_out.weight"  # tied to the embedding
 
 
 def rules(theirs: dict[str, Any]) -> list[Rule]:
     """Every parameter of encoder and decoder."""
-    return under("encoder", _encoder(theirs)) + under("decoder", _decoder(theirs))
+    encoder = under("encoder", _encoder(theirs), theirs["encoder_layers"])
+    return encoder + under("decoder", _decoder(theirs), theirs["decoder_layers"])
 
 
 def _encoder(theirs: dict[str, Any]) -> list[Rule]:

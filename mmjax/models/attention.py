@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.models.layers import BlockStyle
 from mmjax.stream import Stream
 
 BACKEND = "xla"  # what computes `attention`; printed when a run starts
@@ -22,6 +23,7 @@ def attention(
     query_times: jax.Array | None = None,
     key_times: jax.Array | None = None,
     reach: int | None = None,
+    scale: float | None = None,
 ) -> jax.Array:
     """Scaled dot-product attention within segments; the softmax is in float32.
 
@@ -33,10 +35,11 @@ def attention(
       key, value: [B, K, S, D]; K divides H, and each key head serves H / K query heads that follow each other
         (grouped-query attention, Ainslie et al. 2023, arXiv:2305.13245).
       query_segments, key_segments: [B, T] and [B, S] int32; 0 is empty.
-      bias: [B, H, T, S], added to the scores before the scaling by 1 / sqrt(D).
+      bias: [B, H, T, S], added to the scores before the scaling.
       query_times, key_times: [B, T] and [B, S] int32, both or neither. Positions make attention causal,
         positions // n causal by chunks of n, `prefix_times` that of a prefix language model.
       reach: with times, how far back a query sees: keys at most so much earlier; None: all of them.
+      scale: of the scores; None: 1 / sqrt(D).
 
     Returns:
       [B, H, T, D] in the dtype of `value`.
@@ -56,7 +59,7 @@ def attention(
         seen = seen & (ago >= 0) if reach is None else seen & (ago >= 0) & (ago <= reach)
     seen = jnp.tile(seen, (1, groups, 1))[:, None]
     # A large finite number, not -inf: a row of nothing but -inf makes NaN, if not here then in the gradient.
-    scores = jnp.where(seen, scores * query.shape[-1] ** -0.5, -1e30)
+    scores = jnp.where(seen, scores * (width**-0.5 if scale is None else scale), -1e30)
     top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     weights = jnp.where(seen, jnp.exp(scores - top), 0.0)
     total = weights.sum(axis=-1, keepdims=True)
@@ -78,10 +81,10 @@ def prefix_times(positions: jax.Array, prefix: jax.Array) -> jax.Array:
     return jnp.where(positions < prefix, 0, positions)
 
 
-def rotary(x: jax.Array, positions: jax.Array) -> jax.Array:
+def rotary(x: jax.Array, positions: jax.Array, base: float = 10_000.0) -> jax.Array:
     """Rotary position embedding (Su et al. 2021, arXiv:2104.09864), halves rotated against each other.
 
-    In two dimensions one half of the features turns by the row and the other by the column, with base 100
+    In two dimensions one half of the features turns by the row and the other by the column, always with base 100
     (Heo et al. 2024, arXiv:2403.13298).
 
     Args:
@@ -89,7 +92,7 @@ def rotary(x: jax.Array, positions: jax.Array) -> jax.Array:
       positions: [B, T] or [B, T, 2], counted from each example's start.
     """
     if positions.ndim == 2:
-        return _turn(x, positions, base=10_000.0)
+        return _turn(x, positions, base)
     by_row, by_column = jnp.split(x, 2, axis=-1)
     turned = _turn(by_row, positions[..., 0], base=100.0), _turn(by_column, positions[..., 1], base=100.0)
     return jnp.concatenate(turned, axis=-1)
@@ -145,7 +148,7 @@ class MultiHeadAttention(nn.Module):
       heads: the width of the query divides by it.
       rotary: turn queries and keys by their positions (self-attention).
       key_value_heads: as many heads of keys and values, fewer than `heads`, each shared by a group; None: `heads`.
-      bias: of the projections.
+      style: its bias, head_width, rotary_base and scaled.
     """
 
     width: int
@@ -153,23 +156,26 @@ class MultiHeadAttention(nn.Module):
     rotary: bool = False
     dtype: Any = jnp.float32
     key_value_heads: int | None = None
-    bias: bool = True
+    style: BlockStyle = BlockStyle()
 
     def setup(self):
-        project = partial(HeadProjection, head_width=self.width // self.heads, dtype=self.dtype, bias=self.bias)
+        head_width, bias = self.style.head_width or self.width // self.heads, self.style.bias
+        project = partial(HeadProjection, head_width=head_width, dtype=self.dtype, bias=bias)
         self.qkv = project(3, self.heads)  # of a self-attention whose heads are not grouped
         self.query = project(1, self.heads)
         self.key_value = project(2, self.key_value_heads or self.heads)
-        self.out = OutputProjection(self.width, self.dtype, self.bias)
+        self.out = OutputProjection(self.width, self.dtype, bias)
 
-    def __call__(self, x: Stream, keys: Stream | None = None, times: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: Stream, keys: Stream | None = None, times: jax.Array | None = None, bias: jax.Array | None = None
+    ) -> jax.Array:
         """[B, T, W] (and keys [B, S, W']) -> [B, T, width]; empty positions give the output bias.
 
         Args:
-          times: [B, T], of a self-attention that does not see what comes later (see `attention`).
+          times, bias: [B, T] and [B, H, T, T] of a self-attention (see `attention`).
         """
         if keys is None:
-            return self.mix(*self.project(x), x.segments, x.segments, times, times)
+            return self.mix(*self.project(x), x.segments, x.segments, times, times, bias)
         return self.mix(self.queries(x), self.key_values(keys), x.segments, keys.segments)
 
     def project(self, x: Stream) -> tuple[jax.Array, KeyValue]:
@@ -177,23 +183,27 @@ class MultiHeadAttention(nn.Module):
         if self.key_value_heads is not None:
             return self.queries(x), self.key_values(x)
         query, key, value = self.qkv(x.features)
-        if self.rotary:
-            query, key = rotary(query, x.positions), rotary(key, x.positions)
-        return query, KeyValue(key, value)
+        return self._turned(query, x), KeyValue(self._turned(key, x), value)
 
     def queries(self, x: Stream) -> jax.Array:
         """Queries [B, H, T, D], apart from the keys and values."""
         (query,) = self.query(x.features)
-        return rotary(query, x.positions) if self.rotary else query
+        return self._turned(query, x)
 
     def key_values(self, keys: Stream) -> KeyValue:
         """Keys and values [B, K, S, D] of what is attended to."""
         key, value = self.key_value(keys.features)
-        return KeyValue(rotary(key, keys.positions) if self.rotary else key, value)
+        return KeyValue(self._turned(key, keys), value)
 
-    def mix(self, query: jax.Array, known: KeyValue, segments, key_segments, times=None, key_times=None) -> jax.Array:
-        """Queries, keys and values, with their segments and perhaps times, -> [B, T, width]."""
-        return self.out(attention(query, *known, segments, key_segments, None, times, key_times))
+    def _turned(self, projected: jax.Array, x: Stream) -> jax.Array:
+        return rotary(projected, x.positions, self.style.rotary_base) if self.rotary else projected
+
+    def mix(
+        self, query: jax.Array, known: KeyValue, segments, key_segments, times=None, key_times=None, bias=None
+    ) -> jax.Array:
+        """Queries, keys and values, with their segments and perhaps times and a bias, -> [B, T, width]."""
+        scale = None if self.style.scaled else 1.0
+        return self.out(attention(query, *known, segments, key_segments, bias, times, key_times, scale=scale))
 
 
 class OutputProjection(nn.Module):

@@ -56,7 +56,7 @@ class DecoderBlock(nn.Module):
         drop = partial(nn.Dropout, self.dropout, deterministic=not self.train)
         attend = partial(
             MultiHeadAttention, x.shape[-1], self.heads, dtype=self.dtype, key_value_heads=self.key_value_heads,
-            bias=self.style.bias,
+            style=self.style,
         )  # fmt: skip
         own, other = remembered or (None, None)
         residual = partial(self.style.residual, dtype=self.dtype)
@@ -132,7 +132,8 @@ class TextDecoder(nn.Module):
             cannot be seen: the last slots are overwritten.
         """
         rows, few = text.segments.shape[0], self.key_value_heads or self.heads
-        empty = jnp.zeros((self.layers, rows, few, room, self.width // self.heads), self.dtype)
+        head_width = self.block.head_width or self.width // self.heads
+        empty = jnp.zeros((self.layers, rows, few, room, head_width), self.dtype)
         slots = jnp.zeros((rows, room), jnp.int32)
         segments = None if context is None else context.segments
         cache = Cache((KeyValue(empty, empty), None), slots, slots, segments, jnp.zeros((), jnp.int32))

@@ -54,7 +54,7 @@ class BlockStyle:
     """In what the families of Transformer blocks differ; the defaults are those of ViT.
 
     BERT: post_norm, epsilon 1e-12. SigLIP, GPT-2: gelu_tanh (and epsilon 1e-5). CLIP: quick_gelu, epsilon 1e-5. Llama:
-    rms, silu, gated, no bias. DINOv2: layer_scale.
+    rms, silu, gated, no bias (and a rotary_base). T5: rms, relu, no bias, not scaled. DINOv2: layer_scale.
 
     Attributes:
       norm: layer normalisation (Ba et al. 2016), or by the root mean square alone (Zhang and Sennrich 2019).
@@ -65,6 +65,9 @@ class BlockStyle:
       bias: of the linear layers.
       layer_scale: the first value of a learned factor per feature of each residual (Touvron et al. 2021,
         arXiv:2103.17239); None: no factor.
+      head_width: features of each attention head; None: the width, divided among the heads.
+      rotary_base: of rotary positions in one dimension; the larger, the slower the slowest features turn.
+      scaled: divide attention scores by the root of the head's width; T5 leaves that to its initial values.
     """
 
     norm: Literal["layer", "rms"] = "layer"
@@ -74,6 +77,9 @@ class BlockStyle:
     gated: bool = False
     bias: bool = True
     layer_scale: float | None = None
+    head_width: int | None = None
+    rotary_base: float = 10_000.0
+    scaled: bool = True
 
     def normalise(self, dtype: Any, name: str) -> nn.Module:
         """The normalisation, as a module of whoever calls this."""

@@ -71,9 +71,7 @@ class AttentionPool(nn.Module):
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", in_axis=(), out_axis=0)
         probe = self.param("probe", nn.with_logical_partitioning(init, ("embed",)), (width,)).astype(self.dtype)
         queries = examples._replace(features=jnp.broadcast_to(probe, examples.segments.shape + (width,)))
-        x = MultiHeadAttention(width, self.heads, False, self.dtype, None, style.bias, name="attention")(
-            queries, stream
-        )
+        x = MultiHeadAttention(width, self.heads, False, self.dtype, None, style, name="attention")(queries, stream)
         mlp = FeedForward(
             self.mlp, ACTIVATIONS[style.activation], gated=style.gated, dtype=self.dtype, bias=style.bias, name="mlp"
         )

@@ -1,4 +1,5 @@
-"""Positions of patches: fixed sines, a learned grid sampled at other sizes, and its resizing for checkpoints."""
+"""Positions of patches: fixed sines, a learned grid sampled at other sizes, and its resizing for checkpoints; distances
+of tokens, sorted into buckets."""
 
 from typing import Literal
 
@@ -46,6 +47,26 @@ def sample_grid(table: jax.Array, positions: jax.Array, segments: jax.Array) -> 
     by_place = weights[..., 0, :, None] * weights[..., 1, None, :]
     by_place = jnp.where((positions[..., :1] < 0)[..., None], 0.0, by_place)
     return jnp.einsum("btrc,rcw->btw", by_place, table.astype(jnp.float32), precision=EXACT)
+
+
+def bucket_of(distance: jax.Array, buckets: int, max_distance: int, causal: bool = False) -> jax.Array:
+    """The bucket of each distance from a query to a key (T5, Raffel et al. 2020, arXiv:1910.10683, section 2.1).
+
+    Half of the buckets are for keys at and before the query, the others for those after it; if `causal`, there are
+    none after it. The nearest distances have buckets of their own; the others share, by their logarithm, the rest;
+    from `max_distance` on they are in the last one.
+
+    Args:
+      distance: int32, position of the key less that of the query.
+    """
+    ways = buckets if causal else buckets // 2
+    near = ways // 2
+    far = np.arange(near, max_distance + 1, dtype=np.float32)
+    shared = near + (np.log(far / near) / np.log(max_distance / near) * (ways - near)).astype(np.int32)
+    table = np.concatenate([np.arange(near), np.minimum(shared, ways - 1)])
+    later = 0 if causal else jnp.where(distance > 0, ways, 0)
+    size = jnp.maximum(-distance, 0) if causal else jnp.abs(distance)
+    return later + jnp.asarray(table, jnp.int32)[jnp.minimum(size, max_distance)]
 
 
 Resizing = Literal["bilinear", "bicubic", "antialiased"]

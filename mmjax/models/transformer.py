@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from mmjax.models.attention import MultiHeadAttention
 from mmjax.models.layers import ACTIVATIONS, BlockStyle, FeedForward, stack
+from mmjax.models.positions import bucket_of
 from mmjax.models.segments import mean
 from mmjax.stream import Stream, only_tokens
 
@@ -27,16 +28,23 @@ class TransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, segments: jax.Array, positions: jax.Array, times: jax.Array | None = None
+        self,
+        x: jax.Array,
+        segments: jax.Array,
+        positions: jax.Array,
+        times: jax.Array | None = None,
+        bias: jax.Array | None = None,
     ) -> tuple[jax.Array, None]:
         drop = partial(nn.Dropout, self.dropout, deterministic=not self.train)
         style, width = self.style, x.shape[-1]
         attend = MultiHeadAttention(
-            width, self.heads, self.rotary, self.dtype, self.key_value_heads, style.bias, name="attention"
+            width, self.heads, self.rotary, self.dtype, self.key_value_heads, style, name="attention"
         )
-        x = style.residual(
-            x, "attention", lambda y: attend(Stream(y, segments, positions), times=times), drop(), self.dtype
-        )
+
+        def look(y):
+            return attend(Stream(y, segments, positions), times=times, bias=bias)
+
+        x = style.residual(x, "attention", look, drop(), self.dtype)
         return style.residual(x, "mlp", feed_forward(self), drop(), self.dtype), None
 
 
@@ -73,11 +81,13 @@ def embed(text: Stream, tower: Any, scale: float = 1.0) -> tuple[nn.Embed, jax.A
 class Transformer(nn.Module):
     """Text encoder: token ids in, vectors out.
 
-    Every token sees its whole text, or, `causal`, what stands before it and itself. Positions are rotary, or learned
-    for texts of up to `length` tokens. The style of the blocks makes it BERT's encoder (post-norm: then the
-    embeddings are normalised instead of the result) or CLIP's text tower.
+    Every token sees its whole text, or, `causal`, what stands before it and itself. Positions are rotary; or learned
+    for texts of up to `length` tokens; or bucketed: what all layers add to their attention scores is learned, per
+    head, for distances sorted into buckets (T5, Raffel et al. 2020, arXiv:1910.10683). The style of the blocks makes it
+    BERT's encoder (post-norm: then the embeddings are normalised instead of the result), T5's, or CLIP's text tower.
 
     Attributes:
+      buckets, max_distance: see `bucket_of`.
       types: kinds of text that BERT tells apart (it has 2); every text here is of the first.
       key_value_heads: fewer heads of keys and values than of queries (grouped-query attention); None: as many.
     """
@@ -87,8 +97,10 @@ class Transformer(nn.Module):
     width: int
     heads: int
     mlp: int
-    positions: Literal["rotary", "learned"] = "rotary"
+    positions: Literal["rotary", "learned", "bucketed"] = "rotary"
     length: int = 512
+    buckets: int = 32
+    max_distance: int = 128
     types: int = 0
     key_value_heads: int | None = None
     causal: bool = False
@@ -105,11 +117,21 @@ class Transformer(nn.Module):
         norm = self.block.normalise(self.dtype, "norm")
         x = nn.Dropout(self.dropout, deterministic=not train)(norm(x) if self.block.post_norm else x)
         blocks = stack(
-            TransformerBlock, self.layers, 3, self.unroll, heads=self.heads, mlp=self.mlp, rotary=self.positions == "rotary",
+            TransformerBlock, self.layers, 4, self.unroll, heads=self.heads, mlp=self.mlp, rotary=self.positions == "rotary",
             dropout=self.dropout, train=train, dtype=self.dtype, key_value_heads=self.key_value_heads, style=self.block,
         )  # fmt: skip
-        x, _ = blocks(x, text.segments, text.positions, text.positions if self.causal else None)
+        times = text.positions if self.causal else None
+        x, _ = blocks(x, text.segments, text.positions, times, self._bias(text.positions))
         return only_tokens(text._replace(features=x if self.block.post_norm else norm(x)))
+
+    def _bias(self, positions: jax.Array) -> jax.Array | None:
+        """What bucketed positions [B, T] add to the attention scores, float32 [B, H, T, T]."""
+        if self.positions != "bucketed":
+            return None
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "heads"))
+        table = nn.Embed(self.buckets, self.heads, embedding_init=init, name="bucket")
+        buckets = bucket_of(positions[:, None, :] - positions[:, :, None], self.buckets, self.max_distance, self.causal)
+        return table(buckets).transpose(0, 3, 1, 2)
 
 
 class MeanEmbedding(nn.Module):

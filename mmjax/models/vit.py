@@ -28,7 +28,9 @@ class ViT(nn.Module):
 
     A class token, where wanted, takes a position in the row like any patch; its patch row is -1. Registers (Darcet et
     al. 2024, arXiv:2309.16588) follow it with columns 1, 2, ... of that row. They have no learned or fixed position,
-    and are discarded at the end: in the result their positions are empty.
+    and are discarded at the end: in the result their positions are empty. `placed_registers` gives them learned
+    positions between those of class token and patches; one such is DeiT's distillation token (Touvron et al. 2021,
+    arXiv:2012.12877).
     """
 
     patch: int
@@ -39,6 +41,7 @@ class ViT(nn.Module):
     mlp: int
     class_token: bool = False
     registers: int = 0
+    placed_registers: bool = False
     positions: Literal["learned", "sincos", "rotary"] = "learned"
     max_patches: int | None = None
     block: BlockStyle = BlockStyle()
@@ -92,16 +95,19 @@ class ViT(nn.Module):
             return x
         row, column = image.positions[..., 0], image.positions[..., 1]
         init = nn.with_logical_partitioning(nn.initializers.normal(0.5), (None, "embed"))
-        places = side * side + self.class_token
-        table = nn.Embed(places, self.width, embedding_init=init, dtype=self.dtype, name="place")
+        special = self.class_token + self.registers * self.placed_registers
+        table = nn.Embed(side * side + special, self.width, embedding_init=init, dtype=self.dtype, name="place")
+        place = (column - 1 + self.class_token).clip(0, max(special - 1, 0))  # of a token that is no patch
         if self.max_patches is None:
-            code = table(jnp.where(row < 0, 0, row * side + column + self.class_token))
+            code = table(jnp.where(row < 0, place, row * side + column + special))
         else:
-            grid = table.embedding[int(self.class_token) :].reshape(side, side, self.width)
+            grid = table.embedding[special:].reshape(side, side, self.width)
             code = sample_grid(grid, image.positions, image.segments).astype(self.dtype)
-            if self.class_token:
-                code = jnp.where((row < 0)[..., None], table.embedding[0].astype(self.dtype), code)
-        return x + (jnp.where(_is_register(image.positions)[..., None], 0.0, code) if self.registers else code)
+            if special:
+                code = jnp.where((row < 0)[..., None], table(place), code)
+        if self.registers and not self.placed_registers:
+            code = jnp.where(_is_register(image.positions)[..., None], 0.0, code)
+        return x + code
 
 
 def _is_register(positions: jax.Array) -> jax.Array:

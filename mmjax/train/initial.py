@@ -24,9 +24,11 @@ def load_initial(config: c.Experiment, state: TrainState) -> TrainState:
     for place, directory in config.initial.items():
         room, _, name = place.partition(".")
         part, parameters = read_part(directory)
+        kind = {"encoders": "encoder", "heads": "head"}[room]
+        if not (theirs := tree(parameters, kind)):
+            raise UserError(f"initial.{place}: the model in {directory} has no {kind}")
         if room == "encoders":
             _check_same(part, config.model.encoders[name], place, directory)
-        theirs = tree(parameters, {"encoders": "encoder", "heads": "head"}[room])
         key = f"{room}_{name}"
         params[key] = _like(params[key], theirs, place, directory)
     average = state.average and jax.tree.map(lambda p: p.copy(), params)

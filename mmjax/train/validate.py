@@ -27,6 +27,7 @@ AT_LEAST = {
     "time_masks": 0,
     "bias": float("-inf"),
     "scale": 1e-6,
+    "rotary_base": 1.0,
     "limit": 1e-6,
     "bottlenecks": 0,
 }
@@ -130,15 +131,18 @@ def _check_fusion(model: c.Multimodal) -> None:
 def _check_tower(path: str, tower: Any) -> None:
     """That widths divide as heads and positions need it."""
     heads = getattr(tower, "heads", 1)
-    if tower.width % heads:
+    head_width = getattr(getattr(tower, "block", None), "head_width", None)
+    if head_width is None and tower.width % heads:
         raise UserError(f"{path}.width={tower.width} does not divide among {heads} heads")
     shared = getattr(tower, "key_value_heads", None)
     if shared and heads % shared:
         raise UserError(f"{path}.heads={heads} do not divide among key_value_heads={shared}")
     pairs = 4 if isinstance(tower, c.ViT) else 2  # features that a rotary position turns together
     turned = isinstance(tower, c.Vectors) or getattr(tower, "positions", None) == "rotary"
-    if turned and tower.width // heads % pairs:
+    if turned and (head_width or tower.width // heads) % pairs:
         raise UserError(f"{path}: rotary positions need heads whose width divides by {pairs}")
+    if getattr(tower, "positions", None) == "bucketed" and not 4 <= tower.buckets < 2 * tower.max_distance:
+        raise UserError(f"{path}.buckets={tower.buckets} must be at least 4, and less than twice max_distance")
     if isinstance(tower, c.BiLSTM) and tower.width % 2:
         raise UserError(f"{path}.width={tower.width} does not divide among two directions")
     if isinstance(tower, c.ConvNet) and (tower.patch.bit_count() != 1 or tower.width % tower.patch):

@@ -1,0 +1,120 @@
+"""Llama-like language models, as `LlamaForCausalLM`, `MistralForCausalLM` and `Qwen2ForCausalLM` of transformers."""
+
+from typing import Any
+
+import numpy as np
+
+from mmjax import config as c
+from mmjax.errors import UserError
+from mmjax.interchange import bert, vit
+from mmjax.interchange.rules import Rule, heads_in, heads_out, linear, same, scale, under, without_biases
+
+MODEL_TYPES = ("llama", "mistral", "qwen2")
+
+
+def part(theirs: dict[str, Any]) -> c.TextDecoder:
+    """Our config of the decoder, which is all there is.
+
+    Raises:
+      UserError: an option that our TextDecoder does not have.
+    """
+    if not (theirs.get("architectures") or ["ForCausalLM"])[0].endswith("ForCausalLM"):
+        raise UserError(
+            f"cannot import architectures={theirs['architectures']!r}; only language models, ...ForCausalLM"
+        )
+    if theirs.get("sliding_window") and theirs.get("use_sliding_window", True):
+        raise UserError(f"cannot import sliding_window={theirs['sliding_window']!r}; only null: all that came before")
+    return c.TextDecoder(
+        vocabulary=theirs["vocab_size"],
+        layers=theirs["num_hidden_layers"],
+        width=theirs["hidden_size"],
+        heads=theirs["num_attention_heads"],
+        mlp=theirs["intermediate_size"],
+        key_value_heads=key_value_heads(theirs),
+        cross_attention=False,
+        tied=tied(theirs),
+        block=c.BlockStyle(
+            norm="rms",
+            epsilon=theirs["rms_norm_eps"],
+            activation=vit.activation(theirs),
+            gated=True,
+            bias=any(biases(theirs)),
+            head_width=head_width(theirs),
+            rotary_base=rotary_base(theirs),
+        ),
+    )
+
+
+def key_value_heads(theirs: dict[str, Any]) -> int:
+    return theirs.get("num_key_value_heads") or theirs["num_attention_heads"]
+
+
+def head_width(theirs: dict[str, Any]) -> int:
+    return theirs.get("head_dim") or theirs["hidden_size"] // theirs["num_attention_heads"]
+
+
+def tied(theirs: dict[str, Any]) -> bool:
+    """Whether the embeddings are the read-out too; files leave out what is the library's default."""
+    return theirs.get("tie_word_embeddings", False)
+
+
+def biases(theirs: dict[str, Any]) -> tuple[bool, bool, bool]:
+    """Which have biases: queries, keys and values; the output of attention; the feed-forward."""
+    attention = theirs.get("attention_bias", False)
+    return attention or theirs["model_type"] == "qwen2", attention, theirs.get("mlp_bias", False)
+
+
+def rotary_base(theirs: dict[str, Any]) -> float:
+    """The base of the rotary positions; since version 5 transformers writes it into "rope_parameters".
+
+    Raises:
+      UserError: the positions are scaled, which is made for texts longer than those of the training.
+    """
+    for key in ("rope_parameters", "rope_scaling"):
+        rope = theirs.get(key) or {}
+        if rope.get("rope_type", rope.get("type", "default")) != "default":
+            raise UserError(f"cannot import {key}={rope!r}; only plain rotary positions (rope_type 'default')")
+    return float((theirs.get("rope_parameters") or theirs).get("rope_theta", 10_000.0))
+
+
+def ignored(name: str) -> bool:
+    # A read-out that is tied to the embeddings; a table that older files keep.
+    return name == "lm_head.weight" or name.endswith("rotary_emb.inv_freq")
+
+
+def rules(theirs: dict[str, Any]) -> list[Rule]:
+    """Every parameter of the decoder. If any linear layer has a bias, ours all have one: the others' is zero."""
+    block, heads, groups = "model.layers.{layer}.", theirs["num_attention_heads"], key_value_heads(theirs)
+    depth, width, per_head = theirs["num_hidden_layers"], theirs["hidden_size"], head_width(theirs)
+    in_, out, mlp = biases(theirs)
+
+    def missing(has: bool, *shape: int) -> tuple[int, ...] | None:
+        return None if has else (depth, *shape)
+
+    ours, attend = "layers/self_attention", f"{block}self_attn."
+    found = heads_in(f"{ours}/query", [f"{attend}q_proj"], heads, bias=missing(in_, 1, heads, per_head))
+    found += heads_in(
+        f"{ours}/key_value", [f"{attend}k_proj", f"{attend}v_proj"], groups, bias=missing(in_, 2, groups, per_head)
+    )
+    found += heads_out(f"{ours}/out", f"{attend}o_proj", heads, missing(out, width))
+    for name, size in (("gate", theirs["intermediate_size"]), ("up", theirs["intermediate_size"]), ("down", width)):
+        found += linear(f"layers/mlp/{name}", f"{block}mlp.{name}_proj", missing(mlp, size))
+    found = found if any(biases(theirs)) else without_biases(found)
+    found += scale("layers/self_attention_norm", f"{block}input_layernorm")
+    found += scale("layers/mlp_norm", f"{block}post_attention_layernorm")
+    found += scale("norm", "model.norm") + same("embedding/embedding", "model.embed_tokens.weight")
+    found = found if tied(theirs) else found + linear("logits", "lm_head")[:1]
+    return under("decoder", found, depth)
+
+
+def outputs(source: Any, part_: c.TextDecoder, parameters: dict[str, np.ndarray], seed: int) -> list[tuple[Any, Any]]:
+    """The next-token logits of ours and theirs for two texts."""
+    import torch
+    import transformers
+
+    from mmjax.interchange.convert import tree
+
+    reference = transformers.AutoModelForCausalLM.from_pretrained(
+        source, local_files_only=True, dtype=torch.float32
+    ).eval()
+    return bert.compare_texts(lambda ids: reference(ids).logits, part_, tree(parameters, "decoder"), seed)

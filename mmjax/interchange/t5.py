@@ -1,0 +1,87 @@
+"""T5's text encoder, as `T5EncoderModel` of transformers; of a whole T5 (`T5ForConditionalGeneration`) the encoder alone."""
+
+from typing import Any
+
+import numpy as np
+
+from mmjax import config as c
+from mmjax.interchange import bert, vit
+from mmjax.interchange.rules import Rule, heads_in, heads_out, linear, same, scale, under, without_biases
+
+MODEL_TYPES = ("t5",)
+# What an exported config.json says differently: there is no decoder any more.
+EXPORTED = {"architectures": ["T5EncoderModel"], "is_encoder_decoder": False}
+
+
+def part(theirs: dict[str, Any]) -> c.Transformer:
+    """Our config of the encoder.
+
+    Raises:
+      UserError: an activation that our Transformer does not have.
+    """
+    return c.Transformer(
+        vocabulary=theirs["vocab_size"],
+        layers=theirs["num_layers"],
+        width=theirs["d_model"],
+        heads=theirs["num_heads"],
+        mlp=theirs["d_ff"],
+        positions="bucketed",
+        buckets=theirs["relative_attention_num_buckets"],
+        max_distance=theirs.get("relative_attention_max_distance", 128),
+        block=c.BlockStyle(
+            norm="rms",
+            epsilon=theirs["layer_norm_epsilon"],
+            activation=activation(theirs),
+            gated=gated(theirs),
+            bias=False,
+            head_width=theirs["d_kv"],
+            scaled=False,
+        ),
+    )
+
+
+def gated(theirs: dict[str, Any]) -> bool:
+    return theirs.get("feed_forward_proj", "relu").startswith("gated-")
+
+
+def activation(theirs: dict[str, Any]) -> str:
+    """Our name of the activation; "gated-gelu" means the approximation by tanh (trap G3)."""
+    name = theirs.get("feed_forward_proj", "relu").removeprefix("gated-")
+    name = "gelu_new" if gated(theirs) and name == "gelu" else name
+    return vit.activation({"feed_forward_proj": name}, "feed_forward_proj")
+
+
+def ignored(name: str) -> bool:
+    # The decoder with its read-out, and the embeddings once more.
+    return name.startswith("decoder.") or name in ("lm_head.weight", "encoder.embed_tokens.weight")
+
+
+def rules(theirs: dict[str, Any]) -> list[Rule]:
+    """Every parameter of the encoder."""
+    block, heads = "encoder.block.{layer}.", theirs["num_heads"]
+    attend, feed = f"{block}layer.0.SelfAttention.", f"{block}layer.1.DenseReluDense."
+    found = same("embedding/embedding", "shared.weight")
+    found += same("bucket/embedding", f"{attend}relative_attention_bias.weight".format(layer=0))
+    found += heads_in("layers/attention/qkv", [f"{attend}{x}" for x in "qkv"], heads)
+    found += heads_out("layers/attention/out", f"{attend}o", heads)
+    feed_forward = {"gate": "wi_0", "up": "wi_1", "down": "wo"} if gated(theirs) else {"up": "wi", "down": "wo"}
+    for ours, name in feed_forward.items():
+        found += linear(f"layers/mlp/{ours}", f"{feed}{name}")
+    found += scale("layers/attention_norm", f"{block}layer.0.layer_norm")
+    found += scale("layers/mlp_norm", f"{block}layer.1.layer_norm")
+    found += scale("norm", "encoder.final_layer_norm")
+    return under("encoder", without_biases(found), theirs["num_layers"])
+
+
+def outputs(source: Any, part_: c.Transformer, parameters: dict[str, np.ndarray], seed: int) -> list[tuple[Any, Any]]:
+    """What ours and theirs make of two texts, one of them longer than the distances that are told apart."""
+    import torch
+    import transformers
+
+    from mmjax.interchange.convert import tree
+
+    reference = transformers.T5EncoderModel.from_pretrained(source, local_files_only=True, dtype=torch.float32).eval()
+    lengths = (7, part_.max_distance + 5)
+    return bert.compare_texts(
+        lambda ids: reference(ids).last_hidden_state, part_, tree(parameters, "encoder"), seed, lengths
+    )
