@@ -80,6 +80,51 @@ class SpokenEasyVQA:
 
 
 @part
+class Manifest:  # .jsonl, .json, .csv, .tsv
+    splits: Mapping[str, str]  # "train": the file
+    root: str | None = None  # of the paths in it; None: the file's own place
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)  # their names -> speech, transcript, ...
+
+
+@part
+class Folder:
+    splits: Mapping[str, str]  # "train": the folder
+    answers: bool = True  # the folder that a file lies in is its class
+
+
+@part
+class TarShards:
+    splits: Mapping[str, str]  # "train": a pattern of files, train-*.tar
+
+
+@part
+class Parquet:
+    splits: Mapping[str, str]  # "train": a pattern of files, train-*.parquet
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+Collection = Manifest | Folder | TarShards | Parquet
+
+
+@part
+class SentencePiece:
+    vocabulary: int = 1000  # pieces
+    file: str | None = None  # a trained model; None: it is trained on the texts of the training split
+    byte_fallback: bool = True  # what no piece covers is written in bytes; takes 256 pieces
+    normalisation: Literal["nmt_nfkc_cf", "nmt_nfkc", "nfkc_cf", "nfkc", "identity"] = "nmt_nfkc"
+
+
+@part
+class Filters:  # what is left out, and counted; None: no such limit
+    shortest: float | None = None  # seconds of speech
+    longest: float | None = None
+    characters_per_second: float | None = 40.0  # of a transcript
+    tokens_per_frame: float | None = None  # of a transcript, for each of CTC's frames
+    frame: float = 0.04  # seconds of one of them
+    largest_share_dropped: float = 0.05  # more is an error
+
+
+@part
 class ImageAugmentation:
     least_area: float | None = 0.25  # of a random crop, as a share of the picture; None: no cropping
     aspect: float = 4 / 3  # a crop is up to so many times too wide or too high
@@ -104,7 +149,10 @@ class OwnSource:
 
 @part
 class Data:
-    source: SpokenEasyVQA | OwnSource
+    source: SpokenEasyVQA | OwnSource | Collection
+    tokenizer: SentencePiece | None = None  # of a collection's texts
+    sample_rate: int = 16_000  # Hz, that a collection's recordings are resampled to
+    filters: Filters = Filters()  # of a collection
     directory: str | None = None  # None: $MMJAX_DATA, else ~/.cache/mmjax
     batch_rows: int = 16  # rows of a batch, over all devices
     rows: Mapping[str, int]  # what a row holds of each stream: hops, patches, tokens, examples

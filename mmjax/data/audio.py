@@ -2,45 +2,62 @@
 
 import io
 import os
-from pathlib import Path
 
 import numpy as np
 import soundfile
 import soxr
 
+from mmjax.data.files import Blob
 from mmjax.errors import UserError
 
 LOUDEST = 8.0  # of a float recording that is merely too loud, and clipped; beyond, its scale is another
 WHOLE = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")  # the containers in which a missing end is noticed
 
 
-def read_audio(source: str | os.PathLike | bytes, sample_rate: int = 16_000, name: str | None = None) -> np.ndarray:
-    """Decodes a recording to mono float32 samples [N] in [-1, 1] at `sample_rate` Hz.
+def read_audio(
+    source: str | os.PathLike | bytes | Blob,
+    sample_rate: int = 16_000,
+    name: str | None = None,
+    start: float = 0.0,
+    seconds: float | None = None,
+) -> np.ndarray:
+    """Decodes a recording, or a part of it, to mono float32 samples [N] in [-1, 1] at `sample_rate` Hz.
 
     Args:
-      source: a path, or the encoded bytes.
+      source: a path, the encoded bytes, or where they lie.
       sample_rate: the rate to resample to (soxr, high quality), in Hz.
       name: what to call `source` in an error (default: its path).
+      start, seconds: the part that is wanted; None: to the end.
 
     Raises:
       UserError: the file is missing, unreadable, truncated, empty, or holds values that are not numbers.
     """
-    name = name or (f"<{len(source)} bytes>" if isinstance(source, bytes) else os.fspath(source))
     if not isinstance(source, bytes):
-        try:
-            source = Path(source).read_bytes()
-        except OSError as error:
-            raise UserError(f"cannot read the recording {name}: {error.strerror or error}") from None
-    if not source:
-        raise UserError(f"the recording {name} is empty (0 bytes)")
-    _check_whole(source, name)
+        source = source if isinstance(source, Blob) else Blob(os.fspath(source))
+        name = name or source.file
+    name = name or f"<{len(source)} bytes>"
+    # Of a part of a long recording, only that part is read.
+    inside = isinstance(source, Blob) and source.on_this_machine and (start > 0 or seconds is not None)
+    if isinstance(source, Blob) and not inside:
+        source = source.read()
+    if not inside:
+        if not source:
+            raise UserError(f"the recording {name} is empty (0 bytes)")
+        _check_whole(source, name)
     try:
-        with soundfile.SoundFile(io.BytesIO(source)) as file:
+        with soundfile.SoundFile(source.file if inside else io.BytesIO(source)) as file:
             if file.format not in WHOLE:
                 raise RuntimeError(f"its format is {file.format}")
-            promised = file.frames
-            samples = file.read(dtype="float32", always_2d=True)
             rate = file.samplerate
+            first = min(round(start * rate), file.frames)
+            promised, there = file.frames - first, file.frames
+            if seconds is not None:
+                wanted = round(seconds * rate)
+                if wanted > promised + rate // 100:  # durations in lists are rounded
+                    raise UserError(f"the recording {name} has {there / rate:.2f} s, not {seconds} s from {start} s on")
+                promised = min(wanted, promised)
+            file.seek(first)
+            samples = file.read(promised, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError, MemoryError) as error:
         reason = getattr(error, "error_string", str(error)).rstrip(".")
         raise UserError(f"cannot decode the recording {name}: {reason}; is it WAV, FLAC, OGG or MP3?") from None

@@ -70,16 +70,33 @@ class Sampler:
         self.batch_rows = batch_rows
 
         fits = (self._sizes <= self._capacity).all(axis=(0, 2))  # at every speed
-        self._usable = np.flatnonzero(fits)
+        self._kind, self._lacking = self._lacks()
+        shown = np.ones(len(fits), bool) if self._lacking is None else ~self._lacking.all(axis=1)[self._kind]
+        self._usable = np.flatnonzero(fits & shown)
         if not len(self._usable):
             largest = dict(zip(self.names, self._sizes.max(axis=(0, 1)).tolist(), strict=True))
-            raise UserError(f"no example fits into a row: the largest has {largest}, a row {dict(capacities)}")
-        self.too_long = int((~fits).sum())
+            if not fits.any():
+                raise UserError(f"no example fits into a row: the largest has {largest}, a row {dict(capacities)}")
+            raise UserError(
+                f"{int((~shown).sum())} of {len(shown)} examples have none of the modalities of {', '.join(subsets)}, "
+                f"and the others do not fit into a row: the largest has {largest}, a row {dict(capacities)}"
+            )
+        self.too_long, self.never_shown = int((~fits).sum()), int((~shown & fits).sum())
         self._window = min(window, len(self._usable))
         # Rows before each window, from the anchor on. A checkpoint moves the anchor.
         self._first_window, self._starts = 0, [0]
         self._cache: OrderedDict[int, list[Row]] = OrderedDict()
         self._lock = threading.Lock()  # the loader's threads ask at the same time
+
+    def _lacks(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """The kind of each example by the modalities that it has [n], and of which subsets a kind has nothing at all.
+
+        (None, None) where every example has something of every subset.
+        """
+        places = [[self.names.index(n) for n in subset if n in self.names] for subset in self._subsets]
+        kinds, kind = np.unique(self._sizes[0] > 0, axis=0, return_inverse=True)
+        lacking = np.stack([~kinds[:, place].any(axis=1) for place in places], axis=1)
+        return (kind.astype(np.uint8), lacking) if lacking.any() else (None, None)
 
     # Steps. -----------------------------------------------------------------------------------------------
 
@@ -195,8 +212,14 @@ class Sampler:
             ]
         else:
             order = [p % count for p in places]
-        choice = generator.choice(len(self._subsets), size=len(order), p=self._probabilities)
-        return self._usable[order], np.array(places) // count, choice
+        examples = self._usable[order]
+        if self._lacking is None:
+            choice = generator.choice(len(self._subsets), size=len(order), p=self._probabilities)
+        else:
+            # Of the subsets of which it has anything, each as likely as its weight says.
+            chances = np.cumsum(np.where(self._lacking[self._kind[examples]], 0.0, self._probabilities), axis=1)
+            choice = (chances < generator.random(len(order))[:, None] * chances[:, -1:]).sum(axis=1)
+        return examples, np.array(places) // count, choice
 
 
 ORDERLY = 0.2  # share of room, in every stream, down to which a row is filled in order

@@ -34,11 +34,22 @@ class Tokenizer:
             raise UserError(f"cannot read the tokenizer {path}: it is damaged") from None
 
     @classmethod
-    def train(cls, sentences: Iterable[str], vocabulary: int) -> "Tokenizer":
+    def train(
+        cls,
+        sentences: Iterable[str],
+        vocabulary: int,
+        *,
+        normalisation: str = "nmt_nfkc_cf",
+        byte_fallback: bool = False,
+    ) -> "Tokenizer":
         """Trains a byte-pair model of `vocabulary` pieces; the same sentences give the same model.
 
-        Text is NFKC-normalised and case-folded. Letters, digits and common signs are always pieces, so that
-        text nobody trained on can still be written.
+        Letters, digits and common signs of English are always pieces, so that text nobody trained on can still be
+        written; with `byte_fallback` any text can.
+
+        Args:
+          normalisation: sentencepiece's rule, by default NFKC and case-folding.
+          byte_fallback: 256 of the pieces are bytes, for what no other piece covers.
         """
         import sentencepiece
 
@@ -50,7 +61,8 @@ class Tokenizer:
                 model_type="bpe",
                 vocab_size=vocabulary,
                 required_chars="abcdefghijklmnopqrstuvwxyz0123456789'-,.!?",
-                normalization_rule_name="nmt_nfkc_cf",
+                normalization_rule_name=normalisation,
+                byte_fallback=byte_fallback,
                 pad_id=BLANK,
                 unk_id=UNKNOWN,
                 bos_id=-1,

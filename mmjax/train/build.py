@@ -57,6 +57,8 @@ def build_source(config: c.Data, split: str):
         return own_source(config.source)(data_directory(config), split, **config.source.options)
     from mmjax.data import sources
 
+    if isinstance(config.source, c.Collection):
+        return sources.open_corpus(config, split, data_directory(config))
     source = getattr(sources, type(config.source).__name__)
     return source(data_directory(config), split, **vars(config.source))
 

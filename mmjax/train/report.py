@@ -54,6 +54,7 @@ def start(config, run, params, flops, sampler, layout, source, first: int, peak)
         + "; padding "
         + ", ".join(f"{n} {100 * (1 - share):.1f} %" for n, share in useful.items())
         + (f"; {sampler.too_long} examples are longer than a row and left out" if sampler.too_long else "")
+        + (f"; {sampler.never_shown} have nothing of any of data.subsets" if sampler.never_shown else "")
     )
     if first < config.steps:
         say("compiling the step ...")

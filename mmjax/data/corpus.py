@@ -1,0 +1,183 @@
+"""Corpus: a collection with its index and a tokenizer, as what the sampler, the packer and the loader read."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmjax.data.audio import read_audio
+from mmjax.data.example import Example
+from mmjax.data.files import Blob
+from mmjax.data.image import open_image
+from mmjax.data.index import TEXTS, Index
+from mmjax.data.record import Record
+from mmjax.data.text import Tokenizer
+from mmjax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Filters:
+    """Which examples are left out. None: no such limit.
+
+    Attributes:
+      shortest, longest: seconds of speech.
+      characters_per_second: most of them that a transcript may have; more is no speech, but a wrong transcript.
+      tokens_per_frame: a transcript may have at most so many tokens for each of CTC's frames (1: as many as CTC can write).
+      frame: seconds of one of CTC's frames.
+      largest_share_dropped: more than this share left out or unreadable is an error.
+    """
+
+    shortest: float | None = None
+    longest: float | None = None
+    characters_per_second: float | None = 40.0
+    tokens_per_frame: float | None = None
+    frame: float = 0.04
+    largest_share_dropped: float = 0.05
+
+
+class Corpus:
+    """Random access to the examples of a collection that can be used, and their sizes.
+
+    Args:
+      collection: records by number.
+      index: of it.
+      tokenizer: of all texts; None where the collection has none.
+      sample_rate: that recordings are resampled to, in Hz.
+      answers: names of classes (or of numbers), of the training split; None: those of this index.
+      filters: what is left out.
+      title: to say what it is.
+
+    Attributes:
+      sizes: [n] samples of "speech", [n, 2] pixels of "image", [n] tokens of "text", "transcript" and "target".
+      dropped: how many examples were left out, by reason.
+      quarantine: (number in the collection, reason) of each of them.
+    """
+
+    def __init__(
+        self,
+        collection: Sequence[Record],
+        index: Index,
+        tokenizer: Tokenizer | None,
+        *,
+        sample_rate: int = 16_000,
+        answers: Sequence[str] | None = None,
+        filters: Filters = Filters(),
+        title: str = "the data",
+    ):
+        self._collection, self._index, self.tokenizer = collection, index, tokenizer
+        self.sample_rate, self._title = sample_rate, title
+        self.answers = list(answers if answers is not None else index.answers or self._numbers())
+        self._number_of = {name: number for number, name in enumerate(self.answers)}
+        sizes = {}
+        if index.frames.any():
+            sizes["speech"] = index.samples(sample_rate)
+        has_pictures = bool(index.height.any())
+        sizes["image"] = (
+            np.stack([index.height, index.width], axis=1) if has_pictures else np.zeros(len(index), np.int32)
+        )
+        for name in TEXTS:
+            if index.has(name) and tokenizer is not None:
+                sizes[name] = index.tokens(name, tokenizer)
+        self.quarantine = self._examine(sizes, filters)
+        self.dropped: dict[str, int] = {}
+        for _, reason in self.quarantine:
+            kind = reason.partition(":")[0]
+            self.dropped[kind] = self.dropped.get(kind, 0) + 1
+        self._kept = None
+        if self.quarantine:
+            keep = np.ones(len(index), bool)
+            keep[[number for number, _ in self.quarantine]] = False
+            self._kept = np.flatnonzero(keep)
+            sizes = {name: values[self._kept] for name, values in sizes.items()}
+        self.sizes = sizes
+        share = len(self.quarantine) / len(index)
+        if share > filters.largest_share_dropped or len(self.quarantine) == len(index):
+            reasons = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.dropped.items()))
+            raise UserError(
+                f"of the {len(index):,} examples of {title}, {100 * share:.1f} % cannot be used ({reasons}; the first: "
+                f"{self.quarantine[0][1]}); mend them, or raise data.filters.largest_share_dropped"
+            )
+
+    def _numbers(self) -> list[str]:
+        """Names of the numbers of a regression, which have none of their own."""
+        width = 0 if self._index.answer is None or self._index.answer.ndim == 1 else self._index.answer.shape[1]
+        return [str(number) for number in range(width)]
+
+    def __len__(self) -> int:
+        return len(self._index) if self._kept is None else len(self._kept)
+
+    def __getitem__(self, number: int) -> Example:
+        """An example; its recording and picture are decoded when they are wanted."""
+        record = self._collection[int(number if self._kept is None else self._kept[number])]
+        answer = record.answer
+        return Example(
+            speech=None if record.speech is None else lambda: self._speech(record),
+            image=None
+            if record.image is None
+            else record.image.read()
+            if isinstance(record.image, Blob)
+            else record.image,
+            text=record.text,
+            transcript=record.transcript,
+            target=record.target,
+            answer=self._number_of[answer] if isinstance(answer, str) else answer,
+        )
+
+    def _speech(self, record: Record) -> np.ndarray:
+        return read_audio(record.speech, self.sample_rate, record.name, record.start, record.seconds)
+
+    def _examine(self, sizes: Mapping[str, np.ndarray], filters: Filters) -> list[tuple[int, str]]:
+        """What is left out, and why ("kind: details"), in order of number."""
+        index = self._index
+        found = {number: f"unreadable: {reason}" for number, reason in index.unreadable.items()}
+
+        def drop(numbers: np.ndarray, kind: str, say: Any) -> None:
+            for number in numbers.tolist():
+                found.setdefault(number, f"{kind}: {say(number)}")
+
+        if "speech" in sizes:
+            seconds = sizes["speech"] / self.sample_rate
+            spoken = seconds > 0
+            of_seconds = lambda number: f"{seconds[number]:.2f} s"  # noqa: E731
+            if filters.shortest is not None:
+                drop(np.flatnonzero(spoken & (seconds < filters.shortest)), "too short", of_seconds)
+            if filters.longest is not None:
+                drop(np.flatnonzero(seconds > filters.longest), "too long", of_seconds)
+            if index.has("transcript"):
+                self._examine_transcripts(sizes, seconds, filters, drop)
+        if index.answers is not None and index.answers != self.answers:
+            names = np.array([name in self._number_of for name in index.answers] + [True])
+            drop(
+                np.flatnonzero(~names[index.answer]), "answer not in the training split",
+                lambda number: repr(index.answers[index.answer[number]]),
+            )  # fmt: skip
+        return sorted(found.items())
+
+    def _examine_transcripts(
+        self, sizes: Mapping[str, np.ndarray], seconds: np.ndarray, filters: Filters, drop: Any
+    ) -> None:
+        spoken = seconds > 0
+        if filters.characters_per_second is not None:
+            lengths = np.array([len(self._index.text("transcript", number) or "") for number in range(len(seconds))])
+            many = spoken & (lengths > filters.characters_per_second * seconds + 10)  # a short "yes, sir" is fast
+            drop(np.flatnonzero(many), "too many characters", lambda n: f"{lengths[n]} in {seconds[n]:.2f} s")
+        if filters.tokens_per_frame is not None and "transcript" in sizes:
+            frames = seconds / filters.frame
+            many = spoken & (sizes["transcript"] > filters.tokens_per_frame * frames)
+            drop(
+                np.flatnonzero(many), "too many tokens", lambda n: f"{sizes['transcript'][n]} in {frames[n]:.0f} frames"
+            )
+
+
+def check_readable(corpus: Corpus, number: int) -> str | None:
+    """Decodes an example wholly; why it cannot be read, or None."""
+    try:
+        example = corpus[number]
+        if example.speech is not None:
+            example.speech()
+        if example.image is not None:
+            open_image(example.image, f"of example {number}")
+    except UserError as error:
+        return str(error)
+    return None

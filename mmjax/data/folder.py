@@ -1,0 +1,66 @@
+"""A folder of files: those of one name are one example, and the folder that they lie in is their class."""
+
+import os
+from pathlib import Path
+
+from mmjax.data.files import Blob
+from mmjax.data.record import Record
+from mmjax.errors import UserError
+
+SPEECH = (".wav", ".flac", ".ogg", ".mp3")
+IMAGES = (".png", ".jpg", ".jpeg")
+TEXT = ".txt"  # what the speech beside it says, or else what the picture beside it shows
+
+
+class Folder:
+    """Recordings, pictures and texts below a folder, in the order of their paths.
+
+    `dogs/7.png`, `dogs/7.flac` and `dogs/7.txt` are one example whose answer is "dogs". The text is the transcript of
+    the recording, where there is one, else the target of the picture, else a text to be read.
+
+    Args:
+      folder: on this machine.
+      answers: whether the name of the folder is the answer (of files that lie in `folder` itself there is none).
+    """
+
+    def __init__(self, folder: str, *, answers: bool = True):
+        self._folder, self._answers = Path(folder), answers
+        if not self._folder.is_dir():
+            raise UserError(f"there is no folder {folder}")
+        groups: dict[str, dict[str, str]] = {}
+        for place, folders, files in os.walk(self._folder):
+            folders.sort()
+            for file in sorted(files):
+                stem, ending = os.path.splitext(file)
+                kind = {**dict.fromkeys(SPEECH, "speech"), **dict.fromkeys(IMAGES, "image"), TEXT: "text"}.get(
+                    ending.lower()
+                )
+                if kind and not file.startswith("."):
+                    groups.setdefault(os.path.join(place, stem), {}).setdefault(kind, os.path.join(place, file))
+        self._examples = sorted(groups.items())
+        self.files = [file for _, files in self._examples for file in files.values()]
+        if not self._examples:
+            raise UserError(f"the folder {folder} holds no {', '.join(SPEECH + IMAGES)} or {TEXT}")
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Record:
+        """An example.
+
+        Raises:
+          UserError: its text cannot be read.
+        """
+        stem, files = self._examples[index]
+        name, parts = os.path.relpath(stem, self._folder), {}
+        for kind in ("speech", "image"):
+            if kind in files:
+                parts[kind] = Blob(files[kind])
+        if "text" in files:
+            role = "transcript" if "speech" in parts else "target" if "image" in parts else "text"
+            try:
+                parts[role] = Blob(files["text"]).read().decode().strip()
+            except UnicodeDecodeError as error:
+                raise UserError(f"{files['text']} is not UTF-8: {error.reason}") from None
+        label = os.path.dirname(name)
+        return Record(name=name, answer=os.path.basename(label) if label and self._answers else None, **parts)

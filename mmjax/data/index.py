@@ -1,0 +1,295 @@
+"""The index of a collection: the size of every example, its texts and tags, and what cannot be read.
+
+Measured once, in parallel, from the headers of the files; kept in a folder of plain arrays that are mapped into memory,
+not loaded.
+"""
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import soundfile
+from PIL import Image
+
+from mmjax import progress
+from mmjax.data.files import Blob
+from mmjax.data.record import Record
+from mmjax.errors import UserError
+
+VERSION = 1
+TEXTS = ("text", "transcript", "target")
+TAGS = ("language", "task")
+AT_ONCE = 256  # records that a worker measures at a time
+ALONE = 2_000  # no worker is started for fewer
+
+
+class Measured(NamedTuple):
+    """What the index keeps of one record.
+
+    Attributes:
+      frames, rate: of the recording (of the part of it that is meant), as it lies on disk.
+      height, width: of the picture, in pixels.
+      reason: why it cannot be read; None if it can.
+    """
+
+    frames: int = 0
+    rate: int = 0
+    height: int = 0
+    width: int = 0
+    texts: tuple[str | None, ...] = (None,) * len(TEXTS)
+    tags: tuple[str | None, ...] = (None,) * len(TAGS)
+    answer: str | tuple[float, ...] | None = None
+    reason: str | None = None
+
+
+class Index:
+    """The arrays of an index, by name; see `Measured`.
+
+    Attributes:
+      frames, rate, height, width: [n].
+      answers: names of classes, sorted; None where answers are numbers, or there are none.
+      answer: [n] numbers of classes (-1: none), or [n, C] numbers; None.
+      unreadable: reasons by the number of the example.
+    """
+
+    def __init__(self, directory: str | os.PathLike):
+        self.directory = Path(directory)
+        try:
+            self._about = json.loads((self.directory / "index.json").read_text())
+            load = lambda name: np.load(self.directory / f"{name}.npy", mmap_mode="r")  # noqa: E731
+            self.frames, self.rate = load("frames"), load("rate")
+            self.height, self.width = load("height"), load("width")
+            self.answer = load("answer") if self._about["answered"] else None
+            self._ends = {name: load(f"{name}_ends") for name in self._about["texts"]}
+            self._bytes = {name: load(f"{name}_bytes") for name in self._about["texts"]}
+            self._tags = {name: load(name) for name in self._about["tags"]}
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"the index in {directory} is damaged ({error}); delete it, and it is made again") from None
+        self.answers: list[str] | None = self._about["answers"]
+        self.unreadable = {int(number): reason for number, reason in self._about["unreadable"].items()}
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def samples(self, sample_rate: int) -> np.ndarray:
+        """[n] samples of each recording at a rate: as many as soxr makes of it."""
+        return (self.frames.astype(np.float64) * sample_rate / np.maximum(self.rate, 1) + 0.5).astype(np.int64)
+
+    def has(self, name: str) -> bool:
+        """Whether any example has this text or tag."""
+        return name in self._ends or name in self._tags
+
+    def text(self, name: str, number: int) -> str | None:
+        """A text of an example; None if it has none."""
+        if name not in self._ends:
+            return None
+        start = int(self._ends[name][number - 1]) if number else 0
+        data = self._bytes[name][start : int(self._ends[name][number])].tobytes()
+        return data[1:].decode() if data else None  # each text begins with a byte, so that an empty one is not none
+
+    def tag(self, name: str) -> tuple[np.ndarray, list[str]]:
+        """[n] numbers of a tag (-1: none), and their names."""
+        return self._tags[name], self._about["tags"][name]
+
+    def tokens(self, name: str, tokenizer: Any) -> np.ndarray:
+        """[n] int32 tokens of each text; counted once for each tokenizer, and kept."""
+        if name not in self._ends:
+            return np.zeros(len(self), np.int32)
+        digest = hashlib.sha256(tokenizer.serialised).hexdigest()[:16]
+        path = self.directory / f"{name}_tokens_{digest}.npy"
+        if not path.is_file():
+            counts = np.zeros(len(self), np.int32)
+            for number in range(len(self)):
+                counts[number] = len(tokenizer.encode(self.text(name, number) or ""))
+            _save(path, counts)
+        return np.load(path, mmap_mode="r")
+
+
+def measure(record: Record) -> Measured:
+    """The sizes of a record, from the headers of its files alone.
+
+    Raises:
+      UserError: a file is missing, or its header cannot be read.
+    """
+    frames, rate = _frames(record) if record.speech is not None else (0, 0)
+    height, width = _size(record) if record.image is not None else (0, 0)
+    texts = tuple(getattr(record, name) for name in TEXTS)
+    tags = tuple(getattr(record, name) for name in TAGS)
+    return Measured(frames, rate, height, width, texts, tags, record.answer)
+
+
+def _frames(record: Record) -> tuple[int, int]:
+    """Frames of the part of the recording that is meant, and its rate."""
+    with opened(record.speech, record.name) as source:
+        try:
+            with soundfile.SoundFile(source) as file:
+                frames, rate = file.frames, file.samplerate
+        except (soundfile.LibsndfileError, RuntimeError, MemoryError) as error:
+            reason = getattr(error, "error_string", str(error)).rstrip(".")
+            raise UserError(f"cannot decode the recording of {record.name}: {reason}") from None
+    first = round(record.start * rate)
+    meant = frames - first if record.seconds is None else round(record.seconds * rate)
+    if meant <= 0 or first + meant > frames + rate // 100:  # durations in lists are rounded
+        raise UserError(
+            f"the recording of {record.name} has {frames / rate:.2f} s, not from {record.start} s on "
+            + ("anything" if record.seconds is None else f"{record.seconds} s")
+        )
+    return min(meant, frames - first), rate
+
+
+def _size(record: Record) -> tuple[int, int]:
+    with opened(record.image, record.name) as source:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                with Image.open(source) as image:
+                    return image.height, image.width
+        except Exception as error:  # Pillow's decoders raise whatever comes to them
+            raise UserError(f"cannot decode the picture of {record.name}: {error}") from None
+
+
+def opened(part: bytes | Blob, name: str):
+    """Encoded bytes as a file: the file itself where it is whole and lies on this machine."""
+    if isinstance(part, bytes):
+        return io.BytesIO(part)
+    if not part.on_this_machine:
+        return io.BytesIO(part.read())
+    try:
+        return open(part.file, "rb")
+    except OSError as error:
+        raise UserError(f"cannot read {part.file} of {name}: {error.strerror or error}") from None
+
+
+# Making it. -----------------------------------------------------------------------------------------------
+
+
+def open_index(collection: Sequence[Record], stamp: Mapping[str, Any], directory: Path, title: str) -> Index:
+    """The index of a collection, made and kept in `directory` if it is not there yet.
+
+    Args:
+      stamp: what identifies the collection as it is now: its config, and sizes and times of its files.
+      title: to say what is indexed.
+    """
+    digest = hashlib.sha256(json.dumps([VERSION, stamp], sort_keys=True).encode()).hexdigest()[:24]
+    home = directory / "indices" / digest
+    if not home.is_dir():
+        temporary = home.with_name(f".{digest}.{os.getpid()}")
+        try:
+            write_index(measure_all(collection, title), temporary)
+            if not home.is_dir():  # else another process has just made the same
+                temporary.rename(home)
+        except OSError as error:
+            if not home.is_dir():
+                raise UserError(f"cannot write the index into {directory}: {error.strerror or error}") from None
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return Index(home)
+
+
+def measure_all(collection: Sequence[Record], title: str) -> list[Measured]:
+    """Every record measured, in order; what cannot be read says why."""
+    count = len(collection)
+    if not count:
+        raise UserError(f"{title} is empty")
+    parts = [range(start, min(start + AT_ONCE, count)) for start in range(0, count, AT_ONCE)]
+    found: list[Measured] = []
+    with progress.bar(f"indexing {title}", count, "examples", transient=True) as bar:
+        if count < ALONE or os.cpu_count() == 1:
+            for part in parts:
+                found += _measure_part(collection, part)
+                bar.advance(len(part))
+            return found
+        context = multiprocessing.get_context("forkserver")
+        with context.Pool(min(os.cpu_count(), 16), _begin, (collection,)) as pool:
+            for measured in pool.imap(_measure_here, parts):
+                found += measured
+                bar.advance(len(measured))
+    return found
+
+
+_collection: Any = None  # of a worker
+
+
+def _begin(collection: Any) -> None:
+    global _collection
+    _collection = collection
+
+
+def _measure_here(part: range) -> list[Measured]:
+    return _measure_part(_collection, part)
+
+
+def _measure_part(collection: Any, part: range) -> list[Measured]:
+    found = []
+    for number in part:
+        try:
+            found.append(measure(collection[number]))
+        except UserError as error:
+            found.append(Measured(reason=str(error)))
+    return found
+
+
+def write_index(measured: Sequence[Measured], directory: Path) -> None:
+    """Writes the arrays of an index into a new folder."""
+    directory.mkdir(parents=True)
+    for name, kind in (("frames", np.int64), ("rate", np.int32), ("height", np.int32), ("width", np.int32)):
+        _save(directory / f"{name}.npy", np.array([getattr(m, name) for m in measured], kind))
+    texts, tags = [], {}
+    for place, name in enumerate(TEXTS):
+        if any(m.texts[place] is not None for m in measured):
+            encoded = [b"" if m.texts[place] is None else b"\0" + m.texts[place].encode() for m in measured]
+            _save(directory / f"{name}_ends.npy", np.cumsum([len(x) for x in encoded], dtype=np.int64))
+            _save(directory / f"{name}_bytes.npy", np.frombuffer(b"".join(encoded), np.uint8))
+            texts.append(name)
+    for place, name in enumerate(TAGS):
+        names = sorted({m.tags[place] for m in measured} - {None})
+        if names:
+            _save(directory / f"{name}.npy", _numbered([m.tags[place] for m in measured], names))
+            tags[name] = names
+    answers, answer = _answers([m.answer for m in measured])
+    if answer is not None:
+        _save(directory / "answer.npy", answer)
+    about = {
+        "version": VERSION,
+        "texts": texts,
+        "tags": tags,
+        "answers": answers,
+        "answered": answer is not None,
+        "unreadable": {number: m.reason for number, m in enumerate(measured) if m.reason is not None},
+    }
+    (directory / "index.json").write_text(json.dumps(about))
+
+
+def _answers(given: list[Any]) -> tuple[list[str] | None, np.ndarray | None]:
+    """Names of the classes and [n] numbers of them, or None and [n, C] numbers."""
+    numbers = {len(a) for a in given if isinstance(a, tuple)}
+    names = sorted({a for a in given if isinstance(a, str)})
+    if numbers and (names or len(numbers) > 1):
+        raise UserError(
+            f"some answers are {'names and others numbers' if names else f'{sorted(numbers)} numbers'}; make them alike"
+        )
+    if numbers:
+        width = numbers.pop()
+        missing = (np.nan,) * width
+        return None, np.array([missing if a is None else a for a in given], np.float32)
+    return (names, _numbered(given, names)) if names else (None, None)
+
+
+def _numbered(values: list[str | None], names: list[str]) -> np.ndarray:
+    number = {name: i for i, name in enumerate(names)}
+    return np.array([number.get(value, -1) for value in values], np.int32)
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    """Written under another name and renamed: half a file is never taken for one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.npy")
+    np.save(temporary, array)
+    temporary.rename(path)
