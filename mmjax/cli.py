@@ -52,6 +52,22 @@ def main(arguments: list[str] | None = None) -> int:
         ("export", "an imported model, back in Hugging Face's layout"),
     ):
         command(name, text, "DIR").add_argument("-o", "--out", required=True, metavar="DIR", help="a new directory")
+    data = commands.add_parser("data", help="prepare data of your own").add_subparsers(
+        dest="what", required=True, metavar="WHAT"
+    )
+    sub = data.add_parser(
+        "build",
+        help="shards of any collection",
+        description="Shards of any collection: each example is decoded once; what cannot be read, and duplicates, are left out and listed.",
+    )
+    sub.add_argument(
+        "source", metavar="SOURCE", help="a config file; or a .jsonl, .csv, .tsv, *.tar, *.parquet or a folder"
+    )
+    sub.add_argument("-o", "--out", required=True, metavar="DIR", help="where to; an interrupted build goes on there")
+    sub.add_argument("--split", help="of a path, the split that it is (default: train); of a config, only this one")
+    sub.add_argument("--shard-megabytes", type=_whole(1), default=256, help="about how large a shard is")
+    sub.add_argument("--keep-duplicates", action="store_true")
+    sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
     command("config", "print the resolved config as JSON", "CONFIG", json_output=False)
 
     options, rest = parser.parse_known_args(arguments)
@@ -59,13 +75,13 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"unknown argument {rest[0]}")
     try:
         _quiet()
-        if options.command not in ("config",):
+        if options.command not in ("config", "data"):
             from mmjax.parallel import runtime
 
             checking = options.command == "check"  # compiles much and runs little
             runtime.prepare(devices=8 if checking else None, compile_fast=checking)
             runtime.join_processes()
-        commands_ = (_train, _eval, _predict, _check, _checkpoints, _import, _export, _config)
+        commands_ = (_train, _eval, _predict, _check, _checkpoints, _import, _export, _data, _config)
         return {f.__name__.strip("_"): f for f in commands_}[options.command](options, rest)
     except UserError as error:
         print(f"mmjax: error: {error}", file=sys.stderr)
@@ -191,6 +207,25 @@ def _export(options, rest) -> int:
         _print_json(result)
     else:
         print(f"{options.out}: {result['model_type']}, {result['tensors']:,} tensors")
+    return 0
+
+
+def _data(options, rest) -> int:
+    from mmjax import prepare
+
+    result = prepare.build(
+        options.source, options.out, options.split, shard_bytes=options.shard_megabytes * 2**20,
+        keep_duplicates=options.keep_duplicates,
+    )  # fmt: skip
+    if options.json:
+        _print_json(result)
+        return 0
+    for split, made in result.items():
+        left = ", ".join(f"{count:,} {reason}" for reason, count in made["left_out"].items())
+        print(
+            f"{split}: {made['examples']:,} examples in {made['shards']} shards, {made['bytes'] / 1e6:,.1f} MB"
+            + (f"; left out: {left} (listed in {options.out}/{split}-left-out.tsv)" if left else "")
+        )
     return 0
 
 

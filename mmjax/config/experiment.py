@@ -103,7 +103,12 @@ class Parquet:
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-Collection = Manifest | Folder | TarShards | Parquet
+@part
+class Shards:
+    directory: str  # that `mmjax data build` wrote
+
+
+Collection = Manifest | Folder | TarShards | Parquet | Shards
 
 
 @part

@@ -91,7 +91,7 @@ class Corpus:
             self._kept = np.flatnonzero(keep)
             sizes = {name: values[self._kept] for name, values in sizes.items()}
         self.sizes = sizes
-        share = len(self.quarantine) / len(index)
+        share = (len(self.quarantine) - self.dropped.get("duplicate", 0)) / len(index)
         if share > filters.largest_share_dropped or len(self.quarantine) == len(index):
             reasons = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.dropped.items()))
             raise UserError(
@@ -130,7 +130,10 @@ class Corpus:
     def _examine(self, sizes: Mapping[str, np.ndarray], filters: Filters) -> list[tuple[int, str]]:
         """What is left out, and why ("kind: details"), in order of number."""
         index = self._index
-        found = {number: f"unreadable: {reason}" for number, reason in index.unreadable.items()}
+        found = {
+            number: reason if reason.startswith("duplicate:") else f"unreadable: {reason}"
+            for number, reason in index.unreadable.items()
+        }
 
         def drop(numbers: np.ndarray, kind: str, say: Any) -> None:
             for number in numbers.tolist():

@@ -19,12 +19,13 @@ from mmjax.data.folder import Folder
 from mmjax.data.index import Index, open_index
 from mmjax.data.manifest import Manifest
 from mmjax.data.parquet import Parquet
+from mmjax.data.shards import Shards
 from mmjax.data.spoken_easy_vqa import SpokenEasyVQA
 from mmjax.data.tar_shards import TarShards
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError, nearest
 
-__all__ = ["Folder", "Manifest", "Parquet", "SpokenEasyVQA", "TarShards", "open_corpus"]
+__all__ = ["Folder", "Manifest", "Parquet", "Shards", "SpokenEasyVQA", "TarShards", "open_collection", "open_corpus"]
 
 COLLECTIONS = {kind.__name__: kind for kind in (Folder, Manifest, Parquet, TarShards)}
 
@@ -48,11 +49,27 @@ def open_corpus(data: Any, split: str, directory: Path) -> Corpus:
         sample_rate=data.sample_rate,
         answers=training.answers,
         filters=Filters(**vars(data.filters)),
-        title=f"{type(data.source).__name__} {data.source.splits[split]}",
+        title=f"{type(data.source).__name__} {getattr(data.source, 'splits', {}).get(split, split)}",
     )
 
 
 def _opened(source: Any, split: str, directory: Path) -> tuple[Any, Index]:
+    if hasattr(source, "directory"):  # shards, which bring their index
+        collection = Shards(source.directory, split)
+        index = Index(collection.directory / split)
+        if len(index) != len(collection):
+            raise UserError(f"the index of '{split}' in {source.directory} belongs to other shards; build them again")
+        return collection, index
+    collection, stamp = open_collection(source, split)
+    return collection, open_index(collection, stamp, directory, f"{type(source).__name__} {source.splits[split]}")
+
+
+def open_collection(source: Any, split: str) -> tuple[Any, dict[str, Any]]:
+    """The records of a split, and what identifies them as they are now.
+
+    Raises:
+      UserError: there is no such split, or no such file.
+    """
     if split not in source.splits:
         raise UserError(f"data.source.splits has no '{split}'{nearest(split, source.splits)}")
     options = {f.name: getattr(source, f.name) for f in dataclasses.fields(source) if f.name != "splits"}
@@ -64,7 +81,7 @@ def _opened(source: Any, split: str, directory: Path) -> tuple[Any, Index]:
         "options": {k: _plain(v) for k, v in options.items()},
         "files": _stamps(collection.files),
     }
-    return collection, open_index(collection, stamp, directory, f"{kind} {place}")
+    return collection, stamp
 
 
 def _plain(value: Any) -> Any:

@@ -42,9 +42,9 @@ def build_weighting(config: c.Experiment) -> Any:
     return config.weighting and instantiate(config.weighting, weighting)
 
 
-def data_directory(config: c.Data) -> Path:
-    """Where prepared data lies: the config's choice, else $MMJAX_DATA, else ~/.cache/mmjax."""
-    chosen = config.directory or os.environ.get("MMJAX_DATA") or "~/.cache/mmjax"
+def data_directory(chosen: str | None = None) -> Path:
+    """Where prepared data lies: the config's choice (data.directory), else $MMJAX_DATA, else ~/.cache/mmjax."""
+    chosen = chosen or os.environ.get("MMJAX_DATA") or "~/.cache/mmjax"
     try:
         return Path(chosen).expanduser()
     except RuntimeError as error:
@@ -54,13 +54,13 @@ def data_directory(config: c.Data) -> Path:
 def build_source(config: c.Data, split: str):
     """Opens a split of the data, preparing it first where that has not been done."""
     if isinstance(config.source, c.OwnSource):
-        return own_source(config.source)(data_directory(config), split, **config.source.options)
+        return own_source(config.source)(data_directory(config.directory), split, **config.source.options)
     from mmjax.data import sources
 
     if isinstance(config.source, c.Collection):
-        return sources.open_corpus(config, split, data_directory(config))
+        return sources.open_corpus(config, split, data_directory(config.directory))
     source = getattr(sources, type(config.source).__name__)
-    return source(data_directory(config), split, **vars(config.source))
+    return source(data_directory(config.directory), split, **vars(config.source))
 
 
 def build_image_augmentation(config: c.Experiment):

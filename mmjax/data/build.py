@@ -1,0 +1,242 @@
+"""`mmjax data build`: any collection into shards, every example decoded once on the way.
+
+Parallel over shards; a shard is written under another name and renamed when it is whole, with what was measured beside
+it, so that a build that was interrupted goes on where it was.
+"""
+
+import hashlib
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import soundfile
+
+from mmjax import progress
+from mmjax.data.audio import read_audio
+from mmjax.data.files import Blob
+from mmjax.data.image import open_image
+from mmjax.data.index import Index, Measured, measure, write_index
+from mmjax.data.record import Record
+from mmjax.data.shards import encode, shard_name
+from mmjax.errors import UserError
+
+
+class Part(NamedTuple):
+    """What became of the examples of one shard.
+
+    Attributes:
+      numbers: in the collection, of the records written.
+      measured: of each of them.
+      digests: of what each holds, whatever it is called; equal ones are duplicates.
+      left_out: (number in the collection, reason).
+    """
+
+    numbers: list[int]
+    measured: list[Measured]
+    digests: list[bytes]
+    left_out: list[tuple[int, str]]
+
+
+def build(
+    collection: Sequence[Record],
+    index: Index,
+    stamp: Any,
+    directory: Path,
+    split: str,
+    *,
+    shard_bytes: int = 2**28,
+    keep_duplicates: bool = False,
+) -> dict[str, Any]:
+    """Writes the shards and the index of one split.
+
+    Args:
+      collection, index: what is read.
+      stamp: what identifies it: a folder that holds another collection is not continued.
+      directory: where to.
+      shard_bytes: about how large a shard is.
+      keep_duplicates: else an example whose recording, picture, texts and answer another one has, too, is left out.
+
+    Returns:
+      {"examples", "shards", "bytes", "left_out": {reason: count}}.
+
+    Raises:
+      UserError: the folder cannot be written, or holds other shards.
+    """
+    plan = _plan(collection, index, shard_bytes)
+    work = directory / f".{split}.building"
+    _claim(directory, work, split, [stamp, [len(part) for part in plan], keep_duplicates])
+    jobs = [
+        (part, directory / shard_name(split, number, len(plan)), work / f"{number}.part")
+        for number, part in enumerate(plan)
+    ]
+    waiting = [job for job in jobs if not (job[1].is_file() and job[2].is_file())]
+    done = sum(len(part) for part, *_ in jobs) - sum(len(part) for part, *_ in waiting)
+    with progress.bar(f"building {split}", len(collection), "examples", done=done) as bar:
+        for count in _run(collection, index, waiting):
+            bar.advance(count)
+    parts = [pickle.loads(path.read_bytes()) for _, _, path in jobs]
+    measured, left_out = _without_duplicates(parts, keep_duplicates)
+    shutil.rmtree(directory / split, ignore_errors=True)
+    write_index(measured, work / "index")
+    (work / "index").rename(directory / split)
+    report = directory / f"{split}-left-out.tsv"
+    report.write_text("".join(f"{number}\t{reason}\n" for number, reason in left_out))
+    shutil.rmtree(work)
+    reasons: dict[str, int] = {}
+    for _, reason in left_out:
+        kind = reason.partition(":")[0]
+        reasons[kind] = reasons.get(kind, 0) + 1
+    return {
+        "examples": sum(m.reason is None for m in measured),
+        "shards": len(jobs),
+        "bytes": sum(job[1].stat().st_size for job in jobs),
+        "left_out": reasons,
+    }
+
+
+def _plan(collection: Sequence[Record], index: Index, shard_bytes: int) -> list[range]:
+    """Ranges of about equal size, as far as the index can tell: compressed speech and pictures take so much."""
+    weight = np.full(len(collection), 200.0)
+    weight += 6_000.0 * index.frames / np.maximum(index.rate, 1) * (np.maximum(index.rate, 1) / 16_000)
+    weight += 0.5 * index.height.astype(np.float64) * index.width
+    total = np.cumsum(weight)
+    shards = max(1, round(total[-1] / shard_bytes))
+    borders = np.searchsorted(total, np.arange(1, shards) * total[-1] / shards).tolist()
+    edges = sorted({0, *borders, len(collection)})
+    return [range(a, b) for a, b in itertools.pairwise(edges)]
+
+
+def _claim(directory: Path, work: Path, split: str, identity: Any) -> None:
+    """Takes the folder for this build, new or going on."""
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if work.is_dir() and (work / "identity").read_text() != digest:
+            shutil.rmtree(work)  # of another build, that was given up
+            for path in directory.glob(f"{split}-*.array_record"):
+                path.unlink()
+        if not work.is_dir():
+            if list(directory.glob(f"{split}-*.array_record")):
+                raise UserError(f"{directory} holds shards of '{split}' already; name another folder, or delete them")
+            work.mkdir()
+            (work / "identity").write_text(digest)
+    except OSError as error:
+        raise UserError(f"cannot write into {directory}: {error.strerror or error}") from None
+
+
+def _run(collection: Sequence[Record], index: Index, jobs: list[Any]):
+    """Does the jobs on all cores; yields how many examples were done since the last time."""
+    if len(jobs) < 2 or os.cpu_count() == 1:
+        for job in jobs:
+            yield from _build_shard(collection, index.unreadable, *job)
+        return
+    context = multiprocessing.get_context("forkserver")
+    count = context.Value("q", 0)
+    with context.Pool(min(os.cpu_count(), 16, len(jobs)), _begin, (collection, index.unreadable, count)) as pool:
+        result, seen = pool.map_async(_build_here, jobs, chunksize=1), 0
+        while not result.ready():
+            time.sleep(0.1)
+            yield count.value - seen
+            seen = count.value
+        result.get()
+        yield count.value - seen
+
+
+_work: Any = None  # of a process: (collection, unreadable, count)
+
+
+def _begin(*work: Any) -> None:
+    global _work
+    _work = work
+
+
+def _build_here(job: Any) -> None:
+    collection, unreadable, count = _work
+    for done in _build_shard(collection, unreadable, *job):
+        with count.get_lock():
+            count.value += done
+
+
+def _build_shard(collection: Sequence[Record], unreadable: dict[int, str], numbers: range, path: Path, note: Path):
+    """Writes a shard and what was measured of it; yields after every example."""
+    from array_record.python import array_record_module
+
+    part, temporary = Part([], [], [], []), path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+        for number in numbers:
+            try:
+                if number in unreadable:
+                    raise UserError(unreadable[number])
+                record = whole(collection[number])
+                part.measured.append(checked(record))
+                part.digests.append(_digest(record))
+                part.numbers.append(number)
+                writer.write(encode(record))
+            except UserError as error:
+                part.left_out.append((number, f"unreadable: {error}"))
+            yield 1
+        writer.close()
+        written = note.with_name(f".{note.name}.{os.getpid()}")
+        written.write_bytes(pickle.dumps(part))
+        temporary.rename(path)
+        written.rename(note)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"cannot write the shard {path}: {getattr(error, 'strerror', None) or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def whole(record: Record) -> Record:
+    """The record with its bytes inside; of a part of a recording only that part, as FLAC at its own rate."""
+    speech, image = record.speech, record.image
+    if speech is not None and (record.start > 0 or record.seconds is not None):
+        frames, rate = measure(record._replace(image=None))[:2]
+        samples = read_audio(speech, rate, record.name, record.start, record.seconds)
+        buffer = io.BytesIO()
+        soundfile.write(buffer, samples[:frames], rate, subtype="PCM_16", format="FLAC")
+        return whole(record._replace(speech=buffer.getvalue(), start=0.0, seconds=None))
+    return record._replace(
+        speech=speech.read() if isinstance(speech, Blob) else speech,
+        image=image.read() if isinstance(image, Blob) else image,
+    )
+
+
+def checked(record: Record) -> Measured:
+    """The record measured, after all of it was decoded.
+
+    Raises:
+      UserError: it cannot be.
+    """
+    if record.speech is not None:
+        read_audio(record.speech, name=f"of {record.name}")
+    if record.image is not None:
+        open_image(record.image, f"of {record.name}")
+    return measure(record)
+
+
+def _digest(record: Record) -> bytes:
+    return hashlib.sha256(encode(record._replace(name="", language=None, task=None))).digest()
+
+
+def _without_duplicates(parts: list[Part], keep: bool) -> tuple[list[Measured], list[tuple[int, str]]]:
+    """What the index says of every record written, and all that was left out, in order."""
+    measured, left_out = [], []
+    first: dict[bytes, int] = {}
+    for part in parts:
+        left_out += part.left_out
+        for number, one, digest in zip(part.numbers, part.measured, part.digests, strict=True):
+            if not keep and first.setdefault(digest, number) != number:
+                one = one._replace(reason=f"duplicate: the same as example {first[digest]}")
+                left_out.append((number, one.reason))
+            measured.append(one)
+    return measured, sorted(left_out)

@@ -1,0 +1,104 @@
+"""Shards: our own form of a prepared collection, ArrayRecord files beside an index.
+
+    DIR/train-00000-of-00004.array_record ...   records, encoded bytes and texts together
+    DIR/train/                                  the index (`mmjax.data.index`)
+
+ArrayRecord keeps a checksum of every record: a flipped byte is an error, never another sample.
+"""
+
+import bisect
+import re
+import threading
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from mmjax.data.record import Record
+from mmjax.errors import UserError
+
+NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.array_record")
+
+
+class Shards:
+    """The records of one split.
+
+    Args:
+      directory: what `mmjax data build` wrote.
+      split: "train", ...
+
+    Raises:
+      UserError: there is no such split, or one of its files is missing.
+    """
+
+    def __init__(self, directory: str, split: str):
+        self.directory, self.split = Path(directory), split
+        found = {
+            path.name: path for path in self.directory.glob(f"{split}-*.array_record") if NAME.fullmatch(path.name)
+        }
+        if not found:
+            splits = sorted(
+                {match[1] for path in self.directory.glob("*.array_record") if (match := NAME.fullmatch(path.name))}
+            )
+            raise UserError(f"{directory} holds no shards of '{split}'; there are {', '.join(splits) or 'none at all'}")
+        count = int(NAME.fullmatch(min(found))[3])
+        wanted = [shard_name(split, number, count) for number in range(count)]
+        missing = [name for name in wanted if name not in found]
+        if missing:
+            raise UserError(f"{directory} lacks {', '.join(missing)}; copy it again, or build it again")
+        self.files = [str(found[name]) for name in wanted]
+        self._local = threading.local()  # a reader is not to be shared between threads
+        self._ends = list(accumulate(self._reader(number).num_records() for number in range(count)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Record:
+        """A record.
+
+        Raises:
+          UserError: its bytes are damaged.
+        """
+        number = bisect.bisect_right(self._ends, index)
+        try:
+            (data,) = self._reader(number).read([index - (self._ends[number - 1] if number else 0)])
+            return decode(data)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise UserError(f"record {index} of {self.files[number]} is damaged: {error}") from None
+
+    def _reader(self, number: int) -> Any:
+        from array_record.python import array_record_module
+
+        readers = self._local.__dict__.setdefault("readers", {})
+        if number not in readers:
+            try:
+                readers[number] = array_record_module.ArrayRecordReader(self.files[number], "readahead_buffer_size:0")
+            except (RuntimeError, ValueError) as error:
+                raise UserError(f"cannot read the shard {self.files[number]}: {error}") from None
+        return readers[number]
+
+    def __getstate__(self):
+        return {key: value for key, value in self.__dict__.items() if key != "_local"}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._local = threading.local()
+
+
+def shard_name(split: str, number: int, count: int) -> str:
+    """The file name of a shard."""
+    return f"{split}-{number:05}-of-{count:05}.array_record"
+
+
+def encode(record: Record) -> bytes:
+    """A record whose parts are bytes and texts, as bytes."""
+    return msgpack.packb({name: value for name, value in record._asdict().items() if value is not None})
+
+
+def decode(data: bytes) -> Record:
+    """The inverse of `encode`."""
+    fields = msgpack.unpackb(data)
+    if isinstance(fields.get("answer"), list):
+        fields["answer"] = tuple(fields["answer"])
+    return Record(**fields)
