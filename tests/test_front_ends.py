@@ -58,6 +58,18 @@ def test_kaldi_filter_bank_equals_transformers_kaldi():
     np.testing.assert_allclose(frames_of(KaldiFilterBank(normalise=False), recording()), theirs, atol=1e-3)
 
 
+@pytest.mark.reference
+@pytest.mark.parametrize("hops", [HOPS, HOPS + 1])
+def test_normalised_kaldi_filter_bank_equals_that_of_w2v_bert(hops):
+    transformers = pytest.importorskip("transformers")
+    extract = transformers.SeamlessM4TFeatureExtractor()
+    theirs = extract(recording(hops=hops), sampling_rate=16_000, return_tensors="np").input_features[0]
+    # Theirs stacks two frames, and continues an odd number of them with zeros.
+    np.testing.assert_allclose(
+        frames_of(KaldiFilterBank(), recording(hops=hops)), theirs.reshape(-1, 80)[: hops - 2], atol=1e-4
+    )
+
+
 def kaldi_mfcc_in_float64(samples, bins=23, coefficients=13):
     """Kaldi's feat/feature-mfcc.cc step by step: no dither, no energy."""
     frames = np.lib.stride_tricks.sliding_window_view(samples.astype(np.float64) * 2**15, 400)[::160]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,19 @@ def parakeet(head=True, **changes):
     return transformers.ParakeetForCTC(whole)
 
 
+def w2v_bert(kind=transformers.Wav2Vec2BertModel, **changes):
+    return kind(
+        transformers.Wav2Vec2BertConfig(
+            **dict(
+                hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=96,
+                feature_projection_input_dim=46, conv_depthwise_kernel_size=5, left_max_position_embeddings=7,
+                right_max_position_embeddings=2, vocab_size=11, pad_token_id=7,
+            )
+            | changes
+        )
+    )  # fmt: skip
+
+
 PICTURES = dict(
     hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40, image_size=28, patch_size=7
 )
@@ -62,6 +76,8 @@ MODELS = {
     "Parakeet encoder": lambda: parakeet(head=False),
     "Parakeet without biases": lambda: parakeet(attention_bias=False, convolution_bias=False, scale_input=False),
     "Parakeet in bfloat16": lambda: randomise(parakeet(), torch.bfloat16),
+    "W2v-BERT": w2v_bert,
+    "W2v-BERT that transcribes": lambda: w2v_bert(transformers.Wav2Vec2BertForCTC, mask_time_prob=0.0),
     "Whisper": lambda: transformers.WhisperForConditionalGeneration(
         transformers.WhisperConfig(
             vocab_size=31,
@@ -160,14 +176,31 @@ def test_missing_and_unknown_tensors_are_listed(tmp_path):
     assert not (tmp_path / "ours").exists()
 
 
-def test_trap_d1_the_blank_becomes_the_first_class(tmp_path):
-    model = randomise(parakeet())
+@pytest.mark.parametrize("name, head", [("Parakeet", "ctc_head"), ("W2v-BERT that transcribes", "lm_head")])
+def test_trap_d1_the_blank_becomes_the_first_class(tmp_path, name, head):
+    model = randomise(MODELS[name]())
     model.save_pretrained(tmp_path / "theirs")
     import_model(tmp_path / "theirs", tmp_path / "ours")
     kernel = read_part(tmp_path / "ours")[1]["head/logits/kernel"]
-    weight = model.ctc_head.weight.detach().numpy()[..., 0]
+    weight = getattr(model, head).weight.detach().numpy().reshape(11, -1)
     np.testing.assert_array_equal(kernel[:, 0], weight[7])
     np.testing.assert_array_equal(kernel[:, 1], weight[0])
+
+
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        (lambda: w2v_bert(add_adapter=True), "cannot import add_adapter=True; only False"),
+        (lambda: w2v_bert(position_embeddings_type="rotary"), "position_embeddings_type='rotary'; only 'relative_key'"),
+        (lambda: w2v_bert(hidden_act="relu"), "hidden_act='relu'; only 'swish' or 'silu'"),
+        (lambda: w2v_bert(intermediate_size=40), "intermediate_size=40; only 96"),
+        (lambda: w2v_bert(feature_projection_input_dim=45), "feature_projection_input_dim=45"),
+    ],
+)
+def test_options_that_cannot_be_expressed_are_named(tmp_path, model, message):
+    model().save_pretrained(tmp_path / "theirs")
+    with pytest.raises(UserError, match=re.escape(message)):
+        import_model(tmp_path / "theirs", tmp_path / "ours")
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ VARIANTS = {
     "rotary, RMSNorm": {"positions": "rotary", "norm": "rms", "convolution_norm": "rms"},
     "FastConformer": {"subsampling": 8, "stem": "depthwise", "kernel": 9},
     "Kaldi": {"front_end": KaldiFilterBank(normalise=False), "kernel": 4},
+    "distance": {"stem": "stack", "subsampling": 2, "positions": "distance", "left_distance": 5, "right_distance": 1},
 }
 
 

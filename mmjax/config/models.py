@@ -29,7 +29,7 @@ class NeMoLogMel(LogMel):
 
 @part
 class KaldiFilterBank(LogMel):
-    normalise: bool = True  # each example to zero mean and unit variance
+    normalise: bool = True  # each feature to zero mean and unit variance over its example
 
 
 @part
@@ -65,9 +65,11 @@ class Conformer:
     heads: int = 4
     kernel: int = 32
     subsampling: Literal[2, 4, 8] = 4  # hops per token
-    stem: Literal["full", "depthwise"] = "full"
+    stem: Literal["full", "depthwise", "stack"] = "full"  # strided convolutions, or frames side by side
     stem_channels: int | None = None  # of the strided stem; None: the width, as in the paper
-    positions: Literal["relative", "rotary"] = "relative"
+    positions: Literal["relative", "rotary", "distance"] = "relative"
+    left_distance: int = 64  # tokens beyond which earlier ones are all as far, with positions by distance
+    right_distance: int = 8  # and later ones
     norm: Literal["layer", "rms"] = "layer"
     convolution_norm: Literal["layer", "rms", "batch"] = "layer"  # batch: imported, its statistics fixed
     norm_epsilon: float = 1e-6

@@ -6,7 +6,7 @@ import numpy as np
 
 from mmjax import config as c
 from mmjax.errors import UserError
-from mmjax.interchange.rules import Rule, heads_in, heads_out, linear, norm, same, under
+from mmjax.interchange.rules import Rule, check_options, heads_in, heads_out, linear, norm, same, under
 
 MODEL_TYPES = ("vit",)
 ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "quick_gelu": "quick_gelu"}
@@ -14,7 +14,7 @@ ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "ge
 
 def part(theirs: dict[str, Any]) -> c.ViT:
     """Our config of the encoder; pictures are normalised to -1 to 1, as its image processor does by default."""
-    check_pictures(theirs, qkv_bias=True)
+    check_options(theirs, num_channels=3, qkv_bias=True)
     return c.ViT(
         patch=theirs["patch_size"],
         image_size=theirs["image_size"],
@@ -37,13 +37,6 @@ def activation(theirs: dict[str, Any]) -> str:
     if name not in ACTIVATIONS:
         raise UserError(f"cannot import hidden_act={name!r}; there are {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
-
-
-def check_pictures(theirs: dict[str, Any], **expected: Any) -> None:
-    """That the options have the only value that our encoder can express."""
-    for key, value in {"num_channels": 3, **expected}.items():
-        if theirs.get(key, value) != value:
-            raise UserError(f"cannot import {key}={theirs[key]!r}; only {value!r}")
 
 
 def layers(theirs: dict[str, Any]) -> int:

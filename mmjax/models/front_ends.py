@@ -91,7 +91,8 @@ class KaldiFilterBank(nn.Module):
     """Kaldi's `compute-fbank-feats` without dither: 16-bit scale, frames begin with their hop, natural logarithm.
 
     Attributes:
-      normalise: to zero mean and unit variance over each example; off, features are Kaldi's own, about 5 to 20.
+      normalise: each feature to zero mean and unit variance over each example, as w2v-BERT 2.0 does; off, features are
+        Kaldi's own, about 5 to 20.
     """
 
     sample_rate: int = 16_000
@@ -118,7 +119,7 @@ class KaldiFilterBank(nn.Module):
         floor = float(np.finfo(np.float32).eps)
         frames = frames._replace(features=jnp.log(jnp.maximum(energies, floor)))
         if self.normalise:
-            frames = spectrum.normalise_example(frames, correction=1, epsilon=1e-5)
+            frames = spectrum.normalise_example(frames, correction=1, floor=1e-7)
         return _finished(frames)
 
 

@@ -29,6 +29,7 @@ AT_LEAST = {
     "scale": 1e-6,
     "limit": 1e-6,
     "bottlenecks": 0,
+    "_distance": 0,
 }
 # Streams that have a meaning of their own; those of vectors need other names.
 TAKEN = ("speech", "image", "text", "transcript", "examples", "answer", "fused")
