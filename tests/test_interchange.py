@@ -32,7 +32,7 @@ def randomise(model, dtype=None):
     torch.manual_seed(0)
     state = model.state_dict()
     for name, value in state.items():
-        if value.is_floating_point():
+        if value.is_floating_point() and not name.endswith("inv_freq"):  # no parameter: frequencies of positions
             noise = 0.2 * torch.rand(value.shape) - 0.1
             state[name] = 1.0 + noise if "var" in name or (value == 1).all() else value + noise
     model.load_state_dict(state)
@@ -66,6 +66,20 @@ def w2v_bert(kind=transformers.Wav2Vec2BertModel, **changes):
     )  # fmt: skip
 
 
+def wav2vec2_conformer(kind=transformers.Wav2Vec2ConformerModel, **changes):
+    return kind(
+        transformers.Wav2Vec2ConformerConfig(
+            **dict(
+                hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=96, hidden_act="swish",
+                conv_dim=(6,) * 7, feat_extract_norm="layer", conv_bias=True, conv_depthwise_kernel_size=5,
+                num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, vocab_size=11, pad_token_id=7,
+                codevector_dim=6, proj_codevector_dim=5, num_codevectors_per_group=3,
+            )
+            | changes
+        )
+    )  # fmt: skip
+
+
 PICTURES = dict(
     hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40, image_size=28, patch_size=7
 )
@@ -78,6 +92,10 @@ MODELS = {
     "Parakeet in bfloat16": lambda: randomise(parakeet(), torch.bfloat16),
     "W2v-BERT": w2v_bert,
     "W2v-BERT that transcribes": lambda: w2v_bert(transformers.Wav2Vec2BertForCTC, mask_time_prob=0.0),
+    "wav2vec 2.0": lambda: wav2vec2_conformer(conv_bias=False),
+    "wav2vec 2.0 that transcribes": lambda: wav2vec2_conformer(transformers.Wav2Vec2ConformerForCTC),
+    "wav2vec 2.0 with rotary positions": lambda: wav2vec2_conformer(position_embeddings_type="rotary"),
+    "wav2vec 2.0 as it was trained": lambda: wav2vec2_conformer(transformers.Wav2Vec2ConformerForPreTraining),
     "Whisper": lambda: transformers.WhisperForConditionalGeneration(
         transformers.WhisperConfig(
             vocab_size=31,
@@ -120,8 +138,8 @@ def test_outputs_are_equal_and_the_way_back_gives_the_same_bytes(saved, tmp_path
     assert stored == imported["certificate"] and stored["difference"] <= 1e-4
     export_model(tmp_path / "ours", tmp_path / "back")
     theirs, back = read_tensors(saved), read_tensors(tmp_path / "back")
-    counters = {name for name in theirs if name.endswith("num_batches_tracked")}
-    assert set(back) == set(theirs) - counters
+    unlearned = {name for name in theirs if name.endswith(("num_batches_tracked", "inv_freq"))}
+    assert set(back) == set(theirs) - unlearned
     for name in back:
         assert back[name].dtype == theirs[name].dtype and back[name].tobytes() == theirs[name].tobytes(), name
     again = transformers.AutoModel.from_pretrained(tmp_path / "back", local_files_only=True)
@@ -160,19 +178,42 @@ def test_a_real_sentence_embedder_gives_its_own_embeddings(tmp_path):
     np.testing.assert_allclose(embed(tree(parameters, "encoder")), theirs.encode(sentences), atol=1e-4)
 
 
-def test_missing_and_unknown_tensors_are_listed(tmp_path):
+def test_older_names_of_normalised_weights_are_read(tmp_path):
     from safetensors.numpy import load_file, save_file
 
-    randomise(parakeet()).save_pretrained(tmp_path / "theirs")
+    randomise(wav2vec2_conformer()).save_pretrained(tmp_path / "theirs")
+    path, name = tmp_path / "theirs" / "model.safetensors", "encoder.pos_conv_embed.conv"
+    tensors = load_file(path)
+    for old, new in (("weight_g", "original0"), ("weight_v", "original1")):
+        tensors[f"{name}.{old}"] = tensors.pop(f"{name}.parametrizations.weight.{new}")
+    save_file(tensors, path, {"format": "pt"})
+    assert import_model(tmp_path / "theirs", tmp_path / "ours")["certificate"]["holds"]
+    kept = read_part(tmp_path / "ours")[1]["unused/parametrizations.weight.original1"]
+    np.testing.assert_array_equal(kept, tensors[f"{name}.weight_v"])
+
+
+@pytest.mark.parametrize(
+    "name, missing",
+    [
+        ("Parakeet", ("ctc_head.bias", "encoder.layers.1.norm_out.weight")),
+        ("W2v-BERT", ("feature_projection.projection.bias", "encoder.layers.1.self_attn.distance_embedding.weight")),
+        ("wav2vec 2.0", ("feature_extractor.conv_layers.6.layer_norm.bias", "encoder.layer_norm.weight")),
+    ],
+)
+def test_missing_and_unknown_tensors_are_listed(tmp_path, name, missing):
+    from safetensors.numpy import load_file, save_file
+
+    randomise(MODELS[name]()).save_pretrained(tmp_path / "theirs")
     path = tmp_path / "theirs" / "model.safetensors"
     tensors = load_file(path)
-    del tensors["encoder.layers.1.norm_out.weight"], tensors["ctc_head.bias"]
+    for tensor in missing:
+        del tensors[tensor]
     tensors["encoder.surprise"] = np.zeros(3, np.float32)
     save_file(tensors, path)
     with pytest.raises(UserError) as error:
         import_model(tmp_path / "theirs", tmp_path / "ours")
-    for name in ("ctc_head.bias", "encoder.layers.1.norm_out.weight", "not known: encoder.surprise"):
-        assert name in str(error.value)
+    for part in (*missing, "not known: encoder.surprise"):
+        assert part in str(error.value)
     assert not (tmp_path / "ours").exists()
 
 
@@ -195,6 +236,12 @@ def test_trap_d1_the_blank_becomes_the_first_class(tmp_path, name, head):
         (lambda: w2v_bert(hidden_act="relu"), "hidden_act='relu'; only 'swish' or 'silu'"),
         (lambda: w2v_bert(intermediate_size=40), "intermediate_size=40; only 96"),
         (lambda: w2v_bert(feature_projection_input_dim=45), "feature_projection_input_dim=45"),
+        (lambda: wav2vec2_conformer(feat_extract_norm="group"), "feat_extract_norm='group'; only 'layer'"),
+        (
+            lambda: wav2vec2_conformer(position_embeddings_type=None),
+            "position_embeddings_type=None; only 'relative' or",
+        ),
+        (lambda: wav2vec2_conformer(conv_dim=(6,) * 6 + (7,)), "conv_dim=[6, 6, 6, 6, 6, 6, 7]; only [6,"),
     ],
 )
 def test_options_that_cannot_be_expressed_are_named(tmp_path, model, message):

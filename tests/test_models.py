@@ -10,7 +10,7 @@ import pytest
 from mmjax import config as c
 from mmjax import models
 from mmjax.errors import UserError
-from mmjax.models import Conformer, CrossAttention, KaldiFilterBank, LogMel, NeMoLogMel, Transformer, ViT
+from mmjax.models import Conformer, CrossAttention, KaldiFilterBank, LogMel, NeMoLogMel, Transformer, ViT, Waveform
 from mmjax.models.spectrum import htk_filters
 from mmjax.stream import Stream, concatenate, fold, only_tokens, unfold
 from mmjax.train.build import instantiate
@@ -121,6 +121,9 @@ CONFORMERS = {
         positions="distance",
         left_distance=3,
         right_distance=1,
+    ),
+    "wav2vec 2.0": dict(
+        front_end=Waveform(hop=160), stem="waveform", subsampling=1, positions="rotary_input", final_norm=True
     ),
 }
 

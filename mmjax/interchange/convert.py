@@ -9,10 +9,20 @@ import numpy as np
 
 from mmjax import config as c
 from mmjax.errors import UserError
-from mmjax.interchange import bert, certificate, directories, parakeet, siglip, vit, wav2vec2_bert, whisper
+from mmjax.interchange import (
+    bert,
+    certificate,
+    directories,
+    parakeet,
+    siglip,
+    vit,
+    wav2vec2_bert,
+    wav2vec2_conformer,
+    whisper,
+)
 from mmjax.interchange.rules import to_ours, to_theirs
 
-FAMILIES: tuple[ModuleType, ...] = (parakeet, wav2vec2_bert, whisper, vit, siglip, bert)
+FAMILIES: tuple[ModuleType, ...] = (parakeet, wav2vec2_bert, wav2vec2_conformer, whisper, vit, siglip, bert)
 
 
 def family_of(theirs: dict[str, Any], where: str | Path) -> ModuleType:

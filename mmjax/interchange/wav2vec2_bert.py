@@ -65,31 +65,39 @@ def ignored(name: str) -> bool:
 def rules(theirs: dict[str, Any]) -> list[Rule]:
     """Every parameter of the encoder, and of what stands beside it (see `beside`)."""
     root, found = beside(theirs, "wav2vec2_bert.")
+    block = f"{root}encoder.layers.{{layer}}."
+    attend = f"{block}self_attn"
     encoder = norm("stem/norm", f"{root}feature_projection.layer_norm")
     encoder += linear("stem/out", f"{root}feature_projection.projection")
-    encoder += blocks(theirs, f"{root}encoder.layers.{{layer}}.")
-    encoder += same("layers/attention/distance", f"{root}encoder.layers.{{layer}}.self_attn.distance_embedding.weight")
-    encoder += norm("layers/convolution/norm", f"{root}encoder.layers.{{layer}}.conv_module.depthwise_layer_norm")
+    encoder += blocks(theirs, block)
+    encoder += heads_in("layers/attention/qkv", [f"{attend}.linear_{x}" for x in "qkv"], theirs["num_attention_heads"])
+    encoder += same("layers/attention/distance", f"{attend}.distance_embedding.weight")
+    encoder += norm("layers/convolution/norm", f"{block}conv_module.depthwise_layer_norm")
     return under("encoder", encoder) + found
 
 
 def beside(theirs: dict[str, Any], prefix: str) -> tuple[str, list[Rule]]:
     """What names of the encoder begin with, and the rules of what it does not need.
 
-    That is the CTC head ("head/...") of a model that has one, and what stood for hidden tokens in training ("mask/...").
+    That is the CTC head ("head/...") of a model that has one, what stood for hidden tokens in training ("mask/..."),
+    and the quantizer of wav2vec 2.0 with its two projections ("pretraining/...").
     """
+    architecture = "".join(theirs.get("architectures") or ())
+    root = prefix if architecture.endswith(("ForCTC", "ForPreTraining")) else ""
     found: list[Rule] = []
-    transcribes = "ForCTC" in "".join(theirs.get("architectures") or ())
-    root = prefix if transcribes else ""
-    if transcribes:
+    if architecture.endswith("ForCTC"):
         found += under("head", blank_first(linear("logits", "lm_head"), theirs["pad_token_id"]))
+    if architecture.endswith("ForPreTraining"):
+        found += same("pretraining/codevectors", "quantizer.codevectors")
+        for name in ("quantizer.weight_proj", "project_hid", "project_q"):
+            found += under("pretraining", linear(name, name))
     if theirs["mask_time_prob"] > 0 or theirs["mask_feature_prob"] > 0:
         found += under("mask", same("embedding", f"{root}masked_spec_embed"))
     return root, found
 
 
 def blocks(theirs: dict[str, Any], block: str) -> list[Rule]:
-    """What the Conformer blocks of the family share: all but positions, and the norm inside the convolution."""
+    """What the Conformer blocks of the family share: all but queries, positions, and the convolution's norm."""
     width, heads, depth = theirs["hidden_size"], theirs["num_attention_heads"], theirs["num_hidden_layers"]
     found: list[Rule] = []
     for ours, name in (("first_mlp", "ffn1"), ("second_mlp", "ffn2")):
@@ -97,7 +105,6 @@ def blocks(theirs: dict[str, Any], block: str) -> list[Rule]:
         found += linear(f"layers/{ours}/up", f"{block}{name}.intermediate_dense")
         found += linear(f"layers/{ours}/down", f"{block}{name}.output_dense")
     found += norm("layers/attention_norm", f"{block}self_attn_layer_norm")
-    found += heads_in("layers/attention/qkv", [f"{block}self_attn.linear_{x}" for x in "qkv"], heads)
     found += heads_out("layers/attention/out", f"{block}self_attn.linear_out", heads)
     convolution, convolve = "layers/convolution", f"{block}conv_module."
     found += norm("layers/convolution_norm", f"{convolve}layer_norm")

@@ -12,7 +12,7 @@ from mmjax.models.attention import HeadProjection, OutputProjection, attention, 
 from mmjax.models.augmentation import SpectralGate, SpeechAugmentation
 from mmjax.models.convolution import depthwise_convolution
 from mmjax.models.layers import FeedForward, FixedBatchNorm, dense, normalisation, stack
-from mmjax.models.stems import StackedStem, StridedStem
+from mmjax.models.stems import StackedStem, StridedStem, WaveformStem
 from mmjax.stream import Stream, only_tokens
 
 
@@ -48,7 +48,8 @@ class ChunkedAttention(nn.Module):
     """Self-attention of a Conformer; with chunks, no chunk sees a later one.
 
     Attributes:
-      positions: relative (Transformer-XL), rotary, or a learned vector per distance (Shaw et al. 2018).
+      positions: relative (Transformer-XL), rotary, "rotary_input" (what queries and keys are made of is turned instead of
+        them, as in wav2vec 2.0's Conformer), or a learned vector per distance (Shaw et al. 2018).
       left_distance, right_distance: tokens beyond which earlier and later ones are all as far, with positions by
         "distance".
       chunk: tokens that see each other and what came before; None: all see all.
@@ -57,7 +58,7 @@ class ChunkedAttention(nn.Module):
 
     width: int
     heads: int
-    positions: Literal["relative", "rotary", "distance"]
+    positions: Literal["relative", "rotary", "rotary_input", "distance"]
     chunk: int | None = None
     left_chunks: int | None = None
     left_distance: int = 64
@@ -68,7 +69,14 @@ class ChunkedAttention(nn.Module):
     def __call__(self, x: Stream, context: Context | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
         """[B, T, W] -> [B, T, width], and keys, values, segments and positions of all that was attended to."""
         head_width = self.width // self.heads
-        query, key, value = HeadProjection(3, self.heads, head_width, self.dtype, name="qkv")(x.features)
+        project = partial(HeadProjection, heads=self.heads, head_width=head_width, dtype=self.dtype)
+        if self.positions == "rotary_input":
+            (value,) = project(1, name="value")(x.features)
+            parts = x.features.reshape(*x.segments.shape, self.heads, head_width).swapaxes(1, 2)
+            turned = rotary(parts, x.positions).swapaxes(1, 2).reshape(x.features.shape)
+            query, key = project(2, name="query_key")(turned)
+        else:
+            query, key, value = project(3, name="qkv")(x.features)
         if self.positions == "rotary":
             query, key = rotary(query, x.positions), rotary(key, x.positions)
         seen = {"key": key, "value": value, "segments": x.segments, "positions": x.positions}
@@ -160,7 +168,7 @@ class ConformerBlock(nn.Module):
 
     heads: int
     kernel: int
-    positions: Literal["relative", "rotary", "distance"]
+    positions: Literal["relative", "rotary", "rotary_input", "distance"]
     norm: Literal["layer", "rms"] = "layer"
     convolution_norm: Literal["layer", "rms", "batch"] = "layer"
     norm_epsilon: float = 1e-6
@@ -218,12 +226,14 @@ class Conformer(nn.Module):
     With relative positions and the full-width stem this is the paper's encoder (S, M and L: 8.713, 27.332 and
     115.120 million parameters); a narrow stem and rotary positions make it cheaper. With a depthwise stem and
     subsampling 8 it is FastConformer. Presets of both: `Conformer.preset` in a config. With stacked frames and
-    positions by distance it is w2v-BERT 2.0.
+    positions by distance it is w2v-BERT 2.0, on the samples themselves wav2vec 2.0 with Conformer blocks.
 
     Attributes:
-      stem: strided convolutions (`StridedStem`), or frames side by side (`StackedStem`).
+      stem: strided convolutions (`StridedStem`), frames side by side (`StackedStem`), or convolutions over the samples
+        of the front end `Waveform` (`WaveformStem`).
       stem_channels: of the strided stem; None: the width, as in the paper.
-      norm: before and after the parts of a block; convolution_norm: inside the convolution.
+      norm: before and after the parts of a block; convolution_norm: inside the convolution; final_norm: once more
+        after the last block.
       causal: the convolution sees no later token.
       chunk, left_chunks, left_distance, right_distance: see `ChunkedAttention`, in tokens and chunks.
       scale_input: multiply the stem's output by sqrt(width) (trap B3).
@@ -239,14 +249,15 @@ class Conformer(nn.Module):
     heads: int
     kernel: int
     subsampling: int = 4
-    stem: Literal["full", "depthwise", "stack"] = "full"
+    stem: Literal["full", "depthwise", "stack", "waveform"] = "full"
     stem_channels: int | None = None
-    positions: Literal["relative", "rotary", "distance"] = "relative"
+    positions: Literal["relative", "rotary", "rotary_input", "distance"] = "relative"
     left_distance: int = 64
     right_distance: int = 8
     norm: Literal["layer", "rms"] = "layer"
     convolution_norm: Literal["layer", "rms", "batch"] = "layer"
     norm_epsilon: float = 1e-6
+    final_norm: bool = False
     causal: bool = False
     chunk: int | None = None
     left_chunks: int | None = None
@@ -298,10 +309,14 @@ class Conformer(nn.Module):
             dtype=self.dtype,
         )  # fmt: skip
         features, contexts = blocks(features, x.segments, x.positions, contexts)
+        if self.final_norm:
+            features = normalisation(self.norm, self.dtype, "norm", self.norm_epsilon)(features)
         return only_tokens(x._replace(features=features)), contexts
 
     def _stem(self) -> nn.Module:
         if self.stem == "stack":
             return StackedStem(self.width, self.subsampling, self.norm_epsilon, self.dtype, name="stem")
         channels = self.stem_channels or self.width
+        if self.stem == "waveform":
+            return WaveformStem(self.width, channels, self.norm_epsilon, self.dtype, name="stem")
         return StridedStem(self.width, channels, self.subsampling, self.stem, self.dtype, name="stem")

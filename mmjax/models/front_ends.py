@@ -123,6 +123,26 @@ class KaldiFilterBank(nn.Module):
         return _finished(frames)
 
 
+class Waveform(nn.Module):
+    """The samples themselves, 400 of them (25 ms) from the beginning of each hop, for a stem that learns from them.
+
+    Attributes:
+      normalise: samples to zero mean and unit variance over each example, as the large wav2vec 2.0 hears them.
+    """
+
+    sample_rate: int = 16_000
+    hop: int = 320
+    normalise: bool = True
+
+    window = bins = 400
+
+    def __call__(self, samples: Stream) -> Stream:
+        """[B, T, hop] float32 samples -> [B, T, 400] float32 frames; none for an example's last hops."""
+        if self.normalise:
+            samples = spectrum.normalise_example(samples, correction=0, floor=1e-7, together=True)
+        return _finished(spectrum.frames_from(samples, self.window))
+
+
 class MFCC(nn.Module):
     """Mel-frequency cepstral coefficients (Davis and Mermelstein 1980): the orthonormal DCT-II of a log-mel frame.
 

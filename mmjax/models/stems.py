@@ -1,5 +1,6 @@
 """Stems: frames of a front end in, tokens of a tower's width out, each of several frames of one example."""
 
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.models.convolution import strided_windows
-from mmjax.models.layers import dense, layer_norm
+from mmjax.models.layers import ACTIVATIONS, dense, layer_norm
 from mmjax.stream import Stream, only_tokens
 
 
@@ -76,3 +77,32 @@ class StackedStem(nn.Module):
         x = layer_norm(self.dtype, "norm", self.norm_epsilon, far_from_zero=True)(tokens.features)
         x = dense(self.width, (None, "embed"), self.dtype, "out")(x)
         return Stream(x, frames.segments[:, self.subsampling - 1 :: self.subsampling], tokens.positions)
+
+
+class WaveformStem(nn.Module):
+    """Seven convolutions over the 400 samples of a token, each normalised over its channels, and a linear layer.
+
+    wav2vec 2.0's (Baevski et al. 2020, arXiv:2006.11477), in its variant that normalises layers. A token's window is
+    convolved by itself, so that packing cannot matter: 18 % more products than along the whole recording, since windows
+    overlap by 80 samples.
+    """
+
+    width: int
+    channels: int = 512
+    norm_epsilon: float = 1e-6
+    dtype: Any = jnp.float32
+
+    CONVOLUTIONS = ((10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2))  # taps and stride
+
+    @nn.compact
+    def __call__(self, frames: Stream) -> Stream:
+        """[B, T, 400] samples -> [B, T, width]."""
+        norm = partial(layer_norm, self.dtype, epsilon=self.norm_epsilon, far_from_zero=True)
+        x = frames.features.astype(self.dtype)[..., None]
+        for number, (taps, stride) in enumerate(self.CONVOLUTIONS, 1):
+            reach = x.shape[2] - taps + 1  # where the first tap may stand
+            windows = jnp.concatenate([x[:, :, i : i + reach : stride] for i in range(taps)], axis=-1)
+            x = dense(self.channels, (None, "embed"), self.dtype, f"convolution_{number}")(windows)
+            x = ACTIVATIONS["gelu"](norm(f"norm_{number}")(x))
+        x = norm("norm")(x[:, :, 0])
+        return frames._replace(features=dense(self.width, (None, "embed"), self.dtype, "out")(x))

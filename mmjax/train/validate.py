@@ -119,9 +119,11 @@ def _check_tower(path: str, tower: Any) -> None:
     if shared and heads % shared:
         raise UserError(f"{path}.heads={heads} do not divide among key_value_heads={shared}")
     pairs = 4 if isinstance(tower, c.ViT) else 2  # features that a rotary position turns together
-    turned = isinstance(tower, c.Vectors) or getattr(tower, "positions", None) == "rotary"
+    turned = isinstance(tower, c.Vectors) or getattr(tower, "positions", None) in ("rotary", "rotary_input")
     if turned and tower.width // heads % pairs:
         raise UserError(f"{path}: rotary positions need heads whose width divides by {pairs}")
+    if isinstance(tower, c.Conformer):
+        _check_stem(path, tower)
     if isinstance(tower, c.BiLSTM) and tower.width % 2:
         raise UserError(f"{path}.width={tower.width} does not divide among two directions")
     if isinstance(tower, c.ConvNet) and (tower.patch.bit_count() != 1 or tower.width % tower.patch):
@@ -137,6 +139,17 @@ def _check_tower(path: str, tower: Any) -> None:
                 raise UserError(
                     f"{path}.{key} must be one number or 3{' above 0' if key == 'std' else ''}, not {value}"
                 )
+
+
+def _check_stem(path: str, tower: c.Conformer) -> None:
+    """That a stem gets what it reads: samples, or frames."""
+    learned = tower.stem == "waveform"
+    if learned != isinstance(tower.front_end, c.Waveform):
+        raise UserError(f"{path}: the stem 'waveform' and the front end Waveform need each other")
+    if learned and tower.subsampling != 1:
+        raise UserError(f"{path}.subsampling is {tower.subsampling}; the stem 'waveform' makes a token of every hop: 1")
+    if learned and tower.augment and tower.augment.masks:
+        raise UserError(f"{path}.augment.masks hide frequencies, which the samples of a Waveform do not have")
 
 
 def _check_image_augmentation(chosen: c.ImageAugmentation) -> None:
