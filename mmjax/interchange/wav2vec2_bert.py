@@ -82,7 +82,7 @@ def beside(theirs: dict[str, Any], prefix: str) -> tuple[str, list[Rule]]:
     That is the CTC head ("head/...") of a model that has one, what stood for hidden tokens in training ("mask/..."),
     and the quantizer of wav2vec 2.0 with its two projections ("pretraining/...").
     """
-    architecture = "".join(theirs.get("architectures") or ())
+    architecture = (theirs.get("architectures") or [""])[0]
     root = prefix if architecture.endswith(("ForCTC", "ForPreTraining")) else ""
     found: list[Rule] = []
     if architecture.endswith("ForCTC"):

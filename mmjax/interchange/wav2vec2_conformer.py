@@ -26,7 +26,8 @@ def part(theirs: dict[str, Any]) -> c.Conformer:
     channels, (taps, strides) = theirs["conv_dim"][0], zip(*WaveformStem.CONVOLUTIONS, strict=True)
     check_options(
         theirs, hidden_act=("swish", "silu"), intermediate_size=4 * theirs["hidden_size"], add_adapter=False,
-        position_embeddings_type=("relative", "rotary"), rotary_embedding_base=10_000, feat_extract_norm="layer", feat_extract_activation="gelu",
+        position_embeddings_type=("relative", "rotary"), rotary_embedding_base=10_000,
+        feat_extract_norm="layer", feat_extract_activation="gelu",
         conv_dim=[channels] * len(taps), conv_kernel=[*taps], conv_stride=[*strides], layer_norm_eps=1e-5,
     )  # fmt: skip
     return c.Conformer(

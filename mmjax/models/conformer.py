@@ -68,17 +68,7 @@ class ChunkedAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Stream, context: Context | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
         """[B, T, W] -> [B, T, width], and keys, values, segments and positions of all that was attended to."""
-        head_width = self.width // self.heads
-        project = partial(HeadProjection, heads=self.heads, head_width=head_width, dtype=self.dtype)
-        if self.positions == "rotary_input":
-            (value,) = project(1, name="value")(x.features)
-            parts = x.features.reshape(*x.segments.shape, self.heads, head_width).swapaxes(1, 2)
-            turned = rotary(parts, x.positions).swapaxes(1, 2).reshape(x.features.shape)
-            query, key = project(2, name="query_key")(turned)
-        else:
-            query, key, value = project(3, name="qkv")(x.features)
-        if self.positions == "rotary":
-            query, key = rotary(query, x.positions), rotary(key, x.positions)
+        query, key, value = self._projected(x)
         seen = {"key": key, "value": value, "segments": x.segments, "positions": x.positions}
         if context is not None:
             axes = {"key": 2, "value": 2, "segments": 1, "positions": 1}
@@ -95,6 +85,19 @@ class ChunkedAttention(nn.Module):
             query, seen["key"], seen["value"], x.segments, seen["segments"], bias, times, key_times, self.left_chunks
         )
         return OutputProjection(self.width, self.dtype, name="out")(mixed), seen
+
+    def _projected(self, x: Stream) -> list[jax.Array]:
+        """Queries, keys and values [B, H, T, D], turned where positions are rotary."""
+        head_width = self.width // self.heads
+        project = partial(HeadProjection, heads=self.heads, head_width=head_width, dtype=self.dtype)
+        if self.positions == "rotary_input":
+            parts = x.features.reshape(*x.segments.shape, self.heads, head_width).swapaxes(1, 2)
+            turned = rotary(parts, x.positions).swapaxes(1, 2).reshape(x.features.shape)
+            return project(2, name="query_key")(turned) + project(1, name="value")(x.features)
+        query, key, value = project(3, name="qkv")(x.features)
+        if self.positions == "rotary":
+            query, key = rotary(query, x.positions), rotary(key, x.positions)
+        return [query, key, value]
 
     def _relative(self, query: jax.Array, keys: int) -> tuple[jax.Array, jax.Array]:
         """The queries with the content bias, and the scores by position; both still unscaled."""
