@@ -96,6 +96,15 @@ def test_errors_name_the_key_and_the_nearest_one(flags, message):
         (["--objectives.transcript", "Classification"], "objectives.transcript cannot be Classification"),
         (["--model.encoders.speech.heads", "3"], "model.encoders.speech.width=16 does not divide among 3 heads"),
         (["--model.encoders.text.heads", "16"], "rotary positions need heads whose width divides by 2"),
+        (
+            ["--model.encoders.speech.stem", "waveform"],
+            "the stem 'waveform' and the front end Waveform need each other",
+        ),
+        (["--model.encoders.speech.front-end", "Waveform"], "need each other"),
+        (
+            ["--model.encoders.speech.front-end", "Waveform", "--model.encoders.speech.stem", "waveform"],
+            "model.encoders.speech.subsampling is 4; the stem 'waveform' makes a token of every hop: 1",
+        ),
         (["--model.heads.answer.reads", "smell"], "neither an encoder nor 'fused'"),
     ],
 )

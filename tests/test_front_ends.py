@@ -7,11 +7,14 @@ import pytest
 import scipy.fft
 from test_models import speech
 
-from mmjax.models import MFCC, KaldiFilterBank, LogMel, NeMoLogMel, WhisperLogMel
+from mmjax.models import MFCC, KaldiFilterBank, LogMel, NeMoLogMel, Waveform, WhisperLogMel
 from mmjax.stream import Stream
 
 HOPS = 60
-ALL = [LogMel(), WhisperLogMel(bins=128), NeMoLogMel(), KaldiFilterBank(), KaldiFilterBank(normalise=False), MFCC()]
+ALL = [
+    LogMel(), WhisperLogMel(bins=128), NeMoLogMel(), KaldiFilterBank(), KaldiFilterBank(normalise=False), MFCC(),
+    Waveform(hop=160),
+]  # fmt: skip
 
 
 def recording(seed=0, hops=HOPS):
@@ -56,6 +59,27 @@ def test_kaldi_filter_bank_equals_transformers_kaldi():
     extractor = transformers.SeamlessM4TFeatureExtractor(feature_size=80, num_mel_bins=80)
     theirs = extractor._extract_fbank_features(recording())
     np.testing.assert_allclose(frames_of(KaldiFilterBank(normalise=False), recording()), theirs, atol=1e-3)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("hops", [HOPS, HOPS + 1])
+def test_normalised_kaldi_filter_bank_equals_that_of_w2v_bert(hops):
+    transformers = pytest.importorskip("transformers")
+    extract = transformers.SeamlessM4TFeatureExtractor()
+    theirs = extract(recording(hops=hops), sampling_rate=16_000, return_tensors="np").input_features[0]
+    # Theirs stacks two frames, and continues an odd number of them with zeros.
+    np.testing.assert_allclose(
+        frames_of(KaldiFilterBank(), recording(hops=hops)), theirs.reshape(-1, 80)[: hops - 2], atol=1e-4
+    )
+
+
+@pytest.mark.reference
+def test_waveform_is_normalised_as_wav2vec_hears_it():
+    transformers = pytest.importorskip("transformers")
+    extract = transformers.Wav2Vec2FeatureExtractor(do_normalize=True)
+    theirs = extract(recording(), sampling_rate=16_000, return_tensors="np").input_values[0]
+    windows = np.lib.stride_tricks.sliding_window_view(theirs, 400)[::160]
+    np.testing.assert_allclose(frames_of(Waveform(hop=160), recording()), windows, atol=1e-5)
 
 
 def kaldi_mfcc_in_float64(samples, bins=23, coefficients=13):

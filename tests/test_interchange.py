@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ def randomise(model, dtype=None):
     torch.manual_seed(0)
     state = model.state_dict()
     for name, value in state.items():
-        if value.is_floating_point():
+        if value.is_floating_point() and not name.endswith("inv_freq"):  # no parameter: frequencies of positions
             noise = 0.2 * torch.rand(value.shape) - 0.1
             state[name] = 1.0 + noise if "var" in name or (value == 1).all() else value + noise
     model.load_state_dict(state)
@@ -51,6 +52,33 @@ def parakeet(head=True, **changes):
         return transformers.ParakeetEncoder(encoder)
     whole = transformers.ParakeetCTCConfig(vocab_size=11, pad_token_id=7, encoder_config=encoder.to_dict())
     return transformers.ParakeetForCTC(whole)
+
+
+def w2v_bert(kind=transformers.Wav2Vec2BertModel, **changes):
+    return kind(
+        transformers.Wav2Vec2BertConfig(
+            **dict(
+                hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=96,
+                feature_projection_input_dim=46, conv_depthwise_kernel_size=5, left_max_position_embeddings=7,
+                right_max_position_embeddings=2, vocab_size=11, pad_token_id=7,
+            )
+            | changes
+        )
+    )  # fmt: skip
+
+
+def wav2vec2_conformer(kind=transformers.Wav2Vec2ConformerModel, **changes):
+    return kind(
+        transformers.Wav2Vec2ConformerConfig(
+            **dict(
+                hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=96, hidden_act="swish",
+                conv_dim=(6,) * 7, feat_extract_norm="layer", conv_bias=True, conv_depthwise_kernel_size=5,
+                num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, vocab_size=11, pad_token_id=7,
+                codevector_dim=6, proj_codevector_dim=5, num_codevectors_per_group=3,
+            )
+            | changes
+        )
+    )  # fmt: skip
 
 
 PICTURES = dict(
@@ -94,6 +122,12 @@ MODELS = {
     "Parakeet encoder": lambda: parakeet(head=False),
     "Parakeet without biases": lambda: parakeet(attention_bias=False, convolution_bias=False, scale_input=False),
     "Parakeet in bfloat16": lambda: randomise(parakeet(), torch.bfloat16),
+    "W2v-BERT": w2v_bert,
+    "W2v-BERT that transcribes": lambda: w2v_bert(transformers.Wav2Vec2BertForCTC, mask_time_prob=0.0),
+    "wav2vec 2.0": lambda: wav2vec2_conformer(conv_bias=False),
+    "wav2vec 2.0 that transcribes": lambda: wav2vec2_conformer(transformers.Wav2Vec2ConformerForCTC),
+    "wav2vec 2.0 with rotary positions": lambda: wav2vec2_conformer(position_embeddings_type="rotary"),
+    "wav2vec 2.0 as it was trained": lambda: wav2vec2_conformer(transformers.Wav2Vec2ConformerForPreTraining),
     "Whisper": whisper,
     "Whisper with a shallow decoder": lambda: whisper(encoder_layers=3, decoder_layers=1),
     "ViT": lambda: transformers.ViTModel(transformers.ViTConfig(**PICTURES, layer_norm_eps=1e-2)),
@@ -134,8 +168,8 @@ def test_outputs_are_equal_and_the_way_back_gives_the_same_bytes(saved, tmp_path
     assert stored == imported["certificate"] and stored["difference"] <= 1e-4
     export_model(tmp_path / "ours", tmp_path / "back")
     theirs, back = read_tensors(saved), read_tensors(tmp_path / "back")
-    counters = {name for name in theirs if name.endswith("num_batches_tracked")}
-    assert set(back) == set(theirs) - counters
+    unlearned = {name for name in theirs if name.endswith(("num_batches_tracked", "inv_freq"))}
+    assert set(back) == set(theirs) - unlearned
     for name in back:
         assert back[name].dtype == theirs[name].dtype and back[name].tobytes() == theirs[name].tobytes(), name
     again = transformers.AutoModel.from_pretrained(tmp_path / "back", local_files_only=True)
@@ -174,10 +208,26 @@ def test_a_real_sentence_embedder_gives_its_own_embeddings(tmp_path):
     np.testing.assert_allclose(embed(tree(parameters, "encoder")), theirs.encode(sentences), atol=1e-4)
 
 
+def test_older_names_of_normalised_weights_are_read(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    randomise(wav2vec2_conformer()).save_pretrained(tmp_path / "theirs")
+    path, name = tmp_path / "theirs" / "model.safetensors", "encoder.pos_conv_embed.conv"
+    tensors = load_file(path)
+    for old, new in (("weight_g", "original0"), ("weight_v", "original1")):
+        tensors[f"{name}.{old}"] = tensors.pop(f"{name}.parametrizations.weight.{new}")
+    save_file(tensors, path, {"format": "pt"})
+    assert import_model(tmp_path / "theirs", tmp_path / "ours")["certificate"]["holds"]
+    kept = read_part(tmp_path / "ours")[1]["unused/parametrizations.weight.original1"]
+    np.testing.assert_array_equal(kept, tensors[f"{name}.weight_v"])
+
+
 @pytest.mark.parametrize(
     "model, lost",
     [
         (parakeet, ("ctc_head.bias", "encoder.layers.1.norm_out.weight")),
+        (w2v_bert, ("feature_projection.projection.bias", "encoder.layers.1.self_attn.distance_embedding.weight")),
+        (wav2vec2_conformer, ("feature_extractor.conv_layers.6.layer_norm.bias", "encoder.layer_norm.weight")),
         (llama, ("lm_head.weight", "model.layers.1.mlp.up_proj.weight")),
         (t5, ("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", "shared.weight")),
         (lambda: deit("DeiTModel"), ("embeddings.distillation_token", "pooler.dense.bias")),
@@ -199,7 +249,7 @@ def test_missing_and_unknown_tensors_are_listed(tmp_path, model, lost):
     save_file(tensors, path)
     with pytest.raises(UserError) as error:
         import_model(tmp_path / "theirs", tmp_path / "ours")
-    assert f"missing: {', '.join(lost)}; not known: encoder.surprise" in str(error.value)
+    assert f"missing: {', '.join(sorted(lost))}; not known: encoder.surprise" in str(error.value)
     assert not (tmp_path / "ours").exists()
 
 
@@ -281,14 +331,37 @@ def test_an_option_that_we_do_not_have_is_named(tmp_path, capsys, model, changes
     assert message in capsys.readouterr().err
 
 
-def test_trap_d1_the_blank_becomes_the_first_class(tmp_path):
-    model = randomise(parakeet())
+@pytest.mark.parametrize("name, head", [("Parakeet", "ctc_head"), ("W2v-BERT that transcribes", "lm_head")])
+def test_trap_d1_the_blank_becomes_the_first_class(tmp_path, name, head):
+    model = randomise(MODELS[name]())
     model.save_pretrained(tmp_path / "theirs")
     import_model(tmp_path / "theirs", tmp_path / "ours")
     kernel = read_part(tmp_path / "ours")[1]["head/logits/kernel"]
-    weight = model.ctc_head.weight.detach().numpy()[..., 0]
+    weight = getattr(model, head).weight.detach().numpy().reshape(11, -1)
     np.testing.assert_array_equal(kernel[:, 0], weight[7])
     np.testing.assert_array_equal(kernel[:, 1], weight[0])
+
+
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        (lambda: w2v_bert(add_adapter=True), "cannot import add_adapter=True; only False"),
+        (lambda: w2v_bert(position_embeddings_type="rotary"), "position_embeddings_type='rotary'; only 'relative_key'"),
+        (lambda: w2v_bert(hidden_act="relu"), "hidden_act='relu'; only 'swish' or 'silu'"),
+        (lambda: w2v_bert(intermediate_size=40), "intermediate_size=40; only 96"),
+        (lambda: w2v_bert(feature_projection_input_dim=45), "feature_projection_input_dim=45"),
+        (lambda: wav2vec2_conformer(feat_extract_norm="group"), "feat_extract_norm='group'; only 'layer'"),
+        (
+            lambda: wav2vec2_conformer(position_embeddings_type=None),
+            "position_embeddings_type=None; only 'relative' or",
+        ),
+        (lambda: wav2vec2_conformer(conv_dim=(6,) * 6 + (7,)), "conv_dim=[6, 6, 6, 6, 6, 6, 7]; only [6,"),
+    ],
+)
+def test_options_that_cannot_be_expressed_are_named(tmp_path, model, message):
+    model().save_pretrained(tmp_path / "theirs")
+    with pytest.raises(UserError, match=re.escape(message)):
+        import_model(tmp_path / "theirs", tmp_path / "ours")
 
 
 @pytest.mark.parametrize(

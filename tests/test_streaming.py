@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_models import speech
 
-from mmjax.models import Conformer, KaldiFilterBank, LogMel, NeMoLogMel
+from mmjax.models import Conformer, KaldiFilterBank, LogMel, NeMoLogMel, Waveform
 from mmjax.models.streaming import StreamingConformer, chunks
 from mmjax.stream import Stream
 
@@ -33,6 +33,15 @@ VARIANTS = {
     "rotary, RMSNorm": {"positions": "rotary", "norm": "rms", "convolution_norm": "rms"},
     "FastConformer": {"subsampling": 8, "stem": "depthwise", "kernel": 9},
     "Kaldi": {"front_end": KaldiFilterBank(normalise=False), "kernel": 4},
+    "waveform": {
+        "front_end": Waveform(hop=160, normalise=False),
+        "stem": "waveform",
+        "stem_channels": 16,
+        "subsampling": 1,
+        "positions": "rotary_input",
+        "final_norm": True,
+    },
+    "distance": {"stem": "stack", "subsampling": 2, "positions": "distance", "left_distance": 5, "right_distance": 1},
 }
 
 

@@ -29,7 +29,16 @@ class NeMoLogMel(LogMel):
 
 @part
 class KaldiFilterBank(LogMel):
-    normalise: bool = True  # each example to zero mean and unit variance
+    normalise: bool = True  # each feature to zero mean and unit variance over its example
+
+
+@part
+class Waveform:
+    sample_rate: int = 16_000  # Hz
+    hop: int = 320  # samples
+    normalise: bool = True  # the samples of each example to zero mean and unit variance
+
+    window = 400  # samples
 
 
 @part
@@ -59,18 +68,21 @@ CONFORMERS = {
 
 @part
 class Conformer:
-    front_end: LogMel | WhisperLogMel | NeMoLogMel | KaldiFilterBank | MFCC = LogMel()
+    front_end: LogMel | WhisperLogMel | NeMoLogMel | KaldiFilterBank | MFCC | Waveform = LogMel()
     layers: int = 16
     width: int = 144
     heads: int = 4
     kernel: int = 32
-    subsampling: Literal[2, 4, 8] = 4  # hops per token
-    stem: Literal["full", "depthwise"] = "full"
-    stem_channels: int | None = None  # of the strided stem; None: the width, as in the paper
-    positions: Literal["relative", "rotary"] = "relative"
+    subsampling: Literal[1, 2, 4, 8] = 4  # hops per token
+    stem: Literal["full", "depthwise", "stack", "waveform"] = "full"  # convolutions, frames side by side, or of samples
+    stem_channels: int | None = None  # of a stem's convolutions; None: the width, as in the paper
+    positions: Literal["relative", "rotary", "rotary_input", "distance"] = "relative"
+    left_distance: int = 64  # tokens beyond which earlier ones are all as far, with positions by distance
+    right_distance: int = 8  # and later ones
     norm: Literal["layer", "rms"] = "layer"
     convolution_norm: Literal["layer", "rms", "batch"] = "layer"  # batch: imported, its statistics fixed
     norm_epsilon: float = 1e-6
+    final_norm: bool = False  # once more after the last block
     causal: bool = False  # the convolution sees no later token
     chunk: int | None = None  # tokens that attention sees together, with all before; None: the whole recording
     left_chunks: int | None = None  # earlier chunks that it sees; None: all

@@ -9,10 +9,22 @@ import numpy as np
 
 from mmjax import config as c
 from mmjax.errors import UserError
-from mmjax.interchange import bert, certificate, directories, llama, parakeet, siglip, t5, vit, whisper
+from mmjax.interchange import (
+    bert,
+    certificate,
+    directories,
+    llama,
+    parakeet,
+    siglip,
+    t5,
+    vit,
+    wav2vec2_bert,
+    wav2vec2_conformer,
+    whisper,
+)
 from mmjax.interchange.rules import to_ours, to_theirs
 
-FAMILIES: tuple[ModuleType, ...] = (parakeet, whisper, vit, siglip, bert, t5, llama)
+FAMILIES: tuple[ModuleType, ...] = (parakeet, wav2vec2_bert, wav2vec2_conformer, whisper, vit, siglip, bert, t5, llama)
 
 
 def family_of(theirs: dict[str, Any], where: str | Path) -> ModuleType:

@@ -5,8 +5,21 @@ from typing import Any
 import numpy as np
 
 from mmjax import config as c
-from mmjax.errors import UserError
-from mmjax.interchange.rules import Rule, heads_in, heads_out, linear, norm, same, under
+from mmjax.interchange.recordings import hear
+from mmjax.interchange.rules import (
+    Rule,
+    batch_norm,
+    blank_first,
+    check_options,
+    depthwise,
+    heads_in,
+    heads_out,
+    linear,
+    norm,
+    pointwise,
+    same,
+    under,
+)
 
 MODEL_TYPES = ("parakeet_ctc", "parakeet_encoder")
 
@@ -23,16 +36,10 @@ def part(theirs: dict[str, Any]) -> c.Conformer:
       UserError: an option that our Conformer does not have.
     """
     theirs = encoder_config(theirs)
-    expected = {
-        "hidden_act": "silu",
-        "intermediate_size": 4 * theirs["hidden_size"],
-        "num_key_value_heads": theirs["num_attention_heads"],
-        "subsampling_conv_kernel_size": 3,
-        "subsampling_conv_stride": 2,
-    }
-    for key, value in expected.items():
-        if theirs.get(key, value) != value:
-            raise UserError(f"cannot import a Parakeet with {key}={theirs[key]!r}; only {value!r}")
+    check_options(
+        theirs, hidden_act="silu", intermediate_size=4 * theirs["hidden_size"],
+        num_key_value_heads=theirs["num_attention_heads"], subsampling_conv_kernel_size=3, subsampling_conv_stride=2,
+    )  # fmt: skip
     return c.Conformer(
         front_end=c.NeMoLogMel(bins=theirs["num_mel_bins"]),
         layers=theirs["num_hidden_layers"],
@@ -57,22 +64,7 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
     depth = encoder_config(theirs)["num_hidden_layers"]
     if "encoder_config" not in theirs:
         return under("encoder", _encoder(theirs, ""), depth)
-    blank = theirs["pad_token_id"]
-
-    # Their blank is a class among others; ours is the first (trap D1).
-    def blank_first(w):
-        return np.concatenate([w[blank : blank + 1], np.delete(w, blank, axis=0)])
-
-    def blank_back(w):
-        return np.insert(w[1:], blank, w[0], axis=0)
-
-    head = [
-        Rule(
-            "logits/kernel", ("ctc_head.weight",),
-            lambda p: blank_first(p[0][..., 0]).T, lambda w: [blank_back(w.T)[..., None]],
-        ),
-        Rule("logits/bias", ("ctc_head.bias",), lambda p: blank_first(p[0]), lambda w: [blank_back(w)]),
-    ]  # fmt: skip
+    head = blank_first(pointwise("logits", "ctc_head"), theirs["pad_token_id"])
     return under("encoder", _encoder(theirs["encoder_config"], "encoder."), depth) + under("head", head)
 
 
@@ -99,27 +91,18 @@ def _encoder(theirs: dict[str, Any], root: str) -> list[Rule]:
     found += heads_out(f"{attention}/out", f"{attend}o_proj", heads, missing(attention_bias, width))
     found += norm(f"{layer}/convolution_norm", f"{block}norm_conv")
     convolution, convolve = f"{layer}/convolution", f"{block}conv."
-    found += _pointwise(
+    found += pointwise(
         f"{convolution}/pointwise_in", f"{convolve}pointwise_conv1", missing(convolution_bias, 2 * width)
     )
-    kernel = (f"{convolve}depthwise_conv.weight",)
-    found.append(Rule(f"{convolution}/kernel", kernel, lambda p: p[0][:, 0].T, lambda w: [w.T[:, None]]))
+    found += depthwise(f"{convolution}/kernel", f"{convolve}depthwise_conv")
     if convolution_bias:
         found += same(f"{convolution}/bias", f"{convolve}depthwise_conv.bias")
     else:
         found.append(Rule(f"{convolution}/bias", (), fill=(depth, width)))
-    found += norm(f"{convolution}/norm", f"{convolve}norm")
-    found += same(f"{convolution}/norm/mean", f"{convolve}norm.running_mean")
-    found += same(f"{convolution}/norm/variance", f"{convolve}norm.running_var")
-    found += _pointwise(f"{convolution}/pointwise_out", f"{convolve}pointwise_conv2", missing(convolution_bias, width))
+    found += batch_norm(f"{convolution}/norm", f"{convolve}norm")
+    found += pointwise(f"{convolution}/pointwise_out", f"{convolve}pointwise_conv2", missing(convolution_bias, width))
     found += norm(f"{layer}/norm", f"{block}norm_out")
     return found + _stem(theirs, f"{root}subsampling.")
-
-
-def _pointwise(ours: str, theirs: str, bias: tuple[int, ...] | None) -> list[Rule]:
-    """A convolution of one tap: [out, in, 1]."""
-    rules = linear(ours, theirs, bias)
-    return [Rule(rules[0].ours, rules[0].theirs, lambda p: p[0][..., 0].T, lambda w: [w.T[..., None]]), *rules[1:]]
 
 
 def _stem(theirs: dict[str, Any], root: str) -> list[Rule]:
@@ -160,30 +143,14 @@ def _stem(theirs: dict[str, Any], root: str) -> list[Rule]:
 
 def outputs(source: Any, part_: c.Conformer, parameters: dict[str, np.ndarray], seed: int) -> list[tuple[Any, Any]]:
     """What ours and theirs make of two recordings, of 1.5 and 2 s: the encoder's tokens, from the samples on."""
-    import jax.numpy as jnp
     import torch
     import transformers
-
-    from mmjax import models
-    from mmjax.interchange.convert import tree
-    from mmjax.stream import Stream
-    from mmjax.train.build import instantiate
 
     reference = transformers.AutoModel.from_pretrained(source, local_files_only=True, dtype=torch.float32).eval()
     reference = getattr(reference, "encoder", reference)
     front_end = part_.front_end
     extractor = transformers.ParakeetFeatureExtractor(feature_size=front_end.bins, sampling_rate=front_end.sample_rate)
-    lengths = [150 * front_end.hop, 200 * front_end.hop]
-    recordings = [0.1 * np.random.default_rng([seed, n]).standard_normal(n).astype(np.float32) for n in lengths]
+    recordings, ours = hear(part_, parameters, seed, hops=(150, 200))
     theirs = extractor(recordings, sampling_rate=front_end.sample_rate, return_tensors="pt")
     expected = reference(theirs.input_features, attention_mask=theirs.attention_mask).last_hidden_state
-
-    model = instantiate(part_, models)
-    pairs = []
-    for number, samples in enumerate(recordings):
-        hops = samples.reshape(1, -1, front_end.hop)
-        ones = np.ones(hops.shape[:2], np.int32)
-        stream = Stream(jnp.asarray(hops), jnp.asarray(ones), jnp.arange(hops.shape[1])[None])
-        tokens = model.apply({"params": tree(parameters, "encoder")}, stream).features[0]
-        pairs.append((tokens, expected[number, : len(tokens)].numpy()))
-    return pairs
+    return [(tokens, wanted[: len(tokens)].numpy()) for tokens, wanted in zip(ours, expected, strict=True)]

@@ -6,6 +6,7 @@ made of. Where their name holds "{layer}", our parameter is stacked over the lay
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -95,6 +96,18 @@ def under(name: str, rules: Sequence[Rule], layers: int = 0) -> list[Rule]:
     return [dataclasses.replace(rule, ours=f"{name}/{rule.ours}", layers=layers) for rule in rules]
 
 
+def check_options(theirs: Mapping[str, Any], **expected: Any) -> None:
+    """That options of a config.json have a value that our module can express: the given one, or one of a tuple.
+
+    Raises:
+      UserError: one has another; absent ones count as expected.
+    """
+    for key, value in expected.items():
+        allowed = value if isinstance(value, tuple) else (value,)
+        if theirs.get(key, allowed[0]) not in allowed:
+            raise UserError(f"cannot import {key}={theirs[key]!r}; only {' or '.join(map(repr, allowed))}")
+
+
 # The usual correspondences. Theirs are torch's: a linear layer's weight is [out, in], a convolution's [out, in, ...].
 
 
@@ -122,6 +135,40 @@ def linear(ours: str, theirs: str, bias: tuple[int, ...] | None = None) -> list[
 def without_biases(rules: Sequence[Rule]) -> list[Rule]:
     """The same rules for a model in which neither side has biases."""
     return [rule for rule in rules if not rule.ours.endswith("/bias")]
+
+
+def pointwise(ours: str, theirs: str, bias: tuple[int, ...] | None = None) -> list[Rule]:
+    """A linear layer that is a convolution of one tap in theirs: [out, in, 1]."""
+    kernel, *rest = linear(ours, theirs, bias)
+    return [Rule(kernel.ours, kernel.theirs, lambda p: p[0][..., 0].T, lambda w: [w.T[..., None]]), *rest]
+
+
+def depthwise(ours: str, theirs: str) -> list[Rule]:
+    """The kernel of a depthwise convolution: [channel, 1, tap] in theirs, [tap, channel] in ours."""
+    return [Rule(ours, (f"{theirs}.weight",), lambda p: p[0][:, 0].T, lambda w: [w.T[:, None]])]
+
+
+def batch_norm(ours: str, theirs: str) -> list[Rule]:
+    """Batch normalisation with its statistics."""
+    statistics = same(f"{ours}/mean", f"{theirs}.running_mean") + same(f"{ours}/variance", f"{theirs}.running_var")
+    return norm(ours, theirs) + statistics
+
+
+def blank_first(rules: Sequence[Rule], blank: int) -> list[Rule]:
+    """The same rules of a CTC head whose blank is a class among others; ours is the first (trap D1)."""
+
+    def first(x):
+        return np.concatenate([x[..., blank : blank + 1], np.delete(x, blank, axis=-1)], axis=-1)
+
+    def back(x):
+        return np.insert(x[..., 1:], blank, x[..., 0], axis=-1)
+
+    def moved(rule):
+        return dataclasses.replace(
+            rule, join=lambda parts: first(rule.join(parts)), split=lambda whole: rule.split(back(whole))
+        )
+
+    return [moved(rule) for rule in rules]
 
 
 def heads_in(

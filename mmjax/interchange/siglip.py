@@ -6,7 +6,7 @@ import numpy as np
 
 from mmjax import config as c
 from mmjax.interchange import vit
-from mmjax.interchange.rules import Rule, heads_in, heads_out, linear, norm, same, under
+from mmjax.interchange.rules import Rule, check_options, heads_in, heads_out, linear, norm, same, under
 
 MODEL_TYPES = ("siglip_vision_model",)
 PACKED = "head.attention.in_proj"
@@ -15,7 +15,7 @@ ignored = vit.ignored
 
 def part(theirs: dict[str, Any]) -> c.ViT:
     """Our config of the encoder; its pooling head comes as the part "pool", for an `AttentionPool`."""
-    vit.check_pictures(theirs, vision_use_head=True)
+    check_options(theirs, num_channels=3, do_normalize=True, vision_use_head=True)
     return c.ViT(
         patch=theirs["patch_size"],
         image_size=theirs["image_size"],

@@ -6,7 +6,7 @@ import numpy as np
 
 from mmjax import config as c
 from mmjax.errors import UserError
-from mmjax.interchange.rules import Rule, heads_in, heads_out, linear, norm, same, under
+from mmjax.interchange.rules import Rule, check_options, heads_in, heads_out, linear, norm, same, under
 
 MODEL_TYPES = ("vit", "deit")
 # What stands beside the encoder of an architecture: our paths of linear layers, and theirs.
@@ -26,7 +26,7 @@ ACTIVATIONS |= {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 
 def part(theirs: dict[str, Any]) -> c.ViT:
     """Our config of the encoder; DeiT's distillation token is a register that has a learned position."""
-    check_pictures(theirs, qkv_bias=True)
+    check_options(theirs, num_channels=3, do_normalize=True, qkv_bias=True)
     distilled = theirs["model_type"] == "deit"
     return c.ViT(
         patch=theirs["patch_size"],
@@ -59,13 +59,6 @@ def activation(theirs: dict[str, Any], key: str = "hidden_act") -> str:
     if name not in ACTIVATIONS:
         raise UserError(f"cannot import {key}={name!r}; there are {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
-
-
-def check_pictures(theirs: dict[str, Any], **expected: Any) -> None:
-    """That the options have the only value that our encoder can express."""
-    for key, value in {"num_channels": 3, "do_normalize": True, **expected}.items():
-        if theirs.get(key, value) != value:
-            raise UserError(f"cannot import {key}={theirs[key]!r}; only {value!r}")
 
 
 def ignored(name: str) -> bool:

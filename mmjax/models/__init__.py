@@ -15,7 +15,7 @@ from mmjax.models.contrast import Contrast
 from mmjax.models.convolutional import ConvNet
 from mmjax.models.decoder import TextDecoder
 from mmjax.models.denoiser import Denoiser
-from mmjax.models.front_ends import MFCC, KaldiFilterBank, LogMel, NeMoLogMel, WhisperLogMel
+from mmjax.models.front_ends import MFCC, KaldiFilterBank, LogMel, NeMoLogMel, Waveform, WhisperLogMel
 from mmjax.models.fusion import (
     Add,
     Bottleneck,
@@ -84,6 +84,7 @@ __all__ = [
     "Vectors",
     "ViT",
     "Vocabulary",
+    "Waveform",
     "Weighted",
     "WhisperEncoder",
     "WhisperLogMel",

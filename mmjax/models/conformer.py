@@ -6,11 +6,13 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmjax.models.attention import HeadProjection, OutputProjection, attention, rotary
 from mmjax.models.augmentation import SpectralGate, SpeechAugmentation
-from mmjax.models.convolution import depthwise_convolution, strided_windows
+from mmjax.models.convolution import depthwise_convolution
 from mmjax.models.layers import FeedForward, FixedBatchNorm, dense, normalisation, stack
+from mmjax.models.stems import StackedStem, StridedStem, WaveformStem
 from mmjax.stream import Stream, only_tokens
 
 
@@ -30,46 +32,6 @@ class Context(NamedTuple):
     convolved_segments: jax.Array
 
 
-class StridedStem(nn.Module):
-    """3 x 3 convolutions of stride 2, each with ReLU, and a linear layer: 1 / subsampling of the frames.
-
-    `full` is the paper's (two convolutions over all channels); `depthwise` FastConformer's (Rekesh et al. 2023,
-    arXiv:2305.05084): after the first, each convolution is split into a depthwise and a pointwise one.
-
-    Empty positions are zeroed after each convolution, so an example sees zeros around it, packed or alone (trap A4).
-    """
-
-    width: int
-    channels: int
-    subsampling: int = 4
-    kind: Literal["full", "depthwise"] = "full"
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, frames: Stream) -> Stream:
-        """[B, T, F] -> [B, ceil(T / subsampling), width]."""
-        x, segments = frames.features.astype(self.dtype)[..., None], frames.segments
-        for number in range(1, self.subsampling.bit_length()):
-            windows = strided_windows(x, segments)
-            if number == 1 or self.kind == "full":
-                windows = windows.reshape(windows.shape[:-2] + (-1,))
-                x = dense(self.channels, (None, "embed"), self.dtype, f"convolution_{number}")(windows)
-            else:
-                x = self._depthwise(windows, f"depthwise_{number}")
-                x = dense(self.channels, (None, "embed"), self.dtype, f"pointwise_{number}")(x)
-            segments = segments[:, ::2]
-            x = jnp.where((segments > 0)[..., None, None], nn.relu(x), 0.0)
-        x = dense(self.width, (None, "embed"), self.dtype, "out")(x.reshape(x.shape[:2] + (-1,)))
-        return Stream(x, segments, frames.positions[:, :: self.subsampling] // self.subsampling)
-
-    def _depthwise(self, windows: jax.Array, name: str) -> jax.Array:
-        init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=0, out_axis=())
-        kernel = self.param(f"{name}_kernel", nn.with_logical_partitioning(init, (None, "embed")), (9, self.channels))
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
-        bias = self.param(f"{name}_bias", zeros, (self.channels,))
-        return jnp.einsum("btfkc,kc->btfc", windows, kernel.astype(self.dtype)) + bias.astype(self.dtype)
-
-
 def relative_shift(scores: jax.Array) -> jax.Array:
     """[B, H, T, S + T - 1] scores for the offsets S-1 .. -(T-1) -> [B, H, T, S] for the pairs (query i, key j).
 
@@ -83,27 +45,30 @@ def relative_shift(scores: jax.Array) -> jax.Array:
 
 
 class ChunkedAttention(nn.Module):
-    """Self-attention of a Conformer, relative (Transformer-XL) or rotary; with chunks, no chunk sees a later one.
+    """Self-attention of a Conformer; with chunks, no chunk sees a later one.
 
     Attributes:
+      positions: relative (Transformer-XL), rotary, "rotary_input" (what queries and keys are made of is turned instead of
+        them, as in wav2vec 2.0's Conformer), or a learned vector per distance (Shaw et al. 2018).
+      left_distance, right_distance: tokens beyond which earlier and later ones are all as far, with positions by
+        "distance".
       chunk: tokens that see each other and what came before; None: all see all.
       left_chunks: how many earlier chunks a token sees; None: all.
     """
 
     width: int
     heads: int
-    positions: Literal["relative", "rotary"]
+    positions: Literal["relative", "rotary", "rotary_input", "distance"]
     chunk: int | None = None
     left_chunks: int | None = None
+    left_distance: int = 64
+    right_distance: int = 8
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Stream, context: Context | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
         """[B, T, W] -> [B, T, width], and keys, values, segments and positions of all that was attended to."""
-        head_width = self.width // self.heads
-        query, key, value = HeadProjection(3, self.heads, head_width, self.dtype, name="qkv")(x.features)
-        if self.positions == "rotary":
-            query, key = rotary(query, x.positions), rotary(key, x.positions)
+        query, key, value = self._projected(x)
         seen = {"key": key, "value": value, "segments": x.segments, "positions": x.positions}
         if context is not None:
             axes = {"key": 2, "value": 2, "segments": 1, "positions": 1}
@@ -111,6 +76,8 @@ class ChunkedAttention(nn.Module):
         bias = None
         if self.positions == "relative":
             query, bias = self._relative(query, seen["key"].shape[2])
+        elif self.positions == "distance":
+            bias = self._by_distance(query, seen["key"].shape[2])
         times, key_times = None, None
         if self.chunk is not None:
             times, key_times = x.positions // self.chunk, seen["positions"] // self.chunk
@@ -118,6 +85,19 @@ class ChunkedAttention(nn.Module):
             query, seen["key"], seen["value"], x.segments, seen["segments"], bias, times, key_times, self.left_chunks
         )
         return OutputProjection(self.width, self.dtype, name="out")(mixed), seen
+
+    def _projected(self, x: Stream) -> list[jax.Array]:
+        """Queries, keys and values [B, H, T, D], turned where positions are rotary."""
+        head_width = self.width // self.heads
+        project = partial(HeadProjection, heads=self.heads, head_width=head_width, dtype=self.dtype)
+        if self.positions == "rotary_input":
+            parts = x.features.reshape(*x.segments.shape, self.heads, head_width).swapaxes(1, 2)
+            turned = rotary(parts, x.positions).swapaxes(1, 2).reshape(x.features.shape)
+            return project(2, name="query_key")(turned) + project(1, name="value")(x.features)
+        query, key, value = project(3, name="qkv")(x.features)
+        if self.positions == "rotary":
+            query, key = rotary(query, x.positions), rotary(key, x.positions)
+        return [query, key, value]
 
     def _relative(self, query: jax.Array, keys: int) -> tuple[jax.Array, jax.Array]:
         """The queries with the content bias, and the scores by position; both still unscaled."""
@@ -135,6 +115,16 @@ class ChunkedAttention(nn.Module):
         )
         by_position = jnp.einsum("bhtd,shd->bhts", query + position_bias, offset, preferred_element_type=jnp.float32)
         return query + content_bias, relative_shift(by_position)
+
+    def _by_distance(self, query: jax.Array, keys: int) -> jax.Array:
+        """Scores by distance, still unscaled (Shaw et al. 2018, arXiv:1803.02155, equation 4)."""
+        length, head_width = query.shape[2:]
+        left, right = self.left_distance, self.right_distance
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, None))
+        table = self.param("distance", init, (left + right + 1, head_width)).astype(self.dtype)
+        # Of every offset of a key from a query, the earliest first.
+        known = table[np.clip(np.arange(1 - keys, length), -left, right) + left]
+        return relative_shift(jnp.einsum("bhtd,sd->bhts", query, known, preferred_element_type=jnp.float32))
 
 
 class ConvolutionModule(nn.Module):
@@ -181,13 +171,15 @@ class ConformerBlock(nn.Module):
 
     heads: int
     kernel: int
-    positions: Literal["relative", "rotary"]
+    positions: Literal["relative", "rotary", "rotary_input", "distance"]
     norm: Literal["layer", "rms"] = "layer"
     convolution_norm: Literal["layer", "rms", "batch"] = "layer"
     norm_epsilon: float = 1e-6
     causal: bool = False
     chunk: int | None = None
     left_chunks: int | None = None
+    left_distance: int = 64
+    right_distance: int = 8
     dropout: float = 0.0
     train: bool = False
     dtype: Any = jnp.float32
@@ -205,8 +197,9 @@ class ConformerBlock(nn.Module):
 
         x = x + 0.5 * drop()(feed_forward(name="first_mlp")(norm("first_mlp_norm")(x)))
         attend = ChunkedAttention(
-            width, self.heads, self.positions, self.chunk, self.left_chunks, self.dtype, name="attention"
-        )
+            width, self.heads, self.positions, self.chunk, self.left_chunks, self.left_distance, self.right_distance,
+            self.dtype, name="attention",
+        )  # fmt: skip
         mixed, attended = attend(Stream(norm("attention_norm")(x), segments, positions), context)
         x = x + drop()(mixed)
         convolve = ConvolutionModule(
@@ -235,13 +228,17 @@ class Conformer(nn.Module):
 
     With relative positions and the full-width stem this is the paper's encoder (S, M and L: 8.713, 27.332 and
     115.120 million parameters); a narrow stem and rotary positions make it cheaper. With a depthwise stem and
-    subsampling 8 it is FastConformer. Presets of both: `Conformer.preset` in a config.
+    subsampling 8 it is FastConformer. Presets of both: `Conformer.preset` in a config. With stacked frames and
+    positions by distance it is w2v-BERT 2.0, on the samples themselves wav2vec 2.0 with Conformer blocks.
 
     Attributes:
+      stem: strided convolutions (`StridedStem`), frames side by side (`StackedStem`), or convolutions over the samples
+        of the front end `Waveform` (`WaveformStem`).
       stem_channels: of the strided stem; None: the width, as in the paper.
-      norm: before and after the parts of a block; convolution_norm: inside the convolution.
+      norm: before and after the parts of a block; convolution_norm: inside the convolution; final_norm: once more
+        after the last block.
       causal: the convolution sees no later token.
-      chunk, left_chunks: see `ChunkedAttention`, in tokens and chunks.
+      chunk, left_chunks, left_distance, right_distance: see `ChunkedAttention`, in tokens and chunks.
       scale_input: multiply the stem's output by sqrt(width) (trap B3).
       augment: in training, drawn by the number of each example from the rng stream "augment".
       denoise: before the front end, always.
@@ -255,12 +252,15 @@ class Conformer(nn.Module):
     heads: int
     kernel: int
     subsampling: int = 4
-    stem: Literal["full", "depthwise"] = "full"
+    stem: Literal["full", "depthwise", "stack", "waveform"] = "full"
     stem_channels: int | None = None
-    positions: Literal["relative", "rotary"] = "relative"
+    positions: Literal["relative", "rotary", "rotary_input", "distance"] = "relative"
+    left_distance: int = 64
+    right_distance: int = 8
     norm: Literal["layer", "rms"] = "layer"
     convolution_norm: Literal["layer", "rms", "batch"] = "layer"
     norm_epsilon: float = 1e-6
+    final_norm: bool = False
     causal: bool = False
     chunk: int | None = None
     left_chunks: int | None = None
@@ -301,17 +301,25 @@ class Conformer(nn.Module):
           contexts: of all layers, [layers, ...]: what they keep of earlier chunks (`mmjax.models.streaming`).
           skip: tokens at the start that only the stem is to see.
         """
-        stem = StridedStem(
-            self.width, self.stem_channels or self.width, self.subsampling, self.stem, self.dtype, name="stem"
-        )
-        x = jax.tree.map(lambda a: a[:, skip:], stem(frames))
+        x = jax.tree.map(lambda a: a[:, skip:], self._stem()(frames))
         features = x.features * (self.width**0.5 if self.scale_input else 1.0)
         features = nn.Dropout(self.dropout, deterministic=not train)(features)
         blocks = stack(
             ConformerBlock, self.layers, 2, self.unroll, per_layer=1, heads=self.heads, kernel=self.kernel,
             positions=self.positions, norm=self.norm, convolution_norm=self.convolution_norm,
             norm_epsilon=self.norm_epsilon, causal=self.causal, chunk=self.chunk, left_chunks=self.left_chunks,
-            dropout=self.dropout, train=train, dtype=self.dtype,
+            left_distance=self.left_distance, right_distance=self.right_distance, dropout=self.dropout, train=train,
+            dtype=self.dtype,
         )  # fmt: skip
         features, contexts = blocks(features, x.segments, x.positions, contexts)
+        if self.final_norm:
+            features = normalisation(self.norm, self.dtype, "norm", self.norm_epsilon)(features)
         return only_tokens(x._replace(features=features)), contexts
+
+    def _stem(self) -> nn.Module:
+        if self.stem == "stack":
+            return StackedStem(self.width, self.subsampling, self.norm_epsilon, self.dtype, name="stem")
+        channels = self.stem_channels or self.width
+        if self.stem == "waveform":
+            return WaveformStem(self.width, channels, self.norm_epsilon, self.dtype, name="stem")
+        return StridedStem(self.width, channels, self.subsampling, self.stem, self.dtype, name="stem")

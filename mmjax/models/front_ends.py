@@ -91,7 +91,8 @@ class KaldiFilterBank(nn.Module):
     """Kaldi's `compute-fbank-feats` without dither: 16-bit scale, frames begin with their hop, natural logarithm.
 
     Attributes:
-      normalise: to zero mean and unit variance over each example; off, features are Kaldi's own, about 5 to 20.
+      normalise: each feature to zero mean and unit variance over each example, as w2v-BERT 2.0 does; off, features are
+        Kaldi's own, about 5 to 20.
     """
 
     sample_rate: int = 16_000
@@ -118,8 +119,28 @@ class KaldiFilterBank(nn.Module):
         floor = float(np.finfo(np.float32).eps)
         frames = frames._replace(features=jnp.log(jnp.maximum(energies, floor)))
         if self.normalise:
-            frames = spectrum.normalise_example(frames, correction=1, epsilon=1e-5)
+            frames = spectrum.normalise_example(frames, correction=1, floor=1e-7)
         return _finished(frames)
+
+
+class Waveform(nn.Module):
+    """The samples themselves, 400 of them (25 ms) from the beginning of each hop, for a stem that learns from them.
+
+    Attributes:
+      normalise: samples to zero mean and unit variance over each example, as the large wav2vec 2.0 hears them.
+    """
+
+    sample_rate: int = 16_000
+    hop: int = 320
+    normalise: bool = True
+
+    window = bins = 400
+
+    def __call__(self, samples: Stream) -> Stream:
+        """[B, T, hop] float32 samples -> [B, T, 400] float32 frames; none for an example's last hops."""
+        if self.normalise:
+            samples = spectrum.normalise_example(samples, correction=0, floor=1e-7, together=True)
+        return _finished(spectrum.frames_from(samples, self.window))
 
 
 class MFCC(nn.Module):

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmjax.models.conformer import StridedStem
 from mmjax.models.layers import dense
+from mmjax.models.stems import StridedStem, stacked
 from mmjax.stream import Stream, only_tokens
 
 
@@ -64,7 +64,7 @@ class BiLSTM(nn.Module):
         """[B, T, hop] samples -> [B, ceil(T / subsampling), width]."""
         frames = self.front_end(only_tokens(speech))
         if self.stem == "stack":
-            x = _stacked(frames, self.subsampling)
+            x = stacked(frames, self.subsampling)
         else:
             x = StridedStem(self.width, self.stem_channels, self.subsampling, self.stem, self.dtype, name="stem")(
                 frames
@@ -82,10 +82,3 @@ class BiLSTM(nn.Module):
         init = nn.with_logical_partitioning(nn.initializers.orthogonal(), (None, "mlp"))
         recurrent = self.param(f"{name}_recurrent", init, (hidden, 4 * hidden))
         return lstm(gates, recurrent, segments, backward)
-
-
-def _stacked(frames: Stream, count: int) -> Stream:
-    """`count` frames of an example side by side as one token; what lies after its end is zero."""
-    rows, length, bins = frames.features.shape
-    features = only_tokens(frames).features.reshape(rows, length // count, count * bins)
-    return Stream(features, frames.segments[:, ::count], frames.positions[:, ::count] // count)

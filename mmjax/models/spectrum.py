@@ -144,15 +144,25 @@ def mel_energies(spectrum: jax.Array, filters: np.ndarray) -> jax.Array:
 # Statistics of an example. --------------------------------------------------------------------------------
 
 
-def normalise_example(frames: Stream, correction: int, epsilon: float) -> Stream:
+def normalise_example(
+    frames: Stream, correction: int, epsilon: float = 0.0, floor: float = 0.0, together: bool = False
+) -> Stream:
     """Each feature to zero mean and unit deviation over its own example's frames (trap A8).
 
     Args:
       correction: 1 divides the squares by N - 1, as NeMo and Hugging Face do.
-      epsilon: added to the standard deviation.
+      epsilon: added to the standard deviation; floor: to the variance.
+      together: one mean and one deviation of all features.
     """
     count = sum_of_example(jnp.ones_like(frames.features[..., :1]), frames.segments)
-    mean = sum_of_example(frames.features, frames.segments) / jnp.maximum(count, 1.0)
-    centred = jnp.where(frames.mask[..., None], frames.features - mean, 0.0)
-    variance = sum_of_example(centred**2, frames.segments) / jnp.maximum(count - correction, 1.0)
-    return frames._replace(features=centred / (jnp.sqrt(variance) + epsilon))
+
+    def average(values: jax.Array, less: int = 0) -> jax.Array:
+        values = values.mean(axis=-1, keepdims=True) if together else values
+        return sum_of_example(values, frames.segments) / jnp.maximum(count - less, 1.0)
+
+    centred = frames.features
+    for _ in range(2):  # the mean of a long sum is off by more than the last bits, what is left of it by less
+        centred = centred - average(centred)
+    centred = jnp.where(frames.mask[..., None], centred, 0.0)
+    deviation = jnp.sqrt(average(centred**2, correction) + floor)
+    return frames._replace(features=centred / (deviation + epsilon))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.models.conformer import Conformer, Context
-from mmjax.models.front_ends import MFCC, KaldiFilterBank, LogMel
+from mmjax.models.front_ends import MFCC, KaldiFilterBank, LogMel, Waveform
 from mmjax.stream import Stream, only_tokens
 
 
@@ -47,9 +47,9 @@ class StreamingConformer:
         spectral = front_end.log_mel if isinstance(front_end, MFCC) else front_end
         if not (model.causal and model.chunk):
             raise ValueError("streaming needs a Conformer with causal=True and a chunk")
-        if not isinstance(spectral, LogMel | KaldiFilterBank) or getattr(spectral, "normalise", False):
+        if not isinstance(spectral, LogMel | KaldiFilterBank | Waveform) or getattr(spectral, "normalise", False):
             raise ValueError(
-                f"{type(spectral).__name__} needs the whole recording; stream with LogMel, or KaldiFilterBank as it is"
+                f"{type(spectral).__name__} needs the whole recording; stream with LogMel, or with KaldiFilterBank or Waveform as they are"
             )
         if self.left is None and model.left_chunks is None:
             raise ValueError("say how many tokens attention keeps: left=..., or left_chunks of the model")

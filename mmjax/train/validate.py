@@ -30,6 +30,7 @@ AT_LEAST = {
     "rotary_base": 1.0,
     "limit": 1e-6,
     "bottlenecks": 0,
+    "_distance": 0,
 }
 # Streams that have a meaning of their own; those of vectors need other names.
 TAKEN = ("speech", "image", "text", "transcript", "target", "examples", "answer", "fused")
@@ -138,11 +139,13 @@ def _check_tower(path: str, tower: Any) -> None:
     if shared and heads % shared:
         raise UserError(f"{path}.heads={heads} do not divide among key_value_heads={shared}")
     pairs = 4 if isinstance(tower, c.ViT) else 2  # features that a rotary position turns together
-    turned = isinstance(tower, c.Vectors) or getattr(tower, "positions", None) == "rotary"
+    turned = isinstance(tower, c.Vectors) or getattr(tower, "positions", None) in ("rotary", "rotary_input")
     if turned and (head_width or tower.width // heads) % pairs:
         raise UserError(f"{path}: rotary positions need heads whose width divides by {pairs}")
     if getattr(tower, "positions", None) == "bucketed" and not 4 <= tower.buckets < 2 * tower.max_distance:
         raise UserError(f"{path}.buckets={tower.buckets} must be at least 4, and less than twice max_distance")
+    if isinstance(tower, c.Conformer):
+        _check_stem(path, tower)
     if isinstance(tower, c.BiLSTM) and tower.width % 2:
         raise UserError(f"{path}.width={tower.width} does not divide among two directions")
     if isinstance(tower, c.ConvNet) and (tower.patch.bit_count() != 1 or tower.width % tower.patch):
@@ -158,6 +161,17 @@ def _check_tower(path: str, tower: Any) -> None:
                 raise UserError(
                     f"{path}.{key} must be one number or 3{' above 0' if key == 'std' else ''}, not {value}"
                 )
+
+
+def _check_stem(path: str, tower: c.Conformer) -> None:
+    """That a stem gets what it reads: samples, or frames."""
+    learned = tower.stem == "waveform"
+    if learned != isinstance(tower.front_end, c.Waveform):
+        raise UserError(f"{path}: the stem 'waveform' and the front end Waveform need each other")
+    if learned and tower.subsampling != 1:
+        raise UserError(f"{path}.subsampling is {tower.subsampling}; the stem 'waveform' makes a token of every hop: 1")
+    if learned and tower.augment and tower.augment.masks:
+        raise UserError(f"{path}.augment.masks hide frequencies, which the samples of a Waveform do not have")
 
 
 def _check_image_augmentation(chosen: c.ImageAugmentation) -> None:

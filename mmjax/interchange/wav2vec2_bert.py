@@ -1,0 +1,131 @@
+"""W2v-BERT 2.0, as `Wav2Vec2BertModel` and `Wav2Vec2BertForCTC` of transformers."""
+
+from typing import Any
+
+import numpy as np
+
+from mmjax import config as c
+from mmjax.errors import UserError
+from mmjax.interchange.recordings import hear
+from mmjax.interchange.rules import (
+    Rule,
+    blank_first,
+    check_options,
+    depthwise,
+    heads_in,
+    heads_out,
+    linear,
+    norm,
+    pointwise,
+    same,
+    under,
+)
+
+MODEL_TYPES = ("wav2vec2-bert",)
+STACKED = 2  # frames per token
+
+
+def part(theirs: dict[str, Any]) -> c.Conformer:
+    """Our config of the encoder.
+
+    Raises:
+      UserError: an option that our Conformer does not have.
+    """
+    check_options(
+        theirs, hidden_act=("swish", "silu"), intermediate_size=4 * theirs["hidden_size"], add_adapter=False,
+        use_intermediate_ffn_before_adapter=False, position_embeddings_type="relative_key",
+    )  # fmt: skip
+    inputs = theirs["feature_projection_input_dim"]
+    if inputs % STACKED:
+        raise UserError(f"cannot import feature_projection_input_dim={inputs}; only {STACKED} frames of any size")
+    return c.Conformer(
+        front_end=c.KaldiFilterBank(bins=inputs // STACKED),
+        layers=theirs["num_hidden_layers"],
+        width=theirs["hidden_size"],
+        heads=theirs["num_attention_heads"],
+        kernel=theirs["conv_depthwise_kernel_size"],
+        subsampling=STACKED,
+        stem="stack",
+        positions="distance",
+        left_distance=theirs["left_max_position_embeddings"],
+        right_distance=theirs["right_max_position_embeddings"],
+        norm_epsilon=theirs["layer_norm_eps"],
+        causal=True,
+    )
+
+
+def ignored(name: str) -> bool:
+    return False
+
+
+def rules(theirs: dict[str, Any]) -> list[Rule]:
+    """Every parameter of the encoder, and of what stands beside it (see `beside`)."""
+    root, found = beside(theirs, "wav2vec2_bert.")
+    block = f"{root}encoder.layers.{{layer}}."
+    attend = f"{block}self_attn"
+    encoder = norm("stem/norm", f"{root}feature_projection.layer_norm")
+    encoder += linear("stem/out", f"{root}feature_projection.projection")
+    encoder += blocks(theirs, block)
+    encoder += heads_in("layers/attention/qkv", [f"{attend}.linear_{x}" for x in "qkv"], theirs["num_attention_heads"])
+    encoder += same("layers/attention/distance", f"{attend}.distance_embedding.weight")
+    encoder += norm("layers/convolution/norm", f"{block}conv_module.depthwise_layer_norm")
+    return under("encoder", encoder, theirs["num_hidden_layers"]) + found
+
+
+def beside(theirs: dict[str, Any], prefix: str) -> tuple[str, list[Rule]]:
+    """What names of the encoder begin with, and the rules of what it does not need.
+
+    That is the CTC head ("head/...") of a model that has one, what stood for hidden tokens in training ("mask/..."),
+    and the quantizer of wav2vec 2.0 with its two projections ("pretraining/...").
+    """
+    architecture = (theirs.get("architectures") or [""])[0]
+    root = prefix if architecture.endswith(("ForCTC", "ForPreTraining")) else ""
+    found: list[Rule] = []
+    if architecture.endswith("ForCTC"):
+        found += under("head", blank_first(linear("logits", "lm_head"), theirs["pad_token_id"]))
+    if architecture.endswith("ForPreTraining"):
+        found += same("pretraining/codevectors", "quantizer.codevectors")
+        for name in ("quantizer.weight_proj", "project_hid", "project_q"):
+            found += under("pretraining", linear(name, name))
+    if theirs["mask_time_prob"] > 0 or theirs["mask_feature_prob"] > 0:
+        found += under("mask", same("embedding", f"{root}masked_spec_embed"))
+    return root, found
+
+
+def blocks(theirs: dict[str, Any], block: str) -> list[Rule]:
+    """What the Conformer blocks of the family share: all but queries, positions, and the convolution's norm."""
+    width, heads, depth = theirs["hidden_size"], theirs["num_attention_heads"], theirs["num_hidden_layers"]
+    found: list[Rule] = []
+    for ours, name in (("first_mlp", "ffn1"), ("second_mlp", "ffn2")):
+        found += norm(f"layers/{ours}_norm", f"{block}{name}_layer_norm")
+        found += linear(f"layers/{ours}/up", f"{block}{name}.intermediate_dense")
+        found += linear(f"layers/{ours}/down", f"{block}{name}.output_dense")
+    found += norm("layers/attention_norm", f"{block}self_attn_layer_norm")
+    found += heads_out("layers/attention/out", f"{block}self_attn.linear_out", heads)
+    convolution, convolve = "layers/convolution", f"{block}conv_module."
+    found += norm("layers/convolution_norm", f"{convolve}layer_norm")
+    found += pointwise(f"{convolution}/pointwise_in", f"{convolve}pointwise_conv1", (depth, 2 * width))
+    found += depthwise(f"{convolution}/kernel", f"{convolve}depthwise_conv")
+    found.append(Rule(f"{convolution}/bias", (), fill=(depth, width)))
+    found += pointwise(f"{convolution}/pointwise_out", f"{convolve}pointwise_conv2", (depth, width))
+    return found + norm("layers/norm", f"{block}final_layer_norm")
+
+
+def outputs(source: Any, part_: c.Conformer, parameters: dict[str, np.ndarray], seed: int) -> list[tuple[Any, Any]]:
+    """What ours and theirs make of two recordings: their frames are 149, an odd number, and 198."""
+    import torch
+    import transformers
+
+    reference = transformers.Wav2Vec2BertModel.from_pretrained(
+        source, local_files_only=True, dtype=torch.float32
+    ).eval()
+    front_end = part_.front_end
+    extractor = transformers.SeamlessM4TFeatureExtractor(
+        feature_size=front_end.bins, num_mel_bins=front_end.bins, sampling_rate=front_end.sample_rate, stride=STACKED
+    )
+    recordings, ours = hear(part_, parameters, seed, hops=(151, 200))
+    pairs = []
+    for samples, tokens in zip(recordings, ours, strict=True):
+        theirs = extractor(samples, sampling_rate=front_end.sample_rate, return_tensors="pt")
+        pairs.append((tokens, reference(**theirs).last_hidden_state[theirs.attention_mask.bool()].numpy()))
+    return pairs

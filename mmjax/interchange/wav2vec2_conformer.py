@@ -1,0 +1,116 @@
+"""wav2vec 2.0 with Conformer blocks, as `Wav2Vec2ConformerModel`, `...ForCTC` and `...ForPreTraining` of transformers."""
+
+from typing import Any
+
+import numpy as np
+
+from mmjax import config as c
+from mmjax.interchange import wav2vec2_bert
+from mmjax.interchange.recordings import hear
+from mmjax.interchange.rules import Rule, batch_norm, check_options, heads_in, linear, norm, same, under
+from mmjax.models.stems import WaveformStem
+
+MODEL_TYPES = ("wav2vec2-conformer",)
+POSITIONS = "encoder.pos_conv_embed.conv"  # they keep the positions of wav2vec 2.0, but never use them
+OLD_NAMES = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
+
+
+def part(theirs: dict[str, Any]) -> c.Conformer:
+    """Our config of the encoder.
+
+    Raises:
+      UserError: an option that our Conformer does not have, such as the group norm of smaller models, whose statistics
+        are those of the whole recording.
+    """
+    channels, (taps, strides) = theirs["conv_dim"][0], zip(*WaveformStem.CONVOLUTIONS, strict=True)
+    check_options(
+        theirs, hidden_act=("swish", "silu"), intermediate_size=4 * theirs["hidden_size"], add_adapter=False,
+        position_embeddings_type=("relative", "rotary"), rotary_embedding_base=10_000,
+        feat_extract_norm="layer", feat_extract_activation="gelu",
+        conv_dim=[channels] * len(taps), conv_kernel=[*taps], conv_stride=[*strides], layer_norm_eps=1e-5,
+    )  # fmt: skip
+    return c.Conformer(
+        front_end=c.Waveform(),
+        layers=theirs["num_hidden_layers"],
+        width=theirs["hidden_size"],
+        heads=theirs["num_attention_heads"],
+        kernel=theirs["conv_depthwise_kernel_size"],
+        subsampling=1,
+        stem="waveform",
+        stem_channels=channels,
+        positions="rotary_input" if theirs["position_embeddings_type"] == "rotary" else "relative",
+        convolution_norm="batch",
+        norm_epsilon=1e-5,
+        final_norm=True,
+    )
+
+
+def ignored(name: str) -> bool:
+    return name.endswith(("num_batches_tracked", "embed_positions.inv_freq"))  # a count, and what follows from the base
+
+
+def unpack(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Names as they are today: older files call the two parts of a normalised weight otherwise."""
+    for old, new in OLD_NAMES.items():
+        tensors = {name.replace(f"{POSITIONS}.{old}", f"{POSITIONS}.{new}"): x for name, x in tensors.items()}
+    return tensors
+
+
+def rules(theirs: dict[str, Any]) -> list[Rule]:
+    """Every parameter of the encoder, and of what stands beside it."""
+    root, beside = wav2vec2_bert.beside(theirs, "wav2vec2_conformer.")
+    for name in ("bias", *OLD_NAMES.values()):
+        beside += under("unused", same(name, f"{root}{POSITIONS}.{name}"))
+    block = f"{root}encoder.layers.{{layer}}."
+    encoder = _stem(theirs, root)
+    encoder += wav2vec2_bert.blocks(theirs, block)
+    encoder += _attention(theirs, "layers/attention", f"{block}self_attn")
+    encoder += batch_norm("layers/convolution/norm", f"{block}conv_module.batch_norm")
+    encoder += norm("norm", f"{root}encoder.layer_norm")
+    return under("encoder", encoder, theirs["num_hidden_layers"]) + beside
+
+
+def _attention(theirs: dict[str, Any], ours: str, attend: str) -> list[Rule]:
+    heads, names = theirs["num_attention_heads"], [f"{attend}.linear_{x}" for x in "qkv"]
+    if theirs["position_embeddings_type"] == "rotary":
+        return heads_in(f"{ours}/query_key", names[:2], heads) + heads_in(f"{ours}/value", names[2:], heads)
+    found = heads_in(f"{ours}/qkv", names, heads)
+    found += linear(f"{ours}/position", f"{attend}.linear_pos")[:1]
+    found += same(f"{ours}/content_bias", f"{attend}.pos_bias_u")
+    return found + same(f"{ours}/position_bias", f"{attend}.pos_bias_v")
+
+
+def _stem(theirs: dict[str, Any], root: str) -> list[Rule]:
+    channels, found = theirs["conv_dim"][0], []
+    for number, (taps, _) in enumerate(WaveformStem.CONVOLUTIONS):
+        name, ours = f"{root}feature_extractor.conv_layers.{number}", f"stem/convolution_{number + 1}"
+        # Their kernels are [out, in, tap]; ours read tap by tap.
+        found.append(
+            Rule(
+                f"{ours}/kernel", (f"{name}.conv.weight",),
+                lambda p: p[0].transpose(2, 1, 0).reshape(-1, p[0].shape[0]),
+                lambda w, taps=taps: [w.reshape(taps, -1, w.shape[1]).transpose(2, 1, 0)],
+            )
+        )  # fmt: skip
+        has_bias = theirs["conv_bias"]
+        found += same(f"{ours}/bias", f"{name}.conv.bias") if has_bias else [Rule(f"{ours}/bias", (), fill=(channels,))]
+        found += norm(f"stem/norm_{number + 1}", f"{name}.layer_norm")
+    found += norm("stem/norm", f"{root}feature_projection.layer_norm")
+    return found + linear("stem/out", f"{root}feature_projection.projection")
+
+
+def outputs(source: Any, part_: c.Conformer, parameters: dict[str, np.ndarray], seed: int) -> list[tuple[Any, Any]]:
+    """What ours and theirs make of two recordings, of 1.5 and 2 s: the encoder's tokens, from the samples on."""
+    import torch
+    import transformers
+
+    reference = transformers.Wav2Vec2ConformerModel.from_pretrained(
+        source, local_files_only=True, dtype=torch.float32
+    ).eval()
+    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=part_.front_end.normalise)
+    recordings, ours = hear(part_, parameters, seed, hops=(75, 100))
+    pairs = []
+    for samples, tokens in zip(recordings, ours, strict=True):
+        theirs = extractor(samples, sampling_rate=part_.front_end.sample_rate, return_tensors="pt")
+        pairs.append((tokens, reference(theirs.input_values).last_hidden_state[0].numpy()))
+    return pairs
