@@ -3,7 +3,7 @@
     python -m benchmarks.models > table.md
 
 Nothing is computed but shapes. FLOPs are those of matrix products (2 per multiply-add), front end included, for one
-recording of 10 s or one picture, alone in its row: attention over longer recordings costs more per second.
+recording of 10 s, one picture or one text of 128 tokens, alone in its row: attention over longer ones costs more each.
 """
 
 from typing import Any
@@ -18,6 +18,7 @@ from mmjax.telemetry import matrix_flops
 from mmjax.train.build import instantiate
 
 SECONDS = 10
+TOKENS = 128
 
 
 def recording(front_end: c.LogMel) -> Stream:
@@ -30,6 +31,11 @@ def picture(vit: c.ViT) -> Stream:
     tokens = (vit.image_size // vit.patch) ** 2 + vit.class_token
     features = np.zeros((1, tokens, vit.patch**2 * 3), np.uint8)
     return Stream(features, np.ones((1, tokens), np.int32), np.zeros((1, tokens, 2), np.int32))
+
+
+def text() -> Stream:
+    tokens = np.zeros((1, TOKENS), np.int32)
+    return Stream(tokens, tokens + 1, tokens)
 
 
 def measure(tower: Any, example: Stream) -> tuple[int, float]:
@@ -69,6 +75,27 @@ def table() -> str:
         parameters, flops = measure(tower, picture(tower))
         shape = f"{tower.layers} | {tower.width} | {tower.heads} | {tower.mlp}"
         lines.append(f"| {name} | {shape} | {parameters / 1e6:.4f} M | {flops / 1e9:.2f} |")
+    lines += [
+        "",
+        "| `WhisperEncoder.preset` | layers | width | heads | parameters | GFLOP per second of audio |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in c.WHISPERS:
+        tower = c.WhisperEncoder.preset(name)
+        parameters, flops = measure(tower, recording(tower.front_end))
+        shape = f"{tower.layers} | {tower.width} | {tower.heads}"
+        lines.append(f"| {name} | {shape} | {parameters / 1e6:.3f} M | {flops / SECONDS / 1e9:.2f} |")
+    for kind, names in (("Transformer", c.TRANSFORMERS), ("TextDecoder", c.DECODERS)):
+        lines += [
+            "",
+            f"| `{kind}.preset` | layers | width | heads | mlp | parameters | GFLOP per token |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for name in names:
+            tower = getattr(c, kind).preset(name)
+            parameters, flops = measure(tower, text())
+            shape = f"{tower.layers} | {tower.width} | {tower.heads} | {tower.mlp}"
+            lines.append(f"| {name} | {shape} | {parameters / 1e6:,.3f} M | {flops / TOKENS / 1e9:.3f} |")
     return "\n".join(lines)
 
 

@@ -52,6 +52,12 @@ class MFCC:
     hop = property(lambda self: self.log_mel.hop)
 
 
+def _published(name: str, sizes: Mapping[str, Any], kind: str) -> Any:
+    if name not in sizes:
+        raise UserError(f"there is no {kind} '{name}'{nearest(name, sizes)}; there are {', '.join(sizes)}")
+    return sizes[name]
+
+
 # Published sizes: Gulati et al. 2020, table 1 (S, M, L); NeMo's conformer_ctc_bpe.yaml and fast-conformer_ctc_bpe.yaml.
 CONFORMERS = {
     "S": dict(layers=16, width=144, heads=4, kernel=32),
@@ -102,10 +108,7 @@ class Conformer:
             stem_channels=256,
         )  # fmt: skip
         size = name.removeprefix("modern ")
-        if size not in CONFORMERS:
-            near = nearest(size, CONFORMERS)
-            raise UserError(f"there is no Conformer '{name}'{near}; there are {', '.join(CONFORMERS)}")
-        return cls(**CONFORMERS[size] | (modern if size != name else {}) | changes)
+        return cls(**_published(size, CONFORMERS, "Conformer") | (modern if size != name else {}) | changes)
 
 
 @part
@@ -133,6 +136,16 @@ class BiLSTM:
     dropout: float = 0.0
 
 
+# Published sizes of Whisper (Radford et al. 2022, table 1): layers, width, heads of the encoder.
+WHISPERS = {
+    "tiny": (4, 384, 6),
+    "base": (6, 512, 8),
+    "small": (12, 768, 12),
+    "medium": (24, 1024, 16),
+    "large": (32, 1280, 20),
+}
+
+
 @part
 class WhisperEncoder:
     front_end: WhisperLogMel = WhisperLogMel()
@@ -144,6 +157,12 @@ class WhisperEncoder:
     dropout: float = 0.0
 
     subsampling = 2
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "WhisperEncoder":
+        """A published size, such as "small"; any field may be changed."""
+        layers, width, heads = _published(name, WHISPERS, "Whisper")
+        return cls(**dict(layers=layers, width=width, heads=heads, mlp=4 * width) | changes)
 
 
 @part
@@ -196,6 +215,15 @@ class ViT:
         return cls(**fields | changes)
 
 
+BERT = BlockStyle(post_norm=True, epsilon=1e-12)
+# Published text encoders: Devlin et al. 2019; MiniLM (Wang et al. 2020), as sentence embedders have it.
+TRANSFORMERS = {
+    "BERT base": dict(layers=12, width=768, heads=12, mlp=3072),
+    "BERT large": dict(layers=24, width=1024, heads=16, mlp=4096),
+    "MiniLM L6": dict(layers=6, width=384, heads=12, mlp=1536),
+}
+
+
 @part
 class Transformer:
     vocabulary: int = 128
@@ -213,12 +241,34 @@ class Transformer:
     block: BlockStyle = BlockStyle()
     dropout: float = 0.0
 
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "Transformer":
+        """A published size, such as "BERT base"; any field may be changed, the vocabulary of 30,522 first of all."""
+        common = dict(vocabulary=30_522, positions="learned", length=512, types=2, block=BERT)
+        return cls(**common | _published(name, TRANSFORMERS, "Transformer") | changes)
+
 
 @part
 class MeanEmbedding:
     vocabulary: int = 128
     width: int = 256
     dropout: float = 0.0
+
+
+# Published language models: Radford et al. 2019; Touvron et al. 2023 (arXiv:2307.09288).
+GPT_2 = dict(
+    vocabulary=50_257, positions="learned", length=1024, block=BlockStyle(activation="gelu_tanh", epsilon=1e-5),
+)  # fmt: skip
+LLAMA_2 = dict(
+    vocabulary=32_000, tied=False, length=4096,
+    block=BlockStyle(norm="rms", epsilon=1e-5, activation="silu", gated=True, bias=False),
+)  # fmt: skip
+DECODERS = {
+    "GPT-2": dict(layers=12, width=768, heads=12, mlp=3072, **GPT_2),
+    "GPT-2 XL": dict(layers=48, width=1600, heads=25, mlp=6400, **GPT_2),
+    "Llama 2 7B": dict(layers=32, width=4096, heads=32, mlp=11_008, **LLAMA_2),
+    "Llama 2 70B": dict(layers=80, width=8192, heads=64, key_value_heads=8, mlp=28_672, **LLAMA_2),
+}
 
 
 @part
@@ -235,6 +285,11 @@ class TextDecoder:
     tied: bool = True  # read out through the table of embeddings
     block: BlockStyle = BlockStyle()
     dropout: float = 0.0
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "TextDecoder":
+        """A published language model, such as "GPT-2"; any field may be changed, cross_attention=True for a decoder."""
+        return cls(**dict(cross_attention=False) | _published(name, DECODERS, "TextDecoder") | changes)
 
 
 @part
