@@ -112,6 +112,23 @@ Collection = Manifest | Folder | TarShards | Parquet | Shards
 
 
 @part
+class OwnSource:
+    file: str  # a Python file, most simply the config itself: __file__
+    name: str  # of the class in it, built as name(data directory, split, **options)
+    options: Mapping[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
+
+
+@part
+class Mixture:
+    sources: Mapping[str, SpokenEasyVQA | OwnSource | Collection]
+    weights: Mapping[str, float] | None = None  # how many examples are drawn of each; None: as many as it has
+    temperature: float = 1.0  # without weights: above 1, small sources get more
+    epochs: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of a source at most; then others take over
+    # "1000000": other weights, from that example on.
+    later: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+
+
+@part
 class SentencePiece:
     vocabulary: int = 1000  # pieces
     file: str | None = None  # a trained model; None: it is trained on the texts of the training split
@@ -146,16 +163,9 @@ class ImageMixing:
 
 
 @part
-class OwnSource:
-    file: str  # a Python file, most simply the config itself: __file__
-    name: str  # of the class in it, built as name(data directory, split, **options)
-    options: Mapping[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
-
-
-@part
 class Data:
-    source: SpokenEasyVQA | OwnSource | Collection
-    tokenizer: SentencePiece | None = None  # of a collection's texts
+    source: SpokenEasyVQA | OwnSource | Collection | Mixture
+    tokenizer: SentencePiece | None = None  # of the texts of collections and mixtures
     sample_rate: int = 16_000  # Hz, that a collection's recordings are resampled to
     filters: Filters = Filters()  # of a collection
     directory: str | None = None  # None: $MMJAX_DATA, else ~/.cache/mmjax

@@ -79,6 +79,15 @@ class Index:
     def __len__(self) -> int:
         return len(self.frames)
 
+    @property
+    def digest(self) -> str:
+        """Of the texts: two indices of one digest train the same tokenizer."""
+        whole = hashlib.sha256()
+        for name in sorted(self._bytes):
+            whole.update(name.encode())
+            whole.update(self._bytes[name])
+        return whole.hexdigest()
+
     def samples(self, sample_rate: int) -> np.ndarray:
         """[n] samples of each recording at a rate: as many as soxr makes of it."""
         return (self.frames.astype(np.float64) * sample_rate / np.maximum(self.rate, 1) + 0.5).astype(np.int64)

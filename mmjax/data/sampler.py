@@ -4,13 +4,15 @@ Only sizes are touched here, no data: cheap integer arithmetic, the same on ever
 """
 
 import bisect
+import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from mmjax.data.mixture import Proportions
 from mmjax.data.speed import SpeedPerturbation
 from mmjax.errors import UserError
 
@@ -25,6 +27,21 @@ class Row(NamedTuple):
     examples: np.ndarray  # [n] int64, indices into the source
     subsets: tuple[frozenset[str], ...]
     speeds: np.ndarray | None = None  # [n] int64, of each recording, where speed is perturbed
+
+
+class Usable:
+    """The numbers from 0 to `count` without some, in order, by their place: `usable[k]` is the k-th of them.
+
+    Only those that are missing are kept.
+    """
+
+    def __init__(self, usable: np.ndarray):
+        missing = np.flatnonzero(~usable)
+        self._before = missing - np.arange(len(missing))  # how many are usable before each that is not
+        self.count = len(usable) - len(missing)
+
+    def __getitem__(self, places: np.ndarray) -> np.ndarray:
+        return places + np.searchsorted(self._before, places, side="right")
 
 
 class Sampler:
@@ -42,6 +59,8 @@ class Sampler:
       window: examples packed together.
       epochs: None repeats forever.
       speed: plays recordings at several speeds; `sizes` is then a list, one for each speed.
+      mixture: how many examples each of several sources has, one after the other, and in which proportions they are
+        drawn; each has epochs of its own.
     """
 
     def __init__(
@@ -56,25 +75,33 @@ class Sampler:
         shuffle: bool = True,
         epochs: int | None = None,
         speed: SpeedPerturbation | None = None,
+        mixture: tuple[Sequence[int], Proportions] | None = None,
     ):
         self.names = tuple(capacities)
         self._capacity = np.array([capacities[name] for name in self.names])
         by_speed = sizes if isinstance(sizes, list) else [sizes]
-        self._sizes = np.stack([np.stack([one[name] for name in self.names], axis=1) for one in by_speed])
+        self._columns = [[_column(one[name], capacities[name]) for name in self.names] for one in by_speed]
         self.speed = speed
         self._subsets = [frozenset(subset.split("+")) for subset in subsets]
         self._shown = np.array([[NEEDS.get(n, n) in s or n in ALWAYS for n in self.names] for s in self._subsets])
         weights = np.array(list(subsets.values()), np.float64)
         self._probabilities = weights / weights.sum()
-        self._seed, self._shuffle, self._epochs = seed, shuffle, epochs
+        self._seed, self._shuffle = seed, shuffle
         self.batch_rows = batch_rows
 
-        fits = (self._sizes <= self._capacity).all(axis=(0, 2))  # at every speed
+        fits = np.ones(len(self._columns[0][0]), bool)
+        for columns in self._columns:  # at every speed
+            for column, capacity in zip(columns, self._capacity, strict=True):
+                fits &= column <= capacity
         self._kind, self._lacking = self._lacks()
         shown = np.ones(len(fits), bool) if self._lacking is None else ~self._lacking.all(axis=1)[self._kind]
-        self._usable = np.flatnonzero(fits & shown)
-        if not len(self._usable):
-            largest = dict(zip(self.names, self._sizes.max(axis=(0, 1)).tolist(), strict=True))
+        lengths, self._proportions = mixture or ([len(fits)], None)
+        self._first = np.cumsum([0, *lengths])
+        usable = fits & shown
+        self._usable = [Usable(usable[a:b]) for a, b in itertools.pairwise(self._first.tolist())]
+        count = sum(part.count for part in self._usable)
+        if not count:
+            largest = {name: int(max(np.max(one[name]) for one in by_speed)) for name in self.names}
             if not fits.any():
                 raise UserError(f"no example fits into a row: the largest has {largest}, a row {dict(capacities)}")
             raise UserError(
@@ -82,7 +109,16 @@ class Sampler:
                 f"and the others do not fit into a row: the largest has {largest}, a row {dict(capacities)}"
             )
         self.too_long, self.never_shown = int((~fits).sum()), int((~shown & fits).sum())
-        self._window = min(window, len(self._usable))
+        for number, part in enumerate(self._usable):
+            if not part.count:
+                raise UserError(
+                    f"of the {lengths[number]:,} examples of source {number + 1} of the mixture none can be used"
+                )
+        self._window = min(window, count)
+        if self._proportions is not None:
+            self._ends = self._proportions.ends
+        else:
+            self._ends = None if epochs is None else epochs * count
         # Rows before each window, from the anchor on. A checkpoint moves the anchor.
         self._first_window, self._starts = 0, [0]
         self._cache: OrderedDict[int, list[Row]] = OrderedDict()
@@ -93,17 +129,23 @@ class Sampler:
 
         (None, None) where every example has something of every subset.
         """
-        places = [[self.names.index(n) for n in subset if n in self.names] for subset in self._subsets]
-        kinds, kind = np.unique(self._sizes[0] > 0, axis=0, return_inverse=True)
-        lacking = np.stack([~kinds[:, place].any(axis=1) for place in places], axis=1)
-        return (kind.astype(np.uint8), lacking) if lacking.any() else (None, None)
+        names = sorted(n for n in frozenset().union(*self._subsets) if n in self.names)
+        columns = [self._columns[0][self.names.index(name)] for name in names]
+        if all(column.all() for column in columns):
+            return None, None
+        kind = np.zeros(len(columns[0]), np.uint8 if len(columns) <= 8 else np.uint32)
+        for bit, column in enumerate(columns):
+            kind |= (column > 0).astype(kind.dtype) << kind.dtype.type(bit)
+        masks = np.array([sum(1 << names.index(n) for n in subset if n in names) for subset in self._subsets])
+        lacking = (np.arange(2 ** len(columns))[:, None] & masks) == 0
+        return (kind, lacking) if lacking[np.unique(kind)].any() else (None, None)
 
     # Steps. -----------------------------------------------------------------------------------------------
 
     @property
     def endless(self) -> bool:
         """Whether epochs follow each other without end."""
-        return self._epochs is None
+        return self._ends is None
 
     def __len__(self) -> int:
         """The number of steps, the last one perhaps with fewer rows (finite epochs only)."""
@@ -157,7 +199,7 @@ class Sampler:
 
     @property
     def _windows(self) -> float | int:
-        return float("inf") if self._epochs is None else -(-self._epochs * len(self._usable) // self._window)
+        return float("inf") if self._ends is None else -(-self._ends // self._window)
 
     def _start(self, window: int) -> int:
         """Rows before `window` (at or after the anchor)."""
@@ -183,7 +225,11 @@ class Sampler:
         generator = np.random.Generator(np.random.Philox(key=np.array([self._seed, window], np.uint64)))
         examples, epochs, choice = self._draw(window, generator)
         speeds = None if self.speed is None else self.speed.choose(examples, epochs, self._seed)
-        sizes = self._sizes[0 if speeds is None else speeds, examples] * self._shown[choice]
+        sizes = np.stack([column[examples] for column in self._columns[0]], axis=1).astype(np.int64)
+        for number, columns in enumerate(self._columns[1:], 1):
+            at_that_speed = np.stack([column[examples] for column in columns], axis=1)
+            sizes = np.where((speeds == number)[:, None], at_that_speed, sizes)
+        sizes = sizes * self._shown[choice]
         subsets = np.array(self._subsets, dtype=object)[choice]
         rows = [
             Row(examples[row], tuple(subsets[row]), None if speeds is None else speeds[row])
@@ -199,27 +245,49 @@ class Sampler:
 
     def _draw(self, window: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The examples of a window, in permuted order, the epoch of each, and the number of the subset it shows."""
-        count = len(self._usable)
-        end = (window + 1) * self._window
-        if self._epochs is not None:
-            end = min(end, self._epochs * count)
-        places = range(window * self._window, end)
-        if self._shuffle:
-            from grain.experimental import index_shuffle
-
-            order = [
-                index_shuffle(p % count, count - 1, (self._seed * 1_000_003 + p // count) % 2**32, 4) for p in places
-            ]
+        start, end = window * self._window, (window + 1) * self._window
+        if self._ends is not None:
+            end = min(end, self._ends)
+        if self._proportions is None:
+            which, before = np.zeros(end - start, np.int64), [start]
         else:
-            order = [p % count for p in places]
-        examples = self._usable[order]
+            which, before = self._proportions.which(start, end), self._proportions.before(start).tolist()
+        examples, epochs = np.zeros(end - start, np.int64), np.zeros(end - start, np.int64)
+        for number, usable in enumerate(self._usable):
+            places = np.flatnonzero(which == number)
+            if len(places):
+                turns = before[number] + np.arange(len(places))
+                epochs[places] = turns // usable.count
+                examples[places] = self._first[number] + usable[self._permuted(turns, usable.count, number)]
         if self._lacking is None:
-            choice = generator.choice(len(self._subsets), size=len(order), p=self._probabilities)
+            choice = generator.choice(len(self._subsets), size=len(examples), p=self._probabilities)
         else:
             # Of the subsets of which it has anything, each as likely as its weight says.
             chances = np.cumsum(np.where(self._lacking[self._kind[examples]], 0.0, self._probabilities), axis=1)
-            choice = (chances < generator.random(len(order))[:, None] * chances[:, -1:]).sum(axis=1)
-        return examples, np.array(places) // count, choice
+            choice = (chances < generator.random(len(examples))[:, None] * chances[:, -1:]).sum(axis=1)
+        return examples, epochs, choice
+
+    def _permuted(self, turns: np.ndarray, count: int, source: int) -> np.ndarray:
+        """Which of a source's `count` examples has each turn: another permutation in every epoch."""
+        if not self._shuffle:
+            return turns % count
+        from grain.experimental import index_shuffle
+
+        seed = self._seed * 1_000_003 + source * 7_919_317
+        order = [index_shuffle(turn % count, count - 1, (seed + turn // count) % 2**32, 4) for turn in turns.tolist()]
+        return np.array(order, np.int64)
+
+
+def _column(sizes: np.ndarray, capacity: int) -> np.ndarray:
+    """Sizes in as few bytes as will do, as they are (in a file, perhaps) where that is so already.
+
+    What does not fit into a row may become one more than it holds.
+    """
+    low, high = int(np.min(sizes)), int(np.max(sizes))
+    if low == high:
+        return np.broadcast_to(np.int64(low), len(sizes))
+    kind = np.min_scalar_type(capacity + 1)
+    return sizes if sizes.dtype.itemsize <= kind.itemsize else np.minimum(sizes, capacity + 1).astype(kind)
 
 
 ORDERLY = 0.2  # share of room, in every stream, down to which a row is filled in order

@@ -2,8 +2,8 @@
 
 A source of a split has `__len__`, `__getitem__(index) -> Example`, `sizes` (samples of speech, pixels of pictures, tokens
 of texts and vectors of other streams per example, as integer arrays by name), `tokenizer` (None: nothing is written) and
-`answers`. A collection knows less: records by number and the `files` that it consists of; `open_corpus` makes a source
-of it.
+`answers`. A collection knows less: records by number and the `files` that it consists of; `open_source` makes a source
+of it, and of several a mixture.
 
 A source of one's own stands in any Python file: docs/fourth-modality.md.
 """
@@ -11,6 +11,7 @@ A source of one's own stands in any Python file: docs/fourth-modality.md.
 import dataclasses
 import hashlib
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mmjax.data.corpus import Corpus, Filters
 from mmjax.data.folder import Folder
 from mmjax.data.index import Index, open_index
 from mmjax.data.manifest import Manifest
+from mmjax.data.mixture import Mixture, proportions
 from mmjax.data.parquet import Parquet
 from mmjax.data.shards import Shards
 from mmjax.data.spoken_easy_vqa import SpokenEasyVQA
@@ -25,31 +27,65 @@ from mmjax.data.tar_shards import TarShards
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError, nearest
 
-__all__ = ["Folder", "Manifest", "Parquet", "Shards", "SpokenEasyVQA", "TarShards", "open_collection", "open_corpus"]
+__all__ = ["Folder", "Manifest", "Parquet", "Shards", "SpokenEasyVQA", "TarShards", "open_collection", "open_source"]
 
 COLLECTIONS = {kind.__name__: kind for kind in (Folder, Manifest, Parquet, TarShards)}
 
 
-def open_corpus(data: Any, split: str, directory: Path) -> Corpus:
-    """A split of the collection that `data.source` describes, with the tokenizer and the answers of its training split.
+def open_source(data: Any, split: str, directory: Path, own: Callable[[Any, str], Any]) -> Any:
+    """A split of the source that `data` describes.
 
     Args:
       data: as `Data` in a config: source, tokenizer, sample_rate, filters.
-      directory: where indices and tokenizers are kept.
+      directory: where prepared data, indices and tokenizers are kept.
+      own: (source, split) -> the user's class of an `OwnSource`.
 
     Raises:
-      UserError: the collection has no such split, or cannot be read.
+      UserError: there is no such split, or it cannot be read.
     """
-    collection, index = _opened(data.source, split, directory)
-    training = index if split == "train" else _opened(data.source, "train", directory)[1]
+    source = data.source
+    if not hasattr(source, "sources"):
+        return _open_one(source, data, split, directory, _tokenizer(data.tokenizer, {"": source}, directory), own)
+    tokenizer = _tokenizer(data.tokenizer, source.sources, directory)
+    found = {
+        name: _open_one(one, data, split, directory, tokenizer, own)
+        for name, one in source.sources.items()
+        if split in getattr(one, "splits", (split,))
+    }
+    if not found:
+        raise UserError(f"no source of the mixture has the split '{split}'")
+    known = {None if one.tokenizer is None else one.tokenizer.serialised for one in found.values()} - {None}
+    if len(known) > 1:
+        raise UserError(
+            "the sources of a mixture have tokenizers of their own; set data.tokenizer, so that they share one"
+        )
+    weights = {0: source.weights} if source.weights else None
+    if source.later:
+        weights = (weights or {0: {name: float(len(one)) for name, one in found.items()}}) | {
+            int(start): row for start, row in source.later.items()
+        }
+    if split != "train":  # all of it is seen once
+        return Mixture(found, None)
+    sizes = {name: len(one) for name, one in found.items()}
+    return Mixture(found, proportions(sizes, weights, source.temperature, source.epochs))
+
+
+def _open_one(source: Any, data: Any, split: str, directory: Path, tokenizer: Tokenizer | None, own: Callable) -> Any:
+    kind = type(source).__name__
+    if kind == "OwnSource":
+        return own(source, split)
+    if kind == "SpokenEasyVQA":
+        return SpokenEasyVQA(directory, split, tokenizer=tokenizer, **vars(source))
+    collection, index = _opened(source, split, directory)
+    training = index if split == "train" else _opened(source, "train", directory)[1]
     return Corpus(
         collection,
         index,
-        _tokenizer(data.tokenizer, training, directory),
+        tokenizer,
         sample_rate=data.sample_rate,
         answers=training.answers,
         filters=Filters(**vars(data.filters)),
-        title=f"{type(data.source).__name__} {getattr(data.source, 'splits', {}).get(split, split)}",
+        title=f"{kind} {getattr(source, 'splits', {}).get(split, split)}",
     )
 
 
@@ -97,19 +133,27 @@ def _stamps(files: list[str]) -> list[tuple[str, int, int]]:
     return found
 
 
-def _tokenizer(config: Any, training: Index, directory: Path) -> Tokenizer | None:
-    """The model that the config names, or one trained on the texts of the training split, once."""
-    kinds = [name for name in ("text", "transcript", "target") if training.has(name)]
+def _tokenizer(config: Any, sources: Mapping[str, Any], directory: Path) -> Tokenizer | None:
+    """The model that the config names, or one trained on the texts of all training splits, once."""
     if config is None:
         return None
     if config.file is not None:
         return Tokenizer.load(config.file)
-    if not kinds:
-        raise UserError("data.tokenizer is set, but the training split has no text to train it on")
-    about = (training.directory.name, config.vocabulary, config.byte_fallback, config.normalisation)
-    path = directory / "tokenizers" / f"{hashlib.sha256(repr(about).encode()).hexdigest()[:24]}.model"
+    identity, texts = [config.vocabulary, config.byte_fallback, config.normalisation], set()
+    for source in sources.values():
+        if type(source).__name__ == "SpokenEasyVQA":
+            texts |= set(SpokenEasyVQA(directory, "train", **vars(source)).learned)
+            identity.append(repr(source))
+        elif type(source).__name__ in COLLECTIONS or hasattr(source, "directory"):
+            index = _opened(source, "train", directory)[1]
+            identity.append(index.digest)
+            for kind in ("text", "transcript", "target"):
+                texts |= {index.text(kind, number) for number in range(len(index))} if index.has(kind) else set()
+    path = directory / "tokenizers" / f"{hashlib.sha256(repr(identity).encode()).hexdigest()[:24]}.model"
     if not path.is_file():
-        texts = {training.text(kind, number) for kind in kinds for number in range(len(training))} - {None, ""}
+        texts -= {None, ""}
+        if not texts:
+            raise UserError("data.tokenizer is set, but the training split has no text to train it on")
         trained = Tokenizer.train(
             sorted(texts), config.vocabulary, normalisation=config.normalisation, byte_fallback=config.byte_fallback
         )

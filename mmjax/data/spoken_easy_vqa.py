@@ -26,14 +26,23 @@ class SpokenEasyVQA:
 
     Attributes:
       sizes: per example, the samples of its speech and the tokens of its text (int64 arrays).
-      tokenizer: the sentencepiece model trained on the training questions.
+      tokenizer: the one given, else a sentencepiece model trained on the training questions.
+      learned: those questions, each once.
       answers: the 13 answers, in the order of their labels.
       sample_rate: of the speech, in Hz.
     """
 
     sample_rate = SAMPLE_RATE
 
-    def __init__(self, directory: str | os.PathLike, split: str, *, vocabulary: int = 128, examples: int | None = None):
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        split: str,
+        *,
+        vocabulary: int = 128,
+        examples: int | None = None,
+        tokenizer: Tokenizer | None = None,
+    ):
         if split not in SPLITS:
             raise UserError(f"spoken_easy_vqa has no split '{split}'; it has {' and '.join(SPLITS)}")
         import tensorflow_datasets as tfds
@@ -50,7 +59,8 @@ class SpokenEasyVQA:
         except Exception as error:
             raise self._damaged(error) from None
         # The size of the vocabulary is a choice of the run, not of the data; training takes a moment and is exact.
-        self.tokenizer = Tokenizer.train(sorted(learned), vocabulary)
+        self.tokenizer = tokenizer or Tokenizer.train(sorted(learned), vocabulary)
+        self.learned = learned
         self.sizes = {"speech": samples, "text": np.array([len(self.tokenizer.encode(t)) for t in texts])[text]}
 
     def _damaged(self, error: Exception) -> UserError:

@@ -53,14 +53,14 @@ def data_directory(chosen: str | None = None) -> Path:
 
 def build_source(config: c.Data, split: str):
     """Opens a split of the data, preparing it first where that has not been done."""
-    if isinstance(config.source, c.OwnSource):
-        return own_source(config.source)(data_directory(config.directory), split, **config.source.options)
-    from mmjax.data import sources
+    from mmjax.data.sources import open_source
 
-    if isinstance(config.source, c.Collection):
-        return sources.open_corpus(config, split, data_directory(config.directory))
-    source = getattr(sources, type(config.source).__name__)
-    return source(data_directory(config.directory), split, **vars(config.source))
+    directory = data_directory(config.directory)
+
+    def own(source: c.OwnSource, split: str) -> Any:
+        return own_source(source)(directory, split, **source.options)
+
+    return open_source(config, split, directory, own)
 
 
 def build_image_augmentation(config: c.Experiment):

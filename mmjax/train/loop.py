@@ -183,9 +183,17 @@ def make_sampler(config: c.Experiment, layout, source) -> Sampler:
     else:
         played = [speed.lengths(sizes["speech"], np.full(len(source), i)) for i in range(len(speed.speeds))]
         positions = [layout.positions({**sizes, "speech": lengths}) for lengths in played]
-    return Sampler(
-        positions, layout.rows, data.subsets, data.batch_rows, seed=config.seed, window=data.window, speed=speed
-    )
+    mixed = getattr(source, "proportions", None)
+    sampler = Sampler(
+        positions, layout.rows, data.subsets, data.batch_rows, seed=config.seed, window=data.window, speed=speed,
+        mixture=mixed and (source.lengths, mixed),
+    )  # fmt: skip
+    if not sampler.endless and len(sampler) < config.steps:
+        raise UserError(
+            f"the sources of the mixture are used up after {len(sampler)} steps of {config.steps}; raise "
+            "data.source.epochs, or train for fewer steps"
+        )
+    return sampler
 
 
 @contextmanager

@@ -1,0 +1,182 @@
+"""Several sources as one, in proportions that are exact, and known for any place without counting up to it.
+
+Which source an example comes from follows from its place alone: the places, multiplied by the golden ratio, fall evenly
+over an interval, of which each source has its share (a low-discrepancy sequence; Weyl 1916). So any stretch of places
+holds each source's share but for a few examples, and how many of them came before is a sum with a closed form.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mmjax.errors import UserError
+
+WHOLE = 2**32  # the interval
+GOLDEN = 2_654_435_769  # WHOLE / golden ratio, odd
+
+
+@dataclasses.dataclass(frozen=True)
+class Proportions:
+    """Which source each example is drawn from.
+
+    Attributes:
+      starts: [k] from which place on each row of borders holds, ascending from 0.
+      borders: [k, sources + 1] of the sources' parts of the interval, from 0 to WHOLE.
+      ends: after so many examples nothing is left; None: never.
+    """
+
+    starts: tuple[int, ...]
+    borders: tuple[tuple[int, ...], ...]
+    ends: int | None = None
+
+    def which(self, start: int, stop: int) -> np.ndarray:
+        """The sources of the places from `start` to before `stop`."""
+        places = np.arange(start, stop, dtype=np.uint64)
+        point = (places * np.uint64(GOLDEN)) % np.uint64(WHOLE)
+        found = np.zeros(len(places), np.int64)
+        for number, first in enumerate(self.starts):
+            later = places >= first
+            found[later] = np.searchsorted(np.array(self.borders[number][1:], np.uint64), point[later], side="right")
+        return found
+
+    def before(self, place: int) -> np.ndarray:
+        """[sources] int64: how many examples of each source come before a place."""
+        counts = np.zeros(len(self.borders[0]) - 1, np.int64)
+        for number, first in enumerate(self.starts):
+            last = min(self.starts[number + 1] if number + 1 < len(self.starts) else place, place)
+            if last > first:
+                below = [_points_below(last, border) - _points_below(first, border) for border in self.borders[number]]
+                counts += np.diff(np.array(below, np.int64))
+        return counts
+
+
+def _points_below(count: int, border: int) -> int:
+    """Of the first so many places, how many fall below a border."""
+    return _floor_sum(count, WHOLE, GOLDEN, WHOLE) - _floor_sum(count, WHOLE, GOLDEN, WHOLE - border)
+
+
+def _floor_sum(count: int, modulus: int, factor: int, offset: int) -> int:
+    """sum of (factor * i + offset) // modulus for i < count, by Euclid's algorithm (Graham et al., section 3.5)."""
+    total = 0
+    while count > 0:
+        total += (factor // modulus) * count * (count - 1) // 2 + (offset // modulus) * count
+        factor, offset = factor % modulus, offset % modulus
+        last = factor * count + offset
+        count, offset = divmod(last, modulus)
+        modulus, factor = factor, modulus
+        if last < factor:  # the former modulus
+            break
+    return total
+
+
+def proportions(
+    sizes: Mapping[str, int],
+    weights: Mapping[int, Mapping[str, float]] | None = None,
+    temperature: float = 1.0,
+    epochs: Mapping[str, float] | None = None,
+) -> Proportions:
+    """The shares of a mixture.
+
+    Args:
+      sizes: examples of each source.
+      weights: from which example on, the weight of each source (0 if it is not named); None: in proportion to the
+        sizes.
+      temperature: shares go by weight ** (1 / temperature): above 1 it gives small sources more (Arivazhagan et al. 2019,
+        arXiv:1907.05019); it acts on sizes alone, not on weights that are given.
+      epochs: how often the examples of a source are used at most; when they are used up, the others share its place.
+
+    Raises:
+      UserError: weights of sources that there are not, below 0, or all 0.
+    """
+    names = list(sizes)
+    if weights is None:
+        weights = {0: {name: size ** (1.0 / temperature) for name, size in sizes.items()}}
+    if 0 not in weights:
+        raise UserError("the weights of a mixture must begin at example 0")
+    for start, row in weights.items():
+        unknown = set(row) - set(names)
+        if unknown:
+            raise UserError(f"the mixture has no source '{sorted(unknown)[0]}'; there are {', '.join(names)}")
+        if min(row.values(), default=0) < 0 or sum(row.values()) <= 0:
+            raise UserError(f"the weights of a mixture from example {start} on must not be below 0, nor all 0")
+    limits = np.array([(epochs or {}).get(name, np.inf) * sizes[name] for name in names])
+    starts, borders, used, at = [], [], np.zeros(len(names)), 0
+    changes = sorted(weights)
+    row = 0
+    while True:
+        while row + 1 < len(changes) and changes[row + 1] <= at:
+            row += 1
+        now = np.array([weights[changes[row]].get(name, 0.0) for name in names]) * (used < limits - 1e-6)
+        following = changes[row + 1] if row + 1 < len(changes) else None
+        if now.sum() <= 0:
+            if following is None:
+                return Proportions(tuple(starts), tuple(borders), at)
+            raise UserError(
+                f"the sources of a mixture are used up at example {at}, before its weights change at {following}"
+            )
+        now = now / now.sum()
+        starts.append(at)
+        borders.append((0, *(round(WHOLE * share) for share in np.cumsum(now)[:-1]), WHOLE))
+        lasts = [(limit - u) / share for limit, u, share in zip(limits, used, now, strict=True) if share > 0]
+        until = at + min(lasts)
+        if following is not None and following < until:
+            until = following
+        if not np.isfinite(until):
+            return Proportions(tuple(starts), tuple(borders))
+        until = max(round(until), at + 1)
+        used, at = used + now * (until - at), until
+
+
+class Mixture:
+    """Several sources as one, their examples numbered one source after the other.
+
+    Args:
+      sources: by name; each has `sizes`, `answers`, `tokenizer` as all sources have.
+      mixed: in which proportions; None: all of one after all of the other.
+
+    Attributes:
+      names, lengths: of the sources, in order.
+      answers: of all sources, each name once.
+    """
+
+    def __init__(self, sources: Mapping[str, Any], mixed: Proportions | None):
+        self.sources, self.proportions = dict(sources), mixed
+        self.names, self.lengths = list(sources), [len(source) for source in sources.values()]
+        self._first = np.concatenate([[0], np.cumsum(self.lengths)])
+        self.tokenizer = next((s.tokenizer for s in sources.values() if s.tokenizer is not None), None)
+        rates = {source.sample_rate for source in sources.values() if getattr(source, "sample_rate", None)}
+        if len(rates) > 1:
+            raise UserError(f"the sources of the mixture have speech at {' and '.join(map(str, sorted(rates)))} Hz")
+        self.sample_rate = next(iter(rates), None)
+        self.answers = list(dict.fromkeys(answer for source in sources.values() for answer in source.answers))
+        place = {answer: number for number, answer in enumerate(self.answers)}
+        self._answers = [[place[answer] for answer in source.answers] for source in sources.values()]
+        self.sizes = self._sizes()
+        self.dropped: dict[str, int] = {}
+        for source in sources.values():
+            for reason, count in getattr(source, "dropped", {}).items():
+                self.dropped[reason] = self.dropped.get(reason, 0) + count
+
+    def _sizes(self) -> dict[str, np.ndarray]:
+        kinds = sorted({kind for source in self.sources.values() for kind in source.sizes} | {"image"})
+        found = {}
+        for kind in kinds:
+            parts = [source.sizes.get(kind) for source in self.sources.values()]
+            flat = kind == "image" and any(part is not None and part.ndim == 2 for part in parts)
+            shape = (2,) if flat else ()
+            missing = [np.zeros((length, *shape), np.int32) for length in self.lengths]
+            found[kind] = np.concatenate([m if p is None else p for p, m in zip(parts, missing, strict=True)])
+        return found
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    def __getitem__(self, number: int):
+        """An example of one of the sources."""
+        which = int(np.searchsorted(self._first, number, side="right")) - 1
+        example = list(self.sources.values())[which][int(number - self._first[which])]
+        if isinstance(example.answer, int | np.integer):
+            example = example._replace(answer=self._answers[which][int(example.answer)])
+        return example
