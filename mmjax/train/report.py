@@ -56,8 +56,24 @@ def start(config, run, params, flops, sampler, layout, source, first: int, peak)
         + (f"; {sampler.too_long} examples are longer than a row and left out" if sampler.too_long else "")
         + (f"; {sampler.never_shown} have nothing of any of data.subsets" if sampler.never_shown else "")
     )
+    left_out(source, run)
     if first < config.steps:
         say("compiling the step ...")
+
+
+def left_out(source: Any, run: Any) -> None:
+    """Says how many examples of the data cannot be used, and lists them in the run's directory."""
+    parts = getattr(source, "sources", {"": source})
+    lines = [
+        f"{name}\t{number}\t{reason}\n"
+        for name, part in parts.items()
+        for number, reason in getattr(part, "quarantine", ())
+    ]
+    if lines:
+        path = run / "left-out.tsv"
+        path.write_text("source\texample\treason\n" + "".join(lines))
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(source.dropped.items()))
+        progress.console.print(f"[yellow]left out of the data: {counts}; listed in {path}[/yellow]")
 
 
 class ProgressLine:

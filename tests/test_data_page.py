@@ -1,0 +1,69 @@
+"""docs/data.md, step by step, on recordings made for it."""
+
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+import soundfile
+
+from mmjax import cli
+from mmjax import config as c
+from mmjax.train.build import build_source
+
+PAGE = pathlib.Path("docs/data.md").read_text()
+
+
+def code(language):
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """The page's list, repeated, with recordings that have nothing to say."""
+    home = tmp_path_factory.mktemp("own")
+    (home / "clips").mkdir()
+    draw = np.random.default_rng(0)
+    for name, seconds in (("0", 0.8), ("1", 1.1), ("long", 2.0)):
+        soundfile.write(home / "clips" / f"{name}.wav", 0.1 * draw.standard_normal(round(seconds * 22_050)), 22_050)
+    (lines,) = code("json")
+    (home / "train.jsonl").write_text(lines)
+    (home / "test.jsonl").write_text(lines.splitlines()[0])
+    (home / "colours.py").write_text(code("python")[0])
+    return home
+
+
+def run(command):
+    assert command.startswith("mmjax ")
+    assert cli.main(command.split()[1:]) == 0
+
+
+def test_the_page_works_from_beginning_to_end(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("MMJAX_DATA", str(home / "cache"))
+    train, (build, train_on_shards) = code("bash")[0].strip(), code("bash")[1].strip().splitlines()
+    run(train)
+    assert (home / "cache" / "indices").is_dir()
+    run(build)
+    run(train_on_shards)
+    losses = [
+        [json.loads(line)["loss"] for line in (home / "runs" / name / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
+        for name in ("colours", "shards")
+    ]  # fmt: skip
+    assert losses[0] == losses[1] and len(losses[0]) >= 2  # 16 bits survive FLAC unchanged
+    capsys.readouterr()
+    assert cli.main(["eval", "runs/shards", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["subsets"]["speech"]["examples"] == 1
+
+
+def test_the_mixture_of_the_page_is_one(home, monkeypatch):
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("MMJAX_DATA", str(home / "cache"))
+    room = {"c": c}
+    exec(code("python")[1], room)
+    data = c.load("colours.py").data
+    mixed = build_source(c.Data(**{**vars(data), "source": room["source"]}), "train")
+    assert mixed.names == ["mine", "lists"] and mixed.lengths == [3, 3]
+    counts = mixed.proportions.before(1000)
+    assert np.abs(counts - [700, 300]).max() <= 3
