@@ -7,6 +7,7 @@ from mmjax import config as c
 from mmjax.data import build as building
 from mmjax.data.index import open_index
 from mmjax.data.sources import open_collection
+from mmjax.data.tuxpaint_stamps import SPLITS
 from mmjax.errors import UserError
 from mmjax.train.build import data_directory
 
@@ -41,13 +42,13 @@ def build(source: str, out: str, split: str | None = None, **options: Any) -> di
         if not isinstance(data.source, c.Collection) or isinstance(data.source, c.Shards):
             raise UserError(f"data.source of {source} is {type(data.source).__name__}, of which no shards can be made")
         chosen, home = data.source, data_directory(data.directory)
-        splits = [split] if split else list(chosen.splits)
+        splits = [split] if split else list(getattr(chosen, "splits", SPLITS))
     else:
         splits = [split or "train"]
         chosen, home = collection_at(source, splits[0]), data_directory()
     found = {}
     for name in splits:
-        collection, stamp = open_collection(chosen, name)
-        index = open_index(collection, stamp, home, f"{type(chosen).__name__} {chosen.splits[name]}")
+        collection, stamp = open_collection(chosen, name, home)
+        index = open_index(collection, stamp, home, f"{stamp['kind']} {stamp['place']}")
         found[name] = building.build(collection, index, stamp, Path(out), name, **options)
     return found

@@ -108,7 +108,14 @@ class Shards:
     directory: str  # that `mmjax data build` wrote
 
 
-Collection = Manifest | Folder | TarShards | Parquet | Shards
+@part
+class TuxPaintStamps:
+    package: str | None = None  # the .deb file of tuxpaint-stamps-default; None: apt fetches it
+    languages: tuple[str, ...] = ()  # that are spoken; none: all
+    written: bool = False  # descriptions without a recording, too
+
+
+Collection = Manifest | Folder | TarShards | Parquet | Shards | TuxPaintStamps
 
 
 @part

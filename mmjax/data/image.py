@@ -40,6 +40,9 @@ def open_image(source: str | os.PathLike | bytes, name: str | None = None) -> Im
             with Image.open(io.BytesIO(source)) as image:
                 if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8 instead of scaling them
                     image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+                if image.has_transparency_data:  # what is transparent shows white paper, not whatever lies beneath
+                    image = image.convert("RGBA")
+                    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
                 return image.convert("RGB")
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UserError(f"the image {name} has more pixels than are safe to decode; scale it down first") from None

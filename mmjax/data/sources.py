@@ -25,6 +25,7 @@ from mmjax.data.shards import Shards
 from mmjax.data.spoken_easy_vqa import SpokenEasyVQA
 from mmjax.data.tar_shards import TarShards
 from mmjax.data.text import Tokenizer
+from mmjax.data.tuxpaint_stamps import TuxPaintStamps
 from mmjax.errors import UserError, nearest
 
 __all__ = ["Folder", "Manifest", "Parquet", "Shards", "SpokenEasyVQA", "TarShards", "open_collection", "open_source"]
@@ -96,21 +97,25 @@ def _opened(source: Any, split: str, directory: Path) -> tuple[Any, Index]:
         if len(index) != len(collection):
             raise UserError(f"the index of '{split}' in {source.directory} belongs to other shards; build them again")
         return collection, index
-    collection, stamp = open_collection(source, split)
-    return collection, open_index(collection, stamp, directory, f"{type(source).__name__} {source.splits[split]}")
+    collection, stamp = open_collection(source, split, directory)
+    return collection, open_index(collection, stamp, directory, f"{stamp['kind']} {stamp['place']}")
 
 
-def open_collection(source: Any, split: str) -> tuple[Any, dict[str, Any]]:
+def open_collection(source: Any, split: str, directory: Path) -> tuple[Any, dict[str, Any]]:
     """The records of a split, and what identifies them as they are now.
 
     Raises:
       UserError: there is no such split, or no such file.
     """
-    if split not in source.splits:
-        raise UserError(f"data.source.splits has no '{split}'{nearest(split, source.splits)}")
+    splits = getattr(source, "splits", None)
+    if splits is not None and split not in splits:
+        raise UserError(f"data.source.splits has no '{split}'{nearest(split, splits)}")
     options = {f.name: getattr(source, f.name) for f in dataclasses.fields(source) if f.name != "splits"}
-    kind, place = type(source).__name__, source.splits[split]
-    collection = COLLECTIONS[kind](place, **options)
+    kind = type(source).__name__
+    if splits is None:  # a corpus that has splits of its own
+        place, collection = split, TuxPaintStamps(directory, split, **options)
+    else:
+        place, collection = splits[split], COLLECTIONS[kind](splits[split], **options)
     stamp = {
         "kind": kind,
         "place": place,
@@ -144,7 +149,7 @@ def _tokenizer(config: Any, sources: Mapping[str, Any], directory: Path) -> Toke
         if type(source).__name__ == "SpokenEasyVQA":
             texts |= set(SpokenEasyVQA(directory, "train", **vars(source)).learned)
             identity.append(repr(source))
-        elif type(source).__name__ in COLLECTIONS or hasattr(source, "directory"):
+        elif type(source).__name__ != "OwnSource":
             index = _opened(source, "train", directory)[1]
             identity.append(index.digest)
             for kind in ("text", "transcript", "target"):

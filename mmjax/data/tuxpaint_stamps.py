@@ -1,0 +1,219 @@
+"""Tux Paint's stamps: pictures described in writing in many languages, and spoken by people in a dozen.
+
+The Debian package `tuxpaint-stamps-default` (GPL-2) holds 952 stamps: animals, plants, things. 785 have a bitmap (the others
+are vector drawings, which are left out as pictures), and 7,391 recordings say in 13 languages what is to be seen, about three
+hours in the voices of volunteers. (Lithuanian is spoken, but not written.) Nothing of it is part of mmjax: the package is fetched by apt, or named by the user.
+"""
+
+import hashlib
+import lzma
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from mmjax import progress
+from mmjax.data.files import Blob
+from mmjax.data.record import Record
+from mmjax.errors import UserError
+
+PACKAGE = "tuxpaint-stamps-default"
+STAMPS = "./usr/share/tuxpaint/stamps/"
+SPOKEN = re.compile(r"(.+)_desc(?:_([a-z]+))?\.ogg")
+SPLITS = ("train", "validation", "test")
+
+
+class Stamp(NamedTuple):
+    """One stamp.
+
+    Attributes:
+      name: its path, without an ending.
+      texts: descriptions by language; all have "en".
+      image: its picture, if it has a bitmap; spoken: recordings by language.
+    """
+
+    name: str
+    texts: dict[str, str]
+    image: Blob | None
+    spoken: dict[str, Blob]
+
+
+class TuxPaintStamps:
+    """A record per recording: the picture, what is said, the same in English, and the language as the answer.
+
+    `text` and `transcript` are the description in the language that is spoken, `target` is the English one. With `written`
+    there is another record, without speech, for every description that nobody speaks.
+
+    Splits (80, 10 and 10 %) keep together all stamps that share a description in any language: no picture and no phrase
+    of the test split is seen in training.
+
+    Args:
+      directory: where the unpacked archive is kept.
+      split: "train", "validation" or "test".
+      package: a .deb file; None: apt fetches it (no root needed).
+      languages: only these; none: all.
+      written: descriptions without a recording, too.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        split: str,
+        *,
+        package: str | None = None,
+        languages: tuple[str, ...] = (),
+        written: bool = False,
+    ):
+        if split not in SPLITS:
+            raise UserError(f"tuxpaint_stamps has no split '{split}'; it has {', '.join(SPLITS)}")
+        archive = unpacked(Path(directory), package)
+        self.files = [str(archive)]
+        stamps = read_stamps(archive)
+        known = {language for stamp in stamps for language in stamp.spoken}
+        unknown = set(languages) - known
+        if unknown:
+            raise UserError(
+                f"nobody speaks '{sorted(unknown)[0]}' in tuxpaint_stamps; there are {', '.join(sorted(known))}"
+            )
+        wanted = set(languages) or known
+        chosen = split_of(stamps)
+        self._records = []
+        for stamp in stamps:
+            if chosen[stamp.name] == split:
+                spoken = [(language, blob) for language, blob in sorted(stamp.spoken.items()) if language in wanted]
+                silent = [
+                    (language, None) for language in sorted(stamp.texts) if written and language not in dict(spoken)
+                ]
+                self._records += [(stamp, language, blob) for language, blob in spoken + silent]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        """A record."""
+        stamp, language, speech = self._records[index]
+        return Record(
+            name=f"{stamp.name} ({language})",
+            speech=speech,
+            image=stamp.image,
+            text=stamp.texts.get(language),
+            transcript=None if speech is None else stamp.texts.get(language),
+            target=stamp.texts["en"],
+            answer=None if speech is None else language,
+            language=language,
+        )
+
+
+def unpacked(directory: Path, package: str | None) -> Path:
+    """The package's archive as an uncompressed tar file, made once; files are read from inside it.
+
+    Raises:
+      UserError: there is no such package, apt cannot fetch it, or the disk is full.
+    """
+    home = directory / "tuxpaint_stamps"
+    archive = home / "data.tar"
+    if archive.is_file():
+        return archive
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home) as scratch:
+            found = Path(package) if package else _fetch(Path(scratch))
+            progress.console.print(f"unpacking {found.name} (once, about half a minute)")
+            with lzma.open(_member(found, Path(scratch))) as packed, (Path(scratch) / "data.tar").open("wb") as out:
+                shutil.copyfileobj(packed, out, 2**20)
+            (Path(scratch) / "data.tar").rename(archive)
+    except (OSError, lzma.LZMAError) as error:
+        raise UserError(f"cannot unpack {package or PACKAGE} into {home}: {error}") from None
+    return archive
+
+
+def _fetch(scratch: Path) -> Path:
+    advice = f"download the .deb from packages.debian.org/{PACKAGE} and name it: --data.source.package FILE"
+    if shutil.which("apt-get") is None:
+        raise UserError(f"there is no apt-get to fetch {PACKAGE}; {advice}")
+    progress.console.print(f"fetching {PACKAGE} (161 MB, once)")
+    done = subprocess.run(["apt-get", "download", PACKAGE], cwd=scratch, capture_output=True, text=True)
+    found = sorted(scratch.glob("*.deb"))
+    if done.returncode or not found:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise UserError(f"apt-get cannot fetch {PACKAGE} ({reason}); run apt-get update, or {advice}")
+    return found[0]
+
+
+def _member(package: Path, scratch: Path) -> Path:
+    """The file data.tar.xz of a .deb, which is an `ar` archive: a line of 60 bytes before each member."""
+    with package.open("rb") as file:
+        if file.read(8) != b"!<arch>\n":
+            raise UserError(f"{package} is no .deb file")
+        while header := file.read(60):
+            name, size = header[:16].decode(errors="replace").strip().rstrip("/"), int(header[48:58] or 0)
+            if name == "data.tar.xz":
+                out = scratch / name
+                with out.open("wb") as opened:
+                    shutil.copyfileobj(file, opened, 2**20)
+                return out
+            file.seek(size + size % 2, 1)
+    raise UserError(f"{package} holds no data.tar.xz; is it the Debian package {PACKAGE}?")
+
+
+def read_stamps(archive: Path) -> list[Stamp]:
+    """All stamps of the archive, by name."""
+    texts, images, spoken = {}, {}, {}
+    try:
+        with tarfile.open(archive, "r:") as tar:
+            for member in tar:
+                if not member.isreg() or not member.name.startswith(STAMPS):
+                    continue
+                path, blob = member.name.removeprefix(STAMPS), Blob(str(archive), member.offset_data, member.size)
+                stem, ending = os.path.splitext(path)
+                if ending == ".txt":
+                    texts[stem] = _descriptions(blob.read())
+                elif ending == ".png":
+                    images[stem] = blob
+                elif match := SPOKEN.fullmatch(path):
+                    spoken.setdefault(match[1], {})[match[2] or "en"] = blob
+    except (OSError, tarfile.TarError) as error:
+        raise UserError(f"{archive} is damaged ({error}); delete it, and it is made again") from None
+    return [
+        Stamp(name, found, images.get(name), spoken.get(name, {}))
+        for name, found in sorted(texts.items())
+        if "en" in found
+    ]
+
+
+def _descriptions(data: bytes) -> dict[str, str]:
+    """The first line is English, the others are "fr.utf8=Une grenouille."."""
+    first, *others = data.decode(errors="replace").splitlines() or [""]
+    found = {"en": first.strip()} if first.strip() else {}
+    for line in others:
+        language, _, text = line.partition(".utf8=")
+        if text.strip() and re.fullmatch(r"[A-Za-z_@]+", language):
+            found.setdefault(language, " ".join(text.split()))
+    return found
+
+
+def split_of(stamps: list[Stamp]) -> dict[str, str]:
+    """The split of every stamp: those that share a description, in whatever language, are in the same."""
+    group = {stamp.name: stamp.name for stamp in stamps}
+
+    def root(name: str) -> str:
+        while group[name] != name:
+            group[name] = group[group[name]]
+            name = group[name]
+        return name
+
+    first: dict[tuple[str, str], str] = {}
+    for stamp in stamps:
+        for language in stamp.spoken.keys() | {"en"}:
+            phrase = language, re.sub(r"\W+", " ", stamp.texts.get(language, stamp.name).casefold()).strip()
+            one, other = sorted((root(stamp.name), root(first.setdefault(phrase, stamp.name))))
+            group[other] = one
+    found = {}
+    for stamp in stamps:
+        place = hashlib.sha256(root(stamp.name).encode()).digest()[0] * 10 // 256
+        found[stamp.name] = {8: "validation", 9: "test"}.get(place, "train")
+    return found
