@@ -68,6 +68,12 @@ def main(arguments: list[str] | None = None) -> int:
     sub.add_argument("--shard-megabytes", type=_whole(1), default=256, help="about how large a shard is")
     sub.add_argument("--keep-duplicates", action="store_true")
     sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
+    sub = data.add_parser("inspect", help="how much there is, how large, and some of it to see and hear")
+    sub.add_argument("source", metavar="SOURCE", help="a config file, a folder of shards, or whatever `build` takes")
+    sub.add_argument("--split", default="train")
+    sub.add_argument("-o", "--out", metavar="FILE", help="write one HTML page with histograms, pictures and recordings")
+    sub.add_argument("--examples", type=_whole(1), default=24, help="how many the page shows")
+    sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
     command("config", "print the resolved config as JSON", "CONFIG", json_output=False)
 
     options, rest = parser.parse_known_args(arguments)
@@ -213,6 +219,8 @@ def _export(options, rest) -> int:
 def _data(options, rest) -> int:
     from mmjax import prepare
 
+    if options.what == "inspect":
+        return _inspect(options, prepare.inspect(options.source, options.split, options.out, options.examples))
     result = prepare.build(
         options.source, options.out, options.split, shard_bytes=options.shard_megabytes * 2**20,
         keep_duplicates=options.keep_duplicates,
@@ -226,6 +234,26 @@ def _data(options, rest) -> int:
             f"{split}: {made['examples']:,} examples in {made['shards']} shards, {made['bytes'] / 1e6:,.1f} MB"
             + (f"; left out: {left} (listed in {options.out}/{split}-left-out.tsv)" if left else "")
         )
+    return 0
+
+
+def _inspect(options, found: dict[str, Any]) -> int:
+    if options.json:
+        _print_json(found)
+        return 0
+    print(f"{found['examples']:,} examples" + (f", {found['hours']:,.2f} hours of speech" if "hours" in found else ""))
+    for name, size in found["sizes"].items():
+        print(
+            f"  {name}: {size['examples']:,} examples, {size['least']:.3g} to {size['largest']:.3g}, "
+            f"mean {size['mean']:.3g} {size['unit']}"
+        )
+    for title in ("dropped", "padding"):
+        for name, value in found.get(title, {}).items():
+            print(
+                f"  left out, {name}: {value:,}" if title == "dropped" else f"  padding of {name}: {100 * value:.1f} %"
+            )
+    if options.out:
+        print(f"see {options.out}")
     return 0
 
 

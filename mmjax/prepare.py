@@ -6,10 +6,13 @@ from typing import Any
 from mmjax import config as c
 from mmjax.data import build as building
 from mmjax.data.index import open_index
+from mmjax.data.page import facts
+from mmjax.data.page import page as show
 from mmjax.data.sources import open_collection
 from mmjax.data.tuxpaint_stamps import SPLITS
 from mmjax.errors import UserError
-from mmjax.train.build import data_directory
+from mmjax.train.build import build_layout, build_source, data_directory
+from mmjax.train.loop import make_sampler
 
 KINDS = {
     ".jsonl": c.Manifest,
@@ -52,3 +55,38 @@ def build(source: str, out: str, split: str | None = None, **options: Any) -> di
         index = open_index(collection, stamp, home, f"{stamp['kind']} {stamp['place']}")
         found[name] = building.build(collection, index, stamp, Path(out), name, **options)
     return found
+
+
+def inspect(source: str, split: str, page: str | None, examples: int = 24) -> dict[str, Any]:
+    """`mmjax data inspect`: what a config's data, a path, or a folder of shards holds.
+
+    Args:
+      page: where to write one HTML page that shows it; None: nowhere.
+
+    Returns:
+      What `mmjax.data.page.facts` returns, and of a config {"padding": {stream: share of empty positions}}.
+
+    Raises:
+      UserError: the page cannot be written.
+    """
+    padding: dict[str, float] = {}
+    if source.endswith(".py"):
+        config = c.load(source)
+        data = build_source(config.data, split)
+        layout = build_layout(config, data.tokenizer)
+        sampler = make_sampler(config, layout, data) if split == "train" else None
+        if sampler is not None:
+            useful = sampler.useful_share(layout.tokens(data.sizes), range(50))
+            padding = {name: 1.0 - share for name, share in useful.items()}
+    else:
+        chosen = (
+            c.Shards(directory=source) if list(Path(source).glob("*.array_record")) else collection_at(source, split)
+        )
+        settings = dict(rows={"examples": 1}, subsets={"speech": 1.0}, filters=c.Filters(largest_share_dropped=1.0))
+        data = build_source(c.Data(source=chosen, **settings), split)
+    if page:
+        try:
+            Path(page).write_text(show(data, f"{source}, {split} split", padding, examples))
+        except OSError as error:
+            raise UserError(f"cannot write {page}: {error.strerror or error}") from None
+    return facts(data) | ({"padding": padding} if padding else {})

@@ -323,11 +323,11 @@ def test_shards_hold_the_same_examples_and_a_build_goes_on_where_it_was(files, t
 
     built = []
 
-    def interrupted(collection, unreadable, numbers, path, note):
+    def interrupted(collection, unreadable, numbers, path, note, advance):
         if len(built) == 2:
             raise KeyboardInterrupt
         built.append(path.name)
-        return original(collection, unreadable, numbers, path, note)
+        return original(collection, unreadable, numbers, path, note, advance)
 
     original = building._build_shard
     monkeypatch.setattr(building, "_build_shard", interrupted)

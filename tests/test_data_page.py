@@ -42,8 +42,13 @@ def run(command):
 def test_the_page_works_from_beginning_to_end(home, monkeypatch, capsys):
     monkeypatch.chdir(home)
     monkeypatch.setenv("MMJAX_DATA", str(home / "cache"))
-    train, (build, train_on_shards) = code("bash")[0].strip(), code("bash")[1].strip().splitlines()
+    (train,), (inspect,), (build, train_on_shards) = (block.strip().splitlines() for block in code("bash"))
     run(train)
+    capsys.readouterr()
+    run(inspect.partition("#")[0])
+    assert "3 examples, 0.00 hours of speech" in (printed := capsys.readouterr().out) and "padding of speech" in printed
+    shown = (home / "colours.html").read_text()
+    assert shown.count("<audio") == 3 and "red square" in shown and shown.count("<svg") == 2
     assert (home / "cache" / "indices").is_dir()
     run(build)
     run(train_on_shards)

@@ -8,12 +8,12 @@ import hashlib
 import io
 import itertools
 import json
-import multiprocessing
 import os
 import pickle
+import queue
 import shutil
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,40 +134,33 @@ def _claim(directory: Path, work: Path, split: str, identity: Any) -> None:
 
 
 def _run(collection: Sequence[Record], index: Index, jobs: list[Any]):
-    """Does the jobs on all cores; yields how many examples were done since the last time."""
-    if len(jobs) < 2 or os.cpu_count() == 1:
-        for job in jobs:
-            yield from _build_shard(collection, index.unreadable, *job)
-        return
-    context = multiprocessing.get_context("forkserver")
-    count = context.Value("q", 0)
-    with context.Pool(min(os.cpu_count(), 16, len(jobs)), _begin, (collection, index.unreadable, count)) as pool:
-        result, seen = pool.map_async(_build_here, jobs, chunksize=1), 0
-        while not result.ready():
-            time.sleep(0.1)
-            yield count.value - seen
-            seen = count.value
-        result.get()
-        yield count.value - seen
+    """Does the jobs, several at a time; yields how many examples were done since the last time."""
+    done: queue.SimpleQueue[int] = queue.SimpleQueue()
+    # Threads: decoders, checksums and the disk do not hold Python's lock.
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+        running = [pool.submit(_build_shard, collection, index.unreadable, *job, done.put) for job in jobs]
+        try:
+            while not all(job.done() for job in running) or not done.empty():
+                try:
+                    yield done.get(timeout=0.1)
+                except queue.Empty:
+                    if any(job.done() and job.exception() for job in running):
+                        break
+            for job in running:
+                job.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-_work: Any = None  # of a process: (collection, unreadable, count)
-
-
-def _begin(*work: Any) -> None:
-    global _work
-    _work = work
-
-
-def _build_here(job: Any) -> None:
-    collection, unreadable, count = _work
-    for done in _build_shard(collection, unreadable, *job):
-        with count.get_lock():
-            count.value += done
-
-
-def _build_shard(collection: Sequence[Record], unreadable: dict[int, str], numbers: range, path: Path, note: Path):
-    """Writes a shard and what was measured of it; yields after every example."""
+def _build_shard(
+    collection: Sequence[Record],
+    unreadable: dict[int, str],
+    numbers: range,
+    path: Path,
+    note: Path,
+    advance: Callable[[int], None],
+) -> None:
+    """Writes a shard and what was measured of it."""
     from array_record.python import array_record_module
 
     part, temporary = Part([], [], [], []), path.with_name(f".{path.name}.{os.getpid()}")
@@ -184,7 +177,7 @@ def _build_shard(collection: Sequence[Record], unreadable: dict[int, str], numbe
                 writer.write(encode(record))
             except UserError as error:
                 part.left_out.append((number, f"unreadable: {error}"))
-            yield 1
+            advance(1)
         writer.close()
         written = note.with_name(f".{note.name}.{os.getpid()}")
         written.write_bytes(pickle.dumps(part))

@@ -7,11 +7,11 @@ not loaded.
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +27,7 @@ from mmjax.errors import UserError
 VERSION = 1
 TEXTS = ("text", "transcript", "target")
 TAGS = ("language", "task")
-AT_ONCE = 256  # records that a worker measures at a time
-ALONE = 2_000  # no worker is started for fewer
+AT_ONCE = 64  # records that a thread measures at a time
 
 
 class Measured(NamedTuple):
@@ -210,30 +209,15 @@ def measure_all(collection: Sequence[Record], title: str) -> list[Measured]:
         raise UserError(f"{title} is empty")
     parts = [range(start, min(start + AT_ONCE, count)) for start in range(0, count, AT_ONCE)]
     found: list[Measured] = []
-    with progress.bar(f"indexing {title}", count, "examples", transient=True) as bar:
-        if count < ALONE or os.cpu_count() == 1:
-            for part in parts:
-                found += _measure_part(collection, part)
-                bar.advance(len(part))
-            return found
-        context = multiprocessing.get_context("forkserver")
-        with context.Pool(min(os.cpu_count(), 16), _begin, (collection,)) as pool:
-            for measured in pool.imap(_measure_here, parts):
-                found += measured
-                bar.advance(len(measured))
+    with (
+        progress.bar(f"indexing {title}", count, "examples", transient=True) as bar,
+        # Threads: libsndfile, Pillow and the disk do not hold Python's lock, and a script needs no `if __name__ ...`.
+        ThreadPoolExecutor(min(2 * (os.cpu_count() or 1), 32)) as pool,
+    ):
+        for measured in pool.map(lambda part: _measure_part(collection, part), parts):
+            found += measured
+            bar.advance(len(measured))
     return found
-
-
-_collection: Any = None  # of a worker
-
-
-def _begin(collection: Any) -> None:
-    global _collection
-    _collection = collection
-
-
-def _measure_here(part: range) -> list[Measured]:
-    return _measure_part(_collection, part)
 
 
 def _measure_part(collection: Any, part: range) -> list[Measured]:

@@ -1,0 +1,141 @@
+"""One page that shows a source: how much there is, how large it is, and some of it to see and hear."""
+
+import base64
+import html
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mmjax.data.audio import encode_ogg
+from mmjax.data.image import open_image
+from mmjax.errors import UserError
+
+STYLE = """
+body { font: 15px/1.5 sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222; background: #fff; }
+h1, h2 { font-weight: 600; } table { border-collapse: collapse; } td, th { padding: 0.2em 1em 0.2em 0; text-align: left; }
+td.n { text-align: right; } figure { display: inline-block; margin: 0 2em 1em 0; } figcaption { color: #666; }
+.examples { display: grid; grid-template-columns: repeat(auto-fill, minmax(16em, 1fr)); gap: 1.5em; }
+.examples div { border-top: 1px solid #ccc; padding-top: 0.5em; overflow-wrap: anywhere; }
+.examples img { max-width: 100%; max-height: 10em; display: block; } .examples b { color: #666; font-weight: normal; }
+audio { width: 100%; }
+"""
+UNITS = {"speech": "seconds", "text": "tokens", "transcript": "tokens", "target": "tokens"}
+
+
+def facts(source: Any) -> dict[str, Any]:
+    """How much of everything a source has.
+
+    Returns:
+      {"examples", "hours" of speech, "pictures", "sizes": {stream: {"least", "mean", "largest", "unit"}}, "answers": {name:
+      count}, "dropped": {reason: count}}.
+    """
+    found: dict[str, Any] = {"examples": len(source), "sizes": {}}
+    for name, values in _measures(source).items():
+        there = values[values > 0]
+        if len(there):
+            unit = UNITS.get(name, "pixels, the square root" if name == "image" else "vectors")
+            found["sizes"][name] = {
+                "examples": len(there),
+                "least": float(there.min()),
+                "mean": float(there.mean()),
+                "largest": float(there.max()),
+                "unit": unit,
+            }
+    if "speech" in found["sizes"]:
+        found["hours"] = found["sizes"]["speech"]["mean"] * found["sizes"]["speech"]["examples"] / 3600
+    found["dropped"] = dict(getattr(source, "dropped", {}))
+    return found
+
+
+def _measures(source: Any) -> dict[str, np.ndarray]:
+    """[n] of each stream, in a unit for people."""
+    found = {}
+    for name, values in source.sizes.items():
+        if name == "speech":
+            values = values / (getattr(source, "sample_rate", None) or 16_000)
+        elif name == "image":
+            values = np.sqrt(np.prod(values, axis=1, dtype=np.float64)) if values.ndim == 2 else values
+        found[name] = np.asarray(values)
+    return found
+
+
+def page(source: Any, title: str, padding: Mapping[str, float], examples: int = 24, seed: int = 0) -> str:
+    """The page as HTML, everything inside it.
+
+    Args:
+      padding: share of empty positions by stream, of the config that is shown.
+      examples: how many are shown, drawn at random.
+    """
+    about = facts(source)
+    rows = [("examples", f"{about['examples']:,}")]
+    if "hours" in about:
+        rows.append(("speech", f"{about['hours']:,.2f} hours"))
+    rows += [(f"left out: {reason}", f"{count:,}") for reason, count in sorted(about["dropped"].items())]
+    rows += [(f"padding of {name}", f"{100 * share:.1f} %") for name, share in padding.items()]
+    figures = [
+        _histogram(values[values > 0], name, about["sizes"][name]["unit"])
+        for name, values in _measures(source).items()
+        if name in about["sizes"]
+    ]
+    chosen = np.random.default_rng(seed).permutation(len(source))[:examples]
+    shown = [_example(source, int(number)) for number in sorted(chosen)]
+    table = "".join(f"<tr><td>{html.escape(name)}</td><td class=n>{value}</td></tr>" for name, value in rows)
+    return (
+        f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
+        f"<h1>{html.escape(title)}</h1><table>{table}</table><h2>Sizes</h2>{''.join(figures)}"
+        f"<h2>Examples</h2><div class=examples>{''.join(shown)}</div>\n"
+    )
+
+
+def _histogram(values: np.ndarray, name: str, unit: str) -> str:
+    counts, edges = np.histogram(values, bins=30)
+    top = max(int(counts.max()), 1)
+    bars = "".join(
+        f'<rect x="{10 * i}" y="{100 - 100 * count / top:.1f}" width="9" height="{100 * count / top:.1f}" fill="#4a7a9c">'
+        f"<title>{edges[i]:.3g} to {edges[i + 1]:.3g}: {count:,}</title></rect>"
+        for i, count in enumerate(counts.tolist())
+    )
+    caption = f"{html.escape(name)}: {values.min():.3g} to {values.max():.3g}, mean {values.mean():.3g} {unit}"
+    return f'<figure><svg width="300" height="100" role="img">{bars}</svg><figcaption>{caption}</figcaption></figure>'
+
+
+def _example(source: Any, number: int) -> str:
+    parts = [f"<b>{number}</b>"]
+    try:
+        example = source[number]
+        if example.image is not None:
+            parts.append(f'<img src="{_data(_thumbnail(example.image, number), "image/png")}" alt="picture {number}">')
+        if example.speech is not None:
+            rate = getattr(source, "sample_rate", None) or 16_000
+            parts.append(
+                f'<audio controls preload=none src="{_data(_recording(example.speech(), rate), "audio/ogg")}"></audio>'
+            )
+        for name in ("text", "transcript", "target"):
+            if getattr(example, name) is not None:
+                parts.append(f"<b>{name}</b> {html.escape(getattr(example, name))}")
+        if example.answer is not None:
+            answer = source.answers[int(example.answer)] if np.ndim(example.answer) == 0 else list(example.answer)
+            parts.append(f"<b>answer</b> {html.escape(str(answer))}")
+    except UserError as error:
+        parts.append(f"<i>{html.escape(str(error))}</i>")
+    return f"<div>{'<br>'.join(parts)}</div>"
+
+
+def _thumbnail(encoded: bytes, number: int) -> bytes:
+    image = open_image(encoded, f"of example {number}")
+    image.thumbnail((320, 320), Image.Resampling.BILINEAR)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _recording(samples: np.ndarray, rate: int) -> bytes:
+
+    return encode_ogg(samples[: 30 * rate], rate)
+
+
+def _data(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
