@@ -157,3 +157,24 @@ def test_every_part_of_a_model_builds_the_class_of_its_name():
             built = getattr(room, part.__name__)
             missing = {f.name for f in dataclasses.fields(part)} - {f.name for f in dataclasses.fields(built)}
             assert not missing, (part, missing)
+
+
+def test_a_class_that_is_off_or_new_can_be_chosen_and_set_on_the_command_line():
+    flags = ["--model.heads.extra", "Head", "--model.heads.extra.reads", "image", "--model.heads.extra.outputs", "13"]
+    flags += [
+        "--model.heads.extra.pool",
+        "AttentionPool",
+        "--model.heads.extra.pool.heads",
+        "4",
+        "--model.heads.extra.pool.mlp",
+        "64",
+    ]
+    head = c.override(c.load("configs/quickstart.py"), flags).model.heads["extra"]
+    assert head == c.Head(reads="image", outputs=13, pool=c.AttentionPool(heads=4, mlp=64))
+
+
+def test_presets_are_listed_once_with_the_modern_ones():
+    with pytest.raises(UserError) as error:
+        c.Conformer.preset("modernS")
+    assert str(error.value).count("there are") == 1 and "did you mean 'modern S'" in str(error.value)
+    assert c.Conformer.preset("modern S").positions == "rotary"

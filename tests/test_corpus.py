@@ -203,7 +203,8 @@ def test_the_fields_of_others_are_known(row, expected):
     [
         ("{broken", "list.jsonl:2 is not JSON"),
         ("[1]", "list.jsonl:2 is no JSON object"),
-        ('{"spech": "a.wav"}', "list.jsonl:2 holds none of speech, .*did you mean 'speech'"),
+        ('{"spech": "a.wav"}', "list.jsonl:2 has 'spech'; did you mean 'speech'"),
+        ('{"weather": "fine"}', "list.jsonl:2 holds none of speech"),
         ('{"speech": 3}', "speech cannot be 3"),
         ('{"speech": "a.wav", "start": -1}', "start is -1"),
         ('{"speech": "a.wav", "seconds": "long"}', "seconds is 'long', which is no number"),
@@ -214,6 +215,7 @@ def test_the_fields_of_others_are_known(row, expected):
         ('{"conversations": [1]}', "no conversation"),
         ('{"recording": {}, "supervisions": []}', "no cut of one recording"),
         ("\udcff", "is not UTF-8"),
+        ('{"aduio": "good.wav", "transcript": "x"}', "list.jsonl:2 has 'aduio'; did you mean 'audio'"),
     ],
 )
 def test_a_line_that_cannot_be_used_is_counted_and_says_why(line, message, tmp_path):
@@ -398,3 +400,179 @@ def test_damaged_and_missing_shards_are_named(files, tmp_path):
         Shards(str(out), "train")
     with pytest.raises(UserError, match="holds no shards of 'test'; there are train"):
         Shards(str(out), "test")
+
+
+# What a config asks for and the data does not have. --------------------------------------------------------
+
+
+def of_texts(tmp_path, split="train", **changes):
+    """A config on a list whose sentences are called "text"."""
+    soundfile.write(tmp_path / "a.wav", np.zeros(16_000), 16_000)
+    (tmp_path / "list.jsonl").write_text(json.dumps({"speech": "a.wav", "text": "ein zwei"}))
+    data = dict(
+        source=c.Manifest(splits={"train": str(tmp_path / "list.jsonl")}), directory=str(tmp_path), batch_rows=2,
+        tokenizer=c.SentencePiece(vocabulary=50, byte_fallback=False), subsets={"speech": 1.0},
+        rows={"speech": 328, "transcript": 40, "examples": 2},
+    )  # fmt: skip
+    model = c.Multimodal(
+        encoders={"speech": tiny().model.encoders["speech"]}, heads={"transcript": c.Head(reads="speech", outputs=50)}
+    )
+    return tiny(
+        data=c.Data(**data | changes), model=model, objectives={"transcript": c.CTC()},
+        evaluation=c.Evaluation(subsets=("speech",)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({}, "objectives.transcript needs a transcript, but no example .* called text .*data.source.columns"),
+        ({"tokenizer": None}, "is for text, but the data has no tokenizer; set data.tokenizer"),
+        ({"tokenizer": c.SentencePiece(vocabulary=40)}, "256 bytes alone take 3[0-9][0-9]; set a vocabulary of 3"),
+        ({"tokenizer": c.SentencePiece(vocabulary=900)}, "too little of it; set a vocabulary of [0-9]+ or less"),
+    ],
+)
+def test_what_the_data_lacks_is_said_before_training(tmp_path, changes, message):
+    from mmjax.train.loop import train
+
+    with pytest.raises(UserError, match=message):
+        train(of_texts(tmp_path, **changes), tmp_path / "run")
+
+
+def test_a_missing_test_split_is_said_before_training(tmp_path):
+    from mmjax.train.loop import train
+
+    config = of_texts(tmp_path)
+    source = dataclasses.replace(config.data.source, columns={"text": "transcript"})
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=source))
+    with pytest.raises(UserError, match="data.source.splits has no 'test'"):
+        train(config, tmp_path / "run")
+    assert (
+        not (tmp_path / "run" / "metrics.jsonl").exists()
+        or '"train"' not in (tmp_path / "run" / "metrics.jsonl").read_text()
+    )
+    alone = dataclasses.replace(config, evaluation=c.Evaluation(subsets=()), steps=2)
+    assert train(alone, tmp_path / "run2") == {}
+
+
+# Found by review. ------------------------------------------------------------------------------------------
+
+
+def test_two_folders_of_shards_have_tokenizers_of_their_own(tmp_path):
+    found = []
+    for name, words in (("english", ["one two", "three four"]), ("greek", ["ένα δύο", "τρία τέσσερα"])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": w, "answer": "x"}) for w in words))
+        collection = Manifest(str(tmp_path / f"{name}.jsonl"))
+        build(collection, open_index(collection, {"n": name}, tmp_path, name), {}, tmp_path / name, "train")
+        data = dataclasses.replace(
+            tiny().data, source=c.Shards(directory=str(tmp_path / name)), directory=str(tmp_path),
+            tokenizer=c.SentencePiece(vocabulary=70, byte_fallback=False),
+        )  # fmt: skip
+        source = build_source(data, "train")
+        found.append([source.tokenizer.decode(source.tokenizer.encode(words[0])), words[0]])
+    assert all(written == meant for written, meant in found)
+
+
+def test_splits_whose_names_begin_alike_do_not_touch_each_other(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a"}))
+    collection = Manifest(str(tmp_path / "a.jsonl"))
+    index, out = open_index(collection, {}, tmp_path, "it"), tmp_path / "out"
+    build(collection, index, {}, out, "train-clean")
+    (out / ".train.building").mkdir()  # interrupted before it noted what it is
+    build(collection, index, {}, out, "train")
+    assert len(Shards(str(out), "train")) == len(Shards(str(out), "train-clean")) == 1
+
+
+def test_an_interrupted_index_is_written_again(tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a"}))
+    collection = Manifest(str(tmp_path / "a.jsonl"))
+    index, out = open_index(collection, {}, tmp_path, "it"), tmp_path / "out"
+    (out / ".train.building" / "index").mkdir(parents=True)
+    build(collection, index, {}, out, "train")
+    assert len(Shards(str(out), "train")) == 1
+
+
+def test_what_a_class_is_follows_the_table(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    features = {"info": {"features": {"label": {"_type": "ClassLabel", "names": ["cat", "dog"]}}}}
+    table = pyarrow.table({"text": ["a", "b", "c"], "label": [0, -1, 7]})
+    pyarrow.parquet.write_table(
+        table.replace_schema_metadata({"huggingface": json.dumps(features)}), tmp_path / "t.parquet"
+    )
+    found = Parquet(str(tmp_path / "t.parquet"))
+    assert found[0].answer == "cat" and found[1].answer is None
+    with pytest.raises(UserError, match="label is 7, and there are 2 classes"):
+        found[2]
+
+
+def test_names_have_an_order(tmp_path):
+    assert from_row({"question": "a", "q2": "b"}, "", "it", {"q2": "text"}).text == "b"
+    assert from_row({"caption": "a", "target": "b"}, "", "it").target == "b"
+    assert from_row({"path": "a.mp3", "audio": {"bytes": b"x", "path": "a.mp3"}}, "", "it").speech == b"x"
+    assert from_row({"audio_filepath": "a.wav", "text": "hi"}, "", "it", {"text": "target"}).target == "hi"
+    with pytest.raises(UserError, match="columns: there is no 'targett'; did you mean 'target'"):
+        from_row({"caption": "a"}, "", "it", {"caption": "targett"})
+
+
+def test_a_sample_with_a_part_that_cannot_be_used_is_counted(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in (("0.json", b'{"transcript": ["lost"]}'), ("0.flac", b"x"), ("1.txt", b"fine")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    found = corpus(TarShards(str(tmp_path / "a.tar")), tmp_path, filters=Filters(largest_share_dropped=0.5))
+    assert len(found) == 1 and found.dropped == {"unreadable": 1} and "transcript cannot be" in found.quarantine[0][1]
+
+
+def test_a_list_of_objects_in_one_file_is_read(tmp_path):
+    """As LLaVA's files are."""
+    lines = [
+        {"image": "a.png", "conversations": [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "a cat"}]},
+        3,
+    ]
+    (tmp_path / "list.json").write_text(json.dumps(lines, indent=2))
+    found = Manifest(str(tmp_path / "list.json"))
+    assert len(found) == 2 and found[0].target == "a cat"
+    with pytest.raises(UserError, match="list.json.1. is no JSON object"):
+        found[1]
+
+
+@pytest.mark.parametrize(
+    "objective, answer, message",
+    [
+        (c.MultiLabel(), "yes", "is MultiLabel, which reads numbers"),
+        (c.Classification(), [0.1, 1.0], "is Classification, which reads one class"),
+        (c.MultiLabel(), [0, 2], "reads 0 or 1 for each label"),
+    ],
+)
+def test_answers_of_another_kind_are_said_before_training(tmp_path, objective, answer, message):
+    from mmjax.train.validate import check_labels
+
+    (tmp_path / "list.jsonl").write_text("\n".join(json.dumps({"text": "x", "answer": answer}) for _ in range(3)))
+    source = c.Manifest(splits={"train": str(tmp_path / "list.jsonl")})
+    data = c.Data(
+        source=source, directory=str(tmp_path), rows={"text": 8, "examples": 2}, subsets={"text": 1.0},
+        tokenizer=c.SentencePiece(vocabulary=45, byte_fallback=False),
+    )  # fmt: skip
+    model = c.Multimodal(
+        encoders={"text": tiny().model.encoders["text"]}, fusion=c.Add(width=8),
+        heads={"answer": c.Head(reads="fused", outputs=2)},
+    )  # fmt: skip
+    config = tiny(data=data, model=model, objectives={"answer": objective})
+    with pytest.raises(UserError, match=message):
+        check_labels(config, build_source(data, "train"))
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path):
+    from mmjax.train.loop import open_run
+
+    config = of_texts(tmp_path)
+    source = build_source(config.data, "train")
+    (tmp_path / "run").mkdir()
+    open_run(config, tmp_path / "run", source)
+    open_run(config, tmp_path / "run", source)
+    (tmp_path / "list.jsonl").write_text(json.dumps({"speech": "a.wav", "text": "drei vier fünf sechs"}))
+    with pytest.raises(UserError, match="trained with another tokenizer: its data has changed"):
+        open_run(config, tmp_path / "run", build_source(config.data, "train"))

@@ -134,9 +134,11 @@ def vision_config(**changes):
 def test_the_layout_follows_the_config():
     layout = build_layout(vision_config(class_token=True))
     assert (layout.max_patches, layout.registers, layout.class_token) == (20, 1, True)
-    with pytest.raises(UserError, match="data.rows.image=128 does not hold whole images of 201 tokens"):
+    with pytest.raises(
+        UserError, match="data.rows.image=128 is no multiple of 201, the tokens of one image; write 201"
+    ):
         build_layout(vision_config(max_patches=200))
-    with pytest.raises(UserError, match="data.rows.image=128 does not hold whole images of 17 tokens"):
+    with pytest.raises(UserError, match="data.rows.image=128 is no multiple of 17, the tokens of one image; write 136"):
         build_layout(vision_config(max_patches=None))
 
 

@@ -154,3 +154,51 @@ def test_pretraining_learns(tmp_path):
     losses = {name: [x[f"{name}/loss"] for x in lines if x["kind"] == "train"] for name in config.objectives}
     for name, values in losses.items():
         assert np.mean(values[-5:]) < np.mean(values[:5]), name
+
+
+@pytest.mark.parametrize(
+    "masked, message",
+    [
+        ({"text": c.MaskedText()}, "'text' is the name of a stream"),
+        (
+            {"words": c.MaskedText(mask=128)},
+            "puts ids up to 128 into a text, but model.encoders.text.vocabulary is 128",
+        ),
+        ({"words": c.MaskedText(), "more": c.MaskedText()}, "another MaskedText reads 'text' already"),
+    ],
+)
+def test_masks_that_cannot_work_are_refused(masked, message):
+    import re
+
+    from mmjax.errors import UserError
+    from mmjax.train.validate import check_config
+
+    config = pretraining()
+    heads = {name: c.Head(reads="text", outputs=128) for name in masked}
+    model = dataclasses.replace(config.model, masked=masked, heads=heads)
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_config(
+            dataclasses.replace(config, model=model, objectives={n: c.Sequence(next_token=False) for n in heads})
+        )
+
+
+def test_frames_are_hidden_after_the_samples_whatever_the_heads_are_called():
+    """Noise and BEST-RQ on one encoder: the frames that are quantised are those of the noisy speech."""
+    config = tiny()
+    noise = c.SpeechAugmentation(noise=c.AddNoise(probability=1.0, minimum_snr=0.0, maximum_snr=0.0))
+    found = []
+    for codes, clean in (("a", "b"), ("b", "a")):
+        model = dataclasses.replace(
+            config.model,
+            masked={codes: c.RandomProjectionQuantizer(codes=32, start=0.0), clean: c.NoisySpeech(by=noise)},
+            heads={codes: c.Head(reads="speech", outputs=32), clean: c.Denoiser(reads="speech")},
+        )
+        objectives = {codes: c.Sequence(next_token=False), clean: c.SISDR()}
+        subject = check.Subject(dataclasses.replace(config, model=model, objectives=objectives))
+        run = jax.jit(lambda p, b, m=subject.model: m.apply({"params": p}, b, train=True, rngs={"augment": KEY}))
+        noisy = run(subject.params, subject.batch)[codes].features
+        plain = jax.jit(lambda p, b, m=subject.model: m.apply({"params": p}, b))(subject.params, subject.batch)[
+            codes
+        ].features
+        found.append(np.abs(noisy - plain).max())
+    assert min(found) > 1e-3

@@ -34,14 +34,14 @@ def test_every_objective_is_built_with_its_head():
         {
             "pair": c.SigLIP(chunks=4),
             "limited": c.CLIP(),
-            "text": c.Sequence(chunk=64),
+            "text": c.Sequence(chunk=64, next_token=False),
             "answer": c.MultiLabel(gamma=2.0),
         },
     )
     check_config(config)
     assert c.from_json(c.to_json(config)) == config
     built = build_objectives(config)
-    assert built["pair"] == SigLIP(chunks=4) and built["text"] == Sequence(chunk=64)
+    assert built["pair"] == SigLIP(chunks=4) and built["text"] == Sequence(chunk=64, next_token=False)
     assert build_model(config.model).heads["pair"].between == ("speech", "image")
 
 
@@ -57,6 +57,11 @@ def test_every_objective_is_built_with_its_head():
             {"text": c.Vocabulary(reads="text", outputs=9)},
             {"text": c.CTC()},
             "objectives.text is CTC, which cannot read model.heads.text, a Vocabulary",
+        ),
+        (
+            {"transcript": c.Head(reads="speech", outputs=128, pool=c.MeanPool())},
+            {},
+            "model.heads.transcript.pool gives one vector per example, but CTC needs an output for every token",
         ),
         ({"text": c.Head(reads="text", outputs=9)}, {"text": c.MultiLabel()}, "objectives.text cannot be MultiLabel"),
         ({"other": c.Head(reads="text", outputs=9)}, {"other": c.Sequence()}, "objectives.other has no labels"),

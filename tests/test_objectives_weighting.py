@@ -149,3 +149,25 @@ def test_a_run_weighs_its_objectives_goes_on_bitwise_and_in_parts(weighting, tmp
     plain = [x["answer/loss"] + 0.3 * x["transcript/loss"] for x in whole.values()]
     assert whole[1]["loss"] == pytest.approx(plain[0], rel=1e-5), "all alike at first"
     assert whole[8]["loss"] != pytest.approx(plain[7], rel=1e-3)
+
+
+def test_an_objective_that_is_not_there_changes_no_weight():
+    balance = GradNorm(shared="fusion", rate=0.01)
+    state = balance.init(["here", "absent", "other"])
+    for _ in range(20):
+        state = balance.update(
+            state, scalars(here=1.0, absent=0.0, other=2.0), scalars(here=1.0, absent=0.0, other=9.0)
+        )
+    assert state.weights["absent"] == 1.0 and state.weights["other"] < 1.0 < state.weights["here"]
+    np.testing.assert_allclose(sum(state.weights.values()), 3.0, rtol=1e-5)
+    slopes = jax.grad(Uncertainty().total)(scalars(here=0.1, absent=0.2), scalars(here=1.0, absent=0.0))
+    assert slopes["absent"] == 0.0 and slopes["here"] != 0.0
+
+
+def test_losses_below_zero_are_not_weighed():
+    model = dataclasses.replace(
+        tiny().model, heads={"clean": c.Denoiser(reads="speech")}, masked={"clean": c.NoisySpeech()}
+    )
+    config = tiny(model=model, objectives={"clean": c.SISDR()}, weighting=c.Uncertainty())
+    with pytest.raises(UserError, match="weighting is Uncertainty, but SISDR falls below 0"):
+        check_config(config)

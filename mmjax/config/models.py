@@ -54,7 +54,10 @@ class MFCC:
 
 def _published(name: str, sizes: Mapping[str, Any], kind: str) -> Any:
     if name not in sizes:
-        raise UserError(f"there is no {kind} '{name}'{nearest(name, sizes)}; there are {', '.join(sizes)}")
+        near = nearest(name, sizes)
+        raise UserError(
+            f"there is no {kind} '{name}'{near if near.startswith('; did') else ''}; there are {', '.join(sizes)}"
+        )
     return sizes[name]
 
 
@@ -108,7 +111,11 @@ class Conformer:
             stem_channels=256,
         )  # fmt: skip
         size = name.removeprefix("modern ")
-        return cls(**_published(size, CONFORMERS, "Conformer") | (modern if size != name else {}) | changes)
+        return cls(
+            **_published(size, CONFORMERS | {f"modern {n}": {} for n in CONFORMERS}, "Conformer")
+            | (modern if size != name else {})
+            | changes
+        )
 
 
 @part
@@ -489,7 +496,7 @@ TextEncoder = Transformer | MeanEmbedding
 @part
 class Multimodal:
     encoders: Mapping[str, SpeechEncoder | ImageEncoder | TextEncoder | Vectors]
-    fusion: Fusion
+    fusion: Fusion | None = None  # None: no head reads "fused"
     heads: Mapping[str, Head | Vocabulary | Contrast | PatchDecoder | Denoiser | AttentionDecoder | TransducerDecoder]
     # What is hidden from an encoder in training, by the name of the head that predicts it.
     masked: Mapping[str, MaskedText | MaskedPatches | NoisySpeech | RandomProjectionQuantizer] = field(

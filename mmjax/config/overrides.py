@@ -1,6 +1,7 @@
 """Overrides from the command line."""
 
 import ast
+import dataclasses
 from typing import Any
 
 from mmjax.config.experiment import Experiment
@@ -34,8 +35,10 @@ def _set(tree: dict, key: str, value: Any) -> None:
     for name in [*parents, last]:
         # Names that a person gave (a modality, a subset) may hold dashes: compare as the flag is read.
         found = next((k for k in node if k != "class" and k.replace("-", "_") == name), None)
-        if found is None and name is last and set(node) == {"class"}:
+        if found is None and name is last and (set(node) == {"class"} or name in _fields(node)):
             found = name  # of a class that was chosen a flag ago; `from_dict` knows its fields
+        if found is None and name is last and "class" not in node and _is_class(value):
+            found = name  # one more head, say
         if found is None:
             raise UserError(f"unknown config key '{dotted(path, name)}'{nearest(name, node, path, tree)}")
         path = dotted(path, found)
@@ -44,8 +47,25 @@ def _set(tree: dict, key: str, value: Any) -> None:
             node[found] = {"class": value} if chosen else value
         elif isinstance(node[found], dict):
             node = node[found]
+        elif _is_class(node[found]):  # that a flag has put in the place of None
+            node[found] = {"class": node[found]}
+            node = node[found]
         else:
             raise UserError(f"'{path}' is {node[found]!r} and has no keys of its own, so '{key}' does not exist")
+
+
+def _fields(node: dict) -> list[str]:
+    """The fields of a node's class, whether they are set or not."""
+    from mmjax import config
+
+    kind = getattr(config, str(node.get("class")), None)
+    return [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+
+
+def _is_class(value: Any) -> bool:
+    from mmjax import config
+
+    return isinstance(value, str) and dataclasses.is_dataclass(getattr(config, value, None))
 
 
 def _literal(text: str) -> Any:

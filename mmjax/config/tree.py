@@ -110,7 +110,9 @@ def _part_from_dict(classes: dict[str, type], value: Any, path: str) -> Any:
         raise UserError(f"{path} must be {' or '.join(classes)}, not {value!r}")
     name = value.get("class", next(iter(classes)) if len(classes) == 1 else None)
     if not isinstance(name, str) or name not in classes:
-        raise UserError(f"{path or 'the config'} must be {' or '.join(classes)}, not {name!r}{nearest(name, classes)}")
+        near = nearest(name, classes)
+        hint = near if near.startswith("; did") else ""  # the list stands there already
+        raise UserError(f"{path or 'the config'} must be {' or '.join(classes)}, not {name!r}{hint}")
     cls = classes[name]
     hints = typing.get_type_hints(cls)
     for key in value:

@@ -26,7 +26,7 @@ from mmjax.data.files import Blob
 from mmjax.data.image import open_image
 from mmjax.data.index import Index, Measured, measure, write_index
 from mmjax.data.record import Record
-from mmjax.data.shards import encode, shard_name
+from mmjax.data.shards import encode, shard_name, shards_of
 from mmjax.errors import UserError
 
 
@@ -85,7 +85,8 @@ def build(
             bar.advance(count)
     parts = [pickle.loads(path.read_bytes()) for _, _, path in jobs]
     measured, left_out = _without_duplicates(parts, keep_duplicates)
-    shutil.rmtree(directory / split, ignore_errors=True)
+    for old in (directory / split, work / "index"):
+        shutil.rmtree(old, ignore_errors=True)
     write_index(measured, work / "index")
     (work / "index").rename(directory / split)
     report = directory / f"{split}-left-out.tsv"
@@ -120,15 +121,18 @@ def _claim(directory: Path, work: Path, split: str, identity: Any) -> None:
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if work.is_dir() and (work / "identity").read_text() != digest:
+        there = shards_of(directory, split)
+        noted = work / "identity"
+        if work.is_dir() and not (noted.is_file() and noted.read_text() == digest):
             shutil.rmtree(work)  # of another build, that was given up
-            for path in directory.glob(f"{split}-*.array_record"):
+            for path in there.values():
                 path.unlink()
+            there = {}
         if not work.is_dir():
-            if list(directory.glob(f"{split}-*.array_record")):
+            if there:
                 raise UserError(f"{directory} holds shards of '{split}' already; name another folder, or delete them")
             work.mkdir()
-            (work / "identity").write_text(digest)
+            noted.write_text(digest)
     except OSError as error:
         raise UserError(f"cannot write into {directory}: {error.strerror or error}") from None
 

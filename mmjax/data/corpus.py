@@ -77,8 +77,8 @@ class Corpus:
             np.stack([index.height, index.width], axis=1) if has_pictures else np.zeros(len(index), np.int32)
         )
         for name in TEXTS:
-            if index.has(name) and tokenizer is not None:
-                sizes[name] = index.tokens(name, tokenizer)
+            there = index.has(name) and tokenizer is not None
+            sizes[name] = index.tokens(name, tokenizer) if there else np.zeros(len(index), np.int32)
         self.quarantine = self._examine(sizes, filters)
         self.dropped: dict[str, int] = {}
         for _, reason in self.quarantine:

@@ -227,6 +227,8 @@ def _measure_part(collection: Any, part: range) -> list[Measured]:
             found.append(measure(collection[number]))
         except UserError as error:
             found.append(Measured(reason=str(error)))
+        except Exception as error:  # whatever else a file may hold, one of them must not stop all
+            found.append(Measured(reason=f"example {number}: {type(error).__name__}: {error}"))
     return found
 
 

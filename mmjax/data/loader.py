@@ -43,6 +43,7 @@ class Batches:
         self._first = host * self._share
         self._augmentation, self._mixing = augmentation, mixing
         self.skipped: dict[int, str] = {}
+        self._seen = 0
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -59,7 +60,10 @@ class Batches:
                         example = example._replace(speech=self._played(example.speech, row.speeds[place]))
                     mix = self._mixing and self._mixing.draw(index, step, len(self.source))
                     blend = mix and Blend(self.source[mix.other], mix)
+                    if blend and (blend.example.image is None or blend.example.answer is None):
+                        blend = None  # there is nothing to mix it with
                     packer.add(number, example, shows, index, f"example {index}", blend)
+                    self._seen += 1
                 except UserError as error:
                     self._set_aside(index, str(error))
         return packer.batch
@@ -70,6 +74,8 @@ class Batches:
     def _set_aside(self, index: int, reason: str) -> None:
         with self._lock:
             self.skipped[index] = reason
+            if len(self.skipped) >= 64 and len(self.skipped) > self._seen:
+                raise UserError(f"more than half of the examples cannot be used; the last, example {index}: {reason}")
 
 
 def prefetch(batches: Batches, start: int, stop: int, threads: int = 1, ahead: int = 4) -> Iterator[Batch]:

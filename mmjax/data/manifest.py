@@ -18,7 +18,7 @@ class Manifest:
     """A record per line; random access by the lines' places in the file, which alone are kept in memory.
 
     Args:
-      file: .jsonl or .json (a value per line), .csv or .tsv (with a header; a row may not go on over several lines).
+      file: .jsonl or .json (an object per line; or, in a .json, one list of objects, as LLaVA's), .csv or .tsv (with a header; a row may not go on over several lines).
       root: what paths in it are relative to; None: the file's own place.
       columns: the file's names of columns -> those of `Record`, where it does not know them by itself.
     """
@@ -31,6 +31,10 @@ class Manifest:
                 data = opened.read()
         except (OSError, ImportError) as error:
             raise UserError(f"cannot read the manifest {file}: {getattr(error, 'strerror', None) or error}") from None
+        self._rows = _array(data, file) if data[:64].lstrip()[:1] == b"[" and file.endswith(".json") else None
+        if self._rows is not None:
+            self._starts = range(len(self._rows))
+            return
         # Where each line begins and ends; lines of nothing but space are none.
         breaks = np.flatnonzero(np.frombuffer(data, np.uint8) == 10)
         starts = np.concatenate([[0], breaks + 1])
@@ -54,6 +58,11 @@ class Manifest:
         Raises:
           UserError: the line is not JSON, has not as many fields as the header, or holds nothing that is known.
         """
+        if self._rows is not None:
+            row, name = self._rows[index], f"{self.file}[{index}]"
+            if not isinstance(row, dict):
+                raise UserError(f"{name} is no JSON object")
+            return from_row(row, self._root, name, self._columns)
         name = f"{self.file}:{self._lines[index]}"
         if self._separator:
             fields = self._fields(index)
@@ -78,3 +87,11 @@ class Manifest:
     def _fields(self, index: int) -> list[str]:
         quoting = csv.QUOTE_NONE if self._separator == "\t" else csv.QUOTE_MINIMAL
         return next(csv.reader(io.StringIO(self._text(index).rstrip("\r")), delimiter=self._separator, quoting=quoting))
+
+
+def _array(data: bytes, file: str) -> list:
+    """The objects of a file that is one JSON list."""
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON: {error}") from None

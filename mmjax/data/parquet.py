@@ -63,7 +63,8 @@ class Parquet:
         (row,) = table.slice(place, 1).to_pylist()
         names = self._names[file]
         row = {
-            key: names[key][value] if key in names and isinstance(value, int) else value for key, value in row.items()
+            key: _class(names[key], value, key) if key in names and isinstance(value, int) else value
+            for key, value in row.items()
         }
         return from_row(row, parent(file), f"{file}:{group}:{place}", self._columns)
 
@@ -75,6 +76,13 @@ class Parquet:
             return pyarrow.parquet.ParquetFile(file).read_row_group(group)
         except (OSError, pyarrow.ArrowException) as error:
             raise UserError(f"cannot read the table {file}: {error}") from None
+
+
+def _class(names: list[str], number: int, column: str) -> str | None:
+    """The name of a class; -1 is none, as Hugging Face marks what has no label."""
+    if not -1 <= number < len(names):
+        raise UserError(f"{column} is {number}, and there are {len(names)} classes")
+    return names[number] if number >= 0 else None
 
 
 def _class_names(schema: Any) -> dict[str, list[str]]:

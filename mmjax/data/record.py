@@ -1,5 +1,7 @@
 """Record: an example as it lies on disk, and the names by which the field's lists of files call its parts."""
 
+import difflib
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -39,7 +41,6 @@ ALIASES = {
     "audio_filepath": "speech",
     "audio_file": "speech",
     "wav": "speech",
-    "path": "speech",  # Common Voice
     "sentence": "transcript",
     "image_path": "image",
     "image_file": "image",
@@ -55,6 +56,7 @@ ALIASES = {
     "duration": "seconds",
     "id": "name",
     "key": "name",
+    "path": "speech",  # Common Voice
 }
 TEXTS = ("text", "transcript", "target", "language", "task")
 
@@ -74,17 +76,27 @@ def from_row(row: Mapping[str, Any], root: str, name: str, columns: Mapping[str,
       UserError: the row holds nothing that is known, or something of another type.
     """
     columns = columns or {}
+    for field in columns.values():
+        if field not in Record._fields:
+            raise UserError(f"columns: there is no '{field}'{nearest(field, Record._fields)}")
     row = {key: value for key, value in row.items() if value is not None and value != ""}
     if "recording" in row and "supervisions" in row:
         row = _from_cut(row, name)
     if "conversations" in row:
         row = _from_conversation(row, name)
     found: dict[str, Any] = {"name": name}
-    nemo = "audio_filepath" in row  # whose text is what the speech says
-    for key, value in row.items():
-        field = columns.get(key) or ("transcript" if nemo and key == "text" else ALIASES.get(key, key))
-        if field in Record._fields and (field not in found or field == "name"):
-            found[field] = _checked(field, value, root, name)
+    for key in row:
+        if key not in columns and (meant := _misspelt(key)) and meant not in row:
+            raise UserError(f"{name} has '{key}'; did you mean '{meant}'?")
+    exact = {field: field for field in Record._fields}
+    if "audio_filepath" in row:  # NeMo's, whose text is what the speech says
+        exact["text"] = "transcript"
+    # What the user says goes before a field's own name, and that before the names of others.
+    named = {**ALIASES, **exact, **columns}
+    order = [*columns, *exact, *ALIASES]
+    for key in sorted((key for key in row if key in named), key=order.index):
+        if named[key] not in found or named[key] == "name":
+            found[named[key]] = _checked(named[key], row[key], root, name)
     if len(found) == 1 or set(found) <= {"name", "start", "seconds", "language", "task"}:
         raise UserError(
             f"{name} holds none of speech, image, text, transcript, target, answer{nearest(next(iter(row), ''), Record._fields)}"
@@ -92,9 +104,19 @@ def from_row(row: Mapping[str, Any], root: str, name: str, columns: Mapping[str,
     return Record(**found)
 
 
+@functools.cache
+def _misspelt(key: str) -> str | None:
+    """The known name that a name is too much like to be another."""
+    known = [*Record._fields, *ALIASES, "recording", "supervisions", "conversations"]
+    if key.removesuffix("s") in known:
+        return None
+    near = difflib.get_close_matches(key, [name for name in known if len(name) > 3], n=1, cutoff=0.79)
+    return near[0] if near and abs(len(near[0]) - len(key)) <= 1 else None
+
+
 def _checked(field: str, value: Any, root: str, name: str) -> Any:
     match field, value:
-        case ("speech" | "image", bytes()):
+        case ("speech" | "image", bytes() | Blob()):
             return value
         case ("speech" | "image", str()):
             return Blob(join(root, value))
@@ -109,8 +131,17 @@ def _checked(field: str, value: Any, root: str, name: str) -> Any:
         case ("answer" | "name", _):
             return str(value)
         case (_, str()) if field in TEXTS:
+            if not value.isascii():
+                _check_unicode(field, value, name)
             return value
     raise UserError(f"{name}: {field} cannot be {value!r:.80}")
+
+
+def _check_unicode(field: str, value: str, name: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{name}: {field} is not valid Unicode text") from None
 
 
 def _number(field: str, value: Any, name: str) -> float:

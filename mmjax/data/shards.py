@@ -34,9 +34,7 @@ class Shards:
 
     def __init__(self, directory: str, split: str):
         self.directory, self.split = Path(directory), split
-        found = {
-            path.name: path for path in self.directory.glob(f"{split}-*.array_record") if NAME.fullmatch(path.name)
-        }
+        found = shards_of(self.directory, split)
         if not found:
             splits = sorted(
                 {match[1] for path in self.directory.glob("*.array_record") if (match := NAME.fullmatch(path.name))}
@@ -84,6 +82,12 @@ class Shards:
     def __setstate__(self, state):
         self.__dict__.update(state)
         self._local = threading.local()
+
+
+def shards_of(directory: Path, split: str) -> dict[str, Path]:
+    """The shards of a split, by their names."""
+    paths = directory.glob("*.array_record")
+    return {path.name: path for path in paths if (match := NAME.fullmatch(path.name)) and match[1] == split}
 
 
 def shard_name(split: str, number: int, count: int) -> str:

@@ -78,15 +78,8 @@ def _record(row: dict[str, Blob | str], name: str) -> Record:
             role = "transcript" if "speech" in parts else "target" if "image" in parts else "text"
         about[role] = text
     # The tar file's own recording and picture go before any path that its JSON may name.
-    about = {key: value for key, value in about.items() if key not in ("speech", "image", "name", "id", "key")}
-    if not about:
-        return Record(name=name, **parts) if parts else from_row({}, "", name)
-    try:
-        return from_row(about, "", name)._replace(name=name, **parts)
-    except UserError:
-        if parts:
-            return Record(name=name, **parts)
-        raise
+    about = {key: value for key, value in about.items() if key not in ("name", "id", "key", *parts)}
+    return from_row({**about, **parts}, "", name)._replace(name=name)
 
 
 def _text(blob: Blob, name: str) -> str:

@@ -3,6 +3,7 @@
 import functools
 import io
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -70,7 +71,9 @@ class Tokenizer:
                 minloglevel=2,
             )
         except RuntimeError as error:
-            raise UserError(f"no tokenizer of {vocabulary} pieces can be trained on this text: {error}") from None
+            raise UserError(
+                f"no tokenizer of {vocabulary} pieces can be trained on this text: {_reason(error, byte_fallback)}"
+            ) from None
         return cls(model.getvalue())
 
     def __len__(self) -> int:
@@ -84,3 +87,12 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._model.decode([int(i) for i in ids if i != BLANK])
+
+
+def _reason(error: RuntimeError, byte_fallback: bool) -> str:
+    """What sentencepiece means, and what to do."""
+    if few := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
+        return f"its characters{' and 256 bytes' if byte_fallback else ''} alone take {few[1]}; set a vocabulary of {few[1]} or more"
+    if many := re.search(r"value <= (\d+)", str(error)):
+        return f"there is too little of it; set a vocabulary of {many[1]} or less"
+    return str(error)

@@ -50,11 +50,16 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
     source = Path(source)
     theirs = directories.read_object(source / "config.json")
     family = family_of(theirs, source)
-    part = family.part(theirs | directories.read_normalisation(source))
     tensors = directories.read_tensors(source)
-    unpacked = family.unpack(tensors) if hasattr(family, "unpack") else tensors
-    parameters = to_ours(family.rules(theirs), unpacked, family.ignored)
-    proof = certificate.certify(family, source, part, parameters)
+    try:
+        part = family.part(theirs | directories.read_normalisation(source))
+        unpacked = family.unpack(tensors) if hasattr(family, "unpack") else tensors
+        parameters = to_ours(family.rules(theirs), unpacked, family.ignored)
+        proof = certificate.certify(family, source, part, parameters)
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{source / 'config.json'} does not fit its tensors, or lacks something ({type(error).__name__}: {error})"
+        ) from None
     origin = {
         "config": theirs,
         "dtypes": {name: str(x.dtype) for name, x in tensors.items()},

@@ -22,8 +22,9 @@ def part(theirs: dict[str, Any]) -> c.TextDecoder:
         raise UserError(
             f"cannot import architectures={theirs['architectures']!r}; only language models, ...ForCausalLM"
         )
-    if theirs.get("sliding_window") and theirs.get("use_sliding_window", True):
-        raise UserError(f"cannot import sliding_window={theirs['sliding_window']!r}; only null: all that came before")
+    window = theirs.get("sliding_window", 4096 if theirs["model_type"] == "mistral" else None)  # transformers' default
+    if window and theirs.get("use_sliding_window", True):
+        raise UserError(f"cannot import sliding_window={window!r}; only null: all that came before")
     return c.TextDecoder(
         vocabulary=theirs["vocab_size"],
         layers=theirs["num_hidden_layers"],

@@ -47,7 +47,8 @@ class Contrast(nn.Module):
         log_scale = self.param("log_scale", nn.initializers.constant(math.log(self.scale)), ())
         bias = self.param("bias", nn.initializers.constant(self.bias), ())
         if self.limit is not None:
-            log_scale = jnp.minimum(log_scale, math.log(self.limit))
+            # Its gradient passes, so that a scale beyond the limit can come back.
+            log_scale += jax.lax.stop_gradient(jnp.minimum(log_scale, math.log(self.limit)) - log_scale)
         ones = jnp.ones_like(a[..., :1])
         pairs = jnp.stack(
             [jnp.concatenate([jnp.exp(log_scale) * a, bias * ones], -1), jnp.concatenate([b, ones], -1)], axis=2

@@ -65,13 +65,13 @@ class Multimodal(nn.Module):
 
     Attributes:
       encoders: by the name of the stream that each reads.
-      fusion: (encoded streams, example slots) -> one vector per example.
+      fusion: (encoded streams, example slots) -> one vector per example; None where no head reads "fused".
       heads: by the name of their output; each reads "fused", an encoder's stream, or two encoders'.
       masked: by the name of the head that predicts it, what is hidden from an encoder in training.
     """
 
     encoders: dict[str, nn.Module]
-    fusion: nn.Module
+    fusion: nn.Module | None
     heads: dict[str, Head | Vocabulary | Contrast | PatchDecoder | Denoiser | AttentionDecoder | TransducerDecoder]
     masked: Mapping[str, MaskedText | MaskedPatches | NoisySpeech | RandomProjectionQuantizer] = FrozenDict()
     dtype: Any = jnp.float32
@@ -90,9 +90,9 @@ class Multimodal(nn.Module):
         for name in (name for name in self.encoders if name in batch):
             streams[name], seen[f"{name}/seen"], hidden = self._encode(name, batch, train, key)
             labels |= hidden
-        fused = self.fusion(streams, batch["examples"], train)
+        fused = {} if self.fusion is None else {"fused": self.fusion(streams, batch["examples"], train)}
         inputs = {f"{name}/input": batch[name] for name in streams}
-        sources = {**streams, **inputs, **seen, "fused": fused, "examples": batch["examples"]}
+        sources = {**streams, **inputs, **seen, **fused, "examples": batch["examples"]}
         outputs = {}
         for name, head in self.heads.items():
             if isinstance(head, AttentionDecoder | TransducerDecoder):
@@ -116,7 +116,11 @@ class Multimodal(nn.Module):
         encode, stream, examples, labels = self.encoders[name], batch[name], batch["examples"], {}
         whose = (examples,) if getattr(encode, "reads_examples", False) else ()
         frames = None
-        for number, (head, mask) in enumerate(sorted(self.masked.items()) if train else ()):
+        numbered = enumerate(sorted(self.masked.items()) if train else ())
+        # Frames are hidden last: they are made of what the other masks have left of the samples.
+        for number, (head, mask) in sorted(
+            numbered, key=lambda item: isinstance(item[1][1], RandomProjectionQuantizer)
+        ):
             if mask.reads != name:
                 continue
             own = jax.random.fold_in(key, number)  # whatever other streams are there

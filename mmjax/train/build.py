@@ -126,7 +126,10 @@ def build_layout(config: c.Experiment, tokenizer=None):
             tokens = patches + encoder.class_token + encoder.registers
             room = config.data.rows[name]
             if room < tokens or (encoder.max_patches is None and room % tokens):
-                raise UserError(f"data.rows.{name}={room} does not hold whole images of {tokens} tokens")
+                raise UserError(
+                    f"data.rows.{name}={room} is no multiple of {tokens}, the tokens of one image; "
+                    f"write {max(1, round(room / tokens)) * tokens}"
+                )
         elif isinstance(encoder, c.Vectors):
             vectors[name] = encoder.inputs
         elif (

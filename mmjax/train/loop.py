@@ -105,12 +105,13 @@ def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
         config=c.to_dict(config),
     )  # fmt: skip
     written = writer.rewind(first, finished=first == config.steps) if lead else set()
-    evaluator = None
+    # Opened now: that there is nothing to evaluate on should not be found out at the end.
+    evaluator = (
+        Evaluator(config, model, objectives, mesh, config.evaluation.split) if config.evaluation.subsets else None
+    )
     line = report.ProgressLine(config.steps, first)
 
     def evaluate(step: int, examples: int | None) -> dict[str, dict[str, float]]:
-        nonlocal evaluator
-        evaluator = evaluator or Evaluator(config, model, objectives, mesh, config.evaluation.split)
         params = state.params if state.average is None else state.average
         results = {canonical(s): evaluator.evaluate(params, s, examples) for s in config.evaluation.subsets}
         if lead:
@@ -227,6 +228,7 @@ def open_run(config: c.Experiment, run: Path, source) -> None:
                 + (f" (and {len(changed) - 1} more)" if len(changed) > 1 else "")
                 + "; choose another --run-dir"
             )
+        _check_same_data(run, source)
     try:
         if jax.process_index() == 0:
             if source.tokenizer is not None:
@@ -237,6 +239,18 @@ def open_run(config: c.Experiment, run: Path, source) -> None:
             temporary.replace(path)
     except OSError as error:
         raise UserError(f"cannot write to the run directory {run}: {error.strerror or error}") from None
+
+
+def _check_same_data(run: Path, source) -> None:
+    """That ids still mean what they meant when the run began."""
+    tokenizer = run / "tokenizer.model"
+    if source.tokenizer is not None and tokenizer.is_file() and tokenizer.read_bytes() != source.tokenizer.serialised:
+        raise UserError(
+            f"{run} was trained with another tokenizer: its data has changed since; choose another --run-dir"
+        )
+    answers = run / "answers.json"
+    if answers.is_file() and c.read_json(answers) != list(source.answers):
+        raise UserError(f"{run} was trained with other answers: its data has changed since; choose another --run-dir")
 
 
 def state_maker(config: c.Experiment, model, optimizer, layout, mesh):

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from mmjax import config as c
 from mmjax.errors import UserError
 
@@ -47,7 +49,8 @@ def check_config(config: c.Experiment) -> None:
         raise UserError("data.subsets draws nothing: give at least one subset a weight above 0")
     if not config.objectives:
         raise UserError("objectives is empty: there is nothing to train")
-    for name, tower in {**config.model.encoders, "fusion": config.model.fusion}.items():
+    towers = {**config.model.encoders, **({"fusion": config.model.fusion} if config.model.fusion else {})}
+    for name, tower in towers.items():
         path = f"model.{'' if name == 'fusion' else 'encoders.'}{name}"
         _check_tower(path, tower)
         if isinstance(tower, c.Conformer) and tower.augment:
@@ -89,22 +92,44 @@ def check_config(config: c.Experiment) -> None:
             if not head.reads or not modalities.issuperset(head.reads):
                 raise UserError(f"model.heads.{name}.reads={head.reads} does not name encoders")
             _check_tower(f"model.heads.{name}.decoder", head.decoder)
+        elif head.reads == "fused" and config.model.fusion is None:
+            raise UserError(
+                f"model.heads.{name} reads 'fused', but model.fusion is None; choose one: CrossAttention, ..."
+            )
         elif head.reads not in {*modalities, "fused"}:
             raise UserError(f"model.heads.{name}.reads='{head.reads}' is neither an encoder nor 'fused'")
+        elif isinstance(head, c.Denoiser) and not isinstance(config.model.encoders.get(head.reads), c.SpeechEncoder):
+            raise UserError(f"model.heads.{name}.reads='{head.reads}' is no speech encoder, which a Denoiser needs")
+        elif isinstance(getattr(head, "pool", None), c.ClassPool) and not getattr(
+            config.model.encoders.get(head.reads), "class_token", True
+        ):
+            raise UserError(
+                f"model.heads.{name}.pool is a ClassPool, but model.encoders.{head.reads} has no class_token"
+            )
         elif head.reads == "fused" and getattr(head, "pool", None):
             raise UserError(f"model.heads.{name}.pool is set, but the fusion gives one vector per example already")
         if isinstance(pool := getattr(head, "pool", None), c.AttentionPool):
             width = config.model.encoders[head.reads].width
             if width % pool.heads:
                 raise UserError(f"model.heads.{name}.pool.heads={pool.heads} do not divide the width of {width}")
+        if isinstance(head, c.PatchDecoder):
+            _check_tower(f"model.heads.{name}", head)
+            if head.width % 4:
+                raise UserError(
+                    f"model.heads.{name}.width={head.width} does not divide into the 4 parts of its positions"
+                )
     for name, mask in config.model.masked.items():
         _check_masked(name, mask, config.model)
     for name, objective in config.objectives.items():
         if name not in config.model.heads:
             raise UserError(f"objectives.{name} has no head of that name in model.heads")
         _check_objective(name, objective, config)
+    if config.weighting and any(isinstance(objective, c.SISDR) for objective in config.objectives.values()):
+        raise UserError(
+            f"weighting is {type(config.weighting).__name__}, but SISDR falls below 0, which it cannot weigh"
+        )
     if isinstance(config.weighting, c.GradNorm):
-        parts = ["fusion", *(f"encoders.{name}" for name in modalities)]
+        parts = [*(["fusion"] if config.model.fusion else []), *(f"encoders.{name}" for name in modalities)]
         if config.weighting.shared not in parts:
             raise UserError(f"weighting.shared='{config.weighting.shared}' is none of {', '.join(sorted(parts))}")
     for place in config.initial:
@@ -195,6 +220,15 @@ def _check_masked(name: str, mask: Any, model: c.Multimodal) -> None:
         raise UserError(f"model.masked.{name}.reads='{mask.reads}' is no encoder of the kind {names}")
     if head is None:
         raise UserError(f"model.masked.{name}: there is no head of that name to predict what is hidden")
+    if name in TAKEN or name in model.encoders:
+        raise UserError(f"model.masked.{name}: '{name}' is the name of a stream; give the head another")
+    if any(other != name and type(m) is type(mask) and m.reads == mask.reads for other, m in model.masked.items()):
+        raise UserError(f"model.masked.{name}: another {type(mask).__name__} reads '{mask.reads}' already")
+    if isinstance(mask, c.MaskedText) and max(mask.vocabulary, mask.mask + 1) > encoder.vocabulary:
+        raise UserError(
+            f"model.masked.{name} puts ids up to {max(mask.vocabulary - 1, mask.mask)} into a text, but "
+            f"model.encoders.{mask.reads}.vocabulary is {encoder.vocabulary}"
+        )
     if isinstance(mask, c.NoisySpeech):
         if not isinstance(head, c.Denoiser) or head.reads != mask.reads:
             raise UserError(f"model.heads.{name} must be a Denoiser that reads '{mask.reads}'")
@@ -226,8 +260,12 @@ def _check_objective(name: str, objective: Any, config: c.Experiment) -> None:
     others = (c.Classification, c.MultiLabel, c.CTC, c.Sequence, c.Regression)
     if not isinstance(objective, fitting.get(type(head), others)):
         raise UserError(f"objectives.{name} is {kind}, which cannot read model.heads.{name}, a {type(head).__name__}")
+    if contrastive and head.limit is not None and head.scale > head.limit:
+        raise UserError(f"model.heads.{name}.scale={head.scale} is more than its limit of {head.limit}")
     if isinstance(objective, c.CLIP) and head.limit is None:
         raise UserError(f"model.heads.{name}.limit is not set; CLIP keeps the scale of its logits below 100")
+    if contrastive and not any(set(head.between) <= set(subset.split("+")) for subset in config.data.subsets):
+        raise UserError(f"objectives.{name} compares {' and '.join(head.between)}, but none of data.subsets shows both")
     if contrastive and config.optimizer.accumulation > 1:
         raise UserError(
             f"optimizer.accumulation={config.optimizer.accumulation}, but objectives.{name} compares all examples of a "
@@ -238,8 +276,14 @@ def _check_objective(name: str, objective: Any, config: c.Experiment) -> None:
     if isinstance(head, c.AttentionDecoder | c.TransducerDecoder):
         _check_writer(name, head, objective, config)
         return
+    if getattr(head, "pool", None) and isinstance(objective, c.CTC | c.Sequence):
+        raise UserError(
+            f"model.heads.{name}.pool gives one vector per example, but {kind} needs an output for every token"
+        )
     if name in config.model.masked:
         return  # its labels are what was hidden
+    if isinstance(head, c.PatchDecoder):
+        raise UserError(f"model.heads.{name} is a PatchDecoder: let model.masked.{name} be MaskedPatches")
     if isinstance(head, c.Denoiser):
         raise UserError(f"objectives.{name} has no labels: let model.masked.{name} be a NoisySpeech")
     if name not in ("answer", *config.data.rows):
@@ -248,6 +292,17 @@ def _check_objective(name: str, objective: Any, config: c.Experiment) -> None:
         raise UserError(
             f"objectives.{name} cannot be {kind}: 'answer' has one label per example, every other stream a sequence of them"
         )
+    if isinstance(objective, c.Sequence) and head.reads != name:
+        raise UserError(
+            f"objectives.{name} has a label for each token of '{name}', but model.heads.{name} reads '{head.reads}'"
+        )
+    encoder = config.model.encoders.get(head.reads)
+    if isinstance(objective, c.Sequence) and objective.next_token and not getattr(encoder, "causal", True):
+        raise UserError(
+            f"objectives.{name} predicts the next token, which model.encoders.{head.reads} sees; set its causal to True"
+        )
+    if name == "answer" and head.reads != "fused" and not head.pool:
+        raise UserError(f"model.heads.answer reads the tokens of '{head.reads}'; set its pool, or read 'fused'")
 
 
 def _check_writer(name: str, head: Any, objective: Any, config: c.Experiment) -> None:
@@ -266,6 +321,41 @@ def _check_writer(name: str, head: Any, objective: Any, config: c.Experiment) ->
             )
         if not decoder.cross_attention:
             raise UserError(f"model.heads.{name}.decoder.cross_attention is False, but it has to read the encoders")
+
+
+def _check_answers(config: c.Experiment, source: Any) -> None:
+    """That the first answers of the data are of the kind that the objective reads."""
+    objective = config.objectives.get("answer")
+    if objective is None:
+        return
+    several = isinstance(objective, c.MultiLabel | c.Regression)
+    for number in range(min(8, len(source))):
+        answer = source[number].answer
+        if answer is None:
+            continue
+        if several != (np.ndim(answer) == 1):
+            kind = "numbers, a list for each example" if several else "one class for each example"
+            raise UserError(f"objectives.answer is {type(objective).__name__}, which reads {kind}, not {answer!r:.60}")
+        if isinstance(objective, c.MultiLabel) and not np.isin(answer, (0, 1)).all():
+            raise UserError(f"objectives.answer is MultiLabel, which reads 0 or 1 for each label, not {answer!r:.60}")
+
+
+def _check_there_are_labels(name: str, objective: Any, config: c.Experiment, source: Any) -> None:
+    """That the data has what an objective compares with: one without labels would train nothing, in silence."""
+    head = config.model.heads[name]
+    stream = getattr(head, "writes", name)
+    if stream not in ("transcript", "target") or name in config.model.masked:
+        return
+    sizes = source.sizes.get(stream)
+    if sizes is None and stream == "transcript":  # of speech that says what the text says
+        sizes = source.sizes.get("text")
+    if sizes is None or not np.any(sizes):
+        kinds = [kind for kind in ("text", "transcript", "target") if np.any(source.sizes.get(kind, 0))]
+        raise UserError(
+            f"objectives.{name} needs a {stream}, but no example of the data has one; its texts are called "
+            f"{' and '.join(kinds) or 'nothing: there are none'} (a Manifest's columns can be renamed: "
+            f'data.source.columns={{"text": "{stream}"}})'
+        )
 
 
 def _check_numbers(config: c.Experiment) -> None:
@@ -307,6 +397,15 @@ def check_labels(config: c.Experiment, source: Any) -> None:
     for name, encoder in config.model.encoders.items():
         if isinstance(encoder, c.Vectors) and name not in source.sizes:
             raise UserError(f"model.encoders has '{name}', but the data has only {', '.join(source.sizes)}")
+    written = [name for name in ("text", "transcript", "target") if name in config.data.rows]
+    if written and source.tokenizer is None:
+        raise UserError(
+            f"data.rows.{written[0]} is for text, but the data has no tokenizer; set data.tokenizer to "
+            "SentencePiece(vocabulary=...), which is trained on the texts of the training split"
+        )
+    if config.data.speed and "speech" not in source.sizes:
+        raise UserError("data.speed is set, but the data has no speech")
+    _check_answers(config, source)
     for name, objective in config.objectives.items():
         head = config.model.heads[name]
         if isinstance(objective, c.Classification | c.MultiLabel | c.Regression) and name == "answer":
@@ -322,6 +421,8 @@ def check_labels(config: c.Experiment, source: Any) -> None:
                 path, outputs = f"model.heads.{name}.decoder.vocabulary", head.decoder.vocabulary
             if outputs < len(source.tokenizer):
                 raise UserError(f"{path}={outputs}, but the tokenizer has {len(source.tokenizer)} pieces")
+    for name, objective in config.objectives.items():
+        _check_there_are_labels(name, objective, config, source)
     rate = getattr(source, "sample_rate", None)
     for name, encoder in config.model.encoders.items():
         if isinstance(encoder, c.SpeechEncoder) and rate and encoder.front_end.sample_rate != rate:

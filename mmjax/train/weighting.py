@@ -28,16 +28,21 @@ class Uncertainty:
     learned, shared = True, None
 
     def total(self, log_variances: Scalars, losses: Scalars, share: float = 1.0) -> jax.Array:
-        """The loss to be minimised by the model and by the log-variances; `share`: of the batch that losses are of."""
+        """The loss to be minimised by the model and by the log-variances; `share`: of the batch that losses are of.
+
+        A loss of 0, because nothing was weighed, teaches nothing about its variance.
+        """
         return sum(
-            jnp.exp(-log_variances[name]) * loss + share * 0.5 * log_variances[name] for name, loss in losses.items()
+            jnp.exp(-log_variances[name]) * loss + jnp.where(loss == 0, 0.0, share * 0.5 * log_variances[name])
+            for name, loss in losses.items()
         )
 
 
 class Averages(NamedTuple):
-    """The state of `DynamicAverage`: losses summed in this period, and the means of the two before."""
+    """The state of `DynamicAverage`: losses summed in this period, over how many steps, and the means of the two before."""
 
     sums: Scalars
+    counts: Scalars
     steps: jax.Array
     last: Scalars
     before: Scalars
@@ -62,16 +67,19 @@ class DynamicAverage:
         """Nothing seen yet."""
         zeros = {name: jnp.zeros(()) for name in names}
         nothing = jnp.zeros((), jnp.int32)
-        return Averages(zeros, nothing, zeros, zeros, nothing)
+        return Averages(zeros, zeros, nothing, zeros, zeros, nothing)
 
     def update(self, state: Averages, losses: Scalars, norms: Scalars) -> Averages:
         """The state after a step with these losses; `norms` are GradNorm's."""
         sums, steps = {name: state.sums[name] + losses[name] for name in state.sums}, state.steps + 1
+        # A loss of 0, because nothing was weighed, is none.
+        counts = {name: state.counts[name] + (losses[name] != 0) for name in state.counts}
         done = steps == self.period
         choose = lambda new, old: jax.tree.map(lambda a, b: jnp.where(done, a, b), new, old)  # noqa: E731
-        means = jax.tree.map(lambda x: x / self.period, sums)
-        ended = Averages(jax.tree.map(jnp.zeros_like, sums), 0 * steps, means, state.last, state.periods + 1)
-        return choose(ended, Averages(sums, steps, state.last, state.before, state.periods))
+        means = jax.tree.map(lambda x, count: x / jnp.maximum(count, 1.0), sums, counts)
+        zeros = jax.tree.map(jnp.zeros_like, sums)
+        ended = Averages(zeros, zeros, 0 * steps, means, state.last, state.periods + 1)
+        return choose(ended, Averages(sums, counts, steps, state.last, state.before, state.periods))
 
     def total(self, state: Averages, losses: Scalars, share: float = 1.0) -> jax.Array:
         """The weighted sum."""
@@ -83,7 +91,9 @@ class DynamicAverage:
         names = list(state.last)
         # A loss that was 0, because nothing was weighed, counts as one that has not changed.
         ratios = [
-            jnp.where(state.before[n] > 0, state.last[n] / jnp.where(state.before[n] > 0, state.before[n], 1.0), 1.0)
+            jnp.where(
+                (state.before[n] > 0) & (state.last[n] > 0), state.last[n] / jnp.maximum(state.before[n], 1e-12), 1.0
+            )
             for n in names
         ]
         shares = jax.nn.softmax(jnp.stack(ratios) / self.temperature) * len(names)
@@ -137,12 +147,17 @@ class GradNorm:
         vector = lambda scalars: jnp.stack([scalars[name] for name in names])  # noqa: E731
         weights, norm = vector(state.weights), vector(norms)
         first = jnp.where(vector(state.first) > 0, vector(state.first), vector(losses))
-        progress = vector(losses) / jnp.where(first > 0, first, 1.0)  # the inverse training rate
-        relative = progress / jnp.maximum(progress.mean(), 1e-12)
+        # One that is not in this step, or does not reach the shared part, neither moves nor counts.
+        here = (norm > 0) & (vector(losses) > 0)
+        mean = lambda x: jnp.where(here, x, 0.0).sum() / jnp.maximum(here.sum(), 1)  # noqa: E731
+        progress = jnp.where(here, vector(losses) / jnp.where(first > 0, first, 1.0), 1.0)  # the inverse training rate
+        relative = progress / jnp.maximum(mean(progress), 1e-12)
         lengths = weights * norm
         # The slope of sum |length - target| by the weights, the target being held fixed.
-        slope = jnp.sign(lengths - lengths.mean() * relative**self.alpha) * norm
-        weights = jnp.maximum(weights - self.rate * slope, self.least)
-        weights = weights * len(names) / weights.sum()
+        slope = jnp.where(here, jnp.sign(lengths - mean(lengths) * relative**self.alpha) * norm, 0.0)
+        moved = jnp.maximum(weights - self.rate * slope, self.least)
+        # Those here keep the sum that they had: all weights together add up to their number.
+        moved = moved * jnp.where(here, weights, 0.0).sum() / jnp.maximum(jnp.where(here, moved, 0.0).sum(), 1e-12)
+        weights = jnp.where(here, moved, weights)
         split = lambda x: dict(zip(names, x, strict=True))  # noqa: E731
         return Balance(split(weights), split(first))
