@@ -52,6 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
         ("export", "an imported model, back in Hugging Face's layout"),
     ):
         command(name, text, "DIR").add_argument("-o", "--out", required=True, metavar="DIR", help="a new directory")
+    sub = commands.add_parser("keys", help="the keys of a class of the config, with their units", allow_abbrev=False)
+    sub.add_argument("name", metavar="CLASS", nargs="?", help="such as Conformer; without it, all classes are named")
     data = commands.add_parser("data", help="prepare data of your own").add_subparsers(
         dest="what", required=True, metavar="WHAT"
     )
@@ -81,13 +83,13 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"unknown argument {rest[0]}")
     try:
         _quiet()
-        if options.command not in ("config", "data"):
+        if options.command not in ("config", "data", "keys"):
             from mmjax.parallel import runtime
 
             checking = options.command == "check"  # compiles much and runs little
             runtime.prepare(devices=8 if checking else None, compile_fast=checking)
             runtime.join_processes()
-        commands_ = (_train, _eval, _predict, _check, _checkpoints, _import, _export, _data, _config)
+        commands_ = (_train, _eval, _predict, _check, _checkpoints, _import, _export, _data, _keys, _config)
         return {f.__name__.strip("_"): f for f in commands_}[options.command](options, rest)
     except UserError as error:
         print(f"mmjax: error: {error}", file=sys.stderr)
@@ -234,6 +236,24 @@ def _data(options, rest) -> int:
             f"{split}: {made['examples']:,} examples in {made['shards']} shards, {made['bytes'] / 1e6:,.1f} MB"
             + (f"; left out: {left} (listed in {options.out}/{split}-left-out.tsv)" if left else "")
         )
+    return 0
+
+
+def _keys(options, rest) -> int:
+    import dataclasses
+    import inspect
+
+    from mmjax import config
+    from mmjax.errors import nearest
+
+    kinds = {name: getattr(config, name) for name in config.__all__}
+    kinds = {name: kind for name, kind in kinds.items() if dataclasses.is_dataclass(kind)}
+    if options.name is None:
+        print("\n".join(kinds))
+    elif options.name in kinds:
+        print(inspect.getsource(kinds[options.name]).removeprefix("@part\n"), end="")
+    else:
+        raise UserError(f"the config has no class '{options.name}'{nearest(options.name, kinds)}")
     return 0
 
 

@@ -188,3 +188,11 @@ def test_data_workers_load_neither_jax_nor_tensorflow(run):
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="tests")
     assert out.stdout.strip().endswith("[]"), out.stderr
+
+
+def test_keys_of_a_class_are_printed_with_their_units(capsys):
+    assert main(["keys", "Contrast"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("class Contrast:") and "between: tuple[str, ...]  # two encoders" in printed
+    assert main(["keys"]) == 0 and "Conformer\n" in capsys.readouterr().out
+    assert main(["keys", "Contrat"]) == 2 and "did you mean 'Contrast'" in capsys.readouterr().err

@@ -1,8 +1,10 @@
 """Objectives as parts of a config: which heads and labels fit which, and where labels come from."""
 
 import dataclasses
+import pathlib
 import re
 
+import jax
 import jax.numpy as jnp
 import pytest
 from conftest import tiny
@@ -11,9 +13,9 @@ from mmjax import config as c
 from mmjax.errors import UserError
 from mmjax.objectives import Classification, Sequence, SigLIP
 from mmjax.stream import Stream
-from mmjax.train.build import build_model, build_objectives
+from mmjax.train.build import build_layout, build_model, build_objectives
 from mmjax.train.step import score
-from mmjax.train.validate import check_config
+from mmjax.train.validate import check_config, check_labels
 
 
 def with_(heads, objectives):
@@ -86,3 +88,17 @@ def test_labels_come_from_the_model_or_from_the_batch():
     # An objective without labels is given none, whatever the batch holds of its name.
     pairs = Stream(jnp.ones((1, 1, 2, 3)), segments, segments)
     assert score({"pair": SigLIP()}, {"pair": pairs}, {"pair": labels})["pair/loss"][1] == 1
+
+
+def test_every_config_of_the_page_fits(tmp_path, source):
+    """docs/objectives.md: its file runs, and each of its configs passes what a run checks first."""
+    (code,) = re.findall(r"```python\n(.*?)```", pathlib.Path("docs/objectives.md").read_text(), re.DOTALL)
+    room = {}
+    exec(code, room)
+    names = ("joint", "transducer", "retrieval", "pretraining", "denoising")
+    for name in names:
+        check_config(room[name])
+        check_labels(room[name], source)
+        model, layout = build_model(room[name].model), build_layout(room[name], source.tokenizer)
+        jax.eval_shape(model.init, jax.random.key(0), layout.empty(1))
+    assert room["config"] is room["joint"]
