@@ -191,8 +191,8 @@ def test_data_workers_load_neither_jax_nor_tensorflow(run):
 
 
 def test_keys_of_a_class_are_printed_with_their_units(capsys):
-    assert main(["keys", "Contrast"]) == 0
+    assert cli.main(["keys", "Contrast"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("class Contrast:") and "between: tuple[str, ...]  # two encoders" in printed
-    assert main(["keys"]) == 0 and "Conformer\n" in capsys.readouterr().out
-    assert main(["keys", "Contrat"]) == 2 and "did you mean 'Contrast'" in capsys.readouterr().err
+    assert cli.main(["keys"]) == 0 and "Conformer\n" in capsys.readouterr().out
+    assert cli.main(["keys", "Contrat"]) == 2 and "did you mean 'Contrast'" in capsys.readouterr().err
