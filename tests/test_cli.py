@@ -135,7 +135,7 @@ def test_predict_for_people(run, files, capsys):
         (["train", "{config}", "--seed", "five"], "seed must be a whole number, not 'five'"),
         (["train", "{config}", "--run-dir", "{files}/cut.wav/run"], "cannot write to the run directory"),
         (["train", "{config}", "--data.directory", "{files}/cut.wav/data"], "cannot prepare data"),
-        (["train", "{config}", "--data.rows.image", "100"], "does not hold whole images"),
+        (["train", "{config}", "--data.rows.image", "100"], "is no multiple of 64"),
         (["train", "{config}", "--data.subsets", "{'smell': 1.0}"], "names 'smell'"),
         (["train", "{config}", "--mesh.data", "3"], "is not the number of devices"),
         (["train", "{config}", "--model.heads.answer.outputs", "5"], "outputs=5, but there are 13 answers"),
@@ -183,7 +183,7 @@ def test_data_workers_load_neither_jax_nor_tensorflow(run):
         "import sys\nfrom mmjax.data.sources import SpokenEasyVQA\nfrom mmjax.data.loader import Batches\n"
         "from mmjax.train.build import data_directory\n"
         "import conftest\nconfig = conftest.tiny()\n"
-        "source = SpokenEasyVQA(data_directory(config.data), 'train', **vars(config.data.source))\n"
+        "source = SpokenEasyVQA(data_directory(config.data.directory), 'train', **vars(config.data.source))\n"
         "example = source[3]; example.speech(); print(sorted({'tensorflow', 'torch'} & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="tests")

@@ -134,7 +134,7 @@ def test_a_part_that_is_not_there_cannot_be_shared():
 )
 def test_a_run_weighs_its_objectives_goes_on_bitwise_and_in_parts(weighting, tmp_path):
     def run(name, steps, **changes):
-        config = tiny(steps=8, weighting=weighting, **changes)
+        config = tiny(steps=8, weighting=weighting, evaluation=c.Evaluation(subsets=()), **changes)
         train(dataclasses.replace(config, steps=steps), tmp_path / name)
         lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         return {line["step"]: line for line in lines if line["kind"] == "train"}

@@ -50,9 +50,9 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
     source = Path(source)
     theirs = directories.read_object(source / "config.json")
     family = family_of(theirs, source)
-    tensors = directories.read_tensors(source)
     try:
         part = family.part(theirs | directories.read_normalisation(source))
+        tensors = directories.read_tensors(source)
         unpacked = family.unpack(tensors) if hasattr(family, "unpack") else tensors
         parameters = to_ours(family.rules(theirs), unpacked, family.ignored)
         proof = certificate.certify(family, source, part, parameters)
