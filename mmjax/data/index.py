@@ -103,6 +103,11 @@ class Index:
         data = self._bytes[name][start : int(self._ends[name][number])].tobytes()
         return data[1:].decode() if data else None  # each text begins with a byte, so that an empty one is not none
 
+    def all_texts(self) -> set[str]:
+        """All texts of all examples, each once."""
+        found = {self.text(name, number) for name in self._ends for number in range(len(self))}
+        return found - {None}
+
     def tag(self, name: str) -> tuple[np.ndarray, list[str]]:
         """[n] numbers of a tag (-1: none), and their names."""
         return self._tags[name], self._about["tags"][name]

@@ -144,19 +144,19 @@ def _tokenizer(config: Any, sources: Mapping[str, Any], directory: Path) -> Toke
         return None
     if config.file is not None:
         return Tokenizer.load(config.file)
-    identity, texts = [config.vocabulary, config.byte_fallback, config.normalisation], set()
+    identity, learnable = [config.vocabulary, config.byte_fallback, config.normalisation], []
     for source in sources.values():
         if type(source).__name__ == "SpokenEasyVQA":
-            texts |= set(SpokenEasyVQA(directory, "train", **vars(source)).learned)
+            learned = SpokenEasyVQA(directory, "train", **vars(source)).learned
             identity.append(repr(source))
+            learnable.append(lambda learned=learned: learned)
         elif type(source).__name__ != "OwnSource":
             index = _opened(source, "train", directory)[1]
             identity.append(index.digest)
-            for kind in ("text", "transcript", "target"):
-                texts |= {index.text(kind, number) for number in range(len(index))} if index.has(kind) else set()
+            learnable.append(index.all_texts)
     path = directory / "tokenizers" / f"{hashlib.sha256(repr(identity).encode()).hexdigest()[:24]}.model"
     if not path.is_file():
-        texts -= {None, ""}
+        texts = {text for texts in learnable for text in texts()} - {""}
         if not texts:
             raise UserError("data.tokenizer is set, but the training split has no text to train it on")
         trained = Tokenizer.train(
