@@ -12,8 +12,9 @@ from mmjax.data.example import Example
 from mmjax.data.image import patchify, read_image
 from mmjax.data.packing import Layout, Packer
 from mmjax.data.speech_synthesis import Voice, synthesise
-from mmjax.data.text import BLANK, Tokenizer
+from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
+from mmjax.stream import BLANK
 
 TONE = 0.5 * np.sin(2 * np.pi * 440 * np.arange(48_000) / 48_000).astype(np.float32)
 

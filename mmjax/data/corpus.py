@@ -9,7 +9,6 @@ import numpy as np
 from mmjax.data.audio import read_audio
 from mmjax.data.example import Example
 from mmjax.data.files import Blob
-from mmjax.data.image import open_image
 from mmjax.data.index import TEXTS, Index
 from mmjax.data.record import Record
 from mmjax.data.text import Tokenizer
@@ -162,7 +161,7 @@ class Corpus:
     ) -> None:
         spoken = seconds > 0
         if filters.characters_per_second is not None:
-            lengths = np.array([len(self._index.text("transcript", number) or "") for number in range(len(seconds))])
+            lengths = self._index.characters("transcript")
             many = spoken & (lengths > filters.characters_per_second * seconds + 10)  # a short "yes, sir" is fast
             drop(np.flatnonzero(many), "too many characters", lambda n: f"{lengths[n]} in {seconds[n]:.2f} s")
         if filters.tokens_per_frame is not None and "transcript" in sizes:
@@ -171,16 +170,3 @@ class Corpus:
             drop(
                 np.flatnonzero(many), "too many tokens", lambda n: f"{sizes['transcript'][n]} in {frames[n]:.0f} frames"
             )
-
-
-def check_readable(corpus: Corpus, number: int) -> str | None:
-    """Decodes an example wholly; why it cannot be read, or None."""
-    try:
-        example = corpus[number]
-        if example.speech is not None:
-            example.speech()
-        if example.image is not None:
-            open_image(example.image, f"of example {number}")
-    except UserError as error:
-        return str(error)
-    return None

@@ -24,7 +24,7 @@ from mmjax.data.files import Blob
 from mmjax.data.record import Record
 from mmjax.errors import UserError
 
-VERSION = 1
+VERSION = 2
 TEXTS = ("text", "transcript", "target")
 TAGS = ("language", "task")
 AT_ONCE = 64  # records that a thread measures at a time
@@ -68,6 +68,7 @@ class Index:
             self.height, self.width = load("height"), load("width")
             self.answer = load("answer") if self._about["answered"] else None
             self._ends = {name: load(f"{name}_ends") for name in self._about["texts"]}
+            self._characters = {name: load(f"{name}_characters") for name in self._about["texts"]}
             self._bytes = {name: load(f"{name}_bytes") for name in self._about["texts"]}
             self._tags = {name: load(name) for name in self._about["tags"]}
         except (OSError, ValueError, KeyError) as error:
@@ -102,6 +103,10 @@ class Index:
         start = int(self._ends[name][number - 1]) if number else 0
         data = self._bytes[name][start : int(self._ends[name][number])].tobytes()
         return data[1:].decode() if data else None  # each text begins with a byte, so that an empty one is not none
+
+    def characters(self, name: str) -> np.ndarray:
+        """[n] int32 characters of each text; 0 where there is none."""
+        return self._characters[name]
 
     def all_texts(self) -> set[str]:
         """All texts of all examples, each once."""
@@ -247,6 +252,8 @@ def write_index(measured: Sequence[Measured], directory: Path) -> None:
         if any(m.texts[place] is not None for m in measured):
             encoded = [b"" if m.texts[place] is None else b"\0" + m.texts[place].encode() for m in measured]
             _save(directory / f"{name}_ends.npy", np.cumsum([len(x) for x in encoded], dtype=np.int64))
+            counts = [len(m.texts[place] or "") for m in measured]
+            _save(directory / f"{name}_characters.npy", np.array(counts, np.int32))
             _save(directory / f"{name}_bytes.npy", np.frombuffer(b"".join(encoded), np.uint8))
             texts.append(name)
     for place, name in enumerate(TAGS):

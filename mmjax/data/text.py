@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mmjax.errors import UserError
+from mmjax.stream import BLANK
 
-BLANK = 0  # the id of padding in sentencepiece and of the blank in CTC: no text ever contains it
 UNKNOWN = 1
 
 

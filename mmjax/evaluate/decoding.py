@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.data.text import BLANK, Tokenizer
+from mmjax.data.text import Tokenizer
 from mmjax.models import AttentionDecoder, Multimodal, TransducerDecoder
 from mmjax.models.segments import same_segment, shift
 from mmjax.objectives import CTC
-from mmjax.stream import Batch, Stream
+from mmjax.stream import BLANK, Batch, Stream
 
 SYMBOLS = 4  # that a transducer may write in one frame
 

@@ -1,6 +1,6 @@
 """Heads that write text: an attention decoder, and a transducer.
 
-A text begins and ends with the id 0, which never stands in one: a decoder reads (0, a, b) and writes (a, b, 0).
+A text begins and ends with `BLANK`, which never stands in one: a decoder reads (0, a, b) and writes (a, b, 0).
 """
 
 from typing import Any
@@ -12,10 +12,8 @@ import jax.numpy as jnp
 from mmjax.models.decoder import Cache, TextDecoder
 from mmjax.models.fusion.base import Fusion
 from mmjax.models.layers import dense
-from mmjax.models.segments import belongs, having, neighbour
-from mmjax.stream import Joint, Stream, concatenate, only_tokens
-
-ENDS = 0  # the id that begins and ends a text
+from mmjax.models.segments import belongs, having, neighbour, same_segment
+from mmjax.stream import BLANK, Joint, Stream, concatenate, only_tokens
 
 
 def begun_and_ended(text: Stream, slots: int) -> tuple[Stream, Stream]:
@@ -26,12 +24,11 @@ def begun_and_ended(text: Stream, slots: int) -> tuple[Stream, Stream]:
       slots: how many examples a row may have.
 
     Returns:
-      Two streams [B, T + slots], each text one token longer: begun by `ENDS`, and ended by it.
+      Two streams [B, T + slots], each text one token longer: begun by `BLANK`, and ended by it.
     """
     text = only_tokens(text)
     rows, length = text.segments.shape
-    others = jnp.pad(text.segments, ((0, 0), (1, 1)))
-    first, last = text.mask & (text.segments != others[:, :-2]), text.mask & (text.segments != others[:, 2:])
+    first, last = (text.mask & ~same_segment(text.segments, by) for by in (-1, 1))
     # Each example before a token has moved it by one place.
     place = jnp.arange(length) + jnp.cumsum(first, axis=1) - 1
     nowhere = length + slots
@@ -82,7 +79,7 @@ class AttentionDecoder(Fusion):
         """Logits [B, N, V] of the first token of every example, and the cache for `room` tokens of a row."""
         context = self._context(streams)
         segments = having(context, examples)
-        start = Stream(jnp.full_like(segments, ENDS), segments, jnp.zeros_like(segments))
+        start = Stream(jnp.full_like(segments, BLANK), segments, jnp.zeros_like(segments))
         return self.decoder.begin(start, room, context)
 
     def step(self, tokens: Stream, cache: Cache) -> tuple[Stream, Cache]:

@@ -7,8 +7,8 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mmjax.objectives.base import BLANK, NEVER, SumWeight
-from mmjax.stream import Stream
+from mmjax.objectives.base import NEVER, SumWeight
+from mmjax.stream import BLANK, Stream
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

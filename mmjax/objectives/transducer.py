@@ -7,9 +7,9 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mmjax.objectives.base import BLANK, NEVER, SumWeight
+from mmjax.objectives.base import NEVER, SumWeight
 from mmjax.objectives.sequence import chunked_logits
-from mmjax.stream import Joint, Stream
+from mmjax.stream import BLANK, Joint, Stream
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
