@@ -30,10 +30,11 @@ from mmjax.errors import UserError
 from mmjax.parallel.mesh import make_mesh, state_shardings, to_devices
 from mmjax.stream import Batch
 from mmjax.train.build import build_layout, build_model, build_objectives, build_source
+from mmjax.train.labels import check_labels
 from mmjax.train.loop import jitted_step, state_maker
 from mmjax.train.optimizer import build_optimizer
 from mmjax.train.step import loss_and_gradients, unboxed
-from mmjax.train.validate import check_config, check_labels
+from mmjax.train.validate import check_config
 
 TOLERANCES = {"packing": 1e-5, "emptiness": 0.0, "absence": 1e-6, "division": 1e-5, "constancy": 1}
 ROWS_CHECKED = 8  # divides among 8 devices, 4 micro-batches and 2 processes

@@ -548,7 +548,7 @@ def test_a_list_of_objects_in_one_file_is_read(tmp_path):
     ],
 )
 def test_answers_of_another_kind_are_said_before_training(tmp_path, objective, answer, message):
-    from mmjax.train.validate import check_labels
+    from mmjax.train.labels import check_labels
 
     (tmp_path / "list.jsonl").write_text("\n".join(json.dumps({"text": "x", "answer": answer}) for _ in range(3)))
     source = c.Manifest(splits={"train": str(tmp_path / "list.jsonl")})

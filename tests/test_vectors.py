@@ -16,7 +16,8 @@ from mmjax.data.packing import Layout, Packer
 from mmjax.errors import UserError
 from mmjax.evaluate.run import Run
 from mmjax.train.build import build_source
-from mmjax.train.validate import check_config, check_labels
+from mmjax.train.labels import check_labels
+from mmjax.train.validate import check_config
 
 PAGE = pathlib.Path("docs/fourth-modality.md")
 

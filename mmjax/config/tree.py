@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmjax.config.experiment import Experiment
-from mmjax.config.models import Conformer, TextDecoder, Transformer, ViT, WhisperEncoder
+from mmjax.config.towers import Conformer, TextDecoder, Transformer, ViT, WhisperEncoder
 from mmjax.errors import UserError, dotted, nearest
 
 # From a file. ---------------------------------------------------------------------------------------------

@@ -33,9 +33,10 @@ from mmjax.train.build import (
 )
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.initial import load_initial
+from mmjax.train.labels import check_labels
 from mmjax.train.optimizer import build_optimizer, build_schedule
 from mmjax.train.step import TrainState, init_state, make_train_step, unboxed
-from mmjax.train.validate import check_config, check_labels
+from mmjax.train.validate import check_config
 
 # What may change between the start of a run and its continuation: none of it changes what is computed.
 FREE_KEYS = (

@@ -1,8 +1,6 @@
-"""What the types of a config cannot say: ranges, and parts that must agree with each other and with the data."""
+"""What the types of a config cannot say: ranges, and parts that must agree with each other."""
 
 from typing import Any
-
-import numpy as np
 
 from mmjax import config as c
 from mmjax.errors import UserError
@@ -323,41 +321,6 @@ def _check_writer(name: str, head: Any, objective: Any, config: c.Experiment) ->
             raise UserError(f"model.heads.{name}.decoder.cross_attention is False, but it has to read the encoders")
 
 
-def _check_answers(config: c.Experiment, source: Any) -> None:
-    """That the first answers of the data are of the kind that the objective reads."""
-    objective = config.objectives.get("answer")
-    if objective is None:
-        return
-    several = isinstance(objective, c.MultiLabel | c.Regression)
-    for number in range(min(8, len(source))):
-        answer = source[number].answer
-        if answer is None:
-            continue
-        if several != (np.ndim(answer) == 1):
-            kind = "numbers, a list for each example" if several else "one class for each example"
-            raise UserError(f"objectives.answer is {type(objective).__name__}, which reads {kind}, not {answer!r:.60}")
-        if isinstance(objective, c.MultiLabel) and not np.isin(answer, (0, 1)).all():
-            raise UserError(f"objectives.answer is MultiLabel, which reads 0 or 1 for each label, not {answer!r:.60}")
-
-
-def _check_there_are_labels(name: str, objective: Any, config: c.Experiment, source: Any) -> None:
-    """That the data has what an objective compares with: one without labels would train nothing, in silence."""
-    head = config.model.heads[name]
-    stream = getattr(head, "writes", name)
-    if stream not in ("transcript", "target") or name in config.model.masked:
-        return
-    sizes = source.sizes.get(stream)
-    if sizes is None and stream == "transcript":  # of speech that says what the text says
-        sizes = source.sizes.get("text")
-    if sizes is None or not np.any(sizes):
-        kinds = [kind for kind in ("text", "transcript", "target") if np.any(source.sizes.get(kind, 0))]
-        raise UserError(
-            f"objectives.{name} needs a {stream}, but no example of the data has one; its texts are called "
-            f"{' and '.join(kinds) or 'nothing: there are none'} (a Manifest's columns can be renamed: "
-            f'data.source.columns={{"text": "{stream}"}})'
-        )
-
-
 def _check_numbers(config: c.Experiment) -> None:
     values = c.flat(config)
     for path, value in values.items():
@@ -390,43 +353,3 @@ def check_speech_augmentation(augment: c.SpeechAugmentation, front_end: c.LogMel
             f"{path}.telephone.taps is {telephone.taps}; hops of {front_end.hop} samples allow an odd number up to "
             f"{2 * front_end.hop + 1}"
         )
-
-
-def check_labels(config: c.Experiment, source: Any) -> None:
-    """That the data has what the model reads, and that the heads are as wide as its labels need."""
-    for name, encoder in config.model.encoders.items():
-        if isinstance(encoder, c.Vectors) and name not in source.sizes:
-            raise UserError(f"model.encoders has '{name}', but the data has only {', '.join(source.sizes)}")
-    written = [name for name in ("text", "transcript", "target") if name in config.data.rows]
-    if written and source.tokenizer is None:
-        raise UserError(
-            f"data.rows.{written[0]} is for text, but the data has no tokenizer; set data.tokenizer to "
-            "SentencePiece(vocabulary=...), which is trained on the texts of the training split"
-        )
-    if config.data.speed and "speech" not in source.sizes:
-        raise UserError("data.speed is set, but the data has no speech")
-    _check_answers(config, source)
-    for name, objective in config.objectives.items():
-        head = config.model.heads[name]
-        if isinstance(objective, c.Classification | c.MultiLabel | c.Regression) and name == "answer":
-            if head.outputs != len(source.answers):
-                raise UserError(
-                    f"model.heads.{name}.outputs={head.outputs}, but there are {len(source.answers)} answers"
-                )
-        elif isinstance(config.model.masked.get(name), c.MaskedPatches | c.RandomProjectionQuantizer):
-            pass  # labels that the model makes itself
-        elif isinstance(objective, c.CTC | c.Transducer | c.Sequence):
-            path, outputs = f"model.heads.{name}.outputs", getattr(head, "outputs", None)
-            if isinstance(head, c.AttentionDecoder):
-                path, outputs = f"model.heads.{name}.decoder.vocabulary", head.decoder.vocabulary
-            if outputs < len(source.tokenizer):
-                raise UserError(f"{path}={outputs}, but the tokenizer has {len(source.tokenizer)} pieces")
-    for name, objective in config.objectives.items():
-        _check_there_are_labels(name, objective, config, source)
-    rate = getattr(source, "sample_rate", None)
-    for name, encoder in config.model.encoders.items():
-        if isinstance(encoder, c.SpeechEncoder) and rate and encoder.front_end.sample_rate != rate:
-            raise UserError(
-                f"model.encoders.{name}.front_end.sample_rate={encoder.front_end.sample_rate}, "
-                f"but the data holds speech at {rate} Hz"
-            )
