@@ -52,7 +52,7 @@ def build(source: str, out: str, split: str | None = None, **options: Any) -> di
     found = {}
     for name in splits:
         collection, stamp = open_collection(chosen, name, home)
-        index = open_index(collection, stamp, home, f"{stamp['kind']} {stamp['place']}")
+        index = open_index(collection, stamp, home, f"{stamp['class']} {stamp['place']}")
         found[name] = building.build(collection, index, stamp, Path(out), name, **options)
     return found
 

@@ -8,13 +8,13 @@ of it, and of several a mixture.
 A source of one's own stands in any Python file: docs/fourth-modality.md.
 """
 
-import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmjax import config as c
 from mmjax.data.corpus import Corpus, Filters
 from mmjax.data.folder import Folder
 from mmjax.data.index import Index, open_index
@@ -27,8 +27,6 @@ from mmjax.data.tar_shards import TarShards
 from mmjax.data.text import Tokenizer
 from mmjax.data.tuxpaint_stamps import TuxPaintStamps
 from mmjax.errors import UserError, nearest
-
-__all__ = ["Folder", "Manifest", "Parquet", "Shards", "SpokenEasyVQA", "TarShards", "open_collection", "open_source"]
 
 COLLECTIONS = {kind.__name__: kind for kind in (Folder, Manifest, Parquet, TarShards)}
 
@@ -45,7 +43,7 @@ def open_source(data: Any, split: str, directory: Path, own: Callable[[Any, str]
       UserError: there is no such split, or it cannot be read.
     """
     source = data.source
-    if not hasattr(source, "sources"):
+    if not isinstance(source, c.Mixture):
         return _open_one(source, data, split, directory, _tokenizer(data.tokenizer, {"": source}, directory), own)
     tokenizer = _tokenizer(data.tokenizer, source.sources, directory)
     found = {
@@ -72,10 +70,9 @@ def open_source(data: Any, split: str, directory: Path, own: Callable[[Any, str]
 
 
 def _open_one(source: Any, data: Any, split: str, directory: Path, tokenizer: Tokenizer | None, own: Callable) -> Any:
-    kind = type(source).__name__
-    if kind == "OwnSource":
+    if isinstance(source, c.OwnSource):
         return own(source, split)
-    if kind == "SpokenEasyVQA":
+    if isinstance(source, c.SpokenEasyVQA):
         return SpokenEasyVQA(directory, split, tokenizer=tokenizer, **vars(source))
     collection, index = _opened(source, split, directory)
     training = index if split == "train" else _opened(source, "train", directory)[1]
@@ -86,19 +83,19 @@ def _open_one(source: Any, data: Any, split: str, directory: Path, tokenizer: To
         sample_rate=data.sample_rate,
         answers=training.answers,
         filters=Filters(**vars(data.filters)),
-        title=f"{kind} {getattr(source, 'splits', {}).get(split, split)}",
+        title=f"{type(source).__name__} {getattr(source, 'splits', {}).get(split, split)}",
     )
 
 
 def _opened(source: Any, split: str, directory: Path) -> tuple[Any, Index]:
-    if hasattr(source, "directory"):  # shards, which bring their index
+    if isinstance(source, c.Shards):  # which bring their index
         collection = Shards(source.directory, split)
         index = Index(collection.directory / split)
         if len(index) != len(collection):
             raise UserError(f"the index of '{split}' in {source.directory} belongs to other shards; build them again")
         return collection, index
     collection, stamp = open_collection(source, split, directory)
-    return collection, open_index(collection, stamp, directory, f"{stamp['kind']} {stamp['place']}")
+    return collection, open_index(collection, stamp, directory, f"{stamp['class']} {stamp['place']}")
 
 
 def open_collection(source: Any, split: str, directory: Path) -> tuple[Any, dict[str, Any]]:
@@ -107,26 +104,16 @@ def open_collection(source: Any, split: str, directory: Path) -> tuple[Any, dict
     Raises:
       UserError: there is no such split, or no such file.
     """
-    splits = getattr(source, "splits", None)
-    if splits is not None and split not in splits:
-        raise UserError(f"data.source.splits has no '{split}'{nearest(split, splits)}")
-    options = {f.name: getattr(source, f.name) for f in dataclasses.fields(source) if f.name != "splits"}
-    kind = type(source).__name__
-    if splits is None:  # a corpus that has splits of its own
-        place, collection = split, TuxPaintStamps(directory, split, **options)
+    if isinstance(source, c.TuxPaintStamps):  # which has splits of its own
+        place, collection = split, TuxPaintStamps(directory, split, **vars(source))
+    elif split not in source.splits:
+        raise UserError(f"data.source.splits has no '{split}'{nearest(split, source.splits)}")
     else:
-        place, collection = splits[split], COLLECTIONS[kind](splits[split], **options)
-    stamp = {
-        "kind": kind,
-        "place": place,
-        "options": {k: _plain(v) for k, v in options.items()},
-        "files": _stamps(collection.files),
-    }
-    return collection, stamp
-
-
-def _plain(value: Any) -> Any:
-    return dict(value) if hasattr(value, "items") else value
+        options = {name: value for name, value in vars(source).items() if name != "splits"}
+        place = source.splits[split]
+        collection = COLLECTIONS[type(source).__name__](place, **options)
+    described = {name: value for name, value in c.to_dict(source).items() if name != "splits"}
+    return collection, {"place": place, **described, "files": _stamps(collection.files)}
 
 
 def _stamps(files: list[str]) -> list[tuple[str, int, int]]:
@@ -146,11 +133,11 @@ def _tokenizer(config: Any, sources: Mapping[str, Any], directory: Path) -> Toke
         return Tokenizer.load(config.file)
     identity, learnable = [config.vocabulary, config.byte_fallback, config.normalisation], []
     for source in sources.values():
-        if type(source).__name__ == "SpokenEasyVQA":
+        if isinstance(source, c.SpokenEasyVQA):
             learned = SpokenEasyVQA(directory, "train", **vars(source)).learned
             identity.append(repr(source))
             learnable.append(lambda learned=learned: learned)
-        elif type(source).__name__ != "OwnSource":
+        elif not isinstance(source, c.OwnSource):
             index = _opened(source, "train", directory)[1]
             identity.append(index.digest)
             learnable.append(index.all_texts)
@@ -159,14 +146,6 @@ def _tokenizer(config: Any, sources: Mapping[str, Any], directory: Path) -> Toke
         texts = {text for texts in learnable for text in texts()} - {""}
         if not texts:
             raise UserError("data.tokenizer is set, but the training split has no text to train it on")
-        trained = Tokenizer.train(
-            sorted(texts), config.vocabulary, normalisation=config.normalisation, byte_fallback=config.byte_fallback
-        )
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.{os.getpid()}")
-            temporary.write_bytes(trained.serialised)
-            temporary.replace(path)
-        except OSError as error:
-            raise UserError(f"cannot write the tokenizer into {directory}: {error.strerror or error}") from None
+        options = dict(normalisation=config.normalisation, byte_fallback=config.byte_fallback)
+        Tokenizer.train(sorted(texts), config.vocabulary, **options).save(path)
     return Tokenizer.load(path)

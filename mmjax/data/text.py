@@ -76,6 +76,20 @@ class Tokenizer:
             ) from None
         return cls(model.getvalue())
 
+    def save(self, path: Path) -> None:
+        """Writes the model, whole or not at all.
+
+        Raises:
+          UserError: the file cannot be written.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            temporary.write_bytes(self.serialised)
+            temporary.replace(path)
+        except OSError as error:
+            raise UserError(f"cannot write the tokenizer {path}: {error.strerror or error}") from None
+
     def __len__(self) -> int:
         return self._model.vocab_size()
 
