@@ -1,0 +1,102 @@
+"""What a config asks for and the data does not have is said before training."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import tiny
+
+from mmjax import config as c
+from mmjax.errors import UserError
+from mmjax.train.build import build_source
+
+
+def of_texts(tmp_path, split="train", **changes):
+    """A config on a list whose sentences are called "text"."""
+    soundfile.write(tmp_path / "a.wav", np.zeros(16_000), 16_000)
+    (tmp_path / "list.jsonl").write_text(json.dumps({"speech": "a.wav", "text": "ein zwei"}))
+    data = dict(
+        source=c.Manifest(splits={"train": str(tmp_path / "list.jsonl")}), directory=str(tmp_path), batch_rows=2,
+        tokenizer=c.SentencePiece(vocabulary=50, byte_fallback=False), subsets={"speech": 1.0},
+        rows={"speech": 328, "transcript": 40, "examples": 2},
+    )  # fmt: skip
+    model = c.Multimodal(
+        encoders={"speech": tiny().model.encoders["speech"]}, heads={"transcript": c.Head(reads="speech", outputs=50)}
+    )
+    return tiny(
+        data=c.Data(**data | changes), model=model, objectives={"transcript": c.CTC()},
+        evaluation=c.Evaluation(subsets=("speech",)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({}, "objectives.transcript needs a transcript, but no example .* called text .*data.source.columns"),
+        ({"tokenizer": None}, "is for text, but the data has no tokenizer; set data.tokenizer"),
+        ({"tokenizer": c.SentencePiece(vocabulary=40)}, "256 bytes alone take 3[0-9][0-9]; set a vocabulary of 3"),
+        ({"tokenizer": c.SentencePiece(vocabulary=900)}, "too little of it; set a vocabulary of [0-9]+ or less"),
+    ],
+)
+def test_what_the_data_lacks_is_said_before_training(tmp_path, changes, message):
+    from mmjax.train.loop import train
+
+    with pytest.raises(UserError, match=message):
+        train(of_texts(tmp_path, **changes), tmp_path / "run")
+
+
+def test_a_missing_test_split_is_said_before_training(tmp_path):
+    from mmjax.train.loop import train
+
+    config = of_texts(tmp_path)
+    source = dataclasses.replace(config.data.source, columns={"text": "transcript"})
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=source))
+    with pytest.raises(UserError, match="data.source.splits has no 'test'"):
+        train(config, tmp_path / "run")
+    assert (
+        not (tmp_path / "run" / "metrics.jsonl").exists()
+        or '"train"' not in (tmp_path / "run" / "metrics.jsonl").read_text()
+    )
+    alone = dataclasses.replace(config, evaluation=c.Evaluation(subsets=()), steps=2)
+    assert train(alone, tmp_path / "run2") == {}
+
+
+@pytest.mark.parametrize(
+    "objective, answer, message",
+    [
+        (c.MultiLabel(), "yes", "is MultiLabel, which reads numbers"),
+        (c.Classification(), [0.1, 1.0], "is Classification, which reads one class"),
+        (c.MultiLabel(), [0, 2], "reads 0 or 1 for each label"),
+    ],
+)
+def test_answers_of_another_kind_are_said_before_training(tmp_path, objective, answer, message):
+    from mmjax.train.labels import check_labels
+
+    (tmp_path / "list.jsonl").write_text("\n".join(json.dumps({"text": "x", "answer": answer}) for _ in range(3)))
+    source = c.Manifest(splits={"train": str(tmp_path / "list.jsonl")})
+    data = c.Data(
+        source=source, directory=str(tmp_path), rows={"text": 8, "examples": 2}, subsets={"text": 1.0},
+        tokenizer=c.SentencePiece(vocabulary=45, byte_fallback=False),
+    )  # fmt: skip
+    model = c.Multimodal(
+        encoders={"text": tiny().model.encoders["text"]}, fusion=c.Add(width=8),
+        heads={"answer": c.Head(reads="fused", outputs=2)},
+    )  # fmt: skip
+    config = tiny(data=data, model=model, objectives={"answer": objective})
+    with pytest.raises(UserError, match=message):
+        check_labels(config, build_source(data, "train"))
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path):
+    from mmjax.train.loop import open_run
+
+    config = of_texts(tmp_path)
+    source = build_source(config.data, "train")
+    (tmp_path / "run").mkdir()
+    open_run(config, tmp_path / "run", source)
+    open_run(config, tmp_path / "run", source)
+    (tmp_path / "list.jsonl").write_text(json.dumps({"speech": "a.wav", "text": "drei vier fünf sechs"}))
+    with pytest.raises(UserError, match="trained with another tokenizer: its data has changed"):
+        open_run(config, tmp_path / "run", build_source(config.data, "train"))

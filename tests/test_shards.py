@@ -1,0 +1,150 @@
+"""Shards hold what the collection held, a build goes on where it was, and damage is named."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from conftest import tiny
+from corpora import COUNT, corpus, make_files, rows, write
+
+from mmjax import cli
+from mmjax import config as c
+from mmjax.data.audio import read_audio
+from mmjax.data.build import build
+from mmjax.data.corpus import Filters
+from mmjax.data.index import open_index
+from mmjax.data.manifest import Manifest
+from mmjax.data.shards import Shards
+from mmjax.errors import UserError
+from mmjax.train.build import build_source
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return make_files(tmp_path_factory.mktemp("files"))
+
+
+def test_shards_hold_the_same_examples_and_a_build_goes_on_where_it_was(files, tmp_path, capsys, monkeypatch):
+    lines = [*rows(files, absolute=True)]
+    lines.append(lines[3])  # a duplicate
+    lines.append({"speech": "missing.wav", "transcript": "x"})
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    out = tmp_path / "shards"
+    command = ["data", "build", str(tmp_path / "list.jsonl"), "-o", str(out), "--split", "train", "--json"]
+    monkeypatch.setenv("MMJAX_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr("mmjax.data.build._plan", lambda *_: [range(0, 5), range(5, 9), range(9, 14)])
+    monkeypatch.setattr("mmjax.data.build.os.cpu_count", lambda: 1)
+    from mmjax.data import build as building
+
+    built = []
+
+    def interrupted(collection, unreadable, numbers, path, note, advance):
+        if len(built) == 2:
+            raise KeyboardInterrupt
+        built.append(path.name)
+        return original(collection, unreadable, numbers, path, note, advance)
+
+    original = building._build_shard
+    monkeypatch.setattr(building, "_build_shard", interrupted)
+    assert cli.main(command) == 130
+    assert len(list(out.glob("*.array_record"))) == 2 and not (out / "train").exists()
+    with pytest.raises(UserError, match="damaged|belongs|lacks"):
+        build_source(dataclasses.replace(tiny().data, source=c.Shards(directory=str(out))), "train")
+    built.clear()
+    capsys.readouterr()
+    assert cli.main(command) == 0
+    assert built == ["train-00002-of-00003.array_record"]
+    result = json.loads(capsys.readouterr().out)["train"]
+    assert result["examples"] == COUNT and result["left_out"] == {"duplicate": 1, "unreadable": 1}
+    assert (out / "train-left-out.tsv").read_text().startswith("12\tduplicate: the same as example 3\n13\tunreadable: ")
+
+    data = dataclasses.replace(
+        tiny().data, source=c.Shards(directory=str(out)), tokenizer=c.SentencePiece(vocabulary=60, byte_fallback=False),
+        directory=str(tmp_path / "data"),
+    )  # fmt: skip
+    found = build_source(data, "train")
+    assert len(found) == COUNT and found.dropped == {"duplicate": 1}
+    reference = corpus(Manifest(str(tmp_path / "list.jsonl")), tmp_path, filters=Filters(largest_share_dropped=0.5))
+    for number in range(COUNT):
+        ours, theirs = found[number], reference[number]
+        np.testing.assert_array_equal(ours.speech(), theirs.speech())
+        assert ours.image == theirs.image and ours.transcript == theirs.transcript and ours.answer == theirs.answer
+        assert found.sizes["speech"][number] == reference.sizes["speech"][number]
+    assert cli.main(command) == 2 and "holds shards of 'train' already" in capsys.readouterr().err
+
+
+def test_parts_of_recordings_become_recordings(files, tmp_path):
+    whole = next(files.glob("even/*.ogg"))
+    listed = [{"speech": str(whole), "start": start, "seconds": 0.2, "transcript": "ein"} for start in (0.0, 0.15, 0.4)]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, listed)))
+    collection = Manifest(str(tmp_path / "list.jsonl"))
+    index = open_index(collection, {}, tmp_path, "it")
+    result = build(collection, index, {}, tmp_path / "shards", "train")
+    assert result["examples"] == 3 and result["shards"] == 1
+    before, after = corpus(collection, tmp_path), Shards(str(tmp_path / "shards"), "train")
+    for number in range(3):
+        assert after[number].start == 0.0 and after[number].seconds is None
+        samples = read_audio(after[number].speech)
+        assert len(samples) == before.sizes["speech"][number]
+        assert np.abs(samples - before[number].speech()).max() < 2e-4  # 16 bits
+
+
+def test_damaged_and_missing_shards_are_named(files, tmp_path):
+    collection = write(files, "jsonl")
+    index = open_index(collection, {}, tmp_path, "it")
+    out = tmp_path / "shards"
+    build(collection, index, {}, out, "train", shard_bytes=20_000)
+    shards = sorted(out.glob("*.array_record"))
+    assert len(shards) > 1
+    data = bytearray(shards[1].read_bytes())
+    place = data.find(b"transcript")
+    data[place] ^= 1
+    shards[1].write_bytes(data)
+    found = Shards(str(out), "train")
+    damaged = []
+    for number in range(len(found)):
+        try:
+            found[number]
+        except UserError as error:
+            damaged.append(str(error))
+    assert len(damaged) >= 1 and all(shards[1].name in message for message in damaged)
+    shards[0].unlink()
+    with pytest.raises(UserError, match=f"lacks {shards[0].name}"):
+        Shards(str(out), "train")
+    with pytest.raises(UserError, match="holds no shards of 'test'; there are train"):
+        Shards(str(out), "test")
+
+
+def test_two_folders_of_shards_have_tokenizers_of_their_own(tmp_path):
+    found = []
+    for name, words in (("english", ["one two", "three four"]), ("greek", ["ένα δύο", "τρία τέσσερα"])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": w, "answer": "x"}) for w in words))
+        collection = Manifest(str(tmp_path / f"{name}.jsonl"))
+        build(collection, open_index(collection, {"n": name}, tmp_path, name), {}, tmp_path / name, "train")
+        data = dataclasses.replace(
+            tiny().data, source=c.Shards(directory=str(tmp_path / name)), directory=str(tmp_path),
+            tokenizer=c.SentencePiece(vocabulary=70, byte_fallback=False),
+        )  # fmt: skip
+        source = build_source(data, "train")
+        found.append([source.tokenizer.decode(source.tokenizer.encode(words[0])), words[0]])
+    assert all(written == meant for written, meant in found)
+
+
+def test_splits_whose_names_begin_alike_do_not_touch_each_other(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a"}))
+    collection = Manifest(str(tmp_path / "a.jsonl"))
+    index, out = open_index(collection, {}, tmp_path, "it"), tmp_path / "out"
+    build(collection, index, {}, out, "train-clean")
+    (out / ".train.building").mkdir()  # interrupted before it noted what it is
+    build(collection, index, {}, out, "train")
+    assert len(Shards(str(out), "train")) == len(Shards(str(out), "train-clean")) == 1
+
+
+def test_an_interrupted_index_is_written_again(tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a"}))
+    collection = Manifest(str(tmp_path / "a.jsonl"))
+    index, out = open_index(collection, {}, tmp_path, "it"), tmp_path / "out"
+    (out / ".train.building" / "index").mkdir(parents=True)
+    build(collection, index, {}, out, "train")
+    assert len(Shards(str(out), "train")) == 1
