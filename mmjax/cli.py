@@ -267,6 +267,8 @@ def _inspect(options, found: dict[str, Any]) -> int:
             f"  {name}: {size['examples']:,} examples, {size['least']:.3g} to {size['largest']:.3g}, "
             f"mean {size['mean']:.3g} {size['unit']}"
         )
+    for kind, counts in found.get("groups", {}).items():
+        print(f"  {kind}: " + ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items())))
     for title in ("dropped", "padding"):
         for name, value in found.get(title, {}).items():
             print(

@@ -1,6 +1,7 @@
 """Corpus: a collection with its index and a tokenizer, as what the sampler, the packer and the loader read."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from mmjax.data.audio import read_audio
 from mmjax.data.example import Example
 from mmjax.data.files import Blob
-from mmjax.data.index import TEXTS, Index
+from mmjax.data.index import TAGS, TEXTS, Index
 from mmjax.data.record import Record
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
@@ -97,6 +98,13 @@ class Corpus:
                 f"of the {len(index):,} examples of {title}, {100 * share:.1f} % cannot be used ({reasons}; the first: "
                 f"{self.quarantine[0][1]}); mend them, or raise data.filters.largest_share_dropped"
             )
+
+    @functools.cached_property
+    def groups(self) -> dict[str, tuple[np.ndarray, list[str]]]:
+        """What metrics are told apart by: {"language": ([n] numbers, -1 for none; names)}."""
+        tags = {name: self._index.tag(name) for name in TAGS if self._index.has(name)}
+        kept = slice(None) if self._kept is None else self._kept
+        return {name: (numbers[kept], names) for name, (numbers, names) in tags.items() if len(names) > 1}
 
     def _numbers(self) -> list[str]:
         """Names of the numbers of a regression, which have none of their own."""

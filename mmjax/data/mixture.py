@@ -6,6 +6,7 @@ holds each source's share but for a few examples, and how many of them came befo
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -168,6 +169,20 @@ class Mixture:
             shape = (2,) if flat else ()
             missing = [np.zeros((length, *shape), np.int32) for length in self.lengths]
             found[kind] = np.concatenate([m if p is None else p for p, m in zip(parts, missing, strict=True)])
+        return found
+
+    @functools.cached_property
+    def groups(self) -> dict[str, tuple[np.ndarray, list[str]]]:
+        """What metrics are told apart by: the source, and whatever the sources tell apart themselves."""
+        found = {"source": (np.repeat(np.arange(len(self.names)), self.lengths), self.names)}
+        for kind in sorted({kind for source in self.sources.values() for kind in getattr(source, "groups", {})}):
+            names: dict[str, int] = {}
+            parts = []
+            for source, length in zip(self.sources.values(), self.lengths, strict=True):
+                numbers, own = getattr(source, "groups", {}).get(kind, (np.full(length, -1), []))
+                of_each = np.array([names.setdefault(name, len(names)) for name in own] + [-1])
+                parts.append(of_each[numbers])
+            found[kind] = np.concatenate(parts), list(names)
         return found
 
     def __len__(self) -> int:

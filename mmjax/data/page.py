@@ -23,14 +23,15 @@ td.n { text-align: right; } figure { display: inline-block; margin: 0 2em 1em 0;
 audio { width: 100%; }
 """
 UNITS = {"speech": "seconds", "text": "tokens", "transcript": "tokens", "target": "tokens"}
+GROUPS = 20  # of a kind, the largest, that the page lists
 
 
 def facts(source: Any) -> dict[str, Any]:
     """How much of everything a source has.
 
     Returns:
-      {"examples", "hours" of speech, "pictures", "sizes": {stream: {"least", "mean", "largest", "unit"}}, "answers": {name:
-      count}, "dropped": {reason: count}}.
+      {"examples", "hours" of speech, "pictures", "sizes": {stream: {"least", "mean", "largest", "unit"}}, "groups": {"language":
+      {name: count}}, "dropped": {reason: count}}.
     """
     found: dict[str, Any] = {"examples": len(source), "sizes": {}}
     for name, values in _measures(source).items():
@@ -46,6 +47,9 @@ def facts(source: Any) -> dict[str, Any]:
             }
     if "speech" in found["sizes"]:
         found["hours"] = found["sizes"]["speech"]["mean"] * found["sizes"]["speech"]["examples"] / 3600
+    for kind, (numbers, names) in getattr(source, "groups", {}).items():
+        counts = np.bincount(numbers[numbers >= 0], minlength=len(names))
+        found.setdefault("groups", {})[kind] = dict(zip(names, counts.tolist(), strict=True))
     found["dropped"] = dict(getattr(source, "dropped", {}))
     return found
 
@@ -73,6 +77,11 @@ def page(source: Any, title: str, padding: Mapping[str, float], examples: int = 
     rows = [("examples", f"{about['examples']:,}")]
     if "hours" in about:
         rows.append(("speech", f"{about['hours']:,.2f} hours"))
+    rows += [
+        (f"{kind} {name}", f"{count:,}")
+        for kind, counts in about.get("groups", {}).items()
+        for name, count in sorted(counts.items(), key=lambda item: -item[1])[:GROUPS]
+    ]
     rows += [(f"left out: {reason}", f"{count:,}") for reason, count in sorted(about["dropped"].items())]
     rows += [(f"padding of {name}", f"{100 * share:.1f} %") for name, share in padding.items()]
     figures = [

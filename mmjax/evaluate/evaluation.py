@@ -4,17 +4,21 @@ from itertools import combinations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from rich.console import Group
+from rich.table import Column, Table
 
 from mmjax import config as c
 from mmjax import progress
 from mmjax.data.loader import Batches, prefetch
 from mmjax.data.sampler import Sampler
-from mmjax.evaluate.decoding import by_example, texts, written
+from mmjax.evaluate.decoding import written
+from mmjax.evaluate.measures import Measures
+from mmjax.evaluate.retrieval import RANKS
 from mmjax.evaluate.run import Run
+from mmjax.objectives import CLIP, Classification, SigLIP
 from mmjax.parallel.mesh import make_mesh, to_devices
 from mmjax.train.build import build_layout, build_objectives, build_source
 from mmjax.train.step import score
@@ -55,8 +59,9 @@ class Evaluator:
         """Metrics over all (or the first so many) examples of the split, each counted exactly once.
 
         Returns:
-          "answer/accuracy", "answer/loss", "transcript/cer", "transcript/wer", ... as far as the subset allows,
-          and "examples": how many were measured.
+          What `Measures.metrics` has, as far as the subset allows; how many "examples" were measured; and, if there
+          are any, how many were "skipped" (longer than a row, or unreadable), and how many are "lacking" every
+          modality of the subset.
         """
         data = self._config.data
         missing = set(self._config.model.encoders) - set(subset.split("+"))
@@ -73,29 +78,16 @@ class Evaluator:
         )
         batches = Batches(self._source, layout, sampler, jax.process_index(), jax.process_count())
         step = self._steps.setdefault(subset, self._make_step())
-        totals: dict[str, list[float]] = {}
-        pairs: dict[str, tuple[list[str], list[str]]] = {}  # references and hypotheses
-        count = 0
+        heads = self._config.model.heads
+        pairs = {name: head.between for name, head in heads.items() if isinstance(head, c.Contrast)}
+        measures = Measures(self._source, layout.tokenizer, pairs)
         with progress.bar(f"evaluating {subset}", len(sampler), "batches", transient=True) as bar:
             for batch in prefetch(batches, 0, len(sampler), data.threads):
-                sums, decoded, seen = jax.device_get(step(params, to_devices(batch, self._mesh)))
-                count += int(seen)
-                for name, (total, weight) in sums.items():
-                    entry = totals.setdefault(name, [0.0, 0.0])
-                    entry[0] += float(total)
-                    entry[1] += float(weight)
-                for name, (ours, labels) in decoded.items():
-                    references, hypotheses = pairs.setdefault(name, ([], []))
-                    found = texts(ours.features, ours.segments, layout.tokenizer)
-                    for place, tokens in by_example(labels.features, labels.segments):
-                        references.append(layout.tokenizer.decode(tokens))
-                        hypotheses.append(found.get(place, ""))
+                measures.add(*jax.device_get(step(params, to_devices(batch, self._mesh))))
                 bar.advance()
-        metrics = {name: total / weight for name, (total, weight) in totals.items() if weight}
-        for name, (references, hypotheses) in pairs.items():
-            metrics |= {f"{name}/{metric}": value for metric, value in error_rates(references, hypotheses).items()}
-        skipped = len(batches.skipped) + sampler.too_long
-        return metrics | {"examples": count} | ({"skipped": skipped} if skipped else {})
+        counts = {"examples": measures.examples, "skipped": len(batches.skipped) + sampler.too_long}
+        counts["lacking"] = sampler.never_shown  # any of the subset's modalities
+        return measures.metrics() | {name: count for name, count in counts.items() if count or name == "examples"}
 
     def _make_step(self):
         @jax.jit(out_shardings=NamedSharding(self._mesh, P()))  # every process sees all
@@ -104,7 +96,15 @@ class Evaluator:
             ours = written(self._model, self._objectives, params, batch, outputs, self._config.data.rows)
             labels = {name: batch.get(getattr(self._model.heads[name], "writes", name)) for name in ours}
             decoded = {name: (ours[name], labels[name]) for name in ours if labels[name] is not None}
-            return score(self._objectives, outputs, batch), decoded, jnp.count_nonzero(batch["examples"].segments)
+            right, vectors = {}, {}
+            for name, objective in self._objectives.items():
+                if name in outputs and isinstance(objective, Classification) and name in batch:
+                    best, label = outputs[name].features.argmax(-1), batch[name].features
+                    label = label if label.ndim == best.ndim else label.argmax(-1)  # of a distribution
+                    right[name] = batch[name].segments, best == label
+                elif name in outputs and isinstance(objective, SigLIP | CLIP):
+                    vectors[name] = outputs[name]
+            return batch["examples"], score(self._objectives, outputs, batch), decoded, right, vectors
 
         return eval_step
 
@@ -127,19 +127,8 @@ def evaluate_run(directory: str, split: str | None = None, examples: int | None 
     }
 
 
-def error_rates(references: list[str], hypotheses: list[str]) -> dict[str, float]:
-    """Character and word error rate over the whole corpus: all edits over all reference units (jiwer)."""
-    import jiwer
-
-    if not references:
-        return {}
-    return {"cer": float(jiwer.cer(references, hypotheses)), "wer": float(jiwer.wer(references, hypotheses))}
-
-
-def table(subsets: dict[str, dict[str, float]], title: str):
-    """The metrics of several subsets as a rich table."""
-    from rich.table import Table
-
+def table(subsets: dict[str, dict[str, float]], title: str) -> Group:
+    """The metrics of several subsets as a rich table; below it, if there are any, those of groups and of retrieval."""
     names = ["answer/accuracy", "transcript/cer", "transcript/wer"]
     found = sorted({n for metrics in subsets.values() for n in metrics})
     others = [n for n in found if n.endswith(("/accuracy", "/cer", "/wer")) and n not in names]
@@ -150,6 +139,41 @@ def table(subsets: dict[str, dict[str, float]], title: str):
         task, _, metric = name.partition("/")
         result.add_column(f"{task} {metric.upper()}" if metric not in ("", "accuracy") else task, justify="right")
     for subset, metrics in subsets.items():
-        shown = [f"{100 * metrics[n]:.2f} %" if n in metrics and np.isfinite(metrics[n]) else "" for n in names]
-        result.add_row(subset, *shown, f"{metrics['examples']:,}")
-    return result
+        result.add_row(subset, *(_percent(metrics.get(n)) for n in names), f"{metrics['examples']:,}")
+    return Group(result, *_table_of_groups(subsets), *_table_of_retrieval(subsets))
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None or not np.isfinite(value) else f"{100 * value:.2f} %"
+
+
+def _table_of_groups(subsets: dict[str, dict[str, float]]) -> list[Table]:
+    """ "transcript/cer/language/fr": a row for "language fr", a column for "speech: transcript CER"."""
+    cells: dict[str, dict[str, float]] = {}
+    for subset, metrics in subsets.items():
+        for name, value in metrics.items():
+            if name.count("/") == 3 and name.split("/")[1] in ("accuracy", "cer"):
+                task, metric, kind, group = name.split("/")
+                column = f"{subset}: {task}" + (" CER" if metric == "cer" else "")
+                cells.setdefault(f"{kind} {group}", {})[column] = value
+    columns = list(dict.fromkeys(column for row in cells.values() for column in row))
+    result = Table("", *(Column(column, justify="right") for column in columns))
+    for group, row in sorted(cells.items()):
+        result.add_row(group, *(_percent(row.get(column)) for column in columns))
+    return [result] if cells else []
+
+
+def _table_of_retrieval(subsets: dict[str, dict[str, float]]) -> list[Table]:
+    result = Table("retrieval", *(Column(f"recall@{k}", justify="right") for k in RANKS), "chance", "gallery")
+    for subset, metrics in subsets.items():
+        for name in (n.removesuffix("/gallery") for n in metrics if n.endswith("/gallery")):
+            shown = [_percent(metrics[f"{name}/recall@{k}"]) for k in RANKS]
+            chance = " ".join(_percent(metrics[f"{name}/chance@{k}"]) for k in RANKS)
+            task, direction = name.split("/")
+            result.add_row(
+                f"{subset}: {task} {direction.replace('_to_', ' to ')}",
+                *shown,
+                chance,
+                f"{metrics[f'{name}/gallery']:,}",
+            )
+    return [result] if result.rows else []

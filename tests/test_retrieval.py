@@ -1,0 +1,121 @@
+"""Recall@k: against ranking by hand, galleries of different items, collapsed models, and a run of three modalities."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mmjax import config as c
+from mmjax.evaluate.retrieval import recalls
+
+
+def test_recall_is_that_of_ranking_by_hand():
+    draw = np.random.default_rng(0)
+    queries, items = draw.standard_normal((30, 4)), draw.standard_normal((30, 4))
+    items += queries  # so that some are found
+    found = recalls(queries, items, range(30), range(30))
+    for k in (1, 5, 10):
+        by_hand = np.mean([i in np.argsort(-(items @ queries[i]))[:k] for i in range(30)])
+        assert found[f"recall@{k}"] == pytest.approx(by_hand) and 0.2 < by_hand <= 1
+        assert found[f"chance@{k}"] == pytest.approx(k / 30)
+
+
+def test_an_item_of_several_examples_is_in_the_gallery_once_and_any_of_a_querys_items_counts():
+    """The rule of COCO captions: five captions for each picture."""
+    pictures = np.repeat(np.eye(3), 2, axis=0)  # 3 pictures, each with 2 captions
+    captions = np.array([[0, 1, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]], float)
+    names, keys = list("abcdef"), [0, 0, 1, 1, 2, 2]
+    to_text = recalls(pictures, captions, keys, names)
+    assert (to_text["queries"], to_text["gallery"]) == (3, 6)
+    # Picture 0: caption f scores as high as its own b, and counts before it. 1: caption a, likewise. 2: only e.
+    assert to_text["recall@1"] == pytest.approx(1 / 3) and to_text["recall@5"] == 1.0
+    assert to_text["chance@1"] == pytest.approx(2 / 6) and to_text["chance@5"] == 1.0
+    to_picture = recalls(captions, pictures, names, keys)
+    assert (to_picture["queries"], to_picture["gallery"]) == (6, 3)
+    assert to_picture["recall@1"] == pytest.approx(4 / 6) and to_picture["chance@1"] == pytest.approx(1 / 3)
+
+
+def test_a_model_that_has_collapsed_finds_nothing():
+    same = np.ones((50, 8))
+    found = recalls(same, same, range(50), range(50))
+    assert found["recall@1"] == found["recall@10"] == 0.0
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """A run that compares pictures, recordings and texts of two languages, from two sources."""
+    from corpora import make_files, rows
+
+    from mmjax.train.loop import train
+
+    files = make_files(tmp_path_factory.mktemp("pairs"))
+    for name, languages in (("first", ("de", "en")), ("second", ("en", "fr"))):
+        lines = [
+            row | {"text": row["transcript"], "language": languages[number % 2]}
+            for number, row in enumerate(rows(files))
+        ]
+        (files / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    manifest = lambda name: c.Manifest(splits=dict.fromkeys(("train", "test"), str(files / f"{name}.jsonl")))  # noqa: E731
+    config = c.Experiment(
+        name="pairs",
+        steps=2,
+        data=c.Data(
+            source=c.Mixture(sources={"first": manifest("first"), "second": manifest("second")}),
+            tokenizer=c.SentencePiece(vocabulary=60, byte_fallback=False),
+            batch_rows=2,
+            rows={"speech": 400, "image": 64, "text": 64, "transcript": 64, "examples": 4},
+            subsets={"speech+image+text": 1.0},
+        ),
+        model=c.Multimodal(
+            encoders={
+                "speech": c.Conformer(layers=1, width=16, heads=2, kernel=4, stem_channels=4),
+                "image": c.ViT(patch=8, image_size=32, layers=1, width=16, heads=2, mlp=32),
+                "text": c.Transformer(vocabulary=60, layers=1, width=16, heads=2, mlp=32),
+            },
+            fusion=c.Add(width=16),
+            heads={
+                "heard": c.Contrast(between=("speech", "image"), outputs=8),
+                "read": c.Contrast(between=("text", "image"), outputs=8, scale=14.3, limit=100.0),
+                "transcript": c.Head(reads="speech", outputs=60),
+                "answer": c.Head(reads="fused", outputs=2),
+            },
+        ),
+        objectives={"heard": c.SigLIP(), "read": c.CLIP(), "transcript": c.CTC(), "answer": c.Classification()},
+        optimizer=c.Optimizer(schedule=c.Constant()),
+        evaluation=c.Evaluation(subsets=("speech+image+text",)),
+        log=c.Log(tensorboard=False),
+    )
+    run = files / "run"
+    return run, train(config, run)["speech+image+text"]
+
+
+def test_evaluation_tells_recall_both_ways(pairs):
+    metrics = pairs[1]
+    for name in ("heard/speech_to_image", "heard/image_to_speech", "read/text_to_image", "read/image_to_text"):
+        assert 0 <= metrics[f"{name}/recall@1"] <= metrics[f"{name}/recall@5"] <= metrics[f"{name}/recall@10"] <= 1
+    # 24 examples of 12 different pictures and 5 different texts; recordings are not compared, and all count.
+    assert [metrics[f"{n}/gallery"] for n in ("heard/speech_to_image", "heard/image_to_speech")] == [12, 24]
+    assert [metrics[f"{n}/gallery"] for n in ("read/text_to_image", "read/image_to_text")] == [12, 5]
+    assert metrics["heard/speech_to_image/chance@5"] == pytest.approx(5 / 12)
+
+
+def test_evaluation_tells_sources_and_languages_apart(pairs):
+    metrics = pairs[1]
+    for task, kind in (("answer", "accuracy"), ("transcript", "cer")):
+        groups = {name.split("/", 2)[2] for name in metrics if name.startswith(f"{task}/{kind}/")}
+        assert groups == {"source/first", "source/second", "language/de", "language/en", "language/fr"}
+        # Both sources have the same files, and one language each of the two halves that take turns.
+        by_source = [metrics[f"{task}/{kind}/source/{name}"] for name in ("first", "second")]
+        assert by_source[0] == pytest.approx(by_source[1])
+    accuracy = [metrics[f"answer/accuracy/language/{name}"] for name in ("de", "en", "fr")]
+    assert metrics["answer/accuracy"] == pytest.approx(np.average(accuracy, weights=[6, 12, 6]))
+
+
+def test_eval_shows_them_in_tables(pairs, capsys, monkeypatch):
+    from mmjax import cli, progress
+
+    monkeypatch.setattr(progress.out, "width", 200)
+    assert cli.main(["eval", str(pairs[0])]) == 0
+    shown = capsys.readouterr().out
+    for part in ("heard speech to image", "recall@10", "source second", "language fr", "transcript CER"):
+        assert part in shown, part
