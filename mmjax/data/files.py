@@ -1,7 +1,7 @@
-"""Bytes of files, on this machine or in a bucket (gs://, s3://)."""
+"""Bytes of files, on this machine or in a bucket (gs://, s3://: whatever fsspec knows)."""
 
+import glob
 import os
-from pathlib import Path
 from typing import NamedTuple
 
 from mmjax.errors import UserError
@@ -22,7 +22,7 @@ class Blob(NamedTuple):
     @property
     def on_this_machine(self) -> bool:
         """Whether it is a whole file that can be opened by its path."""
-        return not self.offset and self.length is None and "://" not in self.file
+        return not self.offset and self.length is None and not remote(self.file)
 
     def read(self) -> bytes:
         """The bytes.
@@ -31,28 +31,99 @@ class Blob(NamedTuple):
           UserError: there is no such file, it cannot be read, or it ends before the range does.
         """
         try:
-            with open_file(self.file) as file:
-                file.seek(self.offset)
-                data = file.read() if self.length is None else file.read(self.length)
-        except (OSError, ValueError, ImportError) as error:
+            if remote(self.file):
+                system, path = _filesystem(self.file)
+                end = None if self.length is None else self.offset + self.length
+                data = system.cat_file(path, start=self.offset or None, end=end)  # the range alone is sent
+            else:
+                with open(self.file, "rb") as file:
+                    file.seek(self.offset)
+                    data = file.read() if self.length is None else file.read(self.length)
+        except (OSError, ValueError) as error:
             raise UserError(f"cannot read {self.file}: {getattr(error, 'strerror', None) or error}") from None
         if self.length is not None and len(data) < self.length:
             raise UserError(f"{self.file} ends {self.length - len(data)} bytes before what should lie in it")
         return data
 
 
-def open_file(path: str | os.PathLike):
-    """A file opened to read bytes."""
-    if "://" not in os.fspath(path):
-        return Path(path).open("rb")
-    from etils import epath
+def remote(path: str) -> bool:
+    """Whether a path is that of a bucket, not of this machine."""
+    return "://" in path
 
-    return epath.Path(path).open("rb")
+
+def open_file(path: str):
+    """A file opened to read bytes."""
+    if not remote(path):
+        return open(path, "rb")
+    system, inside = _filesystem(path)
+    return system.open(inside, "rb")
+
+
+def matching(pattern: str) -> list[str]:
+    """The files of a pattern such as data/train-*.tar, by name.
+
+    Raises:
+      UserError: there are none, or the bucket cannot be reached.
+    """
+    if not remote(pattern):
+        found = sorted(glob.glob(pattern))
+    else:
+        try:
+            system, inside = _filesystem(pattern)
+            found = sorted(system.unstrip_protocol(path) for path in system.glob(inside))
+        except OSError as error:
+            raise UserError(f"cannot list {pattern}: {error}") from None
+    if not found:
+        raise UserError(f"there is no file {pattern}")
+    return found
+
+
+def below(folder: str) -> list[str]:
+    """All files below a folder, as paths relative to it.
+
+    Raises:
+      UserError: there is no such folder.
+    """
+    if not remote(folder):
+        if not os.path.isdir(folder):
+            raise UserError(f"there is no folder {folder}")
+        return [
+            os.path.relpath(os.path.join(place, file), folder) for place, _, files in os.walk(folder) for file in files
+        ]
+    try:
+        system, inside = _filesystem(folder)
+        found = system.find(inside)
+    except OSError as error:
+        raise UserError(f"cannot list {folder}: {error}") from None
+    if not found:
+        raise UserError(f"there is no folder {folder}")
+    return [path.removeprefix(inside.rstrip("/")).lstrip("/") for path in found]
+
+
+def stamp(path: str) -> tuple[str, int, int | str]:
+    """Path, size and time (of a bucket's file, its ETag): whether a file is still the one that it was."""
+    if not remote(path):
+        about = os.stat(path)
+        return path, about.st_size, about.st_mtime_ns
+    system, inside = _filesystem(path)
+    about = system.info(inside)
+    changed = next((about[key] for key in ("ETag", "etag", "LastModified", "mtime", "created") if key in about), "")
+    return path, int(about.get("size") or 0), str(changed)
+
+
+def _filesystem(path: str):
+    """fsspec's file system of a path, and the path inside it."""
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(path)
+    except (ValueError, ImportError) as error:  # which names the library to install
+        raise UserError(f"cannot read {path}: {error}") from None
 
 
 def join(root: str, path: str) -> str:
     """A path as it stands in a list of files: relative to the place of the list, unless it is absolute."""
-    if "://" in path or os.path.isabs(path) or not root:
+    if remote(path) or os.path.isabs(path) or not root:
         return path
     return f"{root.rstrip('/')}/{path}"
 

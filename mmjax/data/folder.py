@@ -1,9 +1,8 @@
 """A folder of files: those of one name are one example, and the folder that they lie in is their class."""
 
 import os
-from pathlib import Path
 
-from mmjax.data.files import Blob
+from mmjax.data.files import Blob, below, join
 from mmjax.data.record import Record
 from mmjax.errors import UserError
 
@@ -19,24 +18,20 @@ class Folder:
     the recording, where there is one, else the target of the picture, else a text to be read.
 
     Args:
-      folder: on this machine.
+      folder: its path.
       answers: whether the name of the folder is the answer (of files that lie in `folder` itself there is none).
     """
 
     def __init__(self, folder: str, *, answers: bool = True):
-        self._folder, self._answers = Path(folder), answers
-        if not self._folder.is_dir():
-            raise UserError(f"there is no folder {folder}")
+        self._answers = answers
         groups: dict[str, dict[str, str]] = {}
-        for place, folders, files in os.walk(self._folder):
-            folders.sort()
-            for file in sorted(files):
-                stem, ending = os.path.splitext(file)
-                kind = {**dict.fromkeys(SPEECH, "speech"), **dict.fromkeys(IMAGES, "image"), TEXT: "text"}.get(
-                    ending.lower()
-                )
-                if kind and not file.startswith("."):
-                    groups.setdefault(os.path.join(place, stem), {}).setdefault(kind, os.path.join(place, file))
+        for file in sorted(below(folder)):
+            stem, ending = os.path.splitext(file)
+            kind = {**dict.fromkeys(SPEECH, "speech"), **dict.fromkeys(IMAGES, "image"), TEXT: "text"}.get(
+                ending.lower()
+            )
+            if kind and not os.path.basename(file).startswith("."):
+                groups.setdefault(stem, {}).setdefault(kind, join(folder, file))
         self._examples = sorted(groups.items())
         self.files = [file for _, files in self._examples for file in files.values()]
         if not self._examples:
@@ -51,8 +46,8 @@ class Folder:
         Raises:
           UserError: its text cannot be read.
         """
-        stem, files = self._examples[index]
-        name, parts = os.path.relpath(stem, self._folder), {}
+        name, files = self._examples[index]
+        parts = {}
         for kind in ("speech", "image"):
             if kind in files:
                 parts[kind] = Blob(files[kind])

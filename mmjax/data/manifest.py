@@ -29,8 +29,8 @@ class Manifest:
         try:
             with open_file(file) as opened:
                 data = opened.read()
-        except (OSError, ImportError) as error:
-            raise UserError(f"cannot read the manifest {file}: {getattr(error, 'strerror', None) or error}") from None
+        except OSError as error:
+            raise UserError(f"cannot read the manifest {file}: {error.strerror or error}") from None
         self._rows = _array(data, file) if data[:64].lstrip()[:1] == b"[" and file.endswith(".json") else None
         if self._rows is not None:
             self._starts = range(len(self._rows))

@@ -168,7 +168,9 @@ class Mixture:
             flat = kind == "image" and any(part is not None and part.ndim == 2 for part in parts)
             shape = (2,) if flat else ()
             missing = [np.zeros((length, *shape), np.int32) for length in self.lengths]
-            found[kind] = np.concatenate([m if p is None else p for p, m in zip(parts, missing, strict=True)])
+            # A source without pictures has a 0 for each example, or nothing.
+            known = [p is not None and (p.ndim > len(shape) or p.any()) for p in parts]
+            found[kind] = np.concatenate([p if k else m for p, k, m in zip(parts, known, missing, strict=True)])
         return found
 
     @functools.cached_property

@@ -2,14 +2,13 @@
 
 import bisect
 import functools
-import glob
 import json
 import threading
 from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any
 
-from mmjax.data.files import parent
+from mmjax.data.files import matching, open_file, parent
 from mmjax.data.record import Record, from_row
 from mmjax.errors import UserError
 
@@ -27,17 +26,16 @@ class Parquet:
     def __init__(self, files: str, *, columns: Mapping[str, str] | None = None):
         import pyarrow.parquet
 
-        self.files = sorted(glob.glob(files))
-        if not self.files:
-            raise UserError(f"there is no file {files}")
+        self.files = matching(files)
         self._columns = dict(columns or {})
         self._groups: list[tuple[str, int]] = []
         counts = []
         self._names: dict[str, list[Any]] = {}
         for file in self.files:
             try:
-                metadata = pyarrow.parquet.read_metadata(file)
-                self._names[file] = _class_names(pyarrow.parquet.read_schema(file))
+                with open_file(file) as opened:
+                    table = pyarrow.parquet.ParquetFile(opened)
+                    metadata, self._names[file] = table.metadata, _class_names(table.schema_arrow)
             except (OSError, pyarrow.ArrowException) as error:
                 raise UserError(f"cannot read the table {file}: {error}") from None
             self._groups += [(file, group) for group in range(metadata.num_row_groups)]
@@ -73,7 +71,8 @@ class Parquet:
 
         file, group = self._groups[number]
         try:
-            return pyarrow.parquet.ParquetFile(file).read_row_group(group)
+            with open_file(file) as opened:
+                return pyarrow.parquet.ParquetFile(opened).read_row_group(group)
         except (OSError, pyarrow.ArrowException) as error:
             raise UserError(f"cannot read the table {file}: {error}") from None
 

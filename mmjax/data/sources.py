@@ -9,13 +9,13 @@ A source of one's own stands in any Python file: docs/fourth-modality.md.
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmjax import config as c
 from mmjax.data.corpus import Corpus, Filters
+from mmjax.data.files import stamp
 from mmjax.data.folder import Folder
 from mmjax.data.index import Index, open_index
 from mmjax.data.manifest import Manifest
@@ -113,16 +113,7 @@ def open_collection(source: Any, split: str, directory: Path) -> tuple[Any, dict
         place = source.splits[split]
         collection = COLLECTIONS[type(source).__name__](place, **options)
     described = {name: value for name, value in c.to_dict(source).items() if name != "splits"}
-    return collection, {"place": place, **described, "files": _stamps(collection.files)}
-
-
-def _stamps(files: list[str]) -> list[tuple[str, int, int]]:
-    """Size and time of each file: whether a collection is still the one that was indexed."""
-    found = []
-    for file in files:
-        about = None if "://" in file else os.stat(file)
-        found.append((file, about.st_size, about.st_mtime_ns) if about else (file, 0, 0))
-    return found
+    return collection, {"place": place, **described, "files": [stamp(file) for file in collection.files]}
 
 
 def _tokenizer(config: Any, sources: Mapping[str, Any], directory: Path) -> Tokenizer | None:

@@ -1,10 +1,9 @@
 """WebDataset: samples in tar files, read at random without extracting them."""
 
-import glob
 import json
 import tarfile
 
-from mmjax.data.files import Blob
+from mmjax.data.files import Blob, matching, open_file
 from mmjax.data.folder import IMAGES, SPEECH
 from mmjax.data.record import Record, from_row
 from mmjax.errors import UserError
@@ -28,16 +27,13 @@ class TarShards:
     it lies in its tar file, so no path in it can lead anywhere.
 
     Args:
-      files: a pattern such as data/train-*.tar; uncompressed tar files on this machine.
+      files: a pattern such as data/train-*.tar; uncompressed tar files.
     """
 
     def __init__(self, files: str):
-        found = sorted(glob.glob(files))
-        if not found:
-            raise UserError(f"there is no file {files}")
-        self.files = found
+        self.files = matching(files)
         self._samples = []
-        for number, file in enumerate(found):
+        for number, file in enumerate(self.files):
             self._samples += _samples(file, number)
 
     def __len__(self) -> int:
@@ -93,7 +89,7 @@ def _samples(file: str, number: int) -> list[tuple[int, str, dict[str, tuple[int
     """(number of the file, key, {ending: (offset, size)}) of its samples, in the order in which they begin."""
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     try:
-        with tarfile.open(file, "r:") as tar:
+        with open_file(file) as opened, tarfile.open(fileobj=opened, mode="r:") as tar:
             for member in tar:
                 folder, _, base = member.name.rpartition("/")
                 stem, _, ending = base.partition(".")
