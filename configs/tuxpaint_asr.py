@@ -25,7 +25,7 @@ from mmjax.config import (
     WarmupCosine,
 )
 
-STEPS = 2500
+STEPS = 4800
 
 config = Experiment(
     name="tuxpaint_asr",
@@ -33,8 +33,8 @@ config = Experiment(
     data=Data(
         source=TuxPaintStamps(),
         tokenizer=SentencePiece(vocabulary=256, byte_fallback=False, normalisation="nmt_nfkc_cf"),
-        filters=Filters(longest=10.0),
-        batch_rows=8,
+        filters=Filters(longest=10.0, characters_per_second=30.0),
+        batch_rows=4,
         rows={"speech": 1000, "transcript": 160, "examples": 12},
         subsets={"speech": 1.0},
         speed=SpeedPerturbation(),
@@ -48,7 +48,7 @@ config = Experiment(
                 kernel=15,
                 stem_channels=32,
                 positions="rotary",
-                augment=SpeechAugmentation(masks=SpecAugment()),
+                augment=SpeechAugmentation(masks=SpecAugment(frequency_width=18, time_masks=3)),
                 dropout=0.1,
             )
         },
@@ -60,7 +60,7 @@ config = Experiment(
         unroll=True,
     ),
     objectives={"transcript": CTC(), "answer": Classification(weight=0.3)},
-    optimizer=Optimizer(rule=Muon(), schedule=WarmupCosine(peak=2e-3, warmup=200, steps=STEPS), ema=0.998),
-    evaluation=Evaluation(every_steps=500, subsets=("speech",)),
+    optimizer=Optimizer(rule=Muon(), schedule=WarmupCosine(peak=1.5e-3, warmup=300, steps=STEPS), ema=0.998),
+    evaluation=Evaluation(every_steps=1200, subsets=("speech",)),
     log=Log(every_steps=20),
 )

@@ -1,11 +1,12 @@
 """Prints digests of the rows that this process holds, step by step, for a test that compares numbers of processes.
 
-    python batch_digests.py RUN STEP ...
+    python batch_digests.py RUN STATE STEP ...
 
-The data is opened as training opens it; if the run has a checkpoint, the sampler goes on from its state.
+The data is opened as training opens it; STATE is what a checkpoint says of the sampler, as JSON, or null.
 """
 
 import hashlib
+import json
 import sys
 
 import jax
@@ -15,20 +16,17 @@ from mmjax import config as c
 from mmjax.data.loader import Batches
 from mmjax.parallel.runtime import join_processes
 from mmjax.train.build import build_image_augmentation, build_layout, build_source
-from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.loop import make_sampler
 
 
-def main(run: str, *steps: str) -> None:
+def main(run: str, state: str, *steps: str) -> None:
     join_processes()
     config = c.load(f"{run}/config.json")
     source = build_source(config.data, "train")
     layout = build_layout(config, source.tokenizer)
     sampler = make_sampler(config, layout, source)
-    checkpoints = Checkpoints(run, 1)
-    if kept := checkpoints.steps():
-        sampler.restore(checkpoints.read(kept[-1])[1]["data"])
-    checkpoints.close()
+    if json.loads(state):
+        sampler.restore(json.loads(state))
     augmentation = build_image_augmentation(config)
     batches = Batches(source, layout, sampler, jax.process_index(), jax.process_count(), augmentation)
     for step in map(int, steps):
@@ -39,7 +37,7 @@ def main(run: str, *steps: str) -> None:
             for name in sorted(batch):
                 for part in batch[name]:
                     digest.update(np.ascontiguousarray(part[row]).tobytes())
-            print("row", step, jax.process_index() * share + row, digest.hexdigest())
+            print("row", step, jax.process_index() * share + row, digest.hexdigest(), flush=True)
 
 
 if __name__ == "__main__":
