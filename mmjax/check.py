@@ -8,6 +8,7 @@
 """
 
 import dataclasses
+import json
 import math
 import os
 import subprocess
@@ -27,7 +28,7 @@ from mmjax.data.loader import Batches
 from mmjax.data.packing import Layout, Packer
 from mmjax.data.sampler import Row, Sampler
 from mmjax.errors import UserError
-from mmjax.parallel.mesh import make_mesh, state_shardings, to_devices
+from mmjax.parallel.mesh import make_mesh, share_of_rows, state_shardings, to_devices
 from mmjax.stream import Batch
 from mmjax.train.build import build_layout, build_model, build_objectives, build_source
 from mmjax.train.labels import check_labels
@@ -250,19 +251,18 @@ def keep(row: Row, wanted) -> Row:
 
 
 def division(subject: Subject) -> float:
-    """Loss and gradients on one device, on 8 (rows and parameters divided), on 2 processes, over 4 micro-batches.
+    """Loss and gradients on one device, on 8 (every axis of the mesh but data), on 2 processes (data), over 4 micro-batches.
 
     Not over micro-batches where examples of the whole batch are compared: such a config cannot accumulate.
     """
     _, one = subject.run(subject.batch)
     one = jax.tree.leaves((one["loss"], one["gradients"]))
     others = [
-        divided(subject, make_mesh(data=2, fsdp=4)),
+        divided(subject, make_mesh(fsdp=2, tensor=2, context=2)),
         on_processes(subject.config, 2),
     ]
     if not any(isinstance(head, c.Contrast) for head in subject.config.model.heads.values()):
-        one_device = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
-        others.append(divided(subject, one_device, micro_batches=4))
+        others.append(divided(subject, make_mesh(devices=jax.devices()[:1]), micro_batches=4))
     return max(difference(one, other) for other in others)
 
 
@@ -273,8 +273,9 @@ def divided(subject: Subject, mesh: Mesh, micro_batches: int = 1) -> list[np.nda
         subject.params,
         state_shardings(subject.boxed, mesh),
     )
-    rows = ROWS_CHECKED // jax.process_count()
-    mine = slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
+    share = share_of_rows(mesh)
+    rows = ROWS_CHECKED // share.count
+    mine = slice(share.number * rows, (share.number + 1) * rows)
 
     def compute(params, batch):
         total, gradients, _ = loss_and_gradients(
@@ -287,14 +288,14 @@ def divided(subject: Subject, mesh: Mesh, micro_batches: int = 1) -> list[np.nda
     return [np.asarray(x) for x in jax.tree.leaves(jax.device_get(compute(params, batch)))]
 
 
-def on_processes(config: c.Experiment, count: int) -> list[np.ndarray]:
-    """What `divided` gives when the batch is divided among real processes of this machine."""
+def on_processes(config: c.Experiment, count: int, **axes: int) -> list[np.ndarray]:
+    """What `divided` gives on a mesh of real processes of this machine, one device each; by default, all along data."""
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "config.json").write_text(c.to_json(config))
         port = free_port()
         workers = [
             subprocess.Popen(
-                [sys.executable, "-m", "mmjax.check", scratch, str(port), str(number), str(count)],
+                [sys.executable, "-m", "mmjax.check", scratch, str(port), str(number), str(count), json.dumps(axes)],
                 env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},  # one device each, not 8 simulated ones
                 stdout=subprocess.DEVNULL,  # Gloo talks there
                 stderr=subprocess.PIPE,
@@ -320,14 +321,14 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _worker(scratch: str, port: str, number: str, count: str) -> None:
+def _worker(scratch: str, port: str, number: str, count: str, axes: str) -> None:
     from mmjax.parallel import runtime
 
     runtime.prepare(devices=1, compile_fast=True)
     jax.distributed.initialize(f"localhost:{port}", num_processes=int(count), process_id=int(number))
     with jax.default_matmul_precision("highest"):
         subject = Subject(c.load(Path(scratch) / "config.json"))
-        result = divided(subject, make_mesh())
+        result = divided(subject, make_mesh(**json.loads(axes)))
     if number == "0":
         np.savez(Path(scratch) / "result.npz", *result)
 

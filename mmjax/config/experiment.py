@@ -312,9 +312,11 @@ class Log:
 
 
 @part
-class Mesh:
-    data: int = -1  # -1: all devices that the other axes leave
-    fsdp: int = 1
+class Mesh:  # what is divided among how many devices
+    data: int = -1  # rows of a batch; -1: all devices that the other axes leave
+    fsdp: int = 1  # rows, and parameters, which are gathered where they are used
+    tensor: int = 1  # heads, hidden units and vocabulary
+    context: int = 1  # the tokens of a row
 
 
 @part

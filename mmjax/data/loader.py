@@ -21,7 +21,7 @@ class Batches:
 
     Args:
       source: random access to examples.
-      host, hosts: this host takes its share of every batch's rows, in order.
+      number, count: of every batch's rows, cut into so many equal parts, this host takes that part.
       augmentation: of the pictures, by step and example (see `ImageAugmentation`); None in evaluation.
       mixing: of pictures and answers, likewise (see `ImageMixing`).
     """
@@ -31,16 +31,16 @@ class Batches:
         source,
         layout: Layout,
         sampler: Sampler,
-        host: int = 0,
-        hosts: int = 1,
+        number: int = 0,
+        count: int = 1,
         augmentation: Any = None,
         mixing: Any = None,
     ):
-        if sampler.batch_rows % hosts:
-            raise UserError(f"data.batch_rows={sampler.batch_rows} does not divide among {hosts} hosts")
+        if sampler.batch_rows % count:
+            raise UserError(f"data.batch_rows={sampler.batch_rows} does not divide among {count} hosts")
         self.source, self.layout, self.sampler = source, layout, sampler
-        self._share = sampler.batch_rows // hosts
-        self._first = host * self._share
+        self._share = sampler.batch_rows // count
+        self._first = number * self._share
         self._augmentation, self._mixing = augmentation, mixing
         self.skipped: dict[int, str] = {}
         self._seen = 0

@@ -14,12 +14,13 @@ from mmjax import config as c
 from mmjax import progress
 from mmjax.data.loader import Batches, prefetch
 from mmjax.data.sampler import Sampler
+from mmjax.errors import UserError
 from mmjax.evaluate.decoding import written
 from mmjax.evaluate.measures import Measures
 from mmjax.evaluate.retrieval import RANKS
 from mmjax.evaluate.run import Run
 from mmjax.objectives import CLIP, Classification, SigLIP
-from mmjax.parallel.mesh import make_mesh, to_devices
+from mmjax.parallel.mesh import make_mesh, share_of_rows, to_devices
 from mmjax.train.build import build_layout, build_objectives, build_source
 from mmjax.train.step import score
 
@@ -76,7 +77,7 @@ class Evaluator:
             epochs=1,
             window=data.window,
         )
-        batches = Batches(self._source, layout, sampler, jax.process_index(), jax.process_count())
+        batches = Batches(self._source, layout, sampler, *share_of_rows(self._mesh))
         step = self._steps.setdefault(subset, self._make_step())
         heads = self._config.model.heads
         pairs = {name: head.between for name, head in heads.items() if isinstance(head, c.Contrast)}
@@ -117,7 +118,10 @@ def evaluate_run(directory: str, split: str | None = None, examples: int | None 
     """
     run = Run(directory)
     split = split or run.config.evaluation.split
-    mesh = make_mesh(run.config.mesh.data, run.config.mesh.fsdp)
+    try:
+        mesh = make_mesh(**vars(run.config.mesh))
+    except UserError:  # trained on another number of devices
+        mesh = make_mesh()
     evaluator = Evaluator(run.config, run.model, build_objectives(run.config), mesh, split)
     subsets = all_subsets(run.config.model.encoders)
     return {

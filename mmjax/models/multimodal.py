@@ -36,9 +36,8 @@ class Head(nn.Module):
     def __call__(self, stream: Stream, examples: Stream | None = None) -> Stream:
         if self.pool:
             stream = self.pool(stream, examples)
-        logits = dense(self.outputs, ("embed", "vocabulary"), jnp.float32, "logits")(
-            stream.features.astype(jnp.float32)
-        )
+        # Outputs are few: not divided, as those of `Vocabulary` are.
+        logits = dense(self.outputs, ("embed", None), jnp.float32, "logits")(stream.features.astype(jnp.float32))
         return stream._replace(features=logits)
 
 

@@ -1,35 +1,72 @@
 """One mesh, and one table from the logical axes that modules name to the axes of the mesh."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mmjax.errors import UserError
 from mmjax.stream import Batch
 
-# Rows of a batch are divided among all devices; parameters among those of the axis fsdp.
+# data, fsdp: rows of a batch. fsdp: parameters, gathered where they are used (ZeRO, Rajbhandari et al. 2020).
+# tensor: heads, hidden units and vocabulary (Megatron, Shoeybi et al. 2019). context: the tokens of every row.
+AXES = ("data", "fsdp", "tensor", "context")
 LOGICAL_AXES = (
     ("embed", "fsdp"),
-    ("heads", None),
-    ("mlp", None),
-    ("vocabulary", None),
+    ("heads", "tensor"),
+    ("mlp", "tensor"),
+    ("vocabulary", "tensor"),
     ("layers", None),
     ("experts", None),
 )
 ROWS = P(("data", "fsdp"))
+TOKENS = P(("data", "fsdp"), "context")
+SLOTS = ("examples", "answer")  # streams of a few slots, whose rows alone are divided
 
 
-def make_mesh(data: int = -1, fsdp: int = 1) -> jax.sharding.Mesh:
-    """A mesh of all devices with the axes (data, fsdp); -1 takes what the other leaves."""
-    count = jax.device_count()
-    data = count // fsdp if data == -1 else data
-    if data * fsdp != count:
-        raise UserError(f"mesh.data={data} x mesh.fsdp={fsdp} is not the number of devices, {count}")
-    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+def mesh_shape(count: int, data: int = -1, fsdp: int = 1, tensor: int = 1, context: int = 1) -> dict[str, int]:
+    """The sizes of the axes of a mesh of `count` devices; data = -1 takes what the others leave."""
+    others = fsdp * tensor * context
+    data = count // others if data == -1 else data
+    if data * others != count:
+        sizes = " x ".join(
+            f"mesh.{name}={size}" for name, size in zip(AXES, (data, fsdp, tensor, context), strict=True)
+        )
+        raise UserError(f"{sizes} is not the number of devices, {count}")
+    return dict(zip(AXES, (data, fsdp, tensor, context), strict=True))
+
+
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, context: int = 1, *, devices: Sequence[Any] | None = None
+) -> jax.sharding.Mesh:
+    """A mesh of all devices, or of `devices`.
+
+    Where these are of several slices or nodes, joined by a slower network than inside, the axis data lies across them
+    and the others inside: gradients travel once a step, all else in every layer.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    shape = mesh_shape(len(devices), data, fsdp, tensor, context)
+    axis_types = (AxisType.Auto,) * len(AXES)
+    groups = _groups(devices)
+    if len(groups) == 1 or shape["data"] % len(groups):
+        return jax.make_mesh(tuple(shape.values()), AXES, axis_types=axis_types, devices=devices)
+    inside = {**shape, "data": shape["data"] // len(groups)}
+    placed = [mesh_utils.create_device_mesh(tuple(inside.values()), group) for group in groups]
+    return jax.sharding.Mesh(np.concatenate(placed), AXES, axis_types=axis_types)
+
+
+def _groups(devices: list[Any]) -> list[list[Any]]:
+    """The devices of each slice; on GPUs, of each node (which a process has whole)."""
+    groups: dict[int, list[Any]] = {}
+    for device in devices:
+        group = getattr(device, "slice_index", None)
+        groups.setdefault(device.process_index if group is None else group, []).append(device)
+    return [groups[number] for number in sorted(groups)]
 
 
 def state_shardings(abstract_state: Any, mesh: jax.sharding.Mesh) -> Any:
@@ -46,10 +83,67 @@ def state_shardings(abstract_state: Any, mesh: jax.sharding.Mesh) -> Any:
     return jax.tree.map(shard, abstract_state, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata))
 
 
+class Share(NamedTuple):
+    """Which of the equal parts of a batch's rows a process loads."""
+
+    number: int
+    count: int
+
+
+def share_of_rows(mesh: jax.sharding.Mesh) -> Share:
+    """The rows that this process's devices hold; several processes share them where one row lies on several.
+
+    Raises:
+      UserError: they are not one part of several equal ones.
+    """
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    of_each: dict[int, set[int]] = {}
+    for place, device in np.ndenumerate(mesh.devices):
+        of_each.setdefault(device.process_index, set()).add(place[0] * mesh.shape["fsdp"] + place[1])
+    mine = sorted(of_each[jax.process_index()])
+    size = len(mine)
+    if any(
+        sorted(held)[0] % size or len(held) != size or max(held) - min(held) != size - 1 for held in of_each.values()
+    ):
+        raise UserError(
+            f"the mesh {dict(mesh.shape)} gives processes unequal parts of the rows; choose another mesh.data"
+        )
+    return Share(mine[0] // size, parts // size)
+
+
 def to_devices(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
-    """This host's rows of a batch -> the global batch, its rows divided among all devices."""
-    rows = len(batch["examples"].segments) * jax.process_count()
-    if rows % mesh.size:
-        raise UserError(f"data.batch_rows={rows} does not divide among {mesh.size} devices")
-    sharding = NamedSharding(mesh, ROWS)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+    """This host's rows of a batch (its `share_of_rows`) -> the global batch, divided among all devices."""
+    share = share_of_rows(mesh)
+    rows = len(batch["examples"].segments)
+    shardings, first = batch_shardings(batch, rows * share.count, mesh), share.number * rows
+
+    def place(array, sharding):
+        def part(index):
+            start, stop, _ = index[0].indices(rows * share.count)
+            return array[(slice(start - first, stop - first), *index[1:])]
+
+        return jax.make_array_from_callback((rows * share.count, *array.shape[1:]), sharding, part)
+
+    return jax.tree.map(place, batch, shardings)
+
+
+def abstract_batch(one_row: Batch, rows: int, mesh: jax.sharding.Mesh | None = None) -> Batch:
+    """The shapes of a global batch of `rows` rows, divided as `to_devices` does; from a batch of one row."""
+    whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), one_row)
+    if mesh is None:
+        return whole
+    shardings = batch_shardings(one_row, rows, mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), whole, shardings)
+
+
+def batch_shardings(batch: Batch, rows: int, mesh: jax.sharding.Mesh) -> Batch:
+    """How a batch is divided: its rows among data and fsdp, the tokens of a row along context where that divides them."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % parts:
+        raise UserError(f"data.batch_rows={rows} does not divide among {parts} devices (mesh.data x mesh.fsdp)")
+
+    def shard(name, array):
+        whole = name in SLOTS or array.shape[1] % mesh.shape["context"]
+        return NamedSharding(mesh, ROWS if whole else TOKENS)
+
+    return {name: jax.tree.map(lambda x, n=name: shard(n, x), stream) for name, stream in batch.items()}

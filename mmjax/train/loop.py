@@ -18,7 +18,7 @@ from mmjax.data.loader import Batches, prefetch
 from mmjax.data.sampler import Sampler
 from mmjax.errors import UserError
 from mmjax.evaluate.evaluation import Evaluator, canonical, table
-from mmjax.parallel.mesh import make_mesh, state_shardings, to_devices
+from mmjax.parallel.mesh import make_mesh, share_of_rows, state_shardings, to_devices
 from mmjax.parallel.runtime import jit_once
 from mmjax.train import report
 from mmjax.train.build import (
@@ -65,7 +65,7 @@ def train(config: c.Experiment, run: Path) -> dict[str, Any]:
 def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
     started = time.perf_counter()
     lead = jax.process_index() == 0
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    mesh = make_mesh(**vars(config.mesh))
 
     # The data, and what it means for the model.
     source = build_source(config.data, "train")
@@ -73,7 +73,8 @@ def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
     layout = build_layout(config, source.tokenizer)
     sampler = make_sampler(config, layout, source)
     changes = build_image_augmentation(config), build_image_mixing(config)
-    batches = Batches(source, layout, sampler, jax.process_index(), jax.process_count(), *changes)
+    share = share_of_rows(mesh)
+    batches = Batches(source, layout, sampler, *share, *changes)
     open_run(config, run, source)
 
     # Model and state: only shapes at first, then restored or made, each device its own part.
@@ -152,7 +153,7 @@ def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
             log(*pending)
         done, pending, before = step + 1, None, metrics
         if done % config.log.every_steps == 0 or done in (first + 1, config.steps):
-            pending = done, metrics, throughput.report(jax.process_count())
+            pending = done, metrics, throughput.report(share.count)
         stopping = stop.asked(done)  # once: the signal may come between two looks
         every = config.checkpoint.every_steps
         if done == config.steps or stopping or (every and done % every == 0):

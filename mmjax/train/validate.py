@@ -45,6 +45,7 @@ def check_config(config: c.Experiment) -> None:
         raise UserError(f"seed is {config.seed}; it must be less than 2**63")
     if sum(config.data.subsets.values()) <= 0:
         raise UserError("data.subsets draws nothing: give at least one subset a weight above 0")
+    _check_context(config)
     if not config.objectives:
         raise UserError("objectives is empty: there is nothing to train")
     towers = {**config.model.encoders, **({"fusion": config.model.fusion} if config.model.fusion else {})}
@@ -242,6 +243,17 @@ def _check_masked(name: str, mask: Any, model: c.Multimodal) -> None:
     if isinstance(mask, c.MaskedPatches) != isinstance(head, c.PatchDecoder) or head.outputs != needed:
         which = "a PatchDecoder" if isinstance(mask, c.MaskedPatches) else "a Head or Vocabulary"
         raise UserError(f"model.heads.{name} must be {which} of {needed} outputs, to predict what model.masked hides")
+
+
+def _check_context(config: c.Experiment) -> None:
+    """That the tokens of every row can be divided as the mesh says: what could not be would be computed by all, in silence."""
+    for name, room in config.data.rows.items():
+        step = config.mesh.context * getattr(config.model.encoders.get(name), "subsampling", 1)
+        if config.mesh.context > 1 and name != "examples" and room % step:
+            raise UserError(
+                f"data.rows.{name}={room} does not divide among mesh.context={config.mesh.context} devices; write "
+                f"{max(1, round(room / step)) * step}"
+            )
 
 
 def _check_objective(name: str, objective: Any, config: c.Experiment) -> None:

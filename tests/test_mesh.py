@@ -1,0 +1,108 @@
+"""Division along every axis of the mesh: the same loss and gradients as on one device."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny
+
+from mmjax import config as c
+from mmjax.check import Subject, difference, on_processes
+from mmjax.errors import UserError
+from mmjax.parallel.mesh import AXES, make_mesh, mesh_shape
+from mmjax.train.validate import check_config
+
+ON_8_DEVICES = """
+import json, sys
+from mmjax import config as c
+from mmjax.check import Subject, difference, divided
+from mmjax.parallel.mesh import make_mesh
+import jax
+with jax.default_matmul_precision("highest"):
+    subject = Subject(c.load(sys.argv[1]))
+    one = divided(subject, make_mesh(devices=jax.devices()[:1]))
+    for axes in json.loads(sys.argv[2]):
+        print("difference", difference(one, divided(subject, make_mesh(**axes))))
+"""
+MESHES = [
+    {"data": 8},
+    {"fsdp": 8},
+    {"tensor": 8},
+    {"context": 8},
+    {"fsdp": 2, "tensor": 2, "context": 2},
+    {"data": 2, "fsdp": 2, "tensor": 2},
+]
+
+
+def divisible(**mesh):
+    """The tiny model with as many heads, and rows as long, as 8 devices can divide."""
+    model = c.Multimodal(
+        encoders={
+            "speech": c.Conformer(layers=1, width=32, heads=8, kernel=4, stem_channels=8),
+            "image": c.ViT(patch=8, image_size=64, layers=1, width=32, heads=8, mlp=64),
+            "text": c.Transformer(vocabulary=128, layers=1, width=32, heads=8, mlp=64),
+        },
+        fusion=c.CrossAttention(layers=1, width=32, heads=8, mlp=64, queries=2),
+        heads={"answer": c.Head(reads="fused", outputs=13), "transcript": c.Head(reads="speech", outputs=128)},
+    )
+    data = dataclasses.replace(
+        tiny().data, rows={"speech": 352, "image": 128, "text": 16, "transcript": 24, "examples": 3}
+    )
+    return tiny(model=model, data=data, mesh=c.Mesh(**mesh))
+
+
+def test_every_axis_on_8_devices_is_one_device(tmp_path):
+    (tmp_path / "config.json").write_text(c.to_json(divisible()))
+    process = subprocess.run(
+        [sys.executable, "-c", ON_8_DEVICES, str(tmp_path / "config.json"), json.dumps(MESHES)],
+        env={**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"},
+        capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr[-3000:]
+    found = [float(line.split()[1]) for line in process.stdout.splitlines() if line.startswith("difference")]
+    assert len(found) == len(MESHES)
+    for mesh, off in zip(MESHES, found, strict=True):
+        assert off < 1e-5, mesh
+
+
+@pytest.mark.parametrize(
+    "count, axes", [(2, {"fsdp": 2}), (2, {"tensor": 2}), (2, {"context": 2}), (4, {"tensor": 2, "context": 2})]
+)
+def test_every_axis_on_real_processes_is_one_device(count, axes):
+    with jax.default_matmul_precision("highest"):
+        subject = Subject(divisible())
+        _, one = subject.run(subject.batch)
+        one = jax.tree.leaves((one["loss"], one["gradients"]))
+        assert difference(one, on_processes(subject.config, count, **axes)) < 1e-5
+
+
+def test_what_takes_the_devices_that_others_leave():
+    assert mesh_shape(16, tensor=2, context=4) == {"data": 2, "fsdp": 1, "tensor": 2, "context": 4}
+    with pytest.raises(UserError, match=r"mesh.data=3 x mesh.fsdp=1 x mesh.tensor=2 x mesh.context=1 is not .* 8"):
+        mesh_shape(8, data=3, tensor=2)
+
+
+def test_data_lies_across_slices_and_the_other_axes_inside():
+    """As gradients are summed once a step, the slow network carries them alone."""
+
+    class Device:
+        platform, device_kind, process_index = "tpu", "a chip", 0
+
+        def __init__(self, number):
+            self.id, self.slice_index = number, number % 2  # as listed, the slices take turns
+
+    mesh = make_mesh(data=2, fsdp=2, tensor=2, devices=[Device(number) for number in range(8)])
+    assert mesh.axis_names == AXES and mesh.devices.shape == (2, 2, 2, 1)
+    slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+    assert (slices[0] == 0).all() and (slices[1] == 1).all()
+
+
+def test_tokens_that_cannot_be_divided_are_an_error_not_a_slower_run():
+    check_config(divisible(context=8))
+    with pytest.raises(UserError, match=r"data.rows.speech=328 does not divide among mesh.context=8 .* write 320"):
+        check_config(dataclasses.replace(tiny(), mesh=c.Mesh(context=8)))
