@@ -158,20 +158,31 @@ class Throughput:
 
 
 class CompileCounter:
-    """Counts how often a jitted function is compiled, by its name (jax.monitoring)."""
+    """Counts how often a jitted function is compiled, by its name (jax.monitoring), and what compiling cost in all.
+
+    Attributes:
+      count, seconds: of the function, taken from disk or compiled.
+      hits, misses: programs that were found on disk, and those that were not.
+    """
 
     EVENT = "/jax/core/compile/backend_compile_duration"
+    HIT, MISS = "/jax/compilation_cache/cache_hits", "/jax/compilation_cache/cache_misses"
 
     def __init__(self, name: str):
         import jax
 
-        self.name, self.count, self.seconds = name, 0, 0.0
+        self.name, self.count, self.seconds, self.hits, self.misses = name, 0, 0.0, 0, 0
         jax.monitoring.register_event_duration_secs_listener(self._listen)
+        jax.monitoring.register_event_listener(self._listen_to_cache)
 
     def _listen(self, event: str, seconds: float, **details: Any) -> None:
         if event == self.EVENT and self.name in str(details.get("fun_name", "")):
             self.count += 1
             self.seconds += seconds
+
+    def _listen_to_cache(self, event: str, **details: Any) -> None:
+        self.hits += event == self.HIT
+        self.misses += event == self.MISS
 
 
 def matrix_flops(function: Any, *arguments: Any) -> dict[str, float]:

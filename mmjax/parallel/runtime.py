@@ -15,6 +15,7 @@ CPU_FLAGS = (
     "--xla_cpu_experimental_ynn_fusion_type=-individual_dot",
 )
 # For programs that run once or a few times: on CPU they compile in 30 to 60 % of the time (docs/log.md).
+PROGRAMS_KEPT = 10 * 2**30  # bytes on disk; beyond, what was not used for longest is deleted
 COMPILE_FAST = {"xla_backend_optimization_level": 0}
 
 
@@ -37,6 +38,7 @@ def prepare(devices: int | None = None, compile_fast: bool = False) -> None:
     names = {flag.split("=")[0] for flag in flags}
     flags += [flag for flag in wanted if flag.split("=")[0] not in names]
     os.environ["XLA_FLAGS"] = " ".join(flags)
+    _keep_programs()
     if on_cpu and platform.libc_ver()[0] == "glibc":
         # Keep freed memory instead of returning it page by page at every step (M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD).
         libc = ctypes.CDLL("libc.so.6")
@@ -64,6 +66,19 @@ def jit_once(function: Callable, **options: Any) -> Callable:
 
     fast = COMPILE_FAST if jax.default_backend() == "cpu" else None
     return jax.jit(function, compiler_options=fast, **options)
+
+
+def _keep_programs() -> None:
+    """Keeps every compiled program on disk, so that the next start finds it; what the user has set stays as it is."""
+    home = os.environ.get("MMJAX_DATA") or os.path.join("~", ".cache", "mmjax")
+    settings = {
+        "JAX_COMPILATION_CACHE_DIR": os.path.expanduser(os.path.join(home, "programs")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "JAX_COMPILATION_CACHE_MAX_SIZE": str(PROGRAMS_KEPT),
+    }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
 
 
 def _accelerator() -> bool:

@@ -64,6 +64,7 @@ def train(config: c.Experiment, run: Path) -> dict[str, Any]:
 
 def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
     started = time.perf_counter()
+    compiled = telemetry.CompileCounter("train_step")
     lead = jax.process_index() == 0
     mesh = make_mesh(**vars(config.mesh))
 
@@ -90,7 +91,6 @@ def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
         state = load_initial(config, initialise())
 
     # The step, compiled once.
-    compiled = telemetry.CompileCounter("train_step")
     train_step = jitted_step(config, model, objectives, optimizer, abstract)
     schedule = build_schedule(config.optimizer.schedule)
 
@@ -111,7 +111,7 @@ def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
     evaluator = (
         Evaluator(config, model, objectives, mesh, config.evaluation.split) if config.evaluation.subsets else None
     )
-    line = report.ProgressLine(config.steps, first)
+    line = report.ProgressLine(config.steps, first, started)
 
     def evaluate(step: int, examples: int | None) -> dict[str, dict[str, float]]:
         params = state.params if state.average is None else state.average

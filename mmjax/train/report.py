@@ -79,8 +79,9 @@ def left_out(source: Any, run: Any) -> None:
 class ProgressLine:
     """One line per report: step, losses, rates, waiting, padding, time left."""
 
-    def __init__(self, steps: int, first: int):
+    def __init__(self, steps: int, first: int, started: float):
         self._steps, self._first, self._last, self._seconds = steps, first, first, None
+        self._started = started
         self._at = time.perf_counter()
 
     def show(self, step: int, metrics: dict[str, float], rates: dict[str, float]) -> None:
@@ -88,7 +89,7 @@ class ProgressLine:
         pace = (now - self._at) / max(step - self._last, 1)
         self._last, self._at = step, now
         if step == self._first + 1:  # the first step compiles; it says nothing about the rest
-            left = "?"
+            left = f"? (the first step ended {now - self._started:.0f} s after the start)"
         else:
             self._seconds = pace if self._seconds is None else 0.7 * self._seconds + 0.3 * pace
             left = str(datetime.timedelta(seconds=round((self._steps - step) * self._seconds)))
@@ -114,5 +115,6 @@ def end(started: float, compiled: telemetry.CompileCounter, batches: Any, run: A
         say(f"[yellow]{len(batches.skipped)} examples could not be read and were left out: {path}[/yellow]")
     say(
         f"done in {time.perf_counter() - started:.0f} s; the step was compiled {compiled.count} time(s), "
-        f"{compiled.seconds:.0f} s. Try: mmjax eval {run}"
+        f"{compiled.seconds:.0f} s; of all programs {compiled.hits} were found on disk and {compiled.misses} were not. "
+        f"Try: mmjax eval {run}"
     )
