@@ -1,6 +1,19 @@
-"""Speech recognition in twelve languages from two hours of volunteers' recordings (Tux Paint's stamps), and which language it is.
+"""Speech recognition in twelve languages from two hours of recordings (Tux Paint's stamps), and which language it is.
 
-mmjax train configs/tuxpaint_asr.py
+    mmjax train configs/tuxpaint_asr.py
+
+Measured on 2 CPU cores (Cascade Lake, 2.5 GHz; jax 0.10.2), other work using the same cores all the while: 46 minutes.
+No phrase of the test split (684 recordings, 31 of them left out by the filters, most because their description is much
+longer than what is said) was heard in training. CER, and what another phrase of the same language, drawn at random from the
+training split, would have:
+
+    language      be     bg     ca     da     el     en     es     fr     nl     ro     ru     ml      all
+    test          58     82     73     33     49      6     81     85      6     84     86      2      645
+    CER         41.8 % 44.2 % 50.5 % 65.8 % 55.3 % 59.6 % 45.7 % 47.1 % 45.9 % 35.1 % 39.7 %  130 %  45.2 %
+    by chance     96 %  121 %   96 %   97 %  114 %   71 %   96 %  114 %   57 %  124 %  119 %   80 %   109 %
+
+The language is right for 98.2 % of 653 recordings (8 of them Lithuanian, which has no transcripts and is never recognised).
+Two hours are little: English, Dutch and Malayalam have 55, 57 and 3 recordings to learn from.
 """
 
 from mmjax.config import (
