@@ -153,10 +153,10 @@ def open_tokenizer(config: Any, source: Any, directory: Path) -> Tokenizer | Non
 
 
 def learnable(source: Any, directory: Path) -> tuple[str, Callable[[], set[str]]]:
-    """What identifies the texts of the training split (of all of a mixture), and a function that gathers them.
+    """What identifies the texts of the training split (of a mixture: of all of its sources), and what gathers them.
 
-    Raises (gathering, too):
-      UserError: there are none.
+    Raises:
+      UserError: a source cannot be read; of the function: there is no text.
     """
     identity, gather = [], []
     for one in source.sources.values() if isinstance(source, c.Mixture) else [source]:
