@@ -44,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     sub.add_argument(
         "--save", metavar="FILE", help="where to write speech without its noise (WAV), if the run can do that"
     )
+    for tag in ("language", "task"):
+        sub.add_argument(f"--{tag}", help=f"tag of the text, for a run with data.prefixes that name the {tag}")
     sub.add_argument("--example", type=_whole(0), metavar="N", help="instead: example N of the data's evaluation split")
     command("check", "measure the five invariants on a config", "CONFIG")
     command("checkpoints", "the kept checkpoints, each with size, digest and whether it is intact", "RUN")
@@ -75,6 +77,19 @@ def main(arguments: list[str] | None = None) -> int:
     sub.add_argument("--split", default="train")
     sub.add_argument("-o", "--out", metavar="FILE", help="write one HTML page with histograms, pictures and recordings")
     sub.add_argument("--examples", type=_whole(1), default=24, help="how many the page shows")
+    sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
+    sub = data.add_parser(
+        "tokenizer",
+        help="train one on the texts of the training split, and measure it on them",
+        description="Trains the tokenizer that data.tokenizer of a config describes (or opens its file), and measures it "
+        "on the texts of the training split. The other arguments are the keys of SentencePiece, before the config's.",
+    )
+    sub.add_argument("source", metavar="SOURCE", help="a config file, a folder of shards, or whatever `build` takes")
+    sub.add_argument("-o", "--out", metavar="FILE", help="where to write it; without, it is measured only")
+    sub.add_argument("--vocabulary", type=_whole(1), metavar="N", help="pieces")
+    sub.add_argument("--byte-fallback", action=argparse.BooleanOptionalAction)
+    sub.add_argument("--normalisation", metavar="RULE", help="nmt_nfkc, nmt_nfkc_cf, nfkc, nfkc_cf or identity")
+    sub.add_argument("--special", nargs="+", metavar="TOKEN", help="special tokens")
     sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
     command("config", "print the resolved config as JSON", "CONFIG", json_output=False)
 
@@ -126,8 +141,9 @@ def _predict(options, rest) -> int:
 
     run = Run(options.run)
     if options.example is None:
-        result = run.predict_files(options.speech, options.image, options.text)
-    elif options.speech or options.image or options.text:
+        tags = {"language": options.language, "task": options.task}
+        result = run.predict_files(options.speech, options.image, options.text, tags)
+    elif any((options.speech, options.image, options.text, options.language, options.task)):
         raise UserError("give either --example or files and text of your own")
     else:
         result = run.predict_example(options.example)
@@ -223,6 +239,10 @@ def _data(options, rest) -> int:
 
     if options.what == "inspect":
         return _inspect(options, prepare.inspect(options.source, options.split, options.out, options.examples))
+    if options.what == "tokenizer":
+        chosen = {key: getattr(options, key) for key in ("vocabulary", "byte_fallback", "normalisation", "special")}
+        chosen = {key: value for key, value in chosen.items() if value is not None}
+        return _tokenizer(options, prepare.tokenizer(options.source, options.out, **chosen))
     result = prepare.build(
         options.source, options.out, options.split, shard_bytes=options.shard_megabytes * 2**20,
         keep_duplicates=options.keep_duplicates,
@@ -274,6 +294,19 @@ def _inspect(options, found: dict[str, Any]) -> int:
             print(
                 f"  left out, {name}: {value:,}" if title == "dropped" else f"  padding of {name}: {100 * value:.1f} %"
             )
+    if options.out:
+        print(f"see {options.out}")
+    return 0
+
+
+def _tokenizer(options, found: dict[str, Any]) -> int:
+    if options.json:
+        _print_json(found)
+        return 0
+    print(
+        f"{found['pieces']:,} pieces, {found['characters_per_token']:.2f} characters per token; of {found['tokens']:,} tokens in "
+        f"{found['texts']:,} texts {100 * found['unknown']:.2f} % are unknown, {100 * found['bytes']:.2f} % single bytes"
+    )
     if options.out:
         print(f"see {options.out}")
     return 0

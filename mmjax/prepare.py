@@ -8,7 +8,7 @@ from mmjax.data import build as building
 from mmjax.data.index import open_index
 from mmjax.data.page import facts
 from mmjax.data.page import page as show
-from mmjax.data.sources import open_collection
+from mmjax.data.sources import learnable, open_collection, open_tokenizer
 from mmjax.data.tuxpaint_stamps import SPLITS
 from mmjax.errors import UserError
 from mmjax.train.build import build_layout, build_source, data_directory
@@ -32,6 +32,11 @@ def collection_at(place: str, split: str) -> c.Collection:
     if kind is None:
         raise UserError(f"{place} is no folder, and none of {', '.join(KINDS)}")
     return kind(splits={split: place})
+
+
+def source_at(place: str, split: str) -> c.Collection:
+    """As `collection_at`; a folder of shards is one, too."""
+    return c.Shards(directory=place) if list(Path(place).glob("*.array_record")) else collection_at(place, split)
 
 
 def build(source: str, out: str, split: str | None = None, **options: Any) -> dict[str, Any]:
@@ -79,14 +84,52 @@ def inspect(source: str, split: str, page: str | None, examples: int = 24) -> di
             useful = sampler.useful_share(layout.tokens(data.sizes), range(50))
             padding = {name: 1.0 - share for name, share in useful.items()}
     else:
-        chosen = (
-            c.Shards(directory=source) if list(Path(source).glob("*.array_record")) else collection_at(source, split)
-        )
         settings = dict(rows={"examples": 1}, subsets={"speech": 1.0}, filters=c.Filters(largest_share_dropped=1.0))
-        data = build_source(c.Data(source=chosen, **settings), split)
+        data = build_source(c.Data(source=source_at(source, split), **settings), split)
     if page:
         try:
             Path(page).write_text(show(data, f"{source}, {split} split", padding, examples))
         except OSError as error:
             raise UserError(f"cannot write {page}: {error.strerror or error}") from None
     return facts(data) | ({"padding": padding} if padding else {})
+
+
+def tokenizer(source: str, out: str | None = None, **keys: Any) -> dict[str, Any]:
+    """`mmjax data tokenizer`: the tokenizer of a config, or one for the texts at a path, measured on the texts it is for.
+
+    Args:
+      out: where to write it; None: nowhere.
+      keys: of `SentencePiece`, before those of the config.
+
+    Returns:
+      {"pieces", "texts" (each counted once), "tokens", "characters_per_token", and shares of the tokens: "unknown",
+      "bytes"}.
+
+    Raises:
+      UserError: it cannot be trained or written, or `keys` are for a tokenizer that is trained already.
+    """
+    if source.endswith(".py"):
+        data = c.load(source).data
+        chosen, config, home = data.source, data.tokenizer or c.SentencePiece(), data_directory(data.directory)
+    else:
+        chosen, config, home = source_at(source, "train"), c.SentencePiece(), data_directory()
+    if keys and (isinstance(config, c.HuggingFaceTokenizer) or config.file):
+        raise UserError(
+            f"data.tokenizer of {source} is {config.file}, which is trained already; leave out --{next(iter(keys))}"
+        )
+    config = c.from_dict(type(config), c.to_dict(config) | keys, "data.tokenizer")
+    trained = open_tokenizer(config, chosen, home)
+    texts = learnable(chosen, home)[1]()
+    ids = [trained.pieces(text) for text in texts]
+    count = sum(map(len, ids))
+    share = lambda some: sum(i in some for one in ids for i in one) / max(count, 1)  # noqa: E731
+    if out:
+        trained.save(Path(out))
+    return {
+        "pieces": len(trained),
+        "texts": len(texts),
+        "tokens": count,
+        "characters_per_token": sum(map(len, texts)) / max(count, 1),
+        "unknown": share({trained.unknown}),
+        "bytes": share(trained.byte_pieces),
+    }

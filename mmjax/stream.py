@@ -6,7 +6,7 @@ without loading JAX.
 
 from typing import Any, NamedTuple
 
-# The id that no text holds: the tokenizer's padding, the blank of CTC and transducer, the beginning and end of a text.
+# The id that no text to be written holds: the tokenizer's padding, the blank of CTC and transducer, the beginning and end of a text.
 BLANK = 0
 
 Array = Any  # numpy.ndarray in data workers, jax.Array in the model

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -36,16 +37,16 @@ def home(tmp_path_factory):
 
 def run(command):
     assert command.startswith("mmjax ")
-    assert cli.main(command.split()[1:]) == 0
+    assert cli.main(shlex.split(command, comments=True)[1:]) == 0
 
 
 def test_the_page_works_from_beginning_to_end(home, monkeypatch, capsys):
     monkeypatch.chdir(home)
     monkeypatch.setenv("MMJAX_DATA", str(home / "cache"))
-    (train,), (inspect,), (build, train_on_shards) = (block.strip().splitlines() for block in code("bash"))
+    (train,), (inspect,), (build, train_on_shards), _ = (block.strip().splitlines() for block in code("bash"))
     run(train)
     capsys.readouterr()
-    run(inspect.partition("#")[0])
+    run(inspect)
     assert "3 examples, 0.00 hours of speech" in (printed := capsys.readouterr().out) and "padding of speech" in printed
     shown = (home / "colours.html").read_text()
     assert shown.count("<audio") == 3 and "red square" in shown and shown.count("<svg") == 2
@@ -72,3 +73,21 @@ def test_the_mixture_of_the_page_is_one(home, monkeypatch):
     assert mixed.names == ["mine", "lists"] and mixed.lengths == [3, 3]
     counts = mixed.proportions.before(1000)
     assert np.abs(counts - [700, 300]).max() <= 3
+
+
+def test_the_tokenizer_of_the_page_puts_a_language_before_a_transcript(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("MMJAX_DATA", str(home / "cache"))
+    run(code("bash")[3].strip())
+    assert capsys.readouterr().out.startswith("64 pieces, ")
+    room = {"c": c}
+    exec(code("python")[2], room)
+    data = c.load("colours.py").data
+    found = build_source(
+        c.Data(**{**vars(data), "tokenizer": room["tokenizer"], "prefixes": room["prefixes"]}), "train"
+    )
+    written = [
+        found.tokenizer.decode([*found[i].prefixes["transcript"], *found.tokenizer.encode(found[i].transcript)], special=True)
+        for i in range(3)
+    ]  # fmt: skip
+    assert written == ["red circle", "<en>blue square", "red square"]

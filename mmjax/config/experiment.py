@@ -141,6 +141,15 @@ class SentencePiece:
     file: str | None = None  # a trained model; None: it is trained on the texts of the training split
     byte_fallback: bool = True  # what no piece covers is written in bytes; takes 256 pieces
     normalisation: Literal["nmt_nfkc_cf", "nmt_nfkc", "nfkc_cf", "nfkc", "identity"] = "nmt_nfkc"
+    special: tuple[
+        str, ...
+    ] = ()  # tokens for `Data.prefixes`, which no text can spell: "<fr>"; of a file, those it must have
+
+
+@part
+class HuggingFaceTokenizer:
+    file: str  # a tokenizer.json
+    add_special_tokens: bool = True  # those that its post-processor puts around what is read: [CLS] ... [SEP]
 
 
 @part
@@ -172,7 +181,9 @@ class ImageMixing:
 @part
 class Data:
     source: SpokenEasyVQA | OwnSource | Collection | Mixture
-    tokenizer: SentencePiece | None = None  # of the texts of collections and mixtures
+    tokenizer: SentencePiece | HuggingFaceTokenizer | None = None  # of the texts of collections and mixtures
+    # Special tokens before each text of a collection, by its tags: {"target": ("<{language}>", "<{task}>")}.
+    prefixes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     sample_rate: int = 16_000  # Hz, that a collection's recordings are resampled to
     filters: Filters = Filters()  # of a collection
     directory: str | None = None  # None: $MMJAX_DATA, else ~/.cache/mmjax

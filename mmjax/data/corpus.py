@@ -11,6 +11,7 @@ from mmjax.data.audio import read_audio
 from mmjax.data.example import Example
 from mmjax.data.files import Blob
 from mmjax.data.index import TAGS, TEXTS, Index
+from mmjax.data.prefixes import Prefixes
 from mmjax.data.record import Record
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
@@ -46,6 +47,7 @@ class Corpus:
       sample_rate: that recordings are resampled to, in Hz.
       answers: names of classes (or of numbers), of the training split; None: those of this index.
       filters: what is left out.
+      prefixes: special tokens in front of texts; see `Prefixes`.
       title: to say what it is.
 
     Attributes:
@@ -63,6 +65,7 @@ class Corpus:
         sample_rate: int = 16_000,
         answers: Sequence[str] | None = None,
         filters: Filters = Filters(),
+        prefixes: Mapping[str, Sequence[str]] | None = None,
         title: str = "the data",
     ):
         self._collection, self._index, self.tokenizer = collection, index, tokenizer
@@ -76,9 +79,12 @@ class Corpus:
         sizes["image"] = (
             np.stack([index.height, index.width], axis=1) if has_pictures else np.zeros(len(index), np.int32)
         )
+        self._prefixes = Prefixes(prefixes, tokenizer) if prefixes else None
         for name in TEXTS:
             there = index.has(name) and tokenizer is not None
             sizes[name] = index.tokens(name, tokenizer) if there else np.zeros(len(index), np.int32)
+            if self._prefixes:
+                sizes[name] = sizes[name] + self._prefixes.counts(name, index)
         self.quarantine = self._examine(sizes, filters)
         self.dropped: dict[str, int] = {}
         for _, reason in self.quarantine:
@@ -129,6 +135,7 @@ class Corpus:
             transcript=record.transcript,
             target=record.target,
             answer=self._number_of[answer] if isinstance(answer, str) else answer,
+            prefixes=self._prefixes and self._prefixes.of({name: getattr(record, name) for name in TAGS}),
         )
 
     def _speech(self, record: Record) -> np.ndarray:

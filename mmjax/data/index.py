@@ -104,6 +104,12 @@ class Index:
         data = self._bytes[name][start : int(self._ends[name][number])].tobytes()
         return data[1:].decode() if data else None  # each text begins with a byte, so that an empty one is not none
 
+    def there(self, name: str) -> np.ndarray:
+        """[n] bool: which examples have this text, be it empty."""
+        if name not in self._ends:
+            return np.zeros(len(self), bool)
+        return np.diff(self._ends[name], prepend=0) > 0
+
     def characters(self, name: str) -> np.ndarray:
         """[n] int32 characters of each text; 0 where there is none."""
         return self._characters[name]
@@ -126,7 +132,8 @@ class Index:
         if not path.is_file():
             counts = np.zeros(len(self), np.int32)
             for number in range(len(self)):
-                counts[number] = len(tokenizer.encode(self.text(name, number) or ""))
+                text = self.text(name, number)
+                counts[number] = 0 if text is None else len(tokenizer.of_stream(name, text))
             _save(path, counts)
         return np.load(path, mmap_mode="r")
 

@@ -198,16 +198,13 @@ class Packer:
                 picture, share = blend.mix(picture, other)
             parts["image"] = self._patches(picture)
         if "text" in shows and "text" in self.batch and example.text is not None:
-            ids = layout.tokenizer.encode(example.text)
-            if not ids:
+            parts["text"] = self._ids("text", example)
+            if not len(parts["text"][0]):
                 raise UserError(f"the text of {name} has no tokens")
-            parts["text"] = np.array(ids), np.arange(len(ids))
         if "speech" in parts and "transcript" in self.batch and example.transcript is not None:
-            ids = layout.tokenizer.encode(example.transcript)
-            parts["transcript"] = np.array(ids), np.arange(len(ids))
+            parts["transcript"] = self._ids("transcript", example)
         if "target" in self.batch and example.target is not None:
-            ids = layout.tokenizer.encode(example.target)
-            parts["target"] = np.array(ids), np.arange(len(ids))
+            parts["target"] = self._ids("target", example)
         for stream, vectors in (example.vectors or {}).items():
             if stream in shows and stream in self.batch:
                 parts[stream] = layout.checked(stream, vectors, name), np.arange(len(vectors))
@@ -221,6 +218,12 @@ class Packer:
             parts["answer"] = answer[None], np.zeros(1)
 
         self._write(row, parts, name)
+
+    def _ids(self, stream: str, example: Example) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and places of an example's text, after its prefix."""
+        prefix = (example.prefixes or {}).get(stream, ())
+        ids = [*prefix, *self.layout.tokenizer.of_stream(stream, getattr(example, stream))]
+        return np.array(ids, np.int32), np.arange(len(ids))
 
     def _picture(self, encoded: bytes, number: int, name: str, size: tuple[int, int] | None = None) -> np.ndarray:
         """Pixels [H, W, 3] of a picture as the step sees it, in a given size or in its own."""

@@ -9,7 +9,7 @@ A source of one's own stands in any Python file: docs/fourth-modality.md.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from mmjax.data.parquet import Parquet
 from mmjax.data.shards import Shards
 from mmjax.data.spoken_easy_vqa import SpokenEasyVQA
 from mmjax.data.tar_shards import TarShards
-from mmjax.data.text import Tokenizer
+from mmjax.data.text import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 from mmjax.data.tuxpaint_stamps import TuxPaintStamps
 from mmjax.errors import UserError, nearest
 
@@ -44,8 +44,8 @@ def open_source(data: Any, split: str, directory: Path, own: Callable[[Any, str]
     """
     source = data.source
     if not isinstance(source, c.Mixture):
-        return _open_one(source, data, split, directory, _tokenizer(data.tokenizer, {"": source}, directory), own)
-    tokenizer = _tokenizer(data.tokenizer, source.sources, directory)
+        return _open_one(source, data, split, directory, open_tokenizer(data.tokenizer, source, directory), own)
+    tokenizer = open_tokenizer(data.tokenizer, source, directory)
     found = {
         name: _open_one(one, data, split, directory, tokenizer, own)
         for name, one in source.sources.items()
@@ -83,6 +83,7 @@ def _open_one(source: Any, data: Any, split: str, directory: Path, tokenizer: To
         sample_rate=data.sample_rate,
         answers=training.answers,
         filters=Filters(**vars(data.filters)),
+        prefixes=data.prefixes,
         title=f"{type(source).__name__} {getattr(source, 'splits', {}).get(split, split)}",
     )
 
@@ -116,27 +117,52 @@ def open_collection(source: Any, split: str, directory: Path) -> tuple[Any, dict
     return collection, {"place": place, **described, "files": [stamp(file) for file in collection.files]}
 
 
-def _tokenizer(config: Any, sources: Mapping[str, Any], directory: Path) -> Tokenizer | None:
-    """The model that the config names, or one trained on the texts of all training splits, once."""
+def open_tokenizer(config: Any, source: Any, directory: Path) -> Tokenizer | None:
+    """The tokenizer that the config names, or one trained on the texts of all training splits, once.
+
+    Raises:
+      UserError: it cannot be read or trained, or lacks a special token.
+    """
     if config is None:
         return None
+    if isinstance(config, c.HuggingFaceTokenizer):
+        return HuggingFaceTokenizer.load(config.file, add_special_tokens=config.add_special_tokens)
     if config.file is not None:
-        return Tokenizer.load(config.file)
-    identity, learnable = [config.vocabulary, config.byte_fallback, config.normalisation], []
-    for source in sources.values():
-        if isinstance(source, c.SpokenEasyVQA):
-            learned = SpokenEasyVQA(directory, "train", **vars(source)).learned
-            identity.append(repr(source))
-            learnable.append(lambda learned=learned: learned)
-        elif not isinstance(source, c.OwnSource):
-            index = _opened(source, "train", directory)[1]
-            identity.append(index.digest)
-            learnable.append(index.all_texts)
+        tokenizer = SentencePieceTokenizer.load(config.file)
+        for name in config.special:
+            if name not in tokenizer.special:
+                near = nearest(name, tokenizer.special) if tokenizer.special else ""
+                raise UserError(f"data.tokenizer.special: {config.file} has no control piece '{name}'{near}")
+        return tokenizer
+    digest, texts = learnable(source, directory)
+    identity = [config.vocabulary, config.byte_fallback, config.normalisation, *config.special, digest]
     path = directory / "tokenizers" / f"{hashlib.sha256(repr(identity).encode()).hexdigest()[:24]}.model"
     if not path.is_file():
-        texts = {text for texts in learnable for text in texts()} - {""}
-        if not texts:
-            raise UserError("data.tokenizer is set, but the training split has no text to train it on")
-        options = dict(normalisation=config.normalisation, byte_fallback=config.byte_fallback)
-        Tokenizer.train(sorted(texts), config.vocabulary, **options).save(path)
-    return Tokenizer.load(path)
+        options = {name: getattr(config, name) for name in ("normalisation", "byte_fallback", "special")}
+        Tokenizer.train(sorted(texts()), config.vocabulary, **options).save(path)
+    return SentencePieceTokenizer.load(path)
+
+
+def learnable(source: Any, directory: Path) -> tuple[str, Callable[[], set[str]]]:
+    """What identifies the texts of the training split (of a mixture: of all of its sources), and what gathers them.
+
+    Raises:
+      UserError: a source cannot be read; of the function: there is no text.
+    """
+    identity, gather = [], []
+    for one in source.sources.values() if isinstance(source, c.Mixture) else [source]:
+        if isinstance(one, c.SpokenEasyVQA):
+            learned = SpokenEasyVQA(directory, "train", **vars(one)).learned
+            identity.append(repr(one))
+            gather.append(lambda learned=learned: learned)
+        elif not isinstance(one, c.OwnSource):
+            index = _opened(one, "train", directory)[1]
+            identity.append(index.digest)
+            gather.append(index.all_texts)
+
+    def texts() -> set[str]:
+        if found := {text for part in gather for text in part()} - {""}:
+            return found
+        raise UserError("data.tokenizer is set, but the training split has no text to train it on")
+
+    return repr(identity), texts

@@ -25,7 +25,7 @@ class SpokenEasyVQA:
     """The prepared data set of one split: random access, an index of sizes, a tokenizer.
 
     Attributes:
-      sizes: per example, the samples of its speech and the tokens of its text (int64 arrays).
+      sizes: per example, the samples of its speech and the tokens of its text and transcript (int64 arrays).
       tokenizer: the one given, else a sentencepiece model trained on the training questions.
       learned: those questions, each once.
       answers: the 13 answers, in the order of their labels.
@@ -61,7 +61,11 @@ class SpokenEasyVQA:
         # The size of the vocabulary is a choice of the run, not of the data; training takes a moment and is exact.
         self.tokenizer = tokenizer or Tokenizer.train(sorted(learned), vocabulary)
         self.learned = learned
-        self.sizes = {"speech": samples, "text": np.array([len(self.tokenizer.encode(t)) for t in texts])[text]}
+        tokens = {
+            name: np.array([len(self.tokenizer.of_stream(name, t)) for t in texts])[text]
+            for name in ("text", "transcript")
+        }
+        self.sizes = {"speech": samples, **tokens}
 
     def _damaged(self, error: Exception) -> UserError:
         reason = str(error).strip().split("\n")[0] or type(error).__name__

@@ -1,60 +1,90 @@
-"""Text in, token ids out (sentencepiece)."""
+"""Text in, token ids out: models of sentencepiece, and tokenizers of Hugging Face.
+
+A text that is written (a transcript, a target) never holds id 0, `BLANK`, which ends it. One that is only read may.
+"""
 
 import functools
 import io
+import itertools
+import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from mmjax.errors import UserError
 from mmjax.stream import BLANK
 
-UNKNOWN = 1
+UNKNOWN = 1  # of the models trained here
+SPACE = "\u2581"  # what sentencepiece writes for a space
 
 
 class Tokenizer:
-    """A sentencepiece model. Ids: 0 = padding and CTC blank, 1 = unknown, 2.. = pieces."""
+    """What all tokenizers have in common.
 
-    def __init__(self, model: bytes):
-        import sentencepiece
+    Attributes:
+      serialised: the file that it was made of, or would be; two tokenizers that differ in anything differ in it.
+      special: id of each special token by its name; no text becomes one of them, whatever it holds.
+      unknown: the id for what no piece covers; None if there is none.
+      byte_pieces: ids of the pieces that stand for one byte each.
+      zero: what id 0 is. "never": no text holds it; "unknown": what no piece covers; "piece": one as any other.
+    """
 
-        self.serialised = model
-        self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
-        if self._model.pad_id() != BLANK:
-            raise UserError("the tokenizer must keep id 0 for padding (train it with `train_tokenizer`)")
+    file_name: ClassVar[str]
+
+    serialised: bytes
+    special: Mapping[str, int]
+    unknown: int | None
+    byte_pieces: frozenset[int]
+    zero: Literal["never", "unknown", "piece"]
 
     @classmethod
-    @functools.cache
-    def load(cls, path: str | os.PathLike) -> "Tokenizer":
+    def load(cls, path: str | os.PathLike, **options: Any) -> "Tokenizer":
+        """A tokenizer from its file: of this class, or, called on `Tokenizer` itself, of either kind.
+
+        Raises:
+          UserError: it cannot be read, or is no such tokenizer.
+        """
         try:
-            return cls(Path(path).read_bytes())
+            data = Path(path).read_bytes()
         except OSError as error:
             raise UserError(f"cannot read the tokenizer {path}: {error.strerror or error}") from None
-        except RuntimeError:
-            raise UserError(f"cannot read the tokenizer {path}: it is damaged") from None
+        kind = HuggingFaceTokenizer if data.startswith(b"{") else SentencePieceTokenizer
+        return _made(kind if cls is Tokenizer else cls, data, f"the tokenizer {path}", **options)
 
     @classmethod
+    def of_run(cls, directory: Path) -> "Tokenizer":
+        """The one that a run has kept."""
+        kinds = (SentencePieceTokenizer, HuggingFaceTokenizer)
+        names = [kind.file_name for kind in kinds if (directory / kind.file_name).is_file()]
+        return cls.load(directory / (names[0] if names else SentencePieceTokenizer.file_name))
+
+    @staticmethod
     def train(
-        cls,
         sentences: Iterable[str],
         vocabulary: int,
         *,
         normalisation: str = "nmt_nfkc_cf",
         byte_fallback: bool = False,
-    ) -> "Tokenizer":
+        special: Iterable[str] = (),
+    ) -> "SentencePieceTokenizer":
         """Trains a byte-pair model of `vocabulary` pieces; the same sentences give the same model.
 
         Letters, digits and common signs of English are always pieces, so that text nobody trained on can still be
         written; with `byte_fallback` any text can.
 
         Args:
-          normalisation: sentencepiece's rule, by default NFKC and case-folding.
+          normalisation: sentencepiece's rule, by default NFKC and case-folding; all but "identity" also drop spaces
+            that are not between words. "identity" with `byte_fallback` gives every text back as it was.
           byte_fallback: 256 of the pieces are bytes, for what no other piece covers.
+          special: names of special tokens; they count as pieces.
         """
         import sentencepiece
 
-        model = io.BytesIO()
+        model, special, as_it_is = io.BytesIO(), list(special), normalisation == "identity"
+        if wrong := {"", "<pad>", "<unk>"}.intersection(special):
+            raise UserError(f"{wrong.pop()!r} cannot be a special token: choose another name")
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(sentences),
@@ -69,15 +99,17 @@ class Tokenizer:
                 bos_id=-1,
                 eos_id=-1,
                 minloglevel=2,
+                **({"control_symbols": special} if special else {}),
+                **({"remove_extra_whitespaces": False, "add_dummy_prefix": False} if as_it_is else {}),
             )
         except RuntimeError as error:
             raise UserError(
                 f"no tokenizer of {vocabulary} pieces can be trained on this text: {_reason(error, byte_fallback)}"
             ) from None
-        return cls(model.getvalue())
+        return SentencePieceTokenizer(model.getvalue())
 
     def save(self, path: Path) -> None:
-        """Writes the model, whole or not at all.
+        """Writes the tokenizer, whole or not at all.
 
         Raises:
           UserError: the file cannot be written.
@@ -91,16 +123,157 @@ class Tokenizer:
             raise UserError(f"cannot write the tokenizer {path}: {error.strerror or error}") from None
 
     def __len__(self) -> int:
-        return self._model.vocab_size()
+        """One more than the largest id."""
+        raise NotImplementedError
+
+    def pieces(self, text: str) -> list[int]:
+        """The ids of a text's pieces, without special tokens."""
+        raise NotImplementedError
+
+    def read(self, text: str) -> list[int]:
+        """What a text encoder reads: the pieces, and the special tokens that the tokenizer puts around them."""
+        return self.pieces(text)
 
     def encode(self, text: str) -> list[int]:
+        """What a head writes: the pieces but for id 0, `BLANK`; if that is the unknown piece, the unknown is left out."""
+        return [i for i in self.pieces(text) if i != BLANK]
+
+    def of_stream(self, stream: str, text: str) -> list[int]:
+        """The ids of a text in its stream: "text" is read, the others are written."""
+        return self.read(text) if stream == "text" else self.encode(text)
+
+    def decode(self, ids: Iterable[int], special: bool = False) -> str:
+        """The text of ids; blanks, and ids that there are not, are passed over.
+
+        Args:
+          special: special tokens are named; else they are left out.
+        """
+        first = 0 if self.zero == "piece" else 1
+        return self._decode([int(i) for i in ids if first <= i < len(self)], special)
+
+    def _decode(self, ids: list[int], special: bool) -> str:
+        raise NotImplementedError
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A sentencepiece model, trained here or elsewhere. Its control pieces are the special tokens.
+
+    Trained here: 0 = padding, 1 = unknown, then special tokens, bytes and pieces.
+    """
+
+    file_name = "tokenizer.model"
+
+    def __init__(self, serialised: bytes, name: str = "the tokenizer"):
+        import sentencepiece
+
+        self.serialised = serialised
         try:
-            return self._model.encode(text)
+            self._model = model = sentencepiece.SentencePieceProcessor(model_proto=serialised)
+            ids = range(model.vocab_size() if serialised else 0)
+        except RuntimeError:
+            ids = range(0)
+        if not ids:
+            raise UserError(f"cannot read {name}: it is damaged, or no model of sentencepiece")
+        self.special = {model.id_to_piece(i): i for i in ids if i != BLANK and model.is_control(i)}
+        self.unknown = model.unk_id()
+        self.byte_pieces = frozenset(i for i in ids if model.is_byte(i))
+        self.zero = (
+            "unknown" if model.is_unknown(0) else "never" if model.is_control(0) or model.is_unused(0) else "piece"
+        )
+        # A model that keeps all spaces would make one of the sign that it writes for them, too; bytes tell them apart.
+        keeps_spaces = model.decode(model.encode("  a ")) == "  a "
+        spelled = [model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+        self._spelled = spelled if keeps_spaces and self.byte_pieces.issuperset(spelled) else None
+
+    def __len__(self) -> int:
+        return self._model.vocab_size()
+
+    def pieces(self, text: str) -> list[int]:
+        try:
+            if self._spelled is None or SPACE not in text:
+                return self._model.encode(text)
+            first, *rest = (self._model.encode(part) for part in text.split(SPACE))
+            return first + [i for part in rest for i in (*self._spelled, *part)]
         except RuntimeError:  # lone surrogates: bytes that were no UTF-8 when Python read them
             raise UserError(f"{text!r} is not valid Unicode text") from None
 
-    def decode(self, ids: Iterable[int]) -> str:
-        return self._model.decode([int(i) for i in ids if i != BLANK])
+    def _decode(self, ids: list[int], special: bool) -> str:
+        if not special:
+            return self._model.decode(ids)
+        runs = itertools.groupby(ids, self._model.is_control)
+        shown = (
+            map(self._model.id_to_piece, run) if control else [self._model.decode(list(run))] for control, run in runs
+        )
+        return "".join(itertools.chain.from_iterable(shown))
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """A tokenizer.json. Truncation and padding, which it may ask for, are for others: rows are packed here.
+
+    Args:
+      add_special_tokens: `read` puts around a text what its post-processor says: [CLS] ... [SEP].
+    """
+
+    file_name = "tokenizer.json"
+
+    def __init__(self, serialised: bytes, name: str = "the tokenizer", add_special_tokens: bool = True):
+        try:
+            import tokenizers
+        except ImportError:
+            raise UserError(
+                f"{name} is Hugging Face's, which needs the library tokenizers: pip install 'mmjax[huggingface]'"
+            ) from None
+
+        try:
+            about = json.loads(serialised) | {"truncation": None, "padding": None}
+            if not add_special_tokens:
+                about["post_processor"] = None
+            self.serialised = json.dumps(about).encode()
+            self._model = tokenizers.Tokenizer.from_str(self.serialised.decode())
+        except Exception as error:  # tokenizers raises nothing more special
+            raise UserError(f"cannot read {name}: it is no tokenizer.json ({error})") from None
+        self._model.encode_special_tokens = True  # those that a text spells are text
+        vocabulary = self._model.get_vocab()
+        self._length = max(vocabulary.values()) + 1
+        self.unknown = _unknown(about["model"], vocabulary)
+        added = {token.content: i for i, token in self._model.get_added_tokens_decoder().items() if token.special}
+        self.special = {name: i for name, i in added.items() if i not in (BLANK, self.unknown)}
+        # Models of whole words hold the names of special tokens, too, and may find them in a text.
+        self._not_text = frozenset(added.values()) - {self.unknown}
+        self.byte_pieces = frozenset(i for piece, i in vocabulary.items() if re.fullmatch("<0x[0-9A-F]{2}>", piece))
+        known = 0 in vocabulary.values() and 0 not in self._not_text
+        self.zero = "unknown" if self.unknown == 0 else "piece" if known else "never"
+
+    def __len__(self) -> int:
+        return self._length
+
+    def pieces(self, text: str) -> list[int]:
+        return [i for i in self._encode(text, False).ids if i not in self._not_text]
+
+    def read(self, text: str) -> list[int]:
+        found = self._encode(text, True)
+        around = zip(found.ids, found.special_tokens_mask, strict=True)
+        return [i for i, added in around if added or i not in self._not_text]
+
+    def _encode(self, text: str, add_special_tokens: bool) -> Any:
+        try:
+            return self._model.encode(text, add_special_tokens=add_special_tokens)
+        except TypeError:  # lone surrogates
+            raise UserError(f"{text!r} is not valid Unicode text") from None
+
+    def _decode(self, ids: list[int], special: bool) -> str:
+        return self._model.decode(ids, skip_special_tokens=not special)
+
+
+@functools.lru_cache(8)
+def _made(kind: type[Tokenizer], serialised: bytes, name: str, **options: Any) -> Tokenizer:
+    """One of the same file is made once: splits and sources share it."""
+    return kind(serialised, name, **options)
+
+
+def _unknown(model: Mapping[str, Any], vocabulary: Mapping[str, int]) -> int | None:
+    """The id for what no piece covers, as the model of a tokenizer.json says it."""
+    return model["unk_id"] if model.get("unk_id") is not None else vocabulary.get(model.get("unk_token"))
 
 
 def _reason(error: RuntimeError, byte_fallback: bool) -> str:

@@ -1,6 +1,8 @@
 """A finished (or running) run, opened for evaluation and prediction."""
 
 import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from mmjax.data.audio import read_audio
 from mmjax.data.example import Example
 from mmjax.data.image import read_image_file
 from mmjax.data.packing import Packer
+from mmjax.data.prefixes import Prefixes
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
 from mmjax.evaluate.decoding import texts, written
@@ -48,12 +51,28 @@ class Run:
         self.params = state.get("average") or state["params"]
         self.model = build_model(self.config.model)
 
-    def predict_files(self, speech: str | None, image: str | None, text: str | None) -> dict[str, Any]:
-        """`predict` from a recording (WAV, FLAC, OGG or MP3, any rate) and a picture (PNG or JPEG, any size)."""
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The one that the run was trained with; None where it has no text."""
+        has_text = {"text", "transcript", "target"} & set(self.config.data.rows)
+        return Tokenizer.of_run(self.directory) if has_text else None
+
+    def predict_files(
+        self, speech: str | None, image: str | None, text: str | None, tags: Mapping[str, str | None] | None = None
+    ) -> dict[str, Any]:
+        """`predict` from a recording (WAV, FLAC, OGG or MP3, any rate) and a picture (PNG or JPEG, any size).
+
+        Args:
+          tags: "language" and "task" of the text, for its prefix (`data.prefixes`).
+        """
+        templates = self.config.data.prefixes
+        if any((tags or {}).values()) and "text" not in templates:
+            raise UserError("this run puts no tag in front of a text (its config has no data.prefixes.text)")
         return self.predict(
             speech=None if speech is None else read_audio(speech, sample_rate(self.config)),
             image=None if image is None else read_image_file(image),
             text=text,
+            prefix=Prefixes(templates, self.tokenizer).ids("text", tags or {}) if templates else (),
         )
 
     def predict_example(self, number: int, split: str | None = None) -> dict[str, Any]:
@@ -74,7 +93,8 @@ class Run:
             "text": example.text,
         }
         shown = (parts | dict(example.vectors or {})).items()
-        result = self.predict(**{name: part for name, part in shown if name in subset.split("+")})
+        prefix = (example.prefixes or {}).get("text", ())
+        result = self.predict(prefix=prefix, **{name: part for name, part in shown if name in subset.split("+")})
         answer = example.answer
         if answer is not None:
             answer = np.asarray(answer).tolist() if np.ndim(answer) else source.answers[int(answer)]
@@ -82,14 +102,20 @@ class Run:
         return result | {"example": {"number": number, "split": split, "modalities": subset, **truth}}
 
     def predict(
-        self, speech: Any = None, image: bytes | None = None, text: str | None = None, **vectors: Any
+        self,
+        speech: Any = None,
+        image: bytes | None = None,
+        text: str | None = None,
+        *,
+        prefix: Sequence[int] = (),
+        **vectors: Any,
     ) -> dict[str, Any]:
         """The answer to one example, given as any subset of the modalities.
 
         Args:
           speech: float32 samples [N] at the model's rate.
           image: an encoded picture.
-          text: the written question.
+          text: the written question; prefix: ids of special tokens in front of it.
           vectors: of other streams, by name: [T, W].
 
         Returns:
@@ -104,9 +130,7 @@ class Run:
         absent = [name for name in shows if name not in self.config.model.encoders]
         if absent:
             raise UserError(f"this run's model has no encoder for {absent[0]}")
-        needed = {"text", "transcript", "target"} & set(self.config.data.rows)
-        tokenizer = Tokenizer.load(self.directory / "tokenizer.model") if needed else None
-        layout = build_layout(self.config, tokenizer)
+        layout = build_layout(self.config, self.tokenizer)
         rows = dict(layout.without(*set(self.config.model.encoders) - shows).rows)
         if speech is not None:  # a row as long as this recording; no other needs room beside it
             if len(speech) > LONGEST * sample_rate(self.config):
@@ -116,13 +140,16 @@ class Run:
             if isinstance(encoder, c.WhisperEncoder) and blocks > 2 * encoder.length:
                 raise UserError(f"the recording has {blocks} hops, but the model knows {2 * encoder.length} places")
             rows["speech"] = -(-blocks // layout.align) * layout.align
-        if text is not None and (tokens := len(layout.tokenizer.encode(text))) > rows["text"]:
+        if text is not None and (tokens := len(prefix) + len(self.tokenizer.read(text))) > rows["text"]:
             raise UserError(f"the text has {tokens} tokens, but the row has room for {rows['text']}; shorten it")
         layout = dataclasses.replace(
             layout, rows={n: size for n, size in rows.items() if n not in ("transcript", "target")}
         )
         packer = Packer(layout, 1)
-        example = Example(speech=None if speech is None else lambda: speech, image=image, text=text, vectors=vectors)
+        example = Example(
+            speech=None if speech is None else lambda: speech, image=image, text=text, vectors=vectors,
+            prefixes={"text": prefix},
+        )  # fmt: skip
         packer.add(0, example, shows, name="your input")
         outputs, ours = jax.device_get(jit_once(self._outputs)(self.params, packer.batch))
         result = self._answer(outputs["answer"].features[0, 0]) if "answer" in outputs else {}

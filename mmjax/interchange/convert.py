@@ -45,7 +45,7 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
 
     Ours holds `part.json` (the config of the encoder, or of a language model's decoder), `parameters.safetensors` (float32, by path) and `origin.json`
     (their config, the types of their tensors, and the certificate: how far outputs differ, where torch and
-    transformers are there to tell).
+    transformers are there to tell). Files of tokenizers are copied.
     """
     source = Path(source)
     theirs = directories.read_object(source / "config.json")
@@ -69,6 +69,7 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
     if hasattr(family, "decoder"):
         documents["decoder.json"] = c.to_dict(family.decoder(theirs))
     directories.write(Path(out), parameters, directories.PARAMETERS, documents)
+    directories.keep_tokenizers(source, Path(out))
     return {
         "model_type": theirs["model_type"],
         "parameters": int(sum(x.size for x in parameters.values())),
@@ -90,6 +91,7 @@ def export_model(source: str | Path, out: str | Path) -> dict[str, Any]:
     directories.write(
         Path(out), tensors, "model.safetensors", {"config.json": theirs | getattr(family, "EXPORTED", {})}
     )
+    directories.keep_tokenizers(source, Path(out))
     return {"model_type": theirs["model_type"], "tensors": len(tensors)}
 
 

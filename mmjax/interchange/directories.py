@@ -1,6 +1,7 @@
 """Reading and writing both sides: their config.json with safetensors, our part.json with safetensors."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from mmjax.config import read_json
 from mmjax.errors import UserError
 
 PART, PARAMETERS, ORIGIN = "part.json", "parameters.safetensors", "origin.json"
+# What a model's texts are read with, under the names of the field.
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -64,3 +67,13 @@ def write(directory: Path, tensors: Mapping[str, np.ndarray], name: str, documen
             (directory / document).write_text(json.dumps(value, indent=2) + "\n")
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write to {directory}: {error}") from None
+
+
+def keep_tokenizers(source: Path, out: Path) -> None:
+    """Copies the files of tokenizers, which belong to a model as they are."""
+    try:
+        for name in TOKENIZERS:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, out / name)
+    except OSError as error:
+        raise UserError(f"cannot copy the tokenizer of {source} to {out}: {error.strerror or error}") from None

@@ -48,7 +48,7 @@ class MaskedText:
       reads: the stream whose tokens are hidden.
       share: of the tokens.
       vocabulary: ids that a random token may have: 1 to vocabulary - 1.
-      mask: id of the mask; 0, the blank, never stands in a text.
+      mask: id of the mask; 0, the blank, stands in no text of a tokenizer that was trained here.
     """
 
     reads: str = "text"

@@ -19,6 +19,7 @@ def check_labels(config: c.Experiment, source: Any) -> None:
             f"data.rows.{written[0]} is for text, but the data has no tokenizer; set data.tokenizer to "
             "SentencePiece(vocabulary=...), which is trained on the texts of the training split"
         )
+    _check_blank(config, source.tokenizer)
     if config.data.speed and "speech" not in source.sizes:
         raise UserError("data.speed is set, but the data has no speech")
     _check_answers(config, source)
@@ -45,6 +46,24 @@ def check_labels(config: c.Experiment, source: Any) -> None:
             raise UserError(
                 f"model.encoders.{name}.front_end.sample_rate={encoder.front_end.sample_rate}, "
                 f"but the data holds speech at {rate} Hz"
+            )
+
+
+def _check_blank(config: c.Experiment, tokenizer: Any) -> None:
+    """That id 0, which ends what a head writes, is no piece of a text."""
+    if tokenizer is None or tokenizer.zero == "never":
+        return
+    for name, objective in config.objectives.items():
+        writes = isinstance(objective, c.CTC | c.Transducer) or isinstance(config.model.heads[name], c.AttentionDecoder)
+        if writes and tokenizer.zero == "piece":
+            raise UserError(
+                f"objectives.{name} ends what it writes with id 0, which in this tokenizer is a piece as any other: it can be "
+                "read, not written; take one whose id 0 is padding or unknown (SentencePiece(vocabulary=...) trains one)"
+            )
+    for name, mask in config.model.masked.items():
+        if isinstance(mask, c.MaskedText) and mask.mask == 0:
+            raise UserError(
+                f"model.masked.{name}.mask is 0, which in this tokenizer stands for text, too; name the id of a special token"
             )
 
 

@@ -234,7 +234,7 @@ def open_run(config: c.Experiment, run: Path, source) -> None:
     try:
         if jax.process_index() == 0:
             if source.tokenizer is not None:
-                (run / "tokenizer.model").write_bytes(source.tokenizer.serialised)
+                (run / source.tokenizer.file_name).write_bytes(source.tokenizer.serialised)
             (run / "answers.json").write_text(json.dumps(source.answers))
             temporary = run / "config.json.new"
             temporary.write_text(c.to_json(config))
@@ -245,11 +245,12 @@ def open_run(config: c.Experiment, run: Path, source) -> None:
 
 def _check_same_data(run: Path, source) -> None:
     """That ids still mean what they meant when the run began."""
-    tokenizer = run / "tokenizer.model"
-    if source.tokenizer is not None and tokenizer.is_file() and tokenizer.read_bytes() != source.tokenizer.serialised:
-        raise UserError(
-            f"{run} was trained with another tokenizer: its data has changed since; choose another --run-dir"
-        )
+    if source.tokenizer is not None:
+        kept = run / source.tokenizer.file_name
+        if kept.is_file() and kept.read_bytes() != source.tokenizer.serialised:
+            raise UserError(
+                f"{run} was trained with another tokenizer: its data has changed since; choose another --run-dir"
+            )
     answers = run / "answers.json"
     if answers.is_file() and c.read_json(answers) != list(source.answers):
         raise UserError(f"{run} was trained with other answers: its data has changed since; choose another --run-dir")

@@ -56,6 +56,10 @@ def check_config(config: c.Experiment) -> None:
             check_speech_augmentation(tower.augment, tower.front_end, f"{path}.augment")
         if isinstance(tower, c.Vectors) and name in TAKEN:
             raise UserError(f"{path}: '{name}' is not for a stream of vectors; choose another name")
+    if config.data.prefixes and (
+        config.data.tokenizer is None or isinstance(config.data.source, c.SpokenEasyVQA | c.OwnSource)
+    ):
+        raise UserError("data.prefixes are for texts of a collection or a mixture, and need data.tokenizer")
     if config.data.image_augmentation:
         _check_image_augmentation(config.data.image_augmentation)
     if mixing := config.data.image_mixing:

@@ -1,0 +1,89 @@
+"""Special tokens in front of texts: which language an example is in, which task it is for."""
+
+import string
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mmjax.data.index import TAGS, TEXTS, Index
+from mmjax.data.text import Tokenizer
+from mmjax.errors import UserError, nearest
+
+
+class Prefixes:
+    """Ids to put in front of texts, by the tags of each example.
+
+    They are special tokens, not text: no text can forge them, and `Tokenizer.decode` leaves them out.
+
+    Args:
+      templates: by stream, names of special tokens in which {language} and {task} stand for tags:
+        {"target": ("<{language}>", "<{task}>")}. Where an example lacks a tag, the tokens that name it are left out.
+      tokenizer: that has them.
+
+    Raises:
+      UserError: there is no such stream, or no such tag.
+    """
+
+    def __init__(self, templates: Mapping[str, Sequence[str]], tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._templates = {
+            stream: [(template, _tags(template, stream)) for template in chosen] for stream, chosen in templates.items()
+        }
+        for stream in templates:
+            if stream not in TEXTS:
+                raise UserError(f"data.prefixes: '{stream}' is no stream of text{nearest(stream, TEXTS)}")
+
+    def ids(self, stream: str, tags: Mapping[str, str | None]) -> tuple[int, ...]:
+        """What stands in front of a text.
+
+        Raises:
+          UserError: the tokenizer lacks a special token.
+        """
+        special, found = self._tokenizer.special, []
+        for template, needed in self._templates.get(stream, ()):
+            if any(tags.get(name) is None for name in needed):
+                continue
+            token = template.format(**{name: tags[name] for name in needed})
+            if token not in special:
+                of = " and ".join(f"{name} '{tags[name]}'" for name in needed)
+                raise UserError(
+                    f"data.prefixes.{stream}: the tokenizer has no special token '{token}'{of and f' for the {of}'}; its "
+                    f"special tokens are: {', '.join(special) or 'none'}. Name it in data.tokenizer.special, so that a "
+                    "tokenizer is trained with it, or call the tag as the tokenizer does"
+                )
+            found.append(special[token])
+        return tuple(found)
+
+    def of(self, tags: Mapping[str, str | None]) -> dict[str, tuple[int, ...]]:
+        """What stands in front of each text of an example, by stream."""
+        return {stream: self.ids(stream, tags) for stream in self._templates}
+
+    def counts(self, stream: str, index: Index) -> np.ndarray:
+        """[n] int32: how many tokens that are, for each example of an index that has such a text.
+
+        Raises:
+          UserError: the tokenizer lacks a special token for any of them.
+        """
+        there = index.there(stream)
+        known = {name: index.tag(name) for name in TAGS if index.has(name)}
+        numbers = np.stack([numbers for numbers, _ in known.values()] or [np.zeros(len(index), np.int32)], axis=1)
+        kinds, kind = np.unique(numbers[there], axis=0, return_inverse=True)
+        lengths = [
+            len(self.ids(stream, {name: names[i] for (name, (_, names)), i in zip(known.items(), row, strict=False) if i >= 0}))
+            for row in kinds.tolist()
+        ]  # fmt: skip
+        counts = np.zeros(len(index), np.int32)
+        counts[there] = np.array(lengths, np.int32)[kind.reshape(-1)]
+        return counts
+
+
+def _tags(template: str, stream: str) -> list[str]:
+    """The tags that a template names."""
+    try:
+        named = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise UserError(f"data.prefixes.{stream}: {template!r} cannot be read: {error}") from None
+    for name in named:
+        if name not in TAGS:
+            raise UserError(f"data.prefixes.{stream}: '{name}' in {template!r} is no tag{nearest(name, TAGS)}")
+    return named
