@@ -29,7 +29,9 @@ def collection_at(place: str, split: str) -> c.Collection:
     """The source that a path means by its ending; a folder is a folder of files, and tfds:NAME all splits of a data set."""
     if place.startswith("tfds:"):
         name = place.removeprefix("tfds:")
-        return c.TFDS(name=name, splits={split: split for split in splits_of(name)})
+        splits = {split: split for split in splits_of(name)}
+        # The classes are those of the training split; a data set that calls it otherwise has those of the split itself.
+        return c.TFDS(name=name, splits={"train": split, **splits} if split in splits else splits)
     if Path(place).is_dir():
         return c.Folder(splits={split: place})
     kind = KINDS.get(Path(place).suffix.lower())

@@ -1,14 +1,16 @@
-"""Tiny data sets with the features that TFDS's own builders declare, prepared by TFDS's own machinery.
+"""Tiny data sets with the features that TFDS's own builders declare, prepared and read by TFDS's own machinery.
 
     python tests/tfds_builders.py DIRECTORY NAME ...
 
 A program of its own, because TFDS cannot even declare recordings without TensorFlow: here its data types are NumPy's.
-Nothing of that is left in the process of the tests, which read what it writes.
+Nothing of that is left in the process of the tests, which read what it writes: beside each data set, as
+reference-SPLIT.pickle, what TFDS's data_source reads of it, by path.
 """
 
 import importlib
 import io
 import pathlib
+import pickle
 import sys
 import types
 
@@ -98,6 +100,33 @@ def prepare(directory: str, name: str) -> None:
     builder.info._metadata = None  # Apache Beam's, of some
     builder._split_generators = lambda *_, **__: {split: examples(split) for split in EXAMPLES}
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    encoded = {key: tfds.decode.SkipDecoding() for key, f in builder.info.features.items() if is_file(f)}
+    for split in EXAMPLES:
+        found = [dict(flat(builder.info.features, x)) for x in builder.as_data_source(split, decoders=encoded)]
+        (pathlib.Path(builder.data_dir) / f"reference-{split}.pickle").write_bytes(pickle.dumps(found))
+
+
+def is_file(feature) -> bool:
+    """Whether TFDS would decode it, and we do not."""
+    return type(feature).__name__ == "Image" or getattr(feature, "_lazy_decode", False)
+
+
+def flat(feature, value, path=""):
+    """Values by path, as texts, names of classes, arrays, or bytes of files."""
+    kind = type(feature).__name__
+    if kind in ("FeaturesDict", "Translation"):
+        for name, inner in feature.items():
+            yield from flat(inner, value[name], f"{path}/{name}".lstrip("/"))
+    elif kind == "Sequence" and type(feature.feature).__name__ == "FeaturesDict":
+        for name, inner in feature.feature.items():
+            for number, one in enumerate(value[name]):
+                yield from flat(inner, one, f"{path}/{name}/{number}")
+    elif kind == "ClassLabel":
+        yield path, feature.int2str(value)
+    elif isinstance(value, bytes) and not is_file(feature):
+        yield path, value.decode()
+    else:
+        yield path, value
 
 
 if __name__ == "__main__":

@@ -52,7 +52,6 @@ class TFDS:
         self._title, self._rate = f"{name} {split}", sample_rate
         home = prepared(name, directory)
         features = {feature.path: feature for feature in read_features(home)}
-        known = fields is None and directory is None  # without a config
         fields = fields if fields is not None else ready(name)
         if fields is None:
             raise UserError(
@@ -71,9 +70,8 @@ class TFDS:
         parts, form = record_files(home, split, name)
         if form != "array_record" and not once:
             raise UserError(
-                f"{home} holds {form} files, which cannot be read at random; make shards of them: "
-                f"mmjax data build {f'tfds:{name}' if known else 'CONFIG'} -o DIR. (Or, with TensorFlow: tfds convert_format "
-                f"--dataset_version_dir={home} --out_file_format=array_record)"
+                f"{home} holds {form} files, which cannot be read at random; make shards of them once (TensorFlow is not "
+                f"needed): mmjax data build CONFIG -o DIR, or, for all splits under their own names, tfds:{name} for CONFIG"
             )
         self._records = _array_records(parts) if form == "array_record" else TFRecords(parts)
         self.files = [str(home / name) for name in ("dataset_info.json", "features.json")]

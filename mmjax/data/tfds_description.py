@@ -75,10 +75,12 @@ def prepared(name: str, directory: str | None) -> Any:
         versions = [match["version"]] if match["version"] in versions else []
     if not versions:
         near = difflib.get_close_matches(match["name"], READY, n=1, cutoff=0.75)
-        meant = f"did you mean '{near[0]}'? Else" if near and near[0] != match["name"] else "it can be elsewhere, or"
+        meant = f"; did you mean '{near[0]}'?" if near and near[0] != match["name"] else "."
+        command = f"tfds.builder('{name}', data_dir='{root}', file_format='array_record').download_and_prepare()"
         raise UserError(
-            f"TFDS has not prepared {name} in {root} (which data.source.directory or TFDS_DATA_DIR names); {meant} prepare it "
-            f"once, with the extra 'tf': tfds build {name} --file_format=array_record --data_dir={root}"
+            f"TFDS has not prepared {name} in {root}{meant} (data.source.directory or TFDS_DATA_DIR name another place.) "
+            f'Prepare it once: python -c "import tensorflow_datasets as tfds; {command}" '
+            "(for most data sets with mmjax's extra 'tf', for some with apache-beam, too)"
         )
     return home / max(versions, key=lambda version: tuple(map(int, version.split("."))))
 
