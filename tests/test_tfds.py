@@ -97,11 +97,15 @@ def test_the_rate_is_the_one_that_the_data_set_declares(sets):
 
 
 def test_tensorflow_is_never_imported(sets):
-    program = (
-        "import sys\n"
+    program = (  # TensorFlow is there, and importing it is an error
+        "import importlib.machinery, sys\n"
         "class Refuse:\n"
         "    def find_spec(name, *_):\n"
-        "        assert name != 'tensorflow', 'TensorFlow is asked for'\n"
+        "        return importlib.machinery.ModuleSpec(name, Refuse) if name == 'tensorflow' else None\n"
+        "    def create_module(spec):\n"
+        "        raise AssertionError('TensorFlow is imported')\n"
+        "    def exec_module(module):\n"
+        "        pass\n"
         "sys.meta_path.insert(0, Refuse)\n"
         "from mmjax.data.tfds import TFDS\n"
         "for name in ('librispeech/default', 'librispeech/lazy_decode', 'coco_captions', 'imdb_reviews'):\n"
@@ -126,6 +130,60 @@ def test_a_few_lines_of_config_are_enough_for_other_features(sets):
     half = opened(sets, "lm1b", "train[50%:]+test[:1]")
     texts = [values["text"] for values in reference(sets, "lm1b", "train")[3:] + reference(sets, "lm1b", "test")[:1]]
     assert [half[number].text for number in range(4)] == texts
+
+
+def test_a_builder_of_ones_own_needs_no_tensorflow_at_all(tmp_path):
+    """Encoded files as bytes, numbers, and classes that are missing."""
+    import tensorflow_datasets as tfds
+
+    kinds = tfds.features
+    draw = np.random.default_rng(0)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, 0.1 * draw.standard_normal(800), 8_000, format="OGG")
+    measured = draw.standard_normal((2, 3)).astype(np.float32)
+
+    class Mine(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+        pkg_dir_path = tmp_path
+
+        def _info(self):
+            features = {
+                "sound": kinds.Tensor(shape=(), dtype=np.object_), "class": kinds.ClassLabel(names=["no", "yes"]),
+                "plain": kinds.Tensor(shape=(2, 3), dtype=np.float32), "count": kinds.Scalar(np.int32),
+                "packed": kinds.Tensor(shape=(None, 3), dtype=np.float32, encoding="zlib"), "one": kinds.Scalar(np.float32),
+                "tags": kinds.Sequence(kinds.ClassLabel(names=["a", "b"])),
+            }  # fmt: skip
+            return tfds.core.DatasetInfo(builder=self, features=kinds.FeaturesDict(features))
+
+        def _split_generators(self, _):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            same = {"sound": buffer.getvalue(), "plain": measured, "packed": measured, "count": 7, "tags": [1, 0]}
+            yield 0, {**same, "class": 1, "one": 0.5}
+            yield 1, {**same, "class": -1, "one": np.nan}
+
+    tfds.disable_progress_bar()
+    Mine(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+
+    def read(**fields):
+        found = TFDS("train", name="mine", directory=str(tmp_path), fields={"speech": "sound", **fields})
+        return sorted((found[number] for number in range(2)), key=lambda record: record.answer is None)
+
+    first, second = read(answer="class", task="tags/1")
+    assert first.speech == second.speech == buffer.getvalue()
+    assert (first.answer, second.answer, first.task) == ("yes", None, "a")
+    assert read(answer="count")[0].answer == "7"
+    for path in ("plain", "packed"):
+        np.testing.assert_array_equal(read(answer=path)[0].answer, measured.ravel())
+    ones = TFDS("train", name="mine", directory=str(tmp_path), fields={"answer": "one"})
+    found = []
+    for number in range(2):
+        try:
+            found.append(ones[number].answer)
+        except UserError as error:
+            assert "is damaged: an answer is no finite number" in str(error)
+    assert found == [(0.5,)]
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,8 @@ def prepared(name: str, directory: str | None) -> Any:
     elif home.is_dir() and not _versions(home):
         configs = sorted(path.name for path in home.iterdir() if path.is_dir() and _versions(path))
         if len(configs) > 1:
-            raise UserError(f"{home} holds several configs; write one of {', '.join(f'{name}/{c}' for c in configs)}")
+            known = ", ".join(f"{match['name']}/{config}" for config in configs)
+            raise UserError(f"{home} holds several configs; write one of {known}")
         home = home / configs[0] if configs else home
     versions = _versions(home) if home.is_dir() else []
     if match["version"]:
@@ -86,7 +87,7 @@ def prepared(name: str, directory: str | None) -> Any:
 
 
 def _versions(home: Any) -> list[str]:
-    """Only what is complete: TFDS writes under another name, and the description last."""
+    """Only what is complete: TFDS writes under another name, and renames it at the end."""
     return [p.name for p in home.iterdir() if VERSION.fullmatch(p.name) and (p / "features.json").exists()]
 
 
@@ -124,7 +125,7 @@ def record_files(home: Any, split: str, name: str) -> tuple[list[Any], str]:
     forms = [info.file_format or "tfrecord", *info.alternative_file_formats]
     form = "array_record" if "array_record" in forms else forms[0]
     if form not in ("array_record", "tfrecord"):
-        raise UserError(f"{home} holds {form} files; prepare it again with --file_format=array_record")
+        raise UserError(f"{home} holds {form} files; prepare it again with file_format='array_record'")
     template = naming.ShardedFileTemplate(data_dir=home, dataset_name=info.name, filetype_suffix=form)
     known = tfds_splits.SplitDict.from_proto(repeated_split_infos=info.splits, filename_template=template)
     try:
