@@ -65,10 +65,12 @@ def main(arguments: list[str] | None = None) -> int:
         description="Shards of any collection: each example is decoded once; what cannot be read, and duplicates, are left out and listed.",
     )
     sub.add_argument(
-        "source", metavar="SOURCE", help="a config file; or a .jsonl, .csv, .tsv, *.tar, *.parquet or a folder"
+        "source",
+        metavar="SOURCE",
+        help="a config file; or a .jsonl, .csv, .tsv, *.tar, *.parquet, a folder, or tfds:NAME",
     )
     sub.add_argument("-o", "--out", required=True, metavar="DIR", help="where to; an interrupted build goes on there")
-    sub.add_argument("--split", help="of a path, the split that it is (default: train); of a config, only this one")
+    sub.add_argument("--split", help="of a path, the split that it is (default: train); else only this one")
     sub.add_argument("--shard-megabytes", type=_whole(1), default=256, help="about how large a shard is")
     sub.add_argument("--keep-duplicates", action="store_true")
     sub.add_argument("--json", action="store_true", help="one JSON value on standard output")

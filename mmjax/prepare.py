@@ -9,6 +9,7 @@ from mmjax.data.index import open_index
 from mmjax.data.page import facts
 from mmjax.data.page import page as show
 from mmjax.data.sources import learnable, open_collection, open_tokenizer
+from mmjax.data.tfds_description import splits_of
 from mmjax.data.tuxpaint_stamps import SPLITS
 from mmjax.errors import UserError
 from mmjax.train.build import build_layout, build_source, data_directory
@@ -25,12 +26,17 @@ KINDS = {
 
 
 def collection_at(place: str, split: str) -> c.Collection:
-    """The source that a path means by its ending; a folder is a folder of files."""
+    """The source that a path means by its ending; a folder is a folder of files, and tfds:NAME all splits of a data set."""
+    if place.startswith("tfds:"):
+        name = place.removeprefix("tfds:")
+        splits = {split: split for split in splits_of(name)}
+        # The classes are those of the training split; a data set that calls it otherwise has those of the split itself.
+        return c.TFDS(name=name, splits={"train": split, **splits} if split in splits else splits)
     if Path(place).is_dir():
         return c.Folder(splits={split: place})
     kind = KINDS.get(Path(place).suffix.lower())
     if kind is None:
-        raise UserError(f"{place} is no folder, and none of {', '.join(KINDS)}")
+        raise UserError(f"{place} is no folder, no tfds:NAME, and none of {', '.join(KINDS)}")
     return kind(splits={split: place})
 
 
@@ -52,11 +58,11 @@ def build(source: str, out: str, split: str | None = None, **options: Any) -> di
         chosen, home = data.source, data_directory(data.directory)
         splits = [split] if split else list(getattr(chosen, "splits", SPLITS))
     else:
-        splits = [split or "train"]
-        chosen, home = collection_at(source, splits[0]), data_directory()
+        chosen, home = collection_at(source, split or "train"), data_directory()
+        splits = [split] if split else list(chosen.splits)
     found = {}
     for name in splits:
-        collection, stamp = open_collection(chosen, name, home)
+        collection, stamp = open_collection(chosen, name, home, once=True)
         index = open_index(collection, stamp, home, f"{stamp['class']} {stamp['place']}")
         found[name] = building.build(collection, index, stamp, Path(out), name, **options)
     return found

@@ -11,6 +11,7 @@ import soundfile
 
 from mmjax import cli
 from mmjax import config as c
+from mmjax.data.tfds_fields import READY, ready
 from mmjax.train.build import build_source
 
 PAGE = pathlib.Path("docs/data.md").read_text()
@@ -61,6 +62,14 @@ def test_the_page_works_from_beginning_to_end(home, monkeypatch, capsys):
     capsys.readouterr()
     assert cli.main(["eval", "runs/shards", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["subsets"]["speech"]["examples"] == 1
+
+
+def test_the_data_sets_of_the_page_are_described_right():
+    """They cannot be downloaded for a test; tests/test_tfds.py reads a few examples of each."""
+    shown = [eval(text, {"c": c}) for text in re.findall(r"`(c\.TFDS\(.*?\))`", PAGE)]
+    assert len(shown) == 2 and all(isinstance(one, c.TFDS) and {"train", "test"} == set(one.splits) for one in shown)
+    assert ready(shown[0].name) is not None and shown[1].fields.keys() == {"image", "target"}
+    assert f"some {['thirty', 'forty', 'fifty'][round(len(READY) / 10) - 3]}" in PAGE
 
 
 def test_the_mixture_of_the_page_is_one(home, monkeypatch):

@@ -1,10 +1,12 @@
 """Shards hold what the collection held, a build goes on where it was, and damage is named."""
 
 import dataclasses
+import io
 import json
 
 import numpy as np
 import pytest
+import soundfile
 from conftest import tiny
 from corpora import COUNT, corpus, make_files, rows, write
 
@@ -88,6 +90,29 @@ def test_parts_of_recordings_become_recordings(files, tmp_path):
         samples = read_audio(after[number].speech)
         assert len(samples) == before.sizes["speech"][number]
         assert np.abs(samples - before[number].speech()).max() < 2e-4  # 16 bits
+
+
+def test_wav_of_16_bits_becomes_flac_and_nothing_else_changes(tmp_path):
+    draw = np.random.default_rng(0)
+    kinds = {"pcm": (np.int16, "PCM_16"), "float": (np.float32, "FLOAT"), "cut": (np.int16, "PCM_16")}
+    for name, (kind, subtype) in kinds.items():
+        samples = (draw.uniform(-0.5, 0.5, (800, 2)) * (2**15 if kind is np.int16 else 1)).astype(kind)
+        soundfile.write(tmp_path / f"{name}.wav", samples, 8_000, subtype=subtype)
+    whole = (tmp_path / "cut.wav").read_bytes()
+    (tmp_path / "cut.wav").write_bytes(whole[:-100])  # must not become a whole FLAC of what is left
+    listed = [{"speech": f"{name}.wav", "answer": name} for name in kinds]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, listed)))
+    collection = Manifest(str(tmp_path / "list.jsonl"))
+    result = build(collection, open_index(collection, {}, tmp_path, "it"), {}, tmp_path / "shards", "train")
+    assert result["examples"] == 2 and result["left_out"] == {"unreadable": 1}
+    pcm, floating = (Shards(str(tmp_path / "shards"), "train")[number] for number in range(2))
+    assert pcm.speech[:4] == b"fLaC" and floating.speech == (tmp_path / "float.wav").read_bytes()
+    before, after = (
+        soundfile.read(tmp_path / "pcm.wav", dtype="int16"),
+        soundfile.read(io.BytesIO(pcm.speech), dtype="int16"),
+    )
+    np.testing.assert_array_equal(before[0], after[0])
+    assert before[1] == after[1] == 8_000
 
 
 def test_damaged_and_missing_shards_are_named(files, tmp_path):

@@ -115,7 +115,16 @@ class TuxPaintStamps:
     written: bool = False  # descriptions without a recording, too
 
 
-Collection = Manifest | Folder | TarShards | Parquet | Shards | TuxPaintStamps
+@part
+class TFDS:  # a data set that TFDS has prepared as ArrayRecord
+    name: str  # "librispeech", "coco_captions/2014", "c4/en:3.1.0"
+    splits: Mapping[str, str]  # "train": a split in TFDS's words, "train[:90%]"
+    fields: Mapping[str, str] | None = None  # "target": "captions/text/0"; None: known for some forty data sets
+    directory: str | None = None  # None: $TFDS_DATA_DIR, else ~/tensorflow_datasets
+    sample_rate: int | None = None  # Hz, of recordings, where the data set does not say it
+
+
+Collection = Manifest | Folder | TarShards | Parquet | TFDS | Shards | TuxPaintStamps
 
 
 @part

@@ -176,6 +176,7 @@ def _build_shard(
                     raise UserError(unreadable[number])
                 record = whole(collection[number])
                 part.measured.append(checked(record))
+                record = packed(record)
                 part.digests.append(_digest(record))
                 part.numbers.append(number)
                 writer.write(encode(record))
@@ -206,6 +207,21 @@ def whole(record: Record) -> Record:
         speech=speech.read() if isinstance(speech, Blob) else speech,
         image=image.read() if isinstance(image, Blob) else image,
     )
+
+
+def packed(record: Record) -> Record:
+    """The record with 16-bit samples (WAV) as FLAC: the same in about half the bytes."""
+    if record.speech is None or record.speech[:4] != b"RIFF":
+        return record
+    buffer = io.BytesIO()
+    try:
+        with soundfile.SoundFile(io.BytesIO(record.speech)) as file:
+            if file.subtype != "PCM_16":
+                return record
+            soundfile.write(buffer, file.read(dtype="int16"), file.samplerate, subtype="PCM_16", format="FLAC")
+    except soundfile.LibsndfileError:  # FLAC has no such rate, or not so many channels
+        return record
+    return record._replace(speech=buffer.getvalue())
 
 
 def checked(record: Record) -> Measured:

@@ -25,10 +25,11 @@ from mmjax.data.shards import Shards
 from mmjax.data.spoken_easy_vqa import SpokenEasyVQA
 from mmjax.data.tar_shards import TarShards
 from mmjax.data.text import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
+from mmjax.data.tfds import TFDS
 from mmjax.data.tuxpaint_stamps import TuxPaintStamps
 from mmjax.errors import UserError, nearest
 
-COLLECTIONS = {kind.__name__: kind for kind in (Folder, Manifest, Parquet, TarShards)}
+COLLECTIONS = {kind.__name__: kind for kind in (Folder, Manifest, Parquet, TFDS, TarShards)}
 
 
 def open_source(data: Any, split: str, directory: Path, own: Callable[[Any, str], Any]) -> Any:
@@ -99,8 +100,11 @@ def _opened(source: Any, split: str, directory: Path) -> tuple[Any, Index]:
     return collection, open_index(collection, stamp, directory, f"{stamp['class']} {stamp['place']}")
 
 
-def open_collection(source: Any, split: str, directory: Path) -> tuple[Any, dict[str, Any]]:
+def open_collection(source: Any, split: str, directory: Path, *, once: bool = False) -> tuple[Any, dict[str, Any]]:
     """The records of a split, and what identifies them as they are now.
+
+    Args:
+      once: they will be read once, in order.
 
     Raises:
       UserError: there is no such split, or no such file.
@@ -111,9 +115,11 @@ def open_collection(source: Any, split: str, directory: Path) -> tuple[Any, dict
         raise UserError(f"data.source.splits has no '{split}'{nearest(split, source.splits)}")
     else:
         options = {name: value for name, value in vars(source).items() if name != "splits"}
+        options |= {"once": once} if isinstance(source, c.TFDS) else {}
         place = source.splits[split]
         collection = COLLECTIONS[type(source).__name__](place, **options)
     described = {name: value for name, value in c.to_dict(source).items() if name != "splits"}
+    described |= getattr(collection, "resolved", {})
     return collection, {"place": place, **described, "files": [stamp(file) for file in collection.files]}
 
 

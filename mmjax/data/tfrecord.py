@@ -1,0 +1,86 @@
+"""TFRecord files, read by number: the places of the records are found when a file is opened."""
+
+import bisect
+import struct
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from mmjax.data.files import Blob, open_file
+from mmjax.errors import UserError
+
+HEADER = struct.Struct("<QI")  # length of the data, checksum of that length; then the data, and 4 bytes of checksum
+
+
+class TFRecords:
+    """The records of several files, as bytes.
+
+    Opening reads the length of every record, one small read for each: good enough to go through the files once, too slow
+    for every start of a training. The checksums of the lengths are verified; those of the data are not (CRC-32C would
+    take Python longer than all the rest).
+
+    Args:
+      parts: with the attributes `filename`, `skip` and `take`: of each file so many records, after the first so many.
+
+    Raises:
+      UserError: a file is missing or damaged, or holds fewer records.
+    """
+
+    def __init__(self, parts: Sequence[Any]):
+        self._files = [str(part.filename) for part in parts]
+        self._places = [
+            _places(file, part.skip + part.take)[part.skip :] for file, part in zip(self._files, parts, strict=True)
+        ]
+        self._ends = list(accumulate(map(len, self._places)))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> bytes:
+        number = bisect.bisect_right(self._ends, index)
+        offset, length = self._places[number][index - (self._ends[number - 1] if number else 0)].tolist()
+        return Blob(self._files[number], offset, length).read()
+
+
+def _places(path: str, count: int) -> np.ndarray:
+    """[count, 2] int64 offsets and lengths of the first records of a file."""
+    found = np.zeros((count, 2), np.int64)
+    try:
+        with open_file(path) as file:
+            size, at = file.seek(0, 2), 0
+            for number in range(count):
+                file.seek(at)
+                header = file.read(HEADER.size)
+                if len(header) < HEADER.size:
+                    raise UserError(f"{path} ends after {number} of {count} records")
+                length, checksum = HEADER.unpack(header)
+                if checksum != masked_crc32c(header[:8]) or at + HEADER.size + length + 4 > size:
+                    raise UserError(f"{path} is damaged at record {number}; copy or prepare it again")
+                found[number] = at + HEADER.size, length
+                at += HEADER.size + length + 4
+    except (OSError, ImportError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    return found
+
+
+def _table() -> list[int]:
+    table = []
+    for value in range(256):
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)  # Castagnoli's polynomial, reflected
+        table.append(value)
+    return table
+
+
+TABLE = _table()
+
+
+def masked_crc32c(data: bytes) -> int:
+    """CRC-32C of a few bytes, rotated and shifted as TFRecord wants it."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = crc >> 8 ^ TABLE[(crc ^ byte) & 0xFF]
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
