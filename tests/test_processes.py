@@ -68,7 +68,7 @@ def test_a_rank_of_open_mpi_knows_its_place_even_when_slurm_started_mpirun():
     place = Place(launcher="Open MPI", address="10.96.0.1:62624", count=4, number=3, local_count=2, local_number=1)
     assert find(RANK) == place == find({**TASK, **RANK})
     six = {**RANK, "OMPI_MCA_orte_hnp_uri": "1314521088.0;tcp6://[fe80::b9b:ac5d,2620:10d::2]:43370"}
-    assert find(six).address == "fe80::b9b:ac5d:62880"
+    assert find(six).address == "[fe80::b9b:ac5d]:62880"
     with pytest.raises(UserError, match="-x MMJAX_COORDINATOR=HOST:PORT"):  # Open MPI 5
         find({name: value for name, value in RANK.items() if "uri" not in name})
 

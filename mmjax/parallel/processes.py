@@ -91,16 +91,19 @@ def _given(environment: Mapping[str, str], address: str | None) -> Place | None:
 
 
 def _open_mpi(environment: Mapping[str, str], address: str | None) -> Place | None:
-    if int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) == 1:
+    if environment.get("OMPI_COMM_WORLD_SIZE", "1") == "1":
         return None
-    if address is None:  # Open MPI 4 says "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911"
-        said = re.match(r"(\d+)\.\d+;tcp6?://\[?([^,\]]+?)[,\]:]", environment.get("OMPI_MCA_orte_hnp_uri", "") + ",")
+    if address is None:
+        # Open MPI 4 says "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911", or "1531576320.0;tcp6://[fe80::1]:43370".
+        uri = environment.get("OMPI_MCA_orte_hnp_uri", "")
+        said = re.match(r"(\d+)\.\d+;(?:tcp://([^,:]+)|tcp6://\[([^,\]]+))", uri)
         if said is None:
             raise UserError(
                 "this Open MPI does not say where process 0 runs; add to mpirun: -x MMJAX_COORDINATOR=HOST:PORT, "
                 "HOST being the first of its hosts"
             )
-        address = f"{said[2]}:{FIRST_PORT + int(said[1]) // PORTS % PORTS}"  # the number of the job, times 4096
+        host = said[2] or f"[{said[3]}]"
+        address = f"{host}:{FIRST_PORT + int(said[1]) // PORTS % PORTS}"  # the number of the job, times 4096
     return Place(
         launcher="Open MPI", address=address,
         count=_number(environment, "OMPI_COMM_WORLD_SIZE"), number=_number(environment, "OMPI_COMM_WORLD_RANK"),
@@ -111,7 +114,7 @@ def _open_mpi(environment: Mapping[str, str], address: str | None) -> Place | No
 
 def _slurm(environment: Mapping[str, str], address: str | None) -> Place | None:
     # Not SLURM_NTASKS: that is what the allocation has room for, and the shell of an allocation has it too.
-    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
+    if environment.get("SLURM_STEP_NUM_TASKS", "1") == "1":
         return None
     # "rack[0-1]node[03-17],other": the first host is rack0node03. Tasks are numbered from there on.
     first = re.sub(r"\[(\w+)[^\]]*\]", r"\1", environment["SLURM_STEP_NODELIST"]).split(",")[0]
