@@ -1,16 +1,35 @@
 #!/usr/bin/env bash
 # Trains with several processes on this machine, to rehearse a run on several hosts:
 #   launch/local.sh 2 configs/quickstart.py [--key value ...]
-# One fails: the others are ended too, and so is this script, with exit code 1.
+# SIGTERM and Ctrl-C are passed on: all save their state and end with 75, and so does this script. One fails: the
+# others are ended too, and so is this script, with exit code 1.
 set -euo pipefail
 count=${1:?usage: launch/local.sh PROCESSES CONFIG [--key value ...]}
 shift
 PATH="$(cd "$(dirname "$0")/.." && pwd)/.venv/bin:$PATH"
 export MMJAX_COORDINATOR=localhost:$((20000 + RANDOM % 20000)) MMJAX_PROCESSES=$count
-trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
+
+processes=()
+# shellcheck disable=SC2317,SC2329  # the trap calls it
+stop() {
+  trap - INT TERM
+  code=75
+  kill "${processes[@]}" 2>/dev/null || true
+  for process in "${processes[@]}"; do
+    wait "$process" || (($? == 75)) || code=1
+  done
+  exit "$code"
+}
+trap stop INT TERM
+trap 'kill -KILL "${processes[@]}" 2>/dev/null || true' EXIT
+
 for ((i = 0; i < count; i++)); do
   MMJAX_PROCESS=$i mmjax train "$@" &
+  processes+=($!)
 done
-for ((i = 0; i < count; i++)); do
-  wait -n || exit 1
+code=0
+for _ in "${processes[@]}"; do
+  wait -n || code=$?
+  ((code == 0 || code == 75)) || exit 1
 done
+exit "$code"

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -15,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from mmjax import __version__
-from mmjax.errors import UserError
+from mmjax.errors import Preempted, UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns its exit code (0 only on success)."""
+    """Runs one command; returns its exit code: 0 on success, 2 for what a person must mend, 75 to start it again."""
     parser = argparse.ArgumentParser(prog="mmjax", description="Train one model over speech, images and text.")
     parser.add_argument("--version", action="version", version=f"mmjax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -100,17 +101,20 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"unknown argument {rest[0]}")
     try:
         _quiet()
+        if options.command == "train":
+            _stop_at_once_on_sigterm()  # until the training loop, which has a state to save
         if options.command not in ("config", "data", "keys"):
-            from mmjax.parallel import runtime
+            from mmjax.parallel import processes, runtime
 
             checking = options.command == "check"  # compiles much and runs little
             runtime.prepare(devices=8 if checking else None, compile_fast=checking)
-            runtime.join_processes()
+            if options.command in ("train", "eval", "predict"):  # the others need no help
+                processes.join()
         commands_ = (_train, _eval, _predict, _check, _checkpoints, _import, _export, _data, _keys, _config)
         return {f.__name__.strip("_"): f for f in commands_}[options.command](options, rest)
     except UserError as error:
         print(f"mmjax: error: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except KeyboardInterrupt:
         goes_on = "; the same command goes on from the last checkpoint" if options.command == "train" else ""
         print(f"mmjax: interrupted{goes_on}", file=sys.stderr)
@@ -343,6 +347,19 @@ def _print_json(value: Any) -> None:
         return None if isinstance(node, float) and not math.isfinite(node) else node
 
     print(json.dumps(strict(value), allow_nan=False))
+
+
+def _stop_at_once_on_sigterm() -> None:
+    """Lets a process that a scheduler takes back before the first step end as one that has saved its state."""
+
+    def stop(*_):
+        print("mmjax: stopped by a signal before the first step; the same command starts again", file=sys.stderr)
+        raise SystemExit(Preempted.exit_code)
+
+    try:
+        signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread
+        pass
 
 
 def _quiet() -> None:

@@ -1,4 +1,4 @@
-"""The one exception that a person is meant to read, and how it names keys."""
+"""The exceptions that a person is meant to read, and how they name keys."""
 
 import difflib
 from typing import Any
@@ -8,8 +8,19 @@ class UserError(Exception):
     """Something outside mmjax is wrong: a file, a key, a disk, a config that does not fit.
 
     The message names the thing and the remedy in one line; the command line prints it without a
-    traceback and exits with a non-zero code.
+    traceback and exits with `exit_code`.
     """
+
+    exit_code = 2
+
+
+class Preempted(UserError):
+    """A signal asked the run to stop; its state is saved, and the same command goes on from there.
+
+    The exit code is EX_TEMPFAIL of sysexits.h, "try again later": launch scripts requeue on it and on no other.
+    """
+
+    exit_code = 75
 
 
 def dotted(path: str, key: Any) -> str:

@@ -111,6 +111,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_after_the_same_step(tmp_path
     errors = [process.communicate(timeout=120)[1] for process in both]
     (step,) = (one["step"] for one in describe_run(tmp_path / "run"))
     assert all(f"stopped by a signal after step {step}" in error for error in errors), errors
+    assert [process.returncode for process in both] == [75, 75]
 
 
 def test_two_cannot_train_in_one_directory(tmp_path):
@@ -214,7 +215,7 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode != 0 and "its state is saved" in errors and "Traceback" not in errors
+    assert process.returncode == 75 and "its state is saved" in errors and "Traceback" not in errors
     assert len(describe_run(tmp_path / "run")) == 1
 
 

@@ -1,12 +1,10 @@
-"""How JAX runs here: compiler flags, the allocator, simulated devices (all before it starts), processes, `jit_once`."""
+"""How JAX runs here: compiler flags, the allocator, simulated devices (all before it starts), `jit_once`."""
 
 import ctypes
 import os
 import platform
 from collections.abc import Callable
 from typing import Any
-
-from mmjax.errors import UserError
 
 # Known to help larger Conformers on CPU, together with the allocator's settings below; on the quickstart's towers no
 # difference was measured (docs/log.md).
@@ -43,21 +41,6 @@ def prepare(devices: int | None = None, compile_fast: bool = False) -> None:
         # Keep freed memory instead of returning it page by page at every step (M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD).
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-4, 0), libc.mallopt(-1, 2**31 - 1), libc.mallopt(-2, 2**28)
-
-
-def join_processes() -> None:
-    """Joins the processes of a launch script: those it names in MMJAX_COORDINATOR, MMJAX_PROCESSES, MMJAX_PROCESS.
-
-    Without these, there is one process.
-    """
-    if "MMJAX_COORDINATOR" in os.environ:
-        import jax
-
-        try:
-            count, number = int(os.environ["MMJAX_PROCESSES"]), int(os.environ["MMJAX_PROCESS"])
-        except (KeyError, ValueError):
-            raise UserError("MMJAX_COORDINATOR needs two numbers beside it: MMJAX_PROCESSES, MMJAX_PROCESS") from None
-        jax.distributed.initialize(os.environ["MMJAX_COORDINATOR"], count, number)
 
 
 def jit_once(function: Callable, **options: Any) -> Callable:

@@ -16,7 +16,7 @@ from mmjax import config as c
 from mmjax import progress, telemetry
 from mmjax.data.loader import Batches, prefetch
 from mmjax.data.sampler import Sampler
-from mmjax.errors import UserError
+from mmjax.errors import Preempted, UserError
 from mmjax.evaluate.evaluation import Evaluator, canonical, table
 from mmjax.parallel.mesh import make_mesh, share_of_rows, state_shardings, to_devices
 from mmjax.parallel.runtime import jit_once
@@ -167,7 +167,7 @@ def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
             evaluate(done, config.evaluation.examples)
     checkpoints.close()
     if stopping:
-        raise UserError(
+        raise Preempted(
             f"stopped by a signal after step {done}; its state is saved, the same command goes on from there"
         )
 

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Trains on Slurm, on one node or several, with GPUs or without:
+#   sbatch --nodes 2 --gpus-per-node 8 --ntasks-per-node 8 launch/slurm.sh configs/quickstart.py [--key value ...]
+# One task per GPU, or one per node that drives all of its GPUs. The run directory must lie where all nodes see it.
+#SBATCH --job-name=mmjax
+#SBATCH --output=%x-%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+# Before the time is up, SIGTERM: mmjax saves its state and ends with 75, and the job queues again.
+#SBATCH --signal=TERM@180
+set -euo pipefail
+PATH="$SLURM_SUBMIT_DIR/.venv/bin:$PATH"
+code=0
+# All tasks end together; when one fails, the others have a minute before they are killed.
+srun --kill-on-bad-exit=0 --wait=60 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} mmjax train "$@" || code=$?
+if ((code == 75)); then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Trains on all workers of a Cloud TPU VM: copies this directory there, installs it, and starts the same command:
+#   launch/tpu_vm.sh NAME ZONE configs/quickstart.py [--key value ...]
+# It starts again when the workers saved their state for maintenance (exit code 75). A TPU that was taken away: make
+# it again, and run this again. The run directory must lie where all workers see it.
+set -euo pipefail
+name=${1:?usage: launch/tpu_vm.sh NAME ZONE CONFIG [--key value ...]} zone=${2:?ZONE is missing}
+shift 2
+archive=$(mktemp -d)
+trap 'rm -r "$archive"' EXIT
+git ls-files -z --cached --others --exclude-standard | tar -czf "$archive/mmjax.tgz" --null -T -
+
+on_all() {
+  gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$1"
+}
+gcloud compute tpus tpu-vm scp "$archive/mmjax.tgz" "$name:" --zone="$zone" --worker=all
+on_all "mkdir -p mmjax && tar -xzf mmjax.tgz -C mmjax && cd mmjax && python3 -m venv .venv &&
+  .venv/bin/pip install -q -c .ci/constraints.txt -e '.[tpu]'"
+code=75
+while ((code == 75)); do
+  code=0
+  on_all "cd mmjax && exec .venv/bin/mmjax train ${*@Q}" || code=$?
+done
+exit "$code"

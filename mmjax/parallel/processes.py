@@ -1,0 +1,175 @@
+"""Several processes as one: which launcher started this one, which of how many it is, and JAX told so.
+
+| launcher | what tells |
+|---|---|
+| ours, or a person | MMJAX_PROCESSES, MMJAX_PROCESS (0 is the lead) and MMJAX_COORDINATOR (HOST:PORT, on the lead's host) |
+| Open MPI | the variables of `mpirun`; before Slurm, because `mpirun` may itself have been started by `srun` |
+| Slurm | a step of more than one task: `srun` started this process; the shell of an allocation is a step of one |
+| Cloud TPU | JAX's own detection, where JAX's platform is TPU: on GKE, also over several slices, and on TPU VMs |
+
+None of these: one process. MMJAX_PROCESSES=1 says so whatever the rest says; MMJAX_COORDINATOR alone changes the
+address that Open MPI or Slurm gives. A launch waits for its processes for MMJAX_INIT_TIMEOUT seconds (1800).
+"""
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Mapping
+from glob import glob
+
+from mmjax.errors import UserError
+from mmjax.parallel.roll_call import call_roll
+
+FIRST_PORT, PORTS = 61440, 4096  # of coordinators, by the number of the job: those that JAX uses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """Which process this is: of all, and of those on this host; `address` is HOST:PORT of process 0."""
+
+    launcher: str
+    address: str
+    count: int
+    number: int
+    local_count: int = 1
+    local_number: int = 0
+
+
+def join() -> None:
+    """Joins the processes of this launch, if it has several; call it before JAX is used.
+
+    Raises:
+      UserError: not all processes came in time (it names them), or the launcher's variables make no sense.
+    """
+    import jax
+
+    place, timeout = find(os.environ), _timeout(os.environ)
+    if place is not None:
+        if place.number == 0:
+            told = f"{place.count} processes (by {place.launcher}) meet at {place.address}"
+            print(f"mmjax: {told}; waiting for them for at most {timeout / 60:.3g} min", file=sys.stderr)
+        call_roll(place.address, place.count, place.number, timeout)
+        jax.distributed.initialize(
+            place.address, place.count, place.number, local_device_ids=devices_of(place, os.environ),
+            cluster_detection_method="deactivate",  # nothing is left to detect
+            initialization_timeout=max(60, int(timeout)),
+        )  # fmt: skip
+    elif (jax.config.jax_platforms or "").startswith("tpu") and (kind := cloud_tpu(os.environ)):
+        try:
+            jax.distributed.initialize(cluster_detection_method=kind, initialization_timeout=int(timeout))
+        except (RuntimeError, ValueError, OSError) as error:
+            raise UserError(
+                f"cannot join the hosts of this Cloud TPU: {error}; MMJAX_PROCESSES=1 trains on this one alone"
+            ) from error
+
+
+def find(environment: Mapping[str, str]) -> Place | None:
+    """This process's place among several; None: it is alone, or on a Cloud TPU, where JAX finds the others."""
+    if environment.get("MMJAX_PROCESSES") == "1":
+        return None
+    address = environment.get("MMJAX_COORDINATOR")
+    if address is not None and not re.fullmatch(r"\S+:\d+", address):
+        raise UserError(f"MMJAX_COORDINATOR should be HOST:PORT, not '{address}'")
+    place = _given(environment, address) or _open_mpi(environment, address) or _slurm(environment, address)
+    if place is None and address is not None:
+        raise UserError("MMJAX_COORDINATOR needs two numbers beside it: MMJAX_PROCESSES, MMJAX_PROCESS")
+    if place is not None and not 0 <= place.number < place.count:
+        raise UserError(f"{place.launcher} says that this is process {place.number}, counted from 0, of {place.count}")
+    return place
+
+
+def _given(environment: Mapping[str, str], address: str | None) -> Place | None:
+    if "MMJAX_PROCESSES" not in environment and "MMJAX_PROCESS" not in environment:
+        return None
+    count, number = _number(environment, "MMJAX_PROCESSES"), _number(environment, "MMJAX_PROCESS")
+    if address is None:
+        raise UserError("MMJAX_PROCESSES needs an address beside it: MMJAX_COORDINATOR=HOST:PORT")
+    here = address.startswith(("localhost:", "127."))  # then all of them are on this host
+    local = {"local_count": count, "local_number": number} if here else {}
+    return Place(launcher="MMJAX_COORDINATOR", address=address, count=count, number=number, **local)
+
+
+def _open_mpi(environment: Mapping[str, str], address: str | None) -> Place | None:
+    if environment.get("OMPI_COMM_WORLD_SIZE", "1") == "1":
+        return None
+    if address is None:
+        # Open MPI 4 says "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911", or "1531576320.0;tcp6://[fe80::1]:43370".
+        uri = environment.get("OMPI_MCA_orte_hnp_uri", "")
+        said = re.match(r"(\d+)\.\d+;(?:tcp://([^,:]+)|tcp6://\[([^,\]]+))", uri)
+        if said is None:
+            raise UserError(
+                "this Open MPI does not say where process 0 runs; add to mpirun: -x MMJAX_COORDINATOR=HOST:PORT, "
+                "HOST being the first of its hosts"
+            )
+        host = said[2] or f"[{said[3]}]"
+        address = f"{host}:{FIRST_PORT + int(said[1]) // PORTS % PORTS}"  # the number of the job, times 4096
+    return Place(
+        launcher="Open MPI", address=address,
+        count=_number(environment, "OMPI_COMM_WORLD_SIZE"), number=_number(environment, "OMPI_COMM_WORLD_RANK"),
+        local_count=_number(environment, "OMPI_COMM_WORLD_LOCAL_SIZE"),
+        local_number=_number(environment, "OMPI_COMM_WORLD_LOCAL_RANK"),
+    )  # fmt: skip
+
+
+def _slurm(environment: Mapping[str, str], address: str | None) -> Place | None:
+    # Not SLURM_NTASKS: that is what the allocation has room for, and the shell of an allocation has it too.
+    if environment.get("SLURM_STEP_NUM_TASKS", "1") == "1":
+        return None
+    # "rack[0-1]node[03-17],other": the first host is rack0node03. Tasks are numbered from there on.
+    first = re.sub(r"\[(\w+)[^\]]*\]", r"\1", environment["SLURM_STEP_NODELIST"]).split(",")[0]
+    # "8(x2),4": eight on each of two hosts, four on the next.
+    runs = re.findall(r"(\d+)(?:\(x(\d+)\))?", environment["SLURM_STEP_TASKS_PER_NODE"])
+    on_hosts = [int(tasks) for tasks, times in runs for _ in range(int(times or 1))]
+    return Place(
+        launcher="Slurm",
+        address=address or f"{first}:{FIRST_PORT + _number(environment, 'SLURM_JOB_ID') % PORTS}",
+        count=_number(environment, "SLURM_STEP_NUM_TASKS"), number=_number(environment, "SLURM_PROCID"),
+        local_count=on_hosts[_number(environment, "SLURM_NODEID")],
+        local_number=_number(environment, "SLURM_LOCALID"),
+    )  # fmt: skip
+
+
+def cloud_tpu(environment: Mapping[str, str]) -> str | None:
+    """The name of JAX's detection for this Cloud TPU; None where one host is all there is.
+
+    GKE names the hosts of a slice in the environment (as notebooks do that have one host); a TPU VM asks the metadata
+    server, unless it is told not to.
+    """
+    if environment.get("MMJAX_PROCESSES") == "1":
+        return None
+    hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
+    if hosts:
+        several = "," in hosts or int(environment.get("MEGASCALE_NUM_SLICES") or 1) > 1
+        return "gketpu" if several else None
+    return None if "TPU_SKIP_MDS_QUERY" in environment else "gcetpu"
+
+
+def devices_of(place: Place, environment: Mapping[str, str]) -> list[int] | None:
+    """The GPUs of this process, of those that it sees; None: all. Ignored where there is no GPU.
+
+    Processes that share a host divide its GPUs evenly, unless Slurm has given each its own.
+    """
+    if place.local_count == 1 or "SLURM_GPUS_PER_TASK" in environment or "JAX_LOCAL_DEVICE_IDS" in environment:
+        return None
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    gpus = len(glob("/dev/nvidia[0-9]*")) if visible is None else len(visible.split(","))
+    if gpus <= 1:  # already its own, or none of NVIDIA's: then one each
+        return None if gpus else [place.local_number]
+    if gpus % place.local_count:
+        raise UserError(f"{gpus} GPUs cannot be divided evenly among the {place.local_count} processes of this host")
+    each = gpus // place.local_count
+    return list(range(each * place.local_number, each * (place.local_number + 1)))
+
+
+def _timeout(environment: Mapping[str, str]) -> float:
+    text = environment.get("MMJAX_INIT_TIMEOUT", "1800")
+    if not re.fullmatch(r"\d+(\.\d+)?", text) or float(text) == 0:
+        raise UserError(f"MMJAX_INIT_TIMEOUT should be a number of seconds, not '{text}'")
+    return float(text)
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    if not re.fullmatch(r"\d+", environment.get(name, "")):
+        raise UserError(f"{name} should be a number, not '{environment.get(name, '')}'")
+    return int(environment[name])

@@ -1,0 +1,237 @@
+"""The launchers: scripts that shellcheck accepts, manifests that fit their schemas, and local.sh with real processes."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+
+import jsonschema
+import numpy as np
+import pytest
+import yaml
+from conftest import tiny
+
+from mmjax import config as c
+from mmjax.errors import Preempted
+from mmjax.train.checkpoint import describe_run
+
+PATH = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+MANIFESTS = ("launch/gke_gpu.yaml", "launch/gke_tpu.yaml")
+
+# The keys that launch/skypilot.yaml uses, as `get_task_schema` and `get_resources_schema` of SkyPilot 0.14.1 have
+# them (sky/utils/schemas.py).
+SKYPILOT = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "name": {"type": "string"},
+        "num_nodes": {"type": "integer"},
+        "workdir": {"type": "string"},
+        "resources": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                "accelerators": {"type": "string"},
+                "use_spot": {"type": "boolean"},
+                "job_recovery": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "properties": {
+                        "max_restarts_on_errors": {"type": "integer", "minimum": 0},
+                        "recover_on_exit_codes": {"type": "array", "items": {"type": "integer", "maximum": 255}},
+                    },
+                },
+            },
+        },
+        "volumes": {"type": "object"},
+        "envs": {"type": "object", "additionalProperties": {"type": ["string", "null"]}},
+        "setup": {"type": "string"},
+        "run": {"type": "string"},
+    },
+}
+
+
+def launched(count, directory, *flags, **options):
+    """launch/local.sh with the tiny model."""
+    (directory / "tiny.json").write_text(c.to_json(tiny()))
+    return subprocess.Popen(
+        ["launch/local.sh", str(count), str(directory / "tiny.json"), "--run-dir", str(directory / "run"), *flags],
+        env={**os.environ, "PATH": PATH}, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options,
+    )  # fmt: skip
+
+
+def losses(run):
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in found if line["kind"] == "train"}
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_train_like_one(run, tmp_path, count):
+    process = launched(count, tmp_path)
+    _, errors = process.communicate(timeout=900)
+    assert process.returncode == 0, errors[-3000:]
+    assert f"{count} processes (by MMJAX_COORDINATOR) meet at localhost:" in errors
+    here, there = losses(run), losses(tmp_path / "run")
+    assert sorted(there) == sorted(here)
+    np.testing.assert_allclose([there[step] for step in here], list(here.values()), rtol=1e-4)
+
+
+def test_sigterm_to_the_script_ends_all_with_the_code_of_preemption(tmp_path):
+    process = launched(2, tmp_path, "--steps", "100000", "--checkpoint.every-steps", "none")
+    while process.poll() is None and not (tmp_path / "run" / "metrics.jsonl").exists():
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == Preempted.exit_code, errors
+    assert errors.count("stopped by a signal after step") == 2 and len(describe_run(tmp_path / "run")) == 1
+
+
+def test_a_signal_before_the_first_step_ends_with_the_code_of_preemption():
+    """Taken back while it waits for the others: nothing is lost, and it should start again."""
+    with socket.create_server(("localhost", 0)) as lead:
+        place = {
+            "MMJAX_COORDINATOR": f"localhost:{lead.getsockname()[1]}", "MMJAX_PROCESSES": "2", "MMJAX_PROCESS": "1",
+        }  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mmjax", "train", "no.py"],
+            env={**os.environ, **place}, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        link, _ = lead.accept()
+        with link:
+            assert link.recv(100) == b"mmjax 1 of 2\n"
+            process.send_signal(signal.SIGTERM)
+            _, errors = process.communicate(timeout=60)
+    assert process.returncode == Preempted.exit_code and "stopped by a signal before the first step" in errors
+
+
+def test_scripts_are_clean():
+    shellcheck = shutil.which("shellcheck", path=PATH)
+    if shellcheck is None:
+        pytest.skip("no shellcheck here (it comes with the extra `test`)")
+    scripts = [*pathlib.Path("launch").glob("*.sh"), pathlib.Path(".ci/run")]
+    assert len(scripts) > 3 and all(script.stat().st_mode & stat.S_IXUSR for script in scripts)
+    result = subprocess.run([shellcheck, *scripts], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+def test_what_skypilot_runs_is_a_clean_script(tmp_path):
+    task = yaml.safe_load(pathlib.Path("launch/skypilot.yaml").read_text())
+    for part in ("setup", "run"):
+        script = tmp_path / f"{part}.sh"
+        script.write_text(f"#!/usr/bin/env bash\n{task[part]}")
+        result = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("path", MANIFESTS)
+def test_manifests_fit_the_jobset_api(path):
+    """Read by the models generated from JobSet's and Kubernetes' OpenAPI and written again: nothing may be lost."""
+    api = pytest.importorskip("kubeflow_trainer_api.models", reason="no kubeflow-trainer-api (extra `test`)")
+    manifest = yaml.safe_load(pathlib.Path(path).read_text())
+    assert api.JobsetV1alpha2JobSet.from_dict(manifest).to_dict() == manifest
+    assert manifest["apiVersion"] == "jobset.x-k8s.io/v1alpha2" and manifest["kind"] == "JobSet"
+    manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["paralelism"] = 4
+    assert api.JobsetV1alpha2JobSet.from_dict(manifest).to_dict() != manifest, "a typo is seen"
+
+
+@pytest.mark.parametrize("path", MANIFESTS)
+def test_manifests_agree_with_themselves_and_restart_on_preemption_alone_without_limit(path):
+    manifest = yaml.safe_load(pathlib.Path(path).read_text())
+    (replicated,) = manifest["spec"]["replicatedJobs"]
+    job = replicated["template"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    named = {one["name"]: one.get("value") for one in container["env"]}
+    assert container["command"][:2] == ["mmjax", "train"] and pathlib.Path(container["command"][2]).is_file()
+    assert job["parallelism"] == job["completions"] == int(named.get("MMJAX_PROCESSES", job["completions"]))
+    assert job["completionMode"] == "Indexed" and job["template"]["spec"]["restartPolicy"] == "Never"
+    exits = [rule["onExitCodes"] for rule in job["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
+    assert exits == [{"containerName": container["name"], "operator": "In", "values": [Preempted.exit_code]}]
+    (rule,) = manifest["spec"]["failurePolicy"]["rules"]
+    assert rule["action"] == "RestartJobSetAndIgnoreMaxRestarts" and rule["onJobFailureReasons"] == ["PodFailurePolicy"]
+    assert manifest["metadata"]["labels"]["kueue.x-k8s.io/queue-name"]
+    if "cloud.google.com/gke-tpu-topology" in (selector := job["template"]["spec"]["nodeSelector"]):
+        chips = np.prod([int(side) for side in selector["cloud.google.com/gke-tpu-topology"].split("x")])
+        assert chips == job["parallelism"] * container["resources"]["limits"]["google.com/tpu"]
+
+
+def test_the_gpu_manifest_names_the_processes(monkeypatch):
+    """What Kubernetes makes of its variables is a launch of 4, led by the pod that JobSet names."""
+    from mmjax.parallel.processes import find
+
+    manifest = yaml.safe_load(pathlib.Path(MANIFESTS[0]).read_text())
+    annotations = {
+        "batch.kubernetes.io/job-completion-index": "3", "jobset.sigs.k8s.io/coordinator": "mmjax-worker-0-0.mmjax",
+    }  # fmt: skip
+    environment = {}
+    for one in manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]["env"]:
+        value = one.get("value")
+        if value is None:
+            value = annotations[one["valueFrom"]["fieldRef"]["fieldPath"].split("'")[1]]
+        for name, known in environment.items():  # Kubernetes replaces variables named earlier
+            value = value.replace(f"$({name})", known)
+        environment[one["name"]] = value
+    place = find(environment)
+    assert (place.address, place.count, place.number) == ("mmjax-worker-0-0.mmjax:8476", 4, 3)
+
+
+def test_the_skypilot_task_fits_its_schema_and_recovers_on_preemption():
+    task = yaml.safe_load(pathlib.Path("launch/skypilot.yaml").read_text())
+    jsonschema.validate(task, SKYPILOT)
+    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [Preempted.exit_code]
+
+
+def recorder(directory, name, body):
+    """A command that writes down how it was called."""
+    script = directory / name
+    script.write_text(f'#!/usr/bin/env bash\nprintf "%s\\n" "$*" >> {directory}/calls\n{body}\n')
+    script.chmod(0o755)
+
+
+def test_skypilots_variables_name_the_processes(tmp_path):
+    task = yaml.safe_load(pathlib.Path("launch/skypilot.yaml").read_text())
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    recorder(tmp_path / ".venv/bin", "mmjax", "env | grep ^MMJAX_ | sort")
+    environment = {
+        "PATH": os.environ["PATH"], "SKYPILOT_NODE_IPS": "10.0.0.5\n10.0.0.6", "SKYPILOT_NUM_NODES": "2",
+        "SKYPILOT_NODE_RANK": "1", "TRAIN": "some.py --steps 3",
+    }  # fmt: skip
+    said = subprocess.run(["bash", "-c", task["run"]], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert said.stdout.split() == ["MMJAX_COORDINATOR=10.0.0.5:8476", "MMJAX_PROCESS=1", "MMJAX_PROCESSES=2"]
+    assert (tmp_path / ".venv/bin/calls").read_text() == "train some.py --steps 3\n"
+
+
+def test_tpu_vm_runs_the_same_command_on_all_workers_and_again_after_preemption(tmp_path):
+    """With a gcloud that writes down what it is asked, and whose first training is preempted."""
+    recorder(
+        tmp_path, "gcloud",
+        f'[[ "$*" == *"mmjax train"* && ! -e {tmp_path}/preempted ]] && touch {tmp_path}/preempted && exit 75; exit 0',
+    )  # fmt: skip
+    process = subprocess.run(
+        ["launch/tpu_vm.sh", "pod", "us-east5-a", "configs/quickstart.py", "--name", "two words"],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    calls = (tmp_path / "calls").read_text()
+    assert calls.count("--zone=us-east5-a --worker=all") == 4  # copied, installed, trained twice
+    assert calls.count("mmjax train 'configs/quickstart.py' '--name' 'two words'") == 2
+
+
+@pytest.mark.parametrize("code, requeued", [(0, False), (2, False), (75, True), (137, False)])
+def test_slurm_requeues_on_the_code_of_preemption_alone(tmp_path, code, requeued):
+    """With an srun that ends with that code (tests/test_slurm.py has a real Slurm)."""
+    recorder(tmp_path, "srun", f"exit {code}")
+    recorder(tmp_path, "scontrol", "exit 0")
+    environment = {
+        **os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "12",
+    }  # fmt: skip
+    process = subprocess.run(["launch/slurm.sh", "some.py", "--name", "x"], env=environment, timeout=60)
+    calls = (tmp_path / "calls").read_text()
+    assert process.returncode == code and ("requeue 7" in calls) == requeued
+    assert "--cpus-per-task=12 mmjax train some.py --name x" in calls
