@@ -14,13 +14,13 @@ import numpy as np
 
 from mmjax import config as c
 from mmjax.data.loader import Batches
-from mmjax.parallel.runtime import join_processes
+from mmjax.parallel import processes
 from mmjax.train.build import build_image_augmentation, build_layout, build_source
 from mmjax.train.loop import make_sampler
 
 
 def main(run: str, state: str, *steps: str) -> None:
-    join_processes()
+    processes.join()
     config = c.load(f"{run}/config.json")
     source = build_source(config.data, "train")
     layout = build_layout(config, source.tokenizer)
