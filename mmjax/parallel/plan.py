@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Literal
 from jax.sharding import AbstractMesh, AxisType
 
 from mmjax import config as c
@@ -187,12 +188,11 @@ def kept_for_backward(subject: Subject, rows: int) -> tuple[float, float]:
         )
 
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), subject.state.params)
-    traced = jax.make_jaxpr(lambda p, b, k: jax.tree.leaves(jax.vjp(lambda p: loss(p, b, k), p)[1]))(
-        params, batch, key
-    ).jaxpr
-    given = set(traced.invars)
-    kept = {id(v): v.aval for v in traced.outvars if hasattr(v, "count") and v not in given}
-    total = sum(math.prod(v.shape) * getattr(v.dtype, "itemsize", 4) for v in kept.values())
+    # A vector-Jacobian product is a pytree of what it keeps; what was given to it is not kept twice.
+    backward = lambda p, b, k: jax.tree.leaves(jax.vjp(lambda p: loss(p, b, k), p)[1])  # noqa: E731
+    traced = jax.make_jaxpr(backward)(params, batch, key).jaxpr
+    kept = {v for v in traced.outvars if not isinstance(v, Literal)} - set(traced.invars)
+    total = sum(math.prod(v.aval.shape) * getattr(v.aval.dtype, "itemsize", 4) for v in kept)
     outputs = jax.eval_shape(lambda p, b: subject.model.apply({"params": p}, b), params, batch)
     logits = [
         leaf for name in subject.model.heads if name in outputs for leaf in jax.tree.leaves(outputs[name].features)
@@ -212,9 +212,11 @@ def timed(
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), subject.state.params)
     forward = report.step_flops(subject.model, params, subject.layout, rows)
     flops = {part: 3 * count for part, count in forward.items()}  # the backward pass takes twice the forward pass
-    if program is None:
-        used, traffic, collectives = estimated(subject, flops, rows)
-    else:
+    used, traffic, collectives = estimated(subject, flops, rows)
+    expected = {}
+    for axis, kind, found in hlo.by_axis(collectives, shape):
+        expected[axis, kind] = sum(one.times * one.bytes for one in found)
+    if program is not None:
         used, traffic, collectives = program.flops, program.traffic, program.collectives
     places = np.arange(machine.count)
     if devices is not None:  # the mesh may order them by their place in the torus
@@ -232,7 +234,10 @@ def timed(
     for axis, kind, found in hlo.by_axis(collectives, shape):
         size = sum(one.times * one.bytes for one in found)
         axes[axis] = axes.get(axis, 0.0) + size
-        kinds.append({"axis": axis, "kind": kind, "times": sum(one.times for one in found), "bytes": size})
+        times = sum(one.times for one in found)
+        kinds.append(
+            {"axis": axis, "kind": kind, "times": times, "bytes": size, "expected": expected.get((axis, kind), 0.0)}
+        )
     result = {
         "flops": flops, "collective_bytes": axes, "collectives": kinds, "parts": parts, "step_seconds": seconds,
         "mfu": sum(flops.values()) / (seconds * reached.peak * machine.count),
@@ -249,7 +254,7 @@ def timed(
 
 
 def estimated(subject: Subject, flops: Mapping[str, float], rows: int) -> tuple[dict, dict, list[hlo.Collective]]:
-    """FLOPs, traffic and collectives per device without a compiler.
+    """FLOPs, traffic and collectives per device as the sharding asks for them, without a compiler.
 
     Parameters are gathered along fsdp for the forward and the backward pass and their gradients scattered back and
     summed along data; memory is passed over once for each thing kept, written, and read again.

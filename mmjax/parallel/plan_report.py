@@ -62,10 +62,16 @@ def _parts(result: Mapping[str, Any]) -> Table:
 
 def _collectives(result: Mapping[str, Any]) -> Table:
     table = Table("axis", "collective")
-    for heading in ("times", "MB per step"):
+    for heading in ("times", "MB per step", "expected of parameters"):
         table.add_column(heading, justify="right")
     for one in result["collectives"]:
-        table.add_row(one["axis"], one["kind"], f"{one['times']:,.0f}", f"{one['bytes'] / 1e6:,.1f}")
+        table.add_row(
+            one["axis"],
+            one["kind"],
+            f"{one['times']:,.0f}",
+            f"{one['bytes'] / 1e6:,.1f}",
+            f"{one['expected'] / 1e6:,.1f}",
+        )
     return table
 
 
