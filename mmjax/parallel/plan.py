@@ -123,10 +123,15 @@ def compiled(subject: Subject, rows: int) -> Outcome:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return Outcome({"temp": _needed(str(error))}, None, None, str(error).splitlines()[0])
+    return outcome_of(executable, subject.mesh.size)
+
+
+def outcome_of(executable: Any, devices: int) -> Outcome:
+    """What a compiled step (`jax.stages.Compiled`) for so many devices says of itself."""
     stats, cost = executable.memory_analysis(), executable.cost_analysis() or {}
     names = ("argument", "output", "alias", "temp", "generated_code")
     memory = {name: float(getattr(stats, f"{name}_size_in_bytes")) for name in names}
-    return Outcome(memory, hlo.Program(executable.as_text(), subject.mesh.size), cost.get("flops"))
+    return Outcome(memory, hlo.Program(executable.as_text(), devices), cost.get("flops"))
 
 
 def _needed(message: str) -> float:
