@@ -12,7 +12,7 @@ from conftest import tiny
 from mmjax import config as c
 from mmjax.errors import UserError
 from mmjax.parallel import machines, roofline
-from mmjax.parallel.plan import bisect
+from mmjax.parallel.compilation import bisect
 
 KEYS = {
     "machine", "devices", "compiled", "fits", "peak_memory_bytes", "memory", "flops", "collective_bytes", "step_seconds",
@@ -171,16 +171,16 @@ sys.path[:0] = ["tests", "."]
 import dataclasses, jax
 from conftest import tiny
 from mmjax import config as c
-from mmjax.parallel import machines, plan
+from mmjax.parallel import compilation, machines
 from mmjax.parallel.mesh import to_devices
 from mmjax.train.loop import state_maker
 
 rows = 256
 config = tiny(mesh=c.Mesh(data=2, fsdp=4))
 config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_rows=rows))
-subject = plan.describe(config, machines.parse("cpu:8"), jax.devices())
+subject = compilation.describe(config, machines.parse("cpu:8"), jax.devices())
 executable = subject.lower(rows).compile()
-predicted = plan.outcome_of(executable, 8).peak
+predicted = compilation.outcome_of(executable, 8).peak
 
 def status(name):
     line = next(line for line in open("/proc/self/status") if line.startswith(name))
