@@ -94,10 +94,17 @@ def main(arguments: list[str] | None = None) -> int:
     sub.add_argument("--normalisation", metavar="RULE", help="nmt_nfkc, nmt_nfkc_cf, nfkc, nfkc_cf or identity")
     sub.add_argument("--special", nargs="+", metavar="TOKEN", help="special tokens")
     sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
+    sub = command("plan", "will it fit, how fast, how dear: the step compiled for a machine that is not here", "CONFIG")
+    sub.add_argument(
+        "--machine", required=True, metavar="NAME", help="h100:8, h100:8x2 (2 nodes), v5p:4x4x4, cpu:8, ..."
+    )
+    sub.add_argument("--price", type=float, metavar="X", help="of a device-hour, in any currency")
+    sub.add_argument("--search", action="store_true", help="find the largest data.batch_rows that fits")
+    sub.add_argument("--picture", metavar="FILE", help="write memory and time as bars (SVG)")
     command("config", "print the resolved config as JSON", "CONFIG", json_output=False)
 
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command not in ("train", "check", "config"):
+    if rest and options.command not in ("train", "check", "plan", "config"):
         parser.error(f"unknown argument {rest[0]}")
     try:
         _quiet()
@@ -107,10 +114,13 @@ def main(arguments: list[str] | None = None) -> int:
             from mmjax.parallel import processes, runtime
 
             checking = options.command == "check"  # compiles much and runs little
-            runtime.prepare(devices=8 if checking else None, compile_fast=checking)
+            if options.command == "plan":
+                runtime.prepare_plan(options.machine)
+            else:
+                runtime.prepare(devices=8 if checking else None, compile_fast=checking)
             if options.command in ("train", "eval", "predict"):  # the others need no help
                 processes.join()
-        commands_ = (_train, _eval, _predict, _check, _checkpoints, _import, _export, _data, _keys, _config)
+        commands_ = (_train, _eval, _predict, _check, _plan, _checkpoints, _import, _export, _data, _keys, _config)
         return {f.__name__.strip("_"): f for f in commands_}[options.command](options, rest)
     except UserError as error:
         print(f"mmjax: error: {error}", file=sys.stderr)
@@ -196,6 +206,28 @@ def _check(options, rest) -> int:
     else:
         progress.out.print(table(results))
     return 0 if all(result["holds"] for result in results.values()) else 1
+
+
+def _plan(options, rest) -> int:
+    from mmjax import progress
+    from mmjax.config import load, override
+    from mmjax.parallel.machines import parse
+    from mmjax.parallel.plan import plan
+    from mmjax.parallel.plan_report import svg, tables
+
+    config = override(load(options.config), rest)
+    result = plan(config, parse(options.machine), price=options.price, search=options.search)
+    if options.picture:
+        try:
+            Path(options.picture).write_text(svg(result))
+        except OSError as error:
+            raise UserError(f"cannot write {options.picture}: {error.strerror or error}") from None
+    if options.json:
+        _print_json(result)
+    else:
+        for table in tables(result):
+            progress.out.print(table)
+    return 0
 
 
 def _checkpoints(options, rest) -> int:

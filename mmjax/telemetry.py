@@ -11,21 +11,6 @@ import numpy as np
 from mmjax.errors import UserError
 from mmjax.stream import Batch
 
-# Dense bfloat16 matrix-product peaks in FLOP/s per chip, from the makers' data sheets. A device that is not
-# listed has no MFU: none is better than a wrong one.
-PEAKS = {
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA L4": 121e12,
-    "Tesla T4": 65e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-}
-
 
 class Writer:
     """Metrics to `metrics.jsonl` (always), TensorBoard and Weights & Biases (where wanted).
@@ -207,14 +192,15 @@ def matrix_flops(function: Any, *arguments: Any) -> dict[str, float]:
                 (contracted, _), _ = equation.params["dimension_numbers"]
                 left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
                 flops = 2.0 * np.prod(out, dtype=np.float64) * np.prod([left[i] for i in contracted], dtype=np.float64)
-                part = _part_of(name)
+                part = part_of(name)
                 totals[part] = totals.get(part, 0.0) + times * float(flops)
 
     walk(jax.make_jaxpr(function)(*arguments).jaxpr, "", 1.0)
     return totals
 
 
-def _part_of(scope: str) -> str:
+def part_of(scope: str) -> str:
+    """The part of the model ("speech", "fusion", "answer", ...) that a name scope belongs to."""
     for word in scope.replace(".", "/").split("/"):
         for prefix in ("encoders_", "heads_"):
             if word.startswith(prefix):

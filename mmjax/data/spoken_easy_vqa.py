@@ -90,6 +90,12 @@ class SpokenEasyVQA:
         )
 
 
+def home_of(directory: str | os.PathLike, examples: int | None = None) -> Path:
+    """Where the prepared data set lies, or will lie, below `directory`."""
+    name = "spoken_easy_vqa" if examples is None else f"spoken_easy_vqa_{examples}"
+    return Path(directory) / name / VERSION
+
+
 def prepare(directory: str | os.PathLike, examples: int | None = None) -> Path:
     """Synthesises and writes the data set into `directory`, once; returns where it lies.
 
@@ -100,9 +106,8 @@ def prepare(directory: str | os.PathLike, examples: int | None = None) -> Path:
     Raises:
       UserError: the directory cannot be written, or the disk is full.
     """
-    directory = Path(directory)
-    name = "spoken_easy_vqa" if examples is None else f"spoken_easy_vqa_{examples}"
-    home = directory / name / VERSION
+    directory, home = Path(directory), home_of(directory, examples)
+    name = home.parent.name
     if home.is_dir():
         return home
     try:

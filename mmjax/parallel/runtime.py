@@ -43,6 +43,21 @@ def prepare(devices: int | None = None, compile_fast: bool = False) -> None:
         libc.mallopt(-4, 0), libc.mallopt(-1, 2**31 - 1), libc.mallopt(-2, 2**28)
 
 
+def prepare_plan(machine: str) -> None:
+    """The settings to compile for a machine that is not here (`mmjax plan`); call it before the first import of JAX.
+
+    Raises:
+      UserError: there is no such machine.
+    """
+    from mmjax.parallel.machines import parse
+
+    described = parse(machine)
+    os.environ["JAX_PLATFORMS"] = "cpu"  # whatever devices are here, they are not what is asked about
+    on_cpu = described.platform == "cpu"
+    # The memory that a CPU program needs is decided before its instructions are optimised.
+    prepare(devices=described.count if on_cpu else None, compile_fast=on_cpu)
+
+
 def jit_once(function: Callable, **options: Any) -> Callable:
     """`jax.jit` for a program that runs once, such as the initialisation: see COMPILE_FAST."""
     import jax

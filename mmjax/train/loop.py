@@ -18,6 +18,7 @@ from mmjax.data.loader import Batches, prefetch
 from mmjax.data.sampler import Sampler
 from mmjax.errors import Preempted, UserError
 from mmjax.evaluate.evaluation import Evaluator, canonical, table
+from mmjax.parallel.machines import PEAKS
 from mmjax.parallel.mesh import make_mesh, share_of_rows, state_shardings, to_devices
 from mmjax.parallel.runtime import jit_once
 from mmjax.train import report
@@ -96,7 +97,7 @@ def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
 
     # Say what is going to happen.
     flops = report.step_flops(model, abstract.params, layout, config.data.batch_rows)
-    peak = telemetry.PEAKS.get(jax.devices()[0].device_kind)
+    peak = PEAKS.get(jax.devices()[0].device_kind)
     if lead:
         report.start(config, run, abstract.params, flops, sampler, layout, source, first, peak)
     throughput = telemetry.Throughput(

@@ -10,6 +10,7 @@ from rich.table import Table
 from mmjax import config as c
 from mmjax import progress, telemetry
 from mmjax.models.attention import BACKEND
+from mmjax.parallel.mesh import abstract_batch
 
 
 def sample_rate(config: c.Experiment) -> int:
@@ -20,7 +21,7 @@ def sample_rate(config: c.Experiment) -> int:
 
 def step_flops(model: Any, params: Any, layout: Any, rows: int) -> dict[str, float]:
     """FLOPs of the forward pass of one step by part of the model, counted on the traced program."""
-    batch = layout.empty(rows)
+    batch = abstract_batch(layout.empty(1), rows)
     return telemetry.matrix_flops(lambda p, b: model.apply({"params": p}, b), params, batch)
 
 

@@ -1,0 +1,111 @@
+"""What a step needs by its shapes alone: memory by kind, and what its sharding asks devices to exchange."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Literal
+
+from mmjax.parallel import hlo
+from mmjax.parallel.compilation import Outcome, Subject
+from mmjax.parallel.mesh import abstract_batch
+from mmjax.train import report
+from mmjax.train.step import divide, measure
+
+
+def memory_by_kind(subject: Subject, rows: int, kept: tuple[float, float], outcome: Outcome | None) -> dict[str, float]:
+    """Bytes per device. With a compiler's outcome the sum is the compiler's; else what the parts need, unfused.
+
+    What is kept between steps is exact. The compiler's temporary memory is divided by what the step needs in any case:
+    logits, then activations kept for the backward pass, then gradients; "temporaries" is the rest.
+
+    Args:
+      kept: what `kept_for_backward` says.
+    """
+    state, batch = subject.state, abstract_batch(subject.layout.empty(1), rows, subject.mesh)
+    kinds = {
+        "parameters": per_device(state.params),
+        "optimizer": per_device((state.step, state.optimizer, state.skipped, state.weighting)),
+        "average": per_device(state.average),
+        "batch": per_device(batch),
+    }
+    wanted = {"logits": kept[0], "activations": kept[1], "gradients": kinds["parameters"]}
+    if outcome is None:
+        return kinds | wanted
+    if outcome.refused:
+        return {"refused": outcome.peak}
+    held = outcome.memory["argument"] + outcome.memory["output"] - outcome.memory["alias"]
+    kinds["batch"] = min(kinds["batch"], held - sum(kinds.values()) + kinds["batch"])  # what is not read is not sent
+    kinds["padding"] = max(held - sum(kinds.values()), 0.0)  # of small arrays to tiles
+    left = outcome.memory["temp"]
+    for name, size in wanted.items():
+        kinds[name] = min(size, left)
+        left -= kinds[name]
+    return kinds | {"temporaries": left, "code": outcome.memory["generated_code"]}
+
+
+def per_device(tree: Any) -> float:
+    """Bytes of the shards that one device holds."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "sharding")]
+    return float(sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves))
+
+
+def kept_for_backward(subject: Subject, rows: int) -> tuple[float, float]:
+    """Bytes per device of the heads' outputs, and of all else that the backward pass reads of the forward pass.
+
+    Of one micro-batch, as the trace says; a compiler may keep less, and compute again.
+    """
+    own = max(rows // subject.row_parts // subject.config.optimizer.accumulation, 1)
+    batch = abstract_batch(subject.layout.empty(1), own)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def loss(params, batch, key):
+        sums = measure(subject.model, subject.objectives, params, batch, {"dropout": key, "augment": key})
+        return sum(
+            (divide(sums[f"{name}/loss"]) for name in subject.objectives if f"{name}/loss" in sums), jnp.zeros(())
+        )
+
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), subject.state.params)
+    # A vector-Jacobian product is a pytree of what it keeps; what was given to it is not kept twice.
+    backward = lambda p, b, k: jax.tree.leaves(jax.vjp(lambda p: loss(p, b, k), p)[1])  # noqa: E731
+    traced = jax.make_jaxpr(backward)(params, batch, key).jaxpr
+    kept = {v for v in traced.outvars if not isinstance(v, Literal)} - set(traced.invars)
+    total = sum(math.prod(v.aval.shape) * getattr(v.aval.dtype, "itemsize", 4) for v in kept)
+    outputs = jax.eval_shape(lambda p, b: subject.model.apply({"params": p}, b), params, batch)
+    logits = [
+        leaf for name in subject.model.heads if name in outputs for leaf in jax.tree.leaves(outputs[name].features)
+    ]
+    size = float(sum(math.prod(x.shape) * x.dtype.itemsize for x in logits))
+    # Tokens are divided along context; of what is divided along tensor, the widest part, the residual stream is not.
+    return size / subject.mesh.shape["context"], max(float(total) - size, 0.0) / subject.mesh.shape["context"]
+
+
+def estimated(
+    subject: Subject, flops: Mapping[str, float], activations: float
+) -> tuple[dict, dict, list[hlo.Collective]]:
+    """FLOPs, traffic and collectives per device as the sharding asks for them, without a compiler.
+
+    Parameters are gathered along fsdp for the forward and the backward pass and their gradients scattered back and
+    summed along data; memory is passed over once for each thing kept, written, and read again.
+
+    Args:
+      flops: of the step, by part; activations: bytes that a device keeps for the backward pass.
+    """
+    shape, count = dict(subject.mesh.shape), subject.mesh.size
+    places, names = np.arange(count).reshape(tuple(shape.values())), list(shape)
+    groups = {name: np.moveaxis(places, names.index(name), -1).reshape(-1, shape[name]) for name in names}
+    collectives, traffic = [], {}
+    for name, size in report.parameters_by_part(subject.state.params).items():
+        size *= 4
+        if shape["fsdp"] > 1:
+            collectives.append(hlo.Collective("all-gather", name, groups["fsdp"], 2, size))
+            collectives.append(hlo.Collective("reduce-scatter", name, groups["fsdp"], 1, size))
+        if shape["data"] > 1:
+            collectives.append(hlo.Collective("all-reduce", name, groups["data"], 1, size / shape["fsdp"]))
+        share = flops.get(name, 0.0) / max(sum(flops.values()), 1.0)
+        traffic[name] = 3 * size + 2 * share * activations
+    traffic["other"] = 2 * per_device(subject.state)
+    return {part: value / count for part, value in flops.items()}, traffic, collectives

@@ -1,0 +1,163 @@
+"""`mmjax plan`: the real train step, compiled for a machine that is not here, and what follows from it.
+
+Nothing is allocated but shapes, and no data is needed: a batch looks as `data.rows` says.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmjax import config as c
+from mmjax import progress
+from mmjax.errors import UserError
+from mmjax.parallel import hlo, roofline, topology
+from mmjax.parallel.compilation import Outcome, Subject, compiled, describe, largest_batch
+from mmjax.parallel.estimate import estimated, kept_for_backward, memory_by_kind, per_device
+from mmjax.parallel.machines import Machine
+from mmjax.parallel.mesh import abstract_batch
+from mmjax.train import report
+from mmjax.train.build import build_layout, build_source, data_directory
+from mmjax.train.loop import make_sampler
+from mmjax.train.validate import check_config
+
+ASSUMED_SHARE = 0.9  # of the positions of every stream that hold a token, where no data says it
+
+
+def plan(config: c.Experiment, machine: Machine, *, price: float | None = None, search: bool = False) -> dict[str, Any]:
+    """The report on a config's train step on a machine, as plain numbers.
+
+    Args:
+      price: of a device-hour, in any currency.
+      search: also find the largest batch that fits, by compiling it.
+
+    Raises:
+      UserError: the config's mesh or batch does not divide among the machine's devices.
+    """
+    check_config(config)
+    install = topology.missing(machine)
+    devices = None if install else topology.devices_of(machine)
+    subject, rows = describe(config, machine, devices), config.data.batch_rows
+    abstract_batch(subject.layout.empty(1), rows, subject.mesh)  # do the rows divide?
+    reached = roofline.rates(machine, config.model.dtype)
+    outcome = compiled(subject, rows) if devices is not None else None
+    result = {
+        "config": config.name, "machine": machine.name, "devices": machine.count, "mesh": dict(subject.mesh.shape),
+        "compiled": outcome is not None and outcome.program is not None, "batch_rows": rows,
+    }  # fmt: skip
+    if install:
+        result["note"] = f"an estimate: nothing was compiled; for the real compiler, {install}"
+    elif outcome.refused:
+        result["note"] = f"the compiler refused the step: {outcome.refused}"
+    kept = kept_for_backward(subject, rows)
+    memory = memory_by_kind(subject, rows, kept, outcome)
+    peak = outcome.peak if outcome else sum(memory.values())
+    result |= {
+        "fits": bool(peak <= reached.memory and not (outcome and outcome.refused)), "peak_memory_bytes": peak,
+        "usable_memory_bytes": reached.memory, "memory": memory,
+    }  # fmt: skip
+    result |= timed(subject, machine, reached, outcome, rows, devices, kept[1]) | {
+        "assumptions": list(reached.assumptions)
+    }
+    if outcome is None and max(subject.mesh.shape["tensor"], subject.mesh.shape["context"]) > 1:
+        result["assumptions"].append("what travels along tensor and context is not counted: only a compiler knows")
+    result |= throughput(subject, rows, result["step_seconds"], machine.count, price)
+    if search:
+        if outcome is None:
+            raise UserError(f"--search compiles the step again and again; {install}")
+        result["search"] = largest_batch(subject, reached.memory, {rows: outcome})
+    return result
+
+
+def timed(
+    subject: Subject,
+    machine: Machine,
+    reached: roofline.Rates,
+    outcome: Outcome | None,
+    rows: int,
+    devices: Any,
+    activations: float,
+) -> dict[str, Any]:
+    """FLOPs, collectives and the roofline of a step."""
+    shape, program = dict(subject.mesh.shape), outcome and outcome.program
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), subject.state.params)
+    forward = report.step_flops(subject.model, params, subject.layout, rows)
+    flops = {part: 3 * count for part, count in forward.items()}  # the backward pass takes twice the forward pass
+    used, traffic, collectives = estimated(subject, flops, activations)
+    expected = {}
+    for axis, kind, found in hlo.by_axis(collectives, shape):
+        expected[axis, kind] = sum(one.times * one.bytes for one in found)
+    if program is not None:
+        used, traffic, collectives = program.flops, program.traffic, program.collectives
+    places = np.arange(machine.count)
+    if devices is not None:  # the mesh may order them by their place in the torus
+        known = {id(device): place for place, device in enumerate(devices)}
+        places = np.array([known[id(device)] for device in subject.mesh.devices.flat])
+    network, other_axes = {}, 0.0
+    for one in collectives:
+        seconds = roofline.exchange_seconds(machine, one, places, devices if machine.platform == "tpu" else None)
+        network[one.part] = network.get(one.part, 0.0) + seconds
+        other_axes += seconds if one.axis(shape) != "data" else 0.0
+    parts = roofline.by_part(reached, used, traffic, network)
+    seconds = roofline.step_seconds(parts)
+    axes: dict[str, float] = dict.fromkeys(shape, 0.0)
+    kinds = []
+    for axis, kind, found in hlo.by_axis(collectives, shape):
+        size = sum(one.times * one.bytes for one in found)
+        axes[axis] = axes.get(axis, 0.0) + size
+        times = sum(one.times for one in found)
+        kinds.append(
+            {"axis": axis, "kind": kind, "times": times, "bytes": size, "expected": expected.get((axis, kind), 0.0)}
+        )
+    result = {
+        "flops": flops, "collective_bytes": axes, "collectives": kinds, "parts": parts, "step_seconds": seconds,
+        "mfu": sum(flops.values()) / (seconds * reached.peak * machine.count),
+    }  # fmt: skip
+    if program is not None:
+        result["compiled_flops"] = {part: count * machine.count for part, count in program.flops.items()}
+        result["compiler_flops"] = outcome.flops and outcome.flops * machine.count
+        result["loops_counted_once"] = program.loops
+    if machine.platform != "cpu":
+        busy = sum(max(part["compute"], part["memory"]) for part in parts.values())
+        gradients = per_device(subject.state.params)
+        result["weak_scaling"] = roofline.weak_scaling(machine, shape, busy, other_axes, gradients)
+    return result
+
+
+def throughput(subject: Subject, rows: int, seconds: float, devices: int, price: float | None) -> dict[str, Any]:
+    """Tokens, audio and money, at the share of positions that hold something."""
+    shares, source = useful_share(subject)
+    layout, config = subject.layout, subject.config
+    tokens = {name: rows * length * shares[name] / seconds for name, length in layout.rows.items()}
+    result = {"useful_share": {"from": source, **shares}, "tokens_per_second": tokens}
+    if "speech" in layout.rows:
+        audio = tokens["speech"] * layout.hop / report.sample_rate(config)
+        result["audio_seconds_per_second"] = audio
+        if price is not None:
+            result["cost_per_1000_hours_of_audio"] = price * devices * 1000 / audio
+    if price is not None:
+        result["cost_of_the_run"] = price * devices * config.steps * seconds / 3600
+    return result
+
+
+def useful_share(subject: Subject) -> tuple[dict[str, float], str]:
+    """The share of every stream's positions that hold a token: of the prepared data, if it is here, else assumed."""
+    source = subject.config.data.source
+    if isinstance(source, c.Shards) or _is_prepared(subject.config):
+        try:
+            opened = build_source(subject.config.data, "train")
+            layout = build_layout(subject.config, opened.tokenizer)
+            share = make_sampler(subject.config, layout, opened).useful_share(layout.tokens(opened.sizes), range(3))
+            return share, "the data, packed as in the first 3 steps"
+        except (UserError, ImportError) as error:
+            progress.console.print(f"[yellow]the data says nothing: {error}[/yellow]")
+    return dict.fromkeys(subject.layout.rows, ASSUMED_SHARE), f"assumed: {100 * ASSUMED_SHARE:.0f} %"
+
+
+def _is_prepared(config: c.Experiment) -> bool:
+    source = config.data.source
+    if not isinstance(source, c.SpokenEasyVQA):
+        return False
+    from mmjax.data.spoken_easy_vqa import home_of
+
+    return home_of(data_directory(config.data.directory), source.examples).is_dir()

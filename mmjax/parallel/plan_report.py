@@ -1,0 +1,155 @@
+"""What `mmjax plan` found, as tables and as one picture."""
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from rich.table import Table
+
+COLOURS = ("#4477aa", "#66ccee", "#228833", "#ccbb44", "#ee6677", "#aa3377", "#bbbbbb", "#44aa99", "#882255", "#ddcc77")
+
+
+def tables(result: Mapping[str, Any]) -> list[Any]:
+    """Lines and tables for a terminal."""
+    how = "compiled for it" if result["compiled"] else "[yellow]an estimate[/yellow]"
+    mesh = " x ".join(f"{name} {size}" for name, size in result["mesh"].items())
+    shown: list[Any] = [
+        f"[bold]{result['config']}[/bold] on {result['machine']} ({how}), mesh {mesh}, {result['batch_rows']} rows"
+    ]
+    if "note" in result:
+        shown.append(f"[yellow]{escape_markup(result['note'])}[/yellow]")
+    shown += [_memory(result), _parts(result), _collectives(result), _summary(result)]
+    if "weak_scaling" in result:
+        shown.append(_scaling(result["weak_scaling"]))
+    if "search" in result:
+        found = result["search"]
+        shown.append(
+            f"largest batch that fits: {found['batch_rows']} rows ({found['rows_per_device']} per device); tried "
+            + ", ".join(f"{one['batch_rows']} ({_size(one['peak_memory_bytes'])})" for one in found["tried"])
+        )
+    return [*shown, "assumed: " + "; ".join(result["assumptions"])]
+
+
+def escape_markup(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def _memory(result: Mapping[str, Any]) -> Table:
+    usable, peak = result["usable_memory_bytes"], result["peak_memory_bytes"]
+    verdict = (
+        f"fits, {_size(usable - peak)} free"
+        if result["fits"]
+        else f"[red]does not fit: {_size(peak - usable)} too much[/red]"
+    )
+    table = Table("memory per device", title=f"{_size(peak)} of {_size(usable)}: {verdict}", title_justify="left")
+    table.add_column("", justify="right")
+    for name, size in result["memory"].items():
+        table.add_row(name, _size(size))
+    return table
+
+
+def _parts(result: Mapping[str, Any]) -> Table:
+    table = Table("part")
+    for heading in ("GFLOP per step", "compiled", "compute ms", "memory ms", "network ms", "bound by"):
+        table.add_column(heading, justify="right")
+    compiled = result.get("compiled_flops", {})
+    for name, part in sorted(result["parts"].items(), key=lambda item: -max(item[1][k] for k in ("compute", "memory"))):
+        times = [f"{1e3 * part[key]:.3g}" for key in ("compute", "memory", "network")]
+        counts = [f"{found.get(name, 0.0) / 1e9:,.1f}" for found in (result["flops"], compiled)]
+        table.add_row(name, *counts, *times, part["bound"])
+    return table
+
+
+def _collectives(result: Mapping[str, Any]) -> Table:
+    table = Table("axis", "collective")
+    for heading in ("times", "MB per step", "expected of parameters"):
+        table.add_column(heading, justify="right")
+    for one in result["collectives"]:
+        table.add_row(
+            one["axis"],
+            one["kind"],
+            f"{one['times']:,.0f}",
+            f"{one['bytes'] / 1e6:,.1f}",
+            f"{one['expected'] / 1e6:,.1f}",
+        )
+    return table
+
+
+def _summary(result: Mapping[str, Any]) -> str:
+    lines = [f"step {1e3 * result['step_seconds']:.3g} ms, MFU {100 * result['mfu']:.1f} %"]
+    tokens = ", ".join(
+        f"{name} {rate:,.0f}" for name, rate in result["tokens_per_second"].items() if name != "examples"
+    )
+    lines.append(f"tokens per second: {tokens} (useful positions {result['useful_share']['from']})")
+    if "audio_seconds_per_second" in result:
+        lines.append(f"{result['audio_seconds_per_second']:,.0f} seconds of audio per second")
+    if "cost_per_1000_hours_of_audio" in result:
+        lines.append(f"1,000 hours of audio cost {result['cost_per_1000_hours_of_audio']:,.2f}")
+    if "cost_of_the_run" in result:
+        lines.append(f"all steps of the run cost {result['cost_of_the_run']:,.2f}")
+    if result.get("loops_counted_once"):
+        lines.append(f"{result['loops_counted_once']} loops run as long as the data says; they are counted once")
+    return "\n".join(lines)
+
+
+def _scaling(rows: list[Mapping[str, Any]]) -> Table:
+    table = Table("devices", "step ms", "efficiency", "on paper, assuming", title="weak scaling", title_justify="left")
+    for row in rows:
+        table.add_row(
+            f"{row['devices']:,}",
+            f"{1e3 * row['step_seconds']:.3g}",
+            f"{100 * row['efficiency']:.0f} %",
+            row["assumption"],
+        )
+    return table
+
+
+def _size(size: float) -> str:
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20)):
+        if abs(size) >= scale:
+            return f"{size / scale:,.2f} {unit}"
+    return f"{size / 1024:,.1f} KiB"
+
+
+# Picture. -------------------------------------------------------------------------------------------------
+
+
+def svg(result: Mapping[str, Any]) -> str:
+    """Two bars: what fills a device's memory, up to what it has; and how long each part of the model takes."""
+    memory = {name: (size, _size(size)) for name, size in result["memory"].items() if size > 0}
+    times = {
+        name: (seconds, f"{1e3 * seconds:.3g} ms, {part['bound']}")
+        for name, part in result["parts"].items()
+        if (seconds := max(part["compute"], part["memory"])) > 0
+    }
+    network = sum(part["network"] for part in result["parts"].values())
+    room = max(result["usable_memory_bytes"], result["peak_memory_bytes"])
+    title = f"{result['config']} on {result['machine']}" + ("" if result["compiled"] else " (an estimate)")
+    heading = f"memory per device: {_size(result['peak_memory_bytes'])} of {_size(result['usable_memory_bytes'])}"
+    step = f"a step: {1e3 * result['step_seconds']:.3g} ms, MFU {100 * result['mfu']:.1f} %; network {1e3 * network:.3g} ms"
+    first, height = _bar(heading, memory, room, 50)
+    second, end = _bar(step, times, max(sum(t for t, _ in times.values()), 1e-12), height + 30)
+    body = f'<text x="20" y="28" font-size="18" font-weight="bold">{escape(title)}</text>' + first + second
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="860" height="{end + 10}" font-family="sans-serif" font-size="13">'
+        f'<rect width="100%" height="100%" fill="white"/>{body}</svg>\n'
+    )
+
+
+def _bar(heading: str, values: Mapping[str, tuple[float, str]], whole: float, top: int) -> tuple[str, int]:
+    """One bar of 820 pixels with its legend; and where it ends."""
+    parts = [f'<text x="20" y="{top + 14}">{escape(heading)}</text>']
+    parts.append(f'<rect x="20" y="{top + 22}" width="820" height="34" fill="none" stroke="#888"/>')
+    left = 20.0
+    for number, (name, (value, label)) in enumerate(values.items()):
+        width, colour = 820 * value / whole, COLOURS[number % len(COLOURS)]
+        text = escape(f"{name}: {label}")
+        parts.append(
+            f'<rect x="{left:.1f}" y="{top + 22}" width="{width:.2f}" height="34" fill="{colour}"><title>{text}</title></rect>'
+        )
+        x, y = 20 + 275 * (number % 3), top + 76 + 20 * (number // 3)
+        parts.append(
+            f'<rect x="{x}" y="{y - 10}" width="11" height="11" fill="{colour}"/><text x="{x + 17}" y="{y}">{text}</text>'
+        )
+        left += width
+    return "".join(parts), top + 76 + 20 * (-(-len(values) // 3) - 1) + 10

@@ -1,0 +1,183 @@
+"""How long a step takes: what it computes, moves and sends, against what a machine can do (Williams et al. 2009)."""
+
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from mmjax.parallel.hlo import Collective
+from mmjax.parallel.machines import DEVICES, GPU_SHARE, Machine
+
+# The shares of a maker's figures that well-shaped programs reach; assumed, not measured.
+REACHED = {"matrix products": 0.7, "memory": 0.8, "network": 0.8}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What one device of a machine reaches.
+
+    Attributes:
+      matrix: FLOP/s of matrix products in the dtype of the compute; peak: the denominator of MFU.
+      memory: bytes that a program may fill; bandwidth: of that memory, bytes per second.
+      assumptions: how these were found, in words.
+    """
+
+    matrix: float
+    peak: float
+    memory: float
+    bandwidth: float
+    assumptions: tuple[str, ...]
+
+
+def rates(machine: Machine, dtype: str) -> Rates:
+    """Of a machine's device, computing in `dtype`."""
+    if machine.platform == "cpu":
+        return _measured(machine.count)
+    device = DEVICES[machine.kind]
+    share, note = 1.0, "memory: what the compiler may use"
+    if machine.platform == "gpu":
+        share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", GPU_SHARE))
+        note = f"memory: the {100 * share:.0f} % that JAX takes (XLA_PYTHON_CLIENT_MEM_FRACTION)"
+    reached = ", ".join(f"{name} {100 * value:.0f} %" for name, value in REACHED.items())
+    return Rates(
+        matrix=device.peak.get(dtype, device.peak["float32"]) * REACHED["matrix products"],
+        peak=device.matrix_peak,
+        memory=share * device.memory,
+        bandwidth=device.bandwidth * REACHED["memory"],
+        assumptions=(note, f"reached of the maker's figures (assumed): {reached}", OVERLAP),
+    )
+
+
+OVERLAP = "devices exchange data while they compute: a step takes as long as the longer of the two"
+
+
+@cache
+def _measured(count: int) -> Rates:
+    """This machine's cores and memory, shared by `count` simulated devices."""
+    square, block = np.ones((1024, 1024), np.float32), np.ones(2**25, np.float32)
+    target = np.empty_like(block)
+
+    def best(work) -> float:
+        work()
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    flops = 2 * 1024**3 / best(lambda: square @ square) / count
+    return Rates(
+        matrix=flops,
+        peak=flops,
+        memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / count,
+        bandwidth=2 * block.nbytes / best(lambda: np.copyto(target, block)) / count,
+        assumptions=(f"this computer, measured now, divided among {count} simulated devices", OVERLAP),
+    )
+
+
+def link(machine: Machine, group: Sequence[int], devices: Sequence[Any] | None = None) -> tuple[float, str]:
+    """Bytes per second that a device receives from the others of its group, and over what.
+
+    Args:
+      group: places of the devices in the machine.
+      devices: the machine's devices, in the same order, where they are known.
+    """
+    if machine.platform == "cpu":
+        return _measured(machine.count).bandwidth, "memory"
+    device = DEVICES[machine.kind]
+    if machine.platform == "gpu":
+        nodes = [place // machine.per_node for place in group]
+        if len(set(nodes)) == 1:
+            return device.inside * REACHED["network"], "within a node"
+        # Each device has a share of its node's network; rings of all its neighbours in the group use theirs together.
+        neighbours = max(nodes.count(node) for node in set(nodes))
+        return min(device.inside, device.between * neighbours) * REACHED["network"], "between nodes"
+    places = [_coordinates(machine, place, devices) for place in group]
+    links = 0
+    for dimension, size in enumerate(machine.shape):
+        reached = len({place[dimension] for place in places})
+        if reached > 1:
+            links += 2 if reached == size and size % device.wraps == 0 else 1
+    return device.inside * (links / (2 * device.torus) if links else 1.0) * REACHED["network"], "within the slice"
+
+
+def _coordinates(machine: Machine, place: int, devices: Sequence[Any] | None) -> tuple[int, ...]:
+    if devices is not None:
+        return tuple(devices[place].coords)
+    chip = place // DEVICES[machine.kind].per_chip
+    return tuple(int(i) for i in np.unravel_index(chip, machine.shape))
+
+
+def exchange_seconds(machine: Machine, one: Collective, mesh: np.ndarray, devices: Sequence[Any] | None) -> float:
+    """Of a collective, in one step. `mesh`: the places of the machine's devices, in the order of the mesh."""
+    return one.wire_bytes / link(machine, mesh[one.groups[0]].tolist(), devices)[0]
+
+
+def by_part(
+    reached: Rates, flops: Mapping[str, float], traffic: Mapping[str, float], network: Mapping[str, float]
+) -> dict[str, dict[str, Any]]:
+    """Seconds of computing, of moving and of sending by part of the model, and which of them bounds it."""
+    result = {}
+    for part in dict.fromkeys((*flops, *traffic, *network)):
+        seconds = {
+            "compute": flops.get(part, 0.0) / reached.matrix,
+            "memory": traffic.get(part, 0.0) / reached.bandwidth,
+            "network": network.get(part, 0.0),
+        }
+        result[part] = {**seconds, "bound": max(seconds, key=seconds.get)}
+    return result
+
+
+def step_seconds(parts: Mapping[str, Mapping[str, Any]]) -> float:
+    """Every part takes the longer of computing and moving; sending overlaps with all of it."""
+    busy = sum(max(part["compute"], part["memory"]) for part in parts.values())
+    return max(busy, sum(part["network"] for part in parts.values()))
+
+
+def weak_scaling(
+    machine: Machine, shape: Mapping[str, int], busy: float, exchanged: float, gradient_bytes: float
+) -> list[dict[str, Any]]:
+    """From 8 to 4,096 devices, each with as many rows as now: on paper, nothing is compiled.
+
+    Args:
+      shape: of the mesh; the axis data grows, the others stay.
+      busy: seconds that a device computes and moves.
+      exchanged: seconds of what is sent along the other axes.
+      gradient_bytes: of a device's share of the gradients, which are summed along data.
+    """
+    device, others = DEVICES[machine.kind], math.prod(n for name, n in shape.items() if name != "data")
+    rows = []
+    for count in (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096):
+        replicas = count // others
+        if not replicas:
+            continue
+        if machine.platform == "gpu":
+            rings = max(
+                device.per_node // others, 1
+            )  # of a node's devices in one group, each with a network of its own
+            over, bandwidth = "between nodes", min(device.inside, device.between * rings)
+            if count <= device.per_node:
+                over, bandwidth = "within a node", device.inside
+        else:
+            over, bandwidth = "within one slice, all links", device.inside
+            if count > (limit := POD.get(machine.kind, count)):
+                over, bandwidth = f"between slices of {limit}", device.between
+        bandwidth *= REACHED["network"]
+        seconds = 2 * (replicas - 1) / replicas * gradient_bytes / bandwidth
+        rows.append({
+            "devices": count, "step_seconds": max(busy, exchanged + seconds),
+            "assumption": f"gradients summed over {replicas} replicas {over}, {bandwidth / 1e9:,.0f} GB/s a device",
+        })  # fmt: skip
+    for row in rows:
+        row["efficiency"] = rows[0]["step_seconds"] / row["step_seconds"]
+    return rows
+
+
+# Devices of the largest slice: the pages named in machines.py.
+POD = {"v4": 4096, "v5e": 256, "v5p": 6144, "v6e": 256, "7x": 9216 * 2}

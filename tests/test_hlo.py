@@ -1,0 +1,130 @@
+"""Reading compiled programs: a small one by hand, and real ones against XLA's own analysis."""
+
+import pytest
+
+from mmjax.parallel import hlo
+from mmjax.telemetry import matrix_flops
+
+PROGRAM = """HloModule jit_step, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%inside (p0: f32[6,8,8], p1: s32[]) -> f32[8,8] {
+  %p0 = f32[6,8,8]{2,1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %slice = f32[1,8,8]{2,1,0} dynamic-slice(%p0, %p1, %zero, %zero), dynamic_slice_sizes={1,8,8}
+  ROOT %flat = f32[8,8]{1,0} bitcast(%slice)
+}
+
+%body (state: (s32[], f32[4,8], f32[6,8,8], s32[])) -> (s32[], f32[4,8], f32[6,8,8], s32[]) {
+  %state = (s32[], f32[4,8]{1,0}, f32[6,8,8]{2,1,0}, s32[]) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %x = f32[4,8]{1,0} get-tuple-element(%state), index=1
+  %layers = f32[6,8,8]{2,1,0} get-tuple-element(%state), index=2
+  %n = s32[] get-tuple-element(%state), index=3
+  %one = s32[] constant(1)
+  %next = s32[] add(%i, %one)
+  %kernel = f32[8,8]{1,0} fusion(%layers, %i), kind=kLoop, calls=%inside
+  %whole = f32[8,32]{1,0} all-gather(%kernel), replica_groups=GROUPS, dimensions={1}, metadata={op_name="jit(step)/encoders_speech/layers/up"}
+  %y = f32[4,32]{1,0} dot(%x, %whole), lhs_contracting_dims={1}, rhs_contracting_dims={0}, metadata={op_name="jit(step)/encoders_speech/layers/up"}
+  %small = f32[4,8]{1,0} slice(%y), slice={[0:4], [0:8]}
+  ROOT %out = (s32[], f32[4,8]{1,0}, f32[6,8,8]{2,1,0}, s32[]) tuple(%next, %small, %layers, %n)
+}
+
+%condition (state: (s32[], f32[4,8], f32[6,8,8], s32[])) -> pred[] {
+  %state.1 = (s32[], f32[4,8]{1,0}, f32[6,8,8]{2,1,0}, s32[]) parameter(0)
+  %i.1 = s32[] get-tuple-element(%state.1), index=0
+  %n.1 = s32[] get-tuple-element(%state.1), index=3
+  ROOT %less = pred[] compare(%i.1, %n.1), direction=LT
+}
+
+ENTRY %main (x: f32[4,8], layers: f32[6,8,8]) -> f32[4,8] {
+  %x.1 = f32[4,8]{1,0} parameter(0)
+  %layers.1 = f32[6,8,8]{2,1,0} parameter(1)
+  %begin = s32[] constant(0)
+  %bound = s32[] constant(6)
+  %init = (s32[], f32[4,8]{1,0}, f32[6,8,8]{2,1,0}, s32[]) tuple(%begin, %x.1, %layers.1, %bound)
+  %loop = (s32[], f32[4,8]{1,0}, f32[6,8,8]{2,1,0}, s32[]) while(%init), condition=%condition, body=%body
+  %result = f32[4,8]{1,0} get-tuple-element(%loop), index=1
+  ROOT %mean = f32[4,8]{1,0} all-reduce(%result), replica_groups={{0,4},{1,5},{2,6},{3,7}}, to_apply=%add, metadata={op_name="jit(step)/heads_answer/sum"}
+}
+"""
+MESH = {"data": 2, "fsdp": 4}
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        "{{0,1,2,3},{4,5,6,7}}",
+        "[2,4]<=[8]",
+        "mesh['a'=2,'b'=4] {'b'}",
+        "mesh['b'=4,'a'=2], device_ids=([2,4]T(1,0)) {'b'}",
+        "mesh['a'=8] {'a':(2)4}",
+    ],
+)
+def test_collectives_in_loops_are_counted_as_often_as_they_run(groups):
+    program = hlo.Program(PROGRAM.replace("GROUPS", groups), 8)
+    gather, reduce = program.collectives
+    assert (gather.kind, gather.axis(MESH), gather.part) == ("all-gather", "fsdp", "speech")
+    assert gather.times == 6 and gather.bytes == 8 * 32 * 4  # what is gathered, not what each device brings
+    assert gather.wire_bytes == 6 * 8 * 32 * 4 * 3 / 4
+    assert (reduce.kind, reduce.axis(MESH), reduce.part) == ("all-reduce", "data", "answer")
+    assert reduce.bytes == 4 * 8 * 4 and reduce.wire_bytes == reduce.bytes  # twice, to one other
+    assert program.flops == {"speech": 6 * 2 * 4 * 32 * 8} and program.loops == 0
+
+
+def test_a_loop_whose_end_is_data_is_counted_once_and_said():
+    text = PROGRAM.replace("GROUPS", "[2,4]<=[8]").replace(
+        "%bound = s32[] constant(6)", "%bound = s32[] all-reduce(%begin), replica_groups=[1,8]<=[8], to_apply=%add"
+    )
+    program = hlo.Program(text, 8)
+    assert program.loops == 1 and program.flops == {"speech": 2 * 4 * 32 * 8}
+
+
+def test_a_fusion_that_reads_one_slice_moves_one_slice():
+    """Of stacked layers a loop reads one at a time: not all of them every time."""
+    program = hlo.Program(PROGRAM.replace("GROUPS", "[2,4]<=[8]"), 8)
+    # The fusion (its slice, the counter, its result), the slice of y, and the counter's addition.
+    assert program.traffic["other"] == 6 * ((256 + 4 + 256) + 2 * 128 + 12)
+
+
+def test_products_and_traffic_agree_with_the_compiler_on_a_real_program():
+    """Against XLA's own cost analysis: convolutions with padding, strides and holes, products, reductions."""
+    import jax
+    import jax.numpy as jnp
+
+    def function(x, kernel, weight):
+        strided = jax.lax.conv_general_dilated(
+            x, kernel, (2, 1), ((1, 2), (0, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        holes = jax.lax.conv_transpose(
+            strided, kernel.swapaxes(2, 3), (2, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return jnp.einsum("bhwc,cd->bhwd", holes, weight)
+
+    shapes = ((2, 9, 7, 4), (3, 3, 4, 5), (4, 6))
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    compiled = jax.jit(function).lower(*arguments).compile()
+    program = hlo.Program(compiled.as_text(), 1)
+    assert sum(program.flops.values()) == pytest.approx(compiled.cost_analysis()["flops"], rel=1e-6)
+    assert sum(program.traffic.values()) == pytest.approx(compiled.cost_analysis()["bytes accessed"], rel=0.02)
+
+
+def test_loops_over_layers_multiply_as_traced():
+    """`lax.scan` of a real program: compiled FLOPs are the traced ones, which XLA's own analysis counts once."""
+    import jax
+    import jax.numpy as jnp
+
+    def function(x, layers):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), x.sum()), x, layers)
+
+    arguments = jax.ShapeDtypeStruct((4, 16), jnp.float32), jax.ShapeDtypeStruct((7, 16, 16), jnp.float32)
+    compiled = jax.jit(function).lower(*arguments).compile()
+    program = hlo.Program(compiled.as_text(), 1)
+    assert sum(program.flops.values()) == sum(matrix_flops(function, *arguments).values()) == 7 * 2 * 4 * 16 * 16
+    assert compiled.cost_analysis()["flops"] < 7 * 2 * 4 * 16 * 16

@@ -1,0 +1,264 @@
+"""`mmjax plan`: machines, the search, and a plan against what its step really takes."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import tiny
+
+from mmjax import config as c
+from mmjax.errors import UserError
+from mmjax.parallel import machines, roofline
+from mmjax.parallel.compilation import bisect
+
+KEYS = {
+    "machine", "devices", "compiled", "fits", "peak_memory_bytes", "memory", "flops", "collective_bytes", "step_seconds",
+    "mfu",
+}  # fmt: skip
+
+
+def command(*arguments):
+    """`mmjax plan` in a process of its own, since it needs devices of its own; its JSON, or its exit code and error."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    done = subprocess.run(
+        [sys.executable, "-m", "mmjax", "plan", *map(str, arguments), "--json"],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return json.loads(done.stdout) if done.returncode == 0 else (done.returncode, done.stderr)
+
+
+# Machines. ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, platform, count, per_node",
+    [
+        ("h100:8", "gpu", 8, 8),
+        ("h100:8x2", "gpu", 16, 8),
+        ("L4", "gpu", 1, 1),
+        ("v5p:4x4x4", "tpu", 64, 64),
+        ("v5e:16x16", "tpu", 256, 256),
+        ("tpu7x:2x2x1", "tpu", 8, 8),
+        ("cpu:8", "cpu", 8, 8),
+    ],
+)
+def test_machines_are_read(text, platform, count, per_node):
+    machine = machines.parse(text)
+    assert (machine.platform, machine.count, machine.per_node) == (platform, count, per_node)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("h10:8", "there is no machine 'h10'; did you mean 'h100'?"),
+        ("v5:2x2", "did you mean 'v5p'?"),
+        ("abacus", "there are h100, h200"),
+        ("v5p:8", "write v5p:4x4x4 (chips in each dimension)"),
+        ("v6e:2x2x2", "write v6e:4x4"),
+        ("h100:16", "a node has at most 8 H100s; write h100:8x2"),
+        ("cpu:2x2", "write cpu:8"),
+        ("h100:0", "cannot read the machine"),
+    ],
+)
+def test_an_unknown_machine_names_the_nearest_or_what_to_write(text, message):
+    with pytest.raises(UserError) as error:
+        machines.parse(text)
+    assert message in str(error.value)
+
+
+def test_every_machine_is_whole_and_dense():
+    """The known mistakes: peaks with sparsity, both directions of a link, one kind of device under two names."""
+    for kind, device in machines.DEVICES.items():
+        assert {"float32"} < set(device.peak) and device.matrix_peak >= device.peak["float32"], kind
+        assert device.between < device.inside and device.inside < device.bandwidth, kind
+        assert 100e12 < device.matrix_peak < 2500e12 or kind == "t4"
+    assert machines.PEAKS["NVIDIA H100 80GB HBM3"] == pytest.approx(989e12, rel=1e-3)
+    assert len(machines.PEAKS) == len(machines.DEVICES)
+
+
+def test_a_link_knows_nodes_and_rings():
+    h100, v5p = machines.parse("h100:8x2"), machines.parse("v5p:4x4x4")
+    reached = roofline.REACHED["network"]
+    assert roofline.link(h100, range(8)) == (450e9 * reached, "within a node")
+    assert roofline.link(h100, (3, 11)) == (50e9 * reached, "between nodes")
+    assert roofline.link(h100, range(16))[0] == 400e9 * reached  # eight networks of each node together
+    assert roofline.link(v5p, range(64))[0] == 600e9 * reached  # three closed rings: all six links
+    assert roofline.link(v5p, range(4))[0] == pytest.approx(200e9 * reached)  # one ring: two links
+    assert roofline.link(machines.parse("v5p:2x2x1"), range(4))[0] == pytest.approx(200e9 * reached)  # two open lines
+
+
+# Search. --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit, best", [(1000, 12), (99, 0), (175, 1), (1e5, 1332)])
+@pytest.mark.parametrize("start", [1, 4, 100])
+def test_bisection_finds_the_largest_that_fits_in_few_compilations(limit, best, start):
+    asked = []
+
+    def fits(n):
+        asked.append(n)
+        peak = 100 + 75 * n
+        return peak <= limit, peak if n < 1000 else float("inf")  # a compiler that says no more than no
+
+    found, tried = bisect(fits, start, limit)
+    assert found == best and [n for n, *_ in tried] == asked and len(asked) == len(set(asked)) <= 14
+
+
+# Whole plans. ---------------------------------------------------------------------------------------------
+
+FSDP = ("--mesh.fsdp", "8", "--optimizer.rule", "AdamW", "--model.unroll", "false")
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory):
+    """The quickstart compiled for 8 simulated devices, its parameters divided among all of them."""
+    picture = tmp_path_factory.mktemp("plan") / "plan.svg"
+    result = command("configs/quickstart.py", "--machine", "cpu:8", "--price", "2", "--picture", picture, *FSDP)
+    return result, picture.read_text()
+
+
+def test_the_contract(quickstart):
+    result, _ = quickstart
+    assert set(result) >= KEYS
+    assert (result["machine"], result["devices"], result["compiled"], result["fits"]) == ("cpu:8", 8, True, True)
+    assert set(result["flops"]) == {"speech", "image", "text", "fusion", "answer", "transcript"}
+    assert set(result["collective_bytes"]) >= {"data", "fsdp"}
+    assert sum(result["memory"].values()) == pytest.approx(result["peak_memory_bytes"], rel=1e-9)
+    assert 0 < result["mfu"] < 1 and result["step_seconds"] > 0
+    assert result["useful_share"]["from"] and 0 < result["useful_share"]["speech"] <= 1
+    audio = 16 * 640 * 0.01 * result["useful_share"]["speech"] / result["step_seconds"]  # hops of 10 ms
+    assert result["audio_seconds_per_second"] == pytest.approx(audio)
+    assert result["cost_per_1000_hours_of_audio"] == pytest.approx(2 * 8 * 1000 / audio)
+
+
+def test_parameters_are_gathered_and_gradients_summed_once_or_twice(quickstart):
+    """What fully sharded training costs (Rajbhandari et al. 2020, section 7): gathers for the forward and the backward
+    pass (a compiler may keep the first), and one sum of the gradients; no more than a tenth of it is anything else."""
+    result, _ = quickstart
+    size = 8 * result["memory"]["parameters"]
+    sent = {(one["axis"], one["kind"]): one["bytes"] for one in result["collectives"]}
+    assert size < sent["fsdp", "all-gather"] < 2.2 * size
+    summed = sent.get(("fsdp", "reduce-scatter"), 0.0) + sent.get(("fsdp", "all-reduce"), 0.0)
+    assert 0.9 * size < summed < 1.2 * size
+    assert not any("data" in axis for axis, _ in sent)  # which has one device
+
+
+def test_towers_multiply_as_the_trace_says(quickstart):
+    """The backward pass takes twice the forward pass, less what needs no gradient: the input of the first layers."""
+    result, _ = quickstart
+    for name in ("speech", "image", "fusion"):
+        assert 0.75 < result["compiled_flops"][name] / result["flops"][name] < 1.15, name
+
+
+def test_the_picture_shows_memory_and_time(quickstart):
+    from xml.etree import ElementTree
+
+    result, picture = quickstart
+    text = " ".join(node.text or "" for node in ElementTree.fromstring(picture).iter())
+    for name in (*(n for n, size in result["memory"].items() if size), *result["flops"]):
+        assert f"{name}: " in text
+    assert "memory per device" in text and "MFU" in text
+
+
+MEASURE = """
+import ctypes, gc, json, os, sys
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+sys.path[:0] = ["tests", "."]
+import dataclasses, jax
+from conftest import tiny
+from mmjax import config as c
+from mmjax.parallel import compilation, machines
+from mmjax.parallel.mesh import to_devices
+from mmjax.train.loop import state_maker
+
+rows = 256
+config = tiny(mesh=c.Mesh(data=2, fsdp=4))
+config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_rows=rows))
+subject = compilation.describe(config, machines.parse("cpu:8"), jax.devices())
+executable = subject.lower(rows).compile()
+predicted = compilation.outcome_of(executable, 8).peak
+
+def status(name):
+    line = next(line for line in open("/proc/self/status") if line.startswith(name))
+    return 1024 * int(line.split()[1])
+
+_, initialise = state_maker(config, subject.model, subject.optimizer, subject.layout, subject.mesh)
+state, batch = initialise(), to_devices(subject.layout.empty(rows), subject.mesh)
+state, _ = jax.block_until_ready(executable(state, batch))  # what is made once is there now
+gc.collect(); ctypes.CDLL("libc.so.6").malloc_trim(0)
+live = sum(s.data.nbytes for x in jax.live_arrays() for s in x.addressable_shards)
+before = status("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")  # the peak from now on
+jax.block_until_ready(executable(state, batch))
+print(json.dumps([predicted, (live + status("VmHWM") - before) / 8]))
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="the peak of a process is read in /proc")
+def test_predicted_peak_memory_is_what_a_step_takes():
+    """Against the process's resident memory: 8 devices live in it, and hold their temporaries at the same time."""
+    done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    predicted, measured = json.loads(done.stdout.splitlines()[-1])
+    assert predicted == pytest.approx(measured, rel=0.1), (predicted, measured)
+
+
+def written(tmp_path, **changes):
+    path = tmp_path / "config.json"
+    path.write_text(c.to_json(tiny(**changes)))
+    return path
+
+
+def test_without_a_compiler_the_plan_is_an_estimate_and_says_so(tmp_path, monkeypatch):
+    from mmjax.parallel import plan, topology
+
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
+    result = plan.plan(tiny(mesh=c.Mesh(fsdp=4)), machines.parse("h100:4x2"))
+    assert set(result) >= KEYS and not result["compiled"] and "pip install 'mmjax[plan-gpu]'" in result["note"]
+    assert result["fits"] and set(result["memory"]) >= {"parameters", "optimizer", "activations", "logits", "gradients"}
+    # AdamW: two moments in float32, and counts.
+    assert result["memory"]["optimizer"] == pytest.approx(2 * result["memory"]["parameters"], abs=32)
+    assert result["memory"]["activations"] > result["memory"]["logits"] > 0
+    sent = {(one["axis"], one["kind"]) for one in result["collectives"]}
+    assert sent == {("fsdp", "all-gather"), ("fsdp", "reduce-scatter"), ("data", "all-reduce")}
+    assert [row["devices"] for row in result["weak_scaling"]] == [2**n for n in range(3, 13)]
+    assert all(row["assumption"] for row in result["weak_scaling"])
+    with pytest.raises(UserError, match="--search compiles"):
+        plan.plan(tiny(), machines.parse("v5p:2x2x1"), search=True)
+
+
+def test_what_does_not_fit_says_by_how_much(monkeypatch):
+    from mmjax.parallel import plan, plan_report, topology
+
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.0001")
+    result = plan.plan(tiny(), machines.parse("t4:1"))
+    assert not result["fits"] and result["usable_memory_bytes"] < result["peak_memory_bytes"]
+    assert "does not fit" in plan_report.tables(result)[2].title and "too much" in plan_report.tables(result)[2].title
+
+
+def test_bad_requests_are_one_line(tmp_path):
+    path = written(tmp_path)
+    assert command(path, "--machine", "h10:8")[1].strip().endswith("did you mean 'h100'?")
+    code, error = command(path, "--machine", "cpu:3")
+    assert code == 2 and error.strip().endswith("data.batch_rows=8 does not divide among 3 devices")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs mmjax[plan-tpu]")
+def test_a_tpu_that_is_not_here(tmp_path):
+    result = command(written(tmp_path, mesh=c.Mesh(fsdp=4)), "--machine", "v5p:2x2x1")
+    assert result["compiled"] and result["fits"] and result["devices"] == 4
+    assert sum(result["compiled_flops"].values()) == pytest.approx(result["compiler_flops"], rel=0.5)
+    sent = {one["kind"] for one in result["collectives"] if one["axis"] == "fsdp"}
+    assert "all-gather" in sent and sent & {"reduce-scatter", "all-reduce"}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax_cuda12_plugin") is None, reason="needs mmjax[plan-gpu]")
+def test_gpus_that_are_not_here(tmp_path):
+    result = command(written(tmp_path, mesh=c.Mesh(fsdp=4)), "--machine", "h100:4x2")
+    assert result["compiled"] and result["fits"] and result["devices"] == 8
+    assert {one["axis"] for one in result["collectives"]} >= {"data", "fsdp"}
