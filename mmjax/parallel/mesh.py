@@ -77,7 +77,8 @@ def state_shardings(abstract_state: Any, mesh: jax.sharding.Mesh) -> Any:
         if not hasattr(value, "shape"):  # a box around nothing: the state of a parameter that another rule trains
             return value
         axes = nn.logical_to_mesh_axes(nn.get_partition_spec(leaf), LOGICAL_AXES)
-        axes = [axis if axis and value.shape[i] % mesh.shape[axis] == 0 else None for i, axis in enumerate(axes)]
+        divides = lambda axis, size: axis and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0  # noqa: E731
+        axes = [axis if divides(axis, size) else None for axis, size in zip(axes, value.shape, strict=False)]
         return NamedSharding(mesh, P(*axes))
 
     return jax.tree.map(shard, abstract_state, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata))
@@ -143,7 +144,7 @@ def batch_shardings(batch: Batch, rows: int, mesh: jax.sharding.Mesh) -> Batch:
         raise UserError(f"data.batch_rows={rows} does not divide among {parts} devices (mesh.data x mesh.fsdp)")
 
     def shard(name, array):
-        whole = name in SLOTS or array.shape[1] % mesh.shape["context"]
+        whole = name in SLOTS or mesh.shape["context"] == 1 or array.shape[1] % mesh.shape["context"]
         return NamedSharding(mesh, ROWS if whole else TOKENS)
 
     return {name: jax.tree.map(lambda x, n=name: shard(n, x), stream) for name, stream in batch.items()}
