@@ -164,12 +164,11 @@ def test_the_picture_shows_memory_and_time(quickstart):
 
 
 MEASURE = """
-import ctypes, gc, json, os, sys
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+import ctypes, dataclasses, gc, json, os, sys
 sys.path[:0] = ["tests", "."]
-import dataclasses, jax
 from conftest import tiny
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+import jax
 from mmjax import config as c
 from mmjax.parallel import compilation, machines
 from mmjax.parallel.mesh import to_devices
