@@ -167,6 +167,9 @@ class Mixture:
             flat = kind == "image" and any(part is not None and part.ndim == 2 for part in parts)
             shape = (2,) if flat else ()
             missing = [np.zeros((length, *shape), np.int32) for length in self.lengths]
+            if any(part is not None and part.ndim <= len(shape) and part.any() for part in parts):
+                raise UserError("of the sources of the mixture some say pixels of their pictures, and others patches")
+            parts = [None if part is None or part.ndim <= len(shape) else part for part in parts]  # there are none
             found[kind] = np.concatenate([m if p is None else p for p, m in zip(parts, missing, strict=True)])
         return found
 
