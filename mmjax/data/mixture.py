@@ -163,7 +163,9 @@ class Mixture:
         kinds = sorted({kind for source in self.sources.values() for kind in source.sizes} | {"image"})
         found = {}
         for kind in kinds:
-            parts = [source.sizes.get(kind) for source in self.sources.values()]
+            # Without a size of its own a transcript is the text, said aloud (`Layout.tokens`).
+            instead = "text" if kind == "transcript" else kind
+            parts = [source.sizes.get(kind, source.sizes.get(instead)) for source in self.sources.values()]
             flat = kind == "image" and any(part is not None and part.ndim == 2 for part in parts)
             shape = (2,) if flat else ()
             missing = [np.zeros((length, *shape), np.int32) for length in self.lengths]
