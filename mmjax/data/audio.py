@@ -11,6 +11,7 @@ from mmjax.data.files import Blob
 from mmjax.errors import UserError
 
 LOUDEST = 8.0  # of a float recording that is merely too loud, and clipped; beyond, its scale is another
+RATES = 1_000, 1_000_000  # Hz, that a recording of sound can have; beyond, its header is damaged
 WHOLE = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")  # the containers in which a missing end is noticed
 
 
@@ -49,6 +50,7 @@ def read_audio(
             if file.format not in WHOLE:
                 raise RuntimeError(f"its format is {file.format}")
             rate = file.samplerate
+            check_rate(rate, name)
             first = min(round(start * rate), file.frames)
             promised, there = file.frames - first, file.frames
             if seconds is not None:
@@ -71,6 +73,16 @@ def read_audio(
         raise UserError(f"the recording {name} holds values up to {np.abs(samples).max():.3g}; floats lie in -1 to 1")
     mono = np.clip(samples.mean(axis=1), -1.0, 1.0)
     return mono if rate == sample_rate else soxr.resample(mono, rate, sample_rate)
+
+
+def check_rate(rate: int, name: str) -> None:
+    """That a rate in Hz can be one: resampled from 1 Hz, a second becomes hours.
+
+    Raises:
+      UserError: it cannot.
+    """
+    if not RATES[0] <= rate <= RATES[1]:
+        raise UserError(f"the recording {name} has a rate of {rate} Hz, which cannot be")
 
 
 def _check_whole(data: bytes, name: str) -> None:

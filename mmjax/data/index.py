@@ -20,6 +20,7 @@ import soundfile
 from PIL import Image
 
 from mmjax import progress
+from mmjax.data.audio import check_rate
 from mmjax.data.files import Blob
 from mmjax.data.record import Record
 from mmjax.errors import UserError
@@ -153,6 +154,7 @@ def _frames(record: Record) -> tuple[int, int]:
         except (soundfile.LibsndfileError, RuntimeError, MemoryError) as error:
             reason = getattr(error, "error_string", str(error)).rstrip(".")
             raise UserError(f"cannot decode the recording of {record.name}: {reason}") from None
+    check_rate(rate, f"of {record.name}")
     first = round(record.start * rate)
     meant = frames - first if record.seconds is None else round(record.seconds * rate)
     if meant <= 0 or first + meant > frames + rate // 100:  # durations in lists are rounded

@@ -176,6 +176,7 @@ class Packer:
         number: int = 0,
         name: str = "the example",
         blend: Blend | None = None,
+        given: Mapping[str, int] | None = None,
     ) -> None:
         """Appends an example to a row as its next segment; all of it or, on an error, nothing.
 
@@ -183,9 +184,11 @@ class Packer:
           shows: the modalities to use.
           number: the example's identity, kept in the stream "examples".
           blend: the picture and the answer are mixed with those of another example.
+          given: positions that the sampler gave it, by stream; more would be taken from its neighbours. None: all that
+            is left of the row.
 
         Raises:
-          UserError: a part cannot be decoded, or does not fit into what is left of the row.
+          UserError: a part cannot be decoded, or does not fit into what it was given, or what is left of the row.
         """
         layout, parts = self.layout, {}
         if "speech" in shows and "speech" in self.batch and example.speech is not None:
@@ -220,6 +223,12 @@ class Packer:
                 )
             parts["answer"] = answer[None], np.zeros(1)
 
+        for stream, (features, _) in parts.items():
+            if given is not None and len(features) > given.get(stream, len(features)):
+                raise UserError(
+                    f"the {stream} of {name} takes {len(features)} positions of a row, and its size promised "
+                    f"{given[stream]}: it is not what was indexed"
+                )
         self._write(row, parts, name)
 
     def _picture(self, encoded: bytes, number: int, name: str, size: tuple[int, int] | None = None) -> np.ndarray:

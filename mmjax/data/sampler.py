@@ -27,6 +27,7 @@ class Row(NamedTuple):
     examples: np.ndarray  # [n] int64, indices into the source
     subsets: tuple[frozenset[str], ...]
     speeds: np.ndarray | None = None  # [n] int64, of each recording, where speed is perturbed
+    taken: np.ndarray | None = None  # [n, streams] int64, positions that each was given
 
 
 class Usable:
@@ -230,7 +231,7 @@ class Sampler:
         examples, choice, speeds, sizes = self._taken(window, generator)
         subsets = np.array(self._subsets, dtype=object)[choice]
         rows = [
-            Row(examples[row], tuple(subsets[row]), None if speeds is None else speeds[row])
+            Row(examples[row], tuple(subsets[row]), None if speeds is None else speeds[row], sizes[row])
             for row in best_fit(sizes, self._capacity)
         ]
         if self._shuffle:
