@@ -128,7 +128,9 @@ class Layout:
         """Samples [N] -> blocks [ceil(N / hop), hop]; the last block is filled with zeros."""
         if len(samples) < self.window:
             raise UserError(f"speech of {len(samples)} samples is shorter than one analysis window ({self.window})")
-        return np.pad(samples, (0, -len(samples) % self.hop)).reshape(-1, self.hop)
+        blocks = np.zeros((-(-len(samples) // self.hop), self.hop), np.float32)
+        blocks.reshape(-1)[: len(samples)] = samples
+        return blocks
 
     def checked(self, stream: str, vectors: np.ndarray, owner: str) -> np.ndarray:
         """Vectors [T, W] of an example, if they are what the stream holds."""
@@ -241,6 +243,8 @@ class Packer:
         """Patches and places of a picture, after its class token and registers."""
         layout = self.layout
         patches, places = patchify(picture, layout.patch)
+        if not layout.class_token and not layout.registers:
+            return patches, places
         special = [[-1, i] for i in range(1 - layout.class_token, 1 + layout.registers)]
         places = np.concatenate([np.array(special, np.int32).reshape(-1, 2), places])
         return np.pad(patches, ((len(special), 0), (0, 0))), places
