@@ -14,12 +14,17 @@ def useful(tokens: np.ndarray, rows: int, capacity: np.ndarray, cost: np.ndarray
 
 
 def propose(
-    taken: np.ndarray, cost: np.ndarray, budget: float, multiple: np.ndarray | None = None, rounds: int = 4
+    taken: np.ndarray,
+    cost: np.ndarray,
+    budget: float,
+    multiple: np.ndarray | None = None,
+    start: np.ndarray | None = None,
+    rounds: int = 4,
 ) -> np.ndarray:
     """Capacities of rows that waste little, found by packing.
 
-    It begins with capacities in the proportion in which the examples need them, and then changes one after the other as
-    long as that wastes less. A stream that costs little gets more room than it needs, so that it never closes a row
+    It begins with capacities in the proportion in which the examples need them (or with those given, if they waste
+    less), and then changes one after the other as long as that wastes less. A stream that costs little gets more room than it needs, so that it never closes a row
     in which a dear one still has some.
 
     Args:
@@ -27,6 +32,7 @@ def propose(
       cost: [streams] of one position, in any unit, such as the FLOPs that its tower spends on it.
       budget: what a row may cost; more only if the largest examples would not fit.
       multiple: [streams] that each capacity is a multiple of.
+      start: [streams] capacities that are known to do.
 
     Returns:
       [streams] int64, none below the largest example.
@@ -44,6 +50,8 @@ def propose(
     in_proportion = budget / (1.02 * max((mean * cost).sum(), 1e-300)) * mean
     best = np.maximum(whole(in_proportion), least)
     most, found = max(budget, float((best * cost).sum())), share(best)
+    if start is not None and (known := share(np.asarray(start, np.int64))) > found:
+        best, found = np.asarray(start, np.int64), known
     for _ in range(rounds):
         before = found
         for stream in range(len(best)):
