@@ -82,6 +82,15 @@ def main(arguments: list[str] | None = None) -> int:
     sub.add_argument("--examples", type=_whole(1), default=24, help="how many the page shows")
     sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
     sub = data.add_parser(
+        "bench",
+        help="does the model wait for its data, and for what of it?",
+        description="Times reading, decoding, packing and moving a few batches, and a few training steps beside them.",
+    )
+    sub.add_argument("config", metavar="CONFIG", help="a config file")
+    sub.add_argument("--batches", type=_whole(1), default=8, help="how many are timed")
+    sub.add_argument("--step-seconds", type=float, metavar="S", help="of a step, elsewhere measured; else it is now")
+    sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
+    sub = data.add_parser(
         "tokenizer",
         help="train one on the texts of the training split, and measure it on them",
         description="Trains the tokenizer that data.tokenizer of a config describes (or opens its file), and measures it "
@@ -110,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
         _quiet()
         if options.command == "train":
             _stop_at_once_on_sigterm()  # until the training loop, which has a state to save
-        if options.command not in ("config", "data", "keys"):
+        if options.command not in ("config", "data", "keys") or getattr(options, "what", None) == "bench":
             from mmjax.parallel import processes, runtime
 
             checking = options.command == "check"  # compiles much and runs little
@@ -275,6 +284,8 @@ def _export(options, rest) -> int:
 def _data(options, rest) -> int:
     from mmjax import prepare
 
+    if options.what == "bench":
+        return _bench(options)
     if options.what == "inspect":
         return _inspect(options, prepare.inspect(options.source, options.split, options.out, options.examples))
     if options.what == "tokenizer":
@@ -294,6 +305,20 @@ def _data(options, rest) -> int:
             f"{split}: {made['examples']:,} examples in {made['shards']} shards, {made['bytes'] / 1e6:,.1f} MB"
             + (f"; left out: {left} (listed in {options.out}/{split}-left-out.tsv)" if left else "")
         )
+    return 0
+
+
+def _bench(options) -> int:
+    from mmjax import progress
+    from mmjax.bottleneck import measure, table
+    from mmjax.config import load
+
+    found = measure(load(options.config), options.batches, options.step_seconds)
+    if options.json:
+        _print_json(found)
+    else:
+        progress.out.print(table(found))
+        print(found["verdict"])
     return 0
 
 
@@ -331,6 +356,13 @@ def _inspect(options, found: dict[str, Any]) -> int:
         for name, value in found.get(title, {}).items():
             print(
                 f"  left out, {name}: {value:,}" if title == "dropped" else f"  padding of {name}: {100 * value:.1f} %"
+            )
+    if rows := found.get("rows"):
+        print(f"  wasted on padding, of the towers' FLOPs: {100 * rows['wasted']:.1f} %")
+        if rows["proposed_wasted"] < rows["wasted"] - 0.002:
+            better = ", ".join(f'"{name}": {room}' for name, room in rows["proposed"].items())
+            print(
+                f"  rows that would waste less: {{{better}}} ({100 * rows['proposed_wasted']:.1f} %, and cost no more)"
             )
     if options.out:
         print(f"see {options.out}")

@@ -1,13 +1,18 @@
 """What `mmjax data` does: from recordings, pictures and texts in any form to shards."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mmjax import config as c
 from mmjax.data import build as building
+from mmjax.data.capacity import propose, useful
 from mmjax.data.index import open_index
 from mmjax.data.page import facts
 from mmjax.data.page import page as show
+from mmjax.data.sampler import best_fit
 from mmjax.data.sources import learnable, open_collection, open_tokenizer
 from mmjax.data.tfds_description import splits_of
 from mmjax.data.tuxpaint_stamps import SPLITS
@@ -75,12 +80,14 @@ def inspect(source: str, split: str, page: str | None, examples: int = 24) -> di
       page: where to write one HTML page that shows it; None: nowhere.
 
     Returns:
-      What `mmjax.data.page.facts` returns, and of a config {"padding": {stream: share of empty positions}}.
+      What `mmjax.data.page.facts` returns, and of a config {"padding": {stream: share of empty positions}, "rows": what
+      `better_rows` returns}.
 
     Raises:
       UserError: the page cannot be written.
     """
     padding: dict[str, float] = {}
+    proposed: dict[str, Any] = {}
     if source.endswith(".py"):
         config = c.load(source)
         data = build_source(config.data, split)
@@ -89,6 +96,7 @@ def inspect(source: str, split: str, page: str | None, examples: int = 24) -> di
         if sampler is not None:
             useful = sampler.useful_share(layout.tokens(data.sizes), range(50))
             padding = {name: 1.0 - share for name, share in useful.items()}
+            proposed = {"rows": better_rows(config, layout, sampler)}
     else:
         settings = dict(rows={"examples": 1}, subsets={"speech": 1.0}, filters=c.Filters(largest_share_dropped=1.0))
         data = build_source(c.Data(source=source_at(source, split), **settings), split)
@@ -97,7 +105,33 @@ def inspect(source: str, split: str, page: str | None, examples: int = 24) -> di
             Path(page).write_text(show(data, f"{source}, {split} split", padding, examples))
         except OSError as error:
             raise UserError(f"cannot write {page}: {error.strerror or error}") from None
-    return facts(data) | ({"padding": padding} if padding else {})
+    return facts(data) | ({"padding": padding} if padding else {}) | proposed
+
+
+def better_rows(config: c.Experiment, layout: Any, sampler: Any) -> dict[str, Any]:
+    """Rows that would waste less of what the towers compute, and cost no more.
+
+    Returns:
+      {"now": {stream: positions}, "wasted": share of the FLOPs that empty positions cost, "proposed": likewise {stream:
+      positions}, "proposed_wasted"}; of a window of examples that is packed both ways.
+    """
+    from mmjax.train import report
+
+    flops, taken = report.position_flops(config, layout), sampler.taken()
+    cost = np.array([flops[name] for name in layout.rows])
+    cost = cost + 1e-3 * cost.max()  # a stream without a tower takes memory, at least
+    now = np.array(list(layout.rows.values()))
+    picture = layout.image_size // layout.patch
+    picture = picture**2 + layout.class_token + layout.registers if layout.max_patches is None else 1
+    multiple = np.array([{"speech": layout.align, "image": picture}.get(name, 1) for name in layout.rows])
+    found = propose(taken, cost, float((now * cost).sum()), multiple, start=now)
+    rows = dict(zip(layout.rows, found.tolist(), strict=True))
+    wasted = [1.0 - useful(taken, len(best_fit(taken, some)), some, cost) for some in (now, found)]
+    try:
+        build_layout(dataclasses.replace(config, data=dataclasses.replace(config.data, rows=rows)), layout.tokenizer)
+    except UserError:  # a tower cannot be as long
+        rows, wasted[1] = dict(layout.rows), wasted[0]
+    return {"now": dict(layout.rows), "wasted": wasted[0], "proposed": rows, "proposed_wasted": wasted[1]}
 
 
 def tokenizer(source: str, out: str | None = None, **keys: Any) -> dict[str, Any]:

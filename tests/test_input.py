@@ -36,6 +36,18 @@ def test_any_recording_becomes_16_khz_mono(kind, rate):
     assert abs(spectrum.argmax() * 16_000 / min(len(samples), 16_000) - 440) < 2
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 8])
+def test_channels_are_averaged_and_nothing_is_louder_than_one(channels):
+    draw = np.random.default_rng(0)
+    quiet = draw.uniform(-0.5, 0.5, (4_000, channels)).astype(np.float32)
+    samples = read_audio(recording(quiet, 16_000, subtype="FLOAT"))
+    np.testing.assert_array_equal(samples, quiet.mean(axis=1))
+    # A square wave between -1 and 1 rings where it is resampled.
+    loud = np.repeat(np.sign(draw.uniform(-1, 1, 400)), 20)[:, None] * np.ones(channels)
+    resampled = read_audio(recording(1.5 * loud, 22_050, subtype="FLOAT"))
+    assert np.abs(resampled).max() == 1.0
+
+
 @pytest.mark.parametrize(
     "broken, message",
     [

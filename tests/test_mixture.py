@@ -140,6 +140,22 @@ def test_batches_of_a_mixture_do_not_depend_on_the_number_of_hosts(mixed):
     assert share == pytest.approx(0.5, abs=0.06)
 
 
+def test_pictures_of_a_source_of_one_size_are_shown_in_a_mixture(mixed):
+    """The other sources have none, and do not say how large theirs are."""
+    source = build_source(mixed.data, "train")
+    layout = build_layout(mixed, source.tokenizer)
+    batches = Batches(source, layout, make_sampler(mixed, layout, source))
+    batch = batches[0]
+    assert not batches.skipped, "room is kept for everything, transcripts as well"
+    numbers, image = batch["examples"], batch["image"]
+    for row in range(len(numbers.segments)):
+        there = numbers.segments[row] > 0
+        spoken = set(batch["speech"].segments[row]) - {0}
+        assert spoken <= set(image.segments[row]), "speech+image shows both"
+        assert all(numbers.features[row, there][segment - 1] < 300 for segment in set(image.segments[row]) - {0})
+    assert image.mask.any()
+
+
 def test_a_mixture_that_ends_too_soon_is_refused(mixed):
     limited = dataclasses.replace(mixed.data.source, epochs={"easy": 1, "colours": 1, "moods": 1})
     config = dataclasses.replace(mixed, steps=1000, data=dataclasses.replace(mixed.data, source=limited))

@@ -244,7 +244,9 @@ def test_bad_requests_are_one_line(tmp_path):
     path = written(tmp_path)
     assert command(path, "--machine", "h10:8")[1].strip().endswith("did you mean 'h100'?")
     code, error = command(path, "--machine", "cpu:3")
-    assert code == 2 and error.strip().endswith("data.batch_rows=8 does not divide among 3 devices (mesh.data x mesh.fsdp)")
+    assert code == 2 and error.strip().endswith(
+        "data.batch_rows=8 does not divide among 3 devices (mesh.data x mesh.fsdp)"
+    )
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs mmjax[plan-tpu]")

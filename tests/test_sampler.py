@@ -111,6 +111,26 @@ def test_best_fit_places_every_item():
     assert all((items[row].sum(axis=0) <= capacity).all() for row in rows)
 
 
+def test_best_fit_is_within_two_percent_of_what_is_possible():
+    """No packing takes fewer rows than the fullest stream needs; pictures of one size, speech of any, texts of two kinds."""
+    draw = np.random.default_rng(0)
+    speech = 4 * draw.integers(10, 100, 4096) * (draw.random(4096) < 0.6)
+    image, text = 64 * (draw.random(4096) < 0.6), np.where(draw.random(4096) < 0.3, draw.integers(20, 200, 4096), 8)
+    items = np.stack([speech, image, text, np.ones(4096, int)], axis=1)
+    capacity = np.ceil(items.mean(axis=0) * 40 * [1.02, 1.0, 1.1, 1.05]).astype(int)
+    capacity[1] = round(capacity[1] / 64) * 64
+    rows = best_fit(items, capacity)
+    assert sorted(np.concatenate(rows)) == list(range(4096))
+    assert len(rows) <= 1.02 * (items.sum(axis=0) / capacity).max() + 1
+
+
+def test_best_fit_takes_whole_numbers_of_any_kind_and_packs_the_same_rows():
+    items = np.random.default_rng(0).integers(1, 40, (400, 3))
+    capacity = np.array([100, 90, 120])
+    one, other = best_fit(items, capacity), best_fit(items.astype(np.uint8), capacity.astype(np.int32))
+    assert all((a == b).all() for a, b in zip(one, other, strict=True))
+
+
 @pytest.mark.parametrize("config", ["quickstart", "spoken_vqa"])
 def test_padding_is_at_most_ten_percent_in_every_stream(config):
     """On the sizes of the whole training split (the committed index; no data needed)."""

@@ -11,6 +11,7 @@ from mmjax.data.files import Blob
 from mmjax.errors import UserError
 
 LOUDEST = 8.0  # of a float recording that is merely too loud, and clipped; beyond, its scale is another
+RATES = 1_000, 1_000_000  # Hz, that a recording of sound can have; beyond, its header is damaged
 WHOLE = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")  # the containers in which a missing end is noticed
 
 
@@ -49,6 +50,7 @@ def read_audio(
             if file.format not in WHOLE:
                 raise RuntimeError(f"its format is {file.format}")
             rate = file.samplerate
+            check_rate(rate, name)
             first = min(round(start * rate), file.frames)
             promised, there = file.frames - first, file.frames
             if seconds is not None:
@@ -65,12 +67,39 @@ def read_audio(
         raise UserError(f"the recording {name} has no samples")
     if len(samples) < promised:
         raise UserError(f"the recording {name} is truncated: {len(samples)} of {promised} samples are there")
-    if not np.isfinite(samples).all():
+    loudest = max(float(samples.max()), -float(samples.min()))  # of which a value that is no number makes one
+    if not np.isfinite(loudest):
         raise UserError(f"the recording {name} holds values that are not finite numbers")
-    if np.abs(samples).max() > LOUDEST:
-        raise UserError(f"the recording {name} holds values up to {np.abs(samples).max():.3g}; floats lie in -1 to 1")
-    mono = np.clip(samples.mean(axis=1), -1.0, 1.0)
-    return mono if rate == sample_rate else soxr.resample(mono, rate, sample_rate)
+    if loudest > LOUDEST:
+        raise UserError(f"the recording {name} holds values up to {loudest:.3g}; floats lie in -1 to 1")
+    mono = _clipped(_mono(samples))
+    return mono if rate == sample_rate else _clipped(soxr.resample(mono, rate, sample_rate))  # which may overshoot
+
+
+def _mono(samples: np.ndarray) -> np.ndarray:
+    """The mean over channels, [N, C] -> [N]; for one and two by a way that is ten times as fast, and as exact."""
+    match samples.shape[1]:
+        case 1:
+            return np.ascontiguousarray(samples[:, 0])
+        case 2:
+            return (samples[:, 0] + samples[:, 1]) / 2
+    return samples.mean(axis=1)
+
+
+def _clipped(samples: np.ndarray) -> np.ndarray:
+    """Samples [N] clipped to [-1, 1]; a copy is only made where there is something to clip."""
+    inside = not len(samples) or (samples.max() <= 1.0 and samples.min() >= -1.0)
+    return samples if inside else np.clip(samples, -1.0, 1.0)
+
+
+def check_rate(rate: int, name: str) -> None:
+    """That a rate in Hz can be one: resampled from 1 Hz, a second becomes hours.
+
+    Raises:
+      UserError: it cannot.
+    """
+    if not RATES[0] <= rate <= RATES[1]:
+        raise UserError(f"the recording {name} has a rate of {rate} Hz, which cannot be")
 
 
 def _check_whole(data: bytes, name: str) -> None:

@@ -125,7 +125,7 @@ class Corpus:
         record = self._collection[int(number if self._kept is None else self._kept[number])]
         answer = record.answer
         return Example(
-            speech=None if record.speech is None else lambda: self._speech(record),
+            speech=None if record.speech is None else lambda: self._speech(record, int(self.sizes["speech"][number])),
             image=None
             if record.image is None
             else record.image.read()
@@ -138,8 +138,14 @@ class Corpus:
             prefixes=self._prefixes and self._prefixes.of({name: getattr(record, name) for name in TAGS}),
         )
 
-    def _speech(self, record: Record) -> np.ndarray:
-        return read_audio(record.speech, self.sample_rate, record.name, record.start, record.seconds)
+    def _speech(self, record: Record, promised: int) -> np.ndarray:
+        samples = read_audio(record.speech, self.sample_rate, record.name, record.start, record.seconds)
+        if len(samples) != promised:
+            raise UserError(
+                f"the recording of {record.name} has {len(samples)} samples, and the index says {promised}: "
+                "it is not what was indexed"
+            )
+        return samples
 
     def _examine(self, sizes: Mapping[str, np.ndarray], filters: Filters) -> list[tuple[int, str]]:
         """What is left out, and why ("kind: details"), in order of number."""

@@ -1,5 +1,6 @@
 """Pictures in, patches out: any PNG or JPEG of any size."""
 
+import functools
 import io
 import os
 import warnings
@@ -9,6 +10,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mmjax.errors import UserError
+
+# `check_pixels` refuses such pictures. Changing Python's filters around each of them would not be safe in threads.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def read_image_file(path: str | os.PathLike) -> bytes:
@@ -35,21 +39,26 @@ def open_image(source: str | os.PathLike | bytes, name: str | None = None) -> Im
     if not source:
         raise UserError(f"the image {name} is empty (0 bytes)")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(source)) as image:
-                if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8 instead of scaling them
-                    image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-                if image.has_transparency_data:  # what is transparent shows white paper, not whatever lies beneath
-                    image = image.convert("RGBA")
-                    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-                return image.convert("RGB")
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        with Image.open(io.BytesIO(source)) as image:
+            check_pixels(image)
+            if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8 instead of scaling them
+                image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+            if image.has_transparency_data:  # what is transparent shows white paper, not whatever lies beneath
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return image.convert("RGB")
+    except Image.DecompressionBombError:
         raise UserError(f"the image {name} has more pixels than are safe to decode; scale it down first") from None
     except UnidentifiedImageError:
         raise UserError(f"cannot decode the image {name}: its format is not known; is it PNG or JPEG?") from None
     except Exception as error:  # Pillow's decoders raise whatever comes to them (OSError, SyntaxError, struct.error)
         raise UserError(f"cannot decode the image {name}: {error}") from None
+
+
+def check_pixels(image: Image.Image) -> None:
+    """Raises Pillow's error where Pillow only warns: of a small file that becomes a large picture."""
+    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
 
 
 def resize(image: Image.Image, height: int, width: int) -> Image.Image:
@@ -102,5 +111,12 @@ def patchify(image: np.ndarray, patch: int) -> tuple[np.ndarray, np.ndarray]:
     rows, columns = height // patch, width // patch
     patches = image[: rows * patch, : columns * patch].reshape(rows, patch, columns, patch, channels)
     patches = patches.transpose(0, 2, 1, 3, 4).reshape(rows * columns, patch * patch * channels)
-    positions = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1)
-    return patches, positions.reshape(-1, 2).astype(np.int32)
+    return patches, _places(rows, columns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _places(rows: int, columns: int) -> np.ndarray:
+    """[rows * columns, 2] int32, not to be written to: the same for all pictures of that many patches."""
+    places = np.indices((rows, columns), np.int32).reshape(2, -1).T.copy()
+    places.flags.writeable = False
+    return places

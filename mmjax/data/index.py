@@ -9,7 +9,6 @@ import io
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +19,9 @@ import soundfile
 from PIL import Image
 
 from mmjax import progress
+from mmjax.data.audio import check_rate
 from mmjax.data.files import Blob
+from mmjax.data.image import check_pixels
 from mmjax.data.record import Record
 from mmjax.errors import UserError
 
@@ -160,6 +161,7 @@ def _frames(record: Record) -> tuple[int, int]:
         except (soundfile.LibsndfileError, RuntimeError, MemoryError) as error:
             reason = getattr(error, "error_string", str(error)).rstrip(".")
             raise UserError(f"cannot decode the recording of {record.name}: {reason}") from None
+    check_rate(rate, f"of {record.name}")
     first = round(record.start * rate)
     meant = frames - first if record.seconds is None else round(record.seconds * rate)
     if meant <= 0 or first + meant > frames + rate // 100:  # durations in lists are rounded
@@ -173,10 +175,9 @@ def _frames(record: Record) -> tuple[int, int]:
 def _size(record: Record) -> tuple[int, int]:
     with opened(record.image, record.name) as source:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(source) as image:
-                    return image.height, image.width
+            with Image.open(source) as image:
+                check_pixels(image)
+                return image.height, image.width
         except Exception as error:  # Pillow's decoders raise whatever comes to them
             raise UserError(f"cannot decode the picture of {record.name}: {error}") from None
 

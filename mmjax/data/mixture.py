@@ -164,13 +164,16 @@ class Mixture:
         kinds = sorted({kind for source in self.sources.values() for kind in source.sizes} | {"image"})
         found = {}
         for kind in kinds:
-            parts = [source.sizes.get(kind) for source in self.sources.values()]
+            # Without a size of its own a transcript is the text, said aloud (`Layout.tokens`).
+            instead = "text" if kind == "transcript" else kind
+            parts = [source.sizes.get(kind, source.sizes.get(instead)) for source in self.sources.values()]
             flat = kind == "image" and any(part is not None and part.ndim == 2 for part in parts)
             shape = (2,) if flat else ()
             missing = [np.zeros((length, *shape), np.int32) for length in self.lengths]
-            # A source without pictures has a 0 for each example, or nothing.
-            known = [p is not None and (p.ndim > len(shape) or p.any()) for p in parts]
-            found[kind] = np.concatenate([p if k else m for p, k, m in zip(parts, known, missing, strict=True)])
+            if any(part is not None and part.ndim <= len(shape) and part.any() for part in parts):
+                raise UserError("of the sources of the mixture some say pixels of their pictures, and others patches")
+            parts = [None if part is None or part.ndim <= len(shape) else part for part in parts]  # there are none
+            found[kind] = np.concatenate([m if p is None else p for p, m in zip(parts, missing, strict=True)])
         return found
 
     @functools.cached_property

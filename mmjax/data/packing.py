@@ -128,7 +128,9 @@ class Layout:
         """Samples [N] -> blocks [ceil(N / hop), hop]; the last block is filled with zeros."""
         if len(samples) < self.window:
             raise UserError(f"speech of {len(samples)} samples is shorter than one analysis window ({self.window})")
-        return np.pad(samples, (0, -len(samples) % self.hop)).reshape(-1, self.hop)
+        blocks = np.zeros((-(-len(samples) // self.hop), self.hop), np.float32)
+        blocks.reshape(-1)[: len(samples)] = samples
+        return blocks
 
     def checked(self, stream: str, vectors: np.ndarray, owner: str) -> np.ndarray:
         """Vectors [T, W] of an example, if they are what the stream holds."""
@@ -176,6 +178,7 @@ class Packer:
         number: int = 0,
         name: str = "the example",
         blend: Blend | None = None,
+        given: Mapping[str, int] | None = None,
     ) -> None:
         """Appends an example to a row as its next segment; all of it or, on an error, nothing.
 
@@ -183,9 +186,11 @@ class Packer:
           shows: the modalities to use.
           number: the example's identity, kept in the stream "examples".
           blend: the picture and the answer are mixed with those of another example.
+          given: positions that the sampler gave it, by stream; more would be taken from its neighbours. None: all that
+            is left of the row.
 
         Raises:
-          UserError: a part cannot be decoded, or does not fit into what is left of the row.
+          UserError: a part cannot be decoded, or does not fit into what it was given, or what is left of the row.
         """
         layout, parts = self.layout, {}
         if "speech" in shows and "speech" in self.batch and example.speech is not None:
@@ -217,6 +222,12 @@ class Packer:
                 )
             parts["answer"] = answer[None], np.zeros(1)
 
+        for stream, (features, _) in parts.items():
+            if given is not None and len(features) > given.get(stream, len(features)):
+                raise UserError(
+                    f"the {stream} of {name} takes {len(features)} positions of a row, and its size promised "
+                    f"{given[stream]}: it is not what was indexed"
+                )
         self._write(row, parts, name)
 
     def _ids(self, stream: str, example: Example) -> tuple[np.ndarray, np.ndarray]:
@@ -235,6 +246,8 @@ class Packer:
         """Patches and places of a picture, after its class token and registers."""
         layout = self.layout
         patches, places = patchify(picture, layout.patch)
+        if not layout.class_token and not layout.registers:
+            return patches, places
         special = [[-1, i] for i in range(1 - layout.class_token, 1 + layout.registers)]
         places = np.concatenate([np.array(special, np.int32).reshape(-1, 2), places])
         return np.pad(patches, ((len(special), 0), (0, 0))), places

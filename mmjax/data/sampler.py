@@ -8,7 +8,7 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,7 @@ class Row(NamedTuple):
     examples: np.ndarray  # [n] int64, indices into the source
     subsets: tuple[frozenset[str], ...]
     speeds: np.ndarray | None = None  # [n] int64, of each recording, where speed is perturbed
+    taken: np.ndarray | None = None  # [n, streams] int64, positions that each was given
 
 
 class Usable:
@@ -195,6 +196,10 @@ class Sampler:
                         real[name] += int(tokens[name][example])
         return {n: real[n] / (len(rows) * c) for n, c in zip(self.names, self._capacity.tolist(), strict=True)}
 
+    def taken(self, window: int = 0) -> np.ndarray:
+        """[n, streams] positions that the examples of a window take, each with the modalities that it shows."""
+        return self._taken(window, self._generator(window))[-1]
+
     # Windows. ---------------------------------------------------------------------------------------------
 
     @property
@@ -222,17 +227,11 @@ class Sampler:
         if window in self._cache:
             self._cache.move_to_end(window)
             return self._cache[window]
-        generator = np.random.Generator(np.random.Philox(key=np.array([self._seed, window], np.uint64)))
-        examples, epochs, choice = self._draw(window, generator)
-        speeds = None if self.speed is None else self.speed.choose(examples, epochs, self._seed)
-        sizes = np.stack([column[examples] for column in self._columns[0]], axis=1).astype(np.int64)
-        for number, columns in enumerate(self._columns[1:], 1):
-            at_that_speed = np.stack([column[examples] for column in columns], axis=1)
-            sizes = np.where((speeds == number)[:, None], at_that_speed, sizes)
-        sizes = sizes * self._shown[choice]
+        generator = self._generator(window)
+        examples, choice, speeds, sizes = self._taken(window, generator)
         subsets = np.array(self._subsets, dtype=object)[choice]
         rows = [
-            Row(examples[row], tuple(subsets[row]), None if speeds is None else speeds[row])
+            Row(examples[row], tuple(subsets[row]), None if speeds is None else speeds[row], sizes[row])
             for row in best_fit(sizes, self._capacity)
         ]
         if self._shuffle:
@@ -242,6 +241,19 @@ class Sampler:
         if len(self._cache) > 4:
             self._cache.popitem(last=False)
         return rows
+
+    def _generator(self, window: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=np.array([self._seed, window], np.uint64)))
+
+    def _taken(self, window: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray, Any, np.ndarray]:
+        """The examples of a window, the subset and the speed of each, and the positions [n, streams] that it takes."""
+        examples, epochs, choice = self._draw(window, generator)
+        speeds = None if self.speed is None else self.speed.choose(examples, epochs, self._seed)
+        sizes = np.stack([column[examples] for column in self._columns[0]], axis=1).astype(np.int64)
+        for number, columns in enumerate(self._columns[1:], 1):
+            at_that_speed = np.stack([column[examples] for column in columns], axis=1)
+            sizes = np.where((speeds == number)[:, None], at_that_speed, sizes)
+        return examples, choice, speeds, sizes * self._shown[choice]
 
     def _draw(self, window: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The examples of a window, in permuted order, the epoch of each, and the number of the subset it shows."""
@@ -290,17 +302,22 @@ def _column(sizes: np.ndarray, capacity: int) -> np.ndarray:
     return sizes if sizes.dtype.itemsize <= kind.itemsize else np.minimum(sizes, capacity + 1).astype(kind)
 
 
-ORDERLY = 0.2  # share of room, in every stream, down to which a row is filled in order
+ORDERLY = 0.3  # share of room, in every stream, down to which a row is filled in order
+NEAR = 256  # items that a row chooses among
+WHOLE = 2**16  # a full row, in the whole numbers that shares are counted in
 
 
 def best_fit(sizes: np.ndarray, capacity: np.ndarray) -> list[np.ndarray]:
     """Packs items into rows over several sizes at once; every item is placed.
 
-    Rows are filled one after the other: first with the waiting items in their (random) order, so that every
-    row gets a fair mixture, then, when room runs short, with the item whose sizes point most nearly where the
-    row still has room: the largest dot product of sizes and remaining room, both as shares of the row
-    (Panigrahy et al. 2011, "Heuristics for vector bin packing"). Choosing so from the start would use up the
-    items that combine well and leave a tail that does not (measured in docs/log.md).
+    Rows are filled one after the other from the first `NEAR` items that wait: first in their (random) order, so that
+    every row gets a fair mixture, then, when room runs short, with the item whose sizes point most nearly where the
+    row still lacks something: the largest dot product of sizes and lack, both as shares of the row (Panigrahy et al.
+    2011, "Heuristics for vector bin packing"). What a row should hold of each stream is what is left of it, over the
+    rows that are still needed, so that all streams run out together. Choosing so from the start, or among all that
+    wait, would use up the items that combine well and leave a tail that does not (measured in docs/log.md).
+
+    Whole numbers throughout: no machine rounds another way and packs other rows.
 
     Args:
       sizes: [n, streams] integers, none above the capacity.
@@ -309,18 +326,33 @@ def best_fit(sizes: np.ndarray, capacity: np.ndarray) -> list[np.ndarray]:
     Returns:
       Arrays of item numbers, one per row, in the order of placing.
     """
-    shares = sizes / capacity
-    waiting = np.arange(len(sizes))
+    sizes, capacity = np.asarray(sizes, np.int64), np.asarray(capacity, np.int64)
+    shares = sizes * WHOLE // np.maximum(capacity, 1)
+    left = shares.sum(axis=0)
+    near, following = np.arange(min(NEAR, len(sizes))), NEAR
     rows = []
-    while len(waiting):
-        room, row = capacity.copy(), []
-        candidates = waiting
-        while len(candidates):
-            free = room / capacity
-            best = candidates[0 if free.min() > ORDERLY else np.argmax(shares[candidates] @ free)]
-            row.append(best)
-            room = room - sizes[best]
-            candidates = candidates[(sizes[candidates] <= room).all(axis=1) & (candidates != best)]
-        rows.append(np.array(row))
-        waiting = waiting[~np.isin(waiting, row)]
+    while len(near):
+        wanted = left * WHOLE // max(int(left.max()), WHOLE)
+        row = _fill(near, sizes[near], shares[near], wanted, capacity)
+        rows.append(row)
+        left = left - shares[row].sum(axis=0)
+        end = min(following + len(row), len(sizes))
+        near = np.concatenate([near[~np.isin(near, row)], np.arange(following, end)])
+        following = max(following, end)
     return rows
+
+
+def _fill(
+    items: np.ndarray, sizes: np.ndarray, shares: np.ndarray, wanted: np.ndarray, capacity: np.ndarray
+) -> np.ndarray:
+    """One row: items by number, until none of them fits any more."""
+    room, row = capacity, []
+    while len(items):
+        orderly = (room > ORDERLY * capacity).all()
+        best = 0 if orderly else int(np.argmax(shares @ np.maximum(wanted, 0)))
+        row.append(items[best])
+        room, wanted = room - sizes[best], wanted - shares[best]
+        fits = (sizes <= room).all(axis=1)
+        fits[best] = False
+        items, sizes, shares = items[fits], sizes[fits], shares[fits]
+    return np.array(row)

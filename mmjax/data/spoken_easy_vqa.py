@@ -19,13 +19,14 @@ from mmjax.errors import UserError
 SPLITS = ("train", "test")
 VERSION = "1.0.0"
 SAMPLE_RATE = 16_000
+IMAGE_SIZE = 64  # pixels
 
 
 class SpokenEasyVQA:
     """The prepared data set of one split: random access, an index of sizes, a tokenizer.
 
     Attributes:
-      sizes: per example, the samples of its speech and the tokens of its text and transcript (int64 arrays).
+      sizes: per example, the samples of its speech, the height and width of its picture, the tokens of its text and transcript.
       tokenizer: the one given, else a sentencepiece model trained on the training questions.
       learned: those questions, each once.
       answers: the 13 answers, in the order of their labels.
@@ -65,7 +66,8 @@ class SpokenEasyVQA:
             name: np.array([len(self.tokenizer.of_stream(name, t)) for t in texts])[text]
             for name in ("text", "transcript")
         }
-        self.sizes = {"speech": samples, **tokens}
+        picture = np.broadcast_to(np.array([IMAGE_SIZE, IMAGE_SIZE], np.int32), (len(samples), 2))
+        self.sizes = {"speech": samples, "image": picture, **tokens}
 
     def _damaged(self, error: Exception) -> UserError:
         reason = str(error).strip().split("\n")[0] or type(error).__name__

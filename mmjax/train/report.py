@@ -11,6 +11,8 @@ from mmjax import config as c
 from mmjax import progress, telemetry
 from mmjax.models.attention import BACKEND
 from mmjax.parallel.mesh import abstract_batch
+from mmjax.train.build import build_model
+from mmjax.train.step import unboxed
 
 
 def sample_rate(config: c.Experiment) -> int:
@@ -23,6 +25,20 @@ def step_flops(model: Any, params: Any, layout: Any, rows: int) -> dict[str, flo
     """FLOPs of the forward pass of one step by part of the model, counted on the traced program."""
     batch = abstract_batch(layout.empty(1), rows)
     return telemetry.matrix_flops(lambda p, b: model.apply({"params": p}, b), params, batch)
+
+
+def position_flops(config: c.Experiment, layout: Any) -> dict[str, float]:
+    """FLOPs of the forward pass that one position of a row costs, by stream; the fusion's are the slots' of examples.
+
+    What grows with the square of a row's length is counted at the length that the row has.
+    """
+    model, batch = build_model(config.model), layout.empty(1)
+    params = unboxed(jax.eval_shape(lambda: model.init(jax.random.key(0), batch)["params"]))
+    totals = dict.fromkeys(layout.rows, 0.0)
+    for part, flops in step_flops(model, params, layout, 1).items():
+        reads = part if part in config.model.encoders else getattr(config.model.heads.get(part), "reads", part)
+        totals[reads if reads in totals else "examples"] += flops
+    return {name: total / layout.rows[name] for name, total in totals.items()}
 
 
 def parameters_by_part(params: Any) -> dict[str, int]:

@@ -1,0 +1,160 @@
+"""The share of computed positions in which something stands: packed, padded, and in buckets, on the same sizes."""
+
+import dataclasses
+import json
+import pydoc_data.topics
+import sys
+from typing import Any
+
+import numpy as np
+
+from mmjax import config as c
+from mmjax.data.capacity import propose
+from mmjax.data.packing import Layout
+from mmjax.data.sampler import NEEDS, Sampler
+from mmjax.train import report
+from mmjax.train.build import build_layout, build_source, data_directory
+from mmjax.train.loop import make_sampler
+
+# Durations in seconds of LibriSpeech's utterances at these percentiles, by part, as lhotse describes them in icefall's
+# recipe (k2-fsa/icefall, egs/librispeech/ASR/local/display_manifest_statistics.py). The training parts are listed at
+# speeds of 0.9, 1.0 and 1.1, which leaves their mean at 12.3 s.
+PERCENTILES = (0, 0.1, 0.5, 1, 5, 10, 25, 50, 75, 90, 95, 99, 99.5, 99.9, 100)
+LIBRISPEECH = {  # utterances of a part: its percentiles
+    85_617: (1.3, 1.9, 2.2, 2.5, 4.2, 6.4, 11.4, 13.8, 15.3, 16.7, 17.3, 18.1, 18.4, 18.8, 27.2),
+    312_042: (1.0, 1.8, 2.2, 2.5, 4.2, 6.2, 11.2, 13.7, 15.3, 16.6, 17.3, 18.1, 18.4, 18.8, 33.0),
+    446_064: (0.8, 1.7, 2.1, 2.3, 3.5, 5.0, 9.8, 13.4, 15.1, 16.5, 17.2, 18.1, 18.4, 18.9, 31.0),
+    2_703: (1.4, 1.6, 1.8, 1.9, 2.4, 2.7, 3.8, 5.9, 9.3, 13.3, 16.4, 23.8, 28.5, 32.3, 32.6),
+    2_864: (1.1, 1.3, 1.7, 1.8, 2.2, 2.6, 3.5, 5.3, 7.9, 12.0, 15.0, 22.2, 27.1, 32.4, 35.2),
+    2_620: (1.3, 1.6, 1.8, 2.0, 2.3, 2.7, 3.7, 5.8, 9.6, 14.6, 17.8, 25.5, 28.4, 32.8, 35.0),
+    2_939: (1.2, 1.5, 1.8, 1.9, 2.3, 2.6, 3.4, 5.2, 8.2, 12.6, 15.8, 21.4, 23.8, 33.5, 34.5),
+}
+LABELS_PER_SECOND = 3.7  # of 1,024 pieces, as in benchmarks/ctc.py
+UTTERANCES = 281_241  # of the 960 hours
+BATCH = 32  # examples of a padded batch
+WINDOW = 8192  # examples that are packed together
+
+
+def librispeech(count: int, seed: int = 0) -> np.ndarray:
+    """[count] seconds, distributed as LibriSpeech's utterances (all of its parts)."""
+    draw = np.random.default_rng(seed)
+    of_part = np.array(list(LIBRISPEECH))
+    part, percent = draw.choice(len(of_part), count, p=of_part / of_part.sum()), 100 * draw.random(count)
+    quantiles = [np.interp(percent, PERCENTILES, values) for values in LIBRISPEECH.values()]
+    return np.array(quantiles)[part, np.arange(count)]
+
+
+def weighted(tokens: np.ndarray, computed: np.ndarray, cost: np.ndarray) -> float:
+    """Real tokens over computed ones [streams], each stream by what a position of it costs."""
+    return float((tokens.sum(axis=0) * cost).sum() / (computed * cost).sum())
+
+
+def padded(tokens: np.ndarray, cost: np.ndarray) -> dict[str, float]:
+    """The useful share of batches of one example per row: [n, streams] tokens, in random order.
+
+    Buckets divide the examples by what each costs, equally many in each, and are as long as their longest example in
+    every stream: a compiled step for each.
+    """
+    batches = np.array_split(tokens, max(len(tokens) // BATCH, 1))
+    found = {
+        "pad to the longest of the batch": weighted(tokens, sum(len(b) * b.max(axis=0) for b in batches), cost),
+    }
+    order = np.argsort(tokens @ cost, kind="stable")
+    for count in (8, 30):
+        buckets = [tokens[part] for part in np.array_split(order, count)]
+        found[f"{count} buckets"] = weighted(tokens, sum(len(b) * b.max(axis=0) for b in buckets), cost)
+    return found
+
+
+def packed(sampler: Sampler, layout: Layout, sizes: dict[str, np.ndarray], cost: dict[str, float], steps: int):
+    """The useful share of packed rows, by stream and in all, and the tokens of the examples in them [n, streams]."""
+    tokens = layout.tokens(sizes)
+    by_stream = sampler.useful_share(tokens, range(steps))
+    whole = sum(cost[n] * layout.rows[n] for n in layout.rows)
+    share = sum(cost[n] * layout.rows[n] * by_stream[n] for n in layout.rows) / whole
+    drawn = [
+        [tokens[n][e] if NEEDS.get(n, n) in shows or n == "examples" else 0 for n in layout.rows]
+        for step in range(steps)
+        for row in sampler.rows(step)
+        for e, shows in zip(row.examples.tolist(), row.subsets, strict=True)
+    ]
+    return share, by_stream, np.random.default_rng(0).permutation(np.array(drawn))
+
+
+def speech_alone() -> dict[str, Any]:
+    """LibriSpeech's lengths in rows of about a minute."""
+    seconds = librispeech(UTTERANCES)
+    labels = np.ceil(LABELS_PER_SECOND * seconds).astype(np.int64)
+    sizes = {"speech": np.round(16_000 * seconds).astype(np.int64), "transcript": labels}
+    names = ("speech", "transcript", "examples")
+    cost = {"speech": 1.0, "transcript": 1e-3, "examples": 1e-3}  # one tower; labels cost a loss at most
+    row = 6_400
+    ones, subsets = dict.fromkeys(names, 10**6), {"speech": 1.0}
+    wide = Sampler(Layout(rows=ones).positions(sizes), ones, subsets, 1)
+    costs = np.array(list(cost.values()))
+    capacity = propose(wide.taken(), costs, row * 1.02, np.array([4, 1, 1]))
+    layout = Layout(rows=dict(zip(names, capacity.tolist(), strict=True)))
+    sampler = Sampler(layout.positions(sizes), layout.rows, subsets, 16, seed=1)
+    only = cost | {"transcript": 0.0, "examples": 0.0}
+    share, by_stream, drawn = packed(sampler, layout, sizes, only, 250)
+    speech = drawn[:, :1]
+    whole = np.minimum(speech, 3_000)
+    return {
+        "rows": layout.rows,
+        "mean_seconds": float(seconds.mean()),
+        "longest_seconds": float(seconds.max()),
+        "streams": by_stream,
+        "shares": {"packed": share}
+        | padded(speech, np.ones(1))
+        | {"pad to 30 s (longer ones cut)": float(whole.sum() / (3_000 * len(whole)))},
+    }
+
+
+def texts() -> c.Manifest:
+    """A list of written paragraphs that every Python has: the topics of its help."""
+    path = data_directory() / "benchmarks" / f"texts-{sys.version_info.major}.{sys.version_info.minor}.jsonl"
+    if not path.is_file():
+        found = [text for topic in pydoc_data.topics.topics.values() for text in topic.split("\n\n") if len(text) > 20]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in found))
+    return c.Manifest(splits={"train": str(path)})
+
+
+def trimodal() -> dict[str, Any]:
+    """spoken_easy_vqa, Tux Paint's stamps and paragraphs of text, in the towers of the quickstart."""
+    quickstart = c.load("configs/quickstart.py")
+    mixture = c.Mixture(
+        sources={"easy": c.SpokenEasyVQA(), "stamps": c.TuxPaintStamps(), "texts": texts()},
+        weights={"easy": 0.5, "stamps": 0.25, "texts": 0.25},
+    )
+    widest = {"speech": 1_980, "image": 1_920, "text": 512, "transcript": 183, "examples": 40}
+    data = dict(tokenizer=c.SentencePiece(vocabulary=1000), subsets=quickstart.data.subsets, window=WINDOW)
+    model = quickstart.model
+    encoders = {**model.encoders, "text": dataclasses.replace(model.encoders["text"], vocabulary=1000)}
+    config = dataclasses.replace(
+        quickstart,
+        data=c.Data(source=mixture, rows=widest, batch_rows=16, **data),
+        model=dataclasses.replace(model, encoders=encoders),
+    )
+    source = build_source(config.data, "train")
+    layout = build_layout(config, source.tokenizer)
+    cost = report.position_flops(config, layout)
+    taken = make_sampler(config, layout, source).taken()
+    tall = np.array([cost[name] + 1e-3 * max(cost.values()) for name in layout.rows])
+    names, multiple = list(layout.rows), np.array([layout.align, 64, 1, 1, 1])
+    capacity = propose(taken, tall, 48 * float((taken.mean(axis=0) * tall).sum()), multiple)
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, rows=dict(zip(names, capacity.tolist(), strict=True)))
+    )
+    layout = build_layout(config, source.tokenizer)
+    cost = report.position_flops(config, layout)
+    share, by_stream, drawn = packed(make_sampler(config, layout, source), layout, source.sizes, cost, 60)
+    costs = np.array([cost[name] for name in names])
+    half_minute = np.array([3_000, *drawn.max(axis=0)[1:]]) * len(drawn)
+    return {
+        "rows": layout.rows,
+        "flops_per_position": cost,
+        "examples": {name: len(one) for name, one in source.sources.items()},
+        "streams": by_stream,
+        "shares": {"packed": share} | padded(drawn, costs) | {"pad to 30 s": weighted(drawn, half_minute, costs)},
+    }

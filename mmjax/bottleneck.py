@@ -1,0 +1,201 @@
+"""`mmjax data bench`: what a batch costs the processor, part by part, beside what a training step takes."""
+
+import os
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import jax
+import numpy as np
+from rich.table import Table
+
+from mmjax import config as c
+from mmjax.data.image import open_image, resize
+from mmjax.data.loader import Batches
+from mmjax.errors import UserError
+from mmjax.parallel.mesh import make_mesh, to_devices
+from mmjax.train.build import (
+    build_image_augmentation,
+    build_image_mixing,
+    build_layout,
+    build_model,
+    build_objectives,
+    build_source,
+)
+from mmjax.train.labels import check_labels
+from mmjax.train.loop import jitted_step, make_sampler, state_maker
+from mmjax.train.optimizer import build_optimizer
+from mmjax.train.validate import check_config
+
+PARTS = {
+    "sample": "which examples stand in which row",
+    "read": "files and records",
+    "decode": "recordings (resampled) and pictures (resized)",
+    "pack": "tokens, augmentation, rows",
+    "transfer": "to the devices",
+}
+STEPS = 3  # that are timed, after one that compiles
+
+
+class Timed:
+    """A source that sums the seconds of reading and of decoding recordings, and keeps the pictures' bytes.
+
+    Attributes:
+      seconds: {"read", "decode"}.
+      images: encoded, of the examples read since `restart`.
+      samples: decoded of speech, likewise.
+    """
+
+    def __init__(self, source: Any):
+        self._source = source
+        self.restart()
+
+    def restart(self) -> None:
+        self.seconds, self.images, self.samples = {"read": 0.0, "decode": 0.0}, [], 0
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int):
+        start = time.perf_counter()
+        example = self._source[index]
+        self.seconds["read"] += time.perf_counter() - start
+        if example.image is not None:
+            self.images.append((index, example.image))
+        return example if example.speech is None else example._replace(speech=lambda: self._speech(example.speech))
+
+    def _speech(self, speech: Callable[[], np.ndarray]) -> np.ndarray:
+        start = time.perf_counter()
+        samples = speech()
+        self.seconds["decode"] += time.perf_counter() - start
+        self.samples += len(samples)
+        return samples
+
+
+def measure(config: c.Experiment, count: int = 8, step_seconds: float | None = None) -> dict[str, Any]:
+    """Times `count` batches in one thread, and training steps unless `step_seconds` says how long one takes.
+
+    Returns:
+      {"seconds_per_batch": {part: seconds of one core}, "rates_per_core" and "rates_needed": {"audio_seconds", "pictures",
+      "examples": per second}, "step_seconds", "cores_needed", "cores", "threads", "verdict"}.
+
+    Raises:
+      UserError: as training the config would, or the step's time is not above 0.
+    """
+    if step_seconds is not None and not step_seconds > 0:
+        raise UserError(f"--step-seconds {step_seconds} is no time that a step can take")
+    check_config(config)
+    source = build_source(config.data, "train")
+    check_labels(config, source)
+    layout = build_layout(config, source.tokenizer)
+    sampler, timed, mesh = make_sampler(config, layout, source), Timed(source), make_mesh(**vars(config.mesh))
+    changes = build_image_augmentation(config), build_image_mixing(config)
+    batches = Batches(timed, layout, sampler, 0, 1, *changes)
+    made, rows = [batches[0]], []  # what is loaded at first use does not count
+    times: dict[str, list[float]] = {part: [] for part in PARTS}
+    real = {"audio_seconds": 0.0, "pictures": 0.0, "examples": 0.0}
+    for step in range(1, count + 1):
+        timed.restart()
+        rows = sampler.rows(step)
+        start = time.perf_counter()
+        batch = batches[step]
+        whole = time.perf_counter() - start
+        pictures = _pictures(timed.images, rows, layout) if "image" in layout.rows else (0.0, 0)
+        decode = timed.seconds["decode"] + pictures[0]
+        times["read"].append(timed.seconds["read"])
+        times["decode"].append(decode)
+        times["pack"].append(max(whole - timed.seconds["read"] - decode, 0.0))
+        start = time.perf_counter()
+        jax.block_until_ready(to_devices(batch, mesh))
+        times["transfer"].append(time.perf_counter() - start)
+        real["audio_seconds"] += timed.samples / (getattr(source, "sample_rate", None) or 16_000) / count
+        real["pictures"] += pictures[1] / count
+        real["examples"] += sum(len(row.examples) for row in rows) / count
+        made.append(batch)
+    times["sample"] = [_sampling(sampler, config.data.window, real["examples"])]
+    seconds = {part: median(values) for part, values in times.items()}
+    step = step_seconds or _step(config, layout, mesh, made)
+    return _judged(seconds, step, real, config.data.threads)
+
+
+def _pictures(images: list[tuple[int, bytes]], rows: list[Any], layout: Any) -> tuple[float, int]:
+    """Seconds of decoding and resizing the pictures that are shown, and how many there are."""
+    shown = {int(e) for row in rows for e, shows in zip(row.examples, row.subsets, strict=True) if "image" in shows}
+    encoded = [data for index, data in images if index in shown]
+    start = time.perf_counter()
+    for data in encoded:
+        try:
+            image = open_image(data)
+            resize(image, *layout.image_shape(image.height, image.width))
+        except UserError:  # it is set aside
+            pass
+    return time.perf_counter() - start, len(encoded)
+
+
+def _sampling(sampler: Any, window: int, examples: float) -> float:
+    """Seconds to choose and pack a batch's examples: a window's, divided among its examples."""
+    state = sampler.state(0)
+    sampler.restore({"window": 7, "rows_before": 0})
+    start = time.perf_counter()
+    sampler.rows(0)
+    seconds = time.perf_counter() - start
+    sampler.restore(state)
+    return seconds * examples / max(len(sampler.taken(7)), 1)
+
+
+def _step(config: c.Experiment, layout: Any, mesh: Any, made: list[Any]) -> float:
+    """Seconds of a training step on real batches, compiled as in training."""
+    model, objectives = build_model(config.model), build_objectives(config)
+    optimizer = build_optimizer(config.optimizer)
+    abstract, initialise = state_maker(config, model, optimizer, layout, mesh)
+    train_step, state = jitted_step(config, model, objectives, optimizer, abstract), initialise()
+    seconds = []
+    for number in range(STEPS + 1):
+        batch = to_devices(made[number % len(made)], mesh)
+        start = time.perf_counter()
+        state, metrics = train_step(state, batch)
+        jax.block_until_ready(metrics)
+        seconds.append(time.perf_counter() - start)
+    return median(seconds[1:])
+
+
+def _judged(seconds: dict[str, float], step: float, real: dict[str, float], threads: int) -> dict[str, Any]:
+    """Who waits for whom, and what would help."""
+    batch, cores = sum(seconds.values()), os.cpu_count() or 1
+    needed, largest = batch / step, max(seconds, key=seconds.get)
+    share = f"{largest} is {100 * seconds[largest] / batch:.0f} % of it"
+    costs = f"a batch takes {batch:.3g} s of one core ({share}), a step {step:.3g} s"
+    if needed <= threads:
+        verdict = f"The model is the bottleneck: {costs}; {needed:.2f} of data.threads={threads} are enough."
+    elif needed <= cores:
+        verdict = f"The data is the bottleneck: {costs}; set data.threads to {int(np.ceil(needed))}."
+    else:
+        help_ = {
+            "decode": "store them smaller, or at the rate and size that the model wants",
+            "read": "build shards of them",
+        }
+        remedy = help_.get(largest, "use more cores")
+        verdict = f"The data is the bottleneck: {costs}; that is {needed:.1f} cores, and there are {cores}: {remedy}."
+    return {
+        "seconds_per_batch": seconds,
+        "rates_per_core": {name: number / batch for name, number in real.items() if number},
+        "rates_needed": {name: number / step for name, number in real.items() if number},
+        "step_seconds": step,
+        "cores_needed": needed,
+        "cores": cores,
+        "threads": threads,
+        "verdict": verdict,
+    }
+
+
+def table(found: dict[str, Any]) -> Table:
+    """The parts of a batch, and the rates of a core beside those that the model needs."""
+    result = Table("part of a batch", "what")
+    result.add_column("seconds of one core", justify="right")
+    for part, seconds in found["seconds_per_batch"].items():
+        result.add_row(part, PARTS[part], f"{seconds:.4f}")
+    for name, rate in found["rates_per_core"].items():
+        wanted = found["rates_needed"][name]
+        result.add_row(name.replace("_", " "), f"per second; the model needs {wanted:,.1f}", f"{rate:,.1f}")
+    return result

@@ -1,0 +1,204 @@
+"""Damaged files never crash or hang the loader, never reach their neighbours, and are counted by reason."""
+
+import collections
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+import tarfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from corpora import corpus, make_files, rows
+from PIL import Image
+
+from mmjax.data.build import build
+from mmjax.data.corpus import Filters
+from mmjax.data.index import open_index
+from mmjax.data.loader import Batches
+from mmjax.data.manifest import Manifest
+from mmjax.data.packing import Layout
+from mmjax.data.record import Record
+from mmjax.data.sampler import Sampler
+from mmjax.data.shards import Shards
+from mmjax.data.tar_shards import TarShards
+from mmjax.errors import UserError
+
+
+def fuzz(seed: int, count: int) -> dict[str, int]:
+    """What became of so many damaged files, in a process of its own."""
+    home = Path(__file__).parent
+    ran = subprocess.run(
+        [sys.executable, str(home / "fuzzing.py"), str(seed), str(count)],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(home.parent)},
+    )  # fmt: skip
+    assert ran.returncode == 0, f"exit code {ran.returncode} after {ran.stderr[-3000:]}"
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+def check(found: dict[str, int], count: int) -> None:
+    by_outcome = collections.Counter()
+    for name, number in found.items():
+        _, _, outcome = name.partition(" | ")
+        by_outcome[outcome.partition(":")[0]] += number
+        assert outcome.partition(":")[2].strip() or outcome == "delivered", f"{name} does not say why"
+    assert sum(by_outcome.values()) >= 0.95 * count, "a few damages change nothing"
+    assert by_outcome["index"] and by_outcome["loader"] and by_outcome["delivered"], by_outcome
+
+
+def test_damaged_files_are_set_aside_and_leave_their_neighbours_as_they_are():
+    check(fuzz(0, 280), 280)
+
+
+@pytest.mark.slow
+def test_ten_thousand_damaged_files():
+    check(fuzz(1_000, 10_080), 10_080)
+
+
+# Single cases. ----------------------------------------------------------------------------------------------
+
+
+def recording(kind="WAV", rate=16_000, seconds=1.0, channels=1, **options):
+    buffer = io.BytesIO()
+    tone = 0.3 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)
+    soundfile.write(buffer, np.stack([tone] * channels, axis=1), rate, format=kind, **options)
+    return buffer.getvalue()
+
+
+def with_number(data: bytes, place: int, form: str, number: int) -> bytes:
+    return data[:place] + struct.pack(form, number) + data[place + struct.calcsize(form) :]
+
+
+def hours_of_flac(hours: int) -> bytes:
+    """One second, whose header (36 bits of STREAMINFO) promises hours."""
+    data, samples = recording("FLAC"), 3600 * hours * 16_000
+    return (
+        data[:21] + bytes([(data[21] & 0xF0) | (samples >> 32)]) + struct.pack(">I", samples & 0xFFFFFFFF) + data[26:]
+    )
+
+
+def huge_png(side: int) -> bytes:
+    """A picture that is small in the file and large in memory: side x side pixels, one bit each."""
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))  # noqa: E731
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    pixels = zlib.compress(bytes((side // 8 + 1) * side), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+WAV = recording()
+CASES = {
+    "no bytes": (b"", "index"),
+    "10 hours promised by WAV": (with_number(WAV, WAV.index(b"data") + 4, "<I", 10 * 3600 * 32_000), "loader"),
+    "10 hours promised by FLAC": (hours_of_flac(10), "too long"),
+    "1 Hz": (with_number(WAV, 24, "<I", 1), "index"),
+    "4 GHz": (with_number(WAV, 24, "<I", 0xFFFFFFFF), "index"),
+    "a rate of 0": (with_number(WAV, 24, "<I", 0), "index"),
+    "another rate": (with_number(WAV, 24, "<I", 8_000), "delivered"),  # of which nobody can know
+    "8 channels": (recording(channels=8), "delivered"),
+    "not a number": (recording(subtype="FLOAT")[:-4] + struct.pack("<f", float("nan")), "loader"),
+    "20,000 x 20,000 pixels": (huge_png(20_000), "index"),
+    "no recording, but text": (b"\xff\xfe not a recording" * 9, "index"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_bad_file_among_good_ones(case, tmp_path):
+    bad, expected = CASES[case]
+    kind = "image" if "pixels" in case else "speech"
+    good = recording(seconds=0.5)
+    records = [Record(name="a", speech=good), Record(name="bad", **{kind: bad}), Record(name="c", speech=good)]
+    collection = type("Listed", (list,), {"files": ()})(records)
+    layout = Layout(rows={"speech": 400, "image": 300, "examples": 4}, patch=8, max_patches=256)
+    found = corpus(collection, tmp_path, filters=Filters(largest_share_dropped=1.0))
+    sampler = Sampler(layout.positions(found.sizes), layout.rows, {"speech": 1.0, "image": 1.0}, 1, epochs=1)
+    batches = Batches(found, layout, sampler)
+    made = [batches[step] for step in range(len(sampler))]
+    delivered = {int(x) for b in made for x in b["examples"].features[b["examples"].segments > 0]}
+    if found.quarantine:
+        outcome = "index"
+        assert [number for number, _ in found.quarantine] == [1] and found.dropped == {"unreadable": 1}
+    elif sampler.too_long:
+        outcome = "too long"
+    else:
+        outcome = "loader" if batches.skipped else "delivered"
+        assert set(batches.skipped) <= {1}
+    assert outcome == expected, (found.quarantine, batches.skipped)
+    assert len(delivered) == 2 + (outcome == "delivered"), "the good ones are there"
+    assert all(np.isfinite(b["speech"].features).all() for b in made)
+
+
+def test_a_file_that_has_changed_since_it_was_indexed_takes_no_room_of_its_neighbours(tmp_path):
+    (tmp_path / "0.wav").write_bytes(recording(seconds=0.5))
+    (tmp_path / "1.wav").write_bytes(recording(seconds=0.5))
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "2.png")
+    listed = [{"speech": "0.wav"}, {"speech": "1.wav"}, {"image": "2.png"}, {"image": "2.png"}]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, listed)))
+    found = corpus(Manifest(str(tmp_path / "list.jsonl")), tmp_path)
+    (tmp_path / "0.wav").write_bytes(recording(seconds=0.9))
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "2.png")
+    layout = Layout(rows={"speech": 100, "image": 40, "examples": 4}, patch=8, max_patches=64)
+    sampler = Sampler(layout.positions(found.sizes), layout.rows, {"speech": 1.0, "image": 1.0}, 1, epochs=1)
+    batches = Batches(found, layout, sampler)
+    made = [batches[step] for step in range(len(sampler))]
+    delivered = {int(x) for b in made for x in b["examples"].features[b["examples"].segments > 0]}
+    assert delivered == {1} and set(batches.skipped) == {0, 2, 3}
+    assert "14400 samples, and the index says 8000: it is not what was indexed" in batches.skipped[0]
+    assert "takes 64 positions of a row, and its size promised 16" in batches.skipped[2]
+
+
+def test_a_tar_file_leads_nowhere(tmp_path):
+    """Names that climb out of the folder, links and devices: nothing is written, nothing outside is read."""
+    outside = tmp_path / "secret.wav"
+    outside.write_bytes(recording())
+    home = tmp_path / "home"
+    home.mkdir()
+    with tarfile.open(home / "a.tar", "w") as tar:
+        for name, data in (("../../escaped.wav", recording()), ("/absolute.wav", recording()), ("fine.txt", b"fine")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        for name, kind in (("link.wav", tarfile.SYMTYPE), ("hard.wav", tarfile.LNKTYPE), ("null.wav", tarfile.CHRTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "../secret.wav"
+            tar.addfile(info)
+    before = sorted(tmp_path.rglob("*"))
+    found = TarShards(str(home / "a.tar"))
+    assert [found[i].name.rpartition(":")[2] for i in range(len(found))] == ["../../escaped", "absolute", "fine"]
+    assert all(
+        record.speech is None or record.speech.file == str(home / "a.tar")
+        for record in map(found.__getitem__, range(3))
+    )
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_flipped_byte_anywhere_in_a_shard_is_an_error_or_changes_nothing(tmp_path):
+    files = tmp_path / "files"
+    files.mkdir()
+    make_files(files)
+    (files / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(files)))
+    collection = Manifest(str(files / "list.jsonl"))
+    build(collection, open_index(collection, {}, tmp_path, "it"), {}, tmp_path / "shards", "train")
+    (shard,) = (tmp_path / "shards").glob("*.array_record")
+    data = shard.read_bytes()
+    whole = [Shards(str(tmp_path / "shards"), "train")[i] for i in range(12)]
+    draw, damaged = np.random.default_rng(0), 0
+    for place in [*range(0, 64, 7), len(data) - 20, *draw.integers(len(data), size=40).tolist()]:
+        shard.write_bytes(data[:place] + bytes([data[place] ^ (1 << int(draw.integers(8)))]) + data[place + 1 :])
+        try:
+            found = Shards(str(tmp_path / "shards"), "train")
+        except UserError:
+            damaged += 1
+            continue
+        for number in range(min(len(found), 12)):
+            try:
+                assert found[number] == whole[number], "another record, and no error"
+            except UserError as error:
+                damaged += 1
+                assert shard.name in str(error)
+    assert damaged > 20
