@@ -8,6 +8,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 ACTIVATIONS = {
     "gelu": partial(nn.gelu, approximate=False),
@@ -16,6 +17,19 @@ ACTIVATIONS = {
     "relu": nn.relu,
     "silu": nn.silu,
 }
+
+
+def by_rows(x: jax.Array) -> jax.Array:
+    """Vectors [B, T, W], said to be divided by rows (and tokens) and nothing else, where there is a mesh.
+
+    Parameters are divided along the same devices as rows. Left to itself, the compiler may multiply with the part of a
+    kernel that it has, and sum activations over devices, layer by layer; told so, it gathers the smaller kernels.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.ndim != 3:
+        return x
+    context = "context" if mesh.shape["context"] > 1 and x.shape[1] % mesh.shape["context"] == 0 else None
+    return jax.lax.with_sharding_constraint(x, P(("data", "fsdp"), context))
 
 
 def dense(features: int, axes: tuple[str | None, str | None], dtype: Any, name: str, bias: bool = True) -> nn.Dense:
@@ -165,8 +179,14 @@ def stack(block: type[nn.Module], layers: int, constants: int, unroll: bool, per
     and what comes out is stacked like the parameters. Unrolled, the layers run without a loop: the same numbers,
     faster on CPU, longer to compile.
     """
+
+    class ByRows(block):
+        def __call__(self, x, *rest):
+            x, out = super().__call__(jax.tree.map(by_rows, x), *rest)
+            return jax.tree.map(by_rows, x), out
+
     return nn.scan(
-        block,
+        ByRows,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(nn.broadcast,) * constants + (0,) * per_layer,

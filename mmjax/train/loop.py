@@ -282,8 +282,16 @@ def jitted_step(config: c.Experiment, model, objectives, optimizer, abstract: Tr
         model, objectives, optimizer, seed=config.seed, average_decay=config.optimizer.ema,
         micro_batches=config.optimizer.accumulation, weighting=build_weighting(config),
     )  # fmt: skip
+    mesh = jax.tree.leaves(abstract)[0].sharding.mesh
+
+    def train_step(state, batch):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for what the model says of its rows
+            return step(state, batch)
+
     # As the state came, so it leaves: another layout would make the second step another program.
-    return jax.jit(step, donate_argnums=0, out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), None))
+    return jax.jit(
+        train_step, donate_argnums=0, out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), None)
+    )
 
 
 def resume(checkpoints: Checkpoints, abstract: TrainState, sampler: Sampler) -> tuple[TrainState | None, int]:
