@@ -1,6 +1,20 @@
 """Recordings, pictures and texts in one space: find the picture that is spoken of, in any of a dozen languages.
 
-mmjax train configs/tuxpaint_retrieval.py
+    mmjax train configs/tuxpaint_retrieval.py
+
+Measured on 2 CPU cores (Cascade Lake, 2.5 GHz; jax 0.10.2), other work using the same cores all the while: 34 minutes.
+Test split of 657 recordings; no picture and no phrase of it was seen in training. Recall, and beside it what guessing
+would reach, among all different pictures, texts or recordings of the split:
+
+    from   to       recall@1          recall@5          recall@10         of
+    speech image     4.4 %   1.5 %    24.0 %   7.4 %    40.2 %  14.7 %     68
+    image  speech    1.5 %   1.5 %    17.7 %   7.2 %    32.4 %  13.8 %    525
+    text   image    11.1 %   1.7 %    32.7 %   8.2 %    46.5 %  16.3 %     68
+    image  text      7.4 %   1.7 %    27.9 %   8.0 %    36.8 %  15.4 %    441
+    speech text     11.7 %   0.2 %    53.3 %   0.9 %    69.8 %   1.8 %    543
+    text   speech   12.5 %   0.2 %    49.9 %   0.9 %    69.2 %   1.8 %    649
+
+What speech says is learned well; what is to be seen hardly: there are 480 different pictures to learn from.
 """
 
 from mmjax.config import (
