@@ -14,7 +14,7 @@ would reach, among all different pictures, texts or recordings of the split:
     speech text     11.7 %   0.2 %    53.3 %   0.9 %    69.8 %   1.8 %    543
     text   speech   12.5 %   0.2 %    49.9 %   0.9 %    69.2 %   1.8 %    649
 
-What speech says is learned well; what is to be seen hardly: there are 480 different pictures to learn from.
+What speech says is learned well; what is to be seen hardly: there are 622 different pictures to learn from.
 """
 
 from mmjax.config import (
