@@ -177,6 +177,8 @@ def _judged(seconds: dict[str, float], step: float, real: dict[str, float], thre
         }
         remedy = help_.get(largest, "use more cores")
         verdict = f"The data is the bottleneck: {costs}; that is {needed:.1f} cores, and there are {cores}: {remedy}."
+    if (load := os.getloadavg()[0]) > 1.5 * cores:
+        verdict += f" (Other work was using the cores, which makes all of this slower: load {load:.1f}.)"
     return {
         "seconds_per_batch": seconds,
         "rates_per_core": {name: number / batch for name, number in real.items() if number},
