@@ -124,7 +124,7 @@ class Program:
 
     def _collect(self, one: Instruction, kind: str, table: dict, computation: str, times: float) -> None:
         groups = _groups(one.rest, self._devices)
-        size = sum(_bytes(table[name].shape) for name in one.operands)
+        size = sum(_bytes(table[name].shape, everywhere=True) for name in one.operands)
         if kind == "all-gather":
             size *= groups.shape[1]
         if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):  # how TPUs fuse it with a slice
@@ -241,11 +241,11 @@ def _closing(text: str, begin: int) -> int:
     return len(text) - 1
 
 
-def _bytes(shape: str) -> float:
-    """Of an array or a tuple of them, without what lies in a TPU's fast memory, S(1)."""
+def _bytes(shape: str, everywhere: bool = False) -> float:
+    """Of an array or a tuple of them; what lies in a TPU's fast memory, S(1), counts only `everywhere`."""
     total = 0.0
     for dtype, dimensions, layout in ARRAY.findall(shape):
-        if "S(1)" in layout or dtype in ("token", "opaque"):
+        if ("S(1)" in layout and not everywhere) or dtype in ("token", "opaque"):
             continue
         bits = re.search(r"\d+", dtype)
         size = BYTES.get(dtype) or (int(bits[0]) / 8 if bits else 0)
