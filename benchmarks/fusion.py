@@ -24,6 +24,7 @@ import jax
 
 from mmjax import config as c
 from mmjax.evaluate.evaluation import evaluate_run
+from mmjax.parallel.mesh import make_mesh
 from mmjax.train import report
 from mmjax.train.build import build_layout, build_model, build_source
 from mmjax.train.loop import state_maker, train
@@ -62,7 +63,7 @@ def with_part(config: c.Experiment, **parts: Any) -> c.Experiment:
 def flops(config: c.Experiment, source: Any) -> float:
     """Of the forward pass of one step, counted on the traced model."""
     model, layout = build_model(config.model), build_layout(config, source.tokenizer)
-    mesh = jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    mesh = make_mesh(devices=jax.devices()[:1])
     abstract, _ = state_maker(config, model, build_optimizer(config.optimizer), layout, mesh)
     return sum(report.step_flops(model, abstract.params, layout, config.data.batch_rows).values())
 

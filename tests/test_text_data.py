@@ -198,13 +198,13 @@ def writing(home, tokenizer, pieces):
 
 
 def test_a_run_keeps_its_tokenizer_of_either_kind(home, capsys, monkeypatch):
-    from mmjax.evaluate import evaluation
+    from mmjax.evaluate import measures
     from mmjax.evaluate.run import Run
     from mmjax.train.loop import open_run, train
 
     seen = []
-    rates = evaluation.error_rates
-    monkeypatch.setattr(evaluation, "error_rates", lambda r, h: seen.extend(r) or rates(r, h))
+    rates = measures.error_rates
+    monkeypatch.setattr(measures, "error_rates", lambda r, h: seen.extend(r) or rates(r, h))
     *_, tokenizer = tokenizers(home)
     config = writing(home, tokenizer, len(Tokenizer.load(home / "tokenizer.json")))
     result = train(config, home / "run")

@@ -25,11 +25,12 @@ def by_rows(x: jax.Array) -> jax.Array:
     Parameters are divided along the same devices as rows. Left to itself, the compiler may multiply with the part of a
     kernel that it has, and sum activations over devices, layer by layer; told so, it gathers the smaller kernels.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or x.ndim != 3:
+    sizes = jax.sharding.get_abstract_mesh().shape
+    rows, context = sizes.get("data", 1) * sizes.get("fsdp", 1), sizes.get("context", 1)
+    if rows * context == 1 or x.ndim != 3 or x.shape[0] % rows:
         return x
-    context = "context" if mesh.shape["context"] > 1 and x.shape[1] % mesh.shape["context"] == 0 else None
-    return jax.lax.with_sharding_constraint(x, P(("data", "fsdp"), context))
+    along = "context" if context > 1 and x.shape[1] % context == 0 else None
+    return jax.lax.with_sharding_constraint(x, P(("data", "fsdp"), along))
 
 
 def dense(features: int, axes: tuple[str | None, str | None], dtype: Any, name: str, bias: bool = True) -> nn.Dense:

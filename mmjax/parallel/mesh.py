@@ -77,7 +77,7 @@ def state_shardings(abstract_state: Any, mesh: jax.sharding.Mesh) -> Any:
         if not hasattr(value, "shape"):  # a box around nothing: the state of a parameter that another rule trains
             return value
         axes = nn.logical_to_mesh_axes(nn.get_partition_spec(leaf), LOGICAL_AXES)
-        divides = lambda axis, size: axis and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0  # noqa: E731
+        divides = lambda axis, size: mesh.shape.get(axis, 1) > 1 and size % mesh.shape[axis] == 0  # noqa: E731
         axes = [axis if divides(axis, size) else None for axis, size in zip(axes, value.shape, strict=False)]
         return NamedSharding(mesh, P(*axes))
 
