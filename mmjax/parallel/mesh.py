@@ -139,12 +139,12 @@ def abstract_batch(one_row: Batch, rows: int, mesh: jax.sharding.Mesh | None = N
 
 def batch_shardings(batch: Batch, rows: int, mesh: jax.sharding.Mesh) -> Batch:
     """How a batch is divided: its rows among data and fsdp, the tokens of a row along context where that divides them."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts, context = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape.get("context", 1)
     if rows % parts:
         raise UserError(f"data.batch_rows={rows} does not divide among {parts} devices (mesh.data x mesh.fsdp)")
 
     def shard(name, array):
-        whole = name in SLOTS or mesh.shape["context"] == 1 or array.shape[1] % mesh.shape["context"]
+        whole = name in SLOTS or context == 1 or array.shape[1] % context
         return NamedSharding(mesh, ROWS if whole else TOKENS)
 
     return {name: jax.tree.map(lambda x, n=name: shard(n, x), stream) for name, stream in batch.items()}
