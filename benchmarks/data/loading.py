@@ -103,7 +103,7 @@ def _torch(home: Path, kind: str, workers: int, normalised: bool = True) -> Iter
         def __getitem__(self, number):
             if kind == "speech":
                 samples, rate = soundfile.read(paths[number], dtype="float32", always_2d=True)
-                mono = samples.mean(axis=1)
+                mono = torch.from_numpy(samples).mean(dim=1).numpy()
                 return torch.from_numpy(mono if rate == RATE else soxr.resample(mono, rate, RATE))
             with Image.open(paths[number]) as image:
                 resized = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
@@ -163,12 +163,14 @@ def _children(process: int) -> list[int]:
 def _child(home: Path, kind: str, name: str) -> dict[str, float]:
     side, _, number = name.partition("-")
     if side == "torch" or side == "bytes":
-        import torch  # noqa: F401  (its import does not count)
+        import torch
 
+        torch.set_num_threads(1)  # its workers do the same; more of them only wait for each other here
         run = lambda: _torch(home, kind, int(number), side == "torch")  # noqa: E731
     elif side == "mmjax":
-        import grain  # noqa: F401
-        import jax  # noqa: F401
+        import grain.experimental  # noqa: F401
+
+        import mmjax.train.build  # noqa: F401
 
         run = lambda: _mmjax(home, kind, int(number))  # noqa: E731
     else:
@@ -180,7 +182,7 @@ def _child(home: Path, kind: str, name: str) -> dict[str, float]:
     for batch, got in enumerate(run()):
         first = first or time.perf_counter() - start
         count += got
-        if batch % 8 == 4 and side != "decode":
+        if batch % 4 == 1 and side != "decode":
             most = max(most, _memory())
     return {
         "first_batch": first,
