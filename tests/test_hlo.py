@@ -1,5 +1,6 @@
 """Reading compiled programs: a small one by hand, and real ones against XLA's own analysis."""
 
+import numpy as np
 import pytest
 
 from mmjax.parallel import hlo
@@ -76,6 +77,14 @@ def test_collectives_in_loops_are_counted_as_often_as_they_run(groups):
     assert (reduce.kind, reduce.axis(MESH), reduce.part) == ("all-reduce", "data", "answer")
     assert reduce.bytes == 4 * 8 * 4 and reduce.wire_bytes == reduce.bytes  # twice, to one other
     assert program.flops == {"speech": 6 * 2 * 4 * 32 * 8} and program.loops == 0
+
+
+def test_what_a_ring_of_four_sends():
+    """Patarasuk and Yuan 2009: of N bytes each device receives 3/4 to gather or scatter them, 3/2 to sum them for all."""
+    groups = np.arange(8).reshape(2, 4)
+    received = {kind: hlo.Collective(kind, "speech", groups, 2.0, 100.0).wire_bytes for kind in hlo.KINDS}
+    assert received["all-gather"] == received["reduce-scatter"] == received["all-to-all"] == 2 * 75
+    assert received["all-reduce"] == 2 * 150 and received["collective-permute"] == 2 * 100
 
 
 def test_a_loop_whose_end_is_data_is_counted_once_and_said():
