@@ -13,8 +13,8 @@ import numpy as np
 
 from mmjax import config as c
 from mmjax import models
+from mmjax.flops import matrix_flops
 from mmjax.stream import Stream
-from mmjax.telemetry import matrix_flops
 from mmjax.train.build import instantiate
 
 SECONDS = 10

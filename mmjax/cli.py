@@ -35,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     sub = command("train", "train a config, or go on training it", "CONFIG", json_output=False)
     sub.add_argument("--run-dir", help="where the run lies (default: runs/NAME)")
+    sub.add_argument(
+        "--smoke", action="store_true", help="a few steps of a tiny model with the same parts: does it run?"
+    )
     sub.epilog = "Any other --key VALUE overrides a key of the config: --checkpoint.every-steps 50"
     sub = command("eval", "metrics for all subsets of modalities", "RUN")
     sub.add_argument("--split", default=None, help="default: the config's evaluation.split")
@@ -141,10 +144,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _train(options, rest) -> int:
-    from mmjax.config import load, override
+    from mmjax.config import load, override, smoke
     from mmjax.train.loop import train
 
     config = override(load(options.config), rest)
+    config = smoke(config) if options.smoke else config
     train(config, Path(options.run_dir or f"runs/{config.name}"))
     return 0
 

@@ -20,13 +20,13 @@ from conftest import tiny
 from mmjax import check, models
 from mmjax import config as c
 from mmjax.errors import UserError
+from mmjax.flops import matrix_flops
 from mmjax.models.fusion.base import pool, spread
 from mmjax.models.fusion.film import FiLMBlock
 from mmjax.models.fusion.mixture_of_experts import Experts
 from mmjax.models.layers import FeedForward, dense
 from mmjax.models.segments import having
 from mmjax.stream import Stream, only_tokens
-from mmjax.telemetry import matrix_flops
 from mmjax.train.build import build_model, instantiate
 from mmjax.train.optimizer import build_optimizer, decayed, matrices
 from mmjax.train.validate import check_config

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from mmjax.flops import matrix_flops
 from mmjax.parallel import hlo
-from mmjax.telemetry import matrix_flops
 
 PROGRAM = """HloModule jit_step, is_scheduled=true
 

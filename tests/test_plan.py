@@ -127,8 +127,8 @@ def test_the_contract(quickstart):
     assert set(result["flops"]) == {"speech", "image", "text", "fusion", "answer", "transcript"}
     assert set(result["collective_bytes"]) >= {"data", "fsdp"}
     assert sum(result["memory"].values()) == pytest.approx(result["peak_memory_bytes"], rel=1e-9)
-    # The peak of a computer that others use is what was measured; and the front end counts as if it had a gradient.
-    assert 0 < result["mfu"] < 1.5 and result["step_seconds"] > 0
+    # The peak of a computer that others use is what was measured.
+    assert 0 < result["mfu"] < 1.2 and result["step_seconds"] > 0
     assert result["useful_share"]["from"] and 0 < result["useful_share"]["speech"] <= 1
     audio = 16 * 640 * 0.01 * result["useful_share"]["speech"] / result["step_seconds"]  # hops of 10 ms
     assert result["audio_seconds_per_second"] == pytest.approx(audio)
@@ -148,11 +148,9 @@ def test_parameters_are_gathered_and_gradients_summed_once_or_twice(quickstart):
 
 
 def test_towers_multiply_as_the_trace_says(quickstart):
-    """The backward pass takes twice the forward pass, less what needs no gradient: the input of the first layers, and
-    the log-mel front end, which is nearly half of so small a speech tower."""
     result, _ = quickstart
-    for name, least in (("speech", 0.6), ("image", 0.75), ("fusion", 0.75)):
-        assert least < result["compiled_flops"][name] / result["flops"][name] < 1.15, name
+    for name in ("speech", "image", "fusion"):
+        assert 0.85 < result["compiled_flops"][name] / result["flops"][name] < 1.15, name
 
 
 def test_the_picture_shows_memory_and_time(quickstart):

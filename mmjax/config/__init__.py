@@ -96,6 +96,7 @@ from mmjax.config.heads import (
 from mmjax.config.models import Multimodal
 from mmjax.config.overrides import override
 from mmjax.config.part import part
+from mmjax.config.smoke import smoke
 from mmjax.config.towers import (
     CONFORMERS,
     DECODERS,
@@ -251,6 +252,7 @@ __all__ = [
     "part",
     "read_json",
     "run_file",
+    "smoke",
     "to_dict",
     "to_json",
 ]

@@ -81,8 +81,7 @@ def timed(
     """FLOPs, collectives and the roofline of a step."""
     shape, program = dict(subject.mesh.shape), outcome and outcome.program
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), subject.state.params)
-    forward = report.step_flops(subject.model, params, subject.layout, rows)
-    flops = {part: 3 * count for part, count in forward.items()}  # the backward pass takes twice the forward pass
+    flops = report.step_flops(subject.model, params, subject.layout, rows, training=True)
     used, traffic, collectives = estimated(subject, flops, activations)
     expected = {}
     for axis, kind, found in hlo.by_axis(collectives, shape):

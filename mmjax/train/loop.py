@@ -96,12 +96,12 @@ def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
     schedule = build_schedule(config.optimizer.schedule)
 
     # Say what is going to happen.
-    flops = report.step_flops(model, abstract.params, layout, config.data.batch_rows)
+    flops = report.step_flops(model, abstract.params, layout, config.data.batch_rows, training=True)
     peak = PEAKS.get(jax.devices()[0].device_kind)
     if lead:
         report.start(config, run, abstract.params, flops, sampler, layout, source, first, peak)
     throughput = telemetry.Throughput(
-        layout.hop / report.sample_rate(config), 3.0 * sum(flops.values()), peak and peak * jax.device_count()
+        layout.hop / report.sample_rate(config), sum(flops.values()), peak and peak * jax.device_count()
     )
     writer = telemetry.Writer(
         run, first=first, tensorboard=config.log.tensorboard and lead, wandb_project=config.log.wandb_project if lead else None,

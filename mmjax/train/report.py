@@ -9,6 +9,7 @@ from rich.table import Table
 
 from mmjax import config as c
 from mmjax import progress, telemetry
+from mmjax.flops import matrix_flops
 from mmjax.models.attention import BACKEND
 from mmjax.parallel.mesh import abstract_batch
 from mmjax.train.build import build_model
@@ -21,10 +22,10 @@ def sample_rate(config: c.Experiment) -> int:
     return rates[0] if rates else 16_000
 
 
-def step_flops(model: Any, params: Any, layout: Any, rows: int) -> dict[str, float]:
-    """FLOPs of the forward pass of one step by part of the model, counted on the traced program."""
+def step_flops(model: Any, params: Any, layout: Any, rows: int, training: bool = False) -> dict[str, float]:
+    """FLOPs of the forward pass of one step by part of the model, in training those of its gradients as well."""
     batch = abstract_batch(layout.empty(1), rows)
-    return telemetry.matrix_flops(lambda p, b: model.apply({"params": p}, b), params, batch)
+    return matrix_flops(lambda p, b: model.apply({"params": p}, b), params, batch, trained=0 if training else None)
 
 
 def position_flops(config: c.Experiment, layout: Any) -> dict[str, float]:
@@ -61,8 +62,8 @@ def start(config, run, params, flops, sampler, layout, source, first: int, peak)
         parts.add_column(heading, justify="right")
     sizes = parameters_by_part(params)
     for name, size in sizes.items():
-        parts.add_row(name, f"{size:,}", f"{3 * flops.get(name, 0.0) / 1e9:.1f}")
-    parts.add_row("all", f"{sum(sizes.values()):,}", f"{3 * sum(flops.values()) / 1e9:.1f}")
+        parts.add_row(name, f"{size:,}", f"{flops.get(name, 0.0) / 1e9:.1f}")
+    parts.add_row("all", f"{sum(sizes.values()):,}", f"{sum(flops.values()) / 1e9:.1f}")
     say(parts)
     useful = sampler.useful_share(layout.tokens(source.sizes), range(first, first + 50))
     say(

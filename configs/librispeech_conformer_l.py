@@ -1,0 +1,28 @@
+"""LibriSpeech's 960 hours with Conformer-L (Gulati et al. 2020, arXiv:2005.08100) and CTC, on eight GPUs.
+
+    mmjax plan configs/librispeech_conformer_l.py --machine h100:8
+    mmjax train configs/librispeech_conformer_l.py
+
+Everything but the encoder's size is as in librispeech_conformer_s.py, which see.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from mmjax.config import Conformer, InverseSquareRoot, Multimodal, load
+
+small = load(Path(__file__).with_name("librispeech_conformer_s.py"))
+speech = small.model.encoders["speech"]
+
+config = dataclasses.replace(
+    small,
+    name="librispeech_conformer_l",
+    model=Multimodal(
+        encoders={
+            "speech": Conformer.preset("L", augment=speech.augment, dropout=speech.dropout, scale_input=True),
+        },
+        heads=small.model.heads,
+        dtype=small.model.dtype,
+    ),
+    optimizer=dataclasses.replace(small.optimizer, schedule=InverseSquareRoot(peak=0.05 / 512**0.5, warmup=10_000)),
+)

@@ -1,0 +1,70 @@
+"""Pictures and their texts in one space: SigLIP B/16 (Zhai et al. 2023, arXiv:2303.15343), on a slice of a TPU pod.
+
+    mmjax plan configs/siglip_b16.py --machine v5e:8x8
+    mmjax train configs/siglip_b16.py
+
+The towers have SigLIP's sizes, and 16,384 pairs are compared at once, as in the paper's best recipe at this batch. Pictures are
+summed up by the mean of their patches, not by attention, and texts, which have 64 tokens there, stand packed beside each other.
+`SOURCE` is to be replaced by one's own pictures and captions (docs/data.md). Not trained here yet.
+"""
+
+from mmjax.config import (
+    AdamW,
+    BlockStyle,
+    Contrast,
+    Data,
+    Evaluation,
+    Experiment,
+    ImageAugmentation,
+    Log,
+    Multimodal,
+    Optimizer,
+    SentencePiece,
+    SigLIP,
+    TarShards,
+    Transformer,
+    ViT,
+    WarmupCosine,
+)
+
+STEPS = 100_000
+PIECES = 32_000
+SOURCE = TarShards(splits={"train": "data/pairs/train-*.tar", "test": "data/pairs/test-*.tar"})
+STYLE = BlockStyle(activation="gelu_tanh")
+
+config = Experiment(
+    name="siglip_b16",
+    steps=STEPS,
+    data=Data(
+        source=SOURCE,
+        tokenizer=SentencePiece(vocabulary=PIECES),
+        batch_rows=2048,
+        rows={"image": 8 * 196, "text": 8 * 64, "examples": 8},
+        subsets={"image+text": 1.0},
+        image_augmentation=ImageAugmentation(least_area=0.8, flip=0.5),
+        threads=16,
+    ),
+    model=Multimodal(
+        encoders={
+            "image": ViT.preset("B/16", block=STYLE),
+            "text": Transformer(
+                vocabulary=PIECES,
+                layers=12,
+                width=768,
+                heads=12,
+                mlp=3072,
+                positions="learned",
+                length=256,
+                block=STYLE,
+            ),
+        },
+        heads={"pairs": Contrast(between=("image", "text"), outputs=768)},
+        dtype="bfloat16",
+    ),
+    objectives={"pairs": SigLIP(chunks=64)},
+    optimizer=Optimizer(
+        rule=AdamW(b2=0.95, weight_decay=1e-4), schedule=WarmupCosine(peak=1e-3, warmup=10_000, steps=STEPS)
+    ),
+    evaluation=Evaluation(every_steps=10_000, subsets=("image+text",), examples=4096),
+    log=Log(every_steps=50),
+)

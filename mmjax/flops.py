@@ -1,0 +1,102 @@
+"""FLOPs of matrix products, counted on the traced program: nothing is computed."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+
+def matrix_flops(function: Any, *arguments: Any, trained: int | None = None) -> dict[str, float]:
+    """FLOPs of the matrix products that `function` makes, by the outermost named part of the model.
+
+    2 per multiply-add, loops as often as they run.
+
+    Args:
+      trained: the number of the argument whose gradient is taken: the products of the backward pass are counted, too,
+        one for each factor that depends on it. Most layers then cost three times their forward pass; the first layer of
+        a tower, whose input is data, twice; a front end without parameters, once. What is computed a second time to
+        save memory is not counted.
+    """
+    import jax
+
+    totals: dict[str, float] = {}
+
+    def walk(jaxpr: Any, scope: str, times: float, depends: Iterable[bool]) -> list[bool]:
+        """Counts a program's products; of each of its results, whether it depends on what is trained."""
+        known = dict(zip(jaxpr.invars, depends, strict=True))
+
+        def needs(value: Any) -> bool:
+            return not isinstance(value, jax.extend.core.Literal) and known.get(value, False)
+
+        for equation in jaxpr.eqns:
+            name, kind = f"{scope}/{equation.source_info.name_stack}", equation.primitive.name
+            inputs = [needs(value) for value in equation.invars]
+            found = [any(inputs)] * len(equation.outvars)
+            if kind == "dot_general":
+                (contracted, _), _ = equation.params["dimension_numbers"]
+                left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+                flops = 2.0 * np.prod(out, dtype=np.float64) * np.prod([left[i] for i in contracted], dtype=np.float64)
+                part = part_of(name)
+                totals[part] = totals.get(part, 0.0) + (1 + sum(inputs)) * times * float(flops)
+            elif kind == "stop_gradient":
+                found = [False]
+            for inner in _programs(equation):
+                given, inner_times = _given(equation, inner, inputs), times
+                if kind == "scan":
+                    inner_times = times * equation.params["length"]
+                    given = _until_stable(walk, inner, name, given, equation.params)
+                results = walk(inner, name, inner_times, given)
+                if len(results) == len(found):
+                    found = results
+            known.update(zip(equation.outvars, found, strict=True))
+        return [needs(value) for value in jaxpr.outvars]
+
+    traced = jax.make_jaxpr(function)(*arguments).jaxpr
+    of_argument = [number == trained for number, one in enumerate(arguments) for _ in jax.tree.leaves(one)]
+    walk(traced, "", 1.0, of_argument)
+    return totals
+
+
+def _programs(equation: Any) -> list[Any]:
+    """The programs inside an equation, such as the body of a loop."""
+    found = []
+    for value in equation.params.values():
+        for candidate in value if isinstance(value, tuple | list) else (value,):
+            candidate = getattr(candidate, "jaxpr", candidate)
+            if hasattr(candidate, "eqns"):
+                found.append(candidate)
+    return found
+
+
+def _given(equation: Any, inner: Any, inputs: list[bool]) -> list[bool]:
+    """Which inputs of a program inside an equation depend on what is trained; if in doubt, all."""
+    count = len(inner.invars)
+    if equation.primitive.name == "cond":
+        return inputs[1:]
+    return inputs if count == len(inputs) else [any(inputs)] * count
+
+
+def _until_stable(walk: Any, body: Any, scope: str, given: list[bool], params: dict[str, Any]) -> list[bool]:
+    """What a loop carries depends on what is trained as soon as one turn makes it so; no products are counted."""
+    first, carried = params["num_consts"], params["num_carry"]
+    while True:
+        after = walk(body, scope, 0.0, given)[:carried]
+        merged = [
+            *given[:first],
+            *(a or b for a, b in zip(given[first:], after, strict=False)),
+            *given[first + carried :],
+        ]
+        if merged == given:
+            return given
+        given = merged
+
+
+def part_of(scope: str) -> str:
+    """The part of the model ("speech", "fusion", "answer", ...) that a name scope belongs to."""
+    for word in scope.replace(".", "/").split("/"):
+        for prefix in ("encoders_", "heads_"):
+            if word.startswith(prefix):
+                return word.removeprefix(prefix)
+        if word == "fusion":
+            return word
+    return "other"

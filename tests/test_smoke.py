@@ -1,0 +1,49 @@
+"""Every config in configs/, made small by its one dial, trains on files of the kind that it asks for."""
+
+import dataclasses
+import json
+import pathlib
+
+import corpora
+import pytest
+
+from mmjax import config as c
+from mmjax.train.loop import train
+
+# quickstart.py and spoken_vqa.py are trained with their own data by other tests.
+CONFIGS = sorted(p for p in pathlib.Path("configs").glob("*.py") if p.stem not in ("quickstart", "spoken_vqa"))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A list of recordings and pictures with a text, a transcript and an answer each."""
+    home = corpora.make_files(tmp_path_factory.mktemp("files"))
+    rows = [dict(row, text=f"is {row['transcript']} {row['answer']}?") for row in corpora.rows(home)]
+    (home / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(home / "list.jsonl")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_smoke(path, files, tmp_path):
+    config = c.smoke(c.load(path), width=16)
+    source = c.Manifest(splits={"train": files, config.evaluation.split: files})
+    tokenizer = c.SentencePiece(vocabulary=280)
+    data = dataclasses.replace(config.data, source=source, tokenizer=tokenizer, directory=str(tmp_path))
+    results = train(dataclasses.replace(config, data=data, steps=2), tmp_path / "run")
+    assert set(results) == set(config.evaluation.subsets)
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [one["loss"] for one in metrics if one["kind"] == "train"]
+    assert len(losses) == 2 and all(0 < loss < 1e3 for loss in losses)
+
+
+def test_the_dial_keeps_every_part_and_leaves_room_for_all_heads():
+    """Widths, layers and heads shrink; what is read, predicted and scored stays."""
+    for path in CONFIGS:
+        config = c.load(path)
+        small = c.smoke(config, width=16)
+        assert small.data.rows == config.data.rows and small.objectives == config.objectives
+        assert {n: type(p) for n, p in small.model.encoders.items()} == {
+            n: type(p) for n, p in config.model.encoders.items()
+        }
+        assert {n: type(p) for n, p in small.model.heads.items()} == {n: type(p) for n, p in config.model.heads.items()}
+        assert all(e.width == 16 and e.layers <= 2 for e in small.model.encoders.values())
