@@ -23,6 +23,7 @@ from typing import Any
 from benchmarks.cpu.cases import CASES, RATE
 
 SIDES = ("mmjax", "eager", "compile")
+
 THREADS = 2
 
 

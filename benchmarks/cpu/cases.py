@@ -18,7 +18,7 @@ TEXT = dict(vocabulary=8192, layers=6, width=384, heads=6, mlp=1536, length=128)
 QUICKSTART = dict(
     speech=dict(layers=2, width=96, heads=4, kernel=9, stem_channels=32),
     image=dict(layers=4, width=128, heads=4, mlp=384, patch=8, image_size=64),
-    text=dict(vocabulary=128, layers=2, width=96, heads=4, mlp=384, length=16),
+    text=dict(vocabulary=128, layers=2, width=96, heads=4, mlp=384, length=32),
     fusion=dict(layers=3, width=128, heads=4, mlp=344, queries=8),
     answers=13,
     pieces=128,

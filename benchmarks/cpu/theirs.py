@@ -263,6 +263,6 @@ def prepared(name: str, variant: str) -> Callable[[], float]:
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     return once

@@ -32,7 +32,7 @@ def attention(
 
     Args:
       query: [B, H, T, D].
-      key, value: [B, K, S, D]; K divides H, and each key head serves H / K query heads that follow each other
+      key, value: [B, K, S, D] and [B, K, S, V]; K divides H, and each key head serves H / K query heads that follow each other
         (grouped-query attention, Ainslie et al. 2023, arXiv:2305.13245).
       query_segments, key_segments: [B, T] and [B, S] int32; 0 is empty.
       bias: [B, H, T, S], added to the scores before the scaling.
@@ -42,7 +42,7 @@ def attention(
       scale: of the scores; None: 1 / sqrt(D).
 
     Returns:
-      [B, H, T, D] in the dtype of `value`.
+      [B, H, T, V] in the dtype of `value`.
     """
     batch, heads, length, width = query.shape
     # The query heads of a group stand along the time axis, where their key head serves them like more queries.
@@ -66,7 +66,7 @@ def attention(
     mixed = jnp.einsum("bhts,bhsd->bhtd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
     # Dividing after the product touches T x D numbers instead of T x S.
     mixed = (mixed / jnp.where(total > 0, total, 1.0)).astype(value.dtype)
-    return mixed.reshape(batch, heads, length, width)
+    return mixed.reshape(batch, heads, length, -1)
 
 
 def prefix_times(positions: jax.Array, prefix: jax.Array) -> jax.Array:

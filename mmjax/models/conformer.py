@@ -44,6 +44,44 @@ def relative_shift(scores: jax.Array) -> jax.Array:
     return shifted.reshape(batch, heads, length, offsets)[..., : offsets + 1 - length]
 
 
+class OffsetProjection(nn.Module):
+    """Queries [B, H, T, D] -> what each of them gives to the sine and the cosine of every frequency: [B, H, T, W]."""
+
+    width: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, query: jax.Array) -> jax.Array:
+        init = nn.with_logical_partitioning(nn.initializers.xavier_uniform(), ("embed", "heads"))
+        kernel = self.param("kernel", init, (self.width, query.shape[1] * query.shape[3]))
+        kernel = kernel.reshape(self.width, query.shape[1], query.shape[3]).astype(self.dtype)
+        return jnp.einsum("bhtd,whd->bhtw", query, kernel)
+
+
+def sinusoids(positions: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines [B, T, W / 2] of positions [B, T], of Transformer-XL's frequencies."""
+    angles = positions[..., None] * 10_000.0 ** (-jnp.arange(0, width, 2) / width)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def turned(by_offset: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
+    """What queries give to sines and cosines of offsets, turned to what they give to those of the keys' positions.
+
+    Transformer-XL (Dai et al. 2019, arXiv:1901.02860, section 3.3) scores a pair by the sum over frequencies of
+    a sin(i - j) + b cos(i - j), for query i and key j. By the angles' sums that is
+    (a sin i + b cos i) cos j + (b sin i - a cos i) sin j: a plain product with the key's own sines and cosines, so
+    that no matrix of query by offset is made, nor shifted.
+
+    Args:
+      by_offset: [..., W] a and b interleaved, as in the paper's code.
+
+    Returns:
+      [..., W], the factors of all cosines, then of all sines.
+    """
+    a, b = by_offset[..., 0::2], by_offset[..., 1::2]
+    return jnp.concatenate([a * sine + b * cosine, b * sine - a * cosine], axis=-1)
+
+
 class ChunkedAttention(nn.Module):
     """Self-attention of a Conformer; with chunks, no chunk sees a later one.
 
@@ -73,16 +111,16 @@ class ChunkedAttention(nn.Module):
         if context is not None:
             axes = {"key": 2, "value": 2, "segments": 1, "positions": 1}
             seen = {n: jnp.concatenate([getattr(context, n), seen[n]], axis=axis) for n, axis in axes.items()}
-        bias = None
+        scale, bias, known = query.shape[-1] ** -0.5, None, seen["key"]
         if self.positions == "relative":
-            query, bias = self._relative(query, seen["key"].shape[2])
+            query, known = self._relative(query, x, seen)
         elif self.positions == "distance":
-            bias = self._by_distance(query, seen["key"].shape[2])
+            bias = self._by_distance(query, known.shape[2])
         times, key_times = None, None
         if self.chunk is not None:
             times, key_times = x.positions // self.chunk, seen["positions"] // self.chunk
         mixed = attention(
-            query, seen["key"], seen["value"], x.segments, seen["segments"], bias, times, key_times, self.left_chunks
+            query, known, seen["value"], x.segments, seen["segments"], bias, times, key_times, self.left_chunks, scale
         )
         return OutputProjection(self.width, self.dtype, name="out")(mixed), seen
 
@@ -99,22 +137,21 @@ class ChunkedAttention(nn.Module):
             query, key = rotary(query, x.positions), rotary(key, x.positions)
         return [query, key, value]
 
-    def _relative(self, query: jax.Array, keys: int) -> tuple[jax.Array, jax.Array]:
-        """The queries with the content bias, and the scores by position; both still unscaled."""
-        _, heads, length, head_width = query.shape
-        offsets = jnp.arange(keys - 1, -length, -1.0)[:, None]
-        angles = offsets * 10_000.0 ** (-jnp.arange(0, self.width, 2) / self.width)
-        # Sines and cosines interleaved, as in the paper's code.
-        table = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(len(offsets), self.width)
-        offset = dense(self.width, ("embed", "heads"), self.dtype, "position", bias=False)(table.astype(self.dtype))
-        offset = offset.reshape(len(offsets), heads, head_width)
+    def _relative(self, query: jax.Array, x: Stream, seen: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """Queries [B, H, T, D + W] and keys [B, H, S, D + W] whose products are the scores by content and by position."""
+        batch, heads, _, head_width = query.shape
         init = nn.with_logical_partitioning(nn.initializers.zeros, ("heads", None))
         content_bias, position_bias = (
             self.param(name, init, (heads, head_width)).astype(self.dtype)[None, :, None]
             for name in ("content_bias", "position_bias")
         )
-        by_position = jnp.einsum("bhtd,shd->bhts", query + position_bias, offset, preferred_element_type=jnp.float32)
-        return query + content_bias, relative_shift(by_position)
+        by_offset = OffsetProjection(self.width, self.dtype, name="position")(query + position_bias)
+        angles, known = (sinusoids(positions, self.width) for positions in (x.positions, seen["positions"]))
+        by_offset = turned(by_offset, *(a[:, None] for a in angles)).astype(self.dtype)
+        known = jnp.concatenate(known, axis=-1).astype(self.dtype)[:, None]
+        known = jnp.broadcast_to(known, (batch, heads, *known.shape[2:]))
+        query = jnp.concatenate([query + content_bias, by_offset], axis=-1)
+        return query, jnp.concatenate([seen["key"], known], axis=-1)
 
     def _by_distance(self, query: jax.Array, keys: int) -> jax.Array:
         """Scores by distance, still unscaled (Shaw et al. 2018, arXiv:1803.02155, equation 4)."""
