@@ -96,14 +96,19 @@ def strided_windows(x: jax.Array, segments: jax.Array) -> jax.Array:
     T' = ceil(T / 2). A product with a kernel [9, C, C'] makes it the convolution. Examples begin at even positions, so
     only the tap before a window's middle can lie in another example (segments [B, T]); it is zero there.
     """
+    rows, channels = x.shape[0], x.shape[3]
     time, bins = -(-x.shape[1] // 2), -(-x.shape[2] // 2)
-    # The window of output t covers inputs 2t - 1 .. 2t + 1.
-    padded = jnp.pad(x, ((0, 0), (1, 2 * time - x.shape[1] + 1), (1, 2 * bins - x.shape[2] + 1), (0, 0)))
-    before = jnp.pad(segments, ((0, 0), (1, 0)))[:, : 2 * time : 2]
+    x = jnp.pad(x, ((0, 0), (0, 2 * time - x.shape[1]), (0, 2 * bins - x.shape[2]), (0, 0)))
+    # The window of output t covers inputs 2t - 1 .. 2t + 1: the second of the pair before, and a pair. So few large
+    # pieces are copied, not nine small ones.
+    pairs = x.reshape(rows, time, 2, bins, 2 * channels)
+    before = jnp.pad(segments[:, 1::2], ((0, 0), (1, 0)))[:, :time]
     same = (before == segments[:, ::2])[..., None, None]
+    earlier = jnp.where(same, jnp.pad(pairs[:, :-1, 1], ((0, 0), (1, 0), (0, 0), (0, 0))), 0.0)
 
-    def tap(i, j):
-        taken = padded[:, i : i + 2 * time : 2, j : j + 2 * bins : 2]
-        return jnp.where(same, taken, 0.0) if i == 0 else taken
+    def taps(frames: jax.Array) -> list[jax.Array]:
+        lower = jnp.pad(frames[:, :, :-1, channels:], ((0, 0), (0, 0), (1, 0), (0, 0)))
+        return [lower, frames]
 
-    return jnp.stack([tap(i, j) for i in range(3) for j in range(3)], axis=-2)
+    windows = jnp.concatenate([*taps(earlier), *taps(pairs[:, :, 0]), *taps(pairs[:, :, 1])], axis=-1)
+    return windows.reshape(rows, time, bins, 9, channels)
