@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -10,8 +9,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x times the normal distribution's share below x (Hendrycks and Gimpel 2016, arXiv:1606.08415).
+
+    By erf. JAX's own takes erfc, which is exact where next to nothing is left, but costs the quickstart 8 % of its time.
+    """
+    return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
+
+
 ACTIVATIONS = {
-    "gelu": partial(nn.gelu, approximate=False),
+    "gelu": gelu,
     "gelu_tanh": nn.gelu,
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),  # of OpenAI's CLIP
     "relu": nn.relu,
