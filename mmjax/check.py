@@ -24,8 +24,9 @@ from jax.sharding import PartitionSpec as P
 
 from mmjax import config as c
 from mmjax import progress, telemetry
+from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches
-from mmjax.data.packing import Layout, Packer
+from mmjax.data.packing import Packer
 from mmjax.data.sampler import Row, Sampler
 from mmjax.errors import UserError
 from mmjax.parallel.mesh import make_mesh, share_of_rows, state_shardings, to_devices

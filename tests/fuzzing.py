@@ -25,8 +25,8 @@ from mmjax.data.corpus import Corpus, Filters
 from mmjax.data.files import Blob
 from mmjax.data.image import open_image
 from mmjax.data.index import Index, measure_all, write_index
+from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches
-from mmjax.data.packing import Layout
 from mmjax.data.record import Record
 from mmjax.data.sampler import Sampler
 

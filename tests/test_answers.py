@@ -8,7 +8,8 @@ import pytest
 from mmjax import cli
 from mmjax import config as c
 from mmjax.data.example import Example
-from mmjax.data.packing import Layout, Packer
+from mmjax.data.layout import Layout
+from mmjax.data.packing import Packer
 from mmjax.errors import UserError
 
 CONFIG = '''

@@ -20,9 +20,9 @@ from PIL import Image
 from mmjax.data.build import build
 from mmjax.data.corpus import Filters
 from mmjax.data.index import open_index
+from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches
 from mmjax.data.manifest import Manifest
-from mmjax.data.packing import Layout
 from mmjax.data.record import Record
 from mmjax.data.sampler import Sampler
 from mmjax.data.shards import Shards

@@ -10,10 +10,12 @@ from PIL import Image
 
 from mmjax import config as c
 from mmjax.data.example import Example
-from mmjax.data.image import open_image, patch_grid, patchify, read_image
+from mmjax.data.image import open_image, read_image
 from mmjax.data.image_augmentation import OPERATIONS, ImageAugmentation, draw_crop
+from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches
-from mmjax.data.packing import Layout, Packer
+from mmjax.data.packing import Packer
+from mmjax.data.patches import patch_grid, patchify
 from mmjax.data.sampler import Sampler
 from mmjax.errors import UserError
 from mmjax.train.build import build_image_augmentation, build_layout

@@ -14,8 +14,8 @@ from PIL import Image
 from mmjax import config as c
 from mmjax.data.example import Example
 from mmjax.data.image_mixing import ImageMixing, Mix
+from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches
-from mmjax.data.packing import Layout
 from mmjax.data.sampler import Sampler
 from mmjax.errors import UserError
 from mmjax.objectives import Classification

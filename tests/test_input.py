@@ -9,8 +9,10 @@ from PIL import Image
 
 from mmjax.data.audio import encode_ogg, read_audio
 from mmjax.data.example import Example
-from mmjax.data.image import patchify, read_image
-from mmjax.data.packing import Layout, Packer
+from mmjax.data.image import read_image
+from mmjax.data.layout import Layout
+from mmjax.data.packing import Packer
+from mmjax.data.patches import patchify
 from mmjax.data.speech_synthesis import Voice, synthesise
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmjax.config import load
-from mmjax.data.packing import Layout
+from mmjax.data.layout import Layout
 from mmjax.data.sampler import Sampler, best_fit
 from mmjax.errors import UserError
 

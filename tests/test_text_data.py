@@ -12,8 +12,8 @@ from test_text import A_PIECE, XLMR, sentencepiece_model, tokenizer_json
 
 from mmjax import cli
 from mmjax import config as c
+from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches
-from mmjax.data.packing import Layout
 from mmjax.data.sampler import Sampler
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError

@@ -12,7 +12,8 @@ import pytest
 from mmjax import check, cli
 from mmjax import config as c
 from mmjax.data.example import Example
-from mmjax.data.packing import Layout, Packer
+from mmjax.data.layout import Layout
+from mmjax.data.packing import Packer
 from mmjax.errors import UserError
 from mmjax.evaluate.run import Run
 from mmjax.train.build import build_source

@@ -11,7 +11,7 @@ import weights as w
 
 from mmjax import config as c
 from mmjax import models
-from mmjax.data.image import patchify
+from mmjax.data.patches import patchify
 from mmjax.errors import UserError
 from mmjax.models import AttentionPool, BlockStyle, ClassPool, MeanPool, ViT
 from mmjax.stream import Stream

@@ -19,6 +19,7 @@ from statistics import median
 from typing import Any
 
 COUNT = 800  # files of each kind
+EPOCHS = 4
 RATE, SIDE, PATCH, BATCH, BUCKETS = 16_000, 224, 16, 32, 30
 OURS, THEIRS = ("mmjax-1", "mmjax-2"), ("torch-0", "torch-1", "torch-2")  # with so many threads, or workers
 
@@ -69,16 +70,16 @@ def _whole(data: bytes) -> bool:
 def _mmjax(home: Path, kind: str, threads: int) -> Iterator[int]:
     """Yields the samples, or the pictures, of each batch."""
     from mmjax import config as c
+    from mmjax.data.layout import Layout
     from mmjax.data.loader import Batches, prefetch
-    from mmjax.data.packing import Layout
     from mmjax.data.sampler import Sampler
     from mmjax.train.build import build_source
 
-    rows = {"speech": {"speech": 3_200, "examples": 32}, "image": {"image": 8 * (SIDE // PATCH) ** 2, "examples": 8}}
+    rows = {"speech": {"speech": 800, "examples": 16}, "image": {"image": 8 * (SIDE // PATCH) ** 2, "examples": 8}}
     layout = Layout(rows=rows[kind], image_size=SIDE, patch=PATCH, window=1)
     folder = c.Folder(splits={"train": str(home / kind)}, answers=False)
     source = build_source(c.Data(source=folder, rows=layout.rows, subsets={kind: 1.0}), "train")
-    sampler = Sampler(layout.positions(source.sizes), layout.rows, {kind: 1.0}, 4, epochs=1)
+    sampler = Sampler(layout.positions(source.sizes), layout.rows, {kind: 1.0}, 4, epochs=EPOCHS)
     for batch in prefetch(Batches(source, layout, sampler), 0, len(sampler), threads):
         if kind == "image":
             yield int((batch["examples"].segments > 0).sum())
@@ -125,9 +126,12 @@ def _torch(home: Path, kind: str, workers: int, normalised: bool = True) -> Iter
         order = np.concatenate([draw.permutation(bucket) for bucket in np.array_split(by_length, BUCKETS)])
     batches = [order[at : at + BATCH].tolist() for at in range(0, len(order), BATCH)]
     batches = [batches[i] for i in draw.permutation(len(batches))]
-    loader = torch.utils.data.DataLoader(Files(), batch_sampler=batches, collate_fn=collate, num_workers=workers)
-    for _, count in loader:
-        yield count
+    loader = torch.utils.data.DataLoader(
+        Files(), batch_sampler=batches, collate_fn=collate, num_workers=workers, persistent_workers=workers > 0
+    )
+    for _ in range(EPOCHS):
+        for _, count in loader:
+            yield count
 
 
 def _decode(home: Path, kind: str) -> Iterator[int]:
@@ -135,7 +139,7 @@ def _decode(home: Path, kind: str) -> Iterator[int]:
     from mmjax.data.audio import read_audio
     from mmjax.data.image import read_image
 
-    for path in sorted((home / kind).iterdir()):
+    for path in EPOCHS * sorted((home / kind).iterdir()):
         yield len(read_audio(path, RATE)) if kind == "speech" else len(read_image(path, SIDE)) // SIDE
 
 

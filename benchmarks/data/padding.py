@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.librispeech import durations
 from mmjax import config as c
 from mmjax.data.capacity import propose
-from mmjax.data.packing import Layout
+from mmjax.data.layout import Layout
 from mmjax.data.sampler import NEEDS, Sampler
 from mmjax.train import report
 from mmjax.train.build import build_layout, build_source, data_directory

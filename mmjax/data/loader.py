@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.data.packing import Blend, Layout, Packer
+from mmjax.data.layout import Layout
+from mmjax.data.packing import Blend, Packer
 from mmjax.data.sampler import Sampler
 from mmjax.errors import UserError
 from mmjax.stream import Batch

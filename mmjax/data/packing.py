@@ -1,154 +1,16 @@
-"""Examples into rows: the shapes of a batch, and how much of each row an example takes."""
+"""Examples into rows: decoded, cut into tokens, and written side by side."""
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mmjax.data.example import Example
-from mmjax.data.image import open_image, patch_grid, patchify, resize
+from mmjax.data.image import open_image, resize
 from mmjax.data.image_mixing import Mix
-from mmjax.data.sampler import NEEDS
-from mmjax.data.text import Tokenizer
+from mmjax.data.layout import Layout, Rows
+from mmjax.data.patches import patchify
 from mmjax.errors import UserError
-from mmjax.stream import Batch, Stream
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Layout:
-    """How a batch looks. Streams that `rows` does not name are not in it.
-
-    Attributes:
-      rows: positions of a row by stream: speech in hops, image in patches (and class tokens and registers), text and
-        transcript in tokens, examples in slots (labels stand in the slots).
-      hop: samples per position of the speech stream.
-      window: samples of one analysis window; shorter speech has no frame at all.
-      align: speech starts at multiples of so many hops, so that strided stems see what they would see alone.
-      patch: pixels; image_size: pixels, pictures are resized to this square.
-      max_patches: instead, pictures keep their aspect ratio and have so many patches or fewer.
-      class_token: reserve a position for it before each image's patches; registers: so many after it.
-      tokenizer: for text, transcript and target.
-      answers: how many numbers an answer has; None: it is one class.
-      distribution: those numbers are a distribution over classes, made of the example's class.
-      vectors: numbers per position of every stream of vectors, by its name.
-    """
-
-    rows: Mapping[str, int]
-    hop: int = 160
-    window: int = 400
-    align: int = 4
-    patch: int = 8
-    image_size: int = 64
-    max_patches: int | None = None
-    class_token: bool = False
-    registers: int = 0
-    tokenizer: Tokenizer | None = None
-    answers: int | None = None
-    distribution: bool = False
-    vectors: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-    def image_grid(self, sizes: np.ndarray) -> np.ndarray:
-        """Patch rows and columns [n, 2] of pictures of the given heights and widths [n, 2]."""
-        if self.max_patches is None:
-            return np.full((len(sizes), 2), self.image_size // self.patch)
-        return patch_grid(sizes, self.patch, self.max_patches)
-
-    def image_shape(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width in pixels to which a picture is resized."""
-        if self.max_patches is None:
-            return self.image_size, self.image_size
-        rows, columns = self.image_grid(np.array([[height, width]]))[0].tolist()
-        return rows * self.patch, columns * self.patch
-
-    def _image_tokens(self, sizes: Mapping[str, np.ndarray], count: int) -> np.ndarray:
-        size = sizes.get("image")
-        if size is None:  # every example has a picture, and all are squares of that size
-            size = np.full((count, 2), self.image_size)
-        patches = self.image_grid(size).prod(axis=1) if size.ndim == 2 else size
-        has_picture = (size > 0).reshape(count, -1).all(axis=1)
-        return np.where(has_picture, patches + self.class_token + self.registers, 0)
-
-    def tokens(self, sizes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Positions that hold a token, per example and stream, from a source's sizes.
-
-        Those are samples of speech, tokens of text, vectors, and of pictures the height and width [n, 2] or the number of
-        patches [n]; 0 where an example has none.
-        """
-        count = len(next(iter(sizes.values())))
-        full = {
-            "speech": -(-sizes["speech"] // self.hop) if "speech" in sizes else np.zeros(count, np.int64),
-            "image": self._image_tokens(sizes, count),
-            "text": sizes.get("text", np.zeros(count, np.int64)),
-            "transcript": sizes.get("transcript", sizes.get("text", np.zeros(count, np.int64))),
-            "target": sizes.get("target", np.zeros(count, np.int64)),
-            "examples": np.ones(count, np.int64),
-        } | {name: sizes[name] for name in self.vectors if name in self.rows}
-        return {name: full[name] for name in self.rows}
-
-    def positions(self, sizes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Positions that an example takes, alignment included; what the sampler packs."""
-        taken = self.tokens(sizes)
-        if "speech" in taken:
-            taken["speech"] = -(-taken["speech"] // self.align) * self.align
-        return taken
-
-    def without(self, *streams: str) -> "Layout":
-        """The same layout without some modalities and what depends on them."""
-        kept = {n: c for n, c in self.rows.items() if n not in streams and NEEDS.get(n, n) not in streams}
-        return dataclasses.replace(self, rows=kept)
-
-    def empty(self, rows: int) -> Batch:
-        """A batch of `rows` rows without a single token."""
-        shapes = {
-            "speech": ((self.hop,), np.float32, ()),
-            "image": ((self.patch**2 * 3,), np.uint8, (2,)),
-            "text": ((), np.int32, ()),
-            "transcript": ((), np.int32, ()),
-            "target": ((), np.int32, ()),
-            "examples": ((), np.int32, ()),
-        } | {name: ((width,), np.float32, ()) for name, width in self.vectors.items()}
-        batch = {}
-        for name, length in self.rows.items():
-            feature, dtype, position = shapes[name]
-            batch[name] = Stream(
-                np.zeros((rows, length, *feature), dtype),
-                np.zeros((rows, length), np.int32),
-                np.zeros((rows, length, *position), np.int32),
-            )
-        if "examples" in batch:
-            slots = batch["examples"].segments
-            answers = (
-                np.zeros_like(slots) if self.answers is None else np.zeros((*slots.shape, self.answers), np.float32)
-            )
-            batch["answer"] = Stream(answers, slots.copy(), slots.copy())
-        return batch
-
-    def speech(self, samples: np.ndarray) -> np.ndarray:
-        """Samples [N] -> blocks [ceil(N / hop), hop]; the last block is filled with zeros."""
-        if len(samples) < self.window:
-            raise UserError(f"speech of {len(samples)} samples is shorter than one analysis window ({self.window})")
-        blocks = np.zeros((-(-len(samples) // self.hop), self.hop), np.float32)
-        blocks.reshape(-1)[: len(samples)] = samples
-        return blocks
-
-    def checked(self, stream: str, vectors: np.ndarray, owner: str) -> np.ndarray:
-        """Vectors [T, W] of an example, if they are what the stream holds."""
-        vectors, width = np.asarray(vectors, np.float32), self.vectors[stream]
-        if vectors.ndim != 2 or vectors.shape[1] != width or not len(vectors):
-            raise UserError(f"the {stream} of {owner} has the shape {list(vectors.shape)}, not [T, {width}]")
-        if not np.isfinite(vectors).all():
-            raise UserError(f"the {stream} of {owner} holds numbers that are not finite")
-        return vectors
-
-    def answer(self, answer: int | Sequence[float], owner: str) -> np.ndarray:
-        """An example's class, its numbers [C], or its class as a distribution [C], whichever the objective reads."""
-        shape = () if self.answers is None or self.distribution else (self.answers,)
-        found = np.asarray(answer)
-        if found.shape != shape or not np.isfinite(found).all():
-            expected = f"{self.answers} finite numbers" if shape else "a class"
-            raise UserError(f"the answer of {owner} is {answer!r}, not {expected}")
-        return np.eye(self.answers, dtype=np.float32)[int(found)] if self.distribution else found
 
 
 class Blend(NamedTuple):
@@ -158,17 +20,16 @@ class Blend(NamedTuple):
     mix: Mix
 
 
-class Packer:
-    """Writes examples into the rows of a batch, one after the other.
+class Packer(Rows):
+    """Decodes examples and writes them into the rows of a batch.
 
     Args:
       augment: (picture, height and width in pixels, example) -> the picture at that size, changed; None: only resized.
     """
 
     def __init__(self, layout: Layout, rows: int, augment: Callable[..., Any] | None = None):
-        self.layout, self._augment = layout, augment
-        self.batch = layout.empty(rows)
-        self._used = {name: np.zeros(rows, np.int64) for name in self.batch}
+        super().__init__(layout, rows)
+        self._augment = augment
 
     def add(
         self,
@@ -228,7 +89,7 @@ class Packer:
                     f"the {stream} of {name} takes {len(features)} positions of a row, and its size promised "
                     f"{given[stream]}: it is not what was indexed"
                 )
-        self._write(row, parts, name)
+        self.write(row, parts, name)
 
     def _ids(self, stream: str, example: Example) -> tuple[np.ndarray, np.ndarray]:
         """Ids and places of an example's text, after its prefix."""
@@ -251,24 +112,3 @@ class Packer:
         special = [[-1, i] for i in range(1 - layout.class_token, 1 + layout.registers)]
         places = np.concatenate([np.array(special, np.int32).reshape(-1, 2), places])
         return np.pad(patches, ((len(special), 0), (0, 0))), places
-
-    def _write(self, row: int, parts: dict[str, tuple[np.ndarray, np.ndarray]], name: str) -> None:
-        layout = self.layout
-        for stream, (features, _) in parts.items():
-            room = self.batch[stream].segments.shape[1] - self._used[stream][row]
-            if len(features) > room:
-                units = {"speech": "hops", "image": "patches"} | dict.fromkeys(layout.vectors, "vectors")
-                raise UserError(
-                    f"the {stream} of {name} has {len(features)} {units.get(stream, 'tokens')}, but the row has room for {room}; "
-                    f"shorten it or raise data.rows.{stream}"
-                )
-        segment = self._used["examples"][row] + 1
-        for stream, (features, positions) in parts.items():
-            # Labels stand in the slot of their example, so that slot and segment agree in every stream.
-            start = segment - 1 if stream == "answer" else self._used[stream][row]
-            place = row, slice(start, start + len(features))
-            self.batch[stream].features[place] = features
-            self.batch[stream].segments[place] = segment
-            self.batch[stream].positions[place] = positions
-            taken = len(features) if stream != "speech" else -(-len(features) // layout.align) * layout.align
-            self._used[stream][row] += taken

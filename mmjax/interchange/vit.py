@@ -116,7 +116,7 @@ def compare_pictures(reference: Any, part_: c.ViT, parameters: Any, seed: int) -
     import torch
 
     from mmjax import models
-    from mmjax.data.image import patchify
+    from mmjax.data.patches import patchify
     from mmjax.interchange.convert import tree
     from mmjax.stream import Stream
     from mmjax.train.build import instantiate

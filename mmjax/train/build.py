@@ -100,7 +100,7 @@ def own_source(config: c.OwnSource) -> type:
 
 def build_layout(config: c.Experiment, tokenizer=None):
     """The shape of a batch, from what the encoders expect."""
-    from mmjax.data.packing import Layout
+    from mmjax.data.layout import Layout
 
     encoders, geometry, vectors = config.model.encoders, {}, {}
     for name, encoder in encoders.items():

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import transformers
 from torch import nn
 
-from benchmarks.cpu import cases
+from benchmarks.sides import cases
 
 WINDOW, HOP, BINS = 400, 160, 80
 

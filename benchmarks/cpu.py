@@ -20,7 +20,7 @@ from importlib.metadata import version
 from statistics import median
 from typing import Any
 
-from benchmarks.cpu.cases import CASES, RATE
+from benchmarks.sides.cases import CASES, RATE
 
 SIDES = ("mmjax", "eager", "compile")
 
@@ -56,11 +56,11 @@ class Side:
 def serve(name: str, variant: str) -> None:
     answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
     if variant == "mmjax":
-        from benchmarks.cpu.ours import prepared
+        from benchmarks.sides.ours import prepared
     else:
         import torch
 
-        from benchmarks.cpu.theirs import prepared
+        from benchmarks.sides.theirs import prepared
 
         torch.set_num_threads(THREADS)
     start = time.perf_counter()

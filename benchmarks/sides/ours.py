@@ -5,7 +5,7 @@ import io
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.cpu import cases
+from benchmarks.sides import cases
 
 
 class _Ids:
