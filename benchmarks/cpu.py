@@ -20,7 +20,7 @@ from importlib.metadata import version
 from statistics import median
 from typing import Any
 
-from benchmarks.sides.cases import CASES, RATE
+from benchmarks.sides.cases import CPU, RATE
 
 SIDES = ("mmjax", "eager", "compile")
 
@@ -89,7 +89,7 @@ def compare(name: str, rounds: int) -> dict[str, Any]:
             seconds[variant].append(sides[variant].seconds())
     for side in sides.values():
         side.end()
-    case = CASES[name]()
+    case = CPU[name]()
     work = sum(len(e.speech) for e in case.examples) / RATE if case.audio else len(case.examples)
     ratios = {
         variant: median(theirs / ours for theirs, ours in zip(seconds[variant], seconds["mmjax"], strict=True))
@@ -106,13 +106,13 @@ def compare(name: str, rounds: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--only", default=";".join(CASES))
+    parser.add_argument("--only", default=";".join(CPU))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--serve", nargs=2, metavar=("CASE", "SIDE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         return serve(*options.serve)
-    found = {name: compare(name, options.rounds) for name in CASES if name in options.only.split(";")}
+    found = {name: compare(name, options.rounds) for name in CPU if name in options.only.split(";")}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     about = {
         "commit": commit, "versions": {name: version(name) for name in ("jax", "flax", "torch", "transformers")},

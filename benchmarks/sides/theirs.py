@@ -182,27 +182,24 @@ class CrossAttention(nn.Module):
 
 
 class Model(nn.Module):
-    """Any of the cases: batch in, loss out."""
+    """Any of the models: batch in, loss out."""
 
     def __init__(self, name: str):
         super().__init__()
-        quick, self.fusion = cases.QUICKSTART, None
-        if name.startswith("conformer_s"):
-            self.speech, self.transcript = (
-                Speech(**cases.CONFORMER_S),
-                nn.Linear(cases.CONFORMER_S["width"], cases.PIECES),
-            )
-        elif name == "vit_s16":
-            self.image, self.answer = _vit(cases.VIT_S), nn.Linear(cases.VIT_S["width"], cases.CLASSES)
-        elif name == "text":
-            self.text, self.answer = _bert(cases.TEXT), nn.Linear(cases.TEXT["width"], cases.SENTIMENTS)
-        else:
-            self.speech = Speech(**quick["speech"], rotary=True)
-            self.image, self.text = _vit(quick["image"]), _bert(quick["text"])
-            widths = [quick[part]["width"] for part in ("speech", "image", "text")]
-            self.fusion = CrossAttention(widths, **quick["fusion"])
-            self.transcript = nn.Linear(widths[0], quick["pieces"])
-            self.answer = nn.Linear(quick["fusion"]["width"], quick["answers"])
+        (towers, classes, pieces), self.fusion = cases.MODELS[name], None
+        several = "fusion" in towers
+        widths = {part: sizes["width"] for part, sizes in towers.items()}
+        if "speech" in towers:
+            self.speech = Speech(**towers["speech"], rotary=several)
+            self.transcript = nn.Linear(widths["speech"], pieces)
+        if "image" in towers:
+            self.image = _vit(towers["image"])
+        if "text" in towers:
+            self.text = _bert(towers["text"])
+        if several:
+            self.fusion = CrossAttention([widths[part] for part in ("speech", "image", "text")], **towers["fusion"])
+        if several or "speech" not in towers:
+            self.answer = nn.Linear(widths["fusion" if several else next(iter(towers))], classes)
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         streams, loss = [], 0.0
@@ -249,10 +246,10 @@ def prepared(name: str, variant: str) -> Callable[[], float]:
       variant: "eager" or "compile"; with "-sorted", batches are of similar lengths, as transformers' `group_by_length`.
     """
     torch.manual_seed(0)
-    case, how = cases.CASES[name](), variant.split("-")
+    case, how = cases.CPU[name](), variant.split("-")
     examples = sorted(case.examples, key=lambda e: len(e.speech)) if "sorted" in how else case.examples
     batches = [_batch(examples[at : at + case.batch]) for at in range(0, len(examples), case.batch)]
-    model: Any = Model(name).train()
+    model: Any = Model(case.model).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
     run = torch.compile(model, dynamic=len(batches) > 1) if "compile" in how else model
 

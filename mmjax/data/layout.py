@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mmjax.data.patches import patch_grid
+from mmjax.data.patches import patch_grid, patchify
 from mmjax.data.sampler import NEEDS
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
@@ -128,6 +128,15 @@ class Layout:
         blocks = np.zeros((-(-len(samples) // self.hop), self.hop), np.float32)
         blocks.reshape(-1)[: len(samples)] = samples
         return blocks
+
+    def patches(self, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Patches and places of a picture [H, W, 3], after its class token and registers."""
+        patches, places = patchify(picture, self.patch)
+        if not self.class_token and not self.registers:
+            return patches, places
+        special = [[-1, i] for i in range(1 - self.class_token, 1 + self.registers)]
+        places = np.concatenate([np.array(special, np.int32).reshape(-1, 2), places])
+        return np.pad(patches, ((len(special), 0), (0, 0))), places
 
     def checked(self, stream: str, vectors: np.ndarray, owner: str) -> np.ndarray:
         """Vectors [T, W] of an example, if they are what the stream holds."""

@@ -9,7 +9,6 @@ from mmjax.data.example import Example
 from mmjax.data.image import open_image, resize
 from mmjax.data.image_mixing import Mix
 from mmjax.data.layout import Layout, Rows
-from mmjax.data.patches import patchify
 from mmjax.errors import UserError
 
 
@@ -62,7 +61,7 @@ class Packer(Rows):
             if blend is not None:
                 other = self._picture(blend.example.image, blend.mix.other, f"mixed with {name}", picture.shape[:2])
                 picture, share = blend.mix(picture, other)
-            parts["image"] = self._patches(picture)
+            parts["image"] = layout.patches(picture)
         if "text" in shows and "text" in self.batch and example.text is not None:
             parts["text"] = self._ids("text", example)
             if not len(parts["text"][0]):
@@ -102,13 +101,3 @@ class Packer(Rows):
         image = open_image(encoded, name)
         size = size or self.layout.image_shape(image.height, image.width)
         return np.asarray(self._augment(image, size, number) if self._augment else resize(image, *size))
-
-    def _patches(self, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Patches and places of a picture, after its class token and registers."""
-        layout = self.layout
-        patches, places = patchify(picture, layout.patch)
-        if not layout.class_token and not layout.registers:
-            return patches, places
-        special = [[-1, i] for i in range(1 - layout.class_token, 1 + layout.registers)]
-        places = np.concatenate([np.array(special, np.int32).reshape(-1, 2), places])
-        return np.pad(patches, ((len(special), 0), (0, 0))), places
