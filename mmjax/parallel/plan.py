@@ -44,9 +44,7 @@ def plan(config: c.Experiment, machine: Machine, *, price: float | None = None, 
     result = {
         "config": config.name, "machine": machine.name, "devices": machine.count, "mesh": dict(subject.mesh.shape),
         "compiled": outcome is not None and outcome.program is not None, "batch_rows": rows,
-        "attention": attention.lines(
-            attention.decided(config, subject.model, subject.state.params, subject.layout, subject.mesh)
-        ),
+        "attention": [] if devices is None else attention_lines(subject),
     }  # fmt: skip
     if install:
         result["note"] = f"an estimate: nothing was compiled; for the real compiler, {install}"
@@ -70,6 +68,12 @@ def plan(config: c.Experiment, machine: Machine, *, price: float | None = None, 
             raise UserError(f"--search compiles the step again and again; {install}")
         result["search"] = largest_batch(subject, reached.memory, {rows: outcome})
     return result
+
+
+def attention_lines(subject: Subject) -> list[str]:
+    """Which backend computes which attention on the devices that the step is compiled for."""
+    made = attention.decided(subject.config, subject.model, subject.state.params, subject.layout, subject.mesh)
+    return attention.lines(made)
 
 
 def timed(

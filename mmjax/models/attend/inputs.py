@@ -91,10 +91,11 @@ class Place(NamedTuple):
 def here() -> Place:
     """The mesh that the program is traced for, if there is one, else the first device of this process."""
     mesh = jax.sharding.get_abstract_mesh()
-    device, sizes = mesh.abstract_device or jax.devices()[0], mesh.shape
-    platform = "gpu" if device.platform == "cuda" else device.platform
+    kind, sizes = (mesh.abstract_device or jax.devices()[0]).device_kind, mesh.shape
+    # JAX 0.10.0 does not say the platform of a device that is not here.
+    platform = "tpu" if kind.startswith("TPU") else "cpu" if kind == "cpu" else "gpu"
     rows = sizes.get("data", 1) * sizes.get("fsdp", 1)
-    return Place(platform, device.device_kind, rows, sizes.get("tensor", 1), sizes.get("context", 1))
+    return Place(platform, kind, rows, sizes.get("tensor", 1), sizes.get("context", 1))
 
 
 def on_each_device(function: Callable[[Inputs], jax.Array], inputs: Inputs) -> jax.Array:
