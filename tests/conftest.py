@@ -3,7 +3,8 @@
 import os
 import tempfile
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+# MMJAX_TEST_PLATFORMS=cuda,cpu pytest tests/test_attention_backends.py, where there is a GPU.
+os.environ["JAX_PLATFORMS"] = os.environ.get("MMJAX_TEST_PLATFORMS", "cpu")
 # Little optimisation: these tests compile more than they compute. Tests of several devices start a process for it.
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 # The same small programs are compiled by many tests, and by the processes that they start: once is enough.

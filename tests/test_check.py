@@ -28,8 +28,9 @@ def test_the_invariants_hold(tmp_path):
 def test_attention_across_examples_breaks_packing(monkeypatch):
     from mmjax.models.attention import attention
 
-    def careless(query, key, value, query_segments, key_segments, *rest):
-        return attention(query, key, value, jnp.ones_like(query_segments), jnp.ones_like(key_segments), *rest)
+    def careless(query, key, value, query_segments, key_segments, *rest, **named):
+        segments = jnp.ones_like(query_segments), jnp.ones_like(key_segments)
+        return attention(query, key, value, *segments, *rest, **named)
 
     monkeypatch.setattr("mmjax.models.conformer.attention", careless)
     assert check.packing(check.Subject(tiny())) > check.TOLERANCES["packing"]

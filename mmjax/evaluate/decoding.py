@@ -10,6 +10,7 @@ import numpy as np
 
 from mmjax.data.text import Tokenizer
 from mmjax.models import AttentionDecoder, Multimodal, TransducerDecoder
+from mmjax.models.attend import attending
 from mmjax.models.segments import same_segment, shift
 from mmjax.objectives import CTC
 from mmjax.stream import BLANK, Batch, Stream
@@ -45,7 +46,9 @@ def written(
         if read and name in objectives:
             write = greedy_attention if isinstance(head, AttentionDecoder) else greedy_transducer
             apply = partial(head.apply, {"params": params[f"heads_{name}"]})
-            found[name] = write(head, apply, read, jax.tree.map(jnp.asarray, batch["examples"]), lengths[head.writes])
+            examples = jax.tree.map(jnp.asarray, batch["examples"])
+            with attending(model.attention, model.strict_attention):
+                found[name] = write(head, apply, read, examples, lengths[head.writes])
     return found
 
 

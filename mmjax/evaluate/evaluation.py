@@ -20,7 +20,7 @@ from mmjax.evaluate.measures import Measures
 from mmjax.evaluate.retrieval import RANKS
 from mmjax.evaluate.run import Run
 from mmjax.objectives import CLIP, Classification, SigLIP
-from mmjax.parallel.mesh import make_mesh, share_of_rows, to_devices
+from mmjax.parallel.mesh import make_mesh, share_of_rows, to_devices, within
 from mmjax.train.build import build_layout, build_objectives, build_source
 from mmjax.train.step import score
 
@@ -91,7 +91,6 @@ class Evaluator:
         return measures.metrics() | {name: count for name, count in counts.items() if count or name == "examples"}
 
     def _make_step(self):
-        @jax.jit(out_shardings=NamedSharding(self._mesh, P()))  # every process sees all
         def eval_step(params, batch):
             outputs = self._model.apply({"params": params}, batch)
             ours = written(self._model, self._objectives, params, batch, outputs, self._config.data.rows)
@@ -107,7 +106,8 @@ class Evaluator:
                     vectors[name] = outputs[name]
             return batch["examples"], score(self._objectives, outputs, batch), decoded, right, vectors
 
-        return eval_step
+        # Every process sees all.
+        return jax.jit(within(self._mesh, eval_step), out_shardings=NamedSharding(self._mesh, P()))
 
 
 def evaluate_run(directory: str, split: str | None = None, examples: int | None = None) -> dict[str, Any]:

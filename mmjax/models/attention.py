@@ -1,4 +1,4 @@
-"""One attention for the whole house: segments in, no masks."""
+"""Multi-head attention: projections around the one `attention`, and what times and positions mean to it."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -7,66 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.models.attend import attention
 from mmjax.models.layers import BlockStyle
 from mmjax.stream import Stream
-
-BACKEND = "xla"  # what computes `attention`; printed when a run starts
-
-
-def attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    query_segments: jax.Array,
-    key_segments: jax.Array,
-    bias: jax.Array | None = None,
-    query_times: jax.Array | None = None,
-    key_times: jax.Array | None = None,
-    reach: int | None = None,
-    scale: float | None = None,
-) -> jax.Array:
-    """Scaled dot-product attention within segments; the softmax is in float32.
-
-    A query sees the keys of its own segment; where times are given, only those whose time is not after its own. A
-    query that sees none (an empty position, or an example without this modality) gives zeros, and gradients of zero.
-
-    Args:
-      query: [B, H, T, D].
-      key, value: [B, K, S, D] and [B, K, S, V]; K divides H, and each key head serves H / K query heads that follow each other
-        (grouped-query attention, Ainslie et al. 2023, arXiv:2305.13245).
-      query_segments, key_segments: [B, T] and [B, S] int32; 0 is empty.
-      bias: [B, H, T, S], added to the scores before the scaling.
-      query_times, key_times: [B, T] and [B, S] int32, both or neither. Positions make attention causal,
-        positions // n causal by chunks of n, `prefix_times` that of a prefix language model.
-      reach: with times, how far back a query sees: keys at most so much earlier; None: all of them.
-      scale: of the scores; None: 1 / sqrt(D).
-
-    Returns:
-      [B, H, T, V] in the dtype of `value`.
-    """
-    batch, heads, length, width = query.shape
-    # The query heads of a group stand along the time axis, where their key head serves them like more queries.
-    groups = heads // key.shape[1]
-    query = query.reshape(batch, key.shape[1], groups * length, width)
-    if bias is not None:
-        bias = bias.reshape(batch, key.shape[1], groups * length, -1)
-    scores = jnp.einsum("bhtd,bhsd->bhts", query, key, preferred_element_type=jnp.float32)
-    if bias is not None:
-        scores = scores + bias
-    seen = (query_segments[:, :, None] == key_segments[:, None, :]) & (query_segments > 0)[:, :, None]
-    if query_times is not None:
-        ago = query_times[:, :, None] - key_times[:, None, :]
-        seen = seen & (ago >= 0) if reach is None else seen & (ago >= 0) & (ago <= reach)
-    seen = jnp.tile(seen, (1, groups, 1))[:, None]
-    # A large finite number, not -inf: a row of nothing but -inf makes NaN, if not here then in the gradient.
-    scores = jnp.where(seen, scores * (width**-0.5 if scale is None else scale), -1e30)
-    top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
-    weights = jnp.where(seen, jnp.exp(scores - top), 0.0)
-    total = weights.sum(axis=-1, keepdims=True)
-    mixed = jnp.einsum("bhts,bhsd->bhtd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
-    # Dividing after the product touches T x D numbers instead of T x S.
-    mixed = (mixed / jnp.where(total > 0, total, 1.0)).astype(value.dtype)
-    return mixed.reshape(batch, heads, length, -1)
 
 
 def prefix_times(positions: jax.Array, prefix: jax.Array) -> jax.Array:
@@ -167,15 +110,17 @@ class MultiHeadAttention(nn.Module):
         self.out = OutputProjection(self.width, self.dtype, bias)
 
     def __call__(
-        self, x: Stream, keys: Stream | None = None, times: jax.Array | None = None, bias: jax.Array | None = None
+        self, x: Stream, keys: Stream | None = None, causal: bool = False, bias: jax.Array | None = None
     ) -> jax.Array:
         """[B, T, W] (and keys [B, S, W']) -> [B, T, width]; empty positions give the output bias.
 
         Args:
-          times, bias: [B, T] and [B, H, T, T] of a self-attention (see `attention`).
+          causal: in a self-attention, no token sees a later one.
+          bias: [B, H, T, T] of a self-attention (see `attention`).
         """
         if keys is None:
-            return self.mix(*self.project(x), x.segments, x.segments, times, times, bias)
+            times = x.positions if causal else None
+            return self.mix(*self.project(x), x.segments, x.segments, times, times, bias, in_order=causal)
         return self.mix(self.queries(x), self.key_values(keys), x.segments, keys.segments)
 
     def project(self, x: Stream) -> tuple[jax.Array, KeyValue]:
@@ -199,11 +144,21 @@ class MultiHeadAttention(nn.Module):
         return rotary(projected, x.positions, self.style.rotary_base) if self.rotary else projected
 
     def mix(
-        self, query: jax.Array, known: KeyValue, segments, key_segments, times=None, key_times=None, bias=None
-    ) -> jax.Array:
+        self, query: jax.Array, known: KeyValue, segments, key_segments, times=None, key_times=None, bias=None,
+        in_order: bool = False,
+    ) -> jax.Array:  # fmt: skip
         """Queries, keys and values, with their segments and perhaps times and a bias, -> [B, T, width]."""
-        scale = None if self.style.scaled else 1.0
-        return self.out(attention(query, *known, segments, key_segments, bias, times, key_times, scale=scale))
+        mixed = attention(
+            query, *known, segments, key_segments, bias, times, key_times, scale=None if self.style.scaled else 1.0,
+            in_order=in_order, where=place_of(self),
+        )  # fmt: skip
+        return self.out(mixed)
+
+
+def place_of(module: nn.Module) -> str:
+    """Where in the model a module stands, in a few words: "speech", "fusion cross_attention"."""
+    words = [name.removeprefix("encoders_").removeprefix("heads_") for name in module.path]
+    return " ".join(word for word in words if word not in ("layers", "attention", "decoder")) or "attention"
 
 
 class OutputProjection(nn.Module):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.models.attention import HeadProjection, OutputProjection, attention, rotary
+from mmjax.models.attention import HeadProjection, OutputProjection, attention, place_of, rotary
 from mmjax.models.augmentation import SpectralGate, SpeechAugmentation
 from mmjax.models.convolution import depthwise_convolution
 from mmjax.models.layers import FeedForward, FixedBatchNorm, dense, normalisation, stack
@@ -120,8 +120,9 @@ class ChunkedAttention(nn.Module):
         if self.chunk is not None:
             times, key_times = x.positions // self.chunk, seen["positions"] // self.chunk
         mixed = attention(
-            query, known, seen["value"], x.segments, seen["segments"], bias, times, key_times, self.left_chunks, scale
-        )
+            query, known, seen["value"], x.segments, seen["segments"], bias, times, key_times, self.left_chunks, scale,
+            where=place_of(self),
+        )  # fmt: skip
         return OutputProjection(self.width, self.dtype, name="out")(mixed), seen
 
     def _projected(self, x: Stream) -> list[jax.Array]:

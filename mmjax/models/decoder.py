@@ -48,7 +48,8 @@ class DecoderBlock(nn.Module):
         """Returns the tokens [B, T, W] and, with a cache, this layer's keys and values (of tokens, of context).
 
         Args:
-          text: segments and positions of the tokens (its features are not read); times: [B, T].
+          text: segments and positions of the tokens (its features are not read).
+          times: [B, T] of the tokens; None: their positions.
           context: features (None where the cache has their keys and values) and segments.
           cache: segments and times of all slots, those of these tokens included, and where these tokens begin.
           remembered: this layer's part of `Cache.layers`.
@@ -65,10 +66,12 @@ class DecoderBlock(nn.Module):
             nonlocal own
             module = attend(rotary=self.rotary, name="self_attention")
             query, known = module.project(text._replace(features=y))
+            own_times = text.positions if times is None else times
             if cache is None:
-                return module.mix(query, known, text.segments, text.segments, times, times)
+                segments, in_order = text.segments, times is None
+                return module.mix(query, known, segments, segments, own_times, own_times, in_order=in_order)
             own = own.write(known, cache.used)
-            return module.mix(query, own, text.segments, cache.segments, times, cache.times)
+            return module.mix(query, own, text.segments, cache.segments, own_times, cache.times)
 
         def look_aside(y):
             nonlocal other
@@ -150,14 +153,15 @@ class TextDecoder(nn.Module):
     @nn.compact
     def _run(self, text, context, prefix, cache, train) -> tuple[Stream, Cache | None]:
         text = only_tokens(text)
-        times = text.positions if prefix is None else prefix_times(text.positions, prefix)
+        times = None if prefix is None else prefix_times(text.positions, prefix)
         # The read-out of a tied table of unit variance would begin with logits as large as the root of the width.
         table, x = embed(text, self, self.width**-0.5 if self.tied else 1.0)
         norm = self.block.normalise(self.dtype, "norm")
         x = nn.Dropout(self.dropout, deterministic=not train)(norm(x) if self.block.post_norm else x)
         if cache is not None:
             put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=cache.used, axis=1)
-            cache = cache._replace(segments=put(cache.segments, text.segments), times=put(cache.times, times))
+            written = put(cache.times, text.positions if times is None else times)
+            cache = cache._replace(segments=put(cache.segments, text.segments), times=written)
         blocks = stack(
             DecoderBlock, self.layers, 4, self.unroll, 1, heads=self.heads, mlp=self.mlp, rotary=self.positions == "rotary",
             cross_attention=self.cross_attention, dropout=self.dropout, train=train, dtype=self.dtype,

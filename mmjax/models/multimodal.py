@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
+from mmjax.models.attend import as_the_model_wants
 from mmjax.models.contrast import Contrast
 from mmjax.models.denoiser import Denoiser
 from mmjax.models.layers import dense
@@ -67,6 +68,8 @@ class Multimodal(nn.Module):
       fusion: (encoded streams, example slots) -> one vector per example; None where no head reads "fused".
       heads: by the name of their output; each reads "fused", an encoder's stream, or two encoders'.
       masked: by the name of the head that predicts it, what is hidden from an encoder in training.
+      attention: what computes all attention: a backend of `mmjax.models.attend`, or "auto", the first that can.
+      strict_attention: where the backend that was named cannot, stop instead of taking another.
     """
 
     encoders: dict[str, nn.Module]
@@ -75,8 +78,11 @@ class Multimodal(nn.Module):
     masked: Mapping[str, MaskedText | MaskedPatches | NoisySpeech | RandomProjectionQuantizer] = FrozenDict()
     dtype: Any = jnp.float32
     unroll: bool = False
+    attention: str = "auto"
+    strict_attention: bool = False
 
     @nn.compact
+    @as_the_model_wants
     def __call__(self, batch: Batch, train: bool = False) -> dict[str, Stream]:
         """Returns the heads' outputs as streams; a head is left out if what it reads is not in the batch.
 
@@ -103,6 +109,7 @@ class Multimodal(nn.Module):
                 outputs[name] = head(*(sources[source] for source in head.inputs))
         return outputs | labels
 
+    @as_the_model_wants
     def encode(self, batch: Batch) -> dict[str, Stream]:
         """The encoders' streams alone, for heads that write."""
         batch = jax.tree.map(jnp.asarray, batch)

@@ -24,6 +24,7 @@ class TransformerBlock(nn.Module):
     train: bool = False
     dtype: Any = jnp.float32
     key_value_heads: int | None = None
+    causal: bool = False
     style: BlockStyle = BlockStyle()
 
     @nn.compact
@@ -32,7 +33,6 @@ class TransformerBlock(nn.Module):
         x: jax.Array,
         segments: jax.Array,
         positions: jax.Array,
-        times: jax.Array | None = None,
         bias: jax.Array | None = None,
     ) -> tuple[jax.Array, None]:
         drop = partial(nn.Dropout, self.dropout, deterministic=not self.train)
@@ -42,7 +42,7 @@ class TransformerBlock(nn.Module):
         )
 
         def look(y):
-            return attend(Stream(y, segments, positions), times=times, bias=bias)
+            return attend(Stream(y, segments, positions), causal=self.causal, bias=bias)
 
         x = style.residual(x, "attention", look, drop(), self.dtype)
         return style.residual(x, "mlp", feed_forward(self), drop(), self.dtype), None
@@ -117,11 +117,11 @@ class Transformer(nn.Module):
         norm = self.block.normalise(self.dtype, "norm")
         x = nn.Dropout(self.dropout, deterministic=not train)(norm(x) if self.block.post_norm else x)
         blocks = stack(
-            TransformerBlock, self.layers, 4, self.unroll, heads=self.heads, mlp=self.mlp, rotary=self.positions == "rotary",
-            dropout=self.dropout, train=train, dtype=self.dtype, key_value_heads=self.key_value_heads, style=self.block,
+            TransformerBlock, self.layers, 3, self.unroll, heads=self.heads, mlp=self.mlp, rotary=self.positions == "rotary",
+            dropout=self.dropout, train=train, dtype=self.dtype, key_value_heads=self.key_value_heads,
+            causal=self.causal, style=self.block,
         )  # fmt: skip
-        times = text.positions if self.causal else None
-        x, _ = blocks(x, text.segments, text.positions, times, self._bias(text.positions))
+        x, _ = blocks(x, text.segments, text.positions, self._bias(text.positions))
         return only_tokens(text._replace(features=x if self.block.post_norm else norm(x)))
 
     def _bias(self, positions: jax.Array) -> jax.Array | None:

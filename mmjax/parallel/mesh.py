@@ -1,6 +1,7 @@
 """One mesh, and one table from the logical axes that modules name to the axes of the mesh."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -82,6 +83,17 @@ def state_shardings(abstract_state: Any, mesh: jax.sharding.Mesh) -> Any:
         return NamedSharding(mesh, P(*axes))
 
     return jax.tree.map(shard, abstract_state, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata))
+
+
+def within(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, function: Callable) -> Callable:
+    """The function, traced for a mesh: what the model says of its rows, and chooses for its devices, is about that one."""
+
+    @functools.wraps(function)
+    def traced(*arguments: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*arguments)
+
+    return traced
 
 
 class Share(NamedTuple):

@@ -16,7 +16,7 @@ from mmjax.parallel.compilation import Outcome, Subject, compiled, describe, lar
 from mmjax.parallel.estimate import estimated, kept_for_backward, memory_by_kind, per_device
 from mmjax.parallel.machines import Machine
 from mmjax.parallel.mesh import abstract_batch
-from mmjax.train import report
+from mmjax.train import attention, report
 from mmjax.train.build import build_layout, build_source, data_directory
 from mmjax.train.loop import make_sampler
 from mmjax.train.validate import check_config
@@ -44,6 +44,7 @@ def plan(config: c.Experiment, machine: Machine, *, price: float | None = None, 
     result = {
         "config": config.name, "machine": machine.name, "devices": machine.count, "mesh": dict(subject.mesh.shape),
         "compiled": outcome is not None and outcome.program is not None, "batch_rows": rows,
+        "attention": [] if devices is None else attention_lines(subject),
     }  # fmt: skip
     if install:
         result["note"] = f"an estimate: nothing was compiled; for the real compiler, {install}"
@@ -67,6 +68,12 @@ def plan(config: c.Experiment, machine: Machine, *, price: float | None = None, 
             raise UserError(f"--search compiles the step again and again; {install}")
         result["search"] = largest_batch(subject, reached.memory, {rows: outcome})
     return result
+
+
+def attention_lines(subject: Subject) -> list[str]:
+    """Which backend computes which attention on the devices that the step is compiled for."""
+    made = attention.decided(subject.config, subject.model, subject.state.params, subject.layout, subject.mesh)
+    return attention.lines(made)
 
 
 def timed(

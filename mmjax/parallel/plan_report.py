@@ -27,7 +27,7 @@ def tables(result: Mapping[str, Any]) -> list[Any]:
             f"largest batch that fits: {found['batch_rows']} rows ({found['rows_per_device']} per device); tried "
             + ", ".join(f"{one['batch_rows']} ({_size(one['peak_memory_bytes'])})" for one in found["tried"])
         )
-    return [*shown, "assumed: " + "; ".join(result["assumptions"])]
+    return [*shown, *map(escape_markup, result["attention"]), "assumed: " + "; ".join(result["assumptions"])]
 
 
 def escape_markup(text: str) -> str:

@@ -19,9 +19,10 @@ from mmjax.data.sampler import Sampler
 from mmjax.errors import Preempted, UserError
 from mmjax.evaluate.evaluation import Evaluator, canonical, table
 from mmjax.parallel.machines import PEAKS
-from mmjax.parallel.mesh import make_mesh, share_of_rows, state_shardings, to_devices
+from mmjax.parallel.mesh import make_mesh, share_of_rows, state_shardings, to_devices, within
 from mmjax.parallel.runtime import jit_once
 from mmjax.train import report
+from mmjax.train.attention import decided
 from mmjax.train.build import (
     build_image_augmentation,
     build_image_mixing,
@@ -49,6 +50,8 @@ FREE_KEYS = (
     "data.source.file",
     "data.threads",
     "mesh.",
+    "model.attention",
+    "model.strict_attention",
 )
 
 
@@ -98,8 +101,9 @@ def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
     # Say what is going to happen.
     flops = report.step_flops(model, abstract.params, layout, config.data.batch_rows, training=True)
     peak = PEAKS.get(jax.devices()[0].device_kind)
+    made = decided(config, model, abstract.params, layout, mesh)
     if lead:
-        report.start(config, run, abstract.params, flops, sampler, layout, source, first, peak)
+        report.start(config, run, abstract.params, flops, made, sampler, layout, source, first, peak)
     throughput = telemetry.Throughput(
         layout.hop / report.sample_rate(config), sum(flops.values()), peak and peak * jax.device_count()
     )
@@ -260,6 +264,7 @@ def _check_same_data(run: Path, source) -> None:
 def state_maker(config: c.Experiment, model, optimizer, layout, mesh):
     """The abstract state with its shardings, and a function that makes the real one, divided as it should be."""
     batch, weighting = layout.empty(1), build_weighting(config)
+    model = model.clone(attention="xla", strict_attention=False)  # parameters do not depend on it
 
     def initialise() -> TrainState:
         weights = weighting and weighting.init(list(config.objectives))
@@ -283,14 +288,9 @@ def jitted_step(config: c.Experiment, model, objectives, optimizer, abstract: Tr
         micro_batches=config.optimizer.accumulation, weighting=build_weighting(config),
     )  # fmt: skip
     mesh = jax.tree.leaves(abstract)[0].sharding.mesh
-
-    def train_step(state, batch):
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for what the model says of its rows
-            return step(state, batch)
-
     # As the state came, so it leaves: another layout would make the second step another program.
     return jax.jit(
-        train_step, donate_argnums=0, out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), None)
+        within(mesh, step), donate_argnums=0, out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), None)
     )
 
 

@@ -10,8 +10,8 @@ from rich.table import Table
 from mmjax import config as c
 from mmjax import progress, telemetry
 from mmjax.flops import matrix_flops
-from mmjax.models.attention import BACKEND
 from mmjax.parallel.mesh import abstract_batch
+from mmjax.train import attention
 from mmjax.train.build import build_model
 from mmjax.train.step import unboxed
 
@@ -23,7 +23,11 @@ def sample_rate(config: c.Experiment) -> int:
 
 
 def step_flops(model: Any, params: Any, layout: Any, rows: int, training: bool = False) -> dict[str, float]:
-    """FLOPs of the forward pass of one step by part of the model, in training those of its gradients as well."""
+    """FLOPs of the forward pass of one step by part of the model, in training those of its gradients as well.
+
+    Attention counts as all its scores: of a kernel the trace says nothing.
+    """
+    model = model.clone(attention="xla", strict_attention=False)
     batch = abstract_batch(layout.empty(1), rows)
     return matrix_flops(lambda p, b: model.apply({"params": p}, b), params, batch, trained=0 if training else None)
 
@@ -47,16 +51,17 @@ def parameters_by_part(params: Any) -> dict[str, int]:
     return {names[n]: sum(x.size for x in jax.tree.leaves(part)) for n, part in params.items()}
 
 
-def start(config, run, params, flops, sampler, layout, source, first: int, peak) -> None:
+def start(config, run, params, flops, decisions, sampler, layout, source, first: int, peak) -> None:
     """Devices, parts of the model, and what the rows will hold."""
     say = progress.console.print
     devices = jax.devices()
     say(f"[bold]{config.name}[/bold] in {run}" + (f", going on after step {first}" if first else ""))
     say(
         f"{len(devices)} x {devices[0].device_kind} ({jax.process_count()} process), compute {config.model.dtype}, "
-        f"parameters float32, attention {BACKEND}, "
-        + (f"peak {peak / 1e12:.0f} TFLOP/s per device" if peak else "peak unknown: no MFU")
+        "parameters float32, " + (f"peak {peak / 1e12:.0f} TFLOP/s per device" if peak else "peak unknown: no MFU")
     )
+    for line in attention.lines(decisions):
+        say(line)
     parts = Table("part")
     for heading in ("parameters", "GFLOP per step"):
         parts.add_column(heading, justify="right")

@@ -46,6 +46,8 @@ def check_config(config: c.Experiment) -> None:
     if sum(config.data.subsets.values()) <= 0:
         raise UserError("data.subsets draws nothing: give at least one subset a weight above 0")
     _check_context(config)
+    if config.model.strict_attention and config.model.attention == "auto":
+        raise UserError('model.strict_attention is for a backend that model.attention names; "auto" takes any')
     if not config.objectives:
         raise UserError("objectives is empty: there is nothing to train")
     towers = {**config.model.encoders, **({"fusion": config.model.fusion} if config.model.fusion else {})}

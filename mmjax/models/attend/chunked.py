@@ -1,0 +1,187 @@
+"""Attention a block of queries and keys at a time: only the scores of one pair of blocks are ever in memory.
+
+FlashAttention-2 (Dao 2023, arXiv:2307.08691) in plain JAX: a softmax that is corrected as blocks of keys come, and a
+backward pass that computes the scores again. Pairs of blocks in which no query sees a key are left out: most of them,
+where many examples are packed into a long row. It runs everywhere and takes whatever `attention` takes.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mmjax.models.attend.inputs import Inputs, Place, here, sees
+
+BLOCK = 128  # queries, and keys
+LARGE = 64 * 2**20  # bytes of scores per device, from which on it pays (docs/attention.md)
+
+
+def small(inputs: Inputs, place: Place) -> str | None:
+    """Why it does not pay: all scores together are few."""
+    batch, heads, length, keys = inputs.shape
+    size = 4 * batch * heads * length * keys / (place.rows * place.heads * place.context)
+    return f"its scores take {size / 2**20:.1f} MiB, less than {LARGE // 2**20}" if size < LARGE else None
+
+
+class Blocks(NamedTuple):
+    """What of the computation is known when it is compiled: the factor and reach of `Inputs`, and sizes of blocks."""
+
+    factor: float
+    reach: int | None
+    queries: int
+    keys: int
+
+
+class Tokens(NamedTuple):
+    """Segments and perhaps times of queries [B, T] and keys [B, S]."""
+
+    query_segments: jax.Array
+    key_segments: jax.Array
+    query_times: jax.Array | None
+    key_times: jax.Array | None
+
+
+def chunked(inputs: Inputs, block: int = BLOCK) -> jax.Array:
+    """See `attention`; a block has so many queries or keys."""
+    batch, heads, length, width = inputs.query.shape
+    few, keys = inputs.key.shape[1:3]
+    # Where the tokens of a row are divided among devices, each computes with all queries that it has.
+    queries = length if here().context > 1 else min(block, length)
+    blocks = Blocks(inputs.factor, inputs.reach, queries, min(block, keys))
+    inputs = inputs.padded(blocks.queries, blocks.keys)
+    grouped = (batch, few, heads // few, inputs.query.shape[2])
+    bias = None if inputs.bias is None else inputs.bias.reshape(*grouped, -1)
+    tokens = Tokens(inputs.query_segments, inputs.key_segments, inputs.query_times, inputs.key_times)
+    mixed = _attend(blocks, inputs.query.reshape(*grouped, width), inputs.key, inputs.value, bias, tokens)
+    return mixed.reshape(batch, heads, -1, inputs.value.shape[-1])[:, :, :length]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(blocks: Blocks, query, key, value, bias, tokens: Tokens) -> jax.Array:
+    """Queries [B, K, G, T, D], keys [B, K, S, D], values [B, K, S, V], bias [B, K, G, T, S] -> [B, K, G, T, V]."""
+    return _forward(blocks, query, key, value, bias, tokens)[0]
+
+
+def _forward(blocks, query, key, value, bias, tokens):
+    """Also what the backward pass needs: the inputs, the result, and the logarithm of each softmax's sum."""
+    may_see = _may_see(blocks, tokens)
+
+    def of_queries(_, i):
+        own = _cut(query, i, blocks.queries, 3)
+
+        def add(carry, j):
+            mixed, top, total = carry
+            scores, seen = _scores(blocks, i, j, own, key, bias, tokens)
+            higher = jnp.maximum(top, scores.max(axis=-1))
+            weights = jnp.where(seen, jnp.exp(scores - higher[..., None]), 0.0)
+            correction = jnp.exp(top - higher)
+            new = _product("bkgts,bksd->bkgtd", weights.astype(value.dtype), _cut(value, j, blocks.keys, 2))
+            return mixed * correction[..., None] + new, higher, total * correction + weights.sum(axis=-1)
+
+        nothing = jnp.zeros(own.shape[:-1], jnp.float32)
+        first = jnp.zeros((*own.shape[:-1], value.shape[-1]), jnp.float32), nothing - 1e30, nothing
+        step = lambda carry, j: (jax.lax.cond(may_see[i, j], add, lambda carry, _: carry, carry, j), None)  # noqa: E731
+        (mixed, top, total), _ = jax.lax.scan(step, first, jnp.arange(may_see.shape[1]))
+        total = jnp.where(total > 0, total, 1.0)
+        return None, ((mixed / total[..., None]).astype(value.dtype), top + jnp.log(total))
+
+    _, (mixed, logarithm) = jax.lax.scan(of_queries, None, jnp.arange(may_see.shape[0]))
+    mixed, logarithm = _joined(mixed, 3), _joined(logarithm, 3)
+    return mixed, (query, key, value, bias, tokens, mixed, logarithm)
+
+
+def _backward(blocks, kept, gradient):
+    query, key, value, bias, tokens, mixed, logarithm = kept
+    may_see = _may_see(blocks, tokens)
+    # Of each query: sum over keys of weight x gradient of weight (D in the paper's algorithm 2).
+    common = (gradient.astype(jnp.float32) * mixed.astype(jnp.float32)).sum(axis=-1)
+
+    def of_pair(i, j):
+        """What a pair of blocks adds to the gradients of its queries, keys, values and bias."""
+        own, out, log, shared = (_cut(x, i, blocks.queries, 3) for x in (query, gradient, logarithm, common))
+        scores, seen = _scores(blocks, i, j, own, key, bias, tokens)
+        weights = jnp.where(seen, jnp.exp(scores - log[..., None]), 0.0)
+        to_value = _product("bkgts,bkgtd->bksd", weights.astype(value.dtype), out)
+        to_weights = _product("bkgtd,bksd->bkgts", out, _cut(value, j, blocks.keys, 2))
+        to_scores = weights * (to_weights - shared[..., None]) * blocks.factor
+        narrow = to_scores.astype(query.dtype)
+        to_query = _product("bkgts,bksd->bkgtd", narrow, _cut(key, j, blocks.keys, 2))
+        to_key = _product("bkgts,bkgtd->bksd", narrow, own)
+        return to_query, to_key, to_value, None if bias is None else to_scores.astype(bias.dtype)
+
+    def of_keys(to_query, j):
+        def add(carry, i):
+            to_query, *to_keys = carry
+            nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_pair, i, j))
+            to_own, *more, to_bias = jax.lax.cond(may_see[i, j], of_pair, lambda i, j: nothing, i, j)
+            to_keys = [old + new for old, new in zip(to_keys, more, strict=True)]
+            return (to_query.at[i].add(to_own), *to_keys), to_bias
+
+        nothing = (jnp.zeros((*x.shape[:2], blocks.keys, x.shape[3]), jnp.float32) for x in (key, value))
+        first = to_query, *nothing
+        (to_query, to_key, to_value), to_bias = jax.lax.scan(add, first, jnp.arange(may_see.shape[0]))
+        to_bias = None if bias is None else _joined(to_bias, 3)
+        return to_query, (to_key.astype(key.dtype), to_value.astype(value.dtype), to_bias)
+
+    count = may_see.shape[0]
+    nothing = jnp.zeros((count, *query.shape[:3], blocks.queries, query.shape[4]), jnp.float32)
+    to_query, (to_key, to_value, to_bias) = jax.lax.scan(of_keys, nothing, jnp.arange(may_see.shape[1]))
+    to_bias = None if bias is None else _joined(to_bias, 4)
+    return _joined(to_query, 3).astype(query.dtype), _joined(to_key, 2), _joined(to_value, 2), to_bias, None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _scores(blocks: Blocks, i, j, own, key, bias, tokens: Tokens) -> tuple[jax.Array, jax.Array]:
+    """Scores [B, K, G, T', S'] of a pair of blocks, and which of them are seen [B, 1, 1, T', S']."""
+    scores = _product("bkgtd,bksd->bkgts", own, _cut(key, j, blocks.keys, 2))
+    if bias is not None:
+        scores = scores + _cut(_cut(bias, i, blocks.queries, 3), j, blocks.keys, 4)
+    query_segments, query_times = (_cut(x, i, blocks.queries, 1) for x in (tokens.query_segments, tokens.query_times))
+    key_segments, key_times = (_cut(x, j, blocks.keys, 1) for x in (tokens.key_segments, tokens.key_times))
+    seen = sees(query_segments, key_segments, query_times, key_times, blocks.reach)[:, None, None]
+    return jnp.where(seen, scores * blocks.factor, -1e30), seen
+
+
+def _may_see(blocks: Blocks, tokens: Tokens) -> jax.Array:
+    """[T / T', S / S'] bool: pairs of blocks in which, in some row, segments and times allow that a query sees a key."""
+
+    def span(x: jax.Array, segments: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+        """The least and the greatest in each block [B, n] of tokens; of none, such that nothing is between them."""
+        x, there = (y.reshape(len(y), -1, size) for y in (x, segments > 0))
+        limits = jnp.iinfo(jnp.int32)
+        return jnp.where(there, x, limits.max).min(axis=-1), jnp.where(there, x, limits.min).max(axis=-1)
+
+    def spans(of_queries: jax.Array, of_keys: jax.Array) -> list[jax.Array]:
+        first, last = span(of_queries, tokens.query_segments, blocks.queries)
+        return [
+            x[:, :, None] if own else x[:, None, :]
+            for own, pair in ((True, (first, last)), (False, span(of_keys, tokens.key_segments, blocks.keys)))
+            for x in pair
+        ]
+
+    first, last, key_first, key_last = spans(tokens.query_segments, tokens.key_segments)
+    possible = (first <= key_last) & (key_first <= last)
+    if tokens.query_times is not None:
+        first, last, key_first, key_last = spans(tokens.query_times, tokens.key_times)
+        possible = possible & (last >= key_first)
+        if blocks.reach is not None:
+            possible = possible & (first - blocks.reach <= key_last)
+    return possible.any(axis=0)
+
+
+def _product(equation: str, one: jax.Array, other: jax.Array) -> jax.Array:
+    return jnp.einsum(equation, one, other, preferred_element_type=jnp.float32)
+
+
+def _cut(x: jax.Array | None, number: jax.Array, size: int, axis: int) -> jax.Array | None:
+    """Block `number` of so many along an axis."""
+    return None if x is None else jax.lax.dynamic_slice_in_dim(x, number * size, size, axis)
+
+
+def _joined(x: jax.Array, axis: int) -> jax.Array:
+    """Blocks along a leading axis, [n, ..., size, ...], laid one after another along `axis` of the rest."""
+    x = jnp.moveaxis(x, 0, axis)
+    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])

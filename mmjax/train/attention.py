@@ -1,0 +1,40 @@
+"""Which backend computes which attention of a step: asked before it is compiled, and said."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from mmjax import config as c
+from mmjax.errors import UserError
+from mmjax.models.attend import Decision, Refused, decisions
+from mmjax.parallel.mesh import abstract_batch, within
+
+
+def decided(config: c.Experiment, model: Any, params: Any, layout: Any, mesh: Any) -> list[Decision]:
+    """The decisions of the forward pass of a (micro-)batch on a mesh, each once, in the order of the model.
+
+    Raises:
+      UserError: the backend that the config names cannot compute one of them, and the config is strict.
+    """
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    batch = abstract_batch(layout.empty(1), config.data.batch_rows // config.optimizer.accumulation)
+    with decisions() as made:
+        try:
+            jax.eval_shape(within(mesh, lambda p, b: model.apply({"params": p}, b)), params, batch)
+        except Refused as error:
+            raise UserError(f"model.attention: {error}; choose another, or set model.strict_attention=False") from None
+    return list(dict.fromkeys(made))
+
+
+def lines(made: Sequence[Decision]) -> list[str]:
+    """One line for each backend and its reasons: 'attention xla: image 8x4x64x64, text 8x2x16x16'."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for one in made:
+        place = f"{one.where} {'x'.join(map(str, one.shape))}"
+        why = "; ".join(f"{name}: {reason}" for name, reason in one.refused)
+        groups.setdefault((one.backend, why), []).append(place)
+    return [
+        f"attention {backend}: {', '.join(places)}" + (f" ({why})" if why else "")
+        for (backend, why), places in groups.items()
+    ]
