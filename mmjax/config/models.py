@@ -19,3 +19,4 @@ class Multimodal:
     masked: Mapping[str, Masked] = field(default_factory=dict)
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the compute; parameters are float32
     unroll: bool = False  # the layers: the same numbers, faster on CPU, longer to compile
+    matrix_products: Literal["full", "int8", "fp8"] = "full"  # with weights, in the blocks of encoders and fusion

@@ -69,6 +69,7 @@ class Multimodal(nn.Module):
       fusion: (encoded streams, example slots) -> one vector per example; None where no head reads "fused".
       heads: by the name of their output; each reads "fused", an encoder's stream, or two encoders'.
       masked: by the name of the head that predicts it, what is hidden from an encoder in training.
+      matrix_products: of how many bits; whoever builds the model sees to it (`mmjax.train.quantisation`).
     """
 
     encoders: dict[str, nn.Module]
@@ -77,6 +78,7 @@ class Multimodal(nn.Module):
     masked: Mapping[str, MaskedText | MaskedPatches | NoisySpeech | RandomProjectionQuantizer] = FrozenDict()
     dtype: Any = jnp.float32
     unroll: bool = False
+    matrix_products: str = "full"
 
     @nn.compact
     def __call__(self, batch: Batch, train: bool = False) -> dict[str, Stream]:
