@@ -90,7 +90,7 @@ def compiled(subject: Subject, rows: int) -> Outcome:
 def outcome_of(executable: Any, devices: int) -> Outcome:
     """What a compiled step (`jax.stages.Compiled`) for so many devices says of itself."""
     stats, cost = executable.memory_analysis(), executable.cost_analysis() or {}
-    names = ("argument", "output", "alias", "temp", "generated_code")
+    names = ("argument", "output", "alias", "temp", "generated_code", "host_temp")
     memory = {name: float(getattr(stats, f"{name}_size_in_bytes")) for name in names}
     return Outcome(memory, hlo.Program(executable.as_text(), devices), cost.get("flops"))
 

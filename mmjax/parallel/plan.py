@@ -15,7 +15,7 @@ from mmjax import progress
 from mmjax.errors import UserError
 from mmjax.parallel import hlo, roofline, topology
 from mmjax.parallel.compilation import Outcome, Subject, compiled, describe, largest_batch
-from mmjax.parallel.estimate import Kept, computed_again, estimated, kept_for_backward, memory_by_kind, per_device
+from mmjax.parallel.estimate import computed_again, estimated, kept_for_backward, memory_by_kind, per_device
 from mmjax.parallel.machines import Machine
 from mmjax.parallel.mesh import abstract_batch
 from mmjax.parallel.remat import POLICIES, can_offload, with_remat
@@ -61,7 +61,7 @@ def plan(config: c.Experiment, machine: Machine, *, price: float | None = None, 
     }  # fmt: skip
     if kept.host:
         result["host_memory_bytes"] = kept.host
-    result |= timed(subject, machine, reached, outcome, rows, devices, kept) | {
+    result |= timed(subject, machine, reached, outcome, rows, devices, kept.activations) | {
         "assumptions": list(reached.assumptions)
     }
     if outcome is None and max(subject.mesh.shape["tensor"], subject.mesh.shape["context"]) > 1:
@@ -88,11 +88,12 @@ def remats(
         if remat == "offload" and (not can_offload(devices[0]) or any(one["fits"] for one in tried)):
             continue
         subject = describe(replace(config, model=with_remat(config.model, remat)), machine, devices)
-        outcome, kept = compiled(subject, rows), kept_for_backward(subject, rows)
-        seconds = timed(subject, machine, reached, outcome, rows, devices, kept)["step_seconds"]
+        outcome = compiled(subject, rows)
+        seconds = timed(subject, machine, reached, outcome, rows, devices)["step_seconds"]
         tried.append({
             "remat": remat, "fits": bool(outcome.refused is None and outcome.peak <= reached.memory),
-            "peak_memory_bytes": outcome.peak, "host_memory_bytes": kept.host, "step_seconds": seconds,
+            "peak_memory_bytes": outcome.peak, "host_memory_bytes": outcome.memory.get("host_temp", 0.0),
+            "step_seconds": seconds,
         })  # fmt: skip
     return tried
 
@@ -110,14 +111,19 @@ def timed(
     outcome: Outcome | None,
     rows: int,
     devices: Any,
-    kept: Kept,
+    activations: float = 0.0,
 ) -> dict[str, Any]:
-    """FLOPs, collectives and the roofline of a step."""
+    """FLOPs, collectives and the roofline of a step.
+
+    Args:
+      activations: bytes kept for the backward pass; without a program, what is moved follows from them.
+    """
     shape, program = dict(subject.mesh.shape), outcome and outcome.program
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), subject.state.params)
     forward = report.step_flops(subject.model, params, subject.layout, rows)
     flops = {part: 3 * count for part, count in forward.items()}  # the backward pass takes twice the forward pass
-    used, traffic, collectives = estimated(subject, flops, computed_again(subject, rows), kept.activations)
+    again = computed_again(subject, rows) if program is None else {}
+    used, traffic, collectives = estimated(subject, flops, again, activations)
     expected = {}
     for axis, kind, found in hlo.by_axis(collectives, shape):
         expected[axis, kind] = sum(one.times * one.bytes for one in found)
