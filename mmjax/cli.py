@@ -111,7 +111,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--machine", required=True, metavar="NAME", help="h100:8, h100:8x2 (2 nodes), v5p:4x4x4, cpu:8, ..."
     )
     sub.add_argument("--price", type=float, metavar="X", help="of a device-hour, in any currency")
-    sub.add_argument("--search", action="store_true", help="find the largest data.batch_rows that fits")
+    sub.add_argument(
+        "--search", action="store_true", help="find the largest data.batch_rows and the cheapest remat that fit"
+    )
     sub.add_argument("--picture", metavar="FILE", help="write memory and time as bars (SVG)")
     command("config", "print the resolved config as JSON", "CONFIG", json_output=False)
 

@@ -340,6 +340,12 @@ class Mesh:  # what is divided among how many devices
 
 
 @part
+class XLA:  # the compiler of the step
+    preset: Literal["default", "overlap", "o1", "deterministic", "compile_fast"] = "default"
+    options: Mapping[str, bool | int | float | str] = dataclasses.field(default_factory=dict)  # beside and before them
+
+
+@part
 class Experiment:
     name: str
     seed: int = 0
@@ -354,3 +360,4 @@ class Experiment:
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
     mesh: Mesh = Mesh()
+    xla: XLA = XLA()

@@ -1,6 +1,6 @@
 """Fusions: encoded streams in, one vector per example out."""
 
-from mmjax.config.part import part
+from mmjax.config.part import Remat, part
 
 
 @part
@@ -11,6 +11,7 @@ class CrossAttention:
     mlp: int = 512
     queries: int = 4  # learned query tokens per example
     dropout: float = 0.0
+    remat: Remat = "none"
 
 
 @part
@@ -20,6 +21,7 @@ class Concat:
     heads: int = 4
     mlp: int = 512
     dropout: float = 0.0
+    remat: Remat = "none"
 
 
 @part
@@ -45,6 +47,7 @@ class FiLM:
     width: int = 128
     mlp: int = 512
     dropout: float = 0.0
+    remat: Remat = "none"
 
 
 @part
@@ -55,6 +58,7 @@ class Bottleneck:
     mlp: int = 512
     bottlenecks: int = 4  # tokens per example through which modalities exchange; 0: no exchange
     dropout: float = 0.0
+    remat: Remat = "none"
 
 
 @part
@@ -65,6 +69,7 @@ class Perceiver:
     mlp: int = 512
     latents: int = 8  # learned tokens per example
     dropout: float = 0.0
+    remat: Remat = "none"
 
 
 @part
@@ -77,6 +82,7 @@ class MixtureOfExperts:
     experts: int = 4
     chosen: int = 2  # experts per query token
     dropout: float = 0.0
+    remat: Remat = "none"
 
 
 Fusion = CrossAttention | Concat | Add | Weighted | LowRank | FiLM | Bottleneck | Perceiver | MixtureOfExperts

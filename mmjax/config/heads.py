@@ -3,7 +3,7 @@
 from typing import Literal
 
 from mmjax.config.augmentation import AddNoise, SpeechAugmentation
-from mmjax.config.part import part
+from mmjax.config.part import Remat, part
 from mmjax.config.towers import BlockStyle, TextDecoder
 
 
@@ -54,6 +54,7 @@ class PatchDecoder:  # a head for `Regression`, of patches that MaskedPatches hi
     width: int = 128
     heads: int = 4
     mlp: int = 512
+    remat: Remat = "none"
 
 
 @part

@@ -23,3 +23,4 @@ class Multimodal:
     # in whose place another is taken where it cannot, unless strict.
     attention: Literal["auto", "cudnn", "splash", "chunked", "xla"] = "auto"
     strict_attention: bool = False
+    matrix_products: Literal["full", "int8", "fp8"] = "full"  # with weights, in the blocks of encoders and fusion

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from mmjax.config.augmentation import SpectralGate, SpeechAugmentation
-from mmjax.config.part import part
+from mmjax.config.part import Remat, part
 from mmjax.errors import UserError, nearest
 
 
@@ -98,6 +98,7 @@ class Conformer:
     augment: SpeechAugmentation | None = None  # in training
     denoise: SpectralGate | None = None
     dropout: float = 0.0
+    remat: Remat = "none"
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "Conformer":
@@ -161,6 +162,7 @@ class WhisperEncoder:
     mlp: int = 1536
     length: int = 1500  # tokens of the longest recording, two hops each
     dropout: float = 0.0
+    remat: Remat = "none"
 
     subsampling = 2
 
@@ -210,6 +212,7 @@ class ViT:
     mean: float | tuple[float, ...] = 0.5  # of the pixels, 0 to 1; of all channels or of each
     std: float | tuple[float, ...] = 0.5
     dropout: float = 0.0
+    remat: Remat = "none"
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "ViT":
@@ -246,6 +249,7 @@ class Transformer:
     causal: bool = False
     block: BlockStyle = BlockStyle()
     dropout: float = 0.0
+    remat: Remat = "none"
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "Transformer":
@@ -291,6 +295,7 @@ class TextDecoder:
     tied: bool = True  # read out through the table of embeddings
     block: BlockStyle = BlockStyle()
     dropout: float = 0.0
+    remat: Remat = "none"
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "TextDecoder":
@@ -306,6 +311,7 @@ class Vectors:
     heads: int = 4
     mlp: int = 512
     dropout: float = 0.0
+    remat: Remat = "none"
 
 
 SpeechEncoder = Conformer | BiLSTM | WhisperEncoder

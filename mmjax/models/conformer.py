@@ -12,6 +12,7 @@ from mmjax.models.attention import HeadProjection, OutputProjection, attention, 
 from mmjax.models.augmentation import SpectralGate, SpeechAugmentation
 from mmjax.models.convolution import depthwise_convolution
 from mmjax.models.layers import FeedForward, FixedBatchNorm, dense, normalisation, stack
+from mmjax.models.remat import Remat
 from mmjax.models.stems import StackedStem, StridedStem, WaveformStem
 from mmjax.stream import Stream, only_tokens
 
@@ -307,6 +308,7 @@ class Conformer(nn.Module):
     denoise: SpectralGate | None = None
     dropout: float = 0.0
     unroll: bool = False
+    remat: Remat = "none"
     dtype: Any = jnp.float32
 
     def __call__(self, speech: Stream, train: bool = False, examples: Stream | None = None) -> Stream:
@@ -343,7 +345,7 @@ class Conformer(nn.Module):
         features = x.features * (self.width**0.5 if self.scale_input else 1.0)
         features = nn.Dropout(self.dropout, deterministic=not train)(features)
         blocks = stack(
-            ConformerBlock, self.layers, 2, self.unroll, per_layer=1, heads=self.heads, kernel=self.kernel,
+            ConformerBlock, self.layers, 2, self.unroll, self.remat, per_layer=1, heads=self.heads, kernel=self.kernel,
             positions=self.positions, norm=self.norm, convolution_norm=self.convolution_norm,
             norm_epsilon=self.norm_epsilon, causal=self.causal, chunk=self.chunk, left_chunks=self.left_chunks,
             left_distance=self.left_distance, right_distance=self.right_distance, dropout=self.dropout, train=train,

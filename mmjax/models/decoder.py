@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from mmjax.models.attention import KeyValue, MultiHeadAttention, prefix_times
 from mmjax.models.layers import BlockStyle, dense, stack
+from mmjax.models.remat import Remat
 from mmjax.models.transformer import embed, feed_forward
 from mmjax.stream import Stream, only_tokens
 
@@ -112,6 +113,7 @@ class TextDecoder(nn.Module):
     block: BlockStyle = BlockStyle()
     dropout: float = 0.0
     unroll: bool = False
+    remat: Remat = "none"
     dtype: Any = jnp.float32
 
     def __call__(
@@ -163,7 +165,7 @@ class TextDecoder(nn.Module):
             written = put(cache.times, text.positions if times is None else times)
             cache = cache._replace(segments=put(cache.segments, text.segments), times=written)
         blocks = stack(
-            DecoderBlock, self.layers, 4, self.unroll, 1, heads=self.heads, mlp=self.mlp, rotary=self.positions == "rotary",
+            DecoderBlock, self.layers, 4, self.unroll, self.remat, 1, heads=self.heads, mlp=self.mlp, rotary=self.positions == "rotary",
             cross_attention=self.cross_attention, dropout=self.dropout, train=train, dtype=self.dtype,
             key_value_heads=self.key_value_heads, style=self.block,
         )  # fmt: skip

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from mmjax.models.remat import Remat, rematerialised
+
 
 def gelu(x: jax.Array) -> jax.Array:
     """x times the normal distribution's share below x (Hendrycks and Gimpel 2016, arXiv:1606.08415).
@@ -181,12 +183,20 @@ class FeedForward(nn.Module):
         return linear(width, ("mlp", "embed"), "down")(x)
 
 
-def stack(block: type[nn.Module], layers: int, constants: int, unroll: bool, per_layer: int = 0, **fields) -> nn.Module:
+def stack(
+    block: type[nn.Module],
+    layers: int,
+    constants: int,
+    unroll: bool,
+    remat: Remat,
+    per_layer: int = 0,
+    **fields,
+) -> nn.Module:
     """`layers` copies of a block run in order, their parameters stacked along a leading axis ("layers").
 
     The block is called as block(carry, *constants, *per_layer) and returns (carry, output); what is given per layer
     and what comes out is stacked like the parameters. Unrolled, the layers run without a loop: the same numbers,
-    faster on CPU, longer to compile.
+    faster on CPU, longer to compile. What is kept of each layer for the backward pass says `mmjax.models.remat`.
     """
 
     class ByRows(block):
@@ -195,7 +205,7 @@ def stack(block: type[nn.Module], layers: int, constants: int, unroll: bool, per
             return jax.tree.map(by_rows, x), out
 
     return nn.scan(
-        ByRows,
+        rematerialised(ByRows, remat, looped=not unroll and layers > 1),
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(nn.broadcast,) * constants + (0,) * per_layer,

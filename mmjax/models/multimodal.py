@@ -1,6 +1,7 @@
 """The whole model: encoders by modality, a fusion, heads by objective."""
 
 from collections.abc import Mapping
+from operator import call
 from typing import Any
 
 import flax.linen as nn
@@ -15,6 +16,7 @@ from mmjax.models.layers import dense
 from mmjax.models.masking import MaskedPatches, MaskedText, NoisySpeech, RandomProjectionQuantizer
 from mmjax.models.patch_decoder import PatchDecoder
 from mmjax.models.pooling import AttentionPool, ClassPool, MeanPool
+from mmjax.models.remat import rematerialised_whole
 from mmjax.models.writers import AttentionDecoder, TransducerDecoder
 from mmjax.stream import Batch, Factors, Stream
 
@@ -70,6 +72,7 @@ class Multimodal(nn.Module):
       masked: by the name of the head that predicts it, what is hidden from an encoder in training.
       attention: what computes all attention: a backend of `mmjax.models.attend`, or "auto", the first that can.
       strict_attention: where the backend that was named cannot, stop instead of taking another.
+      matrix_products: of how many bits; whoever builds the model sees to it (`mmjax.train.quantisation`).
     """
 
     encoders: dict[str, nn.Module]
@@ -80,6 +83,7 @@ class Multimodal(nn.Module):
     unroll: bool = False
     attention: str = "auto"
     strict_attention: bool = False
+    matrix_products: str = "full"
 
     @nn.compact
     @as_the_model_wants
@@ -95,7 +99,10 @@ class Multimodal(nn.Module):
         for name in (name for name in self.encoders if name in batch):
             streams[name], seen[f"{name}/seen"], hidden = self._encode(name, batch, train, key)
             labels |= hidden
-        fused = {} if self.fusion is None else {"fused": self.fusion(streams, batch["examples"], train)}
+        fused = {}
+        if self.fusion is not None:
+            fuse = lambda fusion, *inputs: fusion(*inputs, train)  # noqa: E731
+            fused = {"fused": rematerialised_whole(fuse, self.fusion, streams, batch["examples"])}
         inputs = {f"{name}/input": batch[name] for name in streams}
         sources = {**streams, **inputs, **seen, **fused, "examples": batch["examples"]}
         outputs = {}
@@ -106,7 +113,8 @@ class Multimodal(nn.Module):
                     written = head(read, batch[head.writes], batch["examples"], train)
                     outputs[name], labels[f"{name}/labels"] = written
             elif all(source in sources for source in head.inputs):
-                outputs[name] = head(*(sources[source] for source in head.inputs))
+                read = [sources[source] for source in head.inputs]
+                outputs[name] = rematerialised_whole(call, head, *read)
         return outputs | labels
 
     @as_the_model_wants
@@ -137,5 +145,7 @@ class Multimodal(nn.Module):
             else:
                 stream, labels[f"{head}/labels"] = mask(stream, examples, own)
         if frames is not None:
-            return encode.encode(frames, train=train)[0], stream, labels
-        return encode(stream, train, *whose), stream, labels
+            run = lambda tower, x: tower.encode(x, train=train)[0]  # noqa: E731
+            return rematerialised_whole(run, encode, frames), stream, labels
+        run = lambda tower, x, *rest: tower(x, train, *rest)  # noqa: E731
+        return rematerialised_whole(run, encode, stream, *whose), stream, labels

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from mmjax.models.layers import dense, layer_norm, stack
 from mmjax.models.positions import sincos
+from mmjax.models.remat import Remat
 from mmjax.models.transformer import TransformerBlock
 from mmjax.stream import Stream, only_tokens
 
@@ -28,6 +29,7 @@ class PatchDecoder(nn.Module):
     heads: int = 4
     mlp: int = 512
     unroll: bool = False
+    remat: Remat = "none"
     dtype: Any = jnp.float32
 
     @property
@@ -42,7 +44,7 @@ class PatchDecoder(nn.Module):
         x = dense(self.width, (None, "embed"), self.dtype, "in")(seen.features)
         x = jnp.where(seen.mask[..., None], x, hidden) + sincos(whole.positions, self.width).astype(self.dtype)
         blocks = stack(
-            TransformerBlock, self.layers, 2, self.unroll, heads=self.heads, mlp=self.mlp, rotary=False, dtype=self.dtype
+            TransformerBlock, self.layers, 2, self.unroll, self.remat, heads=self.heads, mlp=self.mlp, rotary=False, dtype=self.dtype
         )  # fmt: skip
         x, _ = blocks(x, whole.segments, whole.positions)
         x = layer_norm(self.dtype, "norm")(x).astype(jnp.float32)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from mmjax.models.attention import MultiHeadAttention
 from mmjax.models.layers import ACTIVATIONS, BlockStyle, FeedForward, stack
 from mmjax.models.positions import bucket_of
+from mmjax.models.remat import Remat
 from mmjax.models.segments import mean
 from mmjax.stream import Stream, only_tokens
 
@@ -107,6 +108,7 @@ class Transformer(nn.Module):
     block: BlockStyle = BlockStyle()
     dropout: float = 0.0
     unroll: bool = False
+    remat: Remat = "none"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -117,7 +119,7 @@ class Transformer(nn.Module):
         norm = self.block.normalise(self.dtype, "norm")
         x = nn.Dropout(self.dropout, deterministic=not train)(norm(x) if self.block.post_norm else x)
         blocks = stack(
-            TransformerBlock, self.layers, 3, self.unroll, heads=self.heads, mlp=self.mlp, rotary=self.positions == "rotary",
+            TransformerBlock, self.layers, 3, self.unroll, self.remat, heads=self.heads, mlp=self.mlp, rotary=self.positions == "rotary",
             dropout=self.dropout, train=train, dtype=self.dtype, key_value_heads=self.key_value_heads,
             causal=self.causal, style=self.block,
         )  # fmt: skip

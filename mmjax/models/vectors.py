@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mmjax.models.layers import dense, layer_norm, stack
+from mmjax.models.remat import Remat
 from mmjax.models.transformer import TransformerBlock
 from mmjax.stream import Stream, only_tokens
 
@@ -23,6 +24,7 @@ class Vectors(nn.Module):
     mlp: int
     dropout: float = 0.0
     unroll: bool = False
+    remat: Remat = "none"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -34,7 +36,7 @@ class Vectors(nn.Module):
         x = dense(self.width, (None, "embed"), self.dtype, "embedding")(vectors.features)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         blocks = stack(
-            TransformerBlock, self.layers, 2, self.unroll, heads=self.heads, mlp=self.mlp, rotary=True, dropout=self.dropout,
+            TransformerBlock, self.layers, 2, self.unroll, self.remat, heads=self.heads, mlp=self.mlp, rotary=True, dropout=self.dropout,
             train=train, dtype=self.dtype,
         )  # fmt: skip
         x, _ = blocks(x, vectors.segments, vectors.positions)

@@ -9,6 +9,7 @@ import numpy as np
 
 from mmjax.models.layers import BlockStyle, dense, stack
 from mmjax.models.positions import sample_grid, sincos
+from mmjax.models.remat import Remat
 from mmjax.models.transformer import TransformerBlock
 from mmjax.stream import Stream, fold, only_tokens, unfold
 
@@ -49,6 +50,7 @@ class ViT(nn.Module):
     std: float | tuple[float, ...] = 0.5
     dropout: float = 0.0
     unroll: bool = False
+    remat: Remat = "none"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -63,7 +65,7 @@ class ViT(nn.Module):
         x = self._place(self._special_tokens(x, image.positions), image, side)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         blocks = stack(
-            TransformerBlock, self.layers, 2, self.unroll, heads=self.heads, mlp=self.mlp, rotary=self.positions == "rotary", dropout=self.dropout,
+            TransformerBlock, self.layers, 2, self.unroll, self.remat, heads=self.heads, mlp=self.mlp, rotary=self.positions == "rotary", dropout=self.dropout,
             train=train, dtype=self.dtype, style=self.block,
         )  # fmt: skip
         x, _ = blocks(x, image.segments, image.positions)

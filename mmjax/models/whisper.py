@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.models.layers import ACTIVATIONS, BlockStyle, dense, stack
+from mmjax.models.remat import Remat
 from mmjax.models.segments import neighbour
 from mmjax.models.transformer import TransformerBlock
 from mmjax.stream import Stream, only_tokens
@@ -31,6 +32,7 @@ class WhisperEncoder(nn.Module):
     length: int = 1500
     dropout: float = 0.0
     unroll: bool = False
+    remat: Remat = "none"
     dtype: Any = jnp.float32
 
     subsampling = 2
@@ -49,7 +51,7 @@ class WhisperEncoder(nn.Module):
         places = nn.Embed(self.length, self.width, embedding_init=init, dtype=self.dtype, name="place")
         features = nn.Dropout(self.dropout, deterministic=not train)(taken.features + places(positions))
         blocks = stack(
-            TransformerBlock, self.layers, 2, self.unroll, heads=self.heads, mlp=self.mlp, rotary=False,
+            TransformerBlock, self.layers, 2, self.unroll, self.remat, heads=self.heads, mlp=self.mlp, rotary=False,
             dropout=self.dropout, train=train, dtype=self.dtype, style=STYLE,
         )  # fmt: skip
         features, _ = blocks(features, taken.segments, positions)

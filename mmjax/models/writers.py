@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from mmjax.models.decoder import Cache, TextDecoder
 from mmjax.models.fusion.base import Fusion
 from mmjax.models.layers import dense
+from mmjax.models.remat import rematerialised_whole
 from mmjax.models.segments import belongs, having, neighbour, same_segment
 from mmjax.stream import BLANK, Joint, Stream, concatenate, only_tokens
 
@@ -72,7 +73,8 @@ class AttentionDecoder(Fusion):
         context = self._context(streams)
         read, written = begun_and_ended(text, examples.segments.shape[1])
         known = belongs(written.segments, having(context, examples)).any(axis=-1)
-        logits = self.decoder(read, context, train=train)
+        decode = lambda decoder, *inputs: decoder(*inputs, train=train)  # noqa: E731
+        logits = rematerialised_whole(decode, self.decoder, read, context)
         return logits, written._replace(segments=jnp.where(known, written.segments, 0))
 
     def begin(self, streams: dict[str, Stream], examples: Stream, room: int) -> tuple[Stream, Cache]:

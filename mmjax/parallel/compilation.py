@@ -12,6 +12,8 @@ from mmjax import config as c
 from mmjax.parallel import hlo
 from mmjax.parallel.machines import Machine
 from mmjax.parallel.mesh import abstract_batch, make_mesh, mesh_shape
+from mmjax.parallel.remat import check_offload
+from mmjax.parallel.xla import check_options, options_of
 from mmjax.train.build import build_layout, build_model, build_objectives
 from mmjax.train.loop import jitted_step, state_maker
 from mmjax.train.optimizer import build_optimizer
@@ -54,13 +56,20 @@ class Outcome(NamedTuple):
 
 
 def describe(config: c.Experiment, machine: Machine, devices: list[Any] | None) -> Subject:
-    """The config's parts as `mmjax train` makes them, on the machine's devices or, without them, on their number."""
+    """The config's parts as `mmjax train` makes them, on the machine's devices or, without them, on their number.
+
+    Raises:
+      UserError: a tower's remat is "offload", and the devices have no memory of a host beside them; or the
+        compiler does not know an option.
+    """
     layout, axes = build_layout(config), vars(config.mesh)
     if devices is None:
         shape = mesh_shape(machine.count, **axes)
         mesh = AbstractMesh(tuple(shape.values()), tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
     else:
         mesh = make_mesh(**axes, devices=devices)
+        check_offload(config, devices[0])
+        check_options(options_of(config.xla, devices[0]), devices[0])
     model, optimizer = build_model(config.model), build_optimizer(config.optimizer)
     state, _ = state_maker(config, model, optimizer, layout, mesh)
     return Subject(config, layout, model, build_objectives(config), optimizer, mesh, state)
@@ -81,7 +90,7 @@ def compiled(subject: Subject, rows: int) -> Outcome:
 def outcome_of(executable: Any, devices: int) -> Outcome:
     """What a compiled step (`jax.stages.Compiled`) for so many devices says of itself."""
     stats, cost = executable.memory_analysis(), executable.cost_analysis() or {}
-    names = ("argument", "output", "alias", "temp", "generated_code")
+    names = ("argument", "output", "alias", "temp", "generated_code", "host_temp")
     memory = {name: float(getattr(stats, f"{name}_size_in_bytes")) for name in names}
     return Outcome(memory, hlo.Program(executable.as_text(), devices), cost.get("flops"))
 

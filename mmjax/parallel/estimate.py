@@ -2,25 +2,44 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
+from mmjax.flops import matrix_flops
 from mmjax.parallel import hlo
 from mmjax.parallel.compilation import Outcome, Subject
 from mmjax.parallel.mesh import abstract_batch
+from mmjax.parallel.remat import towers, with_remat
 from mmjax.train import report
+from mmjax.train.build import build_model
 from mmjax.train.step import divide, measure
 
 
-def memory_by_kind(subject: Subject, rows: int, kept: tuple[float, float], outcome: Outcome | None) -> dict[str, float]:
+class Kept(NamedTuple):
+    """Bytes per device that the backward pass of one micro-batch reads of the forward pass.
+
+    Attributes:
+      logits: the heads' outputs; activations: all else that is kept.
+      again: what is not kept but computed again, as much of it as is there at a time.
+      host: what is kept in the memory of the host.
+    """
+
+    logits: float
+    activations: float
+    again: float
+    host: float
+
+
+def memory_by_kind(subject: Subject, rows: int, kept: Kept, outcome: Outcome | None) -> dict[str, float]:
     """Bytes per device. With a compiler's outcome the sum is the compiler's; else what the parts need, unfused.
 
     What is kept between steps is exact. The compiler's temporary memory is divided by what the step needs in any case:
-    logits, then activations kept for the backward pass, then gradients; "temporaries" is the rest.
+    logits, then activations kept for the backward pass, then those computed again at a time, then gradients;
+    "temporaries" is the rest.
 
     Args:
       kept: what `kept_for_backward` says.
@@ -32,7 +51,9 @@ def memory_by_kind(subject: Subject, rows: int, kept: tuple[float, float], outco
         "average": per_device(state.average),
         "batch": per_device(batch),
     }
-    wanted = {"logits": kept[0], "activations": kept[1], "gradients": kinds["parameters"]}
+    wanted = {"logits": kept.logits, "activations": kept.activations, "gradients": kinds["parameters"]}
+    if kept.again:
+        wanted["computed again"] = kept.again
     if outcome is None:
         return kinds | wanted
     if outcome.refused:
@@ -53,38 +74,72 @@ def per_device(tree: Any) -> float:
     return float(sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves))
 
 
-def kept_for_backward(subject: Subject, rows: int) -> tuple[float, float]:
-    """Bytes per device of the heads' outputs, and of all else that the backward pass reads of the forward pass.
-
-    Of one micro-batch, as the trace says; a compiler may keep less, and compute again.
-    """
-    own = max(rows // subject.row_parts // subject.config.optimizer.accumulation, 1)
-    batch = abstract_batch(subject.layout.empty(1), own)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-
-    def loss(params, batch, key):
-        sums = measure(subject.model, subject.objectives, params, batch, {"dropout": key, "augment": key})
-        return sum(
-            (divide(sums[f"{name}/loss"]) for name in subject.objectives if f"{name}/loss" in sums), jnp.zeros(())
-        )
-
+def kept_for_backward(subject: Subject, rows: int) -> Kept:
+    """As the trace says; a compiler may keep less, and compute again."""
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), subject.state.params)
-    # A vector-Jacobian product is a pytree of what it keeps; what was given to it is not kept twice.
-    backward = lambda p, b, k: jax.tree.leaves(jax.vjp(lambda p: loss(p, b, k), p)[1])  # noqa: E731
-    traced = jax.make_jaxpr(backward)(params, batch, key).jaxpr
-    kept = {v for v in traced.outvars if not isinstance(v, Literal)} - set(traced.invars)
-    total = sum(math.prod(v.aval.shape) * getattr(v.aval.dtype, "itemsize", 4) for v in kept)
+    batch = abstract_batch(subject.layout.empty(1), _own_rows(subject, rows))
+
+    def kept(model: Any) -> tuple[float, float]:
+        """Bytes on the device and on the host."""
+        # A vector-Jacobian product is a pytree of what it keeps; what was given to it is not kept twice.
+        backward = lambda p, b, k: jax.tree.leaves(jax.vjp(lambda p: _loss(subject, model, p, b, k), p)[1])  # noqa: E731
+        traced = jax.make_jaxpr(backward)(params, batch, _key()).jaxpr
+        found = {v for v in traced.outvars if not isinstance(v, Literal)} - set(traced.invars)
+        sizes = [0.0, 0.0]
+        for one in found:
+            away = getattr(one.aval, "memory_space", None) == jax.memory.Space.Host
+            sizes[away] += math.prod(one.aval.shape) * getattr(one.aval.dtype, "itemsize", 4)
+        return sizes[0], sizes[1]
+
+    total, host = kept(subject.model)
     outputs = jax.eval_shape(lambda p, b: subject.model.apply({"params": p}, b), params, batch)
     logits = [
         leaf for name in subject.model.heads if name in outputs for leaf in jax.tree.leaves(outputs[name].features)
     ]
-    size = float(sum(math.prod(x.shape) * x.dtype.itemsize for x in logits))
+    size, again = float(sum(math.prod(x.shape) * x.dtype.itemsize for x in logits)), 0.0
+    config = subject.config.model
+    for name, tower in towers(config).items():
+        if tower.remat != "none":
+            whole, block = (kept(build_model(with_remat(config, other, name)))[0] for other in ("none", "block"))
+            of_tower = block - total if tower.remat == "full" else 0.0
+            again = max(again, of_tower + (whole - total - of_tower) / tower.layers)
     # Tokens are divided along context; of what is divided along tensor, the widest part, the residual stream is not.
-    return size / subject.mesh.shape["context"], max(float(total) - size, 0.0) / subject.mesh.shape["context"]
+    parts = subject.mesh.shape["context"]
+    return Kept(*(x / parts for x in (size, max(total - size, 0.0), again, host)))
+
+
+def computed_again(subject: Subject, rows: int) -> dict[str, float]:
+    """FLOPs of the matrix products that a step makes a second time, by part; over all devices."""
+    if all(tower.remat == "none" for tower in towers(subject.config.model).values()):
+        return {}
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), subject.state.params)
+    own = _own_rows(subject, rows)
+    batch = abstract_batch(subject.layout.empty(1), own)
+
+    def flops(model: Any) -> dict[str, float]:
+        gradient = jax.grad(lambda p, b, k: _loss(subject, model, p, b, k))
+        return matrix_flops(gradient, params, batch, _key())
+
+    plain, again = flops(build_model(with_remat(subject.config.model, "none"))), flops(subject.model)
+    return {part: max(count - plain.get(part, 0.0), 0.0) * rows / own for part, count in again.items()}
+
+
+def _own_rows(subject: Subject, rows: int) -> int:
+    """Of a device's micro-batch."""
+    return max(rows // subject.row_parts // subject.config.optimizer.accumulation, 1)
+
+
+def _key() -> Any:
+    return jax.eval_shape(lambda: jax.random.key(0))
+
+
+def _loss(subject: Subject, model: Any, params: Any, batch: Any, key: Any) -> jax.Array:
+    sums = measure(model, subject.objectives, params, batch, {"dropout": key, "augment": key})
+    return sum((divide(sums[f"{name}/loss"]) for name in subject.objectives if f"{name}/loss" in sums), jnp.zeros(()))
 
 
 def estimated(
-    subject: Subject, flops: Mapping[str, float], activations: float
+    subject: Subject, flops: Mapping[str, float], again: Mapping[str, float], activations: float
 ) -> tuple[dict, dict, list[hlo.Collective]]:
     """FLOPs, traffic and collectives per device as the sharding asks for them, without a compiler.
 
@@ -92,7 +147,8 @@ def estimated(
     summed along data; memory is passed over once for each thing kept, written, and read again.
 
     Args:
-      flops: of the step, by part; activations: bytes that a device keeps for the backward pass.
+      flops: of the step, by part; again: what is computed a second time beside them.
+      activations: bytes that a device keeps for the backward pass.
     """
     shape, count = dict(subject.mesh.shape), subject.mesh.size
     places, names = np.arange(count).reshape(tuple(shape.values())), list(shape)
@@ -108,4 +164,4 @@ def estimated(
         share = flops.get(name, 0.0) / max(sum(flops.values()), 1.0)
         traffic[name] = 3 * size + 2 * share * activations
     traffic["other"] = 2 * per_device(subject.state)
-    return {part: value / count for part, value in flops.items()}, traffic, collectives
+    return {part: (value + again.get(part, 0.0)) / count for part, value in flops.items()}, traffic, collectives

@@ -3,6 +3,8 @@
 Nothing is allocated but shapes, and no data is needed: a batch looks as `data.rows` says.
 """
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -13,9 +15,10 @@ from mmjax import progress
 from mmjax.errors import UserError
 from mmjax.parallel import hlo, roofline, topology
 from mmjax.parallel.compilation import Outcome, Subject, compiled, describe, largest_batch
-from mmjax.parallel.estimate import estimated, kept_for_backward, memory_by_kind, per_device
+from mmjax.parallel.estimate import computed_again, estimated, kept_for_backward, memory_by_kind, per_device
 from mmjax.parallel.machines import Machine
 from mmjax.parallel.mesh import abstract_batch
+from mmjax.parallel.remat import POLICIES, can_offload, with_remat
 from mmjax.train import attention, report
 from mmjax.train.build import build_layout, build_source, data_directory
 from mmjax.train.loop import make_sampler
@@ -29,7 +32,7 @@ def plan(config: c.Experiment, machine: Machine, *, price: float | None = None, 
 
     Args:
       price: of a device-hour, in any currency.
-      search: also find the largest batch that fits, by compiling it.
+      search: also find the largest batch that fits, and what each remat makes of the config's batch, by compiling them.
 
     Raises:
       UserError: the config's mesh or batch does not divide among the machine's devices.
@@ -57,7 +60,9 @@ def plan(config: c.Experiment, machine: Machine, *, price: float | None = None, 
         "fits": bool(peak <= reached.memory and not (outcome and outcome.refused)), "peak_memory_bytes": peak,
         "usable_memory_bytes": reached.memory, "memory": memory,
     }  # fmt: skip
-    result |= timed(subject, machine, reached, outcome, rows, devices, kept[1]) | {
+    if kept.host:
+        result["host_memory_bytes"] = kept.host
+    result |= timed(subject, machine, reached, outcome, rows, devices, kept.activations) | {
         "assumptions": list(reached.assumptions)
     }
     if outcome is None and max(subject.mesh.shape["tensor"], subject.mesh.shape["context"]) > 1:
@@ -67,6 +72,8 @@ def plan(config: c.Experiment, machine: Machine, *, price: float | None = None, 
         if outcome is None:
             raise UserError(f"--search compiles the step again and again; {install}")
         result["search"] = largest_batch(subject, reached.memory, {rows: outcome})
+        result["search"]["remat"] = tried = remats(config, machine, reached, rows, devices)
+        result["search"]["cheapest_remat"] = cheapest(tried)
     return result
 
 
@@ -76,6 +83,34 @@ def attention_lines(subject: Subject) -> list[str]:
     return attention.lines(made)
 
 
+def remats(
+    config: c.Experiment, machine: Machine, reached: roofline.Rates, rows: int, devices: list[Any]
+) -> list[dict[str, Any]]:
+    """What every remat, of all towers, makes of the step of so many rows; compiled.
+
+    How long an offload takes is not known, and the roofline does not count it: it is tried where nothing else fits.
+    """
+    tried: list[dict[str, Any]] = []
+    for remat in POLICIES:
+        if remat == "offload" and (not can_offload(devices[0]) or any(one["fits"] for one in tried)):
+            continue
+        subject = describe(replace(config, model=with_remat(config.model, remat)), machine, devices)
+        outcome = compiled(subject, rows)
+        seconds = timed(subject, machine, reached, outcome, rows, devices)["step_seconds"]
+        tried.append({
+            "remat": remat, "fits": bool(outcome.refused is None and outcome.peak <= reached.memory),
+            "peak_memory_bytes": outcome.peak, "host_memory_bytes": outcome.memory.get("host_temp", 0.0),
+            "step_seconds": seconds,
+        })  # fmt: skip
+    return tried
+
+
+def cheapest(tried: Iterable[dict[str, Any]]) -> str | None:
+    """Of what `remats` found, the quickest that fits."""
+    fitting = [one for one in tried if one["fits"]]
+    return min(fitting, key=lambda one: one["step_seconds"])["remat"] if fitting else None
+
+
 def timed(
     subject: Subject,
     machine: Machine,
@@ -83,13 +118,18 @@ def timed(
     outcome: Outcome | None,
     rows: int,
     devices: Any,
-    activations: float,
+    activations: float = 0.0,
 ) -> dict[str, Any]:
-    """FLOPs, collectives and the roofline of a step."""
+    """FLOPs, collectives and the roofline of a step.
+
+    Args:
+      activations: bytes kept for the backward pass; without a program, what is moved follows from them.
+    """
     shape, program = dict(subject.mesh.shape), outcome and outcome.program
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), subject.state.params)
     flops = report.step_flops(subject.model, params, subject.layout, rows, training=True)
-    used, traffic, collectives = estimated(subject, flops, activations)
+    again = computed_again(subject, rows) if program is None else {}
+    used, traffic, collectives = estimated(subject, flops, again, activations)
     expected = {}
     for axis, kind, found in hlo.by_axis(collectives, shape):
         expected[axis, kind] = sum(one.times * one.bytes for one in found)

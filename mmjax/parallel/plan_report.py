@@ -27,6 +27,7 @@ def tables(result: Mapping[str, Any]) -> list[Any]:
             f"largest batch that fits: {found['batch_rows']} rows ({found['rows_per_device']} per device); tried "
             + ", ".join(f"{one['batch_rows']} ({_size(one['peak_memory_bytes'])})" for one in found["tried"])
         )
+        shown.append(_remats(found))
     return [*shown, *map(escape_markup, result["attention"]), "assumed: " + "; ".join(result["assumptions"])]
 
 
@@ -72,6 +73,18 @@ def _collectives(result: Mapping[str, Any]) -> Table:
             f"{one['bytes'] / 1e6:,.1f}",
             f"{one['expected'] / 1e6:,.1f}",
         )
+    return table
+
+
+def _remats(found: Mapping[str, Any]) -> Table:
+    cheapest = found["cheapest_remat"]
+    verdict = f"the cheapest that fits: {cheapest}" if cheapest else "[red]none fits[/red]"
+    table = Table("remat of all towers", title=verdict, title_justify="left")
+    for heading in ("memory per device", "fits", "step ms"):
+        table.add_column(heading, justify="right")
+    for one in found["remat"]:
+        fits = "yes" if one["fits"] else "no"
+        table.add_row(one["remat"], _size(one["peak_memory_bytes"]), fits, f"{1e3 * one['step_seconds']:.3g}")
     return table
 
 

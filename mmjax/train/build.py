@@ -10,6 +10,7 @@ from mmjax import config as c
 from mmjax import models, objectives
 from mmjax.errors import UserError
 from mmjax.train import weighting
+from mmjax.train.quantisation import quantised
 
 
 def instantiate(node: Any, room: Any, **common: Any) -> Any:
@@ -30,7 +31,8 @@ def instantiate(node: Any, room: Any, **common: Any) -> Any:
 def build_model(config: c.Multimodal) -> models.Multimodal:
     import jax.numpy as jnp
 
-    return instantiate(config, models, dtype=jnp.dtype(config.dtype), unroll=config.unroll)
+    model = instantiate(config, models, dtype=jnp.dtype(config.dtype), unroll=config.unroll)
+    return model if config.matrix_products == "full" else quantised(model, config.matrix_products)
 
 
 def build_objectives(config: c.Experiment) -> dict[str, Any]:

@@ -20,7 +20,9 @@ from mmjax.errors import Preempted, UserError
 from mmjax.evaluate.evaluation import Evaluator, canonical, table
 from mmjax.parallel.machines import PEAKS
 from mmjax.parallel.mesh import make_mesh, share_of_rows, state_shardings, to_devices, within
+from mmjax.parallel.remat import check_offload
 from mmjax.parallel.runtime import jit_once
+from mmjax.parallel.xla import check_options, described, options_of
 from mmjax.train import report
 from mmjax.train.attention import decided
 from mmjax.train.build import (
@@ -53,6 +55,7 @@ FREE_KEYS = (
     "model.attention",
     "model.strict_attention",
 )
+FREE_ENDS = (".remat",)
 
 
 def train(config: c.Experiment, run: Path) -> dict[str, Any]:
@@ -71,6 +74,8 @@ def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
     compiled = telemetry.CompileCounter("train_step")
     lead = jax.process_index() == 0
     mesh = make_mesh(**vars(config.mesh))
+    check_offload(config, jax.devices()[0])
+    check_options(options_of(config.xla, jax.devices()[0]), jax.devices()[0])
 
     # The data, and what it means for the model.
     source = build_source(config.data, "train")
@@ -103,6 +108,7 @@ def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
     peak = PEAKS.get(jax.devices()[0].device_kind)
     made = decided(config, model, abstract.params, layout, mesh)
     if lead:
+        note_compiler(run, {"first_step": first, **described(config.xla, jax.devices()[0])})
         report.start(config, run, abstract.params, flops, made, sampler, layout, source, first, peak)
     throughput = telemetry.Throughput(
         layout.hop / report.sample_rate(config), sum(flops.values()), peak and peak * jax.device_count()
@@ -227,7 +233,11 @@ def open_run(config: c.Experiment, run: Path, source) -> None:
     path = run / "config.json"
     if path.exists():
         old = c.load(path)
-        changed = {k: v for k, v in c.differences(old, config).items() if not k.startswith(FREE_KEYS)}
+        changed = {
+            k: v
+            for k, v in c.differences(old, config).items()
+            if not (k.startswith(FREE_KEYS) or k.endswith(FREE_ENDS))
+        }
         if changed:
             key, (before, now) = next(iter(changed.items()))
             raise UserError(
@@ -246,6 +256,12 @@ def open_run(config: c.Experiment, run: Path, source) -> None:
             temporary.replace(path)
     except OSError as error:
         raise UserError(f"cannot write to the run directory {run}: {error.strerror or error}") from None
+
+
+def note_compiler(run: Path, start: dict[str, Any]) -> None:
+    """Adds what compiles the step from now on to the run's directory: one line for each start."""
+    with open(run / "compiler.jsonl", "a") as file:
+        file.write(json.dumps(start) + "\n")
 
 
 def _check_same_data(run: Path, source) -> None:
@@ -290,8 +306,9 @@ def jitted_step(config: c.Experiment, model, objectives, optimizer, abstract: Tr
     mesh = jax.tree.leaves(abstract)[0].sharding.mesh
     # As the state came, so it leaves: another layout would make the second step another program.
     return jax.jit(
-        within(mesh, step), donate_argnums=0, out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), None)
-    )
+        within(mesh, step), donate_argnums=0, out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), None),
+        compiler_options=options_of(config.xla, mesh.devices.flat[0]) or None,
+    )  # fmt: skip
 
 
 def resume(checkpoints: Checkpoints, abstract: TrainState, sampler: Sampler) -> tuple[TrainState | None, int]:

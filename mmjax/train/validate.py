@@ -34,6 +34,7 @@ AT_LEAST = {
 }
 # Streams that have a meaning of their own; those of vectors need other names.
 TAKEN = ("speech", "image", "text", "transcript", "target", "examples", "answer", "fused")
+FREE = ("data.source.options.", "xla.options.")  # numbers that mean what others make of them
 SHARES = ("dropout", "label_smoothing", "ema", "b1", "b2", "momentum")
 AT_MOST_ONE = ("probability", "share", "start", "time_width", "multiplicity", "maximum_share", "quiet")
 
@@ -342,7 +343,7 @@ def _check_writer(name: str, head: Any, objective: Any, config: c.Experiment) ->
 def _check_numbers(config: c.Experiment) -> None:
     values = c.flat(config)
     for path, value in values.items():
-        if isinstance(value, int | float) and not isinstance(value, bool) and "data.source.options." not in path:
+        if isinstance(value, int | float) and not isinstance(value, bool) and not path.startswith(FREE):
             least = next((low for end, low in AT_LEAST.items() if path.endswith(end)), 1 if type(value) is int else 0.0)
             if value < least:
                 raise UserError(f"{path} is {value}; it must be at least {least}")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from mmjax.models.fusion.base import Fusion, read_out
 from mmjax.models.layers import layer_norm, stack
+from mmjax.models.remat import Remat
 from mmjax.models.segments import having
 from mmjax.models.transformer import TransformerBlock
 from mmjax.stream import Stream, concatenate, only_tokens
@@ -65,6 +66,7 @@ class Bottleneck(Fusion):
     bottlenecks: int
     dropout: float = 0.0
     unroll: bool = False
+    remat: Remat = "none"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -78,7 +80,7 @@ class Bottleneck(Fusion):
             shared[name] = jnp.repeat(there[name].segments, self.bottlenecks, axis=1)
         bottlenecks = self.learned("bottlenecks", self.bottlenecks, examples).features
         blocks = stack(
-            BottleneckBlock, self.layers, 2, self.unroll, heads=self.heads, mlp=self.mlp, dropout=self.dropout, train=train,
+            BottleneckBlock, self.layers, 2, self.unroll, self.remat, heads=self.heads, mlp=self.mlp, dropout=self.dropout, train=train,
             dtype=self.dtype,
         )  # fmt: skip
         tokens = {name: stream.features for name, stream in joint.items()}

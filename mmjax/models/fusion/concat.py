@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from mmjax.models.fusion.base import Fusion, read_out
 from mmjax.models.layers import layer_norm, stack
+from mmjax.models.remat import Remat
 from mmjax.models.transformer import TransformerBlock
 from mmjax.stream import Stream, concatenate
 
@@ -24,6 +25,7 @@ class Concat(Fusion):
     mlp: int
     dropout: float = 0.0
     unroll: bool = False
+    remat: Remat = "none"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -31,7 +33,7 @@ class Concat(Fusion):
         """Streams [B, T_m, W_m] and the slots of the examples [B, N] -> [B, N, width]."""
         joint = concatenate([*self.common(streams).values(), self.learned("class_token", 1, examples)])
         blocks = stack(
-            TransformerBlock, self.layers, 2, self.unroll, heads=self.heads, mlp=self.mlp, rotary=False, dropout=self.dropout,
+            TransformerBlock, self.layers, 2, self.unroll, self.remat, heads=self.heads, mlp=self.mlp, rotary=False, dropout=self.dropout,
             train=train, dtype=self.dtype,
         )  # fmt: skip
         x, _ = blocks(joint.features, joint.segments, joint.positions)

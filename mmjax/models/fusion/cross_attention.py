@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from mmjax.models.attention import MultiHeadAttention
 from mmjax.models.fusion.base import Fusion, read_out
 from mmjax.models.layers import FeedForward, layer_norm, stack
+from mmjax.models.remat import Remat
 from mmjax.stream import Stream, concatenate
 
 
@@ -50,6 +51,7 @@ class CrossAttention(Fusion):
     queries: int
     dropout: float = 0.0
     unroll: bool = False
+    remat: Remat = "none"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -67,6 +69,6 @@ class CrossAttention(Fusion):
 
     def blocks(self, train: bool) -> nn.Module:
         return stack(
-            CrossAttentionBlock, self.layers, 2, self.unroll, heads=self.heads, mlp=self.mlp, dropout=self.dropout, train=train,
+            CrossAttentionBlock, self.layers, 2, self.unroll, self.remat, heads=self.heads, mlp=self.mlp, dropout=self.dropout, train=train,
             dtype=self.dtype,
         )  # fmt: skip

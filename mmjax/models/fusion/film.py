@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from mmjax.models.fusion.base import Fusion, pool, spread
 from mmjax.models.layers import FeedForward, dense, layer_norm, stack
+from mmjax.models.remat import Remat
 from mmjax.stream import Stream, concatenate, only_tokens
 
 
@@ -49,6 +50,7 @@ class FiLM(Fusion):
     mlp: int
     dropout: float = 0.0
     unroll: bool = False
+    remat: Remat = "none"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -64,7 +66,7 @@ class FiLM(Fusion):
             total = total + only_tokens(condition._replace(features=said)).features
         if tokens:
             others = concatenate(list(tokens.values()))
-            make = partial(stack, FiLMBlock, self.layers, 2, self.unroll)
+            make = partial(stack, FiLMBlock, self.layers, 2, self.unroll, self.remat)
             blocks = make(mlp=self.mlp, dropout=self.dropout, train=train, dtype=self.dtype)
             x, _ = blocks(others.features, others.segments, condition)
             total = total + pool(others._replace(features=x), examples).features.astype(self.dtype)

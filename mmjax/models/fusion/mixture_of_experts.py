@@ -68,6 +68,6 @@ class MixtureOfExperts(CrossAttention):
 
     def blocks(self, train: bool) -> nn.Module:
         return stack(
-            MixtureBlock, self.layers, 2, self.unroll, heads=self.heads, mlp=self.mlp, dropout=self.dropout, train=train,
+            MixtureBlock, self.layers, 2, self.unroll, self.remat, heads=self.heads, mlp=self.mlp, dropout=self.dropout, train=train,
             dtype=self.dtype, experts=self.experts, chosen=self.chosen,
         )  # fmt: skip

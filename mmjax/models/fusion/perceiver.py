@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from mmjax.models.attention import MultiHeadAttention
 from mmjax.models.fusion.base import Fusion, read_out
 from mmjax.models.layers import ACTIVATIONS, FeedForward, layer_norm, stack
+from mmjax.models.remat import Remat
 from mmjax.stream import Stream, concatenate
 
 
@@ -49,6 +50,7 @@ class Perceiver(Fusion):
     latents: int
     dropout: float = 0.0
     unroll: bool = False
+    remat: Remat = "none"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -57,7 +59,7 @@ class Perceiver(Fusion):
         tokens = concatenate(list(self.common(streams).values()))
         latents = self.learned("latents", self.latents, examples)
         blocks = stack(
-            PerceiverBlock, self.layers, 2, self.unroll, heads=self.heads, mlp=self.mlp, dropout=self.dropout, train=train,
+            PerceiverBlock, self.layers, 2, self.unroll, self.remat, heads=self.heads, mlp=self.mlp, dropout=self.dropout, train=train,
             dtype=self.dtype,
         )  # fmt: skip
         x, _ = blocks(latents.features, latents.segments, tokens)

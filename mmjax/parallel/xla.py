@@ -1,0 +1,100 @@
+"""The compiler's options of a run: a preset and the user's own, checked against the version that is here, and recorded."""
+
+import importlib.metadata
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mmjax import config as c
+from mmjax.errors import UserError, nearest
+from mmjax.parallel.xla_presets import PRESETS, Options
+
+# Packages that a compiler comes in, with the file in it.
+COMPILERS = {
+    "cpu": (("jaxlib", "jaxlib", "libjax_common.so"),),
+    "gpu": (
+        ("jax-cuda12-pjrt", "jax_plugins.xla_cuda12", "xla_cuda_plugin.so"),
+        ("jax-cuda13-pjrt", "jax_plugins.xla_cuda13", "xla_cuda_plugin.so"),
+    ),
+    "tpu": (("libtpu", "libtpu", "libtpu.so"),),
+}
+# Options that JAX itself reads.
+OF_JAX = ("exec_time_optimization_effort", "memory_fitting_effort", "optimization_level", "memory_fitting_level")
+
+
+def platform_of(device: Any) -> str:
+    return {"cuda": "gpu", "rocm": "gpu"}.get(device.platform, device.platform)
+
+
+def options_of(chosen: c.XLA, device: Any) -> Options:
+    """The preset's options for a device, and the user's, which go before."""
+    return {**PRESETS[chosen.preset].get(platform_of(device), {}), **chosen.options}
+
+
+def check_options(options: Options, device: Any) -> None:
+    """Compiles a trivial program with the options.
+
+    Args:
+      device: a real one, one of a topology, or simulated.
+
+    Raises:
+      UserError: the compiler knows one of them not, or not with this value.
+    """
+    if not options or _refused(options, device) is None:
+        return
+    for name, value in options.items():
+        reason = _refused({name: value}, device)
+        if reason is None:
+            continue
+        version = version_of(device)
+        if "No such compile option" in reason:
+            near = nearest(name, _known(device))  # of thousands: one, or none
+            raise UserError(f"xla: {version} has no option '{name}'{near if near.startswith('; did') else ''}")
+        raise UserError(f"xla: {version} refuses {name}={value!r}: {reason}")
+    raise UserError(f"xla: {version_of(device)} refuses the options together: {_refused(options, device)}")
+
+
+def _refused(options: Options, device: Any) -> str | None:
+    """What the compiler has against options, in one line."""
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    lowered = jax.jit(lambda x: x + 1.0, compiler_options=dict(options)).lower(
+        jax.ShapeDtypeStruct((), "float32", sharding=sharding)
+    )
+    try:
+        lowered.compile()
+    except (jax.errors.JaxRuntimeError, TypeError, ValueError) as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def version_of(device: Any) -> str:
+    """The package that has the compiler for a device, and its version."""
+    package, _ = _compiler(device)
+    return f"{package} {importlib.metadata.version(package)}" if package else f"jax {jax.__version__}"
+
+
+def _compiler(device: Any) -> tuple[str | None, Path | None]:
+    for package, module, file in COMPILERS.get(platform_of(device), ()):
+        found = importlib.util.find_spec(module)
+        if found is not None:
+            path = Path(next(iter(found.submodule_search_locations))) / file
+            return package, path if path.is_file() else None
+    return None, None
+
+
+def _known(device: Any) -> set[str]:
+    """All words in the compiler's file that look like its options: it has no other list of them."""
+    path = _compiler(device)[1]
+    words = re.findall(rb"xla_[a-z0-9_]{4,80}", path.read_bytes()) if path else ()
+    return {*OF_JAX, *(word.decode() for word in words)}
+
+
+def described(chosen: c.XLA, device: Any) -> dict[str, Any]:
+    """What compiles a run's step, for the records of the run."""
+    return {
+        "jax": jax.__version__, "compiler": version_of(device), "device": device.device_kind, "preset": chosen.preset,
+        "options": options_of(chosen, device),
+    }  # fmt: skip
