@@ -27,8 +27,9 @@ from mmjax.evaluate.evaluation import evaluate_run
 from mmjax.parallel.mesh import make_mesh
 from mmjax.train import report
 from mmjax.train.build import build_layout, build_model, build_source
-from mmjax.train.loop import state_maker, train
+from mmjax.train.loop import train
 from mmjax.train.optimizer import build_optimizer
+from mmjax.train.program import state_maker
 
 HEADS = 4
 FUSIONS = (

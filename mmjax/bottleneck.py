@@ -21,11 +21,12 @@ from mmjax.train.build import (
     build_layout,
     build_model,
     build_objectives,
+    build_sampler,
     build_source,
 )
 from mmjax.train.labels import check_labels
-from mmjax.train.loop import jitted_step, make_sampler, state_maker
 from mmjax.train.optimizer import build_optimizer
+from mmjax.train.program import jitted_step, state_maker
 from mmjax.train.validate import check_config
 
 PARTS = {
@@ -89,7 +90,7 @@ def measure(config: c.Experiment, count: int = 8, step_seconds: float | None = N
     source = build_source(config.data, "train")
     check_labels(config, source)
     layout = build_layout(config, source.tokenizer)
-    sampler, timed, mesh = make_sampler(config, layout, source), Timed(source), make_mesh(**vars(config.mesh))
+    sampler, timed, mesh = build_sampler(config, layout, source), Timed(source), make_mesh(**vars(config.mesh))
     changes = build_image_augmentation(config), build_image_mixing(config)
     batches = Batches(timed, layout, sampler, 0, 1, *changes)
     made, rows = [batches[0]], []  # what is loaded at first use does not count

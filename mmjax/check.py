@@ -33,8 +33,8 @@ from mmjax.parallel.mesh import make_mesh, share_of_rows, state_shardings, to_de
 from mmjax.stream import Batch
 from mmjax.train.build import build_layout, build_model, build_objectives, build_source
 from mmjax.train.labels import check_labels
-from mmjax.train.loop import jitted_step, state_maker
 from mmjax.train.optimizer import build_optimizer
+from mmjax.train.program import jitted_step, state_maker
 from mmjax.train.step import loss_and_gradients, unboxed
 from mmjax.train.validate import check_config
 

@@ -17,8 +17,7 @@ from mmjax.data.sources import learnable, open_collection, open_tokenizer
 from mmjax.data.tfds_description import splits_of
 from mmjax.data.tuxpaint_stamps import SPLITS
 from mmjax.errors import UserError
-from mmjax.train.build import build_layout, build_source, data_directory
-from mmjax.train.loop import make_sampler
+from mmjax.train.build import build_layout, build_sampler, build_source, data_directory
 
 KINDS = {
     ".jsonl": c.Manifest,
@@ -92,7 +91,7 @@ def inspect(source: str, split: str, page: str | None, examples: int = 24) -> di
         config = c.load(source)
         data = build_source(config.data, split)
         layout = build_layout(config, data.tokenizer)
-        sampler = make_sampler(config, layout, data) if split == "train" else None
+        sampler = build_sampler(config, layout, data) if split == "train" else None
         if sampler is not None:
             useful = sampler.useful_share(layout.tokens(data.sizes), range(50))
             padding = {name: 1.0 - share for name, share in useful.items()}

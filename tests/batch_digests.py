@@ -15,8 +15,7 @@ import numpy as np
 from mmjax import config as c
 from mmjax.data.loader import Batches
 from mmjax.parallel import processes
-from mmjax.train.build import build_image_augmentation, build_layout, build_source
-from mmjax.train.loop import make_sampler
+from mmjax.train.build import build_image_augmentation, build_layout, build_sampler, build_source
 
 
 def main(run: str, state: str, *steps: str) -> None:
@@ -24,7 +23,7 @@ def main(run: str, state: str, *steps: str) -> None:
     config = c.load(f"{run}/config.json")
     source = build_source(config.data, "train")
     layout = build_layout(config, source.tokenizer)
-    sampler = make_sampler(config, layout, source)
+    sampler = build_sampler(config, layout, source)
     if json.loads(state):
         sampler.restore(json.loads(state))
     augmentation = build_image_augmentation(config)

@@ -8,8 +8,7 @@ from conftest import tiny
 from mmjax import check
 from mmjax import config as c
 from mmjax.data.loader import Batches
-from mmjax.train.build import build_layout
-from mmjax.train.loop import make_sampler
+from mmjax.train.build import build_layout, build_sampler
 
 
 def augmented(**changes):
@@ -40,7 +39,7 @@ def test_perturbed_recordings_take_the_room_that_the_sampler_gave_them(source):
     config = tiny()
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, speed=c.SpeedPerturbation()))
     layout = build_layout(config, source.tokenizer)
-    batches = Batches(source, layout, make_sampler(config, layout, source))
+    batches = Batches(source, layout, build_sampler(config, layout, source))
     found = set()
     for step in range(4):
         batch = batches[step]
@@ -57,7 +56,7 @@ def test_speeds_change_from_epoch_to_epoch_and_are_the_same_after_a_resume(sourc
     config = tiny()
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, speed=c.SpeedPerturbation()))
     layout = build_layout(config, source.tokenizer)
-    sampler, again = make_sampler(config, layout, source), make_sampler(config, layout, source)
+    sampler, again = build_sampler(config, layout, source), build_sampler(config, layout, source)
     seen = {}
     for step in range(60):
         for row in sampler.rows(step):

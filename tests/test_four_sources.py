@@ -151,12 +151,11 @@ def test_batches_are_the_same_on_1_2_and_4_processes_before_and_after_a_kill(tmp
 
 
 def test_all_four_sources_are_drawn_in_their_shares(tmp_path):
-    from mmjax.train.build import build_layout
-    from mmjax.train.loop import make_sampler
+    from mmjax.train.build import build_layout, build_sampler
 
     config = four_sources(tmp_path, 20)
     source = build_source(config.data, "train")
-    sampler = make_sampler(config, build_layout(config, source.tokenizer), source)
+    sampler = build_sampler(config, build_layout(config, source.tokenizer), source)
     drawn = np.concatenate([row.examples for step in range(100) for row in sampler.rows(step)])
     numbers, names = source.groups["source"]
     found = np.bincount(numbers[drawn], minlength=4) / len(drawn)

@@ -12,8 +12,7 @@ from mmjax.data.loader import Batches
 from mmjax.data.mixture import proportions
 from mmjax.data.sampler import Sampler
 from mmjax.errors import UserError
-from mmjax.train.build import build_layout, build_source
-from mmjax.train.loop import make_sampler
+from mmjax.train.build import build_layout, build_sampler, build_source
 
 SIZES = {"a": 1000, "b": 300, "c": 20}
 
@@ -125,7 +124,7 @@ def test_batches_of_a_mixture_do_not_depend_on_the_number_of_hosts(mixed):
     layout = build_layout(mixed, source.tokenizer)
 
     def batches(host, hosts):
-        return Batches(source, layout, make_sampler(mixed, layout, source), host, hosts)
+        return Batches(source, layout, build_sampler(mixed, layout, source), host, hosts)
 
     for step in (0, 7):
         whole = batches(0, 1)[step]
@@ -144,7 +143,7 @@ def test_pictures_of_a_source_of_one_size_are_shown_in_a_mixture(mixed):
     """The other sources have none, and do not say how large theirs are."""
     source = build_source(mixed.data, "train")
     layout = build_layout(mixed, source.tokenizer)
-    batches = Batches(source, layout, make_sampler(mixed, layout, source))
+    batches = Batches(source, layout, build_sampler(mixed, layout, source))
     batch = batches[0]
     assert not batches.skipped, "room is kept for everything, transcripts as well"
     numbers, image = batch["examples"], batch["image"]
@@ -161,4 +160,4 @@ def test_a_mixture_that_ends_too_soon_is_refused(mixed):
     config = dataclasses.replace(mixed, steps=1000, data=dataclasses.replace(mixed.data, source=limited))
     source = build_source(config.data, "train")
     with pytest.raises(UserError, match="used up after .* steps of 1000; raise data.source.epochs"):
-        make_sampler(config, build_layout(config, source.tokenizer), source)
+        build_sampler(config, build_layout(config, source.tokenizer), source)

@@ -172,7 +172,7 @@ import jax
 from mmjax import config as c
 from mmjax.parallel import compilation, machines
 from mmjax.parallel.mesh import to_devices
-from mmjax.train.loop import state_maker
+from mmjax.train.program import state_maker
 
 rows = 256
 config = tiny(mesh=c.Mesh(data=2, fsdp=4))

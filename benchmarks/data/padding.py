@@ -14,8 +14,7 @@ from mmjax.data.capacity import propose
 from mmjax.data.layout import Layout
 from mmjax.data.sampler import NEEDS, Sampler
 from mmjax.train import report
-from mmjax.train.build import build_layout, build_source, data_directory
-from mmjax.train.loop import make_sampler
+from mmjax.train.build import build_layout, build_sampler, build_source, data_directory
 
 LABELS_PER_SECOND = 3.7  # of 1,024 pieces, as in benchmarks/ctc.py
 UTTERANCES = 281_241  # of the 960 hours
@@ -118,7 +117,7 @@ def trimodal() -> dict[str, Any]:
     source = build_source(config.data, "train")
     layout = build_layout(config, source.tokenizer)
     cost = report.position_flops(config, layout)
-    taken = make_sampler(config, layout, source).taken()
+    taken = build_sampler(config, layout, source).taken()
     tall = np.array([cost[name] + 1e-3 * max(cost.values()) for name in layout.rows])
     names, multiple = list(layout.rows), np.array([layout.align, 64, 1, 1, 1])
     capacity = propose(taken, tall, 48 * float((taken.mean(axis=0) * tall).sum()), multiple)
@@ -127,7 +126,7 @@ def trimodal() -> dict[str, Any]:
     )
     layout = build_layout(config, source.tokenizer)
     cost = report.position_flops(config, layout)
-    share, by_stream, drawn = packed(make_sampler(config, layout, source), layout, source.sizes, cost, 60)
+    share, by_stream, drawn = packed(build_sampler(config, layout, source), layout, source.sizes, cost, 60)
     costs = np.array([cost[name] for name in names])
     half_minute = np.array([3_000, *drawn.max(axis=0)[1:]]) * len(drawn)
     return {

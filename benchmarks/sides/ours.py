@@ -87,7 +87,7 @@ def trainer(config: Any, examples: list[Raw]) -> tuple[Callable[[], float], Any,
     from mmjax.parallel.compilation import describe
     from mmjax.parallel.machines import parse
     from mmjax.parallel.mesh import to_devices
-    from mmjax.train.loop import jitted_step, state_maker
+    from mmjax.train.program import jitted_step, state_maker
 
     subject = describe(config, parse("cpu:1"), jax.devices()[:1])
     host = packed(examples, subject.layout, config.data.batch_rows)

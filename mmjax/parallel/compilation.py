@@ -15,8 +15,8 @@ from mmjax.parallel.mesh import abstract_batch, make_mesh, mesh_shape
 from mmjax.parallel.remat import check_offload
 from mmjax.parallel.xla import check_options, options_of
 from mmjax.train.build import build_layout, build_model, build_objectives
-from mmjax.train.loop import jitted_step, state_maker
 from mmjax.train.optimizer import build_optimizer
+from mmjax.train.program import jitted_step, state_maker
 
 
 class Subject(NamedTuple):

@@ -20,8 +20,7 @@ from mmjax.parallel.machines import Machine
 from mmjax.parallel.mesh import abstract_batch
 from mmjax.parallel.remat import POLICIES, can_offload, with_remat
 from mmjax.train import attention, report
-from mmjax.train.build import build_layout, build_source, data_directory
-from mmjax.train.loop import make_sampler
+from mmjax.train.build import build_layout, build_sampler, build_source, data_directory
 from mmjax.train.validate import check_config
 
 ASSUMED_SHARE = 0.9  # of the positions of every stream that hold a token, where no data says it
@@ -193,7 +192,7 @@ def useful_share(subject: Subject) -> tuple[dict[str, float], str]:
         try:
             opened = build_source(subject.config.data, "train")
             layout = build_layout(subject.config, opened.tokenizer)
-            share = make_sampler(subject.config, layout, opened).useful_share(layout.tokens(opened.sizes), range(3))
+            share = build_sampler(subject.config, layout, opened).useful_share(layout.tokens(opened.sizes), range(3))
             return share, "the data, packed as in the first 3 steps"
         except (UserError, ImportError) as error:
             progress.console.print(f"[yellow]the data says nothing: {error}[/yellow]")

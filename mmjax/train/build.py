@@ -153,3 +153,28 @@ def build_layout(config: c.Experiment, tokenizer=None):
     return Layout(
         rows=config.data.rows, tokenizer=tokenizer, vectors=vectors, answers=answers, distribution=mixed, **geometry
     )
+
+
+def build_sampler(config: c.Experiment, layout, source):
+    """Which examples of the source stand in which row of which step."""
+    import numpy as np
+
+    from mmjax.data.sampler import Sampler
+
+    data, speed, sizes = config.data, build_speed(config), source.sizes
+    if speed is None:
+        positions = layout.positions(sizes)
+    else:
+        played = [speed.lengths(sizes["speech"], np.full(len(source), i)) for i in range(len(speed.speeds))]
+        positions = [layout.positions({**sizes, "speech": lengths}) for lengths in played]
+    mixed = getattr(source, "proportions", None)
+    sampler = Sampler(
+        positions, layout.rows, data.subsets, data.batch_rows, seed=config.seed, window=data.window, speed=speed,
+        mixture=mixed and (source.lengths, mixed),
+    )  # fmt: skip
+    if not sampler.endless and len(sampler) < config.steps:
+        raise UserError(
+            f"the sources of the mixture are used up after {len(sampler)} steps of {config.steps}; raise "
+            "data.source.epochs, or train for fewer steps"
+        )
+    return sampler

@@ -19,9 +19,8 @@ from mmjax.data.sampler import Sampler
 from mmjax.errors import Preempted, UserError
 from mmjax.evaluate.evaluation import Evaluator, canonical, table
 from mmjax.parallel.machines import PEAKS
-from mmjax.parallel.mesh import make_mesh, share_of_rows, state_shardings, to_devices, within
+from mmjax.parallel.mesh import make_mesh, share_of_rows, to_devices
 from mmjax.parallel.remat import check_offload
-from mmjax.parallel.runtime import jit_once
 from mmjax.parallel.xla import check_options, described, options_of
 from mmjax.train import report
 from mmjax.train.attention import decided
@@ -31,15 +30,15 @@ from mmjax.train.build import (
     build_layout,
     build_model,
     build_objectives,
+    build_sampler,
     build_source,
-    build_speed,
-    build_weighting,
 )
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.initial import load_initial
 from mmjax.train.labels import check_labels
 from mmjax.train.optimizer import build_optimizer, build_schedule
-from mmjax.train.step import TrainState, init_state, make_train_step, unboxed
+from mmjax.train.program import jitted_step, state_maker
+from mmjax.train.step import TrainState
 from mmjax.train.validate import check_config
 
 # What may change between the start of a run and its continuation: none of it changes what is computed.
@@ -81,7 +80,7 @@ def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
     source = build_source(config.data, "train")
     check_labels(config, source)
     layout = build_layout(config, source.tokenizer)
-    sampler = make_sampler(config, layout, source)
+    sampler = build_sampler(config, layout, source)
     changes = build_image_augmentation(config), build_image_mixing(config)
     share = share_of_rows(mesh)
     batches = Batches(source, layout, sampler, *share, *changes)
@@ -190,26 +189,6 @@ def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
     return results
 
 
-def make_sampler(config: c.Experiment, layout, source) -> Sampler:
-    data, speed, sizes = config.data, build_speed(config), source.sizes
-    if speed is None:
-        positions = layout.positions(sizes)
-    else:
-        played = [speed.lengths(sizes["speech"], np.full(len(source), i)) for i in range(len(speed.speeds))]
-        positions = [layout.positions({**sizes, "speech": lengths}) for lengths in played]
-    mixed = getattr(source, "proportions", None)
-    sampler = Sampler(
-        positions, layout.rows, data.subsets, data.batch_rows, seed=config.seed, window=data.window, speed=speed,
-        mixture=mixed and (source.lengths, mixed),
-    )  # fmt: skip
-    if not sampler.endless and len(sampler) < config.steps:
-        raise UserError(
-            f"the sources of the mixture are used up after {len(sampler)} steps of {config.steps}; raise "
-            "data.source.epochs, or train for fewer steps"
-        )
-    return sampler
-
-
 @contextmanager
 def claimed(run: Path):
     """Makes the run's directory and keeps other processes from training in it, until this one ends or is killed."""
@@ -275,40 +254,6 @@ def _check_same_data(run: Path, source) -> None:
     answers = run / "answers.json"
     if answers.is_file() and c.read_json(answers) != list(source.answers):
         raise UserError(f"{run} was trained with other answers: its data has changed since; choose another --run-dir")
-
-
-def state_maker(config: c.Experiment, model, optimizer, layout, mesh):
-    """The abstract state with its shardings, and a function that makes the real one, divided as it should be."""
-    batch, weighting = layout.empty(1), build_weighting(config)
-    model = model.clone(attention="xla", strict_attention=False)  # parameters do not depend on it
-
-    def initialise() -> TrainState:
-        weights = weighting and weighting.init(list(config.objectives))
-        learned = weighting is not None and weighting.learned
-        return init_state(model, optimizer, batch, config.seed, config.optimizer.ema is not None, weights, learned)
-
-    boxed = jax.eval_shape(initialise)
-    shardings = state_shardings(boxed, mesh)
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        unboxed(boxed),
-        shardings,
-    )
-    return abstract, jit_once(lambda: unboxed(initialise()), out_shardings=shardings)
-
-
-def jitted_step(config: c.Experiment, model, objectives, optimizer, abstract: TrainState):
-    """The train step as the run compiles it: (state, batch) -> (state, metrics), the state given away."""
-    step = make_train_step(
-        model, objectives, optimizer, seed=config.seed, average_decay=config.optimizer.ema,
-        micro_batches=config.optimizer.accumulation, weighting=build_weighting(config),
-    )  # fmt: skip
-    mesh = jax.tree.leaves(abstract)[0].sharding.mesh
-    # As the state came, so it leaves: another layout would make the second step another program.
-    return jax.jit(
-        within(mesh, step), donate_argnums=0, out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), None),
-        compiler_options=options_of(config.xla, mesh.devices.flat[0]) or None,
-    )  # fmt: skip
 
 
 def resume(checkpoints: Checkpoints, abstract: TrainState, sampler: Sampler) -> tuple[TrainState | None, int]:
