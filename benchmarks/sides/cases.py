@@ -51,6 +51,13 @@ MODELS = {
 }
 
 
+def tiny(size: Size) -> Size:
+    """The same towers, narrow and shallow, to see that everything runs."""
+    small = dict(layers=2, width=32, heads=2, mlp=64)
+    towers = {name: sizes | {k: v for k, v in small.items() if k in sizes} for name, sizes in size.towers.items()}
+    return size._replace(towers=towers)
+
+
 class Raw(NamedTuple):
     """One example before anyone has packed or padded it."""
 
@@ -65,14 +72,14 @@ class Case(NamedTuple):
     """A model's examples.
 
     Attributes:
-      model: of `MODELS`.
+      size: of the model.
       examples: of one measurement, all of which both sides train on.
       batch: how many of them torch takes at a time.
       rows, per_row: ours takes so many rows at a time, of so many positions each.
       audio: whether samples are counted in seconds of audio, not in examples.
     """
 
-    model: str
+    size: Size
     examples: list[Raw]
     batch: int
     rows: int
@@ -91,40 +98,40 @@ def conformer_s() -> Case:
     """8 recordings of 8 s: one in each row."""
     draw = np.random.default_rng(0)
     examples = [spoken(8.0, draw) for _ in range(8)]
-    return Case("conformer_s", examples, 8, 8, {"speech": 800, "transcript": 32, "examples": 1})
+    return Case(MODELS["conformer_s"], examples, 8, 8, {"speech": 800, "transcript": 32, "examples": 1})
 
 
-def real_lengths(model: str, count: int, batch: int, rows: int, row: int) -> Case:
+def real_lengths(size: Size, count: int, batch: int, rows: int, row: int) -> Case:
     """Recordings as long as LibriSpeech's; ours go into as few rows of so many hops as need be."""
     draw = np.random.default_rng(0)
     examples = [spoken(float(seconds), draw) for seconds in durations(count)]
     return Case(
-        model, examples, batch, rows, {"speech": row, "transcript": row // 20, "examples": row // 100}, audio=True
+        size, examples, batch, rows, {"speech": row, "transcript": row // 20, "examples": row // 100}, audio=True
     )
 
 
-def pictures(model: str, count: int) -> Case:
+def pictures(size: Size, count: int) -> Case:
     """Pictures of one size, one in each row."""
-    draw, sizes = np.random.default_rng(0), MODELS[model].towers["image"]
-    side, classes = sizes["image_size"], MODELS[model].classes
+    draw, sizes = np.random.default_rng(0), size.towers["image"]
+    side = sizes["image_size"]
     examples = [
-        Raw(image=draw.integers(0, 256, (side, side, 3), np.uint8), answer=int(draw.integers(classes)))
+        Raw(image=draw.integers(0, 256, (side, side, 3), np.uint8), answer=int(draw.integers(size.classes)))
         for _ in range(count)
     ]
-    return Case(model, examples, count, count, {"image": (side // sizes["patch"]) ** 2 + 1, "examples": 1})
+    return Case(size, examples, count, count, {"image": (side // sizes["patch"]) ** 2 + 1, "examples": 1})
 
 
-def texts(model: str, count: int) -> Case:
+def texts(size: Size, count: int) -> Case:
     """Texts as long as the model takes, one in each row."""
-    draw, sizes = np.random.default_rng(0), MODELS[model].towers["text"]
+    draw, sizes = np.random.default_rng(0), size.towers["text"]
     examples = [
         Raw(
             text=draw.integers(1, sizes["vocabulary"], sizes["length"], np.int32),
-            answer=int(draw.integers(MODELS[model].classes)),
+            answer=int(draw.integers(size.classes)),
         )
         for _ in range(count)
     ]
-    return Case(model, examples, count, count, {"text": sizes["length"], "examples": 1})
+    return Case(size, examples, count, count, {"text": sizes["length"], "examples": 1})
 
 
 def trimodal() -> Case:
@@ -135,15 +142,13 @@ def trimodal() -> Case:
         raw = spoken(2.08, draw, size.pieces)
         image, words = draw.integers(0, 256, (side, side, 3), np.uint8), draw.integers(1, 128, 10, np.int32)
         examples.append(raw._replace(image=image, text=words, answer=int(draw.integers(size.classes))))
-    return Case(
-        "trimodal", examples, 48, 16, {"speech": 624, "image": 192, "text": 30, "transcript": 24, "examples": 3}
-    )
+    return Case(size, examples, 48, 16, {"speech": 624, "image": 192, "text": 30, "transcript": 24, "examples": 3})
 
 
 CPU = {
     "conformer_s": conformer_s,
-    "vit_s16": partial(pictures, "vit_s16", 8),
-    "text": partial(texts, "text", 32),
+    "vit_s16": partial(pictures, MODELS["vit_s16"], 8),
+    "text": partial(texts, MODELS["text"], 32),
     "trimodal": trimodal,
-    "conformer_s_real_lengths": partial(real_lengths, "conformer_s", count=64, batch=8, rows=2, row=4400),
+    "conformer_s_real_lengths": partial(real_lengths, MODELS["conformer_s"], count=64, batch=8, rows=2, row=4400),
 }

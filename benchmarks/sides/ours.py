@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.sides.cases import CPU, MODELS, Case, Raw
+from benchmarks.sides.cases import CPU, Case, Raw
 
 
 def experiment(case: Case, dtype: str = "float32", unroll: bool = True) -> Any:
     """The config that trains a case."""
     from mmjax import config as c
 
-    towers, classes, pieces = MODELS[case.model]
+    towers, classes, pieces = case.size
     bert = dict(positions="learned", types=2, block=c.BlockStyle(post_norm=True, epsilon=1e-12))
     several, encoders, heads, objectives = "fusion" in towers, {}, {}, {}
     if "speech" in towers:
@@ -26,7 +26,7 @@ def experiment(case: Case, dtype: str = "float32", unroll: bool = True) -> Any:
         heads["answer"] = c.Head(reads=reads, outputs=classes, pool=pool)
         objectives["answer"] = c.Classification()
     return c.Experiment(
-        name=case.model,
+        name="+".join(encoders),
         steps=1000,
         data=c.Data(
             source=c.OwnSource(file=__file__, name="none"), batch_rows=case.rows, rows=case.per_row,

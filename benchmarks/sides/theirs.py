@@ -92,7 +92,7 @@ class Speech(nn.Module):
         """[B, samples] and how many are real [B] -> [B, T, width], how many tokens are real [B]."""
         x = self.stem(self.front_end(samples))
         tokens = _frames((lengths - WINDOW) // HOP + 1)
-        real = torch.arange(x.shape[1]) < tokens[:, None]
+        real = torch.arange(x.shape[1], device=x.device) < tokens[:, None]
         if self.rotary:
             return self.blocks(x, attention_mask=real).last_hidden_state, tokens
         seen = None if real.all() else (real[:, None, None, :] & real[:, None, :, None])
@@ -184,9 +184,9 @@ class CrossAttention(nn.Module):
 class Model(nn.Module):
     """Any of the models: batch in, loss out."""
 
-    def __init__(self, name: str):
+    def __init__(self, size: cases.Size):
         super().__init__()
-        (towers, classes, pieces), self.fusion = cases.MODELS[name], None
+        (towers, classes, pieces), self.fusion = size, None
         several = "fusion" in towers
         widths = {part: sizes["width"] for part, sizes in towers.items()}
         if "speech" in towers:
@@ -206,7 +206,7 @@ class Model(nn.Module):
         if "speech" in batch:
             x, tokens = self.speech(batch["speech"], batch["samples"])
             streams.append(x)
-            scores = self.transcript(x).log_softmax(-1).transpose(0, 1)
+            scores = self.transcript(x).float().log_softmax(-1).transpose(0, 1)
             loss = loss + F.ctc_loss(scores, batch["transcript"], tokens, batch["labels"], zero_infinity=True)
         if "image" in batch:
             streams.append(self.image(batch["image"]).last_hidden_state)
@@ -218,7 +218,7 @@ class Model(nn.Module):
         return loss
 
 
-def _batch(examples: list[cases.Raw]) -> dict[str, torch.Tensor]:
+def _batch(examples: list[cases.Raw], device: str) -> dict[str, torch.Tensor]:
     """Examples padded to the longest of them."""
 
     def padded(arrays: list[np.ndarray]) -> torch.Tensor:
@@ -236,26 +236,26 @@ def _batch(examples: list[cases.Raw]) -> dict[str, torch.Tensor]:
         batch["image"] = pixels.float().div(127.5).sub(1.0).contiguous()
     if first.text is not None:
         batch["text"] = padded([e.text for e in examples]).long()
-    return batch
+    return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def prepared(name: str, variant: str) -> Callable[[], float]:
+def trainer(case: cases.Case, how: set[str], device: str = "cpu") -> Callable[[], float]:
     """A function that trains on all examples of the case once, and returns the last loss.
 
     Args:
-      variant: "eager" or "compile"; with "-sorted", batches are of similar lengths, as transformers' `group_by_length`.
+      how: "compile"; "sorted": batches are of similar lengths, as transformers' `group_by_length`.
     """
     torch.manual_seed(0)
-    case, how = cases.CPU[name](), variant.split("-")
     examples = sorted(case.examples, key=lambda e: len(e.speech)) if "sorted" in how else case.examples
-    batches = [_batch(examples[at : at + case.batch]) for at in range(0, len(examples), case.batch)]
-    model: Any = Model(case.model).train()
+    batches = [_batch(examples[at : at + case.batch], device) for at in range(0, len(examples), case.batch)]
+    model: Any = Model(case.size).train().to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
     run = torch.compile(model, dynamic=len(batches) > 1) if "compile" in how else model
 
     def once() -> float:
         for batch in batches:
-            loss = run(batch)
+            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+                loss = run(batch)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -263,3 +263,8 @@ def prepared(name: str, variant: str) -> Callable[[], float]:
         return float(loss.detach())
 
     return once
+
+
+def prepared(name: str, variant: str) -> Callable[[], float]:
+    """A function that trains on all examples of a case of `CPU` once; the variant is "eager" or "compile", and "-sorted"."""
+    return trainer(cases.CPU[name](), set(variant.split("-")))
