@@ -1,0 +1,61 @@
+"""The GPU benchmark runs on a machine that has JAX, Flax, Optax and Orbax, and none of the data libraries."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+MISSING = (
+    "grain", "array_record", "tensorflow_datasets", "soundfile", "soxr", "sentencepiece", "fsspec", "pyarrow", "PIL",
+    "tokenizers", "torch", "transformers",
+)  # fmt: skip
+WITHOUT = f"""
+import runpy, sys
+
+class Without:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {MISSING}:
+            raise ModuleNotFoundError(f"No module named '{{name}}'", name=name)
+
+sys.meta_path.insert(0, Without())
+sys.argv[0] = "benchmarks/gpu.py"
+runpy.run_module("benchmarks.gpu", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("name, unit", [("conformer_l", "audio_seconds"), ("pretrain_300m", "images")])
+def test_the_gpu_benchmark_needs_no_data_library(name, unit):
+    command = [sys.executable, "-c", WITHOUT, "--one", name, "mmjax", "0", "--tiny"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found[f"{unit}_per_second"] > 0 and found["useful_tflops"] > 0 and found["parameters"] > 1000
+    assert all(0 < share <= 1 for share in found["useful_share"].values())
+
+
+def test_useful_flops_are_those_of_examples_alone():
+    """A row with two examples of one length counts as twice the one, though its attention multiplies four times as much."""
+    import jax
+    import numpy as np
+
+    from benchmarks.gpu import useful_flops
+    from benchmarks.sides.cases import MODELS, Case, spoken, tiny
+    from benchmarks.sides.ours import experiment
+    from mmjax.parallel.compilation import describe
+    from mmjax.parallel.machines import parse
+    from mmjax.train import report
+
+    raws = [spoken(2.0, np.random.default_rng(0)) for _ in range(2)]
+
+    def subject(hops: int):
+        case = Case(
+            tiny(MODELS["conformer_l"]), raws, 1, 1, {"speech": hops, "transcript": hops // 200 * 7, "examples": 2}
+        )
+        return describe(experiment(case), parse("cpu:1"), jax.devices()[:1])
+
+    row, alone = subject(400), subject(200)
+    counted = [report.step_flops(s.model, s.state.params, s.layout, 1, training=True) for s in (row, alone)]
+    useful = useful_flops(row, raws)
+    assert useful == pytest.approx(2 * sum(counted[1].values()), rel=1e-3)
+    assert useful < sum(counted[0].values())
