@@ -18,6 +18,7 @@ def matrix_flops(function: Any, *arguments: Any, trained: int | None = None) -> 
         save memory is not counted.
     """
     import jax
+    from jax.extend.core import Literal
 
     totals: dict[str, float] = {}
 
@@ -26,7 +27,7 @@ def matrix_flops(function: Any, *arguments: Any, trained: int | None = None) -> 
         known = dict(zip(jaxpr.invars, depends, strict=True))
 
         def needs(value: Any) -> bool:
-            return not isinstance(value, jax.extend.core.Literal) and known.get(value, False)
+            return not isinstance(value, Literal) and known.get(value, False)
 
         for equation in jaxpr.eqns:
             name, kind = f"{scope}/{equation.source_info.name_stack}", equation.primitive.name

@@ -5,6 +5,7 @@ import pytest
 
 from mmjax.flops import matrix_flops
 from mmjax.parallel import hlo
+from mmjax.parallel.hlo_flops import flops_by
 
 PROGRAM = """HloModule jit_step, is_scheduled=true
 
@@ -137,3 +138,20 @@ def test_loops_over_layers_multiply_as_traced():
     program = hlo.Program(compiled.as_text(), 1)
     assert sum(program.flops.values()) == sum(matrix_flops(function, *arguments).values()) == 7 * 2 * 4 * 16 * 16
     assert compiled.cost_analysis()["flops"] < 7 * 2 * 4 * 16 * 16
+
+
+def test_products_and_attention_of_nvidias_libraries_are_counted():
+    """As a program for GPUs calls them (jax 0.10.2, shortened): [12, 8] x [8, 20], and attention with 2 heads of 16 features."""
+    product = (
+        ', custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":{"dot_dimension_numbers":'
+        '{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}'
+    )
+    assert flops_by("custom-call", product)(product, (12, 20), (12, 8), (8, 20)) == 2 * 12 * 8 * 20
+    attention = (
+        ', custom_call_target="__cudnn$fmhaScaleBiasSoftmaxNAME", backend_config={"cudnn_fmha_backend_config":'
+        '{"intermediate_tensor_shape": {"element_type": "BF16", "dimensions": ["3", "2", "10", "14"]}}}'
+    )
+    for name, products in (("", 2), ("Backward", 5)):
+        text, shapes = attention.replace("NAME", name), ((3, 2, 10, 16), (3, 10, 2, 16), (3, 14, 2, 16))
+        assert flops_by("custom-call", text)(text, *shapes) == products * 2 * 3 * 2 * 10 * 14 * 16
+    assert flops_by("custom-call", ', custom_call_target="Sharding"') is None and flops_by("add", "") is None

@@ -18,6 +18,10 @@ from mmjax.train.build import build_layout, build_model, build_objectives
 from mmjax.train.optimizer import build_optimizer
 from mmjax.train.program import jitted_step, state_maker
 
+# XLA for GPUs fuses some products in a way that it cannot compile then (jax 0.10.2; seen with attention over several streams).
+TRITON_FAILS = "Couldn't find output tile sizes"
+WITHOUT_TRITON = {"xla_gpu_enable_triton_gemm": False}
+
 
 class Subject(NamedTuple):
     """What is planned: a config's model and step, and the abstract state on the mesh of a machine."""
@@ -48,6 +52,7 @@ class Outcome(NamedTuple):
     program: hlo.Program | None
     flops: float | None  # as the compiler counts: all operations, the body of a loop once
     refused: str | None = None
+    note: str | None = None  # on how it was compiled
 
     @property
     def peak(self) -> float:
@@ -77,14 +82,20 @@ def describe(config: c.Experiment, machine: Machine, devices: list[Any] | None) 
 
 def compiled(subject: Subject, rows: int) -> Outcome:
     """Compiles the step for the subject's mesh; a program that the compiler finds too large is an outcome, too."""
-    lowered = subject.lower(rows)
+    lowered, note = subject.lower(rows), None
     try:
-        executable = lowered.compile()
+        try:
+            executable = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if TRITON_FAILS not in str(error):
+                raise
+            executable = lowered.compile(compiler_options=WITHOUT_TRITON)
+            note = f"this compiler fails on it unless --xla.options '{WITHOUT_TRITON}'"
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return Outcome({"temp": _needed(str(error))}, None, None, str(error).splitlines()[0])
-    return outcome_of(executable, subject.mesh.size)
+    return outcome_of(executable, subject.mesh.size)._replace(note=note)
 
 
 def outcome_of(executable: Any, devices: int) -> Outcome:

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmjax.flops import part_of
+from mmjax.parallel.hlo_flops import ARRAY, dimensions, flops_by
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 BYTES = {"pred": 1, "c64": 8, "c128": 16}
-ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^{}]*\})?")
 # What only names, forwards or waits for data that others have moved.
 FREE = (
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
@@ -97,9 +97,9 @@ class Program:
             kind = one.opcode.removesuffix("-start")
             if kind in KINDS:
                 self._collect(one, kind, table, computation, times)
-            if one.opcode in ("dot", "convolution"):
-                shapes = [_dimensions(table[name].shape) for name in one.operands[:2]]
-                flops = (_dot_flops if one.opcode == "dot" else _convolution_flops)(one, *shapes)
+            if flops_of := flops_by(one.opcode, one.rest):
+                shapes = [dimensions(table[name].shape) for name in one.operands[:2]]
+                flops = flops_of(one.rest, dimensions(one.shape), *shapes)
                 self.flops[one.part] = self.flops.get(one.part, 0.0) + times * flops
             if not fused and one.opcode not in FREE and not one.opcode.endswith("-done"):
                 self.traffic[one.part] = self.traffic.get(one.part, 0.0) + times * self._moved(one, table)
@@ -244,17 +244,13 @@ def _closing(text: str, begin: int) -> int:
 def _bytes(shape: str, everywhere: bool = False) -> float:
     """Of an array or a tuple of them; what lies in a TPU's fast memory, S(1), counts only `everywhere`."""
     total = 0.0
-    for dtype, dimensions, layout in ARRAY.findall(shape):
+    for dtype, sizes, layout in ARRAY.findall(shape):
         if ("S(1)" in layout and not everywhere) or dtype in ("token", "opaque"):
             continue
         bits = re.search(r"\d+", dtype)
         size = BYTES.get(dtype) or (int(bits[0]) / 8 if bits else 0)
-        total += size * math.prod(int(d) for d in dimensions.split(",") if d)
+        total += size * math.prod(int(d) for d in sizes.split(",") if d)
     return total
-
-
-def _dimensions(shape: str) -> tuple[int, ...]:
-    return tuple(int(d) for d in ARRAY.search(shape)[2].split(",") if d)
 
 
 def _groups(text: str, devices: int) -> np.ndarray:
@@ -306,35 +302,6 @@ def _groups_of_mesh(axes: str, order: str | None, chosen: str) -> np.ndarray:
 def _cycles(pairs: list[tuple[int, int]]) -> np.ndarray:
     """Who exchanges with whom: pairs as groups of two, without those who keep their own."""
     return np.array([pair for pair in pairs if pair[0] != pair[1]] or [(0,)])
-
-
-# FLOPs: 2 per multiply-add. -------------------------------------------------------------------------------
-
-
-def _dot_flops(one: Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> float:
-    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.rest)[1]
-    return 2.0 * math.prod(_dimensions(one.shape)) * math.prod(left[int(d)] for d in contracted.split(",") if d)
-
-
-def _convolution_flops(one: Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> float:
-    """As XLA counts them: without products with padding and with the holes of a dilated input."""
-    of_left, of_right, of_out = re.search(r"dim_labels=([\w?]+)_([\w?]+)->([\w?]+)", one.rest).groups()
-    out = dict(zip(of_out, _dimensions(one.shape), strict=True))
-    window = dict(re.findall(r"(\w+)=([^\s}]+)", (re.search(r"window=\{([^}]*)\}", one.rest) or ["", ""])[1]))
-    spatial = [label for label in of_right if label.isdigit()]
-    products = 1.0
-    for place, label in enumerate(sorted(spatial)):
-        setting = lambda name, default, i=place: window[name].split("x")[i] if name in window else default  # noqa: E731
-        low = int(setting("pad", "0_0").split("_")[0])
-        taps = range(int(setting("size", "1")))
-        length = left[of_left.index(label)]
-        dilated, spread = int(setting("lhs_dilate", "1")), int(setting("rhs_dilate", "1"))
-        starts = np.arange(out[label]) * int(setting("stride", "1")) - low
-        at = starts[:, None] + spread * np.array(taps)
-        products *= ((at >= 0) & (at % dilated == 0) & (at // dilated < length)).sum()
-    batch, features = out["b"], out["f"]
-    depth = right[of_right.index("i")]
-    return 2.0 * batch * features * depth * products
 
 
 def by_axis(collectives: list[Collective], mesh_shape: dict[str, int]) -> Iterator[tuple[str, str, list[Collective]]]:

@@ -52,6 +52,8 @@ def plan(config: c.Experiment, machine: Machine, *, price: float | None = None, 
         result["note"] = f"an estimate: nothing was compiled; for the real compiler, {install}"
     elif outcome.refused:
         result["note"] = f"the compiler refused the step: {outcome.refused}"
+    elif outcome.note:
+        result["note"] = outcome.note
     kept = kept_for_backward(subject, rows)
     memory = memory_by_kind(subject, rows, kept, outcome)
     peak = outcome.peak if outcome else sum(memory.values())

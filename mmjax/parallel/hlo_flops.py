@@ -1,0 +1,69 @@
+"""FLOPs of single instructions of a compiled program, from their text: 2 per multiply-add."""
+
+import math
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^{}]*\})?")
+Shape = tuple[int, ...]
+
+
+def flops_by(opcode: str, rest: str) -> Callable[[str, Shape, Shape, Shape], float] | None:
+    """What counts an instruction: (its text after the operands, its first result, its first two operands) -> FLOPs.
+
+    Libraries are called by custom calls: of NVIDIA's for matrix products and for attention. None: nothing to count.
+    """
+    if opcode in ("dot", "convolution"):
+        return {"dot": _dot, "convolution": _convolution}[opcode]
+    called = re.search(r'custom_call_target="([^"]+)"', rest) if opcode == "custom-call" else None
+    if called and called[1].startswith("__cublas$"):
+        return _library_product
+    if called and called[1].startswith("__cudnn$fmha"):
+        return _library_attention
+    return None
+
+
+def dimensions(shape: str) -> Shape:
+    """Of an array, or of the first of a tuple."""
+    found = ARRAY.search(shape)
+    return tuple(int(d) for d in found[2].split(",") if d) if found else ()
+
+
+def _dot(rest: str, out: Shape, left: Shape, right: Shape) -> float:
+    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", rest)[1]
+    return 2.0 * math.prod(out) * math.prod(left[int(d)] for d in contracted.split(",") if d)
+
+
+def _convolution(rest: str, result: Shape, left: Shape, right: Shape) -> float:
+    """As XLA counts them: without products with padding and with the holes of a dilated input."""
+    of_left, of_right, of_out = re.search(r"dim_labels=([\w?]+)_([\w?]+)->([\w?]+)", rest).groups()
+    out = dict(zip(of_out, result, strict=True))
+    window = dict(re.findall(r"(\w+)=([^\s}]+)", (re.search(r"window=\{([^}]*)\}", rest) or ["", ""])[1]))
+    spatial = [label for label in of_right if label.isdigit()]
+    products = 1.0
+    for place, label in enumerate(sorted(spatial)):
+        setting = lambda name, default, i=place: window[name].split("x")[i] if name in window else default  # noqa: E731
+        low = int(setting("pad", "0_0").split("_")[0])
+        taps = range(int(setting("size", "1")))
+        length = left[of_left.index(label)]
+        dilated, spread = int(setting("lhs_dilate", "1")), int(setting("rhs_dilate", "1"))
+        starts = np.arange(out[label]) * int(setting("stride", "1")) - low
+        at = starts[:, None] + spread * np.array(taps)
+        products *= ((at >= 0) & (at % dilated == 0) & (at // dilated < length)).sum()
+    batch, features = out["b"], out["f"]
+    depth = right[of_right.index("i")]
+    return 2.0 * batch * features * depth * products
+
+
+def _library_product(rest: str, out: Shape, left: Shape, right: Shape) -> float:
+    contracted = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', rest)[1]
+    return 2.0 * math.prod(out) * math.prod(left[int(d)] for d in re.findall(r"\d+", contracted))
+
+
+def _library_attention(rest: str, out: Shape, left: Shape, right: Shape) -> float:
+    """Two products forward; five backward, since scores are computed again."""
+    scores = re.search(r'"intermediate_tensor_shape":.*?"dimensions":\s*\[([^\]]*)\]', rest)[1]
+    products = 5 if "Backward" in rest else 2
+    return products * 2.0 * math.prod(int(d) for d in re.findall(r"\d+", scores)) * left[-1]
