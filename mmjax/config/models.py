@@ -21,5 +21,5 @@ class Multimodal:
     unroll: bool = False  # the layers: the same numbers, faster on CPU, longer to compile
     # What computes attention: the first of cudnn, splash, chunked (once scores are many) and xla that can; or one by name,
     # in whose place another is taken where it cannot, unless strict.
-    attention: Literal["auto", "cudnn", "splash", "chunked", "xla"] = "auto"
+    attention: Literal["auto", "cudnn", "splash", "block_diagonal", "chunked", "xla"] = "auto"
     strict_attention: bool = False

@@ -120,7 +120,9 @@ class MultiHeadAttention(nn.Module):
         """
         if keys is None:
             times = x.positions if causal else None
-            return self.mix(*self.project(x), x.segments, x.segments, times, times, bias, in_order=causal)
+            return self.mix(
+                *self.project(x), x.segments, x.segments, times, times, bias, in_order=causal, same_tokens=True
+            )
         return self.mix(self.queries(x), self.key_values(keys), x.segments, keys.segments)
 
     def project(self, x: Stream) -> tuple[jax.Array, KeyValue]:
@@ -145,12 +147,12 @@ class MultiHeadAttention(nn.Module):
 
     def mix(
         self, query: jax.Array, known: KeyValue, segments, key_segments, times=None, key_times=None, bias=None,
-        in_order: bool = False,
+        in_order: bool = False, same_tokens: bool = False,
     ) -> jax.Array:  # fmt: skip
         """Queries, keys and values, with their segments and perhaps times and a bias, -> [B, T, width]."""
         mixed = attention(
             query, *known, segments, key_segments, bias, times, key_times, scale=None if self.style.scaled else 1.0,
-            in_order=in_order, where=place_of(self),
+            in_order=in_order, same_tokens=same_tokens, where=place_of(self),
         )  # fmt: skip
         return self.out(mixed)
 
