@@ -262,6 +262,7 @@ def cudnn_is_there(monkeypatch):
         (inputs(length=1024, same_tokens=True), CPU, "block_diagonal", {}),
         (inputs(length=1024, same_tokens=True, few=2, reach=2, **times(1024)), CPU, "block_diagonal", {}),
         (inputs(same_tokens=True), CPU, "xla", {"block_diagonal": "its rows have 256 tokens, less than"}),
+        (inputs(length=4096, same_tokens=True), CPU, "chunked", {"block_diagonal": "4096 tokens, not less than"}),
         (inputs(length=1024, rows=1), CPU, "xla", {"block_diagonal": "that are the same tokens"}),
         (inputs(length=1024, same_tokens=True, bias=BIAS), CPU, "chunked", {"block_diagonal": "takes no bias"}),
         (inputs(length=1024, same_tokens=True), CPU._replace(rows=8), "xla", {"block_diagonal": "are divided among"}),

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from mmjax.models.attend.inputs import Inputs, Place, sees
 
-SIZES = (224, 320, 448, 640, 896, 1280, 1792, 2560, 3584, 5120, 7168)  # tokens of a window; or a whole row
-SHORT = 1000  # tokens of a row, below which it does not pay (docs/attention.md)
+SIZES = (224, 320, 448, 640, 896, 1280, 1792, 2560)  # tokens of a window, each about sqrt(2) as many; or a whole row
+SHORT, LONG = 512, 4096  # tokens of a row, from and up to which it pays (docs/attention.md)
 
 
 def refuses(inputs: Inputs, place: Place) -> str | None:
@@ -33,10 +33,12 @@ def refuses(inputs: Inputs, place: Place) -> str | None:
     return None
 
 
-def short(inputs: Inputs, place: Place) -> str | None:
-    """Why it does not pay: a row can hold few examples."""
+def unsuited(inputs: Inputs, place: Place) -> str | None:
+    """Why it does not pay: windows are no smaller than rows, or so large that `chunked`, with less memory, is as quick."""
     length = inputs.shape[2]
-    return f"its rows have {length} tokens, less than {SHORT}" if length < SHORT else None
+    if length < SHORT:
+        return f"its rows have {length} tokens, less than {SHORT}"
+    return f"its rows have {length} tokens, not less than {LONG}" if length >= LONG else None
 
 
 class Known(NamedTuple):

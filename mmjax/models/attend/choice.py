@@ -37,7 +37,7 @@ BACKENDS: Mapping[str, Backend] = {
     "cudnn": Backend(cudnn.cudnn, cudnn.refuses, platform="gpu"),
     "splash": Backend(splash.splash, splash.refuses, splash.short, platform="tpu"),
     "block_diagonal": Backend(
-        block_diagonal.block_diagonal, block_diagonal.refuses, block_diagonal.short, platform="cpu"
+        block_diagonal.block_diagonal, block_diagonal.refuses, block_diagonal.unsuited, platform="cpu"
     ),
     "chunked": Backend(chunked.chunked, unasked=chunked.small),
     "xla": Backend(xla),
