@@ -66,7 +66,7 @@ class Case:
         of_queries, of_keys = (3, H, T, D), (3, few, key_segments.shape[1], D)
         arrays = [generator.standard_normal(shape).astype(dtype) for shape in (of_queries, of_keys, of_keys)]
         made = dict(zip(("query", "key", "value"), arrays, strict=True))
-        made |= dict(query_segments=segments, key_segments=key_segments, same_tokens=not self.cross)
+        made |= dict(query_segments=segments, key_segments=key_segments, packed=not self.cross)
         if self.sees == "bias":
             made["bias"] = generator.standard_normal((3, H, T, key_segments.shape[1])).astype(np.float32)
         if self.sees == "causal":
@@ -80,7 +80,7 @@ CASES = [Case(cross, sees) for cross in (False, True) for sees in ("full", "caus
 COTANGENT = np.random.default_rng(1).standard_normal((3, H, T, D))
 
 
-def definition(query, key, value, query_segments, key_segments, bias=None, query_times=None, key_times=None, reach=None, in_order=False, same_tokens=False):  # fmt: skip
+def definition(query, key, value, query_segments, key_segments, bias=None, query_times=None, key_times=None, reach=None, in_order=False, packed=False):  # fmt: skip
     """The result, and the gradients of sum(COTANGENT * result), query by query in float64."""
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
     out, grads = np.zeros_like(query), [np.zeros_like(x) for x in (query, key, value)]
@@ -259,13 +259,13 @@ def cudnn_is_there(monkeypatch):
         (inputs(length=4096), CPU._replace(rows=8, heads=4, context=2), "xla", {"chunked": "32.0 MiB"}),
         (inputs(length=4096, bias=BIAS), TPU, "chunked", {"splash": "takes no bias"}),
         (inputs(), CPU, "xla", {"chunked": "less than"}),
-        (inputs(length=1024, same_tokens=True), CPU, "block_diagonal", {}),
-        (inputs(length=1024, same_tokens=True, few=2, reach=2, **times(1024)), CPU, "block_diagonal", {}),
-        (inputs(same_tokens=True), CPU, "xla", {"block_diagonal": "its rows have 256 tokens, less than"}),
-        (inputs(length=4096, same_tokens=True), CPU, "chunked", {"block_diagonal": "4096 tokens, not less than"}),
+        (inputs(length=1024, packed=True), CPU, "block_diagonal", {}),
+        (inputs(length=1024, packed=True, few=2, reach=2, **times(1024)), CPU, "block_diagonal", {}),
+        (inputs(packed=True), CPU, "xla", {"block_diagonal": "its rows have 256 tokens, less than"}),
+        (inputs(length=4096, packed=True), CPU, "chunked", {"block_diagonal": "4096 tokens, not less than"}),
         (inputs(length=1024, rows=1), CPU, "xla", {"block_diagonal": "that are the same tokens"}),
-        (inputs(length=1024, same_tokens=True, bias=BIAS), CPU, "chunked", {"block_diagonal": "takes no bias"}),
-        (inputs(length=1024, same_tokens=True), CPU._replace(rows=8), "xla", {"block_diagonal": "are divided among"}),
+        (inputs(length=1024, packed=True, bias=BIAS), CPU, "chunked", {"block_diagonal": "takes no bias"}),
+        (inputs(length=1024, packed=True), CPU._replace(rows=8), "xla", {"block_diagonal": "are divided among"}),
     ],
 )
 def test_the_first_that_can_and_pays_is_chosen_and_the_others_reasons_are_kept(
@@ -342,6 +342,16 @@ def test_every_call_of_a_model_is_decided_and_said_in_a_line():
     assert (
         line.startswith("attention xla: speech") and "(splash: it is for TPUs, not for a cpu; block_diagonal: " in line
     )
+
+
+@pytest.mark.parametrize("fusion", ["CrossAttention", "Concat"])
+def test_windows_are_for_towers_and_never_for_what_a_fusion_has_joined(fusion):
+    """There a segment's tokens stand in several places of a row."""
+    sizes = dict(layers=1, width=16, heads=2)
+    fusions = {"CrossAttention": tiny().model.fusion, "Concat": c.Concat(**sizes, mlp=16)}
+    chosen = {one.where: one.backend for one in decided(attention="block_diagonal", fusion=fusions[fusion])}
+    assert {where for where, backend in chosen.items() if backend == "block_diagonal"} == {"speech", "image", "text"}
+    assert {where.split()[0] for where, backend in chosen.items() if backend == "xla"} == {"fusion"}
 
 
 def test_strict_stops_before_anything_is_compiled_and_names_the_call_and_the_reason():

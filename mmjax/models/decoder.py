@@ -70,7 +70,7 @@ class DecoderBlock(nn.Module):
             if cache is None:
                 segments, in_order = text.segments, times is None
                 return module.mix(
-                    query, known, segments, segments, own_times, own_times, in_order=in_order, same_tokens=True
+                    query, known, segments, segments, own_times, own_times, in_order=in_order, packed=True
                 )
             own = own.write(known, cache.used)
             return module.mix(query, own, text.segments, cache.segments, own_times, cache.times)

@@ -24,8 +24,8 @@ def refuses(inputs: Inputs, place: Place) -> str | None:
     """Why it cannot compute this; None: it can."""
     if place.platform != "cpu":
         return f"it is for CPUs, not for a {place.platform}"
-    if not inputs.same_tokens:
-        return "it wants queries and keys that are the same tokens"
+    if not inputs.packed:
+        return "it wants queries and keys that are the same tokens, side by side by segment"
     if inputs.bias is not None:
         return "it takes no bias"
     if place.rows * place.heads * place.context > 1:

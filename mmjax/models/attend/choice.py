@@ -143,7 +143,7 @@ def attention(
     scale: float | None = None,
     *,
     in_order: bool = False,
-    same_tokens: bool = False,
+    packed: bool = False,
     where: str = "attention",
 ) -> jax.Array:
     """Scaled dot-product attention within segments; the softmax is in float32.
@@ -163,8 +163,8 @@ def attention(
       scale: of the scores; None: 1 / sqrt(D).
       in_order: with times, that queries and keys are the same tokens and that times rise along every segment, so that
         the order of a row says what times say. A kernel may then leave out what is never seen.
-      same_tokens: that queries and keys are the same tokens, and that those of a segment stand side by side in their
-        row, as they are packed. A kernel may then take a segment for a stretch of its row.
+      packed: that queries and keys are the same tokens, and that those of a segment stand side by side in their
+        row, as they do until a fusion joins streams. A kernel may then take a segment for a stretch of its row.
       where: the call in words, for the decision.
 
     Returns:
@@ -175,7 +175,7 @@ def attention(
     """
     inputs = Inputs(
         query, key, value, query_segments, key_segments, bias, query_times, key_times, reach, scale, in_order,
-        same_tokens,
+        packed,
     )  # fmt: skip
     decision = decide(inputs, here(), _wanted.get(), where)
     if (made := _decisions.get()) is not None:
