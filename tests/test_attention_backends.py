@@ -15,7 +15,18 @@ from conftest import tiny
 
 from mmjax import config as c
 from mmjax.errors import UserError
-from mmjax.models.attend import BACKENDS, Inputs, Place, Wanted, attending, attention, chunked, decide, decisions
+from mmjax.models.attend import (
+    BACKENDS,
+    Inputs,
+    Place,
+    Wanted,
+    attending,
+    attention,
+    block_diagonal,
+    chunked,
+    decide,
+    decisions,
+)
 from mmjax.models.attend import cudnn as cudnn_
 from mmjax.models.attend import splash as splash_
 from mmjax.train.validate import check_config
@@ -23,6 +34,7 @@ from mmjax.train.validate import check_config
 T, S, H, D = 200, 150, 4, 16  # queries, keys of a cross-attention, heads, features of each
 GPU = Place("gpu", "NVIDIA H100 80GB HBM3")
 TPU = Place("tpu", "TPU v5")
+CPU = Place("cpu", "cpu")
 
 
 def rows(length, *examples):
@@ -54,7 +66,7 @@ class Case:
         of_queries, of_keys = (3, H, T, D), (3, few, key_segments.shape[1], D)
         arrays = [generator.standard_normal(shape).astype(dtype) for shape in (of_queries, of_keys, of_keys)]
         made = dict(zip(("query", "key", "value"), arrays, strict=True))
-        made |= dict(query_segments=segments, key_segments=key_segments)
+        made |= dict(query_segments=segments, key_segments=key_segments, packed=not self.cross)
         if self.sees == "bias":
             made["bias"] = generator.standard_normal((3, H, T, key_segments.shape[1])).astype(np.float32)
         if self.sees == "causal":
@@ -68,7 +80,7 @@ CASES = [Case(cross, sees) for cross in (False, True) for sees in ("full", "caus
 COTANGENT = np.random.default_rng(1).standard_normal((3, H, T, D))
 
 
-def definition(query, key, value, query_segments, key_segments, bias=None, query_times=None, key_times=None, reach=None, in_order=False):  # fmt: skip
+def definition(query, key, value, query_segments, key_segments, bias=None, query_times=None, key_times=None, reach=None, in_order=False, packed=False):  # fmt: skip
     """The result, and the gradients of sum(COTANGENT * result), query by query in float64."""
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
     out, grads = np.zeros_like(query), [np.zeros_like(x) for x in (query, key, value)]
@@ -102,6 +114,8 @@ def definition(query, key, value, query_segments, key_segments, bias=None, query
 COMPUTE = {
     "xla": BACKENDS["xla"].compute,
     "chunked": functools.partial(chunked.chunked, block=64),
+    # Windows of 112 tokens, of which one holds two examples, and of a whole row.
+    "block_diagonal": functools.partial(block_diagonal.block_diagonal, sizes=(48, 112)),
     "splash": functools.partial(splash_.splash, interpret=True, block=128),
     "cudnn": cudnn_.cudnn,
 }
@@ -116,7 +130,7 @@ def has_gpu() -> bool:
 def measured(backend: str, few: int, dtype: str) -> dict:
     """Results and gradients of all cases that a backend takes, as one program."""
     made = {case: case.make(few, jnp.dtype(dtype)) for case in CASES}
-    place = PLACES.get(backend, Place("cpu", "cpu"))
+    place = PLACES.get(backend, CPU)
     taken = [case for case in CASES if BACKENDS[backend].refuses(Inputs(**made[case]), place) is None]
 
     def compute(learned):
@@ -147,6 +161,7 @@ MATRIX = [
     for few in (H, 2)
     for dtype in ("float32", "bfloat16")
     if not (backend == "cudnn" and (dtype == "float32" or case.sees == "bias"))
+    and not (backend == "block_diagonal" and (case.cross or case.sees == "bias"))
     and not (backend == "splash" and (case.sees in ("reach", "bias") or (case.cross and case.sees == "causal")))
 ]  # fmt: skip
 
@@ -166,6 +181,33 @@ def test_every_backend_is_the_definition_forward_and_backward(backend, case, few
 def test_every_backend_that_can_be_tested_here_is():
     assert set(COMPUTE) == set(BACKENDS)
     assert {param.values[0] for param in MATRIX} == set(BACKENDS)
+
+
+def test_windows_hold_every_example_once_and_whole_and_waste_little():
+    generator, sizes = np.random.default_rng(0), (20, 40, 100)
+    segments = np.zeros((8, 100), np.int32)
+    for row, longest in zip(segments[1:], (3, 9, 20, 33, 60, 100, 100), strict=True):
+        at, number = generator.integers(4), 0
+        while at < 100:
+            tokens, number = generator.integers(1, longest + 1), number + 1
+            row[at : at + tokens] = number
+            at += tokens + generator.integers(3)
+    examples = {
+        (row, number): np.flatnonzero(segments[row] == number) for row, number in np.argwhere(np.ones((8, 101)))
+    }
+    examples = {name: at for name, at in examples.items() if name[1] and len(at)}
+    spans, counts = jax.device_get(jax.jit(functools.partial(block_diagonal._windows, sizes))(segments))
+    held = []
+    for size, of_size, count in zip(sizes, spans, counts, strict=True):
+        for first, end in of_size[:count]:
+            row, inside = first // 100, np.unique(segments.ravel()[first:end])
+            assert (end - 1) // 100 == row and end - first <= size
+            held += [(row, number) for number in inside if number]
+            in_it = [examples[row, number] for number in inside if number]
+            assert sum(map(len, in_it)) == (segments.ravel()[first:end] > 0).sum()
+            assert len(in_it[0]) > max((s for s in sizes if s < size), default=0)  # no smaller window would do
+    assert sorted(held) == sorted(examples)
+    assert counts.sum() < len(examples) / 2  # short ones share windows
 
 
 # Which one. -----------------------------------------------------------------------------------------------
@@ -212,11 +254,18 @@ def cudnn_is_there(monkeypatch):
         (inputs(bias=BIAS), TPU, "xla", {"splash": "takes no bias"}),
         (inputs(length=6), TPU, "xla", {"splash": "pad 6 x 6 tokens to multiples of 128"}),
         (inputs(), TPU._replace(context=2), "xla", {"splash": "tokens of a row are divided"}),
-        (inputs(length=4096, dtype="float32"), Place("cpu", "cpu"), "chunked", {}),
-        (inputs(length=4096), Place("cpu", "cpu", rows=8, heads=4), "chunked", {}),
-        (inputs(length=4096), Place("cpu", "cpu", rows=8, heads=4, context=2), "xla", {"chunked": "32.0 MiB"}),
+        (inputs(length=4096, dtype="float32"), CPU, "chunked", {}),
+        (inputs(length=4096), CPU._replace(rows=8, heads=4), "chunked", {}),
+        (inputs(length=4096), CPU._replace(rows=8, heads=4, context=2), "xla", {"chunked": "32.0 MiB"}),
         (inputs(length=4096, bias=BIAS), TPU, "chunked", {"splash": "takes no bias"}),
-        (inputs(), Place("cpu", "cpu"), "xla", {"chunked": "less than"}),
+        (inputs(), CPU, "xla", {"chunked": "less than"}),
+        (inputs(length=1024, packed=True), CPU, "block_diagonal", {}),
+        (inputs(length=1024, packed=True, few=2, reach=2, **times(1024)), CPU, "block_diagonal", {}),
+        (inputs(packed=True), CPU, "xla", {"block_diagonal": "its rows have 256 tokens, less than"}),
+        (inputs(length=4096, packed=True), CPU, "chunked", {"block_diagonal": "4096 tokens, not less than"}),
+        (inputs(length=1024, rows=1), CPU, "xla", {"block_diagonal": "that are the same tokens"}),
+        (inputs(length=1024, packed=True, bias=BIAS), CPU, "chunked", {"block_diagonal": "takes no bias"}),
+        (inputs(length=1024, packed=True), CPU._replace(rows=8), "xla", {"block_diagonal": "are divided among"}),
     ],
 )
 def test_the_first_that_can_and_pays_is_chosen_and_the_others_reasons_are_kept(
@@ -244,9 +293,8 @@ def test_cudnns_kernels_stand_in_the_program_for_a_gpu_forward_and_backward(cudn
 
 
 def test_who_asks_by_name_gets_it_or_is_told():
-    cpu = Place("cpu", "cpu")
-    assert decide(inputs(), cpu, Wanted("chunked", strict=True), "here").backend == "chunked"
-    decision = decide(inputs(), cpu, Wanted("cudnn"), "here")
+    assert decide(inputs(), CPU, Wanted("chunked", strict=True), "here").backend == "chunked"
+    decision = decide(inputs(), CPU, Wanted("cudnn"), "here")
     assert decision.backend == "xla" and dict(decision.refused)["cudnn"] == "it is for NVIDIA GPUs, not for a cpu"
 
 
@@ -291,7 +339,19 @@ def test_every_call_of_a_model_is_decided_and_said_in_a_line():
         "fusion cross_attention 8x2x6x226"
     ]
     (line,) = lines(decided(attention="splash"))[:1]
-    assert line.startswith("attention xla: speech") and "(splash: it is for TPUs, not for a cpu; chunked: " in line
+    assert (
+        line.startswith("attention xla: speech") and "(splash: it is for TPUs, not for a cpu; block_diagonal: " in line
+    )
+
+
+@pytest.mark.parametrize("fusion", ["CrossAttention", "Concat"])
+def test_windows_are_for_towers_and_never_for_what_a_fusion_has_joined(fusion):
+    """There a segment's tokens stand in several places of a row."""
+    sizes = dict(layers=1, width=16, heads=2)
+    fusions = {"CrossAttention": tiny().model.fusion, "Concat": c.Concat(**sizes, mlp=16)}
+    chosen = {one.where: one.backend for one in decided(attention="block_diagonal", fusion=fusions[fusion])}
+    assert {where for where, backend in chosen.items() if backend == "block_diagonal"} == {"speech", "image", "text"}
+    assert {where.split()[0] for where, backend in chosen.items() if backend == "xla"} == {"fusion"}
 
 
 def test_strict_stops_before_anything_is_compiled_and_names_the_call_and_the_reason():

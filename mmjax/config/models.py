@@ -19,8 +19,8 @@ class Multimodal:
     masked: Mapping[str, Masked] = field(default_factory=dict)
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the compute; parameters are float32
     unroll: bool = False  # the layers: the same numbers, faster on CPU, longer to compile
-    # What computes attention: the first of cudnn, splash, chunked (once scores are many) and xla that can; or one by name,
-    # in whose place another is taken where it cannot, unless strict.
-    attention: Literal["auto", "cudnn", "splash", "chunked", "xla"] = "auto"
+    # What computes attention: the first of cudnn, splash, block_diagonal (rows of 512 to 4,095 tokens on CPU), chunked
+    # (once scores are many) and xla that can; or one by name, in whose place another is taken where it cannot, unless strict.
+    attention: Literal["auto", "cudnn", "splash", "block_diagonal", "chunked", "xla"] = "auto"
     strict_attention: bool = False
     matrix_products: Literal["full", "int8", "fp8"] = "full"  # with weights, in the blocks of encoders and fusion

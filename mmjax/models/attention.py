@@ -110,17 +110,21 @@ class MultiHeadAttention(nn.Module):
         self.out = OutputProjection(self.width, self.dtype, bias)
 
     def __call__(
-        self, x: Stream, keys: Stream | None = None, causal: bool = False, bias: jax.Array | None = None
-    ) -> jax.Array:
+        self, x: Stream, keys: Stream | None = None, causal: bool = False, bias: jax.Array | None = None,
+        packed: bool = False,
+    ) -> jax.Array:  # fmt: skip
         """[B, T, W] (and keys [B, S, W']) -> [B, T, width]; empty positions give the output bias.
 
         Args:
           causal: in a self-attention, no token sees a later one.
           bias: [B, H, T, T] of a self-attention (see `attention`).
+          packed: the tokens of a segment stand side by side, as they do until a fusion joins streams.
         """
         if keys is None:
             times = x.positions if causal else None
-            return self.mix(*self.project(x), x.segments, x.segments, times, times, bias, in_order=causal)
+            return self.mix(
+                *self.project(x), x.segments, x.segments, times, times, bias, in_order=causal, packed=packed
+            )
         return self.mix(self.queries(x), self.key_values(keys), x.segments, keys.segments)
 
     def project(self, x: Stream) -> tuple[jax.Array, KeyValue]:
@@ -145,12 +149,12 @@ class MultiHeadAttention(nn.Module):
 
     def mix(
         self, query: jax.Array, known: KeyValue, segments, key_segments, times=None, key_times=None, bias=None,
-        in_order: bool = False,
+        in_order: bool = False, packed: bool = False,
     ) -> jax.Array:  # fmt: skip
         """Queries, keys and values, with their segments and perhaps times and a bias, -> [B, T, width]."""
         mixed = attention(
             query, *known, segments, key_segments, bias, times, key_times, scale=None if self.style.scaled else 1.0,
-            in_order=in_order, where=place_of(self),
+            in_order=in_order, packed=packed, where=place_of(self),
         )  # fmt: skip
         return self.out(mixed)
 

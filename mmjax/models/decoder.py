@@ -70,7 +70,9 @@ class DecoderBlock(nn.Module):
             own_times = text.positions if times is None else times
             if cache is None:
                 segments, in_order = text.segments, times is None
-                return module.mix(query, known, segments, segments, own_times, own_times, in_order=in_order)
+                return module.mix(
+                    query, known, segments, segments, own_times, own_times, in_order=in_order, packed=True
+                )
             own = own.write(known, cache.used)
             return module.mix(query, own, text.segments, cache.segments, own_times, cache.times)
 

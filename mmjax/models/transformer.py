@@ -27,6 +27,7 @@ class TransformerBlock(nn.Module):
     key_value_heads: int | None = None
     causal: bool = False
     style: BlockStyle = BlockStyle()
+    packed: bool = False
 
     @nn.compact
     def __call__(
@@ -43,7 +44,7 @@ class TransformerBlock(nn.Module):
         )
 
         def look(y):
-            return attend(Stream(y, segments, positions), causal=self.causal, bias=bias)
+            return attend(Stream(y, segments, positions), causal=self.causal, bias=bias, packed=self.packed)
 
         x = style.residual(x, "attention", look, drop(), self.dtype)
         return style.residual(x, "mlp", feed_forward(self), drop(), self.dtype), None
@@ -121,7 +122,7 @@ class Transformer(nn.Module):
         blocks = stack(
             TransformerBlock, self.layers, 3, self.unroll, self.remat, heads=self.heads, mlp=self.mlp, rotary=self.positions == "rotary",
             dropout=self.dropout, train=train, dtype=self.dtype, key_value_heads=self.key_value_heads,
-            causal=self.causal, style=self.block,
+            causal=self.causal, style=self.block, packed=True,
         )  # fmt: skip
         x, _ = blocks(x, text.segments, text.positions, self._bias(text.positions))
         return only_tokens(text._replace(features=x if self.block.post_norm else norm(x)))

@@ -36,7 +36,7 @@ class Vectors(nn.Module):
         x = dense(self.width, (None, "embed"), self.dtype, "embedding")(vectors.features)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         blocks = stack(
-            TransformerBlock, self.layers, 2, self.unroll, self.remat, heads=self.heads, mlp=self.mlp, rotary=True, dropout=self.dropout,
+            TransformerBlock, self.layers, 2, self.unroll, self.remat, packed=True, heads=self.heads, mlp=self.mlp, rotary=True, dropout=self.dropout,
             train=train, dtype=self.dtype,
         )  # fmt: skip
         x, _ = blocks(x, vectors.segments, vectors.positions)

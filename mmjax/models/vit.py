@@ -65,7 +65,7 @@ class ViT(nn.Module):
         x = self._place(self._special_tokens(x, image.positions), image, side)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         blocks = stack(
-            TransformerBlock, self.layers, 2, self.unroll, self.remat, heads=self.heads, mlp=self.mlp, rotary=self.positions == "rotary", dropout=self.dropout,
+            TransformerBlock, self.layers, 2, self.unroll, self.remat, packed=True, heads=self.heads, mlp=self.mlp, rotary=self.positions == "rotary", dropout=self.dropout,
             train=train, dtype=self.dtype, style=self.block,
         )  # fmt: skip
         x, _ = blocks(x, image.segments, image.positions)

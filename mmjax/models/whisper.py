@@ -51,7 +51,7 @@ class WhisperEncoder(nn.Module):
         places = nn.Embed(self.length, self.width, embedding_init=init, dtype=self.dtype, name="place")
         features = nn.Dropout(self.dropout, deterministic=not train)(taken.features + places(positions))
         blocks = stack(
-            TransformerBlock, self.layers, 2, self.unroll, self.remat, heads=self.heads, mlp=self.mlp, rotary=False,
+            TransformerBlock, self.layers, 2, self.unroll, self.remat, packed=True, heads=self.heads, mlp=self.mlp, rotary=False,
             dropout=self.dropout, train=train, dtype=self.dtype, style=STYLE,
         )  # fmt: skip
         features, _ = blocks(features, taken.segments, positions)

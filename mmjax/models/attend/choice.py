@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mmjax.models.attend import chunked, cudnn, splash
+from mmjax.models.attend import block_diagonal, chunked, cudnn, splash
 from mmjax.models.attend.inputs import Inputs, Place, here
 from mmjax.models.attend.xla import xla
 
@@ -36,6 +36,9 @@ class Backend(NamedTuple):
 BACKENDS: Mapping[str, Backend] = {
     "cudnn": Backend(cudnn.cudnn, cudnn.refuses, platform="gpu"),
     "splash": Backend(splash.splash, splash.refuses, splash.short, platform="tpu"),
+    "block_diagonal": Backend(
+        block_diagonal.block_diagonal, block_diagonal.refuses, block_diagonal.unsuited, platform="cpu"
+    ),
     "chunked": Backend(chunked.chunked, unasked=chunked.small),
     "xla": Backend(xla),
 }
@@ -140,6 +143,7 @@ def attention(
     scale: float | None = None,
     *,
     in_order: bool = False,
+    packed: bool = False,
     where: str = "attention",
 ) -> jax.Array:
     """Scaled dot-product attention within segments; the softmax is in float32.
@@ -159,6 +163,8 @@ def attention(
       scale: of the scores; None: 1 / sqrt(D).
       in_order: with times, that queries and keys are the same tokens and that times rise along every segment, so that
         the order of a row says what times say. A kernel may then leave out what is never seen.
+      packed: that queries and keys are the same tokens, and that those of a segment stand side by side in their
+        row, as they do until a fusion joins streams. A kernel may then take a segment for a stretch of its row.
       where: the call in words, for the decision.
 
     Returns:
@@ -168,7 +174,8 @@ def attention(
       Refused: of a backend that was asked for with `strict`.
     """
     inputs = Inputs(
-        query, key, value, query_segments, key_segments, bias, query_times, key_times, reach, scale, in_order
+        query, key, value, query_segments, key_segments, bias, query_times, key_times, reach, scale, in_order,
+        packed,
     )  # fmt: skip
     decision = decide(inputs, here(), _wanted.get(), where)
     if (made := _decisions.get()) is not None:

@@ -22,6 +22,7 @@ class Inputs(NamedTuple):
     reach: int | None = None
     scale: float | None = None
     in_order: bool = False
+    packed: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
