@@ -14,14 +14,17 @@ import jax.numpy as jnp
 from mmjax.models.attend.inputs import Inputs, Place, here, sees
 
 BLOCK = 128  # queries, and keys
-LARGE = 64 * 2**20  # bytes of scores per device, from which on it pays (docs/attention.md)
+# Bytes of scores per device, from which on it pays: on a CPU in time, as measured; elsewhere only in memory, since by the
+# roofline of compiled programs it moves several times as much (docs/attention.md).
+LARGE = {"cpu": 64 * 2**20, "gpu": 512 * 2**20, "tpu": 512 * 2**20}
 
 
 def small(inputs: Inputs, place: Place) -> str | None:
     """Why it does not pay: all scores together are few."""
     batch, heads, length, keys = inputs.shape
     size = 4 * batch * heads * length * keys / (place.rows * place.heads * place.context)
-    return f"its scores take {size / 2**20:.1f} MiB, less than {LARGE // 2**20}" if size < LARGE else None
+    least = LARGE[place.platform]
+    return f"its scores take {size / 2**20:.1f} MiB, less than {least // 2**20}" if size < least else None
 
 
 class Blocks(NamedTuple):
