@@ -18,11 +18,10 @@ def matrix_flops(function: Any, *arguments: Any, trained: int | None = None) -> 
         save memory is not counted.
     """
     import jax
+    import jax.numpy as jnp
     from jax.extend.core import Literal
 
-    totals: dict[str, float] = {}
-
-    def walk(jaxpr: Any, scope: str, times: float, depends: Iterable[bool]) -> list[bool]:
+    def walk(jaxpr: Any, scope: str, times: float, depends: Iterable[bool], totals: dict[str, float]) -> list[bool]:
         """Counts a program's products; of each of its results, whether it depends on what is trained."""
         known = dict(zip(jaxpr.invars, depends, strict=True))
 
@@ -41,20 +40,31 @@ def matrix_flops(function: Any, *arguments: Any, trained: int | None = None) -> 
                 totals[part] = totals.get(part, 0.0) + (1 + sum(inputs)) * times * float(flops)
             elif kind == "stop_gradient":
                 found = [False]
+            counted, results = [], []
             for inner in _programs(equation):
                 given, inner_times = _given(equation, inner, inputs), times
                 if kind == "scan":
                     inner_times = times * equation.params["length"]
                     given = _until_stable(walk, inner, name, given, equation.params)
-                results = walk(inner, name, inner_times, given)
-                if len(results) == len(found):
-                    found = results
-            known.update(zip(equation.outvars, found, strict=True))
+                elif kind == "shard_map":  # shapes inside are those of one device
+                    inner_times = times * equation.params["mesh"].size
+                counted.append({})
+                results.append(walk(inner, name, inner_times, given, counted[-1]))
+            if kind == "cond" and counted:  # of a choice, the dearest
+                counted = [max(counted, key=lambda branch: sum(branch.values()))]
+            for branch in counted:
+                for part, flops in branch.items():
+                    totals[part] = totals.get(part, 0.0) + flops
+            if results and all(len(one) == len(found) for one in results):
+                found = [any(one) for one in zip(*results, strict=True)]
+            continuous = [jnp.issubdtype(value.aval.dtype, jnp.inexact) for value in equation.outvars]
+            known.update(zip(equation.outvars, (a and b for a, b in zip(found, continuous, strict=True)), strict=True))
         return [needs(value) for value in jaxpr.outvars]
 
     traced = jax.make_jaxpr(function)(*arguments).jaxpr
     of_argument = [number == trained for number, one in enumerate(arguments) for _ in jax.tree.leaves(one)]
-    walk(traced, "", 1.0, of_argument)
+    totals: dict[str, float] = {}
+    walk(traced, "", 1.0, of_argument, totals)
     return totals
 
 
@@ -81,7 +91,7 @@ def _until_stable(walk: Any, body: Any, scope: str, given: list[bool], params: d
     """What a loop carries depends on what is trained as soon as one turn makes it so; no products are counted."""
     first, carried = params["num_consts"], params["num_carry"]
     while True:
-        after = walk(body, scope, 0.0, given)[:carried]
+        after = walk(body, scope, 0.0, given, {})[:carried]
         merged = [
             *given[:first],
             *(a or b for a, b in zip(given[first:], after, strict=False)),

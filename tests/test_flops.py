@@ -39,6 +39,20 @@ def test_a_loop_depends_on_what_is_trained_from_its_second_turn_on():
     assert found == {"other": 4 * 3 * 2.0 * ROWS * IN * IN}
 
 
+def test_choices_count_their_dearest_branch_and_discrete_results_have_no_gradient():
+    weights, x = jnp.zeros((IN, IN)), jnp.zeros((ROWS, IN))
+    product = 2.0 * ROWS * IN * IN
+
+    def chosen(w, x):
+        return jax.lax.switch(jnp.int32(x.sum()), [lambda: x, lambda: x @ w, lambda: (x @ w) @ w]) @ w
+
+    def rounded(w, x):
+        return x @ (w > 0).astype(jnp.float32)
+
+    assert matrix_flops(chosen, weights, x, trained=0) == {"other": (2 + 3 + 3) * product}
+    assert matrix_flops(rounded, weights, x, trained=0) == {"other": product}
+
+
 @pytest.mark.parametrize("unroll", [True, False])
 def test_the_gradient_of_a_whole_model_has_as_many(unroll):
     config = tiny()

@@ -27,7 +27,7 @@ def files(tmp_path_factory):
 def test_smoke(path, files, tmp_path):
     config = c.smoke(c.load(path), width=16)
     source = c.Manifest(splits={"train": files, config.evaluation.split: files})
-    tokenizer = c.SentencePiece(vocabulary=280)
+    tokenizer = c.SentencePiece(vocabulary=320)
     data = dataclasses.replace(config.data, source=source, tokenizer=tokenizer, directory=str(tmp_path))
     results = train(dataclasses.replace(config, data=data, steps=2), tmp_path / "run")
     assert set(results) == set(config.evaluation.subsets)

@@ -131,6 +131,7 @@ class Corpus:
             else record.image.read()
             if isinstance(record.image, Blob)
             else record.image,
+            name=record.name,
             text=record.text,
             transcript=record.transcript,
             target=record.target,

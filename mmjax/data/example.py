@@ -17,6 +17,7 @@ class Example(NamedTuple):
       target: what is to be written: a caption, a translation, an answer in words.
       answer: a class label; or several numbers [C]: 0 or 1 for each label, or what a regression predicts.
       vectors: by the name of their stream, finite numbers [T, W] of any sensor, in the order of time.
+      name: to say which it is, where its source has names.
       prefixes: by the name of their stream, ids of special tokens in front of text, transcript and target.
     """
 
@@ -28,3 +29,4 @@ class Example(NamedTuple):
     answer: int | Sequence[float] | None = None
     vectors: Mapping[str, np.ndarray] | None = None
     prefixes: Mapping[str, Sequence[int]] | None = None
+    name: str | None = None

@@ -225,6 +225,11 @@ def measure_all(collection: Sequence[Record], title: str) -> list[Measured]:
     count = len(collection)
     if not count:
         raise UserError(f"{title} is empty")
+    if nobodys := getattr(collection, "unread", []):
+        progress.console.print(
+            f"[yellow]{title}: nothing is read from {', '.join(nobodys)}; if it should be, say what of an example each of "
+            "them is, with columns=[/yellow]"
+        )
     parts = [range(start, min(start + AT_ONCE, count)) for start in range(0, count, AT_ONCE)]
     found: list[Measured] = []
     with (

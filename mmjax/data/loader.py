@@ -64,7 +64,7 @@ class Batches:
                     if blend and (blend.example.image is None or blend.example.answer is None):
                         blend = None  # there is nothing to mix it with
                     given = dict(zip(self.sampler.names, row.taken[place].tolist(), strict=True))
-                    packer.add(number, example, shows, index, f"example {index}", blend, given)
+                    packer.add(number, example, shows, index, example.name or f"example {index}", blend, given)
                     self._seen += 1
                 except UserError as error:
                     self._set_aside(index, str(error))

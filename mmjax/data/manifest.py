@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mmjax.data.files import open_file, parent
-from mmjax.data.record import Record, from_row
+from mmjax.data.record import Record, check_columns, from_row, unread
 from mmjax.errors import UserError
 
 TABLES = {".csv": ",", ".tsv": "\t"}
@@ -32,6 +32,7 @@ class Manifest:
         except OSError as error:
             raise UserError(f"cannot read the manifest {file}: {error.strerror or error}") from None
         self._rows = _array(data, file) if data[:64].lstrip()[:1] == b"[" and file.endswith(".json") else None
+        self._separator = None
         if self._rows is not None:
             self._starts = range(len(self._rows))
             return
@@ -48,9 +49,21 @@ class Manifest:
                 raise UserError(f"the table {file} has no header")
             self._header = self._fields(0)
             self._starts, self._ends, self._lines = self._starts[1:], self._ends[1:], self._lines[1:]
+            check_columns(self._columns, self._header, file)
 
     def __len__(self) -> int:
         return len(self._starts)
+
+    @property
+    def unread(self) -> list[str]:
+        """Columns, or keys of the first line, that nothing is read from."""
+        if self._separator:
+            return unread(self._header, self._columns)
+        try:
+            first = self._rows[0] if self._rows else json.loads(self._text(0))
+        except (UserError, ValueError, IndexError):
+            return []
+        return unread(first, self._columns) if isinstance(first, dict) else []
 
     def __getitem__(self, index: int) -> Record:
         """The record of a line.

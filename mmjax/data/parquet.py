@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import Any
 
 from mmjax.data.files import matching, open_file, parent
-from mmjax.data.record import Record, from_row
+from mmjax.data.record import Record, check_columns, from_row, unread
 from mmjax.errors import UserError
 
 
@@ -30,6 +30,7 @@ class Parquet:
         self._columns = dict(columns or {})
         self._groups: list[tuple[str, int]] = []
         counts = []
+        self.unread: list[str] = []  # columns that nothing is read from
         self._names: dict[str, list[Any]] = {}
         for file in self.files:
             try:
@@ -40,6 +41,9 @@ class Parquet:
                 raise UserError(f"cannot read the table {file}: {error}") from None
             self._groups += [(file, group) for group in range(metadata.num_row_groups)]
             counts += [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+            if not self.unread:
+                check_columns(self._columns, table.schema_arrow.names, file)
+                self.unread = unread(table.schema_arrow.names, self._columns)
         self._ends = list(accumulate(counts))
         self._lock = threading.Lock()
         self._read = functools.lru_cache(maxsize=8)(self._read_group)

@@ -2,7 +2,7 @@
 
 import difflib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from mmjax.data.files import Blob, join
@@ -58,6 +58,7 @@ ALIASES = {
     "key": "name",
     "path": "speech",  # Common Voice
 }
+FORMS = ("recording", "supervisions", "conversations")  # what Lhotse's cuts and LLaVA's rows are known by
 TEXTS = ("text", "transcript", "target", "language", "task")
 
 
@@ -104,10 +105,27 @@ def from_row(row: Mapping[str, Any], root: str, name: str, columns: Mapping[str,
     return Record(**found)
 
 
+def unread(names: Iterable[str], columns: Mapping[str, str]) -> list[str]:
+    """Of the columns of a table, or the keys of a list's first line, those that nothing is read from."""
+    return [n for n in names if n not in columns and n not in Record._fields and n not in ALIASES and n not in FORMS]
+
+
+def check_columns(columns: Mapping[str, str], names: Iterable[str], file: str) -> None:
+    """That a table has the columns that the user names.
+
+    Raises:
+      UserError: it lacks one.
+    """
+    names = list(names)
+    for column in columns:
+        if column not in names:
+            raise UserError(f"columns: {file} has no column '{column}'{nearest(column, names)}")
+
+
 @functools.cache
 def _misspelt(key: str) -> str | None:
     """The known name that a name is too much like to be another."""
-    known = [*Record._fields, *ALIASES, "recording", "supervisions", "conversations"]
+    known = [*Record._fields, *ALIASES, *FORMS]
     if key.removesuffix("s") in known:
         return None
     near = difflib.get_close_matches(key, [name for name in known if len(name) > 3], n=1, cutoff=0.79)

@@ -79,12 +79,15 @@ def _to_kernel(x, segments, gradient, *, taps: int, left: int, block: int | None
 
         near, whose = part(x, block + taps - 1), part(beside, block + taps - 1)
         own, change = part(segments, block), part(gradient, block)
+        change = jnp.where((own > 0)[..., None], change, 0.0)
         return tuple(one + _tap(near, whose, own, i) * change for i, one in enumerate(sums))
 
-    sums = (jnp.zeros((rows, block, width), x.dtype),) * taps
+    dtype = x.dtype
+    x, gradient = x.astype(jnp.float32), gradient.astype(jnp.float32)  # long sums
+    sums = (jnp.zeros((rows, block, width), jnp.float32),) * taps
     count = (length + extra) // block
     sums = add(0, sums) if count == 1 else jax.lax.fori_loop(0, count, add, sums)
-    return jnp.stack([one.sum((0, 1)) for one in sums])
+    return jnp.stack([one.sum((0, 1)) for one in sums]).astype(dtype)
 
 
 depthwise_convolution.defvjp(_forward, _backward)
