@@ -54,7 +54,7 @@ config = Experiment(
                 heads=12,
                 mlp=3072,
                 positions="learned",
-                length=256,
+                length=512,
                 block=STYLE,
             ),
         },

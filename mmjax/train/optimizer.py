@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 import optax.contrib
 
@@ -25,7 +26,8 @@ def build_schedule(schedule: c.Schedule) -> optax.Schedule:
         case c.InverseSquareRoot():
 
             def rest(step):
-                return peak * (max(warmup, 1) / (step + max(warmup, 1))) ** 0.5
+                # During the warm-up it is asked, too, with steps below 0, and not listened to.
+                return peak * (max(warmup, 1) / (jnp.maximum(step, 0) + max(warmup, 1))) ** 0.5
 
     if not warmup:
         return rest
