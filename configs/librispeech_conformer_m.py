@@ -3,6 +3,9 @@
     mmjax plan configs/librispeech_conformer_m.py --machine h100:8
     mmjax train configs/librispeech_conformer_m.py
 
+Planned for 8 H100 (the step compiled for it by jax 0.10.2; time by the roofline, not measured): 11.4 of 59.3 GiB
+a device, 42 ms a step, bound by memory, 55,500 seconds of audio per second, MFU 7 %.
+
 Everything but the encoder's size is as in librispeech_conformer_s.py, which see.
 """
 
@@ -24,5 +27,7 @@ config = dataclasses.replace(
         heads=small.model.heads,
         dtype=small.model.dtype,
     ),
-    optimizer=dataclasses.replace(small.optimizer, schedule=InverseSquareRoot(peak=0.05 / 256**0.5, warmup=10_000)),
+    optimizer=dataclasses.replace(
+        small.optimizer, accumulation=1, schedule=InverseSquareRoot(peak=0.05 / 256**0.5, warmup=10_000)
+    ),
 )

@@ -4,6 +4,9 @@
     mmjax plan configs/librispeech_conformer_s.py --machine h100:1
     mmjax train configs/librispeech_conformer_s.py
 
+Planned for one H100 (the step compiled for it by jax 0.10.2; time by the roofline, not measured): 36.7 of 59.3 GiB
+a device, 556 ms a step, bound by memory, 4,100 seconds of audio per second, MFU 2 %.
+
 The encoder, SpecAugment, dropout, pieces, AdamW's constants and the schedule are the paper's. Its transducer is CTC here, whose
 word error rates are higher: the paper's has 2.7 % on test-clean and 6.3 % on test-other without a language model. Not trained
 here yet.
@@ -65,6 +68,7 @@ config = Experiment(
         # The paper's peak is 0.05 / sqrt(width).
         schedule=InverseSquareRoot(peak=0.05 / 144**0.5, warmup=10_000),
         ema=0.9999,
+        accumulation=2,
     ),
     evaluation=Evaluation(every_steps=5000, split="validation", subsets=("speech",)),
     log=Log(every_steps=100),

@@ -1,6 +1,6 @@
 """Pictures and their texts in one space: SigLIP B/16 (Zhai et al. 2023, arXiv:2303.15343), on a slice of a TPU pod.
 
-    mmjax plan configs/siglip_b16.py --machine v5e:8x8
+    mmjax plan configs/siglip_b16.py --machine v5p:4x4x4
     mmjax train configs/siglip_b16.py
 
 The towers have SigLIP's sizes, and 16,384 pairs are compared at once, as in the paper's best recipe at this batch. Pictures are

@@ -23,7 +23,14 @@ def files(tmp_path_factory):
     return str(home / "list.jsonl")
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+# Of configs that differ in size alone, one is enough where time is short.
+SIBLINGS = ("librispeech_conformer_m", "librispeech_conformer_l", "pretrain_1b", "pretrain_8b")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, id=p.stem, marks=pytest.mark.slow if p.stem in SIBLINGS else ()) for p in CONFIGS],
+)
 def test_smoke(path, files, tmp_path):
     config = c.smoke(c.load(path), width=16)
     source = c.Manifest(splits={"train": files, config.evaluation.split: files})

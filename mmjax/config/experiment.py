@@ -139,7 +139,8 @@ class Mixture:
     sources: Mapping[str, SpokenEasyVQA | OwnSource | Collection]
     weights: Mapping[str, float] | None = None  # how many examples are drawn of each; None: as many as it has
     temperature: float = 1.0  # without weights: above 1, small sources get more
-    epochs: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of a source at most; then others take over
+    # Of a source at most, in examples that it has, also those that fit into no row; then others take over.
+    epochs: Mapping[str, float] = dataclasses.field(default_factory=dict)
     # "1000000": other weights, from that example on.
     later: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
