@@ -3,6 +3,7 @@
 A text that is written (a transcript, a target) never holds id 0, `BLANK`, which ends it. One that is only read may.
 """
 
+import abc
 import functools
 import io
 import itertools
@@ -20,7 +21,7 @@ UNKNOWN = 1  # of the models trained here
 SPACE = "\u2581"  # what sentencepiece writes for a space
 
 
-class Tokenizer:
+class Tokenizer(abc.ABC):
     """What all tokenizers have in common.
 
     Attributes:
@@ -122,13 +123,13 @@ class Tokenizer:
         except OSError as error:
             raise UserError(f"cannot write the tokenizer {path}: {error.strerror or error}") from None
 
+    @abc.abstractmethod
     def __len__(self) -> int:
         """One more than the largest id."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def pieces(self, text: str) -> list[int]:
         """The ids of a text's pieces, without special tokens."""
-        raise NotImplementedError
 
     def read(self, text: str) -> list[int]:
         """What a text encoder reads: the pieces, and the special tokens that the tokenizer puts around them."""
@@ -151,8 +152,9 @@ class Tokenizer:
         first = 0 if self.zero == "piece" else 1
         return self._decode([int(i) for i in ids if first <= i < len(self)], special)
 
+    @abc.abstractmethod
     def _decode(self, ids: list[int], special: bool) -> str:
-        raise NotImplementedError
+        """The text of ids that there are."""
 
 
 class SentencePieceTokenizer(Tokenizer):

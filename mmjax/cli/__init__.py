@@ -4,18 +4,17 @@ Heavy libraries are imported by the command that needs them: `mmjax --help` answ
 """
 
 import argparse
-import json
 import logging
-import math
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mmjax import __version__
+from mmjax.cli import data
+from mmjax.cli.shared import print_json, whole
 from mmjax.errors import Preempted, UserError
 
 
@@ -41,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     sub.epilog = "Any other --key VALUE overrides a key of the config: --checkpoint.every-steps 50"
     sub = command("eval", "metrics for all subsets of modalities", "RUN")
     sub.add_argument("--split", default=None, help="default: the config's evaluation.split")
-    sub.add_argument("--examples", type=_whole(1), help="only the first so many")
+    sub.add_argument("--examples", type=whole(1), help="only the first so many")
     sub = command("predict", "the answer to one example", "RUN")
     for modality, kind in (("speech", "FILE"), ("image", "FILE"), ("text", "STRING")):
         sub.add_argument(f"--{modality}", metavar=kind)
@@ -50,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     for tag in ("language", "task"):
         sub.add_argument(f"--{tag}", help=f"tag of the text, for a run with data.prefixes that name the {tag}")
-    sub.add_argument("--example", type=_whole(0), metavar="N", help="instead: example N of the data's evaluation split")
+    sub.add_argument("--example", type=whole(0), metavar="N", help="instead: example N of the data's evaluation split")
     command("check", "measure the five invariants on a config", "CONFIG")
     command("checkpoints", "the kept checkpoints, each with size, digest and whether it is intact", "RUN")
     for name, text in (
@@ -60,52 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         command(name, text, "DIR").add_argument("-o", "--out", required=True, metavar="DIR", help="a new directory")
     sub = commands.add_parser("keys", help="the keys of a class of the config, with their units", allow_abbrev=False)
     sub.add_argument("name", metavar="CLASS", nargs="?", help="such as Conformer; without it, all classes are named")
-    data = commands.add_parser("data", help="prepare data of your own").add_subparsers(
-        dest="what", required=True, metavar="WHAT"
-    )
-    sub = data.add_parser(
-        "build",
-        help="shards of any collection",
-        description="Shards of any collection: each example is decoded once; what cannot be read, and duplicates, are left out and listed.",
-    )
-    sub.add_argument(
-        "source",
-        metavar="SOURCE",
-        help="a config file; or a .jsonl, .csv, .tsv, *.tar, *.parquet, a folder, or tfds:NAME",
-    )
-    sub.add_argument("-o", "--out", required=True, metavar="DIR", help="where to; an interrupted build goes on there")
-    sub.add_argument("--split", help="of a path, the split that it is (default: train); else only this one")
-    sub.add_argument("--shard-megabytes", type=_whole(1), default=256, help="about how large a shard is")
-    sub.add_argument("--keep-duplicates", action="store_true")
-    sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
-    sub = data.add_parser("inspect", help="how much there is, how large, and some of it to see and hear")
-    sub.add_argument("source", metavar="SOURCE", help="a config file, a folder of shards, or whatever `build` takes")
-    sub.add_argument("--split", default="train")
-    sub.add_argument("-o", "--out", metavar="FILE", help="write one HTML page with histograms, pictures and recordings")
-    sub.add_argument("--examples", type=_whole(1), default=24, help="how many the page shows")
-    sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
-    sub = data.add_parser(
-        "bench",
-        help="does the model wait for its data, and for what of it?",
-        description="Times reading, decoding, packing and moving a few batches, and a few training steps beside them.",
-    )
-    sub.add_argument("config", metavar="CONFIG", help="a config file")
-    sub.add_argument("--batches", type=_whole(1), default=8, help="how many are timed")
-    sub.add_argument("--step-seconds", type=float, metavar="S", help="of a step, elsewhere measured; else it is now")
-    sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
-    sub = data.add_parser(
-        "tokenizer",
-        help="train one on the texts of the training split, and measure it on them",
-        description="Trains the tokenizer that data.tokenizer of a config describes (or opens its file), and measures it "
-        "on the texts of the training split. The other arguments are the keys of SentencePiece, before the config's.",
-    )
-    sub.add_argument("source", metavar="SOURCE", help="a config file, a folder of shards, or whatever `build` takes")
-    sub.add_argument("-o", "--out", metavar="FILE", help="where to write it; without, it is measured only")
-    sub.add_argument("--vocabulary", type=_whole(1), metavar="N", help="pieces")
-    sub.add_argument("--byte-fallback", action=argparse.BooleanOptionalAction)
-    sub.add_argument("--normalisation", metavar="RULE", help="nmt_nfkc, nmt_nfkc_cf, nfkc, nfkc_cf or identity")
-    sub.add_argument("--special", nargs="+", metavar="TOKEN", help="special tokens")
-    sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
+    data.add_parser(commands)
     sub = command("plan", "will it fit, how fast, how dear: the step compiled for a machine that is not here", "CONFIG")
     sub.add_argument(
         "--machine", required=True, metavar="NAME", help="h100:8, h100:8x2 (2 nodes), v5p:4x4x4, cpu:8, ..."
@@ -134,8 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
                 runtime.prepare(devices=8 if checking else None, compile_fast=checking)
             if options.command in ("train", "eval", "predict"):  # the others need no help
                 processes.join()
-        commands_ = (_train, _eval, _predict, _check, _plan, _checkpoints, _import, _export, _data, _keys, _config)
-        return {f.__name__.strip("_"): f for f in commands_}[options.command](options, rest)
+        commands_ = (_train, _eval, _predict, _check, _plan, _checkpoints, _import, _export, _keys, _config)
+        handlers = {f.__name__.strip("_"): f for f in commands_} | {"data": data.run}
+        return handlers[options.command](options, rest)
     except UserError as error:
         print(f"mmjax: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -161,7 +116,7 @@ def _eval(options, rest) -> int:
 
     result = evaluate_run(options.run, options.split, options.examples)
     if options.json:
-        _print_json(result)
+        print_json(result)
     else:
         progress.out.print(table(result["subsets"], f"{result['split']} split after step {result['step']}"))
     return 0
@@ -180,7 +135,7 @@ def _predict(options, rest) -> int:
         result = run.predict_example(options.example)
     result = _saved(result, options.save, run)
     if options.json:
-        _print_json(result)
+        print_json(result)
         return 0
     if "example" in result:
         truth = dict(result["example"], answer=result["example"]["answer"] or "")
@@ -217,7 +172,7 @@ def _check(options, rest) -> int:
 
     results = check(override(load(options.config), rest))
     if options.json:
-        _print_json(results)
+        print_json(results)
     else:
         progress.out.print(table(results))
     return 0 if all(result["holds"] for result in results.values()) else 1
@@ -238,7 +193,7 @@ def _plan(options, rest) -> int:
         except OSError as error:
             raise UserError(f"cannot write {options.picture}: {error.strerror or error}") from None
     if options.json:
-        _print_json(result)
+        print_json(result)
     else:
         for table in tables(result):
             progress.out.print(table)
@@ -251,7 +206,7 @@ def _checkpoints(options, rest) -> int:
 
     found = describe_run(options.run)
     if options.json:
-        _print_json(found)
+        print_json(found)
     else:
         progress.out.print(table(found, options.run))
     return 0
@@ -262,7 +217,7 @@ def _import(options, rest) -> int:
 
     result = import_model(options.dir, options.out)
     if options.json:
-        _print_json(result)
+        print_json(result)
         return 0
     proof = result["certificate"]
     print(f"{options.out}: {result['model_type']}, {result['parameters']:,} parameters")
@@ -281,50 +236,9 @@ def _export(options, rest) -> int:
 
     result = export_model(options.dir, options.out)
     if options.json:
-        _print_json(result)
+        print_json(result)
     else:
         print(f"{options.out}: {result['model_type']}, {result['tensors']:,} tensors")
-    return 0
-
-
-def _data(options, rest) -> int:
-    from mmjax import prepare
-
-    if options.what == "bench":
-        return _bench(options)
-    if options.what == "inspect":
-        return _inspect(options, prepare.inspect(options.source, options.split, options.out, options.examples))
-    if options.what == "tokenizer":
-        chosen = {key: getattr(options, key) for key in ("vocabulary", "byte_fallback", "normalisation", "special")}
-        chosen = {key: value for key, value in chosen.items() if value is not None}
-        return _tokenizer(options, prepare.tokenizer(options.source, options.out, **chosen))
-    result = prepare.build(
-        options.source, options.out, options.split, shard_bytes=options.shard_megabytes * 2**20,
-        keep_duplicates=options.keep_duplicates,
-    )  # fmt: skip
-    if options.json:
-        _print_json(result)
-        return 0
-    for split, made in result.items():
-        left = ", ".join(f"{count:,} {reason}" for reason, count in made["left_out"].items())
-        print(
-            f"{split}: {made['examples']:,} examples in {made['shards']} shards, {made['bytes'] / 1e6:,.1f} MB"
-            + (f"; left out: {left} (listed in {options.out}/{split}-left-out.tsv)" if left else "")
-        )
-    return 0
-
-
-def _bench(options) -> int:
-    from mmjax import progress
-    from mmjax.bottleneck import measure, table
-    from mmjax.config import load
-
-    found = measure(load(options.config), options.batches, options.step_seconds)
-    if options.json:
-        _print_json(found)
-    else:
-        progress.out.print(table(found))
-        print(found["verdict"])
     return 0
 
 
@@ -346,77 +260,11 @@ def _keys(options, rest) -> int:
     return 0
 
 
-def _inspect(options, found: dict[str, Any]) -> int:
-    if options.json:
-        _print_json(found)
-        return 0
-    print(f"{found['examples']:,} examples" + (f", {found['hours']:,.2f} hours of speech" if "hours" in found else ""))
-    for name, size in found["sizes"].items():
-        print(
-            f"  {name}: {size['examples']:,} examples, {size['least']:.3g} to {size['largest']:.3g}, "
-            f"mean {size['mean']:.3g} {size['unit']}"
-        )
-    for kind, counts in found.get("groups", {}).items():
-        print(f"  {kind}: " + ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items())))
-    for title in ("dropped", "padding"):
-        for name, value in found.get(title, {}).items():
-            print(
-                f"  left out, {name}: {value:,}" if title == "dropped" else f"  padding of {name}: {100 * value:.1f} %"
-            )
-    if rows := found.get("rows"):
-        print(f"  wasted on padding, of the towers' FLOPs: {100 * rows['wasted']:.1f} %")
-        if rows["proposed_wasted"] < rows["wasted"] - 0.002:
-            better = ", ".join(f'"{name}": {room}' for name, room in rows["proposed"].items())
-            print(
-                f"  rows that would waste less: {{{better}}} ({100 * rows['proposed_wasted']:.1f} %, and cost no more)"
-            )
-    if options.out:
-        print(f"see {options.out}")
-    return 0
-
-
-def _tokenizer(options, found: dict[str, Any]) -> int:
-    if options.json:
-        _print_json(found)
-        return 0
-    print(
-        f"{found['pieces']:,} pieces, {found['characters_per_token']:.2f} characters per token; of {found['tokens']:,} tokens in "
-        f"{found['texts']:,} texts {100 * found['unknown']:.2f} % are unknown, {100 * found['bytes']:.2f} % single bytes"
-    )
-    if options.out:
-        print(f"see {options.out}")
-    return 0
-
-
 def _config(options, rest) -> int:
     from mmjax.config import load, override, to_json
 
     print(to_json(override(load(options.config), rest)), end="")
     return 0
-
-
-def _whole(least: int) -> Callable[[str], int]:
-    """A whole number of at least so much."""
-
-    def parse(text: str) -> int:
-        if not text.isdigit() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least {least}")
-        return int(text)
-
-    return parse
-
-
-def _print_json(value: Any) -> None:
-    """One line of strict JSON: what is not a finite number becomes null."""
-
-    def strict(node):
-        if isinstance(node, dict):
-            return {key: strict(child) for key, child in node.items()}
-        if isinstance(node, list):
-            return [strict(child) for child in node]
-        return None if isinstance(node, float) and not math.isfinite(node) else node
-
-    print(json.dumps(strict(value), allow_nan=False))
 
 
 def _stop_at_once_on_sigterm() -> None:
@@ -438,7 +286,3 @@ def _quiet() -> None:
     for name in ("absl", "orbax", "jax._src.xla_bridge", "tensorflow_datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="orbax|tensorstore|tensorflow_datasets")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
