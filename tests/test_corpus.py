@@ -121,6 +121,7 @@ def test_the_fields_of_others_are_known(row, expected):
         ('{"speech": "missing.wav", "text": "x"}', "cannot read .*missing.wav"),
         ('{"speech": "list.jsonl", "text": "x"}', "cannot decode the recording"),
         ('{"image": "list.jsonl", "text": "x"}', "cannot decode the picture"),
+        ('{"speech": "nothing.wav", "text": "x"}', "nothing.wav of .* is empty .0 bytes"),
         ('{"speech": "good.wav", "start": 0.9, "seconds": 0.5}', "has 1.00 s, not from 0.9 s on 0.5 s"),
         ('{"conversations": [1]}', "no conversation"),
         ('{"recording": {}, "supervisions": []}', "no cut of one recording"),
@@ -130,6 +131,7 @@ def test_the_fields_of_others_are_known(row, expected):
 )
 def test_a_line_that_cannot_be_used_is_counted_and_says_why(line, message, tmp_path):
     soundfile.write(tmp_path / "good.wav", np.zeros(16_000), 16_000)
+    (tmp_path / "nothing.wav").touch()
     good = json.dumps({"speech": "good.wav", "transcript": "ein"})
     (tmp_path / "list.jsonl").write_bytes(f"{good}\n{line}\n{good}\n".encode(errors="surrogateescape"))
     collection = Manifest(str(tmp_path / "list.jsonl"))

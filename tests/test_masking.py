@@ -10,7 +10,7 @@ from conftest import tiny
 
 from mmjax import check
 from mmjax import config as c
-from mmjax.models import MaskedPatches, MaskedText, RandomProjectionQuantizer
+from mmjax.models import MaskedPatches, MaskedText, PatchDecoder, RandomProjectionQuantizer, ViT
 from mmjax.stream import Stream
 
 KEY = jax.random.key(0)
@@ -202,3 +202,16 @@ def test_frames_are_hidden_after_the_samples_whatever_the_heads_are_called():
         ].features
         found.append(np.abs(noisy - plain).max())
     assert min(found) > 1e-3
+
+
+def test_pictures_of_one_size_are_restored_each_by_itself():
+    """Folded into a row for each, as without: no score between two pictures is computed, and none would count."""
+    image, _ = packed([16] * 4, width=12)
+    image = image._replace(positions=jnp.stack(jnp.divmod(image.positions, 4), -1))
+    seen = image._replace(segments=jnp.where(image.positions[..., 1] < 2, image.segments, 0))
+    decoder = PatchDecoder(reads="image", outputs=12, layers=1, width=16, heads=2, mlp=32)
+    params = decoder.init(KEY, seen, image)
+    whole, folded = decoder.apply(params, seen, image), decoder.apply(params, seen, image, 16)
+    np.testing.assert_allclose(folded.features, whole.features, atol=1e-5)
+    np.testing.assert_array_equal(folded.segments, image.segments)
+    assert ViT(patch=8, image_size=32, layers=1, width=16, heads=2, mlp=32).tokens_per_image == 16

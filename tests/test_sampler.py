@@ -7,6 +7,7 @@ from mmjax.config import load
 from mmjax.data.layout import Layout
 from mmjax.data.sampler import Sampler, best_fit
 from mmjax.errors import UserError
+from mmjax.evaluate.evaluation import spread
 
 ROWS = {"speech": 740, "image": 448, "text": 25, "transcript": 37, "examples": 8}
 SUBSETS = {"speech+image": 0.6, "image+text": 0.3, "speech": 0.1}
@@ -96,6 +97,13 @@ def test_too_long_examples_are_counted_and_left_out():
     sampler = Sampler(taken, ROWS, SUBSETS, 8, epochs=1)
     assert sampler.too_long == 1
     assert 7 not in [example for example, _ in flat(sampler, range(len(sampler)))]
+
+
+def test_of_many_examples_a_part_is_drawn_from_all_over():
+    chosen = spread(300, 3000)
+    numbers = [n for n, _ in flat(make(among=chosen, epochs=1, shuffle=False), range(100))]
+    assert sorted(numbers) == list(range(0, 3000, 10))
+    assert spread(7, 10).sum() == 7 and spread(10, 10) is None and spread(None, 10) is None
 
 
 def test_nothing_fits_is_an_error_that_says_so():

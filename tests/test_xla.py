@@ -13,7 +13,7 @@ from conftest import tiny
 
 from mmjax import config as c
 from mmjax.errors import UserError
-from mmjax.parallel.xla import check_options, described, options_of
+from mmjax.parallel.xla import check_options, described, explained, options_of
 from mmjax.parallel.xla_presets import PRESETS
 
 CPU = jax.devices()[0]
@@ -111,3 +111,20 @@ def test_the_step_gets_the_options(monkeypatch):
     config = dataclasses.replace(tiny(), xla=c.XLA(options={"xla_cpu_enable_fast_math": False}))
     describe(config, parse("cpu:1"), jax.devices()).lower(config.data.batch_rows)
     assert dict(given)["train_step"]["compiler_options"] == {"xla_cpu_enable_fast_math": False}
+
+
+@pytest.mark.parametrize(
+    "reason, remedy",
+    [
+        ("INTERNAL: Couldn't find output tile sizes for the fusion", "'xla_gpu_enable_triton_gemm': False"),
+        ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 81 GiB", "lower data.batch_rows"),
+    ],
+)
+def test_a_step_that_fails_says_what_to_do(reason, remedy):
+    with pytest.raises(UserError, match=remedy), explained():
+        raise jax.errors.JaxRuntimeError(reason)
+
+
+def test_other_failures_of_a_step_are_left_as_they_are():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="device lost"), explained():
+        raise jax.errors.JaxRuntimeError("INTERNAL: device lost")

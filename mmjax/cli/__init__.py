@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     sub.epilog = "Any other --key VALUE overrides a key of the config: --checkpoint.every-steps 50"
     sub = command("eval", "metrics for all subsets of modalities", "RUN")
     sub.add_argument("--split", default=None, help="default: the config's evaluation.split")
-    sub.add_argument("--examples", type=whole(1), help="only the first so many")
+    sub.add_argument("--examples", type=whole(1), help="only so many, spread over the split")
     sub = command("predict", "the answer to one example", "RUN")
     for modality, kind in (("speech", "FILE"), ("image", "FILE"), ("text", "STRING")):
         sub.add_argument(f"--{modality}", metavar=kind)

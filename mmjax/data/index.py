@@ -184,14 +184,17 @@ def _size(record: Record) -> tuple[int, int]:
 
 def opened(part: bytes | Blob, name: str):
     """Encoded bytes as a file: the file itself where it is whole and lies on this machine."""
-    if isinstance(part, bytes):
-        return io.BytesIO(part)
-    if not part.on_this_machine:
-        return io.BytesIO(part.read())
-    try:
-        return open(part.file, "rb")
-    except OSError as error:
-        raise UserError(f"cannot read {part.file} of {name}: {error.strerror or error}") from None
+    if isinstance(part, Blob) and part.on_this_machine:
+        try:
+            if not os.path.getsize(part.file):
+                raise UserError(f"{part.file} of {name} is empty (0 bytes)")
+            return open(part.file, "rb")
+        except OSError as error:
+            raise UserError(f"cannot read {part.file} of {name}: {error.strerror or error}") from None
+    data = part if isinstance(part, bytes) else part.read()
+    if not data:
+        raise UserError(f"a file of {name} is empty (0 bytes)")
+    return io.BytesIO(data)
 
 
 # Making it. -----------------------------------------------------------------------------------------------

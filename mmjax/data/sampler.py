@@ -62,6 +62,7 @@ class Sampler:
       speed: plays recordings at several speeds; `sizes` is then a list, one for each speed.
       mixture: how many examples each of several sources has, one after the other, and in which proportions they are
         drawn; each has epochs of its own.
+      among: [n] bool, the examples that may be drawn; None: all.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Sampler:
         epochs: int | None = None,
         speed: SpeedPerturbation | None = None,
         mixture: tuple[Sequence[int], Proportions] | None = None,
+        among: np.ndarray | None = None,
     ):
         self.names = tuple(capacities)
         self._capacity = np.array([capacities[name] for name in self.names])
@@ -98,7 +100,8 @@ class Sampler:
         shown = np.ones(len(fits), bool) if self._lacking is None else ~self._lacking.all(axis=1)[self._kind]
         lengths, self._proportions = mixture or ([len(fits)], None)
         self._first = np.cumsum([0, *lengths])
-        usable = fits & shown
+        among = np.ones(len(fits), bool) if among is None else among
+        usable = fits & shown & among
         self._usable = [Usable(usable[a:b]) for a, b in itertools.pairwise(self._first.tolist())]
         count = sum(part.count for part in self._usable)
         if not count:
@@ -109,7 +112,7 @@ class Sampler:
                 f"{int((~shown).sum())} of {len(shown)} examples have none of the modalities of {', '.join(subsets)}, "
                 f"and the others do not fit into a row: the largest has {largest}, a row {dict(capacities)}"
             )
-        self.too_long, self.never_shown = int((~fits).sum()), int((~shown & fits).sum())
+        self.too_long, self.never_shown = int((~fits & among).sum()), int((~shown & fits & among).sum())
         for number, part in enumerate(self._usable):
             if not part.count:
                 raise UserError(

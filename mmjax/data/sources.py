@@ -61,6 +61,8 @@ def open_source(data: Any, split: str, directory: Path, own: Callable[[Any, str]
         )
     weights = {0: source.weights} if source.weights else None
     if source.later:
+        if len({int(start) for start in source.later}) < len(source.later):
+            raise UserError(f"data.source.later names an example twice: {', '.join(source.later)}")
         weights = (weights or {0: {name: float(len(one)) for name, one in found.items()}}) | {
             int(start): row for start, row in source.later.items()
         }

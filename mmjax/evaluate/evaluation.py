@@ -25,6 +25,7 @@ from mmjax.train.build import build_layout, build_objectives, build_source
 from mmjax.train.step import score
 
 ORDER = ("speech", "image", "text")
+COLUMNS = 4  # of a table of groups, side by side: what 80 characters hold
 
 
 def ordered(modalities) -> list[str]:
@@ -43,6 +44,18 @@ def all_subsets(modalities) -> list[str]:
     return ["+".join(s) for size in range(1, len(names) + 1) for s in combinations(names, size)]
 
 
+def spread(examples: int | None, count: int) -> np.ndarray | None:
+    """[count] bool: so many of them at even distances, since classes and sources often stand one after the other.
+
+    None: all of them.
+    """
+    if examples is None or examples >= count:
+        return None
+    chosen = np.zeros(count, bool)
+    chosen[np.arange(examples) * count // examples] = True
+    return chosen
+
+
 class Evaluator:
     """Measures a model on one split; compiles once per subset of modalities.
 
@@ -57,7 +70,7 @@ class Evaluator:
         self._steps: dict[str, Any] = {}
 
     def evaluate(self, params: Any, subset: str, examples: int | None = None) -> dict[str, float]:
-        """Metrics over all (or the first so many) examples of the split, each counted exactly once.
+        """Metrics over all (or so many, evenly spread) examples of the split, each counted exactly once.
 
         Returns:
           What `Measures.metrics` has, as far as the subset allows; how many "examples" were measured; and, if there
@@ -67,15 +80,15 @@ class Evaluator:
         data = self._config.data
         missing = set(self._config.model.encoders) - set(subset.split("+"))
         layout = build_layout(self._config, self._source.tokenizer).without(*missing)
-        sizes = {name: values[:examples] for name, values in self._source.sizes.items()}
         sampler = Sampler(
-            layout.positions(sizes),
+            layout.positions(self._source.sizes),
             layout.rows,
             {subset: 1.0},
             data.batch_rows,
             shuffle=False,
             epochs=1,
             window=data.window,
+            among=spread(examples, len(self._source)),
         )
         batches = Batches(self._source, layout, sampler, *share_of_rows(self._mesh))
         step = self._steps.setdefault(subset, self._make_step())
@@ -161,10 +174,12 @@ def _table_of_groups(subsets: dict[str, dict[str, float]]) -> list[Table]:
                 column = f"{subset}: {task}" + (" CER" if metric == "cer" else "")
                 cells.setdefault(f"{kind} {group}", {})[column] = value
     columns = list(dict.fromkeys(column for row in cells.values() for column in row))
-    result = Table("", *(Column(column, justify="right") for column in columns))
-    for group, row in sorted(cells.items()):
-        result.add_row(group, *(_percent(row.get(column)) for column in columns))
-    return [result] if cells else []
+    tables = []
+    for part in (columns[first : first + COLUMNS] for first in range(0, len(columns), COLUMNS)):
+        tables.append(Table("", *(Column(column, justify="right") for column in part)))
+        for group, row in sorted(cells.items()):
+            tables[-1].add_row(group, *(_percent(row.get(column)) for column in part))
+    return tables
 
 
 def _table_of_retrieval(subsets: dict[str, dict[str, float]]) -> list[Table]:

@@ -1,6 +1,7 @@
 """The whole model: encoders by modality, a fusion, heads by objective."""
 
 from collections.abc import Mapping
+from functools import partial
 from operator import call
 from typing import Any
 
@@ -114,7 +115,10 @@ class Multimodal(nn.Module):
                     outputs[name], labels[f"{name}/labels"] = written
             elif all(source in sources for source in head.inputs):
                 read = [sources[source] for source in head.inputs]
-                outputs[name] = rematerialised_whole(call, head, *read)
+                know = {}
+                if isinstance(head, PatchDecoder):
+                    know["block"] = getattr(self.encoders[head.reads], "tokens_per_image", None)
+                outputs[name] = rematerialised_whole(partial(call, **know), head, *read)
         return outputs | labels
 
     @as_the_model_wants

@@ -9,7 +9,7 @@ from mmjax.models.layers import dense, layer_norm, stack
 from mmjax.models.positions import sincos
 from mmjax.models.remat import Remat
 from mmjax.models.transformer import TransformerBlock
-from mmjax.stream import Stream, only_tokens
+from mmjax.stream import Stream, fold, only_tokens, unfold
 
 
 class PatchDecoder(nn.Module):
@@ -37,8 +37,14 @@ class PatchDecoder(nn.Module):
         return (self.reads, f"{self.reads}/input")
 
     @nn.compact
-    def __call__(self, seen: Stream, whole: Stream) -> Stream:
-        """Encoded patches [B, T, W] and the stream before patches were hidden -> [B, T, outputs] float32."""
+    def __call__(self, seen: Stream, whole: Stream, block: int | None = None) -> Stream:
+        """Encoded patches [B, T, W] and the stream before patches were hidden -> [B, T, outputs] float32.
+
+        Args:
+          block: tokens of each picture where all have as many: then no score is computed between two.
+        """
+        rows, tokens = whole.segments.shape
+        seen, whole = fold(seen, block or tokens), fold(whole, block or tokens)
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed",))
         hidden = self.param("hidden", init, (self.width,)).astype(self.dtype)
         x = dense(self.width, (None, "embed"), self.dtype, "in")(seen.features)
@@ -49,4 +55,4 @@ class PatchDecoder(nn.Module):
         x, _ = blocks(x, whole.segments, whole.positions)
         x = layer_norm(self.dtype, "norm")(x).astype(jnp.float32)
         x = dense(self.outputs, ("embed", None), jnp.float32, "pixels")(x)
-        return only_tokens(whole._replace(features=x))
+        return unfold(only_tokens(whole._replace(features=x)), rows)

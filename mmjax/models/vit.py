@@ -53,12 +53,18 @@ class ViT(nn.Module):
     remat: Remat = "none"
     dtype: Any = jnp.float32
 
+    @property
+    def tokens_per_image(self) -> int | None:
+        """Where all images have as many."""
+        side = self.image_size // self.patch
+        return side * side + self.class_token + self.registers if self.max_patches is None else None
+
     @nn.compact
     def __call__(self, image: Stream, train: bool = False) -> Stream:
         """[B, T, patch * patch * 3] uint8 patches with positions [B, T, 2] -> [B, T, width]."""
         rows, side = image.segments.shape[0], self.image_size // self.patch
-        if self.max_patches is None:
-            image = fold(image, side * side + self.class_token + self.registers)
+        if self.tokens_per_image:
+            image = fold(image, self.tokens_per_image)
         image = only_tokens(image)
         x = ((image.features / 255.0 - self._per_pixel(self.mean)) / self._per_pixel(self.std)).astype(self.dtype)
         x = dense(self.width, (None, "embed"), self.dtype, "embedding")(x)

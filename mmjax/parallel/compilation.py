@@ -13,14 +13,10 @@ from mmjax.parallel import hlo
 from mmjax.parallel.machines import Machine
 from mmjax.parallel.mesh import abstract_batch, make_mesh, mesh_shape
 from mmjax.parallel.remat import check_offload
-from mmjax.parallel.xla import check_options, options_of
+from mmjax.parallel.xla import TOO_LARGE, TRITON_FAILS, WITHOUT_TRITON, check_options, options_of
 from mmjax.train.build import build_layout, build_model, build_objectives
 from mmjax.train.optimizer import build_optimizer
 from mmjax.train.program import jitted_step, state_maker
-
-# XLA for GPUs fuses some products in a way that it cannot compile then (jax 0.10.2; seen with attention over several streams).
-TRITON_FAILS = "Couldn't find output tile sizes"
-WITHOUT_TRITON = {"xla_gpu_enable_triton_gemm": False}
 
 
 class Subject(NamedTuple):
@@ -92,7 +88,7 @@ def compiled(subject: Subject, rows: int) -> Outcome:
             executable = lowered.compile(compiler_options=WITHOUT_TRITON)
             note = f"this compiler fails on it unless --xla.options '{WITHOUT_TRITON}'"
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if TOO_LARGE not in str(error):
             raise
         return Outcome({"temp": _needed(str(error))}, None, None, str(error).splitlines()[0])
     return outcome_of(executable, subject.mesh.size)._replace(note=note)

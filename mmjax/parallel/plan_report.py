@@ -56,7 +56,7 @@ def _parts(result: Mapping[str, Any]) -> Table:
     compiled = result.get("compiled_flops", {})
     for name, part in sorted(result["parts"].items(), key=lambda item: -max(item[1][k] for k in ("compute", "memory"))):
         times = [f"{1e3 * part[key]:.3g}" for key in ("compute", "memory", "network")]
-        counts = [f"{found.get(name, 0.0) / 1e9:,.1f}" for found in (result["flops"], compiled)]
+        counts = [f"{found[name] / 1e9:,.1f}" if name in found else "–" for found in (result["flops"], compiled)]
         table.add_row(name, *counts, *times, part["bound"])
     return table
 

@@ -3,6 +3,8 @@
 import importlib.metadata
 import importlib.util
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,10 @@ COMPILERS = {
 }
 # Options that JAX itself reads.
 OF_JAX = ("exec_time_optimization_effort", "memory_fitting_effort", "optimization_level", "memory_fitting_level")
+# XLA for GPUs fuses some products in a way that it cannot compile then (jax 0.10.2; seen with attention over several streams).
+TRITON_FAILS = "Couldn't find output tile sizes"
+WITHOUT_TRITON = {"xla_gpu_enable_triton_gemm": False}
+TOO_LARGE = "RESOURCE_EXHAUSTED"
 
 
 def platform_of(device: Any) -> str:
@@ -68,6 +74,29 @@ def _refused(options: Options, device: Any) -> str | None:
     except (jax.errors.JaxRuntimeError, TypeError, ValueError) as error:
         return str(error).splitlines()[0]
     return None
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Makes of a step's failures that have a known remedy an error that names it.
+
+    Raises:
+      UserError: the step needs more memory than the device has, or the compiler cannot compile it with Triton.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0]
+        if TRITON_FAILS in str(error):
+            remedy = f"XLA cannot compile this step with Triton's products; add --xla.options '{WITHOUT_TRITON}'"
+        elif TOO_LARGE in str(error):
+            remedy = (
+                "the step needs more memory than there is: lower data.batch_rows, raise optimizer.accumulation, or set "
+                "a tower's remat ('mmjax plan CONFIG --machine NAME --search' finds what fits)"
+            )
+        else:
+            raise
+        raise UserError(f"{remedy} ({reason})") from error
 
 
 def version_of(device: Any) -> str:

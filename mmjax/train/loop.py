@@ -21,7 +21,7 @@ from mmjax.evaluate.evaluation import Evaluator, canonical, table
 from mmjax.parallel.machines import PEAKS
 from mmjax.parallel.mesh import make_mesh, share_of_rows, to_devices
 from mmjax.parallel.remat import check_offload
-from mmjax.parallel.xla import check_options, described, options_of
+from mmjax.parallel.xla import check_options, described, explained, options_of
 from mmjax.train import report
 from mmjax.train.attention import decided
 from mmjax.train.build import (
@@ -157,8 +157,9 @@ def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
         batch = next(ready)
         ran_dry = before is None or before["loss"].is_ready()
         throughput.count(batch, time.perf_counter() - asked if ran_dry else 0.0)
-        state, metrics = train_step(state, to_devices(batch, mesh))
-        jax.block_until_ready(before)
+        with explained():
+            state, metrics = train_step(state, to_devices(batch, mesh))
+            jax.block_until_ready(before)
         if pending is not None:
             log(*pending)
         done, pending, before = step + 1, None, metrics

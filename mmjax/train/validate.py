@@ -90,6 +90,8 @@ def check_config(config: c.Experiment) -> None:
             unknown = [name for name in subset.split("+") if name not in modalities]
             if unknown:
                 raise UserError(f"{place}: '{subset}' names '{unknown[0]}'; the modalities are {', '.join(modalities)}")
+        if len({frozenset(subset.split("+")) for subset in subsets}) < len(subsets):
+            raise UserError(f"{place} names a subset twice, in whichever order: {', '.join(subsets)}")
     for name, head in config.model.heads.items():
         if isinstance(head, c.Contrast):
             if len(set(head.between)) != 2 or not modalities.issuperset(head.between):
