@@ -1,14 +1,21 @@
-"""All fusions, and the baselines that the field began with, on spoken_easy_vqa: same steps, same FLOPs, several seeds.
+"""All fusions, and the encoders that the field began with, on spoken_easy_vqa: same steps, same FLOPs, several seeds.
 
-    python -m benchmarks.fusion [--steps 400] [--seeds 3] [--only 'Concat;FiLM'] [--out runs/fusion]
+    python -m benchmarks.fusion [--seeds 3] [--only 'Concat;FiLM'] [--out runs/fusion]
 
-Every variant is configs/quickstart.py with one part exchanged. The fusions are made as wide as gives the whole model
-the FLOPs per step of the quickstart (or as near as widths in steps of 16 come); the baselines are as wide as the tower
-that they stand for. Each run lies in its own directory: started again, the benchmark goes on where it was. The result
-is a table of accuracy for all subsets of the modalities, mean and standard deviation over the seeds, in Markdown; the
-commit, versions and device stand below it.
+Every variant is configs/quickstart.py with one part exchanged.
+
+- The fusions begin with encoders that one longer run of the quickstart has trained (`--encoder-steps`), and all train on
+  from there (`--steps`): what a fusion can do shows once its encoders see what there is to combine. They are made as wide
+  as gives the whole model the FLOPs per step of the quickstart (or as near as widths in steps of 16 come).
+- The encoders, as wide as the tower that they stand for, begin from nothing, as does the quickstart beside them
+  (`--scratch-steps`).
+
+Each run lies in its own directory: started again, the benchmark goes on where it was. The result is a table for each of
+the two, of accuracy for all subsets of the modalities, mean and standard deviation over the seeds, in Markdown; the
+commit, versions and device stand below them.
 """
 
+# ruff: noqa: E402
 import argparse
 import dataclasses
 import json
@@ -19,6 +26,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from mmjax.parallel import runtime
+
+runtime.prepare()  # before JAX is imported
 
 import jax
 
@@ -82,20 +93,26 @@ def matched(config: c.Experiment, name: str, source: Any) -> c.Experiment:
     return min(near, key=lambda one: abs(flops(one, source) - wanted))
 
 
-def variants(config: c.Experiment, source: Any) -> dict[str, Callable[[], c.Experiment]]:
-    """What makes the config of every comparison, by its name."""
+def fusions(config: c.Experiment, source: Any, encoders: Path) -> dict[str, Callable[[], c.Experiment]]:
+    """What makes the config of every fusion, by its name; they begin with the encoders of a run."""
+    started = dataclasses.replace(config, initial={f"encoders.{name}": str(encoders) for name in config.model.encoders})
+    return {name: partial(matched, started, name, source) for name in FUSIONS}
+
+
+def encoders(config: c.Experiment) -> dict[str, Callable[[], c.Experiment]]:
+    """What makes the config of every choice of encoders, by its name."""
     speech, image, text = (config.model.encoders[name] for name in ("speech", "image", "text"))
     recurrent = dict(front_end=speech.front_end, layers=2, width=speech.width)
     convolutional = dict(
         patch=image.patch, image_size=image.image_size, width=image.width, mean=image.mean, std=image.std
     )
-    found = {name: partial(matched, config, name, source) for name in FUSIONS}
     embedding = dict(vocabulary=text.vocabulary, width=text.width)
-    return found | {
-        "CrossAttention, BiLSTM for speech": partial(with_part, config, speech=c.BiLSTM(**recurrent)),
-        "CrossAttention, CNN-LSTM for speech": partial(with_part, config, speech=c.BiLSTM(**recurrent, stem="full")),
-        "CrossAttention, convolutions for images": partial(with_part, config, image=c.ConvNet(**convolutional)),
-        "CrossAttention, mean embedding for text": partial(with_part, config, text=c.MeanEmbedding(**embedding)),
+    return {
+        "Conformer, ViT, Transformer": partial(with_part, config),
+        "BiLSTM for speech": partial(with_part, config, speech=c.BiLSTM(**recurrent)),
+        "CNN-LSTM for speech": partial(with_part, config, speech=c.BiLSTM(**recurrent, stem="full")),
+        "convolutions for images": partial(with_part, config, image=c.ConvNet(**convolutional)),
+        "mean embedding for text": partial(with_part, config, text=c.MeanEmbedding(**embedding)),
     }
 
 
@@ -133,7 +150,9 @@ def table(results: dict[str, list[dict[str, float]]], costs: dict[str, float]) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=200, help="of each fusion")
+    parser.add_argument("--encoder-steps", type=int, default=1500, help="before, of the encoders that they share")
+    parser.add_argument("--scratch-steps", type=int, default=400, help="of each choice of encoders")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--examples", type=int, default=2000, help="of the test split that are measured per subset")
     parser.add_argument("--only", help="names of variants, with semicolons between")
@@ -141,18 +160,23 @@ def main() -> None:
     options = parser.parse_args()
     config = c.load("configs/quickstart.py")
     source = build_source(config.data, "train")
-    names = [name for name in variants(config, source) if not options.only or name in options.only.split(";")]
-    chosen = {name: variants(config, source)[name]() for name in names}
-    costs = {name: flops(one, source) for name, one in chosen.items()}
-    results = {name: [] for name in chosen}
+    trained = options.out / "encoders"
+    run(config, 0, options.encoder_steps, options.examples, trained)
+    both = ((fusions(config, source, trained), options.steps), (encoders(config), options.scratch_steps))
+    wanted = set(options.only.split(";")) if options.only else {name for makers, _ in both for name in makers}
+    chosen = [({name: make() for name, make in makers.items() if name in wanted}, steps) for makers, steps in both]
+    costs = {name: flops(one, source) for configs, _ in chosen for name, one in configs.items()}
+    results: list[dict[str, list]] = [{name: [] for name in configs} for configs, _ in chosen]
     for seed in range(options.seeds):
-        for name, one in chosen.items():
-            directory = options.out / f"{name.replace(', ', '-').replace(' ', '_')}-{seed}"
-            results[name].append(run(one, seed, options.steps, options.examples, directory))
-        print(f"seeds: {seed + 1}\n{table(results, costs)}\n", flush=True)
+        for (configs, steps), found in zip(chosen, results, strict=True):
+            for name, one in configs.items():
+                directory = options.out / f"{name.replace(', ', '-').replace(' ', '_')}-{seed}"
+                found[name].append(run(one, seed, steps, options.examples, directory))
+            if found:
+                print(f"{steps} steps, {seed + 1} seeds\n{table(found, costs)}\n", flush=True)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     print(
-        f"{options.steps} steps, {options.seeds} seeds, {options.examples} test questions per subset; commit {commit}, jax {jax.__version__}, "
+        f"{options.encoder_steps} steps of the shared encoders; {options.examples} test questions per subset; commit {commit}, jax {jax.__version__}, "
         f"{jax.devices()[0].device_kind}, {platform.processor() or platform.machine()}"
     )
 

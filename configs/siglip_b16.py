@@ -46,7 +46,7 @@ config = Experiment(
     ),
     model=Multimodal(
         encoders={
-            "image": ViT.preset("B/16", block=STYLE),
+            "image": ViT.preset("B/16", block=STYLE, remat="block"),
             "text": Transformer(
                 vocabulary=PIECES,
                 layers=12,
@@ -56,6 +56,7 @@ config = Experiment(
                 positions="learned",
                 length=512,
                 block=STYLE,
+                remat="block",
             ),
         },
         heads={"pairs": Contrast(between=("image", "text"), outputs=768)},

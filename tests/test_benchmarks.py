@@ -24,9 +24,10 @@ runpy.run_module("benchmarks.gpu", run_name="__main__", alter_sys=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, unit",
-    [("conformer_l", "audio_seconds"), pytest.param("pretrain_300m", "images", marks=pytest.mark.slow)],
+    [("conformer_l", "audio_seconds"), ("pretrain_300m", "images")],
 )
 def test_the_gpu_benchmark_needs_no_data_library(name, unit):
     command = [sys.executable, "-c", WITHOUT, "--one", name, "mmjax", "0", "--tiny"]

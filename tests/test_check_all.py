@@ -87,14 +87,14 @@ def holds(path):
     assert all(result["holds"] for result in json.loads(process.stdout).values())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", CONFIGS)
 def test_all_five_invariants_hold(name, tmp_path):
     (tmp_path / "config.json").write_text(c.to_json(CONFIGS[name]()))
     holds(str(tmp_path / "config.json"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "kind, objective", [("labels", "c.MultiLabel(gamma=1.0)"), ("numbers", "c.Regression(of='huber')")]
 )

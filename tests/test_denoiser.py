@@ -81,6 +81,7 @@ def test_labels_are_the_clean_samples_and_the_encoder_hears_the_noise():
         assert 10 * np.log10((signal @ signal) / (noise @ noise)) == pytest.approx(0.0, abs=0.1)
 
 
+@pytest.mark.slow
 def test_a_run_takes_noise_away(tmp_path, capsys):
     schedule = c.WarmupCosine(peak=1e-2, warmup=5, steps=60)
     config = denoising(steps=60, optimizer=c.Optimizer(schedule=schedule), log=c.Log(every_steps=10, tensorboard=False))

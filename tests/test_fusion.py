@@ -125,7 +125,7 @@ def test_the_invariants_hold(name, monkeypatch):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(subject.run(lost)))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @every_fusion
 def test_all_five_invariants_hold_for_three_modalities(name, tmp_path):
     config = tiny()

@@ -55,7 +55,7 @@ def test_damaged_files_are_set_aside_and_leave_their_neighbours_as_they_are():
     check(fuzz(0, 280), 280)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ten_thousand_damaged_files():
     check(fuzz(1_000, 10_080), 10_080)
 

@@ -414,8 +414,26 @@ def test_a_run_starts_from_an_imported_encoder(tmp_path):
     other = dataclasses.replace(config.model.encoders["speech"], norm_epsilon=1e-6)
     encoders = {**config.model.encoders, "speech": other}
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, encoders=encoders))
-    with pytest.raises(UserError, match="norm_epsilon is 1e-06, but .* was imported with 1e-05"):
+    with pytest.raises(UserError, match="norm_epsilon is 1e-06, but 1e-05 in .*ours"):
         train(other, tmp_path / "other")
     headless = dataclasses.replace(config, initial={"heads.answer": str(tmp_path / "ours")})
     with pytest.raises(UserError, match="initial.heads.answer: the model in .* has no head"):
         train(headless, tmp_path / "headless")
+
+
+def test_a_run_starts_from_parts_of_another(run, tmp_path):
+    config = tiny(
+        name="second", seed=1, steps=1, initial={"encoders.speech": str(run), "heads.transcript": str(run)},
+        optimizer=c.Optimizer(rule=c.SGD(momentum=0.0), schedule=c.Constant(peak=0.0)),
+    )  # fmt: skip
+    train(config, tmp_path / "run")
+    before, after = Run(run).params, Run(tmp_path / "run").params
+    same = {
+        name: jax.tree.all(jax.tree.map(lambda a, b: (np.asarray(a) == b).all(), before[name], after[name]))
+        for name in before
+    }
+    assert {name for name, equal in same.items() if equal} == {"encoders_speech", "heads_transcript"}
+    with pytest.raises(UserError, match="initial.heads.other: the model in .* has no head"):
+        heads = {**config.model.heads, "other": c.Head(reads="text", outputs=3)}
+        model = dataclasses.replace(config.model, heads=heads)
+        train(dataclasses.replace(config, model=model, initial={"heads.other": str(run)}), tmp_path / "other")

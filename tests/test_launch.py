@@ -71,7 +71,7 @@ def losses(run):
     return {line["step"]: line["loss"] for line in found if line["kind"] == "train"}
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_processes_train_like_one(run, tmp_path, count):
     process = launched(count, tmp_path)
     _, errors = process.communicate(timeout=900)

@@ -128,6 +128,7 @@ def pretraining():
     return dataclasses.replace(config, model=model, objectives=objectives)
 
 
+@pytest.mark.slow
 def test_the_invariants_hold_while_pretraining():
     subject = check.Subject(pretraining())
     sums = subject.run(subject.batch)[1]["sums"]

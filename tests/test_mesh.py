@@ -76,7 +76,13 @@ def one_process():
 
 
 @pytest.mark.parametrize(
-    "count, axes", [(2, {"fsdp": 2}), (2, {"tensor": 2}), (2, {"context": 2}), (4, {"tensor": 2, "context": 2})]
+    "count, axes",
+    [
+        (2, {"fsdp": 2}),
+        (2, {"tensor": 2}),
+        (2, {"context": 2}),
+        pytest.param(4, {"tensor": 2, "context": 2}, marks=pytest.mark.slow),
+    ],
 )
 def test_every_axis_on_real_processes_is_one_process(one_process, count, axes):
     assert difference(one_process, on_processes(divisible(), count, **axes)) < 1e-5

@@ -15,8 +15,6 @@ REDUCED = f"""overrides = "--steps 3 --data.source.examples {EXAMPLES} --model.u
 
 @pytest.mark.timeout(600)
 def test_quickstart(tmp_path, monkeypatch):
-    # One device and the notebook's own compiler settings, not those of these tests.
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
     monkeypatch.setenv("PYTHONPATH", os.getcwd())
     notebook = nbformat.read("colab/quickstart.ipynb", as_version=4)
     parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))

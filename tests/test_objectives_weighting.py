@@ -129,7 +129,11 @@ def test_a_part_that_is_not_there_cannot_be_shared():
 
 @pytest.mark.parametrize(
     "weighting",
-    [c.Uncertainty(), c.DynamicAverage(period=2), c.GradNorm(shared="encoders.speech", rate=0.2)],
+    [
+        c.Uncertainty(),
+        pytest.param(c.DynamicAverage(period=2), marks=pytest.mark.slow),
+        pytest.param(c.GradNorm(shared="encoders.speech", rate=0.2), marks=pytest.mark.slow),
+    ],
     ids=lambda w: type(w).__name__,
 )
 def test_a_run_weighs_its_objectives_goes_on_bitwise_and_in_parts(weighting, tmp_path):

@@ -100,7 +100,7 @@ def plain():
     return loss_and_gradients(everything())
 
 
-@pytest.mark.parametrize("turn", range(3))
+@pytest.mark.parametrize("turn", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 def test_gradients_and_random_draws_are_the_same(plain, turn):
     """Every tower has each of the policies once."""
     config = everything()
@@ -110,6 +110,7 @@ def test_gradients_and_random_draws_are_the_same(plain, turn):
     compare(loss_and_gradients(config), plain)
 
 
+@pytest.mark.slow
 def test_unrolled_gradients_are_the_same():
     config = deep(layers=2, dropout=0.2)
     expected = loss_and_gradients(config)
@@ -155,6 +156,7 @@ def test_compiled_memory_falls_from_none_to_full():
     assert sizes["full"] < 1.1 * sizes["block"], sizes
 
 
+@pytest.mark.slow
 def test_unrolled_memory_falls_too():
     """Without a loop a compiler could find that what is computed again was computed before."""
     sizes = {remat: temporary_memory(deep(layers=6), remat, unroll=True) for remat in HERE}
@@ -201,6 +203,7 @@ def test_the_estimate_follows_the_policy(monkeypatch):
     assert found["full"]["flops"] == found["none"]["flops"]  # of the model: MFU does not count what is done twice
 
 
+@pytest.mark.slow
 def test_search_compiles_every_policy_and_names_the_cheapest_that_fits():
     from mmjax.parallel import plan, roofline
 

@@ -21,7 +21,7 @@ DAEMONS = ("munged", "mungekey", "slurmctld", "slurmd")
 PATH = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}:/usr/sbin"
 MISSING = [name for name in (*DAEMONS, "sbatch") if shutil.which(name, path=PATH) is None]
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(3600),  # four starts of two processes, on cores that others use too
     pytest.mark.skipif(bool(MISSING), reason=f"no {', '.join(MISSING)} here (Debian: slurm-wlm, munge)"),
 ]

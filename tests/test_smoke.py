@@ -23,13 +23,20 @@ def files(tmp_path_factory):
     return str(home / "list.jsonl")
 
 
-# Of configs that differ in size alone, one is enough where time is short.
-SIBLINGS = ("librispeech_conformer_m", "librispeech_conformer_l", "pretrain_1b", "pretrain_8b")
+# Of configs that are much like another, one is enough where time is short.
+SLOW = (
+    "librispeech_conformer_s",
+    "librispeech_conformer_m",
+    "librispeech_conformer_l",
+    "pretrain_1b",
+    "pretrain_8b",
+    "tuxpaint_retrieval",
+)
 
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(p, id=p.stem, marks=pytest.mark.slow if p.stem in SIBLINGS else ()) for p in CONFIGS],
+    [pytest.param(p, id=p.stem, marks=pytest.mark.slow if p.stem in SLOW else ()) for p in CONFIGS],
 )
 def test_smoke(path, files, tmp_path):
     config = c.smoke(c.load(path), width=16)

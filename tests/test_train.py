@@ -165,7 +165,7 @@ def command(run, *flags, devices=1):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.long)])
 def test_kill_9_at_random_moments_changes_nothing(tmp_path, kills):
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     begin = time.monotonic()
@@ -192,6 +192,7 @@ def test_a_finished_run_started_again_evaluates_in_place_of_its_evaluation(tmp_p
     assert lines(tmp_path, "eval") == before
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_evaluated_evaluates_when_it_goes_on(tmp_path, monkeypatch):
     config = tiny(steps=3, checkpoint=c.Checkpoint(every_steps=2), evaluation=c.Evaluation(every_steps=2, examples=8))
 

@@ -173,6 +173,7 @@ def joint(**changes):
     )
 
 
+@pytest.mark.slow
 def test_the_invariants_hold():
     with jax.default_matmul_precision("highest"):
         subject = check.Subject(joint())

@@ -93,7 +93,7 @@ def test_a_run_is_compiled_with_its_options_and_says_so(run, tmp_path, monkeypat
     """What reaches the compiler is what the record says; and a run that knows no such option does not begin."""
     from mmjax.train.loop import train
 
-    (first,) = [json.loads(line) for line in (run / "compiler.jsonl").read_text().splitlines()]
+    first = json.loads((run / "compiler.jsonl").read_text().splitlines()[0])
     assert (first["first_step"], first["preset"], first["options"]) == (0, "default", {})
     config = dataclasses.replace(tiny(), xla=c.XLA(options={"xla_no_such": True}))
     with pytest.raises(UserError, match="has no option 'xla_no_such'"):

@@ -356,7 +356,7 @@ class Experiment:
     objectives: Mapping[str, Objective]
     optimizer: Optimizer
     weighting: Uncertainty | DynamicAverage | GradNorm | None = None  # of the objectives, beyond their fixed weights
-    initial: Mapping[str, str] = dataclasses.field(default_factory=dict)  # "encoders.speech": an imported model
+    initial: Mapping[str, str] = dataclasses.field(default_factory=dict)  # "encoders.speech": an import, or a run
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()

@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 # Known to help larger Conformers on CPU, together with the allocator's settings below; on the quickstart's towers no
@@ -12,9 +13,11 @@ CPU_FLAGS = (
     "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
     "--xla_cpu_experimental_ynn_fusion_type=-individual_dot",
 )
-# For programs that run once or a few times: on CPU they compile in 30 to 60 % of the time (docs/log.md).
 PROGRAMS_KEPT = 10 * 2**30  # bytes on disk; beyond, what was not used for longest is deleted
+# For programs that run once or a few times: on CPU they compile in 15 to 30 % of the time (docs/log.md).
 COMPILE_FAST = {"xla_backend_optimization_level": 0}
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # later ones do not know it, and stop
+    COMPILE_FAST["xla_cpu_use_fusion_emitters"] = False
 
 
 def prepare(devices: int | None = None, compile_fast: bool = False) -> None:
@@ -32,7 +35,7 @@ def prepare(devices: int | None = None, compile_fast: bool = False) -> None:
     if devices:
         wanted.append(f"--xla_force_host_platform_device_count={devices}")
     if compile_fast:
-        wanted += [f"--{name}={value}" for name, value in COMPILE_FAST.items()]
+        wanted += [f"--{name}={int(value)}" for name, value in COMPILE_FAST.items()]
     names = {flag.split("=")[0] for flag in flags}
     flags += [flag for flag in wanted if flag.split("=")[0] not in names]
     os.environ["XLA_FLAGS"] = " ".join(flags)

@@ -1,5 +1,6 @@
-"""Starting from imported models: their parameters in place of random ones."""
+"""Starting from imported models and from runs: their parameters in place of random ones."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 
 from mmjax import config as c
 from mmjax.errors import UserError
+from mmjax.evaluate.run import Run
 from mmjax.interchange.convert import read_part, tree
 from mmjax.train.step import TrainState
 
@@ -15,17 +17,22 @@ CHOICES = ("dropout", "chunk", "left_chunks")
 
 
 def load_initial(config: c.Experiment, state: TrainState) -> TrainState:
-    """The state with the parts that `config.initial` names taken from imported models.
+    """The state with the parts that `config.initial` names taken from imported models, or from runs.
 
     Raises:
-      UserError: a part is of another kind, size or setting than the model that was imported.
+      UserError: a part is of another kind, size or setting than what it is to be taken from.
     """
     params = dict(state.params)
     for place, directory in config.initial.items():
         room, _, name = place.partition(".")
-        part, parameters = read_part(directory)
         kind = {"encoders": "encoder", "heads": "head"}[room]
-        if not (theirs := tree(parameters, kind)):
+        if (Path(directory) / "checkpoints").is_dir():
+            run = Run(directory)
+            part, theirs = getattr(run.config.model, room).get(name), run.params.get(f"{room}_{name}")
+        else:
+            part, parameters = read_part(directory)
+            theirs = tree(parameters, kind)
+        if not theirs:
             raise UserError(f"initial.{place}: the model in {directory} has no {kind}")
         if room == "encoders":
             _check_same(part, config.model.encoders[name], place, directory)
@@ -40,8 +47,8 @@ def _check_same(theirs: Any, ours: Any, place: str, directory: str) -> None:
     for key in a | b:
         if key not in CHOICES and a.get(key) != b.get(key):
             raise UserError(
-                f"model.{place}.{key} is {b.get(key)!r}, but {directory} was imported with {a.get(key)!r}; "
-                f'write imported("{directory}") for the encoder'
+                f"model.{place}.{key} is {b.get(key)!r}, but {a.get(key)!r} in {directory}; "
+                "let the encoder be the same (of an import: imported(DIRECTORY))"
             )
 
 
