@@ -1,6 +1,7 @@
 """What `mmjax data` does: from recordings, pictures and texts in any form to shards."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,14 @@ def build(source: str, out: str, split: str | None = None, **options: Any) -> di
     return found
 
 
-def inspect(source: str, split: str, page: str | None, examples: int = 24) -> dict[str, Any]:
+def inspect(
+    source: str, split: str, page: str | None, examples: int = 24, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
     """`mmjax data inspect`: what a config's data, a path, or a folder of shards holds.
 
     Args:
       page: where to write one HTML page that shows it; None: nowhere.
+      overrides: of keys of the config, as on the command line.
 
     Returns:
       What `mmjax.data.page.facts` returns, and of a config {"padding": {stream: share of empty positions}, "rows": what
@@ -88,7 +92,7 @@ def inspect(source: str, split: str, page: str | None, examples: int = 24) -> di
     padding: dict[str, float] = {}
     proposed: dict[str, Any] = {}
     if source.endswith(".py"):
-        config = c.load(source)
+        config = c.override(c.load(source), overrides)
         data = build_source(config.data, split)
         layout = build_layout(config, data.tokenizer)
         sampler = build_sampler(config, layout, data) if split == "train" else None
@@ -96,6 +100,8 @@ def inspect(source: str, split: str, page: str | None, examples: int = 24) -> di
             useful = sampler.useful_share(layout.tokens(data.sizes), range(50))
             padding = {name: 1.0 - share for name, share in useful.items()}
             proposed = {"rows": better_rows(config, layout, sampler)}
+    elif overrides:
+        raise UserError(f"{overrides[0]} overrides a key of a config, and {source} is none")
     else:
         settings = dict(rows={"examples": 1}, subsets={"speech": 1.0}, filters=c.Filters(largest_share_dropped=1.0))
         data = build_source(c.Data(source=source_at(source, split), **settings), split)

@@ -64,6 +64,26 @@ def test_inspect_proposes_rows(tmp_path, capsys):
     assert rows["proposed"]["image"] % 64 == 0 and rows["proposed"]["speech"] % 4 == 0
     assert cli.main(["data", "inspect", str(tmp_path / "roomy.py")]) == 0
     assert 'rows that would waste less: {"speech":' in capsys.readouterr().out
+    smaller = [f"--data.rows={ {**roomy, 'image': 128} }"]
+    assert cli.main(["data", "inspect", str(tmp_path / "roomy.py"), "--json", *smaller]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"]["now"]["image"] == 128
+
+
+def test_inspect_counts_texts_and_answers_of_a_list_and_says_what_is_wrong(tmp_path, capsys):
+    path = tmp_path / "list.jsonl"
+    lines = [json.dumps({"text": "one", "answer": "a"}), "{", json.dumps({"text": "three", "answer": "b"})]
+    path.write_text("\n".join(lines))
+    assert cli.main(["data", "inspect", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    text = {"examples": 2, "least": 3.0, "mean": 4.0, "largest": 5.0, "unit": "characters"}
+    assert (found["examples"], found["answers"], found["sizes"]["text"]) == (2, 2, text)
+    assert found["dropped"] == {"unreadable": 1} and "list.jsonl:2 is not JSON" in found["reasons"][0]
+    assert cli.main(["data", "inspect", str(path), "-o", str(tmp_path / "page.html")]) == 0
+    printed, page = capsys.readouterr().out, (tmp_path / "page.html").read_text()
+    assert "list.jsonl:2 is not JSON" in printed and "list.jsonl:2 is not JSON" in page
+    assert "answers: 2 to choose from" in printed
+    with pytest.raises(SystemExit):
+        cli.main(["data", "build", str(path), "-o", str(tmp_path / "out"), "--no-such-key", "1"])
 
 
 @pytest.mark.parametrize(

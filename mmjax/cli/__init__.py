@@ -72,7 +72,11 @@ def main(arguments: list[str] | None = None) -> int:
     command("config", "print the resolved config as JSON", "CONFIG", json_output=False)
 
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command not in ("train", "check", "plan", "config"):
+    overrides = options.command in ("train", "check", "plan", "config") or getattr(options, "what", "") in (
+        "inspect",
+        "bench",
+    )
+    if rest and not overrides:
         parser.error(f"unknown argument {rest[0]}")
     try:
         _quiet()

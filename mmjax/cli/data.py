@@ -61,9 +61,9 @@ def run(options, rest) -> int:
     from mmjax import prepare
 
     if options.what == "bench":
-        return _bench(options)
+        return _bench(options, rest)
     if options.what == "inspect":
-        return _inspect(options, prepare.inspect(options.source, options.split, options.out, options.examples))
+        return _inspect(options, prepare.inspect(options.source, options.split, options.out, options.examples, rest))
     if options.what == "tokenizer":
         chosen = {key: getattr(options, key) for key in ("vocabulary", "byte_fallback", "normalisation", "special")}
         chosen = {key: value for key, value in chosen.items() if value is not None}
@@ -84,12 +84,12 @@ def run(options, rest) -> int:
     return 0
 
 
-def _bench(options) -> int:
+def _bench(options, rest) -> int:
     from mmjax import progress
     from mmjax.bottleneck import measure, table
-    from mmjax.config import load
+    from mmjax.config import load, override
 
-    found = measure(load(options.config), options.batches, options.step_seconds)
+    found = measure(override(load(options.config), rest), options.batches, options.step_seconds)
     if options.json:
         print_json(found)
     else:
@@ -108,6 +108,8 @@ def _inspect(options, found: dict[str, Any]) -> int:
             f"  {name}: {size['examples']:,} examples, {size['least']:.3g} to {size['largest']:.3g}, "
             f"mean {size['mean']:.3g} {size['unit']}"
         )
+    if "answers" in found:
+        print(f"  answers: {found['answers']:,} to choose from")
     for kind, counts in found.get("groups", {}).items():
         print(f"  {kind}: " + ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items())))
     for title in ("dropped", "padding"):
@@ -115,6 +117,8 @@ def _inspect(options, found: dict[str, Any]) -> int:
             print(
                 f"  left out, {name}: {value:,}" if title == "dropped" else f"  padding of {name}: {100 * value:.1f} %"
             )
+    for reason in found["reasons"]:
+        print(f"    {reason}")
     if rows := found.get("rows"):
         print(f"  wasted on padding, of the towers' FLOPs: {100 * rows['wasted']:.1f} %")
         if rows["proposed_wasted"] < rows["wasted"] - 0.002:

@@ -105,6 +105,12 @@ class Corpus:
                 f"{self.quarantine[0][1]}); mend them, or raise data.filters.largest_share_dropped"
             )
 
+    @property
+    def characters(self) -> dict[str, np.ndarray]:
+        """[n] characters of each kind of text that there is; to know them needs no tokenizer."""
+        kept = slice(None) if self._kept is None else self._kept
+        return {name: self._index.characters(name)[kept] for name in TEXTS if self._index.has(name)}
+
     @functools.cached_property
     def groups(self) -> dict[str, tuple[np.ndarray, list[str]]]:
         """What metrics are told apart by: {"language": ([n] numbers, -1 for none; names)}."""

@@ -22,7 +22,10 @@ td.n { text-align: right; } figure { display: inline-block; margin: 0 2em 1em 0;
 .examples img { max-width: 100%; max-height: 10em; display: block; } .examples b { color: #666; font-weight: normal; }
 audio { width: 100%; }
 """
-UNITS = {"speech": "seconds", "text": "tokens", "transcript": "tokens", "target": "tokens"}
+UNITS = {
+    "speech": "seconds", "image": "pixels, the square root", "text": "tokens", "transcript": "tokens", "target": "tokens",
+}  # fmt: skip
+REASONS = 5  # of examples that were left out, that are told
 GROUPS = 20  # of a kind, the largest, that the page lists
 
 
@@ -30,14 +33,14 @@ def facts(source: Any) -> dict[str, Any]:
     """How much of everything a source has.
 
     Returns:
-      {"examples", "hours" of speech, "pictures", "sizes": {stream: {"least", "mean", "largest", "unit"}}, "groups": {"language":
-      {name: count}}, "dropped": {reason: count}}.
+      {"examples", "hours" of speech, "sizes": {stream: {"examples", "least", "mean", "largest", "unit"}}, "answers": how many
+      there are to choose from, "groups": {"language": {name: count}}, "dropped": {reason: count}, "reasons": the first of
+      them, each in a line}.
     """
     found: dict[str, Any] = {"examples": len(source), "sizes": {}}
-    for name, values in _measures(source).items():
+    for name, (values, unit) in _measures(source).items():
         there = values[values > 0]
         if len(there):
-            unit = UNITS.get(name, "pixels, the square root" if name == "image" else "vectors")
             found["sizes"][name] = {
                 "examples": len(there),
                 "least": float(there.min()),
@@ -50,19 +53,25 @@ def facts(source: Any) -> dict[str, Any]:
     for kind, (numbers, names) in getattr(source, "groups", {}).items():
         counts = np.bincount(numbers[numbers >= 0], minlength=len(names))
         found.setdefault("groups", {})[kind] = dict(zip(names, counts.tolist(), strict=True))
+    if getattr(source, "answers", None):
+        found["answers"] = len(source.answers)
     found["dropped"] = dict(getattr(source, "dropped", {}))
+    found["reasons"] = [f"{number}: {reason}" for number, reason in getattr(source, "quarantine", ())[:REASONS]]
     return found
 
 
-def _measures(source: Any) -> dict[str, np.ndarray]:
-    """[n] of each stream, in a unit for people."""
+def _measures(source: Any) -> dict[str, tuple[np.ndarray, str]]:
+    """[n] of each stream, in a unit for people, and the unit."""
     found = {}
     for name, values in source.sizes.items():
+        unit = UNITS.get(name, "vectors")
         if name == "speech":
             values = values / (getattr(source, "sample_rate", None) or 16_000)
         elif name == "image":
             values = np.sqrt(np.prod(values, axis=1, dtype=np.float64)) if values.ndim == 2 else values
-        found[name] = np.asarray(values)
+        found[name] = np.asarray(values), unit
+    if getattr(source, "tokenizer", None) is None:
+        found |= {name: (values, "characters") for name, values in getattr(source, "characters", {}).items()}
     return found
 
 
@@ -82,11 +91,14 @@ def page(source: Any, title: str, padding: Mapping[str, float], examples: int = 
         for kind, counts in about.get("groups", {}).items()
         for name, count in sorted(counts.items(), key=lambda item: -item[1])[:GROUPS]
     ]
+    if "answers" in about:
+        rows.append(("answers to choose from", f"{about['answers']:,}"))
     rows += [(f"left out: {reason}", f"{count:,}") for reason, count in sorted(about["dropped"].items())]
+    rows += [(reason, "") for reason in about["reasons"]]
     rows += [(f"padding of {name}", f"{100 * share:.1f} %") for name, share in padding.items()]
     figures = [
-        _histogram(values[values > 0], name, about["sizes"][name]["unit"])
-        for name, values in _measures(source).items()
+        _histogram(values[values > 0], name, unit)
+        for name, (values, unit) in _measures(source).items()
         if name in about["sizes"]
     ]
     chosen = np.random.default_rng(seed).permutation(len(source))[:examples]
