@@ -16,6 +16,7 @@ from mmjax.data.spoken_easy_vqa import SpokenEasyVQA, prepare
 from mmjax.data.spoken_easy_vqa_builder import VOICES
 from mmjax.errors import UserError
 from mmjax.train.build import build_layout, build_sampler
+from mmjax.train.report import note_skipped
 
 
 def test_test_voices_are_never_heard_in_training():
@@ -138,6 +139,12 @@ def test_an_unreadable_example_is_set_aside_and_counted(source):
     assert damaged.skipped and all(index % 5 == 0 for index in damaged.skipped)
     assert "cannot decode the image of example" in next(iter(damaged.skipped.values()))
     assert not set(damaged.skipped) & set(map(int, seen))
+
+
+def test_the_list_of_unreadable_examples_outlives_the_process(tmp_path):
+    note_skipped(tmp_path, {30: "broken", 5: "cut off"})
+    assert note_skipped(tmp_path, {5: "still cut off", 7: "empty"}) == (3, tmp_path / "skipped.txt")
+    assert (tmp_path / "skipped.txt").read_text() == "5\tstill cut off\n7\tempty\n30\tbroken\n"
 
 
 def test_share_of_padding(source):

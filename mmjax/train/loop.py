@@ -172,6 +172,8 @@ def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
                 log(*pending)
                 pending = None
             checkpoints.save(done, state, sampler.state(done))
+            if batches.skipped:
+                report.note_skipped(run, batches.skipped)
         if stopping:
             break
         if evaluation_is_due(done):

@@ -2,6 +2,8 @@
 
 import datetime
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -130,12 +132,27 @@ class ProgressLine:
         )
 
 
+def note_skipped(run: Path, skipped: Mapping[int, str]) -> tuple[int, Path]:
+    """Lists examples that could not be read, with the reasons, beside those that were found before the run was killed.
+
+    Returns:
+      How many the list has, and where it is; each process has its own.
+    """
+    number = jax.process_index()
+    path = run / (f"skipped-{number}.txt" if number else "skipped.txt")
+    lines = dict(line.split("\t", 1) for line in path.read_text().splitlines()) if path.is_file() else {}
+    lines |= {str(index): reason for index, reason in dict(skipped).items()}  # which other threads add to
+    temporary = path.with_suffix(".new")
+    temporary.write_text("".join(f"{index}\t{lines[index]}\n" for index in sorted(lines, key=int)))
+    temporary.replace(path)
+    return len(lines), path
+
+
 def end(started: float, compiled: telemetry.CompileCounter, batches: Any, run: Any) -> None:
     say = progress.console.print
     if batches.skipped:
-        path = run / "skipped.txt"
-        path.write_text("".join(f"{index}\t{reason}\n" for index, reason in sorted(batches.skipped.items())))
-        say(f"[yellow]{len(batches.skipped)} examples could not be read and were left out: {path}[/yellow]")
+        count, path = note_skipped(run, batches.skipped)
+        say(f"[yellow]{count} examples could not be read and were left out: {path}[/yellow]")
     say(
         f"done in {time.perf_counter() - started:.0f} s; the step was compiled {compiled.count} time(s), "
         f"{compiled.seconds:.0f} s; of all programs {compiled.hits} were found on disk and {compiled.misses} were not. "
