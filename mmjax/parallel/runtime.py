@@ -14,7 +14,7 @@ CPU_FLAGS = (
     "--xla_cpu_experimental_ynn_fusion_type=-individual_dot",
 )
 PROGRAMS_KEPT = 10 * 2**30  # bytes on disk; beyond, what was not used for longest is deleted
-# For programs that run once or a few times: on CPU they compile in 15 to 30 % of the time (docs/log.md).
+# For programs that run once or a few times: on CPU they compile in a third of the time (docs/log.md).
 COMPILE_FAST = {"xla_backend_optimization_level": 0}
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # later ones do not know it, and stop
     COMPILE_FAST["xla_cpu_use_fusion_emitters"] = False

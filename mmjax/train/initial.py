@@ -13,7 +13,7 @@ from mmjax.interchange.convert import read_part, tree
 from mmjax.train.step import TrainState
 
 # What an encoder may choose for itself, though its parameters are another's.
-CHOICES = ("dropout", "chunk", "left_chunks")
+CHOICES = ("dropout", "chunk", "left_chunks", "augment", "remat")
 
 
 def load_initial(config: c.Experiment, state: TrainState) -> TrainState:
