@@ -67,6 +67,8 @@ def check(config: c.Experiment) -> dict[str, dict[str, Any]]:
             holds = difference == 1 if name == "constancy" else difference <= tolerance
             results[name] = {"difference": difference, "tolerance": tolerance, "holds": bool(holds)}
             bar.advance()
+            if not progress.console.is_terminal:  # which shows no bar
+                progress.console.print(f"{name}: {difference:.3g}")
     return results
 
 
