@@ -59,7 +59,10 @@ def build(source: str, out: str, split: str | None = None, **options: Any) -> di
     if source.endswith(".py"):
         data = c.load(source).data
         if not isinstance(data.source, c.Collection) or isinstance(data.source, c.Shards):
-            raise UserError(f"data.source of {source} is {type(data.source).__name__}, of which no shards can be made")
+            raise UserError(
+                f"data.source of {source} is {type(data.source).__name__}, of which no shards can be made"
+                + ("; build each of its sources" if isinstance(data.source, c.Mixture) else "")
+            )
         chosen, home = data.source, data_directory(data.directory)
         splits = [split] if split else list(getattr(chosen, "splits", SPLITS))
     else:

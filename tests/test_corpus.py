@@ -17,6 +17,7 @@ from mmjax import config as c
 from mmjax.data.audio import read_audio
 from mmjax.data.corpus import Filters
 from mmjax.data.files import Blob
+from mmjax.data.folder import Folder
 from mmjax.data.manifest import Manifest
 from mmjax.data.parquet import Parquet
 from mmjax.data.record import Record, from_row
@@ -25,6 +26,7 @@ from mmjax.data.tar_shards import TarShards
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
 from mmjax.train.build import build_layout, build_source
+from mmjax.train.report import left_out
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +144,24 @@ def test_a_line_that_cannot_be_used_is_counted_and_says_why(line, message, tmp_p
     assert re.search(message, reason), reason
     with pytest.raises(UserError, match="33.3 % cannot be used .1 unreadable; the first: .*largest_share_dropped"):
         corpus(collection, tmp_path)
+
+
+def test_what_a_split_lacks_is_said_and_listed(tmp_path, capsys):
+    good = json.dumps({"text": "ein"})
+    (tmp_path / "list.jsonl").write_text(f"{good}\n{{broken\n{good}\n")
+    found = corpus(Manifest(str(tmp_path / "list.jsonl")), tmp_path, filters=Filters(largest_share_dropped=0.5))
+    left_out(found, tmp_path, "test")
+    assert "list.jsonl:2 is not JSON" in (tmp_path / "left-out-test.tsv").read_text()
+    assert "left out of the test split: 1 unreadable; listed in" in capsys.readouterr().err
+    left_out(found, tmp_path / "nowhere", "test")
+    assert re.search(r"1 unreadable; the first: +1\s+unreadable: .*list.jsonl:2 is not JSON", capsys.readouterr().err)
+
+
+def test_a_folder_names_the_files_that_it_does_not_read(tmp_path):
+    for name in ("4.flac", "4.wav", "5.wav", "6.m4a", ".hidden"):
+        (tmp_path / name).touch()
+    folder = Folder(str(tmp_path))
+    assert len(folder) == 2 and folder.unread == ["4.wav", "6.m4a"]
 
 
 def test_filters_count_what_they_leave_out_by_reason(tmp_path):

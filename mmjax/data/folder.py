@@ -25,13 +25,18 @@ class Folder:
     def __init__(self, folder: str, *, answers: bool = True):
         self._answers = answers
         groups: dict[str, dict[str, str]] = {}
+        self.unread: list[str] = []  # files that no example has
         for file in sorted(below(folder)):
             stem, ending = os.path.splitext(file)
             kind = {**dict.fromkeys(SPEECH, "speech"), **dict.fromkeys(IMAGES, "image"), TEXT: "text"}.get(
                 ending.lower()
             )
-            if kind and not os.path.basename(file).startswith("."):
-                groups.setdefault(stem, {}).setdefault(kind, join(folder, file))
+            if os.path.basename(file).startswith("."):
+                continue
+            if kind is None or kind in groups.get(stem, {}):  # of an ending that says nothing, or a second one
+                self.unread.append(file)
+            else:
+                groups.setdefault(stem, {})[kind] = join(folder, file)
         self._examples = sorted(groups.items())
         self.files = [file for _, files in self._examples for file in files.values()]
         if not self._examples:

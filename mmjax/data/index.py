@@ -29,6 +29,7 @@ VERSION = 2
 TEXTS = ("text", "transcript", "target")
 TAGS = ("language", "task")
 AT_ONCE = 64  # records that a thread measures at a time
+NAMED = 8  # of columns or files that nothing is read from
 
 
 class Measured(NamedTuple):
@@ -229,9 +230,10 @@ def measure_all(collection: Sequence[Record], title: str) -> list[Measured]:
     if not count:
         raise UserError(f"{title} is empty")
     if nobodys := getattr(collection, "unread", []):
+        first, more = ", ".join(nobodys[:NAMED]), len(nobodys) - NAMED
         progress.console.print(
-            f"[yellow]{title}: nothing is read from {', '.join(nobodys)}; if it should be, say what of an example each of "
-            "them is, with columns=[/yellow]"
+            f"[yellow]{title}: nothing is read from {first}{f' and {more:,} more' if more > 0 else ''}; if it should be, "
+            "see what this source reads (docs/data.md), and columns= of lists and tables[/yellow]"
         )
     parts = [range(start, min(start + AT_ONCE, count)) for start in range(0, count, AT_ONCE)]
     found: list[Measured] = []

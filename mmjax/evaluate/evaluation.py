@@ -1,6 +1,7 @@
 """Metrics on a split, from any subset of modalities."""
 
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from mmjax.evaluate.run import Run
 from mmjax.objectives import CLIP, Classification, SigLIP
 from mmjax.parallel.mesh import make_mesh, share_of_rows, to_devices, within
 from mmjax.train.build import build_layout, build_objectives, build_source
+from mmjax.train.report import left_out
 from mmjax.train.step import score
 
 ORDER = ("speech", "image", "text")
@@ -60,14 +62,18 @@ class Evaluator:
     """Measures a model on one split; compiles once per subset of modalities.
 
     A modality outside the subset is not in the batch at all: its encoder is not run.
+
+    Attributes:
+      source: the split.
     """
 
     def __init__(
         self, config: c.Experiment, model: Any, objectives: dict[str, Any], mesh: jax.sharding.Mesh, split: str
     ):
         self._config, self._model, self._objectives, self._mesh = config, model, objectives, mesh
-        self._source = build_source(config.data, split)
+        self.source = build_source(config.data, split)
         self._steps: dict[str, Any] = {}
+        self._unreadable: dict[int, str] = {}  # what was said of them already
 
     def evaluate(self, params: Any, subset: str, examples: int | None = None) -> dict[str, float]:
         """Metrics over all (or so many, evenly spread) examples of the split, each counted exactly once.
@@ -79,29 +85,39 @@ class Evaluator:
         """
         data = self._config.data
         missing = set(self._config.model.encoders) - set(subset.split("+"))
-        layout = build_layout(self._config, self._source.tokenizer).without(*missing)
+        layout = build_layout(self._config, self.source.tokenizer).without(*missing)
         sampler = Sampler(
-            layout.positions(self._source.sizes),
+            layout.positions(self.source.sizes),
             layout.rows,
             {subset: 1.0},
             data.batch_rows,
             shuffle=False,
             epochs=1,
             window=data.window,
-            among=spread(examples, len(self._source)),
+            among=spread(examples, len(self.source)),
         )
-        batches = Batches(self._source, layout, sampler, *share_of_rows(self._mesh))
+        batches = Batches(self.source, layout, sampler, *share_of_rows(self._mesh))
         step = self._steps.setdefault(subset, self._make_step())
         heads = self._config.model.heads
         pairs = {name: head.between for name, head in heads.items() if isinstance(head, c.Contrast)}
-        measures = Measures(self._source, layout.tokenizer, pairs)
+        measures = Measures(self.source, layout.tokenizer, pairs)
         with progress.bar(f"evaluating {subset}", len(sampler), "batches", transient=True) as bar:
             for batch in prefetch(batches, 0, len(sampler), data.threads):
                 measures.add(*jax.device_get(step(params, to_devices(batch, self._mesh))))
                 bar.advance()
+        self._say_unreadable(batches.skipped)
         counts = {"examples": measures.examples, "skipped": len(batches.skipped) + sampler.too_long}
         counts["lacking"] = sampler.never_shown  # any of the subset's modalities
         return measures.metrics() | {name: count for name, count in counts.items() if count or name == "examples"}
+
+    def _say_unreadable(self, skipped: dict[int, str]) -> None:
+        new = {number: reason for number, reason in skipped.items() if number not in self._unreadable}
+        if new:
+            progress.console.print(
+                f"[yellow]{len(new)} examples could not be read and are not measured; the first: "
+                f"{new[min(new)]}[/yellow]"
+            )
+            self._unreadable |= new
 
     def _make_step(self):
         def eval_step(params, batch):
@@ -136,6 +152,8 @@ def evaluate_run(directory: str, split: str | None = None, examples: int | None 
     except UserError:  # trained on another number of devices
         mesh = make_mesh()
     evaluator = Evaluator(run.config, run.model, build_objectives(run.config), mesh, split)
+    if jax.process_index() == 0:
+        left_out(evaluator.source, Path(directory), split)
     subsets = all_subsets(run.config.model.encoders)
     return {
         "step": run.step,
@@ -152,11 +170,13 @@ def table(subsets: dict[str, dict[str, float]], title: str) -> Group:
     names = [n for n in names if n in found] + others
     result = Table(title=title)
     result.add_column("modalities", no_wrap=True)
-    for name in (*names, "examples"):
+    skipped = ("skipped",) if any("skipped" in metrics for metrics in subsets.values()) else ()
+    for name in (*names, "examples", *skipped):
         task, _, metric = name.partition("/")
         result.add_column(f"{task} {metric.upper()}" if metric not in ("", "accuracy") else task, justify="right")
     for subset, metrics in subsets.items():
-        result.add_row(subset, *(_percent(metrics.get(n)) for n in names), f"{metrics['examples']:,}")
+        counts = [f"{metrics.get(n, 0):,}" for n in ("examples", *skipped)]
+        result.add_row(subset, *(_percent(metrics.get(n)) for n in names), *counts)
     return Group(result, *_table_of_groups(subsets), *_table_of_retrieval(subsets))
 
 

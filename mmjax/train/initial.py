@@ -22,6 +22,8 @@ def load_initial(config: c.Experiment, state: TrainState) -> TrainState:
     Raises:
       UserError: a part is of another kind, size or setting than what it is to be taken from.
     """
+    if not config.initial:
+        return state
     params = dict(state.params)
     for place, directory in config.initial.items():
         room, _, name = place.partition(".")

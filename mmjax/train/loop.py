@@ -121,6 +121,8 @@ def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
     evaluator = (
         Evaluator(config, model, objectives, mesh, config.evaluation.split) if config.evaluation.subsets else None
     )
+    if lead and evaluator:
+        report.left_out(evaluator.source, run, config.evaluation.split)
     line = report.ProgressLine(config.steps, first, started)
 
     def evaluate(step: int, examples: int | None) -> dict[str, dict[str, float]]:

@@ -15,6 +15,7 @@ def state_maker(config: c.Experiment, model, optimizer, layout, mesh):
     batch, weighting = layout.empty(1), build_weighting(config)
     model = model.clone(attention="xla", strict_attention=False)  # parameters do not depend on it
 
+    @jax.jit  # so that it is traced once: for the shapes, and to be run
     def initialise() -> TrainState:
         weights = weighting and weighting.init(list(config.objectives))
         learned = weighting is not None and weighting.learned

@@ -86,8 +86,8 @@ def start(config, run, params, flops, decisions, sampler, layout, source, first:
         say("compiling the step ...")
 
 
-def left_out(source: Any, run: Any) -> None:
-    """Says how many examples of the data cannot be used, and lists them in the run's directory."""
+def left_out(source: Any, run: Path, split: str = "train") -> None:
+    """Says how many examples of a split cannot be used, and lists them in the run's directory."""
     parts = getattr(source, "sources", {"": source})
     lines = [
         f"{name}\t{number}\t{reason}\n"
@@ -95,10 +95,14 @@ def left_out(source: Any, run: Any) -> None:
         for number, reason in getattr(part, "quarantine", ())
     ]
     if lines:
-        path = run / "left-out.tsv"
-        path.write_text("source\texample\treason\n" + "".join(lines))
+        path = run / ("left-out.tsv" if split == "train" else f"left-out-{split}.tsv")
+        try:
+            path.write_text("source\texample\treason\n" + "".join(lines))
+            listed = f"listed in {path}"
+        except OSError as error:  # a run that may only be read
+            listed = f"the first: {lines[0].strip()} (they cannot be listed in {path}: {error.strerror or error})"
         counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(source.dropped.items()))
-        progress.console.print(f"[yellow]left out of the data: {counts}; listed in {path}[/yellow]")
+        progress.console.print(f"[yellow]left out of the {split} split: {counts}; {listed}[/yellow]")
 
 
 class ProgressLine:
