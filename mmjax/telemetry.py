@@ -30,10 +30,7 @@ class Writer:
     ):
         self._path = directory / "metrics.jsonl"
         self._file = self._tensorboard = self._wandb = None
-        if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._tensorboard = SummaryWriter(str(directory / "tensorboard"), purge_step=first + 1 if first else None)
+        self._directory, self._first, self._wants_tensorboard = directory, first, tensorboard
         if wandb_project:
             try:
                 import wandb
@@ -73,7 +70,12 @@ class Writer:
         self._file.flush()
         group = f"{kind}/{metrics['subset']}" if "subset" in metrics else kind  # one curve per subset
         numbers = {f"{group}/{name}": value for name, value in metrics.items() if isinstance(value, int | float)}
-        if self._tensorboard:
+        if self._wants_tensorboard:
+            if self._tensorboard is None:  # only now: its import takes a second, for which no first step should wait
+                from tensorboardX import SummaryWriter
+
+                after = self._first + 1 if self._first else None
+                self._tensorboard = SummaryWriter(str(self._directory / "tensorboard"), purge_step=after)
             for name, value in numbers.items():
                 self._tensorboard.add_scalar(name, value, step)
         if self._wandb:
