@@ -26,7 +26,9 @@ def add_parser(commands: Any) -> None:
     sub.add_argument("--shard-megabytes", type=whole(1), default=256, help="about how large a shard is")
     sub.add_argument("--keep-duplicates", action="store_true")
     sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
-    sub = kinds.add_parser("inspect", help="how much there is, how large, and some of it to see and hear")
+    sub = kinds.add_parser(
+        "inspect", help="how much there is, how large (by the headers of its files), and some of it to see and hear"
+    )
     sub.add_argument("source", metavar="SOURCE", help="a config file, a folder of shards, or whatever `build` takes")
     sub.add_argument("--split", default="train")
     sub.add_argument("-o", "--out", metavar="FILE", help="write one HTML page with histograms, pictures and recordings")
