@@ -7,12 +7,15 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-# Known to help larger Conformers on CPU, together with the allocator's settings below; on the quickstart's towers no
-# difference was measured (docs/log.md).
+# Known to help Conformers on CPU, together with the allocator's settings below (docs/log.md).
 CPU_FLAGS = (
     "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
     "--xla_cpu_experimental_ynn_fusion_type=-individual_dot",
 )
+# Of glibc's mallopt: M_MMAP_MAX, M_TRIM_THRESHOLD (-1: never), M_TOP_PAD, M_ARENA_MAX. Else the memory of a step goes back to
+# the system at its end, and comes again page by page: 104,000 page faults and a third of the time of the quickstart's step. One
+# arena, because those of other threads than the main one give their memory back whatever the threshold is.
+KEEP_FREED_MEMORY = ((-4, 0), (-1, -1), (-2, 2**28), (-8, 1))
 PROGRAMS_KEPT = 10 * 2**30  # bytes on disk; beyond, what was not used for longest is deleted
 # For programs that run once or a few times: on CPU they compile in a third of the time (docs/log.md).
 COMPILE_FAST = {"xla_backend_optimization_level": 0}
@@ -41,9 +44,9 @@ def prepare(devices: int | None = None, compile_fast: bool = False) -> None:
     os.environ["XLA_FLAGS"] = " ".join(flags)
     _keep_programs()
     if on_cpu and platform.libc_ver()[0] == "glibc":
-        # Keep freed memory instead of returning it page by page at every step (M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD).
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-4, 0), libc.mallopt(-1, 2**31 - 1), libc.mallopt(-2, 2**28)
+        for setting in KEEP_FREED_MEMORY:
+            libc.mallopt(*setting)
 
 
 def prepare_plan(machine: str) -> None:
