@@ -1,5 +1,7 @@
 """Attention and convolution within segments, against plain references (traps A1, A5, A7, B1, B5)."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import scipy.special
 from mmjax.models import attention as attention_module
 from mmjax.models.conformer import relative_shift
 from mmjax.models.convolution import depthwise_convolution as convolve
-from mmjax.models.convolution import strided_windows
+from mmjax.models.convolution import strided_convolution, strided_windows
 
 attention = jax.jit(attention_module.attention)
 rotary = jax.jit(attention_module.rotary)
@@ -108,9 +110,26 @@ def test_trap_b5_an_even_kernel_has_one_tap_more_on_the_right():
 @pytest.mark.parametrize("length, bins", [(8, 10), (7, 9), (1, 1)])
 def test_strided_windows_are_a_convolution(length, bins):
     x, kernel = normal(2, length, bins, 3), normal(3, 3, 3, 5, seed=1)
-    windows = strided_windows(x, np.ones((2, length), np.int32))
+    segments = np.ones((2, length), np.int32)
+    windows = strided_windows(x, segments)
     ours = windows.reshape(windows.shape[:-2] + (27,)) @ kernel.reshape(27, 5)
     theirs = jax.lax.conv_general_dilated(
         x, kernel, (2, 2), [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    np.testing.assert_allclose(strided_convolution(x, kernel.reshape(27, 5), segments), theirs, atol=1e-4)
+
+
+def test_a_strided_convolution_and_its_gradients_are_those_of_its_windows():
+    x, kernel = normal(1, 65, 7, 4), normal(36, 5, seed=1)
+    segments = np.repeat([1, 2, 3, 0], [20, 6, 36, 3])[None].astype(np.int32)  # examples begin at even positions
+    x = jnp.where((segments > 0)[..., None, None], x, 0.0)
+
+    def by_windows(x, kernel):
+        return strided_windows(x, segments).reshape(1, 33, 4, 36) @ kernel
+
+    def loss(convolution):
+        return jax.jit(jax.value_and_grad(lambda x, k: jnp.sin(convolution(x, k)).sum(), (0, 1)))
+
+    ours, theirs = loss(lambda x, k: strided_convolution(x, k, segments))(x, kernel), loss(by_windows)(x, kernel)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), ours, theirs)

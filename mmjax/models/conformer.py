@@ -122,7 +122,7 @@ class ChunkedAttention(nn.Module):
             times, key_times = x.positions // self.chunk, seen["positions"] // self.chunk
         mixed = attention(
             query, known, seen["value"], x.segments, seen["segments"], bias, times, key_times, self.left_chunks, scale,
-            packed=context is None, where=place_of(self),
+            packed=context is None, fixed=known.shape[-1] - seen["key"].shape[-1], where=place_of(self),
         )  # fmt: skip
         return OutputProjection(self.width, self.dtype, name="out")(mixed), seen
 

@@ -99,19 +99,101 @@ def strided_windows(x: jax.Array, segments: jax.Array) -> jax.Array:
     T' = ceil(T / 2). A product with a kernel [9, C, C'] makes it the convolution. Examples begin at even positions, so
     only the tap before a window's middle can lie in another example (segments [B, T]); it is zero there.
     """
-    rows, channels = x.shape[0], x.shape[3]
-    time, bins = -(-x.shape[1] // 2), -(-x.shape[2] // 2)
-    x = jnp.pad(x, ((0, 0), (0, 2 * time - x.shape[1]), (0, 2 * bins - x.shape[2]), (0, 0)))
+    x, segments = _even(x, segments)
     # The window of output t covers inputs 2t - 1 .. 2t + 1: the second of the pair before, and a pair. So few large
     # pieces are copied, not nine small ones.
-    pairs = x.reshape(rows, time, 2, bins, 2 * channels)
-    before = jnp.pad(segments[:, 1::2], ((0, 0), (1, 0)))[:, :time]
-    same = (before == segments[:, ::2])[..., None, None]
-    earlier = jnp.where(same, jnp.pad(pairs[:, :-1, 1], ((0, 0), (1, 0), (0, 0), (0, 0))), 0.0)
+    first, second = _pairs(x)
+    earlier = jnp.where(_joined(segments), _later(second, 1), 0.0)
+    channels = x.shape[3]
+    taps = [tap for frames in (earlier, first, second) for tap in (_later(frames[..., channels:], 2), frames)]
+    windows = jnp.concatenate(taps, axis=-1)
+    return windows.reshape(*windows.shape[:3], 9, channels)
 
-    def taps(frames: jax.Array) -> list[jax.Array]:
-        lower = jnp.pad(frames[:, :, :-1, channels:], ((0, 0), (0, 0), (1, 0), (0, 0)))
-        return [lower, frames]
 
-    windows = jnp.concatenate([*taps(earlier), *taps(pairs[:, :, 0]), *taps(pairs[:, :, 1])], axis=-1)
-    return windows.reshape(rows, time, bins, 9, channels)
+def _even(x: jax.Array, segments: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """With an empty frame and a bin of zeros more, where their number is odd."""
+    frames, bins = ((0, size % 2) for size in x.shape[1:3])
+    return jnp.pad(x, ((0, 0), frames, bins, (0, 0))), jnp.pad(segments, ((0, 0), frames))
+
+
+def _pairs(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """[B, T, F, C] -> the first and the second frame of every two, two bins side by side: [B, T / 2, F / 2, 2 C] each."""
+    rows, length, bins, channels = x.shape
+    pairs = x.reshape(rows, length // 2, 2, bins // 2, 2 * channels)
+    return pairs[:, :, 0], pairs[:, :, 1]
+
+
+def _joined(segments: jax.Array) -> jax.Array:
+    """[B, T / 2, 1, 1] bool: whether two frames and those before them are of one example."""
+    return (_later(segments[:, 1::2], 1) == segments[:, ::2])[..., None, None]
+
+
+def _later(x: jax.Array, axis: int) -> jax.Array:
+    """Everything one place later along an axis, a zero first; the last is dropped."""
+    return _placed(jax.lax.slice_in_dim(x, 0, -1, axis=axis), axis, (1, 0))
+
+
+def _earlier(x: jax.Array, axis: int) -> jax.Array:
+    """Everything one place earlier along an axis, a zero last; the first is dropped."""
+    return _placed(jax.lax.slice_in_dim(x, 1, None, axis=axis), axis, (0, 1))
+
+
+def _placed(x: jax.Array, axis: int, zeros: tuple[int, int]) -> jax.Array:
+    return jnp.pad(x, [zeros if i == axis % x.ndim else (0, 0) for i in range(x.ndim)])
+
+
+def strided_convolution(x: jax.Array, kernel: jax.Array, segments: jax.Array) -> jax.Array:
+    """The 3 x 3 convolution of stride 2 with padding 1: [B, T, F, C] -> [B, T', F', C'].
+
+    Equal to the product of `strided_windows` with the kernel, without the windows: to copy 9 C numbers for every output
+    takes longer than the product (docs/log.md). Only the three taps along frequency are laid side by side. Of the three
+    along time, two lie in the output's own pair of frames; what comes from the frame before is made there, and moved.
+
+    Args:
+      x: zeros in empty positions.
+      kernel: [9 C, C'], in the order of the windows: time, frequency, channel.
+      segments: [B, T] int32; examples begin at even positions.
+    """
+    x, segments = _even(x, segments)
+    return _strided(x, kernel, segments)
+
+
+@jax.custom_vjp
+def _strided(x, kernel, segments):
+    return _strided_forward(x, kernel, segments)[0]
+
+
+def _strided_forward(x, kernel, segments):
+    channels = x.shape[3]
+    first, second = (jnp.concatenate([_later(a[..., channels:], 2), a], axis=-1) for a in _pairs(x))
+    of_earlier, of_first, of_second = kernel.reshape(3, 3 * channels, -1)
+    here, there = jnp.split(second @ jnp.concatenate([of_second, of_earlier], axis=-1), 2, axis=-1)
+    joined = _joined(segments)
+    y = first @ of_first + here + jnp.where(joined, _later(there, 1), 0.0)
+    return y, (first, second, joined, kernel)
+
+
+def _strided_backward(kept, gradient):
+    first, second, joined, kernel = kept
+    rows, time, bins, width = first.shape
+    channels = width // 3
+    of_earlier, of_first, of_second = kernel.reshape(3, width, -1)
+    both = jnp.concatenate([gradient, _earlier(jnp.where(joined, gradient, 0.0), 1)], axis=-1)
+    to_second, to_earlier = jnp.split(_product(second, both), 2, axis=-1)
+    to_kernel = jnp.concatenate([to_earlier, _product(first, gradient), to_second])
+
+    def to_frames(windows):
+        return windows[..., channels:] + _placed(_earlier(windows[..., :channels], 2), -1, (channels, 0))
+
+    # Put together at once: autodiff would add two arrays of the whole size, each half of zeros.
+    to_windows = gradient @ of_first.T, both @ jnp.concatenate([of_second, of_earlier], axis=-1).T
+    to_x = jnp.stack([to_frames(one) for one in to_windows], axis=2).reshape(rows, 2 * time, 2 * bins, channels)
+    return to_x, to_kernel, np.zeros((rows, 2 * time), jax.dtypes.float0)
+
+
+def _product(x: jax.Array, y: jax.Array) -> jax.Array:
+    """[B, T, F, N] and [B, T, F, M] -> [N, M]: the sum over all positions, which may be divided among devices."""
+    return jnp.einsum("btfn,btfm->nm", x, y)
+
+
+_strided.defvjp(_strided_forward, _strided_backward)

@@ -42,10 +42,11 @@ def unsuited(inputs: Inputs, place: Place) -> str | None:
 
 
 class Known(NamedTuple):
-    """What of the computation is known when it is compiled: the factor and reach of `Inputs`, and sizes of windows."""
+    """What of the computation is known when it is compiled: some of `Inputs`, and sizes of windows."""
 
     factor: float
     reach: int | None
+    fixed: int
     sizes: tuple[int, ...]
 
 
@@ -78,7 +79,7 @@ def block_diagonal(inputs: Inputs, sizes: tuple[int, ...] = SIZES) -> jax.Array:
     """See `attention`; windows have so many tokens, or those of a row."""
     batch, heads, length, width = inputs.query.shape
     few = inputs.key.shape[1]
-    known = Known(inputs.factor, inputs.reach, (*(size for size in sizes if 1.1 * size < length), length))
+    known = Known(inputs.factor, inputs.reach, inputs.fixed, (*(size for size in sizes if 1.1 * size < length), length))
     query = inputs.query.reshape(batch, few, heads // few, length, width)
     mixed = _attend(known, query, inputs.key, inputs.value, inputs.query_segments, inputs.query_times)
     return mixed.reshape(batch, heads, length, -1)
@@ -113,6 +114,7 @@ def _backward(known: Known, kept, gradient):
     query, key, value, segments, times, mixed, logarithm = kept
     # Of each query: sum over keys of weight x gradient of weight (D in the paper's algorithm 2).
     common = (gradient.astype(jnp.float32) * mixed.astype(jnp.float32)).sum(axis=-1, keepdims=True)
+    learned = key.shape[-1] - known.fixed
 
     def of_window(window: Window, carry):
         to_query, to_key, to_value = carry
@@ -123,12 +125,14 @@ def _backward(known: Known, kept, gradient):
         to_scores = (weights * (to_weights - window.cut(common)) * known.factor).astype(query.dtype)
         return (
             window.add(to_query, _product("kts,ksd->ktd", to_scores, window.cut(key))),
-            window.add(to_key, _product("kts,ktd->ksd", to_scores, window.cut(query))),
+            window.add(to_key, _product("kts,ktd->ksd", to_scores, window.cut(query)[..., :learned])),
             window.add(to_value, _product("kts,ktd->ksd", weights.astype(value.dtype), out)),
         )
 
-    nothing = tuple(jnp.zeros_like(x) for x in (query, key, value))
-    return *_over_windows(known.sizes, segments, of_window, nothing), None, None
+    nothing = tuple(jnp.zeros_like(x) for x in (query, key[..., :learned], value))
+    to_query, to_key, to_value = _over_windows(known.sizes, segments, of_window, nothing)
+    to_key = jnp.pad(to_key, [(0, 0)] * 3 + [(0, known.fixed)])
+    return to_query, to_key, to_value, None, None
 
 
 _attend.defvjp(_forward, _backward)

@@ -144,6 +144,7 @@ def attention(
     *,
     in_order: bool = False,
     packed: bool = False,
+    fixed: int = 0,
     where: str = "attention",
 ) -> jax.Array:
     """Scaled dot-product attention within segments; the softmax is in float32.
@@ -165,6 +166,8 @@ def attention(
         the order of a row says what times say. A kernel may then leave out what is never seen.
       packed: that queries and keys are the same tokens, and that those of a segment stand side by side in their
         row, as they do until a fusion joins streams. A kernel may then take a segment for a stretch of its row.
+      fixed: how many of the keys' features, the last ones, depend on nothing that is learned (sines of positions): a
+        kernel may leave out their gradient.
       where: the call in words, for the decision.
 
     Returns:
@@ -175,7 +178,7 @@ def attention(
     """
     inputs = Inputs(
         query, key, value, query_segments, key_segments, bias, query_times, key_times, reach, scale, in_order,
-        packed,
+        packed, fixed,
     )  # fmt: skip
     decision = decide(inputs, here(), _wanted.get(), where)
     if (made := _decisions.get()) is not None:

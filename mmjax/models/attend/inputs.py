@@ -23,6 +23,7 @@ class Inputs(NamedTuple):
     scale: float | None = None
     in_order: bool = False
     packed: bool = False
+    fixed: int = 0
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -13,7 +13,10 @@ def xla(inputs: Inputs) -> jax.Array:
     # The query heads of a group stand along the time axis, where their key head serves them like more queries.
     groups = heads // key.shape[1]
     query = query.reshape(batch, key.shape[1], groups * length, width)
-    scores = jnp.einsum("bhtd,bhsd->bhts", query, key, preferred_element_type=jnp.float32)
+    learned = width - inputs.fixed
+    scores = _products(query[..., :learned], key[..., :learned])
+    if inputs.fixed:
+        scores = scores + _products(query[..., learned:], jax.lax.stop_gradient(key[..., learned:]))
     if bias is not None:
         scores = scores + bias.reshape(scores.shape)
     seen = jnp.tile(inputs.seen(), (1, groups, 1))[:, None]
@@ -26,3 +29,7 @@ def xla(inputs: Inputs) -> jax.Array:
     # Dividing after the product touches T x D numbers instead of T x S.
     mixed = (mixed / jnp.where(total > 0, total, 1.0)).astype(value.dtype)
     return mixed.reshape(batch, heads, length, -1)
+
+
+def _products(query: jax.Array, key: jax.Array) -> jax.Array:
+    return jnp.einsum("bhtd,bhsd->bhts", query, key, preferred_element_type=jnp.float32)
