@@ -9,6 +9,7 @@ from mmjax.errors import UserError
 SPEECH = (".wav", ".flac", ".ogg", ".mp3")
 IMAGES = (".png", ".jpg", ".jpeg")
 TEXT = ".txt"  # what the speech beside it says, or else what the picture beside it shows
+KINDS = {**dict.fromkeys(SPEECH, "speech"), **dict.fromkeys(IMAGES, "image"), TEXT: "text"}
 
 
 class Folder:
@@ -28,9 +29,7 @@ class Folder:
         self.unread: list[str] = []  # files that no example has
         for file in sorted(below(folder)):
             stem, ending = os.path.splitext(file)
-            kind = {**dict.fromkeys(SPEECH, "speech"), **dict.fromkeys(IMAGES, "image"), TEXT: "text"}.get(
-                ending.lower()
-            )
+            kind = KINDS.get(ending.lower())
             if os.path.basename(file).startswith("."):
                 continue
             if kind is None or kind in groups.get(stem, {}):  # of an ending that says nothing, or a second one

@@ -75,7 +75,7 @@ class Batches:
 
     def _set_aside(self, index: int, reason: str) -> None:
         with self._lock:
-            self.skipped[index] = reason
+            self.skipped[index] = " ".join(reason.splitlines())  # it is listed in one line
             if len(self.skipped) >= 64 and len(self.skipped) > self._seen:
                 raise UserError(f"more than half of the examples cannot be used; the last, example {index}: {reason}")
 
