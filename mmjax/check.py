@@ -301,7 +301,8 @@ def on_processes(config: c.Experiment, count: int, **axes: int) -> list[np.ndarr
         workers = [
             subprocess.Popen(
                 [sys.executable, "-m", "mmjax.check", scratch, str(port), str(number), str(count), json.dumps(axes)],
-                env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},  # one device each, not 8 simulated ones
+                env=os.environ
+                | {"XLA_FLAGS": "", "NPROC": "", "JAX_PLATFORMS": "cpu"},  # one device each, not 8 simulated
                 stdout=subprocess.DEVNULL,  # Gloo talks there
                 stderr=subprocess.PIPE,
                 text=True,

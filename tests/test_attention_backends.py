@@ -29,6 +29,7 @@ from mmjax.models.attend import (
 )
 from mmjax.models.attend import cudnn as cudnn_
 from mmjax.models.attend import splash as splash_
+from mmjax.parallel.runtime import simulated
 from mmjax.train.validate import check_config
 
 T, S, H, D = 200, 150, 4, 16  # queries, keys of a cross-attention, heads, features of each
@@ -404,11 +405,7 @@ def test_on_8_devices_every_backend_gives_what_it_gives_on_one():
     """Rows and heads are computed where they are; only along context does a token travel."""
     process = subprocess.run(
         [sys.executable, "-c", ON_8_DEVICES, json.dumps(MESHES)],
-        env={
-            **os.environ,
-            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
-            "PYTHONPATH": os.pathsep.join([os.getcwd(), os.path.dirname(__file__)]),
-        },
+        env=os.environ | simulated(8) | {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.path.dirname(__file__)])},
         capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr[-3000:]

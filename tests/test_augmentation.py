@@ -26,6 +26,7 @@ from mmjax.models.augmentation import (
     identities,
 )
 from mmjax.models.augmentation.by_example import quantile
+from mmjax.parallel.runtime import simulated
 from mmjax.stream import Stream
 from mmjax.train.build import instantiate
 from mmjax.train.validate import _check_numbers, check_speech_augmentation
@@ -471,10 +472,9 @@ def on_eight_devices():
 
 
 def test_trap_h16_eight_devices_draw_what_one_draws_without_communication():
-    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
     process = subprocess.run(
         [sys.executable, "-c", "import test_augmentation; test_augmentation.on_eight_devices()"],
-        env={**os.environ, "XLA_FLAGS": flags}, cwd=os.path.dirname(__file__), capture_output=True, text=True,
+        env=os.environ | simulated(8), cwd=os.path.dirname(__file__), capture_output=True, text=True,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr[-2000:]
 

@@ -14,6 +14,7 @@ from mmjax import config as c
 from mmjax.check import difference, on_processes
 from mmjax.errors import UserError
 from mmjax.parallel.mesh import AXES, make_mesh, mesh_shape
+from mmjax.parallel.runtime import simulated
 from mmjax.train.validate import check_config
 
 ON_8_DEVICES = """
@@ -59,7 +60,7 @@ def test_every_axis_on_8_devices_is_one_device(tmp_path):
     (tmp_path / "config.json").write_text(c.to_json(divisible()))
     process = subprocess.run(
         [sys.executable, "-c", ON_8_DEVICES, str(tmp_path / "config.json"), json.dumps(MESHES)],
-        env={**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"},
+        env=os.environ | simulated(8),
         capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr[-3000:]

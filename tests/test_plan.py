@@ -13,6 +13,7 @@ from mmjax import config as c
 from mmjax.errors import UserError
 from mmjax.parallel import machines, roofline
 from mmjax.parallel.compilation import bisect
+from mmjax.parallel.runtime import simulated
 
 KEYS = {
     "machine", "devices", "compiled", "fits", "peak_memory_bytes", "memory", "flops", "collective_bytes", "step_seconds",
@@ -240,8 +241,7 @@ print(json.dumps([predicted, (live + status("VmHWM") - before) / 8]))
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="the peak of a process is read in /proc")
 def test_predicted_peak_memory_is_what_a_step_takes():
     """Against the process's resident memory: 8 devices live in it, and hold their temporaries at the same time."""
-    flags = "--xla_force_host_platform_device_count=8 " + os.environ["XLA_FLAGS"]
-    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": os.getcwd()}
+    environment = os.environ | simulated(8) | {"PYTHONPATH": os.getcwd()}
     done = subprocess.run([sys.executable, "-c", MEASURE], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     predicted, measured = json.loads(done.stdout.splitlines()[-1])

@@ -22,6 +22,7 @@ from mmjax import config as c
 from mmjax.check import free_port
 from mmjax.errors import UserError
 from mmjax.parallel.mesh import state_shardings
+from mmjax.parallel.runtime import simulated
 from mmjax.train.build import build_layout, build_model, build_objectives
 from mmjax.train.checkpoint import Checkpoints, describe_run, digest
 from mmjax.train.loop import claimed, train
@@ -155,13 +156,9 @@ def command(run, *flags, devices=1):
     """`mmjax train` of the tiny config in a process of its own."""
     config = run.parent / "tiny.json"
     config.write_text(c.to_json(tiny(steps=12)))
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
-    }
     return subprocess.Popen(
         [sys.executable, "-m", "mmjax", "train", str(config), "--run-dir", str(run), *flags],
-        env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=os.environ | simulated(devices), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 

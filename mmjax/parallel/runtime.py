@@ -1,21 +1,18 @@
 """How JAX runs here: compiler flags, the allocator, simulated devices (all before it starts), `jit_once`."""
 
-import ctypes
 import os
-import platform
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-# Known to help Conformers on CPU, together with the allocator's settings below (docs/log.md).
+from mmjax.parallel.allocator import keep_freed_memory
+
+# Known to help Conformers on CPU, together with the allocator's settings (docs/log.md).
 CPU_FLAGS = (
     "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
     "--xla_cpu_experimental_ynn_fusion_type=-individual_dot",
 )
-# Of glibc's mallopt: M_MMAP_MAX, M_TRIM_THRESHOLD (-1: never), M_TOP_PAD, M_ARENA_MAX. Else the memory of a step goes back to
-# the system at its end, and comes again page by page: 104,000 page faults and a third of the time of the quickstart's step. One
-# arena, because those of other threads than the main one give their memory back whatever the threshold is.
-KEEP_FREED_MEMORY = ((-4, 0), (-1, -1), (-2, 2**28), (-8, 1))
+SIMULATED = "--xla_force_host_platform_device_count"
 PROGRAMS_KEPT = 10 * 2**30  # bytes on disk; beyond, what was not used for longest is deleted
 # For programs that run once or a few times: on CPU they compile in a third of the time (docs/log.md).
 COMPILE_FAST = {"xla_backend_optimization_level": 0}
@@ -36,17 +33,24 @@ def prepare(devices: int | None = None, compile_fast: bool = False) -> None:
     flags = os.environ.get("XLA_FLAGS", "").split()
     wanted = list(CPU_FLAGS) if on_cpu else []
     if devices:
-        wanted.append(f"--xla_force_host_platform_device_count={devices}")
+        wanted.append(f"{SIMULATED}={devices}")
     if compile_fast:
         wanted += [f"--{name}={int(value)}" for name, value in COMPILE_FAST.items()]
     names = {flag.split("=")[0] for flag in flags}
     flags += [flag for flag in wanted if flag.split("=")[0] not in names]
     os.environ["XLA_FLAGS"] = " ".join(flags)
+    for flag in flags:
+        if flag.startswith(f"{SIMULATED}="):
+            os.environ.update(_threads(int(flag.split("=")[1])) | os.environ)
     _keep_programs()
-    if on_cpu and platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL("libc.so.6")
-        for setting in KEEP_FREED_MEMORY:
-            libc.mallopt(*setting)
+    if on_cpu:
+        keep_freed_memory()
+
+
+def simulated(devices: int) -> dict[str, str]:
+    """What a process needs in its environment, besides this one's, to have so many CPU devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {SIMULATED}={devices}".strip()
+    return {"XLA_FLAGS": flags, **_threads(devices)}
 
 
 def prepare_plan(machine: str) -> None:
@@ -70,6 +74,15 @@ def jit_once(function: Callable, **options: Any) -> Callable:
 
     fast = COMPILE_FAST if jax.default_backend() == "cpu" else None
     return jax.jit(function, compiler_options=fast, **options)
+
+
+def _threads(devices: int) -> dict[str, str]:
+    """The variable that says how many threads XLA shall have for simulated devices.
+
+    One for each, its own choice, are too few: all can wait in collectives of some devices, for others that have no
+    thread left. XLA ends such a process after 40 s.
+    """
+    return {"NPROC": str(max(devices, min(8 * devices, 256)))} if devices > 1 else {}
 
 
 def _keep_programs() -> None:
