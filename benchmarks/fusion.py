@@ -153,6 +153,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="of each fusion")
     parser.add_argument("--encoder-steps", type=int, default=1500, help="before, of the encoders that they share")
     parser.add_argument("--scratch-steps", type=int, default=400, help="of each choice of encoders")
+    parser.add_argument("--batch-rows", type=int, help="in a step of both; as the quickstart, if not given")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--examples", type=int, default=2000, help="of the test split that are measured per subset")
     parser.add_argument("--only", help="names of variants, with semicolons between")
@@ -162,6 +163,8 @@ def main() -> None:
     source = build_source(config.data, "train")
     trained = options.out / "encoders"
     run(config, 0, options.encoder_steps, options.examples, trained)
+    if options.batch_rows:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_rows=options.batch_rows))
     both = ((fusions(config, source, trained), options.steps), (encoders(config), options.scratch_steps))
     wanted = set(options.only.split(";")) if options.only else {name for makers, _ in both for name in makers}
     chosen = [({name: make() for name, make in makers.items() if name in wanted}, steps) for makers, steps in both]
@@ -176,7 +179,8 @@ def main() -> None:
                 print(f"{steps} steps, {seed + 1} seeds\n{table(found, costs)}\n", flush=True)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     print(
-        f"{options.encoder_steps} steps of the shared encoders; {options.examples} test questions per subset; commit {commit}, jax {jax.__version__}, "
+        f"{options.encoder_steps} steps of the shared encoders; {config.data.batch_rows} rows in a step of the others; "
+        f"{options.examples} test questions per subset; commit {commit}, jax {jax.__version__}, "
         f"{jax.devices()[0].device_kind}, {platform.processor() or platform.machine()}"
     )
 
