@@ -46,10 +46,6 @@ class Factors(NamedTuple):
     features: Array
     kernel: Array
 
-    def whole(self) -> Array:
-        """The logits [B, T, V]."""
-        return self.features @ self.kernel
-
 
 class Joint(NamedTuple):
     """Transducer logits that were not multiplied out: of frame t and state u, tanh(frames[t] + states[u]) @ kernel + bias.
@@ -111,8 +107,3 @@ def concatenate(streams: list[Stream]) -> Stream:
     segments = xp.concatenate([s.segments for s in streams], axis=1)
     features = xp.concatenate([s.features for s in streams], axis=1)
     return Stream(features, segments, xp.zeros_like(segments))
-
-
-def padding_share(stream: Stream) -> float:
-    """The share of positions in which no token stands (0 to 1) of a NumPy stream."""
-    return 1.0 - float((stream.segments > 0).mean()) if stream.segments.size else 0.0

@@ -59,12 +59,14 @@ class Case:
     """One cell of the matrix, but for backend, grouping and dtype."""
 
     cross: bool
-    sees: str  # full, causal, reach (blocks of 3 positions, at most 2 back) or bias
+    sees: str  # full, causal, reach (blocks of 3 positions, at most 2 back), bias, or full with hidden patches between
 
     def make(self, few: int, dtype) -> dict:
         generator = np.random.default_rng(0)
         (segments, positions), (key_segments, key_positions) = QUERIES, KEYS if self.cross else QUERIES
         of_queries, of_keys = (3, H, T, D), (3, few, key_segments.shape[1], D)
+        if self.sees == "holes":
+            segments = key_segments = np.where(generator.random(segments.shape) < 0.6, 0, segments)
         arrays = [generator.standard_normal(shape).astype(dtype) for shape in (of_queries, of_keys, of_keys)]
         made = dict(zip(("query", "key", "value"), arrays, strict=True))
         made |= dict(query_segments=segments, key_segments=key_segments, packed=not self.cross)
@@ -78,6 +80,7 @@ class Case:
 
 
 CASES = [Case(cross, sees) for cross in (False, True) for sees in ("full", "causal", "reach", "bias")]
+CASES += [Case(False, "holes")]
 COTANGENT = np.random.default_rng(1).standard_normal((3, H, T, D))
 
 

@@ -96,6 +96,19 @@ def test_errors_name_the_key_and_the_nearest_one(flags, message):
         (["--objectives", "{}"], "objectives is empty"),
         (["--objectives.transcript", "Classification"], "objectives.transcript cannot be Classification"),
         (["--model.encoders.speech.heads", "3"], "model.encoders.speech.width=16 does not divide among 3 heads"),
+        (["--model.encoders.speech.norm-epsilon", "0"], "norm_epsilon is 0.0; it must be at least 1e-12"),
+        (["--model.encoders.speech.left-chunks", "2"], "left_chunks is 2, but there are no chunks"),
+        (
+            [
+                "--model.encoders.speech.width",
+                "9",
+                "--model.encoders.speech.heads",
+                "3",
+                "--model.encoders.speech.positions",
+                "relative",
+            ],
+            "model.encoders.speech.width=9 is odd",
+        ),
         (["--model.encoders.text.heads", "16"], "rotary positions need heads whose width divides by 2"),
         (
             ["--model.encoders.speech.stem", "waveform"],

@@ -82,6 +82,14 @@ def test_waveform_is_normalised_as_wav2vec_hears_it():
     np.testing.assert_allclose(frames_of(Waveform(hop=160), recording()), windows, atol=1e-5)
 
 
+@pytest.mark.parametrize("front_end", [NeMoLogMel(), KaldiFilterBank(), Waveform(hop=160), WhisperLogMel()])
+def test_statistics_of_an_example_do_not_depend_on_how_many_stand_before_it(front_end):
+    """Most of them may have text alone, so that an example's number is larger than its row is long."""
+    hops = jnp.asarray(recording().reshape(1, HOPS, 160))
+    of = lambda number: front_end(Stream(hops, jnp.full((1, HOPS), number), jnp.arange(HOPS)[None])).features  # noqa: E731
+    np.testing.assert_array_equal(of(1), of(HOPS + 7))
+
+
 def kaldi_mfcc_in_float64(samples, bins=23, coefficients=13):
     """Kaldi's feat/feature-mfcc.cc step by step: no dither, no energy."""
     frames = np.lib.stride_tricks.sliding_window_view(samples.astype(np.float64) * 2**15, 400)[::160]

@@ -125,6 +125,15 @@ def test_the_invariants_hold(name, monkeypatch):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(subject.run(lost)))
 
 
+def test_nothing_in_an_empty_position_reaches_a_fusion():
+    """Not even what no encoder leaves there; the projections come first in all fusions."""
+    module = instantiate(c.Add(width=8), models)
+    params = parameters(module, BOTH, SLOTS)
+    spoilt = {name: s._replace(features=jnp.where(s.mask[..., None], s.features, jnp.nan)) for name, s in BOTH.items()}
+    loss = jax.jit(jax.grad(lambda params, streams: module.apply({"params": params}, streams, SLOTS).features.sum()))
+    jax.tree.map(np.testing.assert_array_equal, loss(params, BOTH), loss(params, spoilt))
+
+
 @pytest.mark.long
 @every_fusion
 def test_all_five_invariants_hold_for_three_modalities(name, tmp_path):

@@ -18,6 +18,7 @@ from mmjax.errors import UserError
 from mmjax.evaluate.run import Run
 from mmjax.interchange.convert import export_model, import_model, read_part, tree
 from mmjax.interchange.directories import read_tensors
+from mmjax.models.positions import resize_positions
 from mmjax.stream import Stream
 from mmjax.train.build import instantiate
 from mmjax.train.loop import train
@@ -265,6 +266,17 @@ def test_pixels_are_normalised_as_the_image_processor_says(tmp_path):
         import_model(tmp_path / "theirs", tmp_path / "other")
 
 
+def test_samples_are_normalised_as_the_feature_extractor_says(tmp_path):
+    randomise(wav2vec2_conformer()).save_pretrained(tmp_path / "theirs")
+    processor = tmp_path / "theirs" / "preprocessor_config.json"
+    processor.write_text('{"do_normalize": false, "sampling_rate": 16000}')
+    assert import_model(tmp_path / "theirs", tmp_path / "ours")["certificate"]["holds"]
+    assert not c.imported(tmp_path / "ours").front_end.normalise
+    processor.write_text('{"sampling_rate": 8000}')
+    with pytest.raises(UserError, match="cannot import sampling_rate=8000; only 16000"):
+        import_model(tmp_path / "theirs", tmp_path / "other")
+
+
 def test_of_a_whole_t5_the_encoder_is_imported_and_exported(tmp_path):
     model = randomise(t5("T5ForConditionalGeneration", feed_forward_proj="gated-gelu", num_decoder_layers=3))
     model.save_pretrained(tmp_path / "theirs")
@@ -433,6 +445,16 @@ def test_a_run_starts_from_parts_of_another(run, tmp_path):
         for name in before
     }
     assert {name for name, equal in same.items() if equal} == {"encoders_speech", "heads_transcript"}
+    # Pictures of another size: learned positions are resized, everything else stays.
+    image = dataclasses.replace(config.model.encoders["image"], image_size=48)
+    larger = dataclasses.replace(config.model, encoders={**config.model.encoders, "image": image})
+    data = dataclasses.replace(config.data, rows={**config.data.rows, "image": 108})
+    larger = dataclasses.replace(config, model=larger, data=data, initial={"encoders.image": str(run)})
+    train(larger, tmp_path / "larger")
+    ours, theirs = Run(tmp_path / "larger").params["encoders_image"], before["encoders_image"]
+    table = resize_positions(np.asarray(theirs["place"]["embedding"]), (8, 8), (6, 6), "bicubic")
+    np.testing.assert_array_equal(ours.pop("place")["embedding"], table)
+    jax.tree.map(np.testing.assert_array_equal, ours, {name: theirs[name] for name in ours})
     with pytest.raises(UserError, match="initial.heads.other: the model in .* has no head"):
         heads = {**config.model.heads, "other": c.Head(reads="text", outputs=3)}
         model = dataclasses.replace(config.model, heads=heads)

@@ -1,6 +1,7 @@
 """Masked prediction: what is hidden, what the labels are, and that examples do not depend on their row (section I)."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,10 @@ from conftest import tiny
 
 from mmjax import check
 from mmjax import config as c
+from mmjax.errors import UserError
 from mmjax.models import MaskedPatches, MaskedText, PatchDecoder, RandomProjectionQuantizer, ViT
 from mmjax.stream import Stream
+from mmjax.train.validate import check_config
 
 KEY = jax.random.key(0)
 
@@ -166,14 +169,10 @@ def test_pretraining_learns(tmp_path):
             "puts ids up to 128 into a text, but model.encoders.text.vocabulary is 128",
         ),
         ({"words": c.MaskedText(), "more": c.MaskedText()}, "another MaskedText reads 'text' already"),
+        ({"words": c.MaskedText(reads="speech")}, "reads='speech' is no encoder of the kind Transformer"),
     ],
 )
 def test_masks_that_cannot_work_are_refused(masked, message):
-    import re
-
-    from mmjax.errors import UserError
-    from mmjax.train.validate import check_config
-
     config = pretraining()
     heads = {name: c.Head(reads="text", outputs=128) for name in masked}
     model = dataclasses.replace(config.model, masked=masked, heads=heads)
@@ -181,6 +180,47 @@ def test_masks_that_cannot_work_are_refused(masked, message):
         check_config(
             dataclasses.replace(config, model=model, objectives={n: c.Sequence(next_token=False) for n in heads})
         )
+
+
+WORDS = c.Head(reads="text", outputs=128)
+HIDDEN = c.Sequence(next_token=False)
+
+
+@pytest.mark.parametrize(
+    "head, objective, message",
+    [
+        (dataclasses.replace(WORDS, reads="speech"), HIDDEN, "model.heads.words must read 'text'"),
+        (dataclasses.replace(WORDS, pool=c.MeanPool()), HIDDEN, "every hidden token has a label"),
+        (WORDS, c.CTC(), "objectives.words must be Sequence"),
+        (WORDS, c.Sequence(), "objectives.words.next_token is True, but its labels are hidden tokens"),
+        (WORDS, None, "there is no objectives.words"),
+    ],
+)
+def test_what_is_hidden_needs_a_head_and_an_objective_for_it(head, objective, message):
+    config = pretraining()
+    heads = {"words": head, "transcript": c.Head(reads="speech", outputs=128)}
+    model = dataclasses.replace(config.model, masked={"words": c.MaskedText()}, heads=heads)
+    objectives = {"transcript": c.CTC()} | ({"words": objective} if objective else {})
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_config(dataclasses.replace(config, model=model, objectives=objectives))
+
+
+@pytest.mark.parametrize(
+    "name, part, changes, message",
+    [
+        ("speech", c.RandomProjectionQuantizer(codes=64), {"augment": c.SpeechAugmentation(masks=c.SpecAugment())},
+         "augment.masks hide what the labels of model.masked.hidden are made of"),
+        ("image", c.MaskedPatches(), {"max_patches": 64}, "positions are learned for the grid of a whole picture"),
+    ],
+)  # fmt: skip
+def test_what_is_hidden_has_to_leave_labels_and_positions_as_they_are(name, part, changes, message):
+    config = pretraining()
+    encoders = dict(config.model.encoders)
+    encoders[name] = dataclasses.replace(encoders[name], **changes)
+    heads = {"hidden": c.Head(reads=name, outputs=64)}
+    model = dataclasses.replace(config.model, encoders=encoders, masked={"hidden": part}, heads=heads)
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_config(dataclasses.replace(config, model=model, objectives={"hidden": HIDDEN}))
 
 
 def test_frames_are_hidden_after_the_samples_whatever_the_heads_are_called():

@@ -64,8 +64,19 @@ def test_every_objective_is_built_with_its_head():
         (
             {"transcript": c.Head(reads="speech", outputs=128, pool=c.MeanPool())},
             {},
-            "model.heads.transcript.pool gives one vector per example, but CTC needs an output for every token",
+            "objectives.transcript is CTC, which needs an output for every token; a pool of 'speech' gives one per example",
         ),
+        (
+            {"transcript": c.Head(reads="fused", outputs=128)},
+            {},
+            "objectives.transcript is CTC, which needs an output for every token; a fusion gives one per example",
+        ),
+        (
+            {"written": c.TransducerDecoder(reads="fused", outputs=128)},
+            {"written": c.Transducer()},
+            "model.heads.written.reads is 'fused', but a TransducerDecoder needs the tokens of an encoder",
+        ),
+        ({"pair": dataclasses.replace(PAIR, between=("image", "text", "image"))}, {}, "does not name two encoders"),
         ({"text": c.Head(reads="text", outputs=9)}, {"text": c.MultiLabel()}, "objectives.text cannot be MultiLabel"),
         ({"other": c.Head(reads="text", outputs=9)}, {"other": c.Sequence()}, "objectives.other has no labels"),
     ],

@@ -7,6 +7,7 @@ import pytest
 from test_models import speech
 
 from mmjax.models import Conformer, KaldiFilterBank, LogMel, NeMoLogMel, Waveform
+from mmjax.models.augmentation import SpectralGate
 from mmjax.models.streaming import StreamingConformer, chunks
 from mmjax.stream import Stream
 
@@ -81,5 +82,7 @@ def test_what_cannot_stream_says_why():
         StreamingConformer(model(causal=False))
     with pytest.raises(ValueError, match="NeMoLogMel needs the whole recording"):
         StreamingConformer(model(front_end=NeMoLogMel()))
+    with pytest.raises(ValueError, match="denoise measures the noise of the whole recording"):
+        StreamingConformer(model(denoise=SpectralGate()))
     with pytest.raises(ValueError, match="how many tokens"):
         StreamingConformer(model(left_chunks=None))

@@ -27,9 +27,9 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_normalisation(directory: Path) -> dict[str, Any]:
-    """What the image processor of a Hugging Face directory says of the pixels, if there is one."""
+    """What the processor of a Hugging Face directory says of pixels or samples, if there is one."""
     path = directory / "preprocessor_config.json"
-    keys = ("do_normalize", "image_mean", "image_std")
+    keys = ("do_normalize", "image_mean", "image_std", "sampling_rate")
     found = read_object(path) if path.is_file() else {}
     return {key: found[key] for key in keys if found.get(key) is not None}
 

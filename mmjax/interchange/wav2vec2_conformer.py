@@ -6,6 +6,7 @@ import numpy as np
 
 from mmjax import config as c
 from mmjax.interchange import wav2vec2_bert
+from mmjax.interchange.directories import read_normalisation
 from mmjax.interchange.recordings import hear
 from mmjax.interchange.rules import Rule, batch_norm, check_options, heads_in, linear, norm, same, under
 from mmjax.models.stems import WaveformStem
@@ -28,9 +29,10 @@ def part(theirs: dict[str, Any]) -> c.Conformer:
         position_embeddings_type=("relative", "rotary"), rotary_embedding_base=10_000,
         feat_extract_norm="layer", feat_extract_activation="gelu",
         conv_dim=[channels] * len(taps), conv_kernel=[*taps], conv_stride=[*strides], layer_norm_eps=1e-5,
+        sampling_rate=16_000,
     )  # fmt: skip
     return c.Conformer(
-        front_end=c.Waveform(),
+        front_end=c.Waveform(normalise=theirs.get("do_normalize", True)),
         layers=theirs["num_hidden_layers"],
         width=theirs["hidden_size"],
         heads=theirs["num_attention_heads"],
@@ -107,7 +109,7 @@ def outputs(source: Any, part_: c.Conformer, parameters: dict[str, np.ndarray], 
     reference = transformers.Wav2Vec2ConformerModel.from_pretrained(
         source, local_files_only=True, dtype=torch.float32
     ).eval()
-    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=part_.front_end.normalise)
+    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=read_normalisation(source).get("do_normalize", True))
     recordings, ours = hear(part_, parameters, seed, hops=(75, 100))
     pairs = []
     for samples, tokens in zip(recordings, ours, strict=True):

@@ -52,16 +52,41 @@ def mean(stream: Stream, segments: jax.Array) -> jax.Array:
     return sums / jnp.maximum(own.sum(axis=-1, keepdims=True), 1.0)
 
 
+# Rows whose segments have holes, or numbers larger than the row is long. ------------------------------------
+
+
+def _last(segments: jax.Array) -> jax.Array:
+    """[B, T]: the segment of the nearest token that is not after a position; 0 before the first."""
+    place = jax.lax.cummax(jnp.where(segments > 0, jnp.arange(segments.shape[1]), 0), axis=1)
+    return jnp.take_along_axis(segments, place, axis=1)
+
+
+def without_holes(segments: jax.Array) -> jax.Array:
+    """[B, T] segments; an empty position between two tokens of one example counts as one of its tokens."""
+    before, after = _last(segments), _last(segments[:, ::-1])[:, ::-1]
+    return jnp.where(before == after, before, segments)
+
+
+def renumbered(segments: jax.Array) -> jax.Array:
+    """[B, T] segments, the examples of each row numbered from 1 in their order: no number is larger than T.
+
+    A segment's own number counts all examples of its row, also those without a token in this stream.
+    """
+    last = _last(segments)
+    begins = last != jnp.pad(last, ((0, 0), (1, 0)))[:, :-1]
+    return jnp.where(segments > 0, jnp.cumsum(begins, axis=1), 0)
+
+
 # Handed back to every token. ------------------------------------------------------------------------------
 
 
 def sum_of_example(values: jax.Array, segments: jax.Array) -> jax.Array:
     """The sum over each example's tokens, at every one of them; zeros in empty positions: [B, T, F] -> [B, T, F]."""
     values = jnp.where((segments > 0)[..., None], values, 0.0)
-    totals = jax.vmap(lambda v, s: jax.ops.segment_sum(v, s, segments.shape[1] + 1)[s])(values, segments)
+    totals = jax.vmap(lambda v, s: jax.ops.segment_sum(v, s, segments.shape[1] + 1)[s])(values, renumbered(segments))
     return jnp.where((segments > 0)[..., None], totals, 0.0)
 
 
 def maximum_of_example(values: jax.Array, segments: jax.Array) -> jax.Array:
     """The largest value over each example's tokens, at every one of them: [B, T, ...] -> [B, T, ...]."""
-    return jax.vmap(lambda v, s: jax.ops.segment_max(v, s, segments.shape[1] + 1)[s])(values, segments)
+    return jax.vmap(lambda v, s: jax.ops.segment_max(v, s, segments.shape[1] + 1)[s])(values, renumbered(segments))

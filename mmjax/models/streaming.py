@@ -51,6 +51,8 @@ class StreamingConformer:
             raise ValueError(
                 f"{type(spectral).__name__} needs the whole recording; stream with LogMel, or with KaldiFilterBank or Waveform as they are"
             )
+        if model.denoise is not None:
+            raise ValueError("denoise measures the noise of the whole recording; stream with a Conformer without it")
         if self.left is None and model.left_chunks is None:
             raise ValueError("say how many tokens attention keeps: left=..., or left_chunks of the model")
 

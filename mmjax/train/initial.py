@@ -10,10 +10,11 @@ from mmjax import config as c
 from mmjax.errors import UserError
 from mmjax.evaluate.run import Run
 from mmjax.interchange.convert import read_part, tree
+from mmjax.models.positions import resize_positions
 from mmjax.train.step import TrainState
 
 # What an encoder may choose for itself, though its parameters are another's.
-CHOICES = ("dropout", "chunk", "left_chunks", "augment", "remat")
+CHOICES = ("dropout", "chunk", "left_chunks", "augment", "remat", "image_size")
 
 
 def load_initial(config: c.Experiment, state: TrainState) -> TrainState:
@@ -37,7 +38,10 @@ def load_initial(config: c.Experiment, state: TrainState) -> TrainState:
         if not theirs:
             raise UserError(f"initial.{place}: the model in {directory} has no {kind}")
         if room == "encoders":
-            _check_same(part, config.model.encoders[name], place, directory)
+            ours = config.model.encoders[name]
+            _check_same(part, ours, place, directory)
+            if isinstance(ours, c.ViT):
+                theirs = _for_size(ours, part, theirs)
         key = f"{room}_{name}"
         params[key] = _like(params[key], theirs, place, directory)
     average = state.average and jax.tree.map(lambda p: p.copy(), params)
@@ -52,6 +56,16 @@ def _check_same(theirs: Any, ours: Any, place: str, directory: str) -> None:
                 f"model.{place}.{key} is {b.get(key)!r}, but {a.get(key)!r} in {directory}; "
                 "let the encoder be the same (of an import: imported(DIRECTORY))"
             )
+
+
+def _for_size(ours: c.ViT, theirs: c.ViT, params: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of a ViT for pictures of another size: learned positions are resized (bicubic, as DeiT's are)."""
+    old, new = (tower.image_size // tower.patch for tower in (theirs, ours))
+    if old == new or "place" not in params:
+        return params
+    table = np.asarray(params["place"]["embedding"])
+    table = resize_positions(table, (old, old), (new, new), "bicubic", special=len(table) - old * old)
+    return {**params, "place": {"embedding": table}}
 
 
 def _like(ours: Any, theirs: Any, place: str, directory: str) -> Any:

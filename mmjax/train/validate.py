@@ -28,6 +28,7 @@ AT_LEAST = {
     "bias": float("-inf"),
     "scale": 1e-6,
     "rotary_base": 1.0,
+    "epsilon": 1e-12,
     "limit": 1e-6,
     "bottlenecks": 0,
     "_distance": 0,
@@ -94,7 +95,7 @@ def check_config(config: c.Experiment) -> None:
             raise UserError(f"{place} names a subset twice, in whichever order: {', '.join(subsets)}")
     for name, head in config.model.heads.items():
         if isinstance(head, c.Contrast):
-            if len(set(head.between)) != 2 or not modalities.issuperset(head.between):
+            if len(head.between) != 2 or len(set(head.between)) != 2 or not modalities.issuperset(head.between):
                 raise UserError(f"model.heads.{name}.between={head.between} does not name two encoders")
         elif isinstance(head, c.AttentionDecoder):
             if not head.reads or not modalities.issuperset(head.reads):
@@ -106,6 +107,10 @@ def check_config(config: c.Experiment) -> None:
             )
         elif head.reads not in {*modalities, "fused"}:
             raise UserError(f"model.heads.{name}.reads='{head.reads}' is neither an encoder nor 'fused'")
+        elif head.reads == "fused" and isinstance(head, c.TransducerDecoder):
+            raise UserError(
+                f"model.heads.{name}.reads is 'fused', but a TransducerDecoder needs the tokens of an encoder"
+            )
         elif isinstance(head, c.Denoiser) and not isinstance(config.model.encoders.get(head.reads), c.SpeechEncoder):
             raise UserError(f"model.heads.{name}.reads='{head.reads}' is no speech encoder, which a Denoiser needs")
         elif isinstance(getattr(head, "pool", None), c.ClassPool) and not getattr(
@@ -128,6 +133,8 @@ def check_config(config: c.Experiment) -> None:
                 )
     for name, mask in config.model.masked.items():
         _check_masked(name, mask, config.model)
+        if name not in config.objectives:
+            raise UserError(f"model.masked.{name} hides what nothing learns to predict: there is no objectives.{name}")
     for name, objective in config.objectives.items():
         if name not in config.model.heads:
             raise UserError(f"objectives.{name} has no head of that name in model.heads")
@@ -179,6 +186,12 @@ def _check_tower(path: str, tower: Any) -> None:
         raise UserError(f"{path}.buckets={tower.buckets} must be at least 4, and less than twice max_distance")
     if isinstance(tower, c.Conformer):
         _check_stem(path, tower)
+        if tower.positions == "relative" and tower.width % 2:
+            raise UserError(
+                f"{path}.width={tower.width} is odd; the sines and cosines of relative positions need pairs"
+            )
+        if tower.left_chunks is not None and tower.chunk is None:
+            raise UserError(f"{path}.left_chunks is {tower.left_chunks}, but there are no chunks: set chunk, too")
     if isinstance(tower, c.BiLSTM) and tower.width % 2:
         raise UserError(f"{path}.width={tower.width} does not divide among two directions")
     if isinstance(tower, c.ConvNet) and (tower.patch.bit_count() != 1 or tower.width % tower.patch):
@@ -228,6 +241,26 @@ def _check_masked(name: str, mask: Any, model: c.Multimodal) -> None:
         raise UserError(f"model.masked.{name}.reads='{mask.reads}' is no encoder of the kind {names}")
     if head is None:
         raise UserError(f"model.masked.{name}: there is no head of that name to predict what is hidden")
+    if getattr(head, "reads", None) != mask.reads:
+        raise UserError(f"model.heads.{name} must read '{mask.reads}', of which model.masked.{name} hides a part")
+    if getattr(head, "pool", None):
+        raise UserError(f"model.heads.{name}.pool gives one vector per example, but every hidden token has a label")
+    augment = getattr(encoder, "augment", None)
+    if isinstance(mask, c.NoisySpeech) and augment:
+        raise UserError(
+            f"model.encoders.{mask.reads}.augment changes samples that model.heads.{name} does not see; let "
+            f"model.masked.{name}.by change them"
+        )
+    if isinstance(mask, c.RandomProjectionQuantizer) and augment and augment.masks:
+        raise UserError(
+            f"model.encoders.{mask.reads}.augment.masks hide what the labels of model.masked.{name} are made of; leave "
+            "them out"
+        )
+    if isinstance(mask, c.MaskedPatches) and encoder.max_patches and encoder.positions == "learned":
+        raise UserError(
+            f"model.encoders.{mask.reads}.positions are learned for the grid of a whole picture, of which "
+            f"model.masked.{name} hides a part; choose sincos or rotary"
+        )
     if name in TAKEN or name in model.encoders:
         raise UserError(f"model.masked.{name}: '{name}' is the name of a stream; give the head another")
     if any(other != name and type(m) is type(mask) and m.reads == mask.reads for other, m in model.masked.items()):
@@ -238,8 +271,8 @@ def _check_masked(name: str, mask: Any, model: c.Multimodal) -> None:
             f"model.encoders.{mask.reads}.vocabulary is {encoder.vocabulary}"
         )
     if isinstance(mask, c.NoisySpeech):
-        if not isinstance(head, c.Denoiser) or head.reads != mask.reads:
-            raise UserError(f"model.heads.{name} must be a Denoiser that reads '{mask.reads}'")
+        if not isinstance(head, c.Denoiser):
+            raise UserError(f"model.heads.{name} must be a Denoiser, to predict what model.masked hides")
         if mask.by.masks or not any(vars(mask.by).values()):
             raise UserError(f"model.masked.{name}.by must change the samples, and has no use for masks of features")
         check_speech_augmentation(mask.by, encoder.front_end, f"model.masked.{name}.by")
@@ -295,12 +328,26 @@ def _check_objective(name: str, objective: Any, config: c.Experiment) -> None:
     if isinstance(head, c.AttentionDecoder | c.TransducerDecoder):
         _check_writer(name, head, objective, config)
         return
-    if getattr(head, "pool", None) and isinstance(objective, c.CTC | c.Sequence):
+    if isinstance(objective, c.CTC | c.Sequence) and (getattr(head, "pool", None) or head.reads == "fused"):
+        one = f"pool of '{head.reads}'" if head.reads != "fused" else "fusion"
         raise UserError(
-            f"model.heads.{name}.pool gives one vector per example, but {kind} needs an output for every token"
+            f"objectives.{name} is {kind}, which needs an output for every token; a {one} gives one per example"
         )
-    if name in config.model.masked:
-        return  # its labels are what was hidden
+    if name in config.model.masked:  # its labels are what was hidden
+        wanted = (
+            c.Regression
+            if isinstance(head, c.PatchDecoder)
+            else c.SISDR
+            if isinstance(head, c.Denoiser)
+            else c.Sequence
+        )
+        if not isinstance(objective, wanted):
+            raise UserError(f"objectives.{name} must be {wanted.__name__}, for what model.masked.{name} hides")
+        if isinstance(objective, c.Sequence) and objective.next_token:
+            raise UserError(
+                f"objectives.{name}.next_token is True, but its labels are hidden tokens, not next ones: set False"
+            )
+        return
     if isinstance(head, c.PatchDecoder):
         raise UserError(f"model.heads.{name} is a PatchDecoder: let model.masked.{name} be MaskedPatches")
     if isinstance(head, c.Denoiser):

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.models.attend.inputs import Inputs, Place, sees
+from mmjax.models.segments import without_holes
 
 SIZES = (224, 320, 448, 640, 896, 1280, 1792, 2560)  # tokens of a window, each about sqrt(2) as many; or a whole row
 SHORT, LONG = 512, 4096  # tokens of a row, from and up to which it pays (docs/attention.md)
@@ -179,6 +180,7 @@ def _windows(sizes: tuple[int, ...], segments: jax.Array) -> tuple[jax.Array, ja
     Tokens are numbered through all rows.
     """
     batch, length = segments.shape
+    segments = without_holes(segments)  # of a picture, where some patches are hidden
     changes = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 1)), constant_values=True)
     token, nowhere = jnp.arange(batch * length), batch * length + 1
     # Every example's, in order.

@@ -19,7 +19,7 @@ class SpecAugment:
     within the bins, or within the example's own frames. Time masks are as wide as a share of the example, and
     as many as its length allows, as in Park et al. 2020 (arXiv:1912.05533, section 2); masks may overlap.
 
-    What is masked becomes zero, the mean of the features.
+    What is masked becomes zero: the mean of the features, where the front end normalises them.
 
     Attributes:
       probability: that an example is masked at all.

@@ -21,7 +21,7 @@ class Fusion(nn.Module):
         return {name: self._common(name, streams[name]) for name in sorted(streams)}
 
     def _common(self, name: str, stream: Stream) -> Stream:
-        x = dense(self.width, (None, "embed"), self.dtype, f"{name}_projection")(stream.features)
+        x = dense(self.width, (None, "embed"), self.dtype, f"{name}_projection")(only_tokens(stream).features)
         init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("embed",))
         kind = self.param(f"{name}_kind", init, (self.width,)).astype(self.dtype)
         return only_tokens(stream._replace(features=layer_norm(self.dtype, f"{name}_norm")(x) + kind))
