@@ -230,7 +230,8 @@ def main() -> None:
         name, side, shrink = options.one
         print(json.dumps((ours if side == "mmjax" else theirs)(name, int(shrink), options.tiny)))
         return
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
+    if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # its older name; both at once are refused
+        os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.92")
     peers = torch_has_gpu() or options.tiny
     options.out.mkdir(parents=True, exist_ok=True)
     found: dict[str, dict[str, Any]] = {}

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Trains on Slurm, on one node or several, with GPUs or without:
-#   sbatch --nodes 2 --gpus-per-node 8 --ntasks-per-node 8 launch/slurm.sh configs/quickstart.py [--key value ...]
-# One task per GPU, or one per node that drives all of its GPUs. The run directory must lie where all nodes see it.
+#   sbatch --nodes 2 --gpus-per-node 8 --ntasks-per-node 8 --cpus-per-task 12 launch/slurm.sh configs/quickstart.py [--key value ...]
+# One task per GPU, or one per node that drives all of its GPUs. Without --cpus-per-task most clusters give a task one
+# core, which reads data too slowly. The run directory must lie where all nodes see it.
 #SBATCH --job-name=mmjax
 #SBATCH --output=%x-%j.log
 #SBATCH --open-mode=append

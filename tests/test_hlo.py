@@ -96,6 +96,48 @@ def test_a_loop_whose_end_is_data_is_counted_once_and_said():
     assert program.loops == 1 and program.flops == {"speech": 2 * 4 * 32 * 8}
 
 
+ASYNCHRONOUS = """HloModule jit_step, is_scheduled=true
+
+%inside (p0: f32[64,64]) -> f32[16,64] {
+  %p0 = f32[64,64]{1,0} parameter(0)
+  %part = f32[16,64]{1,0} slice(%p0), slice={[0:16], [0:64]}
+  ROOT %y = f32[16,64]{1,0} dot(%part, %p0), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+ENTRY %main (x: f32[64,64]) -> f32[16,64] {
+  %x = f32[64,64]{1,0} parameter(0)
+  INSTRUCTIONS
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "instruction, traffic, multiplied",
+    [
+        # To a TPU's fast memory, which does not count: what is read from the other.
+        ("%c = (f32[64,64]{1,0:S(1)}, f32[64,64]{1,0}, u32[]) copy-start(%x)", 64 * 64 * 4, 0),
+        ("%c = ((f32[64,64]{1,0}), f32[16,64]{1,0}, u32[]) slice-start(%x), slice={[0:16], [0:64]}", 2 * 16 * 64 * 4, 0),
+        ("%c = ((f32[64,64]{1,0}), f32[16,64]{1,0}, u32[]) fusion-start(%x), kind=kLoop, calls=%inside",
+         (64 + 16) * 64 * 4, 2 * 16 * 64 * 64),
+        ("%c = (f32[64,64]{1,0}, f32[256,64]{1,0}) all-gather-start(%x), replica_groups=[1,4]<=[4], dimensions={0}",
+         5 * 64 * 64 * 4, 0),
+        ("%c = f32[64,64]{1,0} all-reduce-start(%x), replica_groups=[1,4]<=[4], to_apply=%add", 2 * 64 * 64 * 4, 0),
+    ],
+)  # fmt: skip
+def test_the_two_halves_of_what_runs_asynchronously_count_once(instruction, traffic, multiplied):
+    program = hlo.Program(ASYNCHRONOUS.replace("INSTRUCTIONS", instruction), 4)
+    assert program.traffic == {"other": traffic}
+    assert sum(program.flops.values()) == multiplied
+    assert [one.bytes for one in program.collectives] == ([64 * 64 * 4 * (4 if "gather" in instruction else 1)] if "all-" in instruction else [])  # fmt: skip
+
+
+def test_of_a_choice_the_dearest_branch_counts():
+    text = ASYNCHRONOUS.replace("%inside (p0", "%cheap (p0", 1).replace(" dot(%part, %p0), lhs_contracting_dims={1}, rhs_contracting_dims={0}", " copy(%part)")  # fmt: skip
+    text = text.replace("ENTRY", ASYNCHRONOUS[ASYNCHRONOUS.index("%inside") : ASYNCHRONOUS.index("ENTRY")] + "ENTRY")
+    choice = "%c = f32[16,64]{1,0} conditional(%n, %x, %x, %x), branch_computations={%cheap, %inside, %inside}"
+    assert hlo.Program(text.replace("INSTRUCTIONS", choice), 4).flops == {"other": 2 * 16 * 64 * 64}
+
+
 def test_a_fusion_that_reads_one_slice_moves_one_slice():
     """Of stacked layers a loop reads one at a time: not all of them every time."""
     program = hlo.Program(PROGRAM.replace("GROUPS", "[2,4]<=[8]"), 8)

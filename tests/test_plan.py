@@ -1,11 +1,13 @@
 """`mmjax plan`: machines, the search, and a plan against what its step really takes."""
 
+import dataclasses
 import importlib.util
 import json
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import tiny
 
@@ -13,6 +15,7 @@ from mmjax import config as c
 from mmjax.errors import UserError
 from mmjax.parallel import machines, roofline
 from mmjax.parallel.compilation import bisect
+from mmjax.parallel.hlo import Collective
 from mmjax.parallel.runtime import simulated
 
 KEYS = {
@@ -86,8 +89,19 @@ def test_a_link_knows_nodes_and_rings():
     assert roofline.link(h100, range(8)) == (450e9 * reached, "within a node")
     assert roofline.link(h100, (3, 11)) == (50e9 * reached, "between nodes")
     assert roofline.link(h100, range(16))[0] == 400e9 * reached  # eight networks of each node together
+    # The slowest node of a group, the slowest group of a collective; a node is as large as the machine has them.
+    assert roofline.link(h100, range(4, 12))[0] == 4 * 50e9 * reached
+    assert roofline.link(h100, (*range(8), *range(8, 12)))[0] == 4 * 50e9 * reached
+    groups, places = np.arange(12).reshape(3, 4), np.arange(12)
+    one = Collective("all-gather", "speech", groups, 1.0, 4e9)
+    assert roofline.exchange_seconds(machines.parse("h100:6x2"), one, places, None) == one.wire_bytes / (
+        100e9 * reached
+    )
+    small = roofline.weak_scaling(machines.parse("h100:4x2"), {"data": 8}, 0.0, 0.0, 1e9)
+    assert small[0]["devices"] == 8 and "between nodes" in small[0]["assumption"]
     assert roofline.link(v5p, range(64))[0] == 600e9 * reached  # three closed rings: all six links
     assert roofline.link(v5p, range(4))[0] == pytest.approx(200e9 * reached)  # one ring: two links
+    assert roofline.link(machines.parse("v5p:2x2x4"), range(4))[0] == pytest.approx(100e9 * reached)  # an open line
     assert roofline.link(machines.parse("v5p:2x2x1"), range(4))[0] == pytest.approx(200e9 * reached)  # two open lines
 
 
@@ -191,6 +205,24 @@ def test_along_context_keys_and_values_are_gathered_and_their_gradients_summed()
     )  # what convolutions hear of their neighbours, pictures across a border
 
 
+def test_micro_batches_take_a_share_of_every_device_and_their_gradients_alone_travel(tmp_path):
+    def plan(accumulation):
+        optimizer = dataclasses.replace(tiny().optimizer, accumulation=accumulation)
+        return command(written(tmp_path, mesh=c.Mesh(data=4), optimizer=optimizer), "--machine", "cpu:4")
+
+    result = plan(2)
+    gradients = 2 * 4 * result["memory"]["parameters"]  # a device holds them all
+    sent = {one["kind"]: one["bytes"] for one in result["collectives"]}
+    assert 0.9 * gradients / 4 < sent.pop("all-reduce") < 1.1 * gradients / 4
+    assert sum(sent.values()) < 0.05 * gradients / 4, sent
+    assert sum(result["compiled_flops"].values()) < 1.2 * sum(result["flops"].values())
+    code, error = plan(4)
+    assert code == 2 and error.strip().endswith(
+        "data.batch_rows=8 does not divide into optimizer.accumulation=4 micro-batches for 4 devices "
+        "(mesh.data x mesh.fsdp); write a multiple of 16"
+    )
+
+
 def test_towers_multiply_as_the_trace_says(quickstart):
     result, _ = quickstart
     for name in ("speech", "image", "fusion"):
@@ -276,7 +308,7 @@ def test_what_does_not_fit_says_by_how_much(monkeypatch):
     from mmjax.parallel import plan, plan_report, topology
 
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.0001")
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.0001")
     result = plan.plan(tiny(), machines.parse("t4:1"))
     assert not result["fits"] and result["usable_memory_bytes"] < result["peak_memory_bytes"]
     assert "does not fit" in plan_report.tables(result)[2].title and "too much" in plan_report.tables(result)[2].title
@@ -285,6 +317,9 @@ def test_what_does_not_fit_says_by_how_much(monkeypatch):
 def test_bad_requests_are_one_line(tmp_path):
     path = written(tmp_path)
     assert command(path, "--machine", "h10:8")[1].strip().endswith("did you mean 'h100'?")
+    assert "cannot read the machine 'cpu:100000'" in command(path, "--machine", "cpu:100000")[1]
+    assert "cannot read the machine 'h100:²'" in command(path, "--machine", "h100:²")[1]
+    assert "the price is nan" in command(path, "--machine", "cpu:1", "--price", "nan")[1]
     code, error = command(path, "--machine", "cpu:3")
     assert code == 2 and error.strip().endswith(
         "data.batch_rows=8 does not divide among 3 devices (mesh.data x mesh.fsdp)"

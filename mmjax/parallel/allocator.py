@@ -70,9 +70,7 @@ def set_aside_pieces() -> int:
     size, pieces = 2**28, 0
     while size >= SMALLEST and remaining > 0:
         piece = libc.malloc(size)
-        if piece is None:
-            break
-        if piece >= end:  # none so large was left between others
+        if piece is None or piece >= end:  # none so large was left between others
             libc.free(piece)
             size = size * 9 // 10
         else:

@@ -144,7 +144,7 @@ def estimated(
     """FLOPs, traffic and collectives per device as the sharding asks for them, without a compiler.
 
     Parameters are gathered along fsdp for the forward and the backward pass and their gradients scattered back and
-    summed along data; memory is passed over once for each thing kept, written, and read again.
+    summed along data, for every micro-batch; memory is passed over once for each thing kept, written, and read again.
 
     Args:
       flops: of the step, by part; again: what is computed a second time beside them.
@@ -153,14 +153,14 @@ def estimated(
     shape, count = dict(subject.mesh.shape), subject.mesh.size
     places, names = np.arange(count).reshape(tuple(shape.values())), list(shape)
     groups = {name: np.moveaxis(places, names.index(name), -1).reshape(-1, shape[name]) for name in names}
-    collectives, traffic = [], {}
+    collectives, traffic, times = [], {}, subject.config.optimizer.accumulation
     for name, size in report.parameters_by_part(subject.state.params).items():
-        size *= 4
+        size *= 4 / shape["tensor"]
         if shape["fsdp"] > 1:
-            collectives.append(hlo.Collective("all-gather", name, groups["fsdp"], 2, size))
-            collectives.append(hlo.Collective("reduce-scatter", name, groups["fsdp"], 1, size))
+            collectives.append(hlo.Collective("all-gather", name, groups["fsdp"], 2 * times, size))
+            collectives.append(hlo.Collective("reduce-scatter", name, groups["fsdp"], times, size))
         if shape["data"] > 1:
-            collectives.append(hlo.Collective("all-reduce", name, groups["data"], 1, size / shape["fsdp"]))
+            collectives.append(hlo.Collective("all-reduce", name, groups["data"], times, size / shape["fsdp"]))
         share = flops.get(name, 0.0) / max(sum(flops.values()), 1.0)
         traffic[name] = 3 * size + 2 * share * activations
     traffic["other"] = 2 * per_device(subject.state)

@@ -34,6 +34,17 @@ class Instruction(NamedTuple):
         found = re.search(rf"\b{name}=%?([\w.-]+)", self.rest)
         return found and found[1]
 
+    def synchronous(self) -> "Instruction":
+        """Of the first half of an asynchronous pair, the instruction that the pair stands for, with its result alone."""
+        if not self.opcode.endswith("-start") or self.opcode == "async-start":
+            return self
+        shape, elements = self.shape, _elements(self.shape)
+        if self.opcode == "copy-start":
+            shape = elements[0]  # of (result, operand, context)
+        elif self.opcode != "all-reduce-start" and len(elements) > 1:
+            shape = elements[1]  # of (operands, result, contexts)
+        return self._replace(opcode=self.opcode.removesuffix("-start"), shape=shape)
+
     @property
     def part(self) -> str:
         """The part of the model that it belongs to; "other" where none is named: mostly the optimizer."""
@@ -93,10 +104,9 @@ class Program:
 
     def _walk(self, computation: str, times: float, fused: bool) -> None:
         table = self._computations[computation]
-        for one in table.values():
-            kind = one.opcode.removesuffix("-start")
-            if kind in KINDS:
-                self._collect(one, kind, table, computation, times)
+        for one in map(Instruction.synchronous, table.values()):
+            if one.opcode in KINDS:
+                self._collect(one, one.opcode, table, computation, times)
             if flops_of := flops_by(one.opcode, one.rest):
                 shapes = [dimensions(table[name].shape) for name in one.operands[:2]]
                 flops = flops_of(one.rest, dimensions(one.shape), *shapes)
@@ -112,15 +122,29 @@ class Program:
             self.loops += count is None
             self._walk(one.attribute("body"), times * (1 if count is None else count), fused)
         elif one.opcode == "conditional":
-            for name in re.findall(
-                r"%([\w.-]+)", (re.search(r"(?:branch|true|false)_computations?=.*", one.rest) or [""])[0]
-            ):
-                if name in self._computations:
-                    self._walk(name, times, fused)
+            branches = re.search(r"(?:branch|true|false)_computations?=.*", one.rest) or [""]
+            self._dearest(re.findall(r"%([\w.-]+)", branches[0]), times, fused)
         elif one.opcode in ("fusion", "call", "async-start"):
             name = one.attribute("calls") or one.attribute("to_apply")
             if name in self._computations:
                 self._walk(name, times, fused or one.opcode == "fusion")
+
+    def _dearest(self, branches: list[str], times: float, fused: bool) -> None:
+        """Counts that one of several computations which multiplies, then moves, the most."""
+        before, found = (self.collectives, self.flops, self.traffic), []
+        for name in branches:
+            if name in self._computations:
+                self.collectives, self.flops, self.traffic = [], {}, {}
+                self._walk(name, times, fused)
+                found.append((self.collectives, self.flops, self.traffic))
+        self.collectives, self.flops, self.traffic = before
+        if not found:
+            return
+        collectives, *counts = max(found, key=lambda one: (sum(one[1].values()), sum(one[2].values())))
+        self.collectives += collectives
+        for total, count in zip((self.flops, self.traffic), counts, strict=True):
+            for part, value in count.items():
+                total[part] = total.get(part, 0.0) + value
 
     def _collect(self, one: Instruction, kind: str, table: dict, computation: str, times: float) -> None:
         groups = _groups(one.rest, self._devices)
@@ -229,6 +253,19 @@ def _instruction(line: str) -> Instruction | None:
     inside = rest[begin + 1 : close]
     operands = re.findall(r"%([\w.-]+)", inside) or ([inside] if inside else [])
     return Instruction(found[1], rest[:begin], shape, operands, rest[close + 1 :])
+
+
+def _elements(shape: str) -> list[str]:
+    """ "((f32[2]{0}), f32[4]{0}, u32[])" -> its elements, of which some may be tuples; an array is one element."""
+    if not shape.startswith("("):
+        return [shape]
+    found, depth, begin = [], 0, 1
+    for place, letter in enumerate(shape):
+        depth += (letter in "([{") - (letter in ")]}")
+        if (letter == "," and depth == 1) or (letter == ")" and depth == 0):
+            found.append(shape[begin:place].strip())
+            begin = place + 1
+    return found
 
 
 def _closing(text: str, begin: int) -> int:

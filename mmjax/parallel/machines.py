@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from mmjax.errors import UserError, nearest
 
 GB, GIB = 1e9, 2**30
-# What JAX takes of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise:
+# What JAX takes of a GPU's memory unless XLA_CLIENT_MEM_FRACTION says otherwise:
 # https://docs.jax.dev/en/latest/gpu_memory_allocation.html
 GPU_SHARE = 0.75
 
@@ -181,6 +181,10 @@ class Machine:
         return self.shape[0] if self.platform == "gpu" else self.count
 
 
+def _is_size(text: str, most: int) -> bool:
+    return text.isascii() and text.isdigit() and 0 < int(text) <= most
+
+
 def parse(text: str) -> Machine:
     """ "h100:8", "h100:8x2" (8 in each of 2 nodes), "v5p:4x4x4", "v6e:4x4", "cpu:8" -> the machine.
 
@@ -196,7 +200,7 @@ def parse(text: str) -> Machine:
         platform
     ]
     parts = shape.split("x") if shape else ["1"] * least
-    if not least <= len(parts) <= most or not all(part.isdigit() and 0 < int(part) <= 100_000 for part in parts):
+    if not least <= len(parts) <= most or not all(_is_size(part, 1024 if kind == "cpu" else 100_000) for part in parts):
         examples = {"gpu": f"{kind}:8 or {kind}:8x2 (8 in each of 2 nodes)", "cpu": "cpu:8"}
         example = (
             examples.get(platform) or f"{kind}:" + ("4x4x4" if most == 3 else "4x4") + " (chips in each dimension)"

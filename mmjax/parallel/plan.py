@@ -34,9 +34,11 @@ def plan(config: c.Experiment, machine: Machine, *, price: float | None = None, 
       search: also find the largest batch that fits, and what each remat makes of the config's batch, by compiling them.
 
     Raises:
-      UserError: the config's mesh or batch does not divide among the machine's devices.
+      UserError: the config's mesh or batch does not divide among the machine's devices, or the price is none.
     """
     check_config(config)
+    if price is not None and not 0 < price < float("inf"):
+        raise UserError(f"the price is {price}; write what a device costs for an hour, above 0")
     install = topology.missing(machine)
     devices = None if install else topology.devices_of(machine)
     subject, rows = describe(config, machine, devices), config.data.batch_rows
@@ -66,6 +68,10 @@ def plan(config: c.Experiment, machine: Machine, *, price: float | None = None, 
     result |= timed(subject, machine, reached, outcome, rows, devices, kept.activations) | {
         "assumptions": list(reached.assumptions)
     }
+    if config.model.matrix_products != "full":
+        result["assumptions"].append(
+            f"products in {config.model.matrix_products} are timed as those in {config.model.dtype}"
+        )
     if outcome is None and max(subject.mesh.shape["tensor"], subject.mesh.shape["context"]) > 1:
         result["assumptions"].append("what travels along tensor and context is not counted: only a compiler knows")
     result |= throughput(subject, rows, result["step_seconds"], machine.count, price)
@@ -166,7 +172,7 @@ def timed(
         result["loops_counted_once"] = program.loops
     if machine.platform != "cpu":
         busy = sum(max(part["compute"], part["memory"]) for part in parts.values())
-        gradients = per_device(subject.state.params)
+        gradients = subject.config.optimizer.accumulation * per_device(subject.state.params)
         result["weak_scaling"] = roofline.weak_scaling(machine, shape, busy, other_axes, gradients)
     return result
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.errors import UserError
 from mmjax.parallel.hlo import Collective
 from mmjax.parallel.machines import DEVICES, GPU_SHARE, Machine
 
@@ -41,8 +42,8 @@ def rates(machine: Machine, dtype: str) -> Rates:
     device = DEVICES[machine.kind]
     share, note = 1.0, "memory: what the compiler may use"
     if machine.platform == "gpu":
-        share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", GPU_SHARE))
-        note = f"memory: the {100 * share:.0f} % that JAX takes (XLA_PYTHON_CLIENT_MEM_FRACTION)"
+        share = _gpu_share()
+        note = f"memory: the {100 * share:.0f} % that JAX takes (XLA_CLIENT_MEM_FRACTION)"
     reached = ", ".join(f"{name} {100 * value:.0f} %" for name, value in REACHED.items())
     return Rates(
         matrix=device.peak.get(dtype, device.peak["float32"]) * REACHED["matrix products"],
@@ -51,6 +52,17 @@ def rates(machine: Machine, dtype: str) -> Rates:
         bandwidth=device.bandwidth * REACHED["memory"],
         assumptions=(note, f"reached of the maker's figures (assumed): {reached}", OVERLAP),
     )
+
+
+def _gpu_share() -> float:
+    """Of a GPU's memory, what JAX takes: by default, or as its variables of the environment say, of which one is older."""
+    for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        if value := os.environ.get(name):
+            try:
+                return float(value)
+            except ValueError:
+                raise UserError(f"{name} is '{value}'; write a share, such as 0.9") from None
+    return GPU_SHARE
 
 
 OVERLAP = "devices exchange data while they compute: a step takes as long as the longer of the two"
@@ -95,15 +107,18 @@ def link(machine: Machine, group: Sequence[int], devices: Sequence[Any] | None =
         nodes = [place // machine.per_node for place in group]
         if len(set(nodes)) == 1:
             return device.inside * REACHED["network"], "within a node"
-        # Each device has a share of its node's network; rings of all its neighbours in the group use theirs together.
-        neighbours = max(nodes.count(node) for node in set(nodes))
+        # Each device has a share of its node's network; rings of all its neighbours in the group use theirs together. The
+        # node with the fewest of them is the slowest.
+        neighbours = min(nodes.count(node) for node in set(nodes))
         return min(device.inside, device.between * neighbours) * REACHED["network"], "between nodes"
     places = [_coordinates(machine, place, devices) for place in group]
+    # A slice of three dimensions is closed to rings in all of them, from 4x4x4 on, or in none.
+    whole = all(size % device.wraps == 0 for size in machine.shape) or device.torus < 3
     links = 0
     for dimension, size in enumerate(machine.shape):
         reached = len({place[dimension] for place in places})
         if reached > 1:
-            links += 2 if reached == size and size % device.wraps == 0 else 1
+            links += 2 if reached == size and size % device.wraps == 0 and whole else 1
     return device.inside * (links / (2 * device.torus) if links else 1.0) * REACHED["network"], "within the slice"
 
 
@@ -116,7 +131,8 @@ def _coordinates(machine: Machine, place: int, devices: Sequence[Any] | None) ->
 
 def exchange_seconds(machine: Machine, one: Collective, mesh: np.ndarray, devices: Sequence[Any] | None) -> float:
     """Of a collective, in one step. `mesh`: the places of the machine's devices, in the order of the mesh."""
-    return one.wire_bytes / link(machine, mesh[one.groups[0]].tolist(), devices)[0]
+    slowest = min(link(machine, mesh[group].tolist(), devices)[0] for group in one.groups)
+    return one.wire_bytes / slowest
 
 
 def by_part(
@@ -149,7 +165,7 @@ def weak_scaling(
       shape: of the mesh; the axis data grows, the others stay.
       busy: seconds that a device computes and moves.
       exchanged: seconds of what is sent along the other axes.
-      gradient_bytes: of a device's share of the gradients, which are summed along data.
+      gradient_bytes: of a device's share of the gradients, as often as they are summed along data.
     """
     device, others = DEVICES[machine.kind], math.prod(n for name, n in shape.items() if name != "data")
     rows = []
@@ -159,10 +175,10 @@ def weak_scaling(
             continue
         if machine.platform == "gpu":
             rings = max(
-                device.per_node // others, 1
+                machine.per_node // others, 1
             )  # of a node's devices in one group, each with a network of its own
             over, bandwidth = "between nodes", min(device.inside, device.between * rings)
-            if count <= device.per_node:
+            if count <= machine.per_node:
                 over, bandwidth = "within a node", device.inside
         else:
             over, bandwidth = "within one slice, all links", device.inside

@@ -1,5 +1,6 @@
 """How JAX runs here: compiler flags, the allocator, simulated devices (all before it starts), `jit_once`."""
 
+import glob
 import os
 from collections.abc import Callable
 from importlib.metadata import version
@@ -99,4 +100,5 @@ def _keep_programs() -> None:
 
 
 def _accelerator() -> bool:
-    return os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/accel0") or "TPU_NAME" in os.environ
+    # Of TPUs, older machines have /dev/accel0, newer ones /dev/vfio/0.
+    return any(map(glob.glob, ("/dev/nvidiactl", "/dev/accel0", "/dev/vfio/[0-9]*"))) or "TPU_NAME" in os.environ

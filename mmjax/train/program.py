@@ -3,6 +3,7 @@
 import jax
 
 from mmjax import config as c
+from mmjax.errors import UserError
 from mmjax.parallel.mesh import state_shardings, within
 from mmjax.parallel.runtime import jit_once
 from mmjax.parallel.xla import options_of
@@ -38,6 +39,12 @@ def jitted_step(config: c.Experiment, model, objectives, optimizer, abstract: Tr
         micro_batches=config.optimizer.accumulation, weighting=build_weighting(config),
     )  # fmt: skip
     mesh = jax.tree.leaves(abstract)[0].sharding.mesh
+    parts, accumulation = mesh.shape["data"] * mesh.shape["fsdp"], config.optimizer.accumulation
+    if accumulation > 1 and config.data.batch_rows % (parts * accumulation):
+        raise UserError(
+            f"data.batch_rows={config.data.batch_rows} does not divide into optimizer.accumulation={accumulation} micro-batches "
+            f"for {parts} devices (mesh.data x mesh.fsdp); write a multiple of {parts * accumulation}"
+        )
     # As the state came, so it leaves: another layout would make the second step another program.
     return jax.jit(
         within(mesh, step), donate_argnums=0, out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), None),

@@ -133,7 +133,8 @@ def loss_and_gradients(
     if micro_batches == 1:
         return result(*gradient(params, batch, key))
 
-    micro = jax.tree.map(lambda x: x.reshape((micro_batches, -1) + x.shape[1:]), batch)
+    # Every so many-th row makes a micro-batch: neighbours lie on one device, and each device keeps a part of every one.
+    micro = jax.tree.map(lambda x: x.reshape((-1, micro_batches) + x.shape[1:]).swapaxes(0, 1), batch)
     # The weights depend on the data alone: the compiler drops the model from this pass.
     keys = {"dropout": key, "augment": key}
     sums = jax.lax.map(lambda one: measure(model, objectives, params, one, keys), micro)

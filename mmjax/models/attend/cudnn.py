@@ -12,7 +12,7 @@ from mmjax.models.attend.inputs import Inputs, Place, on_each_device
 
 MULTIPLE = 8  # tokens: rows of the mask then begin where the kernels can read 16 bytes at a time
 # Parts of the names of GPUs older than compute capability 8.0.
-OLD = ("K80", "M60", "P100", "P40", "Tesla P4", "V100", "Tesla T4", "GTX", "TITAN", "RTX 20", "Quadro")
+OLD = ("K80", "M60", "P100", "P40", "Tesla P4", "V100", "T4", "GTX", "TITAN", "GeForce RTX 20", "Quadro")
 
 
 def refuses(inputs: Inputs, place: Place) -> str | None:
