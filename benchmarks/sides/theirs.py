@@ -88,14 +88,14 @@ class Speech(nn.Module):
             self.places = parakeet.ParakeetEncoderRelPositionalEncoding(config)
             self.blocks = nn.ModuleList([parakeet.ParakeetEncoderBlock(config, i) for i in range(layers)])
 
-    def forward(self, samples: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[B, samples] and how many are real [B] -> [B, T, width], how many tokens are real [B]."""
+    def forward(self, samples: torch.Tensor, lengths: torch.Tensor, ragged: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """[B, samples] and how many are real [B], which are not all or all -> [B, T, width], how many tokens are real [B]."""
         x = self.stem(self.front_end(samples))
         tokens = _frames((lengths - WINDOW) // HOP + 1)
         real = torch.arange(x.shape[1], device=x.device) < tokens[:, None]
         if self.rotary:
             return self.blocks(x, attention_mask=real).last_hidden_state, tokens
-        seen = None if real.all() else (real[:, None, None, :] & real[:, None, :, None])
+        seen = (real[:, None, None, :] & real[:, None, :, None]) if ragged else None
         places = self.places(x)
         for block in self.blocks:
             x = block(x, attention_mask=seen, position_embeddings=places)
@@ -204,7 +204,7 @@ class Model(nn.Module):
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         streams, loss = [], 0.0
         if "speech" in batch:
-            x, tokens = self.speech(batch["speech"], batch["samples"])
+            x, tokens = self.speech(batch["speech"], batch["samples"], "ragged" in batch)
             streams.append(x)
             scores = self.transcript(x).float().log_softmax(-1).transpose(0, 1)
             loss = loss + F.ctc_loss(scores, batch["transcript"], tokens, batch["labels"], zero_infinity=True)
@@ -231,6 +231,8 @@ def _batch(examples: list[cases.Raw], device: str) -> dict[str, torch.Tensor]:
             "transcript": padded([e.transcript for e in examples]).long(),
             "labels": torch.tensor([len(e.transcript) for e in examples]),
         }  # fmt: skip
+        if len({len(e.speech) for e in examples}) > 1:
+            batch["ragged"] = torch.tensor(True)  # a key, not a value: no step has to look at it
     if first.image is not None:
         pixels = torch.from_numpy(np.stack([e.image for e in examples])).permute(0, 3, 1, 2)
         batch["image"] = pixels.float().div(127.5).sub(1.0).contiguous()
