@@ -120,7 +120,7 @@ def test_there_is_nothing_to_save_without_a_denoiser(run, tmp_path, capsys):
     "model, message",
     [
         ({"masked": {}}, "objectives.clean has no labels: let model.masked.clean be a NoisySpeech"),
-        ({"heads": {"clean": c.Head(reads="speech", outputs=3)}}, "must be a Denoiser that reads 'speech'"),
+        ({"heads": {"clean": c.Head(reads="speech", outputs=3)}}, "must be a Denoiser, to predict what model.masked hides"),
         ({"masked": {"clean": c.NoisySpeech(reads="image")}}, "is no encoder of the kind speech encoder"),
         ({"masked": {"clean": c.NoisySpeech(by=c.SpeechAugmentation())}}, "must change the samples"),
         ({"masked": {"clean": c.NoisySpeech(by=c.SpeechAugmentation(telephone=c.TelephoneBand(sample_rate=8000)))}},

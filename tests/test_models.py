@@ -138,12 +138,14 @@ def test_traps_a1_a4_a5_conformer_gives_the_same_packed_and_alone(variant):
     params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params)
     apply = jax.jit(model.apply)
     out = apply(params, packed)
+    # Of the stem that hears samples, one rounding of the parameters (6e-8, relative) moves the tokens by 3e-5 to 7e-5.
+    tolerance = 1e-4 if variant.startswith("wav2vec") else 2e-5
     for number, length in enumerate(lengths, 1):
         alone = apply(params, speech(length, room=64))
         ours = out.features[out.segments == number]
         frames = length if variant == "no gap between examples" else length - 2
         assert len(ours) == (frames // every if variant == "w2v-BERT" else -(-frames // every))
-        np.testing.assert_allclose(ours, alone.features[alone.segments > 0], rtol=1e-5, atol=2e-5)
+        np.testing.assert_allclose(ours, alone.features[alone.segments > 0], rtol=1e-5, atol=tolerance)
     spoilt = jnp.where(packed.mask[..., None], packed.features, jnp.nan)
     np.testing.assert_array_equal(apply(params, packed._replace(features=spoilt)).features, out.features)
 
