@@ -55,7 +55,8 @@ class Side:
 
 def serve(name: str, variant: str) -> None:
     answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])  # XLA has a thread for every core that it sees
+    if hasattr(os, "sched_setaffinity"):  # XLA has a thread for every core that it sees
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
     if variant == "mmjax":
         from benchmarks.sides.ours import prepared
     else:

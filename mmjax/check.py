@@ -298,11 +298,11 @@ def on_processes(config: c.Experiment, count: int, **axes: int) -> list[np.ndarr
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "config.json").write_text(c.to_json(config))
         port = free_port()
+        alone = {"XLA_FLAGS": "", "NPROC": "", "JAX_PLATFORMS": "cpu"}  # one device each, not 8 simulated ones
         workers = [
             subprocess.Popen(
                 [sys.executable, "-m", "mmjax.check", scratch, str(port), str(number), str(count), json.dumps(axes)],
-                env=os.environ
-                | {"XLA_FLAGS": "", "NPROC": "", "JAX_PLATFORMS": "cpu"},  # one device each, not 8 simulated
+                env=os.environ | alone,
                 stdout=subprocess.DEVNULL,  # Gloo talks there
                 stderr=subprocess.PIPE,
                 text=True,

@@ -65,7 +65,7 @@ print(between(20_000), between(1_500))
 
 
 @glibc
-def test_what_a_compilation_leaves_in_pieces_is_set_aside_and_costs_no_memory():
+def test_what_a_compilation_leaves_in_pieces_is_set_aside_and_takes_no_memory():
     run = subprocess.run([sys.executable, "-c", PIECES], capture_output=True, text=True, check=True)
     (large, small), (pieces, grown), after = (map(int, line.split()) for line in run.stdout.splitlines())
     assert large > 150 and small > 150, "the allocator cuts what it gives from free pieces"

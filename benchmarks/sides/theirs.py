@@ -89,7 +89,11 @@ class Speech(nn.Module):
             self.blocks = nn.ModuleList([parakeet.ParakeetEncoderBlock(config, i) for i in range(layers)])
 
     def forward(self, samples: torch.Tensor, lengths: torch.Tensor, ragged: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """[B, samples] and how many are real [B], which are not all or all -> [B, T, width], how many tokens are real [B]."""
+        """[B, samples] and how many are real [B] -> [B, T, width], how many tokens are real [B].
+
+        Args:
+          ragged: whether some recordings are shorter than others.
+        """
         x = self.stem(self.front_end(samples))
         tokens = _frames((lengths - WINDOW) // HOP + 1)
         real = torch.arange(x.shape[1], device=x.device) < tokens[:, None]

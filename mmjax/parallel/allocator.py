@@ -54,7 +54,7 @@ def set_aside_pieces() -> int:
 
     XLA's compiler frees tens of thousands of pieces between others that stay. A step whose buffers are sought and cut
     among them takes twice as long as in a process that found its program on disk (docs/log.md). The pieces are never
-    given back; their pages are, so that they cost addresses and no memory.
+    given back; their pages are, but for those that they share with what stays.
 
     Returns:
       How many pieces.

@@ -106,7 +106,7 @@ class Program:
         table = self._computations[computation]
         for one in map(Instruction.synchronous, table.values()):
             if one.opcode in KINDS:
-                self._collect(one, one.opcode, table, computation, times)
+                self._collect(one, table, computation, times)
             if flops_of := flops_by(one.opcode, one.rest):
                 shapes = [dimensions(table[name].shape) for name in one.operands[:2]]
                 flops = flops_of(one.rest, dimensions(one.shape), *shapes)
@@ -146,8 +146,8 @@ class Program:
             for part, value in count.items():
                 total[part] = total.get(part, 0.0) + value
 
-    def _collect(self, one: Instruction, kind: str, table: dict, computation: str, times: float) -> None:
-        groups = _groups(one.rest, self._devices)
+    def _collect(self, one: Instruction, table: dict, computation: str, times: float) -> None:
+        kind, groups = one.opcode, _groups(one.rest, self._devices)
         size = sum(_bytes(table[name].shape, everywhere=True) for name in one.operands)
         if kind == "all-gather":
             size *= groups.shape[1]

@@ -42,7 +42,8 @@ def prepare(devices: int | None = None, compile_fast: bool = False) -> None:
     os.environ["XLA_FLAGS"] = " ".join(flags)
     for flag in flags:
         if flag.startswith(f"{SIMULATED}="):
-            os.environ.update(_threads(int(flag.split("=")[1])) | os.environ)
+            for name, value in _threads(int(flag.split("=")[1])).items():
+                os.environ.setdefault(name, value)
     _keep_programs()
     if on_cpu:
         keep_freed_memory()

@@ -95,7 +95,7 @@ def check_config(config: c.Experiment) -> None:
             raise UserError(f"{place} names a subset twice, in whichever order: {', '.join(subsets)}")
     for name, head in config.model.heads.items():
         if isinstance(head, c.Contrast):
-            if len(head.between) != 2 or len(set(head.between)) != 2 or not modalities.issuperset(head.between):
+            if not len(head.between) == len(set(head.between)) == 2 or not modalities.issuperset(head.between):
                 raise UserError(f"model.heads.{name}.between={head.between} does not name two encoders")
         elif isinstance(head, c.AttentionDecoder):
             if not head.reads or not modalities.issuperset(head.reads):
@@ -334,13 +334,7 @@ def _check_objective(name: str, objective: Any, config: c.Experiment) -> None:
             f"objectives.{name} is {kind}, which needs an output for every token; a {one} gives one per example"
         )
     if name in config.model.masked:  # its labels are what was hidden
-        wanted = (
-            c.Regression
-            if isinstance(head, c.PatchDecoder)
-            else c.SISDR
-            if isinstance(head, c.Denoiser)
-            else c.Sequence
-        )
+        wanted = {c.PatchDecoder: c.Regression, c.Denoiser: c.SISDR}.get(type(head), c.Sequence)
         if not isinstance(objective, wanted):
             raise UserError(f"objectives.{name} must be {wanted.__name__}, for what model.masked.{name} hides")
         if isinstance(objective, c.Sequence) and objective.next_token:
