@@ -86,6 +86,8 @@ def compare(name: str, rounds: int, among: tuple[str, ...] = SIDES) -> dict[str,
         side = Side(name, variant)
         if side.prepared is not None:
             sides[variant] = side
+    if "mmjax" not in sides or set(among[1:]).isdisjoint(sides):
+        sys.exit(f"{name}: only {', '.join(sides) or 'none'} of {', '.join(variants)} started; why stands above")
     for number in range(rounds):
         for variant in list(sides) if number % 2 else list(sides)[::-1]:
             seconds[variant].append(sides[variant].seconds())
@@ -98,6 +100,7 @@ def compare(name: str, rounds: int, among: tuple[str, ...] = SIDES) -> dict[str,
         for variant in list(sides)[1:]
     }
     best = min((v for v in ratios if not v.endswith("sorted")), key=ratios.get)
+    print(f"{name}: {json.dumps(ratios)}", file=sys.stderr)
     return {
         "unit": "seconds of audio" if case.audio else "examples", "ratio": ratios[best], "against": best, "ratios": ratios,
         "per_second": {variant: work / median(seconds[variant]) for variant in sides},

@@ -11,6 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from mmjax import config as c
+from mmjax.config.validate import check_config
 from mmjax.data.image import open_image, resize
 from mmjax.data.loader import Batches
 from mmjax.errors import UserError
@@ -27,7 +28,6 @@ from mmjax.train.build import (
 from mmjax.train.labels import check_labels
 from mmjax.train.optimizer import build_optimizer
 from mmjax.train.program import jitted_step, state_maker
-from mmjax.train.validate import check_config
 
 PARTS = {
     "sample": "which examples stand in which row",

@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec as P
 
 from mmjax import config as c
 from mmjax import progress, telemetry
+from mmjax.config.validate import check_config
 from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches
 from mmjax.data.packing import Packer
@@ -36,7 +37,6 @@ from mmjax.train.labels import check_labels
 from mmjax.train.optimizer import build_optimizer
 from mmjax.train.program import jitted_step, state_maker
 from mmjax.train.step import loss_and_gradients, unboxed
-from mmjax.train.validate import check_config
 
 TOLERANCES = {"packing": 1e-5, "emptiness": 0.0, "absence": 1e-6, "division": 1e-5, "constancy": 1}
 # Its attention computed by whatever can: the devices checked are simulated.

@@ -19,6 +19,7 @@ from conftest import tiny
 
 from mmjax import check, models
 from mmjax import config as c
+from mmjax.config.validate import check_config
 from mmjax.errors import UserError
 from mmjax.flops import matrix_flops
 from mmjax.models.fusion.base import pool, spread
@@ -29,7 +30,6 @@ from mmjax.models.segments import having
 from mmjax.stream import Stream, only_tokens
 from mmjax.train.build import build_model, instantiate
 from mmjax.train.optimizer import build_optimizer, decayed, matrices
-from mmjax.train.validate import check_config
 
 SIZES = {"layers": 1, "heads": 2, "mlp": 16, "width": 8}
 ALL = {

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmjax.flops import matrix_flops
-from mmjax.parallel import hlo
+from mmjax.parallel import hlo, machines, roofline
 from mmjax.parallel.hlo_flops import flops_by
 
 PROGRAM = """HloModule jit_step, is_scheduled=true
@@ -180,6 +180,29 @@ def test_loops_over_layers_multiply_as_traced():
     program = hlo.Program(compiled.as_text(), 1)
     assert sum(program.flops.values()) == sum(matrix_flops(function, *arguments).values()) == 7 * 2 * 4 * 16 * 16
     assert compiled.cost_analysis()["flops"] < 7 * 2 * 4 * 16 * 16
+
+
+@pytest.mark.parametrize(
+    "left, right, machine, faster",
+    [
+        ("s8", "s8", "v5p:2x2x1", 2.0), ("s8", "s8", "h100:1", 1978.9 / 989.4), ("s8", "bf16", "h100:1", 1.0),
+        ("f8e4m3fn", "f8e5m2", "h100:1", 1978.9 / 989.4), ("f8e4m3fn", "f8e4m3fn", "a100:1", 1.0),
+        ("bf16", "bf16", "v5p:2x2x1", 1.0),
+    ],
+)  # fmt: skip
+def test_products_of_8_bits_take_the_time_of_units_for_8_bits(left, right, machine, faster):
+    text = f"""HloModule jit_step
+
+ENTRY %main (x: {left}[64,64], y: {right}[64,64]) -> f32[64,64] {{
+  %x = {left}[64,64]{{1,0}} parameter(0)
+  %y = {right}[64,64]{{1,0}} parameter(1)
+  ROOT %z = f32[64,64]{{1,0}} dot(%x, %y), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}
+}}
+"""
+    program, reached = hlo.Program(text, 1), roofline.rates(machines.parse(machine), "bfloat16")
+    assert program.flops == {"other": 2 * 64**3}
+    seconds = roofline.by_part(reached, program.flops, program.narrow, {}, {})["other"]["compute"]
+    assert seconds == pytest.approx(2 * 64**3 / reached.matrix / faster)
 
 
 def test_products_and_attention_of_nvidias_libraries_are_counted():

@@ -9,6 +9,7 @@ from conftest import tiny
 from PIL import Image
 
 from mmjax import config as c
+from mmjax.config.validate import check_config
 from mmjax.data.example import Example
 from mmjax.data.image import open_image, read_image
 from mmjax.data.image_augmentation import OPERATIONS, ImageAugmentation, draw_crop
@@ -19,7 +20,6 @@ from mmjax.data.patches import patch_grid, patchify
 from mmjax.data.sampler import Sampler
 from mmjax.errors import UserError
 from mmjax.train.build import build_image_augmentation, build_layout
-from mmjax.train.validate import check_config
 
 
 def png(height, width, seed=0):

@@ -14,6 +14,7 @@ from conftest import tiny
 from mmjax import config as c
 from mmjax import models
 from mmjax.cli import main
+from mmjax.config.validate import check_config
 from mmjax.errors import UserError
 from mmjax.evaluate.run import Run
 from mmjax.interchange.convert import export_model, import_model, read_part, tree
@@ -22,7 +23,6 @@ from mmjax.models.positions import resize_positions
 from mmjax.stream import Stream
 from mmjax.train.build import instantiate
 from mmjax.train.loop import train
-from mmjax.train.validate import check_config
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

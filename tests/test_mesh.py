@@ -12,10 +12,10 @@ from conftest import tiny
 
 from mmjax import config as c
 from mmjax.check import difference, on_processes
+from mmjax.config.validate import check_config
 from mmjax.errors import UserError
 from mmjax.parallel.mesh import AXES, make_mesh, mesh_shape
 from mmjax.parallel.runtime import simulated
-from mmjax.train.validate import check_config
 
 ON_8_DEVICES = """
 import json, sys

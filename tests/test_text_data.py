@@ -12,6 +12,7 @@ from test_text import A_PIECE, XLMR, sentencepiece_model, tokenizer_json
 
 from mmjax import cli
 from mmjax import config as c
+from mmjax.config.validate import check_config
 from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches
 from mmjax.data.sampler import Sampler
@@ -19,7 +20,6 @@ from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
 from mmjax.train.build import build_source
 from mmjax.train.labels import check_labels
-from mmjax.train.validate import check_config
 
 WORDS = ["ein Hund", "le chat <fr> dort", "a dog", "☃ neige", "zwei Hunde und drei Katzen"]
 PREFIXES = {"text": ("<{language}>",), "transcript": ("<{task}>", "<{language}>"), "target": ("<to>", "<{task}>")}

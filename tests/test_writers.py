@@ -12,13 +12,13 @@ from conftest import tiny
 
 from mmjax import check, cli
 from mmjax import config as c
+from mmjax.config.validate import check_config
 from mmjax.errors import UserError
 from mmjax.evaluate.decoding import SYMBOLS, best_path, by_example, greedy_attention, greedy_transducer
 from mmjax.models import AttentionDecoder, TextDecoder, TransducerDecoder
 from mmjax.models.writers import begun_and_ended
 from mmjax.stream import Stream
 from mmjax.train.step import unboxed
-from mmjax.train.validate import check_config
 
 DECODER = dict(layers=1, width=16, heads=2, mlp=32)
 

@@ -13,6 +13,8 @@ from mmjax.parallel.hlo_flops import ARRAY, dimensions, flops_by
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 BYTES = {"pred": 1, "c64": 8, "c128": 16}
+# Of factors of 8 bits, the dtype under which `machines.DEVICES` has the peak of their products.
+NARROW = {"s8": "int8", "u8": "int8", "f8": "float8"}
 # What only names, forwards or waits for data that others have moved.
 FREE = (
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
@@ -89,6 +91,7 @@ class Program:
     Attributes:
       collectives: all that are in it.
       flops: of its matrix products, per device and step, by part of the model.
+      narrow: of those, the ones whose factors have 8 bits, by (part, dtype of `NARROW`).
       traffic: bytes between the device's memory and its units, likewise: what every instruction reads and writes.
       loops: how many loops there are whose count could not be read; they are counted once.
     """
@@ -98,6 +101,7 @@ class Program:
         self._devices, self.loops = devices, 0
         self.collectives: list[Collective] = []
         self.flops: dict[str, float] = {}
+        self.narrow: dict[tuple[str, str], float] = {}
         self.traffic: dict[str, float] = {}
         self._walk(self._entry, 1.0, fused=False)
         del self._computations
@@ -108,9 +112,13 @@ class Program:
             if one.opcode in KINDS:
                 self._collect(one, table, computation, times)
             if flops_of := flops_by(one.opcode, one.rest):
-                shapes = [dimensions(table[name].shape) for name in one.operands[:2]]
-                flops = flops_of(one.rest, dimensions(one.shape), *shapes)
-                self.flops[one.part] = self.flops.get(one.part, 0.0) + times * flops
+                factors = [table[name].shape for name in one.operands[:2]]
+                flops = times * flops_of(one.rest, dimensions(one.shape), *map(dimensions, factors))
+                self.flops[one.part] = self.flops.get(one.part, 0.0) + flops
+                dtypes = {NARROW.get(factor[:2]) for factor in factors}
+                if None not in dtypes:
+                    key = one.part, min(dtypes)
+                    self.narrow[key] = self.narrow.get(key, 0.0) + flops
             if not fused and one.opcode not in FREE and not one.opcode.endswith("-done"):
                 self.traffic[one.part] = self.traffic.get(one.part, 0.0) + times * self._moved(one, table)
             self._enter(one, table, times, fused)
@@ -131,18 +139,18 @@ class Program:
 
     def _dearest(self, branches: list[str], times: float, fused: bool) -> None:
         """Counts that one of several computations which multiplies, then moves, the most."""
-        before, found = (self.collectives, self.flops, self.traffic), []
+        before, found = (self.collectives, self.flops, self.narrow, self.traffic), []
         for name in branches:
             if name in self._computations:
-                self.collectives, self.flops, self.traffic = [], {}, {}
+                self.collectives, self.flops, self.narrow, self.traffic = [], {}, {}, {}
                 self._walk(name, times, fused)
-                found.append((self.collectives, self.flops, self.traffic))
-        self.collectives, self.flops, self.traffic = before
+                found.append((self.collectives, self.flops, self.narrow, self.traffic))
+        self.collectives, self.flops, self.narrow, self.traffic = before
         if not found:
             return
-        collectives, *counts = max(found, key=lambda one: (sum(one[1].values()), sum(one[2].values())))
+        collectives, *counts = max(found, key=lambda one: (sum(one[1].values()), sum(one[3].values())))
         self.collectives += collectives
-        for total, count in zip((self.flops, self.traffic), counts, strict=True):
+        for total, count in zip((self.flops, self.narrow, self.traffic), counts, strict=True):
             for part, value in count.items():
                 total[part] = total.get(part, 0.0) + value
 

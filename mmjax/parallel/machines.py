@@ -55,14 +55,17 @@ class Device:
         return self.peak.get("bfloat16") or self.peak["float16"]
 
 
-def _gpu(major: int, minor: int, cores: int, units: int, shared: int, l2: int, clock: float, threads: int = 2048):
+def _gpu(
+    major: int, minor: int, cores: int, units: int, shared: int, l2: int, clock: float, threads: int = 2048,
+    reserved: int = 1024,
+) -> dict[str, float | str]:  # fmt: skip
     """A GPU's limits: CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability"
-    (https://docs.nvidia.com/cuda/cuda-c-programming-guide/#compute-capabilities); multiprocessors, L2 and boost clock
-    from the makers' data sheets, as in https://github.com/openxla/xla/tree/main/xla/backends/gpu/target_config/specs.
+    (https://docs.nvidia.com/cuda/cuda-c-programming-guide/#compute-capabilities; `reserved`: of a core's shared
+    memory, bytes that a block cannot have); multiprocessors, L2 and boost clock from the makers' data sheets, as in https://github.com/openxla/xla/tree/main/xla/backends/gpu/target_config/specs.
     """
     return {
         "core_count": cores, "fpus_per_core": units, "shared_memory_per_core": shared,
-        "shared_memory_per_block_optin": shared - 1024, "l2_cache_size": l2, "clock_rate_ghz": clock,
+        "shared_memory_per_block_optin": shared - reserved, "l2_cache_size": l2, "clock_rate_ghz": clock,
         "threads_per_core_limit": threads, "cuda_compute_capability": f"{{ major: {major} minor: {minor} }}",
     }  # fmt: skip
 
@@ -121,7 +124,7 @@ DEVICES = {
     "t4": Device(
         kinds=("Tesla T4",), platform="gpu", peak={"float16": 65e12, "float32": 8.1e12, "int8": 130e12},
         memory=15_840_000_000, bandwidth=320 * GB, inside=16 * GB, between=1.56 * GB, per_node=4,
-        properties=_gpu(7, 5, 40, 64, 65_536, 4_194_304, 1.59, 1024),
+        properties=_gpu(7, 5, 40, 64, 65_536, 4_194_304, 1.59, 1024, reserved=0),
     ),
     # Memory of TPUs: what libtpu 0.0.42 says is available when a program does not fit. The rest:
     # https://cloud.google.com/tpu/docs/v4; links of 50 GB/s one way: Jouppi et al. 2023 (arXiv:2304.01433), table 4.

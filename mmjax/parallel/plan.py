@@ -12,6 +12,7 @@ import numpy as np
 
 from mmjax import config as c
 from mmjax import progress
+from mmjax.config.validate import check_config
 from mmjax.errors import UserError
 from mmjax.parallel import hlo, roofline, topology
 from mmjax.parallel.compilation import Outcome, Subject, compiled, describe, largest_batch
@@ -21,7 +22,6 @@ from mmjax.parallel.mesh import abstract_batch
 from mmjax.parallel.remat import POLICIES, can_offload, with_remat
 from mmjax.train import attention, report
 from mmjax.train.build import build_layout, build_sampler, build_source, data_directory
-from mmjax.train.validate import check_config
 
 ASSUMED_SHARE = 0.9  # of the positions of every stream that hold a token, where no data says it
 
@@ -68,7 +68,7 @@ def plan(config: c.Experiment, machine: Machine, *, price: float | None = None, 
     result |= timed(subject, machine, reached, outcome, rows, devices, kept.activations) | {
         "assumptions": list(reached.assumptions)
     }
-    if config.model.matrix_products != "full":
+    if config.model.matrix_products != "full" and not result["compiled"]:
         result["assumptions"].append(
             f"products in {config.model.matrix_products} are timed as those in {config.model.dtype}"
         )
@@ -136,12 +136,12 @@ def timed(
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), subject.state.params)
     flops = report.step_flops(subject.model, params, subject.layout, rows, training=True)
     again = computed_again(subject, rows) if program is None else {}
-    used, traffic, collectives = estimated(subject, flops, again, activations)
+    narrow, (used, traffic, collectives) = {}, estimated(subject, flops, again, activations)
     expected = {}
     for axis, kind, found in hlo.by_axis(collectives, shape):
         expected[axis, kind] = sum(one.times * one.bytes for one in found)
     if program is not None:
-        used, traffic, collectives = program.flops, program.traffic, program.collectives
+        used, narrow, traffic, collectives = program.flops, program.narrow, program.traffic, program.collectives
     places = np.arange(machine.count)
     if devices is not None:  # the mesh may order them by their place in the torus
         known = {id(device): place for place, device in enumerate(devices)}
@@ -151,7 +151,7 @@ def timed(
         seconds = roofline.exchange_seconds(machine, one, places, devices if machine.platform == "tpu" else None)
         network[one.part] = network.get(one.part, 0.0) + seconds
         other_axes += seconds if one.axis(shape) != "data" else 0.0
-    parts = roofline.by_part(reached, used, traffic, network)
+    parts = roofline.by_part(reached, used, narrow, traffic, network)
     seconds = roofline.step_seconds(parts)
     axes: dict[str, float] = dict.fromkeys(shape, 0.0)
     kinds = []

@@ -23,7 +23,8 @@ class Rates:
     """What one device of a machine reaches.
 
     Attributes:
-      matrix: FLOP/s of matrix products in the dtype of the compute; peak: the denominator of MFU.
+      matrix: FLOP/s of matrix products in the dtype of the compute; narrow: of 8 bits, by dtype, where the device has
+        units for them; peak: the denominator of MFU.
       memory: bytes that a program may fill; bandwidth: of that memory, bytes per second.
       assumptions: how these were found, in words.
     """
@@ -33,6 +34,7 @@ class Rates:
     memory: float
     bandwidth: float
     assumptions: tuple[str, ...]
+    narrow: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def rates(machine: Machine, dtype: str) -> Rates:
@@ -51,6 +53,9 @@ def rates(machine: Machine, dtype: str) -> Rates:
         memory=share * device.memory,
         bandwidth=device.bandwidth * REACHED["memory"],
         assumptions=(note, f"reached of the maker's figures (assumed): {reached}", OVERLAP),
+        narrow={
+            name: device.peak[name] * REACHED["matrix products"] for name in ("int8", "float8") if name in device.peak
+        },
     )
 
 
@@ -136,13 +141,24 @@ def exchange_seconds(machine: Machine, one: Collective, mesh: np.ndarray, device
 
 
 def by_part(
-    reached: Rates, flops: Mapping[str, float], traffic: Mapping[str, float], network: Mapping[str, float]
+    reached: Rates,
+    flops: Mapping[str, float],
+    narrow: Mapping[tuple[str, str], float],
+    traffic: Mapping[str, float],
+    network: Mapping[str, float],
 ) -> dict[str, dict[str, Any]]:
-    """Seconds of computing, of moving and of sending by part of the model, and which of them bounds it."""
+    """Seconds of computing, of moving and of sending by part of the model, and which of them bounds it.
+
+    Args:
+      narrow: of `flops`, those of products of 8 bits, by (part, dtype).
+    """
+    computing = {part: count / reached.matrix for part, count in flops.items()}
+    for (part, dtype), count in narrow.items():
+        computing[part] += count / reached.narrow.get(dtype, reached.matrix) - count / reached.matrix
     result = {}
     for part in dict.fromkeys((*flops, *traffic, *network)):
         seconds = {
-            "compute": flops.get(part, 0.0) / reached.matrix,
+            "compute": computing.get(part, 0.0),
             "memory": traffic.get(part, 0.0) / reached.bandwidth,
             "network": network.get(part, 0.0),
         }

@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 
 from mmjax import config as c
 from mmjax import progress, telemetry
+from mmjax.config.validate import check_config
 from mmjax.data.loader import Batches, prefetch
 from mmjax.data.sampler import Sampler
 from mmjax.errors import Preempted, UserError
@@ -39,7 +40,6 @@ from mmjax.train.labels import check_labels
 from mmjax.train.optimizer import build_optimizer, build_schedule
 from mmjax.train.program import jitted_step, state_maker
 from mmjax.train.step import TrainState
-from mmjax.train.validate import check_config
 
 # What may change between the start of a run and its continuation: none of it changes what is computed.
 FREE_KEYS = (

@@ -1,0 +1,138 @@
+"""What the types of a config cannot say: ranges, and parts that must agree with each other."""
+
+from mmjax import config as c
+from mmjax.config.validate_objectives import TAKEN, check_objectives
+from mmjax.config.validate_towers import check_fusion, check_speech_augmentation, check_tower
+from mmjax.errors import UserError
+
+# The least value of a number by the end of its key; of the others 1 for integers and 0 for floats.
+AT_LEAST = {
+    "mesh.data": -1,
+    "seed": 0,
+    "warmup": 0,
+    "minimum_decay": 1e-3,
+    "decay": 0,
+    "registers": 0,
+    "types": 0,
+    "mask": 0,
+    "mean": float("-inf"),
+    "std": 1e-6,
+    "minimum_gain": float("-inf"),
+    "maximum_gain": float("-inf"),
+    "minimum_snr": float("-inf"),
+    "maximum_snr": float("-inf"),
+    "minimum_ratio": float("-inf"),
+    "maximum_ratio": float("-inf"),
+    "frequency_masks": 0,
+    "time_masks": 0,
+    "bias": float("-inf"),
+    "scale": 1e-6,
+    "rotary_base": 1.0,
+    "epsilon": 1e-12,
+    "limit": 1e-6,
+    "bottlenecks": 0,
+    "_distance": 0,
+}
+FREE = ("data.source.options.", "xla.options.")  # numbers that mean what others make of them
+SHARES = ("dropout", "label_smoothing", "ema", "b1", "b2", "momentum")
+AT_MOST_ONE = ("probability", "share", "start", "time_width", "multiplicity", "maximum_share", "quiet")
+
+
+def check_config(config: c.Experiment) -> None:
+    """What types cannot say: numbers within their ranges, and parts that agree with each other."""
+    _check_numbers(config)
+    if config.seed >= 2**63:
+        raise UserError(f"seed is {config.seed}; it must be less than 2**63")
+    if sum(config.data.subsets.values()) <= 0:
+        raise UserError("data.subsets draws nothing: give at least one subset a weight above 0")
+    _check_context(config)
+    if config.model.strict_attention and config.model.attention == "auto":
+        raise UserError('model.strict_attention is for a backend that model.attention names; "auto" takes any')
+    if not config.objectives:
+        raise UserError("objectives is empty: there is nothing to train")
+    towers = {**config.model.encoders, **({"fusion": config.model.fusion} if config.model.fusion else {})}
+    for name, tower in towers.items():
+        path = f"model.{'' if name == 'fusion' else 'encoders.'}{name}"
+        check_tower(path, tower)
+        if isinstance(tower, c.Conformer) and tower.augment:
+            check_speech_augmentation(tower.augment, tower.front_end, f"{path}.augment")
+        if isinstance(tower, c.Vectors) and name in TAKEN:
+            raise UserError(f"{path}: '{name}' is not for a stream of vectors; choose another name")
+    if config.data.prefixes and (
+        config.data.tokenizer is None or isinstance(config.data.source, c.SpokenEasyVQA | c.OwnSource)
+    ):
+        raise UserError("data.prefixes are for texts of a collection or a mixture, and need data.tokenizer")
+    if config.data.image_augmentation:
+        _check_image_augmentation(config.data.image_augmentation)
+    if mixing := config.data.image_mixing:
+        answers = isinstance(config.objectives.get("answer"), c.Classification)
+        if not answers or any("image" not in subset or "+" in subset for subset in config.data.subsets):
+            raise UserError(
+                "data.image_mixing is for pictures alone that are classified: data.subsets must be 'image', and "
+                "objectives.answer a Classification"
+            )
+        for key in ("mixup", "cutmix"):
+            if getattr(mixing, key) == 0:
+                raise UserError(f"data.image_mixing.{key} is 0; it must be above 0, or None to be off")
+    if config.data.speed and not (config.data.speed.speeds and all(0.5 <= s <= 2 for s in config.data.speed.speeds)):
+        raise UserError(f"data.speed.speeds is {config.data.speed.speeds}; name speeds between 0.5 and 2")
+    check_fusion(config.model)
+    modalities = set(config.model.encoders)
+    known = {*modalities, "transcript", "target", "examples"}
+    for name in config.data.rows:
+        if name not in known:
+            raise UserError(f"data.rows.{name} is no stream of this model; there are {', '.join(sorted(known))}")
+    if "examples" not in config.data.rows:
+        raise UserError("data.rows.examples is not set: how many examples a row may hold")
+    for place, subsets in (("data.subsets", config.data.subsets), ("evaluation.subsets", config.evaluation.subsets)):
+        for subset in subsets:
+            unknown = [name for name in subset.split("+") if name not in modalities]
+            if unknown:
+                raise UserError(f"{place}: '{subset}' names '{unknown[0]}'; the modalities are {', '.join(modalities)}")
+        if len({frozenset(subset.split("+")) for subset in subsets}) < len(subsets):
+            raise UserError(f"{place} names a subset twice, in whichever order: {', '.join(subsets)}")
+    check_objectives(config)
+    for place in config.initial:
+        room, _, name = place.partition(".")
+        known = {"encoders": config.model.encoders, "heads": config.model.heads}
+        if name not in known.get(room, ()):
+            raise UserError(f"initial: '{place}' is no part of the model; write encoders.NAME or heads.NAME")
+    if config.data.batch_rows % config.optimizer.accumulation:
+        raise UserError(
+            f"data.batch_rows={config.data.batch_rows} does not divide into "
+            f"optimizer.accumulation={config.optimizer.accumulation} micro-batches"
+        )
+
+
+def _check_context(config: c.Experiment) -> None:
+    """That the tokens of every row can be divided as the mesh says: what could not be would be computed by all, in silence."""
+    for name, room in config.data.rows.items():
+        step = config.mesh.context * getattr(config.model.encoders.get(name), "subsampling", 1)
+        if config.mesh.context > 1 and name != "examples" and room % step:
+            raise UserError(
+                f"data.rows.{name}={room} does not divide among mesh.context={config.mesh.context} devices; write "
+                f"{max(1, round(room / step)) * step}"
+            )
+
+
+def _check_image_augmentation(chosen: c.ImageAugmentation) -> None:
+    for key, low, high in (("least_area", 0, 1), ("aspect", 1, 10), ("flip", 0, 1), ("magnitude", 0, 10)):
+        value = getattr(chosen, key)
+        if value is not None and not low <= value <= high:
+            raise UserError(f"data.image_augmentation.{key} is {value}; it must be between {low} and {high}")
+
+
+def _check_numbers(config: c.Experiment) -> None:
+    values = c.flat(config)
+    for path, value in values.items():
+        if isinstance(value, int | float) and not isinstance(value, bool) and not path.startswith(FREE):
+            least = next((low for end, low in AT_LEAST.items() if path.endswith(end)), 1 if type(value) is int else 0.0)
+            if value < least:
+                raise UserError(f"{path} is {value}; it must be at least {least}")
+            if value >= 1 and path.rsplit(".", 1)[-1] in SHARES:
+                raise UserError(f"{path} is {value}; it must be less than 1")
+            if value > 1 and path.rsplit(".", 1)[-1] in AT_MOST_ONE:
+                raise UserError(f"{path} is {value}; it must be at most 1")
+            most = values.get(path.replace("minimum_", "maximum_"), value)
+            if value > most:
+                raise UserError(f"{path} is {value}, which is more than {path.replace('minimum_', 'maximum_')}={most}")
