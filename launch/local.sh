@@ -4,7 +4,11 @@
 # SIGTERM and Ctrl-C are passed on: all save their state and end with 75, and so does this script. One fails: the
 # others are ended too, and so is this script, with exit code 1.
 set -euo pipefail
-count=${1:?usage: launch/local.sh PROCESSES CONFIG [--key value ...]}
+count=${1:-}
+if [[ ! $count =~ ^[1-9][0-9]*$ || -z ${2:-} ]]; then
+  echo 'usage: launch/local.sh PROCESSES CONFIG [--key value ...]' >&2
+  exit 2
+fi
 shift
 PATH="$(cd "$(dirname "$0")/.." && pwd)/.venv/bin:$PATH"
 export MMJAX_COORDINATOR=localhost:$((20000 + RANDOM % 20000)) MMJAX_PROCESSES=$count

@@ -82,6 +82,12 @@ def test_several_processes_train_like_one(run, tmp_path, count):
     np.testing.assert_allclose([there[step] for step in here], list(here.values()), rtol=1e-4)
 
 
+@pytest.mark.parametrize("arguments", [[], ["2"], ["configs/quickstart.py"], ["0", "configs/quickstart.py"]])
+def test_a_wrong_call_is_told_the_right_one(arguments):
+    call = subprocess.run(["launch/local.sh", *arguments], capture_output=True, text=True)
+    assert call.returncode == 2 and call.stderr == "usage: launch/local.sh PROCESSES CONFIG [--key value ...]\n"
+
+
 def test_sigterm_to_the_script_ends_all_with_the_code_of_preemption(tmp_path):
     process = launched(2, tmp_path, "--steps", "100000", "--checkpoint.every-steps", "none")
     while process.poll() is None and not (tmp_path / "run" / "metrics.jsonl").exists():

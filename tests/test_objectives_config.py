@@ -16,6 +16,7 @@ from mmjax.objectives import Classification, Sequence, SigLIP
 from mmjax.stream import Stream
 from mmjax.train.build import build_layout, build_model, build_objectives
 from mmjax.train.labels import check_labels
+from mmjax.train.report import idle_parts
 from mmjax.train.step import score
 
 
@@ -67,6 +68,11 @@ def test_every_objective_is_built_with_its_head():
             "objectives.transcript is CTC, which needs an output for every token; a pool of 'speech' gives one per example",
         ),
         (
+            {"answer": c.Head(reads="speech", outputs=13, pool=c.ClassPool())},
+            {},
+            "model.heads.answer.pool is a ClassPool, but model.encoders.speech has no class_token",
+        ),
+        (
             {"transcript": c.Head(reads="fused", outputs=128)},
             {},
             "objectives.transcript is CTC, which needs an output for every token; a fusion gives one per example",
@@ -114,3 +120,16 @@ def test_every_config_of_the_page_fits(tmp_path, source):
         model, layout = build_model(room[name].model), build_layout(room[name], source.tokenizer)
         jax.eval_shape(model.init, jax.random.key(0), layout.empty(1))
     assert room["config"] is room["joint"]
+
+
+def test_what_no_objective_learns_with_is_named():
+    config = tiny()
+    heads = {**config.model.heads, "spare": c.Head(reads="image", outputs=3, pool=c.MeanPool())}
+    listening = dataclasses.replace(config, objectives={"transcript": c.CTC()})
+    both = with_({"pair": PAIR}, {"pair": c.SigLIP()})
+    assert idle_parts(config) == idle_parts(both) == []
+    assert idle_parts(dataclasses.replace(config, model=dataclasses.replace(config.model, heads=heads))) == [
+        "model.heads.spare"
+    ]
+    idle = {"model.heads.answer", "model.encoders.image", "model.encoders.text", "model.fusion"}
+    assert set(idle_parts(listening)) == idle

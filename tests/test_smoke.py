@@ -50,6 +50,9 @@ def test_smoke(path, files, tmp_path):
     data = dataclasses.replace(config.data, source=source, tokenizer=tokenizer, directory=str(tmp_path))
     results = train(dataclasses.replace(config, data=data, steps=2), tmp_path / "run")
     assert set(results) == set(config.evaluation.subsets)
+    assert all(
+        metrics["examples"] + metrics.get("skipped", 0) + metrics.get("lacking", 0) == 8 for metrics in results.values()
+    )
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [one["loss"] for one in metrics if one["kind"] == "train"]
     assert len(losses) == 2 and all(0 < loss < 1e3 for loss in losses)

@@ -316,7 +316,8 @@ class Evaluation:
     every_steps: int | None = None  # None: at the end only
     split: str = "test"
     subsets: tuple[str, ...] = ("speech+image", "image+text")
-    examples: int | None = None  # evenly spread over the split, during training; None: all. The last takes all.
+    examples: int | None = None  # evenly spread over the split, during training; None: all
+    final_examples: int | None = None  # the same, of the evaluation at the end
 
 
 @part

@@ -100,7 +100,8 @@ def from_dict(kind: Any, value: Any, path: str) -> Any:
             return float(value)
         if option in (int, str, bool) and type(value) is option:
             return value
-    raise UserError(f"{path} must be {_describe(kind)}, not {value!r}")
+    alone = isinstance(value, str) and any(typing.get_origin(option) is tuple for option in options)
+    raise UserError(f"{path} must be {_describe(kind)}, not {value!r}" + (f"; write ({value!r},)" if alone else ""))
 
 
 def _part_from_dict(classes: dict[str, type], value: Any, path: str) -> Any:

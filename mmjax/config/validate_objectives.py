@@ -50,9 +50,7 @@ def _check_head(name: str, head: Any, model: c.Multimodal) -> None:
         raise UserError(f"model.heads.{name}.reads is 'fused', but a TransducerDecoder needs the tokens of an encoder")
     elif isinstance(head, c.Denoiser) and not isinstance(model.encoders.get(head.reads), c.SpeechEncoder):
         raise UserError(f"model.heads.{name}.reads='{head.reads}' is no speech encoder, which a Denoiser needs")
-    elif isinstance(getattr(head, "pool", None), c.ClassPool) and not getattr(
-        model.encoders.get(head.reads), "class_token", True
-    ):
+    elif isinstance(getattr(head, "pool", None), c.ClassPool) and not _has_class_token(model.encoders.get(head.reads)):
         raise UserError(f"model.heads.{name}.pool is a ClassPool, but model.encoders.{head.reads} has no class_token")
     elif head.reads == "fused" and getattr(head, "pool", None):
         raise UserError(f"model.heads.{name}.pool is set, but the fusion gives one vector per example already")
@@ -64,6 +62,11 @@ def _check_head(name: str, head: Any, model: c.Multimodal) -> None:
         check_tower(f"model.heads.{name}", head)
         if head.width % 4:
             raise UserError(f"model.heads.{name}.width={head.width} does not divide into the 4 parts of its positions")
+
+
+def _has_class_token(encoder: Any) -> bool:
+    """Of pictures as the config says; of texts a tokenizer may put one first, as BERT's does."""
+    return getattr(encoder, "class_token", isinstance(encoder, c.Transformer))
 
 
 def _check_masked(name: str, mask: Any, model: c.Multimodal) -> None:

@@ -30,7 +30,8 @@ class Manifest:
             with open_file(file) as opened:
                 data = opened.read()
         except OSError as error:
-            raise UserError(f"cannot read the manifest {file}: {error.strerror or error}") from None
+            remedy = "; docs/data.md says how a list is written; data.source names it"
+            raise UserError(f"cannot read the manifest {file}: {error.strerror or error}{remedy}") from None
         self._rows = _array(data, file) if data[:64].lstrip()[:1] == b"[" and file.endswith(".json") else None
         self._separator = None
         if self._rows is not None:

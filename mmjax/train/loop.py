@@ -118,17 +118,17 @@ def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
     )  # fmt: skip
     written = writer.rewind(first, finished=first == config.steps) if lead else set()
     # Opened now: that there is nothing to evaluate on should not be found out at the end.
-    evaluator = (
-        Evaluator(config, model, objectives, mesh, config.evaluation.split) if config.evaluation.subsets else None
-    )
+    # Of what is hidden in training alone there is nothing to measure.
+    subsets = config.evaluation.subsets if config.objectives.keys() - config.model.masked.keys() else ()
+    evaluator = Evaluator(config, model, objectives, mesh, config.evaluation.split) if subsets else None
     if lead and evaluator:
         report.left_out(evaluator.source, run, config.evaluation.split)
     line = report.ProgressLine(config.steps, first, started)
 
     def evaluate(step: int, examples: int | None) -> dict[str, dict[str, float]]:
         params = state.params if state.average is None else state.average
-        results = {canonical(s): evaluator.evaluate(params, s, examples) for s in config.evaluation.subsets}
-        if lead:
+        results = {canonical(s): evaluator.evaluate(params, s, examples) for s in subsets}
+        if lead and results:
             for subset, metrics in results.items():
                 writer.write(step, "eval", {"subset": subset, **metrics})
             progress.console.print(table(results, f"{config.evaluation.split} split after step {step}"))
@@ -187,7 +187,7 @@ def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
         )
 
     # The end: everything that the run was for.
-    results = evaluate(done, None)
+    results = evaluate(done, config.evaluation.final_examples)
     writer.close()
     if lead:
         report.end(started, compiled, batches, run)

@@ -53,6 +53,20 @@ def parameters_by_part(params: Any) -> dict[str, int]:
     return {names[n]: sum(x.size for x in jax.tree.leaves(part)) for n, part in params.items()}
 
 
+def idle_parts(config: c.Experiment) -> list[str]:
+    """The keys of what no objective learns with: it has parameters, and is never trained."""
+    model, reads = config.model, set()
+    for name in model.heads.keys() & config.objectives.keys():
+        head = model.heads[name]
+        names = head.between if isinstance(head, c.Contrast) else head.reads
+        reads |= {names} if isinstance(names, str) else set(names)
+    idle = [f"heads.{name}" for name in model.heads if name not in config.objectives]
+    if "fused" not in reads:
+        idle += [f"encoders.{name}" for name in model.encoders if name not in reads]
+        idle += ["fusion"] if model.fusion else []
+    return [f"model.{part}" for part in idle]
+
+
 def start(config, run, params, flops, decisions, sampler, layout, source, first: int, peak) -> None:
     """Devices, parts of the model, and what the rows will hold."""
     say = progress.console.print
@@ -72,6 +86,8 @@ def start(config, run, params, flops, decisions, sampler, layout, source, first:
         parts.add_row(name, f"{size:,}", f"{flops.get(name, 0.0) / 1e9:.1f}")
     parts.add_row("all", f"{sum(sizes.values()):,}", f"{sum(flops.values()) / 1e9:.1f}")
     say(parts)
+    if idle := idle_parts(config):
+        say(f"[yellow]no objective learns with {', '.join(idle)}: leave out what nothing needs[/yellow]")
     useful = sampler.useful_share(layout.tokens(source.sizes), range(first, first + 50))
     say(
         f"{len(source):,} examples in rows of "
