@@ -194,5 +194,8 @@ def test_keys_of_a_class_are_printed_with_their_units(capsys):
     assert cli.main(["keys", "Contrast"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("class Contrast:") and "between: tuple[str, ...]  # two encoders" in printed
+    assert cli.main(["keys", "ViT"]) == 0
+    out = capsys.readouterr().out
+    assert "    patch: int" in out and "ViT.preset(NAME): a published size" in out and "return" not in out
     assert cli.main(["keys"]) == 0 and "Conformer\n" in capsys.readouterr().out
     assert cli.main(["keys", "Contrat"]) == 2 and "did you mean 'Contrast'" in capsys.readouterr().err

@@ -258,7 +258,11 @@ def _keys(options, rest) -> int:
     if options.name is None:
         print("\n".join(kinds))
     elif options.name in kinds:
-        print(inspect.getsource(kinds[options.name]).removeprefix("@part\n"), end="")
+        kind = kinds[options.name]
+        print(inspect.getsource(kind).removeprefix("@part\n").split("\n    @")[0].rstrip())
+        if hasattr(kind, "preset"):
+            says = inspect.getdoc(kind.preset).splitlines()[0]
+            print(f"\n{options.name}.preset(NAME): {says[0].lower()}{says[1:]} Names: docs/models.md, Sizes.")
     else:
         raise UserError(f"the config has no class '{options.name}'{nearest(options.name, kinds)}")
     return 0
