@@ -13,6 +13,7 @@ from test_masking import pretraining
 from test_writers import joint
 
 from mmjax import config as c
+from mmjax.config.validate import check_config
 
 SMALL = dict(layers=1, width=16, heads=2)
 CONFORMER = dict(**SMALL, stem_channels=4)
@@ -36,7 +37,10 @@ def paired(objective, **head):
 
 
 def vocabulary():
-    config = with_model(tiny(), heads={"text": c.Vocabulary(reads="text", outputs=200)})
+    config = tiny()
+    text = dataclasses.replace(config.model.encoders["text"], causal=True)
+    encoders = {**config.model.encoders, "text": text}
+    config = with_model(config, encoders=encoders, heads={"text": c.Vocabulary(reads="text", outputs=200)})
     return dataclasses.replace(config, objectives={"text": c.Sequence(chunk=64, label_smoothing=0.1)})
 
 
@@ -79,6 +83,11 @@ CONFIGS = {
     "CLIP": lambda: paired(c.CLIP(), limit=100.0),
     "a large vocabulary": vocabulary,
 }
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_it_is_a_config_that_may_be_trained(name):
+    check_config(CONFIGS[name]())
 
 
 def holds(path):
