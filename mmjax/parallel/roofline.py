@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.errors import UserError
-from mmjax.parallel.hlo import Collective
+from mmjax.parallel.hlo import NARROW, Collective
 from mmjax.parallel.machines import DEVICES, GPU_SHARE, Machine
 
 # The shares of a maker's figures that well-shaped programs reach; assumed, not measured.
@@ -53,9 +53,7 @@ def rates(machine: Machine, dtype: str) -> Rates:
         memory=share * device.memory,
         bandwidth=device.bandwidth * REACHED["memory"],
         assumptions=(note, f"reached of the maker's figures (assumed): {reached}", OVERLAP),
-        narrow={
-            name: device.peak[name] * REACHED["matrix products"] for name in ("int8", "float8") if name in device.peak
-        },
+        narrow={name: device.peak[name] * REACHED["matrix products"] for name in device.peak.keys() & NARROW.values()},
     )
 
 
