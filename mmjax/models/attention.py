@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.models.attend import attention
-from mmjax.models.layers import BlockStyle
+from mmjax.models.layers import BlockStyle, over_positions
 from mmjax.stream import Stream
 
 
@@ -64,7 +64,7 @@ class HeadProjection(nn.Module):
         shape = (x.shape[-1], self.count, self.heads, self.head_width)
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", in_axis=0, out_axis=(2, 3), batch_axis=(1,))
         kernel = self.param("kernel", nn.with_logical_partitioning(init, ("embed", None, "heads", None)), shape)
-        projected = jnp.einsum("btw,wchd->cbhtd", x, kernel.astype(self.dtype))
+        projected = over_positions(x, kernel.astype(self.dtype)).transpose(2, 0, 3, 1, 4)
         if not self.bias:
             return list(projected)
         bias_init = nn.with_logical_partitioning(nn.initializers.zeros, (None, "heads", None))
@@ -177,7 +177,7 @@ class OutputProjection(nn.Module):
         shape = (mixed.shape[1], mixed.shape[3], self.width)
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", in_axis=(0, 1), out_axis=2)
         kernel = self.param("kernel", nn.with_logical_partitioning(init, ("heads", None, "embed")), shape)
-        projected = jnp.einsum("bhtd,hdw->btw", mixed, kernel.astype(self.dtype))
+        projected = over_positions(mixed.transpose(0, 2, 1, 3), kernel.astype(self.dtype), contracted=2)
         if not self.bias:
             return projected
         bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)), (self.width,))

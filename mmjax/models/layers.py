@@ -1,6 +1,7 @@
 """The small layers that every tower is made of."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -51,21 +52,30 @@ def dense(features: int, axes: tuple[str | None, str | None], dtype: Any, name: 
         dtype=dtype,
         kernel_init=nn.with_logical_partitioning(nn.initializers.xavier_uniform(), axes),
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]),
-        dot_general=_over_positions,
+        dot_general=_dot_general,
         name=name,
     )
 
 
-def _over_positions(x: jax.Array, kernel: jax.Array, dimensions: Any, **options: Any) -> jax.Array:
-    """`jax.lax.dot_general` of [..., W] and [W, N], with all positions as one axis.
+def _dot_general(x: jax.Array, kernel: jax.Array, _: Any, **options: Any) -> jax.Array:
+    """`jax.lax.dot_general` as Flax's linear layer asks for it."""
+    return over_positions(x, kernel, **options)
 
-    XLA's CPU backend transposes factors that it sums over several axes; a feed-forward layer and its gradients take
-    twice as long (docs/log.md). Where tokens are divided along context, the axes have to stay what they are.
+
+def over_positions(x: jax.Array, kernel: jax.Array, contracted: int = 1, **options: Any) -> jax.Array:
+    """Vectors [B, T, ...] times a kernel: the last axes of x, so many as are `contracted`, with the kernel's first.
+
+    All positions are one axis, and all outputs another: XLA's CPU backend transposes factors that it sums over several
+    axes, and products of more; a feed-forward layer and its gradients take twice as long (docs/log.md). Where tokens are
+    divided along context, or heads along tensor, the axes have to stay what they are.
     """
-    if jax.sharding.get_abstract_mesh().shape.get("context", 1) > 1:
-        return jax.lax.dot_general(x, kernel, dimensions, **options)
-    flat = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **options)
-    return flat.reshape(*x.shape[:-1], -1)
+    sizes = jax.sharding.get_abstract_mesh().shape
+    if sizes.get("context", 1) > 1 or (kernel.ndim > 2 and sizes.get("tensor", 1) > 1):
+        axes = tuple(range(x.ndim - contracted, x.ndim)), tuple(range(contracted))
+        return jax.lax.dot_general(x, kernel, (axes, ((), ())), **options)
+    inner = math.prod(kernel.shape[:contracted])
+    flat = jax.lax.dot_general(x.reshape(-1, inner), kernel.reshape(inner, -1), (((1,), (0,)), ((), ())), **options)
+    return flat.reshape(*x.shape[:-contracted], *kernel.shape[contracted:])
 
 
 def layer_norm(dtype: Any, name: str, epsilon: float = 1e-6, far_from_zero: bool = False) -> nn.LayerNorm:
