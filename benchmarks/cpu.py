@@ -25,6 +25,7 @@ from benchmarks.sides.cases import CPU, RATE
 SIDES = ("mmjax", "eager", "compile")
 
 THREADS = 2
+WARM_UP = 10.0  # seconds: among the first ten steps are some whose memory is still new to the process (docs/log.md)
 
 
 class Side:
@@ -88,6 +89,10 @@ def compare(name: str, rounds: int, among: tuple[str, ...] = SIDES) -> dict[str,
             sides[variant] = side
     if "mmjax" not in sides or set(among[1:]).isdisjoint(sides):
         sys.exit(f"{name}: only {', '.join(sides) or 'none'} of {', '.join(variants)} started; why stands above")
+    for side in sides.values():
+        spent = 0.0
+        while spent < WARM_UP:
+            spent += side.seconds()
     for number in range(rounds):
         for variant in list(sides) if number % 2 else list(sides)[::-1]:
             seconds[variant].append(sides[variant].seconds())
