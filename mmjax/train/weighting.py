@@ -156,8 +156,9 @@ class GradNorm:
         # The slope of sum |length - target| by the weights, the target being held fixed.
         slope = jnp.where(here, jnp.sign(lengths - mean(lengths) * relative**self.alpha) * norm, 0.0)
         moved = jnp.maximum(weights - self.rate * slope, self.least)
-        # Those here keep the sum that they had: all weights together add up to their number.
-        moved = moved * jnp.where(here, weights, 0.0).sum() / jnp.maximum(jnp.where(here, moved, 0.0).sum(), 1e-12)
+        # All weights together add up to their number; what those not here have is left to them.
+        share = len(names) - jnp.where(here, 0.0, weights).sum()
+        moved = moved * share / jnp.maximum(jnp.where(here, moved, 0.0).sum(), 1e-12)
         weights = jnp.where(here, moved, weights)
         split = lambda x: dict(zip(names, x, strict=True))  # noqa: E731
         return Balance(split(weights), split(first))
