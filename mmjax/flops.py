@@ -91,7 +91,7 @@ def _until_stable(walk: Any, body: Any, scope: str, given: list[bool], params: d
     """What a loop carries depends on what is trained as soon as one turn makes it so; no products are counted."""
     if "num_consts" in params:
         first, carried = params["num_consts"], params["num_carry"]
-    else:  # since JAX 0.11 or 0.12
+    else:  # since JAX 0.11
         first, carried, _ = map(len, params["ft_in"].unpack())
     while True:
         after = walk(body, scope, 0.0, given, {})[:carried]
