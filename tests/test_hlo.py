@@ -131,6 +131,100 @@ def test_the_two_halves_of_what_runs_asynchronously_count_once(instruction, traf
     assert [one.bytes for one in program.collectives] == ([64 * 64 * 4 * (4 if "gather" in instruction else 1)] if "all-" in instruction else [])  # fmt: skip
 
 
+CONTINUED = """HloModule jit_step, is_scheduled=true
+
+%start (p0: bf16[16,64]) -> (bf16[16,64], bf16[64,64]) {
+  %p0 = bf16[16,64]{1,0} parameter(0)
+  %gather.1 = bf16[64,64]{1,0} all-gather(%p0), channel_id=8, replica_groups=[1,4]<=[4], dimensions={0}, frontend_attributes={chain_id="0"}
+  ROOT %started = (bf16[16,64]{1,0}, bf16[64,64]{1,0}) custom-call(%gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%step (p0: bf16[16,64], p1: bf16[64,64], p2: bf16[32,64], p3: bf16[64,64]) -> (bf16[32,64], bf16[16,64], bf16[64,64], bf16[64,64]) {
+  %p0.1 = bf16[16,64]{1,0} parameter(0)
+  %p1.1 = bf16[64,64]{1,0} parameter(1)
+  %p2.1 = bf16[32,64]{1,0} parameter(2)
+  %p3.1 = bf16[64,64]{1,0} parameter(3)
+  %y = bf16[32,64]{1,0} dot(%p2.1, %p3.1), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %gather.2 = bf16[64,64]{1,0} all-gather(%p0.1), channel_id=8, replica_groups=[1,4]<=[4], dimensions={0}, frontend_attributes={chain_id="0"}
+  ROOT %all = (bf16[32,64]{1,0}, bf16[16,64]{1,0}, bf16[64,64]{1,0}, bf16[64,64]{1,0}) tuple(%y, %p0.1, %p1.1, %gather.2)
+}
+
+%done (p0: bf16[16,64], p1: bf16[64,64]) -> bf16[64,64] {
+  %p0.2 = bf16[16,64]{1,0} parameter(0)
+  %p1.2 = bf16[64,64]{1,0} parameter(1)
+  %gather.3 = bf16[64,64]{1,0} all-gather(%p0.2), channel_id=8, replica_groups=[1,4]<=[4], dimensions={0}, frontend_attributes={chain_id="0"}
+  ROOT %ended = bf16[64,64]{1,0} custom-call(%p0.2, %p1.2, %gather.3), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (shard: bf16[16,64], x: bf16[32,64], other: bf16[64,64]) -> bf16[64,64] {
+  %shard = bf16[16,64]{1,0} parameter(0)
+  %x = bf16[32,64]{1,0} parameter(1)
+  %other = bf16[64,64]{1,0} parameter(2)
+  %a = (bf16[16,64]{1,0}, bf16[64,64]{1,0}) fusion(%shard), kind=kCustom, calls=%start
+  %a0 = bf16[16,64]{1,0} get-tuple-element(%a), index=0
+  %a1 = bf16[64,64]{1,0} get-tuple-element(%a), index=1
+  %b = (bf16[32,64]{1,0}, bf16[16,64]{1,0}, bf16[64,64]{1,0}, bf16[64,64]{1,0}) fusion(%a0, %a1, %x, %other), kind=kOutput, calls=%step
+  %b0 = bf16[16,64]{1,0} get-tuple-element(%b), index=1
+  %b1 = bf16[64,64]{1,0} get-tuple-element(%b), index=2
+  ROOT %c = bf16[64,64]{1,0} fusion(%b0, %b1), kind=kCustom, calls=%done
+}
+"""
+
+
+def test_a_gather_that_runs_in_steps_inside_other_work_counts_once():
+    """As TPUs do ("continuation fusion"): every step names the whole array, and hands its buffers to the next."""
+    program = hlo.Program(CONTINUED, 4)
+    (gather,) = program.collectives
+    assert (gather.kind, gather.times, gather.bytes) == ("all-gather", 1, 64 * 64 * 2)
+    assert program.flops == {"other": 2 * 32 * 64 * 64}
+    moved_by_gather, moved_by_product = (16 + 64) * 64 * 2, (32 + 64 + 32) * 64 * 2
+    assert program.traffic == {"other": moved_by_gather + moved_by_product}
+
+
+def test_what_names_no_part_belongs_to_that_of_the_loop_it_stands_in():
+    text = PROGRAM.replace("GROUPS", "[2,4]<=[8]").replace(
+        "body=%body", 'body=%body, metadata={op_name="jit(step)/encoders_text/while"}'
+    )
+    program = hlo.Program(text, 8)
+    assert program.traffic["text"] == 6 * ((256 + 4 + 256) + 2 * 128 + 12) and "other" not in program.traffic
+    assert set(program.flops) == {"speech"}  # has a name of its own
+
+
+def test_a_fusion_inside_a_fusion_that_reads_one_slice_moves_one_slice():
+    outer = """%outer (q0: f32[6,8,8], q1: s32[]) -> f32[8,8] {
+  %q0 = f32[6,8,8]{2,1,0} parameter(0)
+  %q1 = s32[] parameter(1)
+  %same = f32[6,8,8]{2,1,0} bitcast(%q0)
+  ROOT %deep = f32[8,8]{1,0} fusion(%same, %q1), kind=kLoop, calls=%inside
+}
+
+%body (state"""
+    text = PROGRAM.replace("GROUPS", "[2,4]<=[8]").replace("%body (state", outer, 1)
+    nested = hlo.Program(text.replace("kind=kLoop, calls=%inside\n  %whole", "kind=kLoop, calls=%outer\n  %whole"), 8)
+    assert nested.traffic == hlo.Program(PROGRAM.replace("GROUPS", "[2,4]<=[8]"), 8).traffic
+
+
+SPLASH = """HloModule jit_step
+
+ENTRY %main (mask: s8[1,1,1], q: bf16[8,256,64], k: bf16[8,512,64]) -> bf16[8,256,64] {
+  %mask = s8[1,1,1]{2,1,0} parameter(0)
+  %q = bf16[8,256,64]{2,1,0} parameter(1)
+  %k = bf16[8,512,64]{2,1,0} parameter(2)
+  ROOT %splash_mha_KERNEL.7 = bf16[8,256,64]{2,1,0} custom-call(%mask, %mask, %q, %k, %k), custom_call_target="tpu_custom_call", operand_layout_constraints={s8[1,1,1]{2,1,0}, s8[1,1,1]{2,1,0}, bf16[8,256,64]{2,1,0}, bf16[8,512,64]{2,1,0}, bf16[8,512,64]{2,1,0}}, frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 256}"
+}}, metadata={op_name="jit(step)/encoders_image/attention/splash_mha_KERNEL_residuals"}, backend_config={}
+}
+"""
+
+
+@pytest.mark.parametrize("kernel, products", [("fwd", 2), ("dq", 3), ("dkv", 4)])
+def test_the_kernels_of_attention_on_tpus_multiply(kernel, products):
+    """Dao 2023 (FlashAttention-2), algorithms 1 and 2: two products forward, five backward, of which two kernels share two."""
+    program = hlo.Program(SPLASH.replace("KERNEL", kernel), 1)
+    assert program.flops == {"image": products * 2 * 8 * 256 * 512 * 64} and program.narrow == {}
+    assert program.traffic == {"image": 2 * 1 + 2 * 8 * 256 * 64 * 2 + 2 * 8 * 512 * 64 * 2}
+
+
 def test_of_a_choice_the_dearest_branch_counts():
     text = ASYNCHRONOUS.replace("%inside (p0", "%cheap (p0", 1).replace(" dot(%part, %p0), lhs_contracting_dims={1}, rhs_contracting_dims={0}", " copy(%part)")  # fmt: skip
     text = text.replace("ENTRY", ASYNCHRONOUS[ASYNCHRONOUS.index("%inside") : ASYNCHRONOUS.index("ENTRY")] + "ENTRY")

@@ -110,6 +110,24 @@ def test_data_lies_across_slices_and_the_other_axes_inside():
     assert (slices[0] == 0).all() and (slices[1] == 1).all()
 
 
+@pytest.mark.parametrize("fsdp, reached", [(8, (4, 2, 1)), (16, (4, 4, 1)), (64, (4, 4, 4))])
+def test_axes_of_every_size_lie_on_a_torus(fsdp, reached):
+    """8 x 8 devices of 4 x 4 x 4: a dimension must be split, and is, where JAX's own `make_mesh` refuses."""
+
+    class Chip:
+        platform, device_kind, process_index, slice_index, core_on_chip = "tpu", "TPU v5", 0, 0, 0
+
+        def __init__(self, number):
+            self.id, self.coords = number, tuple(map(int, np.unravel_index(number, (4, 4, 4))))
+
+    mesh = make_mesh(fsdp=fsdp, devices=[Chip(number) for number in range(64)])
+    assert mesh.devices.shape == (64 // fsdp, fsdp, 1, 1)
+    assert len({device.id for device in mesh.devices.flat}) == 64
+    for group in mesh.devices[:, :, 0, 0]:  # neighbours: a block of the torus, of whole dimensions as far as they go
+        places = np.array([device.coords for device in group])
+        assert sorted((len(set(axis)) for axis in places.T), reverse=True) == list(reached)
+
+
 def test_tokens_that_cannot_be_divided_are_an_error_not_a_slower_run():
     check_config(divisible(context=8))
     with pytest.raises(UserError, match=r"data.rows.speech=328 does not divide among mesh.context=8 .* write 320"):

@@ -1,18 +1,16 @@
 """Reads a compiled program (XLA's HLO text): what it sends, multiplies and moves, loops as often as they run."""
 
 import itertools
-import math
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmjax.flops import part_of
-from mmjax.parallel.hlo_flops import ARRAY, dimensions, flops_by
+from mmjax.parallel.hlo_flops import dimensions, flops_by
+from mmjax.parallel.hlo_text import Instruction, groups_in, parse, size_in_bytes
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
-BYTES = {"pred": 1, "c64": 8, "c128": 16}
 # Of factors of 8 bits, the dtype under which `machines.DEVICES` has the peak of their products.
 NARROW = {"s8": "int8", "u8": "int8", "f8": "float8"}
 # What only names, forwards or waits for data that others have moved.
@@ -20,38 +18,6 @@ FREE = (
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
     "partition-id", "replica-id", "async-start", "async-update", "async-done", "opt-barrier",
 )  # fmt: skip
-
-
-class Instruction(NamedTuple):
-    """One line of a computation; `rest` is all that stands behind the operands."""
-
-    name: str
-    opcode: str
-    shape: str
-    operands: list[str]
-    rest: str
-
-    def attribute(self, name: str) -> str | None:
-        """The computation or number that stands behind `name=`."""
-        found = re.search(rf"\b{name}=%?([\w.-]+)", self.rest)
-        return found and found[1]
-
-    def synchronous(self) -> "Instruction":
-        """Of the first half of an asynchronous pair, the instruction that the pair stands for, with its result alone."""
-        if not self.opcode.endswith("-start") or self.opcode == "async-start":
-            return self
-        shape, elements = self.shape, _elements(self.shape)
-        if self.opcode == "copy-start":
-            shape = elements[0]  # of (result, operand, context)
-        elif self.opcode != "all-reduce-start" and len(elements) > 1:
-            shape = elements[1]  # of (operands, result, contexts)
-        return self._replace(opcode=self.opcode.removesuffix("-start"), shape=shape)
-
-    @property
-    def part(self) -> str:
-        """The part of the model that it belongs to; "other" where none is named: mostly the optimizer."""
-        found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.rest)
-        return part_of(found[1]) if found else "other"
 
 
 class Collective(NamedTuple):
@@ -85,6 +51,20 @@ class Collective(NamedTuple):
         return "+".join(name for name, found in zip(mesh_shape, differs, strict=True) if found) or "none"
 
 
+class _Around(NamedTuple):
+    """What holds for all instructions of a computation that is called.
+
+    Attributes:
+      times: per step.
+      part: of the model, for instructions that name none, such as copies.
+      chains: inside a fusion, the chains of which the computation around it has had the first step.
+    """
+
+    times: float
+    part: str = "other"
+    chains: set[str] | None = None
+
+
 class Program:
     """A compiled program.
 
@@ -97,53 +77,58 @@ class Program:
     """
 
     def __init__(self, text: str, devices: int):
-        self._computations, self._entry = _parse(text)
+        self._computations, self._entry = parse(text)
         self._devices, self.loops = devices, 0
         self.collectives: list[Collective] = []
         self.flops: dict[str, float] = {}
         self.narrow: dict[tuple[str, str], float] = {}
         self.traffic: dict[str, float] = {}
-        self._walk(self._entry, 1.0, fused=False)
+        self._walk(self._entry, _Around(1.0))
         del self._computations
 
-    def _walk(self, computation: str, times: float, fused: bool) -> None:
-        table = self._computations[computation]
+    def _walk(self, computation: str, around: _Around) -> None:
+        table, fused = self._computations[computation], around.chains is not None
+        chains = around.chains if fused else set()
         for one in map(Instruction.synchronous, table.values()):
-            if one.opcode in KINDS:
-                self._collect(one, table, computation, times)
+            here = around._replace(part=one.part if one.part != "other" else around.part)
+            chain = one.chain
+            begins = chain is not None and chain not in chains
+            if one.opcode in KINDS and (begins or chain is None):
+                self._collect(one, table, computation, here)
+            if chain is not None:
+                chains.add(chain)
             if flops_of := flops_by(one.opcode, one.rest):
                 factors = [table[name].shape for name in one.operands[:2]]
-                flops = times * flops_of(one.rest, dimensions(one.shape), *map(dimensions, factors))
-                self.flops[one.part] = self.flops.get(one.part, 0.0) + flops
+                flops = here.times * flops_of(one.rest, dimensions(one.shape), *map(dimensions, factors))
+                _add(self.flops, here.part, flops)
                 dtypes = {NARROW.get(factor[:2]) for factor in factors}
-                if None not in dtypes:
-                    key = one.part, min(dtypes)
-                    self.narrow[key] = self.narrow.get(key, 0.0) + flops
-            if not fused and one.opcode not in FREE and not one.opcode.endswith("-done"):
-                self.traffic[one.part] = self.traffic.get(one.part, 0.0) + times * self._moved(one, table)
-            self._enter(one, table, times, fused)
+                if None not in dtypes and one.target != "tpu_custom_call":  # whose first factors are masks
+                    _add(self.narrow, (here.part, min(dtypes)), flops)
+            if begins or (not fused and one.opcode not in FREE and not one.opcode.endswith("-done")):
+                _add(self.traffic, here.part, here.times * self._moved(one, table))
+            self._enter(one, table, here._replace(chains=chains if fused or one.opcode == "fusion" else None))
 
-    def _enter(self, one: Instruction, table: dict[str, Instruction], times: float, fused: bool) -> None:
+    def _enter(self, one: Instruction, table: dict[str, Instruction], around: _Around) -> None:
         """Walks the computations that an instruction calls."""
         if one.opcode == "while":
             count = self._trips(one, table)
             self.loops += count is None
-            self._walk(one.attribute("body"), times * (1 if count is None else count), fused)
+            self._walk(one.attribute("body"), around._replace(times=around.times * (1 if count is None else count)))
         elif one.opcode == "conditional":
             branches = re.search(r"(?:branch|true|false)_computations?=.*", one.rest) or [""]
-            self._dearest(re.findall(r"%([\w.-]+)", branches[0]), times, fused)
+            self._dearest(re.findall(r"%([\w.-]+)", branches[0]), around)
         elif one.opcode in ("fusion", "call", "async-start"):
             name = one.attribute("calls") or one.attribute("to_apply")
             if name in self._computations:
-                self._walk(name, times, fused or one.opcode == "fusion")
+                self._walk(name, around)
 
-    def _dearest(self, branches: list[str], times: float, fused: bool) -> None:
+    def _dearest(self, branches: list[str], around: _Around) -> None:
         """Counts that one of several computations which multiplies, then moves, the most."""
         before, found = (self.collectives, self.flops, self.narrow, self.traffic), []
         for name in branches:
             if name in self._computations:
                 self.collectives, self.flops, self.narrow, self.traffic = [], {}, {}, {}
-                self._walk(name, times, fused)
+                self._walk(name, around)
                 found.append((self.collectives, self.flops, self.narrow, self.traffic))
         self.collectives, self.flops, self.narrow, self.traffic = before
         if not found:
@@ -152,46 +137,67 @@ class Program:
         self.collectives += collectives
         for total, count in zip((self.flops, self.narrow, self.traffic), counts, strict=True):
             for part, value in count.items():
-                total[part] = total.get(part, 0.0) + value
+                _add(total, part, value)
 
-    def _collect(self, one: Instruction, table: dict, computation: str, times: float) -> None:
-        kind, groups = one.opcode, _groups(one.rest, self._devices)
-        size = sum(_bytes(table[name].shape, everywhere=True) for name in one.operands)
+    def _collect(self, one: Instruction, table: dict, computation: str, here: _Around) -> None:
+        kind, groups = one.opcode, groups_in(one.rest, self._devices)
+        size = sum(size_in_bytes(table[name].shape, everywhere=True) for name in one.operands)
         if kind == "all-gather":
             size *= groups.shape[1]
         if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):  # how TPUs fuse it with a slice
             kind = "reduce-scatter"
         if groups.shape[1] > 1:
-            self.collectives.append(Collective(kind, one.part, groups, times, size))
+            self.collectives.append(Collective(kind, here.part, groups, here.times, size))
 
     def _moved(self, one: Instruction, table: dict[str, Instruction]) -> float:
         """Bytes that an instruction reads and writes in the device's main memory."""
+        if one.target == "AllocateBuffer":
+            return 0.0
         if one.opcode in ("dynamic-slice", "slice", "gather"):
-            return 2 * _bytes(one.shape)
+            return 2 * size_in_bytes(one.shape)
         if one.opcode in ("dynamic-update-slice", "scatter"):
-            return 2 * _bytes(table[one.operands[1 if one.opcode == "dynamic-update-slice" else 2]].shape)
+            return 2 * size_in_bytes(table[one.operands[1 if one.opcode == "dynamic-update-slice" else 2]].shape)
         inner = self._computations.get(one.attribute("calls") or "") if one.opcode == "fusion" else None
         if inner is None:
-            return _bytes(one.shape) + sum(_bytes(table[name].shape) for name in one.operands if name in table)
+            return size_in_bytes(one.shape) + sum(
+                size_in_bytes(table[name].shape) for name in one.operands if name in table
+            )
         return self._moved_by_fusion(one, table, inner)
 
     def _moved_by_fusion(self, one: Instruction, table: dict, inner: dict[str, Instruction]) -> float:
-        """Of an array of which a fusion reads or writes a slice in place, only the slice."""
-        used: dict[str, list[tuple[Instruction, int]]] = {}
+        """Of an array of which it reads or writes a slice in place, only that; of one that it hands on as it came, nothing."""
+        written = size_in_bytes(one.shape)
+        read, root = 0.0, list(inner.values())[-1]
+        handed_on = {each.name for each in inner.values() if each.opcode == "parameter" or each.chain}
+        if root.opcode == "tuple":
+            written -= sum(size_in_bytes(inner[name].shape) for name in root.operands if name in handed_on)
+        elif root.target.startswith("AsyncCollective"):
+            written = 0.0
+        for name in (each.name for each in inner.values() if each.opcode == "parameter"):
+            whole = size_in_bytes(table[one.operands[int(inner[name].operands[0])]].shape)
+            part, kept = self._touched(name, inner)
+            read, written = read + min(whole, part), written - kept
+        return read + max(written, 0.0)
+
+    def _touched(self, name: str, inner: dict[str, Instruction]) -> tuple[float, float]:
+        """Of an array inside a fusion, the bytes that are read; and those that an update in place leaves as they are."""
+        read, kept = 0.0, 0.0
         for user in inner.values():
-            for place, name in enumerate(user.operands):
-                used.setdefault(name, []).append((user, place))
-        moved, updated = 0.0, 0.0
-        for parameter in (p for p in inner.values() if p.opcode == "parameter"):
-            number = int(parameter.operands[0])
-            whole, users = _bytes(table[one.operands[number]].shape), used.get(parameter.name, [])
-            if users and all(u.opcode in ("dynamic-slice", "slice", "gather") and not place for u, place in users):
-                moved += min(whole, sum(_bytes(u.shape) for u, _ in users))
-            elif users and all(u.opcode == "dynamic-update-slice" and not place for u, place in users):
-                updated += sum(_bytes(inner[u.operands[1]].shape) - _bytes(u.shape) for u, _ in users)
-            else:
-                moved += whole
-        return moved + max(_bytes(one.shape) + updated, 0.0)
+            for place in (place for place, operand in enumerate(user.operands) if operand == name):
+                called = self._computations.get(user.attribute("calls") or "") if user.opcode == "fusion" else None
+                if user.chain or user.opcode == "tuple" or user.target.startswith("AsyncCollective"):
+                    continue
+                if user.opcode in ("dynamic-slice", "slice", "gather") and not place:
+                    read += size_in_bytes(user.shape)
+                elif user.opcode == "dynamic-update-slice" and not place:
+                    kept += size_in_bytes(user.shape) - size_in_bytes(inner[user.operands[1]].shape)
+                elif user.opcode == "bitcast" or called:
+                    within = (_parameter(called, place), called) if called else (user.name, inner)
+                    deeper = self._touched(*within)
+                    read, kept = read + deeper[0], kept + deeper[1]
+                else:
+                    read += size_in_bytes(inner[name].shape)
+        return read, kept
 
     def _trips(self, loop: Instruction, table: dict[str, Instruction]) -> int | None:
         """How often a loop `for i in range(start, bound)` runs: from its condition and what it is started with."""
@@ -232,121 +238,13 @@ class Program:
         return None
 
 
-# Text. ----------------------------------------------------------------------------------------------------
+def _parameter(computation: dict[str, Instruction], number: int) -> str:
+    """The name of a computation's parameter."""
+    return next(p.name for p in computation.values() if p.opcode == "parameter" and p.operands == [str(number)])
 
 
-def _parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
-    computations: dict[str, dict[str, Instruction]] = {}
-    entry, current = "", None
-    for line in text.splitlines():
-        if line.startswith((" ", "\t")) and current is not None:
-            one = _instruction(line)
-            if one:
-                current[one.name] = one
-        elif line.endswith("{") and (found := re.match(r"(ENTRY )?%?([\w.-]+)", line)) and "(" in line:
-            current = computations.setdefault(found[2], {})
-            entry = found[2] if found[1] else entry
-    return computations, entry
-
-
-def _instruction(line: str) -> Instruction | None:
-    found = re.match(r"\s*(?:ROOT )?%?([\w.-]+) = ", line)
-    if not found:
-        return None
-    rest = line[found.end() :]
-    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
-    shape, rest = rest[:end], rest[end:].lstrip()
-    begin = rest.index("(")
-    close = _closing(rest, begin)
-    inside = rest[begin + 1 : close]
-    operands = re.findall(r"%([\w.-]+)", inside) or ([inside] if inside else [])
-    return Instruction(found[1], rest[:begin], shape, operands, rest[close + 1 :])
-
-
-def _elements(shape: str) -> list[str]:
-    """ "((f32[2]{0}), f32[4]{0}, u32[])" -> its elements, of which some may be tuples; an array is one element."""
-    if not shape.startswith("("):
-        return [shape]
-    found, depth, begin = [], 0, 1
-    for place, letter in enumerate(shape):
-        depth += (letter in "([{") - (letter in ")]}")
-        if (letter == "," and depth == 1) or (letter == ")" and depth == 0):
-            found.append(shape[begin:place].strip())
-            begin = place + 1
-    return found
-
-
-def _closing(text: str, begin: int) -> int:
-    """Where the parenthesis at `begin` is closed."""
-    depth = 0
-    for found in re.finditer(r"[()]", text[begin:]):
-        depth += 1 if found[0] == "(" else -1
-        if depth == 0:
-            return begin + found.start()
-    return len(text) - 1
-
-
-def _bytes(shape: str, everywhere: bool = False) -> float:
-    """Of an array or a tuple of them; what lies in a TPU's fast memory, S(1), counts only `everywhere`."""
-    total = 0.0
-    for dtype, sizes, layout in ARRAY.findall(shape):
-        if ("S(1)" in layout and not everywhere) or dtype in ("token", "opaque"):
-            continue
-        bits = re.search(r"\d+", dtype)
-        size = BYTES.get(dtype) or (int(bits[0]) / 8 if bits else 0)
-        total += size * math.prod(int(d) for d in sizes.split(",") if d)
-    return total
-
-
-def _groups(text: str, devices: int) -> np.ndarray:
-    """The replica groups [groups, devices] of a collective, in whichever way they are written."""
-    pairs = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", text)
-    if pairs:
-        return _cycles([tuple(map(int, pair)) for pair in re.findall(r"\{(\d+),(\d+)\}", pairs[1])])
-    named = re.search(
-        r"replica_groups=mesh\[([^\]]*)\](?:, ?device_ids=\(([^)]*(?:\([\d,]*\))?)\))? ?\{([^}]*)\}", text
-    )
-    if named:
-        return _groups_of_mesh(*named.groups())
-    ordered = re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\[[\d,]*\](?:T\([\d,]*\))?)", text)
-    if ordered:
-        return _iota(ordered[3]).reshape(int(ordered[1]), int(ordered[2]))
-    listed = re.search(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}", text)
-    found = [[int(i) for i in one.split(",")] for one in re.findall(r"\{([\d,]+)\}", listed[1])] if listed else []
-    return np.array(found or [list(range(devices))])
-
-
-def _iota(text: str) -> np.ndarray:
-    """ "[2,4]T(1,0)" -> 0 .. 7 in that shape, transposed."""
-    shape, order = re.fullmatch(r"\[([\d,]*)\](?:T\(([\d,]*)\))?", text).groups()
-    sizes = [int(d) for d in shape.split(",")]
-    array = np.arange(math.prod(sizes)).reshape(sizes)
-    return array.transpose([int(d) for d in order.split(",")]) if order else array
-
-
-def _groups_of_mesh(axes: str, order: str | None, chosen: str) -> np.ndarray:
-    """ "'a'=2,'b'=4", "[8]", "'b'" -> groups along b; "'b':(2)2" is the part of b behind its first 2."""
-    sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", axes)}
-    ids = _iota(order) if order else np.arange(math.prod(sizes.values()))
-    split, names, moved = [], list(sizes), []
-    wanted = re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", chosen)
-    for name in names:
-        parts = [(int(before), int(size)) for n, before, size in wanted if n == name and before]
-        if parts:
-            before, size = parts[0]
-            moved.append(len(split) + 1)
-            split += [before, size, sizes[name] // before // size]
-        else:
-            if any(n == name for n, *_ in wanted):
-                moved.append(len(split))
-            split.append(sizes[name])
-    array = np.moveaxis(ids.reshape(split), moved, range(-len(moved), 0))
-    return array.reshape(-1, math.prod(split[i] for i in moved))
-
-
-def _cycles(pairs: list[tuple[int, int]]) -> np.ndarray:
-    """Who exchanges with whom: pairs as groups of two, without those who keep their own."""
-    return np.array([pair for pair in pairs if pair[0] != pair[1]] or [(0,)])
+def _add(total: dict, key: Any, value: float) -> None:
+    total[key] = total.get(key, 0.0) + value
 
 
 def by_axis(collectives: list[Collective], mesh_shape: dict[str, int]) -> Iterator[tuple[str, str, list[Collective]]]:

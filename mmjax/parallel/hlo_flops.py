@@ -8,12 +8,13 @@ import numpy as np
 
 ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^{}]*\})?")
 Shape = tuple[int, ...]
+SPLASH = re.compile(r"splash_m[hq]a_(fwd|dq|dkv)")
 
 
 def flops_by(opcode: str, rest: str) -> Callable[[str, Shape, Shape, Shape], float] | None:
     """What counts an instruction: (its text after the operands, its first result, its first two operands) -> FLOPs.
 
-    Libraries are called by custom calls: of NVIDIA's for matrix products and for attention. None: nothing to count.
+    Libraries are called by custom calls: of NVIDIA's for matrix products and for attention, of JAX's for attention on TPUs. None: nothing to count.
     """
     if opcode in ("dot", "convolution"):
         return {"dot": _dot, "convolution": _convolution}[opcode]
@@ -22,6 +23,8 @@ def flops_by(opcode: str, rest: str) -> Callable[[str, Shape, Shape, Shape], flo
         return _library_product
     if called and called[1].startswith("__cudnn$fmha"):
         return _library_attention
+    if called and called[1] == "tpu_custom_call" and SPLASH.search(rest):
+        return _splash_attention
     return None
 
 
@@ -67,3 +70,11 @@ def _library_attention(rest: str, out: Shape, left: Shape, right: Shape) -> floa
     scores = re.search(r'"intermediate_tensor_shape":.*?"dimensions":\s*\[([^\]]*)\]', rest)[1]
     products = 5 if "Backward" in rest else 2
     return products * 2.0 * math.prod(int(d) for d in re.findall(r"\d+", scores)) * left[-1]
+
+
+def _splash_attention(rest: str, out: Shape, left: Shape, right: Shape) -> float:
+    """Of JAX's splash kernels, whose backward pass is two: for queries three products, for keys and values four."""
+    operands = rest[rest.index("operand_layout_constraints=") :]
+    (*queries, width), (*_, keys, _) = map(dimensions, re.findall(r"\bb?f\d+\[[\d,]*\]", operands)[:2])
+    products = {"fwd": 2, "dq": 3, "dkv": 4}[SPLASH.search(rest)[1]]
+    return products * 2.0 * math.prod(queries) * keys * width

@@ -54,11 +54,19 @@ def make_mesh(
     shape = mesh_shape(len(devices), data, fsdp, tensor, context)
     axis_types = (AxisType.Auto,) * len(AXES)
     groups = _groups(devices)
-    if len(groups) == 1 or shape["data"] % len(groups):
-        return jax.make_mesh(tuple(shape.values()), AXES, axis_types=axis_types, devices=devices)
+    if shape["data"] % len(groups):
+        groups = [devices]
     inside = {**shape, "data": shape["data"] // len(groups)}
-    placed = [mesh_utils.create_device_mesh(tuple(inside.values()), group) for group in groups]
+    placed = [_placed(tuple(inside.values()), group) for group in groups]
     return jax.sharding.Mesh(np.concatenate(placed), AXES, axis_types=axis_types)
+
+
+def _placed(shape: tuple[int, ...], devices: list[Any]) -> np.ndarray:
+    """The devices in that shape; an axis takes whole dimensions of a TPU's torus where it can, so that its rings are closed."""
+    try:
+        return mesh_utils.create_device_mesh(shape, devices)
+    except NotImplementedError:  # 8 x 8 of 4 x 4 x 4: a dimension must be split
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def _groups(devices: list[Any]) -> list[list[Any]]:

@@ -5,7 +5,8 @@ recorded with the run, and do not change other programs. None was timed here on 
 A preset without an entry for a platform changes nothing there.
 
 Sources: [1] docs/GPU_performance.md of NVIDIA's JAX-Toolbox, 2026. [2] AI-Hypercomputer's gpu-recipes, training of Llama 3.1 70B
-on 256 H200. [3] benchmarks/xla_flags_library.py of MaxText. [4] JAX's documentation of XLA flags and of effort levels.
+on 256 H200. [3] benchmarks/xla_flags_library.py of MaxText. [4] JAX's documentation of XLA flags and of effort levels. [5] pull
+request 6528 of pytorch/xla; that it is so with libtpu 0.0.42 shows in compiled programs (docs/log.md).
 """
 
 Options = dict[str, bool | int | float | str]
@@ -36,6 +37,9 @@ PRESETS: dict[str, dict[str, Options]] = {
             "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
             "xla_tpu_overlap_compute_collective_tc": True,
             "xla_enable_async_all_gather": True,
+            # Among 64 devices and more the compiler would make of every gather a sum over zeros, which sends twice as much, and
+            # keep what is gathered from the forward pass for the backward one. [5]
+            "xla_tpu_prefer_async_allgather_to_allreduce": True,
             # Sums gradients along the axis data while the rest of the backward pass runs (DATA_PARALLEL_OVERLAP). [3]
             "xla_tpu_enable_data_parallel_all_reduce_opt": True,
             "xla_tpu_data_parallel_opt_different_sized_ops": True,

@@ -1,0 +1,183 @@
+"""The text of compiled programs (XLA's HLO): its lines as instructions, the sizes of arrays, groups of devices."""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from mmjax.flops import part_of
+from mmjax.parallel.hlo_flops import ARRAY
+
+BYTES = {"pred": 1, "c64": 8, "c128": 16}
+
+
+class Instruction(NamedTuple):
+    """One line of a computation; `rest` is all that stands behind the operands."""
+
+    name: str
+    opcode: str
+    shape: str
+    operands: list[str]
+    rest: str
+
+    def attribute(self, name: str) -> str | None:
+        """The computation or number that stands behind `name=`."""
+        found = re.search(rf"\b{name}=%?([\w.-]+)", self.rest)
+        return found and found[1]
+
+    def synchronous(self) -> "Instruction":
+        """Of the first half of an asynchronous pair, the instruction that the pair stands for, with its result alone."""
+        if not self.opcode.endswith("-start") or self.opcode == "async-start":
+            return self
+        shape, found = self.shape, elements(self.shape)
+        if self.opcode == "copy-start":
+            shape = found[0]  # of (result, operand, context)
+        elif self.opcode != "all-reduce-start" and len(found) > 1:
+            shape = found[1]  # of (operands, result, contexts)
+        return self._replace(opcode=self.opcode.removesuffix("-start"), shape=shape)
+
+    @property
+    def chain(self) -> str | None:
+        """What the steps share of a gather that a TPU cuts up and runs inside other work; every step names the whole."""
+        found = re.search(r'chain_id="([^"]*)"', self.rest)
+        return found and found[1]
+
+    @property
+    def target(self) -> str:
+        """What a custom call calls."""
+        found = re.search(r'custom_call_target="([^"]*)"', self.rest)
+        return found[1] if found else ""
+
+    @property
+    def part(self) -> str:
+        """The part of the model that it belongs to; "other" where none is named: mostly the optimizer."""
+        found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.rest)
+        return part_of(found[1]) if found else "other"
+
+
+def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
+    computations: dict[str, dict[str, Instruction]] = {}
+    entry, current = "", None
+    for line in _lines(text):
+        if line.startswith((" ", "\t")) and current is not None:
+            one = _instruction(line)
+            if one:
+                current[one.name] = one
+        elif line.endswith("{") and (found := re.match(r"(ENTRY )?%?([\w.-]+)", line)) and "(" in line:
+            current = computations.setdefault(found[2], {})
+            entry = found[2] if found[1] else entry
+    return computations, entry
+
+
+def _lines(text: str) -> Iterator[str]:
+    """The lines of a program; kernels' notes on themselves hold line breaks, which are none here."""
+    whole = ""
+    for line in text.splitlines():
+        if (whole.startswith(" ") and line and line[0] not in " }") or line.startswith("}}"):
+            whole += line
+        else:
+            yield whole
+            whole = line
+    yield whole
+
+
+def _instruction(line: str) -> Instruction | None:
+    found = re.match(r"\s*(?:ROOT )?%?([\w.-]+) = ", line)
+    if not found:
+        return None
+    rest = line[found.end() :]
+    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+    shape, rest = rest[:end], rest[end:].lstrip()
+    begin = rest.index("(")
+    close = _closing(rest, begin)
+    inside = rest[begin + 1 : close]
+    operands = re.findall(r"%([\w.-]+)", inside) or ([inside] if inside else [])
+    return Instruction(found[1], rest[:begin], shape, operands, rest[close + 1 :])
+
+
+def elements(shape: str) -> list[str]:
+    """ "((f32[2]{0}), f32[4]{0}, u32[])" -> its elements, of which some may be tuples; an array is one element."""
+    if not shape.startswith("("):
+        return [shape]
+    found, depth, begin = [], 0, 1
+    for place, letter in enumerate(shape):
+        depth += (letter in "([{") - (letter in ")]}")
+        if (letter == "," and depth == 1) or (letter == ")" and depth == 0):
+            found.append(shape[begin:place].strip())
+            begin = place + 1
+    return found
+
+
+def _closing(text: str, begin: int) -> int:
+    """Where the parenthesis at `begin` is closed."""
+    depth = 0
+    for found in re.finditer(r"[()]", text[begin:]):
+        depth += 1 if found[0] == "(" else -1
+        if depth == 0:
+            return begin + found.start()
+    return len(text) - 1
+
+
+def size_in_bytes(shape: str, everywhere: bool = False) -> float:
+    """Of an array or a tuple of them; what lies in a TPU's fast memory, S(1), counts only `everywhere`."""
+    total = 0.0
+    for dtype, sizes, layout in ARRAY.findall(shape):
+        if ("S(1)" in layout and not everywhere) or dtype in ("token", "opaque"):
+            continue
+        bits = re.search(r"\d+", dtype)
+        size = BYTES.get(dtype) or (int(bits[0]) / 8 if bits else 0)
+        total += size * math.prod(int(d) for d in sizes.split(",") if d)
+    return total
+
+
+def groups_in(text: str, devices: int) -> np.ndarray:
+    """The replica groups [groups, devices] of a collective, in whichever way they are written."""
+    pairs = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", text)
+    if pairs:
+        return _cycles([tuple(map(int, pair)) for pair in re.findall(r"\{(\d+),(\d+)\}", pairs[1])])
+    named = re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, ?device_ids=\(([^)]*(?:\([\d,]*\))?)\))? ?\{([^}]*)\}", text
+    )
+    if named:
+        return _groups_of_mesh(*named.groups())
+    ordered = re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\[[\d,]*\](?:T\([\d,]*\))?)", text)
+    if ordered:
+        return _iota(ordered[3]).reshape(int(ordered[1]), int(ordered[2]))
+    listed = re.search(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}", text)
+    found = [[int(i) for i in one.split(",")] for one in re.findall(r"\{([\d,]+)\}", listed[1])] if listed else []
+    return np.array(found or [list(range(devices))])
+
+
+def _iota(text: str) -> np.ndarray:
+    """ "[2,4]T(1,0)" -> 0 .. 7 in that shape, transposed."""
+    shape, order = re.fullmatch(r"\[([\d,]*)\](?:T\(([\d,]*)\))?", text).groups()
+    sizes = [int(d) for d in shape.split(",")]
+    array = np.arange(math.prod(sizes)).reshape(sizes)
+    return array.transpose([int(d) for d in order.split(",")]) if order else array
+
+
+def _groups_of_mesh(axes: str, order: str | None, chosen: str) -> np.ndarray:
+    """ "'a'=2,'b'=4", "[8]", "'b'" -> groups along b; "'b':(2)2" is the part of b behind its first 2."""
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", axes)}
+    ids = _iota(order) if order else np.arange(math.prod(sizes.values()))
+    split, names, moved = [], list(sizes), []
+    wanted = re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", chosen)
+    for name in names:
+        parts = [(int(before), int(size)) for n, before, size in wanted if n == name and before]
+        if parts:
+            before, size = parts[0]
+            moved.append(len(split) + 1)
+            split += [before, size, sizes[name] // before // size]
+        else:
+            if any(n == name for n, *_ in wanted):
+                moved.append(len(split))
+            split.append(sizes[name])
+    array = np.moveaxis(ids.reshape(split), moved, range(-len(moved), 0))
+    return array.reshape(-1, math.prod(split[i] for i in moved))
+
+
+def _cycles(pairs: list[tuple[int, int]]) -> np.ndarray:
+    """Who exchanges with whom: pairs as groups of two, without those who keep their own."""
+    return np.array([pair for pair in pairs if pair[0] != pair[1]] or [(0,)])
