@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from mmjax.errors import UserError
 from mmjax.parallel import machines, roofline
 from mmjax.parallel.compilation import bisect
 from mmjax.parallel.hlo import Collective
+from mmjax.parallel.plan import gathers_by_summing
 from mmjax.parallel.runtime import simulated
 
 KEYS = {
@@ -32,6 +34,22 @@ def command(*arguments):
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     return json.loads(done.stdout) if done.returncode == 0 else (done.returncode, done.stderr)
+
+
+@pytest.mark.parametrize(
+    "fsdp, kinds, expected",
+    [
+        (8, ["all-reduce"], True),
+        (8, ["all-reduce", "all-gather"], False),
+        (8, ["all-reduce", "collective-permute"], False),  # a gather in steps round a ring
+        (1, ["all-reduce"], False),
+    ],
+)
+def test_gathers_that_became_sums_are_told(fsdp, kinds, expected):
+    mesh = SimpleNamespace(shape={"data": 1, "fsdp": fsdp})
+    groups = np.arange(fsdp)[None] if fsdp > 1 else np.arange(2)[None] * 0
+    program = SimpleNamespace(collectives=[Collective(kind, "text", groups, 1.0, 1.0) for kind in kinds])
+    assert gathers_by_summing(SimpleNamespace(mesh=mesh), SimpleNamespace(program=program)) == expected
 
 
 # Machines. ------------------------------------------------------------------------------------------------

@@ -283,6 +283,9 @@ class SGD:
     momentum: float = 0.9
 
 
+Dtype = Literal["float32", "bfloat16"]
+
+
 @part
 class Optimizer:
     rule: AdamW | Muon | Lion | Adafactor | SGD = AdamW()
@@ -290,6 +293,10 @@ class Optimizer:
     clip: float | None = 1.0  # global gradient norm
     ema: float | None = None  # decay of the averaged parameters that are evaluated; None: evaluate the trained ones
     accumulation: int = 1  # micro-batches per step
+    # In what is kept; all is computed in float32.
+    parameters: Dtype = "float32"  # bfloat16: rounded at random, so that steps smaller than its digits count on average
+    gradients: Dtype = "float32"  # between the backward pass and the rule, and summed over micro-batches
+    moments: Dtype = "float32"  # the first ones (momentum); sums of squares stay float32
 
 
 @part

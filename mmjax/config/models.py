@@ -17,7 +17,7 @@ class Multimodal:
     heads: Mapping[str, AnyHead]
     # What is hidden from an encoder in training, by the name of the head that predicts it.
     masked: Mapping[str, Masked] = field(default_factory=dict)
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the compute; parameters are float32
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the compute; what is kept has optimizer.parameters
     unroll: bool = False  # the layers: the same numbers, faster on CPU, longer to compile
     # What computes attention: the first of cudnn, splash, block_diagonal (rows of 512 to 4,095 tokens on CPU), chunked
     # (once scores are many) and xla that can; or one by name, in whose place another is taken where it cannot, unless strict.

@@ -97,6 +97,10 @@ def check_config(config: c.Experiment) -> None:
         known = {"encoders": config.model.encoders, "heads": config.model.heads}
         if name not in known.get(room, ()):
             raise UserError(f"initial: '{place}' is no part of the model; write encoders.NAME or heads.NAME")
+    if isinstance(config.optimizer.rule, c.Adafactor) and config.optimizer.moments != "float32":
+        raise UserError(
+            f"optimizer.moments={config.optimizer.moments}, but Adafactor keeps no first moments; leave it out"
+        )
     if config.data.batch_rows % config.optimizer.accumulation:
         raise UserError(
             f"data.batch_rows={config.data.batch_rows} does not divide into "

@@ -51,7 +51,11 @@ def memory_by_kind(subject: Subject, rows: int, kept: Kept, outcome: Outcome | N
         "average": per_device(state.average),
         "batch": per_device(batch),
     }
-    wanted = {"logits": kept.logits, "activations": kept.activations, "gradients": kinds["parameters"]}
+    wanted = {
+        "logits": kept.logits,
+        "activations": kept.activations,
+        "gradients": in_dtype(subject, subject.config.optimizer.gradients),
+    }
     if kept.again:
         wanted["computed again"] = kept.again
     if outcome is None:
@@ -72,6 +76,12 @@ def per_device(tree: Any) -> float:
     """Bytes of the shards that one device holds."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "sharding")]
     return float(sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves))
+
+
+def in_dtype(subject: Subject, dtype: str) -> float:
+    """Bytes of as many numbers in that dtype as a device holds of the parameters."""
+    kept = jnp.dtype(subject.config.optimizer.parameters).itemsize
+    return per_device(subject.state.params) * jnp.dtype(dtype).itemsize / kept
 
 
 def kept_for_backward(subject: Subject, rows: int) -> Kept:
@@ -144,7 +154,8 @@ def estimated(
     """FLOPs, traffic and collectives per device as the sharding asks for them, without a compiler.
 
     Parameters are gathered along fsdp for the forward and the backward pass and their gradients scattered back and
-    summed along data, for every micro-batch; memory is passed over once for each thing kept, written, and read again.
+    summed along data, for every micro-batch, in the dtype of the compute; memory is passed over once for each thing kept,
+    written, and read again.
 
     Args:
       flops: of the step, by part; again: what is computed a second time beside them.
@@ -155,7 +166,7 @@ def estimated(
     groups = {name: np.moveaxis(places, names.index(name), -1).reshape(-1, shape[name]) for name in names}
     collectives, traffic, times = [], {}, subject.config.optimizer.accumulation
     for name, size in report.parameters_by_part(subject.state.params).items():
-        size *= 4 / shape["tensor"]
+        size *= jnp.dtype(subject.config.model.dtype).itemsize / shape["tensor"]  # cast before they travel
         if shape["fsdp"] > 1:
             collectives.append(hlo.Collective("all-gather", name, groups["fsdp"], 2 * times, size))
             collectives.append(hlo.Collective("reduce-scatter", name, groups["fsdp"], times, size))

@@ -16,7 +16,7 @@ from mmjax.config.validate import check_config
 from mmjax.errors import UserError
 from mmjax.parallel import hlo, roofline, topology
 from mmjax.parallel.compilation import Outcome, Subject, compiled, describe, largest_batch
-from mmjax.parallel.estimate import computed_again, estimated, kept_for_backward, memory_by_kind, per_device
+from mmjax.parallel.estimate import computed_again, estimated, in_dtype, kept_for_backward, memory_by_kind
 from mmjax.parallel.machines import Machine
 from mmjax.parallel.mesh import abstract_batch
 from mmjax.parallel.remat import POLICIES, can_offload, with_remat
@@ -56,6 +56,11 @@ def plan(config: c.Experiment, machine: Machine, *, price: float | None = None, 
         result["note"] = f"the compiler refused the step: {outcome.refused}"
     elif outcome.note:
         result["note"] = outcome.note
+    elif gathers_by_summing(subject, outcome):
+        result["note"] = (
+            "what is gathered along fsdp is compiled as a sum over zeros, which sends twice as much; --xla.preset overlap "
+            "asks for gathers"
+        )
     kept = kept_for_backward(subject, rows)
     memory = memory_by_kind(subject, rows, kept, outcome)
     peak = outcome.peak if outcome else sum(memory.values())
@@ -82,6 +87,13 @@ def plan(config: c.Experiment, machine: Machine, *, price: float | None = None, 
         result["search"]["remat"] = tried = remats(config, machine, reached, rows, devices)
         result["search"]["cheapest_remat"] = cheapest(tried)
     return result
+
+
+def gathers_by_summing(subject: Subject, outcome: Outcome) -> bool:
+    """Whether the compiler made no gather of parameters along fsdp, as those of TPUs do for 64 devices and more."""
+    shape = dict(subject.mesh.shape)
+    kinds = {kind for axis, kind, _ in hlo.by_axis(outcome.program.collectives, shape) if axis == "fsdp"}
+    return shape["fsdp"] > 1 and "all-reduce" in kinds and not kinds & {"all-gather", "collective-permute"}
 
 
 def attention_lines(subject: Subject) -> list[str]:
@@ -155,10 +167,11 @@ def timed(
     seconds = roofline.step_seconds(parts)
     axes: dict[str, float] = dict.fromkeys(shape, 0.0)
     kinds = []
-    for axis, kind, found in hlo.by_axis(collectives, shape):
-        size = sum(one.times * one.bytes for one in found)
+    made = {(axis, kind): found for axis, kind, found in hlo.by_axis(collectives, shape)}
+    for axis, kind in sorted(made.keys() | expected.keys()):
+        found = made.get((axis, kind), [])
+        size, times = sum(one.times * one.bytes for one in found), sum(one.times for one in found)
         axes[axis] = axes.get(axis, 0.0) + size
-        times = sum(one.times for one in found)
         kinds.append(
             {"axis": axis, "kind": kind, "times": times, "bytes": size, "expected": expected.get((axis, kind), 0.0)}
         )
@@ -172,7 +185,7 @@ def timed(
         result["loops_counted_once"] = program.loops
     if machine.platform != "cpu":
         busy = sum(max(part["compute"], part["memory"]) for part in parts.values())
-        gradients = subject.config.optimizer.accumulation * per_device(subject.state.params)
+        gradients = subject.config.optimizer.accumulation * in_dtype(subject, subject.config.model.dtype)
         result["weak_scaling"] = roofline.weak_scaling(machine, shape, busy, other_axes, gradients)
     return result
 

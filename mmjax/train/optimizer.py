@@ -71,10 +71,12 @@ def matrices(params: Any) -> Any:
 
 def build_optimizer(config: c.Optimizer) -> optax.GradientTransformation:
     """Clipping by the global norm, the rule, and the schedule."""
-    rule, schedule = config.rule, build_schedule(config.schedule)
+    rule, schedule, moments = config.rule, build_schedule(config.schedule), jnp.dtype(config.moments)
     match rule:
         case c.AdamW():
-            update = optax.adamw(schedule, rule.b1, rule.b2, rule.eps, weight_decay=rule.weight_decay, mask=decayed)
+            update = optax.adamw(
+                schedule, rule.b1, rule.b2, rule.eps, mu_dtype=moments, weight_decay=rule.weight_decay, mask=decayed
+            )
         case c.Muon():
             update = optax.contrib.muon(
                 schedule,
@@ -84,11 +86,14 @@ def build_optimizer(config: c.Optimizer) -> optax.GradientTransformation:
                 adam_b2=rule.b2,
                 adam_weight_decay=rule.weight_decay,
                 weight_decay_mask=decayed,
+                mu_dtype=moments,
                 muon_weight_dimension_numbers=matrices,
                 consistent_rms=0.2,  # so that AdamW's learning rates fit (Liu et al. 2025, arXiv:2502.16982)
             )
         case c.Lion():
-            update = optax.lion(schedule, rule.b1, rule.b2, weight_decay=rule.weight_decay, mask=decayed)
+            update = optax.lion(
+                schedule, rule.b1, rule.b2, mu_dtype=moments, weight_decay=rule.weight_decay, mask=decayed
+            )
         case c.Adafactor():
             update = optax.adafactor(
                 schedule,
@@ -97,6 +102,6 @@ def build_optimizer(config: c.Optimizer) -> optax.GradientTransformation:
                 multiply_by_parameter_scale=False,
             )
         case c.SGD():
-            update = optax.sgd(schedule, rule.momentum)
+            update = optax.sgd(schedule, rule.momentum, accumulator_dtype=moments)
     clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
     return optax.chain(clip, update)

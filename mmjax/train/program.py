@@ -20,7 +20,10 @@ def state_maker(config: c.Experiment, model, optimizer, layout, mesh):
     def initialise() -> TrainState:
         weights = weighting and weighting.init(list(config.objectives))
         learned = weighting is not None and weighting.learned
-        return init_state(model, optimizer, batch, config.seed, config.optimizer.ema is not None, weights, learned)
+        return init_state(
+            model, optimizer, batch, config.seed, config.optimizer.ema is not None, weights, learned,
+            config.optimizer.parameters,
+        )  # fmt: skip
 
     boxed = jax.eval_shape(initialise)
     shardings = state_shardings(boxed, mesh)
@@ -37,6 +40,7 @@ def jitted_step(config: c.Experiment, model, objectives, optimizer, abstract: Tr
     step = make_train_step(
         model, objectives, optimizer, seed=config.seed, average_decay=config.optimizer.ema,
         micro_batches=config.optimizer.accumulation, weighting=build_weighting(config),
+        gradient_dtype=config.optimizer.gradients,
     )  # fmt: skip
     mesh = jax.tree.leaves(abstract)[0].sharding.mesh
     parts, accumulation = mesh.shape["data"] * mesh.shape["fsdp"], config.optimizer.accumulation

@@ -74,7 +74,8 @@ def start(config, run, params, flops, decisions, sampler, layout, source, first:
     say(f"[bold]{config.name}[/bold] in {run}" + (f", going on after step {first}" if first else ""))
     say(
         f"{len(devices)} x {devices[0].device_kind} ({jax.process_count()} process), compute {config.model.dtype}, "
-        "parameters float32, " + (f"peak {peak / 1e12:.0f} TFLOP/s per device" if peak else "peak unknown: no MFU")
+        f"parameters {config.optimizer.parameters}, "
+        + (f"peak {peak / 1e12:.0f} TFLOP/s per device" if peak else "peak unknown: no MFU")
     )
     for line in attention.lines(decisions):
         say(line)

@@ -19,7 +19,7 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: optimizer steps taken.
-      params: float32 parameters.
+      params: parameters, as `init_state` keeps them.
       optimizer: the state of Optax.
       average: exponential moving average of the parameters, or None.
       skipped: steps that were not taken because the gradient was not finite.
@@ -42,18 +42,43 @@ def init_state(
     average: bool,
     weights: Any = None,
     learned: bool = False,
+    dtype: str = "float32",
 ) -> TrainState:
     """The state before the first step. A batch of any content gives the shapes; it needs every modality.
 
     Args:
       weights: of the objectives at first (see `mmjax.train.weighting`); learned: as parameters, with the model.
+      dtype: of the parameters that are kept; their average, and what the optimizer makes of them, stay float32.
     """
     params = model.init(jax.random.key(seed), batch)["params"]
     if learned:
         params = {**params, "weighting": weights}
     copy = jax.tree.map(jnp.copy, params) if average else None
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, optimizer.init(params), copy, zero, None if learned else weights)
+    kept = cast(params, dtype)
+    return TrainState(zero, kept, optimizer.init(params), copy, zero, None if learned else weights)
+
+
+def cast(tree: Any, dtype: Any) -> Any:
+    """All arrays in that dtype."""
+    return jax.tree.map(lambda x: x.astype(dtype), tree)
+
+
+def rounded_like(kept: Any, new: Any, key: jax.Array) -> Any:
+    """float32 arrays in the dtypes of those that were kept, float32 or bfloat16; these are rounded at random.
+
+    Each goes to one of its two neighbours, so that the expectation stays (Gupta et al. 2015, section 3). Rounded to the
+    nearest, a parameter would stand still as soon as its steps are smaller than half of its last digit: 1/500 of its size.
+    """
+
+    def rounded(number: int, x: jax.Array) -> jax.Array:
+        noise = jax.random.bits(jax.random.fold_in(key, number), x.shape, jnp.uint16).astype(jnp.uint32)
+        upper = (jax.lax.bitcast_convert_type(x, jnp.uint32) + noise) & jnp.uint32(0xFFFF0000)
+        return jax.lax.bitcast_convert_type(upper, jnp.float32).astype(jnp.bfloat16)
+
+    leaves, tree = jax.tree.flatten(kept)
+    pairs = enumerate(zip(leaves, jax.tree.leaves(new), strict=True))
+    return tree.unflatten([x if old.dtype == x.dtype else rounded(n, x) for n, (old, x) in pairs])
 
 
 def measure(model: Multimodal, objectives: dict[str, Any], params: Any, batch: Batch, keys=None) -> Sums:
@@ -87,6 +112,7 @@ def loss_and_gradients(
     micro_batches: int,
     weighting: Any = None,
     remembered: Any = None,
+    dtype: str = "float32",
 ):
     """The whole batch's loss, its gradients, and the metrics' sums; memory for one micro-batch at a time.
 
@@ -97,6 +123,7 @@ def loss_and_gradients(
     Args:
       weighting: of the objectives beyond their fixed weights; what it knows is in params["weighting"] if it is
         learned, else `remembered`.
+      dtype: of the gradients.
     """
 
     def losses_of(params, batch, dropout_key, weights):
@@ -116,7 +143,8 @@ def loss_and_gradients(
         return weighting.total(params.get("weighting", remembered), losses, 1.0 / micro_batches), sums
 
     def gradient(params, batch, dropout_key, weights=None):
-        of_all = jax.value_and_grad(loss, has_aux=True)(params, batch, dropout_key, weights)
+        measured, gradients = jax.value_and_grad(loss, has_aux=True)(params, batch, dropout_key, weights)
+        of_all = measured, cast(gradients, dtype)
         if weighting is None or weighting.shared is None:
             return of_all, {}
         place = weighting.shared.replace(".", "_")
@@ -158,17 +186,19 @@ def make_train_step(
     average_decay: float | None = None,
     micro_batches: int = 1,
     weighting: Any = None,
+    gradient_dtype: str = "float32",
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Returns step(state, batch) -> (state, metrics), pure and not yet compiled."""
 
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         total, gradients, sums = loss_and_gradients(
-            model, objectives, state.params, batch, key, micro_batches, weighting, state.weighting
+            model, objectives, state.params, batch, key, micro_batches, weighting, state.weighting, gradient_dtype
         )
+        gradients, params = cast(gradients, jnp.float32), cast(state.params, jnp.float32)
         norm = optax.tree.norm(gradients)
-        updates, new_optimizer = optimizer.update(gradients, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, new_optimizer = optimizer.update(gradients, state.optimizer, params)
+        params = rounded_like(state.params, optax.apply_updates(params, updates), key)
 
         # One batch that is not finite must not poison the run: the step is skipped, and counted.
         finite = jnp.isfinite(norm)

@@ -1,0 +1,156 @@
+"""What a run keeps in 16 bits: parameters, gradients, momentum."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny
+
+from mmjax import config as c
+from mmjax.check import Subject
+from mmjax.config.validate import check_config
+from mmjax.errors import UserError
+from mmjax.parallel.mesh import make_mesh
+from mmjax.parallel.runtime import simulated
+from mmjax.train.build import build_model, build_objectives
+from mmjax.train.optimizer import build_optimizer
+from mmjax.train.program import jitted_step, state_maker
+from mmjax.train.step import loss_and_gradients, rounded_like
+
+HALF = {"parameters": "bfloat16", "gradients": "bfloat16", "moments": "bfloat16"}
+
+
+def with_dtypes(rule=None, **dtypes):
+    config = tiny()
+    return dataclasses.replace(
+        config, optimizer=dataclasses.replace(config.optimizer, rule=rule or c.AdamW(), ema=0.9, **dtypes)
+    )
+
+
+@pytest.fixture(scope="module")
+def subject(source):
+    return Subject(tiny())
+
+
+def program(config, subject):
+    """The train step, and the abstract and the real state before it."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+    model, optimizer = build_model(config.model), build_optimizer(config.optimizer)
+    abstract, initialise = state_maker(config, model, optimizer, subject.layout, mesh)
+    return jitted_step(config, model, build_objectives(config), optimizer, abstract), abstract, initialise
+
+
+def named(tree):
+    return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def dtypes(tree):
+    return {str(leaf.dtype) for leaf in jax.tree.leaves(tree) if leaf.ndim}
+
+
+def test_rounding_at_random_keeps_the_expectation():
+    """Gupta et al. 2015: between two neighbours, to the upper one as often as the number is near it."""
+    exact = np.float32([1.0, -2.5, 0.0, 3e-20, -1e30]).astype(jnp.bfloat16).astype(np.float32)
+    between = np.float32([1.0 + 1 / 1024, -(1.0 + 3 / 512), 1e-3])
+    many = jnp.asarray(np.concatenate([exact, between]))[:, None] * jnp.ones((1, 40_000))
+    kept = {"a": jnp.zeros(many.shape, jnp.bfloat16), "b": jnp.zeros(3)}
+    new = {"a": many, "b": jnp.float32([0.1, 0.2, 0.3])}
+    rounded = jax.jit(rounded_like)(kept, new, jax.random.key(0))
+    np.testing.assert_array_equal(rounded["b"], new["b"])  # what is kept in 32 bits is not touched
+    values = np.asarray(rounded["a"].astype(jnp.float32))
+    np.testing.assert_array_equal(values[:5], np.asarray(many)[:5])
+    for row, wanted in zip(values[5:], between, strict=True):
+        neighbours = np.unique(row)
+        gap = neighbours[1] - neighbours[0]
+        assert len(neighbours) == 2 and gap <= abs(wanted) / 128 and neighbours[0] < wanted < neighbours[1]
+        assert abs(row.mean() - wanted) < 4 * 0.5 * gap / len(row) ** 0.5
+    again = rounded_like(kept, new, jax.random.key(0))
+    np.testing.assert_array_equal(rounded["a"], again["a"])
+    assert (rounded["a"] != rounded_like(kept, new, jax.random.key(1))["a"]).any()
+
+
+def test_steps_below_the_last_digit_count_on_average():
+    """1 less 1,000 steps of 1e-4: rounded to the nearest, a parameter in bfloat16 would stay where it is."""
+    kept = jnp.ones(512, jnp.bfloat16)
+    assert (kept.astype(jnp.float32) - 1e-4).astype(jnp.bfloat16)[0] == 1
+
+    def step(kept, key):
+        return rounded_like(kept, kept.astype(jnp.float32) - 1e-4, key), None
+
+    after, _ = jax.lax.scan(step, kept, jax.random.split(jax.random.key(0), 1000))
+    assert float(after.astype(jnp.float32).mean()) == pytest.approx(0.9, abs=2e-3)
+
+
+@pytest.mark.parametrize("rule", [c.AdamW(), c.Muon(), c.Lion(), c.SGD()], ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize("chosen, kept", [({}, "float32"), (HALF, "bfloat16")])
+def test_what_is_kept_has_the_chosen_dtype(subject, rule, chosen, kept):
+    step, abstract, _ = program(with_dtypes(rule, **chosen), subject)
+    after, _ = jax.eval_shape(step, abstract, subject.batch)
+    for state in (abstract, after):
+        assert dtypes(state.params) == {kept} and dtypes(state.average) == {"float32"}
+        moments = [leaf for path, leaf in named(state.optimizer) if ".mu" in path or ".trace" in path]
+        assert len(moments) == len(jax.tree.leaves(state.params)) and dtypes(moments) == {kept}
+        squares = [leaf for path, leaf in named(state.optimizer) if ".nu" in path]
+        assert dtypes(squares) <= {"float32"} and bool(squares) == isinstance(rule, (c.AdamW, c.Muon))
+
+
+def test_gradients_are_kept_and_summed_in_the_chosen_dtype(subject):
+    model, objectives = build_model(tiny().model), build_objectives(tiny())
+    params = jax.jit(lambda: model.init(jax.random.key(0), subject.batch)["params"])()
+
+    def gradients(count, dtype):
+        run = jax.jit(
+            lambda p, b: loss_and_gradients(model, objectives, p, b, jax.random.key(0), count, dtype=dtype)[1]
+        )
+        return run(params, subject.batch)
+
+    exact = gradients(1, "float32")
+    for count in (1, 4):
+        found = gradients(count, "bfloat16")
+        assert dtypes(found) == {"bfloat16"}
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
+            scale = float(jnp.abs(other).max())
+            np.testing.assert_allclose(one.astype(jnp.float32), other, atol=scale * count / 256 + 1e-7)
+
+
+def test_the_loss_falls_as_in_32_bits(subject):
+    losses = []
+    for config in (with_dtypes(), with_dtypes(**HALF)):
+        step, _, initialise = program(config, subject)
+        state, found = initialise(), []
+        for _ in range(30):
+            state, metrics = step(state, subject.batch)
+            found.append(float(metrics["loss"]))
+        assert step._cache_size() == 1 and int(state.skipped) == 0
+        losses.append(found)
+    whole, half = np.array(losses)
+    assert whole[-1] < 0.8 * whole[0]
+    assert 0 < np.abs(half - whole).max() < 0.05 * whole[0]
+
+
+ON_8_DEVICES = """
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+from mmjax.parallel.mesh import make_mesh
+from mmjax.train.step import rounded_like
+x = jax.random.normal(jax.random.key(0), (64, 24))
+run = jax.jit(lambda x: rounded_like(jnp.zeros(x.shape, jnp.bfloat16), x, jax.random.key(1)))
+divided = run(jax.device_put(x, NamedSharding(make_mesh(data=2, fsdp=4), P("fsdp", "data"))))
+print(len(divided.sharding.device_set), (divided == run(x)).all())
+"""
+
+
+def test_rounding_does_not_depend_on_the_mesh():
+    command = [sys.executable, "-c", ON_8_DEVICES]
+    process = subprocess.run(command, env=os.environ | simulated(8), capture_output=True, text=True, timeout=300)
+    assert process.stdout.split() == ["8", "True"], process.stderr[-3000:]
+
+
+def test_what_has_no_momentum_is_asked_for_none():
+    with pytest.raises(UserError, match="optimizer.moments=bfloat16, but Adafactor keeps no first moments"):
+        check_config(with_dtypes(c.Adafactor(), moments="bfloat16"))
