@@ -6,9 +6,12 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from conftest import tiny
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from mmjax import config as c
 from mmjax.check import difference, on_processes
@@ -16,6 +19,7 @@ from mmjax.config.validate import check_config
 from mmjax.errors import UserError
 from mmjax.parallel.mesh import AXES, make_mesh, mesh_shape
 from mmjax.parallel.runtime import simulated
+from mmjax.train.report import division
 
 ON_8_DEVICES = """
 import json, sys
@@ -126,6 +130,23 @@ def test_axes_of_every_size_lie_on_a_torus(fsdp, reached):
     for group in mesh.devices[:, :, 0, 0]:  # neighbours: a block of the torus, of whole dimensions as far as they go
         places = np.array([device.coords for device in group])
         assert sorted((len(set(axis)) for axis in places.T), reverse=True) == list(reached)
+
+
+def test_how_parameters_are_divided_is_told():
+    mesh = jax.sharding.AbstractMesh((1, 4, 2, 1), AXES)
+
+    def parameter(shape, *spec):
+        return jax.ShapeDtypeStruct(shape, np.float32, sharding=NamedSharding(mesh, P(*spec)))
+
+    params = {
+        "encoders_text": {"up": parameter((8, 6), "fsdp", "tensor"), "down": parameter((6, 8, 2), "tensor", "fsdp")},
+        "heads_answer": {"kernel": parameter((8, 5), "fsdp", None), "bias": parameter((5,))},
+    }
+    assert division(params) == [
+        {"along": "fsdp+tensor", "parameters": 144, "largest": "encoders_text/down 6x8x2"},
+        {"along": "fsdp", "parameters": 40, "largest": "heads_answer/kernel 8x5"},
+        {"along": "nothing", "parameters": 5, "largest": "heads_answer/bias 5"},
+    ]
 
 
 def test_tokens_that_cannot_be_divided_are_an_error_not_a_slower_run():

@@ -48,7 +48,7 @@ def plan(config: c.Experiment, machine: Machine, *, price: float | None = None, 
     result = {
         "config": config.name, "machine": machine.name, "devices": machine.count, "mesh": dict(subject.mesh.shape),
         "compiled": outcome is not None and outcome.program is not None, "batch_rows": rows,
-        "attention": [] if devices is None else attention_lines(subject),
+        "attention": [] if devices is None else attention_lines(subject), "division": report.division(subject.state.params),
     }  # fmt: skip
     if install:
         result["note"] = f"an estimate: nothing was compiled; for the real compiler, {install}"

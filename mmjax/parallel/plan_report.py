@@ -18,7 +18,7 @@ def tables(result: Mapping[str, Any]) -> list[Any]:
     ]
     if "note" in result:
         shown.append(f"[yellow]{escape_markup(result['note'])}[/yellow]")
-    shown += [_memory(result), _parts(result), _collectives(result), _summary(result)]
+    shown += [_memory(result), _parts(result), _division(result), _collectives(result), _summary(result)]
     if "weak_scaling" in result:
         shown.append(_scaling(result["weak_scaling"]))
     if "search" in result:
@@ -58,6 +58,15 @@ def _parts(result: Mapping[str, Any]) -> Table:
         times = [f"{1e3 * part[key]:.3g}" for key in ("compute", "memory", "network")]
         counts = [f"{found[name] / 1e9:,.1f}" if name in found else "–" for found in (result["flops"], compiled)]
         table.add_row(name, *counts, *times, part["bound"])
+    return table
+
+
+def _division(result: Mapping[str, Any]) -> Table:
+    table = Table("divided along")
+    table.add_column("parameters", justify="right")
+    table.add_column("the largest of them")
+    for one in result["division"]:
+        table.add_row(one["along"], f"{one['parameters']:,}", one["largest"])
     return table
 
 

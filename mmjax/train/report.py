@@ -53,6 +53,26 @@ def parameters_by_part(params: Any) -> dict[str, int]:
     return {names[n]: sum(x.size for x in jax.tree.leaves(part)) for n, part in params.items()}
 
 
+def division(params: Any) -> list[dict[str, Any]]:
+    """How many parameters are divided along which axes of the mesh, the most first.
+
+    "along" is as "fsdp" or "fsdp+tensor"; "nothing" of those that every device holds whole, since no axis has more
+    than one device or none divides their dimensions. "largest" names the largest of each.
+    """
+    found: dict[str, list[tuple[int, str]]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        axes = [name for name, size in leaf.sharding.mesh.shape.items() if name in leaf.sharding.spec and size > 1]
+        name = "/".join(str(getattr(key, "key", key)) for key in path)
+        found.setdefault("+".join(axes) or "nothing", []).append(
+            (leaf.size, f"{name} {'x'.join(map(str, leaf.shape))}")
+        )
+    result = [
+        {"along": along, "parameters": sum(size for size, _ in leaves), "largest": max(leaves)[1]}
+        for along, leaves in found.items()
+    ]
+    return sorted(result, key=lambda one: -one["parameters"])
+
+
 def idle_parts(config: c.Experiment) -> list[str]:
     """The keys of what no objective learns with: it has parameters, and is never trained."""
     model, reads = config.model, set()
@@ -87,6 +107,9 @@ def start(config, run, params, flops, decisions, sampler, layout, source, first:
         parts.add_row(name, f"{size:,}", f"{flops.get(name, 0.0) / 1e9:.1f}")
     parts.add_row("all", f"{sum(sizes.values()):,}", f"{sum(flops.values()) / 1e9:.1f}")
     say(parts)
+    if len(devices) > 1:
+        shares = [f"{one['along']} {100 * one['parameters'] / sum(sizes.values()):.3g} %" for one in division(params)]
+        say(f"parameters divided along {', '.join(shares)}")
     if idle := idle_parts(config):
         say(f"[yellow]no objective learns with {', '.join(idle)}: leave out what nothing needs[/yellow]")
     useful = sampler.useful_share(layout.tokens(source.sizes), range(first, first + 50))
