@@ -29,7 +29,6 @@ PLANS = (
     ("pretrain_1b", "v5p:4x4x4", ""),
     ("pretrain_1b", "v5p:4x4x4", "--mesh.fsdp 64 --xla.preset overlap"),
     ("pretrain_8b", "v5p:4x4x4", ""),
-    ("pretrain_8b", "v5p:4x4x4", "--xla.preset overlap"),
     ("siglip_b16", "v5e:8x8", ""),
 )
 
