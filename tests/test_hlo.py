@@ -96,6 +96,35 @@ def test_a_loop_whose_end_is_data_is_counted_once_and_said():
     assert program.loops == 1 and program.flops == {"speech": 2 * 4 * 32 * 8}
 
 
+@pytest.mark.parametrize(
+    "was, becomes, times",
+    [
+        ("%one = s32[] constant(1)", "%one = s32[] constant(2)", 3),
+        ("add(%i, %one)", "add(%one, %i)", 6),
+        ("%next = s32[] add(%i, %one)", "%copied = s32[] copy(%i)\n  %next = s32[] add(%copied, %one)", 6),
+        ("%next = s32[] add(%i, %one)", "%raised = s32[] add(%i, %one)\n  %next = s32[] copy(%raised)", 6),
+        ("%next = s32[] add(%i, %one)", "%next = s32[] add(%i, %i)", None),
+        ("%next = s32[] add(%i, %one)", "%next = s32[] multiply(%i, %one)", None),
+        ("%next = s32[] add(%i, %one)", "%next = s32[] add(%n, %one)", None),
+        ("compare(%i.1, %n.1), direction=LT", "compare(%i.1, %n.1), direction=NE", None),
+        (
+            "ROOT %less = pred[] compare(%i.1, %n.1), direction=LT",
+            "%less = pred[] compare(%i.1, %n.1), direction=LT\n  ROOT %both = pred[] and(%less, %less)",
+            None,
+        ),
+        ("%begin = s32[] constant(0)", "%begin = s32[] constant(4)", 2),
+        ("%begin = s32[] constant(0)", "%begin = s32[] constant(9)", 0),
+    ],
+)
+def test_a_loop_runs_as_often_as_its_counter_allows(was, becomes, times):
+    """What counts it need not be `range(n)`: only what can be read is multiplied, all else is counted once and said."""
+    text = PROGRAM.replace("GROUPS", "[2,4]<=[8]")
+    assert was in text
+    program = hlo.Program(text.replace(was, becomes), 8)
+    assert program.loops == (times is None)
+    assert program.flops["speech"] == (1 if times is None else times) * 2 * 4 * 32 * 8
+
+
 ASYNCHRONOUS = """HloModule jit_step, is_scheduled=true
 
 %inside (p0: f32[64,64]) -> f32[16,64] {
@@ -202,6 +231,44 @@ def test_a_fusion_inside_a_fusion_that_reads_one_slice_moves_one_slice():
     text = PROGRAM.replace("GROUPS", "[2,4]<=[8]").replace("%body (state", outer, 1)
     nested = hlo.Program(text.replace("kind=kLoop, calls=%inside\n  %whole", "kind=kLoop, calls=%outer\n  %whole"), 8)
     assert nested.traffic == hlo.Program(PROGRAM.replace("GROUPS", "[2,4]<=[8]"), 8).traffic
+
+
+UPDATED = """HloModule jit_step
+
+%update (p0: f32[64,64], p1: f32[1,64], p2: s32[]) -> f32[64,64] {
+  %p0 = f32[64,64]{1,0} parameter(0)
+  %p1 = f32[1,64]{1,0} parameter(1)
+  %p2 = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  RESULT
+}
+
+ENTRY %main (x: f32[64,64], row: f32[1,64], i: s32[]) -> f32[64,64] {
+  %x = f32[64,64]{1,0} parameter(0)
+  %row = f32[1,64]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  ROOT %new = f32[64,64]{1,0} fusion(%x, %row, %i), kind=kLoop, calls=%update
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "result, rows",
+    [
+        ("ROOT %u = f32[64,64]{1,0} dynamic-update-slice(%p0, %p1, %p2, %zero)", 2),
+        ("ROOT %u = f32[64,64]{1,0} scatter(%p0, %p2, %p1), to_apply=%add", 2),
+        ("%u = f32[64,64]{1,0} dynamic-update-slice(%p0, %p1, %p2, %zero)\n  ROOT %v = f32[64,64]{1,0} bitcast(%u)", 2),
+        # Made something of: the whole is written, and what was not updated is read for it.
+        ("%u = f32[64,64]{1,0} dynamic-update-slice(%p0, %p1, %p2, %zero)\n  ROOT %v = f32[64,64]{1,0} negate(%u)", None),
+    ],
+)  # fmt: skip
+def test_a_fusion_that_updates_one_row_moves_one_row(result, rows):
+    program = hlo.Program(UPDATED.replace("RESULT", result), 1)
+    (moved,) = program.traffic.values()
+    if rows:
+        assert moved == rows * 64 * 4 + 4  # the row, as read and as written, and its place
+    else:
+        assert moved >= 2 * 64 * 64 * 4
 
 
 SPLASH = """HloModule jit_step

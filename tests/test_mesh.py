@@ -114,6 +114,20 @@ def test_data_lies_across_slices_and_the_other_axes_inside():
     assert (slices[0] == 0).all() and (slices[1] == 1).all()
 
 
+def test_other_axes_lie_across_slices_where_data_cannot():
+    """Three slices of two, divided along fsdp alone: neighbours along it are of one slice as long as they can be."""
+
+    class Device:
+        platform, device_kind, process_index = "gpu", "a chip", 0
+
+        def __init__(self, number):
+            self.id, self.slice_index = number, number % 3
+
+    mesh = make_mesh(fsdp=6, devices=[Device(number) for number in range(6)])
+    assert mesh.devices.shape == (1, 6, 1, 1)
+    assert [device.slice_index for device in mesh.devices.flat] == [0, 0, 1, 1, 2, 2]
+
+
 @pytest.mark.parametrize("fsdp, reached", [(8, (4, 2, 1)), (16, (4, 4, 1)), (64, (4, 4, 4))])
 def test_axes_of_every_size_lie_on_a_torus(fsdp, reached):
     """8 x 8 devices of 4 x 4 x 4: a dimension must be split, and is, where JAX's own `make_mesh` refuses."""

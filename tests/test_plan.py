@@ -8,9 +8,12 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from conftest import tiny
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from mmjax import config as c
 from mmjax.errors import UserError
@@ -46,10 +49,13 @@ def command(*arguments):
     ],
 )
 def test_gathers_that_became_sums_are_told(fsdp, kinds, expected):
-    mesh = SimpleNamespace(shape={"data": 1, "fsdp": fsdp})
+    mesh = jax.sharding.AbstractMesh((1, fsdp), ("data", "fsdp"))
+    sharding = NamedSharding(mesh, P("fsdp"))
+    state = SimpleNamespace(params={"kernel": jax.ShapeDtypeStruct((16,), np.float32, sharding=sharding)})
     groups = np.arange(fsdp)[None] if fsdp > 1 else np.arange(2)[None] * 0
     program = SimpleNamespace(collectives=[Collective(kind, "text", groups, 1.0, 1.0) for kind in kinds])
-    assert gathers_by_summing(SimpleNamespace(mesh=mesh), SimpleNamespace(program=program)) == expected
+    subject = SimpleNamespace(mesh=mesh, state=state)
+    assert gathers_by_summing(subject, SimpleNamespace(program=program)) == expected
 
 
 # Machines. ------------------------------------------------------------------------------------------------

@@ -154,7 +154,7 @@ def estimated(
     """FLOPs, traffic and collectives per device as the sharding asks for them, without a compiler.
 
     Parameters are gathered along fsdp for the forward and the backward pass and their gradients scattered back and
-    summed along data, for every micro-batch, in the dtype of the compute; memory is passed over once for each thing kept,
+    summed along data, for every micro-batch, cast to the dtype of the compute before; memory is passed over once for each thing kept,
     written, and read again.
 
     Args:
@@ -164,11 +164,13 @@ def estimated(
     shape, count = dict(subject.mesh.shape), subject.mesh.size
     places, names = np.arange(count).reshape(tuple(shape.values())), list(shape)
     groups = {name: np.moveaxis(places, names.index(name), -1).reshape(-1, shape[name]) for name in names}
-    collectives, traffic, times = [], {}, subject.config.optimizer.accumulation
+    collectives, traffic, optimizer = [], {}, subject.config.optimizer
+    times = optimizer.accumulation
     for name, size in report.parameters_by_part(subject.state.params).items():
-        size *= jnp.dtype(subject.config.model.dtype).itemsize / shape["tensor"]  # cast before they travel
+        kept, computed = (jnp.dtype(one).itemsize for one in (optimizer.parameters, subject.config.model.dtype))
+        gathered, size = (size * one / shape["tensor"] for one in (min(kept, computed), computed))
         if shape["fsdp"] > 1:
-            collectives.append(hlo.Collective("all-gather", name, groups["fsdp"], 2 * times, size))
+            collectives.append(hlo.Collective("all-gather", name, groups["fsdp"], 2 * times, gathered))
             collectives.append(hlo.Collective("reduce-scatter", name, groups["fsdp"], times, size))
         if shape["data"] > 1:
             collectives.append(hlo.Collective("all-reduce", name, groups["data"], times, size / shape["fsdp"]))

@@ -20,6 +20,10 @@ FREE = (
 )  # fmt: skip
 
 
+# What changes a part of an array in place, and which of its operands the new part is.
+UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
+
+
 class Collective(NamedTuple):
     """Devices exchanging data, as often as one step does it.
 
@@ -155,8 +159,8 @@ class Program:
             return 0.0
         if one.opcode in ("dynamic-slice", "slice", "gather"):
             return 2 * size_in_bytes(one.shape)
-        if one.opcode in ("dynamic-update-slice", "scatter"):
-            return 2 * size_in_bytes(table[one.operands[1 if one.opcode == "dynamic-update-slice" else 2]].shape)
+        if one.opcode in UPDATES:
+            return 2 * size_in_bytes(table[one.operands[UPDATES[one.opcode]]].shape)
         inner = self._computations.get(one.attribute("calls") or "") if one.opcode == "fusion" else None
         if inner is None:
             return size_in_bytes(one.shape) + sum(
@@ -167,7 +171,7 @@ class Program:
     def _moved_by_fusion(self, one: Instruction, table: dict, inner: dict[str, Instruction]) -> float:
         """Of an array of which it reads or writes a slice in place, only that; of one that it hands on as it came, nothing."""
         written = size_in_bytes(one.shape)
-        read, root = 0.0, list(inner.values())[-1]
+        read, root = 0.0, _root(inner)
         handed_on = {each.name for each in inner.values() if each.opcode == "parameter" or each.chain}
         if root.opcode == "tuple":
             written -= sum(size_in_bytes(inner[name].shape) for name in root.operands if name in handed_on)
@@ -189,8 +193,8 @@ class Program:
                     continue
                 if user.opcode in ("dynamic-slice", "slice", "gather") and not place:
                     read += size_in_bytes(user.shape)
-                elif user.opcode == "dynamic-update-slice" and not place:
-                    kept += size_in_bytes(user.shape) - size_in_bytes(inner[user.operands[1]].shape)
+                elif user.opcode in UPDATES and not place and _is_result(user, inner):
+                    kept += size_in_bytes(user.shape) - size_in_bytes(inner[user.operands[UPDATES[user.opcode]]].shape)
                 elif user.opcode == "bitcast" or called:
                     within = (_parameter(called, place), called) if called else (user.name, inner)
                     deeper = self._touched(*within)
@@ -200,47 +204,80 @@ class Program:
         return read, kept
 
     def _trips(self, loop: Instruction, table: dict[str, Instruction]) -> int | None:
-        """How often a loop `for i in range(start, bound)` runs: from its condition and what it is started with."""
+        """How often a loop `for i in range(start, bound, step)` runs: from its condition, its body and what starts it."""
         noted = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.rest)
         if noted:
             return int(noted[1])
         condition = self._computations[loop.attribute("condition")]
-        compared = next(
-            (one for one in condition.values() if "pred[]" in one.shape and one.opcode in ("compare", "fusion")), None
-        )
-        if compared is None:
+        found = self._inner(_root(condition), condition)
+        if found is None or found[0].opcode != "compare" or "direction=LT" not in found[0].rest or None in found[1]:
             return None
-        names, rest = compared.operands, compared.rest
-        if compared.opcode == "fusion":
-            inner = self._computations[compared.attribute("calls")]
-            core = next((one for one in inner.values() if one.opcode == "compare"), None)
-            if core is None:
-                return None
-            sources = [inner[name] for name in core.operands]
-            values = [condition[names[int(s.operands[0])]] if s.opcode == "parameter" else s for s in sources]
-            rest = core.rest
-        else:
-            values = [condition[name] for name in names]
+        counter, bound = found[1]
         started = table.get(loop.operands[0])
-        ends = [self._constant(value, started, table) for value in values]
-        if "direction=LT" not in rest or None in ends:
+        begin, end = (self._constant(value, started, table) for value in (counter, bound))
+        step = self._step(counter, self._computations[loop.attribute("body")])
+        if None in (begin, end, step):
             return None
-        return max(ends[1] - ends[0], 0)
+        return max(-(-(end - begin) // step), 0)
+
+    def _inner(
+        self, one: Instruction, table: dict[str, Instruction]
+    ) -> tuple[Instruction, list[Instruction | None]] | None:
+        """What an instruction, or the fusion that holds it, computes from which instructions of the table."""
+        if one.opcode != "fusion":
+            return one, [table.get(name) for name in one.operands]
+        inner = self._computations.get(one.attribute("calls") or "")
+        if inner is None:
+            return None
+        root, given = _root(inner), [table.get(name) for name in one.operands]
+        sources = [inner[name] for name in root.operands if name in inner]
+        return root, [given[int(s.operands[0])] if s.opcode == "parameter" else s for s in sources]
+
+    def _step(self, counter: Instruction, body: dict[str, Instruction]) -> int | None:
+        """The constant that a loop's body adds to a counter, which the condition reads as an element of its state."""
+        root = _root(body)
+        if counter.opcode != "get-tuple-element" or root.opcode != "tuple":
+            return None
+        index = counter.attribute("index")
+        found = self._inner(_source(body[root.operands[int(index)]], body), body)
+        if found is None or found[0].opcode != "add" or None in found[1]:
+            return None
+        added = [_source(one, body) for one in found[1]]
+        old = [one for one in added if one.opcode == "get-tuple-element" and one.attribute("index") == index]
+        steps = [int(one.operands[0]) for one in added if one.opcode == "constant" and one.operands[0].isdigit()]
+        return steps[0] if old and steps and steps[0] > 0 else None
 
     def _constant(self, value: Instruction, started: Instruction | None, table: dict[str, Instruction]) -> int | None:
         """The integer that a condition reads: a constant, or what the loop is started with."""
         if value.opcode == "get-tuple-element" and started is not None and started.opcode == "tuple":
             value = table[started.operands[int(value.attribute("index"))]]
-        while value.opcode in ("copy", "bitcast") and value.operands[0] in table:
-            value = table[value.operands[0]]
+        value = _source(value, table)
         if value.opcode == "constant" and re.fullmatch(r"-?\d+", value.operands[0]):
             return int(value.operands[0])
         return None
 
 
+def _root(computation: dict[str, Instruction]) -> Instruction:
+    """What a computation results in: its last line."""
+    return list(computation.values())[-1]
+
+
+def _source(one: Instruction, computation: dict[str, Instruction]) -> Instruction:
+    """What an instruction copies, or itself."""
+    while one.opcode in ("copy", "copy-start", "copy-done", "bitcast") and one.operands[0] in computation:
+        one = computation[one.operands[0]]
+    return one
+
+
 def _parameter(computation: dict[str, Instruction], number: int) -> str:
     """The name of a computation's parameter."""
     return next(p.name for p in computation.values() if p.opcode == "parameter" and p.operands == [str(number)])
+
+
+def _is_result(one: Instruction, computation: dict[str, Instruction]) -> bool:
+    """Whether a computation gives an instruction's result away, and makes nothing else of it."""
+    users = [user for user in computation.values() if one.name in user.operands]
+    return all(user.opcode == "tuple" or (user.opcode == "bitcast" and _is_result(user, computation)) for user in users)
 
 
 def _add(total: dict, key: Any, value: float) -> None:

@@ -54,11 +54,12 @@ def make_mesh(
     shape = mesh_shape(len(devices), data, fsdp, tensor, context)
     axis_types = (AxisType.Auto,) * len(AXES)
     groups = _groups(devices)
-    if shape["data"] % len(groups):
-        groups = [devices]
-    inside = {**shape, "data": shape["data"] // len(groups)}
-    placed = [_placed(tuple(inside.values()), group) for group in groups]
-    return jax.sharding.Mesh(np.concatenate(placed), AXES, axis_types=axis_types)
+    if shape["data"] % len(groups):  # other axes lie across them, too: one slice behind the other
+        placed = np.concatenate([_placed((len(group),), group) for group in groups]).reshape(tuple(shape.values()))
+    else:
+        inside = {**shape, "data": shape["data"] // len(groups)}
+        placed = np.concatenate([_placed(tuple(inside.values()), group) for group in groups])
+    return jax.sharding.Mesh(placed, AXES, axis_types=axis_types)
 
 
 def _placed(shape: tuple[int, ...], devices: list[Any]) -> np.ndarray:

@@ -56,7 +56,7 @@ def plan(config: c.Experiment, machine: Machine, *, price: float | None = None, 
         result["note"] = f"the compiler refused the step: {outcome.refused}"
     elif outcome.note:
         result["note"] = outcome.note
-    elif gathers_by_summing(subject, outcome):
+    elif machine.platform == "tpu" and config.xla.preset != "overlap" and gathers_by_summing(subject, outcome):
         result["note"] = (
             "what is gathered along fsdp is compiled as a sum over zeros, which sends twice as much; --xla.preset overlap "
             "asks for gathers"
@@ -93,7 +93,8 @@ def gathers_by_summing(subject: Subject, outcome: Outcome) -> bool:
     """Whether the compiler made no gather of parameters along fsdp, as those of TPUs do for 64 devices and more."""
     shape = dict(subject.mesh.shape)
     kinds = {kind for axis, kind, _ in hlo.by_axis(outcome.program.collectives, shape) if axis == "fsdp"}
-    return shape["fsdp"] > 1 and "all-reduce" in kinds and not kinds & {"all-gather", "collective-permute"}
+    divided = any("fsdp" in one["along"] for one in report.division(subject.state.params))
+    return divided and "all-reduce" in kinds and not kinds & {"all-gather", "collective-permute"}
 
 
 def attention_lines(subject: Subject) -> list[str]:
