@@ -174,7 +174,7 @@ class FixedBatchNorm(nn.Module):
         scale, bias = parameter("scale", nn.initializers.ones), parameter("bias", nn.initializers.zeros)
         mean, variance = parameter("mean", nn.initializers.zeros), parameter("variance", nn.initializers.ones)
         mean, variance = jax.lax.stop_gradient((mean, variance))
-        normed = (x.astype(jnp.float32) - mean) * jax.lax.rsqrt(variance + self.epsilon)
+        normed = (x.astype(jnp.float32) - mean) * jax.lax.rsqrt(variance.astype(jnp.float32) + self.epsilon)
         return (normed * scale + bias).astype(self.dtype)
 
 

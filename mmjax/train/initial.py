@@ -44,7 +44,7 @@ def load_initial(config: c.Experiment, state: TrainState) -> TrainState:
                 theirs = _for_size(ours, part, theirs)
         key = f"{room}_{name}"
         params[key] = _like(params[key], theirs, place, directory)
-    average = state.average and jax.tree.map(lambda p: p.copy(), params)
+    average = state.average and jax.tree.map(lambda a, p: p.astype(a.dtype).copy(), state.average, params)
     return state._replace(params=params, average=average)
 
 

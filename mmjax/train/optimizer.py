@@ -70,13 +70,11 @@ def matrices(params: Any) -> Any:
 
 
 def build_optimizer(config: c.Optimizer) -> optax.GradientTransformation:
-    """Clipping by the global norm, the rule, and the schedule."""
-    rule, schedule, moments = config.rule, build_schedule(config.schedule), jnp.dtype(config.moments)
+    """Clipping by the global norm, the rule, and the schedule; in float32, whatever is kept."""
+    rule, schedule = config.rule, build_schedule(config.schedule)
     match rule:
         case c.AdamW():
-            update = optax.adamw(
-                schedule, rule.b1, rule.b2, rule.eps, mu_dtype=moments, weight_decay=rule.weight_decay, mask=decayed
-            )
+            update = optax.adamw(schedule, rule.b1, rule.b2, rule.eps, weight_decay=rule.weight_decay, mask=decayed)
         case c.Muon():
             update = optax.contrib.muon(
                 schedule,
@@ -86,14 +84,11 @@ def build_optimizer(config: c.Optimizer) -> optax.GradientTransformation:
                 adam_b2=rule.b2,
                 adam_weight_decay=rule.weight_decay,
                 weight_decay_mask=decayed,
-                mu_dtype=moments,
                 muon_weight_dimension_numbers=matrices,
                 consistent_rms=0.2,  # so that AdamW's learning rates fit (Liu et al. 2025, arXiv:2502.16982)
             )
         case c.Lion():
-            update = optax.lion(
-                schedule, rule.b1, rule.b2, mu_dtype=moments, weight_decay=rule.weight_decay, mask=decayed
-            )
+            update = optax.lion(schedule, rule.b1, rule.b2, weight_decay=rule.weight_decay, mask=decayed)
         case c.Adafactor():
             update = optax.adafactor(
                 schedule,
@@ -102,6 +97,6 @@ def build_optimizer(config: c.Optimizer) -> optax.GradientTransformation:
                 multiply_by_parameter_scale=False,
             )
         case c.SGD():
-            update = optax.sgd(schedule, rule.momentum, accumulator_dtype=moments)
+            update = optax.sgd(schedule, rule.momentum)
     clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
     return optax.chain(clip, update)

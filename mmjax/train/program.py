@@ -22,7 +22,7 @@ def state_maker(config: c.Experiment, model, optimizer, layout, mesh):
         learned = weighting is not None and weighting.learned
         return init_state(
             model, optimizer, batch, config.seed, config.optimizer.ema is not None, weights, learned,
-            config.optimizer.parameters,
+            config.optimizer.parameters, config.optimizer.moments,
         )  # fmt: skip
 
     boxed = jax.eval_shape(initialise)

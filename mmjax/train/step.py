@@ -11,6 +11,7 @@ import optax
 from mmjax.models import Multimodal
 from mmjax.stream import Batch
 
+ROUNDING = 2**31 - 1  # of a step's key, the child that rounds; micro-batches have the first ones
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # "objective/metric" -> (sum, weight)
 
 
@@ -42,33 +43,50 @@ def init_state(
     average: bool,
     weights: Any = None,
     learned: bool = False,
-    dtype: str = "float32",
+    parameters: str = "float32",
+    moments: str = "float32",
 ) -> TrainState:
     """The state before the first step. A batch of any content gives the shapes; it needs every modality.
 
     Args:
       weights: of the objectives at first (see `mmjax.train.weighting`); learned: as parameters, with the model.
-      dtype: of the parameters that are kept; their average, and what the optimizer makes of them, stay float32.
+      parameters, moments: the dtypes in which parameters and first moments are kept; all else is float32.
     """
     params = model.init(jax.random.key(seed), batch)["params"]
     if learned:
         params = {**params, "weighting": weights}
     copy = jax.tree.map(jnp.copy, params) if average else None
     zero = jnp.zeros((), jnp.int32)
-    kept = cast(params, dtype)
-    return TrainState(zero, kept, optimizer.init(params), copy, zero, None if learned else weights)
+    first = lambda path: any(name in jax.tree_util.keystr(path) for name in (".mu", ".trace"))  # noqa: E731
+    kept = jax.tree_util.tree_map_with_path(
+        lambda path, x: x.astype(moments) if first(path) else x, optimizer.init(params)
+    )
+    return TrainState(zero, cast(params, parameters), kept, copy, zero, None if learned else weights)
 
 
 def cast(tree: Any, dtype: Any) -> Any:
-    """All arrays in that dtype."""
-    return jax.tree.map(lambda x: x.astype(dtype), tree)
+    """All arrays of numbers with a point in that dtype."""
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
+def widened(params: Any) -> Any:
+    """In float32 what is used many times in a step: JAX sums the gradients of all uses in the dtype of the parameter.
+
+    Those are embeddings, recurrent layers, heads. Of a stack of layers, which hold most of what there is, each is used once.
+    """
+
+    def widen(path, x):
+        return x if "layers" in [getattr(key, "key", None) for key in path] else x.astype(jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(widen, params)
 
 
 def rounded_like(kept: Any, new: Any, key: jax.Array) -> Any:
-    """float32 arrays in the dtypes of those that were kept, float32 or bfloat16; these are rounded at random.
+    """Finite arrays in the dtypes of those that were kept; float32 ones that were bfloat16 are rounded at random.
 
     Each goes to one of its two neighbours, so that the expectation stays (Gupta et al. 2015, section 3). Rounded to the
-    nearest, a parameter would stand still as soon as its steps are smaller than half of its last digit: 1/500 of its size.
+    nearest, a parameter or a momentum would stand still as soon as its steps are smaller than half of its last digit, 1/500
+    of its size.
     """
 
     def rounded(number: int, x: jax.Array) -> jax.Array:
@@ -151,13 +169,15 @@ def loss_and_gradients(
         of_part = lambda part: losses_of({**params, place: part}, batch, dropout_key, weights)[0]  # noqa: E731
         losses, pull = jax.vjp(of_part, params[place])
         one = lambda name: {n: jnp.float32(n == name) for n in losses}  # noqa: E731
-        return of_all, {name: pull(one(name))[0] for name in losses}
+        return of_all, {name: cast(pull(one(name))[0], dtype) for name in losses}
 
     def result(of_all, of_shared):
         (total, sums), gradients = of_all
-        lengths = {f"{n}/shared_gradient": (optax.tree.norm(g), jnp.ones(())) for n, g in of_shared.items()}
+        norm = lambda gradient: optax.tree.norm(cast(gradient, jnp.float32))  # noqa: E731
+        lengths = {f"{n}/shared_gradient": (norm(g), jnp.ones(())) for n, g in of_shared.items()}
         return total, gradients, sums | lengths
 
+    params = widened(params)
     if micro_batches == 1:
         return result(*gradient(params, batch, key))
 
@@ -195,10 +215,11 @@ def make_train_step(
         total, gradients, sums = loss_and_gradients(
             model, objectives, state.params, batch, key, micro_batches, weighting, state.weighting, gradient_dtype
         )
-        gradients, params = cast(gradients, jnp.float32), cast(state.params, jnp.float32)
+        gradients, params, moments = (cast(x, jnp.float32) for x in (gradients, state.params, state.optimizer))
         norm = optax.tree.norm(gradients)
-        updates, new_optimizer = optimizer.update(gradients, state.optimizer, params)
-        params = rounded_like(state.params, optax.apply_updates(params, updates), key)
+        updates, moments = optimizer.update(gradients, moments, params)
+        new = optax.apply_updates(params, updates), moments
+        params, new_optimizer = rounded_like((state.params, state.optimizer), new, jax.random.fold_in(key, ROUNDING))
 
         # One batch that is not finite must not poison the run: the step is skipped, and counted.
         finite = jnp.isfinite(norm)
@@ -208,7 +229,7 @@ def make_train_step(
         if average_decay is not None:
             # Young averages forget faster, or the random start would stay in them.
             decay = jnp.minimum(average_decay, (1.0 + state.step) / (10.0 + state.step))
-            average = jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, average, params)
+            average = jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, average, cast(params, jnp.float32))
         metrics = {"loss": total, "gradient_norm": norm} | {name: divide(pair) for name, pair in sums.items()}
         skipped, remembered = state.skipped + jnp.where(finite, 0, 1), state.weighting
         if remembered is not None:
