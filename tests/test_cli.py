@@ -137,7 +137,7 @@ def test_predict_for_people(run, files, capsys):
         (["train", "{config}", "--data.directory", "{files}/cut.wav/data"], "cannot prepare data"),
         (["train", "{config}", "--data.rows.image", "100"], "is no multiple of 64"),
         (["train", "{config}", "--data.subsets", "{'smell': 1.0}"], "names 'smell'"),
-        (["train", "{config}", "--mesh.data", "3"], "is not the number of devices"),
+        (["train", "{config}", "--mesh.data", "3"], "mesh.data=3 is not the number of devices"),
         (["train", "{config}", "--model.heads.answer.outputs", "5"], "outputs=5, but there are 13 answers"),
         (["train", "{config}", "--model.heads.transcript.outputs", "64"], "the tokenizer has 128 pieces"),
         (["train", "{config}", "--model.encoders.speech.front-end.sample-rate", "8000"], "speech at 16000 Hz"),

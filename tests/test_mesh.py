@@ -95,8 +95,14 @@ def test_every_axis_on_real_processes_is_one_process(one_process, count, axes):
 
 def test_what_takes_the_devices_that_others_leave():
     assert mesh_shape(16, tensor=2, context=4) == {"data": 2, "fsdp": 1, "tensor": 2, "context": 4}
-    with pytest.raises(UserError, match=r"mesh.data=3 x mesh.fsdp=1 x mesh.tensor=2 x mesh.context=1 is not .* 8"):
-        mesh_shape(8, data=3, tensor=2)
+    for axes, message in {
+        (3, 1, 2, 1): "mesh.data=3 x mesh.tensor=2 = 6 is not the number of devices, 8",
+        (1, 1, 1, 1): "mesh.data=1 is not the number of devices, 8",
+        (-1, 8, 5, 1): "mesh.fsdp=8 x mesh.tensor=5 = 40 does not divide the number of devices, 8",
+        (-1, 1, 1, 3): "mesh.context=3 does not divide the number of devices, 8",
+    }.items():
+        with pytest.raises(UserError, match=f"^{message}$"):
+            mesh_shape(8, *axes)
 
 
 def test_data_lies_across_slices_and_the_other_axes_inside():

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from mmjax import config as c
 from mmjax.errors import UserError
-from mmjax.parallel import machines, roofline
+from mmjax.parallel import machines, plan, plan_report, roofline, topology
 from mmjax.parallel.compilation import bisect
 from mmjax.parallel.hlo import Collective
 from mmjax.parallel.plan import gathers_by_summing
@@ -89,6 +89,8 @@ def test_machines_are_read(text, platform, count, per_node):
         ("h100:16", "a node has at most 8 H100s; write h100:8x2"),
         ("cpu:2x2", "write cpu:8"),
         ("h100:0", "cannot read the machine"),
+        ("v5p:3x3x3", "there is no slice v5p:3x3x3; each of its dimensions is 1, 2 or a multiple of 4 chips"),
+        ("v5e:4x32", "each of its dimensions is 1, 2, 4, 8 or 16 chips"),
     ],
 )
 def test_an_unknown_machine_names_the_nearest_or_what_to_write(text, message):
@@ -105,6 +107,15 @@ def test_every_machine_is_whole_and_dense():
         assert 100e12 < device.matrix_peak < 2500e12 or kind == "t4"
     assert machines.PEAKS["NVIDIA H100 80GB HBM3"] == pytest.approx(989e12, rel=1e-3)
     assert len(machines.PEAKS) == len(machines.DEVICES)
+
+
+def test_weak_scaling_that_takes_as_long_is_one_line():
+    rows = roofline.weak_scaling(machines.parse("h100:8"), {"data": 8}, 1e-3, 0.0, 1e8)
+    table = plan_report._scaling(rows)
+    assert [row["devices"] for row in rows] == [8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096]
+    assert list(table.columns[0].cells) == ["8 to 4,096"] and list(table.columns[2].cells) == ["100 %"]
+    slower = plan_report._scaling(roofline.weak_scaling(machines.parse("h100:8"), {"data": 8}, 1e-3, 0.0, 1e9))
+    assert list(slower.columns[0].cells)[:2] == ["8", "16"]
 
 
 def test_a_link_knows_nodes_and_rings():
@@ -311,8 +322,6 @@ def written(tmp_path, **changes):
 
 
 def test_without_a_compiler_the_plan_is_an_estimate_and_says_so(tmp_path, monkeypatch):
-    from mmjax.parallel import plan, topology
-
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
     result = plan.plan(tiny(mesh=c.Mesh(fsdp=4)), machines.parse("h100:4x2"))
     assert set(result) >= KEYS and not result["compiled"] and "pip install 'mmjax[plan-gpu]'" in result["note"]
@@ -321,7 +330,7 @@ def test_without_a_compiler_the_plan_is_an_estimate_and_says_so(tmp_path, monkey
     assert result["memory"]["optimizer"] == pytest.approx(2 * result["memory"]["parameters"], abs=32)
     assert result["memory"]["activations"] > result["memory"]["logits"] > 0
     sent = {(one["axis"], one["kind"]) for one in result["collectives"]}
-    assert sent == {("fsdp", "all-gather"), ("fsdp", "reduce-scatter"), ("data", "all-reduce")}
+    assert sent == {("fsdp", "all-gather"), ("fsdp", "reduce-scatter"), ("fsdp", "all-reduce"), ("data", "all-reduce")}
     assert [row["devices"] for row in result["weak_scaling"]] == [2**n for n in range(3, 13)]
     assert all(row["assumption"] for row in result["weak_scaling"])
     with pytest.raises(UserError, match="--search compiles"):
@@ -329,8 +338,6 @@ def test_without_a_compiler_the_plan_is_an_estimate_and_says_so(tmp_path, monkey
 
 
 def test_what_does_not_fit_says_by_how_much(monkeypatch):
-    from mmjax.parallel import plan, plan_report, topology
-
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.0001")
     result = plan.plan(tiny(), machines.parse("t4:1"))
@@ -346,8 +353,32 @@ def test_bad_requests_are_one_line(tmp_path):
     assert "the price is nan" in command(path, "--machine", "cpu:1", "--price", "nan")[1]
     code, error = command(path, "--machine", "cpu:3")
     assert code == 2 and error.strip().endswith(
-        "data.batch_rows=8 does not divide among 3 devices (mesh.data x mesh.fsdp)"
+        "data.batch_rows=8 does not divide among 3 devices (mesh.data x mesh.fsdp); write 9"
     )
+
+
+def test_an_estimate_counts_every_micro_batch_and_what_lies_along_which_axis():
+    """Without a compiler: as many rows in more micro-batches send more, and move no less."""
+
+    def estimated(**optimizer):
+        config = tiny(mesh=c.Mesh(fsdp=2, tensor=2), optimizer=dataclasses.replace(tiny().optimizer, **optimizer))
+        return plan.plan(config, machines.parse("h100:8"), estimate=True)
+
+    one, two = estimated(), estimated(accumulation=2)
+    assert not one["compiled"] and "leave out --estimate" in one["note"] and one["step_seconds"] > 0
+    parameters = {row["along"]: row["parameters"] for row in one["division"]}
+    along = 4 * (parameters["fsdp+tensor"] / 2 + parameters["fsdp"])  # bytes, as a device uses them
+    whole = 4 * (parameters["tensor"] / 2 + parameters["nothing"])
+    sent = {(row["axis"], row["kind"]): row["bytes"] for row in one["collectives"]}
+    assert sent == {
+        ("fsdp", "all-gather"): 2 * along, ("fsdp", "reduce-scatter"): along, ("fsdp", "all-reduce"): whole,
+        ("data", "all-reduce"): along / 2 + whole,
+    }  # fmt: skip
+    assert {(row["axis"], row["kind"]): row["bytes"] for row in two["collectives"]} == {
+        k: 2 * v for k, v in sent.items()
+    }
+    for part, times in one["parts"].items():
+        assert two["parts"][part]["memory"] >= times["memory"] > 0
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs mmjax[plan-tpu]")

@@ -68,6 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     sub.add_argument(
         "--search", action="store_true", help="find the largest data.batch_rows and the cheapest remat that fit"
     )
+    sub.add_argument("--estimate", action="store_true", help="at once, from shapes alone: nothing is compiled")
     sub.add_argument("--picture", metavar="FILE", help="write memory and time as bars (SVG)")
     command("config", "print the resolved config as JSON", "CONFIG", json_output=False)
 
@@ -190,7 +191,8 @@ def _plan(options, rest) -> int:
     from mmjax.parallel.plan_report import svg, tables
 
     config = override(load(options.config), rest)
-    result = plan(config, parse(options.machine), price=options.price, search=options.search)
+    asked = {"price": options.price, "search": options.search, "estimate": options.estimate}
+    result = plan(config, parse(options.machine), **asked)
     if options.picture:
         try:
             Path(options.picture).write_text(svg(result))

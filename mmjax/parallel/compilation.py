@@ -9,6 +9,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType
 
 from mmjax import config as c
+from mmjax import progress
 from mmjax.parallel import hlo
 from mmjax.parallel.machines import Machine
 from mmjax.parallel.mesh import abstract_batch, make_mesh, mesh_shape
@@ -78,6 +79,9 @@ def describe(config: c.Experiment, machine: Machine, devices: list[Any] | None) 
 
 def compiled(subject: Subject, rows: int) -> Outcome:
     """Compiles the step for the subject's mesh; a program that the compiler finds too large is an outcome, too."""
+    progress.console.print(
+        f"compiling the step of {rows} rows for {subject.mesh.size} devices (large models: minutes) ..."
+    )
     lowered, note = subject.lower(rows), None
     try:
         try:

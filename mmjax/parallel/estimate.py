@@ -153,28 +153,41 @@ def estimated(
 ) -> tuple[dict, dict, list[hlo.Collective]]:
     """FLOPs, traffic and collectives per device as the sharding asks for them, without a compiler.
 
-    Parameters are gathered along fsdp for the forward and the backward pass and their gradients scattered back and
-    summed along data, for every micro-batch, cast to the dtype of the compute before; memory is passed over once for each thing kept,
-    written, and read again.
+    Parameters are gathered along fsdp for the forward and the backward pass; their gradients are scattered back, and
+    summed along data; of what does not lie along fsdp, summed along both. All of it for every micro-batch, which also
+    passes over its weights, and over what it keeps for the backward pass, written and read again.
 
     Args:
       flops: of the step, by part; again: what is computed a second time beside them.
-      activations: bytes that a device keeps for the backward pass.
+      activations: bytes that a device keeps for the backward pass of a micro-batch.
     """
     shape, count = dict(subject.mesh.shape), subject.mesh.size
     places, names = np.arange(count).reshape(tuple(shape.values())), list(shape)
     groups = {name: np.moveaxis(places, names.index(name), -1).reshape(-1, shape[name]) for name in names}
     collectives, traffic, optimizer = [], {}, subject.config.optimizer
-    times = optimizer.accumulation
-    for name, size in report.parameters_by_part(subject.state.params).items():
-        kept, computed = (jnp.dtype(one).itemsize for one in (optimizer.parameters, subject.config.model.dtype))
-        gathered, size = (size * one / shape["tensor"] for one in (min(kept, computed), computed))
-        if shape["fsdp"] > 1:
-            collectives.append(hlo.Collective("all-gather", name, groups["fsdp"], 2 * times, gathered))
-            collectives.append(hlo.Collective("reduce-scatter", name, groups["fsdp"], times, size))
-        if shape["data"] > 1:
-            collectives.append(hlo.Collective("all-reduce", name, groups["data"], times, size / shape["fsdp"]))
-        share = flops.get(name, 0.0) / max(sum(flops.values()), 1.0)
-        traffic[name] = 3 * size + 2 * share * activations
+    times, computed = optimizer.accumulation, jnp.dtype(subject.config.model.dtype).itemsize
+    gathered = min(jnp.dtype(optimizer.parameters).itemsize, computed)
+
+    def send(kind: str, part: str, axis: str, often: int, size: float) -> None:
+        if shape[axis] > 1 and size:
+            collectives.append(hlo.Collective(kind, part, groups[axis], often * times, size))
+
+    for name, params in subject.state.params.items():
+        part, along, whole = (
+            report.part_name(name),
+            0.0,
+            0.0,
+        )  # parameters of a device: of what lies along fsdp, and not
+        for leaf in jax.tree.leaves(params):
+            held = math.prod(leaf.sharding.shard_shape(leaf.shape))
+            divided = "fsdp" in leaf.sharding.spec
+            along, whole = along + divided * held, whole + (not divided) * held
+        used = along * shape["fsdp"] + whole
+        send("all-gather", part, "fsdp", 2, along * shape["fsdp"] * gathered)
+        send("reduce-scatter", part, "fsdp", 1, along * shape["fsdp"] * computed)
+        send("all-reduce", part, "fsdp", 1, whole * computed)
+        send("all-reduce", part, "data", 1, (along + whole) * computed)
+        share = flops.get(part, 0.0) / max(sum(flops.values()), 1.0)
+        traffic[part] = times * (3 * used * computed + 2 * share * activations)
     traffic["other"] = 2 * per_device(subject.state)
     return {part: (value + again.get(part, 0.0)) / count for part, value in flops.items()}, traffic, collectives

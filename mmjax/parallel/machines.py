@@ -218,4 +218,12 @@ def parse(text: str) -> Machine:
                 f"a node has at most {limit} {kind.upper()}s; write {kind}:{limit}x{-(-sizes[0] // limit)} for "
                 f"{-(-sizes[0] // limit)} nodes"
             )
+    if platform == "tpu" and not all(_is_dimension(size, len(sizes)) for size in sizes):
+        sides = "1, 2 or a multiple of 4" if len(sizes) == 3 else "1, 2, 4, 8 or 16"
+        raise UserError(f"there is no slice {kind}:{shape}; each of its dimensions is {sides} chips")
     return Machine(name=text, kind=kind, shape=sizes)
+
+
+def _is_dimension(size: int, torus: int) -> bool:
+    """Whether a slice can be so long (the pages named in `DEVICES`): three dimensions are of cubes of 4 x 4 x 4."""
+    return size in (1, 2) or size % 4 == 0 if torus == 3 else size in (1, 2, 4, 8, 16)

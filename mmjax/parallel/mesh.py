@@ -1,6 +1,7 @@
 """One mesh, and one table from the logical axes that modules name to the axes of the mesh."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -33,12 +34,14 @@ SLOTS = ("examples", "answer")  # streams of a few slots, whose rows alone are d
 def mesh_shape(count: int, data: int = -1, fsdp: int = 1, tensor: int = 1, context: int = 1) -> dict[str, int]:
     """The sizes of the axes of a mesh of `count` devices; data = -1 takes what the others leave."""
     others = fsdp * tensor * context
-    data = count // others if data == -1 else data
+    if data == -1 and count % others == 0:
+        data = count // others
     if data * others != count:
-        sizes = " x ".join(
-            f"mesh.{name}={size}" for name, size in zip(AXES, (data, fsdp, tensor, context), strict=True)
-        )
-        raise UserError(f"{sizes} is not the number of devices, {count}")
+        sizes = {"fsdp": fsdp, "tensor": tensor, "context": context}
+        sizes = ({} if data == -1 else {"data": data}) | {name: size for name, size in sizes.items() if size != 1}
+        asked = " x ".join(f"mesh.{name}={size}" for name, size in sizes.items())
+        asked += f" = {math.prod(sizes.values())}" if len(sizes) > 1 else ""
+        raise UserError(f"{asked} {'does not divide' if data == -1 else 'is not'} the number of devices, {count}")
     return dict(zip(AXES, (data, fsdp, tensor, context), strict=True))
 
 
@@ -162,7 +165,10 @@ def batch_shardings(batch: Batch, rows: int, mesh: jax.sharding.Mesh) -> Batch:
     """How a batch is divided: its rows among data and fsdp, the tokens of a row along context where that divides them."""
     parts, context = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape.get("context", 1)
     if rows % parts:
-        raise UserError(f"data.batch_rows={rows} does not divide among {parts} devices (mesh.data x mesh.fsdp)")
+        nearest = max(round(rows / parts), 1) * parts
+        raise UserError(
+            f"data.batch_rows={rows} does not divide among {parts} devices (mesh.data x mesh.fsdp); write {nearest}"
+        )
 
     def shard(name, array):
         whole = name in SLOTS or context == 1 or array.shape[1] % context

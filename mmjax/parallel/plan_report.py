@@ -18,7 +18,9 @@ def tables(result: Mapping[str, Any]) -> list[Any]:
     ]
     if "note" in result:
         shown.append(f"[yellow]{escape_markup(result['note'])}[/yellow]")
-    shown += [_memory(result), _parts(result), _division(result), _collectives(result), _summary(result)]
+    shown += [_memory(result), _parts(result), _division(result)]
+    shown += [_collectives(result)] if result["collectives"] else []
+    shown.append(_summary(result))
     if "weak_scaling" in result:
         shown.append(_scaling(result["weak_scaling"]))
     if "search" in result:
@@ -115,14 +117,14 @@ def _summary(result: Mapping[str, Any]) -> str:
 
 
 def _scaling(rows: list[Mapping[str, Any]]) -> Table:
+    """Devices that take as long are one line, with what the most of them assume."""
     table = Table("devices", "step ms", "efficiency", "on paper, assuming", title="weak scaling", title_justify="left")
+    lines: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
-        table.add_row(
-            f"{row['devices']:,}",
-            f"{1e3 * row['step_seconds']:.3g}",
-            f"{100 * row['efficiency']:.0f} %",
-            row["assumption"],
-        )
+        lines.setdefault((f"{1e3 * row['step_seconds']:.3g}", f"{100 * row['efficiency']:.0f} %"), []).append(row)
+    for columns, alike in lines.items():
+        counts = f"{alike[0]['devices']:,}" + (f" to {alike[-1]['devices']:,}" if len(alike) > 1 else "")
+        table.add_row(counts, *columns, alike[-1]["assumption"])
     return table
 
 

@@ -48,9 +48,13 @@ def position_flops(config: c.Experiment, layout: Any) -> dict[str, float]:
     return {name: total / layout.rows[name] for name, total in totals.items()}
 
 
+def part_name(name: str) -> str:
+    """Of a part of the model, whose parameters are "encoders_text", the name that the user gave it."""
+    return name.removeprefix("encoders_").removeprefix("heads_")
+
+
 def parameters_by_part(params: Any) -> dict[str, int]:
-    names = {name: name.removeprefix("encoders_").removeprefix("heads_") for name in params}
-    return {names[n]: sum(x.size for x in jax.tree.leaves(part)) for n, part in params.items()}
+    return {part_name(name): sum(x.size for x in jax.tree.leaves(part)) for name, part in params.items()}
 
 
 def division(params: Any) -> list[dict[str, Any]]:
