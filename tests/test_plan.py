@@ -36,6 +36,7 @@ def command(*arguments):
         [sys.executable, "-m", "mmjax", "plan", *map(str, arguments), "--json"],
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
+    assert "UserWarning" not in done.stderr  # such as JAX's, of programs on disk that it cannot read
     return json.loads(done.stdout) if done.returncode == 0 else (done.returncode, done.stderr)
 
 

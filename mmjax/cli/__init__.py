@@ -88,6 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
 
             checking = options.command == "check"  # compiles much and runs little
             if options.command == "plan":
+                _stop_at_once_on_interrupt()
                 runtime.prepare_plan(options.machine)
             else:
                 runtime.prepare(devices=8 if checking else None, compile_fast=checking)
@@ -286,6 +287,14 @@ def _stop_at_once_on_sigterm() -> None:
 
     try:
         signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread
+        pass
+
+
+def _stop_at_once_on_interrupt() -> None:
+    """Lets Ctrl-C end a process that compiles for minutes: Python's own handler waits until the compiler is done."""
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     except ValueError:  # not the main thread
         pass
 

@@ -66,6 +66,8 @@ def prepare_plan(machine: str) -> None:
     described = parse(machine)
     os.environ["JAX_PLATFORMS"] = "cpu"  # whatever devices are here, they are not what is asked about
     on_cpu = described.platform == "cpu"
+    if not on_cpu:  # kept programs cannot be read without the machine: JAX would write them, and warn of each
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     # The memory that a CPU program needs is decided before its instructions are optimised.
     prepare(devices=described.count if on_cpu else None, compile_fast=on_cpu)
 
