@@ -120,6 +120,23 @@ def test_two_cannot_train_in_one_directory(tmp_path):
         train(tiny(), tmp_path)
 
 
+def test_a_start_that_fails_leaves_nothing(tmp_path):
+    with pytest.raises(UserError, match="is not the number of devices"):
+        train(tiny(mesh=c.Mesh(data=3)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UserError), claimed(tmp_path / "mine"):
+        raise UserError("what was there stays")
+    assert (tmp_path / "mine").is_dir()
+
+
+def test_rows_that_other_streams_leave_empty_are_named(tmp_path, capsys):
+    data = dataclasses.replace(tiny().data, rows={**tiny().data.rows, "text": 160})
+    train(tiny(data=data, steps=1, evaluation=c.Evaluation(subsets=())), tmp_path)
+    (towards,) = re.findall(r"data.rows.text=160 is mostly empty: .* lower it towards (\d+),", capsys.readouterr().err)
+    assert 8 <= int(towards) <= 20  # the tiny config has 16
+
+
 def test_a_launch_with_a_process_that_fails_fails(tmp_path):
     process = subprocess.run(
         ["launch/local.sh", "2", str(tmp_path / "missing.py")],

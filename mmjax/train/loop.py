@@ -196,10 +196,14 @@ def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
 
 @contextmanager
 def claimed(run: Path):
-    """Makes the run's directory and keeps other processes from training in it, until this one ends or is killed."""
+    """Makes the run's directory and keeps other processes from training in it, until this one ends or is killed.
+
+    A directory that it made, and in which no run began, goes again.
+    """
     if jax.process_index() > 0:  # the lead claims it for all
         yield
         return
+    new = not run.exists()
     try:
         run.mkdir(parents=True, exist_ok=True)
         file = open(run / ".lock", "w")  # noqa: SIM115  (closed below)
@@ -209,7 +213,12 @@ def claimed(run: Path):
     except OSError as error:
         raise UserError(f"cannot write to the run directory {run}: {error.strerror or error}") from None
     with file:
-        yield
+        try:
+            yield
+        finally:
+            if new and [path.name for path in run.iterdir()] == [".lock"]:
+                (run / ".lock").unlink()
+                run.rmdir()
 
 
 def open_run(config: c.Experiment, run: Path, source) -> None:

@@ -17,6 +17,8 @@ from mmjax.train import attention
 from mmjax.train.build import build_model
 from mmjax.train.step import unboxed
 
+MOSTLY_USED = 0.5  # share of a stream's positions below which its rows are too long for their company
+
 
 def sample_rate(config: c.Experiment) -> int:
     """Of the speech that the run hears, in Hz."""
@@ -125,6 +127,12 @@ def start(config, run, params, flops, decisions, sampler, layout, source, first:
         + (f"; {sampler.too_long} examples are longer than a row and left out" if sampler.too_long else "")
         + (f"; {sampler.never_shown} have nothing of any of data.subsets" if sampler.never_shown else "")
     )
+    for name, share in useful.items():
+        if share < MOSTLY_USED:
+            say(
+                f"[yellow]data.rows.{name}={layout.rows[name]} is mostly empty: the other streams fill a row first; lower it towards "
+                f"{round(layout.rows[name] * share)}, or raise theirs[/yellow]"
+            )
     left_out(source, run)
     if first < config.steps:
         say("compiling the step ...")
