@@ -3,8 +3,8 @@
     mmjax plan configs/librispeech_conformer_m.py --machine h100:8
     mmjax train configs/librispeech_conformer_m.py
 
-Planned for 8 H100 (the step compiled for it by jax 0.10.2; time by the roofline, not measured): 11.4 of 59.3 GiB
-a device, 42 ms a step, bound by memory, 55,500 seconds of audio per second, MFU 7 %.
+Planned for 8 H100 (the step compiled for it by jax 0.10.2; time by the roofline, not measured): 11.0 of 59.3 GiB
+a device, 44 ms a step, bound by memory, 52,600 seconds of audio per second, MFU 6 %.
 
 Everything but the encoder's size is as in librispeech_conformer_s.py, which see.
 """
