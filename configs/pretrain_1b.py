@@ -26,11 +26,11 @@ config = dataclasses.replace(
     model=dataclasses.replace(
         small.model,
         encoders={
-            "speech": Conformer.preset("modern L", layers=16, width=1024, heads=16),
-            "image": ViT.preset("L/16", positions="rotary"),
-            "text": Transformer(vocabulary=pieces, layers=20, width=1024, heads=16, mlp=4096),
+            "speech": Conformer.preset("modern L", layers=16, width=1024, heads=16, remat="dots"),
+            "image": ViT.preset("L/16", positions="rotary", remat="dots"),
+            "text": Transformer(vocabulary=pieces, layers=20, width=1024, heads=16, mlp=4096, remat="dots"),
         },
-        fusion=CrossAttention(layers=4, width=1024, heads=16, mlp=2816, queries=8),
+        fusion=CrossAttention(layers=4, width=1024, heads=16, mlp=2816, queries=8, remat="dots"),
     ),
     optimizer=dataclasses.replace(small.optimizer, schedule=WarmupCosine(peak=3e-4, warmup=4000, steps=small.steps)),
 )

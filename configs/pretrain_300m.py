@@ -59,11 +59,11 @@ config = Experiment(
     ),
     model=Multimodal(
         encoders={
-            "speech": Conformer.preset("modern L"),
-            "image": ViT.preset("B/16", positions="rotary"),
-            "text": Transformer(vocabulary=PIECES, layers=12, width=768, heads=12, mlp=3072),
+            "speech": Conformer.preset("modern L", remat="dots"),
+            "image": ViT.preset("B/16", positions="rotary", remat="dots"),
+            "text": Transformer(vocabulary=PIECES, layers=12, width=768, heads=12, mlp=3072, remat="dots"),
         },
-        fusion=CrossAttention(layers=4, width=768, heads=12, mlp=2048, queries=8),
+        fusion=CrossAttention(layers=4, width=768, heads=12, mlp=2048, queries=8, remat="dots"),
         heads={
             "answer": Head(reads="fused", outputs=ANSWERS),
             "transcript": Head(reads="speech", outputs=PIECES),

@@ -108,10 +108,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _train(options, rest) -> int:
     from mmjax.config import load, override, smoke
+    from mmjax.config.smoke import AS_ASKED
     from mmjax.train.loop import train
 
     config = override(load(options.config), rest)
-    config = smoke(config) if options.smoke else config
+    config = override(smoke(config), rest, only=AS_ASKED) if options.smoke else config
     train(config, Path(options.run_dir or f"runs/{config.name}"))
     return 0
 

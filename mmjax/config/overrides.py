@@ -9,10 +9,13 @@ from mmjax.config.tree import from_dict, to_dict
 from mmjax.errors import UserError, dotted, nearest
 
 
-def override(config: Experiment, arguments: list[str]) -> Experiment:
+def override(config: Experiment, arguments: list[str], only: tuple[str, ...] = ()) -> Experiment:
     """Applies `--any.config.key VALUE` (or `--key=VALUE`); dashes and underscores are the same.
 
     A value is a number, `none`, `true`, `false`, text, the name of a class, or a Python literal.
+
+    Args:
+      only: how the keys begin that are applied; (): all.
     """
     tree = to_dict(config)
     rest = list(arguments)
@@ -25,7 +28,9 @@ def override(config: Experiment, arguments: list[str]) -> Experiment:
             if not rest:
                 raise UserError(f"the override --{key} has no value")
             text = rest.pop(0)
-        _set(tree, key.replace("-", "_"), _literal(text))
+        key = key.replace("-", "_")
+        if not only or key.startswith(only):
+            _set(tree, key, _literal(text))
     return from_dict(Experiment, tree, "")
 
 

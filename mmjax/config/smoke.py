@@ -7,6 +7,8 @@ from typing import Any
 from mmjax.config.experiment import Checkpoint, Experiment, Log, Mesh
 
 STEPS, ROWS, EXAMPLES = 4, 2, 8
+# What is made small, but stays as it is asked for beside `--smoke`: to rehearse a mesh.
+AS_ASKED = ("steps", "mesh.", "data.batch_rows", "optimizer.accumulation")
 
 
 def smoke(config: Experiment, width: int = 32) -> Experiment:

@@ -104,7 +104,8 @@ def check_config(config: c.Experiment) -> None:
     if config.data.batch_rows % config.optimizer.accumulation:
         raise UserError(
             f"data.batch_rows={config.data.batch_rows} does not divide into "
-            f"optimizer.accumulation={config.optimizer.accumulation} micro-batches"
+            f"optimizer.accumulation={config.optimizer.accumulation} micro-batches; write a multiple of "
+            f"{config.optimizer.accumulation}"
         )
 
 

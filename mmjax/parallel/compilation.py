@@ -14,7 +14,7 @@ from mmjax.parallel import hlo
 from mmjax.parallel.machines import Machine
 from mmjax.parallel.mesh import abstract_batch, make_mesh, mesh_shape
 from mmjax.parallel.remat import check_offload
-from mmjax.parallel.xla import TOO_LARGE, TRITON_FAILS, WITHOUT_TRITON, check_options, options_of
+from mmjax.parallel.xla import REMEDY, TOO_LARGE, TRITON_FAILS, WITHOUT_TRITON, check_options, options_of
 from mmjax.train.build import build_layout, build_model, build_objectives
 from mmjax.train.optimizer import build_optimizer
 from mmjax.train.program import jitted_step, state_maker
@@ -90,7 +90,7 @@ def compiled(subject: Subject, rows: int) -> Outcome:
             if TRITON_FAILS not in str(error):
                 raise
             executable = lowered.compile(compiler_options=WITHOUT_TRITON)
-            note = f"this compiler fails on it unless --xla.options '{WITHOUT_TRITON}'"
+            note = f"this compiler fails on it without {REMEDY}: planned with it, and to be trained with it"
     except jax.errors.JaxRuntimeError as error:
         if TOO_LARGE not in str(error):
             raise

@@ -104,13 +104,13 @@ def _summary(result: Mapping[str, Any]) -> str:
     tokens = ", ".join(
         f"{name} {rate:,.0f}" for name, rate in result["tokens_per_second"].items() if name != "examples"
     )
-    lines.append(f"tokens per second: {tokens} (useful positions {result['useful_share']['from']})")
+    lines.append(f"tokens per second: {tokens} (useful positions: {result['useful_share']['from']})")
     if "audio_seconds_per_second" in result:
         lines.append(f"{result['audio_seconds_per_second']:,.0f} seconds of audio per second")
     if "cost_per_1000_hours_of_audio" in result:
-        lines.append(f"1,000 hours of audio cost {result['cost_per_1000_hours_of_audio']:,.2f}")
+        lines.append(f"1,000 hours of audio cost {_money(result['cost_per_1000_hours_of_audio'])}")
     if "cost_of_the_run" in result:
-        lines.append(f"all steps of the run cost {result['cost_of_the_run']:,.2f}")
+        lines.append(f"all steps of the run cost {_money(result['cost_of_the_run'])}")
     if result.get("loops_counted_once"):
         lines.append(f"{result['loops_counted_once']} loops run as long as the data says; they are counted once")
     return "\n".join(lines)
@@ -126,6 +126,10 @@ def _scaling(rows: list[Mapping[str, Any]]) -> Table:
         counts = f"{alike[0]['devices']:,}" + (f" to {alike[-1]['devices']:,}" if len(alike) > 1 else "")
         table.add_row(counts, *columns, alike[-1]["assumption"])
     return table
+
+
+def _money(amount: float) -> str:
+    return f"{amount:,.2f}" if amount >= 1 else f"{amount:.2g}"
 
 
 def _size(size: float) -> str:

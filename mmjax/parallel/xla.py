@@ -28,6 +28,7 @@ OF_JAX = ("exec_time_optimization_effort", "memory_fitting_effort", "optimizatio
 # XLA for GPUs fuses some products in a way that it cannot compile then (jax 0.10.2; seen with attention over several streams).
 TRITON_FAILS = "Couldn't find output tile sizes"
 WITHOUT_TRITON = {"xla_gpu_enable_triton_gemm": False}
+REMEDY = f'--xla.options "{WITHOUT_TRITON}"'
 TOO_LARGE = "RESOURCE_EXHAUSTED"
 
 
@@ -88,7 +89,7 @@ def explained() -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
         if TRITON_FAILS in str(error):
-            remedy = f"XLA cannot compile this step with Triton's products; add --xla.options '{WITHOUT_TRITON}'"
+            remedy = f"XLA cannot compile this step with Triton's products; add {REMEDY}"
         elif TOO_LARGE in str(error):
             remedy = (
                 "the step needs more memory than there is: lower data.batch_rows, raise optimizer.accumulation, or set "
