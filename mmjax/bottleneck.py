@@ -16,6 +16,7 @@ from mmjax.data.image import open_image, resize
 from mmjax.data.loader import Batches
 from mmjax.errors import UserError
 from mmjax.parallel.mesh import make_mesh, to_devices
+from mmjax.stream import WHOLE
 from mmjax.train.build import (
     build_image_augmentation,
     build_image_mixing,
@@ -92,7 +93,7 @@ def measure(config: c.Experiment, count: int = 8, step_seconds: float | None = N
     layout = build_layout(config, source.tokenizer)
     sampler, timed, mesh = build_sampler(config, layout, source), Timed(source), make_mesh(**vars(config.mesh))
     changes = build_image_augmentation(config), build_image_mixing(config)
-    batches = Batches(timed, layout, sampler, 0, 1, *changes)
+    batches = Batches(timed, layout, sampler, WHOLE, *changes)
     made, rows = [batches[0]], []  # what is loaded at first use does not count
     times: dict[str, list[float]] = {part: [] for part in PARTS}
     real = {"audio_seconds": 0.0, "pictures": 0.0, "examples": 0.0}

@@ -278,9 +278,7 @@ def divided(subject: Subject, mesh: Mesh, micro_batches: int = 1) -> list[np.nda
         subject.params,
         state_shardings(subject.boxed, mesh),
     )
-    share = share_of_rows(mesh)
-    rows = ROWS_CHECKED // share.count
-    mine = slice(share.number * rows, (share.number + 1) * rows)
+    mine = share_of_rows(mesh).rows(ROWS_CHECKED)
 
     def compute(params, batch):
         total, gradients, _ = loss_and_gradients(

@@ -6,6 +6,8 @@ without loading JAX.
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 # The id that no text to be written holds: the tokenizer's padding, the blank of CTC and transducer, the beginning and end of a text.
 BLANK = 0
 
@@ -33,6 +35,25 @@ class Stream(NamedTuple):
     def mask(self) -> Array:
         """[B, T] bool, True where a token stands."""
         return self.segments > 0
+
+
+class Share(NamedTuple):
+    """Which of the equal parts of every batch's rows a process loads.
+
+    Attributes:
+      parts: their numbers, in order; count: of all parts.
+    """
+
+    parts: tuple[int, ...] = (0,)
+    count: int = 1
+
+    def rows(self, batch_rows: int) -> np.ndarray:
+        """The numbers of the rows, of so many."""
+        size = batch_rows // self.count
+        return (np.array(self.parts)[:, None] * size + np.arange(size)).ravel()
+
+
+WHOLE = Share()
 
 
 class Factors(NamedTuple):

@@ -125,8 +125,8 @@ class Throughput:
             self._real[name] = self._real.get(name, 0) + int(np.count_nonzero(stream.segments))
             self._all[name] = self._all.get(name, 0) + stream.segments.size
 
-    def report(self, hosts: int = 1) -> dict[str, float]:
-        """Rates since the last report, over all hosts; then begins anew."""
+    def report(self, hosts: float = 1) -> dict[str, float]:
+        """Rates since the last report, over all hosts, of which each loads as much as this one; then begins anew."""
         seconds = max(time.perf_counter() - self._begin, 1e-9)
         rates = {
             "steps_per_second": self._steps / seconds,

@@ -15,6 +15,7 @@ import numpy as np
 from mmjax import config as c
 from mmjax.data.loader import Batches
 from mmjax.parallel import processes
+from mmjax.stream import Share
 from mmjax.train.build import build_image_augmentation, build_layout, build_sampler, build_source
 
 
@@ -27,7 +28,7 @@ def main(run: str, state: str, *steps: str) -> None:
     if json.loads(state):
         sampler.restore(json.loads(state))
     augmentation = build_image_augmentation(config)
-    batches = Batches(source, layout, sampler, jax.process_index(), jax.process_count(), augmentation)
+    batches = Batches(source, layout, sampler, Share((jax.process_index(),), jax.process_count()), augmentation)
     for step in map(int, steps):
         batch = batches[step]
         share = len(batch["examples"].segments)

@@ -15,6 +15,7 @@ from mmjax.data.loader import Batches, prefetch, share_of_padding
 from mmjax.data.spoken_easy_vqa import SpokenEasyVQA, prepare
 from mmjax.data.spoken_easy_vqa_builder import VOICES
 from mmjax.errors import UserError
+from mmjax.stream import Share
 from mmjax.train.build import build_layout, build_sampler
 from mmjax.train.report import note_skipped
 
@@ -78,7 +79,7 @@ def test_recordings_are_the_same_however_the_work_is_shared(monkeypatch):
 def batches(source, host=0, hosts=1):
     config = tiny()
     layout = build_layout(config, source.tokenizer)
-    return Batches(source, layout, build_sampler(config, layout, source), host, hosts)
+    return Batches(source, layout, build_sampler(config, layout, source), Share((host,), hosts))
 
 
 def same(one, other):

@@ -112,6 +112,12 @@ def test_a_loop_whose_end_is_data_is_counted_once_and_said():
             "%less = pred[] compare(%i.1, %n.1), direction=LT\n  ROOT %both = pred[] and(%less, %less)",
             None,
         ),
+        ("%layers, %n)\n}", "%layers, %next)\n}", None),  # the end is data
+        (
+            "%next = s32[] add(%i, %one)",
+            "%inner = (s32[]) copy(%n)\n  %same = s32[] get-tuple-element(%inner), index=0\n  %next = s32[] add(%same, %one)",
+            None,
+        ),
         ("%begin = s32[] constant(0)", "%begin = s32[] constant(4)", 2),
         ("%begin = s32[] constant(0)", "%begin = s32[] constant(9)", 0),
     ],

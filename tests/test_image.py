@@ -19,6 +19,7 @@ from mmjax.data.packing import Packer
 from mmjax.data.patches import patch_grid, patchify
 from mmjax.data.sampler import Sampler
 from mmjax.errors import UserError
+from mmjax.stream import Share
 from mmjax.train.build import build_image_augmentation, build_layout
 
 
@@ -270,7 +271,7 @@ class Pictures:
 def picture_batches(augmentation=None, host=0, hosts=1):
     source = Pictures()
     sampler = Sampler(NATIVE.positions(source.sizes), NATIVE.rows, {"image": 1.0}, 4, seed=3, window=24)
-    return Batches(source, NATIVE, sampler, host, hosts, augmentation)
+    return Batches(source, NATIVE, sampler, Share((host,), hosts), augmentation)
 
 
 def by_example(batch):

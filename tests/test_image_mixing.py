@@ -20,7 +20,7 @@ from mmjax.data.loader import Batches
 from mmjax.data.sampler import Sampler
 from mmjax.errors import UserError
 from mmjax.objectives import Classification
-from mmjax.stream import Stream
+from mmjax.stream import Share, Stream
 from mmjax.train.build import build_image_mixing, build_layout
 
 BLACK, WHITE = np.zeros((40, 32, 3), np.uint8), np.full((40, 32, 3), 255, np.uint8)
@@ -82,7 +82,7 @@ LAYOUT = Layout(rows={"image": 12, "examples": 3}, patch=8, image_size=16, answe
 def batches(mixing, host=0, hosts=1, rows=2):
     source = Greys()
     sampler = Sampler(LAYOUT.positions(source.sizes), LAYOUT.rows, {"image": 1.0}, rows, window=12)
-    return Batches(source, LAYOUT, sampler, host, hosts, mixing=mixing)
+    return Batches(source, LAYOUT, sampler, Share((host,), hosts), mixing=mixing)
 
 
 def test_labels_say_how_much_of_each_picture_is_there():

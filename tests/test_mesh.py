@@ -14,10 +14,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mmjax import config as c
-from mmjax.check import difference, on_processes
+from mmjax.check import difference, free_port, on_processes
 from mmjax.config.validate import check_config
 from mmjax.errors import UserError
-from mmjax.parallel.mesh import AXES, make_mesh, mesh_shape
+from mmjax.parallel.mesh import AXES, make_mesh, mesh_shape, share_of_rows
 from mmjax.parallel.runtime import simulated
 from mmjax.train.report import division
 
@@ -150,6 +150,82 @@ def test_axes_of_every_size_lie_on_a_torus(fsdp, reached):
     for group in mesh.devices[:, :, 0, 0]:  # neighbours: a block of the torus, of whole dimensions as far as they go
         places = np.array([device.coords for device in group])
         assert sorted((len(set(axis)) for axis in places.T), reverse=True) == list(reached)
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+@pytest.mark.parametrize("fsdp, tensor", [(1, 1), (4, 1), (16, 1), (1, 2), (4, 4)])
+def test_hosts_of_tpus_load_the_rows_of_their_devices(monkeypatch, slices, fsdp, tensor):
+    """A host has a block of 2 x 2 chips of a torus, whose rows of chips axes follow: what it loads is not in one piece."""
+
+    class Chip:
+        platform, device_kind, core_on_chip = "tpu", "TPU v5 lite", 0
+
+        def __init__(self, number):
+            self.id, (self.slice_index, y, x) = number, np.unravel_index(number, (slices, 4, 4))
+            self.coords, self.process_index = (int(x), int(y), 0), int(4 * self.slice_index + 2 * (y // 2) + x // 2)
+
+    mesh = make_mesh(fsdp=fsdp, tensor=tensor, devices=[Chip(number) for number in range(16 * slices)])
+    parts, loaded = mesh.shape["data"] * fsdp, []
+    for process in range(4 * slices):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        share = share_of_rows(mesh)
+        held = {
+            n for n, group in enumerate(mesh.devices.reshape(parts, -1)) for d in group if d.process_index == process
+        }
+        assert share == (tuple(sorted(held)), parts) and len(share.rows(3 * parts)) == 3 * len(held)
+        loaded += share.rows(3 * parts).tolist()
+    assert sorted(set(loaded)) == list(range(3 * parts))
+
+
+ON_2_PROCESSES = """
+import sys, jax, numpy as np
+jax.distributed.initialize(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
+from mmjax.parallel.mesh import AXES, share_of_rows, to_devices
+from mmjax.stream import Stream
+order = np.array(jax.devices())[[0, 2, 1, 3]]  # the processes' devices take turns
+mesh = jax.sharding.Mesh(order.reshape(2, 2, 1, 1), AXES)
+share, rows = share_of_rows(mesh), np.arange(24).reshape(8, 3)
+mine = rows[share.rows(8)]
+there = to_devices({"examples": Stream(mine, mine, mine)}, mesh)["examples"].segments
+right = [(shard.data == rows[shard.index]).all() and shard.data.shape == (2, 3) for shard in there.addressable_shards]
+print(share.parts, there.shape, len(right), all(right))
+"""
+
+
+def test_rows_that_are_not_neighbours_come_to_their_devices():
+    port = free_port()
+    both = [
+        subprocess.Popen([sys.executable, "-c", ON_2_PROCESSES, str(port), str(number)], env=os.environ | simulated(2),
+                         stdout=subprocess.PIPE, text=True)
+        for number in range(2)
+    ]  # fmt: skip
+    printed = [process.communicate(timeout=120)[0].strip() for process in both]
+    assert printed == ["(0, 2) (8, 3) 2 True", "(1, 3) (8, 3) 2 True"]
+
+
+def test_a_topology_without_slices_is_one_slice():
+    """As `mmjax plan` has it for TPUs: axes take whole dimensions of the torus, not the blocks of its hosts."""
+
+    class Chip:
+        platform, device_kind, core_on_chip = "tpu", "TPU v5", 0
+
+        def __init__(self, number):
+            self.id, self.coords = number, tuple(map(int, np.unravel_index(number, (4, 4, 4))))
+            self.process_index = number // 4
+
+    ring = make_mesh(tensor=4, devices=[Chip(number) for number in range(64)]).devices[0, 0, :, 0]
+    assert sorted(len({device.coords[axis] for device in ring}) for axis in range(3)) == [1, 1, 4]
+
+
+def test_groups_of_other_sizes_are_one_behind_the_other():
+    class Device:
+        platform, device_kind, process_index = "gpu", "a chip", 0
+
+        def __init__(self, number):
+            self.id, self.slice_index = number, int(number > 2)
+
+    mesh = make_mesh(devices=[Device(number) for number in range(8)])
+    assert [device.slice_index for device in mesh.devices.flat] == [0] * 3 + [1] * 5
 
 
 def test_how_parameters_are_divided_is_told():

@@ -12,6 +12,7 @@ from mmjax.data.loader import Batches
 from mmjax.data.mixture import proportions
 from mmjax.data.sampler import Sampler
 from mmjax.errors import UserError
+from mmjax.stream import Share
 from mmjax.train.build import build_layout, build_sampler, build_source
 
 SIZES = {"a": 1000, "b": 300, "c": 20}
@@ -124,7 +125,7 @@ def test_batches_of_a_mixture_do_not_depend_on_the_number_of_hosts(mixed):
     layout = build_layout(mixed, source.tokenizer)
 
     def batches(host, hosts):
-        return Batches(source, layout, build_sampler(mixed, layout, source), host, hosts)
+        return Batches(source, layout, build_sampler(mixed, layout, source), Share((host,), hosts))
 
     for step in (0, 7):
         whole = batches(0, 1)[step]

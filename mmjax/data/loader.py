@@ -12,7 +12,7 @@ from mmjax.data.layout import Layout
 from mmjax.data.packing import Blend, Packer
 from mmjax.data.sampler import Sampler
 from mmjax.errors import UserError
-from mmjax.stream import Batch
+from mmjax.stream import WHOLE, Batch, Share
 
 
 class Batches:
@@ -22,7 +22,7 @@ class Batches:
 
     Args:
       source: random access to examples.
-      number, count: of every batch's rows, cut into so many equal parts, this host takes that part.
+      share: of every batch's rows, what this host takes.
       augmentation: of the pictures, by step and example (see `ImageAugmentation`); None in evaluation.
       mixing: of pictures and answers, likewise (see `ImageMixing`).
     """
@@ -32,16 +32,16 @@ class Batches:
         source,
         layout: Layout,
         sampler: Sampler,
-        number: int = 0,
-        count: int = 1,
+        share: Share = WHOLE,
         augmentation: Any = None,
         mixing: Any = None,
     ):
-        if sampler.batch_rows % count:
-            raise UserError(f"data.batch_rows={sampler.batch_rows} does not divide among {count} hosts")
+        if sampler.batch_rows % share.count:
+            raise UserError(
+                f"data.batch_rows={sampler.batch_rows} does not divide among {share.count} devices (mesh.data x mesh.fsdp)"
+            )
         self.source, self.layout, self.sampler = source, layout, sampler
-        self._share = sampler.batch_rows // count
-        self._first = number * self._share
+        self._rows = share.rows(sampler.batch_rows)
         self._augmentation, self._mixing = augmentation, mixing
         self.skipped: dict[int, str] = {}
         self._seen = 0
@@ -52,8 +52,8 @@ class Batches:
 
     def __getitem__(self, step: int) -> Batch:
         augment = self._augmentation and partial(self._augmentation, step=step)
-        packer = Packer(self.layout, self._share, augment)
-        for number, row in enumerate(self.sampler.rows(step)[self._first : self._first + self._share]):
+        packer, rows = Packer(self.layout, len(self._rows), augment), self.sampler.rows(step)
+        for number, row in enumerate(rows[chosen] for chosen in self._rows):
             for place, (index, shows) in enumerate(zip(row.examples.tolist(), row.subsets, strict=True)):
                 try:
                     example = self.source[index]

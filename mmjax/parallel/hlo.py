@@ -215,8 +215,9 @@ class Program:
         counter, bound = found[1]
         started = table.get(loop.operands[0])
         begin, end = (self._constant(value, started, table) for value in (counter, bound))
-        step = self._step(counter, self._computations[loop.attribute("body")])
-        if None in (begin, end, step):
+        body = self._computations[loop.attribute("body")]
+        step, stays = self._step(counter, body), bound.opcode != "get-tuple-element" or _is_handed_on(bound, body)
+        if None in (begin, end, step) or not stays:
             return None
         return max(-(-(end - begin) // step), 0)
 
@@ -243,7 +244,7 @@ class Program:
         if found is None or found[0].opcode != "add" or None in found[1]:
             return None
         added = [_source(one, body) for one in found[1]]
-        old = [one for one in added if one.opcode == "get-tuple-element" and one.attribute("index") == index]
+        old = [one for one in added if _is_element(one, index, body)]
         steps = [int(one.operands[0]) for one in added if one.opcode == "constant" and one.operands[0].isdigit()]
         return steps[0] if old and steps and steps[0] > 0 else None
 
@@ -267,6 +268,18 @@ def _source(one: Instruction, computation: dict[str, Instruction]) -> Instructio
     while one.opcode in ("copy", "copy-start", "copy-done", "bitcast") and one.operands[0] in computation:
         one = computation[one.operands[0]]
     return one
+
+
+def _is_element(one: Instruction, index: str | None, computation: dict[str, Instruction]) -> bool:
+    """Whether an instruction reads that element of the tuple that a computation is given."""
+    reads = one.opcode == "get-tuple-element" and one.attribute("index") == index
+    return reads and computation[one.operands[0]].opcode == "parameter"
+
+
+def _is_handed_on(element: Instruction, body: dict[str, Instruction]) -> bool:
+    """Whether a loop's body gives an element of its state on as it came."""
+    root, index = _root(body), element.attribute("index")
+    return root.opcode == "tuple" and _is_element(_source(body[root.operands[int(index)]], body), index, body)
 
 
 def _parameter(computation: dict[str, Instruction], number: int) -> str:

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mmjax.errors import UserError
-from mmjax.stream import Batch
+from mmjax.stream import Batch, Share
 
 # data, fsdp: rows of a batch. fsdp: parameters, gathered where they are used (ZeRO, Rajbhandari et al. 2020).
 # tensor: heads, hidden units and vocabulary (Megatron, Shoeybi et al. 2019). context: the tokens of every row.
@@ -57,7 +57,9 @@ def make_mesh(
     shape = mesh_shape(len(devices), data, fsdp, tensor, context)
     axis_types = (AxisType.Auto,) * len(AXES)
     groups = _groups(devices)
-    if shape["data"] % len(groups):  # other axes lie across them, too: one slice behind the other
+    if (
+        shape["data"] % len(groups) or len(set(map(len, groups))) > 1
+    ):  # other axes lie across them: one behind the other
         placed = np.concatenate([_placed((len(group),), group) for group in groups]).reshape(tuple(shape.values()))
     else:
         inside = {**shape, "data": shape["data"] // len(groups)}
@@ -74,11 +76,16 @@ def _placed(shape: tuple[int, ...], devices: list[Any]) -> np.ndarray:
 
 
 def _groups(devices: list[Any]) -> list[list[Any]]:
-    """The devices of each slice; on GPUs, of each node (which a process has whole)."""
+    """The devices of each slice; where they know of none, GPUs of each node (which a process has whole), TPUs together.
+
+    TPUs that are not here are of one slice, and have no number of it.
+    """
     groups: dict[int, list[Any]] = {}
     for device in devices:
         group = getattr(device, "slice_index", None)
-        groups.setdefault(device.process_index if group is None else group, []).append(device)
+        if group is None:
+            group = 0 if device.platform == "tpu" else device.process_index
+        groups.setdefault(group, []).append(device)
     return [groups[number] for number in sorted(groups)]
 
 
@@ -108,46 +115,34 @@ def within(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, function: Callab
     return traced
 
 
-class Share(NamedTuple):
-    """Which of the equal parts of a batch's rows a process loads."""
-
-    number: int
-    count: int
-
-
 def share_of_rows(mesh: jax.sharding.Mesh) -> Share:
-    """The rows that this process's devices hold; several processes share them where one row lies on several.
+    """The rows that this process's devices hold; several processes have the same where one row lies on several.
 
-    Raises:
-      UserError: they are not one part of several equal ones.
+    They need not be neighbours: a TPU's hosts hold blocks of its torus, which axes cross.
     """
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    of_each: dict[int, set[int]] = {}
-    for place, device in np.ndenumerate(mesh.devices):
-        of_each.setdefault(device.process_index, set()).add(place[0] * mesh.shape["fsdp"] + place[1])
-    mine = sorted(of_each[jax.process_index()])
-    size = len(mine)
-    if any(
-        sorted(held)[0] % size or len(held) != size or max(held) - min(held) != size - 1 for held in of_each.values()
-    ):
-        raise UserError(
-            f"the mesh {dict(mesh.shape)} gives processes unequal parts of the rows; choose another mesh.data"
-        )
-    return Share(mine[0] // size, parts // size)
+    width = mesh.shape["fsdp"]
+    mine = {
+        place[0] * width + place[1]
+        for place, device in np.ndenumerate(mesh.devices)
+        if device.process_index == jax.process_index()
+    }
+    return Share(tuple(sorted(mine)), mesh.shape["data"] * width)
 
 
 def to_devices(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
     """This host's rows of a batch (its `share_of_rows`) -> the global batch, divided among all devices."""
     share = share_of_rows(mesh)
-    rows = len(batch["examples"].segments)
-    shardings, first = batch_shardings(batch, rows * share.count, mesh), share.number * rows
+    size = len(batch["examples"].segments) // len(share.parts)
+    rows = size * share.count
+    shardings = batch_shardings(batch, rows, mesh)
 
     def place(array, sharding):
-        def part(index):
-            start, stop, _ = index[0].indices(rows * share.count)
-            return array[(slice(start - first, stop - first), *index[1:])]
+        def part(index):  # of one device
+            start, stop, _ = index[0].indices(rows)
+            first = share.parts.index(start // size) * size
+            return array[(slice(first, first + stop - start), *index[1:])]
 
-        return jax.make_array_from_callback((rows * share.count, *array.shape[1:]), sharding, part)
+        return jax.make_array_from_callback((rows, *array.shape[1:]), sharding, part)
 
     return jax.tree.map(place, batch, shardings)
 

@@ -2,9 +2,10 @@
 
 import fcntl
 import json
+import os
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
     sampler = build_sampler(config, layout, source)
     changes = build_image_augmentation(config), build_image_mixing(config)
     share = share_of_rows(mesh)
-    batches = Batches(source, layout, sampler, *share, *changes)
+    batches = Batches(source, layout, sampler, share, *changes)
     open_run(config, run, source)
 
     # Model and state: only shapes at first, then restored or made, each device its own part.
@@ -166,7 +167,7 @@ def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
             log(*pending)
         done, pending, before = step + 1, None, metrics
         if done % config.log.every_steps == 0 or done in (first + 1, config.steps):
-            pending = done, metrics, throughput.report(share.count)
+            pending = done, metrics, throughput.report(share.count / len(share.parts))
         stopping = stop.asked(done)  # once: the signal may come between two looks
         every = config.checkpoint.every_steps
         if done == config.steps or stopping or (every and done % every == 0):
@@ -208,6 +209,10 @@ def claimed(run: Path):
         run.mkdir(parents=True, exist_ok=True)
         file = open(run / ".lock", "w")  # noqa: SIM115  (closed below)
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(
+            os.fstat(file.fileno()), os.stat(run / ".lock")
+        ):  # removed by the one before, see below
+            raise BlockingIOError
     except BlockingIOError:
         raise UserError(f"another process is training in {run}; wait for it, or choose another --run-dir") from None
     except OSError as error:
@@ -216,9 +221,10 @@ def claimed(run: Path):
         try:
             yield
         finally:
-            if new and [path.name for path in run.iterdir()] == [".lock"]:
-                (run / ".lock").unlink()
-                run.rmdir()
+            with suppress(OSError):  # of what went wrong before, this is the least
+                if new and [path.name for path in run.iterdir()] == [".lock"]:
+                    (run / ".lock").unlink()
+                    run.rmdir()
 
 
 def open_run(config: c.Experiment, run: Path, source) -> None:
