@@ -3,8 +3,8 @@
     mmjax plan configs/pretrain_300m.py --machine h100:8
     mmjax train configs/pretrain_300m.py
 
-Planned for 8 H100 (the step compiled for them by jax 0.10.2; time by the roofline, not measured): 23.8 of 59.3 GiB a device, 73 ms a
-step, bound by memory, 37,600 seconds of audio per second, MFU 22 %.
+Planned for 8 H100 (the step compiled for them by jax 0.10.2; time by the roofline, not measured): 9.8 of 59.3 GiB a device, 54 ms a
+step, bound by memory, 51,400 seconds of audio per second, MFU 30 %.
 
 The model transcribes what it hears, restores the words and patches that were hidden from it, and answers questions about
 any of the three. `SOURCES` are to be replaced by lists of one's own (docs/data.md), `ANSWERS` by how many answers they have.

@@ -25,9 +25,9 @@ from mmjax.train.build import build_layout, build_sampler, build_source, data_di
 
 # Against compiled steps of the configs of this repository (docs/plan.md, How far to trust it).
 ESTIMATED = {
-    "tpu": "compiled steps needed 0.9 to 1.1 times this memory and 1.0 to 1.3 times this time",
-    "gpu": "compiled steps needed 0.9 to 1.7 times this memory and 2 to 9 times this time",
-    "cpu": "a compiled step may need several times this time",
+    "tpu": "compiled steps of large models needed 0.9 to 1.1 times the memory and 1.0 to 1.2 times the time",
+    "gpu": "compiled steps of large models needed 0.8 to 1.1 times the memory and 1.4 to 18 times the time",
+    "cpu": "compiled steps may need several times the time",
 }
 ASSUMED_SHARE = 0.9  # of the positions of every stream that hold a token, where no data says it
 
