@@ -53,7 +53,8 @@ class Batches:
     def __getitem__(self, step: int) -> Batch:
         augment = self._augmentation and partial(self._augmentation, step=step)
         packer, rows = Packer(self.layout, len(self._rows), augment), self.sampler.rows(step)
-        for number, row in enumerate(rows[mine] for mine in self._rows if mine < len(rows)):  # the last batch may lack some
+        held = [rows[mine] for mine in self._rows if mine < len(rows)]  # the last batch may lack some
+        for number, row in enumerate(held):
             for place, (index, shows) in enumerate(zip(row.examples.tolist(), row.subsets, strict=True)):
                 try:
                     example = self.source[index]
