@@ -90,6 +90,7 @@ def test_machines_are_read(text, platform, count, per_node):
         ("cpu:2x2", "write cpu:8"),
         ("h100:0", "cannot read the machine"),
         ("v5p:3x3x3", "there is no slice v5p:3x3x3; each of its dimensions is 1, 2 or a multiple of 4 chips"),
+        ("v5p:16x16x32", "there is no slice v5p:16x16x32; the largest has 6,144 chips"),
         ("v5e:4x32", "each of its dimensions is 1, 2, 4, 8 or 16 chips"),
     ],
 )

@@ -150,6 +150,8 @@ DEVICES = {
         per_chip=2, peaks={"float8": 4614e12 / 2},
     ),
 }  # fmt: skip
+# In devices: the pages named above.
+LARGEST_SLICE = {"v4": 4096, "v5e": 256, "v5p": 6144, "v6e": 256, "7x": 9216 * 2}
 ALIASES = {"tpu7x": "7x", "v7x": "7x", "a100-80": "a100"}
 # The denominators of MFU by device_kind. A device that is not listed has no MFU: none is better than a wrong one.
 PEAKS = {kind: device.matrix_peak for device in DEVICES.values() for kind in device.kinds}
@@ -221,7 +223,11 @@ def parse(text: str) -> Machine:
     if platform == "tpu" and not all(_is_dimension(size, len(sizes)) for size in sizes):
         sides = "1, 2 or a multiple of 4" if len(sizes) == 3 else "1, 2, 4, 8 or 16"
         raise UserError(f"there is no slice {kind}:{shape}; each of its dimensions is {sides} chips")
-    return Machine(name=text, kind=kind, shape=sizes)
+    machine = Machine(name=text, kind=kind, shape=sizes)
+    if machine.count > LARGEST_SLICE.get(kind, machine.count):
+        chips = LARGEST_SLICE[kind] // DEVICES[kind].per_chip
+        raise UserError(f"there is no slice {kind}:{shape}; the largest has {chips:,} chips")
+    return machine
 
 
 def _is_dimension(size: int, torus: int) -> bool:

@@ -60,7 +60,10 @@ def plan(
         "attention": [] if devices is None else attention_lines(subject), "division": report.division(subject.state.params),
     }  # fmt: skip
     if install:
-        result["note"] = f"an estimate from shapes: {ESTIMATED[machine.platform]}; for the real compiler, {install}"
+        whole = "; activations that tensor divides count whole" if subject.mesh.shape["tensor"] > 1 else ""
+        result["note"] = (
+            f"an estimate from shapes: {ESTIMATED[machine.platform]}{whole}; for the real compiler, {install}"
+        )
     elif outcome.refused:
         result["note"] = f"the compiler refused the step: {outcome.refused}"
     elif outcome.note:

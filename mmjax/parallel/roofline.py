@@ -12,7 +12,7 @@ import numpy as np
 
 from mmjax.errors import UserError
 from mmjax.parallel.hlo import NARROW, Collective
-from mmjax.parallel.machines import DEVICES, GPU_SHARE, Machine
+from mmjax.parallel.machines import DEVICES, GPU_SHARE, LARGEST_SLICE, Machine
 
 # The shares of a maker's figures that well-shaped programs reach; assumed, not measured.
 REACHED = {"matrix products": 0.7, "memory": 0.8, "network": 0.8}
@@ -196,7 +196,7 @@ def weak_scaling(
                 over, bandwidth = "within a node", device.inside
         else:
             over, bandwidth = "within one slice, all links", device.inside
-            if count > (limit := POD.get(machine.kind, count)):
+            if count > (limit := LARGEST_SLICE.get(machine.kind, count)):
                 over, bandwidth = f"between slices of {limit}", device.between
         bandwidth *= REACHED["network"]
         seconds = 2 * (replicas - 1) / replicas * gradient_bytes / bandwidth
@@ -207,7 +207,3 @@ def weak_scaling(
     for row in rows:
         row["efficiency"] = rows[0]["step_seconds"] / row["step_seconds"]
     return rows
-
-
-# Devices of the largest slice: the pages named in machines.py.
-POD = {"v4": 4096, "v5e": 256, "v5p": 6144, "v6e": 256, "7x": 9216 * 2}
