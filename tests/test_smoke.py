@@ -8,6 +8,7 @@ import corpora
 import pytest
 
 from mmjax import config as c
+from mmjax.config.smoke import AS_ASKED
 from mmjax.train.loop import train
 
 # quickstart.py and spoken_vqa.py are trained with their own data by other tests.
@@ -69,3 +70,11 @@ def test_the_dial_keeps_every_part_and_leaves_room_for_all_heads():
         }
         assert {n: type(p) for n, p in small.model.heads.items()} == {n: type(p) for n, p in config.model.heads.items()}
         assert all(e.width == 16 and e.layers <= 2 for e in small.model.encoders.values())
+
+
+def test_what_is_asked_for_beside_smoke_stays():
+    """A mesh can be rehearsed; sizes of the model stay small."""
+    asked = ["--mesh.fsdp", "4", "--data.batch-rows=8", "--model.encoders.text.width", "512", "--steps", "7"]
+    small = c.override(c.smoke(c.override(c.load("configs/pretrain_300m.py"), asked)), asked, only=AS_ASKED)
+    assert (small.mesh.fsdp, small.data.batch_rows, small.steps) == (4, 8, 7)
+    assert small.model.encoders["text"].width == 32
