@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmjax.errors import UserError
+
 # The id that no text to be written holds: the tokenizer's padding, the blank of CTC and transducer, the beginning and end of a text.
 BLANK = 0
 
@@ -48,7 +50,16 @@ class Share(NamedTuple):
     count: int = 1
 
     def rows(self, batch_rows: int) -> np.ndarray:
-        """The numbers of the rows, of so many."""
+        """The numbers of the rows, of so many.
+
+        Raises:
+          UserError: they do not divide into the parts.
+        """
+        if batch_rows % self.count:
+            nearest = max(round(batch_rows / self.count), 1) * self.count
+            raise UserError(
+                f"data.batch_rows={batch_rows} does not divide among {self.count} devices (mesh.data x mesh.fsdp); write {nearest}"
+            )
         size = batch_rows // self.count
         return (np.array(self.parts)[:, None] * size + np.arange(size)).ravel()
 

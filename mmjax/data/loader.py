@@ -36,10 +36,6 @@ class Batches:
         augmentation: Any = None,
         mixing: Any = None,
     ):
-        if sampler.batch_rows % share.count:
-            raise UserError(
-                f"data.batch_rows={sampler.batch_rows} does not divide among {share.count} devices (mesh.data x mesh.fsdp)"
-            )
         self.source, self.layout, self.sampler = source, layout, sampler
         self._rows = share.rows(sampler.batch_rows)
         self._augmentation, self._mixing = augmentation, mixing

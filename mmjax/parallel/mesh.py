@@ -57,9 +57,8 @@ def make_mesh(
     shape = mesh_shape(len(devices), data, fsdp, tensor, context)
     axis_types = (AxisType.Auto,) * len(AXES)
     groups = _groups(devices)
-    if (
-        shape["data"] % len(groups) or len(set(map(len, groups))) > 1
-    ):  # other axes lie across them: one behind the other
+    alike = len(set(map(len, groups))) == 1
+    if shape["data"] % len(groups) or not alike:  # other axes lie across them, too: one group behind the other
         placed = np.concatenate([_placed((len(group),), group) for group in groups]).reshape(tuple(shape.values()))
     else:
         inside = {**shape, "data": shape["data"] // len(groups)}
@@ -159,11 +158,7 @@ def abstract_batch(one_row: Batch, rows: int, mesh: jax.sharding.Mesh | None = N
 def batch_shardings(batch: Batch, rows: int, mesh: jax.sharding.Mesh) -> Batch:
     """How a batch is divided: its rows among data and fsdp, the tokens of a row along context where that divides them."""
     parts, context = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape.get("context", 1)
-    if rows % parts:
-        nearest = max(round(rows / parts), 1) * parts
-        raise UserError(
-            f"data.batch_rows={rows} does not divide among {parts} devices (mesh.data x mesh.fsdp); write {nearest}"
-        )
+    Share((), parts).rows(rows)  # do they divide?
 
     def shard(name, array):
         whole = name in SLOTS or context == 1 or array.shape[1] % context
