@@ -39,6 +39,20 @@ class Stream(NamedTuple):
         return self.segments > 0
 
 
+def rows_of_a_part(batch_rows: int, parts: int) -> int:
+    """How many rows of a batch each of its equal parts has.
+
+    Raises:
+      UserError: they do not divide.
+    """
+    if batch_rows % parts:
+        nearest = max(round(batch_rows / parts), 1) * parts
+        raise UserError(
+            f"data.batch_rows={batch_rows} does not divide among {parts} devices (mesh.data x mesh.fsdp); write {nearest}"
+        )
+    return batch_rows // parts
+
+
 class Share(NamedTuple):
     """Which of the equal parts of every batch's rows a process loads.
 
@@ -50,17 +64,8 @@ class Share(NamedTuple):
     count: int = 1
 
     def rows(self, batch_rows: int) -> np.ndarray:
-        """The numbers of the rows, of so many.
-
-        Raises:
-          UserError: they do not divide into the parts.
-        """
-        if batch_rows % self.count:
-            nearest = max(round(batch_rows / self.count), 1) * self.count
-            raise UserError(
-                f"data.batch_rows={batch_rows} does not divide among {self.count} devices (mesh.data x mesh.fsdp); write {nearest}"
-            )
-        size = batch_rows // self.count
+        """The numbers of the rows, of so many."""
+        size = rows_of_a_part(batch_rows, self.count)
         return (np.array(self.parts)[:, None] * size + np.arange(size)).ravel()
 
 

@@ -110,8 +110,8 @@ def kept_for_backward(subject: Subject, rows: int) -> Kept:
     config = subject.config.model
     for name, tower in towers(config).items():
         if tower.remat != "none":
-            whole, block = (kept(build_model(with_remat(config, other, name)))[0] for other in ("none", "block"))
-            of_tower = block - total if tower.remat == "full" else 0.0
+            whole = kept(build_model(with_remat(config, "none", name)))[0]
+            of_tower = kept(build_model(with_remat(config, "block", name)))[0] - total if tower.remat == "full" else 0.0
             again = max(again, of_tower + (whole - total - of_tower) / tower.layers)
     # Tokens are divided along context; of what is divided along tensor, the widest part, the residual stream is not.
     parts = subject.mesh.shape["context"]
@@ -173,15 +173,10 @@ def estimated(
             collectives.append(hlo.Collective(kind, part, groups[axis], often * times, size))
 
     for name, params in subject.state.params.items():
-        part, along, whole = (
-            report.part_name(name),
-            0.0,
-            0.0,
-        )  # parameters of a device: of what lies along fsdp, and not
+        part, held = report.part_name(name), {True: 0.0, False: 0.0}  # parameters of a device: along fsdp, and not
         for leaf in jax.tree.leaves(params):
-            held = math.prod(leaf.sharding.shard_shape(leaf.shape))
-            divided = "fsdp" in leaf.sharding.spec
-            along, whole = along + divided * held, whole + (not divided) * held
+            held["fsdp" in leaf.sharding.spec] += math.prod(leaf.sharding.shard_shape(leaf.shape))
+        along, whole = held[True], held[False]
         used = along * shape["fsdp"] + whole
         send("all-gather", part, "fsdp", 2, along * shape["fsdp"] * gathered)
         send("reduce-scatter", part, "fsdp", 1, along * shape["fsdp"] * computed)

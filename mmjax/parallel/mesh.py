@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mmjax.errors import UserError
-from mmjax.stream import Batch, Share
+from mmjax.stream import Batch, Share, rows_of_a_part
 
 # data, fsdp: rows of a batch. fsdp: parameters, gathered where they are used (ZeRO, Rajbhandari et al. 2020).
 # tensor: heads, hidden units and vocabulary (Megatron, Shoeybi et al. 2019). context: the tokens of every row.
@@ -119,13 +119,16 @@ def share_of_rows(mesh: jax.sharding.Mesh) -> Share:
 
     They need not be neighbours: a TPU's hosts hold blocks of its torus, which axes cross.
     """
+    return _share(mesh, jax.process_index())
+
+
+@functools.cache  # asked for at every batch
+def _share(mesh: jax.sharding.Mesh, process: int) -> Share:
     width = mesh.shape["fsdp"]
-    mine = {
-        place[0] * width + place[1]
-        for place, device in np.ndenumerate(mesh.devices)
-        if device.process_index == jax.process_index()
+    held = {
+        place[0] * width + place[1] for place, device in np.ndenumerate(mesh.devices) if device.process_index == process
     }
-    return Share(tuple(sorted(mine)), mesh.shape["data"] * width)
+    return Share(tuple(sorted(held)), mesh.shape["data"] * width)
 
 
 def to_devices(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
@@ -158,7 +161,7 @@ def abstract_batch(one_row: Batch, rows: int, mesh: jax.sharding.Mesh | None = N
 def batch_shardings(batch: Batch, rows: int, mesh: jax.sharding.Mesh) -> Batch:
     """How a batch is divided: its rows among data and fsdp, the tokens of a row along context where that divides them."""
     parts, context = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape.get("context", 1)
-    Share((), parts).rows(rows)  # do they divide?
+    rows_of_a_part(rows, parts)  # do they divide?
 
     def shard(name, array):
         whole = name in SLOTS or context == 1 or array.shape[1] % context

@@ -209,9 +209,8 @@ def claimed(run: Path):
         run.mkdir(parents=True, exist_ok=True)
         file = open(run / ".lock", "w")  # noqa: SIM115  (closed below)
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not os.path.samestat(
-            os.fstat(file.fileno()), os.stat(run / ".lock")
-        ):  # removed by the one before, see below
+        locked, there = os.fstat(file.fileno()), os.stat(run / ".lock")
+        if not os.path.samestat(locked, there):  # another process removed what this one locked, as below
             raise BlockingIOError
     except BlockingIOError:
         raise UserError(f"another process is training in {run}; wait for it, or choose another --run-dir") from None
