@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 from conftest import tiny
 
 from mmjax import check
@@ -23,6 +24,7 @@ EVERYTHING = c.SpeechAugmentation(
 )
 
 
+@pytest.mark.slow
 def test_trap_h16_packing_and_division_hold_with_augmentation():
     subject = check.Subject(augmented(augment=EVERYTHING, denoise=c.SpectralGate()))
     plain = check.Subject(tiny())

@@ -57,6 +57,7 @@ def test_a_mask_of_ones_is_the_identity_and_a_half_is_half():
     assert not np.any(half[~inside])
 
 
+@pytest.mark.slow
 def test_the_invariants_hold():
     subject = check.Subject(denoising())
     with jax.default_matmul_precision("highest"):

@@ -102,6 +102,7 @@ def test_what_is_kept_has_the_chosen_dtype(subject, rule, chosen, kept):
         assert dtypes(squares) <= {"float32"} and bool(squares) == isinstance(rule, (c.AdamW, c.Muon))
 
 
+@pytest.mark.slow
 def test_gradients_are_kept_and_summed_in_the_chosen_dtype(subject):
     model, objectives = build_model(tiny().model), build_objectives(tiny())
     params = jax.jit(lambda: model.init(jax.random.key(0), subject.batch)["params"])()
@@ -145,6 +146,7 @@ def test_what_is_used_at_every_step_of_a_loop_sums_its_gradients_in_32_bits(sour
         assert off < 1e-3, (name, float(off))
 
 
+@pytest.mark.slow
 def test_momentum_in_16_bits_comes_to_the_gradient(subject):
     """Lion forgets 1 % a step: rounded to the nearest, a momentum in bfloat16 stops before it is there."""
     config = with_dtypes(c.Lion(weight_decay=0.0), moments="bfloat16")
@@ -161,6 +163,7 @@ def test_momentum_in_16_bits_comes_to_the_gradient(subject):
     assert momentum @ exact / (exact @ exact) == pytest.approx(1 - 0.99**300, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_loss_falls_as_in_32_bits(subject):
     losses = []
     for config in (with_dtypes(), with_dtypes(**HALF)):

@@ -407,6 +407,7 @@ def test_import_and_export_from_the_command_line(tmp_path, capsys):
     assert "is not empty" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_an_imported_encoder(tmp_path):
     randomise(parakeet(head=False)).save_pretrained(tmp_path / "theirs")
     import_model(tmp_path / "theirs", tmp_path / "ours")
@@ -433,6 +434,7 @@ def test_a_run_starts_from_an_imported_encoder(tmp_path):
         train(headless, tmp_path / "headless")
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_parts_of_another(run, tmp_path):
     config = tiny(
         name="second", seed=1, steps=1, initial={"encoders.speech": str(run), "heads.transcript": str(run)},

@@ -71,7 +71,8 @@ def losses(run):
     return {line["step"]: line["loss"] for line in found if line["kind"] == "train"}
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
 def test_several_processes_train_like_one(run, tmp_path, count):
     process = launched(count, tmp_path)
     _, errors = process.communicate(timeout=900)
@@ -88,6 +89,7 @@ def test_a_wrong_call_is_told_the_right_one(arguments):
     assert call.returncode == 2 and call.stderr == "usage: launch/local.sh PROCESSES CONFIG [--key value ...]\n"
 
 
+@pytest.mark.slow
 def test_sigterm_to_the_script_ends_all_with_the_code_of_preemption(tmp_path):
     process = launched(2, tmp_path, "--steps", "100000", "--checkpoint.every-steps", "none")
     while process.poll() is None and not (tmp_path / "run" / "metrics.jsonl").exists():

@@ -145,6 +145,7 @@ def test_the_invariants_hold_while_pretraining():
     assert check.difference(jax.tree.leaves((whole["loss"], whole["gradients"])), in_parts) <= 1e-5
 
 
+@pytest.mark.slow
 def test_pretraining_learns(tmp_path):
     import json
 

@@ -84,8 +84,8 @@ def one_process():
     "count, axes",
     [
         (2, {"fsdp": 2}),
-        (2, {"tensor": 2}),
-        (2, {"context": 2}),
+        pytest.param(2, {"tensor": 2}, marks=pytest.mark.slow),
+        pytest.param(2, {"context": 2}, marks=pytest.mark.slow),
         pytest.param(4, {"tensor": 2, "context": 2}, marks=pytest.mark.slow),
     ],
 )

@@ -196,6 +196,7 @@ def test_concatenate_keeps_segments_and_only_tokens_clears_the_rest():
     assert only_tokens(joined).features.sum() == 6
 
 
+@pytest.mark.slow
 def test_the_page_on_models_has_the_sizes_that_are():
     from benchmarks.models import table
 

@@ -13,6 +13,7 @@ REDUCED = f"""overrides = "--steps 3 --data.source.examples {EXAMPLES} --model.u
     "--model.fusion.layers 1 --checkpoint.every-steps none".split()"""
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_quickstart(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.getcwd())

@@ -95,6 +95,7 @@ def test_grad_norm_brings_gradients_to_their_targets(alpha):
     assert weights["b"] < weights["c"] < weights["a"]
 
 
+@pytest.mark.slow
 def test_grad_norm_reads_the_gradient_of_each_loss_by_the_shared_part_alone():
     """In one batch and over micro-batches: the length of what jax.grad gives for one objective by itself."""
     subject = check.Subject(tiny())
@@ -127,13 +128,10 @@ def test_a_part_that_is_not_there_cannot_be_shared():
         check_config(tiny(weighting=c.GradNorm(shared="encoders.smell")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "weighting",
-    [
-        c.Uncertainty(),
-        pytest.param(c.DynamicAverage(period=2), marks=pytest.mark.slow),
-        pytest.param(c.GradNorm(shared="encoders.speech", rate=0.2), marks=pytest.mark.slow),
-    ],
+    [c.Uncertainty(), c.DynamicAverage(period=2), c.GradNorm(shared="encoders.speech", rate=0.2)],
     ids=lambda w: type(w).__name__,
 )
 def test_a_run_weighs_its_objectives_goes_on_bitwise_and_in_parts(weighting, tmp_path):

@@ -158,6 +158,7 @@ def test_along_context_keys_and_values_are_gathered_and_their_gradients_summed()
     )  # what convolutions hear of their neighbours, pictures across a border
 
 
+@pytest.mark.slow
 def test_micro_batches_take_a_share_of_every_device_and_their_gradients_alone_travel(tmp_path):
     def plan(accumulation):
         optimizer = dataclasses.replace(tiny().optimizer, accumulation=accumulation)
@@ -223,6 +224,7 @@ print(json.dumps([predicted, (live + status("VmHWM") - before) / 8]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="the peak of a process is read in /proc")
 def test_predicted_peak_memory_is_what_a_step_takes():
     """Against the process's resident memory: 8 devices live in it, and hold their temporaries at the same time."""

@@ -114,6 +114,7 @@ def curve(config, batches):
     return np.array(losses)
 
 
+@pytest.mark.slow
 def test_the_loss_falls_as_with_whole_products():
     """The answer is the first token of the text, modulo 4."""
     pytest.importorskip("qwix")

@@ -174,6 +174,7 @@ def test_an_offload_needs_a_host_with_memory_of_its_own():
     check_offload(deep(layers=2), jax.devices()[0])
 
 
+@pytest.mark.slow
 def test_the_estimate_follows_the_policy(monkeypatch):
     """Without a compiler: what is kept falls, what is computed twice rises."""
     from mmjax.parallel import plan, topology

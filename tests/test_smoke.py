@@ -29,6 +29,7 @@ SLOW = (
     "librispeech_conformer_s",
     "librispeech_conformer_m",
     "librispeech_conformer_l",
+    "pretrain_300m",
     "pretrain_1b",
     "pretrain_8b",
     "tuxpaint_retrieval",

@@ -79,6 +79,7 @@ def test_another_number_of_devices_gives_the_same_losses(run, tmp_path):
         np.testing.assert_allclose(here[step], there[step], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_same_steps_and_one_goes_on_alone(run, tmp_path):
     """A real second process: half of the rows each; then the checkpoint of two is continued by one."""
     (tmp_path / "tiny.json").write_text(c.to_json(tiny()))
@@ -95,6 +96,7 @@ def test_two_processes_take_the_same_steps_and_one_goes_on_alone(run, tmp_path):
         np.testing.assert_allclose(here[step], there[step], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_of_two_processes_stops_both_after_the_same_step(tmp_path):
     (tmp_path / "tiny.json").write_text(c.to_json(tiny()))
     flags = ["--run-dir", str(tmp_path / "run"), "--steps", "100000", "--checkpoint.every-steps", "none"]
@@ -179,7 +181,7 @@ def command(run, *flags, devices=1):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [pytest.param(2, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.long)])
 def test_kill_9_at_random_moments_changes_nothing(tmp_path, kills):
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     begin = time.monotonic()
@@ -198,6 +200,7 @@ def test_kill_9_at_random_moments_changes_nothing(tmp_path, kills):
     assert describe_run(killed)[-1]["digest"] == describe_run(straight)[-1]["digest"]
 
 
+@pytest.mark.slow
 def test_a_finished_run_started_again_evaluates_in_place_of_its_evaluation(tmp_path):
     config = tiny(steps=2)
     train(config, tmp_path)

@@ -282,6 +282,7 @@ config = c.Experiment(
 '''
 
 
+@pytest.mark.slow
 def test_a_run_learns_to_write_in_all_three_ways(tmp_path, capsys):
     path, run = tmp_path / "spelling.py", tmp_path / "run"
     path.write_text(SPELLING)
