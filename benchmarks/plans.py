@@ -42,16 +42,17 @@ def planned(config: str, machine: str, options: str) -> dict[str, Any]:
 def table(results: list[tuple[str, dict[str, Any]]]) -> str:
     """As Markdown; the options of a plan stand beside its config."""
     lines = [
-        "| config | machine | memory of a device | step | MFU | most time goes to |",
-        "|---|---|---|---|---|---|",
+        "| config | machine | memory of a device | step | MFU | most time goes to | libtpu's own model |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, one in results:
         peak, usable = (f"{one[key] / 2**30:.1f}" for key in ("peak_memory_bytes", "usable_memory_bytes"))
         busy = {kind: sum(part[kind] for part in one["parts"].values()) for kind in ("compute", "memory", "network")}
+        told = f"{1e3 * sum(one['compiler_seconds'].values()):.0f} ms" if "compiler_seconds" in one else ""
         how = "" if one["compiled"] else " (an estimate)"
         lines.append(
             f"| `{name}` | `{one['machine']}`{how} | {peak} of {usable} GiB | {1e3 * one['step_seconds']:.0f} ms | "
-            f"{100 * one['mfu']:.0f} % | {max(busy, key=busy.get)} |"
+            f"{100 * one['mfu']:.0f} % | {max(busy, key=busy.get)} | {told} |"
         )
     return "\n".join(lines)
 

@@ -317,6 +317,8 @@ def test_a_tpu_that_is_not_here(tmp_path):
     assert sum(result["compiled_flops"].values()) == pytest.approx(result["compiler_flops"], rel=0.5)
     sent = {one["kind"] for one in result["collectives"] if one["axis"] == "fsdp"}
     assert "all-gather" in sent and sent & {"reduce-scatter", "all-reduce"}
+    expected = result["compiler_seconds"]
+    assert expected.keys() >= {"speech", "image", "fusion"} and sum(expected.values()) > result["step_seconds"] / 2
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jax_cuda12_plugin") is None, reason="needs mmjax[plan-gpu]")

@@ -1,5 +1,6 @@
 """What a step needs by its shapes alone: memory by kind, and what its sharding asks devices to exchange."""
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -89,30 +90,43 @@ def kept_for_backward(subject: Subject, rows: int) -> Kept:
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), subject.state.params)
     batch = abstract_batch(subject.layout.empty(1), _own_rows(subject, rows))
 
-    def kept(model: Any) -> tuple[float, float]:
-        """Bytes on the device and on the host."""
+    config = subject.config.model
+    every = {key.replace(".", "_"): tower for key, tower in towers(config).items()}
+
+    def kept(remats: Mapping[str, str]) -> tuple[dict[str, float], float]:
+        """Bytes on the device by tower, "" for all else, and on the host; some towers having another remat."""
+        changed = functools.reduce(lambda node, one: with_remat(node, one[1], one[0]), remats.items(), config)
+        model = build_model(changed)
         # A vector-Jacobian product is a pytree of what it keeps; what was given to it is not kept twice.
         backward = lambda p, b, k: jax.tree.leaves(jax.vjp(lambda p: _loss(subject, model, p, b, k), p)[1])  # noqa: E731
         traced = jax.make_jaxpr(backward)(params, batch, _key()).jaxpr
+        makers = {v: str(equation.source_info.name_stack) for equation in traced.eqns for v in equation.outvars}
         found = {v for v in traced.outvars if not isinstance(v, Literal)} - set(traced.invars)
-        sizes = [0.0, 0.0]
+        device, host = dict.fromkeys(["", *every], 0.0), 0.0
         for one in found:
-            away = getattr(one.aval, "memory_space", None) == jax.memory.Space.Host
-            sizes[away] += math.prod(one.aval.shape) * getattr(one.aval.dtype, "itemsize", 4)
-        return sizes[0], sizes[1]
+            size = math.prod(one.aval.shape) * getattr(one.aval.dtype, "itemsize", 4)
+            if getattr(one.aval, "memory_space", None) == jax.memory.Space.Host:
+                host += size
+            else:
+                words = makers.get(one, "").replace(".", "/").split("/")
+                device[next((name for name in every if name in words), "")] += size
+        return device, host
 
-    total, host = kept(subject.model)
+    own, host = kept({})
+    total = sum(own.values())
     outputs = jax.eval_shape(lambda p, b: subject.model.apply({"params": p}, b), params, batch)
     logits = [
         leaf for name in subject.model.heads if name in outputs for leaf in jax.tree.leaves(outputs[name].features)
     ]
     size, again = float(sum(math.prod(x.shape) * x.dtype.itemsize for x in logits)), 0.0
-    config = subject.config.model
-    for name, tower in towers(config).items():
-        if tower.remat != "none":
-            whole = kept(build_model(with_remat(config, "none", name)))[0]
-            of_tower = kept(build_model(with_remat(config, "block", name)))[0] - total if tower.remat == "full" else 0.0
-            again = max(again, of_tower + (whole - total - of_tower) / tower.layers)
+    remats = {key: tower.remat for key, tower in towers(config).items() if tower.remat != "none"}
+    if remats:
+        whole = kept(dict.fromkeys(remats, "none"))[0]
+        whole_towers = {key: "block" for key, remat in remats.items() if remat == "full"}
+        blocks = kept(whole_towers)[0] if whole_towers else own
+        for key in remats:
+            name = key.replace(".", "_")
+            again = max(again, blocks[name] - own[name] + (whole[name] - blocks[name]) / every[name].layers)
     # Tokens are divided along context; of what is divided along tensor, the widest part, the residual stream is not.
     parts = subject.mesh.shape["context"]
     return Kept(*(x / parts for x in (size, max(total - size, 0.0), again, host)))

@@ -77,6 +77,7 @@ class Program:
       flops: of its matrix products, per device and step, by part of the model.
       narrow: of those, the ones whose factors have 8 bits, by (part, dtype of `NARROW`).
       traffic: bytes between the device's memory and its units, likewise: what every instruction reads and writes.
+      cycles: that a TPU's compiler expects its instructions to take, one after the other, likewise; other compilers do not say.
       loops: how many loops there are whose count could not be read; they are counted once.
     """
 
@@ -87,6 +88,7 @@ class Program:
         self.flops: dict[str, float] = {}
         self.narrow: dict[tuple[str, str], float] = {}
         self.traffic: dict[str, float] = {}
+        self.cycles: dict[str, float] = {}
         self._walk(self._entry, _Around(1.0))
         del self._computations
 
@@ -110,6 +112,8 @@ class Program:
                     _add(self.narrow, (here.part, min(dtypes)), flops)
             if begins or (not fused and one.opcode not in FREE and not one.opcode.endswith("-done")):
                 _add(self.traffic, here.part, here.times * self._moved(one, table))
+            if not fused and (cycles := one.cycles):
+                _add(self.cycles, here.part, here.times * cycles)
             self._enter(one, table, here._replace(chains=chains if fused or one.opcode == "fusion" else None))
 
     def _enter(self, one: Instruction, table: dict[str, Instruction], around: _Around) -> None:
@@ -128,18 +132,22 @@ class Program:
 
     def _dearest(self, branches: list[str], around: _Around) -> None:
         """Counts that one of several computations which multiplies, then moves, the most."""
-        before, found = (self.collectives, self.flops, self.narrow, self.traffic), []
+
+        def counts() -> tuple[dict, ...]:
+            return self.flops, self.narrow, self.traffic, self.cycles
+
+        before, totals, found = self.collectives, counts(), []
         for name in branches:
             if name in self._computations:
-                self.collectives, self.flops, self.narrow, self.traffic = [], {}, {}, {}
+                self.collectives, self.flops, self.narrow, self.traffic, self.cycles = [], {}, {}, {}, {}
                 self._walk(name, around)
-                found.append((self.collectives, self.flops, self.narrow, self.traffic))
-        self.collectives, self.flops, self.narrow, self.traffic = before
+                found.append((self.collectives, counts()))
+        self.collectives, (self.flops, self.narrow, self.traffic, self.cycles) = before, totals
         if not found:
             return
-        collectives, *counts = max(found, key=lambda one: (sum(one[1].values()), sum(one[3].values())))
+        collectives, dearest = max(found, key=lambda one: (sum(one[1][0].values()), sum(one[1][2].values())))
         self.collectives += collectives
-        for total, count in zip((self.flops, self.narrow, self.traffic), counts, strict=True):
+        for total, count in zip(totals, dearest, strict=True):
             for part, value in count.items():
                 _add(total, part, value)
 

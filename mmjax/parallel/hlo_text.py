@@ -11,6 +11,7 @@ from mmjax.flops import part_of
 from mmjax.parallel.hlo_flops import ARRAY
 
 BYTES = {"pred": 1, "c64": 8, "c128": 16}
+UNKNOWN_CYCLES = 2**62
 
 
 class Instruction(NamedTuple):
@@ -49,6 +50,12 @@ class Instruction(NamedTuple):
         """What a custom call calls."""
         found = re.search(r'custom_call_target="([^"]*)"', self.rest)
         return found[1] if found else ""
+
+    @property
+    def cycles(self) -> float:
+        """That a TPU's compiler expects it to take; 0 where it says nothing, or cannot say (the largest integer)."""
+        found = re.search(r'"estimated_cycles":"(\d+)"', self.rest)
+        return float(found[1]) if found and int(found[1]) < UNKNOWN_CYCLES else 0.0
 
     @property
     def part(self) -> str:

@@ -32,6 +32,8 @@ class Device:
       torus: dimensions of a TPU slice; wraps: a dimension that divides by it is closed to a ring.
       per_chip: devices of one chip.
       topology: what libtpu calls it.
+      cycles: of libtpu's cost model, per second: as many as make its 8192 x 8192 x 8192 product in bfloat16 reach the peak
+        (libtpu 0.0.42).
       properties: of a GPU, for the compiler; fields of XLA's GpuDeviceInfoProto.
     """
 
@@ -47,6 +49,7 @@ class Device:
     wraps: int = 0
     per_chip: int = 1
     topology: str = ""
+    cycles: float = 0.0
     properties: Mapping[str, float | str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -128,26 +131,26 @@ DEVICES = {
     ),
     # Memory of TPUs: what libtpu 0.0.42 says is available when a program does not fit. The rest:
     # https://cloud.google.com/tpu/docs/v4; links of 50 GB/s one way: Jouppi et al. 2023 (arXiv:2304.01433), table 4.
-    "v4": _tpu("TPU v4", 275e12, 30.75, 1200 * GB, 600 * GB, 6.25 * GB, torus=3, wraps=4, topology="v4"),
+    "v4": _tpu("TPU v4", 275e12, 30.75, 1200 * GB, 600 * GB, 6.25 * GB, torus=3, wraps=4, topology="v4", cycles=1.131e9),
     # https://docs.cloud.google.com/tpu/docs/v5e
     "v5e": _tpu(
         "TPU v5 lite", 197e12, 15.75, 819 * GB, 400 * GB, 3.125 * GB, torus=2, wraps=16, topology="v5e",
-        peaks={"int8": 393e12},
+        cycles=1.712e9, peaks={"int8": 393e12},
     ),
     # https://docs.cloud.google.com/tpu/docs/v5p
     "v5p": _tpu(
         "TPU v5", 459e12, 95.74, 2765 * GB, 1200 * GB, 6.25 * GB, torus=3, wraps=4, topology="v5p",
-        peaks={"int8": 918e12},
+        cycles=1.942e9, peaks={"int8": 918e12},
     ),
     # https://docs.cloud.google.com/tpu/docs/v6e
     "v6e": _tpu(
         "TPU v6 lite", 918e12, 31.25, 1638 * GB, 800 * GB, 12.5 * GB, torus=2, wraps=16, topology="v6e",
-        peaks={"int8": 1836e12},
+        cycles=2.486e9, peaks={"int8": 1836e12},
     ),
     # https://docs.cloud.google.com/tpu/docs/tpu7x, halved: JAX sees two devices in each chip.
     "7x": _tpu(
         "TPU7x", 2307e12 / 2, 94.75, 7380 / 2 * GB, 1200 / 2 * GB, 12.5 / 2 * GB, torus=3, wraps=4, topology="tpu7x",
-        per_chip=2, peaks={"float8": 4614e12 / 2},
+        cycles=2.732e9, per_chip=2, peaks={"float8": 4614e12 / 2},
     ),
 }  # fmt: skip
 # In devices: the pages named above.

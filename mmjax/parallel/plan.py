@@ -17,7 +17,7 @@ from mmjax.errors import UserError
 from mmjax.parallel import hlo, roofline, topology
 from mmjax.parallel.compilation import Outcome, Subject, compiled, describe, largest_batch
 from mmjax.parallel.estimate import computed_again, estimated, in_dtype, kept_for_backward, memory_by_kind
-from mmjax.parallel.machines import Machine
+from mmjax.parallel.machines import DEVICES, Machine
 from mmjax.parallel.mesh import abstract_batch
 from mmjax.parallel.remat import POLICIES, can_offload, with_remat
 from mmjax.train import attention, report
@@ -199,6 +199,9 @@ def timed(
         result["compiled_flops"] = {part: count * machine.count for part, count in program.flops.items()}
         result["compiler_flops"] = outcome.flops and outcome.flops * machine.count
         result["loops_counted_once"] = program.loops
+        if machine.platform == "tpu":
+            per_second = DEVICES[machine.kind].cycles
+            result["compiler_seconds"] = {part: count / per_second for part, count in program.cycles.items()}
     if machine.platform != "cpu":
         busy = sum(max(part["compute"], part["memory"]) for part in parts.values())
         gradients = subject.config.optimizer.accumulation * in_dtype(subject, subject.config.model.dtype)
