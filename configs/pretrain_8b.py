@@ -4,8 +4,8 @@
     mmjax train configs/pretrain_8b.py
 
 Planned for 64 TPU v5p (the step compiled for them by jax 0.10.2 and libtpu; time by the roofline, not measured): 20.8 of 95.7 GiB
-a device, every tower keeping its products alone, 0.51 s a step (0.72 by libtpu's own cost model), bound by compute, 21,500 seconds of audio
-per second, MFU 66 %.
+a device, every tower keeping its products alone, 0.51 s a step, bound by compute, 21,500 seconds of audio per second, MFU 66 %;
+by libtpu's own cost model 0.72 s a step.
 
 Everything but the sizes of the towers, of the vocabulary and of the batch, and the learning rate, is as in pretrain_300m.py, which see.
 """

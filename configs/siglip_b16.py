@@ -4,7 +4,8 @@
     mmjax train configs/siglip_b16.py
 
 Planned for 64 TPU v5e (the step compiled for them by jax 0.10.2 and libtpu; time by the roofline, not measured): 7.8 of 15.8 GiB a
-device, both towers computing their blocks again, 0.35 s a step (0.81 by libtpu's own cost model), bound by compute, 42,000 pairs per second, MFU 52 %.
+device, both towers computing their blocks again, 0.35 s a step, bound by compute, 42,000 pairs per second, MFU 52 %; by
+libtpu's own cost model 0.81 s a step.
 
 The towers have SigLIP's sizes, and 16,384 pairs are compared at once, as in the paper's best recipe at this batch. Pictures are
 summed up by the mean of their patches, not by attention, and texts, which have 64 tokens there, stand packed beside each other.

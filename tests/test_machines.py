@@ -53,6 +53,7 @@ def test_every_machine_is_whole_and_dense():
         assert {"float32"} < set(device.peak) and device.matrix_peak >= device.peak["float32"], kind
         assert device.between < device.inside and device.inside < device.bandwidth, kind
         assert 100e12 < device.matrix_peak < 2500e12 or kind == "t4"
+        assert (0.9e9 < device.cycles < 3e9) == (device.platform == "tpu"), kind
     assert machines.PEAKS["NVIDIA H100 80GB HBM3"] == pytest.approx(989e12, rel=1e-3)
     assert len(machines.PEAKS) == len(machines.DEVICES)
 

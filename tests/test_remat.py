@@ -174,6 +174,22 @@ def test_an_offload_needs_a_host_with_memory_of_its_own():
     check_offload(deep(layers=2), jax.devices()[0])
 
 
+@pytest.mark.parametrize("tower", ["encoders.speech", "heads.transcript.decoder"])
+def test_what_is_computed_again_is_known_of_every_tower(tower):
+    """Against its definition: what the whole model keeps less for it, a block at a time."""
+    from mmjax.parallel.compilation import describe
+    from mmjax.parallel.estimate import kept_for_backward
+
+    def kept(remat):
+        config = everything()
+        config = dataclasses.replace(config, model=with_remat(config.model, remat, only=tower))
+        return kept_for_backward(describe(config, machines.parse("cpu:1"), None), rows=2)
+
+    none, block = kept("none"), kept("block")
+    fewer = none.activations - block.activations
+    assert none.again == 0 < fewer and block.again == pytest.approx(fewer / 2, rel=0.02)  # of two blocks
+
+
 @pytest.mark.slow
 def test_the_estimate_follows_the_policy(monkeypatch):
     """Without a compiler: what is kept falls, what is computed twice rises."""

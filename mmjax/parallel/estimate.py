@@ -91,25 +91,30 @@ def kept_for_backward(subject: Subject, rows: int) -> Kept:
     batch = abstract_batch(subject.layout.empty(1), _own_rows(subject, rows))
 
     config = subject.config.model
-    every = {key.replace(".", "_"): tower for key, tower in towers(config).items()}
+    # The scope of `heads.caption.decoder` begins with heads_caption, as of all modules in a dictionary of the model.
+    scopes = {key: "_".join(key.split(".")[:2]) for key in towers(config)}
 
     def kept(remats: Mapping[str, str]) -> tuple[dict[str, float], float]:
-        """Bytes on the device by tower, "" for all else, and on the host; some towers having another remat."""
+        """Bytes on the device by scope, "" for all else, and on the host; some towers having another remat."""
         changed = functools.reduce(lambda node, one: with_remat(node, one[1], one[0]), remats.items(), config)
         model = build_model(changed)
         # A vector-Jacobian product is a pytree of what it keeps; what was given to it is not kept twice.
         backward = lambda p, b, k: jax.tree.leaves(jax.vjp(lambda p: _loss(subject, model, p, b, k), p)[1])  # noqa: E731
         traced = jax.make_jaxpr(backward)(params, batch, _key()).jaxpr
-        makers = {v: str(equation.source_info.name_stack) for equation in traced.eqns for v in equation.outvars}
+        makers, scope = {}, ""
+        for equation in traced.eqns:
+            words = str(equation.source_info.name_stack).replace(".", "/").split("/")
+            # What a loop over layers need not make in every turn, such as a mask, has lost the name of its tower.
+            scope = next((one for one in scopes.values() if one in words), scope if words[0] == "layers" else "")
+            makers |= dict.fromkeys(equation.outvars, scope)
         found = {v for v in traced.outvars if not isinstance(v, Literal)} - set(traced.invars)
-        device, host = dict.fromkeys(["", *every], 0.0), 0.0
+        device, host = dict.fromkeys(["", *scopes.values()], 0.0), 0.0
         for one in found:
             size = math.prod(one.aval.shape) * getattr(one.aval.dtype, "itemsize", 4)
             if getattr(one.aval, "memory_space", None) == jax.memory.Space.Host:
                 host += size
             else:
-                words = makers.get(one, "").replace(".", "/").split("/")
-                device[next((name for name in every if name in words), "")] += size
+                device[makers.get(one, "")] += size
         return device, host
 
     own, host = kept({})
@@ -124,9 +129,10 @@ def kept_for_backward(subject: Subject, rows: int) -> Kept:
         whole = kept(dict.fromkeys(remats, "none"))[0]
         whole_towers = {key: "block" for key, remat in remats.items() if remat == "full"}
         blocks = kept(whole_towers)[0] if whole_towers else own
-        for key in remats:
-            name = key.replace(".", "_")
-            again = max(again, blocks[name] - own[name] + (whole[name] - blocks[name]) / every[name].layers)
+        for key, scope in scopes.items():
+            if key in remats:
+                of_block = (whole[scope] - blocks[scope]) / towers(config)[key].layers
+                again = max(again, blocks[scope] - own[scope] + of_block)
     # Tokens are divided along context; of what is divided along tensor, the widest part, the residual stream is not.
     parts = subject.mesh.shape["context"]
     return Kept(*(x / parts for x in (size, max(total - size, 0.0), again, host)))

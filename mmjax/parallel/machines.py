@@ -32,8 +32,8 @@ class Device:
       torus: dimensions of a TPU slice; wraps: a dimension that divides by it is closed to a ring.
       per_chip: devices of one chip.
       topology: what libtpu calls it.
-      cycles: of libtpu's cost model, per second: as many as make its 8192 x 8192 x 8192 product in bfloat16 reach the peak
-        (libtpu 0.0.42).
+      cycles: per second, at which libtpu's estimate of an 8192 x 8192 x 8192 product in bfloat16 reaches the peak (libtpu
+        0.0.42).
       properties: of a GPU, for the compiler; fields of XLA's GpuDeviceInfoProto.
     """
 
