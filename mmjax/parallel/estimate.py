@@ -127,12 +127,11 @@ def kept_for_backward(subject: Subject, rows: int) -> Kept:
     remats = {key: tower.remat for key, tower in towers(config).items() if tower.remat != "none"}
     if remats:
         whole = kept(dict.fromkeys(remats, "none"))[0]
-        whole_towers = {key: "block" for key, remat in remats.items() if remat == "full"}
-        blocks = kept(whole_towers)[0] if whole_towers else own
-        for key, scope in scopes.items():
-            if key in remats:
-                of_block = (whole[scope] - blocks[scope]) / towers(config)[key].layers
-                again = max(again, blocks[scope] - own[scope] + of_block)
+        full = {key: "block" for key, remat in remats.items() if remat == "full"}
+        blocks = kept(full)[0] if full else own
+        for key in remats:  # one tower at a time, and of it one block
+            scope, layers = scopes[key], towers(config)[key].layers
+            again = max(again, blocks[scope] - own[scope] + (whole[scope] - blocks[scope]) / layers)
     # Tokens are divided along context; of what is divided along tensor, the widest part, the residual stream is not.
     parts = subject.mesh.shape["context"]
     return Kept(*(x / parts for x in (size, max(total - size, 0.0), again, host)))
