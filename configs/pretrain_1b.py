@@ -5,8 +5,8 @@
 
 Planned for 8 H100 (the step compiled for them by jax 0.10.2, without Triton's products, docs/log.md; time by the roofline, not
 measured): 17.6 of 59.3 GiB a device, 106 ms a step, bound by memory, 26,100 seconds of audio per second, MFU 47 %. For 64 TPU v5p
-(`--machine v5p:4x4x4 --mesh.fsdp 64 --xla.preset overlap`): 2.7 of 95.7 GiB, 22 ms a step, 128,000 seconds of audio per second, MFU 62 %; by libtpu's own
-cost model 71 ms a step.
+(`--machine v5p:4x4x4 --mesh.fsdp 64 --xla.preset overlap`): 2.7 of 95.7 GiB, 22 ms a step, 128,000 seconds of audio per
+second, MFU 62 %; by libtpu's own cost model 71 ms a step.
 
 Everything but the sizes of the towers and the learning rate is as in pretrain_300m.py, also the lists of data (`SOURCES`), which
 are to be replaced by one's own before it can train.
