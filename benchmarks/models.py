@@ -12,10 +12,8 @@ import jax
 import numpy as np
 
 from mmjax import config as c
-from mmjax import models
 from mmjax.flops import matrix_flops
 from mmjax.stream import Stream
-from mmjax.train.build import instantiate
 
 SECONDS = 10
 TOKENS = 128
@@ -40,7 +38,7 @@ def text() -> Stream:
 
 def measure(tower: Any, example: Stream) -> tuple[int, float]:
     """Parameters, and FLOPs of one forward pass."""
-    model = instantiate(tower, models)
+    model = tower
     params = jax.eval_shape(model.init, jax.random.key(0), example)
     flops = matrix_flops(model.apply, params, example)
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params)), sum(flops.values())

@@ -22,7 +22,6 @@ from mmjax.train.build import (
     build_image_mixing,
     build_layout,
     build_model,
-    build_objectives,
     build_sampler,
     build_source,
 )
@@ -148,7 +147,7 @@ def _sampling(sampler: Any, window: int, examples: float) -> float:
 
 def _step(config: c.Experiment, layout: Any, mesh: Any, made: list[Any]) -> float:
     """Seconds of a training step on real batches, compiled as in training."""
-    model, objectives = build_model(config.model), build_objectives(config)
+    model, objectives = build_model(config.model), config.objectives
     optimizer = build_optimizer(config.optimizer)
     abstract, initialise = state_maker(config, model, optimizer, layout, mesh)
     train_step, state = jitted_step(config, model, objectives, optimizer, abstract), initialise()

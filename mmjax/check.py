@@ -32,7 +32,7 @@ from mmjax.data.sampler import Row, Sampler
 from mmjax.errors import UserError
 from mmjax.parallel.mesh import make_mesh, share_of_rows, state_shardings, to_devices
 from mmjax.stream import Batch
-from mmjax.train.build import build_layout, build_model, build_objectives, build_source
+from mmjax.train.build import build_layout, build_model, build_source
 from mmjax.train.labels import check_labels
 from mmjax.train.optimizer import build_optimizer
 from mmjax.train.program import jitted_step, state_maker
@@ -92,7 +92,7 @@ class Subject:
     def __init__(self, config: c.Experiment):
         self.config = plain(config)
         self.model = build_model(self.config.model)
-        self.objectives = build_objectives(self.config)
+        self.objectives = self.config.objectives
         self.source = build_source(config.data, "train")
         check_labels(config, self.source)
         self.layout: Layout = build_layout(config, self.source.tokenizer)

@@ -38,13 +38,12 @@ def test_eval_does_not_depend_on_how_examples_are_packed(run, capsys):
     from mmjax.evaluate.evaluation import Evaluator
     from mmjax.evaluate.run import Run
     from mmjax.parallel.mesh import make_mesh
-    from mmjax.train.build import build_objectives
 
     opened = Run(run)
     results = []
     for rows in (tiny().data.rows, {"speech": 400, "image": 64, "text": 16, "transcript": 20, "examples": 1}):
         config = c.from_dict(c.Experiment, c.to_dict(tiny()) | {"data": c.to_dict(tiny().data) | {"rows": rows}}, "")
-        evaluator = Evaluator(config, opened.model, build_objectives(config), make_mesh(), "test")
+        evaluator = Evaluator(config, opened.model, config.objectives, make_mesh(), "test")
         results.append(evaluator.evaluate(opened.params, "speech+image", 37))
     packed, alone = results
     assert packed.keys() == alone.keys() and packed["examples"] == alone["examples"] == 37

@@ -150,29 +150,6 @@ def test_differences_are_named_by_key():
     assert c.differences(tiny(), tiny(seed=3)) == {"seed": (0, 3)}
 
 
-def test_every_part_of_a_model_builds_the_class_of_its_name():
-    """And has its fields: what instantiate() relies on."""
-    import dataclasses
-    import typing
-
-    from mmjax import models, objectives
-
-    def parts(hint):
-        if dataclasses.is_dataclass(hint):
-            yield hint
-            for nested in typing.get_type_hints(hint).values():
-                yield from parts(nested)
-        for argument in typing.get_args(hint):
-            yield from parts(argument)
-
-    hints = typing.get_type_hints(c.Experiment)
-    for room, hint in ((models, hints["model"]), (objectives, hints["objectives"])):
-        for part in set(parts(hint)):
-            built = getattr(room, part.__name__)
-            missing = {f.name for f in dataclasses.fields(part)} - {f.name for f in dataclasses.fields(built)}
-            assert not missing, (part, missing)
-
-
 def test_a_class_that_is_off_or_new_can_be_chosen_and_set_on_the_command_line():
     flags = ["--model.heads.extra", "Head", "--model.heads.extra.reads", "image", "--model.heads.extra.outputs", "13"]
     flags += [

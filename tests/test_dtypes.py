@@ -19,7 +19,7 @@ from mmjax.errors import UserError
 from mmjax.evaluate.run import Run
 from mmjax.parallel.mesh import make_mesh
 from mmjax.parallel.runtime import simulated
-from mmjax.train.build import build_model, build_objectives
+from mmjax.train.build import build_model
 from mmjax.train.initial import load_initial
 from mmjax.train.optimizer import build_optimizer
 from mmjax.train.program import jitted_step, state_maker
@@ -45,7 +45,7 @@ def program(config, subject):
     mesh = make_mesh(devices=jax.devices()[:1])
     model, optimizer = build_model(config.model), build_optimizer(config.optimizer)
     abstract, initialise = state_maker(config, model, optimizer, subject.layout, mesh)
-    return jitted_step(config, model, build_objectives(config), optimizer, abstract), abstract, initialise
+    return jitted_step(config, model, config.objectives, optimizer, abstract), abstract, initialise
 
 
 def named(tree):
@@ -104,7 +104,7 @@ def test_what_is_kept_has_the_chosen_dtype(subject, rule, chosen, kept):
 
 @pytest.mark.slow
 def test_gradients_are_kept_and_summed_in_the_chosen_dtype(subject):
-    model, objectives = build_model(tiny().model), build_objectives(tiny())
+    model, objectives = build_model(tiny().model), tiny().objectives
     params = jax.jit(lambda: model.init(jax.random.key(0), subject.batch)["params"])()
 
     def gradients(count, dtype):
@@ -131,7 +131,7 @@ def test_what_is_used_at_every_step_of_a_loop_sums_its_gradients_in_32_bits(sour
     )  # fmt: skip
     config = tiny(model=model, objectives={"transcript": c.Transducer()}, evaluation=None)
     batch = Subject(config).batch
-    model, objectives = build_model(config.model), build_objectives(config)
+    model, objectives = build_model(config.model), config.objectives
     params = jax.jit(lambda: cast(model.init(jax.random.key(0), batch)["params"], "bfloat16"))()
 
     @jax.jit
@@ -151,7 +151,7 @@ def test_momentum_in_16_bits_comes_to_the_gradient(subject):
     """Lion forgets 1 % a step: rounded to the nearest, a momentum in bfloat16 stops before it is there."""
     config = with_dtypes(c.Lion(weight_decay=0.0), moments="bfloat16")
     still = dataclasses.replace(config.optimizer, schedule=c.Constant(peak=0.0, warmup=0), clip=None, ema=None)
-    model, objectives = build_model(config.model), build_objectives(config)
+    model, objectives = build_model(config.model), config.objectives
     config = dataclasses.replace(config, optimizer=still)
     step, _, initialise = program(config, subject)
     state = initialise()

@@ -17,7 +17,7 @@ import optax
 import pytest
 from conftest import tiny
 
-from mmjax import check, models
+from mmjax import check
 from mmjax import config as c
 from mmjax.config.validate import check_config
 from mmjax.errors import UserError
@@ -28,8 +28,9 @@ from mmjax.models.fusion.mixture_of_experts import Experts
 from mmjax.models.layers import FeedForward, dense
 from mmjax.models.segments import having
 from mmjax.stream import Stream, only_tokens
-from mmjax.train.build import build_model, instantiate
+from mmjax.train.build import build_model
 from mmjax.train.optimizer import build_optimizer, decayed, matrices
+from mmjax.tree import with_settings
 
 SIZES = {"layers": 1, "heads": 2, "mlp": 16, "width": 8}
 ALL = {
@@ -47,7 +48,7 @@ every_fusion = pytest.mark.parametrize("name", ALL)
 
 
 def build(part, **changes):
-    return instantiate(dataclasses.replace(part, **changes), models)
+    return dataclasses.replace(part, **changes)
 
 
 def stream(segments, width, seed=0):
@@ -127,7 +128,7 @@ def test_the_invariants_hold(name, monkeypatch):
 
 def test_nothing_in_an_empty_position_reaches_a_fusion():
     """Not even what no encoder leaves there; the projections come first in all fusions."""
-    module = instantiate(c.Add(width=8), models)
+    module = c.Add(width=8)
     params = parameters(module, BOTH, SLOTS)
     spoilt = {name: s._replace(features=jnp.where(s.mask[..., None], s.features, jnp.nan)) for name, s in BOTH.items()}
     loss = jax.jit(jax.grad(lambda params, streams: module.apply({"params": params}, streams, SLOTS).features.sum()))
@@ -150,7 +151,7 @@ def test_all_five_invariants_hold_for_three_modalities(name, tmp_path):
 def test_training_in_bfloat16_with_dropout_and_layers_unrolled(name):
     part = ALL[name]
     part = dataclasses.replace(part, dropout=0.1) if hasattr(part, "dropout") else part
-    fusion = instantiate(part, models, dtype=jnp.bfloat16, unroll=True)
+    fusion = with_settings(part, dtype=jnp.bfloat16, unroll=True)
 
     def run(streams, slots):
         params = fusion.init(jax.random.key(0), streams, slots)

@@ -21,7 +21,6 @@ from mmjax.interchange.convert import export_model, import_model, read_part, tre
 from mmjax.interchange.directories import read_tensors
 from mmjax.models.positions import resize_positions
 from mmjax.stream import Stream
-from mmjax.train.build import instantiate
 from mmjax.train.loop import train
 
 torch = pytest.importorskip("torch")
@@ -202,7 +201,7 @@ def test_a_real_sentence_embedder_gives_its_own_embeddings(tmp_path):
 
     @jax.jit
     def embed(params):
-        tokens = instantiate(part, models).apply({"params": params}, text)
+        tokens = part.apply({"params": params}, text)
         pooled = models.MeanPool().apply({}, tokens, Stream(slots, slots, slots)).features[:, 0]
         return pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True)
 

@@ -13,7 +13,6 @@ from mmjax.errors import UserError
 from mmjax.models import Conformer, CrossAttention, KaldiFilterBank, LogMel, NeMoLogMel, Transformer, ViT, Waveform
 from mmjax.models.spectrum import htk_filters
 from mmjax.stream import Stream, concatenate, fold, only_tokens, unfold
-from mmjax.train.build import instantiate
 
 
 def count(module, *inputs):
@@ -63,7 +62,7 @@ def images(number, side, patch, class_token=False):
 )
 def test_conformer_has_the_published_number_of_parameters(size, head, millions):
     config = c.Conformer.preset(size)
-    parameters = count(instantiate(config, models), speech(16)) + head * (config.width + 1)
+    parameters = count(config, speech(16)) + head * (config.width + 1)
     digits = len(str(millions).split(".")[1])
     assert parameters / 1e6 == pytest.approx(millions, abs=0.6 * 10**-digits)
 
@@ -71,7 +70,7 @@ def test_conformer_has_the_published_number_of_parameters(size, head, millions):
 def test_a_modern_conformer_has_rotary_positions_and_no_means():
     modern = c.Conformer.preset("modern M", layers=2)
     assert (modern.width, modern.positions, modern.subsampling) == (256, "rotary", 8)
-    params = jax.eval_shape(instantiate(modern, models).init, jax.random.key(0), speech(16))["params"]
+    params = jax.eval_shape(modern.init, jax.random.key(0), speech(16))["params"]
     assert set(params["layers"]["attention_norm"]) == {"scale"}
     assert "position" not in params["layers"]["attention"]
     with pytest.raises(UserError, match="did you mean 'Fast L'"):

@@ -14,7 +14,7 @@ from mmjax.config.validate import check_config
 from mmjax.errors import UserError
 from mmjax.objectives import Classification, Sequence, SigLIP
 from mmjax.stream import Stream
-from mmjax.train.build import build_layout, build_model, build_objectives
+from mmjax.train.build import build_layout, build_model
 from mmjax.train.labels import check_labels
 from mmjax.train.report import idle_parts
 from mmjax.train.step import score
@@ -44,7 +44,7 @@ def test_every_objective_is_built_with_its_head():
     )
     check_config(config)
     assert c.from_json(c.to_json(config)) == config
-    built = build_objectives(config)
+    built = config.objectives
     assert built["pair"] == SigLIP(chunks=4) and built["text"] == Sequence(chunk=64, next_token=False)
     assert build_model(config.model).heads["pair"].between == ("speech", "image")
 

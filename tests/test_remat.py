@@ -14,14 +14,14 @@ from mmjax.parallel import machines
 from mmjax.parallel.remat import POLICIES, check_offload, towers, with_remat
 from mmjax.parallel.runtime import CPU_FLAGS
 from mmjax.stream import Stream
-from mmjax.train.build import build_layout, build_model, build_objectives
+from mmjax.train.build import build_layout, build_model
 from mmjax.train.step import divide, measure, unboxed
 
 HERE = [name for name in POLICIES if name != "offload"]
 
 
 def loss_of(config, model):
-    objectives = build_objectives(config)
+    objectives = config.objectives
 
     def loss(params, batch, key):
         sums = measure(model, objectives, params, batch, {"dropout": key, "augment": key})

@@ -23,7 +23,7 @@ from mmjax.check import free_port
 from mmjax.errors import UserError
 from mmjax.parallel.mesh import state_shardings
 from mmjax.parallel.runtime import simulated
-from mmjax.train.build import build_layout, build_model, build_objectives
+from mmjax.train.build import build_layout, build_model
 from mmjax.train.checkpoint import Checkpoints, describe_run, digest
 from mmjax.train.loop import claimed, train
 from mmjax.train.optimizer import build_optimizer, build_schedule, decayed
@@ -240,7 +240,7 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
 @pytest.fixture(scope="module")
 def parts(source):
     config = tiny()
-    model, objectives = build_model(config.model), build_objectives(config)
+    model, objectives = build_model(config.model), config.objectives
     layout = build_layout(config, source.tokenizer)
     from mmjax.check import Subject
 

@@ -4,71 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from mmjax.config.augmentation import SpeedPerturbation
-from mmjax.config.models import Multimodal
-from mmjax.config.part import part
-
-# Objectives. ----------------------------------------------------------------------------------------------
-
-
-@part
-class Classification:
-    weight: float = 1.0
-    label_smoothing: float = 0.0
-    gamma: float = 0.0  # of the focal loss; 0: off
-
-
-@part
-class MultiLabel:
-    weight: float = 1.0
-    gamma: float = 0.0  # of the focal loss; 0: off
-
-
-@part
-class CTC:
-    weight: float = 1.0
-
-
-@part
-class Transducer:
-    weight: float = 1.0
-    chunk: int = 8192  # columns of the joint network that are multiplied out at a time
-
-
-@part
-class Sequence:
-    weight: float = 1.0
-    label_smoothing: float = 0.0
-    next_token: bool = True  # False: each token's label stands at its own place
-    chunk: int = 8192  # columns of a `Vocabulary` head that are multiplied out at a time
-
-
-@part
-class Regression:
-    weight: float = 1.0
-    of: Literal["squared", "absolute", "huber"] = "squared"  # the difference
-    delta: float = 1.0  # of "huber": where the square becomes a line, in the unit of the labels
-
-
-@part
-class SISDR:
-    weight: float = 1.0
-
-
-@part
-class SigLIP:
-    weight: float = 1.0
-    chunks: int = 8  # steps in which the batch is compared; best a multiple of the devices
-
-
-@part
-class CLIP:
-    weight: float = 1.0
-    chunks: int = 8
-
-
-Objective = Classification | MultiLabel | CTC | Transducer | Sequence | Regression | SISDR | SigLIP | CLIP
-
+from mmjax.data.speed import SpeedPerturbation
+from mmjax.models import Multimodal
+from mmjax.objectives import Objective
+from mmjax.train.weighting import Weighting
+from mmjax.tree import part
 
 # Data. ----------------------------------------------------------------------------------------------------
 
@@ -300,25 +240,6 @@ class Optimizer:
 
 
 @part
-class Uncertainty:
-    pass
-
-
-@part
-class DynamicAverage:
-    period: int = 1000  # steps over which losses are averaged
-    temperature: float = 2.0  # the higher, the more equal the weights
-
-
-@part
-class GradNorm:
-    shared: str  # "encoders.NAME" or "fusion": the part whose gradients are compared
-    alpha: float = 1.5  # how strongly losses that lag behind are helped
-    rate: float = 0.025  # of learning of the weights
-    least: float = 1e-3  # weight
-
-
-@part
 class Evaluation:
     every_steps: int | None = None  # None: at the end only
     split: str = "test"
@@ -363,7 +284,7 @@ class Experiment:
     model: Multimodal
     objectives: Mapping[str, Objective]
     optimizer: Optimizer
-    weighting: Uncertainty | DynamicAverage | GradNorm | None = None  # of the objectives, beyond their fixed weights
+    weighting: Weighting | None = None  # of the objectives, beyond their fixed weights
     initial: Mapping[str, str] = dataclasses.field(default_factory=dict)  # "encoders.speech": an import, or a run
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()

@@ -22,7 +22,7 @@ from mmjax.evaluate.retrieval import RANKS
 from mmjax.evaluate.run import Run
 from mmjax.objectives import CLIP, Classification, SigLIP
 from mmjax.parallel.mesh import make_mesh, share_of_rows, to_devices, within
-from mmjax.train.build import build_layout, build_objectives, build_source
+from mmjax.train.build import build_layout, build_source
 from mmjax.train.report import left_out
 from mmjax.train.step import score
 
@@ -151,7 +151,7 @@ def evaluate_run(directory: str, split: str | None = None, examples: int | None 
         mesh = make_mesh(**vars(run.config.mesh))
     except UserError:  # trained on another number of devices
         mesh = make_mesh()
-    evaluator = Evaluator(run.config, run.model, build_objectives(run.config), mesh, split)
+    evaluator = Evaluator(run.config, run.model, run.config.objectives, mesh, split)
     if jax.process_index() == 0:
         left_out(evaluator.source, Path(directory), split)
     subsets = all_subsets(run.config.model.encoders)

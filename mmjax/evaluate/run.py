@@ -20,7 +20,7 @@ from mmjax.errors import UserError
 from mmjax.evaluate.decoding import texts, written
 from mmjax.parallel.runtime import jit_once
 from mmjax.stream import Batch
-from mmjax.train.build import build_layout, build_model, build_objectives, build_source
+from mmjax.train.build import build_layout, build_model, build_source
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.report import sample_rate
 
@@ -163,9 +163,7 @@ class Run:
 
     def _outputs(self, params: Any, batch: Batch) -> tuple[Batch, Batch]:
         outputs = self.model.apply({"params": params}, batch)
-        return outputs, written(
-            self.model, build_objectives(self.config), params, batch, outputs, self.config.data.rows
-        )
+        return outputs, written(self.model, self.config.objectives, params, batch, outputs, self.config.data.rows)
 
     def _answer(self, scores: Any) -> dict[str, Any]:
         names, objective = c.read_json(self.directory / "answers.json"), self.config.objectives["answer"]

@@ -75,15 +75,13 @@ def compare_texts(
     import jax.numpy as jnp
     import torch
 
-    from mmjax import models
     from mmjax.stream import Stream
-    from mmjax.train.build import instantiate
 
     texts = [np.random.default_rng([seed, n]).integers(0, part_.vocabulary, n) for n in lengths]
     ids, segments = np.concatenate(texts), np.repeat(np.arange(len(texts)), lengths) + 1
     places = np.concatenate([np.arange(n) for n in lengths])
     row = Stream(*(jnp.asarray(x[None]) for x in (ids, segments, places)))
-    ours = jax.jit(instantiate(part_, models).apply)({"params": parameters}, row).features[0]
+    ours = jax.jit(part_.apply)({"params": parameters}, row).features[0]
     return [
         (ours[segments == number], reference(torch.tensor(text)[None])[0].numpy())
         for number, text in enumerate(texts, 1)

@@ -15,10 +15,8 @@ def hear(part: Any, parameters: dict[str, np.ndarray], seed: int, hops: tuple[in
     """
     import jax.numpy as jnp
 
-    from mmjax import models
     from mmjax.interchange.convert import tree
     from mmjax.stream import Stream
-    from mmjax.train.build import instantiate
 
     size, align = part.front_end.hop, part.subsampling
     recordings = []
@@ -32,5 +30,5 @@ def hear(part: Any, parameters: dict[str, np.ndarray], seed: int, hops: tuple[in
         segments.append(np.pad(np.full(count, number), gap))
         positions.append(np.pad(np.arange(count), gap))
     row = Stream(*(jnp.asarray(np.concatenate(parts)[None]) for parts in (blocks, segments, positions)))
-    tokens = instantiate(part, models).apply({"params": tree(parameters, "encoder")}, row)
+    tokens = part.apply({"params": tree(parameters, "encoder")}, row)
     return recordings, [tokens.features[tokens.segments == number] for number in range(1, len(hops) + 1)]

@@ -115,11 +115,9 @@ def compare_pictures(reference: Any, part_: c.ViT, parameters: Any, seed: int) -
     import jax.numpy as jnp
     import torch
 
-    from mmjax import models
     from mmjax.data.patches import patchify
     from mmjax.interchange.convert import tree
     from mmjax.stream import Stream
-    from mmjax.train.build import instantiate
 
     side = part_.image_size - part_.image_size % part_.patch
     pictures = np.random.default_rng(seed).integers(0, 256, (2, side, side, 3), np.uint8)
@@ -131,7 +129,7 @@ def compare_pictures(reference: Any, part_: c.ViT, parameters: Any, seed: int) -
         places = np.concatenate([special, places])
         streams.append(Stream(features, np.ones(len(features), np.int32), places.astype(np.int32)))
     batch = Stream(*(jnp.stack(parts) for parts in zip(*streams, strict=True)))
-    ours = jax.jit(instantiate(part_, models).apply)({"params": tree(parameters, "encoder")}, batch)
+    ours = jax.jit(part_.apply)({"params": tree(parameters, "encoder")}, batch)
     normalised = torch.tensor((pictures / 255.0 - part_.mean) / part_.std).permute(0, 3, 1, 2).float()
     kept = np.flatnonzero(ours.mask[0])
     return [(ours.features[:, kept], reference(normalised).last_hidden_state.numpy()[:, kept])]

@@ -108,11 +108,9 @@ def outputs(
     import torch
     import transformers
 
-    from mmjax import models
     from mmjax.interchange.convert import tree
     from mmjax.interchange.directories import read_object
     from mmjax.stream import Stream
-    from mmjax.train.build import instantiate
 
     reference = transformers.WhisperForConditionalGeneration.from_pretrained(
         source, local_files_only=True, dtype=torch.float32
@@ -127,9 +125,9 @@ def outputs(
 
     ones = np.ones((1, hops), np.int32)
     speech = Stream(jnp.asarray(samples.reshape(1, hops, -1)), jnp.asarray(ones), jnp.arange(hops)[None])
-    tokens = instantiate(part_, models).apply({"params": tree(parameters, "encoder")}, speech)
+    tokens = part_.apply({"params": tree(parameters, "encoder")}, speech)
     text = Stream(jnp.asarray(ids), jnp.ones(ids.shape, jnp.int32), jnp.arange(ids.shape[1])[None])
-    logits = instantiate(decoder_, models).apply({"params": tree(parameters, "decoder")}, text, tokens)
+    logits = decoder_.apply({"params": tree(parameters, "decoder")}, text, tokens)
     return [
         (tokens.features, theirs.encoder_last_hidden_state.numpy()),
         (logits.features, theirs.logits.numpy()),

@@ -15,13 +15,15 @@ from mmjax.models.contrast import Contrast
 from mmjax.models.convolutional import ConvNet
 from mmjax.models.decoder import TextDecoder
 from mmjax.models.denoiser import Denoiser
-from mmjax.models.front_ends import MFCC, KaldiFilterBank, LogMel, NeMoLogMel, Waveform, WhisperLogMel
+from mmjax.models.encoder import Encoder, ImageEncoder, SpeechEncoder, TextEncoder
+from mmjax.models.front_ends import MFCC, FrontEnd, KaldiFilterBank, LogMel, NeMoLogMel, Waveform, WhisperLogMel
 from mmjax.models.fusion import (
     Add,
     Bottleneck,
     Concat,
     CrossAttention,
     FiLM,
+    Fusion,
     LowRank,
     MixtureOfExperts,
     Perceiver,
@@ -56,9 +58,13 @@ __all__ = [
     "ConvNet",
     "CrossAttention",
     "Denoiser",
+    "Encoder",
     "FiLM",
+    "FrontEnd",
+    "Fusion",
     "Gain",
     "Head",
+    "ImageEncoder",
     "KaldiFilterBank",
     "LogMel",
     "LowRank",
@@ -77,8 +83,10 @@ __all__ = [
     "SpecAugment",
     "SpectralGate",
     "SpeechAugmentation",
+    "SpeechEncoder",
     "TelephoneBand",
     "TextDecoder",
+    "TextEncoder",
     "TransducerDecoder",
     "Transformer",
     "Vectors",

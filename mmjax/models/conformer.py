@@ -11,10 +11,14 @@ import numpy as np
 from mmjax.models.attention import HeadProjection, OutputProjection, attention, place_of, rotary
 from mmjax.models.augmentation import SpectralGate, SpeechAugmentation
 from mmjax.models.convolution import depthwise_convolution
+from mmjax.models.encoder import SpeechEncoder
+from mmjax.models.front_ends import FrontEnd, LogMel
 from mmjax.models.layers import FeedForward, FixedBatchNorm, dense, normalisation, stack
+from mmjax.models.published import published
 from mmjax.models.remat import Remat
 from mmjax.models.stems import StackedStem, StridedStem, WaveformStem
 from mmjax.stream import Stream, only_tokens
+from mmjax.tree import setting
 
 
 class Context(NamedTuple):
@@ -262,7 +266,21 @@ def _newest(context: Context, seen: dict[str, jax.Array]) -> Context:
     return Context(**{name: cut(name) for name in Context._fields})
 
 
-class Conformer(nn.Module):
+# Published sizes: Gulati et al. 2020, table 1 (S, M, L); NeMo's conformer_ctc_bpe.yaml and fast-conformer_ctc_bpe.yaml.
+CONFORMERS = {
+    "S": dict(layers=16, width=144, heads=4, kernel=32),
+    "M": dict(layers=16, width=256, heads=4, kernel=32),
+    "L": dict(layers=17, width=512, heads=8, kernel=32),
+    "NeMo S": dict(layers=16, width=176, heads=4, kernel=31),
+    "NeMo M": dict(layers=18, width=256, heads=4, kernel=31),
+    "NeMo L": dict(layers=18, width=512, heads=8, kernel=31),
+    "NeMo XL": dict(layers=24, width=1024, heads=8, kernel=5),
+    "Fast L": dict(layers=18, width=512, heads=8, kernel=9, subsampling=8, stem="depthwise", stem_channels=256),
+    "Fast XL": dict(layers=24, width=1024, heads=8, kernel=9, subsampling=8, stem="depthwise", stem_channels=256),
+}
+
+
+class Conformer(SpeechEncoder, kw_only=True):
     """Speech encoder (Gulati et al. 2020, arXiv:2005.08100): samples in, one vector per `subsampling` hops out.
 
     With relative positions and the full-width stem this is the paper's encoder (S, M and L: 8.713, 27.332 and
@@ -285,31 +303,48 @@ class Conformer(nn.Module):
 
     reads_examples = True
 
-    front_end: nn.Module
-    layers: int
-    width: int
-    heads: int
-    kernel: int
-    subsampling: int = 4
-    stem: Literal["full", "depthwise", "stack", "waveform"] = "full"
-    stem_channels: int | None = None
+    front_end: FrontEnd = LogMel()
+    layers: int = 16
+    width: int = 144
+    heads: int = 4
+    kernel: int = 32
+    subsampling: Literal[1, 2, 4, 8] = 4  # hops per token
+    stem: Literal["full", "depthwise", "stack", "waveform"] = "full"  # convolutions, frames side by side, or of samples
+    stem_channels: int | None = None  # of a stem's convolutions; None: the width, as in the paper
     positions: Literal["relative", "rotary", "rotary_input", "distance"] = "relative"
-    left_distance: int = 64
-    right_distance: int = 8
+    left_distance: int = 64  # tokens beyond which earlier ones are all as far, with positions by distance
+    right_distance: int = 8  # and later ones
     norm: Literal["layer", "rms"] = "layer"
-    convolution_norm: Literal["layer", "rms", "batch"] = "layer"
+    convolution_norm: Literal["layer", "rms", "batch"] = "layer"  # batch: imported, its statistics fixed
     norm_epsilon: float = 1e-6
-    final_norm: bool = False
-    causal: bool = False
-    chunk: int | None = None
-    left_chunks: int | None = None
+    final_norm: bool = False  # once more after the last block
+    causal: bool = False  # the convolution sees no later token
+    chunk: int | None = None  # tokens that attention sees together, with all before; None: the whole recording
+    left_chunks: int | None = None  # earlier chunks that it sees; None: all
     scale_input: bool = False
-    augment: SpeechAugmentation | None = None
+    augment: SpeechAugmentation | None = None  # in training
     denoise: SpectralGate | None = None
     dropout: float = 0.0
-    unroll: bool = False
+    unroll: bool = setting(False)
     remat: Remat = "none"
-    dtype: Any = jnp.float32
+    dtype: Any = setting(jnp.float32)
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "Conformer":
+        """A published size; any field may be changed.
+
+        "modern L" is "L" (any of them) with rotary positions, RMSNorm and FastConformer's stem, kernel and subsampling.
+        """
+        modern = dict(
+            positions="rotary", norm="rms", convolution_norm="rms", kernel=9, subsampling=8, stem="depthwise",
+            stem_channels=256,
+        )  # fmt: skip
+        size = name.removeprefix("modern ")
+        return cls(
+            **published(size, CONFORMERS | {f"modern {n}": {} for n in CONFORMERS}, "Conformer")
+            | (modern if size != name else {})
+            | changes
+        )
 
     def __call__(self, speech: Stream, train: bool = False, examples: Stream | None = None) -> Stream:
         """[B, T, hop] samples -> [B, ceil(T / subsampling), width].

@@ -11,7 +11,7 @@ from mmjax.models.segments import having, mean
 from mmjax.stream import Stream
 
 
-class Contrast(nn.Module):
+class Contrast(nn.Module, kw_only=True):
     """Each example's mean token of two modalities, projected and normalised; the learned scale and bias of the logits.
 
     Attributes:
@@ -23,11 +23,11 @@ class Contrast(nn.Module):
       limit: what the scale may not exceed: 100 in CLIP.
     """
 
-    between: tuple[str, str]
-    outputs: int
-    scale: float = 10.0
-    bias: float = -10.0
-    limit: float | None = None
+    between: tuple[str, ...]  # two encoders
+    outputs: int  # width of the vectors that are compared
+    scale: float = 10.0  # of the logits at first; 14.3 in CLIP
+    bias: float = -10.0  # of the logits at first; without effect in CLIP
+    limit: float | None = None  # of the scale; 100 in CLIP
 
     @property
     def inputs(self) -> tuple[str, ...]:

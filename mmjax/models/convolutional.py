@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.models.convolution import strided_windows
+from mmjax.models.encoder import ImageEncoder
 from mmjax.models.layers import dense, layer_norm
 from mmjax.stream import Stream, fold, only_tokens, unfold
+from mmjax.tree import setting
 
 
-class ConvNet(nn.Module):
+class ConvNet(ImageEncoder, kw_only=True):
     """Depthwise separable convolutions of stride 2 down to one vector per patch (MobileNets, Howard et al. 2017,
     arXiv:1704.04861), with LayerNorm for BatchNorm, so that pictures of a batch do not see each other.
 
@@ -23,12 +25,12 @@ class ConvNet(nn.Module):
       width: of the last convolution; each earlier one has half of the next.
     """
 
-    patch: int
-    image_size: int
-    width: int
-    mean: float = 0.5
+    patch: int = 16  # pixels
+    image_size: int = 224  # pixels
+    width: int = 384
+    mean: float = 0.5  # of the pixels, 0 to 1
     std: float = 0.5
-    dtype: Any = jnp.float32
+    dtype: Any = setting(jnp.float32)
 
     @nn.compact
     def __call__(self, image: Stream, train: bool = False) -> Stream:

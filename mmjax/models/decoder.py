@@ -9,9 +9,11 @@ import jax.numpy as jnp
 
 from mmjax.models.attention import KeyValue, MultiHeadAttention, prefix_times
 from mmjax.models.layers import BlockStyle, dense, stack
+from mmjax.models.published import published
 from mmjax.models.remat import Remat
 from mmjax.models.transformer import embed, feed_forward
 from mmjax.stream import Stream, only_tokens
+from mmjax.tree import setting
 
 
 class Cache(NamedTuple):
@@ -90,7 +92,23 @@ class DecoderBlock(nn.Module):
         return x, (own, other)
 
 
-class TextDecoder(nn.Module):
+# Published language models: Radford et al. 2019; Touvron et al. 2023 (arXiv:2307.09288).
+GPT_2 = dict(
+    vocabulary=50_257, positions="learned", length=1024, block=BlockStyle(activation="gelu_tanh", epsilon=1e-5),
+)  # fmt: skip
+LLAMA_2 = dict(
+    vocabulary=32_000, tied=False, length=4096,
+    block=BlockStyle(norm="rms", epsilon=1e-5, activation="silu", gated=True, bias=False),
+)  # fmt: skip
+DECODERS = {
+    "GPT-2": dict(layers=12, width=768, heads=12, mlp=3072, **GPT_2),
+    "GPT-2 XL": dict(layers=48, width=1600, heads=25, mlp=6400, **GPT_2),
+    "Llama 2 7B": dict(layers=32, width=4096, heads=32, mlp=11_008, **LLAMA_2),
+    "Llama 2 70B": dict(layers=80, width=8192, heads=64, key_value_heads=8, mlp=28_672, **LLAMA_2),
+}
+
+
+class TextDecoder(nn.Module, kw_only=True):
     """Autoregressive text decoder: token ids in, logits of the next token out.
 
     A token sees the tokens of its example up to itself (and a prefix, which sees itself whole) and, with
@@ -102,21 +120,26 @@ class TextDecoder(nn.Module):
       tied: read out through the table of embeddings (Press and Wolf 2017, arXiv:1608.05859).
     """
 
-    vocabulary: int
-    layers: int
-    width: int
-    heads: int
-    mlp: int
+    vocabulary: int = 128
+    layers: int = 6
+    width: int = 256
+    heads: int = 4
+    mlp: int = 1024
     positions: Literal["rotary", "learned"] = "rotary"
-    length: int = 512
+    length: int = 512  # tokens of the longest text, with learned positions
     key_value_heads: int | None = None
     cross_attention: bool = True
-    tied: bool = True
+    tied: bool = True  # read out through the table of embeddings
     block: BlockStyle = BlockStyle()
     dropout: float = 0.0
-    unroll: bool = False
+    unroll: bool = setting(False)
     remat: Remat = "none"
-    dtype: Any = jnp.float32
+    dtype: Any = setting(jnp.float32)
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "TextDecoder":
+        """A published language model, such as "GPT-2"; any field may be changed, cross_attention=True for a decoder."""
+        return cls(**dict(cross_attention=False) | published(name, DECODERS, "TextDecoder") | changes)
 
     def __call__(
         self, text: Stream, context: Stream | None = None, prefix: jax.Array | None = None, train: bool = False

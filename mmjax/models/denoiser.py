@@ -8,7 +8,7 @@ from mmjax.models.layers import dense
 from mmjax.stream import Stream
 
 
-class Denoiser(nn.Module):
+class Denoiser(nn.Module, kw_only=True):
     """A mask from 0 to 1 over time and frequency, read from the encoder's tokens, on the spectra of what it heard.
 
     (Ideal ratio masks, Wang et al. 2014, "On training targets for supervised speech separation", here trained on the

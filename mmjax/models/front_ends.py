@@ -4,8 +4,6 @@ No parameters, no gradients: samples are data. Speech comes in whole hops, its l
 front end equals its reference on recordings of whole hops.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -22,13 +20,28 @@ def _finished(frames: Stream) -> Stream:
     return frames._replace(features=jax.lax.stop_gradient(features))
 
 
-class LogMel(nn.Module):
-    """The house's own log-mel: frames begin with their hop, HTK filters, about zero mean and unit variance."""
+class FrontEnd(nn.Module):
+    """The base class of front ends: hops of samples [B, T, hop] in, frames of features [B, T, bins] out.
 
-    sample_rate: int = 16_000
-    window: int = 400
-    hop: int = 160
+    They have `sample_rate` in Hz, `window` and `hop` in samples, and `bins`, the features of a frame.
+    """
+
+    kind = "front end"
+
+
+class MelFrontEnd(FrontEnd, kw_only=True):
+    """The base class of front ends whose features are energies in mel bands."""
+
+    kind = "mel front end"
+
+    sample_rate: int = 16_000  # Hz
+    window: int = 400  # samples
+    hop: int = 160  # samples; the unit of the speech stream's rows
     bins: int = 80
+
+
+class LogMel(MelFrontEnd, kw_only=True):
+    """The house's own log-mel: frames begin with their hop, HTK filters, about zero mean and unit variance."""
 
     def __call__(self, samples: Stream) -> Stream:
         """[B, T, hop] float32 samples -> [B, T, bins] float32 frames; none for an example's last hops."""
@@ -41,16 +54,11 @@ class LogMel(nn.Module):
         return _finished(frames._replace(features=(jnp.log10(jnp.maximum(energies, 1e-8)) + 1.5) / 2.0))
 
 
-class WhisperLogMel(nn.Module):
+class WhisperLogMel(MelFrontEnd, kw_only=True):
     """Whisper's log-mel (Radford et al. 2022; openai/whisper `audio.py`): the loudest 8 decades of each example.
 
     Whisper itself sees every recording continued with silence to 30 seconds; here nothing is continued.
     """
-
-    sample_rate: int = 16_000
-    window: int = 400
-    hop: int = 160
-    bins: int = 80
 
     def __call__(self, samples: Stream) -> Stream:
         """[B, T, hop] float32 samples -> [B, T, bins] float32 frames, one per hop."""
@@ -64,16 +72,11 @@ class WhisperLogMel(nn.Module):
         return _finished(frames._replace(features=(jnp.maximum(logarithm, loudest - 8.0) + 4.0) / 4.0))
 
 
-class NeMoLogMel(nn.Module):
+class NeMoLogMel(MelFrontEnd, kw_only=True):
     """NeMo's log-mel (`AudioToMelSpectrogramPreprocessor`; Parakeet and FastConformer), normalised per example.
 
     Its dither (noise of 1e-5 in training) is left out.
     """
-
-    sample_rate: int = 16_000
-    window: int = 400
-    hop: int = 160
-    bins: int = 80
 
     def __call__(self, samples: Stream) -> Stream:
         """[B, T, hop] float32 samples -> [B, T, bins] float32 frames, one per hop."""
@@ -87,7 +90,7 @@ class NeMoLogMel(nn.Module):
         return _finished(spectrum.normalise_example(logarithm, correction=1, epsilon=1e-5))
 
 
-class KaldiFilterBank(nn.Module):
+class KaldiFilterBank(MelFrontEnd, kw_only=True):
     """Kaldi's `compute-fbank-feats` without dither: 16-bit scale, frames begin with their hop, natural logarithm.
 
     Attributes:
@@ -95,11 +98,7 @@ class KaldiFilterBank(nn.Module):
         Kaldi's own, about 5 to 20.
     """
 
-    sample_rate: int = 16_000
-    window: int = 400
-    hop: int = 160
-    bins: int = 80
-    normalise: bool = True
+    normalise: bool = True  # each feature to zero mean and unit variance over its example
 
     def __call__(self, samples: Stream) -> Stream:
         """[B, T, hop] float32 samples -> [B, T, bins] float32 frames; none for an example's last hops."""
@@ -123,16 +122,16 @@ class KaldiFilterBank(nn.Module):
         return _finished(frames)
 
 
-class Waveform(nn.Module):
+class Waveform(FrontEnd, kw_only=True):
     """The samples themselves, 400 of them (25 ms) from the beginning of each hop, for a stem that learns from them.
 
     Attributes:
       normalise: samples to zero mean and unit variance over each example, as the large wav2vec 2.0 hears them.
     """
 
-    sample_rate: int = 16_000
-    hop: int = 320
-    normalise: bool = True
+    sample_rate: int = 16_000  # Hz
+    hop: int = 320  # samples
+    normalise: bool = True  # the samples of each example to zero mean and unit variance
 
     window = bins = 400
 
@@ -143,7 +142,7 @@ class Waveform(nn.Module):
         return _finished(spectrum.frames_from(samples, self.window))
 
 
-class MFCC(nn.Module):
+class MFCC(FrontEnd, kw_only=True):
     """Mel-frequency cepstral coefficients (Davis and Mermelstein 1980): the orthonormal DCT-II of a log-mel frame.
 
     Over `KaldiFilterBank(bins=23, normalise=False)` these are Kaldi's `compute-mfcc-feats --use-energy=false`.
@@ -154,14 +153,18 @@ class MFCC(nn.Module):
       lifter: of the cepstral sine lifter (Juang et al. 1987); 0 leaves it out.
     """
 
-    log_mel: Any = KaldiFilterBank(bins=23, normalise=False, parent=None)
+    log_mel: MelFrontEnd = KaldiFilterBank(bins=23, normalise=False)
     coefficients: int = 13
-    lifter: float = 22.0
+    lifter: float = 22.0  # 0: none
 
     @property
     def bins(self) -> int:
         """Features of a frame."""
         return self.coefficients
+
+    @property
+    def sample_rate(self) -> int:
+        return self.log_mel.sample_rate
 
     @property
     def window(self) -> int:

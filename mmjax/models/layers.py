@@ -1,6 +1,5 @@
 """The small layers that every tower is made of."""
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from mmjax.models.remat import Remat, rematerialised
+from mmjax.tree import part
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -101,7 +101,7 @@ def normalisation(kind: Literal["layer", "rms"], dtype: Any, name: str, epsilon:
     return nn.RMSNorm(epsilon=epsilon, dtype=dtype, scale_init=scale_init, name=name)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@part
 class BlockStyle:
     """In what the families of Transformer blocks differ; the defaults are those of ViT.
 
@@ -128,10 +128,10 @@ class BlockStyle:
     activation: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"] = "gelu"
     gated: bool = False
     bias: bool = True
-    layer_scale: float | None = None
-    head_width: int | None = None
-    rotary_base: float = 10_000.0
-    scaled: bool = True
+    layer_scale: float | None = None  # first value of a learned factor per feature; None: no factor
+    head_width: int | None = None  # features of each attention head; None: the width, divided among the heads
+    rotary_base: float = 10_000.0  # of rotary positions in one dimension
+    scaled: bool = True  # attention scores, by the root of the head's width
 
     def normalise(self, dtype: Any, name: str) -> nn.Module:
         """The normalisation, as a module of whoever calls this."""

@@ -4,17 +4,16 @@ Which tokens are hidden is drawn by the number of each example and the place of 
 the number of devices changes it.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.models.augmentation import SpeechAugmentation
+from mmjax.models.augmentation import AddNoise, SpeechAugmentation
 from mmjax.models.augmentation.by_example import at_tokens, keys
 from mmjax.models.segments import EXACT
 from mmjax.models.spectrum import normalise_example
 from mmjax.stream import Stream, only_tokens
+from mmjax.tree import part
 
 
 def uniform(stream: Stream, examples: Stream, key: jax.Array) -> jax.Array:
@@ -38,7 +37,7 @@ def _of_tokens(stream: Stream, examples: Stream, key: jax.Array) -> jax.Array:
     return jax.vmap(jax.vmap(jax.random.fold_in))(of_tokens, places)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@part
 class MaskedText:
     """BERT's masked language model (Devlin et al. 2019, arXiv:1810.04805, section 3.1).
 
@@ -52,9 +51,9 @@ class MaskedText:
     """
 
     reads: str = "text"
-    share: float = 0.15
-    vocabulary: int = 128
-    mask: int = 0
+    share: float = 0.15  # of the tokens
+    vocabulary: int = 128  # sentencepiece pieces
+    mask: int = 0  # id of the mask
 
     def __call__(self, text: Stream, examples: Stream, key: jax.Array) -> tuple[Stream, Stream]:
         """[B, T] ids -> the same with tokens hidden, and those tokens as labels [B, T]."""
@@ -67,7 +66,7 @@ class MaskedText:
         return text._replace(features=jnp.where(hidden, instead, text.features)), labels
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@part
 class MaskedPatches:
     """Masked autoencoding of pictures (He et al. 2022, arXiv:2111.06377): the encoder sees the other patches alone.
 
@@ -79,7 +78,7 @@ class MaskedPatches:
     """
 
     reads: str = "image"
-    share: float = 0.75
+    share: float = 0.75  # of the patches
 
     def __call__(self, image: Stream, examples: Stream, key: jax.Array) -> tuple[Stream, Stream]:
         """[B, T, P] uint8 patches -> the same, the hidden ones empty, and their pixels as labels [B, T, P] float32."""
@@ -92,7 +91,7 @@ class MaskedPatches:
         return seen, Stream(pixels, jnp.where(hidden, image.segments, 0), image.positions)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@part
 class NoisySpeech:
     """Clean speech hidden under noise, a room or a telephone line, to be found again by a `Denoiser`.
 
@@ -101,14 +100,14 @@ class NoisySpeech:
     """
 
     reads: str = "speech"
-    by: SpeechAugmentation
+    by: SpeechAugmentation = SpeechAugmentation(noise=AddNoise(probability=1.0))  # without masks
 
     def __call__(self, speech: Stream, examples: Stream, key: jax.Array) -> tuple[Stream, Stream]:
         """[B, T, hop] samples -> the same with noise, and the clean ones as labels."""
         return self.by.of_samples(speech, examples, key), only_tokens(speech)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@part
 class RandomProjectionQuantizer:
     """BEST-RQ (Chiu et al. 2022, arXiv:2202.01855): frames of speech are hidden by noise, their random codes predicted.
 
@@ -123,8 +122,8 @@ class RandomProjectionQuantizer:
     reads: str = "speech"
     codes: int = 8192
     width: int = 16
-    start: float = 0.01
-    span: int = 40
+    start: float = 0.01  # how likely a frame begins a hidden span
+    span: int = 40  # frames
     seed: int = 0
 
     def __call__(self, frames: Stream, examples: Stream, key: jax.Array, subsampling: int) -> tuple[Stream, Stream]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from functools import partial
 from operator import call
-from typing import Any
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -13,6 +13,8 @@ from flax.core import FrozenDict
 from mmjax.models.attend import as_the_model_wants
 from mmjax.models.contrast import Contrast
 from mmjax.models.denoiser import Denoiser
+from mmjax.models.encoder import Encoder
+from mmjax.models.fusion import Fusion
 from mmjax.models.layers import dense
 from mmjax.models.masking import MaskedPatches, MaskedText, NoisySpeech, RandomProjectionQuantizer
 from mmjax.models.patch_decoder import PatchDecoder
@@ -22,15 +24,15 @@ from mmjax.models.writers import AttentionDecoder, TransducerDecoder
 from mmjax.stream import Batch, Factors, Stream
 
 
-class Head(nn.Module):
+class Head(nn.Module, kw_only=True):
     """A linear read-out of one stream, in float32: losses and their softmax are not for bfloat16.
 
     With a pool, of one vector per example instead of one per token.
     """
 
-    reads: str
+    reads: str  # "fused" or the name of an encoder
     outputs: int
-    pool: MeanPool | ClassPool | AttentionPool | None = None
+    pool: MeanPool | ClassPool | AttentionPool | None = None  # of an encoder's tokens; None: an output for each
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -45,7 +47,7 @@ class Head(nn.Module):
         return stream._replace(features=logits)
 
 
-class Vocabulary(nn.Module):
+class Vocabulary(nn.Module, kw_only=True):
     """A linear read-out without bias, over so many outputs that the logits are left to the loss, chunk by chunk."""
 
     reads: str
@@ -63,28 +65,25 @@ class Vocabulary(nn.Module):
         return stream._replace(features=Factors(stream.features.astype(jnp.float32), kernel))
 
 
-class Multimodal(nn.Module):
-    """Encoders -> fusion -> heads. Which modalities a batch carries decides what is computed.
+AnyHead = Head | Vocabulary | Contrast | PatchDecoder | Denoiser | AttentionDecoder | TransducerDecoder
+Masked = MaskedText | MaskedPatches | NoisySpeech | RandomProjectionQuantizer
 
-    Attributes:
-      encoders: by the name of the stream that each reads.
-      fusion: (encoded streams, example slots) -> one vector per example; None where no head reads "fused".
-      heads: by the name of their output; each reads "fused", an encoder's stream, or two encoders'.
-      masked: by the name of the head that predicts it, what is hidden from an encoder in training.
-      attention: what computes all attention: a backend of `mmjax.models.attend`, or "auto", the first that can.
-      strict_attention: where the backend that was named cannot, stop instead of taking another.
-      matrix_products: of how many bits; whoever builds the model sees to it (`mmjax.train.quantisation`).
-    """
 
-    encoders: dict[str, nn.Module]
-    fusion: nn.Module | None
-    heads: dict[str, Head | Vocabulary | Contrast | PatchDecoder | Denoiser | AttentionDecoder | TransducerDecoder]
-    masked: Mapping[str, MaskedText | MaskedPatches | NoisySpeech | RandomProjectionQuantizer] = FrozenDict()
-    dtype: Any = jnp.float32
-    unroll: bool = False
-    attention: str = "auto"
+class Multimodal(nn.Module, kw_only=True):
+    """Encoders -> fusion -> heads. Which modalities a batch carries decides what is computed."""
+
+    encoders: Mapping[str, Encoder]  # by the name of the stream that each reads
+    fusion: Fusion | None = None  # None: no head reads "fused"
+    heads: Mapping[str, AnyHead]  # by the name of their output; each reads "fused", or the streams of encoders
+    # What is hidden from an encoder in training, by the name of the head that predicts it.
+    masked: Mapping[str, Masked] = FrozenDict()
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the compute; what is kept has optimizer.parameters
+    unroll: bool = False  # the layers: the same numbers, faster on CPU, longer to compile
+    # What computes attention: the first of cudnn, splash, block_diagonal (rows of 512 to 4,095 tokens on CPU), chunked
+    # (once scores are many) and xla that can; or one by name, in whose place another is taken where it cannot, unless strict.
+    attention: Literal["auto", "cudnn", "splash", "block_diagonal", "chunked", "xla"] = "auto"
     strict_attention: bool = False
-    matrix_products: str = "full"
+    matrix_products: Literal["full", "int8", "fp8"] = "full"  # with weights, in the blocks of encoders and fusion
 
     @nn.compact
     @as_the_model_wants

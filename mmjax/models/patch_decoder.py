@@ -10,9 +10,10 @@ from mmjax.models.positions import sincos
 from mmjax.models.remat import Remat
 from mmjax.models.transformer import TransformerBlock
 from mmjax.stream import Stream, fold, only_tokens, unfold
+from mmjax.tree import setting
 
 
-class PatchDecoder(nn.Module):
+class PatchDecoder(nn.Module, kw_only=True):
     """The light decoder of masked autoencoding (He et al. 2022, arXiv:2111.06377): pixels of the hidden patches.
 
     Visible patches as the encoder gave them, a learned vector in place of the hidden ones, fixed positions, a small
@@ -23,14 +24,14 @@ class PatchDecoder(nn.Module):
     """
 
     reads: str
-    outputs: int
+    outputs: int  # patch * patch * 3
     layers: int = 4
     width: int = 128
     heads: int = 4
     mlp: int = 512
-    unroll: bool = False
+    unroll: bool = setting(False)
     remat: Remat = "none"
-    dtype: Any = jnp.float32
+    dtype: Any = setting(jnp.float32)
 
     @property
     def inputs(self) -> tuple[str, ...]:

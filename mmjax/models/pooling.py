@@ -14,6 +14,7 @@ from mmjax.models.attention import MultiHeadAttention
 from mmjax.models.layers import ACTIVATIONS, BlockStyle, FeedForward
 from mmjax.models.segments import having, mean
 from mmjax.stream import Stream, only_tokens
+from mmjax.tree import setting
 
 
 def _slots(stream: Stream, examples: Stream, features: jax.Array) -> Stream:
@@ -25,7 +26,7 @@ def _mean(stream: Stream, examples: Stream) -> Stream:
     return _slots(stream, examples, mean(stream, examples.segments).astype(stream.features.dtype))
 
 
-class MeanPool(nn.Module):
+class MeanPool(nn.Module, kw_only=True):
     """The mean of an example's tokens; of an image, of its patches (global average pooling), not its class token."""
 
     @nn.compact
@@ -36,7 +37,7 @@ class MeanPool(nn.Module):
         return _mean(stream, examples)
 
 
-class ClassPool(nn.Module):
+class ClassPool(nn.Module, kw_only=True):
     """The class token: of an image the token before its patches, of a text the first."""
 
     @nn.compact
@@ -48,7 +49,7 @@ class ClassPool(nn.Module):
         return _mean(stream, examples)
 
 
-class AttentionPool(nn.Module):
+class AttentionPool(nn.Module, kw_only=True):
     """A learned probe per example attends to its tokens, then a feed-forward (Zhai et al. 2022, arXiv:2106.04560).
 
     This is the multi-head attention pooling of SigLIP (Zhai et al. 2023, arXiv:2303.15343).
@@ -59,10 +60,10 @@ class AttentionPool(nn.Module):
       block: its epsilon, activation and normalisation.
     """
 
-    heads: int
-    mlp: int
+    heads: int = 12
+    mlp: int = 3072
     block: BlockStyle = BlockStyle()
-    dtype: Any = jnp.float32
+    dtype: Any = setting(jnp.float32)
 
     @nn.compact
     def __call__(self, stream: Stream, examples: Stream) -> Stream:

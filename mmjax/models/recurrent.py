@@ -6,9 +6,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.models.encoder import SpeechEncoder
+from mmjax.models.front_ends import FrontEnd, LogMel
 from mmjax.models.layers import dense
 from mmjax.models.stems import StridedStem, stacked
 from mmjax.stream import Stream, only_tokens
+from mmjax.tree import setting
 
 
 def lstm(gates: jax.Array, recurrent: jax.Array, segments: jax.Array, backward: bool = False) -> jax.Array:
@@ -41,7 +44,7 @@ def lstm(gates: jax.Array, recurrent: jax.Array, segments: jax.Array, backward: 
     return jnp.where((segments > 0)[..., None], hidden.swapaxes(0, 1), 0.0)
 
 
-class BiLSTM(nn.Module):
+class BiLSTM(SpeechEncoder, kw_only=True):
     """Speech encoder of bidirectional LSTM layers (Graves et al. 2013, arXiv:1303.5778).
 
     Attributes:
@@ -50,14 +53,14 @@ class BiLSTM(nn.Module):
       subsampling: hops per token.
     """
 
-    front_end: nn.Module
-    layers: int
-    width: int
-    stem: Literal["stack", "full", "depthwise"] = "stack"
+    front_end: FrontEnd = LogMel()
+    layers: int = 2
+    width: int = 256  # both directions together
+    stem: Literal["stack", "full", "depthwise"] = "stack"  # full or depthwise convolutions make it a CNN-LSTM
     stem_channels: int = 32
-    subsampling: int = 4
+    subsampling: Literal[2, 4, 8] = 4  # hops per token
     dropout: float = 0.0
-    dtype: Any = jnp.float32
+    dtype: Any = setting(jnp.float32)
 
     @nn.compact
     def __call__(self, speech: Stream, train: bool = False) -> Stream:

@@ -8,11 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.models.attention import MultiHeadAttention
+from mmjax.models.encoder import TextEncoder
 from mmjax.models.layers import ACTIVATIONS, BlockStyle, FeedForward, stack
 from mmjax.models.positions import bucket_of
+from mmjax.models.published import published
 from mmjax.models.remat import Remat
 from mmjax.models.segments import mean
 from mmjax.stream import Stream, only_tokens
+from mmjax.tree import setting
 
 
 class TransformerBlock(nn.Module):
@@ -80,7 +83,16 @@ def embed(text: Stream, tower: Any, scale: float = 1.0) -> tuple[nn.Embed, jax.A
     return table, x
 
 
-class Transformer(nn.Module):
+BERT = BlockStyle(post_norm=True, epsilon=1e-12)
+# Published text encoders: Devlin et al. 2019; MiniLM (Wang et al. 2020), as sentence embedders have it.
+TRANSFORMERS = {
+    "BERT base": dict(layers=12, width=768, heads=12, mlp=3072),
+    "BERT large": dict(layers=24, width=1024, heads=16, mlp=4096),
+    "MiniLM L6": dict(layers=6, width=384, heads=12, mlp=1536),
+}
+
+
+class Transformer(TextEncoder, kw_only=True):
     """Text encoder: token ids in, vectors out.
 
     Every token sees its whole text, or, `causal`, what stands before it and itself. Positions are rotary; or learned
@@ -94,23 +106,29 @@ class Transformer(nn.Module):
       key_value_heads: fewer heads of keys and values than of queries (grouped-query attention); None: as many.
     """
 
-    vocabulary: int
-    layers: int
-    width: int
-    heads: int
-    mlp: int
+    vocabulary: int = 128
+    layers: int = 6
+    width: int = 256
+    heads: int = 4
+    mlp: int = 1024
     positions: Literal["rotary", "learned", "bucketed"] = "rotary"
-    length: int = 512
-    buckets: int = 32
-    max_distance: int = 128
-    types: int = 0
-    key_value_heads: int | None = None
+    length: int = 512  # tokens of the longest text, with learned positions
+    buckets: int = 32  # of distances between tokens, with bucketed positions
+    max_distance: int = 128  # tokens, from which on all distances are alike, with bucketed positions
+    types: int = 0  # kinds of text that an imported BERT tells apart
+    key_value_heads: int | None = None  # each shared by a group of heads; None: as many as heads
     causal: bool = False
     block: BlockStyle = BlockStyle()
     dropout: float = 0.0
-    unroll: bool = False
+    unroll: bool = setting(False)
     remat: Remat = "none"
-    dtype: Any = jnp.float32
+    dtype: Any = setting(jnp.float32)
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "Transformer":
+        """A published size, such as "BERT base"; any field may be changed, the vocabulary of 30,522 first of all."""
+        common = dict(vocabulary=30_522, positions="learned", length=512, types=2, block=BERT)
+        return cls(**common | published(name, TRANSFORMERS, "Transformer") | changes)
 
     @nn.compact
     def __call__(self, text: Stream, train: bool = False) -> Stream:
@@ -137,17 +155,17 @@ class Transformer(nn.Module):
         return table(buckets).transpose(0, 3, 1, 2)
 
 
-class MeanEmbedding(nn.Module):
+class MeanEmbedding(TextEncoder, kw_only=True):
     """The mean of a text's token embeddings: one vector per text, blind to the order of words. A baseline.
 
     (The continuous bag of words of Mikolov et al. 2013, arXiv:1301.3781.) The vector stands where the text's first
     token stood; the other positions are empty.
     """
 
-    vocabulary: int
-    width: int
+    vocabulary: int = 128
+    width: int = 256
     dropout: float = 0.0
-    dtype: Any = jnp.float32
+    dtype: Any = setting(jnp.float32)
 
     @nn.compact
     def __call__(self, text: Stream, train: bool = False) -> Stream:

@@ -5,27 +5,29 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from mmjax.models.encoder import Encoder
 from mmjax.models.layers import dense, layer_norm, stack
 from mmjax.models.remat import Remat
 from mmjax.models.transformer import TransformerBlock
 from mmjax.stream import Stream, only_tokens
+from mmjax.tree import setting
 
 
-class Vectors(nn.Module):
+class Vectors(Encoder, kw_only=True):
     """A linear layer and a Transformer over the whole sequence; rotary positions.
 
     The vectors are taken as they are: scale them to about -1 to 1.
     """
 
-    inputs: int
-    layers: int
-    width: int
-    heads: int
-    mlp: int
+    inputs: int  # numbers per vector
+    layers: int = 2
+    width: int = 128
+    heads: int = 4
+    mlp: int = 512
     dropout: float = 0.0
-    unroll: bool = False
+    unroll: bool = setting(False)
     remat: Remat = "none"
-    dtype: Any = jnp.float32
+    dtype: Any = setting(jnp.float32)
 
     @nn.compact
     def __call__(self, vectors: Stream, train: bool = False) -> Stream:

@@ -7,14 +7,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax.errors import UserError
+from mmjax.models.encoder import ImageEncoder
 from mmjax.models.layers import BlockStyle, dense, stack
 from mmjax.models.positions import sample_grid, sincos
 from mmjax.models.remat import Remat
 from mmjax.models.transformer import TransformerBlock
 from mmjax.stream import Stream, fold, only_tokens, unfold
+from mmjax.tree import setting
+
+# Published sizes of ViT: layers, width, heads, mlp (Dosovitskiy et al. 2021; Zhai et al. 2022; Alabdulmohsin et al. 2023).
+VIT_SIZES = {
+    "Ti": (12, 192, 3, 768),
+    "S": (12, 384, 6, 1536),
+    "B": (12, 768, 12, 3072),
+    "L": (24, 1024, 16, 4096),
+    "So400m": (27, 1152, 16, 4304),
+    "H": (32, 1280, 16, 5120),
+}
 
 
-class ViT(nn.Module):
+class ViT(ImageEncoder, kw_only=True):
     """Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929) over packed patches.
 
     Positions are learned, one vector per place, as in the paper; or fixed sines in two dimensions; or rotary in two
@@ -34,24 +47,33 @@ class ViT(nn.Module):
     arXiv:2012.12877).
     """
 
-    patch: int
-    image_size: int
-    layers: int
-    width: int
-    heads: int
-    mlp: int
+    patch: int = 16  # pixels
+    image_size: int = 224  # pixels
+    layers: int = 12
+    width: int = 384
+    heads: int = 6
+    mlp: int = 1536
     class_token: bool = False
-    registers: int = 0
-    placed_registers: bool = False
+    registers: int = 0  # further tokens per image that only the encoder sees
+    placed_registers: bool = False  # they too have learned positions, as the distillation token of an imported DeiT
     positions: Literal["learned", "sincos", "rotary"] = "learned"
-    max_patches: int | None = None
+    max_patches: int | None = None  # of an image that keeps its aspect ratio; None: all are image_size squares
     block: BlockStyle = BlockStyle()
-    mean: float | tuple[float, ...] = 0.5
+    mean: float | tuple[float, ...] = 0.5  # of the pixels, 0 to 1; of all channels or of each
     std: float | tuple[float, ...] = 0.5
     dropout: float = 0.0
-    unroll: bool = False
+    unroll: bool = setting(False)
     remat: Remat = "none"
-    dtype: Any = jnp.float32
+    dtype: Any = setting(jnp.float32)
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "ViT":
+        """A published size and patch, such as "B/16" or "So400m/14"; any field may be changed."""
+        size, _, patch = name.partition("/")
+        if size not in VIT_SIZES or not patch.isdecimal():
+            raise UserError(f"there is no ViT '{name}'; name a size ({', '.join(VIT_SIZES)}) and a patch: B/16")
+        fields = dict(zip(("layers", "width", "heads", "mlp"), VIT_SIZES[size], strict=True), patch=int(patch))
+        return cls(**fields | changes)
 
     @property
     def tokens_per_image(self) -> int | None:

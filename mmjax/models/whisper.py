@@ -6,16 +6,30 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.models.encoder import SpeechEncoder
+from mmjax.models.front_ends import WhisperLogMel
 from mmjax.models.layers import ACTIVATIONS, BlockStyle, dense, stack
+from mmjax.models.published import published
 from mmjax.models.remat import Remat
 from mmjax.models.segments import neighbour
 from mmjax.models.transformer import TransformerBlock
 from mmjax.stream import Stream, only_tokens
+from mmjax.tree import setting
 
 STYLE = BlockStyle(epsilon=1e-5)
 
 
-class WhisperEncoder(nn.Module):
+# Published sizes of Whisper (Radford et al. 2022, table 1): layers, width, heads of the encoder.
+WHISPERS = {
+    "tiny": (4, 384, 6),
+    "base": (6, 512, 8),
+    "small": (12, 768, 12),
+    "medium": (24, 1024, 16),
+    "large": (32, 1280, 20),
+}
+
+
+class WhisperEncoder(SpeechEncoder, kw_only=True):
     """Two convolutions in time, learned positions, a pre-norm Transformer (Radford et al. 2022, arXiv:2212.04356).
 
     Whisper was trained on recordings continued with silence to 30 s (3,000 hops); give it such to get what it learned.
@@ -24,18 +38,24 @@ class WhisperEncoder(nn.Module):
       length: tokens of the longest recording, of two hops each.
     """
 
-    front_end: nn.Module
-    layers: int
-    width: int
-    heads: int
-    mlp: int
-    length: int = 1500
+    front_end: WhisperLogMel = WhisperLogMel()
+    layers: int = 4
+    width: int = 384
+    heads: int = 6
+    mlp: int = 1536
+    length: int = 1500  # tokens of the longest recording, two hops each
     dropout: float = 0.0
-    unroll: bool = False
+    unroll: bool = setting(False)
     remat: Remat = "none"
-    dtype: Any = jnp.float32
+    dtype: Any = setting(jnp.float32)
 
     subsampling = 2
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "WhisperEncoder":
+        """A published size, such as "small"; any field may be changed."""
+        layers, width, heads = published(name, WHISPERS, "Whisper")
+        return cls(**dict(layers=layers, width=width, heads=heads, mlp=4 * width) | changes)
 
     @nn.compact
     def __call__(self, speech: Stream, train: bool = False) -> Stream:

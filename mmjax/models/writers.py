@@ -3,18 +3,19 @@
 A text begins and ends with `BLANK`, which never stands in one: a decoder reads (0, a, b) and writes (a, b, 0).
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from mmjax.models.decoder import Cache, TextDecoder
-from mmjax.models.fusion.base import Fusion
+from mmjax.models.fusion.base import Common
 from mmjax.models.layers import dense
 from mmjax.models.remat import rematerialised_whole
 from mmjax.models.segments import belongs, having, neighbour, same_segment
 from mmjax.stream import BLANK, Joint, Stream, concatenate, only_tokens
+from mmjax.tree import setting
 
 
 def begun_and_ended(text: Stream, slots: int) -> tuple[Stream, Stream]:
@@ -47,7 +48,7 @@ def begun_and_ended(text: Stream, slots: int) -> tuple[Stream, Stream]:
     return Stream(read, segments, positions), Stream(written, segments, positions)
 
 
-class AttentionDecoder(Fusion):
+class AttentionDecoder(Common, kw_only=True):
     """Writes an example's text token by token, attending to its tokens of one or several modalities.
 
     (Chan et al. 2016, arXiv:1508.01211, with the decoder of Vaswani et al. 2017.) With a CTC head on the same encoder
@@ -58,10 +59,10 @@ class AttentionDecoder(Fusion):
       writes: the stream of labels: "transcript" or "target".
     """
 
-    reads: tuple[str, ...]
-    decoder: TextDecoder
-    writes: str = "transcript"
-    dtype: Any = jnp.float32
+    reads: tuple[str, ...]  # encoders
+    decoder: TextDecoder = TextDecoder()
+    writes: Literal["transcript", "target"] = "transcript"  # the text
+    dtype: Any = setting(jnp.float32)
 
     width = property(lambda self: self.decoder.width)
     inputs = property(lambda self: self.reads)
@@ -93,7 +94,7 @@ class AttentionDecoder(Fusion):
         return concatenate(list(self.common(streams).values()))
 
 
-class TransducerDecoder(nn.Module):
+class TransducerDecoder(nn.Module, kw_only=True):
     """Prediction and joint network of a transducer (Graves 2012, arXiv:1211.3711).
 
     The prediction network has no state: it sees the last few labels (Ghodsi et al. 2020, "RNN-Transducer with
@@ -106,10 +107,10 @@ class TransducerDecoder(nn.Module):
     """
 
     reads: str
-    outputs: int
-    writes: str = "transcript"
+    outputs: int  # ids, the blank included
+    writes: Literal["transcript", "target"] = "transcript"
     width: int = 256
-    context: int = 2
+    context: int = 2  # labels that the prediction network sees
 
     inputs = property(lambda self: (self.reads,))
 

@@ -5,6 +5,7 @@ Each returns {"loss": (sum, weight), ...}; further entries are metrics, by name.
 an output and its labels, any other with the output alone.
 """
 
+from mmjax.objectives.base import Objective
 from mmjax.objectives.classification import Classification, MultiLabel
 from mmjax.objectives.contrastive import CLIP, SigLIP
 from mmjax.objectives.ctc import CTC
@@ -18,6 +19,7 @@ __all__ = [
     "SISDR",
     "Classification",
     "MultiLabel",
+    "Objective",
     "Regression",
     "Sequence",
     "SigLIP",

@@ -1,17 +1,17 @@
 """Cross-entropy over classes: one class per example, or any number of them."""
 
-import dataclasses
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from mmjax.objectives.base import SumWeight
+from mmjax.objectives.base import Objective, SumWeight
 from mmjax.stream import Stream
+from mmjax.tree import part
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Classification:
+@part
+class Classification(Objective):
     """Softmax cross-entropy per example, in float32, with label smoothing (Szegedy et al. 2016, section 7).
 
     The mass of smoothing is spread over all classes. `accuracy` is reported beside the loss.
@@ -20,7 +20,6 @@ class Classification:
       gamma: focuses on examples that are not yet right (Lin et al. 2017, equation 4); 0 is plain cross-entropy.
     """
 
-    weight: float = 1.0
     label_smoothing: float = 0.0
     gamma: float = 0.0
 
@@ -50,15 +49,14 @@ class Classification:
         }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MultiLabel:
+@part
+class MultiLabel(Objective):
     """Sigmoid cross-entropy in float32: every class is a question of its own, answered by 0 or 1.
 
     Attributes:
       gamma: focuses on decisions that are not yet right (Lin et al. 2017, equation 4); 0 is plain cross-entropy.
     """
 
-    weight: float = 1.0
     gamma: float = 0.0
 
     labelled: ClassVar[bool] = True

@@ -6,7 +6,6 @@ for the other, so the data should not put them there. Micro-batches would not se
 contrastive objective cannot accumulate gradients.
 """
 
-import dataclasses
 import functools
 import math
 from typing import ClassVar, Literal
@@ -14,14 +13,15 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from mmjax.objectives.base import NEVER, SumWeight
+from mmjax.objectives.base import NEVER, Objective, SumWeight
 from mmjax.stream import Stream
+from mmjax.tree import part
 
 Rule = Literal["sigmoid", "softmax"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SigLIP:
+@part
+class SigLIP(Objective):
     """Every pair of examples is a yes-or-no question (Zhai et al. 2023, arXiv:2303.15343, algorithm 1).
 
     Attributes:
@@ -29,7 +29,6 @@ class SigLIP:
         ring at each; a multiple of the devices is best. The nearest divisor of the number of rows is taken.
     """
 
-    weight: float = 1.0
     chunks: int = 8
 
     labelled: ClassVar[bool] = False
@@ -44,8 +43,8 @@ class SigLIP:
         return _contrast(pairs, "sigmoid", self.chunks)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CLIP:
+@part
+class CLIP(Objective):
     """Each example finds its partner among all of the batch, in both directions (Radford et al. 2021, figure 3).
 
     A bias of the logits changes nothing here.
@@ -54,7 +53,6 @@ class CLIP:
       chunks: see SigLIP.
     """
 
-    weight: float = 1.0
     chunks: int = 8
 
     labelled: ClassVar[bool] = False

@@ -1,18 +1,18 @@
 """Connectionist temporal classification over packed rows."""
 
-import dataclasses
 import functools
 from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mmjax.objectives.base import NEVER, SumWeight
+from mmjax.objectives.base import NEVER, Objective, SumWeight
 from mmjax.stream import BLANK, Stream
+from mmjax.tree import part
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CTC:
+@part
+class CTC(Objective):
     """CTC loss (Graves et al. 2006), in log space and float32, on the packed rows themselves.
 
     All examples of all rows are aligned side by side: the loop runs over time counted from each example's start,
@@ -21,8 +21,6 @@ class CTC:
     An example whose labels cannot be aligned (fewer frames than labels plus repeats) has no finite loss; it
     is left out, and counted in `infeasible`. So is, uncounted, an example without labels or without frames.
     """
-
-    weight: float = 1.0
 
     labelled: ClassVar[bool] = True
 

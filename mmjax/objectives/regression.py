@@ -1,17 +1,17 @@
 """Losses of numbers: by the difference of each, and of waveforms by the share that is not noise."""
 
-import dataclasses
 from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
-from mmjax.objectives.base import SumWeight
+from mmjax.objectives.base import Objective, SumWeight
 from mmjax.stream import Stream
+from mmjax.tree import part
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Regression:
+@part
+class Regression(Objective):
     """How far each predicted number is from its label, in float32.
 
     Attributes:
@@ -20,7 +20,6 @@ class Regression:
       delta: in the unit of the labels.
     """
 
-    weight: float = 1.0
     of: Literal["squared", "absolute", "huber"] = "squared"
     delta: float = 1.0
 
@@ -43,16 +42,14 @@ class Regression:
         return {"loss": (loss.sum(), (known.sum() * each).astype(jnp.float32))}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SISDR:
+@part
+class SISDR(Objective):
     """Scale-invariant signal-to-distortion ratio (Le Roux et al. 2019, arXiv:1811.02508), negated, in dB.
 
     The estimate is compared with its projection on the target, so its loudness does not matter. As in the paper,
     signals are taken to have no offset. The ratio ends at about 80 dB on both sides, for an estimate without any error
     or without any target. An example with a silent target is left out.
     """
-
-    weight: float = 1.0
 
     labelled: ClassVar[bool] = True
 

@@ -1,18 +1,18 @@
 """Cross-entropy over packed tokens, for vocabularies whose logits would not fit into memory."""
 
-import dataclasses
 import functools
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from mmjax.objectives.base import NEVER, SumWeight
+from mmjax.objectives.base import NEVER, Objective, SumWeight
 from mmjax.stream import Factors, Stream
+from mmjax.tree import part
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sequence:
+@part
+class Sequence(Objective):
     """Softmax cross-entropy per token, in float32, with label smoothing (Szegedy et al. 2016, section 7).
 
     The mass of smoothing is spread over the whole vocabulary. `nll` is the negative log-likelihood without
@@ -24,7 +24,6 @@ class Sequence:
       chunk: of the vocabulary, so many columns are multiplied out at a time, if the head left that to the loss.
     """
 
-    weight: float = 1.0
     label_smoothing: float = 0.0
     next_token: bool = True
     chunk: int = 8192

@@ -1,19 +1,19 @@
 """The transducer loss (RNN-T) over packed rows, in bounded memory."""
 
-import dataclasses
 import functools
 from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mmjax.objectives.base import NEVER, SumWeight
+from mmjax.objectives.base import NEVER, Objective, SumWeight
 from mmjax.objectives.sequence import chunked_logits
 from mmjax.stream import BLANK, Joint, Stream
+from mmjax.tree import part
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Transducer:
+@part
+class Transducer(Objective):
     """Transducer loss (Graves 2012, arXiv:1211.3711), in log space and float32.
 
     An example without frames, or without states, is left out.
@@ -22,7 +22,6 @@ class Transducer:
       chunk: of the vocabulary, so many columns of the joint network are multiplied out at a time.
     """
 
-    weight: float = 1.0
     chunk: int = 8192
 
     labelled: ClassVar[bool] = True

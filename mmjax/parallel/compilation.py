@@ -15,7 +15,7 @@ from mmjax.parallel.machines import Machine
 from mmjax.parallel.mesh import abstract_batch, make_mesh, mesh_shape
 from mmjax.parallel.remat import check_offload
 from mmjax.parallel.xla import REMEDY, TOO_LARGE, TRITON_FAILS, WITHOUT_TRITON, check_options, options_of
-from mmjax.train.build import build_layout, build_model, build_objectives
+from mmjax.train.build import build_layout, build_model
 from mmjax.train.optimizer import build_optimizer
 from mmjax.train.program import jitted_step, state_maker
 
@@ -74,7 +74,7 @@ def describe(config: c.Experiment, machine: Machine, devices: list[Any] | None) 
         check_options(options_of(config.xla, devices[0]), devices[0])
     model, optimizer = build_model(config.model), build_optimizer(config.optimizer)
     state, _ = state_maker(config, model, optimizer, layout, mesh)
-    return Subject(config, layout, model, build_objectives(config), optimizer, mesh, state)
+    return Subject(config, layout, model, config.objectives, optimizer, mesh, state)
 
 
 def compiled(subject: Subject, rows: int) -> Outcome:

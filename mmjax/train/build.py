@@ -1,47 +1,22 @@
-"""From config to objects: a part of the config has the name and the fields of the class that it builds."""
+"""From config to objects."""
 
-import dataclasses
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mmjax import config as c
-from mmjax import models, objectives
+from mmjax import models
 from mmjax.errors import UserError
-from mmjax.train import weighting
 from mmjax.train.quantisation import quantised
+from mmjax.tree import run_file, with_settings
 
 
-def instantiate(node: Any, room: Any, **common: Any) -> Any:
-    """Builds `room.<class of node>` with the node's fields, parts inside it likewise.
-
-    `common` fields (the dtype) are given to every class that has them.
-    """
-    if isinstance(node, Mapping):
-        return {name: instantiate(part, room, **common) for name, part in node.items()}
-    if not dataclasses.is_dataclass(node):
-        return node
-    cls = getattr(room, type(node).__name__)
-    known = {field.name for field in dataclasses.fields(cls)}
-    fields = {field.name: instantiate(getattr(node, field.name), room, **common) for field in dataclasses.fields(node)}
-    return cls(**fields | {name: value for name, value in common.items() if name in known})
-
-
-def build_model(config: c.Multimodal) -> models.Multimodal:
+def build_model(config: models.Multimodal) -> models.Multimodal:
+    """The model of a config, with the dtype and the unrolling of the whole in all of its parts."""
     import jax.numpy as jnp
 
-    model = instantiate(config, models, dtype=jnp.dtype(config.dtype), unroll=config.unroll)
+    model = with_settings(config, dtype=jnp.dtype(config.dtype), unroll=config.unroll)
     return model if config.matrix_products == "full" else quantised(model, config.matrix_products)
-
-
-def build_objectives(config: c.Experiment) -> dict[str, Any]:
-    return instantiate(config.objectives, objectives)
-
-
-def build_weighting(config: c.Experiment) -> Any:
-    """What weighs the objectives as training goes on, or None."""
-    return config.weighting and instantiate(config.weighting, weighting)
 
 
 def data_directory(chosen: str | None = None) -> Path:
@@ -94,7 +69,7 @@ def own_source(config: c.OwnSource) -> type:
     path = Path(config.file)
     if not path.is_file():
         raise UserError(f"there is no file {path} (data.source.file), which should define {config.name}")
-    source = getattr(c.run_file(path), config.name, None)
+    source = getattr(run_file(path), config.name, None)
     if not isinstance(source, type):
         raise UserError(f"{path} defines no class {config.name} (data.source.name)")
     return source

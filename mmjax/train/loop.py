@@ -31,7 +31,6 @@ from mmjax.train.build import (
     build_image_mixing,
     build_layout,
     build_model,
-    build_objectives,
     build_sampler,
     build_source,
 )
@@ -90,7 +89,7 @@ def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
     # Model and state: only shapes at first, then restored or made, each device its own part.
     model, objectives, optimizer = (
         build_model(config.model),
-        build_objectives(config),
+        config.objectives,
         build_optimizer(config.optimizer),
     )
     abstract, initialise = state_maker(config, model, optimizer, layout, mesh)

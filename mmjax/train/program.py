@@ -7,13 +7,12 @@ from mmjax.errors import UserError
 from mmjax.parallel.mesh import state_shardings, within
 from mmjax.parallel.runtime import jit_once
 from mmjax.parallel.xla import options_of
-from mmjax.train.build import build_weighting
 from mmjax.train.step import TrainState, init_state, make_train_step, unboxed
 
 
 def state_maker(config: c.Experiment, model, optimizer, layout, mesh):
     """The abstract state with its shardings, and a function that makes the real one, divided as it should be."""
-    batch, weighting = layout.empty(1), build_weighting(config)
+    batch, weighting = layout.empty(1), config.weighting
     model = model.clone(attention="xla", strict_attention=False)  # parameters do not depend on it
 
     @jax.jit  # so that it is traced once: for the shapes, and to be run
@@ -39,7 +38,7 @@ def jitted_step(config: c.Experiment, model, objectives, optimizer, abstract: Tr
     """The train step as the run compiles it: (state, batch) -> (state, metrics), the state given away."""
     step = make_train_step(
         model, objectives, optimizer, seed=config.seed, average_decay=config.optimizer.ema,
-        micro_batches=config.optimizer.accumulation, weighting=build_weighting(config),
+        micro_batches=config.optimizer.accumulation, weighting=config.weighting,
         gradient_dtype=config.optimizer.gradients,
     )  # fmt: skip
     mesh = jax.tree.leaves(abstract)[0].sharding.mesh

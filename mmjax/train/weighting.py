@@ -4,17 +4,25 @@ All are pure: a state (a pytree of scalars by the objective's name), and functio
 step, already divided by their own weights; a fixed weight is the objective's field `weight`.
 """
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from mmjax.tree import part
+
 Scalars = dict[str, jax.Array]  # by the objective's name
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Uncertainty:
+@part
+class Weighting:
+    """The base class of what weighs the losses of a run as training goes on."""
+
+    kind = "weighting"
+
+
+@part
+class Uncertainty(Weighting):
     """Learned log-variances s: the sum of exp(-s) x loss + s / 2 (Kendall et al. 2018, arXiv:1705.07115, section 3).
 
     They are parameters, trained by the same optimizer (without weight decay, which would pull towards a variance of
@@ -49,8 +57,8 @@ class Averages(NamedTuple):
     periods: jax.Array
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DynamicAverage:
+@part
+class DynamicAverage(Weighting):
     """More weight to losses that fall slowly: DWA (Liu et al. 2019, arXiv:1803.10704, equation 7).
 
     Attributes:
@@ -108,8 +116,8 @@ class Balance(NamedTuple):
     first: Scalars
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GradNorm:
+@part
+class GradNorm(Weighting):
     """Weights by which all losses train at one rate (Chen et al. 2018, arXiv:1711.02257, algorithm 1).
 
     It costs a further backward pass for every objective, down to the shared part.

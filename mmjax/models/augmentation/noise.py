@@ -1,6 +1,5 @@
 """Additive noise at a drawn signal-to-noise ratio."""
 
-import dataclasses
 from typing import Literal
 
 import jax
@@ -11,9 +10,10 @@ from mmjax.models.augmentation.blocks import filter_matrix, surroundings
 from mmjax.models.augmentation.by_example import at_tokens, choose, draw, energy, identities
 from mmjax.models.segments import EXACT
 from mmjax.stream import Stream, only_tokens
+from mmjax.tree import part
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@part
 class AddNoise:
     """Adds noise at a signal-to-noise ratio (dB) drawn uniformly, and measured on the example as it stands.
 
@@ -25,9 +25,9 @@ class AddNoise:
     """
 
     probability: float = 0.5
-    minimum_snr: float = 5.0
+    minimum_snr: float = 5.0  # dB
     maximum_snr: float = 30.0
-    colour: Literal["white", "pink"] = "pink"
+    colour: Literal["white", "pink"] = "pink"  # without a bank of recordings
 
     def __call__(self, speech: Stream, examples: Stream, key: jax.Array, bank: jax.Array | None = None) -> Stream:
         """[B, T, hop] -> [B, T, hop].

@@ -1,7 +1,5 @@
 """Reverberation: convolution with the response of a room."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
@@ -9,9 +7,10 @@ from mmjax.models.augmentation.blocks import fourier
 from mmjax.models.augmentation.by_example import at_tokens, choose, draw, energy
 from mmjax.models.segments import EXACT, neighbour
 from mmjax.stream import Stream, only_tokens
+from mmjax.tree import part
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@part
 class Reverberate:
     """Convolves an example with the impulse response of a room, and keeps its energy.
 
@@ -29,12 +28,12 @@ class Reverberate:
     """
 
     probability: float = 0.3
-    minimum_decay: float = 0.1
+    minimum_decay: float = 0.1  # seconds until 60 dB are lost
     maximum_decay: float = 0.5
-    minimum_ratio: float = 0.0
+    minimum_ratio: float = 0.0  # dB, of direct to reverberant energy
     maximum_ratio: float = 12.0
-    duration: float = 0.25
-    sample_rate: int = 16_000
+    duration: float = 0.25  # seconds, of the response
+    sample_rate: int = 16_000  # Hz
 
     def __call__(self, speech: Stream, examples: Stream, key: jax.Array, bank: jax.Array | None = None) -> Stream:
         """[B, T, hop] -> [B, T, hop].

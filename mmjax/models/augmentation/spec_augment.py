@@ -1,17 +1,16 @@
 """SpecAugment: masks in time and frequency."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
 from mmjax.models.augmentation.by_example import at_tokens, draw, total
 from mmjax.stream import Stream
+from mmjax.tree import part
 
 ROUNDING = 1e-3  # frames: 53 % of 100 frames are 53, not 52, whatever float32 makes of it
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@part
 class SpecAugment:
     """Frequency and time masks (Park et al. 2019, arXiv:1904.08779), without time warping.
 
@@ -32,10 +31,10 @@ class SpecAugment:
 
     probability: float = 1.0
     frequency_masks: int = 2
-    frequency_width: int = 27
-    time_masks: int = 10
-    time_width: float = 0.05
-    multiplicity: float | None = None
+    frequency_width: int = 27  # bins, of the widest mask
+    time_masks: int = 10  # at most
+    time_width: float = 0.05  # of the widest mask, as a share of the example
+    multiplicity: float | None = None  # time masks per frame of the example; None: always `time_masks`
 
     def __call__(self, frames: Stream, examples: Stream, key: jax.Array) -> Stream:
         """[B, T, F] -> [B, T, F]; frames are counted by their positions, which begin at 0 in every example."""

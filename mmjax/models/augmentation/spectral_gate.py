@@ -1,7 +1,5 @@
 """Spectral gating: steady noise is measured where an example is quietest, and taken away."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
@@ -9,9 +7,10 @@ from mmjax.models.augmentation.blocks import from_spectra, short_time_spectra
 from mmjax.models.augmentation.by_example import at_tokens, quantile, total
 from mmjax.models.segments import EXACT, neighbour
 from mmjax.stream import Stream
+from mmjax.tree import part
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@part
 class SpectralGate:
     """Removes steady noise from samples by a soft mask over time and frequency (Boll 1979, spectral subtraction).
 
@@ -27,9 +26,9 @@ class SpectralGate:
       reduction: by how much a frequency is attenuated at most, in dB.
     """
 
-    quiet: float = 0.1
-    subtraction: float = 2.0
-    reduction: float = 20.0
+    quiet: float = 0.1  # share of the frames that are taken for noise
+    subtraction: float = 2.0  # times the noise floor
+    reduction: float = 20.0  # dB, at most
 
     def __call__(self, speech: Stream, examples: Stream) -> Stream:
         """[B, T, hop] -> [B, T, hop]; zeros in empty positions."""

@@ -1,7 +1,5 @@
 """The augmentations of speech, in the order in which sound meets them."""
 
-import dataclasses
-
 import jax
 
 from mmjax.models.augmentation.noise import AddNoise
@@ -9,9 +7,10 @@ from mmjax.models.augmentation.reverberation import Reverberate
 from mmjax.models.augmentation.spec_augment import SpecAugment
 from mmjax.models.augmentation.waveform import Clip, Gain, TelephoneBand
 from mmjax.stream import Stream
+from mmjax.tree import part
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@part
 class SpeechAugmentation:
     """A room, its noise, the line, the level, the recorder; then masks on the features. None is off.
 

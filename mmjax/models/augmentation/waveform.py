@@ -1,7 +1,5 @@
 """Augmentations of the samples themselves: level, channel and distortion."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,14 +8,15 @@ from mmjax.models.augmentation.blocks import filter_matrix, surroundings
 from mmjax.models.augmentation.by_example import at_tokens, choose, draw, quantile
 from mmjax.models.segments import EXACT
 from mmjax.stream import Stream, only_tokens
+from mmjax.tree import part
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@part
 class Gain:
     """Makes speech louder or softer by a number of decibels drawn uniformly."""
 
     probability: float = 1.0
-    minimum_gain: float = -6.0
+    minimum_gain: float = -6.0  # dB
     maximum_gain: float = 6.0
 
     def __call__(self, speech: Stream, examples: Stream, key: jax.Array) -> Stream:
@@ -28,7 +27,7 @@ class Gain:
         return choose(chosen, speech.features * factor, speech)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@part
 class Clip:
     """Clips the amplitude, as an overdriven microphone does.
 
@@ -39,8 +38,8 @@ class Clip:
     """
 
     probability: float = 0.1
-    maximum_share: float = 0.1
-    threshold: float | None = None
+    maximum_share: float = 0.1  # of the samples
+    threshold: float | None = None  # amplitude; None: by share
 
     def __call__(self, speech: Stream, examples: Stream, key: jax.Array) -> Stream:
         """[B, T, hop] -> [B, T, hop]."""
@@ -54,7 +53,7 @@ class Clip:
         return choose(chosen, jnp.clip(speech.features, -level, level), speech)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@part
 class TelephoneBand:
     """Passes what a telephone does (300 to 3,400 Hz, ITU-T G.712), with linear phase and without delay.
 
@@ -66,10 +65,10 @@ class TelephoneBand:
     """
 
     probability: float = 0.1
-    low: float = 300.0
+    low: float = 300.0  # Hz
     high: float = 3400.0
-    taps: int = 257
-    sample_rate: int = 16_000
+    taps: int = 257  # odd, at most 2 hops + 1
+    sample_rate: int = 16_000  # Hz
 
     def __call__(self, speech: Stream, examples: Stream, key: jax.Array) -> Stream:
         """[B, T, hop] -> [B, T, hop]."""

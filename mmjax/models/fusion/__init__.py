@@ -5,6 +5,7 @@ streams are there is open. Each is compared with the others in docs/fusion.md.
 """
 
 from mmjax.models.fusion.add import Add
+from mmjax.models.fusion.base import Fusion
 from mmjax.models.fusion.bottleneck import Bottleneck
 from mmjax.models.fusion.concat import Concat
 from mmjax.models.fusion.cross_attention import CrossAttention
@@ -20,6 +21,7 @@ __all__ = [
     "Concat",
     "CrossAttention",
     "FiLM",
+    "Fusion",
     "LowRank",
     "MixtureOfExperts",
     "Perceiver",

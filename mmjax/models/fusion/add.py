@@ -8,17 +8,18 @@ import jax.numpy as jnp
 from mmjax.models.fusion.base import Fusion, pool
 from mmjax.models.layers import dense
 from mmjax.stream import Stream, only_tokens
+from mmjax.tree import setting
 
 
-class Add(Fusion):
+class Add(Fusion, kw_only=True):
     """Late fusion: each modality's mean over an example, projected; the sum over the modalities that it has.
 
     Nothing depends on two modalities at once (there is no norm after the sum, either), so a linear head cannot
     learn what only their combination says: the baseline that shows whether a task needs fusion at all.
     """
 
-    width: int
-    dtype: Any = jnp.float32
+    width: int = 128
+    dtype: Any = setting(jnp.float32)
 
     @nn.compact
     def __call__(self, streams: dict[str, Stream], examples: Stream, train: bool = False) -> Stream:

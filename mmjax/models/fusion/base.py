@@ -9,11 +9,10 @@ from mmjax.models.segments import EXACT, belongs, having, mean
 from mmjax.stream import Stream, only_tokens
 
 
-class Fusion(nn.Module):
-    """The base of all fusions, which have the fields `width` and `dtype`.
+class Common(nn.Module):
+    """What brings the streams of several encoders to one width; a subclass has the fields `width` and `dtype`.
 
-    The set of modalities is open: each gets a projection to the common width and a learned vector that says
-    which it is.
+    The set of modalities is open: each has a projection to the common width and a learned vector of its own.
     """
 
     def common(self, streams: dict[str, Stream]) -> dict[str, Stream]:
@@ -33,6 +32,12 @@ class Fusion(nn.Module):
         rows, slots = examples.segments.shape
         segments = jnp.repeat(examples.segments, count, axis=1)
         return Stream(jnp.tile(tokens, (rows, slots, 1)), segments, jnp.zeros_like(segments))
+
+
+class Fusion(Common):
+    """The base class of fusions: streams of vectors in, one vector of `width` features per example out."""
+
+    kind = "fusion"
 
 
 def read_out(tokens: jax.Array, examples: Stream) -> Stream:

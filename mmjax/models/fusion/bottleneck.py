@@ -12,6 +12,7 @@ from mmjax.models.remat import Remat
 from mmjax.models.segments import having
 from mmjax.models.transformer import TransformerBlock
 from mmjax.stream import Stream, concatenate, only_tokens
+from mmjax.tree import setting
 
 Segments = dict[str, jax.Array]
 
@@ -49,7 +50,7 @@ class BottleneckBlock(nn.Module):
         return (updated, (total / jnp.maximum(count, 1)).astype(self.dtype)), None
 
 
-class Bottleneck(Fusion):
+class Bottleneck(Fusion, kw_only=True):
     """Multimodal bottleneck transformer (MBT; Nagrani et al. 2021, arXiv:2107.00135).
 
     Each modality keeps Transformer layers and a class token of its own; what passes from one to another passes
@@ -59,15 +60,15 @@ class Bottleneck(Fusion):
     What one layer writes into the bottlenecks, the class tokens read in the next: a single layer exchanges nothing.
     """
 
-    layers: int
-    width: int
-    heads: int
-    mlp: int
-    bottlenecks: int
+    layers: int = 3
+    width: int = 128
+    heads: int = 4
+    mlp: int = 512
+    bottlenecks: int = 4  # tokens per example through which modalities exchange; 0: no exchange
     dropout: float = 0.0
-    unroll: bool = False
+    unroll: bool = setting(False)
     remat: Remat = "none"
-    dtype: Any = jnp.float32
+    dtype: Any = setting(jnp.float32)
 
     @nn.compact
     def __call__(self, streams: dict[str, Stream], examples: Stream, train: bool = False) -> Stream:

@@ -10,23 +10,24 @@ from mmjax.models.layers import layer_norm, stack
 from mmjax.models.remat import Remat
 from mmjax.models.transformer import TransformerBlock
 from mmjax.stream import Stream, concatenate
+from mmjax.tree import setting
 
 
-class Concat(Fusion):
+class Concat(Fusion, kw_only=True):
     """Early fusion: one Transformer over the joined tokens of all modalities and a class token per example.
 
     The class token (Devlin et al. 2019, arXiv:1810.04805) is what is read out. Tokens keep the order that their
     encoder gave them; no position is added here.
     """
 
-    layers: int
-    width: int
-    heads: int
-    mlp: int
+    layers: int = 3
+    width: int = 128
+    heads: int = 4
+    mlp: int = 512
     dropout: float = 0.0
-    unroll: bool = False
+    unroll: bool = setting(False)
     remat: Remat = "none"
-    dtype: Any = jnp.float32
+    dtype: Any = setting(jnp.float32)
 
     @nn.compact
     def __call__(self, streams: dict[str, Stream], examples: Stream, train: bool = False) -> Stream:

@@ -12,6 +12,7 @@ from mmjax.models.fusion.base import Fusion, read_out
 from mmjax.models.layers import FeedForward, layer_norm, stack
 from mmjax.models.remat import Remat
 from mmjax.stream import Stream, concatenate
+from mmjax.tree import setting
 
 
 class CrossAttentionBlock(nn.Module):
@@ -38,21 +39,21 @@ class CrossAttentionBlock(nn.Module):
         return FeedForward(self.mlp, nn.silu, self.dropout, self.train, gated=True, dtype=self.dtype, name="mlp")
 
 
-class CrossAttention(Fusion):
+class CrossAttention(Fusion, kw_only=True):
     """A few learned queries per example cross-attend to whatever modalities it has.
 
     A modality without tokens adds no key, so it neither costs nor changes anything.
     """
 
-    layers: int
-    width: int
-    heads: int
-    mlp: int
-    queries: int
+    layers: int = 3
+    width: int = 128
+    heads: int = 4
+    mlp: int = 512
+    queries: int = 4  # learned query tokens per example
     dropout: float = 0.0
-    unroll: bool = False
+    unroll: bool = setting(False)
     remat: Remat = "none"
-    dtype: Any = jnp.float32
+    dtype: Any = setting(jnp.float32)
 
     @nn.compact
     def __call__(self, streams: dict[str, Stream], examples: Stream, train: bool = False) -> Stream:

@@ -11,6 +11,7 @@ from mmjax.models.fusion.base import Fusion, pool, spread
 from mmjax.models.layers import FeedForward, dense, layer_norm, stack
 from mmjax.models.remat import Remat
 from mmjax.stream import Stream, concatenate, only_tokens
+from mmjax.tree import setting
 
 
 class FiLMBlock(nn.Module):
@@ -37,21 +38,21 @@ class FiLMBlock(nn.Module):
         return x + nn.Dropout(self.dropout, deterministic=not self.train)(mlp(modulated)), None
 
 
-class FiLM(Fusion):
+class FiLM(Fusion, kw_only=True):
     """The summary of the modality `by` modulates the tokens of all others, layer by layer.
 
     Read out is the mean of an example's modulated tokens plus a projection of the condition, normalised. Without the
     condition the others are read unmodulated; without the others, the condition alone is read.
     """
 
-    by: str
-    layers: int
-    width: int
-    mlp: int
+    by: str  # the modality whose summary modulates the others
+    layers: int = 3
+    width: int = 128
+    mlp: int = 512
     dropout: float = 0.0
-    unroll: bool = False
+    unroll: bool = setting(False)
     remat: Remat = "none"
-    dtype: Any = jnp.float32
+    dtype: Any = setting(jnp.float32)
 
     @nn.compact
     def __call__(self, streams: dict[str, Stream], examples: Stream, train: bool = False) -> Stream:

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from mmjax.models.fusion.base import Fusion, pool
 from mmjax.models.layers import dense
 from mmjax.stream import Stream, only_tokens
+from mmjax.tree import setting
 
 
-class LowRank(Fusion):
+class LowRank(Fusion, kw_only=True):
     """Low-rank multimodal tensor fusion (Liu et al. 2018, arXiv:1806.00064).
 
     The outer product of [z_1; 1], ..., [z_M; 1], the modalities' means over an example, holds every product of
@@ -22,9 +23,9 @@ class LowRank(Fusion):
     to say leaves the product of the others as it is. A modality that an example does not have is the factor one.
     """
 
-    width: int
-    rank: int
-    dtype: Any = jnp.float32
+    width: int = 128
+    rank: int = 4
+    dtype: Any = setting(jnp.float32)
 
     @nn.compact
     def __call__(self, streams: dict[str, Stream], examples: Stream, train: bool = False) -> Stream:

@@ -54,7 +54,7 @@ class MixtureBlock(CrossAttentionBlock):
         return Experts(self.mlp, self.experts, self.chosen, self.dropout, self.train, self.dtype, name="mlp")
 
 
-class MixtureOfExperts(CrossAttention):
+class MixtureOfExperts(CrossAttention, kw_only=True):
     """CrossAttention in which every query token chooses `chosen` of `experts` feed-forward layers.
 
     Shazeer et al. 2017 (arXiv:1701.06538).
@@ -64,7 +64,7 @@ class MixtureOfExperts(CrossAttention):
     """
 
     experts: int = 4
-    chosen: int = 2
+    chosen: int = 2  # experts per query token
 
     def blocks(self, train: bool) -> nn.Module:
         return stack(

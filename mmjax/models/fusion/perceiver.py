@@ -12,6 +12,7 @@ from mmjax.models.fusion.base import Fusion, read_out
 from mmjax.models.layers import ACTIVATIONS, FeedForward, layer_norm, stack
 from mmjax.models.remat import Remat
 from mmjax.stream import Stream, concatenate
+from mmjax.tree import setting
 
 
 class PerceiverBlock(nn.Module):
@@ -35,7 +36,7 @@ class PerceiverBlock(nn.Module):
         return x + drop()(mlp(norm("mlp_norm")(x))), None
 
 
-class Perceiver(Fusion):
+class Perceiver(Fusion, kw_only=True):
     """Perceiver (Jaegle et al. 2021, arXiv:2103.03206) in the form of Flamingo's resampler (Alayrac et al. 2022,
     arXiv:2204.14198).
 
@@ -43,15 +44,15 @@ class Perceiver(Fusion):
     tokens and latents joined, so that latents see each other without a further attention.
     """
 
-    layers: int
-    width: int
-    heads: int
-    mlp: int
-    latents: int
+    layers: int = 3
+    width: int = 128
+    heads: int = 4
+    mlp: int = 512
+    latents: int = 8  # learned tokens per example
     dropout: float = 0.0
-    unroll: bool = False
+    unroll: bool = setting(False)
     remat: Remat = "none"
-    dtype: Any = jnp.float32
+    dtype: Any = setting(jnp.float32)
 
     @nn.compact
     def __call__(self, streams: dict[str, Stream], examples: Stream, train: bool = False) -> Stream:

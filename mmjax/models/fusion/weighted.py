@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from mmjax.models.fusion.base import Fusion, pool
 from mmjax.models.layers import dense
 from mmjax.stream import Stream, only_tokens
+from mmjax.tree import setting
 
 NEVER = -1e30  # a score that no softmax chooses
 
 
-class Weighted(Fusion):
+class Weighted(Fusion, kw_only=True):
     """Gated multimodal units (Arevalo et al. 2017, arXiv:1702.01992), for any number of modalities.
 
     Of a modality's mean x over an example, v = tanh(V x) is what it says and G x how much it counts, per feature;
@@ -23,8 +24,8 @@ class Weighted(Fusion):
     sum to one.
     """
 
-    width: int
-    dtype: Any = jnp.float32
+    width: int = 128
+    dtype: Any = setting(jnp.float32)
 
     @nn.compact
     def __call__(self, streams: dict[str, Stream], examples: Stream, train: bool = False) -> Stream:

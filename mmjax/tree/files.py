@@ -1,0 +1,100 @@
+"""Config files: Python that builds parts, and JSON."""
+
+import dataclasses
+import importlib.util
+import json
+import re
+import sys
+import traceback
+import types
+from pathlib import Path
+from typing import Any
+
+from mmjax.errors import UserError, nearest
+from mmjax.tree.part import fields
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+      UserError: the file cannot be read or is not JSON; the message names it.
+    """
+    try:
+        return load_json(path.read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+
+
+def load_json(text: str, name: str) -> Any:
+    """What a JSON text holds; `name` is what an error calls the text."""
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{name} is not JSON: {error}") from None
+
+
+def run_file(path: Path) -> types.ModuleType:
+    """Runs a Python file and returns its module, whose `__file__` is absolute.
+
+    Raises:
+      UserError: the file is missing, or fails; the message names the line and, for a misspelt field, the nearest one.
+    """
+    absolute = path.absolute()
+    if absolute.suffix != ".py":
+        raise UserError(f"{path} is no config: it is neither a .py nor a .json file")
+    if not absolute.is_file():
+        raise UserError(f"there is no file {path}")
+    spec = importlib.util.spec_from_file_location(_module_name(absolute), absolute)
+    module = importlib.util.module_from_spec(spec)
+    module.__mmjax_file__ = str(absolute)
+    sys.modules[module.__name__] = module  # where dataclasses and annotations look for it
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(_explain(error, path, module)) from None
+    return module
+
+
+def user_class(name: str) -> type:
+    """The class that "FILE.py:NAME" names; the file is run if that has not been done.
+
+    Raises:
+      UserError: there is no such file or class.
+    """
+    file, _, attribute = name.rpartition(":")
+    module = sys.modules.get(_module_name(Path(file).absolute())) or run_file(Path(file))
+    found = getattr(module, attribute, None)
+    if not isinstance(found, type):
+        raise UserError(f"{file} defines no class {attribute}")
+    return found
+
+
+def _module_name(absolute: Path) -> str:
+    return f"mmjax_file_{re.sub(r'[^0-9A-Za-z]', '_', str(absolute))}"
+
+
+def _explain(error: Exception, path: Path, module: types.ModuleType) -> str:
+    """One line for an error that a config file raised: the line of the file, what is wrong, and the nearest field."""
+    if isinstance(error, SyntaxError):
+        return f"{path}, line {error.lineno}: {error.msg}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == module.__file__]
+    place = f"{path}, line {lines[-1]}" if lines else str(path)
+    if isinstance(error, UserError):
+        return f"{place}: {error}"
+    unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    missing = re.search(r"(\w+)\.__init__\(\) missing \d+ required keyword-only arguments?: (.+)", str(error))
+    if unknown and (kind := _class_named(unknown[1], module)):
+        return f"{place}: {unknown[1]} has no key '{unknown[2]}'{nearest(unknown[2], [f.name for f in fields(kind)])}"
+    if missing:
+        return f"{place}: {missing[1]} needs {missing[2]}"
+    return f"{place}: {type(error).__name__}: {error}"
+
+
+def _class_named(name: str, module: types.ModuleType) -> type | None:
+    """A dataclass of this name that a module uses, by its name or as an attribute of a module that it imported."""
+    rooms = [module, *(value for value in vars(module).values() if isinstance(value, types.ModuleType))]
+    found = (getattr(room, name, None) for room in rooms)
+    return next((kind for kind in found if isinstance(kind, type) and dataclasses.is_dataclass(kind)), None)

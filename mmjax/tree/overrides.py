@@ -1,0 +1,91 @@
+"""Overrides from the command line."""
+
+import ast
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from mmjax.errors import UserError, dotted, nearest
+from mmjax.tree.part import hints, kinds, options
+from mmjax.tree.plain import class_of, from_dict, to_dict
+
+Part = TypeVar("Part")
+
+
+def override(config: Part, arguments: list[str], only: tuple[str, ...] = ()) -> Part:
+    """Applies `--any.config.key VALUE` (or `--key=VALUE`); dashes and underscores are the same.
+
+    A value is a number, `none`, `true`, `false`, text, the name of a class, or a Python literal.
+
+    Args:
+      only: how the keys begin that are applied; (): all.
+
+    Raises:
+      UserError: there is no such key, or the value does not fit it.
+    """
+    tree = to_dict(config)
+    rest = list(arguments)
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--") or len(flag) < 3:
+            raise UserError(f"cannot read the argument {flag!r}; overrides look like --checkpoint.every-steps 100")
+        key, equals, text = flag[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise UserError(f"the override --{key} has no value")
+            text = rest.pop(0)
+        key = key.replace("-", "_")
+        if not only or key.startswith(only):
+            _set(tree, type(config), key, _literal(text))
+    return from_dict(type(config), tree)
+
+
+def _set(tree: dict, annotation: Any, key: str, value: Any) -> None:
+    """Puts a value at a dotted key of a tree in its plain form; the annotations say which keys there are."""
+    *parents, last = key.split(".")
+    node, path = tree, ""
+    for name in parents:
+        found, annotation = _child(node, annotation, name, path, tree)
+        path = dotted(path, found)
+        if isinstance(node[found], str) and kinds(annotation):  # a class that an earlier flag has chosen
+            node[found] = {"class": node[found]}
+        if not isinstance(node[found], dict):
+            raise UserError(f"'{path}' is {node[found]!r} and has no keys of its own, so '{key}' does not exist")
+        node = node[found]
+    found, annotation = _child(node, annotation, last, path, tree, new=isinstance(value, str))
+    chosen = isinstance(value, str) and kinds(annotation)
+    node[found] = {"class": value} if chosen else value
+
+
+def _child(node: dict, annotation: Any, name: str, path: str, tree: dict, new: bool = False) -> tuple[str, Any]:
+    """The key of a node that a flag names, and its annotation.
+
+    Args:
+      new: a mapping of parts may get a part more of this name.
+    """
+    # Names that a person gave (a modality, a subset) may have dashes: compare as the flag is read.
+    mapping = next((o for o in options(annotation) if typing.get_origin(o) is Mapping), None)
+    if mapping is not None and "class" not in node:
+        inner = typing.get_args(mapping)[1]
+        found = next((key for key in node if key.replace("-", "_") == name), name if new and kinds(inner) else None)
+        known = node
+    else:
+        cls = class_of(annotation, node)
+        annotations = hints(cls) if cls is not None and dataclasses.is_dataclass(cls) else {}
+        found, inner, known = name if name in annotations else None, annotations.get(name), annotations
+        if found is not None and found not in node:
+            node[found] = None  # a field of a class that an earlier flag has chosen
+    if found is None:
+        raise UserError(f"unknown config key '{dotted(path, name)}'{nearest(name, known, path, tree)}")
+    return found, inner
+
+
+def _literal(text: str) -> Any:
+    words = {"none": None, "null": None, "true": True, "false": False}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
