@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mmjax import config as c
-from mmjax.config.validate import _check_numbers, check_speech_augmentation
+from mmjax.config.validate import _check_numbers
 from mmjax.data.speed import SpeedPerturbation
 from mmjax.errors import UserError
 from mmjax.models.augmentation import (
@@ -491,7 +491,7 @@ def test_configs_build_the_augmentations_and_their_ranges_are_checked():
     assert c.SpectralGate() == SpectralGate()
     assert vars(c.SpeedPerturbation()) == vars(SpeedPerturbation())
     _check_numbers(c.SpeechAugmentation(**parts))
-    check_speech_augmentation(c.SpeechAugmentation(**parts), c.LogMel(), "augment")
+    c.SpeechAugmentation(**parts).check("augment", sample_rate=16_000, hop=160)
     for part, message in (
         (c.Gain(probability=1.5), "probability is 1.5; it must be at most 1"),
         (c.Gain(minimum_gain=3.0, maximum_gain=1.0), "minimum_gain is 3.0, which is more than maximum_gain=1.0"),
@@ -506,4 +506,4 @@ def test_configs_build_the_augmentations_and_their_ranges_are_checked():
         (c.TelephoneBand(high=9_000.0), "the band must lie below half the sample_rate"),
     ):
         with pytest.raises(UserError, match=re.escape(message)):
-            check_speech_augmentation(c.SpeechAugmentation(telephone=part), c.LogMel(), "augment")
+            c.SpeechAugmentation(telephone=part).check("augment", sample_rate=16_000, hop=160)

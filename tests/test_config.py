@@ -117,7 +117,7 @@ def test_errors_name_the_key_and_the_nearest_one(flags, message):
         (["--model.encoders.speech.front-end", "Waveform"], "need each other"),
         (
             ["--model.encoders.speech.front-end", "Waveform", "--model.encoders.speech.stem", "waveform"],
-            "model.encoders.speech.subsampling is 4; the stem 'waveform' makes a token of every hop: 1",
+            "model.encoders.speech.subsampling is 4; the stem 'waveform' makes a token of every hop: write 1",
         ),
         (["--model.heads.answer.reads", "smell"], "neither an encoder nor 'fused'"),
     ],

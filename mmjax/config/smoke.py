@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmjax.config.experiment import Checkpoint, Experiment, Log, Mesh
+from mmjax.tree import fields
 
 STEPS, ROWS, EXAMPLES = 4, 2, 8
 # What is made small, but stays as it is asked for beside `--smoke`: to rehearse a mesh.
@@ -43,11 +44,11 @@ def _small(part: Any, width: int) -> Any:
         "width": width, "layers": 2, "heads": 2, "key_value_heads": 1, "head_width": width // 2, "mlp": 2 * width,
         "stem_channels": width // 4, "queries": 2, "experts": 2,
     }  # fmt: skip
-    fields = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+    values = {field.name: getattr(part, field.name) for field in fields(part)}
     return dataclasses.replace(
         part,
         **{
             name: min(value, most[name]) if name in most and value is not None else _small(value, width)
-            for name, value in fields.items()
+            for name, value in values.items()
         },
     )

@@ -2,7 +2,6 @@
 
 from mmjax import config as c
 from mmjax.config.validate_objectives import TAKEN, check_objectives
-from mmjax.config.validate_towers import check_fusion, check_speech_augmentation, check_tower
 from mmjax.errors import UserError
 
 # The least value of a number by the end of its key; of the others 1 for integers and 0 for floats.
@@ -50,14 +49,13 @@ def check_config(config: c.Experiment) -> None:
         raise UserError('model.strict_attention is for a backend that model.attention names; "auto" takes any')
     if not config.objectives:
         raise UserError("objectives is empty: there is nothing to train")
-    towers = {**config.model.encoders, **({"fusion": config.model.fusion} if config.model.fusion else {})}
-    for name, tower in towers.items():
-        path = f"model.{'' if name == 'fusion' else 'encoders.'}{name}"
-        check_tower(path, tower)
-        if isinstance(tower, c.Conformer) and tower.augment:
-            check_speech_augmentation(tower.augment, tower.front_end, f"{path}.augment")
-        if isinstance(tower, c.Vectors) and name in TAKEN:
+    for name, encoder in config.model.encoders.items():
+        path = f"model.encoders.{name}"
+        encoder.check(path)
+        if isinstance(encoder, c.Vectors) and name in TAKEN:
             raise UserError(f"{path}: '{name}' is not for a stream of vectors; choose another name")
+    if config.model.fusion:
+        config.model.fusion.check("model.fusion", config.model.encoders)
     if config.data.prefixes and (
         config.data.tokenizer is None or isinstance(config.data.source, c.SpokenEasyVQA | c.OwnSource)
     ):
@@ -76,7 +74,6 @@ def check_config(config: c.Experiment) -> None:
                 raise UserError(f"data.image_mixing.{key} is 0; it must be above 0, or None to be off")
     if config.data.speed and not (config.data.speed.speeds and all(0.5 <= s <= 2 for s in config.data.speed.speeds)):
         raise UserError(f"data.speed.speeds is {config.data.speed.speeds}; name speeds between 0.5 and 2")
-    check_fusion(config.model)
     modalities = set(config.model.encoders)
     known = {*modalities, "transcript", "target", "examples"}
     for name in config.data.rows:
@@ -112,7 +109,7 @@ def check_config(config: c.Experiment) -> None:
 def _check_context(config: c.Experiment) -> None:
     """That the tokens of every row can be divided as the mesh says: what could not be would be computed by all, in silence."""
     for name, room in config.data.rows.items():
-        step = config.mesh.context * getattr(config.model.encoders.get(name), "subsampling", 1)
+        step = config.mesh.context * (config.model.encoders[name].subsampling if name in config.model.encoders else 1)
         if config.mesh.context > 1 and name != "examples" and room % step:
             raise UserError(
                 f"data.rows.{name}={room} does not divide among mesh.context={config.mesh.context} devices; write "

@@ -3,8 +3,8 @@
 from typing import Any
 
 from mmjax import config as c
-from mmjax.config.validate_towers import check_speech_augmentation, check_tower
 from mmjax.errors import UserError
+from mmjax.models.encoder import check_attention
 
 # Streams that have a meaning of their own; those of vectors need other names.
 TAKEN = ("speech", "image", "text", "transcript", "target", "examples", "answer", "fused")
@@ -41,7 +41,7 @@ def _check_head(name: str, head: Any, model: c.Multimodal) -> None:
     elif isinstance(head, c.AttentionDecoder):
         if not head.reads or not modalities.issuperset(head.reads):
             raise UserError(f"model.heads.{name}.reads={head.reads} does not name encoders")
-        check_tower(f"model.heads.{name}.decoder", head.decoder)
+        check_attention(f"model.heads.{name}.decoder", head.decoder)
     elif head.reads == "fused" and model.fusion is None:
         raise UserError(f"model.heads.{name} reads 'fused', but model.fusion is None; choose one: CrossAttention, ...")
     elif head.reads not in {*modalities, "fused"}:
@@ -50,7 +50,7 @@ def _check_head(name: str, head: Any, model: c.Multimodal) -> None:
         raise UserError(f"model.heads.{name}.reads is 'fused', but a TransducerDecoder needs the tokens of an encoder")
     elif isinstance(head, c.Denoiser) and not isinstance(model.encoders.get(head.reads), c.SpeechEncoder):
         raise UserError(f"model.heads.{name}.reads='{head.reads}' is no speech encoder, which a Denoiser needs")
-    elif isinstance(getattr(head, "pool", None), c.ClassPool) and not _has_class_token(model.encoders.get(head.reads)):
+    elif isinstance(getattr(head, "pool", None), c.ClassPool) and not model.encoders[head.reads].class_token:
         raise UserError(f"model.heads.{name}.pool is a ClassPool, but model.encoders.{head.reads} has no class_token")
     elif head.reads == "fused" and getattr(head, "pool", None):
         raise UserError(f"model.heads.{name}.pool is set, but the fusion gives one vector per example already")
@@ -59,14 +59,9 @@ def _check_head(name: str, head: Any, model: c.Multimodal) -> None:
         if width % pool.heads:
             raise UserError(f"model.heads.{name}.pool.heads={pool.heads} do not divide the width of {width}")
     if isinstance(head, c.PatchDecoder):
-        check_tower(f"model.heads.{name}", head)
+        check_attention(f"model.heads.{name}", head)
         if head.width % 4:
             raise UserError(f"model.heads.{name}.width={head.width} does not divide into the 4 parts of its positions")
-
-
-def _has_class_token(encoder: Any) -> bool:
-    """Of pictures as the config says; of texts a tokenizer may put one first, as BERT's does."""
-    return getattr(encoder, "class_token", isinstance(encoder, c.Transformer))
 
 
 def _check_masked(name: str, mask: Any, model: c.Multimodal) -> None:
@@ -117,7 +112,7 @@ def _check_masked(name: str, mask: Any, model: c.Multimodal) -> None:
             raise UserError(f"model.heads.{name} must be a Denoiser, to predict what model.masked hides")
         if mask.by.masks or not any(vars(mask.by).values()):
             raise UserError(f"model.masked.{name}.by must change the samples, and has no use for masks of features")
-        check_speech_augmentation(mask.by, encoder.front_end, f"model.masked.{name}.by")
+        mask.by.check(f"model.masked.{name}.by", encoder.front_end.sample_rate, encoder.front_end.hop)
         return
     needed = {
         c.MaskedText: lambda: mask.vocabulary,
@@ -188,7 +183,7 @@ def _check_objective(name: str, objective: Any, config: c.Experiment) -> None:
             f"objectives.{name} has a label for each token of '{name}', but model.heads.{name} reads '{head.reads}'"
         )
     encoder = config.model.encoders.get(head.reads)
-    if isinstance(objective, c.Sequence) and objective.next_token and not getattr(encoder, "causal", True):
+    if isinstance(objective, c.Sequence) and objective.next_token and not encoder.causal:
         raise UserError(
             f"objectives.{name} predicts the next token, which model.encoders.{head.reads} sees; set its causal to True"
         )

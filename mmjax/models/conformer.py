@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax.errors import UserError
 from mmjax.models.attention import HeadProjection, OutputProjection, attention, place_of, rotary
 from mmjax.models.augmentation import SpectralGate, SpeechAugmentation
 from mmjax.models.convolution import depthwise_convolution
 from mmjax.models.encoder import SpeechEncoder
-from mmjax.models.front_ends import FrontEnd, LogMel
+from mmjax.models.front_ends import FrontEnd, LogMel, Waveform
 from mmjax.models.layers import FeedForward, FixedBatchNorm, dense, normalisation, stack
 from mmjax.models.published import published
 from mmjax.models.remat import Remat
@@ -345,6 +346,24 @@ class Conformer(SpeechEncoder, kw_only=True):
             | (modern if size != name else {})
             | changes
         )
+
+    def check(self, path: str) -> None:
+        super().check(path)
+        learned = self.stem == "waveform"
+        if learned != isinstance(self.front_end, Waveform):
+            raise UserError(f"{path}: the stem 'waveform' and the front end Waveform need each other")
+        if learned and self.subsampling != 1:
+            raise UserError(
+                f"{path}.subsampling is {self.subsampling}; the stem 'waveform' makes a token of every hop: write 1"
+            )
+        if learned and self.augment and self.augment.masks:
+            raise UserError(f"{path}.augment.masks hide frequencies, which the samples of a Waveform do not have")
+        if self.positions == "relative" and self.width % 2:
+            raise UserError(f"{path}.width={self.width} is odd; the sines and cosines of relative positions need pairs")
+        if self.left_chunks is not None and self.chunk is None:
+            raise UserError(f"{path}.left_chunks is {self.left_chunks}, but there are no chunks: set chunk, too")
+        if self.augment:
+            self.augment.check(f"{path}.augment", self.front_end.sample_rate, self.front_end.hop)
 
     def __call__(self, speech: Stream, train: bool = False, examples: Stream | None = None) -> Stream:
         """[B, T, hop] samples -> [B, ceil(T / subsampling), width].

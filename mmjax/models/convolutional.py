@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.errors import UserError
 from mmjax.models.convolution import strided_windows
 from mmjax.models.encoder import ImageEncoder
 from mmjax.models.layers import dense, layer_norm
@@ -31,6 +32,10 @@ class ConvNet(ImageEncoder, kw_only=True):
     mean: float = 0.5  # of the pixels, 0 to 1
     std: float = 0.5
     dtype: Any = setting(jnp.float32)
+
+    def check(self, path: str) -> None:
+        if self.patch.bit_count() != 1 or self.width % self.patch:
+            raise UserError(f"{path}.patch={self.patch} must be a power of two that divides width={self.width}")
 
     @nn.compact
     def __call__(self, image: Stream, train: bool = False) -> Stream:

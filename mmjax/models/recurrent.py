@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.errors import UserError
 from mmjax.models.encoder import SpeechEncoder
 from mmjax.models.front_ends import FrontEnd, LogMel
 from mmjax.models.layers import dense
@@ -61,6 +62,10 @@ class BiLSTM(SpeechEncoder, kw_only=True):
     subsampling: Literal[2, 4, 8] = 4  # hops per token
     dropout: float = 0.0
     dtype: Any = setting(jnp.float32)
+
+    def check(self, path: str) -> None:
+        if self.width % 2:
+            raise UserError(f"{path}.width={self.width} does not divide among two directions")
 
     @nn.compact
     def __call__(self, speech: Stream, train: bool = False) -> Stream:

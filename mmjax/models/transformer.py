@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.errors import UserError
 from mmjax.models.attention import MultiHeadAttention
 from mmjax.models.encoder import TextEncoder
 from mmjax.models.layers import ACTIVATIONS, BlockStyle, FeedForward, stack
@@ -106,6 +107,8 @@ class Transformer(TextEncoder, kw_only=True):
       key_value_heads: fewer heads of keys and values than of queries (grouped-query attention); None: as many.
     """
 
+    class_token = True  # a tokenizer may put one first, as BERT's does
+
     vocabulary: int = 128
     layers: int = 6
     width: int = 256
@@ -129,6 +132,15 @@ class Transformer(TextEncoder, kw_only=True):
         """A published size, such as "BERT base"; any field may be changed, the vocabulary of 30,522 first of all."""
         common = dict(vocabulary=30_522, positions="learned", length=512, types=2, block=BERT)
         return cls(**common | published(name, TRANSFORMERS, "Transformer") | changes)
+
+    def check(self, path: str) -> None:
+        super().check(path)
+        if self.positions == "bucketed" and not 4 <= self.buckets < 2 * self.max_distance:
+            raise UserError(f"{path}.buckets={self.buckets} must be at least 4, and less than twice max_distance")
+
+    def check_row(self, path: str, key: str, room: int) -> None:
+        if self.positions == "learned" and self.length < room:
+            raise UserError(f"{path}.length={self.length}, but a text may fill its row of {room}")
 
     @nn.compact
     def __call__(self, text: Stream, train: bool = False) -> Stream:

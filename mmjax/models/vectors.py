@@ -29,6 +29,11 @@ class Vectors(Encoder, kw_only=True):
     remat: Remat = "none"
     dtype: Any = setting(jnp.float32)
 
+    positions = "rotary"
+
+    def geometry(self) -> dict[str, Any]:
+        return {"vectors": self.inputs}
+
     @nn.compact
     def __call__(self, vectors: Stream, train: bool = False) -> Stream:
         """[B, T, inputs] -> [B, T, width]."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.errors import UserError
-from mmjax.models.encoder import ImageEncoder
+from mmjax.models.encoder import ImageEncoder, check_attention
 from mmjax.models.layers import BlockStyle, dense, stack
 from mmjax.models.positions import sample_grid, sincos
 from mmjax.models.remat import Remat
@@ -74,6 +74,17 @@ class ViT(ImageEncoder, kw_only=True):
             raise UserError(f"there is no ViT '{name}'; name a size ({', '.join(VIT_SIZES)}) and a patch: B/16")
         fields = dict(zip(("layers", "width", "heads", "mlp"), VIT_SIZES[size], strict=True), patch=int(patch))
         return cls(**fields | changes)
+
+    def check(self, path: str) -> None:
+        check_attention(path, self, pairs=4)
+        if self.positions == "sincos" and self.width % 4:
+            raise UserError(f"{path}.width={self.width} does not divide into the 4 parts of sincos positions")
+        if self.image_size < self.patch:
+            raise UserError(f"{path}.image_size={self.image_size} is less than one patch of {self.patch}")
+        for key, value in (("mean", self.mean), ("std", self.std)):
+            if isinstance(value, tuple) and (len(value) != 3 or (key == "std" and min(value) <= 0)):
+                above = " above 0" if key == "std" else ""
+                raise UserError(f"{path}.{key} must be one number or 3{above}, not {value}")
 
     @property
     def tokens_per_image(self) -> int | None:

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.errors import UserError
 from mmjax.models.encoder import SpeechEncoder
 from mmjax.models.front_ends import WhisperLogMel
 from mmjax.models.layers import ACTIVATIONS, BlockStyle, dense, stack
@@ -56,6 +57,14 @@ class WhisperEncoder(SpeechEncoder, kw_only=True):
         """A published size, such as "small"; any field may be changed."""
         layers, width, heads = published(name, WHISPERS, "Whisper")
         return cls(**dict(layers=layers, width=width, heads=heads, mlp=4 * width) | changes)
+
+    def check_row(self, path: str, key: str, room: int) -> None:
+        super().check_row(path, key, room)
+        if room > self.subsampling * self.length:
+            raise UserError(
+                f"{path}.length={self.length} tokens are {self.subsampling * self.length} hops, but a recording may fill "
+                f"its row of {room}"
+            )
 
     @nn.compact
     def __call__(self, speech: Stream, train: bool = False) -> Stream:

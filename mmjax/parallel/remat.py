@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from mmjax import config as c
-from mmjax.config.part import Remat
 from mmjax.errors import UserError
+from mmjax.models.remat import Remat
+from mmjax.tree import fields
 
 POLICIES: tuple[str, ...] = get_args(Remat)
 
@@ -16,7 +17,7 @@ def towers(node: Any, path: str = "") -> dict[str, Any]:
     if isinstance(node, Mapping):
         items = [(f"{path}.{name}", part) for name, part in node.items()]
     elif dataclasses.is_dataclass(node):
-        items = [(f"{path}.{field.name}", getattr(node, field.name)) for field in dataclasses.fields(node)]
+        items = [(f"{path}.{field.name}", getattr(node, field.name)) for field in fields(node)]
     else:
         return {}
     own = {path.removeprefix("."): node} if hasattr(node, "remat") else {}
@@ -29,11 +30,11 @@ def with_remat(node: Any, remat: str, only: str | None = None, path: str = "") -
         return {name: with_remat(part, remat, only, f"{path}.{name}") for name, part in node.items()}
     if not dataclasses.is_dataclass(node):
         return node
-    fields = {f.name: getattr(node, f.name) for f in dataclasses.fields(node)}
-    changed = {name: with_remat(value, remat, only, f"{path}.{name}") for name, value in fields.items()}
+    values = {f.name: getattr(node, f.name) for f in fields(node)}
+    changed = {name: with_remat(value, remat, only, f"{path}.{name}") for name, value in values.items()}
     if "remat" in changed and only in (None, path.removeprefix(".")):
         changed["remat"] = remat
-    return dataclasses.replace(node, **{name: value for name, value in changed.items() if value is not fields[name]})
+    return dataclasses.replace(node, **{name: value for name, value in changed.items() if value is not values[name]})
 
 
 def can_offload(device: Any) -> bool:

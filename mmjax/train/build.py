@@ -79,49 +79,19 @@ def build_layout(config: c.Experiment, tokenizer=None):
     """The shape of a batch, from what the encoders expect."""
     from mmjax.data.layout import Layout
 
-    encoders, geometry, vectors = config.model.encoders, {}, {}
-    for name, encoder in encoders.items():
+    geometry, vectors = {}, {}
+    for name, encoder in config.model.encoders.items():
+        path, key = f"model.encoders.{name}", f"data.rows.{name}"
         if name not in config.data.rows:
-            raise UserError(f"data.rows says nothing about '{name}', which model.encoders has")
-        if isinstance(encoder, c.SpeechEncoder):
-            front_end = encoder.front_end
-            geometry |= {"hop": front_end.hop, "window": front_end.window, "align": encoder.subsampling}
-            if config.data.rows[name] % encoder.subsampling:
-                raise UserError(
-                    f"data.rows.{name}={config.data.rows[name]} is not a multiple of {encoder.subsampling} hops"
-                )
-            if isinstance(encoder, c.WhisperEncoder) and config.data.rows[name] > 2 * encoder.length:
-                raise UserError(
-                    f"model.encoders.{name}.length={encoder.length} tokens are {2 * encoder.length} hops, but a recording "
-                    f"may fill its row of {config.data.rows[name]}"
-                )
-        elif isinstance(encoder, c.ImageEncoder):
-            geometry |= {
-                key: getattr(encoder, key) for key in ("patch", "image_size", "max_patches", "class_token", "registers")
-            }
-            patches = encoder.max_patches or (encoder.image_size // encoder.patch) ** 2
-            tokens = patches + encoder.class_token + encoder.registers
-            room = config.data.rows[name]
-            if room < tokens or (encoder.max_patches is None and room % tokens):
-                raise UserError(
-                    f"data.rows.{name}={room} is no multiple of {tokens}, the tokens of one image; "
-                    f"write {max(1, round(room / tokens)) * tokens}"
-                )
-        elif isinstance(encoder, c.Vectors):
-            vectors[name] = encoder.inputs
-        elif (
-            isinstance(encoder, c.Transformer)
-            and encoder.positions == "learned"
-            and encoder.length < config.data.rows[name]
-        ):
-            raise UserError(
-                f"model.encoders.{name}.length={encoder.length}, but a text may fill its row of {config.data.rows[name]}"
-            )
+            raise UserError(f"{key} is not set, but model.encoders has '{name}'")
+        encoder.check_row(path, key, config.data.rows[name])
+        own = encoder.geometry()
+        if "vectors" in own:
+            vectors[name] = own.pop("vectors")
+        geometry |= own
         vocabulary = getattr(encoder, "vocabulary", None)
         if vocabulary and tokenizer is not None and vocabulary < len(tokenizer):
-            raise UserError(
-                f"model.encoders.{name}.vocabulary={vocabulary}, but the tokenizer has {len(tokenizer)} pieces"
-            )
+            raise UserError(f"{path}.vocabulary={vocabulary}, but the tokenizer has {len(tokenizer)} pieces")
     mixed = config.data.image_mixing is not None
     several = mixed or isinstance(config.objectives.get("answer"), c.MultiLabel | c.Regression)
     answers = config.model.heads["answer"].outputs if several else None

@@ -2,6 +2,7 @@
 
 import jax
 
+from mmjax.errors import UserError
 from mmjax.models.augmentation.noise import AddNoise
 from mmjax.models.augmentation.reverberation import Reverberate
 from mmjax.models.augmentation.spec_augment import SpecAugment
@@ -23,6 +24,21 @@ class SpeechAugmentation:
     gain: Gain | None = None
     clip: Clip | None = None
     masks: SpecAugment | None = None
+
+    def check(self, path: str, sample_rate: int, hop: int) -> None:
+        """Checks that the augmentations suit recordings of this rate (Hz) in hops of so many samples; `path` is their key.
+
+        Raises:
+          UserError: they do not.
+        """
+        for name in ("reverberate", "telephone"):
+            rate = getattr(getattr(self, name), "sample_rate", sample_rate)
+            if rate != sample_rate:
+                raise UserError(
+                    f"{path}.{name}.sample_rate is {rate}, but the front end's sample_rate is {sample_rate}"
+                )
+        if self.telephone:
+            self.telephone.check(f"{path}.telephone", hop)
 
     def of_samples(
         self,

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax.errors import UserError
 from mmjax.models.augmentation.blocks import filter_matrix, surroundings
 from mmjax.models.augmentation.by_example import at_tokens, choose, draw, quantile
 from mmjax.models.segments import EXACT
@@ -69,6 +70,22 @@ class TelephoneBand:
     high: float = 3400.0
     taps: int = 257  # odd, at most 2 hops + 1
     sample_rate: int = 16_000  # Hz
+
+    def check(self, path: str, hop: int) -> None:
+        """Checks the band and the number of taps; `path` is the key of this part, `hop` the samples of a hop.
+
+        Raises:
+          UserError: the band is empty or above half the sample rate, or the filter is longer than two hops.
+        """
+        if not self.low < self.high <= self.sample_rate / 2:
+            raise UserError(
+                f"{path} passes {self.low} to {self.high} Hz; the band must lie below half the sample_rate of "
+                f"{self.sample_rate} Hz"
+            )
+        if self.taps % 2 == 0 or self.taps > 2 * hop + 1:
+            raise UserError(
+                f"{path}.taps is {self.taps}; hops of {hop} samples allow an odd number up to {2 * hop + 1}"
+            )
 
     def __call__(self, speech: Stream, examples: Stream, key: jax.Array) -> Stream:
         """[B, T, hop] -> [B, T, hop]."""

@@ -1,9 +1,12 @@
 """What fusions share: one width for all modalities, tokens for every example, and summaries of examples."""
 
+from collections.abc import Collection
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.models.encoder import check_attention
 from mmjax.models.layers import dense, layer_norm
 from mmjax.models.segments import EXACT, belongs, having, mean
 from mmjax.stream import Stream, only_tokens
@@ -38,6 +41,14 @@ class Fusion(Common):
     """The base class of fusions: streams of vectors in, one vector of `width` features per example out."""
 
     kind = "fusion"
+
+    def check(self, path: str, modalities: Collection[str]) -> None:
+        """Checks what types cannot say; `path` is the fusion's key in the config, `modalities` the names of the encoders.
+
+        Raises:
+          UserError: fields do not agree with each other or with the encoders.
+        """
+        check_attention(path, self)
 
 
 def read_out(tokens: jax.Array, examples: Stream) -> Stream:

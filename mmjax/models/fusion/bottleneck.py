@@ -1,11 +1,13 @@
 """Modalities that speak to each other through a few tokens only."""
 
+from collections.abc import Collection
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.errors import UserError
 from mmjax.models.fusion.base import Fusion, read_out
 from mmjax.models.layers import layer_norm, stack
 from mmjax.models.remat import Remat
@@ -69,6 +71,11 @@ class Bottleneck(Fusion, kw_only=True):
     unroll: bool = setting(False)
     remat: Remat = "none"
     dtype: Any = setting(jnp.float32)
+
+    def check(self, path: str, modalities: Collection[str]) -> None:
+        super().check(path, modalities)
+        if self.bottlenecks and self.layers < 2:
+            raise UserError(f"{path}.layers is 1, but bottlenecks pass nothing on before the second layer")
 
     @nn.compact
     def __call__(self, streams: dict[str, Stream], examples: Stream, train: bool = False) -> Stream:

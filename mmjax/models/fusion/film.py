@@ -1,5 +1,6 @@
 """One modality decides how the others are read."""
 
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -7,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.errors import UserError
 from mmjax.models.fusion.base import Fusion, pool, spread
 from mmjax.models.layers import FeedForward, dense, layer_norm, stack
 from mmjax.models.remat import Remat
@@ -53,6 +55,11 @@ class FiLM(Fusion, kw_only=True):
     unroll: bool = setting(False)
     remat: Remat = "none"
     dtype: Any = setting(jnp.float32)
+
+    def check(self, path: str, modalities: Collection[str]) -> None:
+        super().check(path, modalities)
+        if self.by not in modalities:
+            raise UserError(f"{path}.by='{self.by}' is no modality; there are {', '.join(modalities)}")
 
     @nn.compact
     def __call__(self, streams: dict[str, Stream], examples: Stream, train: bool = False) -> Stream:

@@ -1,11 +1,13 @@
 """Cross-attention whose queries think in experts that they choose."""
 
+from collections.abc import Collection
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.errors import UserError
 from mmjax.models.fusion.cross_attention import CrossAttention, CrossAttentionBlock
 from mmjax.models.layers import FeedForward, dense, stack
 
@@ -65,6 +67,11 @@ class MixtureOfExperts(CrossAttention, kw_only=True):
 
     experts: int = 4
     chosen: int = 2  # experts per query token
+
+    def check(self, path: str, modalities: Collection[str]) -> None:
+        super().check(path, modalities)
+        if self.chosen > self.experts:
+            raise UserError(f"{path}.chosen={self.chosen} is more than its {self.experts} experts")
 
     def blocks(self, train: bool) -> nn.Module:
         return stack(
