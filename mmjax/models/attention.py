@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from mmjax.models.attend import attention
 from mmjax.models.layers import BlockStyle, over_positions
+from mmjax.models.roles import parameter, projection
 from mmjax.stream import Stream
 
 
@@ -63,11 +64,12 @@ class HeadProjection(nn.Module):
     def __call__(self, x: jax.Array) -> list[jax.Array]:
         shape = (x.shape[-1], self.count, self.heads, self.head_width)
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", in_axis=0, out_axis=(2, 3), batch_axis=(1,))
-        kernel = self.param("kernel", nn.with_logical_partitioning(init, ("embed", None, "heads", None)), shape)
+        init = projection(init, ("embed", None, "heads", None), inputs=(-4,), outputs=(-2, -1))
+        kernel = self.param("kernel", init, shape)
         projected = over_positions(x, kernel.astype(self.dtype)).transpose(2, 0, 3, 1, 4)
         if not self.bias:
             return list(projected)
-        bias_init = nn.with_logical_partitioning(nn.initializers.zeros, (None, "heads", None))
+        bias_init = parameter("bias", nn.initializers.zeros, (None, "heads", None))
         bias = self.param("bias", bias_init, shape[1:])
         return list(projected + bias.astype(self.dtype)[:, None, :, None, :])
 
@@ -176,9 +178,10 @@ class OutputProjection(nn.Module):
     def __call__(self, mixed: jax.Array) -> jax.Array:
         shape = (mixed.shape[1], mixed.shape[3], self.width)
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", in_axis=(0, 1), out_axis=2)
-        kernel = self.param("kernel", nn.with_logical_partitioning(init, ("heads", None, "embed")), shape)
+        init = projection(init, ("heads", None, "embed"), inputs=(-3, -2))
+        kernel = self.param("kernel", init, shape)
         projected = over_positions(mixed.transpose(0, 2, 1, 3), kernel.astype(self.dtype), contracted=2)
         if not self.bias:
             return projected
-        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)), (self.width,))
+        bias = self.param("bias", parameter("bias", nn.initializers.zeros, ("embed",)), (self.width,))
         return projected + bias.astype(self.dtype)

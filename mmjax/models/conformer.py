@@ -17,6 +17,7 @@ from mmjax.models.front_ends import FrontEnd, LogMel, Waveform
 from mmjax.models.layers import FeedForward, FixedBatchNorm, dense, normalisation, stack
 from mmjax.models.published import published
 from mmjax.models.remat import Remat
+from mmjax.models.roles import parameter, projection
 from mmjax.models.stems import StackedStem, StridedStem, WaveformStem
 from mmjax.stream import Stream, only_tokens
 from mmjax.tree import setting
@@ -58,7 +59,7 @@ class OffsetProjection(nn.Module):
 
     @nn.compact
     def __call__(self, query: jax.Array) -> jax.Array:
-        init = nn.with_logical_partitioning(nn.initializers.xavier_uniform(), ("embed", "heads"))
+        init = projection(nn.initializers.xavier_uniform(), ("embed", "heads"))
         kernel = self.param("kernel", init, (self.width, query.shape[1] * query.shape[3]))
         kernel = kernel.reshape(self.width, query.shape[1], query.shape[3]).astype(self.dtype)
         return jnp.einsum("bhtd,whd->bhtw", query, kernel)
@@ -147,7 +148,7 @@ class ChunkedAttention(nn.Module):
     def _relative(self, query: jax.Array, x: Stream, seen: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         """Queries [B, H, T, D + W] and keys [B, H, S, D + W] whose products are the scores by content and by position."""
         batch, heads, _, head_width = query.shape
-        init = nn.with_logical_partitioning(nn.initializers.zeros, ("heads", None))
+        init = parameter("bias", nn.initializers.zeros, ("heads", None))
         content_bias, position_bias = (
             self.param(name, init, (heads, head_width)).astype(self.dtype)[None, :, None]
             for name in ("content_bias", "position_bias")
@@ -164,7 +165,7 @@ class ChunkedAttention(nn.Module):
         """Scores by distance, still unscaled (Shaw et al. 2018, arXiv:1803.02155, equation 4)."""
         length, head_width = query.shape[2:]
         left, right = self.left_distance, self.right_distance
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, None))
+        init = parameter("embedding", nn.initializers.normal(0.02), (None, None))
         table = self.param("distance", init, (left + right + 1, head_width)).astype(self.dtype)
         # Of every offset of a key from a query, the earliest first.
         known = table[np.clip(np.arange(1 - keys, length), -left, right) + left]
@@ -195,8 +196,8 @@ class ConvolutionModule(nn.Module):
         if context is not None:
             seen = {n: jnp.concatenate([getattr(context, n), now], axis=1) for n, now in seen.items()}
         init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=0, out_axis=())
-        kernel = self.param("kernel", nn.with_logical_partitioning(init, (None, "embed")), (self.kernel, width))
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
+        kernel = self.param("kernel", parameter("depthwise", init, (None, "embed")), (self.kernel, width))
+        zeros = parameter("bias", nn.initializers.zeros, ("embed",))
         bias = self.param("bias", zeros, (width,)).astype(self.dtype)
         # An even kernel (the paper's 32) has one tap more on the right, as XLA's and TensorFlow's "SAME" (trap B5).
         left = self.kernel - 1 if self.causal else (self.kernel - 1) // 2

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.models.layers import dense
+from mmjax.models.roles import parameter
 from mmjax.models.segments import having, mean
 from mmjax.stream import Stream
 
@@ -44,8 +45,8 @@ class Contrast(nn.Module, kw_only=True):
             self._vectors(name, stream, examples)
             for name, stream in zip(("first", "second"), (first, second), strict=True)
         )
-        log_scale = self.param("log_scale", nn.initializers.constant(math.log(self.scale)), ())
-        bias = self.param("bias", nn.initializers.constant(self.bias), ())
+        log_scale = self.param("log_scale", parameter("gate", nn.initializers.constant(math.log(self.scale)), ()), ())
+        bias = self.param("bias", parameter("bias", nn.initializers.constant(self.bias), ()), ())
         if self.limit is not None:
             # Its gradient passes, so that a scale beyond the limit can come back.
             log_scale += jax.lax.stop_gradient(jnp.minimum(log_scale, math.log(self.limit)) - log_scale)

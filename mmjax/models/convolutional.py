@@ -10,6 +10,7 @@ from mmjax.errors import UserError
 from mmjax.models.convolution import strided_windows
 from mmjax.models.encoder import ImageEncoder
 from mmjax.models.layers import dense, layer_norm
+from mmjax.models.roles import parameter
 from mmjax.stream import Stream, fold, only_tokens, unfold
 from mmjax.tree import setting
 
@@ -60,7 +61,7 @@ class ConvNet(ImageEncoder, kw_only=True):
         else:
             init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=0, out_axis=())
             kernel = self.param(
-                f"depthwise_{number}_kernel", nn.with_logical_partitioning(init, (None, "embed")), (9, x.shape[-1])
+                f"depthwise_{number}_kernel", parameter("depthwise", init, (None, "embed")), (9, x.shape[-1])
             )
             windows = jnp.einsum("bhwkc,kc->bhwc", windows, kernel.astype(self.dtype))
         x = dense(channels, (None, "embed"), self.dtype, f"pointwise_{number}")(windows)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from mmjax.models.remat import Remat, rematerialised
+from mmjax.models.roles import Role, parameter, projection
 from mmjax.tree import part
 
 
@@ -44,14 +45,21 @@ def by_rows(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, P(("data", "fsdp"), along))
 
 
-def dense(features: int, axes: tuple[str | None, str | None], dtype: Any, name: str, bias: bool = True) -> nn.Dense:
+def dense(
+    features: int,
+    axes: tuple[str | None, str | None],
+    dtype: Any,
+    name: str,
+    bias: bool = True,
+    role: Role = "projection",
+) -> nn.Dense:
     """A linear layer whose kernel [in, features] carries the logical names of its axes."""
     return nn.Dense(
         features,
         use_bias=bias,
         dtype=dtype,
-        kernel_init=nn.with_logical_partitioning(nn.initializers.xavier_uniform(), axes),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]),
+        kernel_init=projection(nn.initializers.xavier_uniform(), axes, role=role),
+        bias_init=parameter("bias", nn.initializers.zeros, axes[1:]),
         dot_general=_dot_general,
         name=name,
     )
@@ -87,8 +95,8 @@ def layer_norm(dtype: Any, name: str, epsilon: float = 1e-6, far_from_zero: bool
         epsilon=epsilon,
         dtype=dtype,
         use_fast_variance=not far_from_zero,
-        scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("embed",)),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)),
+        scale_init=parameter("norm", nn.initializers.ones, ("embed",)),
+        bias_init=parameter("bias", nn.initializers.zeros, ("embed",)),
         name=name,
     )
 
@@ -97,7 +105,7 @@ def normalisation(kind: Literal["layer", "rms"], dtype: Any, name: str, epsilon:
     """Layer normalisation, or root-mean-square normalisation (Zhang and Sennrich 2019): a scale, no mean, no bias."""
     if kind == "layer":
         return layer_norm(dtype, name, epsilon)
-    scale_init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+    scale_init = parameter("norm", nn.initializers.ones, ("embed",))
     return nn.RMSNorm(epsilon=epsilon, dtype=dtype, scale_init=scale_init, name=name)
 
 
@@ -156,7 +164,7 @@ class LayerScale(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = nn.with_logical_partitioning(nn.initializers.constant(self.initial), ("embed",))
+        init = parameter("gate", nn.initializers.constant(self.initial), ("embed",))
         return x * self.param("scale", init, x.shape[-1:]).astype(self.dtype)
 
 
@@ -168,11 +176,12 @@ class FixedBatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        def parameter(name: str, init: Callable) -> jax.Array:
-            return self.param(name, nn.with_logical_partitioning(init, ("embed",)), x.shape[-1:])
+        def vector(name: str, role: Role, init: Callable) -> jax.Array:
+            return self.param(name, parameter(role, init, ("embed",)), x.shape[-1:])
 
-        scale, bias = parameter("scale", nn.initializers.ones), parameter("bias", nn.initializers.zeros)
-        mean, variance = parameter("mean", nn.initializers.zeros), parameter("variance", nn.initializers.ones)
+        zeros, ones = nn.initializers.zeros, nn.initializers.ones
+        scale, bias = vector("scale", "norm", ones), vector("bias", "bias", zeros)
+        mean, variance = vector("mean", "statistic", zeros), vector("variance", "statistic", ones)
         mean, variance = jax.lax.stop_gradient((mean, variance))
         normed = (x.astype(jnp.float32) - mean) * jax.lax.rsqrt(variance.astype(jnp.float32) + self.epsilon)
         return (normed * scale + bias).astype(self.dtype)

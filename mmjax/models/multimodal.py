@@ -20,6 +20,7 @@ from mmjax.models.masking import MaskedPatches, MaskedText, NoisySpeech, RandomP
 from mmjax.models.patch_decoder import PatchDecoder
 from mmjax.models.pooling import AttentionPool, ClassPool, MeanPool
 from mmjax.models.remat import rematerialised_whole
+from mmjax.models.roles import projection
 from mmjax.models.writers import AttentionDecoder, TransducerDecoder
 from mmjax.stream import Batch, Factors, Stream
 
@@ -60,7 +61,7 @@ class Vocabulary(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, stream: Stream) -> Stream:
         """[B, T, W] -> `Factors` of the logits [B, T, outputs], in float32."""
-        init = nn.with_logical_partitioning(nn.initializers.xavier_uniform(), ("embed", "vocabulary"))
+        init = projection(nn.initializers.xavier_uniform(), ("embed", "vocabulary"))
         kernel = self.param("kernel", init, (stream.features.shape[-1], self.outputs))
         return stream._replace(features=Factors(stream.features.astype(jnp.float32), kernel))
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from mmjax.models.layers import dense, layer_norm, stack
 from mmjax.models.positions import sincos
 from mmjax.models.remat import Remat
+from mmjax.models.roles import parameter
 from mmjax.models.transformer import TransformerBlock
 from mmjax.stream import Stream, fold, only_tokens, unfold
 from mmjax.tree import setting
@@ -46,7 +47,7 @@ class PatchDecoder(nn.Module, kw_only=True):
         """
         rows, tokens = whole.segments.shape
         seen, whole = fold(seen, block or tokens), fold(whole, block or tokens)
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed",))
+        init = parameter("embedding", nn.initializers.normal(0.02), ("embed",))
         hidden = self.param("hidden", init, (self.width,)).astype(self.dtype)
         x = dense(self.width, (None, "embed"), self.dtype, "in")(seen.features)
         x = jnp.where(seen.mask[..., None], x, hidden) + sincos(whole.positions, self.width).astype(self.dtype)

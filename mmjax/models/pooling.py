@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from mmjax.models.attention import MultiHeadAttention
 from mmjax.models.layers import ACTIVATIONS, BlockStyle, FeedForward
+from mmjax.models.roles import parameter
 from mmjax.models.segments import having, mean
 from mmjax.stream import Stream, only_tokens
 from mmjax.tree import setting
@@ -70,7 +71,7 @@ class AttentionPool(nn.Module, kw_only=True):
         """[B, T, W] and the slots of the examples [B, N] -> [B, N, W]."""
         stream, width, style = only_tokens(stream), stream.features.shape[-1], self.block
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", in_axis=(), out_axis=0)
-        probe = self.param("probe", nn.with_logical_partitioning(init, ("embed",)), (width,)).astype(self.dtype)
+        probe = self.param("probe", parameter("embedding", init, ("embed",)), (width,)).astype(self.dtype)
         queries = examples._replace(features=jnp.broadcast_to(probe, examples.segments.shape + (width,)))
         x = MultiHeadAttention(width, self.heads, False, self.dtype, None, style, name="attention")(queries, stream)
         mlp = FeedForward(

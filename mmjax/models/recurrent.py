@@ -10,6 +10,7 @@ from mmjax.errors import UserError
 from mmjax.models.encoder import SpeechEncoder
 from mmjax.models.front_ends import FrontEnd, LogMel
 from mmjax.models.layers import dense
+from mmjax.models.roles import projection
 from mmjax.models.stems import StridedStem, stacked
 from mmjax.stream import Stream, only_tokens
 from mmjax.tree import setting
@@ -87,6 +88,6 @@ class BiLSTM(SpeechEncoder, kw_only=True):
     def _direction(self, features: jax.Array, segments: jax.Array, layer: int, backward: bool) -> jax.Array:
         name, hidden = f"layer_{layer}_{'backward' if backward else 'forward'}", self.width // 2
         gates = dense(4 * hidden, ("embed", "mlp"), self.dtype, f"{name}_input")(features)
-        init = nn.with_logical_partitioning(nn.initializers.orthogonal(), (None, "mlp"))
+        init = projection(nn.initializers.orthogonal(), (None, "mlp"))
         recurrent = self.param(f"{name}_recurrent", init, (hidden, 4 * hidden))
         return lstm(gates, recurrent, segments, backward)

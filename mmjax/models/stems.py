@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from mmjax.models.convolution import strided_convolution, strided_windows
 from mmjax.models.layers import ACTIVATIONS, dense, layer_norm
+from mmjax.models.roles import parameter, projection
 from mmjax.stream import Stream, only_tokens
 
 
@@ -22,9 +23,9 @@ class StridedConvolution(nn.Module):
     def __call__(self, x: jax.Array, segments: jax.Array) -> jax.Array:
         """[B, T, F, C] with zeros in empty positions -> [B, ceil(T / 2), ceil(F / 2), features]."""
         channels = x.shape[-1]
-        init = nn.with_logical_partitioning(nn.initializers.xavier_uniform(), (None, "embed"))
+        init = projection(nn.initializers.xavier_uniform(), (None, "embed"))
         kernel = self.param("kernel", init, (9 * channels, self.features)).astype(self.dtype)
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
+        zeros = parameter("bias", nn.initializers.zeros, ("embed",))
         bias = self.param("bias", zeros, (self.features,)).astype(self.dtype)
         if channels > 1:
             return strided_convolution(x, kernel, segments) + bias
@@ -64,8 +65,8 @@ class StridedStem(nn.Module):
 
     def _depthwise(self, windows: jax.Array, name: str) -> jax.Array:
         init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=0, out_axis=())
-        kernel = self.param(f"{name}_kernel", nn.with_logical_partitioning(init, (None, "embed")), (9, self.channels))
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
+        kernel = self.param(f"{name}_kernel", parameter("depthwise", init, (None, "embed")), (9, self.channels))
+        zeros = parameter("bias", nn.initializers.zeros, ("embed",))
         bias = self.param(f"{name}_bias", zeros, (self.channels,))
         return jnp.einsum("btfkc,kc->btfc", windows, kernel.astype(self.dtype)) + bias.astype(self.dtype)
 

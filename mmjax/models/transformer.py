@@ -14,6 +14,7 @@ from mmjax.models.layers import ACTIVATIONS, BlockStyle, FeedForward, stack
 from mmjax.models.positions import bucket_of
 from mmjax.models.published import published
 from mmjax.models.remat import Remat
+from mmjax.models.roles import parameter
 from mmjax.models.segments import mean
 from mmjax.stream import Stream, only_tokens
 from mmjax.tree import setting
@@ -68,16 +69,16 @@ def embed(text: Stream, tower: Any, scale: float = 1.0) -> tuple[nn.Embed, jax.A
 
     The table is normally distributed with a standard deviation of `scale`.
     """
-    init = nn.with_logical_partitioning(nn.initializers.normal(scale), ("vocabulary", "embed"))
+    init = parameter("embedding", nn.initializers.normal(scale), ("vocabulary", "embed"))
     table = nn.Embed(tower.vocabulary, tower.width, embedding_init=init, dtype=tower.dtype, name="embedding")
     x = table(text.features)
     if tower.positions == "learned":
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed"))
+        init = parameter("embedding", nn.initializers.normal(0.02), (None, "embed"))
         places = nn.Embed(tower.length, tower.width, embedding_init=init, dtype=tower.dtype, name="place")
         x = x + places(text.positions)
     if getattr(tower, "types", 0):
         # BERT was trained on pairs of texts, and says of each token which text it belongs to; here it is the first.
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed"))
+        init = parameter("embedding", nn.initializers.normal(0.02), (None, "embed"))
         x = x + nn.Embed(tower.types, tower.width, embedding_init=init, dtype=tower.dtype, name="type")(
             jnp.zeros_like(text.segments)
         )
@@ -161,7 +162,7 @@ class Transformer(TextEncoder, kw_only=True):
         """What bucketed positions [B, T] add to the attention scores, float32 [B, H, T, T]."""
         if self.positions != "bucketed":
             return None
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "heads"))
+        init = parameter("embedding", nn.initializers.normal(0.02), (None, "heads"))
         table = nn.Embed(self.buckets, self.heads, embedding_init=init, name="bucket")
         buckets = bucket_of(positions[:, None, :] - positions[:, :, None], self.buckets, self.max_distance, self.causal)
         return table(buckets).transpose(0, 3, 1, 2)
@@ -183,7 +184,7 @@ class MeanEmbedding(TextEncoder, kw_only=True):
     def __call__(self, text: Stream, train: bool = False) -> Stream:
         """[B, T] token ids -> [B, T, width], a token at the start of each text."""
         text = only_tokens(text)
-        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocabulary", "embed"))
+        init = parameter("embedding", nn.initializers.normal(1.0), ("vocabulary", "embed"))
         table = nn.Embed(self.vocabulary, self.width, embedding_init=init, dtype=self.dtype, name="embedding")
         x = table(text.features)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)

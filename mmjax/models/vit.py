@@ -12,6 +12,7 @@ from mmjax.models.encoder import ImageEncoder, check_attention
 from mmjax.models.layers import BlockStyle, dense, stack
 from mmjax.models.positions import sample_grid, sincos
 from mmjax.models.remat import Remat
+from mmjax.models.roles import parameter
 from mmjax.models.transformer import TransformerBlock
 from mmjax.stream import Stream, fold, only_tokens, unfold
 from mmjax.tree import setting
@@ -119,11 +120,11 @@ class ViT(ImageEncoder, kw_only=True):
         """The learned vectors of class token and registers in their places."""
         row, column = positions[..., 0], positions[..., 1]
         if self.class_token:
-            init = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
+            init = parameter("embedding", nn.initializers.zeros, ("embed",))
             token = self.param("class_token", init, (self.width,)).astype(self.dtype)
             x = jnp.where((row < 0)[..., None], token, x)
         if self.registers:
-            init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed"))
+            init = parameter("embedding", nn.initializers.normal(0.02), (None, "embed"))
             registers = self.param("registers", init, (self.registers, self.width)).astype(self.dtype)
             x = jnp.where(_is_register(positions)[..., None], registers[(column - 1).clip(0, self.registers - 1)], x)
         return x
@@ -135,7 +136,7 @@ class ViT(ImageEncoder, kw_only=True):
         if self.positions != "learned":
             return x
         row, column = image.positions[..., 0], image.positions[..., 1]
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.5), (None, "embed"))
+        init = parameter("embedding", nn.initializers.normal(0.5), (None, "embed"))
         special = self.class_token + self.registers * self.placed_registers
         table = nn.Embed(side * side + special, self.width, embedding_init=init, dtype=self.dtype, name="place")
         place = (column - 1 + self.class_token).clip(0, max(special - 1, 0))  # of a token that is no patch

@@ -12,6 +12,7 @@ from mmjax.models.front_ends import WhisperLogMel
 from mmjax.models.layers import ACTIVATIONS, BlockStyle, dense, stack
 from mmjax.models.published import published
 from mmjax.models.remat import Remat
+from mmjax.models.roles import parameter
 from mmjax.models.segments import neighbour
 from mmjax.models.transformer import TransformerBlock
 from mmjax.stream import Stream, only_tokens
@@ -76,7 +77,7 @@ class WhisperEncoder(SpeechEncoder, kw_only=True):
         # Stride 2: examples begin at even positions.
         taken = jax.tree.map(lambda a: a[:, ::2], x._replace(features=gelu(self._convolution(x, "convolution_2"))))
         positions = taken.positions // 2
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed"))
+        init = parameter("embedding", nn.initializers.normal(0.02), (None, "embed"))
         places = nn.Embed(self.length, self.width, embedding_init=init, dtype=self.dtype, name="place")
         features = nn.Dropout(self.dropout, deterministic=not train)(taken.features + places(positions))
         blocks = stack(

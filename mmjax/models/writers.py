@@ -13,6 +13,7 @@ from mmjax.models.decoder import Cache, TextDecoder
 from mmjax.models.fusion.base import Common
 from mmjax.models.layers import dense
 from mmjax.models.remat import rematerialised_whole
+from mmjax.models.roles import parameter, projection
 from mmjax.models.segments import belongs, having, neighbour, same_segment
 from mmjax.stream import BLANK, Joint, Stream, concatenate, only_tokens
 from mmjax.tree import setting
@@ -115,13 +116,13 @@ class TransducerDecoder(nn.Module, kw_only=True):
     inputs = property(lambda self: (self.reads,))
 
     def setup(self):
-        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocabulary", "embed"))
+        init = parameter("embedding", nn.initializers.normal(1.0), ("vocabulary", "embed"))
         self.embedding = nn.Embed(self.outputs, self.width, embedding_init=init)
         self.states = dense(self.width, (None, "embed"), jnp.float32, "states")
         self.frames = dense(self.width, ("embed", None), jnp.float32, "frames")
-        init = nn.with_logical_partitioning(nn.initializers.xavier_uniform(), ("embed", "vocabulary"))
+        init = projection(nn.initializers.xavier_uniform(), ("embed", "vocabulary"))
         self.kernel = self.param("kernel", init, (self.width, self.outputs))
-        init = nn.with_logical_partitioning(nn.initializers.zeros, ("vocabulary",))
+        init = parameter("bias", nn.initializers.zeros, ("vocabulary",))
         self.bias = self.param("bias", init, (self.outputs,))
 
     def __call__(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from mmjax.models.encoder import check_attention
 from mmjax.models.layers import dense, layer_norm
+from mmjax.models.roles import parameter
 from mmjax.models.segments import EXACT, belongs, having, mean
 from mmjax.stream import Stream, only_tokens
 
@@ -24,13 +25,13 @@ class Common(nn.Module):
 
     def _common(self, name: str, stream: Stream) -> Stream:
         x = dense(self.width, (None, "embed"), self.dtype, f"{name}_projection")(only_tokens(stream).features)
-        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("embed",))
+        init = parameter("embedding", nn.initializers.normal(1.0), ("embed",))
         kind = self.param(f"{name}_kind", init, (self.width,)).astype(self.dtype)
         return only_tokens(stream._replace(features=layer_norm(self.dtype, f"{name}_norm")(x) + kind))
 
     def learned(self, name: str, count: int, examples: Stream) -> Stream:
         """`count` learned tokens for every example: [B, count * N, width], those of an example side by side."""
-        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), (None, "embed"))
+        init = parameter("embedding", nn.initializers.normal(1.0), (None, "embed"))
         tokens = self.param(name, init, (count, self.width)).astype(self.dtype)
         rows, slots = examples.segments.shape
         segments = jnp.repeat(examples.segments, count, axis=1)

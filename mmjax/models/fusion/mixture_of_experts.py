@@ -32,7 +32,7 @@ class Experts(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, T, W] -> [B, T, W]."""
-        logits = dense(self.experts, ("embed", None), jnp.float32, "router")(x.astype(jnp.float32))
+        logits = dense(self.experts, ("embed", None), jnp.float32, "router", role="router")(x.astype(jnp.float32))
         kept, which = jax.lax.top_k(jax.nn.softmax(logits), self.chosen)
         weights = (jax.nn.one_hot(which, self.experts) * kept[..., None]).sum(axis=-2)  # [B, T, experts]
         experts = nn.vmap(
