@@ -46,8 +46,8 @@ def test_useful_flops_are_those_of_examples_alone():
     from benchmarks.gpu import useful_flops
     from benchmarks.sides.cases import MODELS, Case, spoken, tiny
     from benchmarks.sides.ours import experiment
-    from mmjax.parallel.compilation import describe
     from mmjax.parallel.machines import parse
+    from mmjax.plan.compilation import describe
     from mmjax.train import report
 
     raws = [spoken(2.0, np.random.default_rng(0)) for _ in range(2)]

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from mmjax.flops import matrix_flops
-from mmjax.parallel import hlo, machines, roofline
-from mmjax.parallel.hlo_flops import flops_by
+from mmjax.parallel import machines
+from mmjax.plan import hlo, roofline
+from mmjax.plan.hlo_flops import flops_by
 
 PROGRAM = """HloModule jit_step, is_scheduled=true
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from mmjax.errors import UserError
-from mmjax.parallel import machines, plan_report, roofline
-from mmjax.parallel.hlo import Collective
+from mmjax.parallel import machines
+from mmjax.plan import report, roofline
+from mmjax.plan.hlo import Collective
 
 
 @pytest.mark.parametrize(
@@ -60,10 +61,10 @@ def test_every_machine_is_whole_and_dense():
 
 def test_weak_scaling_that_takes_as_long_is_one_line():
     rows = roofline.weak_scaling(machines.parse("h100:8"), {"data": 8}, 1e-3, 0.0, 1e8)
-    table = plan_report._scaling(rows)
+    table = report._scaling(rows)
     assert [row["devices"] for row in rows] == [8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096]
     assert list(table.columns[0].cells) == ["8 to 4,096"] and list(table.columns[2].cells) == ["100 %"]
-    slower = plan_report._scaling(roofline.weak_scaling(machines.parse("h100:8"), {"data": 8}, 1e-3, 0.0, 1e9))
+    slower = report._scaling(roofline.weak_scaling(machines.parse("h100:8"), {"data": 8}, 1e-3, 0.0, 1e9))
     assert list(slower.columns[0].cells)[:2] == ["8", "16"]
 
 

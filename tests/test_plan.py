@@ -17,11 +17,12 @@ from jax.sharding import PartitionSpec as P
 
 from mmjax import config as c
 from mmjax.errors import UserError
-from mmjax.parallel import machines, plan, plan_report, topology
-from mmjax.parallel.compilation import bisect
-from mmjax.parallel.hlo import Collective
-from mmjax.parallel.plan import gathers_by_summing
+from mmjax.parallel import machines
 from mmjax.parallel.runtime import simulated
+from mmjax.plan import plan, report, topology
+from mmjax.plan.compilation import bisect
+from mmjax.plan.hlo import Collective
+from mmjax.plan.plan import gathers_by_summing
 
 KEYS = {
     "machine", "devices", "compiled", "fits", "peak_memory_bytes", "memory", "flops", "collective_bytes", "step_seconds",
@@ -197,7 +198,8 @@ MEASURE = """
 import ctypes, dataclasses, gc, json, os
 import jax
 from mmjax import config as c
-from mmjax.parallel import compilation, machines
+from mmjax.parallel import machines
+from mmjax.plan import compilation
 from mmjax.parallel.mesh import to_devices
 from mmjax.train.program import state_maker
 
@@ -262,7 +264,7 @@ def test_what_does_not_fit_says_by_how_much(monkeypatch):
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.0001")
     result = plan.plan(tiny(), machines.parse("t4:1"))
     assert not result["fits"] and result["usable_memory_bytes"] < result["peak_memory_bytes"]
-    assert "does not fit" in plan_report.tables(result)[2].title and "too much" in plan_report.tables(result)[2].title
+    assert "does not fit" in report.tables(result)[2].title and "too much" in report.tables(result)[2].title
 
 
 def test_bad_requests_are_one_line(tmp_path):

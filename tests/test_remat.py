@@ -10,8 +10,8 @@ from conftest import tiny
 
 from mmjax import config as c
 from mmjax.errors import UserError
+from mmjax.models.remat import POLICIES, check_offload, towers, with_remat
 from mmjax.parallel import machines
-from mmjax.parallel.remat import POLICIES, check_offload, towers, with_remat
 from mmjax.parallel.runtime import CPU_FLAGS
 from mmjax.stream import Stream
 from mmjax.train.build import build_layout, build_model
@@ -170,15 +170,15 @@ def test_an_offload_needs_a_host_with_memory_of_its_own():
     config = deep(layers=2)
     config = dataclasses.replace(config, model=with_remat(config.model, "offload", only="encoders.text"))
     with pytest.raises(UserError, match=r"model.encoders.text.remat is 'offload', but a cpu has no memory beside"):
-        check_offload(config, jax.devices()[0])
-    check_offload(deep(layers=2), jax.devices()[0])
+        check_offload(config.model, jax.devices()[0])
+    check_offload(deep(layers=2).model, jax.devices()[0])
 
 
 @pytest.mark.parametrize("tower", ["encoders.speech", "heads.transcript.decoder"])
 def test_what_is_computed_again_is_known_of_every_tower(tower):
     """Against its definition: what the whole model keeps less for it, a block at a time."""
-    from mmjax.parallel.compilation import describe
-    from mmjax.parallel.estimate import kept_for_backward
+    from mmjax.plan.compilation import describe
+    from mmjax.plan.estimate import kept_for_backward
 
     def kept(remat):
         config = everything()
@@ -193,7 +193,7 @@ def test_what_is_computed_again_is_known_of_every_tower(tower):
 @pytest.mark.slow
 def test_the_estimate_follows_the_policy(monkeypatch):
     """Without a compiler: what is kept falls, what is computed twice rises."""
-    from mmjax.parallel import plan, topology
+    from mmjax.plan import plan, topology
 
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
     found = {}
@@ -222,7 +222,7 @@ def test_the_estimate_follows_the_policy(monkeypatch):
 
 @pytest.mark.slow
 def test_search_compiles_every_policy_and_names_the_cheapest_that_fits():
-    from mmjax.parallel import plan, roofline
+    from mmjax.plan import plan, roofline
 
     machine = machines.parse("cpu:1")
     reached = dataclasses.replace(roofline.rates(machine, "float32"), memory=12e6)

@@ -20,7 +20,8 @@ CPU = jax.devices()[0]
 CHECK = """
 import os, sys
 os.environ["JAX_PLATFORMS"] = "cpu"
-from mmjax.parallel import machines, topology
+from mmjax.parallel import machines
+from mmjax.plan import topology
 from mmjax.parallel.xla import check_options
 from mmjax.parallel.xla_presets import PRESETS
 machine = machines.parse(sys.argv[1])
@@ -102,8 +103,8 @@ def test_a_run_is_compiled_with_its_options_and_says_so(run, tmp_path, monkeypat
 
 
 def test_the_step_gets_the_options(monkeypatch):
-    from mmjax.parallel.compilation import describe
     from mmjax.parallel.machines import parse
+    from mmjax.plan.compilation import describe
 
     given = []
     jit = jax.jit

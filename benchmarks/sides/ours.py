@@ -84,9 +84,9 @@ def trainer(config: Any, examples: list[Raw]) -> tuple[Callable[[], float], Any,
     """A function that trains on all examples once and returns the last loss; what is trained; and the batches."""
     import jax
 
-    from mmjax.parallel.compilation import describe
     from mmjax.parallel.machines import parse
     from mmjax.parallel.mesh import to_devices
+    from mmjax.plan.compilation import describe
     from mmjax.train.program import jitted_step, state_maker
 
     subject = describe(config, parse("cpu:1"), jax.devices()[:1])

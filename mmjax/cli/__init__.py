@@ -189,8 +189,8 @@ def _plan(options, rest) -> int:
     from mmjax import progress
     from mmjax.config import load, override
     from mmjax.parallel.machines import parse
-    from mmjax.parallel.plan import plan
-    from mmjax.parallel.plan_report import svg, tables
+    from mmjax.plan.plan import plan
+    from mmjax.plan.report import svg, tables
 
     config = override(load(options.config), rest)
     asked = {"price": options.price, "search": options.search, "estimate": options.estimate}

@@ -8,7 +8,6 @@ a look-up by name and nothing is translated.
 from mmjax.config.experiment import (
     SGD,
     TFDS,
-    XLA,
     Adafactor,
     AdamW,
     Checkpoint,
@@ -26,7 +25,6 @@ from mmjax.config.experiment import (
     Lion,
     Log,
     Manifest,
-    Mesh,
     Mixture,
     Muon,
     Optimizer,
@@ -113,6 +111,8 @@ from mmjax.objectives import (
     SigLIP,
     Transducer,
 )
+from mmjax.parallel.mesh import Mesh
+from mmjax.parallel.xla import XLA
 from mmjax.train.weighting import DynamicAverage, GradNorm, Uncertainty
 from mmjax.tree import differences, flat, from_dict, override, part, read_json, run_file, to_dict
 

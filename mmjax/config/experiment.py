@@ -7,6 +7,8 @@ from typing import Literal
 from mmjax.data.speed import SpeedPerturbation
 from mmjax.models import Multimodal
 from mmjax.objectives import Objective
+from mmjax.parallel.mesh import Mesh
+from mmjax.parallel.xla import XLA
 from mmjax.train.weighting import Weighting
 from mmjax.tree import part
 
@@ -259,20 +261,6 @@ class Log:
     every_steps: int = 10
     tensorboard: bool = True
     wandb_project: str | None = None
-
-
-@part
-class Mesh:  # what is divided among how many devices
-    data: int = -1  # rows of a batch; -1: all devices that the other axes leave
-    fsdp: int = 1  # rows, and parameters, which are gathered where they are used
-    tensor: int = 1  # heads, hidden units and vocabulary
-    context: int = 1  # the tokens of a row
-
-
-@part
-class XLA:  # the compiler of the step
-    preset: Literal["default", "overlap", "o1", "deterministic", "compile_fast"] = "default"
-    options: Mapping[str, bool | int | float | str] = dataclasses.field(default_factory=dict)  # beside and before them
 
 
 @part

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from mmjax.errors import UserError
 from mmjax.stream import Batch, Share, rows_of_a_part
+from mmjax.tree import part
 
 # data, fsdp: rows of a batch. fsdp: parameters, gathered where they are used (ZeRO, Rajbhandari et al. 2020).
 # tensor: heads, hidden units and vocabulary (Megatron, Shoeybi et al. 2019). context: the tokens of every row.
@@ -29,6 +30,16 @@ LOGICAL_AXES = (
 ROWS = P(("data", "fsdp"))
 TOKENS = P(("data", "fsdp"), "context")
 SLOTS = ("examples", "answer")  # streams of a few slots, whose rows alone are divided
+
+
+@part
+class Mesh:
+    """What is divided among how many devices."""
+
+    data: int = -1  # rows of a batch; -1: all devices that the other axes leave
+    fsdp: int = 1  # rows, and parameters, which are gathered where they are used
+    tensor: int = 1  # heads, hidden units and vocabulary
+    context: int = 1  # the tokens of a row
 
 
 def mesh_shape(count: int, data: int = -1, fsdp: int = 1, tensor: int = 1, context: int = 1) -> dict[str, int]:

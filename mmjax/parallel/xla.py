@@ -1,18 +1,19 @@
 """The compiler's options of a run: a preset and the user's own, checked against the version that is here, and recorded."""
 
+import dataclasses
 import importlib.metadata
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
-from mmjax import config as c
 from mmjax.errors import UserError, nearest
 from mmjax.parallel.xla_presets import PRESETS, Options
+from mmjax.tree import part
 
 # Packages that a compiler comes in, with the file in it.
 COMPILERS = {
@@ -32,11 +33,19 @@ REMEDY = f'--xla.options "{WITHOUT_TRITON}"'
 TOO_LARGE = "RESOURCE_EXHAUSTED"
 
 
+@part
+class XLA:
+    """The options of the compiler of the step."""
+
+    preset: Literal["default", "overlap", "o1", "deterministic", "compile_fast"] = "default"
+    options: Mapping[str, bool | int | float | str] = dataclasses.field(default_factory=dict)  # beside and before them
+
+
 def platform_of(device: Any) -> str:
     return {"cuda": "gpu", "rocm": "gpu"}.get(device.platform, device.platform)
 
 
-def options_of(chosen: c.XLA, device: Any) -> Options:
+def options_of(chosen: XLA, device: Any) -> Options:
     """The preset's options for a device, and the user's, which go before."""
     return {**PRESETS[chosen.preset].get(platform_of(device), {}), **chosen.options}
 
@@ -122,7 +131,7 @@ def _known(device: Any) -> set[str]:
     return {*OF_JAX, *(word.decode() for word in words)}
 
 
-def described(chosen: c.XLA, device: Any) -> dict[str, Any]:
+def described(chosen: XLA, device: Any) -> dict[str, Any]:
     """What compiles a run's step, for the records of the run."""
     return {
         "jax": jax.__version__, "compiler": version_of(device), "device": device.device_kind, "preset": chosen.preset,

@@ -20,9 +20,9 @@ from mmjax.data.loader import Batches, prefetch
 from mmjax.data.sampler import Sampler
 from mmjax.errors import Preempted, UserError
 from mmjax.evaluate.evaluation import Evaluator, canonical, table
+from mmjax.models.remat import check_offload
 from mmjax.parallel.machines import PEAKS
 from mmjax.parallel.mesh import make_mesh, share_of_rows, to_devices
-from mmjax.parallel.remat import check_offload
 from mmjax.parallel.xla import check_options, described, explained, options_of
 from mmjax.train import report
 from mmjax.train.attention import decided
@@ -73,7 +73,7 @@ def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
     compiled = telemetry.CompileCounter("train_step")
     lead = jax.process_index() == 0
     mesh = make_mesh(**vars(config.mesh))
-    check_offload(config, jax.devices()[0])
+    check_offload(config.model, jax.devices()[0])
     check_options(options_of(config.xla, jax.devices()[0]), jax.devices()[0])
 
     # The data, and what it means for the model.

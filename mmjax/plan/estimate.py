@@ -11,10 +11,10 @@ import numpy as np
 from jax.extend.core import Literal
 
 from mmjax.flops import matrix_flops
-from mmjax.parallel import hlo
-from mmjax.parallel.compilation import Outcome, Subject
+from mmjax.models.remat import towers, with_remat
 from mmjax.parallel.mesh import abstract_batch
-from mmjax.parallel.remat import towers, with_remat
+from mmjax.plan import hlo
+from mmjax.plan.compilation import Outcome, Subject
 from mmjax.train import report
 from mmjax.train.build import build_model
 from mmjax.train.step import divide, measure

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmjax.parallel.hlo_flops import dimensions, flops_by
-from mmjax.parallel.hlo_text import Instruction, groups_in, parse, size_in_bytes
+from mmjax.plan.hlo_flops import dimensions, flops_by
+from mmjax.plan.hlo_text import Instruction, groups_in, parse, size_in_bytes
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 # Of factors of 8 bits, the dtype under which `machines.DEVICES` has the peak of their products.

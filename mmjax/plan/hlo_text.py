@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mmjax.flops import part_of
-from mmjax.parallel.hlo_flops import ARRAY
+from mmjax.plan.hlo_flops import ARRAY
 
 BYTES = {"pred": 1, "c64": 8, "c128": 16}
 UNKNOWN_CYCLES = 2**62

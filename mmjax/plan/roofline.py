@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from mmjax.errors import UserError
-from mmjax.parallel.hlo import NARROW, Collective
 from mmjax.parallel.machines import DEVICES, GPU_SHARE, LARGEST_SLICE, Machine
+from mmjax.plan.hlo import NARROW, Collective
 
 # The shares of a maker's figures that well-shaped programs reach; assumed, not measured.
 REACHED = {"matrix products": 0.7, "memory": 0.8, "network": 0.8}

@@ -10,11 +10,11 @@ from jax.sharding import AbstractMesh, AxisType
 
 from mmjax import config as c
 from mmjax import progress
-from mmjax.parallel import hlo
+from mmjax.models.remat import check_offload
 from mmjax.parallel.machines import Machine
 from mmjax.parallel.mesh import abstract_batch, make_mesh, mesh_shape
-from mmjax.parallel.remat import check_offload
 from mmjax.parallel.xla import REMEDY, TOO_LARGE, TRITON_FAILS, WITHOUT_TRITON, check_options, options_of
+from mmjax.plan import hlo
 from mmjax.train.build import build_layout, build_model
 from mmjax.train.optimizer import build_optimizer
 from mmjax.train.program import jitted_step, state_maker
@@ -70,7 +70,7 @@ def describe(config: c.Experiment, machine: Machine, devices: list[Any] | None) 
         mesh = AbstractMesh(tuple(shape.values()), tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
     else:
         mesh = make_mesh(**axes, devices=devices)
-        check_offload(config, devices[0])
+        check_offload(config.model, devices[0])
         check_options(options_of(config.xla, devices[0]), devices[0])
     model, optimizer = build_model(config.model), build_optimizer(config.optimizer)
     state, _ = state_maker(config, model, optimizer, layout, mesh)
