@@ -191,10 +191,11 @@ def test_data_workers_load_neither_jax_nor_tensorflow(run):
 
 def test_keys_of_a_class_are_printed_with_their_units(capsys):
     assert cli.main(["keys", "Contrast"]) == 0
-    printed = capsys.readouterr().out
-    assert printed.startswith("class Contrast:") and "between: tuple[str, ...]  # two encoders" in printed
+    assert "  between: tuple[str, ...]  (required)  # two encoders\n" in capsys.readouterr().out
+    assert cli.main(["keys", "KaldiFilterBank"]) == 0
+    assert "  window: int = 400  # samples\n" in capsys.readouterr().out  # the keys of its base class, too
     assert cli.main(["keys", "ViT"]) == 0
-    out = capsys.readouterr().out
-    assert "    patch: int" in out and "ViT.preset(NAME): a published size" in out and "return" not in out
-    assert cli.main(["keys"]) == 0 and "Conformer\n" in capsys.readouterr().out
+    assert "ViT.preset(NAME): A published size" in capsys.readouterr().out
+    assert cli.main(["keys"]) == 0
+    assert "\nspeech encoder: Conformer, BiLSTM, WhisperEncoder\n" in capsys.readouterr().out
     assert cli.main(["keys", "Contrat"]) == 2 and "did you mean 'Contrast'" in capsys.readouterr().err

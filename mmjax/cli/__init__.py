@@ -251,24 +251,27 @@ def _export(options, rest) -> int:
 
 
 def _keys(options, rest) -> int:
-    import dataclasses
     import inspect
 
-    from mmjax import config
+    from mmjax.config import Experiment
     from mmjax.errors import nearest
+    from mmjax.tree.catalogue import catalogue, keys
 
-    kinds = {name: getattr(config, name) for name in config.__all__}
-    kinds = {name: kind for name, kind in kinds.items() if dataclasses.is_dataclass(kind)}
+    kinds = catalogue(Experiment)
+    classes = {cls.__name__: cls for found in kinds.values() for cls in found}
     if options.name is None:
-        print("\n".join(kinds))
-    elif options.name in kinds:
-        kind = kinds[options.name]
-        print(inspect.getsource(kind).removeprefix("@part\n").split("\n    @")[0].rstrip())
-        if hasattr(kind, "preset"):
-            says = inspect.getdoc(kind.preset).splitlines()[0]
-            print(f"\n{options.name}.preset(NAME): {says[0].lower()}{says[1:]} Names: docs/models.md, Sizes.")
-    else:
-        raise UserError(f"the config has no class '{options.name}'{nearest(options.name, kinds)}")
+        for kind, found in kinds.items():
+            print(f"{kind}: {', '.join(cls.__name__ for cls in found)}")
+        return 0
+    if options.name not in classes:
+        raise UserError(f"the config has no class '{options.name}'{nearest(options.name, classes)}")
+    cls = classes[options.name]
+    print(f"{options.name}: {inspect.getdoc(cls).splitlines()[0]}\n")
+    for key in keys(cls):
+        default = "  (required)" if key.default is None else f" = {key.default}"
+        print(f"  {key.name}: {key.annotation}{default}{f'  # {key.meaning}' if key.meaning else ''}")
+    if hasattr(cls, "preset"):
+        print(f"\n{options.name}.preset(NAME): {cls.preset.__doc__.splitlines()[0]} Names: docs/models.md, Sizes.")
     return 0
 
 

@@ -1,0 +1,79 @@
+"""Parts as plain data: open kinds, classes from users' files, and errors in config files."""
+
+import re
+
+import pytest
+from conftest import tiny
+
+from mmjax import config as c
+from mmjax.errors import UserError
+from mmjax.models import Encoder
+from mmjax.tree.catalogue import catalogue, keys
+from mmjax.tree.part import fields, kinds
+
+OWN = """
+import flax.linen as nn
+import jax.numpy as jnp
+
+from mmjax.models import Encoder
+from mmjax.tree import setting
+
+
+class Mean(Encoder, kw_only=True):
+    width: int = 8  # features
+    dtype: object = setting(jnp.float32)
+
+    @nn.compact
+    def __call__(self, stream, train=False):
+        return stream._replace(features=nn.Dense(self.width)(stream.features))
+"""
+
+
+def test_an_annotation_with_a_base_class_allows_every_part_of_its_kind():
+    assert {"Conformer", "ViT", "Transformer", "Vectors"} <= kinds(Encoder).keys()
+    assert not {"Encoder", "SpeechEncoder"} & kinds(Encoder).keys()
+    assert kinds(c.BlockStyle) == {"BlockStyle": c.BlockStyle}
+
+
+def test_a_class_from_a_users_file_has_the_rights_of_ours(tmp_path):
+    """It is allowed where its kind is, and its config comes back from JSON in a process that has not run its file."""
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    own = c.run_file(path).Mean(width=4)
+    plain = c.to_dict(own)
+    assert plain == {"class": f"{path}:Mean", "width": 4}
+    assert c.from_dict(Encoder, plain, "encoder") == own
+    other = tmp_path / "moved.py"
+    other.write_text(OWN)
+    found = c.from_dict(Encoder, {"class": f"{other}:Mean"}, "encoder")
+    assert type(found).__name__ == "Mean" and found.width == 8
+    assert [key.meaning for key in keys(type(found))] == ["features"]
+    with pytest.raises(UserError, match="defines no class Median"):
+        c.from_dict(Encoder, {"class": f"{other}:Median"}, "encoder")
+
+
+def test_settings_of_the_whole_model_are_no_keys():
+    assert not {"dtype", "unroll", "name", "parent"} & {field.name for field in fields(c.Conformer)}
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("from mmjax import config as c\n\nc.Conformer(layer=3)", "line 3: Conformer has no key 'layer'; did you mean"),
+        ("from mmjax.config import ViT\nViT(\n    mpl=3,\n)", "line 2: ViT has no key 'mpl'; did you mean 'mlp'?"),
+        ("from mmjax import config as c\nc.Head()", "line 2: Head needs 'reads' and 'outputs'"),
+        ("from mmjax import config as c\nc.ViT.preset('B/x')", "line 2: there is no ViT 'B/x'"),
+        ("x = (", "line 1: '(' was never closed"),
+    ],
+)
+def test_an_error_in_a_config_file_names_the_line_and_the_nearest_key(tmp_path, text, message):
+    path = tmp_path / "config.py"
+    path.write_text(text)
+    with pytest.raises(UserError, match=re.escape(f"{path}, {message}")):
+        c.load(path)
+
+
+def test_every_key_of_every_part_is_found_in_the_source():
+    for found in catalogue(type(tiny())).values():
+        for kind in found:
+            assert [key.name for key in keys(kind)] == [field.name for field in fields(kind)]
