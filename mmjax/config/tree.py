@@ -12,6 +12,7 @@ from typing import Any, Literal
 from mmjax.config.experiment import Experiment
 from mmjax.config.towers import Conformer, TextDecoder, Transformer, ViT, WhisperEncoder
 from mmjax.errors import UserError, dotted, nearest
+from mmjax.paths import local
 
 # From a file. ---------------------------------------------------------------------------------------------
 
@@ -23,7 +24,7 @@ def imported(directory: str | Path) -> Imported:
 
     Of a language model, which has no encoder, it is the decoder.
     """
-    path = Path(directory) / "part.json"
+    path = local(directory, "the directory of an imported model") / "part.json"
     if not path.is_file():
         raise UserError(f"there is no {path}; is {directory} what mmjax import wrote?")
     return from_dict(Imported, read_json(path), str(path))

@@ -19,6 +19,7 @@ from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
 from mmjax.evaluate.decoding import texts, written
 from mmjax.parallel.runtime import jit_once
+from mmjax.paths import local
 from mmjax.stream import Batch
 from mmjax.train.build import build_layout, build_model, build_objectives, build_source
 from mmjax.train.checkpoint import Checkpoints
@@ -37,7 +38,7 @@ class Run:
     """
 
     def __init__(self, directory: str | Path):
-        self.directory = Path(directory)
+        self.directory = local(directory, "the run directory")
         if not (self.directory / "config.json").is_file():
             raise UserError(f"{directory} is not a run directory: it has no config.json")
         self.config = c.load(self.directory / "config.json")

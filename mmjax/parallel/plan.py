@@ -20,8 +20,9 @@ from mmjax.parallel.estimate import computed_again, estimated, in_dtype, kept_fo
 from mmjax.parallel.machines import DEVICES, Machine
 from mmjax.parallel.mesh import abstract_batch
 from mmjax.parallel.remat import POLICIES, can_offload, with_remat
+from mmjax.paths import data_directory
 from mmjax.train import attention, report
-from mmjax.train.build import build_layout, build_sampler, build_source, data_directory
+from mmjax.train.build import build_layout, build_sampler, build_source
 
 # Against compiled steps of the configs of this repository (docs/plan.md, How far to trust it).
 ESTIMATED = {

@@ -1,7 +1,6 @@
 """From config to objects: a part of the config has the name and the fields of the class that it builds."""
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from mmjax import config as c
 from mmjax import models, objectives
 from mmjax.errors import UserError
+from mmjax.paths import data_directory
 from mmjax.train import weighting
 from mmjax.train.quantisation import quantised
 
@@ -42,15 +42,6 @@ def build_objectives(config: c.Experiment) -> dict[str, Any]:
 def build_weighting(config: c.Experiment) -> Any:
     """What weighs the objectives as training goes on, or None."""
     return config.weighting and instantiate(config.weighting, weighting)
-
-
-def data_directory(chosen: str | None = None) -> Path:
-    """Where prepared data lies: the config's choice (data.directory), else $MMJAX_DATA, else ~/.cache/mmjax."""
-    chosen = chosen or os.environ.get("MMJAX_DATA") or "~/.cache/mmjax"
-    try:
-        return Path(chosen).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"cannot find the data directory {chosen}: {error}") from None
 
 
 def build_source(config: c.Data, split: str):
