@@ -137,7 +137,7 @@ def _predict(options, rest) -> int:
     run = Run(options.run)
     if options.example is None:
         tags = {"language": options.language, "task": options.task}
-        result = run.predict_files(options.speech, options.image, options.text, tags)
+        result = run.predict(options.speech, options.image, options.text, tags=tags)
     elif any((options.speech, options.image, options.text, options.language, options.task)):
         raise UserError("give either --example or files and text of your own")
     else:
