@@ -18,7 +18,7 @@ gcloud compute tpus tpu-vm scp "$archive/mmjax.tgz" "$name:" --zone="$zone" --wo
 on_all "mkdir -p mmjax && tar -xzf mmjax.tgz -C mmjax && cd mmjax && export PATH=\$HOME/.local/bin:\$PATH &&
   { command -v uv > /dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh; } &&
   uv venv -q --seed --allow-existing --python 3.11 .venv &&
-  .venv/bin/pip install -q -c .ci/constraints.txt -e '.[tpu]'"
+  .venv/bin/pip install -q -c .ci/constraints.txt -e '.[tpu,quickstart]'"
 code=75
 while ((code == 75)); do
   code=0

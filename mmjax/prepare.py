@@ -18,7 +18,8 @@ from mmjax.data.sources import learnable, open_collection, open_tokenizer
 from mmjax.data.tfds_description import splits_of
 from mmjax.data.tuxpaint_stamps import SPLITS
 from mmjax.errors import UserError
-from mmjax.train.build import build_layout, build_sampler, build_source, data_directory
+from mmjax.paths import data_directory, local
+from mmjax.train.build import build_layout, build_sampler, build_source
 
 KINDS = {
     ".jsonl": c.Manifest,
@@ -56,6 +57,7 @@ def build(source: str, out: str, split: str | None = None, **options: Any) -> di
     Returns:
       What `mmjax.data.build.build` returns, by split.
     """
+    directory = local(out, "--out")
     if source.endswith(".py"):
         data = c.load(source).data
         if not isinstance(data.source, c.Collection) or isinstance(data.source, c.Shards):
@@ -72,7 +74,7 @@ def build(source: str, out: str, split: str | None = None, **options: Any) -> di
     for name in splits:
         collection, stamp = open_collection(chosen, name, home, once=True)
         index = open_index(collection, stamp, home, f"{stamp['class']} {stamp['place']}")
-        found[name] = building.build(collection, index, stamp, Path(out), name, **options)
+        found[name] = building.build(collection, index, stamp, directory, name, **options)
     return found
 
 
@@ -92,6 +94,7 @@ def inspect(
     Raises:
       UserError: the page cannot be written.
     """
+    written = page and local(page, "--out")
     padding: dict[str, float] = {}
     proposed: dict[str, Any] = {}
     if source.endswith(".py"):
@@ -108,9 +111,9 @@ def inspect(
     else:
         settings = dict(rows={"examples": 1}, subsets={"speech": 1.0}, filters=c.Filters(largest_share_dropped=1.0))
         data = build_source(c.Data(source=source_at(source, split), **settings), split)
-    if page:
+    if written:
         try:
-            Path(page).write_text(show(data, f"{source}, {split} split", padding, examples))
+            written.write_text(show(data, f"{source}, {split} split", padding, examples))
         except OSError as error:
             raise UserError(f"cannot write {page}: {error.strerror or error}") from None
     return facts(data) | ({"padding": padding} if padding else {}) | proposed
@@ -156,6 +159,7 @@ def tokenizer(source: str, out: str | None = None, **keys: Any) -> dict[str, Any
     Raises:
       UserError: it cannot be trained or written, or `keys` are for a tokenizer that is trained already.
     """
+    file = out and local(out, "--out")
     if source.endswith(".py"):
         data = c.load(source).data
         chosen, config, home = data.source, data.tokenizer or c.SentencePiece(), data_directory(data.directory)
@@ -171,8 +175,8 @@ def tokenizer(source: str, out: str | None = None, **keys: Any) -> dict[str, Any
     ids = [trained.pieces(text) for text in texts]
     count = sum(map(len, ids))
     share = lambda some: sum(i in some for one in ids for i in one) / max(count, 1)  # noqa: E731
-    if out:
-        trained.save(Path(out))
+    if file:
+        trained.save(file)
     return {
         "pieces": len(trained),
         "texts": len(texts),

@@ -180,7 +180,7 @@ def test_help_needs_no_heavy_library():
 def test_data_workers_load_neither_jax_nor_tensorflow(run):
     code = (
         "import sys\nfrom mmjax.data.sources import SpokenEasyVQA\nfrom mmjax.data.loader import Batches\n"
-        "from mmjax.train.build import data_directory\n"
+        "from mmjax.paths import data_directory\n"
         "import conftest\nconfig = conftest.tiny()\n"
         "source = SpokenEasyVQA(data_directory(config.data.directory), 'train', **vars(config.data.source))\n"
         "example = source[3]; example.speech(); print(sorted({'tensorflow', 'torch'} & set(sys.modules)))"

@@ -38,6 +38,14 @@ def test_unknown_split():
         SpokenEasyVQA("/tmp", "dev")
 
 
+@pytest.mark.parametrize("module, package", [("espeakng_loader", "espeakng-loader"), ("easy_vqa", "easy-vqa")])
+def test_without_what_makes_it_one_line_says_what_to_install(tmp_path, monkeypatch, module, package):
+    monkeypatch.setitem(sys.modules, module, None)  # as where it is not installed
+    with pytest.raises(UserError, match=rf"made with {package}, not installed here: pip install 'mmjax\[quickstart\]'"):
+        prepare(tmp_path / "data", 60)
+    assert not (tmp_path / "data").exists()
+
+
 def prepare_in_a_process(directory):
     code = f"from mmjax.data.spoken_easy_vqa import prepare\nif __name__ == '__main__': prepare({str(directory)!r}, 60)"
     script = directory.parent / "prepare.py"

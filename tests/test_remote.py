@@ -1,16 +1,27 @@
-"""Collections in a bucket, through fsspec: here one that lies in memory."""
+"""Collections in a bucket, through fsspec: here one that lies in memory. What cannot lie in one is refused."""
+
+import dataclasses
+import os
+from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
+from conftest import tiny
 from corpora import COUNT, corpus, make_files, write
 
+from mmjax import cli
+from mmjax import config as c
 from mmjax.data.files import stamp
 from mmjax.data.folder import Folder
 from mmjax.data.manifest import Manifest
 from mmjax.data.parquet import Parquet
+from mmjax.data.shards import Shards
 from mmjax.data.tar_shards import TarShards
 from mmjax.errors import UserError
+from mmjax.parallel import runtime
+from mmjax.paths import data_directory
+from mmjax.train.loop import train
 
 BUCKET = "memory://bucket"
 KINDS = {
@@ -68,3 +79,52 @@ def test_a_file_that_changes_in_the_bucket_is_seen(here):
 def test_what_is_not_there_is_named(wrong, message):
     with pytest.raises(UserError, match=message):
         wrong()
+
+
+PLACE = "gs://bucket/runs/one"
+COMMANDS = {
+    "train": ["train", "configs/quickstart.py", "--run-dir", PLACE],
+    "data.directory": ["train", "configs/quickstart.py", "--data.directory", PLACE],
+    "plan": ["plan", "configs/quickstart.py", "--machine", "cpu:1", "--picture", PLACE],
+    "eval": ["eval", PLACE],
+    "predict": ["predict", PLACE, "--text", "is it red?"],
+    "predict, saved": ["predict", "runs/one", "--text", "is it red?", "--save", PLACE],
+    "checkpoints": ["checkpoints", PLACE],
+    "import": ["import", ".", "-o", PLACE],
+    "import from": ["import", PLACE, "-o", "out"],
+    "export": ["export", ".", "-o", PLACE],
+    "data build": ["data", "build", ".", "-o", PLACE],
+    "data inspect": ["data", "inspect", ".", "-o", PLACE],
+    "data tokenizer": ["data", "tokenizer", ".", "-o", PLACE],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_refuses_a_bucket_and_makes_nothing(command, tmp_path, monkeypatch, capsys):
+    arguments = [os.path.abspath(a) if a.startswith("configs/") else a for a in COMMANDS[command]]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runtime, "prepare_plan", lambda machine: None)  # which is for a process of its own,
+    monkeypatch.setattr(cli, "_stop_at_once_on_interrupt", lambda: None)  # as this is
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert PLACE in error and "mount the bucket" in error and error.count("\n") == 1, error
+    assert not list(tmp_path.iterdir())
+
+
+def test_functions_refuse_a_bucket_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MMJAX_DATA", "s3://bucket/data")
+    with pytest.raises(UserError, match="MMJAX_DATA is s3://bucket/data, but must be a path on this machine"):
+        runtime.prepare()
+    monkeypatch.delenv("MMJAX_DATA")
+    config = tiny(data=dataclasses.replace(tiny().data, directory="s3://bucket/data"))
+    with pytest.raises(UserError, match=r"data\.directory is s3://bucket/data"):
+        train(config, tmp_path / "run")
+    with pytest.raises(UserError, match="--run-dir is gs://bucket/run"):
+        train(tiny(), Path("gs://bucket/run"))
+    with pytest.raises(UserError, match="the directory of an imported model is gs://bucket/model"):
+        c.imported("gs://bucket/model")
+    with pytest.raises(UserError, match=r"data\.source\.directory is gs://bucket/shards"):
+        Shards("gs://bucket/shards", "train")
+    assert not list(tmp_path.iterdir())
+    assert data_directory("C:/data") == Path("C:/data"), "one letter is no protocol"

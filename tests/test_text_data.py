@@ -234,7 +234,7 @@ def test_a_tag_is_for_runs_that_read_it():
     from mmjax.evaluate.run import Run
 
     with pytest.raises(UserError, match="puts no tag in front of a text"):
-        Run.predict_files(types.SimpleNamespace(config=tiny()), None, None, "a dog", {"language": "fr"})
+        Run.predict(types.SimpleNamespace(config=tiny()), text="a dog", tags={"language": "fr"})
 
 
 # The command. ---------------------------------------------------------------------------------------------

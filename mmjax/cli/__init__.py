@@ -16,6 +16,7 @@ from mmjax import __version__
 from mmjax.cli import data
 from mmjax.cli.shared import print_json, whole
 from mmjax.errors import Preempted, UserError
+from mmjax.paths import local
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -132,15 +133,16 @@ def _eval(options, rest) -> int:
 def _predict(options, rest) -> int:
     from mmjax.evaluate.run import Run
 
+    save = options.save and local(options.save, "--save")
     run = Run(options.run)
     if options.example is None:
         tags = {"language": options.language, "task": options.task}
-        result = run.predict_files(options.speech, options.image, options.text, tags)
+        result = run.predict(options.speech, options.image, options.text, tags=tags)
     elif any((options.speech, options.image, options.text, options.language, options.task)):
         raise UserError("give either --example or files and text of your own")
     else:
         result = run.predict_example(options.example)
-    result = _saved(result, options.save, run)
+    result = _saved(result, save, run)
     if options.json:
         print_json(result)
         return 0
@@ -157,7 +159,7 @@ def _predict(options, rest) -> int:
     return 0
 
 
-def _saved(result: dict[str, Any], path: str | None, run: Any) -> dict[str, Any]:
+def _saved(result: dict[str, Any], path: Path | None, run: Any) -> dict[str, Any]:
     """The result with the name of a file in place of samples."""
     samples = [name for name, value in result.items() if hasattr(value, "dtype")]
     if path and not samples:
@@ -168,7 +170,7 @@ def _saved(result: dict[str, Any], path: str | None, run: Any) -> dict[str, Any]
             from mmjax.train.report import sample_rate
 
             write_audio(path, result[name], sample_rate(run.config))
-        result[name] = path or "heard (write it with --save FILE)"
+        result[name] = str(path) if path else "heard (write it with --save FILE)"
     return result
 
 
@@ -192,12 +194,13 @@ def _plan(options, rest) -> int:
     from mmjax.plan.plan import plan
     from mmjax.plan.report import svg, tables
 
+    picture = options.picture and local(options.picture, "--picture")
     config = override(load(options.config), rest)
     asked = {"price": options.price, "search": options.search, "estimate": options.estimate}
     result = plan(config, parse(options.machine), **asked)
-    if options.picture:
+    if picture:
         try:
-            Path(options.picture).write_text(svg(result))
+            picture.write_text(svg(result))
         except OSError as error:
             raise UserError(f"cannot write {options.picture}: {error.strerror or error}") from None
     if options.json:

@@ -6,6 +6,7 @@ from pathlib import Path
 from mmjax.config.experiment import Experiment
 from mmjax.errors import UserError
 from mmjax.models import Encoder, TextDecoder
+from mmjax.paths import local
 from mmjax.tree import from_dict, load_json, read_json, run_file, to_dict
 
 
@@ -14,7 +15,7 @@ def imported(directory: str | Path) -> Encoder | TextDecoder:
 
     Of a language model, which has no encoder, it is the decoder.
     """
-    path = Path(directory) / "part.json"
+    path = local(directory, "the directory of an imported model") / "part.json"
     if not path.is_file():
         raise UserError(f"there is no {path}; is {directory} what mmjax import wrote?")
     return from_dict(Encoder | TextDecoder, read_json(path), str(path))

@@ -3,6 +3,7 @@
 from mmjax import config as c
 from mmjax.config.validate_objectives import TAKEN, check_objectives
 from mmjax.errors import UserError
+from mmjax.paths import data_directory
 
 # The least value of a number by the end of its key; of the others 1 for integers and 0 for floats.
 AT_LEAST = {
@@ -40,6 +41,7 @@ AT_MOST_ONE = ("probability", "share", "start", "time_width", "multiplicity", "m
 def check_config(config: c.Experiment) -> None:
     """What types cannot say: numbers within their ranges, and parts that agree with each other."""
     _check_numbers(config)
+    data_directory(config.data.directory)  # which refuses a bucket
     if config.seed >= 2**63:
         raise UserError(f"seed is {config.seed}; it must be less than 2**63")
     if sum(config.data.subsets.values()) <= 0:

@@ -63,10 +63,19 @@ def read_audio(
     except (soundfile.LibsndfileError, RuntimeError, MemoryError) as error:
         reason = getattr(error, "error_string", str(error)).rstrip(".")
         raise UserError(f"cannot decode the recording {name}: {reason}; is it WAV, FLAC, OGG or MP3?") from None
+    if 0 < len(samples) < promised:
+        raise UserError(f"the recording {name} is truncated: {len(samples)} of {promised} samples are there")
+    return as_read(samples, rate, sample_rate, name)
+
+
+def as_read(samples: np.ndarray, rate: int, sample_rate: int, name: str) -> np.ndarray:
+    """Decoded float32 samples [N, C] at `rate` Hz as `read_audio` returns them: [N] in [-1, 1] at `sample_rate` Hz.
+
+    Raises:
+      UserError: there are none, or they hold values that are not numbers, or far beyond -1 to 1.
+    """
     if len(samples) == 0:
         raise UserError(f"the recording {name} has no samples")
-    if len(samples) < promised:
-        raise UserError(f"the recording {name} is truncated: {len(samples)} of {promised} samples are there")
     loudest = max(float(samples.max()), -float(samples.min()))  # of which a value that is no number makes one
     if not np.isfinite(loudest):
         raise UserError(f"the recording {name} holds values that are not finite numbers")

@@ -17,6 +17,7 @@ import msgpack
 
 from mmjax.data.record import Record
 from mmjax.errors import UserError
+from mmjax.paths import local
 
 NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.array_record")
 
@@ -33,7 +34,7 @@ class Shards:
     """
 
     def __init__(self, directory: str, split: str):
-        self.directory, self.split = Path(directory), split
+        self.directory, self.split = local(directory, "data.source.directory"), split
         found = shards_of(self.directory, split)
         if not found:
             splits = sorted(

@@ -4,6 +4,7 @@ The data set itself is described in `spoken_easy_vqa_builder`; here it is prepar
 """
 
 import fcntl
+import importlib.util
 import os
 import shutil
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ SPLITS = ("train", "test")
 VERSION = "1.0.0"
 SAMPLE_RATE = 16_000
 IMAGE_SIZE = 64  # pixels
+MAKERS = {"easy_vqa": "easy-vqa", "espeakng_loader": "espeakng-loader"}  # modules and their packages
 
 
 class SpokenEasyVQA:
@@ -106,12 +108,18 @@ def prepare(directory: str | os.PathLike, examples: int | None = None) -> Path:
     wait for the first.
 
     Raises:
-      UserError: the directory cannot be written, or the disk is full.
+      UserError: what makes it is not installed, the directory cannot be written, or the disk is full.
     """
     directory, home = Path(directory), home_of(directory, examples)
     name = home.parent.name
     if home.is_dir():
         return home
+    missing = [package for module, package in MAKERS.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise UserError(
+            f"spoken_easy_vqa is made with {' and '.join(missing)}, not installed here: pip install 'mmjax[quickstart]' "
+            "(espeak-ng is GPL-3.0)"
+        )
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with _locked(directory / f".{name}.lock"):

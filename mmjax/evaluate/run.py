@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +10,32 @@ import jax
 import numpy as np
 
 from mmjax import config as c
-from mmjax.data.audio import read_audio
 from mmjax.data.example import Example
-from mmjax.data.image import read_image_file
+from mmjax.data.layout import Layout
 from mmjax.data.packing import Packer
 from mmjax.data.prefixes import Prefixes
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
 from mmjax.evaluate.decoding import texts, written
+from mmjax.evaluate.inputs import picture_of, samples_of
 from mmjax.parallel.runtime import jit_once
+from mmjax.paths import local
 from mmjax.stream import Batch
 from mmjax.train.build import build_layout, build_model, build_source
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.report import sample_rate
 
 LONGEST = 300  # seconds of a recording; attention's memory grows with the square
+SHORTEST_ROW = 128  # hops of a row of speech
+
+
+def bucket(hops: int, align: int) -> int:
+    """The length of a row that holds so many hops: one of four in each octave, so that a few programs serve all lengths.
+
+    At most a quarter more is computed. Results do not depend on the length of a row: the rest of it is empty.
+    """
+    step = max(SHORTEST_ROW, 1 << (max(hops, 1) - 1).bit_length()) // 8
+    return -(-(-(-max(hops, SHORTEST_ROW) // step) * step) // align) * align
 
 
 class Run:
@@ -37,7 +48,7 @@ class Run:
     """
 
     def __init__(self, directory: str | Path):
-        self.directory = Path(directory)
+        self.directory = local(directory, "the run directory")
         if not (self.directory / "config.json").is_file():
             raise UserError(f"{directory} is not a run directory: it has no config.json")
         self.config = c.load(self.directory / "config.json")
@@ -58,24 +69,6 @@ class Run:
         has_text = {"text", "transcript", "target"} & set(self.config.data.rows)
         return Tokenizer.of_run(self.directory) if has_text else None
 
-    def predict_files(
-        self, speech: str | None, image: str | None, text: str | None, tags: Mapping[str, str | None] | None = None
-    ) -> dict[str, Any]:
-        """`predict` from a recording (WAV, FLAC, OGG or MP3, any rate) and a picture (PNG or JPEG, any size).
-
-        Args:
-          tags: "language" and "task" of the text, for its prefix (`data.prefixes`).
-        """
-        templates = self.config.data.prefixes
-        if any((tags or {}).values()) and "text" not in templates:
-            raise UserError("this run puts no tag in front of a text (its config has no data.prefixes.text)")
-        return self.predict(
-            speech=None if speech is None else read_audio(speech, sample_rate(self.config)),
-            image=None if image is None else read_image_file(image),
-            text=text,
-            prefix=Prefixes(templates, self.tokenizer).ids("text", tags or {}) if templates else (),
-        )
-
     def predict_example(self, number: int, split: str | None = None) -> dict[str, Any]:
         """`predict` from an example of the data, shown as in evaluation; with the truth beside it.
 
@@ -95,7 +88,7 @@ class Run:
         }
         shown = (parts | dict(example.vectors or {})).items()
         prefix = (example.prefixes or {}).get("text", ())
-        result = self.predict(prefix=prefix, **{name: part for name, part in shown if name in subset.split("+")})
+        result = self._predict({name: part for name, part in shown if name in subset.split("+")}, prefix)
         answer = example.answer
         if answer is not None:
             answer = np.asarray(answer).tolist() if np.ndim(answer) else source.answers[int(answer)]
@@ -105,54 +98,71 @@ class Run:
     def predict(
         self,
         speech: Any = None,
-        image: bytes | None = None,
+        image: Any = None,
         text: str | None = None,
         *,
-        prefix: Sequence[int] = (),
+        tags: Mapping[str, str | None] | None = None,
         **vectors: Any,
     ) -> dict[str, Any]:
         """The answer to one example, given as any subset of the modalities.
 
+        The first call for new sizes compiles a program; later calls with near sizes use it again (`bucket`).
+
         Args:
-          speech: float32 samples [N] at the model's rate.
-          image: an encoded picture.
-          text: the written question; prefix: ids of special tokens in front of it.
+          speech: the path of a recording, or its bytes; samples [N], [N, C] or [C, N] at the model's own rate; or (samples,
+            rate in Hz). Floats are in -1 to 1; int16, int32 and uint8 are scaled as in WAV files. (`samples_of`)
+          image: the path of a picture, its bytes, a Pillow image, or pixels [H, W], [H, W, 3] or [H, W, 4], uint8 or floats
+            in 0 to 1. (`picture_of`)
+          text: the written question.
+          tags: "language" and "task" of the text, for its prefix (`data.prefixes`).
           vectors: of other streams, by name: [T, W].
 
         Returns:
           What the run has heads for: {"answer", "probabilities": {answer: p}} (or the probabilities of several labels,
           or {"numbers": {name: value}} of a regression), and the text of each head that writes, by its name:
           {"transcript"}; of a `Denoiser` the samples [N], by its name.
+
+        Raises:
+          UserError: an input cannot be read or does not fit, or the model has no encoder for it.
         """
+        if text is not None and not isinstance(text, str):
+            raise UserError(f"the text is {type(text).__name__}, not str; of a file, give what it holds")
+        templates = self.config.data.prefixes
+        if any((tags or {}).values()) and "text" not in templates:
+            raise UserError("this run puts no tag in front of a text (its config has no data.prefixes.text)")
         given = {"speech": speech, "image": image, "text": text} | vectors
+        self._check_streams(given)
+        given["speech"] = None if speech is None else samples_of(speech, sample_rate(self.config))
+        given["image"] = None if image is None else picture_of(image)
+        return self._predict(given, Prefixes(templates, self.tokenizer).ids("text", tags or {}) if templates else ())
+
+    def _check_streams(self, given: Mapping[str, Any]) -> frozenset[str]:
+        """The streams that are given, if there are any, and all of them have encoders."""
         shows = frozenset(name for name, part in given.items() if part is not None)
         if not shows:
             raise UserError("give at least one of --speech, --image and --text")
         absent = [name for name in shows if name not in self.config.model.encoders]
         if absent:
             raise UserError(f"this run's model has no encoder for {absent[0]}")
-        layout = build_layout(self.config, self.tokenizer)
-        rows = dict(layout.without(*set(self.config.model.encoders) - shows).rows)
-        if speech is not None:  # a row as long as this recording; no other needs room beside it
-            if len(speech) > LONGEST * sample_rate(self.config):
-                raise UserError(f"the recording is longer than {LONGEST} seconds; cut it into parts")
-            blocks = len(layout.speech(speech))
-            encoder = self.config.model.encoders["speech"]
-            if isinstance(encoder, c.WhisperEncoder) and blocks > 2 * encoder.length:
-                raise UserError(f"the recording has {blocks} hops, but the model knows {2 * encoder.length} places")
-            rows["speech"] = -(-blocks // layout.align) * layout.align
-        if text is not None and (tokens := len(prefix) + len(self.tokenizer.read(text))) > rows["text"]:
-            raise UserError(f"the text has {tokens} tokens, but the row has room for {rows['text']}; shorten it")
-        layout = dataclasses.replace(
-            layout, rows={n: size for n, size in rows.items() if n not in ("transcript", "target")}
+        return shows
+
+    def _predict(self, given: Mapping[str, Any], prefix: Sequence[int]) -> dict[str, Any]:
+        """As `predict`, of inputs as an `Example` has them, with the ids of the text's prefix."""
+        shows = self._check_streams(given)
+        speech, image, text = (given.get(name) for name in ("speech", "image", "text"))
+        layout = self._layout_for(shows, speech)
+        if text is not None and (tokens := len(prefix) + len(self.tokenizer.read(text))) > layout.rows["text"]:
+            raise UserError(f"the text has {tokens} tokens, but the row has room for {layout.rows['text']}; shorten it")
+        example = Example(
+            speech=None if speech is None else lambda: speech,
+            image=image,
+            text=text,
+            vectors={name: part for name, part in given.items() if name not in ("speech", "image", "text")},
+            prefixes={"text": prefix},
         )
         packer = Packer(layout, 1)
-        example = Example(
-            speech=None if speech is None else lambda: speech, image=image, text=text, vectors=vectors,
-            prefixes={"text": prefix},
-        )  # fmt: skip
         packer.add(0, example, shows, name="your input")
-        outputs, ours = jax.device_get(jit_once(self._outputs)(self.params, packer.batch))
+        outputs, ours = jax.device_get(self._program(self._params, packer.batch))
         result = self._answer(outputs["answer"].features[0, 0]) if "answer" in outputs else {}
         for name, head in self.config.model.heads.items():
             if isinstance(head, c.Denoiser) and name in outputs:
@@ -161,12 +171,47 @@ class Run:
             name: texts(ids.features, ids.segments, layout.tokenizer).get((0, 1), "") for name, ids in ours.items()
         }
 
-    def _outputs(self, params: Any, batch: Batch) -> tuple[Batch, Batch]:
-        outputs = self.model.apply({"params": params}, batch)
-        return outputs, written(self.model, self.config.objectives, params, batch, outputs, self.config.data.rows)
+    def _layout_for(self, shows: frozenset[str], speech: np.ndarray | None) -> Layout:
+        """One row of the streams that are shown; that of speech has room for this recording."""
+        layout = self._layout.without(*set(self.config.model.encoders) - shows)
+        rows = {name: size for name, size in layout.rows.items() if name not in ("transcript", "target")}
+        if speech is not None:
+            if len(speech) > LONGEST * sample_rate(self.config):
+                raise UserError(f"the recording is longer than {LONGEST} seconds; cut it into parts")
+            alone = dataclasses.replace(layout, rows={"speech": rows["speech"]})
+            hops = int(alone.positions({"speech": np.array([len(speech)])})["speech"][0])
+            encoder = self.config.model.encoders["speech"]
+            if isinstance(encoder, c.WhisperEncoder) and hops > 2 * encoder.length:
+                raise UserError(f"the recording has {hops} hops, but the model knows {2 * encoder.length} places")
+            rows["speech"] = bucket(hops, layout.align)
+        return dataclasses.replace(layout, rows=rows)
+
+    @functools.cached_property
+    def _layout(self) -> Layout:
+        return build_layout(self.config, self.tokenizer)
+
+    @functools.cached_property
+    def _params(self) -> Any:
+        """The parameters, on the device."""
+        return jax.device_put(self.params)
+
+    @functools.cached_property
+    def _program(self) -> Callable:
+        """The model and its decoding, compiled once for each shape of a batch."""
+        objectives = self.config.objectives
+
+        def run(params: Any, batch: Batch) -> tuple[Batch, Batch]:
+            outputs = self.model.apply({"params": params}, batch)
+            return outputs, written(self.model, objectives, params, batch, outputs, self.config.data.rows)
+
+        return jit_once(run)
+
+    @functools.cached_property
+    def _answers(self) -> list[str]:
+        return c.read_json(self.directory / "answers.json")
 
     def _answer(self, scores: Any) -> dict[str, Any]:
-        names, objective = c.read_json(self.directory / "answers.json"), self.config.objectives["answer"]
+        names, objective = self._answers, self.config.objectives["answer"]
         if isinstance(objective, c.Regression):
             return {"numbers": dict(zip(names, scores.tolist(), strict=True))}
         if isinstance(objective, c.MultiLabel):

@@ -23,6 +23,7 @@ from mmjax.interchange import (
     whisper,
 )
 from mmjax.interchange.rules import to_ours, to_theirs
+from mmjax.paths import local
 
 FAMILIES: tuple[ModuleType, ...] = (parakeet, wav2vec2_bert, wav2vec2_conformer, whisper, vit, siglip, bert, t5, llama)
 
@@ -47,7 +48,7 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
     (their config, the types of their tensors, and the certificate: how far outputs differ, where torch and
     transformers are there to tell). Files of tokenizers are copied.
     """
-    source = Path(source)
+    source, out = local(source, "the model's directory"), local(out, "--out")
     theirs = directories.read_object(source / "config.json")
     family = family_of(theirs, source)
     try:
@@ -68,8 +69,8 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
     documents = {directories.PART: c.to_dict(part), directories.ORIGIN: origin}
     if hasattr(family, "decoder"):
         documents["decoder.json"] = c.to_dict(family.decoder(theirs))
-    directories.write(Path(out), parameters, directories.PARAMETERS, documents)
-    directories.keep_tokenizers(source, Path(out))
+    directories.write(out, parameters, directories.PARAMETERS, documents)
+    directories.keep_tokenizers(source, out)
     return {
         "model_type": theirs["model_type"],
         "parameters": int(sum(x.size for x in parameters.values())),
@@ -79,7 +80,7 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
 
 def export_model(source: str | Path, out: str | Path) -> dict[str, Any]:
     """The inverse of `import_model`: tensors of the same names, shapes and types."""
-    source = Path(source)
+    source, out = local(source, "the model's directory"), local(out, "--out")
     origin = directories.read_object(source / directories.ORIGIN)
     theirs = origin["config"]
     family = family_of(theirs, source)
@@ -88,10 +89,8 @@ def export_model(source: str | Path, out: str | Path) -> dict[str, Any]:
     tensors = family.pack(tensors) if hasattr(family, "pack") else tensors
     dtypes = origin.get("dtypes", {})
     tensors = {name: x.astype(jnp.dtype(dtypes.get(name, "float32"))) for name, x in tensors.items()}
-    directories.write(
-        Path(out), tensors, "model.safetensors", {"config.json": theirs | getattr(family, "EXPORTED", {})}
-    )
-    directories.keep_tokenizers(source, Path(out))
+    directories.write(out, tensors, "model.safetensors", {"config.json": theirs | getattr(family, "EXPORTED", {})})
+    directories.keep_tokenizers(source, out)
     return {"model_type": theirs["model_type"], "tensors": len(tensors)}
 
 

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from mmjax.parallel.allocator import keep_freed_memory
+from mmjax.paths import data_directory
 
 # Known to help Conformers on CPU, together with the allocator's settings (docs/log.md).
 CPU_FLAGS = (
@@ -91,9 +92,8 @@ def _threads(devices: int) -> dict[str, str]:
 
 def _keep_programs() -> None:
     """Keeps every compiled program on disk, so that the next start finds it; what the user has set stays as it is."""
-    home = os.environ.get("MMJAX_DATA") or os.path.join("~", ".cache", "mmjax")
     settings = {
-        "JAX_COMPILATION_CACHE_DIR": os.path.expanduser(os.path.join(home, "programs")),
+        "JAX_COMPILATION_CACHE_DIR": str(data_directory() / "programs"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "JAX_COMPILATION_CACHE_MAX_SIZE": str(PROGRAMS_KEPT),

@@ -17,11 +17,12 @@ from mmjax.errors import UserError
 from mmjax.models.remat import POLICIES, can_offload, with_remat
 from mmjax.parallel.machines import DEVICES, Machine
 from mmjax.parallel.mesh import abstract_batch
+from mmjax.paths import data_directory
 from mmjax.plan import hlo, roofline, topology
 from mmjax.plan.compilation import Outcome, Subject, compiled, describe, largest_batch
 from mmjax.plan.estimate import computed_again, estimated, in_dtype, kept_for_backward, memory_by_kind
 from mmjax.train import attention, report
-from mmjax.train.build import build_layout, build_sampler, build_source, data_directory
+from mmjax.train.build import build_layout, build_sampler, build_source
 
 # Against compiled steps of the configs of this repository (docs/plan.md, How far to trust it).
 ESTIMATED = {

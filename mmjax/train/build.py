@@ -1,12 +1,12 @@
 """From config to objects."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 from mmjax import config as c
 from mmjax import models
 from mmjax.errors import UserError
+from mmjax.paths import data_directory
 from mmjax.train.quantisation import quantised
 from mmjax.tree import run_file, with_settings
 
@@ -17,15 +17,6 @@ def build_model(config: models.Multimodal) -> models.Multimodal:
 
     model = with_settings(config, dtype=jnp.dtype(config.dtype), unroll=config.unroll)
     return model if config.matrix_products == "full" else quantised(model, config.matrix_products)
-
-
-def data_directory(chosen: str | None = None) -> Path:
-    """Where prepared data lies: the config's choice (data.directory), else $MMJAX_DATA, else ~/.cache/mmjax."""
-    chosen = chosen or os.environ.get("MMJAX_DATA") or "~/.cache/mmjax"
-    try:
-        return Path(chosen).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"cannot find the data directory {chosen}: {error}") from None
 
 
 def build_source(config: c.Data, split: str):

@@ -11,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mmjax.errors import UserError
+from mmjax.paths import local
 from mmjax.train.step import TrainState
 
 
@@ -119,7 +120,7 @@ class Checkpoints:
 
 def describe_run(directory: str | Path) -> list[dict[str, Any]]:
     """Every kept checkpoint of a run directory, oldest first: {"step", "digest", "intact", "bytes"}."""
-    if not (Path(directory) / "config.json").is_file():
+    if not (local(directory, "the run directory") / "config.json").is_file():
         raise UserError(f"{directory} is not a run directory: it has no config.json")
     checkpoints = Checkpoints(Path(directory), keep=None)
     found = list(checkpoints.describe())

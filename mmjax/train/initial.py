@@ -11,6 +11,7 @@ from mmjax.errors import UserError
 from mmjax.evaluate.run import Run
 from mmjax.interchange.convert import read_part, tree
 from mmjax.models.positions import resize_positions
+from mmjax.paths import local
 from mmjax.train.step import TrainState
 
 # What an encoder may choose for itself, though its parameters are another's.
@@ -28,6 +29,7 @@ def load_initial(config: c.Experiment, state: TrainState) -> TrainState:
     params = dict(state.params)
     for place, directory in config.initial.items():
         room, _, name = place.partition(".")
+        local(directory, f"initial.{place}")
         kind = {"encoders": "encoder", "heads": "head"}[room]
         if (Path(directory) / "checkpoints").is_dir():
             run = Run(directory)

@@ -24,6 +24,7 @@ from mmjax.models.remat import check_offload
 from mmjax.parallel.machines import PEAKS
 from mmjax.parallel.mesh import make_mesh, share_of_rows, to_devices
 from mmjax.parallel.xla import check_options, described, explained, options_of
+from mmjax.paths import local
 from mmjax.train import report
 from mmjax.train.attention import decided
 from mmjax.train.build import (
@@ -63,6 +64,7 @@ def train(config: c.Experiment, run: Path) -> dict[str, Any]:
     The result is a pure function of config and seed: killed and started again, it takes the same steps on the
     same batches.
     """
+    run = local(run, "--run-dir")
     check_config(config)
     with claimed(run):
         return _train(config, run)

@@ -1,0 +1,164 @@
+"""`Run.predict`: what it takes, that it compiles once, and that the length of its rows changes nothing."""
+
+import time
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from PIL import Image
+
+from mmjax.data.audio import read_audio
+from mmjax.data.image import open_image
+from mmjax.errors import UserError
+from mmjax.evaluate import run as running
+from mmjax.evaluate.inputs import picture_of, samples_of
+from mmjax.evaluate.run import Run, bucket
+
+RATE = 16_000
+DRAW = np.random.default_rng(0)
+TONE = (0.3 * np.sin(np.arange(2 * RATE) / 20) + DRAW.uniform(-0.1, 0.1, 2 * RATE)).astype(np.float32)
+PICTURE = DRAW.integers(0, 256, (40, 60, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def opened(run):
+    return Run(run)
+
+
+def close(a, b, atol=1e-5):
+    assert a.keys() == b.keys() and a.get("transcript") == b.get("transcript")
+    for name, probability in a["probabilities"].items():
+        assert b["probabilities"][name] == pytest.approx(probability, abs=atol), name
+
+
+def test_a_repeated_call_compiles_nothing(opened):
+    """Nor does a recording of another length that shares the bucket."""
+    opened.predict(speech=TONE, image=PICTURE)
+    took = []
+    for samples in (TONE, TONE[:-500], TONE[:-1_000], TONE):
+        start = time.perf_counter()
+        opened.predict(speech=samples, image=PICTURE)
+        took.append(time.perf_counter() - start)
+    assert opened._program._cache_size() == 1
+    assert min(took) < 0.05, took
+
+
+def test_the_bucket_changes_no_prediction(opened, monkeypatch):
+    found = []
+    for longer in (0, 4, 500):
+        monkeypatch.setattr(running, "bucket", lambda hops, align, longer=longer: -(-hops // align) * align + longer)
+        found.append(opened.predict(speech=TONE[:20_001], image=PICTURE, text="is it red?"))
+    for other in found[1:]:
+        close(found[0], other)
+
+
+def test_buckets_are_few_and_waste_little():
+    for align in (1, 4, 6):
+        sizes = {hops: bucket(hops, align) for hops in range(1, 30_000)}
+        assert all(hops <= size and size % align == 0 for hops, size in sizes.items())
+        assert all(size <= 1.25 * hops + align for hops, size in sizes.items() if hops >= 128)
+        assert len(set(sizes.values())) <= 33, "four for each octave from 128 hops on"
+
+
+def test_a_recording_may_be_given_in_any_form(opened, tmp_path):
+    soundfile.write(tmp_path / "tone.wav", TONE, RATE, subtype="FLOAT")
+    expected = opened.predict(speech=TONE)
+    for speech in (
+        tmp_path / "tone.wav",
+        str(tmp_path / "tone.wav"),
+        (tmp_path / "tone.wav").read_bytes(),
+        (TONE, RATE),
+        np.stack([TONE, TONE], 1),
+        np.stack([TONE, TONE]),
+        TONE.astype(np.float64),
+        TONE.tolist(),
+        np.round(TONE.astype(np.float64) * 2**31).astype(np.int32),
+    ):
+        close(expected, opened.predict(speech=speech))
+    close(expected, opened.predict(speech=np.round(TONE * 2**15).astype(np.int16)), atol=1e-3)
+
+
+def test_a_rate_is_converted_as_that_of_a_file(tmp_path):
+    pure = np.sin(np.arange(2 * RATE) / 20).astype(np.float32) / 2
+    faster = soxr.resample(pure, RATE, 44_100)
+    soundfile.write(tmp_path / "tone.wav", faster, 44_100, subtype="FLOAT")
+    np.testing.assert_array_equal(samples_of((faster, 44_100), RATE), read_audio(tmp_path / "tone.wav", RATE))
+    inside = slice(1_000, -1_000)  # away from the ends, where the filter rings
+    np.testing.assert_allclose(samples_of((faster, 44_100), RATE)[inside], pure[inside], atol=1e-3)
+    eight = np.array([0, 128, 255], np.uint8)
+    np.testing.assert_allclose(samples_of(np.repeat(eight, 9), RATE)[::9], [-1, 0, 127 / 128])
+
+
+@pytest.mark.parametrize(
+    "speech, message",
+    [
+        (TONE * 2**15, "holds values up to .*; floats lie in -1 to 1"),
+        (TONE.astype(np.int64), "is of int64; give floats in -1 to 1, or int16"),
+        (np.zeros((3, 100, 2), np.float32), r"has the shape \[3, 100, 2\]"),
+        (np.zeros((100, 100), np.float32), r"has the shape \[100, 100\]"),
+        (np.full(1000, np.nan), "not finite numbers"),
+        (np.zeros(0), "no samples"),
+        ((RATE, TONE), "not .array, rate in Hz."),
+        ((TONE, 16), "rate of 16 Hz, which cannot be"),
+        ("missing.wav", "missing.wav"),
+    ],
+)
+def test_other_speech_is_refused_by_name(opened, speech, message):
+    with pytest.raises(UserError, match=message):
+        opened.predict(speech=speech)
+
+
+def test_a_picture_may_be_given_in_any_form(opened, tmp_path):
+    Image.fromarray(PICTURE).save(tmp_path / "picture.png")
+    expected = opened.predict(image=tmp_path / "picture.png")
+    for image in (
+        str(tmp_path / "picture.png"),
+        (tmp_path / "picture.png").read_bytes(),
+        Image.open(tmp_path / "picture.png"),
+        PICTURE,
+        PICTURE.astype(np.float32) / 255,
+        np.dstack([PICTURE, np.full(PICTURE.shape[:2], 255, np.uint8)]),
+    ):
+        close(expected, opened.predict(image=image), atol=0)
+
+
+def test_pictures_keep_their_pixels_whatever_their_mode():
+    grey = PICTURE[..., 0]
+    for form in (grey, grey[..., None], grey / 255.0, Image.fromarray(grey)):
+        np.testing.assert_array_equal(np.asarray(open_image(picture_of(form)))[..., 1], grey)
+    clear = np.dstack([PICTURE, np.zeros(grey.shape, np.uint8)])
+    assert np.all(np.asarray(open_image(picture_of(clear))) == 255), "what is transparent shows white paper"
+    for mode in ("1", "CMYK", "YCbCr", "P", "LA", "RGBa", "PA", "HSV"):
+        image = (
+            Image.fromarray(PICTURE)
+            .convert("RGBA" if mode == "RGBa" else "LA" if mode == "PA" else "RGB")
+            .convert(mode)
+        )
+        wanted = image.convert("RGBA").convert("RGB") if mode == "PA" else image.convert("RGB")
+        np.testing.assert_array_equal(np.asarray(open_image(picture_of(image))), np.asarray(wanted), mode)
+    turned = Image.fromarray(PICTURE)
+    turned.getexif()[0x0112] = 6  # a camera held upright
+    assert open_image(picture_of(turned)).size == (40, 60)
+
+
+@pytest.mark.parametrize(
+    "image, message",
+    [
+        (PICTURE.astype(np.float32), "holds values from 0 to 255; floats lie in 0 to 1"),
+        (PICTURE.astype(np.int64), "is of int64; give uint8, or floats in 0 to 1"),
+        (PICTURE.transpose(2, 0, 1), r"shape \[3, 40, 60\], .*; move its channels to the end"),
+        (np.zeros((4, 4, 4, 3)), r"shape \[4, 4, 4, 3\]"),
+        (np.zeros((0, 4, 3)), r"shape \[0, 4, 3\]"),
+        (np.full((4, 4), np.nan), "holds values from nan to nan"),
+        (b"", "empty"),
+    ],
+)
+def test_other_pictures_are_refused_by_name(opened, image, message):
+    with pytest.raises(UserError, match=message):
+        opened.predict(image=image)
+
+
+def test_a_text_is_a_str(opened):
+    with pytest.raises(UserError, match="the text is bytes, not str"):
+        opened.predict(text=b"is it red?")
