@@ -104,6 +104,7 @@ class Checkpoints:
         """
         with together():
             meta = self._verified(step)
+        with together():
             wanted = _flat(like)
             self._check_same(step, wanted)
             restored = self._load(step, meta, wanted)
@@ -122,6 +123,7 @@ class Checkpoints:
         """
         with together():
             meta = self._verified(step)
+        with together():
             there = self._saved(step)
             wanted = {path: leaf for path, leaf in there.items() if parts is None or path[0] in parts}
             return unflatten_dict(self._load(step, meta, wanted))
@@ -131,12 +133,13 @@ class Checkpoints:
         path = self.path / str(step)
         meta = _json(path / "meta" / "metadata")
         data = meta.get("data")
+        old = meta.keys() <= {"data", "digest"}  # format 1
+        if not old and meta.get("sha256") != _sum_of({key: value for key, value in meta.items() if key != "sha256"}):
+            raise Damaged(f"the checkpoint {path} is damaged: meta/metadata is not what was saved")
         if not isinstance(data, dict) or not data.keys() >= POSITION:
-            raise Damaged(f"the checkpoint {path} is damaged: its metadata lacks the position in the data")
-        if meta.keys() <= {"data", "digest"}:  # format 1
+            raise Damaged(f"the checkpoint {path} is damaged: meta/metadata lacks the position in the data")
+        if old:
             return meta
-        if meta.get("sha256") != _sum_of({key: value for key, value in meta.items() if key != "sha256"}):
-            raise Damaged(f"the checkpoint {path} is damaged: its metadata is not what was saved")
         if meta["format"] > FORMAT:
             raise UserError(f"the checkpoint {path} was saved by a newer mmjax; install that one")
         sums = _json(path / "state" / SUMS)
@@ -194,10 +197,11 @@ class Checkpoints:
     def lost(self) -> str | None:
         """Where there is no checkpoint: what says that there was one; None of a run that had none yet."""
         marker, metrics = self.path.parent / NEWEST, self.path.parent / "metrics.jsonl"
-        if marker.is_file():
-            return f"{self.path} has none, but one of step {marker.read_text().strip()} was saved there"
-        if not self.path.exists() and metrics.is_file() and '"train"' in metrics.read_text():
-            return f"{self.path} is gone, but {metrics.name} says that steps were taken"
+        with _explained(f"look for checkpoints in {self.path.parent}"):
+            if marker.is_file():
+                return f"{self.path} has none, but one of step {marker.read_text().strip()} was saved there"
+            if not self.path.exists() and metrics.is_file() and '"train"' in metrics.read_text():
+                return f"{self.path} is gone, but {metrics.name} says that steps were taken"
         return None
 
     def _note_finished(self) -> None:
