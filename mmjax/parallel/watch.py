@@ -63,7 +63,7 @@ class Watch:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             if self._verdict:
-                self._end(*self._verdict[1:])
+                return self._end(*self._verdict[1:])
             time.sleep(0.05)
 
     def _run(self) -> None:
