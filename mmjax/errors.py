@@ -23,6 +23,12 @@ class Preempted(UserError):
     exit_code = 75
 
 
+class Interrupted(Preempted):
+    """Ctrl-C asked the run to stop; its state is saved. Nobody requeues what a person has stopped."""
+
+    exit_code = 130
+
+
 def dotted(path: str, key: Any) -> str:
     """The dotted path of a key below `path`."""
     return f"{path}.{key}" if path else str(key)

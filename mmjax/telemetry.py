@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.errors import UserError
+from mmjax.files import json_line, write_whole
 from mmjax.stream import Batch
 
 
@@ -51,23 +52,28 @@ class Writer:
         """
         if not self._path.exists():
             return set()
-        lines = [(_parsed(line), line) for line in self._path.read_text().splitlines()]
+        records = [_parsed(line) for line in self._path.read_text().splitlines()]
 
         def stays(record) -> bool:
             return record["step"] < step or (record["step"] == step and not (finished and record["kind"] == "eval"))
 
-        kept = [(record, line) for record, line in lines if record and stays(record)]
-        temporary = self._path.with_suffix(".rewinding")
-        temporary.write_text("".join(line + "\n" for _, line in kept))
-        temporary.replace(self._path)
-        return {(record["step"], record["kind"]) for record, _ in kept}
+        kept = [record for record in records if record and stays(record)]
+        write_whole(self._path, "".join(json_line(record) + "\n" for record in kept))
+        return {(record["step"], record["kind"]) for record in kept}
 
     def write(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
-        """Appends one line: the step, its kind ("train" or "eval"), and the metrics."""
-        if self._file is None:
-            self._file = self._path.open("a")
-        self._file.write(json.dumps({"step": step, "kind": kind, **metrics}) + "\n")
-        self._file.flush()
+        """Appends one line: the step, its kind ("train" or "eval"), and the metrics (null: not a finite number).
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        try:
+            if self._file is None:
+                self._file = self._path.open("a")
+            self._file.write(json_line({"step": step, "kind": kind, **metrics}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"cannot write {self._path}: {error.strerror or error}") from None
         group = f"{kind}/{metrics['subset']}" if "subset" in metrics else kind  # one curve per subset
         numbers = {f"{group}/{name}": value for name, value in metrics.items() if isinstance(value, int | float)}
         if self._wants_tensorboard:

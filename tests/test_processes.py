@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -14,6 +15,8 @@ from mmjax.errors import Preempted, UserError
 from mmjax.parallel import processes
 from mmjax.parallel.processes import Place, cloud_tpu, devices_of, find
 from mmjax.parallel.roll_call import call_roll
+from mmjax.parallel.runtime import simulated
+from mmjax.parallel.watch import Watch
 
 # What Slurm 22.05 tells the sixth task of `srun --ntasks-per-node 4` on two nodes, in an allocation of four.
 TASK = {
@@ -140,18 +143,83 @@ def test_gpus_that_cannot_be_shared_evenly_are_refused():
         devices_of(place, {"CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"})
 
 
+def processes_run(script, count, devices, *arguments):
+    """The exit codes of so many processes, of so many devices each, that run a script together."""
+    shared = os.environ | simulated(devices) | {
+        "MMJAX_COORDINATOR": f"localhost:{free_port()}", "MMJAX_PROCESSES": str(count), "PYTHONPATH": os.pathsep.join(sys.path),
+    }  # fmt: skip
+    joined = f"from mmjax.parallel import processes\nwatch = processes.join()\n{script}\nif watch: watch.leave(0)\n"
+    both = [
+        subprocess.Popen([sys.executable, "-c", joined, *arguments], env={**shared, "MMJAX_PROCESS": str(number)})
+        for number in range(count)
+    ]
+    return [process.wait(timeout=300) for process in both]
+
+
 def roll_call(numbers, count, timeout, port=None):
     """What each process of a launch says after the roll call: None, or its error."""
+    links = {}
     address = f"localhost:{port or free_port()}"
 
     def one(number):
         try:
-            return call_roll(address, count, number, timeout)
+            links[number] = call_roll(address, count, number, timeout)
         except UserError as error:
             return str(error)
 
     with ThreadPoolExecutor(len(numbers)) as pool:
-        return list(pool.map(one, numbers))
+        said = list(pool.map(one, numbers))
+    for link in (link for of_one in links.values() for link in of_one.values()):
+        link.close()
+    return said
+
+
+def watched(count, silence=60.0):
+    """Watches of processes that came together, and the list of (number, exit code, message) of those that they end."""
+    address, ended = f"localhost:{free_port()}", []
+    with ThreadPoolExecutor(count) as pool:
+        links = list(pool.map(lambda number: call_roll(address, count, number, 20), range(count)))
+    watches = [
+        Watch(number, count, links[number], silence, lambda code, message, n=number: ended.append((n, code, message)))
+        for number in range(count)
+    ]
+    return watches, links, ended
+
+
+def wait_for(condition, seconds=20):
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert condition()
+
+
+@pytest.mark.parametrize("lost", [0, 2])
+def test_a_process_that_goes_without_a_word_is_named_to_all_others_at_once(lost):
+    _, links, ended = watched(3)
+    for link in links[lost].values():
+        link.shutdown(socket.SHUT_RDWR)  # as the kernel does for a process that is killed
+    wait_for(lambda: {number for number, *_ in ended} >= {0, 1, 2} - {lost})
+    assert all(
+        code == 75 and f"process {lost} of 3 has gone" in said for number, code, said in ended if number != lost
+    ), ended
+
+
+def test_a_process_that_stands_still_is_named():
+    watches, _, ended = watched(2, silence=1.0)
+    watches[1]._left.set()  # its thread ends, its link stays open: SIGSTOP
+    wait_for(lambda: ended)
+    assert ended[0][:2] == (0, 75) and "process 1 of 2 has not answered for 1 s" in ended[0][2]
+
+
+def test_an_error_of_one_process_ends_all_with_its_code_and_an_orderly_end_none():
+    watches, _, ended = watched(3)
+    watches[1].leave(0)
+    watches[2].leave(2, "there is no such file")
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(watches[0].settle, 5)  # as a process does whose step failed
+        wait_for(lambda: ended)
+    assert ended[0] == (0, 2, "process 2 of 3 has ended: there is no such file")
+    watches[0].leave(0)
 
 
 def test_a_roll_call_waits_for_all_and_then_lets_all_go():

@@ -23,11 +23,14 @@ from mmjax.check import free_port
 from mmjax.errors import UserError
 from mmjax.parallel.mesh import state_shardings
 from mmjax.parallel.runtime import simulated
+from mmjax.telemetry import Writer
 from mmjax.train.build import build_layout, build_model
 from mmjax.train.checkpoint import Checkpoints, describe_run, digest
-from mmjax.train.loop import claimed, train
+from mmjax.train.directory import claimed
+from mmjax.train.loop import train
 from mmjax.train.optimizer import build_optimizer, build_schedule, decayed
 from mmjax.train.step import init_state, make_train_step, unboxed
+from mmjax.train.stopping import StopSignal
 
 
 def lines(run, kind="train"):
@@ -227,14 +230,139 @@ def test_a_run_killed_while_it_evaluated_evaluates_when_it_goes_on(tmp_path, mon
     assert [line["step"] for line in lines(tmp_path, "eval")] == [2, 2, 3, 3]
 
 
-def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
-    process = command(tmp_path / "run", "--steps", "100000", "--checkpoint.every-steps", "none")
-    while process.poll() is None and not (tmp_path / "run" / "metrics.jsonl").exists():
-        time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
+def wait_for(condition, process, seconds=300):
+    until = time.monotonic() + seconds
+    while not condition() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+
+
+def last_words(errors):
+    """What comes after the lines of the steps."""
+    return [line for line in errors.splitlines() if line.startswith("mmjax:") or "Traceback" in line]
+
+
+@pytest.mark.parametrize(
+    "number, code",
+    [(signal.SIGTERM, 75), (signal.SIGINT, 130), pytest.param(signal.SIGHUP, 75, marks=pytest.mark.slow)],
+)
+def test_a_signal_finishes_the_save_in_one_line(tmp_path, number, code):
+    process = command(tmp_path / "run", "--steps", "100000", "--checkpoint.every-steps", "1")
+    wait_for((tmp_path / "run" / "newest-checkpoint").exists, process)  # a save is nearly always on its way
+    process.send_signal(number)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 75 and "its state is saved" in errors and "Traceback" not in errors
+    *notice, said = last_words(errors)
+    assert process.returncode == code, errors
+    assert "stopped by a signal after step" in said and "its state is saved" in said and len(notice) == (code == 130)
+    step = int(re.search(r"after step (\d+)", said)[1])
+    found = describe_run(tmp_path / "run")
+    assert found[-1]["step"] == step and all(one["intact"] for one in found)
+
+
+def test_a_signal_while_the_first_step_compiles_or_an_evaluation_runs_stops(tmp_path):
+    """In the compiler, a Python exception from a signal was swallowed or ended in a segmentation fault."""
+    flags = ["--evaluation.every-steps", "1", "--checkpoint.every-steps", "none", "--evaluation.examples", "none"]
+    process = command(tmp_path / "run", "--steps", "100000", *flags)
+    wait_for((tmp_path / "run" / "metrics.jsonl").exists, process)  # logged; an evaluation compiles, or will
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "stopped by a signal after step" in last_words(errors)[-1] and len(last_words(errors)) == 2
     assert len(describe_run(tmp_path / "run")) == 1
+
+
+def test_a_second_interrupt_ends_at_once_even_in_a_call_that_never_returns(tmp_path):
+    script = """
+import threading, time
+from mmjax.train.stopping import StopSignal
+with StopSignal() as stop:
+    stop.listen()
+    print("ready", flush=True)
+    lock = threading.Lock()
+    lock.acquire()
+    while not lock.acquire(timeout=100):
+        pass
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert "Ctrl-C again ends at once" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 130
+
+
+def test_what_nohup_ignores_stays_ignored_and_handlers_come_back():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            stop.listen()
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not stop.asked():
+                time.sleep(0.01)
+        assert stop.error("so").exit_code == 75
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+WILD = c.Optimizer(rule=c.SGD(), schedule=c.WarmupCosine(peak=1e30, warmup=1, steps=40), clip=None, max_skipped=4)
+
+
+def strict(text):
+    def refuse(word):
+        raise ValueError(f"{word} is not JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+def test_a_run_of_nothing_but_skipped_steps_stops_and_keeps_the_last_good_state(tmp_path):
+    config = tiny(optimizer=WILD, steps=40, checkpoint=c.Checkpoint(every_steps=1, keep=2))
+    with pytest.raises(
+        UserError, match=r"the last 4 steps, from (\d+) on, were skipped.*optimizer.schedule.peak"
+    ) as caught:
+        train(config, tmp_path)
+    first = int(re.search(r"from (\d+) on", str(caught.value))[1])
+    assert [one["step"] for one in describe_run(tmp_path)][-1] == first - 1
+    metrics = strict((tmp_path / "metrics.jsonl").read_text())
+    assert any(line["gradient_norm"] is None for line in metrics), "not finite"
+
+
+def test_metrics_that_find_no_room_stop_the_run_and_its_state_is_saved(tmp_path, monkeypatch):
+    real = Writer.write
+
+    def full(self, step, kind, metrics):
+        if step == 3:
+            self._file = open("/dev/full", "w")  # noqa: SIM115
+        return real(self, step, kind, metrics)
+
+    monkeypatch.setattr(Writer, "write", full)
+    with pytest.raises(UserError, match="cannot write .*metrics.jsonl: No space left on device"):
+        train(tiny(steps=6, checkpoint=c.Checkpoint(every_steps=None)), tmp_path)
+    (kept,) = describe_run(tmp_path)
+    assert kept["step"] in (3, 4) and kept["intact"]
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_named_by_the_other_in_one_line(tmp_path):
+    (tmp_path / "tiny.json").write_text(c.to_json(tiny()))
+    shared = {**os.environ, "MMJAX_COORDINATOR": f"localhost:{free_port()}", "MMJAX_PROCESSES": "2"}
+    flags = ["--run-dir", str(tmp_path / "run"), "--steps", "100000", "--checkpoint.every-steps", "2"]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "mmjax", "train", str(tmp_path / "tiny.json"), *flags],
+            env={**shared, "MMJAX_PROCESS": str(number)}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    wait_for((tmp_path / "run" / "newest-checkpoint").exists, both[0])
+    both[1].kill()
+    begin = time.monotonic()
+    _, errors = both[0].communicate(timeout=60)
+    assert time.monotonic() - begin < 30 and both[0].returncode == 75, errors
+    assert ["process 1 of 2 has gone without a word" in line for line in last_words(errors)[1:]] == [True], errors
+    both[1].communicate()
 
 
 @pytest.fixture(scope="module")

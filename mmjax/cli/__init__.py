@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     sub.add_argument("--run-dir", help="where the run lies (default: runs/NAME)")
     sub.add_argument(
         "--smoke", action="store_true", help="a few steps of a tiny model with the same parts: does it run?"
+    )
+    sub.add_argument(
+        "--restart", action="store_true", help="begin at the first step; what is in the run directory is moved aside"
     )
     sub.epilog = "Any other --key VALUE overrides a key of the config: --checkpoint.every-steps 50"
     sub = command("eval", "metrics for all subsets of modalities", "RUN")
@@ -80,31 +85,44 @@ def main(arguments: list[str] | None = None) -> int:
     )
     if rest and not overrides:
         parser.error(f"unknown argument {rest[0]}")
+    with _signals(options.command):
+        return _run(options, rest)
+
+
+def _run(options, rest) -> int:
+    watch, code, said = None, 1, "by an error that mmjax does not know; see what it says"
     try:
         _quiet()
-        if options.command == "train":
-            _stop_at_once_on_sigterm()  # until the training loop, which has a state to save
         if options.command not in ("config", "data", "keys") or getattr(options, "what", None) == "bench":
             from mmjax.parallel import processes, runtime
 
             checking = options.command == "check"  # compiles much and runs little
             if options.command == "plan":
-                _stop_at_once_on_interrupt()
                 runtime.prepare_plan(options.machine)
             else:
                 runtime.prepare(devices=8 if checking else None, compile_fast=checking)
             if options.command in ("train", "eval", "predict"):  # the others need no help
-                processes.join()
+                watch = processes.join()
         commands_ = (_train, _eval, _predict, _check, _plan, _checkpoints, _import, _export, _keys, _config)
         handlers = {f.__name__.strip("_"): f for f in commands_} | {"data": data.run}
-        return handlers[options.command](options, rest)
+        code, said = handlers[options.command](options, rest), ""
     except UserError as error:
+        if watch:
+            watch.settle()
         print(f"mmjax: error: {error}", file=sys.stderr)
-        return error.exit_code
+        code, said = error.exit_code, str(error)
     except KeyboardInterrupt:
         goes_on = "; the same command goes on from the last checkpoint" if options.command == "train" else ""
         print(f"mmjax: interrupted{goes_on}", file=sys.stderr)
-        return 130
+        code, said = 130, "interrupted"
+    except Exception:
+        if watch:
+            watch.settle()
+        raise
+    finally:
+        if watch:
+            watch.leave(code, said)
+    return code
 
 
 def _train(options, rest) -> int:
@@ -114,7 +132,7 @@ def _train(options, rest) -> int:
 
     config = override(load(options.config), rest)
     config = override(smoke(config), rest, only=AS_ASKED) if options.smoke else config
-    train(config, Path(options.run_dir or f"runs/{config.name}"))
+    train(config, Path(options.run_dir or f"runs/{config.name}"), options.restart)
     return 0
 
 
@@ -285,25 +303,35 @@ def _config(options, rest) -> int:
     return 0
 
 
-def _stop_at_once_on_sigterm() -> None:
-    """Lets a process that a scheduler takes back before the first step end as one that has saved its state."""
+@contextmanager
+def _signals(command: str) -> Iterator[None]:
+    """What signals do while a command runs; a training takes over when it has a state to save.
+
+    Until then, a training that a scheduler takes back ends as one that has saved its state. What compiles ends at once
+    on Ctrl-C: Python's own handler waits until the compiler is done, or is called inside it.
+    """
 
     def stop(*_):
         print("mmjax: stopped by a signal before the first step; the same command starts again", file=sys.stderr)
         raise SystemExit(Preempted.exit_code)
 
+    wanted = {}
+    if command == "train":
+        wanted = {signal.SIGTERM: stop, signal.SIGHUP: stop}
+    elif command in ("eval", "predict", "check", "plan"):
+        wanted = {signal.SIGINT: signal.SIG_DFL}
+    before = {}
     try:
-        signal.signal(signal.SIGTERM, stop)
+        for number, handler in wanted.items():
+            if signal.getsignal(number) is not signal.SIG_IGN:  # by nohup, or for a job in the background
+                before[number] = signal.signal(number, handler)
     except ValueError:  # not the main thread
         pass
-
-
-def _stop_at_once_on_interrupt() -> None:
-    """Lets Ctrl-C end a process that compiles for minutes: Python's own handler waits until the compiler is done."""
     try:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    except ValueError:  # not the main thread
-        pass
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _quiet() -> None:

@@ -1,10 +1,10 @@
 """What the commands share: numbers in, JSON out."""
 
 import argparse
-import json
-import math
 from collections.abc import Callable
 from typing import Any
+
+from mmjax.files import json_line
 
 
 def whole(least: int) -> Callable[[str], int]:
@@ -20,12 +20,4 @@ def whole(least: int) -> Callable[[str], int]:
 
 def print_json(value: Any) -> None:
     """One line of strict JSON: what is not a finite number becomes null."""
-
-    def strict(node):
-        if isinstance(node, dict):
-            return {key: strict(child) for key, child in node.items()}
-        if isinstance(node, list):
-            return [strict(child) for child in node]
-        return None if isinstance(node, float) and not math.isfinite(node) else node
-
-    print(json.dumps(strict(value), allow_nan=False))
+    print(json_line(value))

@@ -235,6 +235,7 @@ class Optimizer:
     clip: float | None = 1.0  # global gradient norm
     ema: float | None = None  # decay of the averaged parameters that are evaluated; None: evaluate the trained ones
     accumulation: int = 1  # micro-batches per step
+    max_skipped: int = 20  # steps in a row whose gradients are not finite; at most half of the run's; then it stops
     # In what is kept; all is computed in float32.
     parameters: Dtype = "float32"  # bfloat16: rounded at random, so that steps smaller than its digits count on average
     gradients: Dtype = "float32"  # between the backward pass and the rule, and summed over micro-batches

@@ -1,5 +1,6 @@
 """Metrics on a split, from any subset of modalities."""
 
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,13 @@ class Evaluator:
         self._steps: dict[str, Any] = {}
         self._unreadable: dict[int, str] = {}  # what was said of them already
 
-    def evaluate(self, params: Any, subset: str, examples: int | None = None) -> dict[str, float]:
+    def evaluate(
+        self, params: Any, subset: str, examples: int | None = None, stop: Callable[[], bool] | None = None
+    ) -> dict[str, float] | None:
         """Metrics over all (or so many, evenly spread) examples of the split, each counted exactly once.
+
+        Args:
+          stop: asked after each batch; once it says so, there are no metrics: None is returned.
 
         Returns:
           What `Measures.metrics` has, as far as the subset allows; how many "examples" were measured; and, if there
@@ -105,6 +111,8 @@ class Evaluator:
             for batch in prefetch(batches, 0, len(sampler), data.threads):
                 measures.add(*jax.device_get(step(params, to_devices(batch, self._mesh))))
                 bar.advance()
+                if stop is not None and stop():
+                    return None
         self._say_unreadable(batches.skipped)
         counts = {"examples": measures.examples, "skipped": len(batches.skipped) + sampler.too_long}
         counts["lacking"] = sampler.never_shown  # any of the subset's modalities

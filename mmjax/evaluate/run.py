@@ -52,13 +52,12 @@ class Run:
         if not (self.directory / "config.json").is_file():
             raise UserError(f"{directory} is not a run directory: it has no config.json")
         self.config = c.load(self.directory / "config.json")
-        checkpoints = Checkpoints(self.directory, self.config.checkpoint.keep)
+        checkpoints = Checkpoints(self.directory)
         steps = checkpoints.steps()
         if not steps:
             raise UserError(f"the run {directory} has no checkpoint yet; train it first")
         self.step = steps[-1]
-        state, _ = checkpoints.read(self.step)
-        checkpoints.close()
+        state = checkpoints.read(self.step, ("average", "params"))
         self.params = state.get("average") or state["params"]
         # Where a run is asked may be another machine than where it must be fast.
         self.model = build_model(dataclasses.replace(self.config.model, strict_attention=False))

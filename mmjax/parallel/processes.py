@@ -20,6 +20,7 @@ from glob import glob
 
 from mmjax.errors import UserError
 from mmjax.parallel.roll_call import call_roll
+from mmjax.parallel.watch import Watch
 
 FIRST_PORT, PORTS = 61440, 4096  # of coordinators, by the number of the job: those that JAX uses
 
@@ -36,8 +37,11 @@ class Place:
     local_number: int = 0
 
 
-def join() -> None:
+def join() -> Watch | None:
     """Joins the processes of this launch, if it has several; call it before JAX is used.
+
+    Returns:
+      What watches the other processes from now on; None where there are none, or JAX alone watches (Cloud TPU).
 
     Raises:
       UserError: not all processes came in time (it names them), or the launcher's variables make no sense.
@@ -49,19 +53,21 @@ def join() -> None:
         if place.number == 0:
             told = f"{place.count} processes (by {place.launcher}) meet at {place.address}"
             print(f"mmjax: {told}; waiting for them for at most {timeout / 60:.3g} min", file=sys.stderr)
-        call_roll(place.address, place.count, place.number, timeout)
+        links = call_roll(place.address, place.count, place.number, timeout)
         jax.distributed.initialize(
             place.address, place.count, place.number, local_device_ids=devices_of(place, os.environ),
             cluster_detection_method="deactivate",  # nothing is left to detect
             initialization_timeout=max(60, int(timeout)),
         )  # fmt: skip
-    elif (jax.config.jax_platforms or "").startswith("tpu") and (kind := cloud_tpu(os.environ)):
+        return Watch(place.number, place.count, links)
+    if (jax.config.jax_platforms or "").startswith("tpu") and (kind := cloud_tpu(os.environ)):
         try:
             jax.distributed.initialize(cluster_detection_method=kind, initialization_timeout=int(timeout))
         except (RuntimeError, ValueError, OSError) as error:
             raise UserError(
                 f"cannot join the hosts of this Cloud TPU: {error}; MMJAX_PROCESSES=1 trains on this one alone"
             ) from error
+    return None
 
 
 def find(environment: Mapping[str, str]) -> Place | None:

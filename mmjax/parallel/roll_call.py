@@ -10,7 +10,7 @@ import time
 from mmjax.errors import UserError
 
 
-def call_roll(address: str, count: int, number: int, timeout: float) -> None:
+def call_roll(address: str, count: int, number: int, timeout: float) -> dict[int, socket.socket]:
     """Waits until processes 0 to `count` - 1 are there.
 
     Args:
@@ -18,16 +18,16 @@ def call_roll(address: str, count: int, number: int, timeout: float) -> None:
       number: of this process.
       timeout: in seconds.
 
+    Returns:
+      The open links by number: of process 0 to all others, of any other to process 0.
+
     Raises:
       UserError: they are not all there in time. It names those that are missing, or why process 0 is not reached.
     """
-    if number == 0:
-        _receive(address, count, timeout)
-    else:
-        _report(address, count, number, timeout)
+    return _receive(address, count, timeout) if number == 0 else {0: _report(address, count, number, timeout)}
 
 
-def _receive(address: str, count: int, timeout: float) -> None:
+def _receive(address: str, count: int, timeout: float) -> dict[int, socket.socket]:
     deadline = time.monotonic() + timeout
     links: dict[int, socket.socket] = {}
     with _server(address, count) as server:
@@ -43,13 +43,15 @@ def _receive(address: str, count: int, timeout: float) -> None:
     missing = [str(number) for number in range(1, count) if number not in links]
     told = f"missing {', '.join(missing[:20])}{' ...' if len(missing) > 20 else ''}" if missing else "go"
     for link in links.values():
-        with link:
-            try:
-                link.sendall(f"{told}\n".encode())
-            except OSError:  # it went away; JAX will find out
-                pass
+        try:
+            link.sendall(f"{told}\n".encode())
+        except OSError:  # it went away; whoever reads from the link finds out
+            pass
     if missing:
+        for link in links.values():
+            link.close()
         raise _incomplete(address, count, timeout, told)
+    return links
 
 
 def _server(address: str, count: int) -> socket.socket:
@@ -78,23 +80,24 @@ def _number_said(link: socket.socket, count: int) -> int | None:
     return int(said[1])
 
 
-def _report(address: str, count: int, number: int, timeout: float) -> None:
+def _report(address: str, count: int, number: int, timeout: float) -> socket.socket:
     host, port = address.rsplit(":", 1)
     deadline, trouble = time.monotonic() + timeout, ""
     while (left := deadline - time.monotonic()) > 0:
         said = ""
         try:
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=min(left, 10)) as link:
-                link.sendall(f"mmjax {number} of {count}\n".encode())
-                trouble = "something is there, but it does not answer as process 0 of this launch"
-                link.settimeout(left + 10)  # its own time may have begun a little later
-                said = link.makefile("rb").readline(1000).decode(errors="replace").strip()
+            link = socket.create_connection((host.strip("[]"), int(port)), timeout=min(left, 10))
+            link.sendall(f"mmjax {number} of {count}\n".encode())
+            trouble = "something is there, but it does not answer as process 0 of this launch"
+            link.settimeout(left + 10)  # its own time may have begun a little later
+            said = link.makefile("rb", buffering=0).readline(1000).decode(errors="replace").strip()
+            if said == "go":
+                return link
+            link.close()
         except TimeoutError:
             trouble = trouble or "it does not answer"
         except OSError as error:  # not there yet, or its name is not known yet
             trouble = error.strerror or str(error)
-        if said == "go":
-            return
         if said.startswith("missing"):
             raise _incomplete(address, count, timeout, said)
         time.sleep(min(1, max(0, deadline - time.monotonic())))

@@ -1,49 +1,67 @@
-"""Checkpoints: model, optimizer, step and data position, saved while training goes on (Orbax)."""
+"""Checkpoints: model, optimizer, step and data position, saved while training goes on (Orbax).
+
+A checkpoint is a directory, `checkpoints/STEP`, that Orbax renames into place when all of it is written:
+
+    state/               the arrays, as Orbax writes them
+    state/sha256.json    size and sha256 of every file of state/, taken before the directory gets its name
+    meta/metadata        JSON: the position in the data, versions, and a sha256 over these
+
+A checkpoint whose files are not what these sums say is *damaged*. One that cannot be read for any other reason
+(permission, another version, other parameters) is not.
+"""
 
 import hashlib
+import json
+import logging
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.serialization import from_state_dict, to_state_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mmjax.errors import UserError
+from mmjax.files import write_whole
+from mmjax.parallel.agreement import together
 from mmjax.paths import local
 from mmjax.train.step import TrainState
+
+FORMAT = 2  # of the directory; 1, of earlier versions, has no sums of files
+SUMS = "sha256.json"
+NEWEST = "newest-checkpoint"  # a file of the run: the last step that is known to have been saved
+POSITION = {"step", "window", "rows_before"}  # what `Sampler.restore` needs
+
+
+class Damaged(UserError):
+    """A checkpoint is not what was saved: a file lacks, or has other bytes."""
 
 
 def digest(state: Any) -> str:
     """sha256 over every array of a state: paths, dtypes, shapes and bytes, sorted by path."""
-    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(_plain(state))}
     total = hashlib.sha256()
-    for path in sorted(leaves):
-        array = np.ascontiguousarray(leaves[path])
-        total.update(f"{path} {array.dtype} {array.shape}\n".encode())
+    for path, leaf in sorted(_flat(state).items()):
+        array = np.ascontiguousarray(leaf)
+        total.update(f"{'/'.join(path)} {array.dtype} {array.shape}\n".encode())
         total.update(array.tobytes())
     return total.hexdigest()
 
 
-def _plain(tree: Any) -> Any:
-    """Nested dictionaries, as they come back from disk: named tuples by field, tuples by number, None left out."""
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        tree = tree._asdict()
-    elif isinstance(tree, tuple | list):
-        tree = {str(i): x for i, x in enumerate(tree)}
-    if isinstance(tree, Mapping):
-        plain = {str(key): _plain(value) for key, value in tree.items()}
-        return {
-            key: value
-            for key, value in plain.items()
-            if value is not None and not (isinstance(value, dict) and not value)
-        }
-    return tree
+def _flat(tree: Any) -> dict[tuple[str, ...], Any]:
+    """The arrays of a state by path: fields of named tuples by name, of tuples by number; what is empty has none."""
+    return {path: leaf for path, leaf in flatten_dict(to_state_dict(tree)).items() if leaf is not None}
 
 
 class Checkpoints:
     """The checkpoints of a run.
+
+    Of several processes, all call `save`, `restore`, `read` and `set_aside` together.
 
     Args:
       directory: the run's directory; checkpoints lie in its folder "checkpoints".
@@ -51,104 +69,256 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, keep: int | None = 3):
-        self._path = (Path(directory) / "checkpoints").resolve()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(self._path, options=options)
+        self.path = (Path(directory) / "checkpoints").resolve()
+        self._keep = keep
+        self._unfinished: int | None = None  # the step that may still be being written
+
+    @cached_property
+    def _manager(self) -> ocp.CheckpointManager:  # only to save: it makes directories and deletes old checkpoints
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep, enable_async_checkpointing=True, lightweight_initialize=True
+        )
+        handlers = {"state": _SummedHandler(), "meta": ocp.JsonCheckpointHandler()}
+        return ocp.CheckpointManager(self.path, options=options, item_handlers=handlers)
 
     def steps(self) -> list[int]:
         """The finished checkpoints, oldest first; what a killed process left half-written is not among them."""
-        return sorted(self._manager.all_steps())
+        with _explained(f"list the checkpoints in {self.path}"):
+            return sorted(ocp.utils.checkpoint_steps(self.path))
 
     def save(self, step: int, state: TrainState, data: Mapping[str, int]) -> None:
         """Copies the state to the host and goes on; writing happens in the background."""
-        meta = {"data": dict(data)}
-        if jax.process_count() == 1:  # else no process sees the whole state
-            meta["digest"] = digest(state)
-        items = ocp.args.Composite(state=ocp.args.StandardSave(_plain(state)), meta=ocp.args.JsonSave(meta))
-        with _explained(f"save the checkpoint of step {step} to {self._path}"):
-            self._manager.save(step, args=items)
+        meta = {"format": FORMAT, "orbax": version("orbax-checkpoint"), "data": dict(data)}
+        tree = unflatten_dict(_flat(state))
+        meta = ocp.args.JsonSave({**meta, "sha256": _sum_of(meta)})
+        with _explained(f"save the checkpoint of step {step} to {self.path}"):
+            self._manager.save(step, args=ocp.args.Composite(state=_SummedSave(tree), meta=meta))
+            self._note_finished()  # Orbax has waited for the one before
+        self._unfinished = step
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, int]]:
-        """The state (with the shardings of `like`, abstract arrays) and the data position of a step."""
-        with _explained(f"restore the checkpoint {self._path / str(step)}"):
-            items = ocp.args.Composite(state=ocp.args.StandardRestore(_plain(like)), meta=ocp.args.JsonRestore())
-            restored = self._manager.restore(step, args=items)
-        self._verify(step, restored["state"], restored["meta"])
-        leaves = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(restored["state"])}
-        return _filled(like, leaves), restored["meta"]["data"]
+        """The state (with the shardings of `like`, abstract arrays) and the data position of a step.
 
-    def read(self, step: int, verify: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The raw arrays (NumPy, nested dictionaries) and the metadata of a step."""
-        with _explained(f"read the checkpoint {self._path / str(step)}"):
-            items = ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
-            restored = self._manager.restore(step, args=items)
-        if verify:
-            self._verify(step, restored["state"], restored["meta"])
-        return jax.tree.map(np.asarray, restored["state"]), restored["meta"]
+        Raises:
+          Damaged: it is not what was saved.
+          UserError: it cannot be read, or holds the state of another model.
+        """
+        with together():
+            meta = self._verified(step)
+        with together():
+            wanted = _flat(like)
+            self._check_same(step, wanted)
+            restored = self._load(step, meta, wanted)
+        state = to_state_dict(like)
+        full = flatten_dict(state, keep_empty_nodes=True) | restored
+        return from_state_dict(like, unflatten_dict(full)), meta["data"]
 
-    def _verify(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
-        # A flipped byte may well decode into numbers; only the digest tells. Of several processes, none sees all.
-        if "digest" in meta and jax.process_count() == 1 and digest(state) != meta["digest"]:
-            raise UserError(f"the checkpoint {self._path / str(step)} is damaged: it is not what was saved")
+    def read(self, step: int, parts: tuple[str, ...] | None = None) -> dict[str, Any]:
+        """The arrays of a step (NumPy, nested dictionaries), however many devices or processes saved them.
+
+        Args:
+          parts: only these fields of the state, those that it has; None: all.
+
+        Raises:
+          Damaged, UserError: as of `restore`.
+        """
+        with together():
+            meta = self._verified(step)
+        with together():
+            there = self._saved(step)
+            wanted = {path: leaf for path, leaf in there.items() if parts is None or path[0] in parts}
+            return unflatten_dict(self._load(step, meta, wanted))
+
+    def _verified(self, step: int) -> dict[str, Any]:
+        """The metadata of a step of whose files each process has compared its share with their sums."""
+        path = self.path / str(step)
+        meta = _json(path / "meta" / "metadata")
+        data = meta.get("data")
+        old = meta.keys() <= {"data", "digest"}  # format 1
+        if not old and meta.get("sha256") != _sum_of({key: value for key, value in meta.items() if key != "sha256"}):
+            raise Damaged(f"the checkpoint {path} is damaged: meta/metadata is not what was saved")
+        if not isinstance(data, dict) or not data.keys() >= POSITION:
+            raise Damaged(f"the checkpoint {path} is damaged: meta/metadata lacks the position in the data")
+        if old:
+            return meta
+        if meta["format"] > FORMAT:
+            raise UserError(f"the checkpoint {path} was saved by a newer mmjax; install that one")
+        sums = _json(path / "state" / SUMS)
+        if sums.get("sha256") != _sum_of(sums.get("files")):
+            raise Damaged(f"the checkpoint {path} is damaged: {SUMS} is not what was saved")
+        mine = sorted(sums["files"])[jax.process_index() :: jax.process_count()]
+        with ThreadPoolExecutor() as pool:
+            for name, found in zip(mine, pool.map(lambda name: _file_sum(path / "state" / name), mine), strict=True):
+                if found != sums["files"][name]:
+                    raise Damaged(f"the checkpoint {path} is damaged: state/{name} is not what was saved")
+        return meta
+
+    def _saved(self, step: int) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of the arrays of a step."""
+        with _explained(f"read the checkpoint {self.path / str(step)}"), _reader() as reader:
+            tree = reader.handler.metadata(self.path / str(step) / "state").tree
+        return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in flatten_dict(tree).items()}
+
+    def _check_same(self, step: int, wanted: Mapping[tuple[str, ...], Any]) -> None:
+        there = self._saved(step)
+        problems = [f"it lacks {'/'.join(path)}" for path in sorted(wanted.keys() - there.keys())]
+        problems += [f"nothing here is named {'/'.join(path)}" for path in sorted(there.keys() - wanted.keys())]
+        for path in sorted(wanted.keys() & there.keys()):
+            ours, theirs = (f"{x.dtype}{list(x.shape)}" for x in (wanted[path], there[path]))
+            if ours != theirs:
+                problems.append(f"{'/'.join(path)} is {theirs} there and {ours} here")
+        if problems:
+            more = f" (and {len(problems) - 4} more)" if len(problems) > 4 else ""
+            raise UserError(
+                f"the checkpoint {self.path / str(step)} holds other parameters: {'; '.join(problems[:4])}{more}; "
+                "use the version of the code and of the config that saved it"
+            )
+
+    def _load(self, step: int, meta: Mapping[str, Any], wanted: Mapping[tuple[str, ...], Any]) -> dict[Any, Any]:
+        # All files are as they were saved: whatever goes wrong now is no damage.
+        saved_by, here = meta.get("orbax", "an earlier version"), version("orbax-checkpoint")
+        doing = f"read the checkpoint {self.path / str(step)}" + (
+            f" (saved by orbax-checkpoint {saved_by}, this is {here})" if saved_by != here else ""
+        )
+        with _explained(doing), _reader() as reader:
+            target = unflatten_dict(dict(wanted))  # an array without a sharding comes as NumPy's
+            how = ocp.checkpoint_utils.construct_restore_args(target)
+            target = ocp.args.PyTreeRestore(target, restore_args=how, partial_restore=True)
+            return flatten_dict(reader.restore(self.path / str(step) / "state", args=target))
 
     def set_aside(self, step: int) -> Path:
-        """Renames a checkpoint that cannot be read, so that the step can be saved again; nothing is deleted."""
-        aside = self._path.parent / f"damaged-checkpoint-{step}-{int(time.time())}"
-        (self._path / str(step)).rename(aside)
-        self._manager.reload()
+        """Renames a damaged checkpoint, so that the step can be saved again; nothing is deleted."""
+        aside = self.path.parent / f"damaged-checkpoint-{step}-{int(time.time())}"
+        with together():
+            if jax.process_index() == 0:
+                with _explained(f"rename the damaged checkpoint {self.path / str(step)}"):
+                    (self.path / str(step)).rename(aside)
         return aside
 
+    def lost(self) -> str | None:
+        """Where there is no checkpoint: what says that there was one; None of a run that had none yet."""
+        marker, metrics = self.path.parent / NEWEST, self.path.parent / "metrics.jsonl"
+        with _explained(f"look for checkpoints in {self.path.parent}"):
+            if marker.is_file():
+                return f"{self.path} has none, but one of step {marker.read_text().strip()} was saved there"
+            if not self.path.exists() and metrics.is_file() and '"train"' in metrics.read_text():
+                return f"{self.path} is gone, but {metrics.name} says that steps were taken"
+        return None
+
+    def _note_finished(self) -> None:
+        if self._unfinished is not None and jax.process_index() == 0:
+            write_whole(self.path.parent / NEWEST, f"{self._unfinished}\n")
+        self._unfinished = None
+
     def describe(self) -> Iterator[dict[str, Any]]:
-        """Per step, oldest first: size in bytes, digest, and whether all of it is there and as it was saved."""
+        """Per step, oldest first: size in bytes, digest, whether it is as it was saved, and if not, what is wrong.
+
+        "intact" is None of a checkpoint that cannot be read, though it may be undamaged.
+        """
         for step in self.steps():
-            size = sum(f.stat().st_size for f in (self._path / str(step)).rglob("*") if f.is_file())
-            found, intact = None, False
+            found, intact, problem = None, True, None
             try:
-                state, meta = self.read(step, verify=False)
-                found = digest(state)
-                intact = meta.get("digest", found) == found
-            except UserError:
-                pass
-            yield {"step": step, "digest": found, "intact": intact, "bytes": size}
+                found = digest(self.read(step))
+            except UserError as error:
+                intact, problem = False if isinstance(error, Damaged) else None, str(error)
+            size = sum(f.stat().st_size for f in (self.path / str(step)).rglob("*") if f.is_file())
+            yield {"step": step, "digest": found, "intact": intact, "bytes": size, "problem": problem}
+
+    def finish(self) -> None:
+        """Waits until everything is written."""
+        if "_manager" in self.__dict__:
+            with _explained(f"finish writing checkpoints to {self.path}"):
+                self._manager.wait_until_finished()
+                self._note_finished()
 
     def close(self) -> None:
-        """Waits until everything is written."""
-        with _explained(f"finish writing checkpoints to {self._path}"):
-            self._manager.wait_until_finished()
+        """Waits until everything is written, and ends the threads that write."""
+        self.finish()
+        if "_manager" in self.__dict__:
             self._manager.close()
 
 
+class _SummedHandler(ocp.StandardCheckpointHandler):
+    """Orbax's own, which at the end, in the background, notes what every file of the directory should be."""
+
+    def finalize(self, directory) -> None:  # called in one process, when all have written
+        super().finalize(directory)
+        directory = Path(directory)
+        names = sorted(str(file.relative_to(directory)) for file in directory.rglob("*") if file.is_file())
+        with ThreadPoolExecutor() as pool:
+            files = dict(zip(names, pool.map(lambda name: _file_sum(directory / name), names), strict=True))
+        write_whole(directory / SUMS, json.dumps({"files": files, "sha256": _sum_of(files)}))
+
+
+@ocp.args.register_with_handler(_SummedHandler, for_save=True)
+class _SummedSave(ocp.args.StandardSave):
+    pass
+
+
+@ocp.args.register_with_handler(_SummedHandler, for_restore=True)  # Orbax asks for both
+class _SummedRestore(ocp.args.StandardRestore):
+    pass
+
+
+def _reader() -> ocp.Checkpointer:
+    """Reads the arrays of a checkpoint without waiting for other processes: one may find what others do not."""
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"{me}")
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise Damaged(
+            f"the checkpoint {path.parent.parent} is damaged: it lacks {path.parent.name}/{path.name}"
+        ) from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise Damaged(f"the checkpoint {path.parent.parent} is damaged: {path.parent.name}/{path.name} is not JSON")
+    return value
+
+
+def _file_sum(path: Path) -> list[int | str] | None:
+    """[size, sha256] of a file; None if there is none."""
+    try:
+        with open(path, "rb") as file:
+            return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot read {path}: {error.strerror or error}; nothing was changed")
+
+
+def _sum_of(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def describe_run(directory: str | Path) -> list[dict[str, Any]]:
-    """Every kept checkpoint of a run directory, oldest first: {"step", "digest", "intact", "bytes"}."""
+    """Every kept checkpoint of a run directory, oldest first: see `Checkpoints.describe`."""
     if not (local(directory, "the run directory") / "config.json").is_file():
         raise UserError(f"{directory} is not a run directory: it has no config.json")
-    checkpoints = Checkpoints(Path(directory), keep=None)
-    found = list(checkpoints.describe())
-    checkpoints.close()
-    return found
+    return list(Checkpoints(Path(directory)).describe())
 
 
 def table(found: list[dict[str, Any]], title: str):
     from rich.table import Table
 
     result = Table("step", "size", "intact", "digest (sha256; all of it: --json)", title=title)
+    said = {True: "yes", False: "[red]NO[/red]", None: "[yellow]cannot be read[/yellow]"}
     for one in found:
-        size = f"{one['bytes'] / 1e6:.1f} MB"
-        result.add_row(str(one["step"]), size, "yes" if one["intact"] else "[red]NO[/red]", (one["digest"] or "")[:16])
+        shown = (one["digest"] or "")[:16] or one["problem"]
+        result.add_row(str(one["step"]), f"{one['bytes'] / 1e6:.1f} MB", said[one["intact"]], shown)
     return result
-
-
-def _filled(like: Any, leaves: Mapping[str, Any], path: str = "") -> Any:
-    """A tree shaped like `like`, with the leaves that lie at the same paths of its plain form."""
-    if like is None:
-        return None
-    if isinstance(like, tuple) and hasattr(like, "_fields"):
-        return type(like)(*(_filled(getattr(like, f), leaves, f"{path}['{f}']") for f in like._fields))
-    if isinstance(like, tuple | list):
-        return type(like)(_filled(x, leaves, f"{path}['{i}']") for i, x in enumerate(like))
-    if isinstance(like, Mapping):
-        return {key: _filled(value, leaves, f"{path}['{key}']") for key, value in like.items()}
-    return leaves[path]
 
 
 class _explained:
@@ -162,6 +332,7 @@ class _explained:
 
     def __exit__(self, kind, error, traceback):
         if kind is not None and issubclass(kind, Exception) and not issubclass(kind, UserError):
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # what else failed with it says nothing more
             first = str(error).strip().split("\n")[0][:300] or kind.__name__
             raise UserError(f"cannot {self.doing}: {first}") from error
         return False

@@ -1,0 +1,196 @@
+"""The run's directory: who may write to it, whose it is, and the state in it to go on from."""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mmjax import config as c
+from mmjax import progress
+from mmjax.data.sampler import Sampler
+from mmjax.errors import UserError
+from mmjax.files import write_whole
+from mmjax.parallel.agreement import from_lead, together
+from mmjax.train.checkpoint import Checkpoints, Damaged
+from mmjax.train.step import TrainState
+
+# What may change between the start of a run and its continuation: none of it changes what is computed.
+FREE_KEYS = (
+    "steps",
+    "log.",
+    "checkpoint.",
+    "evaluation.",
+    "data.directory",
+    "data.source.file",
+    "data.threads",
+    "mesh.",
+    "model.attention",
+    "model.strict_attention",
+    "optimizer.max_skipped",
+)
+FREE_ENDS = (".remat",)
+KEPT = "before-restart-"  # and the time: folders of what `restart` moved away
+
+
+@contextmanager
+def claimed(run: Path) -> Iterator[None]:
+    """Makes the run's directory and keeps other processes from training in it, until this one ends or is killed.
+
+    A directory that it made, and in which no run began, goes again. Of several processes, the lead claims it for all.
+    """
+    new, file = not run.exists(), None
+    with together():
+        if jax.process_index() == 0:
+            file = _locked(run)
+    try:
+        yield
+    finally:
+        if file:
+            file.close()
+            with suppress(OSError):  # of what went wrong before, this is the least
+                if new and [path.name for path in run.iterdir()] == [".lock"]:
+                    (run / ".lock").unlink()
+                    run.rmdir()
+
+
+def _locked(run: Path):
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        file = open(run / ".lock", "w")  # noqa: SIM115  (closed by the caller)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked, there = os.fstat(file.fileno()), os.stat(run / ".lock")
+        if not os.path.samestat(locked, there):  # another process removed what this one locked
+            raise BlockingIOError
+        return file
+    except BlockingIOError:
+        raise UserError(f"another process is training in {run}; wait for it, or choose another --run-dir") from None
+    except OSError as error:
+        raise _unwritable(run, error) from None
+
+
+def clear(run: Path) -> None:
+    """Moves what an earlier run left in its directory into a folder there, so that a new run begins; deletes nothing."""
+    with together():
+        if jax.process_index() == 0:
+            there = [path for path in run.iterdir() if path.name != ".lock" and not path.name.startswith(KEPT)]
+            if there:
+                kept = run / f"{KEPT}{time.strftime('%Y%m%d-%H%M%S')}"
+                try:
+                    kept.mkdir()
+                    for path in there:
+                        path.rename(kept / path.name)
+                except OSError as error:
+                    raise _unwritable(run, error) from None
+                progress.console.print(f"starting anew; what was in {run} is in {kept} now")
+
+
+def open_run(config: c.Experiment, run: Path, source: Any) -> None:
+    """Writes into the run's directory what belongs to it, or checks that it belongs to this config.
+
+    The lead alone reads and writes there. The others compare what they have with what it has.
+    """
+    tokenizer = source.tokenizer
+    owned = {"answers.json": json.dumps(source.answers).encode(), "config.json": c.to_json(config).encode()}
+    if tokenizer is not None:
+        owned = {tokenizer.file_name: tokenizer.serialised, **owned}
+    sums = {name: _sum(data) for name, data in owned.items()}
+    leads = from_lead(sums)
+    with together():
+        for name, value in sums.items():
+            if leads.get(name) != value:
+                raise UserError(f"the {name} of this process is not that of process 0: do all see the same files?")
+        if jax.process_index() == 0:
+            if (run / "config.json").exists():
+                _check_same_config(config, run)
+                _check_same_data(run, source)
+            try:
+                for name, data in owned.items():
+                    write_whole(run / name, data)
+            except OSError as error:
+                raise _unwritable(run, error) from None
+
+
+def _sum(data: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(data).hexdigest()
+
+
+def _check_same_config(config: c.Experiment, run: Path) -> None:
+    changed = {
+        k: v
+        for k, v in c.differences(c.load(run / "config.json"), config).items()
+        if not (k.startswith(FREE_KEYS) or k.endswith(FREE_ENDS))
+    }
+    if changed:
+        key, (before, now) = next(iter(changed.items()))
+        raise UserError(
+            f"{run} holds a run of another config: {key} is {before!r} there and {now!r} here"
+            + (f" (and {len(changed) - 1} more)" if len(changed) > 1 else "")
+            + "; choose another --run-dir"
+        )
+
+
+def _check_same_data(run: Path, source: Any) -> None:
+    """That ids still mean what they meant when the run began."""
+    if source.tokenizer is not None:
+        kept = run / source.tokenizer.file_name
+        if kept.is_file() and kept.read_bytes() != source.tokenizer.serialised:
+            raise UserError(
+                f"{run} was trained with another tokenizer: its data has changed since; choose another --run-dir"
+            )
+    answers = run / "answers.json"
+    if answers.is_file() and c.read_json(answers) != list(source.answers):
+        raise UserError(f"{run} was trained with other answers: its data has changed since; choose another --run-dir")
+
+
+def note_compiler(run: Path, start: dict[str, Any]) -> None:
+    """Adds what compiles the step from now on to the run's directory: one line for each start."""
+    with open(run / "compiler.jsonl", "a") as file:
+        file.write(json.dumps(start) + "\n")
+
+
+def resume(checkpoints: Checkpoints, abstract: TrainState, sampler: Sampler) -> tuple[TrainState | None, int]:
+    """The newest undamaged state, and its step; (None, 0) at the start of a run.
+
+    All processes go on from the same step. Damaged checkpoints are renamed, but only after an older one was restored.
+
+    Raises:
+      UserError: a checkpoint cannot be read though it is not damaged, or the run had checkpoints and none is left.
+    """
+    run, damaged = checkpoints.path.parent, {}
+    for step in reversed(from_lead(checkpoints.steps())):
+        try:
+            state, data = checkpoints.restore(step, abstract)
+        except Damaged as error:
+            damaged[step] = error
+            continue
+        for other, error in damaged.items():
+            aside = checkpoints.set_aside(other)
+            if jax.process_index() == 0:
+                progress.console.print(f"[yellow]{error}; it is now {aside}, going back to step {step}[/yellow]")
+        sampler.restore(data)
+        return state, step
+    with together():
+        if jax.process_index() == 0:
+            found = "; ".join(str(error) for error in damaged.values()) or checkpoints.lost()
+            if found:
+                raise UserError(
+                    f"no checkpoint of {run} can be restored: {found}; bring one back, or start anew with --restart "
+                    "(what is there is moved into a folder beside)"
+                )
+            try:
+                checkpoints.path.mkdir(exist_ok=True)
+            except OSError as error:
+                raise _unwritable(run, error) from None
+    return None, 0
+
+
+def _unwritable(run: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write to the run directory {run}: {error.strerror or error}")
