@@ -61,7 +61,7 @@ class Run:
     def predict_files(
         self, speech: str | None, image: str | None, text: str | None, tags: Mapping[str, str | None] | None = None
     ) -> dict[str, Any]:
-        """`predict` from a recording (WAV, FLAC, OGG or MP3, any rate) and a picture (PNG or JPEG, any size).
+        """`predict` from a recording and a picture, of any format that `read_audio` and `open_image` read.
 
         Args:
           tags: "language" and "task" of the text, for its prefix (`data.prefixes`).
@@ -70,7 +70,9 @@ class Run:
         if any((tags or {}).values()) and "text" not in templates:
             raise UserError("this run puts no tag in front of a text (its config has no data.prefixes.text)")
         return self.predict(
-            speech=None if speech is None else read_audio(speech, sample_rate(self.config)),
+            speech=None
+            if speech is None
+            else read_audio(speech, sample_rate(self.config), rescale=self.config.data.rescale),
             image=None if image is None else read_image_file(image),
             text=text,
             prefix=Prefixes(templates, self.tokenizer).ids("text", tags or {}) if templates else (),
