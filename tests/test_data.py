@@ -15,6 +15,7 @@ import soundfile
 from conftest import tiny
 from corpora import corpus
 
+from mmjax import cli
 from mmjax.data.audio import read_audio
 from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches, prefetch, share_of_padding, too_many
@@ -168,6 +169,47 @@ def test_a_run_that_cannot_read_its_data_stops_within_the_first_examples(source,
     assert "data.filters.largest_share_dropped" in said and "mmjax data build" in said
     assert capsys.readouterr().err.count("is left out (unknown format)") == 1, (
         "the first is said at once, others counted"
+    )
+
+
+CONFIG = """
+from mmjax import config as c
+
+config = c.Experiment(
+    name="it", steps=30,
+    data=c.Data(
+        source=c.Manifest(splits={{"train": {list!r}, "test": {list!r}}}),
+        batch_rows=2, rows={{"speech": 400, "examples": 4}}, subsets={{"speech": 1.0}},
+    ),
+    model=c.Multimodal(
+        encoders={{"speech": c.Conformer(layers=1, width=8, heads=1, kernel=3, stem_channels=2)}},
+        fusion=c.Add(width=8), heads={{"answer": c.Head(reads="fused", outputs=2)}},
+    ),
+    objectives={{"answer": c.Classification()}},
+    optimizer=c.Optimizer(schedule=c.WarmupCosine(peak=1e-3, warmup=2, steps=30)),
+    evaluation=c.Evaluation(subsets=("speech",)),
+)
+"""
+
+
+@pytest.mark.slow
+def test_training_on_a_list_of_which_much_cannot_be_decoded_ends_at_once_with_exit_code_2(
+    tmp_path, capsys, monkeypatch
+):
+    """What a header cannot tell: 40 of 100 recordings hold values that are no numbers."""
+    monkeypatch.setenv("MMJAX_DATA", str(tmp_path / "data"))
+    for number in range(100):
+        value = np.nan if number % 5 < 2 else 0.1
+        soundfile.write(tmp_path / f"{number}.wav", np.full(4_000, value), 8_000, subtype="FLOAT")
+    listed = [{"speech": f"{number}.wav", "answer": "ab"[number % 2]} for number in range(100)]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, listed)))
+    (tmp_path / "it.py").write_text(CONFIG.format(list=str(tmp_path / "list.jsonl")))
+    assert cli.main(["train", str(tmp_path / "it.py"), "--run-dir", str(tmp_path / "run")]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    lost, tried = map(int, re.search(r"error: (\d+) of the first (\d+) examples cannot be used", said).groups())
+    assert lost < tried <= 64
+    assert re.search(
+        rf"\({lost} not finite; the first, example \d+: the recording of \S*list\.jsonl:\d+ holds values", said
     )
 
 
