@@ -22,7 +22,7 @@ import soundfile
 from PIL import Image
 
 from mmjax.data.audio import FORMATS, measure_audio, read_audio
-from mmjax.data.containers import PIPED, _frame_bytes
+from mmjax.data.containers import PIPED, frame_bytes
 from mmjax.data.corpus import Corpus, Filters
 from mmjax.data.files import Blob, Unreadable
 from mmjax.data.image import measure_image, open_image
@@ -222,7 +222,7 @@ def every_recording() -> dict[str, bytes]:
                 continue
             found[f"{kind} {coding}"] = buffer.getvalue()
     mp3, flac, wav = (found[name] for name in ("MP3 MPEG_LAYER_III", "FLAC PCM_16", "WAV PCM_16"))
-    found["MP3 without its length"] = mp3[_frame_bytes(mp3[:4]) :]
+    found["MP3 without its length"] = mp3[frame_bytes(mp3[:4]) :]
     found["MP3 after a tag"] = b"ID3\x03\0\0\0\0\0\x64" + bytes(100) + mp3
     found["FLAC of a pipe"] = flac[:21] + bytes([flac[21] & 0xF0, 0, 0, 0, 0]) + flac[26:]
     place = wav.index(b"data") + 4
@@ -236,9 +236,13 @@ def every_picture() -> dict[str, bytes]:
     picture, exif, found = Image.fromarray(pixels).resize((48, 36)), Image.Exif(), {}
     exif[0x0112] = 6
     for kind, modes in dict(
-        PNG=("1", "L", "P", "RGB", "RGBA", "I;16"), JPEG=("L", "RGB", "CMYK"), WEBP=("RGB", "RGBA"), GIF=("L", "P"),
-        TIFF=("1", "L", "RGB", "CMYK"), BMP=("L", "RGB"),
-    ).items():  # fmt: skip
+        PNG=("1", "L", "P", "RGB", "RGBA", "I;16"),
+        JPEG=("L", "RGB", "CMYK"),
+        WEBP=("RGB", "RGBA"),
+        GIF=("L", "P"),
+        TIFF=("1", "L", "RGB", "CMYK"),
+        BMP=("L", "RGB"),
+    ).items():
         for mode in modes:
             for turned in (False, True):
                 buffer = io.BytesIO()

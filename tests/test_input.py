@@ -9,7 +9,7 @@ import soundfile
 from PIL import Image
 
 from mmjax.data.audio import encode_ogg, measure_audio, read_audio
-from mmjax.data.containers import _frame_bytes, _ogg_checksum
+from mmjax.data.containers import frame_bytes, ogg_checksum
 from mmjax.data.example import Example
 from mmjax.data.image import measure_image, open_image, read_image
 from mmjax.data.layout import Layout
@@ -151,7 +151,7 @@ def without_its_end(data):
     page = bytearray(data[last_page(data) :])
     assert page[5] == 4
     page[5], page[22:26] = 0, bytes(4)
-    struct.pack_into("<I", page, 22, _ogg_checksum(page))
+    struct.pack_into("<I", page, 22, ogg_checksum(page))
     return data[: last_page(data)] + bytes(page)
 
 
@@ -182,13 +182,15 @@ def test_an_mp3_that_does_not_state_its_length_is_read_to_its_end(mode, rate):
     """As streams and some encoders write it. libmpg123 estimates: half of a recording with pauses, or more than there is."""
     sound = spoken(6, rate)
     whole = recording(sound, rate, "MP3", bitrate_mode=mode, compression_level=0.5)
-    bare = whole[_frame_bytes(whole[:4]) :]  # the first frame is a Xing header
+    bare = whole[frame_bytes(whole[:4]) :]  # the first frame is a Xing header
     found = read_audio(bare, rate)
     assert measure_audio(bare, "it").frames == len(found)
     assert 0 <= len(found) - len(sound) < 3 * 1152, "coders add up to a frame at both ends"
     stated = read_audio(whole, rate)  # without what the coder added, whose length stands beside that of the sound
     delay = next(d for d in range(3 * 1152) if np.abs(found[d : d + 1152] - stated[:1152]).max() < 1e-4)
     np.testing.assert_allclose(found[delay : delay + len(stated)], stated, atol=1e-4)
+    tagged = bare + b"TAG" + bytes(125) + bare[:3] + b"\xff" * 9  # what is no frame is passed over
+    np.testing.assert_array_equal(read_audio(tagged, rate), found)
     with pytest.raises(UserError, match="truncated: its last MP3 frame is cut"):
         measure_audio(bare[:-20], "it")
     half = recording(np.tile(sound, 4), rate, "MP3", bitrate_mode=mode, compression_level=0.5)
@@ -273,9 +275,15 @@ def test_a_broken_picture_is_an_error(broken, message):
 CORNERS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 0]]], np.uint8)
 # What each orientation says that the stored rows and columns are (CIPA DC-008, table 8), as an upright picture's corners.
 UPRIGHT = {
-    1: CORNERS, 2: CORNERS[:, ::-1], 3: CORNERS[::-1, ::-1], 4: CORNERS[::-1], 5: CORNERS.swapaxes(0, 1),
-    6: CORNERS.swapaxes(0, 1)[:, ::-1], 7: CORNERS.swapaxes(0, 1)[::-1, ::-1], 8: CORNERS.swapaxes(0, 1)[::-1],
-}  # fmt: skip
+    1: CORNERS,
+    2: CORNERS[:, ::-1],
+    3: CORNERS[::-1, ::-1],
+    4: CORNERS[::-1],
+    5: CORNERS.swapaxes(0, 1),
+    6: CORNERS.swapaxes(0, 1)[:, ::-1],
+    7: CORNERS.swapaxes(0, 1)[::-1, ::-1],
+    8: CORNERS.swapaxes(0, 1)[::-1],
+}
 
 
 def late(png):

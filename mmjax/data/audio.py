@@ -79,12 +79,9 @@ def read_audio(
       Unreadable: the file is missing, of no format that is read, damaged, truncated, or empty; the part does not lie
         in it; or it holds values that are not numbers, or far outside [-1, 1].
     """
+    source = source if isinstance(source, bytes | Blob) else Blob(os.fspath(source))
     if name is None:
-        name = (
-            f"<{len(source)} bytes>"
-            if isinstance(source, bytes)
-            else getattr(source, "file", None) or os.fspath(source)
-        )
+        name = source.file if isinstance(source, Blob) else f"<{len(source)} bytes>"
     if isinstance(source, Blob) and not start and seconds is None:
         source = source.read()  # at once; of a part of a long recording, only that part is read
     with opened(source, f"the recording {name}") as file, _decoder(file, name) as reader:
@@ -121,7 +118,8 @@ def _decoder(file: BinaryIO, name: str) -> Iterator[Reader]:
             if not 0 < reader.frames < 2**62:
                 raise Unreadable("no samples", f"the recording {name} has no samples")
             width = BYTES.get(coding, 0) * reader.channels
-            if to_end and width and to_end % width > to_end % 2:  # chunks are filled to an even number of bytes
+            spare = to_end % width if to_end and width else 0
+            if spare and not (spare == 1 and to_end % 2 == 0):  # chunks are filled to an even number of bytes
                 raise Unreadable("truncated", f"the recording {name} is truncated: it ends within a sample")
             yield reader
     except (soundfile.LibsndfileError, RuntimeError, MemoryError, OverflowError) as error:

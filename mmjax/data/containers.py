@@ -41,7 +41,7 @@ def completed(file: BinaryIO, name: str) -> tuple[BinaryIO, int | None]:
         found = _completed_ogg(file, name), None
     elif magic == b"fLaC":
         found = _completed_flac(file), None
-    elif magic[:3] == b"ID3" or _frame_bytes(magic):
+    elif magic[:3] == b"ID3" or frame_bytes(magic):
         found = _completed_mp3(file, name), None
     else:
         found = file, None
@@ -51,6 +51,29 @@ def completed(file: BinaryIO, name: str) -> tuple[BinaryIO, int | None]:
 
 def _truncated(name: str, why: str) -> Unreadable:
     return Unreadable("truncated", f"the recording {name} is truncated: {why}")
+
+
+class Reader(soundfile.SoundFile):
+    """Reads on from where it stands. soundfile would seek after every block, which some coders cannot."""
+
+    def __init__(self, file: BinaryIO):
+        super().__init__(_Source(file))
+
+    def seekable(self) -> bool:
+        return False
+
+
+class _Source:
+    """A file whose position stays where it is if a damaged header leads out of it; cffi would print an exception."""
+
+    def __init__(self, file: BinaryIO):
+        self._seek, self.tell, self.read, self.readinto = file.seek, file.tell, file.read, file.readinto
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        try:
+            return self._seek(offset, whence)
+        except (ValueError, OverflowError, OSError):
+            return self.tell()
 
 
 # Chunks: WAV, RF64, W64, AIFF, CAF; and AU, which is one chunk. -----------------------------------------------------------
@@ -195,7 +218,7 @@ def _completed_ogg(file: BinaryIO, name: str) -> BinaryIO:
     page = bytearray(page[:size])
     page[5] |= 4
     page[22:26] = bytes(4)
-    struct.pack_into("<I", page, 22, _ogg_checksum(page))
+    struct.pack_into("<I", page, 22, ogg_checksum(page))
     file.seek(0)
     data = bytearray(file.read())
     place = max(0, end - 2**17) + last
@@ -203,7 +226,7 @@ def _completed_ogg(file: BinaryIO, name: str) -> BinaryIO:
     return io.BytesIO(data)
 
 
-def _ogg_checksum(page: bytes) -> int:
+def ogg_checksum(page: bytes) -> int:
     """CRC-32 of RFC 3533: polynomial 0x04C11DB7, neither reflected nor inverted."""
     total = 0
     for byte in page:
@@ -214,29 +237,6 @@ def _ogg_checksum(page: bytes) -> int:
 
 
 # FLAC. --------------------------------------------------------------------------------------------------------------
-
-
-class Reader(soundfile.SoundFile):
-    """Reads on from where it stands. soundfile would seek after every block, which some coders cannot."""
-
-    def __init__(self, file: BinaryIO):
-        super().__init__(_Source(file))
-
-    def seekable(self) -> bool:
-        return False
-
-
-class _Source:
-    """A file whose position stays where it is if a damaged header leads out of it; cffi would print an exception."""
-
-    def __init__(self, file: BinaryIO):
-        self._seek, self.tell, self.read, self.readinto = file.seek, file.tell, file.read, file.readinto
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        try:
-            return self._seek(offset, whence)
-        except (ValueError, OverflowError, OSError):
-            return self.tell()
 
 
 def _completed_flac(file: BinaryIO) -> BinaryIO:
@@ -269,7 +269,7 @@ HERTZ = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 1
 SPARE = 4096  # bytes that an MP3 may lack of what it states: tags, that others have cut off or did not count
 
 
-def _frame_bytes(header: bytes) -> int:
+def frame_bytes(header: bytes) -> int:
     """Bytes of the frame of layer III that begins with four bytes; 0 if none does."""
     if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2:
         return 0
@@ -292,7 +292,7 @@ def _completed_mp3(file: BinaryIO, name: str) -> BinaryIO:
         file.seek(at)
     file.seek(at)
     header = file.read(4)
-    if not (size := _frame_bytes(header)):
+    if not (size := frame_bytes(header)):
         return file
     frame = header + file.read(size - 4)
     side = _side_bytes(header)
@@ -314,15 +314,27 @@ def _side_bytes(header: bytes) -> int:
 
 
 def _count_frames(data: bytes, name: str) -> int:
-    """Frames of layer III, from the first byte on; what stands between them is passed over."""
+    """Frames of layer III, from the first byte on; what stands between and behind them is passed over."""
     at = count = 0
     like = data[1] & 0xFE, data[2] & 0x0C  # what all frames of a stream share
-    while at + 4 <= len(data):
-        size = _frame_bytes(data[at : at + 4]) if (data[at + 1] & 0xFE, data[at + 2] & 0x0C) == like else 0
-        if size and at + size > len(data):
-            raise _truncated(name, "its last MP3 frame is cut")
-        count += size > 0
-        at = at + size if size else (data.find(b"\xff", at + 1) + 1 or len(data) + 1) - 1
+
+    def size_at(place: int) -> int:
+        header = data[place : place + 4]
+        return frame_bytes(header) if len(header) == 4 and (header[1] & 0xFE, header[2] & 0x0C) == like else 0
+
+    while at < len(data):
+        if size := size_at(at):
+            if at + size > len(data):
+                raise _truncated(name, "its last MP3 frame is cut")
+            at, count = at + size, count + 1
+            continue
+        at = data.find(b"\xff", at + 1)
+        while at >= 0 and not (
+            (size := size_at(at)) and size_at(at + size)
+        ):  # two that follow each other are no chance
+            at = data.find(b"\xff", at + 1)
+        if at < 0:
+            break
     return count
 
 
@@ -333,6 +345,6 @@ def _xing_frame(header: bytes, count: int) -> bytes:
     content = bytes(_side_bytes(header)) + b"Xing" + struct.pack(">II", 1, count)
     for number in range(1, 15):
         head[2] = number << 4 | head[2] & 0x0C
-        if (size := _frame_bytes(bytes(head))) >= 4 + len(content):
+        if (size := frame_bytes(bytes(head))) >= 4 + len(content):
             break
     return bytes(head) + content.ljust(size - 4, b"\0")

@@ -53,7 +53,7 @@ class Blob(NamedTuple):
                     file.seek(self.offset)
                     data = file.read() if self.length is None else file.read(self.length)
         except (OSError, ValueError) as error:
-            raise _no_file(self.file, error) from None
+            raise _cannot_read(self.file, error) from None
         if self.length is not None and len(data) < self.length:
             raise Unreadable(
                 "truncated", f"{self.file} ends {self.length - len(data)} bytes before what should lie in it"
@@ -78,7 +78,7 @@ def opened(source: str | os.PathLike | bytes | Blob, what: str) -> BinaryIO:
                 file = open(source.file, "rb")  # noqa: SIM115  (whom it is opened for closes it)
                 size = os.fstat(file.fileno()).st_size
             except OSError as error:
-                raise _no_file(source.file, error) from None
+                raise _cannot_read(source.file, error) from None
             if not size:
                 file.close()
                 raise _empty(what)
@@ -93,8 +93,8 @@ def _empty(what: str) -> Unreadable:
     return Unreadable("empty", f"{what} is empty (0 bytes)")
 
 
-def _no_file(path: str, error: Exception) -> Unreadable:
-    return Unreadable("no such file", f"cannot read {path}: {getattr(error, 'strerror', None) or error}")
+def _cannot_read(path: str, error: Exception) -> Unreadable:
+    return Unreadable("cannot be opened", f"cannot read {path}: {getattr(error, 'strerror', None) or error}")
 
 
 def remote(path: str) -> bool:
