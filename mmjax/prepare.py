@@ -66,6 +66,7 @@ def build(source: str, out: str, split: str | None = None, **options: Any) -> di
                 + ("; build each of its sources" if isinstance(data.source, c.Mixture) else "")
             )
         chosen, home = data.source, data_directory(data.directory)
+        options["rescale"] = data.rescale
         splits = [split] if split else list(getattr(chosen, "splits", SPLITS))
     else:
         chosen, home = collection_at(source, split or "train"), data_directory()

@@ -1,6 +1,7 @@
 """Damaged recordings and pictures through the whole loader: index, corpus, sampler, batches.
 
-    python tests/fuzzing.py SEED FILES
+    python tests/fuzzing.py loader SEED FILES
+    python tests/fuzzing.py agreement SEED FILES
 
 Runs as a process of its own, so that a decoder that crashes or never returns is seen as that. Prints what became of the
 files by kind and by reason; the last line of standard error says which group was being read.
@@ -20,10 +21,11 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from mmjax.data.audio import read_audio
+from mmjax.data.audio import FORMATS, measure_audio, read_audio
+from mmjax.data.containers import PIPED, frame_bytes
 from mmjax.data.corpus import Corpus, Filters
-from mmjax.data.files import Blob
-from mmjax.data.image import open_image
+from mmjax.data.files import Blob, Unreadable
+from mmjax.data.image import measure_image, open_image
 from mmjax.data.index import Index, measure_all, write_index
 from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches
@@ -59,7 +61,7 @@ def mutated(data: bytes, draw: np.random.Generator) -> bytes:
     """The file, damaged in one of the ways in which files are."""
     changed, length = bytearray(data), len(data)
     place = int(draw.integers(length))
-    match draw.integers(8):
+    match draw.integers(9):
         case 0:
             return data[:place]
         case 1:  # bits, anywhere
@@ -79,6 +81,10 @@ def mutated(data: bytes, draw: np.random.Generator) -> bytes:
             changed[place:place] = data[place : place + int(draw.integers(1, 200))]
         case 7:  # the end of another file
             changed[place:] = draw.bytes(length - place)
+        case 8:  # a size of the header is that of a pipe
+            size = int(draw.choice([0, *(edge for low, high in PIPED[:2] for edge in (low, high))]))
+            at = int(draw.integers(min(length, 128)))
+            changed[at : at + 4] = size.to_bytes(4, str(draw.choice(["little", "big"])))
     return bytes(changed)
 
 
@@ -112,7 +118,7 @@ def group(files: dict[str, bytes], seed: int, scratch: Path) -> collections.Coun
     corpus = Corpus(broken, Index(home), None, filters=Filters(largest_share_dropped=1.0))
     positions = LAYOUT.positions(corpus.sizes)
     sampler = Sampler(positions, LAYOUT.rows, {"speech": 0.5, "image": 0.5}, 2, seed=seed, epochs=1)
-    batches = Batches(corpus, LAYOUT, sampler)
+    batches = Batches(corpus, LAYOUT, sampler, largest_share_dropped=1.0, measuring=True)
     delivered = {}
     for step in range(len(sampler)):
         for number, parts in _examples(batches[step]):
@@ -196,6 +202,116 @@ def run(seed: int, count: int) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
+# Index and loader agree. ------------------------------------------------------------------------------------
+
+
+def every_recording() -> dict[str, bytes]:
+    """A recording of every container and coding that can be written here, and as pipes and other programs leave them."""
+    draw, found = np.random.default_rng(0), {}
+    for number, kind in enumerate(FORMATS):
+        for coding in soundfile.available_subtypes(kind):
+            rate, channels = (16_000, 1) if number % 2 else (8_000, 2)
+            if "DWVW" in coding:  # which is not read
+                continue
+            if coding.startswith(("GSM", "G72", "NMS")):
+                channels = 1
+            sound, buffer = 0.1 * draw.standard_normal((6_000, channels)).cumsum(axis=0).clip(-5, 5), io.BytesIO()
+            try:
+                soundfile.write(buffer, sound, rate, coding, format=kind)
+            except soundfile.LibsndfileError:  # it is read, but not written
+                continue
+            found[f"{kind} {coding}"] = buffer.getvalue()
+    mp3, flac, wav = (found[name] for name in ("MP3 MPEG_LAYER_III", "FLAC PCM_16", "WAV PCM_16"))
+    found["MP3 without its length"] = mp3[frame_bytes(mp3[:4]) :]
+    found["MP3 after a tag"] = b"ID3\x03\0\0\0\0\0\x64" + bytes(100) + mp3
+    found["FLAC of a pipe"] = flac[:21] + bytes([flac[21] & 0xF0, 0, 0, 0, 0]) + flac[26:]
+    place = wav.index(b"data") + 4
+    found["WAV of a pipe"] = wav[:place] + bytes(4) + wav[place + 4 :]
+    return found
+
+
+def every_picture() -> dict[str, bytes]:
+    """A picture of every format that is read, in several modes, half of them lying on their side."""
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
+    picture, exif, found = Image.fromarray(pixels).resize((48, 36)), Image.Exif(), {}
+    exif[0x0112] = 6
+    for kind, modes in dict(
+        PNG=("1", "L", "P", "RGB", "RGBA", "I;16"),
+        JPEG=("L", "RGB", "CMYK"),
+        WEBP=("RGB", "RGBA"),
+        GIF=("L", "P"),
+        TIFF=("1", "L", "RGB", "CMYK"),
+        BMP=("L", "RGB"),
+    ).items():
+        for mode in modes:
+            for turned in (False, True):
+                buffer = io.BytesIO()
+                options = {"exif": exif} if turned and kind not in ("GIF", "BMP") else {}
+                picture.convert(mode).save(buffer, kind, **options)
+                found[f"{kind} {mode}{' turned' * turned}"] = buffer.getvalue()
+    return found
+
+
+# What no header tells.
+OF_DECODING = {"not decodable", "truncated", "not finite", "too loud"}
+
+
+def check_agreement(kind: str, data: bytes, damaged: bool, draw: np.random.Generator) -> str:
+    """That what the index says of a file and what the loader makes of it agree; returns what became of it.
+
+    Either both refuse it, for the same reason; or the index states a size, and the loader delivers exactly that or refuses
+    it for a reason that only decoding finds (`OF_DECODING`). A file that is not damaged is delivered.
+    """
+    name = "of it"
+    is_sound, start, seconds = kind.partition(" ")[0] in FORMATS, 0.0, None
+    if draw.integers(2):
+        start, seconds = float(draw.uniform(0, 0.3)), float(draw.uniform(0.01, 0.5))
+    promised = refused = None
+    try:
+        promised = measure_audio(data, name, start, seconds) if is_sound else measure_image(data, name)
+    except Unreadable as error:
+        refused = error
+    rate = int(draw.choice([16_000, promised.rate])) if is_sound and promised else 16_000
+    try:
+        found = read_audio(data, rate, name, start, seconds) if is_sound else open_image(data, name)
+    except Unreadable as error:
+        assert damaged, (kind, str(error))
+        if refused is not None:
+            assert (str(error), error.kind) == (str(refused), refused.kind)
+            return f"both: {error.kind}"
+        assert error.kind in OF_DECODING, str(error)
+        return f"decoding: {error.kind}"
+    assert refused is None, f"the loader reads what the index refuses: {refused}"
+    if not is_sound:
+        assert (found.height, found.width) == promised
+    else:
+        assert len(found) == int(promised.frames * rate / promised.rate + 0.5)  # `Index.samples`
+        assert np.isfinite(found).all() and np.abs(found).max() <= 1.0
+        if not damaged:  # a part is what the whole has there
+            whole = read_audio(data, promised.rate)[promised.first :][: promised.frames]
+            part = read_audio(data, promised.rate, name, start, seconds)
+            np.testing.assert_allclose(part, whole, atol=1e-6)
+    return "the same"
+
+
+def agreement(seed: int, count: int) -> dict[str, int]:
+    """Outcomes of all files, whole, and of so many that were damaged."""
+    draw = np.random.default_rng(seed)
+    files, found = every_recording() | every_picture(), collections.Counter()
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    names = [*files, *draw.choice(list(files), count).tolist()]
+    for number, name in enumerate(names):
+        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+        data = files[name]
+        data = data if number < len(files) else mutated(data, draw)
+        try:
+            found[check_agreement(name, data, number >= len(files), draw)] += 1
+        except Exception as error:
+            raise AssertionError(f"{name}, file {number} of seed {seed}: {error}") from error
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    return dict(sorted(found.items()))
+
+
 if __name__ == "__main__":
     os.environ.setdefault("TERM", "dumb")
-    print(json.dumps(run(int(sys.argv[1]), int(sys.argv[2]))))
+    print(json.dumps({"loader": run, "agreement": agreement}[sys.argv[1]](int(sys.argv[2]), int(sys.argv[3]))))

@@ -67,7 +67,7 @@ def files(tmp_path_factory):
     soundfile.write(here / "silent.wav", np.zeros(0), 16_000)
     soundfile.write(here / "short.wav", np.zeros(100), 16_000)
     soundfile.write(here / "huge.wav", 1e20 * tone, 16_000, subtype="FLOAT")
-    soundfile.write(here / "tone.aiff", tone, 16_000)
+    soundfile.write(here / "tone.voc", tone, 16_000)
     soundfile.write(here / "long.flac", np.zeros(16_000 * 301), 16_000)
     (here / "cut.wav").write_bytes((here / "speech.wav").read_bytes()[:20_000])
     (here / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
@@ -141,7 +141,7 @@ def test_predict_for_people(run, files, capsys):
         (["train", "{config}", "--model.heads.transcript.outputs", "64"], "the tokenizer has 128 pieces"),
         (["train", "{config}", "--model.encoders.speech.front-end.sample-rate", "8000"], "speech at 16000 Hz"),
         (["predict", "{run}", "--speech", "{files}/huge.wav"], "holds values up to"),
-        (["predict", "{run}", "--speech", "{files}/tone.aiff"], "its format is AIFF"),
+        (["predict", "{run}", "--speech", "{files}/tone.voc"], "its format is VOC"),
         (["predict", "{run}", "--speech", "{files}/long.flac"], "longer than 300 seconds"),
         (["predict", "{run}", "--text", "\udcff"], "not valid Unicode"),
     ],

@@ -110,6 +110,19 @@ def test_the_fields_of_others_are_known(row, expected):
     assert record == Record(**{"name": "it", **expected})
 
 
+def test_a_duration_that_is_a_little_too_long_is_what_is_there_and_said_once(tmp_path, capsys):
+    for number in range(3):
+        soundfile.write(tmp_path / f"{number}.wav", np.full(16_000, 0.1), 16_000)
+    listed = [{"speech": f"{number}.wav", "seconds": 1.0 + 0.15 * number} for number in range(3)]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, listed)))
+    found = corpus(Manifest(str(tmp_path / "list.jsonl")), tmp_path)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "it: 2 recordings end before the part that is stated of them, by up to 0.30 s" in said
+    assert "list.jsonl:3" in said and not found.dropped
+    for number in range(3):
+        assert len(found[number].speech()) == found.sizes["speech"][number] == 16_000
+
+
 @pytest.mark.parametrize(
     "line, message",
     [
@@ -122,9 +135,9 @@ def test_the_fields_of_others_are_known(row, expected):
         ('{"speech": "a.wav", "seconds": "long"}', "seconds is 'long', which is no number"),
         ('{"speech": "missing.wav", "text": "x"}', "cannot read .*missing.wav"),
         ('{"speech": "list.jsonl", "text": "x"}', "cannot decode the recording"),
-        ('{"image": "list.jsonl", "text": "x"}', "cannot decode the picture"),
-        ('{"speech": "nothing.wav", "text": "x"}', "nothing.wav of .* is empty .0 bytes"),
-        ('{"speech": "good.wav", "start": 0.9, "seconds": 0.5}', "has 1.00 s, not from 0.9 s on 0.5 s"),
+        ('{"image": "list.jsonl", "text": "x"}', "cannot decode the image"),
+        ('{"speech": "nothing.wav", "text": "x"}', "the recording of .*list.jsonl:2 is empty .0 bytes"),
+        ('{"speech": "good.wav", "start": 0.9, "seconds": 0.7}', "has 1.00 s, not 0.7 s from 0.9 s on"),
         ('{"conversations": [1]}', "no conversation"),
         ('{"recording": {}, "supervisions": []}', "no cut of one recording"),
         ("\udcff", "is not UTF-8"),

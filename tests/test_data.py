@@ -1,17 +1,26 @@
 """spoken_easy_vqa: prepared once, wholly or not at all; loaded alike on any number of hosts."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
+import soundfile
 from conftest import tiny
+from corpora import corpus
 
+from mmjax import cli
 from mmjax.data.audio import read_audio
-from mmjax.data.loader import Batches, prefetch, share_of_padding
+from mmjax.data.layout import Layout
+from mmjax.data.loader import Batches, prefetch, share_of_padding, too_many
+from mmjax.data.manifest import Manifest
+from mmjax.data.sampler import Sampler
 from mmjax.data.spoken_easy_vqa import SpokenEasyVQA, prepare
 from mmjax.data.spoken_easy_vqa_builder import VOICES
 from mmjax.errors import UserError
@@ -84,10 +93,10 @@ def test_recordings_are_the_same_however_the_work_is_shared(monkeypatch):
         np.testing.assert_array_equal(samples, by_cores[1][which])
 
 
-def batches(source, host=0, hosts=1):
+def batches(source, host=0, hosts=1, **options):
     config = tiny()
     layout = build_layout(config, source.tokenizer)
-    return Batches(source, layout, build_sampler(config, layout, source), Share((host,), hosts))
+    return Batches(source, layout, build_sampler(config, layout, source), Share((host,), hosts), **options)
 
 
 def same(one, other):
@@ -132,18 +141,126 @@ def test_segments_mean_the_same_example_in_every_stream(source):
             assert len(text) or len(speech), "every example shows something"
 
 
+class Damaged:
+    """A source of which some pictures are broken."""
+
+    def __init__(self, source, broken):
+        self._source, self._broken = source, broken
+        self.sizes, self.tokenizer, self.answers = source.sizes, source.tokenizer, source.answers
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getitem__(self, index):
+        example = self._source[index]
+        return example._replace(image=b"broken") if self._broken(index) else example
+
+
+@pytest.mark.parametrize("share, limit", [(0.4, 0.05), (1.0, 0.05), (0.4, 0.2)])
+def test_a_run_that_cannot_read_its_data_stops_within_the_first_examples(source, share, limit, capsys):
+    """Counted from the first on; the message says how many of which kind, the first of them, and what to do."""
+    tried = []
+
+    def broken(index):
+        tried.append(index)
+        return index % 5 < 5 * share
+
+    failing = batches(Damaged(source, broken), largest_share_dropped=limit)
+    with pytest.raises(UserError) as raised:
+        for _ in prefetch(failing, 0, 20):
+            pass
+    assert len(tried) <= 64
+    said = str(raised.value)
+    assert re.search(
+        r"\d+ of the first \d+ examples cannot be used \(\d+ unknown format; the first, example \d+: cannot", said
+    )
+    assert "data.filters.largest_share_dropped" in said and "mmjax data build" in said
+    assert capsys.readouterr().err.count("is left out (unknown format)") == 1, (
+        "the first is said at once, others counted"
+    )
+
+
+CONFIG = """
+from mmjax import config as c
+
+config = c.Experiment(
+    name="it", steps=30,
+    data=c.Data(
+        source=c.Manifest(splits={{"train": {list!r}, "test": {list!r}}}),
+        batch_rows=2, rows={{"speech": 400, "examples": 4}}, subsets={{"speech": 1.0}},
+    ),
+    model=c.Multimodal(
+        encoders={{"speech": c.Conformer(layers=1, width=8, heads=1, kernel=3, stem_channels=2)}},
+        fusion=c.Add(width=8), heads={{"answer": c.Head(reads="fused", outputs=2)}},
+    ),
+    objectives={{"answer": c.Classification()}},
+    optimizer=c.Optimizer(schedule=c.WarmupCosine(peak=1e-3, warmup=2, steps=30)),
+    evaluation=c.Evaluation(subsets=("speech",)),
+)
+"""
+
+
+@pytest.mark.slow
+def test_training_on_a_list_of_which_much_cannot_be_decoded_ends_at_once_with_exit_code_2(
+    tmp_path, capsys, monkeypatch
+):
+    """What a header cannot tell: 40 of 100 recordings hold values that are no numbers."""
+    monkeypatch.setenv("MMJAX_DATA", str(tmp_path / "data"))
+    for number in range(100):
+        value = np.nan if number % 5 < 2 else 0.1
+        soundfile.write(tmp_path / f"{number}.wav", np.full(4_000, value), 8_000, subtype="FLOAT")
+    listed = [{"speech": f"{number}.wav", "answer": "ab"[number % 2]} for number in range(100)]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, listed)))
+    (tmp_path / "it.py").write_text(CONFIG.format(list=str(tmp_path / "list.jsonl")))
+    assert cli.main(["train", str(tmp_path / "it.py"), "--run-dir", str(tmp_path / "run")]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    lost, tried = map(int, re.search(r"error: (\d+) of the first (\d+) examples cannot be used", said).groups())
+    assert lost < tried <= 64
+    assert re.search(
+        rf"\({lost} not finite; the first, example \d+: the recording of \S*list\.jsonl:\d+ holds values", said
+    )
+
+
+def test_a_few_unreadable_examples_stop_no_run(source):
+    """One in fifty, where one in twenty may be; also when the first two that are read are among them."""
+    damaged = batches(Damaged(source, lambda index: index % 50 == 0))
+    for step in range(30):
+        damaged[step]
+    assert damaged.skipped
+    assert not too_many(2, 2, 0.05) and too_many(4, 4, 0.05)
+    assert not too_many(5_100, 100_000, 0.05) and too_many(6_000, 100_000, 0.05)
+    assert too_many(1, 1_000, 0.0) and not too_many(1_000, 1_000, 1.0)
+
+
+def test_a_small_set_loses_no_larger_share_than_a_large_one(tmp_path):
+    for number in range(30):
+        soundfile.write(tmp_path / f"{number}.wav", np.full(8_000, 0.1), 16_000, subtype="FLOAT")
+    for number in (3, 17):
+        soundfile.write(tmp_path / f"{number}.wav", np.full(8_000, np.nan), 16_000, subtype="FLOAT")
+    listed = [{"speech": f"{number}.wav"} for number in range(30)]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, listed)))
+    found = corpus(Manifest(str(tmp_path / "list.jsonl")), tmp_path)
+    layout = Layout(rows={"speech": 400, "examples": 8}, patch=8)
+    for limit, stops in ((0.05, True), (0.07, False)):  # 2 of 30
+        sampler = Sampler(layout.positions(found.sizes), layout.rows, {"speech": 1.0}, 1, epochs=1)
+        failing = Batches(found, layout, sampler, largest_share_dropped=limit)
+        with pytest.raises(UserError, match="2 not finite") if stops else nullcontext():
+            for step in range(len(sampler)):
+                failing[step]
+
+
+def test_a_step_without_examples_is_an_error_in_training_alone(source):
+    failing = batches(Damaged(source, lambda index: True), largest_share_dropped=1.0)
+    with pytest.raises(
+        UserError, match=r"none of the examples of step 0 can be used \(\d+ unknown format; the first, example"
+    ):
+        failing[0]
+    measured = batches(Damaged(source, lambda index: True), largest_share_dropped=1.0, measuring=True)
+    assert not measured[0]["examples"].segments.any()
+
+
 def test_an_unreadable_example_is_set_aside_and_counted(source):
-    class Damaged:
-        sizes, tokenizer, answers = source.sizes, source.tokenizer, source.answers
-
-        def __len__(self):
-            return len(source)
-
-        def __getitem__(self, index):
-            example = source[index]
-            return example._replace(image=b"broken") if index % 5 == 0 else example
-
-    damaged = batches(Damaged())
+    damaged = batches(Damaged(source, lambda index: index % 5 == 0), largest_share_dropped=0.5)
     seen = [x for step in range(20) for x in damaged[step]["examples"].features[damaged[step]["examples"].segments > 0]]
     assert damaged.skipped and all(index % 5 == 0 for index in damaged.skipped)
     assert "cannot decode the image of example" in next(iter(damaged.skipped.values()))

@@ -30,11 +30,11 @@ from mmjax.data.tar_shards import TarShards
 from mmjax.errors import UserError
 
 
-def fuzz(seed: int, count: int) -> dict[str, int]:
+def fuzz(what: str, seed: int, count: int) -> dict[str, int]:
     """What became of so many damaged files, in a process of its own."""
     home = Path(__file__).parent
     ran = subprocess.run(
-        [sys.executable, str(home / "fuzzing.py"), str(seed), str(count)],
+        [sys.executable, str(home / "fuzzing.py"), what, str(seed), str(count)],
         capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(home.parent)},
     )  # fmt: skip
     assert ran.returncode == 0, f"exit code {ran.returncode} after {ran.stderr[-3000:]}"
@@ -52,12 +52,35 @@ def check(found: dict[str, int], count: int) -> None:
 
 
 def test_damaged_files_are_set_aside_and_leave_their_neighbours_as_they_are():
-    check(fuzz(0, 280), 280)
+    check(fuzz("loader", 0, 280), 280)
 
 
 @pytest.mark.long
 def test_ten_thousand_damaged_files():
-    check(fuzz(1_000, 10_080), 10_080)
+    check(fuzz("loader", 1_000, 10_080), 10_080)
+
+
+@pytest.mark.parametrize(
+    "seed, count",
+    [
+        pytest.param(0, 300, id="300"),
+        pytest.param(1, 2_000, id="2,000", marks=pytest.mark.slow),
+        pytest.param(2, 20_000, id="20,000", marks=pytest.mark.long),
+    ],
+)
+def test_what_the_index_says_of_a_file_is_what_the_loader_makes_of_it(seed, count):
+    """Every container and coding of recordings, every format of pictures, whole and damaged: `check_agreement`.
+
+    Of a damaged file the index knows the headers, and of an OGG file its end. So either both refuse it, in the same words,
+    or the loader delivers exactly as many samples or pixels as the index states, or it refuses what only decoding
+    finds. It never delivers another number, and never what the index refuses.
+    """
+    found = fuzz("agreement", seed, count)
+    assert (
+        sum(found.values()) >= count and sum(found[name] for name in found if name.startswith("both: ")) > 0.2 * count
+    )
+    assert found["both: truncated"] and found["the same"] > 0.2 * count
+    assert any(name.startswith("decoding: ") for name in found), found
 
 
 # Single cases. ----------------------------------------------------------------------------------------------
@@ -93,7 +116,7 @@ def huge_png(side: int) -> bytes:
 WAV = recording()
 CASES = {
     "no bytes": (b"", "index"),
-    "10 hours promised by WAV": (with_number(WAV, WAV.index(b"data") + 4, "<I", 10 * 3600 * 32_000), "loader"),
+    "10 hours promised by WAV": (with_number(WAV, WAV.index(b"data") + 4, "<I", 10 * 3600 * 32_000), "index"),
     "10 hours promised by FLAC": (hours_of_flac(10), "too long"),
     "1 Hz": (with_number(WAV, 24, "<I", 1), "index"),
     "4 GHz": (with_number(WAV, 24, "<I", 0xFFFFFFFF), "index"),
@@ -116,7 +139,7 @@ def test_one_bad_file_among_good_ones(case, tmp_path):
     layout = Layout(rows={"speech": 400, "image": 300, "examples": 4}, patch=8, max_patches=256)
     found = corpus(collection, tmp_path, filters=Filters(largest_share_dropped=1.0))
     sampler = Sampler(layout.positions(found.sizes), layout.rows, {"speech": 1.0, "image": 1.0}, 1, epochs=1)
-    batches = Batches(found, layout, sampler)
+    batches = Batches(found, layout, sampler, largest_share_dropped=1.0)
     made = [batches[step] for step in range(len(sampler))]
     delivered = {int(x) for b in made for x in b["examples"].features[b["examples"].segments > 0]}
     if found.quarantine:
@@ -144,7 +167,7 @@ def test_a_file_that_has_changed_since_it_was_indexed_takes_no_room_of_its_neigh
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "2.png")
     layout = Layout(rows={"speech": 100, "image": 40, "examples": 4}, patch=8, max_patches=64)
     sampler = Sampler(layout.positions(found.sizes), layout.rows, {"speech": 1.0, "image": 1.0}, 1, epochs=1)
-    batches = Batches(found, layout, sampler)
+    batches = Batches(found, layout, sampler, largest_share_dropped=1.0, measuring=True)
     made = [batches[step] for step in range(len(sampler))]
     delivered = {int(x) for b in made for x in b["examples"].features[b["examples"].segments > 0]}
     assert delivered == {1} and set(batches.skipped) == {0, 2, 3}

@@ -1,15 +1,17 @@
 """Recordings, pictures and text from outside, whole and broken."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
 import soundfile
 from PIL import Image
 
-from mmjax.data.audio import encode_ogg, read_audio
+from mmjax.data.audio import encode_ogg, measure_audio, read_audio
+from mmjax.data.containers import frame_bytes, ogg_checksum
 from mmjax.data.example import Example
-from mmjax.data.image import read_image
+from mmjax.data.image import measure_image, open_image, read_image
 from mmjax.data.layout import Layout
 from mmjax.data.packing import Packer
 from mmjax.data.patches import patchify
@@ -68,6 +70,179 @@ def test_a_broken_recording_is_an_error(broken, message):
         read_audio(broken)
 
 
+def spoken(seconds, rate):
+    """Sounds with pauses, whose loudness and pitch change as those of speech do."""
+    time = np.arange(round(seconds * rate)) / rate
+    loud = np.clip(np.sin(2 * np.pi * 1.7 * time) + 0.3 * np.sin(2 * np.pi * 0.31 * time), 0, 1)
+    pitch = 110 + 30 * np.sin(2 * np.pi * 0.5 * time)
+    voice = sum(np.sin(2 * np.pi * pitch * k * time) / k for k in range(1, 20))
+    return (loud * (0.2 * voice + 0.01 * np.random.default_rng(0).standard_normal(len(time)))).astype(np.float32)
+
+
+def with_size(data, place, form, size):
+    return data[:place] + struct.pack(form, size) + data[place + struct.calcsize(form) :]
+
+
+def after(data, name):
+    return data.index(name) + len(name)
+
+
+PIPES = [
+    ("WAV", lambda d: with_size(d, after(d, b"data"), "<I", 0)),
+    ("WAV", lambda d: with_size(with_size(d, after(d, b"data"), "<I", 0), 4, "<I", 36)),
+    ("WAV", lambda d: with_size(d, after(d, b"data"), "<I", 0x7FFFF000)),  # sox
+    ("WAV", lambda d: with_size(d, after(d, b"data"), "<I", 0x7FFFFFFF - 36)),
+    ("WAV", lambda d: with_size(d, after(d, b"data"), "<I", 0x80000000)),  # arecord
+    ("WAV", lambda d: with_size(d, after(d, b"data"), "<I", 0xFFFFFFFF)),  # ffmpeg
+    ("RF64", lambda d: with_size(d, after(d, b"ds64") + 12, "<Q", 0)),
+    ("RF64", lambda d: with_size(d, after(d, b"ds64") + 12, "<Q", 2**64 - 1)),
+    ("W64", lambda d: with_size(d, after(d, b"data") + 12, "<Q", 2**64 - 1)),
+    ("AIFF", lambda d: with_size(d, after(d, b"SSND"), ">I", 8)),
+    ("AIFF", lambda d: with_size(d, after(d, b"SSND"), ">I", 0xFFFFFFFF)),
+    ("CAF", lambda d: with_size(d, after(d, b"data"), ">q", -1)),
+    ("AU", lambda d: with_size(d, 8, ">I", 0)),
+    ("AU", lambda d: with_size(d, 8, ">I", 0xFFFFFFFF)),
+    ("FLAC", lambda d: d[:21] + bytes([d[21] & 0xF0, 0, 0, 0, 0]) + d[26:]),
+]
+
+
+@pytest.mark.parametrize("kind, piped", PIPES, ids=[f"{kind}-{number}" for number, (kind, _) in enumerate(PIPES)])
+def test_a_size_that_a_pipe_left_means_to_the_end_of_the_file(kind, piped):
+    whole = recording(rate=16_000, kind=kind, subtype="PCM_16")
+    assert piped(whole) != whole
+    assert measure_audio(piped(whole), "it")[:2] == (len(TONE), 16_000)
+    np.testing.assert_array_equal(read_audio(piped(whole)), read_audio(whole))
+    np.testing.assert_array_equal(read_audio(piped(whole), start=0.5), read_audio(whole)[8_000:])
+
+
+def test_a_recording_of_no_samples_is_not_what_lies_behind_it():
+    empty = (
+        recording(np.zeros(0), 16_000)
+        + b"LIST"
+        + struct.pack("<I", 26)
+        + b"INFOISFT"
+        + struct.pack("<I", 14)
+        + b"Lavf60.16.100\0"
+    )
+    with pytest.raises(UserError, match="no samples"):
+        read_audio(empty)
+
+
+@pytest.mark.parametrize("kind", ["WAV", "WAVEX", "RF64", "W64", "AIFF", "CAF", "AU"])
+def test_the_index_finds_a_cut_chunk(kind):
+    cut = recording(kind=kind)[:-1000]
+    for refuses in (measure_audio, lambda data, name: read_audio(data, name=name)):
+        with pytest.raises(UserError, match="the recording of it is truncated"):
+            refuses(cut, "of it")
+
+
+def test_a_size_that_a_pipe_left_does_not_hide_a_cut_sample():
+    piped = PIPES[5][1](recording(subtype="PCM_24"))
+    with pytest.raises(UserError, match="truncated: it ends within a sample"):
+        read_audio(piped[:-1])
+
+
+def last_page(data):
+    return data.rindex(b"OggS")
+
+
+def without_its_end(data):
+    """An OGG file whose last page does not say that it is the last."""
+    page = bytearray(data[last_page(data) :])
+    assert page[5] == 4
+    page[5], page[22:26] = 0, bytes(4)
+    struct.pack_into("<I", page, 22, ogg_checksum(page))
+    return data[: last_page(data)] + bytes(page)
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_an_ogg_stream_needs_no_flag_at_its_end_but_all_of_its_last_page(subtype):
+    whole = recording(spoken(10, 16_000), 16_000, "OGG", subtype=subtype)
+    open_ended = without_its_end(whole)
+    assert measure_audio(open_ended, "it").frames == 160_000
+    np.testing.assert_array_equal(read_audio(open_ended), read_audio(whole))
+    page = last_page(whole)
+    for cut in (page + 10, page + 30, len(whole) - 1):
+        with pytest.raises(UserError, match="truncated: its last OGG page is cut"):
+            measure_audio(whole[:cut], "it")
+    table = page + 27 + whole[page + 26] - 1  # the last packet goes on, on a page that is not there
+    going_on = open_ended[:table] + b"\xff" + open_ended[table + 1 :] + bytes(255 - whole[table])
+    with pytest.raises(UserError, match="truncated: its last OGG packet is cut"):
+        measure_audio(going_on, "it")
+
+
+def test_several_ogg_streams_in_a_file_are_not_taken_for_the_first(tmp_path):
+    with pytest.raises(UserError, match="several OGG streams"):
+        read_audio(recording(kind="OGG") + recording(kind="OGG"))
+
+
+@pytest.mark.parametrize("mode", ["VARIABLE", "CONSTANT"])
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_an_mp3_that_does_not_state_its_length_is_read_to_its_end(mode, rate):
+    """As streams and some encoders write it. libmpg123 estimates: half of a recording with pauses, or more than there is."""
+    sound = spoken(6, rate)
+    whole = recording(sound, rate, "MP3", bitrate_mode=mode, compression_level=0.5)
+    bare = whole[frame_bytes(whole[:4]) :]  # the first frame is a Xing header
+    found = read_audio(bare, rate)
+    assert measure_audio(bare, "it").frames == len(found)
+    assert 0 <= len(found) - len(sound) < 3 * 1152, "coders add up to a frame at both ends"
+    stated = read_audio(whole, rate)  # without what the coder added, whose length stands beside that of the sound
+    delay = next(d for d in range(3 * 1152) if np.abs(found[d : d + 1152] - stated[:1152]).max() < 1e-4)
+    np.testing.assert_allclose(found[delay : delay + len(stated)], stated, atol=1e-4)
+    tagged = bare + b"TAG" + bytes(125) + bare[:3] + b"\xff" * 9  # what is no frame is passed over
+    np.testing.assert_array_equal(read_audio(tagged, rate), found)
+    with pytest.raises(UserError, match="truncated: its last MP3 frame is cut"):
+        measure_audio(bare[:-20], "it")
+    half = recording(np.tile(sound, 4), rate, "MP3", bitrate_mode=mode, compression_level=0.5)
+    with pytest.raises(UserError, match="bytes are there"):
+        measure_audio(half[: len(half) // 2], "it")
+
+
+@pytest.mark.parametrize(
+    "kind, subtype", [("MP3", "MPEG_LAYER_III"), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("FLAC", "PCM_16")]
+)
+def test_a_part_is_what_the_whole_recording_has_there(kind, subtype, tmp_path):
+    path = tmp_path / "long"
+    length = 60 if kind == "MP3" else 15  # long enough for a seek
+    path.write_bytes(recording(spoken(length, 16_000), 16_000, kind, subtype=subtype))
+    whole = read_audio(path)
+    for start in np.linspace(0.0, length - 2.1, 10):
+        first = round(start * 16_000)
+        part = read_audio(path, start=start, seconds=2.0)
+        np.testing.assert_allclose(part, whole[first : first + 32_000], atol=1e-6)
+
+
+def test_a_part_may_end_half_a_second_behind_the_recording_and_no_more():
+    sound = recording(rate=16_000)  # 3 s
+    assert len(read_audio(sound, start=1.0, seconds=2.4)) == 32_000
+    assert measure_audio(sound, "it", 1.0, 2.4) == (32_000, 16_000, 16_000, pytest.approx(0.4))
+    for start, seconds in ((1.0, 2.6), (3.0, 0.1), (3.1, None)):
+        for refuses in (
+            lambda *part: measure_audio(sound, "it", *part),
+            lambda *part: read_audio(sound, 16_000, "it", *part),
+        ):
+            with pytest.raises(UserError, match="the recording it has 3.00 s, not"):
+                refuses(start, seconds)
+
+
+def test_floats_far_outside_of_one_are_refused_or_rescaled():
+    integers = np.round(20_000 * TONE).astype(np.float32)
+    for samples, expected in ((integers, integers / 2**15), (40 * TONE, TONE / np.abs(TONE).max())):
+        loud = recording(samples, 16_000, subtype="FLOAT")
+        with pytest.raises(UserError, match=r"the recording a\.wav holds values up to .*data\.rescale"):
+            read_audio(loud, name="a.wav")
+        np.testing.assert_allclose(read_audio(loud, rescale=True), expected, atol=1e-6)
+    too_loud = recording(2 * TONE, 16_000, subtype="FLOAT")
+    np.testing.assert_array_equal(read_audio(too_loud), read_audio(too_loud, rescale=True))
+
+
+@pytest.mark.parametrize("kind", ["VOC", "NIST", "AVR"])
+def test_a_format_that_is_not_read_is_refused_by_the_index_by_name(kind):
+    for refuses in (measure_audio, lambda data, name: read_audio(data, name=name)):
+        with pytest.raises(UserError, match=f"of it: its format is {kind}, PCM_16; what is read is WAV, FLAC"):
+            refuses(recording(rate=16_000, kind=kind, subtype="PCM_16"), "of it")
+
+
 def test_a_missing_recording_is_named(tmp_path):
     with pytest.raises(UserError, match=r"missing\.wav"):
         read_audio(tmp_path / "missing.wav")
@@ -94,6 +269,59 @@ def test_any_picture_becomes_a_square(size, mode, kind):
 def test_a_broken_picture_is_an_error(broken, message):
     with pytest.raises(UserError, match=message):
         read_image(broken, 64)
+
+
+# The corners of a picture of 16 x 8 pixels, in the order in which they are stored: rows from the top, columns from the left.
+CORNERS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 0]]], np.uint8)
+# What each orientation says that the stored rows and columns are (CIPA DC-008, table 8), as an upright picture's corners.
+UPRIGHT = {
+    1: CORNERS,
+    2: CORNERS[:, ::-1],
+    3: CORNERS[::-1, ::-1],
+    4: CORNERS[::-1],
+    5: CORNERS.swapaxes(0, 1),
+    6: CORNERS.swapaxes(0, 1)[:, ::-1],
+    7: CORNERS.swapaxes(0, 1)[::-1, ::-1],
+    8: CORNERS.swapaxes(0, 1)[::-1],
+}
+
+
+def late(png):
+    """A PNG whose EXIF stands behind its pixels."""
+    at = png.index(b"eXIf") - 4
+    chunk = png[at : at + 12 + int.from_bytes(png[at : at + 4])]
+    return png.replace(chunk, b"")[:-12] + chunk + png[-12:]
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "late PNG", "WEBP", "TIFF"])
+def test_a_picture_is_turned_as_its_exif_says(kind, orientation):
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(CORNERS.repeat(8, axis=0).repeat(16, axis=1))
+    stored.save(buffer, kind.removeprefix("late "), exif=exif, **({"quality": 95} if kind == "JPEG" else {}))
+    encoded = late(buffer.getvalue()) if kind == "late PNG" else buffer.getvalue()
+    seen = np.asarray(open_image(encoded))
+    expected = (
+        UPRIGHT[orientation].repeat(16 if orientation > 4 else 8, axis=0).repeat(8 if orientation > 4 else 16, axis=1)
+    )
+    assert measure_image(encoded, "it") == seen.shape[:2] == expected.shape[:2]
+    inside = np.s_[3::8, 3::8]  # away from the edges, which JPEG and WebP blur
+    np.testing.assert_allclose(seen[inside].astype(int), expected[inside], atol=40)
+
+
+def test_a_damaged_exif_costs_no_picture():
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 4)).save(buffer, "JPEG", exif=b"Exif\0\0no TIFF header")
+    assert open_image(buffer.getvalue()).size == (8, 4) and measure_image(buffer.getvalue(), "it") == (4, 8)
+
+
+def test_a_picture_of_a_format_that_is_not_read_is_refused_by_name():
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "ICO")
+    for refuses in (measure_image, open_image):
+        with pytest.raises(UserError, match="the image of it: its format is ICO; what is read is PNG, JPEG"):
+            refuses(buffer.getvalue(), "of it")
 
 
 def test_minutes_are_encoded_and_decoded():

@@ -41,11 +41,11 @@ def test_shards_hold_the_same_examples_and_a_build_goes_on_where_it_was(files, t
 
     built = []
 
-    def interrupted(collection, unreadable, numbers, path, note, advance):
+    def interrupted(collection, unreadable, numbers, path, *others):
         if len(built) == 2:
             raise KeyboardInterrupt
         built.append(path.name)
-        return original(collection, unreadable, numbers, path, note, advance)
+        return original(collection, unreadable, numbers, path, *others)
 
     original = building._build_shard
     monkeypatch.setattr(building, "_build_shard", interrupted)
@@ -113,6 +113,38 @@ def test_wav_of_16_bits_becomes_flac_and_nothing_else_changes(tmp_path):
     )
     np.testing.assert_array_equal(before[0], after[0])
     assert before[1] == after[1] == 8_000
+
+
+def test_a_build_of_nothing_is_an_error_and_leaves_nothing(tmp_path):
+    for number in range(3):
+        soundfile.write(tmp_path / f"{number}.wav", np.full(800, np.nan), 8_000, subtype="FLOAT")
+    listed = [{"speech": f"{number}.wav", "answer": "a"} for number in range(3)]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, listed)))
+    collection = Manifest(str(tmp_path / "list.jsonl"))
+    with pytest.raises(
+        UserError, match="none of the 3 examples of 'train' can be used.*list.jsonl:1 holds values that are not"
+    ):
+        build(collection, open_index(collection, {}, tmp_path, "it"), {}, tmp_path / "shards", "train")
+    assert not list((tmp_path / "shards").iterdir())
+
+
+def test_what_a_pipe_wrote_and_what_is_far_too_loud_are_built(tmp_path):
+    sound = 0.5 * np.sin(np.arange(8_000) / 20)
+    soundfile.write(tmp_path / "0.wav", sound, 16_000)
+    data = (tmp_path / "0.wav").read_bytes()
+    place = data.index(b"data") + 4
+    (tmp_path / "0.wav").write_bytes(data[:place] + bytes(4) + data[place + 4 :])
+    soundfile.write(tmp_path / "1.wav", np.round(2**15 * sound), 16_000, subtype="FLOAT")
+    listed = [{"speech": "0.wav"}, {"speech": "1.wav"}, {"speech": "1.wav", "start": 0.1, "seconds": 0.2}]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, listed)))
+    collection = Manifest(str(tmp_path / "list.jsonl"))
+    index = open_index(collection, {}, tmp_path, "it")
+    assert build(collection, index, {}, tmp_path / "without", "train")["examples"] == 1
+    assert build(collection, index, {}, tmp_path / "shards", "train", rescale=True)["examples"] == 3
+    shards = Shards(str(tmp_path / "shards"), "train")
+    for number, expected in enumerate((sound, sound, sound[1600:4800])):
+        found = read_audio(shards[number].speech, rescale=True)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_damaged_and_missing_shards_are_named(files, tmp_path):

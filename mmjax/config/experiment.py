@@ -138,6 +138,7 @@ class Data:
     prefixes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     sample_rate: int = 16_000  # Hz, that a collection's recordings are resampled to
     filters: Filters = Filters()  # of a collection
+    rescale: bool = False  # recordings of values far outside -1..1 are scaled into it; else they are left out
     directory: str | None = None  # None: $MMJAX_DATA, else ~/.cache/mmjax
     batch_rows: int = 16  # rows of a batch, over all devices
     rows: Mapping[str, int]  # what a row holds of each stream: hops, patches, tokens, examples

@@ -1,18 +1,61 @@
-"""Recordings in, samples out: any WAV, FLAC, OGG or MP3, any rate, any number of channels."""
+"""Recordings in, samples out: any rate, any number of channels; and how long a recording is, without decoding it.
+
+The index measures with `measure_audio`, the loader decodes with `read_audio`. Both open a recording in the same way, so
+they refuse the same ones for the same reason, and agree on the length of the others.
+"""
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile
 import soxr
 
-from mmjax.data.files import Blob
+from mmjax.data.containers import Reader, completed
+from mmjax.data.files import Blob, Unreadable, opened
 from mmjax.errors import UserError
 
+# What libsndfile calls the containers that are read. In each of them a missing end is noticed.
+FORMATS = "WAV", "WAVEX", "RF64", "W64", "AIFF", "CAF", "AU", "FLAC", "OGG", "MP3"
+READ = "WAV, FLAC, OGG (Vorbis, Opus), MP3, AIFF, CAF, AU, W64 and RF64"  # the same, for people
+# Bytes of a sample, where each takes as many.
+BYTES = dict(PCM_S8=1, PCM_U8=1, ULAW=1, ALAW=1, PCM_16=2, PCM_24=3, PCM_32=4, FLOAT=4, DOUBLE=8)
 LOUDEST = 8.0  # of a float recording that is merely too loud, and clipped; beyond, its scale is another
 RATES = 1_000, 1_000_000  # Hz, that a recording of sound can have; beyond, its header is damaged
-WHOLE = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")  # the containers in which a missing end is noticed
+TOLERANCE = 0.5  # seconds that a list may promise beyond the end of a recording: coders pad, and durations are rounded
+# An MP3 is decoded from so many seconds before the part that is wanted: after a seek, libmpg123 lacks what earlier frames
+# hold of later ones, and mutes up to 0.3 s. Half a second is enough (measured); the rest avoids its complaints.
+PREROLL = 30.0
+
+
+class Extent(NamedTuple):
+    """What is meant of a recording.
+
+    Attributes:
+      frames, rate: how many samples of each channel, and their rate in Hz.
+      first: the first of them.
+      missing: seconds that were wanted beyond the end; at most `TOLERANCE`.
+    """
+
+    frames: int
+    rate: int
+    first: int = 0
+    missing: float = 0.0
+
+
+def measure_audio(
+    source: str | os.PathLike | bytes | Blob, name: str, start: float = 0.0, seconds: float | None = None
+) -> Extent:
+    """How much of a recording is meant; see `read_audio`, which decodes so much of it, or raises.
+
+    Raises:
+      Unreadable: as `read_audio`, as far as a header tells.
+    """
+    with opened(source, f"the recording {name}") as file, _decoder(file, name) as reader:
+        return _extent(reader, name, start, seconds)
 
 
 def read_audio(
@@ -21,6 +64,7 @@ def read_audio(
     name: str | None = None,
     start: float = 0.0,
     seconds: float | None = None,
+    rescale: bool = False,
 ) -> np.ndarray:
     """Decodes a recording, or a part of it, to mono float32 samples [N] in [-1, 1] at `sample_rate` Hz.
 
@@ -28,61 +72,114 @@ def read_audio(
       source: a path, the encoded bytes, or where they lie.
       sample_rate: the rate to resample to (soxr, high quality), in Hz.
       name: what to call `source` in an error (default: its path).
-      start, seconds: the part that is wanted; None: to the end.
+      start, seconds: the part that is wanted; None: to the end. It may end up to `TOLERANCE` seconds behind the recording.
+      rescale: bring values beyond `LOUDEST` into [-1, 1]: see `_rescaled`.
 
     Raises:
-      UserError: the file is missing, unreadable, truncated, empty, or holds values that are not numbers.
+      Unreadable: the file is missing, of no format that is read, damaged, truncated, or empty; the part does not lie
+        in it; or it holds values that are not numbers, or far outside [-1, 1].
     """
-    if not isinstance(source, bytes):
-        source = source if isinstance(source, Blob) else Blob(os.fspath(source))
-        name = name or source.file
-    name = name or f"<{len(source)} bytes>"
-    # Of a part of a long recording, only that part is read.
-    inside = isinstance(source, Blob) and source.on_this_machine and (start > 0 or seconds is not None)
-    if isinstance(source, Blob) and not inside:
-        source = source.read()
-    if not inside:
-        if not source:
-            raise UserError(f"the recording {name} is empty (0 bytes)")
-        _check_whole(source, name)
-    try:
-        with soundfile.SoundFile(source.file if inside else io.BytesIO(source)) as file:
-            if file.format not in WHOLE:
-                raise RuntimeError(f"its format is {file.format}")
-            rate = file.samplerate
-            check_rate(rate, name)
-            first = min(round(start * rate), file.frames)
-            promised, there = file.frames - first, file.frames
-            if seconds is not None:
-                wanted = round(seconds * rate)
-                if wanted > promised + rate // 100:  # durations in lists are rounded
-                    raise UserError(f"the recording {name} has {there / rate:.2f} s, not {seconds} s from {start} s on")
-                promised = min(wanted, promised)
-            file.seek(first)
-            samples = file.read(promised, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError, MemoryError) as error:
-        reason = getattr(error, "error_string", str(error)).rstrip(".")
-        raise UserError(f"cannot decode the recording {name}: {reason}; is it WAV, FLAC, OGG or MP3?") from None
-    if 0 < len(samples) < promised:
-        raise UserError(f"the recording {name} is truncated: {len(samples)} of {promised} samples are there")
-    return as_read(samples, rate, sample_rate, name)
+    source = source if isinstance(source, bytes | Blob) else Blob(os.fspath(source))
+    if name is None:
+        name = source.file if isinstance(source, Blob) else f"<{len(source)} bytes>"
+    if isinstance(source, Blob) and not start and seconds is None:
+        source = source.read()  # at once; of a part of a long recording, only that part is read
+    with opened(source, f"the recording {name}") as file, _decoder(file, name) as reader:
+        rate, samples = reader.samplerate, _samples(reader, _extent(reader, name, start, seconds), name)
+    return as_read(samples, rate, sample_rate, name, rescale)
 
 
-def as_read(samples: np.ndarray, rate: int, sample_rate: int, name: str) -> np.ndarray:
+def as_read(samples: np.ndarray, rate: int, sample_rate: int, name: str, rescale: bool = False) -> np.ndarray:
     """Decoded float32 samples [N, C] at `rate` Hz as `read_audio` returns them: [N] in [-1, 1] at `sample_rate` Hz.
 
     Raises:
-      UserError: there are none, or they hold values that are not numbers, or far beyond -1 to 1.
+      Unreadable: there are none, or they hold values that are not numbers, or far outside [-1, 1].
     """
     if len(samples) == 0:
-        raise UserError(f"the recording {name} has no samples")
+        raise Unreadable("empty", f"the recording {name} has no samples")
     loudest = max(float(samples.max()), -float(samples.min()))  # of which a value that is no number makes one
     if not np.isfinite(loudest):
-        raise UserError(f"the recording {name} holds values that are not finite numbers")
+        raise Unreadable("not finite", f"the recording {name} holds values that are not finite numbers")
     if loudest > LOUDEST:
-        raise UserError(f"the recording {name} holds values up to {loudest:.3g}; floats lie in -1 to 1")
+        if not rescale:
+            raise Unreadable(
+                "too loud",
+                f"the recording {name} holds values up to {loudest:.3g}; floats lie in -1 to 1, and integers that were "
+                "stored as floats do not: store it again, or set data.rescale",
+            )
+        samples = _rescaled(samples, loudest)
     mono = _clipped(_mono(samples))
     return mono if rate == sample_rate else _clipped(soxr.resample(mono, rate, sample_rate))  # which may overshoot
+
+
+@contextmanager
+def _decoder(file: BinaryIO, name: str) -> Iterator[Reader]:
+    """A recording opened to be decoded; whatever libsndfile raises, then and later, names it."""
+    file, to_end = completed(file, name)
+    try:
+        with Reader(file) as reader:
+            coding = reader.subtype
+            mpeg = coding.startswith("MPEG") and (reader.format, coding) != ("MP3", "MPEG_LAYER_III")
+            if reader.format not in FORMATS or coding.startswith("DWVW") or mpeg:
+                raise _unknown(name, f"its format is {reader.format}, {coding}")
+            if not RATES[0] <= reader.samplerate <= RATES[1]:  # resampled from 1 Hz, a second becomes hours
+                raise Unreadable(
+                    "impossible rate", f"the recording {name} has a rate of {reader.samplerate} Hz, which cannot be"
+                )
+            if not 0 < reader.frames < 2**62:
+                raise Unreadable("no samples", f"the recording {name} has no samples")
+            width = BYTES.get(coding, 0) * reader.channels
+            spare = to_end % width if to_end and width else 0
+            if spare and not (spare == 1 and to_end % 2 == 0):  # chunks are filled to an even number of bytes
+                raise Unreadable("truncated", f"the recording {name} is truncated: it ends within a sample")
+            yield reader
+    except (soundfile.LibsndfileError, RuntimeError, MemoryError, OverflowError) as error:
+        reason = getattr(error, "error_string", str(error)).rstrip(".")
+        if "not recognised" in reason or "unimplemented" in reason:
+            raise _unknown(name, reason) from None
+        raise Unreadable("not decodable", f"cannot decode the recording {name}: {reason}") from None
+
+
+def _unknown(name: str, reason: str) -> Unreadable:
+    return Unreadable("unknown format", f"cannot decode the recording {name}: {reason}; what is read is {READ}")
+
+
+def _extent(reader: Reader, name: str, start: float, seconds: float | None) -> Extent:
+    rate, there = reader.samplerate, reader.frames
+    first = round(start * rate)
+    meant = there - first if seconds is None else round(seconds * rate)
+    missing = max(0.0, (first + meant - there) / rate)
+    if first >= there or meant <= 0 or missing > TOLERANCE:
+        wanted = f"from {start} s on" if seconds is None else f"{seconds} s from {start} s on"
+        raise Unreadable("no such part", f"the recording {name} has {there / rate:.2f} s, not {wanted}")
+    return Extent(min(meant, there - first), rate, first, missing)
+
+
+def _samples(reader: Reader, extent: Extent, name: str) -> np.ndarray:
+    """The samples [N, channels] of a part."""
+    at = 0
+    if soundfile.SoundFile.seekable(reader):
+        at = max(0, extent.first - round(PREROLL * extent.rate)) if reader.format == "MP3" else extent.first
+    if at:
+        reader.seek(at)
+    while at < extent.first:
+        passed = len(reader.read(min(2**16, extent.first - at), dtype="float32", always_2d=True))
+        if not passed:
+            break
+        at += passed
+    samples = reader.read(extent.frames, dtype="float32", always_2d=True)
+    if len(samples) < extent.frames:
+        raise Unreadable(
+            "truncated", f"the recording {name} is truncated: {len(samples)} of {extent.frames} samples are there"
+        )
+    return samples
+
+
+def _rescaled(samples: np.ndarray, loudest: float) -> np.ndarray:
+    """Samples in [-1, 1]: whole numbers by the full scale of 16, 24 or 32 bits that holds them, others by the loudest."""
+    scales = [2.0**bits for bits in (15, 23, 31) if loudest <= 2.0**bits]
+    whole = scales and np.array_equal(samples, np.rint(samples))
+    return samples / np.float32(scales[0] if whole else loudest)
 
 
 def _mono(samples: np.ndarray) -> np.ndarray:
@@ -99,35 +196,6 @@ def _clipped(samples: np.ndarray) -> np.ndarray:
     """Samples [N] clipped to [-1, 1]; a copy is only made where there is something to clip."""
     inside = not len(samples) or (samples.max() <= 1.0 and samples.min() >= -1.0)
     return samples if inside else np.clip(samples, -1.0, 1.0)
-
-
-def check_rate(rate: int, name: str) -> None:
-    """That a rate in Hz can be one: resampled from 1 Hz, a second becomes hours.
-
-    Raises:
-      UserError: it cannot.
-    """
-    if not RATES[0] <= rate <= RATES[1]:
-        raise UserError(f"the recording {name} has a rate of {rate} Hz, which cannot be")
-
-
-def _check_whole(data: bytes, name: str) -> None:
-    """libsndfile shortens a cut WAV and a cut OGG without a word; their own headers tell the truth."""
-    if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
-        at = 12
-        while at + 8 <= len(data):
-            kind, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
-            # A recorder that streams writes 0 or 0xFFFFFFFF because it cannot know the size yet.
-            if kind == b"data" and size not in (0, 0xFFFFFFFF) and at + 8 + size > len(data):
-                raise UserError(f"the recording {name} is truncated: {len(data) - at - 8} of {size} bytes are there")
-            at += 8 + size + size % 2
-    elif data[:4] == b"OggS":
-        last = data.rfind(b"OggS")
-        if last + 27 > len(data) or not data[last + 5] & 4:  # the end-of-stream flag of the last page
-            raise UserError(f"the recording {name} is truncated: its last OGG page is missing")
-        table = data[last + 27 : last + 27 + data[last + 26]]
-        if last + 27 + data[last + 26] + sum(table) > len(data):
-            raise UserError(f"the recording {name} is truncated: its last OGG page is cut")
 
 
 def encode_ogg(samples: np.ndarray, sample_rate: int = 16_000) -> bytes:

@@ -21,7 +21,8 @@ import numpy as np
 import soundfile
 
 from mmjax import progress
-from mmjax.data.audio import read_audio
+from mmjax.data.audio import measure_audio, read_audio
+from mmjax.data.containers import CHUNKS, completed
 from mmjax.data.files import Blob
 from mmjax.data.image import open_image
 from mmjax.data.index import Index, Measured, measure, write_index
@@ -55,6 +56,7 @@ def build(
     *,
     shard_bytes: int = 2**28,
     keep_duplicates: bool = False,
+    rescale: bool = False,
 ) -> dict[str, Any]:
     """Writes the shards and the index of one split.
 
@@ -63,17 +65,18 @@ def build(
       stamp: what identifies it: a folder that holds another collection is not continued.
       directory: where to.
       shard_bytes: about how large a shard is.
+      rescale: as `data.rescale`; parts of recordings are cut out rescaled, whole ones are kept as they are.
       keep_duplicates: else an example whose recording, picture, texts and answer another one has, too, is left out.
 
     Returns:
       {"examples", "shards", "bytes", "left_out": {reason: count}}.
 
     Raises:
-      UserError: the folder cannot be written, or holds other shards.
+      UserError: the folder cannot be written, or holds other shards; or no example is left.
     """
     plan = _plan(collection, index, shard_bytes)
     work = directory / f".{split}.building"
-    _claim(directory, work, split, [stamp, [len(part) for part in plan], keep_duplicates])
+    _claim(directory, work, split, [stamp, [len(part) for part in plan], keep_duplicates, rescale])
     jobs = [
         (part, directory / shard_name(split, number, len(plan)), work / f"{number}.part")
         for number, part in enumerate(plan)
@@ -81,10 +84,18 @@ def build(
     waiting = [job for job in jobs if not (job[1].is_file() and job[2].is_file())]
     done = sum(len(part) for part, *_ in jobs) - sum(len(part) for part, *_ in waiting)
     with progress.bar(f"building {split}", len(collection), "examples", done=done) as bar:
-        for count in _run(collection, index, waiting):
+        for count in _run(collection, index, waiting, rescale):
             bar.advance(count)
     parts = [pickle.loads(path.read_bytes()) for _, _, path in jobs]
     measured, left_out = _without_duplicates(parts, keep_duplicates)
+    if not measured:
+        for _, shard, _ in jobs:
+            shard.unlink()
+        shutil.rmtree(work)
+        raise UserError(
+            f"none of the {len(left_out):,} examples of '{split}' can be used, and no shard is made; the first, example "
+            f"{left_out[0][0]}: {left_out[0][1]}"
+        )
     for old in (directory / split, work / "index"):
         shutil.rmtree(old, ignore_errors=True)
     write_index(measured, work / "index")
@@ -137,12 +148,12 @@ def _claim(directory: Path, work: Path, split: str, identity: Any) -> None:
         raise UserError(f"cannot write into {directory}: {error.strerror or error}") from None
 
 
-def _run(collection: Sequence[Record], index: Index, jobs: list[Any]):
+def _run(collection: Sequence[Record], index: Index, jobs: list[Any], rescale: bool):
     """Does the jobs, several at a time; yields how many examples were done since the last time."""
     done: queue.SimpleQueue[int] = queue.SimpleQueue()
     # Threads: decoders, checksums and the disk do not hold Python's lock.
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-        running = [pool.submit(_build_shard, collection, index.unreadable, *job, done.put) for job in jobs]
+        running = [pool.submit(_build_shard, collection, index.unreadable, *job, done.put, rescale) for job in jobs]
         try:
             while not all(job.done() for job in running) or not done.empty():
                 try:
@@ -163,6 +174,7 @@ def _build_shard(
     path: Path,
     note: Path,
     advance: Callable[[int], None],
+    rescale: bool,
 ) -> None:
     """Writes a shard and what was measured of it."""
     from array_record.python import array_record_module
@@ -174,9 +186,10 @@ def _build_shard(
             try:
                 if number in unreadable:
                     raise UserError(unreadable[number])
-                record = whole(collection[number])
-                part.measured.append(checked(record))
+                record = whole(collection[number], rescale)
+                measured = checked(record, rescale)
                 record = packed(record)
+                part.measured.append(measured)
                 part.digests.append(_digest(record))
                 part.numbers.append(number)
                 writer.write(encode(record))
@@ -194,14 +207,15 @@ def _build_shard(
         temporary.unlink(missing_ok=True)
 
 
-def whole(record: Record) -> Record:
+def whole(record: Record, rescale: bool = False) -> Record:
     """The record with its bytes inside; of a part of a recording only that part, as FLAC at its own rate."""
     speech, image = record.speech, record.image
     if speech is not None and (record.start > 0 or record.seconds is not None):
-        frames, rate = measure(record._replace(image=None))[:2]
-        samples = read_audio(speech, rate, record.name, record.start, record.seconds)
+        name = f"of {record.name}"
+        rate = measure_audio(speech, name, record.start, record.seconds).rate
+        samples = read_audio(speech, rate, name, record.start, record.seconds, rescale)
         buffer = io.BytesIO()
-        soundfile.write(buffer, samples[:frames], rate, subtype="PCM_16", format="FLAC")
+        soundfile.write(buffer, samples, rate, subtype="PCM_16", format="FLAC")
         return whole(record._replace(speech=buffer.getvalue(), start=0.0, seconds=None))
     return record._replace(
         speech=speech.read() if isinstance(speech, Blob) else speech,
@@ -210,12 +224,12 @@ def whole(record: Record) -> Record:
 
 
 def packed(record: Record) -> Record:
-    """The record with 16-bit samples (WAV) as FLAC: the same in about half the bytes."""
-    if record.speech is None or record.speech[:4] != b"RIFF":
+    """The record with uncompressed 16-bit samples (WAV, AIFF ...) as FLAC: the same in about half the bytes."""
+    if record.speech is None or record.speech[:4] not in CHUNKS:
         return record
     buffer = io.BytesIO()
     try:
-        with soundfile.SoundFile(io.BytesIO(record.speech)) as file:
+        with soundfile.SoundFile(completed(io.BytesIO(record.speech), f"of {record.name}")[0]) as file:
             if file.subtype != "PCM_16":
                 return record
             soundfile.write(buffer, file.read(dtype="int16"), file.samplerate, subtype="PCM_16", format="FLAC")
@@ -224,14 +238,14 @@ def packed(record: Record) -> Record:
     return record._replace(speech=buffer.getvalue())
 
 
-def checked(record: Record) -> Measured:
+def checked(record: Record, rescale: bool = False) -> Measured:
     """The record measured, after all of it was decoded.
 
     Raises:
       UserError: it cannot be.
     """
     if record.speech is not None:
-        read_audio(record.speech, name=f"of {record.name}")
+        read_audio(record.speech, name=f"of {record.name}", rescale=rescale)
     if record.image is not None:
         open_image(record.image, f"of {record.name}")
     return measure(record)

@@ -9,7 +9,7 @@ import numpy as np
 
 from mmjax.data.audio import read_audio
 from mmjax.data.example import Example
-from mmjax.data.files import Blob
+from mmjax.data.files import Blob, Unreadable
 from mmjax.data.index import TAGS, TEXTS, Index
 from mmjax.data.prefixes import Prefixes
 from mmjax.data.record import Record
@@ -47,6 +47,7 @@ class Corpus:
       sample_rate: that recordings are resampled to, in Hz.
       answers: names of classes (or of numbers), of the training split; None: those of this index.
       filters: what is left out.
+      rescale: bring recordings whose values lie far outside [-1, 1] into it (see `read_audio`); else they are left out.
       prefixes: special tokens in front of texts; see `Prefixes`.
       title: to say what it is.
 
@@ -65,11 +66,12 @@ class Corpus:
         sample_rate: int = 16_000,
         answers: Sequence[str] | None = None,
         filters: Filters = Filters(),
+        rescale: bool = False,
         prefixes: Mapping[str, Sequence[str]] | None = None,
         title: str = "the data",
     ):
         self._collection, self._index, self.tokenizer = collection, index, tokenizer
-        self.sample_rate, self._title = sample_rate, title
+        self.sample_rate, self._title, self._rescale = sample_rate, title, rescale
         self.answers = list(answers if answers is not None else index.answers or self._numbers())
         self._number_of = {name: number for number, name in enumerate(self.answers)}
         sizes = {}
@@ -146,11 +148,13 @@ class Corpus:
         )
 
     def _speech(self, record: Record, promised: int) -> np.ndarray:
-        samples = read_audio(record.speech, self.sample_rate, record.name, record.start, record.seconds)
+        name = f"of {record.name}"
+        samples = read_audio(record.speech, self.sample_rate, name, record.start, record.seconds, self._rescale)
         if len(samples) != promised:
-            raise UserError(
+            raise Unreadable(
+                "not what was indexed",
                 f"the recording of {record.name} has {len(samples)} samples, and the index says {promised}: "
-                "it is not what was indexed"
+                "it is not what was indexed",
             )
         return samples
 

@@ -11,7 +11,7 @@ class Example(NamedTuple):
 
     Attributes:
       speech: a function that decodes the recording to float32 samples [N] at the source's rate.
-      image: an encoded picture (PNG or JPEG bytes).
+      image: an encoded picture (see `open_image`).
       text: what the text encoder reads.
       transcript: what the speech says.
       target: what is to be written: a caption, a translation, an answer in words.

@@ -1,10 +1,23 @@
 """Bytes of files, on this machine or in a bucket (gs://, s3://: whatever fsspec knows)."""
 
 import glob
+import io
 import os
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from mmjax.errors import UserError
+
+
+class Unreadable(UserError):
+    """A recording or picture that cannot be used.
+
+    Attributes:
+      kind: of the fault, in a few words; the same for all that have it, so that they can be counted.
+    """
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.kind = kind
 
 
 class Blob(NamedTuple):
@@ -28,7 +41,7 @@ class Blob(NamedTuple):
         """The bytes.
 
         Raises:
-          UserError: there is no such file, it cannot be read, or it ends before the range does.
+          Unreadable: there is no such file, it cannot be read, or it ends before the range does.
         """
         try:
             if remote(self.file):
@@ -40,10 +53,48 @@ class Blob(NamedTuple):
                     file.seek(self.offset)
                     data = file.read() if self.length is None else file.read(self.length)
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {self.file}: {getattr(error, 'strerror', None) or error}") from None
+            raise _cannot_read(self.file, error) from None
         if self.length is not None and len(data) < self.length:
-            raise UserError(f"{self.file} ends {self.length - len(data)} bytes before what should lie in it")
+            raise Unreadable(
+                "truncated", f"{self.file} ends {self.length - len(data)} bytes before what should lie in it"
+            )
         return data
+
+
+def opened(source: str | os.PathLike | bytes | Blob, what: str) -> BinaryIO:
+    """Encoded bytes as a file: the file itself where it is whole and lies on this machine.
+
+    Args:
+      source: the bytes, a path, or where they lie.
+      what: to say which it is, if it is empty.
+
+    Raises:
+      Unreadable: it cannot be read, or it is empty.
+    """
+    if not isinstance(source, bytes):
+        source = source if isinstance(source, Blob) else Blob(os.fspath(source))
+        if source.on_this_machine:
+            try:
+                file = open(source.file, "rb")  # noqa: SIM115  (whom it is opened for closes it)
+                size = os.fstat(file.fileno()).st_size
+            except OSError as error:
+                raise _cannot_read(source.file, error) from None
+            if not size:
+                file.close()
+                raise _empty(what)
+            return file
+        source = source.read()
+    if not source:
+        raise _empty(what)
+    return io.BytesIO(source)
+
+
+def _empty(what: str) -> Unreadable:
+    return Unreadable("empty", f"{what} is empty (0 bytes)")
+
+
+def _cannot_read(path: str, error: Exception) -> Unreadable:
+    return Unreadable("cannot be opened", f"cannot read {path}: {getattr(error, 'strerror', None) or error}")
 
 
 def remote(path: str) -> bool:

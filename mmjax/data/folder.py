@@ -6,8 +6,8 @@ from mmjax.data.files import Blob, below, join
 from mmjax.data.record import Record
 from mmjax.errors import UserError
 
-SPEECH = (".wav", ".flac", ".ogg", ".mp3")
-IMAGES = (".png", ".jpg", ".jpeg")
+SPEECH = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".caf", ".au", ".w64", ".rf64")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tiff", ".tif", ".bmp")
 TEXT = ".txt"  # what the speech beside it says, or else what the picture beside it shows
 KINDS = {**dict.fromkeys(SPEECH, "speech"), **dict.fromkeys(IMAGES, "image"), TEXT: "text"}
 

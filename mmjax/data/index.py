@@ -5,7 +5,6 @@ not loaded.
 """
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -15,17 +14,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import soundfile
-from PIL import Image
+from rich.markup import escape
 
 from mmjax import progress
-from mmjax.data.audio import check_rate
-from mmjax.data.files import Blob
-from mmjax.data.image import check_pixels
+from mmjax.data.audio import Extent, measure_audio
+from mmjax.data.image import measure_image
 from mmjax.data.record import Record
 from mmjax.errors import UserError
 
-VERSION = 2
+VERSION = 3
 TEXTS = ("text", "transcript", "target")
 TAGS = ("language", "task")
 AT_ONCE = 64  # records that a thread measures at a time
@@ -37,8 +34,9 @@ class Measured(NamedTuple):
 
     Attributes:
       frames, rate: of the recording (of the part of it that is meant), as it lies on disk.
-      height, width: of the picture, in pixels.
+      height, width: of the picture as it is to be seen, in pixels.
       reason: why it cannot be read; None if it can.
+      missing: seconds by which the recording ends before the part does; not kept.
     """
 
     frames: int = 0
@@ -49,6 +47,7 @@ class Measured(NamedTuple):
     tags: tuple[str | None, ...] = (None,) * len(TAGS)
     answer: str | tuple[float, ...] | None = None
     reason: str | None = None
+    missing: float = 0.0
 
 
 class Index:
@@ -146,56 +145,14 @@ def measure(record: Record) -> Measured:
     Raises:
       UserError: a file is missing, or its header cannot be read.
     """
-    frames, rate = _frames(record) if record.speech is not None else (0, 0)
-    height, width = _size(record) if record.image is not None else (0, 0)
+    name, sound, size = f"of {record.name}", Extent(0, 0), (0, 0)
+    if record.speech is not None:
+        sound = measure_audio(record.speech, name, record.start, record.seconds)
+    if record.image is not None:
+        size = measure_image(record.image, name)
     texts = tuple(getattr(record, name) for name in TEXTS)
     tags = tuple(getattr(record, name) for name in TAGS)
-    return Measured(frames, rate, height, width, texts, tags, record.answer)
-
-
-def _frames(record: Record) -> tuple[int, int]:
-    """Frames of the part of the recording that is meant, and its rate."""
-    with opened(record.speech, record.name) as source:
-        try:
-            with soundfile.SoundFile(source) as file:
-                frames, rate = file.frames, file.samplerate
-        except (soundfile.LibsndfileError, RuntimeError, MemoryError) as error:
-            reason = getattr(error, "error_string", str(error)).rstrip(".")
-            raise UserError(f"cannot decode the recording of {record.name}: {reason}") from None
-    check_rate(rate, f"of {record.name}")
-    first = round(record.start * rate)
-    meant = frames - first if record.seconds is None else round(record.seconds * rate)
-    if meant <= 0 or first + meant > frames + rate // 100:  # durations in lists are rounded
-        raise UserError(
-            f"the recording of {record.name} has {frames / rate:.2f} s, not from {record.start} s on "
-            + ("anything" if record.seconds is None else f"{record.seconds} s")
-        )
-    return min(meant, frames - first), rate
-
-
-def _size(record: Record) -> tuple[int, int]:
-    with opened(record.image, record.name) as source:
-        try:
-            with Image.open(source) as image:
-                check_pixels(image)
-                return image.height, image.width
-        except Exception as error:  # Pillow's decoders raise whatever comes to them
-            raise UserError(f"cannot decode the picture of {record.name}: {error}") from None
-
-
-def opened(part: bytes | Blob, name: str):
-    """Encoded bytes as a file: the file itself where it is whole and lies on this machine."""
-    if isinstance(part, Blob) and part.on_this_machine:
-        try:
-            if not os.path.getsize(part.file):
-                raise UserError(f"{part.file} of {name} is empty (0 bytes)")
-            return open(part.file, "rb")
-        except OSError as error:
-            raise UserError(f"cannot read {part.file} of {name}: {error.strerror or error}") from None
-    data = part if isinstance(part, bytes) else part.read()
-    if not data:
-        raise UserError(f"a file of {name} is empty (0 bytes)")
-    return io.BytesIO(data)
+    return Measured(sound.frames, sound.rate, *size, texts, tags, record.answer, missing=sound.missing)
 
 
 # Making it. -----------------------------------------------------------------------------------------------
@@ -245,6 +202,12 @@ def measure_all(collection: Sequence[Record], title: str) -> list[Measured]:
         for measured in pool.map(lambda part: _measure_part(collection, part), parts):
             found += measured
             bar.advance(len(measured))
+    if short := [(m.missing, number) for number, m in enumerate(found) if m.missing > 0.01]:  # durations are rounded
+        longest, number = max(short)
+        progress.console.print(
+            f"[yellow]{escape(title)}: {len(short):,} recordings end before the part that is stated of them, by up to "
+            f"{longest:.2f} s ({escape(collection[number].name)}); what is there is taken[/yellow]"
+        )
     return found
 
 

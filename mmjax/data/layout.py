@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mmjax.data.files import Unreadable
 from mmjax.data.patches import patch_grid, patchify
 from mmjax.data.sampler import NEEDS
 from mmjax.data.text import Tokenizer
@@ -124,7 +125,8 @@ class Layout:
     def speech(self, samples: np.ndarray) -> np.ndarray:
         """Samples [N] -> blocks [ceil(N / hop), hop]; the last block is filled with zeros."""
         if len(samples) < self.window:
-            raise UserError(f"speech of {len(samples)} samples is shorter than one analysis window ({self.window})")
+            said = f"speech of {len(samples)} samples is shorter than one analysis window ({self.window})"
+            raise Unreadable("too short", said)
         blocks = np.zeros((-(-len(samples) // self.hop), self.hop), np.float32)
         blocks.reshape(-1)[: len(samples)] = samples
         return blocks

@@ -1,30 +1,40 @@
 """Batches by step: read, decode and pack the rows that this host holds, ahead of the step that needs them."""
 
+import math
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 
+from mmjax import progress
 from mmjax.data.layout import Layout
 from mmjax.data.packing import Blend, Packer
 from mmjax.data.sampler import Sampler
 from mmjax.errors import UserError
 from mmjax.stream import WHOLE, Batch, Share
 
+# How unlikely it must be that a collection that loses no more than it may lose so many of the first examples.
+CHANCE = 1e-4
+
 
 class Batches:
     """Random access to the batches of a run: `batches[step]`, always the same for the same step.
 
-    An example that cannot be decoded is set aside: its slot stays empty, and it is listed in `skipped`.
+    An example that cannot be decoded is set aside: its slot stays empty, and it is listed in `skipped`. The first of
+    each kind of fault is said at once.
 
     Args:
       source: random access to examples.
       share: of every batch's rows, what this host takes.
       augmentation: of the pictures, by step and example (see `ImageAugmentation`); None in evaluation.
       mixing: of pictures and answers, likewise (see `ImageMixing`).
+      largest_share_dropped: more than this share set aside is an error, as soon as that is beyond doubt (`too_many`).
+      measuring: a step may lose all of its examples (nothing is learned from it), and the caller says what was lost.
     """
 
     def __init__(
@@ -35,12 +45,17 @@ class Batches:
         share: Share = WHOLE,
         augmentation: Any = None,
         mixing: Any = None,
+        *,
+        largest_share_dropped: float = 0.05,
+        measuring: bool = False,
     ):
         self.source, self.layout, self.sampler = source, layout, sampler
         self._rows = share.rows(sampler.batch_rows)
         self._augmentation, self._mixing = augmentation, mixing
+        self._limit, self._measuring = largest_share_dropped, measuring
         self.skipped: dict[int, str] = {}
-        self._seen = 0
+        self._kinds: Counter[str] = Counter()
+        self._delivered, self._lost = 0, 0  # an example of several epochs several times
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -50,6 +65,7 @@ class Batches:
         augment = self._augmentation and partial(self._augmentation, step=step)
         packer, rows = Packer(self.layout, len(self._rows), augment), self.sampler.rows(step)
         held = [rows[mine] for mine in self._rows if mine < len(rows)]  # the last batch may lack some
+        lost = 0
         for number, row in enumerate(held):
             for place, (index, shows) in enumerate(zip(row.examples.tolist(), row.subsets, strict=True)):
                 try:
@@ -62,19 +78,58 @@ class Batches:
                         blend = None  # there is nothing to mix it with
                     given = dict(zip(self.sampler.names, row.taken[place].tolist(), strict=True))
                     packer.add(number, example, shows, index, example.name or f"example {index}", blend, given)
-                    self._seen += 1
+                    with self._lock:
+                        self._delivered += 1
                 except UserError as error:
-                    self._set_aside(index, str(error))
+                    lost += 1
+                    self._set_aside(index, error)
+        # Of several hosts, each knows only its own rows.
+        if lost and not self._measuring and lost == sum(len(row.examples) for row in rows):
+            raise UserError(self._said(f"none of the examples of step {step} can be used"))
         return packer.batch
 
     def _played(self, speech: Callable[[], np.ndarray], choice: int) -> Callable[[], np.ndarray]:
         return lambda: self.sampler.speed(speech(), choice)
 
-    def _set_aside(self, index: int, reason: str) -> None:
+    def _set_aside(self, index: int, error: UserError) -> None:
+        kind = getattr(error, "kind", "unreadable")
         with self._lock:
-            self.skipped[index] = " ".join(reason.splitlines())  # it is listed in one line
-            if len(self.skipped) >= 64 and len(self.skipped) > self._seen:
-                raise UserError(f"more than half of the examples cannot be used; the last, example {index}: {reason}")
+            self._lost += 1
+            if index not in self.skipped:
+                self.skipped[index] = " ".join(str(error).splitlines())  # it is listed in one line
+                self._kinds[kind] += 1
+                if self._kinds[kind] == 1 and not self._measuring:
+                    said = escape(f"example {index} is left out ({kind}): {self.skipped[index]}")
+                    progress.console.print(f"[yellow]{said}; others of its kind are only counted[/yellow]")
+            share, tried = self._limit, self._delivered + self._lost
+            if len(self.skipped) > share * len(self.source) or too_many(self._lost, tried, share):
+                raise UserError(self._said(f"{self._lost:,} of the first {tried:,} examples cannot be used"))
+
+    def _said(self, what: str) -> str:
+        """The error with reasons, the first example, and the remedy."""
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in self._kinds.most_common())
+        first = next(iter(self.skipped))
+        return (
+            f"{what} ({kinds}; the first, example {first}: {self.skipped[first]}); mend or remove them (`mmjax data build` "
+            "leaves them out, and lists them), or raise data.filters.largest_share_dropped"
+        )
+
+
+def too_many(lost: int, tried: int, share: float) -> bool:
+    """Whether so many of the examples tried were lost that it is no chance if only a share of all can be.
+
+    By Chernoff's bound on the binomial distribution, the chance of `lost` or more is below exp(-tried * KL), where KL is
+    the divergence of the share that was lost from the share that may be.
+    """
+    found = lost / tried
+    if found <= share:
+        return False
+    if share <= 0.0:
+        return True
+    divergence = found * math.log(found / share)
+    if found < 1.0:
+        divergence += (1.0 - found) * math.log((1.0 - found) / (1.0 - share))
+    return tried * divergence > -math.log(CHANCE)
 
 
 def prefetch(batches: Batches, start: int, stop: int, threads: int = 1, ahead: int = 4) -> Iterator[Batch]:

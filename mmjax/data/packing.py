@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmjax.data.example import Example
+from mmjax.data.files import Unreadable
 from mmjax.data.image import open_image, resize
 from mmjax.data.image_mixing import Mix
 from mmjax.data.layout import Layout, Rows
@@ -84,9 +85,10 @@ class Packer(Rows):
 
         for stream, (features, _) in parts.items():
             if given is not None and len(features) > given.get(stream, len(features)):
-                raise UserError(
+                raise Unreadable(
+                    "not what was indexed",
                     f"the {stream} of {name} takes {len(features)} positions of a row, and its size promised "
-                    f"{given[stream]}: it is not what was indexed"
+                    f"{given[stream]}: it is not what was indexed",
                 )
         self.write(row, parts, name)
 

@@ -36,7 +36,7 @@ def open_source(data: Any, split: str, directory: Path, own: Callable[[Any, str]
     """A split of the source that `data` describes.
 
     Args:
-      data: as `Data` in a config: source, tokenizer, sample_rate, filters.
+      data: as `Data` in a config: source, tokenizer, sample_rate, filters, rescale.
       directory: where prepared data, indices and tokenizers are kept.
       own: (source, split) -> the user's class of an `OwnSource`.
 
@@ -86,6 +86,7 @@ def _open_one(source: Any, data: Any, split: str, directory: Path, tokenizer: To
         sample_rate=data.sample_rate,
         answers=training.answers,
         filters=Filters(**vars(data.filters)),
+        rescale=data.rescale,
         prefixes=data.prefixes,
         title=f"{type(source).__name__} {getattr(source, 'splits', {}).get(split, split)}",
     )

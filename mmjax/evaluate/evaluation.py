@@ -102,7 +102,8 @@ class Evaluator:
             window=data.window,
             among=spread(examples, len(self.source)),
         )
-        batches = Batches(self.source, layout, sampler, share_of_rows(self._mesh))
+        dropped, share = data.filters.largest_share_dropped, share_of_rows(self._mesh)
+        batches = Batches(self.source, layout, sampler, share, largest_share_dropped=dropped, measuring=True)
         step = self._steps.setdefault(subset, self._make_step())
         heads = self._config.model.heads
         pairs = {name: head.between for name, head in heads.items() if isinstance(head, c.Contrast)}

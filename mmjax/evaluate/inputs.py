@@ -17,19 +17,20 @@ ROUNDING = 0.05  # by which a picture of floats may leave 0 to 1: bicubic resizi
 ARRAY = "that was given as an array"
 
 
-def samples_of(speech: Any, sample_rate: int) -> np.ndarray:
+def samples_of(speech: Any, sample_rate: int, rescale: bool = False) -> np.ndarray:
     """Mono float32 samples [N] in [-1, 1] at `sample_rate` Hz.
 
     Args:
       speech: the path of a recording or its bytes (see `read_audio`); an array [N], [N, C] or [C, N], at `sample_rate`;
         or (array, rate in Hz), which is resampled. Floats lie in -1 to 1; int16, int32 and uint8 are scaled as in WAV
         files. Of C channels (the shorter axis) the mean is taken.
+      rescale: as `read_audio`.
 
     Raises:
       UserError: the recording cannot be read, or the array is of another kind or shape, or its values lie elsewhere.
     """
     if isinstance(speech, str | os.PathLike | bytes):
-        return read_audio(speech, sample_rate)
+        return read_audio(speech, sample_rate, rescale=rescale)
     rate = sample_rate
     if isinstance(speech, tuple):
         if len(speech) != 2 or np.ndim(speech[1]) != 0:
@@ -48,7 +49,7 @@ def samples_of(speech: Any, sample_rate: int) -> np.ndarray:
         samples = ((samples.astype(np.float64) - zero) / full).astype(np.float32)
     elif samples.dtype.kind != "f":
         raise UserError(f"the speech {ARRAY} is of {kind}; give floats in -1 to 1, or {', '.join(INTEGERS)}")
-    return as_read(samples.astype(np.float32), rate, sample_rate, ARRAY)
+    return as_read(samples.astype(np.float32), rate, sample_rate, ARRAY, rescale)
 
 
 def picture_of(image: Any) -> bytes:

@@ -131,7 +131,9 @@ class Run:
             raise UserError("this run puts no tag in front of a text (its config has no data.prefixes.text)")
         given = {"speech": speech, "image": image, "text": text} | vectors
         self._check_streams(given)
-        given["speech"] = None if speech is None else samples_of(speech, sample_rate(self.config))
+        given["speech"] = (
+            None if speech is None else samples_of(speech, sample_rate(self.config), self.config.data.rescale)
+        )
         given["image"] = None if image is None else picture_of(image)
         return self._predict(given, Prefixes(templates, self.tokenizer).ids("text", tags or {}) if templates else ())
 

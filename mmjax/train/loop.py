@@ -71,7 +71,8 @@ def _train(config: c.Experiment, run: Path, stop: StopSignal) -> dict[str, Any]:
     sampler = build_sampler(config, layout, source)
     changes = build_image_augmentation(config), build_image_mixing(config)
     share = share_of_rows(mesh)
-    batches = Batches(source, layout, sampler, share, *changes)
+    dropped = config.data.filters.largest_share_dropped
+    batches = Batches(source, layout, sampler, share, *changes, largest_share_dropped=dropped)
     open_run(config, run, source)
 
     model, objectives, optimizer = (

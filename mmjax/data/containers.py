@@ -1,0 +1,350 @@
+"""What a recording's container says of its end, and whether the file agrees.
+
+libsndfile shortens a cut WAV without a word, takes a size that a pipe left for a real one, and guesses how long an MP3 is
+that does not say it. `completed` finds what is cut, and states the length where it is not stated, so that what the
+header promises is what decoding gives. It reads headers, and the end of an OGG file; all of a file only where its length
+stands nowhere.
+"""
+
+import io
+import struct
+from typing import BinaryIO, NamedTuple
+
+import soundfile
+
+from mmjax.data.files import Unreadable
+
+# Sizes that mean "not known yet", of a writer that could not go back: 0x7FFFF000 (sox), 0x80000000 (arecord), 0xFFFFFFFF
+# (ffmpeg), and what is left of them after a header was counted.
+PIPED = (0x7FFF0000, 0x80000000), (0xFFFF0000, 0xFFFFFFFF), (2**62, 2**64)
+
+
+def completed(file: BinaryIO, name: str) -> tuple[BinaryIO, int | None]:
+    """The recording with its length stated.
+
+    Args:
+      file: an encoded recording, open and seekable.
+      name: what to call it in an error.
+
+    Returns:
+      The file, or a copy with a corrected header; where its samples go on to the end of the file because their size is
+      not known: how many bytes they are, else None.
+
+    Raises:
+      Unreadable: its end is missing.
+    """
+    file.seek(0)
+    magic = file.read(4)
+    if magic in CHUNKS or magic in (b".snd", b"dns."):
+        found = _completed_chunks(file, magic, name)
+    elif magic == b"OggS":
+        found = _completed_ogg(file, name), None
+    elif magic == b"fLaC":
+        found = _completed_flac(file), None
+    elif magic[:3] == b"ID3" or frame_bytes(magic):
+        found = _completed_mp3(file, name), None
+    else:
+        found = file, None
+    found[0].seek(0)
+    return found
+
+
+def _truncated(name: str, why: str) -> Unreadable:
+    return Unreadable("truncated", f"the recording {name} is truncated: {why}")
+
+
+class Reader(soundfile.SoundFile):
+    """Reads on from where it stands. soundfile would seek after every block, which some coders cannot."""
+
+    def __init__(self, file: BinaryIO):
+        super().__init__(_Source(file))
+
+    def seekable(self) -> bool:
+        return False
+
+
+class _Source:
+    """A file whose position stays where it is if a damaged header leads out of it; cffi would print an exception."""
+
+    def __init__(self, file: BinaryIO):
+        self._seek, self.tell, self.read, self.readinto = file.seek, file.tell, file.read, file.readinto
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        try:
+            return self._seek(offset, whence)
+        except (ValueError, OverflowError, OSError):
+            return self.tell()
+
+
+# Chunks: WAV, RF64, W64, AIFF, CAF; and AU, which is one chunk. -----------------------------------------------------------
+
+
+class Chunks(NamedTuple):
+    """How a container lists its chunks.
+
+    Attributes:
+      first: where the first begins.
+      samples: the name of the chunk that holds them.
+      size: the format of a size, after the name.
+      name: bytes of a name.
+      counted: whether a size counts name and size, too.
+      align: a chunk begins at a multiple of so many bytes.
+      before: bytes of the chunk before its samples.
+    """
+
+    first: int
+    samples: bytes
+    size: str
+    name: int = 4
+    counted: bool = False
+    align: int = 2
+    before: int = 0
+
+    @property
+    def header(self) -> int:
+        """Bytes before the body of a chunk."""
+        return self.name + struct.calcsize(self.size)
+
+
+CHUNKS = {
+    b"RIFF": Chunks(12, b"data", "<I"),
+    b"RIFX": Chunks(12, b"data", ">I"),
+    b"RF64": Chunks(12, b"data", "<I"),
+    b"riff": Chunks(40, b"data", "<Q", name=16, counted=True, align=8),  # W64
+    b"FORM": Chunks(12, b"SSND", ">I", before=8),  # AIFF
+    b"caff": Chunks(8, b"data", ">Q", align=1, before=4),
+}
+
+
+def _completed_chunks(file: BinaryIO, magic: bytes, name: str) -> tuple[BinaryIO, int | None]:
+    end = file.seek(0, io.SEEK_END)
+    kind = CHUNKS.get(magic)
+    if kind is None:  # AU
+        form = ">I" if magic == b".snd" else "<I"
+        place, before = 8, 0
+        body, size = _number(file, 4, form), _number(file, 8, form)
+        to_end = size == 0 or (size > end - body and _is_piped(size))
+    else:
+        before = kind.before
+        place, form, body, size = _samples_chunk(file, magic, kind, end)
+        empty = size <= before and not _are_chunks(file, kind, body + max(size, 0), end)
+        to_end = empty or (size > end - body and _is_piped(size))
+    there = end - body
+    if body > end:  # libsndfile will say what this is
+        return file, None
+    if not to_end:
+        if size > there:
+            raise _truncated(name, f"{there} of {size} bytes are there")
+        return file, None
+    if size > before and magic not in (b"RF64", b"caff"):  # libsndfile does it by itself
+        return file, there - before
+    file.seek(0)
+    data = bytearray(file.read())
+    struct.pack_into(form, data, place, there + (kind.header if kind and kind.counted else 0))
+    return io.BytesIO(data), there - before
+
+
+def _is_piped(size: int) -> bool:
+    return any(low <= size <= high for low, high in PIPED)
+
+
+def _number(file: BinaryIO, place: int, form: str) -> int:
+    """A number of the header; 0 behind the end of the file."""
+    file.seek(place)
+    wide = struct.calcsize(form)
+    return struct.unpack(form, file.read(wide).ljust(wide, b"\0"))[0]
+
+
+def _samples_chunk(file: BinaryIO, magic: bytes, kind: Chunks, end: int) -> tuple[int, str, int, int]:
+    """Of the chunk that holds the samples: place and format of its size, where its body begins, and the size.
+
+    Without such a chunk the body begins behind the end of the file.
+    """
+    at, long = kind.first, None
+    while at + kind.header <= end:
+        size = _number(file, at + kind.name, kind.size) - kind.counted * kind.header
+        file.seek(at)
+        chunk, body = file.read(4), at + kind.header
+        if chunk == kind.samples:
+            if magic == b"RF64" and size == 0xFFFFFFFF and long:  # the size is a longer number, in a chunk of its own
+                return long, "<Q", body, _number(file, long, "<Q")
+            return at + kind.name, kind.size, body, size
+        if chunk == b"ds64":
+            long = body + 8
+        at = body + max(size, 0)
+        at += -at % kind.align
+    return 0, kind.size, end + 1, 0
+
+
+def _are_chunks(file: BinaryIO, kind: Chunks, at: int, end: int) -> bool:
+    """Whether nothing but chunks follows, to the end of the file."""
+    while at + kind.header <= end:
+        file.seek(at)
+        if not all(32 <= byte < 127 for byte in file.read(4)):
+            return False
+        at += kind.header + max(0, _number(file, at + kind.name, kind.size) - kind.counted * kind.header)
+        at += -at % kind.align
+    return end <= at < end + kind.align
+
+
+# OGG. ---------------------------------------------------------------------------------------------------------------
+
+
+def _completed_ogg(file: BinaryIO, name: str) -> BinaryIO:
+    """Whether the last page and its last packet are whole. The flag at the end of a stream is only a hint: many lack it."""
+    end = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    first = file.read(64)
+    file.seek(max(0, end - 2**17))  # two of the longest pages
+    tail = file.read()
+    last = tail.rfind(b"OggS")
+    page = tail[last:]
+    if last < 0 or len(page) < 27 or len(page) < 27 + page[26]:
+        raise _truncated(name, "its last OGG page is cut")
+    table, flags = page[27 : 27 + page[26]], page[5]
+    size = 27 + len(table) + sum(table)
+    if size > len(page):
+        raise _truncated(name, "its last OGG page is cut")
+    if not flags & 4 and table and table[-1] == 255:  # the packet goes on
+        raise _truncated(name, "its last OGG packet is cut")
+    if page[14:18] != first[14:18]:
+        raise Unreadable(
+            "several streams",
+            f"the recording {name} holds several OGG streams, of which only one would be read; store each in a file",
+        )
+    if flags & 4 or b"OpusHead" not in first:
+        return file
+    # Only with the flag does libsndfile take an Opus stream that ends within a packet.
+    page = bytearray(page[:size])
+    page[5] |= 4
+    page[22:26] = bytes(4)
+    struct.pack_into("<I", page, 22, ogg_checksum(page))
+    file.seek(0)
+    data = bytearray(file.read())
+    place = max(0, end - 2**17) + last
+    data[place : place + size] = page
+    return io.BytesIO(data)
+
+
+def ogg_checksum(page: bytes) -> int:
+    """CRC-32 of RFC 3533: polynomial 0x04C11DB7, neither reflected nor inverted."""
+    total = 0
+    for byte in page:
+        total ^= byte << 24
+        for _ in range(8):
+            total = (total << 1 ^ (0x04C11DB7 if total & 0x80000000 else 0)) & 0xFFFFFFFF
+    return total
+
+
+# FLAC. --------------------------------------------------------------------------------------------------------------
+
+
+def _completed_flac(file: BinaryIO) -> BinaryIO:
+    """A stream that was encoded into a pipe says 0 samples; all of them are decoded once, and counted."""
+    file.seek(0)
+    data = bytearray(file.read(26))
+    if len(data) < 26 or data[21] & 0x0F or any(data[22:26]):  # 36 bits of STREAMINFO (RFC 9639, section 8.2)
+        return file
+    data += file.read()
+    data[21] |= 0x0F
+    data[22:26] = b"\xff" * 4
+    count = 0
+    try:
+        with Reader(io.BytesIO(data)) as reader:
+            while block := len(reader.read(2**16, dtype="int16")):
+                count += block
+    except (soundfile.LibsndfileError, RuntimeError):  # which the decoder will find again
+        return file
+    struct.pack_into(">I", data, 22, count & 0xFFFFFFFF)
+    data[21] = data[21] & 0xF0 | count >> 32
+    return io.BytesIO(data)
+
+
+# MP3. ---------------------------------------------------------------------------------------------------------------
+
+# kbit/s of layer III by the number in a header, of MPEG 1, and of MPEG 2 and 2.5; Hz by version and number.
+MPEG_1 = 0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320
+MPEG_2 = 0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160
+HERTZ = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
+SPARE = 4096  # bytes that an MP3 may lack of what it states: tags, that others have cut off or did not count
+
+
+def frame_bytes(header: bytes) -> int:
+    """Bytes of the frame of layer III that begins with four bytes; 0 if none does."""
+    if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2:
+        return 0
+    version, rate, number = header[1] >> 3 & 3, header[2] >> 2 & 3, header[2] >> 4
+    if version == 1 or rate == 3 or number in (0, 15):
+        return 0
+    kilobits = (MPEG_1 if version == 3 else MPEG_2)[number]
+    return (144 if version == 3 else 72) * kilobits * 1000 // HERTZ[version][rate] + (header[2] >> 1 & 1)
+
+
+def _completed_mp3(file: BinaryIO, name: str) -> BinaryIO:
+    """Without a Xing header mpg123 estimates the length from the first frame: the frames are counted, and it gets one."""
+    end, at = file.seek(0, io.SEEK_END), 0
+    file.seek(0)
+    while (tag := file.read(10))[:3] == b"ID3" and len(tag) == 10:
+        size = 0
+        for byte in tag[6:]:  # seven bits each
+            size = size << 7 | byte & 0x7F
+        at += 10 + size + (10 if tag[5] & 0x10 else 0)
+        file.seek(at)
+    file.seek(at)
+    header = file.read(4)
+    if not (size := frame_bytes(header)):
+        return file
+    frame = header + file.read(size - 4)
+    side = _side_bytes(header)
+    tag = frame[4 + side : 4 + side + 16].ljust(16, b"\0")
+    if tag[:4] in (b"Xing", b"Info") and tag[7] & 1:
+        stated = int.from_bytes(tag[12:16]) if tag[7] & 2 else 0
+        if at + stated > end + SPARE:
+            raise _truncated(name, f"{end - at} of {stated} bytes are there")
+        return file
+    file.seek(at)
+    data = file.read()
+    return io.BytesIO(_xing_frame(header, _count_frames(data, name)) + data)
+
+
+def _side_bytes(header: bytes) -> int:
+    """Bytes between the header of a frame and its data."""
+    mono = header[3] >> 6 == 3
+    return (17 if mono else 32) if header[1] >> 3 & 3 == 3 else (9 if mono else 17)
+
+
+def _count_frames(data: bytes, name: str) -> int:
+    """Frames of layer III, from the first byte on; what stands between and behind them is passed over."""
+    at = count = 0
+    like = data[1] & 0xFE, data[2] & 0x0C  # what all frames of a stream share
+
+    def size_at(place: int) -> int:
+        header = data[place : place + 4]
+        return frame_bytes(header) if len(header) == 4 and (header[1] & 0xFE, header[2] & 0x0C) == like else 0
+
+    while at < len(data):
+        if size := size_at(at):
+            if at + size > len(data):
+                raise _truncated(name, "its last MP3 frame is cut")
+            at, count = at + size, count + 1
+            continue
+        at = data.find(b"\xff", at + 1)
+        while at >= 0 and not (
+            (size := size_at(at)) and size_at(at + size)
+        ):  # two that follow each other are no chance
+            at = data.find(b"\xff", at + 1)
+        if at < 0:
+            break
+    return count
+
+
+def _xing_frame(header: bytes, count: int) -> bytes:
+    """An empty frame like those that follow, which says how many they are."""
+    head = bytearray(header)
+    head[1] |= 1  # no checksum
+    content = bytes(_side_bytes(header)) + b"Xing" + struct.pack(">II", 1, count)
+    for number in range(1, 15):
+        head[2] = number << 4 | head[2] & 0x0C
+        if (size := frame_bytes(bytes(head))) >= 4 + len(content):
+            break
+    return bytes(head) + content.ljust(size - 4, b"\0")
