@@ -23,6 +23,11 @@ class Preempted(UserError):
     exit_code = 75
 
 
+def one_line(text: str) -> str:
+    """A message as one line of a list: names of files and columns may hold line breaks and tabs."""
+    return " ".join(text.replace("\t", " ").splitlines())
+
+
 def dotted(path: str, key: Any) -> str:
     """The dotted path of a key below `path`."""
     return f"{path}.{key}" if path else str(key)

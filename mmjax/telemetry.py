@@ -51,21 +51,21 @@ class Writer:
         """
         if not self._path.exists():
             return set()
-        lines = [(_parsed(line), line) for line in self._path.read_text().splitlines()]
+        lines = [(_parsed(line), line) for line in self._path.read_text(encoding="utf-8").splitlines()]
 
         def stays(record) -> bool:
             return record["step"] < step or (record["step"] == step and not (finished and record["kind"] == "eval"))
 
         kept = [(record, line) for record, line in lines if record and stays(record)]
         temporary = self._path.with_suffix(".rewinding")
-        temporary.write_text("".join(line + "\n" for _, line in kept))
+        temporary.write_text("".join(line + "\n" for _, line in kept), encoding="utf-8")
         temporary.replace(self._path)
         return {(record["step"], record["kind"]) for record, _ in kept}
 
     def write(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
         """Appends one line: the step, its kind ("train" or "eval"), and the metrics."""
         if self._file is None:
-            self._file = self._path.open("a")
+            self._file = self._path.open("a", encoding="utf-8")
         self._file.write(json.dumps({"step": step, "kind": kind, **metrics}) + "\n")
         self._file.flush()
         group = f"{kind}/{metrics['subset']}" if "subset" in metrics else kind  # one curve per subset

@@ -197,7 +197,7 @@ def _plan(options, rest) -> int:
     result = plan(config, parse(options.machine), **asked)
     if options.picture:
         try:
-            Path(options.picture).write_text(svg(result))
+            Path(options.picture).write_text(svg(result), encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write {options.picture}: {error.strerror or error}") from None
     if options.json:

@@ -32,7 +32,7 @@ def imported(directory: str | Path) -> Imported:
 def read_json(path: Path) -> Any:
     """What a JSON file holds; an error names the file."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -46,7 +46,7 @@ def load(path: str | Path) -> Experiment:
         raise UserError(f"there is no config file {path}")
     if path.suffix == ".json":
         try:
-            return from_json(path.read_text(), str(path))
+            return from_json(path.read_text(encoding="utf-8"), str(path))
         except (UnicodeDecodeError, RecursionError) as error:
             raise UserError(f"{path} is not a resolved config: {error}") from None
     config = getattr(run_file(path), "config", None)

@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import soundfile
@@ -21,6 +22,7 @@ def read_audio(
     name: str | None = None,
     start: float = 0.0,
     seconds: float | None = None,
+    channels: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Decodes a recording, or a part of it, to mono float32 samples [N] in [-1, 1] at `sample_rate` Hz.
 
@@ -29,9 +31,10 @@ def read_audio(
       sample_rate: the rate to resample to (soxr, high quality), in Hz.
       name: what to call `source` in an error (default: its path).
       start, seconds: the part that is wanted; None: to the end.
+      channels: those whose mean is wanted, counted from 0; None: all.
 
     Raises:
-      UserError: the file is missing, unreadable, truncated, empty, or holds values that are not numbers.
+      UserError: the file has no such channel, is missing, unreadable, truncated, empty, or holds values that are not numbers.
     """
     if not isinstance(source, bytes):
         source = source if isinstance(source, Blob) else Blob(os.fspath(source))
@@ -51,6 +54,7 @@ def read_audio(
                 raise RuntimeError(f"its format is {file.format}")
             rate = file.samplerate
             check_rate(rate, name)
+            check_channels(channels, file.channels, name)
             first = min(round(start * rate), file.frames)
             promised, there = file.frames - first, file.frames
             if seconds is not None:
@@ -72,7 +76,7 @@ def read_audio(
         raise UserError(f"the recording {name} holds values that are not finite numbers")
     if loudest > LOUDEST:
         raise UserError(f"the recording {name} holds values up to {loudest:.3g}; floats lie in -1 to 1")
-    mono = _clipped(_mono(samples))
+    mono = _clipped(_mono(samples if channels is None else samples[:, list(channels)]))
     return mono if rate == sample_rate else _clipped(soxr.resample(mono, rate, sample_rate))  # which may overshoot
 
 
@@ -100,6 +104,18 @@ def check_rate(rate: int, name: str) -> None:
     """
     if not RATES[0] <= rate <= RATES[1]:
         raise UserError(f"the recording {name} has a rate of {rate} Hz, which cannot be")
+
+
+def check_channels(channels: Sequence[int] | None, there: int, name: str) -> None:
+    """That a recording has the channels that are wanted of it.
+
+    Raises:
+      UserError: it has not.
+    """
+    if channels is not None and max(channels) >= there:
+        raise UserError(
+            f"the recording {name} has {there} channels, and channel {max(channels)} is wanted, counted from 0"
+        )
 
 
 def _check_whole(data: bytes, name: str) -> None:

@@ -113,10 +113,7 @@ class Evaluator:
     def _say_unreadable(self, skipped: dict[int, str]) -> None:
         new = {number: reason for number, reason in skipped.items() if number not in self._unreadable}
         if new:
-            progress.console.print(
-                f"[yellow]{len(new)} examples could not be read and are not measured; the first: "
-                f"{new[min(new)]}[/yellow]"
-            )
+            progress.warn(f"{len(new)} examples could not be read and are not measured; the first: {new[min(new)]}")
             self._unreadable |= new
 
     def _make_step(self):

@@ -129,11 +129,14 @@ def describe_run(directory: str | Path) -> list[dict[str, Any]]:
 
 def table(found: list[dict[str, Any]], title: str):
     from rich.table import Table
+    from rich.text import Text
 
     result = Table("step", "size", "intact", "digest (sha256; all of it: --json)", title=title)
     for one in found:
         size = f"{one['bytes'] / 1e6:.1f} MB"
-        result.add_row(str(one["step"]), size, "yes" if one["intact"] else "[red]NO[/red]", (one["digest"] or "")[:16])
+        result.add_row(
+            str(one["step"]), size, "yes" if one["intact"] else Text("NO", style="red"), (one["digest"] or "")[:16]
+        )
     return result
 
 

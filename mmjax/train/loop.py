@@ -207,7 +207,7 @@ def claimed(run: Path):
     new = not run.exists()
     try:
         run.mkdir(parents=True, exist_ok=True)
-        file = open(run / ".lock", "w")  # noqa: SIM115  (closed below)
+        file = open(run / ".lock", "wb")  # noqa: SIM115  (closed below)
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         locked, there = os.fstat(file.fileno()), os.stat(run / ".lock")
         if not os.path.samestat(locked, there):  # another process removed what this one locked, as below
@@ -248,9 +248,9 @@ def open_run(config: c.Experiment, run: Path, source) -> None:
         if jax.process_index() == 0:
             if source.tokenizer is not None:
                 (run / source.tokenizer.file_name).write_bytes(source.tokenizer.serialised)
-            (run / "answers.json").write_text(json.dumps(source.answers))
+            (run / "answers.json").write_text(json.dumps(source.answers), encoding="utf-8")
             temporary = run / "config.json.new"
-            temporary.write_text(c.to_json(config))
+            temporary.write_text(c.to_json(config), encoding="utf-8")
             temporary.replace(path)
     except OSError as error:
         raise UserError(f"cannot write to the run directory {run}: {error.strerror or error}") from None
@@ -258,7 +258,7 @@ def open_run(config: c.Experiment, run: Path, source) -> None:
 
 def note_compiler(run: Path, start: dict[str, Any]) -> None:
     """Adds what compiles the step from now on to the run's directory: one line for each start."""
-    with open(run / "compiler.jsonl", "a") as file:
+    with open(run / "compiler.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(start) + "\n")
 
 
@@ -282,7 +282,7 @@ def resume(checkpoints: Checkpoints, abstract: TrainState, sampler: Sampler) -> 
             state, data = checkpoints.restore(step, abstract)
         except UserError as error:
             aside = checkpoints.set_aside(step) if jax.process_index() == 0 else "another place"
-            progress.console.print(f"[yellow]{error}; it is now {aside}, going back to the one before[/yellow]")
+            progress.warn(f"{error}; it is now {aside}, going back to the one before")
             continue
         sampler.restore(data)
         return state, step
