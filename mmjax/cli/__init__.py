@@ -81,6 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"unknown argument {rest[0]}")
     try:
         _quiet()
+        _printable()
         if options.command == "train":
             _stop_at_once_on_sigterm()  # until the training loop, which has a state to save
         if options.command not in ("config", "data", "keys") or getattr(options, "what", None) == "bench":
@@ -298,6 +299,13 @@ def _stop_at_once_on_interrupt() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     except ValueError:  # not the main thread
         pass
+
+
+def _printable() -> None:
+    """Prints what the locale has no letters for as escapes, rather than not at all."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _quiet() -> None:

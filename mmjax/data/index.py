@@ -211,8 +211,8 @@ def opened(part: bytes | Blob, name: str):
             if not os.path.getsize(part.file):
                 raise UserError(f"{part.file} of {name} is empty (0 bytes)")
             return open(part.file, "rb")
-        except OSError as error:
-            raise UserError(f"cannot read {part.file} of {name}: {error.strerror or error}") from None
+        except (OSError, ValueError) as error:  # a name that the system's encoding lacks the letters for
+            raise UserError(f"cannot read {part.file} of {name}: {getattr(error, 'strerror', None) or error}") from None
     data = part if isinstance(part, bytes) else part.read()
     if not data:
         raise UserError(f"a file of {name} is empty (0 bytes)")

@@ -100,7 +100,8 @@ class Evaluator:
         step = self._steps.setdefault(subset, self._make_step())
         heads = self._config.model.heads
         pairs = {name: head.between for name, head in heads.items() if isinstance(head, c.Contrast)}
-        measures = Measures(self.source, layout.tokenizer, pairs)
+        writes = {name: getattr(head, "writes", name) for name, head in heads.items()}
+        measures = Measures(self.source, layout.tokenizer, pairs, writes)
         with progress.bar(f"evaluating {subset}", len(sampler), "batches", transient=True) as bar:
             for batch in prefetch(batches, 0, len(sampler), data.threads):
                 measures.add(*jax.device_get(step(params, to_devices(batch, self._mesh))))

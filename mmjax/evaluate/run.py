@@ -15,6 +15,7 @@ from mmjax.data.example import Example
 from mmjax.data.image import read_image_file
 from mmjax.data.packing import Packer
 from mmjax.data.prefixes import Prefixes
+from mmjax.data.record import normal_text
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
 from mmjax.evaluate.decoding import texts, written
@@ -124,6 +125,7 @@ class Run:
           or {"numbers": {name: value}} of a regression), and the text of each head that writes, by its name:
           {"transcript"}; of a `Denoiser` the samples [N], by its name.
         """
+        text = None if text is None else normal_text(text)  # as the texts of the data are
         given = {"speech": speech, "image": image, "text": text} | vectors
         shows = frozenset(name for name, part in given.items() if part is not None)
         if not shows:
