@@ -1,6 +1,7 @@
 """Lists, tables, folders and tar files of others: what would change the meaning is honoured or refused, the rest is named."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -17,6 +18,7 @@ from corpora import corpus
 from PIL import Image
 
 from mmjax import cli
+from mmjax import config as c
 from mmjax.data.audio import read_audio
 from mmjax.data.corpus import Filters
 from mmjax.data.files import Blob, matching
@@ -27,6 +29,7 @@ from mmjax.data.record import from_row, read_row
 from mmjax.data.shards import Shards
 from mmjax.data.tar_shards import TarShards
 from mmjax.errors import UserError
+from mmjax.train.build import build_source
 from mmjax.train.report import left_out
 
 RATE = 16_000
@@ -351,6 +354,23 @@ def test_names_beyond_the_first_line_are_counted_and_said_at_every_start(tmp_pat
     assert "'normalized_text' (6)" in capsys.readouterr().err
 
 
+def test_the_share_of_unknown_tokens_is_said_of_every_split(tmp_path, capsys):
+    splits = {"train": ["red circle", "blue square"], "test": ["жёлтый", "red"]}
+    splits = {name: listed(tmp_path / f"{name}.jsonl", [{"text": x} for x in texts]) for name, texts in splits.items()}
+    config = c.Data(
+        source=c.Manifest(splits=splits), directory=str(tmp_path), rows={}, subsets={},
+        tokenizer=c.SentencePiece(vocabulary=52, byte_fallback=False),
+    )  # fmt: skip
+    found = {split: build_source(config, split) for split in splits}
+    tokens = [found["test"].tokenizer.pieces(text) for text in ("жёлтый", "red")]
+    assert found["train"].unknown == {"text": 0.0} and found["test"].unknown == {"text": 1 / sum(map(len, tokens))}
+    for split, one in found.items():
+        left_out(one, tmp_path, split)
+        assert ("are unknown to the tokenizer" in capsys.readouterr().err) == (split == "test")
+    in_bytes = build_source(dataclasses.replace(config, tokenizer=c.SentencePiece(vocabulary=320)), "test")
+    assert in_bytes.unknown == {"text": 0.0}
+
+
 def test_of_two_names_of_one_field_the_other_is_named():
     record, unread = read_row(
         {"transcript": "a", "sentence": "b", "caption": "", "image": None, "audio": "a.wav"}, "", "it"
@@ -413,11 +433,10 @@ def test_files_are_utf8_whatever_the_locale(tmp_path):
         "MMJAX_DATA": str(tmp_path / "d"),
     }
     run.pop("PYTHONIOENCODING", None)
-    for command in (["build", "list.jsonl", "-o", "out"], ["inspect", "list.jsonl", "-o", "page.html"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "mmjax", "data", *command], cwd=tmp_path, env=run, capture_output=True
-        )
-        assert done.returncode == 0, done.stderr.decode(errors="replace")
+    commands = [["build", "list.jsonl", "-o", "out"], ["inspect", "list.jsonl", "-o", "page.html"]]
+    script = f"import mmjax.cli; print([mmjax.cli.main(['data', *command]) for command in {commands}])"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=run, capture_output=True)
+    assert done.stdout.endswith(b"[0, 0]\n"), done.stderr.decode(errors="replace")
     assert "fehlt-ü.png" in (tmp_path / "out" / "train-left-out.tsv").read_text("utf-8")
     assert "größer als Ω" in (tmp_path / "page.html").read_text("utf-8")
     assert Shards(str(tmp_path / "out"), "train")[0].transcript == "größer als Ω"

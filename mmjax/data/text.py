@@ -285,13 +285,14 @@ class HuggingFaceTokenizer(Tokenizer):
         found, normalizer, parts, last = self._encode(text, False), self._model.normalizer, [], 0
         pieces = [(i, *at) for i, at in zip(found.ids, found.offsets, strict=True) if i not in self._not_text]
         for unknown, run in itertools.groupby(pieces, lambda piece: piece[0] == self.unknown):
-            run = list(run)
-            first, end = run[0][1], run[-1][2]
-            part = text[first:end] if unknown else self._model.decode([piece[0] for piece in run])
+            ids, firsts, ends = zip(*run, strict=True)
+            part = text[firsts[0] : ends[-1]] if unknown else self._model.decode(list(ids))
             part = normalizer.normalize_str(part) if unknown and normalizer else part
-            parts += [" " if text[last : first + 1].strip() != text[last : first + 1] else "", part.strip()]
-            last = end
-        return "".join(parts).strip()
+            covered = text[last : ends[-1]]  # with the spaces around, of which decoders keep only those inside
+            spaces = [" " if covered[place : place + 1].isspace() else "" for place in (0, max(len(covered) - 1, 0))]
+            parts += [spaces[0], part.strip(), spaces[1]]
+            last = ends[-1]
+        return " ".join("".join(parts).split())
 
     def _decode(self, ids: list[int], special: bool) -> str:
         return self._model.decode(ids, skip_special_tokens=not special)
