@@ -178,6 +178,40 @@ def test_tags_and_files_are_what_the_lists_of_others_mean():
     assert from_row({"audio": {"bytes": None, "path": None}, "text": "x"}, "", "it").speech is None
 
 
+def test_every_answer_of_a_conversation_is_an_example(tmp_path):
+    """What was said before it is the text; in every kind of list, and in a tar file refused by name."""
+    import pyarrow
+    import pyarrow.parquet
+
+    talk = [("human", "<image>\nwhat?"), ("gpt", "a cat"), ("human", "its colour?"), ("gpt", "black")]
+    rows = [{"image": "a.png", "conversations": [dict(zip(("from", "value"), one, strict=True)) for one in talk[:count]]}
+            for count in (4, 2)]  # fmt: skip
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    expected = [("what?", "a cat"), ("what?\na cat\nits colour?", "black"), ("what?", "a cat")]
+    listed(tmp_path / "list.jsonl", [*rows, {"conversations": []}, {"text": "x"}])
+    for found in (
+        Manifest(str(tmp_path / "list.json")), Manifest(str(tmp_path / "list.jsonl")), Parquet(str(tmp_path / "a.parquet")),
+    ):  # fmt: skip
+        assert [(found[i].text, found[i].target) for i in range(3)] == expected
+    lines = Manifest(str(tmp_path / "list.jsonl"))
+    assert len(lines) == 5 and lines[4].text == "x"
+    with pytest.raises(UserError, match="list.jsonl:3 holds no conversation"):
+        lines[3]
+    found = TarShards(tar_of(tmp_path / "a.tar", [("0.png", picture()), ("0.json", json.dumps(rows[0]).encode())]))
+    with pytest.raises(UserError, match="a conversation of 4 turns"):
+        found[0]
+    alone = {
+        "conversations": [
+            {"from": "human", "value": "a"},
+            {"from": "gpt", "value": "b"},
+            {"from": "human", "value": "c"},
+        ]
+    }
+    with pytest.raises(UserError, match="questions and their answers in turn"):
+        from_row(alone, "", "it")
+
+
 def test_tables_of_common_voice_are_read_as_they_are(tmp_path):
     (tmp_path / "clips").mkdir()
     soundfile.write(tmp_path / "clips" / "a.mp3", tone(440), RATE)

@@ -3,20 +3,26 @@
 What would change the meaning of a row is honoured or refused. docs/data.md has the list, field by field.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from mmjax.errors import UserError
 
 CUTS = ("MonoCut", "MultiCut", "MixedCut", "PaddingCut")  # what Lhotse calls them
+SPEAKERS = ("human", "user"), ("gpt", "assistant")  # of LLaVA's questions, and of its answers
 SLACK = 0.1  # seconds by which Lhotse's supervisions may overlap, or stand out of their cut: times are rounded
 
 
-def translated(row: Mapping[str, Any], name: str, columns: Mapping[str, str]) -> dict[str, Any]:
+def translated(
+    row: Mapping[str, Any], name: str, columns: Mapping[str, str], turn: int | None = None
+) -> dict[str, Any]:
     """The row with names of `Record` in place of a form's own; a row of no such form as it is.
 
     Args:
       columns: what the user says that names mean.
+      turn: of a conversation, from 0; None: it may have only one.
 
     Raises:
       UserError: the row says something that is not done here.
@@ -30,7 +36,7 @@ def translated(row: Mapping[str, Any], name: str, columns: Mapping[str, str]) ->
     if "audio_filepath" in row:
         row = _from_nemo(row, name, columns)
     if "conversations" in row:
-        row = _from_conversation(row, name)
+        row = _from_conversation(row, name, turn)
     return dict(row)
 
 
@@ -131,23 +137,49 @@ def _from_nemo(row: Mapping[str, Any], name: str, columns: Mapping[str, str]) ->
     return row
 
 
-def _from_conversation(row: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """LLaVA's rows: the question is the text, and the answer the target."""
+class Turns:
+    """Which row, and which turn of it, an example is, where rows hold conversations of several turns.
+
+    Args:
+      counts: examples of each row.
+    """
+
+    def __init__(self, counts: Sequence[int] | np.ndarray):
+        self._ends = np.cumsum(counts, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def at(self, index: int) -> tuple[int, int]:
+        """The row and the turn of an example, from 0."""
+        row = int(np.searchsorted(self._ends, index, side="right"))
+        return row, index - (int(self._ends[row - 1]) if row else 0)
+
+
+def answers(row: Any) -> int:
+    """How many examples a row is: of a conversation one for each answer."""
+    turns = row.get("conversations") if isinstance(row, dict) else None
+    return max(len(turns) // 2, 1) if isinstance(turns, list) else 1
+
+
+def _from_conversation(row: Mapping[str, Any], name: str, turn: int | None) -> dict[str, Any]:
+    """A turn of LLaVA's rows: the target is its answer, and the text all that was said before, line by line."""
     try:
-        turns = row["conversations"]
-        question, answer = turns[:2]
-        if question["from"] not in ("human", "user"):
+        turns = [(one["from"], one["value"].strip()) for one in row["conversations"]]
+        if not turns or len(turns) % 2 or any(who not in SPEAKERS[i % 2] for i, (who, _) in enumerate(turns)):
             raise ValueError
-        spoken = question["value"].replace("<image>", "", 1).replace("<audio>", "", 1).strip()
-        found = {"text": spoken, "target": answer["value"].strip()}
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(f"{name} holds no conversation of a question and its answer") from None
-    if len(turns) > 2:
+        raise UserError(f"{name} holds no conversation of questions and their answers in turn") from None
+    if turn is None and len(turns) > 2:
         raise UserError(
-            f"{name} holds a conversation of {len(turns)} turns; write each question with its answer as a row"
+            f"{name} holds a conversation of {len(turns)} turns; list it, or write a sample for each answer"
         )
-    if "<image>" in spoken or "<audio>" in spoken:
-        raise UserError(f"{name} asks about several pictures or recordings; an example has one of each")
+    said = [value for _, value in turns[: 2 * (turn or 0) + 2]]
+    for mark in ("<image>", "<audio>"):
+        said[0] = said[0].replace(mark, "", 1).strip()
+        if any(mark in value for value in said):
+            raise UserError(f"{name} asks about several pictures or recordings; an example has one of each")
     if "video" in row:
         raise UserError(f"{name} asks about a video; save a picture of it")
+    found = {"text": "\n".join(said[:-1]), "target": said[-1]}
     return {key: value for key, value in row.items() if key != "conversations"} | found

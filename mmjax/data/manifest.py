@@ -5,12 +5,13 @@ import csv
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from mmjax.data.files import join, open_file, parent
+from mmjax.data.forms import Turns, answers
 from mmjax.data.record import Record, check_columns, decoded, read_row
 from mmjax.errors import UserError
 
@@ -20,7 +21,7 @@ COMMON_VOICE = {"client_id", "path", "sentence"}  # columns that its tables are 
 
 
 class Manifest:
-    """A record per line; random access by the lines' places in the file, which alone are kept in memory.
+    """A record per line, of a conversation one per answer; random access by the lines' places in the file, which alone are kept in memory.
 
     Args:
       file: .jsonl or .json (an object per line; or, in a .json, one list of objects, as LLaVA's), .csv or .tsv with a header.
@@ -43,7 +44,7 @@ class Manifest:
         self._rows = _array(self._data, file) if array else None
         self._separator = None
         if self._rows is not None:
-            self._starts = range(len(self._rows))
+            self._turns = Turns([answers(row) for row in self._rows])
             return
         breaks = np.flatnonzero(np.frombuffer(self._data, np.uint8) == 10)
         starts, ends = np.concatenate([[0], breaks + 1]), np.concatenate([breaks, [len(self._data)]])
@@ -62,9 +63,22 @@ class Manifest:
             check_columns(self._columns, self._header, file)
             if root is None and set(self._header) >= COMMON_VOICE and os.path.isdir(clips := join(self._root, "clips")):
                 self._root = clips
+        self._turns = Turns(self._answers())
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._turns)
+
+    def _answers(self) -> Sequence[int]:
+        """How many examples each row is; only where there are conversations one has to look."""
+        if self._separator or b'"conversations"' not in self._data:
+            return np.ones(len(self._starts), np.int64)
+        found = []
+        for index in range(len(self._starts)):
+            try:
+                found.append(answers(self._row(index, "")))
+            except UserError:  # which is said when it is read
+                found.append(1)
+        return found
 
     def __getitem__(self, index: int) -> Record:
         """The record of a line; see `read`."""
@@ -76,8 +90,9 @@ class Manifest:
         Raises:
           UserError: the line is not JSON, has not as many fields as the header, or holds nothing that is known.
         """
-        name = f"{self.file}[{index}]" if self._rows is not None else f"{self.file}:{self._lines[index]}"
-        return read_row(self._row(index, name), self._root, name, self._columns)
+        row, turn = self._turns.at(index)
+        name = f"{self.file}[{row}]" if self._rows is not None else f"{self.file}:{self._lines[row]}"
+        return read_row(self._row(row, name), self._root, name, self._columns, turn)
 
     def _row(self, index: int, name: str) -> dict[str, Any]:
         if self._separator:

@@ -8,13 +8,16 @@ from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
+
 from mmjax.data.files import matching, open_file, parent
+from mmjax.data.forms import Turns
 from mmjax.data.record import Record, check_columns, read_row
 from mmjax.errors import UserError
 
 
 class Parquet:
-    """A record per row, read by row groups: neighbours are cheap, a shuffled epoch reads each group many times.
+    """A record per row, of a conversation one per answer, read by row groups: neighbours are cheap, a shuffled epoch reads each group many times.
 
     (Groups last read are kept; for training on large tables, `mmjax data build` makes shards of them.)
 
@@ -29,24 +32,26 @@ class Parquet:
         self.files = matching(files)
         self._columns = dict(columns or {})
         self._groups: list[tuple[str, int]] = []
-        counts = []
+        counts, turns = [], []
         self._classes: dict[str, dict[str, list[str]]] = {}
         for file in self.files:
             try:
                 with open_file(file) as opened:
                     table = pyarrow.parquet.ParquetFile(opened)
                     metadata, self._classes[file] = table.metadata, _class_names(table.schema_arrow)
+                    turns.append(_answers(table, metadata))
             except (OSError, pyarrow.ArrowException) as error:
                 raise UserError(f"cannot read the table {file}: {error}") from None
             self._groups += [(file, group) for group in range(metadata.num_row_groups)]
             counts += [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
             check_columns(self._columns, table.schema_arrow.names, file)
         self._ends = list(accumulate(counts))
+        self._turns = Turns(np.concatenate(turns))
         self._lock = threading.Lock()
         self._read = functools.lru_cache(maxsize=8)(self._read_group)
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return len(self._turns)
 
     def __getitem__(self, index: int) -> Record:
         """The record of a row; see `read`."""
@@ -58,6 +63,7 @@ class Parquet:
         Raises:
           UserError: the table is damaged, or the row holds nothing that is known.
         """
+        index, turn = self._turns.at(index)
         number = bisect.bisect_right(self._ends, index)
         file, group = self._groups[number]
         place = index - (self._ends[number - 1] if number else 0)
@@ -66,7 +72,7 @@ class Parquet:
         (row,) = table.slice(place, 1).to_pylist()
         for column, names in self._classes[file].items():
             row[column] = _named(row.get(column), names, column)
-        return read_row(row, parent(file), f"{file}:{group}:{place}", self._columns)
+        return read_row(row, parent(file), f"{file}:{group}:{place}", self._columns, turn)
 
     def _read_group(self, number: int):
         import pyarrow.parquet
@@ -77,6 +83,18 @@ class Parquet:
                 return pyarrow.parquet.ParquetFile(opened).read_row_group(group)
         except (OSError, pyarrow.ArrowException) as error:
             raise UserError(f"cannot read the table {file}: {error}") from None
+
+
+def _answers(table: Any, metadata: Any) -> np.ndarray:
+    """How many examples each row of a table is."""
+    import pyarrow.compute
+
+    counts = np.ones(metadata.num_rows, np.int64)
+    if "conversations" in table.schema_arrow.names:
+        turns = table.read(columns=["conversations"]).column("conversations")
+        if pyarrow.types.is_list(turns.type):
+            counts = np.maximum(pyarrow.compute.list_value_length(turns).fill_null(0).to_numpy() // 2, 1)
+    return counts
 
 
 def _named(value: Any, names: list[str], column: str) -> Any:

@@ -81,7 +81,11 @@ def from_row(row: Mapping[str, Any], root: str, name: str, columns: Mapping[str,
 
 
 def read_row(
-    row: Mapping[str, Any], root: str, name: str, columns: Mapping[str, str] | None = None
+    row: Mapping[str, Any],
+    root: str,
+    name: str,
+    columns: Mapping[str, str] | None = None,
+    turn: int | None = None,
 ) -> tuple[Record, list[str]]:
     """A record from a line of a manifest, a row of a table, or the parts of a sample in a tar file.
 
@@ -92,6 +96,7 @@ def read_row(
       root: what paths are relative to.
       name: what the record is called if the row does not say.
       columns: names of the row -> names of `Record`, before all others.
+      turn: of a row that is a conversation of several turns, the one that is meant; see `mmjax.data.forms`.
 
     Returns:
       The record, and the names of the row that hold something and that nothing is read from.
@@ -103,7 +108,7 @@ def read_row(
     for field in columns.values():
         if field not in Record._fields:
             raise UserError(f"columns: there is no '{field}'{nearest(field, Record._fields)}")
-    row = translated({key: value for key, value in row.items() if not _missing(value)}, name, columns)
+    row = translated({key: value for key, value in row.items() if not _missing(value)}, name, columns, turn)
     chosen = _chosen(row, columns)
     found = {field: _checked(field, row[key], root, name) for field, key in chosen.items()}
     used = set(chosen.values())
