@@ -3,6 +3,7 @@
 import json
 import tarfile
 from collections import Counter
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from mmjax.data.files import Blob, matching, open_file
@@ -21,17 +22,18 @@ TEXTS = {
 MEDIA = {ending[1:]: "speech" for ending in SPEECH} | {ending[1:]: "image" for ending in IMAGES}
 
 
-class Member(NamedTuple):
-    """Where a file lies in its tar file.
+class Sample(NamedTuple):
+    """Where the members of a sample lie.
 
     Attributes:
-      name: in the tar file.
-      problem: why its bytes are not what it holds; None: they are.
+      file: number of its tar file.
+      places: (offset, size) by kind: "speech", "image", "json" or one of `TEXTS`.
+      problem: why it cannot be read; None: it can.
     """
 
-    name: str
-    offset: int
-    size: int
+    file: int
+    key: str
+    places: dict[str, tuple[int, int]]
     problem: str | None
 
 
@@ -56,10 +58,9 @@ class TarShards:
     def __init__(self, files: str, *, keys_end: str = "first_dot"):
         self.files = matching(files)
         self.unread: Counter[str] = Counter()
-        self._samples: list[tuple[int, str, dict[str, list[Member]]]] = []
-        for number, file in enumerate(self.files):
-            found = _samples(file, keys_end == "last_dot", self.unread)
-            self._samples += [(number, key, members) for key, members in found.items()]
+        self._samples: list[Sample] = []
+        for number in range(len(self.files)):
+            self._samples += self._read_members(number, keys_end == "last_dot")
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -75,16 +76,16 @@ class TarShards:
           UserError: its texts are not UTF-8, its JSON is none or names a file, two members are the same part of it, one is a
             link or has holes, or its tar file has changed.
         """
-        number, key, members = self._samples[index]
-        file = self.files[number]
-        name = f"{file}:{key}"
-        blobs = {kind: _blob(found, file) for kind, found in members.items()}
-        parts: dict[str, Any] = {kind: blobs[kind] for kind in ("speech", "image") if kind in blobs}
-        about = {} if "json" not in blobs else _json(blobs["json"], f"{name}.json")
-        for role, found in _roles(members).items():
-            if len(found) > 1:
-                raise _collision(found, role, file)
-            parts[role] = decoded(_blob(found, file).read(), f"{file}:{found[0].name}").strip()
+        sample = self._samples[index]
+        file = self.files[sample.file]
+        name = f"{file}:{sample.key}"
+        if sample.problem is not None:
+            raise UserError(f"{file}: {sample.problem}")
+        blobs = {kind: Blob(file, *place) for kind, place in sample.places.items()}
+        parts: dict[str, Any] = {kind: blob for kind, blob in blobs.items() if kind in ("speech", "image")}
+        about = _json(blobs["json"], f"{name}.json") if "json" in blobs else {}
+        for kind in TEXTS.keys() & blobs.keys():
+            parts[_field(kind, blobs)] = decoded(blobs[kind].read(), f"{name}.{kind}").strip()
         about = {key: value for key, value in about.items() if key not in ("name", "id", "key", *parts)}
         # The tar file's own recording and picture go before any path that its JSON may name.
         record, unread = read_row({**about, **parts}, "", name)
@@ -95,34 +96,73 @@ class TarShards:
                 )
         return record._replace(name=name), unread
 
+    def _read_members(self, number: int, last_dot: bool) -> Iterator[Sample]:
+        """The samples of a tar file in the order in which they begin; what no sample has is counted."""
+        samples: dict[str, dict[str, list[tuple[str, tarfile.TarInfo]]]] = {}
+        file = self.files[number]
+        try:
+            with open_file(file) as opened, tarfile.open(fileobj=opened, mode="r:") as tar:
+                for member in tar:
+                    folder, _, base = member.name.rpartition("/")
+                    stem, _, ending = base.rpartition(".") if last_dot else base.partition(".")
+                    last = ending.rpartition(".")[2].lower()
+                    kind = MEDIA.get(last, last)
+                    if member.isdir():
+                        continue
+                    if base.startswith("."):
+                        self.unread["hidden files"] += 1
+                    elif kind in ("speech", "image", "json", *TEXTS):
+                        key = f"{folder}/{stem}" if folder else stem
+                        samples.setdefault(key, {}).setdefault(kind, []).append((ending, member))
+                    else:
+                        self.unread[f"*.{ending}" if ending else "files without an ending"] += 1
+        except (OSError, tarfile.TarError) as error:
+            raise UserError(
+                f"cannot read the tar file {file}: {error}; is it an uncompressed tar, and whole?"
+            ) from None
+        for key, found in samples.items():
+            members = {kind: self._nearest(some) for kind, some in found.items()}
+            places = {kind: (some[0].offset_data, some[0].size) for kind, some in members.items()}
+            yield Sample(number, key, places, _problem(members))
 
-def _roles(members: dict[str, list[Member]]) -> dict[str, list[Member]]:
-    """The texts of a sample by the field that they are."""
-    roles: dict[str, list[Member]] = {}
+    def _nearest(self, found: list[tuple[str, tarfile.TarInfo]]) -> list[tarfile.TarInfo]:
+        """Of the members that could be one part of a sample those whose ending is that alone, if there are any."""
+        exact = [member for ending, member in found if "." not in ending]
+        if exact:
+            self.unread.update(f"*.{ending}" for ending, _ in found if "." in ending)
+        return exact or [member for _, member in found]
+
+
+def _field(kind: str, kinds: Collection[str]) -> str:
+    """The field that a text is; `kinds` are those that its sample has."""
+    plain = "transcript" if "speech" in kinds else "target" if "image" in kinds else "text"
+    return plain if kind == "txt" else TEXTS[kind]
+
+
+def _problem(members: dict[str, list[tarfile.TarInfo]]) -> str | None:
+    """Why a sample cannot be read: two members are the same part of it, or the bytes of one are not what it holds."""
+    fields: dict[str, list[tarfile.TarInfo]] = {}
     for kind, found in members.items():
-        if kind not in ("speech", "image", "json"):
-            plain = "transcript" if "speech" in members else "target" if "image" in members else "text"
-            roles.setdefault(plain if kind == "txt" else TEXTS[kind], []).extend(found)
-    return roles
-
-
-def _blob(members: list[Member], file: str) -> Blob:
-    if len(members) > 1:
-        raise _collision(members, "", file)
-    (member,) = members
-    if member.problem:
-        raise UserError(f"{file}: {member.name} {member.problem}")
-    return Blob(file, member.offset, member.size)
-
-
-def _collision(members: list[Member], role: str, file: str) -> UserError:
-    first, second = members[0].name, members[1].name
-    if first == second:
-        return UserError(f"{file} holds {first} twice")
-    return UserError(
-        f"{file}: {first} and {second} are the same part{role and f' ({role})'} of one sample, since a key ends at the first "
-        "dot of a name; where it ends at the last, set data.source.keys_end to last_dot"
-    )
+        fields.setdefault(_field(kind, members) if kind in TEXTS else kind, []).extend(found)
+    for field, found in fields.items():
+        names = [member.name for member in found]
+        if len(set(names)) < len(names):
+            return f"{names[0]} is there twice"
+        if len(names) > 1:
+            return (
+                f"{names[0]} and {names[1]} are the same part ({field}) of one sample, since a key ends at the first dot of a "
+                "name; where it ends at the last, set data.source.keys_end to last_dot"
+            )
+        (member,) = found
+        if member.issparse():
+            return f"{member.name} is stored with holes (tar --sparse); make the tar file without that option"
+        if member.islnk() or member.issym():
+            return (
+                f"{member.name} is a link to {member.linkname}; make the tar file with --dereference --hard-dereference"
+            )
+        if not member.isreg():
+            return f"{member.name} is no file"
+    return None
 
 
 def _json(blob: Blob, name: str) -> dict[str, Any]:
@@ -133,47 +173,3 @@ def _json(blob: Blob, name: str) -> dict[str, Any]:
     if not isinstance(about, dict):
         raise UserError(f"{name} is no JSON object")
     return about
-
-
-def _samples(file: str, last_dot: bool, unread: Counter[str]) -> dict[str, dict[str, list[Member]]]:
-    """Key -> kind -> members of its samples, in the order in which they begin; what no sample has is counted.
-
-    A kind is "speech", "image", "json" or one of `TEXTS`.
-    """
-    samples: dict[str, dict[str, list[tuple[str, Member]]]] = {}
-    try:
-        with open_file(file) as opened, tarfile.open(fileobj=opened, mode="r:") as tar:
-            for member in tar:
-                folder, _, base = member.name.rpartition("/")
-                stem, _, ending = base.rpartition(".") if last_dot else base.partition(".")
-                last = ending.rpartition(".")[2].lower()
-                kind = MEDIA.get(last, last)
-                if member.isdir():
-                    continue
-                if base.startswith("."):
-                    unread["hidden files"] += 1
-                elif kind in ("speech", "image", "json", *TEXTS):
-                    found = Member(member.name, member.offset_data, member.size, _problem(member))
-                    key = f"{folder}/{stem}" if folder else stem
-                    samples.setdefault(key, {}).setdefault(kind, []).append((ending, found))
-                else:
-                    unread[f"*.{ending}" if ending else "files without an ending"] += 1
-    except (OSError, tarfile.TarError) as error:
-        raise UserError(f"cannot read the tar file {file}: {error}; is it an uncompressed tar, and whole?") from None
-    return {key: {kind: _nearest(found, unread) for kind, found in members.items()} for key, members in samples.items()}
-
-
-def _nearest(found: list[tuple[str, Member]], unread: Counter[str]) -> list[Member]:
-    """Of the members that could be one part of a sample those whose ending is that alone, if there are any."""
-    exact = [member for ending, member in found if "." not in ending]
-    if exact:
-        unread.update(f"*.{ending}" for ending, _ in found if "." in ending)
-    return exact or [member for _, member in found]
-
-
-def _problem(member: tarfile.TarInfo) -> str | None:
-    if member.issparse():
-        return "is stored with holes (tar --sparse); make the tar file without that option"
-    if member.islnk() or member.issym():
-        return f"is a link to {member.linkname}; make the tar file with --dereference, and --hard-dereference"
-    return None if member.isreg() else "is no file"
