@@ -115,6 +115,7 @@ def test_the_fields_of_others_are_known(row, expected):
     [
         ("{broken", "list.jsonl:2 is not JSON"),
         ("[1]", "list.jsonl:2 is no JSON object"),
+        ('{"text": "a", "answer": "b", "text": "c"}', "list.jsonl:2 is not JSON: 'text' is there twice"),
         ('{"spech": "a.wav"}', "list.jsonl:2 holds none of .*it has 'spech' .did you mean 'speech'"),
         ('{"weather": "fine"}', "list.jsonl:2 holds none of speech"),
         ('{"speech": 3}', "speech cannot be 3"),

@@ -3,7 +3,6 @@
 import codecs
 import csv
 import io
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 
 from mmjax.data.files import join, open_file, parent
 from mmjax.data.forms import Turns, answers
-from mmjax.data.record import Record, check_columns, decoded, read_row
+from mmjax.data.record import Record, check_columns, decoded, parsed, read_row
 from mmjax.errors import UserError
 
 TABLES = {".csv": ",", ".tsv": "\t"}
@@ -40,15 +39,16 @@ class Manifest:
         except OSError as error:
             remedy = "; docs/data.md says how a list is written; data.source names it"
             raise UserError(f"cannot read the manifest {file}: {error.strerror or error}{remedy}") from None
-        array = file.endswith(".json") and self._data[:64].lstrip()[:1] == b"["
-        self._rows = _array(self._data, file) if array else None
+        ending = os.path.splitext(file)[1].lower()
+        array = ending == ".json" and self._data[:64].lstrip()[:1] == b"["
+        self._rows = parsed(decoded(self._data, file), file) if array else None
         self._separator = None
         if self._rows is not None:
             self._turns = Turns([answers(row) for row in self._rows])
             return
         breaks = np.flatnonzero(np.frombuffer(self._data, np.uint8) == 10)
         starts, ends = np.concatenate([[0], breaks + 1]), np.concatenate([breaks, [len(self._data)]])
-        self._separator = next((s for end, s in TABLES.items() if file.endswith(end)), None)
+        self._separator = TABLES.get(ending)
         if self._separator == "," and b'"' in self._data:
             first, last = _rows_of_csv(self._data, starts, ends)
         else:  # a row is a line that holds more than space
@@ -101,10 +101,7 @@ class Manifest:
                 raise UserError(f"{name} has {len(fields)} fields, and the header {len(self._header)}")
             # A table cannot tell an empty text from a missing one; an empty cell is a missing one.
             return {key: field for key, field in zip(self._header, fields, strict=True) if field}
-        try:
-            row = json.loads(self._text(index)) if self._rows is None else self._rows[index]
-        except ValueError as error:
-            raise UserError(f"{name} is not JSON: {error}") from None
+        row = parsed(self._text(index), name) if self._rows is None else self._rows[index]
         if not isinstance(row, dict):
             raise UserError(f"{name} is no JSON object")
         return row
@@ -147,11 +144,3 @@ def _rows_of_csv(data: bytes, starts: np.ndarray, ends: np.ndarray) -> tuple[np.
             last.append(at)
             at += 1
     return np.array(first, np.int64), np.array(last, np.int64)
-
-
-def _array(data: bytes, file: str) -> list:
-    """The objects of a file that is one JSON list."""
-    try:
-        return json.loads(data)
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON: {error}") from None

@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import json
 import math
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -161,6 +162,26 @@ def decoded(data: bytes, name: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{name} is not UTF-8: {error.reason}") from None
+
+
+def parsed(text: str | bytes, name: str) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+      UserError: it is not JSON, or an object in it has two values of one name, of which others would take the last.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name} is not JSON: {error}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"'{next(name for name in names if names.count(name) > 1)}' is there twice")
+    return found
 
 
 def _missing(value: Any) -> bool:

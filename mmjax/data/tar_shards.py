@@ -1,13 +1,12 @@
 """WebDataset: samples in tar files, read at random without extracting them."""
 
-import json
 import tarfile
 from collections import Counter
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from mmjax.data.files import Blob, matching, open_file
-from mmjax.data.record import IMAGES, SPEECH, Record, decoded, read_row
+from mmjax.data.record import IMAGES, SPEECH, Record, decoded, parsed, read_row
 from mmjax.errors import UserError
 
 # The endings of WebDataset's files -> parts of a record.
@@ -166,10 +165,7 @@ def _problem(members: dict[str, list[tarfile.TarInfo]]) -> str | None:
 
 
 def _json(blob: Blob, name: str) -> dict[str, Any]:
-    try:
-        about = json.loads(decoded(blob.read(), name))
-    except ValueError as error:
-        raise UserError(f"{name} is not JSON: {error}") from None
+    about = parsed(decoded(blob.read(), name), name)
     if not isinstance(about, dict):
         raise UserError(f"{name} is no JSON object")
     return about
