@@ -162,7 +162,7 @@ def test_a_folder_names_the_files_that_it_does_not_read(tmp_path):
         (tmp_path / name).touch()
     folder = Folder(str(tmp_path))
     assert len(folder) == 2 and folder.unread == {
-        "a second file for the speech of an example, as 4.wav": 1, "*.m4a": 1, "hidden files": 1,
+        "second files for the speech of an example, as 4.wav": 1, "*.m4a": 1, "hidden files": 1,
     }  # fmt: skip
 
 

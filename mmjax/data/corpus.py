@@ -110,13 +110,14 @@ class Corpus:
             )
 
     def _shares_unknown(self) -> dict[str, float]:
-        if self.tokenizer is None:
-            return {}
-        kept = slice(None) if self._kept is None else self._kept
-        counts = {name: self._index.unknown(name, self.tokenizer)[kept] for name in TEXTS if self._index.has(name)}
-        return {
-            name: float(count.sum() / max(self.sizes[name].sum(), count.sum(), 1)) for name, count in counts.items()
-        }
+        found, tokenizer, kept = {}, self.tokenizer, slice(None) if self._kept is None else self._kept
+        for name in TEXTS if tokenizer is not None else ():
+            if self._index.has(name):
+                unknown = int(self._index.unknown(name, tokenizer)[kept].sum())
+                tokens = int(self._index.tokens(name, tokenizer)[kept].sum())
+                left_out = unknown if tokenizer.zero == "unknown" and name != "text" else 0  # of what is written
+                found[name] = unknown / max(tokens + left_out, 1)
+        return found
 
     @property
     def notes(self) -> list[str]:

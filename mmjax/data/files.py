@@ -129,7 +129,7 @@ def _walk(folder: str, inside: str, above: tuple[str, ...], passed: Counter[str]
             path = os.path.join(inside, entry.name)
             if entry.name.startswith("."):
                 passed["hidden folders" if entry.is_dir() else "hidden files"] += 1
-            elif not os.path.exists(entry.path):
+            elif entry.is_symlink() and not os.path.exists(entry.path):
                 passed["links to nothing"] += 1
             elif not entry.is_dir():
                 yield path

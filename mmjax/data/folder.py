@@ -27,6 +27,7 @@ class Folder:
     def __init__(self, folder: str, *, answers: bool = True):
         self._answers = answers
         groups: dict[str, dict[str, str]] = {}
+        seconds: dict[str, list[str]] = {}
         files, self.unread = below(folder)
         for file in sorted(files):
             stem, ending = os.path.splitext(file)
@@ -34,9 +35,12 @@ class Folder:
             if kind is None:
                 self.unread[f"*{ending}" if ending else "files without an ending"] += 1
             elif kind in groups.get(stem, {}):
-                self.unread[f"a second file for the {kind} of an example, as {file}"] += 1
+                seconds.setdefault(kind, []).append(file)
             else:
                 groups.setdefault(stem, {})[kind] = join(folder, file)
+        self.unread.update(
+            {f"second files for the {k} of an example, as {some[0]}": len(some) for k, some in seconds.items()}
+        )
         self._examples = sorted(groups.items())
         self.files = [file for _, files in self._examples for file in files.values()]
         if not self._examples:

@@ -30,7 +30,8 @@ VERSION = 3
 TEXTS = ("text", "transcript", "target")
 TAGS = ("language", "task")
 AT_ONCE = 64  # records that a thread measures at a time
-NAMED = 8  # of the kinds of what nothing is read from
+KINDS = 100  # of what nothing is read from, that are told apart
+NAMED = 8  # of these, that are said
 
 
 class Measured(NamedTuple):
@@ -263,8 +264,11 @@ def measure_all(collection: Sequence[Record], title: str) -> tuple[list[Measured
             found += measured
             unread.update(names)
             bar.advance(len(measured))
-    named = {hinted(name): count for name, count in unread.items()}
-    return found, named | getattr(collection, "unread", {})
+    unread = Counter({hinted(name): count for name, count in unread.items()}) + Counter(
+        getattr(collection, "unread", {})
+    )
+    kept = dict(unread.most_common(KINDS))
+    return found, kept | ({"others": unread.total() - sum(kept.values())} if len(unread) > KINDS else {})
 
 
 def _measure_part(collection: Any, part: range) -> tuple[list[Measured], list[str]]:

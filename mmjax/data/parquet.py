@@ -90,8 +90,10 @@ def _answers(table: Any, metadata: Any) -> np.ndarray:
     import pyarrow.compute
 
     counts = np.ones(metadata.num_rows, np.int64)
-    if "conversations" in table.schema_arrow.names:
-        turns = table.read(columns=["conversations"]).column("conversations")
+    parts = [table.schema.column(number).path for number in range(len(table.schema))]
+    parts = [part for part in parts if part.startswith("conversations.") and part.endswith(".from")]
+    if parts:  # who speaks is the least that has to be read
+        turns = table.read(columns=parts[:1]).column("conversations")
         if pyarrow.types.is_list(turns.type):
             counts = np.maximum(pyarrow.compute.list_value_length(turns).fill_null(0).to_numpy() // 2, 1)
     return counts
