@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -455,6 +456,12 @@ def test_names_of_users_mean_nothing_to_messages_and_patterns(tmp_path, capsys, 
     assert matching(str(home / "0[[]1].png")) == [str(home / "0[1].png")]
 
 
+def test_no_message_counts_on_markup():
+    """Which the consoles do not interpret: it would be printed."""
+    for path in pathlib.Path(cli.__file__).parents[1].rglob("*.py"):
+        assert not re.search(r"\[/?(bold|dim|red|yellow|green)\]", path.read_text("utf-8")), path
+
+
 def test_files_are_utf8_whatever_the_locale(tmp_path):
     (tmp_path / "a.wav").write_bytes(encoded(tone(440)))
     text = [{"speech": "a.wav", "transcript": "größer als Ω", "answer": "Bär", "Länge": 1}, {"image": "fehlt-ü.png"}]
@@ -497,3 +504,17 @@ def test_nothing_that_lies_in_a_folder_of_shards_is_run(tmp_path, monkeypatch, c
     monkeypatch.setattr(building, "_build_shard", planted)
     assert cli.main(["data", "build", path, "-o", str(tmp_path / "out")]) == 2
     assert "0.part" in capsys.readouterr().err and not (tmp_path / "ran").exists()
+
+
+def test_names_that_are_no_utf8_are_kept_and_can_be_written(tmp_path, monkeypatch, capsys):
+    home = tmp_path / "files"
+    home.mkdir()
+    for name, data in ((b"caf\xe9.png", picture()), (b"bad\xe9.png", b"x"), (b"odd.\xe9", b"x")):
+        with open(os.path.join(os.fsencode(home), name), "wb") as file:
+            file.write(data)
+    monkeypatch.setenv("MMJAX_DATA", str(tmp_path / "data"))
+    assert cli.main(["data", "build", str(home), "-o", str(tmp_path / "out")]) == 0
+    assert "nothing is read from *.\\udce9 (1)" in capsys.readouterr().err
+    assert Shards(str(tmp_path / "out"), "train")[0].name == "caf\udce9"
+    assert "bad\\udce9" in (tmp_path / "out" / "train-left-out.tsv").read_text("utf-8")
+    assert cli.main(["data", "inspect", str(home), "-o", str(tmp_path / "page.html")]) == 0

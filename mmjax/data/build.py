@@ -186,7 +186,7 @@ def _build_shard(
             advance(1)
         writer.close()
         written = note.with_name(f".{note.name}.{os.getpid()}")
-        written.write_bytes(msgpack.packb(part))
+        written.write_bytes(msgpack.packb(part, unicode_errors="surrogateescape"))
         temporary.rename(path)
         written.rename(note)
     except (OSError, RuntimeError) as error:
@@ -202,10 +202,11 @@ def _read_part(path: Path) -> Part:
       UserError: it is no such note.
     """
     try:
-        numbers, measured, digests, left_out = msgpack.unpackb(path.read_bytes(), use_list=False)
+        found = msgpack.unpackb(path.read_bytes(), use_list=False, unicode_errors="surrogateescape")
+        numbers, measured, digests, left_out = found
         return Part(list(numbers), [Measured(*one) for one in measured], list(digests), list(left_out))
     except (OSError, ValueError, TypeError, msgpack.UnpackException) as error:
-        raise UserError(f"cannot read {path} ({error}); delete {path.parent}, and build again") from None
+        raise UserError(f"cannot read {path} ({error}); delete it, and build again") from None
 
 
 def whole(record: Record) -> Record:

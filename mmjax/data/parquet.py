@@ -17,9 +17,9 @@ from mmjax.errors import UserError
 
 
 class Parquet:
-    """A record per row, of a conversation one per answer, read by row groups: neighbours are cheap, a shuffled epoch reads each group many times.
+    """A record per row, of a conversation one per answer.
 
-    (Groups last read are kept; for training on large tables, `mmjax data build` makes shards of them.)
+    Rows are read by row groups: neighbours are cheap, a shuffled epoch reads each group many times. (Groups last read are kept; for training on large tables, `mmjax data build` makes shards of them.)
 
     Args:
       files: a pattern such as data/train-*.parquet.

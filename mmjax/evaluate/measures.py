@@ -83,8 +83,9 @@ class Measures:
             return tokenizer.decode(tokens)
         example = self._source[number]
         stream = self._writes.get(head, head)
-        text = getattr(example, stream)
-        return tokenizer.reference(example.text if text is None and stream == "transcript" else text)
+        text = getattr(example, stream, None)
+        text = example.text if text is None and stream == "transcript" else text  # as `Layout.tokens` takes it
+        return tokenizer.decode(tokens) if text is None else tokenizer.reference(text)
 
     def metrics(self) -> dict[str, float]:
         """By name: "answer/accuracy", "transcript/cer", "transcript/cer/language/fr", "pairs/speech_to_image/recall@1"."""
