@@ -111,7 +111,7 @@ def test_a_channel_is_that_of_the_file(tmp_path):
     ]
     record = from_row(cut(5, recording={"sources": sources}, supervisions=[]), "", "it")
     assert record.speech == Blob("b.wav") and record.channels == (1,)
-    assert from_row(cut(0, recording={"sources": sources}, supervisions=[]), "", "it").channels is None
+    assert from_row(cut(0, recording={"sources": sources}, supervisions=[]), "", "it").channels == (0,)
     with pytest.raises(UserError, match="its channels lie in 2"):
         from_row(cut([0, 4], recording={"sources": sources}, supervisions=[]), "", "it")
     nemo = {"audio_filepath": "a.wav", "text": "x"}

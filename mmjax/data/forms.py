@@ -88,8 +88,8 @@ def _source(recording: Mapping[str, Any], channel: Any, name: str) -> tuple[str,
             f"{name}: its recording is of the type '{source['type']}', not a file; save it: cuts.save_audios"
         )
     there = source.get("channels")
-    if wanted is None or there is None or wanted == there:
-        return source["source"], wanted if there is None else None
+    if wanted is None or there is None:
+        return source["source"], wanted
     if not set(wanted) <= set(there):
         raise UserError(f"{name} is of channel {channel}, and its recording has the channels {there}")
     return source["source"], [there.index(one) for one in wanted]
