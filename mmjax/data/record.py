@@ -113,7 +113,7 @@ def read_row(
     chosen = _chosen(row, columns)
     found = {field: _checked(field, row[key], root, name) for field, key in chosen.items()}
     used = set(chosen.values())
-    unread = [key for key, value in row.items() if key not in used and value != ""]
+    unread = [key for key, value in row.items() if key not in used and value != "" and not _nan(value)]
     if {field for field, value in found.items() if value is not None and value != ""} <= ABOUT:
         raise UserError(f"{name} holds none of speech, image, text, transcript, target, answer{_hint(unread)}")
     return normal(Record(**{"name": name, **found})), unread
@@ -191,6 +191,11 @@ def _missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
+def _nan(value: Any) -> bool:
+    """Whether a text is what pandas writes into a table where there is nothing."""
+    return isinstance(value, str) and value.strip().lower() == "nan"
+
+
 def _chosen(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, str]:
     """Field of `Record` -> the name in the row that it is read from."""
     exact = {field: field for field in Record._fields}
@@ -203,7 +208,7 @@ def _chosen(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, str
         if key in row:
             field, value = named[key], row[key]
             nothing = value == "" and (field not in WRITTEN or field in chosen)
-            nothing = nothing or (field == "answer" and isinstance(value, str) and value.strip().lower() == "nan")
+            nothing = nothing or (field == "answer" and _nan(value))
             if not nothing and (field not in chosen or row[chosen[field]] == ""):
                 chosen[field] = key
     return chosen
