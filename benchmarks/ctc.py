@@ -111,7 +111,7 @@ def main() -> None:
     for name, value in result.items():
         print(f"{name:30} {value}")
     if arguments.json:
-        with open(arguments.json, "w") as file:
+        with open(arguments.json, "w", encoding="utf-8") as file:
             json.dump(result, file, indent=2)
 
 

@@ -74,6 +74,7 @@ def check(config: c.Experiment) -> dict[str, dict[str, Any]]:
 
 def table(results: dict[str, dict[str, Any]]):
     from rich.table import Table
+    from rich.text import Text
 
     shown = Table("invariant", "measured", "tolerance", "holds")
     for name, result in results.items():
@@ -81,7 +82,7 @@ def table(results: dict[str, dict[str, Any]]):
             name,
             f"{result['difference']:.3g}",
             f"{result['tolerance']:g}",
-            "yes" if result["holds"] else "[red]NO[/red]",
+            "yes" if result["holds"] else Text("NO", style="red"),
         )
     return shown
 
@@ -294,7 +295,7 @@ def divided(subject: Subject, mesh: Mesh, micro_batches: int = 1) -> list[np.nda
 def on_processes(config: c.Experiment, count: int, **axes: int) -> list[np.ndarray]:
     """What `divided` gives on a mesh of real processes of this machine, one device each; by default, all along data."""
     with tempfile.TemporaryDirectory() as scratch:
-        (Path(scratch) / "config.json").write_text(c.to_json(config))
+        (Path(scratch) / "config.json").write_text(c.to_json(config), encoding="utf-8")
         port = free_port()
         alone = {"XLA_FLAGS": "", "NPROC": "", "JAX_PLATFORMS": "cpu"}  # one device each, not 8 simulated ones
         workers = [

@@ -29,6 +29,11 @@ class Interrupted(Preempted):
     exit_code = 130
 
 
+def one_line(text: str) -> str:
+    """A message as one line of a list: names of files and columns may hold line breaks and tabs."""
+    return " ".join(text.replace("\t", " ").splitlines())
+
+
 def dotted(path: str, key: Any) -> str:
     """The dotted path of a key below `path`."""
     return f"{path}.{key}" if path else str(key)

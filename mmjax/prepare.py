@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mmjax import config as c
+from mmjax import progress
 from mmjax.data import build as building
 from mmjax.data.capacity import propose, useful
 from mmjax.data.index import open_index
@@ -74,7 +75,10 @@ def build(source: str, out: str, split: str | None = None, **options: Any) -> di
     found = {}
     for name in splits:
         collection, stamp = open_collection(chosen, name, home, once=True)
-        index = open_index(collection, stamp, home, f"{stamp['class']} {stamp['place']}")
+        title = f"{stamp['class']} {stamp['place']}"
+        index = open_index(collection, stamp, home, title)
+        for note in index.notes(title):
+            progress.warn(note)
         found[name] = building.build(collection, index, stamp, directory, name, **options)
     return found
 
@@ -114,7 +118,8 @@ def inspect(
         data = build_source(c.Data(source=source_at(source, split), **settings), split)
     if written:
         try:
-            written.write_text(show(data, f"{source}, {split} split", padding, examples))
+            shown = show(data, f"{source}, {split} split", padding, examples)
+            written.write_text(shown, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise UserError(f"cannot write {page}: {error.strerror or error}") from None
     return facts(data) | ({"padding": padding} if padding else {}) | proposed

@@ -5,8 +5,14 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
-out = Console(highlight=False)  # for results; standard output carries nothing else
+# What is printed is text as it is: in names of files, columns and tags, brackets and colons mean nothing.
+console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+out = Console(highlight=False, markup=False, emoji=False)  # for results; standard output carries nothing else
+
+
+def warn(text: str) -> None:
+    """Says something that a person should look at."""
+    console.print(text, style="yellow")
 
 
 class _Rate(ProgressColumn):
@@ -31,6 +37,12 @@ class Bar:
 @contextmanager
 def bar(title: str, total: int, unit: str, done: int = 0, transient: bool = False):
     """Shows a bar of `total` units while the block runs; `.advance()` it."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn()
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(unit),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=transient) as progress:
         yield Bar(progress, progress.add_task(title, total=total, completed=done))

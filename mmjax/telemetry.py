@@ -52,7 +52,7 @@ class Writer:
         """
         if not self._path.exists():
             return set()
-        records = [_parsed(line) for line in self._path.read_text().splitlines()]
+        records = [_parsed(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
 
         def stays(record) -> bool:
             return record["step"] < step or (record["step"] == step and not (finished and record["kind"] == "eval"))
@@ -69,7 +69,7 @@ class Writer:
         """
         try:
             if self._file is None:
-                self._file = self._path.open("a")
+                self._file = self._path.open("a", encoding="utf-8")
             self._file.write(json_line({"step": step, "kind": kind, **metrics}) + "\n")
             self._file.flush()
         except OSError as error:

@@ -114,7 +114,7 @@ def group(files: dict[str, bytes], seed: int, scratch: Path) -> collections.Coun
         clean.append(made[0]), broken.append(made[1])
     # Damaged before they are indexed, or after.
     home = scratch / f"index-{seed}"
-    write_index(measure_all(clean if seed % 2 else broken, "damaged files"), home)
+    write_index(measure_all(clean if seed % 2 else broken, "damaged files")[0], home)
     corpus = Corpus(broken, Index(home), None, filters=Filters(largest_share_dropped=1.0))
     positions = LAYOUT.positions(corpus.sizes)
     sampler = Sampler(positions, LAYOUT.rows, {"speech": 0.5, "image": 0.5}, 2, seed=seed, epochs=1)

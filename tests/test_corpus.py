@@ -128,7 +128,8 @@ def test_a_duration_that_is_a_little_too_long_is_what_is_there_and_said_once(tmp
     [
         ("{broken", "list.jsonl:2 is not JSON"),
         ("[1]", "list.jsonl:2 is no JSON object"),
-        ('{"spech": "a.wav"}', "list.jsonl:2 has 'spech'; did you mean 'speech'"),
+        ('{"text": "a", "answer": "b", "text": "c"}', "list.jsonl:2 is not JSON: 'text' is there twice"),
+        ('{"spech": "a.wav"}', "list.jsonl:2 holds none of .*it has 'spech' .did you mean 'speech'"),
         ('{"weather": "fine"}', "list.jsonl:2 holds none of speech"),
         ('{"speech": 3}', "speech cannot be 3"),
         ('{"speech": "a.wav", "start": -1}', "start is -1"),
@@ -141,7 +142,6 @@ def test_a_duration_that_is_a_little_too_long_is_what_is_there_and_said_once(tmp
         ('{"conversations": [1]}', "no conversation"),
         ('{"recording": {}, "supervisions": []}', "no cut of one recording"),
         ("\udcff", "is not UTF-8"),
-        ('{"aduio": "good.wav", "transcript": "x"}', "list.jsonl:2 has 'aduio'; did you mean 'audio'"),
     ],
 )
 def test_a_line_that_cannot_be_used_is_counted_and_says_why(line, message, tmp_path):
@@ -174,7 +174,9 @@ def test_a_folder_names_the_files_that_it_does_not_read(tmp_path):
     for name in ("4.flac", "4.wav", "5.wav", "6.m4a", ".hidden"):
         (tmp_path / name).touch()
     folder = Folder(str(tmp_path))
-    assert len(folder) == 2 and folder.unread == ["4.wav", "6.m4a"]
+    assert len(folder) == 2 and folder.unread == {
+        "second files for the speech of an example, as 4.wav": 1, "*.m4a": 1, "hidden files": 1,
+    }  # fmt: skip
 
 
 def test_filters_count_what_they_leave_out_by_reason(tmp_path):
@@ -189,7 +191,7 @@ def test_filters_count_what_they_leave_out_by_reason(tmp_path):
     found = corpus(Manifest(str(tmp_path / "list.jsonl")), tmp_path, filters=filters)
     assert found.dropped == {"too short": 1, "too long": 1, "too many characters": 1, "too many tokens": 1}
     assert [number for number, _ in found.quarantine] == [0, 2, 3, 4]
-    assert len(found) == 2 and found[0].transcript == "b" and found[1].transcript is None
+    assert len(found) == 2 and found[0].transcript == "b" and found[1].transcript == ""
 
 
 def test_answers_are_those_of_the_training_split(tmp_path):

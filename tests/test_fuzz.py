@@ -192,11 +192,13 @@ def test_a_tar_file_leads_nowhere(tmp_path):
             tar.addfile(info)
     before = sorted(tmp_path.rglob("*"))
     found = TarShards(str(home / "a.tar"))
-    assert [found[i].name.rpartition(":")[2] for i in range(len(found))] == ["../../escaped", "absolute", "fine"]
-    assert all(
-        record.speech is None or record.speech.file == str(home / "a.tar")
-        for record in map(found.__getitem__, range(3))
-    )
+    records = [found[i] for i in range(3)]
+    assert [record.name.rpartition(":")[2] for record in records] == ["../../escaped", "absolute", "fine"]
+    assert all(record.speech is None or record.speech.file == str(home / "a.tar") for record in records)
+    for number, problem in ((3, "link.wav is a link"), (4, "hard.wav is a link"), (5, "null.wav is no file")):
+        with pytest.raises(UserError, match=problem):
+            found[number]
+    assert len(found) == 6
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -104,6 +104,31 @@ def test_ids_that_there_are_not_are_passed_over():
     assert IDENTITY.decode([*IDENTITY.encode("le"), BLANK, len(IDENTITY), *IDENTITY.encode(" chat")]) == "le chat"
 
 
+def test_long_texts_are_learnt_from_as_short_ones():
+    """Also those that have no spaces, and those with the sign that sentencepiece reserves."""
+    words = [f"wort{number} Straße" for number in range(3_000)]
+    options = dict(vocabulary=80, normalisation="identity")
+    one_by_one = Tokenizer.train([words[0], *(" " + word for word in words[1:])], **options)
+    assert Tokenizer.train([" ".join(words)], **options).serialised == one_by_one.serialised
+    for text in ("ß\u2585" * 50, "ß" * 30_000, "\ufdfa" * 10_000):
+        tokenizer = Tokenizer.train([text, *words[:9]], 60)
+        assert tokenizer.unknown not in tokenizer.pieces("ß" if "ß" in text else "\ufdfa")
+
+
+def test_a_reference_keeps_what_the_tokenizer_does_not_know():
+    tokenizer = Tokenizer.train(["red circle", "blue square"], 52)
+    assert tokenizer.decode(tokenizer.encode("red ж")).split() == ["red", "⁇"]
+    for text, expected in (
+        ("Жёлтый RED кruг", "жёлтый red кruг"),
+        ("ﬁne ж", "fine ж"),
+        ("red  circle", "red circle"),
+        ("", ""),
+    ):
+        assert tokenizer.reference(text) == expected
+    keeps = Tokenizer.train(["red circle"], 52, normalisation="identity")
+    assert keeps.reference(" Ж  red ж") == " Ж  red ж"
+
+
 @pytest.mark.parametrize("tokenizer", [IDENTITY, WITHOUT_BYTES])
 def test_lone_surrogates_are_no_text(tokenizer):
     with pytest.raises(UserError, match="is not valid Unicode"):
@@ -187,6 +212,16 @@ def huggingface(request, tmp_path_factory):
     (home / "tokenizer.json").write_text(tokenizer_json(request.param))
     (home / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     return request.param, home
+
+
+def test_a_tokenizer_json_keeps_in_references_what_it_does_not_know(huggingface):
+    kind, home = huggingface
+    tokenizer = HuggingFaceTokenizer.load(home / "tokenizer.json")
+    text = "Ein Hund ☢ und ☢☢ drei Katzen"
+    assert (tokenizer.unknown in tokenizer.pieces(text)) == (kind != "gpt2")
+    assert tokenizer.reference(text) == (text.lower() if kind == "bert" else text)
+    (home / "bom.json").write_bytes(b"\xef\xbb\xbf" + (home / "tokenizer.json").read_bytes())
+    assert Tokenizer.load(home / "bom.json").pieces("ein") == tokenizer.pieces("ein")
 
 
 @pytest.mark.reference

@@ -13,8 +13,11 @@ from conftest import tiny
 from mmjax import check, cli
 from mmjax import config as c
 from mmjax.config.validate import check_config
+from mmjax.data.example import Example
+from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
 from mmjax.evaluate.decoding import SYMBOLS, best_path, by_example, greedy_attention, greedy_transducer
+from mmjax.evaluate.measures import Measures
 from mmjax.models import AttentionDecoder, TextDecoder, TransducerDecoder
 from mmjax.models.writers import begun_and_ended
 from mmjax.stream import Stream
@@ -297,3 +300,18 @@ def test_a_run_learns_to_write_in_all_three_ways(tmp_path, capsys):
     assert predicted["target"] == predicted["example"]["text"] == predicted["transducer"]
     assert cli.main(["predict", str(run), "--example", "3"]) == 0
     assert f"transducer: {predicted['transducer']}" in capsys.readouterr().out
+
+
+def test_what_no_piece_covers_is_never_written_right():
+    """Scored as the text of the example, in whichever of its texts the head writes."""
+    tokenizer = Tokenizer.train(["red circle", "blue square"], 52)
+    source = [Example(text="жёлтый", target="red ж"), Example(target="red"), Example(text="жёлтый круг")]
+    labels = [tokenizer.of_stream("target", text) for text in ("red ж", "red", "жёлтый круг")]
+    ours = rows_of(list(enumerate(labels, 1)), length=40)  # all labels, and so many an unknown
+    slots = Stream(np.array([[0, 1, 2]], np.int32), *(np.arange(1, 4, dtype=np.int32)[None],) * 2)
+    found = Measures(source, tokenizer, {}, {"said": "target"})
+    found.add(slots, {}, {"said": (rows_of(list(enumerate(labels[:2], 1)), length=40),) * 2}, {}, {})
+    assert found.metrics()["said/wer"] == 1 / 3
+    found = Measures(source, tokenizer, {})
+    found.add(slots, {}, {"transcript": (ours, rows_of([(3, labels[2])], length=40))}, {}, {})
+    assert found.metrics()["transcript/cer"] > 0.7 and found.metrics()["transcript/wer"] == 1.0

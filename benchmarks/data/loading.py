@@ -148,7 +148,7 @@ def _memory() -> int:
     found = 0
     for process in [os.getpid(), *_children(os.getpid())]:
         try:
-            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+            lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="utf-8").splitlines()
             found += 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
         except OSError:  # it has just ended
             pass

@@ -93,6 +93,7 @@ def _run(options, rest) -> int:
     watch, code, said = None, 1, "by an error that mmjax does not know; see what it says"
     try:
         _quiet()
+        _printable()
         if options.command not in ("config", "data", "keys") or getattr(options, "what", None) == "bench":
             from mmjax.parallel import processes, runtime
 
@@ -218,7 +219,7 @@ def _plan(options, rest) -> int:
     result = plan(config, parse(options.machine), **asked)
     if picture:
         try:
-            picture.write_text(svg(result))
+            picture.write_text(svg(result), encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write {options.picture}: {error.strerror or error}") from None
     if options.json:
@@ -332,6 +333,13 @@ def _signals(command: str) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _printable() -> None:
+    """Prints what the locale has no letters for as escapes, rather than not at all."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _quiet() -> None:

@@ -121,6 +121,8 @@ def _inspect(options, found: dict[str, Any]) -> int:
             )
     for reason in found["reasons"]:
         print(f"    {reason}")
+    for note in found["notes"]:
+        print(f"  {note}")
     if rows := found.get("rows"):
         print(f"  wasted on padding, of the towers' FLOPs: {100 * rows['wasted']:.1f} %")
         if rows["proposed_wasted"] < rows["wasted"] - 0.002:

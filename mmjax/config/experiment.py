@@ -37,6 +37,9 @@ class Folder:
 @part
 class TarShards:
     splits: Mapping[str, str]  # "train": a pattern of files, train-*.tar
+    keys_end: Literal["first_dot", "last_dot"] = (
+        "first_dot"  # of a member's name: "7.seg.png" belongs to "7", or "7.seg"
+    )
 
 
 @part

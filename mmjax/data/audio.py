@@ -6,7 +6,7 @@ they refuse the same ones for the same reason, and agree on the length of the ot
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple
 
@@ -47,7 +47,11 @@ class Extent(NamedTuple):
 
 
 def measure_audio(
-    source: str | os.PathLike | bytes | Blob, name: str, start: float = 0.0, seconds: float | None = None
+    source: str | os.PathLike | bytes | Blob,
+    name: str,
+    start: float = 0.0,
+    seconds: float | None = None,
+    channels: Sequence[int] | None = None,
 ) -> Extent:
     """How much of a recording is meant; see `read_audio`, which decodes so much of it, or raises.
 
@@ -55,6 +59,7 @@ def measure_audio(
       Unreadable: as `read_audio`, as far as a header tells.
     """
     with opened(source, f"the recording {name}") as file, _decoder(file, name) as reader:
+        _check_channels(channels, reader.channels, name)
         return _extent(reader, name, start, seconds)
 
 
@@ -65,6 +70,7 @@ def read_audio(
     start: float = 0.0,
     seconds: float | None = None,
     rescale: bool = False,
+    channels: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Decodes a recording, or a part of it, to mono float32 samples [N] in [-1, 1] at `sample_rate` Hz.
 
@@ -74,10 +80,11 @@ def read_audio(
       name: what to call `source` in an error (default: its path).
       start, seconds: the part that is wanted; None: to the end. It may end up to `TOLERANCE` seconds behind the recording.
       rescale: bring values beyond `LOUDEST` into [-1, 1]: see `_rescaled`.
+      channels: those whose mean is wanted, counted from 0; None: all.
 
     Raises:
-      Unreadable: the file is missing, of no format that is read, damaged, truncated, or empty; the part does not lie
-        in it; or it holds values that are not numbers, or far outside [-1, 1].
+      Unreadable: the file is missing, of no format that is read, damaged, truncated, or empty; the part or a channel
+        does not lie in it; or it holds values that are not numbers, or far outside [-1, 1].
     """
     source = source if isinstance(source, bytes | Blob) else Blob(os.fspath(source))
     if name is None:
@@ -85,7 +92,9 @@ def read_audio(
     if isinstance(source, Blob) and not start and seconds is None:
         source = source.read()  # at once; of a part of a long recording, only that part is read
     with opened(source, f"the recording {name}") as file, _decoder(file, name) as reader:
+        _check_channels(channels, reader.channels, name)
         rate, samples = reader.samplerate, _samples(reader, _extent(reader, name, start, seconds), name)
+    samples = samples if channels is None else samples[:, list(channels)]
     return as_read(samples, rate, sample_rate, name, rescale)
 
 
@@ -138,6 +147,14 @@ def _decoder(file: BinaryIO, name: str) -> Iterator[Reader]:
         if "not recognised" in reason or "unimplemented" in reason:
             raise _unknown(name, reason) from None
         raise Unreadable("not decodable", f"cannot decode the recording {name}: {reason}") from None
+
+
+def _check_channels(channels: Sequence[int] | None, there: int, name: str) -> None:
+    if channels is not None and max(channels) >= there:
+        raise Unreadable(
+            "no such channel",
+            f"the recording {name} has {there} channels, and channel {max(channels)} is wanted, counted from 0",
+        )
 
 
 def _unknown(name: str, reason: str) -> Unreadable:

@@ -9,7 +9,6 @@ import io
 import itertools
 import json
 import os
-import pickle
 import queue
 import shutil
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgpack
 import numpy as np
 import soundfile
 
@@ -28,7 +28,7 @@ from mmjax.data.image import open_image
 from mmjax.data.index import Index, Measured, measure, write_index
 from mmjax.data.record import Record
 from mmjax.data.shards import encode, shard_name, shards_of
-from mmjax.errors import UserError
+from mmjax.errors import UserError, one_line
 
 
 class Part(NamedTuple):
@@ -86,7 +86,7 @@ def build(
     with progress.bar(f"building {split}", len(collection), "examples", done=done) as bar:
         for count in _run(collection, index, waiting, rescale):
             bar.advance(count)
-    parts = [pickle.loads(path.read_bytes()) for _, _, path in jobs]
+    parts = [_read_part(path) for _, _, path in jobs]
     measured, left_out = _without_duplicates(parts, keep_duplicates)
     if not measured:
         for _, shard, _ in jobs:
@@ -101,7 +101,8 @@ def build(
     write_index(measured, work / "index")
     (work / "index").rename(directory / split)
     report = directory / f"{split}-left-out.tsv"
-    report.write_text("".join(f"{number}\t{reason}\n" for number, reason in left_out))
+    listed = "".join(f"{number}\t{one_line(reason)}\n" for number, reason in left_out)
+    report.write_text(listed, encoding="utf-8", errors="backslashreplace")
     shutil.rmtree(work)
     reasons: dict[str, int] = {}
     for _, reason in left_out:
@@ -134,7 +135,7 @@ def _claim(directory: Path, work: Path, split: str, identity: Any) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         there = shards_of(directory, split)
         noted = work / "identity"
-        if work.is_dir() and not (noted.is_file() and noted.read_text() == digest):
+        if work.is_dir() and not (noted.is_file() and noted.read_text(encoding="utf-8") == digest):
             shutil.rmtree(work)  # of another build, that was given up
             for path in there.values():
                 path.unlink()
@@ -143,7 +144,7 @@ def _claim(directory: Path, work: Path, split: str, identity: Any) -> None:
             if there:
                 raise UserError(f"{directory} holds shards of '{split}' already; name another folder, or delete them")
             work.mkdir()
-            noted.write_text(digest)
+            noted.write_text(digest, encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write into {directory}: {error.strerror or error}") from None
 
@@ -198,7 +199,7 @@ def _build_shard(
             advance(1)
         writer.close()
         written = note.with_name(f".{note.name}.{os.getpid()}")
-        written.write_bytes(pickle.dumps(part))
+        written.write_bytes(msgpack.packb(part, unicode_errors="surrogateescape"))
         temporary.rename(path)
         written.rename(note)
     except (OSError, RuntimeError) as error:
@@ -207,16 +208,30 @@ def _build_shard(
         temporary.unlink(missing_ok=True)
 
 
+def _read_part(path: Path) -> Part:
+    """What became of the examples of one shard, as an earlier build may have noted it; nothing in the file is run.
+
+    Raises:
+      UserError: it is no such note.
+    """
+    try:
+        found = msgpack.unpackb(path.read_bytes(), use_list=False, unicode_errors="surrogateescape")
+        numbers, measured, digests, left_out = found
+        return Part(list(numbers), [Measured(*one) for one in measured], list(digests), list(left_out))
+    except (OSError, ValueError, TypeError, msgpack.UnpackException) as error:
+        raise UserError(f"cannot read {path} ({error}); delete it, and build again") from None
+
+
 def whole(record: Record, rescale: bool = False) -> Record:
-    """The record with its bytes inside; of a part of a recording only that part, as FLAC at its own rate."""
+    """The record with its bytes inside; of a part of a recording, or some channels, only those, as FLAC at its own rate."""
     speech, image = record.speech, record.image
-    if speech is not None and (record.start > 0 or record.seconds is not None):
-        name = f"of {record.name}"
-        rate = measure_audio(speech, name, record.start, record.seconds).rate
-        samples = read_audio(speech, rate, name, record.start, record.seconds, rescale)
+    if speech is not None and (record.start > 0 or record.seconds is not None or record.channels is not None):
+        name, part = f"of {record.name}", (record.start, record.seconds)
+        rate = measure_audio(speech, name, *part, record.channels).rate
+        samples = read_audio(speech, rate, name, *part, rescale, record.channels)
         buffer = io.BytesIO()
         soundfile.write(buffer, samples, rate, subtype="PCM_16", format="FLAC")
-        return whole(record._replace(speech=buffer.getvalue(), start=0.0, seconds=None))
+        return whole(record._replace(speech=buffer.getvalue(), start=0.0, seconds=None, channels=None))
     return record._replace(
         speech=speech.read() if isinstance(speech, Blob) else speech,
         image=image.read() if isinstance(image, Blob) else image,

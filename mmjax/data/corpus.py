@@ -55,6 +55,8 @@ class Corpus:
       sizes: [n] samples of "speech", [n, 2] pixels of "image", [n] tokens of "text", "transcript" and "target".
       dropped: how many examples were left out, by reason.
       quarantine: (number in the collection, reason) of each of them.
+      unread: of what nothing is read from, how many there are; see `Index`.
+      unknown: share of the tokens of each kind of text that are unknown to the tokenizer.
     """
 
     def __init__(
@@ -99,6 +101,8 @@ class Corpus:
             self._kept = np.flatnonzero(keep)
             sizes = {name: values[self._kept] for name, values in sizes.items()}
         self.sizes = sizes
+        self.unread = index.unread
+        self.unknown = self._shares_unknown()
         share = (len(self.quarantine) - self.dropped.get("duplicate", 0)) / len(index)
         if share > filters.largest_share_dropped or len(self.quarantine) == len(index):
             reasons = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.dropped.items()))
@@ -106,6 +110,27 @@ class Corpus:
                 f"of the {len(index):,} examples of {title}, {100 * share:.1f} % cannot be used ({reasons}; the first: "
                 f"{self.quarantine[0][1]}); mend them, or raise data.filters.largest_share_dropped"
             )
+
+    def _shares_unknown(self) -> dict[str, float]:
+        found, tokenizer, kept = {}, self.tokenizer, slice(None) if self._kept is None else self._kept
+        for name in TEXTS if tokenizer is not None else ():
+            if self._index.has(name):
+                unknown = int(self._index.unknown(name, tokenizer)[kept].sum())
+                tokens = int(self._index.tokens(name, tokenizer)[kept].sum())
+                left_out = unknown if tokenizer.zero == "unknown" and name != "text" else 0  # of what is written
+                found[name] = unknown / max(tokens + left_out, 1)
+        return found
+
+    @property
+    def notes(self) -> list[str]:
+        """What a run says of the data at its start, besides what is left out."""
+        unknown = [
+            f"{self._title}: of the tokens of {name}, {100 * share:.2g} % are unknown to the tokenizer; no model can write "
+            "them: train the tokenizer on texts like these, or with byte_fallback"
+            for name, share in self.unknown.items()
+            if share > 0
+        ]
+        return self._index.notes(self._title) + unknown
 
     @property
     def characters(self) -> dict[str, np.ndarray]:
@@ -149,7 +174,9 @@ class Corpus:
 
     def _speech(self, record: Record, promised: int) -> np.ndarray:
         name = f"of {record.name}"
-        samples = read_audio(record.speech, self.sample_rate, name, record.start, record.seconds, self._rescale)
+        samples = read_audio(
+            record.speech, self.sample_rate, name, record.start, record.seconds, self._rescale, record.channels
+        )
         if len(samples) != promised:
             raise Unreadable(
                 "not what was indexed",

@@ -3,6 +3,7 @@
 import glob
 import io
 import os
+from collections import Counter
 from typing import BinaryIO, NamedTuple
 
 from mmjax.errors import UserError
@@ -77,7 +78,7 @@ def opened(source: str | os.PathLike | bytes | Blob, what: str) -> BinaryIO:
             try:
                 file = open(source.file, "rb")  # noqa: SIM115  (whom it is opened for closes it)
                 size = os.fstat(file.fileno()).st_size
-            except OSError as error:
+            except (OSError, ValueError) as error:  # a name that the system's encoding lacks the letters for
                 raise _cannot_read(source.file, error) from None
             if not size:
                 file.close()
@@ -113,15 +114,19 @@ def open_file(path: str):
 def matching(pattern: str) -> list[str]:
     """The files of a pattern such as data/train-*.tar, by name.
 
+    A file or folder that there is, is meant as it is written: in its name `[` is no pattern.
+
     Raises:
       UserError: there are none, or the bucket cannot be reached.
     """
     if not remote(pattern):
-        found = sorted(glob.glob(pattern))
+        found = sorted(glob.glob(_literal(pattern)))
     else:
         try:
             system, inside = _filesystem(pattern)
-            found = sorted(system.unstrip_protocol(path) for path in system.glob(inside))
+            literal = glob.has_magic(inside) and system.isfile(inside)
+            found = [inside] if literal else sorted(system.glob(inside))
+            found = [system.unstrip_protocol(path) for path in found]
         except OSError as error:
             raise UserError(f"cannot list {pattern}: {error}") from None
     if not found:
@@ -129,18 +134,32 @@ def matching(pattern: str) -> list[str]:
     return found
 
 
-def below(folder: str) -> list[str]:
-    """All files below a folder, as paths relative to it.
+def _literal(pattern: str) -> str:
+    """A pattern in which the folders, and the file, that there are stand for themselves."""
+    if not glob.has_magic(pattern):
+        return pattern
+    if os.path.exists(pattern):
+        return glob.escape(pattern)
+    folder, name = os.path.split(pattern)
+    return os.path.join(_literal(folder), name) if folder and folder != pattern else pattern
+
+
+def below(folder: str) -> tuple[list[str], Counter[str]]:
+    """All files below a folder, as paths relative to it, and how many hidden files and folders were passed over.
+
+    Links to folders are followed; one that leads back to where it was found is passed over, and counted.
 
     Raises:
       UserError: there is no such folder.
     """
+    passed: Counter[str] = Counter()
     if not remote(folder):
         if not os.path.isdir(folder):
             raise UserError(f"there is no folder {folder}")
-        return [
-            os.path.relpath(os.path.join(place, file), folder) for place, _, files in os.walk(folder) for file in files
-        ]
+        try:
+            return list(_walk(folder, "", (os.path.realpath(folder),), passed)), passed
+        except OSError as error:
+            raise UserError(f"cannot list {error.filename or folder}: {error.strerror or error}") from None
     try:
         system, inside = _filesystem(folder)
         found = system.find(inside)
@@ -148,7 +167,27 @@ def below(folder: str) -> list[str]:
         raise UserError(f"cannot list {folder}: {error}") from None
     if not found:
         raise UserError(f"there is no folder {folder}")
-    return [path.removeprefix(inside.rstrip("/")).lstrip("/") for path in found]
+    names = [path.removeprefix(inside.rstrip("/")).lstrip("/") for path in found]
+    shown = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+    passed.update({"hidden files": len(names) - len(shown)} if len(shown) < len(names) else {})
+    return shown, passed
+
+
+def _walk(folder: str, inside: str, above: tuple[str, ...], passed: Counter[str]):
+    """Files below a folder on this machine; `above` are the real paths of the folders that lead to it."""
+    with os.scandir(os.path.join(folder, inside)) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            path = os.path.join(inside, entry.name)
+            if entry.name.startswith("."):
+                passed["hidden folders" if entry.is_dir() else "hidden files"] += 1
+            elif entry.is_symlink() and not os.path.exists(entry.path):
+                passed["links to nothing"] += 1
+            elif not entry.is_dir():
+                yield path
+            elif (real := os.path.realpath(entry.path)) in above:
+                passed["links that lead in a circle"] += 1
+            else:
+                yield from _walk(folder, path, (*above, real), passed)
 
 
 def stamp(path: str) -> tuple[str, int, int | str]:

@@ -3,17 +3,15 @@
 import os
 
 from mmjax.data.files import Blob, below, join
-from mmjax.data.record import Record
+from mmjax.data.record import IMAGES, SPEECH, Record, decoded, normal
 from mmjax.errors import UserError
 
-SPEECH = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".caf", ".au", ".w64", ".rf64")
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tiff", ".tif", ".bmp")
 TEXT = ".txt"  # what the speech beside it says, or else what the picture beside it shows
 KINDS = {**dict.fromkeys(SPEECH, "speech"), **dict.fromkeys(IMAGES, "image"), TEXT: "text"}
 
 
 class Folder:
-    """Recordings, pictures and texts below a folder, in the order of their paths.
+    """Recordings, pictures and texts below a folder, in the order of their paths; linked folders are followed.
 
     `dogs/7.png`, `dogs/7.flac` and `dogs/7.txt` are one example whose answer is "dogs". The text is the transcript of
     the recording, where there is one, else the target of the picture, else a text to be read.
@@ -21,21 +19,28 @@ class Folder:
     Args:
       folder: its path.
       answers: whether the name of the folder is the answer (of files that lie in `folder` itself there is none).
+
+    Attributes:
+      unread: how many files of each kind belong to no example; hidden folders count as one each.
     """
 
     def __init__(self, folder: str, *, answers: bool = True):
         self._answers = answers
         groups: dict[str, dict[str, str]] = {}
-        self.unread: list[str] = []  # files that no example has
-        for file in sorted(below(folder)):
+        seconds: dict[str, list[str]] = {}
+        files, self.unread = below(folder)
+        for file in sorted(files):
             stem, ending = os.path.splitext(file)
             kind = KINDS.get(ending.lower())
-            if os.path.basename(file).startswith("."):
-                continue
-            if kind is None or kind in groups.get(stem, {}):  # of an ending that says nothing, or a second one
-                self.unread.append(file)
+            if kind is None:
+                self.unread[f"*{ending}" if ending else "files without an ending"] += 1
+            elif kind in groups.get(stem, {}):
+                seconds.setdefault(kind, []).append(file)
             else:
                 groups.setdefault(stem, {})[kind] = join(folder, file)
+        self.unread.update(
+            {f"second files for the {k} of an example, as {some[0]}": len(some) for k, some in seconds.items()}
+        )
         self._examples = sorted(groups.items())
         self.files = [file for _, files in self._examples for file in files.values()]
         if not self._examples:
@@ -57,9 +62,6 @@ class Folder:
                 parts[kind] = Blob(files[kind])
         if "text" in files:
             role = "transcript" if "speech" in parts else "target" if "image" in parts else "text"
-            try:
-                parts[role] = Blob(files["text"]).read().decode().strip()
-            except UnicodeDecodeError as error:
-                raise UserError(f"{files['text']} is not UTF-8: {error.reason}") from None
+            parts[role] = decoded(Blob(files["text"]).read(), files["text"]).strip()
         label = os.path.dirname(name)
-        return Record(name=name, answer=os.path.basename(label) if label and self._answers else None, **parts)
+        return normal(Record(name=name, answer=os.path.basename(label) if label and self._answers else None, **parts))

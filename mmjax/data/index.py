@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,14 +20,15 @@ from rich.markup import escape
 from mmjax import progress
 from mmjax.data.audio import Extent, measure_audio
 from mmjax.data.image import measure_image
-from mmjax.data.record import Record
+from mmjax.data.record import Record, hinted
 from mmjax.errors import UserError
 
 VERSION = 3
 TEXTS = ("text", "transcript", "target")
 TAGS = ("language", "task")
 AT_ONCE = 64  # records that a thread measures at a time
-NAMED = 8  # of columns or files that nothing is read from
+KINDS = 100  # of what nothing is read from, that are told apart
+NAMED = 8  # of these, that are said
 
 
 class Measured(NamedTuple):
@@ -58,12 +60,13 @@ class Index:
       answers: names of classes, sorted; None where answers are numbers, or there are none.
       answer: [n] numbers of classes (-1: none), or [n, C] numbers; None.
       unreadable: reasons by the number of the example.
+      unread: of what nothing is read from (a column, a kind of file) how many there are.
     """
 
     def __init__(self, directory: str | os.PathLike):
         self.directory = Path(directory)
         try:
-            self._about = json.loads((self.directory / "index.json").read_text())
+            self._about = json.loads((self.directory / "index.json").read_text(encoding="utf-8"))
             load = lambda name: np.load(self.directory / f"{name}.npy", mmap_mode="r")  # noqa: E731
             self.frames, self.rate = load("frames"), load("rate")
             self.height, self.width = load("height"), load("width")
@@ -76,6 +79,7 @@ class Index:
             raise UserError(f"the index in {directory} is damaged ({error}); delete it, and it is made again") from None
         self.answers: list[str] | None = self._about["answers"]
         self.unreadable = {int(number): reason for number, reason in self._about["unreadable"].items()}
+        self.unread: dict[str, int] = self._about.get("unread", {})
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -125,18 +129,35 @@ class Index:
         return self._tags[name], self._about["tags"][name]
 
     def tokens(self, name: str, tokenizer: Any) -> np.ndarray:
-        """[n] int32 tokens of each text; counted once for each tokenizer, and kept."""
+        """[n] int32 tokens of each text, 0 where there is none; counted once for each tokenizer, and kept."""
+        return self._counts(name, tokenizer, "positions", lambda text: len(tokenizer.of_stream(name, text)))
+
+    def unknown(self, name: str, tokenizer: Any) -> np.ndarray:
+        """[n] int32 tokens of each text that are unknown to the tokenizer; counted once for each, and kept."""
+        if tokenizer.unknown is None or len(tokenizer.byte_pieces) == 256:  # any text can be written in bytes
+            return np.zeros(len(self), np.int32)
+        return self._counts(name, tokenizer, "unknown", lambda text: tokenizer.pieces(text).count(tokenizer.unknown))
+
+    def _counts(self, name: str, tokenizer: Any, kind: str, count: Callable[[str], int]) -> np.ndarray:
         if name not in self._ends:
             return np.zeros(len(self), np.int32)
         digest = hashlib.sha256(tokenizer.serialised).hexdigest()[:16]
-        path = self.directory / f"{name}_tokens_{digest}.npy"
+        path = self.directory / f"{name}_{kind}_{digest}.npy"
         if not path.is_file():
-            counts = np.zeros(len(self), np.int32)
-            for number in range(len(self)):
-                text = self.text(name, number)
-                counts[number] = 0 if text is None else len(tokenizer.of_stream(name, text))
-            _save(path, counts)
+            texts = (self.text(name, number) for number in range(len(self)))
+            _save(path, np.array([0 if text is None else count(text) for text in texts], np.int32))
         return np.load(path, mmap_mode="r")
+
+    def notes(self, title: str) -> list[str]:
+        """What is to be said of the collection: of what nothing is read, the most frequent first."""
+        kinds = sorted(self.unread.items(), key=lambda kind: -kind[1])
+        if not kinds:
+            return []
+        first, more = ", ".join(f"{kind} ({count:,})" for kind, count in kinds[:NAMED]), len(kinds) - NAMED
+        return [
+            f"{title}: nothing is read from {first}{f' and {more:,} more' if more > 0 else ''}; if it should be, see what "
+            "this source reads (docs/data.md), and columns= of lists and tables"
+        ]
 
 
 def measure(record: Record) -> Measured:
@@ -147,7 +168,7 @@ def measure(record: Record) -> Measured:
     """
     name, sound, size = f"of {record.name}", Extent(0, 0), (0, 0)
     if record.speech is not None:
-        sound = measure_audio(record.speech, name, record.start, record.seconds)
+        sound = measure_audio(record.speech, name, record.start, record.seconds, record.channels)
     if record.image is not None:
         size = measure_image(record.image, name)
     texts = tuple(getattr(record, name) for name in TEXTS)
@@ -170,7 +191,8 @@ def open_index(collection: Sequence[Record], stamp: Mapping[str, Any], directory
     if not home.is_dir():
         temporary = home.with_name(f".{digest}.{os.getpid()}")
         try:
-            write_index(measure_all(collection, title), temporary)
+            measured, unread = measure_all(collection, title)
+            write_index(measured, temporary, unread)
             if not home.is_dir():  # else another process has just made the same
                 temporary.rename(home)
         except OSError as error:
@@ -181,26 +203,22 @@ def open_index(collection: Sequence[Record], stamp: Mapping[str, Any], directory
     return Index(home)
 
 
-def measure_all(collection: Sequence[Record], title: str) -> list[Measured]:
-    """Every record measured, in order; what cannot be read says why."""
+def measure_all(collection: Sequence[Record], title: str) -> tuple[list[Measured], dict[str, int]]:
+    """Every record measured, in order; what cannot be read says why. And of what nothing is read, how many there are."""
     count = len(collection)
     if not count:
         raise UserError(f"{title} is empty")
-    if nobodys := getattr(collection, "unread", []):
-        first, more = ", ".join(nobodys[:NAMED]), len(nobodys) - NAMED
-        progress.console.print(
-            f"[yellow]{title}: nothing is read from {first}{f' and {more:,} more' if more > 0 else ''}; if it should be, "
-            "see what this source reads (docs/data.md), and columns= of lists and tables[/yellow]"
-        )
     parts = [range(start, min(start + AT_ONCE, count)) for start in range(0, count, AT_ONCE)]
     found: list[Measured] = []
+    unread: Counter[str] = Counter()
     with (
         progress.bar(f"indexing {title}", count, "examples", transient=True) as bar,
         # Threads: libsndfile, Pillow and the disk do not hold Python's lock, and a script needs no `if __name__ ...`.
         ThreadPoolExecutor(min(2 * (os.cpu_count() or 1), 32)) as pool,
     ):
-        for measured in pool.map(lambda part: _measure_part(collection, part), parts):
+        for measured, names in pool.map(lambda part: _measure_part(collection, part), parts):
             found += measured
+            unread.update(names)
             bar.advance(len(measured))
     if short := [(m.missing, number) for number, m in enumerate(found) if m.missing > 0.01]:  # durations are rounded
         longest, number = max(short)
@@ -208,23 +226,30 @@ def measure_all(collection: Sequence[Record], title: str) -> list[Measured]:
             f"[yellow]{escape(title)}: {len(short):,} recordings end before the part that is stated of them, by up to "
             f"{longest:.2f} s ({escape(collection[number].name)}); what is there is taken[/yellow]"
         )
-    return found
+    unread = Counter({hinted(name): count for name, count in unread.items()}) + Counter(
+        getattr(collection, "unread", {})
+    )
+    kept = dict(unread.most_common(KINDS))
+    return found, kept | ({"others": unread.total() - sum(kept.values())} if len(unread) > KINDS else {})
 
 
-def _measure_part(collection: Any, part: range) -> list[Measured]:
-    found = []
+def _measure_part(collection: Any, part: range) -> tuple[list[Measured], list[str]]:
+    found, unread = [], []
+    read = getattr(collection, "read", lambda number: (collection[number], ()))
     for number in part:
         try:
-            found.append(measure(collection[number]))
+            record, names = read(number)
+            unread += names
+            found.append(measure(record))
         except UserError as error:
             found.append(Measured(reason=str(error)))
         except Exception as error:  # whatever else a file may hold, one of them must not stop all
             found.append(Measured(reason=f"example {number}: {type(error).__name__}: {error}"))
-    return found
+    return found, unread
 
 
-def write_index(measured: Sequence[Measured], directory: Path) -> None:
-    """Writes the arrays of an index into a new folder."""
+def write_index(measured: Sequence[Measured], directory: Path, unread: Mapping[str, int] | None = None) -> None:
+    """Writes the arrays of an index into a new folder; `unread` as `measure_all` returns it."""
     directory.mkdir(parents=True)
     for name, kind in (("frames", np.int64), ("rate", np.int32), ("height", np.int32), ("width", np.int32)):
         _save(directory / f"{name}.npy", np.array([getattr(m, name) for m in measured], kind))
@@ -251,9 +276,10 @@ def write_index(measured: Sequence[Measured], directory: Path) -> None:
         "tags": tags,
         "answers": answers,
         "answered": answer is not None,
+        "unread": unread or {},
         "unreadable": {number: m.reason for number, m in enumerate(measured) if m.reason is not None},
     }
-    (directory / "index.json").write_text(json.dumps(about))
+    (directory / "index.json").write_text(json.dumps(about), encoding="utf-8")
 
 
 def _answers(given: list[Any]) -> tuple[list[str] | None, np.ndarray | None]:

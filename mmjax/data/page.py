@@ -34,8 +34,8 @@ def facts(source: Any) -> dict[str, Any]:
 
     Returns:
       {"examples", "hours" of speech, "sizes": {stream: {"examples", "least", "mean", "largest", "unit"}}, "answers": how many
-      there are to choose from, "groups": {"language": {name: count}}, "dropped": {reason: count}, "reasons": the first of
-      them, each in a line}.
+      there are to choose from, "groups": {"language": {name: count}}, "notes": what nothing is read from, and what the
+      tokenizer does not know, "dropped": {reason: count}, "reasons": the first of them, each in a line}.
     """
     found: dict[str, Any] = {"examples": len(source), "sizes": {}}
     for name, (values, unit) in _measures(source).items():
@@ -55,6 +55,8 @@ def facts(source: Any) -> dict[str, Any]:
         found.setdefault("groups", {})[kind] = dict(zip(names, counts.tolist(), strict=True))
     if getattr(source, "answers", None):
         found["answers"] = len(source.answers)
+    parts = getattr(source, "sources", {"": source}).values()  # of a mixture
+    found["notes"] = [note for part in parts for note in getattr(part, "notes", ())]
     found["dropped"] = dict(getattr(source, "dropped", {}))
     found["reasons"] = [f"{number}: {reason}" for number, reason in getattr(source, "quarantine", ())[:REASONS]]
     return found
@@ -94,7 +96,7 @@ def page(source: Any, title: str, padding: Mapping[str, float], examples: int = 
     if "answers" in about:
         rows.append(("answers to choose from", f"{about['answers']:,}"))
     rows += [(f"left out: {reason}", f"{count:,}") for reason, count in sorted(about["dropped"].items())]
-    rows += [(reason, "") for reason in about["reasons"]]
+    rows += [(line, "") for line in (*about["reasons"], *about["notes"])]
     rows += [(f"padding of {name}", f"{100 * share:.1f} %") for name, share in padding.items()]
     figures = [
         _histogram(values[values > 0], name, unit)

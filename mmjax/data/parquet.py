@@ -8,15 +8,18 @@ from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
+
 from mmjax.data.files import matching, open_file, parent
-from mmjax.data.record import Record, check_columns, from_row, unread
+from mmjax.data.forms import Turns
+from mmjax.data.record import Record, check_columns, read_row
 from mmjax.errors import UserError
 
 
 class Parquet:
-    """A record per row, read by row groups: neighbours are cheap, a shuffled epoch reads each group many times.
+    """A record per row, of a conversation one per answer.
 
-    (Groups last read are kept; for training on large tables, `mmjax data build` makes shards of them.)
+    Rows are read by row groups: neighbours are cheap, a shuffled epoch reads each group many times. (Groups last read are kept; for training on large tables, `mmjax data build` makes shards of them.)
 
     Args:
       files: a pattern such as data/train-*.parquet.
@@ -29,46 +32,47 @@ class Parquet:
         self.files = matching(files)
         self._columns = dict(columns or {})
         self._groups: list[tuple[str, int]] = []
-        counts = []
-        self.unread: list[str] = []  # columns that nothing is read from
-        self._names: dict[str, list[Any]] = {}
+        counts, turns = [], []
+        self._classes: dict[str, dict[str, list[str]]] = {}
         for file in self.files:
             try:
                 with open_file(file) as opened:
                     table = pyarrow.parquet.ParquetFile(opened)
-                    metadata, self._names[file] = table.metadata, _class_names(table.schema_arrow)
+                    metadata, self._classes[file] = table.metadata, _class_names(table.schema_arrow)
+                    turns.append(_answers(table, metadata))
             except (OSError, pyarrow.ArrowException) as error:
                 raise UserError(f"cannot read the table {file}: {error}") from None
             self._groups += [(file, group) for group in range(metadata.num_row_groups)]
             counts += [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-            if not self.unread:
-                check_columns(self._columns, table.schema_arrow.names, file)
-                self.unread = unread(table.schema_arrow.names, self._columns)
+            check_columns(self._columns, table.schema_arrow.names, file)
         self._ends = list(accumulate(counts))
+        self._turns = Turns(np.concatenate(turns))
         self._lock = threading.Lock()
         self._read = functools.lru_cache(maxsize=8)(self._read_group)
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return len(self._turns)
 
     def __getitem__(self, index: int) -> Record:
-        """The record of a row.
+        """The record of a row; see `read`."""
+        return self.read(index)[0]
+
+    def read(self, index: int) -> tuple[Record, list[str]]:
+        """The record of a row, and the columns in it that nothing is read from.
 
         Raises:
           UserError: the table is damaged, or the row holds nothing that is known.
         """
+        index, turn = self._turns.at(index)
         number = bisect.bisect_right(self._ends, index)
         file, group = self._groups[number]
         place = index - (self._ends[number - 1] if number else 0)
         with self._lock:
             table = self._read(number)
         (row,) = table.slice(place, 1).to_pylist()
-        names = self._names[file]
-        row = {
-            key: _class(names[key], value, key) if key in names and isinstance(value, int) else value
-            for key, value in row.items()
-        }
-        return from_row(row, parent(file), f"{file}:{group}:{place}", self._columns)
+        for column, names in self._classes[file].items():
+            row[column] = _named(row.get(column), names, column)
+        return read_row(row, parent(file), f"{file}:{group}:{place}", self._columns, turn)
 
     def _read_group(self, number: int):
         import pyarrow.parquet
@@ -81,18 +85,45 @@ class Parquet:
             raise UserError(f"cannot read the table {file}: {error}") from None
 
 
-def _class(names: list[str], number: int, column: str) -> str | None:
-    """The name of a class; -1 is none, as Hugging Face marks what has no label."""
-    if not -1 <= number < len(names):
-        raise UserError(f"{column} is {number}, and there are {len(names)} classes")
-    return names[number] if number >= 0 else None
+def _answers(table: Any, metadata: Any) -> np.ndarray:
+    """How many examples each row of a table is."""
+    import pyarrow.compute
+
+    counts = np.ones(metadata.num_rows, np.int64)
+    parts = [table.schema.column(number).path for number in range(len(table.schema))]
+    parts = [part for part in parts if part.startswith("conversations.") and part.endswith(".from")]
+    if parts:  # who speaks is the least that has to be read
+        turns = table.read(columns=parts[:1]).column("conversations")
+        if pyarrow.types.is_list(turns.type):
+            counts = np.maximum(pyarrow.compute.list_value_length(turns).fill_null(0).to_numpy() // 2, 1)
+    return counts
+
+
+def _named(value: Any, names: list[str], column: str) -> Any:
+    """A class by its name, None for -1, as Hugging Face marks what has no label; of several, 0 or 1 for each class."""
+    numbers = value if isinstance(value, list) else [value]
+    for number in numbers:
+        if isinstance(number, int) and not -1 <= number < len(names):
+            raise UserError(f"{column} is {number}, and there are {len(names)} classes")
+    if isinstance(value, list):
+        return [float(number in value) for number in range(len(names))]
+    return value if not isinstance(value, int) else names[value] if value >= 0 else None
 
 
 def _class_names(schema: Any) -> dict[str, list[str]]:
     """The names of classes by column, which Hugging Face keeps beside the schema; the table holds their numbers."""
-
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: feature["names"] for name, feature in features.items() if feature.get("_type") == "ClassLabel"}
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"].items()
     except (KeyError, ValueError, TypeError, AttributeError):
         return {}
+    features = {column: _element(feature) for column, feature in features}
+    return {name: feature["names"] for name, feature in features.items() if feature.get("_type") == "ClassLabel"}
+
+
+def _element(feature: Any) -> dict[str, Any]:
+    """A feature; of a list its elements'."""
+    if isinstance(feature, list) and feature:
+        return _element(feature[0])
+    if isinstance(feature, dict):
+        return _element(feature["feature"]) if feature.get("_type") in ("Sequence", "List", "LargeList") else feature
+    return {}

@@ -98,12 +98,13 @@ def shard_name(split: str, number: int, count: int) -> str:
 
 def encode(record: Record) -> bytes:
     """A record whose parts are bytes and texts, as bytes."""
-    return msgpack.packb({name: value for name, value in record._asdict().items() if value is not None})
+    fields = {name: value for name, value in record._asdict().items() if value is not None}
+    return msgpack.packb(fields, unicode_errors="surrogateescape")  # names of files need not be UTF-8
 
 
 def decode(data: bytes) -> Record:
     """The inverse of `encode`."""
-    fields = msgpack.unpackb(data)
+    fields = msgpack.unpackb(data, unicode_errors="surrogateescape")
     if isinstance(fields.get("answer"), list):
         fields["answer"] = tuple(fields["answer"])
     return Record(**fields)

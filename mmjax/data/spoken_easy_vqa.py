@@ -141,6 +141,6 @@ def prepare(directory: str | os.PathLike, examples: int | None = None) -> Path:
 
 @contextmanager
 def _locked(path: Path):
-    with open(path, "w") as file:
+    with open(path, "w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # released by the kernel even when the process is killed
         yield

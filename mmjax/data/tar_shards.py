@@ -1,11 +1,12 @@
 """WebDataset: samples in tar files, read at random without extracting them."""
 
-import json
 import tarfile
+from collections import Counter
+from collections.abc import Collection, Iterator
+from typing import Any, NamedTuple
 
 from mmjax.data.files import Blob, matching, open_file
-from mmjax.data.folder import IMAGES, SPEECH
-from mmjax.data.record import Record, from_row
+from mmjax.data.record import IMAGES, SPEECH, Record, decoded, parsed, read_row
 from mmjax.errors import UserError
 
 # The endings of WebDataset's files -> parts of a record.
@@ -17,86 +18,154 @@ TEXTS = {
     "cls": "answer",
     "lang": "language",
 }
+MEDIA = {ending[1:]: "speech" for ending in SPEECH} | {ending[1:]: "image" for ending in IMAGES}
+
+
+class Sample(NamedTuple):
+    """Where the members of a sample lie.
+
+    Attributes:
+      file: number of its tar file.
+      places: (offset, size) by kind: "speech", "image", "json" or one of `TEXTS`.
+      problem: why it cannot be read; None: it can.
+    """
+
+    file: int
+    key: str
+    places: dict[str, tuple[int, int]]
+    problem: str | None
 
 
 class TarShards:
     """Files of one key ("7.flac", "7.png", "7.json") are one sample; tar files in the order of their names.
 
     A text (`.txt`) is the transcript of a recording, where there is one, else the target of a picture, else a text to be
-    read; `.cls` is the answer, and `.json` holds any names of `Record`. Nothing is extracted: a sample is read from where
-    it lies in its tar file, so no path in it can lead anywhere.
+    read; `.cls` is the answer, and `.json` holds any names of `Record` but recordings and pictures, which are members
+    themselves. Nothing is extracted: a sample is read from where it lies in its tar file, so no path in it can lead anywhere.
+
+    "7.seg.png" is the picture of sample 7 only if it has no "7.png". Two members that would be the same part of a sample
+    are an error of that sample.
 
     Args:
       files: a pattern such as data/train-*.tar; uncompressed tar files.
+      keys_end: at which dot of a member's name its key ends: "first_dot" (WebDataset) or "last_dot".
+
+    Attributes:
+      unread: how many members of each kind belong to no sample.
     """
 
-    def __init__(self, files: str):
+    def __init__(self, files: str, *, keys_end: str = "first_dot"):
         self.files = matching(files)
-        self._samples = []
-        for number, file in enumerate(self.files):
-            self._samples += _samples(file, number)
+        self.unread: Counter[str] = Counter()
+        self._samples: list[Sample] = []
+        for number in range(len(self.files)):
+            self._samples += self._read_members(number, keys_end == "last_dot")
 
     def __len__(self) -> int:
         return len(self._samples)
 
     def __getitem__(self, index: int) -> Record:
-        """A sample.
+        """A sample; see `read`."""
+        return self.read(index)[0]
+
+    def read(self, index: int) -> tuple[Record, list[str]]:
+        """A sample, and the names in its JSON that nothing is read from.
 
         Raises:
-          UserError: its texts are not UTF-8, its JSON is none, or its tar file has changed.
+          UserError: its texts are not UTF-8, its JSON is none or names a file, two members are the same part of it, one is a
+            link or has holes, or its tar file has changed.
         """
-        number, key, members = self._samples[index]
-        file, name, row = self.files[number], f"{self.files[number]}:{key}", {}
-        for ending, (offset, size) in members.items():
-            blob, kind = Blob(file, offset, size), ending.rpartition(".")[2]
-            if f".{kind}" in SPEECH:
-                row.setdefault("speech", blob)
-            elif f".{kind}" in IMAGES:
-                row.setdefault("image", blob)
-            elif kind in TEXTS or kind == "json":
-                row[kind] = _text(blob, f"{name}.{ending}")
-        return _record(row, name)
+        sample = self._samples[index]
+        file = self.files[sample.file]
+        name = f"{file}:{sample.key}"
+        if sample.problem is not None:
+            raise UserError(f"{file}: {sample.problem}")
+        blobs = {kind: Blob(file, *place) for kind, place in sample.places.items()}
+        parts: dict[str, Any] = {kind: blob for kind, blob in blobs.items() if kind in ("speech", "image")}
+        about = _json(blobs["json"], f"{name}.json") if "json" in blobs else {}
+        for kind in TEXTS.keys() & blobs.keys():
+            parts[_field(kind, blobs)] = decoded(blobs[kind].read(), f"{name}.{kind}").strip()
+        about = {key: value for key, value in about.items() if key not in ("name", "id", "key", *parts)}
+        # The tar file's own recording and picture go before any path that its JSON may name.
+        record, unread = read_row({**about, **parts}, "", name)
+        for part in ("speech", "image"):
+            if getattr(record, part) is not None and part not in parts:
+                raise UserError(
+                    f"{name}.json names a file for {part}; nothing outside of a tar file is read: add it as a member"
+                )
+        return record._replace(name=name), unread
 
-
-def _record(row: dict[str, Blob | str], name: str) -> Record:
-    parts = {kind: row.pop(kind) for kind in ("speech", "image") if kind in row}
-    about = {}
-    if "json" in row:
+    def _read_members(self, number: int, last_dot: bool) -> Iterator[Sample]:
+        """The samples of a tar file in the order in which they begin; what no sample has is counted."""
+        samples: dict[str, dict[str, list[tuple[str, tarfile.TarInfo]]]] = {}
+        file = self.files[number]
         try:
-            about = json.loads(row.pop("json"))
-        except ValueError as error:
-            raise UserError(f"{name}.json is not JSON: {error}") from None
-        if not isinstance(about, dict):
-            raise UserError(f"{name}.json is no JSON object")
-    for kind, text in row.items():
-        role = TEXTS[kind]
-        if kind == "txt":
-            role = "transcript" if "speech" in parts else "target" if "image" in parts else "text"
-        about[role] = text
-    # The tar file's own recording and picture go before any path that its JSON may name.
-    about = {key: value for key, value in about.items() if key not in ("name", "id", "key", *parts)}
-    return from_row({**about, **parts}, "", name)._replace(name=name)
+            with open_file(file) as opened, tarfile.open(fileobj=opened, mode="r:") as tar:
+                for member in tar:
+                    folder, _, base = member.name.rpartition("/")
+                    stem, _, ending = base.rpartition(".") if last_dot else base.partition(".")
+                    last = ending.rpartition(".")[2].lower()
+                    kind = MEDIA.get(last, last)
+                    if member.isdir():
+                        continue
+                    if base.startswith("."):
+                        self.unread["hidden files"] += 1
+                    elif kind in ("speech", "image", "json", *TEXTS):
+                        key = f"{folder}/{stem}" if folder else stem
+                        samples.setdefault(key, {}).setdefault(kind, []).append((ending, member))
+                    else:
+                        self.unread[f"*.{ending}" if ending else "files without an ending"] += 1
+        except (OSError, tarfile.TarError) as error:
+            raise UserError(
+                f"cannot read the tar file {file}: {error}; is it an uncompressed tar, and whole?"
+            ) from None
+        for key, found in samples.items():
+            members = {kind: self._nearest(some) for kind, some in found.items()}
+            places = {kind: (some[0].offset_data, some[0].size) for kind, some in members.items()}
+            yield Sample(number, key, places, _problem(members))
+
+    def _nearest(self, found: list[tuple[str, tarfile.TarInfo]]) -> list[tarfile.TarInfo]:
+        """Of the members that could be one part of a sample those whose ending is that alone, if there are any."""
+        exact = [member for ending, member in found if "." not in ending]
+        if exact:
+            self.unread.update(f"*.{ending}" for ending, _ in found if "." in ending)
+        return exact or [member for _, member in found]
 
 
-def _text(blob: Blob, name: str) -> str:
-    try:
-        return blob.read().decode().strip()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name} is not UTF-8: {error.reason}") from None
+def _field(kind: str, kinds: Collection[str]) -> str:
+    """The field that a text is; `kinds` are those that its sample has."""
+    plain = "transcript" if "speech" in kinds else "target" if "image" in kinds else "text"
+    return plain if kind == "txt" else TEXTS[kind]
 
 
-def _samples(file: str, number: int) -> list[tuple[int, str, dict[str, tuple[int, int]]]]:
-    """(number of the file, key, {ending: (offset, size)}) of its samples, in the order in which they begin."""
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
-    try:
-        with open_file(file) as opened, tarfile.open(fileobj=opened, mode="r:") as tar:
-            for member in tar:
-                folder, _, base = member.name.rpartition("/")
-                stem, _, ending = base.partition(".")
-                if member.isreg() and stem and ending:
-                    samples.setdefault(f"{folder}/{stem}" if folder else stem, {})[ending.lower()] = (
-                        member.offset_data, member.size,
-                    )  # fmt: skip
-    except (OSError, tarfile.TarError) as error:
-        raise UserError(f"cannot read the tar file {file}: {error}; is it an uncompressed tar, and whole?") from None
-    return [(number, key, members) for key, members in samples.items()]
+def _problem(members: dict[str, list[tarfile.TarInfo]]) -> str | None:
+    """Why a sample cannot be read: two members are the same part of it, or the bytes of one are not what it holds."""
+    fields: dict[str, list[tarfile.TarInfo]] = {}
+    for kind, found in members.items():
+        fields.setdefault(_field(kind, members) if kind in TEXTS else kind, []).extend(found)
+    for field, found in fields.items():
+        names = [member.name for member in found]
+        if len(set(names)) < len(names):
+            return f"{names[0]} is there twice"
+        if len(names) > 1:
+            return (
+                f"{names[0]} and {names[1]} are the same part ({field}) of one sample, since a key ends at the first dot of a "
+                "name; where it ends at the last, set data.source.keys_end to last_dot"
+            )
+        (member,) = found
+        if member.issparse():
+            return f"{member.name} is stored with holes (tar --sparse); make the tar file without that option"
+        if member.islnk() or member.issym():
+            return (
+                f"{member.name} is a link to {member.linkname}; make the tar file with --dereference --hard-dereference"
+            )
+        if not member.isreg():
+            return f"{member.name} is no file"
+    return None
+
+
+def _json(blob: Blob, name: str) -> dict[str, Any]:
+    about = parsed(decoded(blob.read(), name), name)
+    if not isinstance(about, dict):
+        raise UserError(f"{name} is no JSON object")
+    return about

@@ -4,13 +4,14 @@ A text that is written (a transcript, a target) never holds id 0, `BLANK`, which
 """
 
 import abc
+import codecs
 import functools
 import io
 import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -19,6 +20,8 @@ from mmjax.stream import BLANK
 
 UNKNOWN = 1  # of the models trained here
 SPACE = "\u2581"  # what sentencepiece writes for a space
+RESERVED = "\u2585"  # a text with this sign sentencepiece does not learn from
+LONGEST = 10_000  # bytes that it learns from at a time; its counters of characters have 16 bits
 
 
 class Tokenizer(abc.ABC):
@@ -48,10 +51,10 @@ class Tokenizer(abc.ABC):
           UserError: it cannot be read, or is no such tokenizer.
         """
         try:
-            data = Path(path).read_bytes()
+            data = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8)
         except OSError as error:
             raise UserError(f"cannot read the tokenizer {path}: {error.strerror or error}") from None
-        kind = HuggingFaceTokenizer if data.startswith(b"{") else SentencePieceTokenizer
+        kind = HuggingFaceTokenizer if data[:64].lstrip().startswith(b"{") else SentencePieceTokenizer
         return _made(kind if cls is Tokenizer else cls, data, f"the tokenizer {path}", **options)
 
     @classmethod
@@ -88,10 +91,11 @@ class Tokenizer(abc.ABC):
             raise UserError(f"{wrong.pop()!r} cannot be a special token: choose another name")
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(sentences),
+                sentence_iterator=(part for sentence in sentences for part in _parts(sentence)),
                 model_writer=model,
                 model_type="bpe",
                 vocab_size=vocabulary,
+                max_sentence_length=LONGEST,
                 required_chars="abcdefghijklmnopqrstuvwxyz0123456789'-,.!?",
                 normalization_rule_name=normalisation,
                 byte_fallback=byte_fallback,
@@ -142,6 +146,17 @@ class Tokenizer(abc.ABC):
     def of_stream(self, stream: str, text: str) -> list[int]:
         """The ids of a text in its stream: "text" is read, the others are written."""
         return self.read(text) if stream == "text" else self.encode(text)
+
+    def reference(self, text: str) -> str:
+        """What a model that writes a text right would have written: normalised as the tokenizer does it.
+
+        Letters that no piece covers are in it as they are: a model cannot write them, and that counts as an error.
+        """
+        return self._reference(text) if self.unknown in self.pieces(text) else self.decode(self.encode(text))
+
+    @abc.abstractmethod
+    def _reference(self, text: str) -> str:
+        """`reference` of a text that holds what no piece covers."""
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
         """The text of ids; blanks, and ids that there are not, are passed over.
@@ -198,6 +213,9 @@ class SentencePieceTokenizer(Tokenizer):
             return first + [i for part in rest for i in (*self._spelled, *part)]
         except RuntimeError:  # lone surrogates: bytes that were no UTF-8 when Python read them
             raise UserError(f"{text!r} is not valid Unicode text") from None
+
+    def _reference(self, text: str) -> str:
+        return self._model.decode(self._model.encode(text, out_type=str))  # of the unknown the text that it stands for
 
     def _decode(self, ids: list[int], special: bool) -> str:
         if not special:
@@ -263,6 +281,19 @@ class HuggingFaceTokenizer(Tokenizer):
         except TypeError:  # lone surrogates
             raise UserError(f"{text!r} is not valid Unicode text") from None
 
+    def _reference(self, text: str) -> str:
+        found, normalizer, parts, last = self._encode(text, False), self._model.normalizer, [], 0
+        pieces = [(i, *at) for i, at in zip(found.ids, found.offsets, strict=True) if i not in self._not_text]
+        for unknown, run in itertools.groupby(pieces, lambda piece: piece[0] == self.unknown):
+            ids, firsts, ends = zip(*run, strict=True)
+            part = text[firsts[0] : ends[-1]] if unknown else self._model.decode(list(ids))
+            part = normalizer.normalize_str(part) if unknown and normalizer else part
+            covered = text[last : ends[-1]]  # with the spaces around, of which decoders keep only those inside
+            spaces = [" " if covered[place : place + 1].isspace() else "" for place in (0, max(len(covered) - 1, 0))]
+            parts += [spaces[0], part.strip(), spaces[1]]
+            last = ends[-1]
+        return " ".join("".join(parts).split())
+
     def _decode(self, ids: list[int], special: bool) -> str:
         return self._model.decode(ids, skip_special_tokens=not special)
 
@@ -276,6 +307,21 @@ def _made(kind: type[Tokenizer], serialised: bytes, name: str, **options: Any) -
 def _unknown(model: Mapping[str, Any], vocabulary: Mapping[str, int]) -> int | None:
     """The id for what no piece covers, as the model of a tokenizer.json says it."""
     return model["unk_id"] if model.get("unk_id") is not None else vocabulary.get(model.get("unk_token"))
+
+
+def _parts(sentence: str) -> Iterator[str]:
+    """A text as sentencepiece learns from all of it: without the sign that it reserves, and in parts that it takes.
+
+    A part begins with a space where one can: byte-pair models learn words, of which each brings the space before it.
+    """
+    data = sentence.replace(RESERVED, " ").encode(errors="surrogatepass")
+    while len(data) > LONGEST:
+        cut = data.rfind(b" ", 1, LONGEST)
+        if cut < 0:  # one word: between two of its characters
+            cut = next(i for i in range(LONGEST, 0, -1) if data[i] & 0xC0 != 0x80)
+        yield data[:cut].decode(errors="surrogatepass")
+        data = data[cut:]
+    yield data.decode(errors="surrogatepass")
 
 
 def _reason(error: RuntimeError, byte_fallback: bool) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from mmjax.data.record import Record
+from mmjax.data.record import Record, normal
 from mmjax.data.tfds_description import Feature, feature_of, prepared, read_features, record_files
 from mmjax.data.tfds_fields import ready
 from mmjax.data.tfrecord import TFRecords
@@ -101,7 +101,7 @@ class TFDS:
         found = {field: value for field, value in found.items() if value is not None}
         if not set(found) - {"name", "language", "task"}:
             raise UserError(f"{name} has none of {', '.join(self._fields)}")
-        return Record(**{"name": name, **found})
+        return normal(Record(**{"name": name, **found}))
 
     def _value(self, field: str, feature: Feature, place: int, values: Any, name: str) -> Any:
         """What a record holds of a feature, as a field of ours; None: nothing."""

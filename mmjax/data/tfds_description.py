@@ -107,7 +107,7 @@ def _message(path: Any, kind: Any) -> Any:
     from google.protobuf import json_format
 
     try:
-        return json_format.Parse(path.read_text(), kind, ignore_unknown_fields=True)
+        return json_format.Parse(path.read_text(encoding="utf-8"), kind, ignore_unknown_fields=True)
     except Exception as error:  # protobuf's own, and the disk's
         raise UserError(f"cannot read {path} ({error}); prepare the data set again") from None
 
@@ -198,7 +198,7 @@ def _classes(inner: Any, names: tuple[str, ...], home: Any) -> tuple[str, ...]:
     path = home / f"{'-'.join(name.replace('/', '.') for name in names)}.labels.txt"
     if not path.exists():
         return tuple(map(str, range(inner.num_classes)))
-    return tuple(name.strip() for name in path.read_text().split("\n") if name.strip())
+    return tuple(name.strip() for name in path.read_text(encoding="utf-8").split("\n") if name.strip())
 
 
 def feature_of(field: str, path: str, features: Mapping[str, Feature], name: str) -> tuple[Feature, int]:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from mmjax import progress
 from mmjax.data.files import Blob
-from mmjax.data.record import Record
+from mmjax.data.record import Record, normal
 from mmjax.errors import UserError
 
 PACKAGE = "tuxpaint-stamps-default"
@@ -96,7 +96,7 @@ class TuxPaintStamps:
     def __getitem__(self, index: int) -> Record:
         """A record."""
         stamp, language, speech = self._records[index]
-        return Record(
+        record = Record(
             name=f"{stamp.name} ({language})",
             speech=speech,
             image=stamp.image,
@@ -106,6 +106,7 @@ class TuxPaintStamps:
             answer=None if speech is None else language,
             language=language,
         )
+        return normal(record)
 
 
 def unpacked(directory: Path, package: str | None) -> Path:

@@ -107,7 +107,8 @@ class Evaluator:
         step = self._steps.setdefault(subset, self._make_step())
         heads = self._config.model.heads
         pairs = {name: head.between for name, head in heads.items() if isinstance(head, c.Contrast)}
-        measures = Measures(self.source, layout.tokenizer, pairs)
+        writes = {name: getattr(head, "writes", name) for name, head in heads.items()}
+        measures = Measures(self.source, layout.tokenizer, pairs, writes)
         with progress.bar(f"evaluating {subset}", len(sampler), "batches", transient=True) as bar:
             for batch in prefetch(batches, 0, len(sampler), data.threads):
                 measures.add(*jax.device_get(step(params, to_devices(batch, self._mesh))))
@@ -122,10 +123,7 @@ class Evaluator:
     def _say_unreadable(self, skipped: dict[int, str]) -> None:
         new = {number: reason for number, reason in skipped.items() if number not in self._unreadable}
         if new:
-            progress.console.print(
-                f"[yellow]{len(new)} examples could not be read and are not measured; the first: "
-                f"{new[min(new)]}[/yellow]"
-            )
+            progress.warn(f"{len(new)} examples could not be read and are not measured; the first: {new[min(new)]}")
             self._unreadable |= new
 
     def _make_step(self):

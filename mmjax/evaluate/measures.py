@@ -20,10 +20,17 @@ class Measures:
         {"language": ([n] numbers, -1 for none; names)}.
       tokenizer: of what is written.
       pairs: by the name of a contrastive objective, the two modalities that it compares.
+      writes: by head, the text of an example that it writes, where that is not called as the head: "transcript" or "target".
     """
 
-    def __init__(self, source: Any, tokenizer: Tokenizer | None, pairs: Mapping[str, tuple[str, str]]):
-        self._source, self._tokenizer, self._pairs = source, tokenizer, pairs
+    def __init__(
+        self,
+        source: Any,
+        tokenizer: Tokenizer | None,
+        pairs: Mapping[str, tuple[str, str]],
+        writes: Mapping[str, str] | None = None,
+    ):
+        self._source, self._tokenizer, self._pairs, self._writes = source, tokenizer, pairs, writes or {}
         self._groups = getattr(source, "groups", {})
         self._sums: dict[str, list[float]] = {}
         self._written: dict[str, list[tuple[int, str, str]]] = {}  # example, reference, hypothesis
@@ -57,7 +64,7 @@ class Measures:
             found = texts(ours.features, ours.segments, self._tokenizer)
             for (row, segment), tokens in by_example(labels.features, labels.segments):
                 number = int(examples.features[row, segment - 1])
-                reference, hypothesis = self._tokenizer.decode(tokens), found.get((row, segment), "")
+                reference, hypothesis = self._reference(name, number, tokens), found.get((row, segment), "")
                 self._written.setdefault(name, []).append((number, reference, hypothesis))
         there = examples.segments > 0
         for name, (labelled, hits) in right.items():
@@ -68,6 +75,17 @@ class Measures:
             known = pairs.segments > 0
             found = zip(examples.features[known].tolist(), pairs.features[known], strict=True)
             self._vectors.setdefault(name, []).extend(found)
+
+    def _reference(self, head: str, number: int, tokens: list[int]) -> str:
+        """The text that a head should have written; what the tokenizer does not know is in it as it stands in the data."""
+        tokenizer = self._tokenizer
+        if tokenizer.unknown not in tokens and tokenizer.zero != "unknown":  # which labels would leave out
+            return tokenizer.decode(tokens)
+        example = self._source[number]
+        stream = self._writes.get(head, head)
+        text = getattr(example, stream, None)
+        text = example.text if text is None and stream == "transcript" else text  # as `Layout.tokens` takes it
+        return tokenizer.decode(tokens) if text is None else tokenizer.reference(text)
 
     def metrics(self) -> dict[str, float]:
         """By name: "answer/accuracy", "transcript/cer", "transcript/cer/language/fr", "pairs/speech_to_image/recall@1"."""

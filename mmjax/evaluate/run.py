@@ -14,6 +14,7 @@ from mmjax.data.example import Example
 from mmjax.data.layout import Layout
 from mmjax.data.packing import Packer
 from mmjax.data.prefixes import Prefixes
+from mmjax.data.record import normal_text
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
 from mmjax.evaluate.decoding import texts, written
@@ -129,6 +130,7 @@ class Run:
         templates = self.config.data.prefixes
         if any((tags or {}).values()) and "text" not in templates:
             raise UserError("this run puts no tag in front of a text (its config has no data.prefixes.text)")
+        text = None if text is None else normal_text(text)  # as the texts of the data are
         given = {"speech": speech, "image": image, "text": text} | vectors
         self._check_streams(given)
         given["speech"] = (

@@ -64,7 +64,7 @@ def write(directory: Path, tensors: Mapping[str, np.ndarray], name: str, documen
             raise UserError(f"{directory} is not empty; name a new directory")
         save_file({key: np.ascontiguousarray(x) for key, x in tensors.items()}, directory / name, {"format": "pt"})
         for document, value in documents.items():
-            (directory / document).write_text(json.dumps(value, indent=2) + "\n")
+            (directory / document).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write to {directory}: {error}") from None
 

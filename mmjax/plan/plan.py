@@ -236,7 +236,7 @@ def useful_share(subject: Subject) -> tuple[dict[str, float], str]:
             share = build_sampler(subject.config, layout, opened).useful_share(layout.tokens(opened.sizes), range(3))
             return share, "those of the data, packed as in the first 3 steps"
         except (UserError, ImportError) as error:
-            progress.console.print(f"[yellow]the data says nothing: {error}[/yellow]")
+            progress.warn(f"the data says nothing: {error}")
     return dict.fromkeys(subject.layout.rows, ASSUMED_SHARE), f"assumed: {100 * ASSUMED_SHARE:.0f} %"
 
 

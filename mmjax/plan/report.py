@@ -5,19 +5,18 @@ from html import escape
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 COLOURS = ("#4477aa", "#66ccee", "#228833", "#ccbb44", "#ee6677", "#aa3377", "#bbbbbb", "#44aa99", "#882255", "#ddcc77")
 
 
 def tables(result: Mapping[str, Any]) -> list[Any]:
     """Lines and tables for a terminal."""
-    how = "compiled for it" if result["compiled"] else "[yellow]an estimate[/yellow]"
+    how = "compiled for it" if result["compiled"] else "an estimate"
     mesh = " x ".join(f"{name} {size}" for name, size in result["mesh"].items())
-    shown: list[Any] = [
-        f"[bold]{result['config']}[/bold] on {result['machine']} ({how}), mesh {mesh}, {result['batch_rows']} rows"
-    ]
+    shown: list[Any] = [f"{result['config']} on {result['machine']} ({how}), mesh {mesh}, {result['batch_rows']} rows"]
     if "note" in result:
-        shown.append(f"[yellow]{escape_markup(result['note'])}[/yellow]")
+        shown.append(Text(result["note"], style="yellow"))
     shown += [_memory(result), _parts(result), _division(result)]
     shown += [_collectives(result)] if result["collectives"] else []
     shown.append(_summary(result))
@@ -30,21 +29,16 @@ def tables(result: Mapping[str, Any]) -> list[Any]:
             + ", ".join(f"{one['batch_rows']} ({_size(one['peak_memory_bytes'])})" for one in found["tried"])
         )
         shown.append(_remats(found))
-    return [*shown, *map(escape_markup, result["attention"]), "assumed: " + "; ".join(result["assumptions"])]
-
-
-def escape_markup(text: str) -> str:
-    return text.replace("[", r"\[")
+    return [*shown, *result["attention"], "assumed: " + "; ".join(result["assumptions"])]
 
 
 def _memory(result: Mapping[str, Any]) -> Table:
     usable, peak = result["usable_memory_bytes"], result["peak_memory_bytes"]
     verdict = (
-        f"fits, {_size(usable - peak)} free"
-        if result["fits"]
-        else f"[red]does not fit: {_size(peak - usable)} too much[/red]"
+        f"fits, {_size(usable - peak)} free" if result["fits"] else f"does not fit: {_size(peak - usable)} too much"
     )
-    table = Table("memory per device", title=f"{_size(peak)} of {_size(usable)}: {verdict}", title_justify="left")
+    title = Text(f"{_size(peak)} of {_size(usable)}: {verdict}", style="" if result["fits"] else "red")
+    table = Table("memory per device", title=title, title_justify="left")
     table.add_column("", justify="right")
     for name, size in result["memory"].items():
         table.add_row(name, _size(size))
@@ -89,7 +83,7 @@ def _collectives(result: Mapping[str, Any]) -> Table:
 
 def _remats(found: Mapping[str, Any]) -> Table:
     cheapest = found["cheapest_remat"]
-    verdict = f"the cheapest that fits: {cheapest}" if cheapest else "[red]none fits[/red]"
+    verdict = f"the cheapest that fits: {cheapest}" if cheapest else Text("none fits", style="red")
     table = Table("remat of all towers", title=verdict, title_justify="left")
     for heading in ("memory per device", "fits", "step ms"):
         table.add_column(heading, justify="right")

@@ -312,12 +312,13 @@ def describe_run(directory: str | Path) -> list[dict[str, Any]]:
 
 def table(found: list[dict[str, Any]], title: str):
     from rich.table import Table
+    from rich.text import Text
 
     result = Table("step", "size", "intact", "digest (sha256; all of it: --json)", title=title)
-    said = {True: "yes", False: "[red]NO[/red]", None: "[yellow]cannot be read[/yellow]"}
+    said = {True: "yes", False: Text("NO", "red"), None: Text("cannot be read", "yellow")}
     for one in found:
         shown = (one["digest"] or "")[:16] or one["problem"]
-        result.add_row(str(one["step"]), f"{one['bytes'] / 1e6:.1f} MB", said[one["intact"]], shown)
+        result.add_row(str(one["step"]), f"{one['bytes'] / 1e6:.1f} MB", said[one["intact"]], Text(shown))
     return result
 
 

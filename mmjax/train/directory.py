@@ -62,7 +62,7 @@ def claimed(run: Path) -> Iterator[None]:
 def _locked(run: Path):
     try:
         run.mkdir(parents=True, exist_ok=True)
-        file = open(run / ".lock", "w")  # noqa: SIM115  (closed by the caller)
+        file = open(run / ".lock", "wb")  # noqa: SIM115  (closed by the caller)
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         locked, there = os.fstat(file.fileno()), os.stat(run / ".lock")
         if not os.path.samestat(locked, there):  # another process removed what this one locked
@@ -152,7 +152,7 @@ def _check_same_data(run: Path, source: Any) -> None:
 
 def note_compiler(run: Path, start: dict[str, Any]) -> None:
     """Adds what compiles the step from now on to the run's directory: one line for each start."""
-    with open(run / "compiler.jsonl", "a") as file:
+    with open(run / "compiler.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(start) + "\n")
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from mmjax import config as c
 from mmjax import progress, telemetry
+from mmjax.errors import one_line
 from mmjax.flops import matrix_flops
 from mmjax.parallel.mesh import abstract_batch
 from mmjax.train import attention
@@ -97,7 +98,7 @@ def start(config, run, params, flops, decisions, sampler, layout, source, first:
     """Devices, parts of the model, and what the rows will hold."""
     say = progress.console.print
     devices = jax.devices()
-    say(f"[bold]{config.name}[/bold] in {run}" + (f", going on after step {first}" if first else ""))
+    say(f"{config.name} in {run}" + (f", going on after step {first}" if first else ""))
     say(
         f"{len(devices)} x {devices[0].device_kind} ({jax.process_count()} process), compute {config.model.dtype}, "
         f"parameters {config.optimizer.parameters}, "
@@ -117,7 +118,7 @@ def start(config, run, params, flops, decisions, sampler, layout, source, first:
         shares = [f"{one['along']} {100 * one['parameters'] / sum(sizes.values()):.3g} %" for one in division(params)]
         say(f"parameters divided along {', '.join(shares)}")
     if idle := idle_parts(config):
-        say(f"[yellow]no objective learns with {', '.join(idle)}: leave out what nothing needs[/yellow]")
+        progress.warn(f"no objective learns with {', '.join(idle)}: leave out what nothing needs")
     useful = sampler.useful_share(layout.tokens(source.sizes), range(first, first + 50))
     say(
         f"{len(source):,} examples in rows of "
@@ -129,9 +130,9 @@ def start(config, run, params, flops, decisions, sampler, layout, source, first:
     )
     for name, share in useful.items():
         if share < MOSTLY_USED:
-            say(
-                f"[yellow]data.rows.{name}={layout.rows[name]} is mostly empty: the other streams fill a row first; lower it towards "
-                f"{round(layout.rows[name] * share)}, or raise theirs[/yellow]"
+            progress.warn(
+                f"data.rows.{name}={layout.rows[name]} is mostly empty: the other streams fill a row first; lower it towards "
+                f"{round(layout.rows[name] * share)}, or raise theirs"
             )
     left_out(source, run)
     if first < config.steps:
@@ -139,22 +140,25 @@ def start(config, run, params, flops, decisions, sampler, layout, source, first:
 
 
 def left_out(source: Any, run: Path, split: str = "train") -> None:
-    """Says how many examples of a split cannot be used, and lists them in the run's directory."""
+    """Says what of a split is not read, and how many examples cannot be used; lists them in the run's directory."""
     parts = getattr(source, "sources", {"": source})
+    for part in parts.values():
+        for note in getattr(part, "notes", ()):
+            progress.warn(note)
     lines = [
-        f"{name}\t{number}\t{reason}\n"
+        f"{name}\t{number}\t{one_line(reason)}\n"
         for name, part in parts.items()
         for number, reason in getattr(part, "quarantine", ())
     ]
     if lines:
         path = run / ("left-out.tsv" if split == "train" else f"left-out-{split}.tsv")
         try:
-            path.write_text("source\texample\treason\n" + "".join(lines))
+            path.write_text("source\texample\treason\n" + "".join(lines), encoding="utf-8", errors="backslashreplace")
             listed = f"listed in {path}"
         except OSError as error:  # a run that may only be read
             listed = f"the first: {lines[0].strip()} (they cannot be listed in {path}: {error.strerror or error})"
         counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(source.dropped.items()))
-        progress.console.print(f"[yellow]left out of the {split} split: {counts}; {listed}[/yellow]")
+        progress.warn(f"left out of the {split} split: {counts}; {listed}")
 
 
 class ProgressLine:
@@ -196,10 +200,13 @@ def note_skipped(run: Path, skipped: Mapping[int, str]) -> tuple[int, Path]:
     """
     number = jax.process_index()
     path = run / (f"skipped-{number}.txt" if number else "skipped.txt")
-    lines = dict(line.split("\t", 1) for line in path.read_text().splitlines()) if path.is_file() else {}
-    lines |= {str(index): reason for index, reason in dict(skipped).items()}  # which other threads add to
+    lines = (
+        dict(line.split("\t", 1) for line in path.read_text(encoding="utf-8").splitlines()) if path.is_file() else {}
+    )
+    lines |= {str(index): one_line(reason) for index, reason in dict(skipped).items()}  # which other threads add to
     temporary = path.with_suffix(".new")
-    temporary.write_text("".join(f"{index}\t{lines[index]}\n" for index in sorted(lines, key=int)))
+    listed = "".join(f"{index}\t{lines[index]}\n" for index in sorted(lines, key=int))
+    temporary.write_text(listed, encoding="utf-8", errors="backslashreplace")
     temporary.replace(path)
     return len(lines), path
 
@@ -208,7 +215,7 @@ def end(started: float, compiled: telemetry.CompileCounter, batches: Any, run: A
     say = progress.console.print
     if batches.skipped:
         count, path = note_skipped(run, batches.skipped)
-        say(f"[yellow]{count} examples could not be read and were left out: {path}[/yellow]")
+        progress.warn(f"{count} examples could not be read and were left out: {path}")
     say(
         f"done in {time.perf_counter() - started:.0f} s; the step was compiled {compiled.count} time(s), "
         f"{compiled.seconds:.0f} s; of all programs {compiled.hits} were found on disk and {compiled.misses} were not. "

@@ -1,0 +1,521 @@
+"""Lists, tables, folders and tar files of others: what would change the meaning is honoured or refused, the rest is named."""
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tarfile
+import unicodedata
+
+import numpy as np
+import pytest
+import soundfile
+from corpora import corpus
+from PIL import Image
+
+from mmjax import cli
+from mmjax import config as c
+from mmjax.data.audio import read_audio
+from mmjax.data.corpus import Filters
+from mmjax.data.files import Blob, matching
+from mmjax.data.folder import Folder
+from mmjax.data.manifest import Manifest
+from mmjax.data.parquet import Parquet
+from mmjax.data.record import from_row, read_row
+from mmjax.data.shards import Shards
+from mmjax.data.tar_shards import TarShards
+from mmjax.errors import UserError
+from mmjax.train.build import build_source
+from mmjax.train.report import left_out
+
+RATE = 16_000
+BOM = "\ufeff"
+
+
+def tone(hertz, seconds=0.5):
+    return 0.3 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * RATE)) / RATE)
+
+
+def pitch(samples):
+    return round(np.argmax(np.abs(np.fft.rfft(samples))) * RATE / len(samples))
+
+
+def encoded(samples, kind="WAV"):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, RATE, format=kind)
+    return buffer.getvalue()
+
+
+def picture(colour=(255, 0, 0)):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def tar_of(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return str(path)
+
+
+def listed(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+# Lists of others. -----------------------------------------------------------------------------------------
+
+
+def cut(channel=0, **changes):
+    source = {"type": "file", "channels": [0, 1], "source": "call.wav"}
+    said = {"start": 0.0, "duration": 0.5, "channel": channel, "text": "low", "language": "en"}
+    return {
+        "id": "call", "type": "MonoCut", "start": 0, "duration": 0.5, "channel": channel, "supervisions": [said],
+        "recording": {"id": "call", "sources": [source], "sampling_rate": RATE, "duration": 0.5}, **changes,
+    }  # fmt: skip
+
+
+def supervision(start, duration, text, **more):
+    return {"start": start, "duration": duration, "text": text, **more}
+
+
+def test_a_cut_is_heard_from_its_own_channel(tmp_path, monkeypatch):
+    """Also in shards, and as the index measures it."""
+    soundfile.write(tmp_path / "call.wav", np.stack([tone(440), tone(1500)], axis=1), RATE)
+    path = listed(tmp_path / "cuts.jsonl", [cut(0), cut(1), cut([0, 1], type="MultiCut"), cut(2)])
+    collection = Manifest(path)
+    found = corpus(collection, tmp_path, filters=Filters(largest_share_dropped=0.5))
+    assert [pitch(found[i].speech()) for i in (0, 1)] == [440, 1500]
+    np.testing.assert_array_equal(found[2].speech(), read_audio(tmp_path / "call.wav"))
+    ((number, reason),) = found.quarantine
+    assert number == 3 and "is of channel 2, and its recording has the channels [0, 1]" in reason
+    monkeypatch.setenv("MMJAX_DATA", str(tmp_path / "data"))
+    assert cli.main(["data", "build", path, "-o", str(tmp_path / "shards"), "--keep-duplicates"]) == 0
+    shards = Shards(str(tmp_path / "shards"), "train")
+    assert [pitch(read_audio(shards[i].speech)) for i in (0, 1)] == [440, 1500] and shards[0].channels is None
+
+
+def test_a_channel_is_that_of_the_file(tmp_path):
+    """Lhotse numbers the channels of a recording, which may lie in several files; NeMo those of a file."""
+    sources = [
+        {"type": "file", "channels": [0], "source": "a.wav"},
+        {"type": "file", "channels": [4, 5], "source": "b.wav"},
+    ]
+    record = from_row(cut(5, recording={"sources": sources}, supervisions=[]), "", "it")
+    assert record.speech == Blob("b.wav") and record.channels == (1,)
+    assert from_row(cut(0, recording={"sources": sources}, supervisions=[]), "", "it").channels == (0,)
+    with pytest.raises(UserError, match="its channels lie in 2"):
+        from_row(cut([0, 4], recording={"sources": sources}, supervisions=[]), "", "it")
+    nemo = {"audio_filepath": "a.wav", "text": "x"}
+    for selector, expected in ((1, (1,)), ([0, 2], (0, 2)), ("average", None), ("1", (1,)), (None, None)):
+        assert from_row({**nemo, "channel_selector": selector}, "", "it").channels == expected
+    for selector in (-1, "left", 0.5, True, []):
+        with pytest.raises(UserError, match="it: channels is"):
+            from_row({**nemo, "channel_selector": selector}, "", "it")
+    soundfile.write(tmp_path / "mono.wav", tone(440), RATE)
+    with pytest.raises(UserError, match="has 1 channels, and channel 1 is wanted"):
+        read_audio(tmp_path / "mono.wav", channels=[1])
+    found = corpus(
+        Manifest(listed(tmp_path / "l.jsonl", [{"speech": "mono.wav", "channels": n} for n in (0, 1)])),
+        tmp_path, filters=Filters(largest_share_dropped=0.5),
+    )  # fmt: skip
+    assert len(found) == 1 and "channel 1 is wanted" in found.quarantine[0][1]
+
+
+def test_supervisions_are_joined_in_the_order_of_time():
+    said = [supervision(0.3, 0.1, "b"), supervision(0.0, 0.3, "a"), supervision(0.4, 0.1, "")]
+    assert from_row(cut(supervisions=said), "", "it").transcript == "a b"
+    assert from_row(cut(supervisions=[supervision(0, 0.5, "")]), "", "it").transcript == ""
+    assert from_row(cut(supervisions=[]), "", "it").transcript is None
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        (cut(recording={"transforms": [{"name": "Speed", "kwargs": {"factor": 1.1}}], "sources": []}), "has transforms"),
+        (cut(recording={"sources": [{"type": "command", "source": "sox ...", "channels": [0]}]}), "type 'command'"),
+        (cut(supervisions=[supervision(0, 0.4, "a"), supervision(0.1, 0.3, "b")]), "overlap in time"),
+        (cut(supervisions=[supervision(0, 0.9, "a")]), "partly outside of the cut"),
+        (cut(supervisions=[supervision(-0.3, 0.5, "a")]), "partly outside of the cut"),
+        (cut(0, supervisions=[supervision(0, 0.5, "a", channel=1)]), "of channel 1, and the cut of 0"),
+        (cut(supervisions=[supervision(0, 0.2, "a", language="en"), supervision(0.2, 0.2, "b", language="de")]), "de, en"),
+        ({"id": "x", "type": "MixedCut", "tracks": []}, "is a MixedCut"),
+        ({"id": "x", "recording_id": "r", "start": 0, "duration": 1, "text": "a"}, "supervision of Lhotse without its"),
+        ({"audio_filepath": "a.wav", "text_filepath": "a.txt"}, "text_filepath"),
+        ({"audio_filepath": "a.wav", "text": "x", "source_lang": "en", "target_lang": "de"}, "goes from en to de"),
+        ({"conversations": [{"from": "human", "value": "<image> and <image>?"}, {"from": "gpt", "value": "no"}]}, "several"),
+        ({"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "no"}], "video": "a.mp4"}, "video"),
+        ({"audio": {"array": [0.0], "sampling_rate": 16_000}, "text": "x"}, "decoded samples"),
+        ({"audio": {"path": "a.wav", "offset": -1}}, "speech cannot be"),
+        ({"image": [{"bytes": b"x"}]}, "image cannot be"),
+        ({"text": "x", "label": 0.37}, r"answer is 0.37.*\[0.37\]"),
+        ({"text": "x", "label": float("inf")}, "answer is inf"),
+        ({"text": "x", "label": {"a": 1}}, "answer cannot be"),
+        ({"speech": "a.wav", "seconds": True}, "seconds cannot be True"),
+    ],
+)  # fmt: skip
+def test_what_would_change_the_meaning_is_refused(row, message):
+    with pytest.raises(UserError, match=message):
+        from_row(row, "", "it")
+
+
+def test_tags_and_files_are_what_the_lists_of_others_mean():
+    nemo = {"audio_filepath": "a.wav", "text": "x", "source_lang": "en", "target_lang": "en"}
+    assert from_row(nemo, "", "it").language == "en"
+    to = {"text": "target", "target_lang": "language"}
+    translated = from_row({**nemo, "target_lang": "de"}, "", "it", to)
+    assert translated.target == "x" and translated.transcript is None and translated.language == "de"
+    for key in ("file_name", "path"):  # of imagefolder and audiofolder
+        assert from_row({key: "a.FLAC", "transcription": "x"}, "r", "it").speech == Blob("r/a.FLAC")
+        assert from_row({key: "a.jpg"}, "r", "it").image == Blob("r/a.jpg")
+    assert from_row({"audio": {"bytes": None, "path": None}, "text": "x"}, "", "it").speech is None
+
+
+def test_every_answer_of_a_conversation_is_an_example(tmp_path):
+    """What was said before it is the text; in every kind of list, and in a tar file refused by name."""
+    import pyarrow
+    import pyarrow.parquet
+
+    talk = [("human", "<image>\nwhat?"), ("gpt", "a cat"), ("human", "its colour?"), ("gpt", "black")]
+    rows = [{"image": "a.png", "conversations": [dict(zip(("from", "value"), one, strict=True)) for one in talk[:count]]}
+            for count in (4, 2)]  # fmt: skip
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    expected = [("what?", "a cat"), ("what?\na cat\nits colour?", "black"), ("what?", "a cat")]
+    listed(tmp_path / "list.jsonl", [*rows, {"conversations": []}, {"text": "x"}])
+    for found in (
+        Manifest(str(tmp_path / "list.json")), Manifest(str(tmp_path / "list.jsonl")), Parquet(str(tmp_path / "a.parquet")),
+    ):  # fmt: skip
+        assert [(found[i].text, found[i].target) for i in range(3)] == expected
+    lines = Manifest(str(tmp_path / "list.jsonl"))
+    assert len(lines) == 5 and lines[4].text == "x"
+    with pytest.raises(UserError, match="list.jsonl:3 holds no conversation"):
+        lines[3]
+    found = TarShards(tar_of(tmp_path / "a.tar", [("0.png", picture()), ("0.json", json.dumps(rows[0]).encode())]))
+    with pytest.raises(UserError, match="a conversation of 4 turns"):
+        found[0]
+    alone = {
+        "conversations": [
+            {"from": "human", "value": "a"},
+            {"from": "gpt", "value": "b"},
+            {"from": "human", "value": "c"},
+        ]
+    }
+    with pytest.raises(UserError, match="questions and their answers in turn"):
+        from_row(alone, "", "it")
+
+
+def test_tables_of_common_voice_are_read_as_they_are(tmp_path):
+    (tmp_path / "clips").mkdir()
+    soundfile.write(tmp_path / "clips" / "a.mp3", tone(440), RATE)
+    columns = ["client_id", "path", "sentence", "up_votes", "locale"]
+    (tmp_path / "train.tsv").write_text("\t".join(columns) + '\nc\ta.mp3\t"Ja", sagte er\t2\tde\n', encoding="utf-8")
+    found = corpus(Manifest(str(tmp_path / "train.tsv")), tmp_path)
+    assert found[0].transcript == '"Ja", sagte er' and len(found[0].speech()) == RATE // 2
+
+
+def test_several_classes_of_a_table_are_labels(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    feature = {"feature": {"_type": "ClassLabel", "names": ["a", "b", "c"]}, "_type": "Sequence"}
+    table = pyarrow.table({"text": ["x", "y", "z"], "label": [[0, 2], [], None]})
+    about = {"huggingface": json.dumps({"info": {"features": {"label": feature}}})}
+    pyarrow.parquet.write_table(table.replace_schema_metadata(about), tmp_path / "t.parquet")
+    found = Parquet(str(tmp_path / "t.parquet"))
+    assert [record.answer for record in found] == [(1.0, 0.0, 1.0), (0.0, 0.0, 0.0), None]
+
+
+def test_a_missing_label_is_no_class(tmp_path):
+    rows = [{"text": "x", "label": label} for label in (0, 1.0, float("nan"), None, "", "NaN", "1")]
+    found = corpus(Manifest(listed(tmp_path / "l.jsonl", rows)), tmp_path)
+    assert found.answers == ["0", "1"] and [found[i].answer for i in range(7)] == [0, 1, None, None, None, None, 1]
+    assert not found.unread
+
+
+# Texts. ---------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_a_csv_file_are_those_of_pythons_csv_module(tmp_path):
+    texts = ["a", "two\nlines", 'says ""no""', "", "\n\nlate", "a, b", 'five " inches', "end\r\nof"]
+    rows = [{"text": text, "answer": str(i)} for i, text in enumerate(texts)]
+    for end in ("\r\n", "\n"):
+        with (tmp_path / "t.csv").open("w", newline="", encoding="utf-8-sig") as file:
+            writer = csv.DictWriter(file, ["text", "answer"], lineterminator=end)
+            writer.writeheader()
+            writer.writerows(rows)
+        found = Manifest(str(tmp_path / "t.csv"))
+        assert [(record.text, record.answer) for record in found] == [
+            (row["text"] or None, row["answer"]) for row in rows
+        ]
+    assert found[2].name.endswith("t.csv:5")  # the line on which it begins
+
+
+def test_a_quote_that_is_left_open_costs_its_own_row_alone(tmp_path):
+    lines = ["text,answer", '"fine",0', '"never closed,1', "fine,2", '"fine",3', '"a" b,4', "fine,5"]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    table, found, refused = Manifest(str(tmp_path / "t.csv")), [], []
+    for number in range(len(table)):
+        try:
+            found.append(table[number].answer)
+        except UserError as error:
+            refused.append(re.search(r"t.csv:(\d+) is no row of CSV", str(error))[1])
+    assert found == ["0", "2", "3", "5"] and refused == ["3", "6"]
+    (tmp_path / "t.csv").write_text("text,text\na,b\n")
+    with pytest.raises(UserError, match="has 2 columns 'text'"):
+        Manifest(str(tmp_path / "t.csv"))
+
+
+def test_texts_begin_behind_a_byte_order_mark_and_have_one_form(tmp_path):
+    """From every kind of collection, in texts, tags and classes."""
+    said, label = unicodedata.normalize("NFD", "schöne Straße"), unicodedata.normalize("NFD", "Bär")
+    row = {"transcript": said, "answer": label, "language": label}
+    record = from_row(row, "", "it")
+    assert record.transcript == "schöne Straße" and record.answer == record.language == "Bär"
+    line = json.dumps(row, ensure_ascii=False)
+    (tmp_path / "a.jsonl").write_text(f"{BOM}{line}\n{BOM}{line}\n", encoding="utf-8")  # as cat makes one of two
+    (tmp_path / "a.json").write_text(f"{BOM}[{line}]", encoding="utf-8")
+    (tmp_path / "a.csv").write_text(f"{BOM}transcript,answer,language\n{said},{label},{label}\n", encoding="utf-8")
+    for name, count in (("a.jsonl", 2), ("a.json", 1), ("a.csv", 1)):
+        found = Manifest(str(tmp_path / name))
+        assert [found[i]._replace(name="it") for i in range(len(found))] == [record] * count
+    home = tmp_path / "files" / label
+    home.mkdir(parents=True)
+    (home / "0.txt").write_text(f"{BOM}{said}\n", encoding="utf-8")
+    (home / "0.wav").write_bytes(encoded(tone(440)))
+    found = Folder(str(tmp_path / "files"))[0]
+    assert found.transcript == "schöne Straße" and found.answer == "Bär"
+    members = [("0.wav", encoded(tone(440))), ("0.cls", f"{BOM}{label}".encode()), ("0.json", (BOM + line).encode())]
+    found = TarShards(tar_of(tmp_path / "a.tar", members))[0]
+    assert found.transcript == "schöne Straße" and found.answer == found.language == "Bär"
+
+
+# Tar files. -----------------------------------------------------------------------------------------------
+
+
+def test_members_that_would_be_one_part_are_named_and_keys_may_end_at_the_last_dot(tmp_path):
+    members = [(f"song 2.{n} mix.{kind}", data) for n in range(3) for kind, data in
+               (("wav", encoded(tone(200 + 100 * n))), ("txt", f"text {n}".encode()))]  # fmt: skip
+    path = tar_of(tmp_path / "a.tar", members)
+    with pytest.raises(
+        UserError, match=r"song 2.0 mix.wav and song 2.1 mix.wav are the same part.*keys_end to last_dot"
+    ):
+        TarShards(path)[0]
+    found = TarShards(path, keys_end="last_dot")
+    assert [record.transcript for record in found] == ["text 0", "text 1", "text 2"]
+    assert [pitch(read_audio(record.speech)) for record in found] == [200, 300, 400]
+    for pair in (
+        ("0.wav", "0.flac"),
+        ("0.wav", "0.wav"),
+        ("0.left.png", "0.right.png"),
+        ("0.txt", "0.text.txt", "0.caption"),
+    ):
+        path = tar_of(tmp_path / "b.tar", [(name, b"x") for name in pair])
+        if "0.caption" in pair:
+            tar_of(tmp_path / "b.tar", [("0.png", picture()), *((name, b"x") for name in pair)])
+        with pytest.raises(UserError, match="same part|twice"):
+            TarShards(path)[0]
+
+
+def test_an_ending_of_its_own_goes_before_a_longer_one(tmp_path):
+    members = [("0.png", picture()), ("0.seg.png", picture((0, 0, 0))), ("0.depth.npy", b"x"), ("LICENSE", b"x"),
+               ("._0.png", b"x"), ("1.only.png", picture())]  # fmt: skip
+    found = TarShards(tar_of(tmp_path / "a.tar", members))
+    assert len(found) == 2 and found[0].image.read() == picture() and found[1].image.read() == picture()
+    assert found.unread == {"*.seg.png": 1, "*.depth.npy": 1, "files without an ending": 1, "hidden files": 1}
+
+
+def test_a_file_with_holes_is_left_out_by_name(tmp_path):
+    """Its bytes in the tar file are a map of its holes and what lies between them."""
+    for name in ("0.wav", "1.wav"):
+        (tmp_path / name).write_bytes(encoded(np.concatenate([np.zeros(2**16), tone(440), np.zeros(2**16)])))
+    (tmp_path / "0.wav").write_bytes(b"")
+    with (tmp_path / "0.wav").open("wb") as file:  # as fallocate --dig-holes leaves it
+        data = (tmp_path / "1.wav").read_bytes()
+        file.write(data[:44])
+        file.seek(2**17)
+        file.write(data[2**17 : -(2**16)])
+        file.truncate(len(data))
+    command = ["tar", "--sparse", "--format", "gnu", "-cf", tmp_path / "a.tar", "-C", tmp_path, "0.wav", "1.wav"]
+    subprocess.run(command, check=True)
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        if not tar.getmember("0.wav").issparse():
+            pytest.skip("this file system makes no holes")
+    found = corpus(TarShards(str(tmp_path / "a.tar")), tmp_path, filters=Filters(largest_share_dropped=0.5))
+    assert len(found) == 1 and "0.wav is stored with holes" in found.quarantine[0][1]
+
+
+def test_the_json_of_a_sample_names_no_file(tmp_path):
+    secret = tmp_path / "secret.wav"
+    secret.write_bytes(encoded(tone(440)))
+    abouts = [{"audio_filepath": str(secret)}, {"speech": {"path": str(secret)}}, {"image": "https://example.org/a.png"},
+              {"path": "s3://bucket/a.wav"}, {"audio_filepath": "0.wav", "image": str(secret)}]  # fmt: skip
+    for about in abouts:
+        for own in ([("0.txt", b"x")], [("0.wav", encoded(tone(440)))]):
+            path = tar_of(tmp_path / "a.tar", [("0.json", json.dumps({"text": "x", **about}).encode()), *own])
+            if own[0][0] == "0.wav" and "image" not in about:  # the sample's own recording goes before
+                assert TarShards(path)[0].speech.file == path
+            else:
+                with pytest.raises(UserError, match="0.json names a file for"):
+                    TarShards(path)[0]
+
+
+# What is not read. ----------------------------------------------------------------------------------------
+
+
+def test_names_beyond_the_first_line_are_counted_and_said_at_every_start(tmp_path, capsys, monkeypatch):
+    (tmp_path / "a.wav").write_bytes(encoded(tone(440)))
+    rows = [{"audio_filepath": "a.wav", "text": f"word {i}", "duration": 0.5} for i in range(2)]
+    rows += [
+        {"audio_filepath": "a.wav", "normalized_text": f"word {i}", "transcrpit": "x", "none": None} for i in range(6)
+    ]
+    path = listed(tmp_path / "list.jsonl", rows)
+    for _ in range(2):  # the second time the index is there
+        found = corpus(Manifest(path), tmp_path)
+        assert found.unread == {"'normalized_text'": 6, "'transcrpit' (did you mean 'transcript'?)": 6}
+        left_out(found, tmp_path)
+        assert "nothing is read from 'normalized_text' (6), 'transcrpit' (did you mean" in capsys.readouterr().err
+    monkeypatch.setenv("MMJAX_DATA", str(tmp_path / "data"))
+    assert cli.main(["data", "inspect", path]) == 0
+    assert "'normalized_text' (6)" in capsys.readouterr().out
+    assert cli.main(["data", "build", path, "-o", str(tmp_path / "shards")]) == 0
+    assert "'normalized_text' (6)" in capsys.readouterr().err
+
+
+def test_the_share_of_unknown_tokens_is_said_of_every_split(tmp_path, capsys):
+    splits = {"train": ["red circle", "blue square"], "test": ["жёлтый", "red"]}
+    splits = {name: listed(tmp_path / f"{name}.jsonl", [{"text": x} for x in texts]) for name, texts in splits.items()}
+    config = c.Data(
+        source=c.Manifest(splits=splits), directory=str(tmp_path), rows={}, subsets={},
+        tokenizer=c.SentencePiece(vocabulary=52, byte_fallback=False),
+    )  # fmt: skip
+    found = {split: build_source(config, split) for split in splits}
+    tokens = [found["test"].tokenizer.pieces(text) for text in ("жёлтый", "red")]
+    assert found["train"].unknown == {"text": 0.0} and found["test"].unknown == {"text": 1 / sum(map(len, tokens))}
+    for split, one in found.items():
+        left_out(one, tmp_path, split)
+        assert ("are unknown to the tokenizer" in capsys.readouterr().err) == (split == "test")
+    in_bytes = build_source(dataclasses.replace(config, tokenizer=c.SentencePiece(vocabulary=320)), "test")
+    assert in_bytes.unknown == {"text": 0.0}
+
+
+def test_of_two_names_of_one_field_the_other_is_named():
+    record, unread = read_row(
+        {"transcript": "a", "sentence": "b", "caption": "", "image": None, "audio": "a.wav"}, "", "it"
+    )
+    assert record.transcript == "a" and unread == ["sentence"]
+
+
+def test_columns_of_later_tables_are_counted(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "0.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["b", "c"], "note": ["x", None]}), tmp_path / "1.parquet")
+    assert corpus(Parquet(str(tmp_path / "*.parquet")), tmp_path).unread == {"'note'": 1}
+
+
+def test_hidden_folders_are_passed_over_and_linked_ones_followed_once(tmp_path):
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    for folder in ("home/cat", "home/.ipynb_checkpoints", "home/cat/.thumbnails", "elsewhere/dog"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "0.png").write_bytes(picture())
+    (home / "more").symlink_to(elsewhere)
+    (elsewhere / "dog" / "back").symlink_to(elsewhere)
+    (home / "cat" / "gone.png").symlink_to(tmp_path / "nowhere")
+    (home / "notes.md").touch()
+    found = Folder(str(home))
+    assert [(record.name, record.answer) for record in found] == [("cat/0", "cat"), ("more/dog/0", "dog")]
+    assert found.unread == {"hidden folders": 2, "links that lead in a circle": 1, "links to nothing": 1, "*.md": 1}
+
+
+# Messages and files. --------------------------------------------------------------------------------------
+
+
+def test_names_of_users_mean_nothing_to_messages_and_patterns(tmp_path, capsys, monkeypatch):
+    home = tmp_path / "a [v2] [bold] :smile: %s {0}"
+    home.mkdir()
+    (home / "0[1].png").write_bytes(picture())
+    path = listed(home / "list[0].jsonl", [{"image": "0[1].png", "answer": "[red]a[/b]", "note [/b] %d {x}": 1}])
+    tar = tar_of(home / "a-0.tar", [("0.png", picture()), ("0.odd [b]", b"x")])
+    monkeypatch.setenv("MMJAX_DATA", str(tmp_path / "data"))
+    for place, said in ((path, "'note [/b] %d {x}' (1)"), (tar, "*.odd [b] (1)"), (str(home), "*.jsonl (1)")):
+        assert cli.main(["data", "build", place, "-o", str(tmp_path / f"out{len(said)}")]) == 0
+        said_there = capsys.readouterr().err
+        assert said in said_there and "[v2] [bold] :smile: %s {0}" in said_there
+        assert cli.main(["data", "inspect", place]) == 0
+        assert said in capsys.readouterr().out
+    assert matching(str(home / "a-*.tar")) == matching(tar) == [tar]
+    assert matching(str(home / "0[[]1].png")) == [str(home / "0[1].png")]
+
+
+def test_no_message_counts_on_markup():
+    """Which the consoles do not interpret: it would be printed."""
+    for path in pathlib.Path(cli.__file__).parents[1].rglob("*.py"):
+        assert not re.search(r"\[/?(bold|dim|red|yellow|green)\]", path.read_text("utf-8")), path
+
+
+def test_files_are_utf8_whatever_the_locale(tmp_path):
+    (tmp_path / "a.wav").write_bytes(encoded(tone(440)))
+    text = [{"speech": "a.wav", "transcript": "größer als Ω", "answer": "Bär", "Länge": 1}, {"image": "fehlt-ü.png"}]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in text), "utf-8")
+    run = {
+        **os.environ,
+        "PYTHONUTF8": "0",
+        "LC_ALL": "C",
+        "PYTHONCOERCECLOCALE": "0",
+        "MMJAX_DATA": str(tmp_path / "d"),
+    }
+    run.pop("PYTHONIOENCODING", None)
+    commands = [["build", "list.jsonl", "-o", "out"], ["inspect", "list.jsonl", "-o", "page.html"]]
+    script = f"import mmjax.cli; print([mmjax.cli.main(['data', *command]) for command in {commands}])"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=run, capture_output=True)
+    assert done.stdout.endswith(b"[0, 0]\n"), done.stderr.decode(errors="replace")
+    assert "fehlt-ü.png" in (tmp_path / "out" / "train-left-out.tsv").read_text("utf-8")
+    assert "größer als Ω" in (tmp_path / "page.html").read_text("utf-8")
+    assert Shards(str(tmp_path / "out"), "train")[0].transcript == "größer als Ω"
+
+
+def test_nothing_that_lies_in_a_folder_of_shards_is_run(tmp_path, monkeypatch, capsys):
+    """A build goes on where it was from notes of its own; a pickle that stands there is none."""
+    import pickle
+
+    from mmjax.data import build as building
+
+    class Planted:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path}/ran",)
+
+    path = listed(tmp_path / "list.jsonl", [{"text": "a"}, {"text": "b"}])
+    monkeypatch.setenv("MMJAX_DATA", str(tmp_path / "data"))
+    original = building._build_shard
+
+    def planted(collection, unreadable, numbers, shard, note, advance):
+        original(collection, unreadable, numbers, shard, note, advance)
+        note.write_bytes(pickle.dumps(Planted()))
+
+    monkeypatch.setattr(building, "_build_shard", planted)
+    assert cli.main(["data", "build", path, "-o", str(tmp_path / "out")]) == 2
+    assert "0.part" in capsys.readouterr().err and not (tmp_path / "ran").exists()
+
+
+def test_names_that_are_no_utf8_are_kept_and_can_be_written(tmp_path, monkeypatch, capsys):
+    home = tmp_path / "files"
+    home.mkdir()
+    for name, data in ((b"caf\xe9.png", picture()), (b"bad\xe9.png", b"x"), (b"odd.\xe9", b"x")):
+        with open(os.path.join(os.fsencode(home), name), "wb") as file:
+            file.write(data)
+    monkeypatch.setenv("MMJAX_DATA", str(tmp_path / "data"))
+    assert cli.main(["data", "build", str(home), "-o", str(tmp_path / "out")]) == 0
+    assert "nothing is read from *.\\udce9 (1)" in capsys.readouterr().err
+    assert Shards(str(tmp_path / "out"), "train")[0].name == "caf\udce9"
+    assert "bad\\udce9" in (tmp_path / "out" / "train-left-out.tsv").read_text("utf-8")
+    assert cli.main(["data", "inspect", str(home), "-o", str(tmp_path / "page.html")]) == 0
