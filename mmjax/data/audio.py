@@ -131,10 +131,7 @@ def _decoder(file: BinaryIO, name: str) -> Iterator[Reader]:
             mpeg = coding.startswith("MPEG") and (reader.format, coding) != ("MP3", "MPEG_LAYER_III")
             if reader.format not in FORMATS or coding.startswith("DWVW") or mpeg:
                 raise _unknown(name, f"its format is {reader.format}, {coding}")
-            if not RATES[0] <= reader.samplerate <= RATES[1]:  # resampled from 1 Hz, a second becomes hours
-                raise Unreadable(
-                    "impossible rate", f"the recording {name} has a rate of {reader.samplerate} Hz, which cannot be"
-                )
+            check_rate(reader.samplerate, name)
             if not 0 < reader.frames < 2**62:
                 raise Unreadable("no samples", f"the recording {name} has no samples")
             width = BYTES.get(coding, 0) * reader.channels
@@ -147,6 +144,16 @@ def _decoder(file: BinaryIO, name: str) -> Iterator[Reader]:
         if "not recognised" in reason or "unimplemented" in reason:
             raise _unknown(name, reason) from None
         raise Unreadable("not decodable", f"cannot decode the recording {name}: {reason}") from None
+
+
+def check_rate(rate: int, name: str) -> None:
+    """Checks that a recording can have this rate in Hz: resampled from 1 Hz, a second becomes hours.
+
+    Raises:
+      Unreadable: it cannot.
+    """
+    if not RATES[0] <= rate <= RATES[1]:
+        raise Unreadable("impossible rate", f"the recording {name} has a rate of {rate} Hz, which cannot be")
 
 
 def _check_channels(channels: Sequence[int] | None, there: int, name: str) -> None:
