@@ -281,6 +281,7 @@ class Adafactor:
 @part
 class SGD:
     momentum: float = 0.9
+    weight_decay: float = 0.0
 
 
 Dtype = Literal["float32", "bfloat16"]

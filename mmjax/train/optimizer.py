@@ -8,6 +8,7 @@ import optax
 import optax.contrib
 
 from mmjax import config as c
+from mmjax.train.roles import Role, roles
 
 
 def build_schedule(schedule: c.Schedule) -> optax.Schedule:
@@ -36,67 +37,57 @@ def build_schedule(schedule: c.Schedule) -> optax.Schedule:
 
 
 def decayed(params: Any) -> Any:
-    """Which parameters weight decay acts on: kernels; never biases, norms, embeddings or learned queries."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[-1], "key", None) == "kernel", params)
+    """Which parameters decay: the projections."""
+    return jax.tree.map(lambda role: role.kind == "projection", roles(params))
+
+
+def fixed(params: Any) -> Any:
+    """Which parameters never move: statistics that are given, as those of an imported batch normalisation."""
+    return jax.tree.map(lambda role: role.kind == "statistic", roles(params))
 
 
 def matrices(params: Any) -> Any:
-    """Which parameters are matrices in the middle of the model, and how Muon is to see each: as [in, out].
+    """The axes by which Muon sees each hidden projection as matrices [in, out]; None: Adam trains the parameter."""
 
-    Projections to and from attention heads are one matrix each, and every layer of a stack and every expert of a
-    layer is one of its own.
-    Everything else (the first and last layers, embeddings, depthwise kernels, biases, norms) is None: Adam's.
-    """
+    def axes(role: Role) -> optax.contrib.MuonDimensionNumbers | None:
+        return optax.contrib.MuonDimensionNumbers(role.inputs, role.outputs) if role.hidden else None
 
-    def see(path, leaf):
-        keys = [key.key for key in path if hasattr(key, "key")]  # boxed leaves end in an attribute
-        if "layers" not in keys or keys[-1] != "kernel":
-            return None
-        match keys[-2]:
-            case "convolution":  # depthwise: [layer, tap, channel]
-                return None
-            case "router":  # scores of experts, not features: like a last layer
-                return None
-            case _ if "experts" in keys:  # [layer, expert, in, out]
-                return optax.contrib.MuonDimensionNumbers(reduction_axis=2, output_axis=3)
-            case "qkv" | "query" | "key_value":  # [layer, width, which, head, feature]
-                return optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=(3, 4))
-            case "out":  # [layer, head, feature, width]
-                return optax.contrib.MuonDimensionNumbers(reduction_axis=(1, 2), output_axis=3)
-            case _:  # [layer, in, out]
-                return optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
-
-    return jax.tree_util.tree_map_with_path(see, params)
+    return jax.tree.map(axes, roles(params))
 
 
-def build_optimizer(config: c.Optimizer) -> optax.GradientTransformation:
-    """Clipping by the global norm, the rule, and the schedule; in float32, whatever is kept."""
-    rule, schedule = config.rule, build_schedule(config.schedule)
+def build_direction(rule: Any) -> optax.GradientTransformation:
+    """What a rule makes of the gradients, before weight decay and the learning rate."""
     match rule:
         case c.AdamW():
-            update = optax.adamw(schedule, rule.b1, rule.b2, rule.eps, weight_decay=rule.weight_decay, mask=decayed)
+            return optax.scale_by_adam(rule.b1, rule.b2, rule.eps)
         case c.Muon():
-            update = optax.contrib.muon(
-                schedule,
+            muon = optax.contrib.muon(
+                1.0,
                 beta=rule.momentum,
-                weight_decay=rule.weight_decay,
                 adam_b1=rule.b1,
                 adam_b2=rule.b2,
-                adam_weight_decay=rule.weight_decay,
-                weight_decay_mask=decayed,
                 muon_weight_dimension_numbers=matrices,
                 consistent_rms=0.2,  # so that AdamW's learning rates fit (Liu et al. 2025, arXiv:2502.16982)
             )
+            return optax.chain(muon, optax.scale(-1.0))  # Optax's Muon has descended already
         case c.Lion():
-            update = optax.lion(schedule, rule.b1, rule.b2, weight_decay=rule.weight_decay, mask=decayed)
+            return optax.scale_by_lion(rule.b1, rule.b2)
         case c.Adafactor():
-            update = optax.adafactor(
-                schedule,
-                weight_decay_rate=rule.weight_decay or None,
-                weight_decay_mask=decayed,
-                multiply_by_parameter_scale=False,
-            )
+            return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
         case c.SGD():
-            update = optax.sgd(schedule, rule.momentum)
-    clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
-    return optax.chain(clip, update)
+            return optax.trace(rule.momentum)
+
+
+def build_optimizer(config: c.Optimizer) -> optax.GradientTransformation:
+    """Clipping by the global norm, the rule, weight decay and the schedule; in float32, whatever is kept.
+
+    Under every rule a step takes learning rate x weight_decay of each projection (decoupled weight decay, Loshchilov and
+    Hutter 2019, arXiv:1711.05101) and nothing of any other parameter.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
+        build_direction(config.rule),
+        optax.add_decayed_weights(config.rule.weight_decay, decayed),
+        optax.scale_by_learning_rate(build_schedule(config.schedule)),
+        optax.masked(optax.set_to_zero(), fixed),
+    )
