@@ -76,7 +76,7 @@ def flops(config: c.Experiment, source: Any) -> float:
     """Of the forward pass of one step, counted on the traced model."""
     model, layout = build_model(config.model), build_layout(config, source.tokenizer)
     mesh = make_mesh(devices=jax.devices()[:1])
-    abstract, _ = state_maker(config, model, build_optimizer(config.optimizer), layout, mesh)
+    abstract, _ = state_maker(config, model, build_optimizer(config.optimizer, config.steps), layout, mesh)
     return sum(report.step_flops(model, abstract.params, layout, config.data.batch_rows).values())
 
 
@@ -120,7 +120,7 @@ def run(config: c.Experiment, seed: int, steps: int, examples: int, directory: P
     """Trains (or goes on) and gives the accuracy of every subset of the modalities."""
     result = directory / "subsets.json"
     if not result.is_file():
-        schedule = dataclasses.replace(config.optimizer.schedule, steps=steps)
+        schedule = dataclasses.replace(config.optimizer.schedule, warmup=40)  # of short runs, too
         config = dataclasses.replace(
             config,
             seed=seed,

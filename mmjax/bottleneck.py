@@ -149,7 +149,7 @@ def _sampling(sampler: Any, window: int, examples: float) -> float:
 def _step(config: c.Experiment, layout: Any, mesh: Any, made: list[Any]) -> float:
     """Seconds of a training step on real batches, compiled as in training."""
     model, objectives = build_model(config.model), build_objectives(config)
-    optimizer = build_optimizer(config.optimizer)
+    optimizer = build_optimizer(config.optimizer, config.steps)
     abstract, initialise = state_maker(config, model, optimizer, layout, mesh)
     train_step, state = jitted_step(config, model, objectives, optimizer, abstract), initialise()
     seconds = []

@@ -340,7 +340,7 @@ def _worker(scratch: str, port: str, number: str, count: str, axes: str) -> None
 def constancy(subject: Subject) -> int:
     """How often the train step is compiled over three steps of different data, rows and parameters divided."""
     config, mesh = subject.config, make_mesh(data=2, fsdp=4)
-    optimizer = build_optimizer(config.optimizer)
+    optimizer = build_optimizer(config.optimizer, config.steps)
     abstract, initialise = state_maker(config, subject.model, optimizer, subject.layout, mesh)
     compiled = telemetry.CompileCounter("train_step")
     step = jitted_step(config, subject.model, subject.objectives, optimizer, abstract)

@@ -63,7 +63,7 @@ class Writer:
         return {(record["step"], record["kind"]) for record, _ in kept}
 
     def write(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
-        """Appends one line: the step, its kind ("train" or "eval"), and the metrics."""
+        """Appends one line: the step, its kind ("train", "eval" or "warning"), and the metrics."""
         if self._file is None:
             self._file = self._path.open("a")
         self._file.write(json.dumps({"step": step, "kind": kind, **metrics}) + "\n")

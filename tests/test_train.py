@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +21,14 @@ from conftest import tiny
 
 from mmjax import config as c
 from mmjax.check import free_port
+from mmjax.config.validate import check_config
 from mmjax.errors import UserError
 from mmjax.parallel.mesh import state_shardings
 from mmjax.parallel.runtime import simulated
+from mmjax.train import report
 from mmjax.train.build import build_layout, build_model, build_objectives
 from mmjax.train.checkpoint import Checkpoints, describe_run, digest
-from mmjax.train.loop import claimed, train
+from mmjax.train.loop import claimed, open_run, train, with_schedule
 from mmjax.train.optimizer import build_optimizer, build_schedule
 from mmjax.train.step import init_state, make_train_step, unboxed
 
@@ -151,6 +154,50 @@ def test_a_launch_with_a_process_that_fails_fails(tmp_path):
 def test_a_run_of_another_config_is_refused(run):
     with pytest.raises(UserError, match="another config: seed is 0 there and 1 here"):
         train(tiny(seed=1), run)
+
+
+def without_steps(**changes):
+    """The tiny config with a schedule that follows the run's steps."""
+    return c.override(tiny(**changes), ["--optimizer.schedule.steps", "none"])
+
+
+def test_a_run_keeps_the_schedule_with_which_it_began(tmp_path):
+    """However many steps it is continued for; that the schedule then ends too early is said."""
+    source = SimpleNamespace(tokenizer=None, answers=["a"])
+    began = with_schedule(without_steps(steps=4), tmp_path)
+    assert began.optimizer.schedule.steps == 4 and report.short_schedule(began) is None
+    open_run(began, tmp_path, source)
+    assert with_schedule(without_steps(steps=4), tmp_path) == began == c.load(tmp_path / "config.json")
+    for steps in (1, 6):  # 1: fewer than its warm-up has
+        continued = with_schedule(without_steps(steps=steps), tmp_path)
+        check_config(continued)
+        open_run(continued, tmp_path, source)
+        assert (continued.steps, continued.optimizer.schedule.steps) == (steps, 4)
+    assert (
+        "optimizer.schedule ends at step 4, the run at step 6: the learning rate stays at 0"
+        in report.short_schedule(continued)
+    )
+    assert report.learning_rate(continued.optimizer.schedule) == (
+        "learning rate 0.01 after 2 steps of warm-up, falling from step 2 to 0 at step 4 (WarmupCosine)"
+    )
+    with pytest.raises(UserError, match="optimizer.schedule.steps is 4 there and 6 here"):
+        open_run(tiny(), tmp_path, source)
+
+
+def test_a_schedule_that_ends_before_its_run_is_said_at_the_start(tmp_path, capsys):
+    config = tiny(objectives={"answer": c.Classification()}, evaluation=c.Evaluation(subsets=()), steps=2)
+    model = c.Multimodal(
+        encoders={"text": c.MeanEmbedding(vocabulary=128, width=16)},
+        fusion=c.Add(width=16),
+        heads={"answer": config.model.heads["answer"]},
+    )
+    data = dataclasses.replace(config.data, rows={"text": 16, "examples": 3}, subsets={"text": 1.0})
+    config = dataclasses.replace(config, model=model, data=data)
+    train(c.override(config, ["--optimizer.schedule.steps", "1", "--optimizer.schedule.warmup", "0"]), tmp_path)
+    message = "optimizer.schedule ends at step 1, the run at step 2: the learning rate stays at 0"
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert [message in line["text"] for line in lines(tmp_path, "warning")] == [True]
+    assert [line["learning_rate"] for line in lines(tmp_path)] == [pytest.approx(0.01), 0.0]
 
 
 def test_a_damaged_checkpoint_is_seen_and_gone_back_from(tmp_path):
@@ -291,11 +338,16 @@ def test_optimizer_state_is_divided_like_its_parameters(parts, rule):
         (c.WarmupLinear(peak=2.0, warmup=0, steps=100), {0: 2.0, 50: 1.0, 100: 0.0}),
         (c.WarmupStableDecay(peak=1.0, warmup=10, decay=20, steps=100), {9: 1.0, 50: 1.0, 80: 1.0, 90: 0.5, 100: 0.0}),
         (c.InverseSquareRoot(peak=1.0, warmup=100), {99: 1.0, 100: 1.0, 400: 0.5, 900: 1 / 3}),
+        # Without steps of its own, those of the run: 200.
+        (c.WarmupCosine(peak=1.0, warmup=20), {0: 0.05, 20: 1.0, 110: 0.5, 200: 0.0}),
+        (c.WarmupLinear(peak=1.0, warmup=0.1), {0: 0.05, 19: 1.0, 20: 1.0, 110: 0.5, 200: 0.0}),
+        (c.WarmupStableDecay(peak=1.0, warmup=0.1, decay=0.2), {0: 0.05, 20: 1.0, 160: 1.0, 180: 0.5, 200: 0.0}),
+        (c.WarmupCosine(peak=1.0, warmup=0.1, steps=100), {0: 0.1, 10: 1.0, 55: 0.5, 100: 0.0, 200: 0.0}),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_schedules(schedule, expected):
-    build = build_schedule(schedule)
+    build = build_schedule(schedule, steps=200)
     for step, rate in expected.items():
         assert float(build(step)) == pytest.approx(rate, abs=1e-6), step
 

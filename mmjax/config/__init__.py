@@ -28,7 +28,6 @@ from mmjax.config.experiment import (
     Checkpoint,
     Classification,
     Collection,
-    Constant,
     Data,
     DynamicAverage,
     Evaluation,
@@ -39,7 +38,6 @@ from mmjax.config.experiment import (
     HuggingFaceTokenizer,
     ImageAugmentation,
     ImageMixing,
-    InverseSquareRoot,
     Lion,
     Log,
     Manifest,
@@ -52,7 +50,6 @@ from mmjax.config.experiment import (
     OwnSource,
     Parquet,
     Regression,
-    Schedule,
     SentencePiece,
     Sequence,
     Shards,
@@ -62,9 +59,6 @@ from mmjax.config.experiment import (
     Transducer,
     TuxPaintStamps,
     Uncertainty,
-    WarmupCosine,
-    WarmupLinear,
-    WarmupStableDecay,
 )
 from mmjax.config.fusion import (
     Add,
@@ -97,6 +91,16 @@ from mmjax.config.heads import (
 from mmjax.config.models import Multimodal
 from mmjax.config.overrides import override
 from mmjax.config.part import part
+from mmjax.config.schedules import (
+    Constant,
+    FiniteSchedule,
+    InverseSquareRoot,
+    Schedule,
+    WarmupCosine,
+    WarmupLinear,
+    WarmupStableDecay,
+    phases,
+)
 from mmjax.config.smoke import smoke
 from mmjax.config.towers import (
     CONFORMERS,
@@ -177,6 +181,7 @@ __all__ = [
     "Experiment",
     "FiLM",
     "Filters",
+    "FiniteSchedule",
     "Folder",
     "Fusion",
     "Gain",
@@ -252,6 +257,7 @@ __all__ = [
     "load",
     "override",
     "part",
+    "phases",
     "read_json",
     "run_file",
     "smoke",

@@ -1,4 +1,4 @@
-"""Everything else that a run is: objectives, data, optimizer, schedule, evaluation; and all of it, the Experiment."""
+"""Everything else that a run is: objectives, data, optimizer, evaluation; and all of it, the Experiment."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from typing import Literal
 from mmjax.config.augmentation import SpeedPerturbation
 from mmjax.config.models import Multimodal
 from mmjax.config.part import part
+from mmjax.config.schedules import Schedule
 
 # Objectives. ----------------------------------------------------------------------------------------------
 
@@ -208,46 +209,6 @@ class Data:
 
 
 # Training. ------------------------------------------------------------------------------------------------
-
-
-@part
-class Constant:
-    peak: float = 1e-3
-    warmup: int = 0  # steps
-
-
-@part
-class WarmupCosine:
-    peak: float = 1e-3
-    warmup: int = 100
-    steps: int  # of warm-up and decay together
-    end: float = 0.0  # as a share of the peak
-
-
-@part
-class WarmupLinear:
-    peak: float = 1e-3
-    warmup: int = 100
-    steps: int
-    end: float = 0.0
-
-
-@part
-class WarmupStableDecay:
-    peak: float = 1e-3
-    warmup: int = 100
-    decay: int  # steps of the linear decay at the end
-    steps: int
-    end: float = 0.0
-
-
-@part
-class InverseSquareRoot:
-    peak: float = 1e-3
-    warmup: int = 100
-
-
-Schedule = Constant | WarmupCosine | WarmupLinear | WarmupStableDecay | InverseSquareRoot
 
 
 @part

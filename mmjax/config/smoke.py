@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmjax.config.experiment import Checkpoint, Experiment, Log, Mesh
+from mmjax.config.schedules import FiniteSchedule, Schedule
 
 STEPS, ROWS, EXAMPLES = 4, 2, 8
 # What is made small, but stays as it is asked for beside `--smoke`: to rehearse a mesh.
@@ -27,10 +28,18 @@ def smoke(config: Experiment, width: int = 32) -> Experiment:
     return dataclasses.replace(
         config, name=f"{config.name}_smoke", steps=STEPS, model=small, initial={}, mesh=Mesh(),
         data=dataclasses.replace(config.data, batch_rows=ROWS),
-        optimizer=dataclasses.replace(config.optimizer, accumulation=1),
+        optimizer=dataclasses.replace(config.optimizer, accumulation=1, schedule=_short(config.optimizer.schedule)),
         evaluation=dataclasses.replace(config.evaluation, every_steps=None, final_examples=EXAMPLES),
         checkpoint=Checkpoint(every_steps=None), log=Log(every_steps=1, tensorboard=False),
     )  # fmt: skip
+
+
+def _short(schedule: Schedule) -> Schedule:
+    """The schedule with phases of at most a step, as long as the run."""
+    if not isinstance(schedule, FiniteSchedule):
+        return schedule
+    given = {name: min(getattr(schedule, name), 1) for name in ("warmup", "decay") if hasattr(schedule, name)}
+    return dataclasses.replace(schedule, steps=None, **given)
 
 
 def _small(part: Any, width: int) -> Any:

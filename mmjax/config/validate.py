@@ -41,6 +41,8 @@ AT_MOST_ONE = ("probability", "share", "start", "time_width", "multiplicity", "m
 def check_config(config: c.Experiment) -> None:
     """What types cannot say: numbers within their ranges, and parts that agree with each other."""
     _check_numbers(config)
+    if isinstance(config.optimizer.schedule, c.FiniteSchedule):
+        c.phases(config.optimizer.schedule, config.steps)
     if config.seed >= 2**63:
         raise UserError(f"seed is {config.seed}; it must be less than 2**63")
     if sum(config.data.subsets.values()) <= 0:

@@ -72,7 +72,7 @@ def describe(config: c.Experiment, machine: Machine, devices: list[Any] | None) 
         mesh = make_mesh(**axes, devices=devices)
         check_offload(config, devices[0])
         check_options(options_of(config.xla, devices[0]), devices[0])
-    model, optimizer = build_model(config.model), build_optimizer(config.optimizer)
+    model, optimizer = build_model(config.model), build_optimizer(config.optimizer, config.steps)
     state, _ = state_maker(config, model, optimizer, layout, mesh)
     return Subject(config, layout, model, build_objectives(config), optimizer, mesh, state)
 

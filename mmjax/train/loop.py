@@ -1,5 +1,6 @@
 """The training run, as a story from top to bottom."""
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -64,6 +65,7 @@ def train(config: c.Experiment, run: Path) -> dict[str, Any]:
     The result is a pure function of config and seed: killed and started again, it takes the same steps on the
     same batches.
     """
+    config = with_schedule(config, run)
     check_config(config)
     with claimed(run):
         return _train(config, run)
@@ -118,6 +120,8 @@ def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
         config=c.to_dict(config),
     )  # fmt: skip
     written = writer.rewind(first, finished=first == config.steps) if lead else set()
+    if lead and (warning := report.short_schedule(config)):
+        writer.write(first, "warning", {"text": warning})
     # Opened now: that there is nothing to evaluate on should not be found out at the end.
     # Of what is hidden in training alone there is nothing to measure.
     subsets = config.evaluation.subsets if config.objectives.keys() - config.model.masked.keys() else ()
@@ -224,6 +228,20 @@ def claimed(run: Path):
                 if new and [path.name for path in run.iterdir()] == [".lock"]:
                     (run / ".lock").unlink()
                     run.rmdir()
+
+
+def with_schedule(config: c.Experiment, run: Path) -> c.Experiment:
+    """The config with the length of its schedule, where that is left open: the run's own, or that of a run that begins.
+
+    A run keeps the schedule with which it began, however many steps it is continued for, since what a step computes
+    depends on it.
+    """
+    schedule, path = config.optimizer.schedule, run / "config.json"
+    if not isinstance(schedule, c.FiniteSchedule) or schedule.steps:
+        return config
+    began = c.load(path).optimizer.schedule if path.exists() else None
+    schedule = dataclasses.replace(schedule, steps=getattr(began, "steps", None) or config.steps)
+    return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, schedule=schedule))
 
 
 def open_run(config: c.Experiment, run: Path, source) -> None:

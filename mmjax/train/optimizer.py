@@ -11,28 +11,34 @@ from mmjax import config as c
 from mmjax.train.roles import Role, roles
 
 
-def build_schedule(schedule: c.Schedule) -> optax.Schedule:
-    """Learning rate by optimizer step; every schedule rises linearly from 0 over its warm-up."""
+def build_schedule(schedule: c.Schedule, steps: int | None = None) -> optax.Schedule:
+    """Learning rate by optimizer step. Step 0 has peak / warmup; the warm-up rises linearly to the peak.
+
+    Args:
+      steps: of the run, for a schedule whose own are not set.
+    """
     peak, warmup = schedule.peak, schedule.warmup
+    if isinstance(schedule, c.FiniteSchedule):
+        steps, warmup, decay = c.phases(schedule, steps)
     match schedule:
         case c.Constant():
             rest = optax.constant_schedule(peak)
         case c.WarmupCosine():
-            rest = optax.cosine_decay_schedule(peak, max(schedule.steps - warmup, 1), alpha=schedule.end)
+            rest = optax.cosine_decay_schedule(peak, max(decay, 1), alpha=schedule.end)
         case c.WarmupLinear():
-            rest = optax.linear_schedule(peak, peak * schedule.end, max(schedule.steps - warmup, 1))
+            rest = optax.linear_schedule(peak, peak * schedule.end, max(decay, 1))
         case c.WarmupStableDecay():
-            stable = max(schedule.steps - warmup - schedule.decay, 0)
-            rest = optax.linear_schedule(peak, peak * schedule.end, schedule.decay, transition_begin=stable)
+            stable = steps - warmup - decay
+            rest = optax.linear_schedule(peak, peak * schedule.end, decay, transition_begin=stable)
         case c.InverseSquareRoot():
 
             def rest(step):
-                # During the warm-up it is asked, too, with steps below 0, and not listened to.
+                # `join_schedules` also evaluates it in the warm-up, with steps below 0, and ignores the result.
                 return peak * (max(warmup, 1) / (jnp.maximum(step, 0) + max(warmup, 1))) ** 0.5
 
     if not warmup:
         return rest
-    # From peak / warmup at step 0, not from 0: a first step of nothing would be a step wasted.
+    # The first step already learns: a rate of 0 would waste it.
     return optax.join_schedules([lambda step: peak * (step + 1) / warmup, rest], [warmup])
 
 
@@ -78,16 +84,19 @@ def build_direction(rule: Any) -> optax.GradientTransformation:
             return optax.trace(rule.momentum)
 
 
-def build_optimizer(config: c.Optimizer) -> optax.GradientTransformation:
+def build_optimizer(config: c.Optimizer, steps: int | None = None) -> optax.GradientTransformation:
     """Clipping by the global norm, the rule, weight decay and the schedule; in float32, whatever is kept.
 
     Under every rule a step takes learning rate x weight_decay of each projection (decoupled weight decay, Loshchilov and
     Hutter 2019, arXiv:1711.05101) and nothing of any other parameter.
+
+    Args:
+      steps: see `build_schedule`.
     """
     return optax.chain(
         optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
         build_direction(config.rule),
         optax.add_decayed_weights(config.rule.weight_decay, decayed),
-        optax.scale_by_learning_rate(build_schedule(config.schedule)),
+        optax.scale_by_learning_rate(build_schedule(config.schedule, steps)),
         optax.masked(optax.set_to_zero(), fixed),
     )

@@ -93,6 +93,27 @@ def idle_parts(config: c.Experiment) -> list[str]:
     return [f"model.{part}" for part in idle]
 
 
+def learning_rate(schedule: c.Schedule) -> str:
+    """A schedule of a known length in one line."""
+    end, warmup = "", schedule.warmup
+    if isinstance(schedule, c.FiniteSchedule):
+        length, warmup, decay = c.phases(schedule)
+        end = f", falling from step {length - decay} to {schedule.peak * schedule.end:g} at step {length}"
+    return f"learning rate {schedule.peak:g} after {warmup} steps of warm-up{end} ({type(schedule).__name__})"
+
+
+def short_schedule(config: c.Experiment) -> str | None:
+    """A warning, where the schedule ends before the run does."""
+    schedule = config.optimizer.schedule
+    if not isinstance(schedule, c.FiniteSchedule) or schedule.steps >= config.steps:
+        return None
+    return (
+        f"optimizer.schedule ends at step {schedule.steps}, the run at step {config.steps}: the learning rate stays at "
+        f"{schedule.peak * schedule.end:g} in between. A run keeps the schedule with which it began; to train longer, choose "
+        "another --run-dir and leave optimizer.schedule.steps out"
+    )
+
+
 def start(config, run, params, flops, decisions, sampler, layout, source, first: int, peak) -> None:
     """Devices, parts of the model, and what the rows will hold."""
     say = progress.console.print
@@ -103,6 +124,9 @@ def start(config, run, params, flops, decisions, sampler, layout, source, first:
         f"parameters {config.optimizer.parameters}, "
         + (f"peak {peak / 1e12:.0f} TFLOP/s per device" if peak else "peak unknown: no MFU")
     )
+    say(learning_rate(config.optimizer.schedule))
+    if warning := short_schedule(config):
+        say(f"[bold yellow]{warning}[/bold yellow]")
     for line in attention.lines(decisions):
         say(line)
     parts = Table("part")
