@@ -39,8 +39,7 @@ from mmjax.parallel.mesh import make_mesh
 from mmjax.train import report
 from mmjax.train.build import build_layout, build_model, build_source
 from mmjax.train.loop import train
-from mmjax.train.optimizer import build_optimizer
-from mmjax.train.program import state_maker
+from mmjax.train.program import begin
 
 HEADS = 4
 FUSIONS = (
@@ -76,7 +75,7 @@ def flops(config: c.Experiment, source: Any) -> float:
     """Of the forward pass of one step, counted on the traced model."""
     model, layout = build_model(config.model), build_layout(config, source.tokenizer)
     mesh = make_mesh(devices=jax.devices()[:1])
-    abstract, _ = state_maker(config, model, build_optimizer(config.optimizer), layout, mesh)
+    abstract = begin(config, model, layout, mesh).abstract
     return sum(report.step_flops(model, abstract.params, layout, config.data.batch_rows).values())
 
 
@@ -120,7 +119,7 @@ def run(config: c.Experiment, seed: int, steps: int, examples: int, directory: P
     """Trains (or goes on) and gives the accuracy of every subset of the modalities."""
     result = directory / "subsets.json"
     if not result.is_file():
-        schedule = dataclasses.replace(config.optimizer.schedule, steps=steps)
+        schedule = dataclasses.replace(config.optimizer.schedule, warmup=40)  # of short runs, too
         config = dataclasses.replace(
             config,
             seed=seed,

@@ -32,5 +32,5 @@ config = dataclasses.replace(
         },
         fusion=CrossAttention(layers=4, width=1024, heads=16, mlp=2816, queries=8, remat="dots"),
     ),
-    optimizer=dataclasses.replace(small.optimizer, schedule=WarmupCosine(peak=3e-4, warmup=4000, steps=small.steps)),
+    optimizer=dataclasses.replace(small.optimizer, schedule=WarmupCosine(peak=3e-4, warmup=0.04)),
 )

@@ -37,7 +37,6 @@ from mmjax.config import (
     WarmupCosine,
 )
 
-STEPS = 100_000
 PIECES = 8192
 ANSWERS = 3129
 SOURCES = {
@@ -48,7 +47,7 @@ SOURCES = {
 
 config = Experiment(
     name="pretrain_300m",
-    steps=STEPS,
+    steps=100_000,
     data=Data(
         source=Mixture(sources=SOURCES, temperature=1.5),
         tokenizer=SentencePiece(vocabulary=PIECES),
@@ -80,7 +79,7 @@ config = Experiment(
         "patches": Regression(),
     },
     optimizer=Optimizer(
-        rule=AdamW(weight_decay=0.1), schedule=WarmupCosine(peak=6e-4, warmup=4000, steps=STEPS), ema=0.9999,
+        rule=AdamW(weight_decay=0.1), schedule=WarmupCosine(peak=6e-4, warmup=0.04), ema=0.9999,
         accumulation=1,
     ),
     evaluation=Evaluation(every_steps=10_000, subsets=("speech+image", "image+text"), examples=4096),

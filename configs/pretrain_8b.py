@@ -60,7 +60,7 @@ config = dataclasses.replace(
         },
         masked={**small.model.masked, "words": MaskedText(vocabulary=PIECES, share=0.3)},
     ),
-    optimizer=dataclasses.replace(small.optimizer, schedule=WarmupCosine(peak=1.5e-4, warmup=4000, steps=small.steps)),
+    optimizer=dataclasses.replace(small.optimizer, schedule=WarmupCosine(peak=1.5e-4, warmup=0.04)),
     mesh=Mesh(fsdp=64),
     xla=XLA(preset="overlap"),  # without it a TPU's compiler gathers parameters by summing: docs/sharding.md
 )

@@ -30,11 +30,9 @@ from mmjax.config import (
     WarmupCosine,
 )
 
-STEPS = 400
-
 config = Experiment(
     name="quickstart",
-    steps=STEPS,
+    steps=400,
     data=Data(
         source=SpokenEasyVQA(vocabulary=128),
         batch_rows=16,
@@ -61,7 +59,7 @@ config = Experiment(
         unroll=True,
     ),
     objectives={"answer": Classification(), "transcript": CTC(weight=0.3)},
-    optimizer=Optimizer(rule=Muon(), schedule=WarmupCosine(peak=2.5e-3, warmup=40, steps=STEPS), ema=0.99),
+    optimizer=Optimizer(rule=Muon(), schedule=WarmupCosine(peak=2.5e-3, warmup=0.1), ema=0.99),
     evaluation=Evaluation(subsets=("speech+image",)),
     log=Log(every_steps=10),
 )

@@ -31,14 +31,13 @@ from mmjax.config import (
     WarmupCosine,
 )
 
-STEPS = 100_000
 PIECES = 32_000
 SOURCE = TarShards(splits={"train": "data/pairs/train-*.tar", "test": "data/pairs/test-*.tar"})
 STYLE = BlockStyle(activation="gelu_tanh")
 
 config = Experiment(
     name="siglip_b16",
-    steps=STEPS,
+    steps=100_000,
     data=Data(
         source=SOURCE,
         tokenizer=SentencePiece(vocabulary=PIECES),
@@ -67,9 +66,7 @@ config = Experiment(
         dtype="bfloat16",
     ),
     objectives={"pairs": SigLIP(chunks=64)},
-    optimizer=Optimizer(
-        rule=AdamW(b2=0.95, weight_decay=1e-4), schedule=WarmupCosine(peak=1e-3, warmup=10_000, steps=STEPS)
-    ),
+    optimizer=Optimizer(rule=AdamW(b2=0.95, weight_decay=1e-4), schedule=WarmupCosine(peak=1e-3, warmup=0.1)),
     evaluation=Evaluation(every_steps=10_000, subsets=("image+text",), examples=4096),
     log=Log(every_steps=50),
 )

@@ -37,11 +37,9 @@ from mmjax.config import (
     WarmupCosine,
 )
 
-STEPS = 2000
-
 config = Experiment(
     name="spoken_vqa",
-    steps=STEPS,
+    steps=2000,
     data=Data(
         source=SpokenEasyVQA(vocabulary=128),
         batch_rows=16,
@@ -68,7 +66,7 @@ config = Experiment(
         unroll=True,
     ),
     objectives={"answer": Classification(), "transcript": CTC(weight=0.3)},
-    optimizer=Optimizer(rule=Muon(), schedule=WarmupCosine(peak=2.5e-3, warmup=50, steps=STEPS), ema=0.998),
+    optimizer=Optimizer(rule=Muon(), schedule=WarmupCosine(peak=2.5e-3, warmup=0.025), ema=0.998),
     evaluation=Evaluation(every_steps=500, examples=1000),
     log=Log(every_steps=20),
 )

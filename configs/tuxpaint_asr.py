@@ -38,11 +38,9 @@ from mmjax.config import (
     WarmupCosine,
 )
 
-STEPS = 4800
-
 config = Experiment(
     name="tuxpaint_asr",
-    steps=STEPS,
+    steps=4800,
     data=Data(
         source=TuxPaintStamps(),
         tokenizer=SentencePiece(vocabulary=256, byte_fallback=False, normalisation="nmt_nfkc_cf"),
@@ -73,7 +71,7 @@ config = Experiment(
         unroll=True,
     ),
     objectives={"transcript": CTC(), "answer": Classification(weight=0.3)},
-    optimizer=Optimizer(rule=Muon(), schedule=WarmupCosine(peak=1.5e-3, warmup=300, steps=STEPS), ema=0.998),
+    optimizer=Optimizer(rule=Muon(), schedule=WarmupCosine(peak=1.5e-3, warmup=0.0625), ema=0.998),
     evaluation=Evaluation(every_steps=1200, subsets=("speech",)),
     log=Log(every_steps=20),
 )

@@ -40,12 +40,11 @@ from mmjax.config import (
     WarmupCosine,
 )
 
-STEPS = 1500
 WIDTH = 128
 
 config = Experiment(
     name="tuxpaint_retrieval",
-    steps=STEPS,
+    steps=1500,
     data=Data(
         source=TuxPaintStamps(),
         tokenizer=SentencePiece(vocabulary=1000, byte_fallback=False, normalisation="nmt_nfkc_cf"),
@@ -82,7 +81,7 @@ config = Experiment(
         unroll=True,
     ),
     objectives={"speech_image": SigLIP(), "text_image": SigLIP(), "speech_text": SigLIP()},
-    optimizer=Optimizer(rule=Muon(), schedule=WarmupCosine(peak=2e-3, warmup=200, steps=STEPS), ema=0.998),
+    optimizer=Optimizer(rule=Muon(), schedule=WarmupCosine(peak=2e-3, warmup=2 / 15), ema=0.998),
     evaluation=Evaluation(every_steps=500, subsets=("speech+image+text",)),
     log=Log(every_steps=20),
 )

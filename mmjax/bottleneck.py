@@ -26,8 +26,7 @@ from mmjax.train.build import (
     build_source,
 )
 from mmjax.train.labels import check_labels
-from mmjax.train.optimizer import build_optimizer
-from mmjax.train.program import jitted_step, state_maker
+from mmjax.train.program import begin, jitted_step
 
 PARTS = {
     "sample": "which examples stand in which row",
@@ -147,10 +146,9 @@ def _sampling(sampler: Any, window: int, examples: float) -> float:
 
 def _step(config: c.Experiment, layout: Any, mesh: Any, made: list[Any]) -> float:
     """Seconds of a training step on real batches, compiled as in training."""
-    model, objectives = build_model(config.model), config.objectives
-    optimizer = build_optimizer(config.optimizer)
-    abstract, initialise = state_maker(config, model, optimizer, layout, mesh)
-    train_step, state = jitted_step(config, model, objectives, optimizer, abstract), initialise()
+    model = build_model(config.model)
+    begun = begin(config, model, layout, mesh)
+    train_step, state = jitted_step(config, model, begun), begun.initialise()
     seconds = []
     for number in range(STEPS + 1):
         batch = to_devices(made[number % len(made)], mesh)

@@ -34,8 +34,7 @@ from mmjax.parallel.mesh import make_mesh, share_of_rows, state_shardings, to_de
 from mmjax.stream import Batch
 from mmjax.train.build import build_layout, build_model, build_source
 from mmjax.train.labels import check_labels
-from mmjax.train.optimizer import build_optimizer
-from mmjax.train.program import jitted_step, state_maker
+from mmjax.train.program import begin, jitted_step
 from mmjax.train.step import loss_and_gradients, unboxed
 
 TOLERANCES = {"packing": 1e-5, "emptiness": 0.0, "absence": 1e-6, "division": 1e-5, "constancy": 1}
@@ -341,11 +340,10 @@ def _worker(scratch: str, port: str, number: str, count: str, axes: str) -> None
 def constancy(subject: Subject) -> int:
     """How often the train step is compiled over three steps of different data, rows and parameters divided."""
     config, mesh = subject.config, make_mesh(data=2, fsdp=4)
-    optimizer = build_optimizer(config.optimizer)
-    abstract, initialise = state_maker(config, subject.model, optimizer, subject.layout, mesh)
+    begun = begin(config, subject.model, subject.layout, mesh)
     compiled = telemetry.CompileCounter("train_step")
-    step = jitted_step(config, subject.model, subject.objectives, optimizer, abstract)
-    batches, state = Batches(subject.source, subject.layout, subject.sampler), initialise()
+    step = jitted_step(config, subject.model, begun)
+    batches, state = Batches(subject.source, subject.layout, subject.sampler), begun.initialise()
     for number in range(3):
         state, _ = step(state, to_devices(batches[number], mesh))
     jax.block_until_ready(state)

@@ -62,7 +62,7 @@ class Writer:
         return {(record["step"], record["kind"]) for record in kept}
 
     def write(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
-        """Appends one line: the step, its kind ("train" or "eval"), and the metrics (null: not a finite number).
+        """Appends one line: the step, its kind ("train", "eval" or "warning"), and the metrics (null: not a finite number).
 
         Raises:
           UserError: it cannot be written.

@@ -65,7 +65,7 @@ def test_a_part_is_chosen_by_the_name_of_its_class():
         (["--log.tensorboard", "1"], "log.tensorboard must be true or false, not 1"),
         (["--model.dtype", "float8"], "one of 'float32', 'bfloat16'"),
         (["--optimizer.rule", "AdamX"], "did you mean 'AdamW'?"),
-        (["--optimizer.schedule", "WarmupCosine"], "optimizer.schedule.steps is not set"),
+        (["--optimizer.schedule", "WarmupStableDecay"], "optimizer.schedule.decay is not set"),
         (["--seed.deep", "1"], "'seed' is 0 and has no keys of its own"),
         (["--steps"], "--steps has no value"),
         (["steps", "3"], "cannot read the argument 'steps'"),
@@ -88,6 +88,22 @@ def test_errors_name_the_key_and_the_nearest_one(flags, message):
         (["--model.encoders.image.dropout", "1.0"], "it must be less than 1"),
         (["--seed", "-1"], "seed is -1"),
         (["--seed", str(2**63)], "less than 2**63"),
+        (
+            ["--optimizer.schedule.warmup", "7"],
+            "optimizer.schedule.warmup=7 is more than the schedule's 6 steps (optimizer.schedule.steps or, where",
+        ),
+        (
+            ["--optimizer.schedule.warmup", "3", "--optimizer.schedule.steps", "none", "--steps", "2"],
+            "optimizer.schedule.warmup=3 is more than the schedule's 2 steps",
+        ),
+        (
+            [
+                "--optimizer.schedule",
+                "{'class': 'WarmupStableDecay', 'warmup': 2, 'decay': 0.9}",
+            ],
+            "optimizer.schedule.warmup=2 + optimizer.schedule.decay=0.9 is more than the schedule's 6 steps",
+        ),
+        (["--optimizer.schedule.warmup", "2.5"], "write whole steps, or a share of the steps below 1"),
         (["--data.subsets", "{'image': -1.0}"], "data.subsets.image is -1.0"),
         (["--data.subsets", "{}"], "data.subsets draws nothing"),
         (["--data.subsets", "{'speech+image': 1.0, 'image+speech': 1.0}"], "data.subsets names a subset twice"),
@@ -127,9 +143,15 @@ def test_numbers_out_of_range_and_parts_that_do_not_fit_are_named(flags, message
         check_config(c.override(tiny(), flags))
 
 
-@pytest.mark.parametrize("name", ["quickstart", "spoken_vqa"])
-def test_shipped_configs_pass(name):
-    check_config(c.load(f"configs/{name}.py"))
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_pass_and_so_do_short_runs_of_them(path):
+    config = c.load(path)
+    for one in (config, c.override(config, ["--steps", "20"]), c.smoke(config)):
+        check_config(one)
+        schedule = one.optimizer.schedule
+        if isinstance(schedule, c.FiniteSchedule):
+            rates = schedule.build(one.steps)
+            assert rates(one.steps) == 0.0 < rates(one.steps * 9 // 10) < rates(one.steps // 4)
 
 
 def test_a_broken_config_file_is_named(tmp_path):

@@ -21,8 +21,7 @@ from mmjax.parallel.mesh import make_mesh
 from mmjax.parallel.runtime import simulated
 from mmjax.train.build import build_model
 from mmjax.train.initial import load_initial
-from mmjax.train.optimizer import build_optimizer
-from mmjax.train.program import jitted_step, state_maker
+from mmjax.train.program import begin, jitted_step
 from mmjax.train.step import cast, loss_and_gradients, rounded_like
 
 HALF = {"parameters": "bfloat16", "gradients": "bfloat16", "moments": "bfloat16"}
@@ -43,9 +42,9 @@ def subject(source):
 def program(config, subject):
     """The train step, and the abstract and the real state before it."""
     mesh = make_mesh(devices=jax.devices()[:1])
-    model, optimizer = build_model(config.model), build_optimizer(config.optimizer)
-    abstract, initialise = state_maker(config, model, optimizer, subject.layout, mesh)
-    return jitted_step(config, model, config.objectives, optimizer, abstract), abstract, initialise
+    model = build_model(config.model)
+    begun = begin(config, model, subject.layout, mesh)
+    return jitted_step(config, model, begun), begun.abstract, begun.initialise
 
 
 def named(tree):

@@ -29,7 +29,6 @@ from mmjax.models.layers import FeedForward, dense
 from mmjax.models.segments import having
 from mmjax.stream import Stream, only_tokens
 from mmjax.train.build import build_model
-from mmjax.train.optimizer import build_optimizer, decayed, matrices
 from mmjax.tree import with_settings
 
 SIZES = {"layers": 1, "heads": 2, "mlp": 16, "width": 8}
@@ -496,42 +495,7 @@ def test_fusions_learn_xor_where_modalities_meet(part, learns):
     assert accuracy == 1.0 if learns else accuracy <= 0.75 + 1e-6
 
 
-# The optimizer and the config. ----------------------------------------------------------------------------
-
-
-@every_fusion
-def test_muon_sees_every_kernel_of_a_stack_as_matrices(name):
-    """One matrix per layer, and per expert of a layer."""
-    fusion = build(ALL[name])
-    params = nn.unbox(jax.eval_shape(fusion.init, jax.random.key(0), BOTH, SLOTS))["params"]
-    seen = jax.tree_util.tree_leaves_with_path(
-        matrices(params), is_leaf=lambda x: x is None or hasattr(x, "output_axis")
-    )
-    decays = dict(jax.tree_util.tree_leaves_with_path(decayed(params)))
-    for (path, dimensions), leaf in zip(seen, jax.tree.leaves(params), strict=True):
-        keys = [key.key for key in path]
-        assert decays[path] == (keys[-1] == "kernel"), keys
-        if "layers" not in keys or keys[-1] != "kernel" or "router" in keys:
-            assert dimensions is None, keys
-            continue
-        sides = (dimensions.reduction_axis, dimensions.output_axis)
-        axes = [axis for side in sides for axis in (side if isinstance(side, tuple) else (side,))]
-        alone = [size for axis, size in enumerate(leaf.shape) if axis not in axes]
-        # Left over are the layers, and of those of attention the projections side by side, or the experts.
-        assert alone[0] == ALL[name].layers and alone[1:] == {"query": [1], "key_value": [2], "qkv": [3]}.get(
-            keys[-2], [3] if "experts" in keys else []
-        ), keys
-
-
-def test_muon_makes_the_updates_of_each_expert_orthogonal():
-    fusion = build(ALL["MixtureOfExperts"])
-    params = parameters(fusion, BOTH, SLOTS)
-    rule = build_optimizer(c.Optimizer(rule=c.Muon(weight_decay=0.0), schedule=c.Constant(peak=1.0), clip=None))
-    gradients = jax.tree.map(lambda p: np.random.default_rng(0).standard_normal(p.shape).astype(np.float32), params)
-    updates, _ = jax.jit(lambda g, p: rule.update(g, rule.init(p), p))(gradients, params)
-    for matrix in updates["layers"]["mlp"]["experts"]["up"]["kernel"].reshape(-1, 8, 16):
-        values = np.linalg.svd(matrix, compute_uv=False)
-        assert values.max() / values.min() < 2
+# The config. -------------------------------------------------------------------------------------------
 
 
 def test_the_costs_on_the_page_are_those_of_the_code():

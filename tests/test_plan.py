@@ -214,8 +214,7 @@ def status(name):
     line = next(line for line in open("/proc/self/status") if line.startswith(name))
     return 1024 * int(line.split()[1])
 
-_, initialise = state_maker(config, subject.model, subject.optimizer, subject.layout, subject.mesh)
-state, batch = initialise(), to_devices(subject.layout.empty(rows), subject.mesh)
+state, batch = subject.begun.initialise(), to_devices(subject.layout.empty(rows), subject.mesh)
 state, _ = jax.block_until_ready(executable(state, batch))  # what is made once is there now
 gc.collect(); ctypes.CDLL("libc.so.6").malloc_trim(0)
 live = sum(s.data.nbytes for x in jax.live_arrays() for s in x.addressable_shards)

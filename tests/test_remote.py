@@ -103,8 +103,7 @@ COMMANDS = {
 def test_a_command_refuses_a_bucket_and_makes_nothing(command, tmp_path, monkeypatch, capsys):
     arguments = [os.path.abspath(a) if a.startswith("configs/") else a for a in COMMANDS[command]]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runtime, "prepare_plan", lambda machine: None)  # which is for a process of its own,
-    monkeypatch.setattr(cli, "_stop_at_once_on_interrupt", lambda: None)  # as this is
+    monkeypatch.setattr(runtime, "prepare_plan", lambda machine: None)  # which is for a process of its own
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err
     assert PLACE in error and "mount the bucket" in error and error.count("\n") == 1, error

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +21,18 @@ from conftest import tiny
 
 from mmjax import config as c
 from mmjax.check import free_port
+from mmjax.config.validate import check_config
 from mmjax.errors import UserError
+from mmjax.models.roles import parameter, projection, specs
 from mmjax.parallel.mesh import state_shardings
 from mmjax.parallel.runtime import simulated
 from mmjax.telemetry import Writer
+from mmjax.train import report
 from mmjax.train.build import build_layout, build_model
 from mmjax.train.checkpoint import Checkpoints, describe_run, digest
-from mmjax.train.directory import claimed
+from mmjax.train.directory import claimed, open_run
 from mmjax.train.loop import train
-from mmjax.train.optimizer import build_optimizer, build_schedule, decayed
-from mmjax.train.step import init_state, make_train_step, unboxed
+from mmjax.train.step import init_parameters, init_state, make_train_step, unboxed
 from mmjax.train.stopping import StopSignal
 
 
@@ -154,6 +157,50 @@ def test_a_launch_with_a_process_that_fails_fails(tmp_path):
 def test_a_run_of_another_config_is_refused(run):
     with pytest.raises(UserError, match="another config: seed is 0 there and 1 here"):
         train(tiny(seed=1), run)
+
+
+def without_steps(**changes):
+    """The tiny config with a schedule that follows the run's steps."""
+    return c.override(tiny(**changes), ["--optimizer.schedule.steps", "none"])
+
+
+def test_a_run_keeps_the_schedule_with_which_it_began(tmp_path):
+    """However many steps it is continued for; that the schedule then ends too early is said."""
+    source = SimpleNamespace(tokenizer=None, answers=["a"])
+    began = with_schedule(without_steps(steps=4), tmp_path)
+    assert began.optimizer.schedule.steps == 4 and report.short_schedule(began) is None
+    open_run(began, tmp_path, source)
+    assert with_schedule(without_steps(steps=4), tmp_path) == began == c.load(tmp_path / "config.json")
+    for steps in (1, 6):  # 1: fewer than its warm-up has
+        continued = with_schedule(without_steps(steps=steps), tmp_path)
+        check_config(continued)
+        open_run(continued, tmp_path, source)
+        assert (continued.steps, continued.optimizer.schedule.steps) == (steps, 4)
+    assert (
+        "optimizer.schedule ends at step 4, the run at step 6: the learning rate stays at 0"
+        in report.short_schedule(continued)
+    )
+    assert continued.optimizer.schedule.described() == (
+        "learning rate 0.01 after 2 steps of warm-up, falling from step 2 to 0 at step 4 (WarmupCosine)"
+    )
+    with pytest.raises(UserError, match="optimizer.schedule.steps is 4 there and 6 here"):
+        open_run(tiny(), tmp_path, source)
+
+
+def test_a_schedule_that_ends_before_its_run_is_said_at_the_start(tmp_path, capsys):
+    config = tiny(objectives={"answer": c.Classification()}, evaluation=c.Evaluation(subsets=()), steps=2)
+    model = c.Multimodal(
+        encoders={"text": c.MeanEmbedding(vocabulary=128, width=16)},
+        fusion=c.Add(width=16),
+        heads={"answer": config.model.heads["answer"]},
+    )
+    data = dataclasses.replace(config.data, rows={"text": 16, "examples": 3}, subsets={"text": 1.0})
+    config = dataclasses.replace(config, model=model, data=data)
+    train(c.override(config, ["--optimizer.schedule.steps", "1", "--optimizer.schedule.warmup", "0"]), tmp_path)
+    message = "optimizer.schedule ends at step 1, the run at step 2: the learning rate stays at 0"
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert [message in line["text"] for line in lines(tmp_path, "warning")] == [True]
+    assert [line["learning_rate"] for line in lines(tmp_path)] == [pytest.approx(0.01), 0.0]
 
 
 def test_a_damaged_checkpoint_is_seen_and_gone_back_from(tmp_path):
@@ -377,8 +424,9 @@ def parts(source):
 
 def test_a_gradient_that_is_not_finite_skips_the_step_and_is_counted(parts):
     config, model, objectives, _, batch = parts
-    optimizer = build_optimizer(config.optimizer)
-    state = jax.jit(lambda: unboxed(init_state(model, optimizer, batch, 0, True)))()
+    params = init_parameters(model, batch, 0)
+    optimizer = config.optimizer.build(specs(params), config.steps)
+    state = unboxed(init_state(params, optimizer, True))
     broken = dict(batch)
     features = batch["speech"].features.copy()
     features[batch["speech"].segments > 0] = np.nan
@@ -394,8 +442,9 @@ def test_a_gradient_that_is_not_finite_skips_the_step_and_is_counted(parts):
 @pytest.mark.parametrize("rule", [c.AdamW(), c.Muon()], ids=lambda rule: type(rule).__name__)
 def test_optimizer_state_is_divided_like_its_parameters(parts, rule):
     config, model, _, _, batch = parts
-    optimizer = build_optimizer(dataclasses.replace(config.optimizer, rule=rule))
-    boxed = jax.eval_shape(lambda: init_state(model, optimizer, batch, 0, True))
+    params = jax.eval_shape(lambda: init_parameters(model, batch, 0))
+    optimizer = dataclasses.replace(config.optimizer, rule=rule).build(specs(params), config.steps)
+    boxed = jax.eval_shape(lambda params: init_state(params, optimizer, True), params)
     mesh = jax.sharding.AbstractMesh((4, 2), ("data", "fsdp"))
     shardings = state_shardings(boxed, mesh)
     places = {jax.tree_util.keystr(path): s for path, s in jax.tree_util.tree_leaves_with_path(shardings.params)}
@@ -411,15 +460,6 @@ def test_optimizer_state_is_divided_like_its_parameters(parts, rule):
         assert sharding == places[path[path.index(".mu") + len(".mu") :]], path
 
 
-def test_weight_decay_acts_on_kernels_alone(parts):
-    _, model, _, _, batch = parts
-    params = jax.eval_shape(lambda: unboxed(model.init(jax.random.key(0), batch)["params"]))
-    marked = {jax.tree_util.keystr(path): flag for path, flag in jax.tree_util.tree_leaves_with_path(decayed(params))}
-    assert any(marked.values()) and not all(marked.values())
-    for path, flag in marked.items():
-        assert flag == path.endswith("['kernel']"), path
-
-
 @pytest.mark.parametrize(
     "schedule, expected",
     [
@@ -428,11 +468,16 @@ def test_weight_decay_acts_on_kernels_alone(parts):
         (c.WarmupLinear(peak=2.0, warmup=0, steps=100), {0: 2.0, 50: 1.0, 100: 0.0}),
         (c.WarmupStableDecay(peak=1.0, warmup=10, decay=20, steps=100), {9: 1.0, 50: 1.0, 80: 1.0, 90: 0.5, 100: 0.0}),
         (c.InverseSquareRoot(peak=1.0, warmup=100), {99: 1.0, 100: 1.0, 400: 0.5, 900: 1 / 3}),
+        # Without steps of its own, those of the run: 200.
+        (c.WarmupCosine(peak=1.0, warmup=20), {0: 0.05, 20: 1.0, 110: 0.5, 200: 0.0}),
+        (c.WarmupLinear(peak=1.0, warmup=0.1), {0: 0.05, 19: 1.0, 20: 1.0, 110: 0.5, 200: 0.0}),
+        (c.WarmupStableDecay(peak=1.0, warmup=0.1, decay=0.2), {0: 0.05, 20: 1.0, 160: 1.0, 180: 0.5, 200: 0.0}),
+        (c.WarmupCosine(peak=1.0, warmup=0.1, steps=100), {0: 0.1, 10: 1.0, 55: 0.5, 100: 0.0, 200: 0.0}),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_schedules(schedule, expected):
-    build = build_schedule(schedule)
+    build = schedule.build(200)
     for step, rate in expected.items():
         assert float(build(step)) == pytest.approx(rate, abs=1e-6), step
 
@@ -441,9 +486,13 @@ def test_schedules(schedule, expected):
     "rule", [c.AdamW(), c.Muon(), c.Lion(), c.Adafactor(), c.SGD()], ids=lambda rule: type(rule).__name__
 )
 def test_every_optimizer_goes_downhill(rule):
-    optimizer = build_optimizer(c.Optimizer(rule=rule, schedule=c.Constant(peak=0.05)))
-    layers = {"up": {"kernel": jnp.linspace(1.0, 2.0, 32).reshape(2, 4, 4)}}
-    params = {"layers": layers, "kernel": jnp.full((4, 4), 2.0), "bias": jnp.ones(4)}
+    boxed = {
+        "hidden": projection(lambda x: x, ("layers", "embed", "mlp"))(jnp.linspace(1.0, 2.0, 32).reshape(2, 4, 4)),
+        "last": projection(lambda x: x, ("embed", None))(jnp.full((4, 4), 2.0)),
+        "bias": parameter("bias", lambda x: x, ("embed",))(jnp.ones(4)),
+    }
+    optimizer = c.Optimizer(rule=rule, schedule=c.Constant(peak=0.05)).build(specs(boxed), 20)
+    params = unboxed(boxed)
     state = optimizer.init(params)
 
     def loss(p):
@@ -454,35 +503,6 @@ def test_every_optimizer_goes_downhill(rule):
         updates, state = optimizer.update(jax.grad(loss)(params), state, params)
         params = optax.apply_updates(params, updates)
     assert loss(params) < before
-
-
-def test_muon_turns_every_matrix_between_layers_and_nothing_else(parts):
-    """Each layer's projection is one matrix whose update has equal singular values, 0.2 sqrt(max(in, out)) each."""
-    _, model, _, _, batch = parts
-    shapes = jax.eval_shape(lambda: unboxed(model.init(jax.random.key(0), batch)["params"]))
-    generator = np.random.default_rng(0)
-    gradients = jax.tree.map(lambda p: generator.standard_normal(p.shape, np.float32), shapes)
-    rule = c.Muon(weight_decay=0.0)
-    optimizer = build_optimizer(c.Optimizer(rule=rule, schedule=c.Constant(peak=1.0), clip=None))
-    updates, _ = jax.jit(lambda g: optimizer.update(g, optimizer.init(g), g))(gradients)
-    block = updates["encoders_speech"]["layers"]
-    qkv, out = block["attention"]["qkv"]["kernel"][0], block["attention"]["out"]["kernel"][0]
-    matrices = [
-        *(qkv[:, i].reshape(qkv.shape[0], -1) for i in range(3)),
-        out.reshape(-1, out.shape[-1]),
-        block["first_mlp"]["up"]["kernel"][0],
-        updates["fusion"]["layers"]["cross_attention"]["key_value"]["kernel"][0][:, 1].reshape(16, -1),
-    ]
-    for matrix in matrices:
-        values = np.linalg.svd(matrix, compute_uv=False) / (0.2 * max(matrix.shape) ** 0.5)
-        assert values.min() > 0.5 and values.max() < 1.5, values
-    # Adam's first step has one size everywhere, and the sign of the gradient.
-    for adams, gradient in (
-        (block["convolution"]["kernel"], gradients["encoders_speech"]["layers"]["convolution"]["kernel"]),
-        (updates["heads_answer"]["logits"]["kernel"], gradients["heads_answer"]["logits"]["kernel"]),
-        (updates["encoders_text"]["embedding"]["embedding"], gradients["encoders_text"]["embedding"]["embedding"]),
-    ):
-        np.testing.assert_allclose(adams, -np.sign(gradient) * np.abs(adams).max(), rtol=1e-3)
 
 
 def test_bfloat16_compute_keeps_float32_parameters_and_losses(parts):

@@ -87,14 +87,13 @@ def trainer(config: Any, examples: list[Raw]) -> tuple[Callable[[], float], Any,
     from mmjax.parallel.machines import parse
     from mmjax.parallel.mesh import to_devices
     from mmjax.plan.compilation import describe
-    from mmjax.train.program import jitted_step, state_maker
+    from mmjax.train.program import jitted_step
 
     subject = describe(config, parse("cpu:1"), jax.devices()[:1])
     host = packed(examples, subject.layout, config.data.batch_rows)
     batches = [to_devices(batch, subject.mesh) for batch in host]
-    abstract, initialise = state_maker(config, subject.model, subject.optimizer, subject.layout, subject.mesh)
-    state = initialise()
-    step = jitted_step(config, subject.model, subject.objectives, subject.optimizer, abstract)
+    state = subject.begun.initialise()
+    step = jitted_step(config, subject.model, subject.begun)
 
     def once() -> float:
         nonlocal state

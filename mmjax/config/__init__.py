@@ -6,13 +6,9 @@ a look-up by name and nothing is translated.
 """
 
 from mmjax.config.experiment import (
-    SGD,
     TFDS,
-    Adafactor,
-    AdamW,
     Checkpoint,
     Collection,
-    Constant,
     Data,
     Evaluation,
     Experiment,
@@ -21,24 +17,16 @@ from mmjax.config.experiment import (
     HuggingFaceTokenizer,
     ImageAugmentation,
     ImageMixing,
-    InverseSquareRoot,
-    Lion,
     Log,
     Manifest,
     Mixture,
-    Muon,
-    Optimizer,
     OwnSource,
     Parquet,
-    Schedule,
     SentencePiece,
     Shards,
     SpokenEasyVQA,
     TarShards,
     TuxPaintStamps,
-    WarmupCosine,
-    WarmupLinear,
-    WarmupStableDecay,
 )
 from mmjax.config.smoke import smoke
 from mmjax.config.tree import from_json, imported, load, to_json
@@ -113,6 +101,17 @@ from mmjax.objectives import (
 )
 from mmjax.parallel.mesh import Mesh
 from mmjax.parallel.xla import XLA
+from mmjax.train.optimizer import Optimizer
+from mmjax.train.rules import SGD, Adafactor, AdamW, Lion, Muon, Rule
+from mmjax.train.schedules import (
+    Constant,
+    FiniteSchedule,
+    InverseSquareRoot,
+    Schedule,
+    WarmupCosine,
+    WarmupLinear,
+    WarmupStableDecay,
+)
 from mmjax.train.weighting import DynamicAverage, GradNorm, Uncertainty
 from mmjax.tree import differences, flat, from_dict, override, part, read_json, run_file, to_dict
 
@@ -152,6 +151,7 @@ __all__ = [
     "Experiment",
     "FiLM",
     "Filters",
+    "FiniteSchedule",
     "Folder",
     "FrontEnd",
     "Fusion",
@@ -190,6 +190,7 @@ __all__ = [
     "RandomProjectionQuantizer",
     "Regression",
     "Reverberate",
+    "Rule",
     "Schedule",
     "SentencePiece",
     "Sequence",

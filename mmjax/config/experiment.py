@@ -1,4 +1,4 @@
-"""Everything else that a run is: objectives, data, optimizer, schedule, evaluation; and all of it, the Experiment."""
+"""Everything else that a run is: objectives, data, optimizer, evaluation; and all of it, the Experiment."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from mmjax.models import Multimodal
 from mmjax.objectives import Objective
 from mmjax.parallel.mesh import Mesh
 from mmjax.parallel.xla import XLA
+from mmjax.train.optimizer import Optimizer
 from mmjax.train.weighting import Weighting
 from mmjax.tree import part
 
@@ -154,96 +155,6 @@ class Data:
 
 
 # Training. ------------------------------------------------------------------------------------------------
-
-
-@part
-class Constant:
-    peak: float = 1e-3
-    warmup: int = 0  # steps
-
-
-@part
-class WarmupCosine:
-    peak: float = 1e-3
-    warmup: int = 100
-    steps: int  # of warm-up and decay together
-    end: float = 0.0  # as a share of the peak
-
-
-@part
-class WarmupLinear:
-    peak: float = 1e-3
-    warmup: int = 100
-    steps: int
-    end: float = 0.0
-
-
-@part
-class WarmupStableDecay:
-    peak: float = 1e-3
-    warmup: int = 100
-    decay: int  # steps of the linear decay at the end
-    steps: int
-    end: float = 0.0
-
-
-@part
-class InverseSquareRoot:
-    peak: float = 1e-3
-    warmup: int = 100
-
-
-Schedule = Constant | WarmupCosine | WarmupLinear | WarmupStableDecay | InverseSquareRoot
-
-
-@part
-class AdamW:
-    b1: float = 0.9
-    b2: float = 0.98
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-
-
-@part
-class Muon:
-    momentum: float = 0.95
-    b1: float = 0.9  # of Adam, for everything that is not a matrix between layers
-    b2: float = 0.98
-    weight_decay: float = 0.01
-
-
-@part
-class Lion:
-    b1: float = 0.9
-    b2: float = 0.99
-    weight_decay: float = 0.1
-
-
-@part
-class Adafactor:
-    weight_decay: float = 0.0
-
-
-@part
-class SGD:
-    momentum: float = 0.9
-
-
-Dtype = Literal["float32", "bfloat16"]
-
-
-@part
-class Optimizer:
-    rule: AdamW | Muon | Lion | Adafactor | SGD = AdamW()
-    schedule: Schedule
-    clip: float | None = 1.0  # global gradient norm
-    ema: float | None = None  # decay of the averaged parameters that are evaluated; None: evaluate the trained ones
-    accumulation: int = 1  # micro-batches per step
-    max_skipped: int = 20  # steps in a row whose gradients are not finite; at most half of the run's; then it stops
-    # In what is kept; all is computed in float32.
-    parameters: Dtype = "float32"  # bfloat16: rounded at random, so that steps smaller than its digits count on average
-    gradients: Dtype = "float32"  # between the backward pass and the rule, and summed over micro-batches
-    moments: Dtype = "float32"  # the first ones (momentum); sums of squares stay float32
 
 
 @part

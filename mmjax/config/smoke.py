@@ -29,7 +29,7 @@ def smoke(config: Experiment, width: int = 32) -> Experiment:
     return dataclasses.replace(
         config, name=f"{config.name}_smoke", steps=STEPS, model=small, initial={}, mesh=Mesh(),
         data=dataclasses.replace(config.data, batch_rows=ROWS),
-        optimizer=dataclasses.replace(config.optimizer, accumulation=1),
+        optimizer=dataclasses.replace(config.optimizer, accumulation=1, schedule=config.optimizer.schedule.shortened()),
         evaluation=dataclasses.replace(config.evaluation, every_steps=None, final_examples=EXAMPLES),
         checkpoint=Checkpoint(every_steps=None), log=Log(every_steps=1, tensorboard=False),
     )  # fmt: skip

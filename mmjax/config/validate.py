@@ -42,6 +42,7 @@ def check_config(config: c.Experiment) -> None:
     """What types cannot say: numbers within their ranges, and parts that agree with each other."""
     _check_numbers(config)
     data_directory(config.data.directory)  # which refuses a bucket
+    config.optimizer.schedule.phases(config.steps)  # which refuses phases that do not fit
     if config.seed >= 2**63:
         raise UserError(f"seed is {config.seed}; it must be less than 2**63")
     if sum(config.data.subsets.values()) <= 0:

@@ -12,11 +12,13 @@
 | statistic | fixed statistics of an imported batch normalisation; no gradient reaches them |
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
 import flax.struct
+import jax
 
 Role = Literal["projection", "router", "depthwise", "embedding", "norm", "bias", "gate", "statistic"]
 
@@ -57,3 +59,45 @@ def projection(
 ) -> Callable[..., Any]:
     """An initialiser for a kernel that sums over the axes `inputs` and has the results along the axes `outputs`."""
     return parameter(role, init, axes, inputs=inputs, outputs=outputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What is known of a parameter without its value: see `Parameter`.
+
+    Attributes:
+      axes: the logical name of each axis, those of stacked layers and experts too.
+      shape: of the array.
+    """
+
+    role: Role
+    axes: tuple[str | None, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+def specs(params: Any) -> Any:
+    """The `Spec` of every parameter, in the tree of the parameters.
+
+    Args:
+      params: as `model.init` makes them, arrays or their shapes in boxes.
+
+    Raises:
+      ValueError: a parameter has no role; the message names its path.
+    """
+
+    def spec(path: Any, box: Any) -> Spec:
+        if not isinstance(box, Parameter):
+            raise ValueError(f"the parameter {jax.tree_util.keystr(path)} has no role: see mmjax.models.roles")
+        return Spec(box.role, box.names, box.inputs, box.outputs, box.value.shape)
+
+    is_box = lambda node: isinstance(node, nn.meta.AxisMetadata)  # noqa: E731
+    return jax.tree_util.tree_map_with_path(spec, params, is_leaf=is_box)
+
+
+def is_hidden(spec: Spec) -> bool:
+    """Whether a parameter is a projection from features to features: no first layer, read-out or router."""
+    named = {"embed", "mlp", "heads"}
+    ends = ({spec.axes[axis] for axis in axes} for axes in (spec.inputs, spec.outputs))
+    return spec.role == "projection" and all(end & named for end in ends)

@@ -47,7 +47,8 @@ class SigLIP(Objective):
 class CLIP(Objective):
     """Each example finds its partner among all of the batch, in both directions (Radford et al. 2021, figure 3).
 
-    A bias of the logits changes nothing here.
+    A bias of the logits changes nothing here, so the loss does not read it: its gradient would be rounding errors, of
+    which Adam makes steps.
 
     Attributes:
       chunks: see SigLIP.
@@ -58,11 +59,12 @@ class CLIP(Objective):
     labelled: ClassVar[bool] = False
 
     def __call__(self, pairs: Stream) -> dict[str, SumWeight]:
-        """Pairs [B, N, 2, D], empty where an example lacks a modality -> {"loss", "accuracy"}.
+        """Pairs [B, N, 2, D], the last feature for the bias, empty where an example lacks a modality -> {"loss", "accuracy"}.
 
         Returns:
           {"loss": (mean of both cross-entropies, summed over examples; examples), "accuracy": as SigLIP's}.
         """
+        pairs = pairs._replace(features=pairs.features[..., :-1])
         return _contrast(pairs, "softmax", self.chunks)
 
 

@@ -16,8 +16,7 @@ from mmjax.parallel.mesh import abstract_batch, make_mesh, mesh_shape
 from mmjax.parallel.xla import REMEDY, TOO_LARGE, TRITON_FAILS, WITHOUT_TRITON, check_options, options_of
 from mmjax.plan import hlo
 from mmjax.train.build import build_layout, build_model
-from mmjax.train.optimizer import build_optimizer
-from mmjax.train.program import jitted_step, state_maker
+from mmjax.train.program import Start, begin, jitted_step
 
 
 class Subject(NamedTuple):
@@ -26,10 +25,13 @@ class Subject(NamedTuple):
     config: c.Experiment
     layout: Any
     model: Any
-    objectives: Mapping[str, Any]
-    optimizer: Any
     mesh: Any
-    state: Any
+    begun: Start
+
+    @property
+    def state(self) -> Any:
+        """The abstract state before the first step."""
+        return self.begun.abstract
 
     @property
     def row_parts(self) -> int:
@@ -38,7 +40,7 @@ class Subject(NamedTuple):
 
     def lower(self, rows: int) -> Any:
         """The step of a batch of so many rows, traced and ready to compile."""
-        step = jitted_step(self.config, self.model, self.objectives, self.optimizer, self.state)
+        step = jitted_step(self.config, self.model, self.begun)
         return step.lower(self.state, abstract_batch(self.layout.empty(1), rows, self.mesh))
 
 
@@ -72,9 +74,8 @@ def describe(config: c.Experiment, machine: Machine, devices: list[Any] | None) 
         mesh = make_mesh(**axes, devices=devices)
         check_offload(config.model, devices[0])
         check_options(options_of(config.xla, devices[0]), devices[0])
-    model, optimizer = build_model(config.model), build_optimizer(config.optimizer)
-    state, _ = state_maker(config, model, optimizer, layout, mesh)
-    return Subject(config, layout, model, config.objectives, optimizer, mesh, state)
+    model = build_model(config.model)
+    return Subject(config, layout, model, mesh, begin(config, model, layout, mesh))
 
 
 def compiled(subject: Subject, rows: int) -> Outcome:

@@ -163,8 +163,10 @@ def _key() -> Any:
 
 
 def _loss(subject: Subject, model: Any, params: Any, batch: Any, key: Any) -> jax.Array:
-    sums = measure(model, subject.objectives, params, batch, {"dropout": key, "augment": key})
-    return sum((divide(sums[f"{name}/loss"]) for name in subject.objectives if f"{name}/loss" in sums), jnp.zeros(()))
+    sums = measure(model, subject.config.objectives, params, batch, {"dropout": key, "augment": key})
+    return sum(
+        (divide(sums[f"{name}/loss"]) for name in subject.config.objectives if f"{name}/loss" in sums), jnp.zeros(())
+    )
 
 
 def estimated(

@@ -1,5 +1,6 @@
 """The run's directory: who may write to it, whose it is, and the state in it to go on from."""
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -88,6 +89,18 @@ def clear(run: Path) -> None:
                 except OSError as error:
                     raise _unwritable(run, error) from None
                 progress.console.print(f"starting anew; what was in {run} is in {kept} now")
+
+
+def with_schedule(config: c.Experiment, run: Path) -> c.Experiment:
+    """The config with the length of its schedule, where that is left open: the run's own, or that of a run that begins.
+
+    A run keeps the schedule with which it began, however many steps it is continued for, since what a step computes
+    depends on it.
+    """
+    path = run / "config.json"
+    began = c.load(path).optimizer.schedule.last if path.exists() else None
+    schedule = config.optimizer.schedule.resolved(began or config.steps)
+    return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, schedule=schedule))
 
 
 def open_run(config: c.Experiment, run: Path, source: Any) -> None:

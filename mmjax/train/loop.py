@@ -31,11 +31,10 @@ from mmjax.train.build import (
     build_source,
 )
 from mmjax.train.checkpoint import Checkpoints
-from mmjax.train.directory import claimed, clear, note_compiler, open_run, resume
+from mmjax.train.directory import claimed, clear, note_compiler, open_run, resume, with_schedule
 from mmjax.train.initial import load_initial
 from mmjax.train.labels import check_labels
-from mmjax.train.optimizer import build_optimizer, build_schedule
-from mmjax.train.program import jitted_step, state_maker
+from mmjax.train.program import begin, jitted_step
 from mmjax.train.stopping import StopSignal
 
 
@@ -53,7 +52,7 @@ def train(config: c.Experiment, run: Path, restart: bool = False) -> dict[str, A
     with claimed(run), StopSignal() as stop:
         if restart:
             clear(run)
-        return _train(config, run, stop)
+        return _train(with_schedule(config, run), run, stop)
 
 
 def _train(config: c.Experiment, run: Path, stop: StopSignal) -> dict[str, Any]:
@@ -75,11 +74,7 @@ def _train(config: c.Experiment, run: Path, stop: StopSignal) -> dict[str, Any]:
     batches = Batches(source, layout, sampler, share, *changes, largest_share_dropped=dropped)
     open_run(config, run, source)
 
-    model, objectives, optimizer = (
-        build_model(config.model),
-        config.objectives,
-        build_optimizer(config.optimizer),
-    )
+    model, objectives = build_model(config.model), config.objectives
     # Opened now: that there is nothing to evaluate on should not be found out at the end.
     # Of what is hidden in training alone there is nothing to measure.
     subsets = config.evaluation.subsets if config.objectives.keys() - config.model.masked.keys() else ()
@@ -87,15 +82,16 @@ def _train(config: c.Experiment, run: Path, stop: StopSignal) -> dict[str, Any]:
 
     # Model and state: only shapes at first, then restored or made, each device its own part.
     stop.listen()  # from now on this process compiles and computes: nothing that should be torn out of its hands
-    abstract, initialise = state_maker(config, model, optimizer, layout, mesh)
+    begun = begin(config, model, layout, mesh)
+    abstract = begun.abstract
     checkpoints = Checkpoints(run, config.checkpoint.keep)
     state, first = resume(checkpoints, abstract, sampler)
     if state is None:
-        state = load_initial(config, initialise())
+        state = load_initial(config, begun.initialise())
 
     # The step, compiled once.
-    train_step = jitted_step(config, model, objectives, optimizer, abstract)
-    schedule = build_schedule(config.optimizer.schedule)
+    train_step = jitted_step(config, model, begun)
+    schedule = config.optimizer.schedule.build(config.steps)
 
     # Say what is going to happen.
     flops = report.step_flops(model, abstract.params, layout, config.data.batch_rows, training=True)
@@ -112,6 +108,8 @@ def _train(config: c.Experiment, run: Path, stop: StopSignal) -> dict[str, Any]:
         config=c.to_dict(config),
     )  # fmt: skip
     written = writer.rewind(first, finished=first == config.steps) if lead else set()
+    if lead and (warning := report.short_schedule(config)):
+        writer.write(first, "warning", {"text": warning})
     if lead and evaluator:
         report.left_out(evaluator.source, run, config.evaluation.split)
     line = report.ProgressLine(config.steps, first, started)

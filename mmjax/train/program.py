@@ -1,28 +1,58 @@
 """What a run compiles: the initial state, and the train step, both divided among the devices of a mesh."""
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
 import jax
+import optax
 
 from mmjax import config as c
 from mmjax.errors import UserError
+from mmjax.models.roles import parameter, specs
 from mmjax.parallel.mesh import state_shardings, within
 from mmjax.parallel.runtime import jit_once
 from mmjax.parallel.xla import options_of
-from mmjax.train.step import TrainState, init_state, make_train_step, unboxed
+from mmjax.train.step import TrainState, init_parameters, init_state, make_train_step, unboxed
 
 
-def state_maker(config: c.Experiment, model, optimizer, layout, mesh):
-    """The abstract state with its shardings, and a function that makes the real one, divided as it should be."""
+class Start(NamedTuple):
+    """What a run starts with, before any of it is computed.
+
+    Attributes:
+      optimizer: for the parameters of the model.
+      abstract: the shapes, dtypes and shardings of the state.
+      initialise: makes the state, divided as it should be.
+      specs: the `mmjax.models.roles.Spec` of every parameter.
+    """
+
+    optimizer: optax.GradientTransformation
+    abstract: TrainState
+    initialise: Callable[[], TrainState]
+    specs: Any
+
+
+def begin(config: c.Experiment, model: nn.Module, layout: Any, mesh: Any) -> Start:
+    """The optimizer and the initial state of a config, for the devices of a mesh."""
     batch, weighting = layout.empty(1), config.weighting
+    learned = weighting is not None and weighting.learned
     model = model.clone(attention="xla", strict_attention=False)  # parameters do not depend on it
 
-    @jax.jit  # so that it is traced once: for the shapes, and to be run
+    @jax.jit  # so that it is traced once: for the roles, for the shapes, and to be run
+    def parameters() -> Any:
+        params = init_parameters(model, batch, config.seed)
+        if learned:  # one number per objective, which trains like a gate
+            gate = parameter("gate", lambda value: value, ())
+            params["weighting"] = jax.tree.map(gate, weighting.init(list(config.objectives)))
+        return params
+
+    specs_ = specs(jax.eval_shape(parameters))
+    optimizer = config.optimizer.build(specs_, config.steps)
+
     def initialise() -> TrainState:
-        weights = weighting and weighting.init(list(config.objectives))
-        learned = weighting is not None and weighting.learned
-        return init_state(
-            model, optimizer, batch, config.seed, config.optimizer.ema is not None, weights, learned,
-            config.optimizer.parameters, config.optimizer.moments,
-        )  # fmt: skip
+        remembered = None if weighting is None or learned else weighting.init(list(config.objectives))
+        kept = config.optimizer
+        return init_state(parameters(), optimizer, kept.ema is not None, remembered, kept.parameters, kept.moments)
 
     boxed = jax.eval_shape(initialise)
     shardings = state_shardings(boxed, mesh)
@@ -31,17 +61,17 @@ def state_maker(config: c.Experiment, model, optimizer, layout, mesh):
         unboxed(boxed),
         shardings,
     )
-    return abstract, jit_once(lambda: unboxed(initialise()), out_shardings=shardings)
+    return Start(optimizer, abstract, jit_once(lambda: unboxed(initialise()), out_shardings=shardings), specs_)
 
 
-def jitted_step(config: c.Experiment, model, objectives, optimizer, abstract: TrainState):
+def jitted_step(config: c.Experiment, model: nn.Module, begun: Start) -> Any:
     """The train step as the run compiles it: (state, batch) -> (state, metrics), the state given away."""
     step = make_train_step(
-        model, objectives, optimizer, seed=config.seed, average_decay=config.optimizer.ema,
+        model, config.objectives, begun.optimizer, seed=config.seed, average_decay=config.optimizer.ema,
         micro_batches=config.optimizer.accumulation, weighting=config.weighting,
         gradient_dtype=config.optimizer.gradients,
     )  # fmt: skip
-    mesh = jax.tree.leaves(abstract)[0].sharding.mesh
+    mesh = jax.tree.leaves(begun.abstract)[0].sharding.mesh
     parts, accumulation = mesh.shape["data"] * mesh.shape["fsdp"], config.optimizer.accumulation
     if accumulation > 1 and config.data.batch_rows % (parts * accumulation):
         raise UserError(
@@ -50,6 +80,6 @@ def jitted_step(config: c.Experiment, model, objectives, optimizer, abstract: Tr
         )
     # As the state came, so it leaves: another layout would make the second step another program.
     return jax.jit(
-        within(mesh, step), donate_argnums=0, out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), None),
+        within(mesh, step), donate_argnums=0, out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, begun.abstract), None),
         compiler_options=options_of(config.xla, mesh.devices.flat[0]) or None,
     )  # fmt: skip

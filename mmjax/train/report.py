@@ -94,6 +94,18 @@ def idle_parts(config: c.Experiment) -> list[str]:
     return [f"model.{part}" for part in idle]
 
 
+def short_schedule(config: c.Experiment) -> str | None:
+    """A warning, where the schedule ends before the run does."""
+    schedule = config.optimizer.schedule
+    if schedule.last is None or schedule.last >= config.steps:
+        return None
+    return (
+        f"optimizer.schedule ends at step {schedule.last}, the run at step {config.steps}: the learning rate stays at "
+        f"{schedule.peak * schedule.end:g} in between. A run keeps the schedule with which it began; to train longer, choose "
+        "another --run-dir and leave optimizer.schedule.steps out"
+    )
+
+
 def start(config, run, params, flops, decisions, sampler, layout, source, first: int, peak) -> None:
     """Devices, parts of the model, and what the rows will hold."""
     say = progress.console.print
@@ -104,6 +116,9 @@ def start(config, run, params, flops, decisions, sampler, layout, source, first:
         f"parameters {config.optimizer.parameters}, "
         + (f"peak {peak / 1e12:.0f} TFLOP/s per device" if peak else "peak unknown: no MFU")
     )
+    say(config.optimizer.schedule.described())
+    if warning := short_schedule(config):
+        say(f"[bold yellow]{warning}[/bold yellow]")
     for line in attention.lines(decisions):
         say(line)
     parts = Table("part")

@@ -35,33 +35,39 @@ class TrainState(NamedTuple):
     weighting: Any = None
 
 
+def init_parameters(model: Multimodal, batch: Batch, seed: int) -> Any:
+    """The model's parameters before the first step, each in a `mmjax.models.roles.Parameter`.
+
+    A batch of any content gives the shapes; it needs every modality.
+    """
+    return dict(model.init(jax.random.key(seed), batch)["params"])
+
+
 def init_state(
-    model: Multimodal,
+    params: Any,
     optimizer: optax.GradientTransformation,
-    batch: Batch,
-    seed: int,
     average: bool,
     weights: Any = None,
-    learned: bool = False,
     parameters: str = "float32",
     moments: str = "float32",
 ) -> TrainState:
-    """The state before the first step. A batch of any content gives the shapes; it needs every modality.
+    """The state before the first step.
 
     Args:
-      weights: of the objectives at first (see `mmjax.train.weighting`); learned: as parameters, with the model.
+      params: of `init_parameters`, in float32.
+      average: keep a moving average of the parameters.
+      weights: what the weights of the objectives remember at first (see `mmjax.train.weighting`).
       parameters, moments: the dtypes in which parameters and first moments are kept; all else is float32.
     """
-    params = model.init(jax.random.key(seed), batch)["params"]
-    if learned:
-        params = {**params, "weighting": weights}
     copy = jax.tree.map(jnp.copy, params) if average else None
     zero = jnp.zeros((), jnp.int32)
-    first = lambda path: any(name in jax.tree_util.keystr(path) for name in (".mu", ".trace"))  # noqa: E731
-    kept = jax.tree_util.tree_map_with_path(
-        lambda path, x: x.astype(moments) if first(path) else x, optimizer.init(params)
-    )
-    return TrainState(zero, cast(params, parameters), kept, copy, zero, None if learned else weights)
+
+    def narrowed(path: Any, x: jax.Array) -> jax.Array:
+        names = {getattr(key, "name", None) for key in path}  # of the fields of Optax's states
+        return x.astype(moments) if names & {"mu", "trace"} else x
+
+    kept = jax.tree_util.tree_map_with_path(narrowed, optimizer.init(params))
+    return TrainState(zero, cast(params, parameters), kept, copy, zero, weights)
 
 
 def cast(tree: Any, dtype: Any) -> Any:

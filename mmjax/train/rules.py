@@ -1,0 +1,107 @@
+"""Optimizer rules: what a step makes of gradients, before weight decay and the learning rate."""
+
+from typing import Any
+
+import jax
+import optax
+import optax.contrib
+
+from mmjax.models.roles import is_hidden
+from mmjax.tree import part
+
+
+@part
+class Rule:
+    """The base class of optimizer rules."""
+
+    kind = "optimizer rule"
+
+    weight_decay: float = 0.0  # of projections in a step, times the learning rate (decoupled weight decay)
+
+    def direction(self, specs: Any) -> optax.GradientTransformation:
+        """The direction of a step.
+
+        Args:
+          specs: the `Spec` of every parameter.
+        """
+        raise NotImplementedError
+
+
+@part
+class AdamW(Rule):
+    """Adam (Kingma and Ba 2015, arXiv:1412.6980) with decoupled weight decay (arXiv:1711.05101)."""
+
+    b1: float = 0.9
+    b2: float = 0.98
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+
+    def direction(self, specs: Any) -> optax.GradientTransformation:
+        return optax.scale_by_adam(self.b1, self.b2, self.eps)
+
+
+@part
+class Muon(Rule):
+    """Orthogonalised momentum for projections between layers (Jordan et al. 2024), Adam for all else.
+
+    Updates have the size of Adam's (Liu et al. 2025, arXiv:2502.16982), so that AdamW's learning rates fit.
+    """
+
+    momentum: float = 0.95
+    b1: float = 0.9  # of Adam
+    b2: float = 0.98
+    weight_decay: float = 0.01
+
+    def direction(self, specs: Any) -> optax.GradientTransformation:
+        muon = optax.contrib.muon(
+            1.0,
+            beta=self.momentum,
+            adam_b1=self.b1,
+            adam_b2=self.b2,
+            muon_weight_dimension_numbers=matrices(specs),
+            consistent_rms=0.2,
+        )
+        return optax.chain(muon, optax.scale(-1.0))  # Optax's Muon has descended already
+
+
+def matrices(specs: Any) -> Any:
+    """The axes by which Muon sees each hidden projection as matrices [in, out]; None: Adam trains the parameter."""
+
+    def axes(spec: Any) -> optax.contrib.MuonDimensionNumbers | None:
+        if not is_hidden(spec):
+            return None
+        count = len(spec.axes)
+        inputs, outputs = (tuple(axis + count for axis in axes) for axes in (spec.inputs, spec.outputs))
+        return optax.contrib.MuonDimensionNumbers(inputs, outputs)
+
+    return jax.tree.map(axes, specs)
+
+
+@part
+class Lion(Rule):
+    """The sign of a momentum (Chen et al. 2023, arXiv:2302.06675)."""
+
+    b1: float = 0.9
+    b2: float = 0.99
+    weight_decay: float = 0.1
+
+    def direction(self, specs: Any) -> optax.GradientTransformation:
+        return optax.scale_by_lion(self.b1, self.b2)
+
+
+@part
+class Adafactor(Rule):
+    """Second moments by row and column (Shazeer and Stern 2018, arXiv:1804.04235), no first moments."""
+
+    def direction(self, specs: Any) -> optax.GradientTransformation:
+        return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
+
+
+@part
+class SGD(Rule):
+    """Gradient descent with momentum."""
+
+    momentum: float = 0.9
+
+    def direction(self, specs: Any) -> optax.GradientTransformation:
+        return optax.trace(self.momentum)

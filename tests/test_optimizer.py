@@ -1,0 +1,283 @@
+"""What every rule does to the parameters of every part that mmjax ships."""
+
+import typing
+from fnmatch import fnmatch
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from optax.contrib import MuonDimensionNumbers
+from test_fusion import ALL as FUSIONS
+
+from mmjax import config as c
+from mmjax.models.layers import FixedBatchNorm, dense
+from mmjax.models.multimodal import AnyHead
+from mmjax.models.roles import Spec, specs
+from mmjax.stream import Stream
+from mmjax.train.optimizer import decayed, fixed
+from mmjax.train.rules import matrices
+from mmjax.train.step import init_parameters, init_state, make_train_step, unboxed
+from mmjax.tree.part import kinds as all_kinds
+
+SMALL = dict(layers=2, width=16, heads=2)
+BLOCKS = dict(**SMALL, mlp=32)
+CONFORMER = dict(**SMALL, stem_channels=4, kernel=4)
+PICTURE = dict(patch=8, image_size=16, mlp=32, **SMALL)
+TEXT = dict(vocabulary=32, **BLOCKS)
+
+ENCODERS = {
+    "relative": c.Conformer(**CONFORMER),
+    "rotary": c.Conformer(positions="rotary", stem="depthwise", subsampling=8, norm="rms", **CONFORMER),
+    "rotary_input": c.Conformer(
+        positions="rotary_input",
+        front_end=c.Waveform(),
+        stem="waveform",
+        subsampling=1,
+        convolution_norm="batch",
+        **CONFORMER,
+    ),
+    "distance": c.Conformer(positions="distance", stem="stack", convolution_norm="batch", final_norm=True, **CONFORMER),
+    "lstm": c.BiLSTM(layers=2, width=16),
+    "cnn_lstm": c.BiLSTM(layers=1, width=16, stem="full", stem_channels=4),
+    "whisper": c.WhisperEncoder(length=16, **BLOCKS),
+    "vit": c.ViT(class_token=True, registers=2, block=c.BlockStyle(layer_scale=0.1), **PICTURE),
+    "vit_gated": c.ViT(positions="rotary", block=c.BlockStyle(norm="rms", gated=True, bias=False), **PICTURE),
+    "convnet": c.ConvNet(patch=8, image_size=16, width=16),
+    "bert": c.Transformer(positions="learned", types=2, block=c.BlockStyle(post_norm=True), **TEXT),
+    "t5": c.Transformer(positions="bucketed", block=c.BlockStyle(norm="rms", scaled=False, head_width=4), **TEXT),
+    "llama": c.Transformer(causal=True, key_value_heads=1, **TEXT),
+    "bag": c.MeanEmbedding(vocabulary=32, width=16),
+    "sensor": c.Vectors(inputs=3, **BLOCKS),
+}
+HEADS = {
+    "each": c.Head(reads="bert", outputs=5),
+    "mean": c.Head(reads="bert", outputs=5, pool=c.MeanPool()),
+    "class": c.Head(reads="vit", outputs=5, pool=c.ClassPool()),
+    "pooled": c.Head(reads="vit", outputs=5, pool=c.AttentionPool(heads=2, mlp=32)),
+    "words": c.Vocabulary(reads="llama", outputs=32),
+    "pairs": c.Contrast(between=("vit", "bert"), outputs=8, limit=100.0),
+    "patches": c.PatchDecoder(reads="vit_gated", outputs=192, **BLOCKS),
+    "clean": c.Denoiser(reads="relative"),
+    "written": c.AttentionDecoder(reads=("relative", "vit"), decoder=c.TextDecoder(tied=False, **TEXT)),
+    "continued": c.AttentionDecoder(
+        reads=("bert",), decoder=c.TextDecoder(positions="learned", key_value_heads=1, length=16, **TEXT)
+    ),
+    "transduced": c.TransducerDecoder(reads="relative", outputs=32, width=16),
+}
+RULES = {
+    "AdamW": c.AdamW(weight_decay=0.1),
+    "Muon": c.Muon(weight_decay=0.1),
+    "Lion": c.Lion(weight_decay=0.1),
+    "Adafactor": c.Adafactor(weight_decay=0.1),
+    "SGD": c.SGD(weight_decay=0.1),
+}
+every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+
+# Every parameter of a shipped part is one of these, by the last names of its path.
+STATISTICS = ("*/norm/mean", "*/norm/variance")
+PROJECTIONS = ("*/kernel", "*_recurrent")
+DEPTHWISE = ("*/convolution/kernel", "*/depthwise_?_kernel")
+OTHERS = (
+    "*bias",
+    "*/scale",
+    "*/log_scale",
+    "*/embedding",  # of tokens, positions, distances in buckets, kinds of text
+    "*/distance",
+    "*/class_token",
+    "*_class_token",
+    "*/registers",
+    "*/queries",
+    "*/latents",
+    "*/bottlenecks",
+    "*/probe",
+    "*/hidden",
+    "*_kind",
+)
+
+
+def tokens(encoder):
+    """The shapes of what an encoder reads: one row of 16 positions, or of one picture."""
+    length, features, places = 16, (), ()
+    if isinstance(encoder, c.SpeechEncoder):
+        features = (encoder.front_end.hop,)
+    elif isinstance(encoder, c.ImageEncoder):
+        length, features, places = 4 + encoder.class_token + encoder.registers, (192,), (2,)
+    elif isinstance(encoder, c.Vectors):
+        features = (encoder.inputs,)
+    return Stream(
+        jax.ShapeDtypeStruct((1, length, *features), jnp.float32 if features else jnp.int32),
+        jax.ShapeDtypeStruct((1, length), jnp.int32),
+        jax.ShapeDtypeStruct((1, length, *places), jnp.int32),
+    )
+
+
+def specs_of_all():
+    """What is known of the parameters of one model with every encoder and head, and of every fusion."""
+    ids = tokens(ENCODERS["bert"])
+    batch = {name: tokens(encoder) for name, encoder in ENCODERS.items()} | {"transcript": ids, "examples": ids}
+    model = c.Multimodal(encoders=ENCODERS, heads=HEADS)
+    params = jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
+    streams = {name: ids._replace(features=jax.ShapeDtypeStruct((1, 16, 8), jnp.float32)) for name in ("image", "text")}
+    for name, fusion in FUSIONS.items():
+        params[f"fusion_{name}"] = jax.eval_shape(fusion.init, jax.random.key(0), streams, ids)["params"]
+    return specs(params)
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    return by_path(specs_of_all())
+
+
+@pytest.fixture(scope="module")
+def distinct(shapes):
+    """One parameter of each name and shape, since compiling takes seconds for the hundreds that there are."""
+    return {kind(path, leaf): path for path, leaf in reversed(shapes.items())}
+
+
+def kind(path, leaf):
+    names = path.split("/")
+    return tuple(names[-2:] if names[-1] == "kernel" else names[-1:]), leaf.shape
+
+
+def by_path(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(
+        tree, is_leaf=lambda x: x is None or isinstance(x, MuonDimensionNumbers | Spec)
+    )
+    return {"/".join(str(key.key) for key in path): leaf for path, leaf in leaves}
+
+
+def nested(leaves):
+    return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def random(shapes, paths, seed):
+    noise = np.random.default_rng(seed)
+    return nested({path: noise.standard_normal(shapes[path].shape, np.float32) for path in paths})
+
+
+def is_one_of(path, patterns):
+    return any(fnmatch(f"/{path}", pattern) for pattern in patterns)
+
+
+def is_projection(path):
+    return is_one_of(path, PROJECTIONS) and not is_one_of(path, DEPTHWISE)
+
+
+def optimizer_of(rule, tree, rate=0.5):
+    return c.Optimizer(rule=rule, schedule=c.Constant(peak=rate), clip=None).build(tree, steps=1)
+
+
+def first_step(rule, shapes, paths):
+    optimizer = optimizer_of(rule, nested({path: shapes[path] for path in paths}))
+    step = jax.jit(lambda gradients, params: optimizer.update(gradients, optimizer.init(params), params)[0])
+    return lambda gradients, params: jax.tree.map(np.asarray, by_path(step(gradients, params)))
+
+
+def test_every_part_is_here(shapes, distinct):
+    """A new encoder, pool, fusion or head belongs into the tables above, and its parameters into one of their kinds."""
+    kinds = {*map(type, ENCODERS.values()), *map(type, HEADS.values()), *map(type, FUSIONS.values())}
+    kinds |= {type(head.pool) for head in HEADS.values() if isinstance(head, c.Head)}
+    shipped = (c.Encoder, AnyHead, c.Fusion, typing.get_type_hints(c.Head)["pool"])
+    ours = {kind for annotation in shipped for kind in all_kinds(annotation).values()}
+    assert kinds == {kind for kind in ours if kind.__module__.startswith("mmjax.")}
+    params = nested(shapes)
+    decays, still, axes = (by_path(mark(params)) for mark in (decayed, fixed, matrices))
+    for path, leaf in shapes.items():
+        assert is_projection(path) + is_one_of(path, (*STATISTICS, *DEPTHWISE, *OTHERS)) == 1, path
+        assert decays[path] == is_projection(path) and still[path] == is_one_of(path, STATISTICS), path
+        if {"layers", "pool"} & set(path.split("/")):  # so that the steps below are right for all of them
+            assert axes[path] == axes[distinct[kind(path, leaf)]], path
+
+
+@every_rule
+def test_projections_decay_and_nothing_else_does(rule, shapes, distinct):
+    """By learning rate x weight_decay in a step without gradients."""
+    params = random(shapes, distinct.values(), 0)
+    updates = first_step(rule, shapes, distinct.values())(jax.tree.map(np.zeros_like, params), params)
+    for path, before in by_path(params).items():
+        if is_projection(path):
+            np.testing.assert_allclose(updates[path], -0.5 * 0.1 * before, rtol=1e-5, err_msg=path)
+        else:
+            assert not updates[path].any(), path
+
+
+@every_rule
+def test_given_statistics_never_move(rule, shapes, distinct):
+    """Even where a gradient comes; everything else moves."""
+    updates = first_step(rule, shapes, distinct.values())(
+        random(shapes, distinct.values(), 1), random(shapes, distinct.values(), 0)
+    )
+    assert sum(is_one_of(path, STATISTICS) for path in updates) == 2
+    for path, update in updates.items():
+        assert (not update.any()) if is_one_of(path, STATISTICS) else update.all(), path
+
+
+def as_matrices(path, array):
+    """The matrices [in, out] that the layer multiplies by, or None where Adam trains the parameter."""
+    names = path.split("/")
+    if not ({"layers", "pool"} & set(names)) or "router" in names or not is_projection(path):
+        return None
+    one = array.reshape(-1, *array.shape[("layers" in names) + ("experts" in names) :])  # of each layer or expert
+    if names[-2] in ("qkv", "query", "key_value", "query_key", "value"):  # [in, which, head, feature]
+        return one.swapaxes(1, 2).reshape(-1, one.shape[1], one.shape[3] * one.shape[4])
+    if names[-2] == "out":  # [head, feature, out]
+        return one.reshape(len(one), -1, one.shape[-1])
+    return one
+
+
+def test_muon_makes_the_matrix_of_every_hidden_projection_orthogonal(shapes, distinct):
+    """Its singular values are all about 0.2 sqrt(max(in, out)), as Newton-Schulz leaves them; the rest is Adam's."""
+    gradients = random(shapes, distinct.values(), 2)
+    updates = first_step(RULES["Muon"], shapes, distinct.values())(gradients, jax.tree.map(np.zeros_like, gradients))
+    seen = set()
+    for path, update in updates.items():
+        stack = as_matrices(path, update)
+        if stack is not None:
+            values = np.linalg.svd(stack, compute_uv=False) / (0.5 * 0.2 * max(stack.shape[1:]) ** 0.5)
+            assert values.max() < 1.3 and values.mean() > 0.7, (path, values)
+            seen |= set(path.split("/"))
+        elif not is_one_of(path, STATISTICS):  # Adam's first step has one size everywhere
+            np.testing.assert_allclose(np.abs(update), np.abs(update).max(), rtol=1e-3, err_msg=path)
+    assert seen >= {"qkv", "query", "key_value", "query_key", "value", "out", "position", "experts", "pool"}
+
+
+class Normalised(nn.Module):
+    """An imported batch normalisation between two projections."""
+
+    @nn.compact
+    def __call__(self, batch, train=False):
+        x = dense(64, (None, "embed"), jnp.float32, "first")(batch["x"][None])[0]
+        return {"out": dense(1, ("embed", None), jnp.float32, "last")(FixedBatchNorm(name="norm")(x)[None])[0]}
+
+
+class Square:
+    weight, labelled = 1.0, False
+
+    def __call__(self, output):
+        return {"loss": (((output - 1.0) ** 2).sum(), jnp.float32(output.size))}
+
+
+@every_rule
+def test_training_leaves_given_statistics_as_they_are_to_the_bit(rule):
+    """Where parameters are rounded at random, too."""
+    batch = {"x": np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)}
+    params = init_parameters(Normalised(), batch, 0)
+    optimizer = optimizer_of(rule, specs(params), rate=1e-2)
+    state = unboxed(init_state(params, optimizer, average=True, parameters="bfloat16"))
+    given = {name: jnp.linspace(0.3, 1.7, 64, dtype=jnp.bfloat16) for name in ("mean", "variance")}
+    average = {name: value.astype(jnp.float32) for name, value in given.items()}
+    state = state._replace(
+        params={**state.params, "norm": {**state.params["norm"], **given}},
+        average={**state.average, "norm": {**state.average["norm"], **average}},
+    )
+    step = jax.jit(make_train_step(Normalised(), {"out": Square()}, optimizer, average_decay=0.9))
+    after = state
+    for _ in range(3):
+        after, _ = step(after, batch)
+    for path, value in by_path(after.params).items():
+        assert np.array_equal(value, by_path(state.params)[path]) == is_one_of(path, STATISTICS), path
+    for name, value in average.items():
+        np.testing.assert_allclose(after.average["norm"][name], value, rtol=1e-6)
