@@ -80,6 +80,7 @@ every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 STATISTICS = ("*/norm/mean", "*/norm/variance")
 PROJECTIONS = ("*/kernel", "*_recurrent")
 DEPTHWISE = ("*/convolution/kernel", "*/depthwise_?_kernel")
+BETWEEN = ("*_input/kernel", "*_value/kernel", "*_gate/kernel", "*_factors/kernel", "*/condition/kernel")  # no stack
 OTHERS = (
     "*bias",
     "*/scale",
@@ -179,7 +180,7 @@ def first_step(rule, shapes, paths):
 def test_every_part_is_here(shapes, distinct):
     """A new encoder, pool, fusion or head belongs into the tables above, and its parameters into one of their kinds."""
     kinds = {*map(type, ENCODERS.values()), *map(type, HEADS.values()), *map(type, FUSIONS.values())}
-    kinds |= {type(head.pool) for head in HEADS.values() if isinstance(head, c.Head)}
+    kinds |= {type(head.pool) for head in HEADS.values() if getattr(head, "pool", None)}
     shipped = (c.Encoder, AnyHead, c.Fusion, typing.get_type_hints(c.Head)["pool"])
     ours = {kind for annotation in shipped for kind in all_kinds(annotation).values()}
     assert kinds == {kind for kind in ours if kind.__module__.startswith("mmjax.")}
@@ -218,7 +219,8 @@ def test_given_statistics_never_move(rule, shapes, distinct):
 def as_matrices(path, array):
     """The matrices [in, out] that the layer multiplies by, or None where Adam trains the parameter."""
     names = path.split("/")
-    if not ({"layers", "pool"} & set(names)) or "router" in names or not is_projection(path):
+    inside = {"layers", "pool"} & set(names) or is_one_of(path, BETWEEN)
+    if not inside or "router" in names or not is_projection(path):
         return None
     one = array.reshape(-1, *array.shape[("layers" in names) + ("experts" in names) :])  # of each layer or expert
     if names[-2] in ("qkv", "query", "key_value", "query_key", "value"):  # [in, which, head, feature]

@@ -30,7 +30,7 @@ from mmjax.telemetry import Writer
 from mmjax.train import report
 from mmjax.train.build import build_layout, build_model
 from mmjax.train.checkpoint import Checkpoints, describe_run, digest
-from mmjax.train.directory import claimed, open_run
+from mmjax.train.directory import claimed, open_run, with_schedule
 from mmjax.train.loop import train
 from mmjax.train.step import init_parameters, init_state, make_train_step, unboxed
 from mmjax.train.stopping import StopSignal
