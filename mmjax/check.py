@@ -344,7 +344,8 @@ def constancy(subject: Subject) -> int:
     abstract, initialise = state_maker(config, subject.model, optimizer, subject.layout, mesh)
     compiled = telemetry.CompileCounter("train_step")
     step = jitted_step(config, subject.model, subject.objectives, optimizer, abstract)
-    batches, state = Batches(subject.source, subject.layout, subject.sampler), initialise()
+    dropped, state = config.data.filters.largest_share_dropped, initialise()
+    batches = Batches(subject.source, subject.layout, subject.sampler, largest_share_dropped=dropped)
     for number in range(3):
         state, _ = step(state, to_devices(batches[number], mesh))
     jax.block_until_ready(state)
