@@ -64,6 +64,7 @@ def read_audio(
     name: str | None = None,
     start: float = 0.0,
     seconds: float | None = None,
+    *,
     rescale: bool = False,
 ) -> np.ndarray:
     """Decodes a recording, or a part of it, to mono float32 samples [N] in [-1, 1] at `sample_rate` Hz.

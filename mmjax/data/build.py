@@ -213,7 +213,7 @@ def whole(record: Record, rescale: bool = False) -> Record:
     if speech is not None and (record.start > 0 or record.seconds is not None):
         name = f"of {record.name}"
         rate = measure_audio(speech, name, record.start, record.seconds).rate
-        samples = read_audio(speech, rate, name, record.start, record.seconds, rescale)
+        samples = read_audio(speech, rate, name, record.start, record.seconds, rescale=rescale)
         buffer = io.BytesIO()
         soundfile.write(buffer, samples, rate, subtype="PCM_16", format="FLAC")
         return whole(record._replace(speech=buffer.getvalue(), start=0.0, seconds=None))

@@ -149,7 +149,8 @@ class Corpus:
 
     def _speech(self, record: Record, promised: int) -> np.ndarray:
         name = f"of {record.name}"
-        samples = read_audio(record.speech, self.sample_rate, name, record.start, record.seconds, self._rescale)
+        part = record.start, record.seconds
+        samples = read_audio(record.speech, self.sample_rate, name, *part, rescale=self._rescale)
         if len(samples) != promised:
             raise Unreadable(
                 "not what was indexed",
