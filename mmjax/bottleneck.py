@@ -91,7 +91,8 @@ def measure(config: c.Experiment, count: int = 8, step_seconds: float | None = N
     layout = build_layout(config, source.tokenizer)
     sampler, timed, mesh = build_sampler(config, layout, source), Timed(source), make_mesh(**vars(config.mesh))
     changes = build_image_augmentation(config), build_image_mixing(config)
-    batches = Batches(timed, layout, sampler, WHOLE, *changes)
+    dropped = config.data.filters.largest_share_dropped
+    batches = Batches(timed, layout, sampler, WHOLE, *changes, largest_share_dropped=dropped)
     made, rows = [batches[0]], []  # what is loaded at first use does not count
     times: dict[str, list[float]] = {part: [] for part in PARTS}
     real = {"audio_seconds": 0.0, "pictures": 0.0, "examples": 0.0}

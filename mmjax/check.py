@@ -343,7 +343,8 @@ def constancy(subject: Subject) -> int:
     begun = begin(config, subject.model, subject.layout, mesh)
     compiled = telemetry.CompileCounter("train_step")
     step = jitted_step(config, subject.model, begun)
-    batches, state = Batches(subject.source, subject.layout, subject.sampler), begun.initialise()
+    dropped, state = config.data.filters.largest_share_dropped, begun.initialise()
+    batches = Batches(subject.source, subject.layout, subject.sampler, largest_share_dropped=dropped)
     for number in range(3):
         state, _ = step(state, to_devices(batches[number], mesh))
     jax.block_until_ready(state)

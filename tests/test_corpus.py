@@ -17,7 +17,8 @@ from mmjax import config as c
 from mmjax.data.audio import read_audio
 from mmjax.data.corpus import Filters
 from mmjax.data.files import Blob
-from mmjax.data.folder import Folder
+from mmjax.data.folder import IMAGES, SPEECH, Folder
+from mmjax.data.image import open_image
 from mmjax.data.manifest import Manifest
 from mmjax.data.parquet import Parquet
 from mmjax.data.record import Record, from_row
@@ -108,6 +109,24 @@ def test_a_part_of_a_recording_is_what_was_meant(files, tmp_path):
 def test_the_fields_of_others_are_known(row, expected):
     record = from_row(row, "r", "it")
     assert record == Record(**{"name": "it", **expected})
+
+
+def test_a_folder_reads_every_ending_of_what_is_read(tmp_path):
+    home, endings = tmp_path / "files", {"oga": "OGG", "opus": "OGG", "aif": "AIFF", "aifc": "AIFF"}
+    home.mkdir()
+    for ending in SPEECH:
+        kind = endings.get(ending[1:], ending[1:].upper())
+        subtype = {"opus": "OPUS"}.get(ending[1:])
+        soundfile.write(str(home / f"s-{ending[1:]}{ending}"), np.zeros(16_000), 16_000, subtype, format=kind)
+    for ending in IMAGES:
+        Image.new("RGB", (8, 8)).save(home / f"i-{ending[1:]}{ending.upper()}")
+    found = corpus(Folder(str(home)), tmp_path)
+    assert len(found) == len(SPEECH) + len(IMAGES) and not found.dropped
+    parts = [
+        example.speech() if example.speech else open_image(example.image)
+        for example in map(found.__getitem__, range(len(found)))
+    ]
+    assert sum(isinstance(part, np.ndarray) and len(part) == 16_000 for part in parts) == len(SPEECH)
 
 
 def test_a_duration_that_is_a_little_too_long_is_what_is_there_and_said_once(tmp_path, capsys):

@@ -125,6 +125,7 @@ CASES = {
     "8 channels": (recording(channels=8), "delivered"),
     "not a number": (recording(subtype="FLOAT")[:-4] + struct.pack("<f", float("nan")), "loader"),
     "20,000 x 20,000 pixels": (huge_png(20_000), "index"),
+    "zeros behind the first bytes of a WAV": (WAV[:12] + bytes(2**24), "index"),
     "no recording, but text": (b"\xff\xfe not a recording" * 9, "index"),
 }
 

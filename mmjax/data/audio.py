@@ -69,6 +69,7 @@ def read_audio(
     name: str | None = None,
     start: float = 0.0,
     seconds: float | None = None,
+    *,
     rescale: bool = False,
     channels: Sequence[int] | None = None,
 ) -> np.ndarray:

@@ -228,7 +228,7 @@ def whole(record: Record, rescale: bool = False) -> Record:
     if speech is not None and (record.start > 0 or record.seconds is not None or record.channels is not None):
         name, part = f"of {record.name}", (record.start, record.seconds)
         rate = measure_audio(speech, name, *part, record.channels).rate
-        samples = read_audio(speech, rate, name, *part, rescale, record.channels)
+        samples = read_audio(speech, rate, name, *part, rescale=rescale, channels=record.channels)
         buffer = io.BytesIO()
         soundfile.write(buffer, samples, rate, subtype="PCM_16", format="FLAC")
         return whole(record._replace(speech=buffer.getvalue(), start=0.0, seconds=None, channels=None))

@@ -171,16 +171,23 @@ def _samples_chunk(file: BinaryIO, magic: bytes, kind: Chunks, end: int) -> tupl
             return at + kind.name, kind.size, body, size
         if chunk == b"ds64":
             long = body + 8
+        if not _is_name(chunk):
+            break
         at = body + max(size, 0)
         at += -at % kind.align
     return 0, kind.size, end + 1, 0
+
+
+def _is_name(chunk: bytes) -> bool:
+    """Whether four bytes can begin a chunk; without this, a file of zeros would be millions of empty ones."""
+    return all(32 <= byte < 127 for byte in chunk)
 
 
 def _are_chunks(file: BinaryIO, kind: Chunks, at: int, end: int) -> bool:
     """Whether nothing but chunks follows, to the end of the file."""
     while at + kind.header <= end:
         file.seek(at)
-        if not all(32 <= byte < 127 for byte in file.read(4)):
+        if not _is_name(file.read(4)):
             return False
         at += kind.header + max(0, _number(file, at + kind.name, kind.size) - kind.counted * kind.header)
         at += -at % kind.align

@@ -174,9 +174,8 @@ class Corpus:
 
     def _speech(self, record: Record, promised: int) -> np.ndarray:
         name = f"of {record.name}"
-        samples = read_audio(
-            record.speech, self.sample_rate, name, record.start, record.seconds, self._rescale, record.channels
-        )
+        part, options = (record.start, record.seconds), {"rescale": self._rescale, "channels": record.channels}
+        samples = read_audio(record.speech, self.sample_rate, name, *part, **options)
         if len(samples) != promised:
             raise Unreadable(
                 "not what was indexed",

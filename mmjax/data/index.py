@@ -23,7 +23,7 @@ from mmjax.data.image import measure_image
 from mmjax.data.record import Record, hinted
 from mmjax.errors import UserError
 
-VERSION = 3
+VERSION = 4
 TEXTS = ("text", "transcript", "target")
 TAGS = ("language", "task")
 AT_ONCE = 64  # records that a thread measures at a time
