@@ -18,6 +18,7 @@ from mmjax.data.sources import learnable, open_collection, open_tokenizer
 from mmjax.data.tfds_description import splits_of
 from mmjax.data.tuxpaint_stamps import SPLITS
 from mmjax.errors import UserError
+from mmjax.files import write_whole
 from mmjax.train.build import build_layout, build_sampler, build_source, data_directory
 
 KINDS = {
@@ -110,7 +111,7 @@ def inspect(
         data = build_source(c.Data(source=source_at(source, split), **settings), split)
     if page:
         try:
-            Path(page).write_text(show(data, f"{source}, {split} split", padding, examples))
+            write_whole(Path(page), show(data, f"{source}, {split} split", padding, examples))
         except OSError as error:
             raise UserError(f"cannot write {page}: {error.strerror or error}") from None
     return facts(data) | ({"padding": padding} if padding else {}) | proposed

@@ -1,6 +1,7 @@
 """The run's directory: who may write to it, whose it is, and the state in it to go on from."""
 
 import fcntl
+import hashlib
 import json
 import os
 import time
@@ -117,8 +118,6 @@ def open_run(config: c.Experiment, run: Path, source: Any) -> None:
 
 
 def _sum(data: bytes) -> str:
-    import hashlib
-
     return hashlib.sha256(data).hexdigest()
 
 
