@@ -164,7 +164,9 @@ def resume(checkpoints: Checkpoints, abstract: TrainState, sampler: Sampler) -> 
       UserError: a checkpoint cannot be read though it is not damaged, or the run had checkpoints and none is left.
     """
     run, damaged = checkpoints.path.parent, {}
-    for step in reversed(from_lead(checkpoints.steps())):
+    with together():
+        steps = checkpoints.steps()
+    for step in reversed(from_lead(steps)):
         try:
             state, data = checkpoints.restore(step, abstract)
         except Damaged as error:
