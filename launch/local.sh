@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains with several processes on this machine, to rehearse a run on several hosts:
 #   launch/local.sh 2 configs/quickstart.py [--key value ...]
-# SIGTERM and Ctrl-C are passed on: all save their state and end with 75, and so does this script. One fails: the
+# SIGTERM, SIGHUP and Ctrl-C are passed on: all save their state and end with 75, and so does this script. One fails: the
 # others are ended too, and so is this script, with exit code 1.
 set -euo pipefail
 count=${1:-}
@@ -16,7 +16,7 @@ export MMJAX_COORDINATOR=localhost:$((20000 + RANDOM % 20000)) MMJAX_PROCESSES=$
 processes=()
 # shellcheck disable=SC2317,SC2329  # the trap calls it
 stop() {
-  trap - INT TERM
+  trap - HUP INT TERM
   code=75
   kill "${processes[@]}" 2>/dev/null || true
   for process in "${processes[@]}"; do
@@ -24,7 +24,7 @@ stop() {
   done
   exit "$code"
 }
-trap stop INT TERM
+trap stop HUP INT TERM
 trap 'kill -KILL "${processes[@]}" 2>/dev/null || true' EXIT
 
 for ((i = 0; i < count; i++)); do
@@ -34,6 +34,6 @@ done
 code=0
 for _ in "${processes[@]}"; do
   wait -n || code=$?
-  ((code == 0 || code == 75)) || exit 1
+  ((code == 0 || code == 75)) || { sleep 1; exit 1; } # the others say why they end
 done
 exit "$code"

@@ -16,7 +16,7 @@ def write_whole(path: Path, data: str | bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            file.write(data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())  # or a crash of the machine may leave an empty file under the new name
         temporary.replace(path)

@@ -19,6 +19,7 @@ from mmjax.data.sources import learnable, open_collection, open_tokenizer
 from mmjax.data.tfds_description import splits_of
 from mmjax.data.tuxpaint_stamps import SPLITS
 from mmjax.errors import UserError
+from mmjax.files import write_whole
 from mmjax.paths import data_directory, local
 from mmjax.train.build import build_layout, build_sampler, build_source
 
@@ -118,8 +119,7 @@ def inspect(
         data = build_source(c.Data(source=source_at(source, split), **settings), split)
     if written:
         try:
-            shown = show(data, f"{source}, {split} split", padding, examples)
-            written.write_text(shown, encoding="utf-8", errors="backslashreplace")
+            write_whole(written, show(data, f"{source}, {split} split", padding, examples))
         except OSError as error:
             raise UserError(f"cannot write {page}: {error.strerror or error}") from None
     return facts(data) | ({"padding": padding} if padding else {}) | proposed

@@ -49,6 +49,9 @@ class Writer:
 
         Returns:
           The (step, kind) of the lines that stay.
+
+        Raises:
+          UserError: the file cannot be written.
         """
         if not self._path.exists():
             return set()
@@ -58,7 +61,10 @@ class Writer:
             return record["step"] < step or (record["step"] == step and not (finished and record["kind"] == "eval"))
 
         kept = [record for record in records if record and stays(record)]
-        write_whole(self._path, "".join(json_line(record) + "\n" for record in kept))
+        try:
+            write_whole(self._path, "".join(json_line(record) + "\n" for record in kept))
+        except OSError as error:
+            raise self._unwritable(error) from None
         return {(record["step"], record["kind"]) for record in kept}
 
     def write(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
@@ -73,7 +79,7 @@ class Writer:
             self._file.write(json_line({"step": step, "kind": kind, **metrics}) + "\n")
             self._file.flush()
         except OSError as error:
-            raise UserError(f"cannot write {self._path}: {error.strerror or error}") from None
+            raise self._unwritable(error) from None
         group = f"{kind}/{metrics['subset']}" if "subset" in metrics else kind  # one curve per subset
         numbers = {f"{group}/{name}": value for name, value in metrics.items() if isinstance(value, int | float)}
         if self._wants_tensorboard:
@@ -86,6 +92,9 @@ class Writer:
                 self._tensorboard.add_scalar(name, value, step)
         if self._wandb:
             self._wandb.log(numbers, step=step)
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"cannot write {self._path}: {error.strerror or error}")
 
     def close(self) -> None:
         for sink in (self._file, self._tensorboard):

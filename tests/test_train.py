@@ -31,7 +31,7 @@ from mmjax.train import report
 from mmjax.train.build import build_layout, build_model
 from mmjax.train.checkpoint import Checkpoints, describe_run, digest
 from mmjax.train.directory import claimed, open_run, with_schedule
-from mmjax.train.loop import train
+from mmjax.train.loop import Skips, train
 from mmjax.train.step import init_parameters, init_state, make_train_step, unboxed
 from mmjax.train.stopping import StopSignal
 
@@ -290,7 +290,11 @@ def last_words(errors):
 
 @pytest.mark.parametrize(
     "number, code",
-    [(signal.SIGTERM, 75), (signal.SIGINT, 130), pytest.param(signal.SIGHUP, 75, marks=pytest.mark.slow)],
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 75, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_finishes_the_save_in_one_line(tmp_path, number, code):
     process = command(tmp_path / "run", "--steps", "100000", "--checkpoint.every-steps", "1")
@@ -305,6 +309,7 @@ def test_a_signal_finishes_the_save_in_one_line(tmp_path, number, code):
     assert found[-1]["step"] == step and all(one["intact"] for one in found)
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_first_step_compiles_or_an_evaluation_runs_stops(tmp_path):
     """In the compiler, a Python exception from a signal was swallowed or ended in a segmentation fault."""
     flags = ["--evaluation.every-steps", "1", "--checkpoint.every-steps", "none", "--evaluation.examples", "none"]
@@ -364,6 +369,17 @@ def strict(text):
     return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
 
 
+def test_steps_skipped_in_a_row_are_counted_and_end_the_run():
+    skips = Skips(tiny(steps=100, optimizer=WILD), skipped=5)
+    for step, total in enumerate((5, 6, 7, 7, 8, 9, 10), 1):
+        skips.see(step, {"skipped_steps": jnp.int32(total)}, saved=0)
+        skips.see(step, {"skipped_steps": jnp.int32(total)}, saved=0)  # not counted twice
+    assert skips.row == 3
+    with pytest.raises(UserError, match="the last 4 steps, from 5 on, were skipped.*the checkpoint of step 3 is kept"):
+        skips.see(8, {"skipped_steps": jnp.int32(11)}, saved=3)
+
+
+@pytest.mark.slow
 def test_a_run_of_nothing_but_skipped_steps_stops_and_keeps_the_last_good_state(tmp_path):
     config = tiny(optimizer=WILD, steps=40, checkpoint=c.Checkpoint(every_steps=1, keep=2))
     with pytest.raises(
@@ -374,6 +390,16 @@ def test_a_run_of_nothing_but_skipped_steps_stops_and_keeps_the_last_good_state(
     assert [one["step"] for one in describe_run(tmp_path)][-1] == first - 1
     metrics = strict((tmp_path / "metrics.jsonl").read_text())
     assert any(line["gradient_norm"] is None for line in metrics), "not finite"
+
+
+def test_metrics_are_json_whatever_the_numbers(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "kind": "train", "loss": NaN}\n')
+    writer = Writer(tmp_path, first=1, tensorboard=False)
+    assert writer.rewind(1) == {(1, "train")}
+    writer.write(2, "train", {"loss": float("inf"), "rate": 0.5})
+    writer.close()
+    old, new = strict((tmp_path / "metrics.jsonl").read_text())
+    assert old["loss"] is new["loss"] is None and new["rate"] == 0.5
 
 
 def test_metrics_that_find_no_room_stop_the_run_and_its_state_is_saved(tmp_path, monkeypatch):

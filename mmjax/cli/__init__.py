@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options, rest) -> int:
-    watch, code, said = None, 1, "by an error that mmjax does not know; see what it says"
+    watch, code, said = None, 1, ""
     try:
         _quiet()
         _printable()
@@ -116,9 +116,13 @@ def _run(options, rest) -> int:
         goes_on = "; the same command goes on from the last checkpoint" if options.command == "train" else ""
         print(f"mmjax: interrupted{goes_on}", file=sys.stderr)
         code, said = 130, "interrupted"
-    except Exception:
+    except SystemExit as error:  # by a signal
+        code, said = error.code, "stopped by a signal"
+        raise
+    except Exception as error:
         if watch:
             watch.settle()
+        said = f"{type(error).__name__}: {error}"
         raise
     finally:
         if watch:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from mmjax.errors import UserError
+from mmjax.files import write_whole
 from mmjax.stream import BLANK
 
 UNKNOWN = 1  # of the models trained here
@@ -121,9 +122,7 @@ class Tokenizer(abc.ABC):
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.{os.getpid()}")
-            temporary.write_bytes(self.serialised)
-            temporary.replace(path)
+            write_whole(path, self.serialised)
         except OSError as error:
             raise UserError(f"cannot write the tokenizer {path}: {error.strerror or error}") from None
 

@@ -5,6 +5,7 @@ for a missed heartbeat cannot be written in Python: jaxlib 0.10 aborts with std:
 call stay open: every process is linked with process 0, and says every BEAT seconds that it is there.
 """
 
+import atexit
 import os
 import selectors
 import socket
@@ -49,9 +50,16 @@ class Watch:
             link.setblocking(False)
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
+        atexit.register(self._leave_at_exit)
+
+    def _leave_at_exit(self) -> None:
+        failed = getattr(sys, "last_value", None)  # what Python has just shown the traceback of
+        self.leave(1 if failed else 0, str(failed or ""))
 
     def leave(self, code: int, message: str = "") -> None:
         """Says goodbye: the others need not look for this process. Of an error, they end as well."""
+        if self._left.is_set():
+            return
         self._left.set()
         self._thread.join()
         self._tell(f"end {code} {' '.join(message.split())[:500]}")

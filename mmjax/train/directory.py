@@ -2,6 +2,7 @@
 
 import dataclasses
 import fcntl
+import hashlib
 import json
 import os
 import time
@@ -130,8 +131,6 @@ def open_run(config: c.Experiment, run: Path, source: Any) -> None:
 
 
 def _sum(data: bytes) -> str:
-    import hashlib
-
     return hashlib.sha256(data).hexdigest()
 
 
@@ -178,7 +177,9 @@ def resume(checkpoints: Checkpoints, abstract: TrainState, sampler: Sampler) -> 
       UserError: a checkpoint cannot be read though it is not damaged, or the run had checkpoints and none is left.
     """
     run, damaged = checkpoints.path.parent, {}
-    for step in reversed(from_lead(checkpoints.steps())):
+    with together():
+        steps = checkpoints.steps()
+    for step in reversed(from_lead(steps)):
         try:
             state, data = checkpoints.restore(step, abstract)
         except Damaged as error:

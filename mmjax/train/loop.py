@@ -49,7 +49,7 @@ def train(config: c.Experiment, run: Path, restart: bool = False) -> dict[str, A
     """
     run = local(run, "--run-dir")
     check_config(config)
-    with claimed(run), StopSignal() as stop:
+    with claimed(run), StopSignal("the same command" + " without --restart" * restart) as stop:
         if restart:
             clear(run)
         return _train(with_schedule(config, run), run, stop)
@@ -150,7 +150,7 @@ def _train(config: c.Experiment, run: Path, stop: StopSignal) -> dict[str, Any]:
         evaluate(first, config.evaluation.examples)
     if stop.asked():
         checkpoints.close()
-        raise stop.error(f"stopped by a signal before step {first + 1}; the same command goes on from there")
+        raise stop.error(f"before step {first + 1}")
 
     # The loop. The host waits for a step only after the next one is on its way, so the devices never wait for it.
     skips = Skips(config, int(state.skipped))
@@ -190,14 +190,12 @@ def _train(config: c.Experiment, run: Path, stop: StopSignal) -> dict[str, Any]:
             if stopping:
                 break
     if done < config.steps or stop.failed:
-        raise stop.error(
-            f"stopped by a signal after step {done}; its state is saved, the same command goes on from there"
-        )
+        raise stop.error(f"after step {done}; its state is saved")
 
     # The end: everything that the run was for.
     results = evaluate(done, config.evaluation.final_examples)
     if results is None:
-        raise stop.error(f"stopped by a signal in the last evaluation; the state of step {done} is saved")
+        raise stop.error(f"in the last evaluation; the state of step {done} is saved")
     writer.close()
     if lead:
         report.end(started, compiled, batches, run)

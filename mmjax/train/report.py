@@ -12,6 +12,7 @@ from rich.table import Table
 from mmjax import config as c
 from mmjax import progress, telemetry
 from mmjax.errors import one_line
+from mmjax.files import write_whole
 from mmjax.flops import matrix_flops
 from mmjax.parallel.mesh import abstract_batch
 from mmjax.train import attention
@@ -168,7 +169,7 @@ def left_out(source: Any, run: Path, split: str = "train") -> None:
     if lines:
         path = run / ("left-out.tsv" if split == "train" else f"left-out-{split}.tsv")
         try:
-            path.write_text("source\texample\treason\n" + "".join(lines), encoding="utf-8", errors="backslashreplace")
+            write_whole(path, "source\texample\treason\n" + "".join(lines))
             listed = f"listed in {path}"
         except OSError as error:  # a run that may only be read
             listed = f"the first: {lines[0].strip()} (they cannot be listed in {path}: {error.strerror or error})"
@@ -219,10 +220,7 @@ def note_skipped(run: Path, skipped: Mapping[int, str]) -> tuple[int, Path]:
         dict(line.split("\t", 1) for line in path.read_text(encoding="utf-8").splitlines()) if path.is_file() else {}
     )
     lines |= {str(index): one_line(reason) for index, reason in dict(skipped).items()}  # which other threads add to
-    temporary = path.with_suffix(".new")
-    listed = "".join(f"{index}\t{lines[index]}\n" for index in sorted(lines, key=int))
-    temporary.write_text(listed, encoding="utf-8", errors="backslashreplace")
-    temporary.replace(path)
+    write_whole(path, "".join(f"{index}\t{lines[index]}\n" for index in sorted(lines, key=int)))
     return len(lines), path
 
 

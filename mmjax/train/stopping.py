@@ -22,9 +22,13 @@ class StopSignal:
 
     Of several processes, one that is asked asks all: JAX's preemption service, which listens for SIGTERM, finds a
     point that none has passed yet.
+
+    Args:
+      again: which command goes on from the state that is saved.
     """
 
-    def __init__(self):
+    def __init__(self, again: str = "the same command"):
+        self._again = again
         self.requested = False  # in this process; `asked` says whether it is time to stop
         self._several = jax.process_count() > 1
         self.failed: UserError | None = None  # what went wrong that a saved state outlives
@@ -66,10 +70,10 @@ class StopSignal:
         self.failed = self.failed or error
         self._request()
 
-    def error(self, what: str) -> UserError:
-        """What to raise at the end; `what` says when it stopped and what is saved."""
+    def error(self, when: str) -> UserError:
+        """What to raise at the end, when all is saved."""
         kind = Interrupted if self._interrupts else Preempted
-        return self.failed or kind(what)
+        return self.failed or kind(f"stopped by a signal {when}, {self._again} goes on from there")
 
     def _read(self, reader: socket.socket) -> None:
         # In a thread, since Python's own handlers wait until the main thread is back from the compiler.
