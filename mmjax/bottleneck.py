@@ -18,12 +18,11 @@ from mmjax.errors import UserError
 from mmjax.parallel.mesh import make_mesh, to_devices
 from mmjax.stream import WHOLE
 from mmjax.train.build import (
-    build_image_augmentation,
-    build_image_mixing,
     build_layout,
     build_model,
     build_sampler,
     build_source,
+    image_changes,
 )
 from mmjax.train.labels import check_labels
 from mmjax.train.program import begin, jitted_step
@@ -90,7 +89,7 @@ def measure(config: c.Experiment, count: int = 8, step_seconds: float | None = N
     check_labels(config, source)
     layout = build_layout(config, source.tokenizer)
     sampler, timed, mesh = build_sampler(config, layout, source), Timed(source), make_mesh(**vars(config.mesh))
-    changes = build_image_augmentation(config), build_image_mixing(config)
+    changes = image_changes(config)
     dropped = config.data.filters.largest_share_dropped
     batches = Batches(timed, layout, sampler, WHOLE, *changes, largest_share_dropped=dropped)
     made, rows = [batches[0]], []  # what is loaded at first use does not count

@@ -15,12 +15,11 @@ from mmjax.data.index import open_index
 from mmjax.data.page import facts
 from mmjax.data.page import page as show
 from mmjax.data.sampler import best_fit
-from mmjax.data.sources import learnable, open_collection, open_tokenizer
 from mmjax.data.tfds_description import splits_of
+from mmjax.data.tokenizers import learnable
 from mmjax.data.tuxpaint_stamps import SPLITS
 from mmjax.errors import UserError
-from mmjax.files import write_whole
-from mmjax.paths import data_directory, local
+from mmjax.files import data_directory, local, write_whole
 from mmjax.train.build import build_layout, build_sampler, build_source
 
 KINDS = {
@@ -75,7 +74,7 @@ def build(source: str, out: str, split: str | None = None, **options: Any) -> di
         splits = [split] if split else list(chosen.splits)
     found = {}
     for name in splits:
-        collection, stamp = open_collection(chosen, name, home, once=True)
+        collection, stamp = chosen.stamped(name, home, once=True)
         title = f"{stamp['class']} {stamp['place']}"
         index = open_index(collection, stamp, home, title)
         for note in index.notes(title):
@@ -176,7 +175,7 @@ def tokenizer(source: str, out: str | None = None, **keys: Any) -> dict[str, Any
             f"data.tokenizer of {source} is {config.file}, which is trained already; leave out --{next(iter(keys))}"
         )
     config = c.from_dict(type(config), c.to_dict(config) | keys, "data.tokenizer")
-    trained = open_tokenizer(config, chosen, home)
+    trained = config.open(chosen, home)
     texts = learnable(chosen, home)[1]()
     ids = [trained.pieces(text) for text in texts]
     count = sum(map(len, ids))

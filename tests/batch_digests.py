@@ -16,7 +16,7 @@ from mmjax import config as c
 from mmjax.data.loader import Batches
 from mmjax.parallel import processes
 from mmjax.stream import Share
-from mmjax.train.build import build_image_augmentation, build_layout, build_sampler, build_source
+from mmjax.train.build import build_layout, build_sampler, build_source, image_changes
 
 
 def main(run: str, state: str, *steps: str) -> None:
@@ -27,7 +27,7 @@ def main(run: str, state: str, *steps: str) -> None:
     sampler = build_sampler(config, layout, source)
     if json.loads(state):
         sampler.restore(json.loads(state))
-    augmentation = build_image_augmentation(config)
+    augmentation = image_changes(config)[0]
     batches = Batches(source, layout, sampler, Share((jax.process_index(),), jax.process_count()), augmentation)
     for step in map(int, steps):
         batch = batches[step]

@@ -10,11 +10,11 @@ import soundfile
 from PIL import Image
 
 from mmjax.data.corpus import Corpus
-from mmjax.data.folder import Folder
+from mmjax.data.folder import FolderRecords
 from mmjax.data.index import open_index
-from mmjax.data.manifest import Manifest
-from mmjax.data.parquet import Parquet
-from mmjax.data.tar_shards import TarShards
+from mmjax.data.manifest import ManifestRecords
+from mmjax.data.parquet import ParquetRecords
+from mmjax.data.tar_shards import TarShardsRecords
 from mmjax.data.text import Tokenizer
 
 COUNT = 12
@@ -56,10 +56,10 @@ def rows(files, absolute=False):
 def write(files, kind):
     """The collection of a kind, made of the same files."""
     if kind == "folder":
-        return Folder(str(files))
+        return FolderRecords(str(files))
     if kind == "jsonl":
         (files / "list.jsonl").write_text("".join(json.dumps(row) + "\n\n" for row in rows(files)))
-        return Manifest(str(files / "list.jsonl"))
+        return ManifestRecords(str(files / "list.jsonl"))
     if kind in ("csv", "tsv"):
         with (files / f"list.{kind}").open("w", newline="") as file:
             writer = csv.DictWriter(
@@ -68,7 +68,7 @@ def write(files, kind):
             writer.writeheader()
             for row in rows(files, absolute=True):
                 writer.writerow(dict(zip(writer.fieldnames, row.values(), strict=True)))
-        return Manifest(str(files / f"list.{kind}"), root="/nowhere", columns={"picture": "image"})
+        return ManifestRecords(str(files / f"list.{kind}"), root="/nowhere", columns={"picture": "image"})
     if kind == "tar":
         for shard, part in enumerate(np.array_split(list(rows(files)), 2)):
             with tarfile.open(files / f"shard-{shard}.tar", "w") as tar:
@@ -81,7 +81,7 @@ def write(files, kind):
                         info = tarfile.TarInfo(f"{shard}/{number}{ending}")
                         info.size = len(data)
                         tar.addfile(info, io.BytesIO(data))
-        return TarShards(str(files / "shard-*.tar"))
+        return TarShardsRecords(str(files / "shard-*.tar"))
     import pyarrow
     import pyarrow.parquet
 
@@ -97,7 +97,7 @@ def write(files, kind):
     features = {"info": {"features": {"label": {"_type": "ClassLabel", "names": ["even", "odd"]}}}}
     table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
     pyarrow.parquet.write_table(table, files / "list.parquet", row_group_size=5)
-    return Parquet(str(files / "*.parquet"))
+    return ParquetRecords(str(files / "*.parquet"))
 
 
 def corpus(collection, directory, **changes):

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile
-from conftest import tiny
+from conftest import EXAMPLES, tiny
 from PIL import Image
 
 from mmjax import cli
@@ -179,13 +179,13 @@ def test_help_needs_no_heavy_library():
 
 def test_data_workers_load_neither_jax_nor_tensorflow(run):
     code = (
-        "import sys\nfrom mmjax.data.sources import SpokenEasyVQA\nfrom mmjax.data.loader import Batches\n"
-        "from mmjax.paths import data_directory\n"
-        "import conftest\nconfig = conftest.tiny()\n"
-        "source = SpokenEasyVQA(data_directory(config.data.directory), 'train', **vars(config.data.source))\n"
-        "example = source[3]; example.speech(); print(sorted({'tensorflow', 'torch'} & set(sys.modules)))"
+        "import sys\nfrom mmjax.data.loader import Batches\nfrom mmjax.data.source import Opening\n"
+        "from mmjax.data.spoken_easy_vqa import SpokenEasyVQA\nfrom mmjax.files import data_directory\n"
+        f"source = SpokenEasyVQA(examples={EXAMPLES}).open('train', Opening(data_directory()))\n"
+        "example = source[3]; example.speech()\n"
+        "print(sorted({'jax', 'flax', 'tensorflow', 'torch'} & set(sys.modules)))"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="tests")
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert out.stdout.strip().endswith("[]"), out.stderr
 
 

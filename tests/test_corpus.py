@@ -17,13 +17,13 @@ from mmjax import config as c
 from mmjax.data.audio import read_audio
 from mmjax.data.corpus import Filters
 from mmjax.data.files import Blob
-from mmjax.data.folder import IMAGES, SPEECH, Folder
+from mmjax.data.folder import IMAGES, SPEECH, FolderRecords
 from mmjax.data.image import open_image
-from mmjax.data.manifest import Manifest
-from mmjax.data.parquet import Parquet
+from mmjax.data.manifest import ManifestRecords
+from mmjax.data.parquet import ParquetRecords
 from mmjax.data.record import Record, from_row
 from mmjax.data.sampler import Sampler
-from mmjax.data.tar_shards import TarShards
+from mmjax.data.tar_shards import TarShardsRecords
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
 from mmjax.train.build import build_layout, build_source
@@ -83,7 +83,7 @@ def test_a_part_of_a_recording_is_what_was_meant(files, tmp_path):
         {"speech": {"path": str(packed), "offset": 6, "length": whole.stat().st_size}, "start": 0.1, "seconds": 0.3, "transcript": "eins"},
     ]  # fmt: skip
     (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, listed)))
-    found = corpus(Manifest(str(tmp_path / "list.jsonl")), tmp_path)
+    found = corpus(ManifestRecords(str(tmp_path / "list.jsonl")), tmp_path)
     for number in range(2):
         np.testing.assert_allclose(found[number].speech(), expected, atol=1e-6)
         assert found.sizes["speech"][number] == len(expected) and found[number].transcript == "eins"
@@ -120,7 +120,7 @@ def test_a_folder_reads_every_ending_of_what_is_read(tmp_path):
         soundfile.write(str(home / f"s-{ending[1:]}{ending}"), np.zeros(16_000), 16_000, subtype, format=kind)
     for ending in IMAGES:
         Image.new("RGB", (8, 8)).save(home / f"i-{ending[1:]}{ending.upper()}")
-    found = corpus(Folder(str(home)), tmp_path)
+    found = corpus(FolderRecords(str(home)), tmp_path)
     assert len(found) == len(SPEECH) + len(IMAGES) and not found.dropped
     parts = [
         example.speech() if example.speech else open_image(example.image)
@@ -134,7 +134,7 @@ def test_a_duration_that_is_a_little_too_long_is_what_is_there_and_said_once(tmp
         soundfile.write(tmp_path / f"{number}.wav", np.full(16_000, 0.1), 16_000)
     listed = [{"speech": f"{number}.wav", "seconds": 1.0 + 0.15 * number} for number in range(3)]
     (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, listed)))
-    found = corpus(Manifest(str(tmp_path / "list.jsonl")), tmp_path)
+    found = corpus(ManifestRecords(str(tmp_path / "list.jsonl")), tmp_path)
     said = " ".join(capsys.readouterr().err.split())
     assert "it: 2 recordings end before the part that is stated of them, by up to 0.30 s" in said
     assert "list.jsonl:3" in said and not found.dropped
@@ -168,7 +168,7 @@ def test_a_line_that_cannot_be_used_is_counted_and_says_why(line, message, tmp_p
     (tmp_path / "nothing.wav").touch()
     good = json.dumps({"speech": "good.wav", "transcript": "ein"})
     (tmp_path / "list.jsonl").write_bytes(f"{good}\n{line}\n{good}\n".encode(errors="surrogateescape"))
-    collection = Manifest(str(tmp_path / "list.jsonl"))
+    collection = ManifestRecords(str(tmp_path / "list.jsonl"))
     found = corpus(collection, tmp_path, filters=Filters(largest_share_dropped=0.5))
     assert len(found) == 2 and found.dropped == {"unreadable": 1}
     ((number, reason),) = found.quarantine
@@ -181,7 +181,7 @@ def test_a_line_that_cannot_be_used_is_counted_and_says_why(line, message, tmp_p
 def test_what_a_split_lacks_is_said_and_listed(tmp_path, capsys):
     good = json.dumps({"text": "ein"})
     (tmp_path / "list.jsonl").write_text(f"{good}\n{{broken\n{good}\n")
-    found = corpus(Manifest(str(tmp_path / "list.jsonl")), tmp_path, filters=Filters(largest_share_dropped=0.5))
+    found = corpus(ManifestRecords(str(tmp_path / "list.jsonl")), tmp_path, filters=Filters(largest_share_dropped=0.5))
     left_out(found, tmp_path, "test")
     assert "list.jsonl:2 is not JSON" in (tmp_path / "left-out-test.tsv").read_text()
     assert "left out of the test split: 1 unreadable; listed in" in capsys.readouterr().err
@@ -192,7 +192,7 @@ def test_what_a_split_lacks_is_said_and_listed(tmp_path, capsys):
 def test_a_folder_names_the_files_that_it_does_not_read(tmp_path):
     for name in ("4.flac", "4.wav", "5.wav", "6.m4a", ".hidden"):
         (tmp_path / name).touch()
-    folder = Folder(str(tmp_path))
+    folder = FolderRecords(str(tmp_path))
     assert len(folder) == 2 and folder.unread == {
         "second files for the speech of an example, as 4.wav": 1, "*.m4a": 1, "hidden files": 1,
     }  # fmt: skip
@@ -207,7 +207,7 @@ def test_filters_count_what_they_leave_out_by_reason(tmp_path):
         lines.append(json.dumps({"speech": f"{number}.wav", "transcript": text}))
     (tmp_path / "list.jsonl").write_text("\n".join(lines))
     filters = Filters(shortest=0.5, longest=5.0, tokens_per_frame=0.5, largest_share_dropped=1.0)
-    found = corpus(Manifest(str(tmp_path / "list.jsonl")), tmp_path, filters=filters)
+    found = corpus(ManifestRecords(str(tmp_path / "list.jsonl")), tmp_path, filters=filters)
     assert found.dropped == {"too short": 1, "too long": 1, "too many characters": 1, "too many tokens": 1}
     assert [number for number, _ in found.quarantine] == [0, 2, 3, 4]
     assert len(found) == 2 and found[0].transcript == "b" and found[1].transcript == ""
@@ -283,7 +283,7 @@ def test_what_a_class_is_follows_the_table(tmp_path):
     pyarrow.parquet.write_table(
         table.replace_schema_metadata({"huggingface": json.dumps(features)}), tmp_path / "t.parquet"
     )
-    found = Parquet(str(tmp_path / "t.parquet"))
+    found = ParquetRecords(str(tmp_path / "t.parquet"))
     assert found[0].answer == "cat" and found[1].answer is None
     with pytest.raises(UserError, match="label is 7, and there are 2 classes"):
         found[2]
@@ -304,7 +304,7 @@ def test_a_sample_with_a_part_that_cannot_be_used_is_counted(tmp_path):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    found = corpus(TarShards(str(tmp_path / "a.tar")), tmp_path, filters=Filters(largest_share_dropped=0.5))
+    found = corpus(TarShardsRecords(str(tmp_path / "a.tar")), tmp_path, filters=Filters(largest_share_dropped=0.5))
     assert len(found) == 1 and found.dropped == {"unreadable": 1} and "transcript cannot be" in found.quarantine[0][1]
 
 
@@ -315,7 +315,7 @@ def test_a_list_of_objects_in_one_file_is_read(tmp_path):
         3,
     ]
     (tmp_path / "list.json").write_text(json.dumps(lines, indent=2))
-    found = Manifest(str(tmp_path / "list.json"))
+    found = ManifestRecords(str(tmp_path / "list.json"))
     assert len(found) == 2 and found[0].target == "a cat"
     with pytest.raises(UserError, match="list.json.1. is no JSON object"):
         found[1]

@@ -19,9 +19,9 @@ from mmjax import cli
 from mmjax.data.audio import read_audio
 from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches, prefetch, share_of_padding, too_many
-from mmjax.data.manifest import Manifest
+from mmjax.data.manifest import ManifestRecords
 from mmjax.data.sampler import Sampler
-from mmjax.data.spoken_easy_vqa import SpokenEasyVQA, prepare
+from mmjax.data.spoken_easy_vqa import SpokenEasyVQAExamples, prepare
 from mmjax.data.spoken_easy_vqa_builder import VOICES
 from mmjax.errors import UserError
 from mmjax.stream import Share
@@ -44,7 +44,7 @@ def test_an_example_holds_what_the_index_says(source):
 
 def test_unknown_split():
     with pytest.raises(UserError, match="no split 'dev'"):
-        SpokenEasyVQA("/tmp", "dev")
+        SpokenEasyVQAExamples("/tmp", "dev")
 
 
 @pytest.mark.parametrize("module, package", [("espeakng_loader", "espeakng-loader"), ("easy_vqa", "easy-vqa")])
@@ -239,7 +239,7 @@ def test_a_small_set_loses_no_larger_share_than_a_large_one(tmp_path):
         soundfile.write(tmp_path / f"{number}.wav", np.full(8_000, np.nan), 16_000, subtype="FLOAT")
     listed = [{"speech": f"{number}.wav"} for number in range(30)]
     (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, listed)))
-    found = corpus(Manifest(str(tmp_path / "list.jsonl")), tmp_path)
+    found = corpus(ManifestRecords(str(tmp_path / "list.jsonl")), tmp_path)
     layout = Layout(rows={"speech": 400, "examples": 8}, patch=8)
     for limit, stops in ((0.05, True), (0.07, False)):  # 2 of 30
         sampler = Sampler(layout.positions(found.sizes), layout.rows, {"speech": 1.0}, 1, epochs=1)

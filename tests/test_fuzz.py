@@ -22,11 +22,11 @@ from mmjax.data.corpus import Filters
 from mmjax.data.index import open_index
 from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches
-from mmjax.data.manifest import Manifest
+from mmjax.data.manifest import ManifestRecords
 from mmjax.data.record import Record
 from mmjax.data.sampler import Sampler
-from mmjax.data.shards import Shards
-from mmjax.data.tar_shards import TarShards
+from mmjax.data.shards import ShardsRecords
+from mmjax.data.tar_shards import TarShardsRecords
 from mmjax.errors import UserError
 
 
@@ -163,7 +163,7 @@ def test_a_file_that_has_changed_since_it_was_indexed_takes_no_room_of_its_neigh
     Image.fromarray(pixels).save(tmp_path / "2.png")
     listed = [{"speech": "0.wav"}, {"speech": "1.wav"}, {"image": "2.png"}, {"image": "2.png"}]
     (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, listed)))
-    found = corpus(Manifest(str(tmp_path / "list.jsonl")), tmp_path)
+    found = corpus(ManifestRecords(str(tmp_path / "list.jsonl")), tmp_path)
     (tmp_path / "0.wav").write_bytes(recording(seconds=0.9))
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "2.png")
     layout = Layout(rows={"speech": 100, "image": 40, "examples": 4}, patch=8, max_patches=64)
@@ -192,7 +192,7 @@ def test_a_tar_file_leads_nowhere(tmp_path):
             info.type, info.linkname = kind, "../secret.wav"
             tar.addfile(info)
     before = sorted(tmp_path.rglob("*"))
-    found = TarShards(str(home / "a.tar"))
+    found = TarShardsRecords(str(home / "a.tar"))
     records = [found[i] for i in range(3)]
     assert [record.name.rpartition(":")[2] for record in records] == ["../../escaped", "absolute", "fine"]
     assert all(record.speech is None or record.speech.file == str(home / "a.tar") for record in records)
@@ -208,16 +208,16 @@ def test_a_flipped_byte_anywhere_in_a_shard_is_an_error_or_changes_nothing(tmp_p
     files.mkdir()
     make_files(files)
     (files / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(files)))
-    collection = Manifest(str(files / "list.jsonl"))
+    collection = ManifestRecords(str(files / "list.jsonl"))
     build(collection, open_index(collection, {}, tmp_path, "it"), {}, tmp_path / "shards", "train")
     (shard,) = (tmp_path / "shards").glob("*.array_record")
     data = shard.read_bytes()
-    whole = [Shards(str(tmp_path / "shards"), "train")[i] for i in range(12)]
+    whole = [ShardsRecords(str(tmp_path / "shards"), "train")[i] for i in range(12)]
     draw, damaged = np.random.default_rng(0), 0
     for place in [*range(0, 64, 7), len(data) - 20, *draw.integers(len(data), size=40).tolist()]:
         shard.write_bytes(data[:place] + bytes([data[place] ^ (1 << int(draw.integers(8)))]) + data[place + 1 :])
         try:
-            found = Shards(str(tmp_path / "shards"), "train")
+            found = ShardsRecords(str(tmp_path / "shards"), "train")
         except UserError:
             damaged += 1
             continue

@@ -20,7 +20,7 @@ from mmjax.data.patches import patch_grid, patchify
 from mmjax.data.sampler import Sampler
 from mmjax.errors import UserError
 from mmjax.stream import Share
-from mmjax.train.build import build_image_augmentation, build_layout
+from mmjax.train.build import build_layout, image_changes
 
 
 def png(height, width, seed=0):
@@ -298,9 +298,9 @@ def test_training_pictures_change_with_the_step_and_not_with_the_number_of_hosts
 
 def test_the_config_builds_the_augmentation():
     config = tiny(seed=9)
-    assert build_image_augmentation(config) is None
+    assert image_changes(config)[0] is None
     chosen = c.ImageAugmentation(operations=2, magnitude=5.0)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, image_augmentation=chosen))
     check_config(config)
-    assert build_image_augmentation(config) == ImageAugmentation(seed=9, operations=2, magnitude=5.0)
+    assert image_changes(config)[0] == ImageAugmentation(seed=9, operations=2, magnitude=5.0)
     assert c.from_json(c.to_json(config)) == config

@@ -21,7 +21,7 @@ from mmjax.data.sampler import Sampler
 from mmjax.errors import UserError
 from mmjax.objectives import Classification
 from mmjax.stream import Share, Stream
-from mmjax.train.build import build_image_mixing, build_layout
+from mmjax.train.build import build_layout, image_changes
 
 BLACK, WHITE = np.zeros((40, 32, 3), np.uint8), np.full((40, 32, 3), 255, np.uint8)
 
@@ -133,7 +133,7 @@ def with_mixing(subsets, **changes):
 def test_the_config_builds_it_and_refuses_what_makes_no_sense(source):
     config = with_mixing({"image": 1.0}, cutmix=1.0)
     check_config(config)
-    assert build_image_mixing(config) == ImageMixing(seed=0, mixup=0.2, cutmix=1.0)
+    assert image_changes(config)[1] == ImageMixing(seed=0, mixup=0.2, cutmix=1.0)
     layout = build_layout(config, source.tokenizer)
     assert layout.answers == 13 and layout.distribution
     for subsets, changes, message in (

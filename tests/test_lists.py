@@ -23,12 +23,12 @@ from mmjax import config as c
 from mmjax.data.audio import read_audio
 from mmjax.data.corpus import Filters
 from mmjax.data.files import Blob, matching
-from mmjax.data.folder import Folder
-from mmjax.data.manifest import Manifest
-from mmjax.data.parquet import Parquet
+from mmjax.data.folder import FolderRecords
+from mmjax.data.manifest import ManifestRecords
+from mmjax.data.parquet import ParquetRecords
 from mmjax.data.record import from_row, read_row
-from mmjax.data.shards import Shards
-from mmjax.data.tar_shards import TarShards
+from mmjax.data.shards import ShardsRecords
+from mmjax.data.tar_shards import TarShardsRecords
 from mmjax.errors import UserError
 from mmjax.train.build import build_source
 from mmjax.train.report import left_out
@@ -91,7 +91,7 @@ def test_a_cut_is_heard_from_its_own_channel(tmp_path, monkeypatch):
     """Also in shards, and as the index measures it."""
     soundfile.write(tmp_path / "call.wav", np.stack([tone(440), tone(1500)], axis=1), RATE)
     path = listed(tmp_path / "cuts.jsonl", [cut(0), cut(1), cut([0, 1], type="MultiCut"), cut(2)])
-    collection = Manifest(path)
+    collection = ManifestRecords(path)
     found = corpus(collection, tmp_path, filters=Filters(largest_share_dropped=0.5))
     assert [pitch(found[i].speech()) for i in (0, 1)] == [440, 1500]
     np.testing.assert_array_equal(found[2].speech(), read_audio(tmp_path / "call.wav"))
@@ -99,7 +99,7 @@ def test_a_cut_is_heard_from_its_own_channel(tmp_path, monkeypatch):
     assert number == 3 and "is of channel 2, and its recording has the channels [0, 1]" in reason
     monkeypatch.setenv("MMJAX_DATA", str(tmp_path / "data"))
     assert cli.main(["data", "build", path, "-o", str(tmp_path / "shards"), "--keep-duplicates"]) == 0
-    shards = Shards(str(tmp_path / "shards"), "train")
+    shards = ShardsRecords(str(tmp_path / "shards"), "train")
     assert [pitch(read_audio(shards[i].speech)) for i in (0, 1)] == [440, 1500] and shards[0].channels is None
 
 
@@ -124,7 +124,7 @@ def test_a_channel_is_that_of_the_file(tmp_path):
     with pytest.raises(UserError, match="has 1 channels, and channel 1 is wanted"):
         read_audio(tmp_path / "mono.wav", channels=[1])
     found = corpus(
-        Manifest(listed(tmp_path / "l.jsonl", [{"speech": "mono.wav", "channels": n} for n in (0, 1)])),
+        ManifestRecords(listed(tmp_path / "l.jsonl", [{"speech": "mono.wav", "channels": n} for n in (0, 1)])),
         tmp_path, filters=Filters(largest_share_dropped=0.5),
     )  # fmt: skip
     assert len(found) == 1 and "channel 1 is wanted" in found.quarantine[0][1]
@@ -192,14 +192,16 @@ def test_every_answer_of_a_conversation_is_an_example(tmp_path):
     expected = [("what?", "a cat"), ("what?\na cat\nits colour?", "black"), ("what?", "a cat")]
     listed(tmp_path / "list.jsonl", [*rows, {"conversations": []}, {"text": "x"}])
     for found in (
-        Manifest(str(tmp_path / "list.json")), Manifest(str(tmp_path / "list.jsonl")), Parquet(str(tmp_path / "a.parquet")),
+        ManifestRecords(str(tmp_path / "list.json")), ManifestRecords(str(tmp_path / "list.jsonl")), ParquetRecords(str(tmp_path / "a.parquet")),
     ):  # fmt: skip
         assert [(found[i].text, found[i].target) for i in range(3)] == expected
-    lines = Manifest(str(tmp_path / "list.jsonl"))
+    lines = ManifestRecords(str(tmp_path / "list.jsonl"))
     assert len(lines) == 5 and lines[4].text == "x"
     with pytest.raises(UserError, match="list.jsonl:3 holds no conversation"):
         lines[3]
-    found = TarShards(tar_of(tmp_path / "a.tar", [("0.png", picture()), ("0.json", json.dumps(rows[0]).encode())]))
+    found = TarShardsRecords(
+        tar_of(tmp_path / "a.tar", [("0.png", picture()), ("0.json", json.dumps(rows[0]).encode())])
+    )
     with pytest.raises(UserError, match="a conversation of 4 turns"):
         found[0]
     alone = {
@@ -218,7 +220,7 @@ def test_tables_of_common_voice_are_read_as_they_are(tmp_path):
     soundfile.write(tmp_path / "clips" / "a.mp3", tone(440), RATE)
     columns = ["client_id", "path", "sentence", "up_votes", "locale"]
     (tmp_path / "train.tsv").write_text("\t".join(columns) + '\nc\ta.mp3\t"Ja", sagte er\t2\tde\n', encoding="utf-8")
-    found = corpus(Manifest(str(tmp_path / "train.tsv")), tmp_path)
+    found = corpus(ManifestRecords(str(tmp_path / "train.tsv")), tmp_path)
     assert found[0].transcript == '"Ja", sagte er' and len(found[0].speech()) == RATE // 2
 
 
@@ -230,13 +232,13 @@ def test_several_classes_of_a_table_are_labels(tmp_path):
     table = pyarrow.table({"text": ["x", "y", "z"], "label": [[0, 2], [], None]})
     about = {"huggingface": json.dumps({"info": {"features": {"label": feature}}})}
     pyarrow.parquet.write_table(table.replace_schema_metadata(about), tmp_path / "t.parquet")
-    found = Parquet(str(tmp_path / "t.parquet"))
+    found = ParquetRecords(str(tmp_path / "t.parquet"))
     assert [record.answer for record in found] == [(1.0, 0.0, 1.0), (0.0, 0.0, 0.0), None]
 
 
 def test_a_missing_label_is_no_class(tmp_path):
     rows = [{"text": "x", "label": label} for label in (0, 1.0, float("nan"), None, "", "NaN", "1")]
-    found = corpus(Manifest(listed(tmp_path / "l.jsonl", rows)), tmp_path)
+    found = corpus(ManifestRecords(listed(tmp_path / "l.jsonl", rows)), tmp_path)
     assert found.answers == ["0", "1"] and [found[i].answer for i in range(7)] == [0, 1, None, None, None, None, 1]
     assert not found.unread
 
@@ -252,7 +254,7 @@ def test_rows_of_a_csv_file_are_those_of_pythons_csv_module(tmp_path):
             writer = csv.DictWriter(file, ["text", "answer"], lineterminator=end)
             writer.writeheader()
             writer.writerows(rows)
-        found = Manifest(str(tmp_path / "t.csv"))
+        found = ManifestRecords(str(tmp_path / "t.csv"))
         assert [(record.text, record.answer) for record in found] == [
             (row["text"] or None, row["answer"]) for row in rows
         ]
@@ -262,7 +264,7 @@ def test_rows_of_a_csv_file_are_those_of_pythons_csv_module(tmp_path):
 def test_a_quote_that_is_left_open_costs_its_own_row_alone(tmp_path):
     lines = ["text,answer", '"fine",0', '"never closed,1', "fine,2", '"fine",3', '"a" b,4', "fine,5"]
     (tmp_path / "t.csv").write_text("\n".join(lines))
-    table, found, refused = Manifest(str(tmp_path / "t.csv")), [], []
+    table, found, refused = ManifestRecords(str(tmp_path / "t.csv")), [], []
     for number in range(len(table)):
         try:
             found.append(table[number].answer)
@@ -271,7 +273,7 @@ def test_a_quote_that_is_left_open_costs_its_own_row_alone(tmp_path):
     assert found == ["0", "2", "3", "5"] and refused == ["3", "6"]
     (tmp_path / "t.csv").write_text("text,text\na,b\n")
     with pytest.raises(UserError, match="has 2 columns 'text'"):
-        Manifest(str(tmp_path / "t.csv"))
+        ManifestRecords(str(tmp_path / "t.csv"))
 
 
 def test_texts_begin_behind_a_byte_order_mark_and_have_one_form(tmp_path):
@@ -285,16 +287,16 @@ def test_texts_begin_behind_a_byte_order_mark_and_have_one_form(tmp_path):
     (tmp_path / "a.json").write_text(f"{BOM}[{line}]", encoding="utf-8")
     (tmp_path / "a.csv").write_text(f"{BOM}transcript,answer,language\n{said},{label},{label}\n", encoding="utf-8")
     for name, count in (("a.jsonl", 2), ("a.json", 1), ("a.csv", 1)):
-        found = Manifest(str(tmp_path / name))
+        found = ManifestRecords(str(tmp_path / name))
         assert [found[i]._replace(name="it") for i in range(len(found))] == [record] * count
     home = tmp_path / "files" / label
     home.mkdir(parents=True)
     (home / "0.txt").write_text(f"{BOM}{said}\n", encoding="utf-8")
     (home / "0.wav").write_bytes(encoded(tone(440)))
-    found = Folder(str(tmp_path / "files"))[0]
+    found = FolderRecords(str(tmp_path / "files"))[0]
     assert found.transcript == "schöne Straße" and found.answer == "Bär"
     members = [("0.wav", encoded(tone(440))), ("0.cls", f"{BOM}{label}".encode()), ("0.json", (BOM + line).encode())]
-    found = TarShards(tar_of(tmp_path / "a.tar", members))[0]
+    found = TarShardsRecords(tar_of(tmp_path / "a.tar", members))[0]
     assert found.transcript == "schöne Straße" and found.answer == found.language == "Bär"
 
 
@@ -308,8 +310,8 @@ def test_members_that_would_be_one_part_are_named_and_keys_may_end_at_the_last_d
     with pytest.raises(
         UserError, match=r"song 2.0 mix.wav and song 2.1 mix.wav are the same part.*keys_end to last_dot"
     ):
-        TarShards(path)[0]
-    found = TarShards(path, keys_end="last_dot")
+        TarShardsRecords(path)[0]
+    found = TarShardsRecords(path, keys_end="last_dot")
     assert [record.transcript for record in found] == ["text 0", "text 1", "text 2"]
     assert [pitch(read_audio(record.speech)) for record in found] == [200, 300, 400]
     for pair in (
@@ -322,13 +324,13 @@ def test_members_that_would_be_one_part_are_named_and_keys_may_end_at_the_last_d
         if "0.caption" in pair:
             tar_of(tmp_path / "b.tar", [("0.png", picture()), *((name, b"x") for name in pair)])
         with pytest.raises(UserError, match="same part|twice"):
-            TarShards(path)[0]
+            TarShardsRecords(path)[0]
 
 
 def test_an_ending_of_its_own_goes_before_a_longer_one(tmp_path):
     members = [("0.png", picture()), ("0.seg.png", picture((0, 0, 0))), ("0.depth.npy", b"x"), ("LICENSE", b"x"),
                ("._0.png", b"x"), ("1.only.png", picture())]  # fmt: skip
-    found = TarShards(tar_of(tmp_path / "a.tar", members))
+    found = TarShardsRecords(tar_of(tmp_path / "a.tar", members))
     assert len(found) == 2 and found[0].image.read() == picture() and found[1].image.read() == picture()
     assert found.unread == {"*.seg.png": 1, "*.depth.npy": 1, "files without an ending": 1, "hidden files": 1}
 
@@ -349,7 +351,7 @@ def test_a_file_with_holes_is_left_out_by_name(tmp_path):
     with tarfile.open(tmp_path / "a.tar") as tar:
         if not tar.getmember("0.wav").issparse():
             pytest.skip("this file system makes no holes")
-    found = corpus(TarShards(str(tmp_path / "a.tar")), tmp_path, filters=Filters(largest_share_dropped=0.5))
+    found = corpus(TarShardsRecords(str(tmp_path / "a.tar")), tmp_path, filters=Filters(largest_share_dropped=0.5))
     assert len(found) == 1 and "0.wav is stored with holes" in found.quarantine[0][1]
 
 
@@ -362,10 +364,10 @@ def test_the_json_of_a_sample_names_no_file(tmp_path):
         for own in ([("0.txt", b"x")], [("0.wav", encoded(tone(440)))]):
             path = tar_of(tmp_path / "a.tar", [("0.json", json.dumps({"text": "x", **about}).encode()), *own])
             if own[0][0] == "0.wav" and "image" not in about:  # the sample's own recording goes before
-                assert TarShards(path)[0].speech.file == path
+                assert TarShardsRecords(path)[0].speech.file == path
             else:
                 with pytest.raises(UserError, match="0.json names a file for"):
-                    TarShards(path)[0]
+                    TarShardsRecords(path)[0]
 
 
 # What is not read. ----------------------------------------------------------------------------------------
@@ -379,7 +381,7 @@ def test_names_beyond_the_first_line_are_counted_and_said_at_every_start(tmp_pat
     ]
     path = listed(tmp_path / "list.jsonl", rows)
     for _ in range(2):  # the second time the index is there
-        found = corpus(Manifest(path), tmp_path)
+        found = corpus(ManifestRecords(path), tmp_path)
         assert found.unread == {"'normalized_text'": 6, "'transcrpit' (did you mean 'transcript'?)": 6}
         left_out(found, tmp_path)
         assert "nothing is read from 'normalized_text' (6), 'transcrpit' (did you mean" in capsys.readouterr().err
@@ -420,7 +422,7 @@ def test_columns_of_later_tables_are_counted(tmp_path):
 
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "0.parquet")
     pyarrow.parquet.write_table(pyarrow.table({"text": ["b", "c"], "note": ["x", None]}), tmp_path / "1.parquet")
-    assert corpus(Parquet(str(tmp_path / "*.parquet")), tmp_path).unread == {"'note'": 1}
+    assert corpus(ParquetRecords(str(tmp_path / "*.parquet")), tmp_path).unread == {"'note'": 1}
 
 
 def test_hidden_folders_are_passed_over_and_linked_ones_followed_once(tmp_path):
@@ -432,7 +434,7 @@ def test_hidden_folders_are_passed_over_and_linked_ones_followed_once(tmp_path):
     (elsewhere / "dog" / "back").symlink_to(elsewhere)
     (home / "cat" / "gone.png").symlink_to(tmp_path / "nowhere")
     (home / "notes.md").touch()
-    found = Folder(str(home))
+    found = FolderRecords(str(home))
     assert [(record.name, record.answer) for record in found] == [("cat/0", "cat"), ("more/dog/0", "dog")]
     assert found.unread == {"hidden folders": 2, "links that lead in a circle": 1, "links to nothing": 1, "*.md": 1}
 
@@ -481,7 +483,7 @@ def test_files_are_utf8_whatever_the_locale(tmp_path):
     assert done.stdout.endswith(b"[0, 0]\n"), done.stderr.decode(errors="replace")
     assert "fehlt-ü.png" in (tmp_path / "out" / "train-left-out.tsv").read_text("utf-8")
     assert "größer als Ω" in (tmp_path / "page.html").read_text("utf-8")
-    assert Shards(str(tmp_path / "out"), "train")[0].transcript == "größer als Ω"
+    assert ShardsRecords(str(tmp_path / "out"), "train")[0].transcript == "größer als Ω"
 
 
 def test_nothing_that_lies_in_a_folder_of_shards_is_run(tmp_path, monkeypatch, capsys):
@@ -516,6 +518,6 @@ def test_names_that_are_no_utf8_are_kept_and_can_be_written(tmp_path, monkeypatc
     monkeypatch.setenv("MMJAX_DATA", str(tmp_path / "data"))
     assert cli.main(["data", "build", str(home), "-o", str(tmp_path / "out")]) == 0
     assert "nothing is read from *.\\udce9 (1)" in capsys.readouterr().err
-    assert Shards(str(tmp_path / "out"), "train")[0].name == "caf\udce9"
+    assert ShardsRecords(str(tmp_path / "out"), "train")[0].name == "caf\udce9"
     assert "bad\\udce9" in (tmp_path / "out" / "train-left-out.tsv").read_text("utf-8")
     assert cli.main(["data", "inspect", str(home), "-o", str(tmp_path / "page.html")]) == 0

@@ -13,22 +13,22 @@ from corpora import COUNT, corpus, make_files, write
 from mmjax import cli
 from mmjax import config as c
 from mmjax.data.files import stamp
-from mmjax.data.folder import Folder
-from mmjax.data.manifest import Manifest
-from mmjax.data.parquet import Parquet
-from mmjax.data.shards import Shards
-from mmjax.data.tar_shards import TarShards
+from mmjax.data.folder import FolderRecords
+from mmjax.data.manifest import ManifestRecords
+from mmjax.data.parquet import ParquetRecords
+from mmjax.data.shards import ShardsRecords
+from mmjax.data.tar_shards import TarShardsRecords
 from mmjax.errors import UserError
+from mmjax.files import data_directory
 from mmjax.parallel import runtime
-from mmjax.paths import data_directory
 from mmjax.train.loop import train
 
 BUCKET = "memory://bucket"
 KINDS = {
-    "jsonl": lambda: Manifest(f"{BUCKET}/list.jsonl"),
-    "tar": lambda: TarShards(f"{BUCKET}/shard-*.tar"),
-    "parquet": lambda: Parquet(f"{BUCKET}/*.parquet"),
-    "folder": lambda: Folder(f"{BUCKET}/files"),
+    "jsonl": lambda: ManifestRecords(f"{BUCKET}/list.jsonl"),
+    "tar": lambda: TarShardsRecords(f"{BUCKET}/shard-*.tar"),
+    "parquet": lambda: ParquetRecords(f"{BUCKET}/*.parquet"),
+    "folder": lambda: FolderRecords(f"{BUCKET}/files"),
 }
 
 
@@ -48,7 +48,7 @@ def here(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_bucket_holds_what_a_folder_holds(here, tmp_path, kind):
-    from_bucket, from_disk = corpus(KINDS[kind](), tmp_path), corpus(Folder(str(here)), tmp_path)
+    from_bucket, from_disk = corpus(KINDS[kind](), tmp_path), corpus(FolderRecords(str(here)), tmp_path)
     assert len(from_bucket) == COUNT and not from_bucket.dropped
     assert from_bucket.answers == ["even", "odd"]
     by_text = lambda found: {(e.transcript, len(e.speech())): e for e in (found[i] for i in range(COUNT))}  # noqa: E731
@@ -70,10 +70,13 @@ def test_a_file_that_changes_in_the_bucket_is_seen(here):
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        (lambda: TarShards(f"{BUCKET}/none-*.tar"), "there is no file memory://bucket/none"),
-        (lambda: Folder("memory://nowhere"), "there is no folder memory://nowhere"),
-        (lambda: Manifest("memory://nowhere/list.jsonl"), "cannot read the manifest memory://nowhere/list.jsonl"),
-        (lambda: Manifest("nosuch://bucket/list.jsonl"), "Protocol not known: nosuch"),
+        (lambda: TarShardsRecords(f"{BUCKET}/none-*.tar"), "there is no file memory://bucket/none"),
+        (lambda: FolderRecords("memory://nowhere"), "there is no folder memory://nowhere"),
+        (
+            lambda: ManifestRecords("memory://nowhere/list.jsonl"),
+            "cannot read the manifest memory://nowhere/list.jsonl",
+        ),
+        (lambda: ManifestRecords("nosuch://bucket/list.jsonl"), "Protocol not known: nosuch"),
     ],
 )
 def test_what_is_not_there_is_named(wrong, message):
@@ -124,6 +127,6 @@ def test_functions_refuse_a_bucket_by_name(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="the directory of an imported model is gs://bucket/model"):
         c.imported("gs://bucket/model")
     with pytest.raises(UserError, match=r"data\.source\.directory is gs://bucket/shards"):
-        Shards("gs://bucket/shards", "train")
+        ShardsRecords("gs://bucket/shards", "train")
     assert not list(tmp_path.iterdir())
     assert data_directory("C:/data") == Path("C:/data"), "one letter is no protocol"

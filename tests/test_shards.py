@@ -16,8 +16,8 @@ from mmjax.data.audio import read_audio
 from mmjax.data.build import build
 from mmjax.data.corpus import Filters
 from mmjax.data.index import open_index
-from mmjax.data.manifest import Manifest
-from mmjax.data.shards import Shards
+from mmjax.data.manifest import ManifestRecords
+from mmjax.data.shards import ShardsRecords
 from mmjax.errors import UserError
 from mmjax.train.build import build_source
 
@@ -67,7 +67,9 @@ def test_shards_hold_the_same_examples_and_a_build_goes_on_where_it_was(files, t
     )  # fmt: skip
     found = build_source(data, "train")
     assert len(found) == COUNT and found.dropped == {"duplicate": 1}
-    reference = corpus(Manifest(str(tmp_path / "list.jsonl")), tmp_path, filters=Filters(largest_share_dropped=0.5))
+    reference = corpus(
+        ManifestRecords(str(tmp_path / "list.jsonl")), tmp_path, filters=Filters(largest_share_dropped=0.5)
+    )
     for number in range(COUNT):
         ours, theirs = found[number], reference[number]
         np.testing.assert_array_equal(ours.speech(), theirs.speech())
@@ -80,11 +82,11 @@ def test_parts_of_recordings_become_recordings(files, tmp_path):
     whole = next(files.glob("even/*.ogg"))
     listed = [{"speech": str(whole), "start": start, "seconds": 0.2, "transcript": "ein"} for start in (0.0, 0.15, 0.4)]
     (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, listed)))
-    collection = Manifest(str(tmp_path / "list.jsonl"))
+    collection = ManifestRecords(str(tmp_path / "list.jsonl"))
     index = open_index(collection, {}, tmp_path, "it")
     result = build(collection, index, {}, tmp_path / "shards", "train")
     assert result["examples"] == 3 and result["shards"] == 1
-    before, after = corpus(collection, tmp_path), Shards(str(tmp_path / "shards"), "train")
+    before, after = corpus(collection, tmp_path), ShardsRecords(str(tmp_path / "shards"), "train")
     for number in range(3):
         assert after[number].start == 0.0 and after[number].seconds is None
         samples = read_audio(after[number].speech)
@@ -102,10 +104,10 @@ def test_wav_of_16_bits_becomes_flac_and_nothing_else_changes(tmp_path):
     (tmp_path / "cut.wav").write_bytes(whole[:-100])  # must not become a whole FLAC of what is left
     listed = [{"speech": f"{name}.wav", "answer": name} for name in kinds]
     (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, listed)))
-    collection = Manifest(str(tmp_path / "list.jsonl"))
+    collection = ManifestRecords(str(tmp_path / "list.jsonl"))
     result = build(collection, open_index(collection, {}, tmp_path, "it"), {}, tmp_path / "shards", "train")
     assert result["examples"] == 2 and result["left_out"] == {"unreadable": 1}
-    pcm, floating = (Shards(str(tmp_path / "shards"), "train")[number] for number in range(2))
+    pcm, floating = (ShardsRecords(str(tmp_path / "shards"), "train")[number] for number in range(2))
     assert pcm.speech[:4] == b"fLaC" and floating.speech == (tmp_path / "float.wav").read_bytes()
     before, after = (
         soundfile.read(tmp_path / "pcm.wav", dtype="int16"),
@@ -120,7 +122,7 @@ def test_a_build_of_nothing_is_an_error_and_leaves_nothing(tmp_path):
         soundfile.write(tmp_path / f"{number}.wav", np.full(800, np.nan), 8_000, subtype="FLOAT")
     listed = [{"speech": f"{number}.wav", "answer": "a"} for number in range(3)]
     (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, listed)))
-    collection = Manifest(str(tmp_path / "list.jsonl"))
+    collection = ManifestRecords(str(tmp_path / "list.jsonl"))
     with pytest.raises(
         UserError, match="none of the 3 examples of 'train' can be used.*list.jsonl:1 holds values that are not"
     ):
@@ -137,11 +139,11 @@ def test_what_a_pipe_wrote_and_what_is_far_too_loud_are_built(tmp_path):
     soundfile.write(tmp_path / "1.wav", np.round(2**15 * sound), 16_000, subtype="FLOAT")
     listed = [{"speech": "0.wav"}, {"speech": "1.wav"}, {"speech": "1.wav", "start": 0.1, "seconds": 0.2}]
     (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, listed)))
-    collection = Manifest(str(tmp_path / "list.jsonl"))
+    collection = ManifestRecords(str(tmp_path / "list.jsonl"))
     index = open_index(collection, {}, tmp_path, "it")
     assert build(collection, index, {}, tmp_path / "without", "train")["examples"] == 1
     assert build(collection, index, {}, tmp_path / "shards", "train", rescale=True)["examples"] == 3
-    shards = Shards(str(tmp_path / "shards"), "train")
+    shards = ShardsRecords(str(tmp_path / "shards"), "train")
     for number, expected in enumerate((sound, sound, sound[1600:4800])):
         found = read_audio(shards[number].speech, rescale=True)
         np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -158,7 +160,7 @@ def test_damaged_and_missing_shards_are_named(files, tmp_path):
     place = data.find(b"transcript")
     data[place] ^= 1
     shards[1].write_bytes(data)
-    found = Shards(str(out), "train")
+    found = ShardsRecords(str(out), "train")
     damaged = []
     for number in range(len(found)):
         try:
@@ -168,16 +170,16 @@ def test_damaged_and_missing_shards_are_named(files, tmp_path):
     assert len(damaged) >= 1 and all(shards[1].name in message for message in damaged)
     shards[0].unlink()
     with pytest.raises(UserError, match=f"lacks {shards[0].name}"):
-        Shards(str(out), "train")
+        ShardsRecords(str(out), "train")
     with pytest.raises(UserError, match="holds no shards of 'test'; there are train"):
-        Shards(str(out), "test")
+        ShardsRecords(str(out), "test")
 
 
 def test_two_folders_of_shards_have_tokenizers_of_their_own(tmp_path):
     found = []
     for name, words in (("english", ["one two", "three four"]), ("greek", ["ένα δύο", "τρία τέσσερα"])):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": w, "answer": "x"}) for w in words))
-        collection = Manifest(str(tmp_path / f"{name}.jsonl"))
+        collection = ManifestRecords(str(tmp_path / f"{name}.jsonl"))
         build(collection, open_index(collection, {"n": name}, tmp_path, name), {}, tmp_path / name, "train")
         data = dataclasses.replace(
             tiny().data, source=c.Shards(directory=str(tmp_path / name)), directory=str(tmp_path),
@@ -190,18 +192,18 @@ def test_two_folders_of_shards_have_tokenizers_of_their_own(tmp_path):
 
 def test_splits_whose_names_begin_alike_do_not_touch_each_other(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a"}))
-    collection = Manifest(str(tmp_path / "a.jsonl"))
+    collection = ManifestRecords(str(tmp_path / "a.jsonl"))
     index, out = open_index(collection, {}, tmp_path, "it"), tmp_path / "out"
     build(collection, index, {}, out, "train-clean")
     (out / ".train.building").mkdir()  # interrupted before it noted what it is
     build(collection, index, {}, out, "train")
-    assert len(Shards(str(out), "train")) == len(Shards(str(out), "train-clean")) == 1
+    assert len(ShardsRecords(str(out), "train")) == len(ShardsRecords(str(out), "train-clean")) == 1
 
 
 def test_an_interrupted_index_is_written_again(tmp_path, monkeypatch):
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a"}))
-    collection = Manifest(str(tmp_path / "a.jsonl"))
+    collection = ManifestRecords(str(tmp_path / "a.jsonl"))
     index, out = open_index(collection, {}, tmp_path, "it"), tmp_path / "out"
     (out / ".train.building" / "index").mkdir(parents=True)
     build(collection, index, {}, out, "train")
-    assert len(Shards(str(out), "train")) == 1
+    assert len(ShardsRecords(str(out), "train")) == 1

@@ -24,8 +24,8 @@ from tfds_builders import EXAMPLES
 from mmjax import cli
 from mmjax import config as c
 from mmjax.data.audio import read_audio
-from mmjax.data.shards import Shards
-from mmjax.data.tfds import TFDS
+from mmjax.data.shards import ShardsRecords
+from mmjax.data.tfds import TFDSRecords
 from mmjax.data.tfds_fields import READY, ready
 from mmjax.data.tfrecord import TFRecords, masked_crc32c
 from mmjax.errors import UserError
@@ -67,7 +67,7 @@ def reference(sets, name, split):
 
 
 def opened(sets, name, split="train", **options):
-    return TFDS(split, name=name, directory=str(sets), sample_rate=RATE.get(name), **options)
+    return TFDSRecords(split, name=name, directory=str(sets), sample_rate=RATE.get(name), **options)
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -93,7 +93,7 @@ def test_the_rate_is_the_one_that_the_data_set_declares(sets):
     for name, rate in (declared | RATE).items():
         assert soundfile.info(io.BytesIO(opened(sets, name)[0].speech)).samplerate == rate
     with pytest.raises(UserError, match="common_voice does not say how many samples .* set data.source.sample_rate"):
-        TFDS("train", name="common_voice", directory=str(sets))
+        TFDSRecords("train", name="common_voice", directory=str(sets))
 
 
 def test_tensorflow_is_never_imported(sets):
@@ -107,9 +107,9 @@ def test_tensorflow_is_never_imported(sets):
         "    def exec_module(module):\n"
         "        pass\n"
         "sys.meta_path.insert(0, Refuse)\n"
-        "from mmjax.data.tfds import TFDS\n"
+        "from mmjax.data.tfds import TFDSRecords\n"
         "for name in ('librispeech/default', 'librispeech/lazy_decode', 'coco_captions', 'imdb_reviews'):\n"
-        "    found = TFDS('train', name=name, directory=sys.argv[1])\n"
+        "    found = TFDSRecords('train', name=name, directory=sys.argv[1])\n"
         "    assert all(found[number] for number in range(len(found)))\n"
     )
     done = subprocess.run([sys.executable, "-c", program, sets], capture_output=True, text=True)
@@ -167,7 +167,7 @@ def test_a_builder_of_ones_own_needs_no_tensorflow_at_all(tmp_path):
     Mine(data_dir=tmp_path, file_format="array_record").download_and_prepare()
 
     def read(**fields):
-        found = TFDS("train", name="mine", directory=str(tmp_path), fields={"speech": "sound", **fields})
+        found = TFDSRecords("train", name="mine", directory=str(tmp_path), fields={"speech": "sound", **fields})
         return sorted((found[number] for number in range(2)), key=lambda record: record.answer is None)
 
     first, second = read(answer="class", task="tags/1")
@@ -176,7 +176,7 @@ def test_a_builder_of_ones_own_needs_no_tensorflow_at_all(tmp_path):
     assert read(answer="count")[0].answer == "7"
     for path in ("plain", "packed"):
         np.testing.assert_array_equal(read(answer=path)[0].answer, measured.ravel())
-    ones = TFDS("train", name="mine", directory=str(tmp_path), fields={"answer": "one"})
+    ones = TFDSRecords("train", name="mine", directory=str(tmp_path), fields={"answer": "one"})
     found = []
     for number in range(2):
         try:
@@ -204,13 +204,13 @@ def test_a_builder_of_ones_own_needs_no_tensorflow_at_all(tmp_path):
 def test_what_cannot_be_read_is_named_with_its_remedy(sets, options, message):
     options = {"split": "train", "directory": str(sets), **options}
     with pytest.raises(UserError, match=message):
-        TFDS(options.pop("split"), **options)
+        TFDSRecords(options.pop("split"), **options)
 
 
 def test_a_data_set_that_is_not_among_the_ready_ones_lists_its_features(sets, tmp_path):
     shutil.copytree(home_of(sets, "samsum"), tmp_path / "mine" / "1.0.0")
     with pytest.raises(UserError, match="which features of mine are which fields.*dialogue, id, summary"):
-        TFDS("train", name="mine", directory=str(tmp_path))
+        TFDSRecords("train", name="mine", directory=str(tmp_path))
 
 
 def test_damage_is_named(sets, tmp_path):
@@ -220,15 +220,15 @@ def test_damage_is_named(sets, tmp_path):
     data = bytearray(record_file.read_bytes())
     data[data.find(b"text ")] ^= 1
     record_file.write_bytes(data)
-    found = TFDS("train", name="lm1b", directory=str(tmp_path))
+    found = TFDSRecords("train", name="lm1b", directory=str(tmp_path))
     with pytest.raises(UserError, match="lm1b train . is damaged"):
         [found[number] for number in range(len(found))]
     record_file.unlink()
     with pytest.raises(UserError, match=f"lacks .*{record_file.name}; prepare it again"):
-        TFDS("train", name="lm1b", directory=str(tmp_path))
+        TFDSRecords("train", name="lm1b", directory=str(tmp_path))
     (home / "features.json").write_text('{"type": "FeaturesDict", "content": {}}')
     with pytest.raises(UserError, match="old version of TFDS"):
-        TFDS("train", name="lm1b", directory=str(tmp_path))
+        TFDSRecords("train", name="lm1b", directory=str(tmp_path))
 
 
 def test_inspect_and_filters_work_on_it(place, capsys, tmp_path):
@@ -275,7 +275,7 @@ def test_shards_of_it_hold_flac_whatever_form_it_has(place, tmp_path, monkeypatc
     def built(out):
         assert cli.main(["data", "build", "tfds:speech_commands", "-o", str(out), "--json"]) == 0
         assert {s: made["examples"] for s, made in json.loads(capsys.readouterr().out).items()} == EXAMPLES
-        return [Shards(str(out), split)[number] for split, count in EXAMPLES.items() for number in range(count)]
+        return [ShardsRecords(str(out), split)[number] for split, count in EXAMPLES.items() for number in range(count)]
 
     records = built(tmp_path / "one")
     expected = [values for split in EXAMPLES for values in reference(place, "speech_commands", split)]
@@ -288,7 +288,7 @@ def test_shards_of_it_hold_flac_whatever_form_it_has(place, tmp_path, monkeypatc
     with pytest.raises(
         UserError, match="holds tfrecord files.*mmjax data build CONFIG -o DIR, or.*tfds:speech_commands"
     ):
-        TFDS("train", name="speech_commands")
+        TFDSRecords("train", name="speech_commands")
     assert built(tmp_path / "two") == records
 
 
@@ -319,7 +319,7 @@ def test_a_data_set_in_both_forms_is_read_at_random(sets, tmp_path):
     about = tmp_path / "mnist" / "3.0.1" / "dataset_info.json"
     both = {"fileFormat": "tfrecord", "alternativeFileFormats": ["array_record"]}
     about.write_text(json.dumps({**json.loads(about.read_text()), **both}))
-    assert TFDS("train", name="mnist", directory=str(tmp_path))[0] == opened(sets, "mnist")[0]
+    assert TFDSRecords("train", name="mnist", directory=str(tmp_path))[0] == opened(sets, "mnist")[0]
 
 
 def experiment(place, tmp_path, **parts):
@@ -384,7 +384,7 @@ def test_samples_of_more_than_16_bits_are_not_guessed_at(sets, tmp_path):
         writer.write(written.SerializeToString())
     writer.close()
     with pytest.raises(UserError, match="gtzan train 0 holds samples from .* to 32768, which are not of 16 bits"):
-        TFDS("train", name="gtzan", directory=str(tmp_path))[0]
+        TFDSRecords("train", name="gtzan", directory=str(tmp_path))[0]
 
 
 def test_recordings_are_as_loud_as_they_were(sets):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mmjax import config as c
 from mmjax.data.image import open_image
-from mmjax.data.tuxpaint_stamps import STAMPS, TuxPaintStamps, read_stamps, split_of, unpacked
+from mmjax.data.tuxpaint_stamps import STAMPS, TuxPaintStampsRecords, read_stamps, split_of, unpacked
 from mmjax.errors import UserError
 from mmjax.train.build import build_source
 
@@ -100,19 +100,19 @@ def test_each_recording_is_an_example(stamps):
         assert re.fullmatch(r"Thing \d+\.", example.target)
         assert (example.transcript is None) == (language == "lt") and example.text == example.transcript
         assert len(example.speech()) == train.sizes["speech"][number]
-    written = TuxPaintStamps(stamps, "train", written=True)
+    written = TuxPaintStampsRecords(stamps, "train", written=True)
     silent = [written[i] for i in range(len(written)) if written[i].speech is None]
     assert {record.language for record in silent} == {"de"} and all(r.transcript is None and r.text for r in silent)
     with pytest.raises(UserError, match="nobody speaks 'xx'.*en, fr, lt"):
-        TuxPaintStamps(stamps, "train", languages=("xx",))
+        TuxPaintStampsRecords(stamps, "train", languages=("xx",))
 
 
 def test_what_is_no_package_is_refused(tmp_path, monkeypatch):
     (tmp_path / "odd.deb").write_bytes(b"odd")
     with pytest.raises(UserError, match="odd.deb is no .deb file"):
-        TuxPaintStamps(tmp_path, "train", package=str(tmp_path / "odd.deb"))
+        TuxPaintStampsRecords(tmp_path, "train", package=str(tmp_path / "odd.deb"))
     with pytest.raises(UserError, match="No such file"):
-        TuxPaintStamps(tmp_path, "train", package=str(tmp_path / "missing.deb"))
+        TuxPaintStampsRecords(tmp_path, "train", package=str(tmp_path / "missing.deb"))
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(UserError, match="no apt-get to fetch tuxpaint-stamps-default; download the .deb"):
-        TuxPaintStamps(tmp_path, "train")
+        TuxPaintStampsRecords(tmp_path, "train")

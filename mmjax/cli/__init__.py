@@ -18,7 +18,7 @@ from mmjax import __version__
 from mmjax.cli import data
 from mmjax.cli.shared import print_json, whole
 from mmjax.errors import Preempted, UserError
-from mmjax.paths import local
+from mmjax.files import local
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,31 +6,30 @@ a look-up by name and nothing is translated.
 """
 
 from mmjax.config.experiment import (
-    TFDS,
     Checkpoint,
-    Collection,
-    Data,
     Evaluation,
     Experiment,
-    Filters,
-    Folder,
-    HuggingFaceTokenizer,
-    ImageAugmentation,
-    ImageMixing,
     Log,
-    Manifest,
-    Mixture,
-    OwnSource,
-    Parquet,
-    SentencePiece,
-    Shards,
-    SpokenEasyVQA,
-    TarShards,
-    TuxPaintStamps,
 )
 from mmjax.config.smoke import smoke
 from mmjax.config.tree import from_json, imported, load, to_json
+from mmjax.data.corpus import Filters
+from mmjax.data.folder import Folder
+from mmjax.data.image_augmentation import ImageAugmentation
+from mmjax.data.image_mixing import ImageMixing
+from mmjax.data.manifest import Manifest
+from mmjax.data.mixture import Mixture
+from mmjax.data.own import OwnSource
+from mmjax.data.parquet import Parquet
+from mmjax.data.shards import Shards
+from mmjax.data.source import Collection, Source
+from mmjax.data.sources import Data
 from mmjax.data.speed import SpeedPerturbation
+from mmjax.data.spoken_easy_vqa import SpokenEasyVQA
+from mmjax.data.tar_shards import TarShards
+from mmjax.data.tfds import TFDS
+from mmjax.data.tokenizers import HuggingFaceTokenizer, SentencePiece
+from mmjax.data.tuxpaint_stamps import TuxPaintStamps
 from mmjax.models import (
     MFCC,
     Add,
@@ -196,6 +195,7 @@ __all__ = [
     "Sequence",
     "Shards",
     "SigLIP",
+    "Source",
     "SpecAugment",
     "SpectralGate",
     "SpeechAugmentation",

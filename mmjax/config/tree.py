@@ -5,8 +5,8 @@ from pathlib import Path
 
 from mmjax.config.experiment import Experiment
 from mmjax.errors import UserError
+from mmjax.files import local
 from mmjax.models import Encoder, TextDecoder
-from mmjax.paths import local
 from mmjax.tree import from_dict, load_json, read_json, run_file, to_dict
 
 

@@ -3,7 +3,7 @@
 from mmjax import config as c
 from mmjax.config.validate_objectives import TAKEN, check_objectives
 from mmjax.errors import UserError
-from mmjax.paths import data_directory
+from mmjax.files import data_directory
 
 # The least value of a number by the end of its key; of the others 1 for integers and 0 for floats.
 AT_LEAST = {
@@ -59,9 +59,7 @@ def check_config(config: c.Experiment) -> None:
             raise UserError(f"{path}: '{name}' is not for a stream of vectors; choose another name")
     if config.model.fusion:
         config.model.fusion.check("model.fusion", config.model.encoders)
-    if config.data.prefixes and (
-        config.data.tokenizer is None or isinstance(config.data.source, c.SpokenEasyVQA | c.OwnSource)
-    ):
+    if config.data.prefixes and (config.data.tokenizer is None or not config.data.source.takes_prefixes):
         raise UserError("data.prefixes are for texts of a collection or a mixture, and need data.tokenizer")
     if config.data.image_augmentation:
         _check_image_augmentation(config.data.image_augmentation)

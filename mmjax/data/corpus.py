@@ -1,6 +1,5 @@
 """Corpus: a collection with its index and a tokenizer, as what the sampler, the packer and the loader read."""
 
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,26 +14,22 @@ from mmjax.data.prefixes import Prefixes
 from mmjax.data.record import Record
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
+from mmjax.tree import part
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@part
 class Filters:
-    """Which examples are left out. None: no such limit.
+    """Which examples are left out, and counted. None: no such limit."""
 
-    Attributes:
-      shortest, longest: seconds of speech.
-      characters_per_second: most of them that a transcript may have; more is no speech, but a wrong transcript.
-      tokens_per_frame: a transcript may have at most so many tokens for each of CTC's frames (1: as many as CTC can write).
-      frame: seconds of one of CTC's frames.
-      largest_share_dropped: more than this share left out or unreadable is an error.
-    """
-
-    shortest: float | None = None
+    shortest: float | None = None  # seconds of speech
     longest: float | None = None
-    characters_per_second: float | None = 40.0
-    tokens_per_frame: float | None = None
-    frame: float = 0.04
-    largest_share_dropped: float = 0.05
+    characters_per_second: float | None = 40.0  # of a transcript; more is no speech, but a wrong transcript
+    tokens_per_frame: float | None = None  # of a transcript, for each of CTC's frames
+    frame: float = 0.04  # seconds of one of them
+    largest_share_dropped: float = 0.05  # more is an error
+
+
+USUAL = Filters()
 
 
 class Corpus:
@@ -67,7 +62,7 @@ class Corpus:
         *,
         sample_rate: int = 16_000,
         answers: Sequence[str] | None = None,
-        filters: Filters = Filters(),
+        filters: Filters = USUAL,
         rescale: bool = False,
         prefixes: Mapping[str, Sequence[str]] | None = None,
         title: str = "the data",

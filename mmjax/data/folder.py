@@ -1,16 +1,29 @@
 """A folder of files: those of one name are one example, and the folder that they lie in is their class."""
 
 import os
+from pathlib import Path
 
 from mmjax.data.files import Blob, below, join
 from mmjax.data.record import IMAGES, SPEECH, Record, decoded, normal
+from mmjax.data.source import Listed
 from mmjax.errors import UserError
+from mmjax.tree import part
 
 TEXT = ".txt"  # what the speech beside it says, or else what the picture beside it shows
 KINDS = {**dict.fromkeys(SPEECH, "speech"), **dict.fromkeys(IMAGES, "image"), TEXT: "text"}
 
 
-class Folder:
+@part
+class Folder(Listed):
+    """Recordings, pictures and texts in a folder for each split."""
+
+    answers: bool = True  # the folder that a file lies in is its class
+
+    def records(self, split: str, directory: Path, once: bool = False) -> "FolderRecords":
+        return FolderRecords(self.place(split), answers=self.answers)
+
+
+class FolderRecords:
     """Recordings, pictures and texts below a folder, in the order of their paths; linked folders are followed.
 
     `dogs/7.png`, `dogs/7.flac` and `dogs/7.txt` are one example whose answer is "dogs". The text is the transcript of

@@ -1,6 +1,5 @@
 """Augmentation of pictures on the host: pure functions of (picture, seed, step, example)."""
 
-import dataclasses
 import math
 from collections.abc import Callable
 
@@ -8,11 +7,12 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from mmjax.data.image import resize
+from mmjax.tree import part, setting
 
 GREY = (128, 128, 128)  # what comes into view from beyond the edge
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@part
 class ImageAugmentation:
     """Random resized crop (Szegedy et al. 2015), mirroring, and RandAugment (Cubuk et al. 2020, arXiv:1909.13719).
 
@@ -28,12 +28,12 @@ class ImageAugmentation:
       magnitude: of each, 0 to 10.
     """
 
-    seed: int
-    least_area: float | None = 0.25
-    aspect: float = 4 / 3
-    flip: float = 0.5
-    operations: int | None = None
-    magnitude: float = 9.0
+    seed: int = setting(0)  # of the run
+    least_area: float | None = 0.25  # of a random crop, as a share of the picture; None: no cropping
+    aspect: float = 4 / 3  # a crop is up to so many times too wide or too high
+    flip: float = 0.5  # how often a picture is mirrored
+    operations: int | None = None  # of RandAugment per picture; None: no RandAugment
+    magnitude: float = 9.0  # of RandAugment, 0 to 10
 
     def __call__(self, image: Image.Image, size: tuple[int, int], number: int, step: int) -> Image.Image:
         """The RGB picture of example `number` at `size` (height, width in pixels), as step `step` sees it."""

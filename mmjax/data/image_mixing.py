@@ -1,12 +1,13 @@
 """Two pictures as one, and their two answers as a mixture: on the host, a pure function of (seed, step, example)."""
 
-import dataclasses
 from typing import NamedTuple
 
 import numpy as np
 
+from mmjax.tree import part, setting
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+
+@part
 class ImageMixing:
     """Mixup (Zhang et al. 2018, arXiv:1710.09412) and CutMix (Yun et al. 2019, arXiv:1905.04899).
 
@@ -19,9 +20,9 @@ class ImageMixing:
       probability: how often a picture is mixed at all.
     """
 
-    seed: int
-    mixup: float | None = 0.2
-    cutmix: float | None = None
+    seed: int = setting(0)  # of the run
+    mixup: float | None = 0.2  # alpha of the share's Beta distribution; None: off
+    cutmix: float | None = None  # likewise
     probability: float = 1.0
 
     def draw(self, number: int, step: int, count: int) -> "Mix | None":

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.markup import escape
 
 from mmjax import progress
 from mmjax.data.audio import Extent, measure_audio
@@ -222,9 +221,9 @@ def measure_all(collection: Sequence[Record], title: str) -> tuple[list[Measured
             bar.advance(len(measured))
     if short := [(m.missing, number) for number, m in enumerate(found) if m.missing > 0.01]:  # durations are rounded
         longest, number = max(short)
-        progress.console.print(
-            f"[yellow]{escape(title)}: {len(short):,} recordings end before the part that is stated of them, by up to "
-            f"{longest:.2f} s ({escape(collection[number].name)}); what is there is taken[/yellow]"
+        progress.warn(
+            f"{title}: {len(short):,} recordings end before the part that is stated of them, by up to "
+            f"{longest:.2f} s ({collection[number].name}); what is there is taken"
         )
     unread = Counter({hinted(name): count for name, count in unread.items()}) + Counter(
         getattr(collection, "unread", {})

@@ -100,7 +100,7 @@ class Batches:
                 self._kinds[kind] += 1
                 if self._kinds[kind] == 1 and not self._measuring:
                     said = escape(f"example {index} is left out ({kind}): {self.skipped[index]}")
-                    progress.console.print(f"[yellow]{said}; others of its kind are only counted[/yellow]")
+                    progress.warn(f"{said}; others of its kind are only counted")
             share, tried = self._limit, self._delivered + self._lost
             if len(self.skipped) > share * len(self.source) or too_many(self._lost, tried, share):
                 raise UserError(self._said(f"{self._lost:,} of the first {tried:,} examples cannot be used"))

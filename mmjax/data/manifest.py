@@ -2,9 +2,11 @@
 
 import codecs
 import csv
+import dataclasses
 import io
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,14 +14,27 @@ import numpy as np
 from mmjax.data.files import join, open_file, parent
 from mmjax.data.forms import Turns, answers
 from mmjax.data.record import Record, check_columns, decoded, parsed, read_row
+from mmjax.data.source import Listed
 from mmjax.errors import UserError
+from mmjax.tree import part
 
 TABLES = {".csv": ",", ".tsv": "\t"}
 LONGEST_ROW = 1_000  # lines of a table that one row may take; beyond, a quote was left open
 COMMON_VOICE = {"client_id", "path", "sentence"}  # columns that its tables are known by
 
 
-class Manifest:
+@part
+class Manifest(Listed):
+    """Lists of examples: a .jsonl, .json, .csv or .tsv file for each split."""
+
+    root: str | None = None  # of the paths in it; None: the file's own place
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)  # their names -> speech, transcript, ...
+
+    def records(self, split: str, directory: Path, once: bool = False) -> "ManifestRecords":
+        return ManifestRecords(self.place(split), root=self.root, columns=self.columns)
+
+
+class ManifestRecords:
     """A record per line, of a conversation one per answer; random access by the lines' places in the file, which alone are kept in memory.
 
     Args:

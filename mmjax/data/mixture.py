@@ -8,11 +8,14 @@ holds each source's share but for a few examples, and how many of them came befo
 import dataclasses
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmjax.data.source import Opening, Source, Texts
 from mmjax.errors import UserError
+from mmjax.tree import part
 
 WHOLE = 2**32  # the interval
 GOLDEN = 2_654_435_769  # WHOLE / golden ratio, odd
@@ -130,7 +133,49 @@ def proportions(
         used, at = used + now * (until - at), until
 
 
-class Mixture:
+@part
+class Mixture(Source):
+    """Several sources as one."""
+
+    sources: Mapping[str, Source]
+    weights: Mapping[str, float] | None = None  # how many examples are drawn of each; None: as many as it has
+    temperature: float = 1.0  # without weights: above 1, small sources get more
+    # Of a source at most, in examples that it has, also those that fit into no row; then others take over.
+    epochs: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    # "1000000": other weights, from that example on.
+    later: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+
+    takes_prefixes = True
+
+    def open(self, split: str, opening: Opening) -> "MixedExamples":
+        found = {name: one.open(split, opening) for name, one in self.sources.items() if one.has(split)}
+        if not found:
+            raise UserError(f"no source of the mixture has the split '{split}'")
+        known = {None if one.tokenizer is None else one.tokenizer.serialised for one in found.values()} - {None}
+        if len(known) > 1:
+            raise UserError(
+                "the sources of a mixture have tokenizers of their own; set data.tokenizer, so that they share one"
+            )
+        if split != "train":  # all of it is seen once
+            return MixedExamples(found, None)
+        sizes = {name: len(one) for name, one in found.items()}
+        return MixedExamples(found, proportions(sizes, self._weights(sizes), self.temperature, self.epochs))
+
+    def _weights(self, sizes: Mapping[str, int]) -> dict[int, Mapping[str, float]] | None:
+        """The weights by the example from which on they hold."""
+        weights = {0: self.weights} if self.weights else None
+        if not self.later:
+            return weights
+        if len({int(start) for start in self.later}) < len(self.later):
+            raise UserError(f"data.source.later names an example twice: {', '.join(self.later)}")
+        first = weights or {0: {name: float(size) for name, size in sizes.items()}}
+        return first | {int(start): row for start, row in self.later.items()}
+
+    def texts(self, directory: Path) -> list[Texts]:
+        return [texts for one in self.sources.values() for texts in one.texts(directory)]
+
+
+class MixedExamples:
     """Several sources as one, their examples numbered one source after the other.
 
     Args:

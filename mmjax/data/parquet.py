@@ -1,11 +1,13 @@
 """Parquet tables, as Hugging Face's data sets are downloaded: recordings and pictures inside, or beside, as paths."""
 
 import bisect
+import dataclasses
 import functools
 import json
 import threading
 from collections.abc import Mapping
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,22 @@ import numpy as np
 from mmjax.data.files import matching, open_file, parent
 from mmjax.data.forms import Turns
 from mmjax.data.record import Record, check_columns, read_row
+from mmjax.data.source import Listed
 from mmjax.errors import UserError
+from mmjax.tree import part
 
 
-class Parquet:
+@part
+class Parquet(Listed):
+    """Parquet tables: a pattern of files for each split, such as train-*.parquet."""
+
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)  # their names -> speech, transcript, ...
+
+    def records(self, split: str, directory: Path, once: bool = False) -> "ParquetRecords":
+        return ParquetRecords(self.place(split), columns=self.columns)
+
+
+class ParquetRecords:
     """A record per row, of a conversation one per answer.
 
     Rows are read by row groups: neighbours are cheap, a shuffled epoch reads each group many times. (Groups last read are kept; for training on large tables, `mmjax data build` makes shards of them.)

@@ -15,14 +15,34 @@ from typing import Any
 
 import msgpack
 
+from mmjax.data.index import Index
 from mmjax.data.record import Record
+from mmjax.data.source import Collection
 from mmjax.errors import UserError
-from mmjax.paths import local
+from mmjax.files import local
+from mmjax.tree import part
 
 NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.array_record")
 
 
-class Shards:
+@part
+class Shards(Collection):
+    """What `mmjax data build` wrote."""
+
+    directory: str
+
+    def indexed(self, split: str, directory: Path) -> tuple["ShardsRecords", Index]:
+        records = ShardsRecords(self.directory, split)
+        index = Index(records.directory / split)  # they bring it
+        if len(index) != len(records):
+            raise UserError(f"the index of '{split}' in {self.directory} belongs to other shards; build them again")
+        return records, index
+
+    def is_prepared(self, directory: Path) -> bool:
+        return True
+
+
+class ShardsRecords:
     """The records of one split.
 
     Args:

@@ -1,12 +1,13 @@
 """Speed perturbation: decided before packing, because it changes how long an example is."""
 
-import dataclasses
 from fractions import Fraction
 
 import numpy as np
 
+from mmjax.tree import part
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+
+@part
 class SpeedPerturbation:
     """Plays recordings slower or faster, pitch and all (Ko et al. 2015, "Audio augmentation for speech recognition").
 
@@ -22,8 +23,8 @@ class SpeedPerturbation:
     def choose(self, examples: np.ndarray, epochs: np.ndarray, seed: int) -> np.ndarray:
         """[n] int64: for each example in its epoch, the number of its speed."""
         mixed = np.full(np.shape(examples), seed % 2**64, np.uint64)
-        for part in (epochs, examples):
-            mixed = _mix(mixed ^ _mix(np.asarray(part).astype(np.uint64)))
+        for numbers in (epochs, examples):
+            mixed = _mix(mixed ^ _mix(np.asarray(numbers).astype(np.uint64)))
         return (mixed % np.uint64(len(self.speeds))).astype(np.int64)
 
     def lengths(self, samples: np.ndarray, choice: np.ndarray) -> np.ndarray:

@@ -14,8 +14,10 @@ import numpy as np
 
 from mmjax.data.audio import read_audio
 from mmjax.data.example import Example
+from mmjax.data.source import Opening, Source, Texts
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
+from mmjax.tree import part
 
 SPLITS = ("train", "test")
 VERSION = "1.0.0"
@@ -24,7 +26,26 @@ IMAGE_SIZE = 64  # pixels
 MAKERS = {"easy_vqa": "easy-vqa", "espeakng_loader": "espeakng-loader"}  # modules and their packages
 
 
-class SpokenEasyVQA:
+@part
+class SpokenEasyVQA(Source):
+    """easy-VQA's pictures and questions, every question spoken by a synthetic voice."""
+
+    vocabulary: int = 128  # sentencepiece pieces
+    examples: int | None = None  # only the first so many questions of each split; None: all
+
+    def open(self, split: str, opening: Opening) -> "SpokenEasyVQAExamples":
+        options = dict(vocabulary=self.vocabulary, examples=self.examples)
+        return SpokenEasyVQAExamples(opening.directory, split, tokenizer=opening.tokenizer, **options)
+
+    def texts(self, directory: Path) -> list[Texts]:
+        learned = self.open("train", Opening(directory)).learned
+        return [Texts(repr(self), lambda: learned)]
+
+    def is_prepared(self, directory: Path) -> bool:
+        return home_of(directory, self.examples).is_dir()
+
+
+class SpokenEasyVQAExamples:
     """The prepared data set of one split: random access, an index of sizes, a tokenizer.
 
     Attributes:

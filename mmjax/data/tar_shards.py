@@ -3,11 +3,14 @@
 import tarfile
 from collections import Counter
 from collections.abc import Collection, Iterator
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from mmjax.data.files import Blob, matching, open_file
 from mmjax.data.record import IMAGES, SPEECH, Record, decoded, parsed, read_row
+from mmjax.data.source import Listed
 from mmjax.errors import UserError
+from mmjax.tree import part
 
 # The endings of WebDataset's files -> parts of a record.
 TEXTS = {
@@ -36,7 +39,18 @@ class Sample(NamedTuple):
     problem: str | None
 
 
-class TarShards:
+@part
+class TarShards(Listed):
+    """Tar files as WebDataset has them: a pattern of files for each split, such as train-*.tar."""
+
+    # Where the key in a member's name ends: "7.seg.png" belongs to "7", or to "7.seg".
+    keys_end: Literal["first_dot", "last_dot"] = "first_dot"
+
+    def records(self, split: str, directory: Path, once: bool = False) -> "TarShardsRecords":
+        return TarShardsRecords(self.place(split), keys_end=self.keys_end)
+
+
+class TarShardsRecords:
     """Files of one key ("7.flac", "7.png", "7.json") are one sample; tar files in the order of their names.
 
     A text (`.txt`) is the transcript of a recording, where there is one, else the target of a picture, else a text to be
@@ -88,10 +102,10 @@ class TarShards:
         about = {key: value for key, value in about.items() if key not in ("name", "id", "key", *parts)}
         # The tar file's own recording and picture go before any path that its JSON may name.
         record, unread = read_row({**about, **parts}, "", name)
-        for part in ("speech", "image"):
-            if getattr(record, part) is not None and part not in parts:
+        for kind in ("speech", "image"):
+            if getattr(record, kind) is not None and kind not in parts:
                 raise UserError(
-                    f"{name}.json names a file for {part}; nothing outside of a tar file is read: add it as a member"
+                    f"{name}.json names a file for {kind}; nothing outside of a tar file is read: add it as a member"
                 )
         return record._replace(name=name), unread
 

@@ -8,19 +8,36 @@ on the way. So only TFDS's descriptions and splits are used, and the records are
 import io
 import zlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
 
 from mmjax.data.record import Record, normal
+from mmjax.data.source import Listed
 from mmjax.data.tfds_description import Feature, feature_of, prepared, read_features, record_files
 from mmjax.data.tfds_fields import ready
 from mmjax.data.tfrecord import TFRecords
 from mmjax.errors import UserError
+from mmjax.tree import part
 
 
-class TFDS:
+@part
+class TFDS(Listed):
+    """A data set that TFDS has prepared as ArrayRecord; a split in TFDS's words for each split: "train[:90%]"."""
+
+    name: str  # "librispeech", "coco_captions/2014", "c4/en:3.1.0"
+    fields: Mapping[str, str] | None = None  # "target": "captions/text/0"; None: known for some forty data sets
+    directory: str | None = None  # None: $TFDS_DATA_DIR, else ~/tensorflow_datasets
+    sample_rate: int | None = None  # Hz, of recordings, where the data set does not say it
+
+    def records(self, split: str, directory: Path, once: bool = False) -> "TFDSRecords":
+        options = dict(fields=self.fields, directory=self.directory, sample_rate=self.sample_rate)
+        return TFDSRecords(self.place(split), name=self.name, **options, once=once)
+
+
+class TFDSRecords:
     """The records of a split.
 
     Args:

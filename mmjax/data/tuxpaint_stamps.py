@@ -19,7 +19,9 @@ from typing import NamedTuple
 from mmjax import progress
 from mmjax.data.files import Blob
 from mmjax.data.record import Record, normal
+from mmjax.data.source import Collection
 from mmjax.errors import UserError
+from mmjax.tree import part
 
 PACKAGE = "tuxpaint-stamps-default"
 STAMPS = "./usr/share/tuxpaint/stamps/"
@@ -42,7 +44,20 @@ class Stamp(NamedTuple):
     spoken: dict[str, Blob]
 
 
-class TuxPaintStamps:
+@part
+class TuxPaintStamps(Collection):
+    """Tux Paint's stamps: pictures with descriptions that people have spoken in twelve languages."""
+
+    package: str | None = None  # the .deb file of tuxpaint-stamps-default; None: apt fetches it
+    languages: tuple[str, ...] = ()  # that are spoken; none: all
+    written: bool = False  # descriptions without a recording, too
+
+    def records(self, split: str, directory: Path, once: bool = False) -> "TuxPaintStampsRecords":
+        options = dict(package=self.package, languages=self.languages, written=self.written)
+        return TuxPaintStampsRecords(directory, split, **options)
+
+
+class TuxPaintStampsRecords:
     """A record per recording: the picture, what is said, the same in English, and the language as the answer.
 
     `text` and `transcript` are the description in the language that is spoken, `target` is the English one. With `written`

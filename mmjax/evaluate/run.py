@@ -19,8 +19,8 @@ from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
 from mmjax.evaluate.decoding import texts, written
 from mmjax.evaluate.inputs import picture_of, samples_of
+from mmjax.files import local
 from mmjax.parallel.runtime import jit_once
-from mmjax.paths import local
 from mmjax.stream import Batch
 from mmjax.train.build import build_layout, build_model, build_source
 from mmjax.train.checkpoint import Checkpoints

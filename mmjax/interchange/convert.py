@@ -9,6 +9,7 @@ import numpy as np
 
 from mmjax import config as c
 from mmjax.errors import UserError
+from mmjax.files import local
 from mmjax.interchange import (
     bert,
     certificate,
@@ -23,7 +24,6 @@ from mmjax.interchange import (
     whisper,
 )
 from mmjax.interchange.rules import to_ours, to_theirs
-from mmjax.paths import local
 
 FAMILIES: tuple[ModuleType, ...] = (parakeet, wav2vec2_bert, wav2vec2_conformer, whisper, vit, siglip, bert, t5, llama)
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
+from mmjax.files import data_directory
 from mmjax.parallel.allocator import keep_freed_memory
-from mmjax.paths import data_directory
 
 # Known to help Conformers on CPU, together with the allocator's settings (docs/log.md).
 CPU_FLAGS = (

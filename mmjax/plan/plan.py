@@ -14,10 +14,10 @@ from mmjax import config as c
 from mmjax import progress
 from mmjax.config.validate import check_config
 from mmjax.errors import UserError
+from mmjax.files import data_directory
 from mmjax.models.remat import POLICIES, can_offload, with_remat
 from mmjax.parallel.machines import DEVICES, Machine
 from mmjax.parallel.mesh import abstract_batch
-from mmjax.paths import data_directory
 from mmjax.plan import hlo, roofline, topology
 from mmjax.plan.compilation import Outcome, Subject, compiled, describe, largest_batch
 from mmjax.plan.estimate import computed_again, estimated, in_dtype, kept_for_backward, memory_by_kind
@@ -228,8 +228,8 @@ def throughput(subject: Subject, rows: int, seconds: float, devices: int, price:
 
 def useful_share(subject: Subject) -> tuple[dict[str, float], str]:
     """The share of every stream's positions that hold a token: of the prepared data, if it is here, else assumed."""
-    source = subject.config.data.source
-    if isinstance(source, c.Shards) or _is_prepared(subject.config):
+    data = subject.config.data
+    if data.source.is_prepared(data_directory(data.directory)):
         try:
             opened = build_source(subject.config.data, "train")
             layout = build_layout(subject.config, opened.tokenizer)
@@ -238,12 +238,3 @@ def useful_share(subject: Subject) -> tuple[dict[str, float], str]:
         except (UserError, ImportError) as error:
             progress.warn(f"the data says nothing: {error}")
     return dict.fromkeys(subject.layout.rows, ASSUMED_SHARE), f"assumed: {100 * ASSUMED_SHARE:.0f} %"
-
-
-def _is_prepared(config: c.Experiment) -> bool:
-    source = config.data.source
-    if not isinstance(source, c.SpokenEasyVQA):
-        return False
-    from mmjax.data.spoken_easy_vqa import home_of
-
-    return home_of(data_directory(config.data.directory), source.examples).is_dir()

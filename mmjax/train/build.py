@@ -1,14 +1,16 @@
 """From config to objects."""
 
-from pathlib import Path
 from typing import Any
 
 from mmjax import config as c
 from mmjax import models
+from mmjax.data.image_augmentation import ImageAugmentation
+from mmjax.data.image_mixing import ImageMixing
+from mmjax.data.sources import Data
 from mmjax.errors import UserError
-from mmjax.paths import data_directory
+from mmjax.files import data_directory
 from mmjax.train.quantisation import quantised
-from mmjax.tree import run_file, with_settings
+from mmjax.tree import with_settings
 
 
 def build_model(config: models.Multimodal) -> models.Multimodal:
@@ -19,51 +21,14 @@ def build_model(config: models.Multimodal) -> models.Multimodal:
     return model if config.matrix_products == "full" else quantised(model, config.matrix_products)
 
 
-def build_source(config: c.Data, split: str):
+def build_source(config: Data, split: str) -> Any:
     """Opens a split of the data, preparing it first where that has not been done."""
-    from mmjax.data.sources import open_source
-
-    directory = data_directory(config.directory)
-
-    def own(source: c.OwnSource, split: str) -> Any:
-        return own_source(source)(directory, split, **source.options)
-
-    return open_source(config, split, directory, own)
+    return config.open(split, data_directory(config.directory))
 
 
-def build_image_augmentation(config: c.Experiment):
-    """What changes the pictures in training, or None."""
-    from mmjax.data.image_augmentation import ImageAugmentation
-
-    chosen = config.data.image_augmentation
-    return chosen and ImageAugmentation(seed=config.seed, **vars(chosen))
-
-
-def build_image_mixing(config: c.Experiment):
-    """What mixes pictures and their answers in training, or None."""
-    from mmjax.data.image_mixing import ImageMixing
-
-    chosen = config.data.image_mixing
-    return chosen and ImageMixing(seed=config.seed, **vars(chosen))
-
-
-def build_speed(config: c.Experiment):
-    """What perturbs the speed of recordings in training, or None."""
-    from mmjax.data.speed import SpeedPerturbation
-
-    chosen = config.data.speed
-    return chosen and SpeedPerturbation(**vars(chosen))
-
-
-def own_source(config: c.OwnSource) -> type:
-    """The class that a user's file defines."""
-    path = Path(config.file)
-    if not path.is_file():
-        raise UserError(f"there is no file {path} (data.source.file), which should define {config.name}")
-    source = getattr(run_file(path), config.name, None)
-    if not isinstance(source, type):
-        raise UserError(f"{path} defines no class {config.name} (data.source.name)")
-    return source
+def image_changes(config: c.Experiment) -> tuple[ImageAugmentation | None, ImageMixing | None]:
+    """What changes pictures, and mixes them with their answers, in training; None: nothing does."""
+    return with_settings((config.data.image_augmentation, config.data.image_mixing), seed=config.seed)
 
 
 def build_layout(config: c.Experiment, tokenizer=None):
@@ -97,7 +62,7 @@ def build_sampler(config: c.Experiment, layout, source):
 
     from mmjax.data.sampler import Sampler
 
-    data, speed, sizes = config.data, build_speed(config), source.sizes
+    data, speed, sizes = config.data, config.data.speed, source.sizes
     if speed is None:
         positions = layout.positions(sizes)
     else:

@@ -28,9 +28,8 @@ from flax.serialization import from_state_dict, to_state_dict
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mmjax.errors import UserError
-from mmjax.files import write_whole
+from mmjax.files import local, write_whole
 from mmjax.parallel.agreement import together
-from mmjax.paths import local
 from mmjax.train.step import TrainState
 
 FORMAT = 2  # of the directory; 1, of earlier versions, has no sums of files

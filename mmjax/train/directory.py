@@ -188,7 +188,7 @@ def resume(checkpoints: Checkpoints, abstract: TrainState, sampler: Sampler) -> 
         for other, error in damaged.items():
             aside = checkpoints.set_aside(other)
             if jax.process_index() == 0:
-                progress.console.print(f"[yellow]{error}; it is now {aside}, going back to step {step}[/yellow]")
+                progress.warn(f"{error}; it is now {aside}, going back to step {step}")
         sampler.restore(data)
         return state, step
     with together():

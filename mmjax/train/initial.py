@@ -9,9 +9,9 @@ import numpy as np
 from mmjax import config as c
 from mmjax.errors import UserError
 from mmjax.evaluate.run import Run
+from mmjax.files import local
 from mmjax.interchange.convert import read_part, tree
 from mmjax.models.positions import resize_positions
-from mmjax.paths import local
 from mmjax.train.step import TrainState
 
 # What an encoder may choose for itself, though its parameters are another's.

@@ -14,21 +14,20 @@ from mmjax.config.validate import check_config
 from mmjax.data.loader import Batches, prefetch
 from mmjax.errors import UserError
 from mmjax.evaluate.evaluation import Evaluator, canonical, table
+from mmjax.files import local
 from mmjax.models.remat import check_offload
 from mmjax.parallel.agreement import from_lead
 from mmjax.parallel.machines import PEAKS
 from mmjax.parallel.mesh import make_mesh, share_of_rows, to_devices
 from mmjax.parallel.xla import check_options, described, explained, options_of
-from mmjax.paths import local
 from mmjax.train import report
 from mmjax.train.attention import decided
 from mmjax.train.build import (
-    build_image_augmentation,
-    build_image_mixing,
     build_layout,
     build_model,
     build_sampler,
     build_source,
+    image_changes,
 )
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.directory import claimed, clear, note_compiler, open_run, resume, with_schedule
@@ -68,7 +67,7 @@ def _train(config: c.Experiment, run: Path, stop: StopSignal) -> dict[str, Any]:
     check_labels(config, source)
     layout = build_layout(config, source.tokenizer)
     sampler = build_sampler(config, layout, source)
-    changes = build_image_augmentation(config), build_image_mixing(config)
+    changes = image_changes(config)
     share = share_of_rows(mesh)
     dropped = config.data.filters.largest_share_dropped
     batches = Batches(source, layout, sampler, share, *changes, largest_share_dropped=dropped)

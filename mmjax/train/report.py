@@ -119,7 +119,7 @@ def start(config, run, params, flops, decisions, sampler, layout, source, first:
     )
     say(config.optimizer.schedule.described())
     if warning := short_schedule(config):
-        say(f"[bold yellow]{warning}[/bold yellow]")
+        progress.warn(warning)
     for line in attention.lines(decisions):
         say(line)
     parts = Table("part")

@@ -72,6 +72,8 @@ def with_settings(node: Any, **values: Any) -> Any:
     """A part in which every part inside it that has a field of these names has these values."""
     if isinstance(node, Mapping):
         return {name: with_settings(value, **values) for name, value in node.items()}
+    if type(node) is tuple:
+        return tuple(with_settings(value, **values) for value in node)
     if not dataclasses.is_dataclass(node):
         return node
     changed = {field.name: with_settings(getattr(node, field.name), **values) for field in fields(node)}

@@ -1,0 +1,88 @@
+"""Which tokenizer the texts of a run have."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from mmjax.data import text
+from mmjax.data.source import Source
+from mmjax.errors import UserError, nearest
+from mmjax.tree import part
+
+
+@part
+class TokenizerPart:
+    """The base class of what a config says of a tokenizer."""
+
+    kind = "tokenizer"
+
+    def open(self, source: Source, directory: Path) -> text.Tokenizer:
+        """The tokenizer.
+
+        Args:
+          source: whose texts it is for.
+          directory: where trained tokenizers are kept.
+
+        Raises:
+          UserError: it cannot be read or trained, or lacks a special token.
+        """
+        raise NotImplementedError
+
+
+@part
+class SentencePiece(TokenizerPart):
+    """A sentencepiece model (Kudo and Richardson 2018, arXiv:1808.06226), trained on the texts or given."""
+
+    vocabulary: int = 1000  # pieces
+    file: str | None = None  # a trained model; None: it is trained on the texts of the training split
+    byte_fallback: bool = True  # what no piece covers is written in bytes; takes 256 pieces
+    normalisation: Literal["nmt_nfkc_cf", "nmt_nfkc", "nfkc_cf", "nfkc", "identity"] = "nmt_nfkc"
+    # Tokens for `Data.prefixes`, which no text can spell: "<fr>"; of a file, those it must have.
+    special: tuple[str, ...] = ()
+
+    def open(self, source: Source, directory: Path) -> text.Tokenizer:
+        if self.file is not None:
+            return self._loaded(self.file)
+        digest, texts = learnable(source, directory)
+        identity = [self.vocabulary, self.byte_fallback, self.normalisation, *self.special, digest]
+        path = directory / "tokenizers" / f"{hashlib.sha256(repr(identity).encode()).hexdigest()[:24]}.model"
+        if not path.is_file():
+            options = {name: getattr(self, name) for name in ("normalisation", "byte_fallback", "special")}
+            text.Tokenizer.train(sorted(texts()), self.vocabulary, **options).save(path)
+        return text.SentencePieceTokenizer.load(path)
+
+    def _loaded(self, file: str) -> text.Tokenizer:
+        tokenizer = text.SentencePieceTokenizer.load(file)
+        for name in self.special:
+            if name not in tokenizer.special:
+                near = nearest(name, tokenizer.special) if tokenizer.special else ""
+                raise UserError(f"data.tokenizer.special: {file} has no control piece '{name}'{near}")
+        return tokenizer
+
+
+def learnable(source: Source, directory: Path) -> tuple[str, Callable[[], set[str]]]:
+    """What identifies the texts of the training split, and what gathers them.
+
+    Raises:
+      UserError: the source cannot be read; of the function: there is no text.
+    """
+    parts = source.texts(directory)
+
+    def texts() -> set[str]:
+        if found := {text for part in parts for text in part.gather()} - {""}:
+            return found
+        raise UserError("data.tokenizer is set, but the training split has no text to train it on")
+
+    return repr([part.identity for part in parts]), texts
+
+
+@part
+class HuggingFaceTokenizer(TokenizerPart):
+    """A tokenizer of the library `tokenizers`."""
+
+    file: str  # a tokenizer.json
+    add_special_tokens: bool = True  # those that its post-processor puts around what is read: [CLS] ... [SEP]
+
+    def open(self, source: Source, directory: Path) -> text.Tokenizer:
+        return text.HuggingFaceTokenizer.load(self.file, add_special_tokens=self.add_special_tokens)
