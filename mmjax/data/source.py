@@ -45,7 +45,7 @@ class Source:
     """The base class of sources.
 
     An opened split has `__len__`, `__getitem__(index) -> Example`, `sizes` (samples of speech, pixels of pictures, tokens of
-    texts and vectors of other streams per example, as integer arrays by name), `tokenizer` (None: nothing is written) and
+    texts as `Tokenizer.of_stream` gives them, and vectors of other streams per example, as integer arrays by name), `tokenizer` (None: nothing is written) and
     `answers`.
 
     Attributes:

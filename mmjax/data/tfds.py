@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from mmjax.data.record import Record, normal
+from mmjax.data.record import WRITTEN, Record, normal
 from mmjax.data.source import Listed
 from mmjax.data.tfds_description import Feature, feature_of, prepared, read_features, record_files
 from mmjax.data.tfds_fields import ready
@@ -98,7 +98,7 @@ class TFDSRecords:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Record:
-        """A record; what a field's list is too short for, and an empty text, it does not have.
+        """A record; what a field's list is too short for, and an empty text to be read, it does not have.
 
         Raises:
           UserError: the record is damaged, or has none of the fields.
@@ -137,7 +137,7 @@ class TFDSRecords:
                 return _finite([listed[place]]) if field == "answer" and kind == "float_list" else str(listed[place])
             case _ if field in ("speech", "image"):
                 return listed[place] or None
-        return listed[place].decode() or None
+        return listed[place].decode() or ("" if field in WRITTEN else None)
 
 
 def _array(listed: Any, about: Any) -> np.ndarray:

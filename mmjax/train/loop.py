@@ -93,7 +93,7 @@ def _train(config: c.Experiment, run: Path, stop: StopSignal) -> dict[str, Any]:
     schedule = config.optimizer.schedule.build(config.steps)
 
     # Say what is going to happen.
-    flops = report.step_flops(model, abstract.params, layout, config.data.batch_rows, training=True)
+    flops = report.step_flops(model, objectives, abstract.params, layout, config.data.batch_rows, training=True)
     peak = PEAKS.get(jax.devices()[0].device_kind)
     made = decided(config, model, abstract.params, layout, mesh)
     if lead:
