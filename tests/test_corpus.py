@@ -176,7 +176,31 @@ def test_filters_count_what_they_leave_out_by_reason(tmp_path):
     found = corpus(Manifest(str(tmp_path / "list.jsonl")), tmp_path, filters=filters)
     assert found.dropped == {"too short": 1, "too long": 1, "too many characters": 1, "too many tokens": 1}
     assert [number for number, _ in found.quarantine] == [0, 2, 3, 4]
-    assert len(found) == 2 and found[0].transcript == "b" and found[1].transcript is None
+    assert len(found) == 2 and found[0].transcript == "b" and found[1].transcript == ""
+
+
+def test_an_empty_text_is_not_a_missing_one(tmp_path):
+    """From every kind of list that can say both; a cell of a table cannot."""
+    soundfile.write(tmp_path / "a.wav", np.zeros(16_000), 16_000)
+    row = lambda **more: from_row({"audio": b"RIFF", **more}, "", "row").transcript  # noqa: E731
+    assert row(transcript="") == "" and row(transcript=None) is None and row() is None
+    assert row(transcript="", sentence="ein") == "ein"  # what another column says goes before an empty one
+    nemo = from_row({"audio_filepath": "a.wav", "text": ""}, "", "row")
+    assert nemo.transcript == "" and nemo.text is None
+    assert from_row({"audio": b"RIFF", "text": ""}, "", "row").text is None  # there is nothing to read
+    with pytest.raises(UserError, match="holds none of"):
+        from_row({"transcript": ""}, "", "row")
+    cut = {"id": "a", "duration": 1.0, "recording": {"sources": [{"type": "file", "source": "a.wav"}]}}
+    for spoken, expected in (([], None), ([{}], None), ([{"text": ""}], ""), ([{"text": ""}, {"text": "ein"}], "ein")):
+        assert from_row({**cut, "supervisions": spoken}, "", "row").transcript == expected
+    (tmp_path / "list.csv").write_text("speech,transcript\na.wav,\na.wav,ein\n")
+    assert [record.transcript for record in Manifest(str(tmp_path / "list.csv"))] == [None, "ein"]
+    (tmp_path / "a.txt").write_text("\n")
+    assert Folder(str(tmp_path))[0].transcript == ""
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+        tar.add(tmp_path / "a.wav", "a.wav")
+        tar.add(tmp_path / "a.txt", "a.txt")
+    assert TarShards(str(tmp_path / "all.tar"))[0].transcript == ""
 
 
 def test_answers_are_those_of_the_training_split(tmp_path):

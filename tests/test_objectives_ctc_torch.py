@@ -12,31 +12,32 @@ LENGTH, ROOM, SEATS = 96, 48, 12  # frames, labels and utterances that a row may
 
 
 def utterance(generator, vocabulary):
-    """Frames, logits and labels; few enough frames, at times, that the labels do not fit in."""
-    frames, count = generator.integers(1, 20), generator.integers(1, 9)
+    """Logits and labels; few enough frames, at times, that the labels do not fit in, and at times no label."""
+    frames, count = generator.integers(1, 20), generator.integers(0, 9)
     # A small alphabet repeats itself often.
     labels = generator.integers(1, generator.integers(2, vocabulary + 1), count)
     return 3.0 * generator.normal(size=(frames, vocabulary)).astype(np.float32), labels
 
 
 def rows_of(utterances):
-    """Rows that are filled one after the other: lists of (utterance, first frame, first label)."""
+    """Rows that are filled one after the other: lists of (logits, labels, first frame, first label)."""
     rows, t, u = [[]], 0, 0
     for logits, labels in utterances:
-        if t + len(logits) > LENGTH or u + len(labels) > ROOM or len(rows[-1]) == SEATS:
+        taken = max(len(labels), 1)
+        if t + len(logits) > LENGTH or u + taken > ROOM or len(rows[-1]) == SEATS:
             rows, t, u = [*rows, []], 0, 0
         rows[-1].append((logits, labels, t, u))
-        t, u = t + len(logits) + 1, u + len(labels)  # one empty frame between neighbours
+        t, u = t + len(logits) + 1, u + taken  # one empty frame between neighbours
     return rows
 
 
 @jax.jit
 def losses_and_gradient(logits, frames, labels, segments):
-    """Every utterance's own loss [B, SEATS], and the gradient of their sum."""
+    """Every utterance's own loss and weight [B, SEATS], and the gradient of the sum of losses."""
 
     def loss(logits, segments):
         streams = Stream(logits, frames, frames), Stream(labels, segments, segments)
-        return CTC()(*streams)["loss"][0]
+        return CTC()(*streams)["loss"]
 
     def of_one(row, seat):
         alone = jnp.where((jnp.arange(len(logits))[:, None] == row) & (segments == seat), segments, 0)
@@ -44,7 +45,7 @@ def losses_and_gradient(logits, frames, labels, segments):
 
     rows, seats = jnp.arange(len(logits)), jnp.arange(1, SEATS + 1)
     each = jax.lax.map(lambda row: jax.vmap(lambda seat: of_one(row, seat))(seats), rows)
-    return each, jax.grad(loss)(logits, segments)
+    return *each, jax.grad(lambda logits: loss(logits, segments)[0])(logits)
 
 
 @pytest.mark.reference
@@ -59,21 +60,24 @@ def test_trap_d7_ctc_equals_torch_over_200_cases_packed_several_to_a_row(vocabul
     for r, row in enumerate(rows):
         for seat, (x, y, t, u) in enumerate(row, 1):
             logits[r, t : t + len(x)], frames[r, t : t + len(x)] = x, seat
-            labels[r, u : u + len(y)], segments[r, u : u + len(y)] = y, seat
-    each, gradient = losses_and_gradient(logits, frames, labels, segments)
+            there = y if len(y) else [0]  # an empty text is its end alone
+            labels[r, u : u + len(there)], segments[r, u : u + len(there)] = there, seat
+    each, weights, gradient = losses_and_gradient(logits, frames, labels, segments)
 
     reference = torch.nn.CTCLoss(blank=0, reduction="none", zero_infinity=True)
-    impossible = 0
+    impossible = empty = 0
     for r, row in enumerate(rows):
         for seat, (x, y, t, _) in enumerate(row, 1):
             leaf = torch.tensor(x, dtype=torch.float64, requires_grad=True)
-            target, lengths = torch.tensor(y)[None], ([len(x)], [len(y)])
+            target, lengths = torch.tensor(y, dtype=torch.long)[None], ([len(x)], [len(y)])
             expected = reference(leaf.log_softmax(-1)[:, None], target, *lengths)[0]
             expected.backward()
-            impossible += float(expected.detach()) == 0.0
+            possible = float(expected.detach()) != 0.0
+            impossible, empty = impossible + (not possible), empty + (len(y) == 0)
+            assert weights[r, seat - 1] == (max(len(y), 1) if possible else 0)
             np.testing.assert_allclose(each[r, seat - 1], expected.detach(), rtol=1e-5)
             np.testing.assert_allclose(gradient[r, t : t + len(x)], leaf.grad, atol=1e-4)
-    assert 0 < impossible < cases / 2
+    assert 0 < impossible < cases / 2 and empty > 0
     assert not np.any(gradient[frames == 0])
 
 

@@ -13,12 +13,17 @@ from conftest import tiny
 from mmjax import check, cli
 from mmjax import config as c
 from mmjax.config.validate import check_config
+from mmjax.data.example import Example
+from mmjax.data.packing import Packer
+from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
 from mmjax.evaluate.decoding import SYMBOLS, best_path, by_example, greedy_attention, greedy_transducer
+from mmjax.evaluate.measures import Measures
 from mmjax.models import AttentionDecoder, TextDecoder, TransducerDecoder
 from mmjax.models.writers import begun_and_ended
 from mmjax.stream import Stream
-from mmjax.train.step import unboxed
+from mmjax.train.build import build_layout, build_model, build_objectives
+from mmjax.train.step import score, unboxed
 
 DECODER = dict(layers=1, width=16, heads=2, mlp=32)
 
@@ -37,16 +42,68 @@ def rows_of(*rows, length):
 
 
 def test_every_text_is_begun_and_ended():
-    texts = [[(1, [5, 6]), (2, [7]), (4, [8, 9, 8])], [(3, [2])], [], [(1, [3, 3, 3]), (2, [4, 4, 4, 4]), (3, [5])]]
+    """An empty text is its end alone, [0]; behind a prefix it is the prefix and that."""
+    texts = [
+        [(1, [5, 6]), (2, [7]), (4, [8, 9, 8])],
+        [(3, [2])],
+        [],
+        [(1, [3, 3, 3]), (2, [4, 4, 4, 4]), (3, [5])],
+        [(1, [0]), (2, [7, 8]), (3, [0]), (4, [6, 0])],
+    ]
     read, written = jax.jit(begun_and_ended, static_argnums=1)(rows_of(*texts, length=9), 4)
-    assert read.segments.shape == (4, 13)
+    assert read.segments.shape == (5, 13)
     np.testing.assert_array_equal(read.segments, written.segments)
     np.testing.assert_array_equal(read.positions, written.positions)
-    for stream, expected in ((read, lambda ids: [0, *ids]), (written, lambda ids: [*ids, 0])):
+    pieces = lambda ids: [i for i in ids if i]  # noqa: E731
+    for stream, expected in ((read, lambda ids: [0, *pieces(ids)]), (written, lambda ids: [*pieces(ids), 0])):
         found = {place: tokens.tolist() for place, tokens in by_example(*map(np.asarray, stream[:2]))}
         assert found == {(row, n): expected(ids) for row, some in enumerate(texts) for n, ids in some}
     for _, positions in by_example(np.asarray(read.positions), np.asarray(read.segments)):
         assert positions.tolist() == list(range(len(positions)))
+
+
+def test_an_empty_transcript_teaches_every_writer_to_end_and_a_missing_one_nothing():
+    """Alone and packed with others; with the tokens and ends that it counts as."""
+    config = joint()
+    tokenizer = Tokenizer.train(["red circle", "blue square"], 48)
+    layout = build_layout(config, tokenizer).without("image", "text")
+    model = build_model(dataclasses.replace(config.model, fusion=None, heads={
+        name: head for name, head in config.model.heads.items() if name != "answer"}))  # fmt: skip
+    objectives = {name: one for name, one in build_objectives(config).items() if name != "answer"}
+    noise = np.random.default_rng(0).normal(size=4000).astype(np.float32)
+    examples = {said: Example(speech=lambda: noise, transcript=said) for said in (None, "", "red")}
+
+    def batch(*chosen):
+        packer = Packer(layout, 1)
+        for said in chosen:
+            packer.add(0, examples[said], frozenset({"speech"}), name=repr(said))
+        return packer.batch
+
+    packed = batch(*examples)
+    params = unboxed(jax.jit(model.init)(jax.random.key(0), packed)["params"])
+
+    @jax.jit
+    def losses(batch):
+        sums = score(objectives, model.apply({"params": params}, batch), batch)
+        return {name: sums[f"{name}/loss"] for name in objectives}
+
+    alone = {said: jax.tree.map(float, losses(batch(said))) for said in examples}
+    assert alone[None] == dict.fromkeys(objectives, (0.0, 0.0))
+    for name, (loss, weight) in losses(packed).items():
+        assert alone[""][name][0] > 0.1 and alone[""][name][1] == 1, name
+        assert weight == sum(one[name][1] for one in alone.values())
+        np.testing.assert_allclose(loss, sum(one[name][0] for one in alone.values()), rtol=1e-5)
+
+
+def test_what_is_written_for_an_empty_transcript_counts_as_insertions():
+    """A missing transcript is not measured."""
+    tokenizer = Tokenizer.train(["abc"], 45)
+    texts = [(1, ""), (2, "abc"), (3, "b")]
+    ids = lambda *texts: rows_of([(n, tokenizer.of_stream("target", t)) for n, t in texts], length=16)  # noqa: E731
+    slots = Stream(*(np.arange(1, 5, dtype=np.int32)[None],) * 3)
+    found = Measures(None, tokenizer, {})
+    found.add(slots, {}, {"said": (ids((1, "ab"), (2, "abc"), (3, "b"), (4, "abc")), ids(*texts))}, {}, {})
+    assert found.metrics() == {"said/cer": 2 / 4, "said/wer": 1 / 2}
 
 
 def encoded(lengths, width, seed=0):

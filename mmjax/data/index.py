@@ -126,11 +126,11 @@ class Index:
         return self._tags[name], self._about["tags"][name]
 
     def tokens(self, name: str, tokenizer: Any) -> np.ndarray:
-        """[n] int32 tokens of each text; counted once for each tokenizer, and kept."""
+        """[n] int32 tokens of each text, 0 where there is none; counted once for each tokenizer, and kept."""
         if name not in self._ends:
             return np.zeros(len(self), np.int32)
         digest = hashlib.sha256(tokenizer.serialised).hexdigest()[:16]
-        path = self.directory / f"{name}_tokens_{digest}.npy"
+        path = self.directory / f"{name}_positions_{digest}.npy"
         if not path.is_file():
             counts = np.zeros(len(self), np.int32)
             for number in range(len(self)):

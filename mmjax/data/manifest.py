@@ -82,7 +82,9 @@ class Manifest:
             fields = self._fields(index)
             if len(fields) != len(self._header):
                 raise UserError(f"{name} has {len(fields)} fields, and the header {len(self._header)}")
-            return from_row(dict(zip(self._header, fields, strict=True)), self._root, name, self._columns)
+            # A table cannot tell an empty text from a missing one; an empty cell is a missing one.
+            row = {key: field for key, field in zip(self._header, fields, strict=True) if field}
+            return from_row(row, self._root, name, self._columns)
         try:
             row = json.loads(self._text(index))
         except ValueError as error:

@@ -12,6 +12,8 @@ from mmjax.errors import UserError, nearest
 class Record(NamedTuple):
     """What a collection holds of one example; what it does not have is None.
 
+    An empty transcript or target is a text: nothing is said in the recording, or nothing is to be written.
+
     Attributes:
       name: to say which it is: a file and a line, or a key.
       speech: an encoded recording, or where it lies.
@@ -60,6 +62,7 @@ ALIASES = {
 }
 FORMS = ("recording", "supervisions", "conversations")  # what Lhotse's cuts and LLaVA's rows are known by
 TEXTS = ("text", "transcript", "target", "language", "task")
+WRITTEN = ("transcript", "target")  # an empty one says that nothing is to be written
 
 
 def from_row(row: Mapping[str, Any], root: str, name: str, columns: Mapping[str, str] | None = None) -> Record:
@@ -67,6 +70,8 @@ def from_row(row: Mapping[str, Any], root: str, name: str, columns: Mapping[str,
 
     Besides the names of `Record` it knows those of `ALIASES`, NeMo's manifests, Lhotse's cuts (of one recording in one
     file) and LLaVA's conversations (the first question and its answer). Other names are left out.
+
+    An empty string is an empty text where it is the transcript or the target. Elsewhere, and None anywhere, it is nothing.
 
     Args:
       root: what paths are relative to.
@@ -80,7 +85,7 @@ def from_row(row: Mapping[str, Any], root: str, name: str, columns: Mapping[str,
     for field in columns.values():
         if field not in Record._fields:
             raise UserError(f"columns: there is no '{field}'{nearest(field, Record._fields)}")
-    row = {key: value for key, value in row.items() if value is not None and value != ""}
+    row = {key: value for key, value in row.items() if value is not None}
     if "recording" in row and "supervisions" in row:
         row = _from_cut(row, name)
     if "conversations" in row:
@@ -96,9 +101,12 @@ def from_row(row: Mapping[str, Any], root: str, name: str, columns: Mapping[str,
     named = {**ALIASES, **exact, **columns}
     order = [*columns, *exact, *ALIASES]
     for key in sorted((key for key in row if key in named), key=order.index):
-        if named[key] not in found or named[key] == "name":
-            found[named[key]] = _checked(named[key], row[key], root, name)
-    if len(found) == 1 or set(found) <= {"name", "start", "seconds", "language", "task"}:
+        field, value = named[key], row[key]
+        if value == "" and (field not in WRITTEN or field in found):
+            continue  # nothing is there; only of what is to be written an empty text says something
+        if field not in found or field == "name" or found[field] == "":
+            found[field] = _checked(field, value, root, name)
+    if {field for field, value in found.items() if value != ""} <= {"name", "start", "seconds", "language", "task"}:
         raise UserError(
             f"{name} holds none of speech, image, text, transcript, target, answer{nearest(next(iter(row), ''), Record._fields)}"
         )
@@ -177,7 +185,7 @@ def _from_cut(row: Mapping[str, Any], name: str) -> dict[str, Any]:
         (source,) = row["recording"]["sources"]
         if source["type"] != "file":
             raise ValueError
-        said = [s for s in row["supervisions"] if s.get("text")]
+        said = [s for s in row["supervisions"] if s.get("text") is not None]
         cut = {
             "speech": source["source"],
             "start": row.get("start", 0.0),
@@ -186,7 +194,7 @@ def _from_cut(row: Mapping[str, Any], name: str) -> dict[str, Any]:
         }
         return (
             cut
-            | ({"transcript": " ".join(s["text"] for s in said)} if said else {})
+            | ({"transcript": " ".join(s["text"] for s in said if s["text"])} if said else {})
             | ({"language": said[0]["language"]} if said and said[0].get("language") else {})
         )
     except (KeyError, TypeError, ValueError):

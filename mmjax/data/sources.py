@@ -1,9 +1,9 @@
 """The kinds of source, one line each.
 
-A source of a split has `__len__`, `__getitem__(index) -> Example`, `sizes` (samples of speech, pixels of pictures, tokens
-of texts and vectors of other streams per example, as integer arrays by name), `tokenizer` (None: nothing is written) and
-`answers`. A collection knows less: records by number and the `files` that it consists of; `open_source` makes a source
-of it, and of several a mixture.
+A source of a split has `__len__`, `__getitem__(index) -> Example`, `sizes` (samples of speech, pixels of pictures,
+tokens of texts as `Tokenizer.of_stream` gives them, and vectors of other streams per example, as integer arrays by
+name), `tokenizer` (None: nothing is written) and `answers`. A collection knows less: records by number and the `files`
+that it consists of; `open_source` makes a source of it, and of several a mixture.
 
 A source of one's own stands in any Python file: docs/fourth-modality.md.
 """

@@ -1,6 +1,7 @@
 """Text in, token ids out: models of sentencepiece, and tokenizers of Hugging Face.
 
 A text that is written (a transcript, a target) never holds id 0, `BLANK`, which ends it. One that is only read may.
+An empty text that is written is its end alone: one `BLANK`. So it has a position in its stream, and a missing one has none.
 """
 
 import abc
@@ -140,8 +141,14 @@ class Tokenizer(abc.ABC):
         return [i for i in self.pieces(text) if i != BLANK]
 
     def of_stream(self, stream: str, text: str) -> list[int]:
-        """The ids of a text in its stream: "text" is read, the others are written."""
-        return self.read(text) if stream == "text" else self.encode(text)
+        """The ids of a text in its stream: "text" is read, the others are written.
+
+        An empty text that is written is `[BLANK]`. Any other text of which the tokenizer can write nothing has no ids:
+        nobody knows what to write there, which is not the same as that nothing is to be written.
+        """
+        if stream == "text":
+            return self.read(text)
+        return self.encode(text) or ([] if text.strip() else [BLANK])
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
         """The text of ids; blanks, and ids that there are not, are passed over.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from mmjax.data.record import Record
+from mmjax.data.record import WRITTEN, Record
 from mmjax.data.tfds_description import Feature, feature_of, prepared, read_features, record_files
 from mmjax.data.tfds_fields import ready
 from mmjax.data.tfrecord import TFRecords
@@ -81,7 +81,7 @@ class TFDS:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Record:
-        """A record; what a field's list is too short for, and an empty text, it does not have.
+        """A record; what a field's list is too short for, and an empty text to be read, it does not have.
 
         Raises:
           UserError: the record is damaged, or has none of the fields.
@@ -120,7 +120,7 @@ class TFDS:
                 return _finite([listed[place]]) if field == "answer" and kind == "float_list" else str(listed[place])
             case _ if field in ("speech", "image"):
                 return listed[place] or None
-        return listed[place].decode() or None
+        return listed[place].decode() or ("" if field in WRITTEN else None)
 
 
 def _array(listed: Any, about: Any) -> np.ndarray:

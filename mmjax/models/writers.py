@@ -1,6 +1,7 @@
 """Heads that write text: an attention decoder, and a transducer.
 
-A text begins and ends with `BLANK`, which never stands in one: a decoder reads (0, a, b) and writes (a, b, 0).
+A text begins and ends with `BLANK`, which never stands in one: a decoder reads (0, a, b) and writes (a, b, 0). An empty
+text comes as its end alone: a decoder reads (0) and writes (0).
 """
 
 from typing import Any
@@ -21,17 +22,18 @@ def begun_and_ended(text: Stream, slots: int) -> tuple[Stream, Stream]:
     """What a decoder reads, and what it writes in the same places.
 
     Args:
-      text: [B, T] ids; the tokens of an example stand together.
+      text: [B, T] ids; the tokens of an example stand together. An example whose text is empty has one `BLANK` there;
+        one without a position has no text, and is left out.
       slots: how many examples a row may have.
 
     Returns:
-      Two streams [B, T + slots], each text one token longer: begun by `BLANK`, and ended by it.
+      Two streams [B, T + slots], each text begun by `BLANK`, and ended by it: one token longer, but for empty ones.
     """
     text = only_tokens(text)
     rows, length = text.segments.shape
-    first, last = (text.mask & ~same_segment(text.segments, by) for by in (-1, 1))
-    # Each example before a token has moved it by one place.
-    place = jnp.arange(length) + jnp.cumsum(first, axis=1) - 1
+    last = text.mask & ~same_segment(text.segments, 1) & (text.features != BLANK)  # whose end is still missing
+    # Each end that was added before a token has moved it by one place.
+    place = jnp.arange(length) + jnp.cumsum(last, axis=1) - last
     nowhere = length + slots
 
     def put(into: jax.Array, values: jax.Array, where: jax.Array, by: int) -> jax.Array:

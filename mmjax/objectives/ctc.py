@@ -18,8 +18,11 @@ class CTC:
     All examples of all rows are aligned side by side: the loop runs over time counted from each example's start,
     as often as the longest example has frames, and nothing is unpacked to a padded batch.
 
-    An example whose labels cannot be aligned (fewer frames than labels plus repeats) has no finite loss; it
-    is left out, and counted in `infeasible`. So is, uncounted, an example without labels or without frames.
+    An example whose text is empty has one label, `BLANK`: its loss is that of blanks in all of its frames, and it counts as
+    one label. (PyTorch's `ctc_loss` divides by one, too.)
+
+    An example whose labels cannot be aligned (fewer frames than labels plus repeats) has no finite loss; it is left out,
+    and counted in `infeasible`. An example without labels or without frames is left out, and not counted.
     """
 
     weight: float = 1.0
@@ -27,7 +30,7 @@ class CTC:
     labelled: ClassVar[bool] = True
 
     def __call__(self, logits: Stream, labels: Stream) -> dict[str, SumWeight]:
-        """Logits [B, T, V] and labels [B, U], each example's frames and each example's labels standing together.
+        """Logits [B, T, V] and labels [B, U]; the frames of an example stand together, and so do its labels.
 
         Returns:
           {"loss": (negative log-likelihood, label tokens), "infeasible": (examples left out, examples)}.
@@ -54,6 +57,7 @@ class Slots(NamedTuple):
 
     Attributes:
       label: its id; the blank where no label stands.
+      empty: whether it stands for an empty text.
       start, frames: where the frames of its example start, and how many there are.
       first, last: whether it is the first, the last label of its example.
       skips: whether a path may come to it straight from the label before: not if they are equal.
@@ -61,6 +65,7 @@ class Slots(NamedTuple):
     """
 
     label: jax.Array
+    empty: jax.Array
     start: jax.Array
     frames: jax.Array
     first: jax.Array
@@ -71,21 +76,25 @@ class Slots(NamedTuple):
 
 
 def _slots(frames: jax.Array, labels: Stream) -> Slots:
-    segments, length = labels.segments, frames.shape[1]
-    label = jnp.where(labels.mask, labels.features, BLANK)
-    first = labels.mask & (segments != _right(segments, 0))
-    last = labels.mask & (segments != _left(segments, 0))
-    inside = labels.mask & ~first
+    length = frames.shape[1]
+    first = labels.mask & (labels.segments != _right(labels.segments, 0))
+    # Behind a prefix of special tokens, the end of an empty text is no label.
+    segments = jnp.where(first | (labels.features != BLANK), labels.segments, 0)
+    mask = segments > 0
+    label = jnp.where(mask, labels.features, BLANK)
+    last = mask & (segments != _left(segments, 0))
+    inside = mask & ~first
     repeats = inside & (label == _right(label, BLANK))
     # [B, U, T], but only inside a fused reduction.
-    own = (segments[:, :, None] == frames[:, None, :]) & labels.mask[:, :, None]
+    own = (segments[:, :, None] == frames[:, None, :]) & mask[:, :, None]
     start = jnp.where(own, jnp.arange(length), length).min(-1, initial=length)
     place = jnp.arange(segments.shape[1])
     begin = jax.lax.cummax(jnp.where(first, place, 0), axis=1)
     repeated = jnp.cumsum(repeats, axis=1)
     repeated = repeated - jnp.take_along_axis(repeated, begin, axis=1)  # the first label repeats nothing
-    count = jnp.where(labels.mask, place - begin + 1, 0)
-    return Slots(label, start, own.sum(-1), first, last, inside & ~repeats, count, count + repeated)
+    count = jnp.where(mask, place - begin + 1, 0)
+    empty = first & (label == BLANK)
+    return Slots(label, empty, start, own.sum(-1), first, last, inside & ~repeats, count, count + repeated)
 
 
 def _right(x: jax.Array, fill) -> jax.Array:
@@ -136,7 +145,7 @@ def _forward(logits: jax.Array, slots: Slots, remember: bool):
     history = [jnp.zeros((length, *never.shape)) for _ in range(3)] if remember else None
     start = (never, never, jnp.zeros_like(never)), history
     final, history = jax.lax.fori_loop(0, slots.frames.max(), step, start)
-    return _log_sum(final[:2]), (total, final, history)
+    return jnp.where(slots.empty, final[2], _log_sum(final[:2])), (total, final, history)
 
 
 def _predecessors(trellis: Trellis, slots: Slots):
@@ -197,7 +206,8 @@ def _backward(residuals, cotangent):
         return standing, gradient, through_label
 
     longest = slots.frames.max()
-    standing = tuple(cotangent * share for share in _shares(final[:2]))
+    # The paths of an empty text pass through no label.
+    standing = tuple(jnp.where(slots.empty, 0.0, cotangent * share) for share in _shares(final[:2]))
     carry = standing, gradient.reshape(rows, -1), jnp.zeros_like(history[0])
     _, gradient, through_label = jax.lax.fori_loop(0, longest, step, carry)
     # What does not pass through a label passes through a blank.
