@@ -9,7 +9,6 @@
 
 import dataclasses
 import json
-import math
 import os
 import subprocess
 import sys
@@ -140,7 +139,7 @@ class Subject:
 
 
 def plain(config: c.Experiment) -> c.Experiment:
-    """The same model in float32 without dropout, its layers in a loop: the same numbers, sooner compiled."""
+    """The config in float32 without dropout, its layers in a loop (the same numbers, sooner compiled), of a few rows."""
 
     def change(node):
         if isinstance(node, dict):
@@ -148,10 +147,10 @@ def plain(config: c.Experiment) -> c.Experiment:
         return node
 
     model = c.from_dict(c.Multimodal, change(c.to_dict(config.model)) | PLAIN, "model")
-    # Of the few rows that are checked, no more micro-batches can be made.
-    accumulation = math.gcd(config.optimizer.accumulation, ROWS_CHECKED)
-    optimizer = dataclasses.replace(config.optimizer, accumulation=accumulation)
-    return dataclasses.replace(config, model=model, optimizer=optimizer)
+    data = dataclasses.replace(config.data, batch_rows=ROWS_CHECKED)
+    # Two micro-batches are as good a loop as more, and leave rows to divide among devices.
+    optimizer = dataclasses.replace(config.optimizer, accumulation=min(config.optimizer.accumulation, 2))
+    return dataclasses.replace(config, model=model, data=data, optimizer=optimizer)
 
 
 def difference(one: Any, other: Any) -> float:
@@ -338,8 +337,12 @@ def _worker(scratch: str, port: str, number: str, count: str, axes: str) -> None
 
 
 def constancy(subject: Subject) -> int:
-    """How often the train step is compiled over three steps of different data, rows and parameters divided."""
-    config, mesh = subject.config, make_mesh(data=2, fsdp=4)
+    """How often the train step is compiled over three steps of different data, rows and parameters divided.
+
+    Every device has a row of each micro-batch, so a config that accumulates takes fewer devices.
+    """
+    config, parts = subject.config, ROWS_CHECKED // subject.config.optimizer.accumulation
+    mesh = make_mesh(data=2, fsdp=parts // 2, devices=jax.devices()[:parts])
     optimizer = build_optimizer(config.optimizer)
     abstract, initialise = state_maker(config, subject.model, optimizer, subject.layout, mesh)
     compiled = telemetry.CompileCounter("train_step")

@@ -137,8 +137,7 @@ def unfold(stream: Stream, rows: int) -> Stream:
 def concatenate(streams: list[Stream]) -> Stream:
     """Joins streams along the token axis (features of equal width): the keys of a cross-attention.
 
-    Positions are those of the first two axes only where all streams have them; cross-attention compares
-    segments alone, so they are dropped to zeros here.
+    Cross-attention compares segments alone, and positions of different modalities have nothing in common: they are zeros.
     """
     xp = namespace(streams[0].segments)
     segments = xp.concatenate([s.segments for s in streams], axis=1)
