@@ -77,7 +77,7 @@ def flops(config: c.Experiment, source: Any) -> float:
     model, layout = build_model(config.model), build_layout(config, source.tokenizer)
     mesh = make_mesh(devices=jax.devices()[:1])
     abstract, _ = state_maker(config, model, build_optimizer(config.optimizer), layout, mesh)
-    return sum(report.step_flops(model, abstract.params, layout, config.data.batch_rows).values())
+    return sum(report.step_flops(model, {}, abstract.params, layout, config.data.batch_rows).values())
 
 
 def matched(config: c.Experiment, name: str, source: Any) -> c.Experiment:

@@ -1,17 +1,20 @@
 """FLOPs of matrix products, counted on the traced program: nothing is computed."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 
-def matrix_flops(function: Any, *arguments: Any, trained: int | None = None) -> dict[str, float]:
+def matrix_flops(function: Any, *arguments: Any, trained: int | None = None, slots: int = 1) -> dict[str, float]:
     """FLOPs of the matrix products that `function` makes, by the outermost named part of the model.
 
-    2 per multiply-add, loops as often as they run.
+    2 per multiply-add, loops as often as they run. A loop along an example runs as often as the longest example needs
+    (`mmjax.objectives.base.along_example`); it counts as if the examples of a row were of one length.
 
     Args:
+      slots: how many examples a row may have.
       trained: the number of the argument whose gradient is taken: the products of the backward pass are counted, too,
         one for each factor that depends on it. Most layers then cost three times their forward pass; the first layer of
         a tower, whose input is data, twice; a front end without parameters, once. What is computed a second time to
@@ -46,6 +49,8 @@ def matrix_flops(function: Any, *arguments: Any, trained: int | None = None) -> 
                 if kind == "scan":
                     inner_times = times * equation.params["length"]
                     given = _until_stable(walk, inner, name, given, equation.params)
+                elif kind == "while":
+                    inner_times = times * (turns(str(equation.source_info.name_stack)) or slots) / slots
                 elif kind == "shard_map":  # shapes inside are those of one device
                     inner_times = times * equation.params["mesh"].size
                 counted.append({})
@@ -105,10 +110,17 @@ def _until_stable(walk: Any, body: Any, scope: str, given: list[bool], params: d
         given = merged
 
 
+def turns(scope: str) -> int | None:
+    """How often a loop of this name runs along an example that fills its row; None: its name does not say."""
+    found = re.search(r"turns=(\d+)(/while)?$", scope)
+    return int(found[1]) if found else None
+
+
 def part_of(scope: str) -> str:
-    """The part of the model ("speech", "fusion", "answer", ...) that a name scope belongs to."""
+    """The part of the model ("speech", "fusion", "answer", ...) that a name scope belongs to; a loss belongs to its head."""
     for word in scope.replace(".", "/").split("/"):
-        for prefix in ("encoders_", "heads_"):
+        word = word.rpartition("(")[2].rstrip(")")  # of "transpose(jvp(heads_answer))"
+        for prefix in ("encoders_", "heads_", "objectives_"):
             if word.startswith(prefix):
                 return word.removeprefix(prefix)
         if word == "fusion":

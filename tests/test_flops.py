@@ -1,15 +1,22 @@
 """FLOPs counted on the traced program, against JAX's own gradients and against layers that can be counted by hand."""
 
 import dataclasses
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import pytest
 from conftest import tiny
 
+from mmjax import config as c
 from mmjax.flops import matrix_flops
+from mmjax.parallel import hlo, machines
+from mmjax.parallel.compilation import describe
+from mmjax.parallel.estimate import computed_again
+from mmjax.parallel.mesh import abstract_batch
+from mmjax.train import report
 from mmjax.train.build import build_layout, build_model
-from mmjax.train.step import unboxed
+from mmjax.train.step import divide, measure, unboxed
 
 ROWS, IN, HIDDEN, OUT = 3, 5, 7, 11
 
@@ -68,3 +75,83 @@ def test_the_gradient_of_a_whole_model_has_as_many(unroll):
 
     expected = sum(matrix_flops(jax.grad(loss), params, batch).values())
     assert sum(matrix_flops(outputs, params, batch, trained=0).values()) == pytest.approx(expected, rel=0.01)
+
+
+# A whole step. --------------------------------------------------------------------------------------------
+
+
+def counted(config):
+    """The config's parts; FLOPs of its step by part, each once; and those that are computed again."""
+    subject = describe(config, machines.parse("cpu:1"), None)
+    rows = config.data.batch_rows
+    step = report.step_flops(
+        subject.model, subject.objectives, subject.state.params, subject.layout, rows, training=True
+    )
+    return subject, step, computed_again(subject, rows)
+
+
+def gradient(subject):
+    """The gradient of a step's losses, and its abstract arguments; its attention is matrix products, not a kernel."""
+    model = subject.model.clone(attention="xla", strict_attention=False)
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), subject.state.params)
+
+    def loss(params, batch, key):
+        sums = measure(model, subject.objectives, params, batch, {"dropout": key, "augment": key})
+        return sum(divide(sums[f"{name}/loss"]) for name in subject.objectives)
+
+    batch = abstract_batch(subject.layout.empty(1), subject.config.data.batch_rows)
+    return jax.grad(loss), (params, batch, jax.eval_shape(lambda: jax.random.key(0)))
+
+
+def writing(encoder, head, objective, masked=()):
+    """A config of one encoder and one head, whose vocabulary does not come out in one chunk."""
+    config = tiny()
+    rows = {name: size for name, size in config.data.rows.items() if name != "image"}
+    data = dataclasses.replace(config.data, rows=rows, subsets={encoder: 1.0}, batch_rows=2)
+    encoders = {encoder: config.model.encoders[encoder]}
+    model = dataclasses.replace(config.model, encoders=encoders, fusion=None, heads={"said": head}, masked=dict(masked))
+    return dataclasses.replace(config, data=data, model=model, objectives={"said": objective})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        writing(
+            "text", c.Vocabulary(reads="text", outputs=700), c.Sequence(next_token=False, chunk=300),
+            {"said": c.MaskedText(vocabulary=128, mask=103)},
+        ),
+        writing("speech", c.TransducerDecoder(reads="speech", outputs=700, width=24), c.Transducer(chunk=300)),
+    ],
+    ids=["Vocabulary", "Transducer"],
+)  # fmt: skip
+def test_what_an_objective_computes_counts_to_its_head(config):
+    """As in the compiled program, where every product is one that is counted once or one that is computed again."""
+    subject, step, again = counted(config)
+    function, arguments = gradient(subject)
+    text = jax.jit(function).lower(*arguments).compile().as_text()
+    program = hlo.Program(text, 1, config.data.rows["examples"])
+    assert program.loops == 0
+    (encoder,) = config.model.encoders
+    for part in (encoder, "said"):
+        assert step[part] + again.get(part, 0.0) == pytest.approx(program.flops[part], rel=0.01), part
+    assert sum(program.flops.values()) == pytest.approx(step[encoder] + step["said"] + again["said"], rel=0.01)
+    assert step["said"] > step[encoder] / 2
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=() if path.stem == "quickstart" else pytest.mark.slow)
+        for path in sorted(pathlib.Path("configs").glob("*.py"))
+    ],
+)
+def test_the_step_of_every_config_is_counted_whole_and_by_part(path):
+    """Against the program of its gradient, which has nothing more than what is computed again."""
+    config = c.smoke(c.load(path))
+    subject, step, again = counted(config)
+    function, arguments = gradient(subject)
+    made = matrix_flops(function, *arguments, slots=config.data.rows["examples"])
+    assert sum(step.values()) + sum(again.values()) == pytest.approx(sum(made.values()), rel=0.01)
+    assert sum(again.values()) < 0.4 * sum(step.values())
+    parts = {*config.model.encoders, *config.model.heads, "fusion", "other"}
+    assert set(step) <= parts and step.get("other", 0.0) < 0.01 * sum(step.values())

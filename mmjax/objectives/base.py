@@ -1,7 +1,20 @@
 """What all objectives share."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 
 SumWeight = tuple[jax.Array, jax.Array]
 
 NEVER = -1e30  # log 0 that subtracts from itself without NaN
+
+
+def along_example(turns: jax.Array, most: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
+    """`fori_loop` from 0 to `turns`, of which there are as many as the longest example of the batch needs.
+
+    Args:
+      most: turns that an example needs which fills its row. The loop is named after it: `mmjax.flops` counts with it.
+    """
+    with jax.named_scope(f"turns={most}"):
+        return jax.lax.fori_loop(0, turns, body, carry)

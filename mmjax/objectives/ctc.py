@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mmjax.objectives.base import NEVER, SumWeight
+from mmjax.objectives.base import NEVER, SumWeight, along_example
 from mmjax.stream import BLANK, Stream
 
 
@@ -144,7 +144,7 @@ def _forward(logits: jax.Array, slots: Slots, remember: bool):
     never = jnp.full(slots.label.shape, NEVER)
     history = [jnp.zeros((length, *never.shape)) for _ in range(3)] if remember else None
     start = (never, never, jnp.zeros_like(never)), history
-    final, history = jax.lax.fori_loop(0, slots.frames.max(), step, start)
+    final, history = along_example(slots.frames.max(), length, step, start)
     return jnp.where(slots.empty, final[2], _log_sum(final[:2])), (total, final, history)
 
 
@@ -209,7 +209,7 @@ def _backward(residuals, cotangent):
     # The paths of an empty text pass through no label.
     standing = tuple(jnp.where(slots.empty, 0.0, cotangent * share) for share in _shares(final[:2]))
     carry = standing, gradient.reshape(rows, -1), jnp.zeros_like(history[0])
-    _, gradient, through_label = jax.lax.fori_loop(0, longest, step, carry)
+    _, gradient, through_label = along_example(longest, length, step, carry)
     # What does not pass through a label passes through a blank.
     of_time = jnp.take_along_axis(jnp.swapaxes(through_label, 0, 1), time_of_frame[:, :, None], axis=1)
     through_labels = jnp.where(jnp.swapaxes(own, 1, 2), of_time, 0.0).sum(-1)

@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mmjax.objectives.base import NEVER, SumWeight
+from mmjax.objectives.base import NEVER, SumWeight, along_example
 from mmjax.objectives.sequence import chunked_logits
 from mmjax.stream import BLANK, Joint, Stream
 
@@ -133,7 +133,7 @@ def _forward(encoded, predicted, kernel, slots, chunk):
 
     start = jnp.where(slots.first, 0.0, NEVER)
     carry = start, jnp.zeros_like(start), jnp.zeros((steps, *start.shape))
-    _, likelihood, history = jax.lax.fori_loop(0, _diagonals(slots), step, carry)
+    _, likelihood, history = along_example(_diagonals(slots), steps, step, carry)
     return likelihood, history
 
 
@@ -180,7 +180,7 @@ def _backward(chunk, residuals, cotangent):
 
     diagonals = _diagonals(slots)
     carry = jnp.zeros_like(cotangent), *(jnp.zeros_like(x) for x in (encoded, predicted, kernel))
-    _, *gradients = jax.lax.fori_loop(0, diagonals, step, carry)
+    _, *gradients = along_example(diagonals, len(history), step, carry)
     return *gradients, None
 
 

@@ -95,15 +95,15 @@ def compiled(subject: Subject, rows: int) -> Outcome:
         if TOO_LARGE not in str(error):
             raise
         return Outcome({"temp": _needed(str(error))}, None, None, str(error).splitlines()[0])
-    return outcome_of(executable, subject.mesh.size)._replace(note=note)
+    return outcome_of(executable, subject.mesh.size, subject.layout.rows.get("examples", 1))._replace(note=note)
 
 
-def outcome_of(executable: Any, devices: int) -> Outcome:
-    """What a compiled step (`jax.stages.Compiled`) for so many devices says of itself."""
+def outcome_of(executable: Any, devices: int, slots: int = 1) -> Outcome:
+    """What a compiled step (`jax.stages.Compiled`) for so many devices says of itself; slots: see `hlo.Program`."""
     stats, cost = executable.memory_analysis(), executable.cost_analysis() or {}
     names = ("argument", "output", "alias", "temp", "generated_code", "host_temp")
     memory = {name: float(getattr(stats, f"{name}_size_in_bytes")) for name in names}
-    return Outcome(memory, hlo.Program(executable.as_text(), devices), cost.get("flops"))
+    return Outcome(memory, hlo.Program(executable.as_text(), devices, slots), cost.get("flops"))
 
 
 def _needed(message: str) -> float:

@@ -138,19 +138,17 @@ def kept_for_backward(subject: Subject, rows: int) -> Kept:
 
 
 def computed_again(subject: Subject, rows: int) -> dict[str, float]:
-    """FLOPs of the matrix products that a step makes a second time, by part; over all devices."""
-    if all(tower.remat == "none" for tower in towers(subject.config.model).values()):
-        return {}
+    """FLOPs of the matrix products that a step makes a second time to save memory, by part; over all devices.
+
+    Those of towers with remat, and the logits that `Sequence` and `Transducer` do not keep.
+    """
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), subject.state.params)
-    own = _own_rows(subject, rows)
-    batch = abstract_batch(subject.layout.empty(1), own)
-
-    def flops(model: Any) -> dict[str, float]:
-        gradient = jax.grad(lambda p, b, k: _loss(subject, model, p, b, k))
-        return matrix_flops(gradient, params, batch, _key())
-
-    plain, again = flops(build_model(with_remat(subject.config.model, "none"))), flops(subject.model)
-    return {part: max(count - plain.get(part, 0.0), 0.0) * rows / own for part, count in again.items()}
+    own, model = _own_rows(subject, rows), subject.model.clone(attention="xla", strict_attention=False)
+    arguments = params, abstract_batch(subject.layout.empty(1), own), _key()
+    count = functools.partial(matrix_flops, slots=subject.layout.rows.get("examples", 1))
+    loss = functools.partial(_loss, subject, model)
+    once, made = count(loss, *arguments, trained=0), count(jax.grad(loss), *arguments)
+    return {part: max(flops - once.get(part, 0.0), 0.0) * rows / own for part, flops in made.items()}
 
 
 def _own_rows(subject: Subject, rows: int) -> int:

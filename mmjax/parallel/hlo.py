@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmjax.flops import turns
 from mmjax.parallel.hlo_flops import dimensions, flops_by
 from mmjax.parallel.hlo_text import Instruction, groups_in, parse, size_in_bytes
 
@@ -72,6 +73,11 @@ class _Around(NamedTuple):
 class Program:
     """A compiled program.
 
+    Args:
+      text: in XLA's language.
+      devices: that run it.
+      slots: how many examples a row may have, for loops along examples (`mmjax.flops.turns`).
+
     Attributes:
       collectives: all that are in it.
       flops: of its matrix products, per device and step, by part of the model.
@@ -81,9 +87,9 @@ class Program:
       loops: how many loops there are whose count could not be read; they are counted once.
     """
 
-    def __init__(self, text: str, devices: int):
+    def __init__(self, text: str, devices: int, slots: int = 1):
         self._computations, self._entry = parse(text)
-        self._devices, self.loops = devices, 0
+        self._devices, self._slots, self.loops = devices, slots, 0
         self.collectives: list[Collective] = []
         self.flops: dict[str, float] = {}
         self.narrow: dict[tuple[str, str], float] = {}
@@ -120,6 +126,8 @@ class Program:
         """Walks the computations that an instruction calls."""
         if one.opcode == "while":
             count = self._trips(one, table)
+            if count is None and (most := turns(one.name_stack)):
+                count = most / self._slots
             self.loops += count is None
             self._walk(one.attribute("body"), around._replace(times=around.times * (1 if count is None else count)))
         elif one.opcode == "conditional":

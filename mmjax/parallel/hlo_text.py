@@ -58,10 +58,15 @@ class Instruction(NamedTuple):
         return float(found[1]) if found and int(found[1]) < UNKNOWN_CYCLES else 0.0
 
     @property
+    def name_stack(self) -> str:
+        """What it is called in the program that was traced: scopes within scopes; "" if it has no name."""
+        found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.rest)
+        return found[1] if found else ""
+
+    @property
     def part(self) -> str:
         """The part of the model that it belongs to; "other" where none is named: mostly the optimizer."""
-        found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.rest)
-        return part_of(found[1]) if found else "other"
+        return part_of(self.name_stack)
 
 
 def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:

@@ -104,7 +104,7 @@ def _train(config: c.Experiment, run: Path) -> dict[str, Any]:
     schedule = build_schedule(config.optimizer.schedule)
 
     # Say what is going to happen.
-    flops = report.step_flops(model, abstract.params, layout, config.data.batch_rows, training=True)
+    flops = report.step_flops(model, objectives, abstract.params, layout, config.data.batch_rows, training=True)
     peak = PEAKS.get(jax.devices()[0].device_kind)
     made = decided(config, model, abstract.params, layout, mesh)
     if lead:

@@ -14,8 +14,8 @@ from mmjax import progress, telemetry
 from mmjax.flops import matrix_flops
 from mmjax.parallel.mesh import abstract_batch
 from mmjax.train import attention
-from mmjax.train.build import build_model
-from mmjax.train.step import unboxed
+from mmjax.train.build import build_model, build_objectives
+from mmjax.train.step import measure, unboxed
 
 MOSTLY_USED = 0.5  # share of a stream's positions below which its rows are too long for their company
 
@@ -26,14 +26,23 @@ def sample_rate(config: c.Experiment) -> int:
     return rates[0] if rates else 16_000
 
 
-def step_flops(model: Any, params: Any, layout: Any, rows: int, training: bool = False) -> dict[str, float]:
+def step_flops(
+    model: Any, objectives: Mapping[str, Any], params: Any, layout: Any, rows: int, training: bool = False
+) -> dict[str, float]:
     """FLOPs of the forward pass of one step by part of the model, in training those of its gradients as well.
 
-    Attention counts as all its scores: of a kernel the trace says nothing.
+    What an objective computes counts to the head that it is for. Attention counts as all its scores: of a kernel the
+    trace says nothing.
     """
     model = model.clone(attention="xla", strict_attention=False)
-    batch = abstract_batch(layout.empty(1), rows)
-    return matrix_flops(lambda p, b: model.apply({"params": p}, b), params, batch, trained=0 if training else None)
+    batch, key = abstract_batch(layout.empty(1), rows), jax.eval_shape(lambda: jax.random.key(0))
+
+    def forward(params, batch, key):
+        return measure(model, objectives, params, batch, {"dropout": key, "augment": key})
+
+    return matrix_flops(
+        forward, params, batch, key, trained=0 if training else None, slots=layout.rows.get("examples", 1)
+    )
 
 
 def position_flops(config: c.Experiment, layout: Any) -> dict[str, float]:
@@ -41,10 +50,10 @@ def position_flops(config: c.Experiment, layout: Any) -> dict[str, float]:
 
     What grows with the square of a row's length is counted at the length that the row has.
     """
-    model, batch = build_model(config.model), layout.empty(1)
+    model, objectives, batch = build_model(config.model), build_objectives(config), layout.empty(1)
     params = unboxed(jax.eval_shape(lambda: model.init(jax.random.key(0), batch)["params"]))
     totals = dict.fromkeys(layout.rows, 0.0)
-    for part, flops in step_flops(model, params, layout, 1).items():
+    for part, flops in step_flops(model, objectives, params, layout, 1).items():
         reads = part if part in config.model.encoders else getattr(config.model.heads.get(part), "reads", part)
         totals[reads if reads in totals else "examples"] += flops
     return {name: total / layout.rows[name] for name, total in totals.items()}
@@ -109,8 +118,8 @@ def start(config, run, params, flops, decisions, sampler, layout, source, first:
     for heading in ("parameters", "GFLOP per step"):
         parts.add_column(heading, justify="right")
     sizes = parameters_by_part(params)
-    for name, size in sizes.items():
-        parts.add_row(name, f"{size:,}", f"{flops.get(name, 0.0) / 1e9:.1f}")
+    for name in dict.fromkeys((*sizes, *flops)):
+        parts.add_row(name, f"{sizes.get(name, 0):,}", f"{flops.get(name, 0.0) / 1e9:.1f}")
     parts.add_row("all", f"{sum(sizes.values()):,}", f"{sum(flops.values()) / 1e9:.1f}")
     say(parts)
     if len(devices) > 1:

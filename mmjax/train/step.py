@@ -110,7 +110,8 @@ def score(objectives: dict[str, Any], outputs: Batch, batch: Batch) -> Sums:
     for name, objective in objectives.items():
         labels = outputs.get(f"{name}/labels", batch.get(name)) if objective.labelled else None
         if name in outputs and (labels is not None or not objective.labelled):
-            measured = objective(outputs[name], labels) if objective.labelled else objective(outputs[name])
+            with jax.named_scope(f"objectives_{name}"):  # by which its FLOPs and traffic are told
+                measured = objective(outputs[name], labels) if objective.labelled else objective(outputs[name])
             sums |= {f"{name}/{metric}": pair for metric, pair in measured.items()}
     return sums
 
