@@ -8,7 +8,11 @@ from mmjax.parallel.runtime import COMPILE_FAST
 # MMJAX_TEST_PLATFORMS=cuda,cpu pytest tests/test_attention_backends.py, where there is a GPU.
 os.environ["JAX_PLATFORMS"] = os.environ.get("MMJAX_TEST_PLATFORMS", "cpu")
 # Little optimisation: these tests compile more than they compute. Tests of several devices start a process for it.
-os.environ["XLA_FLAGS"] = " ".join(f"--{name}={int(value)}" for name, value in COMPILE_FAST.items())
+# Of the flags that are set only the processor's instructions stay: XLA_FLAGS=--xla_cpu_max_isa=SSE4_2 pytest ...
+os.environ["XLA_FLAGS"] = " ".join(
+    [flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag.startswith("--xla_cpu_max_isa=")]
+    + [f"--{name}={int(value)}" for name, value in COMPILE_FAST.items()]
+)
 # The same small programs are compiled by many tests, and by the processes that they start: once is enough.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"mmjax-test-compilations-{os.getuid()}")

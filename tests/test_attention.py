@@ -1,12 +1,11 @@
 """Attention and convolution within segments, against plain references (traps A1, A5, A7, B1, B5)."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+from rounding import assert_same_sums
 
 from mmjax.models import attention as attention_module
 from mmjax.models.conformer import relative_shift
@@ -82,9 +81,14 @@ def test_depthwise_convolution_equals_each_segment_alone(taps):
             if len(at) == 0:
                 continue
             padded = np.pad(x[row, at], ((left, taps - 1 - left), (0, 0)))
-            alone = [(padded[t : t + taps] * kernel).sum(0) for t in range(len(at))]
-            np.testing.assert_allclose(packed[row, at], alone, atol=1e-5)
+            terms = np.stack([padded[t : t + taps] * kernel for t in range(len(at))])
+            assert_same_sums(packed[row, at], terms.sum(1), np.abs(terms).sum(1), taps)
     assert not np.any(packed[SEGMENTS == 0])
+
+
+def gradients(convolution, x, kernel, back):
+    """Of x and of the kernel, given that of what a convolution makes of them: sums that are linear in each."""
+    return jax.vjp(convolution, x, kernel)[1](back)
 
 
 @pytest.mark.parametrize("taps", [4, 5])
@@ -93,10 +97,13 @@ def test_depthwise_gradient_equals_autodiff(taps):
 
     x, kernel = normal(2, 10, 6), normal(taps, 6, seed=1)
     left = (taps - 1) // 2
-    ours = jax.jit(jax.grad(lambda x, k: (depthwise_convolution(x, k, SEGMENTS, left) ** 2).sum(), (0, 1)))(x, kernel)
-    plain = jax.jit(jax.grad(lambda x, k: (_shifted_sum(x, k, SEGMENTS, left) ** 2).sum(), (0, 1)))(x, kernel)
-    for a, b in zip(ours, plain, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    back = normal(2, 10, 6, seed=2)
+    pulled = lambda convolution, *factors: jax.jit(gradients, static_argnums=0)(convolution, *factors)  # noqa: E731
+    ours = pulled(lambda x, k: depthwise_convolution(x, k, SEGMENTS, left), x, kernel, back)
+    plain = lambda x, k: _shifted_sum(x, k, SEGMENTS, left)  # noqa: E731
+    magnitudes = pulled(plain, *map(jnp.abs, (x, kernel, back)))
+    for mine, other, size, terms in zip(ours, pulled(plain, x, kernel, back), magnitudes, (taps, 20), strict=True):
+        assert_same_sums(mine, other, size, terms)
 
 
 def test_trap_b5_an_even_kernel_has_one_tap_more_on_the_right():
@@ -116,8 +123,9 @@ def test_strided_windows_are_a_convolution(length, bins):
     theirs = jax.lax.conv_general_dilated(
         x, kernel, (2, 2), [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    np.testing.assert_allclose(strided_convolution(x, kernel.reshape(27, 5), segments), theirs, atol=1e-4)
+    magnitudes = np.abs(windows).reshape(windows.shape[:-2] + (27,)) @ np.abs(kernel).reshape(27, 5)
+    assert_same_sums(ours, theirs, magnitudes, 27)
+    assert_same_sums(strided_convolution(x, kernel.reshape(27, 5), segments), theirs, magnitudes, 27)
 
 
 def test_a_strided_convolution_and_its_gradients_are_those_of_its_windows():
@@ -128,8 +136,13 @@ def test_a_strided_convolution_and_its_gradients_are_those_of_its_windows():
     def by_windows(x, kernel):
         return strided_windows(x, segments).reshape(1, 33, 4, 36) @ kernel
 
-    def loss(convolution):
-        return jax.jit(jax.value_and_grad(lambda x, k: jnp.sin(convolution(x, k)).sum(), (0, 1)))
+    def of(convolution, x, kernel, back):
+        """What it makes of x, and its gradients."""
+        return jax.jit(lambda *factors: (convolution(*factors[:2]), *gradients(convolution, *factors)))(x, kernel, back)
 
-    ours, theirs = loss(lambda x, k: strided_convolution(x, k, segments))(x, kernel), loss(by_windows)(x, kernel)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), ours, theirs)
+    factors = x, kernel, normal(1, 33, 4, 5, seed=2)
+    ours, theirs = of(lambda x, k: strided_convolution(x, k, segments), *factors), of(by_windows, *factors)
+    magnitudes = of(by_windows, *map(jnp.abs, factors))
+    # A position is in up to four windows of five outputs each; the kernel meets all 33 x 4 windows.
+    for mine, other, size, terms in zip(ours, theirs, magnitudes, (36, 4 * 5, 33 * 4), strict=True):
+        assert_same_sums(mine, other, size, terms)
