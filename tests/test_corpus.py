@@ -228,13 +228,13 @@ def test_an_empty_text_is_not_a_missing_one(tmp_path):
     for spoken, expected in (([], None), ([{}], None), ([{"text": ""}], ""), ([{"text": ""}, {"text": "ein"}], "ein")):
         assert from_row({**cut, "supervisions": spoken}, "", "row").transcript == expected
     (tmp_path / "list.csv").write_text("speech,transcript\na.wav,\na.wav,ein\n")
-    assert [record.transcript for record in Manifest(str(tmp_path / "list.csv"))] == [None, "ein"]
+    assert [record.transcript for record in ManifestRecords(str(tmp_path / "list.csv"))] == [None, "ein"]
     (tmp_path / "a.txt").write_text("\n")
-    assert Folder(str(tmp_path))[0].transcript == ""
+    assert FolderRecords(str(tmp_path))[0].transcript == ""
     with tarfile.open(tmp_path / "all.tar", "w") as tar:
         tar.add(tmp_path / "a.wav", "a.wav")
         tar.add(tmp_path / "a.txt", "a.txt")
-    assert TarShards(str(tmp_path / "all.tar"))[0].transcript == ""
+    assert TarShardsRecords(str(tmp_path / "all.tar"))[0].transcript == ""
 
 
 def test_answers_are_those_of_the_training_split(tmp_path):

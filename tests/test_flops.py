@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 from conftest import tiny
-from mmjax.parallel.compilation import describe
-from mmjax.parallel.estimate import computed_again
 
 from mmjax import config as c
 from mmjax.flops import matrix_flops
 from mmjax.parallel import hlo, machines
 from mmjax.parallel.mesh import abstract_batch
+from mmjax.plan.compilation import describe
+from mmjax.plan.estimate import computed_again
 from mmjax.train import report
 from mmjax.train.build import build_layout, build_model
 from mmjax.train.step import divide, measure, unboxed
@@ -85,7 +85,7 @@ def counted(config):
     subject = describe(config, machines.parse("cpu:1"), None)
     rows = config.data.batch_rows
     step = report.step_flops(
-        subject.model, subject.objectives, subject.state.params, subject.layout, rows, training=True
+        subject.model, subject.config.objectives, subject.state.params, subject.layout, rows, training=True
     )
     return subject, step, computed_again(subject, rows)
 
@@ -96,8 +96,8 @@ def gradient(subject):
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), subject.state.params)
 
     def loss(params, batch, key):
-        sums = measure(model, subject.objectives, params, batch, {"dropout": key, "augment": key})
-        return sum(divide(sums[f"{name}/loss"]) for name in subject.objectives)
+        sums = measure(model, subject.config.objectives, params, batch, {"dropout": key, "augment": key})
+        return sum(divide(sums[f"{name}/loss"]) for name in subject.config.objectives)
 
     batch = abstract_batch(subject.layout.empty(1), subject.config.data.batch_rows)
     return jax.grad(loss), (params, batch, jax.eval_shape(lambda: jax.random.key(0)))

@@ -201,7 +201,6 @@ from mmjax import config as c
 from mmjax.parallel import machines
 from mmjax.plan import compilation
 from mmjax.parallel.mesh import to_devices
-from mmjax.train.program import state_maker
 
 rows = 16
 config = dataclasses.replace(c.load("configs/quickstart.py"), mesh=c.Mesh(data=2, fsdp=4))

@@ -22,7 +22,7 @@ from mmjax.evaluate.measures import Measures
 from mmjax.models import AttentionDecoder, TextDecoder, TransducerDecoder
 from mmjax.models.writers import begun_and_ended
 from mmjax.stream import Stream
-from mmjax.train.build import build_layout, build_model, build_objectives
+from mmjax.train.build import build_layout, build_model
 from mmjax.train.step import score, unboxed
 
 DECODER = dict(layers=1, width=16, heads=2, mlp=32)
@@ -69,7 +69,7 @@ def test_an_empty_transcript_teaches_every_writer_to_end_and_a_missing_one_nothi
     layout = build_layout(config, tokenizer).without("image", "text")
     model = build_model(dataclasses.replace(config.model, fusion=None, heads={
         name: head for name, head in config.model.heads.items() if name != "answer"}))  # fmt: skip
-    objectives = {name: one for name, one in build_objectives(config).items() if name != "answer"}
+    objectives = {name: one for name, one in config.objectives.items() if name != "answer"}
     noise = np.random.default_rng(0).normal(size=4000).astype(np.float32)
     examples = {said: Example(speech=lambda: noise, transcript=said) for said in (None, "", "red")}
 

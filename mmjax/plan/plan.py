@@ -163,7 +163,7 @@ def timed(
     """
     shape, program = dict(subject.mesh.shape), outcome and outcome.program
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), subject.state.params)
-    flops = report.step_flops(subject.model, subject.objectives, params, subject.layout, rows, training=True)
+    flops = report.step_flops(subject.model, subject.config.objectives, params, subject.layout, rows, training=True)
     again = computed_again(subject, rows) if program is None else {}
     narrow, (used, traffic, collectives) = {}, estimated(subject, flops, again, activations)
     expected = {}

@@ -16,7 +16,7 @@ from mmjax.files import write_whole
 from mmjax.flops import matrix_flops
 from mmjax.parallel.mesh import abstract_batch
 from mmjax.train import attention
-from mmjax.train.build import build_model, build_objectives
+from mmjax.train.build import build_model
 from mmjax.train.step import measure, unboxed
 
 MOSTLY_USED = 0.5  # share of a stream's positions below which its rows are too long for their company
@@ -52,7 +52,7 @@ def position_flops(config: c.Experiment, layout: Any) -> dict[str, float]:
 
     What grows with the square of a row's length is counted at the length that the row has.
     """
-    model, objectives, batch = build_model(config.model), build_objectives(config), layout.empty(1)
+    model, objectives, batch = build_model(config.model), config.objectives, layout.empty(1)
     params = unboxed(jax.eval_shape(lambda: model.init(jax.random.key(0), batch)["params"]))
     totals = dict.fromkeys(layout.rows, 0.0)
     for part, flops in step_flops(model, objectives, params, layout, 1).items():
