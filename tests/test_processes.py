@@ -213,7 +213,9 @@ def test_a_process_that_stands_still_is_named():
 
 def test_an_error_of_one_process_ends_all_with_its_code_and_an_orderly_end_none():
     watches, _, ended = watched(3)
-    watches[1].leave(0)
+    watches[1].leave(75, "stopped by a signal")
+    watches[0].settle(1)
+    assert not ended
     watches[2].leave(2, "there is no such file")
     with ThreadPoolExecutor(1) as pool:
         pool.submit(watches[0].settle, 5)  # as a process does whose step failed

@@ -553,6 +553,26 @@ def test_saving_to_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
         checkpoints.save(3, {"a": jnp.ones(2)}, {"step": 3})
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone can mount a small file system")
+def test_a_disk_that_fills_up_under_a_run_is_one_line(tmp_path):
+    (tmp_path / "small").mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", tmp_path / "small"]).returncode:
+        pytest.skip("may not mount")
+    try:
+        process = command(tmp_path / "small" / "run", "--checkpoint.every-steps", "2")
+        _, errors = process.communicate(timeout=300)
+        after = errors.splitlines()[
+            max(i for i, line in enumerate(errors.splitlines()) if line.startswith("step ")) + 1 :
+        ]
+        assert process.returncode == 2 and len(after) == 1 and "cannot finish the checkpoint of step" in after[0], (
+            errors
+        )
+        assert [one["intact"] for one in describe_run(tmp_path / "small" / "run")] == [True]
+    finally:
+        subprocess.run(["umount", tmp_path / "small"], check=True)
+
+
 def test_the_models_know_nothing_of_the_rest_of_the_house():
     """Imports run downwards only: cli > train, evaluate > objectives, models, data > stream, config."""
     forbidden = {

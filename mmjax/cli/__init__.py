@@ -108,7 +108,7 @@ def _run(options, rest) -> int:
         handlers = {f.__name__.strip("_"): f for f in commands_} | {"data": data.run}
         code, said = handlers[options.command](options, rest), ""
     except UserError as error:
-        if watch:
+        if watch and not isinstance(error, Preempted):
             watch.settle()
         print(f"mmjax: error: {error}", file=sys.stderr)
         code, said = error.exit_code, str(error)
@@ -348,7 +348,17 @@ def _printable() -> None:
 
 def _quiet() -> None:
     """Keeps other libraries' chatter off the screen; warnings of ours and errors of anybody still come through."""
+    import absl.logging  # noqa: F401  (first: a logger named "absl" that it has not made does not know who calls it)
+
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     for name in ("absl", "orbax", "jax._src.xla_bridge", "tensorflow_datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("absl", "asyncio", "concurrent.futures"):
+        logging.getLogger(name).addFilter(_news)
     warnings.filterwarnings("ignore", module="orbax|tensorstore|tensorflow_datasets")
+
+
+def _news(record: logging.LogRecord) -> bool:
+    """Whether a line of the log says what no exception says: Orbax logs what it raises, once for each of its threads."""
+    error = record.exc_info[1] if record.exc_info else None
+    return "orbax" not in f"{record.pathname} {record.getMessage()}" and str(error) != "Event loop is closed"

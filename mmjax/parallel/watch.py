@@ -18,6 +18,7 @@ from mmjax.errors import Preempted
 
 BEAT = 2.0  # seconds
 SILENCE = 60.0  # seconds without a word, after which a process counts as lost
+PATIENCE = 300.0  # seconds that this process has to end by itself, when another has ended in good order
 ORDERLY = (0, Preempted.exit_code, 130)  # exit codes with which all processes end, each when it is done
 
 
@@ -67,10 +68,10 @@ class Watch:
             link.close()
 
     def settle(self, seconds: float = BEAT) -> None:
-        """Waits a little, before an error is believed to be this process's own: it may be but what a lost one left."""
+        """Waits a little, before an error is believed to be this process's own: another's may be its cause."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            if self._verdict:
+            if self._verdict and self._verdict[0] < time.monotonic() + PATIENCE / 2:
                 return self._end(*self._verdict[1:])
             time.sleep(0.05)
 
@@ -112,7 +113,7 @@ class Watch:
             code, _, message = rest.partition(" ")
             if word == "end":
                 if int(code):
-                    grace = 300 if int(code) in ORDERLY else 10  # this one may be about to end as well
+                    grace = PATIENCE if int(code) in ORDERLY else 10  # this one may be about to end as well
                     self._decide(grace, int(code), f"process {number} of {self._count} has ended: {message}")
                 return False
             if word == "all":  # process 0 passes on what it knows
@@ -124,8 +125,9 @@ class Watch:
         self._decide(0, Preempted.exit_code, f"process {number} of {self._count} {what}; {again}")
 
     def _decide(self, grace: float, code: int, message: str) -> None:
-        if self._verdict is None or grace == 0 < self._verdict[0] - time.monotonic():
-            self._verdict = time.monotonic() + grace, code, message
+        when = time.monotonic() + grace
+        if self._verdict is None or when < self._verdict[0]:
+            self._verdict = when, code, message
             if (self._number == 0 and code not in ORDERLY) or grace == 0:
                 self._tell(f"all {code} {message}")
 

@@ -12,7 +12,6 @@ A checkpoint whose files are not what these sums say is *damaged*. One that cann
 
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ import orbax.checkpoint as ocp
 from flax.serialization import from_state_dict, to_state_dict
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from mmjax import progress
 from mmjax.errors import UserError
 from mmjax.files import local, write_whole
 from mmjax.parallel.agreement import together
@@ -90,9 +90,9 @@ class Checkpoints:
         meta = {"format": FORMAT, "orbax": version("orbax-checkpoint"), "data": dict(data)}
         tree = unflatten_dict(_flat(state))
         meta = ocp.args.JsonSave({**meta, "sha256": _sum_of(meta)})
+        self.finish()  # Orbax would wait for the one before as well, but blame this one for its errors
         with _explained(f"save the checkpoint of step {step} to {self.path}"):
             self._manager.save(step, args=ocp.args.Composite(state=_SummedSave(tree), meta=meta))
-            self._note_finished()  # Orbax has waited for the one before
         self._unfinished = step
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, int]]:
@@ -139,6 +139,9 @@ class Checkpoints:
         if not isinstance(data, dict) or not data.keys() >= POSITION:
             raise Damaged(f"the checkpoint {path} is damaged: meta/metadata lacks the position in the data")
         if old:
+            progress.console.print(
+                f"[yellow]{path} was saved by an earlier version: its files have no sums to check[/yellow]"
+            )
             return meta
         if meta["format"] > FORMAT:
             raise UserError(f"the checkpoint {path} was saved by a newer mmjax; install that one")
@@ -204,11 +207,6 @@ class Checkpoints:
                 return f"{self.path} is gone, but {metrics.name} says that steps were taken"
         return None
 
-    def _note_finished(self) -> None:
-        if self._unfinished is not None and jax.process_index() == 0:
-            write_whole(self.path.parent / NEWEST, f"{self._unfinished}\n")
-        self._unfinished = None
-
     def describe(self) -> Iterator[dict[str, Any]]:
         """Per step, oldest first: size in bytes, digest, whether it is as it was saved, and if not, what is wrong.
 
@@ -225,10 +223,12 @@ class Checkpoints:
 
     def finish(self) -> None:
         """Waits until everything is written."""
-        if "_manager" in self.__dict__:
-            with _explained(f"finish writing checkpoints to {self.path}"):
+        if self._unfinished is not None:
+            step, self._unfinished = self._unfinished, None
+            with _explained(f"finish the checkpoint of step {step} in {self.path}"):
                 self._manager.wait_until_finished()
-                self._note_finished()
+                if jax.process_index() == 0:
+                    write_whole(self.path.parent / NEWEST, f"{step}\n")
 
     def close(self) -> None:
         """Waits until everything is written, and ends the threads that write."""
@@ -332,7 +332,6 @@ class _explained:
 
     def __exit__(self, kind, error, traceback):
         if kind is not None and issubclass(kind, Exception) and not issubclass(kind, UserError):
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # what else failed with it says nothing more
             first = str(error).strip().split("\n")[0][:300] or kind.__name__
             raise UserError(f"cannot {self.doing}: {first}") from error
         return False
