@@ -10,8 +10,9 @@ from conftest import tiny
 
 from mmjax import config as c
 from mmjax.flops import matrix_flops
-from mmjax.parallel import hlo, machines
+from mmjax.parallel import machines
 from mmjax.parallel.mesh import abstract_batch
+from mmjax.plan import hlo
 from mmjax.plan.compilation import describe
 from mmjax.plan.estimate import computed_again
 from mmjax.train import report

@@ -500,8 +500,8 @@ def test_nothing_that_lies_in_a_folder_of_shards_is_run(tmp_path, monkeypatch, c
     monkeypatch.setenv("MMJAX_DATA", str(tmp_path / "data"))
     original = building._build_shard
 
-    def planted(collection, unreadable, numbers, shard, note, advance):
-        original(collection, unreadable, numbers, shard, note, advance)
+    def planted(collection, unreadable, numbers, shard, note, *rest):
+        original(collection, unreadable, numbers, shard, note, *rest)
         note.write_bytes(pickle.dumps(Planted()))
 
     monkeypatch.setattr(building, "_build_shard", planted)

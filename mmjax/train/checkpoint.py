@@ -139,9 +139,7 @@ class Checkpoints:
         if not isinstance(data, dict) or not data.keys() >= POSITION:
             raise Damaged(f"the checkpoint {path} is damaged: meta/metadata lacks the position in the data")
         if old:
-            progress.console.print(
-                f"[yellow]{path} was saved by an earlier version: its files have no sums to check[/yellow]"
-            )
+            progress.warn(f"{path} was saved by an earlier version: its files have no sums to check")
             return meta
         if meta["format"] > FORMAT:
             raise UserError(f"the checkpoint {path} was saved by a newer mmjax; install that one")
