@@ -161,6 +161,7 @@ class WhisperEncoder:
     heads: int = 6
     mlp: int = 1536
     length: int = 1500  # tokens of the longest recording, two hops each
+    pad_to_length: bool = False  # every recording, with silence: what OpenAI's models learned from
     dropout: float = 0.0
     remat: Remat = "none"
 

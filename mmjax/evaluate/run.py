@@ -136,7 +136,7 @@ class Run:
         if speech is not None:  # a row as long as this recording; no other needs room beside it
             if len(speech) > LONGEST * sample_rate(self.config):
                 raise UserError(f"the recording is longer than {LONGEST} seconds; cut it into parts")
-            blocks = len(layout.speech(speech))
+            blocks = len(layout.speech(speech)[0])
             encoder = self.config.model.encoders["speech"]
             if isinstance(encoder, c.WhisperEncoder) and blocks > 2 * encoder.length:
                 raise UserError(f"the recording has {blocks} hops, but the model knows {2 * encoder.length} places")

@@ -26,6 +26,7 @@ def part(theirs: dict[str, Any]) -> c.WhisperEncoder:
         heads=theirs["encoder_attention_heads"],
         mlp=theirs["encoder_ffn_dim"],
         length=theirs["max_source_positions"],
+        pad_to_length=True,
     )
 
 

@@ -18,10 +18,10 @@ STYLE = BlockStyle(epsilon=1e-5)
 class WhisperEncoder(nn.Module):
     """Two convolutions in time, learned positions, a pre-norm Transformer (Radford et al. 2022, arXiv:2212.04356).
 
-    Whisper was trained on recordings continued with silence to 30 s (3,000 hops); give it such to get what it learned.
-
     Attributes:
       length: tokens of the longest recording, of two hops each.
+      pad_to_length: whoever fills the rows continues every recording with silence to this length (30 s), as OpenAI trained
+        its models; the silence is attended to like the rest. Off, a recording takes as many tokens as it has.
     """
 
     front_end: nn.Module
@@ -30,6 +30,7 @@ class WhisperEncoder(nn.Module):
     heads: int
     mlp: int
     length: int = 1500
+    pad_to_length: bool = False
     dropout: float = 0.0
     unroll: bool = False
     remat: Remat = "none"

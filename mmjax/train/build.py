@@ -115,11 +115,8 @@ def build_layout(config: c.Experiment, tokenizer=None):
                 raise UserError(
                     f"data.rows.{name}={config.data.rows[name]} is not a multiple of {encoder.subsampling} hops"
                 )
-            if isinstance(encoder, c.WhisperEncoder) and config.data.rows[name] > 2 * encoder.length:
-                raise UserError(
-                    f"model.encoders.{name}.length={encoder.length} tokens are {2 * encoder.length} hops, but a recording "
-                    f"may fill its row of {config.data.rows[name]}"
-                )
+            if isinstance(encoder, c.WhisperEncoder):
+                geometry |= {"pad": _whisper_hops(f"model.encoders.{name}", encoder, config.data.rows[name])}
         elif isinstance(encoder, c.ImageEncoder):
             geometry |= {
                 key: getattr(encoder, key) for key in ("patch", "image_size", "max_patches", "class_token", "registers")
@@ -153,6 +150,21 @@ def build_layout(config: c.Experiment, tokenizer=None):
     return Layout(
         rows=config.data.rows, tokenizer=tokenizer, vectors=vectors, answers=answers, distribution=mixed, **geometry
     )
+
+
+def _whisper_hops(path: str, encoder: c.WhisperEncoder, room: int) -> int | None:
+    """To how many hops recordings are continued with silence: all that the encoder has places for, or None."""
+    hops = encoder.subsampling * encoder.length
+    if encoder.pad_to_length and room % hops:
+        raise UserError(
+            f"{path}.pad_to_length takes {hops} hops for each recording, of which its row of {room} is no multiple; write "
+            f"{max(1, round(room / hops)) * hops}"
+        )
+    if not encoder.pad_to_length and room > hops:
+        raise UserError(
+            f"{path}.length={encoder.length} tokens are {hops} hops, but a recording may fill its row of {room}"
+        )
+    return hops if encoder.pad_to_length else None
 
 
 def build_sampler(config: c.Experiment, layout, source):
