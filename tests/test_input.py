@@ -157,6 +157,16 @@ def test_speech_starts_at_multiples_of_the_stem():
     assert stream.features[0, 10].sum() == 1, "the last hop is filled with zeros"
 
 
+def test_recordings_for_a_whisper_are_continued_with_silence_and_longer_ones_fit_nowhere():
+    layout = Layout(rows={"speech": 120, "examples": 3}, align=2, pad=40)
+    samples = np.array([400, 6400, 6401, 0])
+    assert layout.tokens({"speech": samples})["speech"].tolist() == [40, 40, 121, 0]
+    blocks, positions = layout.speech(np.ones(500, np.float32))
+    assert blocks.shape == (40, 160) and blocks.sum() == 500 and positions[:, 1].tolist() == [160] * 40
+    with pytest.raises(UserError, match="has 41 hops, but the encoder was made for 40; cut it into parts"):
+        layout.speech(np.ones(6401, np.float32))
+
+
 def test_hidden_modalities_take_no_room():
     pack = packer()
     example = Example(speech=lambda: np.ones(1600, np.float32), text="is there", transcript="is there", answer=3)

@@ -145,7 +145,9 @@ class Layout:
             raise UserError(f"speech of {count} samples is shorter than one analysis window ({self.window})")
         if self.pad is not None:
             if hops > self.pad:
-                raise UserError(f"the recording has {hops} hops, but the encoder was made for {self.pad}; cut it into parts")
+                raise UserError(
+                    f"the recording has {hops} hops, but the encoder was made for {self.pad}; cut it into parts"
+                )
             hops, count = self.pad, self.pad * self.hop
         blocks = np.zeros((hops, self.hop), np.float32)
         blocks.reshape(-1)[: len(samples)] = samples
