@@ -1,12 +1,15 @@
 """Recordings, pictures and text from outside, whole and broken."""
 
+import dataclasses
 import io
 
 import numpy as np
 import pytest
 import soundfile
+from conftest import tiny
 from PIL import Image
 
+from mmjax import config as c
 from mmjax.data.audio import encode_ogg, read_audio
 from mmjax.data.example import Example
 from mmjax.data.image import read_image
@@ -17,6 +20,7 @@ from mmjax.data.speech_synthesis import Voice, synthesise
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
 from mmjax.stream import BLANK
+from mmjax.train.build import build_layout
 
 TONE = 0.5 * np.sin(2 * np.pi * 440 * np.arange(48_000) / 48_000).astype(np.float32)
 
@@ -142,8 +146,6 @@ LAYOUT = Layout(rows={"speech": 40, "text": 8, "transcript": 8, "examples": 3})
 
 
 def packer():
-    import dataclasses
-
     return Packer(dataclasses.replace(LAYOUT, tokenizer=Tokenizer.train(["is there a red shape?"], 64)), 1)
 
 
@@ -153,7 +155,8 @@ def test_speech_starts_at_multiples_of_the_stem():
         pack.add(0, Example(speech=lambda n=length: np.ones(n, np.float32)), frozenset(["speech"]))
     stream = pack.batch["speech"]
     assert stream.segments[0].tolist() == [1] * 11 + [0] + [2] * 6 + [0] * 22
-    assert stream.positions[0, :12].tolist() == [*range(11), 0]
+    assert stream.positions[0, :12, 0].tolist() == [*range(11), 0]
+    assert stream.positions[0, :12, 1].tolist() == [*[160] * 10, 1, 0]  # 1,601 samples end in the eleventh hop
     assert stream.features[0, 10].sum() == 1, "the last hop is filled with zeros"
 
 
@@ -165,6 +168,29 @@ def test_recordings_for_a_whisper_are_continued_with_silence_and_longer_ones_fit
     assert blocks.shape == (40, 160) and blocks.sum() == 500 and positions[:, 1].tolist() == [160] * 40
     with pytest.raises(UserError, match="has 41 hops, but the encoder was made for 40; cut it into parts"):
         layout.speech(np.ones(6401, np.float32))
+
+
+@pytest.mark.parametrize(
+    "room, padded, message",
+    [
+        (
+            500,
+            True,
+            "pad_to_length takes 400 hops for each recording, of which its row of 500 is no multiple; write 400",
+        ),
+        (500, False, "length=200 tokens are 400 hops, but a recording may fill its row of 500"),
+    ],
+)
+def test_the_row_of_a_whisper_fits_its_places(room, padded, message):
+    config = tiny()
+    speech = c.WhisperEncoder(layers=1, width=16, heads=2, mlp=32, length=200, pad_to_length=padded)
+    model = dataclasses.replace(config.model, encoders={**config.model.encoders, "speech": speech})
+    fits = {**config.data.rows, "speech": 800 if padded else 400}
+    config = dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, rows=fits))
+    assert build_layout(config).pad == (400 if padded else None)
+    data = dataclasses.replace(config.data, rows={**fits, "speech": room})
+    with pytest.raises(UserError, match=message):
+        build_layout(dataclasses.replace(config, data=data))
 
 
 def test_hidden_modalities_take_no_room():

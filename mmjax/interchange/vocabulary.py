@@ -28,21 +28,18 @@ def keep(source: Path, out: Path, blank: int | None) -> list[str]:
     Returns:
       Names of files that were left out.
     """
-    left_out = []
     try:
         if blank is None:
             _copy((TOKENIZER, *SENTENCEPIECE), source, out)
-        elif (source / TOKENIZER).is_file():
+            return []
+        if (source / TOKENIZER).is_file():
             _write(read_object(source / TOKENIZER) | {"blank": blank}, out)
-        elif (source / CHARACTERS).is_file() and (about := of_characters(source)) is not None:
+        elif (source / CHARACTERS).is_file() and (about := of_characters(source, blank)) is not None:
             _write(about | {"blank": blank}, out)
             _copy((CHARACTERS, *ABOUT_CHARACTERS), source, out)
-        if blank is not None:
-            names = (*SENTENCEPIECE, CHARACTERS)
-            left_out = [name for name in names if (source / name).is_file() and not (out / TOKENIZER).is_file()]
     except OSError as error:
         raise UserError(f"cannot copy the tokenizer of {source} to {out}: {error.strerror or error}") from None
-    return left_out
+    return [x for x in (*SENTENCEPIECE, CHARACTERS) if (source / x).is_file() and not (out / x).is_file()]
 
 
 def give_back(source: Path, out: Path) -> None:
@@ -58,11 +55,11 @@ def give_back(source: Path, out: Path) -> None:
         raise UserError(f"cannot copy the tokenizer of {source} to {out}: {error.strerror or error}") from None
 
 
-def of_characters(source: Path) -> dict[str, Any] | None:
+def of_characters(source: Path, blank: int) -> dict[str, Any] | None:
     """A tokenizer.json that reads and writes as `Wav2Vec2CTCTokenizer` does; None: it is of another kind.
 
     A character is a piece, and so is what the vocabulary has of several characters; a space is the word delimiter. Only
-    the padding, which is the blank, is a special token: as in theirs, a model that writes "<s>" is shown to.
+    the blank is a special token: as in theirs, where a model writes "<s>", the text shows it.
     """
     about = {name: read_object(source / name) if (source / name).is_file() else {} for name in ABOUT_CHARACTERS}
     settings = about["special_tokens_map.json"] | about["tokenizer_config.json"]
@@ -72,8 +69,8 @@ def of_characters(source: Path) -> dict[str, Any] | None:
     kind = settings.get("tokenizer_class", "Wav2Vec2CTCTokenizer")
     if kind != "Wav2Vec2CTCTokenizer" or not all(isinstance(i, int) for i in vocabulary.values()):
         return None  # phonemes, or a vocabulary for each of several languages
-    padding, unknown = _name(settings, "pad_token", "<pad>"), _name(settings, "unk_token", "<unk>")
-    delimiter, space = _name(settings, "word_delimiter_token", "|"), settings.get("replace_word_delimiter_char", " ")
+    unknown, delimiter = _name(settings, "unk_token", "<unk>"), _name(settings, "word_delimiter_token", "|")
+    space = settings.get("replace_word_delimiter_char", " ")
     letters = sorted(set("".join(vocabulary))) if settings.get("do_lower_case") else ()  # theirs writes capitals
     lower = {x: x.lower() for x in letters if x != x.lower() and len(x.lower()) == 1}
     replace = [(" ", delimiter), *((small, capital) for capital, small in lower.items())]
@@ -83,18 +80,7 @@ def of_characters(source: Path) -> dict[str, Any] | None:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [
-            {
-                "id": i,
-                "content": x,
-                "single_word": False,
-                "lstrip": x != padding,
-                "rstrip": x != padding,
-                "normalized": False,
-                "special": x == padding,
-            }
-            for i, x in pieces
-        ],
+        "added_tokens": [_added(i, piece, special=i == blank) for i, piece in pieces],
         "normalizer": {"type": "Sequence", "normalizers": [_replacement(*pair) for pair in replace]},
         "pre_tokenizer": None,
         "post_processor": None,
@@ -125,6 +111,11 @@ def _name(settings: Mapping[str, Any], key: str, default: str) -> str:
     """A token by its name, or by a description of it."""
     found = settings.get(key) or default
     return found["content"] if isinstance(found, dict) else found
+
+
+def _added(number: int, piece: str, special: bool) -> dict[str, Any]:
+    spaces = {"lstrip": not special, "rstrip": not special}  # are taken off around it
+    return {"id": number, "content": piece, "single_word": False, "normalized": False, "special": special, **spaces}
 
 
 def _replacement(what: str, by: str) -> dict[str, Any]:

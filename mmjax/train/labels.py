@@ -36,10 +36,12 @@ def check_labels(config: c.Experiment, source: Any) -> None:
             path, outputs = f"model.heads.{name}.outputs", getattr(head, "outputs", None)
             if isinstance(head, c.AttentionDecoder):
                 path, outputs = f"model.heads.{name}.decoder.vocabulary", head.decoder.vocabulary
-            if outputs < source.tokenizer.classes:
+            writes = isinstance(objective, c.CTC | c.Transducer) or isinstance(head, c.AttentionDecoder)
+            needed = source.tokenizer.classes if writes else len(source.tokenizer)
+            if outputs < needed:
+                blank = " and the blank is none of them" if needed > len(source.tokenizer) else ""
                 raise UserError(
-                    f"{path}={outputs}, but the tokenizer has {len(source.tokenizer)} pieces; write "
-                    f"{source.tokenizer.classes}, with the blank"
+                    f"{path}={outputs}, but the tokenizer has {len(source.tokenizer)} pieces{blank}; write {needed}"
                 )
     for name, objective in config.objectives.items():
         _check_there_are_labels(name, objective, config, source)
