@@ -139,7 +139,7 @@ def better_rows(config: c.Experiment, layout: Any, sampler: Any) -> dict[str, An
     now = np.array(list(layout.rows.values()))
     picture = layout.image_size // layout.patch
     picture = picture**2 + layout.class_token + layout.registers if layout.max_patches is None else 1
-    multiple = np.array([{"speech": layout.align, "image": picture}.get(name, 1) for name in layout.rows])
+    multiple = np.array([{"speech": layout.pad or layout.align, "image": picture}.get(name, 1) for name in layout.rows])
     found = propose(taken, cost, float((now * cost).sum()), multiple, start=now)
     rows = dict(zip(layout.rows, found.tolist(), strict=True))
     wasted = [1.0 - useful(taken, len(best_fit(taken, some)), some, cost) for some in (now, found)]

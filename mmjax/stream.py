@@ -25,8 +25,9 @@ class Stream(NamedTuple):
     Attributes:
       features: [B, T, ...] blocks of samples, patches, token ids or vectors; of a head's output also `Factors` or a `Joint`.
       segments: [B, T] int32, which example of its row a token belongs to, 1..N; 0 is an empty position.
-      positions: [B, T] or [B, T, 2] int32, counted from the example's own start (speech and text: time;
-        images: patch row and column).
+      positions: [B, T] or [B, T, 2] int32, counted from the example's own start. Text and encoded speech: time.
+        Samples of speech: the hop, and how many samples of the recording it holds (fewer than a hop only where the
+        recording ends within it; [B, T] counts every hop as whole). Images: patch row and column.
     """
 
     features: Array

@@ -73,6 +73,9 @@ CONFIGS = {
     "BiLSTM": lambda: encoders(speech=c.BiLSTM(layers=1, width=16)),
     "CNN-LSTM": lambda: encoders(speech=c.BiLSTM(layers=1, width=16, stem="depthwise", stem_channels=4)),
     "Whisper": lambda: encoders(speech=c.WhisperEncoder(mlp=32, length=200, **SMALL)),
+    "Whisper, recordings continued with silence": lambda: encoders(
+        rows={"speech": 800}, speech=c.WhisperEncoder(mlp=32, length=200, pad_to_length=True, **SMALL)
+    ),
     "CTC, attention decoder and transducer": joint,
     "focal classification": lambda: tiny(
         objectives={**tiny().objectives, "answer": c.Classification(gamma=2.0, label_smoothing=0.1)}

@@ -7,6 +7,7 @@ import pytest
 import scipy.fft
 from test_models import speech
 
+from mmjax.data.layout import Layout, Rows
 from mmjax.models import MFCC, KaldiFilterBank, LogMel, NeMoLogMel, Waveform, WhisperLogMel
 from mmjax.stream import Stream
 
@@ -80,6 +81,60 @@ def test_waveform_is_normalised_as_wav2vec_hears_it():
     theirs = extract(recording(), sampling_rate=16_000, return_tensors="np").input_values[0]
     windows = np.lib.stride_tricks.sliding_window_view(theirs, 400)[::160]
     np.testing.assert_allclose(frames_of(Waveform(hop=160), recording()), windows, atol=1e-5)
+
+
+LENGTHS = (400, 401, 559, 561, 719, 720, 15_999, 16_000, 16_001, 16_079, 16_080, 16_123, 16_159)
+
+
+def nemo(samples):
+    transformers = pytest.importorskip("transformers")
+    found = transformers.ParakeetFeatureExtractor()(samples, sampling_rate=16_000, return_tensors="pt")
+    return found.input_features[found.attention_mask.bool()].numpy()
+
+
+def w2v_bert(samples):
+    transformers = pytest.importorskip("transformers")
+    frames = transformers.SeamlessM4TFeatureExtractor()._extract_fbank_features(samples)
+    return (frames - frames.mean(0)) / np.sqrt(frames.var(0, ddof=1) + 1e-7)
+
+
+def wav2vec(samples):
+    transformers = pytest.importorskip("transformers")
+    extract = transformers.Wav2Vec2FeatureExtractor(do_normalize=True)
+    heard = extract(samples, sampling_rate=16_000, return_tensors="np").input_values[0]
+    return np.lib.stride_tricks.sliding_window_view(heard, 400)[::320]
+
+
+def whisper(samples):
+    transformers = pytest.importorskip("transformers")
+    extract = transformers.WhisperFeatureExtractor()
+    return extract(samples, sampling_rate=16_000, max_length=32_000, return_tensors="np").input_features[0].T
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize(
+    "front_end, reference, pad",
+    [
+        (NeMoLogMel(), nemo, None),
+        (KaldiFilterBank(), w2v_bert, None),
+        (Waveform(), wav2vec, None),
+        (WhisperLogMel(), whisper, 200),
+    ],
+    ids=lambda x: getattr(x, "__name__", type(x).__name__),
+)
+def test_recordings_of_any_length_packed_into_one_row_have_the_frames_of_the_reference(front_end, reference, pad):
+    heard = [recording(seed=n, hops=110)[500 : 500 + n] for n in LENGTHS]
+    hops = sum(-(-(pad or -(-n // front_end.hop)) // 8) * 8 for n in LENGTHS)
+    layout = Layout(rows={"speech": hops, "examples": len(heard)}, hop=front_end.hop, window=400, align=8, pad=pad)
+    rows = Rows(layout, 1)
+    for number, samples in enumerate(heard):
+        rows.write(0, {"speech": layout.speech(samples), "examples": (np.array([number]), np.zeros(1))})
+    frames = jax.jit(lambda s: front_end.apply({}, s))(jax.tree.map(jnp.asarray, rows.batch["speech"]))
+    for number, samples in enumerate(heard, 1):
+        ours, theirs = frames.features[frames.segments == number], reference(samples)
+        assert len(ours) == len(theirs), len(samples)
+        if len(theirs) > 2 or pad:  # of fewer, theirs divides by a variance of next to nothing
+            np.testing.assert_allclose(ours, theirs, atol=1e-3, err_msg=str(len(samples)))
 
 
 @pytest.mark.parametrize("front_end", [NeMoLogMel(), KaldiFilterBank(), Waveform(hop=160), WhisperLogMel()])

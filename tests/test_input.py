@@ -1,13 +1,16 @@
 """Recordings, pictures and text from outside, whole and broken."""
 
+import dataclasses
 import io
 import struct
 
 import numpy as np
 import pytest
 import soundfile
+from conftest import tiny
 from PIL import Image
 
+from mmjax import config as c
 from mmjax.data.audio import encode_ogg, measure_audio, read_audio
 from mmjax.data.containers import frame_bytes, ogg_checksum
 from mmjax.data.example import Example
@@ -19,6 +22,7 @@ from mmjax.data.speech_synthesis import Voice, synthesise
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
 from mmjax.stream import BLANK
+from mmjax.train.build import build_layout
 
 TONE = 0.5 * np.sin(2 * np.pi * 440 * np.arange(48_000) / 48_000).astype(np.float32)
 
@@ -370,8 +374,6 @@ LAYOUT = Layout(rows={"speech": 40, "text": 8, "transcript": 8, "examples": 3})
 
 
 def packer():
-    import dataclasses
-
     return Packer(dataclasses.replace(LAYOUT, tokenizer=Tokenizer.train(["is there a red shape?"], 64)), 1)
 
 
@@ -381,8 +383,42 @@ def test_speech_starts_at_multiples_of_the_stem():
         pack.add(0, Example(speech=lambda n=length: np.ones(n, np.float32)), frozenset(["speech"]))
     stream = pack.batch["speech"]
     assert stream.segments[0].tolist() == [1] * 11 + [0] + [2] * 6 + [0] * 22
-    assert stream.positions[0, :12].tolist() == [*range(11), 0]
+    assert stream.positions[0, :12, 0].tolist() == [*range(11), 0]
+    assert stream.positions[0, :12, 1].tolist() == [*[160] * 10, 1, 0]  # 1,601 samples end in the eleventh hop
     assert stream.features[0, 10].sum() == 1, "the last hop is filled with zeros"
+
+
+def test_recordings_for_a_whisper_are_continued_with_silence_and_longer_ones_fit_nowhere():
+    layout = Layout(rows={"speech": 120, "examples": 3}, align=2, pad=40)
+    samples = np.array([400, 6400, 6401, 0])
+    assert layout.tokens({"speech": samples})["speech"].tolist() == [40, 40, 121, 0]
+    blocks, positions = layout.speech(np.ones(500, np.float32))
+    assert blocks.shape == (40, 160) and blocks.sum() == 500 and positions[:, 1].tolist() == [160] * 40
+    with pytest.raises(UserError, match="has 41 hops, but the encoder was made for 40; cut it into parts"):
+        layout.speech(np.ones(6401, np.float32))
+
+
+@pytest.mark.parametrize(
+    "room, padded, message",
+    [
+        (
+            500,
+            True,
+            "pad_to_length takes 400 hops for each recording, of which its row of 500 is no multiple; write 400",
+        ),
+        (500, False, "length=200 tokens are 400 hops, but a recording may fill its row of 500"),
+    ],
+)
+def test_the_row_of_a_whisper_fits_its_places(room, padded, message):
+    config = tiny()
+    speech = c.WhisperEncoder(layers=1, width=16, heads=2, mlp=32, length=200, pad_to_length=padded)
+    model = dataclasses.replace(config.model, encoders={**config.model.encoders, "speech": speech})
+    fits = {**config.data.rows, "speech": 800 if padded else 400}
+    config = dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, rows=fits))
+    assert build_layout(config).pad == (400 if padded else None)
+    data = dataclasses.replace(config.data, rows={**fits, "speech": room})
+    with pytest.raises(UserError, match=message):
+        build_layout(dataclasses.replace(config, data=data))
 
 
 def test_hidden_modalities_take_no_room():

@@ -15,14 +15,19 @@ from mmjax import config as c
 from mmjax import models
 from mmjax.cli import main
 from mmjax.config.validate import check_config
+from mmjax.data.text import HuggingFaceTokenizer, Tokenizer, class_of
 from mmjax.errors import UserError
+from mmjax.evaluate.decoding import best_path
 from mmjax.evaluate.run import Run
+from mmjax.interchange import convert
 from mmjax.interchange.convert import export_model, import_model, read_part, tree
 from mmjax.interchange.directories import read_tensors
+from mmjax.interchange.recordings import packed, recordings
 from mmjax.models.positions import resize_positions
 from mmjax.stream import Stream
 from mmjax.train.loop import train
 
+tokenizers = pytest.importorskip("tokenizers")
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.reference
@@ -129,8 +134,12 @@ MODELS = {
     "wav2vec 2.0 with rotary positions": lambda: wav2vec2_conformer(position_embeddings_type="rotary"),
     "wav2vec 2.0 as it was trained": lambda: wav2vec2_conformer(transformers.Wav2Vec2ConformerForPreTraining),
     "Whisper": whisper,
+    "Whisper whose read-out is not tied": lambda: whisper(tie_word_embeddings=False),
     "Whisper with a shallow decoder": lambda: whisper(encoder_layers=3, decoder_layers=1),
     "ViT": lambda: transformers.ViTModel(transformers.ViTConfig(**PICTURES, layer_norm_eps=1e-2)),
+    "ViT of pictures that are no whole patches": lambda: transformers.ViTModel(
+        transformers.ViTConfig(**PICTURES | {"image_size": 33, "patch_size": 8})
+    ),
     "ViT that classifies": lambda: transformers.ViTForImageClassification(
         transformers.ViTConfig(**PICTURES, hidden_act="gelu_pytorch_tanh")
     ),
@@ -177,6 +186,167 @@ def test_outputs_are_equal_and_the_way_back_gives_the_same_bytes(saved, tmp_path
     import_model(tmp_path / "back", tmp_path / "again")
     first, second = read_part(tmp_path / "ours")[1], read_part(tmp_path / "again")[1]
     assert all(first[name].tobytes() == second[name].tobytes() for name in first)
+
+
+@pytest.mark.parametrize(
+    "family, model",
+    [
+        (convert.parakeet, parakeet),
+        (convert.wav2vec2_bert, w2v_bert),
+        (convert.wav2vec2_conformer, wav2vec2_conformer),
+        (convert.wav2vec2_conformer, lambda: wav2vec2_conformer(position_embeddings_type="rotary")),
+        (convert.whisper, lambda: whisper(max_source_positions=60)),
+    ],
+)
+def test_speech_of_any_number_of_samples_is_encoded_as_by_its_own_pipeline(tmp_path, family, model):
+    """Packed into one row, from the samples on; each alone in theirs. (One sample more once gave one frame more.)"""
+    source, ours = tmp_path / "theirs", tmp_path / "ours"
+    randomise(model()).save_pretrained(source)
+    import_model(source, ours)
+    part, parameters = read_part(ours)
+    heard = recordings((15_999, 16_000, 16_001, 16_123, 16_159, 16_319, 16_321), seed=0)
+    with torch.no_grad(), jax.default_matmul_precision("highest"):
+        reference = family.reference(source, part)
+        row = packed(part, heard)
+        tokens = jax.jit(instantiate(part, models).apply)({"params": tree(parameters, "encoder")}, row)
+        for number, samples in enumerate(heard, 1):
+            theirs = reference.encode(samples)
+            found = np.asarray(tokens.features)[np.asarray(tokens.segments) == number]
+            assert found.shape == theirs.shape, len(samples)
+            np.testing.assert_allclose(found, theirs, atol=1e-4 * np.abs(theirs).max(), err_msg=str(len(samples)))
+
+
+def characters(directory, **changes):
+    """What a CTC model of characters has beside its weights; the blank is id 7."""
+    vocabulary = {x: i for i, x in enumerate(["|", "A", "B", "<s>", "'", "CH", "<unk>", "<pad>", "Z", "É", "E"])}
+    (directory / "vocab.json").write_text(json.dumps(vocabulary))
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "Wav2Vec2CTCTokenizer", "word_delimiter_token": "|", **changes})
+    )
+
+
+@pytest.mark.parametrize("changes", [{}, {"do_lower_case": True}, {"replace_word_delimiter_char": "_"}])
+def test_a_vocabulary_of_characters_reads_and_writes_as_theirs(tmp_path, changes):
+    source = tmp_path / "theirs"
+    randomise(w2v_bert(transformers.Wav2Vec2BertForCTC)).save_pretrained(source)
+    characters(source, **changes)
+    assert not import_model(source, tmp_path / "ours")["left_out"]
+    theirs = transformers.Wav2Vec2CTCTokenizer.from_pretrained(source)
+    ours = HuggingFaceTokenizer.load(tmp_path / "ours" / "tokenizer.json")
+    assert ours.classes == 11
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        best = generator.integers(0, 11, 12)
+        classes = [class_of(int(i), 7) for n, i in enumerate(best) if i != 7 and (n == 0 or i != best[n - 1])]
+        assert ours.decode(classes) == theirs.decode(best), best
+    for text in ("A BAZ'E", "AÉ  CHA", "ab", "A<s>B", "Q", ""):
+        expected = theirs(text, add_special_tokens=False)["input_ids"]
+        assert ours.pieces(text) == expected, text
+        assert ours.encode(text) == [class_of(i, 7) for i in expected]
+    export_model(tmp_path / "ours", tmp_path / "back")
+    for name in ("vocab.json", "tokenizer_config.json"):
+        assert (tmp_path / "back" / name).read_bytes() == (source / name).read_bytes()
+    assert not (tmp_path / "back" / "tokenizer.json").exists()
+
+
+def spelling(path, letters="abcdefghi"):
+    """A tokenizer.json of letters, in which id 0 is unknown and the blank, the padding, comes last: id 11."""
+    model = tokenizers.models.BPE(
+        vocab={x: i for i, x in enumerate(["<unk>", "▁", *letters])}, merges=[], unk_token="<unk>"
+    )
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer, tokenizer.decoder = tokenizers.pre_tokenizers.Metaspace(), tokenizers.decoders.Metaspace()
+    tokenizer.add_special_tokens(["<pad>"])
+    tokenizer.save(str(path))
+    return tokenizer
+
+
+def test_an_imported_ctc_model_transcribes_a_recording_as_its_own_library_does(tmp_path):
+    """(Every piece was one id off: the blank became class 0, and the tokenizer was not told.)"""
+    source, out = tmp_path / "theirs", tmp_path / "ours"
+    encoder = parakeet(head=False).config
+    model = randomise(
+        transformers.ParakeetForCTC(
+            transformers.ParakeetCTCConfig(vocab_size=12, pad_token_id=11, encoder_config=encoder.to_dict())
+        )
+    ).eval()
+    with torch.no_grad():
+        model.ctc_head.weight.mul_(20)  # else noise makes one piece of all of it
+    model.save_pretrained(source)
+    tokenizer = spelling(source / "tokenizer.json")
+    proof = import_model(source, out)["certificate"]
+    assert proof["holds"] and set(proof["parts"]) == {"front_end", "encoder", "head", "ids"}
+    part, parameters = read_part(out)
+    (samples,) = recordings((48_123,), seed=1)
+    extract = transformers.ParakeetFeatureExtractor(feature_size=16)
+    with torch.no_grad():
+        best = model.generate(**extract(samples, sampling_rate=16_000, return_tensors="pt"))[0].numpy()
+    expected = tokenizer.decode([int(i) for n, i in enumerate(best) if i != 11 and (n == 0 or i != best[n - 1])])
+    assert len(set(expected)) > 3, expected
+    tokens = jax.jit(instantiate(part, models).apply)({"params": tree(parameters, "encoder")}, packed(part, [samples]))
+    head = models.Head(reads="speech", outputs=12)
+    written = best_path(head.apply({"params": tree(parameters, "head")}, tokens, None))
+    ours = Tokenizer.load(out / "tokenizer.json")
+    assert ours.classes == 12 and ours.decode(np.asarray(written.features[0])) == expected
+    assert ours.decode(ours.encode("head bag")) == "head bag"
+    export_model(out, tmp_path / "back")
+    assert json.loads((tmp_path / "back" / "tokenizer.json").read_text()) == json.loads(tokenizer.to_str())
+
+
+def test_the_certificate_is_relative_to_the_outputs_and_tells_the_parts_apart(tmp_path):
+    """Outputs a hundred times as large, and as far off in the same proportion, prove the same."""
+    found = []
+    for size in (1.0, 100.0):
+        torch.manual_seed(0)
+        model = randomise(whisper())
+        with torch.no_grad():
+            model.model.encoder.layer_norm.weight.mul_(size)
+            model.model.encoder.layer_norm.bias.mul_(size)
+        model.save_pretrained(tmp_path / f"{size}")
+        found.append(import_model(tmp_path / f"{size}", tmp_path / f"ours {size}")["certificate"])
+    small, large = (proof["parts"]["encoder"] for proof in found)
+    assert set(found[0]["parts"]) == {"front_end", "encoder", "decoder"}
+    assert large["largest"] == pytest.approx(100 * small["largest"], rel=1e-3)
+    assert found[1]["holds"] and large["difference"] < 3 * small["difference"] + 1e-7
+    assert found[1]["difference"] == max(part["difference"] for part in found[1]["parts"].values())
+
+
+def test_a_certificate_that_does_not_hold_is_an_exit_status_with_and_without_json(tmp_path, capsys, monkeypatch):
+    randomise(parakeet(head=False)).save_pretrained(tmp_path / "theirs")
+    monkeypatch.setattr(convert.certificate, "TOLERANCE", 0.0)
+    for number, extra in enumerate(([], ["--json"])):
+        assert main(["import", str(tmp_path / "theirs"), "-o", str(tmp_path / str(number)), *extra]) == 1
+        assert (tmp_path / str(number) / "parameters.safetensors").is_file()
+    assert "DOES NOT HOLD" in capsys.readouterr().out
+
+
+def test_a_read_out_that_is_not_tied_is_kept_and_a_copy_that_is_none_refused(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    model = randomise(whisper(tie_word_embeddings=False))
+    model.save_pretrained(tmp_path / "theirs")
+    imported = import_model(tmp_path / "theirs", tmp_path / "ours")
+    assert imported["certificate"]["holds"] and imported["left_out"] == []
+    kernel = read_part(tmp_path / "ours")[1]["decoder/logits/kernel"]
+    np.testing.assert_array_equal(kernel.T, model.proj_out.weight.detach().numpy())
+    export_model(tmp_path / "ours", tmp_path / "back")
+    assert "proj_out.weight" in read_tensors(tmp_path / "back")
+
+    for name, tied in (("whisper", whisper()), ("llama", llama(tie_word_embeddings=True))):
+        source, copy = tmp_path / name, "proj_out.weight" if name == "whisper" else "lm_head.weight"
+        randomise(tied).save_pretrained(source)
+        tensors = load_file(source / "model.safetensors")
+        save_file(tensors | {copy: np.ones((31, 24), np.float32)}, source / "model.safetensors", {"format": "pt"})
+        with pytest.raises(UserError, match=f"{copy} is not equal to .*embed_tokens.weight, to which config.json ties"):
+            import_model(source, tmp_path / f"{name} of ours")
+
+
+def test_what_an_import_leaves_out_is_said(tmp_path, capsys):
+    randomise(t5("T5ForConditionalGeneration")).save_pretrained(tmp_path / "theirs")
+    assert main(["import", str(tmp_path / "theirs"), "-o", str(tmp_path / "ours")]) == 0
+    assert "left out: decoder.block.0.layer.0.SelfAttention.k.weight, " in capsys.readouterr().out
+    stored = json.loads((tmp_path / "ours" / "origin.json").read_text())["left_out"]
+    assert stored and all(name.startswith("decoder.") for name in stored)
 
 
 def test_a_real_sentence_embedder_gives_its_own_embeddings(tmp_path):
@@ -356,6 +526,7 @@ def test_trap_d1_the_blank_becomes_the_first_class(tmp_path, name, head):
 @pytest.mark.parametrize(
     "model, message",
     [
+        (lambda: parakeet(num_mel_bins=45), "num_mel_bins=45; only a multiple of the subsampling_factor, 8"),
         (lambda: w2v_bert(add_adapter=True), "cannot import add_adapter=True; only False"),
         (lambda: w2v_bert(position_embeddings_type="rotary"), "position_embeddings_type='rotary'; only 'relative_key'"),
         (lambda: w2v_bert(hidden_act="relu"), "hidden_act='relu'; only 'swish' or 'silu'"),

@@ -18,6 +18,7 @@ from mmjax.data.loader import Batches
 from mmjax.data.sampler import Sampler
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
+from mmjax.stream import BLANK
 from mmjax.train.build import build_source
 from mmjax.train.labels import check_labels
 
@@ -141,28 +142,32 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_a_tokenizer_whose_blank_is_a_piece_is_only_read(home, kind):
-    """The blank would end a text in the middle. Where it is the unknown piece, labels leave it out."""
+def test_a_head_has_a_class_for_the_blank_where_id_0_is_a_piece(home, kind):
+    """Texts are written without an id that would be the blank; where it is the unknown piece, labels leave it out."""
     head, objective = WRITERS[kind]
     encoders = {name: tiny().model.encoders[name] for name in ("speech", "text")}
-    answer = c.Head(reads="text", outputs=999)
-    for options, writes, message in (
-        (A_PIECE, True, "ends what it writes with id 0"),
-        (A_PIECE, False, None),
-        (XLMR, True, None),
-    ):
+    for options, blank in ((A_PIECE, 1), (XLMR, 0)):
         (home / "a.model").write_bytes(sentencepiece_model(**options))
         chosen = data(home, c.SentencePiece(file=str(home / "a.model")))
-        model = c.Multimodal(encoders=encoders, heads={"transcript": head} if writes else {"text": answer})
-        config = tiny(
-            data=chosen, model=model, objectives={"transcript": objective} if writes else {"text": c.Sequence()}
-        )
         source = build_source(chosen, "train")
-        if message:
-            with pytest.raises(UserError, match=f"objectives.transcript {message}"):
+        pieces = len(source.tokenizer)
+        assert BLANK not in source.tokenizer.encode("a red circle")
+        for missing in (0, 1):
+            outputs = pieces + blank - missing
+            decoder = (
+                {"decoder": c.TextDecoder(vocabulary=outputs)} if kind == "AttentionDecoder" else {"outputs": outputs}
+            )
+            model = c.Multimodal(encoders=encoders, heads={"transcript": dataclasses.replace(head, **decoder)})
+            config = tiny(data=chosen, model=model, objectives={"transcript": objective})
+            if missing:
+                with pytest.raises(
+                    UserError, match=f"={outputs}, but the tokenizer has {pieces} pieces.*write {pieces + blank}"
+                ):
+                    check_labels(config, source)
+            else:
                 check_labels(config, source)
-        else:
-            check_labels(config, source)
+        model = c.Multimodal(encoders=encoders, heads={"text": c.Head(reads="text", outputs=pieces)})
+        check_labels(tiny(data=chosen, model=model, objectives={"text": c.Sequence()}), source)
 
 
 def test_a_mask_is_no_piece(home):

@@ -250,19 +250,21 @@ def _import(options, rest) -> int:
     from mmjax.interchange.convert import import_model
 
     result = import_model(options.dir, options.out)
+    proof = result["certificate"]
+    status = 0 if proof.get("holds", True) else 1
     if options.json:
         print_json(result)
-        return 0
-    proof = result["certificate"]
+        return status
     print(f"{options.out}: {result['model_type']}, {result['parameters']:,} parameters")
+    if names := result["left_out"]:
+        print(f"left out: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}")
     if "skipped" in proof:
         print(f"no certificate: {proof['skipped']}")
-    else:
-        verdict = "holds" if proof["holds"] else "DOES NOT HOLD"
-        print(
-            f"largest difference to the reference {proof['difference']:.2g} (at most {proof['tolerance']:g}): {verdict}"
-        )
-    return 0 if proof.get("holds", True) else 1
+        return status
+    parts = ", ".join(f"{name} {part['difference']:.2g}" for name, part in proof["parts"].items())
+    print(f"largest difference to the reference, as a share of the largest output: {parts}")
+    print(f"certificate (at most {proof['tolerance']:g}): {'DOES NOT HOLD' if status else 'holds'}")
+    return status
 
 
 def _export(options, rest) -> int:

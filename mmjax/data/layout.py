@@ -23,6 +23,7 @@ class Layout:
       hop: samples per position of the speech stream.
       window: samples of one analysis window; shorter speech has no frame at all.
       align: speech starts at multiples of so many hops, so that strided stems see what they would see alone.
+      pad: recordings are continued with silence to so many hops, and longer ones fit into no row; None: as they are.
       patch: pixels; image_size: pixels, pictures are resized to this square.
       max_patches: instead, pictures keep their aspect ratio and have so many patches or fewer.
       class_token: reserve a position for it before each image's patches; registers: so many after it.
@@ -36,6 +37,7 @@ class Layout:
     hop: int = 160
     window: int = 400
     align: int = 4
+    pad: int | None = None
     patch: int = 8
     image_size: int = 64
     max_patches: int | None = None
@@ -67,6 +69,13 @@ class Layout:
         has_picture = (size > 0).reshape(count, -1).all(axis=1)
         return np.where(has_picture, patches + self.class_token + self.registers, 0)
 
+    def _hops(self, samples: np.ndarray) -> np.ndarray:
+        hops = -(-samples // self.hop)
+        if self.pad is None:
+            return hops
+        too_long = np.maximum(hops, self.rows["speech"] + 1)
+        return np.where(hops == 0, 0, np.where(hops <= self.pad, self.pad, too_long))
+
     def tokens(self, sizes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Positions that hold a token, per example and stream, from a source's sizes.
 
@@ -75,7 +84,7 @@ class Layout:
         """
         count = len(next(iter(sizes.values())))
         full = {
-            "speech": -(-sizes["speech"] // self.hop) if "speech" in sizes else np.zeros(count, np.int64),
+            "speech": self._hops(sizes["speech"]) if "speech" in sizes else np.zeros(count, np.int64),
             "image": self._image_tokens(sizes, count),
             "text": sizes.get("text", np.zeros(count, np.int64)),
             "transcript": sizes.get("transcript", sizes.get("text", np.zeros(count, np.int64))),
@@ -99,7 +108,7 @@ class Layout:
     def empty(self, rows: int) -> Batch:
         """A batch of `rows` rows without a single token."""
         shapes = {
-            "speech": ((self.hop,), np.float32, ()),
+            "speech": ((self.hop,), np.float32, (2,)),
             "image": ((self.patch**2 * 3,), np.uint8, (2,)),
             "text": ((), np.int32, ()),
             "transcript": ((), np.int32, ()),
@@ -122,14 +131,32 @@ class Layout:
             batch["answer"] = Stream(answers, slots.copy(), slots.copy())
         return batch
 
-    def speech(self, samples: np.ndarray) -> np.ndarray:
-        """Samples [N] -> blocks [ceil(N / hop), hop]; the last block is filled with zeros."""
-        if len(samples) < self.window:
-            said = f"speech of {len(samples)} samples is shorter than one analysis window ({self.window})"
-            raise Unreadable("too short", said)
-        blocks = np.zeros((-(-len(samples) // self.hop), self.hop), np.float32)
+    def speech(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Samples [N] of a recording as the speech stream has them.
+
+        Returns:
+          Blocks [T, hop], T = ceil(N / hop), the last one filled with zeros; and positions [T, 2], the number of each block
+          and of the samples in it. With `pad`, T is `pad`, and silence counts as samples.
+
+        Raises:
+          UserError: the recording is shorter than one analysis window, or longer than `pad`.
+        """
+        count, hops = len(samples), -(-len(samples) // self.hop)
+        if count < self.window:
+            raise Unreadable(
+                "too short", f"speech of {count} samples is shorter than one analysis window ({self.window})"
+            )
+        if self.pad is not None:
+            if hops > self.pad:
+                raise Unreadable(
+                    "too long",
+                    f"the recording has {hops} hops, but the encoder was made for {self.pad}; cut it into parts",
+                )
+            hops, count = self.pad, self.pad * self.hop
+        blocks = np.zeros((hops, self.hop), np.float32)
         blocks.reshape(-1)[: len(samples)] = samples
-        return blocks
+        starts = np.arange(hops)
+        return blocks, np.stack([starts, np.minimum(count - starts * self.hop, self.hop)], axis=1)
 
     def patches(self, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Patches and places of a picture [H, W, 3], after its class token and registers."""

@@ -55,8 +55,7 @@ class Packer(Rows):
         """
         layout, parts = self.layout, {}
         if "speech" in shows and "speech" in self.batch and example.speech is not None:
-            blocks = layout.speech(example.speech())
-            parts["speech"] = blocks, np.arange(len(blocks))
+            parts["speech"] = layout.speech(example.speech())
         if "image" in shows and "image" in self.batch and example.image is not None:
             picture = self._picture(example.image, number, f"of {name}")
             if blend is not None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mmjax.data.index import TAGS, TEXTS, Index
-from mmjax.data.text import Tokenizer
+from mmjax.data.text import Tokenizer, class_of
 from mmjax.errors import UserError, nearest
 
 
@@ -51,7 +51,7 @@ class Prefixes:
                     f"special tokens are: {', '.join(special) or 'none'}. Name it in data.tokenizer.special, so that a "
                     "tokenizer is trained with it, or call the tag as the tokenizer does"
                 )
-            found.append(special[token])
+            found.append(special[token] if stream == "text" else class_of(special[token], self._tokenizer.blank))
         return tuple(found)
 
     def of(self, tags: Mapping[str, str | None]) -> dict[str, tuple[int, ...]]:

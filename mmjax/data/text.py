@@ -1,7 +1,8 @@
 """Text in, token ids out: models of sentencepiece, and tokenizers of Hugging Face.
 
-A text that is written (a transcript, a target) never holds id 0, `BLANK`, which ends it. One that is only read may.
-An empty text that is written is its end alone: one `BLANK`. So it has a position in its stream, and a missing one has none.
+A text that is read has the tokenizer's own ids. One that is written (a transcript, a target) has classes of a head instead,
+of which `BLANK` (0) is no piece: see `class_of`. An empty text that is written is one `BLANK`. So it has a position in its
+stream, and a missing one has none.
 """
 
 import abc
@@ -26,6 +27,16 @@ RESERVED = "\u2585"  # a text with this sign sentencepiece does not learn from
 LONGEST = 10_000  # bytes that it learns from at a time; its counters of characters have 16 bits
 
 
+def class_of(piece: int, blank: int) -> int:
+    """The class of a head for a piece: the blank is class 0, and the pieces before it move up by one."""
+    return piece + 1 if piece < blank else piece
+
+
+def piece_of(number: int, blank: int) -> int:
+    """The inverse of `class_of`, of any class but 0."""
+    return number - 1 if number <= blank else number
+
+
 class Tokenizer(abc.ABC):
     """What all tokenizers have in common.
 
@@ -35,6 +46,8 @@ class Tokenizer(abc.ABC):
       unknown: the id for what no piece covers; None if there is none.
       byte_pieces: ids of the pieces that stand for one byte each.
       zero: what id 0 is. "never": no text holds it; "unknown": what no piece covers; "piece": one as any other.
+      blank: the id that becomes `BLANK`, class 0 of a head that writes, since no text to be written holds it. It is id 0, or
+        where that is a piece as any other, one more than the tokenizer has; a tokenizer.json may name another.
     """
 
     file_name: ClassVar[str]
@@ -44,6 +57,7 @@ class Tokenizer(abc.ABC):
     unknown: int | None
     byte_pieces: frozenset[int]
     zero: Literal["never", "unknown", "piece"]
+    blank: int
 
     @classmethod
     def load(cls, path: str | os.PathLike, **options: Any) -> "Tokenizer":
@@ -139,9 +153,14 @@ class Tokenizer(abc.ABC):
         """What a text encoder reads: the pieces, and the special tokens that the tokenizer puts around them."""
         return self.pieces(text)
 
+    @property
+    def classes(self) -> int:
+        """Of a head that writes: the pieces and the blank."""
+        return max(len(self), self.blank + 1)
+
     def encode(self, text: str) -> list[int]:
-        """What a head writes: the pieces but for id 0, `BLANK`; if that is the unknown piece, the unknown is left out."""
-        return [i for i in self.pieces(text) if i != BLANK]
+        """What a head writes: the classes of the pieces. If the blank is the unknown piece, the unknown is left out."""
+        return [class_of(i, self.blank) for i in self.pieces(text) if i != self.blank]
 
     def of_stream(self, stream: str, text: str) -> list[int]:
         """The ids of a text in its stream: "text" is read, the others are written.
@@ -165,13 +184,14 @@ class Tokenizer(abc.ABC):
         """`reference` of a text that holds what no piece covers."""
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
-        """The text of ids; blanks, and ids that there are not, are passed over.
+        """The text that a head wrote; blanks, and classes that are no pieces, are passed over.
 
         Args:
+          ids: classes, as of `encode`.
           special: special tokens are named; else they are left out.
         """
-        first = 0 if self.zero == "piece" else 1
-        return self._decode([int(i) for i in ids if first <= i < len(self)], special)
+        pieces = [piece_of(int(i), self.blank) for i in ids if i != BLANK]
+        return self._decode([i for i in pieces if 0 <= i < len(self)], special)
 
     @abc.abstractmethod
     def _decode(self, ids: list[int], special: bool) -> str:
@@ -203,6 +223,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.zero = (
             "unknown" if model.is_unknown(0) else "never" if model.is_control(0) or model.is_unused(0) else "piece"
         )
+        self.blank = len(ids) if self.zero == "piece" else 0
         # A model that keeps all spaces would make one of the sign that it writes for them, too; bytes tell them apart.
         keeps_spaces = model.decode(model.encode("  a ")) == "  a "
         spelled = [model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
@@ -236,6 +257,8 @@ class SentencePieceTokenizer(Tokenizer):
 class HuggingFaceTokenizer(Tokenizer):
     """A tokenizer.json. Truncation and padding, which it may ask for, are for others: rows are packed here.
 
+    A key "blank" of the file, which `mmjax import` adds beside a CTC head, names the id that was the blank of that head.
+
     Args:
       add_special_tokens: `read` puts around a text what its post-processor says: [CLS] ... [SEP].
     """
@@ -255,7 +278,8 @@ class HuggingFaceTokenizer(Tokenizer):
             if not add_special_tokens:
                 about["post_processor"] = None
             self.serialised = json.dumps(about).encode()
-            self._model = tokenizers.Tokenizer.from_str(self.serialised.decode())
+            blank = about.pop("blank", None)
+            self._model = tokenizers.Tokenizer.from_str(json.dumps(about))
         except Exception as error:  # tokenizers raises nothing more special
             raise UserError(f"cannot read {name}: it is no tokenizer.json ({error})") from None
         self._model.encode_special_tokens = True  # those that a text spells are text
@@ -269,6 +293,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self.byte_pieces = frozenset(i for piece, i in vocabulary.items() if re.fullmatch("<0x[0-9A-F]{2}>", piece))
         known = 0 in vocabulary.values() and 0 not in self._not_text
         self.zero = "unknown" if self.unknown == 0 else "piece" if known else "never"
+        self.blank = blank if blank is not None else self._length if self.zero == "piece" else 0
 
     def __len__(self) -> int:
         return self._length

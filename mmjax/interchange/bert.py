@@ -56,7 +56,9 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
     return under("encoder", found, theirs["num_hidden_layers"]) + under("pooler", linear("dense", "pooler.dense"))
 
 
-def outputs(source: Any, part_: c.Transformer, parameters: dict[str, np.ndarray], seed: int) -> list[tuple[Any, Any]]:
+def outputs(
+    source: Any, part_: c.Transformer, parameters: dict[str, np.ndarray], seed: int
+) -> dict[str, list[tuple[Any, Any]]]:
     """What ours and theirs make of two texts."""
     import torch
     import transformers
@@ -64,7 +66,8 @@ def outputs(source: Any, part_: c.Transformer, parameters: dict[str, np.ndarray]
     from mmjax.interchange.convert import tree
 
     reference = transformers.BertModel.from_pretrained(source, local_files_only=True, dtype=torch.float32).eval()
-    return compare_texts(lambda ids: reference(ids).last_hidden_state, part_, tree(parameters, "encoder"), seed)
+    pairs = compare_texts(lambda ids: reference(ids).last_hidden_state, part_, tree(parameters, "encoder"), seed)
+    return {"encoder": pairs}
 
 
 def compare_texts(

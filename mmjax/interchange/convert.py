@@ -19,6 +19,7 @@ from mmjax.interchange import (
     siglip,
     t5,
     vit,
+    vocabulary,
     wav2vec2_bert,
     wav2vec2_conformer,
     whisper,
@@ -45,8 +46,8 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
     """Reads a Hugging Face directory, writes one of ours, and returns what it says of itself.
 
     Ours holds `part.json` (the config of the encoder, or of a language model's decoder), `parameters.safetensors` (float32, by path) and `origin.json`
-    (their config, the types of their tensors, and the certificate: how far outputs differ, where torch and
-    transformers are there to tell). Files of tokenizers are copied.
+    (their config, the types of their tensors, the names of those that were left out, and the certificate: how far outputs
+    differ, where torch and transformers are there to tell). The tokenizer is kept (`vocabulary.keep`).
     """
     source, out = local(source, "the model's directory"), local(out, "--out")
     theirs = directories.read_object(source / "config.json")
@@ -55,7 +56,8 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
         part = family.part(theirs | directories.read_normalisation(source))
         tensors = directories.read_tensors(source)
         unpacked = family.unpack(tensors) if hasattr(family, "unpack") else tensors
-        parameters = to_ours(family.rules(theirs), unpacked, family.ignored)
+        copies = family.copies(theirs) if hasattr(family, "copies") else {}
+        parameters, left_out = to_ours(family.rules(theirs), unpacked, family.ignored, copies)
         proof = certificate.certify(family, source, part, parameters)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
@@ -64,16 +66,18 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
     origin = {
         "config": theirs,
         "dtypes": {name: str(x.dtype) for name, x in tensors.items()},
+        "left_out": left_out,
         "certificate": proof,
     }
     documents = {directories.PART: c.to_dict(part), directories.ORIGIN: origin}
     if hasattr(family, "decoder"):
         documents["decoder.json"] = c.to_dict(family.decoder(theirs))
     directories.write(out, parameters, directories.PARAMETERS, documents)
-    directories.keep_tokenizers(source, out)
+    blank = family.blank(theirs) if hasattr(family, "blank") else None
     return {
         "model_type": theirs["model_type"],
         "parameters": int(sum(x.size for x in parameters.values())),
+        "left_out": left_out + vocabulary.keep(source, out, blank),
         "certificate": proof,
     }
 
@@ -90,7 +94,7 @@ def export_model(source: str | Path, out: str | Path) -> dict[str, Any]:
     dtypes = origin.get("dtypes", {})
     tensors = {name: x.astype(jnp.dtype(dtypes.get(name, "float32"))) for name, x in tensors.items()}
     directories.write(out, tensors, "model.safetensors", {"config.json": theirs | getattr(family, "EXPORTED", {})})
-    directories.keep_tokenizers(source, out)
+    vocabulary.give_back(source, out)
     return {"model_type": theirs["model_type"], "tensors": len(tensors)}
 
 

@@ -1,7 +1,6 @@
 """Reading and writing both sides: their config.json with safetensors, our part.json with safetensors."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ from mmjax.config import read_json
 from mmjax.errors import UserError
 
 PART, PARAMETERS, ORIGIN = "part.json", "parameters.safetensors", "origin.json"
-# What a model's texts are read with, under the names of the field.
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -27,9 +24,18 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_normalisation(directory: Path) -> dict[str, Any]:
-    """What the processor of a Hugging Face directory says of pixels or samples, if there is one."""
+    """What the processor of a Hugging Face directory says of pixels, samples or frames, if there is one."""
     path = directory / "preprocessor_config.json"
-    keys = ("do_normalize", "image_mean", "image_std", "sampling_rate")
+    keys = (
+        "do_normalize",
+        "image_mean",
+        "image_std",
+        "sampling_rate",
+        "hop_length",
+        "n_fft",
+        "win_length",
+        "preemphasis",
+    )
     found = read_object(path) if path.is_file() else {}
     return {key: found[key] for key in keys if found.get(key) is not None}
 
@@ -67,13 +73,3 @@ def write(directory: Path, tensors: Mapping[str, np.ndarray], name: str, documen
             (directory / document).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write to {directory}: {error}") from None
-
-
-def keep_tokenizers(source: Path, out: Path) -> None:
-    """Copies the files of tokenizers, which belong to a model as they are."""
-    try:
-        for name in TOKENIZERS:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, out / name)
-    except OSError as error:
-        raise UserError(f"cannot copy the tokenizer of {source} to {out}: {error.strerror or error}") from None

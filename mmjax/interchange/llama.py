@@ -79,8 +79,12 @@ def rotary_base(theirs: dict[str, Any]) -> float:
 
 
 def ignored(name: str) -> bool:
-    # A read-out that is tied to the embeddings; a table that older files keep.
-    return name == "lm_head.weight" or name.endswith("rotary_emb.inv_freq")
+    return name.endswith("rotary_emb.inv_freq")  # a table that older files keep
+
+
+def copies(theirs: dict[str, Any]) -> dict[str, str]:
+    """Tensors that are others once more."""
+    return {"lm_head.weight": "model.embed_tokens.weight"} if tied(theirs) else {}
 
 
 def rules(theirs: dict[str, Any]) -> list[Rule]:
@@ -108,7 +112,9 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
     return under("decoder", found, depth)
 
 
-def outputs(source: Any, part_: c.TextDecoder, parameters: dict[str, np.ndarray], seed: int) -> list[tuple[Any, Any]]:
+def outputs(
+    source: Any, part_: c.TextDecoder, parameters: dict[str, np.ndarray], seed: int
+) -> dict[str, list[tuple[Any, Any]]]:
     """The next-token logits of ours and theirs for two texts."""
     import torch
     import transformers
@@ -118,4 +124,5 @@ def outputs(source: Any, part_: c.TextDecoder, parameters: dict[str, np.ndarray]
     reference = transformers.AutoModelForCausalLM.from_pretrained(
         source, local_files_only=True, dtype=torch.float32
     ).eval()
-    return bert.compare_texts(lambda ids: reference(ids).logits, part_, tree(parameters, "decoder"), seed)
+    pairs = bert.compare_texts(lambda ids: reference(ids).logits, part_, tree(parameters, "decoder"), seed)
+    return {"decoder": pairs}

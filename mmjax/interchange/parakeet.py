@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from mmjax import config as c
-from mmjax.interchange.recordings import hear
+from mmjax.errors import UserError
+from mmjax.interchange.recordings import Pairs, Reference, compare_speech, lengths_for, recordings
 from mmjax.interchange.rules import (
     Rule,
     batch_norm,
@@ -35,24 +36,33 @@ def part(theirs: dict[str, Any]) -> c.Conformer:
     Raises:
       UserError: an option that our Conformer does not have.
     """
-    theirs = encoder_config(theirs)
+    theirs = theirs | encoder_config(theirs)
     check_options(
         theirs, hidden_act="silu", intermediate_size=4 * theirs["hidden_size"],
         num_key_value_heads=theirs["num_attention_heads"], subsampling_conv_kernel_size=3, subsampling_conv_stride=2,
+        hop_length=160, n_fft=512, win_length=400, preemphasis=0.97, sampling_rate=16_000,
     )  # fmt: skip
+    bins, factor = theirs["num_mel_bins"], theirs["subsampling_factor"]
+    if bins % factor:
+        raise UserError(f"cannot import num_mel_bins={bins}; only a multiple of the subsampling_factor, {factor}")
     return c.Conformer(
-        front_end=c.NeMoLogMel(bins=theirs["num_mel_bins"]),
+        front_end=c.NeMoLogMel(bins=bins),
         layers=theirs["num_hidden_layers"],
         width=theirs["hidden_size"],
         heads=theirs["num_attention_heads"],
         kernel=theirs["conv_kernel_size"],
-        subsampling=theirs["subsampling_factor"],
+        subsampling=factor,
         stem="depthwise",
         stem_channels=theirs["subsampling_conv_channels"],
         convolution_norm="batch",
         norm_epsilon=1e-5,
         scale_input=theirs["scale_input"],
     )
+
+
+def blank(theirs: dict[str, Any]) -> int | None:
+    """The id that its CTC head takes for the blank, if it has a head."""
+    return theirs["pad_token_id"] if "encoder_config" in theirs else None
 
 
 def ignored(name: str) -> bool:
@@ -64,7 +74,7 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
     depth = encoder_config(theirs)["num_hidden_layers"]
     if "encoder_config" not in theirs:
         return under("encoder", _encoder(theirs, ""), depth)
-    head = blank_first(pointwise("logits", "ctc_head"), theirs["pad_token_id"])
+    head = blank_first(pointwise("logits", "ctc_head"), blank(theirs))
     return under("encoder", _encoder(theirs["encoder_config"], "encoder."), depth) + under("head", head)
 
 
@@ -141,16 +151,33 @@ def _stem(theirs: dict[str, Any], root: str) -> list[Rule]:
     return found + same("stem/out/bias", f"{root}linear.bias")
 
 
-def outputs(source: Any, part_: c.Conformer, parameters: dict[str, np.ndarray], seed: int) -> list[tuple[Any, Any]]:
-    """What ours and theirs make of two recordings, of 1.5 and 2 s: the encoder's tokens, from the samples on."""
+def outputs(source: Any, part_: c.Conformer, parameters: dict[str, np.ndarray], seed: int) -> Pairs:
+    """What ours and theirs make of two recordings that end within a hop: frames, tokens, and what the CTC head says."""
+    heard = recordings(lengths_for(part_.front_end), seed)
+    return compare_speech(part_, parameters, heard, reference(source, part_))
+
+
+def reference(source: Any, part_: c.Conformer) -> Reference:
+    """Their feature extractor, encoder, and CTC head if there is one."""
     import torch
     import transformers
 
-    reference = transformers.AutoModel.from_pretrained(source, local_files_only=True, dtype=torch.float32).eval()
-    reference = getattr(reference, "encoder", reference)
-    front_end = part_.front_end
+    model = transformers.AutoModel.from_pretrained(source, local_files_only=True, dtype=torch.float32).eval()
+    encoder, front_end = getattr(model, "encoder", model), part_.front_end
     extractor = transformers.ParakeetFeatureExtractor(feature_size=front_end.bins, sampling_rate=front_end.sample_rate)
-    recordings, ours = hear(part_, parameters, seed, hops=(150, 200))
-    theirs = extractor(recordings, sampling_rate=front_end.sample_rate, return_tensors="pt")
-    expected = reference(theirs.input_features, attention_mask=theirs.attention_mask).last_hidden_state
-    return [(tokens, wanted[: len(tokens)].numpy()) for tokens, wanted in zip(ours, expected, strict=True)]
+
+    def heard(samples):
+        return extractor(samples, sampling_rate=front_end.sample_rate, return_tensors="pt")
+
+    def frames(samples):
+        found = heard(samples)
+        return found.input_features[found.attention_mask.bool()].numpy()
+
+    def encode(samples):
+        tokens = encoder(**heard(samples)).last_hidden_state[0]
+        return tokens[: -(-len(frames(samples)) // part_.subsampling)].numpy()
+
+    def logits(samples):
+        return model(**heard(samples)).logits[0][: len(encode(samples))].numpy()
+
+    return Reference(frames, encode, logits if hasattr(model, "ctc_head") else None, blank(model.config.to_dict()))

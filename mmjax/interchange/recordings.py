@@ -1,34 +1,164 @@
-"""Recordings with which speech encoders are compared."""
+"""Speech encoders compared with their references: the front end, the tower and the head of CTC, each apart."""
 
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from mmjax.data.layout import Layout, Rows
+from mmjax.data.text import piece_of
+from mmjax.errors import UserError
+from mmjax.interchange.rules import moved_first
 
-def hear(part: Any, parameters: dict[str, np.ndarray], seed: int, hops: tuple[int, ...]) -> tuple[list, list]:
-    """Noise that swells and fades by 40 dB, of so many hops, and what our encoder makes of it, packed into one row.
+Pairs = dict[str, list[tuple[Any, Any]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """How the other library computes; each function takes and returns arrays of one recording.
+
+    Attributes:
+      frames: samples [N] -> [T, F], what its tower reads, without padding.
+      encode: samples [N] -> tokens [S, W], from those frames.
+      logits: samples [N] -> [S, V], of its CTC head, whose blank is the class `blank`; None: it has no such head.
+    """
+
+    frames: Callable[[np.ndarray], np.ndarray]
+    encode: Callable[[np.ndarray], np.ndarray]
+    logits: Callable[[np.ndarray], np.ndarray] | None = None
+    blank: int | None = None
+
+
+class Given:
+    """In place of a front end: frames that are there already."""
+
+    def __call__(self, frames: Any) -> Any:
+        return frames
+
+
+def recordings(lengths: tuple[int, ...], seed: int) -> list[np.ndarray]:
+    """Noise that swells and fades by 40 dB, of so many samples.
 
     (Even noise has hardly any variance over time, and normalising by it would blow up the last bits.)
-
-    Returns:
-      The samples [N], and the tokens [T, width], of each.
     """
+    return [
+        (0.03 * 10 ** np.sin(np.arange(n) / 2000) * np.random.default_rng([seed, n]).standard_normal(n)).astype(
+            np.float32
+        )
+        for n in lengths
+    ]
+
+
+def layout_for(part: Any, room: int) -> Layout:
+    """A row of so many hops for the encoder, filled as in training."""
+    pad = part.subsampling * part.length if getattr(part, "pad_to_length", False) else None
+    front_end = part.front_end
+    return Layout(
+        rows={"speech": room, "examples": room},
+        hop=front_end.hop,
+        window=front_end.window,
+        align=part.subsampling,
+        pad=pad,
+    )
+
+
+def packed(part: Any, heard: list[np.ndarray]) -> Any:
+    """Recordings side by side in one row: [1, T, hop]."""
+    import jax
     import jax.numpy as jnp
 
-    from mmjax.interchange.convert import tree
-    from mmjax.stream import Stream
+    unlimited = layout_for(part, 1)
+    room = sum(-(-len(unlimited.speech(one)[0]) // part.subsampling) * part.subsampling for one in heard)
+    layout = layout_for(part, room)
+    rows = Rows(layout, 1)
+    for number, samples in enumerate(heard):
+        rows.write(0, {"speech": layout.speech(samples), "examples": (np.array([number]), np.zeros(1))})
+    return jax.tree.map(jnp.asarray, rows.batch["speech"])
 
-    size, align = part.front_end.hop, part.subsampling
-    recordings = []
-    for count in hops:
-        noise = np.random.default_rng([seed, count]).standard_normal(count * size)
-        recordings.append((0.03 * 10 ** np.sin(np.arange(count * size) / 2000) * noise).astype(np.float32))
-    blocks, segments, positions = [], [], []
-    for number, (samples, count) in enumerate(zip(recordings, hops, strict=True), 1):
-        gap = (0, -count % align)
-        blocks.append(np.pad(samples.reshape(count, size), (gap, (0, 0))))
-        segments.append(np.pad(np.full(count, number), gap))
-        positions.append(np.pad(np.arange(count), gap))
-    row = Stream(*(jnp.asarray(np.concatenate(parts)[None]) for parts in (blocks, segments, positions)))
-    tokens = part.apply({"params": tree(parameters, "encoder")}, row)
-    return recordings, [tokens.features[tokens.segments == number] for number in range(1, len(hops) + 1)]
+
+def compare_speech(
+    part: Any, parameters: Mapping[str, np.ndarray], heard: list[np.ndarray], reference: Reference
+) -> Pairs:
+    """Ours and theirs: "front_end" from the samples on, "encoder" and "head" from the same frames on, "ids" from the samples.
+
+    Ids are those of their vocabulary that the best path of CTC writes: repetitions merged, without blanks.
+
+    Raises:
+      UserError: the front ends make different numbers of frames.
+    """
+    import jax
+
+    from mmjax.interchange.convert import tree
+    from mmjax.stream import only_tokens
+
+    module, params = part, {"params": tree(dict(parameters), "encoder")}
+    row = packed(part, heard)
+    frames = jax.jit(lambda x: module.front_end.apply({}, only_tokens(x)))(row)
+    theirs = [reference.frames(samples) for samples in heard]
+    front_end = _frames_beside(frames, theirs, part.subsampling)
+    same = frames._replace(features=_in_place(frames, theirs))
+    tokens = jax.jit(module.clone(front_end=Given()).apply)(params, same)
+    encoder = [(a, reference.encode(x)) for a, x in zip(_examples(tokens), heard, strict=True)]
+    pairs: Pairs = {"front_end": front_end, "encoder": encoder}
+    if reference.logits is not None:
+        whole = _examples(jax.jit(module.apply)(params, row))
+        head = tree(dict(parameters), "head")["logits"]
+        pairs |= _head(head, [a for a, _ in encoder], whole, [reference.logits(x) for x in heard], reference.blank)
+    return pairs
+
+
+def _examples(stream: Any) -> list[np.ndarray]:
+    """The features of each example of one row."""
+    segments = np.asarray(stream.segments[0])
+    return [np.asarray(stream.features[0])[segments == number] for number in range(1, segments.max() + 1)]
+
+
+def _frames_beside(frames: Any, theirs: list[np.ndarray], subsampling: int) -> list[tuple[Any, Any]]:
+    pairs = []
+    for ours, wanted in zip(_examples(frames), theirs, strict=True):
+        if len(ours) // subsampling != len(wanted) // subsampling:  # theirs may leave out what makes no whole token
+            raise UserError(f"the front end makes {len(ours)} frames of a recording, and its reference {len(wanted)}")
+        pairs.append((ours[: len(wanted)], wanted))
+    return pairs
+
+
+def _in_place(frames: Any, theirs: list[np.ndarray]) -> np.ndarray:
+    """Their frames where ours stand in the row."""
+    features, segments = np.array(frames.features), np.asarray(frames.segments[0])
+    for number, one in enumerate(theirs, 1):
+        features[0, np.flatnonzero(segments == number)[: len(one)]] = one
+    return features
+
+
+def _head(
+    head: Mapping[str, np.ndarray],
+    same: list[np.ndarray],
+    whole: list[np.ndarray],
+    theirs: list[np.ndarray],
+    blank: int,
+) -> Pairs:
+    """A CTC head on tokens of the same frames, and the ids that it writes on tokens of the same samples."""
+
+    def logits(tokens):
+        return tokens @ head["kernel"] + head["bias"]
+
+    def ids(tokens):
+        return [piece_of(i, blank) for i in best_path(logits(tokens), 0)]
+
+    return {
+        "head": [(logits(a), moved_first(b, blank)) for a, b in zip(same, theirs, strict=True)],
+        "ids": [(ids(a), best_path(b, blank)) for a, b in zip(whole, theirs, strict=True)],
+    }
+
+
+def best_path(logits: np.ndarray, blank: int) -> list[int]:
+    """The likeliest class of each token [S, V], repetitions merged, without blanks."""
+    best = logits.argmax(-1)
+    first = np.concatenate([[True], best[1:] != best[:-1]])
+    return [int(i) for i in best[first] if i != blank]
+
+
+def lengths_for(front_end: Any) -> tuple[int, int]:
+    """Two numbers of samples that end within a hop: after more than half of it, and after its first sample."""
+    return 150 * front_end.hop + 90, 200 * front_end.hop + 1

@@ -35,20 +35,29 @@ class Rule:
     layers: int = 0
 
 
-def to_ours(rules: Sequence[Rule], tensors: Arrays, ignored: Callable[[str], bool]) -> dict[str, np.ndarray]:
-    """Their tensors as our parameters by path, float32.
+def to_ours(
+    rules: Sequence[Rule], tensors: Arrays, ignored: Callable[[str], bool], copies: Mapping[str, str]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Their tensors as our parameters by path, float32; and the names of tensors that were left out.
+
+    Args:
+      ignored: whether a tensor may be left out.
+      copies: tensors that are left out because they are another one once more: copy -> original.
 
     Raises:
-      UserError: a tensor that a rule needs is missing, or one is there that no rule reads; all of them are listed.
+      UserError: a tensor that a rule needs is missing, one is there that no rule reads, or a copy is none; all are listed.
     """
     wanted = {name for rule in rules for names in _names(rule) for name in names}
     missing = sorted(wanted - set(tensors))
-    unknown = sorted(name for name in set(tensors) - wanted if not ignored(name))
-    if missing or unknown:
+    left_out = sorted(set(tensors) - wanted)
+    unknown = [name for name in left_out if name not in copies and not ignored(name)]
+    other = [name for name in left_out if name in copies and not np.array_equal(tensors[name], tensors[copies[name]])]
+    if missing or unknown or other:
         parts = [f"missing: {', '.join(missing)}"] if missing else []
         parts += [f"not known: {', '.join(unknown)}"] if unknown else []
+        parts += [f"{name} is not equal to {copies[name]}, to which config.json ties it" for name in other]
         raise UserError(f"the tensors do not fit the model; {'; '.join(parts)}")
-    return {rule.ours: _joined(rule, tensors) for rule in rules}
+    return {rule.ours: _joined(rule, tensors) for rule in rules}, left_out
 
 
 def to_theirs(rules: Sequence[Rule], parameters: Arrays) -> dict[str, np.ndarray]:
@@ -157,18 +166,20 @@ def batch_norm(ours: str, theirs: str) -> list[Rule]:
 def blank_first(rules: Sequence[Rule], blank: int) -> list[Rule]:
     """The same rules of a CTC head whose blank is a class among others; ours is the first (trap D1)."""
 
-    def first(x):
-        return np.concatenate([x[..., blank : blank + 1], np.delete(x, blank, axis=-1)], axis=-1)
-
     def back(x):
         return np.insert(x[..., 1:], blank, x[..., 0], axis=-1)
 
     def moved(rule):
         return dataclasses.replace(
-            rule, join=lambda parts: first(rule.join(parts)), split=lambda whole: rule.split(back(whole))
+            rule, join=lambda parts: moved_first(rule.join(parts), blank), split=lambda whole: rule.split(back(whole))
         )
 
     return [moved(rule) for rule in rules]
+
+
+def moved_first(x: np.ndarray, blank: int) -> np.ndarray:
+    """[..., V] classes with the blank moved before all others (`mmjax.data.text.class_of`)."""
+    return np.concatenate([x[..., blank : blank + 1], np.delete(x, blank, axis=-1)], axis=-1)
 
 
 def heads_in(

@@ -67,7 +67,9 @@ def _pool(heads: int) -> list[Rule]:
     return found + linear("mlp/up", "head.mlp.fc1") + linear("mlp/down", "head.mlp.fc2")
 
 
-def outputs(source: Any, part_: c.ViT, parameters: dict[str, np.ndarray], seed: int) -> list[tuple[Any, Any]]:
+def outputs(
+    source: Any, part_: c.ViT, parameters: dict[str, np.ndarray], seed: int
+) -> dict[str, list[tuple[Any, Any]]]:
     """What ours and theirs make of two pictures: all tokens, and the pooled vector."""
     import jax.numpy as jnp
     import torch
@@ -92,4 +94,4 @@ def outputs(source: Any, part_: c.ViT, parameters: dict[str, np.ndarray], seed: 
     ).features[:, 0]
     with torch.no_grad():
         theirs = reference.head(torch.tensor(expected)).numpy()
-    return [*pairs, (pooled, theirs)]
+    return {"encoder": pairs, "pool": [(pooled, theirs)]}

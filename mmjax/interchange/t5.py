@@ -52,8 +52,12 @@ def activation(theirs: dict[str, Any]) -> str:
 
 
 def ignored(name: str) -> bool:
-    # The decoder with its read-out, and the embeddings once more.
-    return name.startswith("decoder.") or name in ("lm_head.weight", "encoder.embed_tokens.weight")
+    return name.startswith("decoder.") or name == "lm_head.weight"  # the decoder with its read-out
+
+
+def copies(theirs: dict[str, Any]) -> dict[str, str]:
+    """Tensors that are others once more."""
+    return {"encoder.embed_tokens.weight": "shared.weight"}
 
 
 def rules(theirs: dict[str, Any]) -> list[Rule]:
@@ -73,7 +77,9 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
     return under("encoder", without_biases(found), theirs["num_layers"])
 
 
-def outputs(source: Any, part_: c.Transformer, parameters: dict[str, np.ndarray], seed: int) -> list[tuple[Any, Any]]:
+def outputs(
+    source: Any, part_: c.Transformer, parameters: dict[str, np.ndarray], seed: int
+) -> dict[str, list[tuple[Any, Any]]]:
     """What ours and theirs make of two texts, one of them longer than the distances that are told apart."""
     import torch
     import transformers
@@ -82,6 +88,7 @@ def outputs(source: Any, part_: c.Transformer, parameters: dict[str, np.ndarray]
 
     reference = transformers.T5EncoderModel.from_pretrained(source, local_files_only=True, dtype=torch.float32).eval()
     lengths = (7, part_.max_distance + 5)
-    return bert.compare_texts(
+    pairs = bert.compare_texts(
         lambda ids: reference(ids).last_hidden_state, part_, tree(parameters, "encoder"), seed, lengths
     )
+    return {"encoder": pairs}

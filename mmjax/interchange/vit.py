@@ -100,13 +100,15 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
     return found + [rule for ours, name in beside.items() for rule in linear(ours, name)]
 
 
-def outputs(source: Any, part_: c.ViT, parameters: dict[str, np.ndarray], seed: int) -> list[tuple[Any, Any]]:
+def outputs(
+    source: Any, part_: c.ViT, parameters: dict[str, np.ndarray], seed: int
+) -> dict[str, list[tuple[Any, Any]]]:
     """What ours and theirs make of two pictures: all tokens, but not the distillation token, which ours discards."""
     import torch
     import transformers
 
     reference = transformers.AutoModel.from_pretrained(source, local_files_only=True, dtype=torch.float32).eval()
-    return compare_pictures(reference, part_, parameters, seed)
+    return {"encoder": compare_pictures(reference, part_, parameters, seed)}
 
 
 def compare_pictures(reference: Any, part_: c.ViT, parameters: Any, seed: int) -> list[tuple[Any, Any]]:
@@ -119,7 +121,7 @@ def compare_pictures(reference: Any, part_: c.ViT, parameters: Any, seed: int) -
     from mmjax.interchange.convert import tree
     from mmjax.stream import Stream
 
-    side = part_.image_size - part_.image_size % part_.patch
+    side = part_.image_size  # what it has beyond whole patches both leave out
     pictures = np.random.default_rng(seed).integers(0, 256, (2, side, side, 3), np.uint8)
     special = np.array([[-1, i] for i in range(1 - part_.class_token, 1 + part_.registers)]).reshape(-1, 2)
     streams = []

@@ -1,12 +1,15 @@
 """W2v-BERT 2.0, as `Wav2Vec2BertModel` and `Wav2Vec2BertForCTC` of transformers."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmjax import config as c
 from mmjax.errors import UserError
-from mmjax.interchange.recordings import hear
+from mmjax.interchange import directories
+from mmjax.interchange.recordings import Pairs, Reference, compare_speech, lengths_for, recordings
 from mmjax.interchange.rules import (
     Rule,
     blank_first,
@@ -34,6 +37,7 @@ def part(theirs: dict[str, Any]) -> c.Conformer:
     check_options(
         theirs, hidden_act=("swish", "silu"), intermediate_size=4 * theirs["hidden_size"], add_adapter=False,
         use_intermediate_ffn_before_adapter=False, position_embeddings_type="relative_key",
+        sampling_rate=16_000,
     )  # fmt: skip
     inputs = theirs["feature_projection_input_dim"]
     if inputs % STACKED:
@@ -52,6 +56,16 @@ def part(theirs: dict[str, Any]) -> c.Conformer:
         norm_epsilon=theirs["layer_norm_eps"],
         causal=True,
     )
+
+
+def is_ctc(theirs: dict[str, Any]) -> bool:
+    """Whether the model has a CTC head."""
+    return (theirs.get("architectures") or [""])[0].endswith("ForCTC")
+
+
+def blank(theirs: dict[str, Any]) -> int | None:
+    """The id that its CTC head takes for the blank, if it has a head."""
+    return theirs["pad_token_id"] if is_ctc(theirs) else None
 
 
 def ignored(name: str) -> bool:
@@ -81,8 +95,8 @@ def beside(theirs: dict[str, Any], prefix: str) -> tuple[str, list[Rule]]:
     architecture = (theirs.get("architectures") or [""])[0]
     root = prefix if architecture.endswith(("ForCTC", "ForPreTraining")) else ""
     found: list[Rule] = []
-    if architecture.endswith("ForCTC"):
-        found += under("head", blank_first(linear("logits", "lm_head"), theirs["pad_token_id"]))
+    if is_ctc(theirs):
+        found += under("head", blank_first(linear("logits", "lm_head"), blank(theirs)))
     if architecture.endswith("ForPreTraining"):
         found += same("pretraining/codevectors", "quantizer.codevectors")
         for name in ("quantizer.weight_proj", "project_hid", "project_q"):
@@ -111,21 +125,48 @@ def blocks(theirs: dict[str, Any], block: str) -> list[Rule]:
     return found + norm("layers/norm", f"{block}final_layer_norm")
 
 
-def outputs(source: Any, part_: c.Conformer, parameters: dict[str, np.ndarray], seed: int) -> list[tuple[Any, Any]]:
-    """What ours and theirs make of two recordings: their frames are 149, an odd number, and 198."""
-    import torch
+def outputs(source: Any, part_: c.Conformer, parameters: dict[str, np.ndarray], seed: int) -> Pairs:
+    """What ours and theirs make of two recordings that end within a hop; the frames of one are an odd number."""
+    heard = recordings(lengths_for(part_.front_end), seed)
+    return compare_speech(part_, parameters, heard, reference(source, part_))
+
+
+def reference(source: Any, part_: c.Conformer) -> Reference:
+    """Their feature extractor, encoder, and CTC head if there is one."""
     import transformers
 
-    reference = transformers.Wav2Vec2BertModel.from_pretrained(
-        source, local_files_only=True, dtype=torch.float32
-    ).eval()
     front_end = part_.front_end
     extractor = transformers.SeamlessM4TFeatureExtractor(
         feature_size=front_end.bins, num_mel_bins=front_end.bins, sampling_rate=front_end.sample_rate, stride=STACKED
     )
-    recordings, ours = hear(part_, parameters, seed, hops=(151, 200))
-    pairs = []
-    for samples, tokens in zip(recordings, ours, strict=True):
-        theirs = extractor(samples, sampling_rate=front_end.sample_rate, return_tensors="pt")
-        pairs.append((tokens, reference(**theirs).last_hidden_state[theirs.attention_mask.bool()].numpy()))
-    return pairs
+
+    def heard(samples):
+        found = extractor(samples, sampling_rate=front_end.sample_rate, pad_to_multiple_of=None, return_tensors="pt")
+        return {"input_features": found.input_features}
+
+    def frames(samples):
+        return heard(samples)["input_features"].reshape(-1, front_end.bins).numpy()
+
+    return reference_of(source, "Wav2Vec2Bert", heard, frames)
+
+
+def reference_of(source: Any, family: str, heard: Callable[..., Any], frames: Callable[..., Any]) -> Reference:
+    """Their encoder, with its CTC head if there is one.
+
+    Args:
+      heard: samples [N] -> what their model is called with.
+    """
+    import torch
+    import transformers
+
+    has_head = is_ctc(directories.read_object(Path(source) / "config.json"))
+    kind = getattr(transformers, f"{family}{'ForCTC' if has_head else 'Model'}")
+    model = kind.from_pretrained(source, local_files_only=True, dtype=torch.float32).eval()
+
+    def encode(samples):
+        return model.base_model(**heard(samples)).last_hidden_state[0].numpy()
+
+    def logits(samples):
+        return model(**heard(samples)).logits[0].numpy()
+
+    return Reference(frames, encode, logits if has_head else None, model.config.pad_token_id)

@@ -6,12 +6,12 @@ import numpy as np
 
 from mmjax import config as c
 from mmjax.interchange import wav2vec2_bert
-from mmjax.interchange.directories import read_normalisation
-from mmjax.interchange.recordings import hear
+from mmjax.interchange.recordings import Pairs, Reference, compare_speech, lengths_for, recordings
 from mmjax.interchange.rules import Rule, batch_norm, check_options, heads_in, linear, norm, same, under
 from mmjax.models.stems import WaveformStem
 
 MODEL_TYPES = ("wav2vec2-conformer",)
+blank = wav2vec2_bert.blank
 POSITIONS = "encoder.pos_conv_embed.conv"  # they keep the positions of wav2vec 2.0, but never use them
 OLD_NAMES = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
 
@@ -101,18 +101,25 @@ def _stem(theirs: dict[str, Any], root: str) -> list[Rule]:
     return found + linear("stem/out", f"{root}feature_projection.projection")
 
 
-def outputs(source: Any, part_: c.Conformer, parameters: dict[str, np.ndarray], seed: int) -> list[tuple[Any, Any]]:
-    """What ours and theirs make of two recordings, of 1.5 and 2 s: the encoder's tokens, from the samples on."""
-    import torch
+def outputs(source: Any, part_: c.Conformer, parameters: dict[str, np.ndarray], seed: int) -> Pairs:
+    """What ours and theirs make of two recordings that end within a hop: samples, tokens, and what the CTC head says."""
+    heard = recordings(lengths_for(part_.front_end), seed)
+    return compare_speech(part_, parameters, heard, reference(source, part_))
+
+
+def reference(source: Any, part_: c.Conformer) -> Reference:
+    """Their feature extractor, encoder, and CTC head if there is one."""
     import transformers
 
-    reference = transformers.Wav2Vec2ConformerModel.from_pretrained(
-        source, local_files_only=True, dtype=torch.float32
-    ).eval()
-    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=read_normalisation(source).get("do_normalize", True))
-    recordings, ours = hear(part_, parameters, seed, hops=(75, 100))
-    pairs = []
-    for samples, tokens in zip(recordings, ours, strict=True):
-        theirs = extractor(samples, sampling_rate=part_.front_end.sample_rate, return_tensors="pt")
-        pairs.append((tokens, reference(theirs.input_values).last_hidden_state[0].numpy()))
-    return pairs
+    front_end = part_.front_end
+    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=front_end.normalise)
+
+    def heard(samples):
+        found = extractor(samples, sampling_rate=front_end.sample_rate, return_tensors="pt")
+        return {"input_values": found.input_values}
+
+    def frames(samples):
+        samples = heard(samples)["input_values"][0].numpy()
+        return np.lib.stride_tricks.sliding_window_view(samples, front_end.window)[:: front_end.hop]
+
+    return wav2vec2_bert.reference_of(source, "Wav2Vec2Conformer", heard, frames)

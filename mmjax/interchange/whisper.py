@@ -1,14 +1,18 @@
 """Whisper, encoder and decoder, as `WhisperForConditionalGeneration` of transformers."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmjax import config as c
 from mmjax.errors import UserError
-from mmjax.interchange.rules import Rule, heads_in, heads_out, linear, norm, same, under
+from mmjax.interchange.directories import read_object
+from mmjax.interchange.recordings import Pairs, Reference, compare_speech, recordings
+from mmjax.interchange.rules import Rule, check_options, heads_in, heads_out, linear, norm, same, under
 
 MODEL_TYPES = ("whisper",)
+READ_OUT = "proj_out.weight"
 
 
 def part(theirs: dict[str, Any]) -> c.WhisperEncoder:
@@ -19,6 +23,7 @@ def part(theirs: dict[str, Any]) -> c.WhisperEncoder:
     """
     if theirs["activation_function"] != "gelu" or theirs.get("scale_embedding"):
         raise UserError("cannot import a Whisper with scale_embedding, or with another activation than gelu")
+    check_options(theirs, hop_length=160, n_fft=400, sampling_rate=16_000)
     return c.WhisperEncoder(
         front_end=c.WhisperLogMel(bins=theirs["num_mel_bins"]),
         layers=theirs["encoder_layers"],
@@ -26,6 +31,7 @@ def part(theirs: dict[str, Any]) -> c.WhisperEncoder:
         heads=theirs["encoder_attention_heads"],
         mlp=theirs["encoder_ffn_dim"],
         length=theirs["max_source_positions"],
+        pad_to_length=True,
     )
 
 
@@ -39,12 +45,23 @@ def decoder(theirs: dict[str, Any]) -> c.TextDecoder:
         mlp=theirs["decoder_ffn_dim"],
         positions="learned",
         length=theirs["max_target_positions"],
+        tied=tied(theirs),
         block=c.BlockStyle(epsilon=1e-5),
     )
 
 
+def tied(theirs: dict[str, Any]) -> bool:
+    """Whether the embeddings are the read-out too, as in all published models."""
+    return theirs.get("tie_word_embeddings", True)
+
+
 def ignored(name: str) -> bool:
-    return name == "proj_out.weight"  # tied to the embedding
+    return False
+
+
+def copies(theirs: dict[str, Any]) -> dict[str, str]:
+    """Tensors that are others once more."""
+    return {READ_OUT: "model.decoder.embed_tokens.weight"} if tied(theirs) else {}
 
 
 def rules(theirs: dict[str, Any]) -> list[Rule]:
@@ -75,6 +92,7 @@ def _decoder(theirs: dict[str, Any]) -> list[Rule]:
     found += heads_in(f"{ours}/key_value", [f"{cross}.k_proj", f"{cross}.v_proj"], heads, (False, True))
     found += heads_out(f"{ours}/out", f"{cross}.out_proj", heads)
     found += _feed_forward(block)
+    found += [] if tied(theirs) else linear("logits", READ_OUT.removesuffix(".weight"))[:1]
     return found + norm("norm", f"{root}layer_norm")
 
 
@@ -100,35 +118,53 @@ def _convolution(ours: str, theirs: str) -> list[Rule]:
     return [kernel, *same(f"{ours}/bias", f"{theirs}.bias")]
 
 
-def outputs(
-    source: Any, part_: c.WhisperEncoder, parameters: dict[str, np.ndarray], seed: int
-) -> list[tuple[Any, Any]]:
-    """What ours and theirs make of a recording as long as Whisper's: the encoder's tokens, and next-token logits."""
+def outputs(source: Any, part_: c.WhisperEncoder, parameters: dict[str, np.ndarray], seed: int) -> Pairs:
+    """What ours and theirs make of a recording that silence continues, and next-token logits that read the same tokens."""
     import jax.numpy as jnp
+    import torch
+
+    from mmjax.interchange.convert import tree
+    from mmjax.stream import Stream
+
+    front_end, hops = part_.front_end, part_.subsampling * part_.length
+    (samples,) = recordings((max(front_end.window, hops // 3 * front_end.hop + 1),), seed)
+    model, theirs = load(source), reference(source, part_)
+    pairs = compare_speech(part_, parameters, [samples], theirs)
+    decoder_, speech = decoder(read_object(Path(source) / "config.json")), theirs.encode(samples)[None]
+    ids = np.random.default_rng(seed).integers(0, decoder_.vocabulary, (1, min(9, decoder_.length)))
+    text, tokens = (
+        Stream(jnp.asarray(x), jnp.ones(x.shape[:2], jnp.int32), jnp.arange(x.shape[1])[None]) for x in (ids, speech)
+    )
+    ours = decoder_.apply({"params": tree(parameters, "decoder")}, text, tokens)
+    logits = model(encoder_outputs=(torch.tensor(speech),), decoder_input_ids=torch.tensor(ids)).logits
+    return pairs | {"decoder": [(ours.features, logits.numpy())]}
+
+
+def load(source: Any) -> Any:
+    """Their model, in float32."""
     import torch
     import transformers
 
-    from mmjax.interchange.convert import tree
-    from mmjax.interchange.directories import read_object
-    from mmjax.stream import Stream
+    kind = transformers.WhisperForConditionalGeneration
+    return kind.from_pretrained(source, local_files_only=True, dtype=torch.float32).eval()
 
-    reference = transformers.WhisperForConditionalGeneration.from_pretrained(
-        source, local_files_only=True, dtype=torch.float32
-    ).eval()
-    generator, hops, front_end = np.random.default_rng(seed), 2 * part_.length, part_.front_end
-    samples = 0.1 * generator.standard_normal(hops * front_end.hop).astype(np.float32)
+
+def reference(source: Any, part_: c.WhisperEncoder) -> Reference:
+    """Their feature extractor, which continues recordings with silence, and their encoder."""
+    import transformers
+
+    encoder, front_end = load(source).model.encoder, part_.front_end
     extract = transformers.WhisperFeatureExtractor(feature_size=front_end.bins)
-    features = extract(samples, sampling_rate=front_end.sample_rate, padding="do_not_pad", return_tensors="pt")
-    decoder_ = decoder(read_object(source / "config.json"))
-    ids = generator.integers(0, decoder_.vocabulary, (1, min(9, decoder_.length)))
-    theirs = reference(features.input_features, decoder_input_ids=torch.tensor(ids))
+    longest = part_.subsampling * part_.length * front_end.hop
 
-    ones = np.ones((1, hops), np.int32)
-    speech = Stream(jnp.asarray(samples.reshape(1, hops, -1)), jnp.asarray(ones), jnp.arange(hops)[None])
-    tokens = part_.apply({"params": tree(parameters, "encoder")}, speech)
-    text = Stream(jnp.asarray(ids), jnp.ones(ids.shape, jnp.int32), jnp.arange(ids.shape[1])[None])
-    logits = decoder_.apply({"params": tree(parameters, "decoder")}, text, tokens)
-    return [
-        (tokens.features, theirs.encoder_last_hidden_state.numpy()),
-        (logits.features, theirs.logits.numpy()),
-    ]
+    def heard(samples):
+        found = extract(samples, sampling_rate=front_end.sample_rate, max_length=longest, return_tensors="pt")
+        return found.input_features
+
+    def frames(samples):
+        return heard(samples)[0].T.numpy()
+
+    def encode(samples):
+        return encoder(heard(samples)).last_hidden_state[0].numpy()
+
+    return Reference(frames, encode)

@@ -1,7 +1,8 @@
 """Speech front ends, inside the compiled step: packed hops of samples in, one frame of features per hop out.
 
-No parameters, no gradients: samples are data. Speech comes in whole hops, its last one filled with zeros; so each
-front end equals its reference on recordings of whole hops.
+No parameters, no gradients: samples are data. A recording of N samples comes as ceil(N / hop) blocks, the last one filled
+with zeros, and positions say how many of its samples are recorded (`segments.samples_in`). So each front end counts and
+computes its frames as its reference does, for any N >= window.
 """
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.models import spectrum
-from mmjax.models.segments import EXACT, maximum_of_example
+from mmjax.models.segments import EXACT, maximum_of_example, samples_in
 from mmjax.stream import Stream
 
 
@@ -41,7 +42,10 @@ class MelFrontEnd(FrontEnd, kw_only=True):
 
 
 class LogMel(MelFrontEnd, kw_only=True):
-    """The house's own log-mel: frames begin with their hop, HTK filters, about zero mean and unit variance."""
+    """Our own log-mel: HTK filters, features of about zero mean and unit variance.
+
+    Frames begin with their hop and hold recorded samples alone: 1 + floor((N - window) / hop) of N samples.
+    """
 
     def __call__(self, samples: Stream) -> Stream:
         """[B, T, hop] float32 samples -> [B, T, bins] float32 frames; none for an example's last hops."""
@@ -57,7 +61,8 @@ class LogMel(MelFrontEnd, kw_only=True):
 class WhisperLogMel(MelFrontEnd, kw_only=True):
     """Whisper's log-mel (Radford et al. 2022; openai/whisper `audio.py`): the loudest 8 decades of each example.
 
-    Whisper itself sees every recording continued with silence to 30 seconds; here nothing is continued.
+    ceil(N / hop) frames of N samples; a last hop that is not whole is filled with zeros. Whisper itself is given every
+    recording continued with silence to 30 seconds (`WhisperEncoder.pad_to_length`); then there is no such hop.
     """
 
     def __call__(self, samples: Stream) -> Stream:
@@ -75,12 +80,15 @@ class WhisperLogMel(MelFrontEnd, kw_only=True):
 class NeMoLogMel(MelFrontEnd, kw_only=True):
     """NeMo's log-mel (`AudioToMelSpectrogramPreprocessor`; Parakeet and FastConformer), normalised per example.
 
+    floor(N / hop) frames of N samples; the samples beyond the last whole hop are still within the last frame's window.
     Its dither (noise of 1e-5 in training) is left out.
     """
 
     def __call__(self, samples: Stream) -> Stream:
-        """[B, T, hop] float32 samples -> [B, T, bins] float32 frames, one per hop."""
+        """[B, T, hop] float32 samples -> [B, T, bins] float32 frames, one per whole hop."""
         frames = spectrum.frames_around(spectrum.preemphasise(samples, 0.97), self.window, "zero")
+        whole = samples_in(samples) == self.hop
+        frames = frames._replace(segments=jnp.where(whole, frames.segments, 0))
         size = 1 << (self.window - 1).bit_length()
         energies = spectrum.mel_energies(
             spectrum.power(frames.features, spectrum.dft(spectrum.hann(self.window, periodic=False), size)),

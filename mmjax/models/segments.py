@@ -32,6 +32,27 @@ def neighbour(stream: Stream, by: int) -> jax.Array:
     return jnp.where(same.reshape(same.shape + (1,) * (stream.features.ndim - 2)), shift(stream.features, by), 0)
 
 
+# Hops of samples. -----------------------------------------------------------------------------------------
+
+
+def hops(speech: Stream) -> jax.Array:
+    """[B, T]: which hop of its recording each block of samples is."""
+    return speech.positions[..., 0] if speech.positions.ndim == 3 else speech.positions
+
+
+def samples_in(speech: Stream) -> jax.Array:
+    """[B, T]: how many samples of its recording each block holds; what follows them fills the block."""
+    if speech.positions.ndim == 3:
+        return speech.positions[..., 1]
+    return jnp.full_like(speech.positions, speech.features.shape[-1])
+
+
+def recorded(speech: Stream) -> jax.Array:
+    """[B, T, hop] bool: which samples are of a recording, not what fills its last block."""
+    inside = jnp.arange(speech.features.shape[-1]) < samples_in(speech)[..., None]
+    return inside & speech.mask[..., None]
+
+
 # Examples in their slots. ---------------------------------------------------------------------------------
 
 

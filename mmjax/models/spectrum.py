@@ -10,25 +10,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.models.segments import EXACT, neighbour, shift, sum_of_example
+from mmjax.models.segments import EXACT, hops, neighbour, recorded, samples_in, shift, sum_of_example
 from mmjax.stream import Stream
 
 # Frames. --------------------------------------------------------------------------------------------------
 
 
 def frames_from(samples: Stream, window: int) -> Stream:
-    """Frames that begin with their hop, [B, T, window]; they exist where the whole window lies in one example.
+    """Frames that begin with their hop, [B, T, window]; they exist where the whole window lies in one recording.
 
-    So the last ceil(window / hop) - 1 hops of an example give no frame (Kaldi's `snip-edges`).
+    So N samples give 1 + floor((N - window) / hop) frames (Kaldi's `snip-edges`, and a convolution without padding).
     """
-    blocks = -(-window // samples.features.shape[-1])  # that a window touches
+    hop = samples.features.shape[-1]
+    blocks = -(-window // hop)  # that a window touches
     features = jnp.concatenate([shift(samples.features, i) for i in range(blocks)], axis=-1)[..., :window]
-    segments = jnp.where(shift(samples.segments, blocks - 1) == samples.segments, samples.segments, 0)
-    return Stream(features, segments, samples.positions)
+    whole = shift(samples_in(samples), blocks - 1) >= window - (blocks - 1) * hop
+    there = whole & (shift(samples.segments, blocks - 1) == samples.segments)
+    return Stream(features, jnp.where(there, samples.segments, 0), hops(samples))
 
 
 def frames_around(samples: Stream, window: int, edges: Literal["zero", "reflect"]) -> Stream:
-    """Frames centred on the first sample of their hop, [B, T, window]; every hop has one.
+    """Frames centred on the first sample of their hop, [B, T, window]; every hop has one, also a last one that is filled.
 
     What lies before an example's first sample and after its last is zero, or its own beginning and end mirrored (the
     sample at the edge not repeated), as in `torch.stft(center=True, pad_mode=...)`.
@@ -40,7 +42,8 @@ def frames_around(samples: Stream, window: int, edges: Literal["zero", "reflect"
     if edges == "reflect":
         blocks = _mirrored(samples, blocks, before, after)
     start = before * hop - window // 2
-    return samples._replace(features=jnp.concatenate(blocks, axis=-1)[..., start : start + window])
+    features = jnp.concatenate(blocks, axis=-1)[..., start : start + window]
+    return Stream(features, samples.segments, hops(samples))
 
 
 def _mirrored(samples: Stream, blocks: list[jax.Array], before: int, after: int) -> list[jax.Array]:
@@ -53,7 +56,7 @@ def _mirrored(samples: Stream, blocks: list[jax.Array], before: int, after: int)
             outside = number - place
             ahead = jnp.concatenate(own[: outside + 1], axis=-1)
             mirror = jnp.flip(ahead[..., (outside - 1) * hop + 1 : outside * hop + 1], axis=-1)
-            here = (samples.positions == place)[..., None]
+            here = (hops(samples) == place)[..., None]
             blocks[before - number] = jnp.where(here, shift(mirror, -place), blocks[before - number])
     for number in range(1, after + 1):
         for place in range(number):  # a frame with `place` hops of its example after it looks `number` hops ahead
@@ -66,9 +69,10 @@ def _mirrored(samples: Stream, blocks: list[jax.Array], before: int, after: int)
 
 
 def preemphasise(samples: Stream, coefficient: float) -> Stream:
-    """y[n] = x[n] - coefficient x[n - 1] along each example; its first sample stays."""
+    """y[n] = x[n] - coefficient x[n - 1] along each recording; its first sample stays, and what follows it is zero."""
     earlier = jnp.concatenate([neighbour(samples, -1)[..., -1:], samples.features[..., :-1]], axis=-1)
-    return samples._replace(features=samples.features - coefficient * earlier)
+    emphasised = samples.features - coefficient * earlier
+    return samples._replace(features=jnp.where(recorded(samples), emphasised, 0.0))
 
 
 # Spectra. -------------------------------------------------------------------------------------------------
@@ -152,17 +156,16 @@ def normalise_example(
     Args:
       correction: 1 divides the squares by N - 1, as NeMo and Hugging Face do.
       epsilon: added to the standard deviation; floor: to the variance.
-      together: one mean and one deviation of all features.
+      together: features are samples, with one mean and one deviation of all that are recorded.
     """
-    count = sum_of_example(jnp.ones_like(frames.features[..., :1]), frames.segments)
+    there = recorded(frames) if together else frames.mask[..., None]
 
-    def average(values: jax.Array, less: int = 0) -> jax.Array:
-        values = values.mean(axis=-1, keepdims=True) if together else values
-        return sum_of_example(values, frames.segments) / jnp.maximum(count - less, 1.0)
+    def total(values: jax.Array) -> jax.Array:
+        return sum_of_example(values.sum(axis=-1, keepdims=True) if together else values, frames.segments)
 
-    centred = frames.features
+    count = total(there.astype(frames.features.dtype))
+    centred = jnp.where(there, frames.features, 0.0)
     for _ in range(2):  # the mean of a long sum is off by more than the last bits, what is left of it by less
-        centred = centred - average(centred)
-    centred = jnp.where(frames.mask[..., None], centred, 0.0)
-    deviation = jnp.sqrt(average(centred**2, correction) + floor)
+        centred = jnp.where(there, centred - total(centred) / jnp.maximum(count, 1.0), 0.0)
+    deviation = jnp.sqrt(total(centred**2) / jnp.maximum(count - correction, 1.0) + floor)
     return frames._replace(features=centred / (deviation + epsilon))

@@ -34,10 +34,10 @@ WHISPERS = {
 class WhisperEncoder(SpeechEncoder, kw_only=True):
     """Two convolutions in time, learned positions, a pre-norm Transformer (Radford et al. 2022, arXiv:2212.04356).
 
-    Whisper was trained on recordings continued with silence to 30 s (3,000 hops); give it such to get what it learned.
-
     Attributes:
       length: tokens of the longest recording, of two hops each.
+      pad_to_length: whoever fills the rows continues every recording with silence to this length (30 s), as OpenAI trained
+        its models; the silence is attended to like the rest. Off, a recording takes as many tokens as it has.
     """
 
     front_end: WhisperLogMel = WhisperLogMel()
@@ -46,6 +46,7 @@ class WhisperEncoder(SpeechEncoder, kw_only=True):
     heads: int = 6
     mlp: int = 1536
     length: int = 1500  # tokens of the longest recording, two hops each
+    pad_to_length: bool = False  # every recording, with silence: what OpenAI's models learned from
     dropout: float = 0.0
     unroll: bool = setting(False)
     remat: Remat = "none"
@@ -61,11 +62,19 @@ class WhisperEncoder(SpeechEncoder, kw_only=True):
 
     def check_row(self, path: str, key: str, room: int) -> None:
         super().check_row(path, key, room)
-        if room > self.subsampling * self.length:
+        hops = self.subsampling * self.length
+        if self.pad_to_length and room % hops:
             raise UserError(
-                f"{path}.length={self.length} tokens are {self.subsampling * self.length} hops, but a recording may fill "
-                f"its row of {room}"
+                f"{path}.pad_to_length takes {hops} hops for each recording, of which {key}={room} is no multiple; write "
+                f"{max(1, round(room / hops)) * hops}"
             )
+        if not self.pad_to_length and room > hops:
+            raise UserError(
+                f"{path}.length={self.length} tokens are {hops} hops, but a recording may fill its row of {room}"
+            )
+
+    def geometry(self) -> dict[str, Any]:
+        return super().geometry() | {"pad": self.subsampling * self.length if self.pad_to_length else None}
 
     @nn.compact
     def __call__(self, speech: Stream, train: bool = False) -> Stream:

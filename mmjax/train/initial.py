@@ -15,7 +15,7 @@ from mmjax.models.positions import resize_positions
 from mmjax.train.step import TrainState
 
 # What an encoder may choose for itself, though its parameters are another's.
-CHOICES = ("dropout", "chunk", "left_chunks", "augment", "remat", "image_size")
+CHOICES = ("dropout", "chunk", "left_chunks", "augment", "remat", "image_size", "pad_to_length")
 
 
 def load_initial(config: c.Experiment, state: TrainState) -> TrainState:

@@ -19,7 +19,7 @@ def check_labels(config: c.Experiment, source: Any) -> None:
             f"data.rows.{written[0]} is for text, but the data has no tokenizer; set data.tokenizer to "
             "SentencePiece(vocabulary=...), which is trained on the texts of the training split"
         )
-    _check_blank(config, source.tokenizer)
+    _check_mask(config, source.tokenizer)
     if config.data.speed and "speech" not in source.sizes:
         raise UserError("data.speed is set, but the data has no speech")
     _check_answers(config, source)
@@ -36,8 +36,13 @@ def check_labels(config: c.Experiment, source: Any) -> None:
             path, outputs = f"model.heads.{name}.outputs", getattr(head, "outputs", None)
             if isinstance(head, c.AttentionDecoder):
                 path, outputs = f"model.heads.{name}.decoder.vocabulary", head.decoder.vocabulary
-            if outputs < len(source.tokenizer):
-                raise UserError(f"{path}={outputs}, but the tokenizer has {len(source.tokenizer)} pieces")
+            writes = isinstance(objective, c.CTC | c.Transducer) or isinstance(head, c.AttentionDecoder)
+            needed = source.tokenizer.classes if writes else len(source.tokenizer)
+            if outputs < needed:
+                blank = " and the blank is none of them" if needed > len(source.tokenizer) else ""
+                raise UserError(
+                    f"{path}={outputs}, but the tokenizer has {len(source.tokenizer)} pieces{blank}; write {needed}"
+                )
     for name, objective in config.objectives.items():
         _check_there_are_labels(name, objective, config, source)
     rate = getattr(source, "sample_rate", None)
@@ -49,17 +54,10 @@ def check_labels(config: c.Experiment, source: Any) -> None:
             )
 
 
-def _check_blank(config: c.Experiment, tokenizer: Any) -> None:
-    """That id 0, which ends what a head writes, is no piece of a text."""
+def _check_mask(config: c.Experiment, tokenizer: Any) -> None:
+    """That the mask of a `MaskedText` is no piece of a text."""
     if tokenizer is None or tokenizer.zero == "never":
         return
-    for name, objective in config.objectives.items():
-        writes = isinstance(objective, c.CTC | c.Transducer) or isinstance(config.model.heads[name], c.AttentionDecoder)
-        if writes and tokenizer.zero == "piece":
-            raise UserError(
-                f"objectives.{name} ends what it writes with id 0, which in this tokenizer is a piece as any other: it can be "
-                "read, not written; take one whose id 0 is padding or unknown (SentencePiece(vocabulary=...) trains one)"
-            )
     for name, mask in config.model.masked.items():
         if isinstance(mask, c.MaskedText) and mask.mask == 0:
             raise UserError(

@@ -8,7 +8,7 @@ import numpy as np
 
 from mmjax.models.augmentation.blocks import filter_matrix, surroundings
 from mmjax.models.augmentation.by_example import at_tokens, choose, draw, energy, identities
-from mmjax.models.segments import EXACT
+from mmjax.models.segments import EXACT, hops
 from mmjax.stream import Stream, only_tokens
 from mmjax.tree import part
 
@@ -67,7 +67,7 @@ def gaussian(speech: Stream, examples: Stream, key: jax.Array) -> Stream:
     def block(number, position):
         return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, number), position), (hop,))
 
-    noise = jax.vmap(jax.vmap(block))(identities(speech, examples), speech.positions)
+    noise = jax.vmap(jax.vmap(block))(identities(speech, examples), hops(speech))
     return only_tokens(speech._replace(features=noise))
 
 
@@ -88,6 +88,6 @@ def excerpt(bank: jax.Array, speech: Stream, which: jax.Array, offset: jax.Array
     """[B, T, hop]: for every example the recording `which` [B, N] from sample `offset` [B, N] on, cyclically."""
     samples, hop = bank.shape[1], speech.features.shape[-1]
     bank = jnp.pad(jnp.asarray(bank, jnp.float32), ((0, 0), (0, hop)), mode="wrap")
-    start = (at_tokens(offset, speech.segments) + speech.positions * hop) % samples
+    start = (at_tokens(offset, speech.segments) + hops(speech) * hop) % samples
     take = lambda recording, first: jax.lax.dynamic_slice(bank, (recording, first), (1, hop))[0]  # noqa: E731
     return jax.vmap(jax.vmap(take))(at_tokens(which, speech.segments), start)

@@ -1,0 +1,132 @@
+"""The tokenizer of a model, which belongs to it as it is: kept beside its parameters, and given back."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmjax.errors import UserError
+from mmjax.interchange.directories import read_object
+
+TOKENIZER = "tokenizer.json"
+SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+# Of wav2vec 2.0 and its kind, which write characters: `Wav2Vec2CTCTokenizer` of transformers.
+CHARACTERS = "vocab.json"
+ABOUT_CHARACTERS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+
+def keep(source: Path, out: Path, blank: int | None) -> list[str]:
+    """Copies the files of a tokenizer from a Hugging Face directory.
+
+    Of a model with a CTC head the tokenizer.json also says which id is its blank (`HuggingFaceTokenizer.blank`), since
+    the blank becomes the head's first class; where there is only a vocab.json, a tokenizer.json is made of it.
+
+    Args:
+      blank: of the CTC head; None: the model has none.
+
+    Returns:
+      Names of files that were left out.
+    """
+    try:
+        if blank is None:
+            _copy((TOKENIZER, *SENTENCEPIECE), source, out)
+            return []
+        if (source / TOKENIZER).is_file():
+            _write(read_object(source / TOKENIZER) | {"blank": blank}, out)
+        elif (source / CHARACTERS).is_file() and (about := of_characters(source, blank)) is not None:
+            _write(about | {"blank": blank}, out)
+            _copy((CHARACTERS, *ABOUT_CHARACTERS), source, out)
+    except OSError as error:
+        raise UserError(f"cannot copy the tokenizer of {source} to {out}: {error.strerror or error}") from None
+    return [x for x in (*SENTENCEPIECE, CHARACTERS) if (source / x).is_file() and not (out / x).is_file()]
+
+
+def give_back(source: Path, out: Path) -> None:
+    """The inverse of `keep`."""
+    try:
+        if (source / CHARACTERS).is_file():
+            _copy((CHARACTERS, *ABOUT_CHARACTERS), source, out)
+            return
+        _copy((TOKENIZER, *SENTENCEPIECE), source, out)
+        if (out / TOKENIZER).is_file() and "blank" in (about := read_object(out / TOKENIZER)):
+            _write({key: value for key, value in about.items() if key != "blank"}, out)
+    except OSError as error:
+        raise UserError(f"cannot copy the tokenizer of {source} to {out}: {error.strerror or error}") from None
+
+
+def of_characters(source: Path, blank: int) -> dict[str, Any] | None:
+    """A tokenizer.json that reads and writes as `Wav2Vec2CTCTokenizer` does; None: it is of another kind.
+
+    A character is a piece, and so is what the vocabulary has of several characters; a space is the word delimiter. Only
+    the blank is a special token: as in theirs, where a model writes "<s>", the text shows it.
+    """
+    about = {name: read_object(source / name) if (source / name).is_file() else {} for name in ABOUT_CHARACTERS}
+    settings = about["special_tokens_map.json"] | about["tokenizer_config.json"]
+    vocabulary = read_object(source / CHARACTERS)
+    added = {token["content"]: int(i) for i, token in settings.get("added_tokens_decoder", {}).items()}
+    vocabulary = added | about["added_tokens.json"] | vocabulary
+    kind = settings.get("tokenizer_class", "Wav2Vec2CTCTokenizer")
+    if kind != "Wav2Vec2CTCTokenizer" or not all(isinstance(i, int) for i in vocabulary.values()):
+        return None  # phonemes, or a vocabulary for each of several languages
+    unknown, delimiter = _name(settings, "unk_token", "<unk>"), _name(settings, "word_delimiter_token", "|")
+    space = settings.get("replace_word_delimiter_char", " ")
+    letters = sorted(set("".join(vocabulary))) if settings.get("do_lower_case") else ()  # theirs writes capitals
+    lower = {x: x.lower() for x in letters if x != x.lower() and len(x.lower()) == 1}
+    replace = [(" ", delimiter), *((small, capital) for capital, small in lower.items())]
+    restore = [(delimiter, space), *lower.items()]
+    pieces = sorted((i, x) for x, i in vocabulary.items() if len(x) > 1)
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [_added(i, piece, special=i == blank) for i, piece in pieces],
+        "normalizer": {"type": "Sequence", "normalizers": [_replacement(*pair) for pair in replace]},
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                *(_replacement(*pair) for pair in restore),
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1_000_000, "stop": 1_000_000},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": unknown if unknown in vocabulary else None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": vocabulary,
+            "merges": [],
+        },
+    }
+
+
+def _name(settings: Mapping[str, Any], key: str, default: str) -> str:
+    """A token by its name, or by a description of it."""
+    found = settings.get(key) or default
+    return found["content"] if isinstance(found, dict) else found
+
+
+def _added(number: int, piece: str, special: bool) -> dict[str, Any]:
+    spaces = {"lstrip": not special, "rstrip": not special}  # are taken off around it
+    return {"id": number, "content": piece, "single_word": False, "normalized": False, "special": special, **spaces}
+
+
+def _replacement(what: str, by: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"String": what}, "content": by}
+
+
+def _write(about: Mapping[str, Any], out: Path) -> None:
+    (out / TOKENIZER).write_text(json.dumps(about, ensure_ascii=False, indent=2))
+
+
+def _copy(names: tuple[str, ...], source: Path, out: Path) -> None:
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, out / name)
