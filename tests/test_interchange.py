@@ -208,7 +208,7 @@ def test_speech_of_any_number_of_samples_is_encoded_as_by_its_own_pipeline(tmp_p
     with torch.no_grad(), jax.default_matmul_precision("highest"):
         reference = family.reference(source, part)
         row = packed(part, heard)
-        tokens = jax.jit(instantiate(part, models).apply)({"params": tree(parameters, "encoder")}, row)
+        tokens = jax.jit(part.apply)({"params": tree(parameters, "encoder")}, row)
         for number, samples in enumerate(heard, 1):
             theirs = reference.encode(samples)
             found = np.asarray(tokens.features)[np.asarray(tokens.segments) == number]
@@ -283,7 +283,7 @@ def test_an_imported_ctc_model_transcribes_a_recording_as_its_own_library_does(t
         best = model.generate(**extract(samples, sampling_rate=16_000, return_tensors="pt"))[0].numpy()
     expected = tokenizer.decode([int(i) for n, i in enumerate(best) if i != 11 and (n == 0 or i != best[n - 1])])
     assert len(set(expected)) > 3, expected
-    tokens = jax.jit(instantiate(part, models).apply)({"params": tree(parameters, "encoder")}, packed(part, [samples]))
+    tokens = jax.jit(part.apply)({"params": tree(parameters, "encoder")}, packed(part, [samples]))
     head = models.Head(reads="speech", outputs=12)
     written = best_path(head.apply({"params": tree(parameters, "head")}, tokens, None))
     ours = Tokenizer.load(out / "tokenizer.json")

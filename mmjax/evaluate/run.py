@@ -183,9 +183,8 @@ class Run:
                 raise UserError(f"the recording is longer than {LONGEST} seconds; cut it into parts")
             alone = dataclasses.replace(layout, rows={"speech": rows["speech"]})
             hops = int(alone.positions({"speech": np.array([len(speech)])})["speech"][0])
-            encoder = self.config.model.encoders["speech"]
-            if isinstance(encoder, c.WhisperEncoder) and hops > 2 * encoder.length:
-                raise UserError(f"the recording has {hops} hops, but the model knows {2 * encoder.length} places")
+            whole = -(-hops // layout.align) * layout.align
+            self.config.model.encoders["speech"].check_row("model.encoders.speech", "the recording in hops", whole)
             rows["speech"] = bucket(hops, layout.align)
         return dataclasses.replace(layout, rows=rows)
 

@@ -56,21 +56,6 @@ def build_layout(config: c.Experiment, tokenizer=None):
     )
 
 
-def _whisper_hops(path: str, encoder: c.WhisperEncoder, room: int) -> int | None:
-    """To how many hops recordings are continued with silence: all that the encoder has places for, or None."""
-    hops = encoder.subsampling * encoder.length
-    if encoder.pad_to_length and room % hops:
-        raise UserError(
-            f"{path}.pad_to_length takes {hops} hops for each recording, of which its row of {room} is no multiple; write "
-            f"{max(1, round(room / hops)) * hops}"
-        )
-    if not encoder.pad_to_length and room > hops:
-        raise UserError(
-            f"{path}.length={encoder.length} tokens are {hops} hops, but a recording may fill its row of {room}"
-        )
-    return hops if encoder.pad_to_length else None
-
-
 def build_sampler(config: c.Experiment, layout, source):
     """Which examples of the source stand in which row of which step."""
     import numpy as np
