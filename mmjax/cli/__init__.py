@@ -20,6 +20,8 @@ from mmjax.cli.shared import print_json, whole
 from mmjax.errors import Preempted, UserError
 from mmjax.files import local
 
+CLOSED = "Event loop is closed"  # what writes of a save say that are still on their way when another has failed
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0 on success, 2 for what a person must mend, 75 to start it again."""
@@ -357,10 +359,17 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     for name in ("absl", "asyncio", "concurrent.futures"):
         logging.getLogger(name).addFilter(_news)
+    sys.unraisablehook = _unraisable  # TensorStore's threads call it
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
     warnings.filterwarnings("ignore", module="orbax|tensorstore|tensorflow_datasets")
 
 
 def _news(record: logging.LogRecord) -> bool:
     """Whether a line of the log says what no exception says: Orbax logs what it raises, once for each of its threads."""
     error = record.exc_info[1] if record.exc_info else None
-    return "orbax" not in f"{record.pathname} {record.getMessage()}" and str(error) != "Event loop is closed"
+    return "orbax" not in f"{record.pathname} {record.getMessage()}" and str(error) != CLOSED
+
+
+def _unraisable(unraisable: Any) -> None:
+    if str(unraisable.exc_value) != CLOSED:
+        sys.__unraisablehook__(unraisable)

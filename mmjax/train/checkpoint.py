@@ -232,7 +232,8 @@ class Checkpoints:
         """Waits until everything is written, and ends the threads that write."""
         self.finish()
         if "_manager" in self.__dict__:
-            self._manager.close()
+            with _explained(f"close the checkpoints in {self.path}"):
+                self._manager.close()
 
 
 class _SummedHandler(ocp.StandardCheckpointHandler):
