@@ -34,8 +34,8 @@ runtime.prepare()  # before JAX is imported
 import jax
 
 from mmjax import config as c
-from mmjax.evaluate.evaluation import evaluate_run
 from mmjax.parallel.mesh import make_mesh
+from mmjax.run import evaluate_run
 from mmjax.train import report
 from mmjax.train.build import build_layout, build_model, build_source
 from mmjax.train.loop import train

@@ -10,8 +10,6 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from mmjax import config as c
-from mmjax.config.validate import check_config
 from mmjax.data.image import open_image, resize
 from mmjax.data.loader import Batches
 from mmjax.errors import UserError
@@ -24,8 +22,10 @@ from mmjax.train.build import (
     build_source,
     image_changes,
 )
+from mmjax.train.experiment import Experiment
 from mmjax.train.labels import check_labels
 from mmjax.train.program import begin, jitted_step
+from mmjax.train.validate import check_config
 
 PARTS = {
     "sample": "which examples stand in which row",
@@ -72,7 +72,7 @@ class Timed:
         return samples
 
 
-def measure(config: c.Experiment, count: int = 8, step_seconds: float | None = None) -> dict[str, Any]:
+def measure(config: Experiment, count: int = 8, step_seconds: float | None = None) -> dict[str, Any]:
     """Times `count` batches in one thread, and training steps unless `step_seconds` says how long one takes.
 
     Returns:
@@ -144,7 +144,7 @@ def _sampling(sampler: Any, window: int, examples: float) -> float:
     return seconds * examples / max(len(sampler.taken(7)), 1)
 
 
-def _step(config: c.Experiment, layout: Any, mesh: Any, made: list[Any]) -> float:
+def _step(config: Experiment, layout: Any, mesh: Any, made: list[Any]) -> float:
     """Seconds of a training step on real batches, compiled as in training."""
     model = build_model(config.model)
     begun = begin(config, model, layout, mesh)

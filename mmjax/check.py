@@ -21,20 +21,22 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mmjax import config as c
 from mmjax import progress, telemetry
-from mmjax.config.validate import check_config
 from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches
 from mmjax.data.packing import Packer
 from mmjax.data.sampler import Row, Sampler
 from mmjax.errors import UserError
+from mmjax.models import Contrast, Multimodal
 from mmjax.parallel.mesh import make_mesh, share_of_rows, state_shardings, to_devices
 from mmjax.stream import Batch
 from mmjax.train.build import build_layout, build_model, build_source
+from mmjax.train.experiment import Experiment, load, to_json
 from mmjax.train.labels import check_labels
 from mmjax.train.program import begin, jitted_step
 from mmjax.train.step import loss_and_gradients, unboxed
+from mmjax.train.validate import check_config
+from mmjax.tree import from_dict, to_dict
 
 TOLERANCES = {"packing": 1e-5, "emptiness": 0.0, "absence": 1e-6, "division": 1e-5, "constancy": 1}
 # Its attention computed by whatever can: the devices checked are simulated.
@@ -42,7 +44,7 @@ PLAIN = {"dtype": "float32", "unroll": False, "strict_attention": False}
 ROWS_CHECKED = 8  # divides among 8 devices, 4 micro-batches and 2 processes
 
 
-def check(config: c.Experiment) -> dict[str, dict[str, Any]]:
+def check(config: Experiment) -> dict[str, dict[str, Any]]:
     """Measures all five; {"packing": {"difference", "tolerance", "holds"}, ...}.
 
     Everything is computed in float32 at the highest matmul precision; dropout is off.
@@ -88,7 +90,7 @@ def table(results: dict[str, dict[str, Any]]):
 class Subject:
     """A config's model in float32 without dropout, its first rows of real data, and ways to run both."""
 
-    def __init__(self, config: c.Experiment):
+    def __init__(self, config: Experiment):
         self.config = plain(config)
         self.model = build_model(self.config.model)
         self.objectives = self.config.objectives
@@ -138,7 +140,7 @@ class Subject:
         return by_example, {"loss": total, "sums": sums, "gradients": gradients}
 
 
-def plain(config: c.Experiment) -> c.Experiment:
+def plain(config: Experiment) -> Experiment:
     """The config in float32 without dropout, its layers in a loop (the same numbers, sooner compiled), of a few rows."""
 
     def change(node):
@@ -146,7 +148,7 @@ def plain(config: c.Experiment) -> c.Experiment:
             return {k: 0.0 if k == "dropout" else change(v) for k, v in node.items()}
         return node
 
-    model = c.from_dict(c.Multimodal, change(c.to_dict(config.model)) | PLAIN, "model")
+    model = from_dict(Multimodal, change(to_dict(config.model)) | PLAIN, "model")
     data = dataclasses.replace(config.data, batch_rows=ROWS_CHECKED)
     # Two micro-batches are as good a loop as more, and leave rows to divide among devices.
     optimizer = dataclasses.replace(config.optimizer, accumulation=min(config.optimizer.accumulation, 2))
@@ -243,7 +245,7 @@ def absence(subject: Subject) -> float:
 
 def reads_only(head: Any, modality: str) -> bool:
     """Whether there is nothing for a head to read without a modality."""
-    if isinstance(head, c.Contrast):
+    if isinstance(head, Contrast):
         return modality in head.between
     return {modality} == ({head.reads} if isinstance(head.reads, str) else set(head.reads))
 
@@ -265,7 +267,7 @@ def division(subject: Subject) -> float:
         divided(subject, make_mesh(fsdp=2, tensor=2, context=2)),
         on_processes(subject.config, 2),
     ]
-    if not any(isinstance(head, c.Contrast) for head in subject.config.model.heads.values()):
+    if not any(isinstance(head, Contrast) for head in subject.config.model.heads.values()):
         others.append(divided(subject, make_mesh(devices=jax.devices()[:1]), micro_batches=4))
     return max(difference(one, other) for other in others)
 
@@ -290,10 +292,10 @@ def divided(subject: Subject, mesh: Mesh, micro_batches: int = 1) -> list[np.nda
     return [np.asarray(x) for x in jax.tree.leaves(jax.device_get(compute(params, batch)))]
 
 
-def on_processes(config: c.Experiment, count: int, **axes: int) -> list[np.ndarray]:
+def on_processes(config: Experiment, count: int, **axes: int) -> list[np.ndarray]:
     """What `divided` gives on a mesh of real processes of this machine, one device each; by default, all along data."""
     with tempfile.TemporaryDirectory() as scratch:
-        (Path(scratch) / "config.json").write_text(c.to_json(config), encoding="utf-8")
+        (Path(scratch) / "config.json").write_text(to_json(config), encoding="utf-8")
         port = free_port()
         alone = {"XLA_FLAGS": "", "NPROC": "", "JAX_PLATFORMS": "cpu"}  # one device each, not 8 simulated ones
         workers = [
@@ -330,7 +332,7 @@ def _worker(scratch: str, port: str, number: str, count: str, axes: str) -> None
     runtime.prepare(devices=1, compile_fast=True)
     jax.distributed.initialize(f"localhost:{port}", num_processes=int(count), process_id=int(number))
     with jax.default_matmul_precision("highest"):
-        subject = Subject(c.load(Path(scratch) / "config.json"))
+        subject = Subject(load(Path(scratch) / "config.json"))
         result = divided(subject, make_mesh(**json.loads(axes)))
     if number == "0":
         np.savez(Path(scratch) / "result.npz", *result)

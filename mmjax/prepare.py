@@ -7,49 +7,60 @@ from typing import Any
 
 import numpy as np
 
-from mmjax import config as c
 from mmjax import progress
 from mmjax.data import build as building
 from mmjax.data.capacity import propose, useful
+from mmjax.data.corpus import Filters
+from mmjax.data.folder import Folder
 from mmjax.data.index import open_index
+from mmjax.data.manifest import Manifest
+from mmjax.data.mixture import Mixture
 from mmjax.data.page import facts
 from mmjax.data.page import page as show
+from mmjax.data.parquet import Parquet
 from mmjax.data.sampler import best_fit
+from mmjax.data.shards import Shards
+from mmjax.data.source import Collection
+from mmjax.data.sources import Data
+from mmjax.data.tar_shards import TarShards
+from mmjax.data.tfds import TFDS
 from mmjax.data.tfds_description import splits_of
-from mmjax.data.tokenizers import learnable
+from mmjax.data.tokenizers import HuggingFaceTokenizer, SentencePiece, learnable
 from mmjax.data.tuxpaint_stamps import SPLITS
 from mmjax.errors import UserError
 from mmjax.files import data_directory, local, write_whole
 from mmjax.train.build import build_layout, build_sampler, build_source
+from mmjax.train.experiment import Experiment, load
+from mmjax.tree import from_dict, override, to_dict
 
 KINDS = {
-    ".jsonl": c.Manifest,
-    ".json": c.Manifest,
-    ".csv": c.Manifest,
-    ".tsv": c.Manifest,
-    ".tar": c.TarShards,
-    ".parquet": c.Parquet,
+    ".jsonl": Manifest,
+    ".json": Manifest,
+    ".csv": Manifest,
+    ".tsv": Manifest,
+    ".tar": TarShards,
+    ".parquet": Parquet,
 }
 
 
-def collection_at(place: str, split: str) -> c.Collection:
+def collection_at(place: str, split: str) -> Collection:
     """The source that a path means by its ending; a folder is a folder of files, and tfds:NAME all splits of a data set."""
     if place.startswith("tfds:"):
         name = place.removeprefix("tfds:")
         splits = {split: split for split in splits_of(name)}
         # The classes are those of the training split; a data set that calls it otherwise has those of the split itself.
-        return c.TFDS(name=name, splits={"train": split, **splits} if split in splits else splits)
+        return TFDS(name=name, splits={"train": split, **splits} if split in splits else splits)
     if Path(place).is_dir():
-        return c.Folder(splits={split: place})
+        return Folder(splits={split: place})
     kind = KINDS.get(Path(place).suffix.lower())
     if kind is None:
         raise UserError(f"{place} is no folder, no tfds:NAME, and none of {', '.join(KINDS)}")
     return kind(splits={split: place})
 
 
-def source_at(place: str, split: str) -> c.Collection:
+def source_at(place: str, split: str) -> Collection:
     """As `collection_at`; a folder of shards is one, too."""
-    return c.Shards(directory=place) if list(Path(place).glob("*.array_record")) else collection_at(place, split)
+    return Shards(directory=place) if list(Path(place).glob("*.array_record")) else collection_at(place, split)
 
 
 def build(source: str, out: str, split: str | None = None, **options: Any) -> dict[str, Any]:
@@ -60,11 +71,11 @@ def build(source: str, out: str, split: str | None = None, **options: Any) -> di
     """
     directory = local(out, "--out")
     if source.endswith(".py"):
-        data = c.load(source).data
-        if not isinstance(data.source, c.Collection) or isinstance(data.source, c.Shards):
+        data = load(source).data
+        if not isinstance(data.source, Collection) or isinstance(data.source, Shards):
             raise UserError(
                 f"data.source of {source} is {type(data.source).__name__}, of which no shards can be made"
-                + ("; build each of its sources" if isinstance(data.source, c.Mixture) else "")
+                + ("; build each of its sources" if isinstance(data.source, Mixture) else "")
             )
         chosen, home = data.source, data_directory(data.directory)
         options["rescale"] = data.rescale
@@ -103,7 +114,7 @@ def inspect(
     padding: dict[str, float] = {}
     proposed: dict[str, Any] = {}
     if source.endswith(".py"):
-        config = c.override(c.load(source), overrides)
+        config = override(load(source), overrides)
         data = build_source(config.data, split)
         layout = build_layout(config, data.tokenizer)
         sampler = build_sampler(config, layout, data) if split == "train" else None
@@ -114,8 +125,8 @@ def inspect(
     elif overrides:
         raise UserError(f"{overrides[0]} overrides a key of a config, and {source} is none")
     else:
-        settings = dict(rows={"examples": 1}, subsets={"speech": 1.0}, filters=c.Filters(largest_share_dropped=1.0))
-        data = build_source(c.Data(source=source_at(source, split), **settings), split)
+        settings = dict(rows={"examples": 1}, subsets={"speech": 1.0}, filters=Filters(largest_share_dropped=1.0))
+        data = build_source(Data(source=source_at(source, split), **settings), split)
     if written:
         try:
             write_whole(written, show(data, f"{source}, {split} split", padding, examples))
@@ -124,7 +135,7 @@ def inspect(
     return facts(data) | ({"padding": padding} if padding else {}) | proposed
 
 
-def better_rows(config: c.Experiment, layout: Any, sampler: Any) -> dict[str, Any]:
+def better_rows(config: Experiment, layout: Any, sampler: Any) -> dict[str, Any]:
     """Rows that would waste less of what the towers compute, and cost no more.
 
     Returns:
@@ -166,15 +177,15 @@ def tokenizer(source: str, out: str | None = None, **keys: Any) -> dict[str, Any
     """
     file = out and local(out, "--out")
     if source.endswith(".py"):
-        data = c.load(source).data
-        chosen, config, home = data.source, data.tokenizer or c.SentencePiece(), data_directory(data.directory)
+        data = load(source).data
+        chosen, config, home = data.source, data.tokenizer or SentencePiece(), data_directory(data.directory)
     else:
-        chosen, config, home = source_at(source, "train"), c.SentencePiece(), data_directory()
-    if keys and (isinstance(config, c.HuggingFaceTokenizer) or config.file):
+        chosen, config, home = source_at(source, "train"), SentencePiece(), data_directory()
+    if keys and (isinstance(config, HuggingFaceTokenizer) or config.file):
         raise UserError(
             f"data.tokenizer of {source} is {config.file}, which is trained already; leave out --{next(iter(keys))}"
         )
-    config = c.from_dict(type(config), c.to_dict(config) | keys, "data.tokenizer")
+    config = from_dict(type(config), to_dict(config) | keys, "data.tokenizer")
     trained = config.open(chosen, home)
     texts = learnable(chosen, home)[1]()
     ids = [trained.pieces(text) for text in texts]

@@ -14,7 +14,6 @@ import pytest
 from conftest import tiny
 
 from mmjax import config as c
-from mmjax.config.validate import check_config
 from mmjax.errors import UserError
 from mmjax.models.attend import (
     BACKENDS,
@@ -31,6 +30,7 @@ from mmjax.models.attend import (
 from mmjax.models.attend import cudnn as cudnn_
 from mmjax.models.attend import splash as splash_
 from mmjax.parallel.runtime import simulated
+from mmjax.train.validate import check_config
 
 T, S, H, D = 200, 150, 4, 16  # queries, keys of a cross-attention, heads, features of each
 GPU = Place("gpu", "NVIDIA H100 80GB HBM3")

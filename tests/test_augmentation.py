@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from mmjax import config as c
-from mmjax.config.validate import _check_numbers
 from mmjax.data.speed import SpeedPerturbation
 from mmjax.errors import UserError
 from mmjax.models.augmentation import (
@@ -29,6 +28,7 @@ from mmjax.models.augmentation import (
 from mmjax.models.augmentation.by_example import quantile
 from mmjax.parallel.runtime import simulated
 from mmjax.stream import Stream
+from mmjax.train.validate import _check_numbers
 
 HOP, ROWS, LENGTH, SLOTS = 160, 4, 40, 4  # one shape for all tests of invariance: one compilation each
 NOISES = np.random.default_rng(5).normal(size=(3, 1000)).astype(np.float32)

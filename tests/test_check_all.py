@@ -13,7 +13,7 @@ from test_masking import pretraining
 from test_writers import joint
 
 from mmjax import config as c
-from mmjax.config.validate import check_config
+from mmjax.train.validate import check_config
 
 SMALL = dict(layers=1, width=16, heads=2)
 CONFORMER = dict(**SMALL, stem_channels=4)

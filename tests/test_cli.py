@@ -36,14 +36,17 @@ def test_eval_gives_all_seven_subsets(run, capsys):
 def test_eval_does_not_depend_on_how_examples_are_packed(run, capsys):
     """Trap A10 and H6: one row per example or many, the last batch full or not, the metrics are the same."""
     from mmjax.evaluate.evaluation import Evaluator
-    from mmjax.evaluate.run import Run
     from mmjax.parallel.mesh import make_mesh
+    from mmjax.run import Run
+    from mmjax.train.build import build_layout, build_source
 
     opened = Run(run)
     results = []
     for rows in (tiny().data.rows, {"speech": 400, "image": 64, "text": 16, "transcript": 20, "examples": 1}):
         config = c.from_dict(c.Experiment, c.to_dict(tiny()) | {"data": c.to_dict(tiny().data) | {"rows": rows}}, "")
-        evaluator = Evaluator(config, opened.model, config.objectives, make_mesh(), "test")
+        source = build_source(config.data, "test")
+        layout = build_layout(config, source.tokenizer)
+        evaluator = Evaluator(config.data, opened.model, config.objectives, layout, source, make_mesh())
         results.append(evaluator.evaluate(opened.params, "speech+image", 37))
     packed, alone = results
     assert packed.keys() == alone.keys() and packed["examples"] == alone["examples"] == 37

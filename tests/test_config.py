@@ -7,8 +7,8 @@ import pytest
 from conftest import tiny
 
 from mmjax import config as c
-from mmjax.config.validate import check_config
 from mmjax.errors import UserError
+from mmjax.train.validate import check_config
 
 CONFIGS = sorted(pathlib.Path("configs").glob("*.py"))
 

@@ -13,11 +13,11 @@ from conftest import tiny
 
 from mmjax import check, cli
 from mmjax import config as c
-from mmjax.config.validate import check_config
 from mmjax.errors import UserError
 from mmjax.models import Denoiser
 from mmjax.stream import Stream
 from mmjax.train.build import build_model, build_source
+from mmjax.train.validate import check_config
 
 HOP = 160
 

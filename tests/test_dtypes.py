@@ -14,15 +14,15 @@ from jax.flatten_util import ravel_pytree
 
 from mmjax import config as c
 from mmjax.check import Subject
-from mmjax.config.validate import check_config
 from mmjax.errors import UserError
-from mmjax.evaluate.run import Run
 from mmjax.parallel.mesh import make_mesh
 from mmjax.parallel.runtime import simulated
+from mmjax.run import Run
 from mmjax.train.build import build_model
 from mmjax.train.initial import load_initial
 from mmjax.train.program import begin, jitted_step
 from mmjax.train.step import cast, loss_and_gradients, rounded_like
+from mmjax.train.validate import check_config
 
 HALF = {"parameters": "bfloat16", "gradients": "bfloat16", "moments": "bfloat16"}
 

@@ -19,7 +19,6 @@ from conftest import tiny
 
 from mmjax import check
 from mmjax import config as c
-from mmjax.config.validate import check_config
 from mmjax.errors import UserError
 from mmjax.flops import matrix_flops
 from mmjax.models.fusion.base import pool, spread
@@ -29,6 +28,7 @@ from mmjax.models.layers import FeedForward, dense
 from mmjax.models.segments import having
 from mmjax.stream import Stream, only_tokens
 from mmjax.train.build import build_model
+from mmjax.train.validate import check_config
 from mmjax.tree import with_settings
 
 SIZES = {"layers": 1, "heads": 2, "mlp": 16, "width": 8}

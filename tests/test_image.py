@@ -9,7 +9,6 @@ from conftest import tiny
 from PIL import Image
 
 from mmjax import config as c
-from mmjax.config.validate import check_config
 from mmjax.data.example import Example
 from mmjax.data.image import open_image, read_image
 from mmjax.data.image_augmentation import OPERATIONS, ImageAugmentation, draw_crop
@@ -21,6 +20,7 @@ from mmjax.data.sampler import Sampler
 from mmjax.errors import UserError
 from mmjax.stream import Share
 from mmjax.train.build import build_layout, image_changes
+from mmjax.train.validate import check_config
 
 
 def png(height, width, seed=0):

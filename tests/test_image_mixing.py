@@ -12,7 +12,6 @@ from conftest import tiny
 from PIL import Image
 
 from mmjax import config as c
-from mmjax.config.validate import check_config
 from mmjax.data.example import Example
 from mmjax.data.image_mixing import ImageMixing, Mix
 from mmjax.data.layout import Layout
@@ -22,6 +21,7 @@ from mmjax.errors import UserError
 from mmjax.objectives import Classification
 from mmjax.stream import Share, Stream
 from mmjax.train.build import build_layout, image_changes
+from mmjax.train.validate import check_config
 
 BLACK, WHITE = np.zeros((40, 32, 3), np.uint8), np.full((40, 32, 3), 255, np.uint8)
 

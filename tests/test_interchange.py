@@ -14,18 +14,18 @@ from conftest import tiny
 from mmjax import config as c
 from mmjax import models
 from mmjax.cli import main
-from mmjax.config.validate import check_config
 from mmjax.data.text import HuggingFaceTokenizer, Tokenizer, class_of
 from mmjax.errors import UserError
 from mmjax.evaluate.decoding import best_path
-from mmjax.evaluate.run import Run
 from mmjax.interchange import convert
 from mmjax.interchange.convert import export_model, import_model, read_part, tree
 from mmjax.interchange.directories import read_tensors
 from mmjax.interchange.recordings import packed, recordings
 from mmjax.models.positions import resize_positions
+from mmjax.run import Run
 from mmjax.stream import Stream
 from mmjax.train.loop import train
+from mmjax.train.validate import check_config
 
 tokenizers = pytest.importorskip("tokenizers")
 torch = pytest.importorskip("torch")

@@ -11,10 +11,10 @@ from conftest import tiny
 
 from mmjax import check
 from mmjax import config as c
-from mmjax.config.validate import check_config
 from mmjax.errors import UserError
 from mmjax.models import MaskedPatches, MaskedText, PatchDecoder, RandomProjectionQuantizer, ViT
 from mmjax.stream import Stream
+from mmjax.train.validate import check_config
 
 KEY = jax.random.key(0)
 

@@ -15,11 +15,11 @@ from jax.sharding import PartitionSpec as P
 
 from mmjax import config as c
 from mmjax.check import difference, free_port, on_processes
-from mmjax.config.validate import check_config
 from mmjax.errors import UserError
 from mmjax.parallel.mesh import AXES, make_mesh, mesh_shape, share_of_rows
 from mmjax.parallel.runtime import simulated
 from mmjax.train.report import division
+from mmjax.train.validate import check_config
 
 ON_8_DEVICES = """
 import json, sys

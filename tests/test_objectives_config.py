@@ -10,14 +10,13 @@ import pytest
 from conftest import tiny
 
 from mmjax import config as c
-from mmjax.config.validate import check_config
 from mmjax.errors import UserError
-from mmjax.objectives import Classification, Sequence, SigLIP
+from mmjax.objectives import Classification, Sequence, SigLIP, score
 from mmjax.stream import Stream
 from mmjax.train.build import build_layout, build_model
 from mmjax.train.labels import check_labels
 from mmjax.train.report import idle_parts
-from mmjax.train.step import score
+from mmjax.train.validate import check_config
 
 
 def with_(heads, objectives):

@@ -12,10 +12,10 @@ from conftest import tiny
 
 from mmjax import check
 from mmjax import config as c
-from mmjax.config.validate import check_config
 from mmjax.errors import UserError
 from mmjax.train.loop import train
 from mmjax.train.step import loss_and_gradients
+from mmjax.train.validate import check_config
 from mmjax.train.weighting import DynamicAverage, GradNorm, Uncertainty
 
 

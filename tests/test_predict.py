@@ -8,12 +8,12 @@ import soundfile
 import soxr
 from PIL import Image
 
+from mmjax import run as running
 from mmjax.data.audio import read_audio
 from mmjax.data.image import open_image
 from mmjax.errors import UserError
-from mmjax.evaluate import run as running
 from mmjax.evaluate.inputs import picture_of, samples_of
-from mmjax.evaluate.run import Run, bucket
+from mmjax.run import Run, bucket
 
 RATE = 16_000
 DRAW = np.random.default_rng(0)

@@ -8,8 +8,8 @@ import corpora
 import pytest
 
 from mmjax import config as c
-from mmjax.config.smoke import AS_ASKED
 from mmjax.train.loop import train
+from mmjax.train.smoke import AS_ASKED
 
 # quickstart.py and spoken_vqa.py are trained with their own data by other tests.
 CONFIGS = sorted(p for p in pathlib.Path("configs").glob("*.py") if p.stem not in ("quickstart", "spoken_vqa"))

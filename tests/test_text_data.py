@@ -12,7 +12,6 @@ from test_text import A_PIECE, XLMR, sentencepiece_model, tokenizer_json
 
 from mmjax import cli
 from mmjax import config as c
-from mmjax.config.validate import check_config
 from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches
 from mmjax.data.sampler import Sampler
@@ -21,6 +20,7 @@ from mmjax.errors import UserError
 from mmjax.stream import BLANK
 from mmjax.train.build import build_source
 from mmjax.train.labels import check_labels
+from mmjax.train.validate import check_config
 
 WORDS = ["ein Hund", "le chat <fr> dort", "a dog", "☃ neige", "zwei Hunde und drei Katzen"]
 PREFIXES = {"text": ("<{language}>",), "transcript": ("<{task}>", "<{language}>"), "target": ("<to>", "<{task}>")}
@@ -204,7 +204,7 @@ def writing(home, tokenizer, pieces):
 
 def test_a_run_keeps_its_tokenizer_of_either_kind(home, capsys, monkeypatch):
     from mmjax.evaluate import measures
-    from mmjax.evaluate.run import Run
+    from mmjax.run import Run
     from mmjax.train.loop import open_run, train
 
     seen = []
@@ -236,7 +236,7 @@ def test_a_run_keeps_its_tokenizer_of_either_kind(home, capsys, monkeypatch):
 
 
 def test_a_tag_is_for_runs_that_read_it():
-    from mmjax.evaluate.run import Run
+    from mmjax.run import Run
 
     with pytest.raises(UserError, match="puts no tag in front of a text"):
         Run.predict(types.SimpleNamespace(config=tiny()), text="a dog", tags={"language": "fr"})

@@ -21,7 +21,6 @@ from conftest import tiny
 
 from mmjax import config as c
 from mmjax.check import free_port
-from mmjax.config.validate import check_config
 from mmjax.errors import UserError
 from mmjax.models.roles import parameter, projection, specs
 from mmjax.parallel.mesh import state_shardings
@@ -34,6 +33,7 @@ from mmjax.train.directory import claimed, open_run, with_schedule
 from mmjax.train.loop import Skips, train
 from mmjax.train.step import init_parameters, init_state, make_train_step, unboxed
 from mmjax.train.stopping import StopSignal
+from mmjax.train.validate import check_config
 
 
 def lines(run, kind="train"):

@@ -11,14 +11,14 @@ import pytest
 
 from mmjax import check, cli
 from mmjax import config as c
-from mmjax.config.validate import check_config
 from mmjax.data.example import Example
 from mmjax.data.layout import Layout
 from mmjax.data.packing import Packer
 from mmjax.errors import UserError
-from mmjax.evaluate.run import Run
+from mmjax.run import Run
 from mmjax.train.build import build_source
 from mmjax.train.labels import check_labels
+from mmjax.train.validate import check_config
 
 PAGE = pathlib.Path("docs/fourth-modality.md")
 

@@ -12,7 +12,6 @@ from conftest import tiny
 
 from mmjax import check, cli
 from mmjax import config as c
-from mmjax.config.validate import check_config
 from mmjax.data.example import Example
 from mmjax.data.packing import Packer
 from mmjax.data.text import Tokenizer
@@ -24,6 +23,7 @@ from mmjax.models.writers import begun_and_ended
 from mmjax.stream import Stream
 from mmjax.train.build import build_layout, build_model
 from mmjax.train.step import score, unboxed
+from mmjax.train.validate import check_config
 
 DECODER = dict(layers=1, width=16, heads=2, mlp=32)
 

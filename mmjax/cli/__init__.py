@@ -134,8 +134,8 @@ def _run(options, rest) -> int:
 
 def _train(options, rest) -> int:
     from mmjax.config import load, override, smoke
-    from mmjax.config.smoke import AS_ASKED
     from mmjax.train.loop import train
+    from mmjax.train.smoke import AS_ASKED
 
     config = override(load(options.config), rest)
     config = override(smoke(config), rest, only=AS_ASKED) if options.smoke else config
@@ -145,7 +145,8 @@ def _train(options, rest) -> int:
 
 def _eval(options, rest) -> int:
     from mmjax import progress
-    from mmjax.evaluate.evaluation import evaluate_run, table
+    from mmjax.evaluate.evaluation import table
+    from mmjax.run import evaluate_run
 
     result = evaluate_run(options.run, options.split, options.examples)
     if options.json:
@@ -156,7 +157,7 @@ def _eval(options, rest) -> int:
 
 
 def _predict(options, rest) -> int:
-    from mmjax.evaluate.run import Run
+    from mmjax.run import Run
 
     save = options.save and local(options.save, "--save")
     run = Run(options.run)

@@ -1,31 +1,27 @@
 """Metrics on a split, from any subset of modalities."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from rich.console import Group
 from rich.table import Column, Table
 
-from mmjax import config as c
 from mmjax import progress
+from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches, prefetch
 from mmjax.data.sampler import Sampler
-from mmjax.errors import UserError
+from mmjax.data.sources import Data
 from mmjax.evaluate.decoding import written
 from mmjax.evaluate.measures import Measures
 from mmjax.evaluate.retrieval import RANKS
-from mmjax.evaluate.run import Run
-from mmjax.objectives import CLIP, Classification, SigLIP
-from mmjax.parallel.mesh import make_mesh, share_of_rows, to_devices, within
-from mmjax.train.build import build_layout, build_source
-from mmjax.train.report import left_out
-from mmjax.train.step import score
+from mmjax.models import Contrast
+from mmjax.objectives import CLIP, Classification, Objective, SigLIP, score
+from mmjax.parallel.mesh import share_of_rows, to_devices, within
 
 ORDER = ("speech", "image", "text")
 COLUMNS = 4  # of a table of groups, side by side: what 80 characters hold
@@ -64,15 +60,19 @@ class Evaluator:
 
     A modality outside the subset is not in the batch at all: its encoder is not run.
 
-    Attributes:
+    Args:
+      data: of the config.
+      model, objectives: what is measured, and by what.
+      layout: of the batches in training.
       source: the split.
+      mesh: of the devices.
     """
 
     def __init__(
-        self, config: c.Experiment, model: Any, objectives: dict[str, Any], mesh: jax.sharding.Mesh, split: str
+        self, data: Data, model: Any, objectives: Mapping[str, Objective], layout: Layout, source: Any, mesh: Mesh
     ):
-        self._config, self._model, self._objectives, self._mesh = config, model, objectives, mesh
-        self.source = build_source(config.data, split)
+        self._data, self._model, self._objectives = data, model, objectives
+        self._layout, self._mesh, self.source = layout, mesh, source
         self._steps: dict[str, Any] = {}
         self._unreadable: dict[int, str] = {}  # what was said of them already
 
@@ -89,9 +89,8 @@ class Evaluator:
           are any, how many were "skipped" (longer than a row, or unreadable), and how many are "lacking" every
           modality of the subset.
         """
-        data = self._config.data
-        missing = set(self._config.model.encoders) - set(subset.split("+"))
-        layout = build_layout(self._config, self.source.tokenizer).without(*missing)
+        data = self._data
+        layout = self._layout.without(*(set(self._model.encoders) - set(subset.split("+"))))
         sampler = Sampler(
             layout.positions(self.source.sizes),
             layout.rows,
@@ -105,8 +104,8 @@ class Evaluator:
         dropped, share = data.filters.largest_share_dropped, share_of_rows(self._mesh)
         batches = Batches(self.source, layout, sampler, share, largest_share_dropped=dropped, measuring=True)
         step = self._steps.setdefault(subset, self._make_step())
-        heads = self._config.model.heads
-        pairs = {name: head.between for name, head in heads.items() if isinstance(head, c.Contrast)}
+        heads = self._model.heads
+        pairs = {name: head.between for name, head in heads.items() if isinstance(head, Contrast)}
         writes = {name: getattr(head, "writes", name) for name, head in heads.items()}
         measures = Measures(self.source, layout.tokenizer, pairs, writes)
         with progress.bar(f"evaluating {subset}", len(sampler), "batches", transient=True) as bar:
@@ -129,7 +128,7 @@ class Evaluator:
     def _make_step(self):
         def eval_step(params, batch):
             outputs = self._model.apply({"params": params}, batch)
-            ours = written(self._model, self._objectives, params, batch, outputs, self._config.data.rows)
+            ours = written(self._model, self._objectives, params, batch, outputs, self._data.rows)
             labels = {name: batch.get(getattr(self._model.heads[name], "writes", name)) for name in ours}
             decoded = {name: (ours[name], labels[name]) for name in ours if labels[name] is not None}
             right, vectors = {}, {}
@@ -144,29 +143,6 @@ class Evaluator:
 
         # Every process sees all.
         return jax.jit(within(self._mesh, eval_step), out_shardings=NamedSharding(self._mesh, P()))
-
-
-def evaluate_run(directory: str, split: str | None = None, examples: int | None = None) -> dict[str, Any]:
-    """The newest checkpoint of a run on a split, from every subset of its modalities.
-
-    Returns:
-      {"step", "split", "subsets": {"speech+image": {"answer/accuracy": ..., ...}, ...}}.
-    """
-    run = Run(directory)
-    split = split or run.config.evaluation.split
-    try:
-        mesh = make_mesh(**vars(run.config.mesh))
-    except UserError:  # trained on another number of devices
-        mesh = make_mesh()
-    evaluator = Evaluator(run.config, run.model, run.config.objectives, mesh, split)
-    if jax.process_index() == 0:
-        left_out(evaluator.source, Path(directory), split)
-    subsets = all_subsets(run.config.model.encoders)
-    return {
-        "step": run.step,
-        "split": split,
-        "subsets": {s: evaluator.evaluate(run.params, s, examples) for s in subsets},
-    }
 
 
 def table(subsets: dict[str, dict[str, float]], title: str) -> Group:

@@ -5,15 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from mmjax import config as c
 from mmjax.errors import UserError
 from mmjax.interchange import vit
 from mmjax.interchange.rules import Rule, heads_in, heads_out, linear, norm, same, under
+from mmjax.models import BlockStyle, Transformer
 
 MODEL_TYPES = ("bert",)
 
 
-def part(theirs: dict[str, Any]) -> c.Transformer:
+def part(theirs: dict[str, Any]) -> Transformer:
     """Our config of the encoder.
 
     Raises:
@@ -21,7 +21,7 @@ def part(theirs: dict[str, Any]) -> c.Transformer:
     """
     if theirs.get("position_embedding_type", "absolute") != "absolute" or theirs.get("is_decoder"):
         raise UserError("cannot import a BERT with relative positions, or one that is a decoder")
-    return c.Transformer(
+    return Transformer(
         vocabulary=theirs["vocab_size"],
         layers=theirs["num_hidden_layers"],
         width=theirs["hidden_size"],
@@ -30,7 +30,7 @@ def part(theirs: dict[str, Any]) -> c.Transformer:
         positions="learned",
         length=theirs["max_position_embeddings"],
         types=theirs["type_vocab_size"],
-        block=c.BlockStyle(post_norm=True, epsilon=theirs["layer_norm_eps"], activation=vit.activation(theirs)),
+        block=BlockStyle(post_norm=True, epsilon=theirs["layer_norm_eps"], activation=vit.activation(theirs)),
     )
 
 
@@ -57,7 +57,7 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
 
 
 def outputs(
-    source: Any, part_: c.Transformer, parameters: dict[str, np.ndarray], seed: int
+    source: Any, part_: Transformer, parameters: dict[str, np.ndarray], seed: int
 ) -> dict[str, list[tuple[Any, Any]]]:
     """What ours and theirs make of two texts."""
     import torch

@@ -7,7 +7,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax import config as c
 from mmjax.errors import UserError
 from mmjax.files import local
 from mmjax.interchange import (
@@ -24,7 +23,9 @@ from mmjax.interchange import (
     wav2vec2_conformer,
     whisper,
 )
+from mmjax.interchange.directories import imported
 from mmjax.interchange.rules import to_ours, to_theirs
+from mmjax.tree import to_dict
 
 FAMILIES: tuple[ModuleType, ...] = (parakeet, wav2vec2_bert, wav2vec2_conformer, whisper, vit, siglip, bert, t5, llama)
 
@@ -69,9 +70,9 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
         "left_out": left_out,
         "certificate": proof,
     }
-    documents = {directories.PART: c.to_dict(part), directories.ORIGIN: origin}
+    documents = {directories.PART: to_dict(part), directories.ORIGIN: origin}
     if hasattr(family, "decoder"):
-        documents["decoder.json"] = c.to_dict(family.decoder(theirs))
+        documents["decoder.json"] = to_dict(family.decoder(theirs))
     directories.write(out, parameters, directories.PARAMETERS, documents)
     blank = family.blank(theirs) if hasattr(family, "blank") else None
     return {
@@ -100,7 +101,7 @@ def export_model(source: str | Path, out: str | Path) -> dict[str, Any]:
 
 def read_part(directory: str | Path) -> tuple[Any, dict[str, np.ndarray]]:
     """An imported model: what `part.json` describes, and its parameters by path ("encoder/...", "decoder/...", "head/...")."""
-    return c.imported(directory), directories.read_safetensors(Path(directory) / directories.PARAMETERS)
+    return imported(directory), directories.read_safetensors(Path(directory) / directories.PARAMETERS)
 
 
 def tree(parameters: dict[str, np.ndarray], part: str) -> dict[str, Any]:

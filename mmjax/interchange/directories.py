@@ -9,8 +9,10 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from mmjax.config import read_json
 from mmjax.errors import UserError
+from mmjax.files import local
+from mmjax.models import Encoder, TextDecoder
+from mmjax.tree import from_dict, read_json
 
 PART, PARAMETERS, ORIGIN = "part.json", "parameters.safetensors", "origin.json"
 
@@ -73,3 +75,14 @@ def write(directory: Path, tensors: Mapping[str, np.ndarray], name: str, documen
             (directory / document).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write to {directory}: {error}") from None
+
+
+def imported(directory: str | Path) -> Encoder | TextDecoder:
+    """The encoder that `mmjax import` wrote; `Experiment.initial` says that its parameters are to be used too.
+
+    Of a language model, which has no encoder, it is the decoder.
+    """
+    path = local(directory, "the directory of an imported model") / "part.json"
+    if not path.is_file():
+        raise UserError(f"there is no {path}; is {directory} what mmjax import wrote?")
+    return from_dict(Encoder | TextDecoder, read_json(path), str(path))

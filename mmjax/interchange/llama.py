@@ -4,15 +4,15 @@ from typing import Any
 
 import numpy as np
 
-from mmjax import config as c
 from mmjax.errors import UserError
 from mmjax.interchange import bert, vit
 from mmjax.interchange.rules import Rule, heads_in, heads_out, linear, same, scale, under, without_biases
+from mmjax.models import BlockStyle, TextDecoder
 
 MODEL_TYPES = ("llama", "mistral", "qwen2")
 
 
-def part(theirs: dict[str, Any]) -> c.TextDecoder:
+def part(theirs: dict[str, Any]) -> TextDecoder:
     """Our config of the decoder, which is all there is.
 
     Raises:
@@ -25,7 +25,7 @@ def part(theirs: dict[str, Any]) -> c.TextDecoder:
     window = theirs.get("sliding_window", 4096 if theirs["model_type"] == "mistral" else None)  # transformers' default
     if window and theirs.get("use_sliding_window", True):
         raise UserError(f"cannot import sliding_window={window!r}; only null: all that came before")
-    return c.TextDecoder(
+    return TextDecoder(
         vocabulary=theirs["vocab_size"],
         layers=theirs["num_hidden_layers"],
         width=theirs["hidden_size"],
@@ -34,7 +34,7 @@ def part(theirs: dict[str, Any]) -> c.TextDecoder:
         key_value_heads=key_value_heads(theirs),
         cross_attention=False,
         tied=tied(theirs),
-        block=c.BlockStyle(
+        block=BlockStyle(
             norm="rms",
             epsilon=theirs["rms_norm_eps"],
             activation=vit.activation(theirs),
@@ -113,7 +113,7 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
 
 
 def outputs(
-    source: Any, part_: c.TextDecoder, parameters: dict[str, np.ndarray], seed: int
+    source: Any, part_: TextDecoder, parameters: dict[str, np.ndarray], seed: int
 ) -> dict[str, list[tuple[Any, Any]]]:
     """The next-token logits of ours and theirs for two texts."""
     import torch

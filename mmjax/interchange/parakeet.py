@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from mmjax import config as c
 from mmjax.errors import UserError
 from mmjax.interchange.recordings import Pairs, Reference, compare_speech, lengths_for, recordings
 from mmjax.interchange.rules import (
@@ -21,6 +20,7 @@ from mmjax.interchange.rules import (
     same,
     under,
 )
+from mmjax.models import Conformer, NeMoLogMel
 
 MODEL_TYPES = ("parakeet_ctc", "parakeet_encoder")
 
@@ -30,7 +30,7 @@ def encoder_config(theirs: dict[str, Any]) -> dict[str, Any]:
     return theirs.get("encoder_config", theirs)
 
 
-def part(theirs: dict[str, Any]) -> c.Conformer:
+def part(theirs: dict[str, Any]) -> Conformer:
     """Our config of the encoder.
 
     Raises:
@@ -45,8 +45,8 @@ def part(theirs: dict[str, Any]) -> c.Conformer:
     bins, factor = theirs["num_mel_bins"], theirs["subsampling_factor"]
     if bins % factor:
         raise UserError(f"cannot import num_mel_bins={bins}; only a multiple of the subsampling_factor, {factor}")
-    return c.Conformer(
-        front_end=c.NeMoLogMel(bins=bins),
+    return Conformer(
+        front_end=NeMoLogMel(bins=bins),
         layers=theirs["num_hidden_layers"],
         width=theirs["hidden_size"],
         heads=theirs["num_attention_heads"],
@@ -151,13 +151,13 @@ def _stem(theirs: dict[str, Any], root: str) -> list[Rule]:
     return found + same("stem/out/bias", f"{root}linear.bias")
 
 
-def outputs(source: Any, part_: c.Conformer, parameters: dict[str, np.ndarray], seed: int) -> Pairs:
+def outputs(source: Any, part_: Conformer, parameters: dict[str, np.ndarray], seed: int) -> Pairs:
     """What ours and theirs make of two recordings that end within a hop: frames, tokens, and what the CTC head says."""
     heard = recordings(lengths_for(part_.front_end), seed)
     return compare_speech(part_, parameters, heard, reference(source, part_))
 
 
-def reference(source: Any, part_: c.Conformer) -> Reference:
+def reference(source: Any, part_: Conformer) -> Reference:
     """Their feature extractor, encoder, and CTC head if there is one."""
     import torch
     import transformers

@@ -4,26 +4,26 @@ from typing import Any
 
 import numpy as np
 
-from mmjax import config as c
 from mmjax.interchange import vit
 from mmjax.interchange.rules import Rule, check_options, heads_in, heads_out, linear, norm, same, under
+from mmjax.models import BlockStyle, ViT
 
 MODEL_TYPES = ("siglip_vision_model",)
 PACKED = "head.attention.in_proj"
 ignored = vit.ignored
 
 
-def part(theirs: dict[str, Any]) -> c.ViT:
+def part(theirs: dict[str, Any]) -> ViT:
     """Our config of the encoder; its pooling head comes as the part "pool", for an `AttentionPool`."""
     check_options(theirs, num_channels=3, do_normalize=True, vision_use_head=True)
-    return c.ViT(
+    return ViT(
         patch=theirs["patch_size"],
         image_size=theirs["image_size"],
         layers=theirs["num_hidden_layers"],
         width=theirs["hidden_size"],
         heads=theirs["num_attention_heads"],
         mlp=theirs["intermediate_size"],
-        block=c.BlockStyle(activation=vit.activation(theirs), epsilon=theirs["layer_norm_eps"]),
+        block=BlockStyle(activation=vit.activation(theirs), epsilon=theirs["layer_norm_eps"]),
         **vit.normalisation(theirs),
     )
 
@@ -67,9 +67,7 @@ def _pool(heads: int) -> list[Rule]:
     return found + linear("mlp/up", "head.mlp.fc1") + linear("mlp/down", "head.mlp.fc2")
 
 
-def outputs(
-    source: Any, part_: c.ViT, parameters: dict[str, np.ndarray], seed: int
-) -> dict[str, list[tuple[Any, Any]]]:
+def outputs(source: Any, part_: ViT, parameters: dict[str, np.ndarray], seed: int) -> dict[str, list[tuple[Any, Any]]]:
     """What ours and theirs make of two pictures: all tokens, and the pooled vector."""
     import jax.numpy as jnp
     import torch

@@ -4,22 +4,22 @@ from typing import Any
 
 import numpy as np
 
-from mmjax import config as c
 from mmjax.interchange import bert, vit
 from mmjax.interchange.rules import Rule, heads_in, heads_out, linear, same, scale, under, without_biases
+from mmjax.models import BlockStyle, Transformer
 
 MODEL_TYPES = ("t5",)
 # What an exported config.json says differently: there is no decoder any more.
 EXPORTED = {"architectures": ["T5EncoderModel"], "is_encoder_decoder": False}
 
 
-def part(theirs: dict[str, Any]) -> c.Transformer:
+def part(theirs: dict[str, Any]) -> Transformer:
     """Our config of the encoder.
 
     Raises:
       UserError: an activation that our Transformer does not have.
     """
-    return c.Transformer(
+    return Transformer(
         vocabulary=theirs["vocab_size"],
         layers=theirs["num_layers"],
         width=theirs["d_model"],
@@ -28,7 +28,7 @@ def part(theirs: dict[str, Any]) -> c.Transformer:
         positions="bucketed",
         buckets=theirs["relative_attention_num_buckets"],
         max_distance=theirs.get("relative_attention_max_distance", 128),
-        block=c.BlockStyle(
+        block=BlockStyle(
             norm="rms",
             epsilon=theirs["layer_norm_epsilon"],
             activation=activation(theirs),
@@ -78,7 +78,7 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
 
 
 def outputs(
-    source: Any, part_: c.Transformer, parameters: dict[str, np.ndarray], seed: int
+    source: Any, part_: Transformer, parameters: dict[str, np.ndarray], seed: int
 ) -> dict[str, list[tuple[Any, Any]]]:
     """What ours and theirs make of two texts, one of them longer than the distances that are told apart."""
     import torch

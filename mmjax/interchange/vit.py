@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from mmjax import config as c
 from mmjax.errors import UserError
 from mmjax.interchange.rules import Rule, check_options, heads_in, heads_out, linear, norm, same, under
+from mmjax.models import BlockStyle, ViT
 
 MODEL_TYPES = ("vit", "deit")
 # What stands beside the encoder of an architecture: our paths of linear layers, and theirs.
@@ -24,11 +24,11 @@ ACTIVATIONS = {name: name for name in ("gelu", "quick_gelu", "relu", "silu")}
 ACTIVATIONS |= {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 
 
-def part(theirs: dict[str, Any]) -> c.ViT:
+def part(theirs: dict[str, Any]) -> ViT:
     """Our config of the encoder; DeiT's distillation token is a register that has a learned position."""
     check_options(theirs, num_channels=3, do_normalize=True, qkv_bias=True)
     distilled = theirs["model_type"] == "deit"
-    return c.ViT(
+    return ViT(
         patch=theirs["patch_size"],
         image_size=theirs["image_size"],
         layers=theirs["num_hidden_layers"],
@@ -38,7 +38,7 @@ def part(theirs: dict[str, Any]) -> c.ViT:
         class_token=True,
         registers=int(distilled),
         placed_registers=distilled,
-        block=c.BlockStyle(activation=activation(theirs), epsilon=theirs["layer_norm_eps"]),
+        block=BlockStyle(activation=activation(theirs), epsilon=theirs["layer_norm_eps"]),
         **normalisation(theirs),
     )
 
@@ -100,9 +100,7 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
     return found + [rule for ours, name in beside.items() for rule in linear(ours, name)]
 
 
-def outputs(
-    source: Any, part_: c.ViT, parameters: dict[str, np.ndarray], seed: int
-) -> dict[str, list[tuple[Any, Any]]]:
+def outputs(source: Any, part_: ViT, parameters: dict[str, np.ndarray], seed: int) -> dict[str, list[tuple[Any, Any]]]:
     """What ours and theirs make of two pictures: all tokens, but not the distillation token, which ours discards."""
     import torch
     import transformers
@@ -111,7 +109,7 @@ def outputs(
     return {"encoder": compare_pictures(reference, part_, parameters, seed)}
 
 
-def compare_pictures(reference: Any, part_: c.ViT, parameters: Any, seed: int) -> list[tuple[Any, Any]]:
+def compare_pictures(reference: Any, part_: ViT, parameters: Any, seed: int) -> list[tuple[Any, Any]]:
     """Two random pictures through both encoders."""
     import jax
     import jax.numpy as jnp

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from mmjax import config as c
 from mmjax.errors import UserError
 from mmjax.interchange import directories
 from mmjax.interchange.recordings import Pairs, Reference, compare_speech, lengths_for, recordings
@@ -23,12 +22,13 @@ from mmjax.interchange.rules import (
     same,
     under,
 )
+from mmjax.models import Conformer, KaldiFilterBank
 
 MODEL_TYPES = ("wav2vec2-bert",)
 STACKED = 2  # frames per token
 
 
-def part(theirs: dict[str, Any]) -> c.Conformer:
+def part(theirs: dict[str, Any]) -> Conformer:
     """Our config of the encoder.
 
     Raises:
@@ -42,8 +42,8 @@ def part(theirs: dict[str, Any]) -> c.Conformer:
     inputs = theirs["feature_projection_input_dim"]
     if inputs % STACKED:
         raise UserError(f"cannot import feature_projection_input_dim={inputs}; only {STACKED} frames of any size")
-    return c.Conformer(
-        front_end=c.KaldiFilterBank(bins=inputs // STACKED),
+    return Conformer(
+        front_end=KaldiFilterBank(bins=inputs // STACKED),
         layers=theirs["num_hidden_layers"],
         width=theirs["hidden_size"],
         heads=theirs["num_attention_heads"],
@@ -125,13 +125,13 @@ def blocks(theirs: dict[str, Any], block: str) -> list[Rule]:
     return found + norm("layers/norm", f"{block}final_layer_norm")
 
 
-def outputs(source: Any, part_: c.Conformer, parameters: dict[str, np.ndarray], seed: int) -> Pairs:
+def outputs(source: Any, part_: Conformer, parameters: dict[str, np.ndarray], seed: int) -> Pairs:
     """What ours and theirs make of two recordings that end within a hop; the frames of one are an odd number."""
     heard = recordings(lengths_for(part_.front_end), seed)
     return compare_speech(part_, parameters, heard, reference(source, part_))
 
 
-def reference(source: Any, part_: c.Conformer) -> Reference:
+def reference(source: Any, part_: Conformer) -> Reference:
     """Their feature extractor, encoder, and CTC head if there is one."""
     import transformers
 

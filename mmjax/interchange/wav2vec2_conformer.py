@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from mmjax import config as c
 from mmjax.interchange import wav2vec2_bert
 from mmjax.interchange.recordings import Pairs, Reference, compare_speech, lengths_for, recordings
 from mmjax.interchange.rules import Rule, batch_norm, check_options, heads_in, linear, norm, same, under
+from mmjax.models import Conformer, Waveform
 from mmjax.models.stems import WaveformStem
 
 MODEL_TYPES = ("wav2vec2-conformer",)
@@ -16,7 +16,7 @@ POSITIONS = "encoder.pos_conv_embed.conv"  # they keep the positions of wav2vec 
 OLD_NAMES = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
 
 
-def part(theirs: dict[str, Any]) -> c.Conformer:
+def part(theirs: dict[str, Any]) -> Conformer:
     """Our config of the encoder.
 
     Raises:
@@ -31,8 +31,8 @@ def part(theirs: dict[str, Any]) -> c.Conformer:
         conv_dim=[channels] * len(taps), conv_kernel=[*taps], conv_stride=[*strides], layer_norm_eps=1e-5,
         sampling_rate=16_000,
     )  # fmt: skip
-    return c.Conformer(
-        front_end=c.Waveform(normalise=theirs.get("do_normalize", True)),
+    return Conformer(
+        front_end=Waveform(normalise=theirs.get("do_normalize", True)),
         layers=theirs["num_hidden_layers"],
         width=theirs["hidden_size"],
         heads=theirs["num_attention_heads"],
@@ -101,13 +101,13 @@ def _stem(theirs: dict[str, Any], root: str) -> list[Rule]:
     return found + linear("stem/out", f"{root}feature_projection.projection")
 
 
-def outputs(source: Any, part_: c.Conformer, parameters: dict[str, np.ndarray], seed: int) -> Pairs:
+def outputs(source: Any, part_: Conformer, parameters: dict[str, np.ndarray], seed: int) -> Pairs:
     """What ours and theirs make of two recordings that end within a hop: samples, tokens, and what the CTC head says."""
     heard = recordings(lengths_for(part_.front_end), seed)
     return compare_speech(part_, parameters, heard, reference(source, part_))
 
 
-def reference(source: Any, part_: c.Conformer) -> Reference:
+def reference(source: Any, part_: Conformer) -> Reference:
     """Their feature extractor, encoder, and CTC head if there is one."""
     import transformers
 

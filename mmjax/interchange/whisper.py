@@ -5,17 +5,17 @@ from typing import Any
 
 import numpy as np
 
-from mmjax import config as c
 from mmjax.errors import UserError
 from mmjax.interchange.directories import read_object
 from mmjax.interchange.recordings import Pairs, Reference, compare_speech, recordings
 from mmjax.interchange.rules import Rule, check_options, heads_in, heads_out, linear, norm, same, under
+from mmjax.models import BlockStyle, TextDecoder, WhisperEncoder, WhisperLogMel
 
 MODEL_TYPES = ("whisper",)
 READ_OUT = "proj_out.weight"
 
 
-def part(theirs: dict[str, Any]) -> c.WhisperEncoder:
+def part(theirs: dict[str, Any]) -> WhisperEncoder:
     """Our config of the encoder; its decoder comes as the part "decoder".
 
     Raises:
@@ -24,8 +24,8 @@ def part(theirs: dict[str, Any]) -> c.WhisperEncoder:
     if theirs["activation_function"] != "gelu" or theirs.get("scale_embedding"):
         raise UserError("cannot import a Whisper with scale_embedding, or with another activation than gelu")
     check_options(theirs, hop_length=160, n_fft=400, sampling_rate=16_000)
-    return c.WhisperEncoder(
-        front_end=c.WhisperLogMel(bins=theirs["num_mel_bins"]),
+    return WhisperEncoder(
+        front_end=WhisperLogMel(bins=theirs["num_mel_bins"]),
         layers=theirs["encoder_layers"],
         width=theirs["d_model"],
         heads=theirs["encoder_attention_heads"],
@@ -35,9 +35,9 @@ def part(theirs: dict[str, Any]) -> c.WhisperEncoder:
     )
 
 
-def decoder(theirs: dict[str, Any]) -> c.TextDecoder:
+def decoder(theirs: dict[str, Any]) -> TextDecoder:
     """Our config of the decoder."""
-    return c.TextDecoder(
+    return TextDecoder(
         vocabulary=theirs["vocab_size"],
         layers=theirs["decoder_layers"],
         width=theirs["d_model"],
@@ -46,7 +46,7 @@ def decoder(theirs: dict[str, Any]) -> c.TextDecoder:
         positions="learned",
         length=theirs["max_target_positions"],
         tied=tied(theirs),
-        block=c.BlockStyle(epsilon=1e-5),
+        block=BlockStyle(epsilon=1e-5),
     )
 
 
@@ -118,7 +118,7 @@ def _convolution(ours: str, theirs: str) -> list[Rule]:
     return [kernel, *same(f"{ours}/bias", f"{theirs}.bias")]
 
 
-def outputs(source: Any, part_: c.WhisperEncoder, parameters: dict[str, np.ndarray], seed: int) -> Pairs:
+def outputs(source: Any, part_: WhisperEncoder, parameters: dict[str, np.ndarray], seed: int) -> Pairs:
     """What ours and theirs make of a recording that silence continues, and next-token logits that read the same tokens."""
     import jax.numpy as jnp
     import torch
@@ -149,7 +149,7 @@ def load(source: Any) -> Any:
     return kind.from_pretrained(source, local_files_only=True, dtype=torch.float32).eval()
 
 
-def reference(source: Any, part_: c.WhisperEncoder) -> Reference:
+def reference(source: Any, part_: WhisperEncoder) -> Reference:
     """Their feature extractor, which continues recordings with silence, and their encoder."""
     import transformers
 

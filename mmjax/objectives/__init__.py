@@ -10,6 +10,7 @@ from mmjax.objectives.classification import Classification, MultiLabel
 from mmjax.objectives.contrastive import CLIP, SigLIP
 from mmjax.objectives.ctc import CTC
 from mmjax.objectives.regression import SISDR, Regression
+from mmjax.objectives.score import Sums, score
 from mmjax.objectives.sequence import Sequence, chunked_cross_entropy
 from mmjax.objectives.transducer import Transducer, transducer_loss
 
@@ -23,7 +24,9 @@ __all__ = [
     "Regression",
     "Sequence",
     "SigLIP",
+    "Sums",
     "Transducer",
     "chunked_cross_entropy",
+    "score",
     "transducer_loss",
 ]

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AbstractMesh, AxisType
 
-from mmjax import config as c
 from mmjax import progress
 from mmjax.models.remat import check_offload
 from mmjax.parallel.machines import Machine
@@ -16,13 +15,14 @@ from mmjax.parallel.mesh import abstract_batch, make_mesh, mesh_shape
 from mmjax.parallel.xla import REMEDY, TOO_LARGE, TRITON_FAILS, WITHOUT_TRITON, check_options, options_of
 from mmjax.plan import hlo
 from mmjax.train.build import build_layout, build_model
+from mmjax.train.experiment import Experiment
 from mmjax.train.program import Start, begin, jitted_step
 
 
 class Subject(NamedTuple):
     """What is planned: a config's model and step, and the abstract state on the mesh of a machine."""
 
-    config: c.Experiment
+    config: Experiment
     layout: Any
     model: Any
     mesh: Any
@@ -59,7 +59,7 @@ class Outcome(NamedTuple):
         return kept + self.memory.get("temp", 0) + self.memory.get("generated_code", 0)
 
 
-def describe(config: c.Experiment, machine: Machine, devices: list[Any] | None) -> Subject:
+def describe(config: Experiment, machine: Machine, devices: list[Any] | None) -> Subject:
     """The config's parts as `mmjax train` makes them, on the machine's devices or, without them, on their number.
 
     Raises:

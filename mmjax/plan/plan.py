@@ -10,9 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmjax import config as c
 from mmjax import progress
-from mmjax.config.validate import check_config
 from mmjax.errors import UserError
 from mmjax.files import data_directory
 from mmjax.models.remat import POLICIES, can_offload, with_remat
@@ -23,6 +21,8 @@ from mmjax.plan.compilation import Outcome, Subject, compiled, describe, largest
 from mmjax.plan.estimate import computed_again, estimated, in_dtype, kept_for_backward, memory_by_kind
 from mmjax.train import attention, report
 from mmjax.train.build import build_layout, build_sampler, build_source
+from mmjax.train.experiment import Experiment
+from mmjax.train.validate import check_config
 
 # Against compiled steps of the configs of this repository (docs/plan.md, How far to trust it).
 ESTIMATED = {
@@ -34,7 +34,7 @@ ASSUMED_SHARE = 0.9  # of the positions of every stream that hold a token, where
 
 
 def plan(
-    config: c.Experiment, machine: Machine, *, price: float | None = None, search: bool = False, estimate: bool = False
+    config: Experiment, machine: Machine, *, price: float | None = None, search: bool = False, estimate: bool = False
 ) -> dict[str, Any]:
     """The report on a config's train step on a machine, as plain numbers.
 
@@ -120,7 +120,7 @@ def attention_lines(subject: Subject) -> list[str]:
 
 
 def remats(
-    config: c.Experiment, machine: Machine, reached: roofline.Rates, rows: int, devices: list[Any]
+    config: Experiment, machine: Machine, reached: roofline.Rates, rows: int, devices: list[Any]
 ) -> list[dict[str, Any]]:
     """What every remat, of all towers, makes of the step of so many rows; compiled.
 

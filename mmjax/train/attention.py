@@ -5,13 +5,13 @@ from typing import Any
 
 import jax
 
-from mmjax import config as c
 from mmjax.errors import UserError
 from mmjax.models.attend import Decision, Refused, decisions
 from mmjax.parallel.mesh import abstract_batch, within
+from mmjax.train.experiment import Experiment
 
 
-def decided(config: c.Experiment, model: Any, params: Any, layout: Any, mesh: Any) -> list[Decision]:
+def decided(config: Experiment, model: Any, params: Any, layout: Any, mesh: Any) -> list[Decision]:
     """The decisions of the forward pass of a (micro-)batch on a mesh, each once, in the order of the model.
 
     Raises:

@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from mmjax import config as c
 from mmjax import models
 from mmjax.data.image_augmentation import ImageAugmentation
 from mmjax.data.image_mixing import ImageMixing
 from mmjax.data.sources import Data
 from mmjax.errors import UserError
 from mmjax.files import data_directory
+from mmjax.objectives import MultiLabel, Regression
+from mmjax.train.experiment import Experiment
 from mmjax.train.quantisation import quantised
 from mmjax.tree import with_settings
 
@@ -26,12 +27,12 @@ def build_source(config: Data, split: str) -> Any:
     return config.open(split, data_directory(config.directory))
 
 
-def image_changes(config: c.Experiment) -> tuple[ImageAugmentation | None, ImageMixing | None]:
+def image_changes(config: Experiment) -> tuple[ImageAugmentation | None, ImageMixing | None]:
     """What changes pictures, and mixes them with their answers, in training; None: nothing does."""
     return with_settings((config.data.image_augmentation, config.data.image_mixing), seed=config.seed)
 
 
-def build_layout(config: c.Experiment, tokenizer=None):
+def build_layout(config: Experiment, tokenizer=None):
     """The shape of a batch, from what the encoders expect."""
     from mmjax.data.layout import Layout
 
@@ -49,14 +50,14 @@ def build_layout(config: c.Experiment, tokenizer=None):
         if vocabulary and tokenizer is not None and vocabulary < len(tokenizer):
             raise UserError(f"{path}.vocabulary={vocabulary}, but the tokenizer has {len(tokenizer)} pieces")
     mixed = config.data.image_mixing is not None
-    several = mixed or isinstance(config.objectives.get("answer"), c.MultiLabel | c.Regression)
+    several = mixed or isinstance(config.objectives.get("answer"), MultiLabel | Regression)
     answers = config.model.heads["answer"].outputs if several else None
     return Layout(
         rows=config.data.rows, tokenizer=tokenizer, vectors=vectors, answers=answers, distribution=mixed, **geometry
     )
 
 
-def build_sampler(config: c.Experiment, layout, source):
+def build_sampler(config: Experiment, layout, source):
     """Which examples of the source stand in which row of which step."""
     import numpy as np
 

@@ -13,14 +13,15 @@ from typing import Any
 
 import jax
 
-from mmjax import config as c
 from mmjax import progress
 from mmjax.data.sampler import Sampler
 from mmjax.errors import UserError
 from mmjax.files import write_whole
 from mmjax.parallel.agreement import from_lead, together
 from mmjax.train.checkpoint import Checkpoints, Damaged
+from mmjax.train.experiment import Experiment, load, to_json
 from mmjax.train.step import TrainState
+from mmjax.tree import differences, read_json
 
 # What may change between the start of a run and its continuation: none of it changes what is computed.
 FREE_KEYS = (
@@ -92,25 +93,41 @@ def clear(run: Path) -> None:
                 progress.console.print(f"starting anew; what was in {run} is in {kept} now")
 
 
-def with_schedule(config: c.Experiment, run: Path) -> c.Experiment:
+def read_run(run: Path) -> tuple[Experiment, int, dict[str, Any]]:
+    """The config of a run, the step of its newest checkpoint, and the parameters to evaluate: the average where there is one.
+
+    Raises:
+      UserError: it is no run directory, or has no checkpoint that can be read.
+    """
+    if not (run / "config.json").is_file():
+        raise UserError(f"{run} is not a run directory: it has no config.json")
+    config, checkpoints = load(run / "config.json"), Checkpoints(run)
+    steps = checkpoints.steps()
+    if not steps:
+        raise UserError(f"the run {run} has no checkpoint yet; train it first")
+    state = checkpoints.read(steps[-1], ("average", "params"))
+    return config, steps[-1], state.get("average") or state["params"]
+
+
+def with_schedule(config: Experiment, run: Path) -> Experiment:
     """The config with the length of its schedule, where that is left open: the run's own, or that of a run that begins.
 
     A run keeps the schedule with which it began, however many steps it is continued for, since what a step computes
     depends on it.
     """
     path = run / "config.json"
-    began = c.load(path).optimizer.schedule.last if path.exists() else None
+    began = load(path).optimizer.schedule.last if path.exists() else None
     schedule = config.optimizer.schedule.resolved(began or config.steps)
     return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, schedule=schedule))
 
 
-def open_run(config: c.Experiment, run: Path, source: Any) -> None:
+def open_run(config: Experiment, run: Path, source: Any) -> None:
     """Writes into the run's directory what belongs to it, or checks that it belongs to this config.
 
     The lead alone reads and writes there. The others compare what they have with what it has.
     """
     tokenizer = source.tokenizer
-    owned = {"answers.json": json.dumps(source.answers).encode(), "config.json": c.to_json(config).encode()}
+    owned = {"answers.json": json.dumps(source.answers).encode(), "config.json": to_json(config).encode()}
     if tokenizer is not None:
         owned = {tokenizer.file_name: tokenizer.serialised, **owned}
     sums = {name: _sum(data) for name, data in owned.items()}
@@ -134,10 +151,10 @@ def _sum(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _check_same_config(config: c.Experiment, run: Path) -> None:
+def _check_same_config(config: Experiment, run: Path) -> None:
     changed = {
         k: v
-        for k, v in c.differences(c.load(run / "config.json"), config).items()
+        for k, v in differences(load(run / "config.json"), config).items()
         if not (k.startswith(FREE_KEYS) or k.endswith(FREE_ENDS))
     }
     if changed:
@@ -158,7 +175,7 @@ def _check_same_data(run: Path, source: Any) -> None:
                 f"{run} was trained with another tokenizer: its data has changed since; choose another --run-dir"
             )
     answers = run / "answers.json"
-    if answers.is_file() and c.read_json(answers) != list(source.answers):
+    if answers.is_file() and read_json(answers) != list(source.answers):
         raise UserError(f"{run} was trained with other answers: its data has changed since; choose another --run-dir")
 
 

@@ -6,19 +6,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmjax import config as c
 from mmjax.errors import UserError
-from mmjax.evaluate.run import Run
 from mmjax.files import local
 from mmjax.interchange.convert import read_part, tree
+from mmjax.models import ViT
 from mmjax.models.positions import resize_positions
+from mmjax.train.directory import read_run
+from mmjax.train.experiment import Experiment
 from mmjax.train.step import TrainState
+from mmjax.tree import to_dict
 
 # What an encoder may choose for itself, though its parameters are another's.
 CHOICES = ("dropout", "chunk", "left_chunks", "augment", "remat", "image_size", "pad_to_length")
 
 
-def load_initial(config: c.Experiment, state: TrainState) -> TrainState:
+def load_initial(config: Experiment, state: TrainState) -> TrainState:
     """The state with the parts that `config.initial` names taken from imported models, or from runs.
 
     Raises:
@@ -32,8 +34,8 @@ def load_initial(config: c.Experiment, state: TrainState) -> TrainState:
         local(directory, f"initial.{place}")
         kind = {"encoders": "encoder", "heads": "head"}[room]
         if (Path(directory) / "checkpoints").is_dir():
-            run = Run(directory)
-            part, theirs = getattr(run.config.model, room).get(name), run.params.get(f"{room}_{name}")
+            run, _, theirs = read_run(Path(directory))
+            part, theirs = getattr(run.model, room).get(name), theirs.get(f"{room}_{name}")
         else:
             part, parameters = read_part(directory)
             theirs = tree(parameters, kind)
@@ -42,7 +44,7 @@ def load_initial(config: c.Experiment, state: TrainState) -> TrainState:
         if room == "encoders":
             ours = config.model.encoders[name]
             _check_same(part, ours, place, directory)
-            if isinstance(ours, c.ViT):
+            if isinstance(ours, ViT):
                 theirs = _for_size(ours, part, theirs)
         key = f"{room}_{name}"
         params[key] = _like(params[key], theirs, place, directory)
@@ -51,7 +53,7 @@ def load_initial(config: c.Experiment, state: TrainState) -> TrainState:
 
 
 def _check_same(theirs: Any, ours: Any, place: str, directory: str) -> None:
-    a, b = c.to_dict(theirs), c.to_dict(ours)
+    a, b = to_dict(theirs), to_dict(ours)
     for key in a | b:
         if key not in CHOICES and a.get(key) != b.get(key):
             raise UserError(
@@ -60,7 +62,7 @@ def _check_same(theirs: Any, ours: Any, place: str, directory: str) -> None:
             )
 
 
-def _for_size(ours: c.ViT, theirs: c.ViT, params: dict[str, Any]) -> dict[str, Any]:
+def _for_size(ours: ViT, theirs: ViT, params: dict[str, Any]) -> dict[str, Any]:
     """The parameters of a ViT for pictures of another size: learned positions are resized (bicubic, as DeiT's are)."""
     old, new = (tower.image_size // tower.patch for tower in (theirs, ours))
     if old == new or "place" not in params:

@@ -4,14 +4,16 @@ from typing import Any
 
 import numpy as np
 
-from mmjax import config as c
 from mmjax.errors import UserError
+from mmjax.models import AttentionDecoder, MaskedPatches, MaskedText, RandomProjectionQuantizer, SpeechEncoder, Vectors
+from mmjax.objectives import CTC, Classification, MultiLabel, Regression, Sequence, Transducer
+from mmjax.train.experiment import Experiment
 
 
-def check_labels(config: c.Experiment, source: Any) -> None:
+def check_labels(config: Experiment, source: Any) -> None:
     """That the data has what the model reads, and that the heads are as wide as its labels need."""
     for name, encoder in config.model.encoders.items():
-        if isinstance(encoder, c.Vectors) and name not in source.sizes:
+        if isinstance(encoder, Vectors) and name not in source.sizes:
             raise UserError(f"model.encoders has '{name}', but the data has only {', '.join(source.sizes)}")
     written = [name for name in ("text", "transcript", "target") if name in config.data.rows]
     if written and source.tokenizer is None:
@@ -25,18 +27,18 @@ def check_labels(config: c.Experiment, source: Any) -> None:
     _check_answers(config, source)
     for name, objective in config.objectives.items():
         head = config.model.heads[name]
-        if isinstance(objective, c.Classification | c.MultiLabel | c.Regression) and name == "answer":
+        if isinstance(objective, Classification | MultiLabel | Regression) and name == "answer":
             if head.outputs != len(source.answers):
                 raise UserError(
                     f"model.heads.{name}.outputs={head.outputs}, but there are {len(source.answers)} answers"
                 )
-        elif isinstance(config.model.masked.get(name), c.MaskedPatches | c.RandomProjectionQuantizer):
+        elif isinstance(config.model.masked.get(name), MaskedPatches | RandomProjectionQuantizer):
             pass  # labels that the model makes itself
-        elif isinstance(objective, c.CTC | c.Transducer | c.Sequence):
+        elif isinstance(objective, CTC | Transducer | Sequence):
             path, outputs = f"model.heads.{name}.outputs", getattr(head, "outputs", None)
-            if isinstance(head, c.AttentionDecoder):
+            if isinstance(head, AttentionDecoder):
                 path, outputs = f"model.heads.{name}.decoder.vocabulary", head.decoder.vocabulary
-            writes = isinstance(objective, c.CTC | c.Transducer) or isinstance(head, c.AttentionDecoder)
+            writes = isinstance(objective, CTC | Transducer) or isinstance(head, AttentionDecoder)
             needed = source.tokenizer.classes if writes else len(source.tokenizer)
             if outputs < needed:
                 blank = " and the blank is none of them" if needed > len(source.tokenizer) else ""
@@ -47,30 +49,30 @@ def check_labels(config: c.Experiment, source: Any) -> None:
         _check_there_are_labels(name, objective, config, source)
     rate = getattr(source, "sample_rate", None)
     for name, encoder in config.model.encoders.items():
-        if isinstance(encoder, c.SpeechEncoder) and rate and encoder.front_end.sample_rate != rate:
+        if isinstance(encoder, SpeechEncoder) and rate and encoder.front_end.sample_rate != rate:
             raise UserError(
                 f"model.encoders.{name}.front_end.sample_rate={encoder.front_end.sample_rate}, "
                 f"but the data holds speech at {rate} Hz"
             )
 
 
-def _check_mask(config: c.Experiment, tokenizer: Any) -> None:
+def _check_mask(config: Experiment, tokenizer: Any) -> None:
     """That the mask of a `MaskedText` is no piece of a text."""
     if tokenizer is None or tokenizer.zero == "never":
         return
     for name, mask in config.model.masked.items():
-        if isinstance(mask, c.MaskedText) and mask.mask == 0:
+        if isinstance(mask, MaskedText) and mask.mask == 0:
             raise UserError(
                 f"model.masked.{name}.mask is 0, which in this tokenizer stands for text, too; name the id of a special token"
             )
 
 
-def _check_answers(config: c.Experiment, source: Any) -> None:
+def _check_answers(config: Experiment, source: Any) -> None:
     """That the first answers of the data are of the kind that the objective reads."""
     objective = config.objectives.get("answer")
     if objective is None:
         return
-    several = isinstance(objective, c.MultiLabel | c.Regression)
+    several = isinstance(objective, MultiLabel | Regression)
     for number in range(min(8, len(source))):
         answer = source[number].answer
         if answer is None:
@@ -78,11 +80,11 @@ def _check_answers(config: c.Experiment, source: Any) -> None:
         if several != (np.ndim(answer) == 1):
             kind = "numbers, a list for each example" if several else "one class for each example"
             raise UserError(f"objectives.answer is {type(objective).__name__}, which reads {kind}, not {answer!r:.60}")
-        if isinstance(objective, c.MultiLabel) and not np.isin(answer, (0, 1)).all():
+        if isinstance(objective, MultiLabel) and not np.isin(answer, (0, 1)).all():
             raise UserError(f"objectives.answer is MultiLabel, which reads 0 or 1 for each label, not {answer!r:.60}")
 
 
-def _check_there_are_labels(name: str, objective: Any, config: c.Experiment, source: Any) -> None:
+def _check_there_are_labels(name: str, objective: Any, config: Experiment, source: Any) -> None:
     """That the data has what an objective compares with: one without labels would train nothing, in silence."""
     head = config.model.heads[name]
     stream = getattr(head, "writes", name)

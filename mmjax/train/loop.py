@@ -8,9 +8,7 @@ from typing import Any
 
 import jax
 
-from mmjax import config as c
 from mmjax import progress, telemetry
-from mmjax.config.validate import check_config
 from mmjax.data.loader import Batches, prefetch
 from mmjax.errors import UserError
 from mmjax.evaluate.evaluation import Evaluator, canonical, table
@@ -31,13 +29,16 @@ from mmjax.train.build import (
 )
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.directory import claimed, clear, note_compiler, open_run, resume, with_schedule
+from mmjax.train.experiment import Experiment
 from mmjax.train.initial import load_initial
 from mmjax.train.labels import check_labels
 from mmjax.train.program import begin, jitted_step
 from mmjax.train.stopping import StopSignal
+from mmjax.train.validate import check_config
+from mmjax.tree import to_dict
 
 
-def train(config: c.Experiment, run: Path, restart: bool = False) -> dict[str, Any]:
+def train(config: Experiment, run: Path, restart: bool = False) -> dict[str, Any]:
     """Trains, or goes on training, the run in the directory `run`; returns the last evaluation.
 
     The result is a pure function of config and seed: killed and started again, it takes the same steps on the
@@ -54,7 +55,7 @@ def train(config: c.Experiment, run: Path, restart: bool = False) -> dict[str, A
         return _train(with_schedule(config, run), run, stop)
 
 
-def _train(config: c.Experiment, run: Path, stop: StopSignal) -> dict[str, Any]:
+def _train(config: Experiment, run: Path, stop: StopSignal) -> dict[str, Any]:
     started = time.perf_counter()
     compiled = telemetry.CompileCounter("train_step")
     lead = jax.process_index() == 0
@@ -77,7 +78,10 @@ def _train(config: c.Experiment, run: Path, stop: StopSignal) -> dict[str, Any]:
     # Opened now: that there is nothing to evaluate on should not be found out at the end.
     # Of what is hidden in training alone there is nothing to measure.
     subsets = config.evaluation.subsets if config.objectives.keys() - config.model.masked.keys() else ()
-    evaluator = Evaluator(config, model, objectives, mesh, config.evaluation.split) if subsets else None
+    evaluator = None
+    if subsets:
+        measured = build_source(config.data, config.evaluation.split)
+        evaluator = Evaluator(config.data, model, objectives, layout, measured, mesh)
 
     # Model and state: only shapes at first, then restored or made, each device its own part.
     stop.listen()  # from now on this process compiles and computes: nothing that should be torn out of its hands
@@ -104,7 +108,7 @@ def _train(config: c.Experiment, run: Path, stop: StopSignal) -> dict[str, Any]:
     )
     writer = telemetry.Writer(
         run, first=first, tensorboard=config.log.tensorboard and lead, wandb_project=config.log.wandb_project if lead else None,
-        config=c.to_dict(config),
+        config=to_dict(config),
     )  # fmt: skip
     written = writer.rewind(first, finished=first == config.steps) if lead else set()
     if lead and (warning := report.short_schedule(config)):
@@ -220,7 +224,7 @@ class Skips:
       skipped: steps before the first.
     """
 
-    def __init__(self, config: c.Experiment, skipped: int):
+    def __init__(self, config: Experiment, skipped: int):
         self.row, self._seen, self._all = 0, 0, skipped
         self._most = min(config.optimizer.max_skipped, max(2, config.steps // 2))
 

@@ -7,12 +7,12 @@ import flax.linen as nn
 import jax
 import optax
 
-from mmjax import config as c
 from mmjax.errors import UserError
 from mmjax.models.roles import parameter, specs
 from mmjax.parallel.mesh import state_shardings, within
 from mmjax.parallel.runtime import jit_once
 from mmjax.parallel.xla import options_of
+from mmjax.train.experiment import Experiment
 from mmjax.train.step import TrainState, init_parameters, init_state, make_train_step, unboxed
 
 
@@ -32,7 +32,7 @@ class Start(NamedTuple):
     specs: Any
 
 
-def begin(config: c.Experiment, model: nn.Module, layout: Any, mesh: Any) -> Start:
+def begin(config: Experiment, model: nn.Module, layout: Any, mesh: Any) -> Start:
     """The optimizer and the initial state of a config, for the devices of a mesh."""
     batch, weighting = layout.empty(1), config.weighting
     learned = weighting is not None and weighting.learned
@@ -64,7 +64,7 @@ def begin(config: c.Experiment, model: nn.Module, layout: Any, mesh: Any) -> Sta
     return Start(optimizer, abstract, jit_once(lambda: unboxed(initialise()), out_shardings=shardings), specs_)
 
 
-def jitted_step(config: c.Experiment, model: nn.Module, begun: Start) -> Any:
+def jitted_step(config: Experiment, model: nn.Module, begun: Start) -> Any:
     """The train step as the run compiles it: (state, batch) -> (state, metrics), the state given away."""
     step = make_train_step(
         model, config.objectives, begun.optimizer, seed=config.seed, average_decay=config.optimizer.ema,

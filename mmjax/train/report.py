@@ -9,22 +9,23 @@ from typing import Any
 import jax
 from rich.table import Table
 
-from mmjax import config as c
 from mmjax import progress, telemetry
 from mmjax.errors import one_line
 from mmjax.files import write_whole
 from mmjax.flops import matrix_flops
+from mmjax.models import Contrast, SpeechEncoder
 from mmjax.parallel.mesh import abstract_batch
 from mmjax.train import attention
 from mmjax.train.build import build_model
+from mmjax.train.experiment import Experiment
 from mmjax.train.step import measure, unboxed
 
 MOSTLY_USED = 0.5  # share of a stream's positions below which its rows are too long for their company
 
 
-def sample_rate(config: c.Experiment) -> int:
+def sample_rate(config: Experiment) -> int:
     """Of the speech that the run hears, in Hz."""
-    rates = [e.front_end.sample_rate for e in config.model.encoders.values() if isinstance(e, c.SpeechEncoder)]
+    rates = [e.front_end.sample_rate for e in config.model.encoders.values() if isinstance(e, SpeechEncoder)]
     return rates[0] if rates else 16_000
 
 
@@ -47,7 +48,7 @@ def step_flops(
     )
 
 
-def position_flops(config: c.Experiment, layout: Any) -> dict[str, float]:
+def position_flops(config: Experiment, layout: Any) -> dict[str, float]:
     """FLOPs of the forward pass that one position of a row costs, by stream; the fusion's are the slots' of examples.
 
     What grows with the square of a row's length is counted at the length that the row has.
@@ -90,12 +91,12 @@ def division(params: Any) -> list[dict[str, Any]]:
     return sorted(result, key=lambda one: -one["parameters"])
 
 
-def idle_parts(config: c.Experiment) -> list[str]:
+def idle_parts(config: Experiment) -> list[str]:
     """The keys of what no objective learns with: it has parameters, and is never trained."""
     model, reads = config.model, set()
     for name in model.heads.keys() & config.objectives.keys():
         head = model.heads[name]
-        names = head.between if isinstance(head, c.Contrast) else head.reads
+        names = head.between if isinstance(head, Contrast) else head.reads
         reads |= {names} if isinstance(names, str) else set(names)
     idle = [f"heads.{name}" for name in model.heads if name not in config.objectives]
     if "fused" not in reads:
@@ -104,7 +105,7 @@ def idle_parts(config: c.Experiment) -> list[str]:
     return [f"model.{part}" for part in idle]
 
 
-def short_schedule(config: c.Experiment) -> str | None:
+def short_schedule(config: Experiment) -> str | None:
     """A warning, where the schedule ends before the run does."""
     schedule = config.optimizer.schedule
     if schedule.last is None or schedule.last >= config.steps:

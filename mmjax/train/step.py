@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from mmjax.models import Multimodal
+from mmjax.objectives import Sums, score
 from mmjax.stream import Batch
 
 ROUNDING = 2**31 - 1  # of a step's key, the child that rounds; micro-batches have the first ones
-Sums = dict[str, tuple[jax.Array, jax.Array]]  # "objective/metric" -> (sum, weight)
 
 
 class TrainState(NamedTuple):
@@ -108,18 +108,6 @@ def rounded_like(kept: Any, new: Any, key: jax.Array) -> Any:
 def measure(model: Multimodal, objectives: dict[str, Any], params: Any, batch: Batch, keys=None) -> Sums:
     """Runs the model (training it, if keys for "dropout" and "augment" are given) and scores its outputs."""
     return score(objectives, model.apply({"params": params}, batch, train=keys is not None, rngs=keys), batch)
-
-
-def score(objectives: dict[str, Any], outputs: Batch, batch: Batch) -> Sums:
-    """Every objective whose output is there, and its labels: beside the output ("NAME/labels"), or in the batch."""
-    sums = {}
-    for name, objective in objectives.items():
-        labels = outputs.get(f"{name}/labels", batch.get(name)) if objective.labelled else None
-        if name in outputs and (labels is not None or not objective.labelled):
-            with jax.named_scope(f"objectives_{name}"):  # by which its FLOPs and traffic are told
-                measured = objective(outputs[name], labels) if objective.labelled else objective(outputs[name])
-            sums |= {f"{name}/{metric}": pair for metric, pair in measured.items()}
-    return sums
 
 
 def divide(pair: tuple[jax.Array, jax.Array]) -> jax.Array:

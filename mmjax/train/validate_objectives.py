@@ -2,15 +2,36 @@
 
 from typing import Any
 
-from mmjax import config as c
 from mmjax.errors import UserError
+from mmjax.models import (
+    AttentionDecoder,
+    AttentionPool,
+    ClassPool,
+    Conformer,
+    Contrast,
+    Denoiser,
+    MaskedPatches,
+    MaskedText,
+    Multimodal,
+    NoisySpeech,
+    PatchDecoder,
+    RandomProjectionQuantizer,
+    SpeechEncoder,
+    TransducerDecoder,
+    Transformer,
+    ViT,
+    Vocabulary,
+)
 from mmjax.models.encoder import check_attention
+from mmjax.objectives import CLIP, CTC, SISDR, Classification, MultiLabel, Regression, Sequence, SigLIP, Transducer
+from mmjax.train.experiment import Experiment
+from mmjax.train.weighting import GradNorm
 
 # Streams that have a meaning of their own; those of vectors need other names.
 TAKEN = ("speech", "image", "text", "transcript", "target", "examples", "answer", "fused")
 
 
-def check_objectives(config: c.Experiment) -> None:
+def check_objectives(config: Experiment) -> None:
     """That every objective has a head that fits it, and labels; and what is hidden someone who predicts it."""
     for name, head in config.model.heads.items():
         _check_head(name, head, config.model)
@@ -22,23 +43,23 @@ def check_objectives(config: c.Experiment) -> None:
         if name not in config.model.heads:
             raise UserError(f"objectives.{name} has no head of that name in model.heads")
         _check_objective(name, objective, config)
-    if config.weighting and any(isinstance(objective, c.SISDR) for objective in config.objectives.values()):
+    if config.weighting and any(isinstance(objective, SISDR) for objective in config.objectives.values()):
         raise UserError(
             f"weighting is {type(config.weighting).__name__}, but SISDR falls below 0, which it cannot weigh"
         )
-    if isinstance(config.weighting, c.GradNorm):
+    if isinstance(config.weighting, GradNorm):
         parts = [*(["fusion"] if config.model.fusion else []), *(f"encoders.{name}" for name in config.model.encoders)]
         if config.weighting.shared not in parts:
             raise UserError(f"weighting.shared='{config.weighting.shared}' is none of {', '.join(sorted(parts))}")
 
 
-def _check_head(name: str, head: Any, model: c.Multimodal) -> None:
+def _check_head(name: str, head: Any, model: Multimodal) -> None:
     """That a head reads what there is, and what it can read."""
     modalities = set(model.encoders)
-    if isinstance(head, c.Contrast):
+    if isinstance(head, Contrast):
         if not len(head.between) == len(set(head.between)) == 2 or not modalities.issuperset(head.between):
             raise UserError(f"model.heads.{name}.between={head.between} does not name two encoders")
-    elif isinstance(head, c.AttentionDecoder):
+    elif isinstance(head, AttentionDecoder):
         if not head.reads or not modalities.issuperset(head.reads):
             raise UserError(f"model.heads.{name}.reads={head.reads} does not name encoders")
         check_attention(f"model.heads.{name}.decoder", head.decoder)
@@ -46,32 +67,32 @@ def _check_head(name: str, head: Any, model: c.Multimodal) -> None:
         raise UserError(f"model.heads.{name} reads 'fused', but model.fusion is None; choose one: CrossAttention, ...")
     elif head.reads not in {*modalities, "fused"}:
         raise UserError(f"model.heads.{name}.reads='{head.reads}' is neither an encoder nor 'fused'")
-    elif head.reads == "fused" and isinstance(head, c.TransducerDecoder):
+    elif head.reads == "fused" and isinstance(head, TransducerDecoder):
         raise UserError(f"model.heads.{name}.reads is 'fused', but a TransducerDecoder needs the tokens of an encoder")
-    elif isinstance(head, c.Denoiser) and not isinstance(model.encoders.get(head.reads), c.SpeechEncoder):
+    elif isinstance(head, Denoiser) and not isinstance(model.encoders.get(head.reads), SpeechEncoder):
         raise UserError(f"model.heads.{name}.reads='{head.reads}' is no speech encoder, which a Denoiser needs")
-    elif isinstance(getattr(head, "pool", None), c.ClassPool) and not model.encoders[head.reads].class_token:
+    elif isinstance(getattr(head, "pool", None), ClassPool) and not model.encoders[head.reads].class_token:
         raise UserError(f"model.heads.{name}.pool is a ClassPool, but model.encoders.{head.reads} has no class_token")
     elif head.reads == "fused" and getattr(head, "pool", None):
         raise UserError(f"model.heads.{name}.pool is set, but the fusion gives one vector per example already")
-    if isinstance(pool := getattr(head, "pool", None), c.AttentionPool):
+    if isinstance(pool := getattr(head, "pool", None), AttentionPool):
         width = model.encoders[head.reads].width
         if width % pool.heads:
             raise UserError(f"model.heads.{name}.pool.heads={pool.heads} do not divide the width of {width}")
-    if isinstance(head, c.PatchDecoder):
+    if isinstance(head, PatchDecoder):
         check_attention(f"model.heads.{name}", head)
         if head.width % 4:
             raise UserError(f"model.heads.{name}.width={head.width} does not divide into the 4 parts of its positions")
 
 
-def _check_masked(name: str, mask: Any, model: c.Multimodal) -> None:
+def _check_masked(name: str, mask: Any, model: Multimodal) -> None:
     """That there is something to hide, and a head that can predict it."""
     head, encoder = model.heads.get(name), model.encoders.get(mask.reads)
     kind = {
-        c.MaskedText: c.Transformer,
-        c.MaskedPatches: c.ViT,
-        c.RandomProjectionQuantizer: c.Conformer,
-        c.NoisySpeech: c.SpeechEncoder,
+        MaskedText: Transformer,
+        MaskedPatches: ViT,
+        RandomProjectionQuantizer: Conformer,
+        NoisySpeech: SpeechEncoder,
     }[type(mask)]
     if not isinstance(encoder, kind):
         names = getattr(kind, "__name__", "speech encoder")
@@ -83,17 +104,17 @@ def _check_masked(name: str, mask: Any, model: c.Multimodal) -> None:
     if getattr(head, "pool", None):
         raise UserError(f"model.heads.{name}.pool gives one vector per example, but every hidden token has a label")
     augment = getattr(encoder, "augment", None)
-    if isinstance(mask, c.NoisySpeech) and augment:
+    if isinstance(mask, NoisySpeech) and augment:
         raise UserError(
             f"model.encoders.{mask.reads}.augment changes samples that model.heads.{name} does not see; let "
             f"model.masked.{name}.by change them"
         )
-    if isinstance(mask, c.RandomProjectionQuantizer) and augment and augment.masks:
+    if isinstance(mask, RandomProjectionQuantizer) and augment and augment.masks:
         raise UserError(
             f"model.encoders.{mask.reads}.augment.masks hide what the labels of model.masked.{name} are made of; leave "
             "them out"
         )
-    if isinstance(mask, c.MaskedPatches) and encoder.max_patches and encoder.positions == "learned":
+    if isinstance(mask, MaskedPatches) and encoder.max_patches and encoder.positions == "learned":
         raise UserError(
             f"model.encoders.{mask.reads}.positions are learned for the grid of a whole picture, of which "
             f"model.masked.{name} hides a part; choose sincos or rotary"
@@ -102,45 +123,45 @@ def _check_masked(name: str, mask: Any, model: c.Multimodal) -> None:
         raise UserError(f"model.masked.{name}: '{name}' is the name of a stream; give the head another")
     if any(other != name and type(m) is type(mask) and m.reads == mask.reads for other, m in model.masked.items()):
         raise UserError(f"model.masked.{name}: another {type(mask).__name__} reads '{mask.reads}' already")
-    if isinstance(mask, c.MaskedText) and max(mask.vocabulary, mask.mask + 1) > encoder.vocabulary:
+    if isinstance(mask, MaskedText) and max(mask.vocabulary, mask.mask + 1) > encoder.vocabulary:
         raise UserError(
             f"model.masked.{name} puts ids up to {max(mask.vocabulary - 1, mask.mask)} into a text, but "
             f"model.encoders.{mask.reads}.vocabulary is {encoder.vocabulary}"
         )
-    if isinstance(mask, c.NoisySpeech):
-        if not isinstance(head, c.Denoiser):
+    if isinstance(mask, NoisySpeech):
+        if not isinstance(head, Denoiser):
             raise UserError(f"model.heads.{name} must be a Denoiser, to predict what model.masked hides")
         if mask.by.masks or not any(vars(mask.by).values()):
             raise UserError(f"model.masked.{name}.by must change the samples, and has no use for masks of features")
         mask.by.check(f"model.masked.{name}.by", encoder.front_end.sample_rate, encoder.front_end.hop)
         return
     needed = {
-        c.MaskedText: lambda: mask.vocabulary,
-        c.MaskedPatches: lambda: encoder.patch**2 * 3,
-        c.RandomProjectionQuantizer: lambda: mask.codes,
+        MaskedText: lambda: mask.vocabulary,
+        MaskedPatches: lambda: encoder.patch**2 * 3,
+        RandomProjectionQuantizer: lambda: mask.codes,
     }[type(mask)]()
-    if isinstance(mask, c.MaskedPatches) != isinstance(head, c.PatchDecoder) or head.outputs != needed:
-        which = "a PatchDecoder" if isinstance(mask, c.MaskedPatches) else "a Head or Vocabulary"
+    if isinstance(mask, MaskedPatches) != isinstance(head, PatchDecoder) or head.outputs != needed:
+        which = "a PatchDecoder" if isinstance(mask, MaskedPatches) else "a Head or Vocabulary"
         raise UserError(f"model.heads.{name} must be {which} of {needed} outputs, to predict what model.masked hides")
 
 
-def _check_objective(name: str, objective: Any, config: c.Experiment) -> None:
+def _check_objective(name: str, objective: Any, config: Experiment) -> None:
     """That an objective fits its head and the labels of its name."""
     kind, head = type(objective).__name__, config.model.heads[name]
-    contrastive = isinstance(objective, c.SigLIP | c.CLIP)
+    contrastive = isinstance(objective, SigLIP | CLIP)
     fitting = {
-        c.Contrast: (c.SigLIP, c.CLIP),
-        c.Vocabulary: (c.Sequence,),
-        c.AttentionDecoder: (c.Sequence,),
-        c.TransducerDecoder: (c.Transducer,),
-        c.Denoiser: (c.SISDR,),
+        Contrast: (SigLIP, CLIP),
+        Vocabulary: (Sequence,),
+        AttentionDecoder: (Sequence,),
+        TransducerDecoder: (Transducer,),
+        Denoiser: (SISDR,),
     }
-    others = (c.Classification, c.MultiLabel, c.CTC, c.Sequence, c.Regression)
+    others = (Classification, MultiLabel, CTC, Sequence, Regression)
     if not isinstance(objective, fitting.get(type(head), others)):
         raise UserError(f"objectives.{name} is {kind}, which cannot read model.heads.{name}, a {type(head).__name__}")
     if contrastive and head.limit is not None and head.scale > head.limit:
         raise UserError(f"model.heads.{name}.scale={head.scale} is more than its limit of {head.limit}")
-    if isinstance(objective, c.CLIP) and head.limit is None:
+    if isinstance(objective, CLIP) and head.limit is None:
         raise UserError(f"model.heads.{name}.limit is not set; CLIP keeps the scale of its logits below 100")
     if contrastive and not any(set(head.between) <= set(subset.split("+")) for subset in config.data.subsets):
         raise UserError(f"objectives.{name} compares {' and '.join(head.between)}, but none of data.subsets shows both")
@@ -151,39 +172,39 @@ def _check_objective(name: str, objective: Any, config: c.Experiment) -> None:
         )
     if contrastive:
         return  # no labels
-    if isinstance(head, c.AttentionDecoder | c.TransducerDecoder):
+    if isinstance(head, AttentionDecoder | TransducerDecoder):
         _check_writer(name, head, objective, config)
         return
-    if isinstance(objective, c.CTC | c.Sequence) and (getattr(head, "pool", None) or head.reads == "fused"):
+    if isinstance(objective, CTC | Sequence) and (getattr(head, "pool", None) or head.reads == "fused"):
         one = f"pool of '{head.reads}'" if head.reads != "fused" else "fusion"
         raise UserError(
             f"objectives.{name} is {kind}, which needs an output for every token; a {one} gives one per example"
         )
     if name in config.model.masked:  # its labels are what was hidden
-        wanted = {c.PatchDecoder: c.Regression, c.Denoiser: c.SISDR}.get(type(head), c.Sequence)
+        wanted = {PatchDecoder: Regression, Denoiser: SISDR}.get(type(head), Sequence)
         if not isinstance(objective, wanted):
             raise UserError(f"objectives.{name} must be {wanted.__name__}, for what model.masked.{name} hides")
-        if isinstance(objective, c.Sequence) and objective.next_token:
+        if isinstance(objective, Sequence) and objective.next_token:
             raise UserError(
                 f"objectives.{name}.next_token is True, but its labels are hidden tokens, not next ones: set False"
             )
         return
-    if isinstance(head, c.PatchDecoder):
+    if isinstance(head, PatchDecoder):
         raise UserError(f"model.heads.{name} is a PatchDecoder: let model.masked.{name} be MaskedPatches")
-    if isinstance(head, c.Denoiser):
+    if isinstance(head, Denoiser):
         raise UserError(f"objectives.{name} has no labels: let model.masked.{name} be a NoisySpeech")
     if name not in ("answer", *config.data.rows):
         raise UserError(f"objectives.{name} has no labels: name it 'answer' or one of {', '.join(config.data.rows)}")
-    if isinstance(objective, c.Classification | c.MultiLabel | c.Regression) != (name == "answer"):
+    if isinstance(objective, Classification | MultiLabel | Regression) != (name == "answer"):
         raise UserError(
             f"objectives.{name} cannot be {kind}: 'answer' has one label per example, every other stream a sequence of them"
         )
-    if isinstance(objective, c.Sequence) and head.reads != name:
+    if isinstance(objective, Sequence) and head.reads != name:
         raise UserError(
             f"objectives.{name} has a label for each token of '{name}', but model.heads.{name} reads '{head.reads}'"
         )
     encoder = config.model.encoders.get(head.reads)
-    if isinstance(objective, c.Sequence) and objective.next_token and not encoder.causal:
+    if isinstance(objective, Sequence) and objective.next_token and not encoder.causal:
         raise UserError(
             f"objectives.{name} predicts the next token, which model.encoders.{head.reads} sees; set its causal to True"
         )
@@ -191,15 +212,15 @@ def _check_objective(name: str, objective: Any, config: c.Experiment) -> None:
         raise UserError(f"model.heads.answer reads the tokens of '{head.reads}'; set its pool, or read 'fused'")
 
 
-def _check_writer(name: str, head: Any, objective: Any, config: c.Experiment) -> None:
+def _check_writer(name: str, head: Any, objective: Any, config: Experiment) -> None:
     """That what a head writes is in the rows, and stands where the objective expects it."""
     if head.writes not in config.data.rows:
         raise UserError(f"model.heads.{name}.writes='{head.writes}', but data.rows has no room for it")
-    if isinstance(objective, c.Sequence) and objective.next_token:
+    if isinstance(objective, Sequence) and objective.next_token:
         raise UserError(
             f"objectives.{name}.next_token is True; a decoder's labels are the next tokens already: set False"
         )
-    if isinstance(head, c.AttentionDecoder):
+    if isinstance(head, AttentionDecoder):
         decoder, longest = head.decoder, config.data.rows[head.writes] + 1
         if decoder.positions == "learned" and decoder.length < longest:
             raise UserError(

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmjax import config as c
 from mmjax.data.example import Example
 from mmjax.data.layout import Layout
 from mmjax.data.packing import Packer
@@ -18,13 +17,18 @@ from mmjax.data.record import normal_text
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
 from mmjax.evaluate.decoding import texts, written
+from mmjax.evaluate.evaluation import Evaluator, all_subsets
 from mmjax.evaluate.inputs import picture_of, samples_of
 from mmjax.files import local
+from mmjax.models import Denoiser
+from mmjax.objectives import MultiLabel, Regression
+from mmjax.parallel.mesh import make_mesh
 from mmjax.parallel.runtime import jit_once
 from mmjax.stream import Batch
 from mmjax.train.build import build_layout, build_model, build_source
-from mmjax.train.checkpoint import Checkpoints
-from mmjax.train.report import sample_rate
+from mmjax.train.directory import read_run
+from mmjax.train.report import left_out, sample_rate
+from mmjax.tree import read_json
 
 LONGEST = 300  # seconds of a recording; attention's memory grows with the square
 SHORTEST_ROW = 128  # hops of a row of speech
@@ -50,16 +54,7 @@ class Run:
 
     def __init__(self, directory: str | Path):
         self.directory = local(directory, "the run directory")
-        if not (self.directory / "config.json").is_file():
-            raise UserError(f"{directory} is not a run directory: it has no config.json")
-        self.config = c.load(self.directory / "config.json")
-        checkpoints = Checkpoints(self.directory)
-        steps = checkpoints.steps()
-        if not steps:
-            raise UserError(f"the run {directory} has no checkpoint yet; train it first")
-        self.step = steps[-1]
-        state = checkpoints.read(self.step, ("average", "params"))
-        self.params = state.get("average") or state["params"]
+        self.config, self.step, self.params = read_run(self.directory)
         # Where a run is asked may be another machine than where it must be fast.
         self.model = build_model(dataclasses.replace(self.config.model, strict_attention=False))
 
@@ -168,7 +163,7 @@ class Run:
         outputs, ours = jax.device_get(self._program(self._params, packer.batch))
         result = self._answer(outputs["answer"].features[0, 0]) if "answer" in outputs else {}
         for name, head in self.config.model.heads.items():
-            if isinstance(head, c.Denoiser) and name in outputs:
+            if isinstance(head, Denoiser) and name in outputs:
                 result[name] = outputs[name].features.reshape(-1)[: len(speech)]
         return result | {
             name: texts(ids.features, ids.segments, layout.tokenizer).get((0, 1), "") for name, ids in ours.items()
@@ -210,13 +205,38 @@ class Run:
 
     @functools.cached_property
     def _answers(self) -> list[str]:
-        return c.read_json(self.directory / "answers.json")
+        return read_json(self.directory / "answers.json")
 
     def _answer(self, scores: Any) -> dict[str, Any]:
         names, objective = self._answers, self.config.objectives["answer"]
-        if isinstance(objective, c.Regression):
+        if isinstance(objective, Regression):
             return {"numbers": dict(zip(names, scores.tolist(), strict=True))}
-        if isinstance(objective, c.MultiLabel):
+        if isinstance(objective, MultiLabel):
             return {"probabilities": dict(zip(names, jax.nn.sigmoid(scores).tolist(), strict=True))}
         ranked = sorted(zip(names, jax.nn.softmax(scores).tolist(), strict=True), key=lambda pair: -pair[1])
         return {"answer": ranked[0][0], "probabilities": dict(ranked)}
+
+
+def evaluate_run(directory: str, split: str | None = None, examples: int | None = None) -> dict[str, Any]:
+    """The newest checkpoint of a run on a split, from every subset of its modalities.
+
+    Returns:
+      {"step", "split", "subsets": {"speech+image": {"answer/accuracy": ..., ...}, ...}}.
+    """
+    run = Run(directory)
+    split = split or run.config.evaluation.split
+    try:
+        mesh = make_mesh(**vars(run.config.mesh))
+    except UserError:  # trained on another number of devices
+        mesh = make_mesh()
+    data, source = run.config.data, build_source(run.config.data, split)
+    layout = build_layout(run.config, source.tokenizer)
+    evaluator = Evaluator(data, run.model, run.config.objectives, layout, source, mesh)
+    if jax.process_index() == 0:
+        left_out(source, run.directory, split)
+    subsets = all_subsets(run.config.model.encoders)
+    return {
+        "step": run.step,
+        "split": split,
+        "subsets": {s: evaluator.evaluate(run.params, s, examples) for s in subsets},
+    }

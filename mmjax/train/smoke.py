@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from mmjax.config.experiment import Checkpoint, Experiment, Log
 from mmjax.parallel.mesh import Mesh
+from mmjax.train.experiment import Checkpoint, Experiment, Log
 from mmjax.tree import fields
 
 STEPS, ROWS, EXAMPLES = 4, 2, 8

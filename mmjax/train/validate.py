@@ -1,9 +1,14 @@
 """What the types of a config cannot say: ranges, and parts that must agree with each other."""
 
-from mmjax import config as c
-from mmjax.config.validate_objectives import TAKEN, check_objectives
+from mmjax.data.image_augmentation import ImageAugmentation
 from mmjax.errors import UserError
 from mmjax.files import data_directory
+from mmjax.models import Vectors
+from mmjax.objectives import Classification
+from mmjax.train.experiment import Experiment
+from mmjax.train.rules import Adafactor
+from mmjax.train.validate_objectives import TAKEN, check_objectives
+from mmjax.tree import flat
 
 # The least value of a number by the end of its key; of the others 1 for integers and 0 for floats.
 AT_LEAST = {
@@ -38,7 +43,7 @@ SHARES = ("dropout", "label_smoothing", "ema", "b1", "b2", "momentum")
 AT_MOST_ONE = ("probability", "share", "start", "time_width", "multiplicity", "maximum_share", "quiet")
 
 
-def check_config(config: c.Experiment) -> None:
+def check_config(config: Experiment) -> None:
     """What types cannot say: numbers within their ranges, and parts that agree with each other."""
     _check_numbers(config)
     data_directory(config.data.directory)  # which refuses a bucket
@@ -55,7 +60,7 @@ def check_config(config: c.Experiment) -> None:
     for name, encoder in config.model.encoders.items():
         path = f"model.encoders.{name}"
         encoder.check(path)
-        if isinstance(encoder, c.Vectors) and name in TAKEN:
+        if isinstance(encoder, Vectors) and name in TAKEN:
             raise UserError(f"{path}: '{name}' is not for a stream of vectors; choose another name")
     if config.model.fusion:
         config.model.fusion.check("model.fusion", config.model.encoders)
@@ -64,7 +69,7 @@ def check_config(config: c.Experiment) -> None:
     if config.data.image_augmentation:
         _check_image_augmentation(config.data.image_augmentation)
     if mixing := config.data.image_mixing:
-        answers = isinstance(config.objectives.get("answer"), c.Classification)
+        answers = isinstance(config.objectives.get("answer"), Classification)
         if not answers or any("image" not in subset or "+" in subset for subset in config.data.subsets):
             raise UserError(
                 "data.image_mixing is for pictures alone that are classified: data.subsets must be 'image', and "
@@ -95,7 +100,7 @@ def check_config(config: c.Experiment) -> None:
         known = {"encoders": config.model.encoders, "heads": config.model.heads}
         if name not in known.get(room, ()):
             raise UserError(f"initial: '{place}' is no part of the model; write encoders.NAME or heads.NAME")
-    if isinstance(config.optimizer.rule, c.Adafactor) and config.optimizer.moments != "float32":
+    if isinstance(config.optimizer.rule, Adafactor) and config.optimizer.moments != "float32":
         raise UserError(
             f"optimizer.moments={config.optimizer.moments}, but Adafactor keeps no first moments; leave it out"
         )
@@ -107,7 +112,7 @@ def check_config(config: c.Experiment) -> None:
         )
 
 
-def _check_context(config: c.Experiment) -> None:
+def _check_context(config: Experiment) -> None:
     """That the tokens of every row can be divided as the mesh says: what could not be would be computed by all, in silence."""
     for name, room in config.data.rows.items():
         step = config.mesh.context * (config.model.encoders[name].subsampling if name in config.model.encoders else 1)
@@ -118,15 +123,15 @@ def _check_context(config: c.Experiment) -> None:
             )
 
 
-def _check_image_augmentation(chosen: c.ImageAugmentation) -> None:
+def _check_image_augmentation(chosen: ImageAugmentation) -> None:
     for key, low, high in (("least_area", 0, 1), ("aspect", 1, 10), ("flip", 0, 1), ("magnitude", 0, 10)):
         value = getattr(chosen, key)
         if value is not None and not low <= value <= high:
             raise UserError(f"data.image_augmentation.{key} is {value}; it must be between {low} and {high}")
 
 
-def _check_numbers(config: c.Experiment) -> None:
-    values = c.flat(config)
+def _check_numbers(config: Experiment) -> None:
+    values = flat(config)
     for path, value in values.items():
         if isinstance(value, int | float) and not isinstance(value, bool) and not path.startswith(FREE):
             least = next((low for end, low in AT_LEAST.items() if path.endswith(end)), 1 if type(value) is int else 0.0)

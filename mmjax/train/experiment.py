@@ -1,22 +1,25 @@
-"""Everything else that a run is: objectives, data, optimizer, evaluation; and all of it, the Experiment."""
+"""All that a run is, as one tree of parts, and its way from and to files."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
+from pathlib import Path
 
 from mmjax.data.sources import Data
+from mmjax.errors import UserError
 from mmjax.models import Multimodal
 from mmjax.objectives import Objective
 from mmjax.parallel.mesh import Mesh
 from mmjax.parallel.xla import XLA
 from mmjax.train.optimizer import Optimizer
 from mmjax.train.weighting import Weighting
-from mmjax.tree import part
-
-# Training. ------------------------------------------------------------------------------------------------
+from mmjax.tree import from_dict, load_json, part, read_json, run_file, to_dict
 
 
 @part
 class Evaluation:
+    """What is measured, and when."""
+
     every_steps: int | None = None  # None: at the end only
     split: str = "test"
     subsets: tuple[str, ...] = ("speech+image", "image+text")
@@ -26,12 +29,16 @@ class Evaluation:
 
 @part
 class Checkpoint:
+    """When the state of a run is saved."""
+
     every_steps: int | None = 100  # None: at the end only
     keep: int = 3  # the newest so many; the last one always stays
 
 
 @part
 class Log:
+    """Where the course of a run is written down."""
+
     every_steps: int = 10
     tensorboard: bool = True
     wandb_project: str | None = None
@@ -39,6 +46,8 @@ class Log:
 
 @part
 class Experiment:
+    """A run: the same config, data and seed give the same result."""
+
     name: str
     seed: int = 0
     steps: int
@@ -53,3 +62,26 @@ class Experiment:
     log: Log = Log()
     mesh: Mesh = Mesh()
     xla: XLA = XLA()
+
+
+def load(path: str | Path) -> Experiment:
+    """Runs a config file (Python that assigns `config = Experiment(...)`) or reads a resolved JSON."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no config file {path}")
+    if path.suffix == ".json":
+        return from_dict(Experiment, read_json(path))
+    config = getattr(run_file(path), "config", None)
+    if not isinstance(config, Experiment):
+        raise UserError(f"the config file {path} must assign `config = Experiment(...)`")
+    return from_dict(Experiment, to_dict(config))  # checks every value against its annotation
+
+
+def to_json(config: Experiment) -> str:
+    """The resolved config, every field written out."""
+    return json.dumps(to_dict(config), indent=2) + "\n"
+
+
+def from_json(text: str, name: str = "the config") -> Experiment:
+    """The inverse of `to_json`; `name` is what an error calls the text."""
+    return from_dict(Experiment, load_json(text, name))

@@ -1,18 +1,5 @@
-"""Experiment: the one tree that describes a run, and its way from file, command line and JSON.
+"""What a config file imports: Experiment, every part, and the ways from and to files. Nothing else imports this module."""
 
-Every part is a frozen dataclass. Choosing a part is choosing its class; a part set to None is off. A class here has
-the name and the fields of what it configures (`Conformer` here, `mmjax.models.Conformer` there), so that building is
-a look-up by name and nothing is translated.
-"""
-
-from mmjax.config.experiment import (
-    Checkpoint,
-    Evaluation,
-    Experiment,
-    Log,
-)
-from mmjax.config.smoke import smoke
-from mmjax.config.tree import from_json, imported, load, to_json
 from mmjax.data.corpus import Filters
 from mmjax.data.folder import Folder
 from mmjax.data.image_augmentation import ImageAugmentation
@@ -30,6 +17,7 @@ from mmjax.data.tar_shards import TarShards
 from mmjax.data.tfds import TFDS
 from mmjax.data.tokenizers import HuggingFaceTokenizer, SentencePiece
 from mmjax.data.tuxpaint_stamps import TuxPaintStamps
+from mmjax.interchange.directories import imported
 from mmjax.models import (
     MFCC,
     Add,
@@ -100,6 +88,15 @@ from mmjax.objectives import (
 )
 from mmjax.parallel.mesh import Mesh
 from mmjax.parallel.xla import XLA
+from mmjax.train.experiment import (
+    Checkpoint,
+    Evaluation,
+    Experiment,
+    Log,
+    from_json,
+    load,
+    to_json,
+)
 from mmjax.train.optimizer import Optimizer
 from mmjax.train.rules import SGD, Adafactor, AdamW, Lion, Muon, Rule
 from mmjax.train.schedules import (
@@ -111,6 +108,7 @@ from mmjax.train.schedules import (
     WarmupLinear,
     WarmupStableDecay,
 )
+from mmjax.train.smoke import smoke
 from mmjax.train.weighting import DynamicAverage, GradNorm, Uncertainty
 from mmjax.tree import differences, flat, from_dict, override, part, read_json, run_file, to_dict
 
