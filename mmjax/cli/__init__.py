@@ -45,6 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
     sub.add_argument(
         "--restart", action="store_true", help="begin at the first step; what is in the run directory is moved aside"
     )
+    sub.add_argument(
+        "--accept-changed-data", action="store_true", help="go on with other data than the run has had so far"
+    )
     sub.epilog = "Any other --key VALUE overrides a key of the config: --checkpoint.every-steps 50"
     sub = command("eval", "metrics for all subsets of modalities", "RUN")
     sub.add_argument("--split", default=None, help="default: the config's evaluation.split")
@@ -139,7 +142,7 @@ def _train(options, rest) -> int:
 
     config = override(load(options.config), rest)
     config = override(smoke(config), rest, only=AS_ASKED) if options.smoke else config
-    train(config, Path(options.run_dir or f"runs/{config.name}"), options.restart)
+    train(config, Path(options.run_dir or f"runs/{config.name}"), options.restart, options.accept_changed_data)
     return 0
 
 

@@ -47,6 +47,7 @@ class Corpus:
       title: to say what it is.
 
     Attributes:
+      index: of the collection, those that are left out included.
       sizes: [n] samples of "speech", [n, 2] pixels of "image", [n] tokens of "text", "transcript" and "target".
       dropped: how many examples were left out, by reason.
       quarantine: (number in the collection, reason) of each of them.
@@ -67,7 +68,7 @@ class Corpus:
         prefixes: Mapping[str, Sequence[str]] | None = None,
         title: str = "the data",
     ):
-        self._collection, self._index, self.tokenizer = collection, index, tokenizer
+        self._collection, self.index, self.tokenizer = collection, index, tokenizer
         self.sample_rate, self._title, self._rescale = sample_rate, title, rescale
         self.answers = list(answers if answers is not None else index.answers or self._numbers())
         self._number_of = {name: number for number, name in enumerate(self.answers)}
@@ -109,9 +110,9 @@ class Corpus:
     def _shares_unknown(self) -> dict[str, float]:
         found, tokenizer, kept = {}, self.tokenizer, slice(None) if self._kept is None else self._kept
         for name in TEXTS if tokenizer is not None else ():
-            if self._index.has(name):
-                unknown = int(self._index.unknown(name, tokenizer)[kept].sum())
-                tokens = int(self._index.tokens(name, tokenizer)[kept].sum())
+            if self.index.has(name):
+                unknown = int(self.index.unknown(name, tokenizer)[kept].sum())
+                tokens = int(self.index.tokens(name, tokenizer)[kept].sum())
                 left_out = unknown if tokenizer.zero == "unknown" and name != "text" else 0  # of what is written
                 found[name] = unknown / max(tokens + left_out, 1)
         return found
@@ -125,28 +126,28 @@ class Corpus:
             for name, share in self.unknown.items()
             if share > 0
         ]
-        return self._index.notes(self._title) + unknown
+        return self.index.notes(self._title) + unknown
 
     @property
     def characters(self) -> dict[str, np.ndarray]:
         """[n] characters of each kind of text that there is; to know them needs no tokenizer."""
         kept = slice(None) if self._kept is None else self._kept
-        return {name: self._index.characters(name)[kept] for name in TEXTS if self._index.has(name)}
+        return {name: self.index.characters(name)[kept] for name in TEXTS if self.index.has(name)}
 
     @functools.cached_property
     def groups(self) -> dict[str, tuple[np.ndarray, list[str]]]:
         """What metrics are told apart by: {"language": ([n] numbers, -1 for none; names)}."""
-        tags = {name: self._index.tag(name) for name in TAGS if self._index.has(name)}
+        tags = {name: self.index.tag(name) for name in TAGS if self.index.has(name)}
         kept = slice(None) if self._kept is None else self._kept
         return {name: (numbers[kept], names) for name, (numbers, names) in tags.items() if len(names) > 1}
 
     def _numbers(self) -> list[str]:
         """Names of the numbers of a regression, which have none of their own."""
-        width = 0 if self._index.answer is None or self._index.answer.ndim == 1 else self._index.answer.shape[1]
+        width = 0 if self.index.answer is None or self.index.answer.ndim == 1 else self.index.answer.shape[1]
         return [str(number) for number in range(width)]
 
     def __len__(self) -> int:
-        return len(self._index) if self._kept is None else len(self._kept)
+        return len(self.index) if self._kept is None else len(self._kept)
 
     def __getitem__(self, number: int) -> Example:
         """An example; its recording and picture are decoded when they are wanted."""
@@ -181,7 +182,7 @@ class Corpus:
 
     def _examine(self, sizes: Mapping[str, np.ndarray], filters: Filters) -> list[tuple[int, str]]:
         """What is left out, and why ("kind: details"), in order of number."""
-        index = self._index
+        index = self.index
         found = {
             number: reason if reason.startswith("duplicate:") else f"unreadable: {reason}"
             for number, reason in index.unreadable.items()
@@ -214,7 +215,7 @@ class Corpus:
     ) -> None:
         spoken = seconds > 0
         if filters.characters_per_second is not None:
-            lengths = self._index.characters("transcript")
+            lengths = self.index.characters("transcript")
             many = spoken & (lengths > filters.characters_per_second * seconds + 10)  # a short "yes, sir" is fast
             drop(np.flatnonzero(many), "too many characters", lambda n: f"{lengths[n]} in {seconds[n]:.2f} s")
         if filters.tokens_per_frame is not None and "transcript" in sizes:

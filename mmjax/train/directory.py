@@ -14,9 +14,10 @@ from typing import Any
 import jax
 
 from mmjax import progress
+from mmjax.data.fingerprint import changes, fingerprint
 from mmjax.data.sampler import Sampler
 from mmjax.errors import UserError
-from mmjax.files import write_whole
+from mmjax.files import json_line, write_whole
 from mmjax.parallel.agreement import from_lead, together
 from mmjax.train.checkpoint import Checkpoints, Damaged
 from mmjax.train.experiment import Experiment, load, to_json
@@ -38,6 +39,7 @@ FREE_KEYS = (
     "optimizer.max_skipped",
 )
 FREE_ENDS = (".remat",)
+DATA = "data.json"  # the fingerprint of the training split
 KEPT = "before-restart-"  # and the time: folders of what `restart` moved away
 
 
@@ -121,13 +123,19 @@ def with_schedule(config: Experiment, run: Path) -> Experiment:
     return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, schedule=schedule))
 
 
-def open_run(config: Experiment, run: Path, source: Any) -> None:
-    """Writes into the run's directory what belongs to it, or checks that it belongs to this config.
+def open_run(config: Experiment, run: Path, source: Any, accept_changed_data: bool = False) -> None:
+    """Writes into the run's directory what belongs to it, or checks that it belongs to this config and this data.
 
     The lead alone reads and writes there. The others compare what they have with what it has.
+
+    Args:
+      accept_changed_data: go on with other data than the run has had so far, and note it in `history.jsonl`.
+
+    Raises:
+      UserError: the config or the data is another; the message says what differs.
     """
-    tokenizer = source.tokenizer
-    owned = {"answers.json": json.dumps(source.answers).encode(), "config.json": to_json(config).encode()}
+    tokenizer, data = source.tokenizer, json.dumps(fingerprint(source), indent=2).encode()
+    owned = {"answers.json": json.dumps(source.answers).encode(), DATA: data, "config.json": to_json(config).encode()}
     if tokenizer is not None:
         owned = {tokenizer.file_name: tokenizer.serialised, **owned}
     sums = {name: _sum(data) for name, data in owned.items()}
@@ -139,7 +147,8 @@ def open_run(config: Experiment, run: Path, source: Any) -> None:
         if jax.process_index() == 0:
             if (run / "config.json").exists():
                 _check_same_config(config, run)
-                _check_same_data(run, source)
+                _check_same_meaning(run, source)
+                _check_same_data(run, source, accept_changed_data)
             try:
                 for name, data in owned.items():
                     write_whole(run / name, data)
@@ -166,7 +175,25 @@ def _check_same_config(config: Experiment, run: Path) -> None:
         )
 
 
-def _check_same_data(run: Path, source: Any) -> None:
+def _check_same_data(run: Path, source: Any, accept: bool) -> None:
+    """That the examples are those that the run has had so far: others would make other batches."""
+    if not (run / DATA).is_file():  # of an earlier version
+        return
+    before, now = read_json(run / DATA), fingerprint(source)
+    if (said := changes(before, now)) is None:
+        return
+    if not accept:
+        raise UserError(
+            f"{run} was trained on other data ({said}): its batches cannot be drawn again. Restore the data, choose another "
+            "--run-dir, or go on with the data as it is now: --accept-changed-data"
+        )
+    progress.warn(f"going on with other data: {said}")
+    with open(run / "history.jsonl", "a", encoding="utf-8") as file:
+        event = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": "changed data accepted", "what": said}
+        file.write(json_line({**event, "before": before, "now": now}) + "\n")
+
+
+def _check_same_meaning(run: Path, source: Any) -> None:
     """That ids still mean what they meant when the run began."""
     if source.tokenizer is not None:
         kept = run / source.tokenizer.file_name

@@ -38,7 +38,7 @@ from mmjax.train.validate import check_config
 from mmjax.tree import to_dict
 
 
-def train(config: Experiment, run: Path, restart: bool = False) -> dict[str, Any]:
+def train(config: Experiment, run: Path, restart: bool = False, accept_changed_data: bool = False) -> dict[str, Any]:
     """Trains, or goes on training, the run in the directory `run`; returns the last evaluation.
 
     The result is a pure function of config and seed: killed and started again, it takes the same steps on the
@@ -46,16 +46,17 @@ def train(config: Experiment, run: Path, restart: bool = False) -> dict[str, Any
 
     Args:
       restart: begin at the first step, whatever is there; it is moved into a folder of its own.
+      accept_changed_data: go on with other data than the run has had so far.
     """
     run = local(run, "--run-dir")
     check_config(config)
     with claimed(run), StopSignal("the same command" + " without --restart" * restart) as stop:
         if restart:
             clear(run)
-        return _train(with_schedule(config, run), run, stop)
+        return _train(with_schedule(config, run), run, stop, accept_changed_data)
 
 
-def _train(config: Experiment, run: Path, stop: StopSignal) -> dict[str, Any]:
+def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data: bool) -> dict[str, Any]:
     started = time.perf_counter()
     compiled = telemetry.CompileCounter("train_step")
     lead = jax.process_index() == 0
@@ -72,7 +73,7 @@ def _train(config: Experiment, run: Path, stop: StopSignal) -> dict[str, Any]:
     share = share_of_rows(mesh)
     dropped = config.data.filters.largest_share_dropped
     batches = Batches(source, layout, sampler, share, *changes, largest_share_dropped=dropped)
-    open_run(config, run, source)
+    open_run(config, run, source, accept_changed_data)
 
     model, objectives = build_model(config.model), config.objectives
     # Opened now: that there is nothing to evaluate on should not be found out at the end.

@@ -1,0 +1,46 @@
+"""What tells the examples of a split from those of another: their number, their sizes and texts, and their order."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+Fingerprint = dict[str, dict[str, Any]]  # by the name of each source of a mixture, "" for one source alone
+
+
+def fingerprint(source: Any) -> Fingerprint:
+    """The fingerprint of an opened split; it does not depend on where files lie, nor on their times.
+
+    What only decoding would find, such as other pixels in a picture of the same size, is not in it.
+    """
+    parts: Mapping[str, Any] = getattr(source, "sources", {"": source})
+    return {name: _of_one(part) for name, part in parts.items()}
+
+
+def _of_one(source: Any) -> dict[str, Any]:
+    found = {stream: _sum(sizes) for stream, sizes in sorted(source.sizes.items())}
+    if index := getattr(source, "index", None):
+        found |= {"texts": index.digest}
+        if index.answer is not None:
+            found |= {"answers": _sum(index.answer)}
+    return {"examples": len(source), **found}
+
+
+def _sum(array: Any) -> str:
+    array = np.ascontiguousarray(array)
+    return hashlib.sha256(f"{array.dtype.kind} {array.shape}".encode() + array.astype("<f8").tobytes()).hexdigest()[:16]
+
+
+def changes(before: Fingerprint, now: Fingerprint) -> str | None:
+    """What differs between two fingerprints, for people; None: nothing does."""
+    said = []
+    for name in before | now:
+        old, new, where = before.get(name), now.get(name), f"source '{name}': " if name else ""
+        if old is None or new is None:
+            said.append(f"{where}{'it is new' if old is None else 'it is gone'}")
+        elif old["examples"] != new["examples"]:
+            said.append(f"{where}{old['examples']:,} examples then, {new['examples']:,} now")
+        elif differing := sorted(key for key in old | new if old.get(key) != new.get(key)):
+            said.append(f"{where}as many examples, but other {', '.join(differing)}, or in another order")
+    return "; ".join(said) or None

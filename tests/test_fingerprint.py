@@ -1,0 +1,80 @@
+"""A run keeps what its data was, and does not go on with other data unless it is told to."""
+
+import dataclasses
+import json
+
+import pytest
+from conftest import tiny
+from PIL import Image
+
+from mmjax import config as c
+from mmjax.data.fingerprint import changes, fingerprint
+from mmjax.errors import UserError
+from mmjax.train.build import build_source
+from mmjax.train.directory import open_run
+
+COLOURS = ("red", "green", "blue", "white")
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """A config of pictures in a list, the list, and its lines."""
+    for number, colour in enumerate(COLOURS):
+        Image.new("RGB", (16 + 8 * number, 16), colour).save(tmp_path / f"{number}.png")
+    lines = [json.dumps({"image": f"{n}.png", "answer": colour}) for n, colour in enumerate(COLOURS)]
+    path = tmp_path / "train.jsonl"
+    path.write_text("\n".join(lines))
+    data = dataclasses.replace(tiny().data, source=c.Manifest(splits={"train": str(path)}), directory=str(tmp_path))
+    return tiny(data=data), path, lines
+
+
+def opened(config):
+    return build_source(config.data, "train")
+
+
+def test_other_data_is_refused_with_what_differs_and_taken_when_told(listed, tmp_path, capsys):
+    config, path, lines = listed
+    run = tmp_path / "run"
+    run.mkdir()
+    open_run(config, run, opened(config))
+    open_run(config, run, opened(config))  # the same data
+    for changed, said in (
+        (lines[:3], "4 examples then, 3 now"),
+        (lines[::-1], "as many examples, but other answers, image, or in another order"),
+        ([*lines[:3], lines[3].replace('"white"', '"red"')], "other answers"),
+    ):
+        path.write_text("\n".join(changed))
+        with pytest.raises(UserError, match=said):
+            fingerprint_alone(config, run)
+    path.write_text("\n".join(lines[::-1]))
+    open_run(config, run, opened(config), accept_changed_data=True)
+    open_run(config, run, opened(config))  # now it is the run's
+    (event,) = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert event["event"] == "changed data accepted" and event["before"][""]["examples"] == 4
+    assert "going on with other data" in capsys.readouterr().err
+
+
+def fingerprint_alone(config, run):
+    """As `open_run`; the names of the answers, which are compared before, are those of the run."""
+    source = opened(config)
+    source.answers = json.loads((run / "answers.json").read_text())
+    open_run(config, run, source)
+
+
+def test_neither_place_nor_time_of_files_matters(listed, tmp_path):
+    config, path, _ = listed
+    before = fingerprint(opened(config))
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for file in [*tmp_path.glob("*.png"), path]:
+        (moved / file.name).write_bytes(file.read_bytes())
+    source = c.Manifest(splits={"train": str(moved / "train.jsonl")})
+    assert changes(before, fingerprint(opened(tiny(data=dataclasses.replace(config.data, source=source))))) is None
+
+
+def test_the_source_of_a_mixture_is_named():
+    before = {"a": {"examples": 3, "image": "0"}, "b": {"examples": 2}}
+    assert changes(before, before) is None
+    assert changes(before, {"a": {"examples": 3, "image": "1"}, "c": {"examples": 2}}) == (
+        "source 'a': as many examples, but other image, or in another order; source 'b': it is gone; source 'c': it is new"
+    )
