@@ -34,9 +34,12 @@ class Side:
     def __init__(self, name: str, variant: str):
         environment = os.environ | {"OMP_NUM_THREADS": str(THREADS), "JAX_PLATFORMS": "cpu"}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.cpu", "--serve", name, variant], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, text=True, env=environment,
-        )  # fmt: skip
+            [sys.executable, "-m", "benchmarks.cpu", "--serve", name, variant],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
         self.prepared = self._answer()
 
     def _answer(self) -> float | None:
@@ -107,10 +110,13 @@ def compare(name: str, rounds: int, among: tuple[str, ...] = SIDES) -> dict[str,
     best = min((v for v in ratios if not v.endswith("sorted")), key=ratios.get)
     print(f"{name}: {json.dumps(ratios)}", file=sys.stderr)
     return {
-        "unit": "seconds of audio" if case.audio else "examples", "ratio": ratios[best], "against": best, "ratios": ratios,
+        "unit": "seconds of audio" if case.audio else "examples",
+        "ratio": ratios[best],
+        "against": best,
+        "ratios": ratios,
         "per_second": {variant: work / median(seconds[variant]) for variant in sides},
         "until_third_step": {variant: side.prepared for variant, side in sides.items()},
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
@@ -127,9 +133,10 @@ def main() -> None:
     found = {name: compare(name, options.rounds, among) for name in CPU if name in options.only.split(";")}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     about = {
-        "commit": commit, "versions": {name: version(name) for name in ("jax", "flax", "torch", "transformers")},
+        "commit": commit,
+        "versions": {name: version(name) for name in ("jax", "flax", "torch", "transformers")},
         "device": f"{THREADS} threads, {platform.processor() or platform.machine()}",
-    }  # fmt: skip
+    }
     if options.json:
         ratios = {name: one["ratio"] for name, one in found.items()}
         print(json.dumps({"ratio": ratios, "cases": found} | about))

@@ -76,9 +76,10 @@ def mixture(config: Any, rows: int) -> list[Raw]:
         takes = {
             "speech": 0 if raw.speech is None else len(raw.speech) // 160 + 4,
             "image": (side // image.patch) ** 2 * (raw.image is not None),
-            "text": 0 if raw.text is None else words, "transcript": 0 if raw.speech is None else len(raw.transcript),
+            "text": 0 if raw.text is None else words,
+            "transcript": 0 if raw.speech is None else len(raw.transcript),
             "examples": 1,
-        }  # fmt: skip
+        }
         if any(used[name] + takes[name] > 0.9 * rows * room[name] for name in room):
             return found
         used = {name: used[name] + takes[name] for name in room}
@@ -113,10 +114,15 @@ def ours(name: str, shrink: int, small: bool) -> dict[str, Any]:
     flops, peak = useful_flops(subject, examples), PEAKS.get(device)
     filled = {n: float(sum((b[n].segments > 0).mean() for b in batches) / len(batches)) for n in subject.layout.rows}
     return {
-        "device": device, "rows": config.data.batch_rows, "seconds": seconds, "useful_share": filled,
-        "useful_tflops": flops / seconds / 1e12, "mfu": peak and flops / seconds / peak,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(subject.state.params)), **counted(examples, seconds),
-    }  # fmt: skip
+        "device": device,
+        "rows": config.data.batch_rows,
+        "seconds": seconds,
+        "useful_share": filled,
+        "useful_tflops": flops / seconds / 1e12,
+        "mfu": peak and flops / seconds / peak,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(subject.state.params)),
+        **counted(examples, seconds),
+    }
 
 
 def theirs(name: str, shrink: int, small: bool) -> dict[str, Any]:

@@ -79,9 +79,11 @@ config = Experiment(
         "patches": Regression(),
     },
     optimizer=Optimizer(
-        rule=AdamW(weight_decay=0.1), schedule=WarmupCosine(peak=6e-4, warmup=0.04), ema=0.9999,
+        rule=AdamW(weight_decay=0.1),
+        schedule=WarmupCosine(peak=6e-4, warmup=0.04),
+        ema=0.9999,
         accumulation=1,
     ),
     evaluation=Evaluation(every_steps=10_000, subsets=("speech+image", "image+text"), examples=4096),
     mesh=Mesh(fsdp=8),
-)  # fmt: skip
+)

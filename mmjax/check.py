@@ -99,9 +99,13 @@ class Subject:
         self.layout: Layout = build_layout(config, self.source.tokenizer)
         data = config.data
         self.sampler = Sampler(
-            self.layout.positions(self.source.sizes), self.layout.rows, data.subsets, ROWS_CHECKED, seed=config.seed,
+            self.layout.positions(self.source.sizes),
+            self.layout.rows,
+            data.subsets,
+            ROWS_CHECKED,
+            seed=config.seed,
             window=data.window,
-        )  # fmt: skip
+        )
         self.rows = self.sampler.rows(0)
         self.batch = self.pack(self.rows)
         self.boxed = jax.eval_shape(lambda: self.model.init(jax.random.key(0), self.batch)["params"])

@@ -43,9 +43,12 @@ def originals() -> dict[str, bytes]:
     draw = np.random.default_rng(0)
     found = {}
     for name, kind, rate, channels, subtype in (
-        ("wav", "WAV", 16_000, 1, "PCM_16"), ("float", "WAV", 22_050, 2, "FLOAT"), ("flac", "FLAC", 16_000, 2, "PCM_16"),
-        ("ogg", "OGG", 44_100, 1, "VORBIS"), ("mp3", "MP3", 24_000, 1, "MPEG_LAYER_III"),
-    ):  # fmt: skip
+        ("wav", "WAV", 16_000, 1, "PCM_16"),
+        ("float", "WAV", 22_050, 2, "FLOAT"),
+        ("flac", "FLAC", 16_000, 2, "PCM_16"),
+        ("ogg", "OGG", 44_100, 1, "VORBIS"),
+        ("mp3", "MP3", 24_000, 1, "MPEG_LAYER_III"),
+    ):
         sound, buffer = 0.1 * draw.standard_normal((rate // 2, channels)), io.BytesIO()
         soundfile.write(buffer, sound, rate, subtype, format=kind)
         found[name] = buffer.getvalue()

@@ -84,7 +84,19 @@ CASES += [Case(False, "holes")]
 COTANGENT = np.random.default_rng(1).standard_normal((3, H, T, D))
 
 
-def definition(query, key, value, query_segments, key_segments, bias=None, query_times=None, key_times=None, reach=None, in_order=False, packed=False):  # fmt: skip
+def definition(
+    query,
+    key,
+    value,
+    query_segments,
+    key_segments,
+    bias=None,
+    query_times=None,
+    key_times=None,
+    reach=None,
+    in_order=False,
+    packed=False,
+):
     """The result, and the gradients of sum(COTANGENT * result), query by query in float64."""
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
     out, grads = np.zeros_like(query), [np.zeros_like(x) for x in (query, key, value)]
@@ -150,13 +162,18 @@ def measured(backend: str, few: int, dtype: str) -> dict:
 
     learned = {case: {n: made[case][n] for n in ("query", "key", "value", "bias") if n in made[case]} for case in taken}
     with jax.default_matmul_precision("highest"):
-        results = jax.device_get(jax.jit(lambda learned: compute(dict(zip(taken, learned, strict=True))))(list(learned.values())))  # fmt: skip
+        results = jax.device_get(
+            jax.jit(lambda learned: compute(dict(zip(taken, learned, strict=True))))(list(learned.values()))
+        )
     return {case: (made[case], result) for case, result in zip(taken, results, strict=True)}
 
 
 MATRIX = [
     pytest.param(
-        backend, case, few, dtype,
+        backend,
+        case,
+        few,
+        dtype,
         id=f"{backend}-{case.sees}-{'cross' if case.cross else 'self'}-{'grouped' if few < H else 'heads'}-{dtype}",
         marks=pytest.mark.skipif(backend == "cudnn" and not has_gpu(), reason="needs an NVIDIA GPU"),
     )
@@ -167,7 +184,7 @@ MATRIX = [
     if not (backend == "cudnn" and (dtype == "float32" or case.sees == "bias"))
     and not (backend == "block_diagonal" and (case.cross or case.sees == "bias"))
     and not (backend == "splash" and (case.sees in ("reach", "bias") or (case.cross and case.sees == "causal")))
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("backend, case, few, dtype", MATRIX)
@@ -309,7 +326,11 @@ def test_what_is_asked_for_holds_inside_and_no_longer():
         with attending("chunked"):
             jax.eval_shape(lambda: attention(**arrays, where="there"))
         jax.eval_shape(lambda: attention(**arrays))
-    assert [(one.where, one.backend) for one in made] == [("attention", "xla"), ("there", "chunked"), ("attention", "xla")]  # fmt: skip
+    assert [(one.where, one.backend) for one in made] == [
+        ("attention", "xla"),
+        ("there", "chunked"),
+        ("attention", "xla"),
+    ]
     assert made[0].shape == (3, H, T, S)
 
 
@@ -409,8 +430,10 @@ def test_on_8_devices_every_backend_gives_what_it_gives_on_one():
     process = subprocess.run(
         [sys.executable, "-c", ON_8_DEVICES, json.dumps(MESHES)],
         env=os.environ | simulated(8) | {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.path.dirname(__file__)])},
-        capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert process.returncode == 0, process.stderr[-3000:]
     found = [line.split()[1:] for line in process.stdout.splitlines() if line.startswith("found")]
     assert len(found) == len(MESHES)

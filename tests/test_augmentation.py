@@ -49,12 +49,15 @@ AUGMENTATIONS = {
     "masks": (SpecAugment(frequency_width=8, time_width=0.3, multiplicity=0.2), 20),
     "all": (
         SpeechAugmentation(
-            reverberate=Reverberate(duration=0.05), noise=AddNoise(), telephone=TelephoneBand(probability=0.5),
-            gain=Gain(), clip=Clip(probability=0.5),
+            reverberate=Reverberate(duration=0.05),
+            noise=AddNoise(),
+            telephone=TelephoneBand(probability=0.5),
+            gain=Gain(),
+            clip=Clip(probability=0.5),
         ).of_samples,
         HOP,
     ),
-}  # fmt: skip
+}
 
 
 def packed(rows, width=HOP, *, length=LENGTH, slots=SLOTS, empty=0.0):
@@ -212,7 +215,9 @@ def test_frequency_masks_have_the_exact_distribution_and_span_the_example():
 
 def test_adaptive_multiplicity_counts_masks_by_length():
     """Park et al. 2020: the number of masks is a share of the frames, up to a limit."""
-    rows = [[(0, row, np.ones((100, 1), np.float32)), (100, 300 + row, np.ones((25, 1), np.float32))] for row in range(200)]  # fmt: skip
+    rows = [
+        [(0, row, np.ones((100, 1), np.float32)), (100, 300 + row, np.ones((25, 1), np.float32))] for row in range(200)
+    ]
     stream, examples = packed(rows, 1, length=125, slots=2)
     augment = SpecAugment(frequency_masks=0, time_masks=3, time_width=0.04, multiplicity=0.04)
     out = np.asarray(jax.jit(augment)(stream, examples, jax.random.key(3)).features)[..., 0] == 0
@@ -473,21 +478,32 @@ def on_eight_devices():
 def test_trap_h16_eight_devices_draw_what_one_draws_without_communication():
     process = subprocess.run(
         [sys.executable, "-c", "import test_augmentation; test_augmentation.on_eight_devices()"],
-        env=os.environ | simulated(8), cwd=os.path.dirname(__file__), capture_output=True, text=True,
-    )  # fmt: skip
+        env=os.environ | simulated(8),
+        cwd=os.path.dirname(__file__),
+        capture_output=True,
+        text=True,
+    )
     assert process.returncode == 0, process.stderr[-2000:]
 
 
 def test_configs_build_the_augmentations_and_their_ranges_are_checked():
     parts = dict(
-        reverberate=c.Reverberate(), noise=c.AddNoise(), telephone=c.TelephoneBand(), gain=c.Gain(), clip=c.Clip(),
+        reverberate=c.Reverberate(),
+        noise=c.AddNoise(),
+        telephone=c.TelephoneBand(),
+        gain=c.Gain(),
+        clip=c.Clip(),
         masks=c.SpecAugment(),
-    )  # fmt: skip
+    )
     built = c.SpeechAugmentation(**parts)
     assert built == SpeechAugmentation(
-        reverberate=Reverberate(), noise=AddNoise(), telephone=TelephoneBand(), gain=Gain(), clip=Clip(),
+        reverberate=Reverberate(),
+        noise=AddNoise(),
+        telephone=TelephoneBand(),
+        gain=Gain(),
+        clip=Clip(),
         masks=SpecAugment(),
-    )  # fmt: skip
+    )
     assert c.SpectralGate() == SpectralGate()
     assert vars(c.SpeedPerturbation()) == vars(SpeedPerturbation())
     _check_numbers(c.SpeechAugmentation(**parts))

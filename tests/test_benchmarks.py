@@ -7,9 +7,19 @@ import sys
 import pytest
 
 MISSING = (
-    "grain", "array_record", "tensorflow_datasets", "soundfile", "soxr", "sentencepiece", "fsspec", "pyarrow", "PIL",
-    "tokenizers", "torch", "transformers",
-)  # fmt: skip
+    "grain",
+    "array_record",
+    "tensorflow_datasets",
+    "soundfile",
+    "soxr",
+    "sentencepiece",
+    "fsspec",
+    "pyarrow",
+    "PIL",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
 WITHOUT = f"""
 import runpy, sys
 

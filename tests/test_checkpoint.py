@@ -116,12 +116,16 @@ def test_a_position_that_is_lacking_is_damage(run, sampler):
     "like, message",
     [
         (lambda: abstract(image={"kernel": jnp.ones(2)}), "it lacks params/image/kernel"),
-        (lambda: abstract(speech={"kernel": jnp.ones((3, 4)), "offset": jnp.ones(4, jnp.bfloat16)}),
-         "it lacks params/speech/offset; nothing here is named params/speech/bias"),
-        (lambda: abstract(speech={"kernel": jnp.ones((3, 5)), "bias": jnp.ones(4, jnp.bfloat16)}),
-         r"params/speech/kernel is float32\[3, 4\] there and float32\[3, 5\] here"),
+        (
+            lambda: abstract(speech={"kernel": jnp.ones((3, 4)), "offset": jnp.ones(4, jnp.bfloat16)}),
+            "it lacks params/speech/offset; nothing here is named params/speech/bias",
+        ),
+        (
+            lambda: abstract(speech={"kernel": jnp.ones((3, 5)), "bias": jnp.ones(4, jnp.bfloat16)}),
+            r"params/speech/kernel is float32\[3, 4\] there and float32\[3, 5\] here",
+        ),
     ],
-)  # fmt: skip
+)
 def test_other_parameters_stop_the_run_and_are_named(run, sampler, like, message):
     with pytest.raises(UserError, match=message) as caught:
         resume(Checkpoints(run), like(), sampler)

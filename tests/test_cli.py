@@ -25,8 +25,14 @@ def test_eval_gives_all_seven_subsets(run, capsys):
     result = json.loads(out)
     assert code == 0 and (result["step"], result["split"]) == (6, "test")
     assert list(result["subsets"]) == [
-        "speech", "image", "text", "speech+image", "speech+text", "image+text", "speech+image+text",
-    ]  # fmt: skip
+        "speech",
+        "image",
+        "text",
+        "speech+image",
+        "speech+text",
+        "image+text",
+        "speech+image+text",
+    ]
     for subset, metrics in result["subsets"].items():
         assert metrics["examples"] == 40
         assert 0 <= metrics["answer/accuracy"] <= 1

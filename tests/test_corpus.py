@@ -53,9 +53,11 @@ def test_every_kind_of_collection_gives_the_same_examples(files, kind, tmp_path)
 
 def test_the_index_is_made_once_and_again_when_files_have_changed(files, tmp_path, monkeypatch):
     data = dataclasses.replace(
-        tiny().data, source=c.Folder(splits={"train": str(files), "test": str(files)}), directory=str(tmp_path),
+        tiny().data,
+        source=c.Folder(splits={"train": str(files), "test": str(files)}),
+        directory=str(tmp_path),
         tokenizer=c.SentencePiece(vocabulary=60, byte_fallback=False),
-    )  # fmt: skip
+    )
     first = build_source(data, "train")
     made = sorted((tmp_path / "indices").iterdir())
     assert len(made) == 1 and len(list((tmp_path / "tokenizers").iterdir())) == 1
@@ -80,8 +82,13 @@ def test_a_part_of_a_recording_is_what_was_meant(files, tmp_path):
     packed.write_bytes(b"before" + whole.read_bytes() + b"after")
     listed = [
         {"audio_filepath": str(whole), "offset": 0.1, "duration": 0.3, "text": "eins"},
-        {"speech": {"path": str(packed), "offset": 6, "length": whole.stat().st_size}, "start": 0.1, "seconds": 0.3, "transcript": "eins"},
-    ]  # fmt: skip
+        {
+            "speech": {"path": str(packed), "offset": 6, "length": whole.stat().st_size},
+            "start": 0.1,
+            "seconds": 0.3,
+            "transcript": "eins",
+        },
+    ]
     (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, listed)))
     found = corpus(ManifestRecords(str(tmp_path / "list.jsonl")), tmp_path)
     for number in range(2):
@@ -92,20 +99,43 @@ def test_a_part_of_a_recording_is_what_was_meant(files, tmp_path):
 @pytest.mark.parametrize(
     "row, expected",
     [
-        ({"audio_filepath": "a.wav", "text": "hi", "duration": 2, "lang": "en"},
-         {"speech": Blob("r/a.wav"), "transcript": "hi", "seconds": 2.0, "language": "en"}),
-        ({"image": "a.png", "conversations": [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a cat"}]},
-         {"image": Blob("r/a.png"), "text": "what?", "target": "a cat"}),
-        ({"id": "x", "start": 1.0, "duration": 2.0, "recording": {"sources": [{"type": "file", "source": "/a.flac"}]},
-          "supervisions": [{"text": "a", "language": "de"}, {"text": "b"}]},
-         {"name": "x", "speech": Blob("/a.flac"), "start": 1.0, "seconds": 2.0, "transcript": "a b", "language": "de"}),
-        ({"path": "s3://b/a.mp3", "sentence": "hi", "locale": "en", "up_votes": "2"},
-         {"speech": Blob("s3://b/a.mp3"), "transcript": "hi", "language": "en"}),
+        (
+            {"audio_filepath": "a.wav", "text": "hi", "duration": 2, "lang": "en"},
+            {"speech": Blob("r/a.wav"), "transcript": "hi", "seconds": 2.0, "language": "en"},
+        ),
+        (
+            {
+                "image": "a.png",
+                "conversations": [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a cat"}],
+            },
+            {"image": Blob("r/a.png"), "text": "what?", "target": "a cat"},
+        ),
+        (
+            {
+                "id": "x",
+                "start": 1.0,
+                "duration": 2.0,
+                "recording": {"sources": [{"type": "file", "source": "/a.flac"}]},
+                "supervisions": [{"text": "a", "language": "de"}, {"text": "b"}],
+            },
+            {
+                "name": "x",
+                "speech": Blob("/a.flac"),
+                "start": 1.0,
+                "seconds": 2.0,
+                "transcript": "a b",
+                "language": "de",
+            },
+        ),
+        (
+            {"path": "s3://b/a.mp3", "sentence": "hi", "locale": "en", "up_votes": "2"},
+            {"speech": Blob("s3://b/a.mp3"), "transcript": "hi", "language": "en"},
+        ),
         ({"audio": {"bytes": b"x", "path": "a"}, "answer": [1, "0.5"]}, {"speech": b"x", "answer": (1.0, 0.5)}),
         ({"image": "a.png", "label": 3}, {"image": Blob("r/a.png"), "answer": "3"}),
     ],
     ids=["nemo", "llava", "lhotse", "common voice", "hugging face", "class"],
-)  # fmt: skip
+)
 def test_the_fields_of_others_are_known(row, expected):
     record = from_row(row, "r", "it")
     assert record == Record(**{"name": "it", **expected})
@@ -194,8 +224,10 @@ def test_a_folder_names_the_files_that_it_does_not_read(tmp_path):
         (tmp_path / name).touch()
     folder = FolderRecords(str(tmp_path))
     assert len(folder) == 2 and folder.unread == {
-        "second files for the speech of an example, as 4.wav": 1, "*.m4a": 1, "hidden files": 1,
-    }  # fmt: skip
+        "second files for the speech of an example, as 4.wav": 1,
+        "*.m4a": 1,
+        "hidden files": 1,
+    }
 
 
 def test_filters_count_what_they_leave_out_by_reason(tmp_path):
@@ -242,9 +274,11 @@ def test_answers_are_those_of_the_training_split(tmp_path):
         (tmp_path / f"{split}.jsonl").write_text("\n".join(json.dumps({"text": "x", "answer": x}) for x in labels))
     splits = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "test")}
     data = dataclasses.replace(
-        tiny().data, source=c.Manifest(splits=splits), directory=str(tmp_path),
+        tiny().data,
+        source=c.Manifest(splits=splits),
+        directory=str(tmp_path),
         filters=c.Filters(largest_share_dropped=0.5),
-    )  # fmt: skip
+    )
     found = build_source(data, "test")
     assert found.answers == ["a", "b"] and found.dropped == {"answer not in the training split": 1}
     assert [found[i].answer for i in range(len(found))] == [0]

@@ -55,9 +55,13 @@ def test_the_page_works_from_beginning_to_end(home, monkeypatch, capsys):
     run(build)
     run(train_on_shards)
     losses = [
-        [json.loads(line)["loss"] for line in (home / "runs" / name / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
+        [
+            json.loads(line)["loss"]
+            for line in (home / "runs" / name / "metrics.jsonl").read_text().splitlines()
+            if '"train"' in line
+        ]
         for name in ("colours", "shards")
-    ]  # fmt: skip
+    ]
     assert losses[0] == losses[1] and len(losses[0]) >= 2  # 16 bits survive FLAC unchanged
     capsys.readouterr()
     assert cli.main(["eval", "runs/shards", "--json"]) == 0
@@ -98,7 +102,9 @@ def test_the_tokenizer_of_the_page_puts_a_language_before_a_transcript(home, mon
         c.Data(**{**vars(data), "tokenizer": room["tokenizer"], "prefixes": room["prefixes"]}), "train"
     )
     written = [
-        found.tokenizer.decode([*found[i].prefixes["transcript"], *found.tokenizer.encode(found[i].transcript)], special=True)
+        found.tokenizer.decode(
+            [*found[i].prefixes["transcript"], *found.tokenizer.encode(found[i].transcript)], special=True
+        )
         for i in range(3)
-    ]  # fmt: skip
+    ]
     assert written == ["red circle", "<en>blue square", "red square"]

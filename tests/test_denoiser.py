@@ -45,10 +45,21 @@ def test_a_mask_of_ones_is_the_identity_and_a_half_is_half():
     tokens = Stream(jnp.zeros((1, 3, 8)), jnp.array([[1, 2, 0]]), jnp.zeros((1, 3), jnp.int32))
     samples = samples._replace(segments=jnp.array([[1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 0, 0]]))
     frequencies = 3 * HOP // 2 + 1
-    run = jax.jit(lambda bias: Denoiser(reads="speech").apply(
-        {"params": {"mask": {"kernel": jnp.zeros((8, 4 * frequencies)), "bias": jnp.full(4 * frequencies, bias)}}},
-        tokens, samples,
-    ).features)  # fmt: skip
+    run = jax.jit(
+        lambda bias: (
+            Denoiser(reads="speech")
+            .apply(
+                {
+                    "params": {
+                        "mask": {"kernel": jnp.zeros((8, 4 * frequencies)), "bias": jnp.full(4 * frequencies, bias)}
+                    }
+                },
+                tokens,
+                samples,
+            )
+            .features
+        )
+    )
     inside = np.asarray(samples.mask)
     np.testing.assert_allclose(run(50.0)[inside], samples.features[inside], atol=1e-5)
     half, there = run(0.0), np.arange(12) < 7  # the hop before one without a token hears some of it
@@ -121,13 +132,18 @@ def test_there_is_nothing_to_save_without_a_denoiser(run, tmp_path, capsys):
     "model, message",
     [
         ({"masked": {}}, "objectives.clean has no labels: let model.masked.clean be a NoisySpeech"),
-        ({"heads": {"clean": c.Head(reads="speech", outputs=3)}}, "must be a Denoiser, to predict what model.masked hides"),
+        (
+            {"heads": {"clean": c.Head(reads="speech", outputs=3)}},
+            "must be a Denoiser, to predict what model.masked hides",
+        ),
         ({"masked": {"clean": c.NoisySpeech(reads="image")}}, "is no encoder of the kind speech encoder"),
         ({"masked": {"clean": c.NoisySpeech(by=c.SpeechAugmentation())}}, "must change the samples"),
-        ({"masked": {"clean": c.NoisySpeech(by=c.SpeechAugmentation(telephone=c.TelephoneBand(sample_rate=8000)))}},
-         "model.masked.clean.by.telephone.sample_rate is 8000"),
+        (
+            {"masked": {"clean": c.NoisySpeech(by=c.SpeechAugmentation(telephone=c.TelephoneBand(sample_rate=8000)))}},
+            "model.masked.clean.by.telephone.sample_rate is 8000",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_named(model, message):
     config = denoising()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **model))

@@ -125,9 +125,10 @@ def test_what_is_used_at_every_step_of_a_loop_sums_its_gradients_in_32_bits(sour
     """A recurrent layer, a joint network, a vocabulary: hundreds of additions in 16 bits would stall far from the sum."""
     speech = c.BiLSTM(layers=1, width=16)
     model = dataclasses.replace(
-        tiny().model, encoders={**tiny().model.encoders, "speech": speech},
+        tiny().model,
+        encoders={**tiny().model.encoders, "speech": speech},
         heads={"transcript": c.TransducerDecoder(reads="speech", outputs=128, width=16)},
-    )  # fmt: skip
+    )
     config = tiny(model=model, objectives={"transcript": c.Transducer()}, evaluation=None)
     batch = Subject(config).batch
     model, objectives = build_model(config.model), config.objectives

@@ -118,13 +118,15 @@ def writing(encoder, head, objective, masked=()):
     "config",
     [
         writing(
-            "text", c.Vocabulary(reads="text", outputs=700), c.Sequence(next_token=False, chunk=300),
+            "text",
+            c.Vocabulary(reads="text", outputs=700),
+            c.Sequence(next_token=False, chunk=300),
             {"said": c.MaskedText(vocabulary=128, mask=103)},
         ),
         writing("speech", c.TransducerDecoder(reads="speech", outputs=700, width=24), c.Transducer(chunk=300)),
     ],
     ids=["Vocabulary", "Transducer"],
-)  # fmt: skip
+)
 def test_what_an_objective_computes_counts_to_its_head(config):
     """As in the compiled program, where every product is one that is counted once or one that is computed again."""
     subject, step, again = counted(config)

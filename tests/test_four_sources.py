@@ -83,9 +83,13 @@ def train(config: Path, run: Path, processes: int = 1, until_step: int | None = 
     path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
     command = ["launch/local.sh", str(processes), str(config), "--run-dir", str(run)]
     process = subprocess.Popen(
-        command, env={**os.environ, "PATH": path}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        command,
+        env={**os.environ, "PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         start_new_session=True,
-    )  # fmt: skip
+    )
     if until_step is None:
         said, _ = process.communicate(timeout=900)
         assert process.returncode == 0, said[-3000:]
@@ -115,10 +119,13 @@ def digests(run: Path, steps: list[int], processes: int, state: dict | None = No
     started = [
         subprocess.Popen(
             [sys.executable, str(script), str(run), json.dumps(state), *map(str, steps)],
-            env={**shared, "MMJAX_PROCESS": str(number)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**shared, "MMJAX_PROCESS": str(number)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for number in range(processes)
-    ]  # fmt: skip
+    ]
     found = {}
     for process in started:
         out, errors = process.communicate(timeout=300)

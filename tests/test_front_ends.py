@@ -13,9 +13,14 @@ from mmjax.stream import Stream
 
 HOPS = 60
 ALL = [
-    LogMel(), WhisperLogMel(bins=128), NeMoLogMel(), KaldiFilterBank(), KaldiFilterBank(normalise=False), MFCC(),
+    LogMel(),
+    WhisperLogMel(bins=128),
+    NeMoLogMel(),
+    KaldiFilterBank(),
+    KaldiFilterBank(normalise=False),
+    MFCC(),
     Waveform(hop=160),
-]  # fmt: skip
+]
 
 
 def recording(seed=0, hops=HOPS):

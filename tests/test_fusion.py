@@ -176,9 +176,16 @@ def test_the_result_of_cross_attention_is_what_it_was():
     streams = {"image": made([1, 1, 2, 2, 0], 6), "text": made([2, 1, 1, 3], 8)}
     params = nn.unbox(jax.jit(fusion.init)(jax.random.key(0), streams, SLOTS))["params"]
     assert sorted(params) == [
-        "image_kind", "image_norm", "image_projection", "layers", "norm", "queries", "text_kind", "text_norm",
+        "image_kind",
+        "image_norm",
+        "image_projection",
+        "layers",
+        "norm",
+        "queries",
+        "text_kind",
+        "text_norm",
         "text_projection",
-    ]  # fmt: skip
+    ]
     assert sorted(params["layers"]) == [
         "cross_attention",
         "cross_norm",

@@ -35,8 +35,10 @@ def fuzz(what: str, seed: int, count: int) -> dict[str, int]:
     home = Path(__file__).parent
     ran = subprocess.run(
         [sys.executable, str(home / "fuzzing.py"), what, str(seed), str(count)],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(home.parent)},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(home.parent)},
+    )
     assert ran.returncode == 0, f"exit code {ran.returncode} after {ran.stderr[-3000:]}"
     return json.loads(ran.stdout.splitlines()[-1])
 

@@ -164,19 +164,31 @@ ENTRY %main (x: f32[64,64]) -> f32[16,64] {
     [
         # To a TPU's fast memory, which does not count: what is read from the other.
         ("%c = (f32[64,64]{1,0:S(1)}, f32[64,64]{1,0}, u32[]) copy-start(%x)", 64 * 64 * 4, 0),
-        ("%c = ((f32[64,64]{1,0}), f32[16,64]{1,0}, u32[]) slice-start(%x), slice={[0:16], [0:64]}", 2 * 16 * 64 * 4, 0),
-        ("%c = ((f32[64,64]{1,0}), f32[16,64]{1,0}, u32[]) fusion-start(%x), kind=kLoop, calls=%inside",
-         (64 + 16) * 64 * 4, 2 * 16 * 64 * 64),
-        ("%c = (f32[64,64]{1,0}, f32[256,64]{1,0}) all-gather-start(%x), replica_groups=[1,4]<=[4], dimensions={0}",
-         5 * 64 * 64 * 4, 0),
+        (
+            "%c = ((f32[64,64]{1,0}), f32[16,64]{1,0}, u32[]) slice-start(%x), slice={[0:16], [0:64]}",
+            2 * 16 * 64 * 4,
+            0,
+        ),
+        (
+            "%c = ((f32[64,64]{1,0}), f32[16,64]{1,0}, u32[]) fusion-start(%x), kind=kLoop, calls=%inside",
+            (64 + 16) * 64 * 4,
+            2 * 16 * 64 * 64,
+        ),
+        (
+            "%c = (f32[64,64]{1,0}, f32[256,64]{1,0}) all-gather-start(%x), replica_groups=[1,4]<=[4], dimensions={0}",
+            5 * 64 * 64 * 4,
+            0,
+        ),
         ("%c = f32[64,64]{1,0} all-reduce-start(%x), replica_groups=[1,4]<=[4], to_apply=%add", 2 * 64 * 64 * 4, 0),
     ],
-)  # fmt: skip
+)
 def test_the_two_halves_of_what_runs_asynchronously_count_once(instruction, traffic, multiplied):
     program = hlo.Program(ASYNCHRONOUS.replace("INSTRUCTIONS", instruction), 4)
     assert program.traffic == {"other": traffic}
     assert sum(program.flops.values()) == multiplied
-    assert [one.bytes for one in program.collectives] == ([64 * 64 * 4 * (4 if "gather" in instruction else 1)] if "all-" in instruction else [])  # fmt: skip
+    assert [one.bytes for one in program.collectives] == (
+        [64 * 64 * 4 * (4 if "gather" in instruction else 1)] if "all-" in instruction else []
+    )
 
 
 CONTINUED = """HloModule jit_step, is_scheduled=true
@@ -278,9 +290,12 @@ ENTRY %main (x: f32[64,64], row: f32[1,64], i: s32[]) -> f32[64,64] {
         ("ROOT %u = f32[64,64]{1,0} scatter(%p0, %p2, %p1), to_apply=%add", 2),
         ("%u = f32[64,64]{1,0} dynamic-update-slice(%p0, %p1, %p2, %zero)\n  ROOT %v = f32[64,64]{1,0} bitcast(%u)", 2),
         # Made something of: the whole is written, and what was not updated is read for it.
-        ("%u = f32[64,64]{1,0} dynamic-update-slice(%p0, %p1, %p2, %zero)\n  ROOT %v = f32[64,64]{1,0} negate(%u)", None),
+        (
+            "%u = f32[64,64]{1,0} dynamic-update-slice(%p0, %p1, %p2, %zero)\n  ROOT %v = f32[64,64]{1,0} negate(%u)",
+            None,
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_fusion_that_updates_one_row_moves_one_row(result, rows):
     program = hlo.Program(UPDATED.replace("RESULT", result), 1)
     (moved,) = program.traffic.values()
@@ -312,7 +327,9 @@ def test_the_kernels_of_attention_on_tpus_multiply(kernel, products):
 
 
 def test_of_a_choice_the_dearest_branch_counts():
-    text = ASYNCHRONOUS.replace("%inside (p0", "%cheap (p0", 1).replace(" dot(%part, %p0), lhs_contracting_dims={1}, rhs_contracting_dims={0}", " copy(%part)")  # fmt: skip
+    text = ASYNCHRONOUS.replace("%inside (p0", "%cheap (p0", 1).replace(
+        " dot(%part, %p0), lhs_contracting_dims={1}, rhs_contracting_dims={0}", " copy(%part)"
+    )
     text = text.replace("ENTRY", ASYNCHRONOUS[ASYNCHRONOUS.index("%inside") : ASYNCHRONOUS.index("ENTRY")] + "ENTRY")
     choice = "%c = f32[16,64]{1,0} conditional(%n, %x, %x, %x), branch_computations={%cheap, %inside, %inside}"
     assert hlo.Program(text.replace("INSTRUCTIONS", choice), 4).flops == {"other": 2 * 16 * 64 * 64}
@@ -365,11 +382,14 @@ def test_loops_over_layers_multiply_as_traced():
 @pytest.mark.parametrize(
     "left, right, machine, faster",
     [
-        ("s8", "s8", "v5p:2x2x1", 2.0), ("s8", "s8", "h100:1", 1978.9 / 989.4), ("s8", "bf16", "h100:1", 1.0),
-        ("f8e4m3fn", "f8e5m2", "h100:1", 1978.9 / 989.4), ("f8e4m3fn", "f8e4m3fn", "a100:1", 1.0),
+        ("s8", "s8", "v5p:2x2x1", 2.0),
+        ("s8", "s8", "h100:1", 1978.9 / 989.4),
+        ("s8", "bf16", "h100:1", 1.0),
+        ("f8e4m3fn", "f8e5m2", "h100:1", 1978.9 / 989.4),
+        ("f8e4m3fn", "f8e4m3fn", "a100:1", 1.0),
         ("bf16", "bf16", "v5p:2x2x1", 1.0),
     ],
-)  # fmt: skip
+)
 def test_products_of_8_bits_take_the_time_of_units_for_8_bits(left, right, machine, faster):
     text = f"""HloModule jit_step
 

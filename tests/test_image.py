@@ -278,8 +278,9 @@ def by_example(batch):
     """The patches of every example by its number."""
     image, slots = batch["image"], batch["examples"]
     return {
-        int(slots.features[r, s]): image.features[r][image.segments[r] == s + 1] for r, s in zip(*np.nonzero(slots.segments), strict=True)
-    }  # fmt: skip
+        int(slots.features[r, s]): image.features[r][image.segments[r] == s + 1]
+        for r, s in zip(*np.nonzero(slots.segments), strict=True)
+    }
 
 
 def test_training_pictures_change_with_the_step_and_not_with_the_number_of_hosts():

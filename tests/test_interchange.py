@@ -48,11 +48,16 @@ def randomise(model, dtype=None):
 def parakeet(head=True, **changes):
     encoder = transformers.ParakeetEncoderConfig(
         **dict(
-            hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=96, conv_kernel_size=5,
-            subsampling_conv_channels=6, num_mel_bins=16,
+            hidden_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=3,
+            intermediate_size=96,
+            conv_kernel_size=5,
+            subsampling_conv_channels=6,
+            num_mel_bins=16,
         )
         | changes
-    )  # fmt: skip
+    )
     if not head:
         return transformers.ParakeetEncoder(encoder)
     whole = transformers.ParakeetCTCConfig(vocab_size=11, pad_token_id=7, encoder_config=encoder.to_dict())
@@ -63,27 +68,46 @@ def w2v_bert(kind=transformers.Wav2Vec2BertModel, **changes):
     return kind(
         transformers.Wav2Vec2BertConfig(
             **dict(
-                hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=96,
-                feature_projection_input_dim=46, conv_depthwise_kernel_size=5, left_max_position_embeddings=7,
-                right_max_position_embeddings=2, vocab_size=11, pad_token_id=7,
+                hidden_size=24,
+                num_hidden_layers=2,
+                num_attention_heads=3,
+                intermediate_size=96,
+                feature_projection_input_dim=46,
+                conv_depthwise_kernel_size=5,
+                left_max_position_embeddings=7,
+                right_max_position_embeddings=2,
+                vocab_size=11,
+                pad_token_id=7,
             )
             | changes
         )
-    )  # fmt: skip
+    )
 
 
 def wav2vec2_conformer(kind=transformers.Wav2Vec2ConformerModel, **changes):
     return kind(
         transformers.Wav2Vec2ConformerConfig(
             **dict(
-                hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=96, hidden_act="swish",
-                conv_dim=(6,) * 7, feat_extract_norm="layer", conv_bias=True, conv_depthwise_kernel_size=5,
-                num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, vocab_size=11, pad_token_id=7,
-                codevector_dim=6, proj_codevector_dim=5, num_codevectors_per_group=3,
+                hidden_size=24,
+                num_hidden_layers=2,
+                num_attention_heads=3,
+                intermediate_size=96,
+                hidden_act="swish",
+                conv_dim=(6,) * 7,
+                feat_extract_norm="layer",
+                conv_bias=True,
+                conv_depthwise_kernel_size=5,
+                num_conv_pos_embeddings=4,
+                num_conv_pos_embedding_groups=2,
+                vocab_size=11,
+                pad_token_id=7,
+                codevector_dim=6,
+                proj_codevector_dim=5,
+                num_codevectors_per_group=3,
             )
             | changes
         )
-    )  # fmt: skip
+    )
 
 
 PICTURES = dict(
@@ -91,9 +115,15 @@ PICTURES = dict(
 )
 TEXTS = dict(vocab_size=31, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40)
 DECODERS = dict(
-    vocab_size=31, hidden_size=24, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2, intermediate_size=40,
-    bos_token_id=1, eos_token_id=2,
-)  # fmt: skip
+    vocab_size=31,
+    hidden_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    intermediate_size=40,
+    bos_token_id=1,
+    eos_token_id=2,
+)
 
 
 def llama(**changes):
@@ -106,10 +136,22 @@ def mistral(**changes):
 
 def whisper(**changes):
     sizes = dict(
-        vocab_size=31, d_model=24, encoder_layers=2, decoder_layers=2, encoder_attention_heads=3,
-        decoder_attention_heads=3, encoder_ffn_dim=40, decoder_ffn_dim=36, num_mel_bins=80, max_source_positions=30,
-        max_target_positions=20, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
-    )  # fmt: skip
+        vocab_size=31,
+        d_model=24,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=3,
+        decoder_attention_heads=3,
+        encoder_ffn_dim=40,
+        decoder_ffn_dim=36,
+        num_mel_bins=80,
+        max_source_positions=30,
+        max_target_positions=20,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+    )
     return transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**sizes | changes))
 
 
@@ -585,10 +627,12 @@ def test_a_run_starts_from_an_imported_encoder(tmp_path):
     config = dataclasses.replace(
         small,
         steps=1,
-        model=dataclasses.replace(small.model, encoders={**small.model.encoders, "speech": c.imported(tmp_path / "ours")}),
+        model=dataclasses.replace(
+            small.model, encoders={**small.model.encoders, "speech": c.imported(tmp_path / "ours")}
+        ),
         initial={"encoders.speech": str(tmp_path / "ours")},
         optimizer=c.Optimizer(rule=c.SGD(momentum=0.0), schedule=c.Constant(peak=0.0)),
-    )  # fmt: skip
+    )
     train(config, tmp_path / "run")
     learned = Run(tmp_path / "run").params["encoders_speech"]
     theirs = tree(read_part(tmp_path / "ours")[1], "encoder")
@@ -607,9 +651,12 @@ def test_a_run_starts_from_an_imported_encoder(tmp_path):
 @pytest.mark.slow
 def test_a_run_starts_from_parts_of_another(run, tmp_path):
     config = tiny(
-        name="second", seed=1, steps=1, initial={"encoders.speech": str(run), "heads.transcript": str(run)},
+        name="second",
+        seed=1,
+        steps=1,
+        initial={"encoders.speech": str(run), "heads.transcript": str(run)},
         optimizer=c.Optimizer(rule=c.SGD(momentum=0.0), schedule=c.Constant(peak=0.0)),
-    )  # fmt: skip
+    )
     train(config, tmp_path / "run")
     before, after = Run(run).params, Run(tmp_path / "run").params
     same = {

@@ -18,17 +18,22 @@ def of_texts(tmp_path, split="train", **changes):
     soundfile.write(tmp_path / "a.wav", np.zeros(16_000), 16_000)
     (tmp_path / "list.jsonl").write_text(json.dumps({"speech": "a.wav", "text": "ein zwei"}))
     data = dict(
-        source=c.Manifest(splits={"train": str(tmp_path / "list.jsonl")}), directory=str(tmp_path), batch_rows=2,
-        tokenizer=c.SentencePiece(vocabulary=50, byte_fallback=False), subsets={"speech": 1.0},
+        source=c.Manifest(splits={"train": str(tmp_path / "list.jsonl")}),
+        directory=str(tmp_path),
+        batch_rows=2,
+        tokenizer=c.SentencePiece(vocabulary=50, byte_fallback=False),
+        subsets={"speech": 1.0},
         rows={"speech": 328, "transcript": 40, "examples": 2},
-    )  # fmt: skip
+    )
     model = c.Multimodal(
         encoders={"speech": tiny().model.encoders["speech"]}, heads={"transcript": c.Head(reads="speech", outputs=50)}
     )
     return tiny(
-        data=c.Data(**data | changes), model=model, objectives={"transcript": c.CTC()},
+        data=c.Data(**data | changes),
+        model=model,
+        objectives={"transcript": c.CTC()},
         evaluation=c.Evaluation(subsets=("speech",)),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(
@@ -77,13 +82,17 @@ def test_answers_of_another_kind_are_said_before_training(tmp_path, objective, a
     (tmp_path / "list.jsonl").write_text("\n".join(json.dumps({"text": "x", "answer": answer}) for _ in range(3)))
     source = c.Manifest(splits={"train": str(tmp_path / "list.jsonl")})
     data = c.Data(
-        source=source, directory=str(tmp_path), rows={"text": 8, "examples": 2}, subsets={"text": 1.0},
+        source=source,
+        directory=str(tmp_path),
+        rows={"text": 8, "examples": 2},
+        subsets={"text": 1.0},
         tokenizer=c.SentencePiece(vocabulary=45, byte_fallback=False),
-    )  # fmt: skip
+    )
     model = c.Multimodal(
-        encoders={"text": tiny().model.encoders["text"]}, fusion=c.Add(width=8),
+        encoders={"text": tiny().model.encoders["text"]},
+        fusion=c.Add(width=8),
         heads={"answer": c.Head(reads="fused", outputs=2)},
-    )  # fmt: skip
+    )
     config = tiny(data=data, model=model, objectives={"answer": objective})
     with pytest.raises(UserError, match=message):
         check_labels(config, build_source(data, "train"))

@@ -62,8 +62,12 @@ def launched(count, directory, *flags, **options):
     (directory / "tiny.json").write_text(c.to_json(tiny()))
     return subprocess.Popen(
         ["launch/local.sh", str(count), str(directory / "tiny.json"), "--run-dir", str(directory / "run"), *flags],
-        env={**os.environ, "PATH": PATH}, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options,
-    )  # fmt: skip
+        env={**os.environ, "PATH": PATH},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        **options,
+    )
 
 
 def losses(run):
@@ -104,12 +108,16 @@ def test_a_signal_before_the_first_step_ends_with_the_code_of_preemption():
     """Taken back while it waits for the others: nothing is lost, and it should start again."""
     with socket.create_server(("localhost", 0)) as lead:
         place = {
-            "MMJAX_COORDINATOR": f"localhost:{lead.getsockname()[1]}", "MMJAX_PROCESSES": "2", "MMJAX_PROCESS": "1",
-        }  # fmt: skip
+            "MMJAX_COORDINATOR": f"localhost:{lead.getsockname()[1]}",
+            "MMJAX_PROCESSES": "2",
+            "MMJAX_PROCESS": "1",
+        }
         process = subprocess.Popen(
             [sys.executable, "-m", "mmjax", "train", "no.py"],
-            env={**os.environ, **place}, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            env={**os.environ, **place},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         link, _ = lead.accept()
         with link:
             assert link.recv(100) == b"mmjax 1 of 2\n"
@@ -174,8 +182,9 @@ def test_the_gpu_manifest_names_the_processes(monkeypatch):
 
     manifest = yaml.safe_load(pathlib.Path(MANIFESTS[0]).read_text())
     annotations = {
-        "batch.kubernetes.io/job-completion-index": "3", "jobset.sigs.k8s.io/coordinator": "mmjax-worker-0-0.mmjax",
-    }  # fmt: skip
+        "batch.kubernetes.io/job-completion-index": "3",
+        "jobset.sigs.k8s.io/coordinator": "mmjax-worker-0-0.mmjax",
+    }
     environment = {}
     for one in manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]["env"]:
         value = one.get("value")
@@ -206,9 +215,12 @@ def test_skypilots_variables_name_the_processes(tmp_path):
     (tmp_path / ".venv/bin").mkdir(parents=True)
     recorder(tmp_path / ".venv/bin", "mmjax", "env | grep ^MMJAX_ | sort")
     environment = {
-        "PATH": os.environ["PATH"], "SKYPILOT_NODE_IPS": "10.0.0.5\n10.0.0.6", "SKYPILOT_NUM_NODES": "2",
-        "SKYPILOT_NODE_RANK": "1", "TRAIN": "some.py --steps 3",
-    }  # fmt: skip
+        "PATH": os.environ["PATH"],
+        "SKYPILOT_NODE_IPS": "10.0.0.5\n10.0.0.6",
+        "SKYPILOT_NUM_NODES": "2",
+        "SKYPILOT_NODE_RANK": "1",
+        "TRAIN": "some.py --steps 3",
+    }
     said = subprocess.run(["bash", "-c", task["run"]], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert said.stdout.split() == ["MMJAX_COORDINATOR=10.0.0.5:8476", "MMJAX_PROCESS=1", "MMJAX_PROCESSES=2"]
     assert (tmp_path / ".venv/bin/calls").read_text() == "train some.py --steps 3\n"
@@ -217,13 +229,17 @@ def test_skypilots_variables_name_the_processes(tmp_path):
 def test_tpu_vm_runs_the_same_command_on_all_workers_and_again_after_preemption(tmp_path):
     """With a gcloud that writes down what it is asked, and whose first training is preempted."""
     recorder(
-        tmp_path, "gcloud",
+        tmp_path,
+        "gcloud",
         f'[[ "$*" == *"mmjax train"* && ! -e {tmp_path}/preempted ]] && touch {tmp_path}/preempted && exit 75; exit 0',
-    )  # fmt: skip
+    )
     process = subprocess.run(
         ["launch/tpu_vm.sh", "pod", "us-east5-a", "configs/quickstart.py", "--name", "two words"],
-        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert process.returncode == 0, process.stderr
     calls = (tmp_path / "calls").read_text()
     assert calls.count("--zone=us-east5-a --worker=all") == 4  # copied, installed, trained twice
@@ -236,9 +252,12 @@ def test_slurm_requeues_on_the_code_of_preemption_alone(tmp_path, code, requeued
     recorder(tmp_path, "srun", f"exit {code}")
     recorder(tmp_path, "scontrol", "exit 0")
     environment = {
-        **os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path),
-        "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "12",
-    }  # fmt: skip
+        **os.environ,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_JOB_ID": "7",
+        "SLURM_CPUS_PER_TASK": "12",
+    }
     process = subprocess.run(["launch/slurm.sh", "some.py", "--name", "x"], env=environment, timeout=60)
     calls = (tmp_path / "calls").read_text()
     assert process.returncode == code and ("requeue 7" in calls) == requeued

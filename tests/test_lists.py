@@ -78,9 +78,15 @@ def cut(channel=0, **changes):
     source = {"type": "file", "channels": [0, 1], "source": "call.wav"}
     said = {"start": 0.0, "duration": 0.5, "channel": channel, "text": "low", "language": "en"}
     return {
-        "id": "call", "type": "MonoCut", "start": 0, "duration": 0.5, "channel": channel, "supervisions": [said],
-        "recording": {"id": "call", "sources": [source], "sampling_rate": RATE, "duration": 0.5}, **changes,
-    }  # fmt: skip
+        "id": "call",
+        "type": "MonoCut",
+        "start": 0,
+        "duration": 0.5,
+        "channel": channel,
+        "supervisions": [said],
+        "recording": {"id": "call", "sources": [source], "sampling_rate": RATE, "duration": 0.5},
+        **changes,
+    }
 
 
 def supervision(start, duration, text, **more):
@@ -125,8 +131,9 @@ def test_a_channel_is_that_of_the_file(tmp_path):
         read_audio(tmp_path / "mono.wav", channels=[1])
     found = corpus(
         ManifestRecords(listed(tmp_path / "l.jsonl", [{"speech": "mono.wav", "channels": n} for n in (0, 1)])),
-        tmp_path, filters=Filters(largest_share_dropped=0.5),
-    )  # fmt: skip
+        tmp_path,
+        filters=Filters(largest_share_dropped=0.5),
+    )
     assert len(found) == 1 and "channel 1 is wanted" in found.quarantine[0][1]
 
 
@@ -140,19 +147,31 @@ def test_supervisions_are_joined_in_the_order_of_time():
 @pytest.mark.parametrize(
     "row, message",
     [
-        (cut(recording={"transforms": [{"name": "Speed", "kwargs": {"factor": 1.1}}], "sources": []}), "has transforms"),
+        (
+            cut(recording={"transforms": [{"name": "Speed", "kwargs": {"factor": 1.1}}], "sources": []}),
+            "has transforms",
+        ),
         (cut(recording={"sources": [{"type": "command", "source": "sox ...", "channels": [0]}]}), "type 'command'"),
         (cut(supervisions=[supervision(0, 0.4, "a"), supervision(0.1, 0.3, "b")]), "overlap in time"),
         (cut(supervisions=[supervision(0, 0.9, "a")]), "partly outside of the cut"),
         (cut(supervisions=[supervision(-0.3, 0.5, "a")]), "partly outside of the cut"),
         (cut(0, supervisions=[supervision(0, 0.5, "a", channel=1)]), "of channel 1, and the cut of 0"),
-        (cut(supervisions=[supervision(0, 0.2, "a", language="en"), supervision(0.2, 0.2, "b", language="de")]), "de, en"),
+        (
+            cut(supervisions=[supervision(0, 0.2, "a", language="en"), supervision(0.2, 0.2, "b", language="de")]),
+            "de, en",
+        ),
         ({"id": "x", "type": "MixedCut", "tracks": []}, "is a MixedCut"),
         ({"id": "x", "recording_id": "r", "start": 0, "duration": 1, "text": "a"}, "supervision of Lhotse without its"),
         ({"audio_filepath": "a.wav", "text_filepath": "a.txt"}, "text_filepath"),
         ({"audio_filepath": "a.wav", "text": "x", "source_lang": "en", "target_lang": "de"}, "goes from en to de"),
-        ({"conversations": [{"from": "human", "value": "<image> and <image>?"}, {"from": "gpt", "value": "no"}]}, "several"),
-        ({"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "no"}], "video": "a.mp4"}, "video"),
+        (
+            {"conversations": [{"from": "human", "value": "<image> and <image>?"}, {"from": "gpt", "value": "no"}]},
+            "several",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "no"}], "video": "a.mp4"},
+            "video",
+        ),
         ({"audio": {"array": [0.0], "sampling_rate": 16_000}, "text": "x"}, "decoded samples"),
         ({"audio": {"path": "a.wav", "offset": -1}}, "speech cannot be"),
         ({"image": [{"bytes": b"x"}]}, "image cannot be"),
@@ -161,7 +180,7 @@ def test_supervisions_are_joined_in_the_order_of_time():
         ({"text": "x", "label": {"a": 1}}, "answer cannot be"),
         ({"speech": "a.wav", "seconds": True}, "seconds cannot be True"),
     ],
-)  # fmt: skip
+)
 def test_what_would_change_the_meaning_is_refused(row, message):
     with pytest.raises(UserError, match=message):
         from_row(row, "", "it")
@@ -185,15 +204,19 @@ def test_every_answer_of_a_conversation_is_an_example(tmp_path):
     import pyarrow.parquet
 
     talk = [("human", "<image>\nwhat?"), ("gpt", "a cat"), ("human", "its colour?"), ("gpt", "black")]
-    rows = [{"image": "a.png", "conversations": [dict(zip(("from", "value"), one, strict=True)) for one in talk[:count]]}
-            for count in (4, 2)]  # fmt: skip
+    rows = [
+        {"image": "a.png", "conversations": [dict(zip(("from", "value"), one, strict=True)) for one in talk[:count]]}
+        for count in (4, 2)
+    ]
     (tmp_path / "list.json").write_text(json.dumps(rows))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     expected = [("what?", "a cat"), ("what?\na cat\nits colour?", "black"), ("what?", "a cat")]
     listed(tmp_path / "list.jsonl", [*rows, {"conversations": []}, {"text": "x"}])
     for found in (
-        ManifestRecords(str(tmp_path / "list.json")), ManifestRecords(str(tmp_path / "list.jsonl")), ParquetRecords(str(tmp_path / "a.parquet")),
-    ):  # fmt: skip
+        ManifestRecords(str(tmp_path / "list.json")),
+        ManifestRecords(str(tmp_path / "list.jsonl")),
+        ParquetRecords(str(tmp_path / "a.parquet")),
+    ):
         assert [(found[i].text, found[i].target) for i in range(3)] == expected
     lines = ManifestRecords(str(tmp_path / "list.jsonl"))
     assert len(lines) == 5 and lines[4].text == "x"
@@ -304,8 +327,11 @@ def test_texts_begin_behind_a_byte_order_mark_and_have_one_form(tmp_path):
 
 
 def test_members_that_would_be_one_part_are_named_and_keys_may_end_at_the_last_dot(tmp_path):
-    members = [(f"song 2.{n} mix.{kind}", data) for n in range(3) for kind, data in
-               (("wav", encoded(tone(200 + 100 * n))), ("txt", f"text {n}".encode()))]  # fmt: skip
+    members = [
+        (f"song 2.{n} mix.{kind}", data)
+        for n in range(3)
+        for kind, data in (("wav", encoded(tone(200 + 100 * n))), ("txt", f"text {n}".encode()))
+    ]
     path = tar_of(tmp_path / "a.tar", members)
     with pytest.raises(
         UserError, match=r"song 2.0 mix.wav and song 2.1 mix.wav are the same part.*keys_end to last_dot"
@@ -328,8 +354,14 @@ def test_members_that_would_be_one_part_are_named_and_keys_may_end_at_the_last_d
 
 
 def test_an_ending_of_its_own_goes_before_a_longer_one(tmp_path):
-    members = [("0.png", picture()), ("0.seg.png", picture((0, 0, 0))), ("0.depth.npy", b"x"), ("LICENSE", b"x"),
-               ("._0.png", b"x"), ("1.only.png", picture())]  # fmt: skip
+    members = [
+        ("0.png", picture()),
+        ("0.seg.png", picture((0, 0, 0))),
+        ("0.depth.npy", b"x"),
+        ("LICENSE", b"x"),
+        ("._0.png", b"x"),
+        ("1.only.png", picture()),
+    ]
     found = TarShardsRecords(tar_of(tmp_path / "a.tar", members))
     assert len(found) == 2 and found[0].image.read() == picture() and found[1].image.read() == picture()
     assert found.unread == {"*.seg.png": 1, "*.depth.npy": 1, "files without an ending": 1, "hidden files": 1}
@@ -358,8 +390,13 @@ def test_a_file_with_holes_is_left_out_by_name(tmp_path):
 def test_the_json_of_a_sample_names_no_file(tmp_path):
     secret = tmp_path / "secret.wav"
     secret.write_bytes(encoded(tone(440)))
-    abouts = [{"audio_filepath": str(secret)}, {"speech": {"path": str(secret)}}, {"image": "https://example.org/a.png"},
-              {"path": "s3://bucket/a.wav"}, {"audio_filepath": "0.wav", "image": str(secret)}]  # fmt: skip
+    abouts = [
+        {"audio_filepath": str(secret)},
+        {"speech": {"path": str(secret)}},
+        {"image": "https://example.org/a.png"},
+        {"path": "s3://bucket/a.wav"},
+        {"audio_filepath": "0.wav", "image": str(secret)},
+    ]
     for about in abouts:
         for own in ([("0.txt", b"x")], [("0.wav", encoded(tone(440)))]):
             path = tar_of(tmp_path / "a.tar", [("0.json", json.dumps({"text": "x", **about}).encode()), *own])
@@ -396,9 +433,12 @@ def test_the_share_of_unknown_tokens_is_said_of_every_split(tmp_path, capsys):
     splits = {"train": ["red circle", "blue square"], "test": ["жёлтый", "red"]}
     splits = {name: listed(tmp_path / f"{name}.jsonl", [{"text": x} for x in texts]) for name, texts in splits.items()}
     config = c.Data(
-        source=c.Manifest(splits=splits), directory=str(tmp_path), rows={}, subsets={},
+        source=c.Manifest(splits=splits),
+        directory=str(tmp_path),
+        rows={},
+        subsets={},
         tokenizer=c.SentencePiece(vocabulary=52, byte_fallback=False),
-    )  # fmt: skip
+    )
     found = {split: build_source(config, split) for split in splits}
     tokens = [found["test"].tokenizer.pieces(text) for text in ("жёлтый", "red")]
     assert found["train"].unknown == {"text": 0.0} and found["test"].unknown == {"text": 1 / sum(map(len, tokens))}

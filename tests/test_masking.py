@@ -126,8 +126,10 @@ def pretraining():
         },
     )
     objectives = {
-        "words": c.Sequence(next_token=False), "patches": c.Regression(), "codes": c.Sequence(next_token=False)
-    }  # fmt: skip
+        "words": c.Sequence(next_token=False),
+        "patches": c.Regression(),
+        "codes": c.Sequence(next_token=False),
+    }
     return dataclasses.replace(config, model=model, objectives=objectives)
 
 
@@ -152,8 +154,11 @@ def test_pretraining_learns(tmp_path):
     from mmjax.train.loop import train
 
     config = dataclasses.replace(
-        pretraining(), steps=30, optimizer=c.Optimizer(schedule=c.Constant(peak=1e-2)), checkpoint=c.Checkpoint(every_steps=None)
-    )  # fmt: skip
+        pretraining(),
+        steps=30,
+        optimizer=c.Optimizer(schedule=c.Constant(peak=1e-2)),
+        checkpoint=c.Checkpoint(every_steps=None),
+    )
     assert train(config, tmp_path) == {}, "an evaluation hides nothing, so there is nothing to measure"
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = {name: [x[f"{name}/loss"] for x in lines if x["kind"] == "train"] for name in config.objectives}
@@ -209,11 +214,15 @@ def test_what_is_hidden_needs_a_head_and_an_objective_for_it(head, objective, me
 @pytest.mark.parametrize(
     "name, part, changes, message",
     [
-        ("speech", c.RandomProjectionQuantizer(codes=64), {"augment": c.SpeechAugmentation(masks=c.SpecAugment())},
-         "augment.masks hide what the labels of model.masked.hidden are made of"),
+        (
+            "speech",
+            c.RandomProjectionQuantizer(codes=64),
+            {"augment": c.SpeechAugmentation(masks=c.SpecAugment())},
+            "augment.masks hide what the labels of model.masked.hidden are made of",
+        ),
         ("image", c.MaskedPatches(), {"max_patches": 64}, "positions are learned for the grid of a whole picture"),
     ],
-)  # fmt: skip
+)
 def test_what_is_hidden_has_to_leave_labels_and_positions_as_they_are(name, part, changes, message):
     config = pretraining()
     encoders = dict(config.model.encoders)

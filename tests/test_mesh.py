@@ -65,8 +65,10 @@ def test_every_axis_on_8_devices_is_one_device(tmp_path):
     process = subprocess.run(
         [sys.executable, "-c", ON_8_DEVICES, str(tmp_path / "config.json"), json.dumps(MESHES)],
         env=os.environ | simulated(8),
-        capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
     assert process.returncode == 0, process.stderr[-3000:]
     found = [float(line.split()[1]) for line in process.stdout.splitlines() if line.startswith("difference")]
     assert len(found) == len(MESHES)
@@ -195,10 +197,14 @@ print(share.parts, there.shape, len(right), all(right))
 def test_rows_that_are_not_neighbours_come_to_their_devices():
     port = free_port()
     both = [
-        subprocess.Popen([sys.executable, "-c", ON_2_PROCESSES, str(port), str(number)], env=os.environ | simulated(2),
-                         stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", ON_2_PROCESSES, str(port), str(number)],
+            env=os.environ | simulated(2),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for number in range(2)
-    ]  # fmt: skip
+    ]
     printed = [process.communicate(timeout=120)[0].strip() for process in both]
     assert printed == ["(0, 2) (8, 3) 2 True", "(1, 3) (8, 3) 2 True"]
 

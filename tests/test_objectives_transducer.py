@@ -118,10 +118,18 @@ def test_memory_does_not_grow_with_labels_times_vocabulary():
         return transducer_loss(joint, labels, chunk)[0].sum()
 
     shape = lambda *dims, dtype=jnp.float32: jax.ShapeDtypeStruct(dims, dtype)  # noqa: E731
-    compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3))).lower(
-        shape(batch, length, width), shape(batch, room, width), shape(width, vocabulary), shape(vocabulary),
-        shape(batch, length, dtype=jnp.int32), *[shape(batch, room, dtype=jnp.int32)] * 2,
-    ).compile()  # fmt: skip
+    compiled = (
+        jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))
+        .lower(
+            shape(batch, length, width),
+            shape(batch, room, width),
+            shape(width, vocabulary),
+            shape(vocabulary),
+            shape(batch, length, dtype=jnp.int32),
+            *[shape(batch, room, dtype=jnp.int32)] * 2,
+        )
+        .compile()
+    )
     temporary = compiled.memory_analysis().temp_size_in_bytes
     one_frame = 4 * batch * room * vocabulary
     assert temporary < one_frame / 2  # not even one frame's joint network; all frames' is 256 times as large

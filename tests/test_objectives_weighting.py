@@ -103,17 +103,27 @@ def test_grad_norm_reads_the_gradient_of_each_loss_by_the_shared_part_alone():
     remembered = weighting.init(list(subject.objectives))
 
     def norms(micro_batches):
-        compute = jax.jit(lambda: loss_and_gradients(
-            subject.model, subject.objectives, subject.params, subject.batch, jax.random.key(0), micro_batches,
-            weighting, remembered,
-        )[2])  # fmt: skip
+        compute = jax.jit(
+            lambda: loss_and_gradients(
+                subject.model,
+                subject.objectives,
+                subject.params,
+                subject.batch,
+                jax.random.key(0),
+                micro_batches,
+                weighting,
+                remembered,
+            )[2]
+        )
         return {name: compute()[f"{name}/shared_gradient"][0] for name in subject.objectives}
 
     def alone(name):
         only = {name: subject.objectives[name]}
-        run = jax.jit(lambda: loss_and_gradients(
-            subject.model, only, subject.params, subject.batch, jax.random.key(0), 1
-        )[1]["encoders_speech"])  # fmt: skip
+        run = jax.jit(
+            lambda: loss_and_gradients(subject.model, only, subject.params, subject.batch, jax.random.key(0), 1)[1][
+                "encoders_speech"
+            ]
+        )
         return optax.tree.norm(run())
 
     expected = {name: alone(name) for name in subject.objectives}

@@ -25,9 +25,17 @@ from mmjax.plan.hlo import Collective
 from mmjax.plan.plan import gathers_by_summing
 
 KEYS = {
-    "machine", "devices", "compiled", "fits", "peak_memory_bytes", "memory", "flops", "collective_bytes", "step_seconds",
+    "machine",
+    "devices",
+    "compiled",
+    "fits",
+    "peak_memory_bytes",
+    "memory",
+    "flops",
+    "collective_bytes",
+    "step_seconds",
     "mfu",
-}  # fmt: skip
+}
 
 
 def command(*arguments):
@@ -35,8 +43,11 @@ def command(*arguments):
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
     done = subprocess.run(
         [sys.executable, "-m", "mmjax", "plan", *map(str, arguments), "--json"],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return json.loads(done.stdout) if done.returncode == 0 else (done.returncode, done.stderr)
 
 
@@ -291,9 +302,11 @@ def test_an_estimate_counts_every_micro_batch_and_what_lies_along_which_axis():
     whole = 4 * (parameters["tensor"] / 2 + parameters["nothing"])
     sent = {(row["axis"], row["kind"]): row["bytes"] for row in one["collectives"]}
     assert sent == {
-        ("fsdp", "all-gather"): 2 * along, ("fsdp", "reduce-scatter"): along, ("fsdp", "all-reduce"): whole,
+        ("fsdp", "all-gather"): 2 * along,
+        ("fsdp", "reduce-scatter"): along,
+        ("fsdp", "all-reduce"): whole,
         ("data", "all-reduce"): along / 2 + whole,
-    }  # fmt: skip
+    }
     assert {(row["axis"], row["kind"]): row["bytes"] for row in two["collectives"]} == {
         k: 2 * v for k, v in sent.items()
     }

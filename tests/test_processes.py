@@ -20,14 +20,22 @@ from mmjax.parallel.watch import Watch
 
 # What Slurm 22.05 tells the sixth task of `srun --ntasks-per-node 4` on two nodes, in an allocation of four.
 TASK = {
-    "SLURM_JOB_ID": "61441", "SLURM_NTASKS": "16", "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5",
-    "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_JOB_ID": "61441",
+    "SLURM_NTASKS": "16",
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
     "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
-}  # fmt: skip
+}
 RANK = {
-    "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
-    "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911",
-}  # fmt: skip
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911",
+}
 
 
 def test_a_launch_script_says_it_all():
@@ -47,10 +55,14 @@ def test_a_task_of_slurm_knows_its_place():
 @pytest.mark.parametrize(
     "nodes, first",
     [
-        ("node", "node"), ("a,b", "a"), ("node[001-015],other", "node001"), ("node[7,9-12]", "node7"),
-        ("rack[0-1]node[03-17]-ib,other", "rack0node03-ib"), ("gpu-1.cluster.net,gpu-2", "gpu-1.cluster.net"),
+        ("node", "node"),
+        ("a,b", "a"),
+        ("node[001-015],other", "node001"),
+        ("node[7,9-12]", "node7"),
+        ("rack[0-1]node[03-17]-ib,other", "rack0node03-ib"),
+        ("gpu-1.cluster.net,gpu-2", "gpu-1.cluster.net"),
     ],
-)  # fmt: skip
+)
 def test_the_first_of_slurms_nodes_is_where_process_0_runs(nodes, first):
     assert find({**TASK, "SLURM_STEP_NODELIST": nodes}).address == f"{first}:61441"
 
@@ -145,9 +157,15 @@ def test_gpus_that_cannot_be_shared_evenly_are_refused():
 
 def processes_run(script, count, devices, *arguments):
     """The exit codes of so many processes, of so many devices each, that run a script together."""
-    shared = os.environ | simulated(devices) | {
-        "MMJAX_COORDINATOR": f"localhost:{free_port()}", "MMJAX_PROCESSES": str(count), "PYTHONPATH": os.pathsep.join(sys.path),
-    }  # fmt: skip
+    shared = (
+        os.environ
+        | simulated(devices)
+        | {
+            "MMJAX_COORDINATOR": f"localhost:{free_port()}",
+            "MMJAX_PROCESSES": str(count),
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }
+    )
     joined = f"from mmjax.parallel import processes\nwatch = processes.join()\n{script}\nif watch: watch.leave(0)\n"
     both = [
         subprocess.Popen([sys.executable, "-c", joined, *arguments], env={**shared, "MMJAX_PROCESS": str(number)})
@@ -267,8 +285,11 @@ def test_a_launch_that_does_not_come_together_ends_in_time_and_says_why(tmp_path
     environment = {**os.environ, "MMJAX_COORDINATOR": f"localhost:{free_port()}", "MMJAX_INIT_TIMEOUT": "2"}
     process = subprocess.run(
         [sys.executable, "-m", "mmjax", "train", str(tmp_path / "no.py")],
-        env={**environment, "MMJAX_PROCESSES": "2", "MMJAX_PROCESS": "0"}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        env={**environment, "MMJAX_PROCESSES": "2", "MMJAX_PROCESS": "0"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert process.returncode == 2 and "missing 1;" in process.stderr and "Traceback" not in process.stderr
 
 

@@ -126,8 +126,10 @@ def test_the_loss_falls_as_with_whole_products():
         ids = rng.integers(0, 100, text.features.shape).astype(np.int32)
         first = np.stack([ids[:, np.argmax(text.segments[0] == slot)] for slot in (1, 2)], axis=1)
         return {
-            **made, "text": text._replace(features=ids), "answer": answer._replace(features=(first % 4).astype(np.int32)),
-        }  # fmt: skip
+            **made,
+            "text": text._replace(features=ids),
+            "answer": answer._replace(features=(first % 4).astype(np.int32)),
+        }
 
     batches = [batch() for _ in range(2)]
     curves = {kind: curve(with_products(config, kind), batches) for kind in ("full", "int8")}

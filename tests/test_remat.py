@@ -51,12 +51,17 @@ def everything():
         "image": c.PatchDecoder(reads="image", outputs=192, layers=2, width=16, heads=2, mlp=32),
     }
     model = dataclasses.replace(
-        config.model, encoders=encoders, fusion=dataclasses.replace(config.model.fusion, **changes), heads=heads,
+        config.model,
+        encoders=encoders,
+        fusion=dataclasses.replace(config.model.fusion, **changes),
+        heads=heads,
         masked={"image": c.MaskedPatches()},
-    )  # fmt: skip
+    )
     objectives = {
-        "answer": c.Classification(), "transcript": c.Sequence(next_token=False), "image": c.Regression(),
-    }  # fmt: skip
+        "answer": c.Classification(),
+        "transcript": c.Sequence(next_token=False),
+        "image": c.Regression(),
+    }
     return dataclasses.replace(config, model=model, objectives=objectives)
 
 
@@ -128,12 +133,15 @@ def deep(layers, width=32, dropout=0.0):
     config = tiny()
     model = c.Multimodal(
         encoders={"text": c.Transformer(vocabulary=128, **shape), "sensor": c.Vectors(inputs=8, **shape)},
-        fusion=c.CrossAttention(**{**shape, "layers": 2}, queries=2), heads={"answer": c.Head(reads="fused", outputs=13)},
-    )  # fmt: skip
+        fusion=c.CrossAttention(**{**shape, "layers": 2}, queries=2),
+        heads={"answer": c.Head(reads="fused", outputs=13)},
+    )
     data = dataclasses.replace(
-        config.data, source=c.Folder(splits={"train": "somewhere"}), rows={"text": 64, "sensor": 64, "examples": 2},
+        config.data,
+        source=c.Folder(splits={"train": "somewhere"}),
+        rows={"text": 64, "sensor": 64, "examples": 2},
         subsets={"text+sensor": 1.0},
-    )  # fmt: skip
+    )
     evaluation = dataclasses.replace(config.evaluation, subsets=("text+sensor",))
     return dataclasses.replace(
         config, model=model, data=data, objectives={"answer": c.Classification()}, evaluation=evaluation

@@ -62,9 +62,11 @@ def test_shards_hold_the_same_examples_and_a_build_goes_on_where_it_was(files, t
     assert (out / "train-left-out.tsv").read_text().startswith("12\tduplicate: the same as example 3\n13\tunreadable: ")
 
     data = dataclasses.replace(
-        tiny().data, source=c.Shards(directory=str(out)), tokenizer=c.SentencePiece(vocabulary=60, byte_fallback=False),
+        tiny().data,
+        source=c.Shards(directory=str(out)),
+        tokenizer=c.SentencePiece(vocabulary=60, byte_fallback=False),
         directory=str(tmp_path / "data"),
-    )  # fmt: skip
+    )
     found = build_source(data, "train")
     assert len(found) == COUNT and found.dropped == {"duplicate": 1}
     reference = corpus(
@@ -182,9 +184,11 @@ def test_two_folders_of_shards_have_tokenizers_of_their_own(tmp_path):
         collection = ManifestRecords(str(tmp_path / f"{name}.jsonl"))
         build(collection, open_index(collection, {"n": name}, tmp_path, name), {}, tmp_path / name, "train")
         data = dataclasses.replace(
-            tiny().data, source=c.Shards(directory=str(tmp_path / name)), directory=str(tmp_path),
+            tiny().data,
+            source=c.Shards(directory=str(tmp_path / name)),
+            directory=str(tmp_path),
             tokenizer=c.SentencePiece(vocabulary=70, byte_fallback=False),
-        )  # fmt: skip
+        )
         source = build_source(data, "train")
         found.append([source.tokenizer.decode(source.tokenizer.encode(words[0])), words[0]])
     assert all(written == meant for written, meant in found)

@@ -154,8 +154,11 @@ def test_a_job_that_gets_sigterm_is_requeued_and_ends_like_one_that_was_never_st
     assert f"going on after step {saved}" in log
     process = subprocess.run(
         ["launch/local.sh", "2", config(straight), f"--run-dir={straight / 'run'}"],
-        env=slurm, capture_output=True, text=True, timeout=PATIENCE,
-    )  # fmt: skip
+        env=slurm,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
     assert process.returncode == 0, process.stderr
     assert losses(job.run) == losses(straight / "run") and sorted(losses(job.run)) == list(range(1, STEPS + 1))
 
@@ -171,9 +174,15 @@ def test_a_job_that_its_user_cancels_saves_its_state_and_is_not_requeued(slurm, 
 
 def test_a_job_whose_config_is_wrong_fails_and_is_not_requeued(slurm, tmp_path):
     number = ask(
-        slurm, "sbatch", "--parsable", f"--chdir={os.getcwd()}", f"--output={tmp_path}/log", "--ntasks-per-node=2",
-        "launch/slurm.sh", str(tmp_path / "missing.py"),
-    ).strip()  # fmt: skip
+        slurm,
+        "sbatch",
+        "--parsable",
+        f"--chdir={os.getcwd()}",
+        f"--output={tmp_path}/log",
+        "--ntasks-per-node=2",
+        "launch/slurm.sh",
+        str(tmp_path / "missing.py"),
+    ).strip()
     wait_for(lambda: "JobState=FAILED" in ask(slurm, "scontrol", "show", "job", number))
     assert "Restarts=0" in ask(slurm, "scontrol", "show", "job", number)
     assert "there is no config file" in (tmp_path / "log").read_text()

@@ -16,10 +16,20 @@ from mmjax.errors import UserError
 from mmjax.stream import BLANK
 
 SAMPLES = [
-    "The quick brown fox, 42 times?", "Le cœur déçu mais l'âme plutôt naïve", "Zwölf Boxkämpfer jagen Viktor quer",
-    "Съешь же ещё этих мягких булок", "いろはにほへと ちりぬるを", "视野无限广，窗外有蓝天", "키스의 고유조건은 입술끼리", "नहीं नजर किसी की",
-    "نص حكيم له سر قاطع", "ξεσκεπάζω τὴν ψυχοφθόρα", "  two  spaces, a\ttab\nand a line ", "👩‍👩‍👧 and 🇫🇷", "e\u0301 ﬁ Ａ ½",
-]  # fmt: skip
+    "The quick brown fox, 42 times?",
+    "Le cœur déçu mais l'âme plutôt naïve",
+    "Zwölf Boxkämpfer jagen Viktor quer",
+    "Съешь же ещё этих мягких булок",
+    "いろはにほへと ちりぬるを",
+    "视野无限广，窗外有蓝天",
+    "키스의 고유조건은 입술끼리",
+    "नहीं नजर किसी की",
+    "نص حكيم له سر قاطع",
+    "ξεσκεπάζω τὴν ψυχοφθόρα",
+    "  two  spaces, a\ttab\nand a line ",
+    "👩‍👩‍👧 and 🇫🇷",
+    "e\u0301 ﬁ Ａ ½",
+]
 SPECIAL = ("<fr>", "<de>", "<transcribe>")
 # Any text that is Unicode, with what might mislead a tokenizer more often than chance would have it.
 LURES = ["<fr>", "<pad>", "<unk>", "</s>", "[CLS]", "[PAD]", "<0x41>", "\u2581", "  ", "\n", "\0", "\u2047", "\ufeff"]
@@ -49,9 +59,17 @@ def sentencepiece_model(**options):
 
 T5 = dict(model_type="unigram", vocab_size=320, hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
 LLAMA = dict(
-    model_type="bpe", vocab_size=600, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, byte_fallback=True,
-    normalization_rule_name="identity", remove_extra_whitespaces=False, character_coverage=0.98,
-)  # fmt: skip
+    model_type="bpe",
+    vocab_size=600,
+    unk_id=0,
+    bos_id=1,
+    eos_id=2,
+    pad_id=-1,
+    byte_fallback=True,
+    normalization_rule_name="identity",
+    remove_extra_whitespaces=False,
+    character_coverage=0.98,
+)
 XLMR = dict(model_type="unigram", vocab_size=320, hard_vocab_limit=False, character_coverage=0.98)
 OTHERS = {"t5": T5, "llama": LLAMA, "xlm-r": XLMR}
 A_PIECE = dict(model_type="bpe", vocab_size=320, unk_id=3, bos_id=1, eos_id=2, pad_id=-1)

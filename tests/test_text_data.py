@@ -48,8 +48,12 @@ def home(tmp_path):
 def data(home, tokenizer, **changes):
     fields = dict(
         source=c.Manifest(splits={split: str(home / f"{split}.jsonl") for split in ("train", "test")}),
-        directory=str(home / "cache"), tokenizer=tokenizer, rows=ROWS, subsets={"speech+text": 1.0}, batch_rows=2,
-    )  # fmt: skip
+        directory=str(home / "cache"),
+        tokenizer=tokenizer,
+        rows=ROWS,
+        subsets={"speech+text": 1.0},
+        batch_rows=2,
+    )
     return c.Data(**fields | changes)
 
 
@@ -97,14 +101,17 @@ def test_the_packer_writes_as_many_tokens_as_the_sampler_counted(home):
 @pytest.mark.parametrize(
     "prefixes, message",
     [
-        ({"target": ("<{language}>",)}, "data.prefixes.target: .* no special token '<de>' for the language 'de'; its special .*: <fr>. "),
+        (
+            {"target": ("<{language}>",)},
+            "data.prefixes.target: .* no special token '<de>' for the language 'de'; its special .*: <fr>. ",
+        ),
         ({"target": ("<{language}-{task}>",)}, "no special token '<..-.*>' for the language '..' and task '.*'"),
         ({"target": ("<to>",)}, "no special token '<to>'; .*data.tokenizer.special"),
         ({"target": ("<{lang}>",)}, "'lang' in '<{lang}>' is no tag.*language"),
         ({"target": ("<{language>",)}, "data.prefixes.target: '<{language>' cannot be read"),
         ({"targets": ("<fr>",)}, "'targets' is no stream of text; did you mean 'target'"),
     ],
-)  # fmt: skip
+)
 def test_a_prefix_that_cannot_be_is_said_at_the_start(home, prefixes, message):
     with pytest.raises(UserError, match=message):
         build_source(data(home, c.SentencePiece(vocabulary=330, special=("<fr>",)), prefixes=prefixes), "train")
@@ -136,9 +143,10 @@ WRITERS = {
     "CTC": (c.Head(reads="speech", outputs=999), c.CTC()),
     "Transducer": (c.TransducerDecoder(reads="speech", outputs=999, width=8), c.Transducer()),
     "AttentionDecoder": (
-        c.AttentionDecoder(reads=("speech",), decoder=c.TextDecoder(vocabulary=999)), c.Sequence(next_token=False),
+        c.AttentionDecoder(reads=("speech",), decoder=c.TextDecoder(vocabulary=999)),
+        c.Sequence(next_token=False),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -176,9 +184,10 @@ def test_a_mask_is_no_piece(home):
     encoders = {"text": tiny().model.encoders["text"]}
     for mask in (0, 1):
         model = c.Multimodal(
-            encoders=encoders, heads={"hidden": c.Head(reads="text", outputs=128)},
+            encoders=encoders,
+            heads={"hidden": c.Head(reads="text", outputs=128)},
             masked={"hidden": c.MaskedText(vocabulary=128, mask=mask)},
-        )  # fmt: skip
+        )
         config = tiny(data=chosen, model=model, objectives={"hidden": c.Sequence(next_token=False)})
         if mask == 0:
             with pytest.raises(UserError, match="model.masked.hidden.mask is 0"):
@@ -194,12 +203,21 @@ def writing(home, tokenizer, pieces):
     block = dict(layers=1, width=16, heads=2, mlp=32)
     model = c.Multimodal(
         encoders={"text": c.Transformer(vocabulary=pieces, **block)},
-        heads={"target": c.AttentionDecoder(reads=("text",), writes="target", decoder=c.TextDecoder(vocabulary=pieces, **block))},
-    )  # fmt: skip
+        heads={
+            "target": c.AttentionDecoder(
+                reads=("text",), writes="target", decoder=c.TextDecoder(vocabulary=pieces, **block)
+            )
+        },
+    )
     return tiny(
-        data=data(home, tokenizer, rows=rows, subsets={"text": 1.0}, prefixes={k: PREFIXES[k] for k in ("text", "target")}),
-        model=model, objectives={"target": c.Sequence(next_token=False)}, steps=2, evaluation=c.Evaluation(subsets=("text",)),
-    )  # fmt: skip
+        data=data(
+            home, tokenizer, rows=rows, subsets={"text": 1.0}, prefixes={k: PREFIXES[k] for k in ("text", "target")}
+        ),
+        model=model,
+        objectives={"target": c.Sequence(next_token=False)},
+        steps=2,
+        evaluation=c.Evaluation(subsets=("text",)),
+    )
 
 
 def test_a_run_keeps_its_tokenizer_of_either_kind(home, capsys, monkeypatch):
@@ -267,9 +285,13 @@ def test_the_command_trains_what_the_run_would(home, capsys):
     tokens = sum(map(len, ids))
     bytes_ = sum(i in source.tokenizer.byte_pieces for one in ids for i in one)
     assert found == {
-        "pieces": 330, "texts": 5, "tokens": tokens, "characters_per_token": pytest.approx(sum(map(len, WORDS)) / tokens),
-        "unknown": 0.0, "bytes": pytest.approx(bytes_ / tokens),
-    }  # fmt: skip
+        "pieces": 330,
+        "texts": 5,
+        "tokens": tokens,
+        "characters_per_token": pytest.approx(sum(map(len, WORDS)) / tokens),
+        "unknown": 0.0,
+        "bytes": pytest.approx(bytes_ / tokens),
+    }
     flags = ["--vocabulary", "60", "--no-byte-fallback", "--normalisation", "identity", "--special", "<de>", "<en>"]
     assert cli.main([*command, *flags]) == 0
     other = json.loads(capsys.readouterr().out)
@@ -301,7 +323,9 @@ def test_an_imported_model_keeps_its_tokenizer(tmp_path, monkeypatch):
 
     monkeypatch.setattr(certificate, "certify", lambda *a: {"skipped": "of no interest here"})
 
-    settings = transformers.BertConfig(vocab_size=400, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)  # fmt: skip
+    settings = transformers.BertConfig(
+        vocab_size=400, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
     transformers.BertModel(settings).save_pretrained(tmp_path / "theirs")
     (tmp_path / "theirs" / "tokenizer.json").write_text(tokenizer_json("bert"))
     (tmp_path / "theirs" / "spiece.model").write_bytes(b"theirs")

@@ -148,11 +148,14 @@ def test_a_builder_of_ones_own_needs_no_tensorflow_at_all(tmp_path):
 
         def _info(self):
             features = {
-                "sound": kinds.Tensor(shape=(), dtype=np.object_), "class": kinds.ClassLabel(names=["no", "yes"]),
-                "plain": kinds.Tensor(shape=(2, 3), dtype=np.float32), "count": kinds.Scalar(np.int32),
-                "packed": kinds.Tensor(shape=(None, 3), dtype=np.float32, encoding="zlib"), "one": kinds.Scalar(np.float32),
+                "sound": kinds.Tensor(shape=(), dtype=np.object_),
+                "class": kinds.ClassLabel(names=["no", "yes"]),
+                "plain": kinds.Tensor(shape=(2, 3), dtype=np.float32),
+                "count": kinds.Scalar(np.int32),
+                "packed": kinds.Tensor(shape=(None, 3), dtype=np.float32, encoding="zlib"),
+                "one": kinds.Scalar(np.float32),
                 "tags": kinds.Sequence(kinds.ClassLabel(names=["a", "b"])),
-            }  # fmt: skip
+            }
             return tfds.core.DatasetInfo(builder=self, features=kinds.FeaturesDict(features))
 
         def _split_generators(self, _):
@@ -189,7 +192,10 @@ def test_a_builder_of_ones_own_needs_no_tensorflow_at_all(tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"name": "librispech"}, "has not prepared librispech in .*did you mean 'librispeech'.*array_record'.*extra 'tf'"),
+        (
+            {"name": "librispech"},
+            "has not prepared librispech in .*did you mean 'librispeech'.*array_record'.*extra 'tf'",
+        ),
         ({"name": "lm1b:9.9.9"}, "has not prepared lm1b:9.9.9 in "),
         ({"name": "my set"}, "'my set' is no name of TFDS"),
         ({"name": "librispeech"}, "several configs; write one of librispeech/default, librispeech/lazy_decode"),
@@ -197,10 +203,16 @@ def test_a_builder_of_ones_own_needs_no_tensorflow_at_all(tmp_path):
         ({"name": "lm1b", "fields": {"text": "txt"}}, "lm1b has no feature 'txt'; did you mean 'text'"),
         ({"name": "lm1b", "fields": {"txet": "text"}}, "there is no 'txet'; did you mean 'text'"),
         ({"name": "cifar10", "fields": {"speech": "image"}}, "'image' of cifar10 is image, which cannot be 'speech'"),
-        ({"name": "coco_captions", "fields": {"target": "captions/text"}}, "no feature 'captions/text'; did you mean 'captions/text/0'"),
-        ({"name": "coco_captions", "fields": {"answer": "objects/bbox/0"}}, "is BBoxFeature in a list, which cannot be 'answer'"),
+        (
+            {"name": "coco_captions", "fields": {"target": "captions/text"}},
+            "no feature 'captions/text'; did you mean 'captions/text/0'",
+        ),
+        (
+            {"name": "coco_captions", "fields": {"answer": "objects/bbox/0"}},
+            "is BBoxFeature in a list, which cannot be 'answer'",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_read_is_named_with_its_remedy(sets, options, message):
     options = {"split": "train", "directory": str(sets), **options}
     with pytest.raises(UserError, match=message):
@@ -239,9 +251,11 @@ def test_inspect_and_filters_work_on_it(place, capsys, tmp_path):
     assert found["examples"] == 4 and found["sizes"]["speech"]["examples"] == 4
     assert page.read_text().count("<audio") == 4
     data = dataclasses.replace(
-        tiny().data, source=c.TFDS(name="librispeech/default", splits=BOTH), directory=str(tmp_path),
+        tiny().data,
+        source=c.TFDS(name="librispeech/default", splits=BOTH),
+        directory=str(tmp_path),
         filters=c.Filters(longest=0.33, largest_share_dropped=0.5),
-    )  # fmt: skip
+    )
     kept = build_source(data, "train")
     seconds = np.array([len(values["speech"]) / 16_000 for values in reference(place, "librispeech/default", "train")])
     assert kept.dropped == {"too long": int((seconds > 0.33).sum())} and 0 < len(kept) < 6
@@ -324,9 +338,13 @@ def test_a_data_set_in_both_forms_is_read_at_random(sets, tmp_path):
 
 def experiment(place, tmp_path, **parts):
     return dataclasses.replace(
-        tiny(), steps=2, optimizer=c.Optimizer(schedule=c.Constant(peak=1e-2)), objectives={"answer": c.Classification()},
-        checkpoint=c.Checkpoint(every_steps=None), **parts,
-    )  # fmt: skip
+        tiny(),
+        steps=2,
+        optimizer=c.Optimizer(schedule=c.Constant(peak=1e-2)),
+        objectives={"answer": c.Classification()},
+        checkpoint=c.Checkpoint(every_steps=None),
+        **parts,
+    )
 
 
 def losses(directory):
@@ -336,10 +354,14 @@ def losses(directory):
 
 def test_speech_commands_train(place, tmp_path):
     config = experiment(
-        place, tmp_path,
+        place,
+        tmp_path,
         data=c.Data(
-            source=c.TFDS(name="speech_commands", splits=BOTH), directory=str(tmp_path), batch_rows=2,
-            rows={"speech": 160, "examples": 3}, subsets={"speech": 1.0},
+            source=c.TFDS(name="speech_commands", splits=BOTH),
+            directory=str(tmp_path),
+            batch_rows=2,
+            rows={"speech": 160, "examples": 3},
+            subsets={"speech": 1.0},
         ),
         model=c.Multimodal(
             encoders={"speech": c.Conformer(layers=1, width=16, heads=2, kernel=4, stem_channels=4)},
@@ -347,17 +369,21 @@ def test_speech_commands_train(place, tmp_path):
             heads={"answer": c.Head(reads="fused", outputs=6)},
         ),
         evaluation=c.Evaluation(subsets=("speech",)),
-    )  # fmt: skip
+    )
     train(config, tmp_path / "run")
     assert len(losses(tmp_path / "run")) == 2 and np.isfinite(losses(tmp_path / "run")).all()
 
 
 def test_cifar10_trains(place, tmp_path):
     config = experiment(
-        place, tmp_path,
+        place,
+        tmp_path,
         data=c.Data(
-            source=c.TFDS(name="cifar10", splits=BOTH), directory=str(tmp_path), batch_rows=2,
-            rows={"image": 48, "examples": 3}, subsets={"image": 1.0},
+            source=c.TFDS(name="cifar10", splits=BOTH),
+            directory=str(tmp_path),
+            batch_rows=2,
+            rows={"image": 48, "examples": 3},
+            subsets={"image": 1.0},
         ),
         model=c.Multimodal(
             encoders={"image": c.ViT(patch=8, image_size=32, layers=1, width=16, heads=2, mlp=32)},
@@ -365,7 +391,7 @@ def test_cifar10_trains(place, tmp_path):
             heads={"answer": c.Head(reads="fused", outputs=6)},
         ),
         evaluation=c.Evaluation(subsets=("image",)),
-    )  # fmt: skip
+    )
     train(config, tmp_path / "run")
     assert len(losses(tmp_path / "run")) == 2 and np.isfinite(losses(tmp_path / "run")).all()
 

@@ -92,8 +92,10 @@ def test_two_processes_take_the_same_steps_and_one_goes_on_alone(run, tmp_path):
     process = subprocess.run(
         ["launch/local.sh", "2", str(tmp_path / "tiny.json"), "--run-dir", str(tmp_path / "run"), "--steps", "4"],
         env={**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"},
-        capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert process.returncode == 0, process.stderr[-3000:]
     train(tiny(), tmp_path / "run")
     here, there = losses(run), losses(tmp_path / "run")
@@ -110,10 +112,13 @@ def test_sigterm_to_one_of_two_processes_stops_both_after_the_same_step(tmp_path
     both = [
         subprocess.Popen(
             [sys.executable, "-m", "mmjax", "train", str(tmp_path / "tiny.json"), *flags],
-            env={**shared, "MMJAX_PROCESS": str(number)}, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**shared, "MMJAX_PROCESS": str(number)},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for number in range(2)
-    ]  # fmt: skip
+    ]
     while all(p.poll() is None for p in both) and not (tmp_path / "run" / "metrics.jsonl").exists():
         time.sleep(0.2)
     both[1].send_signal(signal.SIGTERM)
@@ -149,8 +154,10 @@ def test_a_launch_with_a_process_that_fails_fails(tmp_path):
     process = subprocess.run(
         ["launch/local.sh", "2", str(tmp_path / "missing.py")],
         env={**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"},
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert process.returncode == 1 and "there is no config file" in process.stderr
 
 
@@ -227,8 +234,11 @@ def command(run, *flags, devices=1):
     config.write_text(c.to_json(tiny(steps=12)))
     return subprocess.Popen(
         [sys.executable, "-m", "mmjax", "train", str(config), "--run-dir", str(run), *flags],
-        env=os.environ | simulated(devices), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        env=os.environ | simulated(devices),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 @pytest.mark.parametrize("kills", [pytest.param(2, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.long)])
@@ -425,10 +435,13 @@ def test_a_killed_process_is_named_by_the_other_in_one_line(tmp_path):
     both = [
         subprocess.Popen(
             [sys.executable, "-m", "mmjax", "train", str(tmp_path / "tiny.json"), *flags],
-            env={**shared, "MMJAX_PROCESS": str(number)}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+            env={**shared, "MMJAX_PROCESS": str(number)},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
         )
         for number in range(2)
-    ]  # fmt: skip
+    ]
     wait_for((tmp_path / "run" / "newest-checkpoint").exists, both[0])
     both[1].kill()
     begin = time.monotonic()

@@ -46,7 +46,9 @@ def test_grouped_and_causal_attention_equal_plain_loops():
     positions = np.array([[0, 1, 2, 3, 0, 1, 0], [0, 0, 1, 2, 3, 4, 5]])
     for prefix in (0, 1, 3):
         times = prefix_times(positions, prefix)
-        ours = jax.jit(attention)(*(x.astype(np.float32) for x in (query, key, value)), segments, segments, None, times, times)  # fmt: skip
+        ours = jax.jit(attention)(
+            *(x.astype(np.float32) for x in (query, key, value)), segments, segments, None, times, times
+        )
         for row, head, at in np.ndindex(2, 6, 7):
             seen = [
                 s
@@ -67,9 +69,13 @@ def test_trap_g4_a_post_norm_encoder_equals_bert():
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     settings = transformers.BertConfig(
-        vocab_size=19, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40,
+        vocab_size=19,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=40,
         max_position_embeddings=12,
-    )  # fmt: skip
+    )
     model = transformers.BertModel(settings, add_pooling_layer=False)
     weights = w.randomised(model)
 
@@ -125,9 +131,16 @@ def test_a_decoder_without_context_equals_llama():
     pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     settings = transformers.LlamaConfig(
-        vocab_size=19, hidden_size=24, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2,
-        intermediate_size=40, rms_norm_eps=1e-5, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=19,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        intermediate_size=40,
+        rms_norm_eps=1e-5,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     model = transformers.LlamaForCausalLM(settings)
     weights = w.randomised(model)
 
@@ -153,8 +166,16 @@ def test_a_decoder_without_context_equals_llama():
     }
     style = BlockStyle(norm="rms", epsilon=1e-5, activation="silu", gated=True, bias=False)
     ours = TextDecoder(
-        vocabulary=19, layers=2, width=24, heads=6, mlp=40, key_value_heads=2, cross_attention=False, tied=False, block=style
-    )  # fmt: skip
+        vocabulary=19,
+        layers=2,
+        width=24,
+        heads=6,
+        mlp=40,
+        key_value_heads=2,
+        cross_attention=False,
+        tied=False,
+        block=style,
+    )
     decoder_parity(ours, params, model)
 
 
@@ -194,8 +215,16 @@ def test_a_decoder_without_context_equals_gpt_2():
     }
     style = BlockStyle(epsilon=1e-5, activation="gelu_tanh")
     ours = TextDecoder(
-        vocabulary=19, layers=2, width=24, heads=3, mlp=40, positions="learned", length=12, cross_attention=False, block=style
-    )  # fmt: skip
+        vocabulary=19,
+        layers=2,
+        width=24,
+        heads=3,
+        mlp=40,
+        positions="learned",
+        length=12,
+        cross_attention=False,
+        block=style,
+    )
     decoder_parity(ours, params, model)
 
 
@@ -245,7 +274,12 @@ def test_what_stands_in_empty_positions_changes_nothing():
     model = TextDecoder(**SMALL, positions="learned", length=6)
     row, context = texts(4, 6, room=13), context_of([[1, 1, 2, 0, 0]])
     params = initialised(model, row, context)
-    spoilt_row = Stream(*(jnp.where(row.segments > 0, x, bad) for x, bad in ((row.features, 10**9), (row.segments, 0), (row.positions, -(10**9)))))  # fmt: skip
+    spoilt_row = Stream(
+        *(
+            jnp.where(row.segments > 0, x, bad)
+            for x, bad in ((row.features, 10**9), (row.segments, 0), (row.positions, -(10**9)))
+        )
+    )
     spoilt_context = context._replace(features=jnp.where(context.segments[..., None] > 0, context.features, jnp.nan))
 
     @jax.jit
@@ -281,8 +315,10 @@ def test_traps_g12_h13_step_by_step_equals_all_at_once(positions, prefix):
         """Tokens start..stop-1 of every example; empty where it has fewer."""
         found = [
             np.flatnonzero((row.segments[r] == s) & (row.positions[r] == t))
-            for r in range(2) for s in (1, 2) for t in range(start, stop)
-        ]  # fmt: skip
+            for r in range(2)
+            for s in (1, 2)
+            for t in range(start, stop)
+        ]
         index = np.array([f[0] if len(f) else -1 for f in found]).reshape(2, -1)
         ids, segments, places = (np.take_along_axis(np.asarray(x), index, axis=1) for x in row)
         return Stream(*map(jnp.asarray, (ids, np.where(index < 0, 0, segments), places))), index
@@ -337,11 +373,11 @@ def test_a_decoder_reads_the_context_of_its_own_example():
 def test_tied_decoders_have_no_read_out_of_their_own():
     row = texts(4)
     shapes = {
-        tied: jax.eval_shape(
-            TextDecoder(**SMALL, cross_attention=False, tied=tied).init, jax.random.key(0), row
-        )["params"]
+        tied: jax.eval_shape(TextDecoder(**SMALL, cross_attention=False, tied=tied).init, jax.random.key(0), row)[
+            "params"
+        ]
         for tied in (True, False)
-    }  # fmt: skip
+    }
     assert set(shapes[False]) - set(shapes[True]) == {"logits"}
 
 

@@ -87,9 +87,11 @@ def test_no_phrase_of_a_split_is_in_another(stamps):
 
 def test_each_recording_is_an_example(stamps):
     data = dataclasses.replace(
-        tiny().data, source=c.TuxPaintStamps(languages=("fr", "lt")), directory=str(stamps),
+        tiny().data,
+        source=c.TuxPaintStamps(languages=("fr", "lt")),
+        directory=str(stamps),
         tokenizer=c.SentencePiece(vocabulary=80, byte_fallback=False),
-    )  # fmt: skip
+    )
     splits = {split: build_source(data, split) for split in ("train", "test", "validation")}
     assert sum(map(len, splits.values())) == 80
     train = splits["train"]

@@ -145,9 +145,11 @@ def pool_weights(weights):
     query, key, value = (
         {"kernel": kernel.T, "bias": bias}
         for kernel, bias in zip(
-            np.split(weights["head.attention.in_proj_weight"], 3), np.split(weights["head.attention.in_proj_bias"], 3), strict=True
+            np.split(weights["head.attention.in_proj_weight"], 3),
+            np.split(weights["head.attention.in_proj_bias"], 3),
+            strict=True,
         )
-    )  # fmt: skip
+    )
     return {
         "probe": weights["head.probe"].reshape(-1),
         "attention": {
@@ -178,7 +180,9 @@ IMAGES = pictures(*[(28, 28)] * 8)
 
 
 @pytest.mark.reference
-@pytest.mark.parametrize("activation, theirs", [("gelu", "gelu"), ("gelu_tanh", "gelu_pytorch_tanh"), ("quick_gelu", "quick_gelu")])  # fmt: skip
+@pytest.mark.parametrize(
+    "activation, theirs", [("gelu", "gelu"), ("gelu_tanh", "gelu_pytorch_tanh"), ("quick_gelu", "quick_gelu")]
+)
 def test_trap_g2_g3_g4_the_tower_equals_that_of_transformers(activation, theirs):
     pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
@@ -186,9 +190,14 @@ def test_trap_g2_g3_g4_the_tower_equals_that_of_transformers(activation, theirs)
     model = transformers.ViTModel(settings, add_pooling_layer=False)
     weights = w.randomised(model)
     params = tower_weights(
-        weights, "layers.{}", 3, VIT, "embeddings.patch_embeddings.projection", "embeddings.position_embeddings",
+        weights,
+        "layers.{}",
+        3,
+        VIT,
+        "embeddings.patch_embeddings.projection",
+        "embeddings.position_embeddings",
         {"class_token": ("embeddings.cls_token", 24)},
-    )  # fmt: skip
+    )
     ours = ViT(**TOWER, class_token=True, block=BlockStyle(activation=activation, epsilon=1e-2))
     image = packed(IMAGES, 7, special=1)
     assert same_structure(params, ours, image)
@@ -203,8 +212,14 @@ def test_trap_g2_siglip_with_its_pooling_equals_that_of_transformers():
     model = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**SIZES, intermediate_size=40))
     weights = w.randomised(model)
     params = tower_weights(
-        weights, "encoder.layers.{}", 3, SIGLIP, "embeddings.patch_embedding", "embeddings.position_embedding.weight", {}
-    )  # fmt: skip
+        weights,
+        "encoder.layers.{}",
+        3,
+        SIGLIP,
+        "embeddings.patch_embedding",
+        "embeddings.position_embedding.weight",
+        {},
+    )
     style = BlockStyle(activation="gelu_tanh")
     ours, pool, image = ViT(**TOWER, block=style), AttentionPool(heads=3, mlp=40, block=style), packed(IMAGES, 7)
     assert same_structure(params, ours, image)
@@ -224,9 +239,14 @@ def test_dinov2_with_registers_equals_that_of_transformers():
     weights = w.randomised(model)
     names = DINO | {"scales": {"attention": "layer_scale1", "mlp": "layer_scale2"}}
     params = tower_weights(
-        weights, "encoder.layer.{}", 3, names, "embeddings.patch_embeddings.projection", "embeddings.position_embeddings",
+        weights,
+        "encoder.layer.{}",
+        3,
+        names,
+        "embeddings.patch_embeddings.projection",
+        "embeddings.position_embeddings",
         {"class_token": ("embeddings.cls_token", 24), "registers": ("embeddings.register_tokens", (3, 24))},
-    )  # fmt: skip
+    )
     ours = ViT(**TOWER | {"mlp": 48}, class_token=True, registers=3, block=BlockStyle(layer_scale=1.0))
     image = packed(IMAGES, 7, special=4)
     assert same_structure(params, ours, image)
@@ -247,8 +267,14 @@ def test_trap_g8_native_resolution_equals_naflex_of_transformers():
     model = transformers.Siglip2VisionModel(settings)
     weights = w.randomised(model)
     params = tower_weights(
-        weights, "encoder.layers.{}", 3, SIGLIP, "embeddings.patch_embedding", "embeddings.position_embedding.weight", {}
-    )  # fmt: skip
+        weights,
+        "encoder.layers.{}",
+        3,
+        SIGLIP,
+        "embeddings.patch_embedding",
+        "embeddings.position_embedding.weight",
+        {},
+    )
     grids = [(2, 5), (4, 4), (6, 2), (3, 3), (1, 16), (1, 1), (5, 3), (7, 2)]
     images = pictures(*[(7 * rows, 7 * columns) for rows, columns in grids])
     style = BlockStyle(activation="gelu_tanh")
@@ -276,7 +302,9 @@ def test_trap_g8_native_resolution_equals_naflex_of_transformers():
 SMALL = dict(patch=4, image_size=16, layers=2, width=16, heads=2, mlp=24)
 
 
-@pytest.mark.parametrize("positions, placed", [("learned", False), ("learned", True), ("sincos", False), ("rotary", False)])  # fmt: skip
+@pytest.mark.parametrize(
+    "positions, placed", [("learned", False), ("learned", True), ("sincos", False), ("rotary", False)]
+)
 def test_trap_g8_native_resolution_of_a_square_image_is_the_fixed_size_model(positions, placed):
     image = packed(pictures((16, 16), (16, 16)), 4, special=3)
     settings = dict(**SMALL, positions=positions, class_token=True, registers=2, placed_registers=placed)
@@ -410,8 +438,9 @@ def test_channels_are_normalised_each_by_its_own():
     # The same, folded into the first linear layer of a model that does not normalise.
     folded = jax.tree.map(lambda x: x, params)
     folded["params"]["embedding"] = {
-        "kernel": kernel / std[:, None], "bias": params["params"]["embedding"]["bias"] - (mean / std) @ kernel
-    }  # fmt: skip
+        "kernel": kernel / std[:, None],
+        "bias": params["params"]["embedding"]["bias"] - (mean / std) @ kernel,
+    }
     plain = ViT(**SMALL, mean=0.0, std=1.0)
     np.testing.assert_allclose(
         ViT(**settings).apply(params, image).features, plain.apply(folded, image).features, atol=1e-4

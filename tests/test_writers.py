@@ -67,8 +67,13 @@ def test_an_empty_transcript_teaches_every_writer_to_end_and_a_missing_one_nothi
     config = joint()
     tokenizer = Tokenizer.train(["red circle", "blue square"], 48)
     layout = build_layout(config, tokenizer).without("image", "text")
-    model = build_model(dataclasses.replace(config.model, fusion=None, heads={
-        name: head for name, head in config.model.heads.items() if name != "answer"}))  # fmt: skip
+    model = build_model(
+        dataclasses.replace(
+            config.model,
+            fusion=None,
+            heads={name: head for name, head in config.model.heads.items() if name != "answer"},
+        )
+    )
     objectives = {name: one for name, one in config.objectives.items() if name != "answer"}
     noise = np.random.default_rng(0).normal(size=4000).astype(np.float32)
     examples = {said: Example(speech=lambda: noise, transcript=said) for said in (None, "", "red")}
@@ -240,8 +245,14 @@ def test_the_invariants_hold():
         assert check.absence(subject) <= check.TOLERANCES["absence"]
         _, measured = subject.run(subject.batch)
         for name in ("heads_attention", "heads_transducer"):
-            assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(measured["gradients"][name]["decoder"]
-                if "decoder" in measured["gradients"][name] else measured["gradients"][name]))  # fmt: skip
+            assert all(
+                np.abs(leaf).max() > 0
+                for leaf in jax.tree.leaves(
+                    measured["gradients"][name]["decoder"]
+                    if "decoder" in measured["gradients"][name]
+                    else measured["gradients"][name]
+                )
+            )
 
 
 @pytest.mark.parametrize(

@@ -49,10 +49,15 @@ def test_presets_are_known_here(name):
 @pytest.mark.parametrize(
     "machine, module, wrong, right",
     [
-        ("h100:1", "jax_plugins.xla_cuda12", "xla_gpu_enable_latency_hiding_schedule", "xla_gpu_enable_latency_hiding_scheduler"),
+        (
+            "h100:1",
+            "jax_plugins.xla_cuda12",
+            "xla_gpu_enable_latency_hiding_schedule",
+            "xla_gpu_enable_latency_hiding_scheduler",
+        ),
         ("v5p:2x2x1", "libtpu", "xla_tpu_enable_async_collective_fusio", "xla_tpu_enable_async_collective_fusion"),
     ],
-)  # fmt: skip
+)
 def test_presets_are_known_to_compilers_of_machines_that_are_not_here(machine, module, wrong, right):
     if importlib.util.find_spec(module.split(".")[0]) is None or importlib.util.find_spec(module) is None:
         pytest.skip(f"needs the compiler for {machine}")
@@ -65,10 +70,13 @@ def test_presets_are_known_to_compilers_of_machines_that_are_not_here(machine, m
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"xla_cpu_enable_fast_mat": True}, r"jaxlib \S+ has no option 'xla_cpu_enable_fast_mat'; did you mean 'xla_cpu_enable_fast_math'\?"),
+        (
+            {"xla_cpu_enable_fast_mat": True},
+            r"jaxlib \S+ has no option 'xla_cpu_enable_fast_mat'; did you mean 'xla_cpu_enable_fast_math'\?",
+        ),
         ({"xla_cpu_enable_fast_math": "perhaps"}, r"jaxlib \S+ refuses xla_cpu_enable_fast_math='perhaps'"),
     ],
-)  # fmt: skip
+)
 def test_an_option_that_the_version_does_not_know_is_named(options, message):
     good = {"xla_backend_optimization_level": 0}
     with pytest.raises(UserError, match=message):

@@ -29,16 +29,21 @@ def experiment(case: Case, dtype: str = "float32", unroll: bool = True) -> Any:
         name="+".join(encoders),
         steps=1000,
         data=c.Data(
-            source=c.OwnSource(file=__file__, name="none"), batch_rows=case.rows, rows=case.per_row,
+            source=c.OwnSource(file=__file__, name="none"),
+            batch_rows=case.rows,
+            rows=case.per_row,
             subsets={"+".join(encoders): 1.0},
         ),
         model=c.Multimodal(
-            encoders=encoders, heads=heads, unroll=unroll, dtype=dtype,
+            encoders=encoders,
+            heads=heads,
+            unroll=unroll,
+            dtype=dtype,
             fusion=c.CrossAttention(**towers["fusion"]) if several else None,
         ),
         objectives=objectives,
         optimizer=c.Optimizer(rule=c.AdamW(weight_decay=0.01), schedule=c.Constant(peak=1e-4)),
-    )  # fmt: skip
+    )
 
 
 def packed(examples: list[Raw], layout: Any, rows: int) -> list[Any]:

@@ -74,17 +74,32 @@ class Speech(nn.Module):
         if rotary:
             self.blocks = transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer.Wav2Vec2ConformerEncoder(
                 transformers.Wav2Vec2ConformerConfig(
-                    **common, position_embeddings_type="rotary", conv_depthwise_kernel_size=kernel, hidden_act="swish",
-                    attention_dropout=0.0, hidden_dropout=0.0, activation_dropout=0.0, conformer_conv_dropout=0.0, layerdrop=0.0,
+                    **common,
+                    position_embeddings_type="rotary",
+                    conv_depthwise_kernel_size=kernel,
+                    hidden_act="swish",
+                    attention_dropout=0.0,
+                    hidden_dropout=0.0,
+                    activation_dropout=0.0,
+                    conformer_conv_dropout=0.0,
+                    layerdrop=0.0,
                 )
-            )  # fmt: skip
+            )
         else:
             from transformers.models.parakeet import modeling_parakeet as parakeet
 
             config = transformers.ParakeetEncoderConfig(
-                **common, conv_kernel_size=kernel, dropout=0.0, dropout_positions=0.0, activation_dropout=0.0,
-                attention_dropout=0.0, layerdrop=0.0, scale_input=False, attn_implementation="sdpa", num_mel_bins=BINS,
-            )  # fmt: skip
+                **common,
+                conv_kernel_size=kernel,
+                dropout=0.0,
+                dropout_positions=0.0,
+                activation_dropout=0.0,
+                attention_dropout=0.0,
+                layerdrop=0.0,
+                scale_input=False,
+                attn_implementation="sdpa",
+                num_mel_bins=BINS,
+            )
             self.places = parakeet.ParakeetEncoderRelPositionalEncoding(config)
             self.blocks = nn.ModuleList([parakeet.ParakeetEncoderBlock(config, i) for i in range(layers)])
 
@@ -109,23 +124,35 @@ class Speech(nn.Module):
 def _vit(sizes: dict[str, int]) -> nn.Module:
     return transformers.ViTModel(
         transformers.ViTConfig(
-            hidden_size=sizes["width"], num_hidden_layers=sizes["layers"], num_attention_heads=sizes["heads"],
-            intermediate_size=sizes["mlp"], image_size=sizes["image_size"], patch_size=sizes["patch"],
-            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, attn_implementation="sdpa",
+            hidden_size=sizes["width"],
+            num_hidden_layers=sizes["layers"],
+            num_attention_heads=sizes["heads"],
+            intermediate_size=sizes["mlp"],
+            image_size=sizes["image_size"],
+            patch_size=sizes["patch"],
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            attn_implementation="sdpa",
         ),
         add_pooling_layer=False,
-    )  # fmt: skip
+    )
 
 
 def _bert(sizes: dict[str, int]) -> nn.Module:
     return transformers.BertModel(
         transformers.BertConfig(
-            vocab_size=sizes["vocabulary"], hidden_size=sizes["width"], num_hidden_layers=sizes["layers"],
-            num_attention_heads=sizes["heads"], intermediate_size=sizes["mlp"], max_position_embeddings=sizes["length"],
-            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, attn_implementation="sdpa",
+            vocab_size=sizes["vocabulary"],
+            hidden_size=sizes["width"],
+            num_hidden_layers=sizes["layers"],
+            num_attention_heads=sizes["heads"],
+            intermediate_size=sizes["mlp"],
+            max_position_embeddings=sizes["length"],
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            attn_implementation="sdpa",
         ),
         add_pooling_layer=False,
-    )  # fmt: skip
+    )
 
 
 class Attention(nn.Module):
@@ -158,13 +185,16 @@ class CrossAttention(nn.Module):
         self.layers = nn.ModuleList(
             nn.ModuleDict(
                 {
-                    "look": Attention(width, heads), "cross": Attention(width, heads), "gate": nn.Linear(width, mlp),
-                    "up": nn.Linear(width, mlp), "down": nn.Linear(mlp, width),
+                    "look": Attention(width, heads),
+                    "cross": Attention(width, heads),
+                    "gate": nn.Linear(width, mlp),
+                    "up": nn.Linear(width, mlp),
+                    "down": nn.Linear(mlp, width),
                     **{f"norm_{i}": nn.LayerNorm(width) for i in range(3)},
                 }
             )
             for _ in range(layers)
-        )  # fmt: skip
+        )
         self.norm = nn.LayerNorm(width)
 
     def forward(self, streams: list[torch.Tensor]) -> torch.Tensor:
@@ -231,10 +261,11 @@ def _batch(examples: list[cases.Raw], device: str) -> dict[str, torch.Tensor]:
     batch, first = {"answer": torch.tensor([e.answer for e in examples])}, examples[0]
     if first.speech is not None:
         batch |= {
-            "speech": padded([e.speech for e in examples]), "samples": torch.tensor([len(e.speech) for e in examples]),
+            "speech": padded([e.speech for e in examples]),
+            "samples": torch.tensor([len(e.speech) for e in examples]),
             "transcript": padded([e.transcript for e in examples]).long(),
             "labels": torch.tensor([len(e.transcript) for e in examples]),
-        }  # fmt: skip
+        }
         if len({len(e.speech) for e in examples}) > 1:
             batch["ragged"] = torch.tensor(True)  # a key, not a value: no step has to look at it
     if first.image is not None:

@@ -71,9 +71,12 @@ def run(options, rest) -> int:
         chosen = {key: value for key, value in chosen.items() if value is not None}
         return _tokenizer(options, prepare.tokenizer(options.source, options.out, **chosen))
     result = prepare.build(
-        options.source, options.out, options.split, shard_bytes=options.shard_megabytes * 2**20,
+        options.source,
+        options.out,
+        options.split,
+        shard_bytes=options.shard_megabytes * 2**20,
         keep_duplicates=options.keep_duplicates,
-    )  # fmt: skip
+    )
     if options.json:
         print_json(result)
         return 0

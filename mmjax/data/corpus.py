@@ -205,9 +205,10 @@ class Corpus:
         if index.answers is not None and index.answers != self.answers:
             names = np.array([name in self._number_of for name in index.answers] + [True])
             drop(
-                np.flatnonzero(~names[index.answer]), "answer not in the training split",
+                np.flatnonzero(~names[index.answer]),
+                "answer not in the training split",
                 lambda number: repr(index.answers[index.answer[number]]),
-            )  # fmt: skip
+            )
         return sorted(found.items())
 
     def _examine_transcripts(

@@ -23,8 +23,12 @@ td.n { text-align: right; } figure { display: inline-block; margin: 0 2em 1em 0;
 audio { width: 100%; }
 """
 UNITS = {
-    "speech": "seconds", "image": "pixels, the square root", "text": "tokens", "transcript": "tokens", "target": "tokens",
-}  # fmt: skip
+    "speech": "seconds",
+    "image": "pixels, the square root",
+    "text": "tokens",
+    "transcript": "tokens",
+    "target": "tokens",
+}
 REASONS = 5  # of examples that were left out, that are told
 GROUPS = 20  # of a kind, the largest, that the page lists
 

@@ -69,9 +69,14 @@ class Prefixes:
         numbers = np.stack([numbers for numbers, _ in known.values()] or [np.zeros(len(index), np.int32)], axis=1)
         kinds, kind = np.unique(numbers[there], axis=0, return_inverse=True)
         lengths = [
-            len(self.ids(stream, {name: names[i] for (name, (_, names)), i in zip(known.items(), row, strict=False) if i >= 0}))
+            len(
+                self.ids(
+                    stream,
+                    {name: names[i] for (name, (_, names)), i in zip(known.items(), row, strict=False) if i >= 0},
+                )
+            )
             for row in kinds.tolist()
-        ]  # fmt: skip
+        ]
         counts = np.zeros(len(index), np.int32)
         counts[there] = np.array(lengths, np.int32)[kind.reshape(-1)]
         return counts

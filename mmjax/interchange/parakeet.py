@@ -38,10 +38,18 @@ def part(theirs: dict[str, Any]) -> Conformer:
     """
     theirs = theirs | encoder_config(theirs)
     check_options(
-        theirs, hidden_act="silu", intermediate_size=4 * theirs["hidden_size"],
-        num_key_value_heads=theirs["num_attention_heads"], subsampling_conv_kernel_size=3, subsampling_conv_stride=2,
-        hop_length=160, n_fft=512, win_length=400, preemphasis=0.97, sampling_rate=16_000,
-    )  # fmt: skip
+        theirs,
+        hidden_act="silu",
+        intermediate_size=4 * theirs["hidden_size"],
+        num_key_value_heads=theirs["num_attention_heads"],
+        subsampling_conv_kernel_size=3,
+        subsampling_conv_stride=2,
+        hop_length=160,
+        n_fft=512,
+        win_length=400,
+        preemphasis=0.97,
+        sampling_rate=16_000,
+    )
     bins, factor = theirs["num_mel_bins"], theirs["subsampling_factor"]
     if bins % factor:
         raise UserError(f"cannot import num_mel_bins={bins}; only a multiple of the subsampling_factor, {factor}")
@@ -134,10 +142,12 @@ def _stem(theirs: dict[str, Any], root: str) -> list[Rule]:
         found += same(f"stem/depthwise_{number}_bias", f"{root}layers.{at}.bias")
         found.append(
             Rule(
-                f"stem/pointwise_{number}/kernel", (f"{root}layers.{at + 1}.weight",),
-                lambda p: p[0][..., 0, 0].T, lambda w: [w.T[..., None, None]],
+                f"stem/pointwise_{number}/kernel",
+                (f"{root}layers.{at + 1}.weight",),
+                lambda p: p[0][..., 0, 0].T,
+                lambda w: [w.T[..., None, None]],
             )
-        )  # fmt: skip
+        )
         found += same(f"stem/pointwise_{number}/bias", f"{root}layers.{at + 1}.bias")
 
     # Theirs reads the features channel by channel, ours bin by bin.

@@ -68,10 +68,11 @@ def ignored(name: str) -> bool:
 def patches(ours: str, theirs: str, size: int) -> list[Rule]:
     """The patch embedding: a convolution [out, channel, row, column]; ours reads row, column, channel (trap G2)."""
     kernel = Rule(
-        f"{ours}/kernel", (f"{theirs}.weight",),
+        f"{ours}/kernel",
+        (f"{theirs}.weight",),
         lambda p: p[0].transpose(2, 3, 1, 0).reshape(size * size * 3, -1),
         lambda w: [w.reshape(size, size, 3, -1).transpose(3, 2, 0, 1)],
-    )  # fmt: skip
+    )
     return [kernel, *same(f"{ours}/bias", f"{theirs}.bias")]
 
 

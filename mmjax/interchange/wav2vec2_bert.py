@@ -35,10 +35,14 @@ def part(theirs: dict[str, Any]) -> Conformer:
       UserError: an option that our Conformer does not have.
     """
     check_options(
-        theirs, hidden_act=("swish", "silu"), intermediate_size=4 * theirs["hidden_size"], add_adapter=False,
-        use_intermediate_ffn_before_adapter=False, position_embeddings_type="relative_key",
+        theirs,
+        hidden_act=("swish", "silu"),
+        intermediate_size=4 * theirs["hidden_size"],
+        add_adapter=False,
+        use_intermediate_ffn_before_adapter=False,
+        position_embeddings_type="relative_key",
         sampling_rate=16_000,
-    )  # fmt: skip
+    )
     inputs = theirs["feature_projection_input_dim"]
     if inputs % STACKED:
         raise UserError(f"cannot import feature_projection_input_dim={inputs}; only {STACKED} frames of any size")

@@ -25,12 +25,20 @@ def part(theirs: dict[str, Any]) -> Conformer:
     """
     channels, (taps, strides) = theirs["conv_dim"][0], zip(*WaveformStem.CONVOLUTIONS, strict=True)
     check_options(
-        theirs, hidden_act=("swish", "silu"), intermediate_size=4 * theirs["hidden_size"], add_adapter=False,
-        position_embeddings_type=("relative", "rotary"), rotary_embedding_base=10_000,
-        feat_extract_norm="layer", feat_extract_activation="gelu",
-        conv_dim=[channels] * len(taps), conv_kernel=[*taps], conv_stride=[*strides], layer_norm_eps=1e-5,
+        theirs,
+        hidden_act=("swish", "silu"),
+        intermediate_size=4 * theirs["hidden_size"],
+        add_adapter=False,
+        position_embeddings_type=("relative", "rotary"),
+        rotary_embedding_base=10_000,
+        feat_extract_norm="layer",
+        feat_extract_activation="gelu",
+        conv_dim=[channels] * len(taps),
+        conv_kernel=[*taps],
+        conv_stride=[*strides],
+        layer_norm_eps=1e-5,
         sampling_rate=16_000,
-    )  # fmt: skip
+    )
     return Conformer(
         front_end=Waveform(normalise=theirs.get("do_normalize", True)),
         layers=theirs["num_hidden_layers"],
@@ -89,11 +97,12 @@ def _stem(theirs: dict[str, Any], root: str) -> list[Rule]:
         # Their kernels are [out, in, tap]; ours read tap by tap.
         found.append(
             Rule(
-                f"{ours}/kernel", (f"{name}.conv.weight",),
+                f"{ours}/kernel",
+                (f"{name}.conv.weight",),
                 lambda p: p[0].transpose(2, 1, 0).reshape(-1, p[0].shape[0]),
                 lambda w, taps=taps: [w.reshape(taps, -1, w.shape[1]).transpose(2, 1, 0)],
             )
-        )  # fmt: skip
+        )
         has_bias = theirs["conv_bias"]
         found += same(f"{ours}/bias", f"{name}.conv.bias") if has_bias else [Rule(f"{ours}/bias", (), fill=(channels,))]
         found += norm(f"stem/norm_{number + 1}", f"{name}.layer_norm")

@@ -111,10 +111,11 @@ def _feed_forward(block: str) -> list[Rule]:
 def _convolution(ours: str, theirs: str) -> list[Rule]:
     """[out, in, 3 taps]; ours reads tap by tap."""
     kernel = Rule(
-        f"{ours}/kernel", (f"{theirs}.weight",),
+        f"{ours}/kernel",
+        (f"{theirs}.weight",),
         lambda p: p[0].transpose(2, 1, 0).reshape(-1, p[0].shape[0]),
         lambda w: [w.reshape(3, -1, w.shape[1]).transpose(2, 1, 0)],
-    )  # fmt: skip
+    )
     return [kernel, *same(f"{ours}/bias", f"{theirs}.bias")]
 
 

@@ -112,9 +112,13 @@ class MultiHeadAttention(nn.Module):
         self.out = OutputProjection(self.width, self.dtype, bias)
 
     def __call__(
-        self, x: Stream, keys: Stream | None = None, causal: bool = False, bias: jax.Array | None = None,
+        self,
+        x: Stream,
+        keys: Stream | None = None,
+        causal: bool = False,
+        bias: jax.Array | None = None,
         packed: bool = False,
-    ) -> jax.Array:  # fmt: skip
+    ) -> jax.Array:
         """[B, T, W] (and keys [B, S, W']) -> [B, T, width]; empty positions give the output bias.
 
         Args:
@@ -150,14 +154,31 @@ class MultiHeadAttention(nn.Module):
         return rotary(projected, x.positions, self.style.rotary_base) if self.rotary else projected
 
     def mix(
-        self, query: jax.Array, known: KeyValue, segments, key_segments, times=None, key_times=None, bias=None,
-        in_order: bool = False, packed: bool = False,
-    ) -> jax.Array:  # fmt: skip
+        self,
+        query: jax.Array,
+        known: KeyValue,
+        segments,
+        key_segments,
+        times=None,
+        key_times=None,
+        bias=None,
+        in_order: bool = False,
+        packed: bool = False,
+    ) -> jax.Array:
         """Queries, keys and values, with their segments and perhaps times and a bias, -> [B, T, width]."""
         mixed = attention(
-            query, *known, segments, key_segments, bias, times, key_times, scale=None if self.style.scaled else 1.0,
-            in_order=in_order, packed=packed, where=place_of(self),
-        )  # fmt: skip
+            query,
+            *known,
+            segments,
+            key_segments,
+            bias,
+            times,
+            key_times,
+            scale=None if self.style.scaled else 1.0,
+            in_order=in_order,
+            packed=packed,
+            where=place_of(self),
+        )
         return self.out(mixed)
 
 

@@ -127,9 +127,20 @@ class ChunkedAttention(nn.Module):
         if self.chunk is not None:
             times, key_times = x.positions // self.chunk, seen["positions"] // self.chunk
         mixed = attention(
-            query, known, seen["value"], x.segments, seen["segments"], bias, times, key_times, self.left_chunks, scale,
-            packed=context is None, fixed=known.shape[-1] - seen["key"].shape[-1], where=place_of(self),
-        )  # fmt: skip
+            query,
+            known,
+            seen["value"],
+            x.segments,
+            seen["segments"],
+            bias,
+            times,
+            key_times,
+            self.left_chunks,
+            scale,
+            packed=context is None,
+            fixed=known.shape[-1] - seen["key"].shape[-1],
+            where=place_of(self),
+        )
         return OutputProjection(self.width, self.dtype, name="out")(mixed), seen
 
     def _projected(self, x: Stream) -> list[jax.Array]:
@@ -201,9 +212,9 @@ class ConvolutionModule(nn.Module):
         bias = self.param("bias", zeros, (width,)).astype(self.dtype)
         # An even kernel (the paper's 32) has one tap more on the right, as XLA's and TensorFlow's "SAME" (trap B5).
         left = self.kernel - 1 if self.causal else (self.kernel - 1) // 2
-        x = depthwise_convolution(
-            seen["convolved"], kernel.astype(self.dtype), seen["convolved_segments"], left
-        )[:, -length:]  # fmt: skip
+        x = depthwise_convolution(seen["convolved"], kernel.astype(self.dtype), seen["convolved_segments"], left)[
+            :, -length:
+        ]
         if self.norm == "batch":
             x = FixedBatchNorm(self.norm_epsilon, self.dtype, name="norm")(x + bias)
         else:
@@ -242,9 +253,16 @@ class ConformerBlock(nn.Module):
 
         x = x + 0.5 * drop()(feed_forward(name="first_mlp")(norm("first_mlp_norm")(x)))
         attend = ChunkedAttention(
-            width, self.heads, self.positions, self.chunk, self.left_chunks, self.left_distance, self.right_distance,
-            self.dtype, name="attention",
-        )  # fmt: skip
+            width,
+            self.heads,
+            self.positions,
+            self.chunk,
+            self.left_chunks,
+            self.left_distance,
+            self.right_distance,
+            self.dtype,
+            name="attention",
+        )
         mixed, attended = attend(Stream(norm("attention_norm")(x), segments, positions), context)
         x = x + drop()(mixed)
         convolve = ConvolutionModule(
@@ -338,9 +356,14 @@ class Conformer(SpeechEncoder, kw_only=True):
         "modern L" is "L" (any of them) with rotary positions, RMSNorm and FastConformer's stem, kernel and subsampling.
         """
         modern = dict(
-            positions="rotary", norm="rms", convolution_norm="rms", kernel=9, subsampling=8, stem="depthwise",
+            positions="rotary",
+            norm="rms",
+            convolution_norm="rms",
+            kernel=9,
+            subsampling=8,
+            stem="depthwise",
             stem_channels=256,
-        )  # fmt: skip
+        )
         size = name.removeprefix("modern ")
         return cls(
             **published(size, CONFORMERS | {f"modern {n}": {} for n in CONFORMERS}, "Conformer")
@@ -400,12 +423,27 @@ class Conformer(SpeechEncoder, kw_only=True):
         features = x.features * (self.width**0.5 if self.scale_input else 1.0)
         features = nn.Dropout(self.dropout, deterministic=not train)(features)
         blocks = stack(
-            ConformerBlock, self.layers, 2, self.unroll, self.remat, per_layer=1, heads=self.heads, kernel=self.kernel,
-            positions=self.positions, norm=self.norm, convolution_norm=self.convolution_norm,
-            norm_epsilon=self.norm_epsilon, causal=self.causal, chunk=self.chunk, left_chunks=self.left_chunks,
-            left_distance=self.left_distance, right_distance=self.right_distance, dropout=self.dropout, train=train,
+            ConformerBlock,
+            self.layers,
+            2,
+            self.unroll,
+            self.remat,
+            per_layer=1,
+            heads=self.heads,
+            kernel=self.kernel,
+            positions=self.positions,
+            norm=self.norm,
+            convolution_norm=self.convolution_norm,
+            norm_epsilon=self.norm_epsilon,
+            causal=self.causal,
+            chunk=self.chunk,
+            left_chunks=self.left_chunks,
+            left_distance=self.left_distance,
+            right_distance=self.right_distance,
+            dropout=self.dropout,
+            train=train,
             dtype=self.dtype,
-        )  # fmt: skip
+        )
         features, contexts = blocks(features, x.segments, x.positions, contexts)
         if self.final_norm:
             features = normalisation(self.norm, self.dtype, "norm", self.norm_epsilon)(features)

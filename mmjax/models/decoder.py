@@ -59,9 +59,13 @@ class DecoderBlock(nn.Module):
         """
         drop = partial(nn.Dropout, self.dropout, deterministic=not self.train)
         attend = partial(
-            MultiHeadAttention, x.shape[-1], self.heads, dtype=self.dtype, key_value_heads=self.key_value_heads,
+            MultiHeadAttention,
+            x.shape[-1],
+            self.heads,
+            dtype=self.dtype,
+            key_value_heads=self.key_value_heads,
             style=self.style,
-        )  # fmt: skip
+        )
         own, other = remembered or (None, None)
         residual = partial(self.style.residual, dtype=self.dtype)
 
@@ -94,12 +98,17 @@ class DecoderBlock(nn.Module):
 
 # Published language models: Radford et al. 2019; Touvron et al. 2023 (arXiv:2307.09288).
 GPT_2 = dict(
-    vocabulary=50_257, positions="learned", length=1024, block=BlockStyle(activation="gelu_tanh", epsilon=1e-5),
-)  # fmt: skip
+    vocabulary=50_257,
+    positions="learned",
+    length=1024,
+    block=BlockStyle(activation="gelu_tanh", epsilon=1e-5),
+)
 LLAMA_2 = dict(
-    vocabulary=32_000, tied=False, length=4096,
+    vocabulary=32_000,
+    tied=False,
+    length=4096,
     block=BlockStyle(norm="rms", epsilon=1e-5, activation="silu", gated=True, bias=False),
-)  # fmt: skip
+)
 DECODERS = {
     "GPT-2": dict(layers=12, width=768, heads=12, mlp=3072, **GPT_2),
     "GPT-2 XL": dict(layers=48, width=1600, heads=25, mlp=6400, **GPT_2),
@@ -190,10 +199,22 @@ class TextDecoder(nn.Module, kw_only=True):
             written = put(cache.times, text.positions if times is None else times)
             cache = cache._replace(segments=put(cache.segments, text.segments), times=written)
         blocks = stack(
-            DecoderBlock, self.layers, 4, self.unroll, self.remat, 1, heads=self.heads, mlp=self.mlp, rotary=self.positions == "rotary",
-            cross_attention=self.cross_attention, dropout=self.dropout, train=train, dtype=self.dtype,
-            key_value_heads=self.key_value_heads, style=self.block,
-        )  # fmt: skip
+            DecoderBlock,
+            self.layers,
+            4,
+            self.unroll,
+            self.remat,
+            1,
+            heads=self.heads,
+            mlp=self.mlp,
+            rotary=self.positions == "rotary",
+            cross_attention=self.cross_attention,
+            dropout=self.dropout,
+            train=train,
+            dtype=self.dtype,
+            key_value_heads=self.key_value_heads,
+            style=self.block,
+        )
         x, layers = blocks(
             x, text, times, self._context(context, cache), cache and cache._replace(layers=None), cache and cache.layers
         )

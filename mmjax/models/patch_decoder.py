@@ -52,8 +52,16 @@ class PatchDecoder(nn.Module, kw_only=True):
         x = dense(self.width, (None, "embed"), self.dtype, "in")(seen.features)
         x = jnp.where(seen.mask[..., None], x, hidden) + sincos(whole.positions, self.width).astype(self.dtype)
         blocks = stack(
-            TransformerBlock, self.layers, 2, self.unroll, self.remat, heads=self.heads, mlp=self.mlp, rotary=False, dtype=self.dtype
-        )  # fmt: skip
+            TransformerBlock,
+            self.layers,
+            2,
+            self.unroll,
+            self.remat,
+            heads=self.heads,
+            mlp=self.mlp,
+            rotary=False,
+            dtype=self.dtype,
+        )
         x, _ = blocks(x, whole.segments, whole.positions)
         x = layer_norm(self.dtype, "norm")(x).astype(jnp.float32)
         x = dense(self.outputs, ("embed", None), jnp.float32, "pixels")(x)

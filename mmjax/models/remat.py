@@ -46,10 +46,12 @@ def rematerialised(block: type[nn.Module], remat: Remat, looped: bool) -> type[n
     policy = {
         "dots": policies.dots_with_no_batch_dims_saveable,
         "offload": policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=[], names_which_can_be_offloaded=[BLOCK_INPUT], offload_src="device",
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[BLOCK_INPUT],
+            offload_src="device",
             offload_dst=HOST_MEMORY,
         ),
-    }.get(remat, policies.nothing_saveable)  # fmt: skip
+    }.get(remat, policies.nothing_saveable)
     return nn.remat(Named if remat == "offload" else block, policy=policy, prevent_cse=not looped)
 
 

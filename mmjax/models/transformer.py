@@ -59,9 +59,15 @@ def feed_forward(block: Any) -> FeedForward:
     """The feed-forward of a Transformer block, by the block's fields."""
     style = block.style
     return FeedForward(
-        block.mlp, ACTIVATIONS[style.activation], block.dropout, block.train, style.gated, block.dtype, style.bias,
+        block.mlp,
+        ACTIVATIONS[style.activation],
+        block.dropout,
+        block.train,
+        style.gated,
+        block.dtype,
+        style.bias,
         name="mlp",
-    )  # fmt: skip
+    )
 
 
 def embed(text: Stream, tower: Any, scale: float = 1.0) -> tuple[nn.Embed, jax.Array]:
@@ -151,10 +157,22 @@ class Transformer(TextEncoder, kw_only=True):
         norm = self.block.normalise(self.dtype, "norm")
         x = nn.Dropout(self.dropout, deterministic=not train)(norm(x) if self.block.post_norm else x)
         blocks = stack(
-            TransformerBlock, self.layers, 3, self.unroll, self.remat, heads=self.heads, mlp=self.mlp, rotary=self.positions == "rotary",
-            dropout=self.dropout, train=train, dtype=self.dtype, key_value_heads=self.key_value_heads,
-            causal=self.causal, style=self.block, packed=True,
-        )  # fmt: skip
+            TransformerBlock,
+            self.layers,
+            3,
+            self.unroll,
+            self.remat,
+            heads=self.heads,
+            mlp=self.mlp,
+            rotary=self.positions == "rotary",
+            dropout=self.dropout,
+            train=train,
+            dtype=self.dtype,
+            key_value_heads=self.key_value_heads,
+            causal=self.causal,
+            style=self.block,
+            packed=True,
+        )
         x, _ = blocks(x, text.segments, text.positions, self._bias(text.positions))
         return only_tokens(text._replace(features=x if self.block.post_norm else norm(x)))
 

@@ -43,8 +43,18 @@ class Vectors(Encoder, kw_only=True):
         x = dense(self.width, (None, "embed"), self.dtype, "embedding")(vectors.features)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         blocks = stack(
-            TransformerBlock, self.layers, 2, self.unroll, self.remat, packed=True, heads=self.heads, mlp=self.mlp, rotary=True, dropout=self.dropout,
-            train=train, dtype=self.dtype,
-        )  # fmt: skip
+            TransformerBlock,
+            self.layers,
+            2,
+            self.unroll,
+            self.remat,
+            packed=True,
+            heads=self.heads,
+            mlp=self.mlp,
+            rotary=True,
+            dropout=self.dropout,
+            train=train,
+            dtype=self.dtype,
+        )
         x, _ = blocks(x, vectors.segments, vectors.positions)
         return only_tokens(vectors._replace(features=layer_norm(self.dtype, "norm")(x)))

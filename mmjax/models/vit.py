@@ -105,9 +105,20 @@ class ViT(ImageEncoder, kw_only=True):
         x = self._place(self._special_tokens(x, image.positions), image, side)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         blocks = stack(
-            TransformerBlock, self.layers, 2, self.unroll, self.remat, packed=True, heads=self.heads, mlp=self.mlp, rotary=self.positions == "rotary", dropout=self.dropout,
-            train=train, dtype=self.dtype, style=self.block,
-        )  # fmt: skip
+            TransformerBlock,
+            self.layers,
+            2,
+            self.unroll,
+            self.remat,
+            packed=True,
+            heads=self.heads,
+            mlp=self.mlp,
+            rotary=self.positions == "rotary",
+            dropout=self.dropout,
+            train=train,
+            dtype=self.dtype,
+            style=self.block,
+        )
         x, _ = blocks(x, image.segments, image.positions)
         x = self.block.normalise(self.dtype, "norm")(x)
         image = image._replace(features=x, segments=jnp.where(_is_register(image.positions), 0, image.segments))

@@ -90,9 +90,20 @@ class WhisperEncoder(SpeechEncoder, kw_only=True):
         places = nn.Embed(self.length, self.width, embedding_init=init, dtype=self.dtype, name="place")
         features = nn.Dropout(self.dropout, deterministic=not train)(taken.features + places(positions))
         blocks = stack(
-            TransformerBlock, self.layers, 2, self.unroll, self.remat, packed=True, heads=self.heads, mlp=self.mlp, rotary=False,
-            dropout=self.dropout, train=train, dtype=self.dtype, style=STYLE,
-        )  # fmt: skip
+            TransformerBlock,
+            self.layers,
+            2,
+            self.unroll,
+            self.remat,
+            packed=True,
+            heads=self.heads,
+            mlp=self.mlp,
+            rotary=False,
+            dropout=self.dropout,
+            train=train,
+            dtype=self.dtype,
+            style=STYLE,
+        )
         features, _ = blocks(features, taken.segments, positions)
         return only_tokens(Stream(STYLE.normalise(self.dtype, "norm")(features), taken.segments, positions))
 

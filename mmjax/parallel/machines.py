@@ -59,26 +59,44 @@ class Device:
 
 
 def _gpu(
-    major: int, minor: int, cores: int, units: int, shared: int, l2: int, clock: float, threads: int = 2048,
+    major: int,
+    minor: int,
+    cores: int,
+    units: int,
+    shared: int,
+    l2: int,
+    clock: float,
+    threads: int = 2048,
     reserved: int = 1024,
-) -> dict[str, float | str]:  # fmt: skip
+) -> dict[str, float | str]:
     """A GPU's limits: CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability"
     (https://docs.nvidia.com/cuda/cuda-c-programming-guide/#compute-capabilities; `reserved`: of a core's shared
     memory, bytes that a block cannot have); multiprocessors, L2 and boost clock from the makers' data sheets, as in https://github.com/openxla/xla/tree/main/xla/backends/gpu/target_config/specs.
     """
     return {
-        "core_count": cores, "fpus_per_core": units, "shared_memory_per_core": shared,
-        "shared_memory_per_block_optin": shared - reserved, "l2_cache_size": l2, "clock_rate_ghz": clock,
-        "threads_per_core_limit": threads, "cuda_compute_capability": f"{{ major: {major} minor: {minor} }}",
-    }  # fmt: skip
+        "core_count": cores,
+        "fpus_per_core": units,
+        "shared_memory_per_core": shared,
+        "shared_memory_per_block_optin": shared - reserved,
+        "l2_cache_size": l2,
+        "clock_rate_ghz": clock,
+        "threads_per_core_limit": threads,
+        "cuda_compute_capability": f"{{ major: {major} minor: {minor} }}",
+    }
 
 
 def _tpu(kind: str, peak: float, usable: float, bandwidth: float, links: float, between: float, **more) -> Device:
     peaks = {"bfloat16": peak, "float32": peak} | more.pop("peaks", {})
     return Device(
-        kinds=(kind,), platform="tpu", peak=peaks, memory=usable * GIB, bandwidth=bandwidth, inside=links / 2,
-        between=between, **more,
-    )  # fmt: skip
+        kinds=(kind,),
+        platform="tpu",
+        peak=peaks,
+        memory=usable * GIB,
+        bandwidth=bandwidth,
+        inside=links / 2,
+        between=between,
+        **more,
+    )
 
 
 A100 = {"bfloat16": 312e12, "float16": 312e12, "float32": 156e12, "int8": 624e12}
@@ -88,71 +106,154 @@ DEVICES = {
     # https://resources.nvidia.com/en-us-hopper-architecture/nvidia-h100-tensor-core-h100-data-sheet (SXM). NVLink 4: 900 GB/s
     # both ways. Between nodes 400 Gb/s a GPU: https://docs.nvidia.com/dgx/dgxh100-user-guide/.
     "h100": Device(
-        kinds=("NVIDIA H100 80GB HBM3",), platform="gpu", peak=H100, memory=84_942_979_072, bandwidth=3352 * GB,
-        inside=450 * GB, between=50 * GB, per_node=8, properties=_gpu(9, 0, 132, 128, 233_472, 52_428_800, 1.98),
+        kinds=("NVIDIA H100 80GB HBM3",),
+        platform="gpu",
+        peak=H100,
+        memory=84_942_979_072,
+        bandwidth=3352 * GB,
+        inside=450 * GB,
+        between=50 * GB,
+        per_node=8,
+        properties=_gpu(9, 0, 132, 128, 233_472, 52_428_800, 1.98),
     ),
     # https://nvdam.widen.net/s/nb5zzzsjdf/hpc-datasheet-sc23-h200-datasheet-3002446 (SXM)
     "h200": Device(
-        kinds=("NVIDIA H200",), platform="gpu", peak=H100, memory=150_754_820_096, bandwidth=4800 * GB,
-        inside=450 * GB, between=50 * GB, per_node=8, properties=_gpu(9, 0, 132, 128, 233_472, 52_428_800, 1.98),
+        kinds=("NVIDIA H200",),
+        platform="gpu",
+        peak=H100,
+        memory=150_754_820_096,
+        bandwidth=4800 * GB,
+        inside=450 * GB,
+        between=50 * GB,
+        per_node=8,
+        properties=_gpu(9, 0, 132, 128, 233_472, 52_428_800, 1.98),
     ),
     # https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf
     # (SXM). NVLink 3: 600 GB/s both ways. Between nodes 200 Gb/s a GPU: https://docs.nvidia.com/dgx/dgxa100-user-guide/.
     "a100": Device(
-        kinds=("NVIDIA A100-SXM4-80GB",), platform="gpu", peak=A100, memory=85_100_068_864, bandwidth=2039 * GB,
-        inside=300 * GB, between=25 * GB, per_node=8, properties=_gpu(8, 0, 108, 64, 167_936, 41_943_040, 1.41),
+        kinds=("NVIDIA A100-SXM4-80GB",),
+        platform="gpu",
+        peak=A100,
+        memory=85_100_068_864,
+        bandwidth=2039 * GB,
+        inside=300 * GB,
+        between=25 * GB,
+        per_node=8,
+        properties=_gpu(8, 0, 108, 64, 167_936, 41_943_040, 1.41),
     ),
     "a100-40": Device(
-        kinds=("NVIDIA A100-SXM4-40GB",), platform="gpu", peak=A100, memory=42_297_786_368, bandwidth=1555 * GB,
-        inside=300 * GB, between=25 * GB, per_node=8, properties=_gpu(8, 0, 108, 64, 167_936, 41_943_040, 1.41),
+        kinds=("NVIDIA A100-SXM4-40GB",),
+        platform="gpu",
+        peak=A100,
+        memory=42_297_786_368,
+        bandwidth=1555 * GB,
+        inside=300 * GB,
+        between=25 * GB,
+        per_node=8,
+        properties=_gpu(8, 0, 108, 64, 167_936, 41_943_040, 1.41),
     ),
     # https://resources.nvidia.com/en-us-blackwell-architecture/blackwell-architecture-technical-brief (HGX B200, dense).
     # NVLink 5: 1.8 TB/s both ways.
     "b200": Device(
-        kinds=("NVIDIA B200",), platform="gpu",
+        kinds=("NVIDIA B200",),
+        platform="gpu",
         peak={"bfloat16": 2250e12, "float16": 2250e12, "float32": 1100e12, "float8": 4500e12, "int8": 4500e12},
-        memory=191_514_411_008, bandwidth=7672 * GB, inside=900 * GB, between=50 * GB, per_node=8,
+        memory=191_514_411_008,
+        bandwidth=7672 * GB,
+        inside=900 * GB,
+        between=50 * GB,
+        per_node=8,
         properties=_gpu(10, 0, 148, 128, 233_472, 132_644_864, 1.965),
     ),
     # https://resources.nvidia.com/en-us-data-center-overview/l4-gpu-datasheet (halved: it counts sparsity). PCIe 4 x16;
     # between nodes 100 Gb/s for 8: https://cloud.google.com/compute/docs/gpus#l4-gpus (g2-standard-96).
     "l4": Device(
-        kinds=("NVIDIA L4",), platform="gpu",
+        kinds=("NVIDIA L4",),
+        platform="gpu",
         peak={"bfloat16": 121e12, "float16": 121e12, "float32": 60e12, "float8": 242.5e12, "int8": 242.5e12},
-        memory=23_660_000_000, bandwidth=300 * GB, inside=32 * GB, between=1.56 * GB, per_node=8,
+        memory=23_660_000_000,
+        bandwidth=300 * GB,
+        inside=32 * GB,
+        between=1.56 * GB,
+        per_node=8,
         properties=_gpu(8, 9, 58, 128, 102_400, 50_331_648, 2.04, 1536),
     ),
     # https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/tesla-t4/t4-tensor-core-datasheet-951643.pdf. No
     # bfloat16 units and no TF32: XLA computes both in float32. PCIe 3 x16; between nodes 50 Gb/s for 4.
     "t4": Device(
-        kinds=("Tesla T4",), platform="gpu", peak={"float16": 65e12, "float32": 8.1e12, "int8": 130e12},
-        memory=15_840_000_000, bandwidth=320 * GB, inside=16 * GB, between=1.56 * GB, per_node=4,
+        kinds=("Tesla T4",),
+        platform="gpu",
+        peak={"float16": 65e12, "float32": 8.1e12, "int8": 130e12},
+        memory=15_840_000_000,
+        bandwidth=320 * GB,
+        inside=16 * GB,
+        between=1.56 * GB,
+        per_node=4,
         properties=_gpu(7, 5, 40, 64, 65_536, 4_194_304, 1.59, 1024, reserved=0),
     ),
     # Memory of TPUs: what libtpu 0.0.42 says is available when a program does not fit. The rest:
     # https://cloud.google.com/tpu/docs/v4; links of 50 GB/s one way: Jouppi et al. 2023 (arXiv:2304.01433), table 4.
-    "v4": _tpu("TPU v4", 275e12, 30.75, 1200 * GB, 600 * GB, 6.25 * GB, torus=3, wraps=4, topology="v4", cycles=1.131e9),
+    "v4": _tpu(
+        "TPU v4", 275e12, 30.75, 1200 * GB, 600 * GB, 6.25 * GB, torus=3, wraps=4, topology="v4", cycles=1.131e9
+    ),
     # https://docs.cloud.google.com/tpu/docs/v5e
     "v5e": _tpu(
-        "TPU v5 lite", 197e12, 15.75, 819 * GB, 400 * GB, 3.125 * GB, torus=2, wraps=16, topology="v5e",
-        cycles=1.712e9, peaks={"int8": 393e12},
+        "TPU v5 lite",
+        197e12,
+        15.75,
+        819 * GB,
+        400 * GB,
+        3.125 * GB,
+        torus=2,
+        wraps=16,
+        topology="v5e",
+        cycles=1.712e9,
+        peaks={"int8": 393e12},
     ),
     # https://docs.cloud.google.com/tpu/docs/v5p
     "v5p": _tpu(
-        "TPU v5", 459e12, 95.74, 2765 * GB, 1200 * GB, 6.25 * GB, torus=3, wraps=4, topology="v5p",
-        cycles=1.942e9, peaks={"int8": 918e12},
+        "TPU v5",
+        459e12,
+        95.74,
+        2765 * GB,
+        1200 * GB,
+        6.25 * GB,
+        torus=3,
+        wraps=4,
+        topology="v5p",
+        cycles=1.942e9,
+        peaks={"int8": 918e12},
     ),
     # https://docs.cloud.google.com/tpu/docs/v6e
     "v6e": _tpu(
-        "TPU v6 lite", 918e12, 31.25, 1638 * GB, 800 * GB, 12.5 * GB, torus=2, wraps=16, topology="v6e",
-        cycles=2.486e9, peaks={"int8": 1836e12},
+        "TPU v6 lite",
+        918e12,
+        31.25,
+        1638 * GB,
+        800 * GB,
+        12.5 * GB,
+        torus=2,
+        wraps=16,
+        topology="v6e",
+        cycles=2.486e9,
+        peaks={"int8": 1836e12},
     ),
     # https://docs.cloud.google.com/tpu/docs/tpu7x, halved: JAX sees two devices in each chip.
     "7x": _tpu(
-        "TPU7x", 2307e12 / 2, 94.75, 7380 / 2 * GB, 1200 / 2 * GB, 12.5 / 2 * GB, torus=3, wraps=4, topology="tpu7x",
-        cycles=2.732e9, per_chip=2, peaks={"float8": 4614e12 / 2},
+        "TPU7x",
+        2307e12 / 2,
+        94.75,
+        7380 / 2 * GB,
+        1200 / 2 * GB,
+        12.5 / 2 * GB,
+        torus=3,
+        wraps=4,
+        topology="tpu7x",
+        cycles=2.732e9,
+        per_chip=2,
+        peaks={"float8": 4614e12 / 2},
     ),
-}  # fmt: skip
+}
 # In devices: the pages named above.
 LARGEST_SLICE = {"v4": 4096, "v5e": 256, "v5p": 6144, "v6e": 256, "7x": 9216 * 2}
 ALIASES = {"tpu7x": "7x", "v7x": "7x", "a100-80": "a100"}

@@ -55,10 +55,13 @@ def join() -> Watch | None:
             print(f"mmjax: {told}; waiting for them for at most {timeout / 60:.3g} min", file=sys.stderr)
         links = call_roll(place.address, place.count, place.number, timeout)
         jax.distributed.initialize(
-            place.address, place.count, place.number, local_device_ids=devices_of(place, os.environ),
+            place.address,
+            place.count,
+            place.number,
+            local_device_ids=devices_of(place, os.environ),
             cluster_detection_method="deactivate",  # nothing is left to detect
             initialization_timeout=max(60, int(timeout)),
-        )  # fmt: skip
+        )
         return Watch(place.number, place.count, links)
     if (jax.config.jax_platforms or "").startswith("tpu") and (kind := cloud_tpu(os.environ)):
         try:
@@ -111,11 +114,13 @@ def _open_mpi(environment: Mapping[str, str], address: str | None) -> Place | No
         host = said[2] or f"[{said[3]}]"
         address = f"{host}:{FIRST_PORT + int(said[1]) // PORTS % PORTS}"  # the number of the job, times 4096
     return Place(
-        launcher="Open MPI", address=address,
-        count=_number(environment, "OMPI_COMM_WORLD_SIZE"), number=_number(environment, "OMPI_COMM_WORLD_RANK"),
+        launcher="Open MPI",
+        address=address,
+        count=_number(environment, "OMPI_COMM_WORLD_SIZE"),
+        number=_number(environment, "OMPI_COMM_WORLD_RANK"),
         local_count=_number(environment, "OMPI_COMM_WORLD_LOCAL_SIZE"),
         local_number=_number(environment, "OMPI_COMM_WORLD_LOCAL_RANK"),
-    )  # fmt: skip
+    )
 
 
 def _slurm(environment: Mapping[str, str], address: str | None) -> Place | None:
@@ -130,10 +135,11 @@ def _slurm(environment: Mapping[str, str], address: str | None) -> Place | None:
     return Place(
         launcher="Slurm",
         address=address or f"{first}:{FIRST_PORT + _number(environment, 'SLURM_JOB_ID') % PORTS}",
-        count=_number(environment, "SLURM_STEP_NUM_TASKS"), number=_number(environment, "SLURM_PROCID"),
+        count=_number(environment, "SLURM_STEP_NUM_TASKS"),
+        number=_number(environment, "SLURM_PROCID"),
         local_count=on_hosts[_number(environment, "SLURM_NODEID")],
         local_number=_number(environment, "SLURM_LOCALID"),
-    )  # fmt: skip
+    )
 
 
 def cloud_tpu(environment: Mapping[str, str]) -> str | None:

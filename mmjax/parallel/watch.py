@@ -39,9 +39,13 @@ class Watch:
     """
 
     def __init__(
-        self, number: int, count: int, links: dict[int, socket.socket], silence: float = SILENCE,
+        self,
+        number: int,
+        count: int,
+        links: dict[int, socket.socket],
+        silence: float = SILENCE,
         end: Callable[[int, str], None] = _end,
-    ):  # fmt: skip
+    ):
         self._number, self._count, self._links, self._silence, self._end = number, count, dict(links), silence, end
         self._heard = dict.fromkeys(links, time.monotonic())
         self._unread = dict.fromkeys(links, b"")

@@ -134,6 +134,9 @@ def _known(device: Any) -> set[str]:
 def described(chosen: XLA, device: Any) -> dict[str, Any]:
     """What compiles a run's step, for the records of the run."""
     return {
-        "jax": jax.__version__, "compiler": version_of(device), "device": device.device_kind, "preset": chosen.preset,
+        "jax": jax.__version__,
+        "compiler": version_of(device),
+        "device": device.device_kind,
+        "preset": chosen.preset,
         "options": options_of(chosen, device),
-    }  # fmt: skip
+    }

@@ -127,9 +127,10 @@ def largest_batch(subject: Subject, usable: float, known: Mapping[int, Outcome])
     start = max(next(iter(known)) // unit, 1)
     best, tried = bisect(lambda units: fits(units * unit), start, usable)
     return {
-        "batch_rows": best * unit, "rows_per_device": best * unit // subject.row_parts,
+        "batch_rows": best * unit,
+        "rows_per_device": best * unit // subject.row_parts,
         "tried": [{"batch_rows": n * unit, "fits": ok, "peak_memory_bytes": peak} for n, ok, peak in tried],
-    }  # fmt: skip
+    }
 
 
 def bisect(

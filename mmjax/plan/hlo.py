@@ -16,9 +16,22 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all
 NARROW = {"s8": "int8", "u8": "int8", "f8": "float8"}
 # What only names, forwards or waits for data that others have moved.
 FREE = (
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
-    "partition-id", "replica-id", "async-start", "async-update", "async-done", "opt-barrier",
-)  # fmt: skip
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "conditional",
+    "call",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "async-start",
+    "async-update",
+    "async-done",
+    "opt-barrier",
+)
 
 
 # What changes a part of an array in place, and which of its operands the new part is.

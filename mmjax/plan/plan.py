@@ -56,10 +56,15 @@ def plan(
     reached = roofline.rates(machine, config.model.dtype)
     outcome = compiled(subject, rows) if devices is not None else None
     result = {
-        "config": config.name, "machine": machine.name, "devices": machine.count, "mesh": dict(subject.mesh.shape),
-        "compiled": outcome is not None and outcome.program is not None, "batch_rows": rows,
-        "attention": [] if devices is None else attention_lines(subject), "division": report.division(subject.state.params),
-    }  # fmt: skip
+        "config": config.name,
+        "machine": machine.name,
+        "devices": machine.count,
+        "mesh": dict(subject.mesh.shape),
+        "compiled": outcome is not None and outcome.program is not None,
+        "batch_rows": rows,
+        "attention": [] if devices is None else attention_lines(subject),
+        "division": report.division(subject.state.params),
+    }
     if install:
         whole = "; activations that tensor divides count whole" if subject.mesh.shape["tensor"] > 1 else ""
         result["note"] = (
@@ -78,9 +83,11 @@ def plan(
     memory = memory_by_kind(subject, rows, kept, outcome)
     peak = outcome.peak if outcome else sum(memory.values())
     result |= {
-        "fits": bool(peak <= reached.memory and not (outcome and outcome.refused)), "peak_memory_bytes": peak,
-        "usable_memory_bytes": reached.memory, "memory": memory,
-    }  # fmt: skip
+        "fits": bool(peak <= reached.memory and not (outcome and outcome.refused)),
+        "peak_memory_bytes": peak,
+        "usable_memory_bytes": reached.memory,
+        "memory": memory,
+    }
     if kept.host:
         result["host_memory_bytes"] = kept.host
     result |= timed(subject, machine, reached, outcome, rows, devices, kept.activations) | {
@@ -133,11 +140,15 @@ def remats(
         subject = describe(replace(config, model=with_remat(config.model, remat)), machine, devices)
         outcome = compiled(subject, rows)
         seconds = timed(subject, machine, reached, outcome, rows, devices)["step_seconds"]
-        tried.append({
-            "remat": remat, "fits": bool(outcome.refused is None and outcome.peak <= reached.memory),
-            "peak_memory_bytes": outcome.peak, "host_memory_bytes": outcome.memory.get("host_temp", 0.0),
-            "step_seconds": seconds,
-        })  # fmt: skip
+        tried.append(
+            {
+                "remat": remat,
+                "fits": bool(outcome.refused is None and outcome.peak <= reached.memory),
+                "peak_memory_bytes": outcome.peak,
+                "host_memory_bytes": outcome.memory.get("host_temp", 0.0),
+                "step_seconds": seconds,
+            }
+        )
     return tried
 
 
@@ -193,9 +204,13 @@ def timed(
             {"axis": axis, "kind": kind, "times": times, "bytes": size, "expected": expected.get((axis, kind), 0.0)}
         )
     result = {
-        "flops": flops, "collective_bytes": axes, "collectives": kinds, "parts": parts, "step_seconds": seconds,
+        "flops": flops,
+        "collective_bytes": axes,
+        "collectives": kinds,
+        "parts": parts,
+        "step_seconds": seconds,
         "mfu": sum(flops.values()) / (seconds * reached.peak * machine.count),
-    }  # fmt: skip
+    }
     if program is not None:
         result["compiled_flops"] = {part: count * machine.count for part, count in program.flops.items()}
         result["compiler_flops"] = outcome.flops and outcome.flops * machine.count

@@ -200,10 +200,13 @@ def weak_scaling(
                 over, bandwidth = f"between slices of {limit}", device.between
         bandwidth *= REACHED["network"]
         seconds = 2 * (replicas - 1) / replicas * gradient_bytes / bandwidth
-        rows.append({
-            "devices": count, "step_seconds": max(busy, exchanged + seconds),
-            "assumption": f"gradients summed over {replicas} replicas {over}, {bandwidth / 1e9:,.0f} GB/s a device",
-        })  # fmt: skip
+        rows.append(
+            {
+                "devices": count,
+                "step_seconds": max(busy, exchanged + seconds),
+                "assumption": f"gradients summed over {replicas} replicas {over}, {bandwidth / 1e9:,.0f} GB/s a device",
+            }
+        )
     for row in rows:
         row["efficiency"] = rows[0]["step_seconds"] / row["step_seconds"]
     return rows

@@ -15,17 +15,28 @@ from mmjax.parallel.machines import DEVICES, Machine
 
 # Limits that all of NVIDIA's compute capabilities since 7.0 share: CUDA C++ Programming Guide, the same table.
 SHARED = {
-    "threads_per_block_limit": 1024, "threads_per_warp": 32, "shared_memory_per_block": 49_152,
-    "block_dim_limit_x": 2**31 - 1, "block_dim_limit_y": 65_535, "block_dim_limit_z": 65_535,
-    "registers_per_core_limit": 65_536, "registers_per_block_limit": 65_536,
-    "thread_dim_limit_x": 1024, "thread_dim_limit_y": 1024, "thread_dim_limit_z": 64,
-}  # fmt: skip
+    "threads_per_block_limit": 1024,
+    "threads_per_warp": 32,
+    "shared_memory_per_block": 49_152,
+    "block_dim_limit_x": 2**31 - 1,
+    "block_dim_limit_y": 65_535,
+    "block_dim_limit_z": 65_535,
+    "registers_per_core_limit": 65_536,
+    "registers_per_block_limit": 65_536,
+    "thread_dim_limit_x": 1024,
+    "thread_dim_limit_y": 1024,
+    "thread_dim_limit_z": 64,
+}
 INSTALL = {"tpu": "pip install 'mmjax[plan-tpu]'", "gpu": "pip install 'mmjax[plan-gpu]'"}
 # Without these libtpu looks for a TPU, or for Google's cloud around it, and complains that there is none.
 QUIET_LIBTPU = {
-    "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5p-8",
-    "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}  # fmt: skip
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5p-8",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 
 def missing(machine: Machine) -> str | None:

@@ -71,9 +71,15 @@ def build_sampler(config: Experiment, layout, source):
         positions = [layout.positions({**sizes, "speech": lengths}) for lengths in played]
     mixed = getattr(source, "proportions", None)
     sampler = Sampler(
-        positions, layout.rows, data.subsets, data.batch_rows, seed=config.seed, window=data.window, speed=speed,
+        positions,
+        layout.rows,
+        data.subsets,
+        data.batch_rows,
+        seed=config.seed,
+        window=data.window,
+        speed=speed,
         mixture=mixed and (source.lengths, mixed),
-    )  # fmt: skip
+    )
     if not sampler.endless and len(sampler) < config.steps:
         raise UserError(
             f"the sources of the mixture are used up after {len(sampler)} steps of {config.steps}; raise "

@@ -108,9 +108,12 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
         layout.hop / report.sample_rate(config), sum(flops.values()), peak and peak * jax.device_count()
     )
     writer = telemetry.Writer(
-        run, first=first, tensorboard=config.log.tensorboard and lead, wandb_project=config.log.wandb_project if lead else None,
+        run,
+        first=first,
+        tensorboard=config.log.tensorboard and lead,
+        wandb_project=config.log.wandb_project if lead else None,
         config=to_dict(config),
-    )  # fmt: skip
+    )
     written = writer.rewind(first, finished=first == config.steps) if lead else set()
     if lead and (warning := report.short_schedule(config)):
         writer.write(first, "warning", {"text": warning})

@@ -67,10 +67,15 @@ def begin(config: Experiment, model: nn.Module, layout: Any, mesh: Any) -> Start
 def jitted_step(config: Experiment, model: nn.Module, begun: Start) -> Any:
     """The train step as the run compiles it: (state, batch) -> (state, metrics), the state given away."""
     step = make_train_step(
-        model, config.objectives, begun.optimizer, seed=config.seed, average_decay=config.optimizer.ema,
-        micro_batches=config.optimizer.accumulation, weighting=config.weighting,
+        model,
+        config.objectives,
+        begun.optimizer,
+        seed=config.seed,
+        average_decay=config.optimizer.ema,
+        micro_batches=config.optimizer.accumulation,
+        weighting=config.weighting,
         gradient_dtype=config.optimizer.gradients,
-    )  # fmt: skip
+    )
     mesh = jax.tree.leaves(begun.abstract)[0].sharding.mesh
     parts, accumulation = mesh.shape["data"] * mesh.shape["fsdp"], config.optimizer.accumulation
     if accumulation > 1 and config.data.batch_rows % (parts * accumulation):
@@ -80,6 +85,8 @@ def jitted_step(config: Experiment, model: nn.Module, begun: Start) -> Any:
         )
     # As the state came, so it leaves: another layout would make the second step another program.
     return jax.jit(
-        within(mesh, step), donate_argnums=0, out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, begun.abstract), None),
+        within(mesh, step),
+        donate_argnums=0,
+        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, begun.abstract), None),
         compiler_options=options_of(config.xla, mesh.devices.flat[0]) or None,
-    )  # fmt: skip
+    )

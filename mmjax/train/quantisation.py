@@ -32,10 +32,14 @@ def quantised(model: Any, kind: str) -> Any:
         ) from None
     forward, backward = TYPES[kind]
     rule = qwix.QtRule(
-        module_path=BLOCKS, weight_qtype=forward, act_qtype=forward,
+        module_path=BLOCKS,
+        weight_qtype=forward,
+        act_qtype=forward,
         additional_qt_config={
-            "dlhs_grad_qtype": backward, "dlhs_residual_qtype": forward, "drhs_grad_qtype": None,
+            "dlhs_grad_qtype": backward,
+            "dlhs_residual_qtype": forward,
+            "drhs_grad_qtype": None,
             "use_original_residuals": True,
         },
-    )  # fmt: skip
+    )
     return qwix.quantize_model(model, qwix.QtProvider([rule]), methods=("__call__", "encode"))

@@ -23,16 +23,25 @@ def smoke(config: Experiment, width: int = 32) -> Experiment:
     """
     model = config.model
     small = dataclasses.replace(
-        model, encoders=_small(model.encoders, width), fusion=_small(model.fusion, width),
-        heads=_small(model.heads, width), unroll=False,
-    )  # fmt: skip
+        model,
+        encoders=_small(model.encoders, width),
+        fusion=_small(model.fusion, width),
+        heads=_small(model.heads, width),
+        unroll=False,
+    )
     return dataclasses.replace(
-        config, name=f"{config.name}_smoke", steps=STEPS, model=small, initial={}, mesh=Mesh(),
+        config,
+        name=f"{config.name}_smoke",
+        steps=STEPS,
+        model=small,
+        initial={},
+        mesh=Mesh(),
         data=dataclasses.replace(config.data, batch_rows=ROWS),
         optimizer=dataclasses.replace(config.optimizer, accumulation=1, schedule=config.optimizer.schedule.shortened()),
         evaluation=dataclasses.replace(config.evaluation, every_steps=None, final_examples=EXAMPLES),
-        checkpoint=Checkpoint(every_steps=None), log=Log(every_steps=1, tensorboard=False),
-    )  # fmt: skip
+        checkpoint=Checkpoint(every_steps=None),
+        log=Log(every_steps=1, tensorboard=False),
+    )
 
 
 def _small(part: Any, width: int) -> Any:
@@ -42,9 +51,16 @@ def _small(part: Any, width: int) -> Any:
     if not dataclasses.is_dataclass(part):
         return part
     most = {
-        "width": width, "layers": 2, "heads": 2, "key_value_heads": 1, "head_width": width // 2, "mlp": 2 * width,
-        "stem_channels": width // 4, "queries": 2, "experts": 2,
-    }  # fmt: skip
+        "width": width,
+        "layers": 2,
+        "heads": 2,
+        "key_value_heads": 1,
+        "head_width": width // 2,
+        "mlp": 2 * width,
+        "stem_channels": width // 4,
+        "queries": 2,
+        "experts": 2,
+    }
     values = {field.name: getattr(part, field.name) for field in fields(part)}
     return dataclasses.replace(
         part,

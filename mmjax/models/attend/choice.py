@@ -177,9 +177,20 @@ def attention(
       Refused: of a backend that was asked for with `strict`.
     """
     inputs = Inputs(
-        query, key, value, query_segments, key_segments, bias, query_times, key_times, reach, scale, in_order,
-        packed, fixed,
-    )  # fmt: skip
+        query,
+        key,
+        value,
+        query_segments,
+        key_segments,
+        bias,
+        query_times,
+        key_times,
+        reach,
+        scale,
+        in_order,
+        packed,
+        fixed,
+    )
     decision = decide(inputs, here(), _wanted.get(), where)
     if (made := _decisions.get()) is not None:
         made.append(decision)

@@ -53,6 +53,6 @@ def _compute(inputs: Inputs) -> jax.Array:
     query, key, value = (x.swapaxes(1, 2) for x in (inputs.query, inputs.key, inputs.value))
     mixed = jax.nn.dot_product_attention(
         query, key, value, mask=seen[:, None], scale=inputs.factor, implementation="cudnn"
-    ).swapaxes(1, 2)  # fmt: skip
+    ).swapaxes(1, 2)
     # The kernel gives a query that sees nothing the mean of all values.
     return jnp.where(seen.any(axis=-1)[:, None, :, None], mixed, 0.0)[:, :, :length]

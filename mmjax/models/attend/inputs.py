@@ -48,11 +48,15 @@ class Inputs(NamedTuple):
             return jnp.pad(x, [(0, -x.shape[axis] % multiple if i == axis else 0) for i in range(x.ndim)])
 
         return self._replace(
-            query=pad(self.query, 2, queries), key=pad(self.key, 2, keys), value=pad(self.value, 2, keys),
-            query_segments=pad(self.query_segments, 1, queries), key_segments=pad(self.key_segments, 1, keys),
-            query_times=pad(self.query_times, 1, queries), key_times=pad(self.key_times, 1, keys),
+            query=pad(self.query, 2, queries),
+            key=pad(self.key, 2, keys),
+            value=pad(self.value, 2, keys),
+            query_segments=pad(self.query_segments, 1, queries),
+            key_segments=pad(self.key_segments, 1, keys),
+            query_times=pad(self.query_times, 1, queries),
+            key_times=pad(self.key_times, 1, keys),
             bias=pad(pad(self.bias, 2, queries), 3, keys),
-        )  # fmt: skip
+        )
 
 
 def sees(query_segments, key_segments, query_times=None, key_times=None, reach: int | None = None) -> jax.Array:

@@ -88,9 +88,17 @@ class Bottleneck(Fusion, kw_only=True):
             shared[name] = jnp.repeat(there[name].segments, self.bottlenecks, axis=1)
         bottlenecks = self.learned("bottlenecks", self.bottlenecks, examples).features
         blocks = stack(
-            BottleneckBlock, self.layers, 2, self.unroll, self.remat, heads=self.heads, mlp=self.mlp, dropout=self.dropout, train=train,
+            BottleneckBlock,
+            self.layers,
+            2,
+            self.unroll,
+            self.remat,
+            heads=self.heads,
+            mlp=self.mlp,
+            dropout=self.dropout,
+            train=train,
             dtype=self.dtype,
-        )  # fmt: skip
+        )
         tokens = {name: stream.features for name, stream in joint.items()}
         (tokens, _), _ = blocks((tokens, bottlenecks), {name: s.segments for name, s in joint.items()}, shared)
 

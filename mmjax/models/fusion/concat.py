@@ -34,9 +34,18 @@ class Concat(Fusion, kw_only=True):
         """Streams [B, T_m, W_m] and the slots of the examples [B, N] -> [B, N, width]."""
         joint = concatenate([*self.common(streams).values(), self.learned("class_token", 1, examples)])
         blocks = stack(
-            TransformerBlock, self.layers, 2, self.unroll, self.remat, heads=self.heads, mlp=self.mlp, rotary=False, dropout=self.dropout,
-            train=train, dtype=self.dtype,
-        )  # fmt: skip
+            TransformerBlock,
+            self.layers,
+            2,
+            self.unroll,
+            self.remat,
+            heads=self.heads,
+            mlp=self.mlp,
+            rotary=False,
+            dropout=self.dropout,
+            train=train,
+            dtype=self.dtype,
+        )
         x, _ = blocks(joint.features, joint.segments, joint.positions)
         slots = examples.segments.shape[1]
         return read_out(layer_norm(self.dtype, "norm")(x[:, -slots:]), examples)

@@ -70,6 +70,14 @@ class CrossAttention(Fusion, kw_only=True):
 
     def blocks(self, train: bool) -> nn.Module:
         return stack(
-            CrossAttentionBlock, self.layers, 2, self.unroll, self.remat, heads=self.heads, mlp=self.mlp, dropout=self.dropout, train=train,
+            CrossAttentionBlock,
+            self.layers,
+            2,
+            self.unroll,
+            self.remat,
+            heads=self.heads,
+            mlp=self.mlp,
+            dropout=self.dropout,
+            train=train,
             dtype=self.dtype,
-        )  # fmt: skip
+        )

@@ -75,6 +75,16 @@ class MixtureOfExperts(CrossAttention, kw_only=True):
 
     def blocks(self, train: bool) -> nn.Module:
         return stack(
-            MixtureBlock, self.layers, 2, self.unroll, self.remat, heads=self.heads, mlp=self.mlp, dropout=self.dropout, train=train,
-            dtype=self.dtype, experts=self.experts, chosen=self.chosen,
-        )  # fmt: skip
+            MixtureBlock,
+            self.layers,
+            2,
+            self.unroll,
+            self.remat,
+            heads=self.heads,
+            mlp=self.mlp,
+            dropout=self.dropout,
+            train=train,
+            dtype=self.dtype,
+            experts=self.experts,
+            chosen=self.chosen,
+        )

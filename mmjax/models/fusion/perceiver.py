@@ -60,8 +60,16 @@ class Perceiver(Fusion, kw_only=True):
         tokens = concatenate(list(self.common(streams).values()))
         latents = self.learned("latents", self.latents, examples)
         blocks = stack(
-            PerceiverBlock, self.layers, 2, self.unroll, self.remat, heads=self.heads, mlp=self.mlp, dropout=self.dropout, train=train,
+            PerceiverBlock,
+            self.layers,
+            2,
+            self.unroll,
+            self.remat,
+            heads=self.heads,
+            mlp=self.mlp,
+            dropout=self.dropout,
+            train=train,
             dtype=self.dtype,
-        )  # fmt: skip
+        )
         x, _ = blocks(latents.features, latents.segments, tokens)
         return read_out(layer_norm(self.dtype, "norm")(x), examples)
