@@ -97,6 +97,7 @@ from mmjax.train.experiment import (
     load,
     to_json,
 )
+from mmjax.train.groups import Group
 from mmjax.train.optimizer import Optimizer
 from mmjax.train.rules import SGD, Adafactor, AdamW, Lion, Muon, Rule
 from mmjax.train.schedules import (
@@ -154,6 +155,7 @@ __all__ = [
     "Fusion",
     "Gain",
     "GradNorm",
+    "Group",
     "Head",
     "HuggingFaceTokenizer",
     "ImageAugmentation",

@@ -13,6 +13,7 @@
 """
 
 import dataclasses
+import fnmatch
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -101,3 +102,33 @@ def is_hidden(spec: Spec) -> bool:
     named = {"embed", "mlp", "heads"}
     ends = ({spec.axes[axis] for axis in axes} for axes in (spec.inputs, spec.outputs))
     return spec.role == "projection" and all(end & named for end in ends)
+
+
+def path_of(keys: Any) -> str:
+    """The path of a parameter for people, "encoders.speech.layers.attention.qkv.kernel", of JAX's key path."""
+    first, *rest = [str(getattr(key, "key", key)) for key in keys]
+    for room in ("encoders", "heads"):
+        if first.startswith(f"{room}_"):
+            first = f"{room}.{first.removeprefix(f'{room}_')}"
+    return ".".join([first, *rest])
+
+
+def by_path(params: Any) -> dict[str, Any]:
+    """The leaves of a tree of parameters (or of their specs) by path, in the order of the tree."""
+    return {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Whether a pattern selects a parameter: `*` stands for any part of one name, `**` for any names.
+
+    "encoders.speech.**" is all of an encoder, "**.bias" every bias, "encoders.text.layers.*.kernel" no attention's.
+    """
+
+    def match(wanted: list[str], names: list[str]) -> bool:
+        if not wanted:
+            return not names
+        if wanted[0] == "**":
+            return match(wanted[1:], names) or (bool(names) and match(wanted, names[1:]))
+        return bool(names) and fnmatch.fnmatchcase(names[0], wanted[0]) and match(wanted[1:], names[1:])
+
+    return match(pattern.split("."), path.split("."))

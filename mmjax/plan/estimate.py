@@ -17,6 +17,7 @@ from mmjax.plan import hlo
 from mmjax.plan.compilation import Outcome, Subject
 from mmjax.train import report
 from mmjax.train.build import build_model
+from mmjax.train.groups import merged, split
 from mmjax.train.step import divide, measure
 
 
@@ -147,8 +148,18 @@ def computed_again(subject: Subject, rows: int) -> dict[str, float]:
     arguments = params, abstract_batch(subject.layout.empty(1), own), _key()
     count = functools.partial(matrix_flops, slots=subject.layout.rows.get("examples", 1))
     loss = functools.partial(_loss, subject, model)
+    if subject.begun.groups is not None:
+        trained, frozen = split(params, subject.begun.groups)
+        arguments = trained, *arguments[1:]
+        loss = functools.partial(_of_trained, loss, frozen)
     once, made = count(loss, *arguments, trained=0), count(jax.grad(loss), *arguments)
     return {part: max(flops - once.get(part, 0.0), 0.0) * rows / own for part, flops in made.items()}
+
+
+def _of_trained(loss: Any, frozen: Any, trained: Any, *rest: Any) -> jax.Array:
+    """The loss as a function of the trained parameters alone; the frozen ones count as numbers that are given."""
+    given = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), frozen)
+    return loss(merged(trained, given), *rest)
 
 
 def _own_rows(subject: Subject, rows: int) -> int:

@@ -98,12 +98,14 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
     schedule = config.optimizer.schedule.build(config.steps)
 
     # Say what is going to happen.
-    flops = report.step_flops(model, objectives, abstract.params, layout, config.data.batch_rows, training=True)
+    flops = report.step_flops(
+        model, objectives, abstract.params, layout, config.data.batch_rows, training=True, groups=begun.groups
+    )
     peak = PEAKS.get(jax.devices()[0].device_kind)
     made = decided(config, model, abstract.params, layout, mesh)
     if lead:
         note_compiler(run, {"first_step": first, **described(config.xla, jax.devices()[0])})
-        report.start(config, run, abstract.params, flops, made, sampler, layout, source, first, peak)
+        report.start(config, run, abstract.params, begun.groups, flops, made, sampler, layout, source, first, peak)
     throughput = telemetry.Throughput(
         layout.hop / report.sample_rate(config), sum(flops.values()), peak and peak * jax.device_count()
     )

@@ -1,10 +1,13 @@
 """The optimizer of a run: clipping, a rule, weight decay and a schedule, chained in Optax."""
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
 import optax
 
+from mmjax.train.groups import Group, scaled
 from mmjax.train.rules import AdamW, Rule
 from mmjax.train.schedules import Schedule
 from mmjax.tree import part
@@ -18,6 +21,7 @@ class Optimizer:
 
     rule: Rule = AdamW()
     schedule: Schedule
+    groups: Mapping[str, Group] = dataclasses.field(default_factory=dict)  # "encoders.speech.**": Group(frozen=True)
     clip: float | None = 1.0  # global gradient norm
     ema: float | None = None  # decay of the averaged parameters that are evaluated; None: evaluate the trained ones
     accumulation: int = 1  # micro-batches per step
@@ -27,21 +31,23 @@ class Optimizer:
     gradients: Dtype = "float32"  # between the backward pass and the rule, and summed over micro-batches
     moments: Dtype = "float32"  # the first ones (momentum); sums of squares stay float32
 
-    def build(self, specs: Any, steps: int) -> optax.GradientTransformation:
-        """Clipping by the global norm, the rule, weight decay and the schedule; in float32, whatever is kept.
+    def build(self, specs: Any, steps: int, groups: Any = None) -> optax.GradientTransformation:
+        """Clipping by the global norm, the rule, weight decay, the schedule and groups; in float32, whatever is kept.
 
         Under every rule a step takes learning rate x weight_decay of each projection (decoupled weight decay, Loshchilov
         and Hutter 2019, arXiv:1711.05101) and nothing of any other parameter.
 
         Args:
-          specs: the `mmjax.models.roles.Spec` of every parameter.
+          specs: the `mmjax.models.roles.Spec` of every trained parameter.
           steps: of the run.
+          groups: the `Group` of every trained parameter; None: there are none.
         """
         return optax.chain(
             optax.clip_by_global_norm(self.clip) if self.clip else optax.identity(),
             self.rule.direction(specs),
             optax.add_decayed_weights(self.rule.weight_decay, decayed(specs)),
             optax.scale_by_learning_rate(self.schedule.build(steps)),
+            scaled(groups, specs) if groups is not None else optax.identity(),
             optax.masked(optax.set_to_zero(), fixed(specs)),
         )
 

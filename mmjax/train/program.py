@@ -13,6 +13,7 @@ from mmjax.parallel.mesh import state_shardings, within
 from mmjax.parallel.runtime import jit_once
 from mmjax.parallel.xla import options_of
 from mmjax.train.experiment import Experiment
+from mmjax.train.groups import grouped, split
 from mmjax.train.step import TrainState, init_parameters, init_state, make_train_step, unboxed
 
 
@@ -24,12 +25,14 @@ class Start(NamedTuple):
       abstract: the shapes, dtypes and shardings of the state.
       initialise: makes the state, divided as it should be.
       specs: the `mmjax.models.roles.Spec` of every parameter.
+      groups: the `mmjax.train.groups.Group` of every parameter; None: the config has no groups.
     """
 
     optimizer: optax.GradientTransformation
     abstract: TrainState
     initialise: Callable[[], TrainState]
     specs: Any
+    groups: Any
 
 
 def begin(config: Experiment, model: nn.Module, layout: Any, mesh: Any) -> Start:
@@ -47,12 +50,16 @@ def begin(config: Experiment, model: nn.Module, layout: Any, mesh: Any) -> Start
         return params
 
     specs_ = specs(jax.eval_shape(parameters))
-    optimizer = config.optimizer.build(specs_, config.steps)
+    groups = grouped(config.optimizer.groups, specs_) if config.optimizer.groups else None
+    trained = (specs_, None) if groups is None else (split(specs_, groups)[0], split(groups, groups)[0])
+    optimizer = config.optimizer.build(trained[0], config.steps, trained[1])
 
     def initialise() -> TrainState:
         remembered = None if weighting is None or learned else weighting.init(list(config.objectives))
         kept = config.optimizer
-        return init_state(parameters(), optimizer, kept.ema is not None, remembered, kept.parameters, kept.moments)
+        return init_state(
+            parameters(), optimizer, kept.ema is not None, remembered, kept.parameters, kept.moments, groups
+        )
 
     boxed = jax.eval_shape(initialise)
     shardings = state_shardings(boxed, mesh)
@@ -61,7 +68,7 @@ def begin(config: Experiment, model: nn.Module, layout: Any, mesh: Any) -> Start
         unboxed(boxed),
         shardings,
     )
-    return Start(optimizer, abstract, jit_once(lambda: unboxed(initialise()), out_shardings=shardings), specs_)
+    return Start(optimizer, abstract, jit_once(lambda: unboxed(initialise()), out_shardings=shardings), specs_, groups)
 
 
 def jitted_step(config: Experiment, model: nn.Module, begun: Start) -> Any:
@@ -75,6 +82,7 @@ def jitted_step(config: Experiment, model: nn.Module, begun: Start) -> Any:
         micro_batches=config.optimizer.accumulation,
         weighting=config.weighting,
         gradient_dtype=config.optimizer.gradients,
+        groups=begun.groups,
     )
     mesh = jax.tree.leaves(begun.abstract)[0].sharding.mesh
     parts, accumulation = mesh.shape["data"] * mesh.shape["fsdp"], config.optimizer.accumulation

@@ -18,6 +18,7 @@ from mmjax.parallel.mesh import abstract_batch
 from mmjax.train import attention
 from mmjax.train.build import build_model
 from mmjax.train.experiment import Experiment
+from mmjax.train.groups import merged, split
 from mmjax.train.step import measure, unboxed
 
 MOSTLY_USED = 0.5  # share of a stream's positions below which its rows are too long for their company
@@ -30,21 +31,33 @@ def sample_rate(config: Experiment) -> int:
 
 
 def step_flops(
-    model: Any, objectives: Mapping[str, Any], params: Any, layout: Any, rows: int, training: bool = False
+    model: Any,
+    objectives: Mapping[str, Any],
+    params: Any,
+    layout: Any,
+    rows: int,
+    training: bool = False,
+    groups: Any = None,
 ) -> dict[str, float]:
     """FLOPs of the forward pass of one step by part of the model, in training those of its gradients as well.
 
     What an objective computes counts to the head that it is for. Attention counts as all its scores: of a kernel the
     trace says nothing.
+
+    Args:
+      groups: the group of every parameter: frozen ones have no gradients.
     """
     model = model.clone(attention="xla", strict_attention=False)
     batch, key = abstract_batch(layout.empty(1), rows), jax.eval_shape(lambda: jax.random.key(0))
 
-    def forward(params, batch, key):
-        return measure(model, objectives, params, batch, {"dropout": key, "augment": key})
+    trained, frozen = (params, None) if groups is None else split(params, groups)
+
+    def forward(trained, frozen, batch, key):
+        whole = trained if frozen is None else merged(trained, frozen)
+        return measure(model, objectives, whole, batch, {"dropout": key, "augment": key})
 
     return matrix_flops(
-        forward, params, batch, key, trained=0 if training else None, slots=layout.rows.get("examples", 1)
+        forward, trained, frozen, batch, key, trained=0 if training else None, slots=layout.rows.get("examples", 1)
     )
 
 
@@ -117,7 +130,7 @@ def short_schedule(config: Experiment) -> str | None:
     )
 
 
-def start(config, run, params, flops, decisions, sampler, layout, source, first: int, peak) -> None:
+def start(config, run, params, groups, flops, decisions, sampler, layout, source, first: int, peak) -> None:
     """Devices, parts of the model, and what the rows will hold."""
     say = progress.console.print
     devices = jax.devices()
@@ -133,12 +146,19 @@ def start(config, run, params, flops, decisions, sampler, layout, source, first:
     for line in attention.lines(decisions):
         say(line)
     parts = Table("part")
-    for heading in ("parameters", "GFLOP per step"):
+    sizes, frozen = parameters_by_part(params), {}
+    if groups is not None:
+        frozen = parameters_by_part(split(params, groups)[1])
+    for heading in ("parameters", *(["frozen"] if frozen else []), "GFLOP per step"):
         parts.add_column(heading, justify="right")
-    sizes = parameters_by_part(params)
+
+    def row(name: str, *numbers: float) -> None:
+        size, still, cost = numbers
+        parts.add_row(name, f"{size:,}", *([f"{still:,}"] if frozen else []), f"{cost / 1e9:.1f}")
+
     for name in dict.fromkeys((*sizes, *flops)):
-        parts.add_row(name, f"{sizes.get(name, 0):,}", f"{flops.get(name, 0.0) / 1e9:.1f}")
-    parts.add_row("all", f"{sum(sizes.values()):,}", f"{sum(flops.values()) / 1e9:.1f}")
+        row(name, sizes.get(name, 0), frozen.get(name, 0), flops.get(name, 0.0))
+    row("all", sum(sizes.values()), sum(frozen.values()), sum(flops.values()))
     say(parts)
     if len(devices) > 1:
         shares = [f"{one['along']} {100 * one['parameters'] / sum(sizes.values()):.3g} %" for one in division(params)]

@@ -11,6 +11,7 @@ import optax
 from mmjax.models import Multimodal
 from mmjax.objectives import Sums, score
 from mmjax.stream import Batch
+from mmjax.train.groups import merged, split
 
 ROUNDING = 2**31 - 1  # of a step's key, the child that rounds; micro-batches have the first ones
 
@@ -50,6 +51,7 @@ def init_state(
     weights: Any = None,
     parameters: str = "float32",
     moments: str = "float32",
+    groups: Any = None,
 ) -> TrainState:
     """The state before the first step.
 
@@ -58,6 +60,7 @@ def init_state(
       average: keep a moving average of the parameters.
       weights: what the weights of the objectives remember at first (see `mmjax.train.weighting`).
       parameters, moments: the dtypes in which parameters and first moments are kept; all else is float32.
+      groups: the group of every parameter; frozen ones have no moments, and may have a dtype of their own.
     """
     copy = jax.tree.map(jnp.copy, params) if average else None
     zero = jnp.zeros((), jnp.int32)
@@ -66,8 +69,12 @@ def init_state(
         names = {getattr(key, "name", None) for key in path}  # of the fields of Optax's states
         return x.astype(moments) if names & {"mu", "trace"} else x
 
-    kept = jax.tree_util.tree_map_with_path(narrowed, optimizer.init(params))
-    return TrainState(zero, cast(params, parameters), kept, copy, zero, weights)
+    trained = params if groups is None else split(params, groups)[0]
+    kept = jax.tree_util.tree_map_with_path(narrowed, optimizer.init(trained))
+    params = cast(params, parameters)
+    if groups is not None:
+        params = jax.tree.map(lambda group, x: cast(x, group.dtype) if group.dtype else x, groups, params)
+    return TrainState(zero, params, kept, copy, zero, weights)
 
 
 def cast(tree: Any, dtype: Any) -> Any:
@@ -126,6 +133,7 @@ def loss_and_gradients(
     weighting: Any = None,
     remembered: Any = None,
     dtype: str = "float32",
+    frozen: Any = None,
 ):
     """The whole batch's loss, its gradients, and the metrics' sums; memory for one micro-batch at a time.
 
@@ -137,11 +145,14 @@ def loss_and_gradients(
       weighting: of the objectives beyond their fixed weights; what it knows is in params["weighting"] if it is
         learned, else `remembered`.
       dtype: of the gradients.
+      frozen: the parameters without gradients, where `params` are the trained ones alone; see `mmjax.train.groups.split`.
     """
+    frozen = None if frozen is None else widened(frozen)
 
     def losses_of(params, batch, dropout_key, weights):
         # Augmentation is drawn by example, whatever micro-batch it is in.
-        sums = measure(model, objectives, params, batch, {"dropout": dropout_key, "augment": key})
+        whole = params if frozen is None else merged(params, frozen)
+        sums = measure(model, objectives, whole, batch, {"dropout": dropout_key, "augment": key})
         losses = {
             name: objective.weight * divide((sums[f"{name}/loss"][0], (weights or sums)[f"{name}/loss"][1]))
             for name, objective in objectives.items()
@@ -180,7 +191,8 @@ def loss_and_gradients(
     micro = jax.tree.map(lambda x: x.reshape((-1, micro_batches) + x.shape[1:]).swapaxes(0, 1), batch)
     # The weights depend on the data alone: the compiler drops the model from this pass.
     keys = {"dropout": key, "augment": key}
-    sums = jax.lax.map(lambda one: measure(model, objectives, params, one, keys), micro)
+    whole = params if frozen is None else merged(params, frozen)
+    sums = jax.lax.map(lambda one: measure(model, objectives, whole, one, keys), micro)
     weights = {name: (None, weight.sum()) for name, (_, weight) in sums.items()}
 
     def add(carry, one):
@@ -202,24 +214,27 @@ def make_train_step(
     micro_batches: int = 1,
     weighting: Any = None,
     gradient_dtype: str = "float32",
+    groups: Any = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Returns step(state, batch) -> (state, metrics), pure and not yet compiled."""
 
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        kept, frozen = (state.params, None) if groups is None else split(state.params, groups)
         total, gradients, sums = loss_and_gradients(
-            model, objectives, state.params, batch, key, micro_batches, weighting, state.weighting, gradient_dtype
+            model, objectives, kept, batch, key, micro_batches, weighting, state.weighting, gradient_dtype, frozen
         )
-        gradients, params, moments = (cast(x, jnp.float32) for x in (gradients, state.params, state.optimizer))
+        gradients, params, moments = (cast(x, jnp.float32) for x in (gradients, kept, state.optimizer))
         norm = optax.tree.norm(gradients)
         updates, moments = optimizer.update(gradients, moments, params)
         new = optax.apply_updates(params, updates), moments
-        params, new_optimizer = rounded_like((state.params, state.optimizer), new, jax.random.fold_in(key, ROUNDING))
+        params, new_optimizer = rounded_like((kept, state.optimizer), new, jax.random.fold_in(key, ROUNDING))
 
         # One batch that is not finite must not poison the run: the step is skipped, and counted.
         finite = jnp.isfinite(norm)
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)  # noqa: E731
-        params, new_optimizer = keep(params, state.params), keep(new_optimizer, state.optimizer)
+        params, new_optimizer = keep(params, kept), keep(new_optimizer, state.optimizer)
+        params = params if frozen is None else merged(params, frozen)
         average = state.average
         if average_decay is not None:
             # Young averages forget faster, or the random start would stay in them.

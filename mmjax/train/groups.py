@@ -1,0 +1,115 @@
+"""Groups of parameters that train in their own way: frozen, later, or at another rate."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mmjax.errors import UserError
+from mmjax.models.roles import Role, Spec, by_path, matches
+from mmjax.tree import part
+
+
+@part
+class Group:
+    """What is different for the parameters that a pattern selects; the first pattern that matches a parameter counts."""
+
+    frozen: bool = False  # no gradient, no moments, no steps; nothing is computed for them in the backward pass
+    frozen_until: int = 0  # steps in which the parameters stay as they are
+    rate: float = 1.0  # factor of the learning rate
+    decay_by_layer: float | None = None  # factor of the rate for each layer below the last one of a stack
+    roles: tuple[Role, ...] = ()  # only parameters of these roles; none: all
+    dtype: Literal["float32", "bfloat16"] | None = (
+        None  # that frozen parameters are kept in; None: optimizer.parameters
+    )
+
+
+USUAL = Group()
+
+
+def grouped(groups: Mapping[str, Group], specs: Any) -> Any:
+    """The group of every parameter, in the tree of the parameters.
+
+    Args:
+      groups: by pattern; `mmjax.models.roles.matches` says what a pattern is.
+      specs: the `Spec` of every parameter.
+
+    Raises:
+      UserError: a pattern selects nothing, or a group is contradictory.
+    """
+    for pattern, group in groups.items():
+        key = f"optimizer.groups['{pattern}']"
+        if group.frozen and (group.frozen_until or group.rate != 1.0 or group.decay_by_layer):
+            raise UserError(f"{key} is frozen, so frozen_until, rate and decay_by_layer have no effect; leave them out")
+        if group.dtype and not group.frozen:
+            raise UserError(
+                f"{key}.dtype is for frozen parameters; set frozen, or optimizer.parameters for all of them"
+            )
+        if not any(_selects(pattern, group, path, spec) for path, spec in by_path(specs).items()):
+            raise UserError(f"{key} selects no parameter; {_known(pattern, specs)}")
+
+    def of(path: str, spec: Spec) -> Group:
+        found = (group for pattern, group in groups.items() if _selects(pattern, group, path, spec))
+        return next(found, USUAL)
+
+    leaves, tree = jax.tree.flatten(specs)
+    return tree.unflatten([of(path, spec) for path, spec in zip(by_path(specs), leaves, strict=True)])
+
+
+def _selects(pattern: str, group: Group, path: str, spec: Spec) -> bool:
+    return matches(pattern, path) and (not group.roles or spec.role in group.roles)
+
+
+def _known(pattern: str, specs: Any) -> str:
+    """The names that stand where a pattern stops matching."""
+    paths, names = list(by_path(specs)), pattern.split(".")
+    for count in range(len(names), 0, -1):
+        start = ".".join(names[: count - 1])
+        inside = sorted({p.split(".")[count - 1] for p in paths if matches(f"{start}.**" if start else "**", p)})
+        if inside:
+            return f"below {start or 'the model'} there are {', '.join(inside)}"
+    return ""
+
+
+def split(params: Any, groups: Any) -> tuple[Any, Any]:
+    """The parameters that are trained, and those that are frozen: two trees with None where the other one has a value."""
+    trained = jax.tree.map(lambda group, x: None if group.frozen else x, groups, params)
+    return trained, jax.tree.map(lambda group, x: x if group.frozen else None, groups, params)
+
+
+def merged(trained: Any, frozen: Any) -> Any:
+    """The inverse of `split`."""
+    return jax.tree.map(lambda a, b: b if a is None else a, trained, frozen, is_leaf=lambda x: x is None)
+
+
+class Count(NamedTuple):
+    """The state of `scaled`: steps taken."""
+
+    steps: jax.Array
+
+
+def scaled(groups: Any, specs: Any) -> optax.GradientTransformation:
+    """Multiplies every update by the rate of its group, layer by layer, and by 0 while the group is frozen.
+
+    Args:
+      groups, specs: of the trained parameters.
+    """
+
+    def factor(group: Group, spec: Spec, steps: jax.Array) -> Any:
+        value: Any = group.rate
+        if group.decay_by_layer and "layers" in spec.axes:
+            axis = spec.axes.index("layers")
+            below = jnp.arange(spec.shape[axis] - 1, -1, -1)
+            shape = [-1 if number == axis else 1 for number in range(len(spec.shape))]
+            value = value * (group.decay_by_layer**below).reshape(shape)
+        return value * (steps >= group.frozen_until) if group.frozen_until else value
+
+    def update(updates: Any, state: Count, params: Any = None) -> tuple[Any, Count]:
+        def scale(group: Group, spec: Spec, change: jax.Array) -> jax.Array:
+            return change if group == USUAL else change * factor(group, spec, state.steps)
+
+        return jax.tree.map(scale, groups, specs, updates), Count(state.steps + 1)
+
+    return optax.GradientTransformation(lambda params: Count(jnp.zeros((), jnp.int32)), update)
