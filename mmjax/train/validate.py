@@ -18,6 +18,7 @@ AT_LEAST = {
     "minimum_decay": 1e-3,
     "decay": 0,
     "registers": 0,
+    "frozen_until": 0,
     "types": 0,
     "mask": 0,
     "mean": float("-inf"),
