@@ -20,11 +20,19 @@ os.environ.setdefault(
 # Prepared once per machine and checkout of the tests, not once per test run.
 os.environ.setdefault("MMJAX_DATA", os.path.join(tempfile.gettempdir(), f"mmjax-test-data-{os.getuid()}"))
 
+import contextlib
 import dataclasses
+import signal
 
 import pytest
 
 from mmjax import config as c
+
+# A shell lets processes in the background ignore Ctrl-C, and so would the processes that tests start and interrupt.
+with contextlib.suppress(ValueError):  # not in the main thread
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 EXAMPLES = 300  # questions per split
 
