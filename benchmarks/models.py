@@ -66,7 +66,7 @@ def table() -> str:
         lines.append(f"| {name} | {shape} | {parameters / 1e6:.3f} M | {flops / SECONDS / 1e9:.2f} |")
     lines += [
         "",
-        "| `ViT.preset` | layers | width | heads | mlp | parameters | GFLOP per picture of 224 pixels |",
+        "| `ViT.preset` | layers | width | heads | mlp | parameters | GFLOP per image of 224 pixels |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, tower in vits():

@@ -24,7 +24,7 @@ from mmjax.train.build import build_layout, build_sampler, build_source
 from mmjax.train.experiment import Experiment
 from mmjax.train.validate import check_config
 
-# Against compiled steps of the configs of this repository (docs/plan.md, How far to trust it).
+# Against compiled steps of the configs of this repository (docs/plan.md, Accuracy).
 ESTIMATED = {
     "tpu": "compiled steps of large models needed 0.9 to 1.1 times the memory and 1.0 to 1.2 times the time",
     "gpu": "compiled steps of large models needed 0.8 to 1.1 times the memory and 1.4 to 18 times the time",
