@@ -1,10 +1,10 @@
-"""Installs the mmjax of this checkout for the machine it runs on; the notebook's first cell runs it in the kernel.
+"""Installs mmjax from this checkout for the present machine. The notebook's first cell runs it in the kernel.
 
-A JAX that is there already stays as it is where mmjax can use it and it sees the machine's accelerator. Otherwise JAX and its
-plugin for the accelerator are installed together, in versions that fit each other.
+If the installed JAX has a version that mmjax supports and sees the machine's accelerator, it is kept. Otherwise JAX and its
+plugin for the accelerator are installed together, in matching versions.
 
-mmjax is copied into site-packages, not installed in place: the kernel has its list of places to import from already, and in
-the folder beside the checkout, which has the package's name, Python would find an empty namespace package.
+mmjax is copied into site-packages, not installed in editable mode. The running kernel would not read an editable install's new import
+path, and Python would find the checkout's folder, which has the package's name, as an empty namespace package.
 """
 
 import importlib
@@ -22,7 +22,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def installed(*names: str) -> dict[str, str]:
-    """The versions of those packages that are installed."""
+    """The versions of the packages among `names` that are installed."""
     found = {}
     for name in names:
         try:
@@ -33,34 +33,35 @@ def installed(*names: str) -> dict[str, str]:
 
 
 def accelerator() -> str:
-    """What JAX should find here: "gpu", "tpu" or "cpu"."""
+    """The accelerator of this machine: "gpu", "tpu" or "cpu"."""
     if shutil.which("nvidia-smi") and subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0:
         return "gpu"
     return "tpu" if glob("/dev/accel[0-9]*") or glob("/dev/vfio/[0-9]*") else "cpu"
 
 
 def backend() -> str | None:
-    """What the installed JAX finds, asked in a process of its own; None where it does not start."""
+    """The backend of the installed JAX, determined in a separate process; None if JAX does not start."""
     code = "import jax; print(jax.default_backend())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     return done.stdout.strip() or None
 
 
 def choose(there: dict[str, str], found: str | None, wanted: str) -> tuple[list[str], dict[str, str]]:
-    """How to install mmjax.
+    """Chooses how to install mmjax.
 
     Args:
-      there: versions of what is installed of JAX, by package.
-      found: the backend that it finds; wanted: that of this machine.
+      there: versions of the installed JAX packages, by name.
+      found: the backend of the installed JAX.
+      wanted: the accelerator of this machine.
 
     Returns:
-      Extras of mmjax, and versions to keep.
+      The extras of mmjax to install, and the versions to keep.
     """
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
     allowed = next(r for r in map(Requirement, project["dependencies"]) if r.name == "jax").specifier
     if found == wanted and there.get("jax") in allowed:
         return ["quickstart"], there
-    if wanted == "gpu":  # CUDA 12 runs on more GPUs and drivers; plugins for both would be in each other's way
+    if wanted == "gpu":  # CUDA 12 supports more GPUs and drivers; plugins for both versions conflict
         return ["quickstart", "cuda13" if "jax-cuda13-plugin" in there else "cuda12"], {}
     return ["quickstart", *(["tpu"] if wanted == "tpu" else [])], {}
 
@@ -77,7 +78,7 @@ def main() -> None:
         del sys.modules["mmjax"]
     for name in ("jax", "jaxlib", "numpy"):
         if name in sys.modules and sys.modules[name].__version__ != version(name):
-            raise SystemExit(f"{name} was imported before and is another version now: restart, and run this cell again")
+            raise SystemExit(f"{name} was imported before and has another version now: restart the kernel and run this cell again")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""LibriSpeech's 960 hours with Conformer-L (Gulati et al. 2020, arXiv:2005.08100) and CTC, on eight GPUs.
+"""Conformer-L (Gulati et al. 2020, arXiv:2005.08100) with CTC on LibriSpeech's 960 hours, on eight GPUs.
 
     mmjax plan configs/librispeech_conformer_l.py --machine h100:8
     mmjax train configs/librispeech_conformer_l.py
 
-Planned for 8 H100 (the step compiled for it by jax 0.10.2; time by the roofline, not measured): 7.9 of 59.3 GiB
-a device, 90 ms a step, bound by memory, 25,600 seconds of audio per second, MFU 12 %.
+Planned for 8 H100 (step compiled by jax 0.10.2; time from a roofline model, not measured): 7.9 of 59.3 GiB
+per device, 90 ms per step, bound by memory, 25,600 seconds of audio per second, MFU 12 %.
 
-Everything but the encoder's size is as in librispeech_conformer_s.py, which see.
+Only the encoder's size, `accumulation` and the schedule's peak differ from librispeech_conformer_s.py.
 """
 
 import dataclasses

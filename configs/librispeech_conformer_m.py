@@ -1,12 +1,12 @@
-"""LibriSpeech's 960 hours with Conformer-M (Gulati et al. 2020, arXiv:2005.08100) and CTC, on eight GPUs.
+"""Conformer-M (Gulati et al. 2020, arXiv:2005.08100) with CTC on LibriSpeech's 960 hours, on eight GPUs.
 
     mmjax plan configs/librispeech_conformer_m.py --machine h100:8
     mmjax train configs/librispeech_conformer_m.py
 
-Planned for 8 H100 (the step compiled for it by jax 0.10.2; time by the roofline, not measured): 3.5 of 59.3 GiB
-a device, 40 ms a step, bound by memory, 56,800 seconds of audio per second, MFU 7 %.
+Planned for 8 H100 (step compiled by jax 0.10.2; time from a roofline model, not measured): 3.5 of 59.3 GiB
+per device, 40 ms per step, bound by memory, 56,800 seconds of audio per second, MFU 7 %.
 
-Everything but the encoder's size is as in librispeech_conformer_s.py, which see.
+Only the encoder's size, `accumulation` and the schedule's peak differ from librispeech_conformer_s.py.
 """
 
 import dataclasses

@@ -1,15 +1,15 @@
-"""LibriSpeech's 960 hours with Conformer-S (Gulati et al. 2020, arXiv:2005.08100) and CTC, on one GPU.
+"""Conformer-S (Gulati et al. 2020, arXiv:2005.08100) with CTC on LibriSpeech's 960 hours, on one GPU.
 
     mmjax data build tfds:librispeech -o data/librispeech
     mmjax plan configs/librispeech_conformer_s.py --machine h100:1
     mmjax train configs/librispeech_conformer_s.py
 
-Planned for one H100 (the step compiled for it by jax 0.10.2; time by the roofline, not measured): 7.9 of 59.3 GiB
-a device, 236 ms a step, bound by memory, 9,800 seconds of audio per second, MFU 4 %.
+Planned for one H100 (step compiled by jax 0.10.2; time from a roofline model, not measured): 7.9 of 59.3 GiB
+per device, 236 ms per step, bound by memory, 9,800 seconds of audio per second, MFU 4 %.
 
-The encoder, SpecAugment, dropout, pieces, AdamW's constants and the schedule are the paper's. Its transducer is CTC here, whose
-word error rates are higher: the paper's has 2.7 % on test-clean and 6.3 % on test-other without a language model. Not trained
-here yet.
+The encoder, SpecAugment, dropout, number of pieces, AdamW's constants and the schedule are the paper's. The paper uses a transducer; CTC
+has higher word error rates. The paper reports 2.7 % on test-clean and 6.3 % on test-other without a language model. This config has
+not been trained yet.
 """
 
 from mmjax.config import (
@@ -47,7 +47,7 @@ config = Experiment(
         source=TFDS(name="librispeech/default", splits=SPLITS),
         tokenizer=SentencePiece(vocabulary=PIECES, byte_fallback=False, normalisation="nmt_nfkc_cf"),
         filters=Filters(longest=36.0, tokens_per_frame=1.0),
-        batch_rows=64,  # of 40 s: 43 minutes
+        batch_rows=64,  # 64 rows of 40 s: 43 minutes
         rows={"speech": 4000, "transcript": 200, "examples": 20},
         subsets={"speech": 1.0},
         speed=SpeedPerturbation(),

@@ -1,15 +1,15 @@
-"""Pretraining at 1 billion parameters: speech, pictures and text, packed, for eight GPUs or a slice of a TPU pod.
+"""Pretraining with 1 billion parameters on packed speech, images and text, for eight GPUs or a TPU slice.
 
     mmjax plan configs/pretrain_1b.py --machine h100:8
     mmjax train configs/pretrain_1b.py
 
-Planned for 8 H100 (the step compiled for them by jax 0.10.2, without Triton's products, docs/log.md; time by the roofline, not
-measured): 17.6 of 59.3 GiB a device, 106 ms a step, bound by memory, 26,100 seconds of audio per second, MFU 47 %. For 64 TPU v5p
-(`--machine v5p:4x4x4 --mesh.fsdp 64 --xla.preset overlap`): 2.7 of 95.7 GiB, 22 ms a step, 128,000 seconds of audio per
-second, MFU 62 %; by libtpu's own cost model 71 ms a step.
+Planned for 8 H100 (step compiled by jax 0.10.2 without Triton's products, see docs/log.md; time from a roofline model, not
+measured): 17.6 of 59.3 GiB per device, 106 ms per step, bound by memory, 26,100 seconds of audio per second, MFU 47 %. For 64 TPU v5p
+(`--machine v5p:4x4x4 --mesh.fsdp 64 --xla.preset overlap`): 2.7 of 95.7 GiB, 22 ms per step, 128,000 seconds of audio per
+second, MFU 62 %; libtpu's own cost model predicts 71 ms per step.
 
-Everything but the sizes of the towers and the learning rate is as in pretrain_300m.py, also the lists of data (`SOURCES`), which
-are to be replaced by one's own before it can train.
+Only the sizes of the encoders and the fusion, and the learning rate, differ from pretrain_300m.py. Before training, replace the lists
+of data there (`SOURCES`) by your own.
 """
 
 import dataclasses

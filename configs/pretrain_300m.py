@@ -1,13 +1,13 @@
-"""Pretraining at 0.3 billion parameters: speech, pictures and text, packed, for eight GPUs or a slice of a TPU pod.
+"""Pretraining with 0.3 billion parameters on packed speech, images and text, for eight GPUs or a TPU slice.
 
     mmjax plan configs/pretrain_300m.py --machine h100:8
     mmjax train configs/pretrain_300m.py
 
-Planned for 8 H100 (the step compiled for them by jax 0.10.2; time by the roofline, not measured): 9.8 of 59.3 GiB a device, 54 ms a
+Planned for 8 H100 (step compiled by jax 0.10.2; time from a roofline model, not measured): 9.8 of 59.3 GiB per device, 54 ms per
 step, bound by memory, 51,400 seconds of audio per second, MFU 30 %.
 
-The model transcribes what it hears, restores the words and patches that were hidden from it, and answers questions about
-any of the three. `SOURCES` are to be replaced by lists of one's own (docs/data.md), `ANSWERS` by how many answers they have.
+The model transcribes speech, restores masked words and image patches, and answers questions about any of the three modalities.
+Before training, replace `SOURCES` by your own lists (docs/data.md), and `ANSWERS` by their number of answers.
 """
 
 from mmjax.config import (

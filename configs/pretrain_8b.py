@@ -1,13 +1,14 @@
-"""Pretraining at 8 billion parameters: speech, pictures and text, packed, for a slice of a TPU pod or 64 GPUs.
+"""Pretraining with 8 billion parameters on packed speech, images and text, for a TPU slice or 64 GPUs.
 
     mmjax plan configs/pretrain_8b.py --machine v5p:4x4x4
     mmjax train configs/pretrain_8b.py
 
-Planned for 64 TPU v5p (the step compiled for them by jax 0.10.2 and libtpu; time by the roofline, not measured): 20.8 of 95.7 GiB
-a device, every tower keeping its products alone, 0.51 s a step, bound by compute, 21,500 seconds of audio per second, MFU 66 %;
-by libtpu's own cost model 0.72 s a step.
+Planned for 64 TPU v5p (step compiled by jax 0.10.2 and libtpu; time from a roofline model, not measured): 20.8 of 95.7 GiB
+per device with `remat="dots"` in every tower, 0.51 s per step, bound by compute, 21,500 seconds of audio per second, MFU 66 %;
+libtpu's own cost model predicts 0.72 s per step.
 
-Everything but the sizes of the towers, of the vocabulary and of the batch, and the learning rate, is as in pretrain_300m.py, which see.
+Only the sizes of the towers, the vocabulary and the batch, the learning rate, the mesh and the compiler preset differ from
+pretrain_300m.py. Before training, replace the lists of data there (`SOURCES`) by your own.
 """
 
 import dataclasses
@@ -62,5 +63,5 @@ config = dataclasses.replace(
     ),
     optimizer=dataclasses.replace(small.optimizer, schedule=WarmupCosine(peak=1.5e-4, warmup=0.04)),
     mesh=Mesh(fsdp=64),
-    xla=XLA(preset="overlap"),  # without it a TPU's compiler gathers parameters by summing: docs/sharding.md
+    xla=XLA(preset="overlap"),  # without it, a TPU's compiler gathers parameters by sums: docs/sharding.md
 )

@@ -1,13 +1,13 @@
-"""The quickstart: a small model learns to answer spoken questions about pictures, in under ten minutes on two CPU cores.
+"""The quickstart: a small model learns to answer spoken questions about images, in under ten minutes on two CPU cores.
 
     mmjax train configs/quickstart.py
 
-Measured on 2 CPU cores (Cascade Lake, 2.5 GHz; jax 0.10.2), the data's preparation (about a minute, once) included;
-test split of 9,673 questions, in voices that were not heard in training:
+Measured on 2 CPU cores (Cascade Lake, 2.5 GHz; jax 0.10.2), including the preparation of the data (about a minute, once), on the
+test split of 9,673 questions, in voices that are not in the training split:
 
     7 min 43 s from start to final evaluation; speech+image 85.8 %, CER 0.00 %, WER 0.01 %
 
-The answer that is most frequent for a question is right 67.0 % of the time; configs/spoken_vqa.py, five times as many
+Always giving the most frequent answer to a question has an accuracy of 67.0 %. configs/spoken_vqa.py, with five times as many
 steps, reaches 99.9 %.
 """
 

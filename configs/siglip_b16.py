@@ -1,15 +1,15 @@
-"""Pictures and their texts in one space: SigLIP B/16 (Zhai et al. 2023, arXiv:2303.15343), on a slice of a TPU pod.
+"""Images and their texts in one embedding space: SigLIP B/16 (Zhai et al. 2023, arXiv:2303.15343), on a TPU slice.
 
     mmjax plan configs/siglip_b16.py --machine v5e:8x8
     mmjax train configs/siglip_b16.py
 
-Planned for 64 TPU v5e (the step compiled for them by jax 0.10.2 and libtpu; time by the roofline, not measured): 7.8 of 15.8 GiB a
-device, both towers computing their blocks again, 0.35 s a step, bound by compute, 42,000 pairs per second, MFU 52 %; by
-libtpu's own cost model 0.81 s a step.
+Planned for 64 TPU v5e (step compiled by jax 0.10.2 and libtpu; time from a roofline model, not measured): 7.8 of 15.8 GiB
+per device with `remat="block"` in both encoders, 0.35 s per step, bound by compute, 42,000 pairs per second, MFU 52 %;
+libtpu's own cost model predicts 0.81 s per step.
 
-The towers have SigLIP's sizes, and 16,384 pairs are compared at once, as in the paper's best recipe at this batch. Pictures are
-summed up by the mean of their patches, not by attention, and texts, which have 64 tokens there, stand packed beside each other.
-`SOURCE` is to be replaced by one's own pictures and captions (docs/data.md). Not trained here yet.
+The encoders have SigLIP's sizes, and each batch contrasts 16,384 pairs, as in the paper's best recipe at this batch size. Two things
+differ from the paper: images are pooled by the mean of their patches, not by attention, and texts are packed (the paper gives every
+text 64 tokens). Before training, replace `SOURCE` by your own images and captions (docs/data.md). This config has not been trained yet.
 """
 
 from mmjax.config import (

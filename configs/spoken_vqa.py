@@ -1,10 +1,10 @@
-"""Spoken visual question answering: hear a question, see a picture, answer; from any subset of the modalities.
+"""Spoken visual question answering from any subset of the modalities: a spoken question, a written question, an image.
 
     mmjax train configs/spoken_vqa.py
 
-Measured on 2 CPU cores (Cascade Lake, 2.5 GHz; jax 0.10.2): 63 minutes with the final evaluation, other work using
-the same cores all the while (a step takes about 1 s on idle ones). Test split of 9,673 questions, in voices that were
-not heard in training:
+Measured on 2 CPU cores (Cascade Lake, 2.5 GHz; jax 0.10.2): 63 minutes including the final evaluation, while other work used
+the same cores (a step takes about 1 s on idle cores). The test split has 9,673 questions, in voices that are not in the training
+split:
 
     modalities           answer     CER      WER
     speech               66.75 %   0.00 %   0.00 %
@@ -15,7 +15,7 @@ not heard in training:
     image+text           99.89 %
     speech+image+text    99.90 %   0.00 %   0.00 %
 
-The answer that is most frequent for a question is right 67.0 % of the time: without the picture, no more is possible.
+Always giving the most frequent answer to a question has an accuracy of 67.0 %. Without the image, no higher accuracy is possible.
 """
 
 from mmjax.config import (

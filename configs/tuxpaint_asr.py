@@ -1,19 +1,19 @@
-"""Speech recognition in twelve languages from two hours of recordings (Tux Paint's stamps), and which language it is.
+"""Speech recognition and language identification in twelve languages, from two hours of recordings (Tux Paint's stamps).
 
     mmjax train configs/tuxpaint_asr.py
 
-Measured on 2 CPU cores (Cascade Lake, 2.5 GHz; jax 0.10.2), other work using the same cores all the while: 46 minutes.
-No phrase of the test split (684 recordings, 31 of them left out by the filters, most because their description is much
-longer than what is said) was heard in training. CER, and what another phrase of the same language, drawn at random from the
-training split, would have:
+Measured on 2 CPU cores (Cascade Lake, 2.5 GHz; jax 0.10.2), while other work used the same cores: 46 minutes.
+No phrase of the test split is in the training split. The test split has 684 recordings; the filters leave out 31 of them, most because
+their description is much longer than the spoken text. "by chance" is the CER of a random phrase of the same language from the training
+split:
 
     language      be     bg     ca     da     el     en     es     fr     nl     ro     ru     ml      all
     test          58     82     73     33     49      6     81     85      6     84     86      2      645
     CER         41.8 % 44.2 % 50.5 % 65.8 % 55.3 % 59.6 % 45.7 % 47.1 % 45.9 % 35.1 % 39.7 %  130 %  45.2 %
     by chance     96 %  121 %   96 %   97 %  114 %   71 %   96 %  114 %   57 %  124 %  119 %   80 %   109 %
 
-The language is right for 98.2 % of 653 recordings (8 of them Lithuanian, which has no transcripts and is never recognised).
-Two hours are little: English, Dutch and Malayalam have 55, 57 and 3 recordings to learn from.
+The predicted language is right for 98.2 % of 653 recordings (8 of them are Lithuanian, which has no transcripts and is never predicted).
+Two hours are few: English, Dutch and Malayalam have 55, 57 and 3 training recordings.
 """
 
 from mmjax.config import (

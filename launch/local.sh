@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Trains with several processes on this machine, to rehearse a run on several hosts:
 #   launch/local.sh 2 configs/quickstart.py [--key value ...]
-# SIGTERM, SIGHUP and Ctrl-C are passed on: all save their state and end with 75, and so does this script. One fails: the
-# others are ended too, and so is this script, with exit code 1.
+# On SIGTERM, SIGHUP or Ctrl-C, all processes save their state and end with 75, and this script ends with 75 too. If one process
+# fails, the script ends the others and exits with 1.
 set -euo pipefail
 count=${1:-}
 if [[ ! $count =~ ^[1-9][0-9]*$ || -z ${2:-} ]]; then
@@ -34,6 +34,6 @@ done
 code=0
 for _ in "${processes[@]}"; do
   wait -n || code=$?
-  ((code == 0 || code == 75)) || { sleep 1; exit 1; } # the others say why they end
+  ((code == 0 || code == 75)) || { sleep 1; exit 1; } # time for the others to report why they end
 done
 exit "$code"
