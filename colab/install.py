@@ -78,7 +78,9 @@ def main() -> None:
         del sys.modules["mmjax"]
     for name in ("jax", "jaxlib", "numpy"):
         if name in sys.modules and sys.modules[name].__version__ != version(name):
-            raise SystemExit(f"{name} was imported before and has another version now: restart the kernel and run this cell again")
+            raise SystemExit(
+                f"{name} was imported before and has another version now: restart the kernel and rerun the cell"
+            )
 
 
 if __name__ == "__main__":
