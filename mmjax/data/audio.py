@@ -1,7 +1,7 @@
-"""Recordings in, samples out: any rate, any number of channels; and how long a recording is, without decoding it.
+"""Decodes recordings of any rate and number of channels, and measures their length without decoding.
 
-The index measures with `measure_audio`, the loader decodes with `read_audio`. Both open a recording in the same way, so
-they refuse the same ones for the same reason, and agree on the length of the others.
+The index calls `measure_audio`, the loader calls `read_audio`. Both open a recording in the same way. So they reject
+the same recordings for the same reasons, and agree on the length of all others.
 """
 
 import io
@@ -18,26 +18,26 @@ from mmjax.data.containers import Reader, completed
 from mmjax.data.files import Blob, Unreadable, opened
 from mmjax.errors import UserError
 
-# What libsndfile calls the containers that are read. In each of them a missing end is noticed.
+# Supported containers, by their names in libsndfile. Truncation is detected in each of them.
 FORMATS = "WAV", "WAVEX", "RF64", "W64", "AIFF", "CAF", "AU", "FLAC", "OGG", "MP3"
-READ = "WAV, FLAC, OGG (Vorbis, Opus), MP3, AIFF, CAF, AU, W64 and RF64"  # the same, for people
-# Bytes of a sample, where each takes as many.
+READ = "WAV, FLAC, OGG (Vorbis, Opus), MP3, AIFF, CAF, AU, W64 and RF64"  # the same, for error messages
+# Bytes per sample of the codings with a fixed sample size.
 BYTES = dict(PCM_S8=1, PCM_U8=1, ULAW=1, ALAW=1, PCM_16=2, PCM_24=3, PCM_32=4, FLOAT=4, DOUBLE=8)
-LOUDEST = 8.0  # of a float recording that is merely too loud, and clipped; beyond, its scale is another
-RATES = 1_000, 1_000_000  # Hz, that a recording of sound can have; beyond, its header is damaged
-TOLERANCE = 0.5  # seconds that a list may promise beyond the end of a recording: coders pad, and durations are rounded
-# An MP3 is decoded from so many seconds before the part that is wanted: after a seek, libmpg123 lacks what earlier frames
-# hold of later ones, and mutes up to 0.3 s. Half a second is enough (measured); the rest avoids its complaints.
+LOUDEST = 8.0  # float samples up to this magnitude are clipped; larger ones mean that the recording has another scale
+RATES = 1_000, 1_000_000  # Hz; a rate outside this range means a damaged header
+TOLERANCE = 0.5  # seconds by which a part may extend past the recording's end: coders pad, and durations are rounded
+# Decoding of a part of an MP3 starts this many seconds earlier. Frames use data of earlier frames (the bit reservoir), so
+# libmpg123 mutes up to 0.3 s after a seek. Half a second is enough (measured); the rest avoids warnings of libmpg123.
 PREROLL = 30.0
 
 
 class Extent(NamedTuple):
-    """What is meant of a recording.
+    """The requested part of a recording.
 
     Attributes:
-      frames, rate: how many samples of each channel, and their rate in Hz.
-      first: the first of them.
-      missing: seconds that were wanted beyond the end; at most `TOLERANCE`.
+      frames, rate: samples per channel, and their rate in Hz.
+      first: index of the first sample.
+      missing: seconds by which the requested part extends past the end; at most `TOLERANCE`.
     """
 
     frames: int
@@ -53,10 +53,10 @@ def measure_audio(
     seconds: float | None = None,
     channels: Sequence[int] | None = None,
 ) -> Extent:
-    """How much of a recording is meant; see `read_audio`, which decodes so much of it, or raises.
+    """The extent of the part that `read_audio` decodes for the same arguments.
 
     Raises:
-      Unreadable: as `read_audio`, as far as a header tells.
+      Unreadable: as `read_audio`, for the faults that the header shows.
     """
     with opened(source, f"the recording {name}") as file, _decoder(file, name) as reader:
         _check_channels(channels, reader.channels, name)
@@ -76,22 +76,22 @@ def read_audio(
     """Decodes a recording, or a part of it, to mono float32 samples [N] in [-1, 1] at `sample_rate` Hz.
 
     Args:
-      source: a path, the encoded bytes, or where they lie.
+      source: a path, the encoded bytes, or their location.
       sample_rate: the rate to resample to (soxr, high quality), in Hz.
-      name: what to call `source` in an error (default: its path).
-      start, seconds: the part that is wanted; None: to the end. It may end up to `TOLERANCE` seconds behind the recording.
-      rescale: bring values beyond `LOUDEST` into [-1, 1]: see `_rescaled`.
-      channels: those whose mean is wanted, counted from 0; None: all.
+      name: the name of `source` in error messages (default: its path).
+      start, seconds: the part to decode; None: to the end. The part may end up to `TOLERANCE` seconds past the recording.
+      rescale: scale recordings with values beyond `LOUDEST` into [-1, 1]; see `_rescaled`.
+      channels: channels to average, counted from 0; None: all.
 
     Raises:
-      Unreadable: the file is missing, of no format that is read, damaged, truncated, or empty; the part or a channel
-        does not lie in it; or it holds values that are not numbers, or far outside [-1, 1].
+      Unreadable: the file is missing, of an unsupported format, damaged, truncated, or empty; the recording lacks the
+        part or a channel; or it holds values that are not finite, or far outside [-1, 1].
     """
     source = source if isinstance(source, bytes | Blob) else Blob(os.fspath(source))
     if name is None:
         name = source.file if isinstance(source, Blob) else f"<{len(source)} bytes>"
     if isinstance(source, Blob) and not start and seconds is None:
-        source = source.read()  # at once; of a part of a long recording, only that part is read
+        source = source.read()  # one read of the whole file; for a part, only the needed ranges are read
     with opened(source, f"the recording {name}") as file, _decoder(file, name) as reader:
         _check_channels(channels, reader.channels, name)
         rate, samples = reader.samplerate, _samples(reader, _extent(reader, name, start, seconds), name)
@@ -100,31 +100,31 @@ def read_audio(
 
 
 def as_read(samples: np.ndarray, rate: int, sample_rate: int, name: str, rescale: bool = False) -> np.ndarray:
-    """Decoded float32 samples [N, C] at `rate` Hz as `read_audio` returns them: [N] in [-1, 1] at `sample_rate` Hz.
+    """Converts decoded float32 samples [N, C] at `rate` Hz to the result of `read_audio`: [N] at `sample_rate` Hz.
 
     Raises:
-      Unreadable: there are none, or they hold values that are not numbers, or far outside [-1, 1].
+      Unreadable: there are no samples, or some are not finite, or far outside [-1, 1].
     """
     if len(samples) == 0:
         raise Unreadable("empty", f"the recording {name} has no samples")
-    loudest = max(float(samples.max()), -float(samples.min()))  # of which a value that is no number makes one
+    loudest = max(float(samples.max()), -float(samples.min()))  # NaN if any sample is NaN
     if not np.isfinite(loudest):
         raise Unreadable("not finite", f"the recording {name} holds values that are not finite numbers")
     if loudest > LOUDEST:
         if not rescale:
             raise Unreadable(
                 "too loud",
-                f"the recording {name} holds values up to {loudest:.3g}; floats lie in -1 to 1, and integers that were "
-                "stored as floats do not: store it again, or set data.rescale",
+                f"the recording {name} holds values up to {loudest:.3g}, but float samples must lie in -1 to 1 (were "
+                "integers stored as floats?): store it again, or set data.rescale",
             )
         samples = _rescaled(samples, loudest)
     mono = _clipped(_mono(samples))
-    return mono if rate == sample_rate else _clipped(soxr.resample(mono, rate, sample_rate))  # which may overshoot
+    return mono if rate == sample_rate else _clipped(soxr.resample(mono, rate, sample_rate))  # resampling may overshoot
 
 
 @contextmanager
 def _decoder(file: BinaryIO, name: str) -> Iterator[Reader]:
-    """A recording opened to be decoded; whatever libsndfile raises, then and later, names it."""
+    """Opens a recording for decoding; errors of libsndfile, also later ones, become errors that name the recording."""
     file, to_end = completed(file, name)
     try:
         with Reader(file) as reader:
@@ -137,7 +137,7 @@ def _decoder(file: BinaryIO, name: str) -> Iterator[Reader]:
                 raise Unreadable("no samples", f"the recording {name} has no samples")
             width = BYTES.get(coding, 0) * reader.channels
             spare = to_end % width if to_end and width else 0
-            if spare and not (spare == 1 and to_end % 2 == 0):  # chunks are filled to an even number of bytes
+            if spare and not (spare == 1 and to_end % 2 == 0):  # chunks are padded to an even number of bytes
                 raise Unreadable("truncated", f"the recording {name} is truncated: it ends within a sample")
             yield reader
     except (soundfile.LibsndfileError, RuntimeError, MemoryError, OverflowError) as error:
@@ -148,25 +148,25 @@ def _decoder(file: BinaryIO, name: str) -> Iterator[Reader]:
 
 
 def check_rate(rate: int, name: str) -> None:
-    """Checks that a recording can have this rate in Hz: resampled from 1 Hz, a second becomes hours.
+    """Checks that a rate in Hz is plausible: resampled from 1 Hz to 16 kHz, 16,000 samples become hours.
 
     Raises:
-      Unreadable: it cannot.
+      Unreadable: the rate is outside `RATES`.
     """
     if not RATES[0] <= rate <= RATES[1]:
-        raise Unreadable("impossible rate", f"the recording {name} has a rate of {rate} Hz, which cannot be")
+        raise Unreadable("impossible rate", f"the recording {name} has an impossible rate of {rate} Hz; is its header damaged?")
 
 
 def _check_channels(channels: Sequence[int] | None, there: int, name: str) -> None:
     if channels is not None and max(channels) >= there:
         raise Unreadable(
             "no such channel",
-            f"the recording {name} has {there} channels, and channel {max(channels)} is wanted, counted from 0",
+            f"the recording {name} has {there} channels, but channel {max(channels)} (counted from 0) is requested",
         )
 
 
 def _unknown(name: str, reason: str) -> Unreadable:
-    return Unreadable("unknown format", f"cannot decode the recording {name}: {reason}; what is read is {READ}")
+    return Unreadable("unknown format", f"cannot decode the recording {name}: {reason}; supported formats: {READ}")
 
 
 def _extent(reader: Reader, name: str, start: float, seconds: float | None) -> Extent:
@@ -181,7 +181,7 @@ def _extent(reader: Reader, name: str, start: float, seconds: float | None) -> E
 
 
 def _samples(reader: Reader, extent: Extent, name: str) -> np.ndarray:
-    """The samples [N, channels] of a part."""
+    """Decodes the samples [N, channels] of a part."""
     at = 0
     if soundfile.SoundFile.seekable(reader):
         at = max(0, extent.first - round(PREROLL * extent.rate)) if reader.format == "MP3" else extent.first
@@ -195,20 +195,20 @@ def _samples(reader: Reader, extent: Extent, name: str) -> np.ndarray:
     samples = reader.read(extent.frames, dtype="float32", always_2d=True)
     if len(samples) < extent.frames:
         raise Unreadable(
-            "truncated", f"the recording {name} is truncated: {len(samples)} of {extent.frames} samples are there"
+            "truncated", f"the recording {name} is truncated: it holds {len(samples)} of {extent.frames} samples"
         )
     return samples
 
 
 def _rescaled(samples: np.ndarray, loudest: float) -> np.ndarray:
-    """Samples in [-1, 1]: whole numbers by the full scale of 16, 24 or 32 bits that holds them, others by the loudest."""
+    """Scales to [-1, 1]: whole numbers by the full scale of 16, 24 or 32 bits that fits, others by the peak."""
     scales = [2.0**bits for bits in (15, 23, 31) if loudest <= 2.0**bits]
     whole = scales and np.array_equal(samples, np.rint(samples))
     return samples / np.float32(scales[0] if whole else loudest)
 
 
 def _mono(samples: np.ndarray) -> np.ndarray:
-    """The mean over channels, [N, C] -> [N]; for one and two by a way that is ten times as fast, and as exact."""
+    """The mean over channels, [N, C] -> [N]; one and two channels take an equally exact, ten times faster path."""
     match samples.shape[1]:
         case 1:
             return np.ascontiguousarray(samples[:, 0])
@@ -218,7 +218,7 @@ def _mono(samples: np.ndarray) -> np.ndarray:
 
 
 def _clipped(samples: np.ndarray) -> np.ndarray:
-    """Samples [N] clipped to [-1, 1]; a copy is only made where there is something to clip."""
+    """Samples [N] clipped to [-1, 1]; copied only if a sample is outside."""
     inside = not len(samples) or (samples.max() <= 1.0 and samples.min() >= -1.0)
     return samples if inside else np.clip(samples, -1.0, 1.0)
 
@@ -227,13 +227,13 @@ def encode_ogg(samples: np.ndarray, sample_rate: int = 16_000) -> bytes:
     """Encodes mono float samples [N] as OGG Vorbis (about a seventh of 16-bit WAV)."""
     buffer = io.BytesIO()
     with soundfile.SoundFile(buffer, "w", sample_rate, 1, subtype="VORBIS", format="OGG") as file:
-        for start in range(0, len(samples), 2**16):  # minutes at once overflow libsndfile's stack
+        for start in range(0, len(samples), 2**16):  # writing minutes of audio at once overflows libsndfile's stack
             file.write(samples[start : start + 2**16])
     return buffer.getvalue()
 
 
 def write_audio(path: str | os.PathLike, samples: np.ndarray, sample_rate: int) -> None:
-    """Writes samples [N] in [-1, 1] as a WAV file of 16 bits; what is louder is clipped.
+    """Writes samples [N] in [-1, 1] as a 16-bit WAV file; samples outside are clipped.
 
     Raises:
       UserError: the file cannot be written.

@@ -1,7 +1,7 @@
-"""`mmjax data build`: any collection into shards, every example decoded once on the way.
+"""`mmjax data build`: writes any collection as shards, and decodes every example once to check it.
 
-Parallel over shards; a shard is written under another name and renamed when it is whole, with what was measured beside
-it, so that a build that was interrupted goes on where it was.
+Shards are written in parallel. Each is written under a temporary name, renamed when complete, and kept with its
+measurements, so that an interrupted build continues with the shards that are missing.
 """
 
 import hashlib
@@ -32,13 +32,13 @@ from mmjax.errors import UserError, one_line
 
 
 class Part(NamedTuple):
-    """What became of the examples of one shard.
+    """The outcome for the examples of one shard.
 
     Attributes:
-      numbers: in the collection, of the records written.
-      measured: of each of them.
-      digests: of what each holds, whatever it is called; equal ones are duplicates.
-      left_out: (number in the collection, reason).
+      numbers: numbers in the collection of the records written.
+      measured: the measurement of each record.
+      digests: hash of each record's content without its name and tags; equal hashes mean duplicates.
+      left_out: (number in the collection, reason) of each rejected example.
     """
 
     numbers: list[int]
@@ -61,12 +61,12 @@ def build(
     """Writes the shards and the index of one split.
 
     Args:
-      collection, index: what is read.
-      stamp: what identifies it: a folder that holds another collection is not continued.
-      directory: where to.
-      shard_bytes: about how large a shard is.
-      rescale: as `data.rescale`; parts of recordings are cut out rescaled, whole ones are kept as they are.
-      keep_duplicates: else an example whose recording, picture, texts and answer another one has, too, is left out.
+      collection, index: the records to write, and their index.
+      stamp: identity of the collection; a build of another collection in the same folder is not continued.
+      directory: the folder to write to.
+      shard_bytes: approximate size of a shard.
+      rescale: as `data.rescale`; it changes the parts that are cut from recordings, while whole files are copied unchanged.
+      keep_duplicates: keep examples whose recording, picture, texts and answer equal those of an earlier one.
 
     Returns:
       {"examples", "shards", "bytes", "left_out": {reason: count}}.
@@ -93,7 +93,7 @@ def build(
             shard.unlink()
         shutil.rmtree(work)
         raise UserError(
-            f"none of the {len(left_out):,} examples of '{split}' can be used, and no shard is made; the first, example "
+            f"none of the {len(left_out):,} examples of '{split}' can be used, so no shard is made; example "
             f"{left_out[0][0]}: {left_out[0][1]}"
         )
     for old in (directory / split, work / "index"):
@@ -117,7 +117,7 @@ def build(
 
 
 def _plan(collection: Sequence[Record], index: Index, shard_bytes: int) -> list[range]:
-    """Ranges of about equal size, as far as the index can tell: compressed speech and pictures take so much."""
+    """Ranges of examples of about equal size, by an estimate of their compressed bytes from the index."""
     weight = np.full(len(collection), 200.0)
     weight += 6_000.0 * index.frames / np.maximum(index.rate, 1) * (np.maximum(index.rate, 1) / 16_000)
     weight += 0.5 * index.height.astype(np.float64) * index.width
@@ -129,14 +129,14 @@ def _plan(collection: Sequence[Record], index: Index, shard_bytes: int) -> list[
 
 
 def _claim(directory: Path, work: Path, split: str, identity: Any) -> None:
-    """Takes the folder for this build, new or going on."""
+    """Reserves the folder for this build, which is new or continued."""
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
     try:
         directory.mkdir(parents=True, exist_ok=True)
         there = shards_of(directory, split)
         noted = work / "identity"
         if work.is_dir() and not (noted.is_file() and noted.read_text(encoding="utf-8") == digest):
-            shutil.rmtree(work)  # of another build, that was given up
+            shutil.rmtree(work)  # left behind by an unfinished build of something else
             for path in there.values():
                 path.unlink()
             there = {}
@@ -150,9 +150,9 @@ def _claim(directory: Path, work: Path, split: str, identity: Any) -> None:
 
 
 def _run(collection: Sequence[Record], index: Index, jobs: list[Any], rescale: bool):
-    """Does the jobs, several at a time; yields how many examples were done since the last time."""
+    """Runs the jobs in parallel; yields the number of newly finished examples."""
     done: queue.SimpleQueue[int] = queue.SimpleQueue()
-    # Threads: decoders, checksums and the disk do not hold Python's lock.
+    # Threads are enough: decoders, checksums and disk access release Python's lock.
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
         running = [pool.submit(_build_shard, collection, index.unreadable, *job, done.put, rescale) for job in jobs]
         try:
@@ -177,7 +177,7 @@ def _build_shard(
     advance: Callable[[int], None],
     rescale: bool,
 ) -> None:
-    """Writes a shard and what was measured of it."""
+    """Writes a shard and its `Part`."""
     from array_record.python import array_record_module
 
     part, temporary = Part([], [], [], []), path.with_name(f".{path.name}.{os.getpid()}")
@@ -209,10 +209,10 @@ def _build_shard(
 
 
 def _read_part(path: Path) -> Part:
-    """What became of the examples of one shard, as an earlier build may have noted it; nothing in the file is run.
+    """Reads the `Part` of a shard, possibly of an earlier build (msgpack, so that loading runs no code).
 
     Raises:
-      UserError: it is no such note.
+      UserError: the file is damaged.
     """
     try:
         found = msgpack.unpackb(path.read_bytes(), use_list=False, unicode_errors="surrogateescape")
@@ -223,7 +223,7 @@ def _read_part(path: Path) -> Part:
 
 
 def whole(record: Record, rescale: bool = False) -> Record:
-    """The record with its bytes inside; of a part of a recording, or some channels, only those, as FLAC at its own rate."""
+    """The record with its encoded bytes in memory; a part of a recording is cut out as FLAC at its own rate."""
     speech, image = record.speech, record.image
     if speech is not None and (record.start > 0 or record.seconds is not None or record.channels is not None):
         name, part = f"of {record.name}", (record.start, record.seconds)
@@ -239,7 +239,7 @@ def whole(record: Record, rescale: bool = False) -> Record:
 
 
 def packed(record: Record) -> Record:
-    """The record with uncompressed 16-bit samples (WAV, AIFF ...) as FLAC: the same in about half the bytes."""
+    """The record with uncompressed 16-bit samples (WAV, AIFF ...) as FLAC: lossless, about half the bytes."""
     if record.speech is None or record.speech[:4] not in CHUNKS:
         return record
     buffer = io.BytesIO()
@@ -248,16 +248,16 @@ def packed(record: Record) -> Record:
             if file.subtype != "PCM_16":
                 return record
             soundfile.write(buffer, file.read(dtype="int16"), file.samplerate, subtype="PCM_16", format="FLAC")
-    except soundfile.LibsndfileError:  # FLAC has no such rate, or not so many channels
+    except soundfile.LibsndfileError:  # FLAC does not support the rate or the number of channels
         return record
     return record._replace(speech=buffer.getvalue())
 
 
 def checked(record: Record, rescale: bool = False) -> Measured:
-    """The record measured, after all of it was decoded.
+    """Decodes the whole record, then measures it.
 
     Raises:
-      UserError: it cannot be.
+      UserError: a part of the record cannot be decoded.
     """
     if record.speech is not None:
         read_audio(record.speech, name=f"of {record.name}", rescale=rescale)
@@ -271,7 +271,7 @@ def _digest(record: Record) -> bytes:
 
 
 def _without_duplicates(parts: list[Part], keep: bool) -> tuple[list[Measured], list[tuple[int, str]]]:
-    """What the index says of every record written, and all that was left out, in order."""
+    """The index entries of all records written, and all examples that were left out, in order."""
     measured, left_out = [], []
     first: dict[bytes, int] = {}
     for part in parts:

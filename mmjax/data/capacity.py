@@ -1,15 +1,15 @@
-"""How much a row should hold of each stream, so that least of it stays empty: from sizes alone."""
+"""Chooses the capacity of a row for each stream so that little compute is spent on padding; needs only sizes."""
 
 import numpy as np
 
 from mmjax.data.sampler import best_fit
 
-FACTORS = (0.9, 0.95, 0.98, 1.02, 1.05, 1.1, 1.2, 1.4)  # by which one capacity is changed at a time
-BETTER = 5e-4  # of a share, for which a change is worth it: less is chance
+FACTORS = (0.9, 0.95, 0.98, 1.02, 1.05, 1.1, 1.2, 1.4)  # a trial step multiplies one capacity by one of these
+BETTER = 5e-4  # smallest gain in the useful share that justifies a change; smaller gains are noise
 
 
 def useful(tokens: np.ndarray, rows: int, capacity: np.ndarray, cost: np.ndarray) -> float:
-    """Of what `rows` rows compute, the share that is computed for tokens [n, streams]; a position costs `cost`."""
+    """The share of the compute of `rows` rows that is spent on tokens [n, streams]; a position costs `cost` [streams]."""
     return float((tokens.sum(axis=0) * cost).sum() / (rows * (capacity * cost).sum()))
 
 
@@ -21,21 +21,21 @@ def propose(
     start: np.ndarray | None = None,
     rounds: int = 4,
 ) -> np.ndarray:
-    """Capacities of rows that waste little, found by packing.
+    """Finds row capacities with little waste, by packing the examples repeatedly.
 
-    It begins with capacities in the proportion in which the examples need them (or with those given, if they waste
-    less), and then changes one after the other as long as that wastes less. A stream that costs little gets more room than it needs, so that it never closes a row
-    in which a dear one still has some.
+    The search begins with capacities proportional to the mean needs of the examples (or with `start`, if that wastes
+    less). It then changes one capacity at a time while this reduces the waste. Cheap streams end up with spare room, so
+    that they do not fill a row in which an expensive stream still has room.
 
     Args:
-      taken: [n, streams] positions that examples take, in the order in which they are packed (`Sampler.taken`).
-      cost: [streams] of one position, in any unit, such as the FLOPs that its tower spends on it.
-      budget: what a row may cost; more only if the largest examples would not fit.
-      multiple: [streams] that each capacity is a multiple of.
-      start: [streams] capacities that are known to do.
+      taken: [n, streams] positions that examples take, in packing order (`Sampler.taken`).
+      cost: [streams] cost of one position, in any unit, such as the FLOPs of its tower.
+      budget: largest cost of a row; exceeded only if the largest examples would not fit.
+      multiple: [streams] each capacity is a multiple of this.
+      start: [streams] capacities that are known to work.
 
     Returns:
-      [streams] int64, none below the largest example.
+      [streams] int64, at least the size of the largest example.
     """
     taken, cost = np.asarray(taken, np.int64), np.asarray(cost, np.float64)
     multiple = np.ones(taken.shape[1], np.int64) if multiple is None else np.asarray(multiple, np.int64)

@@ -1,9 +1,9 @@
-"""What a recording's container says of its end, and whether the file agrees.
+"""Detects truncated recordings, and completes headers that do not state the length.
 
-libsndfile shortens a cut WAV without a word, takes a size that a pipe left for a real one, and guesses how long an MP3 is
-that does not say it. `completed` finds what is cut, and states the length where it is not stated, so that what the
-header promises is what decoding gives. It reads headers, and the end of an OGG file; all of a file only where its length
-stands nowhere.
+libsndfile silently shortens a truncated WAV, trusts the placeholder size that a pipe writes, and only estimates the
+length of an MP3 without a Xing header. `completed` detects truncation and writes missing lengths into the header, so that
+the header's length equals the decoded length. It reads headers and the end of an OGG file; it reads a whole file only if
+the length is not stated anywhere.
 """
 
 import io
@@ -14,24 +14,24 @@ import soundfile
 
 from mmjax.data.files import Unreadable
 
-# Sizes that mean "not known yet", of a writer that could not go back: 0x7FFFF000 (sox), 0x80000000 (arecord), 0xFFFFFFFF
-# (ffmpeg), and what is left of them after a header was counted.
+# Placeholder sizes of writers that could not seek back: 0x7FFFF000 (sox), 0x80000000 (arecord), 0xFFFFFFFF (ffmpeg), and
+# slightly smaller values, from which the size of a header was subtracted.
 PIPED = (0x7FFF0000, 0x80000000), (0xFFFF0000, 0xFFFFFFFF), (2**62, 2**64)
 
 
 def completed(file: BinaryIO, name: str) -> tuple[BinaryIO, int | None]:
-    """The recording with its length stated.
+    """Ensures that the header of a recording states its length.
 
     Args:
       file: an encoded recording, open and seekable.
-      name: what to call it in an error.
+      name: its name in error messages.
 
     Returns:
-      The file, or a copy with a corrected header; where its samples go on to the end of the file because their size is
-      not known: how many bytes they are, else None.
+      The file, or a copy with a corrected header; and the number of bytes of samples if the header did not state it (the
+      samples then extend to the end of the file), else None.
 
     Raises:
-      Unreadable: its end is missing.
+      Unreadable: the recording is truncated.
     """
     file.seek(0)
     magic = file.read(4)
@@ -54,7 +54,7 @@ def _truncated(name: str, why: str) -> Unreadable:
 
 
 class Reader(soundfile.SoundFile):
-    """Reads on from where it stands. soundfile would seek after every block, which some coders cannot."""
+    """Reads sequentially: soundfile would seek after every block, which some coders do not support."""
 
     def __init__(self, file: BinaryIO):
         super().__init__(_Source(file))
@@ -64,7 +64,7 @@ class Reader(soundfile.SoundFile):
 
 
 class _Source:
-    """A file whose position stays where it is if a damaged header leads out of it; cffi would print an exception."""
+    """A file that ignores seeks to invalid offsets (from damaged headers); in a callback, cffi would print the exception."""
 
     def __init__(self, file: BinaryIO):
         self._seek, self.tell, self.read, self.readinto = file.seek, file.tell, file.read, file.readinto
@@ -76,20 +76,20 @@ class _Source:
             return self.tell()
 
 
-# Chunks: WAV, RF64, W64, AIFF, CAF; and AU, which is one chunk. -----------------------------------------------------------
+# Chunked containers: WAV, RF64, W64, AIFF, CAF; AU counts as one chunk. -------------------------------------------------
 
 
 class Chunks(NamedTuple):
-    """How a container lists its chunks.
+    """The chunk layout of a container.
 
     Attributes:
-      first: where the first begins.
-      samples: the name of the chunk that holds them.
-      size: the format of a size, after the name.
-      name: bytes of a name.
-      counted: whether a size counts name and size, too.
-      align: a chunk begins at a multiple of so many bytes.
-      before: bytes of the chunk before its samples.
+      first: offset of the first chunk.
+      samples: name of the chunk that holds the samples.
+      size: `struct` format of the size, which follows the name.
+      name: length of the name in bytes.
+      counted: whether the size includes the name and the size itself.
+      align: chunks begin at multiples of this many bytes.
+      before: bytes between the beginning of the samples chunk's body and the first sample.
     """
 
     first: int
@@ -102,7 +102,7 @@ class Chunks(NamedTuple):
 
     @property
     def header(self) -> int:
-        """Bytes before the body of a chunk."""
+        """Bytes of a chunk's header."""
         return self.name + struct.calcsize(self.size)
 
 
@@ -130,13 +130,13 @@ def _completed_chunks(file: BinaryIO, magic: bytes, name: str) -> tuple[BinaryIO
         empty = size <= before and not _are_chunks(file, kind, body + max(size, 0), end)
         to_end = empty or (size > end - body and _is_piped(size))
     there = end - body
-    if body > end:  # libsndfile will say what this is
+    if body > end:  # libsndfile reports what is wrong
         return file, None
     if not to_end:
         if size > there:
-            raise _truncated(name, f"{there} of {size} bytes are there")
+            raise _truncated(name, f"it holds {there} of {size} bytes")
         return file, None
-    if size > before and magic not in (b"RF64", b"caff"):  # libsndfile does it by itself
+    if size > before and magic not in (b"RF64", b"caff"):  # libsndfile corrects these sizes by itself
         return file, there - before
     file.seek(0)
     data = bytearray(file.read())
@@ -149,16 +149,16 @@ def _is_piped(size: int) -> bool:
 
 
 def _number(file: BinaryIO, place: int, form: str) -> int:
-    """A number of the header; 0 behind the end of the file."""
+    """Reads a number of the header; 0 past the end of the file."""
     file.seek(place)
     wide = struct.calcsize(form)
     return struct.unpack(form, file.read(wide).ljust(wide, b"\0"))[0]
 
 
 def _samples_chunk(file: BinaryIO, magic: bytes, kind: Chunks, end: int) -> tuple[int, str, int, int]:
-    """Of the chunk that holds the samples: place and format of its size, where its body begins, and the size.
+    """Finds the samples chunk: offset and format of its size field, offset of its body, and the size.
 
-    Without such a chunk the body begins behind the end of the file.
+    If there is none, the offset of the body is past the end of the file.
     """
     at, long = kind.first, None
     while at + kind.header <= end:
@@ -166,7 +166,7 @@ def _samples_chunk(file: BinaryIO, magic: bytes, kind: Chunks, end: int) -> tupl
         file.seek(at)
         chunk, body = file.read(4), at + kind.header
         if chunk == kind.samples:
-            if magic == b"RF64" and size == 0xFFFFFFFF and long:  # the size is a longer number, in a chunk of its own
+            if magic == b"RF64" and size == 0xFFFFFFFF and long:  # the 64-bit size is in the ds64 chunk
                 return long, "<Q", body, _number(file, long, "<Q")
             return at + kind.name, kind.size, body, size
         if chunk == b"ds64":
@@ -179,12 +179,12 @@ def _samples_chunk(file: BinaryIO, magic: bytes, kind: Chunks, end: int) -> tupl
 
 
 def _is_name(chunk: bytes) -> bool:
-    """Whether four bytes can begin a chunk; without this, a file of zeros would be millions of empty ones."""
+    """Whether four bytes can be a chunk name; a file of zeros would otherwise be read as millions of empty chunks."""
     return all(32 <= byte < 127 for byte in chunk)
 
 
 def _are_chunks(file: BinaryIO, kind: Chunks, at: int, end: int) -> bool:
-    """Whether nothing but chunks follows, to the end of the file."""
+    """Whether the rest of the file consists of chunks."""
     while at + kind.header <= end:
         file.seek(at)
         if not _is_name(file.read(4)):
@@ -198,7 +198,7 @@ def _are_chunks(file: BinaryIO, kind: Chunks, at: int, end: int) -> bool:
 
 
 def _completed_ogg(file: BinaryIO, name: str) -> BinaryIO:
-    """Whether the last page and its last packet are whole. The flag at the end of a stream is only a hint: many lack it."""
+    """Checks that the last page and packet are complete; many files lack the end-of-stream flag, so it is not required."""
     end = file.seek(0, io.SEEK_END)
     file.seek(0)
     first = file.read(64)
@@ -212,16 +212,16 @@ def _completed_ogg(file: BinaryIO, name: str) -> BinaryIO:
     size = 27 + len(table) + sum(table)
     if size > len(page):
         raise _truncated(name, "its last OGG page is cut")
-    if not flags & 4 and table and table[-1] == 255:  # the packet goes on
-        raise _truncated(name, "its last OGG packet is cut")
+    if not flags & 4 and table and table[-1] == 255:  # the packet continues
+        raise _truncated(name, "its last OGG packet is incomplete")
     if page[14:18] != first[14:18]:
         raise Unreadable(
             "several streams",
-            f"the recording {name} holds several OGG streams, of which only one would be read; store each in a file",
+            f"the recording {name} holds several OGG streams, but only one can be read; store each in its own file",
         )
     if flags & 4 or b"OpusHead" not in first:
         return file
-    # Only with the flag does libsndfile take an Opus stream that ends within a packet.
+    # libsndfile rejects an Opus stream that ends within a packet unless its end-of-stream flag is set.
     page = bytearray(page[:size])
     page[5] |= 4
     page[22:26] = bytes(4)
@@ -247,7 +247,7 @@ def ogg_checksum(page: bytes) -> int:
 
 
 def _completed_flac(file: BinaryIO) -> BinaryIO:
-    """A stream that was encoded into a pipe says 0 samples; all of them are decoded once, and counted."""
+    """Writes the number of samples into a stream that states 0 (encoded into a pipe), by decoding it once."""
     file.seek(0)
     data = bytearray(file.read(26))
     if len(data) < 26 or data[21] & 0x0F or any(data[22:26]):  # 36 bits of STREAMINFO (RFC 9639, section 8.2)
@@ -260,7 +260,7 @@ def _completed_flac(file: BinaryIO) -> BinaryIO:
         with Reader(io.BytesIO(data)) as reader:
             while block := len(reader.read(2**16, dtype="int16")):
                 count += block
-    except (soundfile.LibsndfileError, RuntimeError):  # which the decoder will find again
+    except (soundfile.LibsndfileError, RuntimeError):  # the decoder will raise the same error with its context
         return file
     struct.pack_into(">I", data, 22, count & 0xFFFFFFFF)
     data[21] = data[21] & 0xF0 | count >> 32
@@ -269,15 +269,15 @@ def _completed_flac(file: BinaryIO) -> BinaryIO:
 
 # MP3. ---------------------------------------------------------------------------------------------------------------
 
-# kbit/s of layer III by the number in a header, of MPEG 1, and of MPEG 2 and 2.5; Hz by version and number.
+# Layer III: kbit/s by the header's bit-rate index, for MPEG 1 and for MPEG 2 and 2.5; Hz by version and rate index.
 MPEG_1 = 0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320
 MPEG_2 = 0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160
 HERTZ = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
-SPARE = 4096  # bytes that an MP3 may lack of what it states: tags, that others have cut off or did not count
+SPARE = 4096  # bytes by which an MP3 may be shorter than stated: tags that were removed, or not counted
 
 
 def frame_bytes(header: bytes) -> int:
-    """Bytes of the frame of layer III that begins with four bytes; 0 if none does."""
+    """Length in bytes of the layer III frame with this 4-byte header; 0 if it is not a frame header."""
     if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2:
         return 0
     version, rate, number = header[1] >> 3 & 3, header[2] >> 2 & 3, header[2] >> 4
@@ -288,12 +288,12 @@ def frame_bytes(header: bytes) -> int:
 
 
 def _completed_mp3(file: BinaryIO, name: str) -> BinaryIO:
-    """Without a Xing header mpg123 estimates the length from the first frame: the frames are counted, and it gets one."""
+    """Counts the frames and prepends a Xing header if there is none: mpg123 would estimate the length from one frame."""
     end, at = file.seek(0, io.SEEK_END), 0
     file.seek(0)
     while (tag := file.read(10))[:3] == b"ID3" and len(tag) == 10:
         size = 0
-        for byte in tag[6:]:  # seven bits each
+        for byte in tag[6:]:  # ID3 sizes have seven bits per byte
             size = size << 7 | byte & 0x7F
         at += 10 + size + (10 if tag[5] & 0x10 else 0)
         file.seek(at)
@@ -307,7 +307,7 @@ def _completed_mp3(file: BinaryIO, name: str) -> BinaryIO:
     if tag[:4] in (b"Xing", b"Info") and tag[7] & 1:
         stated = int.from_bytes(tag[12:16]) if tag[7] & 2 else 0
         if at + stated > end + SPARE:
-            raise _truncated(name, f"{end - at} of {stated} bytes are there")
+            raise _truncated(name, f"it holds {end - at} of {stated} bytes")
         return file
     file.seek(at)
     data = file.read()
@@ -315,15 +315,15 @@ def _completed_mp3(file: BinaryIO, name: str) -> BinaryIO:
 
 
 def _side_bytes(header: bytes) -> int:
-    """Bytes between the header of a frame and its data."""
+    """Bytes of side information between a frame's header and its data."""
     mono = header[3] >> 6 == 3
     return (17 if mono else 32) if header[1] >> 3 & 3 == 3 else (9 if mono else 17)
 
 
 def _count_frames(data: bytes, name: str) -> int:
-    """Frames of layer III, from the first byte on; what stands between and behind them is passed over."""
+    """Number of layer III frames; bytes between and after the frames are skipped."""
     at = count = 0
-    like = data[1] & 0xFE, data[2] & 0x0C  # what all frames of a stream share
+    like = data[1] & 0xFE, data[2] & 0x0C  # header bits that are equal in all frames of a stream
 
     def size_at(place: int) -> int:
         header = data[place : place + 4]
@@ -332,13 +332,12 @@ def _count_frames(data: bytes, name: str) -> int:
     while at < len(data):
         if size := size_at(at):
             if at + size > len(data):
-                raise _truncated(name, "its last MP3 frame is cut")
+                raise _truncated(name, "its last MP3 frame is incomplete")
             at, count = at + size, count + 1
             continue
         at = data.find(b"\xff", at + 1)
-        while at >= 0 and not (
-            (size := size_at(at)) and size_at(at + size)
-        ):  # two that follow each other are no chance
+        # Two consecutive frames confirm a sync word; one header may be a coincidence.
+        while at >= 0 and not ((size := size_at(at)) and size_at(at + size)):
             at = data.find(b"\xff", at + 1)
         if at < 0:
             break
@@ -346,7 +345,7 @@ def _count_frames(data: bytes, name: str) -> int:
 
 
 def _xing_frame(header: bytes, count: int) -> bytes:
-    """An empty frame like those that follow, which says how many they are."""
+    """An empty frame with a Xing header that states the number of frames that follow."""
     head = bytearray(header)
     head[1] |= 1  # no checksum
     content = bytes(_side_bytes(header)) + b"Xing" + struct.pack(">II", 1, count)

@@ -1,4 +1,4 @@
-"""Corpus: a collection with its index and a tokenizer, as what the sampler, the packer and the loader read."""
+"""Corpus: a collection with its index and a tokenizer, in the form that the sampler and the loader read."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -19,40 +19,40 @@ from mmjax.tree import part
 
 @part
 class Filters:
-    """Which examples are left out, and counted. None: no such limit."""
+    """Limits outside of which examples are left out and counted. None: no limit."""
 
     shortest: float | None = None  # seconds of speech
     longest: float | None = None
-    characters_per_second: float | None = 40.0  # of a transcript; more is no speech, but a wrong transcript
-    tokens_per_frame: float | None = None  # of a transcript, for each of CTC's frames
-    frame: float = 0.04  # seconds of one of them
-    largest_share_dropped: float = 0.05  # more is an error
+    characters_per_second: float | None = 40.0  # of a transcript; nobody speaks faster, so the transcript is wrong
+    tokens_per_frame: float | None = None  # tokens of a transcript per CTC frame
+    frame: float = 0.04  # seconds per CTC frame
+    largest_share_dropped: float = 0.05  # dropping a larger share is an error
 
 
 USUAL = Filters()
 
 
 class Corpus:
-    """Random access to the examples of a collection that can be used, and their sizes.
+    """Random access to the usable examples of a collection, and their sizes.
 
     Args:
       collection: records by number.
-      index: of it.
-      tokenizer: of all texts; None where the collection has none.
-      sample_rate: that recordings are resampled to, in Hz.
-      answers: names of classes (or of numbers), of the training split; None: those of this index.
-      filters: what is left out.
-      rescale: bring recordings whose values lie far outside [-1, 1] into it (see `read_audio`); else they are left out.
+      index: the index of `collection`.
+      tokenizer: for all texts; None if the collection has no texts.
+      sample_rate: rate to which recordings are resampled, in Hz.
+      answers: class names (or names of the numbers) of the training split; None: those of this index.
+      filters: limits outside of which examples are left out.
+      rescale: scale recordings with values far outside [-1, 1] (see `read_audio`); otherwise they are left out.
       prefixes: special tokens in front of texts; see `Prefixes`.
-      title: to say what it is.
+      title: name of the data in messages.
 
     Attributes:
-      index: of the collection, those that are left out included.
+      index: of the whole collection, including examples that are left out.
       sizes: [n] samples of "speech", [n, 2] pixels of "image", [n] tokens of "text", "transcript" and "target".
-      dropped: how many examples were left out, by reason.
-      quarantine: (number in the collection, reason) of each of them.
-      unread: of what nothing is read from, how many there are; see `Index`.
-      unknown: share of the tokens of each kind of text that are unknown to the tokenizer.
+      dropped: number of examples left out, by reason.
+      quarantine: (number in the collection, reason) of each example left out.
+      unread: counts of columns and files that are not used; see `Index`.
+      unknown: by kind of text, the share of tokens that are unknown to the tokenizer.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Corpus:
             reasons = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.dropped.items()))
             raise UserError(
                 f"of the {len(index):,} examples of {title}, {100 * share:.1f} % cannot be used ({reasons}; the first: "
-                f"{self.quarantine[0][1]}); mend them, or raise data.filters.largest_share_dropped"
+                f"{self.quarantine[0][1]}); fix them, or raise data.filters.largest_share_dropped"
             )
 
     def _shares_unknown(self) -> dict[str, float]:
@@ -113,15 +113,15 @@ class Corpus:
             if self.index.has(name):
                 unknown = int(self.index.unknown(name, tokenizer)[kept].sum())
                 tokens = int(self.index.tokens(name, tokenizer)[kept].sum())
-                left_out = unknown if tokenizer.zero == "unknown" and name != "text" else 0  # of what is written
+                left_out = unknown if tokenizer.zero == "unknown" and name != "text" else 0  # `tokens` does not count them
                 found[name] = unknown / max(tokens + left_out, 1)
         return found
 
     @property
     def notes(self) -> list[str]:
-        """What a run says of the data at its start, besides what is left out."""
+        """Notes on the data for the start of a run, without the examples left out."""
         unknown = [
-            f"{self._title}: of the tokens of {name}, {100 * share:.2g} % are unknown to the tokenizer; no model can write "
+            f"{self._title}: {100 * share:.2g} % of the tokens of {name} are unknown to the tokenizer, and no model can write "
             "them: train the tokenizer on texts like these, or with byte_fallback"
             for name, share in self.unknown.items()
             if share > 0
@@ -130,19 +130,19 @@ class Corpus:
 
     @property
     def characters(self) -> dict[str, np.ndarray]:
-        """[n] characters of each kind of text that there is; to know them needs no tokenizer."""
+        """[n] characters of each kind of text; needs no tokenizer."""
         kept = slice(None) if self._kept is None else self._kept
         return {name: self.index.characters(name)[kept] for name in TEXTS if self.index.has(name)}
 
     @functools.cached_property
     def groups(self) -> dict[str, tuple[np.ndarray, list[str]]]:
-        """What metrics are told apart by: {"language": ([n] numbers, -1 for none; names)}."""
+        """Groups for which metrics are reported separately: {"language": ([n] numbers, -1 for none; names)}."""
         tags = {name: self.index.tag(name) for name in TAGS if self.index.has(name)}
         kept = slice(None) if self._kept is None else self._kept
         return {name: (numbers[kept], names) for name, (numbers, names) in tags.items() if len(names) > 1}
 
     def _numbers(self) -> list[str]:
-        """Names of the numbers of a regression, which have none of their own."""
+        """Names for the numbers of a regression, which the data does not name."""
         width = 0 if self.index.answer is None or self.index.answer.ndim == 1 else self.index.answer.shape[1]
         return [str(number) for number in range(width)]
 
@@ -150,7 +150,7 @@ class Corpus:
         return len(self.index) if self._kept is None else len(self._kept)
 
     def __getitem__(self, number: int) -> Example:
-        """An example; its recording and picture are decoded when they are wanted."""
+        """An example; its recording and picture are decoded when they are used."""
         record = self._collection[int(number if self._kept is None else self._kept[number])]
         answer = record.answer
         return Example(
@@ -175,13 +175,13 @@ class Corpus:
         if len(samples) != promised:
             raise Unreadable(
                 "not what was indexed",
-                f"the recording of {record.name} has {len(samples)} samples, and the index says {promised}: "
-                "it is not what was indexed",
+                f"the recording of {record.name} has {len(samples)} samples, but its index entry says {promised}: "
+                "the file has changed since it was indexed",
             )
         return samples
 
     def _examine(self, sizes: Mapping[str, np.ndarray], filters: Filters) -> list[tuple[int, str]]:
-        """What is left out, and why ("kind: details"), in order of number."""
+        """The examples to leave out, with reasons ("kind: details"), in order of number."""
         index = self.index
         found = {
             number: reason if reason.startswith("duplicate:") else f"unreadable: {reason}"
@@ -217,7 +217,7 @@ class Corpus:
         spoken = seconds > 0
         if filters.characters_per_second is not None:
             lengths = self.index.characters("transcript")
-            many = spoken & (lengths > filters.characters_per_second * seconds + 10)  # a short "yes, sir" is fast
+            many = spoken & (lengths > filters.characters_per_second * seconds + 10)  # short utterances can be fast
             drop(np.flatnonzero(many), "too many characters", lambda n: f"{lengths[n]} in {seconds[n]:.2f} s")
         if filters.tokens_per_frame is not None and "transcript" in sizes:
             frames = seconds / filters.frame

@@ -1,4 +1,4 @@
-"""Example: what a source yields, before it is packed."""
+"""Example: one item of a source, before packing."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -7,18 +7,18 @@ import numpy as np
 
 
 class Example(NamedTuple):
-    """One example; a part that it does not have is None.
+    """One example; missing parts are None.
 
     Attributes:
       speech: a function that decodes the recording to float32 samples [N] at the source's rate.
       image: an encoded picture (see `open_image`).
-      text: what the text encoder reads.
-      transcript: what the speech says.
-      target: what is to be written: a caption, a translation, an answer in words.
-      answer: a class label; or several numbers [C]: 0 or 1 for each label, or what a regression predicts.
-      vectors: by the name of their stream, finite numbers [T, W] of any sensor, in the order of time.
-      name: to say which it is, where its source has names.
-      prefixes: by the name of their stream, ids of special tokens in front of text, transcript and target.
+      text: input of the text encoder.
+      transcript: the words of the speech.
+      target: text that the model should write: a caption, a translation, an answer in words.
+      answer: a class label; or numbers [C]: 0 or 1 for each label, or the targets of a regression.
+      vectors: by stream name, finite numbers [T, W] of any sensor, in order of time.
+      name: name for messages, if the source has names.
+      prefixes: by stream name, ids of special tokens in front of text, transcript and target.
     """
 
     speech: Callable[[], np.ndarray] | None = None

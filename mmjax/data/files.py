@@ -1,4 +1,4 @@
-"""Bytes of files, on this machine or in a bucket (gs://, s3://: whatever fsspec knows)."""
+"""Reads files on this machine or in a bucket (gs://, s3://, and all other protocols of fsspec)."""
 
 import glob
 import io
@@ -13,7 +13,7 @@ class Unreadable(UserError):
     """A recording or picture that cannot be used.
 
     Attributes:
-      kind: of the fault, in a few words; the same for all that have it, so that they can be counted.
+      kind: the fault in a few words, equal for all files with the same fault, so that they can be counted.
     """
 
     def __init__(self, kind: str, message: str):
@@ -22,11 +22,11 @@ class Unreadable(UserError):
 
 
 class Blob(NamedTuple):
-    """Where encoded bytes lie: a file, or a range of it.
+    """The location of encoded bytes: a file, or a range of a file.
 
     Attributes:
-      file: a path, or gs://..., s3://... (which needs gcsfs or s3fs).
-      offset: of the first byte; length: bytes, None for all that follow.
+      file: a path, or gs://..., s3://... (needs gcsfs or s3fs).
+      offset: position of the first byte; length: number of bytes, None for all that follow.
     """
 
     file: str
@@ -35,20 +35,20 @@ class Blob(NamedTuple):
 
     @property
     def on_this_machine(self) -> bool:
-        """Whether it is a whole file that can be opened by its path."""
+        """Whether the blob is a whole local file, which can be opened by its path."""
         return not self.offset and self.length is None and not remote(self.file)
 
     def read(self) -> bytes:
         """The bytes.
 
         Raises:
-          Unreadable: there is no such file, it cannot be read, or it ends before the range does.
+          Unreadable: the file is missing, cannot be read, or ends before the range does.
         """
         try:
             if remote(self.file):
                 system, path = _filesystem(self.file)
                 end = None if self.length is None else self.offset + self.length
-                data = system.cat_file(path, start=self.offset or None, end=end)  # the range alone is sent
+                data = system.cat_file(path, start=self.offset or None, end=end)  # only the range is transferred
             else:
                 with open(self.file, "rb") as file:
                     file.seek(self.offset)
@@ -57,28 +57,28 @@ class Blob(NamedTuple):
             raise _cannot_read(self.file, error) from None
         if self.length is not None and len(data) < self.length:
             raise Unreadable(
-                "truncated", f"{self.file} ends {self.length - len(data)} bytes before what should lie in it"
+                "truncated", f"{self.file} ends {self.length - len(data)} bytes before the end of the part to read"
             )
         return data
 
 
 def opened(source: str | os.PathLike | bytes | Blob, what: str) -> BinaryIO:
-    """Encoded bytes as a file: the file itself where it is whole and lies on this machine.
+    """Opens encoded bytes as a binary file; a whole local file is opened directly.
 
     Args:
-      source: the bytes, a path, or where they lie.
-      what: to say which it is, if it is empty.
+      source: the bytes, a path, or a location.
+      what: its name in the error for an empty file.
 
     Raises:
-      Unreadable: it cannot be read, or it is empty.
+      Unreadable: the source cannot be read, or is empty.
     """
     if not isinstance(source, bytes):
         source = source if isinstance(source, Blob) else Blob(os.fspath(source))
         if source.on_this_machine:
             try:
-                file = open(source.file, "rb")  # noqa: SIM115  (whom it is opened for closes it)
+                file = open(source.file, "rb")  # noqa: SIM115  (the caller closes it)
                 size = os.fstat(file.fileno()).st_size
-            except (OSError, ValueError) as error:  # a name that the system's encoding lacks the letters for
+            except (OSError, ValueError) as error:  # ValueError: the name is not representable in the system's encoding
                 raise _cannot_read(source.file, error) from None
             if not size:
                 file.close()
@@ -99,12 +99,12 @@ def _cannot_read(path: str, error: Exception) -> Unreadable:
 
 
 def remote(path: str) -> bool:
-    """Whether a path is that of a bucket, not of this machine."""
+    """Whether a path is in a bucket, not on this machine."""
     return "://" in path
 
 
 def open_file(path: str):
-    """A file opened to read bytes."""
+    """Opens a file to read bytes."""
     if not remote(path):
         return open(path, "rb")
     system, inside = _filesystem(path)
@@ -112,12 +112,12 @@ def open_file(path: str):
 
 
 def matching(pattern: str) -> list[str]:
-    """The files of a pattern such as data/train-*.tar, by name.
+    """The files that match a pattern such as data/train-*.tar, sorted by name.
 
-    A file or folder that there is, is meant as it is written: in its name `[` is no pattern.
+    If a file or folder with exactly the given name exists, special characters such as `[` in it are literal.
 
     Raises:
-      UserError: there are none, or the bucket cannot be reached.
+      UserError: no file matches, or the bucket cannot be reached.
     """
     if not remote(pattern):
         found = sorted(glob.glob(_literal(pattern)))
@@ -135,7 +135,7 @@ def matching(pattern: str) -> list[str]:
 
 
 def _literal(pattern: str) -> str:
-    """A pattern in which the folders, and the file, that there are stand for themselves."""
+    """The pattern with the names of existing folders and files escaped."""
     if not glob.has_magic(pattern):
         return pattern
     if os.path.exists(pattern):
@@ -145,9 +145,9 @@ def _literal(pattern: str) -> str:
 
 
 def below(folder: str) -> tuple[list[str], Counter[str]]:
-    """All files below a folder, as paths relative to it, and how many hidden files and folders were passed over.
+    """All files below a folder, as relative paths, and counts of what was skipped (hidden files, broken links ...).
 
-    Links to folders are followed; one that leads back to where it was found is passed over, and counted.
+    Links to folders are followed, except links to a parent folder, which are skipped and counted.
 
     Raises:
       UserError: there is no such folder.
@@ -191,7 +191,7 @@ def _walk(folder: str, inside: str, above: tuple[str, ...], passed: Counter[str]
 
 
 def stamp(path: str) -> tuple[str, int, int | str]:
-    """Path, size and time (of a bucket's file, its ETag): whether a file is still the one that it was."""
+    """Path, size and modification time (in a bucket: ETag) of a file, to detect changes."""
     if not remote(path):
         about = os.stat(path)
         return path, about.st_size, about.st_mtime_ns
@@ -202,22 +202,22 @@ def stamp(path: str) -> tuple[str, int, int | str]:
 
 
 def _filesystem(path: str):
-    """fsspec's file system of a path, and the path inside it."""
+    """The fsspec file system of a path, and the path inside it."""
     import fsspec
 
     try:
         return fsspec.core.url_to_fs(path)
-    except (ValueError, ImportError) as error:  # which names the library to install
+    except (ValueError, ImportError) as error:  # the error names the library to install
         raise UserError(f"cannot read {path}: {error}") from None
 
 
 def join(root: str, path: str) -> str:
-    """A path as it stands in a list of files: relative to the place of the list, unless it is absolute."""
+    """Resolves a path from a list of files: relative to the folder of the list, unless it is absolute."""
     if remote(path) or os.path.isabs(path) or not root:
         return path
     return f"{root.rstrip('/')}/{path}"
 
 
 def parent(path: str) -> str:
-    """The place of a file."""
+    """The folder of a file."""
     return path.rpartition("/")[0] or ("" if "/" not in path else "/")

@@ -1,4 +1,4 @@
-"""What tells the examples of a split from those of another: their number, their sizes and texts, and their order."""
+"""Fingerprints of splits, by which a resumed run detects changed data: number, sizes, texts and order of examples."""
 
 import hashlib
 from collections.abc import Mapping
@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-Fingerprint = dict[str, dict[str, Any]]  # by the name of each source of a mixture, "" for one source alone
+Fingerprint = dict[str, dict[str, Any]]  # by source name in a mixture; "" for a single source
 
 
 def fingerprint(source: Any) -> Fingerprint:
-    """The fingerprint of an opened split; it does not depend on where files lie, nor on their times.
+    """The fingerprint of an opened split; it does not depend on the files' locations or times.
 
-    What only decoding would find, such as other pixels in a picture of the same size, is not in it.
+    Changes that only decoding shows, such as other pixels in a picture of the same size, are not detected.
     """
     parts: Mapping[str, Any] = getattr(source, "sources", {"": source})
     return {name: _of_one(part) for name, part in parts.items()}
@@ -33,7 +33,7 @@ def _sum(array: Any) -> str:
 
 
 def changes(before: Fingerprint, now: Fingerprint) -> str | None:
-    """What differs between two fingerprints, for people; None: nothing does."""
+    """Describes the differences between two fingerprints, for a message; None: they are equal."""
     said = []
     for name in before | now:
         old, new, where = before.get(name), now.get(name), f"source '{name}': " if name else ""
@@ -42,5 +42,5 @@ def changes(before: Fingerprint, now: Fingerprint) -> str | None:
         elif old["examples"] != new["examples"]:
             said.append(f"{where}{old['examples']:,} examples then, {new['examples']:,} now")
         elif differing := sorted(key for key in old | new if old.get(key) != new.get(key)):
-            said.append(f"{where}as many examples, but other {', '.join(differing)}, or in another order")
+            said.append(f"{where}the same number of examples, but {', '.join(differing)} or the order differ")
     return "; ".join(said) or None

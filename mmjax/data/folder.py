@@ -1,4 +1,4 @@
-"""A folder of files: those of one name are one example, and the folder that they lie in is their class."""
+"""Folders of files: files with the same stem form one example, and the name of their folder is their class."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from mmjax.data.source import Listed
 from mmjax.errors import UserError
 from mmjax.tree import part
 
-TEXT = ".txt"  # what the speech beside it says, or else what the picture beside it shows
+TEXT = ".txt"  # the transcript of a recording, or the caption of a picture, with the same stem
 KINDS = {**dict.fromkeys(SPEECH, "speech"), **dict.fromkeys(IMAGES, "image"), TEXT: "text"}
 
 
@@ -17,21 +17,21 @@ KINDS = {**dict.fromkeys(SPEECH, "speech"), **dict.fromkeys(IMAGES, "image"), TE
 class Folder(Listed):
     """Recordings, pictures and texts in a folder for each split."""
 
-    answers: bool = True  # the folder that a file lies in is its class
+    answers: bool = True  # the name of a file's folder is its class
 
     def records(self, split: str, directory: Path, once: bool = False) -> "FolderRecords":
         return FolderRecords(self.place(split), answers=self.answers)
 
 
 class FolderRecords:
-    """Recordings, pictures and texts below a folder, in the order of their paths; linked folders are followed.
+    """Recordings, pictures and texts below a folder, in the order of their paths; links to folders are followed.
 
-    `dogs/7.png`, `dogs/7.flac` and `dogs/7.txt` are one example whose answer is "dogs". The text is the transcript of
-    the recording, where there is one, else the target of the picture, else a text to be read.
+    `dogs/7.png`, `dogs/7.flac` and `dogs/7.txt` are one example whose answer is "dogs". The text is the transcript if
+    there is a recording, otherwise the target if there is a picture, otherwise an input text.
 
     Args:
       folder: its path.
-      answers: whether the name of the folder is the answer (of files that lie in `folder` itself there is none).
+      answers: whether the folder name is the answer; files directly in `folder` have no answer.
 
     Attributes:
       unread: how many files of each kind belong to no example; hidden folders count as one each.
@@ -52,7 +52,7 @@ class FolderRecords:
             else:
                 groups.setdefault(stem, {})[kind] = join(folder, file)
         self.unread.update(
-            {f"second files for the {k} of an example, as {some[0]}": len(some) for k, some in seconds.items()}
+            {f"second files for the {k} of an example, such as {some[0]}": len(some) for k, some in seconds.items()}
         )
         self._examples = sorted(groups.items())
         self.files = [file for _, files in self._examples for file in files.values()]
@@ -66,7 +66,7 @@ class FolderRecords:
         """An example.
 
         Raises:
-          UserError: its text cannot be read.
+          UserError: the text file cannot be read.
         """
         name, files = self._examples[index]
         parts = {}

@@ -1,6 +1,6 @@
-"""Rows of others whose fields are not one to one those of a `Record`: Lhotse's cuts, NeMo's lines, LLaVA's conversations.
+"""Translates rows of other formats to the fields of a `Record`: Lhotse cuts, NeMo lines, LLaVA conversations.
 
-What would change the meaning of a row is honoured or refused. docs/data.md has the list, field by field.
+A field that changes the meaning of a row is either applied, or an error. docs/data.md lists these fields.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,28 +10,28 @@ import numpy as np
 
 from mmjax.errors import UserError
 
-CUTS = ("MonoCut", "MultiCut", "MixedCut", "PaddingCut")  # what Lhotse calls them
-SPEAKERS = ("human", "user"), ("gpt", "assistant")  # of LLaVA's questions, and of its answers
-SLACK = 0.1  # seconds by which Lhotse's supervisions may overlap, or stand out of their cut: times are rounded
+CUTS = ("MonoCut", "MultiCut", "MixedCut", "PaddingCut")  # Lhotse's classes
+SPEAKERS = ("human", "user"), ("gpt", "assistant")  # names of the asker and of the answerer in LLaVA's rows
+SLACK = 0.1  # seconds by which Lhotse supervisions may overlap or exceed their cut, since times are rounded
 
 
 def translated(
     row: Mapping[str, Any], name: str, columns: Mapping[str, str], turn: int | None = None
 ) -> dict[str, Any]:
-    """The row with names of `Record` in place of a form's own; a row of no such form as it is.
+    """Renames the fields of a row of a known format to those of `Record`; returns other rows unchanged.
 
     Args:
-      columns: what the user says that names mean.
-      turn: of a conversation, from 0; None: it may have only one.
+      columns: the user's names of fields.
+      turn: index of the turn in a conversation; None: the conversation must have only one.
 
     Raises:
-      UserError: the row says something that is not done here.
+      UserError: the row requests something that is not supported.
     """
     if row.get("type") in CUTS or ("recording" in row and "supervisions" in row):
         return _from_cut(row, name)
     if "recording_id" in row and not {"speech", "audio", "audio_filepath"} & row.keys():
         raise UserError(
-            f"{name} is a supervision of Lhotse without its recording; make cuts of both: lhotse cut simple"
+            f"{name} is a Lhotse supervision without its recording; make cuts of both: lhotse cut simple"
         )
     if "audio_filepath" in row:
         row = _from_nemo(row, name, columns)
@@ -41,13 +41,13 @@ def translated(
 
 
 def _from_cut(row: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A cut of one recording: its part, its channels, and what its supervisions say, in the order of time.
+    """Reads a Lhotse cut of one recording: its part, its channels, and the texts of its supervisions in order of time.
 
-    https://lhotse.readthedocs.io/en/latest/cuts.html: times of supervisions count from the beginning of the cut.
+    Times of supervisions are relative to the cut's beginning (https://lhotse.readthedocs.io/en/latest/cuts.html).
     """
     if row.get("type") in ("MixedCut", "PaddingCut"):
         raise UserError(
-            f"{name} is a {row['type']} of Lhotse, which is mixed while it is read; save it: cuts.save_audios"
+            f"{name} is a Lhotse {row['type']}, and mixing while reading is not supported; save it: cuts.save_audios"
         )
     try:
         recording, supervisions = row["recording"], row.get("supervisions") or []
@@ -60,7 +60,7 @@ def _from_cut(row: Mapping[str, Any], name: str) -> dict[str, Any]:
         texts = [one["text"] for one in _in_order(supervisions, row, name) if one.get("text") is not None]
         languages = {one["language"] for one in supervisions if one.get("language")}
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(f"{name} is no cut of one recording that lies in one file") from None
+        raise UserError(f"{name} is not a cut of one recording in one file") from None
     if len(languages) > 1:
         raise UserError(
             f"{name}: its supervisions are in several languages ({', '.join(sorted(languages))}); cut it: cuts.trim_to_supervisions"
@@ -73,14 +73,14 @@ def _from_cut(row: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _source(recording: Mapping[str, Any], channel: Any, name: str) -> tuple[str, list[int] | None]:
-    """The file that holds a cut's channels, and which of the file's channels they are; None: all of them."""
+    """The file with a cut's channels, and the channels' numbers in that file (None: all)."""
     wanted = channel if isinstance(channel, list) else None if channel is None else [channel]
     sources = recording["sources"]
     if len(sources) > 1 and wanted is not None:
         sources = [one for one in sources if set(wanted) <= set(one["channels"])]
     if len(sources) != 1:
         raise UserError(
-            f"{name} is no cut of one recording that lies in one file: its channels lie in {len(recording['sources'])}"
+            f"{name} is not a cut of one recording in one file: its channels are in {len(recording['sources'])} files"
         )
     (source,) = sources
     if source["type"] != "file":
@@ -91,12 +91,12 @@ def _source(recording: Mapping[str, Any], channel: Any, name: str) -> tuple[str,
     if wanted is None or there is None:
         return source["source"], wanted
     if not set(wanted) <= set(there):
-        raise UserError(f"{name} is of channel {channel}, and its recording has the channels {there}")
+        raise UserError(f"{name} uses channel {channel}, but its recording has the channels {there}")
     return source["source"], [there.index(one) for one in wanted]
 
 
 def _in_order(supervisions: list[Mapping[str, Any]], cut: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
-    """Supervisions by their time, of which none speaks into another, of another channel, or beyond the cut."""
+    """Sorts supervisions by time; checks that they do not overlap, and lie in the cut and in its channels."""
     ordered = sorted(supervisions, key=lambda one: one.get("start", 0.0))
     ends = [one.get("start", 0.0) + one.get("duration", 0.0) for one in ordered]
     channel = cut.get("channel")
@@ -105,11 +105,11 @@ def _in_order(supervisions: list[Mapping[str, Any]], cut: Mapping[str, Any], nam
         for one in ordered:
             theirs = one.get("channel", channel)
             if not set(theirs if isinstance(theirs, list) else [theirs]) <= ours:
-                raise UserError(f"{name}: a supervision is of channel {theirs}, and the cut of {channel}")
+                raise UserError(f"{name}: a supervision is for channel {theirs}, but the cut uses {channel}")
     for one, end in zip(ordered, ends, strict=True):
         if one.get("start", 0.0) < -SLACK or end > cut["duration"] + SLACK:
             raise UserError(
-                f"{name}: a supervision lies from {one.get('start', 0.0):.2f} to {end:.2f} s, partly outside of the cut of "
+                f"{name}: a supervision extends from {one.get('start', 0.0):.2f} to {end:.2f} s, partly outside the cut of "
                 f"{cut['duration']:.2f} s; cut along them: cuts.trim_to_supervisions"
             )
     for following, end in zip(ordered[1:], ends, strict=False):
@@ -119,16 +119,16 @@ def _in_order(supervisions: list[Mapping[str, Any]], cut: Mapping[str, Any], nam
 
 
 def _from_nemo(row: Mapping[str, Any], name: str, columns: Mapping[str, str]) -> dict[str, Any]:
-    """A line of NeMo's manifests; that its "text" is what the speech says is a matter of names, not of form."""
+    """Reads a line of a NeMo manifest; `mmjax.data.record` handles its "text", which is the transcript."""
     row = dict(row)
     if "text_filepath" in row and not {"text", "transcript"} & row.keys():
-        raise UserError(f"{name}: its text lies in another file (text_filepath), which is not read; write it as text")
+        raise UserError(f"{name}: its text is in another file (text_filepath), which is not read; write it as text")
     target = row.get("target_lang")
     if target is not None and "text" not in columns:
         source = row.get("source_lang", target)
         if source != target:
             raise UserError(
-                f"{name} goes from {source} to {target}: its text is no transcript; say what it is: "
+                f"{name} translates {source} to {target}, so its text is not a transcript; set its meaning: "
                 "columns={'text': 'target', 'target_lang': 'language'}"
             )
         row.setdefault("language", target)
@@ -138,10 +138,10 @@ def _from_nemo(row: Mapping[str, Any], name: str, columns: Mapping[str, str]) ->
 
 
 class Turns:
-    """Which row, and which turn of it, an example is, where rows hold conversations of several turns.
+    """Maps example numbers to rows and turns, for rows that hold conversations of several turns.
 
     Args:
-      counts: examples of each row.
+      counts: number of examples of each row.
     """
 
     def __init__(self, counts: Sequence[int] | np.ndarray):
@@ -151,28 +151,28 @@ class Turns:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def at(self, index: int) -> tuple[int, int]:
-        """The row and the turn of an example, from 0."""
+        """The row of an example, and its turn in the row, both counted from 0."""
         row = int(np.searchsorted(self._ends, index, side="right"))
         return row, index - (int(self._ends[row - 1]) if row else 0)
 
 
 def answers(row: Any) -> int:
-    """How many examples a row is: of a conversation one for each answer."""
+    """The number of examples of a row: a conversation has one for each answer."""
     turns = row.get("conversations") if isinstance(row, dict) else None
     return max(len(turns) // 2, 1) if isinstance(turns, list) else 1
 
 
 def _from_conversation(row: Mapping[str, Any], name: str, turn: int | None) -> dict[str, Any]:
-    """A turn of LLaVA's rows: the target is its answer, and the text all that was said before, line by line."""
+    """Reads a turn of a LLaVA row: the target is the answer, the text is everything before it, one line per turn."""
     try:
         turns = [(one["from"], one["value"].strip()) for one in row["conversations"]]
         if not turns or len(turns) % 2 or any(who not in SPEAKERS[i % 2] for i, (who, _) in enumerate(turns)):
             raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(f"{name} holds no conversation of questions and their answers in turn") from None
+        raise UserError(f"{name} is not a conversation that alternates questions and answers") from None
     if turn is None and len(turns) > 2:
         raise UserError(
-            f"{name} holds a conversation of {len(turns)} turns; list it, or write a sample for each answer"
+            f"{name} holds a conversation of {len(turns)} turns; put it into a list (.jsonl, .parquet), or write a sample for each answer"
         )
     said = [value for _, value in turns[: 2 * (turn or 0) + 2]]
     for mark in ("<image>", "<audio>"):
@@ -180,6 +180,6 @@ def _from_conversation(row: Mapping[str, Any], name: str, turn: int | None) -> d
         if any(mark in value for value in said):
             raise UserError(f"{name} asks about several pictures or recordings; an example has one of each")
     if "video" in row:
-        raise UserError(f"{name} asks about a video; save a picture of it")
+        raise UserError(f"{name} asks about a video, which is not supported; save a picture of it")
     found = {"text": "\n".join(said[:-1]), "target": said[-1]}
     return {key: value for key, value in row.items() if key != "conversations"} | found

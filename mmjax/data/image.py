@@ -1,6 +1,6 @@
-"""Pictures in, pixels out, of any size; and what size a picture has, without decoding it.
+"""Decodes pictures of any size, and measures their size without decoding.
 
-The index measures with `measure_image`, the loader decodes with `open_image`; both open a picture in the same way.
+The index calls `measure_image`, the loader calls `open_image`; both open a picture in the same way.
 """
 
 import io
@@ -18,10 +18,10 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from mmjax.data.files import Blob, Unreadable, opened
 from mmjax.errors import UserError
 
-# What Pillow calls the formats that are read; MPO is a JPEG with further pictures behind it, as phones write it.
+# Supported formats, by their names in Pillow; MPO is a JPEG followed by further pictures, as phones write it.
 FORMATS = "PNG", "JPEG", "MPO", "WEBP", "GIF", "TIFF", "BMP"
-READ = "what is read is PNG, JPEG, WebP, GIF, TIFF and BMP"  # the same, for people
-# What undoes each EXIF orientation (CIPA DC-008, table 8); those that exchange height and width.
+READ = "supported formats: PNG, JPEG, WebP, GIF, TIFF and BMP"
+# The transpose that undoes each EXIF orientation (CIPA DC-008, table 8); SIDEWAYS exchange height and width.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -33,7 +33,7 @@ TURNS = {
 }
 SIDEWAYS = tuple(TURNS[orientation] for orientation in (5, 6, 7, 8))
 
-# `check_pixels` refuses such pictures. Changing Python's filters around each of them would not be safe in threads.
+# `check_pixels` rejects such pictures. Warning filters are global, so changing them per picture is not thread-safe.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
@@ -49,42 +49,42 @@ def measure_image(source: bytes | Blob, name: str) -> tuple[int, int]:
     """Height and width of a picture in pixels, as `open_image` decodes it, from its header alone.
 
     Raises:
-      Unreadable: as `open_image`, as far as a header tells.
+      Unreadable: as `open_image`, for the faults that the header shows.
     """
     with opened(source, f"the image {name}") as file, _decoder(file, name) as (image, turn):
         return _size(image, turn)
 
 
 def open_image(source: str | os.PathLike | bytes, name: str | None = None) -> Image.Image:
-    """Decodes a picture, of several the first, to RGB with 8 bits per channel, turned as its EXIF orientation says.
+    """Decodes a picture to 8-bit RGB and applies its EXIF orientation; of an animation, only the first frame is read.
 
     Args:
       source: a path, or the encoded bytes.
-      name: what to call `source` in an error (default: its path).
+      name: the name of `source` in error messages (default: its path).
 
     Raises:
-      Unreadable: the file is missing, of no format that is read, damaged, truncated, or absurdly large.
+      Unreadable: the file is missing, of an unsupported format, damaged, truncated, or extremely large.
     """
     name = name or (f"<{len(source)} bytes>" if isinstance(source, bytes) else os.fspath(source))
     with opened(source, f"the image {name}") as file, _decoder(file, name) as (image, turn):
         size = _size(image, turn)
         image.load()
-        turn = None if image.format == "TIFF" else turn  # Pillow has turned it
+        turn = None if image.format == "TIFF" else turn  # Pillow applies the orientation of TIFF itself
         if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8 instead of scaling them
             image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-        if image.has_transparency_data:  # what is transparent shows white paper, not whatever lies beneath
+        if image.has_transparency_data:  # otherwise arbitrary hidden colours would become visible
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         image = image.convert("RGB")
         image = image if turn is None else image.transpose(turn)
         if image.size != size[::-1]:
-            raise ValueError(f"it has {image.height} x {image.width} pixels, and its header says {size[0]} x {size[1]}")
+            raise ValueError(f"it has {image.height} x {image.width} pixels, but its header says {size[0]} x {size[1]}")
         return image
 
 
 @contextmanager
 def _decoder(file: BinaryIO, name: str) -> Iterator[tuple[Image.Image, Image.Transpose | None]]:
-    """A picture opened to be decoded, and how it is to be turned; whatever Pillow raises, then and later, names it."""
+    """Opens a picture, and yields it with its transpose; errors of Pillow, also later ones, name the picture."""
     try:
         with Image.open(file) as image:
             if image.format not in FORMATS:
@@ -101,32 +101,32 @@ def _decoder(file: BinaryIO, name: str) -> Iterator[tuple[Image.Image, Image.Tra
             f"the image {name} has more pixels than are safe to decode; scale it down first",
         ) from None
     except UnidentifiedImageError:
-        raise Unreadable("unknown format", f"cannot decode the image {name}: its format is not known; {READ}") from None
-    except Exception as error:  # Pillow's decoders raise whatever comes to them (OSError, SyntaxError, struct.error)
+        raise Unreadable("unknown format", f"cannot decode the image {name}: its format is unknown; {READ}") from None
+    except Exception as error:  # Pillow's decoders raise many types (OSError, SyntaxError, struct.error ...)
         raise Unreadable("not decodable", f"cannot decode the image {name}: {error}") from None
 
 
 def _size(image: Image.Image, turn: Image.Transpose | None) -> tuple[int, int]:
-    """Height and width of an opened picture after it was turned; of TIFF, Pillow has exchanged them already."""
+    """Height and width of an opened picture after the transpose; for TIFF, Pillow has exchanged them already."""
     height, width = image.height, image.width
     return (width, height) if turn in SIDEWAYS and image.format != "TIFF" else (height, width)
 
 
 def _orientation(image: Image.Image, file: BinaryIO) -> int:
-    """EXIF's orientation, 1 to 8, of a picture that is not decoded yet; 1 where its EXIF is damaged."""
+    """The EXIF orientation, 1 to 8, of a picture before decoding; 1 if its EXIF data is damaged."""
     try:
         if image.format == "PNG" and "exif" not in image.info and (late := _late_exif(file)):
             exif = Image.Exif()
             exif.load(late)
         else:
-            exif = Image.Image.getexif(image)  # of PNG, its own method would decode the picture to find a late one
+            exif = Image.Image.getexif(image)  # PNG's own method would decode the picture to search for EXIF data after the pixels
         return int(exif.get(ExifTags.Base.Orientation, 1))
-    except Exception:  # as of a damaged picture
+    except Exception:  # Pillow raises many types for damaged EXIF data
         return 1
 
 
 def _late_exif(file: BinaryIO) -> bytes | None:
-    """The EXIF of a PNG that has it behind its pixels, among the last 64 KiB."""
+    """The EXIF data of a PNG that stores it after the pixels, within the last 64 KiB; None if there is none."""
     place = file.tell()
     file.seek(max(0, file.seek(0, io.SEEK_END) - 2**16))
     tail = file.read()
@@ -140,13 +140,13 @@ def _late_exif(file: BinaryIO) -> bytes | None:
 
 
 def check_pixels(image: Image.Image) -> None:
-    """Raises Pillow's error where Pillow only warns: of a small file that becomes a large picture."""
+    """Raises Pillow's error at the size where Pillow only warns of a decompression bomb."""
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
         raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
 
 
 def resize(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Bilinear, and smoothed when it shrinks, as Pillow does it; the same size changes nothing."""
+    """Resizes bilinearly, with Pillow's antialiasing when shrinking; returns the same image if the size is equal."""
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
 
 

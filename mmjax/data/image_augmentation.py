@@ -1,4 +1,4 @@
-"""Augmentation of pictures on the host: pure functions of (picture, seed, step, example)."""
+"""Image augmentation on the host: pure functions of (picture, seed, step, example)."""
 
 import math
 from collections.abc import Callable
@@ -9,31 +9,30 @@ from PIL import Image, ImageEnhance, ImageOps
 from mmjax.data.image import resize
 from mmjax.tree import part, setting
 
-GREY = (128, 128, 128)  # what comes into view from beyond the edge
+GREY = (128, 128, 128)  # fills areas outside the picture
 
 
 @part
 class ImageAugmentation:
     """Random resized crop (Szegedy et al. 2015), mirroring, and RandAugment (Cubuk et al. 2020, arXiv:1909.13719).
 
-    What is drawn depends on the seed, the step and the example's number alone: not on the host, nor on what else is
-    in the batch.
+    Random choices depend only on the seed, the step and the example's number, not on the host or the rest of the batch.
 
     Attributes:
-      seed: of the run.
-      least_area: a crop has this share of the picture's area or more; None: no cropping.
-      aspect: a crop is up to so many times too wide or too high for the size wanted.
-      flip: how often a picture is mirrored, 0 to 1.
-      operations: of RandAugment, drawn anew for every picture; None: no RandAugment.
-      magnitude: of each, 0 to 10.
+      seed: the run's seed.
+      least_area: smallest area of a crop, as a share of the picture; None: no cropping.
+      aspect: largest factor between the aspect ratios of a crop and of the target size.
+      flip: probability of mirroring, 0 to 1.
+      operations: number of RandAugment operations per picture; None: no RandAugment.
+      magnitude: strength of each operation, 0 to 10.
     """
 
-    seed: int = setting(0)  # of the run
-    least_area: float | None = 0.25  # of a random crop, as a share of the picture; None: no cropping
-    aspect: float = 4 / 3  # a crop is up to so many times too wide or too high
-    flip: float = 0.5  # how often a picture is mirrored
-    operations: int | None = None  # of RandAugment per picture; None: no RandAugment
-    magnitude: float = 9.0  # of RandAugment, 0 to 10
+    seed: int = setting(0)
+    least_area: float | None = 0.25
+    aspect: float = 4 / 3
+    flip: float = 0.5
+    operations: int | None = None
+    magnitude: float = 9.0
 
     def __call__(self, image: Image.Image, size: tuple[int, int], number: int, step: int) -> Image.Image:
         """The RGB picture of example `number` at `size` (height, width in pixels), as step `step` sees it."""
@@ -56,9 +55,9 @@ def draw_crop(
 ) -> tuple[int, int, int, int]:
     """A box (left, upper, right, lower) within a picture of `size` (width, height).
 
-    Its area is uniform between `least_area` and all of the picture's; its width over height is `shape` times a factor
-    whose logarithm is uniform between those of 1 / `aspect` and `aspect`. Where ten draws do not fit, it is the
-    largest box of that shape in the middle.
+    Its area is uniform between `least_area` and 1 of the picture's area. Its ratio of width to height is `shape` times a
+    factor that is log-uniform between 1 / `aspect` and `aspect`. If ten draws do not fit into the picture, the result is
+    the largest centred box of aspect ratio `shape`.
     """
     full_width, full_height = size
     for _ in range(10):
@@ -75,7 +74,7 @@ def draw_crop(
     return left, upper, left + width, upper + height
 
 
-# RandAugment. An operation takes the picture, its strength from 0 to 1 and a sign; the ranges are those of AutoAugment
+# RandAugment. An operation takes the picture, a strength from 0 to 1 and a sign; the ranges are those of AutoAugment
 # (Cubuk et al. 2019, arXiv:1805.09501, table 6).
 
 

@@ -1,4 +1,4 @@
-"""Two pictures as one, and their two answers as a mixture: on the host, a pure function of (seed, step, example)."""
+"""Mixup and CutMix of two pictures and their answers on the host: a pure function of (seed, step, example)."""
 
 from typing import NamedTuple
 
@@ -11,23 +11,24 @@ from mmjax.tree import part, setting
 class ImageMixing:
     """Mixup (Zhang et al. 2018, arXiv:1710.09412) and CutMix (Yun et al. 2019, arXiv:1905.04899).
 
-    The other picture is any of the data, drawn like the share by seed, step and example: not what happens to stand in
-    the same batch, so it depends neither on packing nor on the number of hosts. With both, a coin chooses.
+    The second picture and the share are drawn by seed, step and example number. The second picture can be any of the data,
+    not only of the batch, so the result does not depend on packing or the number of hosts. If both methods are on, each is
+    chosen with probability 1/2.
 
     Attributes:
-      seed: of the run.
+      seed: the run's seed.
       mixup, cutmix: alpha of the share's Beta(alpha, alpha) distribution; None: off.
-      probability: how often a picture is mixed at all.
+      probability: probability that a picture is mixed.
     """
 
-    seed: int = setting(0)  # of the run
-    mixup: float | None = 0.2  # alpha of the share's Beta distribution; None: off
-    cutmix: float | None = None  # likewise
+    seed: int = setting(0)
+    mixup: float | None = 0.2
+    cutmix: float | None = None
     probability: float = 1.0
 
     def draw(self, number: int, step: int, count: int) -> "Mix | None":
-        """How example `number` of `count` is mixed in a step; None: it is not."""
-        generator = np.random.default_rng([self.seed, step, number, 1])  # 1: not what ImageAugmentation draws
+        """How example `number` of `count` is mixed in a step; None: it is not mixed."""
+        generator = np.random.default_rng([self.seed, step, number, 1])  # 1: independent of ImageAugmentation's draws
         other, coin, place = int(generator.integers(count)), generator.random(2), generator.random(2)
         kinds = [kind for kind in ("mixup", "cutmix") if getattr(self, kind) is not None]
         if not kinds or coin[0] >= self.probability:
@@ -38,12 +39,12 @@ class ImageMixing:
 
 
 class Mix(NamedTuple):
-    """What one example is mixed with.
+    """How one example is mixed with another.
 
     Attributes:
-      other: number of the other example.
-      share: of the example's own picture, as drawn.
-      centre: of the rectangle that is cut out (row, column, as shares of the picture); None: the pixels are blended.
+      other: number of the second example.
+      share: weight of the first picture, as drawn.
+      centre: centre of CutMix's rectangle (row, column, as shares of the picture); None: mixup.
     """
 
     other: int
@@ -51,7 +52,7 @@ class Mix(NamedTuple):
     centre: tuple[float, float] | None
 
     def __call__(self, own: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, float]:
-        """Two pictures [H, W, 3] uint8 -> one, and the share of it that is the first."""
+        """Mixes two pictures [H, W, 3] uint8; returns the result, and the first picture's share in it."""
         if self.centre is None:
             blended = self.share * own.astype(np.float32) + (1.0 - self.share) * other.astype(np.float32)
             return blended.round().astype(np.uint8), self.share

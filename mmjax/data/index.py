@@ -1,7 +1,6 @@
-"""The index of a collection: the size of every example, its texts and tags, and what cannot be read.
+"""The index of a collection: the size, texts and tags of every example, and the reasons why some cannot be read.
 
-Measured once, in parallel, from the headers of the files; kept in a folder of plain arrays that are mapped into memory,
-not loaded.
+It is measured once, in parallel, from the headers of the files, and kept as a folder of memory-mapped arrays.
 """
 
 import hashlib
@@ -25,19 +24,19 @@ from mmjax.errors import UserError
 VERSION = 4
 TEXTS = ("text", "transcript", "target")
 TAGS = ("language", "task")
-AT_ONCE = 64  # records that a thread measures at a time
-KINDS = 100  # of what nothing is read from, that are told apart
-NAMED = 8  # of these, that are said
+AT_ONCE = 64  # records per task of the thread pool
+KINDS = 100  # kinds of unused columns and files that are counted separately
+NAMED = 8  # kinds of unused columns and files that the note names
 
 
 class Measured(NamedTuple):
-    """What the index keeps of one record.
+    """The index entry of one record.
 
     Attributes:
-      frames, rate: of the recording (of the part of it that is meant), as it lies on disk.
-      height, width: of the picture as it is to be seen, in pixels.
-      reason: why it cannot be read; None if it can.
-      missing: seconds by which the recording ends before the part does; not kept.
+      frames, rate: samples per channel of the recording (or of its requested part) as stored, and their rate in Hz.
+      height, width: size of the picture after its EXIF orientation, in pixels.
+      reason: why the record cannot be read; None if it can.
+      missing: seconds by which the requested part extends past the recording; not stored in the index.
     """
 
     frames: int = 0
@@ -56,10 +55,10 @@ class Index:
 
     Attributes:
       frames, rate, height, width: [n].
-      answers: names of classes, sorted; None where answers are numbers, or there are none.
-      answer: [n] numbers of classes (-1: none), or [n, C] numbers; None.
-      unreadable: reasons by the number of the example.
-      unread: of what nothing is read from (a column, a kind of file) how many there are.
+      answers: class names, sorted; None if answers are numbers, or there are none.
+      answer: [n] class numbers (-1: none), or [n, C] numbers; None if there are no answers.
+      unreadable: reasons by example number.
+      unread: count of each kind of input that is not used (a column, a kind of file).
     """
 
     def __init__(self, directory: str | os.PathLike):
@@ -75,7 +74,7 @@ class Index:
             self._bytes = {name: load(f"{name}_bytes") for name in self._about["texts"]}
             self._tags = {name: load(name) for name in self._about["tags"]}
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"the index in {directory} is damaged ({error}); delete it, and it is made again") from None
+            raise UserError(f"the index in {directory} is damaged ({error}); delete it, and it will be made again") from None
         self.answers: list[str] | None = self._about["answers"]
         self.unreadable = {int(number): reason for number, reason in self._about["unreadable"].items()}
         self.unread: dict[str, int] = self._about.get("unread", {})
@@ -85,7 +84,7 @@ class Index:
 
     @property
     def digest(self) -> str:
-        """Of the texts: two indices of one digest train the same tokenizer."""
+        """Hash of the texts: two indices with equal digests train the same tokenizer."""
         whole = hashlib.sha256()
         for name in sorted(self._bytes):
             whole.update(name.encode())
@@ -93,7 +92,7 @@ class Index:
         return whole.hexdigest()
 
     def samples(self, sample_rate: int) -> np.ndarray:
-        """[n] samples of each recording at a rate: as many as soxr makes of it."""
+        """[n] samples of each recording at a rate, equal to the length of soxr's output."""
         return (self.frames.astype(np.float64) * sample_rate / np.maximum(self.rate, 1) + 0.5).astype(np.int64)
 
     def has(self, name: str) -> bool:
@@ -101,21 +100,21 @@ class Index:
         return name in self._ends or name in self._tags
 
     def text(self, name: str, number: int) -> str | None:
-        """A text of an example; None if it has none."""
+        """A text of an example; None if the example has no such text."""
         if name not in self._ends:
             return None
         start = int(self._ends[name][number - 1]) if number else 0
         data = self._bytes[name][start : int(self._ends[name][number])].tobytes()
-        return data[1:].decode() if data else None  # each text begins with a byte, so that an empty one is not none
+        return data[1:].decode() if data else None  # a zero byte before each text tells empty texts from missing ones
 
     def there(self, name: str) -> np.ndarray:
-        """[n] bool: which examples have this text, be it empty."""
+        """[n] bool: which examples have this text; an empty text counts."""
         if name not in self._ends:
             return np.zeros(len(self), bool)
         return np.diff(self._ends[name], prepend=0) > 0
 
     def characters(self, name: str) -> np.ndarray:
-        """[n] int32 characters of each text; 0 where there is none."""
+        """[n] int32 characters of each text; 0 if missing."""
         return self._characters[name]
 
     def all_texts(self) -> set[str]:
@@ -128,12 +127,12 @@ class Index:
         return self._tags[name], self._about["tags"][name]
 
     def tokens(self, name: str, tokenizer: Any) -> np.ndarray:
-        """[n] int32 tokens of each text, 0 where there is none; counted once for each tokenizer, and kept."""
+        """[n] int32 tokens of each text, 0 if missing; counted once per tokenizer, then cached on disk."""
         return self._counts(name, tokenizer, "positions", lambda text: len(tokenizer.of_stream(name, text)))
 
     def unknown(self, name: str, tokenizer: Any) -> np.ndarray:
-        """[n] int32 tokens of each text that are unknown to the tokenizer; counted once for each, and kept."""
-        if tokenizer.unknown is None or len(tokenizer.byte_pieces) == 256:  # any text can be written in bytes
+        """[n] int32 unknown tokens of each text; counted once per tokenizer, then cached on disk."""
+        if tokenizer.unknown is None or len(tokenizer.byte_pieces) == 256:  # bytes can represent any text
             return np.zeros(len(self), np.int32)
         return self._counts(name, tokenizer, "unknown", lambda text: tokenizer.pieces(text).count(tokenizer.unknown))
 
@@ -148,19 +147,19 @@ class Index:
         return np.load(path, mmap_mode="r")
 
     def notes(self, title: str) -> list[str]:
-        """What is to be said of the collection: of what nothing is read, the most frequent first."""
+        """A note that names the columns and files that are not used, the most frequent first."""
         kinds = sorted(self.unread.items(), key=lambda kind: -kind[1])
         if not kinds:
             return []
         first, more = ", ".join(f"{kind} ({count:,})" for kind, count in kinds[:NAMED]), len(kinds) - NAMED
         return [
-            f"{title}: nothing is read from {first}{f' and {more:,} more' if more > 0 else ''}; if it should be, see what "
-            "this source reads (docs/data.md), and columns= of lists and tables"
+            f"{title}: nothing is read from {first}{f' and {more:,} more' if more > 0 else ''}; if they should be used, see "
+            "docs/data.md for what this source reads, and columns= of lists and tables"
         ]
 
 
 def measure(record: Record) -> Measured:
-    """The sizes of a record, from the headers of its files alone.
+    """Measures a record, from the headers of its files.
 
     Raises:
       UserError: a file is missing, or its header cannot be read.
@@ -175,15 +174,15 @@ def measure(record: Record) -> Measured:
     return Measured(sound.frames, sound.rate, *size, texts, tags, record.answer, missing=sound.missing)
 
 
-# Making it. -----------------------------------------------------------------------------------------------
+# Making an index. -----------------------------------------------------------------------------------------
 
 
 def open_index(collection: Sequence[Record], stamp: Mapping[str, Any], directory: Path, title: str) -> Index:
-    """The index of a collection, made and kept in `directory` if it is not there yet.
+    """Opens the index of a collection; makes it in `directory` if it does not exist yet.
 
     Args:
-      stamp: what identifies the collection as it is now: its config, and sizes and times of its files.
-      title: to say what is indexed.
+      stamp: identity of the collection's current state: its config, and sizes and times of its files.
+      title: name of the collection in messages.
     """
     digest = hashlib.sha256(json.dumps([VERSION, stamp], sort_keys=True).encode()).hexdigest()[:24]
     home = directory / "indices" / digest
@@ -192,7 +191,7 @@ def open_index(collection: Sequence[Record], stamp: Mapping[str, Any], directory
         try:
             measured, unread = measure_all(collection, title)
             write_index(measured, temporary, unread)
-            if not home.is_dir():  # else another process has just made the same
+            if not home.is_dir():  # otherwise another process has just made it
                 temporary.rename(home)
         except OSError as error:
             if not home.is_dir():
@@ -203,7 +202,7 @@ def open_index(collection: Sequence[Record], stamp: Mapping[str, Any], directory
 
 
 def measure_all(collection: Sequence[Record], title: str) -> tuple[list[Measured], dict[str, int]]:
-    """Every record measured, in order; what cannot be read says why. And of what nothing is read, how many there are."""
+    """Measures every record, in order, or gives the reason why it cannot be read; and counts unused columns and files."""
     count = len(collection)
     if not count:
         raise UserError(f"{title} is empty")
@@ -212,7 +211,8 @@ def measure_all(collection: Sequence[Record], title: str) -> tuple[list[Measured
     unread: Counter[str] = Counter()
     with (
         progress.bar(f"indexing {title}", count, "examples", transient=True) as bar,
-        # Threads: libsndfile, Pillow and the disk do not hold Python's lock, and a script needs no `if __name__ ...`.
+        # Threads are enough, since libsndfile, Pillow and the disk release Python's lock; unlike processes, they do not
+        # require scripts to have `if __name__ == "__main__"`.
         ThreadPoolExecutor(min(2 * (os.cpu_count() or 1), 32)) as pool,
     ):
         for measured, names in pool.map(lambda part: _measure_part(collection, part), parts):
@@ -222,8 +222,8 @@ def measure_all(collection: Sequence[Record], title: str) -> tuple[list[Measured
     if short := [(m.missing, number) for number, m in enumerate(found) if m.missing > 0.01]:  # durations are rounded
         longest, number = max(short)
         progress.warn(
-            f"{title}: {len(short):,} recordings end before the part that is stated of them, by up to "
-            f"{longest:.2f} s ({collection[number].name}); what is there is taken"
+            f"{title}: {len(short):,} recordings end before the part that is listed for them, by up to "
+            f"{longest:.2f} s ({collection[number].name}); the existing samples are used"
         )
     unread = Counter({hinted(name): count for name, count in unread.items()}) + Counter(
         getattr(collection, "unread", {})
@@ -242,7 +242,7 @@ def _measure_part(collection: Any, part: range) -> tuple[list[Measured], list[st
             found.append(measure(record))
         except UserError as error:
             found.append(Measured(reason=str(error)))
-        except Exception as error:  # whatever else a file may hold, one of them must not stop all
+        except Exception as error:  # an unexpected error in one file must not stop the others
             found.append(Measured(reason=f"example {number}: {type(error).__name__}: {error}"))
     return found, unread
 
@@ -282,12 +282,12 @@ def write_index(measured: Sequence[Measured], directory: Path, unread: Mapping[s
 
 
 def _answers(given: list[Any]) -> tuple[list[str] | None, np.ndarray | None]:
-    """Names of the classes and [n] numbers of them, or None and [n, C] numbers."""
+    """The class names and [n] class numbers; or None and [n, C] numbers."""
     numbers = {len(a) for a in given if isinstance(a, tuple)}
     names = sorted({a for a in given if isinstance(a, str)})
     if numbers and (names or len(numbers) > 1):
         raise UserError(
-            f"some answers are {'names and others numbers' if names else f'{sorted(numbers)} numbers'}; make them alike"
+            f"some answers are {'names and others numbers' if names else f'{sorted(numbers)} numbers'}; use one form for all"
         )
     if numbers:
         width = numbers.pop()
@@ -302,7 +302,7 @@ def _numbered(values: list[str | None], names: list[str]) -> np.ndarray:
 
 
 def _save(path: Path, array: np.ndarray) -> None:
-    """Written under another name and renamed: half a file is never taken for one."""
+    """Saves under a temporary name, then renames, so that an incomplete file is never read."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.npy")
     np.save(temporary, array)
     temporary.rename(path)

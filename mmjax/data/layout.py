@@ -1,4 +1,4 @@
-"""The shapes of a batch, how much of its rows an example takes, and rows that are filled."""
+"""The shapes of a batch, the positions that an example takes in a row, and writing examples into rows."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -15,22 +15,22 @@ from mmjax.stream import Batch, Stream
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How a batch looks. Streams that `rows` does not name are not in it.
+    """The streams and shapes of a batch. A batch holds only the streams named in `rows`.
 
     Attributes:
-      rows: positions of a row by stream: speech in hops, image in patches (and class tokens and registers), text and
-        transcript in tokens, examples in slots (labels stand in the slots).
+      rows: positions per row by stream: speech in hops, image in patches (with class tokens and registers), text and
+        transcript in tokens, examples in slots (which hold the labels).
       hop: samples per position of the speech stream.
-      window: samples of one analysis window; shorter speech has no frame at all.
-      align: speech starts at multiples of so many hops, so that strided stems see what they would see alone.
-      pad: recordings are continued with silence to so many hops, and longer ones fit into no row; None: as they are.
-      patch: pixels; image_size: pixels, pictures are resized to this square.
-      max_patches: instead, pictures keep their aspect ratio and have so many patches or fewer.
-      class_token: reserve a position for it before each image's patches; registers: so many after it.
+      window: samples of one analysis window; shorter recordings are an error, since they have no frame.
+      align: speech starts at multiples of this many hops, so that strided stems compute the same as for one recording.
+      pad: recordings are padded with silence to this many hops, and longer ones are dropped; None: no padding.
+      patch: patch size in pixels; image_size: pictures are resized to squares of this size in pixels.
+      max_patches: largest number of patches; pictures then keep their aspect ratio, and `image_size` is not used.
+      class_token: reserve a position before each image's patches; registers: number of positions reserved after it.
       tokenizer: for text, transcript and target.
-      answers: how many numbers an answer has; None: it is one class.
-      distribution: those numbers are a distribution over classes, made of the example's class.
-      vectors: numbers per position of every stream of vectors, by its name.
+      answers: how many numbers an answer has; None: an answer is one class.
+      distribution: answers become distributions over `answers` classes, one-hot for the example's class.
+      vectors: numbers per position of every stream of vectors, by stream name.
     """
 
     rows: Mapping[str, int]
@@ -77,10 +77,10 @@ class Layout:
         return np.where(hops == 0, 0, np.where(hops <= self.pad, self.pad, too_long))
 
     def tokens(self, sizes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Positions that hold a token, per example and stream, from a source's sizes.
+        """Positions with a token, [n] per stream, from a source's sizes.
 
-        Those are samples of speech, tokens of text, vectors, and of pictures the height and width [n, 2] or the number of
-        patches [n]; 0 where an example has none.
+        Sizes are samples of speech, tokens of text, vectors, and for pictures the height and width [n, 2] or the number of
+        patches [n]; 0 if an example lacks the modality.
         """
         count = len(next(iter(sizes.values())))
         full = {
@@ -94,19 +94,19 @@ class Layout:
         return {name: full[name] for name in self.rows}
 
     def positions(self, sizes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Positions that an example takes, alignment included; what the sampler packs."""
+        """Positions that each example takes in a row, including alignment; the sampler packs these."""
         taken = self.tokens(sizes)
         if "speech" in taken:
             taken["speech"] = -(-taken["speech"] // self.align) * self.align
         return taken
 
     def without(self, *streams: str) -> "Layout":
-        """The same layout without some modalities and what depends on them."""
+        """The same layout without some modalities and the streams that depend on them."""
         kept = {n: c for n, c in self.rows.items() if n not in streams and NEEDS.get(n, n) not in streams}
         return dataclasses.replace(self, rows=kept)
 
     def empty(self, rows: int) -> Batch:
-        """A batch of `rows` rows without a single token."""
+        """A batch of `rows` rows in which all positions are empty."""
         shapes = {
             "speech": ((self.hop,), np.float32, (2,)),
             "image": ((self.patch**2 * 3,), np.uint8, (2,)),
@@ -132,11 +132,11 @@ class Layout:
         return batch
 
     def speech(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Samples [N] of a recording as the speech stream has them.
+        """Cuts samples [N] of a recording into the blocks of the speech stream.
 
         Returns:
-          Blocks [T, hop], T = ceil(N / hop), the last one filled with zeros; and positions [T, 2], the number of each block
-          and of the samples in it. With `pad`, T is `pad`, and silence counts as samples.
+          Blocks [T, hop], T = ceil(N / hop), the last one padded with zeros; and positions [T, 2]: each block's index, and
+          the number of samples in it. With `pad`, T is `pad`, and silence counts as samples.
 
         Raises:
           UserError: the recording is shorter than one analysis window, or longer than `pad`.
@@ -159,7 +159,7 @@ class Layout:
         return blocks, np.stack([starts, np.minimum(count - starts * self.hop, self.hop)], axis=1)
 
     def patches(self, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Patches and places of a picture [H, W, 3], after its class token and registers."""
+        """The patches of a picture [H, W, 3] and their positions, preceded by class token and registers."""
         patches, places = patchify(picture, self.patch)
         if not self.class_token and not self.registers:
             return patches, places
@@ -168,7 +168,11 @@ class Layout:
         return np.pad(patches, ((len(special), 0), (0, 0))), places
 
     def checked(self, stream: str, vectors: np.ndarray, owner: str) -> np.ndarray:
-        """Vectors [T, W] of an example, if they are what the stream holds."""
+        """Checks that vectors [T, W] of an example fit the stream, and returns them as float32.
+
+        Raises:
+          UserError: their shape is wrong, or a number is not finite.
+        """
         vectors, width = np.asarray(vectors, np.float32), self.vectors[stream]
         if vectors.ndim != 2 or vectors.shape[1] != width or not len(vectors):
             raise UserError(f"the {stream} of {owner} has the shape {list(vectors.shape)}, not [T, {width}]")
@@ -177,7 +181,7 @@ class Layout:
         return vectors
 
     def answer(self, answer: int | Sequence[float], owner: str) -> np.ndarray:
-        """An example's class, its numbers [C], or its class as a distribution [C], whichever the objective reads."""
+        """An example's answer in the form that the objective reads: a class, numbers [C], or a distribution [C]."""
         shape = () if self.answers is None or self.distribution else (self.answers,)
         found = np.asarray(answer)
         if found.shape != shape or not np.isfinite(found).all():
@@ -187,7 +191,7 @@ class Layout:
 
 
 class Rows:
-    """A batch whose rows are filled, one example after the other."""
+    """A batch, whose rows are filled example by example."""
 
     def __init__(self, layout: Layout, rows: int):
         self.layout = layout
@@ -195,10 +199,10 @@ class Rows:
         self._used = {name: np.zeros(rows, np.int64) for name in self.batch}
 
     def write(self, row: int, parts: Mapping[str, tuple[np.ndarray, np.ndarray]], name: str = "the example") -> None:
-        """Appends an example's features and positions, by stream, as the next segment of a row; all of it or nothing.
+        """Appends an example's features and positions, by stream, as the next segment of a row.
 
         Raises:
-          UserError: the row has not enough room.
+          UserError: the row has too little room; nothing is written then.
         """
         layout = self.layout
         for stream, (features, _) in parts.items():
@@ -211,7 +215,7 @@ class Rows:
                 )
         segment = self._used["examples"][row] + 1
         for stream, (features, positions) in parts.items():
-            # Labels stand in the slot of their example, so that slot and segment agree in every stream.
+            # An answer is stored at its example's slot, not at the next free one: examples without an answer leave gaps.
             start = segment - 1 if stream == "answer" else self._used[stream][row]
             place = row, slice(start, start + len(features))
             self.batch[stream].features[place] = features

@@ -1,4 +1,4 @@
-"""Batches by step: read, decode and pack the rows that this host holds, ahead of the step that needs them."""
+"""Batches by step number: reads, decodes and packs this host's rows, ahead of the step that needs them."""
 
 import math
 import sys
@@ -18,23 +18,24 @@ from mmjax.data.sampler import Sampler
 from mmjax.errors import UserError
 from mmjax.stream import WHOLE, Batch, Share
 
-# How unlikely it must be that a collection that loses no more than it may lose so many of the first examples.
+# Significance level of the test that a collection's share of unusable examples exceeds the limit.
 CHANCE = 1e-4
 
 
 class Batches:
-    """Random access to the batches of a run: `batches[step]`, always the same for the same step.
+    """Random access to the batches of a run: `batches[step]` is always the same for the same step.
 
-    An example that cannot be decoded is set aside: its slot stays empty, and it is listed in `skipped`. The first of
-    each kind of fault is said at once.
+    An example that cannot be decoded is skipped: its slot stays empty, and `skipped` lists it. The first example of each
+    kind of fault causes a warning.
 
     Args:
       source: random access to examples.
-      share: of every batch's rows, what this host takes.
-      augmentation: of the pictures, by step and example (see `ImageAugmentation`); None in evaluation.
-      mixing: of pictures and answers, likewise (see `ImageMixing`).
-      largest_share_dropped: more than this share set aside is an error, as soon as that is beyond doubt (`too_many`).
-      measuring: a step may lose all of its examples (nothing is learned from it), and the caller says what was lost.
+      share: the part of every batch's rows that this host loads.
+      augmentation: of pictures, by step and example (see `ImageAugmentation`); None in evaluation.
+      mixing: of pictures and answers, by step and example (see `ImageMixing`); None in evaluation.
+      largest_share_dropped: largest allowed share of skipped examples; exceeding it is an error as soon as it is
+        statistically certain (`too_many`).
+      measuring: for evaluation: a step may lose all of its examples, and the caller reports the losses.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Batches:
         self._limit, self._measuring = largest_share_dropped, measuring
         self.skipped: dict[int, str] = {}
         self._kinds: Counter[str] = Counter()
-        self._delivered, self._lost = 0, 0  # an example of several epochs several times
+        self._delivered, self._lost = 0, 0  # each epoch counts an example again
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -64,7 +65,7 @@ class Batches:
     def __getitem__(self, step: int) -> Batch:
         augment = self._augmentation and partial(self._augmentation, step=step)
         packer, rows = Packer(self.layout, len(self._rows), augment), self.sampler.rows(step)
-        held = [rows[mine] for mine in self._rows if mine < len(rows)]  # the last batch may lack some
+        held = [rows[mine] for mine in self._rows if mine < len(rows)]  # the last batch may have fewer rows
         lost = 0
         for number, row in enumerate(held):
             for place, (index, shows) in enumerate(zip(row.examples.tolist(), row.subsets, strict=True)):
@@ -75,7 +76,7 @@ class Batches:
                     mix = self._mixing and self._mixing.draw(index, step, len(self.source))
                     blend = mix and Blend(self.source[mix.other], mix)
                     if blend and (blend.example.image is None or blend.example.answer is None):
-                        blend = None  # there is nothing to mix it with
+                        blend = None  # mixing needs a second picture and answer
                     given = dict(zip(self.sampler.names, row.taken[place].tolist(), strict=True))
                     packer.add(number, example, shows, index, example.name or f"example {index}", blend, given)
                     with self._lock:
@@ -83,7 +84,7 @@ class Batches:
                 except UserError as error:
                     lost += 1
                     self._set_aside(index, error)
-        # Of several hosts, each knows only its own rows.
+        # With several hosts, a host sees only the losses of its own rows, so this error never occurs.
         if lost and not self._measuring and lost == sum(len(row.examples) for row in rows):
             raise UserError(self._said(f"none of the examples of step {step} can be used"))
         return packer.batch
@@ -96,30 +97,30 @@ class Batches:
         with self._lock:
             self._lost += 1
             if index not in self.skipped:
-                self.skipped[index] = " ".join(str(error).splitlines())  # it is listed in one line
+                self.skipped[index] = " ".join(str(error).splitlines())  # `skipped` has one line per example
                 self._kinds[kind] += 1
                 if self._kinds[kind] == 1 and not self._measuring:
                     said = escape(f"example {index} is left out ({kind}): {self.skipped[index]}")
-                    progress.warn(f"{said}; others of its kind are only counted")
+                    progress.warn(f"{said}; others of this kind are only counted")
             share, tried = self._limit, self._delivered + self._lost
             if len(self.skipped) > share * len(self.source) or too_many(self._lost, tried, share):
                 raise UserError(self._said(f"{self._lost:,} of the first {tried:,} examples cannot be used"))
 
     def _said(self, what: str) -> str:
-        """The error with reasons, the first example, and the remedy."""
+        """An error message with the reasons, the first example, and the remedy."""
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in self._kinds.most_common())
         first = next(iter(self.skipped))
         return (
-            f"{what} ({kinds}; the first, example {first}: {self.skipped[first]}); mend or remove them (`mmjax data build` "
+            f"{what} ({kinds}; the first, example {first}: {self.skipped[first]}); fix or remove them (`mmjax data build` "
             "leaves them out, and lists them), or raise data.filters.largest_share_dropped"
         )
 
 
 def too_many(lost: int, tried: int, share: float) -> bool:
-    """Whether so many of the examples tried were lost that it is no chance if only a share of all can be.
+    """Tests whether the loss rate exceeds `share`, at significance level `CHANCE`.
 
-    By Chernoff's bound on the binomial distribution, the chance of `lost` or more is below exp(-tried * KL), where KL is
-    the divergence of the share that was lost from the share that may be.
+    Chernoff's bound on the binomial distribution: if the true rate is `share`, the probability of `lost` or more losses
+    is below exp(-tried * KL), where KL is the divergence of the observed rate from `share`.
     """
     found = lost / tried
     if found <= share:
@@ -133,7 +134,7 @@ def too_many(lost: int, tried: int, share: float) -> bool:
 
 
 def prefetch(batches: Batches, start: int, stop: int, threads: int = 1, ahead: int = 4) -> Iterator[Batch]:
-    """Yields the batches of steps start..stop-1 in order, prepared by threads while the caller computes."""
+    """Yields the batches of steps start..stop-1 in order; threads prepare them while the caller computes."""
     import grain
 
     dataset = grain.MapDataset.source(batches)[start:stop]

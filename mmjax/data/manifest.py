@@ -1,4 +1,4 @@
-"""Lists of files: JSON lines (of our own, NeMo's, Lhotse's, LLaVA's), CSV and TSV."""
+"""Manifests: JSON lines (our own, and those of NeMo, Lhotse and LLaVA), CSV and TSV."""
 
 import codecs
 import csv
@@ -19,30 +19,30 @@ from mmjax.errors import UserError
 from mmjax.tree import part
 
 TABLES = {".csv": ",", ".tsv": "\t"}
-LONGEST_ROW = 1_000  # lines of a table that one row may take; beyond, a quote was left open
-COMMON_VOICE = {"client_id", "path", "sentence"}  # columns that its tables are known by
+LONGEST_ROW = 1_000  # a CSV row with more lines than this has an unclosed quote
+COMMON_VOICE = {"client_id", "path", "sentence"}  # columns that identify tables of Common Voice
 
 
 @part
 class Manifest(Listed):
     """Lists of examples: a .jsonl, .json, .csv or .tsv file for each split."""
 
-    root: str | None = None  # of the paths in it; None: the file's own place
-    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)  # their names -> speech, transcript, ...
+    root: str | None = None  # folder of relative paths; None: the manifest's folder
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)  # column names -> speech, transcript, ...
 
     def records(self, split: str, directory: Path, once: bool = False) -> "ManifestRecords":
         return ManifestRecords(self.place(split), root=self.root, columns=self.columns)
 
 
 class ManifestRecords:
-    """A record per line, of a conversation one per answer; random access by the lines' places in the file, which alone are kept in memory.
+    """One record per row, or per answer of a conversation; rows are parsed on access.
 
     Args:
-      file: .jsonl or .json (an object per line; or, in a .json, one list of objects, as LLaVA's), .csv or .tsv with a header.
-        A .csv is read as Python's csv module does in strict mode: a text in quotes may go on over several lines. A quote in
-        a .tsv is a character as any other, as in Common Voice's tables.
-      root: what paths in it are relative to; None: the file's own place (of Common Voice's tables, `clips` beside them).
-      columns: the file's names of columns -> those of `Record`, where it does not know them by itself.
+      file: .jsonl or .json with one object per line, .json with one list of objects (LLaVA), .csv or .tsv with a header.
+        A .csv is parsed by Python's csv module in strict mode, so a quoted text may span several lines. In a .tsv, quotes
+        are ordinary characters, as in Common Voice.
+      root: folder of relative paths; None: the file's folder (for tables of Common Voice, the folder `clips` in it).
+      columns: column names -> fields of `Record`, for names that are not recognised automatically.
     """
 
     def __init__(self, file: str, *, root: str | None = None, columns: Mapping[str, str] | None = None):
@@ -52,7 +52,7 @@ class ManifestRecords:
             with open_file(file) as opened:
                 self._data = opened.read().removeprefix(codecs.BOM_UTF8)
         except OSError as error:
-            remedy = "; docs/data.md says how a list is written; data.source names it"
+            remedy = "; docs/data.md describes its format; data.source names the file"
             raise UserError(f"cannot read the manifest {file}: {error.strerror or error}{remedy}") from None
         ending = os.path.splitext(file)[1].lower()
         array = ending == ".json" and self._data[:64].lstrip()[:1] == b"["
@@ -66,7 +66,7 @@ class ManifestRecords:
         self._separator = TABLES.get(ending)
         if self._separator == "," and b'"' in self._data:
             first, last = _rows_of_csv(self._data, starts, ends)
-        else:  # a row is a line that holds more than space
+        else:  # every line that is not blank is a row
             spans = enumerate(zip(starts.tolist(), ends.tolist(), strict=True))
             first = last = np.array([line for line, (a, b) in spans if self._data[a:b].strip()], np.int64)
         self._starts, self._ends, self._lines = starts[first], ends[last], first + 1
@@ -84,14 +84,14 @@ class ManifestRecords:
         return len(self._turns)
 
     def _answers(self) -> Sequence[int]:
-        """How many examples each row is; only where there are conversations one has to look."""
+        """The number of examples of each row; rows are parsed only if the file has conversations."""
         if self._separator or b'"conversations"' not in self._data:
             return np.ones(len(self._starts), np.int64)
         found = []
         for index in range(len(self._starts)):
             try:
                 found.append(answers(self._row(index, "")))
-            except UserError:  # which is said when it is read
+            except UserError:  # raised again when the row is read
                 found.append(1)
         return found
 
@@ -100,10 +100,10 @@ class ManifestRecords:
         return self.read(index)[0]
 
     def read(self, index: int) -> tuple[Record, list[str]]:
-        """The record of a line, and the names in it that nothing is read from.
+        """The record of a row, and the names of its fields that are not used.
 
         Raises:
-          UserError: the line is not JSON, has not as many fields as the header, or holds nothing that is known.
+          UserError: the row is not JSON, has another number of fields than the header, or has no known field.
         """
         row, turn = self._turns.at(index)
         name = f"{self.file}[{row}]" if self._rows is not None else f"{self.file}:{self._lines[row]}"
@@ -113,16 +113,16 @@ class ManifestRecords:
         if self._separator:
             fields = self._fields(index)
             if len(fields) != len(self._header):
-                raise UserError(f"{name} has {len(fields)} fields, and the header {len(self._header)}")
-            # A table cannot tell an empty text from a missing one; an empty cell is a missing one.
+                raise UserError(f"{name} has {len(fields)} fields, but the header {len(self._header)}")
+            # Tables cannot distinguish empty texts from missing ones, so an empty cell counts as missing.
             return {key: field for key, field in zip(self._header, fields, strict=True) if field}
         row = parsed(self._text(index), name) if self._rows is None else self._rows[index]
         if not isinstance(row, dict):
-            raise UserError(f"{name} is no JSON object")
+            raise UserError(f"{name} is not a JSON object")
         return row
 
     def _text(self, index: int) -> str:
-        """The text of a row; of lists that were put one behind the other, also later ones may begin with a mark."""
+        """The text of a row, without a byte order mark (in concatenated files, any line may begin with one)."""
         return decoded(self._data[self._starts[index] : self._ends[index]], f"{self.file}:{self._lines[index]}")
 
     def _fields(self, index: int) -> list[str]:
@@ -132,12 +132,12 @@ class ManifestRecords:
             return next(csv.reader(text, delimiter=self._separator, quoting=quoting, strict=True))
         except csv.Error as error:
             raise UserError(
-                f"{self.file}:{self._lines[index]} is no row of CSV ({error}); a quote inside of quotes is written twice"
+                f"{self.file}:{self._lines[index]} is not a CSV row ({error}); double each quote inside a quoted text"
             ) from None
 
 
 def _rows_of_csv(data: bytes, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first and the last line of every row. A line that no row can begin with is a row alone, and is refused when read."""
+    """The first and last line of every row. A malformed line becomes a row of its own, which is an error when read."""
     first, last, at, line = [], [], 0, 0
 
     def lines():

@@ -1,8 +1,8 @@
-"""Several sources as one, in proportions that are exact, and known for any place without counting up to it.
+"""Mixes several sources in exact proportions, with random access to any place of the sequence.
 
-Which source an example comes from follows from its place alone: the places, multiplied by the golden ratio, fall evenly
-over an interval, of which each source has its share (a low-discrepancy sequence; Weyl 1916). So any stretch of places
-holds each source's share but for a few examples, and how many of them came before is a sum with a closed form.
+The source of an example depends only on its place in the sequence. The place times the golden ratio, modulo the interval,
+is a low-discrepancy sequence (Weyl 1916), and each source owns a part of the interval. So any range of places holds each
+source's share within a few examples, and the number of earlier examples of a source has a closed form.
 """
 
 import dataclasses
@@ -17,18 +17,18 @@ from mmjax.data.source import Opening, Source, Texts
 from mmjax.errors import UserError
 from mmjax.tree import part
 
-WHOLE = 2**32  # the interval
+WHOLE = 2**32  # length of the interval
 GOLDEN = 2_654_435_769  # WHOLE / golden ratio, odd
 
 
 @dataclasses.dataclass(frozen=True)
 class Proportions:
-    """Which source each example is drawn from.
+    """The source of each example of a mixture.
 
     Attributes:
-      starts: [k] from which place on each row of borders holds, ascending from 0.
-      borders: [k, sources + 1] of the sources' parts of the interval, from 0 to WHOLE.
-      ends: after so many examples nothing is left; None: never.
+      starts: [k] first place of each row of `borders`, ascending from 0.
+      borders: [k, sources + 1] borders of the sources' parts of the interval, from 0 to WHOLE.
+      ends: number of examples until all sources are exhausted; None: never.
     """
 
     starts: tuple[int, ...]
@@ -36,7 +36,7 @@ class Proportions:
     ends: int | None = None
 
     def which(self, start: int, stop: int) -> np.ndarray:
-        """The sources of the places from `start` to before `stop`."""
+        """[stop - start] int64: the sources of the places start..stop-1."""
         places = np.arange(start, stop, dtype=np.uint64)
         point = (places * np.uint64(GOLDEN)) % np.uint64(WHOLE)
         found = np.zeros(len(places), np.int64)
@@ -46,7 +46,7 @@ class Proportions:
         return found
 
     def before(self, place: int) -> np.ndarray:
-        """[sources] int64: how many examples of each source come before a place."""
+        """[sources] int64: the number of examples of each source before a place."""
         counts = np.zeros(len(self.borders[0]) - 1, np.int64)
         for number, first in enumerate(self.starts):
             last = min(self.starts[number + 1] if number + 1 < len(self.starts) else place, place)
@@ -57,7 +57,7 @@ class Proportions:
 
 
 def _points_below(count: int, border: int) -> int:
-    """Of the first so many places, how many fall below a border."""
+    """How many of the first `count` places have a point below a border."""
     return _floor_sum(count, WHOLE, GOLDEN, WHOLE) - _floor_sum(count, WHOLE, GOLDEN, WHOLE - border)
 
 
@@ -85,14 +85,13 @@ def proportions(
 
     Args:
       sizes: examples of each source.
-      weights: from which example on, the weight of each source (0 if it is not named); None: in proportion to the
-        sizes.
-      temperature: shares go by weight ** (1 / temperature): above 1 it gives small sources more (Arivazhagan et al. 2019,
-        arXiv:1907.05019); it acts on sizes alone, not on weights that are given.
-      epochs: how often the examples of a source are used at most; when they are used up, the others share its place.
+      weights: first example -> weight of each source from there on (0 if not named); None: in proportion to the sizes.
+      temperature: without `weights`, shares are proportional to size ** (1 / temperature); values above 1 favour small
+        sources (Arivazhagan et al. 2019, arXiv:1907.05019).
+      epochs: largest number of epochs of a source; when it is exhausted, the others take over its share.
 
     Raises:
-      UserError: weights of sources that there are not, below 0, or all 0.
+      UserError: a weight is negative or of an unknown source, or all weights are 0.
     """
     names = list(sizes)
     if weights is None:
@@ -104,7 +103,7 @@ def proportions(
         if unknown:
             raise UserError(f"the mixture has no source '{sorted(unknown)[0]}'; there are {', '.join(names)}")
         if min(row.values(), default=0) < 0 or sum(row.values()) <= 0:
-            raise UserError(f"the weights of a mixture from example {start} on must not be below 0, nor all 0")
+            raise UserError(f"the weights of a mixture from example {start} on must not be negative or all 0")
     limits = np.array([(epochs or {}).get(name, np.inf) * sizes[name] for name in names])
     starts, borders, used, at = [], [], np.zeros(len(names)), 0
     changes = sorted(weights)
@@ -135,14 +134,14 @@ def proportions(
 
 @part
 class Mixture(Source):
-    """Several sources as one."""
+    """Several sources, mixed in given proportions."""
 
     sources: Mapping[str, Source]
-    weights: Mapping[str, float] | None = None  # how many examples are drawn of each; None: as many as it has
-    temperature: float = 1.0  # without weights: above 1, small sources get more
-    # Of a source at most, in examples that it has, also those that fit into no row; then others take over.
+    weights: Mapping[str, float] | None = None  # relative shares of the sources; None: proportional to their sizes
+    temperature: float = 1.0  # without weights; above 1, small sources get larger shares
+    # Largest number of epochs of a source, counted over all its examples, also those too long for a row.
     epochs: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    # "1000000": other weights, from that example on.
+    # {"1000000": weights}: other weights from that example on.
     later: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
     takes_prefixes = True
@@ -156,13 +155,13 @@ class Mixture(Source):
             raise UserError(
                 "the sources of a mixture have tokenizers of their own; set data.tokenizer, so that they share one"
             )
-        if split != "train":  # all of it is seen once
+        if split != "train":  # evaluation reads every example once
             return MixedExamples(found, None)
         sizes = {name: len(one) for name, one in found.items()}
         return MixedExamples(found, proportions(sizes, self._weights(sizes), self.temperature, self.epochs))
 
     def _weights(self, sizes: Mapping[str, int]) -> dict[int, Mapping[str, float]] | None:
-        """The weights by the example from which on they hold."""
+        """First example -> weights from there on."""
         weights = {0: self.weights} if self.weights else None
         if not self.later:
             return weights
@@ -176,15 +175,15 @@ class Mixture(Source):
 
 
 class MixedExamples:
-    """Several sources as one, their examples numbered one source after the other.
+    """Concatenates opened sources: example numbers of each source follow those of the source before.
 
     Args:
-      sources: by name; each has `sizes`, `answers`, `tokenizer` as all sources have.
-      mixed: in which proportions; None: all of one after all of the other.
+      sources: opened sources by name.
+      mixed: proportions of the mixture; None: one source after the other.
 
     Attributes:
-      names, lengths: of the sources, in order.
-      answers: of all sources, each name once.
+      names, lengths: names and numbers of examples of the sources, in order.
+      answers: class names of all sources, without duplicates.
     """
 
     def __init__(self, sources: Mapping[str, Any], mixed: Proportions | None):
@@ -209,21 +208,21 @@ class MixedExamples:
         kinds = sorted({kind for source in self.sources.values() for kind in source.sizes} | {"image"})
         found = {}
         for kind in kinds:
-            # Without a size of its own a transcript is the text, said aloud (`Layout.tokens`).
+            # Without sizes of transcripts, the transcript is the text (as in `Layout.tokens`).
             instead = "text" if kind == "transcript" else kind
             parts = [source.sizes.get(kind, source.sizes.get(instead)) for source in self.sources.values()]
             flat = kind == "image" and any(part is not None and part.ndim == 2 for part in parts)
             shape = (2,) if flat else ()
             missing = [np.zeros((length, *shape), np.int32) for length in self.lengths]
             if any(part is not None and part.ndim <= len(shape) and part.any() for part in parts):
-                raise UserError("of the sources of the mixture some say pixels of their pictures, and others patches")
-            parts = [None if part is None or part.ndim <= len(shape) else part for part in parts]  # there are none
+                raise UserError("some sources of the mixture give the pixels of their pictures, others the patches")
+            parts = [None if part is None or part.ndim <= len(shape) else part for part in parts]  # no pictures: all 0
             found[kind] = np.concatenate([m if p is None else p for p, m in zip(parts, missing, strict=True)])
         return found
 
     @functools.cached_property
     def groups(self) -> dict[str, tuple[np.ndarray, list[str]]]:
-        """What metrics are told apart by: the source, and whatever the sources tell apart themselves."""
+        """Groups for which metrics are reported separately: the source, and the groups of the sources."""
         found = {"source": (np.repeat(np.arange(len(self.names)), self.lengths), self.names)}
         for kind in sorted({kind for source in self.sources.values() for kind in getattr(source, "groups", {})}):
             names: dict[str, int] = {}

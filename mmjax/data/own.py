@@ -1,4 +1,4 @@
-"""A source that a user's Python file defines."""
+"""A source defined by a user's Python file."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ from mmjax.tree import part, run_file
 class OwnSource(Source):
     """A class in a Python file, built as name(data directory, split, **options): docs/fourth-modality.md."""
 
-    file: str  # a Python file, most simply the config itself: __file__
-    name: str  # of the class in it
+    file: str  # a Python file; for a class in the config itself: __file__
+    name: str  # name of the class
     options: Mapping[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
 
     def open(self, split: str, opening: Opening) -> Any:

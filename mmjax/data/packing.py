@@ -1,4 +1,4 @@
-"""Examples into rows: decoded, cut into tokens, and written side by side."""
+"""Packs examples: decodes them, cuts them into tokens, and writes them into rows."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from mmjax.errors import UserError
 
 
 class Blend(NamedTuple):
-    """What an example is mixed with: another example, and how."""
+    """A second example, and how to mix it with the first (mixup or CutMix)."""
 
     example: Example
     mix: Mix
@@ -24,7 +24,7 @@ class Packer(Rows):
     """Decodes examples and writes them into the rows of a batch.
 
     Args:
-      augment: (picture, height and width in pixels, example) -> the picture at that size, changed; None: only resized.
+      augment: (picture, (height, width) in pixels, example number) -> picture of that size; None: resize only.
     """
 
     def __init__(self, layout: Layout, rows: int, augment: Callable[..., Any] | None = None):
@@ -41,17 +41,16 @@ class Packer(Rows):
         blend: Blend | None = None,
         given: Mapping[str, int] | None = None,
     ) -> None:
-        """Appends an example to a row as its next segment; all of it or, on an error, nothing.
+        """Appends an example to a row as its next segment; on an error, nothing is written.
 
         Args:
           shows: the modalities to use.
-          number: the example's identity, kept in the stream "examples".
-          blend: the picture and the answer are mixed with those of another example.
-          given: positions that the sampler gave it, by stream; more would be taken from its neighbours. None: all that
-            is left of the row.
+          number: the example's number, stored in the stream "examples".
+          blend: a second example, with which picture and answer are mixed.
+          given: positions that the sampler reserved for the example, by stream; None: all free positions of the row.
 
         Raises:
-          UserError: a part cannot be decoded, or does not fit into what it was given, or what is left of the row.
+          UserError: a part cannot be decoded, or needs more than the reserved or free positions.
         """
         layout, parts = self.layout, {}
         if "speech" in shows and "speech" in self.batch and example.speech is not None:
@@ -86,19 +85,19 @@ class Packer(Rows):
             if given is not None and len(features) > given.get(stream, len(features)):
                 raise Unreadable(
                     "not what was indexed",
-                    f"the {stream} of {name} takes {len(features)} positions of a row, and its size promised "
-                    f"{given[stream]}: it is not what was indexed",
+                    f"the {stream} of {name} takes {len(features)} positions of a row, but its indexed size takes "
+                    f"{given[stream]}: the data has changed since it was indexed",
                 )
         self.write(row, parts, name)
 
     def _ids(self, stream: str, example: Example) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and places of an example's text, after its prefix."""
+        """The ids of an example's text with its prefix, and their positions."""
         prefix = (example.prefixes or {}).get(stream, ())
         ids = [*prefix, *self.layout.tokenizer.of_stream(stream, getattr(example, stream))]
         return np.array(ids, np.int32), np.arange(len(ids))
 
     def _picture(self, encoded: bytes, number: int, name: str, size: tuple[int, int] | None = None) -> np.ndarray:
-        """Pixels [H, W, 3] of a picture as the step sees it, in a given size or in its own."""
+        """Decodes and augments a picture to pixels [H, W, 3], at the given size or the layout's size for it."""
         image = open_image(encoded, name)
         size = size or self.layout.image_shape(image.height, image.width)
         return np.asarray(self._augment(image, size, number) if self._augment else resize(image, *size))

@@ -1,4 +1,4 @@
-"""One page that shows a source: how much there is, how large it is, and some of it to see and hear."""
+"""An HTML page about a source: counts, histograms of sizes, and some examples to see and hear."""
 
 import base64
 import html
@@ -29,17 +29,17 @@ UNITS = {
     "transcript": "tokens",
     "target": "tokens",
 }
-REASONS = 5  # of examples that were left out, that are told
-GROUPS = 20  # of a kind, the largest, that the page lists
+REASONS = 5  # reasons listed for examples that were left out
+GROUPS = 20  # largest groups of each kind that the page lists
 
 
 def facts(source: Any) -> dict[str, Any]:
-    """How much of everything a source has.
+    """Statistics of a source.
 
     Returns:
-      {"examples", "hours" of speech, "sizes": {stream: {"examples", "least", "mean", "largest", "unit"}}, "answers": how many
-      there are to choose from, "groups": {"language": {name: count}}, "notes": what nothing is read from, and what the
-      tokenizer does not know, "dropped": {reason: count}, "reasons": the first of them, each in a line}.
+      {"examples", "hours" of speech, "sizes": {stream: {"examples", "least", "mean", "largest", "unit"}}, "answers": number
+      of classes, "groups": {"language": {name: count}}, "notes": unused columns or files, and unknown tokens,
+      "dropped": {reason: count}, "reasons": the first reasons, one line each}.
     """
     found: dict[str, Any] = {"examples": len(source), "sizes": {}}
     for name, (values, unit) in _measures(source).items():
@@ -67,7 +67,7 @@ def facts(source: Any) -> dict[str, Any]:
 
 
 def _measures(source: Any) -> dict[str, tuple[np.ndarray, str]]:
-    """[n] of each stream, in a unit for people, and the unit."""
+    """Sizes [n] of each stream in a readable unit, and the unit's name."""
     found = {}
     for name, values in source.sizes.items():
         unit = UNITS.get(name, "vectors")
@@ -82,11 +82,11 @@ def _measures(source: Any) -> dict[str, tuple[np.ndarray, str]]:
 
 
 def page(source: Any, title: str, padding: Mapping[str, float], examples: int = 24, seed: int = 0) -> str:
-    """The page as HTML, everything inside it.
+    """The page as one self-contained HTML document.
 
     Args:
-      padding: share of empty positions by stream, of the config that is shown.
-      examples: how many are shown, drawn at random.
+      padding: share of empty positions by stream under the config.
+      examples: number of random examples to show.
     """
     about = facts(source)
     rows = [("examples", f"{about['examples']:,}")]
@@ -160,7 +160,6 @@ def _thumbnail(encoded: bytes, number: int) -> bytes:
 
 
 def _recording(samples: np.ndarray, rate: int) -> bytes:
-
     return encode_ogg(samples[: 30 * rate], rate)
 
 

@@ -1,4 +1,4 @@
-"""Parquet tables, as Hugging Face's data sets are downloaded: recordings and pictures inside, or beside, as paths."""
+"""Parquet tables, the download format of Hugging Face data sets, with media inside or as paths of files."""
 
 import bisect
 import dataclasses
@@ -24,20 +24,21 @@ from mmjax.tree import part
 class Parquet(Listed):
     """Parquet tables: a pattern of files for each split, such as train-*.parquet."""
 
-    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)  # their names -> speech, transcript, ...
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)  # column names -> speech, transcript, ...
 
     def records(self, split: str, directory: Path, once: bool = False) -> "ParquetRecords":
         return ParquetRecords(self.place(split), columns=self.columns)
 
 
 class ParquetRecords:
-    """A record per row, of a conversation one per answer.
+    """One record per row, or per answer of a conversation.
 
-    Rows are read by row groups: neighbours are cheap, a shuffled epoch reads each group many times. (Groups last read are kept; for training on large tables, `mmjax data build` makes shards of them.)
+    Whole row groups are read, and the last ones are cached. A shuffled epoch therefore reads each group many times; for
+    training on large tables, convert them to shards with `mmjax data build`.
 
     Args:
       files: a pattern such as data/train-*.parquet.
-      columns: the table's names of columns -> those of `Record`, where it does not know them by itself.
+      columns: column names -> fields of `Record`, for names that are not recognised automatically.
     """
 
     def __init__(self, files: str, *, columns: Mapping[str, str] | None = None):
@@ -72,10 +73,10 @@ class ParquetRecords:
         return self.read(index)[0]
 
     def read(self, index: int) -> tuple[Record, list[str]]:
-        """The record of a row, and the columns in it that nothing is read from.
+        """The record of a row, and the names of its columns that are not used.
 
         Raises:
-          UserError: the table is damaged, or the row holds nothing that is known.
+          UserError: the table is damaged, or the row has no known column.
         """
         index, turn = self._turns.at(index)
         number = bisect.bisect_right(self._ends, index)
@@ -100,13 +101,13 @@ class ParquetRecords:
 
 
 def _answers(table: Any, metadata: Any) -> np.ndarray:
-    """How many examples each row of a table is."""
+    """[rows] int64: the number of examples of each row of a table."""
     import pyarrow.compute
 
     counts = np.ones(metadata.num_rows, np.int64)
     parts = [table.schema.column(number).path for number in range(len(table.schema))]
     parts = [part for part in parts if part.startswith("conversations.") and part.endswith(".from")]
-    if parts:  # who speaks is the least that has to be read
+    if parts:  # the speakers are the smallest column that shows the number of turns
         turns = table.read(columns=parts[:1]).column("conversations")
         if pyarrow.types.is_list(turns.type):
             counts = np.maximum(pyarrow.compute.list_value_length(turns).fill_null(0).to_numpy() // 2, 1)
@@ -114,18 +115,18 @@ def _answers(table: Any, metadata: Any) -> np.ndarray:
 
 
 def _named(value: Any, names: list[str], column: str) -> Any:
-    """A class by its name, None for -1, as Hugging Face marks what has no label; of several, 0 or 1 for each class."""
+    """The name of a class number, None for -1 (Hugging Face's missing label); a list of numbers becomes 0 or 1 per class."""
     numbers = value if isinstance(value, list) else [value]
     for number in numbers:
         if isinstance(number, int) and not -1 <= number < len(names):
-            raise UserError(f"{column} is {number}, and there are {len(names)} classes")
+            raise UserError(f"{column} is {number}, but there are only {len(names)} classes")
     if isinstance(value, list):
         return [float(number in value) for number in range(len(names))]
     return value if not isinstance(value, int) else names[value] if value >= 0 else None
 
 
 def _class_names(schema: Any) -> dict[str, list[str]]:
-    """The names of classes by column, which Hugging Face keeps beside the schema; the table holds their numbers."""
+    """The class names by column, which Hugging Face stores in the schema's metadata; the table holds numbers."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"].items()
     except (KeyError, ValueError, TypeError, AttributeError):
@@ -135,7 +136,7 @@ def _class_names(schema: Any) -> dict[str, list[str]]:
 
 
 def _element(feature: Any) -> dict[str, Any]:
-    """A feature; of a list its elements'."""
+    """The feature of a list's elements; other features unchanged."""
     if isinstance(feature, list) and feature:
         return _element(feature[0])
     if isinstance(feature, dict):

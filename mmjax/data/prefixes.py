@@ -1,4 +1,4 @@
-"""Special tokens in front of texts: which language an example is in, which task it is for."""
+"""Special tokens in front of texts, which tell the model an example's language and task."""
 
 import string
 from collections.abc import Mapping, Sequence
@@ -13,15 +13,15 @@ from mmjax.errors import UserError, nearest
 class Prefixes:
     """Ids to put in front of texts, by the tags of each example.
 
-    They are special tokens, not text: no text can forge them, and `Tokenizer.decode` leaves them out.
+    They are ids of special tokens, which no text can produce, and which `Tokenizer.decode` leaves out.
 
     Args:
-      templates: by stream, names of special tokens in which {language} and {task} stand for tags:
-        {"target": ("<{language}>", "<{task}>")}. Where an example lacks a tag, the tokens that name it are left out.
-      tokenizer: that has them.
+      templates: by stream, names of special tokens with placeholders {language} and {task} for tags:
+        {"target": ("<{language}>", "<{task}>")}. If an example lacks a tag, tokens with this placeholder are left out.
+      tokenizer: the tokenizer with these special tokens.
 
     Raises:
-      UserError: there is no such stream, or no such tag.
+      UserError: a stream or tag does not exist.
     """
 
     def __init__(self, templates: Mapping[str, Sequence[str]], tokenizer: Tokenizer):
@@ -31,10 +31,10 @@ class Prefixes:
         }
         for stream in templates:
             if stream not in TEXTS:
-                raise UserError(f"data.prefixes: '{stream}' is no stream of text{nearest(stream, TEXTS)}")
+                raise UserError(f"data.prefixes: '{stream}' is not a text stream{nearest(stream, TEXTS)}")
 
     def ids(self, stream: str, tags: Mapping[str, str | None]) -> tuple[int, ...]:
-        """What stands in front of a text.
+        """The prefix of a text.
 
         Raises:
           UserError: the tokenizer lacks a special token.
@@ -48,18 +48,18 @@ class Prefixes:
                 of = " and ".join(f"{name} '{tags[name]}'" for name in needed)
                 raise UserError(
                     f"data.prefixes.{stream}: the tokenizer has no special token '{token}'{of and f' for the {of}'}; its "
-                    f"special tokens are: {', '.join(special) or 'none'}. Name it in data.tokenizer.special, so that a "
-                    "tokenizer is trained with it, or call the tag as the tokenizer does"
+                    f"special tokens are: {', '.join(special) or 'none'}. Add it to data.tokenizer.special to train a "
+                    "tokenizer with it, or rename the tag to match the tokenizer"
                 )
             found.append(special[token] if stream == "text" else class_of(special[token], self._tokenizer.blank))
         return tuple(found)
 
     def of(self, tags: Mapping[str, str | None]) -> dict[str, tuple[int, ...]]:
-        """What stands in front of each text of an example, by stream."""
+        """The prefix of each text of an example, by stream."""
         return {stream: self.ids(stream, tags) for stream in self._templates}
 
     def counts(self, stream: str, index: Index) -> np.ndarray:
-        """[n] int32: how many tokens that are, for each example of an index that has such a text.
+        """[n] int32: the prefix length of each example of an index; 0 for examples without this text.
 
         Raises:
           UserError: the tokenizer lacks a special token for any of them.
@@ -83,12 +83,12 @@ class Prefixes:
 
 
 def _tags(template: str, stream: str) -> list[str]:
-    """The tags that a template names."""
+    """The tags in a template."""
     try:
         named = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
         raise UserError(f"data.prefixes.{stream}: {template!r} cannot be read: {error}") from None
     for name in named:
         if name not in TAGS:
-            raise UserError(f"data.prefixes.{stream}: '{name}' in {template!r} is no tag{nearest(name, TAGS)}")
+            raise UserError(f"data.prefixes.{stream}: '{name}' in {template!r} is not a tag{nearest(name, TAGS)}")
     return named
