@@ -1,4 +1,4 @@
-"""`mmjax data bench`: what a batch costs the processor, part by part, beside what a training step takes."""
+"""`mmjax data bench`: measures the CPU time of the parts of a batch, and compares it with the time of a step."""
 
 import os
 import time
@@ -28,22 +28,22 @@ from mmjax.train.program import begin, jitted_step
 from mmjax.train.validate import check_config
 
 PARTS = {
-    "sample": "which examples stand in which row",
-    "read": "files and records",
-    "decode": "recordings (resampled) and pictures (resized)",
-    "pack": "tokens, augmentation, rows",
-    "transfer": "to the devices",
+    "sample": "choose examples and pack their sizes",
+    "read": "read files and records",
+    "decode": "decode and resample recordings, decode and resize pictures",
+    "pack": "tokenize, augment, fill rows",
+    "transfer": "copy to the devices",
 }
-STEPS = 3  # that are timed, after one that compiles
+STEPS = 3  # timed steps, after one that compiles
 
 
 class Timed:
-    """A source that sums the seconds of reading and of decoding recordings, and keeps the pictures' bytes.
+    """Wraps a source: measures the time of reading and of decoding recordings, and keeps the encoded pictures.
 
     Attributes:
-      seconds: {"read", "decode"}.
-      images: encoded, of the examples read since `restart`.
-      samples: decoded of speech, likewise.
+      seconds: {"read", "decode"}, since `restart`.
+      images: (number, encoded picture) of the examples read since `restart`.
+      samples: samples of speech decoded since `restart`.
     """
 
     def __init__(self, source: Any):
@@ -73,17 +73,17 @@ class Timed:
 
 
 def measure(config: Experiment, count: int = 8, step_seconds: float | None = None) -> dict[str, Any]:
-    """Times `count` batches in one thread, and training steps unless `step_seconds` says how long one takes.
+    """Times `count` batches in one thread, and also training steps unless `step_seconds` is given.
 
     Returns:
       {"seconds_per_batch": {part: seconds of one core}, "rates_per_core" and "rates_needed": {"audio_seconds", "pictures",
       "examples": per second}, "step_seconds", "cores_needed", "cores", "threads", "verdict"}.
 
     Raises:
-      UserError: as training the config would, or the step's time is not above 0.
+      UserError: training the config would fail, or `step_seconds` is not positive.
     """
     if step_seconds is not None and not step_seconds > 0:
-        raise UserError(f"--step-seconds {step_seconds} is no time that a step can take")
+        raise UserError(f"--step-seconds is {step_seconds}, but must be positive")
     check_config(config)
     source = build_source(config.data, "train")
     check_labels(config, source)
@@ -92,7 +92,7 @@ def measure(config: Experiment, count: int = 8, step_seconds: float | None = Non
     changes = image_changes(config)
     dropped = config.data.filters.largest_share_dropped
     batches = Batches(timed, layout, sampler, WHOLE, *changes, largest_share_dropped=dropped)
-    made, rows = [batches[0]], []  # what is loaded at first use does not count
+    made, rows = [batches[0]], []  # the first batch is not timed, since it includes imports
     times: dict[str, list[float]] = {part: [] for part in PARTS}
     real = {"audio_seconds": 0.0, "pictures": 0.0, "examples": 0.0}
     for step in range(1, count + 1):
@@ -120,7 +120,7 @@ def measure(config: Experiment, count: int = 8, step_seconds: float | None = Non
 
 
 def _pictures(images: list[tuple[int, bytes]], rows: list[Any], layout: Any) -> tuple[float, int]:
-    """Seconds of decoding and resizing the pictures that are shown, and how many there are."""
+    """Seconds to decode and resize the pictures that `rows` use, and the number of these pictures."""
     shown = {int(e) for row in rows for e, shows in zip(row.examples, row.subsets, strict=True) if "image" in shows}
     encoded = [data for index, data in images if index in shown]
     start = time.perf_counter()
@@ -128,13 +128,13 @@ def _pictures(images: list[tuple[int, bytes]], rows: list[Any], layout: Any) -> 
         try:
             image = open_image(data)
             resize(image, *layout.image_shape(image.height, image.width))
-        except UserError:  # it is set aside
+        except UserError:  # the loader skips such examples, too
             pass
     return time.perf_counter() - start, len(encoded)
 
 
 def _sampling(sampler: Any, window: int, examples: float) -> float:
-    """Seconds to choose and pack a batch's examples: a window's, divided among its examples."""
+    """Seconds to choose and pack a batch's examples: the time per example of one window, times `examples`."""
     state = sampler.state(0)
     sampler.restore({"window": 7, "rows_before": 0})
     start = time.perf_counter()
@@ -145,7 +145,7 @@ def _sampling(sampler: Any, window: int, examples: float) -> float:
 
 
 def _step(config: Experiment, layout: Any, mesh: Any, made: list[Any]) -> float:
-    """Seconds of a training step on real batches, compiled as in training."""
+    """Seconds of a compiled training step on real batches."""
     model = build_model(config.model)
     begun = begin(config, model, layout, mesh)
     train_step, state = jitted_step(config, model, begun), begun.initialise()
@@ -160,7 +160,7 @@ def _step(config: Experiment, layout: Any, mesh: Any, made: list[Any]) -> float:
 
 
 def _judged(seconds: dict[str, float], step: float, real: dict[str, float], threads: int) -> dict[str, Any]:
-    """Who waits for whom, and what would help."""
+    """Decides whether the data or the model is the bottleneck, and gives a remedy."""
     batch, cores = sum(seconds.values()), os.cpu_count() or 1
     needed, largest = batch / step, max(seconds, key=seconds.get)
     share = f"{largest} is {100 * seconds[largest] / batch:.0f} % of it"
@@ -171,13 +171,13 @@ def _judged(seconds: dict[str, float], step: float, real: dict[str, float], thre
         verdict = f"The data is the bottleneck: {costs}; set data.threads to {int(np.ceil(needed))}."
     else:
         help_ = {
-            "decode": "store them smaller, or at the rate and size that the model wants",
-            "read": "build shards of them",
+            "decode": "store smaller files, or the model's sample rate and picture size",
+            "read": "build shards",
         }
         remedy = help_.get(largest, "use more cores")
         verdict = f"The data is the bottleneck: {costs}; that is {needed:.1f} cores, and there are {cores}: {remedy}."
     if (load := os.getloadavg()[0]) > 1.5 * cores:
-        verdict += f" (Other work was using the cores, which makes all of this slower: load {load:.1f}.)"
+        verdict += f" (Other processes were using the cores, so these times are too long: load {load:.1f}.)"
     return {
         "seconds_per_batch": seconds,
         "rates_per_core": {name: number / batch for name, number in real.items() if number},
@@ -191,7 +191,7 @@ def _judged(seconds: dict[str, float], step: float, real: dict[str, float], thre
 
 
 def table(found: dict[str, Any]) -> Table:
-    """The parts of a batch, and the rates of a core beside those that the model needs."""
+    """A table of the time of each part, and of the rates of one core and those that the model needs."""
     result = Table("part of a batch", "what")
     result.add_column("seconds of one core", justify="right")
     for part, seconds in found["seconds_per_batch"].items():

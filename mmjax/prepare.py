@@ -1,4 +1,4 @@
-"""What `mmjax data` does: from recordings, pictures and texts in any form to shards."""
+"""The commands of `mmjax data`: build shards, inspect data, train tokenizers."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -44,37 +44,37 @@ KINDS = {
 
 
 def collection_at(place: str, split: str) -> Collection:
-    """The source that a path means by its ending; a folder is a folder of files, and tfds:NAME all splits of a data set."""
+    """The source for a path, by its ending; a folder is read as files, and tfds:NAME means all splits of a data set."""
     if place.startswith("tfds:"):
         name = place.removeprefix("tfds:")
         splits = {split: split for split in splits_of(name)}
-        # The classes are those of the training split; a data set that calls it otherwise has those of the split itself.
+        # Class names come from the split "train"; if the data set has none, it maps to the requested split.
         return TFDS(name=name, splits={"train": split, **splits} if split in splits else splits)
     if Path(place).is_dir():
         return Folder(splits={split: place})
     kind = KINDS.get(Path(place).suffix.lower())
     if kind is None:
-        raise UserError(f"{place} is no folder, no tfds:NAME, and none of {', '.join(KINDS)}")
+        raise UserError(f"{place} is not a folder, not tfds:NAME, and does not end in {', '.join(KINDS)}")
     return kind(splits={split: place})
 
 
 def source_at(place: str, split: str) -> Collection:
-    """As `collection_at`; a folder of shards is one, too."""
+    """As `collection_at`, and also recognises a folder of shards."""
     return Shards(directory=place) if list(Path(place).glob("*.array_record")) else collection_at(place, split)
 
 
 def build(source: str, out: str, split: str | None = None, **options: Any) -> dict[str, Any]:
-    """`mmjax data build`: a config's data, all splits or one, or a path, as shards in `out`.
+    """`mmjax data build`: writes the data of a config (all splits or one) or of a path as shards to `out`.
 
     Returns:
-      What `mmjax.data.build.build` returns, by split.
+      The results of `mmjax.data.build.build` by split.
     """
     directory = local(out, "--out")
     if source.endswith(".py"):
         data = load(source).data
         if not isinstance(data.source, Collection) or isinstance(data.source, Shards):
             raise UserError(
-                f"data.source of {source} is {type(data.source).__name__}, of which no shards can be made"
+                f"data.source of {source} is {type(data.source).__name__}, which cannot be written as shards"
                 + ("; build each of its sources" if isinstance(data.source, Mixture) else "")
             )
         chosen, home = data.source, data_directory(data.directory)
@@ -97,15 +97,15 @@ def build(source: str, out: str, split: str | None = None, **options: Any) -> di
 def inspect(
     source: str, split: str, page: str | None, examples: int = 24, overrides: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """`mmjax data inspect`: what a config's data, a path, or a folder of shards holds.
+    """`mmjax data inspect`: describes the data of a config, a path, or a folder of shards.
 
     Args:
-      page: where to write one HTML page that shows it; None: nowhere.
-      overrides: of keys of the config, as on the command line.
+      page: file for an HTML page with examples; None: no page.
+      overrides: overrides of config keys, as on the command line.
 
     Returns:
-      What `mmjax.data.page.facts` returns, and of a config {"padding": {stream: share of empty positions}, "rows": what
-      `better_rows` returns}.
+      The result of `mmjax.data.page.facts`, and for a config also {"padding": {stream: share of empty positions}, "rows":
+      the result of `better_rows`}.
 
     Raises:
       UserError: the page cannot be written.
@@ -123,7 +123,7 @@ def inspect(
             padding = {name: 1.0 - share for name, share in useful.items()}
             proposed = {"rows": better_rows(config, layout, sampler)}
     elif overrides:
-        raise UserError(f"{overrides[0]} overrides a key of a config, and {source} is none")
+        raise UserError(f"{overrides[0]} overrides a key of a config, but {source} is not a config")
     else:
         settings = dict(rows={"examples": 1}, subsets={"speech": 1.0}, filters=Filters(largest_share_dropped=1.0))
         data = build_source(Data(source=source_at(source, split), **settings), split)
@@ -136,17 +136,17 @@ def inspect(
 
 
 def better_rows(config: Experiment, layout: Any, sampler: Any) -> dict[str, Any]:
-    """Rows that would waste less of what the towers compute, and cost no more.
+    """Proposes row capacities that waste fewer of the towers' FLOPs at no higher cost.
 
     Returns:
-      {"now": {stream: positions}, "wasted": share of the FLOPs that empty positions cost, "proposed": likewise {stream:
-      positions}, "proposed_wasted"}; of a window of examples that is packed both ways.
+      {"now": {stream: positions}, "wasted": share of the FLOPs spent on empty positions, "proposed": {stream: positions},
+      "proposed_wasted": the same share for the proposal}, measured by packing one window of examples.
     """
     from mmjax.train import report
 
     flops, taken = report.position_flops(config, layout), sampler.taken()
     cost = np.array([flops[name] for name in layout.rows])
-    cost = cost + 1e-3 * cost.max()  # a stream without a tower takes memory, at least
+    cost = cost + 1e-3 * cost.max()  # a stream without a tower still takes memory
     now = np.array(list(layout.rows.values()))
     picture = layout.image_size // layout.patch
     picture = picture**2 + layout.class_token + layout.registers if layout.max_patches is None else 1
@@ -156,24 +156,24 @@ def better_rows(config: Experiment, layout: Any, sampler: Any) -> dict[str, Any]
     wasted = [1.0 - useful(taken, len(best_fit(taken, some)), some, cost) for some in (now, found)]
     try:
         build_layout(dataclasses.replace(config, data=dataclasses.replace(config.data, rows=rows)), layout.tokenizer)
-    except UserError:  # a tower cannot be as long
+    except UserError:  # the proposal exceeds the limit of a tower
         rows, wasted[1] = dict(layout.rows), wasted[0]
     return {"now": dict(layout.rows), "wasted": wasted[0], "proposed": rows, "proposed_wasted": wasted[1]}
 
 
 def tokenizer(source: str, out: str | None = None, **keys: Any) -> dict[str, Any]:
-    """`mmjax data tokenizer`: the tokenizer of a config, or one for the texts at a path, measured on the texts it is for.
+    """`mmjax data tokenizer`: trains or loads the tokenizer of a config or for a path, and measures it on its texts.
 
     Args:
-      out: where to write it; None: nowhere.
-      keys: of `SentencePiece`, before those of the config.
+      out: file to write the tokenizer to; None: not written.
+      keys: fields of `SentencePiece` that override those of the config.
 
     Returns:
-      {"pieces", "texts" (each counted once), "tokens", "characters_per_token", and shares of the tokens: "unknown",
+      {"pieces", "texts" (without duplicates), "tokens", "characters_per_token", and shares of the tokens: "unknown",
       "bytes"}.
 
     Raises:
-      UserError: it cannot be trained or written, or `keys` are for a tokenizer that is trained already.
+      UserError: the tokenizer cannot be trained or written, or `keys` are set for an already trained tokenizer.
     """
     file = out and local(out, "--out")
     if source.endswith(".py"):
@@ -183,7 +183,7 @@ def tokenizer(source: str, out: str | None = None, **keys: Any) -> dict[str, Any
         chosen, config, home = source_at(source, "train"), SentencePiece(), data_directory()
     if keys and (isinstance(config, HuggingFaceTokenizer) or config.file):
         raise UserError(
-            f"data.tokenizer of {source} is {config.file}, which is trained already; leave out --{next(iter(keys))}"
+            f"data.tokenizer of {source} is {config.file}, which is already trained; leave out --{next(iter(keys))}"
         )
     config = from_dict(type(config), to_dict(config) | keys, "data.tokenizer")
     trained = config.open(chosen, home)

@@ -17,22 +17,14 @@ class ImageAugmentation:
     """Random resized crop (Szegedy et al. 2015), mirroring, and RandAugment (Cubuk et al. 2020, arXiv:1909.13719).
 
     Random choices depend only on the seed, the step and the example's number, not on the host or the rest of the batch.
-
-    Attributes:
-      seed: the run's seed.
-      least_area: smallest area of a crop, as a share of the picture; None: no cropping.
-      aspect: largest factor between the aspect ratios of a crop and of the target size.
-      flip: probability of mirroring, 0 to 1.
-      operations: number of RandAugment operations per picture; None: no RandAugment.
-      magnitude: strength of each operation, 0 to 10.
     """
 
-    seed: int = setting(0)
-    least_area: float | None = 0.25
-    aspect: float = 4 / 3
-    flip: float = 0.5
-    operations: int | None = None
-    magnitude: float = 9.0
+    seed: int = setting(0)  # the run's seed
+    least_area: float | None = 0.25  # smallest area of a crop, as a share of the picture; None: no cropping
+    aspect: float = 4 / 3  # largest factor between the aspect ratios of a crop and of the target size
+    flip: float = 0.5  # probability of mirroring
+    operations: int | None = None  # number of RandAugment operations per picture; None: no RandAugment
+    magnitude: float = 9.0  # strength of RandAugment's operations, 0 to 10
 
     def __call__(self, image: Image.Image, size: tuple[int, int], number: int, step: int) -> Image.Image:
         """The RGB picture of example `number` at `size` (height, width in pixels), as step `step` sees it."""

@@ -14,17 +14,12 @@ class ImageMixing:
     The second picture and the share are drawn by seed, step and example number. The second picture can be any of the data,
     not only of the batch, so the result does not depend on packing or the number of hosts. If both methods are on, each is
     chosen with probability 1/2.
-
-    Attributes:
-      seed: the run's seed.
-      mixup, cutmix: alpha of the share's Beta(alpha, alpha) distribution; None: off.
-      probability: probability that a picture is mixed.
     """
 
-    seed: int = setting(0)
-    mixup: float | None = 0.2
-    cutmix: float | None = None
-    probability: float = 1.0
+    seed: int = setting(0)  # the run's seed
+    mixup: float | None = 0.2  # alpha of the share's Beta(alpha, alpha) distribution; None: off
+    cutmix: float | None = None  # alpha of the share's Beta(alpha, alpha) distribution; None: off
+    probability: float = 1.0  # probability that a picture is mixed
 
     def draw(self, number: int, step: int, count: int) -> "Mix | None":
         """How example `number` of `count` is mixed in a step; None: it is not mixed."""

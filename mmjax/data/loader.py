@@ -84,7 +84,7 @@ class Batches:
                 except UserError as error:
                     lost += 1
                     self._set_aside(index, error)
-        # With several hosts, a host sees only the losses of its own rows, so this error never occurs.
+        # With several hosts, a host counts only the losses in its own rows, so this check is effective on one host only.
         if lost and not self._measuring and lost == sum(len(row.examples) for row in rows):
             raise UserError(self._said(f"none of the examples of step {step} can be used"))
         return packer.batch

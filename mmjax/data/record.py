@@ -1,4 +1,4 @@
-"""Record: an example as it lies on disk, and the names by which the field's lists of files call its parts."""
+"""Record: an example as stored on disk, and the field names of common manifests and tables."""
 
 import difflib
 import functools
@@ -17,19 +17,19 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tiff", ".tif", ".bmp")
 
 
 class Record(NamedTuple):
-    """What a collection holds of one example; what it does not have is None.
+    """One example of a collection; missing parts are None.
 
-    An empty transcript or target is a text: nothing is said in the recording, or nothing is to be written.
+    An empty transcript or target is not missing: the recording contains no words, or the model should write nothing.
 
     Attributes:
-      name: to say which it is: a file and a line, or a key.
-      speech: an encoded recording, or where it lies.
-      start, seconds: the part of the recording that is meant; None: to its end.
-      image: an encoded picture, or where it lies.
-      text: what is read beside it; transcript: what the speech says; target: what is to be written.
-      answer: a class by name, or several numbers.
+      name: name for messages: a file and a line, or a key.
+      speech: an encoded recording, or its location.
+      start, seconds: the part of the recording to use; None: to its end.
+      image: an encoded picture, or its location.
+      text: input text; transcript: the words of the speech; target: the text that the model should write.
+      answer: a class name, or several numbers.
       language, task: tags.
-      channels: of the recording, counted from 0, whose mean is meant; None: all.
+      channels: channels to average, counted from 0; None: all.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Record(NamedTuple):
     channels: tuple[int, ...] | None = None
 
 
-# Names of others, where they mean the same. NeMo's "text" is what the speech says: see `_chosen`.
+# Field names of other formats with the same meaning. NeMo's "text" is the transcript; see `_chosen`.
 ALIASES = {
     "audio": "speech",
     "audio_filepath": "speech",
@@ -55,7 +55,7 @@ ALIASES = {
     "sentence": "transcript",
     "image_path": "image",
     "image_file": "image",
-    "file_name": "image",  # Hugging Face's imagefolder; of a recording, its audiofolder
+    "file_name": "image",  # Hugging Face's imagefolder; speech in its audiofolder, by the file's ending
     "question": "text",
     "prompt": "text",
     "caption": "target",
@@ -68,16 +68,16 @@ ALIASES = {
     "channel_selector": "channels",  # NeMo
     "id": "name",
     "key": "name",
-    "path": "speech",  # Common Voice; of a picture, the picture
+    "path": "speech",  # Common Voice; image if the file's ending is that of a picture
 }
-BY_ENDING = ("file_name", "path")  # whose file says by its ending whether it is a recording or a picture
+BY_ENDING = ("file_name", "path")  # recording or picture, depending on the file's ending
 TEXTS = ("text", "transcript", "target", "language", "task")
-WRITTEN = ("transcript", "target")  # an empty one says that nothing is to be written
-ABOUT = {"name", "start", "seconds", "language", "task", "channels"}  # fields that alone make no example
+WRITTEN = ("transcript", "target")  # an empty text is valid here: the model should write nothing
+ABOUT = {"name", "start", "seconds", "language", "task", "channels"}  # a record needs at least one other field
 
 
 def from_row(row: Mapping[str, Any], root: str, name: str, columns: Mapping[str, str] | None = None) -> Record:
-    """The record of `read_row`, without the names that nothing is read from."""
+    """The record of `read_row`, without the names of unused fields."""
     return read_row(row, root, name, columns)[0]
 
 
@@ -90,20 +90,20 @@ def read_row(
 ) -> tuple[Record, list[str]]:
     """A record from a line of a manifest, a row of a table, or the parts of a sample in a tar file.
 
-    Besides the names of `Record` it knows those of `ALIASES` and the forms of others (`mmjax.data.forms`). What is None,
-    not a number (NaN), or an empty string is missing; but an empty transcript or target is an empty text.
+    Besides the names of `Record`, the names in `ALIASES` and the formats of `mmjax.data.forms` are recognised. None, NaN
+    and empty strings count as missing; but an empty transcript or target is an empty text.
 
     Args:
-      root: what paths are relative to.
-      name: what the record is called if the row does not say.
-      columns: names of the row -> names of `Record`, before all others.
-      turn: of a row that is a conversation of several turns, the one that is meant; see `mmjax.data.forms`.
+      root: folder of relative paths.
+      name: name of the record, unless the row has one.
+      columns: names in the row -> fields of `Record`; these have priority over all other names.
+      turn: the turn to read, in a row that is a conversation of several turns; see `mmjax.data.forms`.
 
     Returns:
-      The record, and the names of the row that hold something and that nothing is read from.
+      The record, and the names in the row that have a value but are not used.
 
     Raises:
-      UserError: the row holds nothing that is known, or something of another type.
+      UserError: the row has no known field, or a value has the wrong type.
     """
     columns = columns or {}
     for field in columns.values():
@@ -120,16 +120,16 @@ def read_row(
 
 
 def hinted(key: str) -> str:
-    """A name that nothing is read from, with the known name that it may be meant for."""
+    """An unused name in quotes, with the known name of which it may be a misspelling."""
     meant = _misspelt(key)
     return f"'{key}' (did you mean '{meant}'?)" if meant else f"'{key}'"
 
 
 def check_columns(columns: Mapping[str, str], names: Iterable[str], file: str) -> None:
-    """That a table has the columns that the user names, and none of them twice.
+    """Checks that a table has all columns that the user names, and no duplicate columns.
 
     Raises:
-      UserError: it lacks one, or has two of one name.
+      UserError: a column is missing or duplicate.
     """
     names = list(names)
     if twice := [name for name in names if name and names.count(name) > 1]:
@@ -140,7 +140,7 @@ def check_columns(columns: Mapping[str, str], names: Iterable[str], file: str) -
 
 
 def normal(record: Record) -> Record:
-    """The record with its texts, tags and class in Unicode's form NFC: "é" is one character, however it was typed."""
+    """The record with its texts, tags and class in Unicode form NFC, so that "é" is always one character."""
     texts = {name: value for name in (*TEXTS, "answer") if isinstance(value := getattr(record, name), str)}
     if all(value.isascii() for value in texts.values()):
         return record
@@ -148,12 +148,12 @@ def normal(record: Record) -> Record:
 
 
 def normal_text(text: str) -> str:
-    """A text in Unicode's form NFC, without a byte order mark at its beginning."""
+    """A text in Unicode form NFC, without a leading byte order mark."""
     return unicodedata.normalize("NFC", text.removeprefix("\ufeff"))
 
 
 def decoded(data: bytes, name: str) -> str:
-    """The text of a file: UTF-8, without a byte order mark.
+    """Decodes UTF-8, without a leading byte order mark.
 
     Raises:
       UserError: it is not UTF-8.
@@ -165,10 +165,10 @@ def decoded(data: bytes, name: str) -> str:
 
 
 def parsed(text: str | bytes, name: str) -> Any:
-    """What a JSON text holds.
+    """Parses a JSON text.
 
     Raises:
-      UserError: it is not JSON, or an object in it has two values of one name, of which others would take the last.
+      UserError: the text is not JSON, or an object has a duplicate name (Python's parser would silently use the last).
     """
     try:
         return json.loads(text, object_pairs_hook=_object)
@@ -185,23 +185,23 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _missing(value: Any) -> bool:
-    """Whether a value says that there is none: null, NaN (of pandas), or Hugging Face's media without bytes and path."""
+    """Whether a value means "missing": null, NaN (pandas), or Hugging Face media without bytes and path."""
     if isinstance(value, dict):
         return "bytes" in value and value["bytes"] is None and value.get("path") is None
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _nan(value: Any) -> bool:
-    """Whether a text is what pandas writes into a table where there is nothing."""
+    """Whether a text is "nan", which pandas writes for missing values."""
     return isinstance(value, str) and value.strip().lower() == "nan"
 
 
 def _chosen(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, str]:
-    """Field of `Record` -> the name in the row that it is read from."""
+    """Field of `Record` -> the name in the row from which it is read."""
     exact = {field: field for field in Record._fields}
-    if "audio_filepath" in row:  # NeMo's, whose text is what the speech says
+    if "audio_filepath" in row:  # NeMo's "text" is the transcript
         exact["text"] = "transcript"
-    # What the user says goes before a field's own name, and that before the names of others.
+    # Priority: the user's columns, then the names of `Record`, then aliases.
     named = {**ALIASES, **{key: _by_ending(key, row.get(key)) for key in BY_ENDING}, **exact, **columns}
     chosen: dict[str, str] = {}
     for key in dict.fromkeys((*columns, *exact, *ALIASES)):
@@ -221,7 +221,7 @@ def _by_ending(key: str, value: Any) -> str:
 
 @functools.cache
 def _misspelt(key: str) -> str | None:
-    """The known name that a name is too much like to be another."""
+    """The known name of which a name is probably a misspelling."""
     known = [*Record._fields, *ALIASES, "recording", "supervisions", "conversations"]
     if key.removesuffix("s") in known:
         return key.removesuffix("s")
@@ -258,9 +258,9 @@ def _checked(field: str, value: Any, root: str, name: str) -> Any:
             return tuple(_number("answer", x, name) for x in value)
         case ("answer", float()) if not value.is_integer():
             raise UserError(
-                f"{name}: answer is {value}; a class is a name or a whole number, numbers stand in a list: [{value}]"
+                f"{name}: answer is {value}; a class must be a name or a whole number; put regression targets in a list: [{value}]"
             )
-        case ("answer", str() | int() | float()):  # pandas makes 1.0 of 1 where other labels are missing
+        case ("answer", str() | int() | float()):  # pandas turns 1 into 1.0 if other labels are missing
             return str(int(value)) if isinstance(value, float) else _unicode(field, str(value), name)
         case ("name", _):
             return str(value)
@@ -279,14 +279,14 @@ def _unicode(field: str, value: str, name: str) -> str:
 
 
 def _channels(value: Any, name: str) -> tuple[int, ...] | None:
-    """Channels as NeMo writes them: a number, several, or "average" for all."""
+    """Parses channels as in NeMo: a number, several numbers, or "average" for all."""
     if value == "average":
         return None
     listed = value if isinstance(value, list | tuple) else [value]
     listed = [int(x) if isinstance(x, str) and x.isdecimal() else x for x in listed]
     if not listed or not all(type(x) is int and x >= 0 for x in listed):
         raise UserError(
-            f"{name}: channels is {value!r:.80}, which is no number of a channel, counted from 0, nor several"
+            f"{name}: channels is {value!r:.80}, but must be one or several channel numbers, counted from 0"
         )
     return tuple(listed)
 
@@ -295,7 +295,7 @@ def _number(field: str, value: Any, name: str) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise UserError(f"{name}: {field} is {value!r:.80}, which is no number") from None
+        raise UserError(f"{name}: {field} is {value!r:.80}, which is not a number") from None
     if not (abs(number) < float("inf")) or (field != "answer" and number < 0):
         raise UserError(f"{name}: {field} is {number}")
     return number

@@ -1,6 +1,6 @@
-"""Which examples stand together in which row of which step: a pure function of (config, seed, step).
+"""Assigns examples to the rows of every step: a pure function of (config, seed, step).
 
-Only sizes are touched here, no data: cheap integer arithmetic, the same on every host.
+It reads only sizes, no data, and uses cheap integer arithmetic, so that every host computes the same rows.
 """
 
 import bisect
@@ -16,29 +16,29 @@ from mmjax.data.mixture import Proportions
 from mmjax.data.speed import SpeedPerturbation
 from mmjax.errors import UserError
 
-# What an example brings into the row only together with a modality: the transcript is the label of its speech.
+# Streams that are used only together with another one: a transcript is the label of its speech.
 NEEDS = {"transcript": "speech"}
-ALWAYS = ("examples", "target")  # whichever modalities an example shows
+ALWAYS = ("examples", "target")  # used for every subset of modalities
 
 
 class Row(NamedTuple):
-    """The examples of one row, with the modalities that each shows."""
+    """The examples of one row, and the modalities that each shows."""
 
     examples: np.ndarray  # [n] int64, indices into the source
     subsets: tuple[frozenset[str], ...]
-    speeds: np.ndarray | None = None  # [n] int64, of each recording, where speed is perturbed
-    taken: np.ndarray | None = None  # [n, streams] int64, positions that each was given
+    speeds: np.ndarray | None = None  # [n] int64, index of each recording's speed; None: no speed perturbation
+    taken: np.ndarray | None = None  # [n, streams] int64, positions reserved for each example
 
 
 class Usable:
-    """The numbers from 0 to `count` without some, in order, by their place: `usable[k]` is the k-th of them.
+    """The numbers of usable examples in ascending order: `usable[k]` is the k-th of them.
 
-    Only those that are missing are kept.
+    It stores only the numbers of unusable examples, which are few.
     """
 
     def __init__(self, usable: np.ndarray):
         missing = np.flatnonzero(~usable)
-        self._before = missing - np.arange(len(missing))  # how many are usable before each that is not
+        self._before = missing - np.arange(len(missing))  # number of usable examples before each unusable one
         self.count = len(usable) - len(missing)
 
     def __getitem__(self, places: np.ndarray) -> np.ndarray:
@@ -46,22 +46,22 @@ class Usable:
 
 
 class Sampler:
-    """Permutes, drops modalities from, and packs the examples of a source.
+    """Permutes the examples of a source, drops modalities, and packs the examples into rows.
 
-    Each epoch is a global permutation that is never materialised (Feistel, Grain's `index_shuffle`). The
-    permuted examples are cut into windows, and each window is packed by itself: so a step needs no history,
-    only the number of rows before it, which `state` carries in three integers.
+    Each epoch is a global permutation that is never materialised (Feistel, Grain's `index_shuffle`). The permuted
+    examples are cut into windows, and each window is packed separately. So a step needs no history, only the number of
+    rows before its window, which `state` holds.
 
     Args:
-      sizes: positions that each example takes of each stream, [n] by name.
-      capacities: positions of a row, by the same names.
-      subsets: "speech+image": probability, ...; a modality that is not drawn takes no room at all.
+      sizes: positions that each example takes, [n] by stream.
+      capacities: positions of a row, by stream.
+      subsets: {"speech+image": probability, ...}; a modality that is not drawn takes no positions.
       batch_rows: rows per step.
-      window: examples packed together.
-      epochs: None repeats forever.
-      speed: plays recordings at several speeds; `sizes` is then a list, one for each speed.
-      mixture: how many examples each of several sources has, one after the other, and in which proportions they are
-        drawn; each has epochs of its own.
+      window: number of examples packed together.
+      epochs: number of epochs; None: endless.
+      speed: speed perturbation; `sizes` is then a list with one entry per speed.
+      mixture: number of examples of each of several concatenated sources, and their proportions; epochs are counted per
+        source.
       among: [n] bool, the examples that may be drawn; None: all.
     """
 
@@ -116,22 +116,24 @@ class Sampler:
         for number, part in enumerate(self._usable):
             if not part.count:
                 raise UserError(
-                    f"of the {lengths[number]:,} examples of source {number + 1} of the mixture none can be used"
+                    f"none of the {lengths[number]:,} examples of source {number + 1} of the mixture can be used"
                 )
         self._window = min(window, count)
         if self._proportions is not None:
             self._ends = self._proportions.ends
         else:
             self._ends = None if epochs is None else epochs * count
-        # Rows before each window, from the anchor on. A checkpoint moves the anchor.
+        # Row counts before each window, from `_first_window` (the anchor) on. Restoring a checkpoint moves the anchor.
         self._first_window, self._starts = 0, [0]
         self._cache: OrderedDict[int, list[Row]] = OrderedDict()
-        self._lock = threading.Lock()  # the loader's threads ask at the same time
+        self._lock = threading.Lock()  # the loader's threads call concurrently
 
     def _lacks(self) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """The kind of each example by the modalities that it has [n], and of which subsets a kind has nothing at all.
+        """Groups examples by the modalities that they have.
 
-        (None, None) where every example has something of every subset.
+        Returns:
+          [n] bit mask of each example's modalities, and [masks, subsets] bool: no modality of the subset is present.
+          (None, None) if every example has a modality of every subset.
         """
         names = sorted(n for n in frozenset().union(*self._subsets) if n in self.names)
         columns = [self._columns[0][self.names.index(name)] for name in names]
@@ -148,11 +150,11 @@ class Sampler:
 
     @property
     def endless(self) -> bool:
-        """Whether epochs follow each other without end."""
+        """Whether the epochs repeat forever."""
         return self._ends is None
 
     def __len__(self) -> int:
-        """The number of steps, the last one perhaps with fewer rows (finite epochs only)."""
+        """The number of steps (finite epochs only); the last step may have fewer rows."""
         if self.endless:
             raise TypeError("an endless sampler has no length")
         with self._lock:
@@ -164,7 +166,7 @@ class Sampler:
         """The rows of a step; fewer than `batch_rows` only at the end of the last epoch."""
         with self._lock:
             wanted = step * self.batch_rows
-            if wanted < self._starts[0]:  # before the anchor: count from the very first row
+            if wanted < self._starts[0]:  # before the anchor: count rows from the beginning
                 self._first_window, self._starts = 0, [0]
             rows = []
             while len(rows) < self.batch_rows:
@@ -175,7 +177,7 @@ class Sampler:
             return rows
 
     def state(self, step: int) -> dict[str, int]:
-        """What it takes to go on at `step` at once: the window it begins in and the rows before that window."""
+        """The state to resume at `step` without recounting: the window of its first row, and the rows before the window."""
         with self._lock:
             if step * self.batch_rows < self._starts[0]:
                 self._first_window, self._starts = 0, [0]
@@ -184,12 +186,12 @@ class Sampler:
             return {"step": step, "window": window, "rows_before": step * self.batch_rows - (offset or 0)}
 
     def restore(self, state: Mapping[str, int]) -> None:
-        """Places the anchor at a `state`; without it, the rows before a step are counted again."""
+        """Moves the anchor to a `state`; otherwise, all rows before the step would be counted again."""
         with self._lock:
             self._first_window, self._starts = int(state["window"]), [int(state["rows_before"])]
 
     def useful_share(self, tokens: Mapping[str, np.ndarray], steps: Iterable[int]) -> dict[str, float]:
-        """Of the positions that these steps compute, the share in which a token stands, per stream."""
+        """The share of positions with a token in these steps, per stream."""
         rows = [row for step in steps for row in self.rows(step)]
         real = dict.fromkeys(self.names, 0)
         for row in rows:
@@ -200,7 +202,7 @@ class Sampler:
         return {n: real[n] / (len(rows) * c) for n, c in zip(self.names, self._capacity.tolist(), strict=True)}
 
     def taken(self, window: int = 0) -> np.ndarray:
-        """[n, streams] positions that the examples of a window take, each with the modalities that it shows."""
+        """[n, streams] positions that the examples of a window take, for the modalities that each shows."""
         return self._taken(window, self._generator(window))[-1]
 
     # Windows. ---------------------------------------------------------------------------------------------
@@ -238,7 +240,7 @@ class Sampler:
             for row in best_fit(sizes, self._capacity)
         ]
         if self._shuffle:
-            # The packer's last rows hold what combines badly; side by side they would make one-sided batches.
+            # The packer's last rows hold the examples that combine badly; in order, they would make unbalanced batches.
             rows = [rows[i] for i in generator.permutation(len(rows))]
         self._cache[window] = rows
         if len(self._cache) > 4:
@@ -249,7 +251,7 @@ class Sampler:
         return np.random.Generator(np.random.Philox(key=np.array([self._seed, window], np.uint64)))
 
     def _taken(self, window: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray, Any, np.ndarray]:
-        """The examples of a window, the subset and the speed of each, and the positions [n, streams] that it takes."""
+        """The examples of a window, their subset and speed numbers, and the positions [n, streams] that they take."""
         examples, epochs, choice = self._draw(window, generator)
         speeds = None if self.speed is None else self.speed.choose(examples, epochs, self._seed)
         sizes = np.stack([column[examples] for column in self._columns[0]], axis=1).astype(np.int64)
@@ -259,7 +261,7 @@ class Sampler:
         return examples, choice, speeds, sizes * self._shown[choice]
 
     def _draw(self, window: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The examples of a window, in permuted order, the epoch of each, and the number of the subset it shows."""
+        """The examples of a window in permuted order, their epochs, and their subset numbers."""
         start, end = window * self._window, (window + 1) * self._window
         if self._ends is not None:
             end = min(end, self._ends)
@@ -277,13 +279,13 @@ class Sampler:
         if self._lacking is None:
             choice = generator.choice(len(self._subsets), size=len(examples), p=self._probabilities)
         else:
-            # Of the subsets of which it has anything, each as likely as its weight says.
+            # Draws among the subsets of which the example has a modality, in proportion to their weights.
             chances = np.cumsum(np.where(self._lacking[self._kind[examples]], 0.0, self._probabilities), axis=1)
             choice = (chances < generator.random(len(examples))[:, None] * chances[:, -1:]).sum(axis=1)
         return examples, epochs, choice
 
     def _permuted(self, turns: np.ndarray, count: int, source: int) -> np.ndarray:
-        """Which of a source's `count` examples has each turn: another permutation in every epoch."""
+        """The example of each turn, among a source's `count` examples; every epoch has another permutation."""
         if not self._shuffle:
             return turns % count
         from grain.experimental import index_shuffle
@@ -294,9 +296,9 @@ class Sampler:
 
 
 def _column(sizes: np.ndarray, capacity: int) -> np.ndarray:
-    """Sizes in as few bytes as will do, as they are (in a file, perhaps) where that is so already.
+    """Sizes in the smallest sufficient dtype; returned unchanged (possibly memory-mapped) if that is already so.
 
-    What does not fit into a row may become one more than it holds.
+    Sizes above the capacity may be reduced to capacity + 1.
     """
     low, high = int(np.min(sizes)), int(np.max(sizes))
     if low == high:
@@ -305,29 +307,29 @@ def _column(sizes: np.ndarray, capacity: int) -> np.ndarray:
     return sizes if sizes.dtype.itemsize <= kind.itemsize else np.minimum(sizes, capacity + 1).astype(kind)
 
 
-ORDERLY = 0.3  # share of room, in every stream, down to which a row is filled in order
-NEAR = 256  # items that a row chooses among
-WHOLE = 2**16  # a full row, in the whole numbers that shares are counted in
+ORDERLY = 0.3  # a row is filled in order while its free share exceeds this in every stream
+NEAR = 256  # number of waiting items among which a row chooses
+WHOLE = 2**16  # fixed-point unit of shares: a full row
 
 
 def best_fit(sizes: np.ndarray, capacity: np.ndarray) -> list[np.ndarray]:
-    """Packs items into rows over several sizes at once; every item is placed.
+    """Packs items into rows under several capacities (vector bin packing); every item is placed.
 
-    Rows are filled one after the other from the first `NEAR` items that wait: first in their (random) order, so that
-    every row gets a fair mixture, then, when room runs short, with the item whose sizes point most nearly where the
-    row still lacks something: the largest dot product of sizes and lack, both as shares of the row (Panigrahy et al.
-    2011, "Heuristics for vector bin packing"). What a row should hold of each stream is what is left of it, over the
-    rows that are still needed, so that all streams run out together. Choosing so from the start, or among all that
-    wait, would use up the items that combine well and leave a tail that does not (measured in docs/log.md).
+    Rows are filled one after the other from the first `NEAR` waiting items. A row first takes items in their (random)
+    order, so that every row gets a fair mixture. When its free share falls to `ORDERLY`, it takes the item with the
+    largest dot product of size and deficit, both as shares of the row (Panigrahy et al. 2011, "Heuristics for vector bin
+    packing"). The target per stream is the remaining total over the number of rows still needed, so that all streams run
+    out together. Using the dot product from the start, or over all waiting items, would use up the items that combine
+    well, and pack the last rows badly (measured in docs/log.md).
 
-    Whole numbers throughout: no machine rounds another way and packs other rows.
+    Integer arithmetic makes the result independent of a machine's rounding.
 
     Args:
-      sizes: [n, streams] integers, none above the capacity.
+      sizes: [n, streams] integers, at most the capacity.
       capacity: [streams].
 
     Returns:
-      Arrays of item numbers, one per row, in the order of placing.
+      Arrays of item numbers, one per row, in order of placement.
     """
     sizes, capacity = np.asarray(sizes, np.int64), np.asarray(capacity, np.int64)
     shares = sizes * WHOLE // np.maximum(capacity, 1)
@@ -348,7 +350,7 @@ def best_fit(sizes: np.ndarray, capacity: np.ndarray) -> list[np.ndarray]:
 def _fill(
     items: np.ndarray, sizes: np.ndarray, shares: np.ndarray, wanted: np.ndarray, capacity: np.ndarray
 ) -> np.ndarray:
-    """One row: items by number, until none of them fits any more."""
+    """Fills one row until no item fits; returns the item numbers."""
     room, row = capacity, []
     while len(items):
         orderly = (room > ORDERLY * capacity).all()

@@ -1,9 +1,9 @@
-"""Shards: our own form of a prepared collection, ArrayRecord files beside an index.
+"""Shards: our format for prepared collections, ArrayRecord files with an index.
 
     DIR/train-00000-of-00004.array_record ...   records, encoded bytes and texts together
     DIR/train/                                  the index (`mmjax.data.index`)
 
-ArrayRecord keeps a checksum of every record: a flipped byte is an error, never another sample.
+ArrayRecord stores a checksum per record, so that a corrupted byte is an error and not a wrong example.
 """
 
 import bisect
@@ -27,13 +27,13 @@ NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.array_record")
 
 @part
 class Shards(Collection):
-    """What `mmjax data build` wrote."""
+    """A folder of shards written by `mmjax data build`."""
 
     directory: str
 
     def indexed(self, split: str, directory: Path) -> tuple["ShardsRecords", Index]:
         records = ShardsRecords(self.directory, split)
-        index = Index(records.directory / split)  # they bring it
+        index = Index(records.directory / split)  # stored with the shards
         if len(index) != len(records):
             raise UserError(f"the index of '{split}' in {self.directory} belongs to other shards; build them again")
         return records, index
@@ -46,7 +46,7 @@ class ShardsRecords:
     """The records of one split.
 
     Args:
-      directory: what `mmjax data build` wrote.
+      directory: the folder written by `mmjax data build`.
       split: "train", ...
 
     Raises:
@@ -67,7 +67,7 @@ class ShardsRecords:
         if missing:
             raise UserError(f"{directory} lacks {', '.join(missing)}; copy it again, or build it again")
         self.files = [str(found[name]) for name in wanted]
-        self._local = threading.local()  # a reader is not to be shared between threads
+        self._local = threading.local()  # readers are not thread-safe
         self._ends = list(accumulate(self._reader(number).num_records() for number in range(count)))
 
     def __len__(self) -> int:
@@ -117,9 +117,9 @@ def shard_name(split: str, number: int, count: int) -> str:
 
 
 def encode(record: Record) -> bytes:
-    """A record whose parts are bytes and texts, as bytes."""
+    """Serialises a record whose media are encoded bytes."""
     fields = {name: value for name, value in record._asdict().items() if value is not None}
-    return msgpack.packb(fields, unicode_errors="surrogateescape")  # names of files need not be UTF-8
+    return msgpack.packb(fields, unicode_errors="surrogateescape")  # file names may not be valid UTF-8
 
 
 def decode(data: bytes) -> Record:

@@ -1,4 +1,4 @@
-"""What every source of examples is: a part of a config that opens its splits."""
+"""The base classes of sources: parts of a config that open the splits of a data set."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -13,11 +13,11 @@ from mmjax.tree import part, to_dict
 
 
 class Opening(NamedTuple):
-    """How the splits of a source are opened.
+    """Settings with which the splits of a source are opened.
 
     Attributes:
-      directory: where prepared data, indices and tokenizers are kept.
-      tokenizer: of all texts; None where the data has none.
+      directory: folder of prepared data, indices and tokenizers.
+      tokenizer: for all texts; None if the data has no texts.
       sample_rate, filters, rescale, prefixes: as in `mmjax.data.sources.Data`.
     """
 
@@ -30,10 +30,10 @@ class Opening(NamedTuple):
 
 
 class Texts(NamedTuple):
-    """The texts of a training split, for a tokenizer to learn from.
+    """The texts of a training split, on which a tokenizer is trained.
 
     Attributes:
-      identity: what tells them from others; gather: what reads them.
+      identity: a string that differs for different texts; gather: a function that reads the texts.
     """
 
     identity: str
@@ -44,19 +44,19 @@ class Texts(NamedTuple):
 class Source:
     """The base class of sources.
 
-    An opened split has `__len__`, `__getitem__(index) -> Example`, `sizes` (samples of speech, pixels of pictures, tokens of
-    texts as `Tokenizer.of_stream` gives them, and vectors of other streams per example, as integer arrays by name), `tokenizer` (None: nothing is written) and
-    `answers`.
+    An opened split has `__len__`, `__getitem__(index) -> Example`, `sizes` (integer arrays by stream: samples of speech,
+    height and width of pictures in pixels, tokens of texts as counted by `Tokenizer.of_stream`, and number of vectors),
+    `tokenizer` (None: no texts) and `answers` (class names).
 
     Attributes:
-      takes_prefixes: whether `Data.prefixes` can stand in front of its texts.
+      takes_prefixes: whether the source supports `Data.prefixes`.
     """
 
     kind = "source"
     takes_prefixes = False
 
     def open(self, split: str, opening: Opening) -> Any:
-        """A split, prepared first where that has not been done.
+        """Opens a split; prepares the data first if necessary.
 
         Raises:
           UserError: there is no such split, or it cannot be read.
@@ -64,7 +64,7 @@ class Source:
         raise NotImplementedError
 
     def has(self, split: str) -> bool:
-        """Whether there may be such a split."""
+        """Whether the source may have this split."""
         return True
 
     def texts(self, directory: Path) -> list[Texts]:
@@ -72,13 +72,13 @@ class Source:
         return []
 
     def is_prepared(self, directory: Path) -> bool:
-        """Whether a split can be opened at once, without reading or making all of it."""
+        """Whether a split can be opened without first reading or generating all of it."""
         return False
 
 
 @part
 class Collection(Source):
-    """The base class of collections: records by number, and the files that they lie in."""
+    """The base class of collections: sources of records by number, which are stored in files."""
 
     kind = "collection"
     takes_prefixes = True
@@ -87,8 +87,8 @@ class Collection(Source):
         """The records of a split.
 
         Args:
-          directory: where what is fetched is kept.
-          once: they will be read once, in order.
+          directory: folder for downloads.
+          once: the records will be read once, in order.
 
         Raises:
           UserError: there is no such split, or no such file.
@@ -96,18 +96,18 @@ class Collection(Source):
         raise NotImplementedError
 
     def place(self, split: str) -> str:
-        """What people call the place that a split is read from."""
+        """The location of a split, for messages and stamps."""
         return split
 
     def stamped(self, split: str, directory: Path, once: bool = False) -> tuple[Any, dict[str, Any]]:
-        """The records of a split, and what identifies them as they are now."""
+        """The records of a split, and a stamp that identifies their current state."""
         records = self.records(split, directory, once)
         described = {name: value for name, value in to_dict(self).items() if name != "splits"}
         described |= getattr(records, "resolved", {})
         return records, {"place": self.place(split), **described, "files": [stamp(file) for file in records.files]}
 
     def indexed(self, split: str, directory: Path) -> tuple[Any, Index]:
-        """The records of a split and their index, which is made if it is not there yet."""
+        """The records of a split and their index, which is made if it does not exist yet."""
         records, stamped = self.stamped(split, directory)
         return records, open_index(records, stamped, directory, f"{stamped['class']} {stamped['place']}")
 
@@ -133,11 +133,11 @@ class Collection(Source):
 
 @part
 class Listed(Collection):
-    """The base class of collections whose splits the config names."""
+    """The base class of collections whose splits are listed in the config."""
 
     kind = "collection"
 
-    splits: Mapping[str, str]  # by name ("train"), the place of each: a file, a folder or a pattern of files
+    splits: Mapping[str, str]  # split name ("train") -> its location: a file, a folder or a pattern of files
 
     def has(self, split: str) -> bool:
         return split in self.splits

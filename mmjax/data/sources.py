@@ -16,30 +16,30 @@ from mmjax.tree import part
 
 @part
 class Data:
-    """What a run trains on and is evaluated on, and how it is packed."""
+    """The data for training and evaluation, and how it is packed."""
 
     source: Source
-    tokenizer: TokenizerPart | None = None  # of the texts of collections and mixtures
+    tokenizer: TokenizerPart | None = None  # for the texts of collections and mixtures
     # Special tokens before each text of a collection, by its tags: {"target": ("<{language}>", "<{task}>")}.
     prefixes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    sample_rate: int = 16_000  # Hz, that a collection's recordings are resampled to
-    filters: Filters = Filters()  # of a collection
-    rescale: bool = False  # recordings of values far outside -1..1 are scaled into it; else they are left out
-    directory: str | None = None  # None: $MMJAX_DATA, else ~/.cache/mmjax
-    batch_rows: int = 16  # rows of a batch, over all devices
-    rows: Mapping[str, int]  # what a row holds of each stream: hops, patches, tokens, examples
-    subsets: Mapping[str, float]  # modality dropout: how often each subset of modalities is trained on
+    sample_rate: int = 16_000  # Hz; recordings of collections are resampled to it
+    filters: Filters = Filters()  # limits for the examples of collections
+    rescale: bool = False  # scale recordings with values far outside -1..1; otherwise they are left out
+    directory: str | None = None  # folder of prepared data; None: $MMJAX_DATA, or else ~/.cache/mmjax
+    batch_rows: int = 16  # rows per batch, over all devices
+    rows: Mapping[str, int]  # capacity of a row by stream: hops, patches, tokens, examples
+    subsets: Mapping[str, float]  # modality dropout: probability of each subset of modalities in training
     image_augmentation: ImageAugmentation | None = None  # in training
-    image_mixing: ImageMixing | None = None  # in training, of pictures that are classified
-    window: int = 4096  # examples that the packer chooses from at a time
-    threads: int = 1
+    image_mixing: ImageMixing | None = None  # in training, for image classification
+    window: int = 4096  # number of examples that are packed together
+    threads: int = 1  # threads that read and decode
     speed: SpeedPerturbation | None = None  # in training
 
     def open(self, split: str, directory: Path) -> Any:
-        """A split of the source (see `Source`), prepared first where that has not been done.
+        """Opens a split of the source (see `Source`); prepares the data first if necessary.
 
         Args:
-          directory: where prepared data, indices and tokenizers are kept.
+          directory: folder of prepared data, indices and tokenizers.
 
         Raises:
           UserError: there is no such split, or it cannot be read.

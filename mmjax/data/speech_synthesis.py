@@ -1,4 +1,4 @@
-"""Speech from text with espeak-ng, through the C interface of the library that `espeakng-loader` carries."""
+"""Speech synthesis with espeak-ng, through the C interface of the library in the package `espeakng-loader`."""
 
 import ctypes
 import functools
@@ -31,12 +31,12 @@ class Voice(NamedTuple):
 
 @functools.cache
 def _library():
-    """Loads and initialises the library once per process (it keeps global state: one thread at a time)."""
+    """Loads and initialises the library once per process; it has global state, so it is not thread-safe."""
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     rate = library.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), 0)
     if rate <= 0:
         raise UserError("espeak-ng could not be initialised; reinstall the package espeakng-loader")
-    # espeak-ng seeds the noise in its voices by the clock; the same text shall sound the same tomorrow.
+    # espeak-ng seeds its noise from the clock by default; a fixed seed makes the recordings reproducible.
     library.espeak_ng_SetRandSeed(ctypes.c_long(1))
     return library, rate
 
@@ -47,14 +47,14 @@ _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 def synthesise(text: str, voice: Voice, sample_rate: int = 16_000) -> np.ndarray:
     """Speaks `text`; returns float32 samples in [-1, 1] at `sample_rate` Hz.
 
-    A process that speaks the same texts in the same order gives the same samples; espeak-ng's voices carry a
-    little of one utterance into the next.
+    The samples are reproducible only for the same sequence of texts in a process, since espeak-ng keeps state between
+    utterances.
 
     Raises:
-      UserError: the voice variant does not exist, or the text has nothing that can be spoken.
+      UserError: the voice variant does not exist, or the text has nothing to speak.
     """
     library, native_rate = _library()
-    # espeak-ng itself takes an unknown variant for none at all, without a word.
+    # espeak-ng silently ignores an unknown variant.
     if not (Path(espeakng_loader.get_data_path()) / "voices" / "!v" / voice.variant).is_file():
         raise UserError(f"espeak-ng has no voice variant '{voice.variant}'")
     library.espeak_SetVoiceByName(f"en-us+{voice.variant}".encode())

@@ -1,4 +1,4 @@
-"""Speed perturbation: decided before packing, because it changes how long an example is."""
+"""Speed perturbation: chosen before packing, because it changes the length of an example."""
 
 from fractions import Fraction
 
@@ -9,31 +9,29 @@ from mmjax.tree import part
 
 @part
 class SpeedPerturbation:
-    """Plays recordings slower or faster, pitch and all (Ko et al. 2015, "Audio augmentation for speech recognition").
+    """Resamples recordings to change speed and pitch (Ko et al. 2015, "Audio augmentation for speech recognition").
 
-    The speed of an example in an epoch is a function of (seed, epoch, example number), so whoever packs knows its
-    length without reading it, on every host.
-
-    Attributes:
-      speeds: equally likely; 1.1 is 10 % faster. Each is taken as a fraction with a denominator up to 100.
+    The speed of an example is a function of (seed, epoch, example number), so every host knows its length without reading
+    it.
     """
 
+    # Speeds of equal probability; 1.1 is 10 % faster. They are rounded to fractions with a denominator up to 100.
     speeds: tuple[float, ...] = (0.9, 1.0, 1.1)
 
     def choose(self, examples: np.ndarray, epochs: np.ndarray, seed: int) -> np.ndarray:
-        """[n] int64: for each example in its epoch, the number of its speed."""
+        """[n] int64: the index in `speeds` of each example in its epoch."""
         mixed = np.full(np.shape(examples), seed % 2**64, np.uint64)
         for numbers in (epochs, examples):
             mixed = _mix(mixed ^ _mix(np.asarray(numbers).astype(np.uint64)))
         return (mixed % np.uint64(len(self.speeds))).astype(np.int64)
 
     def lengths(self, samples: np.ndarray, choice: np.ndarray) -> np.ndarray:
-        """[n] int64: the samples that recordings of [n] samples have at the chosen speeds."""
+        """[n] int64: the lengths of recordings of `samples` [n] samples at the chosen speeds."""
         faster, slower = np.array([_fraction(speed) for speed in self.speeds]).T
         return -(-np.asarray(samples) * slower[choice] // faster[choice])
 
     def __call__(self, samples: np.ndarray, choice: int) -> np.ndarray:
-        """Resamples float32 samples [N] (soxr, high quality); [lengths(N, choice)] float32."""
+        """Resamples float32 samples [N] (soxr, high quality) to [lengths(N, choice)]."""
         faster, slower = _fraction(self.speeds[choice])
         if faster == slower:
             return samples

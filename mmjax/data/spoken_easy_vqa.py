@@ -1,6 +1,6 @@
-"""spoken_easy_vqa: easy-VQA's pictures and questions, every question also spoken.
+"""spoken_easy_vqa: easy-VQA's pictures and questions, with a spoken version of every question.
 
-The data set itself is described in `spoken_easy_vqa_builder`; here it is prepared once and read.
+This module prepares the data set once, and reads it; `spoken_easy_vqa_builder` describes and generates it.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ SPLITS = ("train", "test")
 VERSION = "1.0.0"
 SAMPLE_RATE = 16_000
 IMAGE_SIZE = 64  # pixels
-MAKERS = {"easy_vqa": "easy-vqa", "espeakng_loader": "espeakng-loader"}  # modules and their packages
+MAKERS = {"easy_vqa": "easy-vqa", "espeakng_loader": "espeakng-loader"}  # modules needed for preparation, and their packages
 
 
 @part
@@ -31,7 +31,7 @@ class SpokenEasyVQA(Source):
     """easy-VQA's pictures and questions, every question spoken by a synthetic voice."""
 
     vocabulary: int = 128  # sentencepiece pieces
-    examples: int | None = None  # only the first so many questions of each split; None: all
+    examples: int | None = None  # use only this many questions of each split; None: all
 
     def open(self, split: str, opening: Opening) -> "SpokenEasyVQAExamples":
         options = dict(vocabulary=self.vocabulary, examples=self.examples)
@@ -46,14 +46,14 @@ class SpokenEasyVQA(Source):
 
 
 class SpokenEasyVQAExamples:
-    """The prepared data set of one split: random access, an index of sizes, a tokenizer.
+    """One split of the prepared data set: random access to its examples, their sizes, and a tokenizer.
 
     Attributes:
-      sizes: per example, the samples of its speech, the height and width of its picture, the tokens of its text and transcript.
-      tokenizer: the one given, else a sentencepiece model trained on the training questions.
-      learned: those questions, each once.
+      sizes: [n] samples of "speech", [n, 2] height and width of "image", [n] tokens of "text" and "transcript".
+      tokenizer: the given one, or else a sentencepiece model trained on the training questions.
+      learned: the training questions, without duplicates.
       answers: the 13 answers, in the order of their labels.
-      sample_rate: of the speech, in Hz.
+      sample_rate: sample rate of the speech, in Hz.
     """
 
     sample_rate = SAMPLE_RATE
@@ -82,7 +82,7 @@ class SpokenEasyVQAExamples:
             self._records = builder.as_data_source(split=split)
         except Exception as error:
             raise self._damaged(error) from None
-        # The size of the vocabulary is a choice of the run, not of the data; training takes a moment and is exact.
+        # Not stored with the data, since each run chooses its vocabulary size; training is fast and deterministic.
         self.tokenizer = tokenizer or Tokenizer.train(sorted(learned), vocabulary)
         self.learned = learned
         tokens = {
@@ -94,13 +94,13 @@ class SpokenEasyVQAExamples:
 
     def _damaged(self, error: Exception) -> UserError:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        return UserError(f"the prepared data in {self._home} is damaged ({reason}); delete it, and it is made again")
+        return UserError(f"the prepared data in {self._home} is damaged ({reason}); delete it, and it will be made again")
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
-        """Reads one example; speech and image are left encoded until they are wanted."""
+        """Reads one example; speech and image stay encoded until they are used."""
         try:
             record = self._records[int(index)]
         except Exception as error:
@@ -116,20 +116,19 @@ class SpokenEasyVQAExamples:
 
 
 def home_of(directory: str | os.PathLike, examples: int | None = None) -> Path:
-    """Where the prepared data set lies, or will lie, below `directory`."""
+    """The folder of the prepared data set below `directory`; it may not exist yet."""
     name = "spoken_easy_vqa" if examples is None else f"spoken_easy_vqa_{examples}"
     return Path(directory) / name / VERSION
 
 
 def prepare(directory: str | os.PathLike, examples: int | None = None) -> Path:
-    """Synthesises and writes the data set into `directory`, once; returns where it lies.
+    """Generates the data set in `directory` if it does not exist; returns its folder.
 
-    All is written under a temporary name and renamed at the end: an interrupted preparation leaves nothing
-    that could be taken for a data set, and the next one clears it away. Processes that come at the same time
-    wait for the first.
+    The data is written under a temporary name and renamed at the end, so that an interrupted preparation is never used;
+    the next one deletes it. Concurrent processes wait for the first.
 
     Raises:
-      UserError: what makes it is not installed, the directory cannot be written, or the disk is full.
+      UserError: a required package is not installed, the directory cannot be written, or the disk is full.
     """
     directory, home = Path(directory), home_of(directory, examples)
     name = home.parent.name
@@ -144,7 +143,7 @@ def prepare(directory: str | os.PathLike, examples: int | None = None) -> Path:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with _locked(directory / f".{name}.lock"):
-            if not home.is_dir():  # else another process has just made it
+            if not home.is_dir():  # otherwise another process has just made it
                 temporary = directory / f".{name}.preparing"
                 shutil.rmtree(temporary, ignore_errors=True)
                 from mmjax.data.spoken_easy_vqa_builder import build

@@ -2,7 +2,7 @@
 
 easy-VQA (the PyPI package `easy-vqa`, MIT) has 5,000 pictures of 64 x 64 pixels, each with one coloured shape,
 and 48,248 questions (107 distinct) with 13 answers. espeak-ng speaks every question in 48 training voices and
-8 test voices that share no variant: no voice of the test split is heard in training.
+8 test voices. The voices of the two splits share no variant, so no test voice occurs in training.
 
 Encoded bytes are stored (PNG, OGG Vorbis), since TFDS's own Image and Audio features need TensorFlow.
 """
@@ -34,11 +34,11 @@ VOICES = {
 
 
 class SpokenEasyVqa(tfds.core.GeneratorBasedBuilder):
-    """easy-VQA with spoken questions; `examples` keeps only the first so many questions of each split."""
+    """easy-VQA with spoken questions; `examples` limits the number of questions of each split."""
 
     RELEASE_NOTES = {VERSION: "easy-VQA 1.0, spoken by espeak-ng 1.52 in 48 + 8 voices."}
     VERSION = tfds.core.Version(VERSION)
-    pkg_dir_path = Path(__file__).parent  # TFDS would look for it by importing the package's resources
+    pkg_dir_path = Path(__file__).parent  # otherwise TFDS would import the package's resources to find it
 
     def __init__(self, *, examples: int | None = None, **options):
         self._examples = examples
@@ -76,11 +76,11 @@ class SpokenEasyVqa(tfds.core.GeneratorBasedBuilder):
 
 
 def build(directory: Path, examples: int | None) -> Path:
-    """Writes the data set and, beside it, the index of its sizes; returns the directory of both."""
+    """Writes the data set and the index of its sizes; returns their directory."""
     tfds.disable_progress_bar()
     builder = SpokenEasyVqa(data_dir=directory, examples=examples)
     progress.console.print(f"preparing spoken_easy_vqa in {directory.parent} (once)")
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS talks there; standard output is for results
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints there, but standard output is for results
         builder.download_and_prepare()
     home = Path(builder.data_dir)
     for split in SPLITS:
@@ -95,7 +95,7 @@ def build(directory: Path, examples: int | None) -> Path:
 
 
 def question_pairs(split: str) -> list[dict]:
-    """The questions of a split, each with its answer, its encoded picture and a voice."""
+    """The questions of a split, each with its answer, its encoded picture and a random voice."""
     questions, answers, image_ids = getattr(easy_vqa, f"get_{split}_questions")()
     paths = getattr(easy_vqa, f"get_{split}_image_paths")()
     images = {number: Path(path).read_bytes() for number, path in paths.items()}
@@ -109,9 +109,8 @@ def question_pairs(split: str) -> list[dict]:
 def _speak_all(wanted: list[tuple[str, Voice]]) -> dict[tuple[str, Voice], tuple[bytes, int]]:
     """Speaks each (text, voice) once, on all cores; returns OGG bytes and the number of samples.
 
-    espeak-ng carries the flutter of a voice on from one utterance to the next, in variables that nothing
-    resets. So each voice speaks its texts, in order, in a fresh process of its own: the recordings are the
-    same on any machine, however many cores share the work.
+    espeak-ng keeps the state of a voice's flutter between utterances, and cannot reset it. So each voice speaks its texts
+    in order in a new process, which makes the recordings independent of the number of cores.
     """
     by_voice = [
         (voice, [text for text, speaker in wanted if speaker == voice])

@@ -1,4 +1,4 @@
-"""WebDataset: samples in tar files, read at random without extracting them."""
+"""WebDataset: random access to samples in tar files, without extracting them."""
 
 import tarfile
 from collections import Counter
@@ -12,7 +12,7 @@ from mmjax.data.source import Listed
 from mmjax.errors import UserError
 from mmjax.tree import part
 
-# The endings of WebDataset's files -> parts of a record.
+# Endings of WebDataset's files -> fields of `Record`.
 TEXTS = {
     "txt": "text",
     "transcript": "transcript",
@@ -25,12 +25,12 @@ MEDIA = {ending[1:]: "speech" for ending in SPEECH} | {ending[1:]: "image" for e
 
 
 class Sample(NamedTuple):
-    """Where the members of a sample lie.
+    """The locations of a sample's members.
 
     Attributes:
       file: number of its tar file.
       places: (offset, size) by kind: "speech", "image", "json" or one of `TEXTS`.
-      problem: why it cannot be read; None: it can.
+      problem: why the sample cannot be read; None if it can.
     """
 
     file: int
@@ -41,9 +41,9 @@ class Sample(NamedTuple):
 
 @part
 class TarShards(Listed):
-    """Tar files as WebDataset has them: a pattern of files for each split, such as train-*.tar."""
+    """Tar files of WebDataset: a pattern of files for each split, such as train-*.tar."""
 
-    # Where the key in a member's name ends: "7.seg.png" belongs to "7", or to "7.seg".
+    # The dot at which the key ends in a member's name: "7.seg.png" has the key "7" (first) or "7.seg" (last).
     keys_end: Literal["first_dot", "last_dot"] = "first_dot"
 
     def records(self, split: str, directory: Path, once: bool = False) -> "TarShardsRecords":
@@ -51,21 +51,20 @@ class TarShards(Listed):
 
 
 class TarShardsRecords:
-    """Files of one key ("7.flac", "7.png", "7.json") are one sample; tar files in the order of their names.
+    """Members with the same key ("7.flac", "7.png", "7.json") are one sample; tar files are sorted by name.
 
-    A text (`.txt`) is the transcript of a recording, where there is one, else the target of a picture, else a text to be
-    read; `.cls` is the answer, and `.json` holds any names of `Record` but recordings and pictures, which are members
-    themselves. Nothing is extracted: a sample is read from where it lies in its tar file, so no path in it can lead anywhere.
+    A text (`.txt`) is the transcript if there is a recording, otherwise the target if there is a picture, otherwise an
+    input text. `.cls` is the answer. `.json` holds fields of `Record` other than recordings and pictures, which must be
+    members. Members are read at their offset in the tar file and never extracted, so unsafe paths in a tar do no harm.
 
-    "7.seg.png" is the picture of sample 7 only if it has no "7.png". Two members that would be the same part of a sample
-    are an error of that sample.
+    "7.seg.png" is the picture of sample 7 only if there is no "7.png". A sample with two members for one part is an error.
 
     Args:
       files: a pattern such as data/train-*.tar; uncompressed tar files.
-      keys_end: at which dot of a member's name its key ends: "first_dot" (WebDataset) or "last_dot".
+      keys_end: the dot of a member's name at which its key ends: "first_dot" (WebDataset) or "last_dot".
 
     Attributes:
-      unread: how many members of each kind belong to no sample.
+      unread: number of members, by kind, that belong to no sample.
     """
 
     def __init__(self, files: str, *, keys_end: str = "first_dot"):
@@ -83,11 +82,11 @@ class TarShardsRecords:
         return self.read(index)[0]
 
     def read(self, index: int) -> tuple[Record, list[str]]:
-        """A sample, and the names in its JSON that nothing is read from.
+        """A sample, and the names in its JSON that are not used.
 
         Raises:
-          UserError: its texts are not UTF-8, its JSON is none or names a file, two members are the same part of it, one is a
-            link or has holes, or its tar file has changed.
+          UserError: a text is not UTF-8, the JSON is malformed or names a file, two members are the same part, a member is a
+            link or sparse, or the tar file has changed.
         """
         sample = self._samples[index]
         file = self.files[sample.file]
@@ -100,17 +99,17 @@ class TarShardsRecords:
         for kind in TEXTS.keys() & blobs.keys():
             parts[_field(kind, blobs)] = decoded(blobs[kind].read(), f"{name}.{kind}").strip()
         about = {key: value for key, value in about.items() if key not in ("name", "id", "key", *parts)}
-        # The tar file's own recording and picture go before any path that its JSON may name.
+        # Recordings and pictures in the tar file have priority over paths in the JSON.
         record, unread = read_row({**about, **parts}, "", name)
         for kind in ("speech", "image"):
             if getattr(record, kind) is not None and kind not in parts:
                 raise UserError(
-                    f"{name}.json names a file for {kind}; nothing outside of a tar file is read: add it as a member"
+                    f"{name}.json names a file for {kind}, but files outside the tar file are not read: add it as a member"
                 )
         return record._replace(name=name), unread
 
     def _read_members(self, number: int, last_dot: bool) -> Iterator[Sample]:
-        """The samples of a tar file in the order in which they begin; what no sample has is counted."""
+        """Yields the samples of a tar file in order of their first members; counts members that belong to no sample."""
         samples: dict[str, dict[str, list[tuple[str, tarfile.TarInfo]]]] = {}
         file = self.files[number]
         try:
@@ -131,7 +130,7 @@ class TarShardsRecords:
                         self.unread[f"*.{ending}" if ending else "files without an ending"] += 1
         except (OSError, tarfile.TarError) as error:
             raise UserError(
-                f"cannot read the tar file {file}: {error}; is it an uncompressed tar, and whole?"
+                f"cannot read the tar file {file}: {error}; is it compressed, or truncated?"
             ) from None
         for key, found in samples.items():
             members = {kind: self._nearest(some) for kind, some in found.items()}
@@ -139,7 +138,7 @@ class TarShardsRecords:
             yield Sample(number, key, places, _problem(members))
 
     def _nearest(self, found: list[tuple[str, tarfile.TarInfo]]) -> list[tarfile.TarInfo]:
-        """Of the members that could be one part of a sample those whose ending is that alone, if there are any."""
+        """Among the members for one part of a sample, those with a plain ending ("7.png") if any, otherwise all."""
         exact = [member for ending, member in found if "." not in ending]
         if exact:
             self.unread.update(f"*.{ending}" for ending, _ in found if "." in ending)
@@ -147,13 +146,13 @@ class TarShardsRecords:
 
 
 def _field(kind: str, kinds: Collection[str]) -> str:
-    """The field that a text is; `kinds` are those that its sample has."""
+    """The field of `Record` for a kind of text; `kinds` are all kinds in the sample."""
     plain = "transcript" if "speech" in kinds else "target" if "image" in kinds else "text"
     return plain if kind == "txt" else TEXTS[kind]
 
 
 def _problem(members: dict[str, list[tarfile.TarInfo]]) -> str | None:
-    """Why a sample cannot be read: two members are the same part of it, or the bytes of one are not what it holds."""
+    """Why a sample cannot be read: two members for one part, or a member that is sparse, a link, or no file."""
     fields: dict[str, list[tarfile.TarInfo]] = {}
     for kind, found in members.items():
         fields.setdefault(_field(kind, members) if kind in TEXTS else kind, []).extend(found)
@@ -163,8 +162,8 @@ def _problem(members: dict[str, list[tarfile.TarInfo]]) -> str | None:
             return f"{names[0]} is there twice"
         if len(names) > 1:
             return (
-                f"{names[0]} and {names[1]} are the same part ({field}) of one sample, since a key ends at the first dot of a "
-                "name; where it ends at the last, set data.source.keys_end to last_dot"
+                f"{names[0]} and {names[1]} are the same part ({field}) of one sample, since keys end at the first dot of a "
+                "name; if they should end at the last dot, set data.source.keys_end to last_dot"
             )
         (member,) = found
         if member.issparse():
@@ -174,12 +173,12 @@ def _problem(members: dict[str, list[tarfile.TarInfo]]) -> str | None:
                 f"{member.name} is a link to {member.linkname}; make the tar file with --dereference --hard-dereference"
             )
         if not member.isreg():
-            return f"{member.name} is no file"
+            return f"{member.name} is not a regular file"
     return None
 
 
 def _json(blob: Blob, name: str) -> dict[str, Any]:
     about = parsed(decoded(blob.read(), name), name)
     if not isinstance(about, dict):
-        raise UserError(f"{name} is no JSON object")
+        raise UserError(f"{name} is not a JSON object")
     return about

@@ -1,8 +1,8 @@
-"""Text in, token ids out: models of sentencepiece, and tokenizers of Hugging Face.
+"""Tokenizers: sentencepiece models and Hugging Face tokenizers.
 
-A text that is read has the tokenizer's own ids. One that is written (a transcript, a target) has classes of a head instead,
-of which `BLANK` (0) is no piece: see `class_of`. An empty text that is written is one `BLANK`. So it has a position in its
-stream, and a missing one has none.
+Input texts are encoded as the tokenizer's own ids. Output texts (transcripts, targets) are encoded as classes of a head, in
+which class 0 is `BLANK` and not a piece; see `class_of`. An empty output text is encoded as one `BLANK`, so that it takes
+a position in its stream, unlike a missing text.
 """
 
 import abc
@@ -21,33 +21,33 @@ from mmjax.errors import UserError
 from mmjax.files import write_whole
 from mmjax.stream import BLANK
 
-UNKNOWN = 1  # of the models trained here
-SPACE = "\u2581"  # what sentencepiece writes for a space
-RESERVED = "\u2585"  # a text with this sign sentencepiece does not learn from
-LONGEST = 10_000  # bytes that it learns from at a time; its counters of characters have 16 bits
+UNKNOWN = 1  # id of the unknown piece in models trained here
+SPACE = "\u2581"  # sentencepiece's sign for a space
+RESERVED = "\u2585"  # sentencepiece's trainer skips texts that contain this sign
+LONGEST = 10_000  # bytes per training sentence; sentencepiece's trainer counts characters with 16 bits
 
 
 def class_of(piece: int, blank: int) -> int:
-    """The class of a head for a piece: the blank is class 0, and the pieces before it move up by one."""
+    """Maps a piece id to a class of a head: the blank becomes class 0, and the ids below it increase by one."""
     return piece + 1 if piece < blank else piece
 
 
 def piece_of(number: int, blank: int) -> int:
-    """The inverse of `class_of`, of any class but 0."""
+    """The inverse of `class_of`, for classes other than 0."""
     return number - 1 if number <= blank else number
 
 
 class Tokenizer(abc.ABC):
-    """What all tokenizers have in common.
+    """The base class of tokenizers.
 
     Attributes:
-      serialised: the file that it was made of, or would be; two tokenizers that differ in anything differ in it.
-      special: id of each special token by its name; no text becomes one of them, whatever it holds.
-      unknown: the id for what no piece covers; None if there is none.
-      byte_pieces: ids of the pieces that stand for one byte each.
-      zero: what id 0 is. "never": no text holds it; "unknown": what no piece covers; "piece": one as any other.
-      blank: the id that becomes `BLANK`, class 0 of a head that writes, since no text to be written holds it. It is id 0, or
-        where that is a piece as any other, one more than the tokenizer has; a tokenizer.json may name another.
+      serialised: content of the tokenizer's file; different tokenizers always differ in it.
+      special: ids of the special tokens by name; encoding a text never produces them.
+      unknown: id of the unknown token; None if there is none.
+      byte_pieces: ids of the pieces that represent single bytes.
+      zero: the meaning of id 0. "never": it occurs in no text; "unknown": the unknown token; "piece": an ordinary piece.
+      blank: the id that becomes `BLANK`, class 0 of a head. It must not occur in output texts: it is 0, or, if id 0 is an
+        ordinary piece, one more than the largest id. A tokenizer.json may name another id.
     """
 
     file_name: ClassVar[str]
@@ -61,10 +61,10 @@ class Tokenizer(abc.ABC):
 
     @classmethod
     def load(cls, path: str | os.PathLike, **options: Any) -> "Tokenizer":
-        """A tokenizer from its file: of this class, or, called on `Tokenizer` itself, of either kind.
+        """Loads a tokenizer from its file; called on `Tokenizer` itself, it detects the kind.
 
         Raises:
-          UserError: it cannot be read, or is no such tokenizer.
+          UserError: the file cannot be read, or is not such a tokenizer.
         """
         try:
             data = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8)
@@ -75,7 +75,7 @@ class Tokenizer(abc.ABC):
 
     @classmethod
     def of_run(cls, directory: Path) -> "Tokenizer":
-        """The one that a run has kept."""
+        """Loads the tokenizer from a run's directory."""
         kinds = (SentencePieceTokenizer, HuggingFaceTokenizer)
         names = [kind.file_name for kind in kinds if (directory / kind.file_name).is_file()]
         return cls.load(directory / (names[0] if names else SentencePieceTokenizer.file_name))
@@ -89,16 +89,19 @@ class Tokenizer(abc.ABC):
         byte_fallback: bool = False,
         special: Iterable[str] = (),
     ) -> "SentencePieceTokenizer":
-        """Trains a byte-pair model of `vocabulary` pieces; the same sentences give the same model.
+        """Trains a byte-pair model of `vocabulary` pieces; deterministic for the same sentences.
 
-        Letters, digits and common signs of English are always pieces, so that text nobody trained on can still be
-        written; with `byte_fallback` any text can.
+        English letters, digits and common signs are always pieces, so that unseen English text can be written. With
+        `byte_fallback`, any text can be written.
 
         Args:
-          normalisation: sentencepiece's rule, by default NFKC and case-folding; all but "identity" also drop spaces
-            that are not between words. "identity" with `byte_fallback` gives every text back as it was.
-          byte_fallback: 256 of the pieces are bytes, for what no other piece covers.
+          normalisation: sentencepiece's rule, by default NFKC and case-folding; all rules except "identity" also remove
+            spaces that are not between words. "identity" with `byte_fallback` restores every text exactly.
+          byte_fallback: use 256 of the pieces for bytes, which encode characters that no other piece covers.
           special: names of special tokens; they count as pieces.
+
+        Raises:
+          UserError: the vocabulary is too small or too large for the text, or a special token has a reserved name.
         """
         import sentencepiece
 
@@ -130,7 +133,7 @@ class Tokenizer(abc.ABC):
         return SentencePieceTokenizer(model.getvalue())
 
     def save(self, path: Path) -> None:
-        """Writes the tokenizer, whole or not at all.
+        """Writes the tokenizer atomically.
 
         Raises:
           UserError: the file cannot be written.
@@ -147,61 +150,61 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def pieces(self, text: str) -> list[int]:
-        """The ids of a text's pieces, without special tokens."""
+        """The piece ids of a text, without special tokens."""
 
     def read(self, text: str) -> list[int]:
-        """What a text encoder reads: the pieces, and the special tokens that the tokenizer puts around them."""
+        """The ids of an input text: its pieces, and the special tokens that the tokenizer adds around them."""
         return self.pieces(text)
 
     @property
     def classes(self) -> int:
-        """Of a head that writes: the pieces and the blank."""
+        """The number of classes of a head: the pieces and the blank."""
         return max(len(self), self.blank + 1)
 
     def encode(self, text: str) -> list[int]:
-        """What a head writes: the classes of the pieces. If the blank is the unknown piece, the unknown is left out."""
+        """The classes of an output text. If the blank is the unknown token, unknown tokens are left out."""
         return [class_of(i, self.blank) for i in self.pieces(text) if i != self.blank]
 
     def of_stream(self, stream: str, text: str) -> list[int]:
-        """The ids of a text in its stream: "text" is read, the others are written.
+        """The ids of a text in its stream: "text" is an input, all others are outputs.
 
-        An empty text that is written is `[BLANK]`. Any other text of which the tokenizer can write nothing has no ids:
-        nobody knows what to write there, which is not the same as that nothing is to be written.
+        An empty output text gives `[BLANK]`, which means that the model should write nothing. A text of which all tokens
+        are left out gives no ids, since its correct output is unknown.
         """
         if stream == "text":
             return self.read(text)
         return self.encode(text) or ([] if text.strip() else [BLANK])
 
     def reference(self, text: str) -> str:
-        """What a model that writes a text right would have written: normalised as the tokenizer does it.
+        """The reference for metrics: the text with the tokenizer's normalisation, as a perfect model would write it.
 
-        Letters that no piece covers are in it as they are: a model cannot write them, and that counts as an error.
+        Characters that no piece covers stay in the reference: no model can write them, so they count as errors.
         """
         return self._reference(text) if self.unknown in self.pieces(text) else self.decode(self.encode(text))
 
     @abc.abstractmethod
     def _reference(self, text: str) -> str:
-        """`reference` of a text that holds what no piece covers."""
+        """`reference` of a text with characters that no piece covers."""
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
-        """The text that a head wrote; blanks, and classes that are no pieces, are passed over.
+        """Decodes classes to text; skips blanks and classes without a piece.
 
         Args:
-          ids: classes, as of `encode`.
-          special: special tokens are named; else they are left out.
+          ids: classes, as from `encode`.
+          special: include the names of special tokens; otherwise they are left out.
         """
         pieces = [piece_of(int(i), self.blank) for i in ids if i != BLANK]
         return self._decode([i for i in pieces if 0 <= i < len(self)], special)
 
     @abc.abstractmethod
     def _decode(self, ids: list[int], special: bool) -> str:
-        """The text of ids that there are."""
+        """Decodes valid piece ids to text."""
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A sentencepiece model, trained here or elsewhere. Its control pieces are the special tokens.
+    """A sentencepiece model; its control pieces are the special tokens.
 
-    Trained here: 0 = padding, 1 = unknown, then special tokens, bytes and pieces.
+    Ids of models trained by `Tokenizer.train`: 0 = padding, 1 = unknown, then special tokens, bytes and pieces.
     """
 
     file_name = "tokenizer.model"
@@ -216,7 +219,7 @@ class SentencePieceTokenizer(Tokenizer):
         except RuntimeError:
             ids = range(0)
         if not ids:
-            raise UserError(f"cannot read {name}: it is damaged, or no model of sentencepiece")
+            raise UserError(f"cannot read {name}: it is damaged, or not a sentencepiece model")
         self.special = {model.id_to_piece(i): i for i in ids if i != BLANK and model.is_control(i)}
         self.unknown = model.unk_id()
         self.byte_pieces = frozenset(i for i in ids if model.is_byte(i))
@@ -224,7 +227,7 @@ class SentencePieceTokenizer(Tokenizer):
             "unknown" if model.is_unknown(0) else "never" if model.is_control(0) or model.is_unused(0) else "piece"
         )
         self.blank = len(ids) if self.zero == "piece" else 0
-        # A model that keeps all spaces would make one of the sign that it writes for them, too; bytes tell them apart.
+        # A model that keeps all spaces would decode a literal SPACE sign as a space; spelling the sign in bytes avoids this.
         keeps_spaces = model.decode(model.encode("  a ")) == "  a "
         spelled = [model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         self._spelled = spelled if keeps_spaces and self.byte_pieces.issuperset(spelled) else None
@@ -238,11 +241,11 @@ class SentencePieceTokenizer(Tokenizer):
                 return self._model.encode(text)
             first, *rest = (self._model.encode(part) for part in text.split(SPACE))
             return first + [i for part in rest for i in (*self._spelled, *part)]
-        except RuntimeError:  # lone surrogates: bytes that were no UTF-8 when Python read them
+        except RuntimeError:  # lone surrogates, from bytes that were not valid UTF-8
             raise UserError(f"{text!r} is not valid Unicode text") from None
 
     def _reference(self, text: str) -> str:
-        return self._model.decode(self._model.encode(text, out_type=str))  # of the unknown the text that it stands for
+        return self._model.decode(self._model.encode(text, out_type=str))  # as strings, so that unknown tokens keep their text
 
     def _decode(self, ids: list[int], special: bool) -> str:
         if not special:
@@ -255,12 +258,12 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A tokenizer.json. Truncation and padding, which it may ask for, are for others: rows are packed here.
+    """A tokenizer.json. Its truncation and padding settings are ignored, since rows are packed.
 
-    A key "blank" of the file, which `mmjax import` adds beside a CTC head, names the id that was the blank of that head.
+    The key "blank", which `mmjax import` adds for models with a CTC head, is the id of that head's blank.
 
     Args:
-      add_special_tokens: `read` puts around a text what its post-processor says: [CLS] ... [SEP].
+      add_special_tokens: `read` adds the special tokens of the post-processor: [CLS] ... [SEP].
     """
 
     file_name = "tokenizer.json"
@@ -270,7 +273,7 @@ class HuggingFaceTokenizer(Tokenizer):
             import tokenizers
         except ImportError:
             raise UserError(
-                f"{name} is Hugging Face's, which needs the library tokenizers: pip install 'mmjax[huggingface]'"
+                f"{name} is a Hugging Face tokenizer and needs the library tokenizers: pip install 'mmjax[huggingface]'"
             ) from None
 
         try:
@@ -280,15 +283,15 @@ class HuggingFaceTokenizer(Tokenizer):
             self.serialised = json.dumps(about).encode()
             blank = about.pop("blank", None)
             self._model = tokenizers.Tokenizer.from_str(json.dumps(about))
-        except Exception as error:  # tokenizers raises nothing more special
-            raise UserError(f"cannot read {name}: it is no tokenizer.json ({error})") from None
-        self._model.encode_special_tokens = True  # those that a text spells are text
+        except Exception as error:  # tokenizers raises plain exceptions
+            raise UserError(f"cannot read {name}: it is not a tokenizer.json ({error})") from None
+        self._model.encode_special_tokens = True  # encode names of special tokens in a text as text
         vocabulary = self._model.get_vocab()
         self._length = max(vocabulary.values()) + 1
         self.unknown = _unknown(about["model"], vocabulary)
         added = {token.content: i for i, token in self._model.get_added_tokens_decoder().items() if token.special}
         self.special = {name: i for name, i in added.items() if i not in (BLANK, self.unknown)}
-        # Models of whole words hold the names of special tokens, too, and may find them in a text.
+        # Word-level vocabularies contain the names of special tokens, and may find them in a text.
         self._not_text = frozenset(added.values()) - {self.unknown}
         self.byte_pieces = frozenset(i for piece, i in vocabulary.items() if re.fullmatch("<0x[0-9A-F]{2}>", piece))
         known = 0 in vocabulary.values() and 0 not in self._not_text
@@ -319,7 +322,7 @@ class HuggingFaceTokenizer(Tokenizer):
             ids, firsts, ends = zip(*run, strict=True)
             part = text[firsts[0] : ends[-1]] if unknown else self._model.decode(list(ids))
             part = normalizer.normalize_str(part) if unknown and normalizer else part
-            covered = text[last : ends[-1]]  # with the spaces around, of which decoders keep only those inside
+            covered = text[last : ends[-1]]  # with spaces on both sides, which decoders remove
             spaces = [" " if covered[place : place + 1].isspace() else "" for place in (0, max(len(covered) - 1, 0))]
             parts += [spaces[0], part.strip(), spaces[1]]
             last = ends[-1]
@@ -331,24 +334,24 @@ class HuggingFaceTokenizer(Tokenizer):
 
 @functools.lru_cache(8)
 def _made(kind: type[Tokenizer], serialised: bytes, name: str, **options: Any) -> Tokenizer:
-    """One of the same file is made once: splits and sources share it."""
+    """Creates a tokenizer; cached, so that splits and sources share it."""
     return kind(serialised, name, **options)
 
 
 def _unknown(model: Mapping[str, Any], vocabulary: Mapping[str, int]) -> int | None:
-    """The id for what no piece covers, as the model of a tokenizer.json says it."""
+    """The id of the unknown token in the model of a tokenizer.json."""
     return model["unk_id"] if model.get("unk_id") is not None else vocabulary.get(model.get("unk_token"))
 
 
 def _parts(sentence: str) -> Iterator[str]:
-    """A text as sentencepiece learns from all of it: without the sign that it reserves, and in parts that it takes.
+    """Prepares a text for sentencepiece's trainer: removes the reserved sign, and splits the text into short parts.
 
-    A part begins with a space where one can: byte-pair models learn words, of which each brings the space before it.
+    Parts begin with a space where possible, since byte-pair models learn words together with the space before them.
     """
     data = sentence.replace(RESERVED, " ").encode(errors="surrogatepass")
     while len(data) > LONGEST:
         cut = data.rfind(b" ", 1, LONGEST)
-        if cut < 0:  # one word: between two of its characters
+        if cut < 0:  # a long word: split between two characters
             cut = next(i for i in range(LONGEST, 0, -1) if data[i] & 0xC0 != 0x80)
         yield data[:cut].decode(errors="surrogatepass")
         data = data[cut:]
@@ -356,7 +359,7 @@ def _parts(sentence: str) -> Iterator[str]:
 
 
 def _reason(error: RuntimeError, byte_fallback: bool) -> str:
-    """What sentencepiece means, and what to do."""
+    """Explains an error of sentencepiece's trainer, and its remedy."""
     if few := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
         return f"its characters{' and 256 bytes' if byte_fallback else ''} alone take {few[1]}; set a vocabulary of {few[1]} or more"
     if many := re.search(r"value <= (\d+)", str(error)):

@@ -1,8 +1,8 @@
-"""Data sets of TensorFlow Datasets (TFDS), read at random from the ArrayRecord files that it prepares.
+"""Random access to data sets of TensorFlow Datasets (TFDS), from the ArrayRecord files that TFDS prepares.
 
-TensorFlow is never imported. TFDS's own `data_source` needs it to open any data set with recordings, and decodes pictures
-on the way. So only TFDS's descriptions and splits are used, and the records are taken apart here: each is a
-`tf.train.Example`, in which a picture is an encoded file, and a recording is one (`lazy_decode`) or its samples.
+TensorFlow is never imported. TFDS's own `data_source` needs TensorFlow for recordings, and decodes pictures eagerly. So
+this module uses only TFDS's descriptions and splits, and parses the records itself. Each record is a `tf.train.Example`
+that holds pictures as encoded files, and recordings as encoded files (`lazy_decode`) or samples.
 """
 
 import io
@@ -25,12 +25,12 @@ from mmjax.tree import part
 
 @part
 class TFDS(Listed):
-    """A data set that TFDS has prepared as ArrayRecord; a split in TFDS's words for each split: "train[:90%]"."""
+    """A data set that TFDS has prepared as ArrayRecord; `splits` maps names to TFDS's split syntax: "train[:90%]"."""
 
     name: str  # "librispeech", "coco_captions/2014", "c4/en:3.1.0"
-    fields: Mapping[str, str] | None = None  # "target": "captions/text/0"; None: known for some forty data sets
-    directory: str | None = None  # None: $TFDS_DATA_DIR, else ~/tensorflow_datasets
-    sample_rate: int | None = None  # Hz, of recordings, where the data set does not say it
+    fields: Mapping[str, str] | None = None  # "target": "captions/text/0"; None: built in for about 40 data sets
+    directory: str | None = None  # None: $TFDS_DATA_DIR, or else ~/tensorflow_datasets
+    sample_rate: int | None = None  # of recordings, in Hz, if the data set does not state it
 
     def records(self, split: str, directory: Path, once: bool = False) -> "TFDSRecords":
         options = dict(fields=self.fields, directory=self.directory, sample_rate=self.sample_rate)
@@ -41,19 +41,19 @@ class TFDSRecords:
     """The records of a split.
 
     Args:
-      split: in TFDS's words: "train", "train[:90%]", "train+validation".
+      split: in TFDS's syntax: "train", "train[:90%]", "train+validation".
       name: "librispeech", "coco_captions/2014", "c4/en:3.1.0".
-      fields: fields of `Record` -> paths of features; None: those of `READY`.
-      directory: TFDS's data_dir; None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-      sample_rate: of recordings, in Hz, where the data set does not say it.
-      once: everything will be read once, in order: then TFRecord files will do, too.
+      fields: fields of `Record` -> paths of features; None: those in `READY`.
+      directory: TFDS's data_dir; None: $TFDS_DATA_DIR, or else ~/tensorflow_datasets.
+      sample_rate: of recordings, in Hz, if the data set does not state it.
+      once: the records will be read once, in order; TFRecord files are then allowed, too.
 
     Attributes:
-      files: that it consists of.
-      resolved: the fields that it has.
+      files: the data set's files.
+      resolved: the `fields` in use.
 
     Raises:
-      UserError: it is not prepared, or not as ArrayRecord; there is no such split or feature.
+      UserError: the data set is not prepared, or not as ArrayRecord; or a split or feature does not exist.
     """
 
     def __init__(
@@ -72,8 +72,8 @@ class TFDSRecords:
         fields = fields if fields is not None else ready(name)
         if fields is None:
             raise UserError(
-                f"which features of {name} are which fields? Set data.source.fields, as in {{'text': ...}}; "
-                f"it has {', '.join(features)}"
+                f"the fields of {name} are not built in; set data.source.fields, as in {{'text': ...}}; "
+                f"its features are {', '.join(features)}"
             )
         self._fields = {field: feature_of(field, path, features, name) for field, path in fields.items()}
         self.resolved = {"fields": dict(fields)}
@@ -82,13 +82,13 @@ class TFDSRecords:
             self._rate = speech.about.sample_rate or sample_rate
             if not self._rate:
                 raise UserError(
-                    f"{name} does not say how many samples a second its recordings have; set data.source.sample_rate"
+                    f"{name} does not state the sample rate of its recordings; set data.source.sample_rate"
                 )
         parts, form = record_files(home, split, name)
         if form != "array_record" and not once:
             raise UserError(
-                f"{home} holds {form} files, which cannot be read at random; make shards of them once (TensorFlow is not "
-                f"needed): mmjax data build CONFIG -o DIR, or, for all splits under their own names, tfds:{name} for CONFIG"
+                f"{home} holds {form} files, which have no random access; make shards of them once (TensorFlow is not "
+                f"needed): mmjax data build CONFIG -o DIR, or with tfds:{name} as CONFIG for all splits under their own names"
             )
         self._records = _array_records(parts) if form == "array_record" else TFRecords(parts)
         self.files = [str(home / name) for name in ("dataset_info.json", "features.json")]
@@ -98,7 +98,7 @@ class TFDSRecords:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Record:
-        """A record; what a field's list is too short for, and an empty text to be read, it does not have.
+        """A record; fields beyond the end of a list, and empty input texts, are missing.
 
         Raises:
           UserError: the record is damaged, or has none of the fields.
@@ -121,7 +121,7 @@ class TFDSRecords:
         return normal(Record(**{"name": name, **found}))
 
     def _value(self, field: str, feature: Feature, place: int, values: Any, name: str) -> Any:
-        """What a record holds of a feature, as a field of ours; None: nothing."""
+        """Converts a feature of a record to a field of `Record`; None if missing."""
         kind = values[feature.key].WhichOneof("kind") if feature.key in values else None
         listed = getattr(values[feature.key], kind).value if kind else ()
         if place >= len(listed):
@@ -133,7 +133,7 @@ class TFDSRecords:
                 return _finite(_array(listed, feature.about).ravel().tolist())
             case "class":
                 return feature.classes[listed[place]] if listed[place] >= 0 else None
-            case "number":  # whole ones are names of classes
+            case "number":  # integers are class names
                 return _finite([listed[place]]) if field == "answer" and kind == "float_list" else str(listed[place])
             case _ if field in ("speech", "image"):
                 return listed[place] or None
@@ -141,7 +141,7 @@ class TFDSRecords:
 
 
 def _array(listed: Any, about: Any) -> np.ndarray:
-    """The numbers of a feature, in its shape."""
+    """Decodes the numbers of a feature to an array of its shape."""
     kind = np.dtype(about.dtype)
     encoding = about.encoding.lower() or "none"
     if encoding == "none":
@@ -154,17 +154,17 @@ def _array(listed: Any, about: Any) -> np.ndarray:
 
 def _finite(numbers: Sequence[float]) -> tuple[float, ...]:
     if not np.isfinite(numbers).all():
-        raise ValueError("an answer is no finite number")
+        raise ValueError("an answer is not a finite number")
     return tuple(map(float, numbers))
 
 
 def _wav(samples: np.ndarray, rate: int, name: str) -> bytes | None:
-    """Samples [N] or [N, channels] as a WAV file; TFDS's whole numbers are of 16 bits, whatever their type."""
+    """Encodes samples [N] or [N, channels] as WAV; TFDS's integers are 16-bit samples, whatever their dtype."""
     if not len(samples):
         return None
     floating = np.issubdtype(samples.dtype, np.floating)
     if not floating and not -(2**15) <= samples.min() <= samples.max() < 2**15:
-        raise UserError(f"{name} holds samples from {samples.min()} to {samples.max()}, which are not of 16 bits")
+        raise UserError(f"{name} holds samples from {samples.min()} to {samples.max()}, which are not 16-bit samples")
     buffer = io.BytesIO()
     kind = ("FLOAT", np.float32) if floating else ("PCM_16", np.int16)
     soundfile.write(buffer, samples.astype(kind[1], copy=False), rate, subtype=kind[0], format="WAV")

@@ -1,4 +1,4 @@
-"""What TFDS writes beside the records of a data set: its splits (dataset_info.json) and its features (features.json)."""
+"""Reads TFDS's description of a data set: its splits (dataset_info.json) and its features (features.json)."""
 
 import difflib
 import os
@@ -12,7 +12,7 @@ from mmjax.errors import UserError, nearest
 NAME = re.compile(r"(?P<name>\w+)(/(?P<config>[^/:]+))?(:(?P<version>\d+\.\d+\.\d+))?")
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 TEXT = ("text", "bytes", "class")
-# Which kinds of features may be which field of a `Record`.
+# Field of `Record` -> kinds of features that it can be read from.
 KINDS = {
     "name": (*TEXT, "number"),
     "speech": ("recording", "samples", "bytes"),
@@ -27,15 +27,15 @@ KINDS = {
 
 
 class Feature(NamedTuple):
-    """A feature of a data set that is no container of others.
+    """A leaf feature of a data set.
 
     Attributes:
-      key: of its values in a `tf.train.Example`.
-      kind: "text"; "bytes", of text or an encoded file; "class"; "number"; "numbers", an array; "image", "recording",
-        encoded files; "samples" of a recording; else the name of TFDS's class for what can be no field.
-      listed: how many lists it lies in.
+      key: key of its values in a `tf.train.Example`.
+      kind: "text"; "bytes" (text or an encoded file); "class"; "number"; "numbers" (an array); "image" or "recording"
+        (encoded files); "samples" (a recording); otherwise unsupported, and the name of its TFDS class.
+      listed: number of nested lists around it.
       about: TFDS's description of it.
-      classes: their names.
+      classes: class names, if it is a class.
     """
 
     key: str
@@ -46,21 +46,21 @@ class Feature(NamedTuple):
 
     @property
     def path(self) -> str:
-        """How a config writes it."""
+        """The feature's path in a config."""
         return self.key + "/0" * self.listed
 
 
 def prepared(name: str, directory: str | None) -> Any:
-    """The folder of a data set, of its newest version if none is asked for.
+    """The folder of a prepared data set, in its newest version unless one is given.
 
     Raises:
-      UserError: there is none, or it has several configs.
+      UserError: the data set is not prepared, or its name leaves several configs to choose from.
     """
     from etils import epath
 
     match = NAME.fullmatch(name)
     if match is None:
-        raise UserError(f"'{name}' is no name of TFDS; write NAME, NAME/CONFIG or NAME/CONFIG:VERSION")
+        raise UserError(f"'{name}' is not a TFDS name; write NAME, NAME/CONFIG or NAME/CONFIG:VERSION")
     root = epath.Path(directory or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
     home = root / match["name"]
     if match["config"]:
@@ -79,20 +79,20 @@ def prepared(name: str, directory: str | None) -> Any:
         meant = f"; did you mean '{near[0]}'?" if near and near[0] != match["name"] else "."
         command = f"tfds.builder('{name}', data_dir='{root}', file_format='array_record').download_and_prepare()"
         raise UserError(
-            f"TFDS has not prepared {name} in {root}{meant} (data.source.directory or TFDS_DATA_DIR name another place.) "
+            f"TFDS has not prepared {name} in {root}{meant} (Set data.source.directory or TFDS_DATA_DIR if it is elsewhere.) "
             f'Prepare it once: python -c "import tensorflow_datasets as tfds; {command}" '
-            "(for most data sets with mmjax's extra 'tf', for some with apache-beam, too)"
+            "(most data sets need mmjax's extra 'tf', some also apache-beam)"
         )
     return home / max(versions, key=lambda version: tuple(map(int, version.split("."))))
 
 
 def _versions(home: Any) -> list[str]:
-    """Only what is complete: TFDS writes under another name, and renames it at the end."""
+    """The complete versions; TFDS writes incomplete ones under a temporary name."""
     return [p.name for p in home.iterdir() if VERSION.fullmatch(p.name) and (p / "features.json").exists()]
 
 
 def splits_of(name: str, directory: str | None = None) -> list[str]:
-    """The names of a data set's splits that have any examples."""
+    """The names of a data set's splits that are not empty."""
     return [split.name for split in _info(prepared(name, directory)).splits if sum(split.shard_lengths)]
 
 
@@ -103,20 +103,20 @@ def _info(home: Any) -> Any:
 
 
 def _message(path: Any, kind: Any) -> Any:
-    """What a file of TFDS says, as a message of a kind."""
+    """Parses a JSON file of TFDS into a protobuf message."""
     from google.protobuf import json_format
 
     try:
         return json_format.Parse(path.read_text(encoding="utf-8"), kind, ignore_unknown_fields=True)
-    except Exception as error:  # protobuf's own, and the disk's
+    except Exception as error:  # errors of protobuf and of the file system
         raise UserError(f"cannot read {path} ({error}); prepare the data set again") from None
 
 
 def record_files(home: Any, split: str, name: str) -> tuple[list[Any], str]:
-    """The files of a split with how many records of each, and their form: "array_record" or "tfrecord".
+    """The files of a split with the records to read from each, and their format: "array_record" or "tfrecord".
 
     Raises:
-      UserError: there is no such split, or a file of it is missing.
+      UserError: there is no such split, or one of its files is missing.
     """
     from tensorflow_datasets.core import naming
     from tensorflow_datasets.core import splits as tfds_splits
@@ -130,7 +130,7 @@ def record_files(home: Any, split: str, name: str) -> tuple[list[Any], str]:
     known = tfds_splits.SplitDict.from_proto(repeated_split_infos=info.splits, filename_template=template)
     try:
         parts = known[split].file_instructions
-    except Exception as error:  # ValueError, KeyError and its own
+    except Exception as error:  # ValueError, KeyError or an error type of TFDS
         has = ", ".join(one.name for one in info.splits)
         raise UserError(f"{name} has no split '{split}' ({str(error).splitlines()[0]}); it has {has}") from None
     missing = [part.filename for part in parts if not _exists(part.filename)]
@@ -146,10 +146,10 @@ def _exists(path: str) -> bool:
 
 
 def read_features(home: Any) -> list[Feature]:
-    """What a data set has, containers opened.
+    """The leaf features of a data set.
 
     Raises:
-      UserError: its description is damaged, or was written by an old TFDS.
+      UserError: the description is damaged, or was written by an old version of TFDS.
     """
     from tensorflow_datasets.core.proto import feature_pb2
 
@@ -160,7 +160,7 @@ def read_features(home: Any) -> list[Feature]:
 
 
 def _leaves(about: Any, names: tuple[str, ...], listed: int, home: Any):
-    """The features below one of them."""
+    """Yields the leaf features of a feature."""
     kind, own = about.python_class_name.rpartition(".")[2], about.WhichOneof("content")
     inner, key = getattr(about, own) if own else None, "/".join(names)
     if own == "features_dict":
@@ -178,7 +178,7 @@ def _leaves(about: Any, names: tuple[str, ...], listed: int, home: Any):
 
 
 def _kind(own: str | None, inner: Any) -> str | None:
-    """One of `KINDS`; None: it can be no field."""
+    """The kind of a feature, as in `Feature.kind`; None if it is not supported."""
     match own:
         case "text" | "image":
             return own
@@ -194,7 +194,7 @@ def _kind(own: str | None, inner: Any) -> str | None:
 
 
 def _classes(inner: Any, names: tuple[str, ...], home: Any) -> tuple[str, ...]:
-    """TFDS keeps their names beside the records; where there are none, they are numbers."""
+    """The class names in TFDS's labels file; numbers if there is no such file."""
     path = home / f"{'-'.join(name.replace('/', '.') for name in names)}.labels.txt"
     if not path.exists():
         return tuple(map(str, range(inner.num_classes)))
@@ -202,10 +202,10 @@ def _classes(inner: Any, names: tuple[str, ...], home: Any) -> tuple[str, ...]:
 
 
 def feature_of(field: str, path: str, features: Mapping[str, Feature], name: str) -> tuple[Feature, int]:
-    """The feature that a config's path names, and its place in its list.
+    """The feature at a config's path, and the index in its list.
 
     Raises:
-      UserError: there is no such feature, or it cannot be that field.
+      UserError: there is no such feature, or its kind does not suit the field.
     """
     if field not in KINDS:
         raise UserError(f"data.source.fields: there is no '{field}'{nearest(field, KINDS)}")
@@ -218,5 +218,5 @@ def feature_of(field: str, path: str, features: Mapping[str, Feature], name: str
     arrays = feature.kind in ("samples", "numbers")
     if feature.kind not in KINDS[field] or feature.listed > (0 if arrays else 1):
         kind = feature.kind + " in a list" * feature.listed
-        raise UserError(f"data.source.fields: '{path}' of {name} is {kind}, which cannot be '{field}'")
+        raise UserError(f"data.source.fields: '{path}' of {name} is {kind}, which cannot be used as '{field}'")
     return feature, place

@@ -1,13 +1,13 @@
-"""Which features of well-known data sets of TFDS are which fields of a `Record`; one line for another.
+"""The fields of `Record` in well-known TFDS data sets, as paths of features; to add a data set, add a line.
 
-A field's feature is written as a path: "captions/text/0" is the first of a list.
+The path "captions/text/0" means the first element of a list.
 """
 
 _HEARD = {"speech": "audio", "answer": "label"}
 _SEEN = {"image": "image", "answer": "label"}
 
 READY: dict[str, dict[str, str]] = {
-    # Speech and what it says.
+    # Speech and its transcript.
     "common_voice": {"speech": "voice", "transcript": "sentence"},
     "librispeech": {"speech": "speech", "transcript": "text", "name": "id"},
     "libritts": {"speech": "speech", "transcript": "text_normalized", "name": "id"},
@@ -41,7 +41,7 @@ READY: dict[str, dict[str, str]] = {
     "glue/sst2": {"text": "sentence", "answer": "label"},
     "imdb_reviews": {"text": "text", "answer": "label"},
     "yelp_polarity_reviews": {"text": "text", "answer": "label"},
-    # Texts and what is to be written of them: a summary, a translation.
+    # Texts and target texts: a summary, a translation.
     "cnn_dailymail": {"text": "article", "target": "highlights", "name": "id"},
     "gigaword": {"text": "document", "target": "summary"},
     "samsum": {"text": "dialogue", "target": "summary", "name": "id"},
@@ -57,6 +57,6 @@ READY: dict[str, dict[str, str]] = {
 
 
 def ready(name: str) -> dict[str, str] | None:
-    """The fields of a data set ("librispeech", "glue/sst2:2.0.0"); None: it is not among them."""
+    """The fields of a data set ("librispeech", "glue/sst2:2.0.0"); None if it is not listed."""
     plain, _, config = name.partition(":")[0].partition("/")
     return READY.get(f"{plain}/{config}", READY.get(plain))

@@ -1,4 +1,4 @@
-"""TFRecord files, read by number: the places of the records are found when a file is opened."""
+"""TFRecord files with access by record number; opening a file finds the offsets of its records."""
 
 import bisect
 import struct
@@ -17,12 +17,12 @@ HEADER = struct.Struct("<QI")  # length of the data, checksum of that length; th
 class TFRecords:
     """The records of several files, as bytes.
 
-    Opening reads the length of every record, one small read for each: good enough to go through the files once, too slow
-    for every start of a training. The checksums of the lengths are verified; those of the data are not (CRC-32C would
-    take Python longer than all the rest).
+    Opening reads the length of every record with one small read: fast enough for a single pass over the files, too slow
+    for every start of a training. The checksums of lengths are verified, but not those of the data, since CRC-32C in
+    Python would dominate the time.
 
     Args:
-      parts: with the attributes `filename`, `skip` and `take`: of each file so many records, after the first so many.
+      parts: objects with `filename`, `skip` (records to skip) and `take` (records to read after them).
 
     Raises:
       UserError: a file is missing or damaged, or holds fewer records.
@@ -45,7 +45,7 @@ class TFRecords:
 
 
 def _places(path: str, count: int) -> np.ndarray:
-    """[count, 2] int64 offsets and lengths of the first records of a file."""
+    """[count, 2] int64: offset and length of each of the first `count` records of a file."""
     found = np.zeros((count, 2), np.int64)
     try:
         with open_file(path) as file:
@@ -78,7 +78,7 @@ TABLE = _table()
 
 
 def masked_crc32c(data: bytes) -> int:
-    """CRC-32C of a few bytes, rotated and shifted as TFRecord wants it."""
+    """CRC-32C, masked as in TFRecord (rotated, plus a constant); slow, for a few bytes only."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = crc >> 8 ^ TABLE[(crc ^ byte) & 0xFF]

@@ -1,4 +1,4 @@
-"""Which tokenizer the texts of a run have."""
+"""The tokenizer parts of a config."""
 
 import hashlib
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from mmjax.tree import part
 
 @part
 class TokenizerPart:
-    """The base class of what a config says of a tokenizer."""
+    """The base class of tokenizer parts."""
 
     kind = "tokenizer"
 
@@ -21,24 +21,24 @@ class TokenizerPart:
         """The tokenizer.
 
         Args:
-          source: whose texts it is for.
-          directory: where trained tokenizers are kept.
+          source: the source of the texts.
+          directory: folder of trained tokenizers.
 
         Raises:
-          UserError: it cannot be read or trained, or lacks a special token.
+          UserError: the tokenizer cannot be read or trained, or lacks a special token.
         """
         raise NotImplementedError
 
 
 @part
 class SentencePiece(TokenizerPart):
-    """A sentencepiece model (Kudo and Richardson 2018, arXiv:1808.06226), trained on the texts or given."""
+    """A sentencepiece model (Kudo and Richardson 2018, arXiv:1808.06226), trained on the texts or loaded from a file."""
 
-    vocabulary: int = 1000  # pieces
-    file: str | None = None  # a trained model; None: it is trained on the texts of the training split
-    byte_fallback: bool = True  # what no piece covers is written in bytes; takes 256 pieces
+    vocabulary: int = 1000  # number of pieces
+    file: str | None = None  # a trained model; None: train one on the texts of the training split
+    byte_fallback: bool = True  # encode characters that no piece covers in bytes; uses 256 pieces
     normalisation: Literal["nmt_nfkc_cf", "nmt_nfkc", "nfkc_cf", "nfkc", "identity"] = "nmt_nfkc"
-    # Tokens for `Data.prefixes`, which no text can spell: "<fr>"; of a file, those it must have.
+    # Special tokens for `Data.prefixes`, such as "<fr>"; with `file`, special tokens that the model must have.
     special: tuple[str, ...] = ()
 
     def open(self, source: Source, directory: Path) -> text.Tokenizer:
@@ -62,10 +62,10 @@ class SentencePiece(TokenizerPart):
 
 
 def learnable(source: Source, directory: Path) -> tuple[str, Callable[[], set[str]]]:
-    """What identifies the texts of the training split, and what gathers them.
+    """The identity of the training split's texts, and a function that reads them.
 
     Raises:
-      UserError: the source cannot be read; of the function: there is no text.
+      UserError: the source cannot be read. The function raises it if there is no text.
     """
     parts = source.texts(directory)
 
@@ -82,7 +82,7 @@ class HuggingFaceTokenizer(TokenizerPart):
     """A tokenizer of the library `tokenizers`."""
 
     file: str  # a tokenizer.json
-    add_special_tokens: bool = True  # those that its post-processor puts around what is read: [CLS] ... [SEP]
+    add_special_tokens: bool = True  # add the post-processor's tokens to input texts: [CLS] ... [SEP]
 
     def open(self, source: Source, directory: Path) -> text.Tokenizer:
         return text.HuggingFaceTokenizer.load(self.file, add_special_tokens=self.add_special_tokens)

@@ -1,8 +1,9 @@
-"""Tux Paint's stamps: pictures described in writing in many languages, and spoken by people in a dozen.
+"""Tux Paint's stamps: pictures with written descriptions in many languages, spoken by people in 13 of them.
 
-The Debian package `tuxpaint-stamps-default` (GPL-2) holds 952 stamps: animals, plants, things. 785 have a bitmap (the others
-are vector drawings, which are left out as pictures), and 7,391 recordings say in 13 languages what is to be seen, about three
-hours in the voices of volunteers. (Lithuanian is spoken, but not written.) Nothing of it is part of mmjax: the package is fetched by apt, or named by the user.
+The Debian package `tuxpaint-stamps-default` (GPL-2) holds 952 stamps: animals, plants, things. 785 have a bitmap; the
+others are vector drawings, which are not used as pictures. In 7,391 recordings (about three hours), volunteers speak the
+descriptions in 13 languages; the Lithuanian ones have no written text. mmjax does not contain the data: apt fetches the
+package, or the user names its file.
 """
 
 import hashlib
@@ -33,9 +34,9 @@ class Stamp(NamedTuple):
     """One stamp.
 
     Attributes:
-      name: its path, without an ending.
-      texts: descriptions by language; all have "en".
-      image: its picture, if it has a bitmap; spoken: recordings by language.
+      name: its path without the ending.
+      texts: descriptions by language, always with "en".
+      image: its bitmap, if any; spoken: recordings by language.
     """
 
     name: str
@@ -46,11 +47,11 @@ class Stamp(NamedTuple):
 
 @part
 class TuxPaintStamps(Collection):
-    """Tux Paint's stamps: pictures with descriptions that people have spoken in twelve languages."""
+    """Tux Paint's stamps: pictures with descriptions that people have spoken in 13 languages."""
 
     package: str | None = None  # the .deb file of tuxpaint-stamps-default; None: apt fetches it
-    languages: tuple[str, ...] = ()  # that are spoken; none: all
-    written: bool = False  # descriptions without a recording, too
+    languages: tuple[str, ...] = ()  # spoken languages to use; empty: all
+    written: bool = False  # also use descriptions without a recording
 
     def records(self, split: str, directory: Path, once: bool = False) -> "TuxPaintStampsRecords":
         options = dict(package=self.package, languages=self.languages, written=self.written)
@@ -58,20 +59,20 @@ class TuxPaintStamps(Collection):
 
 
 class TuxPaintStampsRecords:
-    """A record per recording: the picture, what is said, the same in English, and the language as the answer.
+    """One record per recording: picture, transcript, the English description as target, and the language as answer.
 
-    `text` and `transcript` are the description in the language that is spoken, `target` is the English one. With `written`
-    there is another record, without speech, for every description that nobody speaks.
+    `text` and `transcript` are the description in the spoken language. With `written`, every description without a
+    recording makes a record without speech.
 
-    Splits (80, 10 and 10 %) keep together all stamps that share a description in any language: no picture and no phrase
-    of the test split is seen in training.
+    Stamps that share a description in any language are in the same split (80, 10 and 10 %), so that no picture or phrase
+    of the test split occurs in training.
 
     Args:
-      directory: where the unpacked archive is kept.
+      directory: folder for the unpacked archive.
       split: "train", "validation" or "test".
-      package: a .deb file; None: apt fetches it (no root needed).
-      languages: only these; none: all.
-      written: descriptions without a recording, too.
+      package: a .deb file; None: apt fetches it (without root).
+      languages: spoken languages to use; empty: all.
+      written: also use descriptions without a recording.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class TuxPaintStampsRecords:
         unknown = set(languages) - known
         if unknown:
             raise UserError(
-                f"nobody speaks '{sorted(unknown)[0]}' in tuxpaint_stamps; there are {', '.join(sorted(known))}"
+                f"tuxpaint_stamps has no recordings in '{sorted(unknown)[0]}'; it has {', '.join(sorted(known))}"
             )
         wanted = set(languages) or known
         chosen = split_of(stamps)
@@ -125,7 +126,7 @@ class TuxPaintStampsRecords:
 
 
 def unpacked(directory: Path, package: str | None) -> Path:
-    """The package's archive as an uncompressed tar file, made once; files are read from inside it.
+    """The package's archive as an uncompressed tar file, made once; members are read from it by offset.
 
     Raises:
       UserError: there is no such package, apt cannot fetch it, or the disk is full.
@@ -161,10 +162,10 @@ def _fetch(scratch: Path) -> Path:
 
 
 def _member(package: Path, scratch: Path) -> Path:
-    """The file data.tar.xz of a .deb, which is an `ar` archive: a line of 60 bytes before each member."""
+    """Extracts data.tar.xz from a .deb, which is an `ar` archive with a 60-byte header before each member."""
     with package.open("rb") as file:
         if file.read(8) != b"!<arch>\n":
-            raise UserError(f"{package} is no .deb file")
+            raise UserError(f"{package} is not a .deb file")
         while header := file.read(60):
             name, size = header[:16].decode(errors="replace").strip().rstrip("/"), int(header[48:58] or 0)
             if name == "data.tar.xz":
@@ -177,7 +178,7 @@ def _member(package: Path, scratch: Path) -> Path:
 
 
 def read_stamps(archive: Path) -> list[Stamp]:
-    """All stamps of the archive, by name."""
+    """All stamps of the archive, sorted by name."""
     texts, images, spoken = {}, {}, {}
     try:
         with tarfile.open(archive, "r:") as tar:
@@ -193,7 +194,7 @@ def read_stamps(archive: Path) -> list[Stamp]:
                 elif match := SPOKEN.fullmatch(path):
                     spoken.setdefault(match[1], {})[match[2] or "en"] = blob
     except (OSError, tarfile.TarError) as error:
-        raise UserError(f"{archive} is damaged ({error}); delete it, and it is made again") from None
+        raise UserError(f"{archive} is damaged ({error}); delete it, and it will be made again") from None
     return [
         Stamp(name, found, images.get(name), spoken.get(name, {}))
         for name, found in sorted(texts.items())
@@ -202,7 +203,7 @@ def read_stamps(archive: Path) -> list[Stamp]:
 
 
 def _descriptions(data: bytes) -> dict[str, str]:
-    """The first line is English, the others are "fr.utf8=Une grenouille."."""
+    """Parses descriptions: the first line is English, the others have the form "fr.utf8=Une grenouille."."""
     first, *others = data.decode(errors="replace").splitlines() or [""]
     found = {"en": first.strip()} if first.strip() else {}
     for line in others:
@@ -213,7 +214,7 @@ def _descriptions(data: bytes) -> dict[str, str]:
 
 
 def split_of(stamps: list[Stamp]) -> dict[str, str]:
-    """The split of every stamp: those that share a description, in whatever language, are in the same."""
+    """The split of every stamp; stamps that share a description in any language are in the same split."""
     group = {stamp.name: stamp.name for stamp in stamps}
 
     def root(name: str) -> str:
