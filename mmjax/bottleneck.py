@@ -76,8 +76,8 @@ def measure(config: Experiment, count: int = 8, step_seconds: float | None = Non
     """Times `count` batches in one thread, and also training steps unless `step_seconds` is given.
 
     Returns:
-      {"seconds_per_batch": {part: seconds of one core}, "rates_per_core" and "rates_needed": {"audio_seconds", "pictures",
-      "examples": per second}, "step_seconds", "cores_needed", "cores", "threads", "verdict"}.
+      {"seconds_per_batch": {part: seconds of one core}, "rates_per_core" and "rates_needed": {"audio_seconds",
+      "pictures", "examples": per second}, "step_seconds", "cores_needed", "cores", "threads", "verdict"}.
 
     Raises:
       UserError: training the config would fail, or `step_seconds` is not positive.

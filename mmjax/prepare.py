@@ -104,8 +104,8 @@ def inspect(
       overrides: overrides of config keys, as on the command line.
 
     Returns:
-      The result of `mmjax.data.page.facts`, and for a config also {"padding": {stream: share of empty positions}, "rows":
-      the result of `better_rows`}.
+      The result of `mmjax.data.page.facts`, and for a config also {"padding": {stream: share of empty positions},
+      "rows": the result of `better_rows`}.
 
     Raises:
       UserError: the page cannot be written.
@@ -139,8 +139,8 @@ def better_rows(config: Experiment, layout: Any, sampler: Any) -> dict[str, Any]
     """Proposes row capacities that waste fewer of the towers' FLOPs at no higher cost.
 
     Returns:
-      {"now": {stream: positions}, "wasted": share of the FLOPs spent on empty positions, "proposed": {stream: positions},
-      "proposed_wasted": the same share for the proposal}, measured by packing one window of examples.
+      {"now": {stream: positions}, "wasted": share of the FLOPs spent on empty positions, "proposed": {stream:
+      positions}, "proposed_wasted": the same share for the proposal}, measured by packing one window of examples.
     """
     from mmjax.train import report
 

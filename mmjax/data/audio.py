@@ -26,8 +26,9 @@ BYTES = dict(PCM_S8=1, PCM_U8=1, ULAW=1, ALAW=1, PCM_16=2, PCM_24=3, PCM_32=4, F
 LOUDEST = 8.0  # float samples up to this magnitude are clipped; larger ones mean that the recording has another scale
 RATES = 1_000, 1_000_000  # Hz; a rate outside this range means a damaged header
 TOLERANCE = 0.5  # seconds by which a part may extend past the recording's end: coders pad, and durations are rounded
-# Decoding of a part of an MP3 starts this many seconds earlier. Frames use data of earlier frames (the bit reservoir), so
-# libmpg123 mutes up to 0.3 s after a seek. Half a second is enough (measured); the rest avoids warnings of libmpg123.
+# Decoding of a part of an MP3 starts this many seconds earlier. Frames use data of earlier frames (the bit reservoir),
+# so libmpg123 mutes up to 0.3 s after a seek. Half a second is enough (measured); the rest avoids warnings of
+# libmpg123.
 PREROLL = 30.0
 
 
@@ -79,7 +80,8 @@ def read_audio(
       source: a path, the encoded bytes, or their location.
       sample_rate: the rate to resample to (soxr, high quality), in Hz.
       name: the name of `source` in error messages (default: its path).
-      start, seconds: the part to decode; None: to the end. The part may end up to `TOLERANCE` seconds past the recording.
+      start, seconds: the part to decode; None: to the end. The part may end up to `TOLERANCE` seconds past the
+        recording.
       rescale: scale recordings with values beyond `LOUDEST` into [-1, 1]; see `_rescaled`.
       channels: channels to average, counted from 0; None: all.
 
@@ -154,7 +156,9 @@ def check_rate(rate: int, name: str) -> None:
       Unreadable: the rate is outside `RATES`.
     """
     if not RATES[0] <= rate <= RATES[1]:
-        raise Unreadable("impossible rate", f"the recording {name} has an impossible rate of {rate} Hz; is its header damaged?")
+        raise Unreadable(
+            "impossible rate", f"the recording {name} has an impossible rate of {rate} Hz; is its header damaged?"
+        )
 
 
 def _check_channels(channels: Sequence[int] | None, there: int, name: str) -> None:

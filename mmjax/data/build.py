@@ -65,7 +65,8 @@ def build(
       stamp: identity of the collection; a build of another collection in the same folder is not continued.
       directory: the folder to write to.
       shard_bytes: approximate size of a shard.
-      rescale: as `data.rescale`; it changes the parts that are cut from recordings, while whole files are copied unchanged.
+      rescale: as `data.rescale`; it changes the parts that are cut from recordings, while whole files are copied
+        unchanged.
       keep_duplicates: keep examples whose recording, picture, texts and answer equal those of an earlier one.
 
     Returns:
@@ -93,7 +94,7 @@ def build(
             shard.unlink()
         shutil.rmtree(work)
         raise UserError(
-            f"none of the {len(left_out):,} examples of '{split}' can be used, so no shard is made; example "
+            f"none of the {len(left_out):,} examples of '{split}' can be used, so no shard is made; for instance, example "
             f"{left_out[0][0]}: {left_out[0][1]}"
         )
     for old in (directory / split, work / "index"):

@@ -9,7 +9,7 @@ BETTER = 5e-4  # smallest gain in the useful share that justifies a change; smal
 
 
 def useful(tokens: np.ndarray, rows: int, capacity: np.ndarray, cost: np.ndarray) -> float:
-    """The share of the compute of `rows` rows that is spent on tokens [n, streams]; a position costs `cost` [streams]."""
+    """The share of the compute of `rows` rows that tokens [n, streams] use; a position costs `cost` [streams]."""
     return float((tokens.sum(axis=0) * cost).sum() / (rows * (capacity * cost).sum()))
 
 

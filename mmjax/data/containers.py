@@ -1,9 +1,9 @@
 """Detects truncated recordings, and completes headers that do not state the length.
 
 libsndfile silently shortens a truncated WAV, trusts the placeholder size that a pipe writes, and only estimates the
-length of an MP3 without a Xing header. `completed` detects truncation and writes missing lengths into the header, so that
-the header's length equals the decoded length. It reads headers and the end of an OGG file; it reads a whole file only if
-the length is not stated anywhere.
+length of an MP3 without a Xing header. `completed` detects truncation and writes missing lengths into the header, so
+that the header's length equals the decoded length. It reads headers and the end of an OGG file; it reads a whole file
+only if the length is not stated anywhere.
 """
 
 import io
@@ -14,8 +14,8 @@ import soundfile
 
 from mmjax.data.files import Unreadable
 
-# Placeholder sizes of writers that could not seek back: 0x7FFFF000 (sox), 0x80000000 (arecord), 0xFFFFFFFF (ffmpeg), and
-# slightly smaller values, from which the size of a header was subtracted.
+# Placeholder sizes of writers that could not seek back: 0x7FFFF000 (sox), 0x80000000 (arecord), 0xFFFFFFFF (ffmpeg),
+# and slightly smaller values, from which the size of a header was subtracted.
 PIPED = (0x7FFF0000, 0x80000000), (0xFFFF0000, 0xFFFFFFFF), (2**62, 2**64)
 
 
@@ -27,8 +27,8 @@ def completed(file: BinaryIO, name: str) -> tuple[BinaryIO, int | None]:
       name: its name in error messages.
 
     Returns:
-      The file, or a copy with a corrected header; and the number of bytes of samples if the header did not state it (the
-      samples then extend to the end of the file), else None.
+      The file, or a copy with a corrected header; and the number of bytes of samples if the header did not state it
+      (the samples then extend to the end of the file), else None.
 
     Raises:
       Unreadable: the recording is truncated.
@@ -64,7 +64,7 @@ class Reader(soundfile.SoundFile):
 
 
 class _Source:
-    """A file that ignores seeks to invalid offsets (from damaged headers); in a callback, cffi would print the exception."""
+    """A file that ignores seeks to invalid offsets in damaged headers; otherwise cffi would print the exception."""
 
     def __init__(self, file: BinaryIO):
         self._seek, self.tell, self.read, self.readinto = file.seek, file.tell, file.read, file.readinto
@@ -76,7 +76,8 @@ class _Source:
             return self.tell()
 
 
-# Chunked containers: WAV, RF64, W64, AIFF, CAF; AU counts as one chunk. -------------------------------------------------
+# Chunked containers: WAV, RF64, W64, AIFF, CAF; AU counts as one chunk.
+# -------------------------------------------------
 
 
 class Chunks(NamedTuple):
@@ -198,7 +199,7 @@ def _are_chunks(file: BinaryIO, kind: Chunks, at: int, end: int) -> bool:
 
 
 def _completed_ogg(file: BinaryIO, name: str) -> BinaryIO:
-    """Checks that the last page and packet are complete; many files lack the end-of-stream flag, so it is not required."""
+    """Checks that the last page and packet are complete; many files lack the end-of-stream flag, so it is optional."""
     end = file.seek(0, io.SEEK_END)
     file.seek(0)
     first = file.read(64)
@@ -288,7 +289,7 @@ def frame_bytes(header: bytes) -> int:
 
 
 def _completed_mp3(file: BinaryIO, name: str) -> BinaryIO:
-    """Counts the frames and prepends a Xing header if there is none: mpg123 would estimate the length from one frame."""
+    """Adds a missing Xing header with the number of frames; mpg123 would estimate the length from the first frame."""
     end, at = file.seek(0, io.SEEK_END), 0
     file.seek(0)
     while (tag := file.read(10))[:3] == b"ID3" and len(tag) == 10:

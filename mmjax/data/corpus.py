@@ -113,7 +113,9 @@ class Corpus:
             if self.index.has(name):
                 unknown = int(self.index.unknown(name, tokenizer)[kept].sum())
                 tokens = int(self.index.tokens(name, tokenizer)[kept].sum())
-                left_out = unknown if tokenizer.zero == "unknown" and name != "text" else 0  # `tokens` does not count them
+                left_out = (
+                    unknown if tokenizer.zero == "unknown" and name != "text" else 0
+                )  # `tokens` does not count them
                 found[name] = unknown / max(tokens + left_out, 1)
         return found
 

@@ -30,9 +30,7 @@ def translated(
     if row.get("type") in CUTS or ("recording" in row and "supervisions" in row):
         return _from_cut(row, name)
     if "recording_id" in row and not {"speech", "audio", "audio_filepath"} & row.keys():
-        raise UserError(
-            f"{name} is a Lhotse supervision without its recording; make cuts of both: lhotse cut simple"
-        )
+        raise UserError(f"{name} is a Lhotse supervision without its recording; make cuts of both: lhotse cut simple")
     if "audio_filepath" in row:
         row = _from_nemo(row, name, columns)
     if "conversations" in row:
@@ -172,7 +170,7 @@ def _from_conversation(row: Mapping[str, Any], name: str, turn: int | None) -> d
         raise UserError(f"{name} is not a conversation that alternates questions and answers") from None
     if turn is None and len(turns) > 2:
         raise UserError(
-            f"{name} holds a conversation of {len(turns)} turns; put it into a list (.jsonl, .parquet), or write a sample for each answer"
+            f"{name} holds a conversation of {len(turns)} turns; write a sample for each answer, or use a .jsonl list"
         )
     said = [value for _, value in turns[: 2 * (turn or 0) + 2]]
     for mark in ("<image>", "<audio>"):

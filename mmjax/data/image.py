@@ -119,7 +119,9 @@ def _orientation(image: Image.Image, file: BinaryIO) -> int:
             exif = Image.Exif()
             exif.load(late)
         else:
-            exif = Image.Image.getexif(image)  # PNG's own method would decode the picture to search for EXIF data after the pixels
+            exif = Image.Image.getexif(
+                image
+            )  # PNG's own method would decode the picture to search for EXIF data after the pixels
         return int(exif.get(ExifTags.Base.Orientation, 1))
     except Exception:  # Pillow raises many types for damaged EXIF data
         return 1

@@ -47,9 +47,9 @@ def draw_crop(
 ) -> tuple[int, int, int, int]:
     """A box (left, upper, right, lower) within a picture of `size` (width, height).
 
-    Its area is uniform between `least_area` and 1 of the picture's area. Its ratio of width to height is `shape` times a
-    factor that is log-uniform between 1 / `aspect` and `aspect`. If ten draws do not fit into the picture, the result is
-    the largest centred box of aspect ratio `shape`.
+    Its area is uniform between `least_area` and 1 of the picture's area. Its ratio of width to height is `shape` times
+    a factor that is log-uniform between 1 / `aspect` and `aspect`. If ten draws do not fit into the picture, the result
+    is the largest centred box of aspect ratio `shape`.
     """
     full_width, full_height = size
     for _ in range(10):

@@ -11,9 +11,9 @@ from mmjax.tree import part, setting
 class ImageMixing:
     """Mixup (Zhang et al. 2018, arXiv:1710.09412) and CutMix (Yun et al. 2019, arXiv:1905.04899).
 
-    The second picture and the share are drawn by seed, step and example number. The second picture can be any of the data,
-    not only of the batch, so the result does not depend on packing or the number of hosts. If both methods are on, each is
-    chosen with probability 1/2.
+    The second picture and the share are drawn by seed, step and example number. The second picture can be any of the
+    data, not only of the batch, so the result does not depend on packing or the number of hosts. If both methods are
+    on, each is chosen with probability 1/2.
     """
 
     seed: int = setting(0)  # the run's seed

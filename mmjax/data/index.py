@@ -74,7 +74,9 @@ class Index:
             self._bytes = {name: load(f"{name}_bytes") for name in self._about["texts"]}
             self._tags = {name: load(name) for name in self._about["tags"]}
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"the index in {directory} is damaged ({error}); delete it, and it will be made again") from None
+            raise UserError(
+                f"the index in {directory} is damaged ({error}); delete it, and it will be made again"
+            ) from None
         self.answers: list[str] | None = self._about["answers"]
         self.unreadable = {int(number): reason for number, reason in self._about["unreadable"].items()}
         self.unread: dict[str, int] = self._about.get("unread", {})
@@ -202,7 +204,7 @@ def open_index(collection: Sequence[Record], stamp: Mapping[str, Any], directory
 
 
 def measure_all(collection: Sequence[Record], title: str) -> tuple[list[Measured], dict[str, int]]:
-    """Measures every record, in order, or gives the reason why it cannot be read; and counts unused columns and files."""
+    """Measures every record in order, or says why it cannot be read; and counts unused columns and files."""
     count = len(collection)
     if not count:
         raise UserError(f"{title} is empty")

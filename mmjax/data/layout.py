@@ -79,8 +79,8 @@ class Layout:
     def tokens(self, sizes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Positions with a token, [n] per stream, from a source's sizes.
 
-        Sizes are samples of speech, tokens of text, vectors, and for pictures the height and width [n, 2] or the number of
-        patches [n]; 0 if an example lacks the modality.
+        Sizes are samples of speech, tokens of text, vectors, and for pictures the height and width [n, 2] or the number
+        of patches [n]; 0 if an example lacks the modality.
         """
         count = len(next(iter(sizes.values())))
         full = {
@@ -135,8 +135,8 @@ class Layout:
         """Cuts samples [N] of a recording into the blocks of the speech stream.
 
         Returns:
-          Blocks [T, hop], T = ceil(N / hop), the last one padded with zeros; and positions [T, 2]: each block's index, and
-          the number of samples in it. With `pad`, T is `pad`, and silence counts as samples.
+          Blocks [T, hop], T = ceil(N / hop), the last one padded with zeros; and positions [T, 2]: each block's index,
+          and the number of samples in it. With `pad`, T is `pad`, and silence counts as samples.
 
         Raises:
           UserError: the recording is shorter than one analysis window, or longer than `pad`.
@@ -215,7 +215,8 @@ class Rows:
                 )
         segment = self._used["examples"][row] + 1
         for stream, (features, positions) in parts.items():
-            # An answer is stored at its example's slot, not at the next free one: examples without an answer leave gaps.
+            # An answer is stored at its example's slot, not at the next free one: examples without an answer leave
+            # gaps.
             start = segment - 1 if stream == "answer" else self._used[stream][row]
             place = row, slice(start, start + len(features))
             self.batch[stream].features[place] = features

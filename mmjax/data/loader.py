@@ -25,8 +25,8 @@ CHANCE = 1e-4
 class Batches:
     """Random access to the batches of a run: `batches[step]` is always the same for the same step.
 
-    An example that cannot be decoded is skipped: its slot stays empty, and `skipped` lists it. The first example of each
-    kind of fault causes a warning.
+    An example that cannot be decoded is skipped: its slot stays empty, and `skipped` lists it. The first example of
+    each kind of fault causes a warning.
 
     Args:
       source: random access to examples.
@@ -84,7 +84,8 @@ class Batches:
                 except UserError as error:
                     lost += 1
                     self._set_aside(index, error)
-        # With several hosts, a host counts only the losses in its own rows, so this check is effective on one host only.
+        # With several hosts, a host counts only the losses in its own rows, so this check is effective on one host
+        # only.
         if lost and not self._measuring and lost == sum(len(row.examples) for row in rows):
             raise UserError(self._said(f"none of the examples of step {step} can be used"))
         return packer.batch

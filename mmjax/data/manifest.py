@@ -38,9 +38,9 @@ class ManifestRecords:
     """One record per row, or per answer of a conversation; rows are parsed on access.
 
     Args:
-      file: .jsonl or .json with one object per line, .json with one list of objects (LLaVA), .csv or .tsv with a header.
-        A .csv is parsed by Python's csv module in strict mode, so a quoted text may span several lines. In a .tsv, quotes
-        are ordinary characters, as in Common Voice.
+      file: .jsonl or .json with one object per line, .json with one list of objects (LLaVA), .csv or .tsv with a
+        header. A .csv is parsed by Python's csv module in strict mode, so a quoted text may span several lines. In a
+        .tsv, quotes are ordinary characters, as in Common Voice.
       root: folder of relative paths; None: the file's folder (for tables of Common Voice, the folder `clips` in it).
       columns: column names -> fields of `Record`, for names that are not recognised automatically.
     """

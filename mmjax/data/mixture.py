@@ -1,8 +1,8 @@
 """Mixes several sources in exact proportions, with random access to any place of the sequence.
 
-The source of an example depends only on its place in the sequence. The place times the golden ratio, modulo the interval,
-is a low-discrepancy sequence (Weyl 1916), and each source owns a part of the interval. So any range of places holds each
-source's share within a few examples, and the number of earlier examples of a source has a closed form.
+The source of an example depends only on its place in the sequence. The place times the golden ratio, modulo the
+interval, is a low-discrepancy sequence (Weyl 1916), and each source owns a part of the interval. So any range of places
+holds each source's share within a few examples, and the number of earlier examples of a source has a closed form.
 """
 
 import dataclasses

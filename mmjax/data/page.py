@@ -37,8 +37,8 @@ def facts(source: Any) -> dict[str, Any]:
     """Statistics of a source.
 
     Returns:
-      {"examples", "hours" of speech, "sizes": {stream: {"examples", "least", "mean", "largest", "unit"}}, "answers": number
-      of classes, "groups": {"language": {name: count}}, "notes": unused columns or files, and unknown tokens,
+      {"examples", "hours" of speech, "sizes": {stream: {"examples", "least", "mean", "largest", "unit"}}, "answers":
+      number of classes, "groups": {"language": {name: count}}, "notes": unused columns or files, and unknown tokens,
       "dropped": {reason: count}, "reasons": the first reasons, one line each}.
     """
     found: dict[str, Any] = {"examples": len(source), "sizes": {}}

@@ -115,7 +115,7 @@ def _answers(table: Any, metadata: Any) -> np.ndarray:
 
 
 def _named(value: Any, names: list[str], column: str) -> Any:
-    """The name of a class number, None for -1 (Hugging Face's missing label); a list of numbers becomes 0 or 1 per class."""
+    """The name of a class number, None for -1 (Hugging Face's missing label); a list becomes 0 or 1 per class."""
     numbers = value if isinstance(value, list) else [value]
     for number in numbers:
         if isinstance(number, int) and not -1 <= number < len(names):

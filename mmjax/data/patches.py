@@ -9,8 +9,8 @@ def patch_grid(sizes: np.ndarray, patch: int, most: int) -> np.ndarray:
     """The patch grids of pictures at their own aspect ratio (NaViT, Dehghani et al. 2023, arXiv:2307.06304).
 
     A picture is rounded to whole patches. A picture with more than `most` patches is shrunk, with its aspect ratio kept
-    as closely as whole patches allow. Pictures are not enlarged beyond the rounding. Integer arithmetic ensures that the
-    sampler (from the index) and the loader (from the picture) compute the same grid.
+    as closely as whole patches allow. Pictures are not enlarged beyond the rounding. Integer arithmetic ensures that
+    the sampler (from the index) and the loader (from the picture) compute the same grid.
 
     Args:
       sizes: [n, 2] heights and widths in pixels.
@@ -22,8 +22,8 @@ def patch_grid(sizes: np.ndarray, patch: int, most: int) -> np.ndarray:
     """
     sizes = np.asarray(sizes, np.int64)
     grid = np.maximum(1, (sizes + patch // 2) // patch)
-    # rows = sqrt(most * height / width) and columns = sqrt(most * width / height) have the picture's aspect ratio and the
-    # product `most`.
+    # rows = sqrt(most * height / width) and columns = sqrt(most * width / height) have the picture's aspect ratio and
+    # the product `most`.
     shrunk = _whole_root(most * sizes // np.maximum(1, sizes[:, ::-1])).clip(1, most)
     return np.where(grid.prod(axis=1, keepdims=True) > most, np.minimum(grid, shrunk), grid)
 

@@ -90,8 +90,8 @@ def read_row(
 ) -> tuple[Record, list[str]]:
     """A record from a line of a manifest, a row of a table, or the parts of a sample in a tar file.
 
-    Besides the names of `Record`, the names in `ALIASES` and the formats of `mmjax.data.forms` are recognised. None, NaN
-    and empty strings count as missing; but an empty transcript or target is an empty text.
+    Besides the names of `Record`, the names in `ALIASES` and the formats of `mmjax.data.forms` are recognised. None,
+    NaN and empty strings count as missing; but an empty transcript or target is an empty text.
 
     Args:
       root: folder of relative paths.
@@ -258,7 +258,7 @@ def _checked(field: str, value: Any, root: str, name: str) -> Any:
             return tuple(_number("answer", x, name) for x in value)
         case ("answer", float()) if not value.is_integer():
             raise UserError(
-                f"{name}: answer is {value}; a class must be a name or a whole number; put regression targets in a list: [{value}]"
+                f"{name}: answer is {value}; a class is a name or a whole number; put regression targets in a list: [{value}]"
             )
         case ("answer", str() | int() | float()):  # pandas turns 1 into 1.0 if other labels are missing
             return str(int(value)) if isinstance(value, float) else _unicode(field, str(value), name)

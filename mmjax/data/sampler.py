@@ -177,7 +177,7 @@ class Sampler:
             return rows
 
     def state(self, step: int) -> dict[str, int]:
-        """The state to resume at `step` without recounting: the window of its first row, and the rows before the window."""
+        """The state to resume at `step` without recounting: the window of its first row, and the rows before it."""
         with self._lock:
             if step * self.batch_rows < self._starts[0]:
                 self._first_window, self._starts = 0, [0]
@@ -317,10 +317,10 @@ def best_fit(sizes: np.ndarray, capacity: np.ndarray) -> list[np.ndarray]:
 
     Rows are filled one after the other from the first `NEAR` waiting items. A row first takes items in their (random)
     order, so that every row gets a fair mixture. When its free share falls to `ORDERLY`, it takes the item with the
-    largest dot product of size and deficit, both as shares of the row (Panigrahy et al. 2011, "Heuristics for vector bin
-    packing"). The target per stream is the remaining total over the number of rows still needed, so that all streams run
-    out together. Using the dot product from the start, or over all waiting items, would use up the items that combine
-    well, and pack the last rows badly (measured in docs/log.md).
+    largest dot product of size and deficit, both as shares of the row (Panigrahy et al. 2011, "Heuristics for vector
+    bin packing"). The target per stream is the remaining total over the number of rows still needed, so that all
+    streams run out together. Using the dot product from the start, or over all waiting items, would use up the items
+    that combine well, and pack the last rows badly (measured in docs/log.md).
 
     Integer arithmetic makes the result independent of a machine's rounding.
 

@@ -44,9 +44,9 @@ class Texts(NamedTuple):
 class Source:
     """The base class of sources.
 
-    An opened split has `__len__`, `__getitem__(index) -> Example`, `sizes` (integer arrays by stream: samples of speech,
-    height and width of pictures in pixels, tokens of texts as counted by `Tokenizer.of_stream`, and number of vectors),
-    `tokenizer` (None: no texts) and `answers` (class names).
+    An opened split has `__len__`, `__getitem__(index) -> Example`, `sizes` (integer arrays by stream: samples of
+    speech, height and width of pictures in pixels, tokens of texts as counted by `Tokenizer.of_stream`, and number of
+    vectors), `tokenizer` (None: no texts) and `answers` (class names).
 
     Attributes:
       takes_prefixes: whether the source supports `Data.prefixes`.

@@ -11,8 +11,8 @@ from mmjax.tree import part
 class SpeedPerturbation:
     """Resamples recordings to change speed and pitch (Ko et al. 2015, "Audio augmentation for speech recognition").
 
-    The speed of an example is a function of (seed, epoch, example number), so every host knows its length without reading
-    it.
+    The speed of an example is a function of (seed, epoch, example number), so every host knows its length without
+    reading it.
     """
 
     # Speeds of equal probability; 1.1 is 10 % faster. They are rounded to fractions with a denominator up to 100.

@@ -23,7 +23,10 @@ SPLITS = ("train", "test")
 VERSION = "1.0.0"
 SAMPLE_RATE = 16_000
 IMAGE_SIZE = 64  # pixels
-MAKERS = {"easy_vqa": "easy-vqa", "espeakng_loader": "espeakng-loader"}  # modules needed for preparation, and their packages
+MAKERS = {
+    "easy_vqa": "easy-vqa",
+    "espeakng_loader": "espeakng-loader",
+}  # modules needed for preparation, and their packages
 
 
 @part
@@ -94,7 +97,9 @@ class SpokenEasyVQAExamples:
 
     def _damaged(self, error: Exception) -> UserError:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        return UserError(f"the prepared data in {self._home} is damaged ({reason}); delete it, and it will be made again")
+        return UserError(
+            f"the prepared data in {self._home} is damaged ({reason}); delete it, and it will be made again"
+        )
 
     def __len__(self) -> int:
         return len(self._records)

@@ -109,8 +109,8 @@ def question_pairs(split: str) -> list[dict]:
 def _speak_all(wanted: list[tuple[str, Voice]]) -> dict[tuple[str, Voice], tuple[bytes, int]]:
     """Speaks each (text, voice) once, on all cores; returns OGG bytes and the number of samples.
 
-    espeak-ng keeps the state of a voice's flutter between utterances, and cannot reset it. So each voice speaks its texts
-    in order in a new process, which makes the recordings independent of the number of cores.
+    espeak-ng keeps the state of a voice's flutter between utterances, and cannot reset it. So each voice speaks its
+    texts in order in a new process, which makes the recordings independent of the number of cores.
     """
     by_voice = [
         (voice, [text for text, speaker in wanted if speaker == voice])

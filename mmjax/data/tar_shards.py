@@ -57,7 +57,8 @@ class TarShardsRecords:
     input text. `.cls` is the answer. `.json` holds fields of `Record` other than recordings and pictures, which must be
     members. Members are read at their offset in the tar file and never extracted, so unsafe paths in a tar do no harm.
 
-    "7.seg.png" is the picture of sample 7 only if there is no "7.png". A sample with two members for one part is an error.
+    "7.seg.png" is the picture of sample 7 only if there is no "7.png". A sample with two members for one part is an
+    error.
 
     Args:
       files: a pattern such as data/train-*.tar; uncompressed tar files.
@@ -85,8 +86,8 @@ class TarShardsRecords:
         """A sample, and the names in its JSON that are not used.
 
         Raises:
-          UserError: a text is not UTF-8, the JSON is malformed or names a file, two members are the same part, a member is a
-            link or sparse, or the tar file has changed.
+          UserError: a text is not UTF-8, the JSON is malformed or names a file, two members are the same part, a member
+            is a link or sparse, or the tar file has changed.
         """
         sample = self._samples[index]
         file = self.files[sample.file]
@@ -104,7 +105,7 @@ class TarShardsRecords:
         for kind in ("speech", "image"):
             if getattr(record, kind) is not None and kind not in parts:
                 raise UserError(
-                    f"{name}.json names a file for {kind}, but files outside the tar file are not read: add it as a member"
+                    f"{name}.json names a file for {kind}, but only members are read: add it to the tar file"
                 )
         return record._replace(name=name), unread
 
@@ -129,9 +130,7 @@ class TarShardsRecords:
                     else:
                         self.unread[f"*.{ending}" if ending else "files without an ending"] += 1
         except (OSError, tarfile.TarError) as error:
-            raise UserError(
-                f"cannot read the tar file {file}: {error}; is it compressed, or truncated?"
-            ) from None
+            raise UserError(f"cannot read the tar file {file}: {error}; is it compressed, or truncated?") from None
         for key, found in samples.items():
             members = {kind: self._nearest(some) for kind, some in found.items()}
             places = {kind: (some[0].offset_data, some[0].size) for kind, some in members.items()}

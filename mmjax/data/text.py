@@ -1,8 +1,8 @@
 """Tokenizers: sentencepiece models and Hugging Face tokenizers.
 
-Input texts are encoded as the tokenizer's own ids. Output texts (transcripts, targets) are encoded as classes of a head, in
-which class 0 is `BLANK` and not a piece; see `class_of`. An empty output text is encoded as one `BLANK`, so that it takes
-a position in its stream, unlike a missing text.
+Input texts are encoded as the tokenizer's own ids. Output texts (transcripts, targets) are encoded as classes of a
+head, in which class 0 is `BLANK` and not a piece; see `class_of`. An empty output text is encoded as one `BLANK`, so
+that it takes a position in its stream, unlike a missing text.
 """
 
 import abc
@@ -45,9 +45,10 @@ class Tokenizer(abc.ABC):
       special: ids of the special tokens by name; encoding a text never produces them.
       unknown: id of the unknown token; None if there is none.
       byte_pieces: ids of the pieces that represent single bytes.
-      zero: the meaning of id 0. "never": it occurs in no text; "unknown": the unknown token; "piece": an ordinary piece.
-      blank: the id that becomes `BLANK`, class 0 of a head. It must not occur in output texts: it is 0, or, if id 0 is an
-        ordinary piece, one more than the largest id. A tokenizer.json may name another id.
+      zero: the meaning of id 0. "never": it occurs in no text; "unknown": the unknown token; "piece": an ordinary
+        piece.
+      blank: the id that becomes `BLANK`, class 0 of a head. It must not occur in output texts: it is 0, or, if id 0 is
+        an ordinary piece, one more than the largest id. A tokenizer.json may name another id.
     """
 
     file_name: ClassVar[str]
@@ -168,8 +169,8 @@ class Tokenizer(abc.ABC):
     def of_stream(self, stream: str, text: str) -> list[int]:
         """The ids of a text in its stream: "text" is an input, all others are outputs.
 
-        An empty output text gives `[BLANK]`, which means that the model should write nothing. A text of which all tokens
-        are left out gives no ids, since its correct output is unknown.
+        An empty output text gives `[BLANK]`, which means that the model should write nothing. A text of which all
+        tokens are left out gives no ids, since its correct output is unknown.
         """
         if stream == "text":
             return self.read(text)
@@ -227,7 +228,8 @@ class SentencePieceTokenizer(Tokenizer):
             "unknown" if model.is_unknown(0) else "never" if model.is_control(0) or model.is_unused(0) else "piece"
         )
         self.blank = len(ids) if self.zero == "piece" else 0
-        # A model that keeps all spaces would decode a literal SPACE sign as a space; spelling the sign in bytes avoids this.
+        # A model that keeps all spaces would decode a literal SPACE sign as a space; spelling the sign in bytes avoids
+        # this.
         keeps_spaces = model.decode(model.encode("  a ")) == "  a "
         spelled = [model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         self._spelled = spelled if keeps_spaces and self.byte_pieces.issuperset(spelled) else None
@@ -245,7 +247,9 @@ class SentencePieceTokenizer(Tokenizer):
             raise UserError(f"{text!r} is not valid Unicode text") from None
 
     def _reference(self, text: str) -> str:
-        return self._model.decode(self._model.encode(text, out_type=str))  # as strings, so that unknown tokens keep their text
+        return self._model.decode(
+            self._model.encode(text, out_type=str)
+        )  # as strings, so that unknown tokens keep their text
 
     def _decode(self, ids: list[int], special: bool) -> str:
         if not special:

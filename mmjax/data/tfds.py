@@ -81,14 +81,12 @@ class TFDSRecords:
         if speech is not None and speech.kind == "samples":
             self._rate = speech.about.sample_rate or sample_rate
             if not self._rate:
-                raise UserError(
-                    f"{name} does not state the sample rate of its recordings; set data.source.sample_rate"
-                )
+                raise UserError(f"{name} does not state the sample rate of its recordings; set data.source.sample_rate")
         parts, form = record_files(home, split, name)
         if form != "array_record" and not once:
             raise UserError(
                 f"{home} holds {form} files, which have no random access; make shards of them once (TensorFlow is not "
-                f"needed): mmjax data build CONFIG -o DIR, or with tfds:{name} as CONFIG for all splits under their own names"
+                f"needed): mmjax data build CONFIG -o DIR, or, for all splits under their own names, tfds:{name} for CONFIG"
             )
         self._records = _array_records(parts) if form == "array_record" else TFRecords(parts)
         self.files = [str(home / name) for name in ("dataset_info.json", "features.json")]

@@ -32,7 +32,7 @@ class TokenizerPart:
 
 @part
 class SentencePiece(TokenizerPart):
-    """A sentencepiece model (Kudo and Richardson 2018, arXiv:1808.06226), trained on the texts or loaded from a file."""
+    """A sentencepiece model (Kudo and Richardson 2018, arXiv:1808.06226), trained on the texts or loaded."""
 
     vocabulary: int = 1000  # number of pieces
     file: str | None = None  # a trained model; None: train one on the texts of the training split

@@ -1,9 +1,9 @@
 """Tux Paint's stamps: pictures with written descriptions in many languages, spoken by people in 13 of them.
 
 The Debian package `tuxpaint-stamps-default` (GPL-2) holds 952 stamps: animals, plants, things. 785 have a bitmap; the
-others are vector drawings, which are not used as pictures. In 7,391 recordings (about three hours), volunteers speak the
-descriptions in 13 languages; the Lithuanian ones have no written text. mmjax does not contain the data: apt fetches the
-package, or the user names its file.
+others are vector drawings, which are not used as pictures. In 7,391 recordings (about three hours), volunteers speak
+the descriptions in 13 languages; the Lithuanian ones have no written text. mmjax does not contain the data: apt fetches
+the package, or the user names its file.
 """
 
 import hashlib
@@ -64,8 +64,8 @@ class TuxPaintStampsRecords:
     `text` and `transcript` are the description in the spoken language. With `written`, every description without a
     recording makes a record without speech.
 
-    Stamps that share a description in any language are in the same split (80, 10 and 10 %), so that no picture or phrase
-    of the test split occurs in training.
+    Stamps that share a description in any language are in the same split (80, 10 and 10 %), so that no picture or
+    phrase of the test split occurs in training.
 
     Args:
       directory: folder for the unpacked archive.

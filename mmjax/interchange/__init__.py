@@ -1,1 +1,1 @@
-"""Checkpoints of others, in and out: Hugging Face's layout of safetensors on one side, our parts on the other."""
+"""Imports and exports models between Hugging Face directories (config.json, safetensors) and mmjax's parts."""

@@ -1,4 +1,4 @@
-"""BERT encoders, as `BertModel` of transformers; sentence embedders such as all-MiniLM are of this family."""
+"""BERT encoders (`BertModel` of transformers), including sentence embedders such as all-MiniLM."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,10 +17,10 @@ def part(theirs: dict[str, Any]) -> Transformer:
     """Our config of the encoder.
 
     Raises:
-      UserError: an option that our Transformer does not have.
+      UserError: the model uses an option that our Transformer does not support.
     """
     if theirs.get("position_embedding_type", "absolute") != "absolute" or theirs.get("is_decoder"):
-        raise UserError("cannot import a BERT with relative positions, or one that is a decoder")
+        raise UserError("cannot import a BERT with relative positions, or a BERT decoder")
     return Transformer(
         vocabulary=theirs["vocab_size"],
         layers=theirs["num_hidden_layers"],
@@ -35,11 +35,11 @@ def part(theirs: dict[str, Any]) -> Transformer:
 
 
 def ignored(name: str) -> bool:
-    return name.endswith("embeddings.position_ids")  # 0, 1, 2, ...: older files keep them
+    return name.endswith("embeddings.position_ids")  # constants 0, 1, 2, ... in older files
 
 
 def rules(theirs: dict[str, Any]) -> list[Rule]:
-    """Every parameter of the encoder, and of the "pooler" beside it."""
+    """Rules for every parameter of the encoder and of the "pooler"."""
     block, layer, heads = "encoder.layer.{layer}.", "layers", theirs["num_attention_heads"]
     found = same("embedding/embedding", "embeddings.word_embeddings.weight")
     found += same("place/embedding", "embeddings.position_embeddings.weight")
@@ -59,7 +59,7 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
 def outputs(
     source: Any, part_: Transformer, parameters: dict[str, np.ndarray], seed: int
 ) -> dict[str, list[tuple[Any, Any]]]:
-    """What ours and theirs make of two texts."""
+    """Outputs of both models for two texts."""
     import torch
     import transformers
 
@@ -73,7 +73,7 @@ def outputs(
 def compare_texts(
     reference: Callable[[Any], Any], part_: Any, parameters: Any, seed: int, lengths: tuple[int, ...] = (7, 12)
 ) -> list[tuple[Any, Any]]:
-    """Texts of so many random tokens through both models; ours packs them into one row."""
+    """Runs both models on random texts of the given lengths; our model gets them packed into one row."""
     import jax
     import jax.numpy as jnp
     import torch

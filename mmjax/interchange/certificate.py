@@ -1,4 +1,4 @@
-"""A parity certificate: how far our outputs are from those of the model that was imported."""
+"""A parity certificate: the difference between our outputs and those of the imported model."""
 
 import importlib.util
 from pathlib import Path
@@ -7,19 +7,19 @@ from typing import Any
 
 import numpy as np
 
-# Of the largest output. Float32 itself leaves Whisper base 2e-5 from its own outputs in float64 (docs/log.md).
+# Relative to the largest output. Whisper base differs by 2e-5 between float32 and float64 (docs/log.md).
 TOLERANCE = 1e-4
 SEED = 0
 
 
 def certify(family: ModuleType, source: Path, part: Any, parameters: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Runs both models on the same seeded inputs, and compares what each part of them makes of the same.
+    """Runs both models on the same seeded inputs, and compares the outputs of their parts.
 
     Returns:
-      {"difference", "tolerance", "holds", "parts": {part: {"difference", "largest"}}, "versions"}. The difference of a
-      part is the largest of any output, as a share of "largest", the largest output of theirs; that of the whole is its
-      parts' largest. Of "ids", which have to be equal, it is 0 or 1. Or {"skipped": why} where torch or transformers is
-      not installed.
+      {"difference", "tolerance", "holds", "parts": {part: {"difference", "largest"}}, "versions"}. A part's difference
+      is its largest absolute difference over "largest", the reference's largest absolute output; for "ids", which must
+      be equal, it is 0 or 1. The overall difference is the largest of the parts. {"skipped": reason} if torch or
+      transformers is not installed.
     """
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:

@@ -1,4 +1,4 @@
-"""`mmjax import` and `mmjax export`: a model of others as one of ours, and back."""
+"""`mmjax import` and `mmjax export`: converts Hugging Face models to mmjax models, and back."""
 
 from pathlib import Path
 from types import ModuleType
@@ -31,10 +31,10 @@ FAMILIES: tuple[ModuleType, ...] = (parakeet, wav2vec2_bert, wav2vec2_conformer,
 
 
 def family_of(theirs: dict[str, Any], where: str | Path) -> ModuleType:
-    """The converter of a config.json.
+    """The converter for a config.json.
 
     Raises:
-      UserError: none knows its `model_type`.
+      UserError: its `model_type` is not supported.
     """
     kind = theirs.get("model_type")
     known = {model_type: family for family in FAMILIES for model_type in family.MODEL_TYPES}
@@ -44,11 +44,14 @@ def family_of(theirs: dict[str, Any], where: str | Path) -> ModuleType:
 
 
 def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
-    """Reads a Hugging Face directory, writes one of ours, and returns what it says of itself.
+    """Converts a Hugging Face directory to an mmjax directory.
 
-    Ours holds `part.json` (the config of the encoder, or of a language model's decoder), `parameters.safetensors` (float32, by path) and `origin.json`
-    (their config, the types of their tensors, the names of those that were left out, and the certificate: how far outputs
-    differ, where torch and transformers are there to tell). The tokenizer is kept (`vocabulary.keep`).
+    The result holds `part.json` (the config of the encoder, or of a language model's decoder), `parameters.safetensors`
+    (float32, by path), `origin.json` (the original config, dtypes of tensors, names of unused tensors, and the parity
+    certificate), and the tokenizer (`vocabulary.keep`).
+
+    Returns:
+      {"model_type", "parameters": number of parameters, "left_out": unused tensors and files, "certificate"}.
     """
     source, out = local(source, "the model's directory"), local(out, "--out")
     theirs = directories.read_object(source / "config.json")
@@ -62,7 +65,7 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
         proof = certificate.certify(family, source, part, parameters)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
-            f"{source / 'config.json'} does not fit its tensors, or lacks something ({type(error).__name__}: {error})"
+            f"{source / 'config.json'} does not fit its tensors, or lacks a value ({type(error).__name__}: {error})"
         ) from None
     origin = {
         "config": theirs,
@@ -84,7 +87,7 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
 
 
 def export_model(source: str | Path, out: str | Path) -> dict[str, Any]:
-    """The inverse of `import_model`: tensors of the same names, shapes and types."""
+    """The inverse of `import_model`: writes tensors with the original names, shapes and dtypes."""
     source, out = local(source, "the model's directory"), local(out, "--out")
     origin = directories.read_object(source / directories.ORIGIN)
     theirs = origin["config"]
@@ -100,12 +103,12 @@ def export_model(source: str | Path, out: str | Path) -> dict[str, Any]:
 
 
 def read_part(directory: str | Path) -> tuple[Any, dict[str, np.ndarray]]:
-    """An imported model: what `part.json` describes, and its parameters by path ("encoder/...", "decoder/...", "head/...")."""
+    """Reads an imported model: its part, and its parameters by path ("encoder/...", "decoder/...", "head/...")."""
     return imported(directory), directories.read_safetensors(Path(directory) / directories.PARAMETERS)
 
 
 def tree(parameters: dict[str, np.ndarray], part: str) -> dict[str, Any]:
-    """The parameters of one part as nested dictionaries, as Flax wants them."""
+    """The parameters of one part as nested dictionaries for Flax."""
     nested: dict[str, Any] = {}
     for path, array in parameters.items():
         first, *keys = path.split("/")

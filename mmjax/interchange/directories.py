@@ -1,4 +1,4 @@
-"""Reading and writing both sides: their config.json with safetensors, our part.json with safetensors."""
+"""Reads and writes model directories: Hugging Face's config.json and our part.json, both with safetensors."""
 
 import json
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ PART, PARAMETERS, ORIGIN = "part.json", "parameters.safetensors", "origin.json"
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """What a JSON file holds, if that is an object."""
+    """Reads a JSON file that must hold an object."""
     found = read_json(path)
     if not isinstance(found, dict):
         raise UserError(f"{path} holds no JSON object")
@@ -26,7 +26,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_normalisation(directory: Path) -> dict[str, Any]:
-    """What the processor of a Hugging Face directory says of pixels, samples or frames, if there is one."""
+    """The preprocessing options of a Hugging Face directory; empty if it has no preprocessor_config.json."""
     path = directory / "preprocessor_config.json"
     keys = (
         "do_normalize",
@@ -57,7 +57,7 @@ def read_tensors(directory: Path) -> dict[str, np.ndarray]:
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise UserError(f"there is no {path}; only safetensors are read (never pickles)")
+        raise UserError(f"there is no {path}; only safetensors can be read, since pickles can run code")
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
@@ -78,9 +78,9 @@ def write(directory: Path, tensors: Mapping[str, np.ndarray], name: str, documen
 
 
 def imported(directory: str | Path) -> Encoder | TextDecoder:
-    """The encoder that `mmjax import` wrote; `Experiment.initial` says that its parameters are to be used too.
+    """The encoder that `mmjax import` wrote, or the decoder of a language model, which has no encoder.
 
-    Of a language model, which has no encoder, it is the decoder.
+    To use its parameters as well, set `Experiment.initial`.
     """
     path = local(directory, "the directory of an imported model") / "part.json"
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Llama-like language models, as `LlamaForCausalLM`, `MistralForCausalLM` and `Qwen2ForCausalLM` of transformers."""
+"""Llama-like language models (`LlamaForCausalLM`, `MistralForCausalLM` and `Qwen2ForCausalLM` of transformers)."""
 
 from typing import Any
 
@@ -13,18 +13,18 @@ MODEL_TYPES = ("llama", "mistral", "qwen2")
 
 
 def part(theirs: dict[str, Any]) -> TextDecoder:
-    """Our config of the decoder, which is all there is.
+    """Our config of the decoder, which is the whole model.
 
     Raises:
-      UserError: an option that our TextDecoder does not have.
+      UserError: the model uses an option that our TextDecoder does not support.
     """
     if not (theirs.get("architectures") or ["ForCausalLM"])[0].endswith("ForCausalLM"):
         raise UserError(
-            f"cannot import architectures={theirs['architectures']!r}; only language models, ...ForCausalLM"
+            f"cannot import architectures={theirs['architectures']!r}; only language models (...ForCausalLM)"
         )
     window = theirs.get("sliding_window", 4096 if theirs["model_type"] == "mistral" else None)  # transformers' default
     if window and theirs.get("use_sliding_window", True):
-        raise UserError(f"cannot import sliding_window={window!r}; only null: all that came before")
+        raise UserError(f"cannot import sliding_window={window!r}; only null (attention to all earlier tokens)")
     return TextDecoder(
         vocabulary=theirs["vocab_size"],
         layers=theirs["num_hidden_layers"],
@@ -55,21 +55,21 @@ def head_width(theirs: dict[str, Any]) -> int:
 
 
 def tied(theirs: dict[str, Any]) -> bool:
-    """Whether the embeddings are the read-out too; files leave out what is the library's default."""
+    """Whether the output projection shares the embeddings; a missing option has transformers' default."""
     return theirs.get("tie_word_embeddings", False)
 
 
 def biases(theirs: dict[str, Any]) -> tuple[bool, bool, bool]:
-    """Which have biases: queries, keys and values; the output of attention; the feed-forward."""
+    """Whether there are biases in (queries, keys and values), the output of attention, and the feed-forward."""
     attention = theirs.get("attention_bias", False)
     return attention or theirs["model_type"] == "qwen2", attention, theirs.get("mlp_bias", False)
 
 
 def rotary_base(theirs: dict[str, Any]) -> float:
-    """The base of the rotary positions; since version 5 transformers writes it into "rope_parameters".
+    """The base of the rotary position embedding; transformers 5 and later store it in "rope_parameters".
 
     Raises:
-      UserError: the positions are scaled, which is made for texts longer than those of the training.
+      UserError: the positions are scaled (for texts longer than in training), which is not supported.
     """
     for key in ("rope_parameters", "rope_scaling"):
         rope = theirs.get(key) or {}
@@ -79,16 +79,16 @@ def rotary_base(theirs: dict[str, Any]) -> float:
 
 
 def ignored(name: str) -> bool:
-    return name.endswith("rotary_emb.inv_freq")  # a table that older files keep
+    return name.endswith("rotary_emb.inv_freq")  # a constant table in older files
 
 
 def copies(theirs: dict[str, Any]) -> dict[str, str]:
-    """Tensors that are others once more."""
+    """Duplicate tensors: copy -> original."""
     return {"lm_head.weight": "model.embed_tokens.weight"} if tied(theirs) else {}
 
 
 def rules(theirs: dict[str, Any]) -> list[Rule]:
-    """Every parameter of the decoder. If any linear layer has a bias, ours all have one: the others' is zero."""
+    """Rules for every parameter. If any linear layer has a bias, all of ours have one; missing biases are zero."""
     block, heads, groups = "model.layers.{layer}.", theirs["num_attention_heads"], key_value_heads(theirs)
     depth, width, per_head = theirs["num_hidden_layers"], theirs["hidden_size"], head_width(theirs)
     in_, out, mlp = biases(theirs)
@@ -115,7 +115,7 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
 def outputs(
     source: Any, part_: TextDecoder, parameters: dict[str, np.ndarray], seed: int
 ) -> dict[str, list[tuple[Any, Any]]]:
-    """The next-token logits of ours and theirs for two texts."""
+    """Next-token logits of both models for two texts."""
     import torch
     import transformers
 

@@ -1,4 +1,4 @@
-"""Parakeet (FastConformer with a CTC head), as `ParakeetForCTC` and `ParakeetEncoder` of transformers."""
+"""Parakeet, a FastConformer with a CTC head (`ParakeetForCTC` and `ParakeetEncoder` of transformers)."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ MODEL_TYPES = ("parakeet_ctc", "parakeet_encoder")
 
 
 def encoder_config(theirs: dict[str, Any]) -> dict[str, Any]:
-    """The encoder's part of their config.json."""
+    """The encoder's options in their config.json."""
     return theirs.get("encoder_config", theirs)
 
 
@@ -34,7 +34,7 @@ def part(theirs: dict[str, Any]) -> Conformer:
     """Our config of the encoder.
 
     Raises:
-      UserError: an option that our Conformer does not have.
+      UserError: the model uses an option that our Conformer does not support.
     """
     theirs = theirs | encoder_config(theirs)
     check_options(
@@ -69,7 +69,7 @@ def part(theirs: dict[str, Any]) -> Conformer:
 
 
 def blank(theirs: dict[str, Any]) -> int | None:
-    """The id that its CTC head takes for the blank, if it has a head."""
+    """The blank's id in the CTC head; None if the model has no head."""
     return theirs["pad_token_id"] if "encoder_config" in theirs else None
 
 
@@ -78,7 +78,7 @@ def ignored(name: str) -> bool:
 
 
 def rules(theirs: dict[str, Any]) -> list[Rule]:
-    """Every parameter of the encoder, and of the CTC head ("head/...") where the model has one."""
+    """Rules for every parameter of the encoder, and of the CTC head ("head/...") if the model has one."""
     depth = encoder_config(theirs)["num_hidden_layers"]
     if "encoder_config" not in theirs:
         return under("encoder", _encoder(theirs, ""), depth)
@@ -127,7 +127,7 @@ def _stem(theirs: dict[str, Any], root: str) -> list[Rule]:
     channels, steps = theirs["subsampling_conv_channels"], theirs["subsampling_factor"].bit_length() - 1
     bins = theirs["num_mel_bins"] // 2**steps
 
-    # Their kernels are [out, in, time, bin]; ours [9 taps of (time, bin), out].
+    # Their kernels are [out, in, time, bin], ours [9 taps of (time, bin), out].
     def taps(p):
         return p[0].reshape(p[0].shape[0], 9).T
 
@@ -150,7 +150,7 @@ def _stem(theirs: dict[str, Any], root: str) -> list[Rule]:
         )
         found += same(f"stem/pointwise_{number}/bias", f"{root}layers.{at + 1}.bias")
 
-    # Theirs reads the features channel by channel, ours bin by bin.
+    # Their features are flattened as (channel, bin), ours as (bin, channel).
     def by_bin(p):
         return np.ascontiguousarray(p[0].T.reshape(channels, bins, -1).swapaxes(0, 1)).reshape(channels * bins, -1)
 
@@ -162,13 +162,13 @@ def _stem(theirs: dict[str, Any], root: str) -> list[Rule]:
 
 
 def outputs(source: Any, part_: Conformer, parameters: dict[str, np.ndarray], seed: int) -> Pairs:
-    """What ours and theirs make of two recordings that end within a hop: frames, tokens, and what the CTC head says."""
+    """Outputs of both models (frames, tokens, CTC logits and ids) for two recordings that end within a hop."""
     heard = recordings(lengths_for(part_.front_end), seed)
     return compare_speech(part_, parameters, heard, reference(source, part_))
 
 
 def reference(source: Any, part_: Conformer) -> Reference:
-    """Their feature extractor, encoder, and CTC head if there is one."""
+    """Their feature extractor and encoder, and their CTC head if there is one."""
     import torch
     import transformers
 

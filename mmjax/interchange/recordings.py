@@ -1,4 +1,4 @@
-"""Speech encoders compared with their references: the front end, the tower and the head of CTC, each apart."""
+"""Compares speech encoders with their references: front end, encoder and CTC head separately."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -16,12 +16,13 @@ Pairs = dict[str, list[tuple[Any, Any]]]
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """How the other library computes; each function takes and returns arrays of one recording.
+    """The reference's computations; each function takes and returns arrays of one recording.
 
     Attributes:
-      frames: samples [N] -> [T, F], what its tower reads, without padding.
-      encode: samples [N] -> tokens [S, W], from those frames.
-      logits: samples [N] -> [S, V], of its CTC head, whose blank is the class `blank`; None: it has no such head.
+      frames: samples [N] -> [T, F], the input of the encoder's blocks, without padding.
+      encode: samples [N] -> tokens [S, W], computed from these frames.
+      logits: samples [N] -> logits [S, V] of the CTC head; None if there is no such head.
+      blank: the class of the blank in `logits`.
     """
 
     frames: Callable[[np.ndarray], np.ndarray]
@@ -31,16 +32,16 @@ class Reference:
 
 
 class Given:
-    """In place of a front end: frames that are there already."""
+    """Replaces a front end where the frames are already computed."""
 
     def __call__(self, frames: Any) -> Any:
         return frames
 
 
 def recordings(lengths: tuple[int, ...], seed: int) -> list[np.ndarray]:
-    """Noise that swells and fades by 40 dB, of so many samples.
+    """Noise of the given numbers of samples, with a level that varies over 40 dB.
 
-    (Even noise has hardly any variance over time, and normalising by it would blow up the last bits.)
+    (The features of stationary noise have little variance over time; normalising by it would amplify rounding errors.)
     """
     return [
         (0.03 * 10 ** np.sin(np.arange(n) / 2000) * np.random.default_rng([seed, n]).standard_normal(n)).astype(
@@ -51,7 +52,7 @@ def recordings(lengths: tuple[int, ...], seed: int) -> list[np.ndarray]:
 
 
 def layout_for(part: Any, room: int) -> Layout:
-    """A row of so many hops for the encoder, filled as in training."""
+    """A layout for the encoder with rows of `room` hops, as in training."""
     pad = part.subsampling * part.length if getattr(part, "pad_to_length", False) else None
     front_end = part.front_end
     return Layout(
@@ -64,7 +65,7 @@ def layout_for(part: Any, room: int) -> Layout:
 
 
 def packed(part: Any, heard: list[np.ndarray]) -> Any:
-    """Recordings side by side in one row: [1, T, hop]."""
+    """Recordings packed into one row: [1, T, hop]."""
     import jax
     import jax.numpy as jnp
 
@@ -80,12 +81,12 @@ def packed(part: Any, heard: list[np.ndarray]) -> Any:
 def compare_speech(
     part: Any, parameters: Mapping[str, np.ndarray], heard: list[np.ndarray], reference: Reference
 ) -> Pairs:
-    """Ours and theirs: "front_end" from the samples on, "encoder" and "head" from the same frames on, "ids" from the samples.
+    """Pairs of our and their outputs: "front_end" and "ids" for the samples, "encoder" and "head" for the same frames.
 
-    Ids are those of their vocabulary that the best path of CTC writes: repetitions merged, without blanks.
+    "ids" are the ids of their vocabulary on the best path of CTC, with repetitions merged and blanks removed.
 
     Raises:
-      UserError: the front ends make different numbers of frames.
+      UserError: the front ends produce different numbers of frames.
     """
     import jax
 
@@ -117,14 +118,14 @@ def _examples(stream: Any) -> list[np.ndarray]:
 def _frames_beside(frames: Any, theirs: list[np.ndarray], subsampling: int) -> list[tuple[Any, Any]]:
     pairs = []
     for ours, wanted in zip(_examples(frames), theirs, strict=True):
-        if len(ours) // subsampling != len(wanted) // subsampling:  # theirs may leave out what makes no whole token
-            raise UserError(f"the front end makes {len(ours)} frames of a recording, and its reference {len(wanted)}")
+        if len(ours) // subsampling != len(wanted) // subsampling:  # theirs may drop an incomplete last token
+            raise UserError(f"the front end makes {len(ours)} frames of a recording, but its reference {len(wanted)}")
         pairs.append((ours[: len(wanted)], wanted))
     return pairs
 
 
 def _in_place(frames: Any, theirs: list[np.ndarray]) -> np.ndarray:
-    """Their frames where ours stand in the row."""
+    """Their frames at the positions of ours in the row."""
     features, segments = np.array(frames.features), np.asarray(frames.segments[0])
     for number, one in enumerate(theirs, 1):
         features[0, np.flatnonzero(segments == number)[: len(one)]] = one
@@ -138,7 +139,7 @@ def _head(
     theirs: list[np.ndarray],
     blank: int,
 ) -> Pairs:
-    """A CTC head on tokens of the same frames, and the ids that it writes on tokens of the same samples."""
+    """Pairs of a CTC head's logits for the same frames, and of its ids for the same samples."""
 
     def logits(tokens):
         return tokens @ head["kernel"] + head["bias"]
@@ -153,12 +154,12 @@ def _head(
 
 
 def best_path(logits: np.ndarray, blank: int) -> list[int]:
-    """The likeliest class of each token [S, V], repetitions merged, without blanks."""
+    """The best path of CTC for logits [S, V]: repetitions merged, blanks removed."""
     best = logits.argmax(-1)
     first = np.concatenate([[True], best[1:] != best[:-1]])
     return [int(i) for i in best[first] if i != blank]
 
 
 def lengths_for(front_end: Any) -> tuple[int, int]:
-    """Two numbers of samples that end within a hop: after more than half of it, and after its first sample."""
+    """Two numbers of samples that end within a hop: after more than half of the hop, and after its first sample."""
     return 150 * front_end.hop + 90, 200 * front_end.hop + 1

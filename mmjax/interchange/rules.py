@@ -1,7 +1,7 @@
-"""How parameters of two layouts correspond: one table of rules, read in both directions.
+"""Rules that map parameters between their layout and ours, in both directions.
 
-A rule names one parameter of ours (a path such as "layers/attention/qkv/kernel") and the tensors of theirs that it is
-made of. Where their name holds "{layer}", our parameter is stacked over the layers of its part.
+A rule names one of our parameters (a path such as "layers/attention/qkv/kernel") and their tensors from which it is
+made. If their names contain "{layer}", our parameter is stacked over the layers of its part.
 """
 
 import dataclasses
@@ -17,14 +17,14 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One parameter of ours and the tensors that it is made of.
+    """One of our parameters, and their tensors from which it is made.
 
     Attributes:
       ours: path of our parameter.
-      theirs: names of their tensors; none where they leave out what is zero in ours (`fill`).
+      theirs: names of their tensors; empty if our parameter is zero and missing in their layout (`fill`).
       join: their tensors (of one layer) -> ours; split: the inverse.
-      fill: the shape of ours where theirs is left out.
-      layers: of the part that ours belongs to.
+      fill: shape of our parameter if it is missing in their layout.
+      layers: number of layers of the part.
     """
 
     ours: str
@@ -38,14 +38,14 @@ class Rule:
 def to_ours(
     rules: Sequence[Rule], tensors: Arrays, ignored: Callable[[str], bool], copies: Mapping[str, str]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Their tensors as our parameters by path, float32; and the names of tensors that were left out.
+    """Converts their tensors to our parameters by path (float32); returns also the names of unused tensors.
 
     Args:
-      ignored: whether a tensor may be left out.
-      copies: tensors that are left out because they are another one once more: copy -> original.
+      ignored: whether a tensor may be unused.
+      copies: duplicate tensors, which are not read: copy -> original.
 
     Raises:
-      UserError: a tensor that a rule needs is missing, one is there that no rule reads, or a copy is none; all are listed.
+      UserError: a required tensor is missing, a tensor is unknown, or a copy differs from its original; all are listed.
     """
     wanted = {name for rule in rules for names in _names(rule) for name in names}
     missing = sorted(wanted - set(tensors))
@@ -64,7 +64,7 @@ def to_theirs(rules: Sequence[Rule], parameters: Arrays) -> dict[str, np.ndarray
     """The inverse of `to_ours`.
 
     Raises:
-      UserError: parameters are missing or not known, or one is not zero that their layout has no place for.
+      UserError: a parameter is missing or unknown, or their layout lacks a parameter that is not zero.
     """
     paths = {rule.ours for rule in rules}
     if paths != set(parameters):
@@ -77,7 +77,7 @@ def to_theirs(rules: Sequence[Rule], parameters: Arrays) -> dict[str, np.ndarray
         whole = np.asarray(parameters[rule.ours])
         if rule.fill is not None:
             if whole.any():
-                raise UserError(f"{rule.ours} is not zero, and the layout has no place for it")
+                raise UserError(f"{rule.ours} is not zero, but the target layout does not have this parameter")
         else:
             for names, part in zip(_names(rule), whole if _stacked(rule) else [whole], strict=True):
                 tensors |= dict(zip(names, rule.split(part), strict=True))
@@ -89,7 +89,7 @@ def _stacked(rule: Rule) -> bool:
 
 
 def _names(rule: Rule) -> list[list[str]]:
-    """The names of their tensors, layer by layer; once, where ours is not stacked."""
+    """The names of their tensors by layer; a single entry if our parameter is not stacked."""
     return [[name.format(layer=i) for name in rule.theirs] for i in (range(rule.layers) if _stacked(rule) else [0])]
 
 
@@ -101,15 +101,15 @@ def _joined(rule: Rule, tensors: Arrays) -> np.ndarray:
 
 
 def under(name: str, rules: Sequence[Rule], layers: int = 0) -> list[Rule]:
-    """The same rules for a model that is the part `name`, of so many layers, of a larger one."""
+    """The same rules for a model that is the part `name` of a larger model, with the given number of layers."""
     return [dataclasses.replace(rule, ours=f"{name}/{rule.ours}", layers=layers) for rule in rules]
 
 
 def check_options(theirs: Mapping[str, Any], **expected: Any) -> None:
-    """That options of a config.json have a value that our module can express: the given one, or one of a tuple.
+    """Checks that options of a config.json have values that our module supports: the given one, or one of a tuple.
 
     Raises:
-      UserError: one has another; absent ones count as expected.
+      UserError: an option has another value; missing options are accepted.
     """
     for key, value in expected.items():
         allowed = value if isinstance(value, tuple) else (value,)
@@ -117,7 +117,7 @@ def check_options(theirs: Mapping[str, Any], **expected: Any) -> None:
             raise UserError(f"cannot import {key}={theirs[key]!r}; only {' or '.join(map(repr, allowed))}")
 
 
-# The usual correspondences. Theirs are torch's: a linear layer's weight is [out, in], a convolution's [out, in, ...].
+# Rules for common layers. Their layout is torch's: linear weights are [out, in], convolution weights [out, in, ...].
 
 
 def same(ours: str, theirs: str) -> list[Rule]:
@@ -136,18 +136,18 @@ def norm(ours: str, theirs: str) -> list[Rule]:
 
 
 def linear(ours: str, theirs: str, bias: tuple[int, ...] | None = None) -> list[Rule]:
-    """A linear layer; `bias` is the shape of ours where theirs has none."""
+    """A linear layer; `bias` is the shape of our bias if theirs has none."""
     rules = [Rule(f"{ours}/kernel", (f"{theirs}.weight",), lambda p: p[0].T, lambda w: [w.T])]
     return rules + [Rule(f"{ours}/bias", (), fill=bias) if bias else Rule(f"{ours}/bias", (f"{theirs}.bias",))]
 
 
 def without_biases(rules: Sequence[Rule]) -> list[Rule]:
-    """The same rules for a model in which neither side has biases."""
+    """The rules without those of biases, for models without biases."""
     return [rule for rule in rules if not rule.ours.endswith("/bias")]
 
 
 def pointwise(ours: str, theirs: str, bias: tuple[int, ...] | None = None) -> list[Rule]:
-    """A linear layer that is a convolution of one tap in theirs: [out, in, 1]."""
+    """A linear layer that is a convolution with kernel size 1 in theirs: [out, in, 1]."""
     kernel, *rest = linear(ours, theirs, bias)
     return [Rule(kernel.ours, kernel.theirs, lambda p: p[0][..., 0].T, lambda w: [w.T[..., None]]), *rest]
 
@@ -158,13 +158,13 @@ def depthwise(ours: str, theirs: str) -> list[Rule]:
 
 
 def batch_norm(ours: str, theirs: str) -> list[Rule]:
-    """Batch normalisation with its statistics."""
+    """Batch normalisation, including its running statistics."""
     statistics = same(f"{ours}/mean", f"{theirs}.running_mean") + same(f"{ours}/variance", f"{theirs}.running_var")
     return norm(ours, theirs) + statistics
 
 
 def blank_first(rules: Sequence[Rule], blank: int) -> list[Rule]:
-    """The same rules of a CTC head whose blank is a class among others; ours is the first (trap D1)."""
+    """Adapts rules of a CTC head: their blank is the class `blank`, ours is class 0."""
 
     def back(x):
         return np.insert(x[..., 1:], blank, x[..., 0], axis=-1)
@@ -178,7 +178,7 @@ def blank_first(rules: Sequence[Rule], blank: int) -> list[Rule]:
 
 
 def moved_first(x: np.ndarray, blank: int) -> np.ndarray:
-    """[..., V] classes with the blank moved before all others (`mmjax.data.text.class_of`)."""
+    """Reorders classes [..., V] so that the blank is first, as in `mmjax.data.text.class_of`."""
     return np.concatenate([x[..., blank : blank + 1], np.delete(x, blank, axis=-1)], axis=-1)
 
 
@@ -189,11 +189,11 @@ def heads_in(
     biases: Sequence[bool] = (),
     bias: tuple[int, ...] | None = None,
 ) -> list[Rule]:
-    """Linear layers to attention heads, one kernel [W, n, H, D] and one bias [n, H, D].
+    """Joins n linear layers to attention heads into one kernel [W, n, H, D] and one bias [n, H, D].
 
     Args:
-      biases: which of them have one (default: all); the others' is zero.
-      bias: the shape of ours where theirs have none at all.
+      biases: which of the layers have a bias (default: all); the others get zeros.
+      bias: shape of our bias if none of their layers has one.
     """
     biases = tuple(biases) or (True,) * len(theirs)
     named = tuple(name for name, has in zip(theirs, biases, strict=True) if has)
@@ -212,7 +212,7 @@ def heads_in(
     def split_bias(whole):
         for part, has, name in zip(whole, biases, theirs, strict=True):
             if not has and part.any():
-                raise UserError(f"the bias of {name} is not zero, and the layout has no place for it")
+                raise UserError(f"the bias of {name} is not zero, but the target layout does not have this bias")
         return [part.reshape(-1) for part, has in zip(whole, biases, strict=True) if has]
 
     return [
@@ -224,7 +224,7 @@ def heads_in(
 
 
 def heads_out(ours: str, theirs: str, heads: int, bias: tuple[int, ...] | None = None) -> list[Rule]:
-    """The linear layer after attention: [H, D, W]."""
+    """The output projection of attention: [H, D, W]."""
     rules = linear(ours, theirs, bias)
     kernel = Rule(
         f"{ours}/kernel",

@@ -1,4 +1,4 @@
-"""SigLIP's image tower, as `SiglipVisionModel` of transformers."""
+"""SigLIP's image tower (`SiglipVisionModel` of transformers)."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ ignored = vit.ignored
 
 
 def part(theirs: dict[str, Any]) -> ViT:
-    """Our config of the encoder; its pooling head comes as the part "pool", for an `AttentionPool`."""
+    """Our config of the encoder; the pooling head becomes the part "pool", for an `AttentionPool`."""
     check_options(theirs, num_channels=3, do_normalize=True, vision_use_head=True)
     return ViT(
         patch=theirs["patch_size"],
@@ -29,7 +29,7 @@ def part(theirs: dict[str, Any]) -> ViT:
 
 
 def rules(theirs: dict[str, Any]) -> list[Rule]:
-    """Every parameter of the encoder and of the pooling head."""
+    """Rules for every parameter of the encoder and of the pooling head."""
     block, layer, heads = "encoder.layers.{layer}.", "layers", theirs["num_attention_heads"]
     found = vit.patches("embedding", "embeddings.patch_embedding", theirs["patch_size"])
     found += same("place/embedding", "embeddings.position_embedding.weight")
@@ -42,7 +42,7 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
 
 
 def unpack(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Queries, keys and values of the pooling apart, which theirs keeps in one matrix [3 W, W] and one bias."""
+    """Splits the pooling's joint projection [3 W, W] and bias into queries, keys and values."""
     tensors = dict(tensors)
     for kind in ("weight", "bias"):
         if (whole := tensors.pop(f"{PACKED}_{kind}", None)) is not None:
@@ -68,7 +68,7 @@ def _pool(heads: int) -> list[Rule]:
 
 
 def outputs(source: Any, part_: ViT, parameters: dict[str, np.ndarray], seed: int) -> dict[str, list[tuple[Any, Any]]]:
-    """What ours and theirs make of two pictures: all tokens, and the pooled vector."""
+    """Outputs of both models for two pictures: all tokens, and the pooled vector."""
     import jax.numpy as jnp
     import torch
     import transformers

@@ -1,4 +1,4 @@
-"""T5's text encoder, as `T5EncoderModel` of transformers; of a whole T5 (`T5ForConditionalGeneration`) the encoder alone."""
+"""T5's text encoder (`T5EncoderModel`, or the encoder of `T5ForConditionalGeneration` of transformers)."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from mmjax.interchange.rules import Rule, heads_in, heads_out, linear, same, sca
 from mmjax.models import BlockStyle, Transformer
 
 MODEL_TYPES = ("t5",)
-# What an exported config.json says differently: there is no decoder any more.
+# Changes to an exported config.json, since the decoder is not exported.
 EXPORTED = {"architectures": ["T5EncoderModel"], "is_encoder_decoder": False}
 
 
@@ -17,7 +17,7 @@ def part(theirs: dict[str, Any]) -> Transformer:
     """Our config of the encoder.
 
     Raises:
-      UserError: an activation that our Transformer does not have.
+      UserError: the model uses an activation that our Transformer does not support.
     """
     return Transformer(
         vocabulary=theirs["vocab_size"],
@@ -45,23 +45,23 @@ def gated(theirs: dict[str, Any]) -> bool:
 
 
 def activation(theirs: dict[str, Any]) -> str:
-    """Our name of the activation; "gated-gelu" means the approximation by tanh (trap G3)."""
+    """Our name of the activation; "gated-gelu" means GELU approximated by tanh, unlike "gelu"."""
     name = theirs.get("feed_forward_proj", "relu").removeprefix("gated-")
     name = "gelu_new" if gated(theirs) and name == "gelu" else name
     return vit.activation({"feed_forward_proj": name}, "feed_forward_proj")
 
 
 def ignored(name: str) -> bool:
-    return name.startswith("decoder.") or name == "lm_head.weight"  # the decoder with its read-out
+    return name.startswith("decoder.") or name == "lm_head.weight"  # the decoder and its output projection
 
 
 def copies(theirs: dict[str, Any]) -> dict[str, str]:
-    """Tensors that are others once more."""
+    """Duplicate tensors: copy -> original."""
     return {"encoder.embed_tokens.weight": "shared.weight"}
 
 
 def rules(theirs: dict[str, Any]) -> list[Rule]:
-    """Every parameter of the encoder."""
+    """Rules for every parameter of the encoder."""
     block, heads = "encoder.block.{layer}.", theirs["num_heads"]
     attend, feed = f"{block}layer.0.SelfAttention.", f"{block}layer.1.DenseReluDense."
     found = same("embedding/embedding", "shared.weight")
@@ -80,7 +80,7 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
 def outputs(
     source: Any, part_: Transformer, parameters: dict[str, np.ndarray], seed: int
 ) -> dict[str, list[tuple[Any, Any]]]:
-    """What ours and theirs make of two texts, one of them longer than the distances that are told apart."""
+    """Outputs of both models for two texts, one of them longer than the largest relative-position bucket."""
     import torch
     import transformers
 

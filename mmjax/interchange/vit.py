@@ -1,4 +1,4 @@
-"""Vision Transformers, as `ViTModel` and `DeiTModel` of transformers, and as their models for classification."""
+"""Vision Transformers (`ViTModel` and `DeiTModel` of transformers, and their classification models)."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from mmjax.interchange.rules import Rule, check_options, heads_in, heads_out, li
 from mmjax.models import BlockStyle, ViT
 
 MODEL_TYPES = ("vit", "deit")
-# What stands beside the encoder of an architecture: our paths of linear layers, and theirs.
+# Linear layers after the encoder, by architecture: our paths -> their names.
 POOLER = {"pooler/dense": "pooler.dense"}
 BESIDE = {
     "ViTForImageClassification": {"head/logits": "classifier"},
@@ -19,13 +19,13 @@ BESIDE = {
         "distillation_head/logits": "distillation_classifier",
     },
 }
-# Their names of ours.
+# Their names of activations -> ours.
 ACTIVATIONS = {name: name for name in ("gelu", "quick_gelu", "relu", "silu")}
 ACTIVATIONS |= {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 
 
 def part(theirs: dict[str, Any]) -> ViT:
-    """Our config of the encoder; DeiT's distillation token is a register that has a learned position."""
+    """Our config of the encoder; DeiT's distillation token becomes a register with a learned position."""
     check_options(theirs, num_channels=3, do_normalize=True, qkv_bias=True)
     distilled = theirs["model_type"] == "deit"
     return ViT(
@@ -44,20 +44,20 @@ def part(theirs: dict[str, Any]) -> ViT:
 
 
 def normalisation(theirs: dict[str, Any]) -> dict[str, Any]:
-    """Mean and deviation of the pixels, if their image processor says; otherwise ours are the same as its defaults."""
+    """Pixel mean and standard deviation from their image processor; our defaults equal its defaults."""
     names = {"mean": "image_mean", "std": "image_std"}
     return {ours: tuple(theirs[name]) for ours, name in names.items() if name in theirs}
 
 
 def activation(theirs: dict[str, Any], key: str = "hidden_act") -> str:
-    """Our name of the activation that the option `key` names (trap G3).
+    """Our name of the activation in the option `key`; "gelu" is exact, "gelu_new" is approximated by tanh.
 
     Raises:
-      UserError: it is none of ours.
+      UserError: the activation is not supported.
     """
     name = theirs[key]
     if name not in ACTIVATIONS:
-        raise UserError(f"cannot import {key}={name!r}; there are {', '.join(ACTIVATIONS)}")
+        raise UserError(f"cannot import {key}={name!r}; supported: {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
@@ -66,7 +66,7 @@ def ignored(name: str) -> bool:
 
 
 def patches(ours: str, theirs: str, size: int) -> list[Rule]:
-    """The patch embedding: a convolution [out, channel, row, column]; ours reads row, column, channel (trap G2)."""
+    """The patch embedding: a convolution [out, channel, row, column] in theirs, [row * column * channel, out] here."""
     kernel = Rule(
         f"{ours}/kernel",
         (f"{theirs}.weight",),
@@ -77,7 +77,7 @@ def patches(ours: str, theirs: str, size: int) -> list[Rule]:
 
 
 def rules(theirs: dict[str, Any]) -> list[Rule]:
-    """Every parameter of the encoder, and the "pooler" or the "head" beside it; a DeiT may have a "distillation_head"."""
+    """Rules for every parameter of the encoder, and of "pooler", "head" and (DeiT) "distillation_head" if present."""
     kind, beside = theirs["model_type"], BESIDE.get((theirs.get("architectures") or [""])[0], POOLER)
     root = "" if beside is POOLER else f"{kind}."
     block, layer, heads = root + "encoder.layer.{layer}.", "layers", theirs["num_attention_heads"]
@@ -102,7 +102,7 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
 
 
 def outputs(source: Any, part_: ViT, parameters: dict[str, np.ndarray], seed: int) -> dict[str, list[tuple[Any, Any]]]:
-    """What ours and theirs make of two pictures: all tokens, but not the distillation token, which ours discards."""
+    """Outputs of both models for two pictures: all tokens except DeiT's distillation token, which ours discards."""
     import torch
     import transformers
 
@@ -111,7 +111,7 @@ def outputs(source: Any, part_: ViT, parameters: dict[str, np.ndarray], seed: in
 
 
 def compare_pictures(reference: Any, part_: ViT, parameters: Any, seed: int) -> list[tuple[Any, Any]]:
-    """Two random pictures through both encoders."""
+    """Runs both encoders on two random pictures."""
     import jax
     import jax.numpy as jnp
     import torch
@@ -120,7 +120,7 @@ def compare_pictures(reference: Any, part_: ViT, parameters: Any, seed: int) -> 
     from mmjax.interchange.convert import tree
     from mmjax.stream import Stream
 
-    side = part_.image_size  # what it has beyond whole patches both leave out
+    side = part_.image_size  # both models ignore pixels beyond whole patches
     pictures = np.random.default_rng(seed).integers(0, 256, (2, side, side, 3), np.uint8)
     special = np.array([[-1, i] for i in range(1 - part_.class_token, 1 + part_.registers)]).reshape(-1, 2)
     streams = []

@@ -1,4 +1,4 @@
-"""The tokenizer of a model, which belongs to it as it is: kept beside its parameters, and given back."""
+"""Copies the tokenizer of a model on import, and restores it on export."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from mmjax.interchange.directories import read_object
 
 TOKENIZER = "tokenizer.json"
 SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-# Of wav2vec 2.0 and its kind, which write characters: `Wav2Vec2CTCTokenizer` of transformers.
+# Character vocabularies of wav2vec 2.0 and similar models (`Wav2Vec2CTCTokenizer` of transformers).
 CHARACTERS = "vocab.json"
 ABOUT_CHARACTERS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
@@ -19,14 +19,17 @@ ABOUT_CHARACTERS = ("tokenizer_config.json", "special_tokens_map.json", "added_t
 def keep(source: Path, out: Path, blank: int | None) -> list[str]:
     """Copies the files of a tokenizer from a Hugging Face directory.
 
-    Of a model with a CTC head the tokenizer.json also says which id is its blank (`HuggingFaceTokenizer.blank`), since
-    the blank becomes the head's first class; where there is only a vocab.json, a tokenizer.json is made of it.
+    For a model with a CTC head, the tokenizer.json gets the id of the blank (`HuggingFaceTokenizer.blank`), since the
+    blank becomes class 0 of the head. If there is only a vocab.json, a tokenizer.json is made from it.
 
     Args:
-      blank: of the CTC head; None: the model has none.
+      blank: id of the CTC head's blank; None if the model has no such head.
 
     Returns:
-      Names of files that were left out.
+      Names of files that were not copied.
+
+    Raises:
+      UserError: the files cannot be copied.
     """
     try:
         if blank is None:
@@ -56,10 +59,10 @@ def give_back(source: Path, out: Path) -> None:
 
 
 def of_characters(source: Path, blank: int) -> dict[str, Any] | None:
-    """A tokenizer.json that reads and writes as `Wav2Vec2CTCTokenizer` does; None: it is of another kind.
+    """A tokenizer.json equivalent to a `Wav2Vec2CTCTokenizer`; None if the tokenizer is of another kind.
 
-    A character is a piece, and so is what the vocabulary has of several characters; a space is the word delimiter. Only
-    the blank is a special token: as in theirs, where a model writes "<s>", the text shows it.
+    Every entry of the vocabulary is a piece; spaces map to the word delimiter. Only the blank is a special token: if a
+    model writes "<s>", it appears in the text, as with the original tokenizer.
     """
     about = {name: read_object(source / name) if (source / name).is_file() else {} for name in ABOUT_CHARACTERS}
     settings = about["special_tokens_map.json"] | about["tokenizer_config.json"]
@@ -68,10 +71,10 @@ def of_characters(source: Path, blank: int) -> dict[str, Any] | None:
     vocabulary = added | about["added_tokens.json"] | vocabulary
     kind = settings.get("tokenizer_class", "Wav2Vec2CTCTokenizer")
     if kind != "Wav2Vec2CTCTokenizer" or not all(isinstance(i, int) for i in vocabulary.values()):
-        return None  # phonemes, or a vocabulary for each of several languages
+        return None  # phonemes, or one vocabulary per language
     unknown, delimiter = _name(settings, "unk_token", "<unk>"), _name(settings, "word_delimiter_token", "|")
     space = settings.get("replace_word_delimiter_char", " ")
-    letters = sorted(set("".join(vocabulary))) if settings.get("do_lower_case") else ()  # theirs writes capitals
+    letters = sorted(set("".join(vocabulary))) if settings.get("do_lower_case") else ()  # the vocabulary has capitals
     lower = {x: x.lower() for x in letters if x != x.lower() and len(x.lower()) == 1}
     replace = [(" ", delimiter), *((small, capital) for capital, small in lower.items())]
     restore = [(delimiter, space), *lower.items()]
@@ -108,13 +111,13 @@ def of_characters(source: Path, blank: int) -> dict[str, Any] | None:
 
 
 def _name(settings: Mapping[str, Any], key: str, default: str) -> str:
-    """A token by its name, or by a description of it."""
+    """The name of a special token, stored as a string or as an object."""
     found = settings.get(key) or default
     return found["content"] if isinstance(found, dict) else found
 
 
 def _added(number: int, piece: str, special: bool) -> dict[str, Any]:
-    spaces = {"lstrip": not special, "rstrip": not special}  # are taken off around it
+    spaces = {"lstrip": not special, "rstrip": not special}  # remove the spaces around it
     return {"id": number, "content": piece, "single_word": False, "normalized": False, "special": special, **spaces}
 
 

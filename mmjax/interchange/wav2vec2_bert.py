@@ -1,4 +1,4 @@
-"""W2v-BERT 2.0, as `Wav2Vec2BertModel` and `Wav2Vec2BertForCTC` of transformers."""
+"""W2v-BERT 2.0 (`Wav2Vec2BertModel` and `Wav2Vec2BertForCTC` of transformers)."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +32,7 @@ def part(theirs: dict[str, Any]) -> Conformer:
     """Our config of the encoder.
 
     Raises:
-      UserError: an option that our Conformer does not have.
+      UserError: the model uses an option that our Conformer does not support.
     """
     check_options(
         theirs,
@@ -45,7 +45,7 @@ def part(theirs: dict[str, Any]) -> Conformer:
     )
     inputs = theirs["feature_projection_input_dim"]
     if inputs % STACKED:
-        raise UserError(f"cannot import feature_projection_input_dim={inputs}; only {STACKED} frames of any size")
+        raise UserError(f"cannot import feature_projection_input_dim={inputs}; only multiples of {STACKED}")
     return Conformer(
         front_end=KaldiFilterBank(bins=inputs // STACKED),
         layers=theirs["num_hidden_layers"],
@@ -68,7 +68,7 @@ def is_ctc(theirs: dict[str, Any]) -> bool:
 
 
 def blank(theirs: dict[str, Any]) -> int | None:
-    """The id that its CTC head takes for the blank, if it has a head."""
+    """The blank's id in the CTC head; None if the model has no head."""
     return theirs["pad_token_id"] if is_ctc(theirs) else None
 
 
@@ -77,7 +77,7 @@ def ignored(name: str) -> bool:
 
 
 def rules(theirs: dict[str, Any]) -> list[Rule]:
-    """Every parameter of the encoder, and of what stands beside it (see `beside`)."""
+    """Rules for every parameter of the encoder, and of the layers outside it (see `beside`)."""
     root, found = beside(theirs, "wav2vec2_bert.")
     block = f"{root}encoder.layers.{{layer}}."
     attend = f"{block}self_attn"
@@ -91,10 +91,10 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
 
 
 def beside(theirs: dict[str, Any], prefix: str) -> tuple[str, list[Rule]]:
-    """What names of the encoder begin with, and the rules of what it does not need.
+    """The prefix of the encoder's tensor names, and the rules for parameters outside the encoder.
 
-    That is the CTC head ("head/...") of a model that has one, what stood for hidden tokens in training ("mask/..."),
-    and the quantizer of wav2vec 2.0 with its two projections ("pretraining/...").
+    These are the CTC head ("head/...") if there is one, the embedding of masked frames ("mask/..."), and the quantizer
+    of wav2vec 2.0 with its two projections ("pretraining/...").
     """
     architecture = (theirs.get("architectures") or [""])[0]
     root = prefix if architecture.endswith(("ForCTC", "ForPreTraining")) else ""
@@ -111,7 +111,7 @@ def beside(theirs: dict[str, Any], prefix: str) -> tuple[str, list[Rule]]:
 
 
 def blocks(theirs: dict[str, Any], block: str) -> list[Rule]:
-    """What the Conformer blocks of the family share: all but queries, positions, and the convolution's norm."""
+    """Rules common to the family's Conformer blocks: all except queries, positions, and the convolution's norm."""
     width, heads, depth = theirs["hidden_size"], theirs["num_attention_heads"], theirs["num_hidden_layers"]
     found: list[Rule] = []
     for ours, name in (("first_mlp", "ffn1"), ("second_mlp", "ffn2")):
@@ -130,13 +130,13 @@ def blocks(theirs: dict[str, Any], block: str) -> list[Rule]:
 
 
 def outputs(source: Any, part_: Conformer, parameters: dict[str, np.ndarray], seed: int) -> Pairs:
-    """What ours and theirs make of two recordings that end within a hop; the frames of one are an odd number."""
+    """Outputs of both models for two recordings that end within a hop; one has an odd number of frames."""
     heard = recordings(lengths_for(part_.front_end), seed)
     return compare_speech(part_, parameters, heard, reference(source, part_))
 
 
 def reference(source: Any, part_: Conformer) -> Reference:
-    """Their feature extractor, encoder, and CTC head if there is one."""
+    """Their feature extractor and encoder, and their CTC head if there is one."""
     import transformers
 
     front_end = part_.front_end
@@ -155,10 +155,11 @@ def reference(source: Any, part_: Conformer) -> Reference:
 
 
 def reference_of(source: Any, family: str, heard: Callable[..., Any], frames: Callable[..., Any]) -> Reference:
-    """Their encoder, with its CTC head if there is one.
+    """Their encoder, and their CTC head if there is one.
 
     Args:
-      heard: samples [N] -> what their model is called with.
+      heard: samples [N] -> keyword arguments of their model.
+      frames: samples [N] -> frames [T, F]; see `Reference`.
     """
     import torch
     import transformers

@@ -1,4 +1,4 @@
-"""wav2vec 2.0 with Conformer blocks, as `Wav2Vec2ConformerModel`, `...ForCTC` and `...ForPreTraining` of transformers."""
+"""wav2vec 2.0 with Conformer blocks (`Wav2Vec2ConformerModel`, `...ForCTC` and `...ForPreTraining` of transformers)."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from mmjax.models.stems import WaveformStem
 
 MODEL_TYPES = ("wav2vec2-conformer",)
 blank = wav2vec2_bert.blank
-POSITIONS = "encoder.pos_conv_embed.conv"  # they keep the positions of wav2vec 2.0, but never use them
+POSITIONS = "encoder.pos_conv_embed.conv"  # unused by these models, but in their files
 OLD_NAMES = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
 
 
@@ -20,8 +20,8 @@ def part(theirs: dict[str, Any]) -> Conformer:
     """Our config of the encoder.
 
     Raises:
-      UserError: an option that our Conformer does not have, such as the group norm of smaller models, whose statistics
-        are those of the whole recording.
+      UserError: the model uses an option that our Conformer does not support, such as the group norm of smaller models,
+        whose statistics cover the whole recording.
     """
     channels, (taps, strides) = theirs["conv_dim"][0], zip(*WaveformStem.CONVOLUTIONS, strict=True)
     check_options(
@@ -56,18 +56,18 @@ def part(theirs: dict[str, Any]) -> Conformer:
 
 
 def ignored(name: str) -> bool:
-    return name.endswith(("num_batches_tracked", "embed_positions.inv_freq"))  # a count, and what follows from the base
+    return name.endswith(("num_batches_tracked", "embed_positions.inv_freq"))  # a counter, and a constant table
 
 
 def unpack(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Names as they are today: older files call the two parts of a normalised weight otherwise."""
+    """Renames the two parts of a normalised weight from the names in older files."""
     for old, new in OLD_NAMES.items():
         tensors = {name.replace(f"{POSITIONS}.{old}", f"{POSITIONS}.{new}"): x for name, x in tensors.items()}
     return tensors
 
 
 def rules(theirs: dict[str, Any]) -> list[Rule]:
-    """Every parameter of the encoder, and of what stands beside it."""
+    """Rules for every parameter of the encoder, and of the layers outside it."""
     root, beside = wav2vec2_bert.beside(theirs, "wav2vec2_conformer.")
     for name in ("bias", *OLD_NAMES.values()):
         beside += under("unused", same(name, f"{root}{POSITIONS}.{name}"))
@@ -94,7 +94,7 @@ def _stem(theirs: dict[str, Any], root: str) -> list[Rule]:
     channels, found = theirs["conv_dim"][0], []
     for number, (taps, _) in enumerate(WaveformStem.CONVOLUTIONS):
         name, ours = f"{root}feature_extractor.conv_layers.{number}", f"stem/convolution_{number + 1}"
-        # Their kernels are [out, in, tap]; ours read tap by tap.
+        # Their kernels are [out, in, tap], ours [tap * in, out].
         found.append(
             Rule(
                 f"{ours}/kernel",
@@ -111,13 +111,13 @@ def _stem(theirs: dict[str, Any], root: str) -> list[Rule]:
 
 
 def outputs(source: Any, part_: Conformer, parameters: dict[str, np.ndarray], seed: int) -> Pairs:
-    """What ours and theirs make of two recordings that end within a hop: samples, tokens, and what the CTC head says."""
+    """Outputs of both models (samples, tokens, CTC logits and ids) for two recordings that end within a hop."""
     heard = recordings(lengths_for(part_.front_end), seed)
     return compare_speech(part_, parameters, heard, reference(source, part_))
 
 
 def reference(source: Any, part_: Conformer) -> Reference:
-    """Their feature extractor, encoder, and CTC head if there is one."""
+    """Their feature extractor and encoder, and their CTC head if there is one."""
     import transformers
 
     front_end = part_.front_end

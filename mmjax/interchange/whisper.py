@@ -1,4 +1,4 @@
-"""Whisper, encoder and decoder, as `WhisperForConditionalGeneration` of transformers."""
+"""Whisper's encoder and decoder (`WhisperForConditionalGeneration` of transformers)."""
 
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ READ_OUT = "proj_out.weight"
 
 
 def part(theirs: dict[str, Any]) -> WhisperEncoder:
-    """Our config of the encoder; its decoder comes as the part "decoder".
+    """Our config of the encoder; the decoder becomes the part "decoder".
 
     Raises:
-      UserError: an option that our modules do not have.
+      UserError: the model uses an option that our modules do not support.
     """
     if theirs["activation_function"] != "gelu" or theirs.get("scale_embedding"):
         raise UserError("cannot import a Whisper with scale_embedding, or with another activation than gelu")
@@ -51,7 +51,7 @@ def decoder(theirs: dict[str, Any]) -> TextDecoder:
 
 
 def tied(theirs: dict[str, Any]) -> bool:
-    """Whether the embeddings are the read-out too, as in all published models."""
+    """Whether the output projection shares the embeddings, as in all published models."""
     return theirs.get("tie_word_embeddings", True)
 
 
@@ -60,12 +60,12 @@ def ignored(name: str) -> bool:
 
 
 def copies(theirs: dict[str, Any]) -> dict[str, str]:
-    """Tensors that are others once more."""
+    """Duplicate tensors: copy -> original."""
     return {READ_OUT: "model.decoder.embed_tokens.weight"} if tied(theirs) else {}
 
 
 def rules(theirs: dict[str, Any]) -> list[Rule]:
-    """Every parameter of encoder and decoder."""
+    """Rules for every parameter of encoder and decoder."""
     encoder = under("encoder", _encoder(theirs), theirs["encoder_layers"])
     return encoder + under("decoder", _decoder(theirs), theirs["decoder_layers"])
 
@@ -109,7 +109,7 @@ def _feed_forward(block: str) -> list[Rule]:
 
 
 def _convolution(ours: str, theirs: str) -> list[Rule]:
-    """[out, in, 3 taps]; ours reads tap by tap."""
+    """A convolution: [out, in, 3 taps] in theirs, [tap * in, out] in ours."""
     kernel = Rule(
         f"{ours}/kernel",
         (f"{theirs}.weight",),
@@ -120,7 +120,7 @@ def _convolution(ours: str, theirs: str) -> list[Rule]:
 
 
 def outputs(source: Any, part_: WhisperEncoder, parameters: dict[str, np.ndarray], seed: int) -> Pairs:
-    """What ours and theirs make of a recording that silence continues, and next-token logits that read the same tokens."""
+    """Outputs of both encoders for a recording padded with silence, and next-token logits for equal speech tokens."""
     import jax.numpy as jnp
     import torch
 
@@ -151,7 +151,7 @@ def load(source: Any) -> Any:
 
 
 def reference(source: Any, part_: WhisperEncoder) -> Reference:
-    """Their feature extractor, which continues recordings with silence, and their encoder."""
+    """Their feature extractor, which pads recordings with silence, and their encoder."""
     import transformers
 
     encoder, front_end = load(source).model.encoder, part_.front_end
