@@ -166,7 +166,7 @@ def test_a_duration_that_is_a_little_too_long_is_what_is_there_and_said_once(tmp
     (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, listed)))
     found = corpus(ManifestRecords(str(tmp_path / "list.jsonl")), tmp_path)
     said = " ".join(capsys.readouterr().err.split())
-    assert "it: 2 recordings end before the part that is stated of them, by up to 0.30 s" in said
+    assert "it: 2 recordings end before the part that is listed for them, by up to 0.30 s" in said
     assert "list.jsonl:3" in said and not found.dropped
     for number in range(3):
         assert len(found[number].speech()) == found.sizes["speech"][number] == 16_000
@@ -176,20 +176,20 @@ def test_a_duration_that_is_a_little_too_long_is_what_is_there_and_said_once(tmp
     "line, message",
     [
         ("{broken", "list.jsonl:2 is not JSON"),
-        ("[1]", "list.jsonl:2 is no JSON object"),
+        ("[1]", "list.jsonl:2 is not a JSON object"),
         ('{"text": "a", "answer": "b", "text": "c"}', "list.jsonl:2 is not JSON: 'text' is there twice"),
         ('{"spech": "a.wav"}', "list.jsonl:2 holds none of .*it has 'spech' .did you mean 'speech'"),
         ('{"weather": "fine"}', "list.jsonl:2 holds none of speech"),
         ('{"speech": 3}', "speech cannot be 3"),
         ('{"speech": "a.wav", "start": -1}', "start is -1"),
-        ('{"speech": "a.wav", "seconds": "long"}', "seconds is 'long', which is no number"),
+        ('{"speech": "a.wav", "seconds": "long"}', "seconds is 'long', which is not a number"),
         ('{"speech": "missing.wav", "text": "x"}', "cannot read .*missing.wav"),
         ('{"speech": "list.jsonl", "text": "x"}', "cannot decode the recording"),
         ('{"image": "list.jsonl", "text": "x"}', "cannot decode the image"),
         ('{"speech": "nothing.wav", "text": "x"}', "the recording of .*list.jsonl:2 is empty .0 bytes"),
         ('{"speech": "good.wav", "start": 0.9, "seconds": 0.7}', "has 1.00 s, not 0.7 s from 0.9 s on"),
-        ('{"conversations": [1]}', "no conversation"),
-        ('{"recording": {}, "supervisions": []}', "no cut of one recording"),
+        ('{"conversations": [1]}', "not a conversation"),
+        ('{"recording": {}, "supervisions": []}', "not a cut of one recording"),
         ("\udcff", "is not UTF-8"),
     ],
 )
@@ -224,7 +224,7 @@ def test_a_folder_names_the_files_that_it_does_not_read(tmp_path):
         (tmp_path / name).touch()
     folder = FolderRecords(str(tmp_path))
     assert len(folder) == 2 and folder.unread == {
-        "second files for the speech of an example, as 4.wav": 1,
+        "second files for the speech of an example, such as 4.wav": 1,
         "*.m4a": 1,
         "hidden files": 1,
     }
@@ -343,7 +343,7 @@ def test_what_a_class_is_follows_the_table(tmp_path):
     )
     found = ParquetRecords(str(tmp_path / "t.parquet"))
     assert found[0].answer == "cat" and found[1].answer is None
-    with pytest.raises(UserError, match="label is 7, and there are 2 classes"):
+    with pytest.raises(UserError, match="label is 7, but there are only 2 classes"):
         found[2]
 
 
@@ -375,5 +375,5 @@ def test_a_list_of_objects_in_one_file_is_read(tmp_path):
     (tmp_path / "list.json").write_text(json.dumps(lines, indent=2))
     found = ManifestRecords(str(tmp_path / "list.json"))
     assert len(found) == 2 and found[0].target == "a cat"
-    with pytest.raises(UserError, match="list.json.1. is no JSON object"):
+    with pytest.raises(UserError, match="list.json.1. is not a JSON object"):
         found[1]

@@ -40,8 +40,8 @@ def test_other_data_is_refused_with_what_differs_and_taken_when_told(listed, tmp
     open_run(config, run, opened(config))  # the same data
     for changed, said in (
         (lines[:3], "4 examples then, 3 now"),
-        (lines[::-1], "as many examples, but other answers, image, or in another order"),
-        ([*lines[:3], lines[3].replace('"white"', '"red"')], "other answers"),
+        (lines[::-1], "the same number of examples, but answers, image or the order differ"),
+        ([*lines[:3], lines[3].replace('"white"', '"red"')], "but answers or the order differ"),
     ):
         path.write_text("\n".join(changed))
         with pytest.raises(UserError, match=said):
@@ -76,5 +76,5 @@ def test_the_source_of_a_mixture_is_named():
     before = {"a": {"examples": 3, "image": "0"}, "b": {"examples": 2}}
     assert changes(before, before) is None
     assert changes(before, {"a": {"examples": 3, "image": "1"}, "c": {"examples": 2}}) == (
-        "source 'a': as many examples, but other image, or in another order; source 'b': it is gone; source 'c': it is new"
+        "source 'a': the same number of examples, but image or the order differ; source 'b': it is gone; source 'c': it is new"
     )

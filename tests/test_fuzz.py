@@ -174,8 +174,8 @@ def test_a_file_that_has_changed_since_it_was_indexed_takes_no_room_of_its_neigh
     made = [batches[step] for step in range(len(sampler))]
     delivered = {int(x) for b in made for x in b["examples"].features[b["examples"].segments > 0]}
     assert delivered == {1} and set(batches.skipped) == {0, 2, 3}
-    assert "14400 samples, and the index says 8000: it is not what was indexed" in batches.skipped[0]
-    assert "takes 64 positions of a row, and its size promised 16" in batches.skipped[2]
+    assert "14400 samples, but its index entry says 8000: the file has changed" in batches.skipped[0]
+    assert "takes 64 positions of a row, but its indexed size takes 16" in batches.skipped[2]
 
 
 def test_a_tar_file_leads_nowhere(tmp_path):
@@ -198,7 +198,7 @@ def test_a_tar_file_leads_nowhere(tmp_path):
     records = [found[i] for i in range(3)]
     assert [record.name.rpartition(":")[2] for record in records] == ["../../escaped", "absolute", "fine"]
     assert all(record.speech is None or record.speech.file == str(home / "a.tar") for record in records)
-    for number, problem in ((3, "link.wav is a link"), (4, "hard.wav is a link"), (5, "null.wav is no file")):
+    for number, problem in ((3, "link.wav is a link"), (4, "hard.wav is a link"), (5, "null.wav is not a regular file")):
         with pytest.raises(UserError, match=problem):
             found[number]
     assert len(found) == 6

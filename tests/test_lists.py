@@ -102,7 +102,7 @@ def test_a_cut_is_heard_from_its_own_channel(tmp_path, monkeypatch):
     assert [pitch(found[i].speech()) for i in (0, 1)] == [440, 1500]
     np.testing.assert_array_equal(found[2].speech(), read_audio(tmp_path / "call.wav"))
     ((number, reason),) = found.quarantine
-    assert number == 3 and "is of channel 2, and its recording has the channels [0, 1]" in reason
+    assert number == 3 and "uses channel 2, but its recording has the channels [0, 1]" in reason
     monkeypatch.setenv("MMJAX_DATA", str(tmp_path / "data"))
     assert cli.main(["data", "build", path, "-o", str(tmp_path / "shards"), "--keep-duplicates"]) == 0
     shards = ShardsRecords(str(tmp_path / "shards"), "train")
@@ -118,7 +118,7 @@ def test_a_channel_is_that_of_the_file(tmp_path):
     record = from_row(cut(5, recording={"sources": sources}, supervisions=[]), "", "it")
     assert record.speech == Blob("b.wav") and record.channels == (1,)
     assert from_row(cut(0, recording={"sources": sources}, supervisions=[]), "", "it").channels == (0,)
-    with pytest.raises(UserError, match="its channels lie in 2"):
+    with pytest.raises(UserError, match="its channels are in 2 files"):
         from_row(cut([0, 4], recording={"sources": sources}, supervisions=[]), "", "it")
     nemo = {"audio_filepath": "a.wav", "text": "x"}
     for selector, expected in ((1, (1,)), ([0, 2], (0, 2)), ("average", None), ("1", (1,)), (None, None)):
@@ -127,14 +127,14 @@ def test_a_channel_is_that_of_the_file(tmp_path):
         with pytest.raises(UserError, match="it: channels is"):
             from_row({**nemo, "channel_selector": selector}, "", "it")
     soundfile.write(tmp_path / "mono.wav", tone(440), RATE)
-    with pytest.raises(UserError, match="has 1 channels, and channel 1 is wanted"):
+    with pytest.raises(UserError, match="has 1 channels, but channel 1 .counted from 0. is requested"):
         read_audio(tmp_path / "mono.wav", channels=[1])
     found = corpus(
         ManifestRecords(listed(tmp_path / "l.jsonl", [{"speech": "mono.wav", "channels": n} for n in (0, 1)])),
         tmp_path,
         filters=Filters(largest_share_dropped=0.5),
     )
-    assert len(found) == 1 and "channel 1 is wanted" in found.quarantine[0][1]
+    assert len(found) == 1 and "channel 1 (counted from 0) is requested" in found.quarantine[0][1]
 
 
 def test_supervisions_are_joined_in_the_order_of_time():
@@ -153,17 +153,17 @@ def test_supervisions_are_joined_in_the_order_of_time():
         ),
         (cut(recording={"sources": [{"type": "command", "source": "sox ...", "channels": [0]}]}), "type 'command'"),
         (cut(supervisions=[supervision(0, 0.4, "a"), supervision(0.1, 0.3, "b")]), "overlap in time"),
-        (cut(supervisions=[supervision(0, 0.9, "a")]), "partly outside of the cut"),
-        (cut(supervisions=[supervision(-0.3, 0.5, "a")]), "partly outside of the cut"),
-        (cut(0, supervisions=[supervision(0, 0.5, "a", channel=1)]), "of channel 1, and the cut of 0"),
+        (cut(supervisions=[supervision(0, 0.9, "a")]), "partly outside the cut"),
+        (cut(supervisions=[supervision(-0.3, 0.5, "a")]), "partly outside the cut"),
+        (cut(0, supervisions=[supervision(0, 0.5, "a", channel=1)]), "for channel 1, but the cut uses 0"),
         (
             cut(supervisions=[supervision(0, 0.2, "a", language="en"), supervision(0.2, 0.2, "b", language="de")]),
             "de, en",
         ),
-        ({"id": "x", "type": "MixedCut", "tracks": []}, "is a MixedCut"),
-        ({"id": "x", "recording_id": "r", "start": 0, "duration": 1, "text": "a"}, "supervision of Lhotse without its"),
+        ({"id": "x", "type": "MixedCut", "tracks": []}, "is a Lhotse MixedCut"),
+        ({"id": "x", "recording_id": "r", "start": 0, "duration": 1, "text": "a"}, "Lhotse supervision without its"),
         ({"audio_filepath": "a.wav", "text_filepath": "a.txt"}, "text_filepath"),
-        ({"audio_filepath": "a.wav", "text": "x", "source_lang": "en", "target_lang": "de"}, "goes from en to de"),
+        ({"audio_filepath": "a.wav", "text": "x", "source_lang": "en", "target_lang": "de"}, "translates en to de"),
         (
             {"conversations": [{"from": "human", "value": "<image> and <image>?"}, {"from": "gpt", "value": "no"}]},
             "several",
@@ -220,7 +220,7 @@ def test_every_answer_of_a_conversation_is_an_example(tmp_path):
         assert [(found[i].text, found[i].target) for i in range(3)] == expected
     lines = ManifestRecords(str(tmp_path / "list.jsonl"))
     assert len(lines) == 5 and lines[4].text == "x"
-    with pytest.raises(UserError, match="list.jsonl:3 holds no conversation"):
+    with pytest.raises(UserError, match="list.jsonl:3 is not a conversation"):
         lines[3]
     found = TarShardsRecords(
         tar_of(tmp_path / "a.tar", [("0.png", picture()), ("0.json", json.dumps(rows[0]).encode())])
@@ -234,7 +234,7 @@ def test_every_answer_of_a_conversation_is_an_example(tmp_path):
             {"from": "human", "value": "c"},
         ]
     }
-    with pytest.raises(UserError, match="questions and their answers in turn"):
+    with pytest.raises(UserError, match="alternates questions and answers"):
         from_row(alone, "", "it")
 
 
@@ -292,7 +292,7 @@ def test_a_quote_that_is_left_open_costs_its_own_row_alone(tmp_path):
         try:
             found.append(table[number].answer)
         except UserError as error:
-            refused.append(re.search(r"t.csv:(\d+) is no row of CSV", str(error))[1])
+            refused.append(re.search(r"t.csv:(\d+) is not a CSV row", str(error))[1])
     assert found == ["0", "2", "3", "5"] and refused == ["3", "6"]
     (tmp_path / "t.csv").write_text("text,text\na,b\n")
     with pytest.raises(UserError, match="has 2 columns 'text'"):

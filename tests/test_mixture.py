@@ -54,8 +54,8 @@ def test_weights_change_and_sources_are_used_up():
     "weights, message",
     [
         ({0: {"d": 1.0}}, "no source 'd'; there are a, b, c"),
-        ({0: {"a": -1.0}}, "must not be below 0"),
-        ({0: {"a": 0.0}}, "nor all 0"),
+        ({0: {"a": -1.0}}, "must not be negative"),
+        ({0: {"a": 0.0}}, "or all 0"),
         ({5: {"a": 1.0}}, "must begin at example 0"),
     ],
 )

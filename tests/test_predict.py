@@ -93,14 +93,14 @@ def test_a_rate_is_converted_as_that_of_a_file(tmp_path):
 @pytest.mark.parametrize(
     "speech, message",
     [
-        (TONE * 2**15, "holds values up to .*; floats lie in -1 to 1"),
+        (TONE * 2**15, "holds values up to .*, but float samples must lie in -1 to 1"),
         (TONE.astype(np.int64), "is of int64; give floats in -1 to 1, or int16"),
         (np.zeros((3, 100, 2), np.float32), r"has the shape \[3, 100, 2\]"),
         (np.zeros((100, 100), np.float32), r"has the shape \[100, 100\]"),
         (np.full(1000, np.nan), "not finite numbers"),
         (np.zeros(0), "no samples"),
         ((RATE, TONE), "not .array, rate in Hz."),
-        ((TONE, 16), "rate of 16 Hz, which cannot be"),
+        ((TONE, 16), "impossible rate of 16 Hz"),
         ("missing.wav", "missing.wav"),
     ],
 )

@@ -298,7 +298,7 @@ def test_a_tokenizer_from_a_package_gives_the_ids_of_its_model():
 )
 def test_a_damaged_model_of_sentencepiece_is_named(kind, data, tmp_path):
     (tmp_path / "file").write_bytes(data)
-    with pytest.raises(UserError, match="cannot read the tokenizer .*file: .*damaged, or no model of sentencepiece"):
+    with pytest.raises(UserError, match="cannot read the tokenizer .*file: .*damaged, or not a sentencepiece model"):
         kind.load(tmp_path / "file")
 
 
@@ -306,7 +306,7 @@ def test_a_damaged_model_of_sentencepiece_is_named(kind, data, tmp_path):
 def test_a_file_that_is_no_tokenizer_json_is_named(kind, data, tmp_path):
     pytest.importorskip("tokenizers")
     (tmp_path / "file").write_bytes(data)
-    with pytest.raises(UserError, match="cannot read the tokenizer .*file: .*is no tokenizer.json"):
+    with pytest.raises(UserError, match="cannot read the tokenizer .*file: .*is not a tokenizer.json"):
         kind.load(tmp_path / "file")
 
 

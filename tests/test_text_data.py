@@ -107,9 +107,9 @@ def test_the_packer_writes_as_many_tokens_as_the_sampler_counted(home):
         ),
         ({"target": ("<{language}-{task}>",)}, "no special token '<..-.*>' for the language '..' and task '.*'"),
         ({"target": ("<to>",)}, "no special token '<to>'; .*data.tokenizer.special"),
-        ({"target": ("<{lang}>",)}, "'lang' in '<{lang}>' is no tag.*language"),
+        ({"target": ("<{lang}>",)}, "'lang' in '<{lang}>' is not a tag.*language"),
         ({"target": ("<{language>",)}, "data.prefixes.target: '<{language>' cannot be read"),
-        ({"targets": ("<fr>",)}, "'targets' is no stream of text; did you mean 'target'"),
+        ({"targets": ("<fr>",)}, "'targets' is not a text stream; did you mean 'target'"),
     ],
 )
 def test_a_prefix_that_cannot_be_is_said_at_the_start(home, prefixes, message):
@@ -313,7 +313,7 @@ def test_the_command_takes_a_path_and_measures_a_file(home, capsys, monkeypatch)
     assert cli.main(["data", "tokenizer", str(home / "config.py"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["unknown"] > 0  # the snowman
     assert cli.main(["data", "tokenizer", str(home / "config.py"), "--vocabulary", "50"]) == 2
-    assert "is trained already; leave out --vocabulary" in capsys.readouterr().err
+    assert "is already trained; leave out --vocabulary" in capsys.readouterr().err
 
 
 @pytest.mark.reference

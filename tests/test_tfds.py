@@ -92,7 +92,7 @@ def test_the_rate_is_the_one_that_the_data_set_declares(sets):
     declared = {"speech_commands": 16_000, "libritts": 24_000, "savee": 44_100, "vctk": 48_000, "spoken_digit": 8_000}
     for name, rate in (declared | RATE).items():
         assert soundfile.info(io.BytesIO(opened(sets, name)[0].speech)).samplerate == rate
-    with pytest.raises(UserError, match="common_voice does not say how many samples .* set data.source.sample_rate"):
+    with pytest.raises(UserError, match="common_voice does not state the sample rate .* set data.source.sample_rate"):
         TFDSRecords("train", name="common_voice", directory=str(sets))
 
 
@@ -185,7 +185,7 @@ def test_a_builder_of_ones_own_needs_no_tensorflow_at_all(tmp_path):
         try:
             found.append(ones[number].answer)
         except UserError as error:
-            assert "is damaged: an answer is no finite number" in str(error)
+            assert "is damaged: an answer is not a finite number" in str(error)
     assert found == [(0.5,)]
 
 
@@ -197,19 +197,19 @@ def test_a_builder_of_ones_own_needs_no_tensorflow_at_all(tmp_path):
             "has not prepared librispech in .*did you mean 'librispeech'.*array_record'.*extra 'tf'",
         ),
         ({"name": "lm1b:9.9.9"}, "has not prepared lm1b:9.9.9 in "),
-        ({"name": "my set"}, "'my set' is no name of TFDS"),
+        ({"name": "my set"}, "'my set' is not a TFDS name"),
         ({"name": "librispeech"}, "several configs; write one of librispeech/default, librispeech/lazy_decode"),
         ({"name": "lm1b", "split": "dev"}, "lm1b has no split 'dev' .*; it has "),
         ({"name": "lm1b", "fields": {"text": "txt"}}, "lm1b has no feature 'txt'; did you mean 'text'"),
         ({"name": "lm1b", "fields": {"txet": "text"}}, "there is no 'txet'; did you mean 'text'"),
-        ({"name": "cifar10", "fields": {"speech": "image"}}, "'image' of cifar10 is image, which cannot be 'speech'"),
+        ({"name": "cifar10", "fields": {"speech": "image"}}, "'image' of cifar10 is image, which cannot be used as 'speech'"),
         (
             {"name": "coco_captions", "fields": {"target": "captions/text"}},
             "no feature 'captions/text'; did you mean 'captions/text/0'",
         ),
         (
             {"name": "coco_captions", "fields": {"answer": "objects/bbox/0"}},
-            "is BBoxFeature in a list, which cannot be 'answer'",
+            "is BBoxFeature in a list, which cannot be used as 'answer'",
         ),
     ],
 )
@@ -221,7 +221,7 @@ def test_what_cannot_be_read_is_named_with_its_remedy(sets, options, message):
 
 def test_a_data_set_that_is_not_among_the_ready_ones_lists_its_features(sets, tmp_path):
     shutil.copytree(home_of(sets, "samsum"), tmp_path / "mine" / "1.0.0")
-    with pytest.raises(UserError, match="which features of mine are which fields.*dialogue, id, summary"):
+    with pytest.raises(UserError, match="the fields of mine are not built in.*dialogue, id, summary"):
         TFDSRecords("train", name="mine", directory=str(tmp_path))
 
 
@@ -409,7 +409,7 @@ def test_samples_of_more_than_16_bits_are_not_guessed_at(sets, tmp_path):
     for _ in range(EXAMPLES["train"]):
         writer.write(written.SerializeToString())
     writer.close()
-    with pytest.raises(UserError, match="gtzan train 0 holds samples from .* to 32768, which are not of 16 bits"):
+    with pytest.raises(UserError, match="gtzan train 0 holds samples from .* to 32768, which are not 16-bit samples"):
         TFDSRecords("train", name="gtzan", directory=str(tmp_path))[0]
 
 

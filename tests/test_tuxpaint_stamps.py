@@ -105,13 +105,13 @@ def test_each_recording_is_an_example(stamps):
     written = TuxPaintStampsRecords(stamps, "train", written=True)
     silent = [written[i] for i in range(len(written)) if written[i].speech is None]
     assert {record.language for record in silent} == {"de"} and all(r.transcript is None and r.text for r in silent)
-    with pytest.raises(UserError, match="nobody speaks 'xx'.*en, fr, lt"):
+    with pytest.raises(UserError, match="has no recordings in 'xx'.*en, fr, lt"):
         TuxPaintStampsRecords(stamps, "train", languages=("xx",))
 
 
 def test_what_is_no_package_is_refused(tmp_path, monkeypatch):
     (tmp_path / "odd.deb").write_bytes(b"odd")
-    with pytest.raises(UserError, match="odd.deb is no .deb file"):
+    with pytest.raises(UserError, match="odd.deb is not a .deb file"):
         TuxPaintStampsRecords(tmp_path, "train", package=str(tmp_path / "odd.deb"))
     with pytest.raises(UserError, match="No such file"):
         TuxPaintStampsRecords(tmp_path, "train", package=str(tmp_path / "missing.deb"))

@@ -208,11 +208,11 @@ def _completed_ogg(file: BinaryIO, name: str) -> BinaryIO:
     last = tail.rfind(b"OggS")
     page = tail[last:]
     if last < 0 or len(page) < 27 or len(page) < 27 + page[26]:
-        raise _truncated(name, "its last OGG page is cut")
+        raise _truncated(name, "its last OGG page is incomplete")
     table, flags = page[27 : 27 + page[26]], page[5]
     size = 27 + len(table) + sum(table)
     if size > len(page):
-        raise _truncated(name, "its last OGG page is cut")
+        raise _truncated(name, "its last OGG page is incomplete")
     if not flags & 4 and table and table[-1] == 255:  # the packet continues
         raise _truncated(name, "its last OGG packet is incomplete")
     if page[14:18] != first[14:18]:

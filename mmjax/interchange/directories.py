@@ -21,7 +21,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """Reads a JSON file that must hold an object."""
     found = read_json(path)
     if not isinstance(found, dict):
-        raise UserError(f"{path} holds no JSON object")
+        raise UserError(f"{path} does not hold a JSON object")
     return found
 
 
