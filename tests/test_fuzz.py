@@ -198,7 +198,11 @@ def test_a_tar_file_leads_nowhere(tmp_path):
     records = [found[i] for i in range(3)]
     assert [record.name.rpartition(":")[2] for record in records] == ["../../escaped", "absolute", "fine"]
     assert all(record.speech is None or record.speech.file == str(home / "a.tar") for record in records)
-    for number, problem in ((3, "link.wav is a link"), (4, "hard.wav is a link"), (5, "null.wav is not a regular file")):
+    for number, problem in (
+        (3, "link.wav is a link"),
+        (4, "hard.wav is a link"),
+        (5, "null.wav is not a regular file"),
+    ):
         with pytest.raises(UserError, match=problem):
             found[number]
     assert len(found) == 6

@@ -594,7 +594,7 @@ def test_options_that_cannot_be_expressed_are_named(tmp_path, model, message):
         ({}, "cannot read"),
         ({"config.json": "{"}, "is not JSON"),
         ({"config.json": '{"model_type": "gpt2"}'}, "a model of type 'gpt2'; there are converters for"),
-        ({"config.json": "parakeet"}, "only safetensors are read"),
+        ({"config.json": "parakeet"}, "only safetensors can be read"),
         ({"config.json": "parakeet", "model.safetensors": "no"}, "cannot read"),
     ],
 )

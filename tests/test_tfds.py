@@ -202,7 +202,10 @@ def test_a_builder_of_ones_own_needs_no_tensorflow_at_all(tmp_path):
         ({"name": "lm1b", "split": "dev"}, "lm1b has no split 'dev' .*; it has "),
         ({"name": "lm1b", "fields": {"text": "txt"}}, "lm1b has no feature 'txt'; did you mean 'text'"),
         ({"name": "lm1b", "fields": {"txet": "text"}}, "there is no 'txet'; did you mean 'text'"),
-        ({"name": "cifar10", "fields": {"speech": "image"}}, "'image' of cifar10 is image, which cannot be used as 'speech'"),
+        (
+            {"name": "cifar10", "fields": {"speech": "image"}},
+            "'image' of cifar10 is image, which cannot be used as 'speech'",
+        ),
         (
             {"name": "coco_captions", "fields": {"target": "captions/text"}},
             "no feature 'captions/text'; did you mean 'captions/text/0'",

@@ -19,7 +19,7 @@ from mmjax.tree import part
 
 @part
 class Filters:
-    """Limits outside of which examples are left out and counted. None: no limit."""
+    """Limits; examples outside them are left out and counted. None: no limit."""
 
     shortest: float | None = None  # seconds of speech
     longest: float | None = None
@@ -41,7 +41,7 @@ class Corpus:
       tokenizer: for all texts; None if the collection has no texts.
       sample_rate: rate to which recordings are resampled, in Hz.
       answers: class names (or names of the numbers) of the training split; None: those of this index.
-      filters: limits outside of which examples are left out.
+      filters: limits; examples outside them are left out.
       rescale: scale recordings with values far outside [-1, 1] (see `read_audio`); otherwise they are left out.
       prefixes: special tokens in front of texts; see `Prefixes`.
       title: name of the data in messages.

@@ -120,7 +120,7 @@ def read_row(
 
 
 def hinted(key: str) -> str:
-    """An unused name in quotes, with the known name of which it may be a misspelling."""
+    """An unused name in quotes, with a suggestion if it may be a misspelling of a known name."""
     meant = _misspelt(key)
     return f"'{key}' (did you mean '{meant}'?)" if meant else f"'{key}'"
 
@@ -221,7 +221,7 @@ def _by_ending(key: str, value: Any) -> str:
 
 @functools.cache
 def _misspelt(key: str) -> str | None:
-    """The known name of which a name is probably a misspelling."""
+    """The known name that was probably meant by a misspelt one; None if there is none."""
     known = [*Record._fields, *ALIASES, "recording", "supervisions", "conversations"]
     if key.removesuffix("s") in known:
         return key.removesuffix("s")

@@ -84,5 +84,5 @@ def imported(directory: str | Path) -> Encoder | TextDecoder:
     """
     path = local(directory, "the directory of an imported model") / "part.json"
     if not path.is_file():
-        raise UserError(f"there is no {path}; is {directory} what mmjax import wrote?")
+        raise UserError(f"there is no {path}; was {directory} written by mmjax import?")
     return from_dict(Encoder | TextDecoder, read_json(path), str(path))
