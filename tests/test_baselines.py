@@ -36,6 +36,7 @@ def test_lstm_equals_torch_on_packed_sequences():
 
 
 @pytest.mark.parametrize("stem", ["stack", "full"])
+@pytest.mark.slow
 def test_recurrent_encoders_give_the_same_packed_and_alone(stem):
     model = BiLSTM(front_end=LogMel(), layers=2, width=16, stem=stem, stem_channels=4)
     lengths = [3, 5, 8, 31, 33]

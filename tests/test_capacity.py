@@ -105,6 +105,7 @@ def test_bench_says_who_waits(step, verdict, tmp_path, capsys):
     assert verdict in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_bench_measures_the_step_and_refuses_none(tmp_path, capsys):
     (tmp_path / "tiny.json").write_text(c.to_json(tiny()))
     command = ["data", "bench", str(tmp_path / "tiny.json"), "--batches", "1"]

@@ -6,12 +6,14 @@ import subprocess
 import sys
 
 import jax.numpy as jnp
+import pytest
 from conftest import tiny
 
 from mmjax import check
 from mmjax import config as c
 
 
+@pytest.mark.slow
 def test_the_invariants_hold(tmp_path):
     """In a process of its own: it simulates 8 devices, and starts 2 more processes.
 

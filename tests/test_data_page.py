@@ -41,6 +41,7 @@ def run(command):
     assert cli.main(shlex.split(command, comments=True)[1:]) == 0
 
 
+@pytest.mark.slow
 def test_the_page_works_from_beginning_to_end(home, monkeypatch, capsys):
     monkeypatch.chdir(home)
     monkeypatch.setenv("MMJAX_DATA", str(home / "cache"))

@@ -179,6 +179,7 @@ def test_the_loss_falls_as_in_32_bits(subject):
     assert 0 < np.abs(half - whole).max() < 0.05 * whole[0]
 
 
+@pytest.mark.slow
 def test_what_a_run_starts_from_is_kept_in_its_own_dtypes(subject, run):
     config = dataclasses.replace(with_dtypes(**HALF), initial={"encoders.speech": str(run)})
     state = load_initial(config, program(config, subject)[2]())

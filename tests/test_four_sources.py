@@ -157,6 +157,7 @@ def test_batches_are_the_same_on_1_2_and_4_processes_before_and_after_a_kill(tmp
         np.testing.assert_allclose(there[step], here[step], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_all_four_sources_are_drawn_in_their_shares(tmp_path):
     from mmjax.train.build import build_layout, build_sampler
 

@@ -52,6 +52,7 @@ def test_what_the_data_lacks_is_said_before_training(tmp_path, changes, message)
         train(of_texts(tmp_path, **changes), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_missing_test_split_is_said_before_training(tmp_path):
     from mmjax.train.loop import train
 

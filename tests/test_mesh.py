@@ -60,6 +60,7 @@ def divisible(**mesh):
     return tiny(model=model, data=data, mesh=c.Mesh(**mesh))
 
 
+@pytest.mark.slow
 def test_every_axis_on_8_devices_is_one_device(tmp_path):
     (tmp_path / "config.json").write_text(c.to_json(divisible()))
     process = subprocess.run(

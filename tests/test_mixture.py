@@ -64,6 +64,7 @@ def test_weights_that_cannot_be_are_refused(weights, message):
         proportions(SIZES, weights)
 
 
+@pytest.mark.slow
 def test_each_source_has_epochs_of_its_own():
     """Every example of a source comes once before any comes again, whatever the others do; and the seek is exact."""
     lengths = [50, 7]

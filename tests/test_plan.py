@@ -252,6 +252,7 @@ def written(tmp_path, **changes):
     return path
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_plan_is_an_estimate_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
     result = plan.plan(tiny(mesh=c.Mesh(fsdp=4)), machines.parse("h100:4x2"))

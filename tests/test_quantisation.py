@@ -54,6 +54,7 @@ def products(jaxpr):
 @pytest.mark.parametrize(
     "kind, numbers, gradients", [("int8", "int8", "int8"), ("fp8", "float8_e4m3fn", "float8_e5m2")]
 )
+@pytest.mark.slow
 def test_products_with_weights_are_of_few_bits(kind, numbers, gradients):
     """In 2 Transformer blocks 4 each; in the fusion's 8: once forward, once for the gradient of what went in."""
     pytest.importorskip("qwix")

@@ -157,6 +157,7 @@ def temporary_memory(config, remat, unroll=False):
     return program.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_compiled_memory_falls_from_none_to_full():
     sizes = {remat: temporary_memory(deep(layers=32), remat) for remat in HERE}
     assert sizes["none"] > 2 * sizes["dots"] > 6 * sizes["block"], sizes
@@ -183,6 +184,7 @@ def test_an_offload_needs_a_host_with_memory_of_its_own():
 
 
 @pytest.mark.parametrize("tower", ["encoders.speech", "heads.transcript.decoder"])
+@pytest.mark.slow
 def test_what_is_computed_again_is_known_of_every_tower(tower):
     """Against its definition: what the whole model keeps less for it, a block at a time."""
     from mmjax.plan.compilation import describe

@@ -89,6 +89,7 @@ def pairs(tmp_path_factory):
     return run, train(config, run)["speech+image+text"]
 
 
+@pytest.mark.slow
 def test_evaluation_tells_recall_both_ways(pairs):
     metrics = pairs[1]
     for name in ("heard/speech_to_image", "heard/image_to_speech", "read/text_to_image", "read/image_to_text"):
@@ -111,6 +112,7 @@ def test_evaluation_tells_sources_and_languages_apart(pairs):
     assert metrics["answer/accuracy"] == pytest.approx(np.average(accuracy, weights=[6, 12, 6]))
 
 
+@pytest.mark.slow
 def test_eval_shows_them_in_tables(pairs, capsys, monkeypatch):
     from mmjax import cli, progress
 

@@ -26,6 +26,7 @@ for _ in range(30):
 
 
 @glibc
+@pytest.mark.slow
 def test_a_step_on_a_cpu_works_in_the_memory_of_the_one_before():
     run = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
     first, *later = map(int, run.stdout.split())

@@ -49,6 +49,7 @@ VARIANTS = {
 @pytest.mark.parametrize(
     "variant, chunk", [*((v, n) for v in VARIANTS for n in (1, 3)), ("relative", 2), ("relative", 8)]
 )
+@pytest.mark.slow
 def test_trap_h17_streaming_equals_offline(variant, chunk):
     conformer = model(chunk=chunk, **VARIANTS[variant])
     whole = batch_of(1 if chunk == 2 else 7, 96)

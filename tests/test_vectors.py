@@ -67,6 +67,7 @@ def test_an_example_is_predicted_as_packed(trained, drives, capsys):
         Run(trained).predict(radar=np.ones((3, 2)))
 
 
+@pytest.mark.slow
 def test_the_invariants_hold(drives):
     with jax.default_matmul_precision("highest"):
         subject = check.Subject(c.load(drives))

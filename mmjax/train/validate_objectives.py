@@ -95,7 +95,7 @@ def _check_masked(name: str, mask: Any, model: Multimodal) -> None:
         NoisySpeech: SpeechEncoder,
     }[type(mask)]
     if not isinstance(encoder, kind):
-        names = getattr(kind, "__name__", "speech encoder")
+        names = vars(kind).get("kind", kind.__name__)
         raise UserError(f"model.masked.{name}.reads='{mask.reads}' is no encoder of the kind {names}")
     if head is None:
         raise UserError(f"model.masked.{name}: there is no head of that name to predict what is hidden")
