@@ -189,7 +189,7 @@ def test_help_needs_no_heavy_library():
 def test_data_workers_load_neither_jax_nor_tensorflow(run):
     code = (
         "import sys\nfrom mmjax.data.loader import Batches\nfrom mmjax.data.source import Opening\n"
-        "from mmjax.data.spoken_easy_vqa import SpokenEasyVQAExamples\nfrom mmjax.files import data_directory\n"
+        "from mmjax.data.spoken_easy_vqa import SpokenEasyVQA\nfrom mmjax.files import data_directory\n"
         f"source = SpokenEasyVQA(examples={EXAMPLES}).open('train', Opening(data_directory()))\n"
         "example = source[3]; example.speech()\n"
         "print(sorted({'jax', 'flax', 'tensorflow', 'torch'} & set(sys.modules)))"
