@@ -91,7 +91,7 @@ def test_a_rank_of_open_mpi_knows_its_place_even_when_slurm_started_mpirun():
 @pytest.mark.parametrize(
     "environment, message",
     [
-        ({"MMJAX_COORDINATOR": "lead:1"}, "needs two numbers beside it"),
+        ({"MMJAX_COORDINATOR": "lead:1"}, "also set MMJAX_PROCESSES and MMJAX_PROCESS"),
         ({"MMJAX_COORDINATOR": ":8476", "MMJAX_PROCESSES": "2", "MMJAX_PROCESS": "0"}, "should be HOST:PORT"),
         ({"MMJAX_PROCESSES": "2", "MMJAX_PROCESS": "0"}, "needs an address beside it"),
         ({"MMJAX_COORDINATOR": "a:1", "MMJAX_PROCESSES": "2"}, "MMJAX_PROCESS should be a number, not ''"),

@@ -447,7 +447,7 @@ def test_a_killed_process_is_named_by_the_other_in_one_line(tmp_path):
     begin = time.monotonic()
     _, errors = both[0].communicate(timeout=60)
     assert time.monotonic() - begin < 30 and both[0].returncode == 75, errors
-    assert ["process 1 of 2 has gone without a word" in line for line in last_words(errors)[1:]] == [True], errors
+    assert ["process 1 of 2 has gone without a message" in line for line in last_words(errors)[1:]] == [True], errors
     both[1].communicate()
 
 
