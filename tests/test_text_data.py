@@ -120,7 +120,7 @@ def test_a_prefix_that_cannot_be_is_said_at_the_start(home, prefixes, message):
 def test_prefixes_need_a_tokenizer_and_a_collection(home):
     whole = data(home, c.SentencePiece(), prefixes={"text": ("<to>",)})
     for changes in ({"tokenizer": None}, {"source": c.SpokenEasyVQA()}):
-        with pytest.raises(UserError, match="data.prefixes are for texts of a collection"):
+        with pytest.raises(UserError, match="data.prefixes need data.tokenizer"):
             check_config(tiny(data=dataclasses.replace(whole, **changes)))
 
 
