@@ -174,7 +174,7 @@ def test_pretraining_learns(tmp_path):
             {"words": c.MaskedText(mask=128)},
             "uses ids up to 128, but model.encoders.text.vocabulary is 128",
         ),
-        ({"words": c.MaskedText(), "more": c.MaskedText()}, "another MaskedText reads 'text' already"),
+        ({"words": c.MaskedText(), "more": c.MaskedText()}, "another MaskedText already reads 'text'"),
         ({"words": c.MaskedText(reads="speech")}, "reads='speech' is no encoder of the kind Transformer"),
     ],
 )

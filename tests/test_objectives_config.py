@@ -81,7 +81,11 @@ def test_every_objective_is_built_with_its_head():
             {"written": c.Transducer()},
             "model.heads.written.reads is 'fused', but a TransducerDecoder needs the tokens of an encoder",
         ),
-        ({"pair": dataclasses.replace(PAIR, between=("image", "text", "image"))}, {}, "must name two different encoders"),
+        (
+            {"pair": dataclasses.replace(PAIR, between=("image", "text", "image"))},
+            {},
+            "must name two different encoders",
+        ),
         ({"text": c.Head(reads="text", outputs=9)}, {"text": c.MultiLabel()}, "objectives.text cannot be MultiLabel"),
         ({"other": c.Head(reads="text", outputs=9)}, {"other": c.Sequence()}, "objectives.other has no labels"),
     ],

@@ -77,7 +77,7 @@ def _library_attention(rest: str, out: Shape, left: Shape, right: Shape) -> floa
 
 
 def _splash_attention(rest: str, out: Shape, left: Shape, right: Shape) -> float:
-    """JAX's splash kernels: two products forward; two backward kernels, three products for queries, four for keys and values."""
+    """JAX's splash kernels: 2 products forward; backward 3 for the queries, and 4 for keys and values."""
     operands = rest[rest.index("operand_layout_constraints=") :]
     (*queries, width), (*_, keys, _) = map(dimensions, re.findall(r"\bb?f\d+\[[\d,]*\]", operands)[:2])
     products = {"fwd": 2, "dq": 3, "dkv": 4}[SPLASH.search(rest)[1]]

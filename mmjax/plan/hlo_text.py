@@ -41,7 +41,7 @@ class Instruction(NamedTuple):
 
     @property
     def chain(self) -> str | None:
-        """The id shared by all steps of a gather that a TPU splits and overlaps with computation; each step has its full shape."""
+        """The id of a gather that a TPU splits into steps, to overlap it; each step has the full shape."""
         found = re.search(r'chain_id="([^"]*)"', self.rest)
         return found and found[1]
 

@@ -59,7 +59,7 @@ def rates(machine: Machine, dtype: str) -> Rates:
 
 
 def _gpu_share() -> float:
-    """The share of a GPU's memory that JAX allocates: its default, or the value of its environment variables (new, old name)."""
+    """The share of a GPU's memory that JAX allocates: its default, or an environment variable (new or old name)."""
     for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
         if value := os.environ.get(name):
             try:
