@@ -136,7 +136,7 @@ def test_there_is_nothing_to_save_without_a_denoiser(run, tmp_path, capsys):
             {"heads": {"clean": c.Head(reads="speech", outputs=3)}},
             "must be a Denoiser, to predict the input hidden by model.masked",
         ),
-        ({"masked": {"clean": c.NoisySpeech(reads="image")}}, "is no encoder of the kind speech encoder"),
+        ({"masked": {"clean": c.NoisySpeech(reads="image")}}, "is no encoder of the kind SpeechEncoder"),
         ({"masked": {"clean": c.NoisySpeech(by=c.SpeechAugmentation())}}, "must augment samples"),
         (
             {"masked": {"clean": c.NoisySpeech(by=c.SpeechAugmentation(telephone=c.TelephoneBand(sample_rate=8000)))}},

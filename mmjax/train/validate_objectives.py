@@ -97,8 +97,7 @@ def _check_masked(name: str, mask: Any, model: Multimodal) -> None:
         NoisySpeech: SpeechEncoder,
     }[type(mask)]
     if not isinstance(encoder, kind):
-        names = getattr(kind, "__name__", "speech encoder")
-        raise UserError(f"model.masked.{name}.reads='{mask.reads}' is no encoder of the kind {names}")
+        raise UserError(f"model.masked.{name}.reads='{mask.reads}' is no encoder of the kind {kind.__name__}")
     if head is None:
         raise UserError(f"model.masked.{name} has no head to predict the hidden input; add model.heads.{name}")
     if getattr(head, "reads", None) != mask.reads:
