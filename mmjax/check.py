@@ -1,7 +1,7 @@
 """The five invariants of the design, measured on a config: `mmjax check CONFIG`.
 
 | packing   | an example gives the same outputs, losses and gradients packed, at any offset, or alone |
-| emptiness | whatever stands in empty positions changes nothing, and nothing is ever NaN |
+| emptiness | the content of empty positions changes nothing, and nothing is ever NaN |
 | absence   | an example without a modality = the same example with that stream removed |
 | division  | 1 device = 8 devices = 2 processes; accumulation over 4 micro-batches = 1 batch |
 | constancy | the train step compiles once |
@@ -39,15 +39,16 @@ from mmjax.train.validate import check_config
 from mmjax.tree import from_dict, to_dict
 
 TOLERANCES = {"packing": 1e-5, "emptiness": 0.0, "absence": 1e-6, "division": 1e-5, "constancy": 1}
-# Its attention computed by whatever can: the devices checked are simulated.
+# Any attention backend is allowed, because the checked devices are simulated CPUs.
 PLAIN = {"dtype": "float32", "unroll": False, "strict_attention": False}
-ROWS_CHECKED = 8  # divides among 8 devices, 4 micro-batches and 2 processes
+ROWS_CHECKED = 8  # divisible among 8 devices, 4 micro-batches and 2 processes
 
 
 def check(config: Experiment) -> dict[str, dict[str, Any]]:
-    """Measures all five; {"packing": {"difference", "tolerance", "holds"}, ...}.
+    """Measures all five invariants in float32, at the highest matmul precision and without dropout.
 
-    Everything is computed in float32 at the highest matmul precision; dropout is off.
+    Returns:
+      {"packing": {"difference", "tolerance", "holds"}, ...}.
     """
     check_config(config)
     if jax.device_count() < 8:
@@ -67,7 +68,7 @@ def check(config: Experiment) -> dict[str, dict[str, Any]]:
             holds = difference == 1 if name == "constancy" else difference <= tolerance
             results[name] = {"difference": difference, "tolerance": tolerance, "holds": bool(holds)}
             bar.advance()
-            if not progress.console.is_terminal:  # which shows no bar
+            if not progress.console.is_terminal:  # there is no progress bar
                 progress.console.print(f"{name}: {difference:.3g}")
     return results
 
@@ -88,7 +89,7 @@ def table(results: dict[str, dict[str, Any]]):
 
 
 class Subject:
-    """A config's model in float32 without dropout, its first rows of real data, and ways to run both."""
+    """A config's model in float32 without dropout, with its first rows of real data."""
 
     def __init__(self, config: Experiment):
         self.config = plain(config)
@@ -110,7 +111,7 @@ class Subject:
         self.batch = self.pack(self.rows)
         self.boxed = jax.eval_shape(lambda: self.model.init(jax.random.key(0), self.batch)["params"])
         self.params = jax.jit(lambda: unboxed(self.model.init(jax.random.key(0), self.batch)["params"]))()
-        # Zero-initialised biases and norms would hide what they do to empty positions.
+        # Parameters initialised to zero would hide their effect on empty positions.
         noise = np.random.default_rng(1)
         self.params = jax.tree.map(
             lambda p: np.asarray(p) + 0.02 * noise.standard_normal(p.shape, np.float32), self.params
@@ -127,12 +128,12 @@ class Subject:
     def _outputs_and_gradients(self, params, batch):
         outputs = self.model.apply({"params": params}, batch)
         total, gradients, sums = loss_and_gradients(self.model, self.objectives, params, batch, jax.random.key(0), 1)
-        # Of logits that were not multiplied out, the features: the kernel belongs to no example.
+        # For logits kept as factors, compare the features; the kernel belongs to no example.
         outputs = {name: (jax.tree.leaves(stream.features)[0], stream.segments) for name, stream in outputs.items()}
         return outputs, total, gradients, sums
 
     def run(self, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Outputs by (head, example) and, as one tree, loss, sums and gradients; all NumPy."""
+        """Returns outputs by head and example, and a tree of loss, sums and gradients, as NumPy arrays."""
         outputs, total, gradients, sums = jax.device_get(self._run(self.params, batch))
         by_example: dict[str, Any] = {}
         numbers, slots = batch["examples"].features, batch["examples"].segments
@@ -145,7 +146,7 @@ class Subject:
 
 
 def plain(config: Experiment) -> Experiment:
-    """The config in float32 without dropout, its layers in a loop (the same numbers, sooner compiled), of a few rows."""
+    """The config in float32 without dropout, with few rows; layers run in a loop, which compiles faster."""
 
     def change(node):
         if isinstance(node, dict):
@@ -154,13 +155,13 @@ def plain(config: Experiment) -> Experiment:
 
     model = from_dict(Multimodal, change(to_dict(config.model)) | PLAIN, "model")
     data = dataclasses.replace(config.data, batch_rows=ROWS_CHECKED)
-    # Two micro-batches are as good a loop as more, and leave rows to divide among devices.
+    # Two micro-batches test the loop as well as more, and leave more rows to divide among devices.
     optimizer = dataclasses.replace(config.optimizer, accumulation=min(config.optimizer.accumulation, 2))
     return dataclasses.replace(config, model=model, data=data, optimizer=optimizer)
 
 
 def difference(one: Any, other: Any) -> float:
-    """The largest difference of two trees, each array relative to its largest magnitude where that exceeds 1."""
+    """The largest difference of two trees; arrays with magnitudes above 1 count relative to their largest."""
 
     def of_arrays(a, b):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
@@ -171,11 +172,11 @@ def difference(one: Any, other: Any) -> float:
     return max(jax.tree.leaves(jax.tree.map(of_arrays, one, other)), default=0.0)
 
 
-# The five. ------------------------------------------------------------------------------------------------
+# Invariants. ---------------------------------------------------------------------------------------------
 
 
 def packing(subject: Subject) -> float:
-    """The same examples packed, in another order and at other offsets, and one per row."""
+    """Compares examples packed in a row, packed in another order at other offsets, and one per row."""
     return max(_packing_of(subject, row) for row in subject.rows)
 
 
@@ -183,7 +184,7 @@ def _packing_of(subject: Subject, row: Row) -> float:
     row = Row(row.examples[:ROWS_CHECKED], row.subsets[:ROWS_CHECKED])
     nothing = Row(np.zeros(0, np.int64), ())
 
-    def filled(*rows: Row) -> Batch:  # to the number of rows that is compiled already
+    def filled(*rows: Row) -> Batch:  # with the number of rows for which the program is compiled
         return subject.pack([*rows, *[nothing] * (ROWS_CHECKED - len(rows))])
 
     packed = filled(row)
@@ -194,7 +195,7 @@ def _packing_of(subject: Subject, row: Row) -> float:
 
 
 def emptiness(subject: Subject) -> float:
-    """Empty positions full of NaN, infinities and impossible ids; and rows, and a whole batch, of nothing else."""
+    """Fills empty positions with NaN, infinities and invalid ids; also in empty rows and in an empty batch."""
     generator = np.random.default_rng(0)
 
     def spoil(array: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -227,10 +228,10 @@ def emptiness(subject: Subject) -> float:
 
 
 def absence(subject: Subject) -> float:
-    """Each modality hidden from every example: its stream empty, against its stream removed."""
+    """Hides each modality from every example: compares an empty stream with a removed one."""
     worst = 0.0
     encoders = subject.config.model.encoders
-    for modality in encoders if len(encoders) > 1 else ():  # without its only modality an example is nothing
+    for modality in encoders if len(encoders) > 1 else ():  # an example with one modality cannot lose it
         rows = [keep(row, lambda shows, m=modality: bool(shows - {m})) for row in subject.rows]
         empty = subject.run(subject.pack(rows, hide=modality))
         removed = subject.run(subject.pack(rows, subject.layout.without(modality), hide=modality))
@@ -240,30 +241,30 @@ def absence(subject: Subject) -> float:
         for _, measured in (empty, removed):
             for tower in towers:
                 if any(np.any(leaf) for leaf in jax.tree.leaves(measured["gradients"][tower])):
-                    return float("inf")  # an absent tower must get exactly zero
-        sums = removed[1]["sums"]  # an objective whose output is not there has no sum at all
+                    return float("inf")  # an absent tower must get exactly zero gradient
+        sums = removed[1]["sums"]  # an objective without its output has no sum
         empty[1]["sums"] = {name: pair for name, pair in empty[1]["sums"].items() if name in sums}
         worst = max(worst, difference(empty, removed))
     return worst
 
 
 def reads_only(head: Any, modality: str) -> bool:
-    """Whether there is nothing for a head to read without a modality."""
+    """Whether a head has no input without this modality."""
     if isinstance(head, Contrast):
         return modality in head.between
     return {modality} == ({head.reads} if isinstance(head.reads, str) else set(head.reads))
 
 
 def keep(row: Row, wanted) -> Row:
-    """The examples of a row whose modalities are wanted."""
+    """Keeps the examples of a row whose set of modalities is wanted."""
     chosen = [i for i, shows in enumerate(row.subsets) if wanted(shows)]
     return Row(row.examples[chosen], tuple(row.subsets[i] for i in chosen))
 
 
 def division(subject: Subject) -> float:
-    """Loss and gradients on one device, on 8 (every axis of the mesh but data), on 2 processes (data), over 4 micro-batches.
+    """Compares one device with 8 (all mesh axes but data), 2 processes (data) and 4 micro-batches.
 
-    Not over micro-batches where examples of the whole batch are compared: such a config cannot accumulate.
+    Contrastive configs compare all examples of a batch and cannot accumulate, so they skip the micro-batches.
     """
     _, one = subject.run(subject.batch)
     one = jax.tree.leaves((one["loss"], one["gradients"]))
@@ -277,7 +278,7 @@ def division(subject: Subject) -> float:
 
 
 def divided(subject: Subject, mesh: Mesh, micro_batches: int = 1) -> list[np.ndarray]:
-    """Loss and gradients as a flat list, computed on a mesh."""
+    """Computes loss and gradients on a mesh; returns them as a flat list."""
     params = jax.tree.map(
         lambda p, s: jax.make_array_from_callback(p.shape, s, lambda index: p[index]),
         subject.params,
@@ -297,16 +298,16 @@ def divided(subject: Subject, mesh: Mesh, micro_batches: int = 1) -> list[np.nda
 
 
 def on_processes(config: Experiment, count: int, **axes: int) -> list[np.ndarray]:
-    """What `divided` gives on a mesh of real processes of this machine, one device each; by default, all along data."""
+    """The result of `divided` on local processes with one device each; the mesh has all of them along data by default."""
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "config.json").write_text(to_json(config), encoding="utf-8")
         port = free_port()
-        alone = {"XLA_FLAGS": "", "NPROC": "", "JAX_PLATFORMS": "cpu"}  # one device each, not 8 simulated ones
+        alone = {"XLA_FLAGS": "", "NPROC": "", "JAX_PLATFORMS": "cpu"}  # one device per process, not 8 simulated ones
         workers = [
             subprocess.Popen(
                 [sys.executable, "-m", "mmjax.check", scratch, str(port), str(number), str(count), json.dumps(axes)],
                 env=os.environ | alone,
-                stdout=subprocess.DEVNULL,  # Gloo talks there
+                stdout=subprocess.DEVNULL,  # for messages of Gloo
                 stderr=subprocess.PIPE,
                 text=True,
             )
@@ -343,9 +344,9 @@ def _worker(scratch: str, port: str, number: str, count: str, axes: str) -> None
 
 
 def constancy(subject: Subject) -> int:
-    """How often the train step is compiled over three steps of different data, rows and parameters divided.
+    """The number of compilations of the train step over three steps, with rows and parameters divided among devices.
 
-    Every device has a row of each micro-batch, so a config that accumulates takes fewer devices.
+    Every device needs a row of each micro-batch, so a config that accumulates uses fewer devices.
     """
     config, parts = subject.config, ROWS_CHECKED // subject.config.optimizer.accumulation
     mesh = make_mesh(data=2, fsdp=parts // 2, devices=jax.devices()[:parts])

@@ -1,4 +1,4 @@
-"""Files of this machine: where data is kept, the refusal of a bucket's address, whole files, and strict JSON."""
+"""Local files: the data directory, checks of paths, atomic writes, and strict JSON."""
 
 import json
 import math
@@ -9,29 +9,29 @@ from typing import Any
 
 from mmjax.errors import UserError
 
-# gs://bucket/runs; a Path has made gs:/bucket/runs of it.
+# gs://bucket/runs, or gs:/bucket/runs after a conversion to Path.
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 
 
 def write_whole(path: Path, data: str | bytes) -> None:
-    """Writes a file under a temporary name and renames it: whoever opens `path` finds the old or the new, never a part.
+    """Writes a file atomically: under a temporary name, which is then renamed to `path`.
 
     Raises:
-      OSError: the file could not be written; `path` is as it was.
+      OSError: the file could not be written; `path` is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "wb") as file:
             file.write(data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data)
             file.flush()
-            os.fsync(file.fileno())  # or a crash of the machine may leave an empty file under the new name
+            os.fsync(file.fileno())  # otherwise a crash of the machine may leave an empty file at `path`
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def json_line(value: Any) -> str:
-    """Strict JSON in one line; a number that is not finite becomes null, for JSON has no word for it (RFC 8259)."""
+    """Strict JSON in one line; numbers that are not finite become null, since JSON cannot represent them (RFC 8259)."""
 
     def strict(node):
         if isinstance(node, dict):
@@ -44,13 +44,13 @@ def json_line(value: Any) -> str:
 
 
 def local(path: str | os.PathLike, what: str) -> Path:
-    """The path of a directory or file that mmjax writes, or reads in place.
+    """Checks the path of a directory or file that mmjax writes, or reads in place.
 
     Args:
-      what: the flag, key or variable that names it, for the error.
+      what: the flag, key or variable that holds the path, for the error.
 
     Raises:
-      UserError: it is the address of a bucket (gs://..., s3://...). As a path it would be a folder called "gs:".
+      UserError: the path is the address of a bucket (gs://..., s3://...), which would create a folder called "gs:".
     """
     if address := _ADDRESS.fullmatch(os.fspath(path)):
         raise UserError(
@@ -61,10 +61,10 @@ def local(path: str | os.PathLike, what: str) -> Path:
 
 
 def data_directory(chosen: str | None = None) -> Path:
-    """Where prepared data lies: the config's choice (data.directory), else $MMJAX_DATA, else ~/.cache/mmjax.
+    """The directory of prepared data: the config's data.directory, else $MMJAX_DATA, else ~/.cache/mmjax.
 
     Raises:
-      UserError: it is in a bucket, or the home directory is not known.
+      UserError: the directory is in a bucket, or the home directory is unknown.
     """
     path, what = (chosen, "data.directory") if chosen else (os.environ.get("MMJAX_DATA"), "MMJAX_DATA")
     path = path or "~/.cache/mmjax"

@@ -1,4 +1,4 @@
-"""FLOPs of matrix products, counted on the traced program: nothing is computed."""
+"""Counts the FLOPs of matrix products in a traced program, without running it."""
 
 import re
 from collections.abc import Iterable
@@ -8,24 +8,23 @@ import numpy as np
 
 
 def matrix_flops(function: Any, *arguments: Any, trained: int | None = None, slots: int = 1) -> dict[str, float]:
-    """FLOPs of the matrix products that `function` makes, by the outermost named part of the model.
+    """FLOPs of the matrix products of `function`, by the outermost named part of the model.
 
-    2 per multiply-add, loops as often as they run. A loop along an example runs as often as the longest example needs
-    (`mmjax.objectives.base.along_example`); it counts as if the examples of a row were of one length.
+    A multiply-add counts as 2 FLOPs, and a loop body counts once per iteration. The trip count of a loop along examples
+    (`mmjax.objectives.base.along_example`) depends on the data; the examples of a row are assumed to be equally long.
 
     Args:
-      slots: how many examples a row may have.
-      trained: the number of the argument whose gradient is taken: the products of the backward pass are counted, too,
-        one for each factor that depends on it. Most layers then cost three times their forward pass; the first layer of
-        a tower, whose input is data, twice; a front end without parameters, once. What is computed a second time to
-        save memory is not counted.
+      slots: largest number of examples per row.
+      trained: the index of the argument whose gradient is taken. Products of the backward pass are then counted too, one
+        for each factor that depends on this argument: most layers cost three times their forward pass, the first layer
+        of a tower, whose input is data, twice, and a front end without parameters once. Recomputation is not counted.
     """
     import jax
     import jax.numpy as jnp
     from jax.extend.core import Literal
 
     def walk(jaxpr: Any, scope: str, times: float, depends: Iterable[bool], totals: dict[str, float]) -> list[bool]:
-        """Counts a program's products; of each of its results, whether it depends on what is trained."""
+        """Adds a program's FLOPs to `totals`; returns for each result whether it depends on `trained`."""
         known = dict(zip(jaxpr.invars, depends, strict=True))
 
         def needs(value: Any) -> bool:
@@ -51,11 +50,11 @@ def matrix_flops(function: Any, *arguments: Any, trained: int | None = None, slo
                     given = _until_stable(walk, inner, name, given, equation.params)
                 elif kind == "while":
                     inner_times = times * (turns(str(equation.source_info.name_stack)) or slots) / slots
-                elif kind == "shard_map":  # shapes inside are those of one device
+                elif kind == "shard_map":  # its inner shapes are those of one device
                     inner_times = times * equation.params["mesh"].size
                 counted.append({})
                 results.append(walk(inner, name, inner_times, given, counted[-1]))
-            if kind == "cond" and counted:  # of a choice, the dearest
+            if kind == "cond" and counted:  # the most expensive branch
                 counted = [max(counted, key=lambda branch: sum(branch.values()))]
             for branch in counted:
                 for part, flops in branch.items():
@@ -74,7 +73,7 @@ def matrix_flops(function: Any, *arguments: Any, trained: int | None = None, slo
 
 
 def _programs(equation: Any) -> list[Any]:
-    """The programs inside an equation, such as the body of a loop."""
+    """The inner programs of an equation, such as the body of a loop."""
     found = []
     for value in equation.params.values():
         for candidate in value if isinstance(value, tuple | list) else (value,):
@@ -85,7 +84,7 @@ def _programs(equation: Any) -> list[Any]:
 
 
 def _given(equation: Any, inner: Any, inputs: list[bool]) -> list[bool]:
-    """Which inputs of a program inside an equation depend on what is trained; if in doubt, all."""
+    """Which inputs of an inner program depend on the trained argument; all, if unknown."""
     count = len(inner.invars)
     if equation.primitive.name == "cond":
         return inputs[1:]
@@ -93,7 +92,7 @@ def _given(equation: Any, inner: Any, inputs: list[bool]) -> list[bool]:
 
 
 def _until_stable(walk: Any, body: Any, scope: str, given: list[bool], params: dict[str, Any]) -> list[bool]:
-    """What a loop carries depends on what is trained as soon as one turn makes it so; no products are counted."""
+    """Which inputs of a loop body depend on the trained argument, after iterating over its carry to a fixed point."""
     if "num_consts" in params:
         first, carried = params["num_consts"], params["num_carry"]
     else:  # since JAX 0.11
@@ -111,15 +110,15 @@ def _until_stable(walk: Any, body: Any, scope: str, given: list[bool], params: d
 
 
 def turns(scope: str) -> int | None:
-    """How often a loop of this name runs along an example that fills its row; None: its name does not say."""
+    """The trip count, from a loop's name, for an example that fills its row; None: the name has no count."""
     found = re.search(r"turns=(\d+)(/while)?$", scope)
     return int(found[1]) if found else None
 
 
 def part_of(scope: str) -> str:
-    """The part of the model ("speech", "fusion", "answer", ...) that a name scope belongs to; a loss belongs to its head."""
+    """The part of the model ("speech", "fusion", "answer", ...) of a name scope; a loss belongs to its head."""
     for word in scope.replace(".", "/").split("/"):
-        word = word.rpartition("(")[2].rstrip(")")  # of "transpose(jvp(heads_answer))"
+        word = word.rpartition("(")[2].rstrip(")")  # from "transpose(jvp(heads_answer))"
         for prefix in ("encoders_", "heads_", "objectives_"):
             if word.startswith(prefix):
                 return word.removeprefix(prefix)

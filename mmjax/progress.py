@@ -5,13 +5,13 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
-# What is printed is text as it is: in names of files, columns and tags, brackets and colons mean nothing.
+# No markup and no emoji: names of files, columns and tags may contain brackets and colons.
 console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
-out = Console(highlight=False, markup=False, emoji=False)  # for results; standard output carries nothing else
+out = Console(highlight=False, markup=False, emoji=False)  # for results, which alone go to standard output
 
 
 def warn(text: str) -> None:
-    """Says something that a person should look at."""
+    """Prints a warning."""
     console.print(text, style="yellow")
 
 

@@ -1,4 +1,4 @@
-"""A finished (or running) run, opened for evaluation and prediction."""
+"""Opens a finished or running run for evaluation and prediction."""
 
 import dataclasses
 import functools
@@ -30,45 +30,45 @@ from mmjax.train.directory import read_run
 from mmjax.train.report import left_out, sample_rate
 from mmjax.tree import read_json
 
-LONGEST = 300  # seconds of a recording; attention's memory grows with the square
+LONGEST = 300  # seconds of a recording; the memory of attention grows with the square of its length
 SHORTEST_ROW = 128  # hops of a row of speech
 
 
 def bucket(hops: int, align: int) -> int:
-    """The length of a row that holds so many hops: one of four in each octave, so that a few programs serve all lengths.
+    """Rounds the length of a row up to one of four sizes per octave, so that few programs are compiled.
 
-    At most a quarter more is computed. Results do not depend on the length of a row: the rest of it is empty.
+    This adds at most a quarter to the computation. The added positions are empty and do not change results.
     """
     step = max(SHORTEST_ROW, 1 << (max(hops, 1) - 1).bit_length()) // 8
     return -(-(-(-max(hops, SHORTEST_ROW) // step) * step) // align) * align
 
 
 class Run:
-    """The newest checkpoint of a run directory, with the config it was trained by.
+    """The newest checkpoint of a run directory, with the config of the run.
 
     Attributes:
       config: the resolved config.
-      params: the parameters to evaluate (the moving average where the run keeps one).
-      step: of the checkpoint.
+      params: the parameters to evaluate (their EMA if the run keeps one).
+      step: the step of the checkpoint.
     """
 
     def __init__(self, directory: str | Path):
         self.directory = local(directory, "the run directory")
         self.config, self.step, self.params = read_run(self.directory)
-        # Where a run is asked may be another machine than where it must be fast.
+        # This machine may lack the attention backend of the training machine.
         self.model = build_model(dataclasses.replace(self.config.model, strict_attention=False))
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer | None:
-        """The one that the run was trained with; None where it has no text."""
+        """The tokenizer of the run; None if the run has no text."""
         has_text = {"text", "transcript", "target"} & set(self.config.data.rows)
         return Tokenizer.of_run(self.directory) if has_text else None
 
     def predict_example(self, number: int, split: str | None = None) -> dict[str, Any]:
-        """`predict` from an example of the data, shown as in evaluation; with the truth beside it.
+        """Predicts an example of the data from the modalities of the first evaluation subset, and adds its truth.
 
         Returns:
-          What `predict` returns and {"example": {"number", "split", "modalities", "text", "answer"}}.
+          The result of `predict` and {"example": {"number", "split", "modalities", "text", "answer"}}.
         """
         split = split or self.config.evaluation.split
         source = build_source(self.config.data, split)
@@ -99,9 +99,9 @@ class Run:
         tags: Mapping[str, str | None] | None = None,
         **vectors: Any,
     ) -> dict[str, Any]:
-        """The answer to one example, given as any subset of the modalities.
+        """Predicts the answer to one example, given as any subset of the modalities.
 
-        The first call for new sizes compiles a program; later calls with near sizes use it again (`bucket`).
+        The first call for a new size compiles a program; later calls with similar sizes reuse it (`bucket`).
 
         Args:
           speech: the path of a recording, or its bytes; samples [N], [N, C] or [C, N] at the model's own rate; or (samples,
@@ -110,22 +110,22 @@ class Run:
             in 0 to 1. (`picture_of`)
           text: the written question.
           tags: "language" and "task" of the text, for its prefix (`data.prefixes`).
-          vectors: of other streams, by name: [T, W].
+          vectors: vectors [T, W] of other streams, by name.
 
         Returns:
-          What the run has heads for: {"answer", "probabilities": {answer: p}} (or the probabilities of several labels,
-          or {"numbers": {name: value}} of a regression), and the text of each head that writes, by its name:
-          {"transcript"}; of a `Denoiser` the samples [N], by its name.
+          The outputs of the run's heads. Classification: {"answer", "probabilities": {answer: p}}. Multi-label
+          classification: {"probabilities"}. Regression: {"numbers": {name: value}}. A head that writes text: the text, by
+          the head's name, such as "transcript". A `Denoiser`: the samples [N], by the head's name.
 
         Raises:
           UserError: an input cannot be read or does not fit, or the model has no encoder for it.
         """
         if text is not None and not isinstance(text, str):
-            raise UserError(f"the text is {type(text).__name__}, not str; of a file, give what it holds")
+            raise UserError(f"the text is {type(text).__name__}, not str; read a file before you pass its text")
         templates = self.config.data.prefixes
         if any((tags or {}).values()) and "text" not in templates:
-            raise UserError("this run puts no tag in front of a text (its config has no data.prefixes.text)")
-        text = None if text is None else normal_text(text)  # as the texts of the data are
+            raise UserError("this run uses no tags for text (its config has no data.prefixes.text)")
+        text = None if text is None else normal_text(text)  # as for texts of the data
         given = {"speech": speech, "image": image, "text": text} | vectors
         self._check_streams(given)
         given["speech"] = (
@@ -135,7 +135,7 @@ class Run:
         return self._predict(given, Prefixes(templates, self.tokenizer).ids("text", tags or {}) if templates else ())
 
     def _check_streams(self, given: Mapping[str, Any]) -> frozenset[str]:
-        """The streams that are given, if there are any, and all of them have encoders."""
+        """The names of the given streams; raises if there are none, or if one has no encoder."""
         shows = frozenset(name for name, part in given.items() if part is not None)
         if not shows:
             raise UserError("give at least one of --speech, --image and --text")
@@ -145,7 +145,7 @@ class Run:
         return shows
 
     def _predict(self, given: Mapping[str, Any], prefix: Sequence[int]) -> dict[str, Any]:
-        """As `predict`, of inputs as an `Example` has them, with the ids of the text's prefix."""
+        """`predict` for inputs in the format of `Example`, with the token ids of the text's prefix."""
         shows = self._check_streams(given)
         speech, image, text = (given.get(name) for name in ("speech", "image", "text"))
         layout = self._layout_for(shows, speech)
@@ -170,7 +170,7 @@ class Run:
         }
 
     def _layout_for(self, shows: frozenset[str], speech: np.ndarray | None) -> Layout:
-        """One row of the streams that are shown; that of speech has room for this recording."""
+        """A layout of one row with the given streams, long enough for this recording."""
         layout = self._layout.without(*set(self.config.model.encoders) - shows)
         rows = {name: size for name, size in layout.rows.items() if name not in ("transcript", "target")}
         if speech is not None:
@@ -218,7 +218,7 @@ class Run:
 
 
 def evaluate_run(directory: str, split: str | None = None, examples: int | None = None) -> dict[str, Any]:
-    """The newest checkpoint of a run on a split, from every subset of its modalities.
+    """Evaluates the newest checkpoint of a run on a split, for every subset of its modalities.
 
     Returns:
       {"step", "split", "subsets": {"speech+image": {"answer/accuracy": ..., ...}, ...}}.
@@ -227,7 +227,7 @@ def evaluate_run(directory: str, split: str | None = None, examples: int | None 
     split = split or run.config.evaluation.split
     try:
         mesh = make_mesh(**vars(run.config.mesh))
-    except UserError:  # trained on another number of devices
+    except UserError:  # the run was trained on another number of devices
         mesh = make_mesh()
     data, source = run.config.data, build_source(run.config.data, split)
     layout = build_layout(run.config, source.tokenizer)

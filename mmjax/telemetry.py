@@ -1,4 +1,4 @@
-"""What a run tells: metrics on disk, throughput, the share of the machine's peak, compilations."""
+"""Measurements of a run: metrics on disk, throughput, MFU and compilations."""
 
 import json
 import time
@@ -14,10 +14,10 @@ from mmjax.stream import Batch
 
 
 class Writer:
-    """Metrics to `metrics.jsonl` (always), TensorBoard and Weights & Biases (where wanted).
+    """Writes metrics to `metrics.jsonl` (always), TensorBoard and Weights & Biases (optional).
 
     Args:
-      first: the step that the run goes on after; TensorBoard hides what an earlier process wrote of later ones.
+      first: the last step before this start; TensorBoard discards later steps of an earlier process.
     """
 
     def __init__(
@@ -42,13 +42,13 @@ class Writer:
             )
 
     def rewind(self, step: int, finished: bool = False) -> set[tuple[int, str]]:
-        """Drops what was written after `step`: a resumed run writes it again, and no step twice.
+        """Drops the lines after `step`, because a resumed run writes them again.
 
         Args:
-          finished: `step` is the last; the evaluation that ends a run will be made and written again.
+          finished: `step` is the last of the run; its final evaluation is dropped too, because it will run again.
 
         Returns:
-          The (step, kind) of the lines that stay.
+          The (step, kind) of the lines that are kept.
 
         Raises:
           UserError: the file cannot be written.
@@ -68,10 +68,10 @@ class Writer:
         return {(record["step"], record["kind"]) for record in kept}
 
     def write(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
-        """Appends one line: the step, its kind ("train", "eval" or "warning"), and the metrics (null: not a finite number).
+        """Appends one line: the step, its kind ("train", "eval" or "warning") and the metrics (null: not finite).
 
         Raises:
-          UserError: it cannot be written.
+          UserError: the line cannot be written.
         """
         try:
             if self._file is None:
@@ -83,7 +83,7 @@ class Writer:
         group = f"{kind}/{metrics['subset']}" if "subset" in metrics else kind  # one curve per subset
         numbers = {f"{group}/{name}": value for name, value in metrics.items() if isinstance(value, int | float)}
         if self._wants_tensorboard:
-            if self._tensorboard is None:  # only now: its import takes a second, for which no first step should wait
+            if self._tensorboard is None:  # its import takes a second, which must not delay the first step
                 from tensorboardX import SummaryWriter
 
                 after = self._first + 1 if self._first else None
@@ -108,17 +108,17 @@ def _parsed(line: str) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
         return record if "step" in record and "kind" in record else None
-    except (json.JSONDecodeError, TypeError):  # a line that the killed process did not finish
+    except (json.JSONDecodeError, TypeError):  # an incomplete line of a killed process
         return None
 
 
 class Throughput:
-    """Counts what steps process between two reports.
+    """Measures throughput between two reports.
 
     Args:
-      seconds_per_hop: of audio, for one position of the speech stream.
-      flops: of one step, forward and backward, or 0.
-      peak: FLOP/s of all devices together, or None where unknown.
+      seconds_per_hop: seconds of audio per position of the speech stream.
+      flops: FLOPs of one step, forward and backward, or 0.
+      peak: FLOP/s of all devices together, or None if unknown.
     """
 
     def __init__(self, seconds_per_hop: float, flops: float = 0.0, peak: float | None = None):
@@ -141,7 +141,7 @@ class Throughput:
             self._all[name] = self._all.get(name, 0) + stream.segments.size
 
     def report(self, hosts: float = 1) -> dict[str, float]:
-        """Rates since the last report, over all hosts, of which each loads as much as this one; then begins anew."""
+        """Rates over all hosts since the last report; every host is assumed to load as much as this one."""
         seconds = max(time.perf_counter() - self._begin, 1e-9)
         rates = {
             "steps_per_second": self._steps / seconds,
@@ -160,11 +160,11 @@ class Throughput:
 
 
 class CompileCounter:
-    """Counts how often a jitted function is compiled, by its name (jax.monitoring), and what compiling cost in all.
+    """Counts compilations of the jitted function with a name, and hits of the compilation cache (jax.monitoring).
 
     Attributes:
-      count, seconds: of the function, taken from disk or compiled.
-      hits, misses: programs that were found on disk, and those that were not.
+      count, seconds: compilations of the function and their duration, including loads from the cache.
+      hits, misses: number of all programs found in the cache, and not found.
     """
 
     EVENT = "/jax/core/compile/backend_compile_duration"

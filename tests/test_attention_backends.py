@@ -386,7 +386,7 @@ def test_strict_stops_before_anything_is_compiled_and_names_the_call_and_the_rea
     with pytest.raises(UserError, match=message):
         decided(attention="cudnn", strict_attention=True)
     assert {one.backend for one in decided(attention="chunked", strict_attention=True)} == {"chunked"}
-    with pytest.raises(UserError, match="strict_attention is for a backend that model.attention names"):
+    with pytest.raises(UserError, match="strict_attention needs a backend in model.attention"):
         check_config(c.override(tiny(), ["--model.strict-attention", "true"]))
 
 

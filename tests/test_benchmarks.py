@@ -70,7 +70,8 @@ def test_useful_flops_are_those_of_examples_alone():
 
     row, alone = subject(400), subject(200)
     counted = [
-        report.step_flops(s.model, s.objectives, s.state.params, s.layout, 1, training=True) for s in (row, alone)
+        report.step_flops(s.model, s.config.objectives, s.state.params, s.layout, 1, training=True)
+        for s in (row, alone)
     ]
     useful = useful_flops(row, raws)
     assert useful == pytest.approx(2 * sum(counted[1].values()), rel=1e-3)

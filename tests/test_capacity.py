@@ -63,7 +63,7 @@ def test_inspect_proposes_rows(tmp_path, capsys):
     assert rows["now"] == roomy and rows["proposed_wasted"] < rows["wasted"] - 0.05
     assert rows["proposed"]["image"] % 64 == 0 and rows["proposed"]["speech"] % 4 == 0
     assert cli.main(["data", "inspect", str(tmp_path / "roomy.py")]) == 0
-    assert 'rows that would waste less: {"speech":' in capsys.readouterr().out
+    assert 'better rows, at no more FLOPs: {"speech":' in capsys.readouterr().out
     smaller = [f"--data.rows={ {**roomy, 'image': 128} }"]
     assert cli.main(["data", "inspect", str(tmp_path / "roomy.py"), "--json", *smaller]) == 0
     assert json.loads(capsys.readouterr().out)["rows"]["now"]["image"] == 128
@@ -81,7 +81,7 @@ def test_inspect_counts_texts_and_answers_of_a_list_and_says_what_is_wrong(tmp_p
     assert cli.main(["data", "inspect", str(path), "-o", str(tmp_path / "page.html")]) == 0
     printed, page = capsys.readouterr().out, (tmp_path / "page.html").read_text()
     assert "list.jsonl:2 is not JSON" in printed and "list.jsonl:2 is not JSON" in page
-    assert "answers: 2 to choose from" in printed
+    assert "answers: 2 classes" in printed
     with pytest.raises(SystemExit):
         cli.main(["data", "build", str(path), "-o", str(tmp_path / "out"), "--no-such-key", "1"])
 

@@ -132,7 +132,7 @@ def test_predict_for_people(run, files, capsys):
         (["predict", "{run}", "--image", "{files}/speech.wav"], "cannot decode the image"),
         (["predict", "{run}", "--text", "is there a red shape " * 50], "row has room for 16; shorten it"),
         (["predict", "{run}", "--example", "300"], "no example 300: the test split has 300"),
-        (["predict", "{run}", "--example", "3", "--text", "is it red?"], "either --example or files"),
+        (["predict", "{run}", "--example", "3", "--text", "is it red?"], "either --example, or inputs"),
         (["predict", "{files}", "--text", "hello"], "not a run directory"),
         (["eval", "{files}"], "not a run directory"),
         (["eval", "{run}", "--split", "valid"], "has no split 'valid'"),

@@ -105,7 +105,7 @@ def test_errors_name_the_key_and_the_nearest_one(flags, message):
         ),
         (["--optimizer.schedule.warmup", "2.5"], "write whole steps, or a share of the steps below 1"),
         (["--data.subsets", "{'image': -1.0}"], "data.subsets.image is -1.0"),
-        (["--data.subsets", "{}"], "data.subsets draws nothing"),
+        (["--data.subsets", "{}"], "data.subsets has no weight above 0"),
         (["--data.subsets", "{'speech+image': 1.0, 'image+speech': 1.0}"], "data.subsets names a subset twice"),
         (["--data.rows", "{'speech': 328, 'examples': 3, 'video': 4}"], "data.rows.video is no stream"),
         (["--data.rows", "{'speech': 328, 'image': 128, 'text': 16}"], "data.rows.examples is not set"),

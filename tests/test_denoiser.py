@@ -131,13 +131,13 @@ def test_there_is_nothing_to_save_without_a_denoiser(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     "model, message",
     [
-        ({"masked": {}}, "objectives.clean has no labels: let model.masked.clean be a NoisySpeech"),
+        ({"masked": {}}, "objectives.clean has no labels; set model.masked.clean to a NoisySpeech"),
         (
             {"heads": {"clean": c.Head(reads="speech", outputs=3)}},
-            "must be a Denoiser, to predict what model.masked hides",
+            "must be a Denoiser, to predict the input hidden by model.masked",
         ),
         ({"masked": {"clean": c.NoisySpeech(reads="image")}}, "is no encoder of the kind speech encoder"),
-        ({"masked": {"clean": c.NoisySpeech(by=c.SpeechAugmentation())}}, "must change the samples"),
+        ({"masked": {"clean": c.NoisySpeech(by=c.SpeechAugmentation())}}, "must augment samples"),
         (
             {"masked": {"clean": c.NoisySpeech(by=c.SpeechAugmentation(telephone=c.TelephoneBand(sample_rate=8000)))}},
             "model.masked.clean.by.telephone.sample_rate is 8000",

@@ -208,5 +208,5 @@ def test_rounding_does_not_depend_on_the_mesh():
 
 
 def test_what_has_no_momentum_is_asked_for_none():
-    with pytest.raises(UserError, match="optimizer.moments=bfloat16, but Adafactor keeps no first moments"):
+    with pytest.raises(UserError, match="optimizer.moments=bfloat16, but Adafactor has no first moments"):
         check_config(with_dtypes(c.Adafactor(), moments="bfloat16"))

@@ -51,7 +51,7 @@ def test_other_data_is_refused_with_what_differs_and_taken_when_told(listed, tmp
     open_run(config, run, opened(config))  # now it is the run's
     (event,) = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert event["event"] == "changed data accepted" and event["before"][""]["examples"] == 4
-    assert "going on with other data" in capsys.readouterr().err
+    assert "resuming with other data" in capsys.readouterr().err
 
 
 def fingerprint_alone(config, run):

@@ -137,7 +137,7 @@ def test_the_config_builds_it_and_refuses_what_makes_no_sense(source):
     layout = build_layout(config, source.tokenizer)
     assert layout.answers == 13 and layout.distribution
     for subsets, changes, message in (
-        ({"speech+image": 1.0}, {}, "data.image_mixing is for pictures alone"),
+        ({"speech+image": 1.0}, {}, "data.image_mixing is for classification of images alone"),
         ({"image": 1.0}, {"mixup": 0.0}, "data.image_mixing.mixup is 0"),
     ):
         with pytest.raises(UserError, match=re.escape(message)):

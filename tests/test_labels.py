@@ -39,7 +39,7 @@ def of_texts(tmp_path, split="train", **changes):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({}, "objectives.transcript needs a transcript, but no example .* called text .*data.source.columns"),
+        ({}, "objectives.transcript needs a transcript, but no example .* text streams are text .*data.source.columns"),
         ({"tokenizer": None}, "is for text, but the data has no tokenizer; set data.tokenizer"),
         ({"tokenizer": c.SentencePiece(vocabulary=40)}, "256 bytes alone take 3[0-9][0-9]; set a vocabulary of 3"),
         ({"tokenizer": c.SentencePiece(vocabulary=900)}, "too little of it; set a vocabulary of [0-9]+ or less"),

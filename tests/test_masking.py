@@ -172,9 +172,9 @@ def test_pretraining_learns(tmp_path):
         ({"text": c.MaskedText()}, "'text' is the name of a stream"),
         (
             {"words": c.MaskedText(mask=128)},
-            "puts ids up to 128 into a text, but model.encoders.text.vocabulary is 128",
+            "uses ids up to 128, but model.encoders.text.vocabulary is 128",
         ),
-        ({"words": c.MaskedText(), "more": c.MaskedText()}, "another MaskedText reads 'text' already"),
+        ({"words": c.MaskedText(), "more": c.MaskedText()}, "another MaskedText already reads 'text'"),
         ({"words": c.MaskedText(reads="speech")}, "reads='speech' is no encoder of the kind Transformer"),
     ],
 )
@@ -198,8 +198,8 @@ HIDDEN = c.Sequence(next_token=False)
         (dataclasses.replace(WORDS, reads="speech"), HIDDEN, "model.heads.words must read 'text'"),
         (dataclasses.replace(WORDS, pool=c.MeanPool()), HIDDEN, "every hidden token has a label"),
         (WORDS, c.CTC(), "objectives.words must be Sequence"),
-        (WORDS, c.Sequence(), "objectives.words.next_token is True, but its labels are hidden tokens"),
-        (WORDS, None, "there is no objectives.words"),
+        (WORDS, c.Sequence(), "objectives.words.next_token is True, but its labels are the hidden tokens"),
+        (WORDS, None, "add objectives.words"),
     ],
 )
 def test_what_is_hidden_needs_a_head_and_an_objective_for_it(head, objective, message):
@@ -218,9 +218,9 @@ def test_what_is_hidden_needs_a_head_and_an_objective_for_it(head, objective, me
             "speech",
             c.RandomProjectionQuantizer(codes=64),
             {"augment": c.SpeechAugmentation(masks=c.SpecAugment())},
-            "augment.masks hide what the labels of model.masked.hidden are made of",
+            "augment.masks would hide the input from which model.masked.hidden computes its labels",
         ),
-        ("image", c.MaskedPatches(), {"max_patches": 64}, "positions are learned for the grid of a whole picture"),
+        ("image", c.MaskedPatches(), {"max_patches": 64}, "positions are learned for the grid of a whole image"),
     ],
 )
 def test_what_is_hidden_has_to_leave_labels_and_positions_as_they_are(name, part, changes, message):

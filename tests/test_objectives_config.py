@@ -54,8 +54,8 @@ def test_every_objective_is_built_with_its_head():
         ({}, {"answer": c.SigLIP()}, "objectives.answer is SigLIP, which cannot read model.heads.answer, a Head"),
         ({"pair": PAIR}, {"pair": c.CTC()}, "objectives.pair is CTC, which cannot read model.heads.pair, a Contrast"),
         ({"pair": PAIR}, {"pair": c.CLIP()}, "model.heads.pair.limit is not set"),
-        ({"pair": dataclasses.replace(PAIR, between=("speech", "smell"))}, {}, "does not name two encoders"),
-        ({"pair": dataclasses.replace(PAIR, between=("image", "image"))}, {}, "does not name two encoders"),
+        ({"pair": dataclasses.replace(PAIR, between=("speech", "smell"))}, {}, "must name two different encoders"),
+        ({"pair": dataclasses.replace(PAIR, between=("image", "image"))}, {}, "must name two different encoders"),
         (
             {"text": c.Vocabulary(reads="text", outputs=9)},
             {"text": c.CTC()},
@@ -64,7 +64,7 @@ def test_every_objective_is_built_with_its_head():
         (
             {"transcript": c.Head(reads="speech", outputs=128, pool=c.MeanPool())},
             {},
-            "objectives.transcript is CTC, which needs an output for every token; a pool of 'speech' gives one per example",
+            "objectives.transcript is CTC, which needs an output per token, but a pool of 'speech' gives one per example",
         ),
         (
             {"answer": c.Head(reads="speech", outputs=13, pool=c.ClassPool())},
@@ -74,14 +74,18 @@ def test_every_objective_is_built_with_its_head():
         (
             {"transcript": c.Head(reads="fused", outputs=128)},
             {},
-            "objectives.transcript is CTC, which needs an output for every token; a fusion gives one per example",
+            "objectives.transcript is CTC, which needs an output per token, but a fusion gives one per example",
         ),
         (
             {"written": c.TransducerDecoder(reads="fused", outputs=128)},
             {"written": c.Transducer()},
             "model.heads.written.reads is 'fused', but a TransducerDecoder needs the tokens of an encoder",
         ),
-        ({"pair": dataclasses.replace(PAIR, between=("image", "text", "image"))}, {}, "does not name two encoders"),
+        (
+            {"pair": dataclasses.replace(PAIR, between=("image", "text", "image"))},
+            {},
+            "must name two different encoders",
+        ),
         ({"text": c.Head(reads="text", outputs=9)}, {"text": c.MultiLabel()}, "objectives.text cannot be MultiLabel"),
         ({"other": c.Head(reads="text", outputs=9)}, {"other": c.Sequence()}, "objectives.other has no labels"),
     ],

@@ -91,9 +91,9 @@ def test_a_rank_of_open_mpi_knows_its_place_even_when_slurm_started_mpirun():
 @pytest.mark.parametrize(
     "environment, message",
     [
-        ({"MMJAX_COORDINATOR": "lead:1"}, "needs two numbers beside it"),
+        ({"MMJAX_COORDINATOR": "lead:1"}, "also set MMJAX_PROCESSES and MMJAX_PROCESS"),
         ({"MMJAX_COORDINATOR": ":8476", "MMJAX_PROCESSES": "2", "MMJAX_PROCESS": "0"}, "should be HOST:PORT"),
-        ({"MMJAX_PROCESSES": "2", "MMJAX_PROCESS": "0"}, "needs an address beside it"),
+        ({"MMJAX_PROCESSES": "2", "MMJAX_PROCESS": "0"}, "also set MMJAX_COORDINATOR=HOST:PORT"),
         ({"MMJAX_COORDINATOR": "a:1", "MMJAX_PROCESSES": "2"}, "MMJAX_PROCESS should be a number, not ''"),
         ({"MMJAX_COORDINATOR": "a:1", "MMJAX_PROCESSES": "2", "MMJAX_PROCESS": "2"}, "process 2, counted from 0, of 2"),
     ],
@@ -278,7 +278,7 @@ def test_a_roll_call_ignores_strangers_and_processes_of_other_launches():
 def test_a_taken_port_is_one_clear_line():
     with socket.create_server(("", 0)) as taken:
         (said,) = roll_call([0], 2, 1, taken.getsockname()[1])
-    assert "process 0 cannot listen at port" in said and "MMJAX_COORDINATOR=HOST:PORT" in said
+    assert "process 0 cannot listen on port" in said and "MMJAX_COORDINATOR=HOST:PORT" in said
 
 
 def test_a_launch_that_does_not_come_together_ends_in_time_and_says_why(tmp_path):

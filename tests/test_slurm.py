@@ -151,7 +151,7 @@ def test_a_job_that_gets_sigterm_is_requeued_and_ends_like_one_that_was_never_st
     log = job.log()
     assert job.field("JobState") == "COMPLETED" and job.field("Restarts") == "1", log
     assert log.count(f"stopped by a signal after step {saved}") == 2 and "Exited with exit code 75" in log
-    assert f"going on after step {saved}" in log
+    assert f"resuming after step {saved}" in log
     process = subprocess.run(
         ["launch/local.sh", "2", config(straight), f"--run-dir={straight / 'run'}"],
         env=slurm,

@@ -120,7 +120,7 @@ def test_a_prefix_that_cannot_be_is_said_at_the_start(home, prefixes, message):
 def test_prefixes_need_a_tokenizer_and_a_collection(home):
     whole = data(home, c.SentencePiece(), prefixes={"text": ("<to>",)})
     for changes in ({"tokenizer": None}, {"source": c.SpokenEasyVQA()}):
-        with pytest.raises(UserError, match="data.prefixes are for texts of a collection"):
+        with pytest.raises(UserError, match="data.prefixes need data.tokenizer"):
             check_config(tiny(data=dataclasses.replace(whole, **changes)))
 
 
@@ -256,7 +256,7 @@ def test_a_run_keeps_its_tokenizer_of_either_kind(home, capsys, monkeypatch):
 def test_a_tag_is_for_runs_that_read_it():
     from mmjax.run import Run
 
-    with pytest.raises(UserError, match="puts no tag in front of a text"):
+    with pytest.raises(UserError, match="uses no tags for text"):
         Run.predict(types.SimpleNamespace(config=tiny()), text="a dog", tags={"language": "fr"})
 
 
@@ -306,7 +306,7 @@ def test_the_command_takes_a_path_and_measures_a_file(home, capsys, monkeypatch)
     command = ["data", "tokenizer", str(home / "train.jsonl"), "--vocabulary", "320", "-o", str(out)]
     assert cli.main(command) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("320 pieces, ") and "0.00 % are unknown" in printed and f"see {out}" in printed
+    assert printed.startswith("320 pieces, ") and "0.00 % unknown" in printed and f"see {out}" in printed
     assert len(Tokenizer.load(out)) == 320
     (home / "x.model").write_bytes(sentencepiece_model(**XLMR))
     (home / "config.py").write_text(CONFIG.format(home=home, tokenizer=f'c.SentencePiece(file="{home}/x.model")'))

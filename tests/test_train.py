@@ -147,7 +147,7 @@ def test_a_start_that_fails_leaves_nothing(tmp_path):
 def test_rows_that_other_streams_leave_empty_are_named(tmp_path, capsys):
     data = dataclasses.replace(tiny().data, rows={**tiny().data.rows, "text": 160})
     train(tiny(data=data, steps=1, evaluation=c.Evaluation(subsets=())), tmp_path)
-    (towards,) = re.findall(r"data.rows.text=160 is mostly empty: .* lower it towards (\d+),", capsys.readouterr().err)
+    (towards,) = re.findall(r"data.rows.text=160 is mostly empty: .* lower it to about (\d+),", capsys.readouterr().err)
     assert 8 <= int(towards) <= 20  # the tiny config has 16
 
 
@@ -351,7 +351,7 @@ with StopSignal() as stop:
     )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
-    assert "Ctrl-C again ends at once" in process.stderr.readline()
+    assert "a second Ctrl-C ends immediately" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=20) == 130
 
@@ -450,7 +450,7 @@ def test_a_killed_process_is_named_by_the_other_in_one_line(tmp_path):
     begin = time.monotonic()
     _, errors = both[0].communicate(timeout=60)
     assert time.monotonic() - begin < 30 and both[0].returncode == 75, errors
-    assert ["process 1 of 2 has gone without a word" in line for line in last_words(errors)[1:]] == [True], errors
+    assert ["process 1 of 2 has gone without a message" in line for line in last_words(errors)[1:]] == [True], errors
     both[1].communicate()
 
 

@@ -119,7 +119,7 @@ def test_sources_and_names_that_cannot_work_are_refused(drives):
     def with_encoders(**encoders):
         return dataclasses.replace(config, model=dataclasses.replace(config.model, encoders=encoders))
 
-    with pytest.raises(UserError, match="'text' is not for a stream of vectors"):
+    with pytest.raises(UserError, match="'text' is reserved and cannot name a stream of vectors"):
         check_config(with_encoders(text=c.Vectors(inputs=2)))
     with pytest.raises(UserError, match="'radar', but the data has only accelerometer, gps"):
         check_labels(with_encoders(radar=c.Vectors(inputs=2)), build_source(config.data, "train"))

@@ -276,7 +276,7 @@ def test_the_invariants_hold():
                 )
             },
             {},
-            "decoder.length=20, but a text and its end may take 21 tokens",
+            "decoder.length=20, but a text with its end token may have 21 tokens",
         ),
         (
             {"attention": c.AttentionDecoder(reads=("speech",), decoder=c.TextDecoder(cross_attention=False))},

@@ -1,6 +1,6 @@
-"""The commands: parse and hand over, no logic.
+"""The commands: parse arguments and call the library.
 
-Heavy libraries are imported by the command that needs them: `mmjax --help` answers at once.
+Each command imports heavy libraries itself, so that `mmjax --help` is fast.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from mmjax.cli.shared import print_json, whole
 from mmjax.errors import Preempted, UserError
 from mmjax.files import local
 
-CLOSED = "Event loop is closed"  # what writes of a save say that are still on their way when another has failed
+CLOSED = "Event loop is closed"  # the error of pending writes of a checkpoint after another write has failed
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns its exit code: 0 on success, 2 for what a person must mend, 75 to start it again."""
+    """Runs one command; returns its exit code: 0: success, 2: an error for the user to fix, 75: start it again."""
     parser = argparse.ArgumentParser(prog="mmjax", description="Train one model over speech, images and text.")
     parser.add_argument("--version", action="version", version=f"mmjax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -37,50 +37,54 @@ def main(arguments: list[str] | None = None) -> int:
             sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
         return sub
 
-    sub = command("train", "train a config, or go on training it", "CONFIG", json_output=False)
-    sub.add_argument("--run-dir", help="where the run lies (default: runs/NAME)")
+    sub = command("train", "train a config, or resume its training", "CONFIG", json_output=False)
+    sub.add_argument("--run-dir", help="directory of the run (default: runs/NAME)")
     sub.add_argument(
-        "--smoke", action="store_true", help="a few steps of a tiny model with the same parts: does it run?"
+        "--smoke", action="store_true", help="test the config: a few steps of a tiny model with the same parts"
     )
     sub.add_argument(
-        "--restart", action="store_true", help="begin at the first step; what is in the run directory is moved aside"
+        "--restart",
+        action="store_true",
+        help="begin at the first step; the files of the earlier run are moved to a folder",
     )
     sub.add_argument(
-        "--accept-changed-data", action="store_true", help="go on with other data than the run has had so far"
+        "--accept-changed-data", action="store_true", help="resume although the data has changed since the run began"
     )
     sub.epilog = "Any other --key VALUE overrides a key of the config: --checkpoint.every-steps 50"
-    sub = command("eval", "metrics for all subsets of modalities", "RUN")
+    sub = command("eval", "evaluate a run on every subset of its modalities", "RUN")
     sub.add_argument("--split", default=None, help="default: the config's evaluation.split")
-    sub.add_argument("--examples", type=whole(1), help="only so many, spread over the split")
-    sub = command("predict", "the answer to one example", "RUN")
+    sub.add_argument(
+        "--examples", type=whole(1), help="number of examples, spread evenly over the split (default: all)"
+    )
+    sub = command("predict", "predict the answer to one example", "RUN")
     for modality, kind in (("speech", "FILE"), ("image", "FILE"), ("text", "STRING")):
         sub.add_argument(f"--{modality}", metavar=kind)
     sub.add_argument(
-        "--save", metavar="FILE", help="where to write speech without its noise (WAV), if the run can do that"
+        "--save", metavar="FILE", help="write the denoised speech to this WAV file, if the run has a Denoiser"
     )
     for tag in ("language", "task"):
-        sub.add_argument(f"--{tag}", help=f"tag of the text, for a run with data.prefixes that name the {tag}")
-    sub.add_argument("--example", type=whole(0), metavar="N", help="instead: example N of the data's evaluation split")
+        sub.add_argument(f"--{tag}", help=f"{tag} tag of the text, if the run's data.prefixes use it")
+    sub.add_argument("--example", type=whole(0), metavar="N", help="predict example N of the evaluation split instead")
     command("check", "measure the five invariants on a config", "CONFIG")
-    command("checkpoints", "the kept checkpoints, each with size, digest and whether it is intact", "RUN")
+    command("checkpoints", "list the checkpoints with size, digest and state (intact or damaged)", "RUN")
     for name, text in (
-        ("import", "a model in Hugging Face's layout, as one of ours"),
-        ("export", "an imported model, back in Hugging Face's layout"),
+        ("import", "convert a model from Hugging Face's layout"),
+        ("export", "convert an imported model back to Hugging Face's layout"),
     ):
         command(name, text, "DIR").add_argument("-o", "--out", required=True, metavar="DIR", help="a new directory")
-    sub = commands.add_parser("keys", help="the keys of a class of the config, with their units", allow_abbrev=False)
-    sub.add_argument("name", metavar="CLASS", nargs="?", help="such as Conformer; without it, all classes are named")
+    sub = commands.add_parser("keys", help="list the keys of a config class, with their units", allow_abbrev=False)
+    sub.add_argument("name", metavar="CLASS", nargs="?", help="such as Conformer; default: list all classes")
     data.add_parser(commands)
-    sub = command("plan", "will it fit, how fast, how dear: the step compiled for a machine that is not here", "CONFIG")
+    sub = command("plan", "estimate memory, step time and cost by compiling the step for another machine", "CONFIG")
     sub.add_argument(
         "--machine", required=True, metavar="NAME", help="h100:8, h100:8x2 (2 nodes), v5p:4x4x4, cpu:8, ..."
     )
-    sub.add_argument("--price", type=float, metavar="X", help="of a device-hour, in any currency")
+    sub.add_argument("--price", type=float, metavar="X", help="price of a device-hour, in any currency")
     sub.add_argument(
         "--search", action="store_true", help="find the largest data.batch_rows and the cheapest remat that fit"
     )
-    sub.add_argument("--estimate", action="store_true", help="at once, from shapes alone: nothing is compiled")
-    sub.add_argument("--picture", metavar="FILE", help="write memory and time as bars (SVG)")
+    sub.add_argument("--estimate", action="store_true", help="estimate from shapes alone: fast, compiles nothing")
+    sub.add_argument("--picture", metavar="FILE", help="draw memory and time as bars (SVG)")
     command("config", "print the resolved config as JSON", "CONFIG", json_output=False)
 
     options, rest = parser.parse_known_args(arguments)
@@ -102,12 +106,12 @@ def _run(options, rest) -> int:
         if options.command not in ("config", "data", "keys") or getattr(options, "what", None) == "bench":
             from mmjax.parallel import processes, runtime
 
-            checking = options.command == "check"  # compiles much and runs little
+            checking = options.command == "check"  # most of its time is compilation
             if options.command == "plan":
                 runtime.prepare_plan(options.machine)
             else:
                 runtime.prepare(devices=8 if checking else None, compile_fast=checking)
-            if options.command in ("train", "eval", "predict"):  # the others need no help
+            if options.command in ("train", "eval", "predict"):  # the others use one process
                 watch = processes.join()
         commands_ = (_train, _eval, _predict, _check, _plan, _checkpoints, _import, _export, _keys, _config)
         handlers = {f.__name__.strip("_"): f for f in commands_} | {"data": data.run}
@@ -118,8 +122,8 @@ def _run(options, rest) -> int:
         print(f"mmjax: error: {error}", file=sys.stderr)
         code, said = error.exit_code, str(error)
     except KeyboardInterrupt:
-        goes_on = "; the same command goes on from the last checkpoint" if options.command == "train" else ""
-        print(f"mmjax: interrupted{goes_on}", file=sys.stderr)
+        resumes = "; the same command resumes from the last checkpoint" if options.command == "train" else ""
+        print(f"mmjax: interrupted{resumes}", file=sys.stderr)
         code, said = 130, "interrupted"
     except SystemExit as error:  # by a signal
         code, said = error.code, "stopped by a signal"
@@ -168,7 +172,7 @@ def _predict(options, rest) -> int:
         tags = {"language": options.language, "task": options.task}
         result = run.predict(options.speech, options.image, options.text, tags=tags)
     elif any((options.speech, options.image, options.text, options.language, options.task)):
-        raise UserError("give either --example or files and text of your own")
+        raise UserError("give either --example, or inputs and tags of your own")
     else:
         result = run.predict_example(options.example)
     result = _saved(result, save, run)
@@ -189,17 +193,17 @@ def _predict(options, rest) -> int:
 
 
 def _saved(result: dict[str, Any], path: Path | None, run: Any) -> dict[str, Any]:
-    """The result with the name of a file in place of samples."""
+    """Writes the samples of the result to a file, and replaces them by its name."""
     samples = [name for name, value in result.items() if hasattr(value, "dtype")]
     if path and not samples:
-        raise UserError("there is nothing to save: this run has no Denoiser, or was given no speech")
+        raise UserError("there is nothing to save: this run has no Denoiser, or there is no speech input")
     for name in samples:
         if path:
             from mmjax.data.audio import write_audio
             from mmjax.train.report import sample_rate
 
             write_audio(path, result[name], sample_rate(run.config))
-        result[name] = str(path) if path else "heard (write it with --save FILE)"
+        result[name] = str(path) if path else "denoised speech (write it with --save FILE)"
     return result
 
 
@@ -318,14 +322,16 @@ def _config(options, rest) -> int:
 
 @contextmanager
 def _signals(command: str) -> Iterator[None]:
-    """What signals do while a command runs; a training takes over when it has a state to save.
+    """Sets the signal handlers of a command; `train` replaces them when it has a state to save.
 
-    Until then, a training that a scheduler takes back ends as one that has saved its state. What compiles ends at once
-    on Ctrl-C: Python's own handler waits until the compiler is done, or is called inside it.
+    Until then, SIGTERM and SIGHUP end a training with the exit code of a saved run, so that launch scripts restart it.
+    Commands that compile end immediately on Ctrl-C: Python's own handler would wait for the compiler.
     """
 
     def stop(*_):
-        print("mmjax: stopped by a signal before the first step; the same command starts again", file=sys.stderr)
+        print(
+            "mmjax: stopped by a signal before the first step; the same command starts the run again", file=sys.stderr
+        )
         raise SystemExit(Preempted.exit_code)
 
     wanted = {}
@@ -336,7 +342,7 @@ def _signals(command: str) -> Iterator[None]:
     before = {}
     try:
         for number, handler in wanted.items():
-            if signal.getsignal(number) is not signal.SIG_IGN:  # by nohup, or for a job in the background
+            if signal.getsignal(number) is not signal.SIG_IGN:  # ignored by nohup, or for a background job
                 before[number] = signal.signal(number, handler)
     except ValueError:  # not the main thread
         pass
@@ -348,28 +354,28 @@ def _signals(command: str) -> Iterator[None]:
 
 
 def _printable() -> None:
-    """Prints what the locale has no letters for as escapes, rather than not at all."""
+    """Prints characters that the locale cannot encode as escapes, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _quiet() -> None:
-    """Keeps other libraries' chatter off the screen; warnings of ours and errors of anybody still come through."""
-    import absl.logging  # noqa: F401  (first: a logger named "absl" that it has not made does not know who calls it)
+    """Silences other libraries' log messages and warnings; our warnings and all errors are still shown."""
+    import absl.logging  # noqa: F401  (before getLogger("absl"), which would create a plain logger instead of absl's)
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     for name in ("absl", "orbax", "jax._src.xla_bridge", "tensorflow_datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for name in ("absl", "asyncio", "concurrent.futures"):
         logging.getLogger(name).addFilter(_news)
-    sys.unraisablehook = _unraisable  # TensorStore's threads call it
+    sys.unraisablehook = _unraisable  # for errors in TensorStore's threads
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
     warnings.filterwarnings("ignore", module="orbax|tensorstore|tensorflow_datasets")
 
 
 def _news(record: logging.LogRecord) -> bool:
-    """Whether a line of the log says what no exception says: Orbax logs what it raises, once for each of its threads."""
+    """Whether a log record is no duplicate of an exception: Orbax logs every error that it raises, once per thread."""
     error = record.exc_info[1] if record.exc_info else None
     return "orbax" not in f"{record.pathname} {record.getMessage()}" and str(error) != CLOSED
 

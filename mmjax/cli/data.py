@@ -8,50 +8,55 @@ from mmjax.cli.shared import print_json, whole
 
 def add_parser(commands: Any) -> None:
     """Adds the command `data` and the commands inside it."""
-    kinds = commands.add_parser("data", help="prepare data of your own").add_subparsers(
+    kinds = commands.add_parser("data", help="prepare your own data").add_subparsers(
         dest="what", required=True, metavar="WHAT"
     )
     sub = kinds.add_parser(
         "build",
-        help="shards of any collection",
-        description="Shards of any collection: each example is decoded once; what cannot be read, and duplicates, are left out and listed.",
+        help="write shards of any collection",
+        description="Writes shards of any collection. Each example is decoded once; duplicates and examples that cannot be read are "
+        "left out and listed.",
     )
     sub.add_argument(
         "source",
         metavar="SOURCE",
         help="a config file; or a .jsonl, .csv, .tsv, *.tar, *.parquet, a folder, or tfds:NAME",
     )
-    sub.add_argument("-o", "--out", required=True, metavar="DIR", help="where to; an interrupted build goes on there")
-    sub.add_argument("--split", help="of a path, the split that it is (default: train); else only this one")
-    sub.add_argument("--shard-megabytes", type=whole(1), default=256, help="about how large a shard is")
+    sub.add_argument(
+        "-o", "--out", required=True, metavar="DIR", help="output folder; a build that was interrupted resumes there"
+    )
+    sub.add_argument("--split", help="for a path: the name of its split (default: train); else: build only this split")
+    sub.add_argument("--shard-megabytes", type=whole(1), default=256, help="approximate size of a shard")
     sub.add_argument("--keep-duplicates", action="store_true")
     sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
     sub = kinds.add_parser(
-        "inspect", help="how much there is, how large (by the headers of its files), and some of it to see and hear"
+        "inspect", help="show counts and sizes (from file headers), and a page with examples to see and hear"
     )
-    sub.add_argument("source", metavar="SOURCE", help="a config file, a folder of shards, or whatever `build` takes")
+    sub.add_argument("source", metavar="SOURCE", help="a config file, a folder of shards, or any SOURCE of `build`")
     sub.add_argument("--split", default="train")
     sub.add_argument("-o", "--out", metavar="FILE", help="write one HTML page with histograms, pictures and recordings")
-    sub.add_argument("--examples", type=whole(1), default=24, help="how many the page shows")
+    sub.add_argument("--examples", type=whole(1), default=24, help="number of examples on the page")
     sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
     sub = kinds.add_parser(
         "bench",
-        help="does the model wait for its data, and for what of it?",
-        description="Times reading, decoding, packing and moving a few batches, and a few training steps beside them.",
+        help="find the bottleneck between data loading and training",
+        description="Measures the time of reading, decoding, packing and transferring a few batches, and of a few training steps.",
     )
     sub.add_argument("config", metavar="CONFIG", help="a config file")
-    sub.add_argument("--batches", type=whole(1), default=8, help="how many are timed")
-    sub.add_argument("--step-seconds", type=float, metavar="S", help="of a step, elsewhere measured; else it is now")
+    sub.add_argument("--batches", type=whole(1), default=8, help="number of batches to measure")
+    sub.add_argument(
+        "--step-seconds", type=float, metavar="S", help="seconds per training step, if known; default: measured now"
+    )
     sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
     sub = kinds.add_parser(
         "tokenizer",
-        help="train one on the texts of the training split, and measure it on them",
+        help="train a tokenizer on the texts of the training split, and measure it",
         description="Trains the tokenizer that data.tokenizer of a config describes (or opens its file), and measures it "
-        "on the texts of the training split. The other arguments are the keys of SentencePiece, before the config's.",
+        "on the texts of the training split. The other arguments are keys of SentencePiece, which override the config's.",
     )
-    sub.add_argument("source", metavar="SOURCE", help="a config file, a folder of shards, or whatever `build` takes")
-    sub.add_argument("-o", "--out", metavar="FILE", help="where to write it; without, it is measured only")
-    sub.add_argument("--vocabulary", type=whole(1), metavar="N", help="pieces")
+    sub.add_argument("source", metavar="SOURCE", help="a config file, a folder of shards, or any SOURCE of `build`")
+    sub.add_argument("-o", "--out", metavar="FILE", help="file for the tokenizer; default: measure only")
+    sub.add_argument("--vocabulary", type=whole(1), metavar="N", help="number of pieces")
     sub.add_argument("--byte-fallback", action=argparse.BooleanOptionalAction)
     sub.add_argument("--normalisation", metavar="RULE", help="nmt_nfkc, nmt_nfkc_cf, nfkc, nfkc_cf or identity")
     sub.add_argument("--special", nargs="+", metavar="TOKEN", help="special tokens")
@@ -59,7 +64,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options, rest) -> int:
-    """Runs one of the commands."""
+    """Runs one of the commands `mmjax data ...`."""
     from mmjax import prepare
 
     if options.what == "bench":
@@ -114,7 +119,7 @@ def _inspect(options, found: dict[str, Any]) -> int:
             f"mean {size['mean']:.3g} {size['unit']}"
         )
     if "answers" in found:
-        print(f"  answers: {found['answers']:,} to choose from")
+        print(f"  answers: {found['answers']:,} classes")
     for kind, counts in found.get("groups", {}).items():
         print(f"  {kind}: " + ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items())))
     for title in ("dropped", "padding"):
@@ -127,12 +132,10 @@ def _inspect(options, found: dict[str, Any]) -> int:
     for note in found["notes"]:
         print(f"  {note}")
     if rows := found.get("rows"):
-        print(f"  wasted on padding, of the towers' FLOPs: {100 * rows['wasted']:.1f} %")
+        print(f"  FLOPs of the towers spent on padding: {100 * rows['wasted']:.1f} %")
         if rows["proposed_wasted"] < rows["wasted"] - 0.002:
             better = ", ".join(f'"{name}": {room}' for name, room in rows["proposed"].items())
-            print(
-                f"  rows that would waste less: {{{better}}} ({100 * rows['proposed_wasted']:.1f} %, and cost no more)"
-            )
+            print(f"  better rows, at no more FLOPs: {{{better}}} ({100 * rows['proposed_wasted']:.1f} % on padding)")
     if options.out:
         print(f"see {options.out}")
     return 0
@@ -143,8 +146,8 @@ def _tokenizer(options, found: dict[str, Any]) -> int:
         print_json(found)
         return 0
     print(
-        f"{found['pieces']:,} pieces, {found['characters_per_token']:.2f} characters per token; of {found['tokens']:,} tokens in "
-        f"{found['texts']:,} texts {100 * found['unknown']:.2f} % are unknown, {100 * found['bytes']:.2f} % single bytes"
+        f"{found['pieces']:,} pieces, {found['characters_per_token']:.2f} characters per token; {found['texts']:,} texts, "
+        f"{found['tokens']:,} tokens: {100 * found['unknown']:.2f} % unknown, {100 * found['bytes']:.2f} % single bytes"
     )
     if options.out:
         print(f"see {options.out}")

@@ -1,4 +1,4 @@
-"""What the commands share: numbers in, JSON out."""
+"""Helpers of all commands: reading numbers, printing JSON."""
 
 import argparse
 from collections.abc import Callable
@@ -8,16 +8,16 @@ from mmjax.files import json_line
 
 
 def whole(least: int) -> Callable[[str], int]:
-    """A whole number of at least so much."""
+    """A parser of whole numbers that are at least `least`."""
 
     def parse(text: str) -> int:
         if not text.isdigit() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least {least}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
         return int(text)
 
     return parse
 
 
 def print_json(value: Any) -> None:
-    """One line of strict JSON: what is not a finite number becomes null."""
+    """Prints one line of strict JSON; numbers that are not finite become null."""
     print(json_line(value))

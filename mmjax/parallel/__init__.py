@@ -1,1 +1,1 @@
-"""Where the computation runs: meshes, shardings, processes, and the settings of the compiler."""
+"""Meshes, shardings, processes and compiler settings."""

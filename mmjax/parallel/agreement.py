@@ -1,4 +1,4 @@
-"""Several processes that must come to one conclusion: what goes wrong in one goes wrong in all."""
+"""Agreement between processes: an error in one process is raised in all."""
 
 import json
 from collections.abc import Iterator
@@ -11,14 +11,15 @@ from jax.experimental import multihost_utils
 
 from mmjax.errors import UserError
 
-ROOM = 2000  # bytes of a message that others are told
+ROOM = 2000  # bytes of an error message that is sent to the other processes
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Waits at the end of the block for all processes; a UserError that one of them raised in it, all raise.
+    """Waits for all processes at the end of the block; all raise if one raised a UserError in the block.
 
-    The block must not wait for other processes itself. Of several errors, one of a special kind gives way to a plain one.
+    The block itself must not wait for other processes. If several processes fail, a plain UserError takes precedence
+    over its subclasses.
     """
     mine = None
     try:
@@ -43,7 +44,7 @@ def _gathered(mine: UserError | None) -> list[UserError | None]:
 
 
 def from_lead(value: Any) -> Any:
-    """What process 0 has (as JSON can say it), in every process."""
+    """Broadcasts a JSON-serialisable value from process 0 to every process."""
     if jax.process_count() == 1:
         return value
     text = json.dumps(value).encode()

@@ -1,14 +1,14 @@
-"""glibc's allocator, told what a train step on a CPU needs: the same large pieces of memory, step after step."""
+"""Settings of glibc's allocator for training on CPUs, where every step allocates the same large buffers."""
 
 import ctypes
 import platform
 
-# Of glibc's mallopt: M_MMAP_MAX, M_TRIM_THRESHOLD (-1: never), M_TOP_PAD, M_ARENA_MAX. Else the memory of a step goes back to
-# the system at its end, and comes again page by page: 104,000 page faults and a third of the time of the quickstart's step. One
-# arena, because those of other threads than the main one give their memory back whatever the threshold is.
+# Arguments of mallopt: M_MMAP_MAX, M_TRIM_THRESHOLD (-1: never), M_TOP_PAD, M_ARENA_MAX. By default glibc returns the memory of
+# a step to the system and faults it in again page by page: 104,000 page faults and a third of the quickstart's step time.
+# There is one arena, because the arenas of other threads ignore the threshold.
 KEEP_FREED_MEMORY = ((-4, 0), (-1, -1), (-2, 2**28), (-8, 1))
-LONG_COMPILATION = 1.0  # seconds; of a shorter one too little is left to be worth a look
-SMALLEST = 1024  # bytes; glibc finds smaller pieces at once, in lists of one size each
+LONG_COMPILATION = 1.0  # seconds; a shorter compilation leaves few free chunks
+SMALLEST = 1024  # bytes; glibc finds smaller chunks quickly, in lists by size
 
 
 class _Usage(ctypes.Structure):
@@ -32,7 +32,7 @@ class _Usage(ctypes.Structure):
 
 
 def keep_freed_memory() -> None:
-    """Makes freed memory stay in the process, and keeps what compilations leave behind out of the steps' way."""
+    """Keeps freed memory in the process, and calls `set_aside_pieces` after each long compilation."""
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL("libc.so.6")
@@ -50,27 +50,27 @@ def keep_freed_memory() -> None:
 
 
 def set_aside_pieces() -> int:
-    """Takes the free pieces that lie between used memory, so that what is allocated from now on lies behind them.
+    """Allocates all free chunks between used memory, so that later allocations use the end of the heap.
 
-    XLA's compiler frees tens of thousands of pieces between others that stay. A step whose buffers are sought and cut
-    among them takes twice as long as in a process that found its program on disk (docs/log.md). The pieces are never
-    given back; their pages are, but for those that they share with what stays.
+    XLA's compiler leaves tens of thousands of free chunks between used ones. A step that allocates its buffers from
+    them takes twice as long as in a process that loaded its program from disk (docs/log.md). The chunks are never
+    freed. Their pages are returned to the system, except pages shared with used memory.
 
     Returns:
-      How many pieces.
+      The number of chunks.
     """
     libc = ctypes.CDLL("libc.so.6")
     libc.mallinfo2.restype = _Usage
     libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
     libc.free.argtypes = [ctypes.c_void_p]
     libc.sbrk.argtypes, libc.sbrk.restype = [ctypes.c_ssize_t], ctypes.c_void_p
-    libc.malloc_trim(0)  # gives back the pages of free pieces, too, not of the heap's end alone
+    libc.malloc_trim(0)  # also returns pages inside the heap, not only at its end
     usage = libc.mallinfo2()
     end, remaining = libc.sbrk(0) - usage.keepcost, usage.fordblks - usage.keepcost
     size, pieces = 2**28, 0
     while size >= SMALLEST and remaining > 0:
         piece = libc.malloc(size)
-        if piece is None or piece >= end:  # none so large was left between others
+        if piece is None or piece >= end:  # no free chunk of this size is left below the end of the heap
             libc.free(piece)
             size = size * 9 // 10
         else:

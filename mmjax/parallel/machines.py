@@ -1,7 +1,7 @@
-"""Machines as data: what one device of each kind can do, and how many of them are connected how.
+"""Hardware specifications: peak FLOP/s, memory and bandwidth of each kind of device, and the shapes of machines.
 
-A device is what `jax.devices()` lists: a GPU, a TPU chip, or (7x) one of a chip's two halves. Bandwidths are in bytes per
-second, peaks in FLOP/s of dense matrix products; a maker's "with sparsity" is twice what dense products reach.
+A device is an entry of `jax.devices()`: a GPU, a TPU chip, or (7x) one of a chip's two halves. Bandwidths are in bytes per
+second, peaks in FLOP/s of dense matrix products. A vendor's figure "with sparsity" is twice the dense peak.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from mmjax.errors import UserError, nearest
 
 GB, GIB = 1e9, 2**30
-# What JAX takes of a GPU's memory unless XLA_CLIENT_MEM_FRACTION says otherwise:
+# The share of a GPU's memory that JAX allocates unless XLA_CLIENT_MEM_FRACTION is set:
 # https://docs.jax.dev/en/latest/gpu_memory_allocation.html
 GPU_SHARE = 0.75
 
@@ -21,19 +21,20 @@ class Device:
     """One kind of device.
 
     Attributes:
-      kinds: its names in `jax.Device.device_kind`.
+      kinds: values of `jax.Device.device_kind`.
       platform: "gpu", "tpu" or "cpu".
-      peak: FLOP/s by dtype; "float32" is what XLA computes float32 products in by default (TF32, or bfloat16 on TPU).
-      memory: bytes that a program may fill; of GPUs all there are (see `GPU_SHARE`).
-      bandwidth: of that memory.
-      inside: to the other devices of its node or slice, one way, over all links together.
-      between: to devices of other nodes or slices, one way.
-      per_node: devices of a node; of TPUs None: a slice is what is connected.
-      torus: dimensions of a TPU slice; wraps: a dimension that divides by it is closed to a ring.
-      per_chip: devices of one chip.
-      topology: what libtpu calls it.
-      cycles: per second, at which libtpu's estimate of an 8192 x 8192 x 8192 product in bfloat16 reaches the peak (libtpu
-        0.0.42).
+      peak: FLOP/s by dtype; "float32" is XLA's default precision for float32 products (TF32, or bfloat16 on TPU).
+      memory: bytes available to a program; for GPUs the whole memory (see `GPU_SHARE`).
+      bandwidth: memory bandwidth.
+      inside: bandwidth to the other devices of the node or slice, one way, all links together.
+      between: bandwidth to devices of other nodes or slices, one way.
+      per_node: devices per node; None for TPUs, which form slices.
+      torus: number of dimensions of a TPU slice.
+      wraps: a dimension of the slice whose size is a multiple of this is closed to a ring.
+      per_chip: devices per chip.
+      topology: libtpu's name of the device.
+      cycles: cycles per second. At this rate, libtpu's estimate for an 8192 x 8192 x 8192 bfloat16 product equals the peak
+        (libtpu 0.0.42).
       properties: of a GPU, for the compiler; fields of XLA's GpuDeviceInfoProto.
     """
 
@@ -54,7 +55,7 @@ class Device:
 
     @property
     def matrix_peak(self) -> float:
-        """In 16 bits, the denominator of MFU."""
+        """Peak FLOP/s in 16 bits, the denominator of MFU."""
         return self.peak.get("bfloat16") or self.peak["float16"]
 
 
@@ -69,9 +70,14 @@ def _gpu(
     threads: int = 2048,
     reserved: int = 1024,
 ) -> dict[str, float | str]:
-    """A GPU's limits: CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability"
-    (https://docs.nvidia.com/cuda/cuda-c-programming-guide/#compute-capabilities; `reserved`: of a core's shared
-    memory, bytes that a block cannot have); multiprocessors, L2 and boost clock from the makers' data sheets, as in https://github.com/openxla/xla/tree/main/xla/backends/gpu/target_config/specs.
+    """The limits of a GPU.
+
+    From the table "Technical Specifications per Compute Capability" of the CUDA C++ Programming Guide
+    (https://docs.nvidia.com/cuda/cuda-c-programming-guide/#compute-capabilities). Multiprocessors, L2 and boost clock are
+    from the vendors' data sheets, as in https://github.com/openxla/xla/tree/main/xla/backends/gpu/target_config/specs.
+
+    Args:
+      reserved: bytes of a multiprocessor's shared memory that a block cannot use.
     """
     return {
         "core_count": cores,
@@ -191,7 +197,7 @@ DEVICES = {
         per_node=4,
         properties=_gpu(7, 5, 40, 64, 65_536, 4_194_304, 1.59, 1024, reserved=0),
     ),
-    # Memory of TPUs: what libtpu 0.0.42 says is available when a program does not fit. The rest:
+    # Memory of TPUs: the available memory in libtpu 0.0.42's out-of-memory error. Other figures:
     # https://cloud.google.com/tpu/docs/v4; links of 50 GB/s one way: Jouppi et al. 2023 (arXiv:2304.01433), table 4.
     "v4": _tpu(
         "TPU v4", 275e12, 30.75, 1200 * GB, 600 * GB, 6.25 * GB, torus=3, wraps=4, topology="v4", cycles=1.131e9
@@ -238,7 +244,7 @@ DEVICES = {
         cycles=2.486e9,
         peaks={"int8": 1836e12},
     ),
-    # https://docs.cloud.google.com/tpu/docs/tpu7x, halved: JAX sees two devices in each chip.
+    # https://docs.cloud.google.com/tpu/docs/tpu7x, halved: JAX lists two devices per chip.
     "7x": _tpu(
         "TPU7x",
         2307e12 / 2,
@@ -254,10 +260,10 @@ DEVICES = {
         peaks={"float8": 4614e12 / 2},
     ),
 }
-# In devices: the pages named above.
+# In devices, from the pages cited above.
 LARGEST_SLICE = {"v4": 4096, "v5e": 256, "v5p": 6144, "v6e": 256, "7x": 9216 * 2}
 ALIASES = {"tpu7x": "7x", "v7x": "7x", "a100-80": "a100"}
-# The denominators of MFU by device_kind. A device that is not listed has no MFU: none is better than a wrong one.
+# The denominators of MFU by device_kind. MFU is not reported for other devices.
 PEAKS = {kind: device.matrix_peak for device in DEVICES.values() for kind in device.kinds}
 
 
@@ -266,9 +272,9 @@ class Machine:
     """Devices of one kind and how they are connected.
 
     Attributes:
-      name: as it was asked for.
+      name: the text that `parse` read.
       kind: the key of `DEVICES`, or "cpu".
-      shape: of GPUs (devices per node, nodes), of TPUs the chips of a slice in each dimension, of CPUs (devices,).
+      shape: GPUs: (devices per node, nodes); TPUs: the slice's chips in each dimension; CPUs: (devices,).
     """
 
     name: str
@@ -277,7 +283,7 @@ class Machine:
 
     @property
     def count(self) -> int:
-        """How many devices."""
+        """The number of devices."""
         return math.prod(self.shape) * (1 if self.kind == "cpu" else DEVICES[self.kind].per_chip)
 
     @property
@@ -286,7 +292,7 @@ class Machine:
 
     @property
     def per_node(self) -> int:
-        """Devices that reach each other at the bandwidth `inside`."""
+        """The number of devices that are connected at the bandwidth `inside`."""
         return self.shape[0] if self.platform == "gpu" else self.count
 
 
@@ -298,7 +304,7 @@ def parse(text: str) -> Machine:
     """ "h100:8", "h100:8x2" (8 in each of 2 nodes), "v5p:4x4x4", "v6e:4x4", "cpu:8" -> the machine.
 
     Raises:
-      UserError: there is no such machine; the nearest is named.
+      UserError: the machine does not exist; the message names the nearest one.
     """
     kind, _, shape = text.lower().partition(":")
     kind = ALIASES.get(kind, kind)
@@ -335,5 +341,5 @@ def parse(text: str) -> Machine:
 
 
 def _is_dimension(size: int, torus: int) -> bool:
-    """Whether a slice can be so long (the pages named in `DEVICES`): three dimensions are of cubes of 4 x 4 x 4."""
+    """Whether a slice dimension can have this size: 3D slices consist of cubes of 4 x 4 x 4 chips (see `DEVICES`)."""
     return size in (1, 2) or size % 4 == 0 if torus == 3 else size in (1, 2, 4, 8, 16)

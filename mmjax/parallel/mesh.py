@@ -1,4 +1,4 @@
-"""One mesh, and one table from the logical axes that modules name to the axes of the mesh."""
+"""The device mesh, and the table that maps the logical axes of modules to mesh axes."""
 
 import functools
 import math
@@ -16,7 +16,7 @@ from mmjax.errors import UserError
 from mmjax.stream import Batch, Share, rows_of_a_part
 from mmjax.tree import part
 
-# data, fsdp: rows of a batch. fsdp: parameters, gathered where they are used (ZeRO, Rajbhandari et al. 2020).
+# data, fsdp: rows of a batch. fsdp: also parameters, gathered before use (ZeRO, Rajbhandari et al. 2020).
 # tensor: heads, hidden units and vocabulary (Megatron, Shoeybi et al. 2019). context: the tokens of every row.
 AXES = ("data", "fsdp", "tensor", "context")
 LOGICAL_AXES = (
@@ -29,21 +29,21 @@ LOGICAL_AXES = (
 )
 ROWS = P(("data", "fsdp"))
 TOKENS = P(("data", "fsdp"), "context")
-SLOTS = ("examples", "answer")  # streams of a few slots, whose rows alone are divided
+SLOTS = ("examples", "answer")  # streams with a few slots per row: never divided along context
 
 
 @part
 class Mesh:
-    """What is divided among how many devices."""
+    """The sizes of the mesh axes, in devices."""
 
-    data: int = -1  # rows of a batch; -1: all devices that the other axes leave
-    fsdp: int = 1  # rows, and parameters, which are gathered where they are used
+    data: int = -1  # rows of a batch; -1: all devices left by the other axes
+    fsdp: int = 1  # rows and parameters; parameters are gathered before use
     tensor: int = 1  # heads, hidden units and vocabulary
     context: int = 1  # the tokens of a row
 
 
 def mesh_shape(count: int, data: int = -1, fsdp: int = 1, tensor: int = 1, context: int = 1) -> dict[str, int]:
-    """The sizes of the axes of a mesh of `count` devices; data = -1 takes what the others leave."""
+    """The sizes of the axes of a mesh of `count` devices; data = -1 takes all devices left by the others."""
     others = fsdp * tensor * context
     if data == -1 and count % others == 0:
         data = count // others
@@ -61,15 +61,15 @@ def make_mesh(
 ) -> jax.sharding.Mesh:
     """A mesh of all devices, or of `devices`.
 
-    Where these are of several slices or nodes, joined by a slower network than inside, the axis data lies across them
-    and the others inside: gradients travel once a step, all else in every layer.
+    If the devices belong to several slices or nodes, the axis data spans them and the other axes stay inside: the
+    network between nodes is slower, and data needs it once per step, the other axes in every layer.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = mesh_shape(len(devices), data, fsdp, tensor, context)
     axis_types = (AxisType.Auto,) * len(AXES)
     groups = _groups(devices)
     alike = len(set(map(len, groups))) == 1
-    if shape["data"] % len(groups) or not alike:  # other axes lie across them, too: one group behind the other
+    if shape["data"] % len(groups) or not alike:  # other axes must also span groups: place one group after the other
         placed = np.concatenate([_placed((len(group),), group) for group in groups]).reshape(tuple(shape.values()))
     else:
         inside = {**shape, "data": shape["data"] // len(groups)}
@@ -78,17 +78,17 @@ def make_mesh(
 
 
 def _placed(shape: tuple[int, ...], devices: list[Any]) -> np.ndarray:
-    """The devices in that shape; an axis takes whole dimensions of a TPU's torus where it can, so that its rings are closed."""
+    """The devices in this shape; axes take whole dimensions of a TPU's torus where possible, to form closed rings."""
     try:
         return mesh_utils.create_device_mesh(shape, devices)
-    except NotImplementedError:  # 8 x 8 of 4 x 4 x 4: a dimension must be split
+    except NotImplementedError:  # such as 8 x 8 on a torus of 4 x 4 x 4: a dimension must be split
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def _groups(devices: list[Any]) -> list[list[Any]]:
-    """The devices of each slice; where they know of none, GPUs of each node (which a process has whole), TPUs together.
+    """Groups devices by slice; without a slice index, groups GPUs by process and puts all TPUs into one group.
 
-    TPUs that are not here are of one slice, and have no number of it.
+    The TPUs of a compile-only topology belong to one slice and have no slice index.
     """
     groups: dict[int, list[Any]] = {}
     for device in devices:
@@ -100,14 +100,16 @@ def _groups(devices: list[Any]) -> list[list[Any]]:
 
 
 def state_shardings(abstract_state: Any, mesh: jax.sharding.Mesh) -> Any:
-    """NamedShardings for a (boxed) abstract state; a dimension that an axis does not divide is replicated."""
+    """NamedShardings for a (boxed) abstract state; a dimension that is not divisible by its axis is replicated."""
+
+    def divides(axis: str | None, size: int) -> bool:
+        return mesh.shape.get(axis, 1) > 1 and size % mesh.shape[axis] == 0
 
     def shard(leaf):
         value = nn.unbox(leaf)
-        if not hasattr(value, "shape"):  # a box around nothing: the state of a parameter that another rule trains
+        if not hasattr(value, "shape"):  # an empty box: this optimizer rule does not train the parameter
             return value
         axes = nn.logical_to_mesh_axes(nn.get_partition_spec(leaf), LOGICAL_AXES)
-        divides = lambda axis, size: mesh.shape.get(axis, 1) > 1 and size % mesh.shape[axis] == 0  # noqa: E731
         axes = [axis if divides(axis, size) else None for axis, size in zip(axes, value.shape, strict=False)]
         return NamedSharding(mesh, P(*axes))
 
@@ -115,7 +117,7 @@ def state_shardings(abstract_state: Any, mesh: jax.sharding.Mesh) -> Any:
 
 
 def within(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, function: Callable) -> Callable:
-    """The function, traced for a mesh: what the model says of its rows, and chooses for its devices, is about that one."""
+    """The function, traced with `mesh` as the abstract mesh: sharding constraints and backends are chosen for it."""
 
     @functools.wraps(function)
     def traced(*arguments: Any) -> Any:
@@ -126,14 +128,14 @@ def within(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, function: Callab
 
 
 def share_of_rows(mesh: jax.sharding.Mesh) -> Share:
-    """The rows that this process's devices hold; several processes have the same where one row lies on several.
+    """The rows on the devices of this process; processes share rows if a row is divided among their devices.
 
-    They need not be neighbours: a TPU's hosts hold blocks of its torus, which axes cross.
+    The rows need not be contiguous: a TPU host holds a block of the torus, and mesh axes cross these blocks.
     """
     return _share(mesh, jax.process_index())
 
 
-@functools.cache  # asked for at every batch
+@functools.cache  # called for every batch
 def _share(mesh: jax.sharding.Mesh, process: int) -> Share:
     width = mesh.shape["fsdp"]
     held = {
@@ -143,14 +145,14 @@ def _share(mesh: jax.sharding.Mesh, process: int) -> Share:
 
 
 def to_devices(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
-    """This host's rows of a batch (its `share_of_rows`) -> the global batch, divided among all devices."""
+    """Makes the global batch, divided among all devices, from this host's rows (`share_of_rows`)."""
     share = share_of_rows(mesh)
     size = len(batch["examples"].segments) // len(share.parts)
     rows = size * share.count
     shardings = batch_shardings(batch, rows, mesh)
 
     def place(array, sharding):
-        def part(index):  # of one device
+        def part(index):  # the shard of one device
             start, stop, _ = index[0].indices(rows)
             first = share.parts.index(start // size) * size
             return array[(slice(first, first + stop - start), *index[1:])]
@@ -161,7 +163,7 @@ def to_devices(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
 
 
 def abstract_batch(one_row: Batch, rows: int, mesh: jax.sharding.Mesh | None = None) -> Batch:
-    """The shapes of a global batch of `rows` rows, divided as `to_devices` does; from a batch of one row."""
+    """The shapes and shardings (as in `to_devices`) of a global batch of `rows` rows, from a batch of one row."""
     whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), one_row)
     if mesh is None:
         return whole
@@ -170,9 +172,9 @@ def abstract_batch(one_row: Batch, rows: int, mesh: jax.sharding.Mesh | None = N
 
 
 def batch_shardings(batch: Batch, rows: int, mesh: jax.sharding.Mesh) -> Batch:
-    """How a batch is divided: its rows among data and fsdp, the tokens of a row along context where that divides them."""
+    """Shardings of a batch: rows along data and fsdp, and tokens along context if their number is divisible."""
     parts, context = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape.get("context", 1)
-    rows_of_a_part(rows, parts)  # do they divide?
+    rows_of_a_part(rows, parts)  # raises if the rows are not divisible
 
     def shard(name, array):
         whole = name in SLOTS or context == 1 or array.shape[1] % context

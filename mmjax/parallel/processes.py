@@ -1,14 +1,14 @@
-"""Several processes as one: which launcher started this one, which of how many it is, and JAX told so.
+"""Distributed start: detects the launcher and the rank of this process, and initialises `jax.distributed`.
 
-| launcher | what tells |
+| launcher | detected by |
 |---|---|
-| ours, or a person | MMJAX_PROCESSES, MMJAX_PROCESS (0 is the lead) and MMJAX_COORDINATOR (HOST:PORT, on the lead's host) |
-| Open MPI | the variables of `mpirun`; before Slurm, because `mpirun` may itself have been started by `srun` |
-| Slurm | a step of more than one task: `srun` started this process; the shell of an allocation is a step of one |
-| Cloud TPU | JAX's own detection, where JAX's platform is TPU: on GKE, also over several slices, and on TPU VMs |
+| ours, or by hand | MMJAX_PROCESSES, MMJAX_PROCESS (0 is the lead) and MMJAX_COORDINATOR (HOST:PORT, on the lead's host) |
+| Open MPI | the variables of `mpirun`; checked before Slurm, because `srun` may have started `mpirun` |
+| Slurm | a job step of several tasks, started by `srun`; the shell of an allocation is a step of one task |
+| Cloud TPU | JAX's own detection, if JAX's platform is TPU: on GKE, also over several slices, and on TPU VMs |
 
-None of these: one process. MMJAX_PROCESSES=1 says so whatever the rest says; MMJAX_COORDINATOR alone changes the
-address that Open MPI or Slurm gives. A launch waits for its processes for MMJAX_INIT_TIMEOUT seconds (1800).
+Otherwise there is one process. MMJAX_PROCESSES=1 overrides every launcher. MMJAX_COORDINATOR alone replaces the address
+that Open MPI or Slurm gives. A launch waits for its processes for MMJAX_INIT_TIMEOUT seconds (1800).
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ from mmjax.errors import UserError
 from mmjax.parallel.roll_call import call_roll
 from mmjax.parallel.watch import Watch
 
-FIRST_PORT, PORTS = 61440, 4096  # of coordinators, by the number of the job: those that JAX uses
+FIRST_PORT, PORTS = 61440, 4096  # the coordinator's port is chosen by job number, from the same range as in JAX
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Place:
-    """Which process this is: of all, and of those on this host; `address` is HOST:PORT of process 0."""
+    """The rank of this process among all, and among those on this host; `address` is HOST:PORT of process 0."""
 
     launcher: str
     address: str
@@ -38,28 +38,28 @@ class Place:
 
 
 def join() -> Watch | None:
-    """Joins the processes of this launch, if it has several; call it before JAX is used.
+    """Joins the processes of this launch, if there are several; call it before JAX is used.
 
     Returns:
-      What watches the other processes from now on; None where there are none, or JAX alone watches (Cloud TPU).
+      The watch on the other processes; None if there are none, or if only JAX watches them (Cloud TPU).
 
     Raises:
-      UserError: not all processes came in time (it names them), or the launcher's variables make no sense.
+      UserError: processes are missing after the timeout (the message names them), or the launcher's variables are invalid.
     """
     import jax
 
     place, timeout = find(os.environ), _timeout(os.environ)
     if place is not None:
         if place.number == 0:
-            told = f"{place.count} processes (by {place.launcher}) meet at {place.address}"
-            print(f"mmjax: {told}; waiting for them for at most {timeout / 60:.3g} min", file=sys.stderr)
+            told = f"waiting at {place.address} for {place.count} processes (started by {place.launcher})"
+            print(f"mmjax: {told}, for at most {timeout / 60:.3g} min", file=sys.stderr)
         links = call_roll(place.address, place.count, place.number, timeout)
         jax.distributed.initialize(
             place.address,
             place.count,
             place.number,
             local_device_ids=devices_of(place, os.environ),
-            cluster_detection_method="deactivate",  # nothing is left to detect
+            cluster_detection_method="deactivate",  # the launcher is already known
             initialization_timeout=max(60, int(timeout)),
         )
         return Watch(place.number, place.count, links)
@@ -68,13 +68,13 @@ def join() -> Watch | None:
             jax.distributed.initialize(cluster_detection_method=kind, initialization_timeout=int(timeout))
         except (RuntimeError, ValueError, OSError) as error:
             raise UserError(
-                f"cannot join the hosts of this Cloud TPU: {error}; MMJAX_PROCESSES=1 trains on this one alone"
+                f"cannot join the hosts of this Cloud TPU: {error}; MMJAX_PROCESSES=1 trains on this host alone"
             ) from error
     return None
 
 
 def find(environment: Mapping[str, str]) -> Place | None:
-    """This process's place among several; None: it is alone, or on a Cloud TPU, where JAX finds the others."""
+    """The place of this process among several; None for a single process, or on a Cloud TPU, where JAX finds the others."""
     if environment.get("MMJAX_PROCESSES") == "1":
         return None
     address = environment.get("MMJAX_COORDINATOR")
@@ -82,7 +82,7 @@ def find(environment: Mapping[str, str]) -> Place | None:
         raise UserError(f"MMJAX_COORDINATOR should be HOST:PORT, not '{address}'")
     place = _given(environment, address) or _open_mpi(environment, address) or _slurm(environment, address)
     if place is None and address is not None:
-        raise UserError("MMJAX_COORDINATOR needs two numbers beside it: MMJAX_PROCESSES, MMJAX_PROCESS")
+        raise UserError("MMJAX_COORDINATOR is set; also set MMJAX_PROCESSES and MMJAX_PROCESS")
     if place is not None and not 0 <= place.number < place.count:
         raise UserError(f"{place.launcher} says that this is process {place.number}, counted from 0, of {place.count}")
     return place
@@ -93,8 +93,8 @@ def _given(environment: Mapping[str, str], address: str | None) -> Place | None:
         return None
     count, number = _number(environment, "MMJAX_PROCESSES"), _number(environment, "MMJAX_PROCESS")
     if address is None:
-        raise UserError("MMJAX_PROCESSES needs an address beside it: MMJAX_COORDINATOR=HOST:PORT")
-    here = address.startswith(("localhost:", "127."))  # then all of them are on this host
+        raise UserError("MMJAX_PROCESSES is set; also set MMJAX_COORDINATOR=HOST:PORT")
+    here = address.startswith(("localhost:", "127."))  # then all processes are on this host
     local = {"local_count": count, "local_number": number} if here else {}
     return Place(launcher="MMJAX_COORDINATOR", address=address, count=count, number=number, **local)
 
@@ -103,16 +103,16 @@ def _open_mpi(environment: Mapping[str, str], address: str | None) -> Place | No
     if environment.get("OMPI_COMM_WORLD_SIZE", "1") == "1":
         return None
     if address is None:
-        # Open MPI 4 says "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911", or "1531576320.0;tcp6://[fe80::1]:43370".
+        # Open MPI 4 sets "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911", or "1531576320.0;tcp6://[fe80::1]:43370".
         uri = environment.get("OMPI_MCA_orte_hnp_uri", "")
         said = re.match(r"(\d+)\.\d+;(?:tcp://([^,:]+)|tcp6://\[([^,\]]+))", uri)
         if said is None:
             raise UserError(
                 "this Open MPI does not say where process 0 runs; add to mpirun: -x MMJAX_COORDINATOR=HOST:PORT, "
-                "HOST being the first of its hosts"
+                "where HOST is its first host"
             )
         host = said[2] or f"[{said[3]}]"
-        address = f"{host}:{FIRST_PORT + int(said[1]) // PORTS % PORTS}"  # the number of the job, times 4096
+        address = f"{host}:{FIRST_PORT + int(said[1]) // PORTS % PORTS}"  # said[1] is the job number x 4096
     return Place(
         launcher="Open MPI",
         address=address,
@@ -124,7 +124,7 @@ def _open_mpi(environment: Mapping[str, str], address: str | None) -> Place | No
 
 
 def _slurm(environment: Mapping[str, str], address: str | None) -> Place | None:
-    # Not SLURM_NTASKS: that is what the allocation has room for, and the shell of an allocation has it too.
+    # Not SLURM_NTASKS, which counts the tasks of the allocation and is also set in its shell.
     if environment.get("SLURM_STEP_NUM_TASKS", "1") == "1":
         return None
     # "rack[0-1]node[03-17],other": the first host is rack0node03. Tasks are numbered from there on.
@@ -143,10 +143,10 @@ def _slurm(environment: Mapping[str, str], address: str | None) -> Place | None:
 
 
 def cloud_tpu(environment: Mapping[str, str]) -> str | None:
-    """The name of JAX's detection for this Cloud TPU; None where one host is all there is.
+    """The name of JAX's cluster detection for this Cloud TPU; None for a single host.
 
-    GKE names the hosts of a slice in the environment (as notebooks do that have one host); a TPU VM asks the metadata
-    server, unless it is told not to.
+    GKE, and notebooks with one host, list the hosts of a slice in the environment. A TPU VM asks the metadata server,
+    unless TPU_SKIP_MDS_QUERY is set.
     """
     if environment.get("MMJAX_PROCESSES") == "1":
         return None
@@ -158,15 +158,15 @@ def cloud_tpu(environment: Mapping[str, str]) -> str | None:
 
 
 def devices_of(place: Place, environment: Mapping[str, str]) -> list[int] | None:
-    """The GPUs of this process, of those that it sees; None: all. Ignored where there is no GPU.
+    """The indices of this process's GPUs among its visible ones; None: all. JAX ignores them without a GPU.
 
-    Processes that share a host divide its GPUs evenly, unless Slurm has given each its own.
+    Processes on one host divide its GPUs evenly, unless Slurm has assigned GPUs to each task.
     """
     if place.local_count == 1 or "SLURM_GPUS_PER_TASK" in environment or "JAX_LOCAL_DEVICE_IDS" in environment:
         return None
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     gpus = len(glob("/dev/nvidia[0-9]*")) if visible is None else len(visible.split(","))
-    if gpus <= 1:  # already its own, or none of NVIDIA's: then one each
+    if gpus <= 1:  # one visible GPU is this process's own; without NVIDIA GPUs, one device per process
         return None if gpus else [place.local_number]
     if gpus % place.local_count:
         raise UserError(f"{gpus} GPUs cannot be divided evenly among the {place.local_count} processes of this host")

@@ -1,6 +1,6 @@
-"""The roll call of a launch: each process says its number to process 0, where JAX's own service listens next.
+"""The roll call of a launch: each process reports its number to process 0, before `jax.distributed` starts there.
 
-JAX waits for all processes too, but when its time is up it aborts the process and does not say who is missing.
+JAX also waits for all processes, but after its timeout it aborts without naming the missing ones.
 """
 
 import re
@@ -11,7 +11,7 @@ from mmjax.errors import UserError
 
 
 def call_roll(address: str, count: int, number: int, timeout: float) -> dict[int, socket.socket]:
-    """Waits until processes 0 to `count` - 1 are there.
+    """Waits until all `count` processes have connected.
 
     Args:
       address: HOST:PORT of process 0.
@@ -19,10 +19,10 @@ def call_roll(address: str, count: int, number: int, timeout: float) -> dict[int
       timeout: in seconds.
 
     Returns:
-      The open links by number: of process 0 to all others, of any other to process 0.
+      The open sockets by process number: process 0 has one to each other process, any other has one to process 0.
 
     Raises:
-      UserError: they are not all there in time. It names those that are missing, or why process 0 is not reached.
+      UserError: processes are missing after the timeout, which the message names, or process 0 cannot be reached.
     """
     return _receive(address, count, timeout) if number == 0 else {0: _report(address, count, number, timeout)}
 
@@ -38,14 +38,14 @@ def _receive(address: str, count: int, timeout: float) -> dict[int, socket.socke
             except TimeoutError:
                 break
             said = _number_said(link, count)
-            if said is not None:  # one that was started again takes its place again
+            if said is not None:  # a restarted process replaces its earlier link
                 links[said] = link
     missing = [str(number) for number in range(1, count) if number not in links]
     told = f"missing {', '.join(missing[:20])}{' ...' if len(missing) > 20 else ''}" if missing else "go"
     for link in links.values():
         try:
             link.sendall(f"{told}\n".encode())
-        except OSError:  # it went away; whoever reads from the link finds out
+        except OSError:  # the process has gone; the reader of the link detects it
             pass
     if missing:
         for link in links.values():
@@ -62,13 +62,13 @@ def _server(address: str, count: int) -> socket.socket:
         )
     except OSError as error:
         raise UserError(
-            f"process 0 cannot listen at port {port}: {error.strerror or error}; choose another for all processes: "
+            f"process 0 cannot listen on port {port}: {error.strerror or error}; set another address in all processes: "
             "MMJAX_COORDINATOR=HOST:PORT"
         ) from None
 
 
 def _number_said(link: socket.socket, count: int) -> int | None:
-    """The number of the process at the other end, or None if it is none of this launch (a port scanner, say)."""
+    """The number of the connected process; None if it does not belong to this launch (such as a port scanner)."""
     link.settimeout(5)
     try:
         said = re.fullmatch(rb"mmjax (\d+) of (\d+)\n", link.makefile("rb").readline(100))
@@ -88,27 +88,27 @@ def _report(address: str, count: int, number: int, timeout: float) -> socket.soc
         try:
             link = socket.create_connection((host.strip("[]"), int(port)), timeout=min(left, 10))
             link.sendall(f"mmjax {number} of {count}\n".encode())
-            trouble = "something is there, but it does not answer as process 0 of this launch"
-            link.settimeout(left + 10)  # its own time may have begun a little later
+            trouble = "the address is in use, but not by process 0 of this launch"
+            link.settimeout(left + 10)  # process 0 may have started its timeout later
             said = link.makefile("rb", buffering=0).readline(1000).decode(errors="replace").strip()
             if said == "go":
                 return link
             link.close()
         except TimeoutError:
             trouble = trouble or "it does not answer"
-        except OSError as error:  # not there yet, or its name is not known yet
+        except OSError as error:  # process 0 does not listen yet, or its name does not resolve yet
             trouble = error.strerror or str(error)
         if said.startswith("missing"):
             raise _incomplete(address, count, timeout, said)
         time.sleep(min(1, max(0, deadline - time.monotonic())))
     raise UserError(
-        f"process {number} of {count} waited {timeout:g} s for process 0 at {address}: {trouble}; is it running, and "
-        "is the address right? (MMJAX_INIT_TIMEOUT: the seconds to wait)"
+        f"process {number} of {count} waited {timeout:g} s for process 0 at {address}: {trouble}; check that process 0 "
+        "runs and that the address is right (MMJAX_INIT_TIMEOUT: the seconds to wait)"
     )
 
 
 def _incomplete(address: str, count: int, timeout: float, told: str) -> UserError:
     return UserError(
-        f"not all of the {count} processes came to {address} in {timeout:g} s: {told}; look at what these say "
+        f"not all of the {count} processes came to {address} in {timeout:g} s: {told}; look at their output "
         "(MMJAX_INIT_TIMEOUT: the seconds to wait)"
     )

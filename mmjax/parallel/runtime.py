@@ -1,4 +1,4 @@
-"""How JAX runs here: compiler flags, the allocator, simulated devices (all before it starts), `jit_once`."""
+"""Settings of JAX that must precede its import: compiler flags, allocator, simulated devices; and `jit_once`."""
 
 import glob
 import os
@@ -9,16 +9,16 @@ from typing import Any
 from mmjax.files import data_directory
 from mmjax.parallel.allocator import keep_freed_memory
 
-# Known to help Conformers on CPU, together with the allocator's settings (docs/log.md).
+# These speed up Conformers on CPU, together with the allocator's settings (docs/log.md).
 CPU_FLAGS = (
     "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
     "--xla_cpu_experimental_ynn_fusion_type=-individual_dot",
 )
 SIMULATED = "--xla_force_host_platform_device_count"
-PROGRAMS_KEPT = 10 * 2**30  # bytes on disk; beyond, what was not used for longest is deleted
-# For programs that run once or a few times: on CPU they compile in a third of the time (docs/log.md).
+PROGRAMS_KEPT = 10 * 2**30  # bytes on disk; the least recently used programs are deleted
+# For programs that run a few times: compilation on CPU takes a third of the time (docs/log.md).
 COMPILE_FAST = {"xla_backend_optimization_level": 0}
-if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # later ones do not know it, and stop
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # later versions reject it
     COMPILE_FAST["xla_cpu_use_fusion_emitters"] = False
 
 
@@ -28,8 +28,8 @@ def prepare(devices: int | None = None, compile_fast: bool = False) -> None:
     Flags that the user has set in XLA_FLAGS stay as they are.
 
     Args:
-      devices: simulate so many CPU devices.
-      compile_fast: spend little on optimising the code.
+      devices: number of CPU devices to simulate.
+      compile_fast: compile with little optimisation.
     """
     on_cpu = os.environ.get("JAX_PLATFORMS", "") == "cpu" or not _accelerator()
     flags = os.environ.get("XLA_FLAGS", "").split()
@@ -51,25 +51,25 @@ def prepare(devices: int | None = None, compile_fast: bool = False) -> None:
 
 
 def simulated(devices: int) -> dict[str, str]:
-    """What a process needs in its environment, besides this one's, to have so many CPU devices."""
+    """The environment variables with which a child process simulates this number of CPU devices."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} {SIMULATED}={devices}".strip()
     return {"XLA_FLAGS": flags, **_threads(devices)}
 
 
 def prepare_plan(machine: str) -> None:
-    """The settings to compile for a machine that is not here (`mmjax plan`); call it before the first import of JAX.
+    """Applies the settings to compile for another machine (`mmjax plan`); call it before the first import of JAX.
 
     Raises:
-      UserError: there is no such machine.
+      UserError: the machine does not exist.
     """
     from mmjax.parallel.machines import parse
 
     described = parse(machine)
-    os.environ["JAX_PLATFORMS"] = "cpu"  # whatever devices are here, they are not what is asked about
+    os.environ["JAX_PLATFORMS"] = "cpu"  # local accelerators are not needed
     on_cpu = described.platform == "cpu"
-    if not on_cpu:  # kept programs cannot be read without the machine: JAX would write them, and warn of each
+    if not on_cpu:  # JAX can write such programs to its cache but not read them, and would warn of each
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-    # The memory that a CPU program needs is decided before its instructions are optimised.
+    # On CPU, fast compilation does not change a program's memory: XLA assigns buffers before it optimises the code.
     prepare(devices=described.count if on_cpu else None, compile_fast=on_cpu)
 
 
@@ -82,16 +82,16 @@ def jit_once(function: Callable, **options: Any) -> Callable:
 
 
 def _threads(devices: int) -> dict[str, str]:
-    """The variable that says how many threads XLA shall have for simulated devices.
+    """The variable that sets XLA's number of threads for simulated devices.
 
-    One for each, its own choice, are too few: all can wait in collectives of some devices, for others that have no
-    thread left. XLA ends such a process after 40 s.
+    XLA's default of one thread per device can deadlock: all threads wait in a collective for devices that have no
+    thread. XLA ends such a process after 40 s.
     """
     return {"NPROC": str(max(devices, min(8 * devices, 256)))} if devices > 1 else {}
 
 
 def _keep_programs() -> None:
-    """Keeps every compiled program on disk, so that the next start finds it; what the user has set stays as it is."""
+    """Enables JAX's compilation cache for all programs; variables that the user has set stay as they are."""
     settings = {
         "JAX_COMPILATION_CACHE_DIR": str(data_directory() / "programs"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -103,5 +103,5 @@ def _keep_programs() -> None:
 
 
 def _accelerator() -> bool:
-    # Of TPUs, older machines have /dev/accel0, newer ones /dev/vfio/0.
+    # TPUs: /dev/accel0 on older machines, /dev/vfio/0 on newer ones.
     return any(map(glob.glob, ("/dev/nvidiactl", "/dev/accel0", "/dev/vfio/[0-9]*"))) or "TPU_NAME" in os.environ

@@ -1,8 +1,8 @@
-"""Notices when another process of a launch has gone, and ends this one, which would wait for it for ever.
+"""Detects a lost process of a launch and ends this one, which would otherwise wait for ever in a collective.
 
-JAX's own heartbeats take longer, end the process with SIGABRT, and do not say in one line who is missing (its callback
-for a missed heartbeat cannot be written in Python: jaxlib 0.10 aborts with std::bad_cast). So the links of the roll
-call stay open: every process is linked with process 0, and says every BEAT seconds that it is there.
+JAX's own heartbeats are slower, end the process with SIGABRT, and do not name the missing process in one line (its
+callback for a missed heartbeat cannot be written in Python: jaxlib 0.10 aborts with std::bad_cast). So the sockets of
+the roll call stay open: every process is connected to process 0 and sends a heartbeat every BEAT seconds.
 """
 
 import atexit
@@ -16,26 +16,26 @@ from collections.abc import Callable
 
 from mmjax.errors import Preempted
 
-BEAT = 2.0  # seconds
-SILENCE = 60.0  # seconds without a word, after which a process counts as lost
-PATIENCE = 300.0  # seconds that this process has to end by itself, when another has ended in good order
-ORDERLY = (0, Preempted.exit_code, 130)  # exit codes with which all processes end, each when it is done
+BEAT = 2.0  # seconds between heartbeats
+SILENCE = 60.0  # seconds without a heartbeat after which a process counts as lost
+PATIENCE = 300.0  # seconds that this process has to end by itself after another one has ended in order
+ORDERLY = (0, Preempted.exit_code, 130)  # exit codes of an ordinary end, which all processes reach by themselves
 
 
 def _end(code: int, message: str) -> None:
     sys.stderr.write(f"mmjax: error: {message}\n")
     sys.stderr.flush()
-    os._exit(code)  # the main thread waits for the lost process, in code that nothing interrupts
+    os._exit(code)  # the main thread waits for the lost process in native code, so an exception would not end it
 
 
 class Watch:
-    """Watches in a thread.
+    """A thread that watches the other processes.
 
     Args:
-      number, count: of this process, and of all.
-      links: to the others by number: of process 0 to all, of any other to process 0.
-      silence: seconds without a word, after which a process counts as lost.
-      end: what to do then, given an exit code and a message.
+      number: of this process; count: of all processes.
+      links: sockets by process number, as `call_roll` returns them.
+      silence: seconds without a heartbeat after which a process counts as lost.
+      end: called with an exit code and a message to end this process.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class Watch:
         atexit.register(self._leave_at_exit)
 
     def _leave_at_exit(self) -> None:
-        failed = getattr(sys, "last_value", None)  # what Python has just shown the traceback of
+        failed = getattr(sys, "last_value", None)  # the uncaught exception, if any
         self.leave(1 if failed else 0, str(failed or ""))
 
     def leave(self, code: int, message: str = "") -> None:
-        """Says goodbye: the others need not look for this process. Of an error, they end as well."""
+        """Tells the others that this process ends; they end as well if the code is an error."""
         if self._left.is_set():
             return
         self._left.set()
@@ -72,7 +72,7 @@ class Watch:
             link.close()
 
     def settle(self, seconds: float = BEAT) -> None:
-        """Waits a little, before an error is believed to be this process's own: another's may be its cause."""
+        """Waits before an error is reported: its cause may be the loss of another process, whose message comes first."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             if self._verdict and self._verdict[0] < time.monotonic() + PATIENCE / 2:
@@ -100,7 +100,7 @@ class Watch:
                     return self._end(*self._verdict[1:])
 
     def _listen(self, number: int) -> bool:
-        """Whether there is more to come from that process."""
+        """Reads from a process; returns False when its link has ended."""
         try:
             data = self._links[number].recv(4096)
         except BlockingIOError:
@@ -108,7 +108,7 @@ class Watch:
         except OSError:
             data = b""
         if not data:
-            self._lost(number, "has gone without a word (killed, out of memory, or its host is down)")
+            self._lost(number, "has gone without a message (killed, out of memory, or its host is down)")
             return False
         self._heard[number] = time.monotonic()
         *said, self._unread[number] = (self._unread[number] + data).split(b"\n")
@@ -117,15 +117,15 @@ class Watch:
             code, _, message = rest.partition(" ")
             if word == "end":
                 if int(code):
-                    grace = PATIENCE if int(code) in ORDERLY else 10  # this one may be about to end as well
+                    grace = PATIENCE if int(code) in ORDERLY else 10  # this process may be about to end by itself
                     self._decide(grace, int(code), f"process {number} of {self._count} has ended: {message}")
                 return False
-            if word == "all":  # process 0 passes on what it knows
+            if word == "all":  # process 0 forwards the message to all
                 self._decide(0, int(code), message)
         return True
 
     def _lost(self, number: int, what: str) -> None:
-        again = "the same command goes on from the last checkpoint"
+        again = "the same command resumes from the last checkpoint"
         self._decide(0, Preempted.exit_code, f"process {number} of {self._count} {what}; {again}")
 
     def _decide(self, grace: float, code: int, message: str) -> None:
@@ -139,5 +139,5 @@ class Watch:
         for link in list(self._links.values()):
             try:
                 link.send(f"{words}\n".encode())
-            except OSError:  # gone, or not listening: that is found out by reading
+            except OSError:  # the process has gone; `_listen` detects it
                 pass

@@ -1,4 +1,4 @@
-"""The compiler's options of a run: a preset and the user's own, checked against the version that is here, and recorded."""
+"""Compiler options of a run: a preset and the user's own, checked against the installed compiler and recorded."""
 
 import dataclasses
 import importlib.metadata
@@ -15,7 +15,7 @@ from mmjax.errors import UserError, nearest
 from mmjax.parallel.xla_presets import PRESETS, Options
 from mmjax.tree import part
 
-# Packages that a compiler comes in, with the file in it.
+# The packages that contain a compiler: (package, module, file).
 COMPILERS = {
     "cpu": (("jaxlib", "jaxlib", "libjax_common.so"),),
     "gpu": (
@@ -24,9 +24,9 @@ COMPILERS = {
     ),
     "tpu": (("libtpu", "libtpu", "libtpu.so"),),
 }
-# Options that JAX itself reads.
+# Options that JAX reads itself.
 OF_JAX = ("exec_time_optimization_effort", "memory_fitting_effort", "optimization_level", "memory_fitting_level")
-# XLA for GPUs fuses some products in a way that it cannot compile then (jax 0.10.2; seen with attention over several streams).
+# XLA for GPUs fails to compile some of its own fused products (jax 0.10.2; seen with attention over several streams).
 TRITON_FAILS = "Couldn't find output tile sizes"
 WITHOUT_TRITON = {"xla_gpu_enable_triton_gemm": False}
 REMEDY = f'--xla.options "{WITHOUT_TRITON}"'
@@ -35,10 +35,10 @@ TOO_LARGE = "RESOURCE_EXHAUSTED"
 
 @part
 class XLA:
-    """The options of the compiler of the step."""
+    """Compiler options of the train step."""
 
     preset: Literal["default", "overlap", "o1", "deterministic", "compile_fast"] = "default"
-    options: Mapping[str, bool | int | float | str] = dataclasses.field(default_factory=dict)  # beside and before them
+    options: Mapping[str, bool | int | float | str] = dataclasses.field(default_factory=dict)  # override the preset
 
 
 def platform_of(device: Any) -> str:
@@ -46,7 +46,7 @@ def platform_of(device: Any) -> str:
 
 
 def options_of(chosen: XLA, device: Any) -> Options:
-    """The preset's options for a device, and the user's, which go before."""
+    """The preset's options for a device, overridden by the user's."""
     return {**PRESETS[chosen.preset].get(platform_of(device), {}), **chosen.options}
 
 
@@ -54,10 +54,10 @@ def check_options(options: Options, device: Any) -> None:
     """Compiles a trivial program with the options.
 
     Args:
-      device: a real one, one of a topology, or simulated.
+      device: a real device, a device of a topology, or a simulated device.
 
     Raises:
-      UserError: the compiler knows one of them not, or not with this value.
+      UserError: the compiler does not know an option, or rejects its value.
     """
     if not options or _refused(options, device) is None:
         return
@@ -67,14 +67,14 @@ def check_options(options: Options, device: Any) -> None:
             continue
         version = version_of(device)
         if "No such compile option" in reason:
-            near = nearest(name, _known(device))  # of thousands: one, or none
+            near = nearest(name, _known(device))  # there are thousands: name only a close match
             raise UserError(f"xla: {version} has no option '{name}'{near if near.startswith('; did') else ''}")
         raise UserError(f"xla: {version} refuses {name}={value!r}: {reason}")
-    raise UserError(f"xla: {version_of(device)} refuses the options together: {_refused(options, device)}")
+    raise UserError(f"xla: {version_of(device)} refuses the combination of options: {_refused(options, device)}")
 
 
 def _refused(options: Options, device: Any) -> str | None:
-    """What the compiler has against options, in one line."""
+    """The compiler's reason to refuse the options, in one line; None if it accepts them."""
     sharding = jax.sharding.SingleDeviceSharding(device)
     lowered = jax.jit(lambda x: x + 1.0, compiler_options=dict(options)).lower(
         jax.ShapeDtypeStruct((), "float32", sharding=sharding)
@@ -88,7 +88,7 @@ def _refused(options: Options, device: Any) -> str | None:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Makes of a step's failures that have a known remedy an error that names it.
+    """Turns failures of a step that have a known remedy into errors that name it.
 
     Raises:
       UserError: the step needs more memory than the device has, or the compiler cannot compile it with Triton.
@@ -101,7 +101,7 @@ def explained() -> Iterator[None]:
             remedy = f"XLA cannot compile this step with Triton's products; add {REMEDY}"
         elif TOO_LARGE in str(error):
             remedy = (
-                "the step needs more memory than there is: lower data.batch_rows, raise optimizer.accumulation, or set "
+                "the step needs more memory than the device has: lower data.batch_rows, raise optimizer.accumulation, or set "
                 "a tower's remat ('mmjax plan CONFIG --machine NAME --search' finds what fits)"
             )
         else:
@@ -110,7 +110,7 @@ def explained() -> Iterator[None]:
 
 
 def version_of(device: Any) -> str:
-    """The package that has the compiler for a device, and its version."""
+    """The package that contains the compiler for a device, and its version."""
     package, _ = _compiler(device)
     return f"{package} {importlib.metadata.version(package)}" if package else f"jax {jax.__version__}"
 
@@ -125,14 +125,14 @@ def _compiler(device: Any) -> tuple[str | None, Path | None]:
 
 
 def _known(device: Any) -> set[str]:
-    """All words in the compiler's file that look like its options: it has no other list of them."""
+    """All words in the compiler's binary that look like options: it provides no list of them."""
     path = _compiler(device)[1]
     words = re.findall(rb"xla_[a-z0-9_]{4,80}", path.read_bytes()) if path else ()
     return {*OF_JAX, *(word.decode() for word in words)}
 
 
 def described(chosen: XLA, device: Any) -> dict[str, Any]:
-    """What compiles a run's step, for the records of the run."""
+    """The compiler, its version and its options, for the records of a run."""
     return {
         "jax": jax.__version__,
         "compiler": version_of(device),

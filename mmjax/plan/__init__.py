@@ -1,1 +1,1 @@
-"""What a run will need on a machine that is not here: its step, compiled for that machine or estimated."""
+"""Memory, step time and cost of a run on another machine, from the step compiled for it or from an estimate."""

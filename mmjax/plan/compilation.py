@@ -1,4 +1,4 @@
-"""The train step of a config, compiled for the devices of a machine; and the largest batch that its memory holds."""
+"""Compiles a config's train step for a machine, and searches for the largest batch that fits its memory."""
 
 import math
 import re
@@ -20,7 +20,7 @@ from mmjax.train.program import Start, begin, jitted_step
 
 
 class Subject(NamedTuple):
-    """What is planned: a config's model and step, and the abstract state on the mesh of a machine."""
+    """A config's model and abstract state on the mesh of a machine."""
 
     config: Experiment
     layout: Any
@@ -35,23 +35,23 @@ class Subject(NamedTuple):
 
     @property
     def row_parts(self) -> int:
-        """Into how many parts the rows of a batch are divided."""
+        """The number of parts into which the rows of a batch are divided."""
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
     def lower(self, rows: int) -> Any:
-        """The step of a batch of so many rows, traced and ready to compile."""
+        """Traces the step for a batch of `rows` rows; the result can be compiled."""
         step = jitted_step(self.config, self.model, self.begun)
         return step.lower(self.state, abstract_batch(self.layout.empty(1), rows, self.mesh))
 
 
 class Outcome(NamedTuple):
-    """What a compiler said: a program, or why not."""
+    """The result of a compilation: a program, or the reason for its refusal."""
 
-    memory: dict[str, float]  # by the names of CompiledMemoryStats, without "_size_in_bytes"
+    memory: dict[str, float]  # bytes; the fields of CompiledMemoryStats without "_size_in_bytes"
     program: hlo.Program | None
-    flops: float | None  # as the compiler counts: all operations, the body of a loop once
+    flops: float | None  # the compiler's count: all operations, each loop body once
     refused: str | None = None
-    note: str | None = None  # on how it was compiled
+    note: str | None = None  # a deviation from the normal compilation
 
     @property
     def peak(self) -> float:
@@ -60,11 +60,11 @@ class Outcome(NamedTuple):
 
 
 def describe(config: Experiment, machine: Machine, devices: list[Any] | None) -> Subject:
-    """The config's parts as `mmjax train` makes them, on the machine's devices or, without them, on their number.
+    """Builds the config's parts as `mmjax train` does, on the given devices or, without them, on an abstract mesh.
 
     Raises:
-      UserError: a tower's remat is "offload", and the devices have no memory of a host beside them; or the
-        compiler does not know an option.
+      UserError: a tower's remat is "offload" and the devices have no host memory, or the compiler does not know an
+        option.
     """
     layout, axes = build_layout(config), vars(config.mesh)
     if devices is None:
@@ -79,7 +79,7 @@ def describe(config: Experiment, machine: Machine, devices: list[Any] | None) ->
 
 
 def compiled(subject: Subject, rows: int) -> Outcome:
-    """Compiles the step for the subject's mesh; a program that the compiler finds too large is an outcome, too."""
+    """Compiles the step for the subject's mesh; running out of memory gives an outcome with `refused`."""
     progress.console.print(
         f"compiling the step of {rows} rows for {subject.mesh.size} devices (large models: minutes) ..."
     )
@@ -91,7 +91,7 @@ def compiled(subject: Subject, rows: int) -> Outcome:
             if TRITON_FAILS not in str(error):
                 raise
             executable = lowered.compile(compiler_options=WITHOUT_TRITON)
-            note = f"this compiler fails on it without {REMEDY}: planned with it, and to be trained with it"
+            note = f"the compiler fails without {REMEDY}; this plan uses the option, and training needs it too"
     except jax.errors.JaxRuntimeError as error:
         if TOO_LARGE not in str(error):
             raise
@@ -100,7 +100,7 @@ def compiled(subject: Subject, rows: int) -> Outcome:
 
 
 def outcome_of(executable: Any, devices: int, slots: int = 1) -> Outcome:
-    """What a compiled step (`jax.stages.Compiled`) for so many devices says of itself; slots: see `hlo.Program`."""
+    """The outcome of a compiled step (`jax.stages.Compiled`) for `devices` devices; slots: see `hlo.Program`."""
     stats, cost = executable.memory_analysis(), executable.cost_analysis() or {}
     names = ("argument", "output", "alias", "temp", "generated_code", "host_temp")
     memory = {name: float(getattr(stats, f"{name}_size_in_bytes")) for name in names}
@@ -108,7 +108,7 @@ def outcome_of(executable: Any, devices: int, slots: int = 1) -> Outcome:
 
 
 def _needed(message: str) -> float:
-    """The bytes that a compiler said it would have needed."""
+    """The bytes that the program needs, according to the compiler's out-of-memory error."""
     found = re.search(r"Used ([\d.]+)([KMGT]?) of", message) or re.search(r"\(([\d.]+)([KMGT]?)i?B?\)", message)
     return float(found[1]) * 1024 ** " KMGT".index(found[2] or " ") if found else math.inf
 
@@ -117,7 +117,7 @@ def _needed(message: str) -> float:
 
 
 def largest_batch(subject: Subject, usable: float, known: Mapping[int, Outcome]) -> dict[str, Any]:
-    """The most rows of a batch that fit, found by compiling; what was tried is in the result."""
+    """Finds the largest number of batch rows that fits, by compiling; the result lists all trials."""
     unit = subject.row_parts * subject.config.optimizer.accumulation
 
     def fits(rows: int) -> tuple[bool, float]:
@@ -136,12 +136,13 @@ def largest_batch(subject: Subject, usable: float, known: Mapping[int, Outcome])
 def bisect(
     fits: Callable[[int], tuple[bool, float]], start: int, limit: float
 ) -> tuple[int, list[tuple[int, bool, float]]]:
-    """The largest n >= 1 that fits (0: none does), and what was tried: (n, whether, peak).
+    """Returns the largest n >= 1 that fits (0: none), and all trials as (n, fits, peak).
 
-    Memory grows about linearly with n, so the line through two peaks is asked before the middle is.
+    Memory grows about linearly with n, so the first guesses come from the line through two peaks, later ones from
+    bisection.
 
     Args:
-      fits: n -> (whether, peak); start: where to begin; limit: the peak that just fits.
+      fits: n -> (fits, peak); start: the first n; limit: the largest peak that fits.
     """
     tried: list[tuple[int, bool, float]] = []
 
@@ -167,7 +168,7 @@ def bisect(
 
 
 def _on_the_line(tried: list[tuple[int, bool, float]], limit: float) -> int | None:
-    """Where the line through the last two peaks meets the limit."""
+    """The n at which the line through the last two peaks reaches the limit."""
     finite = [(n, peak) for n, _, peak in tried if math.isfinite(peak)][-2:]
     if len(finite) < 2 or finite[0][0] == finite[1][0]:
         return None

@@ -1,4 +1,4 @@
-"""What a step needs by its shapes alone: memory by kind, and what its sharding asks devices to exchange."""
+"""Estimates from shapes alone: memory by kind, FLOPs, memory traffic, and the collectives that the sharding needs."""
 
 import functools
 import math
@@ -22,12 +22,12 @@ from mmjax.train.step import divide, measure
 
 
 class Kept(NamedTuple):
-    """Bytes per device that the backward pass of one micro-batch reads of the forward pass.
+    """Bytes per device that the forward pass of one micro-batch keeps for its backward pass.
 
     Attributes:
-      logits: the heads' outputs; activations: all else that is kept.
-      again: what is not kept but computed again, as much of it as is there at a time.
-      host: what is kept in the memory of the host.
+      logits: the heads' outputs; activations: everything else.
+      again: activations that are recomputed; the peak at any one time.
+      host: activations in host memory.
     """
 
     logits: float
@@ -37,14 +37,13 @@ class Kept(NamedTuple):
 
 
 def memory_by_kind(subject: Subject, rows: int, kept: Kept, outcome: Outcome | None) -> dict[str, float]:
-    """Bytes per device. With a compiler's outcome the sum is the compiler's; else what the parts need, unfused.
+    """Bytes per device by kind. With a compiler's outcome they add up to its total; otherwise fusion is ignored.
 
-    What is kept between steps is exact. The compiler's temporary memory is divided by what the step needs in any case:
-    logits, then activations kept for the backward pass, then those computed again at a time, then gradients;
-    "temporaries" is the rest.
+    The sizes of parameters, optimizer and average are exact. The compiler reports one number for temporary memory. It is
+    assigned in this order: logits, activations, gradients, recomputed activations; "temporaries" is the rest.
 
     Args:
-      kept: what `kept_for_backward` says.
+      kept: the result of `kept_for_backward`.
     """
     state, batch = subject.state, abstract_batch(subject.layout.empty(1), rows, subject.mesh)
     kinds = {
@@ -65,8 +64,8 @@ def memory_by_kind(subject: Subject, rows: int, kept: Kept, outcome: Outcome | N
     if outcome.refused:
         return {"refused": outcome.peak}
     held = outcome.memory["argument"] + outcome.memory["output"] - outcome.memory["alias"]
-    kinds["batch"] = min(kinds["batch"], held - sum(kinds.values()) + kinds["batch"])  # what is not read is not sent
-    kinds["padding"] = max(held - sum(kinds.values()), 0.0)  # of small arrays to tiles
+    kinds["batch"] = min(kinds["batch"], held - sum(kinds.values()) + kinds["batch"])  # XLA drops unused inputs
+    kinds["padding"] = max(held - sum(kinds.values()), 0.0)  # small arrays are padded to tiles
     left = outcome.memory["temp"]
     for name, size in wanted.items():
         kinds[name] = min(size, left)
@@ -81,31 +80,34 @@ def per_device(tree: Any) -> float:
 
 
 def in_dtype(subject: Subject, dtype: str) -> float:
-    """Bytes of as many numbers in that dtype as a device holds of the parameters."""
+    """Bytes per device of an array tree with the parameters' shapes in this dtype."""
     kept = jnp.dtype(subject.config.optimizer.parameters).itemsize
     return per_device(subject.state.params) * jnp.dtype(dtype).itemsize / kept
 
 
 def kept_for_backward(subject: Subject, rows: int) -> Kept:
-    """As the trace says; a compiler may keep less, and compute again."""
+    """What the traced program keeps for the backward pass; a compiler may keep less and recompute more."""
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), subject.state.params)
     batch = abstract_batch(subject.layout.empty(1), _own_rows(subject, rows))
 
     config = subject.config.model
-    # The scope of `heads.caption.decoder` begins with heads_caption, as of all modules in a dictionary of the model.
+    # Flax names a module in a dictionary heads_caption, so the scope of `heads.caption.decoder` starts with that.
     scopes = {key: "_".join(key.split(".")[:2]) for key in towers(config)}
 
     def kept(remats: Mapping[str, str]) -> tuple[dict[str, float], float]:
-        """Bytes on the device by scope, "" for all else, and on the host; some towers having another remat."""
+        """Bytes on the device by scope ("": no tower) and on the host, with the remat of some towers replaced."""
         changed = functools.reduce(lambda node, one: with_remat(node, one[1], one[0]), remats.items(), config)
         model = build_model(changed)
-        # A vector-Jacobian product is a pytree of what it keeps; what was given to it is not kept twice.
-        backward = lambda p, b, k: jax.tree.leaves(jax.vjp(lambda p: _loss(subject, model, p, b, k), p)[1])  # noqa: E731
+
+        def backward(p: Any, b: Any, k: Any) -> list[jax.Array]:
+            # The vector-Jacobian product is a pytree of all that is kept for it.
+            return jax.tree.leaves(jax.vjp(lambda p: _loss(subject, model, p, b, k), p)[1])
+
         traced = jax.make_jaxpr(backward)(params, batch, _key()).jaxpr
         makers, scope = {}, ""
         for equation in traced.eqns:
             words = str(equation.source_info.name_stack).replace(".", "/").split("/")
-            # What a loop over layers need not make in every turn, such as a mask, has lost the name of its tower.
+            # Values hoisted out of a loop over layers, such as a mask, have lost the name of their tower.
             scope = next((one for one in scopes.values() if one in words), scope if words[0] == "layers" else "")
             makers |= dict.fromkeys(equation.outvars, scope)
         found = {v for v in traced.outvars if not isinstance(v, Literal)} - set(traced.invars)
@@ -130,18 +132,18 @@ def kept_for_backward(subject: Subject, rows: int) -> Kept:
         whole = kept(dict.fromkeys(remats, "none"))[0]
         full = {key: "block" for key, remat in remats.items() if remat == "full"}
         blocks = kept(full)[0] if full else own
-        for key in remats:  # one tower at a time, and of it one block
+        for key in remats:  # one block of one tower at a time
             scope, layers = scopes[key], towers(config)[key].layers
             again = max(again, blocks[scope] - own[scope] + (whole[scope] - blocks[scope]) / layers)
-    # Tokens are divided along context; of what is divided along tensor, the widest part, the residual stream is not.
+    # Activations are divided along context. The residual stream, their largest part, is not divided along tensor.
     parts = subject.mesh.shape["context"]
     return Kept(*(x / parts for x in (size, max(total - size, 0.0), again, host)))
 
 
 def computed_again(subject: Subject, rows: int) -> dict[str, float]:
-    """FLOPs of the matrix products that a step makes a second time to save memory, by part; over all devices.
+    """FLOPs of the matrix products that a step recomputes to save memory, by part, over all devices.
 
-    Those of towers with remat, and the logits that `Sequence` and `Transducer` do not keep.
+    These are the products of towers with remat, and the logits that `Sequence` and `Transducer` do not keep.
     """
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), subject.state.params)
     own, model = _own_rows(subject, rows), subject.model.clone(attention="xla", strict_attention=False)
@@ -163,7 +165,7 @@ def _of_trained(loss: Any, frozen: Any, trained: Any, *rest: Any) -> jax.Array:
 
 
 def _own_rows(subject: Subject, rows: int) -> int:
-    """Of a device's micro-batch."""
+    """The rows of one device's micro-batch."""
     return max(rows // subject.row_parts // subject.config.optimizer.accumulation, 1)
 
 
@@ -181,15 +183,15 @@ def _loss(subject: Subject, model: Any, params: Any, batch: Any, key: Any) -> ja
 def estimated(
     subject: Subject, flops: Mapping[str, float], again: Mapping[str, float], activations: float
 ) -> tuple[dict, dict, list[hlo.Collective]]:
-    """FLOPs, traffic and collectives per device as the sharding asks for them, without a compiler.
+    """Estimates FLOPs, memory traffic (bytes) and collectives per device from the sharding, without a compiler.
 
-    Parameters are gathered along fsdp for the forward and the backward pass; their gradients are scattered back, and
-    summed along data; of what does not lie along fsdp, summed along both. All of it for every micro-batch, which also
-    passes over its weights, and over what it keeps for the backward pass, written and read again.
+    Per micro-batch, parameters divided along fsdp are gathered for the forward and the backward pass; their gradients
+    are reduce-scattered along fsdp and summed along data. Gradients of all other parameters are summed along both. Each
+    micro-batch reads its weights, and writes and reads its activations.
 
     Args:
-      flops: of the step, by part; again: what is computed a second time beside them.
-      activations: bytes that a device keeps for the backward pass of a micro-batch.
+      flops: of the step, by part; again: FLOPs of recomputation, by part.
+      activations: bytes per device that a micro-batch keeps for the backward pass.
     """
     shape, count = dict(subject.mesh.shape), subject.mesh.size
     places, names = np.arange(count).reshape(tuple(shape.values())), list(shape)
@@ -203,7 +205,10 @@ def estimated(
             collectives.append(hlo.Collective(kind, part, groups[axis], often * times, size))
 
     for name, params in subject.state.params.items():
-        part, held = report.part_name(name), {True: 0.0, False: 0.0}  # parameters of a device: along fsdp, and not
+        part, held = (
+            report.part_name(name),
+            {True: 0.0, False: 0.0},
+        )  # parameters per device, by whether fsdp divides them
         for leaf in jax.tree.leaves(params):
             held["fsdp" in leaf.sharding.spec] += math.prod(leaf.sharding.shard_shape(leaf.shape))
         along, whole = held[True], held[False]

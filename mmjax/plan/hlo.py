@@ -1,4 +1,4 @@
-"""Reads a compiled program (XLA's HLO text): what it sends, multiplies and moves, loops as often as they run."""
+"""Counts collectives, FLOPs and memory traffic of a compiled program (XLA's HLO text), including loop trip counts."""
 
 import itertools
 import re
@@ -12,9 +12,9 @@ from mmjax.plan.hlo_flops import dimensions, flops_by
 from mmjax.plan.hlo_text import Instruction, groups_in, parse, size_in_bytes
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
-# Of factors of 8 bits, the dtype under which `machines.DEVICES` has the peak of their products.
+# From the prefix of an 8-bit HLO dtype to the key of its peak in `machines.DEVICES`.
 NARROW = {"s8": "int8", "u8": "int8", "f8": "float8"}
-# What only names, forwards or waits for data that others have moved.
+# Instructions that move no data themselves: they name, forward or wait for it.
 FREE = (
     "parameter",
     "constant",
@@ -34,19 +34,19 @@ FREE = (
 )
 
 
-# What changes a part of an array in place, and which of its operands the new part is.
+# Instructions that update part of an array in place, with the operand number of the update.
 UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 
 
 class Collective(NamedTuple):
-    """Devices exchanging data, as often as one step does it.
+    """A collective operation, with the number of its executions per step.
 
     Attributes:
       kind: of `KINDS`.
       part: of the model.
       groups: [groups, devices] positions in the mesh.
       times: per step.
-      bytes: of the whole array once, per device and time: what is gathered, reduced, or exchanged.
+      bytes: size of the whole gathered, reduced or exchanged array, per device and execution.
     """
 
     kind: str
@@ -57,25 +57,25 @@ class Collective(NamedTuple):
 
     @property
     def wire_bytes(self) -> float:
-        """That a device receives in a step, at best (rings: Patarasuk and Yuan 2009)."""
+        """Bytes that a device must receive per step (ring algorithms: Patarasuk and Yuan 2009)."""
         n = self.groups.shape[1]
         share = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1.0}.get(self.kind, (n - 1) / n)
         return self.times * self.bytes * share
 
     def axis(self, mesh_shape: dict[str, int]) -> str:
-        """The mesh axes along which devices differ within a group, as "fsdp" or "data+fsdp"; "none" of one device."""
+        """The mesh axes along which the devices of a group differ, such as "data+fsdp"; "none" for single devices."""
         places = np.stack(np.unravel_index(self.groups, tuple(mesh_shape.values())), -1)  # [groups, devices, axes]
         differs = (places != places[:, :1]).any((0, 1))
         return "+".join(name for name, found in zip(mesh_shape, differs, strict=True) if found) or "none"
 
 
 class _Around(NamedTuple):
-    """What holds for all instructions of a computation that is called.
+    """The context of a called computation.
 
     Attributes:
-      times: per step.
-      part: of the model, for instructions that name none, such as copies.
-      chains: inside a fusion, the chains of which the computation around it has had the first step.
+      times: its executions per step.
+      part: the part of the model for instructions that name none, such as copies.
+      chains: inside a fusion, the chains whose first step the calling computation already contains.
     """
 
     times: float
@@ -87,17 +87,17 @@ class Program:
     """A compiled program.
 
     Args:
-      text: in XLA's language.
-      devices: that run it.
-      slots: how many examples a row may have, for loops along examples (`mmjax.flops.turns`).
+      text: the program as HLO text.
+      devices: number of devices that run it.
+      slots: largest number of examples per row, for loops along examples (`mmjax.flops.turns`).
 
     Attributes:
-      collectives: all that are in it.
+      collectives: all collectives of the program.
       flops: of its matrix products, per device and step, by part of the model.
-      narrow: of those, the ones whose factors have 8 bits, by (part, dtype of `NARROW`).
-      traffic: bytes between the device's memory and its units, likewise: what every instruction reads and writes.
-      cycles: that a TPU's compiler expects its instructions to take, one after the other, likewise; other compilers do not say.
-      loops: how many loops there are whose count could not be read; they are counted once.
+      narrow: the FLOPs of products with 8-bit factors, by (part, dtype of `NARROW`).
+      traffic: bytes that instructions read and write in device memory, per device and step, by part.
+      cycles: sum of the cycles that a TPU's compiler estimates per instruction, per step, by part; empty on other platforms.
+      loops: number of loops whose trip count could not be read; their bodies are counted once.
     """
 
     def __init__(self, text: str, devices: int, slots: int = 1):
@@ -127,7 +127,7 @@ class Program:
                 flops = here.times * flops_of(one.rest, dimensions(one.shape), *map(dimensions, factors))
                 _add(self.flops, here.part, flops)
                 dtypes = {NARROW.get(factor[:2]) for factor in factors}
-                if None not in dtypes and one.target != "tpu_custom_call":  # whose first factors are masks
+                if None not in dtypes and one.target != "tpu_custom_call":  # its first operands are masks
                     _add(self.narrow, (here.part, min(dtypes)), flops)
             if begins or (not fused and one.opcode not in FREE and not one.opcode.endswith("-done")):
                 _add(self.traffic, here.part, here.times * self._moved(one, table))
@@ -152,7 +152,7 @@ class Program:
                 self._walk(name, around)
 
     def _dearest(self, branches: list[str], around: _Around) -> None:
-        """Counts that one of several computations which multiplies, then moves, the most."""
+        """Counts the most expensive branch: the one with the most FLOPs, then the most traffic."""
 
         def counts() -> tuple[dict, ...]:
             return self.flops, self.narrow, self.traffic, self.cycles
@@ -177,7 +177,9 @@ class Program:
         size = sum(size_in_bytes(table[name].shape, everywhere=True) for name in one.operands)
         if kind == "all-gather":
             size *= groups.shape[1]
-        if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):  # how TPUs fuse it with a slice
+        if kind == "all-reduce" and computation.startswith(
+            "all-reduce-scatter"
+        ):  # TPUs implement it as a fused all-reduce and slice
             kind = "reduce-scatter"
         if groups.shape[1] > 1:
             self.collectives.append(Collective(kind, here.part, groups, here.times, size))
@@ -198,7 +200,7 @@ class Program:
         return self._moved_by_fusion(one, table, inner)
 
     def _moved_by_fusion(self, one: Instruction, table: dict, inner: dict[str, Instruction]) -> float:
-        """Of an array of which it reads or writes a slice in place, only that; of one that it hands on as it came, nothing."""
+        """Bytes that a fusion reads and writes: of an array sliced in place only the slice; of a forwarded array nothing."""
         written = size_in_bytes(one.shape)
         read, root = 0.0, _root(inner)
         handed_on = {each.name for each in inner.values() if each.opcode == "parameter" or each.chain}
@@ -213,7 +215,7 @@ class Program:
         return read + max(written, 0.0)
 
     def _touched(self, name: str, inner: dict[str, Instruction]) -> tuple[float, float]:
-        """Of an array inside a fusion, the bytes that are read; and those that an update in place leaves as they are."""
+        """For an array inside a fusion: the bytes that are read, and the bytes that an in-place update does not touch."""
         read, kept = 0.0, 0.0
         for user in inner.values():
             for place in (place for place, operand in enumerate(user.operands) if operand == name):
@@ -233,7 +235,7 @@ class Program:
         return read, kept
 
     def _trips(self, loop: Instruction, table: dict[str, Instruction]) -> int | None:
-        """How often a loop `for i in range(start, bound, step)` runs: from its condition, its body and what starts it."""
+        """The trip count of a loop `for i in range(start, bound, step)`, read from its condition, body and initial state."""
         noted = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.rest)
         if noted:
             return int(noted[1])
@@ -253,7 +255,7 @@ class Program:
     def _inner(
         self, one: Instruction, table: dict[str, Instruction]
     ) -> tuple[Instruction, list[Instruction | None]] | None:
-        """What an instruction, or the fusion that holds it, computes from which instructions of the table."""
+        """An instruction, or the root of a fusion, with its operands as instructions of `table`."""
         if one.opcode != "fusion":
             return one, [table.get(name) for name in one.operands]
         inner = self._computations.get(one.attribute("calls") or "")
@@ -264,7 +266,7 @@ class Program:
         return root, [given[int(s.operands[0])] if s.opcode == "parameter" else s for s in sources]
 
     def _step(self, counter: Instruction, body: dict[str, Instruction]) -> int | None:
-        """The constant that a loop's body adds to a counter, which the condition reads as an element of its state."""
+        """The constant that a loop's body adds to a counter in its state."""
         root = _root(body)
         if counter.opcode != "get-tuple-element" or root.opcode != "tuple":
             return None
@@ -278,7 +280,7 @@ class Program:
         return steps[0] if old and steps and steps[0] > 0 else None
 
     def _constant(self, value: Instruction, started: Instruction | None, table: dict[str, Instruction]) -> int | None:
-        """The integer that a condition reads: a constant, or what the loop is started with."""
+        """The integer that a condition reads: a constant, or an element of the loop's initial state."""
         if value.opcode == "get-tuple-element" and started is not None and started.opcode == "tuple":
             value = table[started.operands[int(value.attribute("index"))]]
         value = _source(value, table)
@@ -288,25 +290,25 @@ class Program:
 
 
 def _root(computation: dict[str, Instruction]) -> Instruction:
-    """What a computation results in: its last line."""
+    """The result of a computation: its last instruction."""
     return list(computation.values())[-1]
 
 
 def _source(one: Instruction, computation: dict[str, Instruction]) -> Instruction:
-    """What an instruction copies, or itself."""
+    """The instruction behind a chain of copies."""
     while one.opcode in ("copy", "copy-start", "copy-done", "bitcast") and one.operands[0] in computation:
         one = computation[one.operands[0]]
     return one
 
 
 def _is_element(one: Instruction, index: str | None, computation: dict[str, Instruction]) -> bool:
-    """Whether an instruction reads that element of the tuple that a computation is given."""
+    """Whether an instruction reads this element of the computation's tuple parameter."""
     reads = one.opcode == "get-tuple-element" and one.attribute("index") == index
     return reads and computation[one.operands[0]].opcode == "parameter"
 
 
 def _is_handed_on(element: Instruction, body: dict[str, Instruction]) -> bool:
-    """Whether a loop's body gives an element of its state on as it came."""
+    """Whether a loop's body leaves an element of its state unchanged."""
     root, index = _root(body), element.attribute("index")
     return root.opcode == "tuple" and _is_element(_source(body[root.operands[int(index)]], body), index, body)
 
@@ -317,7 +319,7 @@ def _parameter(computation: dict[str, Instruction], number: int) -> str:
 
 
 def _is_result(one: Instruction, computation: dict[str, Instruction]) -> bool:
-    """Whether a computation gives an instruction's result away, and makes nothing else of it."""
+    """Whether an instruction's result is only returned by the computation, and not used inside it."""
     users = [user for user in computation.values() if one.name in user.operands]
     return all(user.opcode == "tuple" or (user.opcode == "bitcast" and _is_result(user, computation)) for user in users)
 
@@ -327,7 +329,7 @@ def _add(total: dict, key: Any, value: float) -> None:
 
 
 def by_axis(collectives: list[Collective], mesh_shape: dict[str, int]) -> Iterator[tuple[str, str, list[Collective]]]:
-    """(axis, kind, the collectives of that kind along it)."""
+    """Groups collectives: yields (axis, kind, collectives)."""
 
     def key(one: Collective) -> Any:
         return one.axis(mesh_shape), one.kind

@@ -1,4 +1,4 @@
-"""FLOPs of single instructions of a compiled program, from their text: 2 per multiply-add."""
+"""FLOPs of single instructions of a compiled program, from their text; a multiply-add counts as 2."""
 
 import math
 import re
@@ -12,9 +12,10 @@ SPLASH = re.compile(r"splash_m[hq]a_(fwd|dq|dkv)")
 
 
 def flops_by(opcode: str, rest: str) -> Callable[[str, Shape, Shape, Shape], float] | None:
-    """What counts an instruction: (its text after the operands, its first result, its first two operands) -> FLOPs.
+    """The function that counts an instruction's FLOPs; None: it has no matrix products.
 
-    Libraries are called by custom calls: of NVIDIA's for matrix products and for attention, of JAX's for attention on TPUs. None: nothing to count.
+    The function takes the text after the operands, and the shapes of the first result and the first two operands.
+    Custom calls are counted for cuBLAS products, cuDNN attention, and JAX's splash attention on TPUs.
     """
     if opcode in ("dot", "convolution"):
         return {"dot": _dot, "convolution": _convolution}[opcode]
@@ -29,7 +30,7 @@ def flops_by(opcode: str, rest: str) -> Callable[[str, Shape, Shape, Shape], flo
 
 
 def dimensions(shape: str) -> Shape:
-    """Of an array, or of the first of a tuple."""
+    """The dimensions of an array, or of the first array of a tuple."""
     found = ARRAY.search(shape)
     return tuple(int(d) for d in found[2].split(",") if d) if found else ()
 
@@ -40,14 +41,17 @@ def _dot(rest: str, out: Shape, left: Shape, right: Shape) -> float:
 
 
 def _convolution(rest: str, result: Shape, left: Shape, right: Shape) -> float:
-    """As XLA counts them: without products with padding and with the holes of a dilated input."""
+    """As XLA counts them: products with padding or with the zeros of a dilated input do not count."""
     of_left, of_right, of_out = re.search(r"dim_labels=([\w?]+)_([\w?]+)->([\w?]+)", rest).groups()
     out = dict(zip(of_out, result, strict=True))
     window = dict(re.findall(r"(\w+)=([^\s}]+)", (re.search(r"window=\{([^}]*)\}", rest) or ["", ""])[1]))
     spatial = [label for label in of_right if label.isdigit()]
     products = 1.0
     for place, label in enumerate(sorted(spatial)):
-        setting = lambda name, default, i=place: window[name].split("x")[i] if name in window else default  # noqa: E731
+
+        def setting(name: str, default: str, place: int = place) -> str:
+            return window[name].split("x")[place] if name in window else default
+
         low = int(setting("pad", "0_0").split("_")[0])
         taps = range(int(setting("size", "1")))
         length = left[of_left.index(label)]
@@ -66,14 +70,14 @@ def _library_product(rest: str, out: Shape, left: Shape, right: Shape) -> float:
 
 
 def _library_attention(rest: str, out: Shape, left: Shape, right: Shape) -> float:
-    """Two products forward; five backward, since scores are computed again."""
+    """Two products forward, five backward, where scores are recomputed."""
     scores = re.search(r'"intermediate_tensor_shape":.*?"dimensions":\s*\[([^\]]*)\]', rest)[1]
     products = 5 if "Backward" in rest else 2
     return products * 2.0 * math.prod(int(d) for d in re.findall(r"\d+", scores)) * left[-1]
 
 
 def _splash_attention(rest: str, out: Shape, left: Shape, right: Shape) -> float:
-    """Of JAX's splash kernels, whose backward pass is two: for queries three products, for keys and values four."""
+    """JAX's splash kernels: 2 products forward; backward 3 for the queries, and 4 for keys and values."""
     operands = rest[rest.index("operand_layout_constraints=") :]
     (*queries, width), (*_, keys, _) = map(dimensions, re.findall(r"\bb?f\d+\[[\d,]*\]", operands)[:2])
     products = {"fwd": 2, "dq": 3, "dkv": 4}[SPLASH.search(rest)[1]]

@@ -1,4 +1,4 @@
-"""The text of compiled programs (XLA's HLO): its lines as instructions, the sizes of arrays, groups of devices."""
+"""Parses the text of compiled programs (XLA's HLO): instructions, array sizes and replica groups."""
 
 import math
 import re
@@ -15,7 +15,7 @@ UNKNOWN_CYCLES = 2**62
 
 
 class Instruction(NamedTuple):
-    """One line of a computation; `rest` is all that stands behind the operands."""
+    """One line of a computation; `rest` is the text after the operands."""
 
     name: str
     opcode: str
@@ -24,48 +24,48 @@ class Instruction(NamedTuple):
     rest: str
 
     def attribute(self, name: str) -> str | None:
-        """The computation or number that stands behind `name=`."""
+        """The computation or number after `name=`."""
         found = re.search(rf"\b{name}=%?([\w.-]+)", self.rest)
         return found and found[1]
 
     def synchronous(self) -> "Instruction":
-        """Of the first half of an asynchronous pair, the instruction that the pair stands for, with its result alone."""
+        """Turns the start of an asynchronous pair into its synchronous instruction, with the shape of the result only."""
         if not self.opcode.endswith("-start") or self.opcode == "async-start":
             return self
         shape, found = self.shape, elements(self.shape)
         if self.opcode == "copy-start":
-            shape = found[0]  # of (result, operand, context)
+            shape = found[0]  # from (result, operand, context)
         elif self.opcode != "all-reduce-start" and len(found) > 1:
-            shape = found[1]  # of (operands, result, contexts)
+            shape = found[1]  # from (operands, result, contexts)
         return self._replace(opcode=self.opcode.removesuffix("-start"), shape=shape)
 
     @property
     def chain(self) -> str | None:
-        """What the steps share of a gather that a TPU cuts up and runs inside other work; every step names the whole."""
+        """The id of a gather that a TPU splits into steps, to overlap it; each step has the full shape."""
         found = re.search(r'chain_id="([^"]*)"', self.rest)
         return found and found[1]
 
     @property
     def target(self) -> str:
-        """What a custom call calls."""
+        """The target of a custom call; "" for other instructions."""
         found = re.search(r'custom_call_target="([^"]*)"', self.rest)
         return found[1] if found else ""
 
     @property
     def cycles(self) -> float:
-        """That a TPU's compiler expects it to take; 0 where it says nothing, or cannot say (the largest integer)."""
+        """The cycles estimated by a TPU's compiler; 0 if absent, or unknown to the compiler (a sentinel value)."""
         found = re.search(r'"estimated_cycles":"(\d+)"', self.rest)
         return float(found[1]) if found and int(found[1]) < UNKNOWN_CYCLES else 0.0
 
     @property
     def name_stack(self) -> str:
-        """What it is called in the program that was traced: scopes within scopes; "" if it has no name."""
+        """The name scopes of the traced program; "" if there are none."""
         found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.rest)
         return found[1] if found else ""
 
     @property
     def part(self) -> str:
-        """The part of the model that it belongs to; "other" where none is named: mostly the optimizer."""
+        """The part of the model, from the name scopes; "other" for instructions of no part, mostly the optimizer's."""
         return part_of(self.name_stack)
 
 
@@ -84,7 +84,7 @@ def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """The lines of a program; kernels' notes on themselves hold line breaks, which are none here."""
+    """The lines of a program; joins lines that were split by line breaks in the metadata of kernels."""
     whole = ""
     for line in text.splitlines():
         if (whole.startswith(" ") and line and line[0] not in " }") or line.startswith("}}"):
@@ -110,7 +110,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def elements(shape: str) -> list[str]:
-    """ "((f32[2]{0}), f32[4]{0}, u32[])" -> its elements, of which some may be tuples; an array is one element."""
+    """ "((f32[2]{0}), f32[4]{0}, u32[])" -> its elements, which may be tuples; an array gives itself."""
     if not shape.startswith("("):
         return [shape]
     found, depth, begin = [], 0, 1
@@ -123,7 +123,7 @@ def elements(shape: str) -> list[str]:
 
 
 def _closing(text: str, begin: int) -> int:
-    """Where the parenthesis at `begin` is closed."""
+    """The index of the parenthesis that closes the one at `begin`."""
     depth = 0
     for found in re.finditer(r"[()]", text[begin:]):
         depth += 1 if found[0] == "(" else -1
@@ -133,7 +133,7 @@ def _closing(text: str, begin: int) -> int:
 
 
 def size_in_bytes(shape: str, everywhere: bool = False) -> float:
-    """Of an array or a tuple of them; what lies in a TPU's fast memory, S(1), counts only `everywhere`."""
+    """The size of an array or tuple; arrays in a TPU's fast memory, S(1), count only with `everywhere`."""
     total = 0.0
     for dtype, sizes, layout in ARRAY.findall(shape):
         if ("S(1)" in layout and not everywhere) or dtype in ("token", "opaque"):
@@ -145,7 +145,7 @@ def size_in_bytes(shape: str, everywhere: bool = False) -> float:
 
 
 def groups_in(text: str, devices: int) -> np.ndarray:
-    """The replica groups [groups, devices] of a collective, in whichever way they are written."""
+    """The replica groups [groups, devices] of a collective, from any of the syntaxes of HLO."""
     pairs = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", text)
     if pairs:
         return _cycles([tuple(map(int, pair)) for pair in re.findall(r"\{(\d+),(\d+)\}", pairs[1])])
@@ -163,7 +163,7 @@ def groups_in(text: str, devices: int) -> np.ndarray:
 
 
 def _iota(text: str) -> np.ndarray:
-    """ "[2,4]T(1,0)" -> 0 .. 7 in that shape, transposed."""
+    """ "[2,4]T(1,0)" -> 0 .. 7 in this shape, transposed."""
     shape, order = re.fullmatch(r"\[([\d,]*)\](?:T\(([\d,]*)\))?", text).groups()
     sizes = [int(d) for d in shape.split(",")]
     array = np.arange(math.prod(sizes)).reshape(sizes)
@@ -171,7 +171,7 @@ def _iota(text: str) -> np.ndarray:
 
 
 def _groups_of_mesh(axes: str, order: str | None, chosen: str) -> np.ndarray:
-    """ "'a'=2,'b'=4", "[8]", "'b'" -> groups along b; "'b':(2)2" is the part of b behind its first 2."""
+    """ "'a'=2,'b'=4", "[8]", "'b'" -> groups along b; "'b':(2)2" is the minor part, of size 2, of b split into (2, 2)."""
     sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", axes)}
     ids = _iota(order) if order else np.arange(math.prod(sizes.values()))
     split, names, moved = [], list(sizes), []
@@ -191,5 +191,5 @@ def _groups_of_mesh(axes: str, order: str | None, chosen: str) -> np.ndarray:
 
 
 def _cycles(pairs: list[tuple[int, int]]) -> np.ndarray:
-    """Who exchanges with whom: pairs as groups of two, without those who keep their own."""
+    """Source-target pairs as groups of two, without pairs of a device with itself."""
     return np.array([pair for pair in pairs if pair[0] != pair[1]] or [(0,)])

@@ -1,6 +1,6 @@
-"""`mmjax plan`: the real train step, compiled for a machine that is not here, and what follows from it.
+"""`mmjax plan`: compiles the real train step for another machine, and reports memory, step time and cost.
 
-Nothing is allocated but shapes, and no data is needed: a batch looks as `data.rows` says.
+No arrays are allocated and no data is needed: `data.rows` gives the shapes of a batch.
 """
 
 from collections.abc import Iterable
@@ -24,13 +24,13 @@ from mmjax.train.build import build_layout, build_sampler, build_source
 from mmjax.train.experiment import Experiment
 from mmjax.train.validate import check_config
 
-# Against compiled steps of the configs of this repository (docs/plan.md, Accuracy).
+# The error of estimates, compared with compiled steps of this repository's configs (docs/plan.md, Accuracy).
 ESTIMATED = {
     "tpu": "compiled steps of large models needed 0.9 to 1.1 times the memory and 1.0 to 1.2 times the time",
     "gpu": "compiled steps of large models needed 0.8 to 1.1 times the memory and 1.4 to 18 times the time",
     "cpu": "compiled steps may need several times the time",
 }
-ASSUMED_SHARE = 0.9  # of the positions of every stream that hold a token, where no data says it
+ASSUMED_SHARE = 0.9  # assumed share of positions that hold a token, if the data is not prepared
 
 
 def plan(
@@ -40,19 +40,19 @@ def plan(
 
     Args:
       price: of a device-hour, in any currency.
-      estimate: compile nothing, even if the compiler for the machine is there.
-      search: also find the largest batch that fits, and what each remat makes of the config's batch, by compiling them.
+      estimate: compile nothing, even if the compiler for the machine is installed.
+      search: also compile to find the largest batch that fits, and memory and time of each remat for the config's batch.
 
     Raises:
-      UserError: the config's mesh or batch does not divide among the machine's devices, or the price is none.
+      UserError: the config's mesh or batch is not divisible among the machine's devices, or the price is not positive.
     """
     check_config(config)
     if price is not None and not 0 < price < float("inf"):
-        raise UserError(f"the price is {price}; write what a device costs for an hour, above 0")
+        raise UserError(f"the price is {price}; write the cost of a device-hour, above 0")
     install = "leave out --estimate" if estimate else topology.missing(machine)
     devices = None if install else topology.devices_of(machine)
     subject, rows = describe(config, machine, devices), config.data.batch_rows
-    abstract_batch(subject.layout.empty(1), rows, subject.mesh)  # do the rows divide?
+    abstract_batch(subject.layout.empty(1), rows, subject.mesh)  # raises if the rows are not divisible
     reached = roofline.rates(machine, config.model.dtype)
     outcome = compiled(subject, rows) if devices is not None else None
     result = {
@@ -66,7 +66,7 @@ def plan(
         "division": report.division(subject.state.params),
     }
     if install:
-        whole = "; activations that tensor divides count whole" if subject.mesh.shape["tensor"] > 1 else ""
+        whole = "; activations count as if not divided along tensor" if subject.mesh.shape["tensor"] > 1 else ""
         result["note"] = (
             f"an estimate from shapes: {ESTIMATED[machine.platform]}{whole}; for the real compiler, {install}"
         )
@@ -76,8 +76,8 @@ def plan(
         result["note"] = outcome.note
     elif machine.platform == "tpu" and config.xla.preset != "overlap" and gathers_by_summing(subject, outcome):
         result["note"] = (
-            "what is gathered along fsdp is compiled as a sum over zeros, which sends twice as much; --xla.preset overlap "
-            "asks for gathers"
+            "the compiler replaced all-gathers along fsdp by all-reduces over zeros, which send twice as much; use "
+            "--xla.preset overlap for all-gathers"
         )
     kept = kept_for_backward(subject, rows)
     memory = memory_by_kind(subject, rows, kept, outcome)
@@ -99,13 +99,13 @@ def plan(
         )
     if outcome is None and max(subject.mesh.shape["tensor"], subject.mesh.shape["context"]) > 1:
         result["assumptions"].append(
-            "what travels along tensor and context is not counted, and activations count as if tensor did not divide them: "
+            "communication along tensor and context is not counted, and activations count as if not divided along tensor: "
             "only a compiler knows"
         )
     result |= throughput(subject, rows, result["step_seconds"], machine.count, price)
     if search:
         if outcome is None:
-            raise UserError(f"--search compiles the step again and again; {install}")
+            raise UserError(f"--search compiles the step several times; {install}")
         result["search"] = largest_batch(subject, reached.memory, {rows: outcome})
         result["search"]["remat"] = tried = remats(config, machine, reached, rows, devices)
         result["search"]["cheapest_remat"] = cheapest(tried)
@@ -113,7 +113,7 @@ def plan(
 
 
 def gathers_by_summing(subject: Subject, outcome: Outcome) -> bool:
-    """Whether the compiler made no gather of parameters along fsdp, as those of TPUs do for 64 devices and more."""
+    """Whether the compiler replaced all all-gathers along fsdp by all-reduces, as for TPUs with 64 devices or more."""
     shape = dict(subject.mesh.shape)
     kinds = {kind for axis, kind, _ in hlo.by_axis(outcome.program.collectives, shape) if axis == "fsdp"}
     divided = any("fsdp" in one["along"] for one in report.division(subject.state.params))
@@ -121,7 +121,7 @@ def gathers_by_summing(subject: Subject, outcome: Outcome) -> bool:
 
 
 def attention_lines(subject: Subject) -> list[str]:
-    """Which backend computes which attention on the devices that the step is compiled for."""
+    """The attention backends of the model on the devices that the step is compiled for."""
     made = attention.decided(subject.config, subject.model, subject.state.params, subject.layout, subject.mesh)
     return attention.lines(made)
 
@@ -129,9 +129,9 @@ def attention_lines(subject: Subject) -> list[str]:
 def remats(
     config: Experiment, machine: Machine, reached: roofline.Rates, rows: int, devices: list[Any]
 ) -> list[dict[str, Any]]:
-    """What every remat, of all towers, makes of the step of so many rows; compiled.
+    """Compiles the step of `rows` rows with each remat policy, applied to all towers; returns memory and time of each.
 
-    How long an offload takes is not known, and the roofline does not count it: it is tried where nothing else fits.
+    "offload" is tried only if nothing else fits, because the roofline does not count the transfers to the host.
     """
     tried: list[dict[str, Any]] = []
     for remat in POLICIES:
@@ -153,7 +153,7 @@ def remats(
 
 
 def cheapest(tried: Iterable[dict[str, Any]]) -> str | None:
-    """Of what `remats` found, the quickest that fits."""
+    """The fastest policy that fits, from the result of `remats`."""
     fitting = [one for one in tried if one["fits"]]
     return min(fitting, key=lambda one: one["step_seconds"])["remat"] if fitting else None
 
@@ -170,7 +170,7 @@ def timed(
     """FLOPs, collectives and the roofline of a step.
 
     Args:
-      activations: bytes kept for the backward pass; without a program, what is moved follows from them.
+      activations: bytes kept for the backward pass; used to estimate memory traffic if nothing was compiled.
     """
     shape, program = dict(subject.mesh.shape), outcome and outcome.program
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), subject.state.params)
@@ -184,7 +184,7 @@ def timed(
     if program is not None:
         used, narrow, traffic, collectives = program.flops, program.narrow, program.traffic, program.collectives
     places = np.arange(machine.count)
-    if devices is not None:  # the mesh may order them by their place in the torus
+    if devices is not None:  # the mesh may order devices by their place in the torus
         known = {id(device): place for place, device in enumerate(devices)}
         places = np.array([known[id(device)] for device in subject.mesh.devices.flat])
     network, other_axes = {}, 0.0
@@ -227,7 +227,7 @@ def timed(
 
 
 def throughput(subject: Subject, rows: int, seconds: float, devices: int, price: float | None) -> dict[str, Any]:
-    """Tokens, audio and money, at the share of positions that hold something."""
+    """Tokens per second, seconds of audio per second and cost, counting only positions that hold a token."""
     shares, source = useful_share(subject)
     layout, config = subject.layout, subject.config
     tokens = {name: rows * length * shares[name] / seconds for name, length in layout.rows.items()}
@@ -243,14 +243,14 @@ def throughput(subject: Subject, rows: int, seconds: float, devices: int, price:
 
 
 def useful_share(subject: Subject) -> tuple[dict[str, float], str]:
-    """The share of every stream's positions that hold a token: of the prepared data, if it is here, else assumed."""
+    """The share of positions that hold a token, by stream, and its source: the prepared data, or an assumption."""
     data = subject.config.data
     if data.source.is_prepared(data_directory(data.directory)):
         try:
             opened = build_source(subject.config.data, "train")
             layout = build_layout(subject.config, opened.tokenizer)
             share = build_sampler(subject.config, layout, opened).useful_share(layout.tokens(opened.sizes), range(3))
-            return share, "those of the data, packed as in the first 3 steps"
+            return share, "measured on the first 3 steps of the data"
         except (UserError, ImportError) as error:
-            progress.warn(f"the data says nothing: {error}")
+            progress.warn(f"cannot measure padding on the data: {error}")
     return dict.fromkeys(subject.layout.rows, ASSUMED_SHARE), f"assumed: {100 * ASSUMED_SHARE:.0f} %"

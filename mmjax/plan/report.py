@@ -1,4 +1,4 @@
-"""What `mmjax plan` found, as tables and as one picture."""
+"""Shows the result of `mmjax plan` as tables and as one picture."""
 
 from collections.abc import Mapping
 from html import escape
@@ -12,7 +12,7 @@ COLOURS = ("#4477aa", "#66ccee", "#228833", "#ccbb44", "#ee6677", "#aa3377", "#b
 
 def tables(result: Mapping[str, Any]) -> list[Any]:
     """Lines and tables for a terminal."""
-    how = "compiled for it" if result["compiled"] else "an estimate"
+    how = "compiled for this machine" if result["compiled"] else "an estimate"
     mesh = " x ".join(f"{name} {size}" for name, size in result["mesh"].items())
     shown: list[Any] = [f"{result['config']} on {result['machine']} ({how}), mesh {mesh}, {result['batch_rows']} rows"]
     if "note" in result:
@@ -35,7 +35,7 @@ def tables(result: Mapping[str, Any]) -> list[Any]:
 def _memory(result: Mapping[str, Any]) -> Table:
     usable, peak = result["usable_memory_bytes"], result["peak_memory_bytes"]
     verdict = (
-        f"fits, {_size(usable - peak)} free" if result["fits"] else f"does not fit: {_size(peak - usable)} too much"
+        f"fits, {_size(usable - peak)} free" if result["fits"] else f"does not fit, {_size(peak - usable)} too much"
     )
     title = Text(f"{_size(peak)} of {_size(usable)}: {verdict}", style="" if result["fits"] else "red")
     table = Table("memory per device", title=title, title_justify="left")
@@ -99,7 +99,7 @@ def _summary(result: Mapping[str, Any]) -> str:
         dearest = sorted(expected.items(), key=lambda item: -item[1])
         by_part = ", ".join(f"{name} {1e3 * seconds:.3g}" for name, seconds in dearest)
         lines.append(
-            f"by libtpu's own cost model, one instruction after the other: {1e3 * sum(expected.values()):.3g} ms ({by_part})"
+            f"libtpu's own cost model, without overlap of instructions: {1e3 * sum(expected.values()):.3g} ms ({by_part})"
         )
     tokens = ", ".join(
         f"{name} {rate:,.0f}" for name, rate in result["tokens_per_second"].items() if name != "examples"
@@ -112,12 +112,14 @@ def _summary(result: Mapping[str, Any]) -> str:
     if "cost_of_the_run" in result:
         lines.append(f"all steps of the run cost {_money(result['cost_of_the_run'])}")
     if result.get("loops_counted_once"):
-        lines.append(f"{result['loops_counted_once']} loops run as long as the data says; they are counted once")
+        lines.append(
+            f"{result['loops_counted_once']} loops have a trip count that depends on the data; they are counted once"
+        )
     return "\n".join(lines)
 
 
 def _scaling(rows: list[Mapping[str, Any]]) -> Table:
-    """Devices that take as long are one line, with what the most of them assume."""
+    """Device counts with equal times share a row, which shows the assumption of the largest count."""
     table = Table("devices", "step ms", "efficiency", "on paper, assuming", title="weak scaling", title_justify="left")
     lines: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -143,7 +145,7 @@ def _size(size: float) -> str:
 
 
 def svg(result: Mapping[str, Any]) -> str:
-    """Two bars: what fills a device's memory, up to what it has; and how long each part of the model takes."""
+    """Two bars: a device's memory by kind, and step time by part of the model."""
     memory = {name: (size, _size(size)) for name, size in result["memory"].items() if size > 0}
     times = {
         name: (seconds, f"{1e3 * seconds:.3g} ms, {part['bound']}")
@@ -165,7 +167,7 @@ def svg(result: Mapping[str, Any]) -> str:
 
 
 def _bar(heading: str, values: Mapping[str, tuple[float, str]], whole: float, top: int) -> tuple[str, int]:
-    """One bar of 820 pixels with its legend; and where it ends."""
+    """One bar of 820 pixels with its legend, and the y coordinate of its end."""
     parts = [f'<text x="20" y="{top + 14}">{escape(heading)}</text>']
     parts.append(f'<rect x="20" y="{top + 22}" width="820" height="34" fill="none" stroke="#888"/>')
     left = 20.0

@@ -1,4 +1,4 @@
-"""How long a step takes: what it computes, moves and sends, against what a machine can do (Williams et al. 2009)."""
+"""Step time by the roofline model: FLOPs, memory traffic and communication over the machine's rates (Williams et al. 2009)."""
 
 import dataclasses
 import math
@@ -14,19 +14,20 @@ from mmjax.errors import UserError
 from mmjax.parallel.machines import DEVICES, GPU_SHARE, LARGEST_SLICE, Machine
 from mmjax.plan.hlo import NARROW, Collective
 
-# The shares of a maker's figures that well-shaped programs reach; assumed, not measured.
+# The share of the vendor's figures that good programs reach; assumed, not measured.
 REACHED = {"matrix products": 0.7, "memory": 0.8, "network": 0.8}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rates:
-    """What one device of a machine reaches.
+    """The rates that one device of a machine reaches.
 
     Attributes:
-      matrix: FLOP/s of matrix products in the dtype of the compute; narrow: of 8 bits, by dtype, where the device has
-        units for them; peak: the denominator of MFU.
-      memory: bytes that a program may fill; bandwidth: of that memory, bytes per second.
-      assumptions: how these were found, in words.
+      matrix: FLOP/s of matrix products in the compute dtype.
+      narrow: FLOP/s of 8-bit products by dtype, if the device has units for them.
+      peak: the denominator of MFU, in FLOP/s.
+      memory: bytes available to a program; bandwidth: memory bandwidth in bytes per second.
+      assumptions: the sources of these figures, in words.
     """
 
     matrix: float
@@ -38,11 +39,11 @@ class Rates:
 
 
 def rates(machine: Machine, dtype: str) -> Rates:
-    """Of a machine's device, computing in `dtype`."""
+    """The rates of a device of the machine that computes in `dtype`."""
     if machine.platform == "cpu":
         return _measured(machine.count)
     device = DEVICES[machine.kind]
-    share, note = 1.0, "memory: what the compiler may use"
+    share, note = 1.0, "memory: the limit of the compiler"
     if machine.platform == "gpu":
         share = _gpu_share()
         note = f"memory: the {100 * share:.0f} % that JAX takes (XLA_CLIENT_MEM_FRACTION)"
@@ -52,13 +53,13 @@ def rates(machine: Machine, dtype: str) -> Rates:
         peak=device.matrix_peak,
         memory=share * device.memory,
         bandwidth=device.bandwidth * REACHED["memory"],
-        assumptions=(note, f"reached of the maker's figures (assumed): {reached}", OVERLAP),
+        assumptions=(note, f"assumed shares of the vendor's figures: {reached}", OVERLAP),
         narrow={name: device.peak[name] * REACHED["matrix products"] for name in device.peak.keys() & NARROW.values()},
     )
 
 
 def _gpu_share() -> float:
-    """Of a GPU's memory, what JAX takes: by default, or as its variables of the environment say, of which one is older."""
+    """The share of a GPU's memory that JAX allocates: its default, or an environment variable (new or old name)."""
     for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
         if value := os.environ.get(name):
             try:
@@ -68,12 +69,12 @@ def _gpu_share() -> float:
     return GPU_SHARE
 
 
-OVERLAP = "devices exchange data while they compute: a step takes as long as the longer of the two"
+OVERLAP = "communication overlaps with computation: the step time is the longer of the two"
 
 
 @cache
 def _measured(count: int) -> Rates:
-    """This machine's cores and memory, shared by `count` simulated devices."""
+    """Measures this computer's rates, divided by the number of simulated devices."""
     square, block = np.ones((1024, 1024), np.float32), np.ones(2**25, np.float32)
     target = np.empty_like(block)
 
@@ -92,16 +93,16 @@ def _measured(count: int) -> Rates:
         peak=flops,
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / count,
         bandwidth=2 * block.nbytes / best(lambda: np.copyto(target, block)) / count,
-        assumptions=(f"this computer, measured now, divided among {count} simulated devices", OVERLAP),
+        assumptions=(f"measured now on this computer, divided among {count} simulated devices", OVERLAP),
     )
 
 
 def link(machine: Machine, group: Sequence[int], devices: Sequence[Any] | None = None) -> tuple[float, str]:
-    """Bytes per second that a device receives from the others of its group, and over what.
+    """Bytes per second that a device receives from the others of its group, and the name of the network.
 
     Args:
-      group: places of the devices in the machine.
-      devices: the machine's devices, in the same order, where they are known.
+      group: indices of the devices in the machine.
+      devices: the machine's devices in the same order, if known.
     """
     if machine.platform == "cpu":
         return _measured(machine.count).bandwidth, "memory"
@@ -110,12 +111,12 @@ def link(machine: Machine, group: Sequence[int], devices: Sequence[Any] | None =
         nodes = [place // machine.per_node for place in group]
         if len(set(nodes)) == 1:
             return device.inside * REACHED["network"], "within a node"
-        # Each device has a share of its node's network; rings of all its neighbours in the group use theirs together. The
-        # node with the fewest of them is the slowest.
+        # Each device owns a share of its node's network. A ring over the group uses the shares of all members in a node,
+        # so the node with the fewest members is the slowest.
         neighbours = min(nodes.count(node) for node in set(nodes))
         return min(device.inside, device.between * neighbours) * REACHED["network"], "between nodes"
     places = [_coordinates(machine, place, devices) for place in group]
-    # A slice of three dimensions is closed to rings in all of them, from 4x4x4 on, or in none.
+    # A 3D slice has rings in all dimensions (from 4x4x4 on) or in none.
     whole = all(size % device.wraps == 0 for size in machine.shape) or device.torus < 3
     links = 0
     for dimension, size in enumerate(machine.shape):
@@ -133,7 +134,7 @@ def _coordinates(machine: Machine, place: int, devices: Sequence[Any] | None) ->
 
 
 def exchange_seconds(machine: Machine, one: Collective, mesh: np.ndarray, devices: Sequence[Any] | None) -> float:
-    """Of a collective, in one step. `mesh`: the places of the machine's devices, in the order of the mesh."""
+    """Seconds per step of a collective. `mesh`: indices of the machine's devices in the order of the mesh."""
     slowest = min(link(machine, mesh[group].tolist(), devices)[0] for group in one.groups)
     return one.wire_bytes / slowest
 
@@ -145,10 +146,10 @@ def by_part(
     traffic: Mapping[str, float],
     network: Mapping[str, float],
 ) -> dict[str, dict[str, Any]]:
-    """Seconds of computing, of moving and of sending by part of the model, and which of them bounds it.
+    """Seconds of compute, memory traffic and network by part of the model, and which of them bounds the part.
 
     Args:
-      narrow: of `flops`, those of products of 8 bits, by (part, dtype).
+      narrow: the FLOPs of 8-bit products, which `flops` includes, by (part, dtype).
     """
     computing = {part: count / reached.matrix for part, count in flops.items()}
     for (part, dtype), count in narrow.items():
@@ -165,7 +166,7 @@ def by_part(
 
 
 def step_seconds(parts: Mapping[str, Mapping[str, Any]]) -> float:
-    """Every part takes the longer of computing and moving; sending overlaps with all of it."""
+    """The sum over parts of the longer of compute and memory, or the network time if that is longer."""
     busy = sum(max(part["compute"], part["memory"]) for part in parts.values())
     return max(busy, sum(part["network"] for part in parts.values()))
 
@@ -173,13 +174,13 @@ def step_seconds(parts: Mapping[str, Mapping[str, Any]]) -> float:
 def weak_scaling(
     machine: Machine, shape: Mapping[str, int], busy: float, exchanged: float, gradient_bytes: float
 ) -> list[dict[str, Any]]:
-    """From 8 to 4,096 devices, each with as many rows as now: on paper, nothing is compiled.
+    """Estimates step time and efficiency on 8 to 4,096 devices, with constant rows per device; nothing is compiled.
 
     Args:
       shape: of the mesh; the axis data grows, the others stay.
-      busy: seconds that a device computes and moves.
-      exchanged: seconds of what is sent along the other axes.
-      gradient_bytes: of a device's share of the gradients, as often as they are summed along data.
+      busy: seconds of compute and memory traffic per device.
+      exchanged: seconds of communication along the other axes.
+      gradient_bytes: bytes of gradients that a device sums along data per step.
     """
     device, others = DEVICES[machine.kind], math.prod(n for name, n in shape.items() if name != "data")
     rows = []
@@ -188,9 +189,8 @@ def weak_scaling(
         if not replicas:
             continue
         if machine.platform == "gpu":
-            rings = max(
-                machine.per_node // others, 1
-            )  # of a node's devices in one group, each with a network of its own
+            # Devices of a node in one group; each has its own share of the network.
+            rings = max(machine.per_node // others, 1)
             over, bandwidth = "between nodes", min(device.inside, device.between * rings)
             if count <= machine.per_node:
                 over, bandwidth = "within a node", device.inside

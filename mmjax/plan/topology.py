@@ -1,7 +1,7 @@
-"""Devices that are not here, and the compiler for them.
+"""Devices to compile for without hardware.
 
-JAX compiles for a *topology*: TPUs through the package libtpu, GPUs through JAX's CUDA plug-in, both without hardware or
-driver. CPUs are simulated by this process.
+JAX compiles for a *topology*: for TPUs with the package libtpu, for GPUs with its CUDA plug-in. Neither needs hardware or a
+driver. CPU devices are simulated in this process.
 """
 
 import importlib.util
@@ -13,7 +13,8 @@ import jax
 from mmjax.errors import UserError
 from mmjax.parallel.machines import DEVICES, Machine
 
-# Limits that all of NVIDIA's compute capabilities since 7.0 share: CUDA C++ Programming Guide, the same table.
+# Limits that are equal for all NVIDIA compute capabilities since 7.0: CUDA C++ Programming Guide, "Technical
+# Specifications per Compute Capability".
 SHARED = {
     "threads_per_block_limit": 1024,
     "threads_per_warp": 32,
@@ -28,7 +29,7 @@ SHARED = {
     "thread_dim_limit_z": 64,
 }
 INSTALL = {"tpu": "pip install 'mmjax[plan-tpu]'", "gpu": "pip install 'mmjax[plan-gpu]'"}
-# Without these libtpu looks for a TPU, or for Google's cloud around it, and complains that there is none.
+# Without these, libtpu searches for a TPU and for Google Cloud's metadata server, and logs errors.
 QUIET_LIBTPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -40,7 +41,7 @@ QUIET_LIBTPU = {
 
 
 def missing(machine: Machine) -> str | None:
-    """What to install to compile for the machine; None: nothing is missing."""
+    """The command that installs the compiler for the machine; None: it is installed."""
     found = {
         "cpu": lambda: True,
         "tpu": lambda: importlib.util.find_spec("libtpu"),
@@ -50,10 +51,10 @@ def missing(machine: Machine) -> str | None:
 
 
 def devices_of(machine: Machine) -> list[Any]:
-    """The machine's devices, to build a mesh of and compile for.
+    """The machine's devices, for a mesh to compile for.
 
     Raises:
-      UserError: there is no such topology.
+      UserError: the topology does not exist.
     """
     if machine.platform == "cpu":
         if jax.device_count() != machine.count:
@@ -74,7 +75,7 @@ def devices_of(machine: Machine) -> list[Any]:
             ).devices
         for name, value in QUIET_LIBTPU.items():
             os.environ.setdefault(name, value)
-        # Of a v4 chip's two cores one device is made, as on real ones.
+        # Combines the two cores of a v4 chip into one device, as real v4 hosts do.
         cores = {"chip_config_name": "megacore"} if machine.kind == "v4" else {}
         name = f"{DEVICES[machine.kind].topology}:{'x'.join(map(str, machine.shape))}"
         return topologies.get_topology_desc(name, "tpu", **cores).devices

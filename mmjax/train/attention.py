@@ -1,4 +1,4 @@
-"""Which backend computes which attention of a step: asked before it is compiled, and said."""
+"""The attention backends of a step, determined by tracing before the step is compiled."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,10 +12,10 @@ from mmjax.train.experiment import Experiment
 
 
 def decided(config: Experiment, model: Any, params: Any, layout: Any, mesh: Any) -> list[Decision]:
-    """The decisions of the forward pass of a (micro-)batch on a mesh, each once, in the order of the model.
+    """The distinct decisions of the forward pass of a micro-batch on a mesh, in the order of the model.
 
     Raises:
-      UserError: the backend that the config names cannot compute one of them, and the config is strict.
+      UserError: the config is strict, and its backend cannot compute one of them.
     """
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     batch = abstract_batch(layout.empty(1), config.data.batch_rows // config.optimizer.accumulation)
@@ -28,7 +28,7 @@ def decided(config: Experiment, model: Any, params: Any, layout: Any, mesh: Any)
 
 
 def lines(made: Sequence[Decision]) -> list[str]:
-    """One line for each backend and its reasons: 'attention xla: image 8x4x64x64, text 8x2x16x16'."""
+    """One line per backend and reasons: 'attention xla: image 8x4x64x64, text 8x2x16x16'."""
     groups: dict[tuple[str, str], list[str]] = {}
     for one in made:
         place = f"{one.where} {'x'.join(map(str, one.shape))}"

@@ -1,4 +1,4 @@
-"""From config to objects."""
+"""Builds model, data source, layout and sampler from a config."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from mmjax.tree import with_settings
 
 
 def build_model(config: models.Multimodal) -> models.Multimodal:
-    """The model of a config, with the dtype and the unrolling of the whole in all of its parts."""
+    """The model of a config; applies its dtype and unrolling to all of its parts."""
     import jax.numpy as jnp
 
     model = with_settings(config, dtype=jnp.dtype(config.dtype), unroll=config.unroll)
@@ -23,17 +23,17 @@ def build_model(config: models.Multimodal) -> models.Multimodal:
 
 
 def build_source(config: Data, split: str) -> Any:
-    """Opens a split of the data, preparing it first where that has not been done."""
+    """Opens a split of the data; prepares it first if necessary."""
     return config.open(split, data_directory(config.directory))
 
 
 def image_changes(config: Experiment) -> tuple[ImageAugmentation | None, ImageMixing | None]:
-    """What changes pictures, and mixes them with their answers, in training; None: nothing does."""
+    """The augmentation of images in training, and their mixing with answers (mixup, CutMix); None for each that is off."""
     return with_settings((config.data.image_augmentation, config.data.image_mixing), seed=config.seed)
 
 
 def build_layout(config: Experiment, tokenizer=None):
-    """The shape of a batch, from what the encoders expect."""
+    """The shapes of a batch, from the config's rows and the encoders."""
     from mmjax.data.layout import Layout
 
     geometry, vectors = {}, {}
@@ -58,7 +58,7 @@ def build_layout(config: Experiment, tokenizer=None):
 
 
 def build_sampler(config: Experiment, layout, source):
-    """Which examples of the source stand in which row of which step."""
+    """The sampler, which assigns examples of the source to rows and steps."""
     import numpy as np
 
     from mmjax.data.sampler import Sampler

@@ -1,13 +1,13 @@
-"""Checkpoints: model, optimizer, step and data position, saved while training goes on (Orbax).
+"""Checkpoints of model, optimizer, step and data position, saved asynchronously with Orbax.
 
-A checkpoint is a directory, `checkpoints/STEP`, that Orbax renames into place when all of it is written:
+A checkpoint is a directory, `checkpoints/STEP`. Orbax renames it to this name when it is complete:
 
-    state/               the arrays, as Orbax writes them
-    state/sha256.json    size and sha256 of every file of state/, taken before the directory gets its name
+    state/               the arrays, in Orbax's format
+    state/sha256.json    size and sha256 of every file of state/, computed before the rename
     meta/metadata        JSON: the position in the data, versions, and a sha256 over these
 
-A checkpoint whose files are not what these sums say is *damaged*. One that cannot be read for any other reason
-(permission, another version, other parameters) is not.
+A checkpoint is *damaged* if its files do not match these checksums. A checkpoint that cannot be read for another reason
+(permission, another version, other parameters) is not damaged.
 """
 
 import hashlib
@@ -32,14 +32,14 @@ from mmjax.files import local, write_whole
 from mmjax.parallel.agreement import together
 from mmjax.train.step import TrainState
 
-FORMAT = 2  # of the directory; 1, of earlier versions, has no sums of files
+FORMAT = 2  # of the directory; format 1 of earlier versions has no checksums of files
 SUMS = "sha256.json"
-NEWEST = "newest-checkpoint"  # a file of the run: the last step that is known to have been saved
-POSITION = {"step", "window", "rows_before"}  # what `Sampler.restore` needs
+NEWEST = "newest-checkpoint"  # file name in the run directory: the step of the last complete checkpoint
+POSITION = {"step", "window", "rows_before"}  # the keys that `Sampler.restore` needs
 
 
 class Damaged(UserError):
-    """A checkpoint is not what was saved: a file lacks, or has other bytes."""
+    """A checkpoint is damaged: a file is missing or its content has changed."""
 
 
 def digest(state: Any) -> str:
@@ -53,27 +53,27 @@ def digest(state: Any) -> str:
 
 
 def _flat(tree: Any) -> dict[tuple[str, ...], Any]:
-    """The arrays of a state by path: fields of named tuples by name, of tuples by number; what is empty has none."""
+    """The arrays of a state by path: fields of named tuples by name, of tuples by number; without None leaves."""
     return {path: leaf for path, leaf in flatten_dict(to_state_dict(tree)).items() if leaf is not None}
 
 
 class Checkpoints:
     """The checkpoints of a run.
 
-    Of several processes, all call `save`, `restore`, `read` and `set_aside` together.
+    All processes must call `save`, `restore`, `read` and `set_aside` together.
 
     Args:
-      directory: the run's directory; checkpoints lie in its folder "checkpoints".
-      keep: how many of the newest stay; None: all.
+      directory: the run's directory; checkpoints are in its folder "checkpoints".
+      keep: how many of the newest checkpoints to keep; None: all.
     """
 
     def __init__(self, directory: Path, keep: int | None = 3):
         self.path = (Path(directory) / "checkpoints").resolve()
         self._keep = keep
-        self._unfinished: int | None = None  # the step that may still be being written
+        self._unfinished: int | None = None  # the step whose checkpoint may be incomplete
 
     @cached_property
-    def _manager(self) -> ocp.CheckpointManager:  # only to save: it makes directories and deletes old checkpoints
+    def _manager(self) -> ocp.CheckpointManager:  # only for saving: it creates directories and deletes old checkpoints
         options = ocp.CheckpointManagerOptions(
             max_to_keep=self._keep, enable_async_checkpointing=True, lightweight_initialize=True
         )
@@ -81,25 +81,25 @@ class Checkpoints:
         return ocp.CheckpointManager(self.path, options=options, item_handlers=handlers)
 
     def steps(self) -> list[int]:
-        """The finished checkpoints, oldest first; what a killed process left half-written is not among them."""
+        """The steps of the complete checkpoints, oldest first."""
         with _explained(f"list the checkpoints in {self.path}"):
             return sorted(ocp.utils.checkpoint_steps(self.path))
 
     def save(self, step: int, state: TrainState, data: Mapping[str, int]) -> None:
-        """Copies the state to the host and goes on; writing happens in the background."""
+        """Copies the state to the host and returns; a background thread writes it."""
         meta = {"format": FORMAT, "orbax": version("orbax-checkpoint"), "data": dict(data)}
         tree = unflatten_dict(_flat(state))
         meta = ocp.args.JsonSave({**meta, "sha256": _sum_of(meta)})
-        self.finish()  # Orbax would wait for the one before as well, but blame this one for its errors
+        self.finish()  # Orbax would also wait, but report errors of the previous save as errors of this one
         with _explained(f"save the checkpoint of step {step} to {self.path}"):
             self._manager.save(step, args=ocp.args.Composite(state=_SummedSave(tree), meta=meta))
         self._unfinished = step
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, int]]:
-        """The state (with the shardings of `like`, abstract arrays) and the data position of a step.
+        """Returns the state of a step, with the shardings of the abstract arrays `like`, and its data position.
 
         Raises:
-          Damaged: it is not what was saved.
+          Damaged: the checkpoint is damaged.
           UserError: it cannot be read, or holds the state of another model.
         """
         with together():
@@ -113,13 +113,13 @@ class Checkpoints:
         return from_state_dict(like, unflatten_dict(full)), meta["data"]
 
     def read(self, step: int, parts: tuple[str, ...] | None = None) -> dict[str, Any]:
-        """The arrays of a step (NumPy, nested dictionaries), however many devices or processes saved them.
+        """The arrays of a step as nested dictionaries of NumPy arrays, on any number of devices and processes.
 
         Args:
-          parts: only these fields of the state, those that it has; None: all.
+          parts: the fields of the state to read, if they exist; None: all.
 
         Raises:
-          Damaged, UserError: as of `restore`.
+          Damaged, UserError: as for `restore`.
         """
         with together():
             meta = self._verified(step)
@@ -129,28 +129,30 @@ class Checkpoints:
             return unflatten_dict(self._load(step, meta, wanted))
 
     def _verified(self, step: int) -> dict[str, Any]:
-        """The metadata of a step of whose files each process has compared its share with their sums."""
+        """Checks the files of a step, which the processes share among them; returns its metadata."""
         path = self.path / str(step)
         meta = _json(path / "meta" / "metadata")
         data = meta.get("data")
         old = meta.keys() <= {"data", "digest"}  # format 1
         if not old and meta.get("sha256") != _sum_of({key: value for key, value in meta.items() if key != "sha256"}):
-            raise Damaged(f"the checkpoint {path} is damaged: meta/metadata is not what was saved")
+            raise Damaged(f"the checkpoint {path} is damaged: the content of meta/metadata has changed")
         if not isinstance(data, dict) or not data.keys() >= POSITION:
-            raise Damaged(f"the checkpoint {path} is damaged: meta/metadata lacks the position in the data")
+            raise Damaged(f"the checkpoint {path} is damaged: meta/metadata has no position in the data")
         if old:
-            progress.warn(f"{path} was saved by an earlier version: its files have no sums to check")
+            progress.warn(f"{path} was saved by an earlier version: its files have no checksums")
             return meta
         if meta["format"] > FORMAT:
-            raise UserError(f"the checkpoint {path} was saved by a newer mmjax; install that one")
+            raise UserError(f"the checkpoint {path} was saved by a newer mmjax; install that version")
         sums = _json(path / "state" / SUMS)
         if sums.get("sha256") != _sum_of(sums.get("files")):
-            raise Damaged(f"the checkpoint {path} is damaged: {SUMS} is not what was saved")
+            raise Damaged(f"the checkpoint {path} is damaged: the content of {SUMS} has changed")
         mine = sorted(sums["files"])[jax.process_index() :: jax.process_count()]
         with ThreadPoolExecutor() as pool:
             for name, found in zip(mine, pool.map(lambda name: _file_sum(path / "state" / name), mine), strict=True):
                 if found != sums["files"][name]:
-                    raise Damaged(f"the checkpoint {path} is damaged: state/{name} is not what was saved")
+                    raise Damaged(
+                        f"the checkpoint {path} is damaged: state/{name} is missing or its content has changed"
+                    )
         return meta
 
     def _saved(self, step: int) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
@@ -161,8 +163,8 @@ class Checkpoints:
 
     def _check_same(self, step: int, wanted: Mapping[tuple[str, ...], Any]) -> None:
         there = self._saved(step)
-        problems = [f"it lacks {'/'.join(path)}" for path in sorted(wanted.keys() - there.keys())]
-        problems += [f"nothing here is named {'/'.join(path)}" for path in sorted(there.keys() - wanted.keys())]
+        problems = [f"it has no {'/'.join(path)}" for path in sorted(wanted.keys() - there.keys())]
+        problems += [f"this model has no {'/'.join(path)}" for path in sorted(there.keys() - wanted.keys())]
         for path in sorted(wanted.keys() & there.keys()):
             ours, theirs = (f"{x.dtype}{list(x.shape)}" for x in (wanted[path], there[path]))
             if ours != theirs:
@@ -175,13 +177,13 @@ class Checkpoints:
             )
 
     def _load(self, step: int, meta: Mapping[str, Any], wanted: Mapping[tuple[str, ...], Any]) -> dict[Any, Any]:
-        # All files are as they were saved: whatever goes wrong now is no damage.
+        # The checksums have been verified, so an error here is no damage.
         saved_by, here = meta.get("orbax", "an earlier version"), version("orbax-checkpoint")
         doing = f"read the checkpoint {self.path / str(step)}" + (
             f" (saved by orbax-checkpoint {saved_by}, this is {here})" if saved_by != here else ""
         )
         with _explained(doing), _reader() as reader:
-            target = unflatten_dict(dict(wanted))  # an array without a sharding comes as NumPy's
+            target = unflatten_dict(dict(wanted))  # arrays without a sharding are restored as NumPy arrays
             how = ocp.checkpoint_utils.construct_restore_args(target)
             target = ocp.args.PyTreeRestore(target, restore_args=how, partial_restore=True)
             return flatten_dict(reader.restore(self.path / str(step) / "state", args=target))
@@ -196,19 +198,19 @@ class Checkpoints:
         return aside
 
     def lost(self) -> str | None:
-        """Where there is no checkpoint: what says that there was one; None of a run that had none yet."""
+        """For a run without checkpoints: evidence that there was one, as a message; None if there is no evidence."""
         marker, metrics = self.path.parent / NEWEST, self.path.parent / "metrics.jsonl"
         with _explained(f"look for checkpoints in {self.path.parent}"):
             if marker.is_file():
-                return f"{self.path} has none, but one of step {marker.read_text().strip()} was saved there"
+                return f"{self.path} is empty, but a checkpoint of step {marker.read_text().strip()} was saved there"
             if not self.path.exists() and metrics.is_file() and '"train"' in metrics.read_text():
-                return f"{self.path} is gone, but {metrics.name} says that steps were taken"
+                return f"{self.path} is gone, but {metrics.name} shows that steps were taken"
         return None
 
     def describe(self) -> Iterator[dict[str, Any]]:
-        """Per step, oldest first: size in bytes, digest, whether it is as it was saved, and if not, what is wrong.
+        """Describes each checkpoint, oldest first: size in bytes, digest, whether it is intact, and its problem if not.
 
-        "intact" is None of a checkpoint that cannot be read, though it may be undamaged.
+        "intact" is None for a checkpoint that cannot be read for another reason than damage.
         """
         for step in self.steps():
             found, intact, problem = None, True, None
@@ -220,7 +222,7 @@ class Checkpoints:
             yield {"step": step, "digest": found, "intact": intact, "bytes": size, "problem": problem}
 
     def finish(self) -> None:
-        """Waits until everything is written."""
+        """Waits until the last save is complete."""
         if self._unfinished is not None:
             step, self._unfinished = self._unfinished, None
             with _explained(f"finish the checkpoint of step {step} in {self.path}"):
@@ -229,7 +231,7 @@ class Checkpoints:
                     write_whole(self.path.parent / NEWEST, f"{step}\n")
 
     def close(self) -> None:
-        """Waits until everything is written, and ends the threads that write."""
+        """Waits until the last save is complete, and ends the threads that write."""
         self.finish()
         if "_manager" in self.__dict__:
             with _explained(f"close the checkpoints in {self.path}"):
@@ -237,9 +239,9 @@ class Checkpoints:
 
 
 class _SummedHandler(ocp.StandardCheckpointHandler):
-    """Orbax's own, which at the end, in the background, notes what every file of the directory should be."""
+    """Orbax's handler, which also writes the checksums of all files when a save is complete."""
 
-    def finalize(self, directory) -> None:  # called in one process, when all have written
+    def finalize(self, directory) -> None:  # called in one process after all have written
         super().finalize(directory)
         directory = Path(directory)
         names = sorted(str(file.relative_to(directory)) for file in directory.rglob("*") if file.is_file())
@@ -253,13 +255,13 @@ class _SummedSave(ocp.args.StandardSave):
     pass
 
 
-@ocp.args.register_with_handler(_SummedHandler, for_restore=True)  # Orbax asks for both
+@ocp.args.register_with_handler(_SummedHandler, for_restore=True)  # Orbax requires both
 class _SummedRestore(ocp.args.StandardRestore):
     pass
 
 
 def _reader() -> ocp.Checkpointer:
-    """Reads the arrays of a checkpoint without waiting for other processes: one may find what others do not."""
+    """A reader that does not wait for other processes: an error may occur in only some of them."""
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"{me}")
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
@@ -271,7 +273,7 @@ def _json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise Damaged(
-            f"the checkpoint {path.parent.parent} is damaged: it lacks {path.parent.name}/{path.name}"
+            f"the checkpoint {path.parent.parent} is damaged: {path.parent.name}/{path.name} is missing"
         ) from None
     except OSError as error:
         raise _unreadable(path, error) from None
@@ -283,7 +285,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _file_sum(path: Path) -> list[int | str] | None:
-    """[size, sha256] of a file; None if there is none."""
+    """[size, sha256] of a file; None if the file does not exist."""
     try:
         with open(path, "rb") as file:
             return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
@@ -302,7 +304,7 @@ def _sum_of(value: Any) -> str:
 
 
 def describe_run(directory: str | Path) -> list[dict[str, Any]]:
-    """Every kept checkpoint of a run directory, oldest first: see `Checkpoints.describe`."""
+    """Describes every checkpoint of a run directory, oldest first: see `Checkpoints.describe`."""
     if not (local(directory, "the run directory") / "config.json").is_file():
         raise UserError(f"{directory} is not a run directory: it has no config.json")
     return list(Checkpoints(Path(directory)).describe())
@@ -312,7 +314,7 @@ def table(found: list[dict[str, Any]], title: str):
     from rich.table import Table
     from rich.text import Text
 
-    result = Table("step", "size", "intact", "digest (sha256; all of it: --json)", title=title)
+    result = Table("step", "size", "intact", "digest (sha256; --json shows all digits)", title=title)
     said = {True: "yes", False: Text("NO", "red"), None: Text("cannot be read", "yellow")}
     for one in found:
         shown = (one["digest"] or "")[:16] or one["problem"]
@@ -321,7 +323,7 @@ def table(found: list[dict[str, Any]], title: str):
 
 
 class _explained:
-    """Turns what goes wrong below (a full disk, a broken file) into one line that names it."""
+    """Turns errors of libraries (a full disk, a broken file) into one-line errors that name the action."""
 
     def __init__(self, doing: str):
         self.doing = doing

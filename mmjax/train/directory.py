@@ -1,4 +1,4 @@
-"""The run's directory: who may write to it, whose it is, and the state in it to go on from."""
+"""The run's directory: locking, checks that it belongs to this run, and resuming from its checkpoints."""
 
 import dataclasses
 import fcntl
@@ -24,7 +24,7 @@ from mmjax.train.experiment import Experiment, load, to_json
 from mmjax.train.step import TrainState
 from mmjax.tree import differences, read_json
 
-# What may change between the start of a run and its continuation: none of it changes what is computed.
+# Keys that may change when a run is resumed, because they do not change its results.
 FREE_KEYS = (
     "steps",
     "log.",
@@ -40,14 +40,14 @@ FREE_KEYS = (
 )
 FREE_ENDS = (".remat",)
 DATA = "data.json"  # the fingerprint of the training split
-KEPT = "before-restart-"  # and the time: folders of what `restart` moved away
+KEPT = "before-restart-"  # prefix, before the time, of folders for the files of an earlier run
 
 
 @contextmanager
 def claimed(run: Path) -> Iterator[None]:
-    """Makes the run's directory and keeps other processes from training in it, until this one ends or is killed.
+    """Creates the run's directory and locks it for this launch; the lock ends with the block or the process.
 
-    A directory that it made, and in which no run began, goes again. Of several processes, the lead claims it for all.
+    The directory is deleted again if it was created here and no run began in it. Process 0 locks it for all processes.
     """
     new, file = not run.exists(), None
     with together():
@@ -58,7 +58,7 @@ def claimed(run: Path) -> Iterator[None]:
     finally:
         if file:
             file.close()
-            with suppress(OSError):  # of what went wrong before, this is the least
+            with suppress(OSError):  # must not hide the error that ended the block
                 if new and [path.name for path in run.iterdir()] == [".lock"]:
                     (run / ".lock").unlink()
                     run.rmdir()
@@ -80,7 +80,7 @@ def _locked(run: Path):
 
 
 def clear(run: Path) -> None:
-    """Moves what an earlier run left in its directory into a folder there, so that a new run begins; deletes nothing."""
+    """Moves the files of an earlier run into a folder of its directory, so that a new run can begin; deletes nothing."""
     with together():
         if jax.process_index() == 0:
             there = [path for path in run.iterdir() if path.name != ".lock" and not path.name.startswith(KEPT)]
@@ -92,14 +92,14 @@ def clear(run: Path) -> None:
                         path.rename(kept / path.name)
                 except OSError as error:
                     raise _unwritable(run, error) from None
-                progress.console.print(f"starting anew; what was in {run} is in {kept} now")
+                progress.console.print(f"starting a new run; the files of the earlier run are now in {kept}")
 
 
 def read_run(run: Path) -> tuple[Experiment, int, dict[str, Any]]:
-    """The config of a run, the step of its newest checkpoint, and the parameters to evaluate: the average where there is one.
+    """The config of a run, the step of its newest checkpoint, and the parameters to evaluate: their EMA if there is one.
 
     Raises:
-      UserError: it is no run directory, or has no checkpoint that can be read.
+      UserError: the directory is no run directory, or has no readable checkpoint.
     """
     if not (run / "config.json").is_file():
         raise UserError(f"{run} is not a run directory: it has no config.json")
@@ -112,10 +112,10 @@ def read_run(run: Path) -> tuple[Experiment, int, dict[str, Any]]:
 
 
 def with_schedule(config: Experiment, run: Path) -> Experiment:
-    """The config with the length of its schedule, where that is left open: the run's own, or that of a run that begins.
+    """Sets the length of the config's schedule, if the config leaves it open.
 
-    A run keeps the schedule with which it began, however many steps it is continued for, since what a step computes
-    depends on it.
+    The length is that of the existing run, or the number of steps of a new run. A run keeps its first schedule when
+    it is resumed for more steps, because the schedule determines its updates.
     """
     path = run / "config.json"
     began = load(path).optimizer.schedule.last if path.exists() else None
@@ -124,15 +124,15 @@ def with_schedule(config: Experiment, run: Path) -> Experiment:
 
 
 def open_run(config: Experiment, run: Path, source: Any, accept_changed_data: bool = False) -> None:
-    """Writes into the run's directory what belongs to it, or checks that it belongs to this config and this data.
+    """Writes config, tokenizer, answers and data fingerprint into the run's directory, or checks them against it.
 
-    The lead alone reads and writes there. The others compare what they have with what it has.
+    Only process 0 reads and writes the directory. The others compare their files with those of process 0.
 
     Args:
-      accept_changed_data: go on with other data than the run has had so far, and note it in `history.jsonl`.
+      accept_changed_data: resume although the data has changed, and record this in `history.jsonl`.
 
     Raises:
-      UserError: the config or the data is another; the message says what differs.
+      UserError: the config or the data differs from the run's; the message names the difference.
     """
     tokenizer, data = source.tokenizer, json.dumps(fingerprint(source), indent=2).encode()
     owned = {"answers.json": json.dumps(source.answers).encode(), DATA: data, "config.json": to_json(config).encode()}
@@ -143,7 +143,9 @@ def open_run(config: Experiment, run: Path, source: Any, accept_changed_data: bo
     with together():
         for name, value in sums.items():
             if leads.get(name) != value:
-                raise UserError(f"the {name} of this process is not that of process 0: do all see the same files?")
+                raise UserError(
+                    f"{name} of this process differs from that of process 0; check that all processes see the same files"
+                )
         if jax.process_index() == 0:
             if (run / "config.json").exists():
                 _check_same_config(config, run)
@@ -176,8 +178,8 @@ def _check_same_config(config: Experiment, run: Path) -> None:
 
 
 def _check_same_data(run: Path, source: Any, accept: bool) -> None:
-    """That the examples are those that the run has had so far: others would make other batches."""
-    if not (run / DATA).is_file():  # of an earlier version
+    """Checks that the data has not changed since the run began: other examples would give other batches."""
+    if not (run / DATA).is_file():  # a run of an earlier version
         return
     before, now = read_json(run / DATA), fingerprint(source)
     if (said := changes(before, now)) is None:
@@ -185,16 +187,16 @@ def _check_same_data(run: Path, source: Any, accept: bool) -> None:
     if not accept:
         raise UserError(
             f"{run} was trained on other data ({said}): its batches cannot be drawn again. Restore the data, choose another "
-            "--run-dir, or go on with the data as it is now: --accept-changed-data"
+            "--run-dir, or resume with the changed data: --accept-changed-data"
         )
-    progress.warn(f"going on with other data: {said}")
+    progress.warn(f"resuming with other data: {said}")
     with open(run / "history.jsonl", "a", encoding="utf-8") as file:
         event = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": "changed data accepted", "what": said}
         file.write(json_line({**event, "before": before, "now": now}) + "\n")
 
 
 def _check_same_meaning(run: Path, source: Any) -> None:
-    """That ids still mean what they meant when the run began."""
+    """Checks that the ids of tokens and answers have the same meaning as when the run began."""
     if source.tokenizer is not None:
         kept = run / source.tokenizer.file_name
         if kept.is_file() and kept.read_bytes() != source.tokenizer.serialised:
@@ -207,18 +209,18 @@ def _check_same_meaning(run: Path, source: Any) -> None:
 
 
 def note_compiler(run: Path, start: dict[str, Any]) -> None:
-    """Adds what compiles the step from now on to the run's directory: one line for each start."""
+    """Appends the compiler of this start to `compiler.jsonl` in the run's directory."""
     with open(run / "compiler.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(start) + "\n")
 
 
 def resume(checkpoints: Checkpoints, abstract: TrainState, sampler: Sampler) -> tuple[TrainState | None, int]:
-    """The newest undamaged state, and its step; (None, 0) at the start of a run.
+    """Restores the newest undamaged state; returns it with its step, or (None, 0) for a new run.
 
-    All processes go on from the same step. Damaged checkpoints are renamed, but only after an older one was restored.
+    All processes resume from the same step. Damaged checkpoints are renamed after an older one has been restored.
 
     Raises:
-      UserError: a checkpoint cannot be read though it is not damaged, or the run had checkpoints and none is left.
+      UserError: an undamaged checkpoint cannot be read, or all checkpoints of the run are damaged or gone.
     """
     run, damaged = checkpoints.path.parent, {}
     with together():
@@ -232,7 +234,7 @@ def resume(checkpoints: Checkpoints, abstract: TrainState, sampler: Sampler) -> 
         for other, error in damaged.items():
             aside = checkpoints.set_aside(other)
             if jax.process_index() == 0:
-                progress.warn(f"{error}; it is now {aside}, going back to step {step}")
+                progress.warn(f"{error}; it was renamed to {aside}, and training resumes from step {step}")
         sampler.restore(data)
         return state, step
     with together():
@@ -240,8 +242,8 @@ def resume(checkpoints: Checkpoints, abstract: TrainState, sampler: Sampler) -> 
             found = "; ".join(str(error) for error in damaged.values()) or checkpoints.lost()
             if found:
                 raise UserError(
-                    f"no checkpoint of {run} can be restored: {found}; bring one back, or start anew with --restart "
-                    "(what is there is moved into a folder beside)"
+                    f"no checkpoint of {run} can be restored: {found}; restore a copy, or start a new run with --restart "
+                    "(the files of this run are moved to a folder)"
                 )
             try:
                 checkpoints.path.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""All that a run is, as one tree of parts, and its way from and to files."""
+"""The config of a run as one tree of parts, and how it is read and written."""
 
 import dataclasses
 import json
@@ -18,26 +18,26 @@ from mmjax.tree import from_dict, load_json, part, read_json, run_file, to_dict
 
 @part
 class Evaluation:
-    """What is measured, and when."""
+    """Settings of evaluation."""
 
     every_steps: int | None = None  # None: at the end only
     split: str = "test"
     subsets: tuple[str, ...] = ("speech+image", "image+text")
     examples: int | None = None  # evenly spread over the split, during training; None: all
-    final_examples: int | None = None  # the same, of the evaluation at the end
+    final_examples: int | None = None  # the same, for the final evaluation
 
 
 @part
 class Checkpoint:
-    """When the state of a run is saved."""
+    """Settings of checkpoints."""
 
     every_steps: int | None = 100  # None: at the end only
-    keep: int = 3  # the newest so many; the last one always stays
+    keep: int = 3  # how many of the newest checkpoints to keep
 
 
 @part
 class Log:
-    """Where the course of a run is written down."""
+    """Settings of the log."""
 
     every_steps: int = 10
     tensorboard: bool = True
@@ -55,8 +55,10 @@ class Experiment:
     model: Multimodal
     objectives: Mapping[str, Objective]
     optimizer: Optimizer
-    weighting: Weighting | None = None  # of the objectives, beyond their fixed weights
-    initial: Mapping[str, str] = dataclasses.field(default_factory=dict)  # "encoders.speech": an import, or a run
+    weighting: Weighting | None = None  # of the objectives, in addition to their fixed weights
+    initial: Mapping[str, str] = dataclasses.field(
+        default_factory=dict
+    )  # "encoders.speech": directory of an import or a run
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
@@ -74,14 +76,14 @@ def load(path: str | Path) -> Experiment:
     config = getattr(run_file(path), "config", None)
     if not isinstance(config, Experiment):
         raise UserError(f"the config file {path} must assign `config = Experiment(...)`")
-    return from_dict(Experiment, to_dict(config))  # checks every value against its annotation
+    return from_dict(Experiment, to_dict(config))  # checks the type of every value
 
 
 def to_json(config: Experiment) -> str:
-    """The resolved config, every field written out."""
+    """The resolved config as JSON, with every field."""
     return json.dumps(to_dict(config), indent=2) + "\n"
 
 
 def from_json(text: str, name: str = "the config") -> Experiment:
-    """The inverse of `to_json`; `name` is what an error calls the text."""
+    """The inverse of `to_json`; errors call the text `name`."""
     return from_dict(Experiment, load_json(text, name))

@@ -1,4 +1,4 @@
-"""Starting from imported models and from runs: their parameters in place of random ones."""
+"""Initialises parts of the model from imported models and from runs."""
 
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,15 @@ from mmjax.train.experiment import Experiment
 from mmjax.train.step import TrainState
 from mmjax.tree import to_dict
 
-# What an encoder may choose for itself, though its parameters are another's.
+# Keys of an encoder that may differ from the encoder of the source.
 CHOICES = ("dropout", "chunk", "left_chunks", "augment", "remat", "image_size", "pad_to_length")
 
 
 def load_initial(config: Experiment, state: TrainState) -> TrainState:
-    """The state with the parts that `config.initial` names taken from imported models, or from runs.
+    """Replaces the parts named in `config.initial` by those of imported models or runs.
 
     Raises:
-      UserError: a part is of another kind, size or setting than what it is to be taken from.
+      UserError: a part has another kind, size or setting than its source.
     """
     if not config.initial:
         return state
@@ -58,12 +58,12 @@ def _check_same(theirs: Any, ours: Any, place: str, directory: str) -> None:
         if key not in CHOICES and a.get(key) != b.get(key):
             raise UserError(
                 f"model.{place}.{key} is {b.get(key)!r}, but {a.get(key)!r} in {directory}; "
-                "let the encoder be the same (of an import: imported(DIRECTORY))"
+                "use the same encoder (for an import: imported(DIRECTORY))"
             )
 
 
 def _for_size(ours: ViT, theirs: ViT, params: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of a ViT for pictures of another size: learned positions are resized (bicubic, as DeiT's are)."""
+    """Resizes learned positions of a ViT to another image size (bicubic, as in DeiT)."""
     old, new = (tower.image_size // tower.patch for tower in (theirs, ours))
     if old == new or "place" not in params:
         return params

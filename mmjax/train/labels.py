@@ -1,4 +1,4 @@
-"""That the data has what a config reads and compares with, found out before the first step."""
+"""Checks before the first step that the data has the inputs and labels that a config needs."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from mmjax.train.experiment import Experiment
 
 
 def check_labels(config: Experiment, source: Any) -> None:
-    """That the data has what the model reads, and that the heads are as wide as its labels need."""
+    """Checks that the data has the model's inputs and labels, and that the heads have enough outputs for them."""
     for name, encoder in config.model.encoders.items():
         if isinstance(encoder, Vectors) and name not in source.sizes:
             raise UserError(f"model.encoders has '{name}', but the data has only {', '.join(source.sizes)}")
@@ -33,7 +33,7 @@ def check_labels(config: Experiment, source: Any) -> None:
                     f"model.heads.{name}.outputs={head.outputs}, but there are {len(source.answers)} answers"
                 )
         elif isinstance(config.model.masked.get(name), MaskedPatches | RandomProjectionQuantizer):
-            pass  # labels that the model makes itself
+            pass  # the model makes these labels itself
         elif isinstance(objective, CTC | Transducer | Sequence):
             path, outputs = f"model.heads.{name}.outputs", getattr(head, "outputs", None)
             if isinstance(head, AttentionDecoder):
@@ -41,7 +41,7 @@ def check_labels(config: Experiment, source: Any) -> None:
             writes = isinstance(objective, CTC | Transducer) or isinstance(head, AttentionDecoder)
             needed = source.tokenizer.classes if writes else len(source.tokenizer)
             if outputs < needed:
-                blank = " and the blank is none of them" if needed > len(source.tokenizer) else ""
+                blank = ", and the blank is one more class" if needed > len(source.tokenizer) else ""
                 raise UserError(
                     f"{path}={outputs}, but the tokenizer has {len(source.tokenizer)} pieces{blank}; write {needed}"
                 )
@@ -57,18 +57,18 @@ def check_labels(config: Experiment, source: Any) -> None:
 
 
 def _check_mask(config: Experiment, tokenizer: Any) -> None:
-    """That the mask of a `MaskedText` is no piece of a text."""
+    """Checks that the mask id of a `MaskedText` does not occur in texts."""
     if tokenizer is None or tokenizer.zero == "never":
         return
     for name, mask in config.model.masked.items():
         if isinstance(mask, MaskedText) and mask.mask == 0:
             raise UserError(
-                f"model.masked.{name}.mask is 0, which in this tokenizer stands for text, too; name the id of a special token"
+                f"model.masked.{name}.mask is 0, which is an ordinary piece in this tokenizer; use the id of a special token"
             )
 
 
 def _check_answers(config: Experiment, source: Any) -> None:
-    """That the first answers of the data are of the kind that the objective reads."""
+    """Checks that the first answers of the data have the kind that the objective needs."""
     objective = config.objectives.get("answer")
     if objective is None:
         return
@@ -85,18 +85,18 @@ def _check_answers(config: Experiment, source: Any) -> None:
 
 
 def _check_there_are_labels(name: str, objective: Any, config: Experiment, source: Any) -> None:
-    """That the data has what an objective compares with: one without labels would train nothing, in silence."""
+    """Checks that the data has labels for an objective, which would otherwise train nothing without an error."""
     head = config.model.heads[name]
     stream = getattr(head, "writes", name)
     if stream not in ("transcript", "target") or name in config.model.masked:
         return
     sizes = source.sizes.get(stream)
-    if sizes is None and stream == "transcript":  # of speech that says what the text says
+    if sizes is None and stream == "transcript":  # the text is also the transcript of the speech
         sizes = source.sizes.get("text")
     if sizes is None or not np.any(sizes):
         kinds = [kind for kind in ("text", "transcript", "target") if np.any(source.sizes.get(kind, 0))]
         raise UserError(
-            f"objectives.{name} needs a {stream}, but no example of the data has one; its texts are called "
-            f"{' and '.join(kinds) or 'nothing: there are none'} (a Manifest's columns can be renamed: "
+            f"objectives.{name} needs a {stream}, but no example of the data has one; its text streams are "
+            f"{' and '.join(kinds) or 'none'} (a Manifest's columns can be renamed: "
             f'data.source.columns={{"text": "{stream}"}})'
         )

@@ -1,4 +1,4 @@
-"""The training run, as a story from top to bottom."""
+"""The training run, from top to bottom."""
 
 import time
 from collections.abc import Iterator
@@ -39,14 +39,14 @@ from mmjax.tree import to_dict
 
 
 def train(config: Experiment, run: Path, restart: bool = False, accept_changed_data: bool = False) -> dict[str, Any]:
-    """Trains, or goes on training, the run in the directory `run`; returns the last evaluation.
+    """Starts or resumes the run in the directory `run`; returns the last evaluation.
 
-    The result is a pure function of config and seed: killed and started again, it takes the same steps on the
-    same batches.
+    The result is a pure function of config, data and seed: a run that is killed and resumed takes the same steps on
+    the same batches.
 
     Args:
-      restart: begin at the first step, whatever is there; it is moved into a folder of its own.
-      accept_changed_data: go on with other data than the run has had so far.
+      restart: begin at the first step; the files of an earlier run are moved to a folder.
+      accept_changed_data: resume although the data has changed since the run began.
     """
     run = local(run, "--run-dir")
     check_config(config)
@@ -64,7 +64,7 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
     check_offload(config.model, jax.devices()[0])
     check_options(options_of(config.xla, jax.devices()[0]), jax.devices()[0])
 
-    # The data, and what it means for the model.
+    # Data.
     source = build_source(config.data, "train")
     check_labels(config, source)
     layout = build_layout(config, source.tokenizer)
@@ -76,16 +76,16 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
     open_run(config, run, source, accept_changed_data)
 
     model, objectives = build_model(config.model), config.objectives
-    # Opened now: that there is nothing to evaluate on should not be found out at the end.
-    # Of what is hidden in training alone there is nothing to measure.
+    # Opened now, so that a missing evaluation split is an error at the start.
+    # Masked objectives alone have no metrics.
     subsets = config.evaluation.subsets if config.objectives.keys() - config.model.masked.keys() else ()
     evaluator = None
     if subsets:
         measured = build_source(config.data, config.evaluation.split)
         evaluator = Evaluator(config.data, model, objectives, layout, measured, mesh)
 
-    # Model and state: only shapes at first, then restored or made, each device its own part.
-    stop.listen()  # from now on this process compiles and computes: nothing that should be torn out of its hands
+    # State: abstract at first, then restored or initialised directly in shards.
+    stop.listen()  # from now on, signals must not interrupt the compiler or a step
     begun = begin(config, model, layout, mesh)
     abstract = begun.abstract
     checkpoints = Checkpoints(run, config.checkpoint.keep)
@@ -93,11 +93,11 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
     if state is None:
         state = load_initial(config, begun.initialise())
 
-    # The step, compiled once.
+    # The train step.
     train_step = jitted_step(config, model, begun)
     schedule = config.optimizer.schedule.build(config.steps)
 
-    # Say what is going to happen.
+    # Start report.
     flops = report.step_flops(
         model, objectives, abstract.params, layout, config.data.batch_rows, training=True, groups=begun.groups
     )
@@ -126,11 +126,11 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
     def write(step: int, kind: str, metrics: Any) -> None:
         try:
             writer.write(step, kind, metrics)
-        except UserError as error:  # a full disk: the state may still find room
+        except UserError as error:  # a full disk: there may still be room for the checkpoint
             stop.because(error)
 
     def evaluate(step: int, examples: int | None) -> dict[str, dict[str, float]] | None:
-        """The metrics of every subset; None if it was asked to stop on the way."""
+        """The metrics of every subset; None if a signal interrupted the evaluation."""
         params, results = state.params if state.average is None else state.average, {}
         for subset in subsets:
             metrics = evaluator.evaluate(params, subset, examples, stop.asked)
@@ -154,14 +154,14 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
         every = config.evaluation.every_steps
         return bool(every) and step % every == 0 and 0 < step < config.steps
 
-    # A run that was killed while it evaluated owes that evaluation.
-    if from_lead(evaluation_is_due(first) and (first, "eval") not in written):  # the lead knows
+    # A run that was killed during an evaluation repeats it.
+    if from_lead(evaluation_is_due(first) and (first, "eval") not in written):  # only process 0 has `written`
         evaluate(first, config.evaluation.examples)
     if stop.asked():
         checkpoints.close()
         raise stop.error(f"before step {first + 1}")
 
-    # The loop. The host waits for a step only after the next one is on its way, so the devices never wait for it.
+    # The loop. The host waits for a step only after it has dispatched the next one, so that the devices stay busy.
     skips = Skips(config, int(state.skipped))
     pending, before, done, saved = None, None, first, first
     ready = prefetch(batches, first, config.steps, config.data.threads)
@@ -183,11 +183,13 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
             stopping, last = stop.asked(), done == config.steps
             every = config.checkpoint.every_steps
             if last or stopping or (every and done % every == 0):
-                if pending is not None:  # before the checkpoint is there, or a kill in between would lose it
+                if pending is not None:  # log before the checkpoint, or a kill in between would lose these metrics
                     log(*pending)
                     pending = None
                 skips.see(done, metrics, saved)
-                if last or stopping or not skips.row:  # what cannot take a step should not push out what could
+                if (
+                    last or stopping or not skips.row
+                ):  # a state that cannot take steps must not replace an older good checkpoint
                     checkpoints.save(done, state, sampler.state(done))
                     saved = done
                 if batches.skipped:
@@ -201,7 +203,7 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
     if done < config.steps or stop.failed:
         raise stop.error(f"after step {done}; its state is saved")
 
-    # The end: everything that the run was for.
+    # Final evaluation.
     results = evaluate(done, config.evaluation.final_examples)
     if results is None:
         raise stop.error(f"in the last evaluation; the state of step {done} is saved")
@@ -213,21 +215,21 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
 
 @contextmanager
 def finishing(checkpoints: Checkpoints) -> Iterator[None]:
-    """Finishes the save that is on its way, however the block ends."""
+    """Finishes a pending save however the block ends."""
     try:
         yield
     except BaseException:
-        with suppress(UserError):  # what went wrong first is what is told
+        with suppress(UserError):  # the first error is the one to report
             checkpoints.close()
         raise
     checkpoints.close()
 
 
 class Skips:
-    """Counts the steps in a row that were skipped, since their gradients were not finite, and ends a run of nothing else.
+    """Counts consecutive steps that were skipped because of non-finite gradients, and ends the run after too many.
 
     Args:
-      skipped: steps before the first.
+      skipped: number of steps skipped before this start.
     """
 
     def __init__(self, config: Experiment, skipped: int):
@@ -235,10 +237,13 @@ class Skips:
         self._most = min(config.optimizer.max_skipped, max(2, config.steps // 2))
 
     def see(self, step: int, metrics: Any, saved: int) -> None:
-        """Looks at a step, which is done; at none twice.
+        """Counts a finished step; a second call for the same step does nothing.
+
+        Args:
+          saved: the step of the newest checkpoint.
 
         Raises:
-          UserError: too many were skipped; `saved` is the step of the newest checkpoint.
+          UserError: too many consecutive steps were skipped.
         """
         if metrics is None or step == self._seen:
             return
@@ -248,6 +253,6 @@ class Skips:
         if self.row >= self._most:
             raise UserError(
                 f"the last {self.row} steps, from {step - self.row + 1} on, were skipped: their gradients were not finite; "
-                "lower the learning rate (optimizer.schedule.peak), or look at the data of these steps, and start anew with "
+                "lower the learning rate (optimizer.schedule.peak), or check the data of these steps, and start again with "
                 "--restart or another --run-dir" + (f"; the checkpoint of step {saved} is kept" if saved else "")
             )

@@ -17,29 +17,29 @@ Dtype = Literal["float32", "bfloat16"]
 
 @part
 class Optimizer:
-    """How gradients become steps, and in which dtypes what a run has learned is kept."""
+    """Optimizer settings, and the dtypes of parameters, gradients and moments."""
 
     rule: Rule = AdamW()
     schedule: Schedule
     groups: Mapping[str, Group] = dataclasses.field(default_factory=dict)  # "encoders.speech.**": Group(frozen=True)
     clip: float | None = 1.0  # global gradient norm
-    ema: float | None = None  # decay of the averaged parameters that are evaluated; None: evaluate the trained ones
+    ema: float | None = None  # decay of the EMA of the parameters, which is evaluated; None: no EMA
     accumulation: int = 1  # micro-batches per step
-    max_skipped: int = 20  # steps in a row whose gradients are not finite; at most half of the run's; then it stops
-    # In what is kept; all is computed in float32.
-    parameters: Dtype = "float32"  # bfloat16: rounded at random, so that steps smaller than its digits count on average
-    gradients: Dtype = "float32"  # between the backward pass and the rule, and summed over micro-batches
-    moments: Dtype = "float32"  # the first ones (momentum); sums of squares stay float32
+    max_skipped: int = 20  # stop after so many non-finite steps in a row, or after half of all
+    # Storage dtypes; updates are computed in float32.
+    parameters: Dtype = "float32"  # bfloat16: stochastic rounding, so that updates below its precision count on average
+    gradients: Dtype = "float32"  # from the backward pass to the rule, including their sum over micro-batches
+    moments: Dtype = "float32"  # first moments (momentum); second moments stay float32
 
     def build(self, specs: Any, steps: int, groups: Any = None) -> optax.GradientTransformation:
-        """Clipping by the global norm, the rule, weight decay, the schedule and groups; in float32, whatever is kept.
+        """Builds the chain of clipping, rule, weight decay, schedule and groups, computed in float32.
 
-        Under every rule a step takes learning rate x weight_decay of each projection (decoupled weight decay, Loshchilov
-        and Hutter 2019, arXiv:1711.05101) and nothing of any other parameter.
+        With every rule, a step subtracts learning rate x weight_decay times each projection (decoupled weight decay,
+        Loshchilov and Hutter 2019, arXiv:1711.05101). Other parameters do not decay.
 
         Args:
           specs: the `mmjax.models.roles.Spec` of every trained parameter.
-          steps: of the run.
+          steps: number of steps of the run.
           groups: the `Group` of every trained parameter; None: there are none.
         """
         return optax.chain(
@@ -53,10 +53,10 @@ class Optimizer:
 
 
 def decayed(specs: Any) -> Any:
-    """Which parameters decay: the projections, those of routers too."""
+    """Which parameters have weight decay: projections, including those of routers."""
     return jax.tree.map(lambda spec: spec.role in ("projection", "router"), specs)
 
 
 def fixed(specs: Any) -> Any:
-    """Which parameters never move: the statistics of an imported batch normalisation."""
+    """Which parameters are never trained: the statistics of an imported batch normalisation."""
     return jax.tree.map(lambda spec: spec.role == "statistic", specs)

@@ -1,4 +1,4 @@
-"""What a run compiles: the initial state, and the train step, both divided among the devices of a mesh."""
+"""The two programs of a run, sharded over a mesh: the initial state and the train step."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,12 +18,12 @@ from mmjax.train.step import TrainState, init_parameters, init_state, make_train
 
 
 class Start(NamedTuple):
-    """What a run starts with, before any of it is computed.
+    """The optimizer and the abstract initial state of a run.
 
     Attributes:
       optimizer: for the parameters of the model.
       abstract: the shapes, dtypes and shardings of the state.
-      initialise: makes the state, divided as it should be.
+      initialise: computes the sharded state.
       specs: the `mmjax.models.roles.Spec` of every parameter.
       groups: the `mmjax.train.groups.Group` of every parameter; None: the config has no groups.
     """
@@ -39,12 +39,12 @@ def begin(config: Experiment, model: nn.Module, layout: Any, mesh: Any) -> Start
     """The optimizer and the initial state of a config, for the devices of a mesh."""
     batch, weighting = layout.empty(1), config.weighting
     learned = weighting is not None and weighting.learned
-    model = model.clone(attention="xla", strict_attention=False)  # parameters do not depend on it
+    model = model.clone(attention="xla", strict_attention=False)  # parameters do not depend on the backend
 
-    @jax.jit  # so that it is traced once: for the roles, for the shapes, and to be run
+    @jax.jit  # so that roles, shapes and the run share one trace
     def parameters() -> Any:
         params = init_parameters(model, batch, config.seed)
-        if learned:  # one number per objective, which trains like a gate
+        if learned:  # one scalar per objective, with the role of a gate
             gate = parameter("gate", lambda value: value, ())
             params["weighting"] = jax.tree.map(gate, weighting.init(list(config.objectives)))
         return params
@@ -72,7 +72,7 @@ def begin(config: Experiment, model: nn.Module, layout: Any, mesh: Any) -> Start
 
 
 def jitted_step(config: Experiment, model: nn.Module, begun: Start) -> Any:
-    """The train step as the run compiles it: (state, batch) -> (state, metrics), the state given away."""
+    """The jitted train step: (state, batch) -> (state, metrics), with donated state."""
     step = make_train_step(
         model,
         config.objectives,
@@ -91,7 +91,7 @@ def jitted_step(config: Experiment, model: nn.Module, begun: Start) -> Any:
             f"data.batch_rows={config.data.batch_rows} does not divide into optimizer.accumulation={accumulation} micro-batches "
             f"for {parts} devices (mesh.data x mesh.fsdp); write a multiple of {parts * accumulation}"
         )
-    # As the state came, so it leaves: another layout would make the second step another program.
+    # The output state has the shardings of the input; otherwise the second step would compile again.
     return jax.jit(
         within(mesh, step),
         donate_argnums=0,

@@ -1,25 +1,25 @@
-"""Matrix products of few bits: those of activations with weights in the blocks of encoders and fusion, through qwix.
+"""8-bit matrix products of activations with weights in the blocks of encoders and fusion, with qwix.
 
-Forward products are of int8 (or float8 e4m3) numbers: each token of an activation and each output of a kernel has its own
-scale, the largest of its numbers. So what an example gives does not depend on its neighbours in a row. In the backward pass
-the products that give the gradient of an activation are quantised likewise (float8: e5m2 for gradients); those that give the
-gradient of a kernel sum over the tokens of all examples, where a scale per token is not possible: they stay whole.
-Parameters are float32 in any case, stems, heads, attention's own products and what writes text compute as without it.
+Forward products use int8 (or float8 e4m3). Each token of an activation and each output of a kernel has its own scale, its
+largest magnitude, so the outputs of an example do not depend on its neighbours in a row. In the backward pass, products
+for the gradient of an activation are quantised in the same way (float8: e5m2 for gradients). Products for the gradient of a
+kernel sum over tokens, which excludes a scale per token, so they keep full precision. Parameters are not quantised.
+Stems, heads, text decoders and the products inside attention are unchanged.
 """
 
 from typing import Any
 
 from mmjax.errors import UserError
 
-# Modules in which every product is one with a weight (`mmjax.models.layers.dense`, attention's projections).
+# Modules whose only products are with a weight (`mmjax.models.layers.dense`, projections of attention).
 WEIGHTS = "up|down|gate|qkv|query|key_value|query_key|value|out|pointwise_in|pointwise_out|scale|shift"
 BLOCKS = rf"(encoders_[^/]+|fusion)/(.+/)?layers/(.+/)?({WEIGHTS})"
-# Of numbers in the forward pass, and of gradients.
+# The dtypes of the forward pass, and of gradients.
 TYPES = {"int8": ("int8", "int8"), "fp8": ("float8_e4m3fn", "float8_e5m2")}
 
 
 def quantised(model: Any, kind: str) -> Any:
-    """The model, computing in products of `kind`.
+    """The model with quantised matrix products of `kind`.
 
     Raises:
       UserError: qwix is not installed.

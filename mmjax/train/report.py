@@ -1,4 +1,4 @@
-"""What a run says at its start, on its way and at its end (standard error)."""
+"""The reports of a run on standard error: at its start, during training and at its end."""
 
 import datetime
 import time
@@ -21,11 +21,11 @@ from mmjax.train.experiment import Experiment
 from mmjax.train.groups import merged, split
 from mmjax.train.step import measure, unboxed
 
-MOSTLY_USED = 0.5  # share of a stream's positions below which its rows are too long for their company
+MOSTLY_USED = 0.5  # below this share of used positions, a stream's rows are reported as mostly empty
 
 
 def sample_rate(config: Experiment) -> int:
-    """Of the speech that the run hears, in Hz."""
+    """The sample rate of the run's speech, in Hz."""
     rates = [e.front_end.sample_rate for e in config.model.encoders.values() if isinstance(e, SpeechEncoder)]
     return rates[0] if rates else 16_000
 
@@ -39,13 +39,12 @@ def step_flops(
     training: bool = False,
     groups: Any = None,
 ) -> dict[str, float]:
-    """FLOPs of the forward pass of one step by part of the model, in training those of its gradients as well.
+    """FLOPs of one step by part of the model: of the forward pass and, with `training`, of the backward pass.
 
-    What an objective computes counts to the head that it is for. Attention counts as all its scores: of a kernel the
-    trace says nothing.
+    The FLOPs of an objective count for its head. Attention counts all scores, even those that a kernel skips.
 
     Args:
-      groups: the group of every parameter: frozen ones have no gradients.
+      groups: the group of every parameter; frozen parameters have no gradients.
     """
     model = model.clone(attention="xla", strict_attention=False)
     batch, key = abstract_batch(layout.empty(1), rows), jax.eval_shape(lambda: jax.random.key(0))
@@ -62,9 +61,9 @@ def step_flops(
 
 
 def position_flops(config: Experiment, layout: Any) -> dict[str, float]:
-    """FLOPs of the forward pass that one position of a row costs, by stream; the fusion's are the slots' of examples.
+    """FLOPs of the forward pass per position of a row, by stream; the fusion counts for the stream "examples".
 
-    What grows with the square of a row's length is counted at the length that the row has.
+    The quadratic cost of attention is that of the config's row length.
     """
     model, objectives, batch = build_model(config.model), config.objectives, layout.empty(1)
     params = unboxed(jax.eval_shape(lambda: model.init(jax.random.key(0), batch)["params"]))
@@ -76,7 +75,7 @@ def position_flops(config: Experiment, layout: Any) -> dict[str, float]:
 
 
 def part_name(name: str) -> str:
-    """Of a part of the model, whose parameters are "encoders_text", the name that the user gave it."""
+    """The user's name of a part of the model: "text" for parameters named "encoders_text"."""
     return name.removeprefix("encoders_").removeprefix("heads_")
 
 
@@ -85,10 +84,10 @@ def parameters_by_part(params: Any) -> dict[str, int]:
 
 
 def division(params: Any) -> list[dict[str, Any]]:
-    """How many parameters are divided along which axes of the mesh, the most first.
+    """The number of parameters by the mesh axes that divide them, the largest first.
 
-    "along" is as "fsdp" or "fsdp+tensor"; "nothing" of those that every device holds whole, since no axis has more
-    than one device or none divides their dimensions. "largest" names the largest of each.
+    "along" is such as "fsdp+tensor", or "nothing" for replicated parameters: no axis has more than one device, or none
+    divides their dimensions. "largest" names the largest parameter of the group.
     """
     found: dict[str, list[tuple[int, str]]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -105,7 +104,7 @@ def division(params: Any) -> list[dict[str, Any]]:
 
 
 def idle_parts(config: Experiment) -> list[str]:
-    """The keys of what no objective learns with: it has parameters, and is never trained."""
+    """The keys of parts that no objective uses: they have parameters but are never trained."""
     model, reads = config.model, set()
     for name in model.heads.keys() & config.objectives.keys():
         head = model.heads[name]
@@ -119,22 +118,22 @@ def idle_parts(config: Experiment) -> list[str]:
 
 
 def short_schedule(config: Experiment) -> str | None:
-    """A warning, where the schedule ends before the run does."""
+    """A warning if the schedule ends before the run; None otherwise."""
     schedule = config.optimizer.schedule
     if schedule.last is None or schedule.last >= config.steps:
         return None
     return (
         f"optimizer.schedule ends at step {schedule.last}, the run at step {config.steps}: the learning rate stays at "
-        f"{schedule.peak * schedule.end:g} in between. A run keeps the schedule with which it began; to train longer, choose "
+        f"{schedule.peak * schedule.end:g} in between. A run keeps its first schedule; to train longer, choose "
         "another --run-dir and leave optimizer.schedule.steps out"
     )
 
 
 def start(config, run, params, groups, flops, decisions, sampler, layout, source, first: int, peak) -> None:
-    """Devices, parts of the model, and what the rows will hold."""
+    """Prints devices, parts of the model, and the use of rows."""
     say = progress.console.print
     devices = jax.devices()
-    say(f"{config.name} in {run}" + (f", going on after step {first}" if first else ""))
+    say(f"{config.name} in {run}" + (f", resuming after step {first}" if first else ""))
     say(
         f"{len(devices)} x {devices[0].device_kind} ({jax.process_count()} process), compute {config.model.dtype}, "
         f"parameters {config.optimizer.parameters}, "
@@ -164,7 +163,7 @@ def start(config, run, params, groups, flops, decisions, sampler, layout, source
         shares = [f"{one['along']} {100 * one['parameters'] / sum(sizes.values()):.3g} %" for one in division(params)]
         say(f"parameters divided along {', '.join(shares)}")
     if idle := idle_parts(config):
-        progress.warn(f"no objective learns with {', '.join(idle)}: leave out what nothing needs")
+        progress.warn(f"no objective uses {', '.join(idle)}; leave out parts that are never trained")
     useful = sampler.useful_share(layout.tokens(source.sizes), range(first, first + 50))
     say(
         f"{len(source):,} examples in rows of "
@@ -172,13 +171,13 @@ def start(config, run, params, groups, flops, decisions, sampler, layout, source
         + "; padding "
         + ", ".join(f"{n} {100 * (1 - share):.1f} %" for n, share in useful.items())
         + (f"; {sampler.too_long} examples are longer than a row and left out" if sampler.too_long else "")
-        + (f"; {sampler.never_shown} have nothing of any of data.subsets" if sampler.never_shown else "")
+        + (f"; {sampler.never_shown} have no modality of data.subsets" if sampler.never_shown else "")
     )
     for name, share in useful.items():
         if share < MOSTLY_USED:
             progress.warn(
-                f"data.rows.{name}={layout.rows[name]} is mostly empty: the other streams fill a row first; lower it towards "
-                f"{round(layout.rows[name] * share)}, or raise theirs"
+                f"data.rows.{name}={layout.rows[name]} is mostly empty, because other streams fill a row first; lower it to about "
+                f"{round(layout.rows[name] * share)}, or raise the others"
             )
     left_out(source, run)
     if first < config.steps:
@@ -186,7 +185,7 @@ def start(config, run, params, groups, flops, decisions, sampler, layout, source
 
 
 def left_out(source: Any, run: Path, split: str = "train") -> None:
-    """Says what of a split is not read, and how many examples cannot be used; lists them in the run's directory."""
+    """Warns of unused data and unusable examples of a split; lists the examples in the run's directory."""
     parts = getattr(source, "sources", {"": source})
     for part in parts.values():
         for note in getattr(part, "notes", ()):
@@ -201,14 +200,14 @@ def left_out(source: Any, run: Path, split: str = "train") -> None:
         try:
             write_whole(path, "source\texample\treason\n" + "".join(lines))
             listed = f"listed in {path}"
-        except OSError as error:  # a run that may only be read
+        except OSError as error:  # a read-only run directory
             listed = f"the first: {lines[0].strip()} (they cannot be listed in {path}: {error.strerror or error})"
         counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(source.dropped.items()))
         progress.warn(f"left out of the {split} split: {counts}; {listed}")
 
 
 class ProgressLine:
-    """One line per report: step, losses, rates, waiting, padding, time left."""
+    """Prints one line per report: step, losses, rates, data wait, padding, time left."""
 
     def __init__(self, steps: int, first: int, started: float):
         self._steps, self._first, self._last, self._seconds = steps, first, first, None
@@ -219,7 +218,7 @@ class ProgressLine:
         now = time.perf_counter()
         pace = (now - self._at) / max(step - self._last, 1)
         self._last, self._at = step, now
-        if step == self._first + 1:  # the first step compiles; it says nothing about the rest
+        if step == self._first + 1:  # the first step includes compilation
             left = f"? (the first step ended {now - self._started:.0f} s after the start)"
         else:
             self._seconds = pace if self._seconds is None else 0.7 * self._seconds + 0.3 * pace
@@ -239,17 +238,19 @@ class ProgressLine:
 
 
 def note_skipped(run: Path, skipped: Mapping[int, str]) -> tuple[int, Path]:
-    """Lists examples that could not be read, with the reasons, beside those that were found before the run was killed.
+    """Adds unreadable examples and their reasons to the list of the run; each process has its own list.
 
     Returns:
-      How many the list has, and where it is; each process has its own.
+      The number of examples in the list, and its path.
     """
     number = jax.process_index()
     path = run / (f"skipped-{number}.txt" if number else "skipped.txt")
     lines = (
         dict(line.split("\t", 1) for line in path.read_text(encoding="utf-8").splitlines()) if path.is_file() else {}
     )
-    lines |= {str(index): one_line(reason) for index, reason in dict(skipped).items()}  # which other threads add to
+    lines |= {
+        str(index): one_line(reason) for index, reason in dict(skipped).items()
+    }  # a copy, since other threads add to it
     write_whole(path, "".join(f"{index}\t{lines[index]}\n" for index in sorted(lines, key=int)))
     return len(lines), path
 
@@ -260,7 +261,7 @@ def end(started: float, compiled: telemetry.CompileCounter, batches: Any, run: A
         count, path = note_skipped(run, batches.skipped)
         progress.warn(f"{count} examples could not be read and were left out: {path}")
     say(
-        f"done in {time.perf_counter() - started:.0f} s; the step was compiled {compiled.count} time(s), "
-        f"{compiled.seconds:.0f} s; of all programs {compiled.hits} were found on disk and {compiled.misses} were not. "
-        f"Try: mmjax eval {run}"
+        f"done in {time.perf_counter() - started:.0f} s; the step was compiled {compiled.count} time(s) in "
+        f"{compiled.seconds:.0f} s; {compiled.hits} of {compiled.hits + compiled.misses} compiled programs came from the "
+        f"cache. Try: mmjax eval {run}"
     )

@@ -1,4 +1,4 @@
-"""Optimizer rules: what a step makes of gradients, before weight decay and the learning rate."""
+"""Optimizer rules: from gradients to updates, before weight decay and learning rate."""
 
 from typing import Any
 
@@ -16,10 +16,10 @@ class Rule:
 
     kind = "optimizer rule"
 
-    weight_decay: float = 0.0  # of projections in a step, times the learning rate (decoupled weight decay)
+    weight_decay: float = 0.0  # of projections; decoupled: multiplied by the learning rate
 
     def direction(self, specs: Any) -> optax.GradientTransformation:
-        """The direction of a step.
+        """The update before weight decay and learning rate.
 
         Args:
           specs: the `Spec` of every parameter.
@@ -61,11 +61,11 @@ class Muon(Rule):
             muon_weight_dimension_numbers=matrices(specs),
             consistent_rms=0.2,
         )
-        return optax.chain(muon, optax.scale(-1.0))  # Optax's Muon has descended already
+        return optax.chain(muon, optax.scale(-1.0))  # Optax's Muon already includes the sign of descent
 
 
 def matrices(specs: Any) -> Any:
-    """The axes by which Muon sees each hidden projection as matrices [in, out]; None: Adam trains the parameter."""
+    """The axes that reshape each hidden projection to matrices [in, out] for Muon; None: Adam trains the parameter."""
 
     def axes(spec: Any) -> optax.contrib.MuonDimensionNumbers | None:
         if not is_hidden(spec):

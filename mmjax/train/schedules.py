@@ -1,4 +1,4 @@
-"""Learning rates over the steps of a run."""
+"""Learning rate schedules."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ class Schedule:
         """Learning rate by optimizer step; the first step has peak / warmup, since a rate of 0 would waste it.
 
         Args:
-          steps: of the run.
+          steps: number of steps of the run.
         """
         warmup, rest = self.phases(steps)
         if not warmup:
@@ -28,11 +28,11 @@ class Schedule:
         return optax.join_schedules([lambda step: self.peak * (step + 1) / warmup, rest], [warmup])
 
     def phases(self, steps: int) -> tuple[int, optax.Schedule]:
-        """The steps of the warm-up, and the learning rate by the step since its end."""
+        """The number of warm-up steps, and the learning rate by step after the warm-up."""
         raise NotImplementedError
 
     def resolved(self, steps: int) -> "Schedule":
-        """The schedule for a run of so many steps, where its own length is left open."""
+        """The schedule with its length set to `steps`, if that is None."""
         return self
 
     def shortened(self) -> "Schedule":
@@ -41,18 +41,18 @@ class Schedule:
 
     @property
     def last(self) -> int | None:
-        """The step from which the rate stays as it is, of a resolved schedule; None: there is none."""
+        """The last step of a resolved schedule, after which the rate is constant; None: it has no end."""
         return None
 
     def described(self) -> str:
-        """One line about a resolved schedule, for people."""
+        """One line that describes a resolved schedule."""
         warmup, _ = self.phases(self.last or 1)
         return f"learning rate {self.peak:g} after {warmup} steps of warm-up ({type(self).__name__})"
 
 
 @part
 class Constant(Schedule):
-    """The peak, from the end of the warm-up on."""
+    """Constant at the peak after the warm-up."""
 
     warmup: int = 0  # steps
 
@@ -62,7 +62,7 @@ class Constant(Schedule):
 
 @part
 class InverseSquareRoot(Schedule):
-    """Falls with the root of the step (Vaswani et al. 2017, section 5.3)."""
+    """Decays with the inverse square root of the step (Vaswani et al. 2017, section 5.3)."""
 
     warmup: int = 100  # steps
 
@@ -70,18 +70,18 @@ class InverseSquareRoot(Schedule):
         import jax.numpy as jnp
 
         first = max(self.warmup, 1)
-        # `join_schedules` also evaluates it in the warm-up, with steps below 0, and ignores the result.
+        # `join_schedules` also evaluates this during the warm-up, with negative steps, and ignores the result.
         return self.warmup, lambda step: self.peak * (first / (jnp.maximum(step, 0) + first)) ** 0.5
 
 
 @part
 class FiniteSchedule(Schedule):
-    """The base class of schedules that end: they need a number of steps, by default that of the run."""
+    """The base class of schedules with an end, by default at the last step of the run."""
 
     kind = "schedule"
 
     warmup: int | float = 100  # steps, or below 1 a share of `steps`
-    steps: int | None = None  # of all phases together; None: those of the experiment
+    steps: int | None = None  # of all phases together; None: the steps of the run
     end: float = 0.0  # rate at the end, as a share of the peak
 
     def resolved(self, steps: int) -> "FiniteSchedule":
@@ -104,10 +104,10 @@ class FiniteSchedule(Schedule):
         )
 
     def counts(self, steps: int) -> dict[str, int]:
-        """The steps of the phases that have a field of their own.
+        """The number of steps of each phase that has a field.
 
         Raises:
-          UserError: together they are longer than the schedule.
+          UserError: the phases together are longer than the schedule.
         """
         length = self.steps or steps
         given = {name: self._count(name, length) for name in ("warmup", "decay") if hasattr(self, name)}
@@ -128,7 +128,7 @@ class FiniteSchedule(Schedule):
 
 @part
 class WarmupCosine(FiniteSchedule):
-    """Half a cosine down to the end (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
+    """Cosine decay to `end` (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
 
     def phases(self, steps: int) -> tuple[int, optax.Schedule]:
         warmup = self.counts(steps)["warmup"]
@@ -137,7 +137,7 @@ class WarmupCosine(FiniteSchedule):
 
 @part
 class WarmupLinear(FiniteSchedule):
-    """A line down to the end."""
+    """Linear decay to `end`."""
 
     def phases(self, steps: int) -> tuple[int, optax.Schedule]:
         warmup = self.counts(steps)["warmup"]
@@ -147,7 +147,7 @@ class WarmupLinear(FiniteSchedule):
 
 @part
 class WarmupStableDecay(FiniteSchedule):
-    """The peak, then a line down to the end (Hu et al. 2024, arXiv:2404.06395)."""
+    """Constant at the peak, then linear decay to `end` (Hu et al. 2024, arXiv:2404.06395)."""
 
     decay: int | float  # steps of the decay at the end, or below 1 a share of `steps`
 

@@ -1,4 +1,4 @@
-"""One dial that makes any config small: the same parts on the same rows, narrow and shallow, for a few steps."""
+"""Makes any config small: the same parts on the same rows, with fewer features and layers, for a few steps."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,17 +9,17 @@ from mmjax.train.experiment import Checkpoint, Experiment, Log
 from mmjax.tree import fields
 
 STEPS, ROWS, EXAMPLES = 4, 2, 8
-# What is made small, but stays as it is asked for beside `--smoke`: to rehearse a mesh.
+# Keys that the command line may set together with `--smoke`, to test a mesh.
 AS_ASKED = ("steps", "mesh.", "data.batch_rows", "optimizer.accumulation")
 
 
 def smoke(config: Experiment, width: int = 32) -> Experiment:
-    """The config, so small that a laptop trains it in a minute or so; what fails there would fail on a pod.
+    """Returns the config with a model that a laptop trains in about a minute.
 
-    Data, tokenizer, rows, objectives and heads stay as they are, so that whatever is wrong with them is found.
+    Data, tokenizer, rows, objectives and heads are unchanged, so that their errors appear here before they do on a pod.
 
     Args:
-      width: of all towers, in features; heads, layers and hidden units follow from it. It divides by 8.
+      width: features of all towers, a multiple of 8; other sizes follow from it.
     """
     model = config.model
     small = dataclasses.replace(
@@ -45,7 +45,7 @@ def smoke(config: Experiment, width: int = 32) -> Experiment:
 
 
 def _small(part: Any, width: int) -> Any:
-    """A part of the model with its parts, each size cut down to what the dial says."""
+    """Limits all sizes of a part of the model and of its parts."""
     if isinstance(part, Mapping):
         return {name: _small(one, width) for name, one in part.items()}
     if not dataclasses.is_dataclass(part):

@@ -13,19 +13,19 @@ from mmjax.objectives import Sums, score
 from mmjax.stream import Batch
 from mmjax.train.groups import merged, split
 
-ROUNDING = 2**31 - 1  # of a step's key, the child that rounds; micro-batches have the first ones
+ROUNDING = 2**31 - 1  # the fold of a step's key for rounding; micro-batches use the first splits
 
 
 class TrainState(NamedTuple):
-    """All that a run has learned: a plain pytree, saved and restored as it is.
+    """The state of a run: a plain pytree, which checkpoints save.
 
     Attributes:
       step: optimizer steps taken.
-      params: parameters, as `init_state` keeps them.
-      optimizer: the state of Optax.
-      average: exponential moving average of the parameters, or None.
-      skipped: steps that were not taken because the gradient was not finite.
-      weighting: what weights of the objectives that are not learned remember, or None.
+      params: parameters, in the dtype of `init_state`.
+      optimizer: the optimizer state of Optax.
+      average: exponential moving average (EMA) of the parameters, or None.
+      skipped: number of steps skipped because the gradient was not finite.
+      weighting: the state of a weighting of the objectives that is not learned, or None.
     """
 
     step: jax.Array
@@ -39,7 +39,7 @@ class TrainState(NamedTuple):
 def init_parameters(model: Multimodal, batch: Batch, seed: int) -> Any:
     """The model's parameters before the first step, each in a `mmjax.models.roles.Parameter`.
 
-    A batch of any content gives the shapes; it needs every modality.
+    The batch needs every modality, for the shapes; its content does not matter.
     """
     return dict(model.init(jax.random.key(seed), batch)["params"])
 
@@ -56,17 +56,17 @@ def init_state(
     """The state before the first step.
 
     Args:
-      params: of `init_parameters`, in float32.
-      average: keep a moving average of the parameters.
-      weights: what the weights of the objectives remember at first (see `mmjax.train.weighting`).
-      parameters, moments: the dtypes in which parameters and first moments are kept; all else is float32.
-      groups: the group of every parameter; frozen ones have no moments, and may have a dtype of their own.
+      params: the result of `init_parameters`, in float32.
+      average: keep an EMA of the parameters.
+      weights: the initial state of the weighting of the objectives (see `mmjax.train.weighting`).
+      parameters, moments: dtypes of parameters and first moments; everything else is float32.
+      groups: the group of every parameter; frozen parameters have no moments, and may have their own dtype.
     """
     copy = jax.tree.map(jnp.copy, params) if average else None
     zero = jnp.zeros((), jnp.int32)
 
     def narrowed(path: Any, x: jax.Array) -> jax.Array:
-        names = {getattr(key, "name", None) for key in path}  # of the fields of Optax's states
+        names = {getattr(key, "name", None) for key in path}  # the fields of Optax's states
         return x.astype(moments) if names & {"mu", "trace"} else x
 
     trained = params if groups is None else split(params, groups)[0]
@@ -78,14 +78,14 @@ def init_state(
 
 
 def cast(tree: Any, dtype: Any) -> Any:
-    """All arrays of numbers with a point in that dtype."""
+    """Casts all floating-point arrays to `dtype`."""
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
 def widened(params: Any) -> Any:
-    """In float32 what is used many times in a step: JAX sums the gradients of all uses in the dtype of the parameter.
+    """Upcasts parameters used several times per step, since JAX accumulates gradients in the parameter's dtype.
 
-    Those are embeddings, recurrent layers, heads. Of a stack of layers, which hold most of what there is, each is used once.
+    These are embeddings, recurrent layers and heads. Layers of a stack, with most of the parameters, are used once.
     """
 
     def widen(path, x):
@@ -95,11 +95,11 @@ def widened(params: Any) -> Any:
 
 
 def rounded_like(kept: Any, new: Any, key: jax.Array) -> Any:
-    """Finite arrays in the dtypes of those that were kept; float32 ones that were bfloat16 are rounded at random.
+    """Casts `new` to the dtypes of `kept`, with stochastic rounding to bfloat16 (Gupta et al. 2015, section 3).
 
-    Each goes to one of its two neighbours, so that the expectation stays (Gupta et al. 2015, section 3). Rounded to the
-    nearest, a parameter or a momentum would stand still as soon as its steps are smaller than half of its last digit, 1/500
-    of its size.
+    A number is rounded to one of its two neighbours, so that its expectation is unchanged. With rounding to nearest, a
+    parameter or momentum would never change once its updates are below half a unit in the last place, about 1/500 of it.
+    All arrays must be finite.
     """
 
     def rounded(number: int, x: jax.Array) -> jax.Array:
@@ -113,12 +113,12 @@ def rounded_like(kept: Any, new: Any, key: jax.Array) -> Any:
 
 
 def measure(model: Multimodal, objectives: dict[str, Any], params: Any, batch: Batch, keys=None) -> Sums:
-    """Runs the model (training it, if keys for "dropout" and "augment" are given) and scores its outputs."""
+    """Runs the model and computes the objectives; in training mode if keys for "dropout" and "augment" are given."""
     return score(objectives, model.apply({"params": params}, batch, train=keys is not None, rngs=keys), batch)
 
 
 def divide(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """sum / weight, and 0 where nothing was weighed."""
+    """sum / weight, or 0 if the weight is 0."""
     total, weight = pair
     return total / jnp.where(weight > 0, weight, 1.0)
 
@@ -135,22 +135,22 @@ def loss_and_gradients(
     dtype: str = "float32",
     frozen: Any = None,
 ):
-    """The whole batch's loss, its gradients, and the metrics' sums; memory for one micro-batch at a time.
+    """Returns the loss of the whole batch, its gradients and the sums of the metrics, one micro-batch at a time.
 
-    Losses are sums divided once by the weight of the *whole* batch, so the number of micro-batches does not
-    change the result, however unequal their lengths. If the weighting compares gradients, their lengths by the part
-    that it names are among the sums, as "NAME/shared_gradient".
+    Losses are sums divided by the weight of the *whole* batch, so the number of micro-batches does not change the
+    result, even if their lengths differ. If the weighting compares gradients, the sums include the gradient norms with
+    respect to its shared part, as "NAME/shared_gradient".
 
     Args:
-      weighting: of the objectives beyond their fixed weights; what it knows is in params["weighting"] if it is
-        learned, else `remembered`.
-      dtype: of the gradients.
-      frozen: the parameters without gradients, where `params` are the trained ones alone; see `mmjax.train.groups.split`.
+      weighting: weighting of the objectives in addition to their fixed weights. Its state is params["weighting"] if it
+        is learned, otherwise `remembered`.
+      dtype: dtype of the gradients.
+      frozen: parameters without gradients; `params` are then only the trained ones (see `mmjax.train.groups.split`).
     """
     frozen = None if frozen is None else widened(frozen)
 
     def losses_of(params, batch, dropout_key, weights):
-        # Augmentation is drawn by example, whatever micro-batch it is in.
+        # Augmentation depends on the example, so all micro-batches use the same key.
         whole = params if frozen is None else merged(params, frozen)
         sums = measure(model, objectives, whole, batch, {"dropout": dropout_key, "augment": key})
         losses = {
@@ -172,24 +172,30 @@ def loss_and_gradients(
         if weighting is None or weighting.shared is None:
             return of_all, {}
         place = weighting.shared.replace(".", "_")
-        of_part = lambda part: losses_of({**params, place: part}, batch, dropout_key, weights)[0]  # noqa: E731
+
+        def of_part(part: Any) -> dict[str, jax.Array]:
+            return losses_of({**params, place: part}, batch, dropout_key, weights)[0]
+
         losses, pull = jax.vjp(of_part, params[place])
-        one = lambda name: {n: jnp.float32(n == name) for n in losses}  # noqa: E731
-        return of_all, {name: cast(pull(one(name))[0], dtype) for name in losses}
+        seeds = {name: {other: jnp.float32(other == name) for other in losses} for name in losses}
+        return of_all, {name: cast(pull(seed)[0], dtype) for name, seed in seeds.items()}
 
     def result(of_all, of_shared):
         (total, sums), gradients = of_all
-        norm = lambda gradient: optax.tree.norm(cast(gradient, jnp.float32))  # noqa: E731
-        lengths = {f"{n}/shared_gradient": (norm(g), jnp.ones(())) for n, g in of_shared.items()}
-        return total, gradients, sums | lengths
+        norms = {name: optax.tree.norm(cast(gradient, jnp.float32)) for name, gradient in of_shared.items()}
+        return (
+            total,
+            gradients,
+            sums | {f"{name}/shared_gradient": (norm, jnp.ones(())) for name, norm in norms.items()},
+        )
 
     params = widened(params)
     if micro_batches == 1:
         return result(*gradient(params, batch, key))
 
-    # Every so many-th row makes a micro-batch: neighbours lie on one device, and each device keeps a part of every one.
+    # Row i belongs to micro-batch i % micro_batches. Adjacent rows are on one device, so each micro-batch uses all devices.
     micro = jax.tree.map(lambda x: x.reshape((-1, micro_batches) + x.shape[1:]).swapaxes(0, 1), batch)
-    # The weights depend on the data alone: the compiler drops the model from this pass.
+    # The weights depend only on the data, so the compiler removes the model from this pass.
     keys = {"dropout": key, "augment": key}
     whole = params if frozen is None else merged(params, frozen)
     sums = jax.lax.map(lambda one: measure(model, objectives, whole, one, keys), micro)
@@ -230,14 +236,17 @@ def make_train_step(
         new = optax.apply_updates(params, updates), moments
         params, new_optimizer = rounded_like((kept, state.optimizer), new, jax.random.fold_in(key, ROUNDING))
 
-        # One batch that is not finite must not poison the run: the step is skipped, and counted.
+        # A step with non-finite gradients is skipped and counted, so that one bad batch does not end the run.
         finite = jnp.isfinite(norm)
-        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)  # noqa: E731
+
+        def keep(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
         params, new_optimizer = keep(params, kept), keep(new_optimizer, state.optimizer)
         params = params if frozen is None else merged(params, frozen)
         average = state.average
         if average_decay is not None:
-            # Young averages forget faster, or the random start would stay in them.
+            # The decay is smaller in the first steps, so that the EMA forgets the random initial parameters.
             decay = jnp.minimum(average_decay, (1.0 + state.step) / (10.0 + state.step))
             average = jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, average, cast(params, jnp.float32))
         metrics = {"loss": total, "gradient_norm": norm} | {name: divide(pair) for name, pair in sums.items()}

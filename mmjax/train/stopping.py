@@ -1,4 +1,4 @@
-"""How a run is asked to stop: signals end it in good order, whatever it is doing."""
+"""Handles signals: a run saves its state and stops in order."""
 
 import os
 import signal
@@ -15,23 +15,23 @@ SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 class StopSignal:
-    """SIGTERM (a scheduler that takes the machine back), SIGHUP (a terminal that closes) or Ctrl-C, noted until asked for.
+    """Records SIGTERM (from a scheduler), SIGHUP (a closed terminal) and Ctrl-C until the run asks for them.
 
-    No exception is raised in the middle of something, least of all in the compiler. A second Ctrl-C ends the process
-    at once. Signals that the process was started to ignore (`nohup`) stay ignored.
+    No exception interrupts a step or the compiler. A second Ctrl-C ends the process immediately. Signals that the
+    process ignored at its start (`nohup`) stay ignored.
 
-    Of several processes, one that is asked asks all: JAX's preemption service, which listens for SIGTERM, finds a
-    point that none has passed yet.
+    A signal to any process stops all: JAX's preemption service, which listens for SIGTERM, finds a step that no process
+    has passed yet.
 
     Args:
-      again: which command goes on from the state that is saved.
+      again: the command that resumes the run, for messages.
     """
 
     def __init__(self, again: str = "the same command"):
         self._again = again
-        self.requested = False  # in this process; `asked` says whether it is time to stop
+        self.requested = False  # this process received a signal; `asked` decides for all processes
         self._several = jax.process_count() > 1
-        self.failed: UserError | None = None  # what went wrong that a saved state outlives
+        self.failed: UserError | None = None  # an error that must not prevent the final save
         self._interrupts, self._asked, self._stop = 0, 0, False
         self._before, self._wakeup, self._sockets = {}, None, ()
 
@@ -39,8 +39,10 @@ class StopSignal:
         return self
 
     def listen(self) -> None:
-        """From now on, signals are noted. Until then they end the process as the caller arranged it."""
-        if threading.current_thread() is not threading.main_thread():  # a notebook's: nobody to ask
+        """Starts recording signals. Before this call, the caller's handlers apply."""
+        if (
+            threading.current_thread() is not threading.main_thread()
+        ):  # signals only reach the main thread; a notebook may use another
             return
         own = SIGNALS[1:] if self._several else SIGNALS
         self._sockets = reader, writer = socket.socketpair()
@@ -59,33 +61,33 @@ class StopSignal:
             self._sockets[1].close()  # ends the thread
 
     def asked(self) -> bool:
-        """Whether to stop now; the same answer in every process, which all ask equally often."""
+        """Whether to stop now, with the same answer in all processes; all must call it equally often."""
         if self._several and not self._stop:
             self._asked += 1
             self._stop = multihost_utils.reached_preemption_sync_point(self._asked)
         return self._stop if self._several else self.requested
 
     def because(self, error: UserError) -> None:
-        """Asks to stop, since something went wrong that a saved state outlives."""
+        """Requests a stop because of an error after which the state can still be saved."""
         self.failed = self.failed or error
         self._request()
 
     def error(self, when: str) -> UserError:
-        """What to raise at the end, when all is saved."""
+        """The exception to raise after the state has been saved."""
         kind = Interrupted if self._interrupts else Preempted
-        return self.failed or kind(f"stopped by a signal {when}, {self._again} goes on from there")
+        return self.failed or kind(f"stopped by a signal {when}, {self._again} resumes from there")
 
     def _read(self, reader: socket.socket) -> None:
-        # In a thread, since Python's own handlers wait until the main thread is back from the compiler.
+        # Runs in a thread, because Python's handlers run only after the main thread returns from the compiler.
         with reader:
             while received := reader.recv(1):
                 if received[0] == signal.SIGINT:
                     self._interrupts += 1
                     if self._interrupts > 1:
-                        sys.stderr.write("mmjax: ended at once\n")
+                        sys.stderr.write("mmjax: ended by a second Ctrl-C\n")
                         sys.stderr.flush()
                         os._exit(Interrupted.exit_code)
-                    print("mmjax: stopping after this step; Ctrl-C again ends at once", file=sys.stderr)
+                    print("mmjax: stopping after this step; a second Ctrl-C ends immediately", file=sys.stderr)
                 if received[0] in SIGNALS:
                     self._request()
 

@@ -1,4 +1,4 @@
-"""What the types of a config cannot say: ranges, and parts that must agree with each other."""
+"""Checks of a config that its types cannot express: ranges of numbers, and consistency of its parts."""
 
 from mmjax.data.image_augmentation import ImageAugmentation
 from mmjax.errors import UserError
@@ -10,7 +10,7 @@ from mmjax.train.rules import Adafactor
 from mmjax.train.validate_objectives import TAKEN, check_objectives
 from mmjax.tree import flat
 
-# The least value of a number by the end of its key; of the others 1 for integers and 0 for floats.
+# The least value of a number, by the end of its key. Default: 1 for integers, 0 for floats.
 AT_LEAST = {
     "mesh.data": -1,
     "seed": 0,
@@ -39,62 +39,62 @@ AT_LEAST = {
     "bottlenecks": 0,
     "_distance": 0,
 }
-FREE = ("data.source.options.", "xla.options.")  # numbers that mean what others make of them
+FREE = ("data.source.options.", "xla.options.")  # their range is known only to other libraries
 SHARES = ("dropout", "label_smoothing", "ema", "b1", "b2", "momentum")
 AT_MOST_ONE = ("probability", "share", "start", "time_width", "multiplicity", "maximum_share", "quiet")
 
 
 def check_config(config: Experiment) -> None:
-    """What types cannot say: numbers within their ranges, and parts that agree with each other."""
+    """Checks the ranges of numbers and the consistency of parts; raises UserError."""
     _check_numbers(config)
-    data_directory(config.data.directory)  # which refuses a bucket
-    config.optimizer.schedule.phases(config.steps)  # which refuses phases that do not fit
+    data_directory(config.data.directory)  # raises for the address of a bucket
+    config.optimizer.schedule.phases(config.steps)  # raises if the phases are longer than the run
     if config.seed >= 2**63:
         raise UserError(f"seed is {config.seed}; it must be less than 2**63")
     if sum(config.data.subsets.values()) <= 0:
-        raise UserError("data.subsets draws nothing: give at least one subset a weight above 0")
+        raise UserError("data.subsets has no weight above 0; set at least one")
     _check_context(config)
     if config.model.strict_attention and config.model.attention == "auto":
-        raise UserError('model.strict_attention is for a backend that model.attention names; "auto" takes any')
+        raise UserError('model.strict_attention needs a backend in model.attention; "auto" allows all')
     if not config.objectives:
         raise UserError("objectives is empty: there is nothing to train")
     for name, encoder in config.model.encoders.items():
         path = f"model.encoders.{name}"
         encoder.check(path)
         if isinstance(encoder, Vectors) and name in TAKEN:
-            raise UserError(f"{path}: '{name}' is not for a stream of vectors; choose another name")
+            raise UserError(f"{path}: '{name}' is reserved and cannot name a stream of vectors; choose another name")
     if config.model.fusion:
         config.model.fusion.check("model.fusion", config.model.encoders)
     if config.data.prefixes and (config.data.tokenizer is None or not config.data.source.takes_prefixes):
-        raise UserError("data.prefixes are for texts of a collection or a mixture, and need data.tokenizer")
+        raise UserError("data.prefixes need data.tokenizer, and a source that is a collection or a mixture of texts")
     if config.data.image_augmentation:
         _check_image_augmentation(config.data.image_augmentation)
     if mixing := config.data.image_mixing:
         answers = isinstance(config.objectives.get("answer"), Classification)
         if not answers or any("image" not in subset or "+" in subset for subset in config.data.subsets):
             raise UserError(
-                "data.image_mixing is for pictures alone that are classified: data.subsets must be 'image', and "
-                "objectives.answer a Classification"
+                "data.image_mixing is for classification of images alone: data.subsets must be 'image', and objectives.answer "
+                "a Classification"
             )
         for key in ("mixup", "cutmix"):
             if getattr(mixing, key) == 0:
-                raise UserError(f"data.image_mixing.{key} is 0; it must be above 0, or None to be off")
+                raise UserError(f"data.image_mixing.{key} is 0; it must be above 0, or None to switch it off")
     if config.data.speed and not (config.data.speed.speeds and all(0.5 <= s <= 2 for s in config.data.speed.speeds)):
-        raise UserError(f"data.speed.speeds is {config.data.speed.speeds}; name speeds between 0.5 and 2")
+        raise UserError(f"data.speed.speeds is {config.data.speed.speeds}; set speeds between 0.5 and 2")
     modalities = set(config.model.encoders)
     known = {*modalities, "transcript", "target", "examples"}
     for name in config.data.rows:
         if name not in known:
-            raise UserError(f"data.rows.{name} is no stream of this model; there are {', '.join(sorted(known))}")
+            raise UserError(f"data.rows.{name} is no stream of this model; its streams are {', '.join(sorted(known))}")
     if "examples" not in config.data.rows:
-        raise UserError("data.rows.examples is not set: how many examples a row may hold")
+        raise UserError("data.rows.examples is not set; set the largest number of examples per row")
     for place, subsets in (("data.subsets", config.data.subsets), ("evaluation.subsets", config.evaluation.subsets)):
         for subset in subsets:
             unknown = [name for name in subset.split("+") if name not in modalities]
             if unknown:
                 raise UserError(f"{place}: '{subset}' names '{unknown[0]}'; the modalities are {', '.join(modalities)}")
         if len({frozenset(subset.split("+")) for subset in subsets}) < len(subsets):
-            raise UserError(f"{place} names a subset twice, in whichever order: {', '.join(subsets)}")
+            raise UserError(f"{place} names a subset twice (order does not matter): {', '.join(subsets)}")
     check_objectives(config)
     for place in config.initial:
         room, _, name = place.partition(".")
@@ -103,7 +103,7 @@ def check_config(config: Experiment) -> None:
             raise UserError(f"initial: '{place}' is no part of the model; write encoders.NAME or heads.NAME")
     if isinstance(config.optimizer.rule, Adafactor) and config.optimizer.moments != "float32":
         raise UserError(
-            f"optimizer.moments={config.optimizer.moments}, but Adafactor keeps no first moments; leave it out"
+            f"optimizer.moments={config.optimizer.moments}, but Adafactor has no first moments; leave it out"
         )
     if config.data.batch_rows % config.optimizer.accumulation:
         raise UserError(
@@ -114,7 +114,7 @@ def check_config(config: Experiment) -> None:
 
 
 def _check_context(config: Experiment) -> None:
-    """That the tokens of every row can be divided as the mesh says: what could not be would be computed by all, in silence."""
+    """Checks that mesh.context divides the tokens of every row; otherwise all devices would compute all tokens."""
     for name, room in config.data.rows.items():
         step = config.mesh.context * (config.model.encoders[name].subsampling if name in config.model.encoders else 1)
         if config.mesh.context > 1 and name != "examples" and room % step:
