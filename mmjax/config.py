@@ -1,22 +1,26 @@
 """What a config file imports: Experiment, every part, and the ways from and to files. Nothing else imports this module."""
 
-from mmjax.data.corpus import Filters
-from mmjax.data.folder import Folder
-from mmjax.data.image_augmentation import ImageAugmentation
-from mmjax.data.image_mixing import ImageMixing
-from mmjax.data.manifest import Manifest
-from mmjax.data.mixture import Mixture
-from mmjax.data.own import OwnSource
-from mmjax.data.parquet import Parquet
-from mmjax.data.shards import Shards
-from mmjax.data.source import Collection, Source
-from mmjax.data.sources import Data
-from mmjax.data.speed import SpeedPerturbation
-from mmjax.data.spoken_easy_vqa import SpokenEasyVQA
-from mmjax.data.tar_shards import TarShards
-from mmjax.data.tfds import TFDS
-from mmjax.data.tokenizers import HuggingFaceTokenizer, SentencePiece
-from mmjax.data.tuxpaint_stamps import TuxPaintStamps
+from mmjax.data import (
+    TFDS,
+    Collection,
+    Data,
+    Filters,
+    Folder,
+    HuggingFaceTokenizer,
+    ImageAugmentation,
+    ImageMixing,
+    Manifest,
+    Mixture,
+    OwnSource,
+    Parquet,
+    SentencePiece,
+    Shards,
+    Source,
+    SpeedPerturbation,
+    SpokenEasyVQA,
+    TarShards,
+    TuxPaintStamps,
+)
 from mmjax.interchange.directories import imported
 from mmjax.models import (
     MFCC,

@@ -1,1 +1,44 @@
-"""Sources, sampling, packing, loading. NumPy only; JAX is never imported here."""
+"""Sources, sampling, packing, loading. NumPy only; JAX is never imported here.
+
+All parts of a config that concern data are imported here, so that whoever reads a config as plain data knows them.
+"""
+
+from mmjax.data.corpus import Filters
+from mmjax.data.folder import Folder
+from mmjax.data.image_augmentation import ImageAugmentation
+from mmjax.data.image_mixing import ImageMixing
+from mmjax.data.manifest import Manifest
+from mmjax.data.mixture import Mixture
+from mmjax.data.own import OwnSource
+from mmjax.data.parquet import Parquet
+from mmjax.data.shards import Shards
+from mmjax.data.source import Collection, Source
+from mmjax.data.sources import Data
+from mmjax.data.speed import SpeedPerturbation
+from mmjax.data.spoken_easy_vqa import SpokenEasyVQA
+from mmjax.data.tar_shards import TarShards
+from mmjax.data.tfds import TFDS
+from mmjax.data.tokenizers import HuggingFaceTokenizer, SentencePiece
+from mmjax.data.tuxpaint_stamps import TuxPaintStamps
+
+__all__ = [
+    "TFDS",
+    "Collection",
+    "Data",
+    "Filters",
+    "Folder",
+    "HuggingFaceTokenizer",
+    "ImageAugmentation",
+    "ImageMixing",
+    "Manifest",
+    "Mixture",
+    "OwnSource",
+    "Parquet",
+    "SentencePiece",
+    "Shards",
+    "Source",
+    "SpeedPerturbation",
+    "SpokenEasyVQA",
+    "TarShards",
+    "TuxPaintStamps",
+]
