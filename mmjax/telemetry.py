@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 from mmjax.errors import UserError
 from mmjax.files import json_line, write_whole
 from mmjax.stream import Batch
+
+FLUSH = 30  # seconds after which TensorBoard's file is brought to disk again
 
 
 class Writer:
@@ -29,9 +32,9 @@ class Writer:
         wandb_project: str | None = None,
         config: Any = None,
     ):
-        self._path = directory / "metrics.jsonl"
+        self._path, self._curves = directory / "metrics.jsonl", directory / "tensorboard"
         self._file = self._tensorboard = self._wandb = None
-        self._directory, self._first, self._wants_tensorboard = directory, first, tensorboard
+        self._first, self._wants_tensorboard, self._flushed = first, tensorboard, time.monotonic()
         if wandb_project:
             try:
                 import wandb
@@ -61,10 +64,8 @@ class Writer:
             return record["step"] < step or (record["step"] == step and not (finished and record["kind"] == "eval"))
 
         kept = [record for record in records if record and stays(record)]
-        try:
+        with _explained(self._path):
             write_whole(self._path, "".join(json_line(record) + "\n" for record in kept))
-        except OSError as error:
-            raise self._unwritable(error) from None
         return {(record["step"], record["kind"]) for record in kept}
 
     def write(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
@@ -73,35 +74,61 @@ class Writer:
         Raises:
           UserError: the line cannot be written.
         """
-        try:
+        with _explained(self._path):
             if self._file is None:
                 self._file = self._path.open("a", encoding="utf-8")
             self._file.write(json_line({"step": step, "kind": kind, **metrics}) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise self._unwritable(error) from None
         group = f"{kind}/{metrics['subset']}" if "subset" in metrics else kind  # one curve per subset
         numbers = {f"{group}/{name}": value for name, value in metrics.items() if isinstance(value, int | float)}
         if self._wants_tensorboard:
-            if self._tensorboard is None:  # its import takes a second, which must not delay the first step
-                from tensorboardX import SummaryWriter
-
-                after = self._first + 1 if self._first else None
-                self._tensorboard = SummaryWriter(str(self._directory / "tensorboard"), purge_step=after)
-            for name, value in numbers.items():
-                self._tensorboard.add_scalar(name, value, step)
+            with _explained(self._curves):
+                self._draw(step, numbers)
         if self._wandb:
             self._wandb.log(numbers, step=step)
 
-    def _unwritable(self, error: OSError) -> UserError:
-        return UserError(f"cannot write {self._path}: {error.strerror or error}")
+    def _draw(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Appends points to TensorBoard's curves.
+
+        By the writer of files alone, not by `SummaryWriter`: its thread tells of a full disk in tracebacks of its own.
+        """
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # only now: it takes a second
+        from tensorboardX.summary import scalar
+
+        if self._tensorboard is None:
+            from tensorboardX.event_file_writer import EventsWriter
+
+            self._curves.mkdir(parents=True, exist_ok=True)
+            self._tensorboard = EventsWriter(str(self._curves / "events"))
+            if self._first:  # later steps of an earlier process are hidden
+                start = SessionLog(status=SessionLog.START)
+                self._tensorboard.write_event(Event(wall_time=time.time(), step=self._first + 1, session_log=start))
+        for name, value in numbers.items():
+            self._tensorboard.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+        if time.monotonic() - self._flushed > FLUSH:
+            self._tensorboard.flush()
+            self._flushed = time.monotonic()
 
     def close(self) -> None:
-        for sink in (self._file, self._tensorboard):
-            if sink:
-                sink.close()
+        """Ends all that is written.
+
+        Raises:
+          UserError: there is no room for the rest.
+        """
+        with _explained(self._path.parent):
+            for sink in (self._file, self._tensorboard):
+                if sink:
+                    sink.close()
         if self._wandb:
             self._wandb.finish()
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

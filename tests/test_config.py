@@ -2,6 +2,8 @@
 
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 from conftest import tiny
@@ -9,6 +11,7 @@ from conftest import tiny
 from mmjax import config as c
 from mmjax.errors import UserError
 from mmjax.train.validate import check_config
+from mmjax.tree.catalogue import catalogue
 
 CONFIGS = sorted(pathlib.Path("configs").glob("*.py"))
 
@@ -23,6 +26,15 @@ def test_golden(path):
 def test_json_and_back_is_the_same():
     config = tiny()
     assert c.from_json(c.to_json(config)) == config
+
+
+def test_whoever_reads_a_config_knows_every_part_of_it():
+    """`mmjax eval RUN` and the processes of `mmjax check` read JSON where no config file has imported `mmjax.config`."""
+    program = "import mmjax.train.experiment as e; from mmjax.tree.catalogue import catalogue; " + (
+        "print(*sorted(part.__name__ for parts in catalogue(e.Experiment).values() for part in parts))"
+    )
+    known = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert known == sorted(part.__name__ for parts in catalogue(c.Experiment).values() for part in parts)
 
 
 @pytest.mark.parametrize(

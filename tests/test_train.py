@@ -17,6 +17,7 @@ import numpy as np
 import optax
 import pytest
 from conftest import tiny
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from mmjax import config as c
 from mmjax.check import free_port
@@ -559,15 +560,55 @@ def test_bfloat16_compute_keeps_float32_parameters_and_losses(parts):
     np.testing.assert_allclose(a, b, atol=0.05 * float(np.abs(b).max()))
 
 
-def test_saving_to_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        ValueError(f'RESOURCE_EXHAUSTED: Failed writing: "{"x" * 300}": Failed to write: No space left on device'),
+    ],
+)
+def test_saving_to_a_full_disk_is_one_clear_line(tmp_path, monkeypatch, error):
     checkpoints = Checkpoints(tmp_path)
 
     def full(*_, **__):
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(checkpoints._manager, "save", full)
-    with pytest.raises(UserError, match="cannot save the checkpoint of step 3 .* No space left on device"):
+    with pytest.raises(UserError, match="cannot save the checkpoint of step 3 .*: No space left on device$"):
         checkpoints.save(3, {"a": jnp.ones(2)}, {"step": 3})
+
+
+def test_curves_that_find_no_room_are_one_line_and_no_thread_tells_of_it(tmp_path):
+    program = (
+        "import os; from pathlib import Path; from mmjax.telemetry import Writer; from mmjax.errors import UserError\n"
+        "writer = Writer(Path('.'))\nwriter.write(1, 'train', {'loss': 1.0})\n"
+        "os.dup2(os.open('/dev/full', os.O_WRONLY), writer._tensorboard._py_recordio_writer._writer.fileno())\n"
+        "try: writer.close()\nexcept UserError as error: print(error)"
+    )
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert told.stderr == "" and told.stdout == "cannot write .: No space left on device\n"
+
+
+def test_curves_are_events_of_tensorboard(tmp_path):
+    writer = Writer(tmp_path, first=2)  # goes on after step 2
+    for step in (3, 4):
+        writer.write(step, "train", {"loss": step / 2, "text": "said"})
+    writer.close()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    assert "tfevents" in file.name, "by which TensorBoard finds it"
+    events = [Event.FromString(payload) for payload in payloads(file.read_bytes())]
+    points = [(event.step, one.tag, one.simple_value) for event in events for one in event.summary.value]
+    assert events[0].file_version == "brain.Event:2" and points == [(3, "train/loss", 1.5), (4, "train/loss", 2.0)]
+    purged_from = [event.step for event in events if event.session_log.status == SessionLog.START]
+    assert purged_from == [3], "what an earlier process wrote of later steps is hidden"
+
+
+def payloads(data):
+    """The records of a TFRecord file: length (8 bytes), its check sum (4), the record, its check sum (4)."""
+    while data:
+        size = int.from_bytes(data[:8], "little")
+        yield data[12 : 12 + size]
+        data = data[16 + size :]
 
 
 @pytest.mark.slow

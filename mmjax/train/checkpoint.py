@@ -10,8 +10,10 @@ A checkpoint is *damaged* if its files do not match these checksums. A checkpoin
 (permission, another version, other parameters) is not damaged.
 """
 
+import errno
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -334,5 +336,7 @@ class _explained:
     def __exit__(self, kind, error, traceback):
         if kind is not None and issubclass(kind, Exception) and not issubclass(kind, UserError):
             first = str(error).strip().split("\n")[0][:300] or kind.__name__
-            raise UserError(f"cannot {self.doing}: {first}") from error
+            full = (os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT))  # TensorStore says it behind its paths
+            reason = next((text for text in full if text in str(error)), first)
+            raise UserError(f"cannot {self.doing}: {reason}") from error
         return False
