@@ -1,4 +1,4 @@
-"""What tells the examples of a split from those of another: their number, their sizes and texts, and their order."""
+"""What tells the examples of a split from those of another: their number, sizes, texts and files, and their order."""
 
 import hashlib
 from collections.abc import Mapping
@@ -10,9 +10,9 @@ Fingerprint = dict[str, dict[str, Any]]  # by the name of each source of a mixtu
 
 
 def fingerprint(source: Any) -> Fingerprint:
-    """The fingerprint of an opened split; it does not depend on where files lie, nor on their times.
+    """The fingerprint of an opened split; it does not depend on the folders of files, nor on their times.
 
-    What only decoding would find, such as other pixels in a picture of the same size, is not in it.
+    What only decoding would find, such as other pixels in a file of the same name and size, is not in it.
     """
     parts: Mapping[str, Any] = getattr(source, "sources", {"": source})
     return {name: _of_one(part) for name, part in parts.items()}
@@ -24,6 +24,8 @@ def _of_one(source: Any) -> dict[str, Any]:
         found |= {"texts": index.digest}
         if index.answer is not None:
             found |= {"answers": _sum(index.answer)}
+        if index.files is not None:
+            found |= {"files": _sum(index.files)}
     return {"examples": len(source), **found}
 
 
