@@ -1,6 +1,7 @@
 """Measurements of a run: metrics on disk, throughput, MFU and compilations."""
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -104,7 +105,8 @@ class Writer:
                 start = SessionLog(status=SessionLog.START)
                 self._tensorboard.write_event(Event(wall_time=time.time(), step=self._first + 1, session_log=start))
         for name, value in numbers.items():
-            self._tensorboard.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+            if math.isfinite(value):  # a gap in the curve says the same as a NaN, of which tensorboardX would warn
+                self._tensorboard.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
         if time.monotonic() - self._flushed > FLUSH:
             self._tensorboard.flush()
             self._flushed = time.monotonic()

@@ -40,7 +40,7 @@ def test_other_data_is_refused_with_what_differs_and_taken_when_told(listed, tmp
     open_run(config, run, opened(config))  # the same data
     for changed, said in (
         (lines[:3], "4 examples then, 3 now"),
-        (lines[::-1], "the same number of examples, but answers, image or the order differ"),
+        (lines[::-1], "the same number of examples, but answers, files, image or the order differ"),
         ([*lines[:3], lines[3].replace('"white"', '"red"')], "but answers or the order differ"),
     ):
         path.write_text("\n".join(changed))
@@ -52,6 +52,19 @@ def test_other_data_is_refused_with_what_differs_and_taken_when_told(listed, tmp
     (event,) = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert event["event"] == "changed data accepted" and event["before"][""]["examples"] == 4
     assert "resuming with other data" in capsys.readouterr().err
+
+
+def test_the_order_of_files_is_seen_where_nothing_else_tells_them_apart(tmp_path):
+    path = tmp_path / "train.jsonl"
+    for number in range(3):
+        Image.new("RGB", (16, 16), COLOURS[number]).save(tmp_path / f"{number}.png")
+    data = dataclasses.replace(tiny().data, source=c.Manifest(splits={"train": str(path)}), directory=str(tmp_path))
+    found = []
+    for order in (0, 1, 2), (0, 2, 1), (0, 1, 2):
+        path.write_text("\n".join(json.dumps({"image": f"{number}.png"}) for number in order))
+        found.append(fingerprint(opened(tiny(data=data))))
+    assert changes(found[0], found[1]) == "the same number of examples, but files or the order differ"
+    assert changes(found[0], found[2]) is None
 
 
 def fingerprint_alone(config, run):

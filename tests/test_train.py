@@ -592,7 +592,7 @@ def test_curves_that_find_no_room_are_one_line_and_no_thread_tells_of_it(tmp_pat
 def test_curves_are_events_of_tensorboard(tmp_path):
     writer = Writer(tmp_path, first=2)  # goes on after step 2
     for step in (3, 4):
-        writer.write(step, "train", {"loss": step / 2, "text": "said"})
+        writer.write(step, "train", {"loss": step / 2, "text": "said", "norm": float("nan")})
     writer.close()
     (file,) = (tmp_path / "tensorboard").iterdir()
     assert "tfevents" in file.name, "by which TensorBoard finds it"

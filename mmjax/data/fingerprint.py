@@ -1,4 +1,4 @@
-"""Fingerprints of splits, by which a resumed run detects changed data: number, sizes, texts and order of examples."""
+"""Fingerprints of splits, by which a resumed run detects changed data: number, sizes, texts, files and order."""
 
 import hashlib
 from collections.abc import Mapping
@@ -10,9 +10,9 @@ Fingerprint = dict[str, dict[str, Any]]  # by source name in a mixture; "" for a
 
 
 def fingerprint(source: Any) -> Fingerprint:
-    """The fingerprint of an opened split; it does not depend on the files' locations or times.
+    """The fingerprint of an opened split; it does not depend on the folders of files, nor on their times.
 
-    Changes that only decoding shows, such as other pixels in a picture of the same size, are not detected.
+    Changes that only decoding shows, such as other pixels in a file of the same name and size, are not detected.
     """
     parts: Mapping[str, Any] = getattr(source, "sources", {"": source})
     return {name: _of_one(part) for name, part in parts.items()}
@@ -24,6 +24,8 @@ def _of_one(source: Any) -> dict[str, Any]:
         found |= {"texts": index.digest}
         if index.answer is not None:
             found |= {"answers": _sum(index.answer)}
+        if index.files is not None:
+            found |= {"files": _sum(index.files)}
     return {"examples": len(source), **found}
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +18,12 @@ import numpy as np
 
 from mmjax import progress
 from mmjax.data.audio import Extent, measure_audio
+from mmjax.data.files import Blob
 from mmjax.data.image import measure_image
 from mmjax.data.record import Record, hinted
 from mmjax.errors import UserError
 
-VERSION = 4
+VERSION = 5
 TEXTS = ("text", "transcript", "target")
 TAGS = ("language", "task")
 AT_ONCE = 64  # records per task of the thread pool
@@ -37,6 +39,7 @@ class Measured(NamedTuple):
       height, width: size of the picture after its EXIF orientation, in pixels.
       reason: why the record cannot be read; None if it can.
       missing: seconds by which the requested part extends past the recording; not stored in the index.
+      files: a checksum of the names and offsets of the recording's and the picture's files, or of their bytes.
     """
 
     frames: int = 0
@@ -48,6 +51,7 @@ class Measured(NamedTuple):
     answer: str | tuple[float, ...] | None = None
     reason: str | None = None
     missing: float = 0.0
+    files: int = 0
 
 
 class Index:
@@ -55,6 +59,7 @@ class Index:
 
     Attributes:
       frames, rate, height, width: [n].
+      files: [n] checksums of file names; None in a set that was built by an earlier version.
       answers: class names, sorted; None if answers are numbers, or there are none.
       answer: [n] class numbers (-1: none), or [n, C] numbers; None if there are no answers.
       unreadable: reasons by example number.
@@ -68,6 +73,7 @@ class Index:
             load = lambda name: np.load(self.directory / f"{name}.npy", mmap_mode="r")  # noqa: E731
             self.frames, self.rate = load("frames"), load("rate")
             self.height, self.width = load("height"), load("width")
+            self.files = load("files") if self._about["version"] >= 5 else None
             self.answer = load("answer") if self._about["answered"] else None
             self._ends = {name: load(f"{name}_ends") for name in self._about["texts"]}
             self._characters = {name: load(f"{name}_characters") for name in self._about["texts"]}
@@ -173,7 +179,15 @@ def measure(record: Record) -> Measured:
         size = measure_image(record.image, name)
     texts = tuple(getattr(record, name) for name in TEXTS)
     tags = tuple(getattr(record, name) for name in TAGS)
-    return Measured(sound.frames, sound.rate, *size, texts, tags, record.answer, missing=sound.missing)
+    files = _named(record.image, _named(record.speech))
+    return Measured(sound.frames, sound.rate, *size, texts, tags, record.answer, None, sound.missing, files)
+
+
+def _named(part: bytes | Blob | None, before: int = 0) -> int:
+    """A check sum that tells a recording or picture from others; it does not depend on the folder of its file."""
+    if isinstance(part, Blob):
+        part = f"{os.path.basename(part.file)} {part.offset} {part.length}".encode()
+    return zlib.crc32(part or b"", before)
 
 
 # Making an index. -----------------------------------------------------------------------------------------
@@ -252,7 +266,13 @@ def _measure_part(collection: Any, part: range) -> tuple[list[Measured], list[st
 def write_index(measured: Sequence[Measured], directory: Path, unread: Mapping[str, int] | None = None) -> None:
     """Writes the arrays of an index into a new folder; `unread` as `measure_all` returns it."""
     directory.mkdir(parents=True)
-    for name, kind in (("frames", np.int64), ("rate", np.int32), ("height", np.int32), ("width", np.int32)):
+    for name, kind in (
+        ("frames", np.int64),
+        ("rate", np.int32),
+        ("height", np.int32),
+        ("width", np.int32),
+        ("files", np.uint32),
+    ):
         _save(directory / f"{name}.npy", np.array([getattr(m, name) for m in measured], kind))
     texts, tags = [], {}
     for place, name in enumerate(TEXTS):
