@@ -186,7 +186,7 @@ def measure(record: Record) -> Measured:
 def _named(part: bytes | Blob | None, before: int = 0) -> int:
     """A check sum that tells a recording or picture from others; it does not depend on the folder of its file."""
     if isinstance(part, Blob):
-        part = f"{os.path.basename(part.file)} {part.offset} {part.length}".encode()
+        part = f"{os.path.basename(part.file)} {part.offset} {part.length}".encode("utf-8", "surrogateescape")
     return zlib.crc32(part or b"", before)
 
 
