@@ -33,6 +33,7 @@ def test_the_invariants_hold(tmp_path):
     assert results["constancy"]["difference"] == 1
 
 
+@pytest.mark.slow
 def test_attention_across_examples_breaks_packing(monkeypatch):
     from mmjax.models.attention import attention
 

@@ -92,6 +92,7 @@ def one_process():
         pytest.param(4, {"tensor": 2, "context": 2}, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_every_axis_on_real_processes_is_one_process(one_process, count, axes):
     assert difference(one_process, on_processes(divisible(), count, **axes)) < 1e-5
 

@@ -289,6 +289,7 @@ def test_bad_requests_are_one_line(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_an_estimate_counts_every_micro_batch_and_what_lies_along_which_axis():
     """Without a compiler: as many rows in more micro-batches send more, and move no less."""
 

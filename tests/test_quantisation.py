@@ -73,6 +73,7 @@ def test_products_with_weights_are_of_few_bits(kind, numbers, gradients):
     assert {types for types, _ in whole} == {("float32", "float32")}
 
 
+@pytest.mark.slow
 def test_an_example_does_not_depend_on_its_neighbours():
     """Scales are a token's own: beside a neighbour of a thousand times its size an example gives the same."""
     pytest.importorskip("qwix")

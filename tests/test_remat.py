@@ -106,6 +106,7 @@ def plain():
 
 
 @pytest.mark.parametrize("turn", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
+@pytest.mark.slow
 def test_gradients_and_random_draws_are_the_same(plain, turn):
     """Every tower has each of the policies once."""
     config = everything()

@@ -100,6 +100,7 @@ def test_evaluation_tells_recall_both_ways(pairs):
     assert metrics["heard/speech_to_image/chance@5"] == pytest.approx(5 / 12)
 
 
+@pytest.mark.slow
 def test_evaluation_tells_sources_and_languages_apart(pairs):
     metrics = pairs[1]
     for task, kind in (("answer", "accuracy"), ("transcript", "cer")):

@@ -40,6 +40,7 @@ SLOW = (
     "path",
     [pytest.param(p, id=p.stem, marks=pytest.mark.slow if p.stem in SLOW else ()) for p in CONFIGS],
 )
+@pytest.mark.slow
 def test_smoke(path, files, tmp_path):
     config = c.smoke(c.load(path), width=16)
     source = c.Manifest(splits={"train": files, config.evaluation.split: files})

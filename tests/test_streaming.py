@@ -65,6 +65,7 @@ def test_trap_h17_streaming_equals_offline(variant, chunk):
     np.testing.assert_allclose(tokens.features, offline.features, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_no_chunk_hears_a_later_one_nor_what_lies_too_far_back():
     conformer = model(chunk=2, left_chunks=1, layers=1, kernel=3)
     whole = speech(120)

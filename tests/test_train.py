@@ -152,6 +152,7 @@ def test_rows_that_other_streams_leave_empty_are_named(tmp_path, capsys):
     assert 8 <= int(towards) <= 20  # the tiny config has 16
 
 
+@pytest.mark.slow
 def test_a_launch_with_a_process_that_fails_fails(tmp_path):
     process = subprocess.run(
         ["launch/local.sh", "2", str(tmp_path / "missing.py")],
@@ -173,9 +174,14 @@ def without_steps(**changes):
     return c.override(tiny(**changes), ["--optimizer.schedule.steps", "none"])
 
 
+class OneExample(SimpleNamespace):
+    def __len__(self):
+        return 1
+
+
 def test_a_run_keeps_the_schedule_with_which_it_began(tmp_path):
     """However many steps it is continued for; that the schedule then ends too early is said."""
-    source = SimpleNamespace(tokenizer=None, answers=["a"])
+    source = OneExample(tokenizer=None, answers=["a"], sizes={})
     began = with_schedule(without_steps(steps=4), tmp_path)
     assert began.optimizer.schedule.steps == 4 and report.short_schedule(began) is None
     open_run(began, tmp_path, source)

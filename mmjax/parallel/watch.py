@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from mmjax.errors import Preempted
 
@@ -68,8 +69,22 @@ class Watch:
         self._left.set()
         self._thread.join()
         self._tell(f"end {code} {' '.join(message.split())[:500]}")
+        self._close()
+
+    def _close(self, seconds: float = 1.0) -> None:
+        """Closes the links after the others have read the last message.
+
+        A socket that is closed with unread heartbeats resets the connection, and the message is lost.
+        """
+        until = time.monotonic() + seconds
         for link in self._links.values():
-            link.close()
+            with suppress(OSError):
+                link.shutdown(socket.SHUT_WR)
+        for link in self._links.values():
+            with suppress(OSError), link:
+                link.settimeout(max(until - time.monotonic(), 0.01))
+                while link.recv(4096):
+                    pass
 
     def settle(self, seconds: float = BEAT) -> None:
         """Waits before an error is reported: its cause may be the loss of another process, whose message comes first."""
