@@ -26,7 +26,7 @@ from mmjax.parallel.mesh import make_mesh
 from mmjax.parallel.runtime import jit_once
 from mmjax.stream import Batch
 from mmjax.train.build import build_layout, build_model, build_source
-from mmjax.train.directory import read_run
+from mmjax.train.directory import check_same_meaning, read_run
 from mmjax.train.report import left_out, sample_rate
 from mmjax.tree import read_json
 
@@ -222,6 +222,9 @@ def evaluate_run(directory: str, split: str | None = None, examples: int | None 
 
     Returns:
       {"step", "split", "subsets": {"speech+image": {"answer/accuracy": ..., ...}, ...}}.
+
+    Raises:
+      UserError: the data has another tokenizer or other answers than the run was trained with.
     """
     run = Run(directory)
     split = split or run.config.evaluation.split
@@ -230,6 +233,7 @@ def evaluate_run(directory: str, split: str | None = None, examples: int | None 
     except UserError:  # the run was trained on another number of devices
         mesh = make_mesh()
     data, source = run.config.data, build_source(run.config.data, split)
+    check_same_meaning(run.directory, source)
     layout = build_layout(run.config, source.tokenizer)
     evaluator = Evaluator(data, run.model, run.config.objectives, layout, source, mesh)
     if jax.process_index() == 0:

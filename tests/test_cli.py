@@ -1,6 +1,7 @@
 """The commands as scripts use them: JSON alone on standard output, exit code 0 only on success, one-line errors."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -113,6 +114,13 @@ def test_predict_an_example_of_the_data(run, capsys):
     result = json.loads(out)
     assert code == 0 and result["example"]["modalities"] == "speech+image" and "transcript" in result
     assert result["example"]["answer"] in result["probabilities"]
+
+
+def test_eval_needs_the_tokenizer_that_the_run_was_trained_with(run, tmp_path, capsys):
+    kept = shutil.copytree(run, tmp_path / "run") / "tokenizer.model"
+    kept.write_bytes(kept.read_bytes()[:300])
+    code, _, err = mmjax(capsys, "eval", kept.parent, "--examples", 8)
+    assert code == 2 and f"cannot read the tokenizer {kept}: it is damaged" in err
 
 
 def test_predict_for_people(run, files, capsys):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from conftest import tiny
 from mmjax import config as c
 from mmjax.errors import UserError
 from mmjax.train.build import build_source
+from mmjax.train.directory import open_run
 
 
 def of_texts(tmp_path, split="train", **changes):
@@ -99,9 +101,18 @@ def test_answers_of_another_kind_are_said_before_training(tmp_path, objective, a
         check_labels(config, build_source(data, "train"))
 
 
-def test_a_run_does_not_go_on_with_other_data(tmp_path):
-    from mmjax.train.loop import open_run
+def test_a_damaged_tokenizer_of_a_run_is_named(tmp_path):
+    config = of_texts(tmp_path)
+    source = build_source(config.data, "train")
+    (tmp_path / "run").mkdir()
+    open_run(config, tmp_path / "run", source)
+    kept = tmp_path / "run" / "tokenizer.model"
+    kept.write_bytes(kept.read_bytes()[:300])
+    with pytest.raises(UserError, match=re.escape(f"cannot read the tokenizer {kept}: it is damaged")):
+        open_run(config, tmp_path / "run", source)
 
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path):
     config = of_texts(tmp_path)
     source = build_source(config.data, "train")
     (tmp_path / "run").mkdir()

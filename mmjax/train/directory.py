@@ -16,6 +16,7 @@ import jax
 from mmjax import progress
 from mmjax.data.fingerprint import changes, fingerprint
 from mmjax.data.sampler import Sampler
+from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
 from mmjax.files import json_line, write_whole
 from mmjax.parallel.agreement import from_lead, together
@@ -149,7 +150,7 @@ def open_run(config: Experiment, run: Path, source: Any, accept_changed_data: bo
         if jax.process_index() == 0:
             if (run / "config.json").exists():
                 _check_same_config(config, run)
-                _check_same_meaning(run, source)
+                check_same_meaning(run, source)
                 _check_same_data(run, source, accept_changed_data)
             try:
                 for name, data in owned.items():
@@ -195,11 +196,16 @@ def _check_same_data(run: Path, source: Any, accept: bool) -> None:
         file.write(json_line({**event, "before": before, "now": now}) + "\n")
 
 
-def _check_same_meaning(run: Path, source: Any) -> None:
-    """Checks that the ids of tokens and answers have the same meaning as when the run began."""
+def check_same_meaning(run: Path, source: Any) -> None:
+    """Checks that the ids of tokens and answers have the same meaning as when the run began.
+
+    Raises:
+      UserError: its tokenizer or its answers are others, or the tokenizer that the run keeps is damaged.
+    """
     if source.tokenizer is not None:
         kept = run / source.tokenizer.file_name
         if kept.is_file() and kept.read_bytes() != source.tokenizer.serialised:
+            Tokenizer.load(kept)  # raises if the file is damaged
             raise UserError(
                 f"{run} was trained with another tokenizer: its data has changed since; choose another --run-dir"
             )
