@@ -263,7 +263,7 @@ def test_a_missing_label_is_no_class(tmp_path):
     rows = [{"text": "x", "label": label} for label in (0, 1.0, float("nan"), None, "", "NaN", "1")]
     found = corpus(ManifestRecords(listed(tmp_path / "l.jsonl", rows)), tmp_path)
     assert found.answers == ["0", "1"] and [found[i].answer for i in range(7)] == [0, 1, None, None, None, None, 1]
-    assert not found.unread
+    assert not found.unread and any("4 of 7 examples have no answer" in note for note in found.notes)
 
 
 # Texts. ---------------------------------------------------------------------------------------------------

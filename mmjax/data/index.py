@@ -155,15 +155,25 @@ class Index:
         return np.load(path, mmap_mode="r")
 
     def notes(self, title: str) -> list[str]:
-        """A note that names the columns and files that are not used, the most frequent first."""
-        kinds = sorted(self.unread.items(), key=lambda kind: -kind[1])
-        if not kinds:
-            return []
-        first, more = ", ".join(f"{kind} ({count:,})" for kind, count in kinds[:NAMED]), len(kinds) - NAMED
-        return [
-            f"{title}: nothing is read from {first}{f' and {more:,} more' if more > 0 else ''}; if they should be used, see "
-            "docs/data.md for what this source reads, and columns= of lists and tables"
-        ]
+        """Notes on what is missing: answers of some examples, and the columns and files that are not used."""
+        notes = []
+        if count := self._unanswered():
+            notes.append(f"{title}: {count:,} of {len(self):,} examples have no answer")
+        kinds = sorted(self.unread.items(), key=lambda kind: -kind[1])  # the most frequent first
+        if kinds:
+            first, more = ", ".join(f"{kind} ({count:,})" for kind, count in kinds[:NAMED]), len(kinds) - NAMED
+            notes.append(
+                f"{title}: nothing is read from {first}{f' and {more:,} more' if more > 0 else ''}; if they should be used, "
+                "see docs/data.md for what this source reads, and columns= of lists and tables"
+            )
+        return notes
+
+    def _unanswered(self) -> int:
+        """Readable examples without an answer in a collection that has answers."""
+        if self.answer is None:
+            return 0
+        missing = self.answer < 0 if self.answer.ndim == 1 else np.isnan(self.answer).all(1)
+        return int(np.count_nonzero(missing)) - sum(bool(missing[number]) for number in self.unreadable)
 
 
 def measure(record: Record) -> Measured:
