@@ -10,7 +10,7 @@ import numpy as np
 from mmjax import progress
 from mmjax.data import build as building
 from mmjax.data.capacity import propose, useful
-from mmjax.data.corpus import Filters
+from mmjax.data.filters import Filters
 from mmjax.data.folder import Folder
 from mmjax.data.index import open_index
 from mmjax.data.manifest import Manifest

@@ -23,8 +23,9 @@ from PIL import Image
 
 from mmjax.data.audio import FORMATS, measure_audio, read_audio
 from mmjax.data.containers import PIPED, frame_bytes
-from mmjax.data.corpus import Corpus, Filters
+from mmjax.data.corpus import Corpus
 from mmjax.data.files import Blob, Unreadable
+from mmjax.data.filters import Filters
 from mmjax.data.image import measure_image, open_image
 from mmjax.data.index import Index, measure_all, write_index
 from mmjax.data.layout import Layout

@@ -15,8 +15,8 @@ from PIL import Image
 
 from mmjax import config as c
 from mmjax.data.audio import read_audio
-from mmjax.data.corpus import Filters
 from mmjax.data.files import Blob
+from mmjax.data.filters import Filters
 from mmjax.data.folder import IMAGES, SPEECH, FolderRecords
 from mmjax.data.image import open_image
 from mmjax.data.manifest import ManifestRecords

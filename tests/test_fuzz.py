@@ -18,7 +18,7 @@ from corpora import corpus, make_files, rows
 from PIL import Image
 
 from mmjax.data.build import build
-from mmjax.data.corpus import Filters
+from mmjax.data.filters import Filters
 from mmjax.data.index import open_index
 from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches

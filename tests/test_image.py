@@ -11,7 +11,8 @@ from PIL import Image
 from mmjax import config as c
 from mmjax.data.example import Example
 from mmjax.data.image import open_image, read_image
-from mmjax.data.image_augmentation import OPERATIONS, ImageAugmentation, draw_crop
+from mmjax.data.image_augmentation import ImageAugmentation
+from mmjax.data.image_operations import OPERATIONS, draw_crop
 from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches
 from mmjax.data.packing import Packer

@@ -21,8 +21,8 @@ from PIL import Image
 from mmjax import cli
 from mmjax import config as c
 from mmjax.data.audio import read_audio
-from mmjax.data.corpus import Filters
 from mmjax.data.files import Blob, matching
+from mmjax.data.filters import Filters
 from mmjax.data.folder import FolderRecords
 from mmjax.data.manifest import ManifestRecords
 from mmjax.data.parquet import ParquetRecords

@@ -14,7 +14,7 @@ from mmjax import cli
 from mmjax import config as c
 from mmjax.data.audio import read_audio
 from mmjax.data.build import build
-from mmjax.data.corpus import Filters
+from mmjax.data.filters import Filters
 from mmjax.data.index import open_index
 from mmjax.data.manifest import ManifestRecords
 from mmjax.data.shards import ShardsRecords

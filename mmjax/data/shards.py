@@ -15,7 +15,6 @@ from typing import Any
 
 import msgpack
 
-from mmjax.data.index import Index
 from mmjax.data.record import Record
 from mmjax.data.source import Collection
 from mmjax.errors import UserError
@@ -31,7 +30,9 @@ class Shards(Collection):
 
     directory: str
 
-    def indexed(self, split: str, directory: Path) -> tuple["ShardsRecords", Index]:
+    def indexed(self, split: str, directory: Path) -> tuple["ShardsRecords", Any]:
+        from mmjax.data.index import Index
+
         records = ShardsRecords(self.directory, split)
         index = Index(records.directory / split)  # stored with the shards
         if len(index) != len(records):

@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mmjax.data.corpus import Corpus, Filters
 from mmjax.data.files import stamp
-from mmjax.data.index import Index, open_index
+from mmjax.data.filters import USUAL, Filters
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError, nearest
 from mmjax.tree import part, to_dict
+
+if TYPE_CHECKING:  # these load decoders, which a config does not need
+    from mmjax.data.corpus import Corpus
+    from mmjax.data.index import Index
 
 
 class Opening(NamedTuple):
@@ -24,7 +27,7 @@ class Opening(NamedTuple):
     directory: Path
     tokenizer: Tokenizer | None = None
     sample_rate: int = 16_000
-    filters: Filters = Filters()
+    filters: Filters = USUAL
     rescale: bool = False
     prefixes: Mapping[str, tuple[str, ...]] = {}
 
@@ -106,12 +109,16 @@ class Collection(Source):
         described |= getattr(records, "resolved", {})
         return records, {"place": self.place(split), **described, "files": [stamp(file) for file in records.files]}
 
-    def indexed(self, split: str, directory: Path) -> tuple[Any, Index]:
+    def indexed(self, split: str, directory: Path) -> tuple[Any, "Index"]:
         """The records of a split and their index, which is made if it does not exist yet."""
+        from mmjax.data.index import open_index
+
         records, stamped = self.stamped(split, directory)
         return records, open_index(records, stamped, directory, f"{stamped['class']} {stamped['place']}")
 
-    def open(self, split: str, opening: Opening) -> Corpus:
+    def open(self, split: str, opening: Opening) -> "Corpus":
+        from mmjax.data.corpus import Corpus
+
         records, index = self.indexed(split, opening.directory)
         training = index if split == "train" else self.indexed("train", opening.directory)[1]
         return Corpus(

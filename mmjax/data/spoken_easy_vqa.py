@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from mmjax.data.audio import read_audio
 from mmjax.data.example import Example
 from mmjax.data.source import Opening, Source, Texts
 from mmjax.data.text import Tokenizer
@@ -111,6 +110,8 @@ class SpokenEasyVQAExamples:
         except Exception as error:
             raise self._damaged(error) from None
         text = record["question"].decode()
+        from mmjax.data.audio import read_audio
+
         return Example(
             speech=lambda: read_audio(record["speech"], SAMPLE_RATE, f"spoken_easy_vqa[{index}]"),
             image=record["image"],

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 
 from mmjax.data.record import WRITTEN, Record, normal
 from mmjax.data.source import Listed
@@ -165,6 +164,8 @@ def _wav(samples: np.ndarray, rate: int, name: str) -> bytes | None:
         raise UserError(f"{name} holds samples from {samples.min()} to {samples.max()}, which are not 16-bit samples")
     buffer = io.BytesIO()
     kind = ("FLOAT", np.float32) if floating else ("PCM_16", np.int16)
+    import soundfile
+
     soundfile.write(buffer, samples.astype(kind[1], copy=False), rate, subtype=kind[0], format="WAV")
     return buffer.getvalue()
 
