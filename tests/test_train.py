@@ -148,7 +148,7 @@ def test_a_start_that_fails_leaves_nothing(tmp_path):
 def test_rows_that_other_streams_leave_empty_are_named(tmp_path, capsys):
     data = dataclasses.replace(tiny().data, rows={**tiny().data.rows, "text": 160})
     train(tiny(data=data, steps=1, evaluation=c.Evaluation(subsets=())), tmp_path)
-    (towards,) = re.findall(r"data.rows.text=160 is mostly empty: .* lower it to about (\d+),", capsys.readouterr().err)
+    (towards,) = re.findall(r"data.rows.text=160 is mostly empty, .* lower it to about (\d+),", capsys.readouterr().err)
     assert 8 <= int(towards) <= 20  # the tiny config has 16
 
 
