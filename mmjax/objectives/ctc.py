@@ -196,7 +196,9 @@ def _backward(residuals, cotangent):
         passing = jnp.where(live, on_label, 0.0)
         through_label = jax.lax.dynamic_update_index_in_dim(through_label, passing, time, 0)
         # Row by row: the compiler gathers all rows for a scatter whose indices name them.
-        gradient = jax.vmap(lambda g, where, x: g.at[where].add(x))(gradient, frame * vocabulary + slots.label, -passing)
+        gradient = jax.vmap(lambda g, where, x: g.at[where].add(x))(
+            gradient, frame * vocabulary + slots.label, -passing
+        )
         came_to_label, came_to_blank = _predecessors(tuple(h[time] for h in history), slots)
         stay, enter, skip = (on_label * share for share in _shares(came_to_label))
         rest, leave = (on_after * share for share in _shares(came_to_blank))
