@@ -122,6 +122,7 @@ def test_rates_fall_with_the_depth_of_a_layer():
             c.Group(frozen=True),
             "selects no parameter; below encoders there are image, speech, text",
         ),
+        ("encoders.speech", c.Group(frozen=True), "for all below it write 'encoders.speech.\\*\\*'"),
         ("encoders.speech.**", c.Group(frozen=True, roles=("router",)), "selects no parameter"),
         ("fusion.**", c.Group(frozen=True, rate=0.1), "have no effect"),
         ("fusion.**", c.Group(dtype="bfloat16"), "is for frozen parameters"),

@@ -65,6 +65,8 @@ def _selects(pattern: str, group: Group, path: str, spec: Spec) -> bool:
 def _known(pattern: str, specs: Any) -> str:
     """The names that stand where a pattern stops matching."""
     paths, names = list(by_path(specs)), pattern.split(".")
+    if any(matches(f"{pattern}.**", path) for path in paths):
+        return f"for all below it write '{pattern}.**'"
     for count in range(len(names), 0, -1):
         start = ".".join(names[: count - 1])
         inside = sorted({p.split(".")[count - 1] for p in paths if matches(f"{start}.**" if start else "**", p)})
