@@ -20,7 +20,6 @@ from test_tuxpaint_stamps import package
 
 from mmjax import config as c
 from mmjax.train.build import build_source
-from mmjax.train.checkpoint import Checkpoints
 
 SHARES = {"questions": 0.4, "stamps": 0.3, "list": 0.2, "texts": 0.1}
 
@@ -105,10 +104,8 @@ def train(config: Path, run: Path, processes: int = 1, until_step: int | None = 
 
 def sampler_state(run: Path) -> dict[str, int]:
     """What the newest checkpoint says of the data."""
-    checkpoints = Checkpoints(run, None)
-    meta = checkpoints.read(checkpoints.steps()[-1])[1]
-    checkpoints.close()
-    return meta["data"]
+    newest = max(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit())
+    return json.loads((run / "checkpoints" / str(newest) / "meta" / "metadata").read_text())["data"]
 
 
 def digests(run: Path, steps: list[int], processes: int, state: dict | None = None) -> dict[tuple[int, int], str]:
