@@ -26,7 +26,7 @@ config = dataclasses.replace(
                 "L", augment=speech.augment, dropout=speech.dropout, scale_input=True, remat="dots"
             ),
         },
-        heads=small.model.heads,
+        tasks=small.model.tasks,
         dtype=small.model.dtype,
     ),
     optimizer=dataclasses.replace(

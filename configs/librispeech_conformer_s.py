@@ -21,7 +21,6 @@ from mmjax.config import (
     Evaluation,
     Experiment,
     Filters,
-    Head,
     InverseSquareRoot,
     Log,
     Multimodal,
@@ -63,10 +62,9 @@ config = Experiment(
                 remat="dots",
             )
         },
-        heads={"transcript": Head(reads="speech", outputs=PIECES)},
+        tasks={"transcript": CTC(reads="speech", outputs=PIECES)},
         dtype="bfloat16",
     ),
-    objectives={"transcript": CTC()},
     optimizer=Optimizer(
         rule=AdamW(b1=0.9, b2=0.98, eps=1e-9, weight_decay=1e-6),
         # The paper's peak is 0.05 / sqrt(width).

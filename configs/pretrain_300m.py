@@ -13,27 +13,23 @@ Before training, replace `SOURCES` by your own lists (docs/data.md), and `ANSWER
 from mmjax.config import (
     CTC,
     AdamW,
-    Classification,
+    Classify,
     Conformer,
     CrossAttention,
     Data,
     Evaluation,
     Experiment,
-    Head,
     Manifest,
     MaskedPatches,
-    MaskedText,
+    MaskedTokens,
     Mesh,
     Mixture,
     Multimodal,
     Optimizer,
     PatchDecoder,
-    Regression,
     SentencePiece,
-    Sequence,
     Transformer,
     ViT,
-    Vocabulary,
     WarmupCosine,
 )
 
@@ -63,21 +59,16 @@ config = Experiment(
             "text": Transformer(vocabulary=PIECES, layers=12, width=768, heads=12, mlp=3072, remat="dots"),
         },
         fusion=CrossAttention(layers=4, width=768, heads=12, mlp=2048, queries=8, remat="dots"),
-        heads={
-            "answer": Head(reads="fused", outputs=ANSWERS),
-            "transcript": Head(reads="speech", outputs=PIECES),
-            "words": Vocabulary(reads="text", outputs=PIECES),
-            "patches": PatchDecoder(reads="image", outputs=768, layers=4, width=512, heads=8, mlp=2048),
+        tasks={
+            "answer": Classify(reads="fused", label="answer", outputs=ANSWERS),
+            "transcript": CTC(reads="speech", outputs=PIECES, weight=0.3),
+            "words": MaskedTokens(reads="text", outputs=PIECES, share=0.3),
+            "patches": MaskedPatches(
+                reads="image", share=0.5, decoder=PatchDecoder(layers=4, width=512, heads=8, mlp=2048)
+            ),
         },
-        masked={"words": MaskedText(vocabulary=PIECES, share=0.3), "patches": MaskedPatches(share=0.5)},
         dtype="bfloat16",
     ),
-    objectives={
-        "answer": Classification(),
-        "transcript": CTC(weight=0.3),
-        "words": Sequence(next_token=False),
-        "patches": Regression(),
-    },
     optimizer=Optimizer(
         rule=AdamW(weight_decay=0.1),
         schedule=WarmupCosine(peak=6e-4, warmup=0.04),

@@ -15,17 +15,16 @@ import dataclasses
 from pathlib import Path
 
 from mmjax.config import (
+    CTC,
     XLA,
     BlockStyle,
     Conformer,
     CrossAttention,
-    Head,
-    MaskedText,
+    MaskedTokens,
     Mesh,
     SentencePiece,
     Transformer,
     ViT,
-    Vocabulary,
     WarmupCosine,
     load,
 )
@@ -54,12 +53,11 @@ config = dataclasses.replace(
             ),
         },
         fusion=CrossAttention(layers=4, width=2048, heads=16, mlp=5504, queries=8, remat="dots"),
-        heads={
-            **small.model.heads,
-            "transcript": Head(reads="speech", outputs=PIECES),
-            "words": Vocabulary(reads="text", outputs=PIECES),
+        tasks={
+            **small.model.tasks,
+            "transcript": CTC(reads="speech", outputs=PIECES, weight=0.3),
+            "words": MaskedTokens(reads="text", outputs=PIECES, share=0.3),
         },
-        masked={**small.model.masked, "words": MaskedText(vocabulary=PIECES, share=0.3)},
     ),
     optimizer=dataclasses.replace(small.optimizer, schedule=WarmupCosine(peak=1.5e-4, warmup=0.04)),
     mesh=Mesh(fsdp=64),

@@ -18,13 +18,12 @@ Two hours are few: English, Dutch and Malayalam have 55, 57 and 3 training recor
 
 from mmjax.config import (
     CTC,
-    Classification,
+    Classify,
     Conformer,
     Data,
     Evaluation,
     Experiment,
     Filters,
-    Head,
     Log,
     MeanPool,
     Multimodal,
@@ -64,13 +63,12 @@ config = Experiment(
             )
         },
         fusion=None,
-        heads={
-            "transcript": Head(reads="speech", outputs=256),
-            "answer": Head(reads="speech", outputs=13, pool=MeanPool()),
+        tasks={
+            "transcript": CTC(reads="speech"),
+            "answer": Classify(reads="speech", label="answer", pool=MeanPool(), weight=0.3),
         },
         unroll=True,
     ),
-    objectives={"transcript": CTC(), "answer": Classification(weight=0.3)},
     optimizer=Optimizer(rule=Muon(), schedule=WarmupCosine(peak=1.5e-3, warmup=0.0625), ema=0.998),
     evaluation=Evaluation(every_steps=1200, subsets=("speech",)),
     log=Log(every_steps=20),

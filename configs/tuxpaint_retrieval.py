@@ -30,7 +30,6 @@ from mmjax.config import (
     Muon,
     Optimizer,
     SentencePiece,
-    SigLIP,
     SpecAugment,
     SpeechAugmentation,
     SpeedPerturbation,
@@ -73,14 +72,13 @@ config = Experiment(
             "text": Transformer(vocabulary=1000, layers=3, width=WIDTH, heads=4, mlp=384, dropout=0.1),
         },
         fusion=None,
-        heads={
+        tasks={
             "speech_image": Contrast(between=("speech", "image"), outputs=WIDTH),
             "text_image": Contrast(between=("text", "image"), outputs=WIDTH),
             "speech_text": Contrast(between=("speech", "text"), outputs=WIDTH),
         },
         unroll=True,
     ),
-    objectives={"speech_image": SigLIP(), "text_image": SigLIP(), "speech_text": SigLIP()},
     optimizer=Optimizer(rule=Muon(), schedule=WarmupCosine(peak=2e-3, warmup=2 / 15), ema=0.998),
     evaluation=Evaluation(every_steps=500, subsets=("speech+image+text",)),
     log=Log(every_steps=20),

@@ -19,11 +19,10 @@ from mmjax.train.build import (
     build_layout,
     build_model,
     build_sampler,
-    build_source,
     image_changes,
+    open_data,
 )
 from mmjax.train.experiment import Experiment
-from mmjax.train.labels import check_labels
 from mmjax.train.program import begin, jitted_step
 from mmjax.train.validate import check_config
 
@@ -85,8 +84,7 @@ def measure(config: Experiment, count: int = 8, step_seconds: float | None = Non
     if step_seconds is not None and not step_seconds > 0:
         raise UserError(f"--step-seconds is {step_seconds}, but must be positive")
     check_config(config)
-    source = build_source(config.data, "train")
-    check_labels(config, source)
+    config, source = open_data(config)
     layout = build_layout(config, source.tokenizer)
     sampler, timed, mesh = build_sampler(config, layout, source), Timed(source), make_mesh(**vars(config.mesh))
     changes = image_changes(config)

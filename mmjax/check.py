@@ -27,14 +27,14 @@ from mmjax.data.loader import Batches
 from mmjax.data.packing import Packer
 from mmjax.data.sampler import Row, Sampler
 from mmjax.errors import UserError
-from mmjax.models import Contrast, Multimodal
+from mmjax.models import Multimodal
+from mmjax.models.roles import by_path, matches
 from mmjax.parallel.mesh import make_mesh, share_of_rows, state_shardings, to_devices
 from mmjax.stream import Batch
-from mmjax.train.build import build_layout, build_model, build_source
+from mmjax.train.build import build_layout, build_model, open_data
 from mmjax.train.experiment import Experiment, load, to_json
-from mmjax.train.labels import check_labels
 from mmjax.train.program import begin, jitted_step
-from mmjax.train.step import loss_and_gradients, unboxed
+from mmjax.train.step import LossAndGradients, unboxed
 from mmjax.train.validate import check_config
 from mmjax.tree import from_dict, to_dict
 
@@ -92,11 +92,9 @@ class Subject:
     """A config's model in float32 without dropout, with its first rows of real data."""
 
     def __init__(self, config: Experiment):
+        config, self.source = open_data(config)
         self.config = plain(config)
         self.model = build_model(self.config.model)
-        self.objectives = self.config.objectives
-        self.source = build_source(config.data, "train")
-        check_labels(config, self.source)
         self.layout: Layout = build_layout(config, self.source.tokenizer)
         data = config.data
         self.sampler = Sampler(
@@ -127,13 +125,15 @@ class Subject:
 
     def _outputs_and_gradients(self, params, batch):
         outputs = self.model.apply({"params": params}, batch)
-        total, gradients, sums = loss_and_gradients(self.model, self.objectives, params, batch, jax.random.key(0), 1)
+        total, gradients, sums = LossAndGradients(self.model)(params, batch, jax.random.key(0))
         # For logits kept as factors, compare the features; the kernel belongs to no example.
-        outputs = {name: (jax.tree.leaves(stream.features)[0], stream.segments) for name, stream in outputs.items()}
+        streams = {name: output.prediction for name, output in outputs.items()}
+        streams |= {f"{name}/labels": output.labels for name, output in outputs.items() if output.labels is not None}
+        outputs = {name: (jax.tree.leaves(stream.features)[0], stream.segments) for name, stream in streams.items()}
         return outputs, total, gradients, sums
 
     def run(self, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Returns outputs by head and example, and a tree of loss, sums and gradients, as NumPy arrays."""
+        """Returns outputs by task and example, and a tree of loss, sums and gradients, as NumPy arrays."""
         outputs, total, gradients, sums = jax.device_get(self._run(self.params, batch))
         by_example: dict[str, Any] = {}
         numbers, slots = batch["examples"].features, batch["examples"].segments
@@ -235,24 +235,16 @@ def absence(subject: Subject) -> float:
         rows = [keep(row, lambda shows, m=modality: bool(shows - {m})) for row in subject.rows]
         empty = subject.run(subject.pack(rows, hide=modality))
         removed = subject.run(subject.pack(rows, subject.layout.without(modality), hide=modality))
-        towers = {f"encoders_{modality}"} | {
-            f"heads_{name}" for name, head in subject.config.model.heads.items() if reads_only(head, modality)
-        }
+        others = {*encoders, "fused"} - {modality}
+        absent = [f"tasks.{name}.**" for name, task in subject.model.tasks.items() if not task.available(others)]
         for _, measured in (empty, removed):
-            for tower in towers:
-                if any(np.any(leaf) for leaf in jax.tree.leaves(measured["gradients"][tower])):
+            for path, gradient in by_path(measured["gradients"]).items():
+                if np.any(gradient) and any(matches(tower, path) for tower in (f"encoders.{modality}.**", *absent)):
                     return float("inf")  # an absent tower must get exactly zero gradient
-        sums = removed[1]["sums"]  # an objective without its output has no sum
+        sums = removed[1]["sums"]  # a task without its inputs has no sum
         empty[1]["sums"] = {name: pair for name, pair in empty[1]["sums"].items() if name in sums}
         worst = max(worst, difference(empty, removed))
     return worst
-
-
-def reads_only(head: Any, modality: str) -> bool:
-    """Whether a head has no input without this modality."""
-    if isinstance(head, Contrast):
-        return modality in head.between
-    return {modality} == ({head.reads} if isinstance(head.reads, str) else set(head.reads))
 
 
 def keep(row: Row, wanted) -> Row:
@@ -272,7 +264,7 @@ def division(subject: Subject) -> float:
         divided(subject, make_mesh(fsdp=2, tensor=2, context=2)),
         on_processes(subject.config, 2),
     ]
-    if not any(isinstance(head, Contrast) for head in subject.config.model.heads.values()):
+    if not any(task.whole_batch for task in subject.model.tasks.values()):
         others.append(divided(subject, make_mesh(devices=jax.devices()[:1]), micro_batches=4))
     return max(difference(one, other) for other in others)
 
@@ -287,10 +279,7 @@ def divided(subject: Subject, mesh: Mesh, micro_batches: int = 1) -> list[np.nda
     mine = share_of_rows(mesh).rows(ROWS_CHECKED)
 
     def compute(params, batch):
-        total, gradients, _ = loss_and_gradients(
-            subject.model, subject.objectives, params, batch, jax.random.key(0), micro_batches
-        )
-        return total, gradients
+        return LossAndGradients(subject.model, micro_batches)(params, batch, jax.random.key(0))[:2]
 
     compute = jax.jit(compute, out_shardings=NamedSharding(mesh, P()))
     batch = to_devices(jax.tree.map(lambda x: x[mine], subject.batch), mesh)

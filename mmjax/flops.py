@@ -11,7 +11,7 @@ def matrix_flops(function: Any, *arguments: Any, trained: int | None = None, slo
     """FLOPs of the matrix products of `function`, by the outermost named part of the model.
 
     A multiply-add counts as 2 FLOPs, and a loop body counts once per iteration. The trip count of a loop along examples
-    (`mmjax.objectives.base.along_example`) depends on the data; the examples of a row are assumed to be equally long.
+    (`mmjax.losses.base.along_example`) depends on the data; the examples of a row are assumed to be equally long.
 
     Args:
       slots: largest number of examples per row.
@@ -119,7 +119,7 @@ def part_of(scope: str) -> str:
     """The part of the model ("speech", "fusion", "answer", ...) of a name scope; a loss belongs to its head."""
     for word in scope.replace(".", "/").split("/"):
         word = word.rpartition("(")[2].rstrip(")")  # from "transpose(jvp(heads_answer))"
-        for prefix in ("encoders_", "heads_", "objectives_"):
+        for prefix in ("encoders_", "tasks_"):
             if word.startswith(prefix):
                 return word.removeprefix(prefix)
         if word == "fusion":

@@ -15,13 +15,12 @@ from mmjax.data.packing import Packer
 from mmjax.data.prefixes import Prefixes
 from mmjax.data.record import normal_text
 from mmjax.data.text import Tokenizer
+from mmjax.decode import by_example
 from mmjax.errors import UserError
-from mmjax.evaluate.decoding import texts, written
 from mmjax.evaluate.evaluation import Evaluator, all_subsets
 from mmjax.evaluate.inputs import picture_of, samples_of
 from mmjax.files import local
-from mmjax.models import Denoiser
-from mmjax.objectives import MultiLabel, Regression
+from mmjax.models.task import Facts
 from mmjax.parallel.mesh import make_mesh
 from mmjax.parallel.runtime import jit_once
 from mmjax.stream import Batch
@@ -57,6 +56,11 @@ class Run:
         self.config, self.step, self.params = read_run(self.directory)
         # This machine may lack the attention backend of the training machine.
         self.model = build_model(dataclasses.replace(self.config.model, strict_attention=False))
+
+    @functools.cached_property
+    def facts(self) -> Facts:
+        """What tasks need to know of the data of the run."""
+        return Facts(self.tokenizer, {"answer": read_json(self.directory / "answers.json")})
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -99,7 +103,7 @@ class Run:
         tags: Mapping[str, str | None] | None = None,
         **vectors: Any,
     ) -> dict[str, Any]:
-        """Predicts the answer to one example, given as any subset of the modalities.
+        """Predicts about one example, given as any subset of the modalities.
 
         The first call for a new size compiles a program; later calls with similar sizes reuse it (`bucket`).
 
@@ -113,9 +117,8 @@ class Run:
           vectors: vectors [T, W] of other streams, by name.
 
         Returns:
-          The outputs of the run's heads. Classification: {"answer", "probabilities": {answer: p}}. Multi-label
-          classification: {"probabilities"}. Regression: {"numbers": {name: value}}. A head that writes text: the text, by
-          the head's name, such as "transcript". A `Denoiser`: the samples [N], by the head's name.
+          The predictions by task (`Task.shown`), such as {"answer": "yes", "answer/probabilities": {"yes": 0.9, ...},
+          "transcript": "is there a circle?"}.
 
         Raises:
           UserError: an input cannot be read or does not fit, or the model has no encoder for it.
@@ -160,14 +163,14 @@ class Run:
         )
         packer = Packer(layout, 1)
         packer.add(0, example, shows, name="your input")
-        outputs, ours = jax.device_get(self._program(self._params, packer.batch))
-        result = self._answer(outputs["answer"].features[0, 0]) if "answer" in outputs else {}
-        for name, head in self.config.model.heads.items():
-            if isinstance(head, Denoiser) and name in outputs:
-                result[name] = outputs[name].features.reshape(-1)[: len(speech)]
-        return result | {
-            name: texts(ids.features, ids.segments, layout.tokenizer).get((0, 1), "") for name, ids in ours.items()
-        }
+        predictions, result = jax.device_get(self._program(self._params, packer.batch)), {}
+        for name, stream in predictions.items():
+            task, tokens = self.config.model.tasks[name], dict(by_example(stream)).get((0, 1))
+            prediction = task.prediction(tokens, self.facts)
+            if prediction is not None:
+                shown = task.shown(prediction, self.facts)
+                result |= {f"{name}/{key}" if key else name: value for key, value in shown.items()}
+        return result
 
     def _layout_for(self, shows: frozenset[str], speech: np.ndarray | None) -> Layout:
         """A layout of one row with the given streams, long enough for this recording."""
@@ -193,28 +196,10 @@ class Run:
         return jax.device_put(self.params)
 
     @functools.cached_property
-    def _program(self) -> Callable:
+    def _program(self) -> Callable[[Any, Batch], Batch]:
         """The model and its decoding, compiled once for each shape of a batch."""
-        objectives = self.config.objectives
-
-        def run(params: Any, batch: Batch) -> tuple[Batch, Batch]:
-            outputs = self.model.apply({"params": params}, batch)
-            return outputs, written(self.model, objectives, params, batch, outputs, self.config.data.rows)
-
-        return jit_once(run)
-
-    @functools.cached_property
-    def _answers(self) -> list[str]:
-        return read_json(self.directory / "answers.json")
-
-    def _answer(self, scores: Any) -> dict[str, Any]:
-        names, objective = self._answers, self.config.objectives["answer"]
-        if isinstance(objective, Regression):
-            return {"numbers": dict(zip(names, scores.tolist(), strict=True))}
-        if isinstance(objective, MultiLabel):
-            return {"probabilities": dict(zip(names, jax.nn.sigmoid(scores).tolist(), strict=True))}
-        ranked = sorted(zip(names, jax.nn.softmax(scores).tolist(), strict=True), key=lambda pair: -pair[1])
-        return {"answer": ranked[0][0], "probabilities": dict(ranked)}
+        rooms = self.config.data.rows
+        return jit_once(lambda params, batch: self.model.apply({"params": params}, batch, rooms, method="predict")[1])
 
 
 def evaluate_run(directory: str, split: str | None = None, examples: int | None = None) -> dict[str, Any]:
@@ -235,7 +220,7 @@ def evaluate_run(directory: str, split: str | None = None, examples: int | None 
     data, source = run.config.data, build_source(run.config.data, split)
     check_same_meaning(run.directory, source)
     layout = build_layout(run.config, source.tokenizer)
-    evaluator = Evaluator(data, run.model, run.config.objectives, layout, source, mesh)
+    evaluator = Evaluator(data, run.model, layout, run.facts, source, mesh)
     if jax.process_index() == 0:
         left_out(source, run.directory, split)
     subsets = all_subsets(run.config.model.encoders)

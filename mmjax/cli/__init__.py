@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     sub.add_argument(
         "--examples", type=whole(1), help="number of examples, spread evenly over the split (default: all)"
     )
-    sub = command("predict", "predict the answer to one example", "RUN")
+    sub = command("predict", "predict about one example", "RUN")
     for modality, kind in (("speech", "FILE"), ("image", "FILE"), ("text", "STRING")):
         sub.add_argument(f"--{modality}", metavar=kind)
     sub.add_argument(
@@ -182,13 +182,9 @@ def _predict(options, rest) -> int:
     if "example" in result:
         truth = dict(result["example"], answer=result["example"]["answer"] or "")
         print("example {number} of the {split} split, from {modalities}: {text} {answer}".format(**truth))
-    for answer, probability in list(result.get("probabilities", {}).items())[:5]:
-        print(f"{100 * probability:6.2f} %  {answer}")
-    for name, number in result.get("numbers", {}).items():
-        print(f"{number:9.3g}  {name}")
-    for name, text in result.items():
-        if isinstance(text, str) and name != "answer":
-            print(f"{'heard' if name == 'transcript' else name}: {text}")
+    for name, task in run.config.model.tasks.items():
+        if name in result:
+            print("\n".join(task.lines(name, result)))
     return 0
 
 
@@ -196,7 +192,7 @@ def _saved(result: dict[str, Any], path: Path | None, run: Any) -> dict[str, Any
     """Writes the samples of the result to a file, and replaces them by its name."""
     samples = [name for name, value in result.items() if hasattr(value, "dtype")]
     if path and not samples:
-        raise UserError("there is nothing to save: this run has no Denoiser, or there is no speech input")
+        raise UserError("there is nothing to save: no task of this run predicts samples, or there is no speech input")
     for name in samples:
         if path:
             from mmjax.data.audio import write_audio

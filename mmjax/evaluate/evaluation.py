@@ -1,6 +1,6 @@
 """Metrics on a split, from any subset of modalities."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import combinations
 from typing import Any
 
@@ -16,15 +16,21 @@ from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches, prefetch
 from mmjax.data.sampler import Sampler
 from mmjax.data.sources import Data
-from mmjax.evaluate.decoding import written
 from mmjax.evaluate.measures import Measures
-from mmjax.evaluate.retrieval import RANKS
-from mmjax.models import Contrast
-from mmjax.objectives import CLIP, Classification, Objective, SigLIP, score
+from mmjax.models import Multimodal
+from mmjax.models.task import Facts, losses_of
 from mmjax.parallel.mesh import share_of_rows, to_devices, within
+from mmjax.tasks.retrieval import RANKS
 
 ORDER = ("speech", "image", "text")
-COLUMNS = 4  # of a table of groups, side by side: what 80 characters hold
+COLUMNS = 4  # of a table of groups: what 80 characters hold
+# The metrics of tables, in the order of their columns: as a percentage, or as a number.
+FORMATS = dict.fromkeys(("accuracy", "cer", "wer", "macro_f1", "uar"), "%")
+FORMATS |= dict.fromkeys(("auroc", "mae", "rmse", "pearson", "spearman"), "number")
+HEADINGS = {"accuracy": "", "cer": "CER", "wer": "WER", "macro_f1": "F1", "uar": "UAR", "auroc": "AUROC"}
+HEADINGS |= {"mae": "MAE", "rmse": "RMSE"}
+MAIN = ("accuracy", "cer", "wer", "mae", "pearson")
+IN_GROUPS = ("accuracy", "cer", "uar", "mae")
 
 
 def ordered(modalities) -> list[str]:
@@ -44,7 +50,7 @@ def all_subsets(modalities) -> list[str]:
 
 
 def spread(examples: int | None, count: int) -> np.ndarray | None:
-    """[count] bool: so many of them at even distances, since classes and sources often stand one after the other.
+    """[count] bool: which examples are measured: `examples` at even distances, because classes and sources are often sorted.
 
     None: all of them.
     """
@@ -62,32 +68,31 @@ class Evaluator:
 
     Args:
       data: of the config.
-      model, objectives: what is measured, and by what.
       layout: of the batches in training.
+      facts: of the data of training.
       source: the split.
       mesh: of the devices.
     """
 
-    def __init__(
-        self, data: Data, model: Any, objectives: Mapping[str, Objective], layout: Layout, source: Any, mesh: Mesh
-    ):
-        self._data, self._model, self._objectives = data, model, objectives
+    def __init__(self, data: Data, model: Multimodal, layout: Layout, facts: Facts, source: Any, mesh: Mesh):
+        self._data, self._model, self._facts = data, model, facts
         self._layout, self._mesh, self.source = layout, mesh, source
         self._steps: dict[str, Any] = {}
-        self._unreadable: dict[int, str] = {}  # what was said of them already
+        self._unreadable: dict[int, str] = {}  # those that were reported
 
     def evaluate(
         self, params: Any, subset: str, examples: int | None = None, stop: Callable[[], bool] | None = None
     ) -> dict[str, float] | None:
-        """Metrics over all (or so many, evenly spread) examples of the split, each counted exactly once.
+        """Metrics over the examples of the split, each counted exactly once.
 
         Args:
-          stop: asked after each batch; once it says so, there are no metrics: None is returned.
+          examples: number of examples, evenly spread over the split; None: all.
+          stop: called after each batch; if it returns True, the evaluation ends and returns None.
 
         Returns:
-          What `Measures.metrics` has, as far as the subset allows; how many "examples" were measured; and, if there
-          are any, how many were "skipped" (longer than a row, or unreadable), and how many are "lacking" every
-          modality of the subset.
+          The metrics of `Measures.metrics` that the subset allows; the number of "examples" measured; and, unless they are 0,
+          the numbers of examples "skipped" (longer than a row, or unreadable) and "lacking" (without any modality of the
+          subset).
         """
         data = self._data
         layout = self._layout.without(*(set(self._model.encoders) - set(subset.split("+"))))
@@ -104,10 +109,7 @@ class Evaluator:
         dropped, share = data.filters.largest_share_dropped, share_of_rows(self._mesh)
         batches = Batches(self.source, layout, sampler, share, largest_share_dropped=dropped, measuring=True)
         step = self._steps.setdefault(subset, self._make_step())
-        heads = self._model.heads
-        pairs = {name: head.between for name, head in heads.items() if isinstance(head, Contrast)}
-        writes = {name: getattr(head, "writes", name) for name, head in heads.items()}
-        measures = Measures(self.source, layout.tokenizer, pairs, writes)
+        measures = Measures(self._model.tasks, self._facts, self.source)
         with progress.bar(f"evaluating {subset}", len(sampler), "batches", transient=True) as bar:
             for batch in prefetch(batches, 0, len(sampler), data.threads):
                 measures.add(*jax.device_get(step(params, to_devices(batch, self._mesh))))
@@ -126,62 +128,74 @@ class Evaluator:
             self._unreadable |= new
 
     def _make_step(self):
-        def eval_step(params, batch):
-            outputs = self._model.apply({"params": params}, batch)
-            ours = written(self._model, self._objectives, params, batch, outputs, self._data.rows)
-            labels = {name: batch.get(getattr(self._model.heads[name], "writes", name)) for name in ours}
-            decoded = {name: (ours[name], labels[name]) for name in ours if labels[name] is not None}
-            right, vectors = {}, {}
-            for name, objective in self._objectives.items():
-                if name in outputs and isinstance(objective, Classification) and name in batch:
-                    best, label = outputs[name].features.argmax(-1), batch[name].features
-                    label = label if label.ndim == best.ndim else label.argmax(-1)  # of a distribution
-                    right[name] = batch[name].segments, best == label
-                elif name in outputs and isinstance(objective, SigLIP | CLIP):
-                    vectors[name] = outputs[name]
-            return batch["examples"], score(self._objectives, outputs, batch), decoded, right, vectors
+        tasks, rooms = self._model.tasks, self._data.rows
 
-        # Every process sees all.
+        def eval_step(params, batch):
+            outputs, predictions = self._model.apply({"params": params}, batch, rooms, method="predict")
+            predictions = {name: stream for name, stream in predictions.items() if tasks[name].measured}
+            targets = {name: tasks[name].target(batch) for name in predictions if tasks[name].labels()}
+            predictions = {
+                name: stream for name, stream in predictions.items() if targets.get(name, stream) is not None
+            }
+            return (
+                batch["examples"],
+                losses_of(tasks, outputs),
+                predictions,
+                {n: targets[n] for n in predictions if n in targets},
+            )
+
+        # Every process gets all results.
         return jax.jit(within(self._mesh, eval_step), out_shardings=NamedSharding(self._mesh, P()))
 
 
 def table(subsets: dict[str, dict[str, float]], title: str) -> Group:
     """The metrics of several subsets as a rich table; below it, if there are any, those of groups and of retrieval."""
-    names = ["answer/accuracy", "transcript/cer", "transcript/wer"]
-    found = sorted({n for metrics in subsets.values() for n in metrics})
-    others = [n for n in found if n.endswith(("/accuracy", "/cer", "/wer")) and n not in names]
-    names = [n for n in names if n in found] + others
+    found = {name: None for metrics in subsets.values() for name in metrics}
+    names = sorted((n for n in found if n.count("/") == 1 and n.split("/")[1] in FORMATS), key=_place)
+    if len(names) > COLUMNS:  # the others are in the metrics of the run, and in `mmjax eval --json`
+        names = [n for n in names if n.split("/")[1] in MAIN]
     result = Table(title=title)
     result.add_column("modalities", no_wrap=True)
     skipped = ("skipped",) if any("skipped" in metrics for metrics in subsets.values()) else ()
     for name in (*names, "examples", *skipped):
         task, _, metric = name.partition("/")
-        result.add_column(f"{task} {metric.upper()}" if metric not in ("", "accuracy") else task, justify="right")
+        result.add_column(f"{task} {HEADINGS.get(metric, metric)}".strip(), justify="right")
     for subset, metrics in subsets.items():
         counts = [f"{metrics.get(n, 0):,}" for n in ("examples", *skipped)]
-        result.add_row(subset, *(_percent(metrics.get(n)) for n in names), *counts)
+        result.add_row(subset, *(_formatted(n, metrics.get(n)) for n in names), *counts)
     return Group(result, *_table_of_groups(subsets), *_table_of_retrieval(subsets))
+
+
+def _place(name: str) -> tuple[str, int]:
+    task, metric = name.split("/")
+    return task, list(FORMATS).index(metric)
 
 
 def _percent(value: float | None) -> str:
     return "" if value is None or not np.isfinite(value) else f"{100 * value:.2f} %"
 
 
+def _formatted(name: str, value: float | None) -> str:
+    if FORMATS[name.split("/")[1]] == "%":
+        return _percent(value)
+    return "" if value is None or not np.isfinite(value) else f"{value:.4g}"
+
+
 def _table_of_groups(subsets: dict[str, dict[str, float]]) -> list[Table]:
     """ "transcript/cer/language/fr": a row for "language fr", a column for "speech: transcript CER"."""
-    cells: dict[str, dict[str, float]] = {}
+    cells: dict[str, dict[str, str]] = {}
     for subset, metrics in subsets.items():
         for name, value in metrics.items():
-            if name.count("/") == 3 and name.split("/")[1] in ("accuracy", "cer"):
+            if name.count("/") == 3 and name.split("/")[1] in IN_GROUPS:
                 task, metric, kind, group = name.split("/")
-                column = f"{subset}: {task}" + (" CER" if metric == "cer" else "")
-                cells.setdefault(f"{kind} {group}", {})[column] = value
+                column = f"{subset}: {task} {HEADINGS[metric]}".strip()
+                cells.setdefault(f"{kind} {group}", {})[column] = _formatted(f"{task}/{metric}", value)
     columns = list(dict.fromkeys(column for row in cells.values() for column in row))
     tables = []
     for part in (columns[first : first + COLUMNS] for first in range(0, len(columns), COLUMNS)):
         tables.append(Table("", *(Column(column, justify="right") for column in part)))
         for group, row in sorted(cells.items()):
-            tables[-1].add_row(group, *(_percent(row.get(column)) for column in part))
+            tables[-1].add_row(group, *(row.get(column, "") for column in part))
     return tables
 
 

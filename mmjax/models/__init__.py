@@ -11,10 +11,8 @@ from mmjax.models.augmentation import (
     TelephoneBand,
 )
 from mmjax.models.conformer import Conformer
-from mmjax.models.contrast import Contrast
 from mmjax.models.convolutional import ConvNet
 from mmjax.models.decoder import TextDecoder
-from mmjax.models.denoiser import Denoiser
 from mmjax.models.encoder import Encoder, ImageEncoder, SpeechEncoder, TextEncoder
 from mmjax.models.front_ends import MFCC, FrontEnd, KaldiFilterBank, LogMel, NeMoLogMel, Waveform, WhisperLogMel
 from mmjax.models.fusion import (
@@ -30,22 +28,20 @@ from mmjax.models.fusion import (
     Weighted,
 )
 from mmjax.models.layers import BlockStyle
-from mmjax.models.masking import MaskedPatches, MaskedText, NoisySpeech, RandomProjectionQuantizer
-from mmjax.models.multimodal import Head, Multimodal, Vocabulary
+from mmjax.models.multimodal import Multimodal
 from mmjax.models.patch_decoder import PatchDecoder
-from mmjax.models.pooling import AttentionPool, ClassPool, MeanPool
+from mmjax.models.pooling import AttentionPool, ClassPool, MeanPool, Pool
 from mmjax.models.recurrent import BiLSTM
+from mmjax.models.task import Task
 from mmjax.models.transformer import MeanEmbedding, Transformer
 from mmjax.models.vectors import Vectors
 from mmjax.models.vit import ViT
 from mmjax.models.whisper import WhisperEncoder
-from mmjax.models.writers import AttentionDecoder, TransducerDecoder
 
 __all__ = [
     "MFCC",
     "Add",
     "AddNoise",
-    "AttentionDecoder",
     "AttentionPool",
     "BiLSTM",
     "BlockStyle",
@@ -54,44 +50,37 @@ __all__ = [
     "Clip",
     "Concat",
     "Conformer",
-    "Contrast",
     "ConvNet",
     "CrossAttention",
-    "Denoiser",
     "Encoder",
     "FiLM",
     "FrontEnd",
     "Fusion",
     "Gain",
-    "Head",
     "ImageEncoder",
     "KaldiFilterBank",
     "LogMel",
     "LowRank",
-    "MaskedPatches",
-    "MaskedText",
     "MeanEmbedding",
     "MeanPool",
     "MixtureOfExperts",
     "Multimodal",
     "NeMoLogMel",
-    "NoisySpeech",
     "PatchDecoder",
     "Perceiver",
-    "RandomProjectionQuantizer",
+    "Pool",
     "Reverberate",
     "SpecAugment",
     "SpectralGate",
     "SpeechAugmentation",
     "SpeechEncoder",
+    "Task",
     "TelephoneBand",
     "TextDecoder",
     "TextEncoder",
-    "TransducerDecoder",
     "Transformer",
     "Vectors",
     "ViT",
-    "Vocabulary",
     "Waveform",
     "Weighted",
     "WhisperEncoder",

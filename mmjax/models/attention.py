@@ -184,7 +184,7 @@ class MultiHeadAttention(nn.Module):
 
 def place_of(module: nn.Module) -> str:
     """Where in the model a module stands, in a few words: "speech", "fusion cross_attention"."""
-    words = [name.removeprefix("encoders_").removeprefix("heads_") for name in module.path]
+    words = [name.removeprefix("encoders_").removeprefix("tasks_") for name in module.path]
     return " ".join(word for word in words if word not in ("layers", "attention", "decoder")) or "attention"
 
 

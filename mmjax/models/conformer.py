@@ -349,6 +349,8 @@ class Conformer(SpeechEncoder, kw_only=True):
     remat: Remat = "none"
     dtype: Any = setting(jnp.float32)
 
+    hideable = ("samples", "frames")
+
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "Conformer":
         """A published size; any field may be changed.

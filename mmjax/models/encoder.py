@@ -1,6 +1,6 @@
 """What every encoder is: a Stream of one modality in, a Stream of vectors out."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 
@@ -16,6 +16,7 @@ class Encoder(nn.Module):
       causal: no token of its output depends on a later one.
       tokens_per_image: where all examples have as many tokens, that number.
       class_token: whether each example begins with a token that stands for the whole.
+      hideable: what tasks may hide of its input in training: "tokens", "patches", "samples" or "frames".
     """
 
     kind = "encoder"
@@ -24,6 +25,7 @@ class Encoder(nn.Module):
     causal = False
     tokens_per_image = None
     class_token = False
+    hideable: ClassVar[tuple[str, ...]] = ()
 
     def check(self, path: str) -> None:
         """Checks what types cannot say: that the fields agree with each other.
@@ -52,6 +54,7 @@ class SpeechEncoder(Encoder):
     """The base class of encoders that read hops of samples; they have the fields `front_end` and `subsampling`."""
 
     kind = "speech encoder"
+    hideable = ("samples",)
 
     def geometry(self) -> dict[str, Any]:
         return {"hop": self.front_end.hop, "window": self.front_end.window, "align": self.subsampling}

@@ -17,15 +17,9 @@ from mmjax.tree import setting
 class PatchDecoder(nn.Module, kw_only=True):
     """The light decoder of masked autoencoding (He et al. 2022, arXiv:2111.06377): pixels of the hidden patches.
 
-    Visible patches as the encoder gave them, a learned vector in place of the hidden ones, fixed positions, a small
-    Transformer.
-
-    Attributes:
-      outputs: numbers per patch, patch * patch * 3.
+    Its input is the encoder's output for visible patches, and a learned vector for hidden ones, with fixed positions.
     """
 
-    reads: str
-    outputs: int  # patch * patch * 3
     layers: int = 4
     width: int = 128
     heads: int = 4
@@ -34,16 +28,12 @@ class PatchDecoder(nn.Module, kw_only=True):
     remat: Remat = "none"
     dtype: Any = setting(jnp.float32)
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return (self.reads, f"{self.reads}/input")
-
     @nn.compact
     def __call__(self, seen: Stream, whole: Stream, block: int | None = None) -> Stream:
-        """Encoded patches [B, T, W] and the stream before patches were hidden -> [B, T, outputs] float32.
+        """Encoded patches [B, T, W] and the stream before patches were hidden [B, T, P] -> [B, T, P] float32.
 
         Args:
-          block: tokens of each picture where all have as many: then no score is computed between two.
+          block: number of tokens of each picture, if all have the same: no score is computed between two pictures.
         """
         rows, tokens = whole.segments.shape
         seen, whole = fold(seen, block or tokens), fold(whole, block or tokens)
@@ -64,5 +54,5 @@ class PatchDecoder(nn.Module, kw_only=True):
         )
         x, _ = blocks(x, whole.segments, whole.positions)
         x = layer_norm(self.dtype, "norm")(x).astype(jnp.float32)
-        x = dense(self.outputs, ("embed", None), jnp.float32, "pixels")(x)
+        x = dense(whole.features.shape[-1], ("embed", None), jnp.float32, "pixels")(x)
         return unfold(only_tokens(whole._replace(features=x)), rows)

@@ -1,7 +1,7 @@
 """Pooling: the tokens of a stream in, one vector per example out.
 
-An encoder always returns tokens; how many vectors an example becomes is said where they are read. Like the fusion, a
-pool takes the slots of the examples, so its result lines up with the labels; an example without tokens stays empty.
+An encoder always returns tokens; the task that reads them chooses the pool. Like a fusion, a pool has one output for each slot
+of an example, so its result is aligned with the labels. The slot of an example without tokens is empty.
 """
 
 from typing import Any
@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.errors import UserError
 from mmjax.models.attention import MultiHeadAttention
 from mmjax.models.layers import ACTIVATIONS, BlockStyle, FeedForward
 from mmjax.models.roles import parameter
@@ -27,7 +28,16 @@ def _mean(stream: Stream, examples: Stream) -> Stream:
     return _slots(stream, examples, mean(stream, examples.segments).astype(stream.features.dtype))
 
 
-class MeanPool(nn.Module, kw_only=True):
+class Pool(nn.Module):
+    """The base class of pools."""
+
+    kind = "pool"
+
+    def check(self, path: str, name: str, encoder: Any) -> None:
+        """Checks that the pool suits an encoder; `path` is the pool's key, `name` that of the encoder. Raises UserError."""
+
+
+class MeanPool(Pool, kw_only=True):
     """The mean of an example's tokens; of an image, of its patches (global average pooling), not its class token."""
 
     @nn.compact
@@ -38,8 +48,12 @@ class MeanPool(nn.Module, kw_only=True):
         return _mean(stream, examples)
 
 
-class ClassPool(nn.Module, kw_only=True):
+class ClassPool(Pool, kw_only=True):
     """The class token: of an image the token before its patches, of a text the first."""
+
+    def check(self, path: str, name: str, encoder: Any) -> None:
+        if not encoder.class_token:
+            raise UserError(f"{path} is a ClassPool, but model.encoders.{name} has no class_token")
 
     @nn.compact
     def __call__(self, stream: Stream, examples: Stream) -> Stream:
@@ -50,7 +64,7 @@ class ClassPool(nn.Module, kw_only=True):
         return _mean(stream, examples)
 
 
-class AttentionPool(nn.Module, kw_only=True):
+class AttentionPool(Pool, kw_only=True):
     """A learned probe per example attends to its tokens, then a feed-forward (Zhai et al. 2022, arXiv:2106.04560).
 
     This is the multi-head attention pooling of SigLIP (Zhai et al. 2023, arXiv:2303.15343).
@@ -65,6 +79,10 @@ class AttentionPool(nn.Module, kw_only=True):
     mlp: int = 3072
     block: BlockStyle = BlockStyle()
     dtype: Any = setting(jnp.float32)
+
+    def check(self, path: str, name: str, encoder: Any) -> None:
+        if encoder.width % self.heads:
+            raise UserError(f"{path}.heads={self.heads} does not divide the width {encoder.width}")
 
     @nn.compact
     def __call__(self, stream: Stream, examples: Stream) -> Stream:

@@ -107,7 +107,7 @@ def is_hidden(spec: Spec) -> bool:
 def path_of(keys: Any) -> str:
     """The path of a parameter for people, "encoders.speech.layers.attention.qkv.kernel", of JAX's key path."""
     first, *rest = [str(getattr(key, "key", key)) for key in keys]
-    for room in ("encoders", "heads"):
+    for room in ("encoders", "tasks"):
         if first.startswith(f"{room}_"):
             first = f"{room}.{first.removeprefix(f'{room}_')}"
     return ".".join([first, *rest])

@@ -134,6 +134,8 @@ class Transformer(TextEncoder, kw_only=True):
     remat: Remat = "none"
     dtype: Any = setting(jnp.float32)
 
+    hideable = ("tokens",)
+
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "Transformer":
         """A published size, such as "BERT base"; any field may be changed, the vocabulary of 30,522 first of all."""

@@ -67,6 +67,8 @@ class ViT(ImageEncoder, kw_only=True):
     remat: Remat = "none"
     dtype: Any = setting(jnp.float32)
 
+    hideable = ("patches",)
+
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "ViT":
         """A published size and patch, such as "B/16" or "So400m/14"; any field may be changed."""

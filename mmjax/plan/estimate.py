@@ -25,7 +25,7 @@ class Kept(NamedTuple):
     """Bytes per device that the forward pass of one micro-batch keeps for its backward pass.
 
     Attributes:
-      logits: the heads' outputs; activations: everything else.
+      logits: the tasks' predictions; activations: everything else.
       again: activations that are recomputed; the peak at any one time.
       host: activations in host memory.
     """
@@ -91,7 +91,7 @@ def kept_for_backward(subject: Subject, rows: int) -> Kept:
     batch = abstract_batch(subject.layout.empty(1), _own_rows(subject, rows))
 
     config = subject.config.model
-    # Flax names a module in a dictionary heads_caption, so the scope of `heads.caption.decoder` starts with that.
+    # Flax names a module in a dictionary tasks_caption, so the scope of `tasks.caption.decoder` starts with that.
     scopes = {key: "_".join(key.split(".")[:2]) for key in towers(config)}
 
     def kept(remats: Mapping[str, str]) -> tuple[dict[str, float], float]:
@@ -123,9 +123,7 @@ def kept_for_backward(subject: Subject, rows: int) -> Kept:
     own, host = kept({})
     total = sum(own.values())
     outputs = jax.eval_shape(lambda p, b: subject.model.apply({"params": p}, b), params, batch)
-    logits = [
-        leaf for name in subject.model.heads if name in outputs for leaf in jax.tree.leaves(outputs[name].features)
-    ]
+    logits = [leaf for output in outputs.values() for leaf in jax.tree.leaves(output.prediction.features)]
     size, again = float(sum(math.prod(x.shape) * x.dtype.itemsize for x in logits)), 0.0
     remats = {key: tower.remat for key, tower in towers(config).items() if tower.remat != "none"}
     if remats:
@@ -174,10 +172,8 @@ def _key() -> Any:
 
 
 def _loss(subject: Subject, model: Any, params: Any, batch: Any, key: Any) -> jax.Array:
-    sums = measure(model, subject.config.objectives, params, batch, {"dropout": key, "augment": key})
-    return sum(
-        (divide(sums[f"{name}/loss"]) for name in subject.config.objectives if f"{name}/loss" in sums), jnp.zeros(())
-    )
+    sums = measure(model, params, batch, {"dropout": key, "augment": key})
+    return sum((divide(sums[f"{name}/loss"]) for name in model.tasks if f"{name}/loss" in sums), jnp.zeros(()))
 
 
 def estimated(

@@ -174,7 +174,7 @@ def timed(
     """
     shape, program = dict(subject.mesh.shape), outcome and outcome.program
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), subject.state.params)
-    asked = subject.model, subject.config.objectives, params, subject.layout, rows
+    asked = subject.model, params, subject.layout, rows
     flops = report.step_flops(*asked, training=True, groups=subject.begun.groups)
     again = computed_again(subject, rows) if program is None else {}
     narrow, (used, traffic, collectives) = {}, estimated(subject, flops, again, activations)

@@ -1,5 +1,6 @@
 """Builds model, data source, layout and sampler from a config."""
 
+import dataclasses
 from typing import Any
 
 from mmjax import models
@@ -8,9 +9,10 @@ from mmjax.data.image_mixing import ImageMixing
 from mmjax.data.sources import Data
 from mmjax.errors import UserError
 from mmjax.files import data_directory
-from mmjax.objectives import MultiLabel, Regression
+from mmjax.models.task import Facts
 from mmjax.train.experiment import Experiment
 from mmjax.train.quantisation import quantised
+from mmjax.train.validate import check_data
 from mmjax.tree import with_settings
 
 
@@ -25,6 +27,29 @@ def build_model(config: models.Multimodal) -> models.Multimodal:
 def build_source(config: Data, split: str) -> Any:
     """Opens a split of the data; prepares it first if necessary."""
     return config.open(split, data_directory(config.directory))
+
+
+def facts_of(source: Any) -> Facts:
+    """What tasks need to know of the data."""
+    return Facts(source.tokenizer, {"answer": source.answers})
+
+
+def resolved(config: Experiment, facts: Facts) -> Experiment:
+    """The config with sizes from the data, where it leaves them open."""
+    tasks = {name: task.resolved(facts) for name, task in config.model.tasks.items()}
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, tasks=tasks))
+
+
+def open_data(config: Experiment, split: str = "train") -> tuple[Experiment, Any]:
+    """Opens the data of a config, and resolves the config with it.
+
+    Raises:
+      UserError: the data lacks inputs or labels that the config needs.
+    """
+    source = build_source(config.data, split)
+    config = resolved(config, facts_of(source))
+    check_data(config, source)
+    return config, source
 
 
 def image_changes(config: Experiment) -> tuple[ImageAugmentation | None, ImageMixing | None]:
@@ -50,8 +75,9 @@ def build_layout(config: Experiment, tokenizer=None):
         if vocabulary and tokenizer is not None and vocabulary < len(tokenizer):
             raise UserError(f"{path}.vocabulary={vocabulary}, but the tokenizer has {len(tokenizer)} pieces")
     mixed = config.data.image_mixing is not None
-    several = mixed or isinstance(config.objectives.get("answer"), MultiLabel | Regression)
-    answers = config.model.heads["answer"].outputs if several else None
+    answering = [task for task in config.model.tasks.values() if "answer" in task.labels()]
+    several = mixed or any(task.labels()["answer"] != "class" for task in answering)
+    answers = answering[0].outputs if several else None
     return Layout(
         rows=config.data.rows, tokenizer=tokenizer, vectors=vectors, answers=answers, distribution=mixed, **geometry
     )

@@ -8,7 +8,6 @@ from pathlib import Path
 from mmjax.data.sources import Data
 from mmjax.errors import UserError
 from mmjax.models import Multimodal
-from mmjax.objectives import Objective
 from mmjax.parallel.mesh import Mesh
 from mmjax.parallel.xla import XLA
 from mmjax.train.optimizer import Optimizer
@@ -53,9 +52,8 @@ class Experiment:
     steps: int
     data: Data
     model: Multimodal
-    objectives: Mapping[str, Objective]
     optimizer: Optimizer
-    weighting: Weighting | None = None  # of the objectives, in addition to their fixed weights
+    weighting: Weighting | None = None  # of the tasks, in addition to their fixed weights
     initial: Mapping[str, str] = dataclasses.field(
         default_factory=dict
     )  # "encoders.speech": directory of an import or a run
@@ -72,7 +70,13 @@ def load(path: str | Path) -> Experiment:
     if not path.is_file():
         raise UserError(f"there is no config file {path}")
     if path.suffix == ".json":
-        return from_dict(Experiment, read_json(path))
+        tree = read_json(path)
+        if "objectives" in tree:
+            raise UserError(
+                f"{path} is of an earlier version of mmjax, which had heads and objectives instead of tasks; use that version "
+                "for this run, or write its config anew (docs/tasks.md) and train again"
+            )
+        return from_dict(Experiment, tree)
     config = getattr(run_file(path), "config", None)
     if not isinstance(config, Experiment):
         raise UserError(f"the config file {path} must assign `config = Experiment(...)`")

@@ -25,13 +25,14 @@ from mmjax.train.build import (
     build_model,
     build_sampler,
     build_source,
+    facts_of,
     image_changes,
+    open_data,
 )
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.directory import claimed, clear, note_compiler, open_run, resume, with_schedule
 from mmjax.train.experiment import Experiment
 from mmjax.train.initial import load_initial
-from mmjax.train.labels import check_labels
 from mmjax.train.program import begin, jitted_step
 from mmjax.train.stopping import StopSignal
 from mmjax.train.validate import check_config
@@ -65,8 +66,7 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
     check_options(options_of(config.xla, jax.devices()[0]), jax.devices()[0])
 
     # Data.
-    source = build_source(config.data, "train")
-    check_labels(config, source)
+    config, source = open_data(config)
     layout = build_layout(config, source.tokenizer)
     sampler = build_sampler(config, layout, source)
     changes = image_changes(config)
@@ -75,14 +75,14 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
     batches = Batches(source, layout, sampler, share, *changes, largest_share_dropped=dropped)
     open_run(config, run, source, accept_changed_data)
 
-    model, objectives = build_model(config.model), config.objectives
+    model = build_model(config.model)
     # Opened now, so that a missing evaluation split is an error at the start.
-    # Masked objectives alone have no metrics.
-    subsets = config.evaluation.subsets if config.objectives.keys() - config.model.masked.keys() else ()
+    # Tasks that predict what they have hidden have no metrics.
+    subsets = () if all(task.hides for task in model.tasks.values()) else config.evaluation.subsets
     evaluator = None
     if subsets:
         measured = build_source(config.data, config.evaluation.split)
-        evaluator = Evaluator(config.data, model, objectives, layout, measured, mesh)
+        evaluator = Evaluator(config.data, model, layout, facts_of(source), measured, mesh)
 
     # State: abstract at first, then restored or initialised directly in shards.
     stop.listen()  # from now on, signals must not interrupt the compiler or a step
@@ -99,7 +99,7 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
 
     # Start report.
     flops = report.step_flops(
-        model, objectives, abstract.params, layout, config.data.batch_rows, training=True, groups=begun.groups
+        model, abstract.params, layout, config.data.batch_rows, training=True, groups=begun.groups
     )
     peak = PEAKS.get(jax.devices()[0].device_kind)
     made = decided(config, model, abstract.params, layout, mesh)

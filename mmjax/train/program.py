@@ -44,9 +44,9 @@ def begin(config: Experiment, model: nn.Module, layout: Any, mesh: Any) -> Start
     @jax.jit  # so that roles, shapes and the run share one trace
     def parameters() -> Any:
         params = init_parameters(model, batch, config.seed)
-        if learned:  # one scalar per objective, with the role of a gate
+        if learned:  # one scalar per task, with the role of a gate
             gate = parameter("gate", lambda value: value, ())
-            params["weighting"] = jax.tree.map(gate, weighting.init(list(config.objectives)))
+            params["weighting"] = jax.tree.map(gate, weighting.init(list(config.model.tasks)))
         return params
 
     specs_ = specs(jax.eval_shape(parameters))
@@ -55,7 +55,7 @@ def begin(config: Experiment, model: nn.Module, layout: Any, mesh: Any) -> Start
     optimizer = config.optimizer.build(trained[0], config.steps, trained[1])
 
     def initialise() -> TrainState:
-        remembered = None if weighting is None or learned else weighting.init(list(config.objectives))
+        remembered = None if weighting is None or learned else weighting.init(list(config.model.tasks))
         kept = config.optimizer
         return init_state(
             parameters(), optimizer, kept.ema is not None, remembered, kept.parameters, kept.moments, groups
@@ -75,7 +75,6 @@ def jitted_step(config: Experiment, model: nn.Module, begun: Start) -> Any:
     """The jitted train step: (state, batch) -> (state, metrics), with donated state."""
     step = make_train_step(
         model,
-        config.objectives,
         begun.optimizer,
         seed=config.seed,
         average_decay=config.optimizer.ema,

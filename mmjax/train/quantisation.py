@@ -42,4 +42,4 @@ def quantised(model: Any, kind: str) -> Any:
             "use_original_residuals": True,
         },
     )
-    return qwix.quantize_model(model, qwix.QtProvider([rule]), methods=("__call__", "encode"))
+    return qwix.quantize_model(model, qwix.QtProvider([rule]), methods=("__call__", "predict"))

@@ -13,7 +13,7 @@ from mmjax import progress, telemetry
 from mmjax.errors import one_line
 from mmjax.files import write_whole
 from mmjax.flops import matrix_flops
-from mmjax.models import Contrast, SpeechEncoder
+from mmjax.models import SpeechEncoder
 from mmjax.parallel.mesh import abstract_batch
 from mmjax.train import attention
 from mmjax.train.build import build_model
@@ -32,7 +32,6 @@ def sample_rate(config: Experiment) -> int:
 
 def step_flops(
     model: Any,
-    objectives: Mapping[str, Any],
     params: Any,
     layout: Any,
     rows: int,
@@ -41,7 +40,7 @@ def step_flops(
 ) -> dict[str, float]:
     """FLOPs of one step by part of the model: of the forward pass and, with `training`, of the backward pass.
 
-    The FLOPs of an objective count for its head. Attention counts all scores, even those that a kernel skips.
+    Those of a loss count for its task. Attention counts all scores, even those that a kernel skips.
 
     Args:
       groups: the group of every parameter; frozen parameters have no gradients.
@@ -53,7 +52,7 @@ def step_flops(
 
     def forward(trained, frozen, batch, key):
         whole = trained if frozen is None else merged(trained, frozen)
-        return measure(model, objectives, whole, batch, {"dropout": key, "augment": key})
+        return measure(model, whole, batch, {"dropout": key, "augment": key})
 
     return matrix_flops(
         forward, trained, frozen, batch, key, trained=0 if training else None, slots=layout.rows.get("examples", 1)
@@ -65,18 +64,19 @@ def position_flops(config: Experiment, layout: Any) -> dict[str, float]:
 
     The quadratic cost of attention is that of the config's row length.
     """
-    model, objectives, batch = build_model(config.model), config.objectives, layout.empty(1)
+    model, batch = build_model(config.model), layout.empty(1)
     params = unboxed(jax.eval_shape(lambda: model.init(jax.random.key(0), batch)["params"]))
     totals = dict.fromkeys(layout.rows, 0.0)
-    for part, flops in step_flops(model, objectives, params, layout, 1).items():
-        reads = part if part in config.model.encoders else getattr(config.model.heads.get(part), "reads", part)
-        totals[reads if reads in totals else "examples"] += flops
+    for part, flops in step_flops(model, params, layout, 1).items():
+        task = config.model.tasks.get(part)
+        reads = task.sources if task and part not in config.model.encoders else (part,)
+        totals[reads[0] if len(reads) == 1 and reads[0] in totals else "examples"] += flops
     return {name: total / layout.rows[name] for name, total in totals.items()}
 
 
 def part_name(name: str) -> str:
     """The user's name of a part of the model: "text" for parameters named "encoders_text"."""
-    return name.removeprefix("encoders_").removeprefix("heads_")
+    return name.removeprefix("encoders_").removeprefix("tasks_")
 
 
 def parameters_by_part(params: Any) -> dict[str, int]:
@@ -104,13 +104,9 @@ def division(params: Any) -> list[dict[str, Any]]:
 
 
 def idle_parts(config: Experiment) -> list[str]:
-    """The keys of parts that no objective uses: they have parameters but are never trained."""
-    model, reads = config.model, set()
-    for name in model.heads.keys() & config.objectives.keys():
-        head = model.heads[name]
-        names = head.between if isinstance(head, Contrast) else head.reads
-        reads |= {names} if isinstance(names, str) else set(names)
-    idle = [f"heads.{name}" for name in model.heads if name not in config.objectives]
+    """The keys of parts that no task reads: they have parameters but are never trained."""
+    model, idle = config.model, []
+    reads = {source for task in model.tasks.values() for source in task.sources}
     if "fused" not in reads:
         idle += [f"encoders.{name}" for name in model.encoders if name not in reads]
         idle += ["fusion"] if model.fusion else []
@@ -163,7 +159,7 @@ def start(config, run, params, groups, flops, decisions, sampler, layout, source
         shares = [f"{one['along']} {100 * one['parameters'] / sum(sizes.values()):.3g} %" for one in division(params)]
         say(f"parameters divided along {', '.join(shares)}")
     if idle := idle_parts(config):
-        progress.warn(f"no objective uses {', '.join(idle)}; leave out parts that are never trained")
+        progress.warn(f"no task reads {', '.join(idle)}; leave out parts that are never trained")
     useful = sampler.useful_share(layout.tokens(source.sizes), range(first, first + 50))
     say(
         f"{len(source):,} examples in rows of "

@@ -16,7 +16,7 @@ AS_ASKED = ("steps", "mesh.", "data.batch_rows", "optimizer.accumulation")
 def smoke(config: Experiment, width: int = 32) -> Experiment:
     """Returns the config with a model that a laptop trains in about a minute.
 
-    Data, tokenizer, rows, objectives and heads are unchanged, so that their errors appear here before they do on a pod.
+    Data, tokenizer, rows and tasks are unchanged, so that their errors appear here before they do on a pod.
 
     Args:
       width: features of all towers, a multiple of 8; other sizes follow from it.
@@ -26,7 +26,7 @@ def smoke(config: Experiment, width: int = 32) -> Experiment:
         model,
         encoders=_small(model.encoders, width),
         fusion=_small(model.fusion, width),
-        heads=_small(model.heads, width),
+        tasks=_small(model.tasks, width),
         unroll=False,
     )
     return dataclasses.replace(

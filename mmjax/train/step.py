@@ -1,5 +1,6 @@
 """The train step: pure, compiled once."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from mmjax.models import Multimodal
-from mmjax.objectives import Sums, score
+from mmjax.models.task import Sums, losses_of
 from mmjax.stream import Batch
 from mmjax.train.groups import merged, split
 
@@ -25,7 +26,7 @@ class TrainState(NamedTuple):
       optimizer: the optimizer state of Optax.
       average: exponential moving average (EMA) of the parameters, or None.
       skipped: number of steps skipped because the gradient was not finite.
-      weighting: the state of a weighting of the objectives that is not learned, or None.
+      weighting: the state of a weighting of the tasks that is not learned, or None.
     """
 
     step: jax.Array
@@ -58,7 +59,7 @@ def init_state(
     Args:
       params: the result of `init_parameters`, in float32.
       average: keep an EMA of the parameters.
-      weights: the initial state of the weighting of the objectives (see `mmjax.train.weighting`).
+      weights: the initial state of the weighting of the tasks (see `mmjax.train.weighting`).
       parameters, moments: dtypes of parameters and first moments; everything else is float32.
       groups: the group of every parameter; frozen parameters have no moments, and may have their own dtype.
     """
@@ -112,9 +113,9 @@ def rounded_like(kept: Any, new: Any, key: jax.Array) -> Any:
     return tree.unflatten([x if old.dtype == x.dtype else rounded(n, x) for n, (old, x) in pairs])
 
 
-def measure(model: Multimodal, objectives: dict[str, Any], params: Any, batch: Batch, keys=None) -> Sums:
-    """Runs the model and computes the objectives; in training mode if keys for "dropout" and "augment" are given."""
-    return score(objectives, model.apply({"params": params}, batch, train=keys is not None, rngs=keys), batch)
+def measure(model: Multimodal, params: Any, batch: Batch, keys: Any = None) -> Sums:
+    """The losses and metrics of all tasks; in training mode if keys for "dropout" and "augment" are given."""
+    return losses_of(model.tasks, model.apply({"params": params}, batch, train=keys is not None, rngs=keys))
 
 
 def divide(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -123,96 +124,109 @@ def divide(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
     return total / jnp.where(weight > 0, weight, 1.0)
 
 
-def loss_and_gradients(
-    model: Multimodal,
-    objectives: dict[str, Any],
-    params: Any,
-    batch: Batch,
-    key: jax.Array,
-    micro_batches: int,
-    weighting: Any = None,
-    remembered: Any = None,
-    dtype: str = "float32",
-    frozen: Any = None,
-):
-    """Returns the loss of the whole batch, its gradients and the sums of the metrics, one micro-batch at a time.
+@dataclasses.dataclass(frozen=True)
+class LossAndGradients:
+    """Computes the loss of a whole batch, its gradients and the sums of the metrics, one micro-batch at a time.
 
-    Losses are sums divided by the weight of the *whole* batch, so the number of micro-batches does not change the
-    result, even if their lengths differ. If the weighting compares gradients, the sums include the gradient norms with
-    respect to its shared part, as "NAME/shared_gradient".
+    Losses are sums divided by the weight of the *whole* batch, so the number of micro-batches does not change the result,
+    even if their lengths differ.
 
-    Args:
-      weighting: weighting of the objectives in addition to their fixed weights. Its state is params["weighting"] if it
-        is learned, otherwise `remembered`.
+    Attributes:
+      weighting: weighting of the tasks in addition to their fixed weights.
       dtype: dtype of the gradients.
-      frozen: parameters without gradients; `params` are then only the trained ones (see `mmjax.train.groups.split`).
     """
-    frozen = None if frozen is None else widened(frozen)
 
-    def losses_of(params, batch, dropout_key, weights):
-        # Augmentation depends on the example, so all micro-batches use the same key.
-        whole = params if frozen is None else merged(params, frozen)
-        sums = measure(model, objectives, whole, batch, {"dropout": dropout_key, "augment": key})
-        losses = {
-            name: objective.weight * divide((sums[f"{name}/loss"][0], (weights or sums)[f"{name}/loss"][1]))
-            for name, objective in objectives.items()
-            if f"{name}/loss" in sums
-        }
+    model: Multimodal
+    micro_batches: int = 1
+    weighting: Any = None
+    dtype: str = "float32"
+
+    def __call__(self, params: Any, batch: Batch, key: jax.Array, remembered: Any = None, frozen: Any = None):
+        """Returns (loss, gradients, sums).
+
+        If the weighting compares gradients, the sums include the norms of the gradients of each task's loss with respect
+        to the shared part, as "TASK/shared_gradient".
+
+        Args:
+          remembered: the state of the weighting; unused if it is learned (then it is params["weighting"]).
+          frozen: parameters without gradients; `params` are then only the trained ones (see `mmjax.train.groups.split`).
+        """
+        params, frozen = widened(params), None if frozen is None else widened(frozen)
+        # Augmentation depends on the example, so all micro-batches use the same key for it.
+        subject = _Subject(self, frozen, key, remembered)
+        if self.micro_batches == 1:
+            return subject.result(subject.gradients(params, batch, key))
+
+        # Row i belongs to micro-batch i % micro_batches. Adjacent rows are on one device, so each micro-batch uses all
+        # devices.
+        micro = jax.tree.map(lambda x: x.reshape((-1, self.micro_batches) + x.shape[1:]).swapaxes(0, 1), batch)
+        # The weights depend only on the data, so the compiler removes the model from this pass.
+        sums = jax.lax.map(lambda one: subject.sums(params, one, key), micro)
+        weights = {name: weight.sum() for name, (_, weight) in sums.items()}
+
+        def add(carry, one):
+            return jax.tree.map(jnp.add, carry, subject.gradients(params, *one, weights)), None
+
+        per_micro_batch = micro, jax.random.split(key, self.micro_batches)
+        first = jax.tree.map(lambda x: x[0], per_micro_batch)
+        zero = jax.eval_shape(subject.gradients, params, *first, weights)
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zero)
+        return subject.result(jax.lax.scan(add, zero, per_micro_batch)[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Subject:
+    """The losses of one call of `LossAndGradients`, as functions of the trained parameters and a micro-batch."""
+
+    of: LossAndGradients
+    frozen: Any
+    augment: jax.Array
+    remembered: Any
+
+    def sums(self, params: Any, batch: Batch, dropout: jax.Array) -> Sums:
+        whole = params if self.frozen is None else merged(params, self.frozen)
+        return measure(self.of.model, whole, batch, {"dropout": dropout, "augment": self.augment})
+
+    def losses(self, params: Any, batch: Batch, dropout: jax.Array, weights: Any) -> tuple[dict[str, jax.Array], Sums]:
+        """The loss of each task, divided by `weights` (None: the weights of this batch), and the sums."""
+        sums, losses = self.sums(params, batch, dropout), {}
+        for name, task in self.of.model.tasks.items():
+            if (key := f"{name}/loss") in sums:
+                total, weight = sums[key]
+                losses[name] = task.weight * divide((total, weight if weights is None else weights[key]))
         return losses, sums
 
-    def loss(params, *rest):
-        losses, sums = losses_of(params, *rest)
+    def total(self, params: Any, *rest: Any) -> tuple[jax.Array, Sums]:
+        losses, sums = self.losses(params, *rest)
+        weighting = self.of.weighting
         if weighting is None:
             return sum(losses.values(), start=jnp.zeros(())), sums
-        return weighting.total(params.get("weighting", remembered), losses, 1.0 / micro_batches), sums
+        share = 1.0 / self.of.micro_batches
+        return weighting.total(params.get("weighting", self.remembered), losses, share), sums
 
-    def gradient(params, batch, dropout_key, weights=None):
-        measured, gradients = jax.value_and_grad(loss, has_aux=True)(params, batch, dropout_key, weights)
-        of_all = measured, cast(gradients, dtype)
+    def gradients(self, params: Any, batch: Batch, dropout: jax.Array, weights: Any = None):
+        """((loss, sums), gradients), and the gradients of each task's loss with respect to the shared part."""
+        measured, gradients = jax.value_and_grad(self.total, has_aux=True)(params, batch, dropout, weights)
+        of_all = measured, cast(gradients, self.of.dtype)
+        weighting = self.of.weighting
         if weighting is None or weighting.shared is None:
             return of_all, {}
         place = weighting.shared.replace(".", "_")
-
-        def of_part(part: Any) -> dict[str, jax.Array]:
-            return losses_of({**params, place: part}, batch, dropout_key, weights)[0]
-
-        losses, pull = jax.vjp(of_part, params[place])
-        seeds = {name: {other: jnp.float32(other == name) for other in losses} for name in losses}
-        return of_all, {name: cast(pull(seed)[0], dtype) for name, seed in seeds.items()}
-
-    def result(of_all, of_shared):
-        (total, sums), gradients = of_all
-        norms = {name: optax.tree.norm(cast(gradient, jnp.float32)) for name, gradient in of_shared.items()}
-        return (
-            total,
-            gradients,
-            sums | {f"{name}/shared_gradient": (norm, jnp.ones(())) for name, norm in norms.items()},
+        losses, pull = jax.vjp(
+            lambda part: self.losses({**params, place: part}, batch, dropout, weights)[0], params[place]
         )
+        seeds = {name: {other: jnp.float32(other == name) for other in losses} for name in losses}
+        return of_all, {name: cast(pull(seed)[0], self.of.dtype) for name, seed in seeds.items()}
 
-    params = widened(params)
-    if micro_batches == 1:
-        return result(*gradient(params, batch, key))
-
-    # Row i belongs to micro-batch i % micro_batches. Adjacent rows are on one device, so each micro-batch uses all devices.
-    micro = jax.tree.map(lambda x: x.reshape((-1, micro_batches) + x.shape[1:]).swapaxes(0, 1), batch)
-    # The weights depend only on the data, so the compiler removes the model from this pass.
-    keys = {"dropout": key, "augment": key}
-    whole = params if frozen is None else merged(params, frozen)
-    sums = jax.lax.map(lambda one: measure(model, objectives, whole, one, keys), micro)
-    weights = {name: (None, weight.sum()) for name, (_, weight) in sums.items()}
-
-    def add(carry, one):
-        return jax.tree.map(jnp.add, carry, gradient(params, *one, weights)), None
-
-    per_micro_batch = micro, jax.random.split(key, micro_batches)
-    first = jax.tree.map(lambda x: x[0], per_micro_batch)
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, *first, weights))
-    return result(*jax.lax.scan(add, zero, per_micro_batch)[0])
+    def result(self, found: Any):
+        ((total, sums), gradients), of_shared = found
+        norms = {name: optax.tree.norm(cast(gradient, jnp.float32)) for name, gradient in of_shared.items()}
+        sums |= {f"{name}/shared_gradient": (norm, jnp.ones(())) for name, norm in norms.items()}
+        return total, gradients, sums
 
 
 def make_train_step(
     model: Multimodal,
-    objectives: dict[str, Any],
     optimizer: optax.GradientTransformation,
     *,
     seed: int = 0,
@@ -223,13 +237,12 @@ def make_train_step(
     groups: Any = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Returns step(state, batch) -> (state, metrics), pure and not yet compiled."""
+    compute = LossAndGradients(model, micro_batches, weighting, gradient_dtype)
 
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         kept, frozen = (state.params, None) if groups is None else split(state.params, groups)
-        total, gradients, sums = loss_and_gradients(
-            model, objectives, kept, batch, key, micro_batches, weighting, state.weighting, gradient_dtype, frozen
-        )
+        total, gradients, sums = compute(kept, batch, key, state.weighting, frozen)
         gradients, params, moments = (cast(x, jnp.float32) for x in (gradients, kept, state.optimizer))
         norm = optax.tree.norm(gradients)
         updates, moments = optimizer.update(gradients, moments, params)
@@ -252,8 +265,8 @@ def make_train_step(
         metrics = {"loss": total, "gradient_norm": norm} | {name: divide(pair) for name, pair in sums.items()}
         skipped, remembered = state.skipped + jnp.where(finite, 0, 1), state.weighting
         if remembered is not None:
-            losses = {name: metrics.get(f"{name}/loss", jnp.zeros(())) for name in objectives}
-            norms = {name: metrics.get(f"{name}/shared_gradient", jnp.zeros(())) for name in objectives}
+            losses = {name: metrics.get(f"{name}/loss", jnp.zeros(())) for name in model.tasks}
+            norms = {name: metrics.get(f"{name}/shared_gradient", jnp.zeros(())) for name in model.tasks}
             remembered = keep(weighting.update(remembered, losses, norms), remembered)
         state = TrainState(state.step + 1, params, new_optimizer, average, skipped, remembered)
         return state, metrics | {"skipped_steps": skipped}

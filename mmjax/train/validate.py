@@ -1,14 +1,20 @@
 """Checks of a config that its types cannot express: ranges of numbers, and consistency of its parts."""
 
+from typing import Any
+
+import numpy as np
+
 from mmjax.data.image_augmentation import ImageAugmentation
 from mmjax.errors import UserError
 from mmjax.files import data_directory
 from mmjax.models import Vectors
-from mmjax.objectives import Classification
+from mmjax.models.task import Facts
 from mmjax.train.experiment import Experiment
 from mmjax.train.rules import Adafactor
-from mmjax.train.validate_objectives import TAKEN, check_objectives
 from mmjax.tree import flat
+
+# Reserved names, which cannot name a stream of vectors.
+TAKEN = ("speech", "image", "text", "transcript", "target", "examples", "answer", "fused")
 
 # The least value of a number, by the end of its key. Default: 1 for integers, 0 for floats.
 AT_LEAST = {
@@ -56,8 +62,8 @@ def check_config(config: Experiment) -> None:
     _check_context(config)
     if config.model.strict_attention and config.model.attention == "auto":
         raise UserError('model.strict_attention needs a backend in model.attention; "auto" allows all')
-    if not config.objectives:
-        raise UserError("objectives is empty: there is nothing to train")
+    if not config.model.tasks:
+        raise UserError("model.tasks is empty: there is nothing to train")
     for name, encoder in config.model.encoders.items():
         path = f"model.encoders.{name}"
         encoder.check(path)
@@ -70,11 +76,14 @@ def check_config(config: Experiment) -> None:
     if config.data.image_augmentation:
         _check_image_augmentation(config.data.image_augmentation)
     if mixing := config.data.image_mixing:
-        answers = isinstance(config.objectives.get("answer"), Classification)
-        if not answers or any("image" not in subset or "+" in subset for subset in config.data.subsets):
+        labelled = [task for task in config.model.tasks.values() if task.labels()]
+        if (
+            not labelled
+            or not all(task.mixes for task in labelled)
+            or any("image" not in subset or "+" in subset for subset in config.data.subsets)
+        ):
             raise UserError(
-                "data.image_mixing is for classification of images alone: data.subsets must be 'image', and objectives.answer "
-                "a Classification"
+                "data.image_mixing is for classification of images alone: data.subsets must be 'image', and the task a Classify"
             )
         for key in ("mixup", "cutmix"):
             if getattr(mixing, key) == 0:
@@ -95,12 +104,14 @@ def check_config(config: Experiment) -> None:
                 raise UserError(f"{place}: '{subset}' names '{unknown[0]}'; the modalities are {', '.join(modalities)}")
         if len({frozenset(subset.split("+")) for subset in subsets}) < len(subsets):
             raise UserError(f"{place} names a subset twice (order does not matter): {', '.join(subsets)}")
-    check_objectives(config)
+    _check_tasks(config)
+    if config.weighting:
+        config.weighting.check(config)
     for place in config.initial:
         room, _, name = place.partition(".")
-        known = {"encoders": config.model.encoders, "heads": config.model.heads}
+        known = {"encoders": config.model.encoders, "tasks": config.model.tasks}
         if name not in known.get(room, ()):
-            raise UserError(f"initial: '{place}' is no part of the model; write encoders.NAME or heads.NAME")
+            raise UserError(f"initial: '{place}' is no part of the model; write encoders.NAME or tasks.NAME")
     if isinstance(config.optimizer.rule, Adafactor) and config.optimizer.moments != "float32":
         raise UserError(
             f"optimizer.moments={config.optimizer.moments}, but Adafactor has no first moments; leave it out"
@@ -111,6 +122,72 @@ def check_config(config: Experiment) -> None:
             f"optimizer.accumulation={config.optimizer.accumulation} micro-batches; write a multiple of "
             f"{config.optimizer.accumulation}"
         )
+
+
+def _check_tasks(config: Experiment) -> None:
+    for name, task in config.model.tasks.items():
+        path = f"model.tasks.{name}"
+        if "/" in name:
+            raise UserError(f"{path}: the name of a task must not contain '/'")
+        task.check(path, config)
+        for label, kind in task.labels().items():
+            texts = [room for room in config.data.rows if room not in (*config.model.encoders, "examples")]
+            if (label in texts) != (kind == "text") or label in config.model.encoders:
+                others = ", ".join(texts) or "none"
+                raise UserError(
+                    f"{path}.label='{label}' should be {LABELS[kind]}; the texts of data.rows are {others}, and any other label "
+                    "has one value per example"
+                )
+        if task.whole_batch and config.optimizer.accumulation > 1:
+            raise UserError(
+                f"optimizer.accumulation={config.optimizer.accumulation}, but {path} compares all examples of a batch, and a "
+                "micro-batch has only some; set it to 1 and divide data.batch_rows among more devices"
+            )
+
+
+LABELS = {"class": "a class", "classes": "several classes", "numbers": "numbers", "text": "a text"}
+
+
+def check_data(config: Experiment, source: Any) -> None:
+    """Checks before the first step that the data (an open split) has the inputs and labels that a config needs."""
+    model, tokenizer = config.model, source.tokenizer
+    for name, encoder in model.encoders.items():
+        if isinstance(encoder, Vectors) and name not in source.sizes:
+            raise UserError(f"model.encoders has '{name}', but the data has only {', '.join(source.sizes)}")
+    texts = [name for name in ("text", "transcript", "target") if name in config.data.rows]
+    if texts and tokenizer is None:
+        raise UserError(
+            f"data.rows.{texts[0]} is for text, but the data has no tokenizer; set data.tokenizer to "
+            "SentencePiece(vocabulary=...), which is trained on the texts of the training split"
+        )
+    if config.data.speed and "speech" not in source.sizes:
+        raise UserError("data.speed is set, but the data has no speech")
+    facts = Facts(tokenizer, {"answer": source.answers})
+    for name, task in model.tasks.items():
+        task.check_data(f"model.tasks.{name}", facts, source)
+        for label, kind in task.labels().items():
+            _check_labels(f"model.tasks.{name}", label, kind, source)
+    rate = getattr(source, "sample_rate", None)
+    for name, encoder in model.encoders.items():
+        front_end = getattr(encoder, "front_end", None)
+        if front_end and rate and front_end.sample_rate != rate:
+            raise UserError(
+                f"model.encoders.{name}.front_end.sample_rate={front_end.sample_rate}, but the data holds speech at {rate} Hz"
+            )
+
+
+def _check_labels(path: str, label: str, kind: str, source: Any) -> None:
+    """Checks that the first labels of the data have the kind that a task needs."""
+    if label != "answer":
+        return
+    for number in range(min(8, len(source))):
+        answer = source[number].answer
+        if answer is None:
+            continue
+        if (kind != "class") != (np.ndim(answer) == 1):
+            raise UserError(f"{path} reads {LABELS[kind]} for each example, but the label '{label}' is {answer!r:.60}")
+        if kind == "classes" and not np.isin(answer, (0, 1)).all():
+            raise UserError(f"{path} reads 0 or 1 for each class, but the label '{label}' is {answer!r:.60}")
 
 
 def _check_context(config: Experiment) -> None:

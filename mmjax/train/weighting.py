@@ -1,17 +1,18 @@
 """Weights of several losses that change during training.
 
-Each weighting consists of a state (a pytree of scalars by the objective's name) and pure functions of it. The losses are
-those of one step, already normalised. A fixed weight is the objective's field `weight`.
+Each weighting consists of a state (a pytree of scalars by the task's name) and pure functions of it. The losses are
+those of one step, already normalised. A fixed weight is the task's field `weight`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from mmjax.errors import UserError
 from mmjax.tree import part
 
-Scalars = dict[str, jax.Array]  # by the objective's name
+Scalars = dict[str, jax.Array]  # by the task's name
 
 
 @part
@@ -19,6 +20,15 @@ class Weighting:
     """The base class of weightings, which change the weights of losses during training."""
 
     kind = "weighting"
+
+    def check(self, config: Any) -> None:
+        """Checks that the weighting fits the config (an Experiment); raises UserError."""
+        for name, task in config.model.tasks.items():
+            if not task.positive:
+                raise UserError(
+                    f"weighting is {type(self).__name__}, which needs losses above 0, but the loss of model.tasks.{name} "
+                    f"({type(task).__name__}) can be negative"
+                )
 
 
 @part
@@ -123,7 +133,7 @@ class Balance(NamedTuple):
 class GradNorm(Weighting):
     """Weights that balance the training rates of losses (Chen et al. 2018, arXiv:1711.02257, algorithm 1).
 
-    This costs one more backward pass per objective, down to the shared part.
+    This costs one more backward pass per task, down to the shared part.
 
     Attributes:
       shared: the part of the model whose gradients are compared, "encoders.NAME" or "fusion"; in the paper it is the
@@ -139,6 +149,13 @@ class GradNorm(Weighting):
     least: float = 1e-3
 
     learned = False
+
+    def check(self, config: Any) -> None:
+        super().check(config)
+        model = config.model
+        parts = [*(["fusion"] if model.fusion else []), *(f"encoders.{name}" for name in model.encoders)]
+        if self.shared not in parts:
+            raise UserError(f"weighting.shared='{self.shared}' is none of {', '.join(sorted(parts))}")
 
     def init(self, names: list[str]) -> Balance:
         """The initial state: weights of 1."""

@@ -1,62 +1,56 @@
 """Cross-entropy over packed tokens, for vocabularies whose logits would not fit into memory."""
 
 import functools
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from mmjax.objectives.base import NEVER, Objective, SumWeight
+from mmjax.losses.base import NEVER, SumWeight
 from mmjax.stream import Factors, Stream
-from mmjax.tree import part
 
 
-@part
-class Sequence(Objective):
+def token_cross_entropy(
+    logits: Stream, labels: Stream, label_smoothing: float = 0.0, chunk: int = 8192, next_token: bool = False
+) -> dict[str, SumWeight]:
     """Softmax cross-entropy per token, in float32, with label smoothing (Szegedy et al. 2016, section 7).
 
-    The mass of smoothing is spread over the whole vocabulary. `nll` is the negative log-likelihood without
-    smoothing, whose exponential is the perplexity; `accuracy` is reported beside it.
+    Args:
+      logits: [B, T, V], as an array or as `Factors`.
+      labels: [B, T] ids.
+      label_smoothing: the probability that is spread over the whole vocabulary.
+      chunk: for `Factors`, the number of columns of the vocabulary that are computed at a time.
+      next_token: the label of a token is the token after it (a language model); the last token of an example has none.
+        Otherwise the label is at the position of the token (teacher forcing, masked tokens).
 
-    Attributes:
-      next_token: the label of a token is the token after it (a language model), and an example's last token has
-        none. Otherwise the label stands at the token's own place (teacher forcing, tagging).
-      chunk: of the vocabulary, so many columns are multiplied out at a time, if the head left that to the loss.
+    Returns:
+      {"loss", "nll", "accuracy"}: (sum, tokens). `nll` is the negative log-likelihood without smoothing; its exponential
+      is the perplexity.
     """
-
-    label_smoothing: float = 0.0
-    next_token: bool = True
-    chunk: int = 8192
-
-    labelled: ClassVar[bool] = True
-
-    def __call__(self, logits: Stream, labels: Stream) -> dict[str, SumWeight]:
-        """Logits [B, T, V], whole or as factors, and labels [B, T] -> {"loss", "nll", "accuracy"}: (sum, tokens)."""
-        ids, segments = labels.features, labels.segments
-        if self.next_token:
-            ids, segments = (jnp.pad(x, ((0, 0), (0, 1)))[:, 1:] for x in (ids, segments))
-        known = (segments == logits.segments) & logits.mask
-        target = jnp.where(known, ids, 0)
-        if isinstance(logits.features, Factors):
-            # Zeros, because 0 x NaN would reach the kernel's gradient.
-            features = jnp.where(known[..., None], logits.features.features, 0.0)
-            total, of_label, mean, best = chunked_logits(features, logits.features.kernel, target, self.chunk)
-        else:
-            whole = jnp.where(known[..., None], logits.features.astype(jnp.float32), 0.0)
-            total, mean, best = jax.nn.logsumexp(whole, axis=-1), whole.mean(-1), whole.argmax(-1)
-            of_label = jnp.take_along_axis(whole, target[..., None], axis=-1)[..., 0]
-        nll = total - of_label
-        loss = (1.0 - self.label_smoothing) * nll + self.label_smoothing * (total - mean)
-        count = known.sum().astype(jnp.float32)
-        return {
-            "loss": (jnp.where(known, loss, 0.0).sum(), count),
-            "nll": (jnp.where(known, nll, 0.0).sum(), count),
-            "accuracy": ((known & (best == target)).sum().astype(jnp.float32), count),
-        }
+    ids, segments = labels.features, labels.segments
+    if next_token:
+        ids, segments = (jnp.pad(x, ((0, 0), (0, 1)))[:, 1:] for x in (ids, segments))
+    known = (segments == logits.segments) & logits.mask
+    target = jnp.where(known, ids, 0)
+    if isinstance(logits.features, Factors):
+        # Zeros, because 0 x NaN would reach the kernel's gradient.
+        features = jnp.where(known[..., None], logits.features.features, 0.0)
+        total, of_label, mean, best = chunked_logits(features, logits.features.kernel, target, chunk)
+    else:
+        whole = jnp.where(known[..., None], logits.features.astype(jnp.float32), 0.0)
+        total, mean, best = jax.nn.logsumexp(whole, axis=-1), whole.mean(-1), whole.argmax(-1)
+        of_label = jnp.take_along_axis(whole, target[..., None], axis=-1)[..., 0]
+    nll = total - of_label
+    loss = (1.0 - label_smoothing) * nll + label_smoothing * (total - mean)
+    count = known.sum().astype(jnp.float32)
+    return {
+        "loss": (jnp.where(known, loss, 0.0).sum(), count),
+        "nll": (jnp.where(known, nll, 0.0).sum(), count),
+        "accuracy": ((known & (best == target)).sum().astype(jnp.float32), count),
+    }
 
 
 def chunked_cross_entropy(features: jax.Array, kernel: jax.Array, labels: jax.Array, chunk: int) -> jax.Array:
-    """-log softmax(features @ kernel)[label], never holding more logits than `chunk` columns of them.
+    """-log softmax(features @ kernel)[label]; at most `chunk` columns of logits are in memory.
 
     Args:
       features: [..., W].
@@ -72,10 +66,9 @@ def chunked_cross_entropy(features: jax.Array, kernel: jax.Array, labels: jax.Ar
 
 
 def chunked_logits(features: jax.Array, kernel: jax.Array, labels: jax.Array, chunk: int) -> tuple[jax.Array, ...]:
-    """What losses need to know of the logits features @ kernel: their log-sum-exp, the label's, their mean, the best.
+    """Statistics of the logits features @ kernel: log-sum-exp, logit of the label, mean, and id of the largest.
 
-    All [...]; the first three are float32 and differentiable. The shapes of the arguments are those of
-    `chunked_cross_entropy`.
+    All are [...]; the first three are float32 and differentiable. The arguments are those of `chunked_cross_entropy`.
     """
     total, of_label, best = _summary(features, kernel, labels, min(chunk, kernel.shape[1]))
     mean = jnp.einsum("...w,w->...", features, kernel.mean(-1).astype(features.dtype))
@@ -104,9 +97,9 @@ def _summary(features, kernel, labels, chunk):
 
 
 def _columns(features, kernel, number, chunk):
-    """The ids of a chunk's columns, which of them no chunk before had, and their logits in float32.
+    """The ids of a chunk's columns, which of them no earlier chunk had, and their logits in float32.
 
-    The last chunk reaches back instead of over the end, so the kernel needs no padding.
+    The last chunk overlaps the one before it, so the kernel needs no padding.
     """
     start = jnp.minimum(number * chunk, kernel.shape[1] - chunk)
     columns = start + jnp.arange(chunk)

@@ -1,58 +1,48 @@
 """The transducer loss (RNN-T) over packed rows, in bounded memory."""
 
 import functools
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mmjax.objectives.base import NEVER, Objective, SumWeight, along_example
-from mmjax.objectives.sequence import chunked_logits
+from mmjax.losses.base import NEVER, SumWeight, along_example
+from mmjax.losses.tokens import chunked_logits
 from mmjax.stream import BLANK, Joint, Stream
-from mmjax.tree import part
 
 
-@part
-class Transducer(Objective):
+def transducer(joint: Stream, labels: Stream, chunk: int = 8192) -> dict[str, SumWeight]:
     """Transducer loss (Graves 2012, arXiv:1211.3711), in log space and float32.
 
     An example without frames, or without states, is left out.
 
-    Attributes:
-      chunk: of the vocabulary, so many columns of the joint network are multiplied out at a time.
+    Args:
+      joint: a stream whose features are a `Joint`.
+      labels: [B, S] ids, each at the state that it follows. The label at an example's last state is not read.
+      chunk: number of columns of the joint network that are computed at a time.
+
+    Returns:
+      {"loss": (negative log-likelihood, emissions: labels and one end for each example)}.
     """
-
-    chunk: int = 8192
-
-    labelled: ClassVar[bool] = True
-
-    def __call__(self, joint: Stream, labels: Stream) -> dict[str, SumWeight]:
-        """A stream whose features are a `Joint`, and labels [B, S], which stand at the states that they follow.
-
-        What stands at an example's last state is not read.
-
-        Returns:
-          {"loss": (negative log-likelihood, emissions: labels and one end for each example)}.
-        """
-        losses, emissions = transducer_loss(joint.features, labels.features, self.chunk)
-        return {"loss": (losses.sum(), emissions.sum().astype(jnp.float32))}
+    losses, emissions = transducer_loss(joint.features, labels.features, chunk)
+    return {"loss": (losses.sum(), emissions.sum().astype(jnp.float32))}
 
 
 def transducer_loss(joint: Joint, labels: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
     """-log p(labels | frames) of every example, at its last state.
 
-    All states of all rows are followed side by side, along the diagonals t + u of their examples: each step computes
-    the joint network for one frame per state, and keeps but the log-probabilities of the blank and the label. The
-    backward pass computes it again. So memory holds [B, T + S, S] numbers and, of the joint network, [B, S, chunk].
+    All states of all rows advance together along the diagonals t + u of their examples. Each step computes the joint
+    network for one frame per state, and keeps only the log-probabilities of the blank and the label. The backward pass
+    computes it again. Memory holds [B, T + S, S] numbers, and [B, S, chunk] of the joint network.
 
     Args:
-      joint: what the joint network reads.
+      joint: inputs and weights of the joint network.
       labels: [B, S] ids, each at the state that it follows.
-      chunk: columns of the vocabulary at a time.
+      chunk: number of columns of the vocabulary that are computed at a time.
 
     Returns:
-      losses [B, S] float32, 0 but at the last states of examples with frames; and the number of states of such an
-      example, there as well.
+      losses [B, S] float32, not 0 only at the last state of an example with frames; and the number of states of the
+      example, at the same place.
     """
     frames, states = joint.frames, joint.states
     segments = states.segments
@@ -62,8 +52,8 @@ def transducer_loss(joint: Joint, labels: jax.Array, chunk: int) -> tuple[jax.Ar
     length, place = frames.segments.shape[1], jnp.arange(segments.shape[1])
     order = place - jax.lax.cummax(jnp.where(first, place, 0), axis=1)
     start = jnp.where(own, jnp.arange(length), length).min(-1, initial=length)
-    slots = Slots(jnp.where(states.mask & ~last, labels, BLANK), start, own.sum(-1), order, first, last)
-    # A bias is a row of the kernel that reads ones.
+    slots = StateSlots(jnp.where(states.mask & ~last, labels, BLANK), start, own.sum(-1), order, first, last)
+    # The bias becomes a row of the kernel, whose input is 1.
     kernel = jnp.concatenate([joint.kernel, joint.bias[None]])
     encoded = jnp.where(frames.mask[..., None], frames.features.astype(jnp.float32), 0.0)
     predicted = jnp.where(states.mask[..., None], states.features.astype(jnp.float32), 0.0)
@@ -72,8 +62,8 @@ def transducer_loss(joint: Joint, labels: jax.Array, chunk: int) -> tuple[jax.Ar
     return jnp.where(there, losses, 0.0), jnp.where(there, order + 1, 0)
 
 
-class Slots(NamedTuple):
-    """What is known of every state: [B, S] each.
+class StateSlots(NamedTuple):
+    """Facts about every state, [B, S] each.
 
     Attributes:
       label: the label that follows; the blank if none does.
@@ -98,17 +88,17 @@ def _emissions(encoded, predicted, kernel, label, chunk):
     return hidden @ kernel[:, BLANK] - total, of_label - total
 
 
-def _at(slots: Slots, diagonal, length: int):
-    """Which frame each state meets on a diagonal, and whether its example has that frame."""
+def _at(slots: StateSlots, diagonal, length: int):
+    """The frame of each state on a diagonal, whether the example has that frame, and whether it is the last."""
     time = diagonal - slots.order
     live = (time >= 0) & (time < slots.frames)
     return jnp.where(live, slots.start + time, length - 1), live, live & (time == slots.frames - 1)
 
 
 def _arrivals(paths, blank, label, live, slots):
-    """By which of two ways a path comes to the next diagonal: a blank (one frame on), or the label before.
+    """Log-probabilities of the two ways to the next diagonal: a blank (next frame), or the label of the state before.
 
-    The blank of the last frame leads out of the example, where no path lives on; from the last state it is the end.
+    The blank of the last frame ends the path; it counts only at the last state.
     """
     by_blank = jnp.where(live, paths + blank, NEVER)
     by_label = jnp.where(live, paths + label, NEVER)
@@ -136,8 +126,8 @@ def _forward(encoded, predicted, kernel, slots, chunk):
     return likelihood, history
 
 
-def _diagonals(slots: Slots) -> jax.Array:
-    """How many diagonals the largest example has."""
+def _diagonals(slots: StateSlots) -> jax.Array:
+    """The number of diagonals of the largest example."""
     return jnp.where(slots.last & (slots.frames > 0), slots.frames + slots.order, 0).max()
 
 
@@ -152,10 +142,10 @@ def _forward_and_residuals(encoded, predicted, kernel, slots, chunk):
 
 
 def _backward(chunk, residuals, cotangent):
-    """From the last diagonal to the first: the share of the probability of all paths that takes each emission.
+    """From the last diagonal to the first, computes the share of the total path probability that takes each emission.
 
-    The gradient of -log p by an emission's log-probability is minus that share; the joint network's own gradient
-    follows, diagonal by diagonal.
+    The gradient of -log p with respect to an emission's log-probability is minus that share. The gradient of the joint
+    network follows, diagonal by diagonal.
     """
     encoded, predicted, kernel, slots, history = residuals
     length, rows = encoded.shape[1], jnp.arange(encoded.shape[0])[:, None]

@@ -1,74 +1,40 @@
-"""Contrastive losses between two modalities, over all examples of a batch, whichever devices hold them.
+"""Contrastive losses between two modalities, over all examples of a batch, on whichever devices they are.
 
-Both read the output of the head `Contrast`: logit(i, j) is the product of the first vector of example i and the second
-of example j. Every other example of the batch is a negative: of two equal captions in one batch each counts as wrong
-for the other, so the data should not put them there. Micro-batches would not see each other, so a config with a
-contrastive objective cannot accumulate gradients.
+Logit (i, j) is the product of the first vector of example i and the second vector of example j. Every other example of the
+batch is a negative. If two examples of a batch have equal captions, each counts as wrong for the other, so the data should
+not put them into one batch. Micro-batches would not see each other, so a contrastive config cannot accumulate gradients.
 """
 
 import functools
 import math
-from typing import ClassVar, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from mmjax.objectives.base import NEVER, Objective, SumWeight
+from mmjax.losses.base import NEVER, SumWeight
 from mmjax.stream import Stream
-from mmjax.tree import part
 
 Rule = Literal["sigmoid", "softmax"]
 
 
-@part
-class SigLIP(Objective):
-    """Every pair of examples is a yes-or-no question (Zhai et al. 2023, arXiv:2303.15343, algorithm 1).
+def contrastive(pairs: Stream, rule: Rule = "sigmoid", chunks: int = 8) -> dict[str, SumWeight]:
+    """The loss of SigLIP ("sigmoid") or of CLIP ("softmax").
 
-    Attributes:
-      chunks: the batch is compared in so many steps, a chunk of the second modality's vectors passed on around the
-        ring at each; a multiple of the devices is best. The nearest divisor of the number of rows is taken.
+    Args:
+      pairs: [B, N, 2, D], empty where an example lacks a modality. The last feature holds the bias of the logits.
+      rule: "sigmoid": each pair is a binary decision (Zhai et al. 2023, arXiv:2303.15343, algorithm 1). "softmax": each
+        example finds its partner in the batch, in both directions (Radford et al. 2021, figure 3). The bias does not change
+        a softmax, so it is not read: its gradient would be rounding errors, which Adam would scale up.
+      chunks: number of steps in which the batch is compared. In each step, a chunk of the second modality's vectors moves
+        on around the ring of devices. A multiple of the number of devices is best; the nearest divisor of the rows is used.
+
+    Returns:
+      {"loss": (sigmoid: sum over all pairs; softmax: mean of both cross-entropies, summed over examples; number of
+      examples), "accuracy": (examples that their partner finds, in both directions; 2 x examples)}.
     """
-
-    chunks: int = 8
-
-    labelled: ClassVar[bool] = False
-
-    def __call__(self, pairs: Stream) -> dict[str, SumWeight]:
-        """Pairs [B, N, 2, D], empty where an example lacks a modality -> {"loss", "accuracy"}.
-
-        Returns:
-          {"loss": (sum over all pairs, examples), "accuracy": (examples found by their partner, in both directions,
-          2 x examples)}.
-        """
-        return _contrast(pairs, "sigmoid", self.chunks)
-
-
-@part
-class CLIP(Objective):
-    """Each example finds its partner among all of the batch, in both directions (Radford et al. 2021, figure 3).
-
-    A bias of the logits changes nothing here, so the loss does not read it: its gradient would be rounding errors, of
-    which Adam makes steps.
-
-    Attributes:
-      chunks: see SigLIP.
-    """
-
-    chunks: int = 8
-
-    labelled: ClassVar[bool] = False
-
-    def __call__(self, pairs: Stream) -> dict[str, SumWeight]:
-        """Pairs [B, N, 2, D], the last feature for the bias, empty where an example lacks a modality -> {"loss", "accuracy"}.
-
-        Returns:
-          {"loss": (mean of both cross-entropies, summed over examples; examples), "accuracy": as SigLIP's}.
-        """
+    if rule == "softmax":
         pairs = pairs._replace(features=pairs.features[..., :-1])
-        return _contrast(pairs, "softmax", self.chunks)
-
-
-def _contrast(pairs: Stream, rule: Rule, chunks: int) -> dict[str, SumWeight]:
     rows = pairs.segments.shape[0]
     # Rows are divided among devices, so the axis of the chunks is, too.
     chunks = math.gcd(chunks, rows)
@@ -81,9 +47,9 @@ def _contrast(pairs: Stream, rule: Rule, chunks: int) -> dict[str, SumWeight]:
 
 
 def _ring(step, still, moving):
-    """Calls step(shift, still, moving) once for each chunk; what moves goes on by one chunk, and ends where it began.
+    """Calls step(shift, still, moving) once for each chunk. `moving` shifts by one chunk each time, and ends where it began.
 
-    Where chunks are divided among devices, going on is a message to the neighbour.
+    If chunks are divided among devices, a shift is a message to the neighbour.
     """
 
     def turn(carry, shift):
@@ -95,7 +61,7 @@ def _ring(step, still, moving):
 
 
 def _logits(shift, first, second, known, known_second):
-    """Logits [n, i, j] of the chunks that have met, which of them are of one example's own pair, and which exist."""
+    """Logits [n, i, j] of the current pairs of chunks, which of them belong to one example, and which exist."""
     logits = jnp.einsum("nid,njd->nij", first, second, precision=jax.lax.Precision.HIGHEST)
     own = jnp.eye(logits.shape[-1], dtype=bool) & (shift == 0)
     return logits, own, known[:, :, None] & known_second[:, None, :]
@@ -103,7 +69,7 @@ def _logits(shift, first, second, known, known_second):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _total(first, second, known, rule: Rule):
-    """Vectors [n, m, D] of both modalities, known [n, m] -> the loss, and how many partners were found."""
+    """Vectors [n, m, D] of both modalities, known [n, m] -> the loss, and the number of partners found."""
     return _survey(first, second, known, rule)[:2]
 
 
@@ -132,7 +98,7 @@ def _survey(first, second, known, rule):
 
 
 def _survey_and_gradients(first, second, known, rule):
-    """The gradients are found in a ring of their own: one that JAX makes would store every chunk that passed by."""
+    """Computes the gradients in a second ring, because the automatic one would store every chunk of the first."""
     loss, right, (sums, sums_second) = _survey(first, second, known, rule)
 
     def step(shift, by_first, moving):

@@ -1,65 +1,61 @@
 """Connectionist temporal classification over packed rows."""
 
 import functools
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mmjax.objectives.base import NEVER, Objective, SumWeight, along_example
+from mmjax.losses.base import NEVER, SumWeight, along_example
 from mmjax.stream import BLANK, Stream
-from mmjax.tree import part
 
 
-@part
-class CTC(Objective):
+def ctc(logits: Stream, labels: Stream) -> dict[str, SumWeight]:
     """CTC loss (Graves et al. 2006), in log space and float32, on the packed rows themselves.
 
-    All examples of all rows are aligned side by side: the loop runs over time counted from each example's start,
-    as often as the longest example has frames, and nothing is unpacked to a padded batch.
+    All examples of all rows are aligned side by side. The loop runs over the frames counted from each example's start, as
+    often as the longest example has frames. Nothing is unpacked to a padded batch.
 
     An example whose text is empty has one label, `BLANK`: its loss is that of blanks in all of its frames, and it counts as
-    one label. (PyTorch's `ctc_loss` divides by one, too.)
+    one label. (PyTorch's `ctc_loss` also divides by one.)
 
-    An example whose labels cannot be aligned (fewer frames than labels plus repeats) has no finite loss; it is left out,
-    and counted in `infeasible`. An example without labels or without frames is left out, and not counted.
+    An example whose labels cannot be aligned (fewer frames than labels plus repeats) has no finite loss. It is left out, and
+    counted in `infeasible`. An example without labels or without frames is left out, and not counted.
+
+    Args:
+      logits: [B, T, V].
+      labels: [B, U]. The frames of an example are contiguous, and so are its labels.
+
+    Returns:
+      {"loss": (negative log-likelihood, label tokens), "infeasible": (examples left out, examples)}.
     """
-
-    labelled: ClassVar[bool] = True
-
-    def __call__(self, logits: Stream, labels: Stream) -> dict[str, SumWeight]:
-        """Logits [B, T, V] and labels [B, U]; the frames of an example stand together, and so do its labels.
-
-        Returns:
-          {"loss": (negative log-likelihood, label tokens), "infeasible": (examples left out, examples)}.
-        """
-        slots = _slots(logits.segments, labels)
-        loss = _negative_log_likelihood(logits.features, slots)
-        # Feasibility from lengths alone, so that the weight never depends on parameters.
-        labelled = slots.last & (slots.frames > 0)
-        feasible = labelled & (slots.frames >= slots.needed)
-        return {
-            "loss": (
-                jnp.where(feasible, jnp.maximum(loss, 0.0), 0.0).sum(),
-                jnp.where(feasible, slots.count, 0).sum().astype(jnp.float32),
-            ),
-            "infeasible": (
-                (labelled & ~feasible).sum().astype(jnp.float32),
-                labelled.sum().astype(jnp.float32),
-            ),
-        }
+    slots = _slots(logits.segments, labels)
+    loss = _negative_log_likelihood(logits.features, slots)
+    # Feasibility follows from lengths alone, so the weight never depends on parameters.
+    labelled = slots.last & (slots.frames > 0)
+    feasible = labelled & (slots.frames >= slots.needed)
+    return {
+        "loss": (
+            jnp.where(feasible, jnp.maximum(loss, 0.0), 0.0).sum(),
+            jnp.where(feasible, slots.count, 0).sum().astype(jnp.float32),
+        ),
+        "infeasible": (
+            (labelled & ~feasible).sum().astype(jnp.float32),
+            labelled.sum().astype(jnp.float32),
+        ),
+    }
 
 
-class Slots(NamedTuple):
-    """What is known of every label: [B, U] each.
+class LabelSlots(NamedTuple):
+    """Facts about every label, [B, U] each.
 
     Attributes:
-      label: its id; the blank where no label stands.
-      empty: whether it stands for an empty text.
-      start, frames: where the frames of its example start, and how many there are.
+      label: its id; the blank at empty positions.
+      empty: whether it represents an empty text.
+      start, frames: first frame of its example, and number of frames.
       first, last: whether it is the first, the last label of its example.
-      skips: whether a path may come to it straight from the label before: not if they are equal.
-      count, needed: the labels of its example up to here, and the frames that these need at least.
+      skips: whether a path may reach it directly from the previous label, which must differ from it.
+      count, needed: number of labels of its example up to here, and the fewest frames that they need.
     """
 
     label: jax.Array
@@ -73,7 +69,7 @@ class Slots(NamedTuple):
     needed: jax.Array
 
 
-def _slots(frames: jax.Array, labels: Stream) -> Slots:
+def _slots(frames: jax.Array, labels: Stream) -> LabelSlots:
     length = frames.shape[1]
     first = labels.mask & (labels.segments != _right(labels.segments, 0))
     # Behind a prefix of special tokens, the end of an empty text is no label.
@@ -92,7 +88,7 @@ def _slots(frames: jax.Array, labels: Stream) -> Slots:
     repeated = repeated - jnp.take_along_axis(repeated, begin, axis=1)  # the first label repeats nothing
     count = jnp.where(mask, place - begin + 1, 0)
     empty = first & (label == BLANK)
-    return Slots(label, empty, start, own.sum(-1), first, last, inside & ~repeats, count, count + repeated)
+    return LabelSlots(label, empty, start, own.sum(-1), first, last, inside & ~repeats, count, count + repeated)
 
 
 def _right(x: jax.Array, fill) -> jax.Array:
@@ -105,18 +101,18 @@ def _left(x: jax.Array, fill) -> jax.Array:
     return jnp.pad(x, ((0, 0), (0, 1)), constant_values=fill)[:, 1:]
 
 
-# The trellis. Of every label three log-probabilities are followed: of the paths that stand on it, of those that stand
-# on the blank after it, and of those that have seen blanks only (which matters to the first label of an example).
+# The trellis holds three log-probabilities per label: of the paths that are on it, of those on the blank after it, and of
+# those that have passed only blanks (used by the first label of an example).
 Trellis = tuple[jax.Array, jax.Array, jax.Array]
 
 
 @jax.custom_vjp
-def _negative_log_likelihood(logits: jax.Array, slots: Slots) -> jax.Array:
+def _negative_log_likelihood(logits: jax.Array, slots: LabelSlots) -> jax.Array:
     """[B, T, V] -> [B, U], valid at each example's last label."""
     return -_forward(logits, slots, remember=False)[0]
 
 
-def _forward(logits: jax.Array, slots: Slots, remember: bool):
+def _forward(logits: jax.Array, slots: LabelSlots, remember: bool):
     """The log-likelihoods [B, U], and what the backward pass needs."""
     rows, length, vocabulary = logits.shape
     total = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)  # the log-softmax itself is never stored
@@ -146,8 +142,8 @@ def _forward(logits: jax.Array, slots: Slots, remember: bool):
     return jnp.where(slots.empty, final[2], _log_sum(final[:2])), (total, final, history)
 
 
-def _predecessors(trellis: Trellis, slots: Slots):
-    """Where paths come from: to a label from itself, the blank before or the label before; to the blank after it."""
+def _predecessors(trellis: Trellis, slots: LabelSlots):
+    """Predecessors of a label (itself, the blank before, the label before), and of the blank after it."""
     label, after, blanks = trellis
     before = jnp.where(slots.first, blanks, _right(after, NEVER))
     skipped = jnp.where(slots.skips, _right(label, NEVER), NEVER)
@@ -160,7 +156,7 @@ def _log_sum(terms: tuple[jax.Array, ...]) -> jax.Array:
 
 
 def _shares(terms: tuple[jax.Array, ...]) -> list[jax.Array]:
-    """Of what came together, the share of each: they add up to 1, however small the probabilities are."""
+    """The share of each term in the sum of their exponentials. The shares add up to 1, even for tiny probabilities."""
     top = functools.reduce(jnp.maximum, terms)
     powers = [jnp.exp(term - top) for term in terms]
     return [power / sum(powers) for power in powers]
@@ -172,7 +168,7 @@ def _forward_and_residuals(logits, slots):
 
 
 def _backward(residuals, cotangent):
-    """From the last frame to the first: which share of the probability of all paths passes through each label.
+    """From the last frame to the first, computes the share of the total path probability that passes through each label.
 
     The gradient by the logits of a frame is softmax - shares (Graves et al. 2006, equation 16).
     """
@@ -211,7 +207,7 @@ def _backward(residuals, cotangent):
     standing = tuple(jnp.where(slots.empty, 0.0, cotangent * share) for share in _shares(final[:2]))
     carry = standing, gradient.reshape(rows, -1), jnp.zeros_like(history[0])
     _, gradient, through_label = along_example(longest, length, step, carry)
-    # What does not pass through a label passes through a blank.
+    # The rest of the probability passes through blanks.
     of_time = jnp.take_along_axis(jnp.swapaxes(through_label, 0, 1), time_of_frame[:, :, None], axis=1)
     through_labels = jnp.where(jnp.swapaxes(own, 1, 2), of_time, 0.0).sum(-1)
     gradient = gradient.reshape(logits.shape).at[..., BLANK].add(through_labels)

@@ -1,0 +1,199 @@
+"""What every task is: a part of a model with its own head, labels, loss, decoding and metrics."""
+
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from mmjax.errors import UserError, nearest
+from mmjax.stream import Batch, Stream
+
+Sums = dict[str, tuple[jax.Array, jax.Array]]  # metric -> (sum, weight)
+
+
+class Encoded(NamedTuple):
+    """What a task can read of a batch.
+
+    Attributes:
+      batch: inputs and labels as they were loaded; `batch["examples"]` has a slot for each example.
+      streams: outputs of the encoders, by name; the output of the fusion as "fused".
+      seen: inputs as the encoders received them, by encoder; tasks may have hidden a part of them.
+      hidden: what this task has hidden of its encoder's input; None outside training.
+      encoders: the encoders, for their geometry.
+    """
+
+    batch: Batch
+    streams: dict[str, Stream]
+    seen: dict[str, Stream]
+    hidden: Stream | None
+    encoders: Mapping[str, Any]
+
+
+class Output(NamedTuple):
+    """What a task computes from a batch: predictions, and their labels if the batch has them."""
+
+    prediction: Stream
+    labels: Stream | None
+
+
+class Facts(NamedTuple):
+    """What a task needs to know of the data outside the compiled program.
+
+    Attributes:
+      tokenizer: of the texts; None if there are none.
+      names: by label, the names of its classes or of its numbers.
+    """
+
+    tokenizer: Any = None
+    names: Mapping[str, Sequence[str]] = {}
+
+
+class Item(NamedTuple):
+    """One measured example: its number in the split, the truth (`Task.truth`), and the prediction (`Task.prediction`)."""
+
+    number: int
+    truth: Any
+    prediction: Any
+
+
+class Task(nn.Module, kw_only=True):
+    """The base class of tasks. A task is called with what it reads, and returns predictions and labels.
+
+    A subclass has the field `reads` (or says in `sources` what it reads), and overrides what differs.
+
+    Attributes:
+      weight: factor of its loss in the total.
+      hides: what the task hides of its encoder's input in training: "input" (`hide`), or "frames" of a front end
+        (`hide_frames`); None: nothing.
+      labelled: whether the loss needs labels.
+      measured: whether an evaluation collects the predictions.
+      grouped: whether the metrics are also computed for each group of examples, such as a language.
+      positive: whether the loss is never negative.
+      whole_batch: whether the loss compares all examples of a batch.
+      mixes: whether a label may be a distribution over classes, as mixup makes it.
+    """
+
+    weight: float = 1.0  # factor of its loss in the total
+
+    kind = "task"
+    hides: ClassVar[Literal["input", "frames"] | None] = None
+    labelled: ClassVar[bool] = True
+    measured: ClassVar[bool] = True
+    grouped: ClassVar[bool] = True
+    positive: ClassVar[bool] = True
+    whole_batch: ClassVar[bool] = False
+    mixes: ClassVar[bool] = False
+
+    # What the task reads, and needs of the data.
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The encoders that the task reads, or "fused"."""
+        return (self.reads,)
+
+    def available(self, streams: Container[str]) -> bool:
+        """Whether the task has its inputs, if only these streams are there."""
+        return all(source in streams for source in self.sources)
+
+    def labels(self) -> dict[str, str]:
+        """The labels that the task needs of the data: name -> "class", "classes", "numbers" or "text"."""
+        return {}
+
+    def resolved(self, facts: Facts) -> "Task":
+        """The task with sizes from the data, where the config leaves them open."""
+        return self
+
+    def check(self, path: str, config: Any) -> None:
+        """Checks that the task fits the other parts of the config (an Experiment); `path` is its key.
+
+        Raises:
+          UserError: it does not; the message names the key and the remedy.
+        """
+        for source in self.sources:
+            if source == "fused" and config.model.fusion is None:
+                raise UserError(f"{path} reads 'fused', but model.fusion is None; set a fusion, such as CrossAttention")
+            if source not in (*config.model.encoders, "fused"):
+                near = nearest(source, [*config.model.encoders, "fused"])
+                raise UserError(f"{path}.reads='{source}' is neither an encoder nor 'fused'{near}")
+
+    def check_data(self, path: str, facts: Facts, source: Any) -> None:
+        """Checks that the data (an open split) has what the task needs; raises UserError."""
+
+    # The compiled program.
+
+    def hide(self, stream: Stream, examples: Stream, key: jax.Array) -> tuple[Stream, Stream]:
+        """An input stream -> the stream with a part hidden, and labels for this part."""
+        raise NotImplementedError
+
+    def hide_frames(self, frames: Stream, examples: Stream, key: jax.Array, subsampling: int) -> tuple[Stream, Stream]:
+        """Frames of a front end -> the frames with a part hidden, and labels for this part."""
+        raise NotImplementedError
+
+    def __call__(self, encoded: Encoded, train: bool = False) -> Output | None:
+        """Predictions and labels; None if the batch lacks what they need."""
+        raise NotImplementedError
+
+    def loss(self, output: Output) -> Sums:
+        """{"loss": (sum, weight), ...}; further entries are metrics. Never divides (`mmjax.losses`)."""
+        raise NotImplementedError
+
+    def decode(
+        self, apply: Callable[..., Any], encoded: Encoded, output: Output | None, rooms: Mapping[str, int]
+    ) -> Stream | None:
+        """What the task predicts, as a stream in which an example's tokens are its prediction; None: nothing.
+
+        Args:
+          apply: calls a method of this task with its parameters: apply(*arguments, method="NAME").
+          output: the result of `__call__`.
+          rooms: the largest number of tokens of a text, by label.
+        """
+        return None if output is None else output.prediction
+
+    # One example, on the host.
+
+    def target(self, batch: Batch) -> Stream | None:
+        """The labels of the batch that predictions are compared with; None: all examples are measured."""
+        names = list(self.labels())
+        return batch.get(names[0]) if names else None
+
+    def truth(self, tokens: np.ndarray | None, facts: Facts, example: Callable[[], Any]) -> Any:
+        """The truth about an example.
+
+        Args:
+          tokens: its tokens in the stream of `target`.
+          example: loads the example from the data.
+        """
+        return tokens
+
+    def prediction(self, tokens: np.ndarray | None, facts: Facts) -> Any:
+        """The prediction about an example from its tokens in the stream of `decode`; None leaves the example out.
+
+        Args:
+          tokens: None if the task predicted nothing.
+        """
+        return tokens
+
+    def metrics(self, items: Sequence[Item]) -> dict[str, float]:
+        """Metrics of a split, or of a group of its examples, by name."""
+        return {}
+
+    def shown(self, prediction: Any, facts: Facts) -> dict[str, Any]:
+        """A prediction as `Run.predict` returns it: "" -> the value named as the task, "x" -> the value "TASK/x"."""
+        return {"": prediction}
+
+    def lines(self, name: str, result: Mapping[str, Any]) -> list[str]:
+        """The lines that `mmjax predict` prints; `result` has the values of `shown`."""
+        return [f"{name}: {result[name]}"]
+
+
+def losses_of(tasks: Mapping[str, Task], outputs: Mapping[str, Output]) -> Sums:
+    """ "TASK/metric" -> (sum, weight), of all tasks that have an output and its labels."""
+    sums = {}
+    for name, output in outputs.items():
+        if output.labels is not None or not tasks[name].labelled:
+            with jax.named_scope(f"tasks_{name}"):  # so that its FLOPs count for the task
+                measured = tasks[name].loss(output)
+            sums |= {f"{name}/{metric}": pair for metric, pair in measured.items()}
+    return sums

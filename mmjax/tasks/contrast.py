@@ -1,0 +1,119 @@
+"""Contrastive learning and retrieval between two modalities."""
+
+import hashlib
+import math
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.errors import UserError
+from mmjax.losses import contrastive
+from mmjax.losses.contrastive import Rule
+from mmjax.models.layers import dense
+from mmjax.models.roles import parameter
+from mmjax.models.segments import having, mean
+from mmjax.models.task import Encoded, Facts, Item, Output, Sums, Task
+from mmjax.stream import Stream
+from mmjax.tasks.retrieval import recalls
+
+
+class Contrast(Task, kw_only=True):
+    """Brings two modalities of an example together, and those of different examples apart (`mmjax.losses.contrastive`).
+
+    The mean token of each modality is projected and normalised. The scale and the bias of the logits are learned.
+    """
+
+    between: tuple[str, ...]  # two encoders
+    outputs: int = 512  # features of the vectors that are compared
+    rule: Rule = "sigmoid"  # "sigmoid": SigLIP (Zhai et al. 2023); "softmax": CLIP (Radford et al. 2021)
+    scale: float = 10.0  # first scale of the logits, the inverse temperature: 10 in SigLIP, 1 / 0.07 in CLIP
+    bias: float = -10.0  # first bias of the logits; it has no effect in CLIP
+    limit: float | None = None  # the largest scale: 100 in CLIP
+    chunks: int = 8  # number of steps in which a batch is compared; a multiple of the number of devices is best
+
+    labelled = False
+    grouped = False
+    whole_batch = True
+    sources = property(lambda self: self.between)
+
+    def check(self, path: str, config: Any) -> None:
+        encoders = set(config.model.encoders)
+        if not len(self.between) == len(set(self.between)) == 2 or not encoders.issuperset(self.between):
+            raise UserError(f"{path}.between={self.between} must name two different encoders")
+        if self.limit is not None and self.scale > self.limit:
+            raise UserError(f"{path}.scale={self.scale} is more than its limit of {self.limit}")
+        if self.rule == "softmax" and self.limit is None:
+            raise UserError(f"{path}.limit is not set; CLIP keeps the scale of its logits below 100")
+        if not any(set(self.between) <= set(subset.split("+")) for subset in config.data.subsets):
+            raise UserError(f"{path} compares {' and '.join(self.between)}, but no subset in data.subsets has both")
+
+    @nn.compact
+    def __call__(self, encoded: Encoded, train: bool = False) -> Output:
+        """Streams [B, T, W], [B, S, W'] and slots [B, N] -> pairs of vectors [B, N, 2, outputs + 1] in float32.
+
+        Logit (i, j) is the product of the first vector of example i and the second vector of example j: scale and bias are in
+        the first. The slot of an example that lacks one of the two is empty.
+        """
+        examples = encoded.batch["examples"]
+        (a, has_first), (b, has_second) = (
+            self._vectors(name, encoded.streams[source], examples)
+            for name, source in zip(("first", "second"), self.between, strict=True)
+        )
+        log_scale = self.param("log_scale", parameter("gate", nn.initializers.constant(math.log(self.scale)), ()), ())
+        bias = self.param("bias", parameter("bias", nn.initializers.constant(self.bias), ()), ())
+        if self.limit is not None:
+            # Its gradient passes, so that a scale beyond the limit can come back.
+            log_scale += jax.lax.stop_gradient(jnp.minimum(log_scale, math.log(self.limit)) - log_scale)
+        ones = jnp.ones_like(a[..., :1])
+        pairs = jnp.stack(
+            [jnp.concatenate([jnp.exp(log_scale) * a, bias * ones], -1), jnp.concatenate([b, ones], -1)], axis=2
+        )
+        segments = jnp.where(has_first & has_second, examples.segments, 0)
+        pairs = jnp.where((segments > 0)[..., None, None], pairs, 0.0)
+        return Output(Stream(pairs, segments, examples.positions), None)
+
+    def _vectors(self, name: str, stream: Stream, examples: Stream) -> tuple[jax.Array, jax.Array]:
+        """Unit vectors [B, N, outputs], and which slots have one."""
+        x = dense(self.outputs, ("embed", None), jnp.float32, name, bias=False)(mean(stream, examples.segments))
+        return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24)), having(stream, examples) > 0
+
+    def loss(self, output: Output) -> Sums:
+        return contrastive(output.prediction, self.rule, self.chunks)
+
+    def truth(self, tokens: None, facts: Facts, example: Callable[[], Any]) -> list[Hashable]:
+        """What identifies the two parts of an example: equal pictures or texts are one item of the gallery."""
+        found = example()
+        return [_key(getattr(found, kind, None)) for kind in self.between]
+
+    def prediction(self, tokens: np.ndarray | None, facts: Facts) -> np.ndarray | None:
+        return None if tokens is None else tokens[0]
+
+    def metrics(self, items: Sequence[Item]) -> dict[str, float]:
+        """ "FIRST_to_SECOND/recall@1" and others, in both directions (`recalls`)."""
+        vectors = np.stack([item.prediction for item in items])
+        keys = [[item.number if item.truth[side] is None else item.truth[side] for item in items] for side in range(2)]
+        found = {}
+        for this, that in ((0, 1), (1, 0)):
+            direction = f"{self.between[this]}_to_{self.between[that]}"
+            result = recalls(vectors[:, this], vectors[:, that], keys[this], keys[that])
+            found |= {f"{direction}/{metric}": value for metric, value in result.items()}
+        return found
+
+    def shown(self, prediction: np.ndarray, facts: Facts) -> dict[str, Any]:
+        """{"": the score of the pair, "probability" that the two belong together (sigmoid alone)}."""
+        score = float(prediction[0] @ prediction[1])
+        return {"": score} | ({"probability": 1 / (1 + math.exp(-score))} if self.rule == "sigmoid" else {})
+
+    def lines(self, name: str, result: dict[str, Any]) -> list[str]:
+        return [f"{name}: score {result[name]:.4g} of the pair {' and '.join(self.between)}"]
+
+
+def _key(part: Any) -> Hashable:
+    """Identifies a picture or a text; None for a recording: each counts as a different one."""
+    if isinstance(part, bytes):
+        return hashlib.sha256(part).digest()
+    return part if isinstance(part, str) else None

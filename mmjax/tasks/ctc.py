@@ -1,0 +1,50 @@
+"""Recognition by connectionist temporal classification."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mmjax.decode import best_path
+from mmjax.errors import UserError
+from mmjax.losses import ctc
+from mmjax.models.layers import dense
+from mmjax.models.task import Encoded, Facts, Output, Sums, Task
+from mmjax.stream import Stream
+from mmjax.tasks.text import TextTask
+
+
+class CTC(TextTask, kw_only=True):
+    """Writes a text with a linear layer on each token of an encoder (Graves et al. 2006; `mmjax.losses.ctc`).
+
+    Class 0 is the blank. The head is in float32.
+    """
+
+    reads: str = "speech"  # an encoder
+    label: str = "transcript"  # the name of the text in the data
+    outputs: int | None = None  # ids of the tokenizer, and the blank; None: as the data's tokenizer has
+
+    outputs_key = "outputs"
+    vocabulary = property(lambda self: self.outputs)
+
+    def resolved(self, facts: Facts) -> Task:
+        return self if self.outputs or facts.tokenizer is None else self.clone(outputs=facts.tokenizer.classes)
+
+    def check(self, path: str, config: Any) -> None:
+        super().check(path, config)
+        if self.reads == "fused":
+            raise UserError(f"{path}.reads is 'fused', but CTC needs an output per token; read an encoder")
+
+    @nn.compact
+    def __call__(self, encoded: Encoded, train: bool = False) -> Output:
+        """Encoded tokens [B, T, W] -> logits [B, T, outputs], and labels [B, U]."""
+        stream = encoded.streams[self.reads]
+        logits = dense(self.outputs, ("embed", None), jnp.float32, "logits")(stream.features.astype(jnp.float32))
+        return Output(stream._replace(features=logits), encoded.batch.get(self.label))
+
+    def loss(self, output: Output) -> Sums:
+        return ctc(*output)
+
+    def decode(self, apply: Any, encoded: Encoded, output: Output, rooms: Mapping[str, int]) -> Stream:
+        return best_path(output.prediction)

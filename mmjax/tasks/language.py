@@ -1,0 +1,120 @@
+"""Language modelling of an input text: the next token, or tokens that were masked."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mmjax.errors import UserError
+from mmjax.losses import token_cross_entropy
+from mmjax.models.masking import check_hiding, uniform
+from mmjax.models.roles import projection
+from mmjax.models.task import Encoded, Facts, Output, Sums, Task
+from mmjax.stream import Factors, Stream, only_tokens
+from mmjax.tasks.text import check_vocabulary
+
+
+class LMHead(Task, kw_only=True):
+    """The base class of tasks with an LM head: a linear layer without bias, in float32, on the tokens of a text encoder.
+
+    The loss computes the logits in chunks, because those of a whole vocabulary may not fit into memory.
+    """
+
+    reads: str = "text"  # an encoder of token ids
+    outputs: int | None = None  # ids of the tokenizer; None: as the data's tokenizer has
+    label_smoothing: float = 0.0  # the probability that is spread over the whole vocabulary (Szegedy et al. 2016)
+    chunk: int = 8192  # number of columns of the vocabulary that are computed at a time
+
+    kind = "task"
+
+    def resolved(self, facts: Facts) -> Task:
+        return self if self.outputs or facts.tokenizer is None else self.clone(outputs=len(facts.tokenizer))
+
+    def check(self, path: str, config: Any) -> None:
+        super().check(path, config)
+        encoder = config.model.encoders.get(self.reads)
+        if "tokens" not in getattr(encoder, "hideable", ()):
+            raise UserError(f"{path}.reads='{self.reads}' is no Transformer, but the task needs an output per token")
+
+    def check_data(self, path: str, facts: Facts, source: Any) -> None:
+        check_vocabulary(f"{path}.outputs", self.outputs, facts.tokenizer, len(facts.tokenizer))
+
+    @nn.compact
+    def __call__(self, encoded: Encoded, train: bool = False) -> Output:
+        """Encoded tokens [B, T, W] -> `Factors` of the logits [B, T, outputs], and labels [B, T]."""
+        stream = encoded.streams[self.reads]
+        init = projection(nn.initializers.xavier_uniform(), ("embed", "vocabulary"))
+        kernel = self.param("kernel", init, (stream.features.shape[-1], self.outputs))
+        logits = Factors(stream.features.astype(jnp.float32), kernel)
+        return Output(stream._replace(features=logits), self.targets(encoded))
+
+    def targets(self, encoded: Encoded) -> Stream | None:
+        """The labels [B, T] of the tokens."""
+        raise NotImplementedError
+
+    def decode(self, apply: Any, encoded: Encoded, output: Output | None, rooms: Mapping[str, int]) -> None:
+        return None
+
+
+class LanguageModel(LMHead, kw_only=True):
+    """Predicts the next token of a text; its encoder is causal. The last token of an example has no label."""
+
+    def check(self, path: str, config: Any) -> None:
+        super().check(path, config)
+        if not config.model.encoders[self.reads].causal:
+            key = f"model.encoders.{self.reads}"
+            raise UserError(f"{path} predicts the next token, but {key} is not causal; set its causal to True")
+
+    def targets(self, encoded: Encoded) -> Stream:
+        return encoded.batch[self.reads]
+
+    def loss(self, output: Output) -> Sums:
+        return token_cross_entropy(*output, self.label_smoothing, self.chunk, next_token=True)
+
+
+class MaskedTokens(LMHead, kw_only=True):
+    """BERT's masked language model (Devlin et al. 2019, arXiv:1810.04805, section 3.1).
+
+    80 % of the hidden tokens become the mask, 10 % another token at random, and 10 % stay as they are. The choice depends
+    on the number of the example and the position of the token, so neither packing nor the number of devices changes it.
+    """
+
+    share: float = 0.15  # of the tokens that are hidden
+    mask: int = 0  # id of the mask; 0, the blank, occurs in no text of a tokenizer that was trained here
+
+    hides = "input"
+
+    def check(self, path: str, config: Any) -> None:
+        super().check(path, config)
+        check_hiding(path, self, "tokens", config.model)
+        encoder = config.model.encoders[self.reads]
+        largest = max(self.outputs or 0, self.mask + 1)
+        if encoder.vocabulary and largest > encoder.vocabulary:
+            raise UserError(
+                f"{path} uses ids up to {largest - 1}, but model.encoders.{self.reads}.vocabulary is {encoder.vocabulary}"
+            )
+
+    def check_data(self, path: str, facts: Facts, source: Any) -> None:
+        super().check_data(path, facts, source)
+        if facts.tokenizer.zero != "never" and self.mask == 0:
+            raise UserError(
+                f"{path}.mask is 0, which is an ordinary piece in this tokenizer; use the id of a special token"
+            )
+
+    def hide(self, stream: Stream, examples: Stream, key: jax.Array) -> tuple[Stream, Stream]:
+        """Ids [B, T] -> the ids with some tokens hidden, and those tokens as labels [B, T]."""
+        text = only_tokens(stream)
+        chosen, kind, other = (uniform(text, examples, k) for k in jax.random.split(key, 3))
+        hidden = text.mask & (chosen < self.share)
+        random = 1 + jnp.minimum((other * (self.outputs - 1)).astype(text.features.dtype), self.outputs - 2)
+        instead = jnp.where(kind < 0.8, self.mask, jnp.where(kind < 0.9, random, text.features))
+        labels = text._replace(segments=jnp.where(hidden, text.segments, 0))
+        return text._replace(features=jnp.where(hidden, instead, text.features)), labels
+
+    def targets(self, encoded: Encoded) -> Stream | None:
+        return encoded.hidden
+
+    def loss(self, output: Output) -> Sums:
+        return token_cross_entropy(*output, self.label_smoothing, self.chunk)

@@ -1,0 +1,94 @@
+"""Metrics of a whole split, from its truths and predictions, on the host."""
+
+import numpy as np
+
+
+def error_rates(references: list[str], hypotheses: list[str]) -> dict[str, float]:
+    """Character and word error rate over the whole corpus: all edits over all reference units (jiwer)."""
+    import jiwer
+
+    if not any(references):
+        return {}
+    return {"cer": float(jiwer.cer(references, hypotheses)), "wer": float(jiwer.wer(references, hypotheses))}
+
+
+def classification(truths: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """Metrics of a classifier that chooses one class.
+
+    Args:
+      truths: [n] class numbers.
+      scores: [n, C], such as logits; the largest is the chosen class.
+
+    Returns:
+      {"accuracy"; "macro_f1": mean F1 of the classes; "uar": unweighted average recall, the mean recall of the classes;
+      "auroc": mean over the classes of the area under the ROC curve, one against the rest}. A mean is over the classes that
+      occur in `truths`. "auroc" is left out if only one class occurs.
+    """
+    chosen, classes = scores.argmax(-1), np.unique(truths)
+    f1, recall = [], []
+    for one in classes:
+        hits = np.count_nonzero((truths == one) & (chosen == one))
+        recall.append(hits / np.count_nonzero(truths == one))
+        f1.append(2 * hits / (np.count_nonzero(truths == one) + np.count_nonzero(chosen == one)))
+    found = {
+        "accuracy": float((chosen == truths).mean()),
+        "macro_f1": float(np.mean(f1)),
+        "uar": float(np.mean(recall)),
+    }
+    if len(classes) > 1:
+        shifted = scores - scores.max(-1, keepdims=True)
+        log_probabilities = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+        found["auroc"] = float(np.mean([auroc(truths == one, log_probabilities[:, one]) for one in classes]))
+    return found
+
+
+def multi_label(truths: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """Metrics of independent binary decisions.
+
+    Args:
+      truths: [n, C] of 0 and 1.
+      scores: [n, C] logits; a score above 0 is a yes.
+
+    Returns:
+      {"accuracy": share of right decisions; "macro_f1": mean F1 of the classes that occur in truths or decisions; "auroc":
+      mean over the classes that occur, but not in every example}.
+    """
+    truths, chosen = truths > 0, scores > 0
+    found = {"accuracy": float((truths == chosen).mean())}
+    occurs = (truths | chosen).any(0)
+    if occurs.any():
+        f1 = 2 * (truths & chosen).sum(0)[occurs] / (truths.sum(0) + chosen.sum(0))[occurs]
+        found["macro_f1"] = float(f1.mean())
+    mixed = np.flatnonzero(truths.any(0) & ~truths.all(0))
+    if len(mixed):
+        found["auroc"] = float(np.mean([auroc(truths[:, one], scores[:, one]) for one in mixed]))
+    return found
+
+
+def auroc(positive: np.ndarray, scores: np.ndarray) -> float:
+    """The area under the ROC curve: how often a positive example has a larger score than a negative one; ties count half."""
+    ranks = average_ranks(scores)
+    count, rest = np.count_nonzero(positive), np.count_nonzero(~positive)
+    return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * rest))
+
+
+def average_ranks(values: np.ndarray) -> np.ndarray:
+    """[n] ranks from 1; equal values share the mean of their ranks."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+
+def regression(truths: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
+    """Metrics of predicted numbers [n, C], each the mean over the C numbers.
+
+    Returns:
+      {"mae", "rmse": in the unit of the labels; "pearson", "spearman": correlations}. A correlation is left out if a
+      number is constant in all truths or all predictions.
+    """
+    difference = predictions - truths
+    found = {"mae": float(np.abs(difference).mean()), "rmse": float(np.sqrt((difference**2).mean(0)).mean())}
+    ranks = [np.apply_along_axis(average_ranks, 0, x) for x in (truths, predictions)]
+    for name, pair in (("pearson", (truths, predictions)), ("spearman", ranks)):
+        if len(truths) > 1 and all((x.std(0) > 0).all() for x in pair):
+            found[name] = float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(pair[0].T, pair[1].T, strict=True)]))
+    return found

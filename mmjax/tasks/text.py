@@ -1,0 +1,66 @@
+"""What tasks that write a text share: its label, its tokenizer, its error rates."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmjax.errors import UserError
+from mmjax.models.task import Facts, Item, Task
+from mmjax.tasks.metrics import error_rates
+
+
+class TextTask(Task, kw_only=True):
+    """The base class of tasks that write a text; a subclass has the field `label`."""
+
+    kind = "task"
+
+    def labels(self) -> dict[str, str]:
+        return {self.label: "text"}
+
+    def check(self, path: str, config: Any) -> None:
+        super().check(path, config)
+        if self.label not in config.data.rows:
+            raise UserError(
+                f"{path} writes '{self.label}', but data.rows.{self.label} is not set; set its number of tokens"
+            )
+
+    def check_data(self, path: str, facts: Facts, source: Any) -> None:
+        check_vocabulary(f"{path}.{self.outputs_key}", self.vocabulary, facts.tokenizer, facts.tokenizer.classes)
+        check_texts(path, self.label, source)
+
+    def truth(self, tokens: np.ndarray, facts: Facts, example: Callable[[], Any]) -> str:
+        """The text of the label. Characters that the tokenizer does not know are as in the data."""
+        tokenizer = facts.tokenizer
+        if tokenizer.unknown not in tokens and tokenizer.zero != "unknown":
+            return tokenizer.decode(tokens)
+        found = example()
+        text = getattr(found, self.label, None)
+        text = found.text if text is None and self.label == "transcript" else text  # as `Layout.tokens` does
+        return tokenizer.decode(tokens) if text is None else tokenizer.reference(text)
+
+    def prediction(self, tokens: np.ndarray | None, facts: Facts) -> str:
+        return "" if tokens is None else facts.tokenizer.decode(tokens)
+
+    def metrics(self, items: Sequence[Item]) -> dict[str, float]:
+        return error_rates([item.truth for item in items], [item.prediction for item in items])
+
+
+def check_vocabulary(key: str, outputs: int | None, tokenizer: Any, needed: int) -> None:
+    """Checks that a task has an output for each id of the tokenizer."""
+    if (outputs or 0) < needed:
+        blank = ", and the blank is one more class" if needed > len(tokenizer) else ""
+        raise UserError(f"{key}={outputs}, but the tokenizer has {len(tokenizer)} pieces{blank}; write {needed}")
+
+
+def check_texts(path: str, label: str, source: Any) -> None:
+    """Checks that an example of the data has a text, because a task without labels would train nothing."""
+    sizes = source.sizes.get(label)
+    if sizes is None and label == "transcript":  # the text is also the transcript of the speech
+        sizes = source.sizes.get("text")
+    if sizes is None or not np.any(sizes):
+        kinds = [kind for kind in ("text", "transcript", "target") if np.any(source.sizes.get(kind, 0))]
+        raise UserError(
+            f"{path} needs a {label}, but no example of the data has one; its text streams are {' and '.join(kinds) or 'none'} "
+            f'(a Manifest\'s columns can be renamed: data.source.columns={{"text": "{label}"}})'
+        )
