@@ -29,7 +29,7 @@ from mmjax.data.tokenizers import HuggingFaceTokenizer, SentencePiece, learnable
 from mmjax.data.tuxpaint_stamps import SPLITS
 from mmjax.errors import UserError
 from mmjax.files import data_directory, local, write_whole
-from mmjax.train.build import build_layout, build_sampler, build_source
+from mmjax.train.build import build_layout, build_sampler, build_source, facts_of, resolved
 from mmjax.train.experiment import Experiment, load
 from mmjax.tree import from_dict, override, to_dict
 
@@ -116,6 +116,7 @@ def inspect(
     if source.endswith(".py"):
         config = override(load(source), overrides)
         data = build_source(config.data, split)
+        config = resolved(config, facts_of(data))
         layout = build_layout(config, data.tokenizer)
         sampler = build_sampler(config, layout, data) if split == "train" else None
         if sampler is not None:

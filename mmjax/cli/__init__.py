@@ -25,19 +25,40 @@ CLOSED = "Event loop is closed"  # the error of pending writes of a checkpoint a
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0: success, 2: an error for the user to fix, 75: start it again."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and not options.overrides:
+        parser.error(f"unknown argument {rest[0]}")
+    with _signals(options.command):
+        return _run(options, rest)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mmjax", description="Train one model over speech, images and text.")
     parser.add_argument("--version", action="version", version=f"mmjax {__version__}")
+    # func: called with the options and the other arguments. overrides: the others are --key VALUE of the config. computes:
+    # the command uses JAX. joins: it may run on several processes.
+    parser.set_defaults(overrides=False, computes=True, joins=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_run_commands(commands)
+    _add_config_commands(commands)
+    _add_model_commands(commands)
+    data.add_parser(commands)
+    return parser
 
-    def command(name: str, text: str, what: str, json_output: bool = True) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        kinds = {"CONFIG": "a config file", "RUN": "a run directory", "DIR": "a directory"}
-        sub.add_argument(what.lower(), metavar=what, help=kinds[what])
-        if json_output:
-            sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
-        return sub
 
-    sub = command("train", "train a config, or resume its training", "CONFIG", json_output=False)
+def _command(commands, name: str, text: str, what: str, json_output: bool = True) -> argparse.ArgumentParser:
+    sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    kinds = {"CONFIG": "a config file", "RUN": "a run directory", "DIR": "a directory"}
+    sub.add_argument(what.lower(), metavar=what, help=kinds[what])
+    if json_output:
+        sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
+    return sub
+
+
+def _add_run_commands(commands) -> None:
+    sub = _command(commands, "train", "train a config, or resume its training", "CONFIG", json_output=False)
+    sub.set_defaults(func=_train, overrides=True, joins=True)
     sub.add_argument("--run-dir", help="directory of the run (default: runs/NAME)")
     sub.add_argument(
         "--smoke", action="store_true", help="test the config: a few steps of a tiny model with the same parts"
@@ -51,31 +72,38 @@ def main(arguments: list[str] | None = None) -> int:
         "--accept-changed-data", action="store_true", help="resume although the data has changed since the run began"
     )
     sub.epilog = "Any other --key VALUE overrides a key of the config: --checkpoint.every-steps 50"
-    sub = command("eval", "evaluate a run on every subset of its modalities", "RUN")
+
+    sub = _command(commands, "eval", "evaluate a run on every subset of its modalities", "RUN")
+    sub.set_defaults(func=_eval, joins=True)
     sub.add_argument("--split", default=None, help="default: the config's evaluation.split")
     sub.add_argument(
         "--examples", type=whole(1), help="number of examples, spread evenly over the split (default: all)"
     )
-    sub = command("predict", "predict about one example", "RUN")
+
+    sub = _command(commands, "predict", "predict about one example", "RUN")
+    sub.set_defaults(func=_predict, joins=True)
     for modality, kind in (("speech", "FILE"), ("image", "FILE"), ("text", "STRING")):
         sub.add_argument(f"--{modality}", metavar=kind)
     sub.add_argument(
-        "--save", metavar="FILE", help="write the denoised speech to this WAV file, if the run has a Denoiser"
+        "--save", metavar="FILE", help="write predicted samples to this WAV file, if the run has a Denoise"
     )
     for tag in ("language", "task"):
         sub.add_argument(f"--{tag}", help=f"{tag} tag of the text, if the run's data.prefixes use it")
     sub.add_argument("--example", type=whole(0), metavar="N", help="predict example N of the evaluation split instead")
-    command("check", "measure the five invariants on a config", "CONFIG")
-    command("checkpoints", "list the checkpoints with size, digest and state (intact or damaged)", "RUN")
-    for name, text in (
-        ("import", "convert a model from Hugging Face's layout"),
-        ("export", "convert an imported model back to Hugging Face's layout"),
-    ):
-        command(name, text, "DIR").add_argument("-o", "--out", required=True, metavar="DIR", help="a new directory")
-    sub = commands.add_parser("keys", help="list the keys of a config class, with their units", allow_abbrev=False)
-    sub.add_argument("name", metavar="CLASS", nargs="?", help="such as Conformer; default: list all classes")
-    data.add_parser(commands)
-    sub = command("plan", "estimate memory, step time and cost by compiling the step for another machine", "CONFIG")
+
+    sub = _command(
+        commands, "checkpoints", "list the checkpoints with size, digest and state (intact or damaged)", "RUN"
+    )
+    sub.set_defaults(func=_checkpoints)
+
+
+def _add_config_commands(commands) -> None:
+    sub = _command(commands, "check", "measure the five invariants on a config", "CONFIG")
+    sub.set_defaults(func=_check, overrides=True)
+
+    text = "estimate memory, step time and cost by compiling the step for another machine"
+    sub = _command(commands, "plan", text, "CONFIG")
+    sub.set_defaults(func=_plan, overrides=True)
     sub.add_argument(
         "--machine", required=True, metavar="NAME", help="h100:8, h100:8x2 (2 nodes), v5p:4x4x4, cpu:8, ..."
     )
@@ -85,17 +113,35 @@ def main(arguments: list[str] | None = None) -> int:
     )
     sub.add_argument("--estimate", action="store_true", help="estimate from shapes alone: fast, compiles nothing")
     sub.add_argument("--picture", metavar="FILE", help="draw memory and time as bars (SVG)")
-    command("config", "print the resolved config as JSON", "CONFIG", json_output=False)
 
-    options, rest = parser.parse_known_args(arguments)
-    overrides = options.command in ("train", "check", "plan", "config") or getattr(options, "what", "") in (
-        "inspect",
-        "bench",
-    )
-    if rest and not overrides:
-        parser.error(f"unknown argument {rest[0]}")
-    with _signals(options.command):
-        return _run(options, rest)
+    sub = _command(commands, "config", "print the resolved config as JSON", "CONFIG", json_output=False)
+    sub.set_defaults(func=_config, overrides=True, computes=False)
+
+    sub = commands.add_parser("keys", help="list the keys of a config class, with their units", allow_abbrev=False)
+    sub.set_defaults(func=_keys, computes=False)
+    sub.add_argument("name", metavar="CLASS", nargs="?", help="such as Conformer; default: list all classes")
+
+
+def _add_model_commands(commands) -> None:
+    for name, function, text in (
+        ("import", _import, "convert a model from Hugging Face's layout"),
+        ("export", _export, "convert an imported model back to Hugging Face's layout"),
+    ):
+        sub = _command(commands, name, text, "DIR")
+        sub.set_defaults(func=function)
+        sub.add_argument("-o", "--out", required=True, metavar="DIR", help="a new directory")
+
+
+def _prepare(options) -> Any:
+    """Prepares JAX for a command; returns the watch on the other processes, if there are any."""
+    from mmjax.parallel import processes, runtime
+
+    if options.command == "plan":
+        runtime.prepare_plan(options.machine)
+    else:
+        checking = options.command == "check"  # most of its time is compilation
+        runtime.prepare(devices=8 if checking else None, compile_fast=checking)
+    return processes.join() if options.joins else None
 
 
 def _run(options, rest) -> int:
@@ -103,19 +149,8 @@ def _run(options, rest) -> int:
     try:
         _quiet()
         _printable()
-        if options.command not in ("config", "data", "keys") or getattr(options, "what", None) == "bench":
-            from mmjax.parallel import processes, runtime
-
-            checking = options.command == "check"  # most of its time is compilation
-            if options.command == "plan":
-                runtime.prepare_plan(options.machine)
-            else:
-                runtime.prepare(devices=8 if checking else None, compile_fast=checking)
-            if options.command in ("train", "eval", "predict"):  # the others use one process
-                watch = processes.join()
-        commands_ = (_train, _eval, _predict, _check, _plan, _checkpoints, _import, _export, _keys, _config)
-        handlers = {f.__name__.strip("_"): f for f in commands_} | {"data": data.run}
-        code, said = handlers[options.command](options, rest), ""
+        watch = _prepare(options) if options.computes else None
+        code, said = options.func(options, rest), ""
     except UserError as error:
         if watch and not isinstance(error, Preempted):
             watch.settle()

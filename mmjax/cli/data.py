@@ -8,15 +8,16 @@ from mmjax.cli.shared import print_json, whole
 
 def add_parser(commands: Any) -> None:
     """Adds the command `data` and the commands inside it."""
-    kinds = commands.add_parser("data", help="prepare your own data").add_subparsers(
-        dest="what", required=True, metavar="WHAT"
-    )
+    parser = commands.add_parser("data", help="prepare your own data")
+    parser.set_defaults(computes=False)
+    kinds = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     sub = kinds.add_parser(
         "build",
         help="write shards of any collection",
         description="Writes shards of any collection. Each example is decoded once; duplicates and examples that cannot be read are "
         "left out and listed.",
     )
+    sub.set_defaults(func=_build)
     sub.add_argument(
         "source",
         metavar="SOURCE",
@@ -32,6 +33,7 @@ def add_parser(commands: Any) -> None:
     sub = kinds.add_parser(
         "inspect", help="show counts and sizes (from file headers), and a page with examples to see and hear"
     )
+    sub.set_defaults(func=_inspect, overrides=True)
     sub.add_argument("source", metavar="SOURCE", help="a config file, a folder of shards, or any SOURCE of `build`")
     sub.add_argument("--split", default="train")
     sub.add_argument("-o", "--out", metavar="FILE", help="write one HTML page with histograms, pictures and recordings")
@@ -42,6 +44,7 @@ def add_parser(commands: Any) -> None:
         help="find the bottleneck between data loading and training",
         description="Measures the time of reading, decoding, packing and transferring a few batches, and of a few training steps.",
     )
+    sub.set_defaults(func=_bench, overrides=True, computes=True)
     sub.add_argument("config", metavar="CONFIG", help="a config file")
     sub.add_argument("--batches", type=whole(1), default=8, help="number of batches to measure")
     sub.add_argument(
@@ -54,6 +57,7 @@ def add_parser(commands: Any) -> None:
         description="Trains the tokenizer that data.tokenizer of a config describes (or opens its file), and measures it "
         "on the texts of the training split. The other arguments are keys of SentencePiece, which override the config's.",
     )
+    sub.set_defaults(func=_tokenizer)
     sub.add_argument("source", metavar="SOURCE", help="a config file, a folder of shards, or any SOURCE of `build`")
     sub.add_argument("-o", "--out", metavar="FILE", help="file for the tokenizer; default: measure only")
     sub.add_argument("--vocabulary", type=whole(1), metavar="N", help="number of pieces")
@@ -63,18 +67,9 @@ def add_parser(commands: Any) -> None:
     sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
 
 
-def run(options, rest) -> int:
-    """Runs one of the commands `mmjax data ...`."""
+def _build(options, rest) -> int:
     from mmjax import prepare
 
-    if options.what == "bench":
-        return _bench(options, rest)
-    if options.what == "inspect":
-        return _inspect(options, prepare.inspect(options.source, options.split, options.out, options.examples, rest))
-    if options.what == "tokenizer":
-        chosen = {key: getattr(options, key) for key in ("vocabulary", "byte_fallback", "normalisation", "special")}
-        chosen = {key: value for key, value in chosen.items() if value is not None}
-        return _tokenizer(options, prepare.tokenizer(options.source, options.out, **chosen))
     result = prepare.build(
         options.source,
         options.out,
@@ -108,7 +103,10 @@ def _bench(options, rest) -> int:
     return 0
 
 
-def _inspect(options, found: dict[str, Any]) -> int:
+def _inspect(options, rest) -> int:
+    from mmjax import prepare
+
+    found = prepare.inspect(options.source, options.split, options.out, options.examples, rest)
     if options.json:
         print_json(found)
         return 0
@@ -141,7 +139,12 @@ def _inspect(options, found: dict[str, Any]) -> int:
     return 0
 
 
-def _tokenizer(options, found: dict[str, Any]) -> int:
+def _tokenizer(options, rest) -> int:
+    from mmjax import prepare
+
+    chosen = {key: getattr(options, key) for key in ("vocabulary", "byte_fallback", "normalisation", "special")}
+    chosen = {key: value for key, value in chosen.items() if value is not None}
+    found = prepare.tokenizer(options.source, options.out, **chosen)
     if options.json:
         print_json(found)
         return 0

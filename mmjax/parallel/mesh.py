@@ -147,19 +147,15 @@ def _share(mesh: jax.sharding.Mesh, process: int) -> Share:
 def to_devices(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
     """Makes the global batch, divided among all devices, from this host's rows (`share_of_rows`)."""
     share = share_of_rows(mesh)
-    size = len(batch["examples"].segments) // len(share.parts)
-    rows = size * share.count
-    shardings = batch_shardings(batch, rows, mesh)
-
-    def place(array, sharding):
-        def part(index):  # the shard of one device
-            start, stop, _ = index[0].indices(rows)
-            first = share.parts.index(start // size) * size
-            return array[(slice(first, first + stop - start), *index[1:])]
-
-        return jax.make_array_from_callback((rows, *array.shape[1:]), sharding, part)
-
-    return jax.tree.map(place, batch, shardings)
+    rows = len(batch["examples"].segments) // len(share.parts) * share.count
+    shapes = jax.tree.map(lambda array: (rows, *array.shape[1:]), batch)
+    arrays, structure = jax.tree.flatten(batch)
+    shardings = structure.flatten_up_to(batch_shardings(batch, rows, mesh))
+    made = [
+        jax.make_array_from_process_local_data(sharding, array, shape)
+        for sharding, array, shape in zip(shardings, arrays, structure.flatten_up_to(shapes), strict=True)
+    ]
+    return structure.unflatten(made)
 
 
 def abstract_batch(one_row: Batch, rows: int, mesh: jax.sharding.Mesh | None = None) -> Batch:

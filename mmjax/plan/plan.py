@@ -1,6 +1,6 @@
 """`mmjax plan`: compiles the real train step for another machine, and reports memory, step time and cost.
 
-No arrays are allocated and no data is needed: `data.rows` gives the shapes of a batch.
+No arrays are allocated. `data.rows` gives the shapes of a batch; data is opened only for sizes that the config leaves to it.
 """
 
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ from mmjax.plan import hlo, roofline, topology
 from mmjax.plan.compilation import Outcome, Subject, compiled, describe, largest_batch
 from mmjax.plan.estimate import computed_again, estimated, in_dtype, kept_for_backward, memory_by_kind
 from mmjax.train import attention, report
-from mmjax.train.build import build_layout, build_sampler, build_source
+from mmjax.train.build import build_layout, build_sampler, build_source, open_data
 from mmjax.train.experiment import Experiment
 from mmjax.train.validate import check_config
 
@@ -44,9 +44,11 @@ def plan(
       search: also compile to find the largest batch that fits, and memory and time of each remat for the config's batch.
 
     Raises:
-      UserError: the config's mesh or batch is not divisible among the machine's devices, or the price is not positive.
+      UserError: the config's mesh or batch is not divisible among the machine's devices, the price is not positive, or
+        the config leaves sizes to data that cannot be opened here.
     """
     check_config(config)
+    config = sized(config)
     if price is not None and not 0 < price < float("inf"):
         raise UserError(f"the price is {price}; write the cost of a device-hour, above 0")
     install = "leave out --estimate" if estimate else topology.missing(machine)
@@ -110,6 +112,19 @@ def plan(
         result["search"]["remat"] = tried = remats(config, machine, reached, rows, devices)
         result["search"]["cheapest_remat"] = cheapest(tried)
     return result
+
+
+def sized(config: Experiment) -> Experiment:
+    """The config with the sizes that it leaves to the data."""
+    tasks = config.model.tasks.items()
+    missing = [f"model.tasks.{name}.outputs" for name, task in tasks if getattr(task, "outputs", 0) is None]
+    if not missing:
+        return config
+    try:
+        return open_data(config)[0]
+    except UserError as error:
+        keys = " and ".join(missing)
+        raise UserError(f"the data gives {keys}, and cannot be opened here: {error} (To plan without data, set {keys}.)") from None
 
 
 def gathers_by_summing(subject: Subject, outcome: Outcome) -> bool:
