@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.errors import UserError
 from mmjax.tree import part, setting
 
 
@@ -20,6 +21,13 @@ class ImageAugmentation:
     flip: float = 0.5  # probability of mirroring
     operations: int | None = None  # number of RandAugment operations per picture; None: no RandAugment
     magnitude: float = 9.0  # strength of RandAugment's operations, 0 to 10
+
+    def check(self, path: str) -> None:
+        """Checks the ranges of its numbers; `path` is its key. Raises UserError."""
+        for key, low, high in (("least_area", 0, 1), ("aspect", 1, 10), ("flip", 0, 1), ("magnitude", 0, 10)):
+            value = getattr(self, key)
+            if value is not None and not low <= value <= high:
+                raise UserError(f"{path}.{key} is {value}; it must be between {low} and {high}")
 
     def __call__(self, image: Any, size: tuple[int, int], number: int, step: int) -> Any:
         """The RGB picture of example `number` at `size` (height, width in pixels), as step `step` sees it."""

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mmjax.errors import UserError
 from mmjax.tree import part, setting
 
 
@@ -20,6 +21,12 @@ class ImageMixing:
     mixup: float | None = 0.2  # alpha of the share's Beta(alpha, alpha) distribution; None: off
     cutmix: float | None = None  # alpha of the share's Beta(alpha, alpha) distribution; None: off
     probability: float = 1.0  # probability that a picture is mixed
+
+    def check(self, path: str) -> None:
+        """Checks the ranges of its numbers; `path` is its key. Raises UserError."""
+        for key in ("mixup", "cutmix"):
+            if getattr(self, key) == 0:
+                raise UserError(f"{path}.{key} is 0; it must be above 0, or None to switch it off")
 
     def draw(self, number: int, step: int, count: int) -> "Mix | None":
         """How example `number` of `count` is mixed in a step; None: it is not mixed."""

@@ -4,6 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from mmjax.errors import UserError
 from mmjax.tree import part
 
 
@@ -17,6 +18,11 @@ class SpeedPerturbation:
 
     # Speeds of equal probability; 1.1 is 10 % faster. They are rounded to fractions with a denominator up to 100.
     speeds: tuple[float, ...] = (0.9, 1.0, 1.1)
+
+    def check(self, path: str) -> None:
+        """Checks the ranges of its numbers; `path` is its key. Raises UserError."""
+        if not (self.speeds and all(0.5 <= speed <= 2 for speed in self.speeds)):
+            raise UserError(f"{path}.speeds is {self.speeds}; set speeds between 0.5 and 2")
 
     def choose(self, examples: np.ndarray, epochs: np.ndarray, seed: int) -> np.ndarray:
         """[n] int64: the index in `speeds` of each example in its epoch."""

@@ -124,7 +124,9 @@ def sized(config: Experiment) -> Experiment:
         return open_data(config)[0]
     except UserError as error:
         keys = " and ".join(missing)
-        raise UserError(f"the data gives {keys}, and cannot be opened here: {error} (To plan without data, set {keys}.)") from None
+        raise UserError(
+            f"the data gives {keys}, and cannot be opened here: {error} (To plan without data, set {keys}.)"
+        ) from None
 
 
 def gathers_by_summing(subject: Subject, outcome: Outcome) -> bool:

@@ -1,6 +1,6 @@
 """Optimizer rules: from gradients to updates, before weight decay and learning rate."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import optax
@@ -12,9 +12,14 @@ from mmjax.tree import part
 
 @part
 class Rule:
-    """The base class of optimizer rules."""
+    """The base class of optimizer rules.
+
+    Attributes:
+      first_moments: whether the rule keeps first moments, which `optimizer.moments` may store in bfloat16.
+    """
 
     kind = "optimizer rule"
+    first_moments: ClassVar[bool] = True
 
     weight_decay: float = 0.0  # of projections; decoupled: multiplied by the learning rate
 
@@ -92,6 +97,8 @@ class Lion(Rule):
 @part
 class Adafactor(Rule):
     """Second moments by row and column (Shazeer and Stern 2018, arXiv:1804.04235), no first moments."""
+
+    first_moments = False
 
     def direction(self, specs: Any) -> optax.GradientTransformation:
         return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))

@@ -4,13 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.data.image_augmentation import ImageAugmentation
 from mmjax.errors import UserError
 from mmjax.files import data_directory
 from mmjax.models import Vectors
 from mmjax.models.task import Facts
 from mmjax.train.experiment import Experiment
-from mmjax.train.rules import Adafactor
 from mmjax.tree import flat
 
 # Reserved names, which cannot name a stream of vectors.
@@ -74,7 +72,7 @@ def check_config(config: Experiment) -> None:
     if config.data.prefixes and (config.data.tokenizer is None or not config.data.source.takes_prefixes):
         raise UserError("data.prefixes need data.tokenizer, and a source that is a collection or a mixture of texts")
     if config.data.image_augmentation:
-        _check_image_augmentation(config.data.image_augmentation)
+        config.data.image_augmentation.check("data.image_augmentation")
     if mixing := config.data.image_mixing:
         labelled = [task for task in config.model.tasks.values() if task.labels()]
         if (
@@ -85,11 +83,9 @@ def check_config(config: Experiment) -> None:
             raise UserError(
                 "data.image_mixing is for classification of images alone: data.subsets must be 'image', and the task a Classify"
             )
-        for key in ("mixup", "cutmix"):
-            if getattr(mixing, key) == 0:
-                raise UserError(f"data.image_mixing.{key} is 0; it must be above 0, or None to switch it off")
-    if config.data.speed and not (config.data.speed.speeds and all(0.5 <= s <= 2 for s in config.data.speed.speeds)):
-        raise UserError(f"data.speed.speeds is {config.data.speed.speeds}; set speeds between 0.5 and 2")
+        mixing.check("data.image_mixing")
+    if config.data.speed:
+        config.data.speed.check("data.speed")
     modalities = set(config.model.encoders)
     known = {*modalities, "transcript", "target", "examples"}
     for name in config.data.rows:
@@ -112,9 +108,10 @@ def check_config(config: Experiment) -> None:
         known = {"encoders": config.model.encoders, "tasks": config.model.tasks}
         if name not in known.get(room, ()):
             raise UserError(f"initial: '{place}' is no part of the model; write encoders.NAME or tasks.NAME")
-    if isinstance(config.optimizer.rule, Adafactor) and config.optimizer.moments != "float32":
+    if not config.optimizer.rule.first_moments and config.optimizer.moments != "float32":
         raise UserError(
-            f"optimizer.moments={config.optimizer.moments}, but Adafactor has no first moments; leave it out"
+            f"optimizer.moments={config.optimizer.moments}, but {type(config.optimizer.rule).__name__} has no first moments; "
+            "leave it out"
         )
     if config.data.batch_rows % config.optimizer.accumulation:
         raise UserError(
@@ -199,13 +196,6 @@ def _check_context(config: Experiment) -> None:
                 f"data.rows.{name}={room} does not divide among mesh.context={config.mesh.context} devices; write "
                 f"{max(1, round(room / step)) * step}"
             )
-
-
-def _check_image_augmentation(chosen: ImageAugmentation) -> None:
-    for key, low, high in (("least_area", 0, 1), ("aspect", 1, 10), ("flip", 0, 1), ("magnitude", 0, 10)):
-        value = getattr(chosen, key)
-        if value is not None and not low <= value <= high:
-            raise UserError(f"data.image_augmentation.{key} is {value}; it must be between {low} and {high}")
 
 
 def _check_numbers(config: Experiment) -> None:
