@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mmjax.objectives import CTC
+from mmjax.losses import ctc
 from mmjax.stream import Stream
 
 TOKENS_PER_SECOND, LABELS_PER_SECOND, VOCABULARY = 25, 3.7, 1024
@@ -75,7 +75,7 @@ def measure(count: int, room: int, repeats: int) -> dict:
     stream, labels = packed(batch, room)
 
     theirs = jax.jit(jax.value_and_grad(lambda x, *rest: optax.ctc_loss(x, *rest).sum()))
-    ours = jax.jit(jax.value_and_grad(lambda x, s, y: CTC()(s._replace(features=x), y)["loss"][0]))
+    ours = jax.jit(jax.value_and_grad(lambda x, s, y: ctc(s._replace(features=x), y)["loss"][0]))
     runs = {"optax": lambda: theirs(logits, *rest), "mmjax": lambda: ours(stream.features, stream, labels)}
     losses = {name: float(jax.block_until_ready(run())[0]) for name, run in runs.items()}  # compiles, too
     seconds: dict[str, list[float]] = {name: [] for name in runs}

@@ -37,7 +37,7 @@ from mmjax import config as c
 from mmjax.parallel.mesh import make_mesh
 from mmjax.run import evaluate_run
 from mmjax.train import report
-from mmjax.train.build import build_layout, build_model, build_source
+from mmjax.train.build import build_layout, build_model, open_data
 from mmjax.train.loop import train
 from mmjax.train.program import begin
 
@@ -76,7 +76,7 @@ def flops(config: c.Experiment, source: Any) -> float:
     model, layout = build_model(config.model), build_layout(config, source.tokenizer)
     mesh = make_mesh(devices=jax.devices()[:1])
     abstract = begin(config, model, layout, mesh).abstract
-    return sum(report.step_flops(model, {}, abstract.params, layout, config.data.batch_rows).values())
+    return sum(report.step_flops(model, abstract.params, layout, config.data.batch_rows).values())
 
 
 def matched(config: c.Experiment, name: str, source: Any) -> c.Experiment:
@@ -158,8 +158,7 @@ def main() -> None:
     parser.add_argument("--only", help="names of variants, with semicolons between")
     parser.add_argument("--out", type=Path, default=Path("runs/fusion"))
     options = parser.parse_args()
-    config = c.load("configs/quickstart.py")
-    source = build_source(config.data, "train")
+    config, source = open_data(c.load("configs/quickstart.py"))
     trained = options.out / "encoders"
     run(config, 0, options.encoder_steps, options.examples, trained)
     if options.batch_rows:

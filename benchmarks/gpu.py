@@ -178,9 +178,7 @@ def useful_flops(subject: Any, examples: list[Raw]) -> float:
             rows["text"] = mean("text")
         alone = dataclasses.replace(layout, rows={name: rows[name] for name in layout.rows if name in rows})
         total += len(group) * sum(
-            report.step_flops(
-                subject.model, subject.config.objectives, subject.state.params, alone, 1, training=True
-            ).values()
+            report.step_flops(subject.model, subject.state.params, alone, 1, training=True).values()
         )
     return total
 

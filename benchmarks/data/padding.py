@@ -14,7 +14,7 @@ from mmjax.data.capacity import propose
 from mmjax.data.layout import Layout
 from mmjax.data.sampler import NEEDS, Sampler
 from mmjax.train import report
-from mmjax.train.build import build_layout, build_sampler, build_source, data_directory
+from mmjax.train.build import build_layout, build_sampler, data_directory, open_data
 
 LABELS_PER_SECOND = 3.7  # of 1,024 pieces, as in benchmarks/ctc.py
 UTTERANCES = 281_241  # of the 960 hours
@@ -114,7 +114,7 @@ def trimodal() -> dict[str, Any]:
         data=c.Data(source=mixture, rows=widest, batch_rows=16, **data),
         model=dataclasses.replace(model, encoders=encoders),
     )
-    source = build_source(config.data, "train")
+    config, source = open_data(config)
     layout = build_layout(config, source.tokenizer)
     cost = report.position_flops(config, layout)
     taken = build_sampler(config, layout, source).taken()

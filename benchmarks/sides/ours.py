@@ -12,19 +12,17 @@ def experiment(case: Case, dtype: str = "float32", unroll: bool = True) -> Any:
 
     towers, classes, pieces = case.size
     bert = dict(positions="learned", types=2, block=c.BlockStyle(post_norm=True, epsilon=1e-12))
-    several, encoders, heads, objectives = "fusion" in towers, {}, {}, {}
+    several, encoders, tasks = "fusion" in towers, {}, {}
     if "speech" in towers:
         encoders["speech"] = c.Conformer(**towers["speech"], positions="rotary" if several else "relative")
-        heads["transcript"] = c.Head(reads="speech", outputs=pieces)
-        objectives["transcript"] = c.CTC()
+        tasks["transcript"] = c.CTC(outputs=pieces)
     if "image" in towers:
         encoders["image"] = c.ViT(**towers["image"], class_token=not several)
     if "text" in towers:
         encoders["text"] = c.Transformer(**towers["text"], **bert)
     if several or "speech" not in towers:
         reads, pool = ("fused", None) if several else (next(iter(encoders)), c.ClassPool())
-        heads["answer"] = c.Head(reads=reads, outputs=classes, pool=pool)
-        objectives["answer"] = c.Classification()
+        tasks["answer"] = c.Classify(reads=reads, outputs=classes, pool=pool)
     return c.Experiment(
         name="+".join(encoders),
         steps=1000,
@@ -36,12 +34,11 @@ def experiment(case: Case, dtype: str = "float32", unroll: bool = True) -> Any:
         ),
         model=c.Multimodal(
             encoders=encoders,
-            heads=heads,
+            tasks=tasks,
             unroll=unroll,
             dtype=dtype,
             fusion=c.CrossAttention(**towers["fusion"]) if several else None,
         ),
-        objectives=objectives,
         optimizer=c.Optimizer(rule=c.AdamW(weight_decay=0.01), schedule=c.Constant(peak=1e-4)),
     )
 
