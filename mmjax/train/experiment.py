@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import mmjax.tasks  # noqa: F401, so that every task of a config is known
 from mmjax.data.sources import Data
 from mmjax.errors import UserError
 from mmjax.models import Multimodal

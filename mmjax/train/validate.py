@@ -74,7 +74,8 @@ def check_config(config: Experiment) -> None:
     if config.data.image_augmentation:
         config.data.image_augmentation.check("data.image_augmentation")
     if mixing := config.data.image_mixing:
-        labelled = [task for task in config.model.tasks.values() if task.labels()]
+        streams = ("image", "fused") if config.model.fusion else ("image",)
+        labelled = [task for task in config.model.tasks.values() if task.labels() and task.available(streams)]
         if (
             not labelled
             or not all(task.mixes for task in labelled)
