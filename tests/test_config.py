@@ -124,8 +124,15 @@ def test_errors_name_the_key_and_the_nearest_one(flags, message):
         (["--data.subsets", "{'speech+image': 1.0, 'image+speech': 1.0}"], "data.subsets names a subset twice"),
         (["--data.rows", "{'speech': 328, 'examples': 3, 'video': 4}"], "data.rows.video is no stream"),
         (["--data.rows", "{'speech': 328, 'image': 128, 'text': 16}"], "data.rows.examples is not set"),
-        (["--objectives", "{}"], "objectives is empty"),
-        (["--objectives.transcript", "Classification"], "objectives.transcript cannot be Classification"),
+        (["--model.tasks", "{}"], "model.tasks is empty"),
+        (
+            ["--model.tasks.transcript", "Classify", "--model.tasks.transcript.reads", "speech"],
+            "model.tasks.transcript reads the tokens of 'speech'; set its pool",
+        ),
+        (["--model.tasks.transcript.reads", "fused"], "CTC needs an output per token"),
+        (["--model.tasks.transcript.label", "answer"], "writes 'answer', but data.rows.answer is not set"),
+        (["--model.tasks.answer.label", "transcript"], "model.tasks.answer.label='transcript' should be a class"),
+        (["--model.tasks.answer.weight", "-1.0"], "model.tasks.answer.weight is -1.0"),
         (["--model.encoders.speech.heads", "3"], "model.encoders.speech.width=16 does not divide among 3 heads"),
         (["--model.encoders.speech.norm-epsilon", "0"], "norm_epsilon is 0.0; it must be at least 1e-12"),
         (["--model.encoders.speech.left-chunks", "2"], "left_chunks is 2, but there are no chunks"),
@@ -150,7 +157,7 @@ def test_errors_name_the_key_and_the_nearest_one(flags, message):
             ["--model.encoders.speech.front-end", "Waveform", "--model.encoders.speech.stem", "waveform"],
             "model.encoders.speech.subsampling is 4; the stem 'waveform' makes a token of every hop: write 1",
         ),
-        (["--model.heads.answer.reads", "smell"], "neither an encoder nor 'fused'"),
+        (["--model.tasks.answer.reads", "smell"], "neither an encoder nor 'fused'"),
     ],
 )
 def test_numbers_out_of_range_and_parts_that_do_not_fit_are_named(flags, message):
@@ -188,17 +195,11 @@ def test_differences_are_named_by_key():
 
 
 def test_a_class_that_is_off_or_new_can_be_chosen_and_set_on_the_command_line():
-    flags = ["--model.heads.extra", "Head", "--model.heads.extra.reads", "image", "--model.heads.extra.outputs", "13"]
-    flags += [
-        "--model.heads.extra.pool",
-        "AttentionPool",
-        "--model.heads.extra.pool.heads",
-        "4",
-        "--model.heads.extra.pool.mlp",
-        "64",
-    ]
-    head = c.override(c.load("configs/quickstart.py"), flags).model.heads["extra"]
-    assert head == c.Head(reads="image", outputs=13, pool=c.AttentionPool(heads=4, mlp=64))
+    flags = ["--model.tasks.extra", "Classify"]
+    for key, value in (("reads", "image"), ("pool", "AttentionPool"), ("pool.heads", "4"), ("pool.mlp", "64")):
+        flags += [f"--model.tasks.extra.{key}", value]
+    task = c.override(c.load("configs/quickstart.py"), flags).model.tasks["extra"]
+    assert task == c.Classify(reads="image", pool=c.AttentionPool(heads=4, mlp=64))
 
 
 def test_presets_are_listed_once_with_the_modern_ones():

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches
 from mmjax.data.sampler import Sampler
 from mmjax.errors import UserError
-from mmjax.objectives import Classification
+from mmjax.losses import cross_entropy
 from mmjax.stream import Share, Stream
 from mmjax.train.build import build_layout, image_changes
 from mmjax.train.validate import check_config
@@ -111,10 +112,10 @@ def test_the_loss_of_a_mixture_is_the_mixture_of_losses():
     share = np.array([[0.7, 0.2, 1.0, 0.5]], np.float32)
     first, second = np.array([[0, 1, 2, 99]]), np.array([[2, 2, 0, 0]])
     mixed = share[..., None] * np.eye(3)[first % 3] + (1 - share[..., None]) * np.eye(3)[second]
-    objective = Classification(label_smoothing=0.1)
-    found = jax.jit(objective)(stream(logits), stream(mixed.astype(np.float32)))
+    smoothed = partial(cross_entropy, label_smoothing=0.1)
+    found = jax.jit(smoothed)(stream(logits), stream(mixed.astype(np.float32)))
     each = [
-        [objective(stream(logits)._replace(segments=slots * (slots == n)), stream(x))["loss"][0] for n in (1, 2, 3)]
+        [smoothed(stream(logits)._replace(segments=slots * (slots == n)), stream(x))["loss"][0] for n in (1, 2, 3)]
         for x in (first, second)
     ]
     expected = (share[0, :3] * np.array(each[0]) + (1 - share[0, :3]) * np.array(each[1])).sum()

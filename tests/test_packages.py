@@ -13,7 +13,8 @@ ORDER = (
     ("prepare", "check", "bottleneck", "plan", "run"),
     ("train",),
     ("evaluate", "interchange"),
-    ("models", "objectives", "data", "parallel"),
+    ("tasks",),
+    ("models", "losses", "decode", "data", "parallel"),
     ("telemetry", "flops"),
     ("stream", "progress", "files"),
     ("tree", "errors"),
@@ -23,7 +24,7 @@ BESIDE = {
     ("__main__", "cli"),
     ("prepare", "run"),
     ("parallel", "models"),
-    ("objectives", "models"),
+    ("decode", "models"),
     ("tree", "errors"),
     ("files", "errors"),
 }

@@ -61,7 +61,7 @@ def test_settings_of_the_whole_model_are_no_keys():
     [
         ("from mmjax import config as c\n\nc.Conformer(layer=3)", "line 3: Conformer has no key 'layer'; did you mean"),
         ("from mmjax.config import ViT\nViT(\n    mpl=3,\n)", "line 2: ViT has no key 'mpl'; did you mean 'mlp'?"),
-        ("from mmjax import config as c\nc.Head()", "line 2: Head needs 'reads' and 'outputs'"),
+        ("from mmjax import config as c\nc.OwnSource()", "line 2: OwnSource needs 'file' and 'name'"),
         ("from mmjax import config as c\nc.ViT.preset('B/x')", "line 2: there is no ViT 'B/x'"),
         ("x = (", "line 1: '(' was never closed"),
     ],
