@@ -37,7 +37,9 @@ def classification(truths: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     }
     if len(classes) > 1:
         shifted = scores - scores.max(-1, keepdims=True)
-        log_probabilities = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+        # Without the largest score, whose power is 1, the sum keeps probabilities near 1 apart.
+        others = np.where(np.arange(scores.shape[-1]) == chosen[:, None], 0.0, np.exp(shifted))
+        log_probabilities = shifted - np.log1p(others.sum(-1, keepdims=True))
         found["auroc"] = float(np.mean([auroc(truths == one, log_probabilities[:, one]) for one in classes]))
     return found
 
@@ -89,6 +91,6 @@ def regression(truths: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
     found = {"mae": float(np.abs(difference).mean()), "rmse": float(np.sqrt((difference**2).mean(0)).mean())}
     ranks = [np.apply_along_axis(average_ranks, 0, x) for x in (truths, predictions)]
     for name, pair in (("pearson", (truths, predictions)), ("spearman", ranks)):
-        if len(truths) > 1 and all((x.std(0) > 0).all() for x in pair):
+        if all((np.ptp(x, axis=0) > 0).all() for x in pair):
             found[name] = float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(pair[0].T, pair[1].T, strict=True)]))
     return found

@@ -1,0 +1,127 @@
+"""Metrics of a split against values by hand, and against scikit-learn and SciPy where they are installed."""
+
+import numpy as np
+import pytest
+
+from mmjax.tasks.metrics import auroc, average_ranks, classification, error_rates, multi_label, regression
+
+
+def test_classification_by_hand():
+    truths = np.array([0, 0, 1, 1, 2, 2, 2])
+    chosen = np.array([0, 1, 1, 1, 0, 2, 2])
+    found = classification(truths, np.eye(4)[chosen])  # the fourth class does not occur, so no mean counts it
+    assert found["accuracy"] == pytest.approx(5 / 7)
+    assert found["macro_f1"] == pytest.approx((2 / 4 + 4 / 5 + 4 / 5) / 3)
+    assert found["uar"] == pytest.approx((1 / 2 + 2 / 2 + 2 / 3) / 3)
+    # All scores are 0 or 1: of the pairs (right class, another class) those are won that have 1 and 0; equal ones count half.
+    areas = [(1 * 4 + 1 * 4 / 2 + 1 / 2) / 10, (2 * 4 + 2 * 1 / 2) / 10, (2 * 4 + 1 * 4 / 2) / 12]
+    assert found["auroc"] == pytest.approx(np.mean(areas))
+
+
+def test_a_class_that_is_only_chosen_costs_accuracy_and_recall():
+    found = classification(np.array([0, 0, 1, 1]), np.eye(3)[[0, 2, 1, 1]])
+    assert found["accuracy"] == found["uar"] == 0.75
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_a_split_of_one_class_has_no_auroc():
+    found = classification(np.array([1, 1]), np.array([[0.0, 1.0], [2.0, 1.0]]))
+    assert found == {"accuracy": 0.5, "macro_f1": pytest.approx(2 / 3), "uar": 0.5}
+
+
+def test_auroc_counts_ties_half():
+    positive, negative = [3.0, 2.0, 2.0], [2.0, 1.0, 0.0, 2.0]
+    truths = np.array([True] * 3 + [False] * 4)
+    assert auroc(truths, np.array(positive + negative)) == pytest.approx((4 + 3 + 3) / 12)
+    assert auroc(truths, np.zeros(7)) == 0.5
+
+
+def test_auroc_tells_confident_scores_apart():
+    """Float32 logits whose probabilities all round to 1: the right one is still the largest."""
+    scores = np.array([[30.0, 0.0], [25.0, 0.0], [20.0, 0.0]], np.float32)
+    assert classification(np.array([0, 1, 1]), scores)["auroc"] == 1.0
+
+
+def test_ranks_of_equal_values_are_their_mean():
+    np.testing.assert_array_equal(average_ranks(np.array([5.0, 1.0, 5.0, 7.0, 5.0])), [3, 1, 3, 5, 3])
+
+
+def test_multi_label_by_hand():
+    truths = np.array([[1, 0, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]])
+    scores = np.array([[1.0, -1.0, -2.0, -1.0], [2.0, 2.0, -1.0, -1.0], [3.0, 1.0, -3.0, -1.0]])
+    found = multi_label(truths, scores)
+    assert found["accuracy"] == pytest.approx(10 / 12)
+    assert found["macro_f1"] == pytest.approx((1 + 2 / 3 + 0) / 3)  # the fourth class occurs nowhere
+    assert found["auroc"] == pytest.approx((1 + 1 / 2) / 2)  # the first class is in every example
+    assert multi_label(np.zeros((2, 3)), np.full((2, 3), -1.0)) == {"accuracy": 1.0}
+
+
+def test_regression_by_hand():
+    truths, predictions = np.array([[1.0], [2.0], [3.0], [4.0]]), np.array([[2.0], [2.0], [5.0], [3.0]])
+    one = {"mae": 1.0, "rmse": (6 / 4) ** 0.5, "pearson": 3 / 30**0.5, "spearman": 3.5 / 22.5**0.5}
+    assert regression(truths, predictions) == pytest.approx(one)
+    # A second number, which is exactly wrong: each metric is the mean over both.
+    both = regression(np.hstack([truths, truths]), np.hstack([predictions, -truths]))
+    other = {"mae": 5.0, "rmse": (4 * 30 / 4) ** 0.5, "pearson": -1.0, "spearman": -1.0}
+    assert both == pytest.approx({name: (one[name] + other[name]) / 2 for name in one})
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 49])
+def test_a_constant_has_no_correlation(count):
+    """Whatever the rounding of its mean: the standard deviation of seven times 0.1 is not 0."""
+    for kind in (np.float32, np.float64):
+        constant, rising = np.full((count, 1), 0.1, kind), np.arange(count, dtype=kind)[:, None]
+        for pair in ((rising, constant), (constant, rising), (constant, constant)):
+            assert set(regression(*pair)) == {"mae", "rmse"}
+
+
+def test_error_rates_are_those_of_the_corpus():
+    found = error_rates(["ab cd", ""], ["ab ce", "f"])
+    assert found == {
+        "cer": pytest.approx(2 / 5),
+        "wer": pytest.approx(2 / 2),
+    }  # what is written for nothing is an insertion
+    assert error_rates(["", ""], ["a", ""]) == {}
+
+
+@pytest.fixture
+def draw():
+    return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("classes, digits", [(2, 0), (5, 6)])  # with many ties, and without
+def test_classification_equals_scikit_learn(draw, classes, digits):
+    sklearn = pytest.importorskip("sklearn.metrics")
+    truths = draw.choice(4, 200, p=[0.5, 0.25, 0.15, 0.1]) % classes
+    scores = (draw.normal(size=(200, classes)) + 1.5 * np.eye(classes)[truths]).round(digits)
+    found, chosen, here = classification(truths, scores), scores.argmax(-1), np.unique(truths)
+    assert found["accuracy"] == pytest.approx(sklearn.accuracy_score(truths, chosen))
+    assert found["macro_f1"] == pytest.approx(sklearn.f1_score(truths, chosen, labels=here, average="macro"))
+    assert found["uar"] == pytest.approx(sklearn.recall_score(truths, chosen, labels=here, average="macro"))
+    shares = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    areas = [sklearn.roc_auc_score(truths == one, shares[:, one].round(12)) for one in here]
+    assert found["auroc"] == pytest.approx(np.mean(areas))
+
+
+@pytest.mark.parametrize("digits", [0, 6])  # with many ties, and without
+def test_multi_label_equals_scikit_learn(draw, digits):
+    sklearn = pytest.importorskip("sklearn.metrics")
+    truths = draw.integers(0, 2, (100, 6))
+    scores = (draw.normal(size=truths.shape) + truths).round(digits)
+    found = multi_label(truths, scores)
+    assert found["accuracy"] == pytest.approx(1 - sklearn.hamming_loss(truths, scores > 0))
+    assert found["macro_f1"] == pytest.approx(sklearn.f1_score(truths, scores > 0, average="macro"))
+    assert found["auroc"] == pytest.approx(sklearn.roc_auc_score(truths, scores, average="macro"))
+
+
+@pytest.mark.parametrize("digits", [0, 6])
+def test_regression_equals_scipy(draw, digits):
+    stats = pytest.importorskip("scipy.stats")
+    truths = draw.normal(size=(60, 3)).round(digits)
+    predictions = (truths + draw.normal(size=truths.shape)).round(digits)
+    found = regression(truths, predictions)
+    columns = list(zip(truths.T, predictions.T, strict=True))
+    assert found["mae"] == pytest.approx(np.mean([np.abs(a - b).mean() for a, b in columns]))
+    assert found["rmse"] == pytest.approx(np.mean([((a - b) ** 2).mean() ** 0.5 for a, b in columns]))
+    assert found["pearson"] == pytest.approx(np.mean([stats.pearsonr(*pair).statistic for pair in columns]))
+    assert found["spearman"] == pytest.approx(np.mean([stats.spearmanr(*pair).statistic for pair in columns]))
