@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.objectives import CTC
+from mmjax.losses import ctc
 from mmjax.stream import Stream
 
 LENGTH, ROOM, SEATS = 96, 48, 12  # frames, labels and utterances that a row may hold
@@ -37,7 +37,7 @@ def losses_and_gradient(logits, frames, labels, segments):
 
     def loss(logits, segments):
         streams = Stream(logits, frames, frames), Stream(labels, segments, segments)
-        return CTC()(*streams)["loss"]
+        return ctc(*streams)["loss"]
 
     def of_one(row, seat):
         alone = jnp.where((jnp.arange(len(logits))[:, None] == row) & (segments == seat), segments, 0)
@@ -88,7 +88,7 @@ def test_trap_d6_memory_does_not_grow_with_labels_times_vocabulary():
     ids = jax.ShapeDtypeStruct((batch, length), jnp.int32)
 
     def loss(logits, frames, labels, segments):
-        return CTC()(Stream(logits, frames, frames), Stream(labels, segments, segments))["loss"][0]
+        return ctc(Stream(logits, frames, frames), Stream(labels, segments, segments))["loss"][0]
 
     compiled = jax.jit(jax.value_and_grad(loss)).lower(logits, ids, ids, ids).compile()
     memory = compiled.memory_analysis()

@@ -1,13 +1,12 @@
-"""Losses of numbers against their formulas; and an encoder-decoder trained by CTC and attention together."""
+"""Losses of numbers and waveforms against PyTorch and formulas."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.objectives import CTC, SISDR, Regression, Sequence
+from mmjax.losses import regression, si_sdr
 from mmjax.stream import Stream
-from mmjax.train.step import loss_and_gradients
 
 SEGMENTS = np.array([[1, 1, 0, 3, 3, 3, 4], [2, 2, 2, 0, 0, 0, 0]])
 
@@ -27,10 +26,9 @@ def numbers(seed, width=3):
 def test_regression_equals_torch(of, torch_name):
     torch = pytest.importorskip("torch")
     prediction, label, here = numbers(0), numbers(1), SEGMENTS > 0
-    objective = Regression(of=of, delta=0.7)
 
     def loss(x):
-        pair = objective(stream(x), stream(label))["loss"]
+        pair = regression(stream(x), stream(label), of, 0.7)["loss"]
         return pair[0] / pair[1]
 
     value, gradient = jax.value_and_grad(loss)(jnp.asarray(prediction))
@@ -50,19 +48,19 @@ def examples(x):
     ]
 
 
-def si_sdr(estimate, target):
+def by_definition(estimate, target):
     """The definition of Le Roux et al. 2019."""
     projection = (estimate @ target) / (target @ target) * target
     return 10 * np.log10((projection @ projection) / ((estimate - projection) @ (estimate - projection)))
 
 
-def test_si_sdr_equals_the_formula_of_every_example_and_knows_no_scale():
+def test_si_sdr_equals_the_formula_of_every_example_at_any_scale():
     target = numbers(0, width=160)
     estimate = target + 0.3 * numbers(1, width=160)
     estimate[1] = np.roll(estimate[1], 1, axis=-1)  # far off: a negative ratio
-    compute = jax.jit(lambda x: SISDR()(stream(x), stream(target)))
+    compute = jax.jit(lambda x: si_sdr(stream(x), stream(target)))
     measured = compute(estimate)
-    expected = [si_sdr(*pair) for pair in zip(examples(estimate), examples(target), strict=True)]
+    expected = [by_definition(*pair) for pair in zip(examples(estimate), examples(target), strict=True)]
     assert min(expected) < 0 < 5 < max(expected)
     np.testing.assert_allclose(measured["si_sdr"][0], sum(expected), rtol=1e-5)
     assert measured["si_sdr"][1] == len(expected) == 4 and measured["loss"][0] == -measured["si_sdr"][0]
@@ -71,41 +69,9 @@ def test_si_sdr_equals_the_formula_of_every_example_and_knows_no_scale():
 
 def test_si_sdr_of_silence_and_perfection_is_finite():
     target = numbers(0, width=160)
-    objective = jax.jit(jax.value_and_grad(lambda x, y: SISDR()(stream(x), stream(y))["loss"][0]))
+    loss = jax.jit(jax.value_and_grad(lambda x, y: si_sdr(stream(x), stream(y))["loss"][0]))
     for estimate, label in ((0 * target, target), (target, target), (target, 0 * target), (0 * target, 0 * target)):
-        value, gradient = objective(estimate, label)
+        value, gradient = loss(estimate, label)
         assert np.isfinite(value) and np.isfinite(gradient).all() and not np.any(gradient[SEGMENTS == 0])
-    assert SISDR()(stream(target), stream(0 * target))["loss"] == (0, 0)  # nothing to be heard
-    np.testing.assert_allclose(objective(target, target)[0], -4 * 80, rtol=1e-3)
-
-
-class EncoderDecoder:
-    """Its parameters are its outputs: frames for CTC, and a decoder's logits with the labels that it was taught by."""
-
-    def apply(self, variables, batch, train, rngs):
-        frames, decoded = variables["params"]["frames"], variables["params"]["decoded"]
-        return {
-            "transcript": stream(frames, np.ones(frames.shape[:2])),
-            "attention": batch["transcript"]._replace(features=decoded),
-            "attention/labels": batch["transcript"],
-        }
-
-
-def test_ctc_and_attention_train_together_as_two_weighted_objectives():
-    """Watanabe et al. 2017: a CTC loss and a decoder's, by a weight of 0.3 and 0.7."""
-    generator = np.random.default_rng(0)
-    params = {
-        "frames": generator.normal(size=(1, 9, 6)).astype(np.float32),
-        "decoded": generator.normal(size=(1, 4, 6)).astype(np.float32),
-    }
-    batch = {"transcript": stream([[1, 2, 2, 5]], np.ones((1, 4)))}
-    objectives = {"transcript": CTC(weight=0.3), "attention": Sequence(weight=0.7, next_token=False)}
-
-    def run(objectives):
-        total, gradients, _ = loss_and_gradients(EncoderDecoder(), objectives, params, batch, None, 1)
-        return total, gradients
-
-    alone = {name: run({name: type(part)(**vars(part) | {"weight": 1.0})}) for name, part in objectives.items()}
-    expected = jax.tree.map(lambda a, b: 0.3 * a + 0.7 * b, alone["transcript"], alone["attention"])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), run(objectives), expected)
-    assert np.any(expected[1]["frames"]) and np.any(expected[1]["decoded"])
+    assert si_sdr(stream(target), stream(0 * target))["loss"] == (0, 0)  # silence is left out
+    np.testing.assert_allclose(loss(target, target)[0], -4 * 80, rtol=1e-3)

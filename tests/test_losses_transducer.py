@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.objectives import Transducer, transducer_loss
+from mmjax.losses import transducer, transducer_loss
 from mmjax.stream import Joint, Stream
 
 LENGTH, STATES, WIDTH, VOCABULARY = 20, 16, 3, 5
@@ -23,7 +23,7 @@ def stream(features, segments):
 
 
 def output(joint):
-    """As a head gives it."""
+    """As the task predicts it."""
     return joint.states._replace(features=joint)
 
 
@@ -72,7 +72,7 @@ def compute(chunk):
         encoded, predicted, kernel, bias = inputs
         joint = Joint(stream(predicted, states), stream(encoded, frames), kernel, bias)
         losses, _ = transducer_loss(joint, jnp.asarray(labels), chunk)
-        return losses.sum(), (losses, Transducer(chunk=chunk)(output(joint), stream(labels, states)))
+        return losses.sum(), (losses, transducer(output(joint), stream(labels, states), chunk))
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(inputs)
 
@@ -140,7 +140,7 @@ def test_transducer_of_an_empty_batch_is_zero_and_finite():
 
     def loss(inputs):
         joint = Joint(stream(inputs[1], 0 * states), stream(inputs[0], 0 * frames), *inputs[2:])
-        measured = Transducer()(output(joint), stream(labels, 0 * states))["loss"]
+        measured = transducer(output(joint), stream(labels, 0 * states))["loss"]
         return measured[0], measured[1]
 
     (value, weight), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(inputs)

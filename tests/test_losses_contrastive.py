@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.models import Contrast
-from mmjax.objectives import CLIP, SigLIP
+from mmjax.losses import contrastive
 from mmjax.parallel.runtime import simulated
 from mmjax.stream import Stream
+from mmjax.tasks import Contrast, Encoded
 
 ROWS, SLOTS, TOKENS, WIDTH = 8, 3, 7, 4
 
@@ -39,8 +39,17 @@ def batch(seed=0):
     return *streams, stream(np.full((ROWS, SLOTS), np.nan), slots)
 
 
-HEAD = Contrast(between=("speech", "image"), outputs=5, scale=10.0, bias=-10.0)
-OBJECTIVES = {"SigLIP": SigLIP, "CLIP": CLIP}
+TASK = Contrast(between=("speech", "image"), outputs=5, scale=10.0, bias=-10.0)
+RULES = ["sigmoid", "softmax"]
+
+
+def encoded(speech, image, examples):
+    return Encoded({"examples": examples}, {"speech": speech, "image": image}, {}, None, {})
+
+
+def pairs_of(params, *streams, task=TASK):
+    """The pairs of vectors that the loss compares."""
+    return task.apply({"params": params}, encoded(*streams)).prediction
 
 
 def by_hand(params, speech, image, examples):
@@ -59,9 +68,9 @@ def by_hand(params, speech, image, examples):
     return np.array(vectors[0]), np.array(vectors[1])
 
 
-def formula(name, logits):
+def formula(rule, logits):
     """The papers' pseudo-code, but for the division by the batch."""
-    if name == "SigLIP":
+    if rule == "sigmoid":
         signs = 2 * np.eye(len(logits)) - 1
         return np.log1p(np.exp(-signs * logits)).sum()
     both = (np.log(np.exp(x).sum(1)) - np.diag(x) for x in (logits, logits.T))
@@ -70,16 +79,14 @@ def formula(name, logits):
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.tree.map(np.asarray, nn.unbox(jax.jit(HEAD.init)(jax.random.key(0), *batch())["params"]))
+    return jax.tree.map(np.asarray, nn.unbox(jax.jit(TASK.init)(jax.random.key(0), encoded(*batch()))["params"]))
 
 
 @pytest.mark.parametrize("chunks", [1, 8])
-@pytest.mark.parametrize("name", ["SigLIP", "CLIP"])
-def test_contrastive_losses_and_gradients_equal_the_formulas(params, name, chunks):
-    objective = OBJECTIVES[name](chunks=chunks)
-
+@pytest.mark.parametrize("rule", RULES)
+def test_contrastive_losses_and_gradients_equal_the_formulas(params, rule, chunks):
     def loss(params):
-        measured = objective(HEAD.apply({"params": params}, *batch()))
+        measured = contrastive(pairs_of(params, *batch()), rule, chunks)
         return measured["loss"][0], measured
 
     (value, measured), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
@@ -90,14 +97,14 @@ def test_contrastive_losses_and_gradients_equal_the_formulas(params, name, chunk
 
     logits = exact(params)
     assert 8 <= len(logits) < np.count_nonzero(batch()[2].segments)
-    np.testing.assert_allclose(value, formula(name, logits), rtol=1e-5)
+    np.testing.assert_allclose(value, formula(rule, logits), rtol=1e-5)
     assert measured["loss"][1] == len(logits)
     found = (logits.argmax(1) == np.arange(len(logits))).sum() + (logits.argmax(0) == np.arange(len(logits))).sum()
     assert tuple(map(int, measured["accuracy"])) == (found, 2 * len(logits))
 
     jax.tree.map(lambda g: np.testing.assert_equal(np.isfinite(g), True), gradient)
-    # In CLIP it has no effect: rounding errors for a gradient would be whole steps for Adam.
-    assert (gradient["bias"] == 0) == (name == "CLIP")
+    # The bias has no effect on a softmax: Adam would scale the rounding errors of its gradient up to whole steps.
+    assert (gradient["bias"] == 0) == (rule == "softmax")
     for path in (("log_scale",), ("bias",), ("first", "kernel"), ("second", "kernel")):
         turned, place = jax.tree.map(lambda x: np.asarray(x, np.float64), params), (1, 2) if len(path) == 2 else ()
         slope, leaf = 0.0, turned
@@ -106,7 +113,7 @@ def test_contrastive_losses_and_gradients_equal_the_formulas(params, name, chunk
         for step in (1e-5, -1e-5):
             moved = leaf[path[-1]].copy()
             moved[place] += step
-            slope += np.sign(step) * formula(name, exact(_with(turned, path, moved))) / 2e-5
+            slope += np.sign(step) * formula(rule, exact(_with(turned, path, moved))) / 2e-5
         measured_slope = gradient
         for key in path:
             measured_slope = measured_slope[key]
@@ -118,18 +125,21 @@ def _with(tree, path, value):
 
 
 def test_trap_g7_the_scale_of_clip_is_limited_to_100():
-    head = Contrast(between=("speech", "image"), outputs=5, scale=1e6, bias=0.0, limit=100.0)
-    params = head.init(jax.random.key(0), *batch())
-    pairs = head.apply(params, *batch())
+    task = Contrast(between=("speech", "image"), outputs=5, rule="softmax", scale=1e6, bias=0.0, limit=100.0)
+    params = nn.unbox(task.init(jax.random.key(0), encoded(*batch()))["params"])
+    pairs = pairs_of(params, *batch(), task=task)
     lengths = np.linalg.norm(pairs.features[..., 0, :], axis=-1)
     np.testing.assert_allclose(lengths[pairs.segments > 0], 100.0, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["SigLIP", "CLIP"])
-def test_a_batch_without_pairs_is_zero_and_finite(params, name):
+@pytest.mark.parametrize("rule", RULES)
+def test_a_batch_without_pairs_is_zero_and_finite(params, rule):
     speech, image, examples = batch()
     image = image._replace(segments=jnp.zeros_like(image.segments))
-    loss = lambda p: OBJECTIVES[name]()(HEAD.apply({"params": p}, speech, image, examples))["loss"]  # noqa: E731
+
+    def loss(params):
+        return contrastive(pairs_of(params, speech, image, examples), rule)["loss"]
+
     assert loss(params) == (0, 0)
     assert not any(np.any(g) for g in jax.tree.leaves(jax.grad(lambda p: loss(p)[0])(params)))
 
@@ -137,31 +147,31 @@ def test_a_batch_without_pairs_is_zero_and_finite(params, name):
 def test_an_example_that_lacks_a_modality_changes_nothing(params):
     """It has the same losses and gradients as if it were not there (trap G6 for pads)."""
     speech, image, examples = batch()
-    pairs = HEAD.apply({"params": params}, speech, image, examples)
+    pairs = pairs_of(params, speech, image, examples)
     both = jnp.asarray(pairs.segments)
     thinned = [
         s._replace(segments=jnp.where((s.segments[:, :, None] == both[:, None]).any(-1), s.segments, 0))
         for s in (speech, image, examples)
     ]
     assert np.count_nonzero(thinned[2].segments) < np.count_nonzero(examples.segments)
-    loss = jax.jit(jax.value_and_grad(lambda p, *s: SigLIP()(HEAD.apply({"params": p}, *s))["loss"][0]))
+    loss = jax.jit(jax.value_and_grad(lambda p, *s: contrastive(pairs_of(p, *s))["loss"][0]))
     one, other = loss(params, speech, image, examples), loss(params, *thinned)
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-@pytest.mark.parametrize("name", ["SigLIP", "CLIP"])
-def test_trap_g6_8_devices_equal_1_and_no_device_gathers_the_embeddings(name):
+@pytest.mark.parametrize("rule", RULES)
+def test_trap_g6_8_devices_equal_1_and_no_device_gathers_the_embeddings(rule):
     environment = os.environ | simulated(8) | {"JAX_PLATFORMS": "cpu"}
-    run = subprocess.run([sys.executable, __file__, name], capture_output=True, text=True, env=environment)
+    run = subprocess.run([sys.executable, __file__, rule], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout)
     assert result["devices"] == 8 and result["difference"] <= 1e-6
     assert result["sent_to_neighbours"] > 0 and result["gathered"] == 0
     # Not all pairs, nor all vectors of one modality, are ever on one device.
-    assert result["largest_array"] < ROWS * SLOTS * HEAD.outputs < (ROWS * SLOTS) ** 2
+    assert result["largest_array"] < ROWS * SLOTS * TASK.outputs < (ROWS * SLOTS) ** 2
 
 
-def on_8_devices(name: str) -> dict:
+def on_8_devices(rule: str) -> dict:
     """Loss and gradients with rows divided among 8 devices against 1, and what the devices send each other."""
     import re
 
@@ -169,10 +179,11 @@ def on_8_devices(name: str) -> dict:
     from jax.sharding import PartitionSpec as P
 
     data = batch()
-    params = jax.jit(HEAD.init)(jax.random.key(0), *data)["params"]
-    compute = lambda p, d: jax.value_and_grad(  # noqa: E731
-        lambda p: OBJECTIVES[name](chunks=8)(HEAD.apply({"params": p}, *d))["loss"][0]
-    )(p)
+    params = nn.unbox(jax.jit(TASK.init)(jax.random.key(0), encoded(*data))["params"])
+
+    def compute(params, data):
+        return jax.value_and_grad(lambda p: contrastive(pairs_of(p, *data), rule, chunks=8)["loss"][0])(params)
+
     with jax.default_matmul_precision("highest"):
         one = jax.jit(compute)(params, data)
         mesh = jax.make_mesh((8,), ("data",))

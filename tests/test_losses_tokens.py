@@ -1,11 +1,11 @@
-"""Token and multi-label losses against PyTorch and float64 formulas (traps H2, H3), and their memory."""
+"""The loss of tokens against PyTorch and formulas (traps H2, H3), and its memory."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.objectives import Classification, MultiLabel, Sequence, chunked_cross_entropy
+from mmjax.losses import chunked_cross_entropy, token_cross_entropy
 from mmjax.stream import Factors, Stream
 
 SEGMENTS = np.array([[1, 1, 1, 1, 2, 2, 0, 3], [1, 1, 0, 0, 0, 0, 0, 0]])
@@ -42,15 +42,14 @@ def pairs(next_token):
 @pytest.mark.reference
 @pytest.mark.parametrize("next_token", [True, False])
 @pytest.mark.parametrize("factored", [True, False])
-def test_trap_h2_and_h3_sequence_equals_torch_with_smoothing(tokens, factored, next_token):
+def test_trap_h2_and_h3_token_cross_entropy_equals_torch_with_smoothing(tokens, factored, next_token):
     torch = pytest.importorskip("torch")
     features, kernel, labels = tokens
-    objective = Sequence(label_smoothing=0.1, next_token=next_token, chunk=7)
 
     @jax.jit
     def loss(features, kernel):
         logits = Factors(features, kernel) if factored else features @ kernel
-        measured = objective(stream(logits), stream(labels))
+        measured = token_cross_entropy(stream(logits), stream(labels), 0.1, 7, next_token)
         return measured["loss"][0], measured
 
     (_, measured), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(features, kernel)
@@ -64,7 +63,7 @@ def test_trap_h2_and_h3_sequence_equals_torch_with_smoothing(tokens, factored, n
     np.testing.assert_allclose(gradients[0], leaves[0].grad, atol=1e-5)
     if factored:  # 0 x NaN does reach the kernel where logits are made before the loss can see them
         np.testing.assert_allclose(gradients[1], leaves[1].grad, atol=1e-5)
-    # What is reported beside the loss knows nothing of smoothing.
+    # The metrics are without smoothing.
     plain = torch.nn.functional.cross_entropy(logits, target, reduction="sum").detach()
     np.testing.assert_allclose(measured["nll"][0], plain, rtol=1e-6)
     assert measured["accuracy"][0] == int((logits.argmax(-1) == target).sum())
@@ -96,78 +95,21 @@ def test_logits_of_a_large_vocabulary_are_never_whole_in_memory():
 
     def loss(features, kernel, ids):
         segments = jnp.ones_like(ids)
-        objective = Sequence(label_smoothing=0.1, chunk=2048)
-        return objective(stream(Factors(features, kernel), segments), stream(ids, segments))["loss"][0]
+        logits = stream(Factors(features, kernel), segments)
+        return token_cross_entropy(logits, stream(ids, segments), 0.1, 2048, next_token=True)["loss"][0]
 
     memory = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(features, kernel, ids).compile().memory_analysis()
     whole = 4 * tokens * vocabulary
     assert memory.temp_size_in_bytes < whole / 10
 
 
-def test_sequence_of_nothing_is_zero_and_finite(tokens):
+def test_token_cross_entropy_of_nothing_is_zero_and_finite(tokens):
     features, kernel, labels = tokens
     nothing = np.zeros_like(SEGMENTS)
 
     def loss(features, kernel):
-        objective = Sequence(chunk=7)
-        return objective(stream(Factors(features, kernel), nothing), stream(labels, nothing))["loss"][0]
+        logits = stream(Factors(features, kernel), nothing)
+        return token_cross_entropy(logits, stream(labels, nothing), chunk=7, next_token=True)["loss"][0]
 
     value, gradients = jax.value_and_grad(loss, (0, 1))(features * np.nan, kernel)
     assert value == 0 and not any(np.any(g) for g in gradients)
-
-
-def focal(cross_entropy, gamma):
-    return (1 - np.exp(-cross_entropy)) ** gamma * cross_entropy
-
-
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
-def test_multi_label_equals_the_formula_in_float64(gamma):
-    generator = np.random.default_rng(0)
-    segments = np.array([[1, 2, 0], [1, 0, 0]])
-    logits = 4.0 * generator.normal(size=(2, 3, 6))
-    labels = generator.integers(0, 2, (2, 3, 6))
-    here = segments > 0
-    cross_entropy = np.log1p(np.exp(np.where(labels == 1, -logits, logits)))[here]
-    logits[~here] = np.nan
-    objective = MultiLabel(gamma=gamma)
-
-    def loss(logits):
-        measured = objective(stream(logits, segments), stream(labels, segments))
-        return measured["loss"][0], measured
-
-    (value, measured), gradient = jax.value_and_grad(loss, has_aux=True)(jnp.asarray(logits, jnp.float32))
-    np.testing.assert_allclose(value, focal(cross_entropy, gamma).sum(), rtol=1e-5)
-    assert measured["loss"][1] == 18
-    assert measured["accuracy"][0] == ((logits[here] > 0) == labels[here]).sum()
-    # The slope by differences in float64.
-    step, slope = 1e-6, np.zeros_like(logits)
-    for sign in (1, -1):
-        moved = np.log1p(np.exp(np.where(labels == 1, -1, 1) * (logits + sign * step)))
-        slope += sign * focal(moved, gamma) / (2 * step)
-    np.testing.assert_allclose(gradient[here], slope[here], atol=1e-4)
-    assert not np.any(gradient[~here])
-
-
-@pytest.mark.reference
-def test_multi_label_equals_torch():
-    torch = pytest.importorskip("torch")
-    logits, labels = (
-        np.random.default_rng(0).normal(size=(2, 3, 6)).astype(np.float32),
-        np.eye(6)[:3][None].repeat(2, 0),
-    )
-    measured = MultiLabel()(stream(logits, np.ones((2, 3))), stream(labels, np.ones((2, 3))))
-    expected = torch.nn.functional.binary_cross_entropy_with_logits(torch.tensor(logits), torch.tensor(labels).float())
-    np.testing.assert_allclose(measured["loss"][0] / measured["loss"][1], expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize("gamma", [0.5, 2.0])
-def test_focal_classification_equals_the_formula_and_forgives_certainty(gamma):
-    logits, labels = 3.0 * np.random.default_rng(0).normal(size=(1, 4, 5)), np.array([[0, 3, 4, 1]])
-    cross_entropy = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, labels[..., None], -1)[..., 0]
-    here = np.array([[1, 2, 3, 4]])
-    objective = Classification(gamma=gamma)
-    loss = lambda x: objective(stream(x, here), stream(labels, here))["loss"][0]  # noqa: E731
-    np.testing.assert_allclose(loss(logits.astype(np.float32)), focal(cross_entropy, gamma).sum(), rtol=1e-5)
-    certain = jnp.where(jax.nn.one_hot(labels, 5) > 0, 100.0, -100.0)
-    value, gradient = jax.value_and_grad(loss)(certain)
-    assert value == 0 and np.isfinite(gradient).all()
