@@ -104,6 +104,11 @@ def is_hidden(spec: Spec) -> bool:
     return spec.role == "projection" and all(end & named for end in ends)
 
 
+def layer_axis(spec: Spec) -> int | None:
+    """The axis of a parameter along which the layers of a stack are; None: it belongs to no stack."""
+    return spec.axes.index("layers") if "layers" in spec.axes else None
+
+
 def path_of(keys: Any) -> str:
     """The path of a parameter for people, "encoders.speech.layers.attention.qkv.kernel", of JAX's key path."""
     first, *rest = [str(getattr(key, "key", key)) for key in keys]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from mmjax.errors import UserError
-from mmjax.models.roles import Role, Spec, by_path, matches
+from mmjax.models.roles import Role, Spec, by_path, layer_axis, matches
 from mmjax.tree import part
 
 
@@ -101,8 +101,8 @@ def scaled(groups: Any, specs: Any) -> optax.GradientTransformation:
 
     def factor(group: Group, spec: Spec, steps: jax.Array) -> Any:
         value: Any = group.rate
-        if group.decay_by_layer and "layers" in spec.axes:
-            axis = spec.axes.index("layers")
+        axis = layer_axis(spec)
+        if group.decay_by_layer and axis is not None:
             below = jnp.arange(spec.shape[axis] - 1, -1, -1)
             shape = [-1 if number == axis else 1 for number in range(len(spec.shape))]
             value = value * (group.decay_by_layer**below).reshape(shape)

@@ -82,6 +82,7 @@ def jitted_step(config: Experiment, model: nn.Module, begun: Start) -> Any:
         weighting=config.weighting,
         gradient_dtype=config.optimizer.gradients,
         groups=begun.groups,
+        specs=begun.specs,
     )
     mesh = jax.tree.leaves(begun.abstract)[0].sharding.mesh
     parts, accumulation = mesh.shape["data"] * mesh.shape["fsdp"], config.optimizer.accumulation

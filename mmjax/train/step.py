@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from mmjax.models import Multimodal
+from mmjax.models.roles import layer_axis
 from mmjax.models.task import Sums, losses_of
 from mmjax.stream import Batch
 from mmjax.train.groups import merged, split
@@ -83,16 +84,15 @@ def cast(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
-def widened(params: Any) -> Any:
+def widened(params: Any, specs: Any) -> Any:
     """Upcasts parameters used several times per step, since JAX accumulates gradients in the parameter's dtype.
 
     These are embeddings, recurrent layers and heads. Layers of a stack, with most of the parameters, are used once.
+
+    Args:
+      specs: the `mmjax.models.roles.Spec` of every parameter.
     """
-
-    def widen(path, x):
-        return x if "layers" in [getattr(key, "key", None) for key in path] else x.astype(jnp.float32)
-
-    return jax.tree_util.tree_map_with_path(widen, params)
+    return jax.tree.map(lambda x, spec: x if layer_axis(spec) is not None else x.astype(jnp.float32), params, specs)
 
 
 def rounded_like(kept: Any, new: Any, key: jax.Array) -> Any:
@@ -151,7 +151,6 @@ class LossAndGradients:
           remembered: the state of the weighting; unused if it is learned (then it is params["weighting"]).
           frozen: parameters without gradients; `params` are then only the trained ones (see `mmjax.train.groups.split`).
         """
-        params, frozen = widened(params), None if frozen is None else widened(frozen)
         # Augmentation depends on the example, so all micro-batches use the same key for it.
         subject = _Subject(self, frozen, key, remembered)
         if self.micro_batches == 1:
@@ -235,14 +234,20 @@ def make_train_step(
     weighting: Any = None,
     gradient_dtype: str = "float32",
     groups: Any = None,
+    specs: Any = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """Returns step(state, batch) -> (state, metrics), pure and not yet compiled."""
+    """Returns step(state, batch) -> (state, metrics), pure and not yet compiled.
+
+    Args:
+      groups, specs: of every parameter; `specs` may be None if all parameters are float32.
+    """
     compute = LossAndGradients(model, micro_batches, weighting, gradient_dtype)
 
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        kept, frozen = (state.params, None) if groups is None else split(state.params, groups)
-        total, gradients, sums = compute(kept, batch, key, state.weighting, frozen)
+        wide = state.params if specs is None else widened(state.params, specs)
+        (kept, _), (trained, frozen) = ((x, None) if groups is None else split(x, groups) for x in (state.params, wide))
+        total, gradients, sums = compute(trained, batch, key, state.weighting, frozen)
         gradients, params, moments = (cast(x, jnp.float32) for x in (gradients, kept, state.optimizer))
         norm = optax.tree.norm(gradients)
         updates, moments = optimizer.update(gradients, moments, params)
@@ -256,7 +261,7 @@ def make_train_step(
             return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
 
         params, new_optimizer = keep(params, kept), keep(new_optimizer, state.optimizer)
-        params = params if frozen is None else merged(params, frozen)
+        params = params if groups is None else merged(params, split(state.params, groups)[1])
         average = state.average
         if average_decay is not None:
             # The decay is smaller in the first steps, so that the EMA forgets the random initial parameters.
