@@ -53,7 +53,7 @@ def test_eval_does_not_depend_on_how_examples_are_packed(run, capsys):
         config = c.from_dict(c.Experiment, c.to_dict(tiny()) | {"data": c.to_dict(tiny().data) | {"rows": rows}}, "")
         source = build_source(config.data, "test")
         layout = build_layout(config, source.tokenizer)
-        evaluator = Evaluator(config.data, opened.model, config.objectives, layout, source, make_mesh())
+        evaluator = Evaluator(config.data, opened.model, layout, opened.facts, source, make_mesh())
         results.append(evaluator.evaluate(opened.params, "speech+image", 37))
     packed, alone = results
     assert packed.keys() == alone.keys() and packed["examples"] == alone["examples"] == 37
@@ -103,9 +103,9 @@ def test_predict_from_any_subset(run, files, capsys, monkeypatch, given):
     monkeypatch.chdir(files)
     code, out, _ = mmjax(capsys, "predict", run, *given, "--json")
     result = json.loads(out)
-    assert code == 0 and len(result["probabilities"]) == 13
-    assert sum(result["probabilities"].values()) == pytest.approx(1, abs=1e-5)
-    assert result["answer"] == max(result["probabilities"], key=result["probabilities"].get)
+    assert code == 0 and len(result["answer/probabilities"]) == 13
+    assert sum(result["answer/probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert result["answer"] == max(result["answer/probabilities"], key=result["answer/probabilities"].get)
     assert ("transcript" in result) == ("--speech" in given)
 
 
@@ -113,7 +113,7 @@ def test_predict_an_example_of_the_data(run, capsys):
     code, out, _ = mmjax(capsys, "predict", run, "--example", "3", "--json")
     result = json.loads(out)
     assert code == 0 and result["example"]["modalities"] == "speech+image" and "transcript" in result
-    assert result["example"]["answer"] in result["probabilities"]
+    assert result["example"]["answer"] in result["answer/probabilities"]
 
 
 def test_eval_needs_the_tokenizer_that_the_run_was_trained_with(run, tmp_path, capsys):
@@ -125,7 +125,7 @@ def test_eval_needs_the_tokenizer_that_the_run_was_trained_with(run, tmp_path, c
 
 def test_predict_for_people(run, files, capsys):
     code, out, _ = mmjax(capsys, "predict", run, "--image", files / "photo.jpeg", "--speech", files / "speech.ogg")
-    assert code == 0 and "%" in out and "heard:" in out
+    assert code == 0 and "answer: " in out and "%" in out and "transcript: " in out
 
 
 @pytest.mark.parametrize(
@@ -154,8 +154,8 @@ def test_predict_for_people(run, files, capsys):
         (["train", "{config}", "--data.rows.image", "100"], "is no multiple of 64"),
         (["train", "{config}", "--data.subsets", "{'smell': 1.0}"], "names 'smell'"),
         (["train", "{config}", "--mesh.data", "3"], "mesh.data=3 is not the number of devices"),
-        (["train", "{config}", "--model.heads.answer.outputs", "5"], "outputs=5, but there are 13 answers"),
-        (["train", "{config}", "--model.heads.transcript.outputs", "64"], "the tokenizer has 128 pieces"),
+        (["train", "{config}", "--model.tasks.answer.outputs", "5"], "outputs=5, but the label 'answer' has 13"),
+        (["train", "{config}", "--model.tasks.transcript.outputs", "64"], "the tokenizer has 128 pieces"),
         (["train", "{config}", "--model.encoders.speech.front-end.sample-rate", "8000"], "speech at 16000 Hz"),
         (["predict", "{run}", "--speech", "{files}/huge.wav"], "holds values up to"),
         (["predict", "{run}", "--speech", "{files}/tone.voc"], "its format is VOC"),

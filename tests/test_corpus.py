@@ -322,8 +322,8 @@ def test_a_config_trains_on_a_folder(files, tmp_path):
         subsets={"speech+image": 0.5, "speech": 0.25, "image": 0.25},
     )
     encoders = {name: encoder for name, encoder in config.model.encoders.items() if name != "text"}
-    heads = {**config.model.heads, "answer": c.Head(reads="fused", outputs=2)}
-    model = dataclasses.replace(config.model, encoders=encoders, heads=heads)
+    tasks = {**config.model.tasks, "answer": c.Classify(outputs=2)}
+    model = dataclasses.replace(config.model, encoders=encoders, tasks=tasks)
     config = dataclasses.replace(
         config, data=data, model=model, steps=2, evaluation=c.Evaluation(subsets=("speech+image",))
     )

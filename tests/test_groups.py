@@ -47,7 +47,7 @@ def test_patterns():
         ("encoders.speech.**", "encoders.speech2.norm.bias", False),
         ("**.bias", "fusion.norm.bias", True),
         ("encoders.*.layers.**", "encoders.text.layers.mlp.up.kernel", True),
-        ("heads.*", "heads.answer.logits.kernel", False),
+        ("tasks.*", "tasks.answer.logits.kernel", False),
         ("**", "fusion.queries", True),
     ):
         assert matches(pattern, path) == selected, (pattern, path)
@@ -71,10 +71,10 @@ def test_frozen_parameters_stay_to_the_bit_and_keep_no_moments(subject):
 
 def test_nothing_is_computed_backwards_for_a_frozen_encoder(subject):
     params = begun(tiny(), subject).abstract.params
-    forward = report.step_flops(subject.model, tiny().objectives, params, subject.layout, 8)
+    forward = report.step_flops(subject.model, params, subject.layout, 8)
     every = begun(grouped({"encoders.speech.**": c.Group(frozen=True)}), subject)
-    frozen = report.step_flops(subject.model, tiny().objectives, params, subject.layout, 8, True, every.groups)
-    trained = report.step_flops(subject.model, tiny().objectives, params, subject.layout, 8, True)
+    frozen = report.step_flops(subject.model, params, subject.layout, 8, True, every.groups)
+    trained = report.step_flops(subject.model, params, subject.layout, 8, True)
     assert frozen["speech"] == forward["speech"] < trained["speech"] and frozen["image"] == trained["image"]
 
 
@@ -92,14 +92,14 @@ def test_a_frozen_encoder_saves_time_and_memory_in_the_compiled_step(subject):
 @pytest.mark.slow
 def test_rates_and_a_late_start(subject):
     config = grouped(
-        {"fusion.**": c.Group(rate=0.1), "heads.**": c.Group(frozen_until=1)}, rule=c.SGD(momentum=0.0), clip=None
+        {"fusion.**": c.Group(rate=0.1), "tasks.**": c.Group(frozen_until=1)}, rule=c.SGD(momentum=0.0), clip=None
     )
     (first, second), _ = moved(config, subject)
     (plain, _), _ = moved(grouped({}, rule=c.SGD(momentum=0.0), clip=None), subject)
     for path, change in first.items():
         if path.startswith("fusion."):
             np.testing.assert_allclose(change, 0.1 * plain[path], rtol=1e-3, atol=1e-7, err_msg=path)
-        elif path.startswith("heads."):
+        elif path.startswith("tasks."):
             assert not change.any() and second[path].any(), path
 
 

@@ -11,7 +11,7 @@ from conftest import tiny
 
 from mmjax import config as c
 from mmjax.errors import UserError
-from mmjax.train.build import build_source
+from mmjax.train.build import build_source, open_data
 from mmjax.train.directory import open_run
 
 
@@ -27,13 +27,10 @@ def of_texts(tmp_path, split="train", **changes):
         subsets={"speech": 1.0},
         rows={"speech": 328, "transcript": 40, "examples": 2},
     )
-    model = c.Multimodal(
-        encoders={"speech": tiny().model.encoders["speech"]}, heads={"transcript": c.Head(reads="speech", outputs=50)}
-    )
+    model = c.Multimodal(encoders={"speech": tiny().model.encoders["speech"]}, tasks={"transcript": c.CTC(outputs=50)})
     return tiny(
         data=c.Data(**data | changes),
         model=model,
-        objectives={"transcript": c.CTC()},
         evaluation=c.Evaluation(subsets=("speech",)),
     )
 
@@ -41,7 +38,7 @@ def of_texts(tmp_path, split="train", **changes):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({}, "objectives.transcript needs a transcript, but no example .* text streams are text .*data.source.columns"),
+        ({}, "model.tasks.transcript needs a transcript, but no example .* streams are text .*data.source.columns"),
         ({"tokenizer": None}, "is for text, but the data has no tokenizer; set data.tokenizer"),
         ({"tokenizer": c.SentencePiece(vocabulary=40)}, "256 bytes alone take 3[0-9][0-9]; set a vocabulary of 3"),
         ({"tokenizer": c.SentencePiece(vocabulary=900)}, "too little of it; set a vocabulary of [0-9]+ or less"),
@@ -72,16 +69,14 @@ def test_a_missing_test_split_is_said_before_training(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "objective, answer, message",
+    "task, answer, message",
     [
-        (c.MultiLabel(), "yes", "is MultiLabel, which reads numbers"),
-        (c.Classification(), [0.1, 1.0], "is Classification, which reads one class"),
-        (c.MultiLabel(), [0, 2], "reads 0 or 1 for each label"),
+        (c.MultiLabel(), "yes", "reads several classes for each example, .* is 0"),
+        (c.Classify(), [0.1, 1.0], "reads a class for each example"),
+        (c.MultiLabel(), [0, 2], "reads 0 or 1 for each class"),
     ],
 )
-def test_answers_of_another_kind_are_said_before_training(tmp_path, objective, answer, message):
-    from mmjax.train.labels import check_labels
-
+def test_answers_of_another_kind_are_said_before_training(tmp_path, task, answer, message):
     (tmp_path / "list.jsonl").write_text("\n".join(json.dumps({"text": "x", "answer": answer}) for _ in range(3)))
     source = c.Manifest(splits={"train": str(tmp_path / "list.jsonl")})
     data = c.Data(
@@ -94,11 +89,11 @@ def test_answers_of_another_kind_are_said_before_training(tmp_path, objective, a
     model = c.Multimodal(
         encoders={"text": tiny().model.encoders["text"]},
         fusion=c.Add(width=8),
-        heads={"answer": c.Head(reads="fused", outputs=2)},
+        tasks={"answer": task},
     )
-    config = tiny(data=data, model=model, objectives={"answer": objective})
+    config = tiny(data=data, model=model)
     with pytest.raises(UserError, match=message):
-        check_labels(config, build_source(data, "train"))
+        open_data(config)
 
 
 def test_a_damaged_tokenizer_of_a_run_is_named(tmp_path):

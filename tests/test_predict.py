@@ -28,8 +28,8 @@ def opened(run):
 
 def close(a, b, atol=1e-5):
     assert a.keys() == b.keys() and a.get("transcript") == b.get("transcript")
-    for name, probability in a["probabilities"].items():
-        assert b["probabilities"][name] == pytest.approx(probability, abs=atol), name
+    for name, probability in a["answer/probabilities"].items():
+        assert b["answer/probabilities"][name] == pytest.approx(probability, abs=atol), name
 
 
 def test_a_repeated_call_compiles_nothing(opened):

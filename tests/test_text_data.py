@@ -1,4 +1,4 @@
-"""Tokenizers in a run: prefixes by tags, ids that heads can write, the command that trains one, files that are kept."""
+"""Tokenizers in a run: prefixes by tags, ids that tasks can write, the command that trains one, files that are kept."""
 
 import dataclasses
 import json
@@ -18,9 +18,8 @@ from mmjax.data.sampler import Sampler
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
 from mmjax.stream import BLANK
-from mmjax.train.build import build_source
-from mmjax.train.labels import check_labels
-from mmjax.train.validate import check_config
+from mmjax.train.build import build_source, open_data
+from mmjax.train.validate import check_config, check_data
 
 WORDS = ["ein Hund", "le chat <fr> dort", "a dog", "☃ neige", "zwei Hunde und drei Katzen"]
 PREFIXES = {"text": ("<{language}>",), "transcript": ("<{task}>", "<{language}>"), "target": ("<to>", "<{task}>")}
@@ -137,22 +136,18 @@ def test_the_tokenizer_of_other_special_tokens_is_another(home):
     assert list(made[1].special) == list(SPECIAL) and not made[0].special and len(made[0]) == len(made[1]) == 330
 
 
-# What heads can write. ------------------------------------------------------------------------------------
+# What tasks can write. ------------------------------------------------------------------------------------
 
 WRITERS = {
-    "CTC": (c.Head(reads="speech", outputs=999), c.CTC()),
-    "Transducer": (c.TransducerDecoder(reads="speech", outputs=999, width=8), c.Transducer()),
-    "AttentionDecoder": (
-        c.AttentionDecoder(reads=("speech",), decoder=c.TextDecoder(vocabulary=999)),
-        c.Sequence(next_token=False),
-    ),
+    "CTC": lambda outputs: c.CTC(outputs=outputs),
+    "Transducer": lambda outputs: c.Transducer(outputs=outputs, width=8),
+    "Write": lambda outputs: c.Write(reads=("speech",), decoder=c.TextDecoder(vocabulary=outputs)),
 }
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_a_head_has_a_class_for_the_blank_where_id_0_is_a_piece(home, kind):
+def test_a_task_has_a_class_for_the_blank_where_id_0_is_a_piece(home, kind):
     """Texts are written without an id that would be the blank; where it is the unknown piece, labels leave it out."""
-    head, objective = WRITERS[kind]
     encoders = {name: tiny().model.encoders[name] for name in ("speech", "text")}
     for options, blank in ((A_PIECE, 1), (XLMR, 0)):
         (home / "a.model").write_bytes(sentencepiece_model(**options))
@@ -162,20 +157,17 @@ def test_a_head_has_a_class_for_the_blank_where_id_0_is_a_piece(home, kind):
         assert BLANK not in source.tokenizer.encode("a red circle")
         for missing in (0, 1):
             outputs = pieces + blank - missing
-            decoder = (
-                {"decoder": c.TextDecoder(vocabulary=outputs)} if kind == "AttentionDecoder" else {"outputs": outputs}
-            )
-            model = c.Multimodal(encoders=encoders, heads={"transcript": dataclasses.replace(head, **decoder)})
-            config = tiny(data=chosen, model=model, objectives={"transcript": objective})
+            model = c.Multimodal(encoders=encoders, tasks={"transcript": WRITERS[kind](outputs)})
+            config = tiny(data=chosen, model=model)
             if missing:
                 with pytest.raises(
                     UserError, match=f"={outputs}, but the tokenizer has {pieces} pieces.*write {pieces + blank}"
                 ):
-                    check_labels(config, source)
+                    check_data(config, source)
             else:
-                check_labels(config, source)
-        model = c.Multimodal(encoders=encoders, heads={"text": c.Head(reads="text", outputs=pieces)})
-        check_labels(tiny(data=chosen, model=model, objectives={"text": c.Sequence()}), source)
+                check_data(config, source)
+        model = c.Multimodal(encoders=encoders, tasks={"text": c.LanguageModel(outputs=pieces)})
+        check_data(tiny(data=chosen, model=model), source)
 
 
 def test_a_mask_is_no_piece(home):
@@ -183,15 +175,13 @@ def test_a_mask_is_no_piece(home):
     chosen = data(home, c.SentencePiece(file=str(home / "a.model")))
     encoders = {"text": tiny().model.encoders["text"]}
     for mask in (0, 1):
-        model = c.Multimodal(
-            encoders=encoders,
-            heads={"hidden": c.Head(reads="text", outputs=128)},
-            masked={"hidden": c.MaskedText(vocabulary=128, mask=mask)},
-        )
-        config = tiny(data=chosen, model=model, objectives={"hidden": c.Sequence(next_token=False)})
+        model = c.Multimodal(encoders=encoders, tasks={"hidden": c.MaskedTokens(mask=mask)})
+        config = tiny(data=chosen, model=model)
         if mask == 0:
-            with pytest.raises(UserError, match="model.masked.hidden.mask is 0"):
-                check_labels(config, build_source(chosen, "train"))
+            with pytest.raises(UserError, match="model.tasks.hidden.mask is 0"):
+                open_data(config)
+        else:
+            open_data(config)
 
 
 # A run. ---------------------------------------------------------------------------------------------------
@@ -203,31 +193,26 @@ def writing(home, tokenizer, pieces):
     block = dict(layers=1, width=16, heads=2, mlp=32)
     model = c.Multimodal(
         encoders={"text": c.Transformer(vocabulary=pieces, **block)},
-        heads={
-            "target": c.AttentionDecoder(
-                reads=("text",), writes="target", decoder=c.TextDecoder(vocabulary=pieces, **block)
-            )
-        },
+        tasks={"target": c.Write(reads=("text",), label="target", decoder=c.TextDecoder(vocabulary=pieces, **block))},
     )
     return tiny(
         data=data(
             home, tokenizer, rows=rows, subsets={"text": 1.0}, prefixes={k: PREFIXES[k] for k in ("text", "target")}
         ),
         model=model,
-        objectives={"target": c.Sequence(next_token=False)},
         steps=2,
         evaluation=c.Evaluation(subsets=("text",)),
     )
 
 
 def test_a_run_keeps_its_tokenizer_of_either_kind(home, capsys, monkeypatch):
-    from mmjax.evaluate import measures
     from mmjax.run import Run
+    from mmjax.tasks import text
     from mmjax.train.loop import open_run, train
 
     seen = []
-    rates = measures.error_rates
-    monkeypatch.setattr(measures, "error_rates", lambda r, h: seen.extend(r) or rates(r, h))
+    rates = text.error_rates
+    monkeypatch.setattr(text, "error_rates", lambda r, h: seen.extend(r) or rates(r, h))
     *_, tokenizer = tokenizers(home)
     config = writing(home, tokenizer, len(Tokenizer.load(home / "tokenizer.json")))
     result = train(config, home / "run")
