@@ -42,9 +42,8 @@ config = c.Experiment(
     ),
     model=c.Multimodal(
         encoders={"sensor": c.Vectors(inputs=2, layers=1, width=16, heads=2, mlp=32)},
-        fusion=c.Add(width=16), heads={"answer": c.Head(reads="fused", outputs=2)},
+        fusion=c.Add(width=16), tasks={"answer": TASK},
     ),
-    objectives={"answer": OBJECTIVE},
     optimizer=c.Optimizer(rule=c.Muon(), schedule=c.WarmupCosine(peak=2e-2, warmup=5, steps=80)),
     evaluation=c.Evaluation(subsets=("sensor",)),
     log=c.Log(every_steps=40, tensorboard=False),
@@ -52,10 +51,10 @@ config = c.Experiment(
 '''
 
 
-def trained(tmp_path, kind, objective, capsys):
+def trained(tmp_path, kind, task, capsys):
     """(metrics of the test split, prediction of an example, what is printed of it)."""
     path, run = tmp_path / "lamps.py", str(tmp_path / "run")
-    path.write_text(CONFIG.replace("KIND", repr(kind)).replace("OBJECTIVE", objective))
+    path.write_text(CONFIG.replace("KIND", repr(kind)).replace("TASK", task))
     assert cli.main(["train", str(path), "--run-dir", run]) == 0
     capsys.readouterr()
     assert cli.main(["eval", run, "--json"]) == 0
@@ -69,14 +68,16 @@ def trained(tmp_path, kind, objective, capsys):
 def test_several_labels_are_learned(tmp_path, capsys):
     metrics, predicted, printed = trained(tmp_path, "labels", "c.MultiLabel()", capsys)
     assert metrics["answer/accuracy"] > 0.97 and metrics["examples"] == 300
-    assert [round(p) for p in predicted["probabilities"].values()] == predicted["example"]["answer"]
-    assert "answer" not in predicted and "left" in printed and "right" in printed
+    probabilities = predicted["answer/probabilities"]
+    assert [round(p) for p in probabilities.values()] == predicted["example"]["answer"]
+    assert predicted["answer"] == [name for name, probability in probabilities.items() if probability > 0.5]
+    assert "left" in printed and "right" in printed
 
 
 def test_numbers_are_learned(tmp_path, capsys):
-    metrics, predicted, printed = trained(tmp_path, "numbers", "c.Regression()", capsys)
+    metrics, predicted, printed = trained(tmp_path, "numbers", "c.Regress()", capsys)
     assert metrics["answer/loss"] < 0.02  # 1/12 if the mean is guessed
-    np.testing.assert_allclose(list(predicted["numbers"].values()), predicted["example"]["answer"], atol=0.35)
+    np.testing.assert_allclose(list(predicted["answer"].values()), predicted["example"]["answer"], atol=0.35)
     assert "left" in printed
 
 
@@ -98,8 +99,8 @@ def test_an_answer_of_another_kind_is_refused(width, answer, message):
 
 def test_the_head_is_as_wide_as_the_names(tmp_path, capsys):
     path = tmp_path / "lamps.py"
-    path.write_text(CONFIG.replace("KIND", "'labels'").replace("OBJECTIVE", "c.MultiLabel()"))
-    command = ["train", str(path), "--run-dir", str(tmp_path / "run"), "--model.heads.answer.outputs", "3"]
+    path.write_text(CONFIG.replace("KIND", "'labels'").replace("TASK", "c.MultiLabel()"))
+    command = ["train", str(path), "--run-dir", str(tmp_path / "run"), "--model.tasks.answer.outputs", "3"]
     assert cli.main(command) != 0
-    assert "model.heads.answer.outputs=3, but there are 2 answers" in capsys.readouterr().err
-    assert c.load(path).objectives["answer"] == c.MultiLabel()
+    assert "model.tasks.answer.outputs=3, but the label 'answer' has 2" in capsys.readouterr().err
+    assert c.load(path).model.tasks["answer"] == c.MultiLabel()

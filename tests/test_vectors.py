@@ -17,8 +17,7 @@ from mmjax.data.packing import Packer
 from mmjax.errors import UserError
 from mmjax.run import Run
 from mmjax.train.build import build_source
-from mmjax.train.labels import check_labels
-from mmjax.train.validate import check_config
+from mmjax.train.validate import check_config, check_data
 
 PAGE = pathlib.Path("docs/fourth-modality.md")
 
@@ -58,9 +57,9 @@ def test_an_example_is_predicted_as_packed(trained, drives, capsys):
     packed = json.loads(capsys.readouterr().out)
     example = build_source(c.load(drives).data, "test")[7]
     truth = packed["example"]["answer"]
-    alone = Run(trained).predict(**example.vectors)["probabilities"]
-    assert alone == packed["probabilities"] and alone[truth] > 0.8
-    halved = Run(trained).predict(accelerometer=example.vectors["accelerometer"])["probabilities"]
+    alone = Run(trained).predict(**example.vectors)["answer/probabilities"]
+    assert alone == packed["answer/probabilities"] and alone[truth] > 0.8
+    halved = Run(trained).predict(accelerometer=example.vectors["accelerometer"])["answer/probabilities"]
     speed = truth.split(",")[0]
     assert halved[truth] < 0.8 < sum(p for answer, p in halved.items() if answer.startswith(speed))
     with pytest.raises(UserError, match="no encoder for radar"):
@@ -122,5 +121,5 @@ def test_sources_and_names_that_cannot_work_are_refused(drives):
     with pytest.raises(UserError, match="'text' is reserved and cannot name a stream of vectors"):
         check_config(with_encoders(text=c.Vectors(inputs=2)))
     with pytest.raises(UserError, match="'radar', but the data has only accelerometer, gps"):
-        check_labels(with_encoders(radar=c.Vectors(inputs=2)), build_source(config.data, "train"))
+        check_data(with_encoders(radar=c.Vectors(inputs=2)), build_source(config.data, "train"))
     check_config(c.override(config, ["--data.source.options.examples", "0"]))  # what options mean is not ours
