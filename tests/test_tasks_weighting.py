@@ -13,8 +13,9 @@ from conftest import tiny
 from mmjax import check
 from mmjax import config as c
 from mmjax.errors import UserError
+from mmjax.stream import Stream
 from mmjax.train.loop import train
-from mmjax.train.step import loss_and_gradients
+from mmjax.train.step import LossAndGradients, unboxed
 from mmjax.train.validate import check_config
 from mmjax.train.weighting import DynamicAverage, GradNorm, Uncertainty
 
@@ -97,36 +98,23 @@ def test_grad_norm_brings_gradients_to_their_targets(alpha):
 
 @pytest.mark.slow
 def test_grad_norm_reads_the_gradient_of_each_loss_by_the_shared_part_alone():
-    """In one batch and over micro-batches: the length of what jax.grad gives for one objective by itself."""
+    """In one batch and over micro-batches: the norm of the gradient of each task's loss alone."""
     subject = check.Subject(tiny())
     weighting = GradNorm(shared="encoders.speech")
-    remembered = weighting.init(list(subject.objectives))
+    remembered = weighting.init(list(subject.model.tasks))
 
     def norms(micro_batches):
-        compute = jax.jit(
-            lambda: loss_and_gradients(
-                subject.model,
-                subject.objectives,
-                subject.params,
-                subject.batch,
-                jax.random.key(0),
-                micro_batches,
-                weighting,
-                remembered,
-            )[2]
-        )
-        return {name: compute()[f"{name}/shared_gradient"][0] for name in subject.objectives}
+        compute = LossAndGradients(subject.model, micro_batches, weighting)
+        sums = jax.jit(lambda *x: compute(*x)[2])(subject.params, subject.batch, jax.random.key(0), remembered)
+        return {name: sums[f"{name}/shared_gradient"][0] for name in subject.model.tasks}
 
     def alone(name):
-        only = {name: subject.objectives[name]}
-        run = jax.jit(
-            lambda: loss_and_gradients(subject.model, only, subject.params, subject.batch, jax.random.key(0), 1)[1][
-                "encoders_speech"
-            ]
-        )
-        return optax.tree.norm(run())
+        only = subject.model.clone(tasks={name: subject.model.tasks[name]})
+        compute = LossAndGradients(only)
+        gradients = jax.jit(lambda *x: compute(*x)[1])(subject.params, subject.batch, jax.random.key(0))
+        return optax.tree.norm(gradients["encoders_speech"])
 
-    expected = {name: alone(name) for name in subject.objectives}
+    expected = {name: alone(name) for name in subject.model.tasks}
     assert all(norm > 0 for norm in expected.values())
     for micro_batches in (1, 4):
         for name, norm in norms(micro_batches).items():
@@ -144,7 +132,7 @@ def test_a_part_that_is_not_there_cannot_be_shared():
     [c.Uncertainty(), c.DynamicAverage(period=2), c.GradNorm(shared="encoders.speech", rate=0.2)],
     ids=lambda w: type(w).__name__,
 )
-def test_a_run_weighs_its_objectives_goes_on_bitwise_and_in_parts(weighting, tmp_path):
+def test_a_run_weighs_its_tasks_goes_on_bitwise_and_in_parts(weighting, tmp_path):
     def run(name, steps, **changes):
         config = tiny(steps=8, weighting=weighting, evaluation=c.Evaluation(subsets=()), **changes)
         train(dataclasses.replace(config, steps=steps), tmp_path / name)
@@ -163,7 +151,7 @@ def test_a_run_weighs_its_objectives_goes_on_bitwise_and_in_parts(weighting, tmp
     assert whole[8]["loss"] != pytest.approx(plain[7], rel=1e-3)
 
 
-def test_an_objective_that_is_not_there_changes_no_weight():
+def test_a_task_that_is_not_there_changes_no_weight():
     balance = GradNorm(shared="fusion", rate=0.01)
     state = balance.init(["here", "absent", "other"])
     for _ in range(20):
@@ -177,11 +165,43 @@ def test_an_objective_that_is_not_there_changes_no_weight():
 
 
 def test_losses_below_zero_are_not_weighed():
-    model = dataclasses.replace(
-        tiny().model, heads={"clean": c.Denoiser(reads="speech")}, masked={"clean": c.NoisySpeech()}
-    )
-    config = tiny(model=model, objectives={"clean": c.SISDR()}, weighting=c.Uncertainty())
+    model = dataclasses.replace(tiny().model, tasks={"clean": c.Denoise(reads="speech")})
     with pytest.raises(
-        UserError, match="weighting is Uncertainty, which needs losses above 0, but SISDR can be negative"
+        UserError,
+        match=r"weighting is Uncertainty, which needs losses above 0, but the loss of model.tasks.clean \(Denoise\) can",
     ):
-        check_config(config)
+        check_config(tiny(model=model, weighting=c.Uncertainty()))
+
+
+def test_ctc_and_attention_train_together_as_two_weighted_tasks():
+    """Watanabe et al. 2017: a CTC loss and a decoder's, with weights of 0.3 and 0.7."""
+    model = c.Multimodal(
+        encoders={"signs": c.Vectors(inputs=4, layers=1, width=8, heads=2, mlp=16)},
+        tasks={
+            "ctc": c.CTC(reads="signs", outputs=6, weight=0.3),
+            "attention": c.Write(
+                reads=("signs",), decoder=c.TextDecoder(vocabulary=6, layers=1, width=8, heads=2, mlp=16), weight=0.7
+            ),
+        },
+    )
+
+    def stream(features):
+        there = np.ones(features.shape[:2], np.int32)
+        return Stream(features, there, np.arange(features.shape[1], dtype=np.int32)[None] * there)
+
+    batch = {
+        "signs": stream(np.random.default_rng(0).normal(size=(1, 9, 4)).astype(np.float32)),
+        "transcript": stream(np.array([[1, 2, 2, 5]], np.int32)),
+        "examples": stream(np.zeros((1, 1), np.int32)),
+    }
+    params = unboxed(jax.jit(model.init)(jax.random.key(0), batch)["params"])
+
+    def run(model):
+        compute = LossAndGradients(model)
+        return jax.jit(lambda *x: compute(*x)[:2])(params, batch, jax.random.key(0))
+
+    alone = {name: run(model.clone(tasks={name: task.clone(weight=1.0)})) for name, task in model.tasks.items()}
+    expected = jax.tree.map(lambda a, b: 0.3 * a + 0.7 * b, alone["ctc"], alone["attention"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), run(model), expected)
+    for part in ("encoders_signs", "tasks_ctc", "tasks_attention"):
+        assert all(np.any(gradient) for gradient in jax.tree.leaves(expected[1][part])), part
