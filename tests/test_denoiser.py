@@ -14,8 +14,8 @@ from conftest import tiny
 from mmjax import check, cli
 from mmjax import config as c
 from mmjax.errors import UserError
-from mmjax.models import Denoiser
 from mmjax.stream import Stream
+from mmjax.tasks import Denoise, Encoded
 from mmjax.train.build import build_model, build_source
 from mmjax.train.validate import check_config
 
@@ -24,16 +24,13 @@ HOP = 160
 
 def denoising(**changes):
     config = tiny(
-        objectives={"clean": c.SISDR()},
         data=dataclasses.replace(
             tiny().data, subsets={"speech": 1.0}, rows={"speech": 328, "image": 128, "text": 16, "examples": 3}
         ),
         evaluation=c.Evaluation(subsets=("speech",), examples=8),
     )
     noise = c.SpeechAugmentation(noise=c.AddNoise(probability=1.0, minimum_snr=0.0, maximum_snr=0.0, colour="white"))
-    model = dataclasses.replace(
-        config.model, heads={"clean": c.Denoiser(reads="speech")}, masked={"clean": c.NoisySpeech(by=noise)}
-    )
+    model = config.model.clone(tasks={"clean": c.Denoise(reads="speech", by=noise)})
     return dataclasses.replace(config, model=model, **changes)
 
 
@@ -45,21 +42,13 @@ def test_a_mask_of_ones_is_the_identity_and_a_half_is_half():
     tokens = Stream(jnp.zeros((1, 3, 8)), jnp.array([[1, 2, 0]]), jnp.zeros((1, 3), jnp.int32))
     samples = samples._replace(segments=jnp.array([[1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 0, 0]]))
     frequencies = 3 * HOP // 2 + 1
-    run = jax.jit(
-        lambda bias: (
-            Denoiser(reads="speech")
-            .apply(
-                {
-                    "params": {
-                        "mask": {"kernel": jnp.zeros((8, 4 * frequencies)), "bias": jnp.full(4 * frequencies, bias)}
-                    }
-                },
-                tokens,
-                samples,
-            )
-            .features
-        )
-    )
+    encoded = Encoded({}, {"speech": tokens}, {"speech": samples}, None, {})
+
+    @jax.jit
+    def run(bias):
+        mask = {"kernel": jnp.zeros((8, 4 * frequencies)), "bias": jnp.full(4 * frequencies, bias)}
+        return Denoise(reads="speech").apply({"params": {"mask": mask}}, encoded).prediction.features
+
     inside = np.asarray(samples.mask)
     np.testing.assert_allclose(run(50.0)[inside], samples.features[inside], atol=1e-5)
     half, there = run(0.0), np.arange(12) < 7  # the hop before one without a token hears some of it
@@ -82,10 +71,10 @@ def test_labels_are_the_clean_samples_and_the_encoder_hears_the_noise():
     model = build_model(subject.config.model)
     run = jax.jit(lambda p, b: model.apply({"params": p}, b, train=True, rngs={"augment": jax.random.key(0)}))
     outputs = run(subject.params, subject.batch)
-    clean = outputs["clean/labels"]
+    clean = outputs["clean"].labels
     np.testing.assert_array_equal(clean.features, subject.batch["speech"].features)
-    heads = {**subject.params, "heads_clean": jax.tree.map(np.zeros_like, subject.params["heads_clean"])}
-    estimate = run(heads, subject.batch)["clean"]
+    untrained = {**subject.params, "tasks_clean": jax.tree.map(np.zeros_like, subject.params["tasks_clean"])}
+    estimate = run(untrained, subject.batch)["clean"].prediction
     for number in np.unique(clean.segments[0])[1:]:
         own = np.asarray(clean.segments[0]) == number
         signal, noisy = (np.asarray(x.features[0][own], np.float64).reshape(-1) for x in (clean, estimate))
@@ -128,24 +117,33 @@ def test_there_is_nothing_to_save_without_a_denoiser(run, tmp_path, capsys):
     assert "nothing to save" in capsys.readouterr().err
 
 
+MASKS = c.SpeechAugmentation(masks=c.SpecAugment())
+
+
 @pytest.mark.parametrize(
-    "model, message",
+    "task, message",
     [
-        ({"masked": {}}, "objectives.clean has no labels; set model.masked.clean to a NoisySpeech"),
         (
-            {"heads": {"clean": c.Head(reads="speech", outputs=3)}},
-            "must be a Denoiser, to predict the input hidden by model.masked",
+            c.Denoise(reads="image"),
+            "model.tasks.clean hides samples of its input, which model.encoders.image does not allow; speech would do",
         ),
-        ({"masked": {"clean": c.NoisySpeech(reads="image")}}, "is no encoder of the kind speech encoder"),
-        ({"masked": {"clean": c.NoisySpeech(by=c.SpeechAugmentation())}}, "must augment samples"),
+        (c.Denoise(by=c.SpeechAugmentation()), "model.tasks.clean.by must augment samples"),
+        (c.Denoise(by=MASKS), "model.tasks.clean.by must augment samples, and must not mask features"),
         (
-            {"masked": {"clean": c.NoisySpeech(by=c.SpeechAugmentation(telephone=c.TelephoneBand(sample_rate=8000)))}},
-            "model.masked.clean.by.telephone.sample_rate is 8000",
+            c.Denoise(by=c.SpeechAugmentation(telephone=c.TelephoneBand(sample_rate=8000))),
+            "model.tasks.clean.by.telephone.sample_rate is 8000",
         ),
     ],
 )
-def test_what_does_not_fit_is_named(model, message):
+def test_tasks_that_do_not_fit_are_named(task, message):
     config = denoising()
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **model))
     with pytest.raises(UserError, match=re.escape(message)):
-        check_config(config)
+        check_config(dataclasses.replace(config, model=config.model.clone(tasks={"clean": task})))
+
+
+def test_the_encoder_must_not_change_the_samples_once_more():
+    config = denoising()
+    noisy = config.model.encoders["speech"].clone(augment=c.SpeechAugmentation(noise=c.AddNoise()))
+    model = config.model.clone(encoders={**config.model.encoders, "speech": noisy})
+    with pytest.raises(UserError, match=r"speech.augment changes samples .* set it in model.tasks.clean.by instead"):
+        check_config(dataclasses.replace(config, model=model))

@@ -12,8 +12,10 @@ from conftest import tiny
 from mmjax import check
 from mmjax import config as c
 from mmjax.errors import UserError
-from mmjax.models import MaskedPatches, MaskedText, PatchDecoder, RandomProjectionQuantizer, ViT
+from mmjax.models import PatchDecoder, ViT
 from mmjax.stream import Stream
+from mmjax.tasks import BestRQ, MaskedPatches, MaskedTokens
+from mmjax.train.build import build_layout, build_model
 from mmjax.train.validate import check_config
 
 KEY = jax.random.key(0)
@@ -36,9 +38,9 @@ def packed(lengths, width=None, seed=0, dtype=np.float32, high=None, first=1):
     return Stream(*map(jnp.asarray, (features, segments, positions))), Stream(numbers, slots, slots * 0)
 
 
-def test_masked_text_is_80_10_10_of_the_share():
+def test_masked_tokens_are_80_10_10_of_the_share():
     text, examples = packed([4000] * 5, dtype=np.int32, high=100)
-    hidden, labels = jax.jit(MaskedText(vocabulary=100))(text, examples, KEY)
+    hidden, labels = jax.jit(MaskedTokens(outputs=100).hide)(text, examples, KEY)
     chosen = np.asarray(labels.mask[0])
     before, after = np.asarray(text.features[0])[chosen], np.asarray(hidden.features[0])[chosen]
     assert chosen.mean() == pytest.approx(0.15, abs=0.01)
@@ -54,7 +56,7 @@ def test_masked_patches_leave_the_rest_and_ask_for_normalised_pixels():
     image, examples = packed([64, 64], width=48, dtype=np.uint8, high=255)
     places = np.stack(np.divmod(np.asarray(image.positions), 8), -1)
     image = image._replace(positions=jnp.asarray(places))
-    seen, labels = jax.jit(MaskedPatches(share=0.75))(image, examples, KEY)
+    seen, labels = jax.jit(MaskedPatches(share=0.75).hide)(image, examples, KEY)
     assert not np.any(seen.mask & labels.mask) and np.all(seen.mask | labels.mask)
     assert np.mean(labels.mask) == pytest.approx(0.75, abs=0.08)
     pixels = np.asarray(image.features, np.float64) / 255
@@ -65,8 +67,7 @@ def test_masked_patches_leave_the_rest_and_ask_for_normalised_pixels():
 
 def test_best_rq_hides_spans_of_whole_tokens_inside_their_example():
     frames, examples = packed([2000] * 8, width=8)
-    quantizer = RandomProjectionQuantizer(codes=64)
-    hidden, labels = jax.jit(quantizer, static_argnums=3)(frames, examples, KEY, 4)
+    hidden, labels = jax.jit(BestRQ(codes=64).hide_frames, static_argnums=3)(frames, examples, KEY, 4)
     changed = np.asarray((hidden.features != frames.features).any(-1)[0]).reshape(-1, 4)
     np.testing.assert_array_equal(changed.all(1), changed.any(1))
     np.testing.assert_array_equal(changed.all(1), np.asarray(labels.mask[0]))
@@ -82,9 +83,9 @@ def test_best_rq_hides_spans_of_whole_tokens_inside_their_example():
 
 def test_best_rq_labels_are_the_nearest_codes_whatever_the_loudness():
     frames, _ = packed([400], width=8)
-    quantizer = RandomProjectionQuantizer(codes=64, width=5)
-    labels = np.asarray(quantizer.labels(frames, 4))
-    np.testing.assert_array_equal(labels, quantizer.labels(frames._replace(features=3.0 * frames.features + 2.0), 4))
+    task = BestRQ(codes=64, width=5)
+    labels = np.asarray(task.codes_of(frames, 4))
+    np.testing.assert_array_equal(labels, task.codes_of(frames._replace(features=3.0 * frames.features + 2.0), 4))
     assert len(np.unique(labels)) > 30, "most codes are used"
     normal = np.asarray(frames.features[0], np.float64)
     normal = (normal - normal.mean(0)) / normal.std(0)
@@ -99,7 +100,7 @@ def test_best_rq_labels_are_the_nearest_codes_whatever_the_loudness():
 
 
 def test_what_is_hidden_depends_on_the_example_alone():
-    mask = jax.jit(MaskedText(vocabulary=100))
+    mask = jax.jit(MaskedTokens(outputs=100).hide)
     text, examples = packed([30, 50, 20], dtype=np.int32, high=100, first=4)
     whole = mask(text, examples, KEY)
     alone = mask(*packed([50], dtype=np.int32, high=100, first=5), KEY)
@@ -110,27 +111,28 @@ def test_what_is_hidden_depends_on_the_example_alone():
     assert np.any(other[1].mask != whole[1].mask)
 
 
-def pretraining():
+def pretraining(**tasks):
+    """tiny() with a task for each modality that hides a part of its input, or with other tasks."""
     config = tiny()
-    model = dataclasses.replace(
-        config.model,
-        masked={
-            "words": c.MaskedText(share=0.3),
-            "patches": c.MaskedPatches(),
-            "codes": c.RandomProjectionQuantizer(codes=32, start=0.05),
-        },
-        heads={
-            "words": c.Head(reads="text", outputs=128),
-            "patches": c.PatchDecoder(reads="image", outputs=192, layers=1, width=16, heads=2, mlp=32),
-            "codes": c.Head(reads="speech", outputs=32),
-        },
-    )
-    objectives = {
-        "words": c.Sequence(next_token=False),
-        "patches": c.Regression(),
-        "codes": c.Sequence(next_token=False),
+    tasks = tasks or {
+        "words": MaskedTokens(outputs=128, share=0.3),
+        "patches": MaskedPatches(decoder=PatchDecoder(layers=1, width=16, heads=2, mlp=32)),
+        "codes": BestRQ(codes=32, start=0.05),
     }
-    return dataclasses.replace(config, model=model, objectives=objectives)
+    return dataclasses.replace(config, model=config.model.clone(tasks=tasks))
+
+
+def test_nothing_is_hidden_and_nothing_measured_outside_training():
+    config = pretraining()
+    model, batch = build_model(config.model), build_layout(config).empty(1)
+    params = jax.eval_shape(model.init, KEY, batch)["params"]
+
+    def labels(train):
+        run = lambda p, b: model.apply({"params": p}, b, train=train, rngs={"augment": KEY})  # noqa: E731
+        return {name: output.labels is not None for name, output in jax.eval_shape(run, params, batch).items()}
+
+    assert labels(train=True) == dict.fromkeys(config.model.tasks, True)
+    assert labels(train=False) == dict.fromkeys(config.model.tasks, False)
 
 
 @pytest.mark.slow
@@ -161,97 +163,82 @@ def test_pretraining_learns(tmp_path):
     )
     assert train(config, tmp_path) == {}, "an evaluation hides nothing, so there is nothing to measure"
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    losses = {name: [x[f"{name}/loss"] for x in lines if x["kind"] == "train"] for name in config.objectives}
+    losses = {name: [x[f"{name}/loss"] for x in lines if x["kind"] == "train"] for name in config.model.tasks}
     for name, values in losses.items():
         assert np.mean(values[-5:]) < np.mean(values[:5]), name
 
 
 @pytest.mark.parametrize(
-    "masked, message",
+    "tasks, message",
     [
-        ({"text": c.MaskedText()}, "'text' is the name of a stream"),
         (
-            {"words": c.MaskedText(mask=128)},
-            "uses ids up to 128, but model.encoders.text.vocabulary is 128",
+            {"words": MaskedTokens(outputs=128, mask=128)},
+            "model.tasks.words uses ids up to 128, but model.encoders.text.vocabulary is 128",
         ),
-        ({"words": c.MaskedText(), "more": c.MaskedText()}, "another MaskedText already reads 'text'"),
-        ({"words": c.MaskedText(reads="speech")}, "reads='speech' is no encoder of the kind Transformer"),
+        (
+            {"words": MaskedTokens(outputs=200)},
+            "model.tasks.words uses ids up to 199, but model.encoders.text.vocabulary is 128",
+        ),
+        (
+            {"words": MaskedTokens(outputs=128), "more": MaskedTokens(outputs=128)},
+            "model.tasks.more: 'words' is already a MaskedTokens of 'text'",
+        ),
+        ({"words": MaskedTokens(reads="speech")}, "model.tasks.words.reads='speech' is no Transformer"),
+        (
+            {"patches": MaskedPatches(reads="text")},
+            "model.tasks.patches hides patches of its input, which model.encoders.text does not allow; image would do",
+        ),
+        (
+            {"codes": BestRQ(reads="image")},
+            "model.tasks.codes hides frames of its input, which model.encoders.image does not allow; speech would do",
+        ),
+        (
+            {"patches": MaskedPatches(decoder=PatchDecoder(width=18, heads=3))},
+            "model.tasks.patches.decoder.width=18 must be a multiple of 4",
+        ),
+        (
+            {"patches": MaskedPatches(decoder=PatchDecoder(width=18, heads=4))},
+            "model.tasks.patches.decoder.width=18 does not divide among 4 heads",
+        ),
     ],
 )
-def test_masks_that_cannot_work_are_refused(masked, message):
-    config = pretraining()
-    heads = {name: c.Head(reads="text", outputs=128) for name in masked}
-    model = dataclasses.replace(config.model, masked=masked, heads=heads)
+def test_tasks_that_cannot_hide_their_input_are_refused(tasks, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        check_config(
-            dataclasses.replace(config, model=model, objectives={n: c.Sequence(next_token=False) for n in heads})
-        )
-
-
-WORDS = c.Head(reads="text", outputs=128)
-HIDDEN = c.Sequence(next_token=False)
+        check_config(pretraining(**tasks))
 
 
 @pytest.mark.parametrize(
-    "head, objective, message",
-    [
-        (dataclasses.replace(WORDS, reads="speech"), HIDDEN, "model.heads.words must read 'text'"),
-        (dataclasses.replace(WORDS, pool=c.MeanPool()), HIDDEN, "every hidden token has a label"),
-        (WORDS, c.CTC(), "objectives.words must be Sequence"),
-        (WORDS, c.Sequence(), "objectives.words.next_token is True, but its labels are the hidden tokens"),
-        (WORDS, None, "add objectives.words"),
-    ],
-)
-def test_what_is_hidden_needs_a_head_and_an_objective_for_it(head, objective, message):
-    config = pretraining()
-    heads = {"words": head, "transcript": c.Head(reads="speech", outputs=128)}
-    model = dataclasses.replace(config.model, masked={"words": c.MaskedText()}, heads=heads)
-    objectives = {"transcript": c.CTC()} | ({"words": objective} if objective else {})
-    with pytest.raises(UserError, match=re.escape(message)):
-        check_config(dataclasses.replace(config, model=model, objectives=objectives))
-
-
-@pytest.mark.parametrize(
-    "name, part, changes, message",
+    "task, changes, message",
     [
         (
-            "speech",
-            c.RandomProjectionQuantizer(codes=64),
+            BestRQ(codes=64),
             {"augment": c.SpeechAugmentation(masks=c.SpecAugment())},
-            "augment.masks would hide the input from which model.masked.hidden computes its labels",
+            "augment.masks would hide the input from which model.tasks.hidden computes its labels",
         ),
-        ("image", c.MaskedPatches(), {"max_patches": 64}, "positions are learned for the grid of a whole image"),
+        (MaskedPatches(), {"max_patches": 64}, "positions are learned for the grid of a whole image"),
     ],
 )
-def test_what_is_hidden_has_to_leave_labels_and_positions_as_they_are(name, part, changes, message):
-    config = pretraining()
+def test_what_is_hidden_has_to_leave_labels_and_positions_as_they_are(task, changes, message):
+    config = pretraining(hidden=task)
     encoders = dict(config.model.encoders)
-    encoders[name] = dataclasses.replace(encoders[name], **changes)
-    heads = {"hidden": c.Head(reads=name, outputs=64)}
-    model = dataclasses.replace(config.model, encoders=encoders, masked={"hidden": part}, heads=heads)
+    encoders[task.reads] = dataclasses.replace(encoders[task.reads], **changes)
     with pytest.raises(UserError, match=re.escape(message)):
-        check_config(dataclasses.replace(config, model=model, objectives={"hidden": HIDDEN}))
+        check_config(dataclasses.replace(config, model=config.model.clone(encoders=encoders)))
 
 
-def test_frames_are_hidden_after_the_samples_whatever_the_heads_are_called():
+def test_frames_are_hidden_after_the_samples_whatever_the_tasks_are_called():
     """Noise and BEST-RQ on one encoder: the frames that are quantised are those of the noisy speech."""
-    config = tiny()
     noise = c.SpeechAugmentation(noise=c.AddNoise(probability=1.0, minimum_snr=0.0, maximum_snr=0.0))
     found = []
     for codes, clean in (("a", "b"), ("b", "a")):
-        model = dataclasses.replace(
-            config.model,
-            masked={codes: c.RandomProjectionQuantizer(codes=32, start=0.0), clean: c.NoisySpeech(by=noise)},
-            heads={codes: c.Head(reads="speech", outputs=32), clean: c.Denoiser(reads="speech")},
-        )
-        objectives = {codes: c.Sequence(next_token=False), clean: c.SISDR()}
-        subject = check.Subject(dataclasses.replace(config, model=model, objectives=objectives))
-        run = jax.jit(lambda p, b, m=subject.model: m.apply({"params": p}, b, train=True, rngs={"augment": KEY}))
-        noisy = run(subject.params, subject.batch)[codes].features
-        plain = jax.jit(lambda p, b, m=subject.model: m.apply({"params": p}, b))(subject.params, subject.batch)[
-            codes
-        ].features
-        found.append(np.abs(noisy - plain).max())
+        tasks = {codes: BestRQ(codes=32, start=0.0), clean: c.Denoise(by=noise)}
+        subject = check.Subject(pretraining(**tasks))
+
+        def logits(params, batch, train, model=subject.model, name=codes):
+            return model.apply({"params": params}, batch, train=train, rngs={"augment": KEY})[name].prediction.features
+
+        run = jax.jit(logits, static_argnums=2)
+        found.append(np.abs(run(subject.params, subject.batch, True) - run(subject.params, subject.batch, False)).max())
     assert min(found) > 1e-3
 
 
@@ -260,7 +247,7 @@ def test_pictures_of_one_size_are_restored_each_by_itself():
     image, _ = packed([16] * 4, width=12)
     image = image._replace(positions=jnp.stack(jnp.divmod(image.positions, 4), -1))
     seen = image._replace(segments=jnp.where(image.positions[..., 1] < 2, image.segments, 0))
-    decoder = PatchDecoder(reads="image", outputs=12, layers=1, width=16, heads=2, mlp=32)
+    decoder = PatchDecoder(layers=1, width=16, heads=2, mlp=32)
     params = decoder.init(KEY, seen, image)
     whole, folded = decoder.apply(params, seen, image), decoder.apply(params, seen, image, 16)
     np.testing.assert_allclose(folded.features, whole.features, atol=1e-5)

@@ -203,19 +203,18 @@ def test_the_page_on_models_has_the_sizes_that_are():
 
 
 @pytest.mark.parametrize("pool", [models.MeanPool(), models.AttentionPool(heads=2, mlp=8)])
-def test_a_head_may_pool_an_encoder_and_stays_empty_where_an_example_has_no_token(pool):
+def test_a_task_may_pool_an_encoder_and_predicts_nothing_for_an_example_without_tokens(pool):
     model = models.Multimodal(
         encoders={"text": Transformer(vocabulary=10, layers=1, width=8, heads=2, mlp=16)},
-        fusion=models.Add(width=8),
-        heads={"topic": models.Head(reads="text", outputs=3, pool=pool)},
+        tasks={"topic": c.Classify(reads="text", outputs=3, pool=pool)},
     )
     text = Stream(jnp.array([[3, 4, 5, 6]]), jnp.array([[1, 1, 3, 3]]), jnp.array([[0, 1, 0, 1]]))
     slots = jnp.array([[1, 2, 3]])
     batch = {"text": text, "examples": Stream(slots, slots, slots)}
     params = model.init(jax.random.key(0), batch)
     apply = jax.jit(model.apply)
-    topic = apply(params, batch)["topic"]
+    topic = apply(params, batch)["topic"].prediction
     assert topic.features.shape == (1, 3, 3) and topic.segments.tolist() == [[1, 0, 3]]
     other = {**batch, "text": text._replace(features=text.features.at[0, 0].set(7))}
-    changed = np.abs(apply(params, other)["topic"].features - topic.features).max(-1)[0]
+    changed = np.abs(apply(params, other)["topic"].prediction.features - topic.features).max(-1)[0]
     assert changed[0] > 1e-6 and changed[2] == 0

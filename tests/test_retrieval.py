@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmjax import config as c
-from mmjax.evaluate.retrieval import recalls
+from mmjax.tasks.retrieval import recalls
 
 
 def test_recall_is_that_of_ranking_by_hand():
@@ -73,14 +73,13 @@ def pairs(tmp_path_factory):
                 "text": c.Transformer(vocabulary=60, layers=1, width=16, heads=2, mlp=32),
             },
             fusion=c.Add(width=16),
-            heads={
+            tasks={
                 "heard": c.Contrast(between=("speech", "image"), outputs=8),
-                "read": c.Contrast(between=("text", "image"), outputs=8, scale=14.3, limit=100.0),
-                "transcript": c.Head(reads="speech", outputs=60),
-                "answer": c.Head(reads="fused", outputs=2),
+                "read": c.Contrast(between=("text", "image"), outputs=8, rule="softmax", scale=14.3, limit=100.0),
+                "transcript": c.CTC(reads="speech", outputs=60),
+                "answer": c.Classify(reads="fused"),
             },
         ),
-        objectives={"heard": c.SigLIP(), "read": c.CLIP(), "transcript": c.CTC(), "answer": c.Classification()},
         optimizer=c.Optimizer(schedule=c.Constant()),
         evaluation=c.Evaluation(subsets=("speech+image+text",)),
         log=c.Log(tensorboard=False),
