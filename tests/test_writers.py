@@ -1,8 +1,9 @@
-"""Heads that write: labels get their end, greedy decoding equals plain loops, and a run learns to spell."""
+"""Tasks that write a text: labels get their end, greedy decoding equals plain loops, and a run learns to spell."""
 
 import dataclasses
 import json
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +12,20 @@ import pytest
 from conftest import tiny
 
 from mmjax import check, cli
-from mmjax import config as c
 from mmjax.data.example import Example
 from mmjax.data.packing import Packer
 from mmjax.data.text import Tokenizer
+from mmjax.decode import best_path, by_example, greedy_attention, greedy_transducer
+from mmjax.decode.greedy import SYMBOLS
 from mmjax.errors import UserError
-from mmjax.evaluate.decoding import SYMBOLS, best_path, by_example, greedy_attention, greedy_transducer
 from mmjax.evaluate.measures import Measures
-from mmjax.models import AttentionDecoder, TextDecoder, TransducerDecoder
-from mmjax.models.writers import begun_and_ended
+from mmjax.models import TextDecoder
+from mmjax.models.task import losses_of
+from mmjax.models.texts import inputs_and_targets
 from mmjax.stream import Stream
+from mmjax.tasks import CTC, Encoded, Facts, Transducer, Write
 from mmjax.train.build import build_layout, build_model
-from mmjax.train.step import score, unboxed
+from mmjax.train.step import unboxed
 from mmjax.train.validate import check_config
 
 DECODER = dict(layers=1, width=16, heads=2, mlp=32)
@@ -41,7 +44,7 @@ def rows_of(*rows, length):
     return Stream(*(jnp.asarray(x, jnp.int32) for x in (ids, segments, positions)))
 
 
-def test_every_text_is_begun_and_ended():
+def test_every_text_begins_and_ends():
     """An empty text is its end alone, [0]; behind a prefix it is the prefix and that."""
     texts = [
         [(1, [5, 6]), (2, [7]), (4, [8, 9, 8])],
@@ -50,15 +53,15 @@ def test_every_text_is_begun_and_ended():
         [(1, [3, 3, 3]), (2, [4, 4, 4, 4]), (3, [5])],
         [(1, [0]), (2, [7, 8]), (3, [0]), (4, [6, 0])],
     ]
-    read, written = jax.jit(begun_and_ended, static_argnums=1)(rows_of(*texts, length=9), 4)
-    assert read.segments.shape == (5, 13)
-    np.testing.assert_array_equal(read.segments, written.segments)
-    np.testing.assert_array_equal(read.positions, written.positions)
+    inputs, targets = jax.jit(inputs_and_targets, static_argnums=1)(rows_of(*texts, length=9), 4)
+    assert inputs.segments.shape == (5, 13)
+    np.testing.assert_array_equal(inputs.segments, targets.segments)
+    np.testing.assert_array_equal(inputs.positions, targets.positions)
     pieces = lambda ids: [i for i in ids if i]  # noqa: E731
-    for stream, expected in ((read, lambda ids: [0, *pieces(ids)]), (written, lambda ids: [*pieces(ids), 0])):
-        found = {place: tokens.tolist() for place, tokens in by_example(*map(np.asarray, stream[:2]))}
+    for stream, expected in ((inputs, lambda ids: [0, *pieces(ids)]), (targets, lambda ids: [*pieces(ids), 0])):
+        found = {place: tokens.tolist() for place, tokens in by_example(stream)}
         assert found == {(row, n): expected(ids) for row, some in enumerate(texts) for n, ids in some}
-    for _, positions in by_example(np.asarray(read.positions), np.asarray(read.segments)):
+    for _, positions in by_example(inputs._replace(features=inputs.positions)):
         assert positions.tolist() == list(range(len(positions)))
 
 
@@ -67,14 +70,8 @@ def test_an_empty_transcript_teaches_every_writer_to_end_and_a_missing_one_nothi
     config = joint()
     tokenizer = Tokenizer.train(["red circle", "blue square"], 48)
     layout = build_layout(config, tokenizer).without("image", "text")
-    model = build_model(
-        dataclasses.replace(
-            config.model,
-            fusion=None,
-            heads={name: head for name, head in config.model.heads.items() if name != "answer"},
-        )
-    )
-    objectives = {name: one for name, one in config.objectives.items() if name != "answer"}
+    tasks = {name: task for name, task in config.model.tasks.items() if name != "answer"}
+    model = build_model(config.model.clone(fusion=None, tasks=tasks))
     noise = np.random.default_rng(0).normal(size=4000).astype(np.float32)
     examples = {said: Example(speech=lambda: noise, transcript=said) for said in (None, "", "red")}
 
@@ -89,11 +86,11 @@ def test_an_empty_transcript_teaches_every_writer_to_end_and_a_missing_one_nothi
 
     @jax.jit
     def losses(batch):
-        sums = score(objectives, model.apply({"params": params}, batch), batch)
-        return {name: sums[f"{name}/loss"] for name in objectives}
+        sums = losses_of(model.tasks, model.apply({"params": params}, batch))
+        return {name: sums[f"{name}/loss"] for name in tasks}
 
     alone = {said: jax.tree.map(float, losses(batch(said))) for said in examples}
-    assert alone[None] == dict.fromkeys(objectives, (0.0, 0.0))
+    assert alone[None] == dict.fromkeys(tasks, (0.0, 0.0))
     for name, (loss, weight) in losses(packed).items():
         assert alone[""][name][0] > 0.1 and alone[""][name][1] == 1, name
         assert weight == sum(one[name][1] for one in alone.values())
@@ -106,8 +103,8 @@ def test_what_is_written_for_an_empty_transcript_counts_as_insertions():
     texts = [(1, ""), (2, "abc"), (3, "b")]
     ids = lambda *texts: rows_of([(n, tokenizer.of_stream("target", t)) for n, t in texts], length=16)  # noqa: E731
     slots = Stream(*(np.arange(1, 5, dtype=np.int32)[None],) * 3)
-    found = Measures(None, tokenizer, {})
-    found.add(slots, {}, {"said": (ids((1, "ab"), (2, "abc"), (3, "b"), (4, "abc")), ids(*texts))}, {}, {})
+    found = Measures({"said": CTC(label="target")}, Facts(tokenizer), [])
+    found.add(slots, {}, {"said": ids((1, "ab"), (2, "abc"), (3, "b"), (4, "abc"))}, {"said": ids(*texts)})
     assert found.metrics() == {"said/cer": 2 / 4, "said/wer": 1 / 2}
 
 
@@ -120,9 +117,14 @@ def encoded(lengths, width, seed=0):
     return {"speech": Stream(*map(jnp.asarray, (features, segments, positions)))}, Stream(slots, slots, slots * 0)
 
 
-def random_parameters(head, streams, examples, seed=1):
+def read(streams, text, examples):
+    """What a task is called with."""
+    return Encoded({"transcript": text, "examples": examples}, streams, {}, None, {})
+
+
+def random_parameters(task, streams, examples, seed=1):
     text = Stream(*(jnp.ones((1, 4), jnp.int32),) * 3)
-    shapes = unboxed(jax.eval_shape(head.init, jax.random.key(0), streams, text, examples)["params"])
+    shapes = unboxed(jax.eval_shape(task.init, jax.random.key(0), read(streams, text, examples))["params"])
     draw = np.random.default_rng(seed)
     return jax.tree.map(lambda x: jnp.asarray(0.5 * draw.normal(size=x.shape), jnp.float32), shapes)
 
@@ -138,17 +140,17 @@ def alone(streams, number):
 
 
 def test_greedy_attention_equals_running_the_whole_decoder_again_for_every_token():
-    head = AttentionDecoder(reads=("speech",), decoder=TextDecoder(vocabulary=6, tied=False, **DECODER))
+    task = Write(reads=("speech",), decoder=TextDecoder(vocabulary=6, tied=False, **DECODER))
     streams, examples = encoded([4, 2, 7, 1], 8)
-    parameters = random_parameters(head, streams, examples, seed=0)
-    apply = lambda *a, **k: head.apply({"params": parameters}, *a, **k)  # noqa: E731
+    parameters = random_parameters(task, streams, examples, seed=0)
+    apply = partial(task.apply, {"params": parameters})
     longest = 6
-    ours = jax.jit(lambda: greedy_attention(head, apply, streams, examples, longest))()
-    found = {n: ids.tolist() for (_, n), ids in by_example(np.asarray(ours.features), np.asarray(ours.segments))}
+    ours = jax.device_get(jax.jit(lambda: greedy_attention(apply, streams, examples, longest))())
+    found = {n: ids.tolist() for (_, n), ids in by_example(ours)}
 
     @jax.jit
     def next_ids(streams, examples, text):
-        return apply(streams, text, examples)[0].features[0].argmax(-1)
+        return apply(read(streams, text, examples)).prediction.features[0].argmax(-1)
 
     for number in range(1, 5):
         own, slot = alone(streams, number)
@@ -170,14 +172,12 @@ def test_greedy_attention_equals_running_the_whole_decoder_again_for_every_token
 
 
 def test_greedy_transducer_equals_a_plain_loop():
-    head = TransducerDecoder(reads="speech", outputs=5, width=8, context=2)
+    task = Transducer(reads="speech", outputs=5, width=8, context=2)
     streams, examples = encoded([5, 3, 8], 6)
-    parameters = random_parameters(head, streams, examples)
-    apply = lambda *a, **k: head.apply({"params": parameters}, *a, **k)  # noqa: E731
-    ours = jax.jit(lambda: greedy_transducer(head, apply, streams, examples, 99))()
-    found = {
-        n: ids[ids > 0].tolist() for (_, n), ids in by_example(np.asarray(ours.features), np.asarray(ours.segments))
-    }
+    parameters = random_parameters(task, streams, examples)
+    apply = partial(task.apply, {"params": parameters})
+    ours = jax.device_get(jax.jit(lambda: greedy_transducer(apply, streams["speech"], 2))())
+    found = {n: ids[ids > 0].tolist() for (_, n), ids in by_example(ours)}
     p = jax.tree.map(np.asarray, parameters)
     for number in (1, 2, 3):
         frames = (
@@ -199,15 +199,15 @@ def test_greedy_transducer_equals_a_plain_loop():
 
 def test_the_joint_of_training_is_that_of_decoding():
     """States of the packed labels, shifted, equal the state of each label's own recent labels."""
-    head = TransducerDecoder(reads="speech", outputs=9, width=8, context=3)
+    task = Transducer(reads="speech", outputs=9, width=8, context=3)
     streams, examples = encoded([5, 3], 6)
     text = rows_of([(1, [3, 4, 5, 6]), (2, [7])], length=6)
-    parameters = random_parameters(head, streams, examples)
-    joint, labels = head.apply({"params": parameters}, streams, text, examples)
+    parameters = random_parameters(task, streams, examples)
+    joint, labels = task.apply({"params": parameters}, read(streams, text, examples))
     frames, states = joint.features.frames.features[0], joint.features.states.features[0]
     logits = np.tanh(frames[2] + states) @ joint.features.kernel + joint.features.bias
     for place, recent in ((0, [0, -1, -1]), (1, [3, 0, -1]), (3, [5, 4, 3]), (5, [0, -1, -1]), (6, [7, 0, -1])):
-        expected = head.apply({"params": parameters}, frames[2:3], jnp.array([recent]), method="logits")
+        expected = task.apply({"params": parameters}, frames[2:3], jnp.array([recent]), method="logits")
         np.testing.assert_allclose(logits[place], expected[0], rtol=1e-4, atol=1e-5)
     assert labels.features[0, :7].tolist() == [3, 4, 5, 6, 0, 7, 0]
 
@@ -219,20 +219,15 @@ def test_best_path_merges_repeats_within_an_example_only():
     assert path.features[0].tolist() == [3, 0, 0, 3, 4, 0, 4, 0, 0, 0]
 
 
-def joint(**changes):
-    """tiny() with CTC, an attention decoder and a transducer for the same transcript."""
-    config = tiny(**changes)
-    heads = {
-        "attention": c.AttentionDecoder(
-            reads=("speech", "image"), decoder=c.TextDecoder(vocabulary=128, **DECODER), writes="transcript"
-        ),
-        "transducer": c.TransducerDecoder(reads="speech", outputs=128, width=16),
+def joint(**others):
+    """tiny() with CTC, an attention decoder and a transducer for the same transcript, and other tasks."""
+    config = tiny()
+    tasks = {
+        **config.model.tasks,
+        "attention": Write(reads=("speech", "image"), decoder=TextDecoder(vocabulary=128, **DECODER)),
+        "transducer": Transducer(reads="speech", outputs=128, width=16),
     }
-    return dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, heads={**config.model.heads, **heads}),
-        objectives={**config.objectives, "attention": c.Sequence(next_token=False), "transducer": c.Transducer()},
-    )
+    return dataclasses.replace(config, model=config.model.clone(tasks=tasks | others))
 
 
 @pytest.mark.slow
@@ -244,57 +239,36 @@ def test_the_invariants_hold():
         assert check.emptiness(subject) <= check.TOLERANCES["emptiness"]
         assert check.absence(subject) <= check.TOLERANCES["absence"]
         _, measured = subject.run(subject.batch)
-        for name in ("heads_attention", "heads_transducer"):
-            assert all(
-                np.abs(leaf).max() > 0
-                for leaf in jax.tree.leaves(
-                    measured["gradients"][name]["decoder"]
-                    if "decoder" in measured["gradients"][name]
-                    else measured["gradients"][name]
-                )
-            )
+        for name in ("tasks_attention", "tasks_transducer"):
+            gradients = measured["gradients"][name]
+            assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients.get("decoder", gradients)))
+
+
+def writing(**changes):
+    return Write(reads=("speech",), decoder=TextDecoder(**DECODER | changes))
 
 
 @pytest.mark.parametrize(
-    "heads, objectives, message",
+    "task, message",
     [
-        ({}, {"attention": c.Sequence()}, "objectives.attention.next_token is True"),
-        ({}, {"attention": c.CTC()}, "objectives.attention is CTC, which cannot read"),
-        ({}, {"transducer": c.CTC()}, "objectives.transducer is CTC, which cannot read"),
-        ({}, {"answer": c.Transducer()}, "objectives.answer is Transducer, which cannot read"),
-        ({"attention": c.AttentionDecoder(reads=("smell",))}, {}, "model.heads.attention.reads=('smell',)"),
-        ({"attention": c.AttentionDecoder(reads=())}, {}, "model.heads.attention.reads=()"),
+        (Write(reads=("smell",)), "model.tasks.attention.reads='smell' is neither an encoder nor 'fused'"),
+        (Write(reads=()), "model.tasks.attention.reads=() must name one or more encoders"),
+        (Write(reads=("fused",)), "model.tasks.attention.reads=('fused',) must name one or more encoders"),
         (
-            {"attention": c.AttentionDecoder(reads=("speech",), writes="target")},
-            {},
-            "writes='target', but data.rows has no room for it",
+            Write(reads=("speech",), label="target"),
+            "model.tasks.attention writes 'target', but data.rows.target is not set; set its number of tokens",
         ),
         (
-            {
-                "attention": c.AttentionDecoder(
-                    reads=("speech",), decoder=c.TextDecoder(positions="learned", length=20, **DECODER)
-                )
-            },
-            {},
-            "decoder.length=20, but a text with its end token may have 21 tokens",
+            writing(positions="learned", length=20),
+            "model.tasks.attention.decoder.length=20, but a text with its end token may have 21 tokens",
         ),
-        (
-            {"attention": c.AttentionDecoder(reads=("speech",), decoder=c.TextDecoder(cross_attention=False))},
-            {},
-            "cross_attention is False",
-        ),
-        (
-            {"attention": c.AttentionDecoder(reads=("speech",), decoder=c.TextDecoder(width=10, heads=4))},
-            {},
-            "model.heads.attention.decoder.width=10 does not divide among 4 heads",
-        ),
+        (writing(cross_attention=False), "model.tasks.attention.decoder.cross_attention is False"),
+        (writing(width=10, heads=4), "model.tasks.attention.decoder.width=10 does not divide among 4 heads"),
     ],
 )
-def test_writers_that_cannot_work_are_refused(heads, objectives, message):
-    config = joint()
-    model = dataclasses.replace(config.model, heads={**config.model.heads, **heads})
+def test_writers_that_cannot_work_are_refused(task, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        check_config(dataclasses.replace(config, model=model, objectives={**config.objectives, **objectives}))
+        check_config(joint(attention=task))
 
 
 SPELLING = '''
@@ -332,17 +306,15 @@ config = c.Experiment(
     ),
     model=c.Multimodal(
         encoders={"signs": c.Vectors(inputs=5, layers=1, width=32, heads=2, mlp=64)},
-        fusion=c.Add(width=8),
-        heads={
-            "target": c.Head(reads="signs", outputs=48),
-            "attention": c.AttentionDecoder(
-                reads=("signs",), writes="target",
+        tasks={
+            "target": c.CTC(reads="signs", label="target"),
+            "attention": c.Write(
+                reads=("signs",), label="target",
                 decoder=c.TextDecoder(vocabulary=48, layers=1, width=32, heads=2, mlp=64),
             ),
-            "transducer": c.TransducerDecoder(reads="signs", outputs=48, writes="target", width=32),
+            "transducer": c.Transducer(reads="signs", label="target", width=32),
         },
     ),
-    objectives={"target": c.CTC(), "attention": c.Sequence(next_token=False), "transducer": c.Transducer()},
     optimizer=c.Optimizer(rule=c.Muon(), schedule=c.WarmupCosine(peak=2e-2, warmup=10, steps=150)),
     evaluation=c.Evaluation(subsets=("signs",)),
     log=c.Log(every_steps=20, tensorboard=False),
@@ -368,15 +340,16 @@ def test_a_run_learns_to_write_in_all_three_ways(tmp_path, capsys):
 
 
 def test_what_no_piece_covers_is_never_written_right():
-    """Scored as the text of the example, in whichever of its texts the head writes."""
+    """The reference is the text of the example: the transcript or the target, as the task says."""
     tokenizer = Tokenizer.train(["red circle", "blue square"], 52)
     source = [Example(text="жёлтый", target="red ж"), Example(target="red"), Example(text="жёлтый круг")]
     labels = [tokenizer.of_stream("target", text) for text in ("red ж", "red", "жёлтый круг")]
     ours = rows_of(list(enumerate(labels, 1)), length=40)  # all labels, and so many an unknown
     slots = Stream(np.array([[0, 1, 2]], np.int32), *(np.arange(1, 4, dtype=np.int32)[None],) * 2)
-    found = Measures(source, tokenizer, {}, {"said": "target"})
-    found.add(slots, {}, {"said": (rows_of(list(enumerate(labels[:2], 1)), length=40),) * 2}, {}, {})
+    tasks = {"said": CTC(label="target"), "transcript": CTC()}
+    found = Measures(tasks, Facts(tokenizer), source)
+    found.add(slots, {}, *({"said": rows_of(list(enumerate(labels[:2], 1)), length=40)},) * 2)
     assert found.metrics()["said/wer"] == 1 / 3
-    found = Measures(source, tokenizer, {})
-    found.add(slots, {}, {"transcript": (ours, rows_of([(3, labels[2])], length=40))}, {}, {})
+    found = Measures(tasks, Facts(tokenizer), source)
+    found.add(slots, {}, {"transcript": ours}, {"transcript": rows_of([(3, labels[2])], length=40)})
     assert found.metrics()["transcript/cer"] > 0.7 and found.metrics()["transcript/wer"] == 1.0
