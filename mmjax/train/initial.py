@@ -32,15 +32,15 @@ def load_initial(config: Experiment, state: TrainState) -> TrainState:
     for place, directory in config.initial.items():
         room, _, name = place.partition(".")
         local(directory, f"initial.{place}")
-        kind = {"encoders": "encoder", "heads": "head"}[room]
+        kind = {"encoders": "encoder", "tasks": "head"}[room]  # in an import
         if (Path(directory) / "checkpoints").is_dir():
             run, _, theirs = read_run(Path(directory))
-            part, theirs = getattr(run.model, room).get(name), theirs.get(f"{room}_{name}")
+            part, theirs, missing = getattr(run.model, room).get(name), theirs.get(f"{room}_{name}"), place
         else:
             part, parameters = read_part(directory)
-            theirs = tree(parameters, kind)
+            theirs, missing = tree(parameters, kind), kind
         if not theirs:
-            raise UserError(f"initial.{place}: the model in {directory} has no {kind}")
+            raise UserError(f"initial.{place}: the model in {directory} has no {missing}")
         if room == "encoders":
             ours = config.model.encoders[name]
             _check_same(part, ours, place, directory)
