@@ -21,7 +21,7 @@ from mmjax.run import Run
 from mmjax.train.build import build_model
 from mmjax.train.initial import load_initial
 from mmjax.train.program import begin, jitted_step
-from mmjax.train.step import cast, loss_and_gradients, rounded_like
+from mmjax.train.step import LossAndGradients, cast, rounded_like
 from mmjax.train.validate import check_config
 
 HALF = {"parameters": "bfloat16", "gradients": "bfloat16", "moments": "bfloat16"}
@@ -103,14 +103,12 @@ def test_what_is_kept_has_the_chosen_dtype(subject, rule, chosen, kept):
 
 @pytest.mark.slow
 def test_gradients_are_kept_and_summed_in_the_chosen_dtype(subject):
-    model, objectives = build_model(tiny().model), tiny().objectives
+    model = build_model(tiny().model)
     params = jax.jit(lambda: model.init(jax.random.key(0), subject.batch)["params"])()
 
     def gradients(count, dtype):
-        run = jax.jit(
-            lambda p, b: loss_and_gradients(model, objectives, p, b, jax.random.key(0), count, dtype=dtype)[1]
-        )
-        return run(params, subject.batch)
+        run = jax.jit(LossAndGradients(model, count, dtype=dtype))
+        return run(params, subject.batch, jax.random.key(0))[1]
 
     exact = gradients(1, "float32")
     for count in (1, 4):
@@ -127,19 +125,21 @@ def test_what_is_used_at_every_step_of_a_loop_sums_its_gradients_in_32_bits(sour
     model = dataclasses.replace(
         tiny().model,
         encoders={**tiny().model.encoders, "speech": speech},
-        heads={"transcript": c.TransducerDecoder(reads="speech", outputs=128, width=16)},
+        tasks={"transcript": c.Transducer(outputs=128, width=16)},
     )
-    config = tiny(model=model, objectives={"transcript": c.Transducer()}, evaluation=None)
-    batch = Subject(config).batch
-    model, objectives = build_model(config.model), config.objectives
-    params = jax.jit(lambda: cast(model.init(jax.random.key(0), batch)["params"], "bfloat16"))()
+    config = dataclasses.replace(with_dtypes(c.SGD(), parameters="bfloat16"), model=model)
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, clip=None))
+    subject = Subject(config)
+    step, _, initialise = program(config, subject)
 
-    @jax.jit
-    def gradients(params):
-        return loss_and_gradients(model, objectives, params, batch, jax.random.key(0), 1)[1]
+    def gradients(dtype):
+        """Of the parameters in bfloat16, computed in `dtype`: the momentum after one step."""
+        state = initialise()
+        after, _ = step(state._replace(params=cast(state.params, dtype)), subject.batch)
+        return {name: leaf for name, leaf in named(after.optimizer) if ".trace" in name}
 
-    exact, found = (dict(named(gradients(cast(params, dtype)))) for dtype in ("float32", "bfloat16"))
-    counted = [name for name, leaf in exact.items() if "encoders_speech" in name or "heads_transcript" in name]
+    exact, found = gradients("float32"), gradients("bfloat16")
+    counted = [name for name, leaf in exact.items() if "encoders_speech" in name or "tasks_transcript" in name]
     assert any("recurrent" in name for name in counted) and len(counted) > 8
     for name in counted:
         off = jnp.linalg.norm((found[name] - exact[name]).ravel()) / jnp.linalg.norm(exact[name].ravel())
@@ -151,11 +151,11 @@ def test_momentum_in_16_bits_comes_to_the_gradient(subject):
     """Lion forgets 1 % a step: rounded to the nearest, a momentum in bfloat16 stops before it is there."""
     config = with_dtypes(c.Lion(weight_decay=0.0), moments="bfloat16")
     still = dataclasses.replace(config.optimizer, schedule=c.Constant(peak=0.0, warmup=0), clip=None, ema=None)
-    model, objectives = build_model(config.model), config.objectives
+    model = build_model(config.model)
     config = dataclasses.replace(config, optimizer=still)
     step, _, initialise = program(config, subject)
     state = initialise()
-    gradients = jax.jit(lambda p: loss_and_gradients(model, objectives, p, subject.batch, jax.random.key(0), 1)[1])
+    gradients = jax.jit(lambda p: LossAndGradients(model)(p, subject.batch, jax.random.key(0))[1])
     exact, _ = ravel_pytree(gradients(state.params))
     for _ in range(300):
         state, _ = step(state, subject.batch)

@@ -54,7 +54,7 @@ ENTRY %main (x: f32[4,8], layers: f32[6,8,8]) -> f32[4,8] {
   %init = (s32[], f32[4,8]{1,0}, f32[6,8,8]{2,1,0}, s32[]) tuple(%begin, %x.1, %layers.1, %bound)
   %loop = (s32[], f32[4,8]{1,0}, f32[6,8,8]{2,1,0}, s32[]) while(%init), condition=%condition, body=%body
   %result = f32[4,8]{1,0} get-tuple-element(%loop), index=1
-  ROOT %mean = f32[4,8]{1,0} all-reduce(%result), replica_groups={{0,4},{1,5},{2,6},{3,7}}, to_apply=%add, metadata={op_name="jit(step)/heads_answer/sum"}
+  ROOT %mean = f32[4,8]{1,0} all-reduce(%result), replica_groups={{0,4},{1,5},{2,6},{3,7}}, to_apply=%add, metadata={op_name="jit(step)/tasks_answer/sum"}
 }
 """
 MESH = {"data": 2, "fsdp": 4}

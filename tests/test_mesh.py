@@ -52,7 +52,7 @@ def divisible(**mesh):
             "text": c.Transformer(vocabulary=128, layers=1, width=32, heads=8, mlp=64),
         },
         fusion=c.CrossAttention(layers=1, width=32, heads=8, mlp=64, queries=2),
-        heads={"answer": c.Head(reads="fused", outputs=13), "transcript": c.Head(reads="speech", outputs=128)},
+        tasks=tiny().model.tasks,
     )
     data = dataclasses.replace(
         tiny().data, rows={"speech": 352, "image": 128, "text": 16, "transcript": 24, "examples": 3}
@@ -244,12 +244,12 @@ def test_how_parameters_are_divided_is_told():
 
     params = {
         "encoders_text": {"up": parameter((8, 6), "fsdp", "tensor"), "down": parameter((6, 8, 2), "tensor", "fsdp")},
-        "heads_answer": {"kernel": parameter((8, 5), "fsdp", None), "bias": parameter((5,))},
+        "tasks_answer": {"kernel": parameter((8, 5), "fsdp", None), "bias": parameter((5,))},
     }
     assert division(params) == [
         {"along": "fsdp+tensor", "parameters": 144, "largest": "encoders_text/down 6x8x2"},
-        {"along": "fsdp", "parameters": 40, "largest": "heads_answer/kernel 8x5"},
-        {"along": "nothing", "parameters": 5, "largest": "heads_answer/bias 5"},
+        {"along": "fsdp", "parameters": 40, "largest": "tasks_answer/kernel 8x5"},
+        {"along": "nothing", "parameters": 5, "largest": "tasks_answer/bias 5"},
     ]
 
 

@@ -1,6 +1,5 @@
 """What every rule does to the parameters of every part that mmjax ships."""
 
-import typing
 from fnmatch import fnmatch
 
 import flax.linen as nn
@@ -14,9 +13,9 @@ from test_fusion import ALL as FUSIONS
 
 from mmjax import config as c
 from mmjax.models.layers import FixedBatchNorm, dense
-from mmjax.models.multimodal import AnyHead
 from mmjax.models.roles import Spec, specs
 from mmjax.stream import Stream
+from mmjax.tasks import Output
 from mmjax.train.optimizer import decayed, fixed
 from mmjax.train.rules import matrices
 from mmjax.train.step import init_parameters, init_state, make_train_step, unboxed
@@ -52,20 +51,22 @@ ENCODERS = {
     "bag": c.MeanEmbedding(vocabulary=32, width=16),
     "sensor": c.Vectors(inputs=3, **BLOCKS),
 }
-HEADS = {
-    "each": c.Head(reads="bert", outputs=5),
-    "mean": c.Head(reads="bert", outputs=5, pool=c.MeanPool()),
-    "class": c.Head(reads="vit", outputs=5, pool=c.ClassPool()),
-    "pooled": c.Head(reads="vit", outputs=5, pool=c.AttentionPool(heads=2, mlp=32)),
-    "words": c.Vocabulary(reads="llama", outputs=32),
+TASKS = {
+    "each": c.CTC(reads="bert", outputs=5),
+    "mean": c.Classify(reads="bert", outputs=5, pool=c.MeanPool()),
+    "class": c.MultiLabel(reads="vit", outputs=5, pool=c.ClassPool()),
+    "pooled": c.Regress(reads="vit", outputs=5, pool=c.AttentionPool(heads=2, mlp=32)),
+    "words": c.LanguageModel(reads="llama", outputs=32),
+    "hidden": c.MaskedTokens(reads="bert", outputs=32),
     "pairs": c.Contrast(between=("vit", "bert"), outputs=8, limit=100.0),
-    "patches": c.PatchDecoder(reads="vit_gated", outputs=192, **BLOCKS),
-    "clean": c.Denoiser(reads="relative"),
-    "written": c.AttentionDecoder(reads=("relative", "vit"), decoder=c.TextDecoder(tied=False, **TEXT)),
-    "continued": c.AttentionDecoder(
+    "patches": c.MaskedPatches(reads="vit_gated", decoder=c.PatchDecoder(**BLOCKS)),
+    "codes": c.BestRQ(reads="relative", codes=32),
+    "clean": c.Denoise(reads="relative"),
+    "written": c.Write(reads=("relative", "vit"), decoder=c.TextDecoder(tied=False, **TEXT)),
+    "continued": c.Write(
         reads=("bert",), decoder=c.TextDecoder(positions="learned", key_value_heads=1, length=16, **TEXT)
     ),
-    "transduced": c.TransducerDecoder(reads="relative", outputs=32, width=16),
+    "transduced": c.Transducer(reads="relative", outputs=32, width=16),
 }
 RULES = {
     "AdamW": c.AdamW(weight_decay=0.1),
@@ -116,10 +117,10 @@ def tokens(encoder):
 
 
 def specs_of_all():
-    """What is known of the parameters of one model with every encoder and head, and of every fusion."""
+    """What is known of the parameters of one model with every encoder and task, and of every fusion."""
     ids = tokens(ENCODERS["bert"])
     batch = {name: tokens(encoder) for name, encoder in ENCODERS.items()} | {"transcript": ids, "examples": ids}
-    model = c.Multimodal(encoders=ENCODERS, heads=HEADS)
+    model = c.Multimodal(encoders=ENCODERS, tasks=TASKS)
     params = jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
     streams = {name: ids._replace(features=jax.ShapeDtypeStruct((1, 16, 8), jnp.float32)) for name in ("image", "text")}
     for name, fusion in FUSIONS.items():
@@ -178,11 +179,10 @@ def first_step(rule, shapes, paths):
 
 
 def test_every_part_is_here(shapes, distinct):
-    """A new encoder, pool, fusion or head belongs into the tables above, and its parameters into one of their kinds."""
-    kinds = {*map(type, ENCODERS.values()), *map(type, HEADS.values()), *map(type, FUSIONS.values())}
-    kinds |= {type(head.pool) for head in HEADS.values() if getattr(head, "pool", None)}
-    shipped = (c.Encoder, AnyHead, c.Fusion, typing.get_type_hints(c.Head)["pool"])
-    ours = {kind for annotation in shipped for kind in all_kinds(annotation).values()}
+    """A new encoder, pool, fusion or task belongs into the tables above, and its parameters into one of their kinds."""
+    kinds = {*map(type, ENCODERS.values()), *map(type, TASKS.values()), *map(type, FUSIONS.values())}
+    kinds |= {type(task.pool) for task in TASKS.values() if getattr(task, "pool", None)}
+    ours = {kind for base in (c.Encoder, c.Task, c.Fusion, c.Pool) for kind in all_kinds(base).values()}
     assert kinds == {kind for kind in ours if kind.__module__.startswith("mmjax.")}
     params = nested(shapes)
     decays, still, axes = (by_path(mark(params)) for mark in (decayed, fixed, matrices))
@@ -246,20 +246,25 @@ def test_muon_makes_the_matrix_of_every_hidden_projection_orthogonal(shapes, dis
     assert seen >= {"qkv", "query", "key_value", "query_key", "value", "out", "position", "experts", "pool"}
 
 
+class Square:
+    """A task whose loss is smallest where the output is 1."""
+
+    weight, labelled = 1.0, False
+
+    def loss(self, output):
+        return {"loss": (((output.prediction - 1.0) ** 2).sum(), jnp.float32(output.prediction.size))}
+
+
 class Normalised(nn.Module):
-    """An imported batch normalisation between two projections."""
+    """A model with an imported batch normalisation between two projections."""
+
+    tasks = {"out": Square()}
 
     @nn.compact
     def __call__(self, batch, train=False):
         x = dense(64, (None, "embed"), jnp.float32, "first")(batch["x"][None])[0]
-        return {"out": dense(1, ("embed", None), jnp.float32, "last")(FixedBatchNorm(name="norm")(x)[None])[0]}
-
-
-class Square:
-    weight, labelled = 1.0, False
-
-    def __call__(self, output):
-        return {"loss": (((output - 1.0) ** 2).sum(), jnp.float32(output.size))}
+        out = dense(1, ("embed", None), jnp.float32, "last")(FixedBatchNorm(name="norm")(x)[None])[0]
+        return {"out": Output(out, None)}
 
 
 @every_rule
@@ -275,7 +280,7 @@ def test_training_leaves_given_statistics_as_they_are_to_the_bit(rule):
         params={**state.params, "norm": {**state.params["norm"], **given}},
         average={**state.average, "norm": {**state.average["norm"], **average}},
     )
-    step = jax.jit(make_train_step(Normalised(), {"out": Square()}, optimizer, average_decay=0.9))
+    step = jax.jit(make_train_step(Normalised(), optimizer, average_decay=0.9))
     after = state
     for _ in range(3):
         after, _ = step(after, batch)
