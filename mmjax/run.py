@@ -71,7 +71,7 @@ class Run:
           The result of `predict` and {"example": {"number", "split", "modalities", "text", "answer"}}.
         """
         split = split or self.config.evaluation.split
-        source = build_source(self.config.data, split)
+        source = build_source(self.config.data, split, self.directory)
         if not 0 <= number < len(source):
             raise UserError(f"there is no example {number}: the {split} split has {len(source):,}, counted from 0")
         example, subsets = source[number], self.config.evaluation.subsets
@@ -232,7 +232,7 @@ def evaluate_run(directory: str, split: str | None = None, examples: int | None 
         mesh = make_mesh(**vars(run.config.mesh))
     except UserError:  # the run was trained on another number of devices
         mesh = make_mesh()
-    data, source = run.config.data, build_source(run.config.data, split)
+    data, source = run.config.data, build_source(run.config.data, split, run.directory)
     check_same_meaning(run.directory, source)
     layout = build_layout(run.config, source.tokenizer)
     evaluator = Evaluator(data, run.model, run.config.objectives, layout, source, mesh)

@@ -1,17 +1,19 @@
 """Builds model, data source, layout and sampler from a config."""
 
+from pathlib import Path
 from typing import Any
 
 from mmjax import models
 from mmjax.data.image_augmentation import ImageAugmentation
 from mmjax.data.image_mixing import ImageMixing
 from mmjax.data.sources import Data
+from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
 from mmjax.files import data_directory
 from mmjax.objectives import MultiLabel, Regression
 from mmjax.train.experiment import Experiment
 from mmjax.train.quantisation import quantised
-from mmjax.tree import with_settings
+from mmjax.tree import read_json, with_settings
 
 
 def build_model(config: models.Multimodal) -> models.Multimodal:
@@ -22,9 +24,19 @@ def build_model(config: models.Multimodal) -> models.Multimodal:
     return model if config.matrix_products == "full" else quantised(model, config.matrix_products)
 
 
-def build_source(config: Data, split: str) -> Any:
-    """Opens a split of the data; prepares it first if necessary."""
-    return config.open(split, data_directory(config.directory))
+def build_source(config: Data, split: str, run: Path | None = None) -> Any:
+    """Opens a split of the data; prepares it first if necessary.
+
+    Args:
+      run: the directory of a run. If the run has begun, its own tokenizer and answers are used, so that the meaning of
+        ids stays the same when the training split changes or is gone.
+    """
+    directory = data_directory(config.directory)
+    if run is None or not (run / "config.json").is_file():
+        return config.open(split, directory)
+    tokenizer = Tokenizer.of_run(run) if config.tokenizer else None
+    answers = run / "answers.json"
+    return config.open(split, directory, tokenizer, tuple(read_json(answers)) if answers.is_file() else None)
 
 
 def image_changes(config: Experiment) -> tuple[ImageAugmentation | None, ImageMixing | None]:

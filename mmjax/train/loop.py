@@ -28,7 +28,15 @@ from mmjax.train.build import (
     image_changes,
 )
 from mmjax.train.checkpoint import Checkpoints
-from mmjax.train.directory import claimed, clear, note_compiler, open_run, resume, with_schedule
+from mmjax.train.directory import (
+    check_same_config,
+    claimed,
+    clear,
+    note_compiler,
+    open_run,
+    resume,
+    with_schedule,
+)
 from mmjax.train.experiment import Experiment
 from mmjax.train.initial import load_initial
 from mmjax.train.labels import check_labels
@@ -65,7 +73,8 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
     check_options(options_of(config.xla, jax.devices()[0]), jax.devices()[0])
 
     # Data.
-    source = build_source(config.data, "train")
+    check_same_config(config, run)
+    source = build_source(config.data, "train", run)
     check_labels(config, source)
     layout = build_layout(config, source.tokenizer)
     sampler = build_sampler(config, layout, source)
@@ -81,7 +90,7 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
     subsets = config.evaluation.subsets if config.objectives.keys() - config.model.masked.keys() else ()
     evaluator = None
     if subsets:
-        measured = build_source(config.data, config.evaluation.split)
+        measured = build_source(config.data, config.evaluation.split, run)
         evaluator = Evaluator(config.data, model, objectives, layout, measured, mesh)
 
     # State: abstract at first, then restored or initialised directly in shards.
