@@ -43,8 +43,8 @@ def of_texts(tmp_path, split="train", **changes):
     [
         ({}, "objectives.transcript needs a transcript, but no example .* text streams are text .*data.source.columns"),
         ({"tokenizer": None}, "is for text, but the data has no tokenizer; set data.tokenizer"),
-        ({"tokenizer": c.SentencePiece(vocabulary=40)}, "256 bytes alone take 3[0-9][0-9]; set a vocabulary of 3"),
-        ({"tokenizer": c.SentencePiece(vocabulary=900)}, "too little of it; set a vocabulary of [0-9]+ or less"),
+        ({"tokenizer": c.SentencePiece(vocabulary=40)}, "256 bytes and special pieces take 3.. already; set 3"),
+        ({"tokenizer": c.SentencePiece(vocabulary=900)}, "too short to learn so many; set [0-9]+ or less"),
     ],
 )
 def test_what_the_data_lacks_is_said_before_training(tmp_path, changes, message):
