@@ -44,6 +44,10 @@ def of_texts(tmp_path, split="train", **changes):
         ({}, "objectives.transcript needs a transcript, but no example .* text streams are text .*data.source.columns"),
         ({"tokenizer": None}, "is for text, but the data has no tokenizer; set data.tokenizer"),
         ({"tokenizer": c.SentencePiece(vocabulary=40)}, "256 bytes and special pieces take 3.. already; set 3"),
+        (
+            {"tokenizer": c.SentencePiece(vocabulary=1)},
+            "letters a to z, .* take 3..* with byte_fallback=False, [45]. are",
+        ),
         ({"tokenizer": c.SentencePiece(vocabulary=900)}, "too short to learn so many; set [0-9]+ or less"),
     ],
 )

@@ -164,6 +164,7 @@ def test_a_list_gives_the_end_of_a_part_and_its_channel(kind, tmp_path):
     assert from_row({"speech": "a.wav", "channel": 1.0}, "", "it").channels == (1,)  # pandas
     record, unread = read_row({"text": "the news", "channel": "BBC", "end": "late"}, "", "it")  # nothing is heard
     assert record.text == "the news" and unread == ["channel", "end"]
+    assert hinted("channel") == "'channel' (no recording, or another column gives channels)"
 
 
 def test_supervisions_are_joined_in_the_order_of_time():
@@ -187,7 +188,7 @@ def test_supervisions_are_joined_in_the_order_of_time():
         (cut(supervisions=[supervision(0, 0.9, "a")]), "partly outside the cut"),
         (
             cut(supervisions=[supervision(0, 0.2, "a"), supervision(0.2, 0.2, None)]),
-            "1 of its 2 supervisions has no text",
+            "texts for only 1 of its 2 supervisions",
         ),
         (cut(supervisions=[supervision(-0.3, 0.5, "a")]), "partly outside the cut"),
         (cut(0, supervisions=[supervision(0, 0.5, "a", channel=1)]), "for channel 1, but the cut uses 0"),

@@ -9,9 +9,7 @@ class Filters:
 
     shortest: float | None = None  # seconds of speech
     longest: float | None = None
-    characters_per_second: float | None = (
-        40.0  # of a transcript; nobody speaks faster, so the transcript is of something else
-    )
+    characters_per_second: float | None = 40.0  # of a transcript; nobody speaks faster, so the transcript is wrong
     tokens_per_frame: float | None = None  # tokens of a transcript per CTC frame
     frame: float = 0.04  # seconds per CTC frame
     largest_share_dropped: float = 0.05  # dropping a larger share is an error

@@ -66,8 +66,8 @@ def _from_cut(row: Mapping[str, Any], name: str) -> dict[str, Any]:
     missing = texts.count(None)
     if 0 < missing < len(texts):
         raise UserError(
-            f"{name}: {missing} of its {len(texts)} supervisions has no text, so the transcript is not that of the whole cut; "
-            "cut it: cuts.trim_to_supervisions"
+            f"{name} has texts for only {len(texts) - missing} of its {len(texts)} supervisions, so they are no transcript of the "
+            "whole cut; cut it: cuts.trim_to_supervisions"
         )
     used = {"id", "type", "start", "duration", "channel", "recording", "supervisions"}
     cut |= {key: value for key, value in row.items() if key not in used}

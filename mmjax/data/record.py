@@ -75,6 +75,11 @@ ALIASES = {
     "key": "name",
     "path": "speech",  # Common Voice; image if the file's ending is that of a picture
 }
+# Other names of columns that probably name files.
+FILES = {
+    "speech": re.compile(r"(wav|audio|speech|sound|recording|clip)s?[-_ ]?(file|path|name|fname|uri|url)+"),
+    "image": re.compile(r"(image|img|picture|photo)s?[-_ ]?(file|path|name|fname|uri|url)+"),
+}
 BY_ENDING = ("file_name", "path")  # recording or picture, depending on the file's ending
 TEXTS = ("text", "transcript", "target", "language", "task")
 WRITTEN = ("transcript", "target")  # an empty text is valid here: the model should write nothing
@@ -132,7 +137,8 @@ def read_row(
 def hinted(key: str) -> str:
     """An unused name in quotes, with what may be meant by it."""
     if key in ALIASES or key in FIELDS:
-        return f"'{key}' (another column gives {ALIASES.get(key, key)})"
+        field = ALIASES.get(key, key)
+        return f"'{key}' ({'no recording, or ' if field in PART else ''}another column gives {field})"
     if meant := _misspelt(key):
         return f"'{key}' (did you mean '{meant}'?)"
     field = next((field for field, names in FILES.items() if names.fullmatch(key.lower())), None)
@@ -231,13 +237,6 @@ def _chosen(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, str
 def _by_ending(key: str, value: Any) -> str:
     file = value.lower() if isinstance(value, str) else ""
     return "speech" if file.endswith(SPEECH) else "image" if file.endswith(IMAGES) else ALIASES[key]
-
-
-# Columns that name files, under names that are not aliases.
-FILES = {
-    "speech": re.compile(r"(wav|audio|speech|sound|recording|clip)s?[-_ ]?(file|path|name|fname|uri|url)+(name|path)?"),
-    "image": re.compile(r"(image|img|picture|photo)s?[-_ ]?(file|path|name|fname|uri|url)+(name|path)?"),
-}
 
 
 @functools.cache
