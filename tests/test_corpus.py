@@ -247,13 +247,13 @@ def test_filters_count_what_they_leave_out_by_reason(tmp_path):
 
 def test_no_recording_is_too_short_for_the_limit_of_characters(tmp_path):
     lines = []
-    for number, (samples, text) in enumerate([(1, "yes"), (1, ""), (1_200, "yes"), (1_200, "yes!"), (1_200, None)]):
+    for number, (samples, text) in enumerate([(1, "yes"), (1, ""), (800, "yes!"), (800, "yes!!"), (800, None)]):
         soundfile.write(tmp_path / f"{number}.wav", np.zeros(samples), 16_000)
         lines.append(json.dumps({"speech": f"{number}.wav", "transcript": text}))
     (tmp_path / "list.jsonl").write_text("\n".join(lines))
-    filters = Filters(characters_per_second=40.0, largest_share_dropped=1.0)  # 3 in 1,200 samples
+    filters = Filters(characters_per_second=40.0, largest_share_dropped=1.0)  # 2 in 800 samples
     found = corpus(ManifestRecords(str(tmp_path / "list.jsonl")), tmp_path, filters=filters)
-    assert [number for number, _ in found.quarantine] == [0, 3]
+    assert [number for number, _ in found.quarantine] == [0, 3]  # up to twice as many
 
 
 def test_an_empty_text_is_not_a_missing_one(tmp_path):
