@@ -24,10 +24,9 @@ from mmjax.models.task import Facts
 from mmjax.parallel.mesh import make_mesh
 from mmjax.parallel.runtime import jit_once
 from mmjax.stream import Batch
-from mmjax.train.build import build_layout, build_model, build_source
+from mmjax.train.build import build_layout, build_model, build_source, facts_of_run
 from mmjax.train.directory import check_same_meaning, read_run
 from mmjax.train.report import left_out, sample_rate
-from mmjax.tree import read_json
 
 LONGEST = 300  # seconds of a recording; the memory of attention grows with the square of its length
 SHORTEST_ROW = 128  # hops of a row of speech
@@ -60,13 +59,12 @@ class Run:
     @functools.cached_property
     def facts(self) -> Facts:
         """What tasks need to know of the data of the run."""
-        return Facts(self.tokenizer, {"answer": read_json(self.directory / "answers.json")})
+        return facts_of_run(self.directory, self.config)
 
-    @functools.cached_property
+    @property
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer of the run; None if the run has no text."""
-        has_text = {"text", "transcript", "target"} & set(self.config.data.rows)
-        return Tokenizer.of_run(self.directory) if has_text else None
+        return self.facts.tokenizer
 
     def predict_example(self, number: int, split: str | None = None) -> dict[str, Any]:
         """Predicts an example of the data from the modalities of the first evaluation subset, and adds its truth.
@@ -75,7 +73,7 @@ class Run:
           The result of `predict` and {"example": {"number", "split", "modalities", "text", "answer"}}.
         """
         split = split or self.config.evaluation.split
-        source = build_source(self.config.data, split)
+        source = build_source(self.config.data, split, self.directory)
         if not 0 <= number < len(source):
             raise UserError(f"there is no example {number}: the {split} split has {len(source):,}, counted from 0")
         example, subsets = source[number], self.config.evaluation.subsets
@@ -217,7 +215,7 @@ def evaluate_run(directory: str, split: str | None = None, examples: int | None 
         mesh = make_mesh(**vars(run.config.mesh))
     except UserError:  # the run was trained on another number of devices
         mesh = make_mesh()
-    data, source = run.config.data, build_source(run.config.data, split)
+    data, source = run.config.data, build_source(run.config.data, split, run.directory)
     check_same_meaning(run.directory, source)
     layout = build_layout(run.config, source.tokenizer)
     evaluator = Evaluator(data, run.model, layout, run.facts, source, mesh)

@@ -245,6 +245,17 @@ def test_filters_count_what_they_leave_out_by_reason(tmp_path):
     assert len(found) == 2 and found[0].transcript == "b" and found[1].transcript == ""
 
 
+def test_no_recording_is_too_short_for_the_limit_of_characters(tmp_path):
+    lines = []
+    for number, (samples, text) in enumerate([(1, "yes"), (1, ""), (800, "yes!"), (800, "yes!!"), (800, None)]):
+        soundfile.write(tmp_path / f"{number}.wav", np.zeros(samples), 16_000)
+        lines.append(json.dumps({"speech": f"{number}.wav", "transcript": text}))
+    (tmp_path / "list.jsonl").write_text("\n".join(lines))
+    filters = Filters(characters_per_second=40.0, largest_share_dropped=1.0)  # 2 in 800 samples
+    found = corpus(ManifestRecords(str(tmp_path / "list.jsonl")), tmp_path, filters=filters)
+    assert [number for number, _ in found.quarantine] == [0, 3]  # up to twice as many
+
+
 def test_an_empty_text_is_not_a_missing_one(tmp_path):
     """From every kind of list that can say both; a cell of a table cannot."""
     soundfile.write(tmp_path / "a.wav", np.zeros(16_000), 16_000)

@@ -1,5 +1,6 @@
 """docs/data.md, step by step, on recordings made for it."""
 
+import itertools
 import json
 import pathlib
 import re
@@ -8,11 +9,14 @@ import shlex
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 
 from mmjax import cli
 from mmjax import config as c
 from mmjax.data.tfds_fields import READY, ready
-from mmjax.train.build import build_source
+from mmjax.train.build import build_layout, build_sampler, build_source
+from mmjax.train.labels import check_labels
+from mmjax.train.validate import check_config
 
 PAGE = pathlib.Path("docs/data.md").read_text()
 
@@ -69,6 +73,39 @@ def test_the_page_works_from_beginning_to_end(home, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["subsets"]["speech"]["examples"] == 1
 
 
+@pytest.fixture
+def animals(tmp_path, monkeypatch):
+    """The page's config of images, and images of noise in its folders."""
+    draw = np.random.default_rng(0)
+    for split, kind, number in itertools.product(("train", "test"), ("cat", "dog"), range(2)):
+        folder = tmp_path / "animals" / split / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (40 + number, 50, 3), np.uint8)).save(folder / f"{number}.png")
+    (tmp_path / "animals.py").write_text(code("python")[1])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MMJAX_DATA", str(tmp_path / "cache"))
+    return tmp_path / "animals.py"
+
+
+def test_the_config_of_images_fits_its_folders(animals):
+    config = c.load(animals)
+    check_config(config)
+    source = build_source(config.data, "train")
+    check_labels(config, source)
+    assert source.answers == ["cat", "dog"] and len(source) == 4
+    layout = build_layout(config, None)
+    sampler = build_sampler(config, layout, source)
+    assert len(sampler.rows(0)) == 2 and not sampler.too_long and not sampler.never_shown
+
+
+@pytest.mark.slow
+def test_the_config_of_images_trains(animals, capsys):
+    run("mmjax train animals.py --run-dir runs/animals")
+    capsys.readouterr()
+    run("mmjax eval runs/animals --json")
+    assert json.loads(capsys.readouterr().out)["subsets"]["image"]["examples"] == 4
+
+
 def test_the_data_sets_of_the_page_are_described_right():
     """They cannot be downloaded for a test; tests/test_tfds.py reads a few examples of each."""
     shown = [eval(text, {"c": c}) for text in re.findall(r"`(c\.TFDS\(.*?\))`", PAGE)]
@@ -83,7 +120,7 @@ def test_the_mixture_of_the_page_is_one(home, monkeypatch):
     if not (home / "shards").exists():  # which the page has built, where its test came first
         run(code("bash")[2].splitlines()[0])
     room = {"c": c}
-    exec(code("python")[1], room)
+    exec(code("python")[2], room)
     data = c.load("colours.py").data
     mixed = build_source(c.Data(**{**vars(data), "source": room["source"]}), "train")
     assert mixed.names == ["mine", "lists"] and mixed.lengths == [3, 3]
@@ -97,7 +134,7 @@ def test_the_tokenizer_of_the_page_puts_a_language_before_a_transcript(home, mon
     run(code("bash")[3].strip())
     assert capsys.readouterr().out.startswith("64 pieces, ")
     room = {"c": c}
-    exec(code("python")[2], room)
+    exec(code("python")[3], room)
     data = c.load("colours.py").data
     found = build_source(
         c.Data(**{**vars(data), "tokenizer": room["tokenizer"], "prefixes": room["prefixes"]}), "train"

@@ -10,8 +10,10 @@ from PIL import Image
 from mmjax import config as c
 from mmjax.data.fingerprint import changes, fingerprint
 from mmjax.errors import UserError
+from mmjax.run import Run, evaluate_run
 from mmjax.train.build import build_source
 from mmjax.train.directory import open_run
+from mmjax.train.loop import train
 
 COLOURS = ("red", "green", "blue", "white")
 
@@ -72,6 +74,80 @@ def fingerprint_alone(config, run):
     source = opened(config)
     source.answers = json.loads((run / "answers.json").read_text())
     open_run(config, run, source)
+
+
+def test_a_new_line_that_cannot_be_read_is_said(listed, tmp_path):
+    config, path, lines = listed
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, filters=c.Filters(largest_share_dropped=0.5))
+    )
+    before = fingerprint(opened(config))
+    path.write_text("\n".join([*lines, '{"image": "0.png", "answer": "red"']))
+    found = changes(before, fingerprint(opened(config)))
+    assert found == "left out: none then, 1 unreadable now (`mmjax data inspect` names them)"
+    earlier = {"": {key: value for key, value in before[""].items() if key != "left out"}}
+    assert changes(earlier, before) is None  # a run of an earlier version
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A config of texts with answers, and its lists."""
+    lists = {split: tmp_path / f"{split}.jsonl" for split in ("train", "test")}
+    for path in lists.values():
+        path.write_text(texts("red circle", "blue"))
+    data = c.Data(
+        source=c.Manifest(splits={split: str(path) for split, path in lists.items()}),
+        tokenizer=c.SentencePiece(vocabulary=52, byte_fallback=False),
+        directory=str(tmp_path),
+        batch_rows=2,
+        rows={"text": 40, "examples": 2},
+        subsets={"text": 1.0},
+        filters=c.Filters(largest_share_dropped=0.5),
+    )
+    encoders, heads = {"text": tiny().model.encoders["text"]}, {"answer": c.Head(reads="fused", outputs=2)}
+    model = c.Multimodal(encoders=encoders, fusion=c.Add(width=8), heads=heads)
+    objectives = {"answer": c.Classification()}
+    return tiny(data=data, model=model, objectives=objectives, steps=1, evaluation=c.Evaluation(subsets=())), lists
+
+
+def texts(*given):
+    return "".join(json.dumps({"text": text, "answer": text[:3]}) + "\n" for text in given)
+
+
+def test_a_run_keeps_its_own_tokenizer_and_answers(written, tmp_path):
+    """When its texts and answers have changed, and without the training split."""
+    config, lists = written
+    run = tmp_path / "run"
+    run.mkdir()
+    began = build_source(config.data, "train", run)
+    open_run(config, run, began)
+    lists["train"].write_text(texts("red circles", "blue squares", "green stars"))
+    changed = build_source(config.data, "train", run)
+    assert opened(config).tokenizer.serialised != changed.tokenizer.serialised == began.tokenizer.serialised
+    assert changed.answers == ["blu", "red"] and changed.dropped == {"answer not in the training split": 1}
+    with pytest.raises(UserError, match="trained on other data .*1 answer not in the training.*--accept-changed-data"):
+        open_run(config, run, changed)
+    open_run(config, run, changed, accept_changed_data=True)
+    assert (run / "tokenizer.model").read_bytes() == began.tokenizer.serialised
+    assert json.loads((run / "answers.json").read_text()) == ["blu", "red"]
+    lists["train"].unlink()
+    test = build_source(config.data, "test", run)
+    assert test.answers == ["blu", "red"] and [test[0].answer, test[1].answer] == [1, 0]
+    assert test.tokenizer.serialised == began.tokenizer.serialised
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_changed_texts_and_is_evaluated_without_the_training_split(written, tmp_path, capsys):
+    config, lists = written
+    train(config, tmp_path / "run")
+    lists["train"].write_text(texts("red circles", "blue squares"))
+    with pytest.raises(UserError, match="trained on other data .*--accept-changed-data"):
+        train(config, tmp_path / "run")
+    train(dataclasses.replace(config, steps=2), tmp_path / "run", accept_changed_data=True)
+    lists["train"].unlink()
+    found = evaluate_run(tmp_path / "run")["subsets"]["text"]
+    assert found["examples"] == 2 and 0 <= found["answer/accuracy"] <= 1
+    assert Run(tmp_path / "run").predict_example(1)["example"]["answer"] == "blu"
 
 
 def test_neither_place_nor_time_of_files_matters(listed, tmp_path):

@@ -73,7 +73,7 @@ def test_ten_thousand_damaged_files():
 def test_what_the_index_says_of_a_file_is_what_the_loader_makes_of_it(seed, count):
     """Every container and coding of recordings, every format of pictures, whole and damaged: `check_agreement`.
 
-    Of a damaged file the index knows the headers, and of an OGG file its end. So either both refuse it, in the same words,
+    Of a damaged file the index knows the headers, and of an OGG file the checksums. So either both refuse it, in the same words,
     or the loader delivers exactly as many samples or pixels as the index states, or it refuses what only decoding
     finds. It never delivers another number, and never what the index refuses.
     """
@@ -115,7 +115,7 @@ def huge_png(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-WAV = recording()
+WAV, OGG = recording(), recording("OGG")
 CASES = {
     "no bytes": (b"", "index"),
     "10 hours promised by WAV": (with_number(WAV, WAV.index(b"data") + 4, "<I", 10 * 3600 * 32_000), "index"),
@@ -126,6 +126,7 @@ CASES = {
     "another rate": (with_number(WAV, 24, "<I", 8_000), "delivered"),  # of which nobody can know
     "8 channels": (recording(channels=8), "delivered"),
     "not a number": (recording(subtype="FLOAT")[:-4] + struct.pack("<f", float("nan")), "loader"),
+    "a flipped byte at the end of an OGG": (OGG[:-9] + bytes([OGG[-9] ^ 255]) + OGG[-8:], "index"),
     "20,000 x 20,000 pixels": (huge_png(20_000), "index"),
     "zeros behind the first bytes of a WAV": (WAV[:12] + bytes(2**24), "index"),
     "no recording, but text": (b"\xff\xfe not a recording" * 9, "index"),

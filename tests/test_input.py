@@ -146,33 +146,81 @@ def test_a_size_that_a_pipe_left_does_not_hide_a_cut_sample():
         read_audio(piped[:-1])
 
 
-def last_page(data):
-    return data.rindex(b"OggS")
+def pages(data):
+    """The pages of an OGG file."""
+    found, at = [], 0
+    while at < len(data):
+        size = 27 + data[at + 26] + sum(data[at + 27 : at + 27 + data[at + 26]])
+        found.append(bytearray(data[at : at + size]))
+        at += size
+    return found
+
+
+def joined(pages):
+    """An OGG file of these pages, with their checksums."""
+    for page in pages:
+        struct.pack_into("<I", page, 22, ogg_checksum(page))
+    return b"".join(pages)
 
 
 def without_its_end(data):
     """An OGG file whose last page does not say that it is the last."""
-    page = bytearray(data[last_page(data) :])
-    assert page[5] == 4
-    page[5], page[22:26] = 0, bytes(4)
-    struct.pack_into("<I", page, 22, ogg_checksum(page))
-    return data[: last_page(data)] + bytes(page)
+    *others, last = pages(data)
+    assert last[5] == 4
+    last[5] = 0
+    return joined([*others, last])
 
 
-@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+OGG = {kind: recording(spoken(3, 16_000), 16_000, "OGG", subtype=kind) for kind in ("VORBIS", "OPUS")}
+
+
+@pytest.mark.parametrize("subtype", OGG)
 def test_an_ogg_stream_needs_no_flag_at_its_end_but_all_of_its_last_page(subtype):
-    whole = recording(spoken(10, 16_000), 16_000, "OGG", subtype=subtype)
+    whole = OGG[subtype]
     open_ended = without_its_end(whole)
-    assert measure_audio(open_ended, "it").frames == 160_000
+    assert measure_audio(open_ended, "it").frames == 48_000
     np.testing.assert_array_equal(read_audio(open_ended), read_audio(whole))
-    page = last_page(whole)
+    page = len(whole) - len(pages(whole)[-1])
     for cut in (page + 10, page + 30, len(whole) - 1):
         with pytest.raises(UserError, match="truncated: its last OGG page is incomplete"):
             measure_audio(whole[:cut], "it")
-    table = page + 27 + whole[page + 26] - 1  # the last packet goes on, on a page that is not there
-    going_on = open_ended[:table] + b"\xff" + open_ended[table + 1 :] + bytes(255 - whole[table])
+    *others, last = pages(open_ended)
+    table = 27 + last[26] - 1  # the last packet goes on, on a page that is not there
+    last += bytes(255 - last[table])
+    last[table] = 255
     with pytest.raises(UserError, match="truncated: its last OGG packet is incomplete"):
-        measure_audio(going_on, "it")
+        measure_audio(joined([*others, last]), "it")
+
+
+@pytest.mark.parametrize("subtype", OGG)
+def test_a_flipped_bit_in_any_page_of_an_ogg_file_is_found_by_index_and_loader(subtype, tmp_path):
+    """libogg skips a damaged page; without the first or the last page, a recording would only be shorter."""
+    whole, draw = OGG[subtype], np.random.default_rng(0)
+    places = [(sum(map(len, pages(whole)[:number])), len(page)) for number, page in enumerate(pages(whole))]
+    for start, size in places:
+        for at in (start, start + 6, start + 26, *(start + draw.integers(size, size=5)).tolist()):
+            (tmp_path / "damaged.ogg").write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+            refusals = []
+            for refuses in (measure_audio, lambda *it: read_audio(it[0], 16_000, *it[1:])):
+                for part in ((), (1.0, 0.5)):  # a part is read from the file, a whole recording from memory
+                    with pytest.raises(UserError, match="is damaged|cannot decode|incomplete") as refusal:
+                        refuses(tmp_path / "damaged.ogg", "it", *part)
+                    refusals.append(str(refusal.value))
+            assert len(set(refusals)) == 1
+    with pytest.raises(UserError, match="the OGG page before byte .* is missing"):
+        measure_audio(joined([*pages(whole)[:3], *pages(whole)[4:]]), "it")
+
+
+@pytest.mark.parametrize("subtype", OGG)
+def test_an_ogg_file_may_begin_within_a_broadcast_and_end_in_tags(subtype):
+    numbered = pages(OGG[subtype])
+    for page in numbered:
+        if any(page[6:14]):  # no header
+            struct.pack_into("<I", page, 18, 1000 + int.from_bytes(page[18:22], "little"))
+    for good in (joined(numbered), OGG[subtype] + b"TAG" + bytes(125)):
+        np.testing.assert_array_equal(read_audio(good), read_audio(OGG[subtype]))
+    with pytest.raises(UserError, match="is damaged: the OGG page at byte"):
+        read_audio(without_its_end(OGG[subtype]) + bytes(128))  # it may have been another page
 
 
 def test_several_ogg_streams_in_a_file_are_not_taken_for_the_first(tmp_path):

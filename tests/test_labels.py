@@ -40,8 +40,12 @@ def of_texts(tmp_path, split="train", **changes):
     [
         ({}, "model.tasks.transcript needs a transcript, but no example .* streams are text .*data.source.columns"),
         ({"tokenizer": None}, "is for text, but the data has no tokenizer; set data.tokenizer"),
-        ({"tokenizer": c.SentencePiece(vocabulary=40)}, "256 bytes alone take 3[0-9][0-9]; set a vocabulary of 3"),
-        ({"tokenizer": c.SentencePiece(vocabulary=900)}, "too little of it; set a vocabulary of [0-9]+ or less"),
+        ({"tokenizer": c.SentencePiece(vocabulary=40)}, "256 bytes and special pieces take 3.. already; set 3"),
+        (
+            {"tokenizer": c.SentencePiece(vocabulary=1)},
+            "letters a to z, .* take 3..* with byte_fallback=False, [45]. are",
+        ),
+        ({"tokenizer": c.SentencePiece(vocabulary=900)}, "too short to learn so many; set [0-9]+ or less"),
     ],
 )
 def test_what_the_data_lacks_is_said_before_training(tmp_path, changes, message):
@@ -114,5 +118,7 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path):
     open_run(config, tmp_path / "run", source)
     open_run(config, tmp_path / "run", source)
     (tmp_path / "list.jsonl").write_text(json.dumps({"speech": "a.wav", "text": "drei vier fünf sechs"}))
-    with pytest.raises(UserError, match="trained with another tokenizer: its data has changed"):
-        open_run(config, tmp_path / "run", build_source(config.data, "train"))
+    changed = build_source(config.data, "train", tmp_path / "run")
+    assert changed.tokenizer.serialised == source.tokenizer.serialised
+    with pytest.raises(UserError, match="was trained on other data .*texts"):
+        open_run(config, tmp_path / "run", changed)

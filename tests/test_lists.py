@@ -25,8 +25,9 @@ from mmjax.data.files import Blob, matching
 from mmjax.data.filters import Filters
 from mmjax.data.folder import FolderRecords
 from mmjax.data.manifest import ManifestRecords
+from mmjax.data.page import facts
 from mmjax.data.parquet import ParquetRecords
-from mmjax.data.record import from_row, read_row
+from mmjax.data.record import from_row, hinted, read_row
 from mmjax.data.shards import ShardsRecords
 from mmjax.data.tar_shards import TarShardsRecords
 from mmjax.errors import UserError
@@ -137,11 +138,42 @@ def test_a_channel_is_that_of_the_file(tmp_path):
     assert len(found) == 1 and "channel 1 (counted from 0) is requested" in found.quarantine[0][1]
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_list_gives_the_end_of_a_part_and_its_channel(kind, tmp_path):
+    stereo = np.stack([np.concatenate([tone(440), tone(880)]), np.concatenate([tone(1500), tone(2500)])], axis=1)
+    soundfile.write(tmp_path / "call.wav", stereo, RATE)
+    rows = [
+        {"path": "call.wav", "start": a, "end": b, "channel": n}
+        for a, b, n in ((0.0, 0.5, 0), (0.5, 1.0, 1), (0.25, 0.5, 0))
+    ]
+    if kind == "csv":
+        with (tmp_path / "list.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        listed(tmp_path / "list.jsonl", rows)
+    found = corpus(ManifestRecords(str(tmp_path / f"list.{kind}")), tmp_path)
+    assert [(len(found[i].speech()) / RATE, pitch(found[i].speech())) for i in range(3)] == [
+        (0.5, 440),
+        (0.5, 2500),
+        (0.25, 440),
+    ]
+    assert not found.unread and found.sizes["speech"].tolist() == [8_000, 8_000, 4_000]
+    assert from_row({"speech": "a.wav", "stop": 1.5}, "", "it", {"stop": "end"}).seconds == 1.5
+    assert from_row({"speech": "a.wav", "channel": 1.0}, "", "it").channels == (1,)  # pandas
+    record, unread = read_row({"text": "the news", "channel": "BBC", "end": "late"}, "", "it")  # nothing is heard
+    assert record.text == "the news" and unread == ["channel", "end"]
+    assert hinted("channel") == "'channel' (no recording, or another column gives channels)"
+
+
 def test_supervisions_are_joined_in_the_order_of_time():
     said = [supervision(0.3, 0.1, "b"), supervision(0.0, 0.3, "a"), supervision(0.4, 0.1, "")]
     assert from_row(cut(supervisions=said), "", "it").transcript == "a b"
     assert from_row(cut(supervisions=[supervision(0, 0.5, "")]), "", "it").transcript == ""
     assert from_row(cut(supervisions=[]), "", "it").transcript is None
+    unknown = [supervision(0.0, 0.2, None), supervision(0.2, 0.2, None)]
+    assert from_row(cut(supervisions=unknown), "", "it").transcript is None
 
 
 @pytest.mark.parametrize(
@@ -154,6 +186,10 @@ def test_supervisions_are_joined_in_the_order_of_time():
         (cut(recording={"sources": [{"type": "command", "source": "sox ...", "channels": [0]}]}), "type 'command'"),
         (cut(supervisions=[supervision(0, 0.4, "a"), supervision(0.1, 0.3, "b")]), "overlap in time"),
         (cut(supervisions=[supervision(0, 0.9, "a")]), "partly outside the cut"),
+        (
+            cut(supervisions=[supervision(0, 0.2, "a"), supervision(0.2, 0.2, None)]),
+            "texts for only 1 of its 2 supervisions",
+        ),
         (cut(supervisions=[supervision(-0.3, 0.5, "a")]), "partly outside the cut"),
         (cut(0, supervisions=[supervision(0, 0.5, "a", channel=1)]), "for channel 1, but the cut uses 0"),
         (
@@ -179,6 +215,10 @@ def test_supervisions_are_joined_in_the_order_of_time():
         ({"text": "x", "label": float("inf")}, "answer is inf"),
         ({"text": "x", "label": {"a": 1}}, "answer cannot be"),
         ({"speech": "a.wav", "seconds": True}, "seconds cannot be True"),
+        ({"speech": "a.wav", "start": 2, "end": 2}, "end is 2.0, but the part starts at 2.0"),
+        ({"speech": "a.wav", "start": 1, "end": 2, "duration": 9}, "has 9.0 seconds, but extends from 1.0 to 2.0"),
+        ({"speech": "a.wav", "end": "later"}, "end is 'later', which is not a number"),
+        ({"speech": "a.wav", "channel": "left"}, "channels is 'left', .*rename the column"),
     ],
 )
 def test_what_would_change_the_meaning_is_refused(row, message):
@@ -454,6 +494,55 @@ def test_of_two_names_of_one_field_the_other_is_named():
         {"transcript": "a", "sentence": "b", "caption": "", "image": None, "audio": "a.wav"}, "", "it"
     )
     assert record.transcript == "a" and unread == ["sentence"]
+    assert hinted("sentence") == "'sentence' (another column gives transcript)"
+    assert hinted("wav_path") == "'wav_path' (is it speech? Then set columns={'wav_path': 'speech'})"
+    assert hinted("imageFileName").startswith("'imageFileName' (is it image?") and hinted("image_id") == "'image_id'"
+    assert from_row({"wav_filename": "a.wav", "wav_filesize": 9, "transcript": "x"}, "r", "it").speech == Blob(
+        "r/a.wav"
+    )
+
+
+@pytest.mark.parametrize(
+    "name, header, message",
+    [
+        ("list.csv", "path;sentence", "separated by semicolons, but they must be by commas; write it with commas"),
+        (
+            "list.csv",
+            "path\tsentence",
+            "separated by tabs, but they must be by commas; name the file .tsv, or write it",
+        ),
+        ("list.tsv", "path,sentence", "separated by commas, but they must be by tabs; name the file .csv, or write it"),
+    ],
+)
+def test_a_table_with_another_separator_is_refused(name, header, message, tmp_path):
+    (tmp_path / name).write_text(f"{header}\n")
+    with pytest.raises(UserError, match=message):
+        ManifestRecords(str(tmp_path / name))
+    (tmp_path / "one.csv").write_text("text\nred; blue\n")
+    assert ManifestRecords(str(tmp_path / "one.csv"))[0].text == "red; blue"
+
+
+def test_what_is_missing_is_counted(tmp_path):
+    (tmp_path / "a.wav").write_bytes(encoded(tone(440)))
+    rows = [
+        {"speech": "a.wav", "transcript": "one"},
+        {"speech": "a.wav"},
+        {"text": "x", "target": "y"},
+        {"speech": "a.wav", "transcript": ""},
+    ]
+    found = corpus(ManifestRecords(listed(tmp_path / "list.jsonl", rows)), tmp_path)
+    said = "\n".join(found.notes)
+    assert "1 of 3 recordings have no transcript" in said and "3 of 4 examples have no target" in said
+    missing = [*rows[:1], {"speech": "a.wav", "transcript": "x" * 99}, *[{"speech": f"{n}.wav"} for n in range(6)]]
+    loose = Filters(largest_share_dropped=1.0)
+    found = corpus(ManifestRecords(listed(tmp_path / "list.jsonl", missing)), tmp_path / "again", filters=loose)
+    shown = facts(found)["reasons"]
+    name = tmp_path / "list.jsonl"
+    assert len(shown) == 6 and shown[-1] == "and 2 more"
+    assert shown[0] == f"example 1 ({name}:2): too many characters: 99 in 0.50 s"
+    left_out(found, tmp_path)
+    heading, first, *_ = (tmp_path / "left-out.tsv").read_text().splitlines()
+    assert heading == "example\tname\treason" and first == f"1\t{name}:2\ttoo many characters: 99 in 0.50 s"
 
 
 def test_columns_of_later_tables_are_counted(tmp_path):

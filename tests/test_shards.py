@@ -59,7 +59,11 @@ def test_shards_hold_the_same_examples_and_a_build_goes_on_where_it_was(files, t
     assert built == ["train-00002-of-00003.array_record"]
     result = json.loads(capsys.readouterr().out)["train"]
     assert result["examples"] == COUNT and result["left_out"] == {"duplicate": 1, "unreadable": 1}
-    assert (out / "train-left-out.tsv").read_text().startswith("12\tduplicate: the same as example 3\n13\tunreadable: ")
+    heading, same, missing = (out / "train-left-out.tsv").read_text().splitlines()
+    name = str(tmp_path / "list.jsonl")
+    assert heading == "example\tname\treason"
+    assert same == f"12\t{name}:13\tduplicate: the same as example 3 ({name}:4)"
+    assert missing.startswith(f"13\t{name}:14\tunreadable: cannot read ")
 
     data = dataclasses.replace(
         tiny().data,

@@ -107,6 +107,13 @@ def test_no_text_holds_the_blank_or_a_special_token(text):
         assert not set(tokenizer.encode(text)) & {BLANK, *tokenizer.special.values()}
 
 
+@pytest.mark.parametrize("blank", ["", " ", "\n\t", "\u200b", "\u00a0", "\u200e \ufeff", "\u00ad"])
+def test_a_text_that_shows_nothing_is_empty(blank):
+    for tokenizer in (IDENTITY, NFKC, WITHOUT_BYTES):
+        assert tokenizer.of_stream("transcript", blank) == [BLANK] and tokenizer.reference(blank) == ""
+    assert IDENTITY.of_stream("transcript", f"{blank}a") != [BLANK]
+
+
 def test_special_tokens_are_one_token_and_no_text_can_forge_them():
     assert list(IDENTITY.special) == list(SPECIAL)
     ids = [IDENTITY.special["<fr>"], *IDENTITY.encode("<fr> le chat"), IDENTITY.special["<transcribe>"]]

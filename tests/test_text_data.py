@@ -236,6 +236,7 @@ def test_a_run_keeps_its_tokenizer_of_either_kind(home, capsys, monkeypatch):
     (home / "tokenizer.json").write_text(tokenizer_json("t5"))
     with pytest.raises(UserError, match="trained with another tokenizer"):
         open_run(config, home / "other", build_source(config.data, "train"))
+    open_run(config, home / "other", build_source(config.data, "train", home / "other"))  # with its own
 
 
 def test_a_tag_is_for_runs_that_read_it():

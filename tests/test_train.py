@@ -29,7 +29,7 @@ from mmjax.telemetry import Writer
 from mmjax.train import report
 from mmjax.train.build import build_layout, build_model
 from mmjax.train.checkpoint import Checkpoints, describe_run, digest
-from mmjax.train.directory import claimed, open_run, with_schedule
+from mmjax.train.directory import check_same_config, claimed, open_run, with_schedule
 from mmjax.train.loop import Skips, train
 from mmjax.train.step import init_parameters, init_state, make_train_step, unboxed
 from mmjax.train.stopping import StopSignal
@@ -199,7 +199,7 @@ def test_a_run_keeps_the_schedule_with_which_it_began(tmp_path):
         "learning rate 0.01 after 2 steps of warm-up, falling from step 2 to 0 at step 4 (WarmupCosine)"
     )
     with pytest.raises(UserError, match="optimizer.schedule.steps is 4 there and 6 here"):
-        open_run(tiny(), tmp_path, source)
+        check_same_config(tiny(), tmp_path)
 
 
 def test_a_schedule_that_ends_before_its_run_is_said_at_the_start(tmp_path, capsys):

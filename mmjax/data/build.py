@@ -13,6 +13,7 @@ import queue
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,16 +36,17 @@ class Part(NamedTuple):
     """The outcome for the examples of one shard.
 
     Attributes:
-      numbers: numbers in the collection of the records written.
+      numbers: numbers in the collection of the records written; names: their names.
       measured: the measurement of each record.
       digests: hash of each record's content without its name and tags; equal hashes mean duplicates.
-      left_out: (number in the collection, reason) of each rejected example.
+      left_out: (number in the collection, name or "", reason) of each rejected example.
     """
 
     numbers: list[int]
+    names: list[str]
     measured: list[Measured]
     digests: list[bytes]
-    left_out: list[tuple[int, str]]
+    left_out: list[tuple[int, str, str]]
 
 
 def build(
@@ -95,18 +97,18 @@ def build(
         shutil.rmtree(work)
         raise UserError(
             f"none of the {len(left_out):,} examples of '{split}' can be used, so no shard is made; for instance, example "
-            f"{left_out[0][0]}: {left_out[0][1]}"
+            f"{left_out[0][0]}: {left_out[0][2]}"
         )
     for old in (directory / split, work / "index"):
         shutil.rmtree(old, ignore_errors=True)
     write_index(measured, work / "index")
     (work / "index").rename(directory / split)
     report = directory / f"{split}-left-out.tsv"
-    listed = "".join(f"{number}\t{one_line(reason)}\n" for number, reason in left_out)
-    report.write_text(listed, encoding="utf-8", errors="backslashreplace")
+    lines = [f"{number}\t{one_line(name)}\t{one_line(reason)}\n" for number, name, reason in left_out]
+    report.write_text("example\tname\treason\n" + "".join(lines), encoding="utf-8", errors="backslashreplace")
     shutil.rmtree(work)
     reasons: dict[str, int] = {}
-    for _, reason in left_out:
+    for _, _, reason in left_out:
         kind = reason.partition(":")[0]
         reasons[kind] = reasons.get(kind, 0) + 1
     return {
@@ -181,22 +183,28 @@ def _build_shard(
     """Writes a shard and its `Part`."""
     from array_record.python import array_record_module
 
-    part, temporary = Part([], [], [], []), path.with_name(f".{path.name}.{os.getpid()}")
+    part, temporary = Part([], [], [], [], []), path.with_name(f".{path.name}.{os.getpid()}")
     try:
         writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
         for number in numbers:
+            name = ""
             try:
                 if number in unreadable:
+                    with suppress(Exception):
+                        name = collection[number].name
                     raise UserError(unreadable[number])
-                record = whole(collection[number], rescale)
+                record = collection[number]
+                name = record.name
+                record = whole(record, rescale)
                 measured = checked(record, rescale)
                 record = packed(record)
                 part.measured.append(measured)
                 part.digests.append(_digest(record))
                 part.numbers.append(number)
+                part.names.append(name)
                 writer.write(encode(record))
             except UserError as error:
-                part.left_out.append((number, f"unreadable: {error}"))
+                part.left_out.append((number, name, f"unreadable: {error}"))
             advance(1)
         writer.close()
         written = note.with_name(f".{note.name}.{os.getpid()}")
@@ -217,8 +225,8 @@ def _read_part(path: Path) -> Part:
     """
     try:
         found = msgpack.unpackb(path.read_bytes(), use_list=False, unicode_errors="surrogateescape")
-        numbers, measured, digests, left_out = found
-        return Part(list(numbers), [Measured(*one) for one in measured], list(digests), list(left_out))
+        numbers, names, measured, digests, left_out = found
+        return Part(list(numbers), list(names), [Measured(*one) for one in measured], list(digests), list(left_out))
     except (OSError, ValueError, TypeError, msgpack.UnpackException) as error:
         raise UserError(f"cannot read {path} ({error}); delete it, and build again") from None
 
@@ -271,15 +279,16 @@ def _digest(record: Record) -> bytes:
     return hashlib.sha256(encode(record._replace(name="", language=None, task=None))).digest()
 
 
-def _without_duplicates(parts: list[Part], keep: bool) -> tuple[list[Measured], list[tuple[int, str]]]:
+def _without_duplicates(parts: list[Part], keep: bool) -> tuple[list[Measured], list[tuple[int, str, str]]]:
     """The index entries of all records written, and all examples that were left out, in order."""
     measured, left_out = [], []
-    first: dict[bytes, int] = {}
+    first: dict[bytes, tuple[int, str]] = {}
     for part in parts:
         left_out += part.left_out
-        for number, one, digest in zip(part.numbers, part.measured, part.digests, strict=True):
-            if not keep and first.setdefault(digest, number) != number:
-                one = one._replace(reason=f"duplicate: the same as example {first[digest]}")
-                left_out.append((number, one.reason))
+        for number, name, one, digest in zip(part.numbers, part.names, part.measured, part.digests, strict=True):
+            earlier, its_name = first.setdefault(digest, (number, name))
+            if not keep and earlier != number:
+                one = one._replace(reason=f"duplicate: the same as example {earlier} ({its_name})")
+                left_out.append((number, name, one.reason))
             measured.append(one)
     return measured, sorted(left_out)

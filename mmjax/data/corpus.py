@@ -133,6 +133,13 @@ class Corpus:
         width = 0 if self.index.answer is None or self.index.answer.ndim == 1 else self.index.answer.shape[1]
         return [str(number) for number in range(width)]
 
+    def name(self, number: int) -> str:
+        """The name of an example by its number in the collection; "" if it cannot be read."""
+        try:
+            return self._collection[number].name
+        except Exception:  # the index has the reason
+            return ""
+
     def __len__(self) -> int:
         return len(self.index) if self._kept is None else len(self._kept)
 
@@ -204,7 +211,8 @@ class Corpus:
         spoken = seconds > 0
         if filters.characters_per_second is not None:
             lengths = self.index.characters("transcript")
-            many = spoken & (lengths > filters.characters_per_second * seconds + 10)  # short utterances can be fast
+            usual = filters.characters_per_second * seconds
+            many = spoken & (lengths > np.minimum(usual + 10, 2 * usual))  # short utterances can be fast
             drop(np.flatnonzero(many), "too many characters", lambda n: f"{lengths[n]} in {seconds[n]:.2f} s")
         if filters.tokens_per_frame is not None and "transcript" in sizes:
             frames = seconds / filters.frame

@@ -55,7 +55,7 @@ def _from_cut(row: Mapping[str, Any], name: str) -> dict[str, Any]:
             )
         source, channels = _source(recording, row.get("channel"), name)
         cut = {"name": row["id"], "speech": source, "start": row.get("start", 0.0), "seconds": row["duration"]}
-        texts = [one["text"] for one in _in_order(supervisions, row, name) if one.get("text") is not None]
+        texts = [one.get("text") for one in _in_order(supervisions, row, name)]
         languages = {one["language"] for one in supervisions if one.get("language")}
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{name} is not a cut of one recording in one file") from None
@@ -63,10 +63,16 @@ def _from_cut(row: Mapping[str, Any], name: str) -> dict[str, Any]:
         raise UserError(
             f"{name}: its supervisions are in several languages ({', '.join(sorted(languages))}); cut it: cuts.trim_to_supervisions"
         )
+    missing = texts.count(None)
+    if 0 < missing < len(texts):
+        raise UserError(
+            f"{name} has texts for only {len(texts) - missing} of its {len(texts)} supervisions, so they are no transcript of the "
+            "whole cut; cut it: cuts.trim_to_supervisions"
+        )
     used = {"id", "type", "start", "duration", "channel", "recording", "supervisions"}
     cut |= {key: value for key, value in row.items() if key not in used}
     cut |= {"channels": channels} if channels is not None else {}
-    cut |= {"transcript": " ".join(filter(None, texts))} if texts else {}
+    cut |= {"transcript": " ".join(filter(None, texts))} if len(texts) > missing else {}
     return cut | ({"language": languages.pop()} if languages else {})
 
 

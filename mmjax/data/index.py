@@ -23,7 +23,7 @@ from mmjax.data.image import measure_image
 from mmjax.data.record import Record, hinted
 from mmjax.errors import UserError
 
-VERSION = 5
+VERSION = 6
 TEXTS = ("text", "transcript", "target")
 TAGS = ("language", "task")
 AT_ONCE = 64  # records per task of the thread pool
@@ -155,10 +155,16 @@ class Index:
         return np.load(path, mmap_mode="r")
 
     def notes(self, title: str) -> list[str]:
-        """Notes on what is missing: answers of some examples, and the columns and files that are not used."""
+        """Notes on what is missing: answers and texts of some examples, and the columns and files that are not used."""
         notes = []
         if count := self._unanswered():
             notes.append(f"{title}: {count:,} of {len(self):,} examples have no answer")
+        for name in self._ends:
+            may = np.asarray(self.frames) > 0 if name == "transcript" else np.ones(len(self), bool)
+            may[list(self.unreadable)] = False
+            if count := int(np.count_nonzero(may & ~self.there(name))):
+                of = "recordings" if name == "transcript" else "examples"
+                notes.append(f"{title}: {count:,} of {int(may.sum()):,} {of} have no {name}")
         kinds = sorted(self.unread.items(), key=lambda kind: -kind[1])  # the most frequent first
         if kinds:
             first, more = ", ".join(f"{kind} ({count:,})" for kind, count in kinds[:NAMED]), len(kinds) - NAMED

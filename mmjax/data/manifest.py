@@ -19,6 +19,7 @@ from mmjax.errors import UserError
 from mmjax.tree import part
 
 TABLES = {".csv": ",", ".tsv": "\t"}
+SEPARATORS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
 LONGEST_ROW = 1_000  # a CSV row with more lines than this has an unclosed quote
 COMMON_VOICE = {"client_id", "path", "sentence"}  # columns that identify tables of Common Voice
 
@@ -75,10 +76,22 @@ class ManifestRecords:
                 raise UserError(f"the table {file} has no header")
             self._header = [column.strip() for column in self._fields(0)]
             self._starts, self._ends, self._lines = self._starts[1:], self._ends[1:], self._lines[1:]
+            self._check_separator()
             check_columns(self._columns, self._header, file)
             if root is None and set(self._header) >= COMMON_VOICE and os.path.isdir(clips := join(self._root, "clips")):
                 self._root = clips
         self._turns = Turns(self._answers())
+
+    def _check_separator(self) -> None:
+        """Checks that the header is not several columns with another separator; it then looks like one column."""
+        found = [name for mark, name in SEPARATORS.items() if mark in self._header[0]]
+        if len(self._header) == 1 and found:
+            needed = SEPARATORS[self._separator]
+            rename = {"tabs": "name the file .tsv, or ", "commas": "name the file .csv, or "}.get(found[0], "")
+            raise UserError(
+                f"the columns of {self.file} are separated by {found[0]}, but they must be by {needed}; {rename}write it with "
+                f"{needed}"
+            )
 
     def __len__(self) -> int:
         return len(self._turns)

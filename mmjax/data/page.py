@@ -39,7 +39,7 @@ def facts(source: Any) -> dict[str, Any]:
     Returns:
       {"examples", "hours" of speech, "sizes": {stream: {"examples", "least", "mean", "largest", "unit"}}, "answers":
       number of classes, "groups": {"language": {name: count}}, "notes": unused columns or files, and unknown tokens,
-      "dropped": {reason: count}, "reasons": the first reasons, one line each}.
+      "dropped": {reason: count}, "reasons": the first reasons, one line each, and how many more there are}.
     """
     found: dict[str, Any] = {"examples": len(source), "sizes": {}}
     for name, (values, unit) in _measures(source).items():
@@ -62,7 +62,13 @@ def facts(source: Any) -> dict[str, Any]:
     parts = getattr(source, "sources", {"": source}).values()  # of a mixture
     found["notes"] = [note for part in parts for note in getattr(part, "notes", ())]
     found["dropped"] = dict(getattr(source, "dropped", {}))
-    found["reasons"] = [f"{number}: {reason}" for number, reason in getattr(source, "quarantine", ())[:REASONS]]
+    left_out = [
+        f"{f'{of}, ' if of else ''}example {number} ({part.name(number) or 'no name'}): {reason}"
+        for of, part in getattr(source, "sources", {"": source}).items()
+        for number, reason in getattr(part, "quarantine", ())[:REASONS]
+    ]
+    more = sum(found["dropped"].values()) - len(left_out[:REASONS])
+    found["reasons"] = left_out[:REASONS] + [f"and {more:,} more"] * (more > 0)
     return found
 
 

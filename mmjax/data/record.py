@@ -4,6 +4,7 @@ import difflib
 import functools
 import json
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -46,12 +47,15 @@ class Record(NamedTuple):
     channels: tuple[int, ...] | None = None
 
 
+FIELDS = (*Record._fields, "end")  # "end": the end of the part in seconds, instead of its length
+
 # Field names of other formats with the same meaning. NeMo's "text" is the transcript; see `_chosen`.
 ALIASES = {
     "audio": "speech",
     "audio_filepath": "speech",
     "audio_file": "speech",
     "wav": "speech",
+    "wav_filename": "speech",  # DeepSpeech
     "sentence": "transcript",
     "image_path": "image",
     "image_file": "image",
@@ -66,14 +70,21 @@ ALIASES = {
     "offset": "start",
     "duration": "seconds",
     "channel_selector": "channels",  # NeMo
+    "channel": "channels",
     "id": "name",
     "key": "name",
     "path": "speech",  # Common Voice; image if the file's ending is that of a picture
 }
+# Other names of columns that probably name files.
+FILES = {
+    "speech": re.compile(r"(wav|audio|speech|sound|recording|clip)s?[-_ ]?(file|path|name|fname|uri|url)+"),
+    "image": re.compile(r"(image|img|picture|photo)s?[-_ ]?(file|path|name|fname|uri|url)+"),
+}
 BY_ENDING = ("file_name", "path")  # recording or picture, depending on the file's ending
 TEXTS = ("text", "transcript", "target", "language", "task")
 WRITTEN = ("transcript", "target")  # an empty text is valid here: the model should write nothing
-ABOUT = {"name", "start", "seconds", "language", "task", "channels"}  # a record needs at least one other field
+PART = ("start", "seconds", "end", "channels")  # fields that have a meaning only for a recording
+ABOUT = {"name", "language", "task", *PART}  # a record needs at least one other field
 
 
 def from_row(row: Mapping[str, Any], root: str, name: str, columns: Mapping[str, str] | None = None) -> Record:
@@ -107,22 +118,31 @@ def read_row(
     """
     columns = columns or {}
     for field in columns.values():
-        if field not in Record._fields:
-            raise UserError(f"columns: there is no '{field}'{nearest(field, Record._fields)}")
+        if field not in FIELDS:
+            raise UserError(f"columns: there is no '{field}'{nearest(field, FIELDS)}")
     row = translated({key: value for key, value in row.items() if not _missing(value)}, name, columns, turn)
     chosen = _chosen(row, columns)
+    if "speech" not in chosen:
+        chosen = {field: key for field, key in chosen.items() if field not in PART}
     found = {field: _checked(field, row[key], root, name) for field, key in chosen.items()}
     used = set(chosen.values())
     unread = [key for key, value in row.items() if key not in used and value != "" and not _nan(value)]
     if {field for field, value in found.items() if value is not None and value != ""} <= ABOUT:
         raise UserError(f"{name} holds none of speech, image, text, transcript, target, answer{_hint(unread)}")
+    if (end := found.pop("end", None)) is not None:
+        found["seconds"] = _until(end, found, name)
     return normal(Record(**{"name": name, **found})), unread
 
 
 def hinted(key: str) -> str:
-    """An unused name in quotes, with a suggestion if it may be a misspelling of a known name."""
-    meant = _misspelt(key)
-    return f"'{key}' (did you mean '{meant}'?)" if meant else f"'{key}'"
+    """An unused name in quotes, with what may be meant by it."""
+    if key in ALIASES or key in FIELDS:
+        field = ALIASES.get(key, key)
+        return f"'{key}' ({'no recording, or ' if field in PART else ''}another column gives {field})"
+    if meant := _misspelt(key):
+        return f"'{key}' (did you mean '{meant}'?)"
+    field = next((field for field, names in FILES.items() if names.fullmatch(key.lower())), None)
+    return f"'{key}' (is it {field}? Then set columns={{'{key}': '{field}'}})" if field else f"'{key}'"
 
 
 def check_columns(columns: Mapping[str, str], names: Iterable[str], file: str) -> None:
@@ -198,7 +218,7 @@ def _nan(value: Any) -> bool:
 
 def _chosen(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, str]:
     """Field of `Record` -> the name in the row from which it is read."""
-    exact = {field: field for field in Record._fields}
+    exact = {field: field for field in FIELDS}
     if "audio_filepath" in row:  # NeMo's "text" is the transcript
         exact["text"] = "transcript"
     # Priority: the user's columns, then the names of `Record`, then aliases.
@@ -222,7 +242,7 @@ def _by_ending(key: str, value: Any) -> str:
 @functools.cache
 def _misspelt(key: str) -> str | None:
     """The known name that was probably meant by a misspelt one; None if there is none."""
-    known = [*Record._fields, *ALIASES, "recording", "supervisions", "conversations"]
+    known = [*FIELDS, *ALIASES, "recording", "supervisions", "conversations"]
     if key.removesuffix("s") in known:
         return key.removesuffix("s")
     near = difflib.get_close_matches(key, [name for name in known if len(name) > 3], n=1, cutoff=0.79)
@@ -230,8 +250,8 @@ def _misspelt(key: str) -> str | None:
 
 
 def _hint(unread: list[str]) -> str:
-    meant = [key for key in unread if _misspelt(key)]
-    return f"; it has {hinted(meant[0])}" if meant else nearest(unread[0] if unread else "", Record._fields)
+    meant = [key for key in unread if hinted(key) != f"'{key}'"]
+    return f"; it has {hinted(meant[0])}" if meant else nearest(unread[0] if unread else "", FIELDS)
 
 
 def _checked(field: str, value: Any, root: str, name: str) -> Any:
@@ -250,7 +270,7 @@ def _checked(field: str, value: Any, root: str, name: str) -> Any:
             raise UserError(
                 f"{name}: {field} holds decoded samples; write the encoded file: cast_column with decode=False"
             )
-        case ("start" | "seconds", int() | float() | str()) if not isinstance(value, bool):
+        case ("start" | "seconds" | "end", int() | float() | str()) if not isinstance(value, bool):
             return _number(field, value, name)
         case ("channels", _):
             return _channels(value, name)
@@ -284,11 +304,23 @@ def _channels(value: Any, name: str) -> tuple[int, ...] | None:
         return None
     listed = value if isinstance(value, list | tuple) else [value]
     listed = [int(x) if isinstance(x, str) and x.isdecimal() else x for x in listed]
+    listed = [int(x) if isinstance(x, float) and x.is_integer() else x for x in listed]  # pandas, if others are missing
     if not listed or not all(type(x) is int and x >= 0 for x in listed):
         raise UserError(
-            f"{name}: channels is {value!r:.80}, but must be one or several channel numbers, counted from 0"
+            f"{name}: channels is {value!r:.80}, but must be one or several channel numbers of the recording, counted "
+            "from 0; rename the column if it means something else"
         )
     return tuple(listed)
+
+
+def _until(end: float, found: Mapping[str, Any], name: str) -> float:
+    """The seconds of a part that is given by its end; a given length must agree."""
+    start, seconds = found.get("start", 0.0), found.get("seconds")
+    if end <= start:
+        raise UserError(f"{name}: end is {end}, but the part starts at {start}")
+    if seconds is not None and abs(end - start - seconds) > 0.01:  # rounded
+        raise UserError(f"{name}: the part has {seconds} seconds, but extends from {start} to {end}; keep one of both")
+    return end - start
 
 
 def _number(field: str, value: Any, name: str) -> float:

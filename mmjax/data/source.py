@@ -21,6 +21,7 @@ class Opening(NamedTuple):
     Attributes:
       directory: folder of prepared data, indices and tokenizers.
       tokenizer: for all texts; None if the data has no texts.
+      answers: class names of the run (or names of its numbers); None: those of the training split.
       sample_rate, filters, rescale, prefixes: as in `mmjax.data.sources.Data`.
     """
 
@@ -30,6 +31,7 @@ class Opening(NamedTuple):
     filters: Filters = USUAL
     rescale: bool = False
     prefixes: Mapping[str, tuple[str, ...]] = {}
+    answers: tuple[str, ...] | None = None
 
 
 class Texts(NamedTuple):
@@ -120,13 +122,16 @@ class Collection(Source):
         from mmjax.data.corpus import Corpus
 
         records, index = self.indexed(split, opening.directory)
-        training = index if split == "train" else self.indexed("train", opening.directory)[1]
+        answers = opening.answers
+        if answers is None:
+            training = index if split == "train" else self.indexed("train", opening.directory)[1]
+            answers = training.answers
         return Corpus(
             records,
             index,
             opening.tokenizer,
             sample_rate=opening.sample_rate,
-            answers=training.answers,
+            answers=answers or None,
             filters=opening.filters,
             rescale=opening.rescale,
             prefixes=opening.prefixes,

@@ -10,6 +10,7 @@ from mmjax.data.image_augmentation import ImageAugmentation
 from mmjax.data.image_mixing import ImageMixing
 from mmjax.data.source import Opening, Source
 from mmjax.data.speed import SpeedPerturbation
+from mmjax.data.text import Tokenizer
 from mmjax.data.tokenizers import TokenizerPart
 from mmjax.tree import part
 
@@ -35,15 +36,24 @@ class Data:
     threads: int = 1  # threads that read and decode
     speed: SpeedPerturbation | None = None  # in training
 
-    def open(self, split: str, directory: Path) -> Any:
+    def open(
+        self,
+        split: str,
+        directory: Path,
+        tokenizer: Tokenizer | None = None,
+        answers: tuple[str, ...] | None = None,
+    ) -> Any:
         """Opens a split of the source (see `Source`); prepares the data first if necessary.
 
         Args:
           directory: folder of prepared data, indices and tokenizers.
+          tokenizer: used instead of the config's, unless the config has none.
+          answers: class names (or names of the numbers); None: those of the training split.
 
         Raises:
           UserError: there is no such split, or it cannot be read.
         """
-        tokenizer = self.tokenizer and self.tokenizer.open(self.source, directory)
-        opening = Opening(directory, tokenizer, self.sample_rate, self.filters, self.rescale, self.prefixes)
+        if self.tokenizer is None or tokenizer is None:
+            tokenizer = self.tokenizer and self.tokenizer.open(self.source, directory)
+        opening = Opening(directory, tokenizer, self.sample_rate, self.filters, self.rescale, self.prefixes, answers)
         return self.source.open(split, opening)

@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -35,6 +36,11 @@ def class_of(piece: int, blank: int) -> int:
 def piece_of(number: int, blank: int) -> int:
     """The inverse of `class_of`, for classes other than 0."""
     return number - 1 if number <= blank else number
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing: it holds only spaces, control characters and format characters such as U+200B."""
+    return all(char.isspace() or unicodedata.category(char) in ("Cc", "Cf") for char in text)
 
 
 class Tokenizer(abc.ABC):
@@ -114,7 +120,7 @@ class Tokenizer(abc.ABC):
                 sentence_iterator=(part for sentence in sentences for part in _parts(sentence)),
                 model_writer=model,
                 model_type="bpe",
-                vocab_size=vocabulary,
+                vocab_size=max(vocabulary, 3 + len(special)),  # with fewer, the error would not say how many it needs
                 max_sentence_length=LONGEST,
                 required_chars="abcdefghijklmnopqrstuvwxyz0123456789'-,.!?",
                 normalization_rule_name=normalisation,
@@ -129,7 +135,8 @@ class Tokenizer(abc.ABC):
             )
         except RuntimeError as error:
             raise UserError(
-                f"no tokenizer of {vocabulary} pieces can be trained on this text: {_reason(error, byte_fallback)}"
+                f"no tokenizer of {vocabulary} pieces can be trained on this text (data.tokenizer.vocabulary): "
+                f"{_reason(error, byte_fallback)}"
             ) from None
         return SentencePieceTokenizer(model.getvalue())
 
@@ -169,18 +176,21 @@ class Tokenizer(abc.ABC):
     def of_stream(self, stream: str, text: str) -> list[int]:
         """The ids of a text in its stream: "text" is an input, all others are outputs.
 
-        An empty output text gives `[BLANK]`, which means that the model should write nothing. A text of which all
-        tokens are left out gives no ids, since its correct output is unknown.
+        An output text that shows nothing (`is_blank`) gives `[BLANK]`, which means that the model should write nothing.
+        A text of which all tokens are left out gives no ids, since its correct output is unknown.
         """
         if stream == "text":
             return self.read(text)
-        return self.encode(text) or ([] if text.strip() else [BLANK])
+        return [BLANK] if is_blank(text) else self.encode(text)
 
     def reference(self, text: str) -> str:
         """The reference for metrics: the text with the tokenizer's normalisation, as a perfect model would write it.
 
-        Characters that no piece covers stay in the reference: no model can write them, so they count as errors.
+        Characters that no piece covers stay in the reference: no model can write them, so they count as errors. The
+        reference of a text that shows nothing is empty.
         """
+        if is_blank(text):
+            return ""
         return self._reference(text) if self.unknown in self.pieces(text) else self.decode(self.encode(text))
 
     @abc.abstractmethod
@@ -365,7 +375,9 @@ def _parts(sentence: str) -> Iterator[str]:
 def _reason(error: RuntimeError, byte_fallback: bool) -> str:
     """Explains an error of sentencepiece's trainer, and its remedy."""
     if few := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
-        return f"its characters{' and 256 bytes' if byte_fallback else ''} alone take {few[1]}; set a vocabulary of {few[1]} or more"
+        parts = "the letters a to z, digits, signs, other characters of the text" + ", 256 bytes" * byte_fallback
+        fewer = f"; with byte_fallback=False, {int(few[1]) - 256} are enough" if byte_fallback else ""
+        return f"{parts} and special pieces take {few[1]} already; set {few[1]} or more{fewer}"
     if many := re.search(r"value <= (\d+)", str(error)):
-        return f"there is too little of it; set a vocabulary of {many[1]} or less"
+        return f"it is too short to learn so many; set {many[1]} or less"
     return str(error)

@@ -1,19 +1,21 @@
 """Builds model, data source, layout and sampler from a config."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from mmjax import models
 from mmjax.data.image_augmentation import ImageAugmentation
 from mmjax.data.image_mixing import ImageMixing
 from mmjax.data.sources import Data
+from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
 from mmjax.files import data_directory
 from mmjax.models.task import Facts
 from mmjax.train.experiment import Experiment
 from mmjax.train.quantisation import quantised
 from mmjax.train.validate import check_data
-from mmjax.tree import with_settings
+from mmjax.tree import read_json, with_settings
 
 
 def build_model(config: models.Multimodal) -> models.Multimodal:
@@ -24,14 +26,32 @@ def build_model(config: models.Multimodal) -> models.Multimodal:
     return model if config.matrix_products == "full" else quantised(model, config.matrix_products)
 
 
-def build_source(config: Data, split: str) -> Any:
-    """Opens a split of the data; prepares it first if necessary."""
-    return config.open(split, data_directory(config.directory))
+def build_source(config: Data, split: str, run: Path | None = None) -> Any:
+    """Opens a split of the data; prepares it first if necessary.
+
+    Args:
+      run: the directory of a run. If the run has begun, its own tokenizer and answers are used, so that the meaning of
+        ids stays the same when the training split changes or is gone.
+    """
+    directory = data_directory(config.directory)
+    if run is None or not (run / "config.json").is_file():
+        return config.open(split, directory)
+    tokenizer = Tokenizer.of_run(run) if config.tokenizer else None
+    answers = run / "answers.json"
+    return config.open(split, directory, tokenizer, tuple(read_json(answers)) if answers.is_file() else None)
 
 
 def facts_of(source: Any) -> Facts:
     """What tasks need to know of the data."""
     return Facts(source.tokenizer, {"answer": source.answers})
+
+
+def facts_of_run(run: Path, config: Experiment) -> Facts:
+    """What the directory of a run says about the data that it was trained on."""
+    has_text = {"text", "transcript", "target"} & set(config.data.rows)
+    answers = run / "answers.json"
+    names = {"answer": read_json(answers)} if answers.is_file() else {}
+    return Facts(Tokenizer.of_run(run) if has_text else None, names)
 
 
 def resolved(config: Experiment, facts: Facts) -> Experiment:
@@ -40,13 +60,16 @@ def resolved(config: Experiment, facts: Facts) -> Experiment:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, tasks=tasks))
 
 
-def open_data(config: Experiment, split: str = "train") -> tuple[Experiment, Any]:
+def open_data(config: Experiment, split: str = "train", run: Path | None = None) -> tuple[Experiment, Any]:
     """Opens the data of a config, and resolves the config with it.
+
+    Args:
+      run: as for `build_source`.
 
     Raises:
       UserError: the data lacks inputs or labels that the config needs.
     """
-    source = build_source(config.data, split)
+    source = build_source(config.data, split, run)
     config = resolved(config, facts_of(source))
     check_data(config, source)
     return config, source

@@ -125,7 +125,7 @@ def with_schedule(config: Experiment, run: Path) -> Experiment:
 
 
 def open_run(config: Experiment, run: Path, source: Any, accept_changed_data: bool = False) -> None:
-    """Writes config, tokenizer, answers and data fingerprint into the run's directory, or checks them against it.
+    """Writes config, tokenizer, answers and data fingerprint into the run's directory; a begun run must have this data.
 
     Only process 0 reads and writes the directory. The others compare their files with those of process 0.
 
@@ -133,7 +133,7 @@ def open_run(config: Experiment, run: Path, source: Any, accept_changed_data: bo
       accept_changed_data: resume although the data has changed, and record this in `history.jsonl`.
 
     Raises:
-      UserError: the config or the data differs from the run's; the message names the difference.
+      UserError: the data differs from the run's; the message names the difference.
     """
     tokenizer, data = source.tokenizer, json.dumps(fingerprint(source), indent=2).encode()
     owned = {"answers.json": json.dumps(source.answers).encode(), DATA: data, "config.json": to_json(config).encode()}
@@ -149,7 +149,6 @@ def open_run(config: Experiment, run: Path, source: Any, accept_changed_data: bo
                 )
         if jax.process_index() == 0:
             if (run / "config.json").exists():
-                _check_same_config(config, run)
                 check_same_meaning(run, source)
                 _check_same_data(run, source, accept_changed_data)
             try:
@@ -163,19 +162,28 @@ def _sum(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _check_same_config(config: Experiment, run: Path) -> None:
-    changed = {
-        k: v
-        for k, v in differences(load(run / "config.json"), config).items()
-        if not (k.startswith(FREE_KEYS) or k.endswith(FREE_ENDS))
-    }
-    if changed:
-        key, (before, now) = next(iter(changed.items()))
-        raise UserError(
-            f"{run} holds a run of another config: {key} is {before!r} there and {now!r} here"
-            + (f" (and {len(changed) - 1} more)" if len(changed) > 1 else "")
-            + "; choose another --run-dir"
-        )
+def check_same_config(config: Experiment, run: Path) -> None:
+    """Checks that a run that has begun has this config, apart from keys that do not change its results.
+
+    Raises:
+      UserError: it has another config; the message names the first difference.
+    """
+    path = run / "config.json"
+    with together():
+        if jax.process_index() or not path.exists():
+            return
+        changed = {
+            k: v
+            for k, v in differences(load(path), config).items()
+            if not (k.startswith(FREE_KEYS) or k.endswith(FREE_ENDS))
+        }
+        if changed:
+            key, (before, now) = next(iter(changed.items()))
+            raise UserError(
+                f"{run} holds a run of another config: {key} is {before!r} there and {now!r} here"
+                + (f" (and {len(changed) - 1} more)" if len(changed) > 1 else "")
+                + "; choose another --run-dir"
+            )
 
 
 def _check_same_data(run: Path, source: Any, accept: bool) -> None:
@@ -200,7 +208,7 @@ def check_same_meaning(run: Path, source: Any) -> None:
     """Checks that the ids of tokens and answers have the same meaning as when the run began.
 
     Raises:
-      UserError: its tokenizer or its answers are others, or the tokenizer that the run keeps is damaged.
+      UserError: the tokenizer or the answers of a source that makes its own differ, or the run's tokenizer is damaged.
     """
     if source.tokenizer is not None:
         kept = run / source.tokenizer.file_name

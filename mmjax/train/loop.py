@@ -26,11 +26,21 @@ from mmjax.train.build import (
     build_sampler,
     build_source,
     facts_of,
+    facts_of_run,
     image_changes,
     open_data,
+    resolved,
 )
 from mmjax.train.checkpoint import Checkpoints
-from mmjax.train.directory import claimed, clear, note_compiler, open_run, resume, with_schedule
+from mmjax.train.directory import (
+    check_same_config,
+    claimed,
+    clear,
+    note_compiler,
+    open_run,
+    resume,
+    with_schedule,
+)
 from mmjax.train.experiment import Experiment
 from mmjax.train.initial import load_initial
 from mmjax.train.program import begin, jitted_step
@@ -66,7 +76,10 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
     check_options(options_of(config.xla, jax.devices()[0]), jax.devices()[0])
 
     # Data.
-    config, source = open_data(config)
+    if (run / "config.json").is_file():
+        config = resolved(config, facts_of_run(run, config))
+    check_same_config(config, run)
+    config, source = open_data(config, run=run)
     layout = build_layout(config, source.tokenizer)
     sampler = build_sampler(config, layout, source)
     changes = image_changes(config)
@@ -81,7 +94,7 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
     subsets = () if all(task.hides for task in model.tasks.values()) else config.evaluation.subsets
     evaluator = None
     if subsets:
-        measured = build_source(config.data, config.evaluation.split)
+        measured = build_source(config.data, config.evaluation.split, run)
         evaluator = Evaluator(config.data, model, layout, facts_of(source), measured, mesh)
 
     # State: abstract at first, then restored or initialised directly in shards.

@@ -21,6 +21,8 @@ from mmjax.train.experiment import Experiment
 from mmjax.train.groups import merged, split
 from mmjax.train.step import measure, unboxed
 
+HEADING = ("source", "example", "name", "reason")  # of the list of examples left out
+NAMED = 10_000  # examples left out that are listed with their names, for which their records must be read
 MOSTLY_USED = 0.5  # below this share of used positions, a stream's rows are reported as mostly empty
 
 
@@ -186,18 +188,21 @@ def left_out(source: Any, run: Path, split: str = "train") -> None:
     for part in parts.values():
         for note in getattr(part, "notes", ()):
             progress.warn(note)
-    lines = [
-        f"{name}\t{number}\t{one_line(reason)}\n"
-        for name, part in parts.items()
-        for number, reason in getattr(part, "quarantine", ())
-    ]
-    if lines:
+    rows = []
+    for source_name, part in parts.items():
+        for number, reason in getattr(part, "quarantine", ()):
+            name = part.name(number) if len(rows) < NAMED else ""
+            rows.append((source_name, str(number), one_line(name), one_line(reason)))
+    if rows:
+        if not hasattr(source, "sources"):  # no mixture
+            rows = [row[1:] for row in rows]
+        lines = ["\t".join(row) for row in [HEADING[-len(rows[0]) :], *rows]]
         path = run / ("left-out.tsv" if split == "train" else f"left-out-{split}.tsv")
         try:
-            write_whole(path, "source\texample\treason\n" + "".join(lines))
+            write_whole(path, "\n".join([*lines, ""]))
             listed = f"listed in {path}"
         except OSError as error:  # a read-only run directory
-            listed = f"the first: {lines[0].strip()} (they cannot be listed in {path}: {error.strerror or error})"
+            listed = f"the first: {lines[1]} (they cannot be listed in {path}: {error.strerror or error})"
         counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(source.dropped.items()))
         progress.warn(f"left out of the {split} split: {counts}; {listed}")
 
