@@ -104,10 +104,9 @@ def written(tmp_path):
         subsets={"text": 1.0},
         filters=c.Filters(largest_share_dropped=0.5),
     )
-    encoders, heads = {"text": tiny().model.encoders["text"]}, {"answer": c.Head(reads="fused", outputs=2)}
-    model = c.Multimodal(encoders=encoders, fusion=c.Add(width=8), heads=heads)
-    objectives = {"answer": c.Classification()}
-    return tiny(data=data, model=model, objectives=objectives, steps=1, evaluation=c.Evaluation(subsets=())), lists
+    encoders, tasks = {"text": tiny().model.encoders["text"]}, {"answer": c.Classify(reads="fused")}
+    model = c.Multimodal(encoders=encoders, fusion=c.Add(width=8), tasks=tasks)
+    return tiny(data=data, model=model, steps=1, evaluation=c.Evaluation(subsets=())), lists
 
 
 def texts(*given):
