@@ -14,8 +14,7 @@ from PIL import Image
 from mmjax import cli
 from mmjax import config as c
 from mmjax.data.tfds_fields import READY, ready
-from mmjax.train.build import build_layout, build_sampler, build_source
-from mmjax.train.labels import check_labels
+from mmjax.train.build import build_layout, build_sampler, open_data
 from mmjax.train.validate import check_config
 
 PAGE = pathlib.Path("docs/data.md").read_text()
@@ -90,8 +89,7 @@ def animals(tmp_path, monkeypatch):
 def test_the_config_of_images_fits_its_folders(animals):
     config = c.load(animals)
     check_config(config)
-    source = build_source(config.data, "train")
-    check_labels(config, source)
+    config, source = open_data(config)
     assert source.answers == ["cat", "dog"] and len(source) == 4
     layout = build_layout(config, None)
     sampler = build_sampler(config, layout, source)
