@@ -14,7 +14,7 @@ from PIL import Image
 from mmjax import cli
 from mmjax import config as c
 from mmjax.data.tfds_fields import READY, ready
-from mmjax.train.build import build_layout, build_sampler, open_data
+from mmjax.train.build import build_layout, build_sampler, build_source, open_data
 from mmjax.train.validate import check_config
 
 PAGE = pathlib.Path("docs/data.md").read_text()
