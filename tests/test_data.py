@@ -191,9 +191,8 @@ config = c.Experiment(
     ),
     model=c.Multimodal(
         encoders={{"speech": c.Conformer(layers=1, width=8, heads=1, kernel=3, stem_channels=2)}},
-        fusion=c.Add(width=8), heads={{"answer": c.Head(reads="fused", outputs=2)}},
+        fusion=c.Add(width=8), tasks={{"answer": c.Classify(outputs=2)}},
     ),
-    objectives={{"answer": c.Classification()}},
     optimizer=c.Optimizer(schedule=c.WarmupCosine(peak=1e-3, warmup=2, steps=30)),
     evaluation=c.Evaluation(subsets=("speech",)),
 )

@@ -57,19 +57,13 @@ def four_sources(home: Path, steps: int) -> c.Experiment:
             "text": c.Transformer(vocabulary=256, layers=1, width=16, heads=2, mlp=32),
         },
         fusion=c.CrossAttention(layers=1, width=16, heads=2, mlp=32, queries=2),
-        heads={
-            "answer": c.Head(reads="fused", outputs=len(build_source(data, "train").answers)),
-            "transcript": c.Head(reads="speech", outputs=256),
-            "words": c.Head(reads="text", outputs=256),
-        },
-        masked={"words": c.MaskedText(vocabulary=256)},
+        tasks={"answer": c.Classify(), "transcript": c.CTC(), "words": c.MaskedTokens()},
     )
     return c.Experiment(
         name="four",
         steps=steps,
         data=data,
         model=model,
-        objectives={"answer": c.Classification(), "transcript": c.CTC(), "words": c.Sequence(next_token=False)},
         optimizer=c.Optimizer(schedule=c.WarmupCosine(peak=1e-2, warmup=2, steps=steps)),
         log=c.Log(every_steps=1, tensorboard=False),
         checkpoint=c.Checkpoint(every_steps=max(steps // 8, 2)),

@@ -12,11 +12,10 @@ import pytest
 from conftest import tiny
 
 from mmjax import config as c
-from mmjax import models
 from mmjax.cli import main
 from mmjax.data.text import HuggingFaceTokenizer, Tokenizer, class_of
+from mmjax.decode import best_path
 from mmjax.errors import UserError
-from mmjax.evaluate.decoding import best_path
 from mmjax.interchange import convert
 from mmjax.interchange.convert import export_model, import_model, read_part, tree
 from mmjax.interchange.directories import read_tensors
@@ -24,6 +23,7 @@ from mmjax.interchange.recordings import packed, recordings
 from mmjax.models.positions import resize_positions
 from mmjax.run import Run
 from mmjax.stream import Stream
+from mmjax.tasks import Encoded
 from mmjax.train.loop import train
 from mmjax.train.validate import check_config
 
@@ -326,8 +326,10 @@ def test_an_imported_ctc_model_transcribes_a_recording_as_its_own_library_does(t
     expected = tokenizer.decode([int(i) for n, i in enumerate(best) if i != 11 and (n == 0 or i != best[n - 1])])
     assert len(set(expected)) > 3, expected
     tokens = jax.jit(part.apply)({"params": tree(parameters, "encoder")}, packed(part, [samples]))
-    head = models.Head(reads="speech", outputs=12)
-    written = best_path(head.apply({"params": tree(parameters, "head")}, tokens, None))
+    output = c.CTC(outputs=12).apply(
+        {"params": tree(parameters, "head")}, Encoded({}, {"speech": tokens}, {}, None, {})
+    )
+    written = best_path(output.prediction)
     ours = Tokenizer.load(out / "tokenizer.json")
     assert ours.classes == 12 and ours.decode(np.asarray(written.features[0])) == expected
     assert ours.decode(ours.encode("head bag")) == "head bag"
@@ -414,7 +416,7 @@ def test_a_real_sentence_embedder_gives_its_own_embeddings(tmp_path):
     @jax.jit
     def embed(params):
         tokens = part.apply({"params": params}, text)
-        pooled = models.MeanPool().apply({}, tokens, Stream(slots, slots, slots)).features[:, 0]
+        pooled = c.MeanPool().apply({}, tokens, Stream(slots, slots, slots)).features[:, 0]
         return pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True)
 
     np.testing.assert_allclose(embed(tree(parameters, "encoder")), theirs.encode(sentences), atol=1e-4)
@@ -643,8 +645,8 @@ def test_a_run_starts_from_an_imported_encoder(tmp_path):
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, encoders=encoders))
     with pytest.raises(UserError, match="norm_epsilon is 1e-06, but 1e-05 in .*ours"):
         train(other, tmp_path / "other")
-    headless = dataclasses.replace(config, initial={"heads.answer": str(tmp_path / "ours")})
-    with pytest.raises(UserError, match="initial.heads.answer: the model in .* has no head"):
+    headless = dataclasses.replace(config, initial={"tasks.answer": str(tmp_path / "ours")})
+    with pytest.raises(UserError, match="initial.tasks.answer: the model in .* has no head"):
         train(headless, tmp_path / "headless")
 
 
@@ -654,7 +656,7 @@ def test_a_run_starts_from_parts_of_another(run, tmp_path):
         name="second",
         seed=1,
         steps=1,
-        initial={"encoders.speech": str(run), "heads.transcript": str(run)},
+        initial={"encoders.speech": str(run), "tasks.transcript": str(run)},
         optimizer=c.Optimizer(rule=c.SGD(momentum=0.0), schedule=c.Constant(peak=0.0)),
     )
     train(config, tmp_path / "run")
@@ -663,7 +665,7 @@ def test_a_run_starts_from_parts_of_another(run, tmp_path):
         name: jax.tree.all(jax.tree.map(lambda a, b: (np.asarray(a) == b).all(), before[name], after[name]))
         for name in before
     }
-    assert {name for name, equal in same.items() if equal} == {"encoders_speech", "heads_transcript"}
+    assert {name for name, equal in same.items() if equal} == {"encoders_speech", "tasks_transcript"}
     # Pictures of another size: learned positions are resized, everything else stays.
     image = dataclasses.replace(config.model.encoders["image"], image_size=48)
     larger = dataclasses.replace(config.model, encoders={**config.model.encoders, "image": image})
@@ -674,7 +676,7 @@ def test_a_run_starts_from_parts_of_another(run, tmp_path):
     table = resize_positions(np.asarray(theirs["place"]["embedding"]), (8, 8), (6, 6), "bicubic")
     np.testing.assert_array_equal(ours.pop("place")["embedding"], table)
     jax.tree.map(np.testing.assert_array_equal, ours, {name: theirs[name] for name in ours})
-    with pytest.raises(UserError, match="initial.heads.other: the model in .* has no head"):
-        heads = {**config.model.heads, "other": c.Head(reads="text", outputs=3)}
-        model = dataclasses.replace(config.model, heads=heads)
-        train(dataclasses.replace(config, model=model, initial={"heads.other": str(run)}), tmp_path / "other")
+    with pytest.raises(UserError, match="initial.tasks.other: the model in .* has no tasks.other"):
+        tasks = {**config.model.tasks, "other": c.Classify(reads="text", outputs=13, pool=c.MeanPool())}
+        model = dataclasses.replace(config.model, tasks=tasks)
+        train(dataclasses.replace(config, model=model, initial={"tasks.other": str(run)}), tmp_path / "other")

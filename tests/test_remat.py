@@ -21,11 +21,9 @@ HERE = [name for name in POLICIES if name != "offload"]
 
 
 def loss_of(config, model):
-    objectives = config.objectives
-
     def loss(params, batch, key):
-        sums = measure(model, objectives, params, batch, {"dropout": key, "augment": key})
-        return sum(divide(sums[f"{name}/loss"]) for name in objectives if f"{name}/loss" in sums)
+        sums = measure(model, params, batch, {"dropout": key, "augment": key})
+        return sum(divide(sums[f"{name}/loss"]) for name in model.tasks if f"{name}/loss" in sums)
 
     return loss
 
@@ -45,24 +43,18 @@ def everything():
     masks = c.SpecAugment(frequency_masks=1, frequency_width=20, time_masks=1)
     encoders["speech"] = dataclasses.replace(encoders["speech"], augment=c.SpeechAugmentation(masks=masks))
     decoder = c.TextDecoder(vocabulary=128, layers=2, width=16, heads=2, mlp=32, dropout=0.2)
-    heads = {
-        "answer": config.model.heads["answer"],
-        "transcript": c.AttentionDecoder(reads=("speech", "image"), decoder=decoder),
-        "image": c.PatchDecoder(reads="image", outputs=192, layers=2, width=16, heads=2, mlp=32),
+    tasks = {
+        "answer": config.model.tasks["answer"],
+        "transcript": c.Write(reads=("speech", "image"), decoder=decoder),
+        "pixels": c.MaskedPatches(decoder=c.PatchDecoder(layers=2, width=16, heads=2, mlp=32)),
     }
     model = dataclasses.replace(
         config.model,
         encoders=encoders,
         fusion=dataclasses.replace(config.model.fusion, **changes),
-        heads=heads,
-        masked={"image": c.MaskedPatches()},
+        tasks=tasks,
     )
-    objectives = {
-        "answer": c.Classification(),
-        "transcript": c.Sequence(next_token=False),
-        "image": c.Regression(),
-    }
-    return dataclasses.replace(config, model=model, objectives=objectives)
+    return dataclasses.replace(config, model=model)
 
 
 def random_batch(config, rows=2):
@@ -135,7 +127,7 @@ def deep(layers, width=32, dropout=0.0):
     model = c.Multimodal(
         encoders={"text": c.Transformer(vocabulary=128, **shape), "sensor": c.Vectors(inputs=8, **shape)},
         fusion=c.CrossAttention(**{**shape, "layers": 2}, queries=2),
-        heads={"answer": c.Head(reads="fused", outputs=13)},
+        tasks={"answer": c.Classify(outputs=13)},
     )
     data = dataclasses.replace(
         config.data,
@@ -144,9 +136,7 @@ def deep(layers, width=32, dropout=0.0):
         subsets={"text+sensor": 1.0},
     )
     evaluation = dataclasses.replace(config.evaluation, subsets=("text+sensor",))
-    return dataclasses.replace(
-        config, model=model, data=data, objectives={"answer": c.Classification()}, evaluation=evaluation
-    )
+    return dataclasses.replace(config, model=model, data=data, evaluation=evaluation)
 
 
 def temporary_memory(config, remat, unroll=False):
@@ -184,7 +174,7 @@ def test_an_offload_needs_a_host_with_memory_of_its_own():
     check_offload(deep(layers=2).model, jax.devices()[0])
 
 
-@pytest.mark.parametrize("tower", ["encoders.speech", "heads.transcript.decoder"])
+@pytest.mark.parametrize("tower", ["encoders.speech", "tasks.transcript.decoder"])
 @pytest.mark.slow
 def test_what_is_computed_again_is_known_of_every_tower(tower):
     """Against its definition: what the whole model keeps less for it, a block at a time."""

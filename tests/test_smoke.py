@@ -45,10 +45,10 @@ def test_smoke(path, files, tmp_path):
     config = c.smoke(c.load(path), width=16)
     source = c.Manifest(splits={"train": files, config.evaluation.split: files})
     tokenizer = c.SentencePiece(vocabulary=80, byte_fallback=False)
-    if "answer" in config.model.heads:  # the files have two
-        two = dataclasses.replace(config.model.heads["answer"], outputs=2)
+    if "answer" in config.model.tasks:  # the files have two
+        two = dataclasses.replace(config.model.tasks["answer"], outputs=2)
         config = dataclasses.replace(
-            config, model=dataclasses.replace(config.model, heads={**config.model.heads, "answer": two})
+            config, model=dataclasses.replace(config.model, tasks={**config.model.tasks, "answer": two})
         )
     data = dataclasses.replace(config.data, source=source, tokenizer=tokenizer, directory=str(tmp_path))
     results = train(dataclasses.replace(config, data=data, steps=2), tmp_path / "run")
@@ -61,16 +61,20 @@ def test_smoke(path, files, tmp_path):
     assert len(losses) == 2 and all(0 < loss < 1e3 for loss in losses)
 
 
-def test_the_dial_keeps_every_part_and_leaves_room_for_all_heads():
-    """Widths, layers and heads shrink; what is read, predicted and scored stays."""
+def test_the_dial_keeps_every_part_and_leaves_room_for_all_tasks():
+    """Widths, layers and heads shrink; what is read and predicted stays."""
     for path in CONFIGS:
         config = c.load(path)
         small = c.smoke(config, width=16)
-        assert small.data.rows == config.data.rows and small.objectives == config.objectives
+        assert small.data.rows == config.data.rows
         assert {n: type(p) for n, p in small.model.encoders.items()} == {
             n: type(p) for n, p in config.model.encoders.items()
         }
-        assert {n: type(p) for n, p in small.model.heads.items()} == {n: type(p) for n, p in config.model.heads.items()}
+        assert small.model.tasks.keys() == config.model.tasks.keys()
+        for name, task in config.model.tasks.items():
+            of_small = small.model.tasks[name]
+            assert type(of_small) is type(task) and of_small.sources == task.sources
+            assert (of_small.labels(), of_small.weight) == (task.labels(), task.weight)
         assert all(e.width == 16 and e.layers <= 2 for e in small.model.encoders.values())
 
 

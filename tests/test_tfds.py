@@ -344,7 +344,6 @@ def experiment(place, tmp_path, **parts):
         tiny(),
         steps=2,
         optimizer=c.Optimizer(schedule=c.Constant(peak=1e-2)),
-        objectives={"answer": c.Classification()},
         checkpoint=c.Checkpoint(every_steps=None),
         **parts,
     )
@@ -369,7 +368,7 @@ def test_speech_commands_train(place, tmp_path):
         model=c.Multimodal(
             encoders={"speech": c.Conformer(layers=1, width=16, heads=2, kernel=4, stem_channels=4)},
             fusion=c.Add(width=16),
-            heads={"answer": c.Head(reads="fused", outputs=6)},
+            tasks={"answer": c.Classify(outputs=6)},
         ),
         evaluation=c.Evaluation(subsets=("speech",)),
     )
@@ -391,7 +390,7 @@ def test_cifar10_trains(place, tmp_path):
         model=c.Multimodal(
             encoders={"image": c.ViT(patch=8, image_size=32, layers=1, width=16, heads=2, mlp=32)},
             fusion=c.Add(width=16),
-            heads={"answer": c.Head(reads="fused", outputs=6)},
+            tasks={"answer": c.Classify(outputs=6)},
         ),
         evaluation=c.Evaluation(subsets=("image",)),
     )

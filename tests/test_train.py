@@ -27,7 +27,7 @@ from mmjax.parallel.mesh import state_shardings
 from mmjax.parallel.runtime import simulated
 from mmjax.telemetry import Writer
 from mmjax.train import report
-from mmjax.train.build import build_layout, build_model
+from mmjax.train.build import build_model
 from mmjax.train.checkpoint import Checkpoints, describe_run, digest
 from mmjax.train.directory import check_same_config, claimed, open_run, with_schedule
 from mmjax.train.loop import Skips, train
@@ -203,11 +203,11 @@ def test_a_run_keeps_the_schedule_with_which_it_began(tmp_path):
 
 
 def test_a_schedule_that_ends_before_its_run_is_said_at_the_start(tmp_path, capsys):
-    config = tiny(objectives={"answer": c.Classification()}, evaluation=c.Evaluation(subsets=()), steps=2)
+    config = tiny(evaluation=c.Evaluation(subsets=()), steps=2)
     model = c.Multimodal(
         encoders={"text": c.MeanEmbedding(vocabulary=128, width=16)},
         fusion=c.Add(width=16),
-        heads={"answer": config.model.heads["answer"]},
+        tasks={"answer": config.model.tasks["answer"]},
     )
     data = dataclasses.replace(config.data, rows={"text": 16, "examples": 3}, subsets={"text": 1.0})
     config = dataclasses.replace(config, model=model, data=data)
@@ -464,15 +464,13 @@ def test_a_killed_process_is_named_by_the_other_in_one_line(tmp_path):
 @pytest.fixture(scope="module")
 def parts(source):
     config = tiny()
-    model, objectives = build_model(config.model), config.objectives
-    layout = build_layout(config, source.tokenizer)
     from mmjax.check import Subject
 
-    return config, model, objectives, layout, Subject(config).batch
+    return config, build_model(config.model), Subject(config).batch
 
 
 def test_a_gradient_that_is_not_finite_skips_the_step_and_is_counted(parts):
-    config, model, objectives, _, batch = parts
+    config, model, batch = parts
     params = jax.jit(lambda: init_parameters(model, batch, 0))()
     optimizer = config.optimizer.build(specs(params), config.steps)
     state = jax.jit(lambda params: unboxed(init_state(params, optimizer, True)))(params)
@@ -480,7 +478,7 @@ def test_a_gradient_that_is_not_finite_skips_the_step_and_is_counted(parts):
     features = batch["speech"].features.copy()
     features[batch["speech"].segments > 0] = np.nan
     broken["speech"] = batch["speech"]._replace(features=features)
-    step = jax.jit(make_train_step(model, objectives, optimizer, average_decay=0.9))
+    step = jax.jit(make_train_step(model, optimizer, average_decay=0.9))
     after, metrics = step(state, broken)
     assert int(after.skipped) == 1 == int(metrics["skipped_steps"]) and int(after.step) == 1
     assert digest(after.params) == digest(state.params) and digest(after.optimizer) == digest(state.optimizer)
@@ -490,7 +488,7 @@ def test_a_gradient_that_is_not_finite_skips_the_step_and_is_counted(parts):
 
 @pytest.mark.parametrize("rule", [c.AdamW(), c.Muon()], ids=lambda rule: type(rule).__name__)
 def test_optimizer_state_is_divided_like_its_parameters(parts, rule):
-    config, model, _, _, batch = parts
+    config, model, batch = parts
     params = jax.eval_shape(lambda: init_parameters(model, batch, 0))
     optimizer = dataclasses.replace(config.optimizer, rule=rule).build(specs(params), config.steps)
     boxed = jax.eval_shape(lambda params: init_state(params, optimizer, True), params)
@@ -561,7 +559,7 @@ def test_bfloat16_compute_keeps_float32_parameters_and_losses(parts):
     full = build_model(config.model)
     params = jax.jit(lambda: unboxed(full.init(jax.random.key(0), batch)["params"]))()
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
-    a, b = (jax.jit(m.apply)({"params": params}, batch)["answer"].features for m in (half, full))
+    a, b = (jax.jit(m.apply)({"params": params}, batch)["answer"].prediction.features for m in (half, full))
     assert a.dtype == jnp.float32
     np.testing.assert_allclose(a, b, atol=0.05 * float(np.abs(b).max()))
 
