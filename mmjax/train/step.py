@@ -124,7 +124,7 @@ def divide(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
     return total / jnp.where(weight > 0, weight, 1.0)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # hashable by identity, so that it can be jitted
 class LossAndGradients:
     """Computes the loss of a whole batch, its gradients and the sums of the metrics, one micro-batch at a time.
 
