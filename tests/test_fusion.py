@@ -83,10 +83,10 @@ def apply(module, params, *inputs):
 
 def of_two(fusion):
     """The tiny config with image and text only."""
-    config = tiny(objectives={"answer": c.Classification()}, evaluation=c.Evaluation(subsets=("image+text",)))
+    config = tiny(evaluation=c.Evaluation(subsets=("image+text",)))
     encoders = {name: config.model.encoders[name] for name in ("image", "text")}
-    heads = {"answer": config.model.heads["answer"]}
-    model = dataclasses.replace(config.model, encoders=encoders, heads=heads, fusion=fusion)
+    tasks = {"answer": config.model.tasks["answer"]}
+    model = dataclasses.replace(config.model, encoders=encoders, tasks=tasks, fusion=fusion)
     rows = {name: config.data.rows[name] for name in ("image", "text", "examples")}
     data = dataclasses.replace(config.data, rows=rows, subsets={"image+text": 0.5, "image": 0.3, "text": 0.2})
     return dataclasses.replace(config, model=model, data=data)
@@ -94,6 +94,8 @@ def of_two(fusion):
 
 class Linear(nn.Module):
     """The cheapest encoder."""
+
+    reads_examples = False
 
     @nn.compact
     def __call__(self, stream, train=False):
