@@ -102,9 +102,7 @@ def encoders(config: c.Experiment) -> dict[str, Callable[[], c.Experiment]]:
     """What makes the config of every choice of encoders, by its name."""
     speech, image, text = (config.model.encoders[name] for name in ("speech", "image", "text"))
     recurrent = dict(front_end=speech.front_end, layers=2, width=speech.width)
-    convolutional = dict(
-        patch=image.patch, image_size=image.image_size, width=image.width, mean=image.mean, std=image.std
-    )
+    convolutional = dict(patch=image.patch, image_size=image.image_size, width=image.width, pixels=image.pixels)
     embedding = dict(vocabulary=text.vocabulary, width=text.width)
     return {
         "Conformer, ViT, Transformer": partial(with_part, config),

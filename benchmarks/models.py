@@ -62,7 +62,7 @@ def table() -> str:
     ]
     for name, tower in conformers():
         parameters, flops = measure(tower, recording(tower.front_end))
-        shape = f"{tower.layers} | {tower.width} | {tower.heads} | {tower.kernel} | {tower.subsampling}"
+        shape = f"{tower.layers} | {tower.width} | {tower.heads} | {tower.convolution.kernel} | {tower.subsampling}"
         lines.append(f"| {name} | {shape} | {parameters / 1e6:.3f} M | {flops / SECONDS / 1e9:.2f} |")
     lines += [
         "",

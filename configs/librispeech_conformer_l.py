@@ -12,7 +12,7 @@ Only the encoder's size, `accumulation` and the schedule's peak differ from libr
 import dataclasses
 from pathlib import Path
 
-from mmjax.config import Conformer, InverseSquareRoot, Multimodal, load
+from mmjax.config import Conformer, InverseSquareRoot, Multimodal, StridedStem, load
 
 small = load(Path(__file__).with_name("librispeech_conformer_s.py"))
 speech = small.model.encoders["speech"]
@@ -23,7 +23,7 @@ config = dataclasses.replace(
     model=Multimodal(
         encoders={
             "speech": Conformer.preset(
-                "L", augment=speech.augment, dropout=speech.dropout, scale_input=True, remat="dots"
+                "L", augment=speech.augment, dropout=speech.dropout, stem=StridedStem(scale=True), remat="dots"
             ),
         },
         tasks=small.model.tasks,

@@ -29,6 +29,7 @@ from mmjax.config import (
     SpecAugment,
     SpeechAugmentation,
     SpeedPerturbation,
+    StridedStem,
 )
 
 PIECES = 1024
@@ -58,7 +59,7 @@ config = Experiment(
                 "S",
                 augment=SpeechAugmentation(masks=SpecAugment(time_masks=10)),
                 dropout=0.1,
-                scale_input=True,
+                stem=StridedStem(scale=True),
                 remat="dots",
             )
         },

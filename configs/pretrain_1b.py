@@ -15,7 +15,7 @@ of data there (`SOURCES`) by your own.
 import dataclasses
 from pathlib import Path
 
-from mmjax.config import Conformer, CrossAttention, Transformer, ViT, WarmupCosine, load
+from mmjax.config import Conformer, CrossAttention, Rotary, Transformer, ViT, WarmupCosine, load
 
 small = load(Path(__file__).with_name("pretrain_300m.py"))
 pieces = small.data.tokenizer.vocabulary
@@ -27,7 +27,7 @@ config = dataclasses.replace(
         small.model,
         encoders={
             "speech": Conformer.preset("modern L", layers=16, width=1024, heads=16, remat="dots"),
-            "image": ViT.preset("L/16", positions="rotary", remat="dots"),
+            "image": ViT.preset("L/16", positions=Rotary(), remat="dots"),
             "text": Transformer(vocabulary=pieces, layers=20, width=1024, heads=16, mlp=4096, remat="dots"),
         },
         fusion=CrossAttention(layers=4, width=1024, heads=16, mlp=2816, queries=8, remat="dots"),

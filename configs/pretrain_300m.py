@@ -27,6 +27,7 @@ from mmjax.config import (
     Multimodal,
     Optimizer,
     PatchDecoder,
+    Rotary,
     SentencePiece,
     Transformer,
     ViT,
@@ -55,7 +56,7 @@ config = Experiment(
     model=Multimodal(
         encoders={
             "speech": Conformer.preset("modern L", remat="dots"),
-            "image": ViT.preset("B/16", positions="rotary", remat="dots"),
+            "image": ViT.preset("B/16", positions=Rotary(), remat="dots"),
             "text": Transformer(vocabulary=PIECES, layers=12, width=768, heads=12, mlp=3072, remat="dots"),
         },
         fusion=CrossAttention(layers=4, width=768, heads=12, mlp=2048, queries=8, remat="dots"),

@@ -21,7 +21,7 @@ from mmjax.stream import Stream, only_tokens
 from mmjax.tasks import Encoded, Facts, Item, Output
 from mmjax.tree import part, setting
 
-WORDS = "zero one two three four five six seven eight nine".split()
+WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
 @part

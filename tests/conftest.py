@@ -50,7 +50,9 @@ def tiny(**changes) -> c.Experiment:
         ),
         model=c.Multimodal(
             encoders={
-                "speech": c.Conformer(layers=1, width=16, heads=2, kernel=4, stem_channels=4),
+                "speech": c.Conformer(
+                    layers=1, width=16, heads=2, stem=c.StridedStem(channels=4), convolution=c.Convolution(kernel=4)
+                ),
                 "image": c.ViT(patch=8, image_size=64, layers=1, width=16, heads=2, mlp=32),
                 "text": c.Transformer(vocabulary=128, layers=1, width=16, heads=2, mlp=32),
             },

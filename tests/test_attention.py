@@ -8,12 +8,13 @@ import scipy.special
 from rounding import assert_same_sums
 
 from mmjax.models import attention as attention_module
-from mmjax.models.conformer import relative_shift
+from mmjax.models import positions as positions_module
+from mmjax.models.conformer_positions import relative_shift
 from mmjax.models.convolution import depthwise_convolution as convolve
 from mmjax.models.convolution import strided_convolution, strided_windows
 
 attention = jax.jit(attention_module.attention)
-rotary = jax.jit(attention_module.rotary)
+rotary = jax.jit(positions_module.rotary)
 depthwise_convolution = jax.jit(convolve, static_argnums=3)
 
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 3, 3, 3, 3, 0], [1, 2, 2, 2, 2, 2, 0, 0, 0, 0]], np.int32)
@@ -63,8 +64,8 @@ def test_rotary_scores_depend_on_distance_alone():
     query, key = normal(1, 1, 1, 16), normal(1, 1, 1, 16, seed=1)
 
     def score(i, j):
-        turned = (rotary(x, jnp.array([[p]])) for x, p in ((query, i), (key, j)))
-        return float((next(turned) * next(turned)).sum())
+        rotated = (rotary(x, jnp.array([[p]])) for x, p in ((query, i), (key, j)))
+        return float((next(rotated) * next(rotated)).sum())
 
     assert score(7, 3) == pytest.approx(score(104, 100), abs=1e-4)
     assert score(7, 3) != pytest.approx(score(3, 7), abs=1e-4)

@@ -19,17 +19,18 @@ from mmjax.models.attend import (
     BACKENDS,
     Inputs,
     Place,
-    Wanted,
-    attending,
+    Selection,
     attention,
     block_diagonal,
     chunked,
     decide,
     decisions,
+    with_backend,
 )
 from mmjax.models.attend import cudnn as cudnn_
 from mmjax.models.attend import splash as splash_
 from mmjax.parallel.runtime import simulated
+from mmjax.stream import Stream
 from mmjax.train.validate import check_config
 
 T, S, H, D = 200, 150, 4, 16  # queries, keys of a cross-attention, heads, features of each
@@ -59,7 +60,7 @@ class Case:
     """One cell of the matrix, but for backend, grouping and dtype."""
 
     cross: bool
-    sees: str  # full, causal, reach (blocks of 3 positions, at most 2 back), bias, or full with hidden patches between
+    sees: str  # full, causal, window (blocks of 3 positions, at most 2 back), bias, or full with hidden patches between
 
     def make(self, few: int, dtype) -> dict:
         generator = np.random.default_rng(0)
@@ -74,12 +75,12 @@ class Case:
             made["bias"] = generator.standard_normal((3, H, T, key_segments.shape[1])).astype(np.float32)
         if self.sees == "causal":
             made |= dict(query_times=positions, key_times=key_positions, in_order=not self.cross)
-        if self.sees == "reach":
-            made |= dict(query_times=positions // 3, key_times=key_positions // 3, reach=2)
+        if self.sees == "window":
+            made |= dict(query_times=positions // 3, key_times=key_positions // 3, window=2)
         return made
 
 
-CASES = [Case(cross, sees) for cross in (False, True) for sees in ("full", "causal", "reach", "bias")]
+CASES = [Case(cross, sees) for cross in (False, True) for sees in ("full", "causal", "window", "bias")]
 CASES += [Case(False, "holes")]
 COTANGENT = np.random.default_rng(1).standard_normal((3, H, T, D))
 
@@ -93,7 +94,7 @@ def definition(
     bias=None,
     query_times=None,
     key_times=None,
-    reach=None,
+    window=None,
     in_order=False,
     packed=False,
 ):
@@ -107,7 +108,7 @@ def definition(
         seen = key_segments[row] == query_segments[row, t]
         if query_times is not None:
             ago = query_times[row, t] - key_times[row]
-            seen = seen & (ago >= 0) & (ago <= (10**9 if reach is None else reach))
+            seen = seen & (ago >= 0) & (ago <= (10**9 if window is None else window))
         at, few = np.flatnonzero(seen), head // (H // key.shape[1])
         if len(at) == 0:
             continue
@@ -183,7 +184,7 @@ MATRIX = [
     for dtype in ("float32", "bfloat16")
     if not (backend == "cudnn" and (dtype == "float32" or case.sees == "bias"))
     and not (backend == "block_diagonal" and (case.cross or case.sees == "bias"))
-    and not (backend == "splash" and (case.sees in ("reach", "bias") or (case.cross and case.sees == "causal")))
+    and not (backend == "splash" and (case.sees in ("window", "bias") or (case.cross and case.sees == "causal")))
 ]
 
 
@@ -270,29 +271,29 @@ def cudnn_is_there(monkeypatch):
         (inputs(), TPU, "splash", {}),
         (inputs(dtype="float32", few=2), TPU._replace(rows=8, heads=2), "splash", {}),
         (inputs(in_order=True, **times()), TPU, "splash", {}),
-        (inputs(**times()), TPU, "xla", {"splash": "no causality but that of tokens in order"}),
-        (inputs(in_order=True, reach=2, **times()), TPU, "xla", {"splash": "no causality but"}),
-        (inputs(bias=BIAS), TPU, "xla", {"splash": "takes no bias"}),
+        (inputs(**times()), TPU, "xla", {"splash": "supports causality only for tokens in order"}),
+        (inputs(in_order=True, window=2, **times()), TPU, "xla", {"splash": "causality only for"}),
+        (inputs(bias=BIAS), TPU, "xla", {"splash": "does not support a bias"}),
         (inputs(length=6), TPU, "xla", {"splash": "pad 6 x 6 tokens to multiples of 128"}),
         (inputs(), TPU._replace(context=2), "xla", {"splash": "tokens of a row are divided"}),
         (inputs(length=4096, dtype="float32"), CPU, "chunked", {}),
         (inputs(length=4096), CPU._replace(rows=8, heads=4), "chunked", {}),
         (inputs(length=4096), CPU._replace(rows=8, heads=4, context=2), "xla", {"chunked": "32.0 MiB"}),
-        (inputs(length=4096, bias=BIAS), TPU, "chunked", {"splash": "takes no bias"}),
+        (inputs(length=4096, bias=BIAS), TPU, "chunked", {"splash": "does not support a bias"}),
         (inputs(), CPU, "xla", {"chunked": "less than"}),
         (inputs(length=1024, packed=True), CPU, "block_diagonal", {}),
-        (inputs(length=1024, packed=True, few=2, reach=2, **times(1024)), CPU, "block_diagonal", {}),
+        (inputs(length=1024, packed=True, few=2, window=2, **times(1024)), CPU, "block_diagonal", {}),
         (inputs(packed=True), CPU, "xla", {"block_diagonal": "its rows have 256 tokens, less than"}),
         (inputs(length=4096, packed=True), CPU, "chunked", {"block_diagonal": "4096 tokens, not less than"}),
-        (inputs(length=1024, rows=1), CPU, "xla", {"block_diagonal": "that are the same tokens"}),
-        (inputs(length=1024, packed=True, bias=BIAS), CPU, "chunked", {"block_diagonal": "takes no bias"}),
+        (inputs(length=1024, rows=1), CPU, "xla", {"block_diagonal": "of the same tokens"}),
+        (inputs(length=1024, packed=True, bias=BIAS), CPU, "chunked", {"block_diagonal": "does not support a bias"}),
         (inputs(length=1024, packed=True), CPU._replace(rows=8), "xla", {"block_diagonal": "are divided among"}),
     ],
 )
 def test_the_first_that_can_and_pays_is_chosen_and_the_others_reasons_are_kept(
     given, place, chosen, refused, cudnn_is_there
 ):
-    decision = decide(given, place, Wanted(), "here")
+    decision = decide(given, place, Selection(), "here")
     assert decision.backend == chosen
     reasons = dict(decision.refused)
     assert all(reason in reasons[name] for name, reason in refused.items()), reasons
@@ -300,7 +301,7 @@ def test_the_first_that_can_and_pays_is_chosen_and_the_others_reasons_are_kept(
 
 
 def test_cudnn_that_is_not_installed_is_a_reason():
-    assert dict(decide(inputs(), GPU, Wanted(), "here").refused)["cudnn"] == "cuDNN is not detected"
+    assert dict(decide(inputs(), GPU, Selection(), "here").refused)["cudnn"] == "cuDNN is not detected"
 
 
 def test_cudnns_kernels_stand_in_the_program_for_a_gpu_forward_and_backward(cudnn_is_there):
@@ -314,17 +315,16 @@ def test_cudnns_kernels_stand_in_the_program_for_a_gpu_forward_and_backward(cudn
 
 
 def test_who_asks_by_name_gets_it_or_is_told():
-    assert decide(inputs(), CPU, Wanted("chunked", strict=True), "here").backend == "chunked"
-    decision = decide(inputs(), CPU, Wanted("cudnn"), "here")
+    assert decide(inputs(), CPU, Selection("chunked", strict=True), "here").backend == "chunked"
+    decision = decide(inputs(), CPU, Selection("cudnn"), "here")
     assert decision.backend == "xla" and dict(decision.refused)["cudnn"] == "it is for NVIDIA GPUs, not for a cpu"
 
 
-def test_what_is_asked_for_holds_inside_and_no_longer():
+def test_every_decision_is_reported_in_order():
     arrays = {n: x for n, x in Case(True, "full").make(H, np.float32).items()}
     with decisions() as made:
         jax.eval_shape(lambda: attention(**arrays))
-        with attending("chunked"):
-            jax.eval_shape(lambda: attention(**arrays, where="there"))
+        jax.eval_shape(lambda: attention(**arrays, backend=Selection("chunked"), where="there"))
         jax.eval_shape(lambda: attention(**arrays))
     assert [(one.where, one.backend) for one in made] == [
         ("attention", "xla"),
@@ -346,9 +346,19 @@ def decided(**model):
     config = tiny()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **model))
     layout, built = build_layout(config), build_model(config.model)
-    free = built.clone(attention="auto", strict_attention=False)
+    free = with_backend(built, "auto")
     params = unboxed(jax.eval_shape(lambda: free.init(jax.random.key(0), layout.empty(1))["params"]))
     return decided(config, built, params, layout, make_mesh(devices=jax.devices()[:1]))
+
+
+def test_a_part_of_a_built_model_has_its_backend_without_any_context():
+    from mmjax.train.build import build_model
+
+    built = build_model(dataclasses.replace(tiny().model, attention="chunked"))
+    text = Stream(*(np.ones((2, 8), np.int32) for _ in range(3)))
+    with decisions() as made:
+        jax.eval_shape(lambda: built.encoders["text"].init(jax.random.key(0), text))
+    assert {one.backend for one in made} == {"chunked"}
 
 
 def test_every_call_of_a_model_is_decided_and_said_in_a_line():

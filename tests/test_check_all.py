@@ -16,7 +16,8 @@ from mmjax import config as c
 from mmjax.train.validate import check_config
 
 SMALL = dict(layers=1, width=16, heads=2)
-CONFORMER = dict(**SMALL, stem_channels=4)
+STEM = c.StridedStem(channels=4)
+FAST_STEM = c.StridedStem(channels=4, subsampling=8, depthwise=True)
 PICTURE = dict(patch=8, image_size=64, mlp=32, **SMALL)
 TEXT = dict(vocabulary=128, mlp=32, **SMALL)
 
@@ -51,25 +52,32 @@ def continued():
     return with_model(config, tasks={"answer": config.model.tasks["answer"]})
 
 
-STREAMING = c.Conformer.preset("modern S", causal=True, chunk=4, left_chunks=2, front_end=c.MFCC(), **CONFORMER)
+STREAMING = c.Conformer.preset(
+    "modern S",
+    front_end=c.MFCC(),
+    stem=FAST_STEM,
+    convolution=c.Convolution(kernel=9, norm="rms", causal=True),
+    chunks=c.Chunking(size=4, left=2),
+    **SMALL,
+)
 CONFIGS = {
     "Conformer S; ViT with a class token; BERT": lambda: encoders(
         rows={"image": 130},
-        speech=c.Conformer.preset("S", front_end=c.KaldiFilterBank(), **CONFORMER),
+        speech=c.Conformer.preset("S", front_end=c.KaldiFilterBank(), stem=STEM, **SMALL),
         image=c.ViT.preset("Ti/8", class_token=True, **{k: v for k, v in PICTURE.items() if k != "patch"}),
-        text=c.Transformer(positions="learned", types=2, block=c.BlockStyle(post_norm=True), **TEXT),
+        text=c.Transformer(positions=c.Learned(), types=2, block=c.BlockStyle(post_norm=True), **TEXT),
     ),
     "Conformer NeMo L; ViT sincos; causal text of grouped heads": lambda: encoders(
-        speech=c.Conformer.preset("NeMo L", front_end=c.NeMoLogMel(), **CONFORMER),
-        image=c.ViT(positions="sincos", block=c.BlockStyle(layer_scale=0.1), **PICTURE),
+        speech=c.Conformer.preset("NeMo L", front_end=c.NeMoLogMel(), stem=STEM, **SMALL),
+        image=c.ViT(positions=c.SinCos(), block=c.BlockStyle(layer_scale=0.1), **PICTURE),
         text=c.Transformer(
-            causal=True, key_value_heads=1, block=c.BlockStyle(norm="rms", gated=True, bias=False), **TEXT
+            causal=True, block=c.BlockStyle(norm="rms", gated=True, bias=False, key_value_heads=1), **TEXT
         ),
     ),
     "FastConformer; ViT of native resolution with registers": lambda: encoders(
         rows={"speech": 336},
-        speech=c.Conformer.preset("Fast L", front_end=c.NeMoLogMel(), **CONFORMER),
-        image=c.ViT(max_patches=40, class_token=True, registers=2, positions="rotary", **PICTURE),
+        speech=c.Conformer.preset("Fast L", front_end=c.NeMoLogMel(), stem=FAST_STEM, **SMALL),
+        image=c.ViT(max_patches=40, class_token=True, registers=2, positions=c.Rotary(), **PICTURE),
     ),
     "modern Conformer in causal chunks; ConvNet; MeanEmbedding": lambda: encoders(
         rows={"speech": 336},

@@ -134,8 +134,11 @@ def test_errors_name_the_key_and_the_nearest_one(flags, message):
         (["--model.tasks.answer.label", "transcript"], "model.tasks.answer.label='transcript' should be a class"),
         (["--model.tasks.answer.weight", "-1.0"], "model.tasks.answer.weight is -1.0"),
         (["--model.encoders.speech.heads", "3"], "model.encoders.speech.width=16 does not divide among 3 heads"),
-        (["--model.encoders.speech.norm-epsilon", "0"], "norm_epsilon is 0.0; it must be at least 1e-12"),
-        (["--model.encoders.speech.left-chunks", "2"], "left_chunks is 2, but there are no chunks"),
+        (["--model.encoders.speech.norms.epsilon", "0"], "norms.epsilon is 0.0; it must be at least 1e-12"),
+        (
+            ["--model.encoders.speech.chunks.left", "2"],
+            "'model.encoders.speech.chunks' is None and has no keys of its own",
+        ),
         (
             [
                 "--model.encoders.speech.width",
@@ -143,20 +146,16 @@ def test_errors_name_the_key_and_the_nearest_one(flags, message):
                 "--model.encoders.speech.heads",
                 "3",
                 "--model.encoders.speech.positions",
-                "relative",
+                "Relative",
             ],
             "model.encoders.speech.width=9 is odd",
         ),
         (["--model.encoders.text.heads", "16"], "rotary positions need heads whose width divides by 2"),
         (
-            ["--model.encoders.speech.stem", "waveform"],
-            "the stem 'waveform' and the front end Waveform need each other",
+            ["--model.encoders.speech.stem", "WaveformStem"],
+            "the stem WaveformStem and the front end Waveform need each other",
         ),
         (["--model.encoders.speech.front-end", "Waveform"], "need each other"),
-        (
-            ["--model.encoders.speech.front-end", "Waveform", "--model.encoders.speech.stem", "waveform"],
-            "model.encoders.speech.subsampling is 4; the stem 'waveform' makes a token of every hop: write 1",
-        ),
         (["--model.tasks.answer.reads", "smell"], "neither an encoder nor 'fused'"),
     ],
 )
@@ -206,4 +205,4 @@ def test_presets_are_listed_once_with_the_modern_ones():
     with pytest.raises(UserError) as error:
         c.Conformer.preset("modernS")
     assert str(error.value).count("there are") == 1 and "did you mean 'modern S'" in str(error.value)
-    assert c.Conformer.preset("modern S").positions == "rotary"
+    assert c.Conformer.preset("modern S").positions == c.Rotary()

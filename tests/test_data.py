@@ -190,7 +190,7 @@ config = c.Experiment(
         batch_rows=2, rows={{"speech": 400, "examples": 4}}, subsets={{"speech": 1.0}},
     ),
     model=c.Multimodal(
-        encoders={{"speech": c.Conformer(layers=1, width=8, heads=1, kernel=3, stem_channels=2)}},
+        encoders={{"speech": c.Conformer(layers=1, width=8, heads=1, stem=c.StridedStem(channels=2))}},
         fusion=c.Add(width=8), tasks={{"answer": c.Classify(outputs=2)}},
     ),
     optimizer=c.Optimizer(schedule=c.WarmupCosine(peak=1e-3, warmup=2, steps=30)),

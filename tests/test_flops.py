@@ -10,6 +10,7 @@ from conftest import tiny
 
 from mmjax import config as c
 from mmjax.flops import matrix_flops
+from mmjax.models.attend import with_backend
 from mmjax.parallel import machines
 from mmjax.parallel.mesh import abstract_batch
 from mmjax.plan import hlo
@@ -100,7 +101,7 @@ def counted(config):
 
 def gradient(subject):
     """The gradient of a step's losses, and its abstract arguments; its attention is matrix products, not a kernel."""
-    model = subject.model.clone(attention="xla", strict_attention=False)
+    model = with_backend(subject.model, "xla")
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), subject.state.params)
 
     def loss(params, batch, key):

@@ -52,7 +52,9 @@ def four_sources(home: Path, steps: int) -> c.Experiment:
     )
     model = c.Multimodal(
         encoders={
-            "speech": c.Conformer(layers=1, width=16, heads=2, kernel=4, stem_channels=4),
+            "speech": c.Conformer(
+                layers=1, width=16, heads=2, stem=c.StridedStem(channels=4), convolution=c.Convolution(kernel=4)
+            ),
             "image": c.ViT(patch=8, image_size=64, layers=1, width=16, heads=2, mlp=32),
             "text": c.Transformer(vocabulary=256, layers=1, width=16, heads=2, mlp=32),
         },

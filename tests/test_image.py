@@ -151,13 +151,13 @@ def test_the_layout_follows_the_config():
     [
         (["--data.image-augmentation", "{'flip': 1.5}"], "image_augmentation.flip is 1.5; it must be between 0 and 1"),
         (["--data.image-augmentation", "{'aspect': 0.5}"], "aspect is 0.5; it must be between 1 and"),
-        (["--model.encoders.image.std", "(0.2, 0.0, 0.2)"], "must be one number or 3 above 0"),
-        (["--model.encoders.image.positions", "sincos", "--model.encoders.image.width", "18"], "4 parts of sincos"),
+        (["--model.encoders.image.pixels.std", "(0.2, 0.0, 0.2)"], "must be one number or 3 above 0"),
+        (["--model.encoders.image.positions", "SinCos", "--model.encoders.image.width", "18"], "4 parts of sincos"),
         (["--model.encoders.image.image-size", "4"], "less than one patch"),
-        (["--model.encoders.text.key-value-heads", "3"], "heads=2 do not divide among key_value_heads=3"),
+        (["--model.encoders.text.block.key-value-heads", "3"], "heads=2 do not divide among block.key_value_heads=3"),
         (["--model.encoders.text.block.head-width", "7"], "rotary positions need heads whose width divides by 2"),
         (
-            ["--model.encoders.text.positions", "bucketed", "--model.encoders.text.buckets", "256"],
+            ["--model.encoders.text.positions", "DistanceBuckets", "--model.encoders.text.positions.buckets", "256"],
             "buckets=256 must be",
         ),
     ],

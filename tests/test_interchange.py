@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny
+from mmjax.evaluate.decoding import best_path
 
 from mmjax import config as c
 from mmjax.cli import main
@@ -473,7 +474,7 @@ def test_pixels_are_normalised_as_the_image_processor_says(tmp_path):
     processor.write_text('{"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "size": 256}')
     assert import_model(tmp_path / "theirs", tmp_path / "ours")["certificate"]["holds"]
     part = c.imported(tmp_path / "ours")
-    assert part.mean == (0.485, 0.456, 0.406) and part.std == (0.229, 0.224, 0.225)
+    assert part.pixels.mean == (0.485, 0.456, 0.406) and part.pixels.std == (0.229, 0.224, 0.225)
     processor.write_text('{"do_normalize": false}')
     with pytest.raises(UserError, match="cannot import do_normalize=False"):
         import_model(tmp_path / "theirs", tmp_path / "other")
@@ -525,7 +526,7 @@ def test_a_language_model_of_older_files(tmp_path):
     config.write_text(json.dumps(settings | {"rope_theta": 1e3, "rope_scaling": None}))
     assert import_model(tmp_path / "theirs", tmp_path / "ours")["certificate"]["holds"]
     part = c.imported(tmp_path / "ours")
-    assert part.tied and part.block.rotary_base == 1e3
+    assert part.tied and part.positions.base == 1e3
     export_model(tmp_path / "ours", tmp_path / "back")
     assert set(read_tensors(tmp_path / "back")) == {name for name in tensors if name.startswith("model.")} - {
         "model.layers.1.self_attn.rotary_emb.inv_freq"
@@ -640,10 +641,10 @@ def test_a_run_starts_from_an_imported_encoder(tmp_path):
     theirs = tree(read_part(tmp_path / "ours")[1], "encoder")
     assert jax.tree.all(jax.tree.map(lambda a, b: (np.asarray(a) == b).all(), learned, theirs))
 
-    other = dataclasses.replace(config.model.encoders["speech"], norm_epsilon=1e-6)
+    other = dataclasses.replace(config.model.encoders["speech"], norms=c.Norms(epsilon=1e-6))
     encoders = {**config.model.encoders, "speech": other}
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, encoders=encoders))
-    with pytest.raises(UserError, match="norm_epsilon is 1e-06, but 1e-05 in .*ours"):
+    with pytest.raises(UserError, match="norms.epsilon is 1e-06, but 1e-05 in .*ours"):
         train(other, tmp_path / "other")
     headless = dataclasses.replace(config, initial={"tasks.answer": str(tmp_path / "ours")})
     with pytest.raises(UserError, match="initial.tasks.answer: the model in .* has no head"):

@@ -47,7 +47,9 @@ def divisible(**mesh):
     """The tiny model with as many heads, and rows as long, as 8 devices can divide."""
     model = c.Multimodal(
         encoders={
-            "speech": c.Conformer(layers=1, width=32, heads=8, kernel=4, stem_channels=8),
+            "speech": c.Conformer(
+                layers=1, width=32, heads=8, stem=c.StridedStem(channels=8), convolution=c.Convolution(kernel=4)
+            ),
             "image": c.ViT(patch=8, image_size=64, layers=1, width=32, heads=8, mlp=64),
             "text": c.Transformer(vocabulary=128, layers=1, width=32, heads=8, mlp=64),
         },

@@ -69,7 +69,7 @@ def test_conformer_has_the_published_number_of_parameters(size, head, millions):
 
 def test_a_modern_conformer_has_rotary_positions_and_no_means():
     modern = c.Conformer.preset("modern M", layers=2)
-    assert (modern.width, modern.positions, modern.subsampling) == (256, "rotary", 8)
+    assert (modern.width, modern.positions, modern.subsampling) == (256, c.Rotary(), 8)
     params = jax.eval_shape(modern.init, jax.random.key(0), speech(16))["params"]
     assert set(params["layers"]["attention_norm"]) == {"scale"}
     assert "position" not in params["layers"]["attention"]
@@ -109,28 +109,37 @@ def test_htk_filters_overlap_to_one():
 
 CONFORMERS = {
     "paper": {},
-    "rotary": dict(positions="rotary"),
-    "FastConformer": dict(subsampling=8, stem="depthwise", kernel=9, norm="rms", convolution_norm="rms"),
+    "rotary": dict(positions=c.Rotary()),
+    "FastConformer": dict(
+        stem=c.StridedStem(subsampling=8, depthwise=True, channels=4),
+        convolution=c.Convolution(kernel=9, norm="rms"),
+        norms=c.Norms(norm="rms"),
+    ),
     "no gap between examples": dict(front_end=NeMoLogMel()),
-    "half the frames, causal, in chunks": dict(subsampling=2, causal=True, chunk=3, left_chunks=1),
+    "half the frames, causal, in chunks": dict(
+        stem=c.StridedStem(subsampling=2, channels=4),
+        convolution=c.Convolution(kernel=8, causal=True),
+        chunks=c.Chunking(size=3, left=1),
+    ),
     "w2v-BERT": dict(
         front_end=KaldiFilterBank(),
-        stem="stack",
-        subsampling=2,
-        positions="distance",
-        left_distance=3,
-        right_distance=1,
+        stem=c.StackedStem(subsampling=2),
+        positions=c.DistanceEmbeddings(left=3, right=1),
     ),
     "wav2vec 2.0": dict(
-        front_end=Waveform(hop=160), stem="waveform", subsampling=1, positions="rotary_input", final_norm=True
+        front_end=Waveform(hop=160),
+        stem=c.WaveformStem(channels=4),
+        positions=c.RotaryInput(),
+        norms=c.Norms(final=True),
     ),
 }
 
 
 @pytest.mark.parametrize("variant", CONFORMERS)
 def test_traps_a1_a4_a5_conformer_gives_the_same_packed_and_alone(variant):
-    fields = dict(front_end=LogMel(), layers=2, width=16, heads=2, kernel=8, stem_channels=4) | CONFORMERS[variant]
-    model, every = Conformer(**fields), fields.get("subsampling", 4)
+    parts = dict(stem=c.StridedStem(channels=4), convolution=c.Convolution(kernel=8)) | CONFORMERS[variant]
+    model = Conformer(layers=2, width=16, heads=2, **parts)
+    every = model.subsampling
     lengths = [3, 4, 5, 6, 7, 8, 9, 30, 31, 33, 64]
     packed = speech(*lengths, every=every)
     params = model.init(jax.random.key(0), packed)

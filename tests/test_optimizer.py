@@ -23,31 +23,45 @@ from mmjax.tree.part import kinds as all_kinds
 
 SMALL = dict(layers=2, width=16, heads=2)
 BLOCKS = dict(**SMALL, mlp=32)
-CONFORMER = dict(**SMALL, stem_channels=4, kernel=4)
+CONVOLUTION = c.Convolution(kernel=4)
+IMPORTED = c.Convolution(kernel=4, norm="batch")
 PICTURE = dict(patch=8, image_size=16, mlp=32, **SMALL)
 TEXT = dict(vocabulary=32, **BLOCKS)
 
 ENCODERS = {
-    "relative": c.Conformer(**CONFORMER),
-    "rotary": c.Conformer(positions="rotary", stem="depthwise", subsampling=8, norm="rms", **CONFORMER),
-    "rotary_input": c.Conformer(
-        positions="rotary_input",
-        front_end=c.Waveform(),
-        stem="waveform",
-        subsampling=1,
-        convolution_norm="batch",
-        **CONFORMER,
+    "relative": c.Conformer(stem=c.StridedStem(channels=4), convolution=CONVOLUTION, **SMALL),
+    "rotary": c.Conformer(
+        positions=c.Rotary(),
+        stem=c.StridedStem(subsampling=8, depthwise=True, channels=4),
+        convolution=CONVOLUTION,
+        norms=c.Norms(norm="rms"),
+        **SMALL,
     ),
-    "distance": c.Conformer(positions="distance", stem="stack", convolution_norm="batch", final_norm=True, **CONFORMER),
+    "rotary_input": c.Conformer(
+        positions=c.RotaryInput(),
+        front_end=c.Waveform(),
+        stem=c.WaveformStem(channels=4),
+        convolution=IMPORTED,
+        **SMALL,
+    ),
+    "distance": c.Conformer(
+        positions=c.DistanceEmbeddings(),
+        stem=c.StackedStem(subsampling=4),
+        convolution=IMPORTED,
+        norms=c.Norms(final=True),
+        **SMALL,
+    ),
     "lstm": c.BiLSTM(layers=2, width=16),
     "cnn_lstm": c.BiLSTM(layers=1, width=16, stem="full", stem_channels=4),
     "whisper": c.WhisperEncoder(length=16, **BLOCKS),
     "vit": c.ViT(class_token=True, registers=2, block=c.BlockStyle(layer_scale=0.1), **PICTURE),
-    "vit_gated": c.ViT(positions="rotary", block=c.BlockStyle(norm="rms", gated=True, bias=False), **PICTURE),
+    "vit_gated": c.ViT(positions=c.Rotary(), block=c.BlockStyle(norm="rms", gated=True, bias=False), **PICTURE),
     "convnet": c.ConvNet(patch=8, image_size=16, width=16),
-    "bert": c.Transformer(positions="learned", types=2, block=c.BlockStyle(post_norm=True), **TEXT),
-    "t5": c.Transformer(positions="bucketed", block=c.BlockStyle(norm="rms", scaled=False, head_width=4), **TEXT),
-    "llama": c.Transformer(causal=True, key_value_heads=1, **TEXT),
+    "bert": c.Transformer(positions=c.Learned(), types=2, block=c.BlockStyle(post_norm=True), **TEXT),
+    "t5": c.Transformer(
+        positions=c.DistanceBuckets(), block=c.BlockStyle(norm="rms", scaled=False, head_width=4), **TEXT
+    ),
+    "llama": c.Transformer(causal=True, block=c.BlockStyle(key_value_heads=1), **TEXT),
     "bag": c.MeanEmbedding(vocabulary=32, width=16),
     "sensor": c.Vectors(inputs=3, **BLOCKS),
 }
@@ -64,7 +78,8 @@ TASKS = {
     "clean": c.Denoise(reads="relative"),
     "written": c.Write(reads=("relative", "vit"), decoder=c.TextDecoder(tied=False, **TEXT)),
     "continued": c.Write(
-        reads=("bert",), decoder=c.TextDecoder(positions="learned", key_value_heads=1, length=16, **TEXT)
+        reads=("bert",),
+        decoder=c.TextDecoder(positions=c.Learned(length=16), block=c.BlockStyle(key_value_heads=1), **TEXT),
     ),
     "transduced": c.Transducer(reads="relative", outputs=32, width=16),
 }

@@ -68,7 +68,9 @@ def pairs(tmp_path_factory):
         ),
         model=c.Multimodal(
             encoders={
-                "speech": c.Conformer(layers=1, width=16, heads=2, kernel=4, stem_channels=4),
+                "speech": c.Conformer(
+                    layers=1, width=16, heads=2, stem=c.StridedStem(channels=4), convolution=c.Convolution(kernel=4)
+                ),
                 "image": c.ViT(patch=8, image_size=32, layers=1, width=16, heads=2, mlp=32),
                 "text": c.Transformer(vocabulary=60, layers=1, width=16, heads=2, mlp=32),
             },

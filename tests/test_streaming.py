@@ -1,4 +1,4 @@
-"""A chunk at a time gives what the whole recording gives (trap H17)."""
+"""Streaming gives the results of the whole recording."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,21 @@ import numpy as np
 import pytest
 from test_models import speech
 
-from mmjax.models import Conformer, KaldiFilterBank, LogMel, NeMoLogMel, Waveform
+from mmjax.models import (
+    Chunking,
+    Conformer,
+    Convolution,
+    DistanceEmbeddings,
+    KaldiFilterBank,
+    NeMoLogMel,
+    Norms,
+    Rotary,
+    RotaryInput,
+    StackedStem,
+    StridedStem,
+    Waveform,
+    WaveformStem,
+)
 from mmjax.models.augmentation import SpectralGate
 from mmjax.models.streaming import StreamingConformer, chunks
 from mmjax.stream import Stream
@@ -14,7 +28,12 @@ from mmjax.stream import Stream
 
 def model(**changes):
     fields = dict(
-        front_end=LogMel(), layers=2, width=16, heads=2, kernel=5, stem_channels=4, causal=True, chunk=4, left_chunks=2
+        layers=2,
+        width=16,
+        heads=2,
+        stem=StridedStem(channels=4),
+        convolution=Convolution(kernel=5, causal=True),
+        chunks=Chunking(size=4, left=2),
     )
     return Conformer(**fields | changes)
 
@@ -31,18 +50,23 @@ def batch_of(count, hops):
 
 VARIANTS = {
     "relative": {},
-    "rotary, RMSNorm": {"positions": "rotary", "norm": "rms", "convolution_norm": "rms"},
-    "FastConformer": {"subsampling": 8, "stem": "depthwise", "kernel": 9},
-    "Kaldi": {"front_end": KaldiFilterBank(normalise=False), "kernel": 4},
+    "rotary, RMSNorm": {
+        "positions": Rotary(),
+        "norms": Norms(norm="rms"),
+        "convolution": Convolution(kernel=5, norm="rms", causal=True),
+    },
+    "FastConformer": {
+        "stem": StridedStem(subsampling=8, depthwise=True, channels=4),
+        "convolution": Convolution(kernel=9, causal=True),
+    },
+    "Kaldi": {"front_end": KaldiFilterBank(normalise=False), "convolution": Convolution(kernel=4, causal=True)},
     "waveform": {
         "front_end": Waveform(hop=160, normalise=False),
-        "stem": "waveform",
-        "stem_channels": 16,
-        "subsampling": 1,
-        "positions": "rotary_input",
-        "final_norm": True,
+        "stem": WaveformStem(channels=16),
+        "positions": RotaryInput(),
+        "norms": Norms(final=True),
     },
-    "distance": {"stem": "stack", "subsampling": 2, "positions": "distance", "left_distance": 5, "right_distance": 1},
+    "distance": {"stem": StackedStem(subsampling=2), "positions": DistanceEmbeddings(left=5, right=1)},
 }
 
 
@@ -51,7 +75,7 @@ VARIANTS = {
 )
 @pytest.mark.slow
 def test_trap_h17_streaming_equals_offline(variant, chunk):
-    conformer = model(chunk=chunk, **VARIANTS[variant])
+    conformer = model(chunks=Chunking(size=chunk, left=2), **VARIANTS[variant])
     whole = batch_of(1 if chunk == 2 else 7, 96)
     params = randomised(conformer.init(jax.random.key(0), whole))
     offline = jax.jit(conformer.apply)(params, whole)
@@ -67,7 +91,7 @@ def test_trap_h17_streaming_equals_offline(variant, chunk):
 
 @pytest.mark.slow
 def test_no_chunk_hears_a_later_one_nor_what_lies_too_far_back():
-    conformer = model(chunk=2, left_chunks=1, layers=1, kernel=3)
+    conformer = model(chunks=Chunking(size=2, left=1), layers=1, convolution=Convolution(kernel=3, causal=True))
     whole = speech(120)
     params = randomised(conformer.init(jax.random.key(0), whole))
     apply = jax.jit(conformer.apply)
@@ -80,11 +104,11 @@ def test_no_chunk_hears_a_later_one_nor_what_lies_too_far_back():
 
 
 def test_what_cannot_stream_says_why():
-    with pytest.raises(ValueError, match="causal=True and a chunk"):
-        StreamingConformer(model(causal=False))
+    with pytest.raises(ValueError, match="with chunks=.* and convolution=Convolution\\(causal=True\\)"):
+        StreamingConformer(model(convolution=Convolution(kernel=5)))
     with pytest.raises(ValueError, match="NeMoLogMel needs the whole recording"):
         StreamingConformer(model(front_end=NeMoLogMel()))
-    with pytest.raises(ValueError, match="denoise measures the noise of the whole recording"):
+    with pytest.raises(ValueError, match="denoise estimates noise from the whole recording"):
         StreamingConformer(model(denoise=SpectralGate()))
-    with pytest.raises(ValueError, match="how many tokens"):
-        StreamingConformer(model(left_chunks=None))
+    with pytest.raises(ValueError, match="attention needs a limit"):
+        StreamingConformer(model(chunks=Chunking(size=4)))

@@ -366,7 +366,11 @@ def test_speech_commands_train(place, tmp_path):
             subsets={"speech": 1.0},
         ),
         model=c.Multimodal(
-            encoders={"speech": c.Conformer(layers=1, width=16, heads=2, kernel=4, stem_channels=4)},
+            encoders={
+                "speech": c.Conformer(
+                    layers=1, width=16, heads=2, stem=c.StridedStem(channels=4), convolution=c.Convolution(kernel=4)
+                )
+            },
             fusion=c.Add(width=16),
             tasks={"answer": c.Classify(outputs=6)},
         ),

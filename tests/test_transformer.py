@@ -8,7 +8,7 @@ import pytest
 import scipy.special
 import weights as w
 
-from mmjax.models import BlockStyle, MeanEmbedding, TextDecoder, Transformer
+from mmjax.models import BlockStyle, DistanceBuckets, Learned, MeanEmbedding, Rotary, TextDecoder, Transformer
 from mmjax.models.attention import attention, prefix_times
 from mmjax.stream import Stream
 
@@ -101,7 +101,7 @@ def test_trap_g4_a_post_norm_encoder_equals_bert():
         "layers": both(block),
     }
     style = BlockStyle(post_norm=True, epsilon=1e-12)
-    ours = Transformer(vocabulary=19, layers=2, width=24, heads=3, mlp=40, positions="learned", length=12, block=style)
+    ours = Transformer(vocabulary=19, layers=2, width=24, heads=3, mlp=40, positions=Learned(length=12), block=style)
     row = texts(12, 1, 7, 5)
     assert same_structure(params, ours, row)
     result = jax.jit(ours.apply)({"params": params}, row)
@@ -164,14 +164,13 @@ def test_a_decoder_without_context_equals_llama():
         "norm": w.norm(weights, "model.norm"),
         "logits": w.linear(weights, "lm_head"),
     }
-    style = BlockStyle(norm="rms", epsilon=1e-5, activation="silu", gated=True, bias=False)
+    style = BlockStyle(norm="rms", epsilon=1e-5, activation="silu", gated=True, bias=False, key_value_heads=2)
     ours = TextDecoder(
         vocabulary=19,
         layers=2,
         width=24,
         heads=6,
         mlp=40,
-        key_value_heads=2,
         cross_attention=False,
         tied=False,
         block=style,
@@ -220,8 +219,7 @@ def test_a_decoder_without_context_equals_gpt_2():
         width=24,
         heads=3,
         mlp=40,
-        positions="learned",
-        length=12,
+        positions=Learned(length=12),
         cross_attention=False,
         block=style,
     )
@@ -230,13 +228,13 @@ def test_a_decoder_without_context_equals_gpt_2():
 
 # Packing. -------------------------------------------------------------------------------------------------
 
-SMALL = dict(vocabulary=19, layers=2, width=16, heads=4, mlp=24, key_value_heads=2)
+SMALL = dict(vocabulary=19, layers=2, width=16, heads=4, mlp=24, block=BlockStyle(key_value_heads=2))
 
 
-@pytest.mark.parametrize("positions", ["rotary", "learned", "bucketed"])
+@pytest.mark.parametrize("positions", [Rotary(), Learned(length=9), DistanceBuckets(buckets=8, max_distance=6)])
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_text_gives_the_same_packed_and_alone(positions, causal):
-    model = Transformer(**SMALL, positions=positions, length=9, buckets=8, max_distance=6, causal=causal)
+    model = Transformer(**SMALL, positions=positions, causal=causal)
     lengths = (4, 9, 1, 6)
     row = texts(*lengths, room=24)
     params = initialised(model, row)
@@ -271,7 +269,7 @@ def context_of(segments, width=6, seed=3):
 
 
 def test_what_stands_in_empty_positions_changes_nothing():
-    model = TextDecoder(**SMALL, positions="learned", length=6)
+    model = TextDecoder(**SMALL, positions=Learned(length=6))
     row, context = texts(4, 6, room=13), context_of([[1, 1, 2, 0, 0]])
     params = initialised(model, row, context)
     spoilt_row = Stream(
@@ -300,11 +298,11 @@ def test_what_stands_in_empty_positions_changes_nothing():
 # Decoding. ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("positions", ["rotary", "learned"])
+@pytest.mark.parametrize("positions", [Rotary(), Learned(length=9)])
 @pytest.mark.parametrize("prefix", [1, 3])
 def test_traps_g12_h13_step_by_step_equals_all_at_once(positions, prefix):
     """Two rows of one or two examples each, of unequal length: those that have ended give empty tokens."""
-    model = TextDecoder(**SMALL, positions=positions, length=9, block=BlockStyle(head_width=6))
+    model = TextDecoder(**SMALL | {"block": BlockStyle(head_width=6, key_value_heads=2)}, positions=positions)
     rows = [texts(9, 5, room=14), texts(7, room=14)]
     row = Stream(*(jnp.concatenate(x) for x in zip(*rows, strict=True)))
     context = context_of([[1, 1, 1, 2, 0], [1, 1, 0, 0, 0]])

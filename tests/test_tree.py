@@ -77,3 +77,34 @@ def test_every_key_of_every_part_is_found_in_the_source():
     for found in catalogue(type(tiny())).values():
         for kind in found:
             assert [key.name for key in keys(kind)] == [field.name for field in fields(kind)]
+
+
+def test_a_class_of_models_has_at_most_fifteen_fields():
+    """Those that are chosen together form a part of their own."""
+    sizes = {kind.__name__: len(fields(kind)) for found in catalogue(Encoder).values() for kind in found}
+    assert max(sizes.values()) <= 15 and {"Conformer", "ViT", "Transformer"} <= sizes.keys(), sizes
+
+
+def test_positions_of_a_users_class_are_positions_like_ours():
+    """A linear bias per distance (ALiBi, Press et al. 2022)."""
+    import jax
+    import jax.numpy as jnp
+
+    from mmjax.models.positions import TextPositions
+    from mmjax.stream import Stream
+
+    @c.part
+    class LinearBias(TextPositions):
+        slope: float = 1.0
+
+        def bias(self, positions, heads, causal):
+            distance = jnp.abs(positions[:, None, :] - positions[:, :, None])
+            return -self.slope * jnp.repeat(distance[:, None].astype(jnp.float32), heads, axis=1)
+
+    text = Stream(jnp.array([[3, 4, 5]]), jnp.ones((1, 3), int), jnp.arange(3)[None])
+    size = dict(layers=1, width=8, heads=2, mlp=8)
+    near, far = (c.Transformer(positions=LinearBias(slope=slope), **size) for slope in (1e6, 0.0))
+    params = near.init(jax.random.key(0), text)
+    alone = near.apply(params, text._replace(segments=jnp.array([[1, 2, 3]]))).features
+    assert jnp.allclose(near.apply(params, text).features, alone, atol=1e-6), "a token sees itself alone"
+    assert not jnp.allclose(far.apply(params, text).features, alone, atol=1e-3)

@@ -78,8 +78,8 @@ def square(config):
         ("S/16", {"class_token": True}, False, 21.6657),
         ("B/16", {"class_token": True}, False, 85.7987),
         ("L/16", {"class_token": True}, False, 303.3016),
-        ("S/16", {"positions": "sincos"}, True, 21.9746),  # SimpleViT
-        ("B/16", {"positions": "sincos"}, True, 86.4156),
+        ("S/16", {"positions": c.SinCos()}, True, 21.9746),  # SimpleViT
+        ("B/16", {"positions": c.SinCos()}, True, 86.4156),
     ],
 )
 def test_presets_have_the_published_numbers_of_parameters(name, changes, head, millions):
@@ -302,12 +302,10 @@ def test_trap_g8_native_resolution_equals_naflex_of_transformers():
 SMALL = dict(patch=4, image_size=16, layers=2, width=16, heads=2, mlp=24)
 
 
-@pytest.mark.parametrize(
-    "positions, placed", [("learned", False), ("learned", True), ("sincos", False), ("rotary", False)]
-)
-def test_trap_g8_native_resolution_of_a_square_image_is_the_fixed_size_model(positions, placed):
+@pytest.mark.parametrize("positions", [c.LearnedGrid(), c.LearnedGrid(registers=True), c.SinCos(), c.Rotary()])
+def test_trap_g8_native_resolution_of_a_square_image_is_the_fixed_size_model(positions):
     image = packed(pictures((16, 16), (16, 16)), 4, special=3)
-    settings = dict(**SMALL, positions=positions, class_token=True, registers=2, placed_registers=placed)
+    settings = dict(**SMALL, positions=positions, class_token=True, registers=2)
     fixed, native = ViT(**settings), ViT(**settings, max_patches=16)
     params = initialised(fixed, image)
     ours, theirs = (jax.jit(model.apply)(params, image) for model in (fixed, native))
@@ -316,7 +314,7 @@ def test_trap_g8_native_resolution_of_a_square_image_is_the_fixed_size_model(pos
     np.testing.assert_array_equal(ours.segments, theirs.segments)
 
 
-@pytest.mark.parametrize("positions", ["learned", "sincos", "rotary"])
+@pytest.mark.parametrize("positions", [c.LearnedGrid(), c.SinCos(), c.Rotary()])
 def test_images_of_any_size_give_the_same_packed_and_alone(positions):
     images = pictures((12, 20), (4, 4), (16, 16), (8, 32))
     model = ViT(**SMALL, positions=positions, class_token=True, registers=1, max_patches=16)
@@ -384,7 +382,7 @@ def test_registers_are_seen_by_the_patches_and_differ():
 def test_learned_positions_are_those_of_the_patches_and_of_placed_registers(placed):
     """Without class token, places count from the first patch, or from the first register that has one."""
     image = packed(pictures((16, 16)), 4, special=2, first=1)
-    model = ViT(**SMALL | {"layers": 1}, registers=2, placed_registers=placed)
+    model = ViT(**SMALL | {"layers": 1}, registers=2, positions=c.LearnedGrid(registers=placed))
     params = initialised(model, image)
     own = params["params"]
     _, state = model.apply(params, image, capture_intermediates=lambda m, _: type(m) is nn.Dropout)
@@ -431,17 +429,17 @@ def test_trap_g5_attention_pooling_does_not_see_the_neighbour():
 
 def test_channels_are_normalised_each_by_its_own():
     image = packed(pictures((16, 16)), 4)
-    settings = dict(**SMALL, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    settings = dict(**SMALL, pixels=c.PixelNormalisation(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)))
     params = initialised(ViT(**settings), image)
     kernel = params["params"]["embedding"]["kernel"]
-    mean, std = (np.tile(settings[key], 16) for key in ("mean", "std"))
+    mean, std = (np.tile(getattr(settings["pixels"], key), 16) for key in ("mean", "std"))
     # The same, folded into the first linear layer of a model that does not normalise.
     folded = jax.tree.map(lambda x: x, params)
     folded["params"]["embedding"] = {
         "kernel": kernel / std[:, None],
         "bias": params["params"]["embedding"]["bias"] - (mean / std) @ kernel,
     }
-    plain = ViT(**SMALL, mean=0.0, std=1.0)
+    plain = ViT(**SMALL, pixels=c.PixelNormalisation(mean=0.0, std=1.0))
     np.testing.assert_allclose(
         ViT(**settings).apply(params, image).features, plain.apply(folded, image).features, atol=1e-4
     )

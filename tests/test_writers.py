@@ -19,7 +19,7 @@ from mmjax.decode import best_path, by_example, greedy_attention, greedy_transdu
 from mmjax.decode.greedy import SYMBOLS
 from mmjax.errors import UserError
 from mmjax.evaluate.measures import Measures
-from mmjax.models import TextDecoder
+from mmjax.models import Learned, TextDecoder
 from mmjax.models.task import losses_of
 from mmjax.models.texts import inputs_and_targets
 from mmjax.stream import Stream
@@ -259,8 +259,8 @@ def writing(**changes):
             "model.tasks.attention writes 'target', but data.rows.target is not set; set its number of tokens",
         ),
         (
-            writing(positions="learned", length=20),
-            "model.tasks.attention.decoder.length=20, but a text with its end token may have 21 tokens",
+            writing(positions=Learned(length=20)),
+            "model.tasks.attention.decoder.positions.length=20, but a text with its end token may have 21 tokens",
         ),
         (writing(cross_attention=False), "model.tasks.attention.decoder.cross_attention is False"),
         (writing(width=10, heads=4), "model.tasks.attention.decoder.width=10 does not divide among 4 heads"),

@@ -11,15 +11,22 @@ def experiment(case: Case, dtype: str = "float32", unroll: bool = True) -> Any:
     from mmjax import config as c
 
     towers, classes, pieces = case.size
-    bert = dict(positions="learned", types=2, block=c.BlockStyle(post_norm=True, epsilon=1e-12))
+    bert = dict(types=2, block=c.BlockStyle(post_norm=True, epsilon=1e-12))
     several, encoders, tasks = "fusion" in towers, {}, {}
     if "speech" in towers:
-        encoders["speech"] = c.Conformer(**towers["speech"], positions="rotary" if several else "relative")
+        sizes = dict(towers["speech"])
+        encoders["speech"] = c.Conformer(
+            convolution=c.Convolution(kernel=sizes.pop("kernel")),
+            stem=c.StridedStem(channels=sizes.pop("stem_channels", None)),
+            positions=c.Rotary() if several else c.Relative(),
+            **sizes,
+        )
         tasks["transcript"] = c.CTC(outputs=pieces)
     if "image" in towers:
         encoders["image"] = c.ViT(**towers["image"], class_token=not several)
     if "text" in towers:
-        encoders["text"] = c.Transformer(**towers["text"], **bert)
+        sizes = dict(towers["text"])
+        encoders["text"] = c.Transformer(positions=c.Learned(length=sizes.pop("length")), **sizes, **bert)
     if several or "speech" not in towers:
         reads, pool = ("fused", None) if several else (next(iter(encoders)), c.ClassPool())
         tasks["answer"] = c.Classify(reads=reads, outputs=classes, pool=pool)

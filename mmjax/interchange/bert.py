@@ -8,7 +8,7 @@ import numpy as np
 from mmjax.errors import UserError
 from mmjax.interchange import vit
 from mmjax.interchange.rules import Rule, heads_in, heads_out, linear, norm, same, under
-from mmjax.models import BlockStyle, Transformer
+from mmjax.models import BlockStyle, Learned, Transformer
 
 MODEL_TYPES = ("bert",)
 
@@ -27,8 +27,7 @@ def part(theirs: dict[str, Any]) -> Transformer:
         width=theirs["hidden_size"],
         heads=theirs["num_attention_heads"],
         mlp=theirs["intermediate_size"],
-        positions="learned",
-        length=theirs["max_position_embeddings"],
+        positions=Learned(length=theirs["max_position_embeddings"]),
         types=theirs["type_vocab_size"],
         block=BlockStyle(post_norm=True, epsilon=theirs["layer_norm_eps"], activation=vit.activation(theirs)),
     )

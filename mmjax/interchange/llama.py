@@ -7,7 +7,7 @@ import numpy as np
 from mmjax.errors import UserError
 from mmjax.interchange import bert, vit
 from mmjax.interchange.rules import Rule, heads_in, heads_out, linear, same, scale, under, without_biases
-from mmjax.models import BlockStyle, TextDecoder
+from mmjax.models import BlockStyle, Rotary, TextDecoder
 
 MODEL_TYPES = ("llama", "mistral", "qwen2")
 
@@ -31,7 +31,7 @@ def part(theirs: dict[str, Any]) -> TextDecoder:
         width=theirs["hidden_size"],
         heads=theirs["num_attention_heads"],
         mlp=theirs["intermediate_size"],
-        key_value_heads=key_value_heads(theirs),
+        positions=Rotary(base=rotary_base(theirs)),
         cross_attention=False,
         tied=tied(theirs),
         block=BlockStyle(
@@ -41,7 +41,7 @@ def part(theirs: dict[str, Any]) -> TextDecoder:
             gated=True,
             bias=any(biases(theirs)),
             head_width=head_width(theirs),
-            rotary_base=rotary_base(theirs),
+            key_value_heads=key_value_heads(theirs),
         ),
     )
 

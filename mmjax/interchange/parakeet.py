@@ -20,7 +20,7 @@ from mmjax.interchange.rules import (
     same,
     under,
 )
-from mmjax.models import Conformer, NeMoLogMel
+from mmjax.models import Conformer, Convolution, NeMoLogMel, Norms, StridedStem
 
 MODEL_TYPES = ("parakeet_ctc", "parakeet_encoder")
 
@@ -58,13 +58,14 @@ def part(theirs: dict[str, Any]) -> Conformer:
         layers=theirs["num_hidden_layers"],
         width=theirs["hidden_size"],
         heads=theirs["num_attention_heads"],
-        kernel=theirs["conv_kernel_size"],
-        subsampling=factor,
-        stem="depthwise",
-        stem_channels=theirs["subsampling_conv_channels"],
-        convolution_norm="batch",
-        norm_epsilon=1e-5,
-        scale_input=theirs["scale_input"],
+        stem=StridedStem(
+            subsampling=factor,
+            channels=theirs["subsampling_conv_channels"],
+            depthwise=True,
+            scale=theirs["scale_input"],
+        ),
+        convolution=Convolution(kernel=theirs["conv_kernel_size"], norm="batch"),
+        norms=Norms(epsilon=1e-5),
     )
 
 

@@ -24,7 +24,7 @@ def part(theirs: dict[str, Any]) -> ViT:
         heads=theirs["num_attention_heads"],
         mlp=theirs["intermediate_size"],
         block=BlockStyle(activation=vit.activation(theirs), epsilon=theirs["layer_norm_eps"]),
-        **vit.normalisation(theirs),
+        pixels=vit.normalisation(theirs),
     )
 
 
@@ -75,15 +75,13 @@ def outputs(source: Any, part_: ViT, parameters: dict[str, np.ndarray], seed: in
 
     from mmjax.interchange.convert import tree
     from mmjax.models import AttentionPool
-    from mmjax.models.layers import BlockStyle
     from mmjax.stream import Stream
 
     reference = transformers.SiglipVisionModel.from_pretrained(
         source, local_files_only=True, dtype=torch.float32
     ).eval()
     pairs = vit.compare_pictures(reference, part_, parameters, seed)
-    style = BlockStyle(**vars(part_.block))
-    pool = AttentionPool(heads=part_.heads, mlp=part_.mlp, block=style)
+    pool = AttentionPool(heads=part_.heads, mlp=part_.mlp, block=part_.block)
     tokens, expected = pairs[0]
     segments = jnp.ones(tokens.shape[:2], jnp.int32)
     slots = jnp.ones((len(tokens), 1), jnp.int32)

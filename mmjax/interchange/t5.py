@@ -6,7 +6,7 @@ import numpy as np
 
 from mmjax.interchange import bert, vit
 from mmjax.interchange.rules import Rule, heads_in, heads_out, linear, same, scale, under, without_biases
-from mmjax.models import BlockStyle, Transformer
+from mmjax.models import BlockStyle, DistanceBuckets, Transformer
 
 MODEL_TYPES = ("t5",)
 # Changes to an exported config.json, since the decoder is not exported.
@@ -25,9 +25,10 @@ def part(theirs: dict[str, Any]) -> Transformer:
         width=theirs["d_model"],
         heads=theirs["num_heads"],
         mlp=theirs["d_ff"],
-        positions="bucketed",
-        buckets=theirs["relative_attention_num_buckets"],
-        max_distance=theirs.get("relative_attention_max_distance", 128),
+        positions=DistanceBuckets(
+            buckets=theirs["relative_attention_num_buckets"],
+            max_distance=theirs.get("relative_attention_max_distance", 128),
+        ),
         block=BlockStyle(
             norm="rms",
             epsilon=theirs["layer_norm_epsilon"],
@@ -87,7 +88,7 @@ def outputs(
     from mmjax.interchange.convert import tree
 
     reference = transformers.T5EncoderModel.from_pretrained(source, local_files_only=True, dtype=torch.float32).eval()
-    lengths = (7, part_.max_distance + 5)
+    lengths = (7, part_.positions.max_distance + 5)
     pairs = bert.compare_texts(
         lambda ids: reference(ids).last_hidden_state, part_, tree(parameters, "encoder"), seed, lengths
     )

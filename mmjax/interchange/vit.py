@@ -6,7 +6,7 @@ import numpy as np
 
 from mmjax.errors import UserError
 from mmjax.interchange.rules import Rule, check_options, heads_in, heads_out, linear, norm, same, under
-from mmjax.models import BlockStyle, ViT
+from mmjax.models import BlockStyle, LearnedGrid, PixelNormalisation, ViT
 
 MODEL_TYPES = ("vit", "deit")
 # Linear layers after the encoder, by architecture: our paths -> their names.
@@ -37,16 +37,16 @@ def part(theirs: dict[str, Any]) -> ViT:
         mlp=theirs["intermediate_size"],
         class_token=True,
         registers=int(distilled),
-        placed_registers=distilled,
+        positions=LearnedGrid(registers=distilled),
         block=BlockStyle(activation=activation(theirs), epsilon=theirs["layer_norm_eps"]),
-        **normalisation(theirs),
+        pixels=normalisation(theirs),
     )
 
 
-def normalisation(theirs: dict[str, Any]) -> dict[str, Any]:
+def normalisation(theirs: dict[str, Any]) -> PixelNormalisation:
     """Pixel mean and standard deviation from their image processor; our defaults equal its defaults."""
     names = {"mean": "image_mean", "std": "image_std"}
-    return {ours: tuple(theirs[name]) for ours, name in names.items() if name in theirs}
+    return PixelNormalisation(**{ours: tuple(theirs[name]) for ours, name in names.items() if name in theirs})
 
 
 def activation(theirs: dict[str, Any], key: str = "hidden_act") -> str:
@@ -131,6 +131,6 @@ def compare_pictures(reference: Any, part_: ViT, parameters: Any, seed: int) -> 
         streams.append(Stream(features, np.ones(len(features), np.int32), places.astype(np.int32)))
     batch = Stream(*(jnp.stack(parts) for parts in zip(*streams, strict=True)))
     ours = jax.jit(part_.apply)({"params": tree(parameters, "encoder")}, batch)
-    normalised = torch.tensor((pictures / 255.0 - part_.mean) / part_.std).permute(0, 3, 1, 2).float()
+    normalised = torch.tensor((pictures / 255.0 - part_.pixels.mean) / part_.pixels.std).permute(0, 3, 1, 2).float()
     kept = np.flatnonzero(ours.mask[0])
     return [(ours.features[:, kept], reference(normalised).last_hidden_state.numpy()[:, kept])]

@@ -22,7 +22,7 @@ from mmjax.interchange.rules import (
     same,
     under,
 )
-from mmjax.models import Conformer, KaldiFilterBank
+from mmjax.models import Conformer, Convolution, DistanceEmbeddings, KaldiFilterBank, Norms, StackedStem
 
 MODEL_TYPES = ("wav2vec2-bert",)
 STACKED = 2  # frames per token
@@ -51,14 +51,12 @@ def part(theirs: dict[str, Any]) -> Conformer:
         layers=theirs["num_hidden_layers"],
         width=theirs["hidden_size"],
         heads=theirs["num_attention_heads"],
-        kernel=theirs["conv_depthwise_kernel_size"],
-        subsampling=STACKED,
-        stem="stack",
-        positions="distance",
-        left_distance=theirs["left_max_position_embeddings"],
-        right_distance=theirs["right_max_position_embeddings"],
-        norm_epsilon=theirs["layer_norm_eps"],
-        causal=True,
+        stem=StackedStem(subsampling=STACKED, epsilon=theirs["layer_norm_eps"]),
+        positions=DistanceEmbeddings(
+            left=theirs["left_max_position_embeddings"], right=theirs["right_max_position_embeddings"]
+        ),
+        convolution=Convolution(kernel=theirs["conv_depthwise_kernel_size"], causal=True),
+        norms=Norms(epsilon=theirs["layer_norm_eps"]),
     )
 
 

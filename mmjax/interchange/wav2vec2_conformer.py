@@ -7,7 +7,7 @@ import numpy as np
 from mmjax.interchange import wav2vec2_bert
 from mmjax.interchange.recordings import Pairs, Reference, compare_speech, lengths_for, recordings
 from mmjax.interchange.rules import Rule, batch_norm, check_options, heads_in, linear, norm, same, under
-from mmjax.models import Conformer, Waveform
+from mmjax.models import Conformer, Convolution, Norms, Relative, RotaryInput, Waveform
 from mmjax.models.stems import WaveformStem
 
 MODEL_TYPES = ("wav2vec2-conformer",)
@@ -44,14 +44,10 @@ def part(theirs: dict[str, Any]) -> Conformer:
         layers=theirs["num_hidden_layers"],
         width=theirs["hidden_size"],
         heads=theirs["num_attention_heads"],
-        kernel=theirs["conv_depthwise_kernel_size"],
-        subsampling=1,
-        stem="waveform",
-        stem_channels=channels,
-        positions="rotary_input" if theirs["position_embeddings_type"] == "rotary" else "relative",
-        convolution_norm="batch",
-        norm_epsilon=1e-5,
-        final_norm=True,
+        stem=WaveformStem(channels=channels, epsilon=1e-5),
+        positions=RotaryInput() if theirs["position_embeddings_type"] == "rotary" else Relative(),
+        convolution=Convolution(kernel=theirs["conv_depthwise_kernel_size"], norm="batch"),
+        norms=Norms(epsilon=1e-5, final=True),
     )
 
 

@@ -9,7 +9,7 @@ from mmjax.errors import UserError
 from mmjax.interchange.directories import read_object
 from mmjax.interchange.recordings import Pairs, Reference, compare_speech, recordings
 from mmjax.interchange.rules import Rule, check_options, heads_in, heads_out, linear, norm, same, under
-from mmjax.models import BlockStyle, TextDecoder, WhisperEncoder, WhisperLogMel
+from mmjax.models import BlockStyle, Learned, TextDecoder, WhisperEncoder, WhisperLogMel
 
 MODEL_TYPES = ("whisper",)
 READ_OUT = "proj_out.weight"
@@ -43,8 +43,7 @@ def decoder(theirs: dict[str, Any]) -> TextDecoder:
         width=theirs["d_model"],
         heads=theirs["decoder_attention_heads"],
         mlp=theirs["decoder_ffn_dim"],
-        positions="learned",
-        length=theirs["max_target_positions"],
+        positions=Learned(length=theirs["max_target_positions"]),
         tied=tied(theirs),
         block=BlockStyle(epsilon=1e-5),
     )
@@ -132,7 +131,7 @@ def outputs(source: Any, part_: WhisperEncoder, parameters: dict[str, np.ndarray
     model, theirs = load(source), reference(source, part_)
     pairs = compare_speech(part_, parameters, [samples], theirs)
     decoder_, speech = decoder(read_object(Path(source) / "config.json")), theirs.encode(samples)[None]
-    ids = np.random.default_rng(seed).integers(0, decoder_.vocabulary, (1, min(9, decoder_.length)))
+    ids = np.random.default_rng(seed).integers(0, decoder_.vocabulary, (1, min(9, decoder_.positions.length)))
     text, tokens = (
         Stream(jnp.asarray(x), jnp.ones(x.shape[:2], jnp.int32), jnp.arange(x.shape[1])[None]) for x in (ids, speech)
     )

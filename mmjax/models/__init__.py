@@ -10,7 +10,10 @@ from mmjax.models.augmentation import (
     SpeechAugmentation,
     TelephoneBand,
 )
+from mmjax.models.blocks import BlockStyle
 from mmjax.models.conformer import Conformer
+from mmjax.models.conformer_block import Chunking, Convolution, Norms
+from mmjax.models.conformer_positions import DistanceEmbeddings, Relative, RotaryInput
 from mmjax.models.convolutional import ConvNet
 from mmjax.models.decoder import TextDecoder
 from mmjax.models.encoder import Encoder, ImageEncoder, SpeechEncoder, TextEncoder
@@ -27,11 +30,13 @@ from mmjax.models.fusion import (
     Perceiver,
     Weighted,
 )
-from mmjax.models.layers import BlockStyle
 from mmjax.models.multimodal import Multimodal
 from mmjax.models.patch_decoder import PatchDecoder
+from mmjax.models.pixels import PixelNormalisation
 from mmjax.models.pooling import AttentionPool, ClassPool, MeanPool, Pool
+from mmjax.models.positions import DistanceBuckets, Learned, LearnedGrid, Rotary, SinCos
 from mmjax.models.recurrent import BiLSTM
+from mmjax.models.stems import StackedStem, StridedStem, WaveformStem
 from mmjax.models.task import Task
 from mmjax.models.transformer import MeanEmbedding, Transformer
 from mmjax.models.vectors import Vectors
@@ -46,12 +51,16 @@ __all__ = [
     "BiLSTM",
     "BlockStyle",
     "Bottleneck",
+    "Chunking",
     "ClassPool",
     "Clip",
     "Concat",
     "Conformer",
     "ConvNet",
+    "Convolution",
     "CrossAttention",
+    "DistanceBuckets",
+    "DistanceEmbeddings",
     "Encoder",
     "FiLM",
     "FrontEnd",
@@ -59,6 +68,8 @@ __all__ = [
     "Gain",
     "ImageEncoder",
     "KaldiFilterBank",
+    "Learned",
+    "LearnedGrid",
     "LogMel",
     "LowRank",
     "MeanEmbedding",
@@ -66,14 +77,22 @@ __all__ = [
     "MixtureOfExperts",
     "Multimodal",
     "NeMoLogMel",
+    "Norms",
     "PatchDecoder",
     "Perceiver",
+    "PixelNormalisation",
     "Pool",
+    "Relative",
     "Reverberate",
+    "Rotary",
+    "RotaryInput",
+    "SinCos",
     "SpecAugment",
     "SpectralGate",
     "SpeechAugmentation",
     "SpeechEncoder",
+    "StackedStem",
+    "StridedStem",
     "Task",
     "TelephoneBand",
     "TextDecoder",
@@ -82,6 +101,7 @@ __all__ = [
     "Vectors",
     "ViT",
     "Waveform",
+    "WaveformStem",
     "Weighted",
     "WhisperEncoder",
     "WhisperLogMel",

@@ -1,4 +1,4 @@
-"""Convolutions that packing allows: depthwise within segments, strided with a mask.
+"""Convolutions over packed rows: depthwise within segments, and strided with a mask.
 
 Written as shifted multiply-adds and matrix products, because convolution kernels are one to two orders slower
 on XLA's CPU backend and no faster elsewhere for these shapes.
@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-BLOCK = 16  # positions; on CPU a quarter of the time of all at once (docs/log.md)
+BLOCK = 16  # positions; on CPU this takes a quarter of the time of a whole row at once (docs/log.md)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def depthwise_convolution(x: jax.Array, kernel: jax.Array, segments: jax.Array, left: int) -> jax.Array:
-    """Depthwise convolution along time that never crosses from one example into another.
+    """Depthwise convolution along time, with zeros outside each example.
 
     y[t] = sum_i kernel[i] x[t + i - left], over the taps that lie in the segment of t.
 
@@ -32,12 +32,12 @@ def depthwise_convolution(x: jax.Array, kernel: jax.Array, segments: jax.Array, 
 
 
 def _around(x: jax.Array, left: int, right: int) -> jax.Array:
-    """[B, T, ...] with so many zeros before and after each row."""
+    """[B, T, ...] with zeros before and after each row."""
     return jnp.pad(x, ((0, 0), (left, right)) + ((0, 0),) * (x.ndim - 2))
 
 
 def _tap(x: jax.Array, segments: jax.Array, own: jax.Array, i: int) -> jax.Array:
-    """Of a padded x, what tap i sees at each of the positions whose segments are `own`."""
+    """The inputs of tap i, from a padded x, for the positions with the segments `own`."""
     length = own.shape[1]
     same = (segments[:, i : i + length] == own) & (own > 0)
     return jnp.where(same[..., None], x[:, i : i + length], 0.0)
@@ -55,7 +55,7 @@ def _forward(x, kernel, segments, left):
 
 
 def _backward(left, residuals, gradient):
-    # Autodiff would turn every shift into a padded addition of the whole array; this is the same form again.
+    # A convolution again. Automatic differentiation would turn every shift into a padded addition of the whole array.
     x, kernel, segments = residuals
     to_x = _shifted_sum(gradient, kernel[::-1], segments, len(kernel) - 1 - left)
     to_kernel = partial(_to_kernel, taps=len(kernel), left=left)
@@ -66,7 +66,7 @@ def _backward(left, residuals, gradient):
 
 
 def _to_kernel(x, segments, gradient, *, taps: int, left: int, block: int | None) -> jax.Array:
-    """The gradient of the kernel [K, W]; a block of positions after the other where that keeps all sums in the cache."""
+    """The gradient of the kernel [K, W]; computed block by block if this keeps all sums in the cache."""
     rows, length, width = x.shape
     block = min(block or length, length)
     extra = -length % block
@@ -100,8 +100,8 @@ def strided_windows(x: jax.Array, segments: jax.Array) -> jax.Array:
     only the tap before a window's middle can lie in another example (segments [B, T]); it is zero there.
     """
     x, segments = _even(x, segments)
-    # The window of output t covers inputs 2t - 1 .. 2t + 1: the second of the pair before, and a pair. So few large
-    # pieces are copied, not nine small ones.
+    # The window of output t covers inputs 2t - 1 .. 2t + 1: the second input of the previous pair, and a pair. So a few
+    # large pieces are copied instead of nine small ones.
     first, second = _pairs(x)
     earlier = jnp.where(_joined(segments), _later(second, 1), 0.0)
     channels = x.shape[3]
@@ -111,30 +111,30 @@ def strided_windows(x: jax.Array, segments: jax.Array) -> jax.Array:
 
 
 def _even(x: jax.Array, segments: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """With an empty frame and a bin of zeros more, where their number is odd."""
+    """Adds an empty frame, or a bin of zeros, if their number is odd."""
     frames, bins = ((0, size % 2) for size in x.shape[1:3])
     return jnp.pad(x, ((0, 0), frames, bins, (0, 0))), jnp.pad(segments, ((0, 0), frames))
 
 
 def _pairs(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[B, T, F, C] -> the first and the second frame of every two, two bins side by side: [B, T / 2, F / 2, 2 C] each."""
+    """[B, T, F, C] -> the first and the second frame of each pair, with bins joined in pairs: [B, T / 2, F / 2, 2 C] each."""
     rows, length, bins, channels = x.shape
     pairs = x.reshape(rows, length // 2, 2, bins // 2, 2 * channels)
     return pairs[:, :, 0], pairs[:, :, 1]
 
 
 def _joined(segments: jax.Array) -> jax.Array:
-    """[B, T / 2, 1, 1] bool: whether two frames and those before them are of one example."""
+    """[B, T / 2, 1, 1] bool: whether a pair of frames and the previous pair are of one example."""
     return (_later(segments[:, 1::2], 1) == segments[:, ::2])[..., None, None]
 
 
 def _later(x: jax.Array, axis: int) -> jax.Array:
-    """Everything one place later along an axis, a zero first; the last is dropped."""
+    """Shifts x by one place along an axis: a zero comes first, and the last place is dropped."""
     return _placed(jax.lax.slice_in_dim(x, 0, -1, axis=axis), axis, (1, 0))
 
 
 def _earlier(x: jax.Array, axis: int) -> jax.Array:
-    """Everything one place earlier along an axis, a zero last; the first is dropped."""
+    """Shifts x by one place back along an axis: a zero comes last, and the first place is dropped."""
     return _placed(jax.lax.slice_in_dim(x, 1, None, axis=axis), axis, (0, 1))
 
 
@@ -185,16 +185,16 @@ def _strided_backward(kept, gradient):
     def to_frames(windows):
         return windows[..., channels:] + _placed(_earlier(windows[..., :channels], 2), -1, (channels, 0))
 
-    # Put together at once: autodiff would add two arrays of the whole size, each half of zeros.
+    # Joined in one step. Automatic differentiation would add two full arrays, each with zeros in one half.
     to_windows = gradient @ of_first.T, both @ jnp.concatenate([of_second, of_earlier], axis=-1).T
     to_x = jnp.stack([to_frames(one) for one in to_windows], axis=2).reshape(rows, 2 * time, 2 * bins, channels)
     return to_x, to_kernel, np.zeros((rows, 2 * time), jax.dtypes.float0)
 
 
 def _product(x: jax.Array, y: jax.Array) -> jax.Array:
-    """[B, T, F, N] and [B, T, F, M] -> [N, M]: the sum over all positions, which may be divided among devices.
+    """[B, T, F, N] and [B, T, F, M] -> [N, M]: the sum over all positions. Positions may be divided among devices.
 
-    XLA transposes the first factor for it, hence the smaller one; for einsum, which changes the axes' order, both.
+    XLA transposes the first factor, so it should be the smaller one. For einsum, which reorders axes, XLA transposes both.
     """
     positions = (0, 1, 2)
     return jax.lax.dot_general(y, x, ((positions, positions), ((), ()))).T

@@ -1,4 +1,4 @@
-"""A small convolutional image encoder, as light networks for pictures have it: a baseline for the ViT."""
+"""A small convolutional image encoder, a baseline for ViT."""
 
 from typing import Any
 
@@ -10,31 +10,32 @@ from mmjax.errors import UserError
 from mmjax.models.convolution import strided_windows
 from mmjax.models.encoder import ImageEncoder
 from mmjax.models.layers import dense, layer_norm
+from mmjax.models.pixels import PixelNormalisation
 from mmjax.models.roles import parameter
 from mmjax.stream import Stream, fold, only_tokens, unfold
 from mmjax.tree import setting
 
 
 class ConvNet(ImageEncoder, kw_only=True):
-    """Depthwise separable convolutions of stride 2 down to one vector per patch (MobileNets, Howard et al. 2017,
-    arXiv:1704.04861), with LayerNorm for BatchNorm, so that pictures of a batch do not see each other.
+    """Depthwise separable convolutions of stride 2 that give one vector per patch (MobileNets, Howard et al. 2017,
+    arXiv:1704.04861). LayerNorm replaces BatchNorm, so that pictures of a batch do not affect each other.
 
-    It reads the same patches as `ViT`, puts them back together and gives a token for each; a patch sees its
-    surroundings as far as the convolutions reach.
+    It joins the patches of `ViT` to a picture, and gives a token for each patch. A token depends on neighbouring patches
+    within the window of the convolutions.
 
     Attributes:
-      patch: pixels, a power of two: each doubling is one convolution.
-      width: of the last convolution; each earlier one has half of the next.
+      patch: pixels, a power of two; its logarithm to base 2 is the number of convolutions.
+      width: channels of the last convolution; each convolution before it has half as many.
     """
 
     patch: int = 16  # pixels
     image_size: int = 224  # pixels
     width: int = 384
-    mean: float = 0.5  # of the pixels, 0 to 1
-    std: float = 0.5
+    pixels: PixelNormalisation = PixelNormalisation()
     dtype: Any = setting(jnp.float32)
 
     def check(self, path: str) -> None:
+        self.pixels.check(f"{path}.pixels")
         if self.patch.bit_count() != 1 or self.width % self.patch:
             raise UserError(f"{path}.patch={self.patch} must be a power of two that divides width={self.width}")
 
@@ -43,7 +44,7 @@ class ConvNet(ImageEncoder, kw_only=True):
         """[B, T, patch * patch * 3] uint8 patches -> [B, T, width]."""
         rows, side, patch = image.segments.shape[0], self.image_size // self.patch, self.patch
         image = fold(image, side * side)
-        x = (only_tokens(image).features / 255.0 - self.mean) / self.std
+        x = self.pixels(only_tokens(image).features)
         x = jnp.where(image.mask[..., None], x, 0.0).astype(self.dtype)
         x = x.reshape(-1, side, side, patch, patch, 3).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(len(x), side * patch, side * patch, 3)
@@ -56,7 +57,7 @@ class ConvNet(ImageEncoder, kw_only=True):
 
     def _convolution(self, x: jax.Array, channels: int, number: int) -> jax.Array:
         windows = strided_windows(x, jnp.ones(x.shape[:2], jnp.int32))
-        if number == 1:  # of three colours there is nothing to separate
+        if number == 1:  # with three channels, all at once
             windows = windows.reshape(windows.shape[:-2] + (-1,))
         else:
             init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=0, out_axis=())

@@ -1,4 +1,4 @@
-"""What every encoder is: a Stream of one modality in, a Stream of vectors out."""
+"""The base classes of encoders: a Stream of one modality in, a Stream of vectors out."""
 
 from typing import Any, ClassVar
 
@@ -8,14 +8,14 @@ from mmjax.errors import UserError
 
 
 class Encoder(nn.Module):
-    """The base class of encoders, which have the fields `width`, the features of their output, and `dtype`.
+    """The base class of encoders. A subclass has the fields `width`, the features of its output, and `dtype`.
 
     Attributes:
-      subsampling: tokens of the stream that it reads for one token of its output.
-      reads_examples: it is called with the numbers of the examples, too.
-      causal: no token of its output depends on a later one.
-      tokens_per_image: where all examples have as many tokens, that number.
-      class_token: whether each example begins with a token that stands for the whole.
+      subsampling: number of input tokens per output token.
+      reads_examples: it also takes the stream of examples, which holds their numbers.
+      causal: no output token depends on a later input token.
+      tokens_per_image: the number of tokens of each example if all have the same number, else None.
+      class_token: each example begins with a class token.
       hideable: what tasks may hide of its input in training: "tokens", "patches", "samples" or "frames".
     """
 
@@ -28,30 +28,34 @@ class Encoder(nn.Module):
     hideable: ClassVar[tuple[str, ...]] = ()
 
     def check(self, path: str) -> None:
-        """Checks what types cannot say: that the fields agree with each other.
+        """Checks the fields together, after each was checked against its type.
 
         Args:
           path: the encoder's key in the config.
 
         Raises:
-          UserError: they do not; the message names the key and what to write.
+          UserError: they do not agree; the message names the key and the remedy.
         """
         check_attention(path, self)
 
     def geometry(self) -> dict[str, Any]:
-        """The fields of `mmjax.data.layout.Layout` that this encoder decides."""
+        """The fields of `mmjax.data.layout.Layout` that this encoder determines."""
         return {}
 
     def check_row(self, path: str, key: str, room: int) -> None:
-        """Checks that rows of `room` positions suit this encoder; `key` is the key of that number.
+        """Checks that rows of `room` positions suit this encoder.
+
+        Args:
+          path: the encoder's key in the config.
+          key: the key of `room`.
 
         Raises:
-          UserError: they do not; the message says what to write.
+          UserError: they do not; the message names the remedy.
         """
 
 
 class SpeechEncoder(Encoder):
-    """The base class of encoders that read hops of samples; they have the fields `front_end` and `subsampling`."""
+    """The base class of encoders of speech in hops of samples. A subclass has `front_end` and `subsampling`."""
 
     kind = "speech encoder"
     hideable = ("samples",)
@@ -66,11 +70,12 @@ class SpeechEncoder(Encoder):
 
 
 class ImageEncoder(Encoder):
-    """The base class of encoders that read patches of images; they have the fields `patch` and `image_size`.
+    """The base class of encoders of patches of images. A subclass has the fields `patch` and `image_size`.
 
     Attributes:
-      registers: further tokens of each image besides its patches.
-      max_patches: of an image that keeps its aspect ratio; None: all images are squares of `image_size`.
+      registers: further tokens of each image, which only the encoder sees.
+      max_patches: the largest number of patches of an image that keeps its aspect ratio; None: all images are squares of
+        `image_size`.
     """
 
     kind = "image encoder"
@@ -90,28 +95,27 @@ class ImageEncoder(Encoder):
 
 
 class TextEncoder(Encoder):
-    """The base class of encoders that read token ids; they have the field `vocabulary`."""
+    """The base class of encoders of token ids. A subclass has the field `vocabulary`."""
 
     kind = "text encoder"
 
 
-def check_attention(path: str, part: Any, pairs: int = 2) -> None:
-    """Checks that the width of a part divides among its attention heads, and a head's width as rotary positions need it.
+def check_attention(path: str, tower: Any, dimensions: int = 1) -> None:
+    """Checks that the width of a tower divides among its attention heads, and suits its positions.
 
     Args:
-      path: the key of the part in the config.
-      pairs: the features of a head that rotary positions rotate together: 2 for each dimension of a position.
+      path: the key of the tower in the config.
+      dimensions: numbers per position, 2 for images.
 
     Raises:
       UserError: it does not.
     """
-    heads = getattr(part, "heads", 1)
-    head_width = getattr(getattr(part, "block", None), "head_width", None)
-    if head_width is None and part.width % heads:
-        raise UserError(f"{path}.width={part.width} does not divide among {heads} heads")
-    shared = getattr(part, "key_value_heads", None)
+    heads, style = getattr(tower, "heads", 1), getattr(tower, "block", None)
+    head_width = getattr(style, "head_width", None)
+    if head_width is None and tower.width % heads:
+        raise UserError(f"{path}.width={tower.width} does not divide among {heads} heads")
+    shared = getattr(style, "key_value_heads", None)
     if shared and heads % shared:
-        raise UserError(f"{path}.heads={heads} do not divide among key_value_heads={shared}")
-    rotary = getattr(part, "positions", None) in ("rotary", "rotary_input")
-    if rotary and (head_width or part.width // heads) % pairs:
-        raise UserError(f"{path}: rotary positions need heads whose width divides by {pairs}")
+        raise UserError(f"{path}.heads={heads} do not divide among block.key_value_heads={shared}")
+    if positions := getattr(tower, "positions", None):
+        positions.check(path, tower.width, head_width or tower.width // heads, dimensions)

@@ -1,8 +1,8 @@
 """Speech front ends, inside the compiled step: packed hops of samples in, one frame of features per hop out.
 
-No parameters, no gradients: samples are data. A recording of N samples comes as ceil(N / hop) blocks, the last one filled
-with zeros, and positions say how many of its samples are recorded (`segments.samples_in`). So each front end counts and
-computes its frames as its reference does, for any N >= window.
+Front ends have no parameters and no gradients. A recording of N samples has ceil(N / hop) blocks. The last block is padded
+with zeros, and positions give the number of its recorded samples (`segments.samples_in`). So each front end has the number of
+frames and the values of its reference for any N >= window.
 """
 
 import flax.linen as nn
@@ -16,7 +16,7 @@ from mmjax.stream import Stream
 
 
 def _finished(frames: Stream) -> Stream:
-    """Frames as constants, zeros where there is none."""
+    """Frames without gradient, zeros in empty positions."""
     features = jnp.where(frames.mask[..., None], frames.features, 0.0)
     return frames._replace(features=jax.lax.stop_gradient(features))
 
@@ -24,7 +24,7 @@ def _finished(frames: Stream) -> Stream:
 class FrontEnd(nn.Module):
     """The base class of front ends: hops of samples [B, T, hop] in, frames of features [B, T, bins] out.
 
-    They have `sample_rate` in Hz, `window` and `hop` in samples, and `bins`, the features of a frame.
+    A subclass has `sample_rate` in Hz, `window` and `hop` in samples, and `bins`, the features of a frame.
     """
 
     kind = "front end"
@@ -44,7 +44,7 @@ class MelFrontEnd(FrontEnd, kw_only=True):
 class LogMel(MelFrontEnd, kw_only=True):
     """Our own log-mel: HTK filters, features of about zero mean and unit variance.
 
-    Frames begin with their hop and hold recorded samples alone: 1 + floor((N - window) / hop) of N samples.
+    Frames begin with their hop and hold only recorded samples: N samples give 1 + floor((N - window) / hop) frames.
     """
 
     def __call__(self, samples: Stream) -> Stream:
@@ -59,10 +59,10 @@ class LogMel(MelFrontEnd, kw_only=True):
 
 
 class WhisperLogMel(MelFrontEnd, kw_only=True):
-    """Whisper's log-mel (Radford et al. 2022; openai/whisper `audio.py`): the loudest 8 decades of each example.
+    """Whisper's log-mel (Radford et al. 2022; openai/whisper `audio.py`): limited to the loudest 8 decades of each example.
 
-    ceil(N / hop) frames of N samples; a last hop that is not whole is filled with zeros. Whisper itself is given every
-    recording continued with silence to 30 seconds (`WhisperEncoder.pad_to_length`); then there is no such hop.
+    N samples give ceil(N / hop) frames; the last hop is padded with zeros. Whisper itself pads every recording with silence
+    to 30 seconds (`WhisperEncoder.pad_to_length`).
     """
 
     def __call__(self, samples: Stream) -> Stream:
@@ -73,7 +73,7 @@ class WhisperLogMel(MelFrontEnd, kw_only=True):
             spectrum.slaney_filters(self.sample_rate, self.window, self.bins),
         )
         logarithm = jnp.log10(jnp.maximum(energies, 1e-10))
-        loudest = maximum_of_example(logarithm.max(-1), frames.segments)[..., None]  # trap A9
+        loudest = maximum_of_example(logarithm.max(-1), frames.segments)[..., None]
         return _finished(frames._replace(features=(jnp.maximum(logarithm, loudest - 8.0) + 4.0) / 4.0))
 
 
@@ -81,7 +81,7 @@ class NeMoLogMel(MelFrontEnd, kw_only=True):
     """NeMo's log-mel (`AudioToMelSpectrogramPreprocessor`; Parakeet and FastConformer), normalised per example.
 
     floor(N / hop) frames of N samples; the samples beyond the last whole hop are still within the last frame's window.
-    Its dither (noise of 1e-5 in training) is left out.
+    Without its dither (noise of 1e-5 in training).
     """
 
     def __call__(self, samples: Stream) -> Stream:
@@ -102,8 +102,8 @@ class KaldiFilterBank(MelFrontEnd, kw_only=True):
     """Kaldi's `compute-fbank-feats` without dither: 16-bit scale, frames begin with their hop, natural logarithm.
 
     Attributes:
-      normalise: each feature to zero mean and unit variance over each example, as w2v-BERT 2.0 does; off, features are
-        Kaldi's own, about 5 to 20.
+      normalise: each feature to zero mean and unit variance over each example, as in w2v-BERT 2.0. Otherwise features are
+        those of Kaldi, about 5 to 20.
     """
 
     normalise: bool = True  # each feature to zero mean and unit variance over its example
@@ -112,8 +112,8 @@ class KaldiFilterBank(MelFrontEnd, kw_only=True):
         """[B, T, hop] float32 samples -> [B, T, bins] float32 frames; none for an example's last hops."""
         frames = spectrum.frames_from(samples, self.window)
         size = 1 << (self.window - 1).bit_length()
-        # Kaldi treats every frame by itself: its mean is taken off, then 0.97 of the sample before (of itself, at
-        # the start), then the window is laid on. All of it is linear, so it becomes part of the DFT's matrix.
+        # For every frame, Kaldi subtracts the mean, then 0.97 of the previous sample (of itself for the first), and multiplies by
+        # the window. All steps are linear, so they become part of the DFT's matrix.
         centre = np.eye(self.window) - 1.0 / self.window
         emphasise = np.eye(self.window) - 0.97 * np.eye(self.window, k=-1)
         emphasise[0, 0] = 1.0 - 0.97
@@ -131,10 +131,10 @@ class KaldiFilterBank(MelFrontEnd, kw_only=True):
 
 
 class Waveform(FrontEnd, kw_only=True):
-    """The samples themselves, 400 of them (25 ms) from the beginning of each hop, for a stem that learns from them.
+    """400 samples (25 ms) from the start of each hop, for a stem that learns from samples.
 
     Attributes:
-      normalise: samples to zero mean and unit variance over each example, as the large wav2vec 2.0 hears them.
+      normalise: samples to zero mean and unit variance over each example, as in the large wav2vec 2.0.
     """
 
     sample_rate: int = 16_000  # Hz
@@ -153,12 +153,12 @@ class Waveform(FrontEnd, kw_only=True):
 class MFCC(FrontEnd, kw_only=True):
     """Mel-frequency cepstral coefficients (Davis and Mermelstein 1980): the orthonormal DCT-II of a log-mel frame.
 
-    Over `KaldiFilterBank(bins=23, normalise=False)` these are Kaldi's `compute-mfcc-feats --use-energy=false`.
+    With `KaldiFilterBank(bins=23, normalise=False)` they equal Kaldi's `compute-mfcc-feats --use-energy=false`.
 
     Attributes:
       log_mel: the front end whose frames are transformed.
-      coefficients: how many are kept, from the 0th.
-      lifter: of the cepstral sine lifter (Juang et al. 1987); 0 leaves it out.
+      coefficients: number of coefficients, from the 0th.
+      lifter: of the cepstral sine lifter (Juang et al. 1987); 0: none.
     """
 
     log_mel: MelFrontEnd = KaldiFilterBank(bins=23, normalise=False)

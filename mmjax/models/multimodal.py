@@ -8,7 +8,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmjax.models.attend import as_the_model_wants
 from mmjax.models.encoder import Encoder
 from mmjax.models.fusion import Fusion
 from mmjax.models.remat import rematerialised_whole
@@ -31,12 +30,10 @@ class Multimodal(nn.Module, kw_only=True):
     strict_attention: bool = False
     matrix_products: Literal["full", "int8", "fp8"] = "full"  # with weights, in the blocks of encoders and fusion
 
-    @as_the_model_wants
     def __call__(self, batch: Batch, train: bool = False) -> dict[str, Output]:
         """Predictions and labels by task. A task is left out if the batch lacks what it reads."""
         return {name: output for name, _, output in self._run(batch, train) if output is not None}
 
-    @as_the_model_wants
     def predict(self, batch: Batch, rooms: Mapping[str, int]) -> tuple[dict[str, Output], dict[str, Stream]]:
         """The result of `__call__`, and what each task predicts (`Task.decode`).
 

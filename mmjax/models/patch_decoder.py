@@ -1,20 +1,17 @@
 """The head of masked autoencoding: the pixels of patches that the encoder did not see."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mmjax.models.layers import dense, layer_norm, stack
+from mmjax.models.blocks import Tower
+from mmjax.models.layers import dense, layer_norm
 from mmjax.models.positions import sincos
-from mmjax.models.remat import Remat
 from mmjax.models.roles import parameter
 from mmjax.models.transformer import TransformerBlock
 from mmjax.stream import Stream, fold, only_tokens, unfold
-from mmjax.tree import setting
 
 
-class PatchDecoder(nn.Module, kw_only=True):
+class PatchDecoder(Tower, kw_only=True):
     """The light decoder of masked autoencoding (He et al. 2022, arXiv:2111.06377): pixels of the hidden patches.
 
     Its input is the encoder's output for visible patches, and a learned vector for hidden ones, with fixed positions.
@@ -24,9 +21,6 @@ class PatchDecoder(nn.Module, kw_only=True):
     width: int = 128
     heads: int = 4
     mlp: int = 512
-    unroll: bool = setting(False)
-    remat: Remat = "none"
-    dtype: Any = setting(jnp.float32)
 
     @nn.compact
     def __call__(self, seen: Stream, whole: Stream, block: int | None = None) -> Stream:
@@ -41,17 +35,7 @@ class PatchDecoder(nn.Module, kw_only=True):
         hidden = self.param("hidden", init, (self.width,)).astype(self.dtype)
         x = dense(self.width, (None, "embed"), self.dtype, "in")(seen.features)
         x = jnp.where(seen.mask[..., None], x, hidden) + sincos(whole.positions, self.width).astype(self.dtype)
-        blocks = stack(
-            TransformerBlock,
-            self.layers,
-            2,
-            self.unroll,
-            self.remat,
-            heads=self.heads,
-            mlp=self.mlp,
-            rotary=False,
-            dtype=self.dtype,
-        )
+        blocks = self.stack(TransformerBlock, self.settings(train=False), constants=2)
         x, _ = blocks(x, whole.segments, whole.positions)
         x = layer_norm(self.dtype, "norm")(x).astype(jnp.float32)
         x = dense(whole.features.shape[-1], ("embed", None), jnp.float32, "pixels")(x)

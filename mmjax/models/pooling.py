@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.errors import UserError
+from mmjax.models.attend import AUTO, Selection
 from mmjax.models.attention import MultiHeadAttention
-from mmjax.models.layers import ACTIVATIONS, BlockStyle, FeedForward
+from mmjax.models.blocks import BlockStyle
+from mmjax.models.layers import ACTIVATIONS, FeedForward
 from mmjax.models.roles import parameter
 from mmjax.models.segments import having, mean
 from mmjax.stream import Stream, only_tokens
@@ -20,7 +22,7 @@ from mmjax.tree import setting
 
 
 def _slots(stream: Stream, examples: Stream, features: jax.Array) -> Stream:
-    """One vector per slot, in those slots whose example has a token."""
+    """One vector per slot; slots are empty if their example has no token."""
     return only_tokens(Stream(features, having(stream, examples), examples.positions))
 
 
@@ -38,7 +40,7 @@ class Pool(nn.Module):
 
 
 class MeanPool(Pool, kw_only=True):
-    """The mean of an example's tokens; of an image, of its patches (global average pooling), not its class token."""
+    """The mean of an example's tokens; for an image, of its patches without the class token (global average pooling)."""
 
     @nn.compact
     def __call__(self, stream: Stream, examples: Stream) -> Stream:
@@ -49,7 +51,7 @@ class MeanPool(Pool, kw_only=True):
 
 
 class ClassPool(Pool, kw_only=True):
-    """The class token: of an image the token before its patches, of a text the first."""
+    """The class token: the token before the patches of an image, or the first token of a text."""
 
     def check(self, path: str, name: str, encoder: Any) -> None:
         if not encoder.class_token:
@@ -72,13 +74,14 @@ class AttentionPool(Pool, kw_only=True):
     Attributes:
       heads: the width of the stream divides by it.
       mlp: hidden features.
-      block: its epsilon, activation and normalisation.
+      block: its norm, epsilon, activation, gated and bias are used.
     """
 
     heads: int = 12
     mlp: int = 3072
     block: BlockStyle = BlockStyle()
     dtype: Any = setting(jnp.float32)
+    backend: Selection = setting(AUTO)  # of attention
 
     def check(self, path: str, name: str, encoder: Any) -> None:
         if encoder.width % self.heads:
@@ -91,7 +94,9 @@ class AttentionPool(Pool, kw_only=True):
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", in_axis=(), out_axis=0)
         probe = self.param("probe", parameter("embedding", init, ("embed",)), (width,)).astype(self.dtype)
         queries = examples._replace(features=jnp.broadcast_to(probe, examples.segments.shape + (width,)))
-        x = MultiHeadAttention(width, self.heads, False, self.dtype, None, style, name="attention")(queries, stream)
+        x = MultiHeadAttention(width, self.heads, self.dtype, style, backend=self.backend, name="attention")(
+            queries, stream
+        )
         mlp = FeedForward(
             self.mlp, ACTIVATIONS[style.activation], gated=style.gated, dtype=self.dtype, bias=style.bias, name="mlp"
         )

@@ -1,20 +1,235 @@
-"""Positions of patches: fixed sines, a learned grid sampled at other sizes, and its resizing for checkpoints; distances
-of tokens, sorted into buckets."""
+"""Positions: the parts that tell a tower where its tokens are, and the functions behind them."""
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax.errors import UserError
+from mmjax.models.roles import parameter
 from mmjax.models.segments import EXACT, maximum_of_example
+from mmjax.stream import Stream
+from mmjax.tree import part
+
+
+@part
+class Positions:
+    """The base class of positions. Its methods change nothing; a subclass overrides some of them.
+
+    Modules and parameters that a method makes belong to the calling module.
+
+    Attributes:
+      length: the largest number of tokens of an example; None: no limit.
+      needs_grid: the position of a patch depends on the size of the whole image, so no patch may be missing.
+    """
+
+    kind = "positions"
+    length = None
+    needs_grid = False
+
+    def check(self, path: str, width: int, head_width: int, dimensions: int = 1) -> None:
+        """Checks that the sizes of a tower suit these positions; `path` is the tower's key in the config.
+
+        Args:
+          dimensions: numbers per position, 2 for images.
+
+        Raises:
+          UserError: they do not.
+        """
+
+    def add(self, x: jax.Array, stream: Stream, tower: Any) -> jax.Array:
+        """The inputs [B, T, W] of the first block, with vectors for the positions of `stream` added."""
+        return x
+
+    def rotate(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+        """Queries or keys [B, H, T, D] with their positions applied."""
+        return x
+
+
+@part
+class TextPositions(Positions):
+    """The base class of positions for `Transformer`."""
+
+    kind = "text positions"
+
+    def bias(self, positions: jax.Array, heads: int, causal: bool) -> jax.Array | None:
+        """What is added to attention scores, float32 [B, H, T, T], for positions [B, T]; None: nothing."""
+        return None
+
+
+@part
+class ImagePositions(Positions):
+    """The base class of positions for `ViT`."""
+
+    kind = "image positions"
+
+
+@part
+class SpeechPositions(Positions):
+    """The base class of positions for `Conformer`."""
+
+    kind = "speech positions"
+
+    def project(self, x: Stream, project: Callable[..., Any]) -> list[jax.Array]:
+        """Queries, keys and values [B, H, T, D] of x [B, T, W].
+
+        Args:
+          project: makes a `HeadProjection` with a count and a name.
+        """
+        query, key, value = project(3, name="qkv")(x.features)
+        return [self.rotate(query, x.positions), self.rotate(key, x.positions), value]
+
+    def score(
+        self, query: jax.Array, key: jax.Array, positions: jax.Array, key_positions: jax.Array, attention: Any
+    ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """Queries [B, H, T, D'] and keys [B, H, S, D'] whose products are the scores, and a bias [B, H, T, S] or None.
+
+        Args:
+          attention: the calling module, with the fields `width` and `dtype`.
+        """
+        return query, key, None
+
+
+@part
+class Rotary(TextPositions, ImagePositions, SpeechPositions):
+    """Rotary position embedding (Su et al. 2021, arXiv:2104.09864): queries and keys are rotated by their positions.
+
+    Attributes:
+      base: of the frequencies in one dimension; a larger base gives lower frequencies. In two dimensions (images) the base
+        is always 100 (Heo et al. 2024, arXiv:2403.13298).
+    """
+
+    base: float = 10_000.0
+
+    def check(self, path: str, width: int, head_width: int, dimensions: int = 1) -> None:
+        if head_width % (2 * dimensions):
+            raise UserError(f"{path}: rotary positions need heads whose width divides by {2 * dimensions}")
+
+    def rotate(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+        return rotary(x, positions, self.base)
+
+
+@part
+class Learned(TextPositions):
+    """A learned vector for each position, added to the embeddings.
+
+    Attributes:
+      length: tokens of the longest text.
+    """
+
+    length: int = 512  # tokens of the longest text
+
+    def add(self, x: jax.Array, stream: Stream, tower: Any) -> jax.Array:
+        init = parameter("embedding", nn.initializers.normal(0.02), (None, "embed"))
+        places = nn.Embed(self.length, x.shape[-1], embedding_init=init, dtype=tower.dtype, name="place")
+        return x + places(stream.positions)
+
+
+@part
+class DistanceBuckets(TextPositions):
+    """A learned number per head and bucket of distances, added to attention scores (T5; see `bucket_of`).
+
+    All layers share the numbers.
+    """
+
+    buckets: int = 32  # of distances between tokens
+    max_distance: int = 128  # tokens; all larger distances share the last bucket
+
+    def check(self, path: str, width: int, head_width: int, dimensions: int = 1) -> None:
+        if not 4 <= self.buckets < 2 * self.max_distance:
+            raise UserError(
+                f"{path}.positions.buckets={self.buckets} must be at least 4, and less than twice max_distance"
+            )
+
+    def bias(self, positions: jax.Array, heads: int, causal: bool) -> jax.Array:
+        init = parameter("embedding", nn.initializers.normal(0.02), (None, "heads"))
+        table = nn.Embed(self.buckets, heads, embedding_init=init, name="bucket")
+        buckets = bucket_of(positions[:, None, :] - positions[:, :, None], self.buckets, self.max_distance, causal)
+        return table(buckets).transpose(0, 3, 1, 2)
+
+
+@part
+class SinCos(ImagePositions):
+    """Fixed sines and cosines of row and column, added to the embeddings (see `sincos`)."""
+
+    def check(self, path: str, width: int, head_width: int, dimensions: int = 1) -> None:
+        if width % 4:
+            raise UserError(f"{path}.width={width} does not divide into the 4 parts of sincos positions")
+
+    def add(self, x: jax.Array, stream: Stream, tower: Any) -> jax.Array:
+        return x + sincos(stream.positions, x.shape[-1]).astype(tower.dtype)
+
+
+@part
+class LearnedGrid(ImagePositions):
+    """A learned vector for each place of a grid of patches, added to the embeddings, as in ViT's paper.
+
+    Images of native resolution resize the grid to their own number of rows and columns (see `sample_grid`). A class token
+    has a learned vector, too.
+    """
+
+    registers: bool = False  # registers have learned vectors, too, such as the distillation token of an imported DeiT
+
+    needs_grid = True
+
+    def add(self, x: jax.Array, stream: Stream, tower: Any) -> jax.Array:
+        side, width = tower.image_size // tower.patch, x.shape[-1]
+        row, column = stream.positions[..., 0], stream.positions[..., 1]
+        init = parameter("embedding", nn.initializers.normal(0.5), (None, "embed"))
+        special = tower.class_token + tower.registers * self.registers
+        table = nn.Embed(side * side + special, width, embedding_init=init, dtype=tower.dtype, name="place")
+        place = (column - 1 + tower.class_token).clip(0, max(special - 1, 0))  # of a class token or register
+        if tower.max_patches is None:
+            code = table(jnp.where(row < 0, place, row * side + column + special))
+        else:
+            grid = table.embedding[special:].reshape(side, side, width)
+            code = sample_grid(grid, stream.positions, stream.segments).astype(tower.dtype)
+            if special:
+                code = jnp.where((row < 0)[..., None], table(place), code)
+        if tower.registers and not self.registers:
+            code = jnp.where(is_register(stream.positions)[..., None], 0.0, code)
+        return x + code
+
+
+def is_register(positions: jax.Array) -> jax.Array:
+    """[B, T] bool, from positions [B, T, 2] of an image: row -1 holds the class token in column 0, then registers."""
+    return (positions[..., 0] < 0) & (positions[..., 1] > 0)
+
+
+def rotary(x: jax.Array, positions: jax.Array, base: float = 10_000.0) -> jax.Array:
+    """Rotary position embedding (Su et al. 2021, arXiv:2104.09864); pairs are feature i and feature i + D / 2.
+
+    In two dimensions, one half of the features is rotated by the row and the other by the column, with base 100 (Heo
+    et al. 2024, arXiv:2403.13298).
+
+    Args:
+      x: [B, H, T, D] queries or keys; D divides by 2, in two dimensions by 4.
+      positions: [B, T] or [B, T, 2], counted from each example's start.
+    """
+    if positions.ndim == 2:
+        return _rotated(x, positions, base)
+    by_row, by_column = jnp.split(x, 2, axis=-1)
+    rotated = _rotated(by_row, positions[..., 0], base=100.0), _rotated(by_column, positions[..., 1], base=100.0)
+    return jnp.concatenate(rotated, axis=-1)
+
+
+def _rotated(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
+    half = x.shape[-1] // 2
+    angles = positions[:, None, :, None] * base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    sine, cosine = jnp.sin(angles), jnp.cos(angles)
+    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    rotated = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+    return rotated.astype(x.dtype)
 
 
 def sincos(positions: jax.Array, width: int, base: float = 10_000.0) -> jax.Array:
     """Fixed sines and cosines of patch column and row (Beyer et al. 2022, arXiv:2205.01580): [B, T, 2] -> [B, T, width].
 
-    In quarters: sines and cosines of the column, then of the row. A token before the first row (a class token) has
-    none.
+    Four equal parts: sines and cosines of the column, then of the row. Tokens with a negative row (class token,
+    registers) get zeros.
     """
     frequencies = base ** (-jnp.linspace(0.0, 1.0, width // 4))
     row, column = positions[..., :1] * frequencies, positions[..., 1:] * frequencies
@@ -23,11 +238,11 @@ def sincos(positions: jax.Array, width: int, base: float = 10_000.0) -> jax.Arra
 
 
 def sample_grid(table: jax.Array, positions: jax.Array, segments: jax.Array) -> jax.Array:
-    """A learned grid of positions, resized for every image of a row to that image's own grid.
+    """A learned grid of positions, resized to the grid of each image.
 
-    Bilinear, and smoothed where the image has fewer patches than the table, as in NaFlex (Tschannen et al. 2025,
-    arXiv:2502.14786); the table itself where the grids agree. An image's grid is what its positions span, so all its
-    patches must be there.
+    Bilinear, with antialiasing if the image has fewer patches than the table, as in NaFlex (Tschannen et al. 2025,
+    arXiv:2502.14786). If the sizes are equal, the result is the table. The largest row and column of an image give the
+    size of its grid, so all its patches must be present.
 
     Args:
       table: [S, S, W].
@@ -38,7 +253,7 @@ def sample_grid(table: jax.Array, positions: jax.Array, segments: jax.Array) -> 
       [B, T, W] float32.
     """
     side = table.shape[0]
-    grid = jnp.maximum(maximum_of_example(positions, segments), 0) + 1  # of the image of each token: [B, T, 2]
+    grid = jnp.maximum(maximum_of_example(positions, segments), 0) + 1  # [B, T, 2], the size of each token's image
     step = side / grid.astype(jnp.float32)
     centre = (positions + 0.5) * step - 0.5
     distance = jnp.abs(centre[..., None] - jnp.arange(side))
@@ -52,12 +267,12 @@ def sample_grid(table: jax.Array, positions: jax.Array, segments: jax.Array) -> 
 def bucket_of(distance: jax.Array, buckets: int, max_distance: int, causal: bool = False) -> jax.Array:
     """The bucket of each distance from a query to a key (T5, Raffel et al. 2020, arXiv:1910.10683, section 2.1).
 
-    Half of the buckets are for keys at and before the query, the others for those after it; if `causal`, there are
-    none after it. The nearest distances have buckets of their own; the others share, by their logarithm, the rest;
-    from `max_distance` on they are in the last one.
+    Half of the buckets are for keys at and before the query, half for keys after it; if `causal`, all are for keys at and
+    before it. Half of the buckets of each direction hold one distance each, from 0 on. The other half divide the
+    logarithm of longer distances into equal parts. All distances from `max_distance` on are in the last bucket.
 
     Args:
-      distance: int32, position of the key less that of the query.
+      distance: int32, position of the key minus position of the query.
     """
     ways = buckets if causal else buckets // 2
     near = ways // 2
@@ -75,19 +290,19 @@ Resizing = Literal["bilinear", "bicubic", "antialiased"]
 def resize_positions(
     table: np.ndarray, grid: tuple[int, int], new_grid: tuple[int, int], method: Resizing, special: int = 0
 ) -> np.ndarray:
-    """A checkpoint's learned positions for images of another size; the same size changes nothing.
+    """Resizes a checkpoint's learned positions for images of another size; returns equal values for the same size.
 
     Args:
       table: [special + rows * columns, W].
       grid, new_grid: patch rows and columns.
-      method: as in the checkpoint's own code, since they differ by more than a model forgives:
-        "bilinear" with the corners held (big_vision: scipy.ndimage.zoom of order 1);
+      method: that of the checkpoint's own code; the results of the methods differ too much to replace one by another:
+        "bilinear" with fixed corners (big_vision: scipy.ndimage.zoom of order 1);
         "bicubic" with a = -0.75 (DeiT, transformers: torch's interpolate, align_corners=False);
-        "antialiased" bicubic with a = -0.5, smoothed when it shrinks (open_clip: antialias=True).
-      special: class or register tokens that stand before the grid and are kept as they are.
+        "antialiased" bicubic with a = -0.5, smoothed if the grid shrinks (open_clip: antialias=True).
+      special: number of class or register tokens before the grid; they are not changed.
 
     Raises:
-      ValueError: the table does not have as many positions as that.
+      ValueError: the table has another number of positions.
     """
     if len(table) != special + grid[0] * grid[1]:
         raise ValueError(f"{len(table)} positions are not {special} and a grid of {grid[0]} x {grid[1]}")
@@ -99,13 +314,13 @@ def resize_positions(
 
 
 def _corners(old: int, new: int) -> np.ndarray:
-    """[new, old]: linear, the first and last position kept."""
+    """[new, old] weights: linear; the first and last positions stay."""
     at = np.arange(new) * ((old - 1) / max(new - 1, 1))
     return np.maximum(0.0, 1.0 - np.abs(at[:, None] - np.arange(old)))
 
 
 def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
-    """Keys' kernel (1981, equation 4 with a free parameter), zero from a distance of 2 on."""
+    """Keys' kernel (1981, equation 4 with a free parameter), zero for distances of 2 and more."""
     d = np.abs(distance)
     near = ((a + 2) * d - (a + 3)) * d * d + 1
     far = ((d - 5) * d + 8) * d * a - 4 * a
@@ -113,7 +328,7 @@ def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
 
 
 def _bicubic(old: int, new: int) -> np.ndarray:
-    """[new, old]: four neighbours, those beyond the edge replaced by the edge."""
+    """[new, old] weights of four neighbours; the edge replaces neighbours beyond it."""
     at = (np.arange(new) + 0.5) * (old / new) - 0.5
     neighbours = np.floor(at).astype(int)[:, None] + np.arange(-1, 3)
     weights = np.zeros((new, old))
@@ -122,7 +337,7 @@ def _bicubic(old: int, new: int) -> np.ndarray:
 
 
 def _antialiased(old: int, new: int) -> np.ndarray:
-    """[new, old]: the kernel as wide as the new grid is coarse, its weights within the edges normalised."""
+    """[new, old] weights of a kernel whose width grows as the grid shrinks; normalised within the edges."""
     at = (np.arange(new) + 0.5) * (old / new) - 0.5
     weights = _cubic((np.arange(old) - at[:, None]) / max(old / new, 1.0), -0.5)
     return weights / weights.sum(axis=1, keepdims=True)

@@ -7,7 +7,7 @@ from mmjax.errors import UserError, nearest
 
 
 def published(name: str, sizes: Mapping[str, Any], kind: str) -> Any:
-    """The size of this name; `kind` is what an error calls the model.
+    """The size with this name; an error calls the model `kind`.
 
     Raises:
       UserError: there is no such size; the message names the nearest one.

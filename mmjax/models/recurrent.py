@@ -1,4 +1,4 @@
-"""Recurrent speech encoders: the baselines that the field began with."""
+"""Recurrent speech encoders, as baselines."""
 
 from typing import Any, Literal
 
@@ -17,13 +17,13 @@ from mmjax.tree import setting
 
 
 def lstm(gates: jax.Array, recurrent: jax.Array, segments: jax.Array, backward: bool = False) -> jax.Array:
-    """A long short-term memory over packed rows (Hochreiter and Schmidhuber 1997); every example begins with zeros.
+    """A long short-term memory over packed rows (Hochreiter and Schmidhuber 1997). The initial state of every example is zero.
 
     Args:
-      gates: [B, T, 4 H] what the input contributes to input gate, forget gate, candidate and output gate.
-      recurrent: [H, 4 H], what the state contributes.
+      gates: [B, T, 4 H] contributions of the input to input gate, forget gate, candidate and output gate.
+      recurrent: [H, 4 H] weights of the state.
       segments: [B, T] int32.
-      backward: from each example's end to its beginning.
+      backward: run from the end of each example to its start.
 
     Returns:
       [B, T, H] float32; zeros in empty positions.
@@ -50,8 +50,8 @@ class BiLSTM(SpeechEncoder, kw_only=True):
     """Speech encoder of bidirectional LSTM layers (Graves et al. 2013, arXiv:1303.5778).
 
     Attributes:
-      width: of the result; half of it is each direction's.
-      stem: frames side by side ("stack"), or the Conformer's convolutions ("full", "depthwise": a CNN-LSTM).
+      width: of the result; each direction has half of it.
+      stem: concatenated frames ("stack"), or the convolutions of `StridedStem` ("full", "depthwise"), which make it a CNN-LSTM.
       subsampling: hops per token.
     """
 
@@ -75,9 +75,14 @@ class BiLSTM(SpeechEncoder, kw_only=True):
         if self.stem == "stack":
             x = stacked(frames, self.subsampling)
         else:
-            x = StridedStem(self.width, self.stem_channels, self.subsampling, self.stem, self.dtype, name="stem")(
-                frames
+            stem = StridedStem(
+                subsampling=self.subsampling,
+                channels=self.stem_channels,
+                depthwise=self.stem == "depthwise",
+                dtype=self.dtype,
+                name="stem",
             )
+            x = stem(frames, self.width)
         features = x.features.astype(self.dtype)
         for layer in range(self.layers):
             features = nn.Dropout(self.dropout, deterministic=not train)(features)

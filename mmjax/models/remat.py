@@ -1,13 +1,13 @@
-"""Rematerialisation: what of a tower is kept for the backward pass, and what it computes again (Chen et al. 2016).
+"""Rematerialisation: which activations a tower keeps for the backward pass, and which it computes again (Chen et al. 2016).
 
-(arXiv:1604.06174.) Whatever is chosen, the results and the random draws are the same.
+(arXiv:1604.06174.) The choice changes neither results nor random numbers.
 
 | | kept of a tower with L blocks |
 |---|---|
-| none | all that derivatives need |
-| dots | in each block the products of activations with weights; not those of attention, which grow with the square of the row |
+| none | all activations that gradients need |
+| dots | in each block the products of activations with weights, without those of attention, which grow with the square of the row |
 | block | the input of each block |
-| full | the input of the tower; in its turn it is computed again up to the input of each block, then block by block |
+| full | the input of the tower; the backward pass computes the input of each block again, then block by block |
 | offload | the input of each block, in the memory of the host |
 """
 
@@ -29,11 +29,11 @@ HOST_MEMORY = "pinned_host"
 
 
 def rematerialised(block: type[nn.Module], remat: Remat, looped: bool) -> type[nn.Module]:
-    """A class of blocks, called as block(x, ...), that keep what `remat` says.
+    """The class of blocks with the given `remat`; blocks are called as block(x, ...).
 
     Args:
-      looped: the block is the body of a loop. If it is not, the compiler must be kept from finding that what is computed
-        again was computed before: it would keep that, and save nothing.
+      looped: the block is the body of a loop. Otherwise the compiler must not merge the second computation with the first,
+        since it would then keep all activations.
     """
     if remat == "none":
         return block
@@ -56,7 +56,7 @@ def rematerialised(block: type[nn.Module], remat: Remat, looped: bool) -> type[n
 
 
 def rematerialised_whole(call: Callable[..., Any], tower: nn.Module, *streams: Any) -> Any:
-    """call(tower, *streams); where the tower's `remat` is "full", nothing but the streams is kept of it."""
+    """call(tower, *streams); if the tower's `remat` is "full", only the streams are kept for the backward pass."""
     if getattr(tower, "remat", "none") != "full":
         return call(tower, *streams)
     return nn.remat(call)(tower, *streams)
@@ -75,7 +75,7 @@ def towers(node: Any, path: str = "") -> dict[str, Any]:
 
 
 def with_remat(node: Any, remat: str, only: str | None = None, path: str = "") -> Any:
-    """A config whose towers, or the one with the key `only`, all have this `remat`."""
+    """The config with this `remat` in all towers, or only in the tower with the key `only`."""
     if isinstance(node, Mapping):
         return {name: with_remat(part, remat, only, f"{path}.{name}") for name, part in node.items()}
     if not dataclasses.is_dataclass(node):
@@ -88,15 +88,19 @@ def with_remat(node: Any, remat: str, only: str | None = None, path: str = "") -
 
 
 def can_offload(device: Any) -> bool:
-    """Whether a device has memory of its own beside that of its host.
+    """Whether the memory of a device is separate from that of its host.
 
-    A program for a CPU compiles with an offload, and runs, but nothing is moved: it needs what "block" needs.
+    A program with offload compiles and runs on a CPU, but moves nothing: it takes as much memory as with "block".
     """
     return device.platform != "cpu"
 
 
 def check_offload(model: nn.Module, device: Any) -> None:
-    """That what is to be kept in the memory of the host is not there already."""
+    """Checks that the device of a model with offload has a separate memory.
+
+    Raises:
+      UserError: the device is a CPU, whose memory is that of the host.
+    """
     asking = [name for name, tower in towers(model, "model").items() if tower.remat == "offload"]
     if asking and not can_offload(device):
         raise UserError(

@@ -1,4 +1,4 @@
-"""What each parameter is for: annotated where it is created, and selected by pattern and role everywhere else.
+"""Roles of parameters. A parameter is annotated where it is created; other code selects it by pattern and role.
 
 | role | parameters |
 |---|---|
@@ -28,7 +28,7 @@ Role = Literal["projection", "router", "depthwise", "embedding", "norm", "bias",
 class Parameter(nn.LogicallyPartitioned):
     """A parameter with the names of its axes, its role, and the axes that a projection sums over and produces.
 
-    Axes are counted from the end, so that they stay right when layers or experts are stacked in front.
+    Axes are counted from the end, so that they stay valid if layers or experts are stacked in front.
     """
 
     role: Role = flax.struct.field(default="projection", pytree_node=False)
@@ -58,13 +58,13 @@ def projection(
     outputs: tuple[int, ...] = (-1,),
     role: Role = "projection",
 ) -> Callable[..., Any]:
-    """An initialiser for a kernel that sums over the axes `inputs` and has the results along the axes `outputs`."""
+    """An initialiser for a kernel that sums over the axes `inputs` and has its results along the axes `outputs`."""
     return parameter(role, init, axes, inputs=inputs, outputs=outputs)
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What is known of a parameter without its value: see `Parameter`.
+    """Facts about a parameter without its value (see `Parameter`).
 
     Attributes:
       axes: the logical name of each axis, those of stacked layers and experts too.
@@ -93,12 +93,14 @@ def specs(params: Any) -> Any:
             raise ValueError(f"the parameter {jax.tree_util.keystr(path)} has no role: see mmjax.models.roles")
         return Spec(box.role, box.names, box.inputs, box.outputs, box.value.shape)
 
-    is_box = lambda node: isinstance(node, nn.meta.AxisMetadata)  # noqa: E731
+    def is_box(node: Any) -> bool:
+        return isinstance(node, nn.meta.AxisMetadata)
+
     return jax.tree_util.tree_map_with_path(spec, params, is_leaf=is_box)
 
 
 def is_hidden(spec: Spec) -> bool:
-    """Whether a parameter is a projection from features to features: no first layer, read-out or router."""
+    """Whether a parameter is a projection from features to features: not a first layer, an output layer or a router."""
     named = {"embed", "mlp", "heads"}
     ends = ({spec.axes[axis] for axis in axes} for axes in (spec.inputs, spec.outputs))
     return spec.role == "projection" and all(end & named for end in ends)
@@ -110,7 +112,7 @@ def layer_axis(spec: Spec) -> int | None:
 
 
 def path_of(keys: Any) -> str:
-    """The path of a parameter for people, "encoders.speech.layers.attention.qkv.kernel", of JAX's key path."""
+    """The readable path of a parameter, such as "encoders.speech.layers.attention.qkv.kernel", from JAX's key path."""
     first, *rest = [str(getattr(key, "key", key)) for key in keys]
     for room in ("encoders", "tasks"):
         if first.startswith(f"{room}_"):
@@ -126,7 +128,7 @@ def by_path(params: Any) -> dict[str, Any]:
 def matches(pattern: str, path: str) -> bool:
     """Whether a pattern selects a parameter: `*` stands for any part of one name, `**` for any names.
 
-    "encoders.speech.**" is all of an encoder, "**.bias" every bias, "encoders.text.layers.*.kernel" no attention's.
+    "encoders.speech.**" selects an encoder, "**.bias" every bias. "encoders.text.layers.*.kernel" selects no kernel of attention.
     """
 
     def match(wanted: list[str], names: list[str]) -> bool:

@@ -1,11 +1,11 @@
-"""What segments say of a packed row: whose neighbour a token is, and what the tokens of one example have in common."""
+"""Functions of segments in packed rows: neighbours of tokens, and sums, means and maxima over examples."""
 
 import jax
 import jax.numpy as jnp
 
 from mmjax.stream import Stream, only_tokens
 
-# For what must not be rounded to bfloat16 or TF32: samples, spectra, sums over an example, copies by a product.
+# For products that must not round to bfloat16 or TF32: of samples and spectra, sums over examples, and copies.
 EXACT = jax.lax.Precision.HIGHEST
 
 
@@ -22,12 +22,12 @@ def shift(x: jax.Array, by: int) -> jax.Array:
 
 
 def same_segment(segments: jax.Array, by: int) -> jax.Array:
-    """[B, T] bool: whether the position t + by belongs to the example of t, and t is not empty."""
+    """[B, T] bool: whether positions t and t + by belong to the same example."""
     return (shift(segments, by) == segments) & (segments > 0)
 
 
 def neighbour(stream: Stream, by: int) -> jax.Array:
-    """[B, T, ...]: the features of the token `by` positions later, zeros where that is not of the same example."""
+    """[B, T, ...]: the features of the token `by` positions later, zeros if it is not of the same example."""
     same = same_segment(stream.segments, by)
     return jnp.where(same.reshape(same.shape + (1,) * (stream.features.ndim - 2)), shift(stream.features, by), 0)
 
@@ -36,19 +36,19 @@ def neighbour(stream: Stream, by: int) -> jax.Array:
 
 
 def hops(speech: Stream) -> jax.Array:
-    """[B, T]: which hop of its recording each block of samples is."""
+    """[B, T]: the number of each block of samples within its recording."""
     return speech.positions[..., 0] if speech.positions.ndim == 3 else speech.positions
 
 
 def samples_in(speech: Stream) -> jax.Array:
-    """[B, T]: how many samples of its recording each block holds; what follows them fills the block."""
+    """[B, T]: the number of recorded samples in each block; the rest of the block is padding."""
     if speech.positions.ndim == 3:
         return speech.positions[..., 1]
     return jnp.full_like(speech.positions, speech.features.shape[-1])
 
 
 def recorded(speech: Stream) -> jax.Array:
-    """[B, T, hop] bool: which samples are of a recording, not what fills its last block."""
+    """[B, T, hop] bool: whether a sample is recorded, not padding."""
     inside = jnp.arange(speech.features.shape[-1]) < samples_in(speech)[..., None]
     return inside & speech.mask[..., None]
 
@@ -57,17 +57,17 @@ def recorded(speech: Stream) -> jax.Array:
 
 
 def belongs(these: jax.Array, those: jax.Array) -> jax.Array:
-    """[B, S] and [B, T] segments -> [B, S, T], where both belong to one example."""
+    """[B, S] and [B, T] segments -> [B, S, T] bool: whether both belong to one example."""
     return (these[:, :, None] == those[:, None, :]) & (these > 0)[:, :, None]
 
 
 def having(stream: Stream, examples: Stream) -> jax.Array:
-    """[B, N] segments of the examples that have a token in the stream; 0 for the others."""
+    """[B, N] segments of the examples, 0 for examples without tokens in the stream."""
     return jnp.where(belongs(examples.segments, stream.segments).any(axis=-1), examples.segments, 0)
 
 
 def mean(stream: Stream, segments: jax.Array) -> jax.Array:
-    """The mean of the tokens [B, T, W] of each of the segments [B, N]: float32 [B, N, W]; zeros where it has none."""
+    """The mean of the tokens [B, T, W] of each segment of `segments` [B, N]: float32 [B, N, W]; zeros without tokens."""
     own = belongs(segments, stream.segments).astype(jnp.float32)
     sums = jnp.einsum("bnt,btw->bnw", own, only_tokens(stream).features.astype(jnp.float32), precision=EXACT)
     return sums / jnp.maximum(own.sum(axis=-1, keepdims=True), 1.0)
@@ -77,37 +77,37 @@ def mean(stream: Stream, segments: jax.Array) -> jax.Array:
 
 
 def _last(segments: jax.Array) -> jax.Array:
-    """[B, T]: the segment of the nearest token that is not after a position; 0 before the first."""
+    """[B, T]: the segment of the last token up to each position; 0 before the first token."""
     place = jax.lax.cummax(jnp.where(segments > 0, jnp.arange(segments.shape[1]), 0), axis=1)
     return jnp.take_along_axis(segments, place, axis=1)
 
 
 def without_holes(segments: jax.Array) -> jax.Array:
-    """[B, T] segments; an empty position between two tokens of one example counts as one of its tokens."""
+    """[B, T] segments in which empty positions between two tokens of one example belong to this example."""
     before, after = _last(segments), _last(segments[:, ::-1])[:, ::-1]
     return jnp.where(before == after, before, segments)
 
 
 def renumbered(segments: jax.Array) -> jax.Array:
-    """[B, T] segments, the examples of each row numbered from 1 in their order: no number is larger than T.
+    """[B, T] segments with the examples of each row numbered from 1 in order, so that no number is larger than T.
 
-    A segment's own number counts all examples of its row, also those without a token in this stream.
+    The given numbers also count examples of the row without tokens in this stream.
     """
     last = _last(segments)
     begins = last != jnp.pad(last, ((0, 0), (1, 0)))[:, :-1]
     return jnp.where(segments > 0, jnp.cumsum(begins, axis=1), 0)
 
 
-# Handed back to every token. ------------------------------------------------------------------------------
+# Reductions over examples, at every token. ------------------------------------------------------------------------------
 
 
 def sum_of_example(values: jax.Array, segments: jax.Array) -> jax.Array:
-    """The sum over each example's tokens, at every one of them; zeros in empty positions: [B, T, F] -> [B, T, F]."""
+    """The sum over the tokens of each token's example, zeros in empty positions: [B, T, F] -> [B, T, F]."""
     values = jnp.where((segments > 0)[..., None], values, 0.0)
     totals = jax.vmap(lambda v, s: jax.ops.segment_sum(v, s, segments.shape[1] + 1)[s])(values, renumbered(segments))
     return jnp.where((segments > 0)[..., None], totals, 0.0)
 
 
 def maximum_of_example(values: jax.Array, segments: jax.Array) -> jax.Array:
-    """The largest value over each example's tokens, at every one of them: [B, T, ...] -> [B, T, ...]."""
+    """The maximum over the tokens of each token's example: [B, T, ...] -> [B, T, ...]."""
     return jax.vmap(lambda v, s: jax.ops.segment_max(v, s, segments.shape[1] + 1)[s])(values, renumbered(segments))

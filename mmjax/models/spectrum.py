@@ -17,12 +17,12 @@ from mmjax.stream import Stream
 
 
 def frames_from(samples: Stream, window: int) -> Stream:
-    """Frames that begin with their hop, [B, T, window]; they exist where the whole window lies in one recording.
+    """Frames [B, T, window] that begin with their hop. A hop has a frame if the whole window is in its recording.
 
     So N samples give 1 + floor((N - window) / hop) frames (Kaldi's `snip-edges`, and a convolution without padding).
     """
     hop = samples.features.shape[-1]
-    blocks = -(-window // hop)  # that a window touches
+    blocks = -(-window // hop)  # that a window covers, at least in part
     features = jnp.concatenate([shift(samples.features, i) for i in range(blocks)], axis=-1)[..., :window]
     whole = shift(samples_in(samples), blocks - 1) >= window - (blocks - 1) * hop
     there = whole & (shift(samples.segments, blocks - 1) == samples.segments)
@@ -30,14 +30,14 @@ def frames_from(samples: Stream, window: int) -> Stream:
 
 
 def frames_around(samples: Stream, window: int, edges: Literal["zero", "reflect"]) -> Stream:
-    """Frames centred on the first sample of their hop, [B, T, window]; every hop has one, also a last one that is filled.
+    """Frames centred on the first sample of their hop, [B, T, window]; every hop has one, also the last hop, which may be padded.
 
     What lies before an example's first sample and after its last is zero, or its own beginning and end mirrored (the
     sample at the edge not repeated), as in `torch.stft(center=True, pad_mode=...)`.
     """
     hop = samples.features.shape[-1]
-    before = -(-(window // 2) // hop)  # whole hops that a frame reaches back
-    after = -(-(window - window // 2 - hop) // hop)  # and beyond its own
+    before = -(-(window // 2) // hop)  # hops that a frame covers before its own
+    after = -(-(window - window // 2 - hop) // hop)  # and after its own
     blocks = [neighbour(samples, by) for by in range(-before, after + 1)]
     if edges == "reflect":
         blocks = _mirrored(samples, blocks, before, after)
@@ -52,14 +52,18 @@ def _mirrored(samples: Stream, blocks: list[jax.Array], before: int, after: int)
     own = [neighbour(samples, by) for by in range(max(before, after) + 1)]
     past = [neighbour(samples, -by) for by in range(max(before, after) + 1)]
     for number in range(1, before + 1):
-        for place in range(number):  # a frame `place` hops into the example looks `number` hops back
+        for place in range(
+            number
+        ):  # a frame that is `place` hops from the start of its example; it covers `number` hops before
             outside = number - place
             ahead = jnp.concatenate(own[: outside + 1], axis=-1)
             mirror = jnp.flip(ahead[..., (outside - 1) * hop + 1 : outside * hop + 1], axis=-1)
             here = (hops(samples) == place)[..., None]
             blocks[before - number] = jnp.where(here, shift(mirror, -place), blocks[before - number])
     for number in range(1, after + 1):
-        for place in range(number):  # a frame with `place` hops of its example after it looks `number` hops ahead
+        for place in range(
+            number
+        ):  # a frame that is `place` hops from the end of its example; it covers `number` hops after
             outside = number - place
             behind = jnp.flip(jnp.concatenate(past[: outside + 1][::-1], axis=-1), axis=-1)
             mirror = behind[..., (outside - 1) * hop + 1 : outside * hop + 1]
@@ -69,7 +73,7 @@ def _mirrored(samples: Stream, blocks: list[jax.Array], before: int, after: int)
 
 
 def preemphasise(samples: Stream, coefficient: float) -> Stream:
-    """y[n] = x[n] - coefficient x[n - 1] along each recording; its first sample stays, and what follows it is zero."""
+    """y[n] = x[n] - coefficient x[n - 1] along each recording; the first sample does not change, and positions after the recording are zero."""
     earlier = jnp.concatenate([neighbour(samples, -1)[..., -1:], samples.features[..., :-1]], axis=-1)
     emphasised = samples.features - coefficient * earlier
     return samples._replace(features=jnp.where(recorded(samples), emphasised, 0.0))
@@ -122,13 +126,13 @@ def slaney_hertz(mel):
 
 
 def htk_filters(sample_rate: int, size: int, bins: int, low: float = 0.0) -> np.ndarray:
-    """Triangular filters [size // 2 + 1, bins], straight on the mel scale (HTK, Kaldi), from `low` Hz to Nyquist."""
+    """Triangular filters [size // 2 + 1, bins], linear on the mel scale (HTK, Kaldi), from `low` Hz to Nyquist."""
     frequencies = htk_mel(np.arange(size // 2 + 1) * sample_rate / size)
     return _triangles(frequencies, np.linspace(htk_mel(low), htk_mel(sample_rate / 2), bins + 2))
 
 
 def slaney_filters(sample_rate: int, size: int, bins: int) -> np.ndarray:
-    """Triangular filters [size // 2 + 1, bins] straight in Hz, each of unit area (librosa, Whisper, NeMo)."""
+    """Triangular filters [size // 2 + 1, bins] linear in Hz, each of unit area (librosa, Whisper, NeMo)."""
     frequencies = np.arange(size // 2 + 1) * sample_rate / size
     edges = slaney_hertz(np.linspace(0.0, slaney_mel(sample_rate / 2), bins + 2))
     return _triangles(frequencies, edges) * (2.0 / (edges[2:] - edges[:-2]))
@@ -151,7 +155,7 @@ def mel_energies(spectrum: jax.Array, filters: np.ndarray) -> jax.Array:
 def normalise_example(
     frames: Stream, correction: int, epsilon: float = 0.0, floor: float = 0.0, together: bool = False
 ) -> Stream:
-    """Each feature to zero mean and unit deviation over its own example's frames (trap A8).
+    """Normalises each feature to zero mean and unit standard deviation over the frames of its example.
 
     Args:
       correction: 1 divides the squares by N - 1, as NeMo and Hugging Face do.
@@ -165,7 +169,7 @@ def normalise_example(
 
     count = total(there.astype(frames.features.dtype))
     centred = jnp.where(there, frames.features, 0.0)
-    for _ in range(2):  # the mean of a long sum is off by more than the last bits, what is left of it by less
+    for _ in range(2):  # twice, because the mean of a long sum has a rounding error, which the second mean removes
         centred = jnp.where(there, centred - total(centred) / jnp.maximum(count, 1.0), 0.0)
     deviation = jnp.sqrt(total(centred**2) / jnp.maximum(count - correction, 1.0) + floor)
     return frames._replace(features=centred / (deviation + epsilon))

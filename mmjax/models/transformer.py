@@ -1,7 +1,6 @@
-"""The text encoders, and the block that the image encoder shares with them."""
+"""The text encoders, and the block that encoders and fusions share."""
 
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,11 +8,11 @@ import jax.numpy as jnp
 
 from mmjax.errors import UserError
 from mmjax.models.attention import MultiHeadAttention
+from mmjax.models.blocks import BlockSettings, BlockStyle, Tower
 from mmjax.models.encoder import TextEncoder
-from mmjax.models.layers import ACTIVATIONS, BlockStyle, FeedForward, stack
-from mmjax.models.positions import bucket_of
+from mmjax.models.layers import ACTIVATIONS, FeedForward
+from mmjax.models.positions import Learned, Rotary, TextPositions
 from mmjax.models.published import published
-from mmjax.models.remat import Remat
 from mmjax.models.roles import parameter
 from mmjax.models.segments import mean
 from mmjax.stream import Stream, only_tokens
@@ -23,16 +22,7 @@ from mmjax.tree import setting
 class TransformerBlock(nn.Module):
     """Self-attention and feed-forward (Vaswani et al. 2017); by default pre-norm with exact GELU, as in ViT."""
 
-    heads: int
-    mlp: int
-    rotary: bool
-    dropout: float = 0.0
-    train: bool = False
-    dtype: Any = jnp.float32
-    key_value_heads: int | None = None
-    causal: bool = False
-    style: BlockStyle = BlockStyle()
-    packed: bool = False
+    settings: BlockSettings
 
     @nn.compact
     def __call__(
@@ -42,48 +32,45 @@ class TransformerBlock(nn.Module):
         positions: jax.Array,
         bias: jax.Array | None = None,
     ) -> tuple[jax.Array, None]:
-        drop = partial(nn.Dropout, self.dropout, deterministic=not self.train)
-        style, width = self.style, x.shape[-1]
+        its = self.settings
         attend = MultiHeadAttention(
-            width, self.heads, self.rotary, self.dtype, self.key_value_heads, style, name="attention"
+            x.shape[-1], its.heads, its.dtype, its.block, its.positions, its.backend, name="attention"
         )
 
-        def look(y):
-            return attend(Stream(y, segments, positions), causal=self.causal, bias=bias, packed=self.packed)
+        def attention(y):
+            return attend(Stream(y, segments, positions), causal=its.causal, bias=bias, packed=its.packed)
 
-        x = style.residual(x, "attention", look, drop(), self.dtype)
-        return style.residual(x, "mlp", feed_forward(self), drop(), self.dtype), None
+        x = its.block.residual(x, "attention", attention, its.drop(), its.dtype)
+        return its.block.residual(x, "mlp", feed_forward(its), its.drop(), its.dtype), None
 
 
-def feed_forward(block: Any) -> FeedForward:
-    """The feed-forward of a Transformer block, by the block's fields."""
-    style = block.style
+def feed_forward(settings: BlockSettings) -> FeedForward:
+    """The feed-forward of a Transformer block, a submodule of the calling module."""
+    style = settings.block
     return FeedForward(
-        block.mlp,
+        settings.mlp,
         ACTIVATIONS[style.activation],
-        block.dropout,
-        block.train,
+        settings.dropout,
+        settings.train,
         style.gated,
-        block.dtype,
+        settings.dtype,
         style.bias,
         name="mlp",
     )
 
 
 def embed(text: Stream, tower: Any, scale: float = 1.0) -> tuple[nn.Embed, jax.Array]:
-    """The table of token embeddings of a text tower, and its text embedded, with learned positions if it has any.
+    """The table of token embeddings of a text tower, and the embedded text with its positions added.
 
-    The table is normally distributed with a standard deviation of `scale`.
+    Args:
+      tower: the calling module, with the fields `vocabulary`, `width`, `positions` and `dtype`, and perhaps `types`.
+      scale: standard deviation of the initial table, which is normally distributed.
     """
     init = parameter("embedding", nn.initializers.normal(scale), ("vocabulary", "embed"))
     table = nn.Embed(tower.vocabulary, tower.width, embedding_init=init, dtype=tower.dtype, name="embedding")
-    x = table(text.features)
-    if tower.positions == "learned":
-        init = parameter("embedding", nn.initializers.normal(0.02), (None, "embed"))
-        places = nn.Embed(tower.length, tower.width, embedding_init=init, dtype=tower.dtype, name="place")
-        x = x + places(text.positions)
+    x = tower.positions.add(table(text.features), text, tower)
     if getattr(tower, "types", 0):
-        # BERT was trained on pairs of texts, and says of each token which text it belongs to; here it is the first.
+        # BERT is trained on pairs of texts and marks the text of each token. Here every token is of the first text.
         init = parameter("embedding", nn.initializers.normal(0.02), (None, "embed"))
         x = x + nn.Embed(tower.types, tower.width, embedding_init=init, dtype=tower.dtype, name="type")(
             jnp.zeros_like(text.segments)
@@ -92,7 +79,7 @@ def embed(text: Stream, tower: Any, scale: float = 1.0) -> tuple[nn.Embed, jax.A
 
 
 BERT = BlockStyle(post_norm=True, epsilon=1e-12)
-# Published text encoders: Devlin et al. 2019; MiniLM (Wang et al. 2020), as sentence embedders have it.
+# Published text encoders: Devlin et al. 2019; MiniLM (Wang et al. 2020) in the size that sentence embedders use.
 TRANSFORMERS = {
     "BERT base": dict(layers=12, width=768, heads=12, mlp=3072),
     "BERT large": dict(layers=24, width=1024, heads=16, mlp=4096),
@@ -100,18 +87,15 @@ TRANSFORMERS = {
 }
 
 
-class Transformer(TextEncoder, kw_only=True):
+class Transformer(TextEncoder, Tower, kw_only=True):
     """Text encoder: token ids in, vectors out.
 
-    Every token sees its whole text, or, `causal`, what stands before it and itself. Positions are rotary; or learned
-    for texts of up to `length` tokens; or bucketed: what all layers add to their attention scores is learned, per
-    head, for distances sorted into buckets (T5, Raffel et al. 2020, arXiv:1910.10683). The style of the blocks makes it
-    BERT's encoder (post-norm: then the embeddings are normalised instead of the result), T5's, or CLIP's text tower.
+    Every token attends to its whole text; if `causal`, to itself and earlier tokens. By the style of its blocks and its
+    positions it is BERT's encoder, T5's encoder, or CLIP's text tower. With post_norm, the embeddings are normalised
+    instead of the result.
 
     Attributes:
-      buckets, max_distance: see `bucket_of`.
-      types: kinds of text that BERT tells apart (it has 2); every text here is of the first.
-      key_value_heads: fewer heads of keys and values than of queries (grouped-query attention); None: as many.
+      types: number of token types of BERT, which is 2; here every token is of the first type. 0: none.
     """
 
     class_token = True  # a tokenizer may put one first, as BERT's does
@@ -121,35 +105,23 @@ class Transformer(TextEncoder, kw_only=True):
     width: int = 256
     heads: int = 4
     mlp: int = 1024
-    positions: Literal["rotary", "learned", "bucketed"] = "rotary"
-    length: int = 512  # tokens of the longest text, with learned positions
-    buckets: int = 32  # of distances between tokens, with bucketed positions
-    max_distance: int = 128  # tokens, from which on all distances are alike, with bucketed positions
-    types: int = 0  # kinds of text that an imported BERT tells apart
-    key_value_heads: int | None = None  # each shared by a group of heads; None: as many as heads
+    positions: TextPositions = Rotary()
+    types: int = 0  # token types of an imported BERT; 0: none
     causal: bool = False
     block: BlockStyle = BlockStyle()
-    dropout: float = 0.0
-    unroll: bool = setting(False)
-    remat: Remat = "none"
-    dtype: Any = setting(jnp.float32)
 
     hideable = ("tokens",)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "Transformer":
-        """A published size, such as "BERT base"; any field may be changed, the vocabulary of 30,522 first of all."""
-        common = dict(vocabulary=30_522, positions="learned", length=512, types=2, block=BERT)
+        """A published size, such as "BERT base"; any field may be changed. The default vocabulary is BERT's, 30,522."""
+        common = dict(vocabulary=30_522, positions=Learned(length=512), types=2, block=BERT)
         return cls(**common | published(name, TRANSFORMERS, "Transformer") | changes)
 
-    def check(self, path: str) -> None:
-        super().check(path)
-        if self.positions == "bucketed" and not 4 <= self.buckets < 2 * self.max_distance:
-            raise UserError(f"{path}.buckets={self.buckets} must be at least 4, and less than twice max_distance")
-
     def check_row(self, path: str, key: str, room: int) -> None:
-        if self.positions == "learned" and self.length < room:
-            raise UserError(f"{path}.length={self.length}, but a text may fill its row of {room}")
+        length = self.positions.length
+        if length is not None and length < room:
+            raise UserError(f"{path}.positions.length={length}, but a text may fill its row of {room}")
 
     @nn.compact
     def __call__(self, text: Stream, train: bool = False) -> Stream:
@@ -158,41 +130,17 @@ class Transformer(TextEncoder, kw_only=True):
         _, x = embed(text, self)
         norm = self.block.normalise(self.dtype, "norm")
         x = nn.Dropout(self.dropout, deterministic=not train)(norm(x) if self.block.post_norm else x)
-        blocks = stack(
-            TransformerBlock,
-            self.layers,
-            3,
-            self.unroll,
-            self.remat,
-            heads=self.heads,
-            mlp=self.mlp,
-            rotary=self.positions == "rotary",
-            dropout=self.dropout,
-            train=train,
-            dtype=self.dtype,
-            key_value_heads=self.key_value_heads,
-            causal=self.causal,
-            style=self.block,
-            packed=True,
-        )
-        x, _ = blocks(x, text.segments, text.positions, self._bias(text.positions))
+        blocks = self.stack(TransformerBlock, self.settings(train, packed=True), constants=3)
+        bias = self.positions.bias(text.positions, self.heads, self.causal)
+        x, _ = blocks(x, text.segments, text.positions, bias)
         return only_tokens(text._replace(features=x if self.block.post_norm else norm(x)))
-
-    def _bias(self, positions: jax.Array) -> jax.Array | None:
-        """What bucketed positions [B, T] add to the attention scores, float32 [B, H, T, T]."""
-        if self.positions != "bucketed":
-            return None
-        init = parameter("embedding", nn.initializers.normal(0.02), (None, "heads"))
-        table = nn.Embed(self.buckets, self.heads, embedding_init=init, name="bucket")
-        buckets = bucket_of(positions[:, None, :] - positions[:, :, None], self.buckets, self.max_distance, self.causal)
-        return table(buckets).transpose(0, 3, 1, 2)
 
 
 class MeanEmbedding(TextEncoder, kw_only=True):
-    """The mean of a text's token embeddings: one vector per text, blind to the order of words. A baseline.
+    """A baseline: the mean of a text's token embeddings, which ignores the order of words.
 
-    (The continuous bag of words of Mikolov et al. 2013, arXiv:1301.3781.) The vector stands where the text's first
-    token stood; the other positions are empty.
+    This is the continuous bag of words of Mikolov et al. 2013, arXiv:1301.3781. The result has one vector per text, in the
+    position of its first token; the other positions are empty.
     """
 
     vocabulary: int = 128
@@ -202,7 +150,7 @@ class MeanEmbedding(TextEncoder, kw_only=True):
 
     @nn.compact
     def __call__(self, text: Stream, train: bool = False) -> Stream:
-        """[B, T] token ids -> [B, T, width], a token at the start of each text."""
+        """[B, T] token ids -> [B, T, width], one vector per text, in its first position."""
         text = only_tokens(text)
         init = parameter("embedding", nn.initializers.normal(1.0), ("vocabulary", "embed"))
         table = nn.Embed(self.vocabulary, self.width, embedding_init=init, dtype=self.dtype, name="embedding")

@@ -1,21 +1,20 @@
 """The patch image encoder: a Vision Transformer over packed patches."""
 
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mmjax.errors import UserError
+from mmjax.models.blocks import BlockStyle, Tower
 from mmjax.models.encoder import ImageEncoder, check_attention
-from mmjax.models.layers import BlockStyle, dense, stack
-from mmjax.models.positions import sample_grid, sincos
-from mmjax.models.remat import Remat
+from mmjax.models.layers import dense
+from mmjax.models.pixels import PixelNormalisation
+from mmjax.models.positions import ImagePositions, LearnedGrid, is_register
 from mmjax.models.roles import parameter
 from mmjax.models.transformer import TransformerBlock
 from mmjax.stream import Stream, fold, only_tokens, unfold
-from mmjax.tree import setting
 
 # Published sizes of ViT: layers, width, heads, mlp (Dosovitskiy et al. 2021; Zhai et al. 2022; Alabdulmohsin et al. 2023).
 VIT_SIZES = {
@@ -28,24 +27,15 @@ VIT_SIZES = {
 }
 
 
-class ViT(ImageEncoder, kw_only=True):
+class ViT(ImageEncoder, Tower, kw_only=True):
     """Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929) over packed patches.
 
-    Positions are learned, one vector per place, as in the paper; or fixed sines in two dimensions; or rotary in two
-    dimensions, which sees a shape alike wherever it stands.
+    If all images have one size, they have the same number of tokens. Rows are then folded into one image each before
+    attention, and no score between two images is computed. With `max_patches`, images keep their aspect ratio and have at
+    most that many patches; a row holds several images, and attention stays within segments.
 
-    Images of one size have the same number of tokens each, so rows are folded into one image each before attention,
-    and no score is computed between two images. With `max_patches`, images keep their aspect ratio and have as many
-    patches as that or fewer; many stand in a row, attention stays within segments, and the learned grid of
-    image_size / patch places a side is resized to each image's own.
-
-    Pixels (0 to 1) are normalised by `mean` and `std`, one number or one per channel; empty positions are unseen.
-
-    A class token, where wanted, takes a position in the row like any patch; its patch row is -1. Registers (Darcet et
-    al. 2024, arXiv:2309.16588) follow it with columns 1, 2, ... of that row. They have no learned or fixed position,
-    and are discarded at the end: in the result their positions are empty. `placed_registers` gives them learned
-    positions between those of class token and patches; one such is DeiT's distillation token (Touvron et al. 2021,
-    arXiv:2012.12877).
+    A class token takes a position in the row before the patches; its patch row is -1. Registers (Darcet et al. 2024,
+    arXiv:2309.16588) follow it with row -1 and columns 1, 2, ...; their positions are empty in the result.
     """
 
     patch: int = 16  # pixels
@@ -56,16 +46,10 @@ class ViT(ImageEncoder, kw_only=True):
     mlp: int = 1536
     class_token: bool = False
     registers: int = 0  # further tokens per image that only the encoder sees
-    placed_registers: bool = False  # they too have learned positions, as the distillation token of an imported DeiT
-    positions: Literal["learned", "sincos", "rotary"] = "learned"
+    positions: ImagePositions = LearnedGrid()
     max_patches: int | None = None  # of an image that keeps its aspect ratio; None: all are image_size squares
     block: BlockStyle = BlockStyle()
-    mean: float | tuple[float, ...] = 0.5  # of the pixels, 0 to 1; of all channels or of each
-    std: float | tuple[float, ...] = 0.5
-    dropout: float = 0.0
-    unroll: bool = setting(False)
-    remat: Remat = "none"
-    dtype: Any = setting(jnp.float32)
+    pixels: PixelNormalisation = PixelNormalisation()
 
     hideable = ("patches",)
 
@@ -79,58 +63,36 @@ class ViT(ImageEncoder, kw_only=True):
         return cls(**fields | changes)
 
     def check(self, path: str) -> None:
-        check_attention(path, self, pairs=4)
-        if self.positions == "sincos" and self.width % 4:
-            raise UserError(f"{path}.width={self.width} does not divide into the 4 parts of sincos positions")
+        check_attention(path, self, dimensions=2)
+        self.pixels.check(f"{path}.pixels")
         if self.image_size < self.patch:
             raise UserError(f"{path}.image_size={self.image_size} is less than one patch of {self.patch}")
-        for key, value in (("mean", self.mean), ("std", self.std)):
-            if isinstance(value, tuple) and (len(value) != 3 or (key == "std" and min(value) <= 0)):
-                above = " above 0" if key == "std" else ""
-                raise UserError(f"{path}.{key} must be one number or 3{above}, not {value}")
 
     @property
     def tokens_per_image(self) -> int | None:
-        """Where all images have as many."""
+        """Tokens of each image if all images have one size, else None."""
         side = self.image_size // self.patch
         return side * side + self.class_token + self.registers if self.max_patches is None else None
 
     @nn.compact
     def __call__(self, image: Stream, train: bool = False) -> Stream:
         """[B, T, patch * patch * 3] uint8 patches with positions [B, T, 2] -> [B, T, width]."""
-        rows, side = image.segments.shape[0], self.image_size // self.patch
+        rows = image.segments.shape[0]
         if self.tokens_per_image:
             image = fold(image, self.tokens_per_image)
         image = only_tokens(image)
-        x = ((image.features / 255.0 - self._per_pixel(self.mean)) / self._per_pixel(self.std)).astype(self.dtype)
+        x = self.pixels(image.features).astype(self.dtype)
         x = dense(self.width, (None, "embed"), self.dtype, "embedding")(x)
-        x = self._place(self._special_tokens(x, image.positions), image, side)
+        x = self.positions.add(self._special_tokens(x, image.positions), image, self)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        blocks = stack(
-            TransformerBlock,
-            self.layers,
-            2,
-            self.unroll,
-            self.remat,
-            packed=True,
-            heads=self.heads,
-            mlp=self.mlp,
-            rotary=self.positions == "rotary",
-            dropout=self.dropout,
-            train=train,
-            dtype=self.dtype,
-            style=self.block,
-        )
+        blocks = self.stack(TransformerBlock, self.settings(train, packed=True), constants=2)
         x, _ = blocks(x, image.segments, image.positions)
         x = self.block.normalise(self.dtype, "norm")(x)
-        image = image._replace(features=x, segments=jnp.where(_is_register(image.positions), 0, image.segments))
+        image = image._replace(features=x, segments=jnp.where(is_register(image.positions), 0, image.segments))
         return unfold(only_tokens(image), rows)
 
-    def _per_pixel(self, value: float | tuple[float, ...]) -> Any:
-        return np.tile(np.array(value, np.float32), self.patch**2) if isinstance(value, tuple | list) else value
-
     def _special_tokens(self, x: jax.Array, positions: jax.Array) -> jax.Array:
-        """The learned vectors of class token and registers in their places."""
+        """x with the learned vectors of class token and registers in their positions."""
         row, column = positions[..., 0], positions[..., 1]
         if self.class_token:
             init = parameter("embedding", nn.initializers.zeros, ("embed",))
@@ -139,31 +101,5 @@ class ViT(ImageEncoder, kw_only=True):
         if self.registers:
             init = parameter("embedding", nn.initializers.normal(0.02), (None, "embed"))
             registers = self.param("registers", init, (self.registers, self.width)).astype(self.dtype)
-            x = jnp.where(_is_register(positions)[..., None], registers[(column - 1).clip(0, self.registers - 1)], x)
+            x = jnp.where(is_register(positions)[..., None], registers[(column - 1).clip(0, self.registers - 1)], x)
         return x
-
-    def _place(self, x: jax.Array, image: Stream, side: int) -> jax.Array:
-        """Adds learned or fixed positions."""
-        if self.positions == "sincos":
-            return x + sincos(image.positions, self.width).astype(self.dtype)
-        if self.positions != "learned":
-            return x
-        row, column = image.positions[..., 0], image.positions[..., 1]
-        init = parameter("embedding", nn.initializers.normal(0.5), (None, "embed"))
-        special = self.class_token + self.registers * self.placed_registers
-        table = nn.Embed(side * side + special, self.width, embedding_init=init, dtype=self.dtype, name="place")
-        place = (column - 1 + self.class_token).clip(0, max(special - 1, 0))  # of a token that is no patch
-        if self.max_patches is None:
-            code = table(jnp.where(row < 0, place, row * side + column + special))
-        else:
-            grid = table.embedding[special:].reshape(side, side, self.width)
-            code = sample_grid(grid, image.positions, image.segments).astype(self.dtype)
-            if special:
-                code = jnp.where((row < 0)[..., None], table(place), code)
-        if self.registers and not self.placed_registers:
-            code = jnp.where(_is_register(image.positions)[..., None], 0.0, code)
-        return x + code
-
-
-def _is_register(positions: jax.Array) -> jax.Array:
-    return (positions[..., 0] < 0) & (positions[..., 1] > 0)

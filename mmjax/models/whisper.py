@@ -7,16 +7,15 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.errors import UserError
+from mmjax.models.blocks import BlockStyle, Tower
 from mmjax.models.encoder import SpeechEncoder
 from mmjax.models.front_ends import WhisperLogMel
-from mmjax.models.layers import ACTIVATIONS, BlockStyle, dense, stack
+from mmjax.models.layers import ACTIVATIONS, dense
+from mmjax.models.positions import Learned
 from mmjax.models.published import published
-from mmjax.models.remat import Remat
-from mmjax.models.roles import parameter
 from mmjax.models.segments import neighbour
 from mmjax.models.transformer import TransformerBlock
 from mmjax.stream import Stream, only_tokens
-from mmjax.tree import setting
 
 STYLE = BlockStyle(epsilon=1e-5)
 
@@ -31,13 +30,13 @@ WHISPERS = {
 }
 
 
-class WhisperEncoder(SpeechEncoder, kw_only=True):
+class WhisperEncoder(SpeechEncoder, Tower, kw_only=True):
     """Two convolutions in time, learned positions, a pre-norm Transformer (Radford et al. 2022, arXiv:2212.04356).
 
     Attributes:
-      length: tokens of the longest recording, of two hops each.
-      pad_to_length: whoever fills the rows continues every recording with silence to this length (30 s), as OpenAI trained
-        its models; the silence is attended to like the rest. Off, a recording takes as many tokens as it has.
+      length: tokens of the longest recording; a token is two hops.
+      pad_to_length: recordings are padded with silence to this length (30 s) when rows are filled, as in the training of
+        OpenAI's models; tokens attend to the silence. Otherwise a recording has only its own tokens.
     """
 
     front_end: WhisperLogMel = WhisperLogMel()
@@ -46,11 +45,7 @@ class WhisperEncoder(SpeechEncoder, kw_only=True):
     heads: int = 6
     mlp: int = 1536
     length: int = 1500  # tokens of the longest recording, two hops each
-    pad_to_length: bool = False  # every recording, with silence: what OpenAI's models learned from
-    dropout: float = 0.0
-    unroll: bool = setting(False)
-    remat: Remat = "none"
-    dtype: Any = setting(jnp.float32)
+    pad_to_length: bool = False  # pad every recording with silence, as in the training of OpenAI's models
 
     subsampling = 2
 
@@ -65,7 +60,7 @@ class WhisperEncoder(SpeechEncoder, kw_only=True):
         hops = self.subsampling * self.length
         if self.pad_to_length and room % hops:
             raise UserError(
-                f"{path}.pad_to_length takes {hops} hops for each recording, of which {key}={room} is no multiple; write "
+                f"{key}={room} is not a multiple of {hops}, the hops of each recording with {path}.pad_to_length; write "
                 f"{max(1, round(room / hops)) * hops}"
             )
         if not self.pad_to_length and room > hops:
@@ -83,31 +78,16 @@ class WhisperEncoder(SpeechEncoder, kw_only=True):
         gelu = ACTIVATIONS[STYLE.activation]
         x = only_tokens(frames._replace(features=frames.features.astype(self.dtype)))
         x = only_tokens(x._replace(features=gelu(self._convolution(x, "convolution_1"))))
-        # Stride 2: examples begin at even positions.
+        # Stride 2; examples begin at even positions.
         taken = jax.tree.map(lambda a: a[:, ::2], x._replace(features=gelu(self._convolution(x, "convolution_2"))))
-        positions = taken.positions // 2
-        init = parameter("embedding", nn.initializers.normal(0.02), (None, "embed"))
-        places = nn.Embed(self.length, self.width, embedding_init=init, dtype=self.dtype, name="place")
-        features = nn.Dropout(self.dropout, deterministic=not train)(taken.features + places(positions))
-        blocks = stack(
-            TransformerBlock,
-            self.layers,
-            2,
-            self.unroll,
-            self.remat,
-            packed=True,
-            heads=self.heads,
-            mlp=self.mlp,
-            rotary=False,
-            dropout=self.dropout,
-            train=train,
-            dtype=self.dtype,
-            style=STYLE,
-        )
-        features, _ = blocks(features, taken.segments, positions)
-        return only_tokens(Stream(STYLE.normalise(self.dtype, "norm")(features), taken.segments, positions))
+        tokens = Stream(taken.features, taken.segments, taken.positions // 2)
+        features = Learned(length=self.length).add(tokens.features, tokens, self)
+        features = nn.Dropout(self.dropout, deterministic=not train)(features)
+        blocks = self.stack(TransformerBlock, self.settings(train, block=STYLE, packed=True), constants=2)
+        features, _ = blocks(features, tokens.segments, tokens.positions)
+        return only_tokens(tokens._replace(features=STYLE.normalise(self.dtype, "norm")(features)))
 
     def _convolution(self, x: Stream, name: str) -> jax.Array:
-        """Three taps in time, zeros beyond the example: [B, T, F] -> [B, T, width]."""
+        """A convolution of three taps, with zeros outside the example: [B, T, F] -> [B, T, width]."""
         taps = jnp.concatenate([neighbour(x, by) for by in (-1, 0, 1)], axis=-1)
         return dense(self.width, (None, "embed"), self.dtype, name)(taps)

@@ -11,6 +11,7 @@ import numpy as np
 from jax.extend.core import Literal
 
 from mmjax.flops import matrix_flops
+from mmjax.models.attend import with_backend
 from mmjax.models.remat import towers, with_remat
 from mmjax.parallel.mesh import abstract_batch
 from mmjax.plan import hlo
@@ -144,7 +145,7 @@ def computed_again(subject: Subject, rows: int) -> dict[str, float]:
     These are the products of towers with remat, and the logits that `Sequence` and `Transducer` do not keep.
     """
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), subject.state.params)
-    own, model = _own_rows(subject, rows), subject.model.clone(attention="xla", strict_attention=False)
+    own, model = _own_rows(subject, rows), with_backend(subject.model, "xla")
     arguments = params, abstract_batch(subject.layout.empty(1), own), _key()
     count = functools.partial(matrix_flops, slots=subject.layout.rows.get("examples", 1))
     loss = functools.partial(_loss, subject, model)

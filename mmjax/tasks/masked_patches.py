@@ -36,10 +36,10 @@ class MaskedPatches(Task, kw_only=True):
         if self.decoder.width % 4:
             raise UserError(f"{path}.decoder.width={self.decoder.width} must be a multiple of 4, for its positions")
         encoder = config.model.encoders[self.reads]
-        if encoder.max_patches and encoder.positions == "learned":
+        if encoder.max_patches and encoder.positions.needs_grid:
             raise UserError(
                 f"model.encoders.{self.reads}.positions are learned for the grid of a whole image, but {path} hides a part of "
-                "it; choose sincos or rotary"
+                "it; choose SinCos or Rotary"
             )
 
     def hide(self, stream: Stream, examples: Stream, key: jax.Array) -> tuple[Stream, Stream]:

@@ -48,9 +48,10 @@ class Write(TextTask, Common, kw_only=True):
             raise UserError(f"{path}.reads={self.reads} must name one or more encoders")
         check_attention(f"{path}.decoder", self.decoder)
         longest = config.data.rows[self.label] + 1
-        if self.decoder.positions == "learned" and self.decoder.length < longest:
+        length = self.decoder.positions.length
+        if length is not None and length < longest:
             raise UserError(
-                f"{path}.decoder.length={self.decoder.length}, but a text with its end token may have {longest} tokens"
+                f"{path}.decoder.positions.length={length}, but a text with its end token may have {longest} tokens"
             )
         if not self.decoder.cross_attention:
             raise UserError(f"{path}.decoder.cross_attention is False, but the decoder must read the encoders")

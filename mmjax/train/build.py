@@ -11,6 +11,7 @@ from mmjax.data.sources import Data
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
 from mmjax.files import data_directory
+from mmjax.models.attend import with_backend
 from mmjax.models.task import Facts
 from mmjax.train.experiment import Experiment
 from mmjax.train.quantisation import quantised
@@ -19,10 +20,11 @@ from mmjax.tree import read_json, with_settings
 
 
 def build_model(config: models.Multimodal) -> models.Multimodal:
-    """The model of a config; applies its dtype and unrolling to all of its parts."""
+    """The model of a config; applies its dtype, unrolling and attention backend to all of its parts."""
     import jax.numpy as jnp
 
     model = with_settings(config, dtype=jnp.dtype(config.dtype), unroll=config.unroll)
+    model = with_backend(model, config.attention, config.strict_attention)
     return model if config.matrix_products == "full" else quantised(model, config.matrix_products)
 
 

@@ -14,10 +14,10 @@ from mmjax.models.positions import resize_positions
 from mmjax.train.directory import read_run
 from mmjax.train.experiment import Experiment
 from mmjax.train.step import TrainState
-from mmjax.tree import to_dict
+from mmjax.tree import differences
 
 # Keys of an encoder that may differ from the encoder of the source.
-CHOICES = ("dropout", "chunk", "left_chunks", "augment", "remat", "image_size", "pad_to_length")
+CHOICES = ("dropout", "chunks", "augment", "remat", "image_size", "pad_to_length")
 
 
 def load_initial(config: Experiment, state: TrainState) -> TrainState:
@@ -53,11 +53,10 @@ def load_initial(config: Experiment, state: TrainState) -> TrainState:
 
 
 def _check_same(theirs: Any, ours: Any, place: str, directory: str) -> None:
-    a, b = to_dict(theirs), to_dict(ours)
-    for key in a | b:
-        if key not in CHOICES and a.get(key) != b.get(key):
+    for key, (their_value, our_value) in differences(theirs, ours).items():
+        if key.partition(".")[0] not in CHOICES:
             raise UserError(
-                f"model.{place}.{key} is {b.get(key)!r}, but {a.get(key)!r} in {directory}; "
+                f"model.{place}.{key} is {our_value!r}, but {their_value!r} in {directory}; "
                 "use the same encoder (for an import: imported(DIRECTORY))"
             )
 

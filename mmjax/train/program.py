@@ -8,6 +8,7 @@ import jax
 import optax
 
 from mmjax.errors import UserError
+from mmjax.models.attend import with_backend
 from mmjax.models.roles import parameter, specs
 from mmjax.parallel.mesh import state_shardings, within
 from mmjax.parallel.runtime import jit_once
@@ -39,7 +40,7 @@ def begin(config: Experiment, model: nn.Module, layout: Any, mesh: Any) -> Start
     """The optimizer and the initial state of a config, for the devices of a mesh."""
     batch, weighting = layout.empty(1), config.weighting
     learned = weighting is not None and weighting.learned
-    model = model.clone(attention="xla", strict_attention=False)  # parameters do not depend on the backend
+    model = with_backend(model, "xla")  # parameters do not depend on the backend
 
     @jax.jit  # so that roles, shapes and the run share one trace
     def parameters() -> Any:

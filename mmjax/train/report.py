@@ -14,6 +14,7 @@ from mmjax.errors import one_line
 from mmjax.files import write_whole
 from mmjax.flops import matrix_flops
 from mmjax.models import SpeechEncoder
+from mmjax.models.attend import with_backend
 from mmjax.parallel.mesh import abstract_batch
 from mmjax.train import attention
 from mmjax.train.build import build_model
@@ -47,7 +48,7 @@ def step_flops(
     Args:
       groups: the group of every parameter; frozen parameters have no gradients.
     """
-    model = model.clone(attention="xla", strict_attention=False)
+    model = with_backend(model, "xla")
     batch, key = abstract_batch(layout.empty(1), rows), jax.eval_shape(lambda: jax.random.key(0))
 
     trained, frozen = (params, None) if groups is None else split(params, groups)

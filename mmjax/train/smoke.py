@@ -57,6 +57,7 @@ def _small(part: Any, width: int) -> Any:
         "key_value_heads": 1,
         "head_width": width // 2,
         "mlp": 2 * width,
+        "channels": width // 4,
         "stem_channels": width // 4,
         "queries": 2,
         "experts": 2,

@@ -37,11 +37,13 @@ AT_LEAST = {
     "time_masks": 0,
     "bias": float("-inf"),
     "scale": 1e-6,
-    "rotary_base": 1.0,
+    "positions.base": 1.0,
     "epsilon": 1e-12,
     "limit": 1e-6,
     "bottlenecks": 0,
-    "_distance": 0,
+    "max_distance": 0,
+    "positions.left": 0,
+    "positions.right": 0,
 }
 FREE = ("data.source.options.", "xla.options.")  # their range is known only to other libraries
 SHARES = ("dropout", "label_smoothing", "ema", "b1", "b2", "momentum")

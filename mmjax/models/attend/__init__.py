@@ -1,28 +1,28 @@
-"""One attention for the whole house: segments in, no masks; several backends behind it, chosen aloud."""
+"""`attention`, the one function that all models use: it takes segments instead of masks, and reports its backend."""
 
 from mmjax.models.attend.choice import (
+    AUTO,
     BACKENDS,
     Decision,
     Refused,
-    Wanted,
-    as_the_model_wants,
-    attending,
+    Selection,
     attention,
     decide,
     decisions,
+    with_backend,
 )
 from mmjax.models.attend.inputs import Inputs, Place
 
 __all__ = [
+    "AUTO",
     "BACKENDS",
     "Decision",
     "Inputs",
     "Place",
     "Refused",
-    "Wanted",
-    "as_the_model_wants",
-    "attending",
+    "Selection",
     "attention",
     "decide",
     "decisions",
+    "with_backend",
 ]

@@ -1,10 +1,9 @@
-"""Attention on CPUs, a few packed examples at a time: only the blocks on the diagonal of a row's scores, where a token
-meets those of its own example.
+"""Attention on CPUs that computes only the blocks on the diagonal of a row's scores, a few packed examples at a time.
 
-Examples lie side by side in their row. A window of tokens that just holds an example is cut out, with the examples after
-it that fit, and all of its heads' scores are two large matrix products and a softmax, masked inside the window. Windows
-have few sizes, each a loop of its own. The backward pass computes the scores again (FlashAttention-2, Dao 2023,
-arXiv:2307.08691, algorithm 2).
+The tokens of an example are contiguous, so its scores form a block on the diagonal. A window of tokens holds one example and
+the next examples that fit. For each window, attention of all heads is two large matrix products and a masked softmax.
+Windows have one of a few sizes, and there is one loop per size. The backward pass computes the scores again
+(FlashAttention-2, Dao 2023, arXiv:2307.08691, algorithm 2).
 """
 
 from collections.abc import Callable
@@ -17,8 +16,17 @@ import jax.numpy as jnp
 from mmjax.models.attend.inputs import Inputs, Place, sees
 from mmjax.models.segments import without_holes
 
-SIZES = (224, 320, 448, 640, 896, 1280, 1792, 2560)  # tokens of a window, each about sqrt(2) as many; or a whole row
-SHORT, LONG = 512, 4096  # tokens of a row, from and up to which it pays (docs/attention.md)
+SIZES = (
+    224,
+    320,
+    448,
+    640,
+    896,
+    1280,
+    1792,
+    2560,
+)  # tokens of a window, in steps of about sqrt(2); a whole row is another size
+SHORT, LONG = 512, 4096  # tokens of a row between which it is fastest (docs/attention.md)
 
 
 def refuses(inputs: Inputs, place: Place) -> str | None:
@@ -26,16 +34,16 @@ def refuses(inputs: Inputs, place: Place) -> str | None:
     if place.platform != "cpu":
         return f"it is for CPUs, not for a {place.platform}"
     if not inputs.packed:
-        return "it wants queries and keys that are the same tokens, side by side by segment"
+        return "it needs queries and keys of the same tokens, with contiguous segments"
     if inputs.bias is not None:
-        return "it takes no bias"
+        return "it does not support a bias"
     if place.rows * place.heads * place.context > 1:
         return "rows, heads or tokens are divided among devices"
     return None
 
 
 def unsuited(inputs: Inputs, place: Place) -> str | None:
-    """Why it does not pay: windows are no smaller than rows, or so large that `chunked`, with less memory, is as quick."""
+    """Why it brings no gain: windows are as large as rows, or so large that `chunked` is as fast with less memory."""
     length = inputs.shape[2]
     if length < SHORT:
         return f"its rows have {length} tokens, less than {SHORT}"
@@ -43,16 +51,19 @@ def unsuited(inputs: Inputs, place: Place) -> str | None:
 
 
 class Known(NamedTuple):
-    """What of the computation is known when it is compiled: some of `Inputs`, and sizes of windows."""
+    """Constants at compile time: some of `Inputs`, and sizes of windows."""
 
     factor: float
-    reach: int | None
+    window: int | None
     fixed: int
     sizes: tuple[int, ...]
 
 
 class Window(NamedTuple):
-    """Tokens of one row: the window begins at `start`, and of the whole batch's tokens those from `first` to `end` count."""
+    """A window of one row, from token `start` of the row on.
+
+    Only the tokens from `first` to `end` belong to it; these are numbers of tokens through all rows of the batch.
+    """
 
     row: jax.Array
     start: jax.Array
@@ -64,12 +75,12 @@ class Window(NamedTuple):
         """[B, K, G, T, D] -> [K, G size, D], or [B, K, T, D] -> [K, size, D]."""
         start = (self.row, *[0] * (x.ndim - 3), self.start, 0)
         cut = jax.lax.dynamic_slice(x, start, (1, *x.shape[1:-2], self.size, x.shape[-1]))
-        # It always counts some; said so that the products of a whole batch of one row are not computed ahead of their loop,
-        # which seldom runs.
+        # The condition is always true. It keeps the compiler from moving products out of the loop if a batch has one row,
+        # where the loop seldom runs.
         return jnp.where(self.end > self.first, cut, 0).reshape(x.shape[1], -1, x.shape[-1])
 
     def add(self, x: jax.Array, part: jax.Array) -> jax.Array:
-        """What `cut` gives, added where it was cut."""
+        """Adds `part`, of the shape that `cut` gives, in the place of this window."""
         start = (self.row, *[0] * (x.ndim - 3), self.start, 0)
         shape = (1, *x.shape[1:-2], self.size, x.shape[-1])
         old = jax.lax.dynamic_slice(x, start, shape)
@@ -77,13 +88,15 @@ class Window(NamedTuple):
 
 
 def block_diagonal(inputs: Inputs, sizes: tuple[int, ...] = SIZES) -> jax.Array:
-    """See `attention`; windows have so many tokens, or those of a row."""
+    """See `attention`; `sizes` are the numbers of tokens of windows, besides those of a whole row."""
     batch, heads, length, width = inputs.query.shape
-    few = inputs.key.shape[1]
-    known = Known(inputs.factor, inputs.reach, inputs.fixed, (*(size for size in sizes if 1.1 * size < length), length))
-    query = inputs.query.reshape(batch, few, heads // few, length, width)
-    mixed = _attend(known, query, inputs.key, inputs.value, inputs.query_segments, inputs.query_times)
-    return mixed.reshape(batch, heads, length, -1)
+    key_heads = inputs.key.shape[1]
+    known = Known(
+        inputs.factor, inputs.window, inputs.fixed, (*(size for size in sizes if 1.1 * size < length), length)
+    )
+    query = inputs.query.reshape(batch, key_heads, heads // key_heads, length, width)
+    attended = _attend(known, query, inputs.key, inputs.value, inputs.query_segments, inputs.query_times)
+    return attended.reshape(batch, heads, length, -1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -93,28 +106,28 @@ def _attend(known: Known, query, key, value, segments, times) -> jax.Array:
 
 
 def _forward(known: Known, query, key, value, segments, times):
-    """Also what the backward pass needs: the inputs, the result, and the logarithm of each softmax's sum."""
+    """The result, and the values that the backward pass needs: inputs, result, and logarithm of each softmax's sum."""
 
     def of_window(window: Window, carry):
-        mixed, logarithm = carry
+        attended, logarithm = carry
         scores = _scores(known, window, query, key, segments, times)
-        top = jnp.maximum(scores.max(axis=-1, keepdims=True), -1e29)  # of what sees nothing, weights are 0
+        top = jnp.maximum(scores.max(axis=-1, keepdims=True), -1e29)  # the weights of a query that sees no key are 0
         weights = jnp.exp(scores - top)
         total = weights.sum(axis=-1, keepdims=True)
         new = _product("kts,ksd->ktd", weights.astype(value.dtype), window.cut(value))
         one = jnp.where(total > 0, total, 1.0)
         log = jnp.where(total > 0, top + jnp.log(one), 0.0)
-        return window.add(mixed, new / one), window.add(logarithm, log)
+        return window.add(attended, new / one), window.add(logarithm, log)
 
     nothing = jnp.zeros((*query.shape[:-1], value.shape[-1]), value.dtype), jnp.zeros((*query.shape[:-1], 1))
-    mixed, logarithm = _over_windows(known.sizes, segments, of_window, nothing)
-    return mixed, (query, key, value, segments, times, mixed, logarithm)
+    attended, logarithm = _over_windows(known.sizes, segments, of_window, nothing)
+    return attended, (query, key, value, segments, times, attended, logarithm)
 
 
 def _backward(known: Known, kept, gradient):
-    query, key, value, segments, times, mixed, logarithm = kept
-    # Of each query: sum over keys of weight x gradient of weight (D in the paper's algorithm 2).
-    common = (gradient.astype(jnp.float32) * mixed.astype(jnp.float32)).sum(axis=-1, keepdims=True)
+    query, key, value, segments, times, attended, logarithm = kept
+    # Per query, the sum over keys of weight x gradient of weight (D in the paper's algorithm 2).
+    common = (gradient.astype(jnp.float32) * attended.astype(jnp.float32)).sum(axis=-1, keepdims=True)
     learned = key.shape[-1] - known.fixed
 
     def of_window(window: Window, carry):
@@ -140,18 +153,20 @@ _attend.defvjp(_forward, _backward)
 
 
 def _scores(known: Known, window: Window, query, key, segments, times) -> jax.Array:
-    """Scores [K, G T', T'] of a window; -1e30 where a query does not see a key."""
+    """Scores [K, G T', T'] of a window; -1e30 if a query does not see a key."""
 
-    def meets() -> jax.Array:
-        at = lambda x: jax.lax.dynamic_slice(x, (window.row, window.start), (1, window.size))  # noqa: E731
+    def at(x: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(x, (window.row, window.start), (1, window.size))
+
+    def mask() -> jax.Array:
         token = window.row * segments.shape[1] + window.start + jnp.arange(window.size)
         own = jnp.where((token >= window.first) & (token < window.end), at(segments), 0)
         when = None if times is None else at(times)
-        return sees(own, own, when, when, known.reach)
+        return sees(own, own, when, when, known.window)
 
-    # A branch, which is always taken, so that it is not fused into every loop over scores: those would repeat it for
-    # each head, and are not vectorised where they read segments that are cut out of a row.
-    seen = jax.lax.cond(window.end > window.first, meets, lambda: jnp.zeros((1, window.size, window.size), bool))
+    # This branch is always taken. It keeps the compiler from fusing the mask into every loop over scores, which would repeat it
+    # for each head, without vectorisation.
+    seen = jax.lax.cond(window.end > window.first, mask, lambda: jnp.zeros((1, window.size, window.size), bool))
     scores = _product("ktd,ksd->kts", window.cut(query), window.cut(key))
     return jnp.where(jnp.tile(seen, (1, query.shape[2], 1)), scores * known.factor, -1e30)
 
@@ -159,10 +174,10 @@ def _scores(known: Known, window: Window, query, key, segments, times) -> jax.Ar
 def _over_windows(
     sizes: tuple[int, ...], segments: jax.Array, of_window: Callable[[Window, Any], Any], carry: Any
 ) -> Any:
-    """The last carry of `of_window`, which sees every example once."""
+    """The last carry of `of_window`, which is called for windows that contain every example once."""
     length = segments.shape[1]
     spans, counts = _windows(sizes, segments)
-    # A loop for each size: within a choice among sizes the compiler would use one thread for all but products.
+    # One loop per size, because in a branch by size the compiler would use one thread for all but products.
     for number, size in enumerate(sizes):
 
         def step(i, carry, number=number, size=size):
@@ -175,15 +190,15 @@ def _over_windows(
 
 
 def _windows(sizes: tuple[int, ...], segments: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[sizes, B T, 2] the first and one past the last token of each window, by size, and [sizes] how many there are.
+    """The first token and the end (exclusive) of each window by size [sizes, B T, 2], and the number of windows [sizes].
 
     Tokens are numbered through all rows.
     """
     batch, length = segments.shape
-    segments = without_holes(segments)  # of a picture, where some patches are hidden
+    segments = without_holes(segments)  # for pictures with hidden patches
     changes = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 1)), constant_values=True)
     token, nowhere = jnp.arange(batch * length), batch * length + 1
-    # Every example's, in order.
+    # First tokens and ends of all examples, in order.
     firsts = jnp.sort(jnp.where(((segments > 0) & changes[:, :-1]).ravel(), token, nowhere))
     ends = jnp.sort(jnp.where(((segments > 0) & changes[:, 1:]).ravel(), token + 1, nowhere))
     of_size = jnp.asarray(sizes)

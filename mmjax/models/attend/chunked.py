@@ -1,8 +1,8 @@
-"""Attention a block of queries and keys at a time: only the scores of one pair of blocks are ever in memory.
+"""Attention by blocks of queries and keys. Only the scores of one pair of blocks are in memory at a time.
 
-FlashAttention-2 (Dao 2023, arXiv:2307.08691) in plain JAX: a softmax that is corrected as blocks of keys come, and a
-backward pass that computes the scores again. Pairs of blocks in which no query sees a key are left out: most of them,
-where many examples are packed into a long row. It runs everywhere and takes whatever `attention` takes.
+This is FlashAttention-2 (Dao 2023, arXiv:2307.08691) in plain JAX: the softmax is corrected after each block of keys, and the
+backward pass computes the scores again. Pairs of blocks in which no query sees a key are skipped; these are most pairs if many
+examples are packed into a long row. It runs on every device and supports every call of `attention`.
 """
 
 from functools import partial
@@ -14,13 +14,13 @@ import jax.numpy as jnp
 from mmjax.models.attend.inputs import Inputs, Place, here, sees
 
 BLOCK = 128  # queries, and keys
-# Bytes of scores per device, from which on it pays: on a CPU in time, as measured; elsewhere only in memory, since by the
-# roofline of compiled programs it moves several times as much (docs/attention.md).
+# The least bytes of scores per device for which it is chosen. Above this it is faster on a CPU (measured). On other devices it
+# only saves memory: by the roofline of compiled programs, it moves several times as many bytes (docs/attention.md).
 LARGE = {"cpu": 64 * 2**20, "gpu": 512 * 2**20, "tpu": 512 * 2**20}
 
 
 def small(inputs: Inputs, place: Place) -> str | None:
-    """Why it does not pay: all scores together are few."""
+    """Why it brings no gain: there are few scores; None: there are many."""
     batch, heads, length, keys = inputs.shape
     size = 4 * batch * heads * length * keys / (place.rows * place.heads * place.context)
     least = LARGE[place.platform]
@@ -28,16 +28,16 @@ def small(inputs: Inputs, place: Place) -> str | None:
 
 
 class Blocks(NamedTuple):
-    """What of the computation is known when it is compiled: the factor and reach of `Inputs`, and sizes of blocks."""
+    """Constants at compile time: the factor and window of `Inputs`, and sizes of blocks."""
 
     factor: float
-    reach: int | None
+    window: int | None
     queries: int
     keys: int
 
 
 class Tokens(NamedTuple):
-    """Segments and perhaps times of queries [B, T] and keys [B, S]."""
+    """Segments of queries [B, T] and keys [B, S], and their times or None."""
 
     query_segments: jax.Array
     key_segments: jax.Array
@@ -46,18 +46,18 @@ class Tokens(NamedTuple):
 
 
 def chunked(inputs: Inputs, block: int = BLOCK) -> jax.Array:
-    """See `attention`; a block has so many queries or keys."""
+    """See `attention`; `block` is the number of queries, or keys, of a block."""
     batch, heads, length, width = inputs.query.shape
-    few, keys = inputs.key.shape[1:3]
-    # Where the tokens of a row are divided among devices, each computes with all queries that it has.
+    key_heads, keys = inputs.key.shape[1:3]
+    # If the tokens of a row are divided among devices, the queries form one block.
     queries = length if here().context > 1 else min(block, length)
-    blocks = Blocks(inputs.factor, inputs.reach, queries, min(block, keys))
+    blocks = Blocks(inputs.factor, inputs.window, queries, min(block, keys))
     inputs = inputs.padded(blocks.queries, blocks.keys)
-    grouped = (batch, few, heads // few, inputs.query.shape[2])
+    grouped = (batch, key_heads, heads // key_heads, inputs.query.shape[2])
     bias = None if inputs.bias is None else inputs.bias.reshape(*grouped, -1)
     tokens = Tokens(inputs.query_segments, inputs.key_segments, inputs.query_times, inputs.key_times)
-    mixed = _attend(blocks, inputs.query.reshape(*grouped, width), inputs.key, inputs.value, bias, tokens)
-    return mixed.reshape(batch, heads, -1, inputs.value.shape[-1])[:, :, :length]
+    attended = _attend(blocks, inputs.query.reshape(*grouped, width), inputs.key, inputs.value, bias, tokens)
+    return attended.reshape(batch, heads, -1, inputs.value.shape[-1])[:, :, :length]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -67,41 +67,44 @@ def _attend(blocks: Blocks, query, key, value, bias, tokens: Tokens) -> jax.Arra
 
 
 def _forward(blocks, query, key, value, bias, tokens):
-    """Also what the backward pass needs: the inputs, the result, and the logarithm of each softmax's sum."""
+    """The result, and the values that the backward pass needs: inputs, result, and logarithm of each softmax's sum."""
     may_see = _may_see(blocks, tokens)
 
     def of_queries(_, i):
         own = _cut(query, i, blocks.queries, 3)
 
         def add(carry, j):
-            mixed, top, total = carry
+            attended, top, total = carry
             scores, seen = _scores(blocks, i, j, own, key, bias, tokens)
             higher = jnp.maximum(top, scores.max(axis=-1))
             weights = jnp.where(seen, jnp.exp(scores - higher[..., None]), 0.0)
             correction = jnp.exp(top - higher)
             new = _product("bkgts,bksd->bkgtd", weights.astype(value.dtype), _cut(value, j, blocks.keys, 2))
-            return mixed * correction[..., None] + new, higher, total * correction + weights.sum(axis=-1)
+            return attended * correction[..., None] + new, higher, total * correction + weights.sum(axis=-1)
 
         nothing = jnp.zeros(own.shape[:-1], jnp.float32)
         first = jnp.zeros((*own.shape[:-1], value.shape[-1]), jnp.float32), nothing - 1e30, nothing
-        step = lambda carry, j: (jax.lax.cond(may_see[i, j], add, lambda carry, _: carry, carry, j), None)  # noqa: E731
-        (mixed, top, total), _ = jax.lax.scan(step, first, jnp.arange(may_see.shape[1]))
-        total = jnp.where(total > 0, total, 1.0)
-        return None, ((mixed / total[..., None]).astype(value.dtype), top + jnp.log(total))
 
-    _, (mixed, logarithm) = jax.lax.scan(of_queries, None, jnp.arange(may_see.shape[0]))
-    mixed, logarithm = _joined(mixed, 3), _joined(logarithm, 3)
-    return mixed, (query, key, value, bias, tokens, mixed, logarithm)
+        def step(carry, j):
+            return jax.lax.cond(may_see[i, j], add, lambda carry, _: carry, carry, j), None
+
+        (attended, top, total), _ = jax.lax.scan(step, first, jnp.arange(may_see.shape[1]))
+        total = jnp.where(total > 0, total, 1.0)
+        return None, ((attended / total[..., None]).astype(value.dtype), top + jnp.log(total))
+
+    _, (attended, logarithm) = jax.lax.scan(of_queries, None, jnp.arange(may_see.shape[0]))
+    attended, logarithm = _joined(attended, 3), _joined(logarithm, 3)
+    return attended, (query, key, value, bias, tokens, attended, logarithm)
 
 
 def _backward(blocks, kept, gradient):
-    query, key, value, bias, tokens, mixed, logarithm = kept
+    query, key, value, bias, tokens, attended, logarithm = kept
     may_see = _may_see(blocks, tokens)
-    # Of each query: sum over keys of weight x gradient of weight (D in the paper's algorithm 2).
-    common = (gradient.astype(jnp.float32) * mixed.astype(jnp.float32)).sum(axis=-1)
+    # Per query, the sum over keys of weight x gradient of weight (D in the paper's algorithm 2).
+    common = (gradient.astype(jnp.float32) * attended.astype(jnp.float32)).sum(axis=-1)
 
     def of_pair(i, j):
-        """What a pair of blocks adds to the gradients of its queries, keys, values and bias."""
+        """The contributions of a pair of blocks to the gradients of its queries, keys, values and bias."""
         own, out, log, shared = (_cut(x, i, blocks.queries, 3) for x in (query, gradient, logarithm, common))
         scores, seen = _scores(blocks, i, j, own, key, bias, tokens)
         weights = jnp.where(seen, jnp.exp(scores - log[..., None]), 0.0)
@@ -138,21 +141,21 @@ _attend.defvjp(_forward, _backward)
 
 
 def _scores(blocks: Blocks, i, j, own, key, bias, tokens: Tokens) -> tuple[jax.Array, jax.Array]:
-    """Scores [B, K, G, T', S'] of a pair of blocks, and which of them are seen [B, 1, 1, T', S']."""
+    """Scores [B, K, G, T', S'] of a pair of blocks, and whether queries see keys [B, 1, 1, T', S']."""
     scores = _product("bkgtd,bksd->bkgts", own, _cut(key, j, blocks.keys, 2))
     if bias is not None:
         scores = scores + _cut(_cut(bias, i, blocks.queries, 3), j, blocks.keys, 4)
     query_segments, query_times = (_cut(x, i, blocks.queries, 1) for x in (tokens.query_segments, tokens.query_times))
     key_segments, key_times = (_cut(x, j, blocks.keys, 1) for x in (tokens.key_segments, tokens.key_times))
-    seen = sees(query_segments, key_segments, query_times, key_times, blocks.reach)[:, None, None]
+    seen = sees(query_segments, key_segments, query_times, key_times, blocks.window)[:, None, None]
     return jnp.where(seen, scores * blocks.factor, -1e30), seen
 
 
 def _may_see(blocks: Blocks, tokens: Tokens) -> jax.Array:
-    """[T / T', S / S'] bool: pairs of blocks in which, in some row, segments and times allow that a query sees a key."""
+    """[T / T', S / S'] bool: pairs of blocks in which a query of some row may see a key, by ranges of segments and times."""
 
     def span(x: jax.Array, segments: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-        """The least and the greatest in each block [B, n] of tokens; of none, such that nothing is between them."""
+        """The smallest and largest values [B, n] of the tokens of each block; an empty range for a block without tokens."""
         x, there = (y.reshape(len(y), -1, size) for y in (x, segments > 0))
         limits = jnp.iinfo(jnp.int32)
         return jnp.where(there, x, limits.max).min(axis=-1), jnp.where(there, x, limits.min).max(axis=-1)
@@ -170,8 +173,8 @@ def _may_see(blocks: Blocks, tokens: Tokens) -> jax.Array:
     if tokens.query_times is not None:
         first, last, key_first, key_last = spans(tokens.query_times, tokens.key_times)
         possible = possible & (last >= key_first)
-        if blocks.reach is not None:
-            possible = possible & (first - blocks.reach <= key_last)
+        if blocks.window is not None:
+            possible = possible & (first - blocks.window <= key_last)
     return possible.any(axis=0)
 
 
@@ -180,11 +183,11 @@ def _product(equation: str, one: jax.Array, other: jax.Array) -> jax.Array:
 
 
 def _cut(x: jax.Array | None, number: jax.Array, size: int, axis: int) -> jax.Array | None:
-    """Block `number` of so many along an axis."""
+    """Block `number` along an axis; blocks have the size `size`."""
     return None if x is None else jax.lax.dynamic_slice_in_dim(x, number * size, size, axis)
 
 
 def _joined(x: jax.Array, axis: int) -> jax.Array:
-    """Blocks along a leading axis, [n, ..., size, ...], laid one after another along `axis` of the rest."""
+    """Concatenates blocks [n, ..., size, ...] along `axis`, counted without the leading axis."""
     x = jnp.moveaxis(x, 0, axis)
     return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])

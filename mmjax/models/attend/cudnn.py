@@ -1,8 +1,8 @@
-"""Attention by cuDNN's fused kernels, on NVIDIA GPUs from Ampere on: scores never leave the chip.
+"""Attention by cuDNN's fused kernels, on NVIDIA GPUs from Ampere on. Scores are not written to memory.
 
-Which query sees which key is said by a mask: one number of 16 bits per pair and row, whatever the heads. The kernels'
-other way, offsets of packed examples, wants the tokens of an example to stand together, which keys of several
-modalities do not, and the number of examples when it is compiled.
+A mask states which query sees which key: 16 bits per row, query and key, shared by all heads. The kernels also take offsets
+of packed examples instead. These need contiguous examples, which keys of several modalities are not, and a number of
+examples that is known at compile time.
 """
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from mmjax.models.attend.inputs import Inputs, Place, on_each_device
 
-MULTIPLE = 8  # tokens: rows of the mask then begin where the kernels can read 16 bytes at a time
+MULTIPLE = 8  # tokens; rows of the mask are then aligned to 16 bytes, as the kernels need
 # Parts of the names of GPUs older than compute capability 8.0.
 OLD = ("K80", "M60", "P100", "P40", "Tesla P4", "V100", "T4", "GTX", "TITAN", "GeForce RTX 20", "Quadro")
 
@@ -20,9 +20,9 @@ def refuses(inputs: Inputs, place: Place) -> str | None:
     if place.platform != "gpu":
         return f"it is for NVIDIA GPUs, not for a {place.platform}"
     if any(name in place.kind for name in OLD):
-        return f"it needs compute capability 8.0, which a {place.kind} has not"
+        return f"it needs compute capability 8.0, which a {place.kind} does not have"
     if inputs.query.shape[3] != inputs.value.shape[3]:
-        return "it wants queries and values of one width"
+        return "it needs queries and values of one width"
     if inputs.bias is not None:
         return "it would round the bias to 16 bits"
     if inputs.query.dtype not in (jnp.bfloat16, jnp.float16):
@@ -31,7 +31,7 @@ def refuses(inputs: Inputs, place: Place) -> str | None:
 
 
 def _refused_by_jax(inputs: Inputs) -> str | None:
-    """What JAX says of these shapes and of the cuDNN that is installed."""
+    """JAX's reason why the installed cuDNN does not support these shapes; None: it does."""
 
     arrays = {name: x for name, x in inputs._asdict().items() if hasattr(x, "shape")}
     try:
@@ -51,8 +51,8 @@ def _compute(inputs: Inputs) -> jax.Array:
     inputs = inputs.padded(MULTIPLE, MULTIPLE)
     seen = inputs.seen()
     query, key, value = (x.swapaxes(1, 2) for x in (inputs.query, inputs.key, inputs.value))
-    mixed = jax.nn.dot_product_attention(
+    attended = jax.nn.dot_product_attention(
         query, key, value, mask=seen[:, None], scale=inputs.factor, implementation="cudnn"
     ).swapaxes(1, 2)
-    # The kernel gives a query that sees nothing the mean of all values.
-    return jnp.where(seen.any(axis=-1)[:, None, :, None], mixed, 0.0)[:, :, :length]
+    # The kernel gives a query that sees no key the mean of all values.
+    return jnp.where(seen.any(axis=-1)[:, None, :, None], attended, 0.0)[:, :, :length]

@@ -1,4 +1,4 @@
-"""What every backend of `attention` is given, and the place where it will run."""
+"""The inputs of every backend of `attention`, and the place where it will run."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,7 +19,7 @@ class Inputs(NamedTuple):
     bias: jax.Array | None = None
     query_times: jax.Array | None = None
     key_times: jax.Array | None = None
-    reach: int | None = None
+    window: int | None = None
     scale: float | None = None
     in_order: bool = False
     packed: bool = False
@@ -32,15 +32,15 @@ class Inputs(NamedTuple):
 
     @property
     def factor(self) -> float:
-        """Of the scores."""
+        """The factor of the scores."""
         return self.query.shape[3] ** -0.5 if self.scale is None else self.scale
 
     def seen(self) -> jax.Array:
-        """[B, T, S] bool: which keys a query sees."""
-        return sees(self.query_segments, self.key_segments, self.query_times, self.key_times, self.reach)
+        """[B, T, S] bool: whether a query sees a key."""
+        return sees(self.query_segments, self.key_segments, self.query_times, self.key_times, self.window)
 
     def padded(self, queries: int, keys: int) -> "Inputs":
-        """With empty positions at the end, until these numbers divide the lengths of queries and keys."""
+        """The inputs with empty positions at the end, so that lengths are multiples of `queries` and `keys`."""
 
         def pad(x: jax.Array | None, axis: int, multiple: int) -> jax.Array | None:
             if x is None or x.shape[axis] % multiple == 0:
@@ -59,21 +59,22 @@ class Inputs(NamedTuple):
         )
 
 
-def sees(query_segments, key_segments, query_times=None, key_times=None, reach: int | None = None) -> jax.Array:
-    """[B, T, S] bool, from segments [B, T] and [B, S] and perhaps times: which keys a query sees (see `attention`)."""
+def sees(query_segments, key_segments, query_times=None, key_times=None, window: int | None = None) -> jax.Array:
+    """[B, T, S] bool from segments and times [B, T] and [B, S]: whether a query sees a key (see `attention`)."""
     seen = (query_segments[:, :, None] == key_segments[:, None, :]) & (query_segments > 0)[:, :, None]
     if query_times is None:
         return seen
     ago = query_times[:, :, None] - key_times[:, None, :]
-    return seen & (ago >= 0) if reach is None else seen & (ago >= 0) & (ago <= reach)
+    return seen & (ago >= 0) if window is None else seen & (ago >= 0) & (ago <= window)
 
 
 class Place(NamedTuple):
     """Where a program will run.
 
     Attributes:
-      platform: cpu, gpu or tpu; kind: of the device, in the words of its driver.
-      rows, heads, context: among how many devices rows, heads and the tokens of a row are divided.
+      platform: cpu, gpu or tpu.
+      kind: of the device, as its driver names it.
+      rows, heads, context: numbers of devices that divide rows, heads, and the tokens of a row.
     """
 
     platform: str
@@ -83,7 +84,7 @@ class Place(NamedTuple):
     context: int = 1
 
     def undivided(self, inputs: Inputs) -> str | None:
-        """Why not every device can compute with rows and heads of its own; None: it can."""
+        """Why devices cannot compute with their own rows and heads alone; None: they can."""
         batch, heads = inputs.query.shape[0], inputs.key.shape[1]
         if self.context > 1:
             return "the tokens of a row are divided among devices"
@@ -95,19 +96,19 @@ class Place(NamedTuple):
 
 
 def here() -> Place:
-    """The mesh that the program is traced for, if there is one, else the first device of this process."""
+    """The place of the current mesh; without a mesh, of the first device of this process."""
     mesh = jax.sharding.get_abstract_mesh()
     kind, sizes = (mesh.abstract_device or jax.devices()[0]).device_kind, mesh.shape
-    # JAX 0.10.0 does not say the platform of a device that is not here.
+    # JAX 0.10.0 does not know the platform of an abstract device.
     platform = "tpu" if kind.startswith("TPU") else "cpu" if kind == "cpu" else "gpu"
     rows = sizes.get("data", 1) * sizes.get("fsdp", 1)
     return Place(platform, kind, rows, sizes.get("tensor", 1), sizes.get("context", 1))
 
 
 def on_each_device(function: Callable[[Inputs], jax.Array], inputs: Inputs) -> jax.Array:
-    """`function` of inputs without a bias, each device computing with its own rows and heads.
+    """Applies `function` on each device to its own rows and heads; the inputs have no bias.
 
-    The compiler cannot divide a kernel that it did not write.
+    The compiler cannot divide a custom kernel among devices by itself.
     """
 
     def compute(query, key, value, *by_token):

@@ -1,4 +1,4 @@
-"""Filters over blocks of samples, as matrix products, that never reach from one example into another."""
+"""Filters over blocks of samples as matrix products, within each example."""
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,12 @@ def surroundings(speech: Stream) -> jax.Array:
 
 
 def filter_matrix(taps: np.ndarray, hop: int) -> np.ndarray:
-    """The matrix [3 hop, hop] that filters `surroundings` with an odd number of taps, centred: no delay.
+    """The matrix [3 hop, hop] that filters `surroundings` with an odd number of taps, centred, without delay.
 
     y[t] = sum_k taps[k] x[t + (K - 1) / 2 - k].
 
     Raises:
-      ValueError: the filter reaches beyond the neighbouring blocks.
+      ValueError: the filter is longer than two blocks and one tap, or its length is even.
     """
     half = len(taps) // 2
     if len(taps) % 2 == 0 or half > hop:
@@ -42,17 +42,17 @@ def fourier(size: int) -> tuple[np.ndarray, np.ndarray]:
 def short_time_spectra(speech: Stream) -> jax.Array:
     """[B, T, hop] samples -> [B, T, 2 F], F = 3 hop // 2 + 1: real parts, then imaginary parts.
 
-    A frame is three hops long, under the root of a Hann window, and centred on its block.
+    A frame is three hops long and centred on its block. Its window is the square root of a Hann window.
     """
     size = 3 * speech.features.shape[-1]
     return jnp.matmul(surroundings(speech) * _root_of_hann(size), fourier(size)[0], precision=EXACT)
 
 
 def from_spectra(speech: Stream, spectra: jax.Array) -> Stream:
-    """The inverse of `short_time_spectra`, by overlap-add: samples in the places of `speech`, zeros where none is."""
+    """The inverse of `short_time_spectra`, by overlap-add: samples in the positions of `speech`, zeros in empty positions."""
     window = _root_of_hann(3 * speech.features.shape[-1])
     frames = jnp.matmul(spectra, fourier(len(window))[1], precision=EXACT) * window
-    # Fewer frames overlap at the ends of an example: dividing by their windows restores every sample.
+    # Fewer frames overlap at the ends of an example. Division by the sum of their windows restores every sample.
     windows = jnp.where(speech.mask[..., None], np.square(window), 0.0)
     added, weight = (_overlap_add(speech._replace(features=x)) for x in (frames, windows))
     return only_tokens(speech._replace(features=added / jnp.where(weight > 0, weight, 1.0)))

@@ -1,8 +1,8 @@
-"""What is drawn and what is measured per example, wherever in a batch the example stands.
+"""Random numbers and measurements per example.
 
-Everything is computed in slots [B, N], as many as a row may hold examples, and brought to the tokens [B, T] by
-their segments: slot n holds segment n + 1, which the packer promises for every stream. The draws of an example
-depend on the key and on its number alone, never on its row, offset, neighbours or the devices.
+They are computed in the slots of examples [B, N] and copied to tokens [B, T] by segments. Slot n holds segment n + 1; the
+packer ensures this for every stream. The random numbers of an example depend only on the key and the example's number, not on
+its row, offset, neighbours or the devices.
 """
 
 import math
@@ -17,7 +17,7 @@ from mmjax.stream import Stream
 
 
 def identities(stream: Stream, examples: Stream) -> jax.Array:
-    """[B, T] int32: the number of the example that each token belongs to; -1 where no token stands.
+    """[B, T] int32: the number of each token's example; -1 in empty positions.
 
     Args:
       examples: features [B, N] int32, the number of the example in each slot of the row.
@@ -26,22 +26,22 @@ def identities(stream: Stream, examples: Stream) -> jax.Array:
 
 
 def keys(examples: Stream, key: jax.Array) -> jax.Array:
-    """[B, N] keys, one per slot: of (key, example number). A slot without an example has a key that nobody uses."""
+    """[B, N] keys, one per slot, from (key, example number). The key of an empty slot is not used."""
     return jax.vmap(jax.vmap(partial(jax.random.fold_in, key)))(examples.features)
 
 
 def draw(
     examples: Stream, key: jax.Array, probability: float, sample: Callable[..., Any], *of_slots: jax.Array
 ) -> tuple[jax.Array, Any]:
-    """Tosses a coin and draws a sample per example.
+    """Chooses examples at random, and draws a sample for each.
 
     Args:
-      probability: that an example is chosen; 0 is never and 1 is always, exactly.
+      probability: that an example is chosen; exactly never for 0, exactly always for 1.
       sample: (key, *values of the slot) -> arrays.
-      of_slots: [B, N, ...] what `sample` is given of each slot.
+      of_slots: [B, N, ...] values of each slot for `sample`.
 
     Returns:
-      ([B, N] bool, whether the example is chosen; [B, N, ...] what was drawn).
+      ([B, N] bool, whether the example is chosen; [B, N, ...] the samples).
     """
 
     def one(key, *values):
@@ -52,7 +52,7 @@ def draw(
 
 
 def at_tokens(of_slots: jax.Array, segments: jax.Array) -> jax.Array:
-    """[B, N, ...] -> [B, T, ...]: every token is given the value of its example; zeros (False) where none stands."""
+    """[B, N, ...] -> [B, T, ...]: the value of each token's example; zeros (False) in empty positions."""
     found = jax.vmap(lambda values, slots: jnp.take(values, slots, axis=0, mode="clip"))(of_slots, segments - 1)
     mask = (segments > 0).reshape(segments.shape + (1,) * (of_slots.ndim - 2))
     return jnp.where(mask, found, jnp.zeros((), of_slots.dtype))
@@ -70,17 +70,17 @@ def energy(samples: jax.Array, segments: jax.Array, slots: int) -> jax.Array:
 
 
 def quantile(values: jax.Array, segments: jax.Array, share: jax.Array) -> jax.Array:
-    """The smallest of an example's values that a share of them does not exceed: an order statistic, exact.
+    """The exact quantile of each example's values: the smallest value that is not less than `share` of the values.
 
-    The bits of a float that is not negative order as the float does, so the answer is built bit by bit, by counting
-    what lies below: 31 passes, no sorting, and counts do not depend on the order in which they are summed.
+    The order of floats that are not negative is the order of their bits. So the result is found bit by bit in 31 passes, by
+    counting smaller values. There is no sorting, and the counts do not depend on the order of summation.
 
     Args:
       values: [B, T, ...] float32, not negative.
       share: [B, N], 0 to 1.
 
     Returns:
-      [B, N] float32; 0 < share gives one of the values, for an example without tokens anything.
+      [B, N] float32: one of the values if share is above 0; undefined for an example without tokens.
     """
     slots, axes = share.shape[1], tuple(range(2, values.ndim))
     bits = jax.lax.bitcast_convert_type(values, jnp.int32)
@@ -98,6 +98,6 @@ def quantile(values: jax.Array, segments: jax.Array, share: jax.Array) -> jax.Ar
 
 
 def choose(chosen: jax.Array, changed: jax.Array, stream: Stream) -> Stream:
-    """`stream` with `changed` features in the examples that are chosen [B, N]; all else stays as it is, bit by bit."""
+    """`stream` with the features `changed` in the chosen examples [B, N]; all other features keep their bits."""
     where = at_tokens(chosen, stream.segments)[..., None]
     return stream._replace(features=jnp.where(where, changed.astype(stream.features.dtype), stream.features))

@@ -15,13 +15,11 @@ from mmjax.tree import part
 
 @part
 class AddNoise:
-    """Adds noise at a signal-to-noise ratio (dB) drawn uniformly, and measured on the example as it stands.
+    """Adds noise at a uniformly drawn signal-to-noise ratio (dB), relative to the energy of the example.
 
-    Noise comes from a bank of recordings where one is given: an excerpt of one of them, from a place drawn
-    uniformly, repeated from its start where it ends. Without a bank it is Gaussian: white, or pink (power
-    proportional to 1 / frequency, down to half a cycle per hop).
-
-    Silence stays silent: no noise has a ratio to it.
+    With a bank of recordings, noise is an excerpt of one of them, from a uniformly drawn sample on; after its end it continues
+    from its start. Without a bank, noise is Gaussian: white, or pink (power proportional to 1 / frequency, down to half a
+    cycle per hop). Examples of pure silence are not changed.
     """
 
     probability: float = 0.5
@@ -72,22 +70,25 @@ def gaussian(speech: Stream, examples: Stream, key: jax.Array) -> Stream:
 
 
 def pink(white: Stream) -> jax.Array:
-    """Filters white noise [B, T, hop] to pink noise of variance 1, at the ends of an example as in its midst."""
+    """Filters white noise [B, T, hop] to pink noise of variance 1, also at the ends of an example."""
     hop = white.features.shape[-1]
     frequency = np.maximum(np.arange(hop + 1), 1.0)
     taps = np.roll(np.fft.irfft(frequency**-0.5, 2 * hop), hop)
     matrix = filter_matrix(np.append(taps * np.hanning(2 * hop + 1)[:-1], 0.0), hop)
     noise = jnp.matmul(surroundings(white), matrix, precision=EXACT)
-    # Where a neighbouring block is missing, fewer taps add up: the variance of each sample is known.
+    # Without a neighbouring block, fewer taps add up. The variance of each sample follows from the taps.
     there = surroundings(white._replace(features=jnp.ones_like(white.features[..., :1])))
     variance = jnp.matmul(there, np.square(matrix).reshape(3, hop, hop).sum(axis=1), precision=EXACT)
     return noise * jax.lax.rsqrt(jnp.where(variance > 0, variance, 1.0))
 
 
 def excerpt(bank: jax.Array, speech: Stream, which: jax.Array, offset: jax.Array) -> jax.Array:
-    """[B, T, hop]: for every example the recording `which` [B, N] from sample `offset` [B, N] on, cyclically."""
+    """[B, T, hop]: for each example, recording `which` [B, N] from sample `offset` [B, N] on, cyclically."""
     samples, hop = bank.shape[1], speech.features.shape[-1]
     bank = jnp.pad(jnp.asarray(bank, jnp.float32), ((0, 0), (0, hop)), mode="wrap")
     start = (at_tokens(offset, speech.segments) + hops(speech) * hop) % samples
-    take = lambda recording, first: jax.lax.dynamic_slice(bank, (recording, first), (1, hop))[0]  # noqa: E731
+
+    def take(recording, first):
+        return jax.lax.dynamic_slice(bank, (recording, first), (1, hop))[0]
+
     return jax.vmap(jax.vmap(take))(at_tokens(which, speech.segments), start)

@@ -12,12 +12,11 @@ from mmjax.tree import part
 
 @part
 class Reverberate:
-    """Convolves an example with the impulse response of a room, and keeps its energy.
+    """Convolves an example with the impulse response of a room. The energy of the example does not change.
 
-    The response comes from a bank where one is given. Without a bank it is Polack's model (1988): the direct sound,
-    then Gaussian noise that decays by 60 dB in a time drawn uniformly, with a drawn ratio of energies.
-
-    What would sound on after the end of an example is cut.
+    The response comes from a bank, if there is one. Otherwise it is Polack's model (1988): the direct sound, then Gaussian noise
+    that decays by 60 dB in a uniformly drawn time, with a drawn ratio of energies. Reverberation after the end of an example
+    is cut.
 
     Attributes:
       probability: that an example is reverberated.
@@ -86,7 +85,7 @@ def convolve(speech: Stream, responses: jax.Array) -> jax.Array:
     def add(carry, partition):
         spoken, result = carry
         result = result + spoken.features * at_tokens(partition, speech.segments)
-        # One hop further back, as long as that is the same example.
+        # One hop further back, within the example.
         return (spoken._replace(features=neighbour(spoken, -1)), result), None
 
     (_, result), _ = jax.lax.scan(add, (speech._replace(features=blocks), jnp.zeros_like(blocks)), partitions)

@@ -7,18 +7,18 @@ from mmjax.models.augmentation.by_example import at_tokens, draw, total
 from mmjax.stream import Stream
 from mmjax.tree import part
 
-ROUNDING = 1e-3  # frames: 53 % of 100 frames are 53, not 52, whatever float32 makes of it
+ROUNDING = 1e-3  # frames; so that 53 % of 100 frames are 53 in spite of float32's rounding
 
 
 @part
 class SpecAugment:
     """Frequency and time masks (Park et al. 2019, arXiv:1904.08779), without time warping.
 
-    A width is drawn uniformly from 0 to the widest, then a beginning uniformly from all at which the mask lies
-    within the bins, or within the example's own frames. Time masks are as wide as a share of the example, and
-    as many as its length allows, as in Park et al. 2020 (arXiv:1912.05533, section 2); masks may overlap.
+    The width of a mask is drawn uniformly from 0 to its maximum, then its start uniformly, so that the mask lies within the bins,
+    or within the frames of the example. The maximum width of time masks, and with `multiplicity` their number, depend on the
+    length of the example (Park et al. 2020, arXiv:1912.05533, section 2). Masks may overlap.
 
-    What is masked becomes zero: the mean of the features, where the front end normalises them.
+    Masked features are zero. This is their mean if the front end normalises them.
 
     Attributes:
       probability: that an example is masked at all.
@@ -26,7 +26,7 @@ class SpecAugment:
       frequency_width: of the widest mask, in bins.
       time_masks: per example, at most.
       time_width: of the widest mask, as a share of the example's frames.
-      multiplicity: masks per frame of the example (times its frames, rounded down); None: always `time_masks`.
+      multiplicity: masks per frame of the example (the product with its frames is rounded down); None: always `time_masks`.
     """
 
     probability: float = 1.0

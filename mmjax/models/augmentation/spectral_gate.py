@@ -1,4 +1,4 @@
-"""Spectral gating: steady noise is measured where an example is quietest, and taken away."""
+"""Spectral gating: removes steady noise, which is estimated from the quietest frames of an example."""
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +14,20 @@ from mmjax.tree import part
 class SpectralGate:
     """Removes steady noise from samples by a soft mask over time and frequency (Boll 1979, spectral subtraction).
 
-    Frames are those of `short_time_spectra`. The noise floor of a frequency is its mean power in the quietest frames of the example; a frame keeps of a frequency what its power,
-    averaged with the neighbouring frames and frequencies, exceeds `subtraction` times the floor, as a share of it.
+    Frames are those of `short_time_spectra`. The noise floor of a frequency is its mean power in the quietest frames of the
+    example. Let p be the power of a frame and frequency, averaged with neighbouring frames and frequencies. The mask is
+    1 - subtraction * floor / p.
 
-    What is steady throughout an example without pauses counts as noise. Nothing is random: a gate belongs to the
-    front end, in training and in use.
+    Steady speech without pauses counts as noise. Nothing is random, and the gate is applied in training and evaluation.
 
     Attributes:
-      quiet: share of an example's frames that are taken for noise.
-      subtraction: times the floor that is subtracted.
-      reduction: by how much a frequency is attenuated at most, in dB.
+      quiet: share of an example's frames from which noise is estimated.
+      subtraction: factor of the noise floor that is subtracted.
+      reduction: the largest attenuation, in dB.
     """
 
-    quiet: float = 0.1  # share of the frames that are taken for noise
-    subtraction: float = 2.0  # times the noise floor
+    quiet: float = 0.1  # share of the frames from which noise is estimated
+    subtraction: float = 2.0  # factor of the noise floor that is subtracted
     reduction: float = 20.0  # dB, at most
 
     def __call__(self, speech: Stream, examples: Stream) -> Stream:
@@ -39,7 +39,7 @@ class SpectralGate:
         return from_spectra(speech, spectra * jnp.concatenate([mask, mask], axis=-1))
 
     def _mask(self, power: Stream, slots: int) -> jax.Array:
-        """[B, T, F] powers -> [B, T, F], what share of the amplitude passes."""
+        """[B, T, F] powers -> [B, T, F] factors of the amplitudes."""
         energy = power.features.sum(axis=-1)
         rows = len(energy)
         limit = quantile(energy, power.segments, jnp.full((rows, slots), self.quiet))

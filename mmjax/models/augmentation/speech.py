@@ -1,4 +1,4 @@
-"""The augmentations of speech, in the order in which sound meets them."""
+"""The augmentations of speech, in physical order."""
 
 import jax
 
@@ -13,9 +13,9 @@ from mmjax.tree import part
 
 @part
 class SpeechAugmentation:
-    """A room, its noise, the line, the level, the recorder; then masks on the features. None is off.
+    """Reverberation, noise, telephone line, gain and clipping of samples, then masks on features. None: off.
 
-    Each draws from a key of its own: switching one off changes nothing that another draws.
+    Each has its own random key, so switching one off does not change the random numbers of the others.
     """
 
     reverberate: Reverberate | None = None
@@ -26,7 +26,12 @@ class SpeechAugmentation:
     masks: SpecAugment | None = None
 
     def check(self, path: str, sample_rate: int, hop: int) -> None:
-        """Checks that the augmentations suit recordings of this rate (Hz) in hops of so many samples; `path` is their key.
+        """Checks that the augmentations suit the recordings.
+
+        Args:
+          path: the key of this part in the config.
+          sample_rate: in Hz.
+          hop: samples per hop.
 
         Raises:
           UserError: they do not.
@@ -51,7 +56,8 @@ class SpeechAugmentation:
         """[B, T, hop] samples -> [B, T, hop].
 
         Args:
-          responses: [K, taps] impulse responses of rooms; noises: [K, samples] recordings. None: synthetic ones.
+          responses: [K, taps] impulse responses of rooms; None: synthetic responses.
+          noises: [K, samples] recordings; None: synthetic noise.
         """
         banks = {"reverberate": (responses,), "noise": (noises,)}
         for number, name in enumerate(("reverberate", "noise", "telephone", "gain", "clip")):

@@ -1,4 +1,6 @@
-"""Augmentations of the samples themselves: level, channel and distortion."""
+"""Augmentations of samples: level, channel and distortion."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ from mmjax.tree import part
 
 @part
 class Gain:
-    """Makes speech louder or softer by a number of decibels drawn uniformly."""
+    """Changes the level of speech by a uniformly drawn number of decibels."""
 
     probability: float = 1.0
     minimum_gain: float = -6.0  # dB
@@ -22,7 +24,7 @@ class Gain:
 
     def __call__(self, speech: Stream, examples: Stream, key: jax.Array) -> Stream:
         """[B, T, hop] -> [B, T, hop]."""
-        sample = lambda key: jax.random.uniform(key, (), minval=self.minimum_gain, maxval=self.maximum_gain)  # noqa: E731
+        sample = partial(jax.random.uniform, shape=(), minval=self.minimum_gain, maxval=self.maximum_gain)
         chosen, decibels = draw(examples, key, self.probability, sample)
         factor = at_tokens(10.0 ** (decibels / 20.0), speech.segments)[..., None]
         return choose(chosen, speech.features * factor, speech)
@@ -30,7 +32,7 @@ class Gain:
 
 @part
 class Clip:
-    """Clips the amplitude, as an overdriven microphone does.
+    """Clips the amplitude, like an overdriven microphone.
 
     Attributes:
       probability: that an example is clipped.
@@ -44,7 +46,7 @@ class Clip:
 
     def __call__(self, speech: Stream, examples: Stream, key: jax.Array) -> Stream:
         """[B, T, hop] -> [B, T, hop]."""
-        sample = lambda key: jax.random.uniform(key, (), maxval=self.maximum_share)  # noqa: E731
+        sample = partial(jax.random.uniform, shape=(), maxval=self.maximum_share)
         chosen, share = draw(examples, key, self.probability, sample)
         if self.threshold is None:
             amplitude = jnp.abs(only_tokens(speech).features)
@@ -56,11 +58,11 @@ class Clip:
 
 @part
 class TelephoneBand:
-    """Passes what a telephone does (300 to 3,400 Hz, ITU-T G.712), with linear phase and without delay.
+    """Passes the band of a telephone (300 to 3,400 Hz, ITU-T G.712), with linear phase and without delay.
 
     Attributes:
       probability: that an example is filtered.
-      low, high: edges of the band in Hz, where half of the amplitude passes.
+      low, high: edges of the band in Hz, where the amplitude is halved.
       taps: of the filter, an odd number, at most 2 hops + 1.
       sample_rate: in Hz.
     """
@@ -96,7 +98,7 @@ class TelephoneBand:
 
 
 def band_pass(taps: int, low: float, high: float) -> np.ndarray:
-    """Taps of a band-pass filter: a difference of two sincs under a Hamming window, with gain 1 amid the band.
+    """Taps of a band-pass filter: a difference of two sincs under a Hamming window, with gain 1 in the middle of the band.
 
     Args:
       low, high: the edges in cycles per sample.

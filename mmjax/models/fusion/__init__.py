@@ -1,7 +1,7 @@
 """Fusion: the streams of all modalities in, one vector per example out.
 
-Every fusion has one signature: (streams by name, slots of the examples, train) -> Stream [B, N, width]; which of the
-streams are there is open. Each is compared with the others in docs/fusion.md.
+Every fusion has the signature (streams by name, slots of the examples, train) -> Stream [B, N, width], for any set of
+streams. docs/fusion.md compares the fusions.
 """
 
 from mmjax.models.fusion.add import Add

@@ -1,4 +1,4 @@
-"""The sum of what each modality says by itself."""
+"""Late fusion: a sum over modalities."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ from mmjax.tree import setting
 
 
 class Add(Fusion, kw_only=True):
-    """Late fusion: each modality's mean over an example, projected; the sum over the modalities that it has.
+    """Late fusion: the sum of projected means, one per modality of the example.
 
-    Nothing depends on two modalities at once (there is no norm after the sum, either), so a linear head cannot
-    learn what only their combination says: the baseline that shows whether a task needs fusion at all.
+    No feature depends on two modalities (there is no norm after the sum), so a linear head cannot learn a function of
+    their combination. This baseline shows whether a task needs more fusion.
     """
 
     width: int = 128

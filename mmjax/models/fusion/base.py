@@ -1,4 +1,4 @@
-"""What fusions share: one width for all modalities, tokens for every example, and summaries of examples."""
+"""The base class of fusions, learned tokens, and means over examples."""
 
 from collections.abc import Collection
 
@@ -14,13 +14,13 @@ from mmjax.stream import Stream, only_tokens
 
 
 class Common(nn.Module):
-    """What brings the streams of several encoders to one width; a subclass has the fields `width` and `dtype`.
+    """Projects the streams of several encoders to one width. A subclass has the fields `width` and `dtype`.
 
-    The set of modalities is open: each has a projection to the common width and a learned vector of its own.
+    There may be any number of modalities. Each has its own projection and a learned vector, which marks its tokens.
     """
 
     def common(self, streams: dict[str, Stream]) -> dict[str, Stream]:
-        """Streams [B, T_m, W_m] -> [B, T_m, width], by name in alphabetical order; zeros where no token stands."""
+        """Streams [B, T_m, W_m] -> [B, T_m, width], by name in alphabetical order; zeros in empty positions."""
         return {name: self._common(name, streams[name]) for name in sorted(streams)}
 
     def _common(self, name: str, stream: Stream) -> Stream:
@@ -30,7 +30,7 @@ class Common(nn.Module):
         return only_tokens(stream._replace(features=layer_norm(self.dtype, f"{name}_norm")(x) + kind))
 
     def learned(self, name: str, count: int, examples: Stream) -> Stream:
-        """`count` learned tokens for every example: [B, count * N, width], those of an example side by side."""
+        """`count` learned tokens per example: [B, count * N, width]; those of an example are contiguous."""
         init = parameter("embedding", nn.initializers.normal(1.0), (None, "embed"))
         tokens = self.param(name, init, (count, self.width)).astype(self.dtype)
         rows, slots = examples.segments.shape
@@ -44,7 +44,11 @@ class Fusion(Common):
     kind = "fusion"
 
     def check(self, path: str, modalities: Collection[str]) -> None:
-        """Checks what types cannot say; `path` is the fusion's key in the config, `modalities` the names of the encoders.
+        """Checks the fields together, after each was checked against its type.
+
+        Args:
+          path: the fusion's key in the config.
+          modalities: the names of the encoders.
 
         Raises:
           UserError: fields do not agree with each other or with the encoders.
@@ -61,17 +65,17 @@ def read_out(tokens: jax.Array, examples: Stream) -> Stream:
 def pool(stream: Stream, examples: Stream) -> Stream:
     """The mean of each example's tokens: [B, T, W] -> float32 [B, N, W].
 
-    An example without a token is a slot without a token: zeros, segment 0.
+    The slot of an example without tokens is empty: zeros, segment 0.
     """
     segments = having(stream, examples)
     return Stream(mean(stream, examples.segments), segments, jnp.zeros_like(segments))
 
 
 def spread(summary: Stream, segments: jax.Array) -> jax.Array:
-    """The inverse of `pool`: [B, N, W] to the tokens of the segments [B, T] -> [B, T, W].
+    """Copies summaries [B, N, W] to the tokens of their examples, which have the segments [B, T] -> [B, T, W].
 
-    Zeros for the tokens of examples that have no summary.
+    Tokens of examples without a summary get zeros.
     """
     own = belongs(segments, summary.segments).astype(summary.features.dtype)
-    # One term of each sum is not zero, so this copies; in less than full precision it would round.
+    # Each sum has one term that is not zero, so this copies. At less than full precision it would round.
     return jnp.einsum("btn,bnw->btw", own, summary.features, precision=EXACT)

@@ -1,4 +1,4 @@
-"""The outer product of all modalities, never written out."""
+"""Low-rank fusion of the outer product of all modalities."""
 
 from typing import Any
 
@@ -14,13 +14,14 @@ from mmjax.tree import setting
 class LowRank(Fusion, kw_only=True):
     """Low-rank multimodal tensor fusion (Liu et al. 2018, arXiv:1806.00064).
 
-    The outer product of [z_1; 1], ..., [z_M; 1], the modalities' means over an example, holds every product of
-    features of some of them. A weight tensor of rank R reads it at the cost of R matrices per modality:
+    Let z_m be the mean of modality m over an example. The outer product of [z_1; 1], ..., [z_M; 1] contains the products of
+    features of any set of modalities. A weight tensor of rank R projects it with R matrices per modality, without
+    computing the outer product:
 
         h = sum_r  prod_m  W_m^r [z_m; 1]
 
-    The column of W that meets the appended 1 is one plus a bias that begins at zero, so that a modality with nothing
-    to say leaves the product of the others as it is. A modality that an example does not have is the factor one.
+    The column of W for the appended 1 is one plus a bias, which is initially zero. So a modality with z_m = 0 does not change
+    the product of the others. A modality that an example does not have is a factor of one.
     """
 
     width: int = 128

@@ -1,4 +1,4 @@
-"""Cross-attention whose queries think in experts that they choose."""
+"""Cross-attention whose feed-forward is a mixture of experts."""
 
 from collections.abc import Collection
 from typing import Any
@@ -9,17 +9,17 @@ import jax.numpy as jnp
 
 from mmjax.errors import UserError
 from mmjax.models.fusion.cross_attention import CrossAttention, CrossAttentionBlock
-from mmjax.models.layers import FeedForward, dense, stack
+from mmjax.models.layers import FeedForward, dense
 
 
 class Experts(nn.Module):
-    """A sum of the feed-forward layers that a router chooses for each token, weighted by its probabilities.
+    """The weighted sum of the feed-forward layers that a router chooses for each token.
 
-    Routing is by the softmax over all experts, of which the largest `chosen` are kept as they are (Fedus et al.
-    2021, arXiv:2101.03961): so the router learns even where it chooses one. There is no capacity: no
-    token is ever dropped, and none can crowd out another, so an example's result never depends on its neighbours.
+    The weights are the `chosen` largest probabilities of a softmax over all experts, not normalised again (Fedus et al.
+    2021, arXiv:2101.03961); so the router has a gradient even if it chooses one expert. Experts have no capacity limit: no
+    token is dropped, so an example's result does not depend on its neighbours.
 
-    Every expert computes every token, and the weights of those not chosen are zero: meant for few tokens.
+    Every expert computes every token, and the others get the weight zero. This suits few tokens.
     """
 
     hidden: int
@@ -47,22 +47,21 @@ class Experts(nn.Module):
 
 
 class MixtureBlock(CrossAttentionBlock):
-    """The block of CrossAttention with experts in the place of its feed-forward layer."""
+    """The block of CrossAttention with experts instead of its feed-forward layer."""
 
     experts: int = 1
     chosen: int = 1
 
-    def think(self) -> nn.Module:
-        return Experts(self.mlp, self.experts, self.chosen, self.dropout, self.train, self.dtype, name="mlp")
+    def feed_forward(self) -> nn.Module:
+        its = self.settings
+        return Experts(its.mlp, self.experts, self.chosen, its.dropout, its.train, its.dtype, name="mlp")
 
 
 class MixtureOfExperts(CrossAttention, kw_only=True):
-    """CrossAttention in which every query token chooses `chosen` of `experts` feed-forward layers.
+    """CrossAttention in which a router chooses `chosen` of `experts` feed-forward layers for each query token.
 
-    Shazeer et al. 2017 (arXiv:1701.06538).
-
-    No load-balancing loss is added: the usual one multiplies two means over the whole batch, which is no sum over
-    examples divided by a weight, and would make the loss depend on how a batch is divided.
+    Shazeer et al. 2017 (arXiv:1701.06538). No load-balancing loss is added: the usual one is a product of two means over
+    the batch, so the loss would depend on how the batch is divided among devices.
     """
 
     experts: int = 4
@@ -74,17 +73,4 @@ class MixtureOfExperts(CrossAttention, kw_only=True):
             raise UserError(f"{path}.chosen={self.chosen} is more than its {self.experts} experts")
 
     def blocks(self, train: bool) -> nn.Module:
-        return stack(
-            MixtureBlock,
-            self.layers,
-            2,
-            self.unroll,
-            self.remat,
-            heads=self.heads,
-            mlp=self.mlp,
-            dropout=self.dropout,
-            train=train,
-            dtype=self.dtype,
-            experts=self.experts,
-            chosen=self.chosen,
-        )
+        return self.stack(MixtureBlock, self.settings(train), constants=2, experts=self.experts, chosen=self.chosen)

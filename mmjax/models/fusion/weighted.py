@@ -1,4 +1,4 @@
-"""A gate per modality and feature decides how much each modality says."""
+"""Fusion by gates: a weight per modality and feature."""
 
 from typing import Any
 
@@ -11,17 +11,16 @@ from mmjax.models.layers import dense
 from mmjax.stream import Stream, only_tokens
 from mmjax.tree import setting
 
-NEVER = -1e30  # a score that no softmax chooses
+NEVER = -1e30  # a score whose softmax is zero
 
 
 class Weighted(Fusion, kw_only=True):
     """Gated multimodal units (Arevalo et al. 2017, arXiv:1702.01992), for any number of modalities.
 
-    Of a modality's mean x over an example, v = tanh(V x) is what it says and G x how much it counts, per feature;
-    the result is the mean of all v, weighted by the softmax of G x over the modalities that the example has. For
-    two modalities this is the paper's bimodal unit z v + (1 - z) v', z = sigmoid(G x - G' x'); for more, the
-    softmax takes the place of the paper's separate sigmoids, so that an absent modality leaves weights that still
-    sum to one.
+    Let x be a modality's mean over an example. Its value is v = tanh(V x), and its scores are G x, one per feature. The
+    result is the weighted sum of all v; the weights are the softmax of the scores over the modalities that the example has.
+    For two modalities this is the paper's bimodal unit z v + (1 - z) v' with z = sigmoid(G x - G' x'). For more, the
+    paper uses separate sigmoids; the softmax makes the weights sum to one if a modality is absent.
     """
 
     width: int = 128
@@ -38,5 +37,5 @@ class Weighted(Fusion, kw_only=True):
             there.append(summary.mask[..., None])
         there = jnp.stack(there)
         weights = jax.nn.softmax(jnp.where(there, jnp.stack(scores).astype(jnp.float32), NEVER), axis=0)
-        mixed = (jnp.where(there, weights, 0.0) * jnp.stack(values)).sum(axis=0).astype(self.dtype)
-        return only_tokens(examples._replace(features=mixed))
+        total = (jnp.where(there, weights, 0.0) * jnp.stack(values)).sum(axis=0).astype(self.dtype)
+        return only_tokens(examples._replace(features=total))

@@ -1,0 +1,156 @@
+"""What Transformer blocks have in common, and towers: stacks of blocks."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from mmjax.models.attend import AUTO, Selection
+from mmjax.models.layers import LayerScale, normalisation
+from mmjax.models.positions import Positions
+from mmjax.models.remat import Remat, rematerialised
+from mmjax.tree import part, setting
+
+
+@part
+class BlockStyle:
+    """The differences between families of Transformer blocks. The defaults are those of ViT.
+
+    BERT: post_norm, epsilon 1e-12. SigLIP, GPT-2: gelu_tanh (GPT-2 with epsilon 1e-5). CLIP: quick_gelu, epsilon 1e-5.
+    Llama: rms, silu, gated, no bias. T5: rms, relu, no bias, not scaled. DINOv2: layer_scale.
+
+    Attributes:
+      norm: layer normalisation (Ba et al. 2016), or root-mean-square normalisation (Zhang and Sennrich 2019).
+      post_norm: normalise after each residual is added (Vaswani et al. 2017), not before its layer.
+      epsilon: added to the variance.
+      activation: of the feed-forward; "gelu" is exact, "quick_gelu" is x sigmoid(1.702 x).
+      gated: the feed-forward multiplies two projections (Shazeer 2020).
+      bias: whether linear layers have a bias.
+      layer_scale: initial value of a learned factor per feature of each residual (Touvron et al. 2021,
+        arXiv:2103.17239); None: no factor.
+      head_width: features of each attention head; None: the width, divided by the number of heads.
+      key_value_heads: number of heads of keys and values (grouped-query attention, Ainslie et al. 2023,
+        arXiv:2305.13245); None: as many as heads of queries.
+      scaled: divide attention scores by the square root of the head's width. T5 does not.
+    """
+
+    norm: Literal["layer", "rms"] = "layer"
+    post_norm: bool = False
+    epsilon: float = 1e-6
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"] = "gelu"
+    gated: bool = False
+    bias: bool = True
+    layer_scale: float | None = None  # initial value of a learned factor per feature; None: no factor
+    head_width: int | None = None  # features of each attention head; None: the width, divided by the number of heads
+    key_value_heads: int | None = None  # each shared by a group of query heads; None: as many as query heads
+    scaled: bool = True  # divide attention scores by the square root of the head's width
+
+    def normalise(self, dtype: Any, name: str) -> nn.Module:
+        """The normalisation, as a submodule of the calling module."""
+        return normalisation(self.norm, dtype, name, self.epsilon)
+
+    def residual(
+        self, x: jax.Array, name: str, layer: Callable[[jax.Array], jax.Array], drop: nn.Module, dtype: Any
+    ) -> jax.Array:
+        """x + drop(layer(norm(x))), or norm(x + drop(layer(x))); its modules are submodules of the calling module."""
+        norm = self.normalise(dtype, f"{name}_norm")
+        change = layer(x if self.post_norm else norm(x))
+        if self.layer_scale is not None:
+            change = LayerScale(self.layer_scale, dtype, name=f"{name}_scale")(change)
+        return norm(x + drop(change)) if self.post_norm else x + drop(change)
+
+
+@part
+class BlockSettings:
+    """What a tower tells each of its blocks.
+
+    Attributes:
+      heads: of attention.
+      mlp: hidden features of the feed-forward.
+      block: the style of the blocks.
+      positions: applied in self-attention; None: attention does not see positions.
+      causal: no token sees a later one in self-attention.
+      packed: the tokens of each segment are contiguous in their row (see `attend.attention`).
+      train: dropout is active.
+      backend: of attention.
+    """
+
+    heads: int = 1
+    mlp: int = 1024
+    block: BlockStyle = BlockStyle()
+    positions: Positions | None = None
+    causal: bool = False
+    packed: bool = False
+    dropout: float = 0.0
+    train: bool = False
+    dtype: Any = jnp.float32
+    backend: Selection = AUTO
+
+    def drop(self) -> nn.Dropout:
+        """Dropout, as a submodule of the calling module."""
+        return nn.Dropout(self.dropout, deterministic=not self.train)
+
+
+class Tower(nn.Module, kw_only=True):
+    """The base class of stacks of blocks. A subclass has the fields `layers` and `width`, and those of `BlockSettings`
+    that its blocks use."""
+
+    dropout: float = 0.0  # of activations, in training
+    remat: Remat = "none"  # what the backward pass keeps and what it computes again: see docs/plan.md
+    unroll: bool = setting(False)
+    dtype: Any = setting(jnp.float32)
+    backend: Selection = setting(AUTO)  # of attention
+
+    def settings(self, train: bool, **changes: Any) -> BlockSettings:
+        """The settings of its blocks: its fields with the same names, unless `changes` has them."""
+        names = BlockSettings.__dataclass_fields__.keys() - changes.keys()
+        own = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        return BlockSettings(**own | changes, train=train)
+
+    def stack(
+        self, block: type[nn.Module], settings: BlockSettings, constants: int, per_layer: int = 0, **fields: Any
+    ) -> nn.Module:
+        """Its blocks, run in order. Their parameters are stacked along a leading axis ("layers").
+
+        A block is called as block(x, *constants, *per_layer) and returns (x, output). Values per layer and outputs are
+        stacked like parameters. Unrolled, the layers run without a loop: the numbers are equal; it is faster on CPU, and
+        slower to compile.
+
+        Args:
+          constants: number of arguments that all layers share.
+          per_layer: number of arguments that have a leading axis of layers.
+          fields: further fields of the block.
+        """
+
+        class ByRows(block):
+            def __call__(self, x, *rest):
+                x, out = super().__call__(jax.tree.map(by_rows, x), *rest)
+                return jax.tree.map(by_rows, x), out
+
+        return nn.scan(
+            rematerialised(ByRows, self.remat, looped=not self.unroll and self.layers > 1),
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(nn.broadcast,) * constants + (0,) * per_layer,
+            length=self.layers,
+            unroll=self.layers if self.unroll else 1,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(settings=settings, **fields, name="layers")
+
+
+def by_rows(x: jax.Array) -> jax.Array:
+    """Constrains vectors [B, T, W] to be divided by rows (and tokens) alone, if there is a mesh.
+
+    The mesh axes that divide rows also divide parameters. Without this constraint, the compiler may multiply with the part
+    of a kernel that a device has, and sum activations over devices in every layer. With it, the compiler gathers the
+    kernels, which are smaller.
+    """
+    sizes = jax.sharding.get_abstract_mesh().shape
+    rows, context = sizes.get("data", 1) * sizes.get("fsdp", 1), sizes.get("context", 1)
+    if rows * context == 1 or x.ndim != 3 or x.shape[0] % rows:
+        return x
+    along = "context" if context > 1 and x.shape[1] % context == 0 else None
+    return jax.lax.with_sharding_constraint(x, P(("data", "fsdp"), along))
