@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import tiny
+from conftest import EXAMPLES, tiny
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -89,7 +89,8 @@ def test_bisection_finds_the_largest_that_fits_in_few_compilations(limit, best, 
 
 # Whole plans. ---------------------------------------------------------------------------------------------
 
-FSDP = ("--mesh.fsdp", "8", "--optimizer.rule", "AdamW", "--model.unroll", "false")
+FEW = ("--data.source.examples", str(EXAMPLES))  # the data gives the numbers of answers and of pieces
+FSDP = ("--mesh.fsdp", "8", "--optimizer.rule", "AdamW", "--model.unroll", "false", *FEW)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +132,7 @@ def sent_along(axis, *arguments):
     """Bytes of the quickstart's step by kind of collective, along one axis of 4 devices; parameters' bytes; the config."""
     rows = {"speech": 640, "image": 448, "text": 32, "transcript": 32, "examples": 8}  # which 4 divides
     mesh = (f"--mesh.{axis}", "4", "--data.rows", str(rows), "--optimizer.rule", "AdamW", "--model.unroll", "false")
-    result = command("configs/quickstart.py", "--machine", "cpu:4", *mesh)
+    result = command("configs/quickstart.py", "--machine", "cpu:4", *mesh, *FEW)
     assert {one["axis"] for one in result["collectives"]} == {axis}
     sent = {one["kind"]: one["bytes"] for one in result["collectives"]}
     config = c.load("configs/quickstart.py")
@@ -206,16 +207,17 @@ def test_the_picture_shows_memory_and_time(quickstart):
 
 
 MEASURE = """
-import ctypes, dataclasses, gc, json, os
+import ctypes, gc, json, os
 import jax
 from mmjax import config as c
 from mmjax.parallel import machines
 from mmjax.plan import compilation
 from mmjax.parallel.mesh import to_devices
+from mmjax.plan.plan import sized
 
 rows = 16
-config = dataclasses.replace(c.load("configs/quickstart.py"), mesh=c.Mesh(data=2, fsdp=4))
-config = dataclasses.replace(config, model=dataclasses.replace(config.model, unroll=False))  # sooner compiled
+flags = "--data.source.examples 300 --mesh.data 2 --mesh.fsdp 4 --model.unroll false".split()  # sooner prepared and compiled
+config = sized(c.override(c.load("configs/quickstart.py"), flags))
 subject = compilation.describe(config, machines.parse("cpu:8"), jax.devices())
 executable = subject.lower(rows).compile()
 predicted = compilation.outcome_of(executable, 8).peak
