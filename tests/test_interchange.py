@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny
-from mmjax.evaluate.decoding import best_path
 
 from mmjax import config as c
 from mmjax.cli import main
