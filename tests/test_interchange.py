@@ -21,7 +21,6 @@ from mmjax.interchange import convert
 from mmjax.interchange.convert import export_model, import_model, read_part, tree
 from mmjax.interchange.directories import read_tensors
 from mmjax.interchange.recordings import packed, recordings
-from mmjax.models.positions import resize_positions
 from mmjax.run import Run
 from mmjax.stream import Stream
 from mmjax.train.loop import train
@@ -637,44 +636,3 @@ def test_a_run_starts_from_an_imported_encoder(tmp_path):
     learned = Run(tmp_path / "run").params["encoders_speech"]
     theirs = tree(read_part(tmp_path / "ours")[1], "encoder")
     assert jax.tree.all(jax.tree.map(lambda a, b: (np.asarray(a) == b).all(), learned, theirs))
-
-    other = dataclasses.replace(config.model.encoders["speech"], norm_epsilon=1e-6)
-    encoders = {**config.model.encoders, "speech": other}
-    other = dataclasses.replace(config, model=dataclasses.replace(config.model, encoders=encoders))
-    with pytest.raises(UserError, match="norm_epsilon is 1e-06, but 1e-05 in .*ours"):
-        train(other, tmp_path / "other")
-    headless = dataclasses.replace(config, initial={"heads.answer": str(tmp_path / "ours")})
-    with pytest.raises(UserError, match="initial.heads.answer: the model in .* has no head"):
-        train(headless, tmp_path / "headless")
-
-
-@pytest.mark.slow
-def test_a_run_starts_from_parts_of_another(run, tmp_path):
-    config = tiny(
-        name="second",
-        seed=1,
-        steps=1,
-        initial={"encoders.speech": str(run), "heads.transcript": str(run)},
-        optimizer=c.Optimizer(rule=c.SGD(momentum=0.0), schedule=c.Constant(peak=0.0)),
-    )
-    train(config, tmp_path / "run")
-    before, after = Run(run).params, Run(tmp_path / "run").params
-    same = {
-        name: jax.tree.all(jax.tree.map(lambda a, b: (np.asarray(a) == b).all(), before[name], after[name]))
-        for name in before
-    }
-    assert {name for name, equal in same.items() if equal} == {"encoders_speech", "heads_transcript"}
-    # Pictures of another size: learned positions are resized, everything else stays.
-    image = dataclasses.replace(config.model.encoders["image"], image_size=48)
-    larger = dataclasses.replace(config.model, encoders={**config.model.encoders, "image": image})
-    data = dataclasses.replace(config.data, rows={**config.data.rows, "image": 108})
-    larger = dataclasses.replace(config, model=larger, data=data, initial={"encoders.image": str(run)})
-    train(larger, tmp_path / "larger")
-    ours, theirs = Run(tmp_path / "larger").params["encoders_image"], before["encoders_image"]
-    table = resize_positions(np.asarray(theirs["place"]["embedding"]), (8, 8), (6, 6), "bicubic")
-    np.testing.assert_array_equal(ours.pop("place")["embedding"], table)
-    jax.tree.map(np.testing.assert_array_equal, ours, {name: theirs[name] for name in ours})
-    with pytest.raises(UserError, match="initial.heads.other: the model in .* has no head"):
-        heads = {**config.model.heads, "other": c.Head(reads="text", outputs=3)}
-        model = dataclasses.replace(config.model, heads=heads)
-        train(dataclasses.replace(config, model=model, initial={"heads.other": str(run)}), tmp_path / "other")

@@ -12,10 +12,10 @@ ORDER = (
     ("config",),
     ("prepare", "check", "bottleneck", "plan", "run"),
     ("train",),
-    ("evaluate", "interchange"),
+    ("evaluate", "interchange", "flops"),
     ("tasks",),
     ("models", "losses", "decode", "data", "parallel"),
-    ("telemetry", "flops"),
+    ("telemetry",),
     ("stream", "progress", "files"),
     ("tree", "errors"),
 )

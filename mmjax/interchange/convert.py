@@ -75,7 +75,7 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
     }
     documents = {directories.PART: to_dict(part), directories.ORIGIN: origin}
     if hasattr(family, "decoder"):
-        documents["decoder.json"] = to_dict(family.decoder(theirs))
+        documents[directories.DECODER] = to_dict(family.decoder(theirs))
     directories.write(out, parameters, directories.PARAMETERS, documents)
     blank = family.blank(theirs) if hasattr(family, "blank") else None
     return {
@@ -105,6 +105,19 @@ def export_model(source: str | Path, out: str | Path) -> dict[str, Any]:
 def read_part(directory: str | Path) -> tuple[Any, dict[str, np.ndarray]]:
     """Reads an imported model: its part, and its parameters by path ("encoder/...", "decoder/...", "head/...")."""
     return imported(directory), directories.read_safetensors(Path(directory) / directories.PARAMETERS)
+
+
+def read_imported(directory: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The parts of an import, and its parameters by path, under the keys that they would have in a model's config."""
+    keys = {"encoder": "encoders.imported", "decoder": "tasks.imported.decoder", "head": "tasks.imported"}
+    parameters = directories.read_safetensors(Path(directory) / directories.PARAMETERS)
+    renamed = {}
+    for path, array in parameters.items():
+        first, *rest = path.split("/")
+        renamed[".".join([keys.get(first, first), *rest])] = array
+    parts = directories.parts(directory)
+    heads = {"imported": {"decoder": parts["decoder"]}} if "decoder" in parts else {}
+    return {"encoders": {"imported": parts.get("encoder")}, "tasks": heads}, renamed
 
 
 def tree(parameters: dict[str, np.ndarray], part: str) -> dict[str, Any]:

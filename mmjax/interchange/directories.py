@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from safetensors import SafetensorError
@@ -14,7 +14,7 @@ from mmjax.files import local
 from mmjax.models import Encoder, TextDecoder
 from mmjax.tree import from_dict, read_json
 
-PART, PARAMETERS, ORIGIN = "part.json", "parameters.safetensors", "origin.json"
+PART, DECODER, PARAMETERS, ORIGIN = "part.json", "decoder.json", "parameters.safetensors", "origin.json"
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -77,12 +77,29 @@ def write(directory: Path, tensors: Mapping[str, np.ndarray], name: str, documen
         raise UserError(f"cannot write to {directory}: {error}") from None
 
 
-def imported(directory: str | Path) -> Encoder | TextDecoder:
-    """The encoder that `mmjax import` wrote, or the decoder of a language model, which has no encoder.
+def parts(directory: str | Path) -> dict[str, Any]:
+    """The parts that `mmjax import` wrote: "encoder", "decoder" or both."""
+    folder, found = local(directory, "the directory of an imported model"), {}
+    if not (folder / PART).is_file():
+        raise UserError(f"there is no {folder / PART}; was {directory} written by mmjax import?")
+    for path in (folder / PART, folder / DECODER):
+        if path.is_file():
+            part = from_dict(Encoder | TextDecoder, read_json(path), str(path))
+            found["decoder" if isinstance(part, TextDecoder) else "encoder"] = part
+    return found
 
-    To use its parameters as well, set `Experiment.initial`.
+
+def imported(directory: str | Path, part: Literal["encoder", "decoder"] | None = None) -> Any:
+    """A part of an imported model, for a config; its parameters are loaded by `Experiment.initial`.
+
+    Args:
+      part: None: the encoder, or the decoder of a model that has no encoder.
+
+    Raises:
+      UserError: the model has no such part.
     """
-    path = local(directory, "the directory of an imported model") / "part.json"
-    if not path.is_file():
-        raise UserError(f"there is no {path}; was {directory} written by mmjax import?")
-    return from_dict(Encoder | TextDecoder, read_json(path), str(path))
+    found = parts(directory)
+    part = part or next(iter(found))
+    if part not in found:
+        raise UserError(f"the model in {directory} has no {part}; it has {' and '.join(found)}")
+    return found[part]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from mmjax.models.attend import attention
 from mmjax.models.layers import BlockStyle, over_positions
-from mmjax.models.roles import parameter, projection
+from mmjax.models.roles import parameter, place_of, projection
 from mmjax.stream import Stream
 
 
@@ -180,12 +180,6 @@ class MultiHeadAttention(nn.Module):
             where=place_of(self),
         )
         return self.out(mixed)
-
-
-def place_of(module: nn.Module) -> str:
-    """Where in the model a module stands, in a few words: "speech", "fusion cross_attention"."""
-    words = [name.removeprefix("encoders_").removeprefix("tasks_") for name in module.path]
-    return " ".join(word for word in words if word not in ("layers", "attention", "decoder")) or "attention"
 
 
 class OutputProjection(nn.Module):

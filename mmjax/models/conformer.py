@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.errors import UserError
-from mmjax.models.attention import HeadProjection, OutputProjection, attention, place_of, rotary
+from mmjax.models.attention import HeadProjection, OutputProjection, attention, rotary
 from mmjax.models.augmentation import SpectralGate, SpeechAugmentation
 from mmjax.models.convolution import depthwise_convolution
 from mmjax.models.encoder import SpeechEncoder
@@ -17,7 +17,7 @@ from mmjax.models.front_ends import FrontEnd, LogMel, Waveform
 from mmjax.models.layers import FeedForward, FixedBatchNorm, dense, normalisation, stack
 from mmjax.models.published import published
 from mmjax.models.remat import Remat
-from mmjax.models.roles import parameter, projection
+from mmjax.models.roles import parameter, place_of, projection
 from mmjax.models.stems import StackedStem, StridedStem, WaveformStem
 from mmjax.stream import Stream, only_tokens
 from mmjax.tree import setting

@@ -10,7 +10,7 @@ import numpy as np
 from mmjax.errors import UserError
 from mmjax.models.encoder import ImageEncoder, check_attention
 from mmjax.models.layers import BlockStyle, dense, stack
-from mmjax.models.positions import sample_grid, sincos
+from mmjax.models.positions import resize_positions, sample_grid, sincos
 from mmjax.models.remat import Remat
 from mmjax.models.roles import parameter
 from mmjax.models.transformer import TransformerBlock
@@ -88,6 +88,13 @@ class ViT(ImageEncoder, kw_only=True):
             if isinstance(value, tuple) and (len(value) != 3 or (key == "std" and min(value) <= 0)):
                 above = " above 0" if key == "std" else ""
                 raise UserError(f"{path}.{key} must be one number or 3{above}, not {value}")
+
+    def adapted(self, path: str, value: Any, source: "ViT") -> Any:
+        """Resizes learned positions to another image size (bicubic, as in DeiT)."""
+        old, new = source.image_size // source.patch, self.image_size // self.patch
+        if path != "place.embedding" or old == new:
+            return value
+        return resize_positions(value, (old, old), (new, new), "bicubic", special=len(value) - old * old)
 
     @property
     def tokens_per_image(self) -> int | None:

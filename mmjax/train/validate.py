@@ -104,11 +104,6 @@ def check_config(config: Experiment) -> None:
     _check_tasks(config)
     if config.weighting:
         config.weighting.check(config)
-    for place in config.initial:
-        room, _, name = place.partition(".")
-        known = {"encoders": config.model.encoders, "tasks": config.model.tasks}
-        if name not in known.get(room, ()):
-            raise UserError(f"initial: '{place}' is no part of the model; write encoders.NAME or tasks.NAME")
     if not config.optimizer.rule.first_moments and config.optimizer.moments != "float32":
         raise UserError(
             f"optimizer.moments={config.optimizer.moments}, but {type(config.optimizer.rule).__name__} has no first moments; "
