@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mmjax.data.index import TAGS, TEXTS, Index
-from mmjax.data.text import Tokenizer, class_of
+from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError, nearest
 
 
@@ -51,7 +51,7 @@ class Prefixes:
                     f"special tokens are: {', '.join(special) or 'none'}. Add it to data.tokenizer.special to train a "
                     "tokenizer with it, or rename the tag to match the tokenizer"
                 )
-            found.append(special[token] if stream == "text" else class_of(special[token], self._tokenizer.blank))
+            found.append(special[token])
         return tuple(found)
 
     def of(self, tags: Mapping[str, str | None]) -> dict[str, tuple[int, ...]]:

@@ -33,6 +33,7 @@ from mmjax.models.patch_decoder import PatchDecoder
 from mmjax.models.pooling import AttentionPool, ClassPool, MeanPool, Pool
 from mmjax.models.recurrent import BiLSTM
 from mmjax.models.task import Task
+from mmjax.models.token_ids import TokenIds
 from mmjax.models.transformer import MeanEmbedding, Transformer
 from mmjax.models.vectors import Vectors
 from mmjax.models.vit import ViT
@@ -78,6 +79,7 @@ __all__ = [
     "TelephoneBand",
     "TextDecoder",
     "TextEncoder",
+    "TokenIds",
     "Transformer",
     "Vectors",
     "ViT",
