@@ -21,7 +21,7 @@ from mmjax.data import (
     TarShards,
     TuxPaintStamps,
 )
-from mmjax.interchange.directories import imported
+from mmjax.interchange.assemble import imported
 from mmjax.models import (
     MFCC,
     Add,
@@ -125,10 +125,10 @@ __all__ = [
     "AddNoise",
     "AttentionPool",
     "BestRQ",
-    "CausalLM",
     "BiLSTM",
     "BlockStyle",
     "Bottleneck",
+    "CausalLM",
     "Checkpoint",
     "ClassPool",
     "Classify",
@@ -202,8 +202,8 @@ __all__ = [
     "TelephoneBand",
     "TextDecoder",
     "TextEncoder",
-    "Transducer",
     "TokenIds",
+    "Transducer",
     "Transformer",
     "TuxPaintStamps",
     "Uncertainty",

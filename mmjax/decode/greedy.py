@@ -22,13 +22,13 @@ def best_path(logits: Stream) -> Stream:
     return logits._replace(features=jnp.where(repeated, BLANK, best))
 
 
-def greedy(step: Callable[..., Any], logits: Stream, cache: Any, length: int, end: int | None) -> Stream:
+def greedy(step: Callable[..., Any], logits: Stream, cache: Any, length: int, ends: tuple[int, ...]) -> Stream:
     """Writes the texts of all examples [B, N] at once, until all have ended or have `length` tokens: ids [B, N * length].
 
     Args:
       step: (tokens [B, N], cache) -> logits [B, N, V] of the tokens after them, and the cache.
       logits: of the first token of every text; its positions are those of the tokens before.
-      end: the id that ends a text, and is not part of it; None: texts do not end.
+      ends: ids that end a text, and are not part of it.
     """
     rows, slots = logits.segments.shape
     segments, start = logits.segments, logits.positions
@@ -41,7 +41,7 @@ def greedy(step: Callable[..., Any], logits: Stream, cache: Any, length: int, en
     def write(carry):
         number, logits, cache, ids = carry
         token = logits.features.argmax(-1).astype(jnp.int32)
-        going = logits.mask & (token != (EMPTY if end is None else end))
+        going = logits.mask & ~jnp.isin(token, jnp.array(ends, jnp.int32))
         ids = ids.at[:, :, number].set(jnp.where(going, token, EMPTY))
         token = Stream(token, jnp.where(going, logits.segments, 0), start + number + 1)
         return (number + 1, *step(token, cache), ids)

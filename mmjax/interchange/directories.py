@@ -1,20 +1,18 @@
-"""Reads and writes model directories: Hugging Face's config.json and our part.json, both with safetensors."""
+"""Reads and writes model directories: JSON documents and safetensors."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from mmjax.errors import UserError
-from mmjax.files import local
-from mmjax.models import Encoder, TextDecoder
-from mmjax.tree import from_dict, read_json
+from mmjax.tree import read_json
 
-PART, DECODER, PARAMETERS, ORIGIN = "part.json", "decoder.json", "parameters.safetensors", "origin.json"
+ORIGIN = "origin.json"
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -38,6 +36,14 @@ def read_normalisation(directory: Path) -> dict[str, Any]:
         "win_length",
         "preemphasis",
     )
+    found = read_object(path) if path.is_file() else {}
+    return {key: found[key] for key in keys if found.get(key) is not None}
+
+
+def read_generation(directory: Path) -> dict[str, Any]:
+    """The options of generation_config.json: special tokens, and tokens that are never written; empty if there is none."""
+    path = directory / "generation_config.json"
+    keys = ("decoder_start_token_id", "eos_token_id", "suppress_tokens", "begin_suppress_tokens", "is_multilingual")
     found = read_object(path) if path.is_file() else {}
     return {key: found[key] for key in keys if found.get(key) is not None}
 
@@ -75,31 +81,3 @@ def write(directory: Path, tensors: Mapping[str, np.ndarray], name: str, documen
             (directory / document).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write to {directory}: {error}") from None
-
-
-def parts(directory: str | Path) -> dict[str, Any]:
-    """The parts that `mmjax import` wrote: "encoder", "decoder" or both."""
-    folder, found = local(directory, "the directory of an imported model"), {}
-    if not (folder / PART).is_file():
-        raise UserError(f"there is no {folder / PART}; was {directory} written by mmjax import?")
-    for path in (folder / PART, folder / DECODER):
-        if path.is_file():
-            part = from_dict(Encoder | TextDecoder, read_json(path), str(path))
-            found["decoder" if isinstance(part, TextDecoder) else "encoder"] = part
-    return found
-
-
-def imported(directory: str | Path, part: Literal["encoder", "decoder"] | None = None) -> Any:
-    """A part of an imported model, for a config; its parameters are loaded by `Experiment.initial`.
-
-    Args:
-      part: None: the encoder, or the decoder of a model that has no encoder.
-
-    Raises:
-      UserError: the model has no such part.
-    """
-    found = parts(directory)
-    part = part or next(iter(found))
-    if part not in found:
-        raise UserError(f"the model in {directory} has no {part}; it has {' and '.join(found)}")
-    return found[part]

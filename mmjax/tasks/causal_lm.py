@@ -25,7 +25,7 @@ class CausalLM(Task, kw_only=True):
 
     reads: str = "text"  # a `TokenIds`
     decoder: TextDecoder = TextDecoder(cross_attention=False)
-    end: int | None = None  # the id that ends a text; None: a text goes on for `length` tokens
+    ends: tuple[int, ...] = ()  # ids that end a text
     length: int = 64  # the largest number of tokens that are written
     label_smoothing: float = 0.0  # the probability that is spread over the whole vocabulary (Szegedy et al. 2016)
 
@@ -39,7 +39,9 @@ class CausalLM(Task, kw_only=True):
         if not isinstance(config.model.encoders[self.reads], TokenIds):
             raise UserError(f"{path} embeds the tokens itself; set model.encoders.{self.reads} to TokenIds()")
         if self.decoder.cross_attention:
-            raise UserError(f"{path}.decoder.cross_attention is True, but there is nothing to attend to; set it to False")
+            raise UserError(
+                f"{path}.decoder.cross_attention is True, but there is nothing to attend to; set it to False"
+            )
 
     def check_data(self, path: str, facts: Facts, source: Any) -> None:
         check_vocabulary(f"{path}.decoder.vocabulary", self.decoder.vocabulary, facts.tokenizer, len(facts.tokenizer))
@@ -71,7 +73,7 @@ class CausalLM(Task, kw_only=True):
 
     def decode(self, apply: Any, encoded: Encoded, output: Output | None, rooms: Mapping[str, int]) -> Stream:
         logits, cache = apply(encoded.streams[self.reads], encoded.batch["examples"], self.length, method="begin")
-        return greedy(partial(apply, method="step"), logits, cache, self.length, self.end)
+        return greedy(partial(apply, method="step"), logits, cache, self.length, self.ends)
 
     def prediction(self, tokens: np.ndarray | None, facts: Facts) -> str:
         return "" if tokens is None else facts.tokenizer.decode(tokens)

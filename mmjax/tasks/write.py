@@ -93,7 +93,9 @@ class Write(TextTask, Common, kw_only=True):
         logits = rematerialised_whole(lambda decoder, *x: decoder(*x, train=train), self.decoder, inputs, context)
         return Output(logits, targets._replace(segments=jnp.where(known, targets.segments, 0)))
 
-    def begin(self, streams: dict[str, Stream], examples: Stream, text: Stream | None, length: int) -> tuple[Stream, Cache]:
+    def begin(
+        self, streams: dict[str, Stream], examples: Stream, text: Stream | None, length: int
+    ) -> tuple[Stream, Cache]:
         """Logits [B, N, V] of the first token of every example, and the cache for `length` tokens of each.
 
         Args:
@@ -135,4 +137,4 @@ class Write(TextTask, Common, kw_only=True):
         streams = {name: encoded.streams[name] for name in self.reads if name in encoded.streams}
         text, length = encoded.batch.get(self.label), rooms[self.label] - self.given
         logits, cache = apply(streams, encoded.batch["examples"], text, length, method="begin")
-        return greedy(partial(apply, method="step"), logits, cache, length, self.end)
+        return greedy(partial(apply, method="step"), logits, cache, length, (self.end,))

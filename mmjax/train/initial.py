@@ -13,7 +13,6 @@ import numpy as np
 from mmjax import progress
 from mmjax.errors import UserError, dotted, nearest
 from mmjax.files import local
-from mmjax.interchange.convert import read_imported
 from mmjax.models import Encoder
 from mmjax.models.roles import MAPS, by_path, known_names, matches, path_of
 from mmjax.train.directory import read_run
@@ -31,7 +30,7 @@ class Source:
 
     Attributes:
       name: its directory.
-      model: its parts: a `Multimodal`, or mappings with the same keys.
+      model: its parts.
       params: its parameters by path.
     """
 
@@ -101,10 +100,8 @@ def load_initial(config: Experiment, state: TrainState) -> TrainState:
 
 
 def _read(directory: str) -> Source:
-    if (Path(directory) / "checkpoints").is_dir():
-        run, _, params = read_run(Path(directory))
-        return Source(directory, run.model, by_path(params))
-    return Source(directory, *read_imported(directory))
+    run, _, params = read_run(Path(directory))
+    return Source(directory, run.model, by_path(params))
 
 
 def _assigned(initial: Mapping[str, str | None], paths: Iterable[str]) -> dict[str, str | None]:
