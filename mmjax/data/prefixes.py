@@ -34,6 +34,11 @@ class Prefixes:
             if stream not in TEXTS:
                 raise UserError(f"data.prefixes: '{stream}' is not a text stream{nearest(stream, TEXTS)}")
 
+    @property
+    def tags(self) -> set[str]:
+        """The tags on which the tokens depend."""
+        return {name for chosen in self._templates.values() for template in chosen for _, name, _ in template if name}
+
     def ids(self, stream: str, tags: Mapping[str, str | None]) -> tuple[int, ...]:
         """The prefix of a text.
 

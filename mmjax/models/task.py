@@ -101,6 +101,11 @@ class Task(nn.Module, kw_only=True):
         """The labels that the task needs of the data: name -> "class", "classes", "numbers" or "text"."""
         return {}
 
+    @property
+    def given_tokens(self) -> dict[str, int]:
+        """The number of tokens at the start of a label that the task reads in prediction, too: {label: number}."""
+        return {}
+
     def resolved(self, facts: Facts) -> "Task":
         """The task with sizes from the data, where the config leaves them open."""
         return self

@@ -29,7 +29,6 @@ class CausalLM(Task, kw_only=True):
     length: int = 64  # the largest number of tokens that are written
     label_smoothing: float = 0.0  # the probability that is spread over the whole vocabulary (Szegedy et al. 2016)
 
-    kind = "task"
     labelled = False
     measured = False  # continuing every text of a split would take long; the loss needs no decoding
 

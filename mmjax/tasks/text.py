@@ -46,7 +46,7 @@ class TextTask(Task, kw_only=True):
         return tokenizer.decode(tokens) if text is None else tokenizer.reference(text)
 
     def prediction(self, tokens: np.ndarray | None, facts: Facts) -> str:
-        return "" if tokens is None else facts.tokenizer.decode(tokens)
+        return "" if tokens is None else facts.tokenizer.decode(tokens).strip()
 
     def metrics(self, items: Sequence[Item]) -> dict[str, float]:
         return error_rates([item.truth for item in items], [item.prediction for item in items])
@@ -57,6 +57,7 @@ class WithBlank(TextTask, kw_only=True):
 
     blank: int | None = None  # the id of the tokenizer in whose place the blank is; None: one that no text contains
 
+    kind = "task"
     outputs_key = "outputs"
     vocabulary = property(lambda self: self.outputs)
 

@@ -59,6 +59,10 @@ class Write(TextTask, Common, kw_only=True):
                 f"tokenizer; set {path}.start and {path}.end to ids of its special tokens"
             )
 
+    @property
+    def given_tokens(self) -> dict[str, int]:
+        return {self.label: self.given} if self.given else {}
+
     def available(self, streams: Container[str]) -> bool:
         return any(source in streams for source in self.reads)
 
