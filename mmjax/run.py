@@ -27,7 +27,7 @@ from mmjax.stream import Batch
 from mmjax.train.build import build_layout, build_model, build_source
 from mmjax.train.directory import check_same_meaning, read_run
 from mmjax.train.report import left_out, sample_rate
-from mmjax.tree import read_json
+from mmjax.tree import override, read_json
 
 LONGEST = 300  # seconds of a recording; the memory of attention grows with the square of its length
 SHORTEST_ROW = 128  # hops of a row of speech
@@ -51,9 +51,10 @@ class Run:
       step: the step of the checkpoint.
     """
 
-    def __init__(self, directory: str | Path):
+    def __init__(self, directory: str | Path, overrides: Sequence[str] = ()):
         self.directory = local(directory, "the run directory")
-        self.config, self.step, self.params = read_run(self.directory)
+        config, self.step, self.params = read_run(self.directory)
+        self.config = override(config, list(overrides))
         # This machine may lack the attention backend of the training machine.
         self.model = build_model(dataclasses.replace(self.config.model, strict_attention=False))
 
@@ -220,8 +221,13 @@ class Run:
         return jit_once(lambda params, batch: self.model.apply({"params": params}, batch, rooms, method="predict")[1])
 
 
-def evaluate_run(directory: str, split: str | None = None, examples: int | None = None) -> dict[str, Any]:
+def evaluate_run(
+    directory: str, split: str | None = None, examples: int | None = None, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
     """Evaluates the newest checkpoint of a run on a split, for every subset of its modalities.
+
+    Args:
+      overrides: arguments "--KEY", "VALUE" that change the config of the run, such as its data.
 
     Returns:
       {"step", "split", "subsets": {"speech+image": {"answer/accuracy": ..., ...}, ...}}.
@@ -229,7 +235,7 @@ def evaluate_run(directory: str, split: str | None = None, examples: int | None 
     Raises:
       UserError: the data has another tokenizer or other answers than the run was trained with.
     """
-    run = Run(directory)
+    run = Run(directory, overrides)
     split = split or run.config.evaluation.split
     try:
         mesh = make_mesh(**vars(run.config.mesh))

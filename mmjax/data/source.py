@@ -120,7 +120,7 @@ class Collection(Source):
         from mmjax.data.corpus import Corpus
 
         records, index = self.indexed(split, opening.directory)
-        training = index if split == "train" else self.indexed("train", opening.directory)[1]
+        training = index if split == "train" or not self.has("train") else self.indexed("train", opening.directory)[1]
         return Corpus(
             records,
             index,

@@ -24,7 +24,7 @@ TOKENS = 512  # of text in a row, where the model does not say
 def experiment(family: ModuleType, theirs: Mapping[str, Any], source: Path, out: Path) -> Experiment:
     """The config: the model, its tokenizer, and rows with room for one example.
 
-    The splits of the data are placeholders, "train.tsv" and "test.tsv".
+    The file of the data, "test.tsv", is a placeholder.
 
     Args:
       theirs: the original config, with its options of preprocessing and generation.
@@ -36,7 +36,7 @@ def experiment(family: ModuleType, theirs: Mapping[str, Any], source: Path, out:
     texts = {label: _tokens(task) for task in tasks.values() for label, kind in task.labels().items() if kind == "text"}
     longest = min((_tokens(task) for task in tasks.values()), default=TOKENS)
     data = Data(
-        source=Manifest(splits={"train": "train.tsv", "test": "test.tsv"}),
+        source=Manifest(splits={"test": "test.tsv"}),
         tokenizer=_tokenizer(source, out),
         prefixes=family.prefixes(theirs) if hasattr(family, "prefixes") else {},
         batch_rows=8,

@@ -61,8 +61,8 @@ def tasks(theirs: dict[str, Any]) -> dict[str, Task]:
         "transcript": Write(
             reads=("speech",),
             decoder=decoder(theirs),
-            start=theirs["decoder_start_token_id"],
-            end=theirs["eos_token_id"],
+            start_token=theirs["decoder_start_token_id"],
+            end_token=theirs["eos_token_id"],
             given=len(prefixes(theirs)["transcript"]),
             projection=False,
             **suppressed,

@@ -34,8 +34,8 @@ class Write(TextTask, Common, kw_only=True):
     reads: tuple[str, ...]  # encoders; those that an example has. An example that has none of them is left out
     decoder: TextDecoder = TextDecoder()
     label: str = "transcript"  # the name of the text in the data
-    start: int = 0  # the id before every text; 0 is the padding of tokenizers that are trained here
-    end: int = 0  # the id after every text
+    start_token: int = 0  # the id before every text; 0 is the padding of tokenizers that are trained here
+    end_token: int = 0  # the id after every text
     given: int = 0  # tokens at the start of the label that the model is given (`data.prefixes`), and does not write
     suppress: tuple[int, ...] = ()  # ids that are never written
     suppress_first: tuple[int, ...] = ()  # ids that are not written first
@@ -49,14 +49,14 @@ class Write(TextTask, Common, kw_only=True):
     sources = property(lambda self: self.reads)
 
     def needed(self, tokenizer: Any) -> int:
-        return max(len(tokenizer), self.start + 1, self.end + 1)
+        return max(len(tokenizer), self.start_token + 1, self.end_token + 1)
 
     def check_data(self, path: str, facts: Facts, source: Any) -> None:
         super().check_data(path, facts, source)
-        if facts.tokenizer.zero == "piece" and 0 in (self.start, self.end):
+        if facts.tokenizer.zero == "piece" and 0 in (self.start_token, self.end_token):
             raise UserError(
-                f"{path} begins texts with {self.start} and ends them with {self.end}, but 0 is an ordinary piece of this "
-                f"tokenizer; set {path}.start and {path}.end to ids of its special tokens"
+                f"{path} begins texts with {self.start_token} and ends them with {self.end_token}, but 0 is an ordinary piece of this "
+                f"tokenizer; set {path}.start_token and {path}.end_token to ids of its special tokens"
             )
 
     @property
@@ -92,7 +92,7 @@ class Write(TextTask, Common, kw_only=True):
         if text is None:
             return None
         context = self._context(encoded.streams)
-        inputs, targets = inputs_and_targets(text, examples.segments.shape[1], self.start, self.end)
+        inputs, targets = inputs_and_targets(text, examples.segments.shape[1], self.start_token, self.end_token)
         known = belongs(targets.segments, having(context, examples)).any(axis=-1) & (targets.positions >= self.given)
         logits = rematerialised_whole(lambda decoder, *x: decoder(*x, train=train), self.decoder, inputs, context)
         return Output(logits, targets._replace(segments=jnp.where(known, targets.segments, 0)))
@@ -108,7 +108,7 @@ class Write(TextTask, Common, kw_only=True):
         context, count = self._context(streams), 1 + self.given
         segments = having(context, examples)
         rows, slots = segments.shape
-        first = jnp.full((rows, slots, count), self.start)
+        first = jnp.full((rows, slots, count), self.start_token)
         if self.given:
             first = first.at[:, :, 1:].set(beginnings(text, examples, self.given))
         first = Stream(
@@ -141,4 +141,4 @@ class Write(TextTask, Common, kw_only=True):
         streams = {name: encoded.streams[name] for name in self.reads if name in encoded.streams}
         text, length = encoded.batch.get(self.label), rooms[self.label] - self.given
         logits, cache = apply(streams, encoded.batch["examples"], text, length, method="begin")
-        return greedy(partial(apply, method="step"), logits, cache, length, (self.end,))
+        return greedy(partial(apply, method="step"), logits, cache, length, (self.end_token,))
