@@ -15,6 +15,7 @@ from mmjax.interchange import directories
 from mmjax.models.positions import resize_positions
 from mmjax.models.roles import by_path
 from mmjax.parallel.mesh import make_mesh
+from mmjax.train.directory import UNTRAINED
 from mmjax.train.initial import load_initial
 from mmjax.train.program import begin
 
@@ -29,16 +30,21 @@ def state(source):
 
 @pytest.fixture(scope="module")
 def imported(state, tmp_path_factory):
-    """An import with the tiny model's speech encoder, whose parameters are larger by 1, and another classifier."""
+    """An import with the tiny model's speech encoder under another name, its parameters larger by 1, and a classifier."""
     directory = tmp_path_factory.mktemp("import") / "speech"
     arrays = {
-        path.replace("encoders.speech.", "encoder/").replace(".", "/"): np.asarray(x) + 1
+        path.replace("encoders.speech.", "encoders_audio/").replace(".", "/"): np.asarray(x) + 1
         for path, x in by_path(state.params).items()
         if path.startswith("encoders.speech.")
     }
-    arrays |= {"head/logits/kernel": np.ones((16, 5), np.float32), "head/logits/bias": np.ones(5, np.float32)}
-    parts = {"part.json": c.to_dict(tiny().model.encoders["speech"])}
-    directories.write(directory, arrays, directories.PARAMETERS, parts)
+    arrays |= {"tasks_words/logits/kernel": np.ones((16, 5), np.float32)}
+    arrays |= {"tasks_words/logits/bias": np.ones(5, np.float32)}
+    model = c.Multimodal(
+        encoders={"audio": tiny().model.encoders["speech"]},
+        tasks={"words": c.Classify(reads="audio", outputs=5, pool=c.MeanPool())},
+    )
+    config = c.to_dict(dataclasses.replace(tiny(), model=model))
+    directories.write(directory, arrays, UNTRAINED, {"config.json": config})
     return directory
 
 
@@ -63,7 +69,7 @@ def test_an_encoder_of_an_import_under_another_name(state, imported, capfd):
     count = sum(x.size for path, x in params.items() if path.startswith("encoders.speech."))
     assert f"encoders.speech from {imported}: {count:,} parameters" in said
     assert "new: encoders.image (" in said and "new: encoders.speech" not in said
-    assert f"unused in {imported}: tasks.imported (85)" in said
+    assert f"unused in {imported}: tasks.words (85)" in said
 
 
 def test_the_first_pattern_counts_and_none_stays_random(state, run):
@@ -117,18 +123,18 @@ def _run_params(directory):
         ({"**": "RUN", "fusion": "RUN"}, r"initial\['fusion'\] has no effect: patterns before it select the same"),
         (
             {"tasks.answer": "IMPORT"},
-            r"tasks.answer.logits.bias has the shape \[13\], but tasks.imported.logits.bias of .* has \[5\]",
+            r"tasks.answer.logits.bias has the shape \[13\], but tasks.words.logits.bias of .* has \[5\]",
         ),
-        ({"fusion": "IMPORT"}, "has no fusion; there are encoders, heads"),
+        ({"fusion": "IMPORT"}, "has no fusion; there are encoders, tasks"),
         ({"encoders": "IMPORT"}, "has no encoders.image"),
         ({"tasks.answer": "RUN:tasks.answers"}, "has no tasks.answers; did you mean 'tasks.answer'"),
         (
             {"encoders.speech": "RUN:encoders.image"},
             "model.encoders.speech.class is 'Conformer', but 'ViT'|has no encoders.image",
         ),
-        ({"encoders.image": "IMPORT"}, "has no encoders.imported.*put before this pattern: 'encoders.image"),
+        ({"encoders.image": "IMPORT"}, "has no encoders.audio.*put before this pattern: 'encoders.image"),
         ({"encoders.speech": "gs://bucket/run"}, "mount the bucket"),
-        ({"encoders.speech": "nowhere"}, "there is no nowhere"),
+        ({"encoders.speech": "nowhere"}, "nowhere is not a run directory"),
     ],
 )
 def test_what_cannot_be_loaded_is_named(state, run, imported, initial, message):
@@ -143,7 +149,7 @@ def test_what_cannot_be_loaded_is_named(state, run, imported, initial, message):
 
 def test_other_settings_of_a_part_are_refused_and_missing_parameters_are_named(state, imported):
     speech = tiny().model.encoders["speech"]
-    for change in ({"norm_epsilon": 1e-3}, {"tasks": 4}):
+    for change in ({"norm_epsilon": 1e-3}, {"heads": 4}):
         encoders = {**tiny().model.encoders, "speech": dataclasses.replace(speech, **change)}
         ((key, value),) = change.items()
         with pytest.raises(UserError, match=f"model.encoders.speech.{key} is {value}, but .* in .*use the same part"):
