@@ -64,11 +64,11 @@ class WithBlank(TextTask, kw_only=True):
     def resolved(self, facts: Facts) -> Task:
         if facts.tokenizer is None:
             return self
-        resolved = self.clone(blank=facts.tokenizer.blank if self.blank is None else self.blank)
-        return resolved.clone(outputs=self.outputs or resolved.needed(facts.tokenizer))
+        blank = facts.tokenizer.blank if self.blank is None else self.blank
+        return self.clone(outputs=self.outputs or self.needed(facts.tokenizer), blank=blank)
 
     def needed(self, tokenizer: Any) -> int:
-        return max(len(tokenizer), (self.blank or 0) + 1)
+        return max(len(tokenizer), (tokenizer.blank if self.blank is None else self.blank) + 1)
 
     def classes(self, text: Stream | None) -> Stream | None:
         """A text [B, U] of ids as classes of the head."""
