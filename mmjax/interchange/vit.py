@@ -66,12 +66,13 @@ def tasks(theirs: dict[str, Any]) -> dict[str, Task]:
     """Classification by the class token, if the model has a head for it."""
     if "head/logits" not in _beside(theirs):
         return {}
-    return {"answer": Classify(reads="image", outputs=len(theirs["id2label"]), pool=ClassPool())}
+    return {"answer": Classify(reads="image", outputs=len(classes(theirs)), pool=ClassPool())}
 
 
 def classes(theirs: dict[str, Any]) -> list[str]:
-    """The names of the classes."""
-    return [name for _, name in sorted((int(i), name) for i, name in theirs.get("id2label", {}).items())]
+    """The names of the classes; two without a name are transformers' default."""
+    names = theirs.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}
+    return [name for _, name in sorted((int(i), name) for i, name in names.items())]
 
 
 def ignored(name: str) -> bool:
