@@ -22,9 +22,8 @@ transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.reference
 
 RATE = 16_000
-SPECIAL = (
-    "<|endoftext|> <|startoftranscript|> <|en|> <|de|> <|translate|> <|transcribe|> <|notimestamps|>"  # as in Whisper
-).split()
+NAMES = ("endoftext", "startoftranscript", "en", "de", "translate", "transcribe", "notimestamps")
+SPECIAL = [f"<|{name}|>" for name in NAMES]
 
 
 def byte_level(path):

@@ -95,7 +95,9 @@ def imported(directory: str | Path, part: Literal["encoder", "decoder"] | None =
     found["decoder"] = [task.decoder for task in model.tasks.values() if hasattr(task, "decoder")]
     part = part or ("encoder" if found["encoder"] else "decoder")
     if len(found[part]) != 1:
-        raise UserError(f"the model in {directory} has {'several' if found[part] else 'no'} {part}{'s' * bool(found[part])}")
+        raise UserError(
+            f"the model in {directory} has {'several' if found[part] else 'no'} {part}{'s' * bool(found[part])}"
+        )
     return found[part][0]
 
 

@@ -109,7 +109,10 @@ def read_run(run: Path) -> tuple[Experiment, int, dict[str, Any]]:
       UserError: the directory is no run directory, or has no readable checkpoint.
     """
     if not (run / "config.json").is_file():
-        raise UserError(f"{run} is not a run directory: it has no config.json")
+        old = "; it was imported by an earlier version of mmjax: import the model again"
+        raise UserError(
+            f"{run} is not a run directory: it has no config.json{old if (run / 'part.json').is_file() else ''}"
+        )
     config, checkpoints = load(run / "config.json"), Checkpoints(run)
     if (run / UNTRAINED).is_file():
         return config, 0, _untrained(run / UNTRAINED)
