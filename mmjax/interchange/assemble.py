@@ -13,6 +13,7 @@ from mmjax.errors import UserError
 from mmjax.files import local
 from mmjax.interchange.vocabulary import CHARACTERS, SENTENCEPIECE, TOKENIZER
 from mmjax.models import Encoder, ImageEncoder, Multimodal, SpeechEncoder, TextDecoder, TokenIds
+from mmjax.models.roles import module_of
 from mmjax.train.experiment import Evaluation, Experiment, load
 from mmjax.train.optimizer import Optimizer
 from mmjax.train.schedules import WarmupLinear
@@ -56,8 +57,11 @@ def experiment(family: ModuleType, theirs: Mapping[str, Any], source: Path, out:
 def _rooms(config: Experiment) -> dict[str, str]:
     """Where in a run the parameters are whose paths begin with "encoder", "decoder" or "head"."""
     (encoder,), tasks = config.model.encoders, list(config.model.tasks)
-    rooms = {"encoder": f"encoders_{encoder}"}
-    return rooms | ({"decoder": f"tasks_{tasks[0]}/decoder", "head": f"tasks_{tasks[0]}"} if tasks else {})
+    rooms = {"encoder": module_of(f"encoders.{encoder}")}
+    if tasks:
+        head = module_of(f"tasks.{tasks[0]}")
+        rooms |= {"decoder": f"{head}/decoder", "head": head}
+    return rooms
 
 
 def to_run(config: Experiment, parameters: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -125,6 +125,11 @@ def dotted(module: str) -> str:
     return module
 
 
+def module_of(key: str) -> str:
+    """The inverse of `dotted`, for the key of a part: "encoders.speech"."""
+    return key.replace(".", "_", 1)
+
+
 def part_name(module: str) -> str:
     """The short name of a part of the model, "speech", from the name of its Flax module."""
     return dotted(module).rpartition(".")[2]
