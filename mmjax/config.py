@@ -21,7 +21,7 @@ from mmjax.data import (
     TarShards,
     TuxPaintStamps,
 )
-from mmjax.interchange.directories import imported
+from mmjax.interchange.assemble import imported
 from mmjax.models import (
     MFCC,
     Add,
@@ -75,6 +75,7 @@ from mmjax.models import (
     TelephoneBand,
     TextDecoder,
     TextEncoder,
+    TokenIds,
     Transformer,
     Vectors,
     ViT,
@@ -89,6 +90,7 @@ from mmjax.parallel.xla import XLA
 from mmjax.tasks import (
     CTC,
     BestRQ,
+    CausalLM,
     Classify,
     Contrast,
     Denoise,
@@ -141,6 +143,7 @@ __all__ = [
     "BiLSTM",
     "BlockStyle",
     "Bottleneck",
+    "CausalLM",
     "Checkpoint",
     "Chunking",
     "ClassPool",
@@ -228,6 +231,7 @@ __all__ = [
     "TelephoneBand",
     "TextDecoder",
     "TextEncoder",
+    "TokenIds",
     "Transducer",
     "Transformer",
     "TuxPaintStamps",

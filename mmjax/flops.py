@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.models.roles import part_of
+
 
 def matrix_flops(function: Any, *arguments: Any, trained: int | None = None, slots: int = 1) -> dict[str, float]:
     """FLOPs of the matrix products of `function`, by the outermost named part of the model.
@@ -113,15 +115,3 @@ def turns(scope: str) -> int | None:
     """The trip count, from a loop's name, for an example that fills its row; None: the name has no count."""
     found = re.search(r"turns=(\d+)(/while)?$", scope)
     return int(found[1]) if found else None
-
-
-def part_of(scope: str) -> str:
-    """The part of the model ("speech", "fusion", "answer", ...) of a name scope; a loss belongs to its head."""
-    for word in scope.replace(".", "/").split("/"):
-        word = word.rpartition("(")[2].rstrip(")")  # from "transpose(jvp(heads_answer))"
-        for prefix in ("encoders_", "tasks_"):
-            if word.startswith(prefix):
-                return word.removeprefix(prefix)
-        if word == "fusion":
-            return word
-    return "other"

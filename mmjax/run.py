@@ -27,6 +27,7 @@ from mmjax.stream import Batch
 from mmjax.train.build import build_layout, build_model, build_source, facts_of_run
 from mmjax.train.directory import check_same_meaning, read_run
 from mmjax.train.report import left_out, sample_rate
+from mmjax.tree import override
 
 LONGEST = 300  # seconds of a recording; the memory of attention grows with the square of its length
 SHORTEST_ROW = 128  # hops of a row of speech
@@ -50,9 +51,10 @@ class Run:
       step: the step of the checkpoint.
     """
 
-    def __init__(self, directory: str | Path):
+    def __init__(self, directory: str | Path, overrides: Sequence[str] = ()):
         self.directory = local(directory, "the run directory")
-        self.config, self.step, self.params = read_run(self.directory)
+        config, self.step, self.params = read_run(self.directory)
+        self.config = override(config, list(overrides))
         # This machine may lack the attention backend of the training machine.
         self.model = build_model(dataclasses.replace(self.config.model, strict_attention=False))
 
@@ -84,8 +86,8 @@ class Run:
             "text": example.text,
         }
         shown = (parts | dict(example.vectors or {})).items()
-        prefix = (example.prefixes or {}).get("text", ())
-        result = self._predict({name: part for name, part in shown if name in subset.split("+")}, prefix)
+        given = {name: part for name, part in shown if name in subset.split("+")}
+        result = self._predict(given, example.prefixes or {})
         answer = example.answer
         if answer is not None:
             answer = np.asarray(answer).tolist() if np.ndim(answer) else source.answers[int(answer)]
@@ -111,7 +113,7 @@ class Run:
           image: the path of a picture, its bytes, a Pillow image, or pixels [H, W], [H, W, 3] or [H, W, 4], uint8 or floats
             in 0 to 1. (`picture_of`)
           text: the written question.
-          tags: "language" and "task" of the text, for its prefix (`data.prefixes`).
+          tags: "language" and "task", for the special tokens before texts (`data.prefixes`).
           vectors: vectors [T, W] of other streams, by name.
 
         Returns:
@@ -123,9 +125,9 @@ class Run:
         """
         if text is not None and not isinstance(text, str):
             raise UserError(f"the text is {type(text).__name__}, not str; read a file before you pass its text")
-        templates = self.config.data.prefixes
-        if any((tags or {}).values()) and "text" not in templates:
-            raise UserError("this run uses no tags for text (its config has no data.prefixes.text)")
+        prefixes, tags = self._prefixes, tags or {}
+        for name in (name for name, value in tags.items() if value and name not in (prefixes.tags if prefixes else ())):
+            raise UserError(f"this run does not use --{name}: no token of its data.prefixes depends on it")
         text = None if text is None else normal_text(text)  # as for texts of the data
         given = {"speech": speech, "image": image, "text": text} | vectors
         self._check_streams(given)
@@ -133,31 +135,38 @@ class Run:
             None if speech is None else samples_of(speech, sample_rate(self.config), self.config.data.rescale)
         )
         given["image"] = None if image is None else picture_of(image)
-        return self._predict(given, Prefixes(templates, self.tokenizer).ids("text", tags or {}) if templates else ())
+        return self._predict(given, prefixes.of(tags) if prefixes else {})
 
     def _check_streams(self, given: Mapping[str, Any]) -> frozenset[str]:
         """The names of the given streams; raises if there are none, or if one has no encoder."""
         shows = frozenset(name for name, part in given.items() if part is not None)
         if not shows:
             raise UserError("give at least one of --speech, --image and --text")
+        if not self.config.model.tasks:
+            raise UserError(f"{self.directory} has no task; use its encoder in a config (`imported`, `initial`)")
         absent = [name for name in shows if name not in self.config.model.encoders]
         if absent:
             raise UserError(f"this run's model has no encoder for {absent[0]}")
         return shows
 
-    def _predict(self, given: Mapping[str, Any], prefix: Sequence[int]) -> dict[str, Any]:
-        """`predict` for inputs in the format of `Example`, with the token ids of the text's prefix."""
+    def _predict(self, given: Mapping[str, Any], prefixes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+        """`predict` for inputs in the format of `Example`, with the ids before each text."""
         shows = self._check_streams(given)
         speech, image, text = (given.get(name) for name in ("speech", "image", "text"))
         layout = self._layout_for(shows, speech)
-        if text is not None and (tokens := len(prefix) + len(self.tokenizer.read(text))) > layout.rows["text"]:
-            raise UserError(f"the text has {tokens} tokens, but the row has room for {layout.rows['text']}; shorten it")
+        if text is not None:
+            tokens = len(prefixes.get("text", ())) + len(self.tokenizer.read(text))
+            if tokens > layout.rows["text"]:
+                raise UserError(
+                    f"the text has {tokens} tokens, but the row has room for {layout.rows['text']}; shorten it"
+                )
         example = Example(
             speech=None if speech is None else lambda: speech,
             image=image,
             text=text,
             vectors={name: part for name, part in given.items() if name not in ("speech", "image", "text")},
-            prefixes={"text": prefix},
+            prefixes=prefixes,
+            **dict.fromkeys(self._given, ""),  # texts of which a task is given the first tokens
         )
         packer = Packer(layout, 1)
         packer.add(0, example, shows, name="your input")
@@ -174,6 +183,7 @@ class Run:
         """A layout of one row with the given streams, long enough for this recording."""
         layout = self._layout.without(*set(self.config.model.encoders) - shows)
         rows = {name: size for name, size in layout.rows.items() if name not in ("transcript", "target")}
+        rows |= {label: count + 1 for label, count in self._given.items()}
         if speech is not None:
             if len(speech) > LONGEST * sample_rate(self.config):
                 raise UserError(f"the recording is longer than {LONGEST} seconds; cut it into parts")
@@ -183,6 +193,16 @@ class Run:
             self.config.model.encoders["speech"].check_row("model.encoders.speech", "the recording in hops", whole)
             rows["speech"] = bucket(hops, layout.align)
         return dataclasses.replace(layout, rows=rows)
+
+    @functools.cached_property
+    def _prefixes(self) -> Prefixes | None:
+        templates = self.config.data.prefixes
+        return Prefixes(templates, self.tokenizer) if templates else None
+
+    @functools.cached_property
+    def _given(self) -> dict[str, int]:
+        """The number of tokens that tasks are given of each label."""
+        return {label: count for task in self.config.model.tasks.values() for label, count in task.given_tokens.items()}
 
     @functools.cached_property
     def _layout(self) -> Layout:
@@ -200,8 +220,13 @@ class Run:
         return jit_once(lambda params, batch: self.model.apply({"params": params}, batch, rooms, method="predict")[1])
 
 
-def evaluate_run(directory: str, split: str | None = None, examples: int | None = None) -> dict[str, Any]:
+def evaluate_run(
+    directory: str, split: str | None = None, examples: int | None = None, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
     """Evaluates the newest checkpoint of a run on a split, for every subset of its modalities.
+
+    Args:
+      overrides: arguments "--KEY", "VALUE" that change the config of the run, such as its data.
 
     Returns:
       {"step", "split", "subsets": {"speech+image": {"answer/accuracy": ..., ...}, ...}}.
@@ -209,7 +234,7 @@ def evaluate_run(directory: str, split: str | None = None, examples: int | None 
     Raises:
       UserError: the data has another tokenizer or other answers than the run was trained with.
     """
-    run = Run(directory)
+    run = Run(directory, overrides)
     split = split or run.config.evaluation.split
     try:
         mesh = make_mesh(**vars(run.config.mesh))

@@ -10,8 +10,10 @@ import numpy as np
 
 from mmjax.errors import UserError
 
-# The id that no text to be written holds: the tokenizer's padding, the blank of CTC and transducer, the beginning and end of a text.
+# The class of the blank in the heads of CTC and transducer. Tokenizers that are trained here never produce the id 0.
 BLANK = 0
+# In place of an id: the text of this example is empty. (An example without a text has no position.)
+EMPTY = -1
 
 Array = Any  # numpy.ndarray in data workers, jax.Array in the model
 

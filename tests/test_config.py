@@ -1,5 +1,6 @@
 """Configs: golden dumps, overrides with types, and errors that name the nearest key."""
 
+import json
 import pathlib
 import re
 import subprocess
@@ -9,6 +10,7 @@ import pytest
 from conftest import tiny
 
 from mmjax import config as c
+from mmjax.cli import main
 from mmjax.errors import UserError
 from mmjax.train.validate import check_config
 from mmjax.tree.catalogue import catalogue
@@ -206,3 +208,21 @@ def test_presets_are_listed_once_with_the_modern_ones():
         c.Conformer.preset("modernS")
     assert str(error.value).count("there are") == 1 and "did you mean 'modern S'" in str(error.value)
     assert c.Conformer.preset("modern S").positions == c.Rotary()
+
+
+def test_a_run_of_an_earlier_version_is_refused_in_one_line(tmp_path, capsys):
+    old = c.to_dict(tiny()) | {"objectives": {"answer": {"class": "Classification"}}}
+    old["model"]["heads"] = old["model"].pop("tasks")
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    for command in (
+        ["eval", str(tmp_path)],
+        ["predict", str(tmp_path), "--text", "a"],
+        ["train", str(tmp_path / "config.json")],
+    ):
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert "config.json is of an earlier version of mmjax" in error and error.count("\n") == 1
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "part.json").write_text("{}")
+    assert main(["predict", str(tmp_path), "--text", "a"]) == 2
+    assert "import the model again" in capsys.readouterr().err

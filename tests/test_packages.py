@@ -10,12 +10,12 @@ HOME = pathlib.Path(mmjax.__file__).parent
 ORDER = (
     ("cli", "__main__"),
     ("config",),
-    ("prepare", "check", "bottleneck", "plan", "run"),
+    ("prepare", "check", "bottleneck", "plan", "run", "interchange"),
     ("train",),
-    ("evaluate", "interchange"),
+    ("evaluate", "flops"),
     ("tasks",),
     ("models", "losses", "decode", "data", "parallel"),
-    ("telemetry", "flops"),
+    ("telemetry",),
     ("stream", "progress", "files"),
     ("tree", "errors"),
 )

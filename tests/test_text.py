@@ -7,13 +7,15 @@ import re
 import sys
 import unicodedata
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmjax.data.text import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 from mmjax.errors import UserError
-from mmjax.stream import BLANK
+from mmjax.models.texts import to_classes, to_ids
+from mmjax.stream import BLANK, EMPTY
 
 SAMPLES = [
     "The quick brown fox, 42 times?",
@@ -110,8 +112,8 @@ def test_no_text_holds_the_blank_or_a_special_token(text):
 @pytest.mark.parametrize("blank", ["", " ", "\n\t", "\u200b", "\u00a0", "\u200e \ufeff", "\u00ad"])
 def test_a_text_that_shows_nothing_is_empty(blank):
     for tokenizer in (IDENTITY, NFKC, WITHOUT_BYTES):
-        assert tokenizer.of_stream("transcript", blank) == [BLANK] and tokenizer.reference(blank) == ""
-    assert IDENTITY.of_stream("transcript", f"{blank}a") != [BLANK]
+        assert tokenizer.of_stream("transcript", blank) == [EMPTY] and tokenizer.reference(blank) == ""
+    assert IDENTITY.of_stream("transcript", f"{blank}a") != [EMPTY]
 
 
 def test_special_tokens_are_one_token_and_no_text_can_forge_them():
@@ -186,13 +188,22 @@ def test_what_is_unknown_is_left_out_of_labels_where_it_would_be_the_blank():
     assert theirs.decode(theirs.encode("fox ☃fox")) == "fox fox"
 
 
-def test_a_piece_with_id_0_is_read_as_it_is_and_written_as_another_class_than_the_blank():
+def test_where_id_0_is_a_piece_it_is_written_and_the_blank_is_another_class():
     tokenizer = SentencePieceTokenizer(sentencepiece_model(**A_PIECE))
-    assert tokenizer.zero == "piece" and tokenizer.classes == len(tokenizer) + 1
-    word = tokenizer.decode([1])
-    assert word and 0 in tokenizer.read(word)
-    assert tokenizer.encode(word) == [i + 1 for i in tokenizer.read(word)]
-    assert tokenizer.decode([BLANK, *tokenizer.encode(word), BLANK]) == word.strip()
+    assert tokenizer.zero == "piece" and tokenizer.blank == len(tokenizer)
+    word = tokenizer.decode([0])
+    ids = tokenizer.encode(word)
+    assert word and 0 in ids and ids == tokenizer.read(word)
+    classes = to_classes(np.array(ids), tokenizer.blank)
+    assert BLANK not in classes.tolist() and to_ids(classes, tokenizer.blank).tolist() == ids
+    assert tokenizer.decode([EMPTY, *ids, EMPTY]) == word.strip()
+
+
+def test_ids_and_classes_around_a_blank():
+    """The blank takes the place of id 2: ids below it move up by one, and class 0 is the blank."""
+    assert to_classes(np.array([0, 1, 3, 4, EMPTY]), 2).tolist() == [1, 2, 3, 4, BLANK]
+    assert to_ids(np.array([1, 2, 3, 4, BLANK]), 2).tolist() == [0, 1, 3, 4, EMPTY]
+    assert to_classes(np.array([1, 2]), 0).tolist() == [1, 2] == to_ids(np.array([1, 2]), 0).tolist()
 
 
 # Hugging Face's. ------------------------------------------------------------------------------------------
@@ -263,10 +274,9 @@ def test_a_tokenizer_json_gives_the_ids_of_transformers(huggingface):
         ids = theirs(text, add_special_tokens=False)["input_ids"]
         whole = theirs(text)["input_ids"]
         assert ours.read(text) == whole and alone.read(text) == ours.pieces(text) == alone.pieces(text) == ids
-        moved = 1 if kind == "gpt2" else 0  # where id 0 is a piece, the blank goes before it
-        assert ours.encode(text) == [i + moved for i in ids if moved or i != BLANK]
+        assert ours.encode(text) == [i for i in ids if kind == "gpt2" or i != 0]  # of the others, 0 is no piece
         expected = theirs.decode(whole, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        assert ours.decode([i + moved for i in whole]) == ours.decode(ours.encode(text)) == expected
+        assert ours.decode(whole) == ours.decode(ours.encode(text)) == expected
         around = max(around, len(whole) - len(ids))
     assert around == {"gpt2": 0, "bert": 2, "t5": 1}[kind]
     assert ours.zero == {"gpt2": "piece", "bert": "never", "t5": "never"}[kind]

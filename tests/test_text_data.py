@@ -17,7 +17,6 @@ from mmjax.data.loader import Batches
 from mmjax.data.sampler import Sampler
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
-from mmjax.stream import BLANK
 from mmjax.train.build import build_source, open_data
 from mmjax.train.validate import check_config, check_data
 
@@ -139,25 +138,28 @@ def test_the_tokenizer_of_other_special_tokens_is_another(home):
 # What tasks can write. ------------------------------------------------------------------------------------
 
 WRITERS = {
-    "CTC": lambda outputs: c.CTC(outputs=outputs),
-    "Transducer": lambda outputs: c.Transducer(outputs=outputs, width=8),
-    "Write": lambda outputs: c.Write(reads=("speech",), decoder=c.TextDecoder(vocabulary=outputs)),
+    "CTC": lambda outputs, _: c.CTC(outputs=outputs),
+    "Transducer": lambda outputs, _: c.Transducer(outputs=outputs, width=8),
+    "Write": lambda outputs, end: c.Write(
+        reads=("speech",), decoder=c.TextDecoder(vocabulary=outputs), start_token=end, end_token=end
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_a_task_has_a_class_for_the_blank_where_id_0_is_a_piece(home, kind):
-    """Texts are written without an id that would be the blank; where it is the unknown piece, labels leave it out."""
+def test_a_task_has_an_output_for_the_blank_or_the_end_where_id_0_is_a_piece(home, kind):
+    """Where id 0 is the unknown piece, labels leave it out, and 0 is the blank, or the end of a text."""
     encoders = {name: tiny().model.encoders[name] for name in ("speech", "text")}
     for options, blank in ((A_PIECE, 1), (XLMR, 0)):
         (home / "a.model").write_bytes(sentencepiece_model(**options))
         chosen = data(home, c.SentencePiece(file=str(home / "a.model")))
         source = build_source(chosen, "train")
         pieces = len(source.tokenizer)
-        assert BLANK not in source.tokenizer.encode("a red circle")
+        end = source.tokenizer.blank
+        assert end == (pieces if blank else 0) and end not in source.tokenizer.encode("a red circle")
         for missing in (0, 1):
             outputs = pieces + blank - missing
-            model = c.Multimodal(encoders=encoders, tasks={"transcript": WRITERS[kind](outputs)})
+            model = c.Multimodal(encoders=encoders, tasks={"transcript": WRITERS[kind](outputs, end)})
             config = tiny(data=chosen, model=model)
             if missing:
                 with pytest.raises(
@@ -166,6 +168,12 @@ def test_a_task_has_a_class_for_the_blank_where_id_0_is_a_piece(home, kind):
                     check_data(config, source)
             else:
                 check_data(config, source)
+        if blank and kind == "Write":
+            model = c.Multimodal(encoders=encoders, tasks={"transcript": WRITERS[kind](pieces, 0)})
+            with pytest.raises(
+                UserError, match="set model.tasks.transcript.start_token and .*end_token to ids of its special"
+            ):
+                check_data(tiny(data=chosen, model=model), source)
         model = c.Multimodal(encoders=encoders, tasks={"text": c.LanguageModel(outputs=pieces)})
         check_data(tiny(data=chosen, model=model), source)
 
@@ -242,8 +250,10 @@ def test_a_run_keeps_its_tokenizer_of_either_kind(home, capsys, monkeypatch):
 def test_a_tag_is_for_runs_that_read_it():
     from mmjax.run import Run
 
-    with pytest.raises(UserError, match="uses no tags for text"):
-        Run.predict(types.SimpleNamespace(config=tiny()), text="a dog", tags={"language": "fr"})
+    with pytest.raises(
+        UserError, match="this run does not use --language: no token of its data.prefixes depends on it"
+    ):
+        Run.predict(types.SimpleNamespace(config=tiny(), _prefixes=None), text="a dog", tags={"language": "fr"})
 
 
 # The command. ---------------------------------------------------------------------------------------------

@@ -74,11 +74,12 @@ def _add_run_commands(commands) -> None:
     sub.epilog = "Any other --key VALUE overrides a key of the config: --checkpoint.every-steps 50"
 
     sub = _command(commands, "eval", "evaluate a run on every subset of its modalities", "RUN")
-    sub.set_defaults(func=_eval, joins=True)
+    sub.set_defaults(func=_eval, joins=True, overrides=True)
     sub.add_argument("--split", default=None, help="default: the config's evaluation.split")
     sub.add_argument(
         "--examples", type=whole(1), help="number of examples, spread evenly over the split (default: all)"
     )
+    sub.epilog = "Any other --key VALUE overrides a key of the config: --data.source.splits.test other.tsv"
 
     sub = _command(commands, "predict", "predict about one example", "RUN")
     sub.set_defaults(func=_predict, joins=True)
@@ -190,7 +191,7 @@ def _eval(options, rest) -> int:
     from mmjax.evaluate.evaluation import table
     from mmjax.run import evaluate_run
 
-    result = evaluate_run(options.run, options.split, options.examples)
+    result = evaluate_run(options.run, options.split, options.examples, rest)
     if options.json:
         print_json(result)
     else:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mmjax.data.index import TAGS, TEXTS, Index
-from mmjax.data.text import Tokenizer, class_of
+from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError, nearest
 
 
@@ -17,7 +17,8 @@ class Prefixes:
 
     Args:
       templates: by stream, names of special tokens with placeholders {language} and {task} for tags:
-        {"target": ("<{language}>", "<{task}>")}. If an example lacks a tag, tokens with this placeholder are left out.
+        {"target": ("<{language}>", "<{task}>")}. If an example lacks a tag, it has the default of the placeholder
+        ("<{language:en}>"); without a default, the token is left out.
       tokenizer: the tokenizer with these special tokens.
 
     Raises:
@@ -27,11 +28,16 @@ class Prefixes:
     def __init__(self, templates: Mapping[str, Sequence[str]], tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         self._templates = {
-            stream: [(template, _tags(template, stream)) for template in chosen] for stream, chosen in templates.items()
+            stream: [_parsed(template, stream) for template in chosen] for stream, chosen in templates.items()
         }
         for stream in templates:
             if stream not in TEXTS:
                 raise UserError(f"data.prefixes: '{stream}' is not a text stream{nearest(stream, TEXTS)}")
+
+    @property
+    def tags(self) -> set[str]:
+        """The tags on which the tokens depend."""
+        return {name for chosen in self._templates.values() for template in chosen for _, name, _ in template if name}
 
     def ids(self, stream: str, tags: Mapping[str, str | None]) -> tuple[int, ...]:
         """The prefix of a text.
@@ -40,18 +46,19 @@ class Prefixes:
           UserError: the tokenizer lacks a special token.
         """
         special, found = self._tokenizer.special, []
-        for template, needed in self._templates.get(stream, ()):
-            if any(tags.get(name) is None for name in needed):
+        for template in self._templates.get(stream, ()):
+            named = {name: tags.get(name) or default for _, name, default in template if name}
+            if not all(named.values()):
                 continue
-            token = template.format(**{name: tags[name] for name in needed})
+            token = "".join(literal + named.get(name, "") for literal, name, _ in template)
             if token not in special:
-                of = " and ".join(f"{name} '{tags[name]}'" for name in needed)
+                of = " and ".join(f"{name} '{value}'" for name, value in named.items())
                 raise UserError(
                     f"data.prefixes.{stream}: the tokenizer has no special token '{token}'{of and f' for the {of}'}; its "
                     f"special tokens are: {', '.join(special) or 'none'}. Add it to data.tokenizer.special to train a "
                     "tokenizer with it, or rename the tag to match the tokenizer"
                 )
-            found.append(special[token] if stream == "text" else class_of(special[token], self._tokenizer.blank))
+            found.append(special[token])
         return tuple(found)
 
     def of(self, tags: Mapping[str, str | None]) -> dict[str, tuple[int, ...]]:
@@ -82,13 +89,13 @@ class Prefixes:
         return counts
 
 
-def _tags(template: str, stream: str) -> list[str]:
-    """The tags in a template."""
+def _parsed(template: str, stream: str) -> list[tuple[str, str | None, str | None]]:
+    """A template as (text before a tag, the tag, its default or ""); the last tag may be None."""
     try:
-        named = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        parts = [(literal, name, default) for literal, name, default, _ in string.Formatter().parse(template)]
     except ValueError as error:
         raise UserError(f"data.prefixes.{stream}: {template!r} cannot be read: {error}") from None
-    for name in named:
-        if name not in TAGS:
+    for _, name, _ in parts:
+        if name is not None and name not in TAGS:
             raise UserError(f"data.prefixes.{stream}: '{name}' in {template!r} is not a tag{nearest(name, TAGS)}")
-    return named
+    return parts

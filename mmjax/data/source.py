@@ -124,7 +124,8 @@ class Collection(Source):
         records, index = self.indexed(split, opening.directory)
         answers = opening.answers
         if answers is None:
-            training = index if split == "train" else self.indexed("train", opening.directory)[1]
+            known = split == "train" or not self.has("train")
+            training = index if known else self.indexed("train", opening.directory)[1]
             answers = training.answers
         return Corpus(
             records,

@@ -1,8 +1,7 @@
 """Tokenizers: sentencepiece models and Hugging Face tokenizers.
 
-Input texts are encoded as the tokenizer's own ids. Output texts (transcripts, targets) are encoded as classes of a
-head, in which class 0 is `BLANK` and not a piece; see `class_of`. An empty output text is encoded as one `BLANK`, so
-that it takes a position in its stream, unlike a missing text.
+Texts are encoded as the tokenizer's ids. An empty text that a model writes (a transcript, a target) is encoded as one `EMPTY`,
+so that it takes a position in its stream, unlike a missing text.
 """
 
 import abc
@@ -20,22 +19,12 @@ from typing import Any, ClassVar, Literal
 
 from mmjax.errors import UserError
 from mmjax.files import write_whole
-from mmjax.stream import BLANK
+from mmjax.stream import BLANK, EMPTY
 
 UNKNOWN = 1  # id of the unknown piece in models trained here
 SPACE = "\u2581"  # sentencepiece's sign for a space
 RESERVED = "\u2585"  # sentencepiece's trainer skips texts that contain this sign
 LONGEST = 10_000  # bytes per training sentence; sentencepiece's trainer counts characters with 16 bits
-
-
-def class_of(piece: int, blank: int) -> int:
-    """Maps a piece id to a class of a head: the blank becomes class 0, and the ids below it increase by one."""
-    return piece + 1 if piece < blank else piece
-
-
-def piece_of(number: int, blank: int) -> int:
-    """The inverse of `class_of`, for classes other than 0."""
-    return number - 1 if number <= blank else number
 
 
 def is_blank(text: str) -> bool:
@@ -53,8 +42,8 @@ class Tokenizer(abc.ABC):
       byte_pieces: ids of the pieces that represent single bytes.
       zero: the meaning of id 0. "never": it occurs in no text; "unknown": the unknown token; "piece": an ordinary
         piece.
-      blank: the id that becomes `BLANK`, class 0 of a head. It must not occur in output texts: it is 0, or, if id 0 is
-        an ordinary piece, one more than the largest id. A tokenizer.json may name another id.
+      blank: an id that occurs in no output text, and so can stand for the blank of CTC: 0, or, if id 0 is an ordinary
+        piece, one more than the largest id.
     """
 
     file_name: ClassVar[str]
@@ -164,24 +153,19 @@ class Tokenizer(abc.ABC):
         """The ids of an input text: its pieces, and the special tokens that the tokenizer adds around them."""
         return self.pieces(text)
 
-    @property
-    def classes(self) -> int:
-        """The number of classes of a head: the pieces and the blank."""
-        return max(len(self), self.blank + 1)
-
     def encode(self, text: str) -> list[int]:
-        """The classes of an output text. If the blank is the unknown token, unknown tokens are left out."""
-        return [class_of(i, self.blank) for i in self.pieces(text) if i != self.blank]
+        """The ids of an output text. If the blank is the unknown token, unknown tokens are left out."""
+        return [i for i in self.pieces(text) if i != self.blank]
 
     def of_stream(self, stream: str, text: str) -> list[int]:
         """The ids of a text in its stream: "text" is an input, all others are outputs.
 
-        An output text that shows nothing (`is_blank`) gives `[BLANK]`, which means that the model should write nothing.
+        An output text that shows nothing (`is_blank`) gives `[EMPTY]`, which means that the model should write nothing.
         A text of which all tokens are left out gives no ids, since its correct output is unknown.
         """
         if stream == "text":
             return self.read(text)
-        return [BLANK] if is_blank(text) else self.encode(text)
+        return [EMPTY] if is_blank(text) else self.encode(text)
 
     def reference(self, text: str) -> str:
         """The reference for metrics: the text with the tokenizer's normalisation, as a perfect model would write it.
@@ -198,14 +182,12 @@ class Tokenizer(abc.ABC):
         """`reference` of a text with characters that no piece covers."""
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
-        """Decodes classes to text; skips blanks and classes without a piece.
+        """Decodes ids to text; skips negative ids, and ids without a piece.
 
         Args:
-          ids: classes, as from `encode`.
           special: include the names of special tokens; otherwise they are left out.
         """
-        pieces = [piece_of(int(i), self.blank) for i in ids if i != BLANK]
-        return self._decode([i for i in pieces if 0 <= i < len(self)], special)
+        return self._decode([int(i) for i in ids if 0 <= i < len(self)], special)
 
     @abc.abstractmethod
     def _decode(self, ids: list[int], special: bool) -> str:
@@ -274,8 +256,6 @@ class SentencePieceTokenizer(Tokenizer):
 class HuggingFaceTokenizer(Tokenizer):
     """A tokenizer.json. Its truncation and padding settings are ignored, since rows are packed.
 
-    The key "blank", which `mmjax import` adds for models with a CTC head, is the id of that head's blank.
-
     Args:
       add_special_tokens: `read` adds the special tokens of the post-processor: [CLS] ... [SEP].
     """
@@ -295,7 +275,6 @@ class HuggingFaceTokenizer(Tokenizer):
             if not add_special_tokens:
                 about["post_processor"] = None
             self.serialised = json.dumps(about).encode()
-            blank = about.pop("blank", None)
             self._model = tokenizers.Tokenizer.from_str(json.dumps(about))
         except Exception as error:  # tokenizers raises plain exceptions
             raise UserError(f"cannot read {name}: it is not a tokenizer.json ({error})") from None
@@ -310,7 +289,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self.byte_pieces = frozenset(i for piece, i in vocabulary.items() if re.fullmatch("<0x[0-9A-F]{2}>", piece))
         known = 0 in vocabulary.values() and 0 not in self._not_text
         self.zero = "unknown" if self.unknown == 0 else "piece" if known else "never"
-        self.blank = blank if blank is not None else self._length if self.zero == "piece" else 0
+        self.blank = self._length if self.zero == "piece" else 0
 
     def __len__(self) -> int:
         return self._length

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.models.segments import same_segment, shift
-from mmjax.stream import BLANK, Stream
+from mmjax.stream import BLANK, EMPTY, Stream
 
 SYMBOLS = 4  # the most symbols that a transducer may write in one frame
 
@@ -16,40 +16,42 @@ Apply = Callable[..., Any]  # apply(*arguments, method="NAME") calls a method of
 
 
 def best_path(logits: Stream) -> Stream:
-    """The most probable CTC alignment [B, T, V] -> ids [B, T]: the first of repeated ids, without blanks (Graves 2006)."""
+    """The most probable CTC alignment [B, T, V] -> classes [B, T]: the first of repeated classes, and blanks (Graves 2006)."""
     best = jnp.where(logits.mask, logits.features.argmax(-1), BLANK)
     repeated = same_segment(logits.segments, -1) & (shift(best, -1) == best)
     return logits._replace(features=jnp.where(repeated, BLANK, best))
 
 
-def greedy_attention(apply: Apply, streams: dict[str, Stream], examples: Stream, length: int) -> Stream:
+def greedy(step: Callable[..., Any], logits: Stream, cache: Any, length: int, ends: tuple[int, ...]) -> Stream:
     """Writes the texts of all examples [B, N] at once, until all have ended or have `length` tokens: ids [B, N * length].
 
     Args:
-      apply: of a task with the methods `begin` and `step`, as those of `mmjax.tasks.Write`.
+      step: (tokens [B, N], cache) -> logits [B, N, V] of the tokens after them, and the cache.
+      logits: of the first token of every text; its positions are those of the tokens before.
+      ends: ids that end a text, and are not part of it.
     """
-    rows, slots = examples.segments.shape
-    logits, cache = apply(streams, examples, slots * (length + 1), method="begin")
-    ids = jnp.zeros((rows, slots, length), jnp.int32)
+    rows, slots = logits.segments.shape
+    segments, start = logits.segments, logits.positions
+    ids = jnp.full((rows, slots, length), EMPTY)
 
     def goes_on(carry):
         number, logits, *_ = carry
         return (number < length) & logits.mask.any()
 
-    def step(carry):
+    def write(carry):
         number, logits, cache, ids = carry
-        token = jnp.where(logits.mask, logits.features.argmax(-1).astype(jnp.int32), BLANK)
-        ids = ids.at[:, :, number].set(token)
-        segments = jnp.where(token != BLANK, logits.segments, 0)  # the blank ends a text
-        token = Stream(token, segments, jnp.full_like(segments, number + 1))
-        return (number + 1, *apply(token, cache, method="step"), ids)
+        token = logits.features.argmax(-1).astype(jnp.int32)
+        going = logits.mask & ~jnp.isin(token, jnp.array(ends, jnp.int32))
+        ids = ids.at[:, :, number].set(jnp.where(going, token, EMPTY))
+        token = Stream(token, jnp.where(going, logits.segments, 0), start + number + 1)
+        return (number + 1, *step(token, cache), ids)
 
-    *_, ids = jax.lax.while_loop(goes_on, step, (0, logits, cache, ids))
-    return _of_rows(ids.reshape(rows, -1), jnp.repeat(examples.segments, length, axis=1))
+    *_, ids = jax.lax.while_loop(goes_on, write, (0, logits, cache, ids))
+    return _of_rows(ids.reshape(rows, -1), jnp.repeat(segments, length, axis=1))
 
 
 def greedy_transducer(apply: Apply, stream: Stream, context: int) -> Stream:
-    """In each frame, writes the most probable symbols until a blank (Graves 2012): [B, T, W] -> ids [B, T * SYMBOLS].
+    """In each frame, writes the most probable symbols until a blank (Graves 2012): [B, T, W] -> classes [B, T * SYMBOLS].
 
     Args:
       apply: of a task with the methods `project` and `logits`, as those of `mmjax.tasks.Transducer`.

@@ -10,6 +10,7 @@ import numpy as np
 from mmjax.errors import UserError
 from mmjax.files import local
 from mmjax.interchange import (
+    assemble,
     bert,
     certificate,
     directories,
@@ -23,8 +24,9 @@ from mmjax.interchange import (
     wav2vec2_conformer,
     whisper,
 )
-from mmjax.interchange.directories import imported
 from mmjax.interchange.rules import to_ours, to_theirs
+from mmjax.train.directory import UNTRAINED, read_run
+from mmjax.train.experiment import Experiment
 from mmjax.tree import to_dict
 
 FAMILIES: tuple[ModuleType, ...] = (parakeet, wav2vec2_bert, wav2vec2_conformer, whisper, vit, siglip, bert, t5, llama)
@@ -44,11 +46,11 @@ def family_of(theirs: dict[str, Any], where: str | Path) -> ModuleType:
 
 
 def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
-    """Converts a Hugging Face directory to an mmjax directory.
+    """Converts a Hugging Face directory to a run that was not trained.
 
-    The result holds `part.json` (the config of the encoder, or of a language model's decoder), `parameters.safetensors`
-    (float32, by path), `origin.json` (the original config, dtypes of tensors, names of unused tensors, and the parity
-    certificate), and the tokenizer (`vocabulary.keep`).
+    The result holds `config.json` (an Experiment with the encoder, and a task for the decoder or the head), its parameters
+    in float32, the tokenizer (`vocabulary.keep`), the names of classes, and `origin.json` (the original config, dtypes of
+    tensors, names of unused tensors, and the parity certificate).
 
     Returns:
       {"model_type", "parameters": number of parameters, "left_out": unused tensors and files, "certificate"}.
@@ -57,12 +59,14 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
     theirs = directories.read_object(source / "config.json")
     family = family_of(theirs, source)
     try:
-        part = family.part(theirs | directories.read_normalisation(source))
+        about = theirs | directories.read_normalisation(source) | directories.read_generation(source)
+        part = family.part(about)
         tensors = directories.read_tensors(source)
         unpacked = family.unpack(tensors) if hasattr(family, "unpack") else tensors
         copies = family.copies(theirs) if hasattr(family, "copies") else {}
         parameters, left_out = to_ours(family.rules(theirs), unpacked, family.ignored, copies)
         proof = certificate.certify(family, source, part, parameters)
+        config = assemble.experiment(family, about, source, out)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"{source / 'config.json'} does not fit its tensors, or lacks a value ({type(error).__name__}: {error})"
@@ -73,10 +77,9 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
         "left_out": left_out,
         "certificate": proof,
     }
-    documents = {directories.PART: to_dict(part), directories.ORIGIN: origin}
-    if hasattr(family, "decoder"):
-        documents["decoder.json"] = to_dict(family.decoder(theirs))
-    directories.write(out, parameters, directories.PARAMETERS, documents)
+    classes = family.classes(theirs) if hasattr(family, "classes") else []
+    documents = {"config.json": to_dict(config), "answers.json": classes, directories.ORIGIN: origin}
+    directories.write(out, assemble.to_run(config, parameters), UNTRAINED, documents)
     blank = family.blank(theirs) if hasattr(family, "blank") else None
     return {
         "model_type": theirs["model_type"],
@@ -92,8 +95,7 @@ def export_model(source: str | Path, out: str | Path) -> dict[str, Any]:
     origin = directories.read_object(source / directories.ORIGIN)
     theirs = origin["config"]
     family = family_of(theirs, source)
-    parameters = directories.read_safetensors(source / directories.PARAMETERS)
-    tensors = to_theirs(family.rules(theirs), parameters)
+    tensors = to_theirs(family.rules(theirs), read_imported(source)[1])
     tensors = family.pack(tensors) if hasattr(family, "pack") else tensors
     dtypes = origin.get("dtypes", {})
     tensors = {name: x.astype(jnp.dtype(dtypes.get(name, "float32"))) for name, x in tensors.items()}
@@ -102,9 +104,10 @@ def export_model(source: str | Path, out: str | Path) -> dict[str, Any]:
     return {"model_type": theirs["model_type"], "tensors": len(tensors)}
 
 
-def read_part(directory: str | Path) -> tuple[Any, dict[str, np.ndarray]]:
-    """Reads an imported model: its part, and its parameters by path ("encoder/...", "decoder/...", "head/...")."""
-    return imported(directory), directories.read_safetensors(Path(directory) / directories.PARAMETERS)
+def read_imported(directory: str | Path) -> tuple[Experiment, dict[str, np.ndarray]]:
+    """The config of an import, and its parameters by the paths of `Rule.ours`: "encoder/...", "decoder/...", "head/..."."""
+    config, _, params = read_run(local(directory, "the directory of an imported model"))
+    return config, assemble.from_run(config, params)
 
 
 def tree(parameters: dict[str, np.ndarray], part: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Reads and writes model directories: Hugging Face's config.json and our part.json, both with safetensors."""
+"""Reads and writes model directories: JSON documents and safetensors."""
 
 import json
 from collections.abc import Mapping
@@ -10,11 +10,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from mmjax.errors import UserError
-from mmjax.files import local
-from mmjax.models import Encoder, TextDecoder
-from mmjax.tree import from_dict, read_json
+from mmjax.tree import read_json
 
-PART, PARAMETERS, ORIGIN = "part.json", "parameters.safetensors", "origin.json"
+ORIGIN = "origin.json"
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -38,6 +36,14 @@ def read_normalisation(directory: Path) -> dict[str, Any]:
         "win_length",
         "preemphasis",
     )
+    found = read_object(path) if path.is_file() else {}
+    return {key: found[key] for key in keys if found.get(key) is not None}
+
+
+def read_generation(directory: Path) -> dict[str, Any]:
+    """The options of generation_config.json: special tokens, and tokens that are never written; empty if there is none."""
+    path = directory / "generation_config.json"
+    keys = ("decoder_start_token_id", "eos_token_id", "suppress_tokens", "begin_suppress_tokens", "is_multilingual")
     found = read_object(path) if path.is_file() else {}
     return {key: found[key] for key in keys if found.get(key) is not None}
 
@@ -75,14 +81,3 @@ def write(directory: Path, tensors: Mapping[str, np.ndarray], name: str, documen
             (directory / document).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write to {directory}: {error}") from None
-
-
-def imported(directory: str | Path) -> Encoder | TextDecoder:
-    """The encoder that `mmjax import` wrote, or the decoder of a language model, which has no encoder.
-
-    To use its parameters as well, set `Experiment.initial`.
-    """
-    path = local(directory, "the directory of an imported model") / "part.json"
-    if not path.is_file():
-        raise UserError(f"there is no {path}; was {directory} written by mmjax import?")
-    return from_dict(Encoder | TextDecoder, read_json(path), str(path))

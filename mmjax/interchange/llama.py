@@ -8,6 +8,7 @@ from mmjax.errors import UserError
 from mmjax.interchange import bert, vit
 from mmjax.interchange.rules import Rule, heads_in, heads_out, linear, same, scale, under, without_biases
 from mmjax.models import BlockStyle, Rotary, TextDecoder
+from mmjax.tasks import CausalLM, Task
 
 MODEL_TYPES = ("llama", "mistral", "qwen2")
 
@@ -44,6 +45,13 @@ def part(theirs: dict[str, Any]) -> TextDecoder:
             key_value_heads=key_value_heads(theirs),
         ),
     )
+
+
+def tasks(theirs: dict[str, Any]) -> dict[str, Task]:
+    """The language model, which continues a text."""
+    ends = theirs.get("eos_token_id")
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    return {"continuation": CausalLM(decoder=part(theirs), ends=tuple(ends))}
 
 
 def key_value_heads(theirs: dict[str, Any]) -> int:

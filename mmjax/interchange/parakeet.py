@@ -21,6 +21,7 @@ from mmjax.interchange.rules import (
     under,
 )
 from mmjax.models import Conformer, Convolution, NeMoLogMel, Norms, StridedStem
+from mmjax.tasks import CTC, Task
 
 MODEL_TYPES = ("parakeet_ctc", "parakeet_encoder")
 
@@ -72,6 +73,12 @@ def part(theirs: dict[str, Any]) -> Conformer:
 def blank(theirs: dict[str, Any]) -> int | None:
     """The blank's id in the CTC head; None if the model has no head."""
     return theirs["pad_token_id"] if "encoder_config" in theirs else None
+
+
+def tasks(theirs: dict[str, Any]) -> dict[str, Task]:
+    """Recognition by CTC, if the model has a head for it."""
+    number = blank(theirs)
+    return {} if number is None else {"transcript": CTC(outputs=theirs["vocab_size"], blank=number)}
 
 
 def ignored(name: str) -> bool:

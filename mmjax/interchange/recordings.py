@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from mmjax.data.layout import Layout, Rows
-from mmjax.data.text import piece_of
 from mmjax.errors import UserError
 from mmjax.interchange.rules import moved_first
+from mmjax.models.texts import to_ids
 
 Pairs = dict[str, list[tuple[Any, Any]]]
 
@@ -145,7 +145,7 @@ def _head(
         return tokens @ head["kernel"] + head["bias"]
 
     def ids(tokens):
-        return [piece_of(i, blank) for i in best_path(logits(tokens), 0)]
+        return to_ids(np.array(best_path(logits(tokens), 0), int), blank).tolist()
 
     return {
         "head": [(logits(a), moved_first(b, blank)) for a, b in zip(same, theirs, strict=True)],

@@ -178,7 +178,7 @@ def blank_first(rules: Sequence[Rule], blank: int) -> list[Rule]:
 
 
 def moved_first(x: np.ndarray, blank: int) -> np.ndarray:
-    """Reorders classes [..., V] so that the blank is first, as in `mmjax.data.text.class_of`."""
+    """Reorders classes [..., V] so that the blank is first, as in `mmjax.models.texts.to_classes`."""
     return np.concatenate([x[..., blank : blank + 1], np.delete(x, blank, axis=-1)], axis=-1)
 
 

@@ -6,7 +6,8 @@ import numpy as np
 
 from mmjax.errors import UserError
 from mmjax.interchange.rules import Rule, check_options, heads_in, heads_out, linear, norm, same, under
-from mmjax.models import BlockStyle, LearnedGrid, PixelNormalisation, ViT
+from mmjax.models import BlockStyle, ClassPool, LearnedGrid, PixelNormalisation, ViT
+from mmjax.tasks import Classify, Task
 
 MODEL_TYPES = ("vit", "deit")
 # Linear layers after the encoder, by architecture: our paths -> their names.
@@ -61,6 +62,19 @@ def activation(theirs: dict[str, Any], key: str = "hidden_act") -> str:
     return ACTIVATIONS[name]
 
 
+def tasks(theirs: dict[str, Any]) -> dict[str, Task]:
+    """Classification by the class token, if the model has a head for it."""
+    if "head/logits" not in _beside(theirs):
+        return {}
+    return {"answer": Classify(reads="image", outputs=len(classes(theirs)), pool=ClassPool())}
+
+
+def classes(theirs: dict[str, Any]) -> list[str]:
+    """The names of the classes; two without a name are transformers' default."""
+    names = theirs.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}
+    return [name for _, name in sorted((int(i), name) for i, name in names.items())]
+
+
 def ignored(name: str) -> bool:
     return False
 
@@ -78,7 +92,7 @@ def patches(ours: str, theirs: str, size: int) -> list[Rule]:
 
 def rules(theirs: dict[str, Any]) -> list[Rule]:
     """Rules for every parameter of the encoder, and of "pooler", "head" and (DeiT) "distillation_head" if present."""
-    kind, beside = theirs["model_type"], BESIDE.get((theirs.get("architectures") or [""])[0], POOLER)
+    kind, beside = theirs["model_type"], _beside(theirs)
     root = "" if beside is POOLER else f"{kind}."
     block, layer, heads = root + "encoder.layer.{layer}.", "layers", theirs["num_attention_heads"]
     found = patches("embedding", f"{root}embeddings.patch_embeddings.projection", theirs["patch_size"])
@@ -99,6 +113,11 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
     found += norm("norm", f"{root}layernorm")
     found = under("encoder", found, theirs["num_hidden_layers"])
     return found + [rule for ours, name in beside.items() for rule in linear(ours, name)]
+
+
+def _beside(theirs: dict[str, Any]) -> dict[str, str]:
+    """The linear layers after the encoder: our paths -> their names."""
+    return BESIDE.get((theirs.get("architectures") or [""])[0], POOLER)
 
 
 def outputs(source: Any, part_: ViT, parameters: dict[str, np.ndarray], seed: int) -> dict[str, list[tuple[Any, Any]]]:

@@ -19,8 +19,7 @@ ABOUT_CHARACTERS = ("tokenizer_config.json", "special_tokens_map.json", "added_t
 def keep(source: Path, out: Path, blank: int | None) -> list[str]:
     """Copies the files of a tokenizer from a Hugging Face directory.
 
-    For a model with a CTC head, the tokenizer.json gets the id of the blank (`HuggingFaceTokenizer.blank`), since the
-    blank becomes class 0 of the head. If there is only a vocab.json, a tokenizer.json is made from it.
+    If a model with a CTC head has only a vocab.json, a tokenizer.json is made from it.
 
     Args:
       blank: id of the CTC head's blank; None if the model has no such head.
@@ -32,13 +31,10 @@ def keep(source: Path, out: Path, blank: int | None) -> list[str]:
       UserError: the files cannot be copied.
     """
     try:
-        if blank is None:
-            _copy((TOKENIZER, *SENTENCEPIECE), source, out)
-            return []
-        if (source / TOKENIZER).is_file():
-            _write(read_object(source / TOKENIZER) | {"blank": blank}, out)
-        elif (source / CHARACTERS).is_file() and (about := of_characters(source, blank)) is not None:
-            _write(about | {"blank": blank}, out)
+        _copy((TOKENIZER, *SENTENCEPIECE), source, out)
+        made = blank is not None and (source / CHARACTERS).is_file() and not (source / TOKENIZER).is_file()
+        if made and (about := of_characters(source, blank)) is not None:
+            (out / TOKENIZER).write_text(json.dumps(about, ensure_ascii=False, indent=2))
             _copy((CHARACTERS, *ABOUT_CHARACTERS), source, out)
     except OSError as error:
         raise UserError(f"cannot copy the tokenizer of {source} to {out}: {error.strerror or error}") from None
@@ -52,8 +48,6 @@ def give_back(source: Path, out: Path) -> None:
             _copy((CHARACTERS, *ABOUT_CHARACTERS), source, out)
             return
         _copy((TOKENIZER, *SENTENCEPIECE), source, out)
-        if (out / TOKENIZER).is_file() and "blank" in (about := read_object(out / TOKENIZER)):
-            _write({key: value for key, value in about.items() if key != "blank"}, out)
     except OSError as error:
         raise UserError(f"cannot copy the tokenizer of {source} to {out}: {error.strerror or error}") from None
 
@@ -123,10 +117,6 @@ def _added(number: int, piece: str, special: bool) -> dict[str, Any]:
 
 def _replacement(what: str, by: str) -> dict[str, Any]:
     return {"type": "Replace", "pattern": {"String": what}, "content": by}
-
-
-def _write(about: Mapping[str, Any], out: Path) -> None:
-    (out / TOKENIZER).write_text(json.dumps(about, ensure_ascii=False, indent=2))
 
 
 def _copy(names: tuple[str, ...], source: Path, out: Path) -> None:

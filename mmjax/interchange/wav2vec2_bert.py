@@ -23,6 +23,7 @@ from mmjax.interchange.rules import (
     under,
 )
 from mmjax.models import Conformer, Convolution, DistanceEmbeddings, KaldiFilterBank, Norms, StackedStem
+from mmjax.tasks import CTC, Task
 
 MODEL_TYPES = ("wav2vec2-bert",)
 STACKED = 2  # frames per token
@@ -68,6 +69,12 @@ def is_ctc(theirs: dict[str, Any]) -> bool:
 def blank(theirs: dict[str, Any]) -> int | None:
     """The blank's id in the CTC head; None if the model has no head."""
     return theirs["pad_token_id"] if is_ctc(theirs) else None
+
+
+def tasks(theirs: dict[str, Any]) -> dict[str, Task]:
+    """Recognition by CTC, if the model has a head for it."""
+    number = blank(theirs)
+    return {} if number is None else {"transcript": CTC(outputs=theirs["vocab_size"], blank=number)}
 
 
 def ignored(name: str) -> bool:

@@ -11,7 +11,7 @@ from mmjax.models import Conformer, Convolution, Norms, Relative, RotaryInput, W
 from mmjax.models.stems import WaveformStem
 
 MODEL_TYPES = ("wav2vec2-conformer",)
-blank = wav2vec2_bert.blank
+blank, tasks = wav2vec2_bert.blank, wav2vec2_bert.tasks
 POSITIONS = "encoder.pos_conv_embed.conv"  # unused by these models, but in their files
 OLD_NAMES = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
 

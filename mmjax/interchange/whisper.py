@@ -10,9 +10,13 @@ from mmjax.interchange.directories import read_object
 from mmjax.interchange.recordings import Pairs, Reference, compare_speech, recordings
 from mmjax.interchange.rules import Rule, check_options, heads_in, heads_out, linear, norm, same, under
 from mmjax.models import BlockStyle, Learned, TextDecoder, WhisperEncoder, WhisperLogMel
+from mmjax.tasks import Task, Write
 
 MODEL_TYPES = ("whisper",)
 READ_OUT = "proj_out.weight"
+MULTILINGUAL = 51_865  # the least vocabulary of the models for many languages, as in OpenAI's tokenizer
+# Our fields, and their options for generation.
+SUPPRESSED = {"suppress": "suppress_tokens", "suppress_first": "begin_suppress_tokens"}
 
 
 def part(theirs: dict[str, Any]) -> WhisperEncoder:
@@ -47,6 +51,29 @@ def decoder(theirs: dict[str, Any]) -> TextDecoder:
         tied=tied(theirs),
         block=BlockStyle(epsilon=1e-5),
     )
+
+
+def tasks(theirs: dict[str, Any]) -> dict[str, Task]:
+    """Writing the transcript; the tokens after the first one are given (`prefixes`)."""
+    suppressed = {ours: tuple(theirs.get(name) or ()) for ours, name in SUPPRESSED.items()}
+    return {
+        "transcript": Write(
+            reads=("speech",),
+            decoder=decoder(theirs),
+            start_token=theirs["decoder_start_token_id"],
+            end_token=theirs["eos_token_id"],
+            given=len(prefixes(theirs)["transcript"]),
+            projection=False,
+            **suppressed,
+        )
+    }
+
+
+def prefixes(theirs: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The tokens between the start token and the transcript: `Data.prefixes`. English models have no languages and tasks."""
+    several = theirs.get("is_multilingual", theirs["vocab_size"] >= MULTILINGUAL)
+    told = ("<|{language:en}|>", "<|{task:transcribe}|>") if several else ()
+    return {"transcript": (*told, "<|notimestamps|>")}
 
 
 def tied(theirs: dict[str, Any]) -> bool:

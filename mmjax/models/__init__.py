@@ -38,6 +38,7 @@ from mmjax.models.positions import DistanceBuckets, Learned, LearnedGrid, Rotary
 from mmjax.models.recurrent import BiLSTM
 from mmjax.models.stems import StackedStem, StridedStem, WaveformStem
 from mmjax.models.task import Task
+from mmjax.models.token_ids import TokenIds
 from mmjax.models.transformer import MeanEmbedding, Transformer
 from mmjax.models.vectors import Vectors
 from mmjax.models.vit import ViT
@@ -97,6 +98,7 @@ __all__ = [
     "TelephoneBand",
     "TextDecoder",
     "TextEncoder",
+    "TokenIds",
     "Transformer",
     "Vectors",
     "ViT",

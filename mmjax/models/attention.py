@@ -11,7 +11,7 @@ from mmjax.models.attend import AUTO, Selection, attention
 from mmjax.models.blocks import BlockStyle
 from mmjax.models.layers import over_positions
 from mmjax.models.positions import Positions
-from mmjax.models.roles import parameter, projection
+from mmjax.models.roles import parameter, place_of, projection
 from mmjax.stream import Stream
 
 
@@ -157,12 +157,6 @@ class MultiHeadAttention(nn.Module):
             where=place_of(self),
         )
         return self.out(attended)
-
-
-def place_of(module: nn.Module) -> str:
-    """The place of a module in the model, in words: "speech", "fusion cross_attention"."""
-    words = [name.removeprefix("encoders_").removeprefix("tasks_") for name in module.path]
-    return " ".join(word for word in words if word not in ("layers", "attention", "decoder")) or "attention"
 
 
 class OutputProjection(nn.Module):

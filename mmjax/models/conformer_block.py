@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.models.attend import AUTO, Selection, attention
-from mmjax.models.attention import HeadProjection, OutputProjection, place_of
+from mmjax.models.attention import HeadProjection, OutputProjection
 from mmjax.models.blocks import BlockSettings
 from mmjax.models.convolution import depthwise_convolution
 from mmjax.models.layers import FeedForward, FixedBatchNorm, dense, normalisation
 from mmjax.models.positions import SpeechPositions
-from mmjax.models.roles import parameter
+from mmjax.models.roles import parameter, place_of
 from mmjax.stream import Stream
 from mmjax.tree import part
 

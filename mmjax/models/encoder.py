@@ -42,6 +42,15 @@ class Encoder(nn.Module):
         """The fields of `mmjax.data.layout.Layout` that this encoder determines."""
         return {}
 
+    def adapted(self, path: str, value: Any, source: "Encoder") -> Any:
+        """A parameter of another encoder for this one, which may have another `image_size`.
+
+        Args:
+          path: of the parameter in the encoder, such as "place.embedding".
+          source: the encoder that it was trained in.
+        """
+        return value
+
     def check_row(self, path: str, key: str, room: int) -> None:
         """Checks that rows of `room` positions suit this encoder.
 

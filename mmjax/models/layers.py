@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -48,29 +49,40 @@ def dense(
         dtype=dtype,
         kernel_init=projection(nn.initializers.xavier_uniform(), axes, role=role),
         bias_init=parameter("bias", nn.initializers.zeros, axes[1:]),
-        dot_general=_dot_general,
+        dot_general=partial(_dot_general, role=role),
         name=name,
     )
 
 
-def _dot_general(x: jax.Array, kernel: jax.Array, _: Any, **options: Any) -> jax.Array:
+def _dot_general(x: jax.Array, kernel: jax.Array, _: Any, role: Role, **options: Any) -> jax.Array:
     """`over_positions` with the signature that Flax's linear layer expects."""
-    return over_positions(x, kernel, **options)
+    return over_positions(x, kernel, role=role, **options)
 
 
-def over_positions(x: jax.Array, kernel: jax.Array, contracted: int = 1, **options: Any) -> jax.Array:
+def weight_product(x: jax.Array, kernel: jax.Array, dimensions: Any, **options: Any) -> jax.Array:
+    """`jax.lax.dot_general` with a kernel of the role "projection"; `mmjax.train.quantisation` replaces this function."""
+    return jax.lax.dot_general(x, kernel, dimensions, **options)
+
+
+def over_positions(
+    x: jax.Array, kernel: jax.Array, contracted: int = 1, role: Role = "projection", **options: Any
+) -> jax.Array:
     """Multiplies vectors x [B, T, ...] by a kernel: contracts the last `contracted` axes of x with the kernel's first.
 
     All positions are joined into one axis, and all outputs into another. With more axes, XLA's CPU backend transposes
     factors and products, and a feed-forward layer with its gradients takes twice as long (docs/log.md). If the mesh divides
     tokens along context, or heads along tensor, the axes are not joined.
+
+    Args:
+      role: of the kernel.
     """
+    product = weight_product if role == "projection" else jax.lax.dot_general
     sizes = jax.sharding.get_abstract_mesh().shape
     if sizes.get("context", 1) > 1 or (kernel.ndim > 2 and sizes.get("tensor", 1) > 1):
         axes = tuple(range(x.ndim - contracted, x.ndim)), tuple(range(contracted))
-        return jax.lax.dot_general(x, kernel, (axes, ((), ())), **options)
+        return product(x, kernel, (axes, ((), ())), **options)
     inner = math.prod(kernel.shape[:contracted])
-    flat = jax.lax.dot_general(x.reshape(-1, inner), kernel.reshape(inner, -1), (((1,), (0,)), ((), ())), **options)
+    flat = product(x.reshape(-1, inner), kernel.reshape(inner, -1), (((1,), (0,)), ((), ())), **options)
     return flat.reshape(*x.shape[:-contracted], *kernel.shape[contracted:])
 
 

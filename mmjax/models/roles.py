@@ -14,12 +14,14 @@
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import flax.linen as nn
 import flax.struct
 import jax
+
+from mmjax.errors import nearest
 
 Role = Literal["projection", "router", "depthwise", "embedding", "norm", "bias", "gate", "statistic"]
 
@@ -111,13 +113,49 @@ def layer_axis(spec: Spec) -> int | None:
     return spec.axes.index("layers") if "layers" in spec.axes else None
 
 
+# Maps of the model by name. Flax calls the module "speech" of the map "encoders" "encoders_speech".
+MAPS = ("encoders", "tasks")
+# The paths of Flax modules in the blocks of encoders and fusion, as a regular expression.
+BLOCKS = r"(encoders_[^/]+|fusion)/(.+/)?layers/.+"
+
+
+def dotted(module: str) -> str:
+    """The key of a part of the model in a config, "encoders.speech", from the name of its Flax module."""
+    for room in MAPS:
+        if module.startswith(f"{room}_"):
+            return f"{room}.{module.removeprefix(f'{room}_')}"
+    return module
+
+
+def module_of(key: str) -> str:
+    """The inverse of `dotted`, for the key of a part: "encoders.speech"."""
+    return key.replace(".", "_", 1)
+
+
+def part_name(module: str) -> str:
+    """The short name of a part of the model, "speech", from the name of its Flax module."""
+    return dotted(module).rpartition(".")[2]
+
+
+def part_of(scope: str) -> str:
+    """The part of the model ("speech", "fusion", "answer", ...) of a name scope; a loss belongs to its task."""
+    for word in scope.replace(".", "/").split("/"):
+        word = word.rpartition("(")[2].rstrip(")")  # from "transpose(jvp(tasks_answer))"
+        if word == "fusion" or word != dotted(word):
+            return part_name(word)
+    return "other"
+
+
+def place_of(module: nn.Module) -> str:
+    """Where a module is in the model, in a few words: "speech", "fusion cross_attention"."""
+    words = [part_name(name) for name in module.path]
+    return " ".join(word for word in words if word not in ("layers", "attention", "decoder")) or "attention"
+
+
 def path_of(keys: Any) -> str:
     """The readable path of a parameter, such as "encoders.speech.layers.attention.qkv.kernel", from JAX's key path."""
     first, *rest = [str(getattr(key, "key", key)) for key in keys]
-    for room in ("encoders", "tasks"):
-        if first.startswith(f"{room}_"):
-            first = f"{room}.{first.removeprefix(f'{room}_')}"
-    return ".".join([first, *rest])
+    return ".".join([dotted(first), *rest])
 
 
 def by_path(params: Any) -> dict[str, Any]:
@@ -128,14 +166,28 @@ def by_path(params: Any) -> dict[str, Any]:
 def matches(pattern: str, path: str) -> bool:
     """Whether a pattern selects a parameter: `*` stands for any part of one name, `**` for any names.
 
-    "encoders.speech.**" selects an encoder, "**.bias" every bias. "encoders.text.layers.*.kernel" selects no kernel of attention.
+    A pattern that names a module selects all parameters in it: "encoders.speech" is all of an encoder, "**.bias" every
+    bias, "encoders.*.layers.attention" the attention of every encoder.
     """
 
     def match(wanted: list[str], names: list[str]) -> bool:
         if not wanted:
-            return not names
+            return True
         if wanted[0] == "**":
             return match(wanted[1:], names) or (bool(names) and match(wanted, names[1:]))
         return bool(names) and fnmatch.fnmatchcase(names[0], wanted[0]) and match(wanted[1:], names[1:])
 
     return match(pattern.split("."), path.split("."))
+
+
+def known_names(pattern: str, paths: Iterable[str]) -> str:
+    """For the error of a pattern that selects nothing: the names at the place where the pattern stops matching."""
+    names = pattern.split(".")
+    for count in range(len(names) - 1, -1, -1):
+        start = ".".join(names[:count])
+        inside = sorted(
+            {p.split(".")[count] for p in paths if (not start or matches(start, p)) and p.count(".") >= count}
+        )
+        if inside:
+            return nearest(names[count], inside, start)
+    return ""

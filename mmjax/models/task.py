@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from mmjax.errors import UserError, nearest
+from mmjax.models.roles import module_of
 from mmjax.stream import Batch, Stream
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # metric -> (sum, weight)
@@ -99,6 +100,11 @@ class Task(nn.Module, kw_only=True):
 
     def labels(self) -> dict[str, str]:
         """The labels that the task needs of the data: name -> "class", "classes", "numbers" or "text"."""
+        return {}
+
+    @property
+    def given_tokens(self) -> dict[str, int]:
+        """The number of tokens at the start of a label that the task reads in prediction, too: {label: number}."""
         return {}
 
     def resolved(self, facts: Facts) -> "Task":
@@ -193,7 +199,7 @@ def losses_of(tasks: Mapping[str, Task], outputs: Mapping[str, Output]) -> Sums:
     sums = {}
     for name, output in outputs.items():
         if output.labels is not None or not tasks[name].labelled:
-            with jax.named_scope(f"tasks_{name}"):  # so that its FLOPs count for the task
+            with jax.named_scope(module_of(f"tasks.{name}")):  # so that its FLOPs count for the task
                 measured = tasks[name].loss(output)
             sums |= {f"{name}/{metric}": pair for metric, pair in measured.items()}
     return sums

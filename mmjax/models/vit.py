@@ -11,7 +11,7 @@ from mmjax.models.blocks import BlockStyle, Tower
 from mmjax.models.encoder import ImageEncoder, check_attention
 from mmjax.models.layers import dense
 from mmjax.models.pixels import PixelNormalisation
-from mmjax.models.positions import ImagePositions, LearnedGrid, is_register
+from mmjax.models.positions import ImagePositions, LearnedGrid, is_register, resize_positions
 from mmjax.models.roles import parameter
 from mmjax.models.transformer import TransformerBlock
 from mmjax.stream import Stream, fold, only_tokens, unfold
@@ -67,6 +67,13 @@ class ViT(ImageEncoder, Tower, kw_only=True):
         self.pixels.check(f"{path}.pixels")
         if self.image_size < self.patch:
             raise UserError(f"{path}.image_size={self.image_size} is less than one patch of {self.patch}")
+
+    def adapted(self, path: str, value: Any, source: "ViT") -> Any:
+        """Resizes learned positions to another image size (bicubic, as in DeiT)."""
+        old, new = source.image_size // source.patch, self.image_size // self.patch
+        if path != "place.embedding" or old == new:
+            return value
+        return resize_positions(value, (old, old), (new, new), "bicubic", special=len(value) - old * old)
 
     @property
     def tokens_per_image(self) -> int | None:

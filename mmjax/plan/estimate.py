@@ -13,10 +13,10 @@ from jax.extend.core import Literal
 from mmjax.flops import matrix_flops
 from mmjax.models.attend import with_backend
 from mmjax.models.remat import towers, with_remat
+from mmjax.models.roles import module_of, part_name
 from mmjax.parallel.mesh import abstract_batch
 from mmjax.plan import hlo
 from mmjax.plan.compilation import Outcome, Subject
-from mmjax.train import report
 from mmjax.train.build import build_model
 from mmjax.train.groups import merged, split
 from mmjax.train.step import divide, measure
@@ -92,8 +92,7 @@ def kept_for_backward(subject: Subject, rows: int) -> Kept:
     batch = abstract_batch(subject.layout.empty(1), _own_rows(subject, rows))
 
     config = subject.config.model
-    # Flax names a module in a dictionary tasks_caption, so the scope of `tasks.caption.decoder` starts with that.
-    scopes = {key: "_".join(key.split(".")[:2]) for key in towers(config)}
+    scopes = {key: module_of(".".join(key.split(".")[:2])) for key in towers(config)}  # of a decoder, that of its task
 
     def kept(remats: Mapping[str, str]) -> tuple[dict[str, float], float]:
         """Bytes on the device by scope ("": no tower) and on the host, with the remat of some towers replaced."""
@@ -203,7 +202,7 @@ def estimated(
 
     for name, params in subject.state.params.items():
         part, held = (
-            report.part_name(name),
+            part_name(name),
             {True: 0.0, False: 0.0},
         )  # parameters per device, by whether fsdp divides them
         for leaf in jax.tree.leaves(params):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmjax.flops import part_of
+from mmjax.models.roles import part_of
 from mmjax.plan.hlo_flops import ARRAY
 
 BYTES = {"pred": 1, "c64": 8, "c128": 16}

@@ -2,6 +2,7 @@
 
 from mmjax.models.task import Encoded, Facts, Item, Output, Task
 from mmjax.tasks.best_rq import BestRQ
+from mmjax.tasks.causal_lm import CausalLM
 from mmjax.tasks.contrast import Contrast
 from mmjax.tasks.ctc import CTC
 from mmjax.tasks.denoise import Denoise
@@ -14,6 +15,7 @@ from mmjax.tasks.write import Write
 __all__ = [
     "CTC",
     "BestRQ",
+    "CausalLM",
     "Classify",
     "Contrast",
     "Denoise",

@@ -10,12 +10,12 @@ from mmjax.decode import best_path
 from mmjax.errors import UserError
 from mmjax.losses import ctc
 from mmjax.models.layers import dense
-from mmjax.models.task import Encoded, Facts, Output, Sums, Task
+from mmjax.models.task import Encoded, Output, Sums
 from mmjax.stream import Stream
-from mmjax.tasks.text import TextTask
+from mmjax.tasks.text import WithBlank
 
 
-class CTC(TextTask, kw_only=True):
+class CTC(WithBlank, kw_only=True):
     """Writes a text with a linear layer on each token of an encoder (Graves et al. 2006; `mmjax.losses.ctc`).
 
     Class 0 is the blank. The head is in float32.
@@ -24,12 +24,6 @@ class CTC(TextTask, kw_only=True):
     reads: str = "speech"  # an encoder
     label: str = "transcript"  # the name of the text in the data
     outputs: int | None = None  # ids of the tokenizer, and the blank; None: as the data's tokenizer has
-
-    outputs_key = "outputs"
-    vocabulary = property(lambda self: self.outputs)
-
-    def resolved(self, facts: Facts) -> Task:
-        return self if self.outputs or facts.tokenizer is None else self.clone(outputs=facts.tokenizer.classes)
 
     def check(self, path: str, config: Any) -> None:
         super().check(path, config)
@@ -41,10 +35,10 @@ class CTC(TextTask, kw_only=True):
         """Encoded tokens [B, T, W] -> logits [B, T, outputs], and labels [B, U]."""
         stream = encoded.streams[self.reads]
         logits = dense(self.outputs, ("embed", None), jnp.float32, "logits")(stream.features.astype(jnp.float32))
-        return Output(stream._replace(features=logits), encoded.batch.get(self.label))
+        return Output(stream._replace(features=logits), self.classes(encoded.batch.get(self.label)))
 
     def loss(self, output: Output) -> Sums:
         return ctc(*output)
 
     def decode(self, apply: Any, encoded: Encoded, output: Output, rooms: Mapping[str, int]) -> Stream:
-        return best_path(output.prediction)
+        return self.ids(best_path(output.prediction))

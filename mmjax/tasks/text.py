@@ -7,6 +7,8 @@ import numpy as np
 
 from mmjax.errors import UserError
 from mmjax.models.task import Facts, Item, Task
+from mmjax.models.texts import to_classes, to_ids
+from mmjax.stream import Stream
 from mmjax.tasks.metrics import error_rates
 
 
@@ -26,8 +28,12 @@ class TextTask(Task, kw_only=True):
             )
 
     def check_data(self, path: str, facts: Facts, source: Any) -> None:
-        check_vocabulary(f"{path}.{self.outputs_key}", self.vocabulary, facts.tokenizer, facts.tokenizer.classes)
+        check_vocabulary(f"{path}.{self.outputs_key}", self.vocabulary, facts.tokenizer, self.needed(facts.tokenizer))
         check_texts(path, self.label, source)
+
+    def needed(self, tokenizer: Any) -> int:
+        """The number of outputs that the head must have."""
+        return len(tokenizer)
 
     def truth(self, tokens: np.ndarray, facts: Facts, example: Callable[[], Any]) -> str:
         """The text of the label. Characters that the tokenizer does not know are as in the data."""
@@ -40,10 +46,37 @@ class TextTask(Task, kw_only=True):
         return tokenizer.decode(tokens) if text is None else tokenizer.reference(text)
 
     def prediction(self, tokens: np.ndarray | None, facts: Facts) -> str:
-        return "" if tokens is None else facts.tokenizer.decode(tokens)
+        return "" if tokens is None else facts.tokenizer.decode(tokens).strip()
 
     def metrics(self, items: Sequence[Item]) -> dict[str, float]:
         return error_rates([item.truth for item in items], [item.prediction for item in items])
+
+
+class WithBlank(TextTask, kw_only=True):
+    """The base class of tasks whose head has a class for the blank, class 0; a subclass has the field `outputs`."""
+
+    blank: int | None = None  # the id of the tokenizer in whose place the blank is; None: one that no text contains
+
+    kind = "task"
+    outputs_key = "outputs"
+    vocabulary = property(lambda self: self.outputs)
+
+    def resolved(self, facts: Facts) -> Task:
+        if facts.tokenizer is None:
+            return self
+        blank = facts.tokenizer.blank if self.blank is None else self.blank
+        return self.clone(outputs=self.outputs or self.needed(facts.tokenizer), blank=blank)
+
+    def needed(self, tokenizer: Any) -> int:
+        return max(len(tokenizer), (tokenizer.blank if self.blank is None else self.blank) + 1)
+
+    def classes(self, text: Stream | None) -> Stream | None:
+        """A text [B, U] of ids as classes of the head."""
+        return text and text._replace(features=to_classes(text.features, self.blank or 0))
+
+    def ids(self, classes: Stream) -> Stream:
+        """Classes of the head [B, U] as ids."""
+        return classes._replace(features=to_ids(classes.features, self.blank or 0))
 
 
 def check_vocabulary(key: str, outputs: int | None, tokenizer: Any, needed: int) -> None:

@@ -13,13 +13,13 @@ from mmjax.losses import transducer
 from mmjax.models.layers import dense
 from mmjax.models.roles import parameter, projection
 from mmjax.models.segments import neighbour
-from mmjax.models.task import Encoded, Facts, Output, Sums, Task
+from mmjax.models.task import Encoded, Output, Sums
 from mmjax.models.texts import inputs_and_targets
 from mmjax.stream import Joint, Stream, only_tokens
-from mmjax.tasks.text import TextTask
+from mmjax.tasks.text import WithBlank
 
 
-class Transducer(TextTask, kw_only=True):
+class Transducer(WithBlank, kw_only=True):
     """Prediction network, joint network and loss of a transducer (Graves 2012, arXiv:1211.3711).
 
     The prediction network has no state: it reads the last few labels (Ghodsi et al. 2020, "RNN-Transducer with stateless
@@ -32,12 +32,6 @@ class Transducer(TextTask, kw_only=True):
     width: int = 256  # features of the joint network, and of the embeddings of labels
     context: int = 2  # number of labels that the prediction network reads
     chunk: int = 8192  # number of columns of the joint network that are computed at a time
-
-    outputs_key = "outputs"
-    vocabulary = property(lambda self: self.outputs)
-
-    def resolved(self, facts: Facts) -> Task:
-        return self if self.outputs or facts.tokenizer is None else self.clone(outputs=facts.tokenizer.classes)
 
     def check(self, path: str, config: Any) -> None:
         super().check(path, config)
@@ -58,7 +52,7 @@ class Transducer(TextTask, kw_only=True):
 
     def __call__(self, encoded: Encoded, train: bool = False) -> Output | None:
         """Encoded tokens [B, T, W], texts [B, S] and slots [B, N] -> a `Joint` of the states, and labels [B, S + N]."""
-        text = encoded.batch.get(self.label)
+        text = self.classes(encoded.batch.get(self.label))
         if text is None:
             return None
         inputs, targets = inputs_and_targets(text, encoded.batch["examples"].segments.shape[1])
@@ -84,4 +78,4 @@ class Transducer(TextTask, kw_only=True):
         return transducer(*output, self.chunk)
 
     def decode(self, apply: Any, encoded: Encoded, output: Output | None, rooms: Mapping[str, int]) -> Stream:
-        return greedy_transducer(apply, encoded.streams[self.reads], self.context)
+        return self.ids(greedy_transducer(apply, encoded.streams[self.reads], self.context))

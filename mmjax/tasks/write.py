@@ -1,12 +1,15 @@
 """Writing a text token by token: recognition, translation, captions, answers in words."""
 
 from collections.abc import Container, Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 
-from mmjax.decode import greedy_attention
+from mmjax.decode import greedy
 from mmjax.errors import UserError
 from mmjax.losses import token_cross_entropy
 from mmjax.models.decoder import Cache, TextDecoder
@@ -14,9 +17,9 @@ from mmjax.models.encoder import check_attention
 from mmjax.models.fusion.base import Common
 from mmjax.models.remat import rematerialised_whole
 from mmjax.models.segments import belongs, having
-from mmjax.models.task import Encoded, Output, Sums
-from mmjax.models.texts import inputs_and_targets
-from mmjax.stream import BLANK, Stream, concatenate
+from mmjax.models.task import Encoded, Facts, Output, Sums
+from mmjax.models.texts import beginnings, inputs_and_targets
+from mmjax.stream import Stream, concatenate
 from mmjax.tasks.text import TextTask
 from mmjax.tree import setting
 
@@ -31,6 +34,12 @@ class Write(TextTask, Common, kw_only=True):
     reads: tuple[str, ...]  # encoders; those that an example has. An example that has none of them is left out
     decoder: TextDecoder = TextDecoder()
     label: str = "transcript"  # the name of the text in the data
+    start_token: int = 0  # the id before every text; 0 is the padding of tokenizers that are trained here
+    end_token: int = 0  # the id after every text
+    given: int = 0  # tokens at the start of the label that the model is given (`data.prefixes`), and does not write
+    suppress: tuple[int, ...] = ()  # ids that are never written
+    suppress_first: tuple[int, ...] = ()  # ids that are not written first
+    projection: bool = True  # project all encoders to the decoder's width; False: attend to the tokens of the only one
     label_smoothing: float = 0.0  # the probability that is spread over the whole vocabulary (Szegedy et al. 2016)
     dtype: Any = setting(jnp.float32)
 
@@ -38,6 +47,21 @@ class Write(TextTask, Common, kw_only=True):
     vocabulary = property(lambda self: self.decoder.vocabulary)
     width = property(lambda self: self.decoder.width)
     sources = property(lambda self: self.reads)
+
+    def needed(self, tokenizer: Any) -> int:
+        return max(len(tokenizer), self.start_token + 1, self.end_token + 1)
+
+    def check_data(self, path: str, facts: Facts, source: Any) -> None:
+        super().check_data(path, facts, source)
+        if facts.tokenizer.zero == "piece" and 0 in (self.start_token, self.end_token):
+            raise UserError(
+                f"{path} begins texts with {self.start_token} and ends them with {self.end_token}, but 0 is an ordinary piece of this "
+                f"tokenizer; set {path}.start_token and {path}.end_token to ids of its special tokens"
+            )
+
+    @property
+    def given_tokens(self) -> dict[str, int]:
+        return {self.label: self.given} if self.given else {}
 
     def available(self, streams: Container[str]) -> bool:
         return any(source in streams for source in self.reads)
@@ -53,6 +77,13 @@ class Write(TextTask, Common, kw_only=True):
             raise UserError(
                 f"{path}.decoder.positions.length={length}, but a text with its end token may have {longest} tokens"
             )
+        if not self.projection and len(self.reads) != 1:
+            raise UserError(f"{path}.projection is False, but {path}.reads names {len(self.reads)} encoders; name one")
+        told = len(config.data.prefixes.get(self.label, ()))
+        if self.given > told:
+            raise UserError(
+                f"{path}.given={self.given}, but data.prefixes.{self.label} has {told} tokens; write as many tokens there"
+            )
         if not self.decoder.cross_attention:
             raise UserError(f"{path}.decoder.cross_attention is False, but the decoder must read the encoders")
 
@@ -62,24 +93,45 @@ class Write(TextTask, Common, kw_only=True):
         if text is None:
             return None
         context = self._context(encoded.streams)
-        inputs, targets = inputs_and_targets(text, examples.segments.shape[1])
-        known = belongs(targets.segments, having(context, examples)).any(axis=-1)
+        inputs, targets = inputs_and_targets(text, examples.segments.shape[1], self.start_token, self.end_token)
+        known = belongs(targets.segments, having(context, examples)).any(axis=-1) & (targets.positions >= self.given)
         logits = rematerialised_whole(lambda decoder, *x: decoder(*x, train=train), self.decoder, inputs, context)
         return Output(logits, targets._replace(segments=jnp.where(known, targets.segments, 0)))
 
-    def begin(self, streams: dict[str, Stream], examples: Stream, room: int) -> tuple[Stream, Cache]:
-        """Logits [B, N, V] of the first token of every example, and the cache for `room` tokens of a row."""
-        context = self._context(streams)
+    def begin(
+        self, streams: dict[str, Stream], examples: Stream, text: Stream | None, length: int
+    ) -> tuple[Stream, Cache]:
+        """Logits [B, N, V] of the first token of every example, and the cache for `length` tokens of each.
+
+        Args:
+          text: begins with the given tokens of each example; not needed if no tokens are given.
+        """
+        context, count = self._context(streams), 1 + self.given
         segments = having(context, examples)
-        start = Stream(jnp.full_like(segments, BLANK), segments, jnp.zeros_like(segments))
-        return self.decoder.begin(start, room, context)
+        rows, slots = segments.shape
+        first = jnp.full((rows, slots, count), self.start_token)
+        if self.given:
+            first = first.at[:, :, 1:].set(beginnings(text, examples, self.given))
+        first = Stream(
+            first.reshape(rows, -1), jnp.repeat(segments, count, axis=1), jnp.tile(jnp.arange(count), (rows, slots))
+        )
+        logits, cache = self.decoder.begin(first, slots * (count + length), context)
+        last = jax.tree.map(lambda x: x[:, count - 1 :: count], logits)
+        return self._allowed(last, self.suppress + self.suppress_first), cache
 
     def step(self, tokens: Stream, cache: Cache) -> tuple[Stream, Cache]:
         """As `TextDecoder.step`."""
-        return self.decoder.step(tokens, cache)
+        logits, cache = self.decoder.step(tokens, cache)
+        return self._allowed(logits, self.suppress), cache
+
+    def _allowed(self, logits: Stream, never: tuple[int, ...]) -> Stream:
+        """Logits with which no id of `never` is written."""
+        return logits._replace(features=logits.features.at[..., np.array(never, np.int32)].set(-jnp.inf))
 
     @nn.compact
     def _context(self, streams: dict[str, Stream]) -> Stream:
+        if not self.projection:
+            return streams[self.reads[0]]
         streams = {name: streams[name] for name in self.reads if name in streams}
         return concatenate(list(self.common(streams).values()))
 
@@ -88,4 +140,6 @@ class Write(TextTask, Common, kw_only=True):
 
     def decode(self, apply: Any, encoded: Encoded, output: Output | None, rooms: Mapping[str, int]) -> Stream:
         streams = {name: encoded.streams[name] for name in self.reads if name in encoded.streams}
-        return greedy_attention(apply, streams, encoded.batch["examples"], rooms[self.label])
+        text, length = encoded.batch.get(self.label), rooms[self.label] - self.given
+        logits, cache = apply(streams, encoded.batch["examples"], text, length, method="begin")
+        return greedy(partial(apply, method="step"), logits, cache, length, (self.end_token,))

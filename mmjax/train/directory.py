@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax.traverse_util import unflatten_dict
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from mmjax import progress
 from mmjax.data.fingerprint import changes, fingerprint
@@ -40,6 +43,7 @@ FREE_KEYS = (
     "optimizer.max_skipped",
 )
 FREE_ENDS = (".remat",)
+UNTRAINED = "parameters.safetensors"  # the parameters of a run that was imported, by path
 DATA = "data.json"  # the fingerprint of the training split
 KEPT = "before-restart-"  # prefix, before the time, of folders for the files of an earlier run
 
@@ -99,17 +103,31 @@ def clear(run: Path) -> None:
 def read_run(run: Path) -> tuple[Experiment, int, dict[str, Any]]:
     """The config of a run, the step of its newest checkpoint, and the parameters to evaluate: their EMA if there is one.
 
+    A run that was imported (`mmjax import`) is at step 0.
+
     Raises:
       UserError: the directory is no run directory, or has no readable checkpoint.
     """
     if not (run / "config.json").is_file():
-        raise UserError(f"{run} is not a run directory: it has no config.json")
+        old = "; it was imported by an earlier version of mmjax: import the model again"
+        raise UserError(
+            f"{run} is not a run directory: it has no config.json{old if (run / 'part.json').is_file() else ''}"
+        )
     config, checkpoints = load(run / "config.json"), Checkpoints(run)
+    if (run / UNTRAINED).is_file():
+        return config, 0, _untrained(run / UNTRAINED)
     steps = checkpoints.steps()
     if not steps:
         raise UserError(f"the run {run} has no checkpoint yet; train it first")
     state = checkpoints.read(steps[-1], ("average", "params"))
     return config, steps[-1], state.get("average") or state["params"]
+
+
+def _untrained(path: Path) -> dict[str, Any]:
+    try:
+        return unflatten_dict(load_file(path), sep="/")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
 
 
 def with_schedule(config: Experiment, run: Path) -> Experiment:
@@ -212,8 +230,9 @@ def check_same_meaning(run: Path, source: Any) -> None:
     """
     if source.tokenizer is not None:
         kept = run / source.tokenizer.file_name
-        if kept.is_file() and kept.read_bytes() != source.tokenizer.serialised:
-            Tokenizer.load(kept)  # raises if the file is damaged
+        same = source.tokenizer.serialised
+        # An import keeps the original file, which the tokenizer that was read from it may write in another way.
+        if kept.is_file() and kept.read_bytes() != same and Tokenizer.load(kept).serialised != same:
             raise UserError(
                 f"{run} was trained with another tokenizer: its data has changed since; choose another --run-dir"
             )

@@ -55,9 +55,8 @@ class Experiment:
     model: Multimodal
     optimizer: Optimizer
     weighting: Weighting | None = None  # of the tasks, in addition to their fixed weights
-    initial: Mapping[str, str] = dataclasses.field(
-        default_factory=dict
-    )  # "encoders.speech": directory of an import or a run
+    # Directory of a run or an import by pattern ("encoders.speech", "**"), or DIRECTORY:PART; None: random values.
+    initial: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()

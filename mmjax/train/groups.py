@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from mmjax.errors import UserError
-from mmjax.models.roles import Role, Spec, by_path, layer_axis, matches
+from mmjax.models.roles import Role, Spec, by_path, known_names, layer_axis, matches
 from mmjax.tree import part
 
 
@@ -48,7 +48,7 @@ def grouped(groups: Mapping[str, Group], specs: Any) -> Any:
                 f"{key}.dtype is for frozen parameters; set frozen, or optimizer.parameters for all of them"
             )
         if not any(_selects(pattern, group, path, spec) for path, spec in by_path(specs).items()):
-            raise UserError(f"{key} selects no parameter; {_known(pattern, specs)}")
+            raise UserError(f"{key} selects no parameter{known_names(pattern, by_path(specs))}")
 
     def of(path: str, spec: Spec) -> Group:
         found = (group for pattern, group in groups.items() if _selects(pattern, group, path, spec))
@@ -60,19 +60,6 @@ def grouped(groups: Mapping[str, Group], specs: Any) -> Any:
 
 def _selects(pattern: str, group: Group, path: str, spec: Spec) -> bool:
     return matches(pattern, path) and (not group.roles or spec.role in group.roles)
-
-
-def _known(pattern: str, specs: Any) -> str:
-    """The names that stand where a pattern stops matching."""
-    paths, names = list(by_path(specs)), pattern.split(".")
-    if any(matches(f"{pattern}.**", path) for path in paths):
-        return f"for all below it write '{pattern}.**'"
-    for count in range(len(names), 0, -1):
-        start = ".".join(names[: count - 1])
-        inside = sorted({p.split(".")[count - 1] for p in paths if matches(f"{start}.**" if start else "**", p)})
-        if inside:
-            return f"below {start or 'the model'} there are {', '.join(inside)}"
-    return ""
 
 
 def split(params: Any, groups: Any) -> tuple[Any, Any]:

@@ -10,10 +10,10 @@ Stems, heads, text decoders and the products inside attention are unchanged.
 from typing import Any
 
 from mmjax.errors import UserError
+from mmjax.models.roles import BLOCKS
 
-# Modules whose only products are with a weight (`mmjax.models.layers.dense`, projections of attention).
-WEIGHTS = "up|down|gate|qkv|query|key_value|query_key|value|out|pointwise_in|pointwise_out|scale|shift"
-BLOCKS = rf"(encoders_[^/]+|fusion)/(.+/)?layers/(.+/)?({WEIGHTS})"
+# Of all products, those with a kernel of the role "projection".
+PRODUCT = "mmjax.models.layers.weight_product"
 # The dtypes of the forward pass, and of gradients.
 TYPES = {"int8": ("int8", "int8"), "fp8": ("float8_e4m3fn", "float8_e5m2")}
 
@@ -42,4 +42,9 @@ def quantised(model: Any, kind: str) -> Any:
             "use_original_residuals": True,
         },
     )
-    return qwix.quantize_model(model, qwix.QtProvider([rule]), methods=("__call__", "predict"))
+
+    class Provider(qwix.QtProvider):
+        def get_intercept_map(self):
+            return {PRODUCT: self.dot_general}
+
+    return qwix.quantize_model(model, Provider([rule]), methods=("__call__", "predict"))

