@@ -112,6 +112,13 @@ def test_the_data_sets_of_the_page_are_described_right():
     assert f"some {['thirty', 'forty', 'fifty'][round(len(READY) / 10) - 3]}" in PAGE
 
 
+def test_the_inputs_of_the_page_are_parts():
+    room = {"c": c}
+    exec(code("py")[0], room)
+    assert all(isinstance(one, c.Input) for one in room["inputs"].values())
+    assert c.Data(source=c.Shards(directory="x"), rows={}, subsets={}, inputs=room["inputs"]).fields().labels["answer"]
+
+
 def test_the_mixture_of_the_page_is_one(home, monkeypatch):
     monkeypatch.chdir(home)
     monkeypatch.setenv("MMJAX_DATA", str(home / "cache"))
@@ -139,7 +146,7 @@ def test_the_tokenizer_of_the_page_puts_a_language_before_a_transcript(home, mon
     )
     written = [
         found.tokenizer.decode(
-            [*found[i].prefixes["transcript"], *found.tokenizer.encode(found[i].transcript)], special=True
+            [*found[i].prefixes["transcript"], *found.tokenizer.encode(found[i].labels.get("transcript"))], special=True
         )
         for i in range(3)
     ]

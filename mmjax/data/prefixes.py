@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mmjax.data.index import TAGS, TEXTS, Index
+from mmjax.data.fields import TAGS, USUAL, Fields
+from mmjax.data.index import Index
 from mmjax.data.text import Tokenizer, class_of
 from mmjax.errors import UserError, nearest
 
@@ -19,19 +20,20 @@ class Prefixes:
       templates: by stream, names of special tokens with placeholders {language} and {task} for tags:
         {"target": ("<{language}>", "<{task}>")}. If an example lacks a tag, tokens with this placeholder are left out.
       tokenizer: the tokenizer with these special tokens.
+      fields: the texts that there are.
 
     Raises:
       UserError: a stream or tag does not exist.
     """
 
-    def __init__(self, templates: Mapping[str, Sequence[str]], tokenizer: Tokenizer):
-        self._tokenizer = tokenizer
+    def __init__(self, templates: Mapping[str, Sequence[str]], tokenizer: Tokenizer, fields: Fields = USUAL):
+        self._tokenizer, self._inputs = tokenizer, fields.read_texts
         self._templates = {
             stream: [(template, _tags(template, stream)) for template in chosen] for stream, chosen in templates.items()
         }
         for stream in templates:
-            if stream not in TEXTS:
-                raise UserError(f"data.prefixes: '{stream}' is not a text stream{nearest(stream, TEXTS)}")
+            if stream not in fields.texts:
+                raise UserError(f"data.prefixes: '{stream}' is not a text stream{nearest(stream, fields.texts)}")
 
     def ids(self, stream: str, tags: Mapping[str, str | None]) -> tuple[int, ...]:
         """The prefix of a text.
@@ -51,7 +53,7 @@ class Prefixes:
                     f"special tokens are: {', '.join(special) or 'none'}. Add it to data.tokenizer.special to train a "
                     "tokenizer with it, or rename the tag to match the tokenizer"
                 )
-            found.append(special[token] if stream == "text" else class_of(special[token], self._tokenizer.blank))
+            found.append(special[token] if stream in self._inputs else class_of(special[token], self._tokenizer.blank))
         return tuple(found)
 
     def of(self, tags: Mapping[str, str | None]) -> dict[str, tuple[int, ...]]:

@@ -39,7 +39,7 @@ class Encoder(nn.Module):
         check_attention(path, self)
 
     def geometry(self) -> dict[str, Any]:
-        """The fields of `mmjax.data.layout.Layout` that this encoder decides."""
+        """What decides how the input of this encoder stands in rows: fields of a class in `mmjax.data.streams`."""
         return {}
 
     def check_row(self, path: str, key: str, room: int) -> None:
@@ -93,6 +93,9 @@ class TextEncoder(Encoder):
     """The base class of encoders that read token ids; they have the field `vocabulary`."""
 
     kind = "text encoder"
+
+    def geometry(self) -> dict[str, Any]:
+        return {"vocabulary": self.vocabulary}
 
 
 def check_attention(path: str, part: Any, pairs: int = 2) -> None:

@@ -32,7 +32,7 @@ class Vectors(Encoder, kw_only=True):
     positions = "rotary"
 
     def geometry(self) -> dict[str, Any]:
-        return {"vectors": self.inputs}
+        return {"width": self.inputs}
 
     @nn.compact
     def __call__(self, vectors: Stream, train: bool = False) -> Stream:

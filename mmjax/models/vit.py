@@ -13,6 +13,7 @@ from mmjax.models.layers import BlockStyle, dense, stack
 from mmjax.models.positions import sample_grid, sincos
 from mmjax.models.remat import Remat
 from mmjax.models.roles import parameter
+from mmjax.models.segments import single_pictures
 from mmjax.models.transformer import TransformerBlock
 from mmjax.stream import Stream, fold, only_tokens, unfold
 from mmjax.tree import setting
@@ -36,8 +37,10 @@ class ViT(ImageEncoder, kw_only=True):
 
     Images of one size have the same number of tokens each, so rows are folded into one image each before attention,
     and no score is computed between two images. With `max_patches`, images keep their aspect ratio and have as many
-    patches as that or fewer; many stand in a row, attention stays within segments, and the learned grid of
+    patches as that or fewer; many stand in a row, attention stays within each image, and the learned grid of
     image_size / patch places a side is resized to each image's own.
+
+    The images of an example do not see each other here; all their tokens are the example's.
 
     Pixels (0 to 1) are normalised by `mean` and `std`, one number or one per channel; empty positions are unseen.
 
@@ -101,7 +104,8 @@ class ViT(ImageEncoder, kw_only=True):
         rows, side = image.segments.shape[0], self.image_size // self.patch
         if self.tokens_per_image:
             image = fold(image, self.tokens_per_image)
-        image = only_tokens(image)
+        whole = only_tokens(image)
+        image = single_pictures(whole)
         x = ((image.features / 255.0 - self._per_pixel(self.mean)) / self._per_pixel(self.std)).astype(self.dtype)
         x = dense(self.width, (None, "embed"), self.dtype, "embedding")(x)
         x = self._place(self._special_tokens(x, image.positions), image, side)
@@ -123,7 +127,7 @@ class ViT(ImageEncoder, kw_only=True):
         )
         x, _ = blocks(x, image.segments, image.positions)
         x = self.block.normalise(self.dtype, "norm")(x)
-        image = image._replace(features=x, segments=jnp.where(_is_register(image.positions), 0, image.segments))
+        image = image._replace(features=x, segments=jnp.where(_is_register(image.positions), 0, whole.segments))
         return unfold(only_tokens(image), rows)
 
     def _per_pixel(self, value: float | tuple[float, ...]) -> Any:

@@ -158,9 +158,9 @@ def check_data(config: Experiment, source: Any) -> None:
             f"data.rows.{texts[0]} is for text, but the data has no tokenizer; set data.tokenizer to "
             "SentencePiece(vocabulary=...), which is trained on the texts of the training split"
         )
-    if config.data.speed and "speech" not in source.sizes:
+    if config.data.speed and not any(np.any(source.sizes.get(name, 0)) for name in _recordings(config)):
         raise UserError("data.speed is set, but the data has no speech")
-    facts = Facts(tokenizer, {"answer": source.answers})
+    facts = Facts(tokenizer, {name: label.names for name, label in source.labels.items()})
     for name, task in model.tasks.items():
         task.check_data(f"model.tasks.{name}", facts, source)
         for label, kind in task.labels().items():
@@ -176,16 +176,21 @@ def check_data(config: Experiment, source: Any) -> None:
 
 def _check_labels(path: str, label: str, kind: str, source: Any) -> None:
     """Checks that the first labels of the data have the kind that a task needs."""
-    if label != "answer":
+    if kind == "text":
         return
     for number in range(min(8, len(source))):
-        answer = source[number].answer
-        if answer is None:
+        value = source[number].labels.get(label)
+        if value is None:
             continue
-        if (kind != "class") != (np.ndim(answer) == 1):
-            raise UserError(f"{path} reads {LABELS[kind]} for each example, but the label '{label}' is {answer!r:.60}")
-        if kind == "classes" and not np.isin(answer, (0, 1)).all():
-            raise UserError(f"{path} reads 0 or 1 for each class, but the label '{label}' is {answer!r:.60}")
+        if (kind != "class") != (np.ndim(value) == 1):
+            raise UserError(f"{path} reads {LABELS[kind]} for each example, but the label '{label}' is {value!r:.60}")
+        if kind == "classes" and not np.isin(value, (0, 1)).all():
+            raise UserError(f"{path} reads 0 or 1 for each class, but the label '{label}' is {value!r:.60}")
+
+
+def _recordings(config: Experiment) -> list[str]:
+    """The encoders that read recordings."""
+    return [name for name, encoder in config.model.encoders.items() if hasattr(encoder, "front_end")]
 
 
 def _check_context(config: Experiment) -> None:
