@@ -90,7 +90,7 @@ def test_the_config_of_images_fits_its_folders(animals):
     config = c.load(animals)
     check_config(config)
     config, source = open_data(config)
-    assert source.answers == ["cat", "dog"] and len(source) == 4
+    assert source.labels["answer"].names == ("cat", "dog") and len(source) == 4
     layout = build_layout(config, None)
     sampler = build_sampler(config, layout, source)
     assert len(sampler.rows(0)) == 2 and not sampler.too_long and not sampler.never_shown

@@ -116,9 +116,8 @@ def test_a_config_gives_each_encoder_the_geometry_of_its_stream(tmp_path):
                 "imu": c.Vectors(inputs=6, layers=1, width=8, heads=1, mlp=8),
             },
             fusion=c.Add(width=8),
-            heads={"answer": c.Head(reads="fused", outputs=2)},
+            tasks={"answer": c.Classify(outputs=2)},
         ),
-        objectives={"answer": c.Classification()},
         optimizer=c.Optimizer(schedule=c.WarmupCosine(peak=1e-3, warmup=1)),
         evaluation=c.Evaluation(subsets=()),
     )

@@ -144,7 +144,7 @@ def test_a_label_that_no_example_has_is_an_error_that_names_the_columns(tmp_path
     with pytest.raises(UserError, match="a label cannot be named 'the mood'"):
         opened(tmp_path, rows, {"the mood": "class"})
     found = opened(tmp_path, [{"text": "x", "answer": "a"}], {}, tokenizer=None)
-    assert not found.labels and found.columns == {"answer": 1}
+    assert not found.labels and found.unread == {"'answer' (no task reads answer)": 1}
 
 
 def test_classes_are_those_of_the_training_split(tmp_path):

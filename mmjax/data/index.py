@@ -20,7 +20,7 @@ from mmjax import progress
 from mmjax.data.fields import TAGS, USUAL, Fields
 from mmjax.data.files import Blob
 from mmjax.data.labels import SPOKEN, Label, absent, column_of, converted
-from mmjax.data.record import Record, hinted
+from mmjax.data.record import Record, hinted, known_fields
 from mmjax.errors import UserError
 
 VERSION = 7
@@ -88,7 +88,8 @@ class Index:
         self.texts = tuple(about["texts"])
         self.unreadable = {int(number): reason for number, reason in about["unreadable"].items()}
         self.columns: dict[str, int] = about.get("columns", {})
-        unread = Counter({hinted(name): count for name, count in self.columns.items()})
+        known = about.get("fields", known_fields(USUAL))
+        unread = Counter({hinted(name, known): count for name, count in self.columns.items()})
         self.unread: dict[str, int] = dict(unread + Counter(about.get("unread", {})))
 
     def __len__(self) -> int:
@@ -370,6 +371,7 @@ def write_index(
     about = {
         "version": VERSION,
         "examples": len(measured),
+        "fields": known_fields(fields),
         "inputs": inputs,
         "texts": texts,
         "tags": tags,

@@ -3,7 +3,7 @@
 import difflib
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mmjax.data.fields import TAGS, USUAL, Fields
@@ -75,6 +75,11 @@ BY_ENDING = ("file_name", "path")  # recording or picture, depending on the file
 CUT = ("start", "seconds", "end", "channels")  # the part of its recordings; "end" instead of "seconds"
 
 
+def known_fields(fields: Fields) -> tuple[str, ...]:
+    """The names of all that a row may say."""
+    return ("name", *fields.inputs, *fields.labels, *TAGS, *CUT)
+
+
 def read_row(
     row: Mapping[str, Any],
     root: str,
@@ -102,7 +107,7 @@ def read_row(
       UserError: the row has no known field, or a value has the wrong type.
     """
     columns = columns or {}
-    known = _known(fields)
+    known = known_fields(fields)
     for field in columns.values():
         if field not in known:
             raise UserError(f"columns: there is no '{field}'{nearest(field, known)}")
@@ -128,16 +133,17 @@ def read_row(
     unread = [key for key, value in row.items() if key not in used and value != "" and not is_nan(value)]
     if not inputs and all(value == "" for value in labels.values()):
         wanted = ", ".join((*fields.inputs, *fields.labels))
-        raise UserError(f"{name} holds none of {wanted}{_hint(unread, fields)}")
+        raise UserError(f"{name} holds none of {wanted}{_hint(unread, known)}")
     return Record(name, inputs, labels, tags), unread
 
 
-def hinted(key: str, fields: Fields = USUAL) -> str:
-    """An unused name in quotes, with what may be meant by it."""
-    known = _known(fields)
+def hinted(key: str, known: Sequence[str] = known_fields(USUAL)) -> str:
+    """An unused name in quotes, with what may be meant by it; `known`: the fields that are read."""
     if (field := ALIASES.get(key, key)) in known:
         return f"'{key}' ({'no recording, or ' if field in CUT else ''}another column gives {field})"
-    if meant := _misspelt(key, known):
+    if field in USUAL.labels:
+        return f"'{key}' (no task reads {field})"
+    if meant := _misspelt(key, tuple(known)):
         return f"'{key}' (did you mean '{meant}'?)"
     field = next((field for field, names in FILES.items() if names.fullmatch(key.lower())), None)
     return f"'{key}' (is it {field}? Then set columns={{'{key}': '{field}'}})" if field else f"'{key}'"
@@ -157,13 +163,9 @@ def check_columns(columns: Mapping[str, str], names: Iterable[str], file: str) -
             raise UserError(f"columns: {file} has no column '{column}'{nearest(column, names)}")
 
 
-def _known(fields: Fields) -> tuple[str, ...]:
-    return ("name", *fields.inputs, *fields.labels, *TAGS, *CUT)
-
-
 def _chosen(row: Mapping[str, Any], columns: Mapping[str, str], fields: Fields) -> dict[str, str]:
     """Field -> the name in the row from which it is read."""
-    exact = {field: field for field in _known(fields)}
+    exact = {field: field for field in known_fields(fields)}
     if "audio_filepath" in row and "text" not in fields.labels:  # NeMo's "text" is the transcript
         exact["text"] = "transcript"
     # Priority: the config's columns, then the names of the fields, then aliases.
@@ -200,9 +202,9 @@ def _misspelt(key: str, fields: tuple[str, ...]) -> str | None:
     return near[0] if near and abs(len(near[0]) - len(key)) <= 1 else None
 
 
-def _hint(unread: list[str], fields: Fields) -> str:
-    meant = [hint for key in unread if (hint := hinted(key, fields)) != f"'{key}'"]
-    return f"; it has {meant[0]}" if meant else nearest(unread[0] if unread else "", _known(fields))
+def _hint(unread: list[str], known: tuple[str, ...]) -> str:
+    meant = [hint for key in unread if (hint := hinted(key, known)) != f"'{key}'"]
+    return f"; it has {meant[0]}" if meant else nearest(unread[0] if unread else "", known)
 
 
 def _cut(given: Mapping[str, Any], name: str) -> dict[str, Any]:

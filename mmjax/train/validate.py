@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.errors import UserError
+from mmjax.errors import UserError, nearest
 from mmjax.files import data_directory
 from mmjax.models import Vectors
 from mmjax.models.task import Facts
@@ -88,10 +88,14 @@ def check_config(config: Experiment) -> None:
     if config.data.speed:
         config.data.speed.check("data.speed")
     modalities = set(config.model.encoders)
-    known = {*modalities, "transcript", "target", "examples"}
+    texts = {label for task in config.model.tasks.values() for label, kind in task.labels().items() if kind == "text"}
+    known = {*modalities, *texts, "transcript", "target", "examples"}
     for name in config.data.rows:
         if name not in known:
             raise UserError(f"data.rows.{name} is no stream of this model; its streams are {', '.join(sorted(known))}")
+    for name in config.data.inputs:
+        if name not in modalities:
+            raise UserError(f"data.inputs.{name} has no encoder{nearest(name, modalities)}; add model.encoders.{name}")
     if "examples" not in config.data.rows:
         raise UserError("data.rows.examples is not set; set the largest number of examples per row")
     for place, subsets in (("data.subsets", config.data.subsets), ("evaluation.subsets", config.evaluation.subsets)):
@@ -152,7 +156,8 @@ def check_data(config: Experiment, source: Any) -> None:
     for name, encoder in model.encoders.items():
         if isinstance(encoder, Vectors) and name not in source.sizes:
             raise UserError(f"model.encoders has '{name}', but the data has only {', '.join(source.sizes)}")
-    texts = [name for name in ("text", "transcript", "target") if name in config.data.rows]
+    texts = [name for name in config.data.rows if name in config.data.fields().read_texts]
+    texts += [name for name in config.data.rows if name not in (*model.encoders, "examples")]
     if texts and tokenizer is None:
         raise UserError(
             f"data.rows.{texts[0]} is for text, but the data has no tokenizer; set data.tokenizer to "
