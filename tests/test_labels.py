@@ -38,7 +38,7 @@ def of_texts(tmp_path, split="train", columns=None, **changes):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({}, "a task needs the label 'transcript', but no example .* the fields are text .*data.source.columns"),
+        ({}, "a task needs the label 'transcript', but no example .* fields are speech, text .*data.source.columns"),
         (
             {"tokenizer": None, "columns": {"text": "transcript"}},
             "is for text, but the data has no tokenizer; set data.tokenizer",
@@ -78,9 +78,9 @@ def test_a_missing_test_split_is_said_before_training(tmp_path):
 @pytest.mark.parametrize(
     "task, answer, message",
     [
-        (c.MultiLabel(), "yes", "reads several classes for each example, .* is 0"),
-        (c.Classify(), [0.1, 1.0], "reads a class for each example"),
-        (c.MultiLabel(), [0, 2], "reads 0 or 1 for each class"),
+        (c.Regress(), "yes", "list.jsonl:1: answer is 'yes', which is not a number"),
+        (c.Classify(), [0.1, 1.0], r"list.jsonl:1: answer is \[0.1, 1.0\], not one class"),
+        (c.MultiLabel(), [0, 2], "list.jsonl:1: answer is .0, 2., not names of classes, or 0 or 1 for each"),
     ],
 )
 def test_answers_of_another_kind_are_said_before_training(tmp_path, task, answer, message):

@@ -134,7 +134,8 @@ def test_a_value_of_another_kind_is_named_with_its_row(kind, value, message, tmp
 def test_a_label_that_no_example_has_is_an_error_that_names_the_columns(tmp_path):
     rows = [{"text": "x", "emotoin": "glad", "year": 1}]
     with pytest.raises(
-        UserError, match="the label 'emotion', but no example has it; .* reads are emotoin, year .*renames"
+        UserError,
+        match='the label \'emotion\', but no example has it; .* columns emotoin, year; .*"emotoin": "emotion"',
     ):
         opened(tmp_path, rows, {"emotion": "class"}, tokenizer=None)
     with pytest.raises(UserError, match="the label 'emotion' is of the kind 'klass'; did you mean 'classes'"):

@@ -150,6 +150,8 @@ class Collection(Source):
 
     def texts(self, directory: Path, fields: Fields = USUAL_FIELDS) -> list[Texts]:
         index = self.indexed("train", directory, fields)[1]
+        if len(index.unreadable) == len(index):
+            raise UserError(f"no example of {self.place('train')} can be used; the first: {index.unreadable[0]}")
         return [Texts(index.digest, index.all_texts)]
 
 

@@ -87,7 +87,7 @@ def _check_there_is(name: str, source: Any, fields: Fields) -> None:
         return
     columns = sorted(getattr(source, "columns", ()), key=lambda one: -difflib.SequenceMatcher(None, one, name).ratio())
     read = list(dict.fromkeys([*(one for one, sizes in source.sizes.items() if np.any(sizes)), *source.labels]))
-    instead = (*columns, *read, "their name")[0]
+    instead = (*columns, *(one for one in read if one in fields.texts), "their name")[0]
     raise UserError(
         f"a task needs the label '{name}', but no example has it; no field is read from the columns "
         f"{', '.join(columns) or '(none)'}; the fields are {', '.join(read) or '(none)'} "
