@@ -222,3 +222,23 @@ def test_an_interrupted_index_is_written_again(tmp_path, monkeypatch):
     (out / ".train.building" / "index").mkdir(parents=True)
     build(collection, index, {}, out, "train")
     assert len(ShardsRecords(str(out), "train")) == 1
+
+
+def test_shards_of_an_earlier_version_are_read(files, tmp_path):
+    """Their index has one recording, one picture and one answer per example."""
+    collection = write(files, "jsonl")
+    build(collection, open_index(collection, {}, tmp_path, "it"), {}, tmp_path / "shards", "train")
+    data = dataclasses.replace(tiny().data, source=c.Shards(directory=str(tmp_path / "shards")), tokenizer=None)
+    now = data.open("train", tmp_path, {"answer": "class"})
+    home = tmp_path / "shards" / "train"
+    for name in ("speech_frames", "speech_rate", "image_height", "image_width", "label_answer"):
+        (home / f"{name}.npy").rename(home / f"{name.partition('_')[2]}.npy")
+    about = json.loads((home / "index.json").read_text())
+    kept = {key: about[key] for key in ("texts", "tags", "unread", "unreadable")}
+    earlier = kept | {"version": 6, "answers": about["labels"]["answer"][1], "answered": True}
+    (home / "index.json").write_text(json.dumps(earlier))
+    then = data.open("train", tmp_path, {"answer": "class"})
+    assert then.labels == now.labels and all(np.array_equal(now.sizes[name], then.sizes[name]) for name in now.sizes)
+    for number in range(COUNT):
+        assert then[number].labels == now[number].labels and then[number].name == now[number].name
+        np.testing.assert_array_equal(then[number].input("speech"), now[number].input("speech"))
