@@ -112,9 +112,15 @@ def test_the_data_sets_of_the_page_are_described_right():
     assert f"some {['thirty', 'forty', 'fifty'][round(len(READY) / 10) - 3]}" in PAGE
 
 
-def test_the_inputs_of_the_page_are_parts():
+def test_the_labels_and_inputs_of_the_page_are_parts():
     room = {"c": c}
-    exec(code("py")[0], room)
+    tasks, inputs = code("py")
+    exec(tasks + inputs, room)
+    assert {name: one.labels() for name, one in room["tasks"].items()} == {
+        "emotion": {"emotion": "class"},
+        "age": {"age": "numbers"},
+        "topics": {"topics": "classes"},
+    }
     assert all(isinstance(one, c.Input) for one in room["inputs"].values())
     assert c.Data(source=c.Shards(directory="x"), rows={}, subsets={}, inputs=room["inputs"]).fields().labels["answer"]
 

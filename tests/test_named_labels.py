@@ -229,3 +229,35 @@ def test_the_folder_names_the_label_that_it_gives(tmp_path):
     source = data(c.Folder(splits={"train": str(tmp_path / "files")}, label="mood"), tokenizer=None)
     found = source.open("train", tmp_path, {"mood": "class"})
     assert found.labels["mood"].names == ("glad", "sad") and [found[n].labels["mood"] for n in range(2)] == [0, 1]
+
+
+@pytest.mark.slow
+def test_a_run_learns_several_labels_at_once(tmp_path):
+    """From lists to predictions: each task has the metrics and the names of its own label."""
+    from mmjax.run import Run, evaluate_run
+    from mmjax.train.loop import train
+
+    words = {"ein": ("glad", 1.0, ["art"]), "zwei": ("sad", 2.0, ["war", "art"]), "drei": ("sad", 3.0, [])}
+    rows = [
+        {"text": word, "mood": mood, "age": age} | ({"topics": topics} if number % 4 else {})
+        for number, (word, (mood, age, topics)) in enumerate(list(words.items()) * 8)
+    ]
+    splits = {"train": listed(tmp_path / "train.jsonl", rows), "test": listed(tmp_path / "test.jsonl", rows[:6])}
+    tasks = {"mood": c.Classify(label="mood"), "age": c.Regress(label="age"), "topics": c.MultiLabel(label="topics")}
+    config = c.Experiment(
+        name="moods",
+        steps=60,
+        data=data(c.Manifest(splits=splits), directory=str(tmp_path), rows={"text": 40, "examples": 8}, batch_rows=2),
+        model=c.Multimodal(
+            encoders={"text": c.MeanEmbedding(vocabulary=50, width=16)}, fusion=c.Add(width=16), tasks=tasks
+        ),
+        optimizer=c.Optimizer(schedule=c.Constant(peak=3e-2)),
+        evaluation=c.Evaluation(subsets=("text",)),
+        log=c.Log(tensorboard=False),
+    )
+    train(config, tmp_path / "run")
+    metrics = evaluate_run(tmp_path / "run")["subsets"]["text"]
+    assert metrics["mood/accuracy"] == 1.0 and metrics["age/mae"] < 0.3 and metrics["topics/accuracy"] > 0.9
+    predicted = Run(tmp_path / "run").predict_example(1)
+    assert predicted["mood"] == predicted["example"]["mood"] == "sad" and predicted["example"]["age"] == [2.0]
+    assert predicted["topics"] == ["art", "war"] and predicted["age"]["age"] == pytest.approx(2.0, abs=0.5)
