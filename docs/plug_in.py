@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax import config as c
+from mmjax.data.fields import Fields
 from mmjax.data.record import Record
 from mmjax.models.layers import dense
 from mmjax.models.pooling import MeanPool
@@ -30,7 +31,7 @@ class Sums(c.Collection):
 
     examples: int = 400  # per split
 
-    def records(self, split: str, directory: Path, once: bool = False) -> "SumRecords":
+    def records(self, split: str, directory: Path, fields: Fields, once: bool = False) -> "SumRecords":
         return SumRecords(split, self.examples)
 
 
@@ -50,7 +51,7 @@ class SumRecords:
     def read(self, index: int) -> tuple[Record, list[str]]:
         """A record, and the names of fields that are not used."""
         a, b = self._pairs[index].tolist()
-        return Record(f"sum {index}", text=f"{WORDS[a]} plus {WORDS[b]}", answer=f"{a + b:02d}"), []
+        return Record(f"sum {index}", {"text": f"{WORDS[a]} plus {WORDS[b]}"}, {"answer": f"{a + b:02d}"}), []
 
     def __getitem__(self, index: int) -> Record:
         return self.read(index)[0]
