@@ -15,7 +15,6 @@ from mmjax.data.filters import Filters
 from mmjax.data.folder import Folder
 from mmjax.data.index import open_index
 from mmjax.data.manifest import Manifest
-from mmjax.data.mixture import Mixture
 from mmjax.data.page import facts
 from mmjax.data.page import page as show
 from mmjax.data.parquet import Parquet
@@ -26,7 +25,7 @@ from mmjax.data.sources import Data
 from mmjax.data.tar_shards import TarShards
 from mmjax.data.tfds import TFDS
 from mmjax.data.tfds_description import splits_of
-from mmjax.data.tokenizers import HuggingFaceTokenizer, SentencePiece, learnable
+from mmjax.data.tokenizers import SentencePiece, learnable
 from mmjax.data.tuxpaint_stamps import SPLITS
 from mmjax.errors import UserError
 from mmjax.files import data_directory, local, write_whole
@@ -74,10 +73,10 @@ def build(source: str, out: str, split: str | None = None, **options: Any) -> di
     if source.endswith(".py"):
         config = load(source)
         data = config.data
-        if not isinstance(data.source, Collection) or isinstance(data.source, Shards):
+        if not data.source.can_be_built:
             raise UserError(
                 f"data.source of {source} is {type(data.source).__name__}, which cannot be written as shards"
-                + ("; build each of its sources" if isinstance(data.source, Mixture) else "")
+                + ("; build each of its sources" if hasattr(data.source, "sources") else "")
             )
         chosen, home, fields = data.source, data_directory(data.directory), data.fields(labels_of(config))
         options["rescale"] = data.rescale
@@ -183,7 +182,7 @@ def tokenizer(source: str, out: str | None = None, **keys: Any) -> dict[str, Any
         chosen, config, home = data.source, data.tokenizer or SentencePiece(), data_directory(data.directory)
     else:
         chosen, config, home, fields = source_at(source, "train"), SentencePiece(), data_directory(), USUAL
-    if keys and (isinstance(config, HuggingFaceTokenizer) or config.file):
+    if keys and config.file:
         raise UserError(
             f"data.tokenizer of {source} is {config.file}, which is already trained; leave out --{next(iter(keys))}"
         )

@@ -394,7 +394,7 @@ def _printable() -> None:
 
 def _quiet() -> None:
     """Silences other libraries' log messages and warnings; our warnings and all errors are still shown."""
-    import absl.logging  # noqa: F401  (before getLogger("absl"), which would create a plain logger instead of absl's)
+    import absl.logging
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     for name in ("absl", "orbax", "jax._src.xla_bridge", "tensorflow_datasets"):

@@ -21,30 +21,3 @@ from mmjax.data.tar_shards import TarShards
 from mmjax.data.tfds import TFDS
 from mmjax.data.tokenizers import HuggingFaceTokenizer, SentencePiece
 from mmjax.data.tuxpaint_stamps import TuxPaintStamps
-
-__all__ = [
-    "TFDS",
-    "Audio",
-    "Collection",
-    "Data",
-    "Filters",
-    "Folder",
-    "HuggingFaceTokenizer",
-    "Image",
-    "ImageAugmentation",
-    "ImageMixing",
-    "Input",
-    "Manifest",
-    "Mixture",
-    "OwnSource",
-    "Parquet",
-    "SentencePiece",
-    "Shards",
-    "Source",
-    "SpeedPerturbation",
-    "SpokenEasyVQA",
-    "TarShards",
-    "Text",
-    "TuxPaintStamps",
-    "VectorInput",
-]

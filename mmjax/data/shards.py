@@ -32,6 +32,8 @@ class Shards(Collection):
 
     directory: str
 
+    can_be_built = False  # it is built
+
     def indexed(self, split: str, directory: Path, fields: Fields = USUAL) -> tuple["ShardsRecords", Any]:
         from mmjax.data.index import Index
 

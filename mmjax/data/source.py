@@ -60,10 +60,12 @@ class Source:
 
     Attributes:
       takes_prefixes: whether the source supports `Data.prefixes`.
+      can_be_built: whether `mmjax data build` can write the source as shards.
     """
 
     kind = "source"
     takes_prefixes = False
+    can_be_built = False
 
     def open(self, split: str, opening: Opening) -> Any:
         """Opens a split; prepares the data first if necessary.
@@ -92,6 +94,7 @@ class Collection(Source):
 
     kind = "collection"
     takes_prefixes = True
+    can_be_built = True
 
     def records(self, split: str, directory: Path, fields: Fields, once: bool = False) -> Any:
         """The records of a split.

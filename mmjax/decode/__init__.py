@@ -1,5 +1,3 @@
 """Decoding: from the outputs of a model to ids; pure, batched, compiled once."""
 
 from mmjax.decode.greedy import best_path, by_example, greedy, greedy_transducer
-
-__all__ = ["best_path", "by_example", "greedy", "greedy_transducer"]

@@ -12,7 +12,7 @@ from mmjax.data import Data, HuggingFaceTokenizer, Manifest, SentencePiece
 from mmjax.errors import UserError
 from mmjax.files import local
 from mmjax.interchange.vocabulary import CHARACTERS, SENTENCEPIECE, TOKENIZER
-from mmjax.models import Encoder, ImageEncoder, Multimodal, SpeechEncoder, TextDecoder, TokenIds
+from mmjax.models import Encoder, Multimodal, TokenIds
 from mmjax.models.roles import module_of
 from mmjax.train.experiment import Evaluation, Experiment, load
 from mmjax.train.optimizer import Optimizer
@@ -32,8 +32,8 @@ def experiment(family: ModuleType, theirs: Mapping[str, Any], source: Path, out:
       source, out: the directories of the original and of the import.
     """
     part, tasks = family.part(theirs), family.tasks(theirs) if hasattr(family, "tasks") else {}
-    encoder = TokenIds(vocabulary=part.vocabulary) if isinstance(part, TextDecoder) else part
-    name = stream_of(encoder)
+    encoder = part if isinstance(part, Encoder) else TokenIds(vocabulary=part.vocabulary)
+    name = encoder.stream
     texts = {label: _tokens(task) for task in tasks.values() for label, kind in task.labels().items() if kind == "text"}
     longest = min((_tokens(task) for task in tasks.values()), default=TOKENS)
     data = Data(
@@ -41,7 +41,7 @@ def experiment(family: ModuleType, theirs: Mapping[str, Any], source: Path, out:
         tokenizer=_tokenizer(source, out),
         prefixes=family.prefixes(theirs) if hasattr(family, "prefixes") else {},
         batch_rows=8,
-        rows={name: _row(encoder, longest), **texts, "examples": 1},
+        rows={name: encoder.room(SECONDS, longest), **texts, "examples": 1},
         subsets={name: 1.0},
     )
     return Experiment(
@@ -95,7 +95,7 @@ def imported(directory: str | Path, part: Literal["encoder", "decoder"] | None =
     if not path.is_file():
         raise UserError(f"there is no {path}; was {directory} written by mmjax import?")
     model, found = load(path).model, {}
-    found["encoder"] = [one for one in model.encoders.values() if not isinstance(one, TokenIds)]
+    found["encoder"] = [one for one in model.encoders.values() if not one.passes_ids]
     found["decoder"] = [task.decoder for task in model.tasks.values() if hasattr(task, "decoder")]
     part = part or ("encoder" if found["encoder"] else "decoder")
     if len(found[part]) != 1:
@@ -103,22 +103,6 @@ def imported(directory: str | Path, part: Literal["encoder", "decoder"] | None =
             f"the model in {directory} has {'several' if found[part] else 'no'} {part}{'s' * bool(found[part])}"
         )
     return found[part][0]
-
-
-def stream_of(encoder: Encoder) -> str:
-    """The name of the stream that an encoder reads."""
-    return "speech" if isinstance(encoder, SpeechEncoder) else "image" if isinstance(encoder, ImageEncoder) else "text"
-
-
-def _row(encoder: Encoder, tokens: int) -> int:
-    if isinstance(encoder, SpeechEncoder):
-        front_end, pad = encoder.front_end, encoder.geometry().get("pad")
-        hops = SECONDS * front_end.sample_rate // front_end.hop
-        return pad or -(-hops // encoder.subsampling) * encoder.subsampling
-    if isinstance(encoder, ImageEncoder):
-        return encoder.tokens_per_image
-    learned = getattr(encoder, "positions", None) == "learned"
-    return min(tokens, encoder.length) if learned else tokens
 
 
 def _tokens(task: Any) -> int:

@@ -11,20 +11,3 @@ from mmjax.losses.ctc import ctc
 from mmjax.losses.regression import regression, si_sdr
 from mmjax.losses.tokens import chunked_cross_entropy, chunked_logits, token_cross_entropy
 from mmjax.losses.transducer import transducer, transducer_loss
-
-__all__ = [
-    "NEVER",
-    "SumWeight",
-    "along_example",
-    "chunked_cross_entropy",
-    "chunked_logits",
-    "contrastive",
-    "cross_entropy",
-    "ctc",
-    "regression",
-    "si_sdr",
-    "sigmoid_cross_entropy",
-    "token_cross_entropy",
-    "transducer",
-    "transducer_loss",
-]

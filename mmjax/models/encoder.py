@@ -17,6 +17,8 @@ class Encoder(nn.Module):
       tokens_per_image: the number of tokens of each example if all have the same number, else None.
       class_token: each example begins with a class token.
       hideable: what tasks may hide of its input in training: "tokens", "patches", "samples" or "frames".
+      stream: the usual name of the stream that it reads; None: there is none.
+      passes_ids: its output is its input, token ids.
     """
 
     kind = "encoder"
@@ -26,6 +28,8 @@ class Encoder(nn.Module):
     tokens_per_image = None
     class_token = False
     hideable: ClassVar[tuple[str, ...]] = ()
+    stream: ClassVar[str | None] = None
+    passes_ids: ClassVar[bool] = False
 
     def check(self, path: str) -> None:
         """Checks the fields together, after each was checked against its type.
@@ -41,6 +45,11 @@ class Encoder(nn.Module):
     def geometry(self) -> dict[str, Any]:
         """Fields of a class in `mmjax.data.streams`: how the input of this encoder is stored in rows."""
         return {}
+
+    def room(self, seconds: float, tokens: int) -> int:
+        """The positions of a row for one example: a recording of `seconds`, one image, or a text of `tokens`."""
+        length = getattr(getattr(self, "positions", None), "length", tokens)  # of learned positions
+        return min(tokens, length)
 
     def adapted(self, path: str, value: Any, source: "Encoder") -> Any:
         """A parameter of another encoder for this one, which may have another `image_size`.
@@ -68,9 +77,14 @@ class SpeechEncoder(Encoder):
 
     kind = "speech encoder"
     hideable = ("samples",)
+    stream = "speech"
 
     def geometry(self) -> dict[str, Any]:
         return {"hop": self.front_end.hop, "window": self.front_end.window, "align": self.subsampling}
+
+    def room(self, seconds: float, tokens: int) -> int:
+        hops = int(seconds * self.front_end.sample_rate) // self.front_end.hop
+        return self.geometry().get("pad") or -(-hops // self.subsampling) * self.subsampling
 
     def check_row(self, path: str, key: str, room: int) -> None:
         if room % self.subsampling:
@@ -90,10 +104,14 @@ class ImageEncoder(Encoder):
     kind = "image encoder"
     registers = 0
     max_patches = None
+    stream = "image"
 
     def geometry(self) -> dict[str, Any]:
         keys = ("patch", "image_size", "max_patches", "class_token", "registers")
         return {key: getattr(self, key) for key in keys}
+
+    def room(self, seconds: float, tokens: int) -> int:
+        return self.tokens_per_image or self.max_patches + self.class_token + self.registers
 
     def check_row(self, path: str, key: str, room: int) -> None:
         patches = self.max_patches or (self.image_size // self.patch) ** 2
@@ -107,6 +125,7 @@ class TextEncoder(Encoder):
     """The base class of encoders of token ids. A subclass has the field `vocabulary`."""
 
     kind = "text encoder"
+    stream = "text"
 
     def geometry(self) -> dict[str, Any]:
         return {"vocabulary": self.vocabulary}

@@ -16,6 +16,8 @@ class TokenIds(TextEncoder, kw_only=True):
     vocabulary: int | None = None  # number of ids; None: not checked
     dtype: Any = setting(jnp.float32)
 
+    passes_ids = True
+
     def check(self, path: str) -> None:
         pass
 

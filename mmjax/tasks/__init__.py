@@ -11,24 +11,3 @@ from mmjax.tasks.masked_patches import MaskedPatches
 from mmjax.tasks.per_example import Classify, MultiLabel, Regress
 from mmjax.tasks.transducer import Transducer
 from mmjax.tasks.write import Write
-
-__all__ = [
-    "CTC",
-    "BestRQ",
-    "CausalLM",
-    "Classify",
-    "Contrast",
-    "Denoise",
-    "Encoded",
-    "Facts",
-    "Item",
-    "LanguageModel",
-    "MaskedPatches",
-    "MaskedTokens",
-    "MultiLabel",
-    "Output",
-    "Regress",
-    "Task",
-    "Transducer",
-    "Write",
-]

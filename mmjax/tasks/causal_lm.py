@@ -15,7 +15,6 @@ from mmjax.models.encoder import check_attention
 from mmjax.models.remat import rematerialised_whole
 from mmjax.models.segments import belongs
 from mmjax.models.task import Encoded, Facts, Output, Sums, Task
-from mmjax.models.token_ids import TokenIds
 from mmjax.stream import Stream
 from mmjax.tasks.text import check_vocabulary
 
@@ -35,7 +34,7 @@ class CausalLM(Task, kw_only=True):
     def check(self, path: str, config: Any) -> None:
         super().check(path, config)
         check_attention(f"{path}.decoder", self.decoder)
-        if not isinstance(config.model.encoders[self.reads], TokenIds):
+        if not config.model.encoders[self.reads].passes_ids:
             raise UserError(f"{path} embeds the tokens itself; set model.encoders.{self.reads} to TokenIds()")
         if self.decoder.cross_attention:
             raise UserError(

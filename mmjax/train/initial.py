@@ -13,7 +13,6 @@ import numpy as np
 from mmjax import progress
 from mmjax.errors import UserError, dotted, nearest
 from mmjax.files import local
-from mmjax.models import Encoder
 from mmjax.models.roles import MAPS, by_path, known_names, matches, path_of
 from mmjax.train.directory import read_run
 from mmjax.train.experiment import Experiment
@@ -168,7 +167,7 @@ def _values(
         if at and at not in checked and (root == "" or matches(root, at)):
             _check_same(at, part, theirs, source.name)
             checked.add(at)
-        if isinstance(part, Encoder) and theirs is not None:
+        if hasattr(part, "adapted") and theirs is not None:
             value = part.adapted(path.removeprefix(f"{at}."), value, theirs)
         if value.shape != x.shape:
             raise UserError(

@@ -13,7 +13,6 @@ from mmjax import progress, telemetry
 from mmjax.errors import one_line
 from mmjax.files import write_whole
 from mmjax.flops import matrix_flops
-from mmjax.models import SpeechEncoder
 from mmjax.models.attend import with_backend
 from mmjax.models.roles import part_name
 from mmjax.parallel.mesh import abstract_batch
@@ -30,7 +29,7 @@ MOSTLY_USED = 0.5  # below this share of used positions, a stream's rows are rep
 
 def sample_rate(config: Experiment) -> int:
     """The sample rate of the run's speech, in Hz."""
-    rates = [e.front_end.sample_rate for e in config.model.encoders.values() if isinstance(e, SpeechEncoder)]
+    rates = [e.front_end.sample_rate for e in config.model.encoders.values() if hasattr(e, "front_end")]
     return rates[0] if rates else 16_000
 
 

@@ -6,7 +6,6 @@ import numpy as np
 
 from mmjax.errors import UserError, nearest
 from mmjax.files import data_directory
-from mmjax.models import Vectors
 from mmjax.models.task import Facts
 from mmjax.train.experiment import Experiment
 from mmjax.tree import flat
@@ -70,7 +69,7 @@ def check_config(config: Experiment) -> None:
     for name, encoder in config.model.encoders.items():
         path = f"model.encoders.{name}"
         encoder.check(path)
-        if isinstance(encoder, Vectors) and name in TAKEN:
+        if encoder.stream is None and name in TAKEN:
             raise UserError(f"{path}: '{name}' is reserved and cannot name a stream of vectors; choose another name")
     if config.model.fusion:
         config.model.fusion.check("model.fusion", config.model.encoders)
@@ -154,7 +153,7 @@ def check_data(config: Experiment, source: Any) -> None:
     """Checks before the first step that the data (an open split) has the inputs and labels that a config needs."""
     model, tokenizer = config.model, source.tokenizer
     for name, encoder in model.encoders.items():
-        if isinstance(encoder, Vectors) and name not in source.sizes:
+        if encoder.stream is None and name not in source.sizes:
             raise UserError(f"model.encoders has '{name}', but the data has only {', '.join(source.sizes)}")
     texts = [name for name in config.data.rows if name in config.data.fields().read_texts]
     texts += [name for name in config.data.rows if name not in (*model.encoders, "examples")]

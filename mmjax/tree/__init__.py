@@ -4,19 +4,3 @@ from mmjax.tree.files import load_json, read_json, run_file
 from mmjax.tree.overrides import override
 from mmjax.tree.part import fields, kinds, part, setting, with_settings
 from mmjax.tree.plain import differences, flat, from_dict, to_dict
-
-__all__ = [
-    "differences",
-    "fields",
-    "flat",
-    "from_dict",
-    "kinds",
-    "load_json",
-    "override",
-    "part",
-    "read_json",
-    "run_file",
-    "setting",
-    "to_dict",
-    "with_settings",
-]

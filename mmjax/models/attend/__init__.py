@@ -12,17 +12,3 @@ from mmjax.models.attend.choice import (
     with_backend,
 )
 from mmjax.models.attend.inputs import Inputs, Place
-
-__all__ = [
-    "AUTO",
-    "BACKENDS",
-    "Decision",
-    "Inputs",
-    "Place",
-    "Refused",
-    "Selection",
-    "attention",
-    "decide",
-    "decisions",
-    "with_backend",
-]

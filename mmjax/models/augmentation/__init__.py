@@ -7,16 +7,3 @@ from mmjax.models.augmentation.spec_augment import SpecAugment
 from mmjax.models.augmentation.spectral_gate import SpectralGate
 from mmjax.models.augmentation.speech import SpeechAugmentation
 from mmjax.models.augmentation.waveform import Clip, Gain, TelephoneBand
-
-__all__ = [
-    "AddNoise",
-    "Clip",
-    "Gain",
-    "Reverberate",
-    "SpecAugment",
-    "SpectralGate",
-    "SpeechAugmentation",
-    "TelephoneBand",
-    "identities",
-    "keys",
-]

@@ -14,16 +14,3 @@ from mmjax.models.fusion.low_rank import LowRank
 from mmjax.models.fusion.mixture_of_experts import MixtureOfExperts
 from mmjax.models.fusion.perceiver import Perceiver
 from mmjax.models.fusion.weighted import Weighted
-
-__all__ = [
-    "Add",
-    "Bottleneck",
-    "Concat",
-    "CrossAttention",
-    "FiLM",
-    "Fusion",
-    "LowRank",
-    "MixtureOfExperts",
-    "Perceiver",
-    "Weighted",
-]
