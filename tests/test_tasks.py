@@ -14,7 +14,7 @@ from mmjax import tasks as all_tasks
 from mmjax.errors import UserError
 from mmjax.models.task import Output, losses_of
 from mmjax.stream import Stream
-from mmjax.train.build import build_layout, build_model, facts_of, resolved
+from mmjax.train.build import build_layout, build_model, facts_of, open_data, open_sizes, resolved
 from mmjax.train.report import idle_parts
 from mmjax.train.validate import check_config, check_data
 
@@ -175,3 +175,24 @@ def test_parts_that_no_task_reads_are_named():
     listening = dataclasses.replace(config, model=config.model.clone(tasks={"transcript": c.CTC(outputs=128)}))
     assert idle_parts(config) == idle_parts(with_({"pair": PAIR})) == []
     assert set(idle_parts(listening)) == {"model.encoders.image", "model.encoders.text", "model.fusion"}
+
+
+def test_sizes_that_a_config_leaves_open_are_those_of_the_data():
+    model, small = tiny().model, dict(layers=1, width=16, heads=2, mlp=32)
+    tasks = {
+        "answer": c.Classify(),
+        "transcript": c.CTC(),
+        "text": c.Write(reads=("speech",), decoder=c.TextDecoder(**small)),
+    }
+    encoders = {**model.encoders, "text": c.Transformer(**small)}
+    config = dataclasses.replace(tiny(), model=dataclasses.replace(model, encoders=encoders, tasks=tasks))
+    assert set(open_sizes(config)) == {
+        "model.encoders.text.vocabulary",
+        "model.tasks.answer.outputs",
+        "model.tasks.transcript.outputs",
+        "model.tasks.text.decoder.vocabulary",
+    }
+    config, source = open_data(config)
+    assert not open_sizes(config)
+    assert config.model.encoders["text"].vocabulary == len(source.tokenizer) == config.model.tasks["transcript"].outputs
+    assert config.model.tasks["answer"].outputs == len(source.labels["answer"].names)

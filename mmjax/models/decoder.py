@@ -107,7 +107,7 @@ class TextDecoder(Tower, kw_only=True):
       tied: the logits are products with the table of embeddings (Press and Wolf 2017, arXiv:1608.05859).
     """
 
-    vocabulary: int = 128
+    vocabulary: int | None = None  # number of ids; None: as many as the tokenizer of the data has
     layers: int = 6
     width: int = 256
     heads: int = 4
@@ -116,6 +116,10 @@ class TextDecoder(Tower, kw_only=True):
     cross_attention: bool = True
     tied: bool = True  # the logits are products with the table of embeddings
     block: BlockStyle = BlockStyle()
+
+    def resolved(self, needed: int) -> "TextDecoder":
+        """The decoder with `needed` ids, if its vocabulary is left to the data."""
+        return self if self.vocabulary else self.clone(vocabulary=needed)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "TextDecoder":

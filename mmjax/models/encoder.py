@@ -42,6 +42,10 @@ class Encoder(nn.Module):
         """
         check_attention(path, self)
 
+    def resolved(self, facts: Any) -> "Encoder":
+        """The encoder with sizes from the data (`mmjax.models.task.Facts`), where the config leaves them open."""
+        return self
+
     def geometry(self) -> dict[str, Any]:
         """Fields of a class in `mmjax.data.streams`: how the input of this encoder is stored in rows."""
         return {}
@@ -126,6 +130,9 @@ class TextEncoder(Encoder):
 
     kind = "text encoder"
     stream = "text"
+
+    def resolved(self, facts: Any) -> Encoder:
+        return self if self.vocabulary or facts.tokenizer is None else self.clone(vocabulary=len(facts.tokenizer))
 
     def geometry(self) -> dict[str, Any]:
         return {"vocabulary": self.vocabulary}

@@ -100,7 +100,7 @@ class Transformer(TextEncoder, Tower, kw_only=True):
 
     class_token = True  # a tokenizer may put one first, as BERT's does
 
-    vocabulary: int = 128
+    vocabulary: int | None = None  # number of ids; None: as many as the tokenizer of the data has
     layers: int = 6
     width: int = 256
     heads: int = 4
@@ -143,7 +143,7 @@ class MeanEmbedding(TextEncoder, kw_only=True):
     position of its first token; the other positions are empty.
     """
 
-    vocabulary: int = 128
+    vocabulary: int | None = None  # number of ids; None: as many as the tokenizer of the data has
     width: int = 256
     dropout: float = 0.0
     dtype: Any = setting(jnp.float32)

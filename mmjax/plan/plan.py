@@ -20,7 +20,7 @@ from mmjax.plan import hlo, roofline, topology
 from mmjax.plan.compilation import Outcome, Subject, compiled, describe, largest_batch
 from mmjax.plan.estimate import computed_again, estimated, in_dtype, kept_for_backward, memory_by_kind
 from mmjax.train import attention, report
-from mmjax.train.build import build_layout, build_sampler, build_source, labels_of, open_data
+from mmjax.train.build import build_layout, build_sampler, build_source, labels_of, open_data, open_sizes
 from mmjax.train.experiment import Experiment
 from mmjax.train.validate import check_config
 
@@ -116,8 +116,7 @@ def plan(
 
 def sized(config: Experiment) -> Experiment:
     """The config with the sizes that it leaves to the data."""
-    tasks = config.model.tasks.items()
-    missing = [f"model.tasks.{name}.outputs" for name, task in tasks if getattr(task, "outputs", 0) is None]
+    missing = open_sizes(config)
     if not missing:
         return config
     try:

@@ -31,6 +31,10 @@ class CausalLM(Task, kw_only=True):
     labelled = False
     measured = False  # continuing every text of a split would take long; the loss needs no decoding
 
+    def resolved(self, facts: Facts) -> Task:
+        known = facts.tokenizer is not None
+        return self.clone(decoder=self.decoder.resolved(len(facts.tokenizer))) if known else self
+
     def check(self, path: str, config: Any) -> None:
         super().check(path, config)
         check_attention(f"{path}.decoder", self.decoder)

@@ -17,7 +17,7 @@ from mmjax.models.encoder import check_attention
 from mmjax.models.fusion.base import Common
 from mmjax.models.remat import rematerialised_whole
 from mmjax.models.segments import belongs, having
-from mmjax.models.task import Encoded, Facts, Output, Sums
+from mmjax.models.task import Encoded, Facts, Output, Sums, Task
 from mmjax.models.texts import beginnings, inputs_and_targets
 from mmjax.stream import Stream, concatenate
 from mmjax.tasks.text import TextTask
@@ -47,6 +47,10 @@ class Write(TextTask, Common, kw_only=True):
     vocabulary = property(lambda self: self.decoder.vocabulary)
     width = property(lambda self: self.decoder.width)
     sources = property(lambda self: self.reads)
+
+    def resolved(self, facts: Facts) -> Task:
+        known = facts.tokenizer is not None
+        return self.clone(decoder=self.decoder.resolved(self.needed(facts.tokenizer))) if known else self
 
     def needed(self, tokenizer: Any) -> int:
         return max(len(tokenizer), self.start_token + 1, self.end_token + 1)

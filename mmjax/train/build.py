@@ -19,7 +19,7 @@ from mmjax.train.directory import read_labels
 from mmjax.train.experiment import Experiment
 from mmjax.train.quantisation import quantised
 from mmjax.train.validate import check_data
-from mmjax.tree import with_settings
+from mmjax.tree import flat, with_settings
 
 
 def build_model(config: models.Multimodal) -> models.Multimodal:
@@ -78,8 +78,15 @@ def facts_of_run(run: Path, config: Experiment) -> Facts:
 
 def resolved(config: Experiment, facts: Facts) -> Experiment:
     """The config with sizes from the data, where it leaves them open."""
+    encoders = {name: encoder.resolved(facts) for name, encoder in config.model.encoders.items()}
     tasks = {name: task.resolved(facts) for name, task in config.model.tasks.items()}
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, tasks=tasks))
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, encoders=encoders, tasks=tasks))
+
+
+def open_sizes(config: Experiment) -> list[str]:
+    """The keys of the sizes that a config leaves to its data."""
+    sizes = ("outputs", "vocabulary")
+    return [f"model.{key}" for key, x in flat(config.model).items() if x is None and key.rsplit(".", 1)[-1] in sizes]
 
 
 def open_data(config: Experiment, split: str = "train", run: Path | None = None) -> tuple[Experiment, Any]:
