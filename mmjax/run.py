@@ -82,7 +82,7 @@ class Run:
         example, subsets = source[number], self.config.evaluation.subsets
         subset = subsets[0] if subsets else "+".join(self.config.model.encoders)
         shown = {name: example.input(name) for name in example.inputs if name in subset.split("+")}
-        result = self._predict(shown, example.prefixes or {})
+        result = self._predict(shown, example.prefixes)
         truth = {name: named(source.labels.get(name), value) for name, value in example.labels.items()}
         truth = {"text": example.inputs.get("text") or truth.get("target", ""), **truth}
         return result | {"example": {"number": number, "split": split, "modalities": subset, **truth}}
@@ -155,7 +155,7 @@ class Run:
                 )
         inputs = {name: part for name, part in given.items() if part is not None}
         labels = dict.fromkeys(self._given, "")  # texts of which a task is given the first tokens
-        example = Example(inputs, labels, prefixes=prefixes)
+        example = Example(inputs, labels, prefixes)
         packer = Packer(layout, 1)
         packer.add(0, example, shows, name="your input")
         predictions, result = jax.device_get(self._program(self._params, packer.batch)), {}
@@ -186,7 +186,8 @@ class Run:
     @functools.cached_property
     def _prefixes(self) -> Prefixes | None:
         templates = self.config.data.prefixes
-        return Prefixes(templates, self.tokenizer) if templates else None
+        fields = self.config.data.fields(labels_of(self.config))
+        return Prefixes(templates, self.tokenizer, fields) if templates else None
 
     @functools.cached_property
     def _given(self) -> dict[str, int]:

@@ -35,6 +35,8 @@ class ViT(ImageEncoder, Tower, kw_only=True):
     attention, and no score between two images is computed. With `max_patches`, images keep their aspect ratio and have at
     most that many patches; a row holds several images, and attention stays within segments.
 
+    The images of an example do not see each other here; all their tokens are the example's.
+
     A class token takes a position in the row before the patches; its patch row is -1. Registers (Darcet et al. 2024,
     arXiv:2309.16588) follow it with row -1 and columns 1, 2, ...; their positions are empty in the result.
     """
