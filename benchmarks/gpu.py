@@ -170,10 +170,11 @@ def useful_flops(subject: Any, examples: list[Raw]) -> float:
         mean = lambda part: sum(len(getattr(raw, part)) for raw in group) // len(group)  # noqa: B023, E731
         rows = {"examples": 1}
         if speech:
-            rows["speech"] = max(mean("speech") // layout.hop // layout.align, 1) * layout.align
+            hops = layout.streams["speech"]
+            rows["speech"] = max(mean("speech") // hops.hop // hops.align, 1) * hops.align
             rows["transcript"] = mean("transcript")
         if image:
-            rows["image"] = len(layout.patches(group[0].image)[0])
+            rows["image"] = len(layout.streams["image"].patches(group[0].image)[0])
         if text:
             rows["text"] = mean("text")
         alone = dataclasses.replace(layout, rows={name: rows[name] for name in layout.rows if name in rows})

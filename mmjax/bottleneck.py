@@ -2,7 +2,9 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -10,7 +12,8 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from mmjax.data.image import open_image, resize
+from mmjax.data.example import Example
+from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches
 from mmjax.errors import UserError
 from mmjax.parallel.mesh import make_mesh, to_devices
@@ -37,35 +40,35 @@ STEPS = 3  # timed steps, after one that compiles
 
 
 class Timed:
-    """Wraps a source: measures the time of reading and of decoding recordings, and keeps the encoded pictures.
+    """Wraps a source: measures the time of reading and of decoding recordings, and keeps what was read.
 
     Attributes:
       seconds: {"read", "decode"}, since `restart`.
-      images: (number, encoded picture) of the examples read since `restart`.
-      samples: samples of speech decoded since `restart`.
+      examples: (number, example) of the examples read since `restart`.
+      samples: samples of recordings decoded since `restart`.
     """
 
-    def __init__(self, source: Any):
-        self._source = source
+    def __init__(self, source: Any, recordings: Iterable[str]):
+        self._source, self._recordings = source, set(recordings)
         self.restart()
 
     def restart(self) -> None:
-        self.seconds, self.images, self.samples = {"read": 0.0, "decode": 0.0}, [], 0
+        self.seconds, self.examples, self.samples = {"read": 0.0, "decode": 0.0}, [], 0
 
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> Example:
         start = time.perf_counter()
         example = self._source[index]
         self.seconds["read"] += time.perf_counter() - start
-        if example.image is not None:
-            self.images.append((index, example.image))
-        return example if example.speech is None else example._replace(speech=lambda: self._speech(example.speech))
+        self.examples.append((index, example))
+        heard = {name: partial(self._samples, example, name) for name in self._recordings & example.inputs.keys()}
+        return example._replace(inputs={**example.inputs, **heard})
 
-    def _speech(self, speech: Callable[[], np.ndarray]) -> np.ndarray:
+    def _samples(self, example: Example, name: str) -> np.ndarray:
         start = time.perf_counter()
-        samples = speech()
+        samples = example.input(name)
         self.seconds["decode"] += time.perf_counter() - start
         self.samples += len(samples)
         return samples
@@ -86,7 +89,11 @@ def measure(config: Experiment, count: int = 8, step_seconds: float | None = Non
     check_config(config)
     config, source = open_data(config)
     layout = build_layout(config, source.tokenizer)
-    sampler, timed, mesh = build_sampler(config, layout, source), Timed(source), make_mesh(**vars(config.mesh))
+    sampler, timed, mesh = (
+        build_sampler(config, layout, source),
+        Timed(source, layout.recordings),
+        make_mesh(**vars(config.mesh)),
+    )
     changes = image_changes(config)
     dropped = config.data.filters.largest_share_dropped
     batches = Batches(timed, layout, sampler, WHOLE, *changes, largest_share_dropped=dropped)
@@ -99,7 +106,7 @@ def measure(config: Experiment, count: int = 8, step_seconds: float | None = Non
         start = time.perf_counter()
         batch = batches[step]
         whole = time.perf_counter() - start
-        pictures = _pictures(timed.images, rows, layout) if "image" in layout.rows else (0.0, 0)
+        pictures = _pictures(timed.examples, rows, layout)
         decode = timed.seconds["decode"] + pictures[0]
         times["read"].append(timed.seconds["read"])
         times["decode"].append(decode)
@@ -117,18 +124,20 @@ def measure(config: Experiment, count: int = 8, step_seconds: float | None = Non
     return _judged(seconds, step, real, config.data.threads)
 
 
-def _pictures(images: list[tuple[int, bytes]], rows: list[Any], layout: Any) -> tuple[float, int]:
+def _pictures(examples: list[tuple[int, Example]], rows: list[Any], layout: Layout) -> tuple[float, int]:
     """Seconds to decode and resize the pictures that `rows` use, and the number of these pictures."""
-    shown = {int(e) for row in rows for e, shows in zip(row.examples, row.subsets, strict=True) if "image" in shows}
-    encoded = [data for index, data in images if index in shown]
+    shown = {
+        (int(number), name)
+        for row in rows
+        for number, shows in zip(row.examples, row.subsets, strict=True)
+        for name in shows & layout.pictures
+    }
+    encoded = [(name, one.inputs[name]) for number, one in examples for name in one.inputs if (number, name) in shown]
     start = time.perf_counter()
-    for data in encoded:
-        try:
-            image = open_image(data)
-            resize(image, *layout.image_shape(image.height, image.width))
-        except UserError:  # the loader skips such examples, too
-            pass
-    return time.perf_counter() - start, len(encoded)
+    for name, data in encoded:
+        with suppress(UserError):  # the loader skips such examples, too
+            layout.streams[name].cut(data, name, "")
+    return time.perf_counter() - start, sum(len(data) if isinstance(data, list) else 1 for _, data in encoded)
 
 
 def _sampling(sampler: Any, window: int, examples: float) -> float:

@@ -104,6 +104,7 @@ class Subject:
             ROWS_CHECKED,
             seed=config.seed,
             window=data.window,
+            needs=self.layout.needs,
         )
         self.rows = self.sampler.rows(0)
         self.batch = self.pack(self.rows)

@@ -10,6 +10,7 @@ import numpy as np
 from mmjax import progress
 from mmjax.data import build as building
 from mmjax.data.capacity import propose, useful
+from mmjax.data.fields import USUAL
 from mmjax.data.filters import Filters
 from mmjax.data.folder import Folder
 from mmjax.data.index import open_index
@@ -29,7 +30,7 @@ from mmjax.data.tokenizers import HuggingFaceTokenizer, SentencePiece, learnable
 from mmjax.data.tuxpaint_stamps import SPLITS
 from mmjax.errors import UserError
 from mmjax.files import data_directory, local, write_whole
-from mmjax.train.build import build_layout, build_sampler, build_source, facts_of, resolved
+from mmjax.train.build import build_layout, build_sampler, build_source, facts_of, labels_of, resolved
 from mmjax.train.experiment import Experiment, load
 from mmjax.tree import from_dict, override, to_dict
 
@@ -71,26 +72,27 @@ def build(source: str, out: str, split: str | None = None, **options: Any) -> di
     """
     directory = local(out, "--out")
     if source.endswith(".py"):
-        data = load(source).data
+        config = load(source)
+        data = config.data
         if not isinstance(data.source, Collection) or isinstance(data.source, Shards):
             raise UserError(
                 f"data.source of {source} is {type(data.source).__name__}, which cannot be written as shards"
                 + ("; build each of its sources" if isinstance(data.source, Mixture) else "")
             )
-        chosen, home = data.source, data_directory(data.directory)
+        chosen, home, fields = data.source, data_directory(data.directory), data.fields(labels_of(config))
         options["rescale"] = data.rescale
         splits = [split] if split else list(getattr(chosen, "splits", SPLITS))
     else:
-        chosen, home = collection_at(source, split or "train"), data_directory()
+        chosen, home, fields = collection_at(source, split or "train"), data_directory(), USUAL
         splits = [split] if split else list(chosen.splits)
     found = {}
     for name in splits:
-        collection, stamp = chosen.stamped(name, home, once=True)
+        collection, stamp = chosen.stamped(name, home, fields, once=True)
         title = f"{stamp['class']} {stamp['place']}"
-        index = open_index(collection, stamp, home, title)
+        index = open_index(collection, stamp, home, title, fields)
         for note in index.notes(title):
             progress.warn(note)
-        found[name] = building.build(collection, index, stamp, directory, name, **options)
+        found[name] = building.build(collection, index, stamp, directory, name, fields=fields, **options)
     return found
 
 
@@ -115,7 +117,7 @@ def inspect(
     proposed: dict[str, Any] = {}
     if source.endswith(".py"):
         config = override(load(source), overrides)
-        data = build_source(config.data, split)
+        data = build_source(config.data, split, labels=labels_of(config))
         config = resolved(config, facts_of(data))
         layout = build_layout(config, data.tokenizer)
         sampler = build_sampler(config, layout, data) if split == "train" else None
@@ -149,9 +151,7 @@ def better_rows(config: Experiment, layout: Any, sampler: Any) -> dict[str, Any]
     cost = np.array([flops[name] for name in layout.rows])
     cost = cost + 1e-3 * cost.max()  # a stream without a tower still takes memory
     now = np.array(list(layout.rows.values()))
-    picture = layout.image_size // layout.patch
-    picture = picture**2 + layout.class_token + layout.registers if layout.max_patches is None else 1
-    multiple = np.array([{"speech": layout.pad or layout.align, "image": picture}.get(name, 1) for name in layout.rows])
+    multiple = np.array([layout.streams[name].multiple for name in layout.rows])
     found = propose(taken, cost, float((now * cost).sum()), multiple, start=now)
     rows = dict(zip(layout.rows, found.tolist(), strict=True))
     wasted = [1.0 - useful(taken, len(best_fit(taken, some)), some, cost) for some in (now, found)]
@@ -178,17 +178,18 @@ def tokenizer(source: str, out: str | None = None, **keys: Any) -> dict[str, Any
     """
     file = out and local(out, "--out")
     if source.endswith(".py"):
-        data = load(source).data
+        experiment = load(source)
+        data, fields = experiment.data, experiment.data.fields(labels_of(experiment))
         chosen, config, home = data.source, data.tokenizer or SentencePiece(), data_directory(data.directory)
     else:
-        chosen, config, home = source_at(source, "train"), SentencePiece(), data_directory()
+        chosen, config, home, fields = source_at(source, "train"), SentencePiece(), data_directory(), USUAL
     if keys and (isinstance(config, HuggingFaceTokenizer) or config.file):
         raise UserError(
             f"data.tokenizer of {source} is {config.file}, which is already trained; leave out --{next(iter(keys))}"
         )
     config = from_dict(type(config), to_dict(config) | keys, "data.tokenizer")
-    trained = config.open(chosen, home)
-    texts = learnable(chosen, home)[1]()
+    trained = config.open(chosen, home, fields)
+    texts = learnable(chosen, home, fields)[1]()
     ids = [trained.pieces(text) for text in texts]
     count = sum(map(len, ids))
     share = lambda some: sum(i in some for one in ids for i in one) / max(count, 1)  # noqa: E731

@@ -10,11 +10,12 @@ import jax
 import numpy as np
 
 from mmjax.data.example import Example
+from mmjax.data.labels import named
 from mmjax.data.layout import Layout
 from mmjax.data.packing import Packer
 from mmjax.data.prefixes import Prefixes
-from mmjax.data.record import normal_text
 from mmjax.data.text import Tokenizer
+from mmjax.data.values import normal_text
 from mmjax.decode import by_example
 from mmjax.errors import UserError
 from mmjax.evaluate.evaluation import Evaluator, all_subsets
@@ -24,7 +25,7 @@ from mmjax.models.task import Facts
 from mmjax.parallel.mesh import make_mesh
 from mmjax.parallel.runtime import jit_once
 from mmjax.stream import Batch
-from mmjax.train.build import build_layout, build_model, build_source, facts_of_run
+from mmjax.train.build import build_layout, build_model, build_source, facts_of_run, labels_of
 from mmjax.train.directory import check_same_meaning, read_run
 from mmjax.train.report import left_out, sample_rate
 from mmjax.tree import override
@@ -72,26 +73,18 @@ class Run:
         """Predicts an example of the data from the modalities of the first evaluation subset, and adds its truth.
 
         Returns:
-          The result of `predict` and {"example": {"number", "split", "modalities", "text", "answer"}}.
+          The result of `predict` and {"example": {"number", "split", "modalities", "text", and the labels by name}}.
         """
         split = split or self.config.evaluation.split
-        source = build_source(self.config.data, split, self.directory)
+        source = build_source(self.config.data, split, self.directory, labels_of(self.config))
         if not 0 <= number < len(source):
             raise UserError(f"there is no example {number}: the {split} split has {len(source):,}, counted from 0")
         example, subsets = source[number], self.config.evaluation.subsets
         subset = subsets[0] if subsets else "+".join(self.config.model.encoders)
-        parts = {
-            "speech": example.speech and example.speech(),
-            "image": example.image,
-            "text": example.text,
-        }
-        shown = (parts | dict(example.vectors or {})).items()
-        given = {name: part for name, part in shown if name in subset.split("+")}
-        result = self._predict(given, example.prefixes or {})
-        answer = example.answer
-        if answer is not None:
-            answer = np.asarray(answer).tolist() if np.ndim(answer) else source.answers[int(answer)]
-        truth = {"text": example.text or example.target or "", "answer": answer}
+        shown = {name: example.input(name) for name in example.inputs if name in subset.split("+")}
+        result = self._predict(shown, example.prefixes)
+        truth = {name: named(source.labels.get(name), value) for name, value in example.labels.items()}
+        truth = {"text": example.inputs.get("text") or truth.get("target", ""), **truth}
         return result | {"example": {"number": number, "split": split, "modalities": subset, **truth}}
 
     def predict(
@@ -152,7 +145,7 @@ class Run:
     def _predict(self, given: Mapping[str, Any], prefixes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         """`predict` for inputs in the format of `Example`, with the ids before each text."""
         shows = self._check_streams(given)
-        speech, image, text = (given.get(name) for name in ("speech", "image", "text"))
+        speech, text = given.get("speech"), given.get("text")
         layout = self._layout_for(shows, speech)
         if text is not None:
             tokens = len(prefixes.get("text", ())) + len(self.tokenizer.read(text))
@@ -160,14 +153,9 @@ class Run:
                 raise UserError(
                     f"the text has {tokens} tokens, but the row has room for {layout.rows['text']}; shorten it"
                 )
-        example = Example(
-            speech=None if speech is None else lambda: speech,
-            image=image,
-            text=text,
-            vectors={name: part for name, part in given.items() if name not in ("speech", "image", "text")},
-            prefixes=prefixes,
-            **dict.fromkeys(self._given, ""),  # texts of which a task is given the first tokens
-        )
+        inputs = {name: part for name, part in given.items() if part is not None}
+        labels = dict.fromkeys(self._given, "")  # texts of which a task is given the first tokens
+        example = Example(inputs, labels, prefixes)
         packer = Packer(layout, 1)
         packer.add(0, example, shows, name="your input")
         predictions, result = jax.device_get(self._program(self._params, packer.batch)), {}
@@ -189,15 +177,17 @@ class Run:
                 raise UserError(f"the recording is longer than {LONGEST} seconds; cut it into parts")
             alone = dataclasses.replace(layout, rows={"speech": rows["speech"]})
             hops = int(alone.positions({"speech": np.array([len(speech)])})["speech"][0])
-            whole = -(-hops // layout.align) * layout.align
+            align = layout.streams["speech"].align
+            whole = -(-hops // align) * align
             self.config.model.encoders["speech"].check_row("model.encoders.speech", "the recording in hops", whole)
-            rows["speech"] = bucket(hops, layout.align)
+            rows["speech"] = bucket(hops, align)
         return dataclasses.replace(layout, rows=rows)
 
     @functools.cached_property
     def _prefixes(self) -> Prefixes | None:
         templates = self.config.data.prefixes
-        return Prefixes(templates, self.tokenizer) if templates else None
+        fields = self.config.data.fields(labels_of(self.config))
+        return Prefixes(templates, self.tokenizer, fields) if templates else None
 
     @functools.cached_property
     def _given(self) -> dict[str, int]:
@@ -240,7 +230,7 @@ def evaluate_run(
         mesh = make_mesh(**vars(run.config.mesh))
     except UserError:  # the run was trained on another number of devices
         mesh = make_mesh()
-    data, source = run.config.data, build_source(run.config.data, split, run.directory)
+    data, source = run.config.data, build_source(run.config.data, split, run.directory, labels_of(run.config))
     check_same_meaning(run.directory, source)
     layout = build_layout(run.config, source.tokenizer)
     evaluator = Evaluator(data, run.model, layout, run.facts, source, mesh)

@@ -15,6 +15,10 @@ BLANK = 0
 # In place of an id: the text of this example is empty. (An example without a text has no position.)
 EMPTY = -1
 
+# The patch columns of an example's second picture begin at this number, those of its third at twice this, and so on.
+PICTURE = 2**16
+MOST_PICTURES = 2**12  # of an example
+
 Array = Any  # numpy.ndarray in data workers, jax.Array in the model
 
 
@@ -29,7 +33,8 @@ class Stream(NamedTuple):
       segments: [B, T] int32, which example of its row a token belongs to, 1..N; 0 is an empty position.
       positions: [B, T] or [B, T, 2] int32, counted from the example's own start. Text and encoded speech: time.
         Samples of speech: the hop, and how many samples of the recording it holds (fewer than a hop only where the
-        recording ends within it; [B, T] counts every hop as whole). Images: patch row and column.
+        recording ends within it; [B, T] counts every hop as whole). Images: patch row and column, and `PICTURE` columns
+        more for every earlier picture of the example.
     """
 
     features: Array

@@ -145,12 +145,12 @@ class Throughput:
     """Measures throughput between two reports.
 
     Args:
-      seconds_per_hop: seconds of audio per position of the speech stream.
+      seconds_per_hop: seconds of audio per position, by stream of recordings.
       flops: FLOPs of one step, forward and backward, or 0.
       peak: FLOP/s of all devices together, or None if unknown.
     """
 
-    def __init__(self, seconds_per_hop: float, flops: float = 0.0, peak: float | None = None):
+    def __init__(self, seconds_per_hop: Mapping[str, float], flops: float = 0.0, peak: float | None = None):
         self._seconds_per_hop, self._flops, self._peak = seconds_per_hop, flops, peak
         self._reset()
 
@@ -177,13 +177,12 @@ class Throughput:
             "examples_per_second": hosts * self._real.get("examples", 0) / seconds,
             "data_wait": self._waited / seconds,
         }
-        if "speech" in self._real:
-            rates["audio_seconds_per_second"] = hosts * self._real["speech"] * self._seconds_per_hop / seconds
+        if heard := self._seconds_per_hop.keys() & self._real.keys():
+            audio = sum(self._real[name] * self._seconds_per_hop[name] for name in heard)
+            rates["audio_seconds_per_second"] = hosts * audio / seconds
         if self._peak:
             rates["mfu"] = self._flops * self._steps / seconds / self._peak
-        rates |= {
-            f"padding/{name}": 1.0 - self._real[name] / n for name, n in self._all.items() if n and name != "answer"
-        }
+        rates |= {f"padding/{name}": 1.0 - self._real[name] / n for name, n in self._all.items() if n}
         self._reset()
         return rates
 

@@ -10,15 +10,22 @@ import soundfile
 from PIL import Image
 
 from mmjax.data.corpus import Corpus
+from mmjax.data.fields import USUAL
 from mmjax.data.folder import FolderRecords
 from mmjax.data.index import open_index
 from mmjax.data.manifest import ManifestRecords
 from mmjax.data.parquet import ParquetRecords
+from mmjax.data.record import read_row
 from mmjax.data.tar_shards import TarShardsRecords
 from mmjax.data.text import Tokenizer
 
 COUNT = 12
 WORDS = ["ein", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun", "zehn"]
+
+
+def from_row(row, root, name, columns=None, fields=USUAL):
+    """The record of a row."""
+    return read_row(row, root, name, columns, fields=fields)[0]
 
 
 def said(number):
@@ -102,5 +109,5 @@ def write(files, kind):
 
 def corpus(collection, directory, **changes):
     stamp = {"kind": type(collection).__name__, "files": collection.files}
-    index = open_index(collection, stamp, directory, "it")
+    index = open_index(collection, stamp, directory, "it", changes.get("fields", USUAL))
     return Corpus(collection, index, Tokenizer.train(WORDS, 60), **changes)

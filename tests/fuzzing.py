@@ -28,6 +28,7 @@ from mmjax.data.files import Blob, Unreadable
 from mmjax.data.filters import Filters
 from mmjax.data.image import measure_image, open_image
 from mmjax.data.index import Index, measure_all, write_index
+from mmjax.data.inputs import Recording
 from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches
 from mmjax.data.record import Record
@@ -35,7 +36,14 @@ from mmjax.data.sampler import Sampler
 
 GROUP = 28  # damaged files that are read together
 CPU_SECONDS = 20.0  # that one group may take before it counts as a hang
-LAYOUT = Layout(rows={"speech": 400, "image": 300, "examples": 6}, patch=8, max_patches=256)
+
+
+def record(part, content, name="it"):
+    """A record of one recording or picture."""
+    return Record(name, {part: [Recording(content) if part == "speech" else content]})
+
+
+LAYOUT = Layout.of({"speech": 400, "image": 300, "examples": 6}, geometry={"image": {"max_patches": 256}})
 EXTREMES = (0, 1, 0x7F, 0x80, 0xFF)
 
 
@@ -113,7 +121,7 @@ def group(files: dict[str, bytes], seed: int, scratch: Path) -> collections.Coun
                 path = scratch / f"{name}-{number}"
                 path.write_bytes(content)
                 content = Blob(str(path))
-            made.append(Record(name=f"{kind}-{number}", **{part: content}))
+            made.append(record(part, content, f"{kind}-{number}"))
         kinds.append((kind, part, damage != data))
         clean.append(made[0]), broken.append(made[1])
     # Damaged before they are indexed, or after.

@@ -8,6 +8,7 @@ import pytest
 from mmjax import cli
 from mmjax import config as c
 from mmjax.data.example import Example
+from mmjax.data.labels import Label
 from mmjax.data.layout import Layout
 from mmjax.data.packing import Packer
 from mmjax.errors import UserError
@@ -17,12 +18,14 @@ CONFIG = '''
 import numpy as np
 from mmjax import config as c
 from mmjax.data.example import Example
+from mmjax.data.labels import Label
 
 class Lamps:
     tokenizer = None
     def __init__(self, directory, split, kind="labels"):
         draw = np.random.default_rng(("train", "test").index(split))
-        self.kind, self.answers = kind, ["left", "right"]
+        self.kind = kind
+        self.labels = {"answer": Label("classes" if kind == "labels" else "numbers", ("left", "right"))}
         self.values = draw.random((300, 2)).astype(np.float32)
         if kind == "labels":
             self.values = self.values.round()
@@ -31,7 +34,7 @@ class Lamps:
         return 300
     def __getitem__(self, index):
         noise = 0.05 * np.random.default_rng(index).standard_normal((int(self.sizes["sensor"][index]), 2))
-        return Example(vectors={"sensor": self.values[index] + noise}, answer=self.values[index])
+        return Example({"sensor": self.values[index] + noise}, {"answer": self.values[index]})
 
 config = c.Experiment(
     name="lamps",
@@ -91,9 +94,10 @@ def test_numbers_are_learned(tmp_path, capsys):
     ],
 )
 def test_an_answer_of_another_kind_is_refused(width, answer, message):
-    packer = Packer(Layout(rows={"examples": 2}, answers=width), 1)
+    label = Label("class") if width is None else Label("numbers", tuple("abc"[:width]))
+    packer = Packer(Layout.of({"examples": 2}, labels={"answer": label}), 1)
     with pytest.raises(UserError, match=message):
-        packer.add(0, Example(answer=answer), frozenset(), name="it")
+        packer.add(0, Example({}, {"answer": answer}), frozenset(), name="it")
     assert not any(stream.segments.any() for stream in packer.batch.values())
 
 

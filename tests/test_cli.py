@@ -199,7 +199,7 @@ def test_data_workers_load_neither_jax_nor_tensorflow(run):
         "import sys\nfrom mmjax.data.loader import Batches\nfrom mmjax.data.source import Opening\n"
         "from mmjax.data.spoken_easy_vqa import SpokenEasyVQA\nfrom mmjax.files import data_directory\n"
         f"source = SpokenEasyVQA(examples={EXAMPLES}).open('train', Opening(data_directory()))\n"
-        "example = source[3]; example.speech()\n"
+        "example = source[3]; example.input('speech')\n"
         "print(sorted({'jax', 'flax', 'tensorflow', 'torch'} & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import tiny
-from corpora import COUNT, corpus, make_files, rows, said, write
+from corpora import COUNT, corpus, from_row, make_files, rows, said, write
 from PIL import Image
 
 from mmjax import config as c
@@ -19,9 +19,10 @@ from mmjax.data.files import Blob
 from mmjax.data.filters import Filters
 from mmjax.data.folder import IMAGES, SPEECH, FolderRecords
 from mmjax.data.image import open_image
+from mmjax.data.inputs import Recording
 from mmjax.data.manifest import ManifestRecords
 from mmjax.data.parquet import ParquetRecords
-from mmjax.data.record import Record, from_row
+from mmjax.data.record import Record
 from mmjax.data.sampler import Sampler
 from mmjax.data.tar_shards import TarShardsRecords
 from mmjax.data.text import Tokenizer
@@ -38,16 +39,19 @@ def files(tmp_path_factory):
 @pytest.mark.parametrize("kind", ["folder", "jsonl", "csv", "tsv", "tar", "parquet"])
 def test_every_kind_of_collection_gives_the_same_examples(files, kind, tmp_path):
     found = corpus(write(files, kind), tmp_path)
-    assert len(found) == COUNT and found.answers == ["even", "odd"] and not found.dropped
+    assert len(found) == COUNT and found.labels["answer"].names == ("even", "odd") and not found.dropped
     for number, row in enumerate(rows(files)):
         example = found[number]
-        samples = example.speech()
+        samples = example.inputs["speech"]()
         np.testing.assert_array_equal(samples, read_audio(files / row["speech"]))
         assert found.sizes["speech"][number] == len(samples)
-        assert example.image == (files / row["image"]).read_bytes()
+        assert example.inputs.get("image") == (files / row["image"]).read_bytes()
         with Image.open(files / row["image"]) as image:
             assert found.sizes["image"][number].tolist() == [image.height, image.width]
-        assert example.transcript == row["transcript"] and found.answers[example.answer] == row["answer"]
+        assert (
+            example.labels.get("transcript") == row["transcript"]
+            and found.labels["answer"].names[example.labels.get("answer")] == row["answer"]
+        )
         assert found.sizes["transcript"][number] == len(found.tokenizer.encode(row["transcript"]))
 
 
@@ -61,7 +65,7 @@ def test_the_index_is_made_once_and_again_when_files_have_changed(files, tmp_pat
     first = build_source(data, "train")
     made = sorted((tmp_path / "indices").iterdir())
     assert len(made) == 1 and len(list((tmp_path / "tokenizers").iterdir())) == 1
-    monkeypatch.setattr("mmjax.data.index.measure", lambda record: pytest.fail("measured again"))
+    monkeypatch.setattr("mmjax.data.index.measure", lambda *_: pytest.fail("measured again"))
     monkeypatch.setattr(Tokenizer, "train", lambda *a, **k: pytest.fail("trained again"))
     again = build_source(data, "test")
     np.testing.assert_array_equal(first.sizes["speech"], again.sizes["speech"])
@@ -92,8 +96,8 @@ def test_a_part_of_a_recording_is_what_was_meant(files, tmp_path):
     (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, listed)))
     found = corpus(ManifestRecords(str(tmp_path / "list.jsonl")), tmp_path)
     for number in range(2):
-        np.testing.assert_allclose(found[number].speech(), expected, atol=1e-6)
-        assert found.sizes["speech"][number] == len(expected) and found[number].transcript == "eins"
+        np.testing.assert_allclose(found[number].inputs["speech"](), expected, atol=1e-6)
+        assert found.sizes["speech"][number] == len(expected) and found[number].labels.get("transcript") == "eins"
 
 
 @pytest.mark.parametrize(
@@ -101,14 +105,19 @@ def test_a_part_of_a_recording_is_what_was_meant(files, tmp_path):
     [
         (
             {"audio_filepath": "a.wav", "text": "hi", "duration": 2, "lang": "en"},
-            {"speech": Blob("r/a.wav"), "transcript": "hi", "seconds": 2.0, "language": "en"},
+            Record(
+                "it",
+                {"speech": [Recording(Blob("r/a.wav"), seconds=2.0)]},
+                {"transcript": "hi"},
+                {"language": "en"},
+            ),
         ),
         (
             {
                 "image": "a.png",
                 "conversations": [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a cat"}],
             },
-            {"image": Blob("r/a.png"), "text": "what?", "target": "a cat"},
+            Record("it", {"image": [Blob("r/a.png")], "text": "what?"}, {"target": "a cat"}),
         ),
         (
             {
@@ -118,27 +127,27 @@ def test_a_part_of_a_recording_is_what_was_meant(files, tmp_path):
                 "recording": {"sources": [{"type": "file", "source": "/a.flac"}]},
                 "supervisions": [{"text": "a", "language": "de"}, {"text": "b"}],
             },
-            {
-                "name": "x",
-                "speech": Blob("/a.flac"),
-                "start": 1.0,
-                "seconds": 2.0,
-                "transcript": "a b",
-                "language": "de",
-            },
+            Record(
+                "x",
+                {"speech": [Recording(Blob("/a.flac"), 1.0, 2.0)]},
+                {"transcript": "a b"},
+                {"language": "de"},
+            ),
         ),
         (
             {"path": "s3://b/a.mp3", "sentence": "hi", "locale": "en", "up_votes": "2"},
-            {"speech": Blob("s3://b/a.mp3"), "transcript": "hi", "language": "en"},
+            Record("it", {"speech": [Recording(Blob("s3://b/a.mp3"))]}, {"transcript": "hi"}, {"language": "en"}),
         ),
-        ({"audio": {"bytes": b"x", "path": "a"}, "answer": [1, "0.5"]}, {"speech": b"x", "answer": (1.0, 0.5)}),
-        ({"image": "a.png", "label": 3}, {"image": Blob("r/a.png"), "answer": "3"}),
+        (
+            {"audio": {"bytes": b"x", "path": "a"}, "answer": [1, "0.5"]},
+            Record("it", {"speech": [Recording(b"x")]}, {"answer": (1.0, 0.5)}),
+        ),
+        ({"image": "a.png", "label": 3}, Record("it", {"image": [Blob("r/a.png")]}, {"answer": "3"})),
     ],
     ids=["nemo", "llava", "lhotse", "common voice", "hugging face", "class"],
 )
 def test_the_fields_of_others_are_known(row, expected):
-    record = from_row(row, "r", "it")
-    assert record == Record(**{"name": "it", **expected})
+    assert from_row(row, "r", "it") == expected
 
 
 def test_a_folder_reads_every_ending_of_what_is_read(tmp_path):
@@ -153,7 +162,7 @@ def test_a_folder_reads_every_ending_of_what_is_read(tmp_path):
     found = corpus(FolderRecords(str(home)), tmp_path)
     assert len(found) == len(SPEECH) + len(IMAGES) and not found.dropped
     parts = [
-        example.speech() if example.speech else open_image(example.image)
+        example.input("speech") if "speech" in example.inputs else open_image(example.inputs["image"])
         for example in map(found.__getitem__, range(len(found)))
     ]
     assert sum(isinstance(part, np.ndarray) and len(part) == 16_000 for part in parts) == len(SPEECH)
@@ -169,7 +178,7 @@ def test_a_duration_that_is_a_little_too_long_is_what_is_there_and_said_once(tmp
     assert "it: 2 recordings end before the part that is listed for them, by up to 0.30 s" in said
     assert "list.jsonl:3" in said and not found.dropped
     for number in range(3):
-        assert len(found[number].speech()) == found.sizes["speech"][number] == 16_000
+        assert len(found[number].inputs["speech"]()) == found.sizes["speech"][number] == 16_000
 
 
 @pytest.mark.parametrize(
@@ -242,7 +251,7 @@ def test_filters_count_what_they_leave_out_by_reason(tmp_path):
     found = corpus(ManifestRecords(str(tmp_path / "list.jsonl")), tmp_path, filters=filters)
     assert found.dropped == {"too short": 1, "too long": 1, "too many characters": 1, "too many tokens": 1}
     assert [number for number, _ in found.quarantine] == [0, 2, 3, 4]
-    assert len(found) == 2 and found[0].transcript == "b" and found[1].transcript == ""
+    assert len(found) == 2 and found[0].labels.get("transcript") == "b" and found[1].labels.get("transcript") == ""
 
 
 def test_no_recording_is_too_short_for_the_limit_of_characters(tmp_path):
@@ -259,25 +268,25 @@ def test_no_recording_is_too_short_for_the_limit_of_characters(tmp_path):
 def test_an_empty_text_is_not_a_missing_one(tmp_path):
     """From every kind of list that can say both; a cell of a table cannot."""
     soundfile.write(tmp_path / "a.wav", np.zeros(16_000), 16_000)
-    row = lambda **more: from_row({"audio": b"RIFF", **more}, "", "row").transcript  # noqa: E731
+    row = lambda **more: from_row({"audio": b"RIFF", **more}, "", "row").labels.get("transcript")  # noqa: E731
     assert row(transcript="") == "" and row(transcript=None) is None and row() is None
     assert row(transcript="", sentence="ein") == "ein"  # what another column says goes before an empty one
     nemo = from_row({"audio_filepath": "a.wav", "text": ""}, "", "row")
-    assert nemo.transcript == "" and nemo.text is None
-    assert from_row({"audio": b"RIFF", "text": ""}, "", "row").text is None  # there is nothing to read
+    assert nemo.labels.get("transcript") == "" and nemo.inputs.get("text") is None
+    assert from_row({"audio": b"RIFF", "text": ""}, "", "row").inputs.get("text") is None  # there is nothing to read
     with pytest.raises(UserError, match="holds none of"):
         from_row({"transcript": ""}, "", "row")
     cut = {"id": "a", "duration": 1.0, "recording": {"sources": [{"type": "file", "source": "a.wav"}]}}
     for spoken, expected in (([], None), ([{}], None), ([{"text": ""}], ""), ([{"text": ""}, {"text": "ein"}], "ein")):
-        assert from_row({**cut, "supervisions": spoken}, "", "row").transcript == expected
+        assert from_row({**cut, "supervisions": spoken}, "", "row").labels.get("transcript") == expected
     (tmp_path / "list.csv").write_text("speech,transcript\na.wav,\na.wav,ein\n")
-    assert [record.transcript for record in ManifestRecords(str(tmp_path / "list.csv"))] == [None, "ein"]
+    assert [record.labels.get("transcript") for record in ManifestRecords(str(tmp_path / "list.csv"))] == [None, "ein"]
     (tmp_path / "a.txt").write_text("\n")
-    assert FolderRecords(str(tmp_path))[0].transcript == ""
+    assert FolderRecords(str(tmp_path))[0].labels.get("transcript") == ""
     with tarfile.open(tmp_path / "all.tar", "w") as tar:
         tar.add(tmp_path / "a.wav", "a.wav")
         tar.add(tmp_path / "a.txt", "a.txt")
-    assert TarShardsRecords(str(tmp_path / "all.tar"))[0].transcript == ""
+    assert TarShardsRecords(str(tmp_path / "all.tar"))[0].labels.get("transcript") == ""
 
 
 def test_answers_are_those_of_the_training_split(tmp_path):
@@ -291,8 +300,8 @@ def test_answers_are_those_of_the_training_split(tmp_path):
         filters=c.Filters(largest_share_dropped=0.5),
     )
     found = build_source(data, "test")
-    assert found.answers == ["a", "b"] and found.dropped == {"answer not in the training split": 1}
-    assert [found[i].answer for i in range(len(found))] == [0]
+    assert found.labels["answer"].names == ("a", "b") and found.dropped == {"answer not in the training split": 1}
+    assert [found[i].labels.get("answer") for i in range(len(found))] == [0]
     with pytest.raises(UserError, match="splits has no 'dev'.*train, test"):
         build_source(data, "dev")
 
@@ -353,16 +362,21 @@ def test_what_a_class_is_follows_the_table(tmp_path):
         table.replace_schema_metadata({"huggingface": json.dumps(features)}), tmp_path / "t.parquet"
     )
     found = ParquetRecords(str(tmp_path / "t.parquet"))
-    assert found[0].answer == "cat" and found[1].answer is None
+    assert found[0].labels.get("answer") == "cat" and found[1].labels.get("answer") is None
     with pytest.raises(UserError, match="label is 7, but there are only 2 classes"):
         found[2]
 
 
 def test_names_have_an_order(tmp_path):
-    assert from_row({"question": "a", "q2": "b"}, "", "it", {"q2": "text"}).text == "b"
-    assert from_row({"caption": "a", "target": "b"}, "", "it").target == "b"
-    assert from_row({"path": "a.mp3", "audio": {"bytes": b"x", "path": "a.mp3"}}, "", "it").speech == b"x"
-    assert from_row({"audio_filepath": "a.wav", "text": "hi"}, "", "it", {"text": "target"}).target == "hi"
+    assert from_row({"question": "a", "q2": "b"}, "", "it", {"q2": "text"}).inputs.get("text") == "b"
+    assert from_row({"caption": "a", "target": "b"}, "", "it").labels.get("target") == "b"
+    assert (
+        from_row({"path": "a.mp3", "audio": {"bytes": b"x", "path": "a.mp3"}}, "", "it").inputs["speech"][0].source
+        == b"x"
+    )
+    assert (
+        from_row({"audio_filepath": "a.wav", "text": "hi"}, "", "it", {"text": "target"}).labels.get("target") == "hi"
+    )
     with pytest.raises(UserError, match="columns: there is no 'targett'; did you mean 'target'"):
         from_row({"caption": "a"}, "", "it", {"caption": "targett"})
 
@@ -385,6 +399,6 @@ def test_a_list_of_objects_in_one_file_is_read(tmp_path):
     ]
     (tmp_path / "list.json").write_text(json.dumps(lines, indent=2))
     found = ManifestRecords(str(tmp_path / "list.json"))
-    assert len(found) == 2 and found[0].target == "a cat"
+    assert len(found) == 2 and found[0].labels.get("target") == "a cat"
     with pytest.raises(UserError, match="list.json.1. is not a JSON object"):
         found[1]

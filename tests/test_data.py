@@ -37,9 +37,12 @@ def test_test_voices_are_never_heard_in_training():
 def test_an_example_holds_what_the_index_says(source):
     for index in (0, 17, len(source) - 1):
         example = source[index]
-        assert len(example.speech()) == source.sizes["speech"][index]
-        assert len(source.tokenizer.encode(example.text)) == source.sizes["text"][index]
-        assert example.transcript == example.text and 0 <= example.answer < len(source.answers) == 13
+        assert len(example.inputs["speech"]()) == source.sizes["speech"][index]
+        assert len(source.tokenizer.encode(example.inputs.get("text"))) == source.sizes["text"][index]
+        assert (
+            example.labels.get("transcript") == example.inputs.get("text")
+            and 0 <= example.labels.get("answer") < len(source.labels["answer"].names) == 13
+        )
 
 
 def test_unknown_split():
@@ -132,12 +135,12 @@ def test_segments_mean_the_same_example_in_every_stream(source):
             segment = slot + 1
             text = batch["text"].features[row][batch["text"].segments[row] == segment]
             if len(text):
-                assert source.tokenizer.decode(text) == example.text
+                assert source.tokenizer.decode(text) == example.inputs.get("text")
             speech = batch["speech"].features[row][batch["speech"].segments[row] == segment]
             if len(speech):
-                samples = example.speech()
+                samples = example.inputs["speech"]()
                 np.testing.assert_array_equal(speech.reshape(-1)[: len(samples)], samples)
-            assert batch["answer"].features[row, slot] == example.answer
+            assert batch["answer"].features[row, slot] == example.labels.get("answer")
             assert len(text) or len(speech), "every example shows something"
 
 
@@ -146,14 +149,14 @@ class Damaged:
 
     def __init__(self, source, broken):
         self._source, self._broken = source, broken
-        self.sizes, self.tokenizer, self.answers = source.sizes, source.tokenizer, source.answers
+        self.sizes, self.tokenizer, self.labels = source.sizes, source.tokenizer, source.labels
 
     def __len__(self):
         return len(self._source)
 
     def __getitem__(self, index):
         example = self._source[index]
-        return example._replace(image=b"broken") if self._broken(index) else example
+        return example._replace(inputs={**example.inputs, "image": b"broken"}) if self._broken(index) else example
 
 
 @pytest.mark.parametrize("share, limit", [(0.4, 0.05), (1.0, 0.05), (0.4, 0.2)])
@@ -239,7 +242,7 @@ def test_a_small_set_loses_no_larger_share_than_a_large_one(tmp_path):
     listed = [{"speech": f"{number}.wav"} for number in range(30)]
     (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, listed)))
     found = corpus(ManifestRecords(str(tmp_path / "list.jsonl")), tmp_path)
-    layout = Layout(rows={"speech": 400, "examples": 8}, patch=8)
+    layout = Layout.of({"speech": 400, "examples": 8})
     for limit, stops in ((0.05, True), (0.07, False)):  # 2 of 30
         sampler = Sampler(layout.positions(found.sizes), layout.rows, {"speech": 1.0}, 1, epochs=1)
         failing = Batches(found, layout, sampler, largest_share_dropped=limit)

@@ -90,7 +90,7 @@ def test_the_config_of_images_fits_its_folders(animals):
     config = c.load(animals)
     check_config(config)
     config, source = open_data(config)
-    assert source.answers == ["cat", "dog"] and len(source) == 4
+    assert source.labels["answer"].names == ("cat", "dog") and len(source) == 4
     layout = build_layout(config, None)
     sampler = build_sampler(config, layout, source)
     assert len(sampler.rows(0)) == 2 and not sampler.too_long and not sampler.never_shown
@@ -110,6 +110,19 @@ def test_the_data_sets_of_the_page_are_described_right():
     assert len(shown) == 2 and all(isinstance(one, c.TFDS) and {"train", "test"} == set(one.splits) for one in shown)
     assert ready(shown[0].name) is not None and shown[1].fields.keys() == {"image", "target"}
     assert f"some {['thirty', 'forty', 'fifty'][round(len(READY) / 10) - 3]}" in PAGE
+
+
+def test_the_labels_and_inputs_of_the_page_are_parts():
+    room = {"c": c}
+    tasks, inputs = code("py")
+    exec(tasks + inputs, room)
+    assert {name: one.labels() for name, one in room["tasks"].items()} == {
+        "emotion": {"emotion": "class"},
+        "age": {"age": "numbers"},
+        "topics": {"topics": "classes"},
+    }
+    assert all(isinstance(one, c.Input) for one in room["inputs"].values())
+    assert c.Data(source=c.Shards(directory="x"), rows={}, subsets={}, inputs=room["inputs"]).fields().labels["answer"]
 
 
 def test_the_mixture_of_the_page_is_one(home, monkeypatch):
@@ -139,7 +152,7 @@ def test_the_tokenizer_of_the_page_puts_a_language_before_a_transcript(home, mon
     )
     written = [
         found.tokenizer.decode(
-            [*found[i].prefixes["transcript"], *found.tokenizer.encode(found[i].transcript)], special=True
+            [*found[i].prefixes["transcript"], *found.tokenizer.encode(found[i].labels.get("transcript"))], special=True
         )
         for i in range(3)
     ]

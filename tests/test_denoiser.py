@@ -93,7 +93,7 @@ def test_a_run_takes_noise_away(tmp_path, capsys):
     ratios = [line["clean/si_sdr"] for line in lines if line["kind"] == "train"]
     assert ratios[0] == pytest.approx(0.0, abs=1.0) and ratios[-1] > 4.0
     # And in use: a recording with noise comes out nearer to the clean one.
-    clean = build_source(config.data, "test")[0].speech()
+    clean = build_source(config.data, "test")[0].input("speech")
     noise = np.random.default_rng(0).standard_normal(len(clean)) * np.sqrt(np.mean(clean**2))
     soundfile.write(tmp_path / "noisy.wav", (clean + noise).clip(-1, 1), 16_000)
     saved = tmp_path / "clean.wav"

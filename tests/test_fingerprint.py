@@ -12,7 +12,7 @@ from mmjax.data.fingerprint import changes, fingerprint
 from mmjax.errors import UserError
 from mmjax.run import Run, evaluate_run
 from mmjax.train.build import build_source
-from mmjax.train.directory import open_run
+from mmjax.train.directory import open_run, read_labels
 from mmjax.train.loop import train
 
 COLOURS = ("red", "green", "blue", "white")
@@ -42,8 +42,8 @@ def test_other_data_is_refused_with_what_differs_and_taken_when_told(listed, tmp
     open_run(config, run, opened(config))  # the same data
     for changed, said in (
         (lines[:3], "4 examples then, 3 now"),
-        (lines[::-1], "the same number of examples, but answers, files, image or the order differ"),
-        ([*lines[:3], lines[3].replace('"white"', '"red"')], "but answers or the order differ"),
+        (lines[::-1], "the same number of examples, but files, image, label answer or the order differ"),
+        ([*lines[:3], lines[3].replace('"white"', '"red"')], "but label answer or the order differ"),
     ):
         path.write_text("\n".join(changed))
         with pytest.raises(UserError, match=said):
@@ -72,7 +72,7 @@ def test_the_order_of_files_is_seen_where_nothing_else_tells_them_apart(tmp_path
 def fingerprint_alone(config, run):
     """As `open_run`; the names of the answers, which are compared before, are those of the run."""
     source = opened(config)
-    source.answers = json.loads((run / "answers.json").read_text())
+    source.labels = read_labels(run)
     open_run(config, run, source)
 
 
@@ -123,15 +123,17 @@ def test_a_run_keeps_its_own_tokenizer_and_answers(written, tmp_path):
     lists["train"].write_text(texts("red circles", "blue squares", "green stars"))
     changed = build_source(config.data, "train", run)
     assert opened(config).tokenizer.serialised != changed.tokenizer.serialised == began.tokenizer.serialised
-    assert changed.answers == ["blu", "red"] and changed.dropped == {"answer not in the training split": 1}
+    assert changed.labels["answer"].names == ("blu", "red") and changed.dropped == {
+        "answer not in the training split": 1
+    }
     with pytest.raises(UserError, match="trained on other data .*1 answer not in the training.*--accept-changed-data"):
         open_run(config, run, changed)
     open_run(config, run, changed, accept_changed_data=True)
     assert (run / "tokenizer.model").read_bytes() == began.tokenizer.serialised
-    assert json.loads((run / "answers.json").read_text()) == ["blu", "red"]
+    assert read_labels(run)["answer"].names == ("blu", "red")
     lists["train"].unlink()
     test = build_source(config.data, "test", run)
-    assert test.answers == ["blu", "red"] and [test[0].answer, test[1].answer] == [1, 0]
+    assert test.labels["answer"].names == ("blu", "red") and [test[n].labels["answer"] for n in (0, 1)] == [1, 0]
     assert test.tokenizer.serialised == began.tokenizer.serialised
 
 

@@ -130,10 +130,11 @@ def whisper(samples):
 def test_recordings_of_any_length_packed_into_one_row_have_the_frames_of_the_reference(front_end, reference, pad):
     heard = [recording(seed=n, hops=110)[500 : 500 + n] for n in LENGTHS]
     hops = sum(-(-(pad or -(-n // front_end.hop)) // 8) * 8 for n in LENGTHS)
-    layout = Layout(rows={"speech": hops, "examples": len(heard)}, hop=front_end.hop, window=400, align=8, pad=pad)
+    geometry = dict(hop=front_end.hop, window=400, align=8, pad=pad)
+    layout = Layout.of({"speech": hops, "examples": len(heard)}, geometry={"speech": geometry})
     rows = Rows(layout, 1)
     for number, samples in enumerate(heard):
-        rows.write(0, {"speech": layout.speech(samples), "examples": (np.array([number]), np.zeros(1))})
+        rows.write(0, {"speech": layout.streams["speech"].cut(samples), "examples": (np.array([number]), np.zeros(1))})
     frames = jax.jit(lambda s: front_end.apply({}, s))(jax.tree.map(jnp.asarray, rows.batch["speech"]))
     for number, samples in enumerate(heard, 1):
         ours, theirs = frames.features[frames.segments == number], reference(samples)

@@ -20,6 +20,7 @@ from PIL import Image
 from mmjax.data.build import build
 from mmjax.data.filters import Filters
 from mmjax.data.index import open_index
+from mmjax.data.inputs import Recording
 from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches
 from mmjax.data.manifest import ManifestRecords
@@ -138,9 +139,12 @@ def test_one_bad_file_among_good_ones(case, tmp_path):
     bad, expected = CASES[case]
     kind = "image" if "pixels" in case else "speech"
     good = recording(seconds=0.5)
-    records = [Record(name="a", speech=good), Record(name="bad", **{kind: bad}), Record(name="c", speech=good)]
+    records = [
+        Record(name, {part: [Recording(data) if part == "speech" else data]})
+        for name, part, data in (("a", "speech", good), ("bad", kind, bad), ("c", "speech", good))
+    ]
     collection = type("Listed", (list,), {"files": ()})(records)
-    layout = Layout(rows={"speech": 400, "image": 300, "examples": 4}, patch=8, max_patches=256)
+    layout = Layout.of({"speech": 400, "image": 300, "examples": 4}, geometry={"image": {"max_patches": 256}})
     found = corpus(collection, tmp_path, filters=Filters(largest_share_dropped=1.0))
     sampler = Sampler(layout.positions(found.sizes), layout.rows, {"speech": 1.0, "image": 1.0}, 1, epochs=1)
     batches = Batches(found, layout, sampler, largest_share_dropped=1.0)
@@ -169,7 +173,7 @@ def test_a_file_that_has_changed_since_it_was_indexed_takes_no_room_of_its_neigh
     found = corpus(ManifestRecords(str(tmp_path / "list.jsonl")), tmp_path)
     (tmp_path / "0.wav").write_bytes(recording(seconds=0.9))
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "2.png")
-    layout = Layout(rows={"speech": 100, "image": 40, "examples": 4}, patch=8, max_patches=64)
+    layout = Layout.of({"speech": 100, "image": 40, "examples": 4}, geometry={"image": {"max_patches": 64}})
     sampler = Sampler(layout.positions(found.sizes), layout.rows, {"speech": 1.0, "image": 1.0}, 1, epochs=1)
     batches = Batches(found, layout, sampler, largest_share_dropped=1.0, measuring=True)
     made = [batches[step] for step in range(len(sampler))]
@@ -198,7 +202,10 @@ def test_a_tar_file_leads_nowhere(tmp_path):
     found = TarShardsRecords(str(home / "a.tar"))
     records = [found[i] for i in range(3)]
     assert [record.name.rpartition(":")[2] for record in records] == ["../../escaped", "absolute", "fine"]
-    assert all(record.speech is None or record.speech.file == str(home / "a.tar") for record in records)
+    assert all(
+        record.inputs.get("speech") is None or record.inputs["speech"][0].source.file == str(home / "a.tar")
+        for record in records
+    )
     for number, problem in (
         (3, "link.wav is a link"),
         (4, "hard.wav is a link"),

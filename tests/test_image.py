@@ -13,6 +13,7 @@ from mmjax.data.example import Example
 from mmjax.data.image import open_image, read_image
 from mmjax.data.image_augmentation import ImageAugmentation
 from mmjax.data.image_operations import OPERATIONS, draw_crop
+from mmjax.data.labels import Label
 from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches
 from mmjax.data.packing import Packer
@@ -84,9 +85,8 @@ def test_grids_of_squares_fill_the_limit():
     assert patch_grid(np.array([[1, 100_000]]), 16, 256).tolist() == [[1, 256]]
 
 
-NATIVE = Layout(
-    rows={"image": 40, "examples": 4}, patch=4, image_size=16, max_patches=16, class_token=True, registers=2
-)
+GEOMETRY = {"patch": 4, "image_size": 16, "max_patches": 16, "class_token": True, "registers": 2}
+NATIVE = Layout.of({"image": 40, "examples": 4}, geometry={"image": GEOMETRY})
 
 
 def test_the_index_and_the_picture_agree_on_the_number_of_tokens():
@@ -94,14 +94,14 @@ def test_the_index_and_the_picture_agree_on_the_number_of_tokens():
     said = NATIVE.tokens({"image": sizes})["image"]
     for size, tokens in zip(sizes, said, strict=True):
         packer = Packer(NATIVE, 1)
-        packer.add(0, Example(image=png(*size)), frozenset(["image"]))
+        packer.add(0, Example({"image": png(*size)}), frozenset(["image"]))
         assert packer.batch["image"].mask.sum() == tokens
 
 
 def test_pictures_of_many_sizes_share_a_row():
     packer = Packer(NATIVE, 1)
     for size in ((12, 20), (4, 8), (8, 4)):
-        packer.add(0, Example(image=png(*size)), frozenset(["image"]))
+        packer.add(0, Example({"image": png(*size)}), frozenset(["image"]))
     image = packer.batch["image"]
     assert image.segments[0].tolist() == [1] * 18 + [2] * 5 + [3] * 5 + [0] * 12
     assert image.positions[0, 18:23].tolist() == [[-1, 0], [-1, 1], [-1, 2], [0, 0], [0, 1]]
@@ -110,7 +110,7 @@ def test_pictures_of_many_sizes_share_a_row():
     np.testing.assert_array_equal(image.positions[0, 3:18], places)
     assert not image.features[0, :3].any()
     with pytest.raises(UserError, match="has 19 patches, but the row has room for 12"):
-        packer.add(0, Example(image=png(16, 16)), frozenset(["image"]))
+        packer.add(0, Example({"image": png(16, 16)}), frozenset(["image"]))
 
 
 def test_tokens_are_said_by_height_and_width_by_patches_or_by_the_config():
@@ -119,7 +119,7 @@ def test_tokens_are_said_by_height_and_width_by_patches_or_by_the_config():
     def tokens(layout, image=None):
         return layout.tokens(sizes | ({} if image is None else {"image": np.array(image)}))["image"].tolist()
 
-    fixed = dataclasses.replace(NATIVE, max_patches=None)
+    fixed = Layout.of(NATIVE.rows, geometry={"image": GEOMETRY | {"max_patches": None}})
     assert tokens(NATIVE) == tokens(fixed) == [19, 19, 19]
     assert tokens(NATIVE, [[8, 12], [0, 0], [500, 500]]) == [9, 0, 19]
     assert tokens(NATIVE, [6, 0, 16]) == [9, 0, 19]
@@ -136,8 +136,8 @@ def vision_config(**changes):
 
 
 def test_the_layout_follows_the_config():
-    layout = build_layout(vision_config(class_token=True))
-    assert (layout.max_patches, layout.registers, layout.class_token) == (20, 1, True)
+    image = build_layout(vision_config(class_token=True)).streams["image"]
+    assert (image.max_patches, image.registers, image.class_token) == (20, 1, True)
     with pytest.raises(
         UserError, match="data.rows.image=128 is no multiple of 201, the tokens of one image; write 201"
     ):
@@ -257,7 +257,7 @@ def test_randaugment_equals_its_definitions():
 class Pictures:
     """A source of pictures of many sizes."""
 
-    tokenizer, answers = None, ("yes", "no")
+    tokenizer, labels = None, {"answer": Label("class", ("yes", "no"))}
 
     def __init__(self):
         self.sizes = {"image": np.random.default_rng(0).integers(6, 60, (24, 2))}
@@ -266,7 +266,7 @@ class Pictures:
         return len(self.sizes["image"])
 
     def __getitem__(self, index):
-        return Example(image=png(*self.sizes["image"][index], seed=index))
+        return Example({"image": png(*self.sizes["image"][index], seed=index)})
 
 
 def picture_batches(augmentation=None, host=0, hosts=1):

@@ -15,9 +15,11 @@ from PIL import Image
 from mmjax import config as c
 from mmjax.data.example import Example
 from mmjax.data.image_mixing import ImageMixing, Mix
+from mmjax.data.labels import Label
 from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches
 from mmjax.data.sampler import Sampler
+from mmjax.data.streams import Numbers
 from mmjax.errors import UserError
 from mmjax.losses import cross_entropy
 from mmjax.stream import Share, Stream
@@ -66,7 +68,7 @@ def test_shares_are_beta_distributed_and_everything_follows_from_seed_step_and_e
 class Greys:
     """Pictures of one grey level each, which says their class."""
 
-    tokenizer, answers, sizes = None, ("dark", "middle", "light"), {"image": np.full(12, 4)}
+    tokenizer, sizes = None, {"image": np.full(12, 4)}
 
     def __len__(self):
         return 12
@@ -74,10 +76,15 @@ class Greys:
     def __getitem__(self, index):
         buffer = io.BytesIO()
         Image.new("RGB", (16, 16), (80 * (index % 3),) * 3).save(buffer, "PNG")
-        return Example(image=buffer.getvalue(), answer=index % 3)
+        return Example({"image": buffer.getvalue()}, {"answer": index % 3})
 
 
-LAYOUT = Layout(rows={"image": 12, "examples": 3}, patch=8, image_size=16, answers=3, distribution=True)
+LAYOUT = Layout.of(
+    {"image": 12, "examples": 3},
+    geometry={"image": {"patch": 8, "image_size": 16}},
+    labels={"answer": Label("class", ("a", "b", "c"))},
+    mixing=True,
+)
 
 
 def batches(mixing, host=0, hosts=1, rows=2):
@@ -136,7 +143,7 @@ def test_the_config_builds_it_and_refuses_what_makes_no_sense(source):
     check_config(config)
     assert image_changes(config)[1] == ImageMixing(seed=0, mixup=0.2, cutmix=1.0)
     layout = build_layout(config, source.tokenizer)
-    assert layout.answers == 13 and layout.distribution
+    assert layout.streams["answer"] == Numbers(count=13, one_hot=True)
     for subsets, changes, message in (
         ({"speech+image": 1.0}, {}, "data.image_mixing is for classification of images alone"),
         ({"image": 1.0}, {"mixup": 0.0}, "data.image_mixing.mixup is 0"),

@@ -418,17 +418,17 @@ def test_tokenizer_writes_what_it_reads():
         Tokenizer.train(["what"], 5)
 
 
-LAYOUT = Layout(rows={"speech": 40, "text": 8, "transcript": 8, "examples": 3})
+LAYOUT = Layout.of({"speech": 40, "text": 8, "transcript": 8, "examples": 3})
 
 
 def packer():
-    return Packer(dataclasses.replace(LAYOUT, tokenizer=Tokenizer.train(["is there a red shape?"], 64)), 1)
+    return Packer(Layout.of(LAYOUT.rows, tokenizer=Tokenizer.train(["is there a red shape?"], 64)), 1)
 
 
 def test_speech_starts_at_multiples_of_the_stem():
     pack = packer()
     for length in (1601, 960):
-        pack.add(0, Example(speech=lambda n=length: np.ones(n, np.float32)), frozenset(["speech"]))
+        pack.add(0, Example({"speech": lambda n=length: np.ones(n, np.float32)}), frozenset(["speech"]))
     stream = pack.batch["speech"]
     assert stream.segments[0].tolist() == [1] * 11 + [0] + [2] * 6 + [0] * 22
     assert stream.positions[0, :12, 0].tolist() == [*range(11), 0]
@@ -437,13 +437,13 @@ def test_speech_starts_at_multiples_of_the_stem():
 
 
 def test_recordings_for_a_whisper_are_continued_with_silence_and_longer_ones_fit_nowhere():
-    layout = Layout(rows={"speech": 120, "examples": 3}, align=2, pad=40)
+    layout = Layout.of({"speech": 120, "examples": 3}, geometry={"speech": {"align": 2, "pad": 40}})
     samples = np.array([400, 6400, 6401, 0])
     assert layout.tokens({"speech": samples})["speech"].tolist() == [40, 40, 121, 0]
-    blocks, positions = layout.speech(np.ones(500, np.float32))
+    blocks, positions = layout.streams["speech"].cut(np.ones(500, np.float32))
     assert blocks.shape == (40, 160) and blocks.sum() == 500 and positions[:, 1].tolist() == [160] * 40
     with pytest.raises(UserError, match="has 41 hops, but the encoder was made for 40; cut it into parts"):
-        layout.speech(np.ones(6401, np.float32))
+        layout.streams["speech"].cut(np.ones(6401, np.float32))
 
 
 @pytest.mark.parametrize(
@@ -463,7 +463,7 @@ def test_the_row_of_a_whisper_fits_its_places(room, padded, message):
     model = dataclasses.replace(config.model, encoders={**config.model.encoders, "speech": speech})
     fits = {**config.data.rows, "speech": 800 if padded else 400}
     config = dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, rows=fits))
-    assert build_layout(config).pad == (400 if padded else None)
+    assert build_layout(config).streams["speech"].pad == (400 if padded else None)
     data = dataclasses.replace(config.data, rows={**fits, "speech": room})
     with pytest.raises(UserError, match=message):
         build_layout(dataclasses.replace(config, data=data))
@@ -471,7 +471,9 @@ def test_the_row_of_a_whisper_fits_its_places(room, padded, message):
 
 def test_hidden_modalities_take_no_room():
     pack = packer()
-    example = Example(speech=lambda: np.ones(1600, np.float32), text="is there", transcript="is there", answer=3)
+    example = Example(
+        {"speech": lambda: np.ones(1600, np.float32), "text": "is there"}, {"transcript": "is there", "answer": 3}
+    )
     pack.add(0, example, frozenset(["text"]))
     assert not pack.batch["speech"].segments.any() and not pack.batch["transcript"].segments.any()
     assert pack.batch["text"].segments.any() and pack.batch["answer"].features[0, 0] == 3
@@ -480,10 +482,10 @@ def test_hidden_modalities_take_no_room():
 @pytest.mark.parametrize(
     "example, message",
     [
-        (Example(text="is there a red shape? " * 20), "the text of it has .* tokens, but the row has room for 8"),
-        (Example(speech=lambda: np.ones(160 * 41, np.float32)), "speech of it has 41 hops"),
-        (Example(speech=lambda: np.ones(300, np.float32)), "shorter than one analysis window"),
-        (Example(text=""), "no tokens"),
+        (Example({"text": "is there a red shape? " * 20}), "the text of it has .* tokens, but the row has room for 8"),
+        (Example({"speech": lambda: np.ones(160 * 41, np.float32)}), "speech of it has 41 hops"),
+        (Example({"speech": lambda: np.ones(300, np.float32)}), "shorter than one analysis window"),
+        (Example({"text": ""}), "no tokens"),
     ],
 )
 def test_what_does_not_fit_is_an_error_and_leaves_the_row_as_it_was(example, message):

@@ -15,12 +15,12 @@ from mmjax.train.build import build_source, open_data
 from mmjax.train.directory import open_run
 
 
-def of_texts(tmp_path, split="train", **changes):
+def of_texts(tmp_path, split="train", columns=None, **changes):
     """A config on a list whose sentences are called "text"."""
     soundfile.write(tmp_path / "a.wav", np.zeros(16_000), 16_000)
     (tmp_path / "list.jsonl").write_text(json.dumps({"speech": "a.wav", "text": "ein zwei"}))
     data = dict(
-        source=c.Manifest(splits={"train": str(tmp_path / "list.jsonl")}),
+        source=c.Manifest(splits={"train": str(tmp_path / "list.jsonl")}, columns=columns or {}),
         directory=str(tmp_path),
         batch_rows=2,
         tokenizer=c.SentencePiece(vocabulary=50, byte_fallback=False),
@@ -38,8 +38,11 @@ def of_texts(tmp_path, split="train", **changes):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({}, "model.tasks.transcript needs a transcript, but no example .* streams are text .*data.source.columns"),
-        ({"tokenizer": None}, "is for text, but the data has no tokenizer; set data.tokenizer"),
+        ({}, "a task needs the label 'transcript', but no example .* fields are speech, text .*data.source.columns"),
+        (
+            {"tokenizer": None, "columns": {"text": "transcript"}},
+            "is for text, but the data has no tokenizer; set data.tokenizer",
+        ),
         ({"tokenizer": c.SentencePiece(vocabulary=40)}, "256 bytes and special pieces take 3.. already; set 3"),
         (
             {"tokenizer": c.SentencePiece(vocabulary=1)},
@@ -75,9 +78,9 @@ def test_a_missing_test_split_is_said_before_training(tmp_path):
 @pytest.mark.parametrize(
     "task, answer, message",
     [
-        (c.MultiLabel(), "yes", "reads several classes for each example, .* is 0"),
-        (c.Classify(), [0.1, 1.0], "reads a class for each example"),
-        (c.MultiLabel(), [0, 2], "reads 0 or 1 for each class"),
+        (c.Regress(), "yes", "list.jsonl:1: answer is 'yes', which is not a number"),
+        (c.Classify(), [0.1, 1.0], r"list.jsonl:1: answer is \[0.1, 1.0\], not one class"),
+        (c.MultiLabel(), [0, 2], "list.jsonl:1: answer is .0, 2., not names of classes, or 0 or 1 for each"),
     ],
 )
 def test_answers_of_another_kind_are_said_before_training(tmp_path, task, answer, message):

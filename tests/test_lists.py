@@ -15,7 +15,7 @@ import unicodedata
 import numpy as np
 import pytest
 import soundfile
-from corpora import corpus
+from corpora import corpus, from_row
 from PIL import Image
 
 from mmjax import cli
@@ -27,7 +27,7 @@ from mmjax.data.folder import FolderRecords
 from mmjax.data.manifest import ManifestRecords
 from mmjax.data.page import facts
 from mmjax.data.parquet import ParquetRecords
-from mmjax.data.record import from_row, hinted, read_row
+from mmjax.data.record import hinted, read_row
 from mmjax.data.shards import ShardsRecords
 from mmjax.data.tar_shards import TarShardsRecords
 from mmjax.errors import UserError
@@ -100,14 +100,16 @@ def test_a_cut_is_heard_from_its_own_channel(tmp_path, monkeypatch):
     path = listed(tmp_path / "cuts.jsonl", [cut(0), cut(1), cut([0, 1], type="MultiCut"), cut(2)])
     collection = ManifestRecords(path)
     found = corpus(collection, tmp_path, filters=Filters(largest_share_dropped=0.5))
-    assert [pitch(found[i].speech()) for i in (0, 1)] == [440, 1500]
-    np.testing.assert_array_equal(found[2].speech(), read_audio(tmp_path / "call.wav"))
+    assert [pitch(found[i].inputs["speech"]()) for i in (0, 1)] == [440, 1500]
+    np.testing.assert_array_equal(found[2].inputs["speech"](), read_audio(tmp_path / "call.wav"))
     ((number, reason),) = found.quarantine
     assert number == 3 and "uses channel 2, but its recording has the channels [0, 1]" in reason
     monkeypatch.setenv("MMJAX_DATA", str(tmp_path / "data"))
     assert cli.main(["data", "build", path, "-o", str(tmp_path / "shards"), "--keep-duplicates"]) == 0
     shards = ShardsRecords(str(tmp_path / "shards"), "train")
-    assert [pitch(read_audio(shards[i].speech)) for i in (0, 1)] == [440, 1500] and shards[0].channels is None
+    assert [pitch(read_audio(shards[i].inputs["speech"][0].source)) for i in (0, 1)] == [440, 1500] and shards[
+        0
+    ].inputs["speech"][0].channels is None
 
 
 def test_a_channel_is_that_of_the_file(tmp_path):
@@ -117,13 +119,15 @@ def test_a_channel_is_that_of_the_file(tmp_path):
         {"type": "file", "channels": [4, 5], "source": "b.wav"},
     ]
     record = from_row(cut(5, recording={"sources": sources}, supervisions=[]), "", "it")
-    assert record.speech == Blob("b.wav") and record.channels == (1,)
-    assert from_row(cut(0, recording={"sources": sources}, supervisions=[]), "", "it").channels == (0,)
+    assert record.inputs["speech"][0].source == Blob("b.wav") and record.inputs["speech"][0].channels == (1,)
+    assert from_row(cut(0, recording={"sources": sources}, supervisions=[]), "", "it").inputs["speech"][0].channels == (
+        0,
+    )
     with pytest.raises(UserError, match="its channels are in 2 files"):
         from_row(cut([0, 4], recording={"sources": sources}, supervisions=[]), "", "it")
     nemo = {"audio_filepath": "a.wav", "text": "x"}
     for selector, expected in ((1, (1,)), ([0, 2], (0, 2)), ("average", None), ("1", (1,)), (None, None)):
-        assert from_row({**nemo, "channel_selector": selector}, "", "it").channels == expected
+        assert from_row({**nemo, "channel_selector": selector}, "", "it").inputs["speech"][0].channels == expected
     for selector in (-1, "left", 0.5, True, []):
         with pytest.raises(UserError, match="it: channels is"):
             from_row({**nemo, "channel_selector": selector}, "", "it")
@@ -154,26 +158,26 @@ def test_a_list_gives_the_end_of_a_part_and_its_channel(kind, tmp_path):
     else:
         listed(tmp_path / "list.jsonl", rows)
     found = corpus(ManifestRecords(str(tmp_path / f"list.{kind}")), tmp_path)
-    assert [(len(found[i].speech()) / RATE, pitch(found[i].speech())) for i in range(3)] == [
+    assert [(len(found[i].inputs["speech"]()) / RATE, pitch(found[i].inputs["speech"]())) for i in range(3)] == [
         (0.5, 440),
         (0.5, 2500),
         (0.25, 440),
     ]
     assert not found.unread and found.sizes["speech"].tolist() == [8_000, 8_000, 4_000]
-    assert from_row({"speech": "a.wav", "stop": 1.5}, "", "it", {"stop": "end"}).seconds == 1.5
-    assert from_row({"speech": "a.wav", "channel": 1.0}, "", "it").channels == (1,)  # pandas
+    assert from_row({"speech": "a.wav", "stop": 1.5}, "", "it", {"stop": "end"}).inputs["speech"][0].seconds == 1.5
+    assert from_row({"speech": "a.wav", "channel": 1.0}, "", "it").inputs["speech"][0].channels == (1,)  # pandas
     record, unread = read_row({"text": "the news", "channel": "BBC", "end": "late"}, "", "it")  # nothing is heard
-    assert record.text == "the news" and unread == ["channel", "end"]
+    assert record.inputs["text"] == "the news" and unread == ["channel", "end"]
     assert hinted("channel") == "'channel' (no recording, or another column gives channels)"
 
 
 def test_supervisions_are_joined_in_the_order_of_time():
     said = [supervision(0.3, 0.1, "b"), supervision(0.0, 0.3, "a"), supervision(0.4, 0.1, "")]
-    assert from_row(cut(supervisions=said), "", "it").transcript == "a b"
-    assert from_row(cut(supervisions=[supervision(0, 0.5, "")]), "", "it").transcript == ""
-    assert from_row(cut(supervisions=[]), "", "it").transcript is None
+    assert from_row(cut(supervisions=said), "", "it").labels.get("transcript") == "a b"
+    assert from_row(cut(supervisions=[supervision(0, 0.5, "")]), "", "it").labels.get("transcript") == ""
+    assert from_row(cut(supervisions=[]), "", "it").labels.get("transcript") is None
     unknown = [supervision(0.0, 0.2, None), supervision(0.2, 0.2, None)]
-    assert from_row(cut(supervisions=unknown), "", "it").transcript is None
+    assert from_row(cut(supervisions=unknown), "", "it").labels.get("transcript") is None
 
 
 @pytest.mark.parametrize(
@@ -202,7 +206,7 @@ def test_supervisions_are_joined_in_the_order_of_time():
         ({"audio_filepath": "a.wav", "text": "x", "source_lang": "en", "target_lang": "de"}, "translates en to de"),
         (
             {"conversations": [{"from": "human", "value": "<image> and <image>?"}, {"from": "gpt", "value": "no"}]},
-            "several",
+            "2 times <image>, but its row names 1",
         ),
         (
             {"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "no"}], "video": "a.mp4"},
@@ -210,7 +214,7 @@ def test_supervisions_are_joined_in_the_order_of_time():
         ),
         ({"audio": {"array": [0.0], "sampling_rate": 16_000}, "text": "x"}, "decoded samples"),
         ({"audio": {"path": "a.wav", "offset": -1}}, "speech cannot be"),
-        ({"image": [{"bytes": b"x"}]}, "image cannot be"),
+        ({"image": [{"byte": b"x"}]}, "image cannot be"),
         ({"text": "x", "label": 0.37}, r"answer is 0.37.*\[0.37\]"),
         ({"text": "x", "label": float("inf")}, "answer is inf"),
         ({"text": "x", "label": {"a": 1}}, "answer cannot be"),
@@ -228,14 +232,18 @@ def test_what_would_change_the_meaning_is_refused(row, message):
 
 def test_tags_and_files_are_what_the_lists_of_others_mean():
     nemo = {"audio_filepath": "a.wav", "text": "x", "source_lang": "en", "target_lang": "en"}
-    assert from_row(nemo, "", "it").language == "en"
+    assert from_row(nemo, "", "it").tags.get("language") == "en"
     to = {"text": "target", "target_lang": "language"}
     translated = from_row({**nemo, "target_lang": "de"}, "", "it", to)
-    assert translated.target == "x" and translated.transcript is None and translated.language == "de"
+    assert (
+        translated.labels.get("target") == "x"
+        and translated.labels.get("transcript") is None
+        and translated.tags.get("language") == "de"
+    )
     for key in ("file_name", "path"):  # of imagefolder and audiofolder
-        assert from_row({key: "a.FLAC", "transcription": "x"}, "r", "it").speech == Blob("r/a.FLAC")
-        assert from_row({key: "a.jpg"}, "r", "it").image == Blob("r/a.jpg")
-    assert from_row({"audio": {"bytes": None, "path": None}, "text": "x"}, "", "it").speech is None
+        assert from_row({key: "a.FLAC", "transcription": "x"}, "r", "it").inputs["speech"][0].source == Blob("r/a.FLAC")
+        assert from_row({key: "a.jpg"}, "r", "it").inputs["image"] == [Blob("r/a.jpg")]
+    assert from_row({"audio": {"bytes": None, "path": None}, "text": "x"}, "", "it").inputs.get("speech") is None
 
 
 def test_every_answer_of_a_conversation_is_an_example(tmp_path):
@@ -257,9 +265,9 @@ def test_every_answer_of_a_conversation_is_an_example(tmp_path):
         ManifestRecords(str(tmp_path / "list.jsonl")),
         ParquetRecords(str(tmp_path / "a.parquet")),
     ):
-        assert [(found[i].text, found[i].target) for i in range(3)] == expected
+        assert [(found[i].inputs.get("text"), found[i].labels.get("target")) for i in range(3)] == expected
     lines = ManifestRecords(str(tmp_path / "list.jsonl"))
-    assert len(lines) == 5 and lines[4].text == "x"
+    assert len(lines) == 5 and lines[4].inputs.get("text") == "x"
     with pytest.raises(UserError, match="list.jsonl:3 is not a conversation"):
         lines[3]
     found = TarShardsRecords(
@@ -284,7 +292,7 @@ def test_tables_of_common_voice_are_read_as_they_are(tmp_path):
     columns = ["client_id", "path", "sentence", "up_votes", "locale"]
     (tmp_path / "train.tsv").write_text("\t".join(columns) + '\nc\ta.mp3\t"Ja", sagte er\t2\tde\n', encoding="utf-8")
     found = corpus(ManifestRecords(str(tmp_path / "train.tsv")), tmp_path)
-    assert found[0].transcript == '"Ja", sagte er' and len(found[0].speech()) == RATE // 2
+    assert found[0].labels.get("transcript") == '"Ja", sagte er' and len(found[0].inputs["speech"]()) == RATE // 2
 
 
 def test_several_classes_of_a_table_are_labels(tmp_path):
@@ -296,13 +304,21 @@ def test_several_classes_of_a_table_are_labels(tmp_path):
     about = {"huggingface": json.dumps({"info": {"features": {"label": feature}}})}
     pyarrow.parquet.write_table(table.replace_schema_metadata(about), tmp_path / "t.parquet")
     found = ParquetRecords(str(tmp_path / "t.parquet"))
-    assert [record.answer for record in found] == [(1.0, 0.0, 1.0), (0.0, 0.0, 0.0), None]
+    assert [record.labels.get("answer") for record in found] == [("a", "c"), (), None]
 
 
 def test_a_missing_label_is_no_class(tmp_path):
     rows = [{"text": "x", "label": label} for label in (0, 1.0, float("nan"), None, "", "NaN", "1")]
     found = corpus(ManifestRecords(listed(tmp_path / "l.jsonl", rows)), tmp_path)
-    assert found.answers == ["0", "1"] and [found[i].answer for i in range(7)] == [0, 1, None, None, None, None, 1]
+    assert found.labels["answer"].names == ("0", "1") and [found[i].labels.get("answer") for i in range(7)] == [
+        0,
+        1,
+        None,
+        None,
+        None,
+        None,
+        1,
+    ]
     assert not found.unread and any("4 of 7 examples have no answer" in note for note in found.notes)
 
 
@@ -318,7 +334,7 @@ def test_rows_of_a_csv_file_are_those_of_pythons_csv_module(tmp_path):
             writer.writeheader()
             writer.writerows(rows)
         found = ManifestRecords(str(tmp_path / "t.csv"))
-        assert [(record.text, record.answer) for record in found] == [
+        assert [(record.inputs.get("text"), record.labels.get("answer")) for record in found] == [
             (row["text"] or None, row["answer"]) for row in rows
         ]
     assert found[2].name.endswith("t.csv:5")  # the line on which it begins
@@ -330,7 +346,7 @@ def test_a_quote_that_is_left_open_costs_its_own_row_alone(tmp_path):
     table, found, refused = ManifestRecords(str(tmp_path / "t.csv")), [], []
     for number in range(len(table)):
         try:
-            found.append(table[number].answer)
+            found.append(table[number].labels.get("answer"))
         except UserError as error:
             refused.append(re.search(r"t.csv:(\d+) is not a CSV row", str(error))[1])
     assert found == ["0", "2", "3", "5"] and refused == ["3", "6"]
@@ -344,7 +360,10 @@ def test_texts_begin_behind_a_byte_order_mark_and_have_one_form(tmp_path):
     said, label = unicodedata.normalize("NFD", "schöne Straße"), unicodedata.normalize("NFD", "Bär")
     row = {"transcript": said, "answer": label, "language": label}
     record = from_row(row, "", "it")
-    assert record.transcript == "schöne Straße" and record.answer == record.language == "Bär"
+    assert (
+        record.labels.get("transcript") == "schöne Straße"
+        and record.labels.get("answer") == record.tags.get("language") == "Bär"
+    )
     line = json.dumps(row, ensure_ascii=False)
     (tmp_path / "a.jsonl").write_text(f"{BOM}{line}\n{BOM}{line}\n", encoding="utf-8")  # as cat makes one of two
     (tmp_path / "a.json").write_text(f"{BOM}[{line}]", encoding="utf-8")
@@ -357,10 +376,13 @@ def test_texts_begin_behind_a_byte_order_mark_and_have_one_form(tmp_path):
     (home / "0.txt").write_text(f"{BOM}{said}\n", encoding="utf-8")
     (home / "0.wav").write_bytes(encoded(tone(440)))
     found = FolderRecords(str(tmp_path / "files"))[0]
-    assert found.transcript == "schöne Straße" and found.answer == "Bär"
+    assert found.labels.get("transcript") == "schöne Straße" and found.labels.get("answer") == "Bär"
     members = [("0.wav", encoded(tone(440))), ("0.cls", f"{BOM}{label}".encode()), ("0.json", (BOM + line).encode())]
     found = TarShardsRecords(tar_of(tmp_path / "a.tar", members))[0]
-    assert found.transcript == "schöne Straße" and found.answer == found.language == "Bär"
+    assert (
+        found.labels.get("transcript") == "schöne Straße"
+        and found.labels.get("answer") == found.tags.get("language") == "Bär"
+    )
 
 
 # Tar files. -----------------------------------------------------------------------------------------------
@@ -378,8 +400,8 @@ def test_members_that_would_be_one_part_are_named_and_keys_may_end_at_the_last_d
     ):
         TarShardsRecords(path)[0]
     found = TarShardsRecords(path, keys_end="last_dot")
-    assert [record.transcript for record in found] == ["text 0", "text 1", "text 2"]
-    assert [pitch(read_audio(record.speech)) for record in found] == [200, 300, 400]
+    assert [record.labels.get("transcript") for record in found] == ["text 0", "text 1", "text 2"]
+    assert [pitch(read_audio(record.inputs["speech"][0].source)) for record in found] == [200, 300, 400]
     for pair in (
         ("0.wav", "0.flac"),
         ("0.wav", "0.wav"),
@@ -403,7 +425,11 @@ def test_an_ending_of_its_own_goes_before_a_longer_one(tmp_path):
         ("1.only.png", picture()),
     ]
     found = TarShardsRecords(tar_of(tmp_path / "a.tar", members))
-    assert len(found) == 2 and found[0].image.read() == picture() and found[1].image.read() == picture()
+    assert (
+        len(found) == 2
+        and found[0].inputs["image"][0].read() == picture()
+        and found[1].inputs["image"][0].read() == picture()
+    )
     assert found.unread == {"*.seg.png": 1, "*.depth.npy": 1, "files without an ending": 1, "hidden files": 1}
 
 
@@ -441,7 +467,7 @@ def test_the_json_of_a_sample_names_no_file(tmp_path):
         for own in ([("0.txt", b"x")], [("0.wav", encoded(tone(440)))]):
             path = tar_of(tmp_path / "a.tar", [("0.json", json.dumps({"text": "x", **about}).encode()), *own])
             if own[0][0] == "0.wav" and "image" not in about:  # the sample's own recording goes before
-                assert TarShardsRecords(path)[0].speech.file == path
+                assert TarShardsRecords(path)[0].inputs["speech"][0].source.file == path
             else:
                 with pytest.raises(UserError, match="0.json names a file for"):
                     TarShardsRecords(path)[0]
@@ -493,13 +519,13 @@ def test_of_two_names_of_one_field_the_other_is_named():
     record, unread = read_row(
         {"transcript": "a", "sentence": "b", "caption": "", "image": None, "audio": "a.wav"}, "", "it"
     )
-    assert record.transcript == "a" and unread == ["sentence"]
+    assert record.labels["transcript"] == "a" and unread == ["sentence"]
     assert hinted("sentence") == "'sentence' (another column gives transcript)"
     assert hinted("wav_path") == "'wav_path' (is it speech? Then set columns={'wav_path': 'speech'})"
     assert hinted("imageFileName").startswith("'imageFileName' (is it image?") and hinted("image_id") == "'image_id'"
-    assert from_row({"wav_filename": "a.wav", "wav_filesize": 9, "transcript": "x"}, "r", "it").speech == Blob(
-        "r/a.wav"
-    )
+    assert from_row({"wav_filename": "a.wav", "wav_filesize": 9, "transcript": "x"}, "r", "it").inputs["speech"][
+        0
+    ].source == Blob("r/a.wav")
 
 
 @pytest.mark.parametrize(
@@ -519,7 +545,7 @@ def test_a_table_with_another_separator_is_refused(name, header, message, tmp_pa
     with pytest.raises(UserError, match=message):
         ManifestRecords(str(tmp_path / name))
     (tmp_path / "one.csv").write_text("text\nred; blue\n")
-    assert ManifestRecords(str(tmp_path / "one.csv"))[0].text == "red; blue"
+    assert ManifestRecords(str(tmp_path / "one.csv"))[0].inputs["text"] == "red; blue"
 
 
 def test_what_is_missing_is_counted(tmp_path):
@@ -564,7 +590,7 @@ def test_hidden_folders_are_passed_over_and_linked_ones_followed_once(tmp_path):
     (home / "cat" / "gone.png").symlink_to(tmp_path / "nowhere")
     (home / "notes.md").touch()
     found = FolderRecords(str(home))
-    assert [(record.name, record.answer) for record in found] == [("cat/0", "cat"), ("more/dog/0", "dog")]
+    assert [(record.name, record.labels.get("answer")) for record in found] == [("cat/0", "cat"), ("more/dog/0", "dog")]
     assert found.unread == {"hidden folders": 2, "links that lead in a circle": 1, "links to nothing": 1, "*.md": 1}
 
 
@@ -612,7 +638,7 @@ def test_files_are_utf8_whatever_the_locale(tmp_path):
     assert done.stdout.endswith(b"[0, 0]\n"), done.stderr.decode(errors="replace")
     assert "fehlt-ü.png" in (tmp_path / "out" / "train-left-out.tsv").read_text("utf-8")
     assert "größer als Ω" in (tmp_path / "page.html").read_text("utf-8")
-    assert ShardsRecords(str(tmp_path / "out"), "train")[0].transcript == "größer als Ω"
+    assert ShardsRecords(str(tmp_path / "out"), "train")[0].labels.get("transcript") == "größer als Ω"
 
 
 def test_nothing_that_lies_in_a_folder_of_shards_is_run(tmp_path, monkeypatch, capsys):

@@ -111,11 +111,17 @@ def mixed(tmp_path_factory):
 def test_a_mixture_is_one_source(mixed):
     source = build_source(mixed.data, "train")
     assert len(source) == 300 + 60 + 60
-    assert source.answers[:13] == build_source(tiny().data, "train").answers
-    assert source.answers[13:] == ["glad", "sad"]  # red and blue are answers of easy-VQA, too
-    assert source.answers[source[300].answer] == "red" and source.answers[source[360].answer] == "glad"
-    assert source[309].text == "is it blue 9?" and source.answers[source[309].answer] == "blue"
-    assert source[0].speech is not None and source[300].speech is None
+    assert source.labels["answer"].names[:13] == build_source(tiny().data, "train").labels["answer"].names
+    assert source.labels["answer"].names[13:] == ("glad", "sad")  # red and blue are answers of easy-VQA, too
+    assert (
+        source.labels["answer"].names[source[300].labels.get("answer")] == "red"
+        and source.labels["answer"].names[source[360].labels.get("answer")] == "glad"
+    )
+    assert (
+        source[309].inputs.get("text") == "is it blue 9?"
+        and source.labels["answer"].names[source[309].labels.get("answer")] == "blue"
+    )
+    assert source[0].inputs.get("speech") is not None and source[300].inputs.get("speech") is None
     assert (source.sizes["speech"][300:] == 0).all() and (source.sizes["speech"][:300] > 0).all()
     # Of the test split only the first source has any.
     assert len(build_source(mixed.data, "test")) == 300

@@ -50,13 +50,17 @@ def here(tmp_path_factory):
 def test_a_bucket_holds_what_a_folder_holds(here, tmp_path, kind):
     from_bucket, from_disk = corpus(KINDS[kind](), tmp_path), corpus(FolderRecords(str(here)), tmp_path)
     assert len(from_bucket) == COUNT and not from_bucket.dropped
-    assert from_bucket.answers == ["even", "odd"]
-    by_text = lambda found: {(e.transcript, len(e.speech())): e for e in (found[i] for i in range(COUNT))}  # noqa: E731
+    assert from_bucket.labels["answer"].names == ("even", "odd")
+
+    def by_text(found):
+        examples = [found[number] for number in range(COUNT)]
+        return {(one.labels["transcript"], len(one.inputs["speech"]())): one for one in examples}
+
     there, expected = by_text(from_bucket), by_text(from_disk)
     assert sorted(there) == sorted(expected)
     for key, example in expected.items():
-        np.testing.assert_array_equal(there[key].speech(), example.speech())
-        assert there[key].image == example.image
+        np.testing.assert_array_equal(there[key].inputs["speech"](), example.inputs["speech"]())
+        assert there[key].inputs.get("image") == example.inputs.get("image")
 
 
 def test_a_file_that_changes_in_the_bucket_is_seen(here):

@@ -16,7 +16,7 @@ SUBSETS = {"speech+image": 0.6, "image+text": 0.3, "speech": 0.1}
 def sizes(count=3000, seed=0):
     generator = np.random.default_rng(seed)
     text = generator.integers(5, 13, count)
-    return Layout(rows=ROWS).positions({"speech": 160 * generator.integers(90, 230, count), "text": text})
+    return Layout.of(ROWS).positions({"speech": 160 * generator.integers(90, 230, count), "text": text})
 
 
 def make(count=3000, **options):
@@ -145,7 +145,7 @@ def test_padding_is_at_most_ten_percent_in_every_stream(config):
     config = load(f"configs/{config}.py")
     with np.load("tests/data/spoken_easy_vqa_sizes.npz") as index:
         index = {"speech": index["speech"].astype(np.int64), "text": index["text"].astype(np.int64)}
-    layout = Layout(rows=config.data.rows)
+    layout = Layout.of(config.data.rows)
     sampler = Sampler(
         layout.positions(index),
         layout.rows,
@@ -153,6 +153,7 @@ def test_padding_is_at_most_ten_percent_in_every_stream(config):
         config.data.batch_rows,
         seed=0,
         window=config.data.window,
+        needs=layout.needs,
     )
     useful = sampler.useful_share(layout.tokens(index), steps=range(500))
     assert all(share >= 0.90 for share in useful.values()), useful

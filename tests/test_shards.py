@@ -78,8 +78,12 @@ def test_shards_hold_the_same_examples_and_a_build_goes_on_where_it_was(files, t
     )
     for number in range(COUNT):
         ours, theirs = found[number], reference[number]
-        np.testing.assert_array_equal(ours.speech(), theirs.speech())
-        assert ours.image == theirs.image and ours.transcript == theirs.transcript and ours.answer == theirs.answer
+        np.testing.assert_array_equal(ours.inputs["speech"](), theirs.inputs["speech"]())
+        assert (
+            ours.inputs.get("image") == theirs.inputs.get("image")
+            and ours.labels.get("transcript") == theirs.labels.get("transcript")
+            and ours.labels.get("answer") == theirs.labels.get("answer")
+        )
         assert found.sizes["speech"][number] == reference.sizes["speech"][number]
     assert cli.main(command) == 2 and "holds shards of 'train' already" in capsys.readouterr().err
 
@@ -94,10 +98,10 @@ def test_parts_of_recordings_become_recordings(files, tmp_path):
     assert result["examples"] == 3 and result["shards"] == 1
     before, after = corpus(collection, tmp_path), ShardsRecords(str(tmp_path / "shards"), "train")
     for number in range(3):
-        assert after[number].start == 0.0 and after[number].seconds is None
-        samples = read_audio(after[number].speech)
+        assert after[number].inputs["speech"][0][1:] == (0.0, None, None)
+        samples = read_audio(after[number].inputs["speech"][0].source)
         assert len(samples) == before.sizes["speech"][number]
-        assert np.abs(samples - before[number].speech()).max() < 2e-4  # 16 bits
+        assert np.abs(samples - before[number].inputs["speech"]()).max() < 2e-4  # 16 bits
 
 
 def test_wav_of_16_bits_becomes_flac_and_nothing_else_changes(tmp_path):
@@ -114,10 +118,13 @@ def test_wav_of_16_bits_becomes_flac_and_nothing_else_changes(tmp_path):
     result = build(collection, open_index(collection, {}, tmp_path, "it"), {}, tmp_path / "shards", "train")
     assert result["examples"] == 2 and result["left_out"] == {"unreadable": 1}
     pcm, floating = (ShardsRecords(str(tmp_path / "shards"), "train")[number] for number in range(2))
-    assert pcm.speech[:4] == b"fLaC" and floating.speech == (tmp_path / "float.wav").read_bytes()
+    assert (
+        pcm.inputs["speech"][0].source[:4] == b"fLaC"
+        and floating.inputs["speech"][0].source == (tmp_path / "float.wav").read_bytes()
+    )
     before, after = (
         soundfile.read(tmp_path / "pcm.wav", dtype="int16"),
-        soundfile.read(io.BytesIO(pcm.speech), dtype="int16"),
+        soundfile.read(io.BytesIO(pcm.inputs["speech"][0].source), dtype="int16"),
     )
     np.testing.assert_array_equal(before[0], after[0])
     assert before[1] == after[1] == 8_000
@@ -151,7 +158,7 @@ def test_what_a_pipe_wrote_and_what_is_far_too_loud_are_built(tmp_path):
     assert build(collection, index, {}, tmp_path / "shards", "train", rescale=True)["examples"] == 3
     shards = ShardsRecords(str(tmp_path / "shards"), "train")
     for number, expected in enumerate((sound, sound, sound[1600:4800])):
-        found = read_audio(shards[number].speech, rescale=True)
+        found = read_audio(shards[number].inputs["speech"][0].source, rescale=True)
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
@@ -215,3 +222,23 @@ def test_an_interrupted_index_is_written_again(tmp_path, monkeypatch):
     (out / ".train.building" / "index").mkdir(parents=True)
     build(collection, index, {}, out, "train")
     assert len(ShardsRecords(str(out), "train")) == 1
+
+
+def test_shards_of_an_earlier_version_are_read(files, tmp_path):
+    """Their index has one recording, one picture and one answer per example."""
+    collection = write(files, "jsonl")
+    build(collection, open_index(collection, {}, tmp_path, "it"), {}, tmp_path / "shards", "train")
+    data = dataclasses.replace(tiny().data, source=c.Shards(directory=str(tmp_path / "shards")), tokenizer=None)
+    now = data.open("train", tmp_path, {"answer": "class"})
+    home = tmp_path / "shards" / "train"
+    for name in ("speech_frames", "speech_rate", "image_height", "image_width", "label_answer"):
+        (home / f"{name}.npy").rename(home / f"{name.partition('_')[2]}.npy")
+    about = json.loads((home / "index.json").read_text())
+    kept = {key: about[key] for key in ("texts", "tags", "unread", "unreadable")}
+    earlier = kept | {"version": 6, "answers": about["labels"]["answer"][1], "answered": True}
+    (home / "index.json").write_text(json.dumps(earlier))
+    then = data.open("train", tmp_path, {"answer": "class"})
+    assert then.labels == now.labels and all(np.array_equal(now.sizes[name], then.sizes[name]) for name in now.sizes)
+    for number in range(COUNT):
+        assert then[number].labels == now[number].labels and then[number].name == now[number].name
+        np.testing.assert_array_equal(then[number].input("speech"), now[number].input("speech"))

@@ -112,8 +112,8 @@ def test_no_text_holds_the_blank_or_a_special_token(text):
 @pytest.mark.parametrize("blank", ["", " ", "\n\t", "\u200b", "\u00a0", "\u200e \ufeff", "\u00ad"])
 def test_a_text_that_shows_nothing_is_empty(blank):
     for tokenizer in (IDENTITY, NFKC, WITHOUT_BYTES):
-        assert tokenizer.of_stream("transcript", blank) == [EMPTY] and tokenizer.reference(blank) == ""
-    assert IDENTITY.of_stream("transcript", f"{blank}a") != [EMPTY]
+        assert tokenizer.to_write(blank) == [EMPTY] and tokenizer.reference(blank) == ""
+    assert IDENTITY.to_write(f"{blank}a") != [EMPTY]
 
 
 def test_special_tokens_are_one_token_and_no_text_can_forge_them():

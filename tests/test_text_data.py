@@ -73,7 +73,7 @@ def test_the_packer_writes_as_many_tokens_as_the_sampler_counted(home):
     first, *others = tokenizers(home)
     for tokenizer in (first, *others):
         source = build_source(data(home, tokenizer, prefixes=PREFIXES), "train")
-        layout = Layout(rows=ROWS, tokenizer=source.tokenizer)
+        layout = Layout.of(ROWS, tokenizer=source.tokenizer)
         sampler = Sampler(layout.positions(source.sizes), ROWS, {"speech+text": 1.0}, 2, shuffle=False, epochs=1)
         batches, counted, special, seen = Batches(source, layout, sampler), layout.tokens(source.sizes), {}, 0
         for step in range(len(sampler)):
@@ -85,7 +85,8 @@ def test_the_packer_writes_as_many_tokens_as_the_sampler_counted(home):
                     ids = batch[name].features[row][batch[name].segments[row] == slot + 1]
                     assert len(ids) == counted[name][number], (tokenizer, name, number)
                     assert name == "text" or 0 not in ids
-                    shown = getattr(source[number], name)
+                    example = source[number]
+                    shown = example.inputs.get(name, example.labels.get(name))
                     special.setdefault((name, number), source.tokenizer.decode(ids, special=True))
                     if len(ids) and tokenizer == first:
                         assert source.tokenizer.decode(ids) == shown

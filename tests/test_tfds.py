@@ -78,20 +78,28 @@ def test_ready_fields_are_what_tfds_reads(sets, name):
         for number, values in enumerate(expected):
             record = found[number]
             fields = ready(name)
-            assert {f for f, value in record._asdict().items() if value is not None} == {*fields, "name", "start"}
+            assert {*record.inputs, *record.labels, *record.tags, "name"} == {*fields, "name"}
             for field, path in fields.items():
                 if field == "speech" and isinstance(values[path], np.ndarray):
                     wanted = values[path]
                     kind = "float32" if np.issubdtype(wanted.dtype, np.floating) else "int16"
-                    np.testing.assert_array_equal(soundfile.read(io.BytesIO(record.speech), dtype=kind)[0], wanted)
+                    np.testing.assert_array_equal(
+                        soundfile.read(io.BytesIO(record.inputs["speech"][0].source), dtype=kind)[0], wanted
+                    )
                 else:  # texts, names of classes, and files as they are
-                    assert getattr(record, field) == values[path]
+                    found_here = {**record.inputs, **record.labels, **record.tags, "name": record.name}[field]
+                    pieces = (
+                        [getattr(one, "source", one) for one in found_here]
+                        if isinstance(found_here, list)
+                        else found_here
+                    )
+                    assert pieces == ([values[path]] if isinstance(found_here, list) else values[path])
 
 
 def test_the_rate_is_the_one_that_the_data_set_declares(sets):
     declared = {"speech_commands": 16_000, "libritts": 24_000, "savee": 44_100, "vctk": 48_000, "spoken_digit": 8_000}
     for name, rate in (declared | RATE).items():
-        assert soundfile.info(io.BytesIO(opened(sets, name)[0].speech)).samplerate == rate
+        assert soundfile.info(io.BytesIO(opened(sets, name)[0].inputs["speech"][0].source)).samplerate == rate
     with pytest.raises(UserError, match="common_voice does not state the sample rate .* set data.source.sample_rate"):
         TFDSRecords("train", name="common_voice", directory=str(sets))
 
@@ -119,17 +127,19 @@ def test_tensorflow_is_never_imported(sets):
 def test_a_few_lines_of_config_are_enough_for_other_features(sets):
     fields = {"image": "image", "answer": "species", "text": "label", "name": "file_name"}
     found, expected = opened(sets, "oxford_iiit_pet", fields=fields), reference(sets, "oxford_iiit_pet", "train")
-    assert [(r.answer, r.text) for r in map(found.__getitem__, range(6))] == [
+    assert [(r.labels.get("answer"), r.inputs.get("text")) for r in map(found.__getitem__, range(6))] == [
         (values["species"], values["label"]) for values in expected
     ]
     captions = opened(sets, "coco_captions", fields={"target": "captions/text/1", "answer": "image/id"})
     expected = reference(sets, "coco_captions", "train")
-    assert captions[2].target == expected[2]["captions/text/1"] and captions[2].answer == str(expected[2]["image/id"])
+    assert captions[2].labels.get("target") == expected[2]["captions/text/1"] and captions[2].labels.get(
+        "answer"
+    ) == str(expected[2]["image/id"])
     few = opened(sets, "coco_captions", fields={"target": "captions/text/2", "image": "image"})
-    assert few[0].target is None and few[0].image  # each has two
+    assert few[0].labels.get("target") is None and few[0].inputs.get("image")  # each has two
     half = opened(sets, "lm1b", "train[50%:]+test[:1]")
     texts = [values["text"] for values in reference(sets, "lm1b", "train")[3:] + reference(sets, "lm1b", "test")[:1]]
-    assert [half[number].text for number in range(4)] == texts
+    assert [half[number].inputs.get("text") for number in range(4)] == texts
 
 
 def test_a_builder_of_ones_own_needs_no_tensorflow_at_all(tmp_path):
@@ -171,21 +181,21 @@ def test_a_builder_of_ones_own_needs_no_tensorflow_at_all(tmp_path):
 
     def read(**fields):
         found = TFDSRecords("train", name="mine", directory=str(tmp_path), fields={"speech": "sound", **fields})
-        return sorted((found[number] for number in range(2)), key=lambda record: record.answer is None)
+        return sorted((found[number] for number in range(2)), key=lambda record: record.labels.get("answer") is None)
 
     first, second = read(answer="class", task="tags/1")
-    assert first.speech == second.speech == buffer.getvalue()
-    assert (first.answer, second.answer, first.task) == ("yes", None, "a")
-    assert read(answer="count")[0].answer == "7"
+    assert first.inputs["speech"][0].source == second.inputs["speech"][0].source == buffer.getvalue()
+    assert (first.labels.get("answer"), second.labels.get("answer"), first.tags.get("task")) == ("yes", None, "a")
+    assert read(answer="count")[0].labels.get("answer") == "7"
     for path in ("plain", "packed"):
-        np.testing.assert_array_equal(read(answer=path)[0].answer, measured.ravel())
+        np.testing.assert_array_equal(read(answer=path)[0].labels.get("answer"), measured.ravel())
     ones = TFDSRecords("train", name="mine", directory=str(tmp_path), fields={"answer": "one"})
     found = []
     for number in range(2):
         try:
-            found.append(ones[number].answer)
+            found.append(ones[number].labels.get("answer"))
         except UserError as error:
-            assert "is damaged: an answer is not a finite number" in str(error)
+            assert "is damaged: a label is not a finite number" in str(error)
     assert found == [(0.5,)]
 
 
@@ -268,8 +278,8 @@ def test_inspect_and_filters_work_on_it(place, capsys, tmp_path):
 def test_other_fields_have_another_index(place, tmp_path):
     sources = [c.TFDS(name="samsum", splits=BOTH, fields={"text": path}) for path in ("dialogue", "summary")]
     data = [dataclasses.replace(tiny().data, source=source, directory=str(tmp_path)) for source in sources]
-    assert build_source(data[0], "train")[0].text.startswith("dialogue")
-    assert build_source(data[1], "train")[0].text.startswith("summary")
+    assert build_source(data[0], "train")[0].inputs.get("text").startswith("dialogue")
+    assert build_source(data[1], "train")[0].inputs.get("text").startswith("summary")
     assert len(list((tmp_path / "indices").iterdir())) == 2
 
 
@@ -297,8 +307,10 @@ def test_shards_of_it_hold_flac_whatever_form_it_has(place, tmp_path, monkeypatc
     records = built(tmp_path / "one")
     expected = [values for split in EXAMPLES for values in reference(place, "speech_commands", split)]
     for record, values in zip(records, expected, strict=True):
-        assert record.speech[:4] == b"fLaC" and record.answer == values["label"]
-        np.testing.assert_array_equal(soundfile.read(io.BytesIO(record.speech), dtype="int16")[0], values["audio"])
+        assert record.inputs["speech"][0].source[:4] == b"fLaC"
+        np.testing.assert_array_equal(
+            soundfile.read(io.BytesIO(record.inputs["speech"][0].source), dtype="int16")[0], values["audio"]
+        )
     shutil.copytree(place / "speech_commands", tmp_path / "tfrecord" / "speech_commands")
     as_tfrecord(home_of(tmp_path / "tfrecord", "speech_commands"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfrecord"))
@@ -420,5 +432,5 @@ def test_samples_of_more_than_16_bits_are_not_guessed_at(sets, tmp_path):
 
 
 def test_recordings_are_as_loud_as_they_were(sets):
-    samples = read_audio(opened(sets, "crema_d")[0].speech)
+    samples = read_audio(opened(sets, "crema_d")[0].inputs["speech"][0].source)
     np.testing.assert_allclose(samples, reference(sets, "crema_d", "train")[0]["audio"] / 2**15, atol=1e-7)

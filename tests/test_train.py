@@ -181,7 +181,7 @@ class OneExample(SimpleNamespace):
 
 def test_a_run_keeps_the_schedule_with_which_it_began(tmp_path):
     """However many steps it is continued for; that the schedule then ends too early is said."""
-    source = OneExample(tokenizer=None, answers=["a"], sizes={})
+    source = OneExample(tokenizer=None, labels={}, sizes={})
     began = with_schedule(without_steps(steps=4), tmp_path)
     assert began.optimizer.schedule.steps == 4 and report.short_schedule(began) is None
     open_run(began, tmp_path, source)

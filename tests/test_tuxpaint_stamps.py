@@ -95,16 +95,20 @@ def test_each_recording_is_an_example(stamps):
     splits = {split: build_source(data, split) for split in ("train", "test", "validation")}
     assert sum(map(len, splits.values())) == 80
     train = splits["train"]
-    assert train.answers == ["fr", "lt"]
+    assert train.labels["answer"].names == ("fr", "lt")
     for number in range(len(train)):
         example = train[number]
-        language = train.answers[example.answer]
-        assert re.fullmatch(r"Thing \d+\.", example.target)
-        assert (example.transcript is None) == (language == "lt") and example.text == example.transcript
-        assert len(example.speech()) == train.sizes["speech"][number]
+        language = train.labels["answer"].names[example.labels.get("answer")]
+        assert re.fullmatch(r"Thing \d+\.", example.labels.get("target"))
+        assert (example.labels.get("transcript") is None) == (language == "lt") and example.inputs.get(
+            "text"
+        ) == example.labels.get("transcript")
+        assert len(example.inputs["speech"]()) == train.sizes["speech"][number]
     written = TuxPaintStampsRecords(stamps, "train", written=True)
-    silent = [written[i] for i in range(len(written)) if written[i].speech is None]
-    assert {record.language for record in silent} == {"de"} and all(r.transcript is None and r.text for r in silent)
+    silent = [written[i] for i in range(len(written)) if written[i].inputs.get("speech") is None]
+    assert {record.tags.get("language") for record in silent} == {"de"} and all(
+        r.labels.get("transcript") is None and r.inputs.get("text") for r in silent
+    )
     with pytest.raises(UserError, match="has no recordings in 'xx'.*en, fr, lt"):
         TuxPaintStampsRecords(stamps, "train", languages=("xx",))
 

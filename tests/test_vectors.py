@@ -24,10 +24,24 @@ PAGE = pathlib.Path("docs/fourth-modality.md")
 
 @pytest.fixture(scope="module")
 def drives(tmp_path_factory):
-    """The page's file."""
-    path = tmp_path_factory.mktemp("drives") / "drives.py"
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    path.write_text(code)
+    """The page's config, and lists like those that it shows, of the drives that its class makes."""
+    home = tmp_path_factory.mktemp("drives")
+    config, source = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (home / "own.py").write_text(source)
+    path = home / "drives.py"
+    path.write_text(config.replace("train.jsonl", f"{home}/train.jsonl").replace("test.jsonl", f"{home}/test.jsonl", 1))
+    made = {}
+    exec(source, made)
+    (home / "drives").mkdir()
+    for split in ("train", "test"):
+        drives = made["Drives"](None, split, 400)
+        lines = []
+        for number in range(400):
+            example, file = drives[number], f"drives/{split}-{number}.npy"
+            np.save(home / file, example.inputs["accelerometer"])
+            answer = drives.labels["answer"].names[example.labels["answer"]]
+            lines.append({"accelerometer": file, "gps": example.inputs["gps"].tolist(), "answer": answer})
+        (home / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return path
 
 
@@ -38,8 +52,10 @@ def trained(drives):
     return run
 
 
-def test_it_takes_less_than_a_hundred_lines(drives):
-    assert len(drives.read_text().splitlines()) < 100
+def test_the_page_shows_lines_of_its_list(drives):
+    (shown,) = re.findall(r"```json\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    rows = [json.loads(line) for line in shown.splitlines()]
+    assert all(row.keys() == json.loads((drives.parent / "test.jsonl").open().readline()).keys() for row in rows)
 
 
 def test_both_sensors_together_say_what_neither_says_alone(trained, monkeypatch, capsys, tmp_path):
@@ -57,9 +73,10 @@ def test_an_example_is_predicted_as_packed(trained, drives, capsys):
     packed = json.loads(capsys.readouterr().out)
     example = build_source(c.load(drives).data, "test")[7]
     truth = packed["example"]["answer"]
-    alone = Run(trained).predict(**example.vectors)["answer/probabilities"]
+    inputs = {name: example.input(name) for name in example.inputs}
+    alone = Run(trained).predict(**inputs)["answer/probabilities"]
     assert alone == packed["answer/probabilities"] and alone[truth] > 0.8
-    halved = Run(trained).predict(accelerometer=example.vectors["accelerometer"])["answer/probabilities"]
+    halved = Run(trained).predict(accelerometer=inputs["accelerometer"])["answer/probabilities"]
     speed = truth.split(",")[0]
     assert halved[truth] < 0.8 < sum(p for answer, p in halved.items() if answer.startswith(speed))
     with pytest.raises(UserError, match="no encoder for radar"):
@@ -87,16 +104,16 @@ def test_the_invariants_hold(drives):
     ids=["width", "flat", "empty", "nan", "long"],
 )
 def test_vectors_that_do_not_fit_are_an_error_and_leave_the_row_as_it_was(vectors, message):
-    packer = Packer(Layout(rows={"radar": 8, "examples": 2}, vectors={"radar": 2}), 1)
+    packer = Packer(Layout.of({"radar": 8, "examples": 2}, geometry={"radar": {"width": 2}}), 1)
     with pytest.raises(UserError, match=message):
-        packer.add(0, Example(vectors={"radar": vectors}), frozenset(["radar"]), name="it")
+        packer.add(0, Example({"radar": vectors}), frozenset(["radar"]), name="it")
     assert not any(stream.segments.any() for stream in packer.batch.values())
 
 
 def test_vectors_are_packed_side_by_side_with_their_time():
-    packer = Packer(Layout(rows={"radar": 8, "examples": 2}, vectors={"radar": 2}), 1)
+    packer = Packer(Layout.of({"radar": 8, "examples": 2}, geometry={"radar": {"width": 2}}), 1)
     for length in (3, 2):
-        packer.add(0, Example(vectors={"radar": np.full((length, 2), length)}), frozenset(["radar"]))
+        packer.add(0, Example({"radar": np.full((length, 2), length)}), frozenset(["radar"]))
     radar = packer.batch["radar"]
     assert radar.segments[0].tolist() == [1, 1, 1, 2, 2, 0, 0, 0]
     assert radar.positions[0].tolist() == [0, 1, 2, 0, 1, 0, 0, 0]
@@ -106,12 +123,14 @@ def test_vectors_are_packed_side_by_side_with_their_time():
 def test_sources_and_names_that_cannot_work_are_refused(drives):
     config = c.load(drives)
     assert c.from_json(c.to_json(config)) == config
+    own = c.OwnSource(file=str(drives.parent / "own.py"), name="Drives", options={"examples": 8})
+    assert len(build_source(dataclasses.replace(config.data, source=own), "train")) == 8
     for change, message in (
         ({"file": "nowhere.py"}, "there is no file nowhere.py"),
         ({"name": "Flights"}, "defines no class Flights"),
-        ({"name": "STEPS"}, "defines no class STEPS"),
+        ({"name": "np"}, "defines no class np"),
     ):
-        source = dataclasses.replace(config.data.source, **change)
+        source = dataclasses.replace(own, **change)
         with pytest.raises(UserError, match=message):
             build_source(dataclasses.replace(config.data, source=source), "train")
 
@@ -120,6 +139,8 @@ def test_sources_and_names_that_cannot_work_are_refused(drives):
 
     with pytest.raises(UserError, match="'text' is reserved and cannot name a stream of vectors"):
         check_config(with_encoders(text=c.Vectors(inputs=2)))
+    drawn = build_source(dataclasses.replace(config.data, source=own), "train")
     with pytest.raises(UserError, match="'radar', but the data has only accelerometer, gps"):
-        check_data(with_encoders(radar=c.Vectors(inputs=2)), build_source(config.data, "train"))
-    check_config(c.override(config, ["--data.source.options.examples", "0"]))  # what options mean is not ours
+        check_data(with_encoders(radar=c.Vectors(inputs=2)), drawn)
+    with_options = dataclasses.replace(config, data=dataclasses.replace(config.data, source=own))
+    check_config(c.override(with_options, ["--data.source.options.examples", "0"]))  # what options mean is not ours

@@ -73,7 +73,10 @@ def test_an_empty_transcript_teaches_every_writer_to_end_and_a_missing_one_nothi
     tasks = {name: task for name, task in config.model.tasks.items() if name != "answer"}
     model = build_model(config.model.clone(fusion=None, tasks=tasks))
     noise = np.random.default_rng(0).normal(size=4000).astype(np.float32)
-    examples = {said: Example(speech=lambda: noise, transcript=said) for said in (None, "", "red")}
+    examples = {
+        said: Example({"speech": lambda: noise}, {} if said is None else {"transcript": said})
+        for said in (None, "", "red")
+    }
 
     def batch(*chosen):
         packer = Packer(layout, 1)
@@ -101,7 +104,7 @@ def test_what_is_written_for_an_empty_transcript_counts_as_insertions():
     """A missing transcript is not measured."""
     tokenizer = Tokenizer.train(["abc"], 45)
     texts = [(1, ""), (2, "abc"), (3, "b")]
-    ids = lambda *texts: rows_of([(n, tokenizer.of_stream("target", t)) for n, t in texts], length=16)  # noqa: E731
+    ids = lambda *texts: rows_of([(n, tokenizer.to_write(t)) for n, t in texts], length=16)  # noqa: E731
     slots = Stream(*(np.arange(1, 5, dtype=np.int32)[None],) * 3)
     found = Measures({"said": CTC(label="target")}, Facts(tokenizer), [])
     found.add(slots, {}, {"said": ids((1, "ab"), (2, "abc"), (3, "b"), (4, "abc"))}, {"said": ids(*texts)})
@@ -281,7 +284,7 @@ from mmjax.data.text import Tokenizer
 LETTERS = "abcd"
 
 class Spelling:
-    answers = ()
+    labels = {}
     def __init__(self, directory, split):
         draw = np.random.default_rng(("train", "test").index(split))
         self.words = ["".join(draw.choice(list(LETTERS), draw.integers(1, 6))) for _ in range(400 if split == "train" else 60)]
@@ -295,7 +298,7 @@ class Spelling:
         noise = 0.03 * np.random.default_rng(index).standard_normal((len(letters), 5))
         signs = np.eye(5)[letters]
         signs[::3, 4] = 1.0  # where a letter begins
-        return Example(vectors={"signs": signs + noise}, target=self.words[index])
+        return Example({"signs": signs + noise}, {"target": self.words[index]})
 
 config = c.Experiment(
     name="spelling",
@@ -342,8 +345,12 @@ def test_a_run_learns_to_write_in_all_three_ways(tmp_path, capsys):
 def test_what_no_piece_covers_is_never_written_right():
     """The reference is the text of the example: the transcript or the target, as the task says."""
     tokenizer = Tokenizer.train(["red circle", "blue square"], 52)
-    source = [Example(text="жёлтый", target="red ж"), Example(target="red"), Example(text="жёлтый круг")]
-    labels = [tokenizer.of_stream("target", text) for text in ("red ж", "red", "жёлтый круг")]
+    source = [
+        Example({"text": "жёлтый"}, {"target": "red ж"}),
+        Example({}, {"target": "red"}),
+        Example({"text": "жёлтый круг"}),
+    ]
+    labels = [tokenizer.to_write(text) for text in ("red ж", "red", "жёлтый круг")]
     ours = rows_of(list(enumerate(labels, 1)), length=40)  # all labels, and so many an unknown
     slots = Stream(np.array([[0, 1, 2]], np.int32), *(np.arange(1, 4, dtype=np.int32)[None],) * 2)
     tasks = {"said": CTC(label="target"), "transcript": CTC()}

@@ -76,8 +76,8 @@ def _mmjax(home: Path, kind: str, threads: int) -> Iterator[int]:
     from mmjax.train.build import build_source
 
     rows = {"speech": {"speech": 1200, "examples": 24}, "image": {"image": 8 * (SIDE // PATCH) ** 2, "examples": 8}}
-    layout = Layout(rows=rows[kind], image_size=SIDE, patch=PATCH, window=1)
-    folder = c.Folder(splits={"train": str(home / kind)}, answers=False)
+    layout = Layout.of(rows[kind], geometry={"image": {"image_size": SIDE, "patch": PATCH}, "speech": {"window": 1}})
+    folder = c.Folder(splits={"train": str(home / kind)}, label=None)
     source = build_source(c.Data(source=folder, rows=layout.rows, subsets={kind: 1.0}), "train")
     sampler = Sampler(layout.positions(source.sizes), layout.rows, {kind: 1.0}, BATCH // 8, epochs=EPOCHS)
     for batch in prefetch(Batches(source, layout, sampler), 0, len(sampler), threads):

@@ -12,7 +12,7 @@ from benchmarks.librispeech import durations
 from mmjax import config as c
 from mmjax.data.capacity import propose
 from mmjax.data.layout import Layout
-from mmjax.data.sampler import NEEDS, Sampler
+from mmjax.data.sampler import Sampler
 from mmjax.train import report
 from mmjax.train.build import build_layout, build_sampler, data_directory, open_data
 
@@ -51,7 +51,7 @@ def packed(sampler: Sampler, layout: Layout, sizes: dict[str, np.ndarray], cost:
     whole = sum(cost[n] * layout.rows[n] for n in layout.rows)
     share = sum(cost[n] * layout.rows[n] * by_stream[n] for n in layout.rows) / whole
     drawn = [
-        [tokens[n][e] if NEEDS.get(n, n) in shows or n == "examples" else 0 for n in layout.rows]
+        [tokens[n][e] if layout.needs.get(n) in {None, *shows} else 0 for n in layout.rows]
         for step in range(steps)
         for row in sampler.rows(step)
         for e, shows in zip(row.examples.tolist(), row.subsets, strict=True)
@@ -68,10 +68,10 @@ def speech_alone() -> dict[str, Any]:
     cost = {"speech": 1.0, "transcript": 1e-3, "examples": 1e-3}  # one tower; labels cost a loss at most
     row = 6_400
     ones, subsets = dict.fromkeys(names, 10**6), {"speech": 1.0}
-    wide = Sampler(Layout(rows=ones).positions(sizes), ones, subsets, 1)
+    wide = Sampler(Layout.of(ones).positions(sizes), ones, subsets, 1)
     costs = np.array(list(cost.values()))
     capacity = propose(wide.taken(), costs, row * 1.02, np.array([4, 1, 1]))
-    layout = Layout(rows=dict(zip(names, capacity.tolist(), strict=True)))
+    layout = Layout.of(dict(zip(names, capacity.tolist(), strict=True)))
     sampler = Sampler(layout.positions(sizes), layout.rows, subsets, 16, seed=1)
     only = cost | {"transcript": 0.0, "examples": 0.0}
     share, by_stream, drawn = packed(sampler, layout, sizes, only, 250)
@@ -119,7 +119,7 @@ def trimodal() -> dict[str, Any]:
     cost = report.position_flops(config, layout)
     taken = build_sampler(config, layout, source).taken()
     tall = np.array([cost[name] + 1e-3 * max(cost.values()) for name in layout.rows])
-    names, multiple = list(layout.rows), np.array([layout.align, 64, 1, 1, 1])
+    names, multiple = list(layout.rows), np.array([layout.streams[name].multiple for name in layout.rows])
     capacity = propose(taken, tall, 48 * float((taken.mean(axis=0) * tall).sum()), multiple)
     config = dataclasses.replace(
         config, data=dataclasses.replace(config.data, rows=dict(zip(names, capacity.tolist(), strict=True)))

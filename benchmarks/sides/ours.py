@@ -63,9 +63,9 @@ def packed(examples: list[Raw], layout: Any, rows: int) -> list[Any]:
     def parts(raw: Raw) -> dict[str, tuple[Any, Any]]:
         found = {"examples": (np.zeros(1), np.zeros(1)), "answer": (np.array([raw.answer]), np.zeros(1))}
         if raw.speech is not None:
-            found["speech"] = layout.speech(raw.speech)
+            found["speech"] = layout.streams["speech"].cut(raw.speech)
         if raw.image is not None:
-            found["image"] = layout.patches(raw.image)
+            found["image"] = layout.streams["image"].patches(raw.image)
         for name, ids in (("text", raw.text), ("transcript", raw.transcript)):
             if ids is not None:
                 found[name] = ids, np.arange(len(ids))

@@ -116,8 +116,8 @@ def _inspect(options, rest) -> int:
             f"  {name}: {size['examples']:,} examples, {size['least']:.3g} to {size['largest']:.3g}, "
             f"mean {size['mean']:.3g} {size['unit']}"
         )
-    if "answers" in found:
-        print(f"  answers: {found['answers']:,} classes")
+    for name, label in found.get("labels", {}).items():
+        print(f"  {name}: {label['names']:,} " + ("numbers" if label["kind"] == "numbers" else "classes"))
     for kind, counts in found.get("groups", {}).items():
         print(f"  {kind}: " + ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items())))
     for title in ("dropped", "padding"):

@@ -7,6 +7,7 @@ from mmjax.data.filters import Filters
 from mmjax.data.folder import Folder
 from mmjax.data.image_augmentation import ImageAugmentation
 from mmjax.data.image_mixing import ImageMixing
+from mmjax.data.inputs import Audio, Image, Input, Text, VectorInput
 from mmjax.data.manifest import Manifest
 from mmjax.data.mixture import Mixture
 from mmjax.data.own import OwnSource
@@ -23,13 +24,16 @@ from mmjax.data.tuxpaint_stamps import TuxPaintStamps
 
 __all__ = [
     "TFDS",
+    "Audio",
     "Collection",
     "Data",
     "Filters",
     "Folder",
     "HuggingFaceTokenizer",
+    "Image",
     "ImageAugmentation",
     "ImageMixing",
+    "Input",
     "Manifest",
     "Mixture",
     "OwnSource",
@@ -40,5 +44,7 @@ __all__ = [
     "SpeedPerturbation",
     "SpokenEasyVQA",
     "TarShards",
+    "Text",
     "TuxPaintStamps",
+    "VectorInput",
 ]

@@ -5,7 +5,6 @@ measurements, so that an interrupted build continues with the shards that are mi
 """
 
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -19,14 +18,11 @@ from typing import Any, NamedTuple
 
 import msgpack
 import numpy as np
-import soundfile
 
 from mmjax import progress
-from mmjax.data.audio import measure_audio, read_audio
-from mmjax.data.containers import CHUNKS, completed
-from mmjax.data.files import Blob
-from mmjax.data.image import open_image
+from mmjax.data.fields import USUAL, Fields
 from mmjax.data.index import Index, Measured, measure, write_index
+from mmjax.data.inputs import Use
 from mmjax.data.record import Record
 from mmjax.data.shards import encode, shard_name, shards_of
 from mmjax.errors import UserError, one_line
@@ -56,6 +52,7 @@ def build(
     directory: Path,
     split: str,
     *,
+    fields: Fields = USUAL,
     shard_bytes: int = 2**28,
     keep_duplicates: bool = False,
     rescale: bool = False,
@@ -66,10 +63,11 @@ def build(
       collection, index: the records to write, and their index.
       stamp: identity of the collection; a build of another collection in the same folder is not continued.
       directory: the folder to write to.
+      fields: what the collection reads.
       shard_bytes: approximate size of a shard.
       rescale: as `data.rescale`; it changes the parts that are cut from recordings, while whole files are copied
         unchanged.
-      keep_duplicates: keep examples whose recording, picture, texts and answer equal those of an earlier one.
+      keep_duplicates: keep examples whose inputs and labels equal those of an earlier one.
 
     Returns:
       {"examples", "shards", "bytes", "left_out": {reason: count}}.
@@ -77,9 +75,9 @@ def build(
     Raises:
       UserError: the folder cannot be written, or holds other shards; or no example is left.
     """
-    plan = _plan(collection, index, shard_bytes)
+    plan = _plan(collection, index, shard_bytes, fields)
     work = directory / f".{split}.building"
-    _claim(directory, work, split, [stamp, [len(part) for part in plan], keep_duplicates, rescale])
+    _claim(directory, work, split, [stamp, fields.stamp, [len(part) for part in plan], keep_duplicates, rescale])
     jobs = [
         (part, directory / shard_name(split, number, len(plan)), work / f"{number}.part")
         for number, part in enumerate(plan)
@@ -87,7 +85,7 @@ def build(
     waiting = [job for job in jobs if not (job[1].is_file() and job[2].is_file())]
     done = sum(len(part) for part, *_ in jobs) - sum(len(part) for part, *_ in waiting)
     with progress.bar(f"building {split}", len(collection), "examples", done=done) as bar:
-        for count in _run(collection, index, waiting, rescale):
+        for count in _run(collection, index, waiting, fields, rescale):
             bar.advance(count)
     parts = [_read_part(path) for _, _, path in jobs]
     measured, left_out = _without_duplicates(parts, keep_duplicates)
@@ -101,7 +99,7 @@ def build(
         )
     for old in (directory / split, work / "index"):
         shutil.rmtree(old, ignore_errors=True)
-    write_index(measured, work / "index")
+    write_index(measured, work / "index", fields)
     (work / "index").rename(directory / split)
     report = directory / f"{split}-left-out.tsv"
     lines = [f"{number}\t{one_line(name)}\t{one_line(reason)}\n" for number, name, reason in left_out]
@@ -119,11 +117,11 @@ def build(
     }
 
 
-def _plan(collection: Sequence[Record], index: Index, shard_bytes: int) -> list[range]:
+def _plan(collection: Sequence[Record], index: Index, shard_bytes: int, fields: Fields) -> list[range]:
     """Ranges of examples of about equal size, by an estimate of their compressed bytes from the index."""
     weight = np.full(len(collection), 200.0)
-    weight += 6_000.0 * index.frames / np.maximum(index.rate, 1) * (np.maximum(index.rate, 1) / 16_000)
-    weight += 0.5 * index.height.astype(np.float64) * index.width
+    for name, found in index.sizes.items():
+        weight += fields.inputs[name].weight(found).reshape(len(weight), -1).sum(axis=1)
     total = np.cumsum(weight)
     shards = max(1, round(total[-1] / shard_bytes))
     borders = np.searchsorted(total, np.arange(1, shards) * total[-1] / shards).tolist()
@@ -152,12 +150,14 @@ def _claim(directory: Path, work: Path, split: str, identity: Any) -> None:
         raise UserError(f"cannot write into {directory}: {error.strerror or error}") from None
 
 
-def _run(collection: Sequence[Record], index: Index, jobs: list[Any], rescale: bool):
+def _run(collection: Sequence[Record], index: Index, jobs: list[Any], fields: Fields, rescale: bool):
     """Runs the jobs in parallel; yields the number of newly finished examples."""
     done: queue.SimpleQueue[int] = queue.SimpleQueue()
     # Threads are enough: decoders, checksums and disk access release Python's lock.
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-        running = [pool.submit(_build_shard, collection, index.unreadable, *job, done.put, rescale) for job in jobs]
+        running = [
+            pool.submit(_build_shard, collection, index.unreadable, *job, done.put, fields, rescale) for job in jobs
+        ]
         try:
             while not all(job.done() for job in running) or not done.empty():
                 try:
@@ -178,6 +178,7 @@ def _build_shard(
     path: Path,
     note: Path,
     advance: Callable[[int], None],
+    fields: Fields,
     rescale: bool,
 ) -> None:
     """Writes a shard and its `Part`."""
@@ -195,14 +196,12 @@ def _build_shard(
                     raise UserError(unreadable[number])
                 record = collection[number]
                 name = record.name
-                record = whole(record, rescale)
-                measured = checked(record, rescale)
-                record = packed(record)
-                part.measured.append(measured)
-                part.digests.append(_digest(record))
+                record = whole(record, fields, Use(rescale=rescale))
+                part.measured.append(measure(record, fields))
+                part.digests.append(hashlib.sha256(encode(record._replace(name="", tags={}), fields)).digest())
                 part.numbers.append(number)
                 part.names.append(name)
-                writer.write(encode(record))
+                writer.write(encode(record, fields))
             except UserError as error:
                 part.left_out.append((number, name, f"unreadable: {error}"))
             advance(1)
@@ -231,52 +230,14 @@ def _read_part(path: Path) -> Part:
         raise UserError(f"cannot read {path} ({error}); delete it, and build again") from None
 
 
-def whole(record: Record, rescale: bool = False) -> Record:
-    """The record with its encoded bytes in memory; a part of a recording is cut out as FLAC at its own rate."""
-    speech, image = record.speech, record.image
-    if speech is not None and (record.start > 0 or record.seconds is not None or record.channels is not None):
-        name, part = f"of {record.name}", (record.start, record.seconds)
-        rate = measure_audio(speech, name, *part, record.channels).rate
-        samples = read_audio(speech, rate, name, *part, rescale=rescale, channels=record.channels)
-        buffer = io.BytesIO()
-        soundfile.write(buffer, samples, rate, subtype="PCM_16", format="FLAC")
-        return whole(record._replace(speech=buffer.getvalue(), start=0.0, seconds=None, channels=None))
-    return record._replace(
-        speech=speech.read() if isinstance(speech, Blob) else speech,
-        image=image.read() if isinstance(image, Blob) else image,
-    )
-
-
-def packed(record: Record) -> Record:
-    """The record with uncompressed 16-bit samples (WAV, AIFF ...) as FLAC: lossless, about half the bytes."""
-    if record.speech is None or record.speech[:4] not in CHUNKS:
-        return record
-    buffer = io.BytesIO()
-    try:
-        with soundfile.SoundFile(completed(io.BytesIO(record.speech), f"of {record.name}")[0]) as file:
-            if file.subtype != "PCM_16":
-                return record
-            soundfile.write(buffer, file.read(dtype="int16"), file.samplerate, subtype="PCM_16", format="FLAC")
-    except soundfile.LibsndfileError:  # FLAC does not support the rate or the number of channels
-        return record
-    return record._replace(speech=buffer.getvalue())
-
-
-def checked(record: Record, rescale: bool = False) -> Measured:
-    """Decodes the whole record, then measures it.
+def whole(record: Record, fields: Fields, use: Use) -> Record:
+    """The record with the encoded bytes of its inputs, each decoded once to check it.
 
     Raises:
       UserError: a part of the record cannot be decoded.
     """
-    if record.speech is not None:
-        read_audio(record.speech, name=f"of {record.name}", rescale=rescale)
-    if record.image is not None:
-        open_image(record.image, f"of {record.name}")
-    return measure(record)
-
-
-def _digest(record: Record) -> bytes:
-    return hashlib.sha256(encode(record._replace(name="", language=None, task=None))).digest()
+    inputs = {name: fields.inputs[name].whole(value, record.name, use) for name, value in record.inputs.items()}
+    return record._replace(inputs=inputs)
 
 
 def _without_duplicates(parts: list[Part], keep: bool) -> tuple[list[Measured], list[tuple[int, str, str]]]:

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.data.audio import read_audio
 from mmjax.data.example import Example
-from mmjax.data.files import Blob, Unreadable
-from mmjax.data.filters import USUAL, Filters
-from mmjax.data.index import TAGS, TEXTS, Index
+from mmjax.data.fields import TAGS, USUAL, Fields
+from mmjax.data.filters import USUAL as USUAL_FILTERS
+from mmjax.data.filters import Filters
+from mmjax.data.index import Index
+from mmjax.data.inputs import Use
+from mmjax.data.labels import SPOKEN, Label, absent, aligned
 from mmjax.data.prefixes import Prefixes
 from mmjax.data.record import Record
 from mmjax.data.text import Tokenizer
@@ -25,7 +27,8 @@ class Corpus:
       index: the index of `collection`.
       tokenizer: for all texts; None if the collection has no texts.
       sample_rate: rate to which recordings are resampled, in Hz.
-      answers: class names (or names of the numbers) of the training split; None: those of this index.
+      fields: what the collection reads.
+      labels: those of the training split; None: those of this index.
       filters: limits; examples outside them are left out.
       rescale: scale recordings with values far outside [-1, 1] (see `read_audio`); otherwise they are left out.
       prefixes: special tokens in front of texts; see `Prefixes`.
@@ -33,10 +36,11 @@ class Corpus:
 
     Attributes:
       index: of the whole collection, including examples that are left out.
-      sizes: [n] samples of "speech", [n, 2] pixels of "image", [n] tokens of "text", "transcript" and "target".
+      sizes: by input and text label, as `Input.sizes` gives them, and [n] tokens of texts.
+      labels: the kind of each label, and the names of its classes or numbers.
       dropped: number of examples left out, by reason.
       quarantine: (number in the collection, reason) of each example left out.
-      unread: counts of columns and files that are not used; see `Index`.
+      unread, columns: counts of columns and files that are not read; see `Index`.
       unknown: by kind of text, the share of tokens that are unknown to the tokenizer.
     """
 
@@ -46,31 +50,29 @@ class Corpus:
         index: Index,
         tokenizer: Tokenizer | None,
         *,
+        fields: Fields = USUAL,
         sample_rate: int = 16_000,
-        answers: Sequence[str] | None = None,
-        filters: Filters = USUAL,
+        labels: Mapping[str, Label] | None = None,
+        filters: Filters = USUAL_FILTERS,
         rescale: bool = False,
         prefixes: Mapping[str, Sequence[str]] | None = None,
         title: str = "the data",
     ):
-        self._collection, self.index, self.tokenizer = collection, index, tokenizer
-        self.sample_rate, self._title, self._rescale = sample_rate, title, rescale
-        self.answers = list(answers if answers is not None else index.answers or self._numbers())
-        self._number_of = {name: number for number, name in enumerate(self.answers)}
-        sizes = {}
-        if index.frames.any():
-            sizes["speech"] = index.samples(sample_rate)
-        has_pictures = bool(index.height.any())
-        sizes["image"] = (
-            np.stack([index.height, index.width], axis=1) if has_pictures else np.zeros(len(index), np.int32)
-        )
-        self._prefixes = Prefixes(prefixes, tokenizer) if prefixes else None
-        for name in TEXTS:
-            there = index.has(name) and tokenizer is not None
-            sizes[name] = index.tokens(name, tokenizer) if there else np.zeros(len(index), np.int32)
-            if self._prefixes:
-                sizes[name] = sizes[name] + self._prefixes.counts(name, index)
-        self.quarantine = self._examine(sizes, filters)
+        self._collection, self.index, self.tokenizer, self.fields = collection, index, tokenizer, fields
+        self.sample_rate, self._title, self._use = sample_rate, title, Use(sample_rate, rescale)
+        self.inputs = fields.inputs
+        self._written = [name for name, kind in fields.labels.items() if kind == "text"]
+        self._prefixes = Prefixes(prefixes, tokenizer, fields) if prefixes else None
+        sizes = {name: self._sizes(name) for name in (*fields.inputs, *fields.texts)}
+        self.labels = facts = index.facts(fields.labels)
+        if labels is not None:  # where the training split has none of a label, its own names are kept
+            self.labels = facts | labels
+        self._columns: dict[str, np.ndarray] = {}
+        unknown = {}
+        for name, kind in fields.labels.items():
+            if found := index.label(name, kind):
+                self._columns[name], unknown[name] = aligned(*found, self.labels[name], name)
+        self.quarantine = self._examine(sizes, filters, unknown)
         self.dropped: dict[str, int] = {}
         for _, reason in self.quarantine:
             kind = reason.partition(":")[0]
@@ -82,7 +84,7 @@ class Corpus:
             self._kept = np.flatnonzero(keep)
             sizes = {name: values[self._kept] for name, values in sizes.items()}
         self.sizes = sizes
-        self.unread = index.unread
+        self.unread, self.columns = index.unread, index.columns
         self.unknown = self._shares_unknown()
         share = (len(self.quarantine) - self.dropped.get("duplicate", 0)) / len(index)
         if share > filters.largest_share_dropped or len(self.quarantine) == len(index):
@@ -92,16 +94,25 @@ class Corpus:
                 f"{self.quarantine[0][1]}); fix them, or raise data.filters.largest_share_dropped"
             )
 
+    def _sizes(self, name: str) -> np.ndarray:
+        """The sizes of an input or a text label of all examples of the index."""
+        if name not in self.fields.texts:
+            found = self.index.sizes.get(name)
+            return np.zeros(len(self.index), np.int32) if found is None else self.inputs[name].sizes(found, self._use)
+        if self.tokenizer is None or not self.index.has(name):
+            tokens = np.zeros(len(self.index), np.int32)
+        else:
+            tokens = self.index.tokens(name, self.tokenizer, name not in self.inputs)
+        return tokens + self._prefixes.counts(name, self.index) if self._prefixes else tokens
+
     def _shares_unknown(self) -> dict[str, float]:
         found, tokenizer, kept = {}, self.tokenizer, slice(None) if self._kept is None else self._kept
-        for name in TEXTS if tokenizer is not None else ():
-            if self.index.has(name):
-                unknown = int(self.index.unknown(name, tokenizer)[kept].sum())
-                tokens = int(self.index.tokens(name, tokenizer)[kept].sum())
-                left_out = (
-                    unknown if tokenizer.zero == "unknown" and name != "text" else 0
-                )  # `tokens` does not count them
-                found[name] = unknown / max(tokens + left_out, 1)
+        for name in self.index.texts if tokenizer is not None else ():
+            written = name not in self.inputs
+            unknown = int(self.index.unknown(name, tokenizer)[kept].sum())
+            tokens = int(self.index.tokens(name, tokenizer, written)[kept].sum())
+            left_out = unknown if tokenizer.zero == "unknown" and written else 0  # `tokens` does not count them
+            found[name] = unknown / max(tokens + left_out, 1)
         return found
 
     @property
@@ -119,7 +130,7 @@ class Corpus:
     def characters(self) -> dict[str, np.ndarray]:
         """[n] characters of each kind of text; needs no tokenizer."""
         kept = slice(None) if self._kept is None else self._kept
-        return {name: self.index.characters(name)[kept] for name in TEXTS if self.index.has(name)}
+        return {name: self.index.characters(name)[kept] for name in self.index.texts}
 
     @functools.cached_property
     def groups(self) -> dict[str, tuple[np.ndarray, list[str]]]:
@@ -127,11 +138,6 @@ class Corpus:
         tags = {name: self.index.tag(name) for name in TAGS if self.index.has(name)}
         kept = slice(None) if self._kept is None else self._kept
         return {name: (numbers[kept], names) for name, (numbers, names) in tags.items() if len(names) > 1}
-
-    def _numbers(self) -> list[str]:
-        """Names for the numbers of a regression, which the data does not name."""
-        width = 0 if self.index.answer is None or self.index.answer.ndim == 1 else self.index.answer.shape[1]
-        return [str(number) for number in range(width)]
 
     def name(self, number: int) -> str:
         """The name of an example by its number in the collection; "" if it cannot be read."""
@@ -144,38 +150,34 @@ class Corpus:
         return len(self.index) if self._kept is None else len(self._kept)
 
     def __getitem__(self, number: int) -> Example:
-        """An example; its recording and picture are decoded when they are used."""
-        record = self._collection[int(number if self._kept is None else self._kept[number])]
-        answer = record.answer
+        """An example; its recordings, pictures and arrays are decoded when they are used."""
+        place = int(number if self._kept is None else self._kept[number])
+        record = self._collection[place]
         return Example(
-            speech=None if record.speech is None else lambda: self._speech(record, int(self.sizes["speech"][number])),
-            image=None
-            if record.image is None
-            else record.image.read()
-            if isinstance(record.image, Blob)
-            else record.image,
+            inputs={
+                name: self.inputs[name].given(value, record.name, self._use, self.sizes[name][number])
+                for name, value in record.inputs.items()
+            },
+            labels={
+                **{name: record.labels[name] for name in self._written if name in record.labels},
+                **{
+                    name: array[place]
+                    for name, array in self._columns.items()
+                    if not absent(array[place : place + 1])[0]
+                },
+            },
+            prefixes=self._prefixes.of(record.tags) if self._prefixes else {},
             name=record.name,
-            text=record.text,
-            transcript=record.transcript,
-            target=record.target,
-            answer=self._number_of[answer] if isinstance(answer, str) else answer,
-            prefixes=self._prefixes and self._prefixes.of({name: getattr(record, name) for name in TAGS}),
         )
 
-    def _speech(self, record: Record, promised: int) -> np.ndarray:
-        name = f"of {record.name}"
-        part, options = (record.start, record.seconds), {"rescale": self._rescale, "channels": record.channels}
-        samples = read_audio(record.speech, self.sample_rate, name, *part, **options)
-        if len(samples) != promised:
-            raise Unreadable(
-                "not what was indexed",
-                f"the recording of {record.name} has {len(samples)} samples, but its index entry says {promised}: "
-                "the file has changed since it was indexed",
-            )
-        return samples
+    def _examine(
+        self, sizes: Mapping[str, np.ndarray], filters: Filters, unknown: Mapping[str, np.ndarray]
+    ) -> list[tuple[int, str]]:
+        """The examples to leave out, with reasons ("kind: details"), in order of number.
 
-    def _examine(self, sizes: Mapping[str, np.ndarray], filters: Filters) -> list[tuple[int, str]]:
-        """The examples to leave out, with reasons ("kind: details"), in order of number."""
+        Args:
+          unknown: by label, [n] bool: which examples are of a class that the training split does not have.
+        """
         index = self.index
         found = {
             number: reason if reason.startswith("duplicate:") else f"unreadable: {reason}"
@@ -186,37 +188,40 @@ class Corpus:
             for number in numbers.tolist():
                 found.setdefault(number, f"{kind}: {say(number)}")
 
-        if "speech" in sizes:
-            seconds = sizes["speech"] / self.sample_rate
-            spoken = seconds > 0
-            of_seconds = lambda number: f"{seconds[number]:.2f} s"  # noqa: E731
+        spoken = [name for name, one in self.inputs.items() if one.unit == "seconds" and sizes[name].any()]
+        for name in spoken:
+            seconds = sizes[name] / self.sample_rate
+            of_seconds = lambda number, seconds=seconds: f"{seconds[number]:.2f} s"  # noqa: E731
             if filters.shortest is not None:
-                drop(np.flatnonzero(spoken & (seconds < filters.shortest)), "too short", of_seconds)
+                drop(np.flatnonzero((seconds > 0) & (seconds < filters.shortest)), "too short", of_seconds)
             if filters.longest is not None:
                 drop(np.flatnonzero(seconds > filters.longest), "too long", of_seconds)
-            if index.has("transcript"):
-                self._examine_transcripts(sizes, seconds, filters, drop)
-        if index.answers is not None and index.answers != self.answers:
-            names = np.array([name in self._number_of for name in index.answers] + [True])
+        if spoken and index.has(SPOKEN):
+            self._examine_transcripts(sizes, sizes[spoken[0]] / self.sample_rate, filters, drop)
+        for name, numbers in unknown.items():
             drop(
-                np.flatnonzero(~names[index.answer]),
-                "answer not in the training split",
-                lambda number: repr(index.answers[index.answer[number]]),
+                np.flatnonzero(numbers),
+                f"{name} not in the training split",
+                lambda n, name=name: self._classes(name, n),
             )
         return sorted(found.items())
+
+    def _classes(self, name: str, number: int) -> str:
+        """The classes of an example, also those that the training split lacks."""
+        label, array = self.index.label(name)
+        value = array[number]
+        return repr(label.names[value]) if value.ndim == 0 else ", ".join(np.array(label.names)[value > 0])
 
     def _examine_transcripts(
         self, sizes: Mapping[str, np.ndarray], seconds: np.ndarray, filters: Filters, drop: Any
     ) -> None:
         spoken = seconds > 0
         if filters.characters_per_second is not None:
-            lengths = self.index.characters("transcript")
+            lengths = self.index.characters(SPOKEN)
             usual = filters.characters_per_second * seconds
             many = spoken & (lengths > np.minimum(usual + 10, 2 * usual))  # short utterances can be fast
             drop(np.flatnonzero(many), "too many characters", lambda n: f"{lengths[n]} in {seconds[n]:.2f} s")
-        if filters.tokens_per_frame is not None and "transcript" in sizes:
+        if filters.tokens_per_frame is not None:
             frames = seconds / filters.frame
-            many = spoken & (sizes["transcript"] > filters.tokens_per_frame * frames)
-            drop(
-                np.flatnonzero(many), "too many tokens", lambda n: f"{sizes['transcript'][n]} in {frames[n]:.0f} frames"
-            )
+            many = spoken & (sizes[SPOKEN] > filters.tokens_per_frame * frames)
+            drop(np.flatnonzero(many), "too many tokens", lambda n: f"{sizes[SPOKEN][n]} in {frames[n]:.0f} frames")

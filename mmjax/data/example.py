@@ -1,32 +1,26 @@
 """Example: one item of a source, before packing."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
-
-import numpy as np
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 
 class Example(NamedTuple):
-    """One example; missing parts are None.
+    """One example; what it lacks is left out.
 
     Attributes:
-      speech: a function that decodes the recording to float32 samples [N] at the source's rate.
-      image: an encoded picture (see `open_image`).
-      text: input of the text encoder.
-      transcript: the words of the speech.
-      target: text that the model should write: a caption, a translation, an answer in words.
-      answer: a class label; or numbers [C]: 0 or 1 for each label, or the targets of a regression.
-      vectors: by stream name, finite numbers [T, W] of any sensor, in order of time.
+      inputs: by stream, a value or a function that returns it: float32 samples [N] of a recording at the source's rate;
+        an encoded picture (see `open_image`) or a list of them; a text; or finite numbers [T, W] in order of time.
+      labels: by name, a class number; numbers [C], of several classes 0 or 1 for each; or a text.
+      prefixes: by stream, ids of special tokens in front of texts.
       name: name for messages, if the source has names.
-      prefixes: by stream name, ids of special tokens in front of text, transcript and target.
     """
 
-    speech: Callable[[], np.ndarray] | None = None
-    image: bytes | None = None
-    text: str | None = None
-    transcript: str | None = None
-    target: str | None = None
-    answer: int | Sequence[float] | None = None
-    vectors: Mapping[str, np.ndarray] | None = None
-    prefixes: Mapping[str, Sequence[int]] | None = None
+    inputs: Mapping[str, Any] = {}
+    labels: Mapping[str, Any] = {}
+    prefixes: Mapping[str, Sequence[int]] = {}
     name: str | None = None
+
+    def input(self, name: str) -> Any:
+        """The value of an input, decoded; None if the example has none."""
+        value = self.inputs.get(name)
+        return value() if callable(value) else value

@@ -23,8 +23,7 @@ def _of_one(source: Any) -> dict[str, Any]:
     found = {stream: _sum(sizes) for stream, sizes in sorted(source.sizes.items())}
     if index := getattr(source, "index", None):
         found |= {"texts": index.digest}
-        if index.answer is not None:
-            found |= {"answers": _sum(index.answer)}
+        found |= {f"label {name}": _sum(array) for name, array in index.arrays.items()}
         if index.files is not None:
             found |= {"files": _sum(index.files)}
     return {"examples": len(source), LEFT_OUT: dict(getattr(source, "dropped", {})), **found}

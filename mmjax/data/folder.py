@@ -2,10 +2,13 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
+from mmjax.data.fields import USUAL, Fields
 from mmjax.data.files import Blob, below, join
-from mmjax.data.record import IMAGES, SPEECH, Record, decoded, normal
+from mmjax.data.record import IMAGES, SPEECH, Record, read_row
 from mmjax.data.source import Listed
+from mmjax.data.values import decoded
 from mmjax.errors import UserError
 from mmjax.tree import part
 
@@ -17,10 +20,10 @@ KINDS = {**dict.fromkeys(SPEECH, "speech"), **dict.fromkeys(IMAGES, "image"), TE
 class Folder(Listed):
     """Recordings, pictures and texts in a folder for each split."""
 
-    answers: bool = True  # the name of a file's folder is its class
+    label: str | None = "answer"  # the label that the name of a file's folder gives; None: it gives none
 
-    def records(self, split: str, directory: Path, once: bool = False) -> "FolderRecords":
-        return FolderRecords(self.place(split), answers=self.answers)
+    def records(self, split: str, directory: Path, fields: Fields, once: bool = False) -> "FolderRecords":
+        return FolderRecords(self.place(split), label=self.label, fields=fields)
 
 
 class FolderRecords:
@@ -31,14 +34,15 @@ class FolderRecords:
 
     Args:
       folder: its path.
-      answers: whether the folder name is the answer; files directly in `folder` have no answer.
+      label: the label that is the folder's name; files directly in `folder` have none.
+      fields: what to read.
 
     Attributes:
       unread: how many files of each kind belong to no example; hidden folders count as one each.
     """
 
-    def __init__(self, folder: str, *, answers: bool = True):
-        self._answers = answers
+    def __init__(self, folder: str, *, label: str | None = "answer", fields: Fields = USUAL):
+        self._label, self._fields = label, fields
         groups: dict[str, dict[str, str]] = {}
         seconds: dict[str, list[str]] = {}
         files, self.unread = below(folder)
@@ -69,12 +73,10 @@ class FolderRecords:
           UserError: the text file cannot be read.
         """
         name, files = self._examples[index]
-        parts = {}
-        for kind in ("speech", "image"):
-            if kind in files:
-                parts[kind] = Blob(files[kind])
+        row: dict[str, Any] = {kind: Blob(file) for kind, file in files.items() if kind != "text"}
         if "text" in files:
-            role = "transcript" if "speech" in parts else "target" if "image" in parts else "text"
-            parts[role] = decoded(Blob(files["text"]).read(), files["text"]).strip()
-        label = os.path.dirname(name)
-        return normal(Record(name=name, answer=os.path.basename(label) if label and self._answers else None, **parts))
+            role = "transcript" if "speech" in files else "target" if "image" in files else "text"
+            row[role] = decoded(Blob(files["text"]).read(), files["text"]).strip()
+        if self._label and (folder := os.path.dirname(name)):
+            row[self._label] = os.path.basename(folder)
+        return read_row(row, "", name, fields=self._fields)[0]

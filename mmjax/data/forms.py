@@ -179,10 +179,12 @@ def _from_conversation(row: Mapping[str, Any], name: str, turn: int | None) -> d
             f"{name} holds a conversation of {len(turns)} turns; write a sample for each answer, or use a .jsonl list"
         )
     said = [value for _, value in turns[: 2 * (turn or 0) + 2]]
-    for mark in ("<image>", "<audio>"):
-        said[0] = said[0].replace(mark, "", 1).strip()
-        if any(mark in value for value in said):
-            raise UserError(f"{name} asks about several pictures or recordings; an example has one of each")
+    for kind in ("image", "audio"):
+        mark, listed = f"<{kind}>", row.get(kind, row.get(f"{kind}s"))
+        count, marks = len(listed) if isinstance(listed, list) else 1, sum(value.count(mark) for value in said)
+        if marks > count:
+            raise UserError(f"{name} has {marks} times {mark}, but its row names {count} in '{kind}'")
+        said = [value.replace(mark, "").strip() for value in said]
     if "video" in row:
         raise UserError(f"{name} asks about a video, which is not supported; save a picture of it")
     found = {"text": "\n".join(said[:-1]), "target": said[-1]}

@@ -155,3 +155,12 @@ def resize(image: Image.Image, height: int, width: int) -> Image.Image:
 def read_image(source: str | os.PathLike | bytes, size: int, name: str | None = None) -> np.ndarray:
     """Decodes a picture (see `open_image`) and resizes it to [size, size, 3] uint8."""
     return np.asarray(resize(open_image(source, name), size, size))
+
+
+def thumbnail(source: bytes, size: tuple[int, int]) -> bytes:
+    """A PNG of a picture, shrunk to at most `size` (width, height)."""
+    image = open_image(source)
+    image.thumbnail(size, Image.Resampling.BILINEAR)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""The index of a collection: the size, texts and tags of every example, and the reasons why some cannot be read.
+"""The index of a collection: sizes, texts, labels and tags of every example, and the reasons why some cannot be read.
 
 It is measured once, in parallel, from the headers of the files, and kept as a folder of memory-mapped arrays.
 """
@@ -17,15 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmjax import progress
-from mmjax.data.audio import Extent, measure_audio
+from mmjax.data.fields import TAGS, USUAL, Fields
 from mmjax.data.files import Blob
-from mmjax.data.image import measure_image
-from mmjax.data.record import Record, hinted
+from mmjax.data.labels import SPOKEN, Label, absent, column_of, converted
+from mmjax.data.record import Record, hinted, known_fields
 from mmjax.errors import UserError
 
-VERSION = 6
-TEXTS = ("text", "transcript", "target")
-TAGS = ("language", "task")
+VERSION = 7
 AT_ONCE = 64  # records per task of the thread pool
 KINDS = 100  # kinds of unused columns and files that are counted separately
 NAMED = 8  # kinds of unused columns and files that the note names
@@ -35,20 +33,17 @@ class Measured(NamedTuple):
     """The index entry of one record.
 
     Attributes:
-      frames, rate: samples per channel of the recording (or of its requested part) as stored, and their rate in Hz.
-      height, width: size of the picture after its EXIF orientation, in pixels.
+      sizes: by input, for each of its pieces the numbers that `Input.measures` names.
+      texts, tags, labels: by name; see `Record`.
       reason: why the record cannot be read; None if it can.
-      missing: seconds by which the requested part extends past the recording; not stored in the index.
-      files: a checksum of the names and offsets of the recording's and the picture's files, or of their bytes.
+      missing: seconds by which the requested part extends past a recording; not stored in the index.
+      files: a checksum of the names and offsets of its files, or of their bytes.
     """
 
-    frames: int = 0
-    rate: int = 0
-    height: int = 0
-    width: int = 0
-    texts: tuple[str | None, ...] = (None,) * len(TEXTS)
-    tags: tuple[str | None, ...] = (None,) * len(TAGS)
-    answer: str | tuple[float, ...] | None = None
+    sizes: Mapping[str, tuple[tuple[int, ...], ...]] = {}
+    texts: Mapping[str, str] = {}
+    tags: Mapping[str, str] = {}
+    labels: Mapping[str, Any] = {}
     reason: str | None = None
     missing: float = 0.0
     files: int = 0
@@ -58,37 +53,47 @@ class Index:
     """The arrays of an index, by name; see `Measured`.
 
     Attributes:
-      frames, rate, height, width: [n].
+      sizes: by input that any example has, [n] or [n, K] (K pieces; 0 for those that an example lacks) by measure.
       files: [n] checksums of file names; None in a set that was built by an earlier version.
-      answers: class names, sorted; None if answers are numbers, or there are none.
-      answer: [n] class numbers (-1: none), or [n, C] numbers; None if there are no answers.
+      texts: the names of the texts that any example has.
       unreadable: reasons by example number.
-      unread: count of each kind of input that is not used (a column, a kind of file).
+      columns: count of the values of each column that is not read.
+      unread: the same with a hint for each, and also kinds of files that are not read.
     """
 
     def __init__(self, directory: str | os.PathLike):
         self.directory = Path(directory)
         try:
-            self._about = json.loads((self.directory / "index.json").read_text(encoding="utf-8"))
+            self._about = about = json.loads((self.directory / "index.json").read_text(encoding="utf-8"))
             load = lambda name: np.load(self.directory / f"{name}.npy", mmap_mode="r")  # noqa: E731
-            self.frames, self.rate = load("frames"), load("rate")
-            self.height, self.width = load("height"), load("width")
-            self.files = load("files") if self._about["version"] >= 5 else None
-            self.answer = load("answer") if self._about["answered"] else None
-            self._ends = {name: load(f"{name}_ends") for name in self._about["texts"]}
-            self._characters = {name: load(f"{name}_characters") for name in self._about["texts"]}
-            self._bytes = {name: load(f"{name}_bytes") for name in self._about["texts"]}
-            self._tags = {name: load(name) for name in self._about["tags"]}
+            if about["version"] < 7:  # shards of an earlier version
+                about |= _as_now(about, load)
+            self.sizes = {
+                name: {measure: load(file) for measure, file in files.items()}
+                for name, files in about["inputs"].items()
+            }
+            self.files = load("files") if about["version"] >= 5 else None
+            self._labels = {
+                name: (Label(kind, tuple(names)), load(file)) for name, (kind, names, file) in about["labels"].items()
+            }
+            self._ends = {name: load(f"{name}_ends") for name in about["texts"]}
+            self._characters = {name: load(f"{name}_characters") for name in about["texts"]}
+            self._bytes = {name: load(f"{name}_bytes") for name in about["texts"]}
+            self._tags = {name: load(name) for name in about["tags"]}
+            self._length = about["examples"] if "examples" in about else len(load("frames"))
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
                 f"the index in {directory} is damaged ({error}); delete it, and it will be made again"
             ) from None
-        self.answers: list[str] | None = self._about["answers"]
-        self.unreadable = {int(number): reason for number, reason in self._about["unreadable"].items()}
-        self.unread: dict[str, int] = self._about.get("unread", {})
+        self.texts = tuple(about["texts"])
+        self.unreadable = {int(number): reason for number, reason in about["unreadable"].items()}
+        self.columns: dict[str, int] = about.get("columns", {})
+        known = about.get("fields", known_fields(USUAL))
+        unread = Counter({hinted(name, known): count for name, count in self.columns.items()})
+        self.unread: dict[str, int] = dict(unread + Counter(about.get("unread", {})))
 
     def __len__(self) -> int:
-        return len(self.frames)
+        return self._length
 
     @property
     def digest(self) -> str:
@@ -99,9 +104,24 @@ class Index:
             whole.update(self._bytes[name])
         return whole.hexdigest()
 
-    def samples(self, sample_rate: int) -> np.ndarray:
-        """[n] samples of each recording at a rate, equal to the length of soxr's output."""
-        return (self.frames.astype(np.float64) * sample_rate / np.maximum(self.rate, 1) + 0.5).astype(np.int64)
+    def label(self, name: str, kind: str = "any") -> tuple[Label, np.ndarray] | None:
+        """A label and its array (see `column_of`), converted to the kind that a task wants; None if there is none.
+
+        Raises:
+          UserError: the label is of another kind.
+        """
+        return converted(*self._labels[name], kind, name) if name in self._labels else None
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays of all labels that are no texts; see `column_of`."""
+        return {name: array for name, (_, array) in self._labels.items()}
+
+    def facts(self, kinds: Mapping[str, str]) -> dict[str, Label]:
+        """What is known about those of these labels that any example has."""
+        found = {name: self.label(name, kind) for name, kind in kinds.items()}
+        texts = {name: Label("text") for name, kind in kinds.items() if kind == "text" and name in self.texts}
+        return {name: label[0] for name, label in found.items() if label} | texts
 
     def has(self, name: str) -> bool:
         """Whether any example has this text or tag."""
@@ -134,9 +154,14 @@ class Index:
         """[n] numbers of a tag (-1: none), and their names."""
         return self._tags[name], self._about["tags"][name]
 
-    def tokens(self, name: str, tokenizer: Any) -> np.ndarray:
-        """[n] int32 tokens of each text, 0 if missing; counted once per tokenizer, then cached on disk."""
-        return self._counts(name, tokenizer, "positions", lambda text: len(tokenizer.of_stream(name, text)))
+    def tokens(self, name: str, tokenizer: Any, written: bool) -> np.ndarray:
+        """[n] int32 tokens of each text, 0 if missing; counted once per tokenizer, then cached on disk.
+
+        Args:
+          written: the text is a label, which a model writes, and no input.
+        """
+        count, kind = (tokenizer.to_write, "positions") if written else (tokenizer.read, "read")
+        return self._counts(name, tokenizer, kind, lambda text: len(count(text)))
 
     def unknown(self, name: str, tokenizer: Any) -> np.ndarray:
         """[n] int32 unknown tokens of each text; counted once per tokenizer, then cached on disk."""
@@ -154,16 +179,26 @@ class Index:
             _save(path, np.array([0 if text is None else count(text) for text in texts], np.int32))
         return np.load(path, mmap_mode="r")
 
+    def _heard(self) -> np.ndarray:
+        """[n] bool: the examples with a recording."""
+        found = [
+            sizes["frames"].reshape(len(self), -1).any(axis=1) for sizes in self.sizes.values() if "frames" in sizes
+        ]
+        return np.any(found, axis=0) if found else np.zeros(len(self), bool)
+
     def notes(self, title: str) -> list[str]:
-        """Notes on what is missing: answers and texts of some examples, and the columns and files that are not used."""
+        """Notes on what is missing: labels and texts of some examples, and the columns and files that are not used."""
         notes = []
-        if count := self._unanswered():
-            notes.append(f"{title}: {count:,} of {len(self):,} examples have no answer")
-        for name in self._ends:
-            may = np.asarray(self.frames) > 0 if name == "transcript" else np.ones(len(self), bool)
+        for name, (_, array) in self._labels.items():
+            missing = absent(array)
+            count = int(np.count_nonzero(missing)) - sum(bool(missing[number]) for number in self.unreadable)
+            if count:
+                notes.append(f"{title}: {count:,} of {len(self):,} examples have no {name}")
+        for name in self.texts:
+            may = self._heard() if name == SPOKEN else np.ones(len(self), bool)
             may[list(self.unreadable)] = False
             if count := int(np.count_nonzero(may & ~self.there(name))):
-                of = "recordings" if name == "transcript" else "examples"
+                of = "recordings" if name == SPOKEN else "examples"
                 notes.append(f"{title}: {count:,} of {int(may.sum()):,} {of} have no {name}")
         kinds = sorted(self.unread.items(), key=lambda kind: -kind[1])  # the most frequent first
         if kinds:
@@ -174,55 +209,65 @@ class Index:
             )
         return notes
 
-    def _unanswered(self) -> int:
-        """Readable examples without an answer in a collection that has answers."""
-        if self.answer is None:
-            return 0
-        missing = self.answer < 0 if self.answer.ndim == 1 else np.isnan(self.answer).all(1)
-        return int(np.count_nonzero(missing)) - sum(bool(missing[number]) for number in self.unreadable)
+
+def _as_now(about: Mapping[str, Any], load: Callable[[str], np.ndarray]) -> dict[str, Any]:
+    """The description of an index of version 4 to 6 in the form of version 7."""
+    inputs = {"speech": ("frames", "rate"), "image": ("height", "width")}
+    labels = {}
+    if about["answered"]:
+        names = about["answers"]
+        numbers = () if names is not None else tuple(map(str, range(load("answer").shape[1])))
+        labels["answer"] = ("class", names, "answer") if names is not None else ("numbers", numbers, "answer")
+    return {"inputs": {name: dict(zip(some, some, strict=True)) for name, some in inputs.items()}, "labels": labels}
 
 
-def measure(record: Record) -> Measured:
+def measure(record: Record, fields: Fields = USUAL) -> Measured:
     """Measures a record, from the headers of its files.
 
     Raises:
       UserError: a file is missing, or its header cannot be read.
     """
-    name, sound, size = f"of {record.name}", Extent(0, 0), (0, 0)
-    if record.speech is not None:
-        sound = measure_audio(record.speech, name, record.start, record.seconds, record.channels)
-    if record.image is not None:
-        size = measure_image(record.image, name)
-    texts = tuple(getattr(record, name) for name in TEXTS)
-    tags = tuple(getattr(record, name) for name in TAGS)
-    files = _named(record.image, _named(record.speech))
-    return Measured(sound.frames, sound.rate, *size, texts, tags, record.answer, None, sound.missing, files)
+    sizes, missing, files = {}, 0.0, 0
+    for name, value in record.inputs.items():
+        one = fields.inputs[name]
+        if one.measures:
+            found = one.measure(value, record.name)
+            sizes[name] = tuple(tuple(numbers[: len(one.measures)]) for numbers in found)
+            missing = max([missing, *(getattr(numbers, "missing", 0.0) for numbers in found)])
+        for piece in one.pieces(value):
+            files = _named(piece, files)
+    texts = {name: text for name in fields.texts if (text := record.text(name)) is not None}
+    labels = {name: label for name, label in record.labels.items() if name not in texts}
+    return Measured(sizes, texts, record.tags, labels, None, missing, files)
 
 
-def _named(part: bytes | Blob | None, before: int = 0) -> int:
-    """A check sum that tells a recording or picture from others; it does not depend on the folder of its file."""
-    if isinstance(part, Blob):
-        part = f"{os.path.basename(part.file)} {part.offset} {part.length}".encode("utf-8", "surrogateescape")
-    return zlib.crc32(part or b"", before)
+def _named(piece: Any, before: int) -> int:
+    """A check sum that tells a file or an array from others; it does not depend on the folder of the file."""
+    if isinstance(piece, Blob):
+        piece = f"{os.path.basename(piece.file)} {piece.offset} {piece.length}".encode("utf-8", "surrogateescape")
+    return zlib.crc32(piece, before)
 
 
 # Making an index. -----------------------------------------------------------------------------------------
 
 
-def open_index(collection: Sequence[Record], stamp: Mapping[str, Any], directory: Path, title: str) -> Index:
+def open_index(
+    collection: Sequence[Record], stamp: Mapping[str, Any], directory: Path, title: str, fields: Fields = USUAL
+) -> Index:
     """Opens the index of a collection; makes it in `directory` if it does not exist yet.
 
     Args:
       stamp: identity of the collection's current state: its config, and sizes and times of its files.
       title: name of the collection in messages.
+      fields: what the collection reads.
     """
-    digest = hashlib.sha256(json.dumps([VERSION, stamp], sort_keys=True).encode()).hexdigest()[:24]
+    digest = hashlib.sha256(json.dumps([VERSION, stamp, fields.stamp], sort_keys=True).encode()).hexdigest()[:24]
     home = directory / "indices" / digest
     if not home.is_dir():
         temporary = home.with_name(f".{digest}.{os.getpid()}")
         try:
-            measured, unread = measure_all(collection, title)
-            write_index(measured, temporary, unread)
+            measured, columns = measure_all(collection, title, fields)
+            write_index(measured, temporary, fields, columns, getattr(collection, "unread", {}))
             if not home.is_dir():  # otherwise another process has just made it
                 temporary.rename(home)
         except OSError as error:
@@ -233,8 +278,10 @@ def open_index(collection: Sequence[Record], stamp: Mapping[str, Any], directory
     return Index(home)
 
 
-def measure_all(collection: Sequence[Record], title: str) -> tuple[list[Measured], dict[str, int]]:
-    """Measures every record in order, or says why it cannot be read; and counts unused columns and files."""
+def measure_all(
+    collection: Sequence[Record], title: str, fields: Fields = USUAL
+) -> tuple[list[Measured], dict[str, int]]:
+    """Measures every record in order, or says why it cannot be read; and counts the columns that are not read."""
     count = len(collection)
     if not count:
         raise UserError(f"{title} is empty")
@@ -247,7 +294,7 @@ def measure_all(collection: Sequence[Record], title: str) -> tuple[list[Measured
         # require scripts to have `if __name__ == "__main__"`.
         ThreadPoolExecutor(min(2 * (os.cpu_count() or 1), 32)) as pool,
     ):
-        for measured, names in pool.map(lambda part: _measure_part(collection, part), parts):
+        for measured, names in pool.map(lambda part: _measure_part(collection, part, fields), parts):
             found += measured
             unread.update(names)
             bar.advance(len(measured))
@@ -257,21 +304,23 @@ def measure_all(collection: Sequence[Record], title: str) -> tuple[list[Measured
             f"{title}: {len(short):,} recordings end before the part that is listed for them, by up to "
             f"{longest:.2f} s ({collection[number].name}); the existing samples are used"
         )
-    unread = Counter({hinted(name): count for name, count in unread.items()}) + Counter(
-        getattr(collection, "unread", {})
-    )
-    kept = dict(unread.most_common(KINDS))
-    return found, kept | ({"others": unread.total() - sum(kept.values())} if len(unread) > KINDS else {})
+    return found, _most(unread)
 
 
-def _measure_part(collection: Any, part: range) -> tuple[list[Measured], list[str]]:
+def _most(counts: Mapping[str, int]) -> dict[str, int]:
+    """The most frequent kinds; the rest are "others"."""
+    kept = dict(Counter(counts).most_common(KINDS))
+    return kept | ({"others": sum(counts.values()) - sum(kept.values())} if len(counts) > KINDS else {})
+
+
+def _measure_part(collection: Any, part: range, fields: Fields) -> tuple[list[Measured], list[str]]:
     found, unread = [], []
     read = getattr(collection, "read", lambda number: (collection[number], ()))
     for number in part:
         try:
             record, names = read(number)
             unread += names
-            found.append(measure(record))
+            found.append(measure(record, fields))
         except UserError as error:
             found.append(Measured(reason=str(error)))
         except Exception as error:  # an unexpected error in one file must not stop the others
@@ -279,64 +328,59 @@ def _measure_part(collection: Any, part: range) -> tuple[list[Measured], list[st
     return found, unread
 
 
-def write_index(measured: Sequence[Measured], directory: Path, unread: Mapping[str, int] | None = None) -> None:
-    """Writes the arrays of an index into a new folder; `unread` as `measure_all` returns it."""
+def write_index(
+    measured: Sequence[Measured],
+    directory: Path,
+    fields: Fields = USUAL,
+    columns: Mapping[str, int] | None = None,
+    unread: Mapping[str, int] | None = None,
+) -> None:
+    """Writes the arrays of an index into a new folder; `columns` and `unread`: counts of what is not read."""
     directory.mkdir(parents=True)
-    for name, kind in (
-        ("frames", np.int64),
-        ("rate", np.int32),
-        ("height", np.int32),
-        ("width", np.int32),
-        ("files", np.uint32),
-    ):
-        _save(directory / f"{name}.npy", np.array([getattr(m, name) for m in measured], kind))
-    texts, tags = [], {}
-    for place, name in enumerate(TEXTS):
-        if any(m.texts[place] is not None for m in measured):
-            encoded = [b"" if m.texts[place] is None else b"\0" + m.texts[place].encode() for m in measured]
+    _save(directory / "files.npy", np.array([m.files for m in measured], np.uint32))
+    inputs: dict[str, dict[str, str]] = {}
+    for name, one in fields.inputs.items():
+        pieces = [m.sizes.get(name, ()) for m in measured]
+        most = max(map(len, pieces))
+        for place, (measure, kind) in enumerate(one.measures.items() if most else ()):
+            array = np.zeros((len(measured), most), kind)
+            for row, numbers in enumerate(pieces):
+                array[row, : len(numbers)] = [piece[place] for piece in numbers]
+            inputs.setdefault(name, {})[measure] = file = f"{name}_{measure}"
+            _save(directory / f"{file}.npy", array[:, 0] if most == 1 else array)
+    texts, tags, labels = [], {}, {}
+    for name in fields.texts:
+        given = [m.texts.get(name) for m in measured]
+        if any(text is not None for text in given):
+            encoded = [b"" if text is None else b"\0" + text.encode() for text in given]
             _save(directory / f"{name}_ends.npy", np.cumsum([len(x) for x in encoded], dtype=np.int64))
-            counts = [len(m.texts[place] or "") for m in measured]
-            _save(directory / f"{name}_characters.npy", np.array(counts, np.int32))
+            _save(directory / f"{name}_characters.npy", np.array([len(text or "") for text in given], np.int32))
             _save(directory / f"{name}_bytes.npy", np.frombuffer(b"".join(encoded), np.uint8))
             texts.append(name)
-    for place, name in enumerate(TAGS):
-        names = sorted({m.tags[place] for m in measured} - {None})
-        if names:
-            _save(directory / f"{name}.npy", _numbered([m.tags[place] for m in measured], names))
-            tags[name] = names
-    answers, answer = _answers([m.answer for m in measured])
-    if answer is not None:
-        _save(directory / "answer.npy", answer)
+    for name in TAGS:
+        tag, array = column_of([m.tags.get(name) for m in measured], name)
+        if tag.names:
+            _save(directory / f"{name}.npy", array)
+            tags[name] = tag.names
+    for name, kind in fields.labels.items():
+        given = [m.labels.get(name) for m in measured] if kind != "text" else []
+        if any(value is not None for value in given):
+            label, array = column_of(given, name)
+            labels[name] = label.kind, label.names, f"label_{name}"
+            _save(directory / f"label_{name}.npy", array)
     about = {
         "version": VERSION,
+        "examples": len(measured),
+        "fields": known_fields(fields),
+        "inputs": inputs,
         "texts": texts,
         "tags": tags,
-        "answers": answers,
-        "answered": answer is not None,
-        "unread": unread or {},
+        "labels": labels,
+        "columns": columns or {},
+        "unread": _most(unread or {}),
         "unreadable": {number: m.reason for number, m in enumerate(measured) if m.reason is not None},
     }
     (directory / "index.json").write_text(json.dumps(about), encoding="utf-8")
-
-
-def _answers(given: list[Any]) -> tuple[list[str] | None, np.ndarray | None]:
-    """The class names and [n] class numbers; or None and [n, C] numbers."""
-    numbers = {len(a) for a in given if isinstance(a, tuple)}
-    names = sorted({a for a in given if isinstance(a, str)})
-    if numbers and (names or len(numbers) > 1):
-        raise UserError(
-            f"some answers are {'names and others numbers' if names else f'{sorted(numbers)} numbers'}; use one form for all"
-        )
-    if numbers:
-        width = numbers.pop()
-        missing = (np.nan,) * width
-        return None, np.array([missing if a is None else a for a in given], np.float32)
-    return (names, _numbered(given, names)) if names else (None, None)
-
-
-def _numbered(values: list[str | None], names: list[str]) -> np.ndarray:
-    number = {name: i for i, name in enumerate(names)}
-    return np.array([number.get(value, -1) for value in values], np.int32)
 
 
 def _save(path: Path, array: np.ndarray) -> None:

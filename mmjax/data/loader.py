@@ -12,6 +12,7 @@ import numpy as np
 from rich.markup import escape
 
 from mmjax import progress
+from mmjax.data.example import Example
 from mmjax.data.layout import Layout
 from mmjax.data.packing import Blend, Packer
 from mmjax.data.sampler import Sampler
@@ -32,7 +33,7 @@ class Batches:
       source: random access to examples.
       share: the part of every batch's rows that this host loads.
       augmentation: of pictures, by step and example (see `ImageAugmentation`); None in evaluation.
-      mixing: of pictures and answers, by step and example (see `ImageMixing`); None in evaluation.
+      mixing: of pictures and labels, by step and example (see `ImageMixing`); None in evaluation.
       largest_share_dropped: largest allowed share of skipped examples; exceeding it is an error as soon as it is
         statistically certain (`too_many`).
       measuring: for evaluation: a step may lose all of its examples, and the caller reports the losses.
@@ -71,12 +72,12 @@ class Batches:
             for place, (index, shows) in enumerate(zip(row.examples.tolist(), row.subsets, strict=True)):
                 try:
                     example = self.source[index]
-                    if row.speeds is not None and example.speech is not None:
-                        example = example._replace(speech=self._played(example.speech, row.speeds[place]))
+                    if row.speeds is not None:
+                        example = self._played(example, row.speeds[place])
                     mix = self._mixing and self._mixing.draw(index, step, len(self.source))
                     blend = mix and Blend(self.source[mix.other], mix)
-                    if blend and (blend.example.image is None or blend.example.answer is None):
-                        blend = None  # mixing needs a second picture and answer
+                    if blend and not self._needed_to_mix(example) <= {*blend.example.inputs, *blend.example.labels}:
+                        blend = None  # mixing needs a second picture and label
                     given = dict(zip(self.sampler.names, row.taken[place].tolist(), strict=True))
                     packer.add(number, example, shows, index, example.name or f"example {index}", blend, given)
                     with self._lock:
@@ -90,8 +91,18 @@ class Batches:
             raise UserError(self._said(f"none of the examples of step {step} can be used"))
         return packer.batch
 
-    def _played(self, speech: Callable[[], np.ndarray], choice: int) -> Callable[[], np.ndarray]:
-        return lambda: self.sampler.speed(speech(), choice)
+    def _played(self, example: Example, choice: int) -> Example:
+        """The example with its recordings at a speed."""
+
+        def played(name: str) -> Callable[[], np.ndarray]:
+            return lambda: self.sampler.speed(example.input(name), choice)
+
+        heard = {name: played(name) for name in self.layout.recordings if example.inputs.get(name) is not None}
+        return example._replace(inputs={**example.inputs, **heard})
+
+    def _needed_to_mix(self, example: Example) -> set[str]:
+        """The pictures and labels of an example, which another must have, too."""
+        return {*self.layout.needs.values(), *(name for name in self.layout.slots if name in example.labels)}
 
     def _set_aside(self, index: int, error: UserError) -> None:
         kind = getattr(error, "kind", "unreadable")

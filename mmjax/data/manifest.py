@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.data.fields import USUAL, Fields
 from mmjax.data.files import join, open_file, parent
 from mmjax.data.forms import Turns, answers
-from mmjax.data.record import Record, check_columns, decoded, parsed, read_row
+from mmjax.data.record import Record, check_columns, read_row
 from mmjax.data.source import Listed
+from mmjax.data.values import decoded, parsed
 from mmjax.errors import UserError
 from mmjax.tree import part
 
@@ -31,8 +33,8 @@ class Manifest(Listed):
     root: str | None = None  # folder of relative paths; None: the manifest's folder
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)  # column names -> speech, transcript, ...
 
-    def records(self, split: str, directory: Path, once: bool = False) -> "ManifestRecords":
-        return ManifestRecords(self.place(split), root=self.root, columns=self.columns)
+    def records(self, split: str, directory: Path, fields: Fields, once: bool = False) -> "ManifestRecords":
+        return ManifestRecords(self.place(split), root=self.root, columns=self.columns, fields=fields)
 
 
 class ManifestRecords:
@@ -43,11 +45,19 @@ class ManifestRecords:
         header. A .csv is parsed by Python's csv module in strict mode, so a quoted text may span several lines. In a
         .tsv, quotes are ordinary characters, as in Common Voice.
       root: folder of relative paths; None: the file's folder (for tables of Common Voice, the folder `clips` in it).
-      columns: column names -> fields of `Record`, for names that are not recognised automatically.
+      columns: column names -> fields, for names that are not recognised automatically.
+      fields: what to read.
     """
 
-    def __init__(self, file: str, *, root: str | None = None, columns: Mapping[str, str] | None = None):
-        self.files = [file]
+    def __init__(
+        self,
+        file: str,
+        *,
+        root: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        fields: Fields = USUAL,
+    ):
+        self.files, self._read = [file], fields
         self.file, self._root, self._columns = file, parent(file) if root is None else root, dict(columns or {})
         try:
             with open_file(file) as opened:
@@ -120,7 +130,7 @@ class ManifestRecords:
         """
         row, turn = self._turns.at(index)
         name = f"{self.file}[{row}]" if self._rows is not None else f"{self.file}:{self._lines[row]}"
-        return read_row(self._row(row, name), self._root, name, self._columns, turn)
+        return read_row(self._row(row, name), self._root, name, self._columns, turn, self._read)
 
     def _row(self, index: int, name: str) -> dict[str, Any]:
         if self._separator:

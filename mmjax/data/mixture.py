@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.data.fields import USUAL, Fields
+from mmjax.data.labels import SPOKEN, Label, merged
 from mmjax.data.source import Opening, Source, Texts
 from mmjax.errors import UserError
 from mmjax.tree import part
@@ -170,8 +172,8 @@ class Mixture(Source):
         first = weights or {0: {name: float(size) for name, size in sizes.items()}}
         return first | {int(start): row for start, row in self.later.items()}
 
-    def texts(self, directory: Path) -> list[Texts]:
-        return [texts for one in self.sources.values() for texts in one.texts(directory)]
+    def texts(self, directory: Path, fields: Fields = USUAL) -> list[Texts]:
+        return [texts for one in self.sources.values() for texts in one.texts(directory, fields)]
 
 
 class MixedExamples:
@@ -183,7 +185,7 @@ class MixedExamples:
 
     Attributes:
       names, lengths: names and numbers of examples of the sources, in order.
-      answers: class names of all sources, without duplicates.
+      labels: those of all sources; classes without duplicates.
     """
 
     def __init__(self, sources: Mapping[str, Any], mixed: Proportions | None):
@@ -195,29 +197,40 @@ class MixedExamples:
         if len(rates) > 1:
             raise UserError(f"the sources of the mixture have speech at {' and '.join(map(str, sorted(rates)))} Hz")
         self.sample_rate = next(iter(rates), None)
-        self.answers = list(dict.fromkeys(answer for source in sources.values() for answer in source.answers))
-        place = {answer: number for number, answer in enumerate(self.answers)}
-        self._answers = [[place[answer] for answer in source.answers] for source in sources.values()]
+        self.labels = merged([source.labels for source in sources.values()])
+        self._places = [self._renumbered(source.labels) for source in sources.values()]
+        self.columns = sorted({column for source in sources.values() for column in getattr(source, "columns", ())})
+        self.inputs = next((source.inputs for source in sources.values() if hasattr(source, "inputs")), {})
         self.sizes = self._sizes()
         self.dropped: dict[str, int] = {}
         for source in sources.values():
             for reason, count in getattr(source, "dropped", {}).items():
                 self.dropped[reason] = self.dropped.get(reason, 0) + count
 
+    def _renumbered(self, labels: Mapping[str, Label]) -> dict[str, np.ndarray]:
+        """By label of classes, the mixture's number of each class of a source, where they differ."""
+        found = {}
+        for name, label in labels.items():
+            place = {known: number for number, known in enumerate(self.labels[name].names)}
+            if label.kind in ("class", "classes") and label.names != self.labels[name].names:
+                found[name] = np.array([place[own] for own in label.names], np.int64)
+        return found
+
     def _sizes(self) -> dict[str, np.ndarray]:
-        kinds = sorted({kind for source in self.sources.values() for kind in source.sizes} | {"image"})
+        kinds = sorted({kind for source in self.sources.values() for kind in source.sizes})
         found = {}
         for kind in kinds:
             # Without sizes of transcripts, the transcript is the text (as in `Layout.tokens`).
-            instead = "text" if kind == "transcript" else kind
+            instead = "text" if kind == SPOKEN else kind
             parts = [source.sizes.get(kind, source.sizes.get(instead)) for source in self.sources.values()]
-            flat = kind == "image" and any(part is not None and part.ndim == 2 for part in parts)
-            shape = (2,) if flat else ()
-            missing = [np.zeros((length, *shape), np.int32) for length in self.lengths]
-            if any(part is not None and part.ndim <= len(shape) and part.any() for part in parts):
-                raise UserError("some sources of the mixture give the pixels of their pictures, others the patches")
-            parts = [None if part is None or part.ndim <= len(shape) else part for part in parts]  # no pictures: all 0
-            found[kind] = np.concatenate([m if p is None else p for p, m in zip(parts, missing, strict=True)])
+            parts = [part if part is not None and part.any() else None for part in parts]
+            shapes = {part.shape[1:] for part in parts if part is not None}
+            if () in shapes and len(shapes) > 1:
+                raise UserError(f"some sources of the mixture give the pixels of their {kind}, others the patches")
+            shape = max(shapes, key=lambda shape: (len(shape), shape), default=())
+            found[kind] = np.concatenate(
+                [_padded(part, length, shape) for part, length in zip(parts, self.lengths, strict=True)]
+            )
         return found
 
     @functools.cached_property
@@ -241,6 +254,29 @@ class MixedExamples:
         """An example of one of the sources."""
         which = int(np.searchsorted(self._first, number, side="right")) - 1
         example = list(self.sources.values())[which][int(number - self._first[which])]
-        if isinstance(example.answer, int | np.integer):
-            example = example._replace(answer=self._answers[which][int(example.answer)])
-        return example
+        if not (places := self._places[which]):
+            return example
+        moved = {
+            name: self._moved(name, example.labels[name], place)
+            for name, place in places.items()
+            if name in example.labels
+        }
+        return example._replace(labels={**example.labels, **moved})
+
+    def _moved(self, name: str, value: Any, place: np.ndarray) -> Any:
+        if self.labels[name].kind == "class":
+            return int(place[int(value)])
+        found = np.zeros(len(self.labels[name].names), np.asarray(value).dtype)
+        found[place] = value
+        return found
+
+
+def _padded(part: np.ndarray | None, length: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Sizes [n, *shape]; zeros where a source has none, or fewer pictures than another."""
+    if part is not None and part.shape[1:] == shape:
+        return part
+    found = np.zeros((length, *shape), np.int32)
+    if part is not None:
+        pieces = part.reshape(length, -1, shape[-1])
+        found[:, : pieces.shape[1]] = pieces
+    return found

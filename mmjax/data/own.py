@@ -25,4 +25,9 @@ class OwnSource(Source):
         source = getattr(run_file(path), self.name, None)
         if not isinstance(source, type):
             raise UserError(f"{path} defines no class {self.name} (data.source.name)")
-        return source(opening.directory, split, **self.options)
+        opened = source(opening.directory, split, **self.options)
+        if not hasattr(opened, "labels"):
+            raise UserError(
+                f"{self.name} of {path} has no `labels`, such as {{'answer': Label('class', ('no', 'yes'))}}"
+            )
+        return opened

@@ -44,43 +44,30 @@ class Packer(Rows):
         """Appends an example to a row as its next segment; on an error, nothing is written.
 
         Args:
-          shows: the modalities to use.
+          shows: the inputs to use.
           number: the example's number, stored in the stream "examples".
-          blend: a second example, with which picture and answer are mixed.
+          blend: a second example, with which picture and labels are mixed.
           given: positions that the sampler reserved for the example, by stream; None: all free positions of the row.
 
         Raises:
           UserError: a part cannot be decoded, or needs more than the reserved or free positions.
         """
-        layout, parts = self.layout, {}
-        if "speech" in shows and "speech" in self.batch and example.speech is not None:
-            parts["speech"] = layout.speech(example.speech())
-        if "image" in shows and "image" in self.batch and example.image is not None:
-            picture = self._picture(example.image, number, f"of {name}")
-            if blend is not None:
-                other = self._picture(blend.example.image, blend.mix.other, f"mixed with {name}", picture.shape[:2])
-                picture, share = blend.mix(picture, other)
-            parts["image"] = layout.patches(picture)
-        if "text" in shows and "text" in self.batch and example.text is not None:
-            parts["text"] = self._ids("text", example)
-            if not len(parts["text"][0]):
-                raise UserError(f"the text of {name} has no tokens")
-        if "speech" in parts and "transcript" in self.batch and example.transcript is not None:
-            parts["transcript"] = self._ids("transcript", example)
-        if "target" in self.batch and example.target is not None:
-            parts["target"] = self._ids("target", example)
-        for stream, vectors in (example.vectors or {}).items():
-            if stream in shows and stream in self.batch:
-                parts[stream] = layout.checked(stream, vectors, name), np.arange(len(vectors))
+        parts, streams = {}, self.layout.streams
+        blended: list[float] = []  # the share of the first picture
+        for stream, needed in self.layout.needs.items():
+            shown = stream == needed and stream in shows and stream in self.batch
+            if shown and (value := example.input(stream)) is not None:
+                change = self._change(stream, value, number, name, blend, blended)
+                parts[stream] = streams[stream].cut(value, stream, name, example.prefixes.get(stream, ()), change)
+        for label, value in example.labels.items():
+            needed = self.layout.needs.get(label)
+            if label in self.batch and (needed is None or needed in parts):
+                parts[label] = streams[label].cut(value, label, name, example.prefixes.get(label, ()))
+                if blended and label in self.layout.slots:
+                    other = streams[label].cut(blend.example.labels[label], label, f"what {name} is mixed with")
+                    mixed = blended[0] * parts[label][0] + (1.0 - blended[0]) * other[0]
+                    parts[label] = mixed, parts[label][1]
         parts["examples"] = np.array([number]), np.zeros(1)
-        if example.answer is not None:
-            answer = layout.answer(example.answer, name)
-            if blend is not None and "image" in parts:
-                answer = share * answer + (1.0 - share) * layout.answer(
-                    blend.example.answer, f"what {name} is mixed with"
-                )
-            parts["answer"] = answer[None], np.zeros(1)
-
         for stream, (features, _) in parts.items():
             if given is not None and len(features) > given.get(stream, len(features)):
                 raise Unreadable(
@@ -90,14 +77,26 @@ class Packer(Rows):
                 )
         self.write(row, parts, name)
 
-    def _ids(self, stream: str, example: Example) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of an example's text with its prefix, and their positions."""
-        prefix = (example.prefixes or {}).get(stream, ())
-        ids = [*prefix, *self.layout.tokenizer.of_stream(stream, getattr(example, stream))]
-        return np.array(ids, np.int32), np.arange(len(ids))
+    def _change(
+        self, stream: str, value: Any, number: int, name: str, blend: Blend | None, shares: list[float]
+    ) -> Callable | None:
+        """How a picture of an example is resized: augmented, and mixed with that of `blend`.
 
-    def _picture(self, encoded: bytes, number: int, name: str, size: tuple[int, int] | None = None) -> np.ndarray:
-        """Decodes and augments a picture to pixels [H, W, 3], at the given size or the layout's size for it."""
-        image = open_image(encoded, name)
-        size = size or self.layout.image_shape(image.height, image.width)
-        return np.asarray(self._augment(image, size, number) if self._augment else resize(image, *size))
+        Args:
+          shares: gets the share of the example's own picture in the mixture.
+        """
+        if blend is None:
+            return self._augment and (lambda picture, size: np.asarray(self._augment(picture, size, number)))
+        other = blend.example.input(stream)
+        if isinstance(value, list) or isinstance(other, list):
+            raise UserError(f"data.image_mixing mixes single pictures, but {name}, or its partner, has several")
+        augment = self._augment or (lambda picture, size, number: resize(picture, *size))
+
+        def change(picture: Any, size: tuple[int, int]) -> np.ndarray:
+            partner = open_image(other, f"mixed with {name}")
+            arrays = (np.asarray(augment(*one)) for one in ((picture, size, number), (partner, size, blend.mix.other)))
+            mixed, share = blend.mix(*arrays)
+            shares.append(share)
+            return mixed
+
+        return change

@@ -2,15 +2,13 @@
 
 import base64
 import html
-import io
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from mmjax.data.audio import encode_ogg
-from mmjax.data.image import open_image
+from mmjax.data.inputs import USUAL_INPUTS, Input, Text, VectorInput
+from mmjax.data.labels import named
 from mmjax.errors import UserError
 
 STYLE = """
@@ -22,13 +20,6 @@ td.n { text-align: right; } figure { display: inline-block; margin: 0 2em 1em 0;
 .examples img { max-width: 100%; max-height: 10em; display: block; } .examples b { color: #666; font-weight: normal; }
 audio { width: 100%; }
 """
-UNITS = {
-    "speech": "seconds",
-    "image": "pixels, the square root",
-    "text": "tokens",
-    "transcript": "tokens",
-    "target": "tokens",
-}
 REASONS = 5  # reasons listed for examples that were left out
 GROUPS = 20  # largest groups of each kind that the page lists
 
@@ -37,8 +28,8 @@ def facts(source: Any) -> dict[str, Any]:
     """Statistics of a source.
 
     Returns:
-      {"examples", "hours" of speech, "sizes": {stream: {"examples", "least", "mean", "largest", "unit"}}, "answers":
-      number of classes, "groups": {"language": {name: count}}, "notes": unused columns or files, and unknown tokens,
+      {"examples", "hours" of speech, "sizes": {stream: {"examples", "least", "mean", "largest", "unit"}}, "labels":
+      {label: {"kind", "names": how many}}, "groups": {"language": {name: count}}, "notes": unused columns or files, and unknown tokens,
       "dropped": {reason: count}, "reasons": the first reasons, one line each, and how many more there are}.
     """
     found: dict[str, Any] = {"examples": len(source), "sizes": {}}
@@ -52,13 +43,13 @@ def facts(source: Any) -> dict[str, Any]:
                 "largest": float(there.max()),
                 "unit": unit,
             }
-    if "speech" in found["sizes"]:
-        found["hours"] = found["sizes"]["speech"]["mean"] * found["sizes"]["speech"]["examples"] / 3600
+    if heard := [size for size in found["sizes"].values() if size["unit"] == "seconds"]:
+        found["hours"] = sum(size["mean"] * size["examples"] for size in heard) / 3600
     for kind, (numbers, names) in getattr(source, "groups", {}).items():
         counts = np.bincount(numbers[numbers >= 0], minlength=len(names))
         found.setdefault("groups", {})[kind] = dict(zip(names, counts.tolist(), strict=True))
-    if getattr(source, "answers", None):
-        found["answers"] = len(source.answers)
+    if labels := {name: label for name, label in source.labels.items() if label.names}:
+        found["labels"] = {name: {"kind": label.kind, "names": len(label.names)} for name, label in labels.items()}
     parts = getattr(source, "sources", {"": source}).values()  # of a mixture
     found["notes"] = [note for part in parts for note in getattr(part, "notes", ())]
     found["dropped"] = dict(getattr(source, "dropped", {}))
@@ -74,17 +65,25 @@ def facts(source: Any) -> dict[str, Any]:
 
 def _measures(source: Any) -> dict[str, tuple[np.ndarray, str]]:
     """Sizes [n] of each stream in a readable unit, and the unit's name."""
-    found = {}
+    found, inputs = {}, inputs_of(source)
     for name, values in source.sizes.items():
-        unit = UNITS.get(name, "vectors")
-        if name == "speech":
-            values = values / (getattr(source, "sample_rate", None) or 16_000)
-        elif name == "image":
-            values = np.sqrt(np.prod(values, axis=1, dtype=np.float64)) if values.ndim == 2 else values
-        found[name] = np.asarray(values), unit
+        one = inputs.get(name, Text())
+        found[name] = np.asarray(one.amount(values, rate_of(source))), one.unit
     if getattr(source, "tokenizer", None) is None:
         found |= {name: (values, "characters") for name, values in getattr(source, "characters", {}).items()}
     return found
+
+
+def inputs_of(source: Any) -> dict[str, Input]:
+    """The inputs of an opened source by name; what it does not say follows from names and sizes."""
+    known = {**USUAL_INPUTS, **getattr(source, "inputs", {})}
+    labels = {"transcript", "target", *source.labels}
+    return {name: known.get(name) or VectorInput() for name in source.sizes if name in known or name not in labels}
+
+
+def rate_of(source: Any) -> int:
+    """The sample rate of a source's recordings in Hz."""
+    return getattr(source, "sample_rate", None) or 16_000
 
 
 def page(source: Any, title: str, padding: Mapping[str, float], examples: int = 24, seed: int = 0) -> str:
@@ -103,8 +102,7 @@ def page(source: Any, title: str, padding: Mapping[str, float], examples: int = 
         for kind, counts in about.get("groups", {}).items()
         for name, count in sorted(counts.items(), key=lambda item: -item[1])[:GROUPS]
     ]
-    if "answers" in about:
-        rows.append(("answers to choose from", f"{about['answers']:,}"))
+    rows += [(f"{label['kind']} of {name}", f"{label['names']:,}") for name, label in about.get("labels", {}).items()]
     rows += [(f"left out: {reason}", f"{count:,}") for reason, count in sorted(about["dropped"].items())]
     rows += [(line, "") for line in (*about["reasons"], *about["notes"])]
     rows += [(f"padding of {name}", f"{100 * share:.1f} %") for name, share in padding.items()]
@@ -139,35 +137,24 @@ def _example(source: Any, number: int) -> str:
     parts = [f"<b>{number}</b>"]
     try:
         example = source[number]
-        if example.image is not None:
-            parts.append(f'<img src="{_data(_thumbnail(example.image, number), "image/png")}" alt="picture {number}">')
-        if example.speech is not None:
-            rate = getattr(source, "sample_rate", None) or 16_000
-            parts.append(
-                f'<audio controls preload=none src="{_data(_recording(example.speech(), rate), "audio/ogg")}"></audio>'
-            )
-        for name in ("text", "transcript", "target"):
-            if getattr(example, name) is not None:
-                parts.append(f"<b>{name}</b> {html.escape(getattr(example, name))}")
-        if example.answer is not None:
-            answer = source.answers[int(example.answer)] if np.ndim(example.answer) == 0 else list(example.answer)
-            parts.append(f"<b>answer</b> {html.escape(str(answer))}")
+        inputs = inputs_of(source)
+        for name in example.inputs:
+            value = example.input(name)
+            for shown in inputs.get(name, Text()).shown(value, rate_of(source)):
+                parts.append(_element(name, shown))
+        for name, value in example.labels.items():
+            parts.append(f"<b>{name}</b> {html.escape(str(named(source.labels.get(name), value)))}")
     except UserError as error:
         parts.append(f"<i>{html.escape(str(error))}</i>")
     return f"<div>{'<br>'.join(parts)}</div>"
 
 
-def _thumbnail(encoded: bytes, number: int) -> bytes:
-    image = open_image(encoded, f"of example {number}")
-    image.thumbnail((320, 320), Image.Resampling.BILINEAR)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _recording(samples: np.ndarray, rate: int) -> bytes:
-    return encode_ogg(samples[: 30 * rate], rate)
-
-
-def _data(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+def _element(name: str, shown: str | tuple[str, bytes]) -> str:
+    """The HTML of a text, or of a file of a media type."""
+    if isinstance(shown, str):
+        return f"<b>{name}</b> {html.escape(shown)}"
+    kind, content = shown
+    source = f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    if kind.startswith("audio"):
+        return f'<audio controls preload=none src="{source}"></audio>'
+    return f'<img src="{source}" alt="{name}">'

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.data.fields import USUAL, Fields
 from mmjax.data.files import matching, open_file, parent
 from mmjax.data.forms import Turns
 from mmjax.data.record import Record, check_columns, read_row
@@ -26,8 +27,8 @@ class Parquet(Listed):
 
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)  # column names -> speech, transcript, ...
 
-    def records(self, split: str, directory: Path, once: bool = False) -> "ParquetRecords":
-        return ParquetRecords(self.place(split), columns=self.columns)
+    def records(self, split: str, directory: Path, fields: Fields, once: bool = False) -> "ParquetRecords":
+        return ParquetRecords(self.place(split), columns=self.columns, fields=fields)
 
 
 class ParquetRecords:
@@ -38,14 +39,15 @@ class ParquetRecords:
 
     Args:
       files: a pattern such as data/train-*.parquet.
-      columns: column names -> fields of `Record`, for names that are not recognised automatically.
+      columns: column names -> fields, for names that are not recognised automatically.
+      fields: what to read.
     """
 
-    def __init__(self, files: str, *, columns: Mapping[str, str] | None = None):
+    def __init__(self, files: str, *, columns: Mapping[str, str] | None = None, fields: Fields = USUAL):
         import pyarrow.parquet
 
         self.files = matching(files)
-        self._columns = dict(columns or {})
+        self._columns, self._fields = dict(columns or {}), fields
         self._groups: list[tuple[str, int]] = []
         counts, turns = [], []
         self._classes: dict[str, dict[str, list[str]]] = {}
@@ -87,7 +89,7 @@ class ParquetRecords:
         (row,) = table.slice(place, 1).to_pylist()
         for column, names in self._classes[file].items():
             row[column] = _named(row.get(column), names, column)
-        return read_row(row, parent(file), f"{file}:{group}:{place}", self._columns, turn)
+        return read_row(row, parent(file), f"{file}:{group}:{place}", self._columns, turn, self._fields)
 
     def _read_group(self, number: int):
         import pyarrow.parquet
@@ -115,14 +117,14 @@ def _answers(table: Any, metadata: Any) -> np.ndarray:
 
 
 def _named(value: Any, names: list[str], column: str) -> Any:
-    """The name of a class number, None for -1 (Hugging Face's missing label); a list becomes 0 or 1 per class."""
-    numbers = value if isinstance(value, list) else [value]
-    for number in numbers:
-        if isinstance(number, int) and not -1 <= number < len(names):
-            raise UserError(f"{column} is {number}, but there are only {len(names)} classes")
+    """The name of a class number, None for -1 (Hugging Face's missing label); of a list, the names of all."""
     if isinstance(value, list):
-        return [float(number in value) for number in range(len(names))]
-    return value if not isinstance(value, int) else names[value] if value >= 0 else None
+        return [_named(number, names, column) for number in value]
+    if not isinstance(value, int):
+        return value
+    if not -1 <= value < len(names):
+        raise UserError(f"{column} is {value}, but there are only {len(names)} classes")
+    return names[value] if value >= 0 else None
 
 
 def _class_names(schema: Any) -> dict[str, list[str]]:

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mmjax.data.index import TAGS, TEXTS, Index
+from mmjax.data.fields import TAGS, USUAL, Fields
+from mmjax.data.index import Index
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError, nearest
 
@@ -20,19 +21,20 @@ class Prefixes:
         {"target": ("<{language}>", "<{task}>")}. If an example lacks a tag, it has the default of the placeholder
         ("<{language:en}>"); without a default, the token is left out.
       tokenizer: the tokenizer with these special tokens.
+      fields: the texts that there are.
 
     Raises:
       UserError: a stream or tag does not exist.
     """
 
-    def __init__(self, templates: Mapping[str, Sequence[str]], tokenizer: Tokenizer):
+    def __init__(self, templates: Mapping[str, Sequence[str]], tokenizer: Tokenizer, fields: Fields = USUAL):
         self._tokenizer = tokenizer
         self._templates = {
             stream: [_parsed(template, stream) for template in chosen] for stream, chosen in templates.items()
         }
         for stream in templates:
-            if stream not in TEXTS:
-                raise UserError(f"data.prefixes: '{stream}' is not a text stream{nearest(stream, TEXTS)}")
+            if stream not in fields.texts:
+                raise UserError(f"data.prefixes: '{stream}' is not a text stream{nearest(stream, fields.texts)}")
 
     @property
     def tags(self) -> set[str]:

@@ -16,10 +16,6 @@ from mmjax.data.mixture import Proportions
 from mmjax.data.speed import SpeedPerturbation
 from mmjax.errors import UserError
 
-# Streams that are used only together with another one: a transcript is the label of its speech.
-NEEDS = {"transcript": "speech"}
-ALWAYS = ("examples", "target")  # used for every subset of modalities
-
 
 class Row(NamedTuple):
     """The examples of one row, and the modalities that each shows."""
@@ -63,6 +59,8 @@ class Sampler:
       mixture: number of examples of each of several concatenated sources, and their proportions; epochs are counted per
         source.
       among: [n] bool, the examples that may be drawn; None: all.
+      needs: by stream, the modality without which it takes no positions (`Layout.needs`); others always take theirs.
+        None: each modality of the subsets needs itself.
     """
 
     def __init__(
@@ -79,6 +77,7 @@ class Sampler:
         speed: SpeedPerturbation | None = None,
         mixture: tuple[Sequence[int], Proportions] | None = None,
         among: np.ndarray | None = None,
+        needs: Mapping[str, str] | None = None,
     ):
         self.names = tuple(capacities)
         self._capacity = np.array([capacities[name] for name in self.names])
@@ -86,7 +85,9 @@ class Sampler:
         self._columns = [[_column(one[name], capacities[name]) for name in self.names] for one in by_speed]
         self.speed = speed
         self._subsets = [frozenset(subset.split("+")) for subset in subsets]
-        self._shown = np.array([[NEEDS.get(n, n) in s or n in ALWAYS for n in self.names] for s in self._subsets])
+        modalities = frozenset().union(*self._subsets)
+        self._needs = dict(zip(modalities, modalities, strict=True)) if needs is None else needs
+        self._shown = np.array([[self._shows(name, subset) for name in self.names] for subset in self._subsets])
         weights = np.array(list(subsets.values()), np.float64)
         self._probabilities = weights / weights.sum()
         self._seed, self._shuffle = seed, shuffle
@@ -127,6 +128,9 @@ class Sampler:
         self._first_window, self._starts = 0, [0]
         self._cache: OrderedDict[int, list[Row]] = OrderedDict()
         self._lock = threading.Lock()  # the loader's threads call concurrently
+
+    def _shows(self, name: str, subset: frozenset[str]) -> bool:
+        return name not in self._needs or self._needs[name] in subset
 
     def _lacks(self) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Groups examples by the modalities that they have.
@@ -197,7 +201,7 @@ class Sampler:
         for row in rows:
             for example, subset in zip(row.examples, row.subsets, strict=True):
                 for name in self.names:
-                    if NEEDS.get(name, name) in subset or name in ALWAYS:
+                    if self._shows(name, subset):
                         real[name] += int(tokens[name][example])
         return {n: real[n] / (len(rows) * c) for n, c in zip(self.names, self._capacity.tolist(), strict=True)}
 

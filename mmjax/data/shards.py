@@ -15,6 +15,8 @@ from typing import Any
 
 import msgpack
 
+from mmjax.data.fields import TAGS, USUAL, Fields
+from mmjax.data.inputs import Cell
 from mmjax.data.record import Record
 from mmjax.data.source import Collection
 from mmjax.errors import UserError
@@ -30,10 +32,10 @@ class Shards(Collection):
 
     directory: str
 
-    def indexed(self, split: str, directory: Path) -> tuple["ShardsRecords", Any]:
+    def indexed(self, split: str, directory: Path, fields: Fields = USUAL) -> tuple["ShardsRecords", Any]:
         from mmjax.data.index import Index
 
-        records = ShardsRecords(self.directory, split)
+        records = ShardsRecords(self.directory, split, fields)
         index = Index(records.directory / split)  # stored with the shards
         if len(index) != len(records):
             raise UserError(f"the index of '{split}' in {self.directory} belongs to other shards; build them again")
@@ -49,13 +51,14 @@ class ShardsRecords:
     Args:
       directory: the folder written by `mmjax data build`.
       split: "train", ...
+      fields: what to read.
 
     Raises:
       UserError: there is no such split, or one of its files is missing.
     """
 
-    def __init__(self, directory: str, split: str):
-        self.directory, self.split = local(directory, "data.source.directory"), split
+    def __init__(self, directory: str, split: str, fields: Fields = USUAL):
+        self.directory, self.split, self._fields = local(directory, "data.source.directory"), split, fields
         found = shards_of(self.directory, split)
         if not found:
             splits = sorted(
@@ -83,7 +86,7 @@ class ShardsRecords:
         number = bisect.bisect_right(self._ends, index)
         try:
             (data,) = self._reader(number).read([index - (self._ends[number - 1] if number else 0)])
-            return decode(data)
+            return decode(data, self._fields)
         except (RuntimeError, ValueError, TypeError) as error:
             raise UserError(f"record {index} of {self.files[number]} is damaged: {error}") from None
 
@@ -117,15 +120,18 @@ def shard_name(split: str, number: int, count: int) -> str:
     return f"{split}-{number:05}-of-{count:05}.array_record"
 
 
-def encode(record: Record) -> bytes:
-    """Serialises a record whose media are encoded bytes."""
-    fields = {name: value for name, value in record._asdict().items() if value is not None}
-    return msgpack.packb(fields, unicode_errors="surrogateescape")  # file names may not be valid UTF-8
+def encode(record: Record, fields: Fields = USUAL) -> bytes:
+    """Serialises a record whose files are encoded bytes, as one mapping of names to bytes, texts, numbers and lists."""
+    inputs = {name: fields.inputs[name].stored(value) for name, value in record.inputs.items()}
+    found = {"name": record.name, **inputs, **record.labels, **record.tags}
+    return msgpack.packb(found, unicode_errors="surrogateescape")  # file names may not be valid UTF-8
 
 
-def decode(data: bytes) -> Record:
-    """The inverse of `encode`."""
-    fields = msgpack.unpackb(data, unicode_errors="surrogateescape")
-    if isinstance(fields.get("answer"), list):
-        fields["answer"] = tuple(fields["answer"])
-    return Record(**fields)
+def decode(data: bytes, fields: Fields = USUAL) -> Record:
+    """The inverse of `encode`, for the fields that are wanted; labels that are no text are in the index."""
+    found = msgpack.unpackb(data, unicode_errors="surrogateescape")
+    inputs = {
+        name: one.read(found[name], Cell(name, found["name"])) for name, one in fields.inputs.items() if name in found
+    }
+    labels = {name: found[name] for name, kind in fields.labels.items() if kind == "text" and name in found}
+    return Record(found["name"], inputs, labels, {name: found[name] for name in TAGS if name in found})

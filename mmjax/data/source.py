@@ -4,8 +4,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mmjax.data.fields import USUAL as USUAL_FIELDS
+from mmjax.data.fields import Fields
 from mmjax.data.files import stamp
 from mmjax.data.filters import USUAL, Filters
+from mmjax.data.labels import Label
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError, nearest
 from mmjax.tree import part, to_dict
@@ -21,8 +24,9 @@ class Opening(NamedTuple):
     Attributes:
       directory: folder of prepared data, indices and tokenizers.
       tokenizer: for all texts; None if the data has no texts.
-      answers: class names of the run (or names of its numbers); None: those of the training split.
       sample_rate, filters, rescale, prefixes: as in `mmjax.data.sources.Data`.
+      fields: the inputs and labels to read.
+      labels: the labels of a run that has begun, with the names of its classes; None: those of the training split.
     """
 
     directory: Path
@@ -31,7 +35,8 @@ class Opening(NamedTuple):
     filters: Filters = USUAL
     rescale: bool = False
     prefixes: Mapping[str, tuple[str, ...]] = {}
-    answers: tuple[str, ...] | None = None
+    fields: Fields = USUAL_FIELDS
+    labels: Mapping[str, Label] | None = None
 
 
 class Texts(NamedTuple):
@@ -50,8 +55,8 @@ class Source:
     """The base class of sources.
 
     An opened split has `__len__`, `__getitem__(index) -> Example`, `sizes` (integer arrays by stream: samples of
-    speech, height and width of pictures in pixels, tokens of texts as counted by `Tokenizer.of_stream`, and number of
-    vectors), `tokenizer` (None: no texts) and `answers` (class names).
+    recordings, height and width of pictures in pixels, tokens of input texts (`Tokenizer.read`) and of text labels
+    (`Tokenizer.to_write`), and numbers of vectors), `tokenizer` (None: no texts) and `labels` (`Label` by name).
 
     Attributes:
       takes_prefixes: whether the source supports `Data.prefixes`.
@@ -72,7 +77,7 @@ class Source:
         """Whether the source may have this split."""
         return True
 
-    def texts(self, directory: Path) -> list[Texts]:
+    def texts(self, directory: Path, fields: Fields = USUAL_FIELDS) -> list[Texts]:
         """The texts of the training split."""
         return []
 
@@ -88,11 +93,12 @@ class Collection(Source):
     kind = "collection"
     takes_prefixes = True
 
-    def records(self, split: str, directory: Path, once: bool = False) -> Any:
+    def records(self, split: str, directory: Path, fields: Fields, once: bool = False) -> Any:
         """The records of a split.
 
         Args:
           directory: folder for downloads.
+          fields: what is read of each record.
           once: the records will be read once, in order.
 
         Raises:
@@ -104,43 +110,49 @@ class Collection(Source):
         """The location of a split, for messages and stamps."""
         return split
 
-    def stamped(self, split: str, directory: Path, once: bool = False) -> tuple[Any, dict[str, Any]]:
+    def stamped(
+        self, split: str, directory: Path, fields: Fields = USUAL_FIELDS, once: bool = False
+    ) -> tuple[Any, dict[str, Any]]:
         """The records of a split, and a stamp that identifies their current state."""
-        records = self.records(split, directory, once)
+        records = self.records(split, directory, fields, once)
         described = {name: value for name, value in to_dict(self).items() if name != "splits"}
         described |= getattr(records, "resolved", {})
         return records, {"place": self.place(split), **described, "files": [stamp(file) for file in records.files]}
 
-    def indexed(self, split: str, directory: Path) -> tuple[Any, "Index"]:
+    def indexed(self, split: str, directory: Path, fields: Fields = USUAL_FIELDS) -> tuple[Any, "Index"]:
         """The records of a split and their index, which is made if it does not exist yet."""
         from mmjax.data.index import open_index
 
-        records, stamped = self.stamped(split, directory)
-        return records, open_index(records, stamped, directory, f"{stamped['class']} {stamped['place']}")
+        records, stamped = self.stamped(split, directory, fields)
+        return records, open_index(records, stamped, directory, f"{stamped['class']} {stamped['place']}", fields)
 
     def open(self, split: str, opening: Opening) -> "Corpus":
         from mmjax.data.corpus import Corpus
 
-        records, index = self.indexed(split, opening.directory)
-        answers = opening.answers
-        if answers is None:
-            known = split == "train" or not self.has("train")
-            training = index if known else self.indexed("train", opening.directory)[1]
-            answers = training.answers
+        fields, directory = opening.fields, opening.directory
+        records, index = self.indexed(split, directory, fields)
+        labels = opening.labels
+        if labels is None:
+            alone = split == "train" or not self.has("train")
+            training = index if alone else self.indexed("train", directory, fields)[1]
+            labels = training.facts(fields.labels)
         return Corpus(
             records,
             index,
             opening.tokenizer,
+            fields=fields,
             sample_rate=opening.sample_rate,
-            answers=answers or None,
+            labels=labels,
             filters=opening.filters,
             rescale=opening.rescale,
             prefixes=opening.prefixes,
             title=f"{type(self).__name__} {self.place(split)}",
         )
 
-    def texts(self, directory: Path) -> list[Texts]:
-        index = self.indexed("train", directory)[1]
+    def texts(self, directory: Path, fields: Fields = USUAL_FIELDS) -> list[Texts]:
+        index = self.indexed("train", directory, fields)[1]
+        if len(index.unreadable) == len(index):
+            raise UserError(f"no example of {self.place('train')} can be used; the first: {index.unreadable[0]}")
         return [Texts(index.digest, index.all_texts)]
 
 

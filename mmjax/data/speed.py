@@ -32,7 +32,7 @@ class SpeedPerturbation:
         return (mixed % np.uint64(len(self.speeds))).astype(np.int64)
 
     def lengths(self, samples: np.ndarray, choice: np.ndarray) -> np.ndarray:
-        """[n] int64: the lengths of recordings of `samples` [n] samples at the chosen speeds."""
+        """[n] int64: the lengths of recordings of `samples` [n] samples at the chosen speeds [n]."""
         faster, slower = np.array([_fraction(speed) for speed in self.speeds]).T
         return -(-np.asarray(samples) * slower[choice] // faster[choice])
 

@@ -4,6 +4,7 @@ This module prepares the data set once, and reads it; `spoken_easy_vqa_builder` 
 """
 
 import fcntl
+import functools
 import importlib.util
 import os
 import shutil
@@ -13,6 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from mmjax.data.example import Example
+from mmjax.data.fields import USUAL, Fields
+from mmjax.data.labels import Label
 from mmjax.data.source import Opening, Source, Texts
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
@@ -39,7 +42,7 @@ class SpokenEasyVQA(Source):
         options = dict(vocabulary=self.vocabulary, examples=self.examples)
         return SpokenEasyVQAExamples(opening.directory, split, tokenizer=opening.tokenizer, **options)
 
-    def texts(self, directory: Path) -> list[Texts]:
+    def texts(self, directory: Path, fields: Fields = USUAL) -> list[Texts]:
         learned = self.open("train", Opening(directory)).learned
         return [Texts(repr(self), lambda: learned)]
 
@@ -54,7 +57,7 @@ class SpokenEasyVQAExamples:
       sizes: [n] samples of "speech", [n, 2] height and width of "image", [n] tokens of "text" and "transcript".
       tokenizer: the given one, or else a sentencepiece model trained on the training questions.
       learned: the training questions, without duplicates.
-      answers: the 13 answers, in the order of their labels.
+      labels: the 13 classes of "answer".
       sample_rate: sample rate of the speech, in Hz.
     """
 
@@ -80,17 +83,15 @@ class SpokenEasyVQAExamples:
             with np.load(home / f"index_{split}.npz") as index:
                 samples, texts, text = index["samples"], index["texts"].tolist(), index["text"]
             builder = tfds.builder_from_directory(home)
-            self.answers = builder.info.features["answer"].names
+            self.labels = {"answer": Label("class", tuple(builder.info.features["answer"].names))}
             self._records = builder.as_data_source(split=split)
         except Exception as error:
             raise self._damaged(error) from None
         # Not stored with the data, since each run chooses its vocabulary size; training is fast and deterministic.
         self.tokenizer = tokenizer or Tokenizer.train(sorted(learned), vocabulary)
         self.learned = learned
-        tokens = {
-            name: np.array([len(self.tokenizer.of_stream(name, t)) for t in texts])[text]
-            for name in ("text", "transcript")
-        }
+        count = {"text": self.tokenizer.read, "transcript": self.tokenizer.to_write}
+        tokens = {name: np.array([len(ids(t)) for t in texts])[text] for name, ids in count.items()}
         picture = np.broadcast_to(np.array([IMAGE_SIZE, IMAGE_SIZE], np.int32), (len(samples), 2))
         self.sizes = {"speech": samples, "image": picture, **tokens}
 
@@ -112,12 +113,10 @@ class SpokenEasyVQAExamples:
         text = record["question"].decode()
         from mmjax.data.audio import read_audio
 
+        speech = functools.partial(read_audio, record["speech"], SAMPLE_RATE, f"spoken_easy_vqa[{index}]")
         return Example(
-            speech=lambda: read_audio(record["speech"], SAMPLE_RATE, f"spoken_easy_vqa[{index}]"),
-            image=record["image"],
-            text=text,
-            transcript=text,
-            answer=int(record["answer"]),
+            inputs={"speech": speech, "image": record["image"], "text": text},
+            labels={"transcript": text, "answer": int(record["answer"])},
         )
 
 

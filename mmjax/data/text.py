@@ -157,14 +157,12 @@ class Tokenizer(abc.ABC):
         """The ids of an output text. If the blank is the unknown token, unknown tokens are left out."""
         return [i for i in self.pieces(text) if i != self.blank]
 
-    def of_stream(self, stream: str, text: str) -> list[int]:
-        """The ids of a text in its stream: "text" is an input, all others are outputs.
+    def to_write(self, text: str) -> list[int]:
+        """The classes of a text that a model should write.
 
-        An output text that shows nothing (`is_blank`) gives `[EMPTY]`, which means that the model should write nothing.
-        A text of which all tokens are left out gives no ids, since its correct output is unknown.
+        A text that shows nothing (`is_blank`) gives `[EMPTY]`, which means that the model should write nothing. A text
+        of which all tokens are left out gives no ids, since its correct output is unknown.
         """
-        if stream == "text":
-            return self.read(text)
         return [EMPTY] if is_blank(text) else self.encode(text)
 
     def reference(self, text: str) -> str:

@@ -7,18 +7,19 @@ that holds pictures as encoded files, and recordings as encoded files (`lazy_dec
 
 import io
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmjax.data.record import WRITTEN, Record, normal
+from mmjax.data.fields import TAGS, USUAL, Fields
+from mmjax.data.record import Record, read_row
 from mmjax.data.source import Listed
 from mmjax.data.tfds_description import Feature, feature_of, prepared, read_features, record_files
 from mmjax.data.tfds_fields import ready
 from mmjax.data.tfrecord import TFRecords
-from mmjax.errors import UserError
+from mmjax.errors import UserError, nearest
 from mmjax.tree import part
 
 
@@ -31,9 +32,9 @@ class TFDS(Listed):
     directory: str | None = None  # None: $TFDS_DATA_DIR, or else ~/tensorflow_datasets
     sample_rate: int | None = None  # of recordings, in Hz, if the data set does not state it
 
-    def records(self, split: str, directory: Path, once: bool = False) -> "TFDSRecords":
+    def records(self, split: str, directory: Path, fields: Fields, once: bool = False) -> "TFDSRecords":
         options = dict(fields=self.fields, directory=self.directory, sample_rate=self.sample_rate)
-        return TFDSRecords(self.place(split), name=self.name, **options, once=once)
+        return TFDSRecords(self.place(split), name=self.name, **options, once=once, read=fields)
 
 
 class TFDSRecords:
@@ -42,10 +43,11 @@ class TFDSRecords:
     Args:
       split: in TFDS's syntax: "train", "train[:90%]", "train+validation".
       name: "librispeech", "coco_captions/2014", "c4/en:3.1.0".
-      fields: fields of `Record` -> paths of features; None: those in `READY`.
+      fields: inputs, labels and tags -> paths of features; None: those in `READY`.
       directory: TFDS's data_dir; None: $TFDS_DATA_DIR, or else ~/tensorflow_datasets.
       sample_rate: of recordings, in Hz, if the data set does not state it.
       once: the records will be read once, in order; TFRecord files are then allowed, too.
+      read: what to read; other fields are left out.
 
     Attributes:
       files: the data set's files.
@@ -64,8 +66,9 @@ class TFDSRecords:
         directory: str | None = None,
         sample_rate: int | None = None,
         once: bool = False,
+        read: Fields = USUAL,
     ):
-        self._title, self._rate = f"{name} {split}", sample_rate
+        self._title, self._rate, self._read = f"{name} {split}", sample_rate, read
         home = prepared(name, directory)
         features = {feature.path: feature for feature in read_features(home)}
         fields = fields if fields is not None else ready(name)
@@ -74,13 +77,21 @@ class TFDSRecords:
                 f"the fields of {name} are not built in; set data.source.fields, as in {{'text': ...}}; "
                 f"its features are {', '.join(features)}"
             )
-        self._fields = {field: feature_of(field, path, features, name) for field, path in fields.items()}
+        known = {*read.inputs, *read.labels, *TAGS, "name"}
+        for field in fields:
+            if field not in known | USUAL.labels.keys():
+                raise UserError(f"data.source.fields: there is no '{field}'{nearest(field, known)}")
+        self._fields = {
+            field: feature_of(field, path, features, name, read) for field, path in fields.items() if field in known
+        }
         self.resolved = {"fields": dict(fields)}
-        speech = self._fields.get("speech", (None,))[0]
-        if speech is not None and speech.kind == "samples":
-            self._rate = speech.about.sample_rate or sample_rate
-            if not self._rate:
-                raise UserError(f"{name} does not state the sample rate of its recordings; set data.source.sample_rate")
+        for feature, _ in self._fields.values():
+            if feature.kind == "samples":
+                self._rate = feature.about.sample_rate or sample_rate
+                if not self._rate:
+                    raise UserError(
+                        f"{name} does not state the sample rate of its recordings; set data.source.sample_rate"
+                    )
         parts, form = record_files(home, split, name)
         if form != "array_record" and not once:
             raise UserError(
@@ -113,9 +124,9 @@ class TFDSRecords:
         except (DecodeError, RuntimeError, ValueError, IndexError, zlib.error) as error:
             raise UserError(f"{name} is damaged: {error}") from None
         found = {field: value for field, value in found.items() if value is not None}
-        if not set(found) - {"name", "language", "task"}:
+        if not found.keys() - {"name", *TAGS}:
             raise UserError(f"{name} has none of {', '.join(self._fields)}")
-        return normal(Record(**{"name": name, **found}))
+        return read_row(found, "", name, fields=self._read)[0]
 
     def _value(self, field: str, feature: Feature, place: int, values: Any, name: str) -> Any:
         """Converts a feature of a record to a field of `Record`; None if missing."""
@@ -127,14 +138,15 @@ class TFDSRecords:
             case "samples":
                 return _wav(_array(listed, feature.about), self._rate, name)
             case "numbers":
-                return _finite(_array(listed, feature.about).ravel().tolist())
+                numbers = _finite(_array(listed, feature.about))
+                return numbers.tolist() if field in self._read.inputs else numbers.ravel().tolist()
             case "class":
                 return feature.classes[listed[place]] if listed[place] >= 0 else None
             case "number":  # integers are class names
-                return _finite([listed[place]]) if field == "answer" and kind == "float_list" else str(listed[place])
-            case _ if field in ("speech", "image"):
+                return _finite([listed[place]]) if kind == "float_list" else str(listed[place])
+            case _ if field in self._read.inputs and field not in self._read.read_texts:
                 return listed[place] or None
-        return listed[place].decode() or ("" if field in WRITTEN else None)
+        return listed[place].decode() or ("" if self._read.labels.get(field) == "text" else None)
 
 
 def _array(listed: Any, about: Any) -> np.ndarray:
@@ -149,10 +161,10 @@ def _array(listed: Any, about: Any) -> np.ndarray:
     return flat.reshape(list(about.shape.dimensions))
 
 
-def _finite(numbers: Sequence[float]) -> tuple[float, ...]:
+def _finite(numbers: Any) -> Any:
     if not np.isfinite(numbers).all():
-        raise ValueError("an answer is not a finite number")
-    return tuple(map(float, numbers))
+        raise ValueError("a label is not a finite number")
+    return numbers
 
 
 def _wav(samples: np.ndarray, rate: int, name: str) -> bytes | None:

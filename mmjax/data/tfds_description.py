@@ -6,24 +6,13 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from mmjax.data.fields import TAGS, Fields
+from mmjax.data.inputs import TEXT
 from mmjax.data.tfds_fields import READY
 from mmjax.errors import UserError, nearest
 
 NAME = re.compile(r"(?P<name>\w+)(/(?P<config>[^/:]+))?(:(?P<version>\d+\.\d+\.\d+))?")
 VERSION = re.compile(r"\d+\.\d+\.\d+")
-TEXT = ("text", "bytes", "class")
-# Field of `Record` -> kinds of features that it can be read from.
-KINDS = {
-    "name": (*TEXT, "number"),
-    "speech": ("recording", "samples", "bytes"),
-    "image": ("image", "bytes"),
-    "text": TEXT,
-    "transcript": TEXT,
-    "target": TEXT,
-    "answer": (*TEXT, "number", "numbers"),
-    "language": TEXT,
-    "task": TEXT,
-}
 
 
 class Feature(NamedTuple):
@@ -201,14 +190,17 @@ def _classes(inner: Any, names: tuple[str, ...], home: Any) -> tuple[str, ...]:
     return tuple(name.strip() for name in path.read_text(encoding="utf-8").split("\n") if name.strip())
 
 
-def feature_of(field: str, path: str, features: Mapping[str, Feature], name: str) -> tuple[Feature, int]:
+def feature_of(field: str, path: str, features: Mapping[str, Feature], name: str, read: Fields) -> tuple[Feature, int]:
     """The feature at a config's path, and the index in its list.
 
     Raises:
       UserError: there is no such feature, or its kind does not suit the field.
     """
-    if field not in KINDS:
-        raise UserError(f"data.source.fields: there is no '{field}'{nearest(field, KINDS)}")
+    if field in read.inputs:
+        kinds = read.inputs[field].features
+    else:
+        text = field in TAGS or read.labels.get(field) == "text"
+        kinds = TEXT if text else (*TEXT, "number") if field == "name" else (*TEXT, "number", "numbers")
     stem, _, last = path.rpartition("/")
     feature, place = features.get(path), 0
     if feature is None and last.isdigit() and f"{stem}/0" in features:
@@ -216,7 +208,7 @@ def feature_of(field: str, path: str, features: Mapping[str, Feature], name: str
     if feature is None:
         raise UserError(f"{name} has no feature '{path}'{nearest(path, features)}")
     arrays = feature.kind in ("samples", "numbers")
-    if feature.kind not in KINDS[field] or feature.listed > (0 if arrays else 1):
+    if feature.kind not in kinds or feature.listed > (0 if arrays else 1):
         kind = feature.kind + " in a list" * feature.listed
         raise UserError(f"data.source.fields: '{path}' of {name} is {kind}, which cannot be used as '{field}'")
     return feature, place

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from mmjax.data import text
+from mmjax.data.fields import USUAL, Fields
 from mmjax.data.source import Source
 from mmjax.errors import UserError, nearest
 from mmjax.tree import part
@@ -17,12 +18,13 @@ class TokenizerPart:
 
     kind = "tokenizer"
 
-    def open(self, source: Source, directory: Path) -> text.Tokenizer:
+    def open(self, source: Source, directory: Path, fields: Fields = USUAL) -> text.Tokenizer:
         """The tokenizer.
 
         Args:
           source: the source of the texts.
           directory: folder of trained tokenizers.
+          fields: the texts to read.
 
         Raises:
           UserError: the tokenizer cannot be read or trained, or lacks a special token.
@@ -41,10 +43,10 @@ class SentencePiece(TokenizerPart):
     # Special tokens for `Data.prefixes`, such as "<fr>"; with `file`, special tokens that the model must have.
     special: tuple[str, ...] = ()
 
-    def open(self, source: Source, directory: Path) -> text.Tokenizer:
+    def open(self, source: Source, directory: Path, fields: Fields = USUAL) -> text.Tokenizer:
         if self.file is not None:
             return self._loaded(self.file)
-        digest, texts = learnable(source, directory)
+        digest, texts = learnable(source, directory, fields)
         identity = [self.vocabulary, self.byte_fallback, self.normalisation, *self.special, digest]
         path = directory / "tokenizers" / f"{hashlib.sha256(repr(identity).encode()).hexdigest()[:24]}.model"
         if not path.is_file():
@@ -61,13 +63,13 @@ class SentencePiece(TokenizerPart):
         return tokenizer
 
 
-def learnable(source: Source, directory: Path) -> tuple[str, Callable[[], set[str]]]:
+def learnable(source: Source, directory: Path, fields: Fields = USUAL) -> tuple[str, Callable[[], set[str]]]:
     """The identity of the training split's texts, and a function that reads them.
 
     Raises:
       UserError: the source cannot be read. The function raises it if there is no text.
     """
-    parts = source.texts(directory)
+    parts = source.texts(directory, fields)
 
     def texts() -> set[str]:
         if found := {text for part in parts for text in part.gather()} - {""}:
@@ -84,5 +86,5 @@ class HuggingFaceTokenizer(TokenizerPart):
     file: str  # a tokenizer.json
     add_special_tokens: bool = True  # add the post-processor's tokens to input texts: [CLS] ... [SEP]
 
-    def open(self, source: Source, directory: Path) -> text.Tokenizer:
+    def open(self, source: Source, directory: Path, fields: Fields = USUAL) -> text.Tokenizer:
         return text.HuggingFaceTokenizer.load(self.file, add_special_tokens=self.add_special_tokens)

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmjax import progress
+from mmjax.data.fields import USUAL, Fields
 from mmjax.data.files import Blob
-from mmjax.data.record import Record, normal
+from mmjax.data.record import Record, read_row
 from mmjax.data.source import Collection
 from mmjax.errors import UserError
 from mmjax.tree import part
@@ -53,8 +54,8 @@ class TuxPaintStamps(Collection):
     languages: tuple[str, ...] = ()  # spoken languages to use; empty: all
     written: bool = False  # also use descriptions without a recording
 
-    def records(self, split: str, directory: Path, once: bool = False) -> "TuxPaintStampsRecords":
-        options = dict(package=self.package, languages=self.languages, written=self.written)
+    def records(self, split: str, directory: Path, fields: Fields, once: bool = False) -> "TuxPaintStampsRecords":
+        options = dict(package=self.package, languages=self.languages, written=self.written, fields=fields)
         return TuxPaintStampsRecords(directory, split, **options)
 
 
@@ -73,6 +74,7 @@ class TuxPaintStampsRecords:
       package: a .deb file; None: apt fetches it (without root).
       languages: spoken languages to use; empty: all.
       written: also use descriptions without a recording.
+      fields: what to read.
     """
 
     def __init__(
@@ -83,9 +85,11 @@ class TuxPaintStampsRecords:
         package: str | None = None,
         languages: tuple[str, ...] = (),
         written: bool = False,
+        fields: Fields = USUAL,
     ):
         if split not in SPLITS:
             raise UserError(f"tuxpaint_stamps has no split '{split}'; it has {', '.join(SPLITS)}")
+        self._fields = fields
         archive = unpacked(Path(directory), package)
         self.files = [str(archive)]
         stamps = read_stamps(archive)
@@ -112,17 +116,11 @@ class TuxPaintStampsRecords:
     def __getitem__(self, index: int) -> Record:
         """A record."""
         stamp, language, speech = self._records[index]
-        record = Record(
-            name=f"{stamp.name} ({language})",
-            speech=speech,
-            image=stamp.image,
-            text=stamp.texts.get(language),
-            transcript=None if speech is None else stamp.texts.get(language),
-            target=stamp.texts["en"],
-            answer=None if speech is None else language,
-            language=language,
-        )
-        return normal(record)
+        said = stamp.texts.get(language)
+        row = {"image": stamp.image, "text": said, "target": stamp.texts["en"], "language": language}
+        if speech is not None:
+            row |= {"speech": speech, "transcript": said, "answer": language}
+        return read_row(row, "", f"{stamp.name} ({language})", fields=self._fields)[0]
 
 
 def unpacked(directory: Path, package: str | None) -> Path:

@@ -105,6 +105,7 @@ class Evaluator:
             epochs=1,
             window=data.window,
             among=spread(examples, len(self.source)),
+            needs=layout.needs,
         )
         dropped, share = data.filters.largest_share_dropped, share_of_rows(self._mesh)
         batches = Batches(self.source, layout, sampler, share, largest_share_dropped=dropped, measuring=True)

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax.data.labels import Label
 from mmjax.errors import UserError
 from mmjax.files import local
 from mmjax.interchange import (
@@ -25,7 +26,7 @@ from mmjax.interchange import (
     whisper,
 )
 from mmjax.interchange.rules import to_ours, to_theirs
-from mmjax.train.directory import UNTRAINED, read_run
+from mmjax.train.directory import LABELS, UNTRAINED, read_run
 from mmjax.train.experiment import Experiment
 from mmjax.tree import to_dict
 
@@ -78,7 +79,8 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
         "certificate": proof,
     }
     classes = family.classes(theirs) if hasattr(family, "classes") else []
-    documents = {"config.json": to_dict(config), "answers.json": classes, directories.ORIGIN: origin}
+    labels = {"answer": Label("class", tuple(classes))} if classes else {}
+    documents = {"config.json": to_dict(config), LABELS: labels, directories.ORIGIN: origin}
     directories.write(out, assemble.to_run(config, parameters), UNTRAINED, documents)
     blank = family.blank(theirs) if hasattr(family, "blank") else None
     return {

@@ -55,13 +55,8 @@ def layout_for(part: Any, room: int) -> Layout:
     """A layout for the encoder with rows of `room` hops, as in training."""
     pad = part.subsampling * part.length if getattr(part, "pad_to_length", False) else None
     front_end = part.front_end
-    return Layout(
-        rows={"speech": room, "examples": room},
-        hop=front_end.hop,
-        window=front_end.window,
-        align=part.subsampling,
-        pad=pad,
-    )
+    geometry = dict(hop=front_end.hop, window=front_end.window, align=part.subsampling, pad=pad)
+    return Layout.of({"speech": room, "examples": room}, geometry={"speech": geometry})
 
 
 def packed(part: Any, heard: list[np.ndarray]) -> Any:
@@ -70,11 +65,11 @@ def packed(part: Any, heard: list[np.ndarray]) -> Any:
     import jax.numpy as jnp
 
     unlimited = layout_for(part, 1)
-    room = sum(-(-len(unlimited.speech(one)[0]) // part.subsampling) * part.subsampling for one in heard)
+    room = sum(-(-len(unlimited.streams["speech"].cut(one)[0]) // part.subsampling) * part.subsampling for one in heard)
     layout = layout_for(part, room)
     rows = Rows(layout, 1)
     for number, samples in enumerate(heard):
-        rows.write(0, {"speech": layout.speech(samples), "examples": (np.array([number]), np.zeros(1))})
+        rows.write(0, {"speech": layout.streams["speech"].cut(samples), "examples": (np.array([number]), np.zeros(1))})
     return jax.tree.map(jnp.asarray, rows.batch["speech"])
 
 

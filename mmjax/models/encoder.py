@@ -39,7 +39,7 @@ class Encoder(nn.Module):
         check_attention(path, self)
 
     def geometry(self) -> dict[str, Any]:
-        """The fields of `mmjax.data.layout.Layout` that this encoder determines."""
+        """What decides how the input of this encoder stands in rows: fields of a class in `mmjax.data.streams`."""
         return {}
 
     def adapted(self, path: str, value: Any, source: "Encoder") -> Any:
@@ -107,6 +107,9 @@ class TextEncoder(Encoder):
     """The base class of encoders of token ids. A subclass has the field `vocabulary`."""
 
     kind = "text encoder"
+
+    def geometry(self) -> dict[str, Any]:
+        return {"vocabulary": self.vocabulary}
 
 
 def check_attention(path: str, tower: Any, dimensions: int = 1) -> None:

@@ -7,6 +7,7 @@ from mmjax.models.blocks import Tower
 from mmjax.models.layers import dense, layer_norm
 from mmjax.models.positions import sincos
 from mmjax.models.roles import parameter
+from mmjax.models.segments import single_pictures
 from mmjax.models.transformer import TransformerBlock
 from mmjax.stream import Stream, fold, only_tokens, unfold
 
@@ -31,12 +32,13 @@ class PatchDecoder(Tower, kw_only=True):
         """
         rows, tokens = whole.segments.shape
         seen, whole = fold(seen, block or tokens), fold(whole, block or tokens)
+        picture = single_pictures(only_tokens(whole))
         init = parameter("embedding", nn.initializers.normal(0.02), ("embed",))
         hidden = self.param("hidden", init, (self.width,)).astype(self.dtype)
         x = dense(self.width, (None, "embed"), self.dtype, "in")(seen.features)
-        x = jnp.where(seen.mask[..., None], x, hidden) + sincos(whole.positions, self.width).astype(self.dtype)
+        x = jnp.where(seen.mask[..., None], x, hidden) + sincos(picture.positions, self.width).astype(self.dtype)
         blocks = self.stack(TransformerBlock, self.settings(train=False), constants=2)
-        x, _ = blocks(x, whole.segments, whole.positions)
+        x, _ = blocks(x, picture.segments, picture.positions)
         x = layer_norm(self.dtype, "norm")(x).astype(jnp.float32)
         x = dense(whole.features.shape[-1], ("embed", None), jnp.float32, "pixels")(x)
         return unfold(only_tokens(whole._replace(features=x)), rows)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from mmjax.stream import Stream, only_tokens
+from mmjax.stream import MOST_PICTURES, PICTURE, Stream, only_tokens
 
 # For products that must not round to bfloat16 or TF32: of samples and spectra, sums over examples, and copies.
 EXACT = jax.lax.Precision.HIGHEST
@@ -51,6 +51,20 @@ def recorded(speech: Stream) -> jax.Array:
     """[B, T, hop] bool: whether a sample is recorded, not padding."""
     inside = jnp.arange(speech.features.shape[-1]) < samples_in(speech)[..., None]
     return inside & speech.mask[..., None]
+
+
+# Pictures. ------------------------------------------------------------------------------------------------
+
+
+def single_pictures(image: Stream) -> Stream:
+    """Makes every picture of an example a segment of its own, with positions counted from its own corner.
+
+    An example may have several pictures, whose columns `mmjax.stream.PICTURE` tells apart. With one picture in each
+    example, segments are only numbered otherwise.
+    """
+    row, column = image.positions[..., 0], image.positions[..., 1]
+    segments = jnp.where(image.mask, image.segments * MOST_PICTURES + column // PICTURE, 0)
+    return image._replace(segments=segments, positions=jnp.stack([row, column % PICTURE], axis=-1))
 
 
 # Examples in their slots. ---------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ class Vectors(Encoder, Tower, kw_only=True):
     positions = Rotary()
 
     def geometry(self) -> dict[str, Any]:
-        return {"vectors": self.inputs}
+        return {"width": self.inputs}
 
     @nn.compact
     def __call__(self, vectors: Stream, train: bool = False) -> Stream:

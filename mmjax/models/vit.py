@@ -13,6 +13,7 @@ from mmjax.models.layers import dense
 from mmjax.models.pixels import PixelNormalisation
 from mmjax.models.positions import ImagePositions, LearnedGrid, is_register, resize_positions
 from mmjax.models.roles import parameter
+from mmjax.models.segments import single_pictures
 from mmjax.models.transformer import TransformerBlock
 from mmjax.stream import Stream, fold, only_tokens, unfold
 
@@ -33,6 +34,8 @@ class ViT(ImageEncoder, Tower, kw_only=True):
     If all images have one size, they have the same number of tokens. Rows are then folded into one image each before
     attention, and no score between two images is computed. With `max_patches`, images keep their aspect ratio and have at
     most that many patches; a row holds several images, and attention stays within segments.
+
+    The images of an example do not see each other here; all their tokens are the example's.
 
     A class token takes a position in the row before the patches; its patch row is -1. Registers (Darcet et al. 2024,
     arXiv:2309.16588) follow it with row -1 and columns 1, 2, ...; their positions are empty in the result.
@@ -87,7 +90,8 @@ class ViT(ImageEncoder, Tower, kw_only=True):
         rows = image.segments.shape[0]
         if self.tokens_per_image:
             image = fold(image, self.tokens_per_image)
-        image = only_tokens(image)
+        whole = only_tokens(image)
+        image = single_pictures(whole)
         x = self.pixels(image.features).astype(self.dtype)
         x = dense(self.width, (None, "embed"), self.dtype, "embedding")(x)
         x = self.positions.add(self._special_tokens(x, image.positions), image, self)
@@ -95,7 +99,7 @@ class ViT(ImageEncoder, Tower, kw_only=True):
         blocks = self.stack(TransformerBlock, self.settings(train, packed=True), constants=2)
         x, _ = blocks(x, image.segments, image.positions)
         x = self.block.normalise(self.dtype, "norm")(x)
-        image = image._replace(features=x, segments=jnp.where(is_register(image.positions), 0, image.segments))
+        image = image._replace(features=x, segments=jnp.where(is_register(image.positions), 0, whole.segments))
         return unfold(only_tokens(image), rows)
 
     def _special_tokens(self, x: jax.Array, positions: jax.Array) -> jax.Array:

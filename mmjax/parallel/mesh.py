@@ -29,7 +29,6 @@ LOGICAL_AXES = (
 )
 ROWS = P(("data", "fsdp"))
 TOKENS = P(("data", "fsdp"), "context")
-SLOTS = ("examples", "answer")  # streams with a few slots per row: never divided along context
 
 
 @part
@@ -172,8 +171,10 @@ def batch_shardings(batch: Batch, rows: int, mesh: jax.sharding.Mesh) -> Batch:
     parts, context = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape.get("context", 1)
     rows_of_a_part(rows, parts)  # raises if the rows are not divisible
 
-    def shard(name, array):
-        whole = name in SLOTS or context == 1 or array.shape[1] % context
+    slots = batch["examples"].segments.shape[1] if "examples" in batch else 0  # examples and labels are never divided
+
+    def shard(array):
+        whole = context == 1 or array.shape[1] == slots or array.shape[1] % context
         return NamedSharding(mesh, ROWS if whole else TOKENS)
 
-    return {name: jax.tree.map(lambda x, n=name: shard(n, x), stream) for name, stream in batch.items()}
+    return jax.tree.map(shard, batch)

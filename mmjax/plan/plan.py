@@ -20,7 +20,7 @@ from mmjax.plan import hlo, roofline, topology
 from mmjax.plan.compilation import Outcome, Subject, compiled, describe, largest_batch
 from mmjax.plan.estimate import computed_again, estimated, in_dtype, kept_for_backward, memory_by_kind
 from mmjax.train import attention, report
-from mmjax.train.build import build_layout, build_sampler, build_source, open_data
+from mmjax.train.build import build_layout, build_sampler, build_source, labels_of, open_data
 from mmjax.train.experiment import Experiment
 from mmjax.train.validate import check_config
 
@@ -249,8 +249,8 @@ def throughput(subject: Subject, rows: int, seconds: float, devices: int, price:
     layout, config = subject.layout, subject.config
     tokens = {name: rows * length * shares[name] / seconds for name, length in layout.rows.items()}
     result = {"useful_share": {"from": source, **shares}, "tokens_per_second": tokens}
-    if "speech" in layout.rows:
-        audio = tokens["speech"] * layout.hop / report.sample_rate(config)
+    if layout.recordings:
+        audio = sum(tokens[name] * hop for name, hop in layout.recordings.items()) / report.sample_rate(config)
         result["audio_seconds_per_second"] = audio
         if price is not None:
             result["cost_per_1000_hours_of_audio"] = price * devices * 1000 / audio
@@ -264,7 +264,7 @@ def useful_share(subject: Subject) -> tuple[dict[str, float], str]:
     data = subject.config.data
     if data.source.is_prepared(data_directory(data.directory)):
         try:
-            opened = build_source(subject.config.data, "train")
+            opened = build_source(subject.config.data, "train", labels=labels_of(subject.config))
             layout = build_layout(subject.config, opened.tokenizer)
             share = build_sampler(subject.config, layout, opened).useful_share(layout.tokens(opened.sizes), range(3))
             return share, "measured on the first 3 steps of the data"

@@ -87,7 +87,7 @@ class Contrast(Task, kw_only=True):
     def truth(self, tokens: None, facts: Facts, example: Callable[[], Any]) -> list[Hashable]:
         """What identifies the two parts of an example: equal pictures or texts are one item of the gallery."""
         found = example()
-        return [_key(getattr(found, kind, None)) for kind in self.between]
+        return [_key(found.inputs.get(kind)) for kind in self.between]
 
     def prediction(self, tokens: np.ndarray | None, facts: Facts) -> np.ndarray | None:
         return None if tokens is None else tokens[0]

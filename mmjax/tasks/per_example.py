@@ -51,9 +51,7 @@ class PerExample(Task, kw_only=True):
         self.pool.check(f"{path}.pool", self.reads, encoder)
 
     def check_data(self, path: str, facts: Facts, source: Any) -> None:
-        names = facts.names.get(self.label)
-        if not names:
-            raise UserError(f"{path} needs the label '{self.label}', but no example of the data has one")
+        names = facts.names[self.label]
         if self.outputs != len(names):
             raise UserError(
                 f"{path}.outputs={self.outputs}, but the label '{self.label}' has {len(names)}; leave it out, or write {len(names)}"

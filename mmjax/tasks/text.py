@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.data.labels import SPOKEN
 from mmjax.errors import UserError
 from mmjax.models.task import Facts, Item, Task
 from mmjax.models.texts import to_classes, to_ids
@@ -29,7 +30,6 @@ class TextTask(Task, kw_only=True):
 
     def check_data(self, path: str, facts: Facts, source: Any) -> None:
         check_vocabulary(f"{path}.{self.outputs_key}", self.vocabulary, facts.tokenizer, self.needed(facts.tokenizer))
-        check_texts(path, self.label, source)
 
     def needed(self, tokenizer: Any) -> int:
         """The number of outputs that the head must have."""
@@ -41,8 +41,8 @@ class TextTask(Task, kw_only=True):
         if tokenizer.unknown not in tokens and tokenizer.zero != "unknown":
             return tokenizer.decode(tokens)
         found = example()
-        text = getattr(found, self.label, None)
-        text = found.text if text is None and self.label == "transcript" else text  # as `Layout.tokens` does
+        instead = "text" if self.label == SPOKEN else self.label  # as in `Layout.tokens`
+        text = found.labels.get(self.label, found.inputs.get(instead))
         return tokenizer.decode(tokens) if text is None else tokenizer.reference(text)
 
     def prediction(self, tokens: np.ndarray | None, facts: Facts) -> str:
@@ -84,16 +84,3 @@ def check_vocabulary(key: str, outputs: int | None, tokenizer: Any, needed: int)
     if (outputs or 0) < needed:
         blank = ", and the blank is one more class" if needed > len(tokenizer) else ""
         raise UserError(f"{key}={outputs}, but the tokenizer has {len(tokenizer)} pieces{blank}; write {needed}")
-
-
-def check_texts(path: str, label: str, source: Any) -> None:
-    """Checks that an example of the data has a text, because a task without labels would train nothing."""
-    sizes = source.sizes.get(label)
-    if sizes is None and label == "transcript":  # the text is also the transcript of the speech
-        sizes = source.sizes.get("text")
-    if sizes is None or not np.any(sizes):
-        kinds = [kind for kind in ("text", "transcript", "target") if np.any(source.sizes.get(kind, 0))]
-        raise UserError(
-            f"{path} needs a {label}, but no example of the data has one; its text streams are {' and '.join(kinds) or 'none'} "
-            f'(a Manifest\'s columns can be renamed: data.source.columns={{"text": "{label}"}})'
-        )

@@ -1,22 +1,25 @@
 """Builds model, data source, layout and sampler from a config."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mmjax import models
 from mmjax.data.image_augmentation import ImageAugmentation
 from mmjax.data.image_mixing import ImageMixing
+from mmjax.data.labels import Label
 from mmjax.data.sources import Data
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
 from mmjax.files import data_directory
 from mmjax.models.attend import with_backend
 from mmjax.models.task import Facts
+from mmjax.train.directory import read_labels
 from mmjax.train.experiment import Experiment
 from mmjax.train.quantisation import quantised
 from mmjax.train.validate import check_data
-from mmjax.tree import read_json, with_settings
+from mmjax.tree import with_settings
 
 
 def build_model(config: models.Multimodal) -> models.Multimodal:
@@ -28,32 +31,49 @@ def build_model(config: models.Multimodal) -> models.Multimodal:
     return model if config.matrix_products == "full" else quantised(model, config.matrix_products)
 
 
-def build_source(config: Data, split: str, run: Path | None = None) -> Any:
+def labels_of(config: Experiment) -> dict[str, str]:
+    """The labels that the tasks of a config need, and their kinds.
+
+    Raises:
+      UserError: two tasks read the same label as different kinds.
+    """
+    found: dict[str, str] = {}
+    for name, task in config.model.tasks.items():
+        for label, kind in task.labels().items():
+            if found.setdefault(label, kind) != kind:
+                raise UserError(
+                    f"model.tasks.{name} reads the label '{label}' as {kind}, but another task as {found[label]}; name "
+                    "another label"
+                )
+    return found
+
+
+def build_source(config: Data, split: str, run: Path | None = None, labels: Mapping[str, str] | None = None) -> Any:
     """Opens a split of the data; prepares it first if necessary.
 
     Args:
-      run: the directory of a run. If the run has begun, its own tokenizer and answers are used, so that the meaning of
+      run: the directory of a run. If the run has begun, its own tokenizer and labels are used, so that the meaning of
         ids stays the same when the training split changes or is gone.
+      labels: those that tasks need (`labels_of`); None: those that data usually has.
     """
     directory = data_directory(config.directory)
     if run is None or not (run / "config.json").is_file():
-        return config.open(split, directory)
+        return config.open(split, directory, labels)
     tokenizer = Tokenizer.of_run(run) if config.tokenizer else None
-    answers = run / "answers.json"
-    return config.open(split, directory, tokenizer, tuple(read_json(answers)) if answers.is_file() else None)
+    return config.open(split, directory, labels, tokenizer, read_labels(run) or None)
 
 
 def facts_of(source: Any) -> Facts:
     """What tasks need to know of the data."""
-    return Facts(source.tokenizer, {"answer": source.answers})
+    return Facts(source.tokenizer, {name: label.names for name, label in source.labels.items()})
 
 
 def facts_of_run(run: Path, config: Experiment) -> Facts:
     """What the directory of a run says about the data that it was trained on."""
-    has_text = {"text", "transcript", "target"} & set(config.data.rows)
-    answers = run / "answers.json"
-    names = {"answer": read_json(answers)} if answers.is_file() else {}
-    return Facts(Tokenizer.of_run(run) if has_text else None, names)
+    texts = config.data.rows.keys() - config.model.encoders.keys() - {"examples"}
+    texts |= config.data.rows.keys() & set(config.data.fields().read_texts)
+    names = {name: label.names for name, label in read_labels(run).items()}
+    return Facts(Tokenizer.of_run(run) if texts else None, names)
 
 
 def resolved(config: Experiment, facts: Facts) -> Experiment:
@@ -71,7 +91,7 @@ def open_data(config: Experiment, split: str = "train", run: Path | None = None)
     Raises:
       UserError: the data lacks inputs or labels that the config needs.
     """
-    source = build_source(config.data, split, run)
+    source = build_source(config.data, split, run, labels_of(config))
     config = resolved(config, facts_of(source))
     check_data(config, source)
     return config, source
@@ -86,25 +106,21 @@ def build_layout(config: Experiment, tokenizer=None):
     """The shapes of a batch, from the config's rows and the encoders."""
     from mmjax.data.layout import Layout
 
-    geometry, vectors = {}, {}
     for name, encoder in config.model.encoders.items():
-        path, key = f"model.encoders.{name}", f"data.rows.{name}"
+        key = f"data.rows.{name}"
         if name not in config.data.rows:
             raise UserError(f"{key} is not set, but model.encoders has '{name}'")
-        encoder.check_row(path, key, config.data.rows[name])
-        own = encoder.geometry()
-        if "vectors" in own:
-            vectors[name] = own.pop("vectors")
-        geometry |= own
-        vocabulary = getattr(encoder, "vocabulary", None)
-        if vocabulary and tokenizer is not None and vocabulary < len(tokenizer):
-            raise UserError(f"{path}.vocabulary={vocabulary}, but the tokenizer has {len(tokenizer)} pieces")
-    mixed = config.data.image_mixing is not None
-    answering = [task for task in config.model.tasks.values() if "answer" in task.labels()]
-    several = mixed or any(task.labels()["answer"] != "class" for task in answering)
-    answers = answering[0].outputs if several else None
-    return Layout(
-        rows=config.data.rows, tokenizer=tokenizer, vectors=vectors, answers=answers, distribution=mixed, **geometry
+        encoder.check_row(f"model.encoders.{name}", key, config.data.rows[name])
+    outputs = {label: getattr(task, "outputs", 0) for task in config.model.tasks.values() for label in task.labels()}
+    return Layout.of(
+        config.data.rows,
+        geometry={name: encoder.geometry() for name, encoder in config.model.encoders.items()},
+        inputs=config.data.inputs,
+        labels={
+            name: Label(kind, tuple(map(str, range(outputs[name] or 0)))) for name, kind in labels_of(config).items()
+        },
+        tokenizer=tokenizer,
+        mixing=config.data.image_mixing is not None,
     )
 
 
@@ -118,8 +134,11 @@ def build_sampler(config: Experiment, layout, source):
     if speed is None:
         positions = layout.positions(sizes)
     else:
-        played = [speed.lengths(sizes["speech"], np.full(len(source), i)) for i in range(len(speed.speeds))]
-        positions = [layout.positions({**sizes, "speech": lengths}) for lengths in played]
+        positions = []
+        for number in range(len(speed.speeds)):
+            choice = np.full(len(source), number)
+            heard = {name: speed.lengths(sizes[name], choice) for name in layout.recordings if name in sizes}
+            positions.append(layout.positions({**sizes, **heard}))
     mixed = getattr(source, "proportions", None)
     sampler = Sampler(
         positions,
@@ -130,6 +149,7 @@ def build_sampler(config: Experiment, layout, source):
         window=data.window,
         speed=speed,
         mixture=mixed and (source.lengths, mixed),
+        needs=layout.needs,
     )
     if not sampler.endless and len(sampler) < config.steps:
         raise UserError(

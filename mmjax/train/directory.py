@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 
 from mmjax import progress
 from mmjax.data.fingerprint import changes, fingerprint
+from mmjax.data.labels import Label
 from mmjax.data.sampler import Sampler
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
@@ -44,6 +45,7 @@ FREE_KEYS = (
 )
 FREE_ENDS = (".remat",)
 UNTRAINED = "parameters.safetensors"  # the parameters of a run that was imported, by path
+LABELS = "labels.json"  # the kinds and names of labels, as `source.labels` gives them
 DATA = "data.json"  # the fingerprint of the training split
 KEPT = "before-restart-"  # prefix, before the time, of folders for the files of an earlier run
 
@@ -143,7 +145,7 @@ def with_schedule(config: Experiment, run: Path) -> Experiment:
 
 
 def open_run(config: Experiment, run: Path, source: Any, accept_changed_data: bool = False) -> None:
-    """Writes config, tokenizer, answers and data fingerprint into the run's directory; a begun run must have this data.
+    """Writes config, tokenizer, labels and data fingerprint into the run's directory; a begun run must have this data.
 
     Only process 0 reads and writes the directory. The others compare their files with those of process 0.
 
@@ -154,7 +156,7 @@ def open_run(config: Experiment, run: Path, source: Any, accept_changed_data: bo
       UserError: the data differs from the run's; the message names the difference.
     """
     tokenizer, data = source.tokenizer, json.dumps(fingerprint(source), indent=2).encode()
-    owned = {"answers.json": json.dumps(source.answers).encode(), DATA: data, "config.json": to_json(config).encode()}
+    owned = {LABELS: json.dumps(source.labels).encode(), DATA: data, "config.json": to_json(config).encode()}
     if tokenizer is not None:
         owned = {tokenizer.file_name: tokenizer.serialised, **owned}
     sums = {name: _sum(data) for name, data in owned.items()}
@@ -223,10 +225,10 @@ def _check_same_data(run: Path, source: Any, accept: bool) -> None:
 
 
 def check_same_meaning(run: Path, source: Any) -> None:
-    """Checks that the ids of tokens and answers have the same meaning as when the run began.
+    """Checks that the ids of tokens and classes have the same meaning as when the run began.
 
     Raises:
-      UserError: the tokenizer or the answers of a source that makes its own differ, or the run's tokenizer is damaged.
+      UserError: the tokenizer or the classes of a source that makes its own differ, or the run's tokenizer is damaged.
     """
     if source.tokenizer is not None:
         kept = run / source.tokenizer.file_name
@@ -236,9 +238,17 @@ def check_same_meaning(run: Path, source: Any) -> None:
             raise UserError(
                 f"{run} was trained with another tokenizer: its data has changed since; choose another --run-dir"
             )
-    answers = run / "answers.json"
-    if answers.is_file() and read_json(answers) != list(source.answers):
-        raise UserError(f"{run} was trained with other answers: its data has changed since; choose another --run-dir")
+    for name, label in read_labels(run).items():
+        if source.labels.get(name, label) != label:
+            raise UserError(
+                f"{run} was trained with other classes of '{name}': its data has changed since; choose another --run-dir"
+            )
+
+
+def read_labels(run: Path) -> dict[str, Label]:
+    """The labels of a run's data, as `source.labels` described them when it began; none of a run of an earlier version."""
+    found = read_json(run / LABELS) if (run / LABELS).is_file() else {}
+    return {name: Label(kind, tuple(names)) for name, (kind, names) in found.items()}
 
 
 def note_compiler(run: Path, start: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ from mmjax.train.build import (
     facts_of,
     facts_of_run,
     image_changes,
+    labels_of,
     open_data,
     resolved,
 )
@@ -94,7 +95,7 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
     subsets = () if all(task.hides for task in model.tasks.values()) else config.evaluation.subsets
     evaluator = None
     if subsets:
-        measured = build_source(config.data, config.evaluation.split, run)
+        measured = build_source(config.data, config.evaluation.split, run, labels_of(config))
         evaluator = Evaluator(config.data, model, layout, facts_of(source), measured, mesh)
 
     # State: abstract at first, then restored or initialised directly in shards.
@@ -120,7 +121,9 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
         note_compiler(run, {"first_step": first, **described(config.xla, jax.devices()[0])})
         report.start(config, run, abstract.params, begun.groups, flops, made, sampler, layout, source, first, peak)
     throughput = telemetry.Throughput(
-        layout.hop / report.sample_rate(config), sum(flops.values()), peak and peak * jax.device_count()
+        {name: hop / report.sample_rate(config) for name, hop in layout.recordings.items()},
+        sum(flops.values()),
+        peak and peak * jax.device_count(),
     )
     writer = telemetry.Writer(
         run,
@@ -183,7 +186,9 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
             asked = time.perf_counter()
             batch = next(ready)
             ran_dry = before is None or before["loss"].is_ready()
-            throughput.count(batch, time.perf_counter() - asked if ran_dry else 0.0)
+            throughput.count(
+                {name: batch[name] for name in layout.rows}, time.perf_counter() - asked if ran_dry else 0.0
+            )
             with explained():
                 state, metrics = train_step(state, to_devices(batch, mesh))
                 jax.block_until_ready(before)

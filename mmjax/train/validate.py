@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.errors import UserError
+from mmjax.errors import UserError, nearest
 from mmjax.files import data_directory
 from mmjax.models import Vectors
 from mmjax.models.task import Facts
@@ -93,10 +93,14 @@ def check_config(config: Experiment) -> None:
     if config.data.speed:
         config.data.speed.check("data.speed")
     modalities = set(config.model.encoders)
-    known = {*modalities, "transcript", "target", "examples"}
+    texts = {label for task in config.model.tasks.values() for label, kind in task.labels().items() if kind == "text"}
+    known = {*modalities, *texts, "transcript", "target", "examples"}
     for name in config.data.rows:
         if name not in known:
             raise UserError(f"data.rows.{name} is no stream of this model; its streams are {', '.join(sorted(known))}")
+    for name in config.data.inputs:
+        if name not in modalities:
+            raise UserError(f"data.inputs.{name} has no encoder{nearest(name, modalities)}; add model.encoders.{name}")
     if "examples" not in config.data.rows:
         raise UserError("data.rows.examples is not set; set the largest number of examples per row")
     for place, subsets in (("data.subsets", config.data.subsets), ("evaluation.subsets", config.evaluation.subsets)):
@@ -152,15 +156,16 @@ def check_data(config: Experiment, source: Any) -> None:
     for name, encoder in model.encoders.items():
         if isinstance(encoder, Vectors) and name not in source.sizes:
             raise UserError(f"model.encoders has '{name}', but the data has only {', '.join(source.sizes)}")
-    texts = [name for name in ("text", "transcript", "target") if name in config.data.rows]
+    texts = [name for name in config.data.rows if name in config.data.fields().read_texts]
+    texts += [name for name in config.data.rows if name not in (*model.encoders, "examples")]
     if texts and tokenizer is None:
         raise UserError(
             f"data.rows.{texts[0]} is for text, but the data has no tokenizer; set data.tokenizer to "
             "SentencePiece(vocabulary=...), which is trained on the texts of the training split"
         )
-    if config.data.speed and "speech" not in source.sizes:
+    if config.data.speed and not any(np.any(source.sizes.get(name, 0)) for name in _recordings(config)):
         raise UserError("data.speed is set, but the data has no speech")
-    facts = Facts(tokenizer, {"answer": source.answers})
+    facts = Facts(tokenizer, {name: label.names for name, label in source.labels.items()})
     for name, task in model.tasks.items():
         task.check_data(f"model.tasks.{name}", facts, source)
         for label, kind in task.labels().items():
@@ -176,16 +181,21 @@ def check_data(config: Experiment, source: Any) -> None:
 
 def _check_labels(path: str, label: str, kind: str, source: Any) -> None:
     """Checks that the first labels of the data have the kind that a task needs."""
-    if label != "answer":
+    if kind == "text":
         return
     for number in range(min(8, len(source))):
-        answer = source[number].answer
-        if answer is None:
+        value = source[number].labels.get(label)
+        if value is None:
             continue
-        if (kind != "class") != (np.ndim(answer) == 1):
-            raise UserError(f"{path} reads {LABELS[kind]} for each example, but the label '{label}' is {answer!r:.60}")
-        if kind == "classes" and not np.isin(answer, (0, 1)).all():
-            raise UserError(f"{path} reads 0 or 1 for each class, but the label '{label}' is {answer!r:.60}")
+        if (kind != "class") != (np.ndim(value) == 1):
+            raise UserError(f"{path} reads {LABELS[kind]} for each example, but the label '{label}' is {value!r:.60}")
+        if kind == "classes" and not np.isin(value, (0, 1)).all():
+            raise UserError(f"{path} reads 0 or 1 for each class, but the label '{label}' is {value!r:.60}")
+
+
+def _recordings(config: Experiment) -> list[str]:
+    """The encoders that read recordings."""
+    return [name for name, encoder in config.model.encoders.items() if hasattr(encoder, "front_end")]
 
 
 def _check_context(config: Experiment) -> None:

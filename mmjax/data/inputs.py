@@ -1,0 +1,417 @@
+"""Inputs of an example by name: what a column may hold, how it is measured, read, stored and packed."""
+
+import io
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from mmjax.data import streams
+from mmjax.data.files import Blob, Unreadable, join, opened
+from mmjax.data.text import Tokenizer
+from mmjax.data.values import text_of
+from mmjax.errors import UserError
+from mmjax.tree import part
+
+TEXT = ("text", "bytes", "class")  # kinds of TFDS features that are read as texts
+
+
+class Recording(NamedTuple):
+    """An encoded recording or its location, the part to use (`seconds` None: to its end), and the channels to average.
+
+    Channels are counted from 0; None: all.
+    """
+
+    source: bytes | Blob
+    start: float = 0.0
+    seconds: float | None = None
+    channels: tuple[int, ...] | None = None
+
+
+class Cell(NamedTuple):
+    """Where a value comes from: the names of its field and its record, the folder of relative paths, and the part of
+    recordings that the row names (`cut`: fields of `Recording`)."""
+
+    field: str
+    name: str
+    root: str = ""
+    cut: Mapping[str, Any] = {}
+
+    def refuse(self, value: Any) -> UserError:
+        return UserError(f"{self.name}: {self.field} cannot be {value!r:.80}")
+
+    def media(self, value: Any) -> bytes | Blob:
+        """The encoded bytes of a file, or their location."""
+        match value:
+            case bytes() | Blob():
+                return value
+            case str():
+                return Blob(join(self.root, value))
+            case {"bytes": bytes() as data}:  # Hugging Face's Audio and Image
+                return data
+            case {"path": str() as path} if set(value) <= {"path", "bytes", "offset", "length"}:
+                offset, length = value.get("offset") or 0, value.get("length")
+                if all(type(place) is int and place >= 0 for place in (offset, length) if place is not None):
+                    return Blob(join(self.root, path), offset, length)
+            case {"array": _}:
+                advice = "write the encoded file: cast_column with decode=False"
+                raise UserError(f"{self.name}: {self.field} holds decoded samples; {advice}")
+        raise self.refuse(value)
+
+
+class Use(NamedTuple):
+    """How the values of a source are used: the rate of recordings in Hz, and whether loud ones are scaled."""
+
+    sample_rate: int = 16_000
+    rescale: bool = False
+
+
+@part
+class Input:
+    """An input of the examples; its name in `data.inputs` is that of its stream and of the encoder that reads it.
+
+    Attributes:
+      measures: what the index keeps of each piece of an input (several recordings or pictures are several pieces).
+      unit: of the sizes that people read.
+      can_be_cut: whether a row may name a part of it: "start", "seconds", "end" and "channels".
+      features: the kinds of TFDS features from which it is read (`mmjax.data.tfds_description.Feature`).
+    """
+
+    kind = "input"
+    measures: ClassVar[Mapping[str, type]] = {}
+    unit: ClassVar[str] = "tokens"
+    features: ClassVar[tuple[str, ...]] = ()
+    can_be_cut: ClassVar[bool] = False
+
+    column: str | None = None  # where it is read from; None: the column of its own name
+
+    def read(self, value: Any, cell: Cell) -> Any:
+        """A value of a column as it stands in a `Record`: a text, or a list of pieces; None if there are none.
+
+        Raises:
+          UserError: the value cannot be such an input.
+        """
+        raise NotImplementedError
+
+    def pieces(self, value: Any) -> list[Any]:
+        """The bytes, locations or arrays of which a value is made."""
+        return value
+
+    def measure(self, value: Any, name: str) -> list[tuple[Any, ...]]:
+        """Of each piece what `measures` names, from its header.
+
+        Raises:
+          UserError: it cannot be read.
+        """
+        return []
+
+    def sizes(self, found: Mapping[str, np.ndarray], use: Use) -> np.ndarray:
+        """[n] or [n, ...] sizes of the examples, as `Packed.tokens` reads them; `found`: [n] or [n, K] by measure."""
+        raise NotImplementedError
+
+    def amount(self, sizes: np.ndarray, sample_rate: int) -> np.ndarray:
+        """[n] sizes in `unit`."""
+        return sizes
+
+    def weight(self, found: Mapping[str, np.ndarray]) -> np.ndarray:
+        """[n] or [n, K] the bytes that the pieces take in shards, about."""
+        return np.zeros(1)
+
+    def given(self, value: Any, name: str, use: Use, size: Any) -> Any:
+        """A value as it stands in an `Example`; see there. `size`: that of the example, from `sizes`."""
+        return value
+
+    def whole(self, value: Any, name: str, use: Use) -> Any:
+        """The value with its encoded bytes in memory, after each piece was decoded once.
+
+        Raises:
+          UserError: a piece cannot be decoded.
+        """
+        return value
+
+    def shown(self, value: Any, sample_rate: int) -> list[str | tuple[str, bytes]]:
+        """An example's value for people: texts, or media types and files."""
+        return [str(value)]
+
+    def stored(self, value: Any) -> Any:
+        """A value of `whole` as bytes, text, or a list of bytes, for shards; `read` is the inverse."""
+        pieces = self.pieces(value)
+        return pieces[0] if len(pieces) == 1 else pieces
+
+    def packed(self, geometry: Mapping[str, Any], tokenizer: Tokenizer | None, name: str) -> streams.Packed:
+        """How it stands in rows, given what its encoder says (`Encoder.geometry`).
+
+        Raises:
+          UserError: the encoder reads another kind of input.
+        """
+        raise NotImplementedError
+
+    def _made(self, kind: type, geometry: Mapping[str, Any], name: str, **more: Any) -> Any:
+        try:
+            return kind(**geometry, **more)
+        except TypeError:
+            raise UserError(
+                f"model.encoders.{name} reads no {type(self).__name__}; set data.inputs.{name} to what it reads"
+            ) from None
+
+
+@part
+class Audio(Input):
+    """Recordings: a path, encoded bytes, or a list of them, which are joined one after the other."""
+
+    measures: ClassVar[Mapping[str, type]] = {"frames": np.int64, "rate": np.int32}
+    unit: ClassVar[str] = "seconds"
+    features: ClassVar[tuple[str, ...]] = ("recording", "samples", "bytes")
+    can_be_cut: ClassVar[bool] = True
+
+    channels: tuple[int, ...] | None = None  # to average, counted from 0; None: those that the row names, or all
+
+    def read(self, value: Any, cell: Cell) -> list[Recording] | None:
+        cut = dict(cell.cut) | ({} if self.channels is None else {"channels": self.channels})
+        listed = value if isinstance(value, list) else [value]
+        if len(listed) > 1 and (cut.get("start") or cut.get("seconds")):
+            raise UserError(
+                f"{cell.name}: start and seconds are of one recording, but {cell.field} lists {len(listed)}"
+            )
+        return [Recording(cell.media(one), **cut) for one in listed] or None
+
+    def pieces(self, value: list[Recording]) -> list[bytes | Blob]:
+        return [one.source for one in value]
+
+    def measure(self, value: list[Recording], name: str) -> list[tuple[Any, ...]]:
+        from mmjax.data.audio import measure_audio
+
+        return [measure_audio(one.source, f"of {name}", one.start, one.seconds, one.channels) for one in value]
+
+    def sizes(self, found: Mapping[str, np.ndarray], use: Use) -> np.ndarray:
+        """[n] samples at the rate, equal to the length of soxr's output."""
+        frames, rate = found["frames"].astype(np.float64), np.maximum(found["rate"], 1)
+        samples = (frames * use.sample_rate / rate + 0.5).astype(np.int64)
+        return samples if samples.ndim == 1 else samples.sum(axis=1)
+
+    def amount(self, sizes: np.ndarray, sample_rate: int) -> np.ndarray:
+        return sizes / sample_rate
+
+    def weight(self, found: Mapping[str, np.ndarray]) -> np.ndarray:
+        return 6_000.0 * found["frames"] / 16_000
+
+    def given(self, value: list[Recording], name: str, use: Use, size: Any) -> Callable[[], np.ndarray]:
+        return lambda: self._samples(value, name, use, int(size))
+
+    def _samples(self, value: list[Recording], name: str, use: Use, promised: int) -> np.ndarray:
+        samples = [_decoded(one, use.sample_rate, name, use) for one in value]
+        joined = samples[0] if len(samples) == 1 else np.concatenate(samples)
+        if len(joined) != promised:
+            raise Unreadable(
+                "not what was indexed",
+                f"the recording of {name} has {len(joined)} samples, but its index entry says {promised}: "
+                "the file has changed since it was indexed",
+            )
+        return joined
+
+    def whole(self, value: list[Recording], name: str, use: Use) -> list[Recording]:
+        from mmjax.data.flac import compressed
+
+        return [Recording(compressed(one, name, use)) for one in value]
+
+    def shown(self, value: np.ndarray, sample_rate: int) -> list[tuple[str, bytes]]:
+        from mmjax.data.audio import encode_ogg
+
+        return [("audio/ogg", encode_ogg(value[: 30 * sample_rate], sample_rate))]
+
+    def packed(self, geometry: Mapping[str, Any], tokenizer: Tokenizer | None, name: str) -> streams.Packed:
+        return self._made(streams.Hops, geometry, name)
+
+
+def _decoded(one: Recording, rate: int, name: str, use: Use) -> np.ndarray:
+    from mmjax.data.audio import read_audio
+
+    part = (one.start, one.seconds)
+    return read_audio(one.source, rate, f"of {name}", *part, rescale=use.rescale, channels=one.channels)
+
+
+@part
+class Image(Input):
+    """Pictures: a path, encoded bytes, or a list of them, whose patches follow each other."""
+
+    measures: ClassVar[Mapping[str, type]] = {"height": np.int32, "width": np.int32}
+    unit: ClassVar[str] = "pixels, the square root"
+    features: ClassVar[tuple[str, ...]] = ("image", "bytes")
+
+    def read(self, value: Any, cell: Cell) -> list[bytes | Blob] | None:
+        return [cell.media(one) for one in (value if isinstance(value, list) else [value])] or None
+
+    def measure(self, value: list[bytes | Blob], name: str) -> list[tuple[Any, ...]]:
+        from mmjax.data.image import measure_image
+
+        return [measure_image(one, f"of {name}") for one in value]
+
+    def sizes(self, found: Mapping[str, np.ndarray], use: Use) -> np.ndarray:
+        """[n, 2] or [n, K, 2] heights and widths in pixels."""
+        return np.stack([found["height"], found["width"]], axis=-1)
+
+    def amount(self, sizes: np.ndarray, sample_rate: int) -> np.ndarray:
+        pixels = np.prod(sizes, axis=-1, dtype=np.float64) if sizes.ndim > 1 else sizes
+        return np.sqrt(pixels.sum(axis=1) if pixels.ndim == 2 else pixels) if sizes.ndim > 1 else sizes
+
+    def weight(self, found: Mapping[str, np.ndarray]) -> np.ndarray:
+        return 0.5 * found["height"].astype(np.float64) * found["width"]
+
+    def given(self, value: list[bytes | Blob], name: str, use: Use, size: Any) -> bytes | list[bytes]:
+        pictures = [one.read() if isinstance(one, Blob) else one for one in value]
+        return pictures[0] if len(pictures) == 1 else pictures
+
+    def whole(self, value: list[bytes | Blob], name: str, use: Use) -> list[bytes]:
+        from mmjax.data.image import open_image
+
+        pictures = [one.read() if isinstance(one, Blob) else one for one in value]
+        for one in pictures:
+            open_image(one, f"of {name}")
+        return pictures
+
+    def shown(self, value: bytes | list[bytes], sample_rate: int) -> list[tuple[str, bytes]]:
+        from mmjax.data.image import thumbnail
+
+        return [("image/png", thumbnail(one, (320, 320))) for one in (value if isinstance(value, list) else [value])]
+
+    def packed(self, geometry: Mapping[str, Any], tokenizer: Tokenizer | None, name: str) -> streams.Packed:
+        return self._made(streams.Patches, geometry, name)
+
+
+@part
+class Text(Input):
+    """A text, as token ids."""
+
+    features: ClassVar[tuple[str, ...]] = TEXT
+
+    def read(self, value: Any, cell: Cell) -> str | None:
+        if not isinstance(value, str):
+            raise cell.refuse(value)
+        return text_of(value, cell.field, cell.name)
+
+    def pieces(self, value: str) -> list[Any]:
+        return []
+
+    def stored(self, value: str) -> str:
+        return value
+
+    def packed(self, geometry: Mapping[str, Any], tokenizer: Tokenizer | None, name: str) -> streams.Packed:
+        vocabulary = geometry.get("vocabulary")
+        if vocabulary and tokenizer is not None and vocabulary < len(tokenizer):
+            raise UserError(
+                f"model.encoders.{name}.vocabulary={vocabulary}, but the tokenizer has {len(tokenizer)} pieces"
+            )
+        rest = {key: value for key, value in geometry.items() if key != "vocabulary"}
+        return self._made(streams.Tokens, rest, name, tokenizer=tokenizer)
+
+
+@part
+class VectorInput(Input):
+    """A sequence of vectors: a list of lists of numbers, or an .npy or .npz file of numbers [T, width] (or several)."""
+
+    measures: ClassVar[Mapping[str, type]] = {"length": np.int64}
+    unit: ClassVar[str] = "vectors"
+    features: ClassVar[tuple[str, ...]] = ("numbers",)
+
+    width: int | None = None  # numbers of each vector; None: as the encoder says
+    array: str | None = None  # name of the array in an .npz file; None: its only one
+
+    def read(self, value: Any, cell: Cell) -> list[np.ndarray | bytes | Blob] | None:
+        files = isinstance(value, bytes | Blob | str | dict)
+        if files or (isinstance(value, list) and value and isinstance(value[0], bytes | Blob | str | dict)):
+            return [cell.media(one) for one in ([value] if files else value)]
+        if isinstance(value, list) and not value:
+            return None
+        try:
+            found = np.asarray(value, np.float32)
+        except (TypeError, ValueError):
+            raise cell.refuse(value) from None
+        self._check(found.shape, cell.name)
+        return [found]
+
+    def measure(self, value: list[Any], name: str) -> list[tuple[Any, ...]]:
+        return [(len(one) if isinstance(one, np.ndarray) else self._from_file(one, name, _shape)[0],) for one in value]
+
+    def sizes(self, found: Mapping[str, np.ndarray], use: Use) -> np.ndarray:
+        """[n] vectors."""
+        return found["length"] if found["length"].ndim == 1 else found["length"].sum(axis=1)
+
+    def weight(self, found: Mapping[str, np.ndarray]) -> np.ndarray:
+        return 4.0 * (self.width or 16) * found["length"]
+
+    def given(self, value: list[Any], name: str, use: Use, size: Any) -> Callable[[], np.ndarray]:
+        return lambda: np.concatenate([self._numbers(one, name) for one in value])
+
+    def whole(self, value: list[Any], name: str, use: Use) -> list[bytes]:
+        return [_as_npy(self._numbers(one, name)) for one in value]
+
+    def shown(self, value: np.ndarray, sample_rate: int) -> list[str]:
+        return [" x ".join(map(str, np.shape(value)))]
+
+    def packed(self, geometry: Mapping[str, Any], tokenizer: Tokenizer | None, name: str) -> streams.Packed:
+        found = self._made(streams.Vectors, {"width": self.width} | dict(geometry), name)
+        if found.width is None or self.width not in (None, found.width):
+            raise UserError(
+                f"data.inputs.{name}.width={self.width}, but model.encoders.{name} reads vectors of {found.width} numbers"
+            )
+        return found
+
+    def _check(self, shape: tuple[int, ...], name: str) -> None:
+        if len(shape) != 2 or not shape[0] or (self.width is not None and shape[1] != self.width):
+            wanted = f"[T, {'width' if self.width is None else self.width}]"
+            raise Unreadable("no vectors", f"{name} has vectors of the shape {list(shape)}, not {wanted}")
+
+    def _numbers(self, piece: Any, name: str) -> np.ndarray:
+        """The numbers [T, width] of a piece as float32."""
+        found = piece if isinstance(piece, np.ndarray) else self._from_file(piece, name, np.lib.format.read_array)
+        return found.astype(np.float32, copy=False)
+
+    def _from_file(self, piece: bytes | Blob, name: str, read: Callable) -> Any:
+        """What `read` gives for an .npy file, or for the array in an .npz file.
+
+        Raises:
+          Unreadable: the file is neither, or its array is no sequence of vectors.
+        """
+        try:
+            with opened(piece, f"the array of {name}") as file:
+                if file.read(2) == b"PK":
+                    with (
+                        zipfile.ZipFile(file) as archive,
+                        archive.open(self._member(archive.namelist(), name)) as array,
+                    ):
+                        found = read(array)
+                else:
+                    file.seek(0)
+                    found = read(file)
+        except (ValueError, EOFError, zipfile.BadZipFile, OSError, TypeError) as error:
+            raise Unreadable("not decodable", f"cannot read the array of {name}: {error}") from None
+        self._check(getattr(found, "shape", found), name)
+        return found
+
+    def _member(self, names: list[str], name: str) -> str:
+        if self.array is None and len(names) != 1:
+            raise UserError(f"the .npz file of {name} holds {', '.join(names)}; name one: data.inputs...array")
+        wanted = names[0] if self.array is None else f"{self.array}.npy"
+        if wanted not in names:
+            raise UserError(f"the .npz file of {name} holds no array '{self.array}', only {', '.join(names)}")
+        return wanted
+
+
+def _shape(file: Any) -> tuple[int, ...]:
+    """The shape of the numbers in an .npy file, from its header."""
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): np.lib.format.read_array_header_1_0}.get(version, np.lib.format.read_array_header_2_0)
+    shape, _, kind = read(file)
+    if not np.issubdtype(kind, np.number) or np.issubdtype(kind, np.complexfloating):
+        raise ValueError(f"it holds {kind}, not numbers")
+    return shape
+
+
+def _as_npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+USUAL_INPUTS: dict[str, Input] = {"speech": Audio(), "image": Image(), "text": Text()}
