@@ -30,9 +30,9 @@ def commands(section):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """An empty directory with the scripts of the project."""
+    """An empty directory with the docs of the project."""
     directory = tmp_path_factory.mktemp("pretrained")
-    (directory / "scripts").symlink_to(ROOT / "scripts")
+    (directory / "docs").symlink_to(ROOT / "docs")
     return directory
 
 
