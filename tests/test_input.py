@@ -452,7 +452,7 @@ def test_recordings_for_a_whisper_are_continued_with_silence_and_longer_ones_fit
         (
             500,
             True,
-            "pad_to_length takes 400 hops for each recording, of which data.rows.speech=500 is no multiple; write 400",
+            "data.rows.speech=500 is not a multiple of 400, the hops of each recording with .*pad_to_length; write 400",
         ),
         (500, False, "length=200 tokens are 400 hops, but a recording may fill its row of 500"),
     ],

@@ -99,7 +99,7 @@ def test_a_config_gives_each_encoder_the_geometry_of_its_stream(tmp_path):
     from mmjax.train.build import build_layout
 
     front_end = c.LogMel(hop=320, window=640)
-    small = dict(layers=1, width=8, heads=1, kernel=3, stem_channels=2)
+    small = dict(layers=1, width=8, heads=1, stem=c.StridedStem(channels=2))
     config = c.Experiment(
         name="two",
         steps=1,
@@ -172,8 +172,8 @@ SMALL = dict(patch=4, image_size=8, layers=1, width=16, heads=2, mlp=32)
 OPTIONS = [
     {"max_patches": None, "class_token": True, "registers": 1},
     {"max_patches": 16, "class_token": True, "registers": 1},
-    {"max_patches": 16, "positions": "rotary"},
-    {"max_patches": 16, "positions": "sincos"},
+    {"max_patches": 16, "positions": c.Rotary()},
+    {"max_patches": 16, "positions": c.SinCos()},
 ]
 
 
