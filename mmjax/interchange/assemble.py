@@ -117,14 +117,14 @@ def _row(encoder: Encoder, tokens: int) -> int:
         return pad or -(-hops // encoder.subsampling) * encoder.subsampling
     if isinstance(encoder, ImageEncoder):
         return encoder.tokens_per_image
-    learned = getattr(encoder, "positions", None) == "learned"
-    return min(tokens, encoder.length) if learned else tokens
+    length = getattr(getattr(encoder, "positions", None), "length", None)
+    return tokens if length is None else min(tokens, length)
 
 
 def _tokens(task: Any) -> int:
     """The largest number of tokens of a text that a task reads or writes."""
-    decoder = getattr(task, "decoder", None)
-    return decoder.length - 1 if decoder is not None and decoder.positions == "learned" else TOKENS
+    length = task.decoder.positions.length if hasattr(task, "decoder") else None
+    return TOKENS if length is None else length - 1
 
 
 def _tokenizer(source: Path, out: Path) -> Any:
