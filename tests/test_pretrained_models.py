@@ -80,7 +80,7 @@ def test_whisper_transcribes_five_sentences(home, whisper):
         found = json.loads(run(home, f"mmjax predict imported/whisper --speech data/librivox/{name} --json"))
         wrong += distance(words(truth), words(found["transcript"]))
         total += len(words(truth))
-    assert total == 68 and wrong <= 2
+    assert total == 71 and wrong <= 2
 
 
 def test_whisper_is_evaluated(home, whisper):
@@ -94,6 +94,7 @@ def test_smollm2_continues_a_text(home):
     assert text.startswith("continuation:  Paris.")
 
 
+@pytest.mark.timeout(2700)
 def test_whisper_is_fine_tuned_with_its_encoder_frozen(home, whisper):
     from mmjax.run import Run
 

@@ -15,14 +15,14 @@ from mmjax import check, cli
 from mmjax.data.example import Example
 from mmjax.data.packing import Packer
 from mmjax.data.text import Tokenizer
-from mmjax.decode import best_path, by_example, greedy_attention, greedy_transducer
+from mmjax.decode import best_path, by_example, greedy_transducer
 from mmjax.decode.greedy import SYMBOLS
 from mmjax.errors import UserError
 from mmjax.evaluate.measures import Measures
 from mmjax.models import Learned, TextDecoder
 from mmjax.models.task import losses_of
 from mmjax.models.texts import inputs_and_targets
-from mmjax.stream import Stream
+from mmjax.stream import EMPTY, Stream
 from mmjax.tasks import CTC, Encoded, Facts, Transducer, Write
 from mmjax.train.build import build_layout, build_model
 from mmjax.train.step import unboxed
@@ -44,23 +44,23 @@ def rows_of(*rows, length):
     return Stream(*(jnp.asarray(x, jnp.int32) for x in (ids, segments, positions)))
 
 
-def test_every_text_begins_and_ends():
-    """An empty text is its end alone, [0]; behind a prefix it is the prefix and that."""
+@pytest.mark.parametrize("start, end", [(0, 0), (10, 11)])
+def test_every_text_begins_and_ends(start, end):
+    """An empty text is `EMPTY` alone; behind a prefix it is the prefix and that."""
     texts = [
         [(1, [5, 6]), (2, [7]), (4, [8, 9, 8])],
         [(3, [2])],
         [],
         [(1, [3, 3, 3]), (2, [4, 4, 4, 4]), (3, [5])],
-        [(1, [0]), (2, [7, 8]), (3, [0]), (4, [6, 0])],
+        [(1, [EMPTY]), (2, [7, 8]), (3, [EMPTY]), (4, [6, EMPTY])],
     ]
-    inputs, targets = jax.jit(inputs_and_targets, static_argnums=1)(rows_of(*texts, length=9), 4)
+    inputs, targets = jax.jit(inputs_and_targets, static_argnums=1)(rows_of(*texts, length=9), 4, start, end)
     assert inputs.segments.shape == (5, 13)
     np.testing.assert_array_equal(inputs.segments, targets.segments)
     np.testing.assert_array_equal(inputs.positions, targets.positions)
-    pieces = lambda ids: [i for i in ids if i]  # noqa: E731
-    for stream, expected in ((inputs, lambda ids: [0, *pieces(ids)]), (targets, lambda ids: [*pieces(ids), 0])):
-        found = {place: tokens.tolist() for place, tokens in by_example(stream)}
-        assert found == {(row, n): expected(ids) for row, some in enumerate(texts) for n, ids in some}
+    pieces = {(row, n): [i for i in ids if i != EMPTY] for row, some in enumerate(texts) for n, ids in some}
+    assert {at: ids.tolist() for at, ids in by_example(inputs)} == {at: [start, *ids] for at, ids in pieces.items()}
+    assert {at: ids.tolist() for at, ids in by_example(targets)} == {at: [*ids, end] for at, ids in pieces.items()}
     for _, positions in by_example(inputs._replace(features=inputs.positions)):
         assert positions.tolist() == list(range(len(positions)))
 
@@ -142,36 +142,45 @@ def alone(streams, number):
     )
 
 
-def test_greedy_attention_equals_running_the_whole_decoder_again_for_every_token():
-    task = Write(reads=("speech",), decoder=TextDecoder(vocabulary=6, tied=False, **DECODER))
+TOLD = dict(start_token=6, end_token=7, given=2, suppress=(0, 2), suppress_first=(7,))
+
+
+@pytest.mark.parametrize("options", [{}, TOLD], ids=["plain", "told"])
+def test_writing_equals_running_the_whole_decoder_again_for_every_token(options):
+    """Of packed examples, some with other given tokens than others; an end may be forbidden at the start."""
+    task = Write(reads=("speech",), decoder=TextDecoder(vocabulary=8, tied=False, **DECODER), **options)
     streams, examples = encoded([4, 2, 7, 1], 8)
     parameters = random_parameters(task, streams, examples, seed=0)
     apply = partial(task.apply, {"params": parameters})
-    longest = 6
-    ours = jax.device_get(jax.jit(lambda: greedy_attention(apply, streams, examples, longest))())
-    found = {n: ids.tolist() for (_, n), ids in by_example(ours)}
+    given = [(3, 4), (4, 3), (3, 3), (5, 4)] if options else [()] * 4
+    longest = 6 + task.given
+    told = rows_of([(n, [*ids, EMPTY]) for n, ids in enumerate(given, 1)], length=4 * (task.given + 1) + 1)
+    decode = jax.jit(lambda: task.decode(apply, read(streams, told, examples), None, {"transcript": longest}))
+    found = {n: ids.tolist() for (_, n), ids in by_example(jax.device_get(decode()))}
 
     @jax.jit
-    def next_ids(streams, examples, text):
-        return apply(read(streams, text, examples)).prediction.features[0].argmax(-1)
+    def logits_of(streams, examples, text):
+        return apply(read(streams, text, examples)).prediction.features[0]
 
     for number in range(1, 5):
         own, slot = alone(streams, number)
-        ids = []
+        ids = list(given[number - 1])
         while len(ids) < longest:
             room = np.zeros((1, longest), np.int32)
             room[0, : len(ids)] = ids
             stands = (np.arange(longest) < len(ids))[None].astype(np.int32)
             text = Stream(jnp.asarray(room), jnp.asarray(stands), jnp.arange(longest)[None] * stands)
-            if ids:
-                best = int(next_ids(own, slot, text)[len(ids)])
-            else:  # a text of no tokens is not in the stream: ask for the first label of any text
-                best = int(next_ids(own, slot, text._replace(segments=text.segments.at[0, 0].set(1)))[0])
-            if best == 0:
+            if not ids:  # a text of no tokens is not in the stream: ask for the first label of any text
+                text = text._replace(segments=text.segments.at[0, 0].set(1))
+            scores = np.array(logits_of(own, slot, text)[len(ids)])
+            scores[list(task.suppress + task.suppress_first * (len(ids) == task.given))] = -np.inf
+            best = int(scores.argmax())
+            if best == task.end_token:
                 break
             ids.append(best)
-        assert [i for i in found[number] if i] == ids
-    assert len({tuple(ids) for ids in found.values()}) > 1 and any(0 in ids for ids in found.values())
+        assert [i for i in found[number] if i != EMPTY] == ids[task.given :]
+    assert len({tuple(ids) for ids in found.values()}) > 1
+    assert any(EMPTY in ids for ids in found.values())
 
 
 def test_greedy_transducer_equals_a_plain_loop():

@@ -107,8 +107,8 @@ def imported(directory: str | Path, part: Literal["encoder", "decoder"] | None =
 
 def _tokens(task: Any) -> int:
     """The largest number of tokens of a text that a task reads or writes."""
-    decoder = getattr(task, "decoder", None)
-    return decoder.length - 1 if decoder is not None and decoder.positions == "learned" else TOKENS
+    length = task.decoder.positions.length if hasattr(task, "decoder") else None
+    return TOKENS if length is None else length - 1
 
 
 def _tokenizer(source: Path, out: Path) -> Any:

@@ -52,8 +52,8 @@ class Encoder(nn.Module):
 
     def room(self, seconds: float, tokens: int) -> int:
         """The positions of a row for one example: a recording of `seconds`, one image, or a text of `tokens`."""
-        length = getattr(getattr(self, "positions", None), "length", tokens)  # of learned positions
-        return min(tokens, length)
+        length = getattr(getattr(self, "positions", None), "length", None)  # of learned positions
+        return min(tokens, length or tokens)
 
     def adapted(self, path: str, value: Any, source: "Encoder") -> Any:
         """A parameter of another encoder for this one, which may have another `image_size`.
