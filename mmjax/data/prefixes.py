@@ -10,6 +10,8 @@ from mmjax.data.index import Index
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError, nearest
 
+SHOWN = 12  # the special tokens that an error lists
+
 
 class Prefixes:
     """Ids to put in front of texts, by the tags of each example.
@@ -55,9 +57,10 @@ class Prefixes:
             token = "".join(literal + named.get(name, "") for literal, name, _ in template)
             if token not in special:
                 of = " and ".join(f"{name} '{value}'" for name, value in named.items())
+                more = f" and {len(special) - SHOWN} more" if len(special) > SHOWN else ""
                 raise UserError(
                     f"data.prefixes.{stream}: the tokenizer has no special token '{token}'{of and f' for the {of}'}; its "
-                    f"special tokens are: {', '.join(special) or 'none'}. Add it to data.tokenizer.special to train a "
+                    f"special tokens are: {', '.join(list(special)[:SHOWN]) or 'none'}{more}. Add it to data.tokenizer.special to train a "
                     "tokenizer with it, or rename the tag to match the tokenizer"
                 )
             found.append(special[token])
