@@ -21,6 +21,7 @@ from mmjax import check
 from mmjax import config as c
 from mmjax.errors import UserError
 from mmjax.flops import matrix_flops
+from mmjax.models.blocks import BlockSettings
 from mmjax.models.fusion.base import pool, spread
 from mmjax.models.fusion.film import FiLMBlock
 from mmjax.models.fusion.mixture_of_experts import Experts
@@ -356,7 +357,7 @@ def test_low_rank_equals_the_explicit_outer_product():
 
 
 def test_film_scales_and_shifts_by_its_condition():
-    block, x = FiLMBlock(mlp=16), stream([[1, 1, 2, 0]], 8).features
+    block, x = FiLMBlock(BlockSettings(mlp=16)), stream([[1, 1, 2, 0]], 8).features
     condition = stream([[1, 0]], 8, seed=3)  # example 2 has none
     segments = np.array([[1, 1, 2, 0]])
     params = parameters(block, x, segments, condition)
@@ -527,7 +528,7 @@ def test_the_costs_on_the_page_are_those_of_the_code():
     "fusion, message",
     [
         (c.FiLM(by="smell", width=8), "model.fusion.by='smell' is no modality; there are image, text"),
-        (c.Bottleneck(layers=1, width=8), "pass nothing on before the second layer"),
+        (c.Bottleneck(layers=1, width=8), "exchange nothing before the second layer"),
         (c.MixtureOfExperts(experts=2, chosen=3, width=8), "chosen=3 is more than its 2 experts"),
         (c.Concat(width=9, heads=2), "model.fusion.width=9 does not divide among 2 heads"),
         (c.LowRank(rank=0), "model.fusion.rank is 0"),

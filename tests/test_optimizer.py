@@ -63,6 +63,7 @@ ENCODERS = {
     ),
     "llama": c.Transformer(causal=True, block=c.BlockStyle(key_value_heads=1), **TEXT),
     "bag": c.MeanEmbedding(vocabulary=32, width=16),
+    "ids": c.TokenIds(vocabulary=32),
     "sensor": c.Vectors(inputs=3, **BLOCKS),
 }
 TASKS = {
@@ -81,6 +82,7 @@ TASKS = {
         reads=("bert",),
         decoder=c.TextDecoder(positions=c.Learned(length=16), block=c.BlockStyle(key_value_heads=1), **TEXT),
     ),
+    "causal": c.CausalLM(reads="ids", decoder=c.TextDecoder(cross_attention=False, **TEXT)),
     "transduced": c.Transducer(reads="relative", outputs=32, width=16),
 }
 RULES = {

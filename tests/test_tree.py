@@ -102,7 +102,7 @@ def test_positions_of_a_users_class_are_positions_like_ours():
             return -self.slope * jnp.repeat(distance[:, None].astype(jnp.float32), heads, axis=1)
 
     text = Stream(jnp.array([[3, 4, 5]]), jnp.ones((1, 3), int), jnp.arange(3)[None])
-    size = dict(layers=1, width=8, heads=2, mlp=8)
+    size = dict(vocabulary=8, layers=1, width=8, heads=2, mlp=8)
     near, far = (c.Transformer(positions=LinearBias(slope=slope), **size) for slope in (1e6, 0.0))
     params = near.init(jax.random.key(0), text)
     alone = near.apply(params, text._replace(segments=jnp.array([[1, 2, 3]]))).features
