@@ -138,7 +138,7 @@ def proportions(
 class Mixture(Source):
     """Several sources, mixed in given proportions."""
 
-    sources: Mapping[str, Source]
+    sources: Mapping[str, Source]  # by name
     weights: Mapping[str, float] | None = None  # relative shares of the sources; None: proportional to their sizes
     temperature: float = 1.0  # without weights; above 1, small sources get larger shares
     # Largest number of epochs of a source, counted over all its examples, also those too long for a row.

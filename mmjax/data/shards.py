@@ -30,7 +30,7 @@ NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.array_record")
 class Shards(Collection):
     """A folder of shards written by `mmjax data build`."""
 
-    directory: str
+    directory: str  # the folder
 
     can_be_built = False  # it is built
 

@@ -26,7 +26,7 @@ from mmjax.tree import part
 class Data:
     """The data for training and evaluation, and how it is packed."""
 
-    source: Source
+    source: Source  # where examples come from
     # What the examples hold, by the name of stream and encoder; speech, image and text need not be named.
     inputs: Mapping[str, Input] = dataclasses.field(default_factory=dict)
     tokenizer: TokenizerPart | None = None  # for the texts of collections and mixtures

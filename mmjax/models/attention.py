@@ -32,7 +32,7 @@ class HeadProjection(nn.Module):
     """[B, T, W] -> `count` tensors [B, H, T, D]. Heads come before tokens, so that attention is a batch of matrix products."""
 
     count: int
-    heads: int
+    heads: int  # attention heads
     head_width: int
     dtype: Any = jnp.float32
     bias: bool = True
@@ -72,11 +72,11 @@ class MultiHeadAttention(nn.Module):
       positions: rotate queries and keys; None: attention does not see positions.
     """
 
-    width: int
-    heads: int
+    width: int  # features of a token
+    heads: int  # attention heads
     dtype: Any = jnp.float32
     style: BlockStyle = BlockStyle()
-    positions: Positions | None = None
+    positions: Positions | None = None  # how positions enter the computation
     backend: Selection = AUTO
 
     def setup(self):
@@ -162,7 +162,7 @@ class MultiHeadAttention(nn.Module):
 class OutputProjection(nn.Module):
     """[B, H, T, D] -> [B, T, width]."""
 
-    width: int
+    width: int  # features of a token
     dtype: Any = jnp.float32
     bias: bool = True
 

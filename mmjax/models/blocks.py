@@ -37,12 +37,12 @@ class BlockStyle:
       scaled: divide attention scores by the square root of the head's width. T5 does not.
     """
 
-    norm: Literal["layer", "rms"] = "layer"
-    post_norm: bool = False
-    epsilon: float = 1e-6
-    activation: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"] = "gelu"
-    gated: bool = False
-    bias: bool = True
+    norm: Literal["layer", "rms"] = "layer"  # kind of normalisation
+    post_norm: bool = False  # normalise after the residual sum, as in BERT
+    epsilon: float = 1e-6  # added to the variance
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"] = "gelu"  # of the feed-forward
+    gated: bool = False  # multiply the hidden features by a gate
+    bias: bool = True  # in linear layers and normalisations
     layer_scale: float | None = None  # initial value of a learned factor per feature; None: no factor
     head_width: int | None = None  # features of each attention head; None: the width, divided by the number of heads
     key_value_heads: int | None = None  # each shared by a group of query heads; None: as many as query heads
@@ -78,11 +78,11 @@ class BlockSettings:
       backend: of attention.
     """
 
-    heads: int = 1
-    mlp: int = 1024
-    block: BlockStyle = BlockStyle()
-    positions: Positions | None = None
-    causal: bool = False
+    heads: int = 1  # attention heads
+    mlp: int = 1024  # hidden features of the feed-forward
+    block: BlockStyle = BlockStyle()  # the style of the blocks
+    positions: Positions | None = None  # how positions enter the computation
+    causal: bool = False  # no token sees a later one
     packed: bool = False
     dropout: float = 0.0
     train: bool = False

@@ -52,14 +52,14 @@ class Conformer(SpeechEncoder, Tower, kw_only=True):
 
     reads_examples = True
 
-    front_end: FrontEnd = LogMel()
-    stem: Stem = StridedStem()
-    layers: int = 16
-    width: int = 144
-    heads: int = 4
-    positions: SpeechPositions = Relative()
-    convolution: Convolution = Convolution()
-    norms: Norms = Norms()
+    front_end: FrontEnd = LogMel()  # from samples to frames
+    stem: Stem = StridedStem()  # from frames to tokens
+    layers: int = 16  # number of blocks
+    width: int = 144  # features of a token
+    heads: int = 4  # attention heads
+    positions: SpeechPositions = Relative()  # how positions enter the computation
+    convolution: Convolution = Convolution()  # of each block
+    norms: Norms = Norms()  # kinds and places of the normalisations
     chunks: Chunking | None = None  # attention by chunks, for streaming; None: over the whole recording
     augment: SpeechAugmentation | None = None  # in training
     denoise: SpectralGate | None = None  # in training and evaluation

@@ -100,9 +100,9 @@ class ChunkedAttention(nn.Module):
       chunks: None: every token attends to the whole recording.
     """
 
-    width: int
-    heads: int
-    positions: SpeechPositions
+    width: int  # features of a token
+    heads: int  # attention heads
+    positions: SpeechPositions  # how positions enter the computation
     chunks: Chunking | None = None
     dtype: Any = jnp.float32
     backend: Selection = AUTO
@@ -144,8 +144,8 @@ class ChunkedAttention(nn.Module):
 class ConvolutionModule(nn.Module):
     """Pointwise convolution, GLU, depthwise convolution, norm, Swish, pointwise convolution."""
 
-    convolution: Convolution
-    norms: Norms
+    convolution: Convolution  # of each block
+    norms: Norms  # kinds and places of the normalisations
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -179,8 +179,8 @@ class ConformerBlock(nn.Module):
     """Half a feed-forward, attention, convolution, half a feed-forward, norm (Gulati et al. 2020, section 2.4)."""
 
     settings: BlockSettings
-    convolution: Convolution
-    norms: Norms
+    convolution: Convolution  # of each block
+    norms: Norms  # kinds and places of the normalisations
     chunks: Chunking | None = None
 
     @nn.compact

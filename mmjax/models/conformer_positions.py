@@ -85,7 +85,7 @@ class DistanceEmbeddings(SpeechPositions):
 class OffsetProjection(nn.Module):
     """Projects queries [B, H, T, D] to the factors [B, H, T, W] of the sine and cosine of every frequency."""
 
-    width: int
+    width: int  # features of a token
     dtype: Any = jnp.float32
 
     @nn.compact

@@ -30,8 +30,8 @@ class ConvNet(ImageEncoder, kw_only=True):
 
     patch: int = 16  # pixels
     image_size: int = 224  # pixels
-    width: int = 384
-    pixels: PixelNormalisation = PixelNormalisation()
+    width: int = 384  # features of a token
+    pixels: PixelNormalisation = PixelNormalisation()  # normalisation of pixels
     dtype: Any = setting(jnp.float32)
 
     def check(self, path: str) -> None:

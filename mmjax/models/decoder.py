@@ -27,7 +27,7 @@ class Cache(NamedTuple):
       used: number of slots that are written, equal in all rows.
     """
 
-    layers: tuple[KeyValue, KeyValue | None]
+    layers: tuple[KeyValue, KeyValue | None]  # number of blocks
     segments: jax.Array
     times: jax.Array
     context: jax.Array | None
@@ -38,7 +38,7 @@ class DecoderBlock(nn.Module):
     """Causal self-attention, cross-attention to a context where there is one, feed-forward (Vaswani et al. 2017)."""
 
     settings: BlockSettings
-    cross_attention: bool
+    cross_attention: bool  # blocks attend to the encoders, too
 
     @nn.compact
     def __call__(self, x, text: Stream, times, context: Stream | None, cache: Cache | None, cached):
@@ -108,14 +108,14 @@ class TextDecoder(Tower, kw_only=True):
     """
 
     vocabulary: int | None = None  # number of ids; None: as many as the tokenizer of the data has
-    layers: int = 6
-    width: int = 256
-    heads: int = 4
-    mlp: int = 1024
-    positions: Rotary | Learned = Rotary()
-    cross_attention: bool = True
+    layers: int = 6  # number of blocks
+    width: int = 256  # features of a token
+    heads: int = 4  # attention heads
+    mlp: int = 1024  # hidden features of the feed-forward
+    positions: Rotary | Learned = Rotary()  # how positions enter the computation
+    cross_attention: bool = True  # blocks attend to the encoders, too
     tied: bool = True  # the logits are products with the table of embeddings
-    block: BlockStyle = BlockStyle()
+    block: BlockStyle = BlockStyle()  # the style of the blocks
 
     def resolved(self, needed: int) -> "TextDecoder":
         """The decoder with `needed` ids, if its vocabulary is left to the data."""

@@ -38,7 +38,7 @@ class MelFrontEnd(FrontEnd, kw_only=True):
     sample_rate: int = 16_000  # Hz
     window: int = 400  # samples
     hop: int = 160  # samples; the unit of the speech stream's rows
-    bins: int = 80
+    bins: int = 80  # mel filters
 
 
 class LogMel(MelFrontEnd, kw_only=True):

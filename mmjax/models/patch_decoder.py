@@ -18,10 +18,10 @@ class PatchDecoder(Tower, kw_only=True):
     Its input is the encoder's output for visible patches, and a learned vector for hidden ones, with fixed positions.
     """
 
-    layers: int = 4
-    width: int = 128
-    heads: int = 4
-    mlp: int = 512
+    layers: int = 4  # number of blocks
+    width: int = 128  # features of a token
+    heads: int = 4  # attention heads
+    mlp: int = 512  # hidden features of the feed-forward
 
     @nn.compact
     def __call__(self, seen: Stream, whole: Stream, block: int | None = None) -> Stream:

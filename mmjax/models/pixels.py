@@ -16,7 +16,7 @@ class PixelNormalisation:
     """
 
     mean: float | tuple[float, ...] = 0.5  # of pixels from 0 to 1; one number, or one per channel
-    std: float | tuple[float, ...] = 0.5
+    std: float | tuple[float, ...] = 0.5  # standard deviation of pixels, 0 to 1
 
     def check(self, path: str) -> None:
         """Raises a UserError if a tuple does not have one number per channel; `path` is the key of this part."""

@@ -77,9 +77,9 @@ class AttentionPool(Pool, kw_only=True):
       block: its norm, epsilon, activation, gated and bias are used.
     """
 
-    heads: int = 12
-    mlp: int = 3072
-    block: BlockStyle = BlockStyle()
+    heads: int = 12  # attention heads
+    mlp: int = 3072  # hidden features of the feed-forward
+    block: BlockStyle = BlockStyle()  # the style of the blocks
     dtype: Any = setting(jnp.float32)
     backend: Selection = setting(AUTO)  # of attention
 

@@ -55,13 +55,13 @@ class BiLSTM(SpeechEncoder, kw_only=True):
       subsampling: hops per token.
     """
 
-    front_end: FrontEnd = LogMel()
-    layers: int = 2
+    front_end: FrontEnd = LogMel()  # from samples to frames
+    layers: int = 2  # number of blocks
     width: int = 256  # both directions together
     stem: Literal["stack", "full", "depthwise"] = "stack"  # full or depthwise convolutions make it a CNN-LSTM
-    stem_channels: int = 32
+    stem_channels: int = 32  # of the stem
     subsampling: Literal[2, 4, 8] = 4  # hops per token
-    dropout: float = 0.0
+    dropout: float = 0.0  # of activations, in training
     dtype: Any = setting(jnp.float32)
 
     def check(self, path: str) -> None:

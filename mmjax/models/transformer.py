@@ -101,14 +101,14 @@ class Transformer(TextEncoder, Tower, kw_only=True):
     class_token = True  # a tokenizer may put one first, as BERT's does
 
     vocabulary: int | None = None  # number of ids; None: as many as the tokenizer of the data has
-    layers: int = 6
-    width: int = 256
-    heads: int = 4
-    mlp: int = 1024
-    positions: TextPositions = Rotary()
+    layers: int = 6  # number of blocks
+    width: int = 256  # features of a token
+    heads: int = 4  # attention heads
+    mlp: int = 1024  # hidden features of the feed-forward
+    positions: TextPositions = Rotary()  # how positions enter the computation
     types: int = 0  # token types of an imported BERT; 0: none
-    causal: bool = False
-    block: BlockStyle = BlockStyle()
+    causal: bool = False  # no token sees a later one
+    block: BlockStyle = BlockStyle()  # the style of the blocks
 
     hideable = ("tokens",)
 
@@ -144,8 +144,8 @@ class MeanEmbedding(TextEncoder, kw_only=True):
     """
 
     vocabulary: int | None = None  # number of ids; None: as many as the tokenizer of the data has
-    width: int = 256
-    dropout: float = 0.0
+    width: int = 256  # features of a token
+    dropout: float = 0.0  # of activations, in training
     dtype: Any = setting(jnp.float32)
 
     @nn.compact

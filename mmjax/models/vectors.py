@@ -19,10 +19,10 @@ class Vectors(Encoder, Tower, kw_only=True):
     """
 
     inputs: int  # numbers per vector
-    layers: int = 2
-    width: int = 128
-    heads: int = 4
-    mlp: int = 512
+    layers: int = 2  # number of blocks
+    width: int = 128  # features of a token
+    heads: int = 4  # attention heads
+    mlp: int = 512  # hidden features of the feed-forward
 
     positions = Rotary()
 

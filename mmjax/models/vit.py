@@ -43,16 +43,16 @@ class ViT(ImageEncoder, Tower, kw_only=True):
 
     patch: int = 16  # pixels
     image_size: int = 224  # pixels
-    layers: int = 12
-    width: int = 384
-    heads: int = 6
-    mlp: int = 1536
-    class_token: bool = False
+    layers: int = 12  # number of blocks
+    width: int = 384  # features of a token
+    heads: int = 6  # attention heads
+    mlp: int = 1536  # hidden features of the feed-forward
+    class_token: bool = False  # a token before the patches that stands for the image
     registers: int = 0  # further tokens per image that only the encoder sees
-    positions: ImagePositions = LearnedGrid()
+    positions: ImagePositions = LearnedGrid()  # how positions enter the computation
     max_patches: int | None = None  # of an image that keeps its aspect ratio; None: all are image_size squares
-    block: BlockStyle = BlockStyle()
-    pixels: PixelNormalisation = PixelNormalisation()
+    block: BlockStyle = BlockStyle()  # the style of the blocks
+    pixels: PixelNormalisation = PixelNormalisation()  # normalisation of pixels
 
     hideable = ("patches",)
 

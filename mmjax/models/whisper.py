@@ -39,11 +39,11 @@ class WhisperEncoder(SpeechEncoder, Tower, kw_only=True):
         OpenAI's models; tokens attend to the silence. Otherwise a recording has only its own tokens.
     """
 
-    front_end: WhisperLogMel = WhisperLogMel()
-    layers: int = 4
-    width: int = 384
-    heads: int = 6
-    mlp: int = 1536
+    front_end: WhisperLogMel = WhisperLogMel()  # from samples to frames
+    layers: int = 4  # number of blocks
+    width: int = 384  # features of a token
+    heads: int = 6  # attention heads
+    mlp: int = 1536  # hidden features of the feed-forward
     length: int = 1500  # tokens of the longest recording, two hops each
     pad_to_length: bool = False  # pad every recording with silence, as in the training of OpenAI's models
 

@@ -30,7 +30,7 @@ class BestRQ(Task, kw_only=True):
     width: int = 16  # features of the projection
     start: float = 0.01  # probability that a frame begins a hidden span
     span: int = 40  # frames, rounded up to whole tokens
-    seed: int = 0
+    seed: int = 0  # of projection and codes
 
     hides = "frames"
 

@@ -23,7 +23,7 @@ class CausalLM(Task, kw_only=True):
     """Predicts the next token of an input text with a decoder, and continues the text (Radford et al. 2019)."""
 
     reads: str = "text"  # a `TokenIds`
-    decoder: TextDecoder = TextDecoder(cross_attention=False)
+    decoder: TextDecoder = TextDecoder(cross_attention=False)  # writes the text
     ends: tuple[int, ...] = ()  # ids that end a text
     length: int = 64  # the largest number of tokens that are written
     label_smoothing: float = 0.0  # the probability that is spread over the whole vocabulary (Szegedy et al. 2016)

@@ -25,7 +25,7 @@ class MaskedPatches(Task, kw_only=True):
 
     reads: str = "image"  # a ViT
     share: float = 0.75  # of the patches that are hidden
-    decoder: PatchDecoder = PatchDecoder()
+    decoder: PatchDecoder = PatchDecoder()  # predicts the pixels
 
     hides = "input"
 

@@ -32,7 +32,7 @@ class Write(TextTask, Common, kw_only=True):
     """
 
     reads: tuple[str, ...]  # encoders; those that an example has. An example that has none of them is left out
-    decoder: TextDecoder = TextDecoder()
+    decoder: TextDecoder = TextDecoder()  # writes the text
     label: str = "transcript"  # the name of the text in the data
     start_token: int = 0  # the id before every text; 0 is the padding of tokenizers that are trained here
     end_token: int = 0  # the id after every text

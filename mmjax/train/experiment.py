@@ -21,8 +21,8 @@ class Evaluation:
     """Settings of evaluation."""
 
     every_steps: int | None = None  # None: at the end only
-    split: str = "test"
-    subsets: tuple[str, ...] = ("speech+image", "image+text")
+    split: str = "test"  # that is measured
+    subsets: tuple[str, ...] = ("speech+image", "image+text")  # modalities that are shown together
     examples: int | None = None  # evenly spread over the split, during training; None: all
     final_examples: int | None = None  # the same, for the final evaluation
 
@@ -39,29 +39,29 @@ class Checkpoint:
 class Log:
     """Settings of the log."""
 
-    every_steps: int = 10
-    tensorboard: bool = True
-    wandb_project: str | None = None
+    every_steps: int = 10  # between two lines
+    tensorboard: bool = True  # write event files for TensorBoard
+    wandb_project: str | None = None  # a project of Weights & Biases
 
 
 @part
 class Experiment:
     """A run: the same config, data and seed give the same result."""
 
-    name: str
-    seed: int = 0
-    steps: int
-    data: Data
-    model: Multimodal
-    optimizer: Optimizer
+    name: str  # of the run
+    seed: int = 0  # of all random numbers
+    steps: int  # optimizer steps
+    data: Data  # what is read, and how it is packed
+    model: Multimodal  # encoders, fusion and tasks
+    optimizer: Optimizer  # rule, schedule and groups
     weighting: Weighting | None = None  # of the tasks, in addition to their fixed weights
     # Directory of a run or an import by pattern ("encoders.speech", "**"), or DIRECTORY:PART; None: random values.
     initial: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
-    evaluation: Evaluation = Evaluation()
-    checkpoint: Checkpoint = Checkpoint()
-    log: Log = Log()
-    mesh: Mesh = Mesh()
-    xla: XLA = XLA()
+    evaluation: Evaluation = Evaluation()  # what is measured, and when
+    checkpoint: Checkpoint = Checkpoint()  # when the state is saved
+    log: Log = Log()  # when metrics are written, and where
+    mesh: Mesh = Mesh()  # how devices divide the work
+    xla: XLA = XLA()  # settings of the compiler
 
 
 def load(path: str | Path) -> Experiment:

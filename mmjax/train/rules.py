@@ -36,10 +36,10 @@ class Rule:
 class AdamW(Rule):
     """Adam (Kingma and Ba 2015, arXiv:1412.6980) with decoupled weight decay (arXiv:1711.05101)."""
 
-    b1: float = 0.9
-    b2: float = 0.98
-    eps: float = 1e-8
-    weight_decay: float = 0.01
+    b1: float = 0.9  # decay of the first moments
+    b2: float = 0.98  # decay of the second moments
+    eps: float = 1e-8  # added to the root of the second moments
+    weight_decay: float = 0.01  # of projections; decoupled: multiplied by the learning rate
 
     def direction(self, specs: Any) -> optax.GradientTransformation:
         return optax.scale_by_adam(self.b1, self.b2, self.eps)
@@ -52,10 +52,10 @@ class Muon(Rule):
     Updates have the size of Adam's (Liu et al. 2025, arXiv:2502.16982), so that AdamW's learning rates fit.
     """
 
-    momentum: float = 0.95
+    momentum: float = 0.95  # decay of the momentum
     b1: float = 0.9  # of Adam
-    b2: float = 0.98
-    weight_decay: float = 0.01
+    b2: float = 0.98  # decay of the second moments
+    weight_decay: float = 0.01  # of projections; decoupled: multiplied by the learning rate
 
     def direction(self, specs: Any) -> optax.GradientTransformation:
         muon = optax.contrib.muon(
@@ -86,9 +86,9 @@ def matrices(specs: Any) -> Any:
 class Lion(Rule):
     """The sign of a momentum (Chen et al. 2023, arXiv:2302.06675)."""
 
-    b1: float = 0.9
-    b2: float = 0.99
-    weight_decay: float = 0.1
+    b1: float = 0.9  # decay of the first moments
+    b2: float = 0.99  # decay of the second moments
+    weight_decay: float = 0.1  # of projections; decoupled: multiplied by the learning rate
 
     def direction(self, specs: Any) -> optax.GradientTransformation:
         return optax.scale_by_lion(self.b1, self.b2)
@@ -108,7 +108,7 @@ class Adafactor(Rule):
 class SGD(Rule):
     """Gradient descent with momentum."""
 
-    momentum: float = 0.9
+    momentum: float = 0.9  # decay of the momentum
 
     def direction(self, specs: Any) -> optax.GradientTransformation:
         return optax.trace(self.momentum)

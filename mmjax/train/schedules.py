@@ -14,7 +14,7 @@ class Schedule:
 
     kind = "schedule"
 
-    peak: float = 1e-3
+    peak: float = 1e-3  # the largest learning rate
 
     def build(self, steps: int) -> optax.Schedule:
         """Learning rate by optimizer step; the first step has peak / warmup, since a rate of 0 would waste it.

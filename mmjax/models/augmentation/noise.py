@@ -22,7 +22,7 @@ class AddNoise:
     cycle per hop). Examples of pure silence are not changed.
     """
 
-    probability: float = 0.5
+    probability: float = 0.5  # that an example is changed
     minimum_snr: float = 5.0  # dB
     maximum_snr: float = 30.0
     colour: Literal["white", "pink"] = "pink"  # without a bank of recordings

@@ -26,7 +26,7 @@ class Reverberate:
       sample_rate: in Hz.
     """
 
-    probability: float = 0.3
+    probability: float = 0.3  # that an example is changed
     minimum_decay: float = 0.1  # seconds until 60 dB are lost
     maximum_decay: float = 0.5
     minimum_ratio: float = 0.0  # dB, of direct to reverberant energy

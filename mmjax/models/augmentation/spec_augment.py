@@ -29,7 +29,7 @@ class SpecAugment:
       multiplicity: masks per frame of the example (the product with its frames is rounded down); None: always `time_masks`.
     """
 
-    probability: float = 1.0
+    probability: float = 1.0  # that an example is changed
     frequency_masks: int = 2
     frequency_width: int = 27  # bins, of the widest mask
     time_masks: int = 10  # at most

@@ -18,12 +18,12 @@ class SpeechAugmentation:
     Each has its own random key, so switching one off does not change the random numbers of the others.
     """
 
-    reverberate: Reverberate | None = None
-    noise: AddNoise | None = None
-    telephone: TelephoneBand | None = None
-    gain: Gain | None = None
-    clip: Clip | None = None
-    masks: SpecAugment | None = None
+    reverberate: Reverberate | None = None  # a simulated room
+    noise: AddNoise | None = None  # noise at a random level
+    telephone: TelephoneBand | None = None  # the band of a telephone
+    gain: Gain | None = None  # another loudness
+    clip: Clip | None = None  # clipped peaks
+    masks: SpecAugment | None = None  # of features (SpecAugment)
 
     def check(self, path: str, sample_rate: int, hop: int) -> None:
         """Checks that the augmentations suit the recordings.

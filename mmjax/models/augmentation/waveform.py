@@ -18,7 +18,7 @@ from mmjax.tree import part
 class Gain:
     """Changes the level of speech by a uniformly drawn number of decibels."""
 
-    probability: float = 1.0
+    probability: float = 1.0  # that an example is changed
     minimum_gain: float = -6.0  # dB
     maximum_gain: float = 6.0
 
@@ -40,7 +40,7 @@ class Clip:
       threshold: clip at this amplitude instead.
     """
 
-    probability: float = 0.1
+    probability: float = 0.1  # that an example is changed
     maximum_share: float = 0.1  # of the samples
     threshold: float | None = None  # amplitude; None: by share
 
@@ -67,7 +67,7 @@ class TelephoneBand:
       sample_rate: in Hz.
     """
 
-    probability: float = 0.1
+    probability: float = 0.1  # that an example is changed
     low: float = 300.0  # Hz
     high: float = 3400.0
     taps: int = 257  # odd, at most 2 hops + 1

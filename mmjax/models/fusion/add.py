@@ -18,7 +18,7 @@ class Add(Fusion, kw_only=True):
     their combination. This baseline shows whether a task needs more fusion.
     """
 
-    width: int = 128
+    width: int = 128  # features of a token
     dtype: Any = setting(jnp.float32)
 
     @nn.compact

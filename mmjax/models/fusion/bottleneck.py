@@ -58,10 +58,10 @@ class Bottleneck(Fusion, Tower, kw_only=True):
     Class tokens read the bottlenecks that the previous layer wrote, so a single layer exchanges nothing.
     """
 
-    layers: int = 3
-    width: int = 128
-    heads: int = 4
-    mlp: int = 512
+    layers: int = 3  # number of blocks
+    width: int = 128  # features of a token
+    heads: int = 4  # attention heads
+    mlp: int = 512  # hidden features of the feed-forward
     bottlenecks: int = 4  # tokens per example through which modalities exchange; 0: no exchange
 
     def check(self, path: str, modalities: Collection[str]) -> None:

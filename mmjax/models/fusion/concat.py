@@ -15,10 +15,10 @@ class Concat(Fusion, Tower, kw_only=True):
     The result is the class token (Devlin et al. 2019, arXiv:1810.04805). No positions are added: encoders apply them.
     """
 
-    layers: int = 3
-    width: int = 128
-    heads: int = 4
-    mlp: int = 512
+    layers: int = 3  # number of blocks
+    width: int = 128  # features of a token
+    heads: int = 4  # attention heads
+    mlp: int = 512  # hidden features of the feed-forward
 
     @nn.compact
     def __call__(self, streams: dict[str, Stream], examples: Stream, train: bool = False) -> Stream:

@@ -40,10 +40,10 @@ class CrossAttention(Fusion, Tower, kw_only=True):
     A modality without tokens adds no keys, so it changes nothing.
     """
 
-    layers: int = 3
-    width: int = 128
-    heads: int = 4
-    mlp: int = 512
+    layers: int = 3  # number of blocks
+    width: int = 128  # features of a token
+    heads: int = 4  # attention heads
+    mlp: int = 512  # hidden features of the feed-forward
     queries: int = 4  # learned query tokens per example
 
     @nn.compact

@@ -44,9 +44,9 @@ class FiLM(Fusion, Tower, kw_only=True):
     """
 
     by: str  # the modality whose summary modulates the others
-    layers: int = 3
-    width: int = 128
-    mlp: int = 512
+    layers: int = 3  # number of blocks
+    width: int = 128  # features of a token
+    mlp: int = 512  # hidden features of the feed-forward
 
     def check(self, path: str, modalities: Collection[str]) -> None:
         super().check(path, modalities)

@@ -24,8 +24,8 @@ class LowRank(Fusion, kw_only=True):
     the product of the others. A modality that an example does not have is a factor of one.
     """
 
-    width: int = 128
-    rank: int = 4
+    width: int = 128  # features of a token
+    rank: int = 4  # of the factors
     dtype: Any = setting(jnp.float32)
 
     @nn.compact

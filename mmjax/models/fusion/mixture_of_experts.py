@@ -23,7 +23,7 @@ class Experts(nn.Module):
     """
 
     hidden: int
-    experts: int
+    experts: int  # number of feed-forwards to choose from
     chosen: int
     dropout: float = 0.0
     train: bool = False
@@ -49,7 +49,7 @@ class Experts(nn.Module):
 class MixtureBlock(CrossAttentionBlock):
     """The block of CrossAttention with experts instead of its feed-forward layer."""
 
-    experts: int = 1
+    experts: int = 1  # number of feed-forwards to choose from
     chosen: int = 1
 
     def feed_forward(self) -> nn.Module:
@@ -64,7 +64,7 @@ class MixtureOfExperts(CrossAttention, kw_only=True):
     the batch, so the loss would depend on how the batch is divided among devices.
     """
 
-    experts: int = 4
+    experts: int = 4  # number of feed-forwards to choose from
     chosen: int = 2  # experts per query token
 
     def check(self, path: str, modalities: Collection[str]) -> None:

@@ -38,10 +38,10 @@ class Perceiver(Fusion, Tower, kw_only=True):
     and the latents, so no further self-attention is needed.
     """
 
-    layers: int = 3
-    width: int = 128
-    heads: int = 4
-    mlp: int = 512
+    layers: int = 3  # number of blocks
+    width: int = 128  # features of a token
+    heads: int = 4  # attention heads
+    mlp: int = 512  # hidden features of the feed-forward
     latents: int = 8  # learned tokens per example
 
     @nn.compact

@@ -23,7 +23,7 @@ class Weighted(Fusion, kw_only=True):
     paper uses separate sigmoids; the softmax makes the weights sum to one if a modality is absent.
     """
 
-    width: int = 128
+    width: int = 128  # features of a token
     dtype: Any = setting(jnp.float32)
 
     @nn.compact
