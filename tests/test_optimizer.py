@@ -16,6 +16,7 @@ from mmjax.models.layers import FixedBatchNorm, dense
 from mmjax.models.roles import Spec, specs
 from mmjax.stream import Stream
 from mmjax.tasks import Output
+from mmjax.train.groups import grouped, split
 from mmjax.train.optimizer import decayed, fixed
 from mmjax.train.rules import matrices
 from mmjax.train.step import init_parameters, init_state, make_train_step, unboxed
@@ -245,6 +246,30 @@ def as_matrices(path, array):
     if names[-2] == "out":  # [head, feature, out]
         return one.reshape(len(one), -1, one.shape[-1])
     return one
+
+
+@every_rule
+def test_a_frozen_part_has_no_moments_and_every_other_part_has_its_own(rule, shapes):
+    params = nested(shapes)
+
+    def moments(params):
+        optimizer = optimizer_of(rule, params, rate=0.5)
+        arrays = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), params)
+        return sum(np.prod(x.shape, dtype=int) for x in jax.tree.leaves(jax.eval_shape(optimizer.init, arrays)))
+
+    whole, none = moments(params), moments({})
+    parts = [*(f"encoders.{name}" for name in ENCODERS), *(f"tasks.{name}" for name in TASKS)]
+    parts = [part for part in parts if has_parameters(part, shapes)]
+    for chosen in (parts[::2], parts[1::2]):
+        trained, frozen = split(params, grouped({f"{part}.**": c.Group(frozen=True) for part in chosen}, params))
+        names = {path.split("/")[0] for path, leaf in by_path(frozen).items() if leaf is not None}
+        assert names == {part.replace(".", "_") for part in chosen}
+        # Each parameter has the same moments with and without the others, so the parts add up to the whole.
+        assert moments(trained) + moments(frozen) - none == whole
+
+
+def has_parameters(part, shapes):
+    return any(path.startswith(f"{part.replace('.', '_')}/") for path in shapes)
 
 
 def test_muon_makes_the_matrix_of_every_hidden_projection_orthogonal(shapes, distinct):
