@@ -10,16 +10,15 @@ import jax
 import numpy as np
 
 from mmjax.data.example import Example
+from mmjax.data.inputs import Use, VectorInput
 from mmjax.data.labels import named
 from mmjax.data.layout import Layout
 from mmjax.data.packing import Packer
 from mmjax.data.prefixes import Prefixes
 from mmjax.data.text import Tokenizer
-from mmjax.data.values import normal_text
 from mmjax.decode import by_example
 from mmjax.errors import UserError
 from mmjax.evaluate.evaluation import Evaluator, all_subsets
-from mmjax.evaluate.inputs import picture_of, samples_of
 from mmjax.files import local
 from mmjax.models.task import Facts
 from mmjax.parallel.mesh import make_mesh
@@ -94,7 +93,7 @@ class Run:
         text: str | None = None,
         *,
         tags: Mapping[str, str | None] | None = None,
-        **vectors: Any,
+        **others: Any,
     ) -> dict[str, Any]:
         """Predicts about one example, given as any subset of the modalities.
 
@@ -102,12 +101,13 @@ class Run:
 
         Args:
           speech: the path of a recording, or its bytes; samples [N], [N, C] or [C, N] at the model's own rate; or (samples,
-            rate in Hz). Floats are in -1 to 1; int16, int32 and uint8 are scaled as in WAV files. (`samples_of`)
+            rate in Hz). Floats are in -1 to 1; int16, int32 and uint8 are scaled as in WAV files. (`samples_of`) Or a list
+            of files, one after the other.
           image: the path of a picture, its bytes, a Pillow image, or pixels [H, W], [H, W, 3] or [H, W, 4], uint8 or floats
-            in 0 to 1. (`picture_of`)
+            in 0 to 1. (`picture_of`) Or a list of files.
           text: the written question.
           tags: "language" and "task", for the special tokens before texts (`data.prefixes`).
-          vectors: vectors [T, W] of other streams, by name.
+          others: inputs with other names: recordings, pictures and texts as above; vectors [T, W], or a .npy or .npz file.
 
         Returns:
           The predictions by task (`Task.shown`), such as {"answer": "yes", "answer/probabilities": {"yes": 0.9, ...},
@@ -116,25 +116,24 @@ class Run:
         Raises:
           UserError: an input cannot be read or does not fit, or the model has no encoder for it.
         """
-        if text is not None and not isinstance(text, str):
-            raise UserError(f"the text is {type(text).__name__}, not str; read a file before you pass its text")
         prefixes, tags = self._prefixes, tags or {}
         for name in (name for name, value in tags.items() if value and name not in (prefixes.tags if prefixes else ())):
             raise UserError(f"this run does not use --{name}: no token of its data.prefixes depends on it")
-        text = None if text is None else normal_text(text)  # as for texts of the data
-        given = {"speech": speech, "image": image, "text": text} | vectors
+        given = {"speech": speech, "image": image, "text": text} | others
+        given = {name: value for name, value in given.items() if value is not None}
         self._check_streams(given)
-        given["speech"] = (
-            None if speech is None else samples_of(speech, sample_rate(self.config), self.config.data.rescale)
+        known, use = (
+            self.config.data.fields(labels_of(self.config)).inputs,
+            Use(sample_rate(self.config), self.config.data.rescale),
         )
-        given["image"] = None if image is None else picture_of(image)
+        given = {name: known.get(name, VectorInput()).from_user(value, name, use) for name, value in given.items()}
         return self._predict(given, prefixes.of(tags) if prefixes else {})
 
     def _check_streams(self, given: Mapping[str, Any]) -> frozenset[str]:
         """The names of the given streams; raises if there are none, or if one has no encoder."""
         shows = frozenset(name for name, part in given.items() if part is not None)
         if not shows:
-            raise UserError("give at least one of --speech, --image and --text")
+            raise UserError(f"give at least one of {', '.join(self.config.model.encoders)}")
         if not self.config.model.tasks:
             raise UserError(f"{self.directory} has no task; use its encoder in a config (`imported`, `initial`)")
         absent = [name for name in shows if name not in self.config.model.encoders]

@@ -77,12 +77,12 @@ def test_inspect_counts_texts_and_answers_of_a_list_and_says_what_is_wrong(tmp_p
     found = json.loads(capsys.readouterr().out)
     text = {"examples": 2, "least": 3.0, "mean": 4.0, "largest": 5.0, "unit": "characters"}
     assert (found["examples"], found["sizes"]["text"]) == (2, text)
-    assert found["labels"] == {"answer": {"kind": "class", "names": 2}}
+    assert found["labels"] == {"answer": {"kind": "class", "names": 2, "first": ["a", "b"]}}
     assert found["dropped"] == {"unreadable": 1} and "list.jsonl:2 is not JSON" in found["reasons"][0]
     assert cli.main(["data", "inspect", str(path), "-o", str(tmp_path / "page.html")]) == 0
     printed, page = capsys.readouterr().out, (tmp_path / "page.html").read_text()
     assert "list.jsonl:2 is not JSON" in printed and "list.jsonl:2 is not JSON" in page
-    assert "answer: 2 classes" in printed
+    assert "answer: 2 classes: a, b" in printed
     with pytest.raises(SystemExit):
         cli.main(["data", "build", str(path), "-o", str(tmp_path / "out"), "--no-such-key", "1"])
 

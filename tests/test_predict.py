@@ -8,11 +8,14 @@ import soundfile
 import soxr
 from PIL import Image
 
+from mmjax import config as c
 from mmjax import run as running
+from mmjax.cli import main
 from mmjax.data.audio import read_audio
+from mmjax.data.given import picture_of, samples_of
 from mmjax.data.image import open_image
+from mmjax.data.inputs import Use
 from mmjax.errors import UserError
-from mmjax.evaluate.inputs import picture_of, samples_of
 from mmjax.run import Run, bucket
 
 RATE = 16_000
@@ -162,3 +165,33 @@ def test_other_pictures_are_refused_by_name(opened, image, message):
 def test_a_text_is_a_str(opened):
     with pytest.raises(UserError, match="the text is bytes, not str"):
         opened.predict(text=b"is it red?")
+
+
+def test_inputs_of_other_names_come_from_files_too(tmp_path):
+    """What `Run.predict` passes on: `Input.from_user` of each kind of input."""
+    use, tone = Use(RATE), np.stack([np.sin(np.arange(800) / 9), np.zeros(800)], axis=1).astype(np.float32)
+    soundfile.write(tmp_path / "two.wav", tone, RATE, subtype="FLOAT")
+    left, both = c.Audio(channels=(0,)), c.Audio()
+    np.testing.assert_allclose(left.from_user(str(tmp_path / "two.wav"), "left", use), tone[:, 0], atol=1e-6)
+    files = [tmp_path / "two.wav"] * 2
+    np.testing.assert_allclose(both.from_user(files, "speech", use), np.tile(tone.mean(1), 2), atol=1e-6)
+    pictures = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    assert [open_image(one).getpixel((0, 0)) for one in c.Image().from_user(pictures, "image", use)] == [
+        (255, 0, 0),
+        (0, 0, 255),
+    ]
+    np.save(tmp_path / "imu.npy", np.eye(3))
+    for given in (tmp_path / "imu.npy", np.eye(3), np.eye(3).tolist()):
+        np.testing.assert_array_equal(c.VectorInput(width=3).from_user(given, "imu", use), np.eye(3))
+    with pytest.raises(UserError, match="the question is int, not str"):
+        c.Text().from_user(3, "question", use)
+
+
+def test_the_command_shows_the_truth_of_labels_of_any_name(run, capsys):
+    assert main(["predict", str(run), "--example", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert (
+        printed.startswith("example 3 of the test split, from speech+image: ") and "answer " in printed.splitlines()[0]
+    )
+    assert main(["predict", str(run), "--input", "speech"]) == 2
+    assert "--input should be NAME=FILE" in capsys.readouterr().err

@@ -108,3 +108,9 @@ def test_positions_of_a_users_class_are_positions_like_ours():
     alone = near.apply(params, text._replace(segments=jnp.array([[1, 2, 3]]))).features
     assert jnp.allclose(near.apply(params, text).features, alone, atol=1e-6), "a token sees itself alone"
     assert not jnp.allclose(far.apply(params, text).features, alone, atol=1e-3)
+
+
+def test_a_misspelt_class_in_a_config_file_names_the_nearest(tmp_path):
+    (tmp_path / "mine.py").write_text("from mmjax import config as c\n\nconfig = c.Classfy()\n")
+    with pytest.raises(UserError, match=r"mine.py, line 3: mmjax.config has no 'Classfy'; did you mean 'Classify'\?"):
+        c.load(tmp_path / "mine.py")

@@ -83,8 +83,16 @@ def _add_run_commands(commands) -> None:
 
     sub = _command(commands, "predict", "predict about one example", "RUN")
     sub.set_defaults(func=_predict, joins=True)
-    for modality, kind in (("speech", "FILE"), ("image", "FILE"), ("text", "STRING")):
-        sub.add_argument(f"--{modality}", metavar=kind)
+    for modality in ("speech", "image"):
+        sub.add_argument(f"--{modality}", metavar="FILE", nargs="+")
+    sub.add_argument("--text", metavar="STRING")
+    sub.add_argument(
+        "--input",
+        metavar="NAME=FILE",
+        action="append",
+        default=[],
+        help="an input with another name: left=left.wav, imu=imu.npy",
+    )
     sub.add_argument(
         "--save", metavar="FILE", help="write predicted samples to this WAV file, if the run has a Denoise"
     )
@@ -206,8 +214,9 @@ def _predict(options, rest) -> int:
     run = Run(options.run)
     if options.example is None:
         tags = {"language": options.language, "task": options.task}
-        result = run.predict(options.speech, options.image, options.text, tags=tags)
-    elif any((options.speech, options.image, options.text, options.language, options.task)):
+        others = dict(_named_input(one) for one in options.input)
+        result = run.predict(_one(options.speech), _one(options.image), options.text, tags=tags, **others)
+    elif any((options.speech, options.image, options.text, options.language, options.task, options.input)):
         raise UserError("give either --example, or inputs and tags of your own")
     else:
         result = run.predict_example(options.example)
@@ -216,12 +225,27 @@ def _predict(options, rest) -> int:
         print_json(result)
         return 0
     if "example" in result:
-        truth = dict(result["example"], answer=result["example"]["answer"] or "")
-        print("example {number} of the {split} split, from {modalities}: {text} {answer}".format(**truth))
+        truth = dict(result["example"])
+        place = "example {number} of the {split} split, from {modalities}".format(**truth)
+        said = [
+            f"{name} {value}" for name, value in truth.items() if name not in ("number", "split", "modalities", "text")
+        ]
+        print(f"{place}: {'; '.join([truth['text'], *said] if truth['text'] else said)}")
     for name, task in run.config.model.tasks.items():
         if name in result:
             print("\n".join(task.lines(name, result)))
     return 0
+
+
+def _one(files: list[str] | None) -> str | list[str] | None:
+    return files[0] if files and len(files) == 1 else files
+
+
+def _named_input(text: str) -> tuple[str, str]:
+    name, sign, file = text.partition("=")
+    if not (name.isidentifier() and sign and file):
+        raise UserError(f"--input should be NAME=FILE, not '{text}'")
+    return name, file
 
 
 def _saved(result: dict[str, Any], path: Path | None, run: Any) -> dict[str, Any]:

@@ -117,7 +117,10 @@ def _inspect(options, rest) -> int:
             f"mean {size['mean']:.3g} {size['unit']}"
         )
     for name, label in found.get("labels", {}).items():
-        print(f"  {name}: {label['names']:,} " + ("numbers" if label["kind"] == "numbers" else "classes"))
+        kind = {"numbers": "number"}.get(label["kind"], "class")
+        plural = kind + ("es" if kind == "class" else "s") * (label["names"] > 1)
+        more = ", ..." * (label["names"] > len(label["first"]))
+        print(f"  {name}: {label['names']:,} {plural}: {', '.join(label['first'])}{more}")
     for kind, counts in found.get("groups", {}).items():
         print(f"  {kind}: " + ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items())))
     for title in ("dropped", "padding"):

@@ -91,7 +91,7 @@ class Corpus:
             reasons = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.dropped.items()))
             raise UserError(
                 f"of the {len(index):,} examples of {title}, {100 * share:.1f} % cannot be used ({reasons}; the first: "
-                f"{self.quarantine[0][1]}); fix them, or raise data.filters.largest_share_dropped"
+                f"{self.quarantine[0][1]}); fix them and touch the list, so that its files are read again; or raise data.filters.largest_share_dropped"
             )
 
     def _sizes(self, name: str) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Inputs of an example by name: what a column may hold, how it is measured, read, stored and packed."""
 
 import io
+import os
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -122,6 +123,14 @@ class Input:
         """A value as it stands in an `Example`; see there. `size`: that of the example, from `sizes`."""
         return value
 
+    def from_user(self, value: Any, name: str, use: Use) -> Any:
+        """What a user gives to be predicted from, as it stands in an `Example`.
+
+        Raises:
+          UserError: it cannot be read, or cannot be such an input.
+        """
+        return value
+
     def whole(self, value: Any, name: str, use: Use) -> Any:
         """The value with its encoded bytes in memory, after each piece was decoded once.
 
@@ -199,6 +208,17 @@ class Audio(Input):
     def given(self, value: list[Recording], name: str, use: Use, size: Any) -> Callable[[], np.ndarray]:
         return lambda: self._samples(value, name, use, int(size))
 
+    def from_user(self, value: Any, name: str, use: Use) -> np.ndarray:
+        """Samples [N]: see `samples_of`; several files in a list are heard one after the other."""
+        from mmjax.data.given import samples_of
+
+        if isinstance(value, list) and value and isinstance(value[0], str | os.PathLike | bytes):
+            return np.concatenate([self.from_user(one, name, use) for one in value])
+        if self.channels is None or not isinstance(value, str | os.PathLike | bytes):
+            return samples_of(value, use.sample_rate, use.rescale)
+        one = Recording(value if isinstance(value, bytes) else Blob(os.fspath(value)), channels=self.channels)
+        return _decoded(one, use.sample_rate, f"the input '{name}'", use)
+
     def _samples(self, value: list[Recording], name: str, use: Use, promised: int) -> np.ndarray:
         samples = [_decoded(one, use.sample_rate, name, use) for one in value]
         joined = samples[0] if len(samples) == 1 else np.concatenate(samples)
@@ -262,6 +282,15 @@ class Image(Input):
         pictures = [one.read() if isinstance(one, Blob) else one for one in value]
         return pictures[0] if len(pictures) == 1 else pictures
 
+    def from_user(self, value: Any, name: str, use: Use) -> bytes | list[bytes]:
+        """An encoded picture, or several: see `picture_of`."""
+        from PIL import Image as Pillow
+
+        from mmjax.data.given import picture_of
+
+        several = isinstance(value, list) and value and isinstance(value[0], str | os.PathLike | bytes | Pillow.Image)
+        return [picture_of(one) for one in value] if several else picture_of(value)
+
     def whole(self, value: list[bytes | Blob], name: str, use: Use) -> list[bytes]:
         from mmjax.data.image import open_image
 
@@ -292,6 +321,11 @@ class Text(Input):
 
     def pieces(self, value: str) -> list[Any]:
         return []
+
+    def from_user(self, value: Any, name: str, use: Use) -> str:
+        if not isinstance(value, str):
+            raise UserError(f"the {name} is {type(value).__name__}, not str; read a file before you pass its text")
+        return text_of(value, name, "your input")
 
     def stored(self, value: str) -> str:
         return value
@@ -342,6 +376,15 @@ class VectorInput(Input):
 
     def given(self, value: list[Any], name: str, use: Use, size: Any) -> Callable[[], np.ndarray]:
         return lambda: np.concatenate([self._numbers(one, name) for one in value])
+
+    def from_user(self, value: Any, name: str, use: Use) -> np.ndarray:
+        """Vectors [T, W], from an array, a list of lists, or a .npy or .npz file."""
+        value = value.tolist() if isinstance(value, np.ndarray) else value
+        value = os.fspath(value) if isinstance(value, os.PathLike) else value
+        found = self.read(value, Cell(name, "your input"))
+        if found is None:
+            raise UserError(f"the {name} of your input holds no vectors")
+        return np.concatenate([self._numbers(one, "your input") for one in found])
 
     def whole(self, value: list[Any], name: str, use: Use) -> list[bytes]:
         return [_as_npy(self._numbers(one, name)) for one in value]

@@ -21,6 +21,7 @@ td.n { text-align: right; } figure { display: inline-block; margin: 0 2em 1em 0;
 audio { width: 100%; }
 """
 REASONS = 5  # reasons listed for examples that were left out
+FIRST = 12  # classes of a label that are listed
 GROUPS = 20  # largest groups of each kind that the page lists
 
 
@@ -49,7 +50,10 @@ def facts(source: Any) -> dict[str, Any]:
         counts = np.bincount(numbers[numbers >= 0], minlength=len(names))
         found.setdefault("groups", {})[kind] = dict(zip(names, counts.tolist(), strict=True))
     if labels := {name: label for name, label in source.labels.items() if label.names}:
-        found["labels"] = {name: {"kind": label.kind, "names": len(label.names)} for name, label in labels.items()}
+        found["labels"] = {
+            name: {"kind": label.kind, "names": len(label.names), "first": label.names[:FIRST]}
+            for name, label in labels.items()
+        }
     parts = getattr(source, "sources", {"": source}).values()  # of a mixture
     found["notes"] = [note for part in parts for note in getattr(part, "notes", ())]
     found["dropped"] = dict(getattr(source, "dropped", {}))

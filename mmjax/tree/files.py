@@ -1,6 +1,7 @@
 """Config files: Python that builds parts, and JSON."""
 
 import dataclasses
+import difflib
 import importlib.util
 import json
 import re
@@ -90,6 +91,10 @@ def _explain(error: Exception, path: Path, module: types.ModuleType) -> str:
         return f"{place}: {unknown[1]} has no key '{unknown[2]}'{nearest(unknown[2], [f.name for f in fields(kind)])}"
     if missing:
         return f"{place}: {missing[1]} needs {missing[2]}"
+    if isinstance(error, AttributeError) and isinstance(error.obj, types.ModuleType):
+        known = [name for name in vars(error.obj) if not name.startswith("_")]
+        near = difflib.get_close_matches(error.name, known, n=1)
+        return f"{place}: {error.obj.__name__} has no '{error.name}'" + (f"; did you mean '{near[0]}'?" if near else "")
     return f"{place}: {type(error).__name__}: {error}"
 
 
