@@ -82,14 +82,14 @@ def test_an_example_does_not_depend_on_its_neighbours():
     params = parameters(model, batch)
     sensor = batch["sensor"]
     louder = np.where((sensor.segments == 2)[..., None], 1000 * sensor.features, sensor.features)
-    run = jax.jit(lambda b: model.apply({"params": params}, b)["answer"])
+    run = jax.jit(lambda b: model.apply({"params": params}, b)["answer"].prediction)
     one, other = run(batch), run({**batch, "sensor": Stream(louder, sensor.segments, sensor.positions)})
     first = np.asarray(one.segments) == 1
     np.testing.assert_array_equal(np.asarray(one.features)[first], np.asarray(other.features)[first])
     assert np.abs(np.asarray(one.features) - np.asarray(other.features))[~first].max() > 1e-3
 
     exact = build_model(with_products(config, "full").model)
-    whole = np.asarray(jax.jit(lambda b: exact.apply({"params": params}, b)["answer"].features)(batch))
+    whole = np.asarray(jax.jit(lambda b: exact.apply({"params": params}, b)["answer"].prediction.features)(batch))
     error = np.abs(np.asarray(one.features) - whole).max() / np.abs(whole).max()
     assert 1e-4 < error < 0.05, error  # rounded to 1 / 127, and not more
 
