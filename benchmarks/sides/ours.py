@@ -69,7 +69,7 @@ def packed(examples: list[Raw], layout: Any, rows: int) -> list[Any]:
         for name, ids in (("text", raw.text), ("transcript", raw.transcript)):
             if ids is not None:
                 found[name] = ids, np.arange(len(ids))
-        return {name: part for name, part in found.items() if name in layout.rows or name == "answer"}
+        return {name: part for name, part in found.items() if name in layout.rows or name in layout.slots}
 
     sizes = {
         name: np.array([count(getattr(raw, name)) for raw in examples]) for name in ("speech", "text", "transcript")
