@@ -41,7 +41,7 @@ def test_attention_across_examples_breaks_packing(monkeypatch):
         segments = jnp.ones_like(query_segments), jnp.ones_like(key_segments)
         return attention(query, key, value, *segments, *rest, **named)
 
-    monkeypatch.setattr("mmjax.models.conformer.attention", careless)
+    monkeypatch.setattr("mmjax.models.conformer_block.attention", careless)
     assert check.packing(check.Subject(tiny())) > check.TOLERANCES["packing"]
 
 
