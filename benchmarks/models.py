@@ -13,6 +13,11 @@ import numpy as np
 
 from mmjax import config as c
 from mmjax.flops import matrix_flops
+from mmjax.models.conformer import CONFORMERS
+from mmjax.models.decoder import DECODERS
+from mmjax.models.transformer import TRANSFORMERS
+from mmjax.models.vit import VIT_SIZES
+from mmjax.models.whisper import WHISPERS
 from mmjax.stream import Stream
 
 SECONDS = 10
@@ -45,13 +50,13 @@ def measure(tower: Any, example: Stream) -> tuple[int, float]:
 
 
 def conformers() -> list[tuple[str, c.Conformer]]:
-    names = [*c.CONFORMERS, *(f"modern {size}" for size in "SML")]
+    names = [*CONFORMERS, *(f"modern {size}" for size in "SML")]
     return [(name, c.Conformer.preset(name)) for name in names]
 
 
 def vits() -> list[tuple[str, c.ViT]]:
     patches = {"So400m": 14, "H": 14}
-    names = [f"{size}/{patches.get(size, 16)}" for size in c.VIT_SIZES]
+    names = [f"{size}/{patches.get(size, 16)}" for size in VIT_SIZES]
     return [(name, c.ViT.preset(name, class_token=not name.startswith("So400m"))) for name in names]
 
 
@@ -78,12 +83,12 @@ def table() -> str:
         "| `WhisperEncoder.preset` | layers | width | heads | parameters | GFLOP per second of audio |",
         "|---|---|---|---|---|---|",
     ]
-    for name in c.WHISPERS:
+    for name in WHISPERS:
         tower = c.WhisperEncoder.preset(name)
         parameters, flops = measure(tower, recording(tower.front_end))
         shape = f"{tower.layers} | {tower.width} | {tower.heads}"
         lines.append(f"| {name} | {shape} | {parameters / 1e6:.3f} M | {flops / SECONDS / 1e9:.2f} |")
-    for kind, names in (("Transformer", c.TRANSFORMERS), ("TextDecoder", c.DECODERS)):
+    for kind, names in (("Transformer", TRANSFORMERS), ("TextDecoder", DECODERS)):
         lines += [
             "",
             f"| `{kind}.preset` | layers | width | heads | mlp | parameters | GFLOP per token |",
