@@ -198,7 +198,7 @@ def _judged(seconds: dict[str, float], step: float, real: dict[str, float], thre
 
 
 def table(found: dict[str, Any]) -> Table:
-    """A table of the time of each part, and of the rates of one core and those that the model needs."""
+    """A table with the time of each part, the rate of one core, and the rate that the model needs."""
     result = Table("part of a batch", "what")
     result.add_column("seconds of one core", justify="right")
     for part, seconds in found["seconds_per_batch"].items():

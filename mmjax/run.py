@@ -10,12 +10,14 @@ import jax
 import numpy as np
 
 from mmjax.data.example import Example
-from mmjax.data.inputs import Use, VectorInput
+from mmjax.data.fields import Fields
+from mmjax.data.inputs import Input, Use
 from mmjax.data.labels import named
 from mmjax.data.layout import Layout
 from mmjax.data.packing import Packer
 from mmjax.data.prefixes import Prefixes
 from mmjax.data.text import Tokenizer
+from mmjax.data.vectors import VectorInput
 from mmjax.decode import by_example
 from mmjax.errors import UserError
 from mmjax.evaluate.evaluation import Evaluator, all_subsets
@@ -81,6 +83,8 @@ class Run:
         example, subsets = source[number], self.config.evaluation.subsets
         subset = subsets[0] if subsets else "+".join(self.config.model.encoders)
         shown = {name: example.input(name) for name in example.inputs if name in subset.split("+")}
+        shown = {name: value for name, value in shown.items() if value is not None}
+        self._check_streams(shown)
         result = self._predict(shown, example.prefixes)
         truth = {name: named(source.labels.get(name), value) for name, value in example.labels.items()}
         truth = {"text": example.inputs.get("text") or truth.get("target", ""), **truth}
@@ -122,41 +126,35 @@ class Run:
         given = {"speech": speech, "image": image, "text": text} | others
         given = {name: value for name, value in given.items() if value is not None}
         self._check_streams(given)
-        known, use = (
-            self.config.data.fields(labels_of(self.config)).inputs,
-            Use(sample_rate(self.config), self.config.data.rescale),
-        )
-        given = {name: known.get(name, VectorInput()).from_user(value, name, use) for name, value in given.items()}
+        use = Use(sample_rate(self.config), self.config.data.rescale)
+        given = {name: self._input(name).from_user(value, name, use) for name, value in given.items()}
         return self._predict(given, prefixes.of(tags) if prefixes else {})
 
-    def _check_streams(self, given: Mapping[str, Any]) -> frozenset[str]:
-        """The names of the given streams; raises if there are none, or if one has no encoder."""
-        shows = frozenset(name for name, part in given.items() if part is not None)
-        if not shows:
+    def _input(self, name: str) -> Input:
+        return self._fields.inputs.get(name, VectorInput())
+
+    def _check_streams(self, given: Mapping[str, Any]) -> None:
+        """Checks that inputs are given, and that the model has an encoder for each."""
+        if not given:
             raise UserError(f"give at least one of {', '.join(self.config.model.encoders)}")
         if not self.config.model.tasks:
             raise UserError(f"{self.directory} has no task; use its encoder in a config (`imported`, `initial`)")
-        absent = [name for name in shows if name not in self.config.model.encoders]
+        absent = [name for name in given if name not in self.config.model.encoders]
         if absent:
             raise UserError(f"this run's model has no encoder for {absent[0]}")
-        return shows
 
     def _predict(self, given: Mapping[str, Any], prefixes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         """`predict` for inputs in the format of `Example`, with the ids before each text."""
-        shows = self._check_streams(given)
-        speech, text = given.get("speech"), given.get("text")
-        layout = self._layout_for(shows, speech)
+        layout, text = self._layout_for(given), given.get("text")
         if text is not None:
             tokens = len(prefixes.get("text", ())) + len(self.tokenizer.read(text))
             if tokens > layout.rows["text"]:
                 raise UserError(
                     f"the text has {tokens} tokens, but the row has room for {layout.rows['text']}; shorten it"
                 )
-        inputs = {name: part for name, part in given.items() if part is not None}
         labels = dict.fromkeys(self._given, "")  # texts of which a task is given the first tokens
-        example = Example(inputs, labels, prefixes)
         packer = Packer(layout, 1)
-        packer.add(0, example, shows, name="your input")
+        packer.add(0, Example(given, labels, prefixes), frozenset(given), name="your input")
         predictions, result = jax.device_get(self._program(self._params, packer.batch)), {}
         for name, stream in predictions.items():
             task, tokens = self.config.model.tasks[name], dict(by_example(stream)).get((0, 1))
@@ -166,27 +164,30 @@ class Run:
                 result |= {f"{name}/{key}" if key else name: value for key, value in shown.items()}
         return result
 
-    def _layout_for(self, shows: frozenset[str], speech: np.ndarray | None) -> Layout:
-        """A layout of one row with the given streams, long enough for this recording."""
-        layout = self._layout.without(*set(self.config.model.encoders) - shows)
+    def _layout_for(self, given: Mapping[str, Any]) -> Layout:
+        """A layout of one row with the given streams, long enough for the given recordings."""
+        layout = self._layout.without(*set(self.config.model.encoders) - given.keys())
         rows = {name: size for name, size in layout.rows.items() if name not in ("transcript", "target")}
         rows |= {label: count + 1 for label, count in self._given.items()}
-        if speech is not None:
-            if len(speech) > LONGEST * sample_rate(self.config):
+        for name in layout.recordings:
+            if len(given[name]) > LONGEST * sample_rate(self.config):
                 raise UserError(f"the recording is longer than {LONGEST} seconds; cut it into parts")
-            alone = dataclasses.replace(layout, rows={"speech": rows["speech"]})
-            hops = int(alone.positions({"speech": np.array([len(speech)])})["speech"][0])
-            align = layout.streams["speech"].align
+            alone = dataclasses.replace(layout, rows={name: rows[name]})
+            hops = int(alone.positions({name: np.array([len(given[name])])})[name][0])
+            align = layout.streams[name].align
             whole = -(-hops // align) * align
-            self.config.model.encoders["speech"].check_row("model.encoders.speech", "the recording in hops", whole)
-            rows["speech"] = bucket(hops, align)
+            self.config.model.encoders[name].check_row(f"model.encoders.{name}", "the recording in hops", whole)
+            rows[name] = bucket(hops, align)
         return dataclasses.replace(layout, rows=rows)
 
     @functools.cached_property
     def _prefixes(self) -> Prefixes | None:
         templates = self.config.data.prefixes
-        fields = self.config.data.fields(labels_of(self.config))
-        return Prefixes(templates, self.tokenizer, fields) if templates else None
+        return Prefixes(templates, self.tokenizer, self._fields) if templates else None
+
+    @functools.cached_property
+    def _fields(self) -> Fields:
+        return self.config.data.fields(labels_of(self.config))
 
     @functools.cached_property
     def _given(self) -> dict[str, int]:
@@ -221,7 +222,7 @@ def evaluate_run(
       {"step", "split", "subsets": {"speech+image": {"answer/accuracy": ..., ...}, ...}}.
 
     Raises:
-      UserError: the data has another tokenizer or other answers than the run was trained with.
+      UserError: the data has another tokenizer or other labels than the run was trained with.
     """
     run = Run(directory, overrides)
     split = split or run.config.evaluation.split

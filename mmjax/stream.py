@@ -72,7 +72,7 @@ class Share(NamedTuple):
     count: int = 1
 
     def rows(self, batch_rows: int) -> np.ndarray:
-        """The numbers of the rows, of so many."""
+        """The numbers of this share's rows in a batch of `batch_rows` rows."""
         size = rows_of_a_part(batch_rows, self.count)
         return (np.array(self.parts)[:, None] * size + np.arange(size)).ravel()
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mmjax import __version__
-from mmjax.cli import data
-from mmjax.cli.shared import print_json, whole
+from mmjax.cli import data, runs
+from mmjax.cli.shared import command, print_json
 from mmjax.errors import Preempted, UserError
 from mmjax.files import local
 
@@ -40,78 +40,19 @@ def _parser() -> argparse.ArgumentParser:
     # the command uses JAX. joins: it may run on several processes.
     parser.set_defaults(overrides=False, computes=True, joins=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_run_commands(commands)
+    runs.add_parsers(commands)
     _add_config_commands(commands)
     _add_model_commands(commands)
     data.add_parser(commands)
     return parser
 
 
-def _command(commands, name: str, text: str, what: str, json_output: bool = True) -> argparse.ArgumentParser:
-    sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-    kinds = {"CONFIG": "a config file", "RUN": "a run directory", "DIR": "a directory"}
-    sub.add_argument(what.lower(), metavar=what, help=kinds[what])
-    if json_output:
-        sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
-    return sub
-
-
-def _add_run_commands(commands) -> None:
-    sub = _command(commands, "train", "train a config, or resume its training", "CONFIG", json_output=False)
-    sub.set_defaults(func=_train, overrides=True, joins=True)
-    sub.add_argument("--run-dir", help="directory of the run (default: runs/NAME)")
-    sub.add_argument(
-        "--smoke", action="store_true", help="test the config: a few steps of a tiny model with the same parts"
-    )
-    sub.add_argument(
-        "--restart",
-        action="store_true",
-        help="begin at the first step; the files of the earlier run are moved to a folder",
-    )
-    sub.add_argument(
-        "--accept-changed-data", action="store_true", help="resume although the data has changed since the run began"
-    )
-    sub.epilog = "Any other --key VALUE overrides a key of the config: --checkpoint.every-steps 50"
-
-    sub = _command(commands, "eval", "evaluate a run on every subset of its modalities", "RUN")
-    sub.set_defaults(func=_eval, joins=True, overrides=True)
-    sub.add_argument("--split", default=None, help="default: the config's evaluation.split")
-    sub.add_argument(
-        "--examples", type=whole(1), help="number of examples, spread evenly over the split (default: all)"
-    )
-    sub.epilog = "Any other --key VALUE overrides a key of the config: --data.source.splits.test other.tsv"
-
-    sub = _command(commands, "predict", "predict about one example", "RUN")
-    sub.set_defaults(func=_predict, joins=True)
-    for modality in ("speech", "image"):
-        sub.add_argument(f"--{modality}", metavar="FILE", nargs="+")
-    sub.add_argument("--text", metavar="STRING")
-    sub.add_argument(
-        "--input",
-        metavar="NAME=FILE",
-        action="append",
-        default=[],
-        help="an input with another name: left=left.wav, imu=imu.npy",
-    )
-    sub.add_argument(
-        "--save", metavar="FILE", help="write predicted samples to this WAV file, if the run has a Denoise"
-    )
-    for tag in ("language", "task"):
-        sub.add_argument(f"--{tag}", help=f"{tag} tag of the text, if the run's data.prefixes use it")
-    sub.add_argument("--example", type=whole(0), metavar="N", help="predict example N of the evaluation split instead")
-
-    sub = _command(
-        commands, "checkpoints", "list the checkpoints with size, digest and state (intact or damaged)", "RUN"
-    )
-    sub.set_defaults(func=_checkpoints)
-
-
 def _add_config_commands(commands) -> None:
-    sub = _command(commands, "check", "measure the five invariants on a config", "CONFIG")
+    sub = command(commands, "check", "measure the five invariants on a config", "CONFIG")
     sub.set_defaults(func=_check, overrides=True)
 
     text = "estimate memory, step time and cost by compiling the step for another machine"
-    sub = _command(commands, "plan", text, "CONFIG")
+    sub = command(commands, "plan", text, "CONFIG")
     sub.set_defaults(func=_plan, overrides=True)
     sub.add_argument(
         "--machine", required=True, metavar="NAME", help="h100:8, h100:8x2 (2 nodes), v5p:4x4x4, cpu:8, ..."
@@ -123,7 +64,7 @@ def _add_config_commands(commands) -> None:
     sub.add_argument("--estimate", action="store_true", help="estimate from shapes alone: fast, compiles nothing")
     sub.add_argument("--picture", metavar="FILE", help="draw memory and time as bars (SVG)")
 
-    sub = _command(commands, "config", "print the resolved config as JSON", "CONFIG", json_output=False)
+    sub = command(commands, "config", "print the resolved config as JSON", "CONFIG", json_output=False)
     sub.set_defaults(func=_config, overrides=True, computes=False)
 
     sub = commands.add_parser("keys", help="list the keys of a config class, with their units", allow_abbrev=False)
@@ -136,7 +77,7 @@ def _add_model_commands(commands) -> None:
         ("import", _import, "convert a model from Hugging Face's layout"),
         ("export", _export, "convert an imported model back to Hugging Face's layout"),
     ):
-        sub = _command(commands, name, text, "DIR")
+        sub = command(commands, name, text, "DIR")
         sub.set_defaults(func=function)
         sub.add_argument("-o", "--out", required=True, metavar="DIR", help="a new directory")
 
@@ -183,86 +124,6 @@ def _run(options, rest) -> int:
     return code
 
 
-def _train(options, rest) -> int:
-    from mmjax.config import load, override, smoke
-    from mmjax.train.loop import train
-    from mmjax.train.smoke import AS_ASKED
-
-    config = override(load(options.config), rest)
-    config = override(smoke(config), rest, only=AS_ASKED) if options.smoke else config
-    train(config, Path(options.run_dir or f"runs/{config.name}"), options.restart, options.accept_changed_data)
-    return 0
-
-
-def _eval(options, rest) -> int:
-    from mmjax import progress
-    from mmjax.evaluate.evaluation import table
-    from mmjax.run import evaluate_run
-
-    result = evaluate_run(options.run, options.split, options.examples, rest)
-    if options.json:
-        print_json(result)
-    else:
-        progress.out.print(table(result["subsets"], f"{result['split']} split after step {result['step']}"))
-    return 0
-
-
-def _predict(options, rest) -> int:
-    from mmjax.run import Run
-
-    save = options.save and local(options.save, "--save")
-    run = Run(options.run)
-    if options.example is None:
-        tags = {"language": options.language, "task": options.task}
-        others = dict(_named_input(one) for one in options.input)
-        result = run.predict(_one(options.speech), _one(options.image), options.text, tags=tags, **others)
-    elif any((options.speech, options.image, options.text, options.language, options.task, options.input)):
-        raise UserError("give either --example, or inputs and tags of your own")
-    else:
-        result = run.predict_example(options.example)
-    result = _saved(result, save, run)
-    if options.json:
-        print_json(result)
-        return 0
-    if "example" in result:
-        truth = dict(result["example"])
-        place = "example {number} of the {split} split, from {modalities}".format(**truth)
-        said = [
-            f"{name} {value}" for name, value in truth.items() if name not in ("number", "split", "modalities", "text")
-        ]
-        print(f"{place}: {'; '.join([truth['text'], *said] if truth['text'] else said)}")
-    for name, task in run.config.model.tasks.items():
-        if name in result:
-            print("\n".join(task.lines(name, result)))
-    return 0
-
-
-def _one(files: list[str] | None) -> str | list[str] | None:
-    return files[0] if files and len(files) == 1 else files
-
-
-def _named_input(text: str) -> tuple[str, str]:
-    name, sign, file = text.partition("=")
-    if not (name.isidentifier() and sign and file):
-        raise UserError(f"--input should be NAME=FILE, not '{text}'")
-    return name, file
-
-
-def _saved(result: dict[str, Any], path: Path | None, run: Any) -> dict[str, Any]:
-    """Writes the samples of the result to a file, and replaces them by its name."""
-    samples = [name for name, value in result.items() if hasattr(value, "dtype")]
-    if path and not samples:
-        raise UserError("there is nothing to save: no task of this run predicts samples, or there is no speech input")
-    for name in samples:
-        if path:
-            from mmjax.data.audio import write_audio
-            from mmjax.train.report import sample_rate
-
-            write_audio(path, result[name], sample_rate(run.config))
-        result[name] = str(path) if path else "denoised speech (write it with --save FILE)"
-    return result
-
-
 def _check(options, rest) -> int:
     from mmjax import progress
     from mmjax.check import check, table
@@ -297,18 +158,6 @@ def _plan(options, rest) -> int:
     else:
         for table in tables(result):
             progress.out.print(table)
-    return 0
-
-
-def _checkpoints(options, rest) -> int:
-    from mmjax import progress
-    from mmjax.train.checkpoint import describe_run, table
-
-    found = describe_run(options.run)
-    if options.json:
-        print_json(found)
-    else:
-        progress.out.print(table(found, options.run))
     return 0
 
 

@@ -21,3 +21,13 @@ def whole(least: int) -> Callable[[str], int]:
 def print_json(value: Any) -> None:
     """Prints one line of strict JSON; numbers that are not finite become null."""
     print(json_line(value))
+
+
+def command(commands: Any, name: str, text: str, what: str, json_output: bool = True) -> argparse.ArgumentParser:
+    """Adds a command with one positional argument; `what` is "CONFIG", "RUN" or "DIR"."""
+    sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    kinds = {"CONFIG": "a config file", "RUN": "a run directory", "DIR": "a directory"}
+    sub.add_argument(what.lower(), metavar=what, help=kinds[what])
+    if json_output:
+        sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
+    return sub

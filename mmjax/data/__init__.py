@@ -7,7 +7,7 @@ from mmjax.data.filters import Filters
 from mmjax.data.folder import Folder
 from mmjax.data.image_augmentation import ImageAugmentation
 from mmjax.data.image_mixing import ImageMixing
-from mmjax.data.inputs import Audio, Image, Input, Text, VectorInput
+from mmjax.data.inputs import Audio, Image, Input, Text
 from mmjax.data.manifest import Manifest
 from mmjax.data.mixture import Mixture
 from mmjax.data.own import OwnSource
@@ -21,3 +21,4 @@ from mmjax.data.tar_shards import TarShards
 from mmjax.data.tfds import TFDS
 from mmjax.data.tokenizers import HuggingFaceTokenizer, SentencePiece
 from mmjax.data.tuxpaint_stamps import TuxPaintStamps
+from mmjax.data.vectors import VectorInput

@@ -207,7 +207,7 @@ class Corpus:
         return sorted(found.items())
 
     def _classes(self, name: str, number: int) -> str:
-        """The classes of an example, also those that the training split lacks."""
+        """The classes of an example, including those that do not occur in the training split."""
         label, array = self.index.label(name)
         value = array[number]
         return repr(label.names[value]) if value.ndim == 0 else ", ".join(np.array(label.names)[value > 0])

@@ -9,7 +9,7 @@ class Filters:
 
     shortest: float | None = None  # seconds of speech
     longest: float | None = None
-    # Of a transcript, which is wrong if nobody speaks as fast. Short ones may have 10 more, up to twice as many.
+    # The most characters of a transcript per second: nobody speaks faster. Short transcripts may have 10 more, up to twice as many.
     characters_per_second: float | None = 40.0
     tokens_per_frame: float | None = None  # tokens of a transcript per CTC frame
     frame: float = 0.04  # seconds per CTC frame

@@ -1,4 +1,4 @@
-"""What a person gives to be predicted from, as the model reads it: recordings, pictures, arrays of both."""
+"""Converts recordings and pictures that a user gives for a prediction: files, bytes, arrays, Pillow images."""
 
 import io
 import os

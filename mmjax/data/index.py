@@ -118,7 +118,7 @@ class Index:
         return {name: array for name, (_, array) in self._labels.items()}
 
     def facts(self, kinds: Mapping[str, str]) -> dict[str, Label]:
-        """What is known about those of these labels that any example has."""
+        """The facts about each of these labels that occurs in an example."""
         found = {name: self.label(name, kind) for name, kind in kinds.items()}
         texts = {name: Label("text") for name, kind in kinds.items() if kind == "text" and name in self.texts}
         return {name: label[0] for name, label in found.items() if label} | texts

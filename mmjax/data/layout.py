@@ -5,10 +5,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mmjax.data.inputs import USUAL_INPUTS, Input, VectorInput
+from mmjax.data.inputs import USUAL_INPUTS, Input
 from mmjax.data.labels import SPOKEN, Label
 from mmjax.data.streams import Cut, Hops, Packed, Patches, Slot, Tokens, slot_of
 from mmjax.data.text import Tokenizer
+from mmjax.data.vectors import VectorInput
 from mmjax.errors import UserError
 from mmjax.stream import Batch, Stream
 
@@ -20,7 +21,7 @@ class Layout:
     Attributes:
       rows: positions per row by stream: recordings in hops, images in patches (with class tokens and registers), texts
         in tokens, examples in slots.
-      streams: how the values of each stream stand in rows; those that `rows` does not name are labels in the slots.
+      streams: how each stream is stored in rows; streams that `rows` does not name are labels in the slots of examples.
       needs: the input without which an example does not show a stream; an input needs itself.
       tokenizer: for all texts.
     """
@@ -45,7 +46,7 @@ class Layout:
 
         Args:
           geometry: what the encoder of each input says (`Encoder.geometry`); inputs with usual names need none.
-          inputs: those that are not as their names say.
+          inputs: inputs whose kind does not follow from their name.
           labels: those in the slots, as `source.labels` describes them; texts among them are left out.
           mixing: classes become distributions, since pictures are mixed.
 

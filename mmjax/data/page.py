@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.data.inputs import USUAL_INPUTS, Input, Text, VectorInput
+from mmjax.data.inputs import USUAL_INPUTS, Input, Text
 from mmjax.data.labels import named
+from mmjax.data.vectors import VectorInput
 from mmjax.errors import UserError
 
 STYLE = """

@@ -23,7 +23,7 @@ class Prefixes:
         {"target": ("<{language}>", "<{task}>")}. If an example lacks a tag, it has the default of the placeholder
         ("<{language:en}>"); without a default, the token is left out.
       tokenizer: the tokenizer with these special tokens.
-      fields: the texts that there are.
+      fields: the fields of the data, with its texts.
 
     Raises:
       UserError: a stream or tag does not exist.

@@ -62,7 +62,7 @@ class Data:
         Args:
           directory: folder of prepared data, indices and tokenizers.
           labels: the labels that tasks ask for, by name: "class", "classes", "numbers" or "text" (`mmjax.data.labels`);
-            None: those that data usually has.
+            None: the usual labels.
           tokenizer: used instead of the config's, unless the config has none.
           known: the labels of a run that has begun, with the names of its classes; None: those of the training split.
 

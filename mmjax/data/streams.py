@@ -1,4 +1,4 @@
-"""How each kind of value stands in a row: the shape of a position, the positions that a value takes, and its features."""
+"""How the values of each stream are stored in rows: shapes, numbers of positions, and features."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -46,7 +46,7 @@ class Packed:
         return np.zeros(count, np.int64) if sizes is None else sizes
 
     def reserved(self, tokens: Any) -> Any:
-        """The positions that so many tokens take in a row."""
+        """The number of positions that an example with this number of tokens takes in a row."""
         return tokens
 
     def cut(self, value: Any, name: str, owner: str, prefix: Sequence[int] = (), change: Callable | None = None) -> Cut:
@@ -92,7 +92,7 @@ class Hops(Packed):
         return self.pad or self.align
 
     def tokens(self, sizes: np.ndarray | None, count: int, room: int) -> np.ndarray:
-        """[n] hops of so many samples [n]."""
+        """[n] hops, from numbers of samples [n]."""
         hops = -(-super().tokens(sizes, count, room) // self.hop)
         if self.pad is None:
             return hops
@@ -175,7 +175,7 @@ class Patches(Packed):
         return rows * self.patch, columns * self.patch
 
     def tokens(self, sizes: np.ndarray | None, count: int, room: int) -> np.ndarray:
-        """[n] tokens of pictures of so many pixels [n, 2] or [n, K, 2], or of so many patches [n]."""
+        """[n] tokens, from heights and widths of pictures in pixels [n, 2] or [n, K, 2], or from numbers of patches [n]."""
         if sizes is None:  # every example has a picture, and all are squares of that size
             sizes = np.full((count, 2), self.image_size)
         own = self.class_token + self.registers
@@ -228,7 +228,7 @@ class Tokens(Packed):
 
 
 @stream
-class Vectors(Packed):
+class VectorTokens(Packed):
     """Vectors of `width` numbers."""
 
     width: int
@@ -271,7 +271,7 @@ class Slot(Packed):
 
 @stream
 class Numbers(Slot):
-    """So many numbers for each example: 0 or 1 for each class, or targets of a regression.
+    """`count` numbers for each example: 0 or 1 for each class, or targets of a regression.
 
     Attributes:
       one_hot: values are single classes, and become distributions over `count` classes.

@@ -43,7 +43,7 @@ class Facts(NamedTuple):
     """What a task needs to know of the data outside the compiled program.
 
     Attributes:
-      tokenizer: of the texts; None if there are none.
+      tokenizer: the tokenizer of the texts; None if the data has no texts.
       names: by label, the names of its classes or of its numbers.
     """
 
@@ -150,12 +150,14 @@ class Task(nn.Module, kw_only=True):
     ) -> Stream | None:
         """What the task predicts, as a stream in which an example's tokens are its prediction; None: nothing.
 
+        By default this is the prediction of `__call__`; a task that hides a part of its input predicts nothing.
+
         Args:
           apply: calls a method of this task with its parameters: apply(*arguments, method="NAME").
           output: the result of `__call__`.
           rooms: the largest number of tokens of a text, by label.
         """
-        return None if output is None else output.prediction
+        return None if output is None or self.hides else output.prediction
 
     # One example, on the host.
 

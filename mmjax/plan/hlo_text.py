@@ -59,7 +59,7 @@ class Instruction(NamedTuple):
 
     @property
     def name_stack(self) -> str:
-        """The name scopes of the traced program; "" if there are none."""
+        """The name scopes of the traced program, or ""."""
         found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.rest)
         return found[1] if found else ""
 

@@ -1,6 +1,5 @@
 """Self-supervised pretraining of speech encoders by random-projection quantisation."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -84,6 +83,3 @@ class BestRQ(Task, kw_only=True):
 
     def loss(self, output: Output) -> Sums:
         return token_cross_entropy(*output)
-
-    def decode(self, apply: Any, encoded: Encoded, output: Output | None, rooms: Mapping[str, int]) -> None:
-        return None

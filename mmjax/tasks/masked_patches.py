@@ -1,6 +1,5 @@
 """Self-supervised pretraining of image encoders by masked autoencoding."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -61,6 +60,3 @@ class MaskedPatches(Task, kw_only=True):
 
     def loss(self, output: Output) -> Sums:
         return regression(*output)
-
-    def decode(self, apply: Any, encoded: Encoded, output: Output | None, rooms: Mapping[str, int]) -> None:
-        return None

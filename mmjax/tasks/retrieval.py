@@ -15,7 +15,7 @@ def recalls(
     """Recall@1, 5 and 10 of a gallery of all different items, and what guessing would reach.
 
     As on COCO captions (Karpathy and Fei-Fei 2015, section 4.2), a query that belongs to several items is right if any of
-    them is found, and an item that several examples share is in the gallery once. Of items with equal scores those that
+    them is found, and an item that several examples share is in the gallery once. If scores are equal, those that
     do not belong to the query come first, so that a model that has collapsed finds nothing.
 
     Args:

@@ -54,7 +54,7 @@ def build_source(config: Data, split: str, run: Path | None = None, labels: Mapp
     Args:
       run: the directory of a run. If the run has begun, its own tokenizer and labels are used, so that the meaning of
         ids stays the same when the training split changes or is gone.
-      labels: those that tasks need (`labels_of`); None: those that data usually has.
+      labels: the labels that tasks need (`labels_of`); None: the usual labels.
     """
     directory = data_directory(config.directory)
     if run is None or not (run / "config.json").is_file():

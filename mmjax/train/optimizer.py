@@ -40,7 +40,7 @@ class Optimizer:
         Args:
           specs: the `mmjax.models.roles.Spec` of every trained parameter.
           steps: number of steps of the run.
-          groups: the `Group` of every trained parameter; None: there are none.
+          groups: the `Group` of every trained parameter; None: the config has no groups.
         """
         return optax.chain(
             optax.clip_by_global_norm(self.clip) if self.clip else optax.identity(),

@@ -12,7 +12,7 @@ from typing import Any
 from mmjax.errors import UserError
 from mmjax.models.roles import BLOCKS
 
-# Of all products, those with a kernel of the role "projection".
+# The function of all products with a kernel of the role "projection".
 PRODUCT = "mmjax.models.layers.weight_product"
 # The dtypes of the forward pass, and of gradients.
 TYPES = {"int8": ("int8", "int8"), "fp8": ("float8_e4m3fn", "float8_e5m2")}

@@ -43,7 +43,7 @@ def step_flops(
 ) -> dict[str, float]:
     """FLOPs of one step by part of the model: of the forward pass and, with `training`, of the backward pass.
 
-    Those of a loss count for its task. Attention counts all scores, even those that a kernel skips.
+    The FLOPs of a loss count for its task. Attention counts all scores, including scores that a kernel skips.
 
     Args:
       groups: the group of every parameter; frozen parameters have no gradients.

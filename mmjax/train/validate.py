@@ -13,6 +13,9 @@ from mmjax.tree import flat
 # Reserved names, which cannot name a stream of vectors.
 TAKEN = ("speech", "image", "text", "transcript", "target", "examples", "answer", "fused")
 
+# What each kind of label is, for messages.
+LABELS = {"class": "a class", "classes": "several classes", "numbers": "numbers", "text": "a text"}
+
 # The least value of a number, by the end of its key. Default: 1 for integers, 0 for floats.
 AT_LEAST = {
     "mesh.data": -1,
@@ -144,9 +147,6 @@ def _check_tasks(config: Experiment) -> None:
                 f"optimizer.accumulation={config.optimizer.accumulation}, but {path} compares all examples of a batch, and a "
                 "micro-batch has only some; set it to 1 and divide data.batch_rows among more devices"
             )
-
-
-LABELS = {"class": "a class", "classes": "several classes", "numbers": "numbers", "text": "a text"}
 
 
 def check_data(config: Experiment, source: Any) -> None:
