@@ -118,9 +118,16 @@ class Writer:
           UserError: there is no room for the rest.
         """
         with _explained(self._path.parent):
-            for sink in (self._file, self._tensorboard):
-                if sink:
-                    sink.close()
+            try:
+                for sink in (self._file, self._tensorboard):
+                    if sink:
+                        sink.close()
+            except OSError:
+                if (
+                    self._tensorboard
+                ):  # otherwise Python 3.13 tries again at its end, and reports that in lines of its own
+                    self._tensorboard._py_recordio_writer._writer.raw.close()
+                raise
         if self._wandb:
             self._wandb.finish()
 
