@@ -18,6 +18,8 @@ EMPTY = -1
 # The patch columns of an example's second picture begin at this number, those of its third at twice this, and so on.
 PICTURE = 2**16
 MOST_PICTURES = 2**12  # of an example
+# The hops of an example's recording number n begin at n times this number, where its recordings are kept apart.
+RECORDING = 2**20
 
 Array = Any  # numpy.ndarray in data workers, jax.Array in the model
 

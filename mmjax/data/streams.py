@@ -25,7 +25,10 @@ class Packed:
       unit: what one position holds, for messages.
       shape, dtype: of the features of one position; place: the shape of its position.
       slots: whether each example has the position of its slot, where labels are.
+      align: examples start at multiples of this many positions.
     """
+
+    align: int = 1
 
     unit: ClassVar[str] = "tokens"
     dtype: ClassVar[Any] = np.int32
@@ -39,7 +42,7 @@ class Packed:
     @property
     def multiple(self) -> int:
         """The capacity of a row is best a multiple of this."""
-        return 1
+        return self.align
 
     def tokens(self, sizes: np.ndarray | None, count: int, room: int) -> np.ndarray:
         """[n] positions with a token, from a source's sizes (None: it states none) for rows of `room` positions."""
@@ -47,7 +50,7 @@ class Packed:
 
     def reserved(self, tokens: Any) -> Any:
         """The number of positions that an example with this number of tokens takes in a row."""
-        return tokens
+        return -(-tokens // self.align) * self.align
 
     def cut(self, value: Any, name: str, owner: str, prefix: Sequence[int] = (), change: Callable | None = None) -> Cut:
         """The features and positions of an example's value.
@@ -97,9 +100,6 @@ class Hops(Packed):
         if self.pad is None:
             return hops
         return np.where(hops == 0, 0, np.where(hops <= self.pad, self.pad, np.maximum(hops, room + 1)))
-
-    def reserved(self, tokens: Any) -> Any:
-        return -(-tokens // self.align) * self.align
 
     def cut(self, value: np.ndarray, *_: Any) -> Cut:
         """Cuts samples [N] of a recording into blocks.
@@ -159,7 +159,7 @@ class Patches(Packed):
     @property
     def multiple(self) -> int:
         own = self.class_token + self.registers
-        return (self.image_size // self.patch) ** 2 + own if self.max_patches is None else 1
+        return (self.image_size // self.patch) ** 2 + own if self.max_patches is None else self.align
 
     def grid(self, sizes: np.ndarray) -> np.ndarray:
         """Patch rows and columns [n, 2] of pictures of the given heights and widths [n, 2]."""

@@ -30,12 +30,16 @@ from mmjax.models.fusion import (
     Perceiver,
     Weighted,
 )
+from mmjax.models.gated_cross_attention import GatedCrossAttention
+from mmjax.models.media import MediaFusion
 from mmjax.models.multimodal import Multimodal
 from mmjax.models.patch_decoder import PatchDecoder
 from mmjax.models.pixels import PixelNormalisation
 from mmjax.models.pooling import AttentionPool, ClassPool, MeanPool, Pool
 from mmjax.models.positions import DistanceBuckets, Learned, LearnedGrid, Rotary, SinCos
+from mmjax.models.projectors import MLP, Linear, Projector, Resampler
 from mmjax.models.recurrent import BiLSTM
+from mmjax.models.soft_tokens import SoftTokens
 from mmjax.models.stems import StackedStem, StridedStem, WaveformStem
 from mmjax.models.task import Task
 from mmjax.models.token_ids import TokenIds

@@ -1,7 +1,8 @@
 """What Transformer blocks have in common, and towers: stacks of blocks."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -111,8 +112,14 @@ class Tower(nn.Module, kw_only=True):
         return BlockSettings(**own | changes, train=train)
 
     def stack(
-        self, block: type[nn.Module], settings: BlockSettings, constants: int, per_layer: int = 0, **fields: Any
-    ) -> nn.Module:
+        self,
+        block: type[nn.Module],
+        settings: BlockSettings,
+        constants: int,
+        per_layer: int = 0,
+        inserted: "Inserted | None" = None,
+        **fields: Any,
+    ) -> Callable[..., Any]:
         """Its blocks, run in order. Their parameters are stacked along a leading axis ("layers").
 
         A block is called as block(x, *constants, *per_layer) and returns (x, output). Values per layer and outputs are
@@ -122,6 +129,7 @@ class Tower(nn.Module, kw_only=True):
         Args:
           constants: number of arguments that all layers share.
           per_layer: number of arguments that have a leading axis of layers.
+          inserted: layers between the blocks. They do not change the parameters of the blocks.
           fields: further fields of the block.
         """
 
@@ -130,8 +138,11 @@ class Tower(nn.Module, kw_only=True):
                 x, out = super().__call__(jax.tree.map(by_rows, x), *rest)
                 return jax.tree.map(by_rows, x), out
 
+        one = rematerialised(ByRows, self.remat, looped=not self.unroll and self.layers > 1)
+        if inserted is not None and not self.is_initializing():
+            return partial(self._interleaved, one(settings=settings, **fields, parent=None), constants, inserted)
         return nn.scan(
-            rematerialised(ByRows, self.remat, looped=not self.unroll and self.layers > 1),
+            one,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast,) * constants + (0,) * per_layer,
@@ -139,6 +150,64 @@ class Tower(nn.Module, kw_only=True):
             unroll=self.layers if self.unroll else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(settings=settings, **fields, name="layers")
+
+    def _interleaved(
+        self, block: nn.Module, constants: int, inserted: "Inserted", x: Any, *rest: Any
+    ) -> tuple[Any, Any]:
+        """Runs the stacked blocks, and an inserted layer before each group of `inserted.every` of them.
+
+        Flax's scan cannot run other layers in between, so the parameters are sliced here.
+        """
+        key = self.make_rng("dropout") if self.has_rng("dropout") else None
+        params = nn.unbox(self.variables["params"]["layers"])
+        layers = jnp.arange(self.layers), params, rest[constants:]
+
+        def run(x: Any, one: Any) -> tuple[Any, Any]:
+            number, own, per_layer = one
+            rngs = {} if key is None else {"dropout": jax.random.fold_in(key, number)}
+            return block.apply({"params": own}, x, *rest[:constants], *per_layer, rngs=rngs)
+
+        def group(x: Any, one: Any) -> tuple[Any, Any]:
+            values, layers = one
+            return self._in_order(run, jax.tree.map(by_rows, inserted.layer(x, values)), layers)
+
+        every = min(inserted.every, self.layers)
+        whole = self.layers // every
+
+        def grouped(a: jax.Array) -> jax.Array:
+            return a[: whole * every].reshape(whole, every, *a.shape[1:])
+
+        first = jax.tree.map(lambda a: a[:whole], inserted.values), jax.tree.map(grouped, layers)
+        x, outputs = self._in_order(group, x, first)
+        outputs = jax.tree.map(lambda a: a.reshape(whole * every, *a.shape[2:]), outputs)
+        if self.layers > whole * every:
+            others = jax.tree.map(lambda a: a[-1], inserted.values), jax.tree.map(lambda a: a[whole * every :], layers)
+            x, last = group(x, others)
+            outputs = jax.tree.map(lambda *parts: jnp.concatenate(parts), outputs, last)
+        return x, outputs
+
+    def _in_order(self, run: Callable[..., Any], x: Any, stacked: Any) -> tuple[Any, Any]:
+        """`jax.lax.scan` over stacked values; without a loop if `unroll`."""
+        return jax.lax.scan(run, x, stacked, unroll=True if self.unroll else 1)
+
+
+class Inserted(NamedTuple):
+    """Layers that run between the blocks of a stack: before block 0, `every`, 2 x `every`, ...
+
+    Attributes:
+      layer: (x, values of this layer) -> x.
+      values: what differs between these layers, such as their parameters, with a leading axis of layers.
+      every: number of blocks from one inserted layer to the next.
+    """
+
+    layer: Callable[[Any, Any], Any]
+    values: Any
+    every: int
+
+    @staticmethod
+    def count(layers: int, every: int) -> int:
+        """The number of inserted layers of a stack with `layers` blocks."""
+        return -(-layers // every)
 
 
 def by_rows(x: jax.Array) -> jax.Array:

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 from mmjax.models.attention import KeyValue, MultiHeadAttention, prefix_times
 from mmjax.models.blocks import BlockSettings, BlockStyle, Tower
 from mmjax.models.layers import dense
+from mmjax.models.media import TEXT_ALONE, Joined
 from mmjax.models.positions import Learned, Rotary
 from mmjax.models.published import published
+from mmjax.models.soft_tokens import merged
 from mmjax.models.transformer import embed, feed_forward
-from mmjax.stream import Stream, only_tokens
+from mmjax.stream import Factors, Stream, only_tokens
 
 
 class Cache(NamedTuple):
@@ -127,24 +129,40 @@ class TextDecoder(Tower, kw_only=True):
         return cls(**dict(cross_attention=False) | published(name, DECODERS, "TextDecoder") | changes)
 
     def __call__(
-        self, text: Stream, context: Stream | None = None, prefix: jax.Array | None = None, train: bool = False
+        self,
+        text: Stream,
+        context: Stream | None = None,
+        prefix: jax.Array | None = None,
+        train: bool = False,
+        joined: Joined = TEXT_ALONE,
+        factors: bool = False,
     ) -> Stream:
         """[B, T] token ids -> [B, T, vocabulary] float32 logits of all tokens.
 
         Args:
           context: [B, C, W'], for cross-attention; its rows and segments correspond to those of the text.
           prefix: number of tokens at the start of an example that attend to each other, per position [B, T] or for all.
+          joined: media that enter the decoder.
+          factors: return `Factors` of the logits, since those of a large vocabulary may not fit into memory.
         """
-        return self._run(text, context, prefix, None, train)[0]
+        return self._run(text, context, prefix, None, train, joined, factors=factors)[0]
 
     def begin(
-        self, text: Stream, room: int, context: Stream | None = None, prefix: jax.Array | None = None
+        self,
+        text: Stream,
+        room: int,
+        context: Stream | None = None,
+        prefix: jax.Array | None = None,
+        joined: Joined = TEXT_ALONE,
+        chosen: jax.Array | None = None,
     ) -> tuple[Stream, Cache]:
         """Like a call, for the first tokens of texts (a start token, a prefix), with a cache for `step`.
 
         Args:
-          room: tokens per row of the cache, for the first tokens and all steps. The caller must not exceed it: further
-            tokens silently overwrite the last slots.
+          room: tokens per row of the cache, for the first tokens (soft tokens too) and all steps. The caller must not
+            exceed it: further tokens silently overwrite the last slots.
+          joined: media that enter the decoder.
+          chosen: [B, N] places in the text whose logits are wanted; None: all of them.
         """
         rows, heads = text.segments.shape[0], self.block.key_value_heads or self.heads
         head_width = self.block.head_width or self.width // self.heads
@@ -152,22 +170,28 @@ class TextDecoder(Tower, kw_only=True):
         slots = jnp.zeros((rows, room), jnp.int32)
         segments = None if context is None else context.segments
         cache = Cache((KeyValue(empty, empty), None), slots, slots, segments, jnp.zeros((), jnp.int32))
-        return self._run(text, context, prefix, cache, False)
+        return self._run(text, context, prefix, cache, False, joined, chosen)
 
-    def step(self, text: Stream, cache: Cache) -> tuple[Stream, Cache]:
+    def step(self, text: Stream, cache: Cache, joined: Joined = TEXT_ALONE) -> tuple[Stream, Cache]:
         """The next tokens [B, n] of every row, usually one per example; the tokens of a finished example have segment 0.
 
         Returns:
           Logits [B, n, vocabulary], equal to those that a call gives for the whole text, and the cache with these tokens.
         """
-        return self._run(text, None, None, cache, False)
+        return self._run(text, None, None, cache, False, joined)
 
     @nn.compact
-    def _run(self, text, context, prefix, cache, train) -> tuple[Stream, Cache | None]:
+    def _run(
+        self, text, context, prefix, cache, train, joined=TEXT_ALONE, chosen=None, factors=False
+    ) -> tuple[Stream, Cache | None]:
         text = only_tokens(text)
         times = None if prefix is None else prefix_times(text.positions, prefix)
         # With a tied table of unit variance, initial logits would be as large as the square root of the width.
         table, x = embed(text, self, self.width**-0.5 if self.tied else 1.0)
+        if joined.soft is not None:
+            whole = merged(text, joined.count, joined.soft)
+            x, text = whole.features(x, joined.soft.features), Stream(None, whole.segments, whole.positions)
+            chosen = whole.of_text if chosen is None else jnp.take_along_axis(whole.of_text, chosen, axis=1)
         norm = self.block.normalise(self.dtype, "norm")
         x = nn.Dropout(self.dropout, deterministic=not train)(norm(x) if self.block.post_norm else x)
         if cache is not None:
@@ -175,18 +199,32 @@ class TextDecoder(Tower, kw_only=True):
             new_times = put(cache.times, text.positions if times is None else times)
             cache = cache._replace(segments=put(cache.segments, text.segments), times=new_times)
         blocks = self.stack(
-            DecoderBlock, self.settings(train), constants=4, per_layer=1, cross_attention=self.cross_attention
+            DecoderBlock,
+            self.settings(train),
+            constants=4,
+            per_layer=1,
+            inserted=joined.inserted,
+            cross_attention=self.cross_attention,
         )
         x, layers = blocks(
             x, text, times, self._context(context, cache), cache and cache._replace(layers=None), cache and cache.layers
         )
-        x = (x if self.block.post_norm else norm(x)).astype(jnp.float32)
-        if self.tied:
-            logits = x @ table.embedding.astype(jnp.float32).T
-        else:
-            logits = dense(self.vocabulary, ("embed", "vocabulary"), jnp.float32, "logits", bias=False)(x)
         if cache is not None:
             cache = cache._replace(layers=layers, used=cache.used + text.segments.shape[1])
+        x = (x if self.block.post_norm else norm(x)).astype(jnp.float32)
+        if chosen is not None:
+            x = jnp.take_along_axis(x, chosen[..., None], axis=1)
+            text = Stream(None, *(jnp.take_along_axis(a, chosen, axis=1) for a in text[1:]))
+        if self.tied:
+            kernel = table.embedding.astype(jnp.float32).T
+            logits = Factors(x, kernel) if factors else x @ kernel
+        else:
+            head = dense(self.vocabulary, ("embed", "vocabulary"), jnp.float32, "logits", bias=False)
+            logits = head(x)
+            if factors:
+                logits = Factors(x, head.variables["params"]["kernel"])
+        if factors:
+            return text._replace(features=logits), cache
         return only_tokens(text._replace(features=logits)), cache
 
     def _context(self, context: Stream | None, cache: Cache | None) -> Stream | None:

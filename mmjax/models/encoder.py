@@ -3,8 +3,12 @@
 from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 from mmjax.errors import UserError
+from mmjax.models.segments import hops, single_recordings
+from mmjax.stream import RECORDING, Stream, only_tokens
 
 
 class Encoder(nn.Module):
@@ -50,6 +54,27 @@ class Encoder(nn.Module):
         """Fields of a class in `mmjax.data.streams`: how the input of this encoder is stored in rows."""
         return {}
 
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Tokens of its output per second of a recording; None: it reads no recordings."""
+        return None
+
+    def apart(self, stream: Stream, examples: Stream) -> tuple[Stream, Stream]:
+        """A stream in which every piece of an example (recording, picture) is a segment of its own, and their slots.
+
+        Args:
+          examples: [B, N] numbers of the examples by slot.
+        """
+        return stream, examples
+
+    def rejoined(self, encoded: Stream, stream: Stream) -> Stream:
+        """The inverse of `apart` for the encoder's output; positions hold the number of each token's piece.
+
+        Args:
+          stream: as it was before `apart`.
+        """
+        return encoded
+
     def room(self, seconds: float, tokens: int) -> int:
         """The positions of a row for one example: a recording of `seconds`, one image, or a text of `tokens`."""
         length = getattr(getattr(self, "positions", None), "length", None)  # of learned positions
@@ -82,6 +107,34 @@ class SpeechEncoder(Encoder):
     kind = "speech encoder"
     hideable = ("samples",)
     stream = "speech"
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.front_end.sample_rate / self.front_end.hop / self.subsampling
+
+    def apart(self, stream: Stream, examples: Stream) -> tuple[Stream, Stream]:
+        single = single_recordings(stream)
+        slots = stream.segments.shape[1] // self.subsampling  # every recording has at least one token
+
+        def of_row(numbers: jax.Array, of_example: jax.Array, of_recording: jax.Array) -> jax.Array:
+            number = numbers[of_example - 1]  # slot n holds segment n + 1
+            return jax.ops.segment_max(number, of_recording, slots + 1)[1:]
+
+        numbers = jax.vmap(of_row)(examples.features, stream.segments, single.segments)
+        segments = jnp.broadcast_to(jnp.arange(1, slots + 1), numbers.shape)
+        there = segments <= single.segments.max(axis=1, keepdims=True)
+        return single, Stream(jnp.where(there, numbers, 0), jnp.where(there, segments, 0), jnp.zeros_like(segments))
+
+    def rejoined(self, encoded: Stream, stream: Stream) -> Stream:
+        segments, first = (x[:, :: self.subsampling] for x in (stream.segments, hops(stream)))
+        number = first // RECORDING
+        return only_tokens(
+            Stream(
+                encoded.features,
+                jnp.where(encoded.mask, segments, 0),
+                encoded.positions + number * RECORDING,
+            )
+        )
 
     def geometry(self) -> dict[str, Any]:
         return {"hop": self.front_end.hop, "window": self.front_end.window, "align": self.subsampling}

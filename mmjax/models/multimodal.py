@@ -91,9 +91,8 @@ class Multimodal(nn.Module, kw_only=True):
                 stream,
                 labels,
             )
+        one_by_one = any(name in task.media for task in self.tasks.values())
+        single, examples = encoder.apart(stream, examples) if one_by_one else (stream, examples)
         whose = (examples,) if encoder.reads_examples else ()
-        return (
-            rematerialised_whole(lambda tower, x, *rest: tower(x, train, *rest), encoder, stream, *whose),
-            stream,
-            labels,
-        )
+        encoded = rematerialised_whole(lambda tower, x, *rest: tower(x, train, *rest), encoder, single, *whose)
+        return encoder.rejoined(encoded, stream) if one_by_one else encoded, stream, labels

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from mmjax.stream import MOST_PICTURES, PICTURE, Stream, only_tokens
+from mmjax.stream import MOST_PICTURES, PICTURE, RECORDING, Stream, only_tokens
 
 # For products that must not round to bfloat16 or TF32: of samples and spectra, sums over examples, and copies.
 EXACT = jax.lax.Precision.HIGHEST
@@ -51,6 +51,20 @@ def recorded(speech: Stream) -> jax.Array:
     """[B, T, hop] bool: whether a sample is recorded, not padding."""
     inside = jnp.arange(speech.features.shape[-1]) < samples_in(speech)[..., None]
     return inside & speech.mask[..., None]
+
+
+def single_recordings(speech: Stream) -> Stream:
+    """Makes every recording of an example a segment of its own, with hops counted from its own start.
+
+    The hops of an example with several recordings tell them apart by `mmjax.stream.RECORDING`. The recordings of a row are
+    numbered from 1 in order.
+    """
+    number = hops(speech) // RECORDING
+    segments = renumbered(jnp.where(speech.mask, speech.segments * MOST_PICTURES + number, 0))
+    if speech.positions.ndim == 2:
+        return speech._replace(segments=segments, positions=speech.positions % RECORDING)
+    hop = hops(speech) % RECORDING
+    return speech._replace(segments=segments, positions=jnp.stack([hop, speech.positions[..., 1]], axis=-1))
 
 
 # Pictures. ------------------------------------------------------------------------------------------------

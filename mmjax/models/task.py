@@ -74,6 +74,7 @@ class Task(nn.Module, kw_only=True):
       positive: whether the loss is never negative.
       whole_batch: whether the loss compares all examples of a batch.
       mixes: whether a label may be a distribution over classes, as mixup makes it.
+      media: the encoders whose recordings or pictures are kept apart, since they stand at different places of a text.
     """
 
     weight: float = 1.0  # factor of its loss in the total
@@ -86,6 +87,7 @@ class Task(nn.Module, kw_only=True):
     positive: ClassVar[bool] = True
     whole_batch: ClassVar[bool] = False
     mixes: ClassVar[bool] = False
+    media: ClassVar[tuple[str, ...]] = ()
 
     # What the task reads, and needs of the data.
 
@@ -93,6 +95,10 @@ class Task(nn.Module, kw_only=True):
     def sources(self) -> tuple[str, ...]:
         """The encoders that the task reads, or "fused"."""
         return (self.reads,)
+
+    def align(self, name: str, encoder: Any) -> int:
+        """The number of tokens of an encoder to whose multiples the beginnings of its inputs are aligned in a row."""
+        return 1
 
     def available(self, streams: Container[str]) -> bool:
         """Whether the task has its inputs, if only these streams are there."""

@@ -44,7 +44,7 @@ class TransformerBlock(nn.Module):
         return its.block.residual(x, "mlp", feed_forward(its), its.drop(), its.dtype), None
 
 
-def feed_forward(settings: BlockSettings) -> FeedForward:
+def feed_forward(settings: BlockSettings, name: str | None = "mlp") -> FeedForward:
     """The feed-forward of a Transformer block, a submodule of the calling module."""
     style = settings.block
     return FeedForward(
@@ -55,7 +55,7 @@ def feed_forward(settings: BlockSettings) -> FeedForward:
         style.gated,
         settings.dtype,
         style.bias,
-        name="mlp",
+        name=name,
     )
 
 

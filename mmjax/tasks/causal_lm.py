@@ -1,9 +1,10 @@
-"""A decoder-only language model: GPT-2, Llama."""
+"""A decoder-only language model, which may hear and see: GPT-2, Llama; Flamingo, LLaVA."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,28 +13,58 @@ from mmjax.errors import UserError
 from mmjax.losses import token_cross_entropy
 from mmjax.models.decoder import Cache, TextDecoder
 from mmjax.models.encoder import check_attention
+from mmjax.models.media import Conversation, Joined, MediaFusion, before
 from mmjax.models.remat import rematerialised_whole
 from mmjax.models.segments import belongs
-from mmjax.models.task import Encoded, Facts, Output, Sums, Task
+from mmjax.models.task import Encoded, Facts, Item, Output, Sums, Task
 from mmjax.stream import Stream
+from mmjax.tasks.metrics import reply_metrics
 from mmjax.tasks.text import check_vocabulary
 
 
+class Spoken(NamedTuple):
+    """What a language model keeps between two tokens.
+
+    Attributes:
+      cache: of the decoder.
+      kept: of the media (`MediaFusion.kept`); None: there are none.
+      count: [B, N] how many media stand before the next token of each text.
+    """
+
+    cache: Cache
+    kept: Any
+    count: jax.Array
+
+
 class CausalLM(Task, kw_only=True):
-    """Predicts the next token of an input text with a decoder, and continues the text (Radford et al. 2019)."""
+    """Predicts the next token of a text with a decoder, and writes how it goes on (Radford et al. 2019).
+
+    The text may be plain, or conversations (`mmjax.data.Conversation`), of which it learns and writes the replies. A fusion
+    lets it read the media of a conversation: recordings and pictures.
+    """
 
     reads: str = "text"  # a `TokenIds`
+    media: tuple[str, ...] = ()  # encoders of recordings and pictures that the fusion reads; those that there are
     decoder: TextDecoder = TextDecoder(cross_attention=False)  # writes the text
+    fusion: MediaFusion | None = None  # of media into the decoder
     ends: tuple[int, ...] = ()  # ids that end a text
     length: int = 64  # the largest number of tokens that are written
+    writes: bool = False  # evaluations write the last reply, and compare it with that of the data
     label_smoothing: float = 0.0  # the probability that is spread over the whole vocabulary (Szegedy et al. 2016)
+    chunk: int = 8192  # number of columns of the vocabulary that the loss computes at a time
 
     labelled = False
-    measured = False  # continuing every text of a split would take long; the loss needs no decoding
+
+    @property
+    def measured(self) -> bool:
+        return self.writes
 
     def resolved(self, facts: Facts) -> Task:
         known = facts.tokenizer is not None
         return self.clone(decoder=self.decoder.resolved(len(facts.tokenizer))) if known else self
+
+    def align(self, name: str, encoder: Any) -> int:
+        return 1 if self.fusion is None or name not in self.media else self.fusion.window(name, encoder)
 
     def check(self, path: str, config: Any) -> None:
         super().check(path, config)
@@ -44,38 +75,89 @@ class CausalLM(Task, kw_only=True):
             raise UserError(
                 f"{path}.decoder.cross_attention is True, but there is nothing to attend to; set it to False"
             )
+        self._check_media(path, config)
+
+    def _check_media(self, path: str, config: Any) -> None:
+        if bool(self.media) != (self.fusion is not None):
+            raise UserError(f"{path}.media names the encoders that {path}.fusion reads; set both, or none")
+        for name in self.media:
+            if name not in config.model.encoders or name == self.reads:
+                raise UserError(f"{path}.media: '{name}' is no encoder of recordings or pictures")
+        if self.fusion is not None:
+            encoders = {name: config.model.encoders[name] for name in self.media}
+            self.fusion.check(f"{path}.fusion", encoders, self.decoder)
 
     def check_data(self, path: str, facts: Facts, source: Any) -> None:
         check_vocabulary(f"{path}.decoder.vocabulary", self.decoder.vocabulary, facts.tokenizer, len(facts.tokenizer))
 
     def __call__(self, encoded: Encoded, train: bool = False) -> Output:
-        """Ids [B, T] -> logits [B, T, vocabulary] of the next token, and the ids as labels."""
-        text = encoded.streams[self.reads]
-        logits = rematerialised_whole(lambda decoder, x: decoder(x, train=train), self.decoder, text)
-        return Output(logits, text)
+        """Ids [B, T] or conversations [B, T, 3] -> `Factors` of the logits of the next token, and these as labels."""
+        said = Conversation.of(encoded.streams[self.reads])
+        media = self._media(encoded.streams, encoded.encoders)
+        joined = Joined() if media is None else self.fusion.join(media, said.text, said.media, self.decoder, train)
+
+        def run(decoder: TextDecoder, text: Stream, joined: Joined) -> Stream:
+            return decoder(text, train=train, joined=joined, factors=True)
+
+        logits = rematerialised_whole(run, self.decoder, said.text, joined)
+        return Output(logits._replace(segments=said.text.segments, positions=said.text.positions), said.labels())
+
+    def _media(self, streams: Mapping[str, Stream], encoders: Mapping[str, Any]) -> Stream | None:
+        """The vectors of all media; None if the batch has no stream of media."""
+        streams = {name: streams[name] for name in self.media if name in streams}
+        return self.fusion.project(streams, encoders, self.decoder) if streams else None
 
     def loss(self, output: Output) -> Sums:
-        return token_cross_entropy(*output, self.label_smoothing, next_token=True)
+        return token_cross_entropy(*output, self.label_smoothing, self.chunk)
 
-    def begin(self, text: Stream, examples: Stream, length: int) -> tuple[Stream, Cache]:
-        """Logits [B, N, V] of the token after each text, and the cache for `length` tokens of each."""
-        slots = examples.segments.shape[1]
-        logits, cache = self.decoder.begin(text, text.segments.shape[1] + slots * length)
+    def begin(self, encoded: Encoded, said: Conversation, length: int) -> tuple[Stream, Spoken]:
+        """Logits [B, N, V] of the token after each text, and what is kept for `length` tokens of each.
+
+        Args:
+          said: the texts so far.
+        """
+        examples, text = encoded.batch["examples"], said.text
         own = belongs(examples.segments, text.segments)
         last = jnp.where(own, jnp.arange(own.shape[2]), 0).max(2)
-        return Stream(
-            jnp.take_along_axis(logits.features, last[..., None], axis=1),
-            jnp.where(own.any(2), examples.segments, 0),
-            jnp.take_along_axis(text.positions, last, axis=1),
-        ), cache
+        segments = jnp.where(own.any(2), examples.segments, 0)
+        count = jnp.take_along_axis(said.media, last, axis=1)
+        media, joined, kept, room = self._media(encoded.streams, encoded.encoders), Joined(), None, 0
+        if media is not None:
+            media = before(media, count, segments)
+            joined, kept = (
+                self.fusion.join(media, text, said.media, self.decoder),
+                self.fusion.kept(media, self.decoder),
+            )
+            room = 0 if joined.soft is None else media.segments.shape[1]
+        room += text.segments.shape[1] + segments.shape[1] * length
+        logits, cache = self.decoder.begin(text, room, joined=joined, chosen=last)
+        return logits._replace(segments=segments), Spoken(cache, kept, count)
 
-    def step(self, tokens: Stream, cache: Cache) -> tuple[Stream, Cache]:
-        """As `TextDecoder.step`."""
-        return self.decoder.step(tokens, cache)
+    def step(self, tokens: Stream, spoken: Spoken) -> tuple[Stream, Spoken]:
+        """Logits [B, N, V] of the tokens after `tokens` [B, N], as `TextDecoder.step`."""
+        joined = Joined()
+        if spoken.kept is not None:
+            joined = self.fusion.rejoin(spoken.kept, tokens, spoken.count, self.decoder)
+        logits, cache = self.decoder.step(tokens, spoken.cache, joined)
+        return logits, spoken._replace(cache=cache)
 
     def decode(self, apply: Any, encoded: Encoded, output: Output | None, rooms: Mapping[str, int]) -> Stream:
-        logits, cache = apply(encoded.streams[self.reads], encoded.batch["examples"], self.length, method="begin")
-        return greedy(partial(apply, method="step"), logits, cache, self.length, self.ends)
+        said = Conversation.of(encoded.streams[self.reads])
+        if encoded.streams[self.reads].features.ndim == 3:
+            said = said.prompt()
+        logits, spoken = apply(encoded, said, self.length, method="begin")
+        return greedy(partial(apply, method="step"), logits, spoken, self.length, self.ends)
+
+    # One example, on the host.
+
+    def target(self, batch: Mapping[str, Stream]) -> Stream:
+        return Conversation.of(batch[self.reads]).last_reply()
+
+    def truth(self, tokens: np.ndarray, facts: Facts, example: Any) -> str:
+        return facts.tokenizer.decode([token for token in tokens if token not in self.ends]).strip()
 
     def prediction(self, tokens: np.ndarray | None, facts: Facts) -> str:
         return "" if tokens is None else facts.tokenizer.decode(tokens)
+
+    def metrics(self, items: Sequence[Item]) -> dict[str, float]:
+        return reply_metrics([item.truth for item in items], [item.prediction.strip() for item in items])

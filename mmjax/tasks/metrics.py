@@ -1,5 +1,8 @@
 """Metrics of a whole split, from its truths and predictions, on the host."""
 
+import string
+from collections import Counter
+
 import numpy as np
 
 
@@ -10,6 +13,32 @@ def error_rates(references: list[str], hypotheses: list[str]) -> dict[str, float
     if not any(references):
         return {}
     return {"cer": float(jiwer.cer(references, hypotheses)), "wer": float(jiwer.wer(references, hypotheses))}
+
+
+def reply_metrics(references: list[str], hypotheses: list[str]) -> dict[str, float]:
+    """Metrics of short texts, such as answers to questions.
+
+    Returns:
+      {"exact_match": share of equal texts; "f1": mean F1 of words (SQuAD, Rajpurkar et al. 2016, arXiv:1606.05250), both after
+      lower-casing and without punctuation, articles and further spaces; and those of `error_rates`}.
+    """
+    pairs = [(_normalised(a), _normalised(b)) for a, b in zip(references, hypotheses, strict=True)]
+    same = [float(a == b) for a, b in pairs]
+    f1 = [_word_f1(a.split(), b.split()) for a, b in pairs]
+    found = {"exact_match": float(np.mean(same)), "f1": float(np.mean(f1))} if pairs else {}
+    return found | error_rates(references, hypotheses)
+
+
+def _normalised(text: str) -> str:
+    words = "".join(character for character in text.lower() if character not in string.punctuation).split()
+    return " ".join(word for word in words if word not in ("a", "an", "the"))
+
+
+def _word_f1(reference: list[str], hypothesis: list[str]) -> float:
+    if not reference or not hypothesis:
+        return float(reference == hypothesis)
+    common = sum((Counter(reference) & Counter(hypothesis)).values())
+    return 2 * common / (len(reference) + len(hypothesis))
 
 
 def classification(truths: np.ndarray, scores: np.ndarray) -> dict[str, float]:

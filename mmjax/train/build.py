@@ -1,6 +1,7 @@
 """Builds model, data source, layout and sampler from a config."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def build_layout(config: Experiment, tokenizer=None):
     outputs = {label: getattr(task, "outputs", 0) for task in config.model.tasks.values() for label in task.labels()}
     return Layout.of(
         config.data.rows,
-        geometry={name: encoder.geometry() for name, encoder in config.model.encoders.items()},
+        geometry={name: _geometry(config, name) for name in config.model.encoders},
         inputs=config.data.inputs,
         labels={
             name: Label(kind, tuple(map(str, range(outputs[name] or 0)))) for name, kind in labels_of(config).items()
@@ -129,6 +130,19 @@ def build_layout(config: Experiment, tokenizer=None):
         tokenizer=tokenizer,
         mixing=config.data.image_mixing is not None,
     )
+
+
+def _geometry(config: Experiment, name: str) -> dict[str, Any]:
+    """How the input of an encoder is stored in rows; tasks may ask for a coarser alignment than the encoder."""
+    encoder = config.model.encoders[name]
+    geometry = encoder.geometry()
+    tokens = math.lcm(*(task.align(name, encoder) for task in config.model.tasks.values()))
+    room, aligned = config.data.rows[name], tokens * encoder.subsampling
+    if tokens > 1 and room % aligned:
+        raise UserError(
+            f"data.rows.{name}={room} is not a multiple of {aligned}; write {-(-room // aligned) * aligned}"
+        )
+    return geometry | {"align": aligned} if tokens > 1 and encoder.tokens_per_image is None else geometry
 
 
 def build_sampler(config: Experiment, layout, source):
