@@ -54,6 +54,8 @@ from mmjax.models import (
     KaldiFilterBank,
     Learned,
     LearnedGrid,
+    LinearScaling,
+    Llama3Scaling,
     LogMel,
     LowRank,
     MeanEmbedding,
@@ -71,6 +73,7 @@ from mmjax.models import (
     Rotary,
     RotaryInput,
     SinCos,
+    SlidingWindow,
     SpecAugment,
     SpectralGate,
     SpeechAugmentation,
@@ -89,6 +92,7 @@ from mmjax.models import (
     Weighted,
     WhisperEncoder,
     WhisperLogMel,
+    YarnScaling,
 )
 from mmjax.parallel.mesh import Mesh
 from mmjax.parallel.xla import XLA

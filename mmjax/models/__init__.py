@@ -30,12 +30,14 @@ from mmjax.models.fusion import (
     Perceiver,
     Weighted,
 )
+from mmjax.models.layer_attention import SlidingWindow
 from mmjax.models.multimodal import Multimodal
 from mmjax.models.patch_decoder import PatchDecoder
 from mmjax.models.pixels import PixelNormalisation
 from mmjax.models.pooling import AttentionPool, ClassPool, MeanPool, Pool
 from mmjax.models.positions import DistanceBuckets, Learned, LearnedGrid, Rotary, SinCos
 from mmjax.models.recurrent import BiLSTM
+from mmjax.models.rotary_scaling import LinearScaling, Llama3Scaling, YarnScaling
 from mmjax.models.stems import StackedStem, StridedStem, WaveformStem
 from mmjax.models.task import Task
 from mmjax.models.token_ids import TokenIds
