@@ -57,6 +57,8 @@ from mmjax.models import (
     Learned,
     LearnedGrid,
     Linear,
+    LinearScaling,
+    Llama3Scaling,
     LogMel,
     LowRank,
     MeanEmbedding,
@@ -77,6 +79,7 @@ from mmjax.models import (
     Rotary,
     RotaryInput,
     SinCos,
+    SlidingWindow,
     SoftTokens,
     SpecAugment,
     SpectralGate,
@@ -96,6 +99,7 @@ from mmjax.models import (
     Weighted,
     WhisperEncoder,
     WhisperLogMel,
+    YarnScaling,
 )
 from mmjax.parallel.mesh import Mesh
 from mmjax.parallel.xla import XLA

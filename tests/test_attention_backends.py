@@ -60,7 +60,9 @@ class Case:
     """One cell of the matrix, but for backend, grouping and dtype."""
 
     cross: bool
-    sees: str  # full, causal, window (blocks of 3 positions, at most 2 back), bias, or full with hidden patches between
+    # full, causal, window (blocks of 3 positions, at most 2 back), array (the same window, as of a layer), cap (causal, with a
+    # soft cap), bias, or full with hidden patches between
+    sees: str
 
     def make(self, few: int, dtype) -> dict:
         generator = np.random.default_rng(0)
@@ -73,14 +75,17 @@ class Case:
         made |= dict(query_segments=segments, key_segments=key_segments, packed=not self.cross)
         if self.sees == "bias":
             made["bias"] = generator.standard_normal((3, H, T, key_segments.shape[1])).astype(np.float32)
-        if self.sees == "causal":
+        if self.sees in ("causal", "cap"):
             made |= dict(query_times=positions, key_times=key_positions, in_order=not self.cross)
-        if self.sees == "window":
-            made |= dict(query_times=positions // 3, key_times=key_positions // 3, window=2)
+        if self.sees in ("window", "array"):
+            window = 2 if self.sees == "window" else jnp.asarray(2)
+            made |= dict(query_times=positions // 3, key_times=key_positions // 3, window=window)
+        if self.sees == "cap":
+            made["soft_cap"] = 0.8
         return made
 
 
-CASES = [Case(cross, sees) for cross in (False, True) for sees in ("full", "causal", "window", "bias")]
+CASES = [Case(cross, sees) for cross in (False, True) for sees in ("full", "causal", "window", "array", "cap", "bias")]
 CASES += [Case(False, "holes")]
 COTANGENT = np.random.default_rng(1).standard_normal((3, H, T, D))
 
@@ -95,6 +100,7 @@ def definition(
     query_times=None,
     key_times=None,
     window=None,
+    soft_cap=None,
     in_order=False,
     packed=False,
 ):
@@ -113,12 +119,15 @@ def definition(
         if len(at) == 0:
             continue
         scores = key[row, few, at] @ query[row, head, t] + (0 if bias is None else bias[row, head, t, at])
-        weights = np.exp(scores / D**0.5 - (scores / D**0.5).max())
+        scores, slope = scores / D**0.5, 1.0
+        if soft_cap is not None:
+            scores, slope = soft_cap * np.tanh(scores / soft_cap), 1 - np.tanh(scores / soft_cap) ** 2
+        weights = np.exp(scores - scores.max())
         weights /= weights.sum()
         out[row, head, t] = weights @ value[row, few, at]
         cotangent = COTANGENT[row, head, t]
         to_weights = value[row, few, at] @ cotangent
-        to_scores = weights * (to_weights - weights @ to_weights) / D**0.5
+        to_scores = slope * weights * (to_weights - weights @ to_weights) / D**0.5
         grads[0][row, head, t] = to_scores @ key[row, few, at]
         grads[1][row, few, at] += np.outer(to_scores, query[row, head, t])
         grads[2][row, few, at] += np.outer(weights, cotangent)
@@ -182,9 +191,12 @@ MATRIX = [
     for case in CASES
     for few in (H, 2)
     for dtype in ("float32", "bfloat16")
-    if not (backend == "cudnn" and (dtype == "float32" or case.sees == "bias"))
-    and not (backend == "block_diagonal" and (case.cross or case.sees == "bias"))
-    and not (backend == "splash" and (case.sees in ("window", "bias") or (case.cross and case.sees == "causal")))
+    if not (backend == "cudnn" and (dtype == "float32" or case.sees in ("bias", "cap")))
+    and not (backend == "block_diagonal" and (case.cross or case.sees in ("bias", "array", "cap")))
+    and not (
+        backend == "splash"
+        and (case.sees in ("window", "array", "bias") or (case.cross and case.sees in ("causal", "cap")))
+    )
 ]
 
 
@@ -247,6 +259,7 @@ def times(length=256, rows=8):
     return dict.fromkeys(("query_times", "key_times"), jax.ShapeDtypeStruct((rows, length), jnp.int32))
 
 
+WINDOW = jnp.asarray(2)
 BIAS = jax.ShapeDtypeStruct((8, 4, 256, 256), jnp.float32)
 
 
@@ -261,6 +274,8 @@ def cudnn_is_there(monkeypatch):
         (inputs(), GPU, "cudnn", {}),
         (inputs(few=2, **times()), GPU, "cudnn", {}),
         (inputs(length=197), GPU, "cudnn", {}),
+        (inputs(window=WINDOW, **times()), GPU, "cudnn", {}),
+        (inputs(soft_cap=50.0), GPU, "xla", {"cudnn": "does not support a soft cap"}),
         (inputs(bias=BIAS), GPU, "xla", {"cudnn": "round the bias", "chunked": "8.0 MiB, less than"}),
         (inputs(dtype="float32"), GPU, "xla", {"cudnn": "in 16 bits, not in float32"}),
         (inputs(width=36), GPU, "xla", {"cudnn": "multiple of 8, but got 36"}),
@@ -273,6 +288,7 @@ def cudnn_is_there(monkeypatch):
         (inputs(in_order=True, **times()), TPU, "splash", {}),
         (inputs(**times()), TPU, "xla", {"splash": "supports causality only for tokens in order"}),
         (inputs(in_order=True, window=2, **times()), TPU, "xla", {"splash": "causality only for"}),
+        (inputs(soft_cap=50.0), TPU, "splash", {}),
         (inputs(bias=BIAS), TPU, "xla", {"splash": "does not support a bias"}),
         (inputs(length=6), TPU, "xla", {"splash": "pad 6 x 6 tokens to multiples of 128"}),
         (inputs(), TPU._replace(context=2), "xla", {"splash": "tokens of a row are divided"}),
@@ -283,6 +299,13 @@ def cudnn_is_there(monkeypatch):
         (inputs(), CPU, "xla", {"chunked": "less than"}),
         (inputs(length=1024, packed=True), CPU, "block_diagonal", {}),
         (inputs(length=1024, packed=True, few=2, window=2, **times(1024)), CPU, "block_diagonal", {}),
+        (inputs(length=1024, packed=True, soft_cap=9.0), CPU, "chunked", {"block_diagonal": "support a soft cap"}),
+        (
+            inputs(length=1024, packed=True, window=WINDOW, **times(1024)),
+            CPU,
+            "chunked",
+            {"block_diagonal": "a window that differs between layers"},
+        ),
         (inputs(packed=True), CPU, "xla", {"block_diagonal": "its rows have 256 tokens, less than"}),
         (inputs(length=4096, packed=True), CPU, "chunked", {"block_diagonal": "4096 tokens, not less than"}),
         (inputs(length=1024, rows=1), CPU, "xla", {"block_diagonal": "of the same tokens"}),

@@ -8,7 +8,17 @@ import pytest
 import scipy.special
 import weights as w
 
-from mmjax.models import BlockStyle, DistanceBuckets, Learned, MeanEmbedding, Rotary, TextDecoder, Transformer
+from mmjax.errors import UserError
+from mmjax.models import (
+    BlockStyle,
+    DistanceBuckets,
+    Learned,
+    MeanEmbedding,
+    Rotary,
+    SlidingWindow,
+    TextDecoder,
+    Transformer,
+)
 from mmjax.models.attention import attention, prefix_times
 from mmjax.stream import Stream
 
@@ -298,11 +308,27 @@ def test_what_stands_in_empty_positions_changes_nothing():
 # Decoding. ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("positions", [Rotary(), Learned(length=9)])
-@pytest.mark.parametrize("prefix", [1, 3])
-def test_traps_g12_h13_step_by_step_equals_all_at_once(positions, prefix):
+# What Gemma 2 and 3, Qwen3 and SmolLM3 have, in one model.
+GEMMA = dict(
+    sliding_window=SlidingWindow(window=3, full_layers=(1,), positions=Rotary(base=100.0)),
+    unrotated=(2,),
+    layers=3,
+    scaled_embeddings=True,
+    soft_cap=3.0,
+    block=BlockStyle(norm="rms_plus_one", sandwich_norm=True, qk_norm=True, soft_cap=2.0, scale=0.3, head_width=6),
+)
+
+
+@pytest.mark.parametrize(
+    "changes, prefix",
+    [
+        *(({"positions": positions}, prefix) for positions in (Rotary(), Learned(length=9)) for prefix in (1, 3)),
+        (GEMMA, None),
+    ],
+)
+def test_traps_g12_h13_step_by_step_equals_all_at_once(changes, prefix):
     """Two rows of one or two examples each, of unequal length: those that have ended give empty tokens."""
-    model = TextDecoder(**SMALL | {"block": BlockStyle(head_width=6, key_value_heads=2)}, positions=positions)
+    model = TextDecoder(**SMALL | {"block": BlockStyle(head_width=6, key_value_heads=2)} | changes)
     rows = [texts(9, 5, room=14), texts(7, room=14)]
     row = Stream(*(jnp.concatenate(x) for x in zip(*rows, strict=True)))
     context = context_of([[1, 1, 1, 2, 0], [1, 1, 0, 0, 0]])
@@ -321,12 +347,13 @@ def test_traps_g12_h13_step_by_step_equals_all_at_once(positions, prefix):
         ids, segments, places = (np.take_along_axis(np.asarray(x), index, axis=1) for x in row)
         return Stream(*map(jnp.asarray, (ids, np.where(index < 0, 0, segments), places))), index
 
-    first, index = tokens(0, prefix)
+    given = prefix or 2
+    first, index = tokens(0, given)
     begin = jax.jit(lambda p, t, c: model.apply(p, t, 18, c, prefix, method="begin"))
     step = jax.jit(lambda p, t, c: model.apply(p, t, c, method="step"))
     logits, cache = begin(params, first, context)
     steps = [(logits, index)]
-    for now in range(prefix, 9):
+    for now in range(given, 9):
         token, index = tokens(now, now + 1)
         logits, cache = step(params, token, cache)
         steps.append((logits, index))
@@ -352,6 +379,52 @@ def test_trap_g12_a_prefix_sees_itself_whole_and_not_what_follows():
 
     assert sees(2) == [0, 1, 2, 3, 4, 5] and sees(3) == [3, 4, 5]
     assert sees(7) == [6, 7, 8, 9, 10] and sees(8) == [8, 9, 10]
+
+
+def seen_from(model, row):
+    """[T, T] bool: whether the token of a column changes the logits of the token of a row."""
+    params = initialised(model, row)
+    apply = jax.jit(lambda ids: model.apply(params, row._replace(features=ids)).features[0])
+    changed = [apply(row.features.at[0, t].set((row.features[0, t] + 1) % 19)) for t in range(row.features.shape[1])]
+    return np.stack([np.asarray((apply(row.features) != other).any(-1)) for other in changed], axis=1)
+
+
+@pytest.mark.parametrize("full_layers", [(), (1,)])
+def test_a_token_sees_the_window_of_each_layer(full_layers):
+    """Through two layers with a window of 3, itself and the four tokens before it."""
+    model = TextDecoder(**SMALL, cross_attention=False, sliding_window=SlidingWindow(window=3, full_layers=full_layers))
+    row = texts(8, 4)
+    ago = np.asarray(row.positions[0])[:, None] - np.asarray(row.positions[0])
+    expected = (row.segments[0][:, None] == row.segments[0]) & (ago >= 0) & (ago < (9 if full_layers else 5))
+    np.testing.assert_array_equal(seen_from(model, row), expected)
+    with pytest.raises(ValueError, match="a decoder with a sliding window has no prefix"):
+        model.apply(initialised(model, row), row, None, 2)
+
+
+def test_without_rotation_only_the_order_of_tokens_counts():
+    row = texts(7)
+    apart = row._replace(positions=3 * row.positions)
+    for unrotated, equal in (((0, 1), True), ((1,), False)):
+        model = TextDecoder(**SMALL, cross_attention=False, unrotated=unrotated)
+        params = initialised(model, row)
+        first, second = (jax.jit(model.apply)(params, x).features for x in (row, apart))
+        assert np.allclose(first, second, atol=1e-6) == equal
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"unrotated": (0, 2)}, "d.unrotated names layer 2, but layers are numbered 0 to 1"),
+        ({"unrotated": (0,), "positions": Learned(length=9)}, "d.unrotated needs rotary positions"),
+        ({"sliding_window": SlidingWindow(window=0)}, "d.sliding_window.window=0 must be at least 1"),
+        ({"sliding_window": SlidingWindow(full_layers=(5,))}, "d.sliding_window.full_layers names layer 5"),
+        ({"sliding_window": SlidingWindow(positions=Rotary(share=0.5))}, "positions.share must equal that of d.posi"),
+        ({"positions": Rotary(share=0.8)}, "a share=0.8 of each head"),
+    ],
+)
+def test_settings_of_layers_that_do_not_fit_are_named(changes, message):
+    with pytest.raises(UserError, match=message):
+        TextDecoder(**SMALL | changes).check("d")
 
 
 def test_a_decoder_reads_the_context_of_its_own_example():

@@ -36,7 +36,7 @@ def part(theirs: dict[str, Any]) -> Transformer:
             gated=gated(theirs),
             bias=False,
             head_width=theirs["d_kv"],
-            scaled=False,
+            scale=1.0,
         ),
     )
 

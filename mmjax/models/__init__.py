@@ -31,6 +31,7 @@ from mmjax.models.fusion import (
     Weighted,
 )
 from mmjax.models.gated_cross_attention import GatedCrossAttention
+from mmjax.models.layer_attention import SlidingWindow
 from mmjax.models.media import MediaFusion
 from mmjax.models.multimodal import Multimodal
 from mmjax.models.patch_decoder import PatchDecoder
@@ -39,6 +40,7 @@ from mmjax.models.pooling import AttentionPool, ClassPool, MeanPool, Pool
 from mmjax.models.positions import DistanceBuckets, Learned, LearnedGrid, Rotary, SinCos
 from mmjax.models.projectors import MLP, Linear, Projector, Resampler
 from mmjax.models.recurrent import BiLSTM
+from mmjax.models.rotary_scaling import LinearScaling, Llama3Scaling, YarnScaling
 from mmjax.models.soft_tokens import SoftTokens
 from mmjax.models.stems import StackedStem, StridedStem, WaveformStem
 from mmjax.models.task import Task

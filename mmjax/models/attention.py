@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from mmjax.models.attend import AUTO, Selection, attention
 from mmjax.models.blocks import BlockStyle
 from mmjax.models.layers import over_positions
-from mmjax.models.positions import Positions
+from mmjax.models.positions import Positions, Rotation
 from mmjax.models.roles import parameter, place_of, projection
 from mmjax.stream import Stream
 
@@ -68,7 +68,7 @@ class MultiHeadAttention(nn.Module):
     Attributes:
       width: of the result.
       heads: number of query heads.
-      style: its bias, head_width, key_value_heads and scaled are used.
+      style: its bias, head_width, key_value_heads, norm, qk_norm, scale and soft_cap are used.
       positions: rotate queries and keys; None: attention does not see positions.
     """
 
@@ -86,6 +86,8 @@ class MultiHeadAttention(nn.Module):
         self.query = project(1, self.heads)
         self.key_value = project(2, self.style.key_value_heads or self.heads)
         self.out = OutputProjection(self.width, self.dtype, bias)
+        if self.style.qk_norm:
+            self.query_norm, self.key_norm = (self.style.normalise(self.dtype, None, axis=None) for _ in range(2))
 
     def __call__(
         self,
@@ -109,25 +111,35 @@ class MultiHeadAttention(nn.Module):
             )
         return self.attend(self.queries(x), self.key_values(keys), x.segments, keys.segments)
 
-    def project(self, x: Stream) -> tuple[jax.Array, KeyValue]:
-        """Queries [B, H, T, D], and keys and values [B, K, T, D], of self-attention."""
-        if self.style.key_value_heads is not None:
-            return self.queries(x), self.key_values(x)
-        query, key, value = self.qkv(x.features)
-        return self._rotate(query, x), KeyValue(self._rotate(key, x), value)
+    def project(self, x: Stream, rotation: Rotation | None = None) -> tuple[jax.Array, KeyValue]:
+        """Queries [B, H, T, D], and keys and values [B, K, T, D], of self-attention.
 
-    def queries(self, x: Stream) -> jax.Array:
+        Args:
+          rotation: of this layer, if layers have rotary positions of their own; None: that of `positions`.
+        """
+        if self.style.key_value_heads is not None:
+            return self.queries(x, rotation), self.key_values(x, rotation)
+        query, key, value = self.qkv(x.features)
+        return self._query(query, x, rotation), KeyValue(self._key(key, x, rotation), value)
+
+    def queries(self, x: Stream, rotation: Rotation | None = None) -> jax.Array:
         """Queries [B, H, T, D] of cross-attention or grouped heads, whose projection is separate."""
         (query,) = self.query(x.features)
-        return self._rotate(query, x)
+        return self._query(query, x, rotation)
 
-    def key_values(self, keys: Stream) -> KeyValue:
+    def key_values(self, keys: Stream, rotation: Rotation | None = None) -> KeyValue:
         """Keys and values [B, K, S, D] of cross-attention or grouped heads."""
         key, value = self.key_value(keys.features)
-        return KeyValue(self._rotate(key, keys), value)
+        return KeyValue(self._key(key, keys, rotation), value)
 
-    def _rotate(self, projected: jax.Array, x: Stream) -> jax.Array:
-        return projected if self.positions is None else self.positions.rotate(projected, x.positions)
+    def _query(self, query: jax.Array, x: Stream, rotation: Rotation | None) -> jax.Array:
+        return self._rotate(self.query_norm(query) if self.style.qk_norm else query, x, rotation)
+
+    def _key(self, key: jax.Array, x: Stream, rotation: Rotation | None) -> jax.Array:
+        return self._rotate(self.key_norm(key) if self.style.qk_norm else key, x, rotation)
+
+    def _rotate(self, projected: jax.Array, x: Stream, rotation: Rotation | None) -> jax.Array:
+        return projected if self.positions is None else self.positions.rotate(projected, x.positions, rotation)
 
     def attend(
         self,
@@ -138,6 +150,7 @@ class MultiHeadAttention(nn.Module):
         times=None,
         key_times=None,
         bias=None,
+        window=None,
         in_order: bool = False,
         packed: bool = False,
     ) -> jax.Array:
@@ -150,7 +163,9 @@ class MultiHeadAttention(nn.Module):
             bias,
             times,
             key_times,
-            scale=None if self.style.scaled else 1.0,
+            window,
+            self.style.scale,
+            self.style.soft_cap,
             in_order=in_order,
             packed=packed,
             backend=self.backend,

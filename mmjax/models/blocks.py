@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from mmjax.models.attend import AUTO, Selection
-from mmjax.models.layers import LayerScale, normalisation
+from mmjax.models.layers import LayerScale, Norm, normalisation
 from mmjax.models.positions import Positions
 from mmjax.models.remat import Remat, rematerialised
 from mmjax.tree import part, setting
@@ -21,11 +21,14 @@ class BlockStyle:
     """The differences between families of Transformer blocks. The defaults are those of ViT.
 
     BERT: post_norm, epsilon 1e-12. SigLIP, GPT-2: gelu_tanh (GPT-2 with epsilon 1e-5). CLIP: quick_gelu, epsilon 1e-5.
-    Llama: rms, silu, gated, no bias. T5: rms, relu, no bias, not scaled. DINOv2: layer_scale.
+    Llama: rms, silu, gated, no bias. Qwen3: also qk_norm. Gemma 2 and 3: rms_plus_one, sandwich_norm, gelu_tanh, gated, no
+    bias. T5: rms, relu, no bias, scale 1. DINOv2: layer_scale.
 
     Attributes:
-      norm: layer normalisation (Ba et al. 2016), or root-mean-square normalisation (Zhang and Sennrich 2019).
+      norm: layer normalisation (Ba et al. 2016), or root-mean-square normalisation (Zhang and Sennrich 2019), whose factor
+        may be 1 + scale.
       post_norm: normalise after each residual is added (Vaswani et al. 2017), not before its layer.
+      sandwich_norm: normalise the output of each layer, too, before it is added (Ding et al. 2021, arXiv:2105.13290).
       epsilon: added to the variance.
       activation: of the feed-forward; "gelu" is exact, "quick_gelu" is x sigmoid(1.702 x).
       gated: the feed-forward multiplies two projections (Shazeer 2020).
@@ -35,11 +38,14 @@ class BlockStyle:
       head_width: features of each attention head; None: the width, divided by the number of heads.
       key_value_heads: number of heads of keys and values (grouped-query attention, Ainslie et al. 2023,
         arXiv:2305.13245); None: as many as heads of queries.
-      scaled: divide attention scores by the square root of the head's width. T5 does not.
+      qk_norm: normalise the queries and keys of each head (Henry et al. 2020, arXiv:2010.04245).
+      scale: factor of attention scores; None: 1 / sqrt(features of a head). T5 has 1.
+      soft_cap: attention scores s become soft_cap tanh(s / soft_cap) (Gemma 2, arXiv:2408.00118); None: no cap.
     """
 
-    norm: Literal["layer", "rms"] = "layer"  # kind of normalisation
+    norm: Norm = "layer"  # kind of normalisation
     post_norm: bool = False  # normalise after the residual sum, as in BERT
+    sandwich_norm: bool = False  # normalise the output of each layer, too, before it is added
     epsilon: float = 1e-6  # added to the variance
     activation: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"] = "gelu"  # of the feed-forward
     gated: bool = False  # multiply the hidden features by a gate
@@ -47,11 +53,13 @@ class BlockStyle:
     layer_scale: float | None = None  # initial value of a learned factor per feature; None: no factor
     head_width: int | None = None  # features of each attention head; None: the width, divided by the number of heads
     key_value_heads: int | None = None  # each shared by a group of query heads; None: as many as query heads
-    scaled: bool = True  # divide attention scores by the square root of the head's width
+    qk_norm: bool = False  # normalise the queries and keys of each head
+    scale: float | None = None  # factor of attention scores; None: 1 / sqrt(features of a head)
+    soft_cap: float | None = None  # attention scores stay between -soft_cap and soft_cap; None: no cap
 
-    def normalise(self, dtype: Any, name: str) -> nn.Module:
-        """The normalisation, as a submodule of the calling module."""
-        return normalisation(self.norm, dtype, name, self.epsilon)
+    def normalise(self, dtype: Any, name: str | None, axis: str | None = "embed") -> nn.Module:
+        """The normalisation along an axis with this logical name, as a submodule of the calling module."""
+        return normalisation(self.norm, dtype, name, self.epsilon, axis)
 
     def residual(
         self, x: jax.Array, name: str, layer: Callable[[jax.Array], jax.Array], drop: nn.Module, dtype: Any
@@ -59,6 +67,8 @@ class BlockStyle:
         """x + drop(layer(norm(x))), or norm(x + drop(layer(x))); its modules are submodules of the calling module."""
         norm = self.normalise(dtype, f"{name}_norm")
         change = layer(x if self.post_norm else norm(x))
+        if self.sandwich_norm:
+            change = self.normalise(dtype, f"{name}_output_norm")(change)
         if self.layer_scale is not None:
             change = LayerScale(self.layer_scale, dtype, name=f"{name}_scale")(change)
         return norm(x + drop(change)) if self.post_norm else x + drop(change)

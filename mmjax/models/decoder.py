@@ -8,8 +8,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.models.attend.inputs import capped
 from mmjax.models.attention import KeyValue, MultiHeadAttention, prefix_times
 from mmjax.models.blocks import BlockSettings, BlockStyle, Tower
+from mmjax.models.encoder import check_attention
+from mmjax.models.layer_attention import LayerAttention, SlidingWindow, check_layers, layer_attention
 from mmjax.models.layers import dense
 from mmjax.models.media import TEXT_ALONE, Joined
 from mmjax.models.positions import Learned, Rotary
@@ -43,7 +46,9 @@ class DecoderBlock(nn.Module):
     cross_attention: bool  # blocks attend to the encoders, too
 
     @nn.compact
-    def __call__(self, x, text: Stream, times, context: Stream | None, cache: Cache | None, cached):
+    def __call__(
+        self, x, text: Stream, times, context: Stream | None, cache: Cache | None, cached, layer: LayerAttention
+    ):
         """Returns the tokens [B, T, W] and, with a cache, this layer's keys and values (of tokens, of context).
 
         Args:
@@ -52,6 +57,7 @@ class DecoderBlock(nn.Module):
           context: features (None if the cache has their keys and values) and segments.
           cache: segments and times of all slots, including these tokens, and the first slot of these tokens.
           cached: this layer's part of `Cache.layers`.
+          layer: this layer's window and rotation.
         """
         its = self.settings
         attend = partial(MultiHeadAttention, x.shape[-1], its.heads, its.dtype, its.block, backend=its.backend)
@@ -61,15 +67,15 @@ class DecoderBlock(nn.Module):
         def self_attention(y):
             nonlocal own
             module = attend(its.positions, name="self_attention")
-            query, new = module.project(text._replace(features=y))
+            query, new = module.project(text._replace(features=y), layer.rotation)
             own_times = text.positions if times is None else times
             if cache is None:
                 segments, in_order = text.segments, times is None
-                return module.attend(
-                    query, new, segments, segments, own_times, own_times, in_order=in_order, packed=True
-                )
+                tokens = (query, new, segments, segments, own_times, own_times)
+                return module.attend(*tokens, window=layer.window, in_order=in_order, packed=True)
             own = own.write(new, cache.used)
-            return module.attend(query, own, text.segments, cache.segments, own_times, cache.times)
+            tokens = (query, own, text.segments, cache.segments, own_times, cache.times)
+            return module.attend(*tokens, window=layer.window)
 
         def cross_attention(y):
             nonlocal other
@@ -103,10 +109,14 @@ class TextDecoder(Tower, kw_only=True):
 
     A token attends to itself and the earlier tokens of its example. With a prefix, the tokens of the prefix also attend to
     each other. With cross-attention, a token also attends to the tokens of its example in a context, such as an encoder's
-    result. Without cross-attention it is a language model: GPT-2 or Llama, by the style of its blocks.
+    result. Without cross-attention it is a language model: GPT-2, Llama or Gemma, by the style of its blocks.
 
     Attributes:
+      sliding_window: layers in which a token sees only the last tokens; None: in all layers it sees all earlier tokens.
+      unrotated: layers without rotary positions (Yang et al. 2025, arXiv:2501.18795).
       tied: the logits are products with the table of embeddings (Press and Wolf 2017, arXiv:1608.05859).
+      scaled_embeddings: embeddings are multiplied by the square root of the width (Vaswani et al. 2017, section 3.4).
+      soft_cap: logits x become soft_cap tanh(x / soft_cap) (Gemma 2, arXiv:2408.00118); None: no cap.
     """
 
     vocabulary: int | None = None  # number of ids; None: as many as the tokenizer of the data has
@@ -115,13 +125,31 @@ class TextDecoder(Tower, kw_only=True):
     heads: int = 4  # attention heads
     mlp: int = 1024  # hidden features of the feed-forward
     positions: Rotary | Learned = Rotary()  # how positions enter the computation
+    sliding_window: SlidingWindow | None = None  # layers in which a token sees only the last tokens
+    unrotated: tuple[int, ...] = ()  # layers, from 0, without rotary positions
     cross_attention: bool = True  # blocks attend to the encoders, too
     tied: bool = True  # the logits are products with the table of embeddings
+    scaled_embeddings: bool = False  # multiply embeddings by the square root of the width
+    soft_cap: float | None = None  # logits stay between -soft_cap and soft_cap; None: no cap
     block: BlockStyle = BlockStyle()  # the style of the blocks
 
     def resolved(self, needed: int) -> "TextDecoder":
         """The decoder with `needed` ids, if its vocabulary is left to the data."""
         return self if self.vocabulary else self.clone(vocabulary=needed)
+
+    def check(self, path: str) -> None:
+        """Checks that its sizes suit each other; `path` is its key in the config.
+
+        Raises:
+          UserError: they do not.
+        """
+        check_attention(path, self)
+        check_layers(path, self, self.head_width)
+
+    @property
+    def head_width(self) -> int:
+        """Features of an attention head."""
+        return self.block.head_width or self.width // self.heads
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "TextDecoder":
@@ -143,7 +171,8 @@ class TextDecoder(Tower, kw_only=True):
           context: [B, C, W'], for cross-attention; its rows and segments correspond to those of the text.
           prefix: number of tokens at the start of an example that attend to each other, per position [B, T] or for all.
           joined: media that enter the decoder.
-          factors: return `Factors` of the logits, since those of a large vocabulary may not fit into memory.
+          factors: return `Factors` of the logits, since those of a large vocabulary may not fit into memory; without effect
+            if there is a soft cap.
         """
         return self._run(text, context, prefix, None, train, joined, factors=factors)[0]
 
@@ -165,8 +194,7 @@ class TextDecoder(Tower, kw_only=True):
           chosen: [B, N] places in the text whose logits are wanted; None: all of them.
         """
         rows, heads = text.segments.shape[0], self.block.key_value_heads or self.heads
-        head_width = self.block.head_width or self.width // self.heads
-        empty = jnp.zeros((self.layers, rows, heads, room, head_width), self.dtype)
+        empty = jnp.zeros((self.layers, rows, heads, room, self.head_width), self.dtype)
         slots = jnp.zeros((rows, room), jnp.int32)
         segments = None if context is None else context.segments
         cache = Cache((KeyValue(empty, empty), None), slots, slots, segments, jnp.zeros((), jnp.int32))
@@ -185,9 +213,11 @@ class TextDecoder(Tower, kw_only=True):
         self, text, context, prefix, cache, train, joined=TEXT_ALONE, chosen=None, factors=False
     ) -> tuple[Stream, Cache | None]:
         text = only_tokens(text)
+        if prefix is not None and self.sliding_window is not None:
+            raise ValueError("a decoder with a sliding window has no prefix, since its window counts times")
         times = None if prefix is None else prefix_times(text.positions, prefix)
         # With a tied table of unit variance, initial logits would be as large as the square root of the width.
-        table, x = embed(text, self, self.width**-0.5 if self.tied else 1.0)
+        table, x = embed(text, self, self.width**-0.5 if self.tied or self.scaled_embeddings else 1.0)
         if joined.soft is not None:
             whole = merged(text, joined.count, joined.soft)
             x, text = whole.features(x, joined.soft.features), Stream(None, whole.segments, whole.positions)
@@ -202,13 +232,12 @@ class TextDecoder(Tower, kw_only=True):
             DecoderBlock,
             self.settings(train),
             constants=4,
-            per_layer=1,
+            per_layer=2,
             inserted=joined.inserted,
             cross_attention=self.cross_attention,
         )
-        x, layers = blocks(
-            x, text, times, self._context(context, cache), cache and cache._replace(layers=None), cache and cache.layers
-        )
+        shared = (text, times, self._context(context, cache), cache and cache._replace(layers=None))
+        x, layers = blocks(x, *shared, cache and cache.layers, layer_attention(self, self.head_width))
         if cache is not None:
             cache = cache._replace(layers=layers, used=cache.used + text.segments.shape[1])
         x = (x if self.block.post_norm else norm(x)).astype(jnp.float32)
@@ -217,15 +246,13 @@ class TextDecoder(Tower, kw_only=True):
             text = Stream(None, *(jnp.take_along_axis(a, chosen, axis=1) for a in text[1:]))
         if self.tied:
             kernel = table.embedding.astype(jnp.float32).T
-            logits = Factors(x, kernel) if factors else x @ kernel
+            logits = x @ kernel
         else:
             head = dense(self.vocabulary, ("embed", "vocabulary"), jnp.float32, "logits", bias=False)
-            logits = head(x)
-            if factors:
-                logits = Factors(x, head.variables["params"]["kernel"])
-        if factors:
-            return text._replace(features=logits), cache
-        return only_tokens(text._replace(features=logits)), cache
+            logits, kernel = head(x), head.variables["params"]["kernel"]
+        if factors and self.soft_cap is None:
+            return text._replace(features=Factors(x, kernel)), cache
+        return only_tokens(text._replace(features=capped(logits, self.soft_cap))), cache
 
     def _context(self, context: Stream | None, cache: Cache | None) -> Stream | None:
         if not self.cross_attention:

@@ -86,7 +86,9 @@ def over_positions(
     return flat.reshape(*x.shape[:-contracted], *kernel.shape[contracted:])
 
 
-def layer_norm(dtype: Any, name: str, epsilon: float = 1e-6, far_from_zero: bool = False) -> nn.LayerNorm:
+def layer_norm(
+    dtype: Any, name: str | None, epsilon: float = 1e-6, far_from_zero: bool = False, axis: str | None = "embed"
+) -> nn.LayerNorm:
     """Layer normalisation with scale and bias; Flax computes its statistics in float32.
 
     Args:
@@ -97,17 +99,43 @@ def layer_norm(dtype: Any, name: str, epsilon: float = 1e-6, far_from_zero: bool
         epsilon=epsilon,
         dtype=dtype,
         use_fast_variance=not far_from_zero,
-        scale_init=parameter("norm", nn.initializers.ones, ("embed",)),
-        bias_init=parameter("bias", nn.initializers.zeros, ("embed",)),
+        scale_init=parameter("norm", nn.initializers.ones, (axis,)),
+        bias_init=parameter("bias", nn.initializers.zeros, (axis,)),
         name=name,
     )
 
 
-def normalisation(kind: Literal["layer", "rms"], dtype: Any, name: str, epsilon: float = 1e-6) -> nn.Module:
-    """Layer normalisation, or root-mean-square normalisation (Zhang and Sennrich 2019), which has no mean and no bias."""
+class RMSPlusOne(nn.Module):
+    """Root-mean-square normalisation whose factor is 1 + scale, as in Gemma; weight decay pulls the factor to 1."""
+
+    epsilon: float = 1e-6
+    dtype: Any = jnp.float32
+    axis: str | None = "embed"  # the logical name of the last axis
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", parameter("norm", nn.initializers.zeros, (self.axis,)), x.shape[-1:])
+        x = x.astype(jnp.float32)
+        normed = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
+        return (normed * (1.0 + scale.astype(jnp.float32))).astype(self.dtype)
+
+
+Norm = Literal["layer", "rms", "rms_plus_one"]
+
+
+def normalisation(
+    kind: Norm, dtype: Any, name: str | None, epsilon: float = 1e-6, axis: str | None = "embed"
+) -> nn.Module:
+    """Layer normalisation, or root-mean-square normalisation (Zhang and Sennrich 2019), which has no mean and no bias.
+
+    Args:
+      axis: the logical name of the axis that is normalised, the last one.
+    """
     if kind == "layer":
-        return layer_norm(dtype, name, epsilon)
-    scale_init = parameter("norm", nn.initializers.ones, ("embed",))
+        return layer_norm(dtype, name, epsilon, axis=axis)
+    if kind == "rms_plus_one":
+        return RMSPlusOne(epsilon, dtype, axis, name=name)
+    scale_init = parameter("norm", nn.initializers.ones, (axis,))
     return nn.RMSNorm(epsilon=epsilon, dtype=dtype, scale_init=scale_init, name=name)
 
 

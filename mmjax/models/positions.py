@@ -1,7 +1,7 @@
 """Positions: the parts that tell a tower where its tokens are, and the functions behind them."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 
 from mmjax.errors import UserError
 from mmjax.models.roles import parameter
+from mmjax.models.rotary_scaling import RotaryScaling
 from mmjax.models.segments import EXACT, maximum_of_example
 from mmjax.stream import Stream
 from mmjax.tree import part
@@ -44,8 +45,16 @@ class Positions:
         """The inputs [B, T, W] of the first block, with vectors for the positions of `stream` added."""
         return x
 
-    def rotate(self, x: jax.Array, positions: jax.Array) -> jax.Array:
-        """Queries or keys [B, H, T, D] with their positions applied."""
+    def rotation(self, head_width: int) -> "Rotation | None":
+        """The rotation of heads with this number of features by texts' positions; None: they are not rotated."""
+        return None
+
+    def rotate(self, x: jax.Array, positions: jax.Array, rotation: "Rotation | None" = None) -> jax.Array:
+        """Queries or keys [B, H, T, D] with their positions applied.
+
+        Args:
+          rotation: of this layer, where rotary positions differ between layers.
+        """
         return x
 
 
@@ -93,6 +102,18 @@ class SpeechPositions(Positions):
         return query, key, None
 
 
+class Rotation(NamedTuple):
+    """How queries and keys of one dimension are rotated.
+
+    Attributes:
+      frequencies: [F], in radians per position, of the first 2 F features of a head; the others are not rotated.
+      magnitude: factor of the rotated features.
+    """
+
+    frequencies: jax.Array
+    magnitude: jax.Array | float = 1.0
+
+
 @part
 class Rotary(TextPositions, ImagePositions, SpeechPositions):
     """Rotary position embedding (Su et al. 2021, arXiv:2104.09864): queries and keys are rotated by their positions.
@@ -100,16 +121,36 @@ class Rotary(TextPositions, ImagePositions, SpeechPositions):
     Attributes:
       base: of the frequencies in one dimension; a larger base gives lower frequencies. In two dimensions (images) the base
         is always 100 (Heo et al. 2024, arXiv:2403.13298).
+      share: of each head's features that are rotated, the first ones.
+      scaling: lowers frequencies for texts longer than those of the pretraining.
     """
 
     base: float = 10_000.0
+    share: float = 1.0  # of each head's features that are rotated
+    scaling: RotaryScaling | None = None  # for texts longer than in the pretraining
 
     def check(self, path: str, width: int, head_width: int, dimensions: int = 1) -> None:
-        if head_width % (2 * dimensions):
-            raise UserError(f"{path}: rotary positions need heads whose width divides by {2 * dimensions}")
+        if dimensions > 1 and (self.share != 1.0 or self.scaling is not None):
+            raise UserError(f"{path}: share and scaling of rotary positions are for texts and speech, not for images")
+        if not 0 < self.share <= 1:
+            raise UserError(f"{path}: the share={self.share} of rotary positions must be more than 0 and at most 1")
+        if self._rotated(head_width) % (2 * dimensions):
+            what = "heads whose width" if self.share == 1 else f"a share={self.share} of each head that"
+            raise UserError(f"{path}: rotary positions need {what} divides by {2 * dimensions}")
 
-    def rotate(self, x: jax.Array, positions: jax.Array) -> jax.Array:
-        return rotary(x, positions, self.base)
+    def _rotated(self, head_width: int) -> int:
+        return int(head_width * self.share)
+
+    def rotation(self, head_width: int) -> Rotation:
+        frequencies = frequencies_of(self._rotated(head_width) // 2, self.base)
+        if self.scaling is None:
+            return Rotation(frequencies)
+        return Rotation(self.scaling.scaled(frequencies, self.base), self.scaling.magnitude_of())
+
+    def rotate(self, x: jax.Array, positions: jax.Array, rotation: Rotation | None = None) -> jax.Array:
+        if positions.ndim > 2:
+            return rotary(x, positions)
+        return rotated(x, positions, self.rotation(x.shape[-1]) if rotation is None else rotation)
 
 
 @part
@@ -210,19 +251,25 @@ def rotary(x: jax.Array, positions: jax.Array, base: float = 10_000.0) -> jax.Ar
       positions: [B, T] or [B, T, 2], counted from each example's start.
     """
     if positions.ndim == 2:
-        return _rotated(x, positions, base)
-    by_row, by_column = jnp.split(x, 2, axis=-1)
-    rotated = _rotated(by_row, positions[..., 0], base=100.0), _rotated(by_column, positions[..., 1], base=100.0)
-    return jnp.concatenate(rotated, axis=-1)
+        return rotated(x, positions, Rotation(frequencies_of(x.shape[-1] // 2, base)))
+    rotation = Rotation(frequencies_of(x.shape[-1] // 4, base=100.0))
+    halves = zip(jnp.split(x, 2, axis=-1), (positions[..., 0], positions[..., 1]), strict=True)
+    return jnp.concatenate([rotated(half, places, rotation) for half, places in halves], axis=-1)
 
 
-def _rotated(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
-    half = x.shape[-1] // 2
-    angles = positions[:, None, :, None] * base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    sine, cosine = jnp.sin(angles), jnp.cos(angles)
-    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
-    rotated = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
-    return rotated.astype(x.dtype)
+def frequencies_of(count: int, base: float) -> jax.Array:
+    """[count] float32, from 1 radian per position down to almost 1 / base."""
+    return base ** (-jnp.arange(count, dtype=jnp.float32) / count)
+
+
+def rotated(x: jax.Array, positions: jax.Array, rotation: Rotation) -> jax.Array:
+    """Queries or keys [B, H, T, D] rotated by positions [B, T]."""
+    half = rotation.frequencies.shape[-1]
+    angles = positions[:, None, :, None] * rotation.frequencies
+    sine, cosine = jnp.sin(angles) * rotation.magnitude, jnp.cos(angles) * rotation.magnitude
+    first, second = x[..., :half].astype(jnp.float32), x[..., half : 2 * half].astype(jnp.float32)
+    turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+    return jnp.concatenate([turned.astype(x.dtype), x[..., 2 * half :]], axis=-1)
 
 
 def sincos(positions: jax.Array, width: int, base: float = 10_000.0) -> jax.Array:

@@ -63,12 +63,16 @@ def embed(text: Stream, tower: Any, scale: float = 1.0) -> tuple[nn.Embed, jax.A
     """The table of token embeddings of a text tower, and the embedded text with its positions added.
 
     Args:
-      tower: the calling module, with the fields `vocabulary`, `width`, `positions` and `dtype`, and perhaps `types`.
+      tower: the calling module, with the fields `vocabulary`, `width`, `positions` and `dtype`, and perhaps `types` and
+        `scaled_embeddings`.
       scale: standard deviation of the initial table, which is normally distributed.
     """
     init = parameter("embedding", nn.initializers.normal(scale), ("vocabulary", "embed"))
     table = nn.Embed(tower.vocabulary, tower.width, embedding_init=init, dtype=tower.dtype, name="embedding")
-    x = tower.positions.add(table(text.features), text, tower)
+    x = table(text.features)
+    if getattr(tower, "scaled_embeddings", False):
+        x = x * jnp.asarray(tower.width**0.5, x.dtype)
+    x = tower.positions.add(x, text, tower)
     if getattr(tower, "types", 0):
         # BERT is trained on pairs of texts and marks the text of each token. Here every token is of the first text.
         init = parameter("embedding", nn.initializers.normal(0.02), (None, "embed"))

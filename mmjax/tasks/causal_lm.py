@@ -12,7 +12,6 @@ from mmjax.decode import greedy
 from mmjax.errors import UserError
 from mmjax.losses import token_cross_entropy
 from mmjax.models.decoder import Cache, TextDecoder
-from mmjax.models.encoder import check_attention
 from mmjax.models.media import Conversation, Joined, MediaFusion, before
 from mmjax.models.remat import rematerialised_whole
 from mmjax.models.segments import belongs
@@ -68,7 +67,7 @@ class CausalLM(Task, kw_only=True):
 
     def check(self, path: str, config: Any) -> None:
         super().check(path, config)
-        check_attention(f"{path}.decoder", self.decoder)
+        self.decoder.check(f"{path}.decoder")
         if not config.model.encoders[self.reads].passes_ids:
             raise UserError(f"{path} embeds the tokens itself; set model.encoders.{self.reads} to TokenIds()")
         if self.decoder.cross_attention:

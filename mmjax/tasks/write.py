@@ -13,7 +13,6 @@ from mmjax.decode import greedy
 from mmjax.errors import UserError
 from mmjax.losses import token_cross_entropy
 from mmjax.models.decoder import Cache, TextDecoder
-from mmjax.models.encoder import check_attention
 from mmjax.models.fusion.base import Common
 from mmjax.models.remat import rematerialised_whole
 from mmjax.models.segments import belongs, having
@@ -74,7 +73,7 @@ class Write(TextTask, Common, kw_only=True):
         super().check(path, config)
         if not self.reads or "fused" in self.reads:
             raise UserError(f"{path}.reads={self.reads} must name one or more encoders")
-        check_attention(f"{path}.decoder", self.decoder)
+        self.decoder.check(f"{path}.decoder")
         longest = config.data.rows[self.label] + 1
         length = self.decoder.positions.length
         if length is not None and length < longest:

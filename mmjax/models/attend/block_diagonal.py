@@ -37,6 +37,10 @@ def refuses(inputs: Inputs, place: Place) -> str | None:
         return "it needs queries and keys of the same tokens, with contiguous segments"
     if inputs.bias is not None:
         return "it does not support a bias"
+    if inputs.soft_cap is not None:
+        return "it does not support a soft cap"
+    if isinstance(inputs.window, jax.Array):
+        return "it does not support a window that differs between layers"
     if place.rows * place.heads * place.context > 1:
         return "rows, heads or tokens are divided among devices"
     return None

@@ -127,8 +127,9 @@ def attention(
     bias: jax.Array | None = None,
     query_times: jax.Array | None = None,
     key_times: jax.Array | None = None,
-    window: int | None = None,
+    window: int | jax.Array | None = None,
     scale: float | None = None,
+    soft_cap: float | None = None,
     *,
     in_order: bool = False,
     packed: bool = False,
@@ -149,8 +150,10 @@ def attention(
       bias: [B, H, T, S], added to the scores before the scaling.
       query_times, key_times: [B, T] and [B, S] int32, both or neither. Positions make attention causal;
         positions // n make it causal by chunks of n; `prefix_times` are those of a prefix language model.
-      window: with times, the largest difference between the times of a query and of a key that it sees; None: no limit.
+      window: with times, the largest difference between the times of a query and of a key that it sees; None: no limit. It
+        may be an array, if it differs between layers of a loop.
       scale: of the scores; None: 1 / sqrt(D).
+      soft_cap: scores s become soft_cap tanh(s / soft_cap), after the scaling; None: they stay.
       in_order: queries and keys are the same tokens, and times rise along every segment, so that a kernel may use the order
         of tokens instead of times.
       packed: queries and keys are the same tokens, and the tokens of each segment are contiguous. This holds until a fusion
@@ -166,7 +169,7 @@ def attention(
       Refused: the selected backend does not support the call, and no other may replace it.
     """
     arrays = (query, key, value, query_segments, key_segments, bias, query_times, key_times)
-    inputs = Inputs(*arrays, window, scale, in_order, packed, fixed)
+    inputs = Inputs(*arrays, window, scale, soft_cap, in_order, packed, fixed)
     decision = decide(inputs, here(), backend, where)
     if (made := _decisions.get()) is not None:
         made.append(decision)

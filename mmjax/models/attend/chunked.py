@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mmjax.models.attend.inputs import Inputs, Place, here, sees
+from mmjax.models.attend.inputs import Inputs, Place, capped, here, sees
 
 BLOCK = 128  # queries, and keys
 # The least bytes of scores per device for which it is chosen. Above this it is faster on a CPU (measured). On other devices it
@@ -28,21 +28,22 @@ def small(inputs: Inputs, place: Place) -> str | None:
 
 
 class Blocks(NamedTuple):
-    """Constants at compile time: the factor and window of `Inputs`, and sizes of blocks."""
+    """Constants at compile time: the factor and soft cap of `Inputs`, and sizes of blocks."""
 
     factor: float
-    window: int | None
+    soft_cap: float | None
     queries: int
     keys: int
 
 
 class Tokens(NamedTuple):
-    """Segments of queries [B, T] and keys [B, S], and their times or None."""
+    """Segments of queries [B, T] and keys [B, S], and their times and window or None."""
 
     query_segments: jax.Array
     key_segments: jax.Array
     query_times: jax.Array | None
     key_times: jax.Array | None
+    window: jax.Array | int | None
 
 
 def chunked(inputs: Inputs, block: int = BLOCK) -> jax.Array:
@@ -51,11 +52,11 @@ def chunked(inputs: Inputs, block: int = BLOCK) -> jax.Array:
     key_heads, keys = inputs.key.shape[1:3]
     # If the tokens of a row are divided among devices, the queries form one block.
     queries = length if here().context > 1 else min(block, length)
-    blocks = Blocks(inputs.factor, inputs.window, queries, min(block, keys))
+    blocks = Blocks(inputs.factor, inputs.soft_cap, queries, min(block, keys))
     inputs = inputs.padded(blocks.queries, blocks.keys)
     grouped = (batch, key_heads, heads // key_heads, inputs.query.shape[2])
     bias = None if inputs.bias is None else inputs.bias.reshape(*grouped, -1)
-    tokens = Tokens(inputs.query_segments, inputs.key_segments, inputs.query_times, inputs.key_times)
+    tokens = Tokens(inputs.query_segments, inputs.key_segments, inputs.query_times, inputs.key_times, inputs.window)
     attended = _attend(blocks, inputs.query.reshape(*grouped, width), inputs.key, inputs.value, bias, tokens)
     return attended.reshape(batch, heads, -1, inputs.value.shape[-1])[:, :, :length]
 
@@ -111,6 +112,8 @@ def _backward(blocks, kept, gradient):
         to_value = _product("bkgts,bkgtd->bksd", weights.astype(value.dtype), out)
         to_weights = _product("bkgtd,bksd->bkgts", out, _cut(value, j, blocks.keys, 2))
         to_scores = weights * (to_weights - shared[..., None]) * blocks.factor
+        if blocks.soft_cap is not None:  # the derivative of tanh
+            to_scores = to_scores * jnp.where(seen, 1.0 - (scores / blocks.soft_cap) ** 2, 0.0)
         narrow = to_scores.astype(query.dtype)
         to_query = _product("bkgts,bksd->bkgtd", narrow, _cut(key, j, blocks.keys, 2))
         to_key = _product("bkgts,bkgtd->bksd", narrow, own)
@@ -147,8 +150,8 @@ def _scores(blocks: Blocks, i, j, own, key, bias, tokens: Tokens) -> tuple[jax.A
         scores = scores + _cut(_cut(bias, i, blocks.queries, 3), j, blocks.keys, 4)
     query_segments, query_times = (_cut(x, i, blocks.queries, 1) for x in (tokens.query_segments, tokens.query_times))
     key_segments, key_times = (_cut(x, j, blocks.keys, 1) for x in (tokens.key_segments, tokens.key_times))
-    seen = sees(query_segments, key_segments, query_times, key_times, blocks.window)[:, None, None]
-    return jnp.where(seen, scores * blocks.factor, -1e30), seen
+    seen = sees(query_segments, key_segments, query_times, key_times, tokens.window)[:, None, None]
+    return jnp.where(seen, capped(scores * blocks.factor, blocks.soft_cap), -1e30), seen
 
 
 def _may_see(blocks: Blocks, tokens: Tokens) -> jax.Array:
@@ -173,8 +176,8 @@ def _may_see(blocks: Blocks, tokens: Tokens) -> jax.Array:
     if tokens.query_times is not None:
         first, last, key_first, key_last = spans(tokens.query_times, tokens.key_times)
         possible = possible & (last >= key_first)
-        if blocks.window is not None:
-            possible = possible & (first - blocks.window <= key_last)
+        if tokens.window is not None:
+            possible = possible & (first - tokens.window <= key_last)
     return possible.any(axis=0)
 
 

@@ -25,6 +25,8 @@ def refuses(inputs: Inputs, place: Place) -> str | None:
         return "it needs queries and values of one width"
     if inputs.bias is not None:
         return "it would round the bias to 16 bits"
+    if inputs.soft_cap is not None:
+        return "it does not support a soft cap"
     if inputs.query.dtype not in (jnp.bfloat16, jnp.float16):
         return f"it computes in 16 bits, not in {inputs.query.dtype}"
     return place.undivided(inputs) or _refused_by_jax(inputs)

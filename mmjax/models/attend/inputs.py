@@ -19,8 +19,9 @@ class Inputs(NamedTuple):
     bias: jax.Array | None = None
     query_times: jax.Array | None = None
     key_times: jax.Array | None = None
-    window: int | None = None
+    window: int | jax.Array | None = None
     scale: float | None = None
+    soft_cap: float | None = None
     in_order: bool = False
     packed: bool = False
     fixed: int = 0
@@ -34,6 +35,10 @@ class Inputs(NamedTuple):
     def factor(self) -> float:
         """The factor of the scores."""
         return self.query.shape[3] ** -0.5 if self.scale is None else self.scale
+
+    def scores(self, products: jax.Array) -> jax.Array:
+        """The scores, from products of queries and keys (with the bias)."""
+        return capped(products * self.factor, self.soft_cap)
 
     def seen(self) -> jax.Array:
         """[B, T, S] bool: whether a query sees a key."""
@@ -59,7 +64,12 @@ class Inputs(NamedTuple):
         )
 
 
-def sees(query_segments, key_segments, query_times=None, key_times=None, window: int | None = None) -> jax.Array:
+def capped(x: jax.Array, soft_cap: float | None) -> jax.Array:
+    """x, softly limited to values between -soft_cap and soft_cap (Gemma 2, arXiv:2408.00118)."""
+    return x if soft_cap is None else soft_cap * jnp.tanh(x / soft_cap)
+
+
+def sees(query_segments, key_segments, query_times=None, key_times=None, window=None) -> jax.Array:
     """[B, T, S] bool from segments and times [B, T] and [B, S]: whether a query sees a key (see `attention`)."""
     seen = (query_segments[:, :, None] == key_segments[:, None, :]) & (query_segments > 0)[:, :, None]
     if query_times is None:
@@ -111,14 +121,14 @@ def on_each_device(function: Callable[[Inputs], jax.Array], inputs: Inputs) -> j
     The compiler cannot divide a custom kernel among devices by itself.
     """
 
-    def compute(query, key, value, *by_token):
-        own = dict(zip(("query_segments", "key_segments", "query_times", "key_times"), by_token, strict=True))
-        return function(inputs._replace(query=query, key=key, value=value, **own))
+    def compute(query, key, value, *rest):
+        names = ("query_segments", "key_segments", "query_times", "key_times", "window")
+        return function(inputs._replace(query=query, key=key, value=value, **dict(zip(names, rest, strict=True))))
 
-    arrays = (*inputs[:5], inputs.query_times, inputs.key_times)
+    arrays = (*inputs[:5], inputs.query_times, inputs.key_times, inputs.window)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size <= 1:
         return compute(*arrays)
     heads, rows = P(("data", "fsdp"), "tensor"), P(("data", "fsdp"))
-    specs = (heads,) * 3 + (rows,) * 4
+    specs = (heads,) * 3 + (rows,) * 4 + (P(),)
     return jax.shard_map(compute, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=False)(*arrays)

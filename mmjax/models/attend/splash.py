@@ -51,6 +51,7 @@ def _compute(inputs: Inputs, interpret: bool, block: int) -> jax.Array:
     kernel = kernels.make_splash_mha_single_device(
         masks.MultiHeadMask([mask] * heads),
         block_sizes=kernels.BlockSizes(**_blocks(queries, keys, block)),
+        attn_logits_soft_cap=inputs.soft_cap,
         interpret=interpret,
     )
     query = inputs.query * jnp.asarray(inputs.factor, inputs.query.dtype)

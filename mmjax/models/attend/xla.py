@@ -21,7 +21,7 @@ def xla(inputs: Inputs) -> jax.Array:
         scores = scores + bias.reshape(scores.shape)
     seen = jnp.tile(inputs.seen(), (1, groups, 1))[:, None]
     # A large finite number, because a row with only -inf gives NaN in the result or in the gradient.
-    scores = jnp.where(seen, scores * inputs.factor, -1e30)
+    scores = jnp.where(seen, inputs.scores(scores), -1e30)
     top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     weights = jnp.where(seen, jnp.exp(scores - top), 0.0)
     total = weights.sum(axis=-1, keepdims=True)
