@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from mmjax.stream import MOST_PICTURES, PICTURE, Stream, only_tokens
+from mmjax.stream import MOST_PICTURES, MOST_RECORDINGS, PICTURE, RECORDING, Stream, only_tokens
 
 # For products that must not round to bfloat16 or TF32: of samples and spectra, sums over examples, and copies.
 EXACT = jax.lax.Precision.HIGHEST
@@ -37,6 +37,10 @@ def neighbour(stream: Stream, by: int) -> jax.Array:
 
 def hops(speech: Stream) -> jax.Array:
     """[B, T]: the number of each block of samples within its recording."""
+    return _places(speech) % RECORDING
+
+
+def _places(speech: Stream) -> jax.Array:
     return speech.positions[..., 0] if speech.positions.ndim == 3 else speech.positions
 
 
@@ -51,6 +55,19 @@ def recorded(speech: Stream) -> jax.Array:
     """[B, T, hop] bool: whether a sample is recorded, not padding."""
     inside = jnp.arange(speech.features.shape[-1]) < samples_in(speech)[..., None]
     return inside & speech.mask[..., None]
+
+
+def single_recordings(speech: Stream) -> Stream:
+    """Makes every recording of a conversation a segment of its own, with hops counted from its own start.
+
+    `mmjax.stream.RECORDING` tells the recordings apart. The new segment // `MOST_RECORDINGS` is the old one, and the rest is
+    the number of the recording in its conversation. Other examples have one recording, whose number is 0.
+    """
+    places, hop = _places(speech), hops(speech)
+    segments = jnp.where(speech.mask, speech.segments * MOST_RECORDINGS + places // RECORDING, 0)
+    if speech.positions.ndim == 3:
+        hop = jnp.stack([hop, speech.positions[..., 1]], axis=-1)
+    return speech._replace(segments=segments, positions=hop)
 
 
 # Pictures. ------------------------------------------------------------------------------------------------
