@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from mmjax.data.example import Example
+from mmjax.data.example import Example, Pieces
 from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches
 from mmjax.errors import UserError
@@ -66,11 +66,11 @@ class Timed:
         heard = {name: partial(self._samples, example, name) for name in self._recordings & example.inputs.keys()}
         return example._replace(inputs={**example.inputs, **heard})
 
-    def _samples(self, example: Example, name: str) -> np.ndarray:
+    def _samples(self, example: Example, name: str) -> np.ndarray | Pieces:
         start = time.perf_counter()
         samples = example.input(name)
         self.seconds["decode"] += time.perf_counter() - start
-        self.samples += len(samples)
+        self.samples += sum(map(len, samples.values)) if isinstance(samples, Pieces) else len(samples)
         return samples
 
 
@@ -132,12 +132,18 @@ def _pictures(examples: list[tuple[int, Example]], rows: list[Any], layout: Layo
         for number, shows in zip(row.examples, row.subsets, strict=True)
         for name in shows & layout.pictures
     }
-    encoded = [(name, one.inputs[name]) for number, one in examples for name in one.inputs if (number, name) in shown]
+    encoded = [(name, one.input(name)) for number, one in examples for name in one.inputs if (number, name) in shown]
     start = time.perf_counter()
     for name, data in encoded:
         with suppress(UserError):  # the loader skips such examples, too
             layout.streams[name].cut(data, name, "")
-    return time.perf_counter() - start, sum(len(data) if isinstance(data, list) else 1 for _, data in encoded)
+    return time.perf_counter() - start, sum(_count(data) for _, data in encoded)
+
+
+def _count(pictures: Any) -> int:
+    """The number of pictures of an example."""
+    pictures = pictures.values if isinstance(pictures, Pieces) else pictures
+    return len(pictures) if isinstance(pictures, list) else 1
 
 
 def _sampling(sampler: Any, window: int, examples: float) -> float:

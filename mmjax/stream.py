@@ -18,8 +18,9 @@ EMPTY = -1
 # The patch columns of an example's second picture begin at this number, those of its third at twice this, and so on.
 PICTURE = 2**16
 MOST_PICTURES = 2**12  # of an example
-# The hops of an example's recording number n begin at n times this number, where its recordings are kept apart.
+# The hops of the piece of media with the number 1 of a conversation begin at this number, those of number 2 at twice this.
 RECORDING = 2**20
+MOST_RECORDINGS = 2**11  # and pictures of a conversation together, so that positions are int32
 
 Array = Any  # numpy.ndarray in data workers, jax.Array in the model
 
@@ -36,7 +37,8 @@ class Stream(NamedTuple):
       positions: [B, T] or [B, T, 2] int32, counted from the example's own start. Text and encoded speech: time.
         Samples of speech: the hop, and how many samples of the recording it holds (fewer than a hop only where the
         recording ends within it; [B, T] counts every hop as whole). Images: patch row and column, and `PICTURE` columns
-        more for every earlier picture of the example.
+        more for every earlier picture of the example. In a conversation, recordings and pictures are counted together:
+        for each earlier one, a recording has `RECORDING` hops more, and a picture `PICTURE` columns.
     """
 
     features: Array

@@ -1,12 +1,12 @@
 """Corpus: a collection with its index and a tokenizer, in the form that the sampler and the loader read."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mmjax.data.example import Example
+from mmjax.data.example import Example, Pieces
 from mmjax.data.fields import TAGS, USUAL, Fields
 from mmjax.data.filters import USUAL as USUAL_FILTERS
 from mmjax.data.filters import Filters
@@ -59,8 +59,8 @@ class Corpus:
         title: str = "the data",
     ):
         self._collection, self.index, self.tokenizer, self.fields = collection, index, tokenizer, fields
-        self.sample_rate, self._title, self._use = sample_rate, title, Use(sample_rate, rescale)
-        self.inputs = fields.inputs
+        self.sample_rate, self._title, self.inputs = sample_rate, title, fields.inputs
+        self._uses = {name: Use(sample_rate, rescale, apart=name in fields.media) for name in fields.inputs}
         self._written = [name for name, kind in fields.labels.items() if kind == "text"]
         self._prefixes = Prefixes(prefixes, tokenizer, fields) if prefixes else None
         sizes = {name: self._sizes(name) for name in (*fields.inputs, *fields.texts)}
@@ -98,7 +98,11 @@ class Corpus:
         """The sizes of an input or a text label of all examples of the index."""
         if name not in self.fields.texts:
             found = self.index.sizes.get(name)
-            return np.zeros(len(self.index), np.int32) if found is None else self.inputs[name].sizes(found, self._use)
+            return (
+                np.zeros(len(self.index), np.int32)
+                if found is None
+                else self.inputs[name].sizes(found, self._uses[name])
+            )
         if self.tokenizer is None or not self.index.has(name):
             tokens = np.zeros(len(self.index), np.int32)
         else:
@@ -152,12 +156,14 @@ class Corpus:
     def __getitem__(self, number: int) -> Example:
         """An example; its recordings, pictures and arrays are decoded when they are used."""
         place = int(number if self._kept is None else self._kept[number])
-        record = self._collection[place]
+        record, inputs, numbers = self._collection[place], {}, {}
+        for name, value in record.inputs.items():
+            inputs[name] = self.inputs[name].given(value, record.name, self._uses[name], self.sizes[name][number])
+            numbers |= self.inputs[name].numbers(value)
+        for name in self.fields.media & inputs.keys():
+            inputs[name] = _apart(inputs[name], numbers.get(name))
         return Example(
-            inputs={
-                name: self.inputs[name].given(value, record.name, self._use, self.sizes[name][number])
-                for name, value in record.inputs.items()
-            },
+            inputs=inputs,
             labels={
                 **{name: record.labels[name] for name in self._written if name in record.labels},
                 **{
@@ -190,14 +196,15 @@ class Corpus:
 
         spoken = [name for name, one in self.inputs.items() if one.unit == "seconds" and sizes[name].any()]
         for name in spoken:
-            seconds = sizes[name] / self.sample_rate
+            seconds = self.inputs[name].amount(sizes[name], self.sample_rate)
             of_seconds = lambda number, seconds=seconds: f"{seconds[number]:.2f} s"  # noqa: E731
             if filters.shortest is not None:
                 drop(np.flatnonzero((seconds > 0) & (seconds < filters.shortest)), "too short", of_seconds)
             if filters.longest is not None:
                 drop(np.flatnonzero(seconds > filters.longest), "too long", of_seconds)
         if spoken and index.has(SPOKEN):
-            self._examine_transcripts(sizes, sizes[spoken[0]] / self.sample_rate, filters, drop)
+            seconds = self.inputs[spoken[0]].amount(sizes[spoken[0]], self.sample_rate)
+            self._examine_transcripts(sizes, seconds, filters, drop)
         for name, numbers in unknown.items():
             drop(
                 np.flatnonzero(numbers),
@@ -225,3 +232,13 @@ class Corpus:
             frames = seconds / filters.frame
             many = spoken & (sizes[SPOKEN] > filters.tokens_per_frame * frames)
             drop(np.flatnonzero(many), "too many tokens", lambda n: f"{sizes[SPOKEN][n]} in {frames[n]:.0f} frames")
+
+
+def _apart(pieces: Any, numbers: Sequence[int] | None) -> Callable[[], Pieces]:
+    """The pieces of a conversation, decoded when they are used; without numbers, they are counted."""
+
+    def made() -> Pieces:
+        values = pieces() if callable(pieces) else pieces
+        return Pieces(values, range(len(values)) if numbers is None else numbers)
+
+    return made

@@ -1,7 +1,28 @@
 """Example: one item of a source, before packing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+
+class Pieces(NamedTuple):
+    """The recordings, or the pictures, of a conversation, each by itself.
+
+    Attributes:
+      values: samples [N] of each recording, or encoded pictures.
+      numbers: of each piece in the conversation, ascending from 0; recordings and pictures are counted together.
+    """
+
+    values: Sequence[Any]
+    numbers: Sequence[int]
+
+    def before(self, number: int) -> "Pieces":
+        """The pieces with numbers below this one."""
+        count = sum(own < number for own in self.numbers)
+        return Pieces(self.values[:count], self.numbers[:count])
+
+    def mapped(self, change: Callable[[Any], Any]) -> "Pieces":
+        """The pieces with changed values."""
+        return self._replace(values=[change(value) for value in self.values])
 
 
 class Example(NamedTuple):
@@ -9,7 +30,8 @@ class Example(NamedTuple):
 
     Attributes:
       inputs: by stream, a value or a function that returns it: float32 samples [N] of a recording at the source's rate;
-        an encoded picture (see `open_image`) or a list of them; a text; or finite numbers [T, W] in order of time.
+        an encoded picture (see `open_image`) or a list of them; the `Pieces` of a conversation; a text; or finite numbers
+        [T, W] in order of time.
       labels: by name, a class number; numbers [C], of several classes 0 or 1 for each; or a text.
       prefixes: by stream, ids of special tokens in front of texts.
       name: name for messages, if the source has names.

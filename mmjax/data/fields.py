@@ -32,6 +32,11 @@ class Fields(NamedTuple):
         return tuple(name for name, one in self.inputs.items() if isinstance(one, Text))
 
     @property
+    def media(self) -> frozenset[str]:
+        """The inputs that hold the media of conversations."""
+        return frozenset(name for one in self.inputs.values() for name in one.media)
+
+    @property
     def stamp(self) -> dict[str, Any]:
         """What identifies the fields in the stamp of an index."""
         return {"inputs": {name: to_dict(one) for name, one in self.inputs.items()}, "labels": dict(self.labels)}
@@ -49,6 +54,9 @@ def fields_of(inputs: Mapping[str, Input], labels: Mapping[str, str] | None) -> 
       UserError: a label has a wrong name or kind.
     """
     inputs = {**USUAL_INPUTS, **inputs}
+    for name, medium in ((name, medium) for name, one in inputs.items() for medium in one.media):
+        if medium not in inputs:
+            raise UserError(f"data.inputs.{name} names the input '{medium}' of its media{nearest(medium, inputs)}")
     wanted = dict(USUAL_LABELS if labels is None else labels)
     for name, kind in wanted.items():
         if kind not in KINDS:

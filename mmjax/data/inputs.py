@@ -1,7 +1,7 @@
 """Inputs of an example by name: what a column may hold, how it is measured, read, stored and packed."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -60,10 +60,17 @@ class Cell(NamedTuple):
 
 
 class Use(NamedTuple):
-    """How the values of a source are used: the rate of recordings in Hz, and whether loud ones are scaled."""
+    """How the values of a source are used.
+
+    Attributes:
+      sample_rate: of recordings in Hz; rescale: whether loud ones are scaled.
+      apart: several recordings or pictures are pieces of a conversation (`mmjax.data.example.Pieces`); otherwise,
+        recordings are joined.
+    """
 
     sample_rate: int = 16_000
     rescale: bool = False
+    apart: bool = False
 
 
 @part
@@ -75,6 +82,7 @@ class Input:
       unit: of the sizes that people read.
       can_be_cut: whether a row may name a part of it: "start", "seconds", "end" and "channels".
       features: the kinds of TFDS features from which it is read (`mmjax.data.tfds_description.Feature`).
+      piece: the shape of the size of a piece.
     """
 
     kind = "input"
@@ -82,6 +90,7 @@ class Input:
     unit: ClassVar[str] = "tokens"
     features: ClassVar[tuple[str, ...]] = ()
     can_be_cut: ClassVar[bool] = False
+    piece: ClassVar[tuple[int, ...]] = ()
 
     column: str | None = None  # where it is read from; None: the column of its own name
 
@@ -116,6 +125,15 @@ class Input:
     def weight(self, found: Mapping[str, np.ndarray]) -> np.ndarray:
         """[n] or [n, K]: the approximate number of bytes of the pieces in shards."""
         return np.zeros(1)
+
+    @property
+    def media(self) -> tuple[str, ...]:
+        """Of a conversation, the inputs that hold its media."""
+        return ()
+
+    def numbers(self, value: Any) -> Mapping[str, Sequence[int]]:
+        """Of a conversation, the numbers of the pieces of each of its `media`."""
+        return {}
 
     def given(self, value: Any, name: str, use: Use, size: Any) -> Any:
         """Converts a value of a `Record` to its form in an `Example`; `size` is the size of the example, from `sizes`."""
@@ -192,19 +210,23 @@ class Audio(Input):
         return [measure_audio(one.source, f"of {name}", one.start, one.seconds, one.channels) for one in value]
 
     def sizes(self, found: Mapping[str, np.ndarray], use: Use) -> np.ndarray:
-        """[n] samples at the rate, equal to the length of soxr's output."""
+        """[n] samples at the rate, equal to the length of soxr's output; [n, K] of recordings that are kept apart."""
         frames, rate = found["frames"].astype(np.float64), np.maximum(found["rate"], 1)
         samples = (frames * use.sample_rate / rate + 0.5).astype(np.int64)
-        return samples if samples.ndim == 1 else samples.sum(axis=1)
+        return samples if samples.ndim == 1 or use.apart else samples.sum(axis=1)
 
     def amount(self, sizes: np.ndarray, sample_rate: int) -> np.ndarray:
-        return sizes / sample_rate
+        return sizes.reshape(len(sizes), -1).sum(axis=1) / sample_rate
 
     def weight(self, found: Mapping[str, np.ndarray]) -> np.ndarray:
         return 6_000.0 * found["frames"] / 16_000
 
-    def given(self, value: list[Recording], name: str, use: Use, size: Any) -> Callable[[], np.ndarray]:
-        return lambda: self._samples(value, name, use, int(size))
+    def given(self, value: list[Recording], name: str, use: Use, size: Any) -> Callable[[], Any]:
+        """A function that returns samples [N], or a list of the samples of recordings that are kept apart."""
+        if not use.apart:
+            return lambda: self._samples(value, name, use, int(size))
+        sizes = np.reshape(size, -1)[: len(value)].tolist()
+        return lambda: [self._samples([one], name, use, size) for one, size in zip(value, sizes, strict=True)]
 
     def from_user(self, value: Any, name: str, use: Use) -> np.ndarray:
         """Samples [N] (`samples_of`). The files of a list are joined in order."""
@@ -256,6 +278,7 @@ class Image(Input):
     measures: ClassVar[Mapping[str, type]] = {"height": np.int32, "width": np.int32}
     unit: ClassVar[str] = "pixels, the square root"
     features: ClassVar[tuple[str, ...]] = ("image", "bytes")
+    piece: ClassVar[tuple[int, ...]] = (2,)
 
     def read(self, value: Any, cell: Cell) -> list[bytes | Blob] | None:
         return [cell.media(one) for one in (value if isinstance(value, list) else [value])] or None
@@ -278,7 +301,7 @@ class Image(Input):
 
     def given(self, value: list[bytes | Blob], name: str, use: Use, size: Any) -> bytes | list[bytes]:
         pictures = [one.read() if isinstance(one, Blob) else one for one in value]
-        return pictures[0] if len(pictures) == 1 else pictures
+        return pictures[0] if len(pictures) == 1 and not use.apart else pictures
 
     def from_user(self, value: Any, name: str, use: Use) -> bytes | list[bytes]:
         """An encoded picture, or several: see `picture_of`."""

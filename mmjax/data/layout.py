@@ -70,12 +70,46 @@ class Layout:
         return cls(rows=rows, streams={**streams, **slots}, needs=needs, tokenizer=tokenizer)
 
     def tokens(self, sizes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Positions with a token, [n] per stream of `rows`, from a source's sizes; 0 if an example lacks the stream."""
+        """Positions with a token, [n] per stream of `rows`, from a source's sizes; 0 if an example lacks the stream.
+
+        Conversations that are too long for a row are cut after a reply (`_kept`).
+        """
         count = len(next(iter(sizes.values())))
         given = dict(sizes)
+        for name, (kept, _) in self._kept(sizes).items():
+            ends = sizes[name][np.arange(count), kept]
+            given[name] = ends[:, 0]
+            for place, medium in enumerate(self.streams[name].media, 1):
+                if medium in self.streams and np.any(given.get(medium)):
+                    given[medium] = self.streams[medium].first(given[medium], ends[:, place])
         if SPOKEN not in given and "text" in given:  # where a source states no transcripts, the text is spoken
             given[SPOKEN] = given["text"]
         return {name: self.streams[name].tokens(given.get(name), count, room) for name, room in self.rows.items()}
+
+    def _kept(self, sizes: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """By stream of conversations, [n] the last reply of each that is kept, and [n] its last reply of all.
+
+        The size of a conversation is [R, 1 + media]: for each reply, the number of tokens up to its end, and the numbers of
+        pieces of each of the stream's `media` before it. The last reply is kept up to which everything fits into a row; of
+        a conversation that may not be cut, or of which not even the first reply fits, the last one.
+        """
+        found = {}
+        for name in (name for name in self.rows if self.streams[name].media and np.ndim(sizes.get(name)) == 3):
+            ends, one = sizes[name], self.streams[name]
+            last = np.maximum((ends[..., 0] > 0).sum(axis=1) - 1, 0)
+            fits = (ends[..., 0] > 0) & (ends[..., 0] <= self.rows[name])
+            for place, medium in enumerate(one.media, 1):
+                if medium in self.rows and np.any(sizes.get(medium)):
+                    taken = self.streams[medium].by_piece(sizes[medium], self.rows[medium])
+                    taken = np.cumsum(np.pad(taken, ((0, 0), (1, 0))), axis=1)
+                    fits &= np.take_along_axis(taken, ends[..., place].astype(np.int64), axis=1) <= self.rows[medium]
+            largest = fits.shape[1] - 1 - np.argmax(fits[:, ::-1], axis=1)
+            found[name] = np.where(fits.any(axis=1) & one.can_be_cut, largest, last), last
+        return found
+
+    def shortened(self, sizes: Mapping[str, np.ndarray]) -> int:
+        """The number of conversations that are cut, since they are too long for a row."""
+        return int(sum((kept < last).sum() for kept, last in self._kept(sizes).values()))
 
     def positions(self, sizes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Positions that each example takes in a row, including alignment; the sampler packs these."""
@@ -130,7 +164,7 @@ class Rows:
           UserError: the row has too little room; nothing is written then.
         """
         streams = self.layout.streams
-        for stream, (features, _) in parts.items():
+        for stream, (features, *_) in parts.items():
             room = self.batch[stream].segments.shape[1] - self._used[stream][row]
             if len(features) > room:
                 raise UserError(
@@ -138,11 +172,12 @@ class Rows:
                     f"shorten it or raise data.rows.{stream}"
                 )
         segment = self._used["examples"][row] + 1
-        for stream, (features, positions) in parts.items():
+        for stream, part in parts.items():
+            features, positions, filled = Cut(*part)
             # A label is stored at its example's slot, not at the next free one: examples without it leave gaps.
             start = segment - 1 if streams[stream].slots else self._used[stream][row]
             place = row, slice(start, start + len(features))
             self.batch[stream].features[place] = features
-            self.batch[stream].segments[place] = segment
+            self.batch[stream].segments[place] = np.where(filled, segment, 0)
             self.batch[stream].positions[place] = positions
             self._used[stream][row] += streams[stream].reserved(len(features))

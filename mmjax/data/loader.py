@@ -4,7 +4,7 @@ import math
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from rich.markup import escape
 
 from mmjax import progress
-from mmjax.data.example import Example
+from mmjax.data.example import Example, Pieces
 from mmjax.data.layout import Layout
 from mmjax.data.packing import Blend, Packer
 from mmjax.data.sampler import Sampler
@@ -94,10 +94,13 @@ class Batches:
     def _played(self, example: Example, choice: int) -> Example:
         """The example with its recordings at a speed."""
 
-        def played(name: str) -> Callable[[], np.ndarray]:
-            return lambda: self.sampler.speed(example.input(name), choice)
+        change = partial(self.sampler.speed, choice=choice)
 
-        heard = {name: played(name) for name in self.layout.recordings if example.inputs.get(name) is not None}
+        def played(name: str) -> np.ndarray | Pieces:
+            value = example.input(name)
+            return value.mapped(change) if isinstance(value, Pieces) else change(value)
+
+        heard = {name: partial(played, name) for name in self.layout.recordings if example.inputs.get(name) is not None}
         return example._replace(inputs={**example.inputs, **heard})
 
     def _needed_to_mix(self, example: Example) -> set[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.data.fields import USUAL, Fields
+from mmjax.data.inputs import USUAL_INPUTS
 from mmjax.data.labels import SPOKEN, Label, merged
 from mmjax.data.source import Opening, Source, Texts
 from mmjax.errors import UserError
@@ -225,11 +226,13 @@ class MixedExamples:
             parts = [source.sizes.get(kind, source.sizes.get(instead)) for source in self.sources.values()]
             parts = [part if part is not None and part.any() else None for part in parts]
             shapes = {part.shape[1:] for part in parts if part is not None}
-            if () in shapes and len(shapes) > 1:
+            one = {**USUAL_INPUTS, **self.inputs}.get(kind)
+            piece = one.piece if one else ()
+            if piece and () in shapes and len(shapes) > 1:
                 raise UserError(f"some sources of the mixture give the pixels of their {kind}, others the patches")
             shape = max(shapes, key=lambda shape: (len(shape), shape), default=())
             found[kind] = np.concatenate(
-                [_padded(part, length, shape) for part, length in zip(parts, self.lengths, strict=True)]
+                [_padded(part, length, shape, piece) for part, length in zip(parts, self.lengths, strict=True)]
             )
         return found
 
@@ -271,12 +274,12 @@ class MixedExamples:
         return found
 
 
-def _padded(part: np.ndarray | None, length: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Sizes [n, *shape]; zeros where a source has none, or fewer pictures than another."""
+def _padded(part: np.ndarray | None, length: int, shape: tuple[int, ...], piece: tuple[int, ...]) -> np.ndarray:
+    """Sizes [n, *shape]; zeros where a source has none, or fewer pieces of the shape `piece` than another."""
     if part is not None and part.shape[1:] == shape:
         return part
     found = np.zeros((length, *shape), np.int32)
     if part is not None:
-        pieces = part.reshape(length, -1, shape[-1])
+        pieces = part.reshape(length, -1, *piece)
         found[:, : pieces.shape[1]] = pieces
     return found

@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmjax.data.example import Example
+from mmjax.data.example import Example, Pieces
 from mmjax.data.files import Unreadable
 from mmjax.data.image import open_image, resize
 from mmjax.data.image_mixing import Mix
 from mmjax.data.layout import Layout, Rows
+from mmjax.data.streams import Cut
 from mmjax.errors import UserError
 
 
@@ -52,11 +53,14 @@ class Packer(Rows):
         Raises:
           UserError: a part cannot be decoded, or needs more than the reserved or free positions.
         """
-        parts, streams = {}, self.layout.streams
+        parts, streams = self._conversations(example, shows, name, given), self.layout.streams
+        before = {medium: part.features[-1, 2] for stream, part in parts.items() for medium in streams[stream].media}
         blended: list[float] = []  # the share of the first picture
         for stream, needed in self.layout.needs.items():
-            shown = stream == needed and stream in shows and stream in self.batch
+            shown = stream == needed and stream in shows and stream in self.batch and stream not in parts
             if shown and (value := example.input(stream)) is not None:
+                if isinstance(value, Pieces) and not (value := value.before(before.get(stream, np.inf))).values:
+                    continue
                 change = self._change(stream, value, number, name, blend, blended)
                 parts[stream] = streams[stream].cut(value, stream, name, example.prefixes.get(stream, ()), change)
         for label, value in example.labels.items():
@@ -65,10 +69,10 @@ class Packer(Rows):
                 parts[label] = streams[label].cut(value, label, name, example.prefixes.get(label, ()))
                 if blended and label in self.layout.slots:
                     other = streams[label].cut(blend.example.labels[label], label, f"what {name} is mixed with")
-                    mixed = blended[0] * parts[label][0] + (1.0 - blended[0]) * other[0]
-                    parts[label] = mixed, parts[label][1]
-        parts["examples"] = np.array([number]), np.zeros(1)
-        for stream, (features, _) in parts.items():
+                    mixed = blended[0] * parts[label].features + (1.0 - blended[0]) * other.features
+                    parts[label] = parts[label]._replace(features=mixed)
+        parts["examples"] = Cut(np.array([number]), np.zeros(1))
+        for stream, (features, *_) in parts.items():
             if given is not None and len(features) > given.get(stream, len(features)):
                 raise Unreadable(
                     "not what was indexed",
@@ -76,6 +80,17 @@ class Packer(Rows):
                     f"{given[stream]}: the data has changed since it was indexed",
                 )
         self.write(row, parts, name)
+
+    def _conversations(
+        self, example: Example, shows: frozenset[str], name: str, given: Mapping[str, int] | None
+    ) -> dict[str, Cut]:
+        """The conversations of an example by stream; those that are too long are cut after a reply."""
+        found = {}
+        for stream in (stream for stream in self.layout.needs if self.layout.streams[stream].media):
+            if stream in shows and stream in self.batch and (value := example.input(stream)) is not None:
+                room = self.layout.rows[stream] if given is None else given[stream]
+                found[stream] = self.layout.streams[stream].within(value, room, name)
+        return found
 
     def _change(
         self, stream: str, value: Any, number: int, name: str, blend: Blend | None, shares: list[float]
@@ -88,7 +103,7 @@ class Packer(Rows):
         if blend is None:
             return self._augment and (lambda picture, size: np.asarray(self._augment(picture, size, number)))
         other = blend.example.input(stream)
-        if isinstance(value, list) or isinstance(other, list):
+        if isinstance(value, list | Pieces) or isinstance(other, list | Pieces):
             raise UserError(f"data.image_mixing mixes single pictures, but {name}, or its partner, has several")
         augment = self._augment or (lambda picture, size, number: resize(picture, *size))
 

@@ -32,8 +32,9 @@ class SpeedPerturbation:
         return (mixed % np.uint64(len(self.speeds))).astype(np.int64)
 
     def lengths(self, samples: np.ndarray, choice: np.ndarray) -> np.ndarray:
-        """[n] int64: the lengths of recordings of `samples` [n] samples at the chosen speeds [n]."""
+        """[n] or [n, K] int64: the lengths of recordings of so many samples at the chosen speeds [n]."""
         faster, slower = np.array([_fraction(speed) for speed in self.speeds]).T
+        choice = np.reshape(choice, np.shape(choice) + (1,) * (np.ndim(samples) - np.ndim(choice)))
         return -(-np.asarray(samples) * slower[choice] // faster[choice])
 
     def __call__(self, samples: np.ndarray, choice: int) -> np.ndarray:

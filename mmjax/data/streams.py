@@ -2,19 +2,32 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from mmjax.data.example import Pieces
 from mmjax.data.files import Unreadable
 from mmjax.data.labels import Label
 from mmjax.data.patches import patch_grid, patchify
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
-from mmjax.stream import MOST_PICTURES, PICTURE
+from mmjax.stream import MOST_PICTURES, MOST_RECORDINGS, PICTURE, RECORDING
 
 stream = dataclasses.dataclass(frozen=True, kw_only=True)
-Cut = tuple[np.ndarray, np.ndarray]  # features [T, ...] and positions [T] or [T, 2]
+
+
+class Cut(NamedTuple):
+    """A value as it stands in a row.
+
+    Attributes:
+      features, positions: [T, ...], and [T] or [T, 2].
+      filled: [T] bool, False in the gaps between recordings; True: there is no gap.
+    """
+
+    features: np.ndarray
+    positions: np.ndarray
+    filled: np.ndarray | bool = True
 
 
 @stream
@@ -26,6 +39,8 @@ class Packed:
       shape, dtype: of the features of one position; place: the shape of its position.
       slots: whether each example has the position of its slot, where labels are.
       align: examples start at multiples of this many positions.
+      media: of a conversation, the streams of its media; see `Layout`.
+      piece: of media, the shape of the size of a piece.
     """
 
     align: int = 1
@@ -34,6 +49,8 @@ class Packed:
     dtype: ClassVar[Any] = np.int32
     place: ClassVar[tuple[int, ...]] = ()
     slots: ClassVar[bool] = False
+    media: ClassVar[tuple[str, ...]] = ()
+    piece: ClassVar[tuple[int, ...]] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -51,6 +68,16 @@ class Packed:
     def reserved(self, tokens: Any) -> Any:
         """The number of positions that an example with this number of tokens takes in a row."""
         return -(-tokens // self.align) * self.align
+
+    def by_piece(self, sizes: np.ndarray, room: int) -> np.ndarray:
+        """[n, K] positions of each of the pieces of media; 0 where an example has fewer."""
+        raise NotImplementedError
+
+    def first(self, sizes: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """The sizes of pieces, with zeros for those after the first `counts` [n] of each example."""
+        pieces = sizes.reshape(len(sizes), -1, *self.piece)
+        kept = np.arange(pieces.shape[1]) < counts[:, None]
+        return np.where(kept.reshape(kept.shape + (1,) * len(self.piece)), pieces, 0).reshape(sizes.shape)
 
     def cut(self, value: Any, name: str, owner: str, prefix: Sequence[int] = (), change: Callable | None = None) -> Cut:
         """The features and positions of an example's value.
@@ -95,22 +122,47 @@ class Hops(Packed):
         return self.pad or self.align
 
     def tokens(self, sizes: np.ndarray | None, count: int, room: int) -> np.ndarray:
-        """[n] hops, from numbers of samples [n]."""
-        hops = -(-super().tokens(sizes, count, room) // self.hop)
+        """[n] hops, from numbers of samples [n]; or, of separate recordings [n, K], with the gaps between them."""
+        sizes = super().tokens(sizes, count, room)
+        return self._hops(sizes, room) if sizes.ndim == 1 else self.by_piece(sizes, room).sum(axis=1)
+
+    def by_piece(self, sizes: np.ndarray, room: int) -> np.ndarray:
+        return self.reserved(self._hops(np.reshape(sizes, (len(sizes), -1)), room))
+
+    def _hops(self, samples: np.ndarray, room: int) -> np.ndarray:
+        hops = -(-samples // self.hop)
         if self.pad is None:
             return hops
         return np.where(hops == 0, 0, np.where(hops <= self.pad, self.pad, np.maximum(hops, room + 1)))
 
-    def cut(self, value: np.ndarray, *_: Any) -> Cut:
+    def cut(self, value: np.ndarray | Pieces, name: str = "speech", owner: str = "the example", *_: Any) -> Cut:
         """Cuts samples [N] of a recording into blocks.
 
         Returns:
           Blocks [T, hop], T = ceil(N / hop), the last one padded with zeros; and positions [T, 2]: each block's index,
-          and the number of samples in it. With `pad`, T is `pad`, and silence counts as samples.
+          and the number of samples in it. With `pad`, T is `pad`, and silence counts as samples. Of `Pieces`, the blocks
+          of each begin at a multiple of `align`, and their indices at `mmjax.stream.RECORDING` times its number.
 
         Raises:
-          UserError: the recording is shorter than one analysis window, or longer than `pad`.
+          UserError: a recording is shorter than one analysis window, or longer than `pad`; or there are too many.
         """
+        if not isinstance(value, Pieces):
+            return self._blocks(value)
+        _check_count(value, name, owner)
+        return _joined([self._aligned(*piece) for piece in zip(*value, strict=True)])
+
+    def _aligned(self, samples: np.ndarray, number: int) -> Cut:
+        """A recording of a conversation, with the gap after it."""
+        blocks, places, _ = self._blocks(samples)
+        if len(blocks) > RECORDING:
+            raise Unreadable(
+                "too long", f"the recording has {len(blocks)} hops; a conversation's have up to {RECORDING}"
+            )
+        gap = self.reserved(len(blocks)) - len(blocks)
+        blocks, places = (np.pad(array, ((0, gap), (0, 0))) for array in (blocks, places + [number * RECORDING, 0]))
+        return Cut(blocks, places, np.arange(len(blocks)) < len(blocks) - gap)
+
+    def _blocks(self, value: np.ndarray) -> Cut:
         count, hops = len(value), -(-len(value) // self.hop)
         if count < self.window:
             raise Unreadable(
@@ -126,7 +178,7 @@ class Hops(Packed):
         blocks = np.zeros((hops, self.hop), np.float32)
         blocks.reshape(-1)[: len(value)] = value
         starts = np.arange(hops)
-        return blocks, np.stack([starts, np.minimum(count - starts * self.hop, self.hop)], axis=1)
+        return Cut(blocks, np.stack([starts, np.minimum(count - starts * self.hop, self.hop)], axis=1))
 
 
 @stream
@@ -134,7 +186,7 @@ class Patches(Packed):
     """Patches of pictures; the pictures of an example follow each other.
 
     Positions are patch row and column. The columns of an example's second picture begin at `mmjax.stream.PICTURE`,
-    those of the third at twice that, so that encoders can tell pictures apart.
+    those of the third at twice that, so that encoders can tell pictures apart. `Pieces` have numbers of their own.
 
     Attributes:
       patch: patch size in pixels; image_size: pictures are resized to squares of this size in pixels.
@@ -151,6 +203,7 @@ class Patches(Packed):
     unit: ClassVar[str] = "patches"
     dtype: ClassVar[Any] = np.uint8
     place: ClassVar[tuple[int, ...]] = (2,)
+    piece: ClassVar[tuple[int, ...]] = (2,)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -178,28 +231,37 @@ class Patches(Packed):
         """[n] tokens, from heights and widths of pictures in pixels [n, 2] or [n, K, 2], or from numbers of patches [n]."""
         if sizes is None:  # every example has a picture, and all are squares of that size
             sizes = np.full((count, 2), self.image_size)
-        own = self.class_token + self.registers
         if sizes.ndim == 1:
-            return np.where(sizes > 0, sizes + own, 0)
-        pictures = np.reshape(sizes, (-1, 2))
-        taken = np.where((pictures > 0).all(axis=1), self.grid(pictures).prod(axis=1) + own, 0)
-        return taken.reshape(count, -1).sum(axis=1)
+            return np.where(sizes > 0, sizes + self.class_token + self.registers, 0)
+        return self.by_piece(sizes, room).sum(axis=1)
 
-    def cut(self, value: bytes | list[bytes], name: str, owner: str, prefix: Any = (), change: Any = None) -> Cut:
+    def by_piece(self, sizes: np.ndarray, room: int) -> np.ndarray:
+        pictures = np.reshape(sizes, (-1, 2))
+        taken = self.grid(pictures).prod(axis=1) + self.class_token + self.registers
+        return np.where((pictures > 0).all(axis=1), taken, 0).reshape(len(sizes), -1)
+
+    def cut(
+        self, value: bytes | list[bytes] | Pieces, name: str, owner: str, prefix: Any = (), change: Any = None
+    ) -> Cut:
         from mmjax.data.image import open_image, resize
 
-        pictures = value if isinstance(value, list) else [value]
+        if isinstance(value, Pieces):
+            _check_count(value, name, owner)
+            pictures, numbers = value
+        else:
+            pictures = value if isinstance(value, list) else [value]
+            numbers = range(len(pictures))
         if len(pictures) > MOST_PICTURES:
             raise UserError(f"{owner} has {len(pictures)} pictures; an example may have up to {MOST_PICTURES}")
         parts = []
-        for number, encoded in enumerate(pictures):
+        for number, encoded in zip(numbers, pictures, strict=True):
             image = open_image(encoded, f"of {owner}")
             size = self.pixels(image.height, image.width)
             patches, places = self.patches(change(image, size) if change else np.asarray(resize(image, *size)))
-            parts.append((patches, places + [0, number * PICTURE] if number else places))
-        return parts[0] if len(parts) == 1 else tuple(map(np.concatenate, zip(*parts, strict=True)))
+            parts.append(Cut(patches, places + [0, number * PICTURE] if number else places))
+        return _joined(parts)
 
-    def patches(self, picture: np.ndarray) -> Cut:
+    def patches(self, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The patches of a picture [H, W, 3] and their positions, preceded by class token and registers."""
         patches, places = patchify(picture, self.patch)
         if not self.class_token and not self.registers:
@@ -207,6 +269,20 @@ class Patches(Packed):
         special = [[-1, i] for i in range(1 - self.class_token, 1 + self.registers)]
         places = np.concatenate([np.array(special, np.int32).reshape(-1, 2), places])
         return np.pad(patches, ((len(special), 0), (0, 0))), places
+
+
+def _check_count(pieces: Pieces, name: str, owner: str) -> None:
+    if max(pieces.numbers) >= MOST_RECORDINGS:
+        raise UserError(f"{owner} has more than {MOST_RECORDINGS} recordings and pictures")
+
+
+def _joined(parts: list[Cut]) -> Cut:
+    """The pieces of an example, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    features, positions, filled = zip(*parts, strict=True)
+    gaps = not all(part is True for part in filled)
+    return Cut(np.concatenate(features), np.concatenate(positions), np.concatenate(filled) if gaps else True)
 
 
 @stream
@@ -224,7 +300,7 @@ class Tokens(Packed):
         ids = [*prefix, *(self.tokenizer.to_write(value) if self.written else self.tokenizer.read(value))]
         if not ids and not self.written:
             raise UserError(f"the {name} of {owner} has no tokens")
-        return np.array(ids, np.int32), np.arange(len(ids))
+        return Cut(np.array(ids, np.int32), np.arange(len(ids)))
 
 
 @stream
@@ -251,7 +327,7 @@ class VectorTokens(Packed):
             raise UserError(f"the {name} of {owner} has the shape {list(value.shape)}, not [T, {self.width}]")
         if not np.isfinite(value).all():
             raise UserError(f"the {name} of {owner} holds numbers that are not finite")
-        return value, np.arange(len(value))
+        return Cut(value, np.arange(len(value)))
 
 
 @stream
@@ -266,7 +342,7 @@ class Slot(Packed):
     def cut(self, value: Any, name: str, owner: str, *_: Any) -> Cut:
         if np.shape(value) != ():
             raise UserError(f"the {name} of {owner} is {value!r}, not a class")
-        return np.asarray(value)[None], np.zeros(1)
+        return Cut(np.asarray(value)[None], np.zeros(1))
 
 
 @stream
@@ -291,7 +367,8 @@ class Numbers(Slot):
         if numbers.shape != (() if self.one_hot else self.shape) or not np.isfinite(numbers).all():
             expected = "a class" if self.one_hot else f"{self.count} finite numbers"
             raise UserError(f"the {name} of {owner} is {value!r}, not {expected}")
-        return (np.eye(self.count, dtype=np.float32)[int(numbers)] if self.one_hot else numbers)[None], np.zeros(1)
+        numbers = np.eye(self.count, dtype=np.float32)[int(numbers)] if self.one_hot else numbers
+        return Cut(numbers[None], np.zeros(1))
 
 
 def slot_of(label: Label, mixing: bool) -> Slot:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.errors import UserError
-from mmjax.models.segments import hops, single_recordings
+from mmjax.models.segments import recording_numbers, single_recordings
 from mmjax.stream import RECORDING, Stream, only_tokens
 
 
@@ -126,15 +126,10 @@ class SpeechEncoder(Encoder):
         return single, Stream(jnp.where(there, numbers, 0), jnp.where(there, segments, 0), jnp.zeros_like(segments))
 
     def rejoined(self, encoded: Stream, stream: Stream) -> Stream:
-        segments, first = (x[:, :: self.subsampling] for x in (stream.segments, hops(stream)))
-        number = first // RECORDING
-        return only_tokens(
-            Stream(
-                encoded.features,
-                jnp.where(encoded.mask, segments, 0),
-                encoded.positions + number * RECORDING,
-            )
-        )
+        # Recordings begin at multiples of the subsampling, so token i is of the recording of block i * subsampling.
+        segments, number = (x[:, :: self.subsampling] for x in (stream.segments, recording_numbers(stream)))
+        segments = jnp.where(encoded.mask, segments, 0)
+        return only_tokens(Stream(encoded.features, segments, encoded.positions + number * RECORDING))
 
     def geometry(self) -> dict[str, Any]:
         return {"hop": self.front_end.hop, "window": self.front_end.window, "align": self.subsampling}

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from mmjax.stream import MOST_PICTURES, PICTURE, RECORDING, Stream, only_tokens
+from mmjax.stream import MOST_PICTURES, MOST_RECORDINGS, PICTURE, RECORDING, Stream, only_tokens
 
 # For products that must not round to bfloat16 or TF32: of samples and spectra, sums over examples, and copies.
 EXACT = jax.lax.Precision.HIGHEST
@@ -37,7 +37,16 @@ def neighbour(stream: Stream, by: int) -> jax.Array:
 
 def hops(speech: Stream) -> jax.Array:
     """[B, T]: the number of each block of samples within its recording."""
+    return _places(speech) % RECORDING
+
+
+def _places(speech: Stream) -> jax.Array:
     return speech.positions[..., 0] if speech.positions.ndim == 3 else speech.positions
+
+
+def recording_numbers(speech: Stream) -> jax.Array:
+    """[B, T]: the number of each block's recording in its conversation."""
+    return _places(speech) // RECORDING
 
 
 def samples_in(speech: Stream) -> jax.Array:
@@ -54,17 +63,15 @@ def recorded(speech: Stream) -> jax.Array:
 
 
 def single_recordings(speech: Stream) -> Stream:
-    """Makes every recording of an example a segment of its own, with hops counted from its own start.
+    """Makes every recording of a conversation a segment of its own, with hops counted from its own start.
 
-    The hops of an example with several recordings tell them apart by `mmjax.stream.RECORDING`. The recordings of a row are
-    numbered from 1 in order.
+    `mmjax.stream.RECORDING` tells the recordings of a conversation apart. The recordings of a row are numbered from 1 in order.
     """
-    number = hops(speech) // RECORDING
-    segments = renumbered(jnp.where(speech.mask, speech.segments * MOST_PICTURES + number, 0))
-    if speech.positions.ndim == 2:
-        return speech._replace(segments=segments, positions=speech.positions % RECORDING)
-    hop = hops(speech) % RECORDING
-    return speech._replace(segments=segments, positions=jnp.stack([hop, speech.positions[..., 1]], axis=-1))
+    number, hop = recording_numbers(speech), hops(speech)
+    segments = renumbered(jnp.where(speech.mask, speech.segments * MOST_RECORDINGS + number, 0))
+    if speech.positions.ndim == 3:
+        hop = jnp.stack([hop, speech.positions[..., 1]], axis=-1)
+    return speech._replace(segments=segments, positions=hop)
 
 
 # Pictures. ------------------------------------------------------------------------------------------------

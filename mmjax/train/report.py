@@ -159,12 +159,14 @@ def start(config, run, params, groups, flops, decisions, sampler, layout, source
     if idle := idle_parts(config):
         progress.warn(f"no task reads {', '.join(idle)}; leave out parts that are never trained")
     useful = sampler.useful_share(layout.tokens(source.sizes), range(first, first + 50))
+    shortened = layout.shortened(source.sizes)
     say(
         f"{len(source):,} examples in rows of "
         + ", ".join(f"{n} {c}" for n, c in layout.rows.items())
         + "; padding "
         + ", ".join(f"{n} {100 * (1 - share):.1f} %" for n, share in useful.items())
         + (f"; {sampler.too_long} examples are longer than a row and left out" if sampler.too_long else "")
+        + (f"; {shortened} conversations are longer than a row and cut after a reply" if shortened else "")
         + (f"; {sampler.never_shown} have no modality of data.subsets" if sampler.never_shown else "")
     )
     for name, share in useful.items():
