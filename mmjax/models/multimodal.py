@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -50,9 +50,33 @@ class Multimodal(nn.Module, kw_only=True):
                 predictions[name] = predicted
         return outputs, predictions
 
+    def begin(self, batch: Batch, task: str, length: int) -> tuple[Stream, Any]:
+        """Reads prompts with a task that writes texts (`CausalLM`): see its `begin`.
+
+        Returns:
+          Logits [B, N, V] of the first token of each text, and what `step` needs.
+        """
+        batch = jax.tree.map(jnp.asarray, batch)
+        streams, seen, _ = self._streams(batch, False)
+        return self.tasks[task].begin(Encoded(batch, streams, seen, None, self.encoders), length)
+
+    def step(self, task: str, tokens: Stream, kept: Any) -> tuple[Stream, Any]:
+        """Logits [B, N, V] of the tokens after `tokens` [B, N], and what the next call needs."""
+        return self.tasks[task].step(tokens, kept)
+
     def _run(self, batch: Batch, train: bool) -> list[tuple[str, Encoded, Output | None]]:
         """(name, what it reads, output) of every task whose inputs are in the batch."""
         batch = jax.tree.map(jnp.asarray, batch)
+        streams, seen, hidden = self._streams(batch, train)
+        runs = []
+        for name, task in self.tasks.items():
+            if task.available(streams):
+                encoded = Encoded(batch, streams, seen, hidden.get(name), self.encoders)
+                runs.append((name, encoded, task(encoded, train)))
+        return runs
+
+    def _streams(self, batch: Batch, train: bool) -> tuple[dict[str, Stream], dict[str, Stream], dict[str, Stream]]:
+        """The fields `streams`, `seen` and `hidden` (by task) of `Encoded`."""
         hiding = sorted(name for name, task in self.tasks.items() if task.hides) if train else []
         key = self.make_rng("augment") if hiding else None
         keys = {name: jax.random.fold_in(key, number) for number, name in enumerate(hiding)}
@@ -64,12 +88,7 @@ class Multimodal(nn.Module, kw_only=True):
         if self.fusion is not None:
             fused = rematerialised_whole(lambda fusion, *x: fusion(*x, train), self.fusion, streams, batch["examples"])
             streams = {**streams, "fused": fused}
-        runs = []
-        for name, task in self.tasks.items():
-            if task.available(streams):
-                encoded = Encoded(batch, streams, seen, hidden.get(name), self.encoders)
-                runs.append((name, encoded, task(encoded, train)))
-        return runs
+        return streams, seen, hidden
 
     def _encode(
         self, name: str, batch: Batch, train: bool, keys: Mapping[str, jax.Array]

@@ -109,12 +109,13 @@ class CausalLM(Task, kw_only=True):
     def loss(self, output: Output) -> Sums:
         return token_cross_entropy(*output, self.label_smoothing, self.chunk)
 
-    def begin(self, encoded: Encoded, said: Conversation, length: int) -> tuple[Stream, Spoken]:
+    def begin(self, encoded: Encoded, length: int) -> tuple[Stream, Spoken]:
         """Logits [B, N, V] of the token after each text, and what is kept for `length` tokens of each.
 
-        Args:
-          said: the texts so far.
+        A conversation that ends with a reply is read up to this reply.
         """
+        said = Conversation.of(encoded.streams[self.reads])
+        said = said.prompt() if encoded.streams[self.reads].features.ndim == 3 else said
         examples, text = encoded.batch["examples"], said.text
         own = belongs(examples.segments, text.segments)
         last = jnp.where(own, jnp.arange(own.shape[2]), 0).max(2)
@@ -141,10 +142,7 @@ class CausalLM(Task, kw_only=True):
         return logits, spoken._replace(cache=cache)
 
     def decode(self, apply: Any, encoded: Encoded, output: Output | None, rooms: Mapping[str, int]) -> Stream:
-        said = Conversation.of(encoded.streams[self.reads])
-        if encoded.streams[self.reads].features.ndim == 3:
-            said = said.prompt()
-        logits, spoken = apply(encoded, said, self.length, method="begin")
+        logits, spoken = apply(encoded, self.length, method="begin")
         return greedy(partial(apply, method="step"), logits, spoken, self.length, self.ends)
 
     # One example, on the host.
