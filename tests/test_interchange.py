@@ -636,6 +636,43 @@ def test_a_gemma_3_of_older_files_has_the_same_config(tmp_path):
     assert scaled.sliding_window == ours.sliding_window
 
 
+TURN = "{% for m in messages %}<s>{{ m['content'] }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "files, kept",
+    [
+        ({"tokenizer_config.json": json.dumps({"eos_token": "</s>", "chat_template": TURN})}, TURN),
+        (
+            {
+                "tokenizer_config.json": json.dumps(
+                    {"chat_template": [{"name": "rag", "template": "-"}, {"name": "default", "template": TURN}]}
+                )
+            },
+            TURN,
+        ),
+        ({"tokenizer_config.json": json.dumps({"eos_token": "</s>"}), "chat_template.jinja": TURN}, TURN),
+        ({"tokenizer_config.json": json.dumps({"chat_template": "-"}), "chat_template.jinja": TURN}, TURN),
+        ({"tokenizer_config.json": json.dumps({"eos_token": {"content": "</s>"}})}, None),
+    ],
+)
+def test_a_chat_template_is_kept_in_a_file_of_its_own(tmp_path, monkeypatch, files, kept):
+    monkeypatch.setattr(convert.certificate, "certify", lambda *_: {})
+    llama().save_pretrained(tmp_path / "theirs")
+    for name, text in files.items():
+        (tmp_path / "theirs" / name).write_text(text)
+    import_model(tmp_path / "theirs", tmp_path / "ours")
+    stored = tmp_path / "ours" / "chat_template.jinja"
+    assert (stored.read_text() if stored.is_file() else None) == kept
+    assert json.loads((tmp_path / "ours" / "tokenizer_config.json").read_text()) == json.loads(
+        files["tokenizer_config.json"]
+    )
+    export_model(tmp_path / "ours", tmp_path / "back")
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
+        back = tmp_path / "back" / name
+        assert (back.read_text() if back.is_file() else None) == files.get(name)
+
+
 def test_a_model_in_shards_that_has_several_ends(tmp_path):
     randomise(llama(), torch.bfloat16).save_pretrained(tmp_path / "theirs", max_shard_size="8KB")
     assert not (tmp_path / "theirs" / "model.safetensors").exists()
