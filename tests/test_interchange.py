@@ -136,6 +136,25 @@ def mistral(**changes):
     return transformers.MistralForCausalLM(transformers.MistralConfig(**DECODERS | changes))
 
 
+def decoder(family, **changes):
+    """A language model by the name of its family in transformers."""
+    config = "Gemma3TextConfig" if family == "Gemma3" else f"{family}Config"
+    return getattr(transformers, f"{family}ForCausalLM")(getattr(transformers, config)(**DECODERS | changes))
+
+
+def rope(kind, **options):
+    """Changes that scale rotary positions, of five frequencies."""
+    return dict(head_dim=10, rope_parameters={"rope_type": kind, "rope_theta": 1e3, **options})
+
+
+GEMMAS = dict(head_dim=10, sliding_window=5, query_pre_attn_scalar=13, num_hidden_layers=3, tie_word_embeddings=True)
+
+
+def gpt_2(**changes):
+    sizes = dict(vocab_size=31, n_embd=24, n_layer=2, n_head=3, n_positions=20, bos_token_id=1, eos_token_id=2)
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes | changes))
+
+
 def whisper(**changes):
     sizes = dict(
         vocab_size=31,
@@ -203,7 +222,62 @@ MODELS = {
     "Llama, tied, with biases in attention": lambda: llama(tie_word_embeddings=True, attention_bias=True),
     "Llama with biases in its feed-forward": lambda: llama(num_key_value_heads=6, mlp_bias=True, rms_norm_eps=1e-2),
     "Mistral": lambda: mistral(sliding_window=None),
-    "Qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**DECODERS)),
+    "Llama 3.1": lambda: llama(
+        **rope(
+            "llama3",
+            factor=8.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=20,
+        )
+    ),
+    "Llama with linear scaling": lambda: llama(**rope("linear", factor=2.5)),
+    "Llama with YaRN": lambda: llama(**rope("yarn", factor=4.0, original_max_position_embeddings=250)),
+    "Llama with a YaRN of its own": lambda: llama(
+        **rope(
+            "yarn",
+            factor=4.0,
+            original_max_position_embeddings=250,
+            beta_fast=16.0,
+            beta_slow=2.0,
+            mscale=1.0,
+            mscale_all_dim=0.5,
+            truncate=False,
+        )
+    ),
+    "Mistral with windows": lambda: mistral(sliding_window=5),
+    "Qwen2": lambda: decoder("Qwen2"),
+    "Qwen2 with windows in its last layer": lambda: decoder(
+        "Qwen2", use_sliding_window=True, sliding_window=5, max_window_layers=1
+    ),
+    "Qwen3": lambda: decoder("Qwen3", head_dim=10),
+    "Qwen3 in bfloat16, with biases": lambda: randomise(
+        decoder("Qwen3", head_dim=6, attention_bias=True, tie_word_embeddings=True), torch.bfloat16
+    ),
+    "Gemma 2": lambda: decoder("Gemma2", **GEMMAS, attn_logit_softcapping=0.4, final_logit_softcapping=2.0),
+    "Gemma 3": lambda: decoder("Gemma3", **GEMMAS, sliding_window_pattern=3),
+    "Gemma 3 with scaled positions": lambda: decoder(
+        "Gemma3",
+        **GEMMAS | dict(num_hidden_layers=2),
+        layer_types=["full_attention", "sliding_attention"],
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e3},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e2},
+        },
+    ),
+    "SmolLM3": lambda: decoder("SmolLM3", num_hidden_layers=5, pad_token_id=None),
+    "SmolLM3 with windows": lambda: decoder(
+        "SmolLM3", no_rope_layers=[0, 1], use_sliding_window=True, sliding_window=5, pad_token_id=None
+    ),
+    "Phi-3": lambda: decoder("Phi3", sliding_window=5, pad_token_id=None),
+    "Phi-3 with partial positions": lambda: decoder(
+        "Phi3",
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e3, "partial_rotary_factor": 0.75},
+        pad_token_id=None,
+    ),
+    "GPT-2": lambda: gpt_2(n_inner=40),
 }
 
 
@@ -528,18 +602,112 @@ def test_a_language_model_of_older_files(tmp_path):
     }
 
 
+def test_a_gpt_2_of_older_files(tmp_path):
+    """Tensors named as in GPT2Model, the causal masks, and the read-out, which is tied, stored again."""
+    from safetensors.numpy import load_file, save_file
+
+    randomise(gpt_2()).half().save_pretrained(tmp_path / "theirs")
+    path = tmp_path / "theirs" / "model.safetensors"
+    tensors = {name.removeprefix("transformer."): x for name, x in load_file(path).items()}
+    more = {"h.1.attn.bias": np.ones((1, 1, 20, 20), bool), "lm_head.weight": tensors["wte.weight"]}
+    save_file(tensors | more, path, {"format": "pt"})
+    imported = import_model(tmp_path / "theirs", tmp_path / "ours")
+    assert imported["certificate"]["holds"]
+    assert imported["left_out"] == ["lm_head.weight", "transformer.h.1.attn.bias"]
+    export_model(tmp_path / "ours", tmp_path / "back")
+    back = read_tensors(tmp_path / "back")
+    assert {name.removeprefix("transformer."): x.tobytes() for name, x in back.items()} == {
+        name: x.tobytes() for name, x in tensors.items()
+    }
+
+
+def test_a_gemma_3_of_older_files_has_the_same_config(tmp_path):
+    """Options of positions and windows beside each other, as in the first files of Gemma 3."""
+    randomise(decoder("Gemma3", **GEMMAS, sliding_window_pattern=2)).save_pretrained(tmp_path / "theirs")
+    path = tmp_path / "theirs" / "config.json"
+    settings = json.loads(path.read_text())
+    ours = convert.llama.part(settings)
+    del settings["rope_parameters"], settings["layer_types"]
+    older = dict(rope_theta=1e6, rope_local_base_freq=1e4, rope_scaling=None, sliding_window_pattern=2)
+    assert convert.llama.part(settings | older) == ours
+    assert ours.sliding_window == c.SlidingWindow(window=5, full_layers=(1,), positions=c.Rotary(base=1e4))
+    scaled = convert.llama.part(settings | older | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}})
+    assert scaled.positions == c.Rotary(base=1e6, scaling=c.LinearScaling(factor=8.0))
+    assert scaled.sliding_window == ours.sliding_window
+
+
+TURN = "{% for m in messages %}<s>{{ m['content'] }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "files, kept",
+    [
+        ({"tokenizer_config.json": json.dumps({"eos_token": "</s>", "chat_template": TURN})}, TURN),
+        (
+            {
+                "tokenizer_config.json": json.dumps(
+                    {"chat_template": [{"name": "rag", "template": "-"}, {"name": "default", "template": TURN}]}
+                )
+            },
+            TURN,
+        ),
+        ({"tokenizer_config.json": json.dumps({"eos_token": "</s>"}), "chat_template.jinja": TURN}, TURN),
+        ({"tokenizer_config.json": json.dumps({"chat_template": "-"}), "chat_template.jinja": TURN}, TURN),
+        ({"tokenizer_config.json": json.dumps({"eos_token": {"content": "</s>"}})}, None),
+    ],
+)
+def test_a_chat_template_is_kept_in_a_file_of_its_own(tmp_path, monkeypatch, files, kept):
+    monkeypatch.setattr(convert.certificate, "certify", lambda *_: {})
+    llama().save_pretrained(tmp_path / "theirs")
+    for name, text in files.items():
+        (tmp_path / "theirs" / name).write_text(text)
+    import_model(tmp_path / "theirs", tmp_path / "ours")
+    stored = tmp_path / "ours" / "chat_template.jinja"
+    assert (stored.read_text() if stored.is_file() else None) == kept
+    assert json.loads((tmp_path / "ours" / "tokenizer_config.json").read_text()) == json.loads(
+        files["tokenizer_config.json"]
+    )
+    export_model(tmp_path / "ours", tmp_path / "back")
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
+        back = tmp_path / "back" / name
+        assert (back.read_text() if back.is_file() else None) == files.get(name)
+
+
+def test_a_model_in_shards_that_has_several_ends(tmp_path):
+    randomise(llama(), torch.bfloat16).save_pretrained(tmp_path / "theirs", max_shard_size="8KB")
+    assert not (tmp_path / "theirs" / "model.safetensors").exists()
+    (tmp_path / "theirs" / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
+    assert import_model(tmp_path / "theirs", tmp_path / "ours")["certificate"]["holds"]
+    assert c.load(tmp_path / "ours" / "config.json").model.tasks["continuation"].ends == (2, 7)
+    export_model(tmp_path / "ours", tmp_path / "back")
+    theirs, back = read_tensors(tmp_path / "theirs"), read_tensors(tmp_path / "back")
+    assert {name: x.tobytes() for name, x in back.items()} == {name: x.tobytes() for name, x in theirs.items()}
+
+
 @pytest.mark.parametrize(
     "model, changes, message",
     [
+        (llama, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "cannot import rope_type='dynamic'; only"),
         (
-            llama,
-            {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
-            "cannot import rope_parameters={'rope_type",
+            lambda: decoder("Phi3", pad_token_id=None),
+            {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}},
+            "cannot import rope_type='longrope'; only",
         ),
-        (llama, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "cannot import rope_scaling={'type': 'dynamic'"),
+        (llama, {"sliding_window": 8}, "cannot import sliding_window=8; only None"),
+        (llama, {"quantization_config": {"bits": 4}}, "cannot import quantization_config={'bits': 4}; only None"),
+        (
+            lambda: decoder("Gemma3", **GEMMAS),
+            {"use_bidirectional_attention": True},
+            "cannot import use_bidirectional_attention=True",
+        ),
+        (
+            lambda: decoder("Qwen3"),
+            {"use_sliding_window": True, "sliding_window": 8, "layer_types": ["chunked_attention"] * 2},
+            "cannot import layer_types='chunked_attention'; only",
+        ),
+        (gpt_2, {"scale_attn_by_inverse_layer_idx": True}, "cannot import scale_attn_by_inverse_layer_idx=True"),
         (llama, {"hidden_act": "mish"}, "cannot import hidden_act='mish'"),
         (llama, {"architectures": ["LlamaModel"]}, "cannot import architectures=['LlamaModel']"),
-        (mistral, {}, "cannot import sliding_window=4096"),
         (t5, {"feed_forward_proj": "gated-mish"}, "cannot import feed_forward_proj='mish'"),
     ],
 )
@@ -591,7 +759,7 @@ def test_options_that_cannot_be_expressed_are_named(tmp_path, model, message):
     [
         ({}, "cannot read"),
         ({"config.json": "{"}, "is not JSON"),
-        ({"config.json": '{"model_type": "gpt2"}'}, "a model of type 'gpt2'; there are converters for"),
+        ({"config.json": '{"model_type": "bloom"}'}, "a model of type 'bloom'; there are converters for"),
         ({"config.json": "parakeet"}, "only safetensors can be read"),
         ({"config.json": "parakeet", "model.safetensors": "no"}, "cannot read"),
     ],

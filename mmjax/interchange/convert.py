@@ -15,8 +15,10 @@ from mmjax.interchange import (
     bert,
     certificate,
     directories,
+    gpt2,
     llama,
     parakeet,
+    phi3,
     siglip,
     t5,
     vit,
@@ -30,7 +32,19 @@ from mmjax.train.directory import LABELS, UNTRAINED, read_run
 from mmjax.train.experiment import Experiment
 from mmjax.tree import to_dict
 
-FAMILIES: tuple[ModuleType, ...] = (parakeet, wav2vec2_bert, wav2vec2_conformer, whisper, vit, siglip, bert, t5, llama)
+FAMILIES: tuple[ModuleType, ...] = (
+    parakeet,
+    wav2vec2_bert,
+    wav2vec2_conformer,
+    whisper,
+    vit,
+    siglip,
+    bert,
+    t5,
+    llama,
+    phi3,
+    gpt2,
+)
 
 
 def family_of(theirs: dict[str, Any], where: str | Path) -> ModuleType:
@@ -74,7 +88,7 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
         ) from None
     origin = {
         "config": theirs,
-        "dtypes": {name: str(x.dtype) for name, x in tensors.items()},
+        "dtypes": {name: str(x.dtype) for name, x in (unpacked | tensors).items()},
         "left_out": left_out,
         "certificate": proof,
     }

@@ -1,16 +1,50 @@
-"""Llama-like language models (`LlamaForCausalLM`, `MistralForCausalLM` and `Qwen2ForCausalLM` of transformers)."""
+"""Language models of Llama's kind (`...ForCausalLM` of transformers): Llama, Mistral, Qwen2 and 3, Gemma 2 and 3, SmolLM3."""
 
 from typing import Any
 
 import numpy as np
 
 from mmjax.errors import UserError
-from mmjax.interchange import bert, vit
-from mmjax.interchange.rules import Rule, heads_in, heads_out, linear, same, scale, under, without_biases
-from mmjax.models import BlockStyle, Rotary, TextDecoder
+from mmjax.interchange import bert, rope, vit
+from mmjax.interchange.rules import (
+    Rule,
+    check_options,
+    heads_in,
+    heads_out,
+    linear,
+    same,
+    scale,
+    under,
+    without_biases,
+)
+from mmjax.models import BlockStyle, TextDecoder
 from mmjax.tasks import CausalLM, Task
 
-MODEL_TYPES = ("llama", "mistral", "qwen2")
+GEMMA = {
+    "tie_word_embeddings": True,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}
+QWEN = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
+# The values in transformers of options that a config.json need not state, where they are not None or False.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 4096},
+    "qwen2": QWEN,
+    "qwen3": {**QWEN, "head_dim": 128},
+    "gemma2": {
+        **GEMMA,
+        "sliding_window_pattern": 2,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
+    "gemma3_text": {**GEMMA, "sliding_window_pattern": 6, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
+    "smollm3": {"tie_word_embeddings": True, "rope_theta": 2e6, "no_rope_layer_interval": 4, **QWEN},
+    "phi3": {},
+}
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "smollm3")
 
 
 def part(theirs: dict[str, Any]) -> TextDecoder:
@@ -23,35 +57,61 @@ def part(theirs: dict[str, Any]) -> TextDecoder:
         raise UserError(
             f"cannot import architectures={theirs['architectures']!r}; only language models (...ForCausalLM)"
         )
-    window = theirs.get("sliding_window", 4096 if theirs["model_type"] == "mistral" else None)  # transformers' default
-    if window and theirs.get("use_sliding_window", True):
-        raise UserError(f"cannot import sliding_window={window!r}; only null (attention to all earlier tokens)")
+    theirs = stated(theirs)
+    check_options(theirs, use_bidirectional_attention=(None, False), quantization_config=None)
+    gemma, multiple = is_gemma(theirs), theirs.get("query_pre_attn_scalar")
     return TextDecoder(
         vocabulary=theirs["vocab_size"],
         layers=theirs["num_hidden_layers"],
         width=theirs["hidden_size"],
         heads=theirs["num_attention_heads"],
         mlp=theirs["intermediate_size"],
-        positions=Rotary(base=rotary_base(theirs)),
+        positions=rope.rotary(theirs),
+        sliding_window=rope.sliding_window(theirs),
+        unrotated=rope.unrotated(theirs),
         cross_attention=False,
         tied=tied(theirs),
+        scaled_embeddings=gemma,
+        soft_cap=theirs.get("final_logit_softcapping"),
         block=BlockStyle(
-            norm="rms",
+            norm="rms_plus_one" if gemma else "rms",
+            sandwich_norm=gemma,
             epsilon=theirs["rms_norm_eps"],
-            activation=vit.activation(theirs),
+            activation=vit.activation(theirs, "hidden_activation" if gemma else "hidden_act"),
             gated=True,
             bias=any(biases(theirs)),
             head_width=head_width(theirs),
             key_value_heads=key_value_heads(theirs),
+            qk_norm=has_qk_norm(theirs),
+            scale=None if multiple is None else multiple**-0.5,
+            soft_cap=theirs.get("attn_logit_softcapping"),
         ),
     )
 
 
 def tasks(theirs: dict[str, Any]) -> dict[str, Task]:
     """The language model, which continues a text."""
+    return continuation(part(theirs), theirs)
+
+
+def continuation(decoder: TextDecoder, theirs: dict[str, Any]) -> dict[str, Task]:
+    """The task of a language model, with the ids that end a text."""
     ends = theirs.get("eos_token_id")
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    return {"continuation": CausalLM(decoder=part(theirs), ends=tuple(ends))}
+    return {"continuation": CausalLM(decoder=decoder, ends=tuple(ends))}
+
+
+def stated(theirs: dict[str, Any]) -> dict[str, Any]:
+    """The options with the defaults of transformers."""
+    return DEFAULTS[theirs["model_type"]] | theirs
+
+
+def is_gemma(theirs: dict[str, Any]) -> bool:
+    return theirs["model_type"].startswith("gemma")
+
+
+def has_qk_norm(theirs: dict[str, Any]) -> bool:
+    return theirs["model_type"] in ("qwen3", "gemma3_text")
 
 
 def key_value_heads(theirs: dict[str, Any]) -> int:
@@ -59,31 +119,18 @@ def key_value_heads(theirs: dict[str, Any]) -> int:
 
 
 def head_width(theirs: dict[str, Any]) -> int:
-    return theirs.get("head_dim") or theirs["hidden_size"] // theirs["num_attention_heads"]
+    return stated(theirs).get("head_dim") or theirs["hidden_size"] // theirs["num_attention_heads"]
 
 
 def tied(theirs: dict[str, Any]) -> bool:
-    """Whether the output projection shares the embeddings; a missing option has transformers' default."""
-    return theirs.get("tie_word_embeddings", False)
+    """Whether the output projection shares the embeddings."""
+    return stated(theirs).get("tie_word_embeddings", False)
 
 
 def biases(theirs: dict[str, Any]) -> tuple[bool, bool, bool]:
     """Whether there are biases in (queries, keys and values), the output of attention, and the feed-forward."""
     attention = theirs.get("attention_bias", False)
     return attention or theirs["model_type"] == "qwen2", attention, theirs.get("mlp_bias", False)
-
-
-def rotary_base(theirs: dict[str, Any]) -> float:
-    """The base of the rotary position embedding; transformers 5 and later store it in "rope_parameters".
-
-    Raises:
-      UserError: the positions are scaled (for texts longer than in training), which is not supported.
-    """
-    for key in ("rope_parameters", "rope_scaling"):
-        rope = theirs.get(key) or {}
-        if rope.get("rope_type", rope.get("type", "default")) != "default":
-            raise UserError(f"cannot import {key}={rope!r}; only plain rotary positions (rope_type 'default')")
-    return float((theirs.get("rope_parameters") or theirs).get("rope_theta", 10_000.0))
 
 
 def ignored(name: str) -> bool:
@@ -113,8 +160,15 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
     for name, size in (("gate", theirs["intermediate_size"]), ("up", theirs["intermediate_size"]), ("down", width)):
         found += linear(f"layers/mlp/{name}", f"{block}mlp.{name}_proj", missing(mlp, size))
     found = found if any(biases(theirs)) else without_biases(found)
+    if has_qk_norm(theirs):
+        found += scale(f"{ours}/query_norm", f"{attend}q_norm") + scale(f"{ours}/key_norm", f"{attend}k_norm")
     found += scale("layers/self_attention_norm", f"{block}input_layernorm")
-    found += scale("layers/mlp_norm", f"{block}post_attention_layernorm")
+    if is_gemma(theirs):
+        found += scale("layers/self_attention_output_norm", f"{block}post_attention_layernorm")
+        found += scale("layers/mlp_norm", f"{block}pre_feedforward_layernorm")
+        found += scale("layers/mlp_output_norm", f"{block}post_feedforward_layernorm")
+    else:
+        found += scale("layers/mlp_norm", f"{block}post_attention_layernorm")
     found += scale("norm", "model.norm") + same("embedding/embedding", "model.embed_tokens.weight")
     found = found if tied(theirs) else found + linear("logits", "lm_head")[:1]
     return under("decoder", found, depth)
@@ -130,7 +184,7 @@ def outputs(
     from mmjax.interchange.convert import tree
 
     reference = transformers.AutoModelForCausalLM.from_pretrained(
-        source, local_files_only=True, dtype=torch.float32
+        source, local_files_only=True, dtype=torch.float32, attn_implementation="eager"
     ).eval()
     pairs = bert.compare_texts(lambda ids: reference(ids).logits, part_, tree(parameters, "decoder"), seed)
     return {"decoder": pairs}
