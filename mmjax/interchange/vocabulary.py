@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmjax.data.chat_template import CONFIG, FILE
 from mmjax.errors import UserError
 from mmjax.interchange.directories import read_object
 
 TOKENIZER = "tokenizer.json"
+CHAT = (CONFIG, FILE)
 SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 # Character vocabularies of wav2vec 2.0 and similar models (`Wav2Vec2CTCTokenizer` of transformers).
 CHARACTERS = "vocab.json"
@@ -31,7 +33,7 @@ def keep(source: Path, out: Path, blank: int | None) -> list[str]:
       UserError: the files cannot be copied.
     """
     try:
-        _copy((TOKENIZER, *SENTENCEPIECE), source, out)
+        _copy((TOKENIZER, *SENTENCEPIECE, *CHAT), source, out)
         made = blank is not None and (source / CHARACTERS).is_file() and not (source / TOKENIZER).is_file()
         if made and (about := of_characters(source, blank)) is not None:
             (out / TOKENIZER).write_text(json.dumps(about, ensure_ascii=False, indent=2))
@@ -47,7 +49,7 @@ def give_back(source: Path, out: Path) -> None:
         if (source / CHARACTERS).is_file():
             _copy((CHARACTERS, *ABOUT_CHARACTERS), source, out)
             return
-        _copy((TOKENIZER, *SENTENCEPIECE), source, out)
+        _copy((TOKENIZER, *SENTENCEPIECE, *CHAT), source, out)
     except OSError as error:
         raise UserError(f"cannot copy the tokenizer of {source} to {out}: {error.strerror or error}") from None
 
