@@ -4,6 +4,7 @@ from mmjax.data import (
     TFDS,
     Audio,
     Collection,
+    Conversation,
     Data,
     Filters,
     Folder,

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmjax.data.example import Example
+from mmjax.data.example import Example, Pieces
 from mmjax.data.fields import Fields
 from mmjax.data.inputs import Input, Use
 from mmjax.data.labels import named
@@ -125,13 +125,21 @@ class Run:
             raise UserError(f"this run does not use --{name}: no token of its data.prefixes depends on it")
         given = {"speech": speech, "image": image, "text": text} | others
         given = {name: value for name, value in given.items() if value is not None}
+        use, found = Use(sample_rate(self.config), self.config.data.rescale), {}
         self._check_streams(given)
-        use = Use(sample_rate(self.config), self.config.data.rescale)
-        given = {name: self._input(name).from_user(value, name, use) for name, value in given.items()}
+        for name, value in given.items():
+            own = self._input(name).of_user(value, name, use, self.fields.inputs)
+            if twice := own.keys() & found.keys() | (own.keys() - {name}) & given.keys():
+                raise UserError(
+                    f"{min(twice)} is a part of the conversation; put it into a message, as docs/data.md shows"
+                )
+            found |= own
+        given = found
+        self._check_streams(given)
         return self._predict(given, prefixes.of(tags) if prefixes else {})
 
     def _input(self, name: str) -> Input:
-        return self._fields.inputs.get(name, VectorInput())
+        return self.fields.inputs.get(name, VectorInput())
 
     def _check_streams(self, given: Mapping[str, Any]) -> None:
         """Checks that inputs are given, and that the model has an encoder for each."""
@@ -147,7 +155,7 @@ class Run:
         """`predict` for inputs in the format of `Example`, with the ids before each text."""
         layout, text = self._layout_for(given), given.get("text")
         if text is not None:
-            tokens = len(prefixes.get("text", ())) + len(self.tokenizer.read(text))
+            tokens = len(layout.streams["text"].cut(text, "text", "your input", prefixes.get("text", ())).features)
             if tokens > layout.rows["text"]:
                 raise UserError(
                     f"the text has {tokens} tokens, but the row has room for {layout.rows['text']}; shorten it"
@@ -155,7 +163,7 @@ class Run:
         labels = dict.fromkeys(self._given, "")  # texts of which a task is given the first tokens
         packer = Packer(layout, 1)
         packer.add(0, Example(given, labels, prefixes), frozenset(given), name="your input")
-        predictions, result = jax.device_get(self._program(self._params, packer.batch)), {}
+        predictions, result = jax.device_get(self._program(self.device_params, packer.batch)), {}
         for name, stream in predictions.items():
             task, tokens = self.config.model.tasks[name], dict(by_example(stream)).get((0, 1))
             prediction = task.prediction(tokens, self.facts)
@@ -170,10 +178,11 @@ class Run:
         rows = {name: size for name, size in layout.rows.items() if name not in ("transcript", "target")}
         rows |= {label: count + 1 for label, count in self._given.items()}
         for name in layout.recordings:
-            if len(given[name]) > LONGEST * sample_rate(self.config):
+            heard = given[name].values if isinstance(given[name], Pieces) else [given[name]]
+            if max(map(len, heard)) > LONGEST * sample_rate(self.config):
                 raise UserError(f"the recording is longer than {LONGEST} seconds; cut it into parts")
             alone = dataclasses.replace(layout, rows={name: rows[name]})
-            hops = int(alone.positions({name: np.array([len(given[name])])})[name][0])
+            hops = int(alone.positions({name: np.array([[len(one) for one in heard]])})[name][0])
             align = layout.streams[name].align
             whole = -(-hops // align) * align
             self.config.model.encoders[name].check_row(f"model.encoders.{name}", "the recording in hops", whole)
@@ -183,10 +192,10 @@ class Run:
     @functools.cached_property
     def _prefixes(self) -> Prefixes | None:
         templates = self.config.data.prefixes
-        return Prefixes(templates, self.tokenizer, self._fields) if templates else None
+        return Prefixes(templates, self.tokenizer, self.fields) if templates else None
 
     @functools.cached_property
-    def _fields(self) -> Fields:
+    def fields(self) -> Fields:
         return self.config.data.fields(labels_of(self.config))
 
     @functools.cached_property
@@ -199,7 +208,7 @@ class Run:
         return build_layout(self.config, self.tokenizer)
 
     @functools.cached_property
-    def _params(self) -> Any:
+    def device_params(self) -> Any:
         """The parameters, on the device."""
         return jax.device_put(self.params)
 

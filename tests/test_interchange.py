@@ -13,6 +13,7 @@ from conftest import tiny
 
 from mmjax import config as c
 from mmjax.cli import main
+from mmjax.data.chat_template import ChatTemplate
 from mmjax.data.text import HuggingFaceTokenizer
 from mmjax.errors import UserError
 from mmjax.interchange import convert
@@ -656,17 +657,13 @@ TURN = "{% for m in messages %}<s>{{ m['content'] }}{% endfor %}"
         ({"tokenizer_config.json": json.dumps({"eos_token": {"content": "</s>"}})}, None),
     ],
 )
-def test_a_chat_template_is_kept_in_a_file_of_its_own(tmp_path, monkeypatch, files, kept):
+def test_a_chat_template_is_kept(tmp_path, monkeypatch, files, kept):
     monkeypatch.setattr(convert.certificate, "certify", lambda *_: {})
     llama().save_pretrained(tmp_path / "theirs")
     for name, text in files.items():
         (tmp_path / "theirs" / name).write_text(text)
     import_model(tmp_path / "theirs", tmp_path / "ours")
-    stored = tmp_path / "ours" / "chat_template.jinja"
-    assert (stored.read_text() if stored.is_file() else None) == kept
-    assert json.loads((tmp_path / "ours" / "tokenizer_config.json").read_text()) == json.loads(
-        files["tokenizer_config.json"]
-    )
+    assert ChatTemplate.beside(tmp_path / "ours" / "tokenizer.json").source == kept
     export_model(tmp_path / "ours", tmp_path / "back")
     for name in ("tokenizer_config.json", "chat_template.jinja"):
         back = tmp_path / "back" / name

@@ -10,7 +10,7 @@ HOME = pathlib.Path(mmjax.__file__).parent
 ORDER = (
     ("cli", "__main__"),
     ("config",),
-    ("prepare", "check", "bottleneck", "plan", "run", "interchange"),
+    ("prepare", "check", "bottleneck", "plan", "generation", "run", "interchange"),
     ("train",),
     ("evaluate", "flops"),
     ("tasks",),
@@ -23,6 +23,7 @@ LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 BESIDE = {
     ("__main__", "cli"),
     ("prepare", "run"),
+    ("generation", "run"),
     ("parallel", "models"),
     ("decode", "models"),
     ("tree", "errors"),

@@ -106,15 +106,23 @@ class Corpus:
         if self.tokenizer is None or not self.index.has(name):
             tokens = np.zeros(len(self.index), np.int32)
         else:
-            tokens = self.index.tokens(name, self.tokenizer, name not in self.inputs)
-        return tokens + self._prefixes.counts(name, self.index) if self._prefixes else tokens
+            one = self.inputs.get(name)
+            tokens = (
+                one.counted(self.index, name, self.tokenizer) if one else self.index.tokens(name, self.tokenizer, True)
+            )
+        return tokens + self._prefixes.counts(name, self.index) if self._prefixes and tokens.ndim == 1 else tokens
 
     def _shares_unknown(self) -> dict[str, float]:
         found, tokenizer, kept = {}, self.tokenizer, slice(None) if self._kept is None else self._kept
         for name in self.index.texts if tokenizer is not None else ():
             written = name not in self.inputs
-            unknown = int(self.index.unknown(name, tokenizer)[kept].sum())
-            tokens = int(self.index.tokens(name, tokenizer, written)[kept].sum())
+            unknown = int(self.index.unknown(name, tokenizer, self.fields)[kept].sum())
+            if written:
+                tokens = int(self.index.tokens(name, tokenizer, True)[kept].sum())
+            else:
+                tokens = int(
+                    self.inputs[name].amount(self.inputs[name].counted(self.index, name, tokenizer)[kept], 0).sum()
+                )
             left_out = unknown if tokenizer.zero == "unknown" and written else 0  # `tokens` does not count them
             found[name] = unknown / max(tokens + left_out, 1)
         return found
@@ -194,6 +202,9 @@ class Corpus:
             for number in numbers.tolist():
                 found.setdefault(number, f"{kind}: {say(number)}")
 
+        for name, one in self.inputs.items():
+            if (refused := one.refused(sizes[name])).any():
+                drop(np.flatnonzero(refused), "unreadable", lambda number, name=name: self._refusal(name, number))
         spoken = [name for name, one in self.inputs.items() if one.unit == "seconds" and sizes[name].any()]
         for name in spoken:
             seconds = self.inputs[name].amount(sizes[name], self.sample_rate)
@@ -212,6 +223,14 @@ class Corpus:
                 lambda n, name=name: self._classes(name, n),
             )
         return sorted(found.items())
+
+    def _refusal(self, name: str, number: int) -> str:
+        """Why the text of an example cannot be an input."""
+        try:
+            self.inputs[name].tokens(self.index.text(name, number), self.tokenizer)
+        except UserError as error:
+            return f"{self.name(number)}: {error}"
+        return "its text is refused"
 
     def _classes(self, name: str, number: int) -> str:
         """The classes of an example, including those that do not occur in the training split."""

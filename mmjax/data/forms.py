@@ -16,13 +16,14 @@ SLACK = 0.1  # seconds by which Lhotse supervisions may overlap or exceed their 
 
 
 def translated(
-    row: Mapping[str, Any], name: str, columns: Mapping[str, str], turn: int | None = None
+    row: Mapping[str, Any], name: str, columns: Mapping[str, str], turn: int | None = None, whole: bool = False
 ) -> dict[str, Any]:
     """Renames the fields of a row of a known format to those of `Record`; returns other rows unchanged.
 
     Args:
       columns: the user's names of fields.
       turn: index of the turn in a conversation; None: the conversation must have only one.
+      whole: conversations are read as a whole (`mmjax.data.conversation`), and unchanged here.
 
     Raises:
       UserError: the row requests something that is not supported.
@@ -33,7 +34,7 @@ def translated(
         raise UserError(f"{name} is a Lhotse supervision without its recording; make cuts of both: lhotse cut simple")
     if "audio_filepath" in row:
         row = _from_nemo(row, name, columns)
-    if "conversations" in row:
+    if "conversations" in row and not whole:
         row = _from_conversation(row, name, turn)
     return dict(row)
 

@@ -145,10 +145,10 @@ class Index:
         """[n] int32 characters of each text; 0 if missing."""
         return self._characters[name]
 
-    def all_texts(self) -> set[str]:
+    def all_texts(self, fields: Fields = USUAL) -> set[str]:
         """All texts of all examples, each once."""
-        found = {self.text(name, number) for name in self._ends for number in range(len(self))}
-        return found - {None}
+        found = {(name, self.text(name, number)) for name in self._ends for number in range(len(self))}
+        return {part for name, text in found if text is not None for part in _contents(name, text, fields)}
 
     def tag(self, name: str) -> tuple[np.ndarray, list[str]]:
         """[n] numbers of a tag (-1: none), and their names."""
@@ -161,22 +161,32 @@ class Index:
           written: the text is a label, which a model writes, and no input.
         """
         count, kind = (tokenizer.to_write, "positions") if written else (tokenizer.read, "read")
-        return self._counts(name, tokenizer, kind, lambda text: len(count(text)))
+        return self.counts(name, tokenizer, kind, lambda text: len(count(text)))
 
-    def unknown(self, name: str, tokenizer: Any) -> np.ndarray:
+    def unknown(self, name: str, tokenizer: Any, fields: Fields = USUAL) -> np.ndarray:
         """[n] int32 unknown tokens of each text; counted once per tokenizer, then cached on disk."""
         if tokenizer.unknown is None or len(tokenizer.byte_pieces) == 256:  # bytes can represent any text
             return np.zeros(len(self), np.int32)
-        return self._counts(name, tokenizer, "unknown", lambda text: tokenizer.pieces(text).count(tokenizer.unknown))
 
-    def _counts(self, name: str, tokenizer: Any, kind: str, count: Callable[[str], int]) -> np.ndarray:
+        def count(text: str) -> int:
+            return sum(tokenizer.pieces(part).count(tokenizer.unknown) for part in _contents(name, text, fields))
+
+        return self.counts(name, tokenizer, "unknown", count)
+
+    def counts(self, name: str, tokenizer: Any, kind: str, count: Callable[[str], Any]) -> np.ndarray:
+        """What is counted in each text, 0 if missing; counted once per tokenizer and `kind`, then cached on disk.
+
+        Returns:
+          [n] int32; or [n, R, k] if `count` returns lists of k numbers, with zeros after shorter lists.
+        """
         if name not in self._ends:
             return np.zeros(len(self), np.int32)
         digest = hashlib.sha256(tokenizer.serialised).hexdigest()[:16]
         path = self.directory / f"{name}_{kind}_{digest}.npy"
         if not path.is_file():
             texts = (self.text(name, number) for number in range(len(self)))
-            _save(path, np.array([0 if text is None else count(text) for text in texts], np.int32))
+            found = [0 if text is None else count(text) for text in texts]
+            _save(path, _array(found))
         return np.load(path, mmap_mode="r")
 
     def _heard(self) -> np.ndarray:
@@ -219,6 +229,22 @@ def _as_now(about: Mapping[str, Any], load: Callable[[str], np.ndarray]) -> dict
         numbers = () if names is not None else tuple(map(str, range(load("answer").shape[1])))
         labels["answer"] = ("class", names, "answer") if names is not None else ("numbers", numbers, "answer")
     return {"inputs": {name: dict(zip(some, some, strict=True)) for name, some in inputs.items()}, "labels": labels}
+
+
+def _array(found: list[Any]) -> np.ndarray:
+    """[n] int32 numbers; or [n, R, k] if some are lists of k numbers, with zeros after shorter lists."""
+    lists = {number: one for number, one in enumerate(found) if isinstance(one, list)}
+    if not lists:
+        return np.array(found, np.int32)
+    array = np.zeros((len(found), max(map(len, lists.values())), len(next(iter(lists.values()))[0])), np.int32)
+    for number, one in lists.items():
+        array[number, : len(one)] = one
+    return array
+
+
+def _contents(name: str, text: str, fields: Fields) -> list[str]:
+    """What a tokenizer should learn of a text of this name."""
+    return fields.inputs[name].contents(text) if name in fields.read_texts else [text]
 
 
 def measure(record: Record, fields: Fields = USUAL) -> Measured:

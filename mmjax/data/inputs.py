@@ -102,6 +102,24 @@ class Input:
         """
         raise NotImplementedError
 
+    def columns_in(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        """The columns of a row from which it is read, besides those that have its name or an alias."""
+        return () if self.column is None else (self.column,)
+
+    def gathered(
+        self, field: str, key: str, row: Mapping[str, Any], given: Mapping[str, Any], name: str
+    ) -> dict[str, Any]:
+        """The values of a row by field, after this input has taken what belongs to it from other values and columns.
+
+        Args:
+          field, key: its own name, and the column with its value.
+          given: values by field; name: of the row.
+
+        Raises:
+          UserError: the row cannot be such an input.
+        """
+        return dict(given)
+
     def pieces(self, value: Any) -> list[Any]:
         """The bytes, locations or arrays of which a value is made."""
         return value
@@ -121,6 +139,10 @@ class Input:
     def amount(self, sizes: np.ndarray, sample_rate: int) -> np.ndarray:
         """[n] sizes in `unit`."""
         return sizes
+
+    def refused(self, sizes: np.ndarray) -> np.ndarray:
+        """[n] bool: the examples of which `sizes` says that they cannot be such an input."""
+        return np.zeros(len(sizes), bool)
 
     def weight(self, found: Mapping[str, np.ndarray]) -> np.ndarray:
         """[n] or [n, K]: the approximate number of bytes of the pieces in shards."""
@@ -146,6 +168,10 @@ class Input:
           UserError: it cannot be read, or cannot be such an input.
         """
         return value
+
+    def of_user(self, value: Any, name: str, use: Use, inputs: Mapping[str, "Input"]) -> dict[str, Any]:
+        """As `from_user`, with the other inputs that the value holds, by name."""
+        return {name: self.from_user(value, name, use)}
 
     def whole(self, value: Any, name: str, use: Use) -> Any:
         """The value with its encoded bytes in memory, after each piece was decoded once.
@@ -350,6 +376,14 @@ class Text(Input):
 
     def stored(self, value: str) -> str:
         return value
+
+    def contents(self, value: str) -> list[str]:
+        """What a tokenizer should learn of a text."""
+        return [value]
+
+    def counted(self, index: Any, name: str, tokenizer: Tokenizer) -> np.ndarray:
+        """[n] or [n, ...] sizes of the texts of an `Index` in tokens."""
+        return index.tokens(name, tokenizer, False)
 
     def packed(self, geometry: Mapping[str, Any], tokenizer: Tokenizer | None, name: str) -> streams.Packed:
         vocabulary = geometry.get("vocabulary")

@@ -70,7 +70,7 @@ class ManifestRecords:
         self._rows = parsed(decoded(self._data, file), file) if array else None
         self._separator = None
         if self._rows is not None:
-            self._turns = Turns([answers(row) for row in self._rows])
+            self._turns = Turns([1 if fields.media else answers(row) for row in self._rows])
             return
         breaks = np.flatnonzero(np.frombuffer(self._data, np.uint8) == 10)
         starts, ends = np.concatenate([[0], breaks + 1]), np.concatenate([breaks, [len(self._data)]])
@@ -108,7 +108,7 @@ class ManifestRecords:
 
     def _answers(self) -> Sequence[int]:
         """The number of examples of each row; rows are parsed only if the file has conversations."""
-        if self._separator or b'"conversations"' not in self._data:
+        if self._separator or self._read.media or b'"conversations"' not in self._data:
             return np.ones(len(self._starts), np.int64)
         found = []
         for index in range(len(self._starts)):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.data.example import Pieces
 from mmjax.data.inputs import USUAL_INPUTS, Input, Text
 from mmjax.data.labels import named
 from mmjax.data.vectors import VectorInput
@@ -145,8 +146,9 @@ def _example(source: Any, number: int) -> str:
         inputs = inputs_of(source)
         for name in example.inputs:
             value = example.input(name)
-            for shown in inputs.get(name, Text()).shown(value, rate_of(source)):
-                parts.append(_element(name, shown))
+            for piece in value.values if isinstance(value, Pieces) else [value]:
+                for shown in inputs.get(name, Text()).shown(piece, rate_of(source)):
+                    parts.append(_element(name, shown))
         for name, value in example.labels.items():
             parts.append(f"<b>{name}</b> {html.escape(str(named(source.labels.get(name), value)))}")
     except UserError as error:

@@ -56,7 +56,7 @@ class ParquetRecords:
                 with open_file(file) as opened:
                     table = pyarrow.parquet.ParquetFile(opened)
                     metadata, self._classes[file] = table.metadata, _class_names(table.schema_arrow)
-                    turns.append(_answers(table, metadata))
+                    turns.append(np.ones(metadata.num_rows, np.int64) if fields.media else _answers(table, metadata))
             except (OSError, pyarrow.ArrowException) as error:
                 raise UserError(f"cannot read the table {file}: {error}") from None
             self._groups += [(file, group) for group in range(metadata.num_row_groups)]

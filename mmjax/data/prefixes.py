@@ -35,6 +35,10 @@ class Prefixes:
             stream: [_parsed(template, stream) for template in chosen] for stream, chosen in templates.items()
         }
         for stream in templates:
+            if stream in fields.inputs and fields.inputs[stream].media:
+                raise UserError(
+                    f"data.prefixes: '{stream}' holds conversations, in which the chat template writes all tokens"
+                )
             if stream not in fields.texts:
                 raise UserError(f"data.prefixes: '{stream}' is not a text stream{nearest(stream, fields.texts)}")
 

@@ -111,12 +111,17 @@ def read_row(
     for field in columns.values():
         if field not in known:
             raise UserError(f"columns: there is no '{field}'{nearest(field, known)}")
-    row = translated({key: value for key, value in row.items() if not missing(value)}, name, columns, turn)
+    row = {key: value for key, value in row.items() if not missing(value)}
+    row = translated(row, name, columns, turn, whole=bool(fields.media))
     chosen = _chosen(row, columns, fields)
     if not any(one.can_be_cut and field in chosen for field, one in fields.inputs.items()):
         chosen = {field: key for field, key in chosen.items() if field not in CUT}
     name = str(row[chosen["name"]]) if "name" in chosen else name
-    given = {field: row[key] for field, key in chosen.items()}
+    given, used = {field: row[key] for field, key in chosen.items()}, set(chosen.values())
+    for field, one in fields.inputs.items():
+        if field in chosen:
+            given = one.gathered(field, chosen[field], row, given, name)
+            used.update(one.columns_in(row))
     cut = _cut(given, name)
     inputs = {
         field: found
@@ -129,7 +134,6 @@ def read_row(
         if field in given
     }
     tags = {field: _text(given[field], field, name) for field in TAGS if field in given}
-    used = set(chosen.values())
     unread = [key for key, value in row.items() if key not in used and value != "" and not is_nan(value)]
     if not inputs and all(value == "" for value in labels.values()):
         wanted = ", ".join((*fields.inputs, *fields.labels))
@@ -169,7 +173,7 @@ def _chosen(row: Mapping[str, Any], columns: Mapping[str, str], fields: Fields) 
     if "audio_filepath" in row and "text" not in fields.labels:  # NeMo's "text" is the transcript
         exact["text"] = "transcript"
     # Priority: the config's columns, then the names of the fields, then aliases.
-    own = [(one.column, field) for field, one in fields.inputs.items() if one.column is not None]
+    own = [(key, field) for field, one in fields.inputs.items() for key in one.columns_in(row)[:1]]
     taken = {*columns, *(column for column, _ in own)}
     by_ending = {key: _by_ending(key, row.get(key)) for key in BY_ENDING}
     usual = {**ALIASES, **by_ending, **exact}

@@ -1,6 +1,7 @@
 """The base classes of sources: parts of a config that open the splits of a data set."""
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -156,7 +157,7 @@ class Collection(Source):
         index = self.indexed("train", directory, fields)[1]
         if len(index.unreadable) == len(index):
             raise UserError(f"no example of {self.place('train')} can be used; the first: {index.unreadable[0]}")
-        return [Texts(index.digest, index.all_texts)]
+        return [Texts(index.digest, partial(index.all_texts, fields))]
 
 
 @part

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from mmjax.data.chat_template import CONFIG, NO_TEMPLATE, ChatTemplate
 from mmjax.errors import UserError
 from mmjax.files import write_whole
 from mmjax.stream import BLANK, EMPTY
@@ -38,6 +39,8 @@ class Tokenizer(abc.ABC):
     Attributes:
       serialised: content of the tokenizer's file; different tokenizers always differ in it.
       special: ids of the special tokens by name; encoding a text never produces them.
+      names: the names that are special tokens in a text that a chat template wrote (`rendered`).
+      chat: the chat template.
       unknown: id of the unknown token; None if there is none.
       byte_pieces: ids of the pieces that represent single bytes.
       zero: the meaning of id 0. "never": it occurs in no text; "unknown": the unknown token; "piece": an ordinary
@@ -50,14 +53,19 @@ class Tokenizer(abc.ABC):
 
     serialised: bytes
     special: Mapping[str, int]
+    names: frozenset[str]
+    chat: ChatTemplate
     unknown: int | None
     byte_pieces: frozenset[int]
     zero: Literal["never", "unknown", "piece"]
     blank: int
 
     @classmethod
-    def load(cls, path: str | os.PathLike, **options: Any) -> "Tokenizer":
+    def load(cls, path: str | os.PathLike, chat_template: str | None = None, **options: Any) -> "Tokenizer":
         """Loads a tokenizer from its file; called on `Tokenizer` itself, it detects the kind.
+
+        Args:
+          chat_template: as `ChatTemplate.replaced`; None: the one beside the file, if any.
 
         Raises:
           UserError: the file cannot be read, or is not such a tokenizer.
@@ -67,7 +75,8 @@ class Tokenizer(abc.ABC):
         except OSError as error:
             raise UserError(f"cannot read the tokenizer {path}: {error.strerror or error}") from None
         kind = HuggingFaceTokenizer if data[:64].lstrip().startswith(b"{") else SentencePieceTokenizer
-        return _made(kind if cls is Tokenizer else cls, data, f"the tokenizer {path}", **options)
+        chat = ChatTemplate.beside(path).replaced(chat_template)
+        return _made(kind if cls is Tokenizer else cls, data, f"the tokenizer {path}", chat=chat, **options)
 
     @classmethod
     def of_run(cls, directory: Path) -> "Tokenizer":
@@ -129,8 +138,14 @@ class Tokenizer(abc.ABC):
             ) from None
         return SentencePieceTokenizer(model.getvalue())
 
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The contents of the tokenizer's files by name: its own, and that of its chat template."""
+        template = self.chat.serialised
+        return {self.file_name: self.serialised} | ({} if template is None else {CONFIG: template})
+
     def save(self, path: Path) -> None:
-        """Writes the tokenizer atomically.
+        """Writes the tokenizer atomically, without its chat template.
 
         Raises:
           UserError: the file cannot be written.
@@ -152,6 +167,17 @@ class Tokenizer(abc.ABC):
     def read(self, text: str) -> list[int]:
         """The ids of an input text: its pieces, and the special tokens that the tokenizer adds around them."""
         return self.pieces(text)
+
+    @abc.abstractmethod
+    def rendered(self, text: str, marks: str) -> tuple[list[int], list[int]]:
+        """The ids of a text that a chat template wrote, in which names of special tokens are special tokens.
+
+        Args:
+          marks: characters that stand between tokens; the first has the id -1, the second -2, and so on.
+
+        Returns:
+          The ids, and where each token begins in the text.
+        """
 
     def encode(self, text: str) -> list[int]:
         """The ids of an output text. If the blank is the unknown token, unknown tokens are left out."""
@@ -200,10 +226,10 @@ class SentencePieceTokenizer(Tokenizer):
 
     file_name = "tokenizer.model"
 
-    def __init__(self, serialised: bytes, name: str = "the tokenizer"):
+    def __init__(self, serialised: bytes, name: str = "the tokenizer", chat: ChatTemplate = NO_TEMPLATE):
         import sentencepiece
 
-        self.serialised = serialised
+        self.serialised, self.chat = serialised, chat
         try:
             self._model = model = sentencepiece.SentencePieceProcessor(model_proto=serialised)
             ids = range(model.vocab_size() if serialised else 0)
@@ -212,6 +238,7 @@ class SentencePieceTokenizer(Tokenizer):
         if not ids:
             raise UserError(f"cannot read {name}: it is damaged, or not a sentencepiece model")
         self.special = {model.id_to_piece(i): i for i in ids if i != BLANK and model.is_control(i)}
+        self.names = frozenset(self.special)
         self.unknown = model.unk_id()
         self.byte_pieces = frozenset(i for i in ids if model.is_byte(i))
         self.zero = (
@@ -235,6 +262,19 @@ class SentencePieceTokenizer(Tokenizer):
             return first + [i for part in rest for i in (*self._spelled, *part)]
         except RuntimeError:  # lone surrogates, from bytes that were not valid UTF-8
             raise UserError(f"{text!r} is not valid Unicode text") from None
+
+    def rendered(self, text: str, marks: str) -> tuple[list[int], list[int]]:
+        known = self.special | {mark: -1 - number for number, mark in enumerate(marks)}
+        pattern = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))
+        # Its name in sentencepiece before 0.2.3.
+        encode = getattr(self._model, "encode_as_proto", None) or self._model.encode_as_immutable_proto
+        ids, starts, place = [], [], 0
+        for part in re.split(f"({pattern})", text):
+            found = [(known[part], 0)] if part in known else [(one.id, one.begin) for one in encode(part).pieces]
+            ids += [i for i, _ in found]
+            starts += [place + start for _, start in found]
+            place += len(part)
+        return ids, starts
 
     def _reference(self, text: str) -> str:
         return self._model.decode(
@@ -260,7 +300,13 @@ class HuggingFaceTokenizer(Tokenizer):
 
     file_name = "tokenizer.json"
 
-    def __init__(self, serialised: bytes, name: str = "the tokenizer", add_special_tokens: bool = True):
+    def __init__(
+        self,
+        serialised: bytes,
+        name: str = "the tokenizer",
+        add_special_tokens: bool = True,
+        chat: ChatTemplate = NO_TEMPLATE,
+    ):
         try:
             import tokenizers
         except ImportError:
@@ -278,10 +324,11 @@ class HuggingFaceTokenizer(Tokenizer):
             raise UserError(f"cannot read {name}: it is not a tokenizer.json ({error})") from None
         self._model.encode_special_tokens = True  # encode names of special tokens in a text as text
         vocabulary = self._model.get_vocab()
-        self._length = max(vocabulary.values()) + 1
+        self._length, self.chat = max(vocabulary.values()) + 1, chat
         self.unknown = _unknown(about["model"], vocabulary)
         added = {token.content: i for i, token in self._model.get_added_tokens_decoder().items() if token.special}
         self.special = {name: i for name, i in added.items() if i not in (BLANK, self.unknown)}
+        self.names = frozenset(added)
         # Word-level vocabularies contain the names of special tokens, and may find them in a text.
         self._not_text = frozenset(added.values()) - {self.unknown}
         self.byte_pieces = frozenset(i for piece, i in vocabulary.items() if re.fullmatch("<0x[0-9A-F]{2}>", piece))
@@ -299,6 +346,12 @@ class HuggingFaceTokenizer(Tokenizer):
         found = self._encode(text, True)
         around = zip(found.ids, found.special_tokens_mask, strict=True)
         return [i for i, added in around if added or i not in self._not_text]
+
+    def rendered(self, text: str, marks: str) -> tuple[list[int], list[int]]:
+        found = _with_marks(self.serialised, marks).encode(text, add_special_tokens=False)
+        mark = {place: -1 - marks.index(sign) for place, sign in enumerate(text) if sign in marks}
+        starts = [start for start, _ in found.offsets]
+        return [mark.get(start, i) for i, start in zip(found.ids, starts, strict=True)], starts
 
     def _encode(self, text: str, add_special_tokens: bool) -> Any:
         try:
@@ -321,6 +374,17 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def _decode(self, ids: list[int], special: bool) -> str:
         return self._model.decode(ids, skip_special_tokens=not special)
+
+
+@functools.lru_cache(8)
+def _with_marks(serialised: bytes, marks: str) -> Any:
+    """A Hugging Face tokenizer that splits a text at marks, and for which names of special tokens are special tokens."""
+    import tokenizers
+
+    about = json.loads(serialised) | {"post_processor": None}  # it would change the offsets
+    model = tokenizers.Tokenizer.from_str(json.dumps(about))
+    model.add_special_tokens([tokenizers.AddedToken(mark, special=True, normalized=False) for mark in marks])
+    return model
 
 
 @functools.lru_cache(8)

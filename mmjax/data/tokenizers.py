@@ -42,6 +42,9 @@ class SentencePiece(TokenizerPart):
     normalisation: Literal["nmt_nfkc_cf", "nmt_nfkc", "nfkc_cf", "nfkc", "identity"] = "nmt_nfkc"
     # Special tokens for `Data.prefixes`, such as "<fr>"; with `file`, special tokens that the model must have.
     special: tuple[str, ...] = ()
+    # For conversations: chatml, llama3, gemma, plain, or a file; None: tokenizer_config.json or chat_template.jinja
+    # beside the file.
+    chat_template: str | None = None
 
     def open(self, source: Source, directory: Path, fields: Fields = USUAL) -> text.Tokenizer:
         if self.file is not None:
@@ -52,10 +55,10 @@ class SentencePiece(TokenizerPart):
         if not path.is_file():
             options = {name: getattr(self, name) for name in ("normalisation", "byte_fallback", "special")}
             text.Tokenizer.train(sorted(texts()), self.vocabulary, **options).save(path)
-        return text.SentencePieceTokenizer.load(path)
+        return text.SentencePieceTokenizer.load(path, self.chat_template)
 
     def _loaded(self, file: str) -> text.Tokenizer:
-        tokenizer = text.SentencePieceTokenizer.load(file)
+        tokenizer = text.SentencePieceTokenizer.load(file, self.chat_template)
         for name in self.special:
             if name not in tokenizer.special:
                 near = nearest(name, tokenizer.special) if tokenizer.special else ""
@@ -85,6 +88,9 @@ class HuggingFaceTokenizer(TokenizerPart):
 
     file: str  # a tokenizer.json
     add_special_tokens: bool = True  # add the post-processor's tokens to input texts: [CLS] ... [SEP]
+    # For conversations: chatml, llama3, gemma, plain, or a file; None: tokenizer_config.json or chat_template.jinja
+    # beside the file.
+    chat_template: str | None = None
 
     def open(self, source: Source, directory: Path, fields: Fields = USUAL) -> text.Tokenizer:
-        return text.HuggingFaceTokenizer.load(self.file, add_special_tokens=self.add_special_tokens)
+        return text.HuggingFaceTokenizer.load(self.file, self.chat_template, add_special_tokens=self.add_special_tokens)

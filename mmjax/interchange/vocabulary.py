@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmjax.data.chat_template import CONFIG, FILE
 from mmjax.errors import UserError
 from mmjax.interchange.directories import read_object
 
 TOKENIZER = "tokenizer.json"
+CHAT = (CONFIG, FILE)
 SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 # Character vocabularies of wav2vec 2.0 and similar models (`Wav2Vec2CTCTokenizer` of transformers).
 CHARACTERS = "vocab.json"
 ABOUT_CHARACTERS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 # The names of special tokens, perhaps with the chat template, and the chat template in a file of its own.
-ABOUT, CHAT_TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 
 
 def keep(source: Path, out: Path, blank: int | None) -> list[str]:
@@ -33,9 +34,7 @@ def keep(source: Path, out: Path, blank: int | None) -> list[str]:
       UserError: the files cannot be copied.
     """
     try:
-        _copy((TOKENIZER, *SENTENCEPIECE, ABOUT, CHAT_TEMPLATE), source, out)
-        if not (source / CHAT_TEMPLATE).is_file() and (template := _chat_template(source)):
-            (out / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
+        _copy((TOKENIZER, *SENTENCEPIECE, *CHAT), source, out)
         made = blank is not None and (source / CHARACTERS).is_file() and not (source / TOKENIZER).is_file()
         if made and (about := of_characters(source, blank)) is not None:
             (out / TOKENIZER).write_text(json.dumps(about, ensure_ascii=False, indent=2))
@@ -51,19 +50,9 @@ def give_back(source: Path, out: Path) -> None:
         if (source / CHARACTERS).is_file():
             _copy((CHARACTERS, *ABOUT_CHARACTERS), source, out)
             return
-        _copy((TOKENIZER, *SENTENCEPIECE, ABOUT, CHAT_TEMPLATE), source, out)
-        if (inside := _chat_template(source)) and inside == (out / CHAT_TEMPLATE).read_text(encoding="utf-8"):
-            (out / CHAT_TEMPLATE).unlink()
+        _copy((TOKENIZER, *SENTENCEPIECE, *CHAT), source, out)
     except OSError as error:
         raise UserError(f"cannot copy the tokenizer of {source} to {out}: {error.strerror or error}") from None
-
-
-def _chat_template(directory: Path) -> str | None:
-    """The chat template in a tokenizer_config.json; of several, the one that is called "default"."""
-    found = read_object(directory / ABOUT).get("chat_template") if (directory / ABOUT).is_file() else None
-    if isinstance(found, list):
-        return next((one.get("template") for one in found if one.get("name") == "default"), None)
-    return found
 
 
 def of_characters(source: Path, blank: int) -> dict[str, Any] | None:

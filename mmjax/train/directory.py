@@ -158,7 +158,7 @@ def open_run(config: Experiment, run: Path, source: Any, accept_changed_data: bo
     tokenizer, data = source.tokenizer, json.dumps(fingerprint(source), indent=2).encode()
     owned = {LABELS: json.dumps(source.labels).encode(), DATA: data, "config.json": to_json(config).encode()}
     if tokenizer is not None:
-        owned = {tokenizer.file_name: tokenizer.serialised, **owned}
+        owned = {**tokenizer.files, **owned}
     sums = {name: _sum(data) for name, data in owned.items()}
     leads = from_lead(sums)
     with together():

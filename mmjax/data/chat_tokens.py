@@ -1,0 +1,125 @@
+"""The tokens of a conversation, as a chat template writes it: which belong to replies, and where its media stand."""
+
+import datetime
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmjax.data.chat_formats import parts_of
+from mmjax.data.chat_template import CLOSE, DAY, GUARD, MEDIUM, OPEN
+from mmjax.data.text import Tokenizer
+from mmjax.errors import UserError
+
+Message = Mapping[str, Any]  # "role", and "content": a text, or parts {"type": "text", "text"} and {"type": of media}
+
+
+class ChatTokens(NamedTuple):
+    """A conversation of T tokens and R replies.
+
+    Attributes:
+      ids: [T] int32.
+      reply: [T] int32, the number of the reply, from 1, to which a token belongs, its end token included; 0: to none.
+      media: [T] int32, the number of pieces of media before each token.
+      ends: [R] the number of tokens up to the end of each reply; of the last one, all tokens.
+    """
+
+    ids: np.ndarray
+    reply: np.ndarray
+    media: np.ndarray
+    ends: list[int]
+
+
+def chat_tokens(messages: Sequence[Message], tokenizer: Tokenizer, day: datetime.datetime = DAY) -> ChatTokens:
+    """The tokens of a conversation; if it does not end with a reply, those of a prompt for one.
+
+    The template writes the names of special tokens. Where they stand in a message, they are ordinary text.
+
+    Raises:
+      UserError: the template refuses the conversation, or replies cannot be found in what it writes.
+    """
+    prompt = messages[-1]["role"] != "assistant"
+    names = _pattern(tokenizer.names)
+    plain = [{"role": one["role"], "content": _content(one, names)} for one in messages]
+    text = tokenizer.chat.render(plain, prompt, day)
+    wanted, shown = (sum(one["content"].count(MEDIUM) for one in plain), text.count(MEDIUM))
+    if wanted != shown:
+        raise UserError(f"the chat template shows {shown} of {wanted} recordings and pictures of the conversation")
+    spans = [] if prompt else _spans(text, plain, tokenizer, names, day)
+    ids, places = tokenizer.rendered(text.replace(OPEN, "").replace(CLOSE, ""), GUARD + MEDIUM)
+    ids, starts = np.array(ids, np.int32), np.array(places, np.int32)
+    reply = np.zeros(len(ids), np.int32)
+    for number, (start, end) in enumerate(spans, 1):
+        reply[(starts >= start) & (starts < end)] = number
+    kept, media = ids >= 0, np.cumsum(ids == -1 - (GUARD + MEDIUM).index(MEDIUM), dtype=np.int32)
+    ids, reply, media = ids[kept], reply[kept], media[kept]
+    ends = [int(np.flatnonzero(reply == number)[-1]) + 1 for number in range(1, len(spans) + 1)]
+    return ChatTokens(ids, reply, media, [*ends[:-1], len(ids)] if ends else [])
+
+
+def end_token(tokenizer: Tokenizer) -> int:
+    """The token that ends a reply.
+
+    Raises:
+      UserError: the tokenizer has no chat template, or it ends replies with no special token.
+    """
+    found = chat_tokens([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], tokenizer)
+    return int(found.ids[found.reply > 0][-1])
+
+
+@functools.lru_cache(16)
+def _pattern(names: frozenset[str]) -> re.Pattern:
+    """Matches any of the names; of several, the longest."""
+    return re.compile(f"(?:{'|'.join(map(re.escape, sorted(names, key=len, reverse=True)))})" if names else "(?!)")
+
+
+def _content(message: Message, names: re.Pattern) -> str:
+    """The text of a message with `MEDIUM` for each piece of media, and with `GUARD` in the names of special tokens."""
+    texts = [one.get("text", MEDIUM) for one in parts_of(message)]
+    return re.sub(f"(?={names.pattern})(.)", lambda first: first[1] + GUARD, "".join(texts), flags=re.DOTALL)
+
+
+def _spans(
+    text: str, messages: Sequence[Message], tokenizer: Tokenizer, names: re.Pattern, day: datetime.datetime
+) -> list[tuple[int, int]]:
+    """Where each reply and its end token stand in the text without `OPEN` and `CLOSE`.
+
+    A reply begins where its {% generation %} block does, or else where the prompt for it ends.
+    """
+    replies = [place for place, one in enumerate(messages) if one["role"] == "assistant"]
+    if OPEN in text:
+        starts = [place - 2 * number for number, place in enumerate(_places(text, OPEN))]
+        text = text.replace(OPEN, "").replace(CLOSE, "")
+        if len(starts) != len(replies):
+            raise UserError(f"the chat template has {len(starts)} generation blocks for {len(replies)} replies")
+    else:
+        starts = []
+        for place in replies:
+            before = tokenizer.chat.render(messages[:place], True, day)
+            if not text.startswith(before):
+                raise UserError(
+                    "the chat template writes other text before a reply than in the prompt for it, and has no "
+                    "{% generation %} blocks, so replies cannot be found in its text; enclose them in such blocks"
+                )
+            starts.append(len(before))
+    said = [messages[place]["content"].strip() for place in replies]
+    limits = [*starts[1:], len(text)]
+    return [
+        (start, _end(text, start, limit, one, names)) for start, limit, one in zip(starts, limits, said, strict=True)
+    ]
+
+
+def _places(text: str, sign: str) -> list[int]:
+    return [found.start() for found in re.finditer(sign, text)]
+
+
+def _end(text: str, start: int, limit: int, said: str, names: re.Pattern) -> int:
+    """Where the special token ends that follows a reply; `said`: the reply, unless the template changes it."""
+    place = text.find(said, start, limit)
+    after = start if place < 0 else place + len(said)
+    found = names.search(text, after, limit)
+    if found is None or (place >= 0 and text[after : found.start()].strip()):
+        raise UserError("the chat template writes no special token of the tokenizer after a reply, so it has no end")
+    return found.end()
