@@ -18,7 +18,7 @@ from mmjax.data.packing import Packer
 from mmjax.data.prefixes import Prefixes
 from mmjax.data.text import Tokenizer
 from mmjax.data.vectors import VectorInput
-from mmjax.decode import by_example
+from mmjax.decode import GREEDY, Sampling, by_example
 from mmjax.errors import UserError
 from mmjax.evaluate.evaluation import Evaluator, all_subsets
 from mmjax.files import local
@@ -137,6 +137,12 @@ class Run:
         given = found
         self._check_streams(given)
         return self._predict(given, prefixes.of(tags) if prefixes else {})
+
+    def generate(self, prompts: Sequence[Any], sampling: Sampling = GREEDY, **options: Any) -> list[Any]:
+        """Writes a reply to each prompt with the language model of the run: see `mmjax.generation.Generator.replies`."""
+        from mmjax.generation import Generator
+
+        return Generator(self).replies(prompts, sampling, **options)
 
     def _input(self, name: str) -> Input:
         return self.fields.inputs.get(name, VectorInput())

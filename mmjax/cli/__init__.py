@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmjax import __version__
-from mmjax.cli import data, runs
+from mmjax.cli import data, language, runs
 from mmjax.cli.shared import command, print_json
 from mmjax.errors import Preempted, UserError
 from mmjax.files import local
@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(overrides=False, computes=True, joins=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     runs.add_parsers(commands)
+    language.add_parsers(commands)
     _add_config_commands(commands)
     _add_model_commands(commands)
     data.add_parser(commands)

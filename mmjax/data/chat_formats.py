@@ -8,9 +8,11 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mmjax.data.chat_template import CLOSE, GUARD
+from mmjax.data.files import join
 from mmjax.data.values import parsed, text_of
 from mmjax.errors import UserError, nearest
 
@@ -31,6 +33,7 @@ PARTS = {
     "input_audio": (AUDIO, ("input_audio",)),
 }
 MARKERS = {"<image>": IMAGE, "<audio>": AUDIO, "<speech>": AUDIO}
+FILES = {"images": IMAGE, "image": IMAGE, "audios": AUDIO, "audio": AUDIO, "speech": AUDIO}  # columns that list media
 REFUSED = ("tool_calls", "function_call", "reasoning_content", "weight")  # of a message
 SIGNS = re.compile(f"[{GUARD}-{CLOSE}]")
 
@@ -60,22 +63,7 @@ def read_conversation(
     Raises:
       UserError: the row holds no such conversation, or what is not supported.
     """
-    if "tools" in columns and row["tools"] not in ("", "[]", []):
-        raise UserError(f"{name} offers tools, which are not supported")
-    if columns[0] == ALPACA[0]:
-        asked = [row[key] for key in ALPACA[:2] if row.get(key)]
-        turns = [
-            {"role": "user", "content": "\n".join(map(str, asked))},
-            {"role": "assistant", "content": row["output"]},
-        ]
-    else:
-        turns = row[columns[0]]
-        turns = parsed(turns, f"{columns[0]} of {name}") if isinstance(turns, str) else turns
-    if not isinstance(turns, list) or not turns:
-        raise UserError(f"{name}: {columns[0]} is {turns!r:.60}, not a list of messages")
-    if row.get("system") and "system" in columns:
-        turns = [{"role": "system", "content": row["system"]}, *turns]
-    messages, media, used = read_messages(turns, files, name)
+    messages, media, used = read_messages(_turns(row, columns, name), files, name)
     for kind, listed in files.items():
         if len(listed) > used[kind]:
             raise UserError(f"{name} lists {len(listed)} for {kind}, but its messages place only {used[kind]} of them")
@@ -116,6 +104,49 @@ def read_messages(turns: Sequence[Any], files: Media | None, name: str) -> tuple
         plain = all(part["type"] == "text" for part in parts)
         messages.append({"role": role, "content": "".join(part["text"] for part in parts) if plain else parts})
     return messages, media, used
+
+
+def read_prompt(row: Mapping[str, Any], columns: Sequence[str], root: Path, name: str) -> tuple[Messages, str | None]:
+    """The messages of a row with their media inside, as a user gives them; a last reply is returned apart, as a reference.
+
+    Args:
+      columns: `columns_in` of the row.
+      root: folder of relative paths.
+
+    Raises:
+      UserError: the row holds no such conversation, or what is not supported.
+    """
+    files = {}
+    for column, kind in FILES.items():
+        if row.get(column):
+            files[kind] = row[column] if isinstance(row[column], list) else [row[column]]
+    messages, media, _ = read_messages(_turns(row, columns, name), files, name)
+    left = {kind: iter(found) for kind, found in media.items()}
+    for part in (part for one in messages for part in parts_of(one) if part["type"] != "text"):
+        value = next(left[part["type"]])
+        part[part["type"]] = join(str(root), value) if isinstance(value, str) else value
+    reference = messages.pop()["content"] if messages[-1]["role"] == "assistant" else None
+    return messages, reference
+
+
+def _turns(row: Mapping[str, Any], columns: Sequence[str], name: str) -> list[Any]:
+    """The messages of a row as they stand there."""
+    if "tools" in columns and row["tools"] not in ("", "[]", []):
+        raise UserError(f"{name} offers tools, which are not supported")
+    if columns[0] == ALPACA[0]:
+        asked = [row[key] for key in ALPACA[:2] if row.get(key)]
+        turns = [
+            {"role": "user", "content": "\n".join(map(str, asked))},
+            {"role": "assistant", "content": row["output"]},
+        ]
+    else:
+        turns = row[columns[0]]
+        turns = parsed(turns, f"{columns[0]} of {name}") if isinstance(turns, str) else turns
+    if not isinstance(turns, list) or not turns:
+        raise UserError(f"{name}: {columns[0]} is {turns!r:.60}, not a list of messages")
+    if row.get("system") and "system" in columns:
+        turns = [{"role": "system", "content": row["system"]}, *turns]
+    return turns
 
 
 def kinds_of(messages: Messages) -> list[str]:

@@ -1,0 +1,135 @@
+"""The commands `chat` and `generate`: language models that write."""
+
+import time
+from typing import Any
+
+from mmjax.cli.shared import command, whole
+from mmjax.errors import UserError
+
+HELP = """Write a message. These commands are known, too:
+  /image FILE    attach a picture to the next message
+  /speech FILE   attach a recording to the next message; an empty line sends it alone
+  /system TEXT   begin again with this system message
+  /reset         begin again
+  /exit          end (also Ctrl-D)"""
+OPTIONS = {
+    "temperature": (float, "0: the most probable token (default)"),
+    "top-k": (int, "only the K most probable tokens"),
+    "top-p": (float, "only the most probable tokens whose probabilities sum to P"),
+    "min-p": (float, "only tokens with at least this share of the largest probability"),
+    "repetition-penalty": (float, "above 1: tokens that the text has become less probable"),
+    "seed": (int, "of random numbers; the same seed gives the same reply"),
+}
+
+
+def add_parsers(commands: Any) -> None:
+    """Adds the commands."""
+    sub = command(commands, "chat", "talk with a language model", "RUN", json_output=False)
+    sub.set_defaults(func=_chat)
+    sub.add_argument("--system", metavar="TEXT", help="the system message")
+    _add_options(sub)
+    sub = command(commands, "generate", "write replies to the prompts of a file", "RUN", json_output=False)
+    sub.set_defaults(func=_generate)
+    sub.add_argument(
+        "input", metavar="INPUT.jsonl", help="prompts: a conversation or a text in each line (docs/data.md)"
+    )
+    sub.add_argument(
+        "-o", "--out", metavar="OUTPUT.jsonl", required=True, help="replies; continued if it has some already"
+    )
+    sub.add_argument("--rows", type=whole(1), default=8, help="prompts that are computed together (default: 8)")
+    _add_options(sub)
+
+
+def _add_options(sub: Any) -> None:
+    sub.add_argument(
+        "--length", type=whole(1), default=256, help="the largest number of tokens of a reply (default: 256)"
+    )
+    sub.add_argument("--stop", action="append", default=[], metavar="WORDS", help="end the reply at these words")
+    for name, (kind, text) in OPTIONS.items():
+        sub.add_argument(f"--{name}", type=kind, help=text)
+
+
+def _sampling(options: Any) -> Any:
+    from mmjax.decode import Sampling
+
+    names = [name.replace("-", "_") for name in OPTIONS]
+    return Sampling(**{name: value for name in names if (value := getattr(options, name)) is not None})
+
+
+def _generate(options, rest) -> int:
+    from mmjax.generation import Generator, generate
+    from mmjax.run import Run
+
+    given = (_sampling(options), options.length, options.stop, options.rows)
+    count = generate(Generator(Run(options.run)), options.input, options.out, *given)
+    print(f"{count} replies: {options.out}")
+    return 0
+
+
+def _chat(options, rest) -> int:
+    from mmjax.generation import Generator
+    from mmjax.run import Run
+
+    talk = _Talk(Generator(Run(options.run)), options)
+    print("Write a message, or /help.")
+    while True:
+        try:
+            line = input("\n> ").strip()
+        except EOFError:
+            print()
+            return 0
+        if line == "/exit":
+            return 0
+        try:
+            talk.hear(line)
+        except UserError as error:
+            print(error)
+        except KeyboardInterrupt:  # the reply ends here; the conversation goes on
+            print()
+
+
+class _Talk:
+    """A conversation in a terminal."""
+
+    def __init__(self, generator: Any, options: Any):
+        self._generator, self._options, self._sampling = generator, options, _sampling(options)
+        self._begin(options.system)
+
+    def _begin(self, system: str | None) -> None:
+        self._system, self._attached = system, []
+        self._messages = [{"role": "system", "content": system}] if system else []
+
+    def hear(self, line: str) -> None:
+        """A line of the user: a message, or a command."""
+        word, _, rest = line.partition(" ")
+        match word:
+            case "/help":
+                print(HELP)
+            case "/reset":
+                self._begin(self._system)
+            case "/system":
+                self._begin(rest)
+            case "/image" | "/speech":
+                self._attach("image" if word == "/image" else "audio", rest.strip())
+            case _ if word.startswith("/"):
+                print(f"there is no command {word}; see /help")
+            case _ if line or self._attached:
+                self._reply([*self._attached, *([{"type": "text", "text": line}] if line else [])])
+
+    def _attach(self, kind: str, file: str) -> None:
+        part = {"type": kind, kind: file}
+        self._generator.check([*self._messages, {"role": "user", "content": [part]}])
+        self._attached.append(part)
+        print(f"attached {file}; write a message about it")
+
+    def _reply(self, content: list[dict[str, str]]) -> None:
+        options, begin, text = self._options, time.perf_counter(), ""
+        asked = [*self._messages, {"role": "user", "content": content}]
+        first, count = begin, 0
+        for words in self._generator.words(asked, self._sampling, options.length, options.stop):
+            first = first if count else time.perf_counter()
+            text, count = text + words, count + 1
+            print(words, end="", flush=True)
+        rate = f"{(count - 1) / (time.perf_counter() - first):.1f} tokens/s, " if count > 1 else ""
+        print(f"\n[{rate}first token after {first - begin:.1f} s]")
+        self._messages, self._attached = [*asked, {"role": "assistant", "content": text}], []
