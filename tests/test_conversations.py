@@ -587,14 +587,20 @@ def test_a_user_gives_messages_with_files_arrays_and_pictures(home):
     inputs = {"speech": c.Audio(), "image": c.Image()}
     messages = [user({"type": "image", "image": picture}, {"type": "audio", "audio": samples}, text("what?"))]
     messages[0]["content"].append({"type": "audio", "path": str(home / "a.wav")})
-    found = c.Conversation().of_user(messages, "text", Use(), inputs)
+    found = c.Conversation().of_user("text", {"text": messages}, Use(), inputs)
     assert list(found["speech"].numbers) == [1, 2] and list(found["image"].numbers) == [0]
     assert [len(one) for one in found["speech"].values] == [800, 1_600]
     assert open_image(found["image"].values[0]).size == (4, 6)
     assert json.loads(found["text"]) == [user(IMAGE, AUDIO, text("what?"), AUDIO)]
-    assert c.Conversation().of_user("what?", "text", Use(), inputs) == {"text": json.dumps([user("what?")])}
+    assert c.Conversation().of_user("text", {"text": "what?"}, Use(), inputs) == {"text": json.dumps([user("what?")])}
     with pytest.raises(UserError, match="your input places more than the 0 files that it lists for image"):
-        c.Conversation().of_user([user(IMAGE)], "text", Use(), inputs)
+        c.Conversation().of_user("text", {"text": [user(IMAGE)]}, Use(), inputs)
+    beside = {"text": "what?", "image": [picture, picture], "speech": str(home / "a.wav")}
+    found = c.Conversation().of_user("text", beside, Use(), inputs)
+    assert json.loads(found["text"]) == [user(AUDIO, IMAGE, IMAGE, text("what?"))]
+    assert list(found["image"].numbers) == [1, 2] and list(found["speech"].numbers) == [0]
+    with pytest.raises(UserError, match="speech is given beside the messages of text; put it into a message"):
+        c.Conversation().of_user("text", beside | {"text": messages}, Use(), {})
     with pytest.raises(UserError, match="data.inputs.text names the input 'pictures' of its media"):
         data(home, None, c.Conversation(image="pictures")).fields()
 
