@@ -97,8 +97,9 @@ class Subject:
         self.model = build_model(self.config.model)
         self.layout: Layout = build_layout(config, self.source.tokenizer)
         data = config.data
+        self._taken = self.layout.positions(self.source.sizes)
         self.sampler = Sampler(
-            self.layout.positions(self.source.sizes),
+            self._taken,
             self.layout.rows,
             data.subsets,
             ROWS_CHECKED,
@@ -121,7 +122,9 @@ class Subject:
         packer = Packer(layout or self.layout, len(rows))
         for number, row in enumerate(rows):
             for example, shows in zip(row.examples.tolist(), row.subsets, strict=True):
-                packer.add(number, self.source[example], shows - {hide}, example, f"example {example}")
+                given = {name: int(taken[example]) for name, taken in self._taken.items()}
+                named = f"example {example}"
+                packer.add(number, self.source[example], shows - {hide}, example, named, given=given)
         return packer.batch
 
     def _outputs_and_gradients(self, params, batch):

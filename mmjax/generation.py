@@ -191,7 +191,7 @@ class Generator:
         if self.conversation is None:
             found = {reads: self._inputs[reads].from_user(prompt, reads, use)}
         else:
-            found = self.conversation.of_user(prompt, reads, use, self._inputs)
+            found = self.conversation.of_user(reads, {reads: prompt}, use, self._inputs)
         for name in found.keys() - self.run.config.model.encoders.keys():
             raise UserError(f"this run's model has no encoder for {name}")
         return found

@@ -125,15 +125,11 @@ class Run:
             raise UserError(f"this run does not use --{name}: no token of its data.prefixes depends on it")
         given = {"speech": speech, "image": image, "text": text} | others
         given = {name: value for name, value in given.items() if value is not None}
-        use, found = Use(sample_rate(self.config), self.config.data.rescale), {}
         self._check_streams(given)
-        for name, value in given.items():
-            own = self._input(name).of_user(value, name, use, self.fields.inputs)
-            if twice := own.keys() & found.keys() | (own.keys() - {name}) & given.keys():
-                raise UserError(
-                    f"{min(twice)} is a part of the conversation; put it into a message, as docs/data.md shows"
-                )
-            found |= own
+        use, found = Use(sample_rate(self.config), self.config.data.rescale), {}
+        for name in sorted(given, key=lambda name: not self._input(name).media):  # conversations take their media
+            if name not in found:
+                found |= self._input(name).of_user(name, given, use, self.fields.inputs)
         given = found
         self._check_streams(given)
         return self._predict(given, prefixes.of(tags) if prefixes else {})

@@ -1,8 +1,11 @@
 """Conversations: formats, chat templates, replies, media with their numbers, and how they are packed."""
 
 import base64
+import dataclasses
 import json
+import os
 import re
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import soundfile
+from conftest import tiny
 from PIL import Image
 
 from mmjax import config as c
@@ -28,6 +32,7 @@ from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
 from mmjax.models.segments import hops, samples_in, single_recordings
 from mmjax.stream import MOST_RECORDINGS, PICTURE, RECORDING
+from mmjax.train.validate import check_config
 
 RANDOM = np.random.default_rng(0)
 
@@ -579,13 +584,63 @@ def test_a_user_gives_messages_with_files_arrays_and_pictures(home):
     inputs = {"speech": c.Audio(), "image": c.Image()}
     messages = [user({"type": "image", "image": picture}, {"type": "audio", "audio": samples}, text("what?"))]
     messages[0]["content"].append({"type": "audio", "path": str(home / "a.wav")})
-    found = c.Conversation().of_user(messages, "text", Use(), inputs)
+    found = c.Conversation().of_user("text", {"text": messages}, Use(), inputs)
     assert list(found["speech"].numbers) == [1, 2] and list(found["image"].numbers) == [0]
     assert [len(one) for one in found["speech"].values] == [800, 1_600]
     assert open_image(found["image"].values[0]).size == (4, 6)
     assert json.loads(found["text"]) == [user(IMAGE, AUDIO, text("what?"), AUDIO)]
-    assert c.Conversation().of_user("what?", "text", Use(), inputs) == {"text": json.dumps([user("what?")])}
+    assert c.Conversation().of_user("text", {"text": "what?"}, Use(), inputs) == {"text": json.dumps([user("what?")])}
     with pytest.raises(UserError, match="your input places more than the 0 files that it lists for image"):
-        c.Conversation().of_user([user(IMAGE)], "text", Use(), inputs)
+        c.Conversation().of_user("text", {"text": [user(IMAGE)]}, Use(), inputs)
+    beside = {"text": "what?", "image": [picture, picture], "speech": str(home / "a.wav")}
+    found = c.Conversation().of_user("text", beside, Use(), inputs)
+    assert json.loads(found["text"]) == [user(AUDIO, IMAGE, IMAGE, text("what?"))]
+    assert list(found["image"].numbers) == [1, 2] and list(found["speech"].numbers) == [0]
+    with pytest.raises(UserError, match="speech is given beside the messages of text; put it into a message"):
+        c.Conversation().of_user("text", beside | {"text": messages}, Use(), {})
     with pytest.raises(UserError, match="data.inputs.text names the input 'pictures' of its media"):
         data(home, None, c.Conversation(image="pictures")).fields()
+
+
+def test_an_imported_model_keeps_its_chat_template(home, tmp_path):
+    from mmjax.interchange import vocabulary
+
+    source, out, back = tmp_path / "source", tmp_path / "out", tmp_path / "back"
+    for folder in (source, out, back):
+        folder.mkdir()
+    (source / "tokenizer.json").write_bytes((home / "tokenizer.json").read_bytes())
+    template = [{"name": "tools", "template": "no"}, {"name": "default", "template": TEMPLATES["chatml"]}]
+    (source / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": template, "eos_token": {"content": EOT}})
+    )
+    vocabulary.keep(source, out, None)
+    vocabulary.give_back(out, back)
+    for folder in (out, back):
+        assert Tokenizer.of_run(folder).chat.source == TEMPLATES["chatml"]
+    (out / "chat_template.jinja").write_text("{{ eos_token }}")
+    assert Tokenizer.of_run(out).chat.render([]) == EOT
+
+
+def test_subsets_name_a_conversation_with_its_media():
+    config = tiny()
+    inputs = {"text": c.Conversation()}
+    changed = dataclasses.replace(config.data, inputs=inputs, subsets={"speech": 1.0})
+    with pytest.raises(UserError, match=r"'speech' shows speech of the conversations 'text' .*; write 'text\+speech'"):
+        check_config(dataclasses.replace(config, data=changed))
+
+
+@pytest.mark.slow
+@pytest.mark.reference
+@pytest.mark.skipif("MMJAX_TEST_SMOLLM2" not in os.environ, reason="names the folder of SmolLM2's tokenizer")
+def test_a_real_template_gives_the_ids_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    folder, draw = Path(os.environ["MMJAX_TEST_SMOLLM2"]), np.random.default_rng(0)
+    ours = Tokenizer.load(folder / "tokenizer.json")
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    words = ["hello ", "\n", "\n\n", " ", "é", "東京", "12345 ", "<think>", "```python\nx = 1\n```", "\t", "ok. ", "☃"]
+    for _ in range(100):
+        messages = []
+        for _ in range(draw.integers(1, 5)):
+            messages += [user("".join(draw.choice(words, 9))), said("".join(draw.choice(words, 9)))]
+        expected = theirs.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
+        assert chat_tokens(messages, ours).ids.tolist() == expected

@@ -106,8 +106,6 @@ class ChatTemplate:
         Raises:
           UserError: there is no template, or it refuses the conversation.
         """
-        import jinja2
-
         if self.source is None:
             raise UserError(
                 f"the tokenizer has no chat template ({CONFIG} or {FILE} beside it); set data.tokenizer.chat_template to a "
@@ -117,7 +115,7 @@ class ChatTemplate:
         given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": prompt}
         try:
             return _compiled(self.source).render(**given, strftime_now=day.strftime, **dict(self.tokens))
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except Exception as error:  # a template is a program of others
             raise UserError(f"the chat template refuses the conversation: {error}") from None
 
 

@@ -83,7 +83,16 @@ class Conversation(Text):
         kinds = kinds_of(json.loads(value))
         return self._named({kind: [n for n, own in enumerate(kinds) if own == kind] for kind in (AUDIO, IMAGE)})
 
-    def of_user(self, value: Any, name: str, use: Use, inputs: Mapping[str, Input]) -> dict[str, Any]:
+    def of_user(self, name: str, given: Mapping[str, Any], use: Use, inputs: Mapping[str, Input]) -> dict[str, Any]:
+        """The conversation and its media. Media that are given beside a text stand before it."""
+        value, beside = given[name], [medium for medium in self.media if medium in given]
+        if beside and not isinstance(value, str):
+            raise UserError(f"{beside[0]} is given beside the messages of {name}; put it into a message, as a part")
+        if beside:
+            keys = dict(zip(self.media, (AUDIO, IMAGE), strict=True))
+            files = {medium: given[medium] if isinstance(given[medium], list) else [given[medium]] for medium in beside}
+            parts = [{"type": keys[medium], keys[medium]: one} for medium, several in files.items() for one in several]
+            value = [{"role": "user", "content": [*parts, value]}]
         messages, media, _ = read_messages(_prompt(value, name), {}, "your input")
         text = _json(messages)
         numbers, found = self.numbers(text), {}

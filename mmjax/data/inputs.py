@@ -169,9 +169,14 @@ class Input:
         """
         return value
 
-    def of_user(self, value: Any, name: str, use: Use, inputs: Mapping[str, "Input"]) -> dict[str, Any]:
-        """As `from_user`, with the other inputs that the value holds, by name."""
-        return {name: self.from_user(value, name, use)}
+    def of_user(self, name: str, given: Mapping[str, Any], use: Use, inputs: Mapping[str, "Input"]) -> dict[str, Any]:
+        """As `from_user` of the input `name` of a prediction, with other inputs that it holds or that belong to it.
+
+        Args:
+          given: all that the user gives, by name.
+          inputs: all inputs by name.
+        """
+        return {name: self.from_user(given[name], name, use)}
 
     def whole(self, value: Any, name: str, use: Use) -> Any:
         """The value with its encoded bytes in memory, after each piece was decoded once.

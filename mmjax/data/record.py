@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mmjax.data.chat_formats import COLUMNS
 from mmjax.data.fields import TAGS, USUAL, Fields
 from mmjax.data.forms import translated
 from mmjax.data.inputs import Cell
@@ -147,6 +148,8 @@ def hinted(key: str, known: Sequence[str] = known_fields(USUAL)) -> str:
         return f"'{key}' ({'no recording, or ' if field in CUT else ''}another column gives {field})"
     if field in USUAL.labels:
         return f"'{key}' (no task reads {field})"
+    if key in COLUMNS:
+        return f"'{key}' (is it a conversation? Then set data.inputs={{'text': Conversation()}})"
     if meant := _misspelt(key, tuple(known)):
         return f"'{key}' (did you mean '{meant}'?)"
     field = next((field for field, names in FILES.items() if names.fullmatch(key.lower())), None)

@@ -110,6 +110,12 @@ def check_config(config: Experiment) -> None:
             unknown = [name for name in subset.split("+") if name not in modalities]
             if unknown:
                 raise UserError(f"{place}: '{subset}' names '{unknown[0]}'; the modalities are {', '.join(modalities)}")
+            for name, one in config.data.inputs.items():
+                if name not in subset.split("+") and (media := set(one.media) & set(subset.split("+"))):
+                    raise UserError(
+                        f"{place}: '{subset}' shows {min(media)} of the conversations '{name}' without their text; "
+                        f"write '{name}+{subset}'"
+                    )
         if len({frozenset(subset.split("+")) for subset in subsets}) < len(subsets):
             raise UserError(f"{place} names a subset twice (order does not matter): {', '.join(subsets)}")
     _check_tasks(config)
