@@ -147,7 +147,7 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
 
     def evaluate(step: int, examples: int | None) -> dict[str, dict[str, float]] | None:
         """The metrics of every subset; None if a signal interrupted the evaluation."""
-        params, results = state.params if state.average is None else state.average, {}
+        params, results = state.evaluated, {}
         for subset in subsets:
             metrics = evaluator.evaluate(params, subset, examples, stop.asked)
             if metrics is None:

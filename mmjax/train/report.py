@@ -90,7 +90,7 @@ def division(params: Any) -> list[dict[str, Any]]:
     found: dict[str, list[tuple[int, str]]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         axes = [name for name, size in leaf.sharding.mesh.shape.items() if name in leaf.sharding.spec and size > 1]
-        name = "/".join(str(getattr(key, "key", key)) for key in path)
+        name = "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
         found.setdefault("+".join(axes) or "nothing", []).append(
             (leaf.size, f"{name} {'x'.join(map(str, leaf.shape))}")
         )
