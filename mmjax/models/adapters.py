@@ -83,12 +83,11 @@ class Adapted:
         return as_array(self)
 
     def direction(self) -> jax.Array:
-        """W + scale A B, in W's dtype."""
+        """W + scale A B, in the wider dtype of W, and A and B."""
         axes = _Axes(self.inputs, self.outputs, self.base.ndim)
         names = np.array([*string.ascii_lowercase[: self.base.ndim], "R"])
         of_a, of_b, of_base = ("".join(names[list(one)]) for one in (axes.of_a, axes.of_b, range(self.base.ndim)))
-        base = dequantised(self.base)
-        return base + (self.scale * jnp.einsum(f"{of_a},{of_b}->{of_base}", self.a, self.b)).astype(base.dtype)
+        return dequantised(self.base) + self.scale * jnp.einsum(f"{of_a},{of_b}->{of_base}", self.a, self.b)
 
     def norm(self) -> jax.Array:
         """The norm [..., joined, outputs] of W + scale A B over the inputs, in float32 and without gradient."""

@@ -83,8 +83,8 @@ def per_device(tree: Any) -> float:
 def in_dtype(subject: Subject, dtype: str) -> float:
     """Bytes per device of an array tree with the shapes of the trained parameters in this dtype."""
     groups, params = subject.begun.groups, subject.state.params
-    kept = jnp.dtype(subject.config.optimizer.parameters).itemsize
-    return per_device(params if groups is None else split(params, groups)[0]) * jnp.dtype(dtype).itemsize / kept
+    trained = params if groups is None else split(params, groups)[0]
+    return per_device(jax.tree.map(lambda x: x.update(dtype=jnp.dtype(dtype)), trained))
 
 
 def _abstract_parameters(subject: Subject) -> tuple[Any, Any]:

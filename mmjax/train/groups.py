@@ -70,11 +70,13 @@ def _selects(pattern: str, group: Group, path: str, spec: Spec) -> bool:
 
 
 def stored(box: Parameter, group: Group, usual: str) -> Any:
-    """A parameter in the dtype of its group: a box, or a `qwix.QArray` of boxes.
+    """A parameter in the dtype of its group: a box, or a `qwix.QArray` of boxes. Adapters, which are small, are float32.
 
     Args:
       usual: the dtype of parameters whose group has none.
     """
+    if box.role == "adapter":
+        return box
     if group.dtype not in BITS:
         return box.replace(value=box.value.astype(group.dtype or usual))
     if box.role != "projection":

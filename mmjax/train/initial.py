@@ -140,8 +140,34 @@ def _replaced(params: Any, values: Mapping[str, np.ndarray]) -> Any:
 
 def _read(directory: str) -> Source:
     run, _, params = read_run(Path(directory))
+    return _source(directory, run, params)
+
+
+def _source(directory: str, run: Experiment, params: Any) -> Source:
     arrays = {path: np.asarray(dequantised(x)) for path, x in by_path(params).items()}
     return Source(directory, run.model, arrays, adapted_kernels(params))
+
+
+def traced(config: Experiment, params: Any) -> dict[str, dict[str, str]]:
+    """Where the parameters of a run come from, through its sources: directory of an import -> {our path: path there}.
+
+    Args:
+      params: of the run.
+    """
+    found: dict[str, dict[str, str]] = {}
+    ours, adapters = by_path(params), {f"{path}.{name}" for path in adapted_kernels(params) for name in FACTORS}
+    pattern_of = _assigned(config.initial, [path for path in ours if not matches("weighting", path)])
+    for pattern, where in config.initial.items():
+        if where is None:
+            continue
+        directory, _, place = str(local(where, f"initial['{pattern}']")).partition(":")
+        run, _, theirs = read_run(Path(directory))
+        source = _source(directory, run, theirs)
+        places = _places(_root(pattern), source, place, [p for p, by in pattern_of.items() if by == pattern], adapters)
+        for origin, further in traced(run, theirs).items() if run.initial else [(directory, None)]:
+            links = {path: there if further is None else further.get(there) for path, there in places.items()}
+            found.setdefault(origin, {}).update({path: there for path, there in links.items() if there is not None})
+    return found
 
 
 def _assigned(initial: Mapping[str, str | None], paths: Iterable[str]) -> dict[str, str | None]:
