@@ -150,10 +150,14 @@ def parts(source):
 def test_every_kernel_of_a_model_may_have_an_adapter(parts, name):
     """With A B = 0 the model computes the same numbers to the bit; with any A and B, the same as with merged kernels."""
     subject = parts[name]
-    apply = jax.jit(lambda p: [o.prediction.features for o in subject.model.apply({"params": p}, subject.batch).values()])
+    apply = jax.jit(
+        lambda p: [o.prediction.features for o in subject.model.apply({"params": p}, subject.batch).values()]
+    )
     boxed = jax.tree.map(lambda box: box, subject.model.init(jax.random.key(0), subject.batch)["params"])
     kernels = {path for path, x in by_path(unboxed(boxed)).items() if path.endswith(("kernel", "recurrent"))}
-    kernels = {path for path in kernels if "depthwise" not in path and path != "encoders.speech.layers.convolution.kernel"}
+    kernels = {
+        path for path in kernels if "depthwise" not in path and path != "encoders.speech.layers.convolution.kernel"
+    }
     for dora in (False, True):
         adapters = {"**": dataclasses.replace(EVERYWHERE["**"], dora=dora)}
         params = unboxed(adapted(boxed, adapters, 0))
@@ -255,7 +259,9 @@ def test_fewer_bytes(subject):
     pytest.importorskip("qwix")
 
     def size(dtype):
-        config = small(adapters={"encoders": c.LoRA(rank=2)}, optimizer=grouped({"**": c.Group(frozen=True, dtype=dtype)}))
+        config = small(
+            adapters={"encoders": c.LoRA(rank=2)}, optimizer=grouped({"**": c.Group(frozen=True, dtype=dtype)})
+        )
         kernels = adapted_kernels(begun(config, subject).abstract.params).values()
         return sum(x.size * x.dtype.itemsize for node in kernels for x in jax.tree.leaves(node.base))
 
@@ -394,7 +400,4 @@ with jax.default_matmul_precision("highest"):
     assert process.returncode == 0, process.stderr
     found, specs = process.stdout.strip().splitlines()[-2:]
     assert float(found.split()[1]) <= 1e-5
-    assert specs == (
-        "(None, 'fsdp', 'tensor') (None, 'fsdp', None) (None, None, 'tensor') "
-        "(None, 'tensor')"
-    )
+    assert specs == ("(None, 'fsdp', 'tensor') (None, 'fsdp', None) (None, None, 'tensor') (None, 'tensor')")

@@ -73,7 +73,9 @@ def _modules(rule: Rule, node: Adapted, tensors: Mapping[str, str]) -> dict[str,
     names = names_by_layer(rule)
     unknown = [name for name in names[0] if name not in tensors or not name.endswith(".weight")]
     if unknown:
-        raise UserError(f"{unknown[0]} is no weight of the original's layout; export the merged model, without --adapters")
+        raise UserError(
+            f"{unknown[0]} is no weight of the original's layout; export the merged model, without --adapters"
+        )
     a, b, magnitude = jax.tree.map(lambda x: np.asarray(x, np.float32), (node.a, node.b, node.magnitude))
     if not rule.is_stacked:
         a, b, magnitude = jax.tree.map(lambda x: x[None], (a, b, magnitude))

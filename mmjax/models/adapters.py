@@ -162,7 +162,9 @@ def _chosen(adapters: Mapping[str, LoRA | None], kinds: Mapping[str, Any]) -> di
         if pattern in by.values():
             continue
         if any(selects(pattern, path) for path in kinds):
-            raise UserError(f"adapters['{pattern}'] has no effect: patterns before it select the same; move it to the top")
+            raise UserError(
+                f"adapters['{pattern}'] has no effect: patterns before it select the same; move it to the top"
+            )
         if any(matches(pattern, path) for path in kinds):
             found = sorted({kinds[path].role for path in kinds if matches(pattern, path)})
             raise UserError(

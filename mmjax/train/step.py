@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import optax
 
 from mmjax.models import Multimodal
+from mmjax.models.adapters import LoRA, adapted
 from mmjax.models.roles import layer_axis
 from mmjax.models.task import Sums, losses_of
 from mmjax.stream import Batch
-from mmjax.models.adapters import LoRA, adapted
 from mmjax.train.groups import merged, split, stored
 
 ROUNDING = 2**31 - 1  # the fold of a step's key for rounding; micro-batches use the first splits
@@ -38,7 +38,6 @@ class TrainState(NamedTuple):
     average: Any
     skipped: jax.Array
     weighting: Any = None
-
 
     @property
     def evaluated(self) -> Any:
