@@ -76,8 +76,12 @@ def memory_by_kind(subject: Subject, rows: int, kept: Kept, outcome: Outcome | N
 
 def per_device(tree: Any) -> float:
     """Bytes of the shards that one device holds."""
+
+    def size(dtype: Any) -> float:  # compiled programs pack two numbers of 4 bits in a byte
+        return jnp.iinfo(dtype).bits / 8 if jnp.issubdtype(dtype, jnp.integer) else dtype.itemsize
+
     leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "sharding")]
-    return float(sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves))
+    return float(sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * size(leaf.dtype) for leaf in leaves))
 
 
 def in_dtype(subject: Subject, dtype: str) -> float:
