@@ -34,7 +34,7 @@ from mmjax.stream import Batch
 from mmjax.train.build import build_layout, build_model, open_data
 from mmjax.train.experiment import Experiment, load, to_json
 from mmjax.train.program import begin, jitted_step
-from mmjax.train.step import LossAndGradients, unboxed
+from mmjax.train.step import LossAndGradients, init_parameters, unboxed
 from mmjax.train.validate import check_config
 from mmjax.tree import from_dict, to_dict
 
@@ -109,8 +109,12 @@ class Subject:
         )
         self.rows = self.sampler.rows(0)
         self.batch = self.pack(self.rows)
-        self.boxed = jax.eval_shape(lambda: self.model.init(jax.random.key(0), self.batch)["params"])
-        self.params = jax.jit(lambda: unboxed(self.model.init(jax.random.key(0), self.batch)["params"]))()
+
+        def parameters() -> Any:
+            return init_parameters(self.model, self.batch, 0, config.adapters)
+
+        self.boxed = jax.eval_shape(parameters)
+        self.params = jax.jit(lambda: unboxed(parameters()))()
         # Parameters initialised to zero would hide their effect on empty positions.
         noise = np.random.default_rng(1)
         self.params = jax.tree.map(

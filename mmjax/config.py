@@ -102,6 +102,7 @@ from mmjax.models import (
     WhisperLogMel,
     YarnScaling,
 )
+from mmjax.models.adapters import LoRA
 from mmjax.parallel.mesh import Mesh
 from mmjax.parallel.xla import XLA
 from mmjax.tasks import (

@@ -76,11 +76,13 @@ def _add_config_commands(commands) -> None:
 def _add_model_commands(commands) -> None:
     for name, function, text in (
         ("import", _import, "convert a model from Hugging Face's layout"),
-        ("export", _export, "convert an imported model back to Hugging Face's layout"),
+        ("export", _export, "convert an import, or a run trained from one, back to Hugging Face's layout"),
     ):
         sub = command(commands, name, text, "DIR")
         sub.set_defaults(func=function)
         sub.add_argument("-o", "--out", required=True, metavar="DIR", help="a new directory")
+    sub.add_argument("--adapters", action="store_true", help="only the adapters of a run, as a directory of PEFT")
+    sub.add_argument("--origin", metavar="DIR", help="the import from which the run was trained, if there are several")
 
 
 def _prepare(options) -> Any:
@@ -186,7 +188,7 @@ def _import(options, rest) -> int:
 def _export(options, rest) -> int:
     from mmjax.interchange.convert import export_model
 
-    result = export_model(options.dir, options.out)
+    result = export_model(options.dir, options.out, options.adapters, options.origin)
     if options.json:
         print_json(result)
     else:

@@ -18,9 +18,11 @@ from mmjax.interchange import (
     gpt2,
     llama,
     parakeet,
+    peft,
     phi3,
     siglip,
     t5,
+    tuned,
     vit,
     vocabulary,
     wav2vec2_bert,
@@ -28,6 +30,7 @@ from mmjax.interchange import (
     whisper,
 )
 from mmjax.interchange.rules import to_ours, to_theirs
+from mmjax.models.adapters import as_array
 from mmjax.train.directory import LABELS, UNTRAINED, read_run
 from mmjax.train.experiment import Experiment
 from mmjax.tree import to_dict
@@ -105,18 +108,35 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
     }
 
 
-def export_model(source: str | Path, out: str | Path) -> dict[str, Any]:
-    """The inverse of `import_model`: writes tensors with the original names, shapes and dtypes."""
+def export_model(
+    source: str | Path, out: str | Path, adapters: bool = False, origin: str | Path | None = None
+) -> dict[str, Any]:
+    """The inverse of `import_model`: writes tensors with the original names, shapes and dtypes.
+
+    Args:
+      source: an import, or a run that was trained from imports. Of a run, the parameters that came from one import are
+        exported, with their adapters merged into them; what the run has not of this import stays as it was.
+      adapters: write only the adapters, as a directory of PEFT (`interchange.peft`).
+      origin: the directory of the import; None: the only one from which the run was trained.
+
+    Raises:
+      UserError: the run was not trained from an import, or from several, or has no adapters.
+    """
     source, out = local(source, "the model's directory"), local(out, "--out")
-    origin = directories.read_object(source / directories.ORIGIN)
-    theirs = origin["config"]
-    family = family_of(theirs, source)
-    tensors = to_theirs(family.rules(theirs), read_imported(source)[1])
-    tensors = family.pack(tensors) if hasattr(family, "pack") else tensors
-    dtypes = origin.get("dtypes", {})
-    tensors = {name: x.astype(jnp.dtype(dtypes.get(name, "float32"))) for name, x in tensors.items()}
-    directories.write(out, tensors, "model.safetensors", {"config.json": theirs | getattr(family, "EXPORTED", {})})
-    vocabulary.give_back(source, out)
+    imported = source if (source / directories.ORIGIN).is_file() else tuned.origin_of(source, origin)
+    about = directories.read_object(imported / directories.ORIGIN)
+    theirs = about["config"]
+    family, dtypes = family_of(theirs, imported), about.get("dtypes", {})
+    parameters = tuned.parameters(source, imported) if imported != source else read_imported(source)[1]
+    if adapters:
+        tensors, document = peft.adapter(family.rules(theirs), parameters, theirs, dtypes)
+        directories.write(out, tensors, "adapter_model.safetensors", {"adapter_config.json": document})
+    else:
+        tensors = to_theirs(family.rules(theirs), {path: np.asarray(as_array(x)) for path, x in parameters.items()})
+        tensors = family.pack(tensors) if hasattr(family, "pack") else tensors
+        tensors = {name: x.astype(jnp.dtype(dtypes.get(name, "float32"))) for name, x in tensors.items()}
+        directories.write(out, tensors, "model.safetensors", {"config.json": theirs | getattr(family, "EXPORTED", {})})
+        vocabulary.give_back(imported, out)
     return {"model_type": theirs["model_type"], "tensors": len(tensors)}
 
 

@@ -34,6 +34,11 @@ class Rule:
     fill: tuple[int, ...] | None = None
     layers: int = 0
 
+    @property
+    def is_stacked(self) -> bool:
+        """Whether our parameter holds those of all layers."""
+        return any("{layer}" in name for name in self.theirs)
+
 
 def to_ours(
     rules: Sequence[Rule], tensors: Arrays, ignored: Callable[[str], bool], copies: Mapping[str, str]
@@ -47,7 +52,7 @@ def to_ours(
     Raises:
       UserError: a required tensor is missing, a tensor is unknown, or a copy differs from its original; all are listed.
     """
-    wanted = {name for rule in rules for names in _names(rule) for name in names}
+    wanted = {name for rule in rules for names in names_by_layer(rule) for name in names}
     missing = sorted(wanted - set(tensors))
     left_out = sorted(set(tensors) - wanted)
     unknown = [name for name in left_out if name not in copies and not ignored(name)]
@@ -79,25 +84,21 @@ def to_theirs(rules: Sequence[Rule], parameters: Arrays) -> dict[str, np.ndarray
             if whole.any():
                 raise UserError(f"{rule.ours} is not zero, but the target layout does not have this parameter")
         else:
-            for names, part in zip(_names(rule), whole if _stacked(rule) else [whole], strict=True):
+            for names, part in zip(names_by_layer(rule), whole if rule.is_stacked else [whole], strict=True):
                 tensors |= dict(zip(names, rule.split(part), strict=True))
     return {name: np.ascontiguousarray(x) for name, x in tensors.items()}
 
 
-def _stacked(rule: Rule) -> bool:
-    return any("{layer}" in name for name in rule.theirs)
-
-
-def _names(rule: Rule) -> list[list[str]]:
+def names_by_layer(rule: Rule) -> list[list[str]]:
     """The names of their tensors by layer; a single entry if our parameter is not stacked."""
-    return [[name.format(layer=i) for name in rule.theirs] for i in (range(rule.layers) if _stacked(rule) else [0])]
+    return [[name.format(layer=i) for name in rule.theirs] for i in (range(rule.layers) if rule.is_stacked else [0])]
 
 
 def _joined(rule: Rule, tensors: Arrays) -> np.ndarray:
     if rule.fill is not None:
         return np.zeros(rule.fill, np.float32)
-    layers = [rule.join([tensors[name].astype(np.float32) for name in names]) for names in _names(rule)]
-    return np.stack(layers) if _stacked(rule) else layers[0]
+    layers = [rule.join([tensors[name].astype(np.float32) for name in names]) for names in names_by_layer(rule)]
+    return np.stack(layers) if rule.is_stacked else layers[0]
 
 
 def under(name: str, rules: Sequence[Rule], layers: int = 0) -> list[Rule]:

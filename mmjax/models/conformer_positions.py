@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.errors import UserError
+from mmjax.models.adapters import as_array
 from mmjax.models.positions import SpeechPositions, rotary
 from mmjax.models.roles import parameter, projection
 from mmjax.stream import Stream
@@ -91,7 +92,7 @@ class OffsetProjection(nn.Module):
     @nn.compact
     def __call__(self, query: jax.Array) -> jax.Array:
         init = projection(nn.initializers.xavier_uniform(), ("embed", "heads"))
-        kernel = self.param("kernel", init, (self.width, query.shape[1] * query.shape[3]))
+        kernel = as_array(self.param("kernel", init, (self.width, query.shape[1] * query.shape[3])))
         kernel = kernel.reshape(self.width, query.shape[1], query.shape[3]).astype(self.dtype)
         return jnp.einsum("bhtd,whd->bhtw", query, kernel)
 

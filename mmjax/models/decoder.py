@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.models.adapters import as_array
 from mmjax.models.attend.inputs import capped
 from mmjax.models.attention import KeyValue, MultiHeadAttention, prefix_times
 from mmjax.models.blocks import BlockSettings, BlockStyle, Tower
@@ -249,7 +250,7 @@ class TextDecoder(Tower, kw_only=True):
             logits = x @ kernel
         else:
             head = dense(self.vocabulary, ("embed", "vocabulary"), jnp.float32, "logits", bias=False)
-            logits, kernel = head(x), head.variables["params"]["kernel"]
+            logits, kernel = head(x), as_array(head.variables["params"]["kernel"])
         if factors and self.soft_cap is None:
             return text._replace(features=Factors(x, kernel)), cache
         return only_tokens(text._replace(features=capped(logits, self.soft_cap))), cache

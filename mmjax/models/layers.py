@@ -9,6 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.models.adapters import Adapted
+from mmjax.models.quantised import dequantised, is_quantised
 from mmjax.models.roles import Role, parameter, projection
 
 
@@ -49,9 +51,15 @@ def dense(
         dtype=dtype,
         kernel_init=projection(nn.initializers.xavier_uniform(), axes, role=role),
         bias_init=parameter("bias", nn.initializers.zeros, axes[1:]),
+        promote_dtype=_promoted,
         dot_general=partial(_dot_general, role=role),
         name=name,
     )
+
+
+def _promoted(*arrays: Any, dtype: Any) -> list[Any]:
+    """Casts what is given. Unlike Flax's own function it keeps adapted and quantised kernels as they are."""
+    return [x if x is None else x.astype(dtype) for x in arrays]
 
 
 def _dot_general(x: jax.Array, kernel: jax.Array, _: Any, role: Role, **options: Any) -> jax.Array:
@@ -74,8 +82,17 @@ def over_positions(
     tokens along context, or heads along tensor, the axes are not joined.
 
     Args:
+      kernel: an array, an `Adapted`, or a `qwix.QArray`.
       role: of the kernel.
     """
+    if isinstance(kernel, Adapted):
+        return _adapted(x, kernel, contracted, role, **options)
+    if is_quantised(kernel):
+
+        def multiply(x: jax.Array, kernel: Any) -> jax.Array:
+            return over_positions(x, dequantised(kernel), contracted, role, **options)
+
+        return jax.checkpoint(multiply)(x, kernel)  # the backward pass keeps the few bits, and makes the array again
     product = weight_product if role == "projection" else jax.lax.dot_general
     sizes = jax.sharding.get_abstract_mesh().shape
     if sizes.get("context", 1) > 1 or (kernel.ndim > 2 and sizes.get("tensor", 1) > 1):
@@ -84,6 +101,18 @@ def over_positions(
     inner = math.prod(kernel.shape[:contracted])
     flat = product(x.reshape(-1, inner), kernel.reshape(inner, -1), (((1,), (0,)), ((), ())), **options)
     return flat.reshape(*x.shape[:-contracted], *kernel.shape[contracted:])
+
+
+def _adapted(x: jax.Array, kernel: Adapted, contracted: int, role: Role, **options: Any) -> jax.Array:
+    """x W + scale x A B, times magnitude / norm; no product of the backward pass is a gradient of W."""
+    y = over_positions(x, kernel.base, contracted, role, **options)
+    low = kernel.scale * over_positions(x, kernel.a, contracted, "adapter", **options)
+    if low.ndim == x.ndim - contracted + 1:
+        y = y + over_positions(low, kernel.b, 1, "adapter", **options)
+    else:  # several joined projections [..., joined, rank], with a B each
+        change = jnp.einsum("...jr,jro->...jo", low, kernel.b.reshape(*kernel.b.shape[:2], -1))
+        y = y + change.reshape(y.shape)
+    return y if kernel.magnitude is None else y * kernel.factor().astype(y.dtype)
 
 
 def layer_norm(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.errors import UserError
+from mmjax.models.adapters import as_array
 from mmjax.models.encoder import SpeechEncoder
 from mmjax.models.front_ends import FrontEnd, LogMel
 from mmjax.models.layers import dense
@@ -94,5 +95,5 @@ class BiLSTM(SpeechEncoder, kw_only=True):
         name, hidden = f"layer_{layer}_{'backward' if backward else 'forward'}", self.width // 2
         gates = dense(4 * hidden, ("embed", "mlp"), self.dtype, f"{name}_input")(features)
         init = projection(nn.initializers.orthogonal(), (None, "mlp"))
-        recurrent = self.param(f"{name}_recurrent", init, (hidden, 4 * hidden))
+        recurrent = as_array(self.param(f"{name}_recurrent", init, (hidden, 4 * hidden)))
         return lstm(gates, recurrent, segments, backward)

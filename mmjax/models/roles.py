@@ -9,6 +9,7 @@
 | norm | scales of normalisations |
 | bias | what is added to the output of another layer |
 | gate | factors of whole branches and of logits |
+| adapter | the factors and magnitudes of low-rank adapters (`mmjax.models.adapters`) |
 | statistic | fixed statistics of an imported batch normalisation; no gradient reaches them |
 """
 
@@ -22,8 +23,9 @@ import flax.struct
 import jax
 
 from mmjax.errors import nearest
+from mmjax.models.quantised import is_quantised
 
-Role = Literal["projection", "router", "depthwise", "embedding", "norm", "bias", "gate", "statistic"]
+Role = Literal["projection", "router", "depthwise", "embedding", "norm", "bias", "gate", "adapter", "statistic"]
 
 
 @flax.struct.dataclass
@@ -153,14 +155,18 @@ def place_of(module: nn.Module) -> str:
 
 
 def path_of(keys: Any) -> str:
-    """The readable path of a parameter, such as "encoders.speech.layers.attention.qkv.kernel", from JAX's key path."""
-    first, *rest = [str(getattr(key, "key", key)) for key in keys]
+    """The readable path of a parameter, such as "encoders.speech.layers.attention.qkv.kernel", from JAX's key path.
+
+    A kernel keeps its path when it has an adapter, whose own parameters are "...qkv.kernel.a", ".b" and ".magnitude".
+    """
+    keys = [key for key in keys if key != jax.tree_util.GetAttrKey("base")]
+    first, *rest = [str(getattr(key, "key", getattr(key, "name", key))) for key in keys]
     return ".".join([dotted(first), *rest])
 
 
 def by_path(params: Any) -> dict[str, Any]:
     """The leaves of a tree of parameters (or of their specs) by path, in the order of the tree."""
-    return {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    return {path_of(keys): x for keys, x in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_quantised)}
 
 
 def matches(pattern: str, path: str) -> bool:

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.models.adapters import as_array
 from mmjax.models.convolution import strided_convolution, strided_windows
 from mmjax.models.layers import ACTIVATIONS, dense, layer_norm
 from mmjax.models.roles import parameter, projection
@@ -31,7 +32,7 @@ class StridedConvolution(nn.Module):
         """[B, T, F, C] with zeros in empty positions -> [B, ceil(T / 2), ceil(F / 2), features]."""
         channels = x.shape[-1]
         init = projection(nn.initializers.xavier_uniform(), (None, "embed"))
-        kernel = self.param("kernel", init, (9 * channels, self.features)).astype(self.dtype)
+        kernel = as_array(self.param("kernel", init, (9 * channels, self.features))).astype(self.dtype)
         zeros = parameter("bias", nn.initializers.zeros, ("embed",))
         bias = self.param("bias", zeros, (self.features,)).astype(self.dtype)
         if channels > 1:

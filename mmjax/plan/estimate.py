@@ -76,19 +76,30 @@ def memory_by_kind(subject: Subject, rows: int, kept: Kept, outcome: Outcome | N
 
 def per_device(tree: Any) -> float:
     """Bytes of the shards that one device holds."""
+
+    def size(dtype: Any) -> float:  # compiled programs pack two numbers of 4 bits in a byte
+        return jnp.iinfo(dtype).bits / 8 if jnp.issubdtype(dtype, jnp.integer) else dtype.itemsize
+
     leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "sharding")]
-    return float(sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves))
+    return float(sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * size(leaf.dtype) for leaf in leaves))
 
 
 def in_dtype(subject: Subject, dtype: str) -> float:
-    """Bytes per device of an array tree with the parameters' shapes in this dtype."""
-    kept = jnp.dtype(subject.config.optimizer.parameters).itemsize
-    return per_device(subject.state.params) * jnp.dtype(dtype).itemsize / kept
+    """Bytes per device of an array tree with the shapes of the trained parameters in this dtype."""
+    groups, params = subject.begun.groups, subject.state.params
+    trained = params if groups is None else split(params, groups)[0]
+    return per_device(jax.tree.map(lambda x: x.update(dtype=jnp.dtype(dtype)), trained))
+
+
+def _abstract_parameters(subject: Subject) -> tuple[Any, Any]:
+    """The shapes of the trained and of the frozen parameters (`split`)."""
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), subject.state.params)
+    return (params, None) if subject.begun.groups is None else split(params, subject.begun.groups)
 
 
 def kept_for_backward(subject: Subject, rows: int) -> Kept:
     """What the traced program keeps for the backward pass; a compiler may keep less and recompute more."""
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), subject.state.params)
+    trained, frozen = _abstract_parameters(subject)
     batch = abstract_batch(subject.layout.empty(1), _own_rows(subject, rows))
 
     config = subject.config.model
@@ -99,11 +110,11 @@ def kept_for_backward(subject: Subject, rows: int) -> Kept:
         changed = functools.reduce(lambda node, one: with_remat(node, one[1], one[0]), remats.items(), config)
         model = build_model(changed)
 
-        def backward(p: Any, b: Any, k: Any) -> list[jax.Array]:
+        def backward(t: Any, f: Any, b: Any, k: Any) -> list[jax.Array]:
             # The vector-Jacobian product is a pytree of all that is kept for it.
-            return jax.tree.leaves(jax.vjp(lambda p: _loss(subject, model, p, b, k), p)[1])
+            return jax.tree.leaves(jax.vjp(lambda t: _loss(subject, model, t, f, b, k), t)[1])
 
-        traced = jax.make_jaxpr(backward)(params, batch, _key()).jaxpr
+        traced = jax.make_jaxpr(backward)(trained, frozen, batch, _key()).jaxpr
         makers, scope = {}, ""
         for equation in traced.eqns:
             words = str(equation.source_info.name_stack).replace(".", "/").split("/")
@@ -122,6 +133,7 @@ def kept_for_backward(subject: Subject, rows: int) -> Kept:
 
     own, host = kept({})
     total = sum(own.values())
+    params = trained if frozen is None else merged(trained, frozen)
     outputs = jax.eval_shape(lambda p, b: subject.model.apply({"params": p}, b), params, batch)
     logits = [leaf for output in outputs.values() for leaf in jax.tree.leaves(output.prediction.features)]
     size, again = float(sum(math.prod(x.shape) * x.dtype.itemsize for x in logits)), 0.0
@@ -143,23 +155,12 @@ def computed_again(subject: Subject, rows: int) -> dict[str, float]:
 
     These are the products of towers with remat, and the logits that `Sequence` and `Transducer` do not keep.
     """
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), subject.state.params)
     own, model = _own_rows(subject, rows), with_backend(subject.model, "xla")
-    arguments = params, abstract_batch(subject.layout.empty(1), own), _key()
+    arguments = *_abstract_parameters(subject), abstract_batch(subject.layout.empty(1), own), _key()
     count = functools.partial(matrix_flops, slots=subject.layout.rows.get("examples", 1))
     loss = functools.partial(_loss, subject, model)
-    if subject.begun.groups is not None:
-        trained, frozen = split(params, subject.begun.groups)
-        arguments = trained, *arguments[1:]
-        loss = functools.partial(_of_trained, loss, frozen)
     once, made = count(loss, *arguments, trained=0), count(jax.grad(loss), *arguments)
     return {part: max(flops - once.get(part, 0.0), 0.0) * rows / own for part, flops in made.items()}
-
-
-def _of_trained(loss: Any, frozen: Any, trained: Any, *rest: Any) -> jax.Array:
-    """The loss as a function of the trained parameters alone; the frozen ones count as numbers that are given."""
-    given = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), frozen)
-    return loss(merged(trained, given), *rest)
 
 
 def _own_rows(subject: Subject, rows: int) -> int:
@@ -171,7 +172,8 @@ def _key() -> Any:
     return jax.eval_shape(lambda: jax.random.key(0))
 
 
-def _loss(subject: Subject, model: Any, params: Any, batch: Any, key: Any) -> jax.Array:
+def _loss(subject: Subject, model: Any, trained: Any, frozen: Any, batch: Any, key: Any) -> jax.Array:
+    params = trained if frozen is None else merged(trained, frozen)
     sums = measure(model, params, batch, {"dropout": key, "augment": key})
     return sum((divide(sums[f"{name}/loss"]) for name in model.tasks if f"{name}/loss" in sums), jnp.zeros(()))
 

@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from mmjax.errors import UserError
 from mmjax.losses import token_cross_entropy
+from mmjax.models.adapters import as_array
 from mmjax.models.masking import check_hiding, uniform
 from mmjax.models.roles import projection
 from mmjax.models.task import Encoded, Facts, Output, Sums, Task
@@ -46,7 +47,7 @@ class LMHead(Task, kw_only=True):
         """Encoded tokens [B, T, W] -> `Factors` of the logits [B, T, outputs], and labels [B, T]."""
         stream = encoded.streams[self.reads]
         init = projection(nn.initializers.xavier_uniform(), ("embed", "vocabulary"))
-        kernel = self.param("kernel", init, (stream.features.shape[-1], self.outputs))
+        kernel = as_array(self.param("kernel", init, (stream.features.shape[-1], self.outputs)))
         logits = Factors(stream.features.astype(jnp.float32), kernel)
         return Output(stream._replace(features=logits), self.targets(encoded))
 

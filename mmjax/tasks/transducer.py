@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from mmjax.decode import greedy_transducer
 from mmjax.errors import UserError
 from mmjax.losses import transducer
+from mmjax.models.adapters import as_array
 from mmjax.models.layers import dense
 from mmjax.models.roles import parameter, projection
 from mmjax.models.segments import neighbour
@@ -46,7 +47,7 @@ class Transducer(WithBlank, kw_only=True):
         self.states = dense(self.width, (None, "embed"), jnp.float32, "states")
         self.frames = dense(self.width, ("embed", None), jnp.float32, "frames")
         init = projection(nn.initializers.xavier_uniform(), ("embed", "vocabulary"))
-        self.kernel = self.param("kernel", init, (self.width, self.outputs))
+        self.kernel = as_array(self.param("kernel", init, (self.width, self.outputs)))
         init = parameter("bias", nn.initializers.zeros, ("vocabulary",))
         self.bias = self.param("bias", init, (self.outputs,))
 

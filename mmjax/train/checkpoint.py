@@ -31,6 +31,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mmjax import progress
 from mmjax.errors import UserError
 from mmjax.files import local, write_whole
+from mmjax.models.adapters import assembled, constants
 from mmjax.parallel.agreement import together
 from mmjax.train.step import TrainState
 
@@ -90,6 +91,7 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, data: Mapping[str, int]) -> None:
         """Copies the state to the host and returns; a background thread writes it."""
         meta = {"format": FORMAT, "orbax": version("orbax-checkpoint"), "data": dict(data)}
+        meta |= {"kernels": kernels} if (kernels := constants(state.params)) else {}
         tree = unflatten_dict(_flat(state))
         meta = ocp.args.JsonSave({**meta, "sha256": _sum_of(meta)})
         self.finish()  # Orbax would also wait, but report errors of the previous save as errors of this one
@@ -129,6 +131,17 @@ class Checkpoints:
             there = self._saved(step)
             wanted = {path: leaf for path, leaf in there.items() if parts is None or path[0] in parts}
             return unflatten_dict(self._load(step, meta, wanted))
+
+    def parameters(self, step: int) -> Any:
+        """The parameters of a step to evaluate, as NumPy arrays: the averages of those that have one.
+
+        Raises:
+          Damaged, UserError: as for `restore`.
+        """
+        state = self.read(step, ("average", "params"))
+        found = flatten_dict(state["params"]) | flatten_dict(state.get("average", {}))
+        meta = _json(self.path / str(step) / "meta" / "metadata")
+        return assembled(unflatten_dict(found), meta.get("kernels", {}))
 
     def _verified(self, step: int) -> dict[str, Any]:
         """Checks the files of a step, which the processes share among them; returns its metadata."""

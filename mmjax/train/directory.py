@@ -121,8 +121,7 @@ def read_run(run: Path) -> tuple[Experiment, int, dict[str, Any]]:
     steps = checkpoints.steps()
     if not steps:
         raise UserError(f"the run {run} has no checkpoint yet; train it first")
-    state = checkpoints.read(steps[-1], ("average", "params"))
-    return config, steps[-1], state.get("average") or state["params"]
+    return config, steps[-1], checkpoints.parameters(steps[-1])
 
 
 def _untrained(path: Path) -> dict[str, Any]:

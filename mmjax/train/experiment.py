@@ -9,6 +9,7 @@ import mmjax.tasks  # noqa: F401, so that every task of a config is known
 from mmjax.data.sources import Data
 from mmjax.errors import UserError
 from mmjax.models import Multimodal
+from mmjax.models.adapters import LoRA
 from mmjax.parallel.mesh import Mesh
 from mmjax.parallel.xla import XLA
 from mmjax.train.optimizer import Optimizer
@@ -57,6 +58,8 @@ class Experiment:
     weighting: Weighting | None = None  # of the tasks, in addition to their fixed weights
     # Directory of a run or an import by pattern ("encoders.speech", "**"), or DIRECTORY:PART; None: random values.
     initial: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    # Adapters of kernels by pattern, "tasks.chat.decoder.layers": LoRA(); None: no adapter. The kernels are frozen.
+    adapters: Mapping[str, LoRA | None] = dataclasses.field(default_factory=dict)
     evaluation: Evaluation = Evaluation()  # what is measured, and when
     checkpoint: Checkpoint = Checkpoint()  # when the state is saved
     log: Log = Log()  # when metrics are written, and where

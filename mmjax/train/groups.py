@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from mmjax.errors import UserError
-from mmjax.models.roles import Role, Spec, by_path, known_names, layer_axis, matches
+from mmjax.models.adapters import adapted_kernels
+from mmjax.models.quantised import BITS, quantised
+from mmjax.models.roles import Parameter, Role, Spec, by_path, known_names, layer_axis, matches
 from mmjax.tree import part
 
 
@@ -21,16 +23,17 @@ class Group:
     rate: float = 1.0  # factor of the learning rate
     decay_by_layer: float | None = None  # factor of the rate for each layer below the last one of a stack
     roles: tuple[Role, ...] = ()  # only parameters of these roles; none: all
-    dtype: Literal["float32", "bfloat16"] | None = (
-        None  # that frozen parameters are kept in; None: optimizer.parameters
-    )
+    # That frozen parameters are kept in; None: optimizer.parameters. int8, int4: projections; the others in bfloat16.
+    dtype: Literal["float32", "bfloat16", "int8", "int4"] | None = None
 
 
-USUAL = Group()
+USUAL, FROZEN = Group(), Group(frozen=True)
 
 
 def grouped(groups: Mapping[str, Group], specs: Any) -> Any:
     """The group of every parameter, in the tree of the parameters.
+
+    A kernel with an adapter is always frozen. Its adapter is frozen only by a group whose `roles` name "adapter".
 
     Args:
       groups: by pattern; `mmjax.models.roles.matches` says what a pattern is.
@@ -50,16 +53,36 @@ def grouped(groups: Mapping[str, Group], specs: Any) -> Any:
         if not any(_selects(pattern, group, path, spec) for path, spec in by_path(specs).items()):
             raise UserError(f"{key} selects no parameter{known_names(pattern, by_path(specs))}")
 
+    bases = adapted_kernels(specs)
+
     def of(path: str, spec: Spec) -> Group:
         found = (group for pattern, group in groups.items() if _selects(pattern, group, path, spec))
-        return next(found, USUAL)
+        group = next(found, USUAL)
+        return FROZEN if path in bases and not group.frozen else group
 
     leaves, tree = jax.tree.flatten(specs)
     return tree.unflatten([of(path, spec) for path, spec in zip(by_path(specs), leaves, strict=True)])
 
 
 def _selects(pattern: str, group: Group, path: str, spec: Spec) -> bool:
-    return matches(pattern, path) and (not group.roles or spec.role in group.roles)
+    chosen = spec.role in group.roles if group.roles else not (group.frozen and spec.role == "adapter")
+    return chosen and matches(pattern, path)
+
+
+def stored(box: Parameter, group: Group, usual: str) -> Any:
+    """A parameter in the dtype of its group: a box, or a `qwix.QArray` of boxes. Adapters, which are small, are float32.
+
+    Args:
+      usual: the dtype of parameters whose group has none.
+    """
+    if box.role == "adapter":
+        return box
+    if group.dtype not in BITS:
+        return box.replace(value=box.value.astype(group.dtype or usual))
+    if box.role != "projection":
+        return box.replace(value=box.value.astype("bfloat16"))
+    few = quantised(box.value, group.dtype, box.inputs)
+    return few.replace(qvalue=box.replace(value=few.qvalue), scale=box.replace(value=few.scale))
 
 
 def split(params: Any, groups: Any) -> tuple[Any, Any]:

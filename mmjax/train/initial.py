@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import numpy as np
 from mmjax import progress
 from mmjax.errors import UserError, dotted, nearest
 from mmjax.files import local
+from mmjax.models.adapters import FACTORS, Adapted, adapted_kernels, as_array, is_adapted
+from mmjax.models.quantised import dequantised, is_quantised, quantised_like
 from mmjax.models.roles import MAPS, by_path, known_names, matches, path_of
 from mmjax.train.directory import read_run
 from mmjax.train.experiment import Experiment
@@ -30,12 +32,29 @@ class Source:
     Attributes:
       name: its directory.
       model: its parts.
-      params: its parameters by path.
+      params: its parameters by path; a kernel with an adapter without it, as its adapter has paths of its own.
+      adapted: its kernels with adapters by path.
     """
 
     name: str
     model: Any
     params: Mapping[str, np.ndarray]
+    adapted: Mapping[str, Adapted]
+
+    def value(self, place: str, alone: bool) -> np.ndarray:
+        """A parameter.
+
+        Args:
+          alone: our adapter of this kernel is not loaded, so that the kernel includes the adapter of the source.
+        """
+        if place in self.adapted and alone:
+            return np.asarray(as_array(self.adapted[place]))
+        return self.params[place]
+
+    def unused(self, places: Collection[str]) -> dict[str, np.ndarray]:
+        """Its parameters that are not at these places; an adapter is used with its kernel."""
+        used = {*places, *(f"{place}.{name}" for place in self.adapted.keys() & places for name in FACTORS)}
+        return {path: x for path, x in self.params.items() if path not in used}
 
     def counterpart(self, root: str) -> str:
         """Its module of the name `root`; if there is none, its only encoder for an encoder, its only decoder for a decoder.
@@ -60,6 +79,8 @@ class Source:
 def load_initial(config: Experiment, state: TrainState) -> TrainState:
     """Loads the parameters that the patterns of `config.initial` select; prints what is loaded, new and left unused.
 
+    Adapters are new where the source has none. Where the source has them and our model has not, its kernels include them.
+
     Raises:
       UserError: a pattern selects nothing, or a parameter that its source does not have, or has with another shape or
         in a part with other settings.
@@ -68,7 +89,8 @@ def load_initial(config: Experiment, state: TrainState) -> TrainState:
         return state
     ours = {path: x for path, x in by_path(state.params).items() if not matches("weighting", path)}
     pattern_of, sources = _assigned(config.initial, ours), functools.cache(_read)
-    values, used = {}, {}
+    values, used, kernels = {}, {}, adapted_kernels(state.params)
+    adapters = {f"{path}.{name}" for path in kernels for name in FACTORS}
     for pattern, where in config.initial.items():
         if where is None:
             continue
@@ -76,31 +98,76 @@ def load_initial(config: Experiment, state: TrainState) -> TrainState:
         directory, _, place = str(local(where, f"initial['{pattern}']")).partition(":")
         source, root = sources(directory), _root(pattern)
         try:
-            places = _places(root, source, place, selected)
+            places = _places(root, source, place, selected, adapters)
             found = _values(root, config.model, source, places, selected)
         except UserError as error:
             raise UserError(f"initial['{pattern}']: {error}") from None
         values |= found
         used.setdefault(source.name, set()).update(places.values())
-        _say(f"initial: {pattern} from {where}: {_size(selected):,} parameters")
+        _say(f"initial: {pattern} from {where}: {_size(found):,} parameters")
     _say(f"initial: new: {_by_part({path: x for path, x in ours.items() if path not in values})}")
     for name, paths in used.items():
-        _say(
-            f"initial: unused in {name}: {_by_part({p: x for p, x in sources(name).params.items() if p not in paths})}"
-        )
+        _say(f"initial: unused in {name}: {_by_part(sources(name).unused(paths))}")
+    params = _replaced(state.params, values)
 
-    def replaced(keys: Any, x: jax.Array) -> jax.Array:
-        found = values.get(path_of(keys))
-        return x if found is None else jax.device_put(found.astype(x.dtype), x.sharding)
+    def copied(average: Any, x: Any) -> Any:
+        return None if average is None else x.astype(average.dtype).copy()
 
-    params = jax.tree_util.tree_map_with_path(replaced, state.params)
-    average = state.average and jax.tree.map(lambda a, p: p.astype(a.dtype).copy(), state.average, params)
+    average = state.average and jax.tree.map(copied, state.average, params, is_leaf=lambda x: x is None)
     return state._replace(params=params, average=average)
+
+
+def _replaced(params: Any, values: Mapping[str, np.ndarray]) -> Any:
+    """The parameters with these values by path. Magnitudes without a value are the norms of their new kernels."""
+
+    def loaded(keys: Any, x: Any) -> Any:
+        found = values.get(path_of(keys))
+        if found is None:
+            return x
+        new = quantised_like(found, x) if is_quantised(x) else found.astype(x.dtype)
+        return jax.device_put(new, jax.tree.map(lambda one: one.sharding, x))
+
+    def fitted(keys: Any, x: Any) -> Any:
+        path = path_of(keys)
+        if not is_adapted(x) or x.magnitude is None or path not in values or f"{path}.magnitude" in values:
+            return x
+        norm = jax.jit(Adapted.norm, out_shardings=x.magnitude.sharding)(x)
+        return x.replace(magnitude=norm.astype(x.magnitude.dtype))
+
+    params = jax.tree_util.tree_map_with_path(loaded, params, is_leaf=is_quantised)
+    return jax.tree_util.tree_map_with_path(fitted, params, is_leaf=is_adapted)
 
 
 def _read(directory: str) -> Source:
     run, _, params = read_run(Path(directory))
-    return Source(directory, run.model, by_path(params))
+    return _source(directory, run, params)
+
+
+def _source(directory: str, run: Experiment, params: Any) -> Source:
+    arrays = {path: np.asarray(dequantised(x)) for path, x in by_path(params).items()}
+    return Source(directory, run.model, arrays, adapted_kernels(params))
+
+
+def traced(config: Experiment, params: Any) -> dict[str, dict[str, str]]:
+    """Where the parameters of a run come from, through its sources: directory of an import -> {our path: path there}.
+
+    Args:
+      params: of the run.
+    """
+    found: dict[str, dict[str, str]] = {}
+    ours, adapters = by_path(params), {f"{path}.{name}" for path in adapted_kernels(params) for name in FACTORS}
+    pattern_of = _assigned(config.initial, [path for path in ours if not matches("weighting", path)])
+    for pattern, where in config.initial.items():
+        if where is None:
+            continue
+        directory, _, place = str(local(where, f"initial['{pattern}']")).partition(":")
+        run, _, theirs = read_run(Path(directory))
+        source = _source(directory, run, theirs)
+        places = _places(_root(pattern), source, place, [p for p, by in pattern_of.items() if by == pattern], adapters)
+        for origin, further in traced(run, theirs).items() if run.initial else [(directory, None)]:
+            links = {path: there if further is None else further.get(there) for path, there in places.items()}
+            found.setdefault(origin, {}).update({path: there for path, there in links.items() if there is not None})
+    return found
 
 
 def _assigned(initial: Mapping[str, str | None], paths: Iterable[str]) -> dict[str, str | None]:
@@ -121,11 +188,14 @@ def _root(pattern: str) -> str:
     return ".".join(itertools.takewhile(lambda name: not set(name) & set("*?["), pattern.split(".")))
 
 
-def _places(root: str, source: Source, place: str, selected: Iterable[str]) -> dict[str, str]:
-    """The path in the source of each selected parameter.
+def _places(
+    root: str, source: Source, place: str, selected: Iterable[str], adapters: Collection[str]
+) -> dict[str, str]:
+    """The path in the source of each selected parameter; without those of adapters that the source does not have.
 
     Args:
       place: the module of the source that corresponds to our module `root`; "": `Source.counterpart`.
+      adapters: the paths of adapters.
 
     Raises:
       UserError: the source lacks one of them.
@@ -134,7 +204,10 @@ def _places(root: str, source: Source, place: str, selected: Iterable[str]) -> d
         raise UserError(f"{source.name} has no {place}{known_names(place, source.params)}")
     place = place or source.counterpart(root)
     places = {path: f"{place}{path[len(root) :]}".lstrip(".") for path in selected}
-    missing = [path for path in selected if places[path] not in source.params]
+    places = {path: there for path, there in places.items() if path not in adapters or there in source.params}
+    missing = [path for path, there in places.items() if there not in source.params]
+    if not places:
+        raise UserError(f"{source.name} has no adapters")
     if missing:
         first = places[missing[0]]
         new = ", ".join(f"'{name}': None" for name in _modules(missing, set(selected) - set(missing)))
@@ -161,9 +234,9 @@ def _values(
 ) -> dict[str, np.ndarray]:
     """The value of each parameter, from its path in the source (`places`). Parts in `root` must have equal settings."""
     found, checked = {}, set()
-    for path, x in selected.items():
-        (at, part), theirs = _part_at(model, path), _part_at(source.model, places[path])[1]
-        value = source.params[places[path]]
+    for path, place in places.items():
+        x, (at, part), theirs = selected[path], _part_at(model, path), _part_at(source.model, place)[1]
+        value = source.value(place, alone=f"{path}.a" not in places)
         if at and at not in checked and (root == "" or matches(root, at)):
             _check_same(at, part, theirs, source.name)
             checked.add(at)
@@ -171,7 +244,7 @@ def _values(
             value = part.adapted(path.removeprefix(f"{at}."), value, theirs)
         if value.shape != x.shape:
             raise UserError(
-                f"{path} has the shape {list(x.shape)}, but {places[path]} of {source.name} has {list(value.shape)}"
+                f"{path} has the shape {list(x.shape)}, but {place} of {source.name} has {list(value.shape)}"
             )
         found[path] = value
     return found

@@ -147,7 +147,7 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
 
     def evaluate(step: int, examples: int | None) -> dict[str, dict[str, float]] | None:
         """The metrics of every subset; None if a signal interrupted the evaluation."""
-        params, results = state.params if state.average is None else state.average, {}
+        params, results = state.evaluated, {}
         for subset in subsets:
             metrics = evaluator.evaluate(params, subset, examples, stop.asked)
             if metrics is None:
@@ -222,11 +222,13 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
         raise stop.error(f"after step {done}; its state is saved")
 
     # Final evaluation.
+    changes = report.adapter_changes(state.evaluated)
     results = evaluate(done, config.evaluation.final_examples)
     if results is None:
         raise stop.error(f"in the last evaluation; the state of step {done} is saved")
     writer.close()
     if lead:
+        report.adapters(changes)
         report.end(started, compiled, batches, run)
     return results
 

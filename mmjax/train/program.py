@@ -26,7 +26,7 @@ class Start(NamedTuple):
       abstract: the shapes, dtypes and shardings of the state.
       initialise: computes the sharded state.
       specs: the `mmjax.models.roles.Spec` of every parameter.
-      groups: the `mmjax.train.groups.Group` of every parameter; None: the config has no groups.
+      groups: the `mmjax.train.groups.Group` of every parameter; None: the config has no groups and no adapters.
     """
 
     optimizer: optax.GradientTransformation
@@ -44,14 +44,14 @@ def begin(config: Experiment, model: nn.Module, layout: Any, mesh: Any) -> Start
 
     @jax.jit  # so that roles, shapes and the run share one trace
     def parameters() -> Any:
-        params = init_parameters(model, batch, config.seed)
+        params = init_parameters(model, batch, config.seed, config.adapters)
         if learned:  # one scalar per task, with the role of a gate
             gate = parameter("gate", lambda value: value, ())
             params["weighting"] = jax.tree.map(gate, weighting.init(list(config.model.tasks)))
         return params
 
     specs_ = specs(jax.eval_shape(parameters))
-    groups = grouped(config.optimizer.groups, specs_) if config.optimizer.groups else None
+    groups = grouped(config.optimizer.groups, specs_) if config.optimizer.groups or config.adapters else None
     trained = (specs_, None) if groups is None else (split(specs_, groups)[0], split(groups, groups)[0])
     optimizer = config.optimizer.build(trained[0], config.steps, trained[1])
 

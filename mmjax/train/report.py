@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from rich.table import Table
 
 from mmjax import progress, telemetry
 from mmjax.errors import one_line
 from mmjax.files import write_whole
 from mmjax.flops import matrix_flops
+from mmjax.models.adapters import adapted_kernels, change_of
 from mmjax.models.attend import with_backend
 from mmjax.models.roles import part_name
 from mmjax.parallel.mesh import abstract_batch
@@ -90,7 +93,7 @@ def division(params: Any) -> list[dict[str, Any]]:
     found: dict[str, list[tuple[int, str]]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         axes = [name for name, size in leaf.sharding.mesh.shape.items() if name in leaf.sharding.spec and size > 1]
-        name = "/".join(str(getattr(key, "key", key)) for key in path)
+        name = "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
         found.setdefault("+".join(axes) or "nothing", []).append(
             (leaf.size, f"{name} {'x'.join(map(str, leaf.shape))}")
         )
@@ -153,6 +156,9 @@ def start(config, run, params, groups, flops, decisions, sampler, layout, source
         row(name, sizes.get(name, 0), frozen.get(name, 0), flops.get(name, 0.0))
     row("all", sum(sizes.values()), sum(frozen.values()), sum(flops.values()))
     say(parts)
+    if adapted := adapted_kernels(params):
+        count = sum(x.size for node in adapted.values() for x in (node.a, node.b, node.magnitude) if x is not None)
+        say(f"adapters of {len(adapted)} kernels: {count:,} parameters")
     if len(devices) > 1:
         shares = [f"{one['along']} {100 * one['parameters'] / sum(sizes.values()):.3g} %" for one in division(params)]
         say(f"parameters divided along {', '.join(shares)}")
@@ -252,6 +258,31 @@ def note_skipped(run: Path, skipped: Mapping[int, str]) -> tuple[int, Path]:
     }  # a copy, since other threads add to it
     write_whole(path, "".join(f"{index}\t{lines[index]}\n" for index in sorted(lines, key=int)))
     return len(lines), path
+
+
+def adapter_changes(params: Any) -> dict[str, np.ndarray]:
+    """`change_of` every kernel with an adapter, by path; all processes must call it."""
+    found = {}
+    for path, node in adapted_kernels(params).items():
+        everywhere = NamedSharding(node.a.sharding.mesh, PartitionSpec())
+        found[path] = np.asarray(jax.jit(change_of, out_shardings=everywhere)(node))
+    return found
+
+
+def adapters(changes: Mapping[str, np.ndarray]) -> None:
+    """Says how far adapters have changed their kernels, and warns of those that have not."""
+    if not changes:
+        return
+    still = [path for path, change in changes.items() if not change.all()]
+    if still:
+        named = ", ".join(still[:4]) + (f" and {len(still) - 4} more" if len(still) > 4 else "")
+        progress.warn(f"adapters that did NOT change their kernels: {len(still)} of {len(changes)}: {named}")
+    if len(still) < len(changes):
+        every = np.concatenate([np.ravel(change) for change in changes.values()])
+        low, middle, high = (f"{100 * x:.2g} %" for x in (every.min(), np.median(every), every.max()))
+        progress.console.print(
+            f"adapters changed: yes; {every.size} kernels, by {low} to {high} of their norms (median {middle})"
+        )
 
 
 def end(started: float, compiled: telemetry.CompileCounter, batches: Any, run: Any) -> None:

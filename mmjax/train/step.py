@@ -1,7 +1,8 @@
 """The train step: pure, compiled once."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -10,10 +11,11 @@ import jax.numpy as jnp
 import optax
 
 from mmjax.models import Multimodal
+from mmjax.models.adapters import LoRA, adapted
 from mmjax.models.roles import layer_axis
 from mmjax.models.task import Sums, losses_of
 from mmjax.stream import Batch
-from mmjax.train.groups import merged, split
+from mmjax.train.groups import merged, split, stored
 
 ROUNDING = 2**31 - 1  # the fold of a step's key for rounding; micro-batches use the first splits
 
@@ -25,7 +27,7 @@ class TrainState(NamedTuple):
       step: optimizer steps taken.
       params: parameters, in the dtype of `init_state`.
       optimizer: the optimizer state of Optax.
-      average: exponential moving average (EMA) of the parameters, or None.
+      average: exponential moving average (EMA) of the trained parameters, or None; frozen ones are None in it.
       skipped: number of steps skipped because the gradient was not finite.
       weighting: the state of a weighting of the tasks that is not learned, or None.
     """
@@ -37,13 +39,20 @@ class TrainState(NamedTuple):
     skipped: jax.Array
     weighting: Any = None
 
+    @property
+    def evaluated(self) -> Any:
+        """The parameters to evaluate: their average, if there is one."""
+        return self.params if self.average is None else merged(self.average, self.params)
 
-def init_parameters(model: Multimodal, batch: Batch, seed: int) -> Any:
+
+def init_parameters(
+    model: Multimodal, batch: Batch, seed: int, adapters: Mapping[str, LoRA | None] = MappingProxyType({})
+) -> Any:
     """The model's parameters before the first step, each in a `mmjax.models.roles.Parameter`.
 
     The batch needs every modality, for the shapes; its content does not matter.
     """
-    return dict(model.init(jax.random.key(seed), batch)["params"])
+    return adapted(dict(model.init(jax.random.key(seed), batch)["params"]), adapters, seed)
 
 
 def init_state(
@@ -59,23 +68,24 @@ def init_state(
 
     Args:
       params: the result of `init_parameters`, in float32.
-      average: keep an EMA of the parameters.
+      average: keep an EMA of the trained parameters.
       weights: the initial state of the weighting of the tasks (see `mmjax.train.weighting`).
       parameters, moments: dtypes of parameters and first moments; everything else is float32.
       groups: the group of every parameter; frozen parameters have no moments, and may have their own dtype.
     """
-    copy = jax.tree.map(jnp.copy, params) if average else None
+    trained = params if groups is None else split(params, groups)[0]
+    copy = jax.tree.map(jnp.copy, trained) if average else None
     zero = jnp.zeros((), jnp.int32)
 
     def narrowed(path: Any, x: jax.Array) -> jax.Array:
         names = {getattr(key, "name", None) for key in path}  # the fields of Optax's states
         return x.astype(moments) if names & {"mu", "trace"} else x
 
-    trained = params if groups is None else split(params, groups)[0]
     kept = jax.tree_util.tree_map_with_path(narrowed, optimizer.init(trained))
-    params = cast(params, parameters)
-    if groups is not None:
-        params = jax.tree.map(lambda group, x: cast(x, group.dtype) if group.dtype else x, groups, params)
+    if groups is None:
+        params = cast(params, parameters)
+    else:
+        params = jax.tree.map(lambda group, box: stored(box, group, parameters), groups, params)
     return TrainState(zero, params, kept, copy, zero, weights)
 
 
@@ -245,8 +255,8 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        wide = state.params if specs is None else widened(state.params, specs)
-        (kept, _), (trained, frozen) = ((x, None) if groups is None else split(x, groups) for x in (state.params, wide))
+        kept, frozen = (state.params, None) if groups is None else split(state.params, groups)
+        trained = kept if specs is None else widened(kept, specs if groups is None else split(specs, groups)[0])
         total, gradients, sums = compute(trained, batch, key, state.weighting, frozen)
         gradients, params, moments = (cast(x, jnp.float32) for x in (gradients, kept, state.optimizer))
         norm = optax.tree.norm(gradients)
@@ -261,12 +271,12 @@ def make_train_step(
             return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
 
         params, new_optimizer = keep(params, kept), keep(new_optimizer, state.optimizer)
-        params = params if groups is None else merged(params, split(state.params, groups)[1])
         average = state.average
         if average_decay is not None:
             # The decay is smaller in the first steps, so that the EMA forgets the random initial parameters.
             decay = jnp.minimum(average_decay, (1.0 + state.step) / (10.0 + state.step))
             average = jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, average, cast(params, jnp.float32))
+        params = params if groups is None else merged(params, frozen)
         metrics = {"loss": total, "gradient_norm": norm} | {name: divide(pair) for name, pair in sums.items()}
         skipped, remembered = state.skipped + jnp.where(finite, 0, 1), state.weighting
         if remembered is not None:

@@ -1,0 +1,128 @@
+"""Adapters in the layout of PEFT: adapter_config.json and adapter_model.safetensors, which `PeftModel` and vLLM load."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmjax.errors import UserError
+from mmjax.interchange.rules import Rule, names_by_layer
+from mmjax.models.adapters import Adapted, is_adapted
+
+PREFIX = "base_model.model."  # of the name of each module
+
+
+def adapter(
+    rules: Sequence[Rule], parameters: Mapping[str, Any], theirs: Mapping[str, Any], tensors: Mapping[str, str]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The tensors, and the content of adapter_config.json.
+
+    Args:
+      parameters: by the paths of `Rule.ours`; those with adapters are `Adapted`.
+      theirs: the config of the original model.
+      tensors: the names of its tensors.
+
+    Raises:
+      UserError: no kernel has an adapter, or PEFT cannot express one.
+    """
+    adapted = {rule: parameters[rule.ours] for rule in rules if is_adapted(parameters[rule.ours])}
+    if not adapted:
+        raise UserError("none of the kernels that came from the import has an adapter; export without --adapters")
+    if len({node.magnitude is None for node in adapted.values()}) > 1:
+        raise UserError("some of the adapters are DoRA and some are not, but PEFT's use_dora is for all of them")
+    found: dict[str, np.ndarray] = {}
+    sizes: dict[str, tuple[int, float]] = {}  # (rank, alpha) by the name of the module
+    for rule, node in adapted.items():
+        for module, (a, b, magnitude) in _modules(rule, node, tensors).items():
+            found |= {f"{PREFIX}{module}.lora_A.weight": a, f"{PREFIX}{module}.lora_B.weight": b}
+            found |= {} if magnitude is None else {f"{PREFIX}{module}.lora_magnitude_vector": magnitude}
+            sizes[module] = len(a), node.scale * len(a)
+    (rank, alpha), _ = Counter(sizes.values()).most_common(1)[0]
+    others = {module: size for module, size in sizes.items() if size != (rank, alpha)}
+    language_model = (theirs.get("architectures") or [""])[0].endswith("ForCausalLM")
+    document = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM" if language_model else None,
+        "base_model_name_or_path": theirs.get("_name_or_path"),
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {module: size for module, (size, _) in others.items()},
+        "alpha_pattern": {module: size for module, (_, size) in others.items()},
+        "target_modules": _targets(sizes, tensors),
+        "use_dora": any(node.magnitude is not None for node in adapted.values()),
+        "use_rslora": False,  # the scale is in alpha
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+    }
+    return found, document
+
+
+def _targets(modules: Mapping[str, Any], tensors: Mapping[str, str]) -> list[str]:
+    """The last names of the modules, or their whole names if other modules of the model end in the same way."""
+    ends = sorted({module.rpartition(".")[2] for module in modules})
+    alike = {name.removesuffix(".weight") for name in tensors if name.endswith(tuple(f".{end}.weight" for end in ends))}
+    return ends if alike <= modules.keys() else sorted(modules)
+
+
+def _modules(rule: Rule, node: Adapted, tensors: Mapping[str, str]) -> dict[str, tuple[Any, Any, Any]]:
+    """By the name of their module: A [rank, in], B [out, rank] and the magnitude [out] or None, in float32."""
+    names = names_by_layer(rule)
+    unknown = [name for name in names[0] if name not in tensors or not name.endswith(".weight")]
+    if unknown:
+        raise UserError(
+            f"{unknown[0]} is no weight of the original's layout; export the merged model, without --adapters"
+        )
+    a, b, magnitude = jax.tree.map(lambda x: np.asarray(x, np.float32), (node.a, node.b, node.magnitude))
+    if not rule.is_stacked:
+        a, b, magnitude = jax.tree.map(lambda x: x[None], (a, b, magnitude))
+    shape = node.base.shape[1:] if rule.is_stacked else node.base.shape
+    found = {}
+    for place, part in enumerate(_parts(rule, node, shape)):
+        for layer, of_layer in enumerate(names):
+            one = jax.tree.map(lambda x, layer=layer: x[layer], (a, b, magnitude))
+            found[of_layer[place].removesuffix(".weight")] = _of_part(part, node, *one)
+    return found
+
+
+def _parts(rule: Rule, node: Adapted, shape: tuple[int, ...]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each of their weights [out, in]: the input of each column, and the output (of all projections) of each row.
+
+    Both are found by the rule itself, from kernels whose numbers are those of their inputs, and those of their outputs.
+    """
+    ins = [axis + len(shape) for axis in node.inputs]
+
+    def numbered(axes: Sequence[int]) -> list[np.ndarray]:
+        sizes = [shape[axis] if axis in axes else 1 for axis in range(len(shape))]
+        return rule.split(np.broadcast_to(np.arange(np.prod(sizes)).reshape(sizes), shape))
+
+    by_input, by_output = numbered(ins), numbered([axis for axis in range(len(shape)) if axis not in ins])
+    for column, row in zip(by_input, by_output, strict=True):
+        if column.ndim != 2 or (column != column[:1]).any() or (row != row[:, :1]).any():
+            raise UserError(f"{rule.theirs[0]} is no linear layer; export the merged model, without --adapters")
+    return [(column[0], row[:, 0]) for column, row in zip(by_input, by_output, strict=True)]
+
+
+def _of_part(
+    part: tuple[np.ndarray, np.ndarray], node: Adapted, a: np.ndarray, b: np.ndarray, magnitude: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """A, B and the magnitude of one of their weights, from those of one layer of ours.
+
+    If their weight joins several of our projections, the ranks add up: every projection has its own rows of A.
+    """
+    columns, rows = part
+    joined, rank = b.shape[: b.ndim - 1 - len(node.outputs)], a.shape[-1]
+    count = int(np.prod(joined, dtype=int))
+    a = a.reshape(-1, count, rank)
+    b = b.reshape(count, rank, -1)
+    outputs = b.shape[-1]
+    used = np.unique(rows // outputs)
+    theirs_a = np.concatenate([a[columns, one].T for one in used])
+    theirs_b = np.zeros((len(rows), len(used) * rank), np.float32)
+    for place, one in enumerate(used):
+        mine = rows // outputs == one
+        theirs_b[mine, place * rank : (place + 1) * rank] = b[one][:, rows[mine] % outputs].T
+    return theirs_a, theirs_b, None if magnitude is None else magnitude.reshape(-1)[rows]

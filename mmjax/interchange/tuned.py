@@ -1,0 +1,66 @@
+"""Runs that were trained from imports (`Experiment.initial`), for export."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mmjax.errors import UserError
+from mmjax.files import local
+from mmjax.interchange import assemble, directories
+from mmjax.models.adapters import is_adapted
+from mmjax.models.quantised import is_quantised
+from mmjax.models.roles import path_of
+from mmjax.train.directory import read_run
+from mmjax.train.initial import traced
+
+
+def origin_of(run: Path, named: str | Path | None) -> Path:
+    """The import from which a run was trained.
+
+    Args:
+      named: it, if the user names it.
+
+    Raises:
+      UserError: there is none, or there are several and none is named, or it is not an import.
+    """
+    config, _, params = read_run(run)
+    found = {Path(one).resolve(): one for one in traced(config, params)}
+    found = {path: one for path, one in found.items() if (path / directories.ORIGIN).is_file()}
+    if named is None and len(found) == 1:
+        return next(iter(found))
+    if named is not None and (path := local(named, "--origin").resolve()) in found:
+        return path
+    if not found:
+        raise UserError(f"{run} was not trained from an import (`initial` of its config), so it has no other layout")
+    wrong = f"{named} is not one of them" if named else "name one with --origin"
+    raise UserError(f"{run} was trained from {', '.join(map(str, found.values()))}; {wrong}")
+
+
+def parameters(run: Path, origin: Path) -> dict[str, Any]:
+    """The parameters of an import by the paths of `Rule.ours`, with the values that a run has given to them.
+
+    Kernels with adapters are `Adapted`.
+
+    Raises:
+      UserError: the run has a parameter with another shape, such as the positions of larger pictures.
+    """
+    (config, _, params), (imported, _, before) = read_run(run), read_run(origin)
+    places = next(there for one, there in traced(config, params).items() if Path(one).resolve() == origin.resolve())
+
+    def whole(x: Any) -> bool:
+        return is_adapted(x) or is_quantised(x)
+
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=whole)
+    ours = {places.get(path_of(keys)): x for keys, x in leaves}
+
+    def trained(keys: Any, x: Any) -> Any:
+        found = ours.get(path_of(keys), x)
+        if found.shape != x.shape:
+            raise UserError(
+                f"{path_of(keys)} has the shape {list(found.shape)} in {run}, but {list(x.shape)} in {origin}: the layout of "
+                "the original has no place for it"
+            )
+        return found
+
+    return assemble.from_run(imported, jax.tree_util.tree_map_with_path(trained, before))
