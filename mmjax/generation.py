@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax import progress
+from mmjax.data.capacity import bucket
 from mmjax.data.chat_formats import columns_in, read_prompt
 from mmjax.data.conversation import Conversation
 from mmjax.data.inputs import Use
@@ -20,7 +21,6 @@ from mmjax.decode import GREEDY, Sampling, choose
 from mmjax.errors import UserError
 from mmjax.files import json_line, local
 from mmjax.losses import chunked_cross_entropy
-from mmjax.run import Run, bucket
 from mmjax.stream import Batch, Factors, Stream
 from mmjax.train.build import build_layout, labels_of
 from mmjax.train.report import sample_rate
@@ -66,14 +66,14 @@ class Generator:
     there is one; otherwise it continues plain texts.
 
     Args:
-      run: the run.
+      run: a `mmjax.run.Run`.
       task: name of the task; None: the only one that writes texts token by token.
 
     Raises:
       UserError: the run has no such task, or several.
     """
 
-    def __init__(self, run: Run, task: str | None = None):
+    def __init__(self, run: Any, task: str | None = None):
         found = [name for name, one in run.config.model.tasks.items() if hasattr(one, "ends")]
         if task is None and len(found) != 1:
             names = f"several language models; choose one of {', '.join(found)}" if found else "no language model"

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mmjax.data.capacity import bucket
 from mmjax.data.example import Example, Pieces
 from mmjax.data.fields import Fields
 from mmjax.data.inputs import Input, Use
@@ -22,6 +23,7 @@ from mmjax.decode import GREEDY, Sampling, by_example
 from mmjax.errors import UserError
 from mmjax.evaluate.evaluation import Evaluator, all_subsets
 from mmjax.files import local
+from mmjax.generation import Generator
 from mmjax.models.task import Facts
 from mmjax.parallel.mesh import make_mesh
 from mmjax.parallel.runtime import jit_once
@@ -32,16 +34,6 @@ from mmjax.train.report import left_out, sample_rate
 from mmjax.tree import override
 
 LONGEST = 300  # seconds of a recording; the memory of attention grows with the square of its length
-SHORTEST_ROW = 128  # hops of a row of speech
-
-
-def bucket(hops: int, align: int) -> int:
-    """Rounds the length of a row up to one of four sizes per octave, so that few programs are compiled.
-
-    This adds at most a quarter to the computation. The added positions are empty and do not change results.
-    """
-    step = max(SHORTEST_ROW, 1 << (max(hops, 1) - 1).bit_length()) // 8
-    return -(-(-(-max(hops, SHORTEST_ROW) // step) * step) // align) * align
 
 
 class Run:
@@ -136,8 +128,6 @@ class Run:
 
     def generate(self, prompts: Sequence[Any], sampling: Sampling = GREEDY, **options: Any) -> list[Any]:
         """Writes a reply to each prompt with the language model of the run: see `mmjax.generation.Generator.replies`."""
-        from mmjax.generation import Generator
-
         return Generator(self).replies(prompts, sampling, **options)
 
     def _input(self, name: str) -> Input:

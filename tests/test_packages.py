@@ -23,7 +23,7 @@ LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 BESIDE = {
     ("__main__", "cli"),
     ("prepare", "run"),
-    ("generation", "run"),
+    ("run", "generation"),
     ("parallel", "models"),
     ("decode", "models"),
     ("tree", "errors"),

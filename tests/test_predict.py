@@ -12,11 +12,12 @@ from mmjax import config as c
 from mmjax import run as running
 from mmjax.cli import main
 from mmjax.data.audio import read_audio
+from mmjax.data.capacity import bucket
 from mmjax.data.given import picture_of, samples_of
 from mmjax.data.image import open_image
 from mmjax.data.inputs import Use
 from mmjax.errors import UserError
-from mmjax.run import Run, bucket
+from mmjax.run import Run
 
 RATE = 16_000
 DRAW = np.random.default_rng(0)

@@ -129,7 +129,7 @@ class MediaFusion(nn.Module, kw_only=True):
 
     def window(self, name: str, encoder: Any) -> int:
         """The number of tokens of an encoder that are projected together."""
-        return self.projectors.get(name, Linear()).window(encoder)
+        return self.projectors.get(name, Linear(parent=None)).window(encoder)
 
     def check(self, path: str, encoders: Mapping[str, Any], decoder: Any) -> None:
         """Checks the fields together.
@@ -149,7 +149,7 @@ class MediaFusion(nn.Module, kw_only=True):
                 )
             projector.check(f"{path}.projectors.{name}", name, encoders[name])
         for name in encoders.keys() - self.projectors.keys():
-            Linear().check(f"{path}.projectors.{name}", name, encoders[name])
+            Linear(parent=None).check(f"{path}.projectors.{name}", name, encoders[name])
 
     def projected(self, streams: Mapping[str, Stream], encoders: Mapping[str, Any], width: int) -> Stream:
         """Tokens of the media by encoder -> vectors [B, S, width], whose positions are the numbers of their media."""

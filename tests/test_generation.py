@@ -1,0 +1,182 @@
+"""Replies of language models: `Run.generate`, `mmjax generate` and `mmjax chat`."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+import mmjax.config as c
+from mmjax.cli import main
+from mmjax.data.text import Tokenizer
+from mmjax.decode import Sampling, choose, limited
+from mmjax.errors import UserError
+from mmjax.generation import Generator
+from mmjax.interchange import directories
+from mmjax.run import Run
+from mmjax.train.build import build_layout, build_model
+from mmjax.train.directory import UNTRAINED
+from mmjax.train.step import init_parameters, unboxed
+from tests.test_conversations import home, user  # noqa: F401, a fixture
+
+SAMPLINGS = {
+    "greedy": Sampling(),
+    "sampled": Sampling(temperature=1.5, top_k=30, top_p=0.95, min_p=0.01, repetition_penalty=1.3, seed=3),
+}
+
+
+def make_run(folder, files, fusion):
+    """A language model that was not trained, as an import is, with a tiny image encoder."""
+    llama = c.BlockStyle(norm="rms", activation="silu", gated=True, bias=False, key_value_heads=2)
+    tokenizer = c.HuggingFaceTokenizer(file=str(files / "tokenizer.json"), chat_template="chatml")
+    decoder = c.TextDecoder(layers=2, width=32, heads=4, mlp=48, cross_attention=False, block=llama, tied=False)
+    loaded = Tokenizer.load(files / "tokenizer.json", "chatml")
+    config = c.Experiment(
+        name="tiny",
+        steps=1,
+        data=c.Data(
+            source=c.Manifest(splits={"test": "test.tsv"}),
+            inputs={"text": c.Conversation()},
+            tokenizer=tokenizer,
+            rows={"text": 64, "image": 8, "examples": 2},
+            subsets={"text+image": 1.0},
+            batch_rows=8,
+        ),
+        model=c.Multimodal(
+            encoders={
+                "text": c.TokenIds(),
+                "image": c.ViT(patch=4, image_size=8, layers=1, width=16, heads=2, mlp=32),
+            },
+            tasks={"chat": c.CausalLM(media=("image",), fusion=fusion, decoder=decoder.clone(vocabulary=len(loaded)))},
+        ),
+        optimizer=c.Optimizer(schedule=c.Constant(peak=1e-3)),
+    )
+    batch = build_layout(config, loaded).empty(1)
+    params = unboxed(init_parameters(build_model(config.model), batch, 0))
+    directories.write(folder, flatten_dict(params, sep="/"), UNTRAINED, {"config.json": c.to_dict(config)})
+    for name, data in loaded.files.items():
+        (folder / name).write_bytes(data)
+    return Run(folder)
+
+
+@pytest.fixture(scope="module", params=["gated", "soft"])
+def run(request, tmp_path_factory, home):  # noqa: F811
+    fusion = {"gated": c.GatedCrossAttention(every=1, gate=1.0), "soft": c.SoftTokens()}[request.param]
+    return make_run(tmp_path_factory.mktemp("run") / request.param, home, fusion)
+
+
+def prompts(home):  # noqa: F811
+    image = {"type": "image", "path": str(home / "x.png")}
+    other = {"type": "image", "path": str(home / "y.png")}
+    return [
+        "what is it?",
+        [user(image, {"type": "text", "text": "what is red?"})],
+        [
+            user("it is a dog"),
+            {"role": "assistant", "content": "Yes."},
+            user({"type": "text", "text": "and"}, other, image),
+        ],
+    ]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_a_reply_does_not_depend_on_the_other_prompts_of_its_batch(run, home, sampling):  # noqa: F811
+    asked = prompts(home)
+    together = run.generate(asked, SAMPLINGS[sampling], length=12, rows=3)
+    assert run.generate(asked, SAMPLINGS[sampling], length=12, rows=1) == together
+    assert run.generate(asked[::-1], SAMPLINGS[sampling], length=12, rows=4)[::-1] == together
+    assert len({one.ids for one in together}) == 3
+    if sampling == "sampled":
+        other = SAMPLINGS[sampling].__class__(**{**vars(SAMPLINGS[sampling]), "seed": 4})
+        assert run.generate(asked, other, length=12, rows=3) != together
+
+
+def test_a_reply_is_what_its_likelihood_says(run, home):  # noqa: F811
+    """The probability of a greedy reply is that of its tokens; it is larger than that of other replies."""
+    generator = Generator(run)
+    for prompt in prompts(home):
+        reply = generator.replies([prompt], length=4)[0]
+        likely, *others = generator.likelihoods(prompt, [reply.text, "A dog.", "it is red", ""])
+        assert np.isfinite([likely, *others]).all() and len(set(others)) == 3
+        assert likely < 0
+
+
+def test_words_come_one_by_one_and_stop(run, home):  # noqa: F811
+    generator = Generator(run)
+    whole = generator.replies(["what is it?"], length=16)[0]
+    assert "".join(generator.words("what is it?", length=16)) == whole.text
+    words = whole.text[3:6]
+    stopped = generator.replies(["what is it?"], length=16, stop=[words])[0]
+    assert stopped.ended == "stop" and stopped.text == whole.text[: whole.text.index(words)]
+    assert "".join(generator.words("what is it?", length=16, stop=[words])) == stopped.text
+
+
+def test_generate_continues_where_it_was_interrupted(run, home, tmp_path, capsys):  # noqa: F811
+    source, out = tmp_path / "prompts.jsonl", tmp_path / "replies.jsonl"
+    image = {"type": "image", "path": str(home / "x.png")}
+    rows = [
+        {"messages": [user(image, {"type": "text", "text": "it?"}), {"role": "assistant", "content": "A dog."}]},
+        {"name": "second", "messages": [user("Hi")]},
+        {"text": "what is it?"},
+    ]
+    source.write_text("\n".join(map(json.dumps, rows)))
+    command = ["generate", str(run.directory), str(source), "-o", str(out), "--length", "6", "--rows", "2"]
+    assert main(command) == 0
+    whole = out.read_text()
+    lines = [json.loads(line) for line in whole.splitlines()]
+    assert [line["name"] for line in lines] == ["1", "second", "3"]
+    assert lines[0]["reference"] == "A dog." and "reference" not in lines[1]
+    out.write_text(whole.splitlines(keepends=True)[0])
+    assert main(command) == 0
+    assert out.read_text() == whole
+    source.write_text(json.dumps({"name": "other", "text": "Hi"}))
+    assert main(command) == 2
+    assert "holds replies to other prompts" in capsys.readouterr().err
+
+
+def test_a_terminal_conversation_attaches_files_and_keeps_what_was_said(run, home, capsys, monkeypatch):  # noqa: F811
+    lines = iter(["/image nothing.png", f"/image {home / 'x.png'}", "what is it?", "/foo", "and now?", "/exit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    assert main(["chat", str(run.directory), "--length", "5"]) == 0
+    shown = capsys.readouterr().out
+    assert "nothing.png" in shown and "x.png; write a message" in shown and "there is no command /foo" in shown
+    picture = [{"type": "image", "image": str(home / "x.png")}, {"type": "text", "text": "what is it?"}]
+    first = run.generate([[user(*picture)]], length=5)[0].text
+    talk = [user(*picture), {"role": "assistant", "content": first}, user("and now?")]
+    assert first in shown and run.generate([talk], length=5)[0].text in shown
+
+
+def test_limits_keep_the_most_probable_tokens():
+    logits = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.06, 0.04]]))
+
+    def kept(**limits):
+        return np.isfinite(limited(logits, Sampling(temperature=1.0, **limits)))[0].tolist()
+
+    assert kept(top_k=2) == [True, True, False, False, False]
+    assert kept(top_p=0.65) == [True, True, False, False, False]
+    assert kept(top_p=0.75) == [True, True, True, False, False]
+    assert kept(min_p=0.5) == [True, True, True, False, False]
+    assert kept(top_k=4, min_p=0.6) == [True, True, False, False, False]
+
+
+def test_samples_have_the_probabilities_of_the_model():
+    probabilities = np.array([0.5, 0.3, 0.15, 0.05])
+    draw = jax.jit(
+        lambda n: choose(jnp.log(probabilities)[None], jnp.zeros((1, 4), bool), n, Sampling(temperature=1.0))[0]
+    )
+    counts = np.bincount(np.array(jax.vmap(draw)(jnp.arange(4000))), minlength=4) / 4000
+    np.testing.assert_allclose(counts, probabilities, atol=0.03)
+
+
+def test_a_penalty_makes_repeated_tokens_less_probable():
+    logits, seen = jnp.array([[2.0, 1.9, -1.0]]), jnp.array([[True, False, False]])
+    assert choose(logits, seen, 0, Sampling())[0] == 0
+    assert choose(logits, seen, 0, Sampling(repetition_penalty=1.2))[0] == 1
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_k": 0}, {"repetition_penalty": 0.0}])
+def test_settings_outside_of_their_range_are_refused(wrong):
+    with pytest.raises(UserError, match=f"{next(iter(wrong))} cannot be"):
+        Sampling(**wrong).check()
