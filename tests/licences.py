@@ -18,6 +18,7 @@ EXTRAS = {
     "": "With mmjax itself",
     "quickstart": "With the extra `quickstart`",
     "huggingface": "With `huggingface`",
+    "gguf": "With `gguf`",
     "quantization": "With `quantization`",
     "test": "With `test`",
     "reference": "With `reference`",

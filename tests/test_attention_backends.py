@@ -327,9 +327,10 @@ def test_cudnn_that_is_not_installed_is_a_reason():
     assert dict(decide(inputs(), GPU, Selection(), "here").refused)["cudnn"] == "cuDNN is not detected"
 
 
-def test_cudnns_kernels_stand_in_the_program_for_a_gpu_forward_and_backward(cudnn_is_there):
+@pytest.mark.parametrize("sees", ["causal", "array"])
+def test_cudnns_kernels_stand_in_the_program_for_a_gpu_forward_and_backward(cudnn_is_there, sees):
     """Lowered without a GPU; that they are right is tested where there is one."""
-    made = {n: x for n, x in Case(False, "causal").make(2, jnp.bfloat16).items() if n != "in_order"}
+    made = {n: x for n, x in Case(False, sees).make(2, jnp.bfloat16).items() if n != "in_order"}
     learned = {n: made.pop(n) for n in ("query", "key", "value")}
     total = jax.jit(jax.grad(lambda learned, made: cudnn_.cudnn(Inputs(**learned, **made)).astype(jnp.float32).sum()))
     program = total.trace(learned, made).lower(lowering_platforms=("cuda",)).as_text()

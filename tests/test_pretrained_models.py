@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mmjax.models.roles import by_path
+from mmjax.run import Run
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "pretrained-models.md").read_text("utf-8")
@@ -90,14 +91,16 @@ def test_whisper_is_evaluated(home, whisper):
 
 
 def test_smollm2_continues_a_text(home):
-    *_, text = (run(home, line) for line in commands("Continue a text")[0])
-    assert text.startswith("continuation:  Paris.")
+    outputs = [run(home, line) for line in commands("Continue a text")[0]]
+    texts = [line for text in outputs for line in text.splitlines() if line.startswith("continuation:")]
+    assert len(texts) == 2 and all(text.startswith("continuation:  Paris.") for text in texts)
+    layout, file = (by_path(Run(home / f"imported/{name}").params) for name in ("smollm2", "smollm2-gguf"))
+    assert set(layout) == set(file) and all(np.array_equal(layout[path], file[path]) for path in layout)
+    assert "<|im_start|>" in (home / "imported" / "smollm2-gguf" / "chat_template.jinja").read_text()
 
 
 @pytest.mark.timeout(2700)
 def test_whisper_is_fine_tuned_with_its_encoder_frozen(home, whisper):
-    from mmjax.run import Run
-
     lines, file = commands("Fine-tune")
     (home / file[1]).write_text(file[2])
     fetch, train, predict = lines

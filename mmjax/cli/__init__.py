@@ -74,11 +74,11 @@ def _add_config_commands(commands) -> None:
 
 
 def _add_model_commands(commands) -> None:
-    for name, function, text in (
-        ("import", _import, "convert a model from Hugging Face's layout"),
-        ("export", _export, "convert an import, or a run trained from one, back to Hugging Face's layout"),
+    for name, function, text, given in (
+        ("import", _import, "convert a model from Hugging Face's layout, or from a GGUF file", "SOURCE"),
+        ("export", _export, "convert an import, or a run trained from one, back to Hugging Face's layout", "DIR"),
     ):
-        sub = command(commands, name, text, "DIR")
+        sub = command(commands, name, text, given)
         sub.set_defaults(func=function)
         sub.add_argument("-o", "--out", required=True, metavar="DIR", help="a new directory")
     sub.add_argument("--adapters", action="store_true", help="only the adapters of a run, as a directory of PEFT")
@@ -167,7 +167,7 @@ def _plan(options, rest) -> int:
 def _import(options, rest) -> int:
     from mmjax.interchange.convert import import_model
 
-    result = import_model(options.dir, options.out)
+    result = import_model(options.source, options.out)
     proof = result["certificate"]
     status = 0 if proof.get("holds", True) else 1
     if options.json:

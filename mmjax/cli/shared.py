@@ -24,9 +24,10 @@ def print_json(value: Any) -> None:
 
 
 def command(commands: Any, name: str, text: str, what: str, json_output: bool = True) -> argparse.ArgumentParser:
-    """Adds a command with one positional argument; `what` is "CONFIG", "RUN" or "DIR"."""
+    """Adds a command with one positional argument; `what` is "CONFIG", "RUN", "DIR" or "SOURCE"."""
     sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
     kinds = {"CONFIG": "a config file", "RUN": "a run directory", "DIR": "a directory"}
+    kinds["SOURCE"] = "a directory, or FILE.gguf"
     sub.add_argument(what.lower(), metavar=what, help=kinds[what])
     if json_output:
         sub.add_argument("--json", action="store_true", help="one JSON value on standard output")

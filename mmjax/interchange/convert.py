@@ -1,5 +1,6 @@
 """`mmjax import` and `mmjax export`: converts Hugging Face models to mmjax models, and back."""
 
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +16,7 @@ from mmjax.interchange import (
     bert,
     certificate,
     directories,
+    gguf_file,
     gpt2,
     llama,
     parakeet,
@@ -64,7 +66,7 @@ def family_of(theirs: dict[str, Any], where: str | Path) -> ModuleType:
 
 
 def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
-    """Converts a Hugging Face directory to a run that was not trained.
+    """Converts a Hugging Face directory, or a GGUF file, to a run that was not trained.
 
     The result holds `config.json` (an Experiment with the encoder, and a task for the decoder or the head), its parameters
     in float32, the tokenizer (`vocabulary.keep`), the names of classes, and `origin.json` (the original config, dtypes of
@@ -74,6 +76,13 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
       {"model_type", "parameters": number of parameters, "left_out": unused tensors and files, "certificate"}.
     """
     source, out = local(source, "the model's directory"), local(out, "--out")
+    if source.suffix.lower() == ".gguf" and source.is_file():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            dir=out.parent
+        ) as folder:  # its tensors may be larger than the system's folder
+            gguf_file.write_directory(source, Path(folder) / source.stem)
+            return import_model(Path(folder) / source.stem, out)
     theirs = directories.read_object(source / "config.json")
     family = family_of(theirs, source)
     try:
