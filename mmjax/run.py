@@ -86,7 +86,7 @@ class Run:
         self,
         speech: Any = None,
         image: Any = None,
-        text: str | None = None,
+        text: str | list | None = None,
         *,
         tags: Mapping[str, str | None] | None = None,
         **others: Any,
@@ -101,7 +101,7 @@ class Run:
             of files, one after the other.
           image: the path of a picture, its bytes, a Pillow image, or pixels [H, W], [H, W, 3] or [H, W, 4], uint8 or floats
             in 0 to 1. (`picture_of`) Or a list of files.
-          text: the written question.
+          text: the written question; or the messages of a conversation, with their media (docs/data.md).
           tags: "language" and "task", for the special tokens before texts (`data.prefixes`).
           others: inputs with other names: recordings, pictures and texts as above; vectors [T, W], or a .npy or .npz file.
 

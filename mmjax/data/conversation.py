@@ -152,7 +152,7 @@ class Conversation(Text):
     def counted(self, index: Any, name: str, tokenizer: Tokenizer) -> np.ndarray:
         """[n, R, 3]: for each reply, the number of tokens, of recordings and of pictures up to its end.
 
-        -1 tokens: the template refuses the conversation. Only replies with more tokens than the one before count.
+        After the last reply stand zeros. -1 tokens: the template refuses the conversation.
         """
         end_token(tokenizer)  # of the template itself, errors are raised here
         identity = hashlib.sha256(repr((tokenizer.chat, self.system)).encode()).hexdigest()[:16]
