@@ -1,6 +1,7 @@
 """Checkpoints of others: imported, equal to the reference, exported to the same bytes."""
 
 import dataclasses
+import io
 import json
 import pathlib
 import re
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny
+from PIL import Image
 
 from mmjax import config as c
 from mmjax.cli import main
@@ -181,6 +183,31 @@ def deit(kind):
     return getattr(transformers, kind)(transformers.DeiTConfig(**PICTURES, num_labels=5))
 
 
+def towers(family, kind="Model", image=PICTURES, **changes):
+    """A model of pictures and texts, or one of its towers."""
+    texts = TEXTS | dict(max_position_embeddings=20, bos_token_id=1, eos_token_id=2)
+    if kind.startswith("Vision"):
+        return getattr(transformers, f"{family}{kind}")(
+            getattr(transformers, f"{family}VisionConfig")(**image, **changes)
+        )
+    if kind.startswith("Text"):
+        return getattr(transformers, f"{family}{kind}")(
+            getattr(transformers, f"{family}TextConfig")(**texts, **changes)
+        )
+    both = getattr(transformers, f"{family}Config")(text_config=texts, vision_config=image, **changes)
+    return getattr(transformers, f"{family}{kind}")(both)
+
+
+NATIVE = {name: size for name, size in PICTURES.items() if name != "image_size"} | {"num_patches": 16}
+
+
+def dino(version, kind="Model", **changes):
+    sizes = PICTURES | (dict(layerscale_value=0.3) if version.startswith("Dinov2") else dict(num_register_tokens=3))
+    if version.startswith("Dinov2"):
+        del sizes["intermediate_size"]
+    return getattr(transformers, f"{version}{kind}")(getattr(transformers, f"{version}Config")(**sizes | changes))
+
+
 def t5(kind="T5EncoderModel", **changes):
     sizes = dict(vocab_size=31, d_model=24, d_kv=6, d_ff=40, num_layers=2, num_heads=3)
     return getattr(transformers, kind)(transformers.T5Config(**sizes | changes))
@@ -210,7 +237,25 @@ MODELS = {
     "DeiT": lambda: deit("DeiTModel"),
     "DeiT that classifies": lambda: deit("DeiTForImageClassification"),
     "DeiT that classifies with its teacher": lambda: deit("DeiTForImageClassificationWithTeacher"),
-    "SigLIP": lambda: transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**PICTURES)),
+    "ViT without its pooler": lambda: transformers.ViTModel(
+        transformers.ViTConfig(**PICTURES), add_pooling_layer=False
+    ),
+    "SigLIP": lambda: towers("Siglip"),
+    "SigLIP of pictures": lambda: towers("Siglip", "VisionModel"),
+    "SigLIP of pictures without its pool": lambda: towers("Siglip", "VisionModel", vision_use_head=False),
+    "SigLIP of texts": lambda: towers("Siglip", "TextModel", projection_size=7),
+    "SigLIP 2 of native size": lambda: towers("Siglip2", image=NATIVE),
+    "SigLIP 2 of pictures": lambda: towers("Siglip2", "VisionModel", image=NATIVE),
+    "CLIP": lambda: towers("CLIP", projection_dim=10),
+    "CLIP of pictures": lambda: towers("CLIP", "VisionModel"),
+    "CLIP of pictures with its projection": lambda: towers("CLIP", "VisionModelWithProjection"),
+    "CLIP of texts": lambda: towers("CLIP", "TextModel"),
+    "CLIP of texts with its projection": lambda: towers("CLIP", "TextModelWithProjection"),
+    "DINOv2": lambda: dino("Dinov2", mlp_ratio=3),
+    "DINOv2, gated": lambda: dino("Dinov2", use_swiglu_ffn=True, use_mask_token=False),
+    "DINOv2 with registers": lambda: dino("Dinov2WithRegisters", num_register_tokens=3),
+    "DINOv3": lambda: dino("DINOv3ViT"),
+    "DINOv3, gated, with biases": lambda: dino("DINOv3ViT", use_gated_mlp=True, hidden_act="silu", key_bias=True),
     "BERT": lambda: transformers.BertModel(transformers.BertConfig(**TEXTS, max_position_embeddings=20)),
     "T5": t5,
     "T5 version 1.1": lambda: t5(
@@ -282,7 +327,22 @@ MODELS = {
 }
 
 
-@pytest.fixture(scope="module", params=MODELS)
+# One fast model per family; variants run with the slow tests.
+SLOW = {
+    "SigLIP of pictures",
+    "SigLIP of texts",
+    "SigLIP 2 of pictures",
+    "CLIP of pictures",
+    "CLIP of texts",
+    "CLIP of texts with its projection",
+    "DINOv2",
+    "DINOv3",
+}
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in MODELS]
+)
 def saved(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp("models") / "theirs"
     randomise(MODELS[request.param]()).save_pretrained(directory)
@@ -300,10 +360,11 @@ def test_outputs_are_equal_and_the_way_back_gives_the_same_bytes(saved, tmp_path
     assert set(back) == set(theirs) - unlearned
     for name in back:
         assert back[name].dtype == theirs[name].dtype and back[name].tobytes() == theirs[name].tobytes(), name
-    again = transformers.AutoModel.from_pretrained(tmp_path / "back", local_files_only=True)
+    (kind,) = json.loads((saved / "config.json").read_text())["architectures"]
+    again = getattr(transformers, kind).from_pretrained(tmp_path / "back", local_files_only=True)
     assert sum(p.numel() for p in again.parameters()) > 0
     import_model(tmp_path / "back", tmp_path / "again")
-    first, second = read_part(tmp_path / "ours")[1], read_part(tmp_path / "again")[1]
+    first, second = read_imported(tmp_path / "ours")[1], read_imported(tmp_path / "again")[1]
     assert all(first[name].tobytes() == second[name].tobytes() for name in first)
 
 
@@ -550,6 +611,56 @@ def test_pixels_are_normalised_as_the_image_processor_says(tmp_path):
         import_model(tmp_path / "theirs", tmp_path / "other")
 
 
+def test_a_tower_of_an_import_that_has_several_is_chosen_by_name(tmp_path):
+    randomise(towers("CLIP")).save_pretrained(tmp_path / "theirs")
+    import_model(tmp_path / "theirs", tmp_path / "ours")
+    both = c.load(tmp_path / "ours" / "config.json").model.encoders
+    assert c.imported(tmp_path / "ours", "image") == both["image"]
+    with pytest.raises(UserError, match="several encoders; name one: 'image' or 'text'"):
+        c.imported(tmp_path / "ours")
+
+
+def test_older_files_of_one_tower_name_it(tmp_path):
+    """transformers before version 5 wrote "vision_model.embeddings..." for an image tower alone."""
+    from safetensors.numpy import load_file, save_file
+
+    randomise(towers("Siglip", "VisionModel")).save_pretrained(tmp_path / "theirs")
+    path = tmp_path / "theirs" / "model.safetensors"
+    save_file({f"vision_model.{name}": x for name, x in load_file(path).items()}, path, {"format": "pt"})
+    assert import_model(tmp_path / "theirs", tmp_path / "ours")["certificate"]["holds"]
+    export_model(tmp_path / "ours", tmp_path / "back")
+    theirs, back = read_tensors(tmp_path / "theirs"), read_tensors(tmp_path / "back")
+    assert set(theirs) == set(back) and all(theirs[name].tobytes() == back[name].tobytes() for name in theirs)
+
+
+def test_clip_scores_pairs_as_its_own_library_does(tmp_path):
+    """From a picture's file and a text to the logit, through `Run.predict`."""
+    model = randomise(towers("CLIP", projection_dim=10))
+    model.save_pretrained(tmp_path / "theirs")
+    vocabulary = {x: i for i, x in enumerate(["<unk>", "<start>", "a", "red", "blue", "circle", "<end>"])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["<start>", "<end>"])
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 6)]
+    )
+    tokenizer.save(str(tmp_path / "theirs" / "tokenizer.json"))
+    import_model(tmp_path / "theirs", tmp_path / "ours")
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 28, 3), np.uint8)
+    image = io.BytesIO()
+    Image.fromarray(pixels).save(image, "png")
+    (tmp_path / "picture.png").write_bytes(image.getvalue())
+    run = Run(tmp_path / "ours")
+    about = c.imported(tmp_path / "ours", "image").pixels
+    normalised = (pixels / 255.0 - about.mean) / about.std
+    for text in ("a red circle", "blue"):
+        ids = torch.tensor([tokenizer.encode(text).ids])
+        with torch.no_grad():
+            expected = model(ids, torch.tensor(normalised).permute(2, 0, 1)[None].float()).logits_per_image.item()
+        found = run.predict(image=str(tmp_path / "picture.png"), text=text)["pairs"]
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
 def test_samples_are_normalised_as_the_feature_extractor_says(tmp_path):
     randomise(wav2vec2_conformer()).save_pretrained(tmp_path / "theirs")
     processor = tmp_path / "theirs" / "preprocessor_config.json"
@@ -706,6 +817,9 @@ def test_a_model_in_shards_that_has_several_ends(tmp_path):
         (llama, {"hidden_act": "mish"}, "cannot import hidden_act='mish'"),
         (llama, {"architectures": ["LlamaModel"]}, "cannot import architectures=['LlamaModel']"),
         (t5, {"feed_forward_proj": "gated-mish"}, "cannot import feed_forward_proj='mish'"),
+        (lambda: towers("Siglip", "ForImageClassification"), {}, "['SiglipForImageClassification']; only ...Model"),
+        (lambda: dino("Dinov2"), {"apply_layernorm": False}, "cannot import apply_layernorm=False; only True"),
+        (lambda: dino("DINOv3ViT"), {"proj_bias": False}, "cannot import proj_bias=False; only True"),
     ],
 )
 def test_an_option_that_we_do_not_have_is_named(tmp_path, capsys, model, changes, message):

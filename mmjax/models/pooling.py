@@ -16,7 +16,7 @@ from mmjax.models.attention import MultiHeadAttention
 from mmjax.models.blocks import BlockStyle
 from mmjax.models.layers import ACTIVATIONS, FeedForward
 from mmjax.models.roles import parameter
-from mmjax.models.segments import having, mean
+from mmjax.models.segments import having, mean, same_segment
 from mmjax.stream import Stream, only_tokens
 from mmjax.tree import setting
 
@@ -64,6 +64,21 @@ class ClassPool(Pool, kw_only=True):
         first = at == 0 if at.ndim == 2 else (at[..., 0] < 0) & (at[..., 1] == 0)
         stream = stream._replace(segments=jnp.where(first, stream.segments, 0))
         return _mean(stream, examples)
+
+
+class LastPool(Pool, kw_only=True):
+    """The last token of a text, as in CLIP, and in embeddings from a causal language model."""
+
+    def check(self, path: str, name: str, encoder: Any) -> None:
+        if encoder.stream != "text":
+            raise UserError(f"{path} is a LastPool, but model.encoders.{name} is no encoder of texts")
+
+    @nn.compact
+    def __call__(self, stream: Stream, examples: Stream) -> Stream:
+        """[B, T, W] and the slots of the examples [B, N] -> [B, N, W]."""
+        stream = only_tokens(stream)
+        last = stream._replace(segments=jnp.where(same_segment(stream.segments, 1), 0, stream.segments))
+        return _mean(last, examples)
 
 
 class AttentionPool(Pool, kw_only=True):
