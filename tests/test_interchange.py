@@ -208,6 +208,17 @@ def dino(version, kind="Model", **changes):
     return getattr(transformers, f"{version}{kind}")(getattr(transformers, f"{version}Config")(**sizes | changes))
 
 
+DISTILBERT = dict(vocab_size=31, dim=24, n_layers=2, n_heads=3, hidden_dim=40)
+
+
+def relative(family, kind="Model", add_pooling_layer=None, **changes):
+    """BERT or one of its relatives."""
+    sizes = (DISTILBERT if family == "DistilBert" else TEXTS) | dict(max_position_embeddings=20)
+    options = {} if add_pooling_layer is None else {"add_pooling_layer": add_pooling_layer}
+    config = getattr(transformers, f"{family}Config")(**sizes | changes)
+    return getattr(transformers, f"{family}{kind}")(config, **options)
+
+
 def t5(kind="T5EncoderModel", **changes):
     sizes = dict(vocab_size=31, d_model=24, d_kv=6, d_ff=40, num_layers=2, num_heads=3)
     return getattr(transformers, kind)(transformers.T5Config(**sizes | changes))
@@ -256,7 +267,22 @@ MODELS = {
     "DINOv2 with registers": lambda: dino("Dinov2WithRegisters", num_register_tokens=3),
     "DINOv3": lambda: dino("DINOv3ViT"),
     "DINOv3, gated, with biases": lambda: dino("DINOv3ViT", use_gated_mlp=True, hidden_act="silu", key_bias=True),
-    "BERT": lambda: transformers.BertModel(transformers.BertConfig(**TEXTS, max_position_embeddings=20)),
+    "BERT": lambda: relative("Bert"),
+    "BERT without its pooler": lambda: relative("Bert", add_pooling_layer=False),
+    "BERT for masked words": lambda: relative("Bert", "ForMaskedLM"),
+    "BERT as it was trained": lambda: relative("Bert", "ForPreTraining", hidden_act="relu"),
+    "BERT for classes": lambda: relative("Bert", "ForSequenceClassification", num_labels=5),
+    "RoBERTa": lambda: relative("Roberta", type_vocab_size=1),
+    "RoBERTa for masked words": lambda: relative("Roberta", "ForMaskedLM", type_vocab_size=1, pad_token_id=3),
+    "XLM-RoBERTa": lambda: relative("XLMRoberta"),
+    "XLM-RoBERTa for classes": lambda: relative("XLMRoberta", "ForSequenceClassification"),
+    "CamemBERT": lambda: relative("Camembert"),
+    "DistilBERT": lambda: relative("DistilBert"),
+    "DistilBERT for masked words": lambda: relative("DistilBert", "ForMaskedLM"),
+    "DistilBERT for classes": lambda: relative("DistilBert", "ForSequenceClassification"),
+    "MPNet": lambda: relative("MPNet"),
+    "MPNet for masked words": lambda: relative("MPNet", "ForMaskedLM"),
+    "MPNet for classes": lambda: relative("MPNet", "ForSequenceClassification"),
     "T5": t5,
     "T5 version 1.1": lambda: t5(
         feed_forward_proj="gated-gelu",
@@ -337,6 +363,16 @@ SLOW = {
     "CLIP of texts with its projection",
     "DINOv2",
     "DINOv3",
+    "BERT without its pooler",
+    "BERT as it was trained",
+    "RoBERTa for masked words",
+    "XLM-RoBERTa",
+    "XLM-RoBERTa for classes",
+    "CamemBERT",
+    "DistilBERT",
+    "DistilBERT for masked words",
+    "MPNet for masked words",
+    "MPNet for classes",
 }
 
 
@@ -633,18 +669,59 @@ def test_older_files_of_one_tower_name_it(tmp_path):
     assert set(theirs) == set(back) and all(theirs[name].tobytes() == back[name].tobytes() for name in theirs)
 
 
+def words(path, *special):
+    """A tokenizer.json of a few words, with special tokens first, [CLS] and [SEP] around texts."""
+    vocabulary = {x: i for i, x in enumerate([*special, "<unk>", "a", "red", "blue", "circle", "[CLS]", "[SEP]"])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["[CLS]", "[SEP]", *special])
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(x, vocabulary[x]) for x in ("[CLS]", "[SEP]")]
+    )
+    tokenizer.save(str(path))
+    return tokenizer
+
+
+def test_classes_of_a_text_are_those_of_its_own_library(tmp_path):
+    """With the names of normalisations of older files."""
+    from safetensors.numpy import load_file, save_file
+
+    model = randomise(relative("Bert", "ForSequenceClassification", id2label={0: "bad", 1: "fair", 2: "good"})).eval()
+    model.save_pretrained(tmp_path / "theirs")
+    path = tmp_path / "theirs" / "model.safetensors"
+    old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    tensors = load_file(path)
+    for new, name in old.items():
+        tensors = {x.replace(new, name): value for x, value in tensors.items()}
+    save_file(tensors, path, {"format": "pt"})
+    tokenizer = words(tmp_path / "theirs" / "tokenizer.json")
+    import_model(tmp_path / "theirs", tmp_path / "ours")
+    with torch.no_grad():
+        expected = model(torch.tensor([tokenizer.encode("a red circle").ids])).logits.softmax(-1)[0]
+    found = Run(tmp_path / "ours").predict(text="a red circle")["answer/probabilities"]
+    assert [found[x] for x in ("bad", "fair", "good")] == pytest.approx(expected.tolist(), abs=1e-5)
+    export_model(tmp_path / "ours", tmp_path / "back")
+    assert set(read_tensors(tmp_path / "back")) == set(tensors)
+
+
+def test_masked_words_have_the_mask_of_the_tokenizer(tmp_path):
+    source = tmp_path / "theirs"
+    randomise(relative("Roberta", "ForMaskedLM")).save_pretrained(source)
+    words(source / "tokenizer.json", "<pad>", "<mask>")
+    with pytest.raises(UserError, match="its tokenizer has no mask_token"):
+        import_model(source, tmp_path / "without")
+    (source / "tokenizer_config.json").write_text(json.dumps({"mask_token": {"content": "<mask>"}}))
+    import_model(source, tmp_path / "ours")
+    config = c.load(tmp_path / "ours" / "config.json")
+    assert config.model.tasks["words"].mask == 1
+    check_config(config)
+
+
 def test_clip_scores_pairs_as_its_own_library_does(tmp_path):
     """From a picture's file and a text to the logit, through `Run.predict`."""
     model = randomise(towers("CLIP", projection_dim=10))
     model.save_pretrained(tmp_path / "theirs")
-    vocabulary = {x: i for i, x in enumerate(["<unk>", "<start>", "a", "red", "blue", "circle", "<end>"])}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer.add_special_tokens(["<start>", "<end>"])
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 6)]
-    )
-    tokenizer.save(str(tmp_path / "theirs" / "tokenizer.json"))
+    tokenizer = words(tmp_path / "theirs" / "tokenizer.json")
     import_model(tmp_path / "theirs", tmp_path / "ours")
     pixels = np.random.default_rng(0).integers(0, 256, (28, 28, 3), np.uint8)
     image = io.BytesIO()
@@ -817,6 +894,13 @@ def test_a_model_in_shards_that_has_several_ends(tmp_path):
         (llama, {"hidden_act": "mish"}, "cannot import hidden_act='mish'"),
         (llama, {"architectures": ["LlamaModel"]}, "cannot import architectures=['LlamaModel']"),
         (t5, {"feed_forward_proj": "gated-mish"}, "cannot import feed_forward_proj='mish'"),
+        (lambda: relative("Bert"), {"is_decoder": True}, "cannot import is_decoder=True; only False"),
+        (
+            lambda: relative("Bert", "ForTokenClassification"),
+            {},
+            "['BertForTokenClassification']; only ...Model or ...",
+        ),
+        (lambda: relative("Roberta", "ForMaskedLM"), {"tie_word_embeddings": False}, "tie_word_embeddings=False; only"),
         (lambda: towers("Siglip", "ForImageClassification"), {}, "['SiglipForImageClassification']; only ...Model"),
         (lambda: dino("Dinov2"), {"apply_layernorm": False}, "cannot import apply_layernorm=False; only True"),
         (lambda: dino("DINOv3ViT"), {"proj_bias": False}, "cannot import proj_bias=False; only True"),

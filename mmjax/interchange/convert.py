@@ -72,6 +72,7 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
     family = family_of(theirs, source)
     try:
         about = theirs | directories.read_normalisation(source) | directories.read_generation(source)
+        about |= vocabulary.read_mask(source)
         part = family.part(about)
         tensors = directories.read_tensors(source)
         renamed = {_current(family, theirs, name): x for name, x in tensors.items()}

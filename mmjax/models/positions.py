@@ -64,8 +64,14 @@ class TextPositions(Positions):
 
     kind = "text positions"
 
-    def bias(self, positions: jax.Array, heads: int, causal: bool) -> jax.Array | None:
-        """What is added to attention scores, float32 [B, H, T, T], for positions [B, T]; None: nothing."""
+    def bias(self, positions: jax.Array, tower: Any, causal: bool, keys: jax.Array | None = None) -> jax.Array | None:
+        """What is added to attention scores before they are scaled, float32 [B, H, T, S]; None: nothing.
+
+        Args:
+          positions: [B, T] of queries.
+          tower: the calling module, with the fields `heads`, `width` and `block`.
+          keys: positions [B, S] of keys; None: those of queries.
+        """
         return None
 
 
@@ -191,16 +197,21 @@ class DistanceBuckets(TextPositions):
                 f"{path}.positions.buckets={self.buckets} must be at least 4, and less than twice max_distance"
             )
 
-    def bias(self, positions: jax.Array, heads: int, causal: bool) -> jax.Array:
+    def bias(self, positions: jax.Array, tower: Any, causal: bool, keys: jax.Array | None = None) -> jax.Array:
         init = parameter("embedding", nn.initializers.normal(0.02), (None, "heads"))
-        table = nn.Embed(self.buckets, heads, embedding_init=init, name="bucket")
-        buckets = bucket_of(positions[:, None, :] - positions[:, :, None], self.buckets, self.max_distance, causal)
-        return table(buckets).transpose(0, 3, 1, 2)
+        table = nn.Embed(self.buckets, tower.heads, embedding_init=init, name="bucket")
+        distances = (positions if keys is None else keys)[:, None, :] - positions[:, :, None]
+        return table(bucket_of(distances, self.buckets, self.max_distance, causal)).transpose(0, 3, 1, 2)
 
 
 @part
 class LearnedAndBuckets(Learned, DistanceBuckets):
-    """A learned vector for each position, and numbers for distances (MPNet, Song et al. 2020, arXiv:2004.09297)."""
+    """A learned vector for each position, and numbers that are added to scaled scores (MPNet, Song et al. 2020,
+    arXiv:2004.09297)."""
+
+    def bias(self, positions: jax.Array, tower: Any, causal: bool, keys: jax.Array | None = None) -> jax.Array:
+        head_width = tower.block.head_width or tower.width // tower.heads
+        return super().bias(positions, tower, causal, keys) * head_width**0.5
 
 
 @part
