@@ -221,7 +221,8 @@ def relative(family, kind="Model", add_pooling_layer=None, **changes):
 
 def t5(kind="T5EncoderModel", **changes):
     sizes = dict(vocab_size=31, d_model=24, d_kv=6, d_ff=40, num_layers=2, num_heads=3)
-    return getattr(transformers, kind)(transformers.T5Config(**sizes | changes))
+    config = transformers.MT5Config if kind.startswith("MT5") else transformers.T5Config
+    return getattr(transformers, kind)(config(**sizes | changes))
 
 
 MODELS = {
@@ -284,8 +285,13 @@ MODELS = {
     "MPNet for masked words": lambda: relative("MPNet", "ForMaskedLM"),
     "MPNet for classes": lambda: relative("MPNet", "ForSequenceClassification"),
     "T5": t5,
+    "T5 that writes": lambda: t5("T5ForConditionalGeneration", num_decoder_layers=3),
+    "mT5": lambda: t5("MT5EncoderModel"),
+    "mT5 that writes": lambda: t5("MT5ForConditionalGeneration"),
     "T5 version 1.1": lambda: t5(
+        "T5ForConditionalGeneration",
         feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
         num_heads=5,
         relative_attention_num_buckets=12,
         relative_attention_max_distance=20,
@@ -373,6 +379,8 @@ SLOW = {
     "DistilBERT for masked words",
     "MPNet for masked words",
     "MPNet for classes",
+    "mT5",
+    "mT5 that writes",
 }
 
 
@@ -554,7 +562,7 @@ def test_a_read_out_that_is_not_tied_is_kept_and_a_copy_that_is_none_refused(tmp
 
 
 def test_what_an_import_leaves_out_is_said(tmp_path, capsys):
-    randomise(t5("T5ForConditionalGeneration")).save_pretrained(tmp_path / "theirs")
+    randomise(t5("T5Model")).save_pretrained(tmp_path / "theirs")
     assert main(["import", str(tmp_path / "theirs"), "-o", str(tmp_path / "ours")]) == 0
     assert "left out: decoder.block.0.layer.0.SelfAttention.k.weight, " in capsys.readouterr().out
     stored = json.loads((tmp_path / "ours" / "origin.json").read_text())["left_out"]
@@ -749,9 +757,8 @@ def test_samples_are_normalised_as_the_feature_extractor_says(tmp_path):
         import_model(tmp_path / "theirs", tmp_path / "other")
 
 
-def test_of_a_whole_t5_the_encoder_is_imported_and_exported(tmp_path):
-    model = randomise(t5("T5ForConditionalGeneration", feed_forward_proj="gated-gelu", num_decoder_layers=3))
-    model.save_pretrained(tmp_path / "theirs")
+def test_of_a_t5_without_an_output_projection_the_encoder_is_imported_and_exported(tmp_path):
+    randomise(t5("T5Model", feed_forward_proj="gated-gelu", num_decoder_layers=3)).save_pretrained(tmp_path / "theirs")
     assert import_model(tmp_path / "theirs", tmp_path / "ours")["certificate"]["holds"]
     export_model(tmp_path / "ours", tmp_path / "back")
     theirs, back = read_tensors(tmp_path / "theirs"), read_tensors(tmp_path / "back")
@@ -760,6 +767,38 @@ def test_of_a_whole_t5_the_encoder_is_imported_and_exported(tmp_path):
     again, report = transformers.T5EncoderModel.from_pretrained(tmp_path / "back", output_loading_info=True)
     assert not report["missing_keys"] and not again.config.is_encoder_decoder
     assert again.config.architectures == ["T5EncoderModel"]
+
+
+def test_an_output_projection_beside_t5s_embeddings_is_kept(tmp_path):
+    """As in the files of T5 1.1 and mT5, which say "tie_word_embeddings": false."""
+    from safetensors.numpy import load_file, save_file
+
+    source = tmp_path / "theirs"
+    randomise(t5("MT5ForConditionalGeneration")).save_pretrained(source)
+    tensors = load_file(source / "model.safetensors")
+    tensors["lm_head.weight"] = np.random.default_rng(0).standard_normal((31, 24), np.float32)
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    settings = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(settings | {"tie_word_embeddings": False}))
+    assert import_model(source, tmp_path / "ours")["certificate"]["holds"]
+    task = c.load(tmp_path / "ours" / "config.json").model.tasks["target"]
+    assert not task.decoder.tied and task.decoder.logit_scale == 1.0
+    export_model(tmp_path / "ours", tmp_path / "back")
+    back = read_tensors(tmp_path / "back")
+    assert set(back) == set(tensors) and all(back[name].tobytes() == tensors[name].tobytes() for name in back)
+
+
+def test_parameters_that_are_one_tensor_there_must_be_equal(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    randomise(t5("T5ForConditionalGeneration")).save_pretrained(tmp_path / "theirs")
+    import_model(tmp_path / "theirs", tmp_path / "ours")
+    path = tmp_path / "ours" / "parameters.safetensors"
+    tensors = load_file(path)
+    tensors["tasks_target/decoder/embedding/embedding"] += 1
+    save_file(tensors, path)
+    with pytest.raises(UserError, match="with which it is one tensor, shared.weight"):
+        export_model(tmp_path / "ours", tmp_path / "back")
 
 
 def test_a_t5_whose_heads_do_not_divide_its_width_is_an_encoder_of_a_config(tmp_path):

@@ -249,6 +249,7 @@ def compare_texts(
     seed: int,
     lengths: tuple[int, ...] = (7, 12),
     without: int | None = None,
+    context: np.ndarray | None = None,
 ) -> list[tuple[Any, Any]]:
     """Runs both models on random texts of the given lengths; our model gets them packed into one row.
 
@@ -256,6 +257,7 @@ def compare_texts(
       reference: ids [1, T] -> [1, T, W], or [1, C] of the text.
       part_, parameters: of an encoder or a decoder; pairs: of an encoder and of a task that reads it.
       without: the id of the padding, which is not in the texts.
+      context: [1, C, W], what a decoder reads; of one text alone.
     """
     import jax
     import jax.numpy as jnp
@@ -270,12 +272,13 @@ def compare_texts(
     ids, segments = np.concatenate(texts), np.repeat(np.arange(len(texts)), lengths) + 1
     places = np.concatenate([np.arange(n) for n in lengths])
     row = Stream(*(jnp.asarray(x[None]) for x in (ids, segments, places)))
+    read = () if context is None else (Stream(jnp.asarray(context), *(jnp.ones(context.shape[:2], jnp.int32),) * 2),)
     slots = jnp.arange(len(texts))[None]
     examples = Stream(slots, slots + 1, jnp.zeros_like(slots))
 
     def run(parameters):
         if task is None:
-            return encoder.apply({"params": parameters}, row)
+            return encoder.apply({"params": parameters}, row, *read)
         tokens = encoder.apply({"params": parameters[0]}, row)
         encoded = Encoded({"examples": examples}, {task.reads: tokens}, {}, None, {})
         return task.apply({"params": parameters[1]}, encoded).prediction

@@ -135,7 +135,8 @@ def export_model(
         tensors = to_theirs(rules, {path: np.asarray(as_array(x)) for path, x in parameters.items()})
         tensors = family.pack(tensors) if hasattr(family, "pack") else tensors
         tensors = {names[name]: x.astype(jnp.dtype(dtypes[names[name]])) for name, x in tensors.items()}
-        directories.write(out, tensors, "model.safetensors", {"config.json": theirs | getattr(family, "EXPORTED", {})})
+        config = family.exported(theirs) if hasattr(family, "exported") else theirs
+        directories.write(out, tensors, "model.safetensors", {"config.json": config})
         vocabulary.give_back(imported, out)
     return {"model_type": theirs["model_type"], "tensors": len(tensors)}
 
