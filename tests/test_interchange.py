@@ -158,7 +158,7 @@ def gpt_2(**changes):
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes | changes))
 
 
-def whisper(**changes):
+def whisper(kind="WhisperForConditionalGeneration", **changes):
     sizes = dict(
         vocab_size=31,
         d_model=24,
@@ -176,7 +176,7 @@ def whisper(**changes):
         eos_token_id=2,
         decoder_start_token_id=1,
     )
-    return transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**sizes | changes))
+    return getattr(transformers, kind)(transformers.WhisperConfig(**sizes | changes))
 
 
 def deit(kind):
@@ -238,7 +238,10 @@ MODELS = {
     "wav2vec 2.0 as it was trained": lambda: wav2vec2_conformer(transformers.Wav2Vec2ConformerForPreTraining),
     "Whisper": whisper,
     "Whisper whose read-out is not tied": lambda: whisper(tie_word_embeddings=False),
-    "Whisper with a shallow decoder": lambda: whisper(encoder_layers=3, decoder_layers=1),
+    "Whisper with a shallow decoder and 128 bins": lambda: whisper(
+        encoder_layers=3, decoder_layers=1, num_mel_bins=128
+    ),  # as large-v3-turbo
+    "Whisper without its read-out": lambda: whisper("WhisperModel"),
     "ViT": lambda: transformers.ViTModel(transformers.ViTConfig(**PICTURES, layer_norm_eps=1e-2)),
     "ViT of pictures that are no whole patches": lambda: transformers.ViTModel(
         transformers.ViTConfig(**PICTURES | {"image_size": 33, "patch_size": 8})
@@ -767,6 +770,27 @@ def test_of_a_t5_without_an_output_projection_the_encoder_is_imported_and_export
     again, report = transformers.T5EncoderModel.from_pretrained(tmp_path / "back", output_loading_info=True)
     assert not report["missing_keys"] and not again.config.is_encoder_decoder
     assert again.config.architectures == ["T5EncoderModel"]
+
+
+@pytest.mark.parametrize("kind", ["TDT", "RNNT"])
+def test_of_a_transducer_the_encoder_is_imported_and_exported(tmp_path, kind):
+    about = getattr(transformers, f"Parakeet{kind}Config")(
+        vocab_size=11, decoder_hidden_size=10, encoder_config=parakeet(head=False).config.to_dict()
+    )
+    model = randomise(getattr(transformers, f"ParakeetFor{kind}")(about))
+    model.save_pretrained(tmp_path / "theirs")
+    imported = import_model(tmp_path / "theirs", tmp_path / "ours")
+    assert imported["certificate"]["holds"]
+    left_out = [name for name in imported["left_out"] if not name.endswith("num_batches_tracked")]
+    assert {name.partition(".")[0] for name in left_out} == {"decoder", "joint", "encoder_projector"}
+    assert not c.load(tmp_path / "ours" / "config.json").model.tasks
+    export_model(tmp_path / "ours", tmp_path / "back")
+    again, report = transformers.ParakeetEncoder.from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not report["unexpected_keys"]
+    missing = {name for name in report["missing_keys"] if not name.endswith("num_batches_tracked")}
+    assert not missing and torch.equal(
+        again.state_dict()["layers.0.norm_out.bias"], model.encoder.layers[0].norm_out.bias
+    )
 
 
 def test_an_output_projection_beside_t5s_embeddings_is_kept(tmp_path):

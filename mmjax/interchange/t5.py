@@ -102,10 +102,10 @@ def tasks(theirs: dict[str, Any]) -> dict[str, Task]:
 
 
 def exported(theirs: dict[str, Any]) -> dict[str, Any]:
-    """Changes to an exported config.json: the decoder of a model without an output projection is not imported."""
+    """The config.json of an export; the decoder of a model without an output projection is not imported."""
     if writes(theirs):
-        return {}
-    return {"architectures": [f"{FAMILIES[theirs['model_type']]}EncoderModel"], "is_encoder_decoder": False}
+        return theirs
+    return theirs | {"architectures": [f"{FAMILIES[theirs['model_type']]}EncoderModel"], "is_encoder_decoder": False}
 
 
 def ignored(name: str) -> bool:
