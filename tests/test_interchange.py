@@ -567,7 +567,7 @@ def test_a_read_out_that_is_not_tied_is_kept_and_a_copy_that_is_none_refused(tmp
 def test_what_an_import_leaves_out_is_said(tmp_path, capsys):
     randomise(t5("T5Model")).save_pretrained(tmp_path / "theirs")
     assert main(["import", str(tmp_path / "theirs"), "-o", str(tmp_path / "ours")]) == 0
-    assert "left out: decoder.block.0.layer.0.SelfAttention.k.weight, " in capsys.readouterr().out
+    assert "left out: decoder.** (28 tensors)\n" in capsys.readouterr().out
     stored = json.loads((tmp_path / "ours" / "origin.json").read_text())["left_out"]
     assert stored and all(name.startswith("decoder.") for name in stored)
 
