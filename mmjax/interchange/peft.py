@@ -64,7 +64,11 @@ def adapter(
 def _targets(modules: Mapping[str, Any], tensors: Mapping[str, str]) -> list[str]:
     """The last names of the modules, or their whole names if other modules of the model end in the same way."""
     ends = sorted({module.rpartition(".")[2] for module in modules})
-    alike = {name.removesuffix(".weight") for name in tensors.values() if name.endswith(tuple(f".{end}.weight" for end in ends))}
+    alike = {
+        name.removesuffix(".weight")
+        for name in tensors.values()
+        if name.endswith(tuple(f".{end}.weight" for end in ends))
+    }
     return ends if alike <= modules.keys() else sorted(modules)
 
 
