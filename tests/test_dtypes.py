@@ -182,7 +182,8 @@ def test_the_loss_falls_as_in_32_bits(subject):
 @pytest.mark.slow
 def test_what_a_run_starts_from_is_kept_in_its_own_dtypes(subject, run):
     config = dataclasses.replace(with_dtypes(**HALF), initial={"encoders.speech": str(run)})
-    state = load_initial(config, program(config, subject)[2]())
+    begun = begin(config, build_model(config.model), subject.layout, make_mesh(devices=jax.devices()[:1]))
+    state = load_initial(config, begun.initialise(), begun.specs, subject.source.tokenizer)
     assert dtypes(state.params) == {"bfloat16"} and dtypes(state.average) == {"float32"}
     wanted = jax.tree.map(lambda x: jnp.asarray(x).astype(jnp.bfloat16), Run(run).params["encoders_speech"])
     jax.tree.map(np.testing.assert_array_equal, state.params["encoders_speech"], wanted)

@@ -10,6 +10,7 @@ from conftest import tiny
 
 from mmjax import config as c
 from mmjax.check import Subject
+from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
 from mmjax.interchange import directories
 from mmjax.models.positions import resize_positions
@@ -20,12 +21,18 @@ from mmjax.train.initial import load_initial
 from mmjax.train.program import begin
 
 
-@pytest.fixture(scope="module")
-def state(source):
-    """A state of the tiny model with the seed 7."""
+@functools.cache
+def begun():
+    """The start of the tiny model with the seed 7, its first state, and its tokenizer."""
     config = dataclasses.replace(tiny(), seed=7)
     subject = Subject(config)
-    return begin(config, subject.model, subject.layout, make_mesh(devices=jax.devices()[:1])).initialise()
+    start = begin(config, subject.model, subject.layout, make_mesh(devices=jax.devices()[:1]))
+    return start.specs, start.initialise(), subject.source.tokenizer
+
+
+@pytest.fixture(scope="module")
+def state():
+    return begun()[1]
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +55,11 @@ def imported(state, tmp_path_factory):
     return directory
 
 
-def loaded(state, initial, **model):
+def loaded(state, initial, tokenizer=None, **model):
     config = dataclasses.replace(
         tiny(), model=dataclasses.replace(tiny().model, **model), initial={k: v and str(v) for k, v in initial.items()}
     )
-    return by_path(load_initial(config, state).params)
+    return by_path(load_initial(config, state, begun()[0], tokenizer or begun()[2]).params)
 
 
 def changed(state, params):
@@ -153,3 +160,31 @@ def test_other_settings_of_a_part_are_refused_and_missing_parameters_are_named(s
         encoders = {**tiny().model.encoders, "speech": dataclasses.replace(speech, **change)}
         with pytest.raises(UserError, match=f"model.encoders.speech.{key} is {value}, but .* in .*use the same part"):
             loaded(state, {"encoders.speech": imported}, encoders=encoders)
+
+
+def test_tables_for_the_ids_of_another_tokenizer_are_refused_unless_they_are_named(state, run):
+    """(They were loaded without a word: each id got the vector of another piece.)"""
+    other = Tokenizer.train(["other words than those of the run"], 80)
+    with pytest.raises(
+        UserError, match=r"encoders.text.embedding.embedding has values for the ids of .*id \d+ is '.*there"
+    ):
+        loaded(state, {"encoders.text": run}, tokenizer=other)
+    with pytest.raises(UserError, match=r"tasks.transcript.logits.bias has values for the ids"):
+        loaded(state, {"tasks": run}, tokenizer=other)
+    without = loaded(state, {"encoders.text.embedding": None, "encoders.text": run}, tokenizer=other)
+    table, theirs = "encoders.text.embedding.embedding", by_path(_run_params(run))
+    assert not np.array_equal(without[table], theirs[table])
+    named = {"encoders.text.embedding": f"{run}:encoders.text.embedding", "encoders.text": run}
+    assert np.array_equal(loaded(state, named, tokenizer=other)[table], theirs[table])
+    loaded(state, {"encoders.speech": run}, tokenizer=other)  # has no table
+
+
+def test_a_tokenizer_that_adds_pieces_or_has_another_form_has_the_same_ids(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    ours = begun()[2]
+    pieces = sorted(ours.names().items())
+    model = tokenizers.models.WordLevel(
+        {piece: i for i, piece in [*pieces, (len(ours), "one more")]}, unk_token="<unk>"
+    )
+    tokenizers.Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
+    assert ours.other_meaning(Tokenizer.load(tmp_path / "tokenizer.json")) is None

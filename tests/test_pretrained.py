@@ -200,6 +200,40 @@ def test_a_language_model_continues_a_text_as_its_own_library_does(tmp_path, cap
     assert capsys.readouterr().out.startswith("continuation: ")
 
 
+@pytest.mark.parametrize("kind", ["T5", pytest.param("MT5", marks=pytest.mark.slow)])
+def test_t5_writes_what_its_own_library_writes(tmp_path, kind):
+    """Its decoder begins with a cache, in which distances are counted from each token that is written."""
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=264,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=4,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=16,
+        decoder_start_token_id=257,
+        eos_token_id=256,
+        pad_token_id=258,
+    )
+    model = louder(getattr(transformers, f"{kind}ForConditionalGeneration")(config), 2.0)
+    model.save_pretrained(tmp_path / "theirs")
+    tokenizer = spelling(tmp_path / "theirs" / "tokenizer.json")
+    import_model(tmp_path / "theirs", tmp_path / "ours")
+    about = json.loads((tmp_path / "ours" / "config.json").read_text())
+    about["data"]["rows"]["target"] = 24  # an untrained model seldom ends a text
+    (tmp_path / "ours" / "config.json").write_text(json.dumps(about))
+    run, seen = Run(tmp_path / "ours"), set()
+    for text in ("translate: one two three", "a", "no"):
+        ids = torch.tensor([tokenizer.encode(text).ids])
+        wanted = model.generate(ids, max_new_tokens=24, do_sample=False)[0, 1:].tolist()
+        wanted = tokenizer.decode(wanted[: wanted.index(256)] if 256 in wanted else wanted).strip()
+        found = run.predict(text=text)["target"]
+        assert found == wanted
+        seen.add(found)
+    assert len(seen) > 1, "the text matters"
+
+
 def test_an_encoder_alone_has_no_task(tmp_path):
     model = transformers.BertModel(
         transformers.BertConfig(

@@ -97,9 +97,9 @@ def test_positions_of_a_users_class_are_positions_like_ours():
     class LinearBias(TextPositions):
         slope: float = 1.0
 
-        def bias(self, positions, heads, causal):
+        def bias(self, positions, tower, causal, keys=None):
             distance = jnp.abs(positions[:, None, :] - positions[:, :, None])
-            return -self.slope * jnp.repeat(distance[:, None].astype(jnp.float32), heads, axis=1)
+            return -self.slope * jnp.repeat(distance[:, None].astype(jnp.float32), tower.heads, axis=1)
 
     text = Stream(jnp.array([[3, 4, 5]]), jnp.ones((1, 3), int), jnp.arange(3)[None])
     size = dict(vocabulary=8, layers=1, width=8, heads=2, mlp=8)

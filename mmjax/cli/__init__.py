@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -175,7 +176,9 @@ def _import(options, rest) -> int:
         return status
     print(f"{options.out}: {result['model_type']}, {result['parameters']:,} parameters")
     if names := result["left_out"]:
-        print(f"left out: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}")
+        counts = Counter(name.partition(".")[0] for name in names)
+        firsts = {name.partition(".")[0]: name for name in names}
+        print(f"left out: {', '.join(firsts[x] if n == 1 else f'{x}.** ({n} tensors)' for x, n in counts.items())}")
     if "skipped" in proof:
         print(f"no certificate: {proof['skipped']}")
         return status

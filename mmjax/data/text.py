@@ -80,10 +80,23 @@ class Tokenizer(abc.ABC):
 
     @classmethod
     def of_run(cls, directory: Path) -> "Tokenizer":
-        """Loads the tokenizer from a run's directory."""
-        kinds = (SentencePieceTokenizer, HuggingFaceTokenizer)
-        names = [kind.file_name for kind in kinds if (directory / kind.file_name).is_file()]
+        """Loads the tokenizer from a run's directory. Imports may keep several files; the first one is that of the config."""
+        names = [name for name in KEPT if (directory / name).is_file()]
         return cls.load(directory / (names[0] if names else SentencePieceTokenizer.file_name))
+
+    @classmethod
+    def in_run(cls, directory: Path) -> "Tokenizer | None":
+        """`of_run`, or None if the directory has no tokenizer."""
+        return cls.of_run(directory) if any((directory / name).is_file() for name in KEPT) else None
+
+    def other_meaning(self, other: "Tokenizer") -> int | None:
+        """The least id that stands for one piece here and for another piece there; None: there is none."""
+        ours, theirs = self.names(), other.names()
+        return min((i for i in ours.keys() & theirs.keys() if ours[i] != theirs[i]), default=None)
+
+    @abc.abstractmethod
+    def names(self) -> dict[int, str]:
+        """The name of each id."""
 
     @staticmethod
     def train(
@@ -218,6 +231,10 @@ class Tokenizer(abc.ABC):
         """Decodes valid piece ids to text."""
 
 
+# Names of tokenizers' files in the directories of runs and imports.
+KEPT = ("tokenizer.json", "tokenizer.model", "spiece.model")
+
+
 class SentencePieceTokenizer(Tokenizer):
     """A sentencepiece model; its control pieces are the special tokens.
 
@@ -253,6 +270,9 @@ class SentencePieceTokenizer(Tokenizer):
 
     def __len__(self) -> int:
         return self._model.vocab_size()
+
+    def names(self) -> dict[int, str]:
+        return {i: self._model.id_to_piece(i) for i in range(len(self))}
 
     def pieces(self, text: str) -> list[int]:
         try:
@@ -338,6 +358,9 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def __len__(self) -> int:
         return self._length
+
+    def names(self) -> dict[int, str]:
+        return {i: piece for piece, i in self._model.get_vocab().items()}
 
     def pieces(self, text: str) -> list[int]:
         return [i for i in self._encode(text, False).ids if i not in self._not_text]

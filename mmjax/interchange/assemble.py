@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict
 
 from mmjax.data import Data, HuggingFaceTokenizer, Manifest, SentencePiece
-from mmjax.errors import UserError
+from mmjax.errors import UserError, nearest
 from mmjax.files import local
 from mmjax.interchange.vocabulary import CHARACTERS, SENTENCEPIECE, TOKENIZER
 from mmjax.models import Encoder, Multimodal, TokenIds
@@ -32,8 +32,10 @@ def experiment(family: ModuleType, theirs: Mapping[str, Any], source: Path, out:
       source, out: the directories of the original and of the import.
     """
     part, tasks = family.part(theirs), family.tasks(theirs) if hasattr(family, "tasks") else {}
-    encoder = part if isinstance(part, Encoder) else TokenIds(vocabulary=part.vocabulary)
-    name = encoder.stream
+    if not isinstance(part, Mapping):
+        encoder = part if isinstance(part, Encoder) else TokenIds(vocabulary=part.vocabulary)
+        part = {encoder.stream: encoder}
+    subset = "+".join(part)
     texts = {label: _tokens(task) for task in tasks.values() for label, kind in task.labels().items() if kind == "text"}
     longest = min((_tokens(task) for task in tasks.values()), default=TOKENS)
     data = Data(
@@ -41,23 +43,24 @@ def experiment(family: ModuleType, theirs: Mapping[str, Any], source: Path, out:
         tokenizer=_tokenizer(source, out),
         prefixes=family.prefixes(theirs) if hasattr(family, "prefixes") else {},
         batch_rows=8,
-        rows={name: encoder.room(SECONDS, longest), **texts, "examples": 1},
-        subsets={name: 1.0},
+        rows={name: encoder.room(SECONDS, longest) for name, encoder in part.items()} | texts | {"examples": 1},
+        subsets={subset: 1.0},
     )
     return Experiment(
         name=out.name,
         steps=1000,
         data=data,
-        model=Multimodal(encoders={name: encoder}, tasks=tasks),
+        model=Multimodal(encoders=part, tasks=tasks),
         optimizer=Optimizer(schedule=WarmupLinear(peak=1e-5, warmup=100)),
-        evaluation=Evaluation(subsets=(name,)),
+        evaluation=Evaluation(subsets=(subset,)),
     )
 
 
 def _rooms(config: Experiment) -> dict[str, str]:
-    """Where in a run the parameters are whose paths begin with "encoder", "decoder" or "head"."""
-    (encoder,), tasks = config.model.encoders, list(config.model.tasks)
-    rooms = {"encoder": module_of(f"encoders.{encoder}")}
+    """Where in a run the parameters are whose paths begin with "encoder" (or its name), "decoder" or "head"."""
+    rooms, tasks = {name: module_of(f"encoders.{name}") for name in config.model.encoders}, list(config.model.tasks)
+    if len(rooms) == 1:
+        rooms = dict(zip(["encoder"], rooms.values(), strict=True))
     if tasks:
         head = module_of(f"tasks.{tasks[0]}")
         rooms |= {"decoder": f"{head}/decoder", "head": head}
@@ -82,11 +85,12 @@ def from_run(config: Experiment, params: Mapping[str, Any]) -> dict[str, np.ndar
     return found
 
 
-def imported(directory: str | Path, part: Literal["encoder", "decoder"] | None = None) -> Any:
+def imported(directory: str | Path, part: str | None = None) -> Any:
     """A part of an imported model or of a run, for a config; its parameters are loaded by `Experiment.initial`.
 
     Args:
-      part: None: the encoder, or the decoder of a language model.
+      part: "encoder", "decoder", or the name of one of several encoders, such as "image"; None: the encoder, or the
+        decoder of a language model.
 
     Raises:
       UserError: the model has no such part, or several.
@@ -94,13 +98,19 @@ def imported(directory: str | Path, part: Literal["encoder", "decoder"] | None =
     path = local(directory, "the directory of an imported model") / "config.json"
     if not path.is_file():
         raise UserError(f"there is no {path}; was {directory} written by mmjax import?")
-    model, found = load(path).model, {}
-    found["encoder"] = [one for one in model.encoders.values() if not one.passes_ids]
+    model = load(path).model
+    encoders = {name: one for name, one in model.encoders.items() if not one.passes_ids}
+    if part in encoders:
+        return encoders[part]
+    found = {"encoder": [*encoders.values()]}
     found["decoder"] = [task.decoder for task in model.tasks.values() if hasattr(task, "decoder")]
-    part = part or ("encoder" if found["encoder"] else "decoder")
+    part = part or ("encoder" if encoders else "decoder")
+    if part not in found:
+        raise UserError(f"{directory} has no encoder '{part}'{nearest(part, [*encoders, 'encoder', 'decoder'])}")
     if len(found[part]) != 1:
+        names = f"; name one: {' or '.join(map(repr, encoders))}" if part == "encoder" and encoders else ""
         raise UserError(
-            f"the model in {directory} has {'several' if found[part] else 'no'} {part}{'s' * bool(found[part])}"
+            f"the model in {directory} has {'several' if found[part] else 'no'} {part}{'s' * bool(found[part])}{names}"
         )
     return found[part][0]
 

@@ -15,6 +15,9 @@ from mmjax.interchange import (
     assemble,
     bert,
     certificate,
+    clip,
+    dinov2,
+    dinov3,
     directories,
     gguf_file,
     gpt2,
@@ -31,25 +34,16 @@ from mmjax.interchange import (
     wav2vec2_conformer,
     whisper,
 )
-from mmjax.interchange.rules import to_ours, to_theirs
+from mmjax.interchange.rules import TENSORS, to_ours, to_theirs
 from mmjax.models.adapters import as_array
 from mmjax.train.directory import LABELS, UNTRAINED, read_run
 from mmjax.train.experiment import Experiment
 from mmjax.tree import to_dict
 
-FAMILIES: tuple[ModuleType, ...] = (
-    parakeet,
-    wav2vec2_bert,
-    wav2vec2_conformer,
-    whisper,
-    vit,
-    siglip,
-    bert,
-    t5,
-    llama,
-    phi3,
-    gpt2,
-)
+SPEECH = (parakeet, wav2vec2_bert, wav2vec2_conformer, whisper)
+IMAGES = (vit, siglip, clip, dinov2, dinov3)
+TEXTS = (bert, t5, llama, phi3, gpt2)
+FAMILIES: tuple[ModuleType, ...] = (*SPEECH, *IMAGES, *TEXTS)
 
 
 def family_of(theirs: dict[str, Any], where: str | Path) -> ModuleType:
@@ -87,11 +81,15 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
     family = family_of(theirs, source)
     try:
         about = theirs | directories.read_normalisation(source) | directories.read_generation(source)
+        about |= vocabulary.read_mask(source)
         part = family.part(about)
         tensors = directories.read_tensors(source)
-        unpacked = family.unpack(tensors) if hasattr(family, "unpack") else tensors
-        copies = family.copies(theirs) if hasattr(family, "copies") else {}
-        parameters, left_out = to_ours(family.rules(theirs), unpacked, family.ignored, copies)
+        renamed = {_current(family, theirs, name): x for name, x in tensors.items()}
+        about |= {TENSORS: frozenset(renamed)}
+        unpacked = family.unpack(renamed) if hasattr(family, "unpack") else renamed
+        made = {name: x for name, x in unpacked.items() if name not in renamed}
+        copies = family.copies(about) if hasattr(family, "copies") else {}
+        parameters, left_out = to_ours(family.rules(about), unpacked, family.ignored, copies)
         proof = certificate.certify(family, source, part, parameters)
         config = assemble.experiment(family, about, source, out)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -100,7 +98,7 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
         ) from None
     origin = {
         "config": theirs,
-        "dtypes": {name: str(x.dtype) for name, x in (unpacked | tensors).items()},
+        "dtypes": {name: str(x.dtype) for name, x in (made | tensors).items()},
         "left_out": left_out,
         "certificate": proof,
     }
@@ -134,19 +132,27 @@ def export_model(
     source, out = local(source, "the model's directory"), local(out, "--out")
     imported = source if (source / directories.ORIGIN).is_file() else tuned.origin_of(source, origin)
     about = directories.read_object(imported / directories.ORIGIN)
-    theirs = about["config"]
-    family, dtypes = family_of(theirs, imported), about.get("dtypes", {})
+    theirs, dtypes = about["config"], about["dtypes"]
+    family = family_of(theirs, imported)
+    names = {_current(family, theirs, name): name for name in dtypes}
+    rules = family.rules(theirs | {TENSORS: frozenset(names)})
     parameters = tuned.parameters(source, imported) if imported != source else read_imported(source)[1]
     if adapters:
-        tensors, document = peft.adapter(family.rules(theirs), parameters, theirs, dtypes)
+        tensors, document = peft.adapter(rules, parameters, theirs, names)
         directories.write(out, tensors, "adapter_model.safetensors", {"adapter_config.json": document})
     else:
-        tensors = to_theirs(family.rules(theirs), {path: np.asarray(as_array(x)) for path, x in parameters.items()})
+        tensors = to_theirs(rules, {path: np.asarray(as_array(x)) for path, x in parameters.items()})
         tensors = family.pack(tensors) if hasattr(family, "pack") else tensors
-        tensors = {name: x.astype(jnp.dtype(dtypes.get(name, "float32"))) for name, x in tensors.items()}
-        directories.write(out, tensors, "model.safetensors", {"config.json": theirs | getattr(family, "EXPORTED", {})})
+        tensors = {names[name]: x.astype(jnp.dtype(dtypes[names[name]])) for name, x in tensors.items()}
+        config = family.exported(theirs) if hasattr(family, "exported") else theirs
+        directories.write(out, tensors, "model.safetensors", {"config.json": config})
         vocabulary.give_back(imported, out)
     return {"model_type": theirs["model_type"], "tensors": len(tensors)}
+
+
+def _current(family: ModuleType, theirs: dict[str, Any], name: str) -> str:
+    """The name of a tensor in the family's rules; files of other versions or architectures may have another."""
+    return family.current(theirs, name) if hasattr(family, "current") else name
 
 
 def read_imported(directory: str | Path) -> tuple[Experiment, dict[str, np.ndarray]]:

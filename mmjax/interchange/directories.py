@@ -76,7 +76,7 @@ def write(directory: Path, tensors: Mapping[str, np.ndarray], name: str, documen
         directory.mkdir(parents=True, exist_ok=True)
         if any(directory.iterdir()):
             raise UserError(f"{directory} is not empty; name a new directory")
-        save_file({key: np.ascontiguousarray(x) for key, x in tensors.items()}, directory / name, {"format": "pt"})
+        save_file({key: np.asarray(x, order="C") for key, x in tensors.items()}, directory / name, {"format": "pt"})
         for document, value in documents.items():
             (directory / document).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:

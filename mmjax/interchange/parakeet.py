@@ -1,10 +1,15 @@
-"""Parakeet, a FastConformer with a CTC head (`ParakeetForCTC` and `ParakeetEncoder` of transformers)."""
+"""Parakeet, a FastConformer with a CTC head (`ParakeetForCTC`, `ParakeetEncoder` and `ParakeetForTDT` of transformers).
 
+Of a model with a transducer (RNN-T, or TDT, which also predicts durations), the encoder is imported and exported.
+"""
+
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmjax.errors import UserError
+from mmjax.interchange.directories import read_object
 from mmjax.interchange.recordings import Pairs, Reference, compare_speech, lengths_for, recordings
 from mmjax.interchange.rules import (
     Rule,
@@ -23,7 +28,7 @@ from mmjax.interchange.rules import (
 from mmjax.models import Conformer, Convolution, NeMoLogMel, Norms, StridedStem
 from mmjax.tasks import CTC, Task
 
-MODEL_TYPES = ("parakeet_ctc", "parakeet_encoder")
+MODEL_TYPES = ("parakeet_ctc", "parakeet_encoder", "parakeet_rnnt", "parakeet_tdt")
 
 
 def encoder_config(theirs: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +77,7 @@ def part(theirs: dict[str, Any]) -> Conformer:
 
 def blank(theirs: dict[str, Any]) -> int | None:
     """The blank's id in the CTC head; None if the model has no head."""
-    return theirs["pad_token_id"] if "encoder_config" in theirs else None
+    return theirs["pad_token_id"] if theirs["model_type"] == "parakeet_ctc" else None
 
 
 def tasks(theirs: dict[str, Any]) -> dict[str, Task]:
@@ -82,7 +87,15 @@ def tasks(theirs: dict[str, Any]) -> dict[str, Task]:
 
 
 def ignored(name: str) -> bool:
-    return name.endswith("num_batches_tracked")
+    # The prediction network and the joint network of a transducer.
+    return name.endswith("num_batches_tracked") or name.startswith(("decoder.", "encoder_projector.", "joint."))
+
+
+def exported(theirs: dict[str, Any]) -> dict[str, Any]:
+    """The config.json of an export: of a transducer's model, that of its encoder."""
+    if theirs["model_type"] in ("parakeet_rnnt", "parakeet_tdt"):
+        return theirs["encoder_config"] | {"architectures": ["ParakeetEncoder"]}
+    return theirs
 
 
 def rules(theirs: dict[str, Any]) -> list[Rule]:
@@ -90,8 +103,9 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
     depth = encoder_config(theirs)["num_hidden_layers"]
     if "encoder_config" not in theirs:
         return under("encoder", _encoder(theirs, ""), depth)
-    head = blank_first(pointwise("logits", "ctc_head"), blank(theirs))
-    return under("encoder", _encoder(theirs["encoder_config"], "encoder."), depth) + under("head", head)
+    encoder = under("encoder", _encoder(theirs["encoder_config"], "encoder."), depth)
+    number = blank(theirs)
+    return encoder if number is None else encoder + under("head", blank_first(pointwise("logits", "ctc_head"), number))
 
 
 def _encoder(theirs: dict[str, Any], root: str) -> list[Rule]:
@@ -180,7 +194,8 @@ def reference(source: Any, part_: Conformer) -> Reference:
     import torch
     import transformers
 
-    model = transformers.AutoModel.from_pretrained(source, local_files_only=True, dtype=torch.float32).eval()
+    (name,) = read_object(Path(source) / "config.json")["architectures"]
+    model = getattr(transformers, name).from_pretrained(source, local_files_only=True, dtype=torch.float32).eval()
     encoder, front_end = getattr(model, "encoder", model), part_.front_end
     extractor = transformers.ParakeetFeatureExtractor(feature_size=front_end.bins, sampling_rate=front_end.sample_rate)
 

@@ -22,7 +22,7 @@ def adapter(
     Args:
       parameters: by the paths of `Rule.ours`; those with adapters are `Adapted`.
       theirs: the config of the original model.
-      tensors: the names of its tensors.
+      tensors: the names of its tensors: in the rules -> in its files.
 
     Raises:
       UserError: no kernel has an adapter, or PEFT cannot express one.
@@ -64,7 +64,11 @@ def adapter(
 def _targets(modules: Mapping[str, Any], tensors: Mapping[str, str]) -> list[str]:
     """The last names of the modules, or their whole names if other modules of the model end in the same way."""
     ends = sorted({module.rpartition(".")[2] for module in modules})
-    alike = {name.removesuffix(".weight") for name in tensors if name.endswith(tuple(f".{end}.weight" for end in ends))}
+    alike = {
+        name.removesuffix(".weight")
+        for name in tensors.values()
+        if name.endswith(tuple(f".{end}.weight" for end in ends))
+    }
     return ends if alike <= modules.keys() else sorted(modules)
 
 
@@ -84,7 +88,7 @@ def _modules(rule: Rule, node: Adapted, tensors: Mapping[str, str]) -> dict[str,
     for place, part in enumerate(_parts(rule, node, shape)):
         for layer, of_layer in enumerate(names):
             one = jax.tree.map(lambda x, layer=layer: x[layer], (a, b, magnitude))
-            found[of_layer[place].removesuffix(".weight")] = _of_part(part, node, *one)
+            found[tensors[of_layer[place]].removesuffix(".weight")] = _of_part(part, node, *one)
     return found
 
 

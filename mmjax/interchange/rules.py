@@ -13,6 +13,7 @@ import numpy as np
 from mmjax.errors import UserError
 
 Arrays = Mapping[str, np.ndarray]
+TENSORS = "tensors"  # the key beside the options of a config.json for the names of the tensors of its files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,8 @@ def to_theirs(rules: Sequence[Rule], parameters: Arrays) -> dict[str, np.ndarray
     """The inverse of `to_ours`.
 
     Raises:
-      UserError: a parameter is missing or unknown, or their layout lacks a parameter that is not zero.
+      UserError: a parameter is missing or unknown, their layout lacks a parameter that is not zero, or parameters that
+        are one tensor there differ.
     """
     paths = {rule.ours for rule in rules}
     if paths != set(parameters):
@@ -85,8 +87,10 @@ def to_theirs(rules: Sequence[Rule], parameters: Arrays) -> dict[str, np.ndarray
                 raise UserError(f"{rule.ours} is not zero, but the target layout does not have this parameter")
         else:
             for names, part in zip(names_by_layer(rule), whole if rule.is_stacked else [whole], strict=True):
-                tensors |= dict(zip(names, rule.split(part), strict=True))
-    return {name: np.ascontiguousarray(x) for name, x in tensors.items()}
+                for name, tensor in zip(names, rule.split(part), strict=True):
+                    if not np.array_equal(tensors.setdefault(name, tensor), tensor):
+                        raise UserError(f"{rule.ours} differs from a parameter with which it is one tensor, {name}")
+    return {name: np.asarray(x, order="C") for name, x in tensors.items()}
 
 
 def names_by_layer(rule: Rule) -> list[list[str]]:
@@ -99,6 +103,12 @@ def _joined(rule: Rule, tensors: Arrays) -> np.ndarray:
         return np.zeros(rule.fill, np.float32)
     layers = [rule.join([tensors[name].astype(np.float32) for name in names]) for names in names_by_layer(rule)]
     return np.stack(layers) if rule.is_stacked else layers[0]
+
+
+def head_of(theirs: Mapping[str, Any]) -> str:
+    """The architecture without the family's name: "Model", "ForMaskedLM", "ForSequenceClassification", ..."""
+    architecture = (theirs.get("architectures") or ["Model"])[0]
+    return next((architecture[architecture.rindex(x) :] for x in ("For", "Model") if x in architecture), architecture)
 
 
 def under(name: str, rules: Sequence[Rule], layers: int = 0) -> list[Rule]:
@@ -116,6 +126,49 @@ def check_options(theirs: Mapping[str, Any], **expected: Any) -> None:
         allowed = value if isinstance(value, tuple) else (value,)
         if theirs.get(key, allowed[0]) not in allowed:
             raise UserError(f"cannot import {key}={theirs[key]!r}; only {' or '.join(map(repr, allowed))}")
+
+
+def check_head(theirs: Mapping[str, Any], *supported: str) -> None:
+    """Checks that the architecture ends (`head_of`) in one of the given ways.
+
+    Raises:
+      UserError: it does not.
+    """
+    if head_of(theirs) not in supported:
+        raise UserError(f"cannot import architectures={theirs['architectures']!r}; only ...{' or ...'.join(supported)}")
+
+
+# Joint tensors are divided before the rules are applied. `ends`: the end of a name without "weight" or "bias" -> the names
+# of the equal parts along the first axis: {"in_proj_": "qkv"} divides "x.in_proj_weight" into "x.in_proj_q.weight", ...
+
+
+def divided(tensors: Arrays, ends: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
+    """Divides joint tensors."""
+    found = dict(tensors)
+    for name, kind, parts in _joint(tensors, ends):
+        pieces = np.split(found.pop(name + kind), len(parts))
+        found |= {f"{name}{part}.{kind}": piece for part, piece in zip(parts, pieces, strict=True)}
+    return found
+
+
+def rejoined(tensors: Arrays, ends: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
+    """The inverse of `divided`."""
+    found = dict(tensors)
+    for first, kind, parts in _joint(tensors, {f"{end}{parts[0]}.": parts for end, parts in ends.items()}):
+        name = first.removesuffix(f"{parts[0]}.")
+        found[name + kind] = np.concatenate([found.pop(f"{name}{part}.{kind}") for part in parts])
+    return found
+
+
+def _joint(tensors: Arrays, ends: Mapping[str, Sequence[str]]) -> list[tuple[str, str, Sequence[str]]]:
+    """(name without its kind, its kind, parts) of every tensor whose name has one of the ends."""
+    return [
+        (name.removesuffix(kind), kind, parts)
+        for name in tensors
+        for end, parts in ends.items()
+        for kind in ("weight", "bias")
+        if name.endswith(end + kind)
+    ]
 
 
 # Rules for common layers. Their layout is torch's: linear weights are [out, in], convolution weights [out, in, ...].
@@ -145,6 +198,23 @@ def linear(ours: str, theirs: str, bias: tuple[int, ...] | None = None) -> list[
 def without_biases(rules: Sequence[Rule]) -> list[Rule]:
     """The rules without those of biases, for models without biases."""
     return [rule for rule in rules if not rule.ours.endswith("/bias")]
+
+
+def patches(ours: str, theirs: str, size: int, bias: tuple[int, ...] | None = None) -> list[Rule]:
+    """A patch embedding: a convolution [out, channel, row, column] in theirs, [row * column * channel, out] in ours."""
+    kernel = Rule(
+        f"{ours}/kernel",
+        (f"{theirs}.weight",),
+        lambda p: p[0].transpose(2, 3, 1, 0).reshape(size * size * 3, -1),
+        lambda w: [w.reshape(size, size, 3, -1).transpose(3, 2, 0, 1)],
+    )
+    return [kernel, *linear(ours, theirs, bias)[1:]]
+
+
+def row(ours: str, theirs: str, axes: int = 1) -> list[Rule]:
+    """A vector that has `axes` further axes of size 1 in front in theirs."""
+    ones = (0,) * axes
+    return [Rule(ours, (theirs,), lambda p: p[0][ones], lambda w: [np.expand_dims(w, tuple(range(axes)))])]
 
 
 def pointwise(ours: str, theirs: str, bias: tuple[int, ...] | None = None) -> list[Rule]:

@@ -1,27 +1,62 @@
-"""T5's text encoder (`T5EncoderModel`, or the encoder of `T5ForConditionalGeneration` of transformers)."""
+"""T5 and mT5 (`T5ForConditionalGeneration`, `MT5ForConditionalGeneration`, and their encoders, of transformers)."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmjax.interchange import bert, vit
-from mmjax.interchange.rules import Rule, heads_in, heads_out, linear, same, scale, under, without_biases
-from mmjax.models import BlockStyle, DistanceBuckets, Transformer
+from mmjax.interchange.directories import read_object
+from mmjax.interchange.rules import (
+    TENSORS,
+    Rule,
+    check_head,
+    head_of,
+    heads_in,
+    heads_out,
+    linear,
+    same,
+    scale,
+    under,
+    without_biases,
+)
+from mmjax.models import BlockStyle, DistanceBuckets, TextDecoder, Transformer
+from mmjax.tasks import Task, Write
 
-MODEL_TYPES = ("t5",)
-# Changes to an exported config.json, since the decoder is not exported.
-EXPORTED = {"architectures": ["T5EncoderModel"], "is_encoder_decoder": False}
+FAMILIES = {"t5": "T5", "mt5": "MT5"}  # the names of their classes
+MODEL_TYPES = tuple(FAMILIES)
+WORDS, READ_OUT = "shared.weight", "lm_head.weight"
 
 
 def part(theirs: dict[str, Any]) -> Transformer:
     """Our config of the encoder.
 
     Raises:
-      UserError: the model uses an activation that our Transformer does not support.
+      UserError: the model uses an option that our Transformer does not support.
     """
-    return Transformer(
+    check_head(theirs, "Model", "ForConditionalGeneration")
+    return Transformer(layers=theirs["num_layers"], **sizes(theirs))
+
+
+def decoder(theirs: dict[str, Any], tied: bool) -> TextDecoder:
+    """Our config of the decoder.
+
+    Args:
+      tied: there is no output projection beside the embeddings.
+    """
+    # transformers marks T5 1.1 and mT5, whose logits are not scaled, in one of two ways.
+    scaled = theirs.get("scale_decoder_outputs", theirs.get("tie_word_embeddings", True)) is not False
+    scaled = scaled and theirs["model_type"] == "t5"
+    layers = theirs.get("num_decoder_layers") or theirs["num_layers"]
+    return TextDecoder(
+        layers=layers, tied=tied, logit_scale=theirs["d_model"] ** -0.5 if scaled else 1.0, **sizes(theirs)
+    )
+
+
+def sizes(theirs: dict[str, Any]) -> dict[str, Any]:
+    """The fields that encoder and decoder have."""
+    return dict(
         vocabulary=theirs["vocab_size"],
-        layers=theirs["num_layers"],
         width=theirs["d_model"],
         heads=theirs["num_heads"],
         mlp=theirs["d_ff"],
@@ -52,44 +87,99 @@ def activation(theirs: dict[str, Any]) -> str:
     return vit.activation({"feed_forward_proj": name}, "feed_forward_proj")
 
 
+def writes(theirs: dict[str, Any]) -> bool:
+    """Whether the model has a decoder with an output projection."""
+    return head_of(theirs) == "ForConditionalGeneration"
+
+
+def tasks(theirs: dict[str, Any]) -> dict[str, Task]:
+    """Writing the text that follows from the input text, if the model has a decoder."""
+    if not writes(theirs):
+        return {}
+    ids = {"start_token": theirs.get("decoder_start_token_id") or 0, "end_token": theirs.get("eos_token_id", 1)}
+    writer = decoder(theirs, READ_OUT not in theirs[TENSORS])
+    return {"target": Write(reads=("text",), label="target", decoder=writer, projection=False, **ids)}
+
+
+def exported(theirs: dict[str, Any]) -> dict[str, Any]:
+    """The config.json of an export; the decoder of a model without an output projection is not imported."""
+    if writes(theirs):
+        return theirs
+    return theirs | {"architectures": [f"{FAMILIES[theirs['model_type']]}EncoderModel"], "is_encoder_decoder": False}
+
+
 def ignored(name: str) -> bool:
-    return name.startswith("decoder.") or name == "lm_head.weight"  # the decoder and its output projection
+    # Older files have numbers for the distances of cross-attention, which transformers does not use either.
+    return name == "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight" or not name.startswith(
+        ("encoder.", "shared.")
+    )
 
 
 def copies(theirs: dict[str, Any]) -> dict[str, str]:
     """Duplicate tensors: copy -> original."""
-    return {"encoder.embed_tokens.weight": "shared.weight"}
+    return {f"{tower}.embed_tokens.weight": WORDS for tower in ("encoder", "decoder")}
 
 
 def rules(theirs: dict[str, Any]) -> list[Rule]:
-    """Rules for every parameter of the encoder."""
-    block, heads = "encoder.block.{layer}.", theirs["num_heads"]
-    attend, feed = f"{block}layer.0.SelfAttention.", f"{block}layer.1.DenseReluDense."
-    found = same("embedding/embedding", "shared.weight")
+    """Rules for every parameter of the encoder, and of the decoder if the model writes."""
+    found = under("encoder", _tower(theirs, "encoder", "attention", ["SelfAttention"]), theirs["num_layers"])
+    if writes(theirs):
+        attentions = ["SelfAttention", "EncDecAttention"]
+        ours = _tower(theirs, "decoder", "self_attention", attentions)
+        ours += linear("logits", READ_OUT.removesuffix(".weight"))[:1] if READ_OUT in theirs[TENSORS] else []
+        found += under("decoder", ours, theirs.get("num_decoder_layers") or theirs["num_layers"])
+    return found
+
+
+def _tower(theirs: dict[str, Any], name: str, attention: str, attentions: list[str]) -> list[Rule]:
+    """The encoder or the decoder; the layers of a block are its attentions and the feed-forward."""
+    block, heads = f"{name}.block.{{layer}}.layer.", theirs["num_heads"]
+    attend = f"{block}0.{attentions[0]}."
+    found = same("embedding/embedding", WORDS)
     found += same("bucket/embedding", f"{attend}relative_attention_bias.weight".format(layer=0))
-    found += heads_in("layers/attention/qkv", [f"{attend}{x}" for x in "qkv"], heads)
-    found += heads_out("layers/attention/out", f"{attend}o", heads)
+    found += heads_in(f"layers/{attention}/qkv", [f"{attend}{x}" for x in "qkv"], heads)
+    found += heads_out(f"layers/{attention}/out", f"{attend}o", heads)
+    found += scale(f"layers/{attention}_norm", f"{block}0.layer_norm")
+    if len(attentions) > 1:
+        cross = f"{block}1.{attentions[1]}."
+        found += heads_in("layers/cross_attention/query", [f"{cross}q"], heads)
+        found += heads_in("layers/cross_attention/key_value", [f"{cross}k", f"{cross}v"], heads)
+        found += heads_out("layers/cross_attention/out", f"{cross}o", heads)
+        found += scale("layers/cross_attention_norm", f"{block}1.layer_norm")
+    last = f"{block}{len(attentions)}."
     feed_forward = {"gate": "wi_0", "up": "wi_1", "down": "wo"} if gated(theirs) else {"up": "wi", "down": "wo"}
-    for ours, name in feed_forward.items():
-        found += linear(f"layers/mlp/{ours}", f"{feed}{name}")
-    found += scale("layers/attention_norm", f"{block}layer.0.layer_norm")
-    found += scale("layers/mlp_norm", f"{block}layer.1.layer_norm")
-    found += scale("norm", "encoder.final_layer_norm")
-    return under("encoder", without_biases(found), theirs["num_layers"])
+    for ours, theirs_ in feed_forward.items():
+        found += linear(f"layers/mlp/{ours}", f"{last}DenseReluDense.{theirs_}")
+    found += scale("layers/mlp_norm", f"{last}layer_norm") + scale("norm", f"{name}.final_layer_norm")
+    return without_biases(found)
 
 
 def outputs(
     source: Any, part_: Transformer, parameters: dict[str, np.ndarray], seed: int
 ) -> dict[str, list[tuple[Any, Any]]]:
-    """Outputs of both models for two texts, one of them longer than the largest relative-position bucket."""
+    """Outputs of both encoders for two texts, and next-token logits for a text that reads a third one.
+
+    Two texts are longer than the largest distance that has a bucket of its own.
+    """
     import torch
     import transformers
 
     from mmjax.interchange.convert import tree
 
-    reference = transformers.T5EncoderModel.from_pretrained(source, local_files_only=True, dtype=torch.float32).eval()
+    theirs = read_object(Path(source) / "config.json")
+    kind = f"{FAMILIES[theirs['model_type']]}{'ForConditionalGeneration' if writes(theirs) else 'EncoderModel'}"
+    model = getattr(transformers, kind).from_pretrained(source, local_files_only=True, dtype=torch.float32).eval()
     lengths = (7, part_.positions.max_distance + 5)
-    pairs = bert.compare_texts(
-        lambda ids: reference(ids).last_hidden_state, part_, tree(parameters, "encoder"), seed, lengths
-    )
-    return {"encoder": pairs}
+    encode = vit.last_tokens(model.get_encoder())
+    pairs = {"encoder": bert.compare_texts(encode, part_, tree(parameters, "encoder"), seed, lengths)}
+    if writes(theirs):
+        writer = decoder(theirs, "decoder/logits/kernel" not in parameters)
+        read = np.random.default_rng(seed).integers(0, part_.vocabulary, (1, 6))
+        context = encode(torch.tensor(read))
+
+        def logits(ids):
+            return model(encoder_outputs=(context,), decoder_input_ids=ids).logits
+
+        own = tree(parameters, "decoder")
+        pairs["decoder"] = bert.compare_texts(logits, writer, own, seed, lengths[1:], context=context.numpy())
+    return pairs

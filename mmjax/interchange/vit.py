@@ -1,11 +1,24 @@
 """Vision Transformers (`ViTModel` and `DeiTModel` of transformers, and their classification models)."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from mmjax.errors import UserError
-from mmjax.interchange.rules import Rule, check_options, heads_in, heads_out, linear, norm, same, under
+from mmjax.interchange.rules import (
+    TENSORS,
+    Rule,
+    check_options,
+    heads_in,
+    heads_out,
+    linear,
+    norm,
+    patches,
+    row,
+    under,
+)
 from mmjax.models import BlockStyle, ClassPool, LearnedGrid, PixelNormalisation, ViT
 from mmjax.tasks import Classify, Task
 
@@ -20,6 +33,9 @@ BESIDE = {
         "distillation_head/logits": "distillation_classifier",
     },
 }
+# Defaults of image processors. The numbers of ImageNet are those of torchvision.
+HALF = PixelNormalisation()
+IMAGENET = PixelNormalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 # Their names of activations -> ours.
 ACTIVATIONS = {name: name for name in ("gelu", "quick_gelu", "relu", "silu")}
 ACTIVATIONS |= {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
@@ -44,10 +60,10 @@ def part(theirs: dict[str, Any]) -> ViT:
     )
 
 
-def normalisation(theirs: dict[str, Any]) -> PixelNormalisation:
-    """Pixel mean and standard deviation from their image processor; our defaults equal its defaults."""
+def normalisation(theirs: dict[str, Any], default: PixelNormalisation = HALF) -> PixelNormalisation:
+    """Pixel mean and standard deviation from their image processor; `default`: those of the family's processor."""
     names = {"mean": "image_mean", "std": "image_std"}
-    return PixelNormalisation(**{ours: tuple(theirs[name]) for ours, name in names.items() if name in theirs})
+    return dataclasses.replace(default, **{ours: tuple(theirs[name]) for ours, name in names.items() if name in theirs})
 
 
 def activation(theirs: dict[str, Any], key: str = "hidden_act") -> str:
@@ -79,45 +95,39 @@ def ignored(name: str) -> bool:
     return False
 
 
-def patches(ours: str, theirs: str, size: int) -> list[Rule]:
-    """The patch embedding: a convolution [out, channel, row, column] in theirs, [row * column * channel, out] here."""
-    kernel = Rule(
-        f"{ours}/kernel",
-        (f"{theirs}.weight",),
-        lambda p: p[0].transpose(2, 3, 1, 0).reshape(size * size * 3, -1),
-        lambda w: [w.reshape(size, size, 3, -1).transpose(3, 2, 0, 1)],
-    )
-    return [kernel, *same(f"{ours}/bias", f"{theirs}.bias")]
-
-
 def rules(theirs: dict[str, Any]) -> list[Rule]:
     """Rules for every parameter of the encoder, and of "pooler", "head" and (DeiT) "distillation_head" if present."""
-    kind, beside = theirs["model_type"], _beside(theirs)
-    root = "" if beside is POOLER else f"{kind}."
-    block, layer, heads = root + "encoder.layer.{layer}.", "layers", theirs["num_attention_heads"]
-    found = patches("embedding", f"{root}embeddings.patch_embeddings.projection", theirs["patch_size"])
-    token, place = f"{root}embeddings.cls_token", f"{root}embeddings.position_embeddings"
-    found.append(Rule("class_token", (token,), lambda p: p[0][0, 0], lambda w: [w[None, None]]))
-    found.append(Rule("place/embedding", (place,), lambda p: p[0][0], lambda w: [w[None]]))
-    if kind == "deit":
-        distillation = f"{root}embeddings.distillation_token"
-        found.append(Rule("registers", (distillation,), lambda p: p[0][0], lambda w: [w[None]]))
+    block, layer, heads = "encoder.layer.{layer}.", "layers", theirs["num_attention_heads"]
+    found = patches("embedding", "embeddings.patch_embeddings.projection", theirs["patch_size"])
+    found += row("class_token", "embeddings.cls_token", axes=2)
+    found += row("place/embedding", "embeddings.position_embeddings")
+    if theirs["model_type"] == "deit":
+        found += row("registers", "embeddings.distillation_token")
     found += norm(f"{layer}/attention_norm", f"{block}layernorm_before")
     found += norm(f"{layer}/mlp_norm", f"{block}layernorm_after")
-    names = [f"{block}attention.attention.{x}" for x in ("query", "key", "value")]
-    found += heads_in(f"{layer}/attention/qkv", names, heads)
-    found += heads_out(f"{layer}/attention/out", f"{block}attention.output.dense", heads)
-    found += linear(f"{layer}/mlp/up", f"{block}intermediate.dense") + linear(
-        f"{layer}/mlp/down", f"{block}output.dense"
-    )
-    found += norm("norm", f"{root}layernorm")
+    found += attention(f"{layer}/attention", block, heads)
+    found += linear(f"{layer}/mlp/up", f"{block}intermediate.dense")
+    found += linear(f"{layer}/mlp/down", f"{block}output.dense")
+    found += norm("norm", "layernorm")
     found = under("encoder", found, theirs["num_hidden_layers"])
-    return found + [rule for ours, name in beside.items() for rule in linear(ours, name)]
+    return found + [rule for ours, name in _beside(theirs).items() for rule in linear(ours, name)]
+
+
+def attention(ours: str, block: str, heads: int) -> list[Rule]:
+    """The attention of ViT's and DINOv2's blocks."""
+    names = [f"{block}attention.attention.{x}" for x in ("query", "key", "value")]
+    return heads_in(f"{ours}/qkv", names, heads) + heads_out(f"{ours}/out", f"{block}attention.output.dense", heads)
+
+
+def current(theirs: dict[str, Any], name: str) -> str:
+    """The name of a tensor in the model without its head."""
+    return name.removeprefix(f"{theirs['model_type']}.")
 
 
 def _beside(theirs: dict[str, Any]) -> dict[str, str]:
     """The linear layers after the encoder: our paths -> their names."""
-    return BESIDE.get((theirs.get("architectures") or [""])[0], POOLER)
+    heads = BESIDE.get((theirs.get("architectures") or [""])[0], POOLER)
+    return {} if heads is POOLER and "pooler.dense.weight" not in theirs[TENSORS] else heads
 
 
 def outputs(source: Any, part_: ViT, parameters: dict[str, np.ndarray], seed: int) -> dict[str, list[tuple[Any, Any]]]:
@@ -126,11 +136,23 @@ def outputs(source: Any, part_: ViT, parameters: dict[str, np.ndarray], seed: in
     import transformers
 
     reference = transformers.AutoModel.from_pretrained(source, local_files_only=True, dtype=torch.float32).eval()
-    return {"encoder": compare_pictures(reference, part_, parameters, seed)}
+    return {"encoder": compare_pictures(last_tokens(reference), part_, parameters, seed)}
 
 
-def compare_pictures(reference: Any, part_: ViT, parameters: Any, seed: int) -> list[tuple[Any, Any]]:
-    """Runs both encoders on two random pictures."""
+def last_tokens(reference: Any) -> Callable[[Any], Any]:
+    """A model of theirs as a function from its input to its last tokens."""
+    return lambda x: reference(x).last_hidden_state
+
+
+def compare_pictures(
+    reference: Callable[[Any], Any], part_: ViT, parameters: Any, seed: int, name: str = "encoder"
+) -> list[tuple[Any, Any]]:
+    """Runs both encoders on two random pictures.
+
+    Args:
+      reference: pixels [B, 3, H, W] -> tokens [B, T, W].
+      name: the name of our encoder in the paths of `parameters`.
+    """
     import jax
     import jax.numpy as jnp
     import torch
@@ -149,7 +171,7 @@ def compare_pictures(reference: Any, part_: ViT, parameters: Any, seed: int) -> 
         places = np.concatenate([special, places])
         streams.append(Stream(features, np.ones(len(features), np.int32), places.astype(np.int32)))
     batch = Stream(*(jnp.stack(parts) for parts in zip(*streams, strict=True)))
-    ours = jax.jit(part_.apply)({"params": tree(parameters, "encoder")}, batch)
+    ours = jax.jit(part_.apply)({"params": tree(parameters, name)}, batch)
     normalised = torch.tensor((pictures / 255.0 - part_.pixels.mean) / part_.pixels.std).permute(0, 3, 1, 2).float()
     kept = np.flatnonzero(ours.mask[0])
-    return [(ours.features[:, kept], reference(normalised).last_hidden_state.numpy()[:, kept])]
+    return [(ours.features[:, kept], reference(normalised).numpy()[:, kept])]

@@ -12,7 +12,9 @@ from mmjax.interchange.directories import read_object
 
 TOKENIZER = "tokenizer.json"
 CHAT = (CONFIG, FILE)
-SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+SENTENCEPIECE = ("tokenizer.model", "spiece.model")
+# XLM-RoBERTa's model does not have the ids of the network: in transformers, other special tokens come first.
+OTHER_IDS = "sentencepiece.bpe.model"
 # Character vocabularies of wav2vec 2.0 and similar models (`Wav2Vec2CTCTokenizer` of transformers).
 CHARACTERS = "vocab.json"
 ABOUT_CHARACTERS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -41,7 +43,20 @@ def keep(source: Path, out: Path, blank: int | None) -> list[str]:
             _copy((CHARACTERS, *ABOUT_CHARACTERS), source, out)
     except OSError as error:
         raise UserError(f"cannot copy the tokenizer of {source} to {out}: {error.strerror or error}") from None
-    return [x for x in (*SENTENCEPIECE, CHARACTERS) if (source / x).is_file() and not (out / x).is_file()]
+    names = (*SENTENCEPIECE, CHARACTERS, OTHER_IDS)
+    return [x for x in names if (source / x).is_file() and not (out / x).is_file()]
+
+
+def read_mask(source: Path) -> dict[str, int | None]:
+    """{"mask_token_id": the id of the mask, or None} of a directory with a tokenizer.json; empty if it has none."""
+    if not (source / TOKENIZER).is_file():
+        return {}
+    settings: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        settings |= read_object(source / name) if (source / name).is_file() else {}
+    mask = _name(settings, "mask_token", "[MASK]")
+    added = read_object(source / TOKENIZER).get("added_tokens", ())
+    return {"mask_token_id": next((token["id"] for token in added if token["content"] == mask), None)}
 
 
 def give_back(source: Path, out: Path) -> None:

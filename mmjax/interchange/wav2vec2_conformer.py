@@ -55,11 +55,10 @@ def ignored(name: str) -> bool:
     return name.endswith(("num_batches_tracked", "embed_positions.inv_freq"))  # a counter, and a constant table
 
 
-def unpack(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def current(theirs: dict[str, Any], name: str) -> str:
     """Renames the two parts of a normalised weight from the names in older files."""
-    for old, new in OLD_NAMES.items():
-        tensors = {name.replace(f"{POSITIONS}.{old}", f"{POSITIONS}.{new}"): x for name, x in tensors.items()}
-    return tensors
+    start, _, last = name.rpartition(".")
+    return f"{start}.{OLD_NAMES.get(last, last)}" if start.endswith(POSITIONS) else name
 
 
 def rules(theirs: dict[str, Any]) -> list[Rule]:

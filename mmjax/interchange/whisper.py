@@ -1,4 +1,4 @@
-"""Whisper's encoder and decoder (`WhisperForConditionalGeneration` of transformers)."""
+"""Whisper's encoder and decoder (`WhisperForConditionalGeneration` and `WhisperModel` of transformers)."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from mmjax.errors import UserError
 from mmjax.interchange.directories import read_object
 from mmjax.interchange.recordings import Pairs, Reference, compare_speech, recordings
-from mmjax.interchange.rules import Rule, check_options, heads_in, heads_out, linear, norm, same, under
+from mmjax.interchange.rules import Rule, check_head, check_options, heads_in, heads_out, linear, norm, same, under
 from mmjax.models import BlockStyle, Learned, TextDecoder, WhisperEncoder, WhisperLogMel
 from mmjax.tasks import Task, Write
 
@@ -27,6 +27,7 @@ def part(theirs: dict[str, Any]) -> WhisperEncoder:
     """
     if theirs["activation_function"] != "gelu" or theirs.get("scale_embedding"):
         raise UserError("cannot import a Whisper with scale_embedding, or with another activation than gelu")
+    check_head(theirs, "Model", "ForConditionalGeneration")
     check_options(theirs, hop_length=160, n_fft=400, sampling_rate=16_000)
     return WhisperEncoder(
         front_end=WhisperLogMel(bins=theirs["num_mel_bins"]),
@@ -79,6 +80,11 @@ def prefixes(theirs: dict[str, Any]) -> dict[str, tuple[str, ...]]:
 def tied(theirs: dict[str, Any]) -> bool:
     """Whether the output projection shares the embeddings, as in all published models."""
     return theirs.get("tie_word_embeddings", True)
+
+
+def current(theirs: dict[str, Any], name: str) -> str:
+    """A `WhisperModel` has no prefix; its read-out is that of the embeddings."""
+    return f"model.{name}" if name.startswith(("encoder.", "decoder.")) else name
 
 
 def ignored(name: str) -> bool:

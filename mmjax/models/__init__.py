@@ -36,8 +36,16 @@ from mmjax.models.media import MediaFusion
 from mmjax.models.multimodal import Multimodal
 from mmjax.models.patch_decoder import PatchDecoder
 from mmjax.models.pixels import PixelNormalisation
-from mmjax.models.pooling import AttentionPool, ClassPool, MeanPool, Pool
-from mmjax.models.positions import DistanceBuckets, Learned, LearnedGrid, Rotary, SinCos
+from mmjax.models.pooling import AttentionPool, ClassPool, LastPool, MeanPool, Pool
+from mmjax.models.positions import (
+    CentredRotary,
+    DistanceBuckets,
+    Learned,
+    LearnedAndBuckets,
+    LearnedGrid,
+    Rotary,
+    SinCos,
+)
 from mmjax.models.projectors import MLP, Linear, Projector, Resampler
 from mmjax.models.recurrent import BiLSTM
 from mmjax.models.rotary_scaling import LinearScaling, Llama3Scaling, YarnScaling

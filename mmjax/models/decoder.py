@@ -16,7 +16,7 @@ from mmjax.models.encoder import check_attention
 from mmjax.models.layer_attention import LayerAttention, SlidingWindow, check_layers, layer_attention
 from mmjax.models.layers import dense
 from mmjax.models.media import TEXT_ALONE, Joined
-from mmjax.models.positions import Learned, Rotary
+from mmjax.models.positions import DistanceBuckets, Learned, Rotary
 from mmjax.models.published import published
 from mmjax.models.soft_tokens import merged
 from mmjax.models.transformer import embed, feed_forward
@@ -48,13 +48,14 @@ class DecoderBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x, text: Stream, times, context: Stream | None, cache: Cache | None, cached, layer: LayerAttention
+        self, x, text: Stream, times, bias, context: Stream | None, cache: Cache | None, cached, layer: LayerAttention
     ):
         """Returns the tokens [B, T, W] and, with a cache, this layer's keys and values (of tokens, of context).
 
         Args:
           text: segments and positions of the tokens (its features are not read).
           times: [B, T] of the tokens for causality; None: their positions.
+          bias: [B, H, T, S] of self-attention, from positions; None: there is none.
           context: features (None if the cache has their keys and values) and segments.
           cache: segments and times of all slots, including these tokens, and the first slot of these tokens.
           cached: this layer's part of `Cache.layers`.
@@ -72,10 +73,10 @@ class DecoderBlock(nn.Module):
             own_times = text.positions if times is None else times
             if cache is None:
                 segments, in_order = text.segments, times is None
-                tokens = (query, new, segments, segments, own_times, own_times)
+                tokens = (query, new, segments, segments, own_times, own_times, bias)
                 return module.attend(*tokens, window=layer.window, in_order=in_order, packed=True)
             own = own.write(new, cache.used)
-            tokens = (query, own, text.segments, cache.segments, own_times, cache.times)
+            tokens = (query, own, text.segments, cache.segments, own_times, cache.times, bias)
             return module.attend(*tokens, window=layer.window)
 
         def cross_attention(y):
@@ -118,6 +119,7 @@ class TextDecoder(Tower, kw_only=True):
       tied: the logits are products with the table of embeddings (Press and Wolf 2017, arXiv:1608.05859).
       scaled_embeddings: embeddings are multiplied by the square root of the width (Vaswani et al. 2017, section 3.4).
       soft_cap: logits x become soft_cap tanh(x / soft_cap) (Gemma 2, arXiv:2408.00118); None: no cap.
+      logit_scale: factor of the logits; 1 / sqrt(width) in T5 with tied embeddings.
     """
 
     vocabulary: int | None = None  # number of ids; None: as many as the tokenizer of the data has
@@ -125,7 +127,7 @@ class TextDecoder(Tower, kw_only=True):
     width: int = 256  # features of a token
     heads: int = 4  # attention heads
     mlp: int = 1024  # hidden features of the feed-forward
-    positions: Rotary | Learned = Rotary()  # how positions enter the computation
+    positions: Rotary | Learned | DistanceBuckets = Rotary()  # how positions enter the computation
     sliding_window: SlidingWindow | None = None  # layers in which a token sees only the last tokens
     unrotated: tuple[int, ...] = ()  # layers, from 0, without rotary positions
     cross_attention: bool = True  # blocks attend to the encoders, too
@@ -133,6 +135,7 @@ class TextDecoder(Tower, kw_only=True):
     scaled_embeddings: bool = False  # multiply embeddings by the square root of the width
     soft_cap: float | None = None  # logits stay between -soft_cap and soft_cap; None: no cap
     block: BlockStyle = BlockStyle()  # the style of the blocks
+    logit_scale: float = 1.0  # factor of the logits
 
     def resolved(self, needed: int) -> "TextDecoder":
         """The decoder with `needed` ids, if its vocabulary is left to the data."""
@@ -229,19 +232,23 @@ class TextDecoder(Tower, kw_only=True):
             put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=cache.used, axis=1)
             new_times = put(cache.times, text.positions if times is None else times)
             cache = cache._replace(segments=put(cache.segments, text.segments), times=new_times)
+        bias = self.positions.bias(text.positions, self, True, cache and cache.times)
+        if bias is not None and cache is not None and prefix is not None:
+            raise ValueError("a decoder with distances of tokens has no prefix in its cache, which has times alone")
         blocks = self.stack(
             DecoderBlock,
             self.settings(train),
-            constants=4,
+            constants=5,
             per_layer=2,
             inserted=joined.inserted,
             cross_attention=self.cross_attention,
         )
-        shared = (text, times, self._context(context, cache), cache and cache._replace(layers=None))
+        shared = (text, times, bias, self._context(context, cache), cache and cache._replace(layers=None))
         x, layers = blocks(x, *shared, cache and cache.layers, layer_attention(self, self.head_width))
         if cache is not None:
             cache = cache._replace(layers=layers, used=cache.used + text.segments.shape[1])
         x = (x if self.block.post_norm else norm(x)).astype(jnp.float32)
+        x = x if self.logit_scale == 1.0 else x * self.logit_scale
         if chosen is not None:
             x = jnp.take_along_axis(x, chosen[..., None], axis=1)
             text = Stream(None, *(jnp.take_along_axis(a, chosen, axis=1) for a in text[1:]))

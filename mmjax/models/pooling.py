@@ -4,7 +4,7 @@ An encoder always returns tokens; the task that reads them chooses the pool. Lik
 of an example, so its result is aligned with the labels. The slot of an example without tokens is empty.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -14,9 +14,9 @@ from mmjax.errors import UserError
 from mmjax.models.attend import AUTO, Selection
 from mmjax.models.attention import MultiHeadAttention
 from mmjax.models.blocks import BlockStyle
-from mmjax.models.layers import ACTIVATIONS, FeedForward
+from mmjax.models.layers import ACTIVATIONS, FeedForward, dense
 from mmjax.models.roles import parameter
-from mmjax.models.segments import having, mean
+from mmjax.models.segments import having, mean, same_segment
 from mmjax.stream import Stream, only_tokens
 from mmjax.tree import setting
 
@@ -51,7 +51,14 @@ class MeanPool(Pool, kw_only=True):
 
 
 class ClassPool(Pool, kw_only=True):
-    """The class token: the token before the patches of an image, or the first token of a text."""
+    """The class token: the token before the patches of an image, or the first token of a text.
+
+    Attributes:
+      activation: of a linear layer after it, as in BERT's heads for classes; None: no layer.
+    """
+
+    activation: Literal["tanh", "relu", "gelu"] | None = None  # of a linear layer after it; None: no layer
+    dtype: Any = setting(jnp.float32)
 
     def check(self, path: str, name: str, encoder: Any) -> None:
         if not encoder.class_token:
@@ -62,8 +69,26 @@ class ClassPool(Pool, kw_only=True):
         """[B, T, W] and the slots of the examples [B, N] -> [B, N, W]."""
         at = stream.positions
         first = at == 0 if at.ndim == 2 else (at[..., 0] < 0) & (at[..., 1] == 0)
-        stream = stream._replace(segments=jnp.where(first, stream.segments, 0))
-        return _mean(stream, examples)
+        found = _mean(stream._replace(segments=jnp.where(first, stream.segments, 0)), examples)
+        if self.activation is None:
+            return found
+        x = dense(found.features.shape[-1], ("embed", "mlp"), self.dtype, "dense")(found.features)
+        return found._replace(features={"tanh": nn.tanh, **ACTIVATIONS}[self.activation](x))
+
+
+class LastPool(Pool, kw_only=True):
+    """The last token of a text, as in CLIP, and in embeddings from a causal language model."""
+
+    def check(self, path: str, name: str, encoder: Any) -> None:
+        if encoder.stream != "text":
+            raise UserError(f"{path} is a LastPool, but model.encoders.{name} is no encoder of texts")
+
+    @nn.compact
+    def __call__(self, stream: Stream, examples: Stream) -> Stream:
+        """[B, T, W] and the slots of the examples [B, N] -> [B, N, W]."""
+        stream = only_tokens(stream)
+        last = stream._replace(segments=jnp.where(same_segment(stream.segments, 1), 0, stream.segments))
+        return _mean(last, examples)
 
 
 class AttentionPool(Pool, kw_only=True):

@@ -64,8 +64,14 @@ class TextPositions(Positions):
 
     kind = "text positions"
 
-    def bias(self, positions: jax.Array, heads: int, causal: bool) -> jax.Array | None:
-        """What is added to attention scores, float32 [B, H, T, T], for positions [B, T]; None: nothing."""
+    def bias(self, positions: jax.Array, tower: Any, causal: bool, keys: jax.Array | None = None) -> jax.Array | None:
+        """What is added to attention scores before they are scaled, float32 [B, H, T, S]; None: nothing.
+
+        Args:
+          positions: [B, T] of queries.
+          tower: the calling module, with the fields `heads`, `width` and `block`.
+          keys: positions [B, S] of keys; None: those of queries.
+        """
         return None
 
 
@@ -74,6 +80,10 @@ class ImagePositions(Positions):
     """The base class of positions for `ViT`."""
 
     kind = "image positions"
+
+    def coordinates(self, image: Stream, tower: Any) -> jax.Array:
+        """What `rotate` gets in each block: [B, T, 2], by default rows and columns."""
+        return image.positions
 
 
 @part
@@ -162,11 +172,13 @@ class Learned(TextPositions):
     """
 
     length: int = 512  # tokens of the longest text
+    offset: int = 0  # rows of the table before that of the first position, which are unused, as in RoBERTa
 
     def add(self, x: jax.Array, stream: Stream, tower: Any) -> jax.Array:
         init = parameter("embedding", nn.initializers.normal(0.02), (None, "embed"))
-        places = nn.Embed(self.length, x.shape[-1], embedding_init=init, dtype=tower.dtype, name="place")
-        return x + places(stream.positions)
+        rows = self.length + self.offset
+        places = nn.Embed(rows, x.shape[-1], embedding_init=init, dtype=tower.dtype, name="place")
+        return x + places(stream.positions + self.offset if self.offset else stream.positions)
 
 
 @part
@@ -185,11 +197,21 @@ class DistanceBuckets(TextPositions):
                 f"{path}.positions.buckets={self.buckets} must be at least 4, and less than twice max_distance"
             )
 
-    def bias(self, positions: jax.Array, heads: int, causal: bool) -> jax.Array:
+    def bias(self, positions: jax.Array, tower: Any, causal: bool, keys: jax.Array | None = None) -> jax.Array:
         init = parameter("embedding", nn.initializers.normal(0.02), (None, "heads"))
-        table = nn.Embed(self.buckets, heads, embedding_init=init, name="bucket")
-        buckets = bucket_of(positions[:, None, :] - positions[:, :, None], self.buckets, self.max_distance, causal)
-        return table(buckets).transpose(0, 3, 1, 2)
+        table = nn.Embed(self.buckets, tower.heads, embedding_init=init, name="bucket")
+        distances = (positions if keys is None else keys)[:, None, :] - positions[:, :, None]
+        return table(bucket_of(distances, self.buckets, self.max_distance, causal)).transpose(0, 3, 1, 2)
+
+
+@part
+class LearnedAndBuckets(Learned, DistanceBuckets):
+    """A learned vector for each position, and numbers that are added to scaled scores (MPNet, Song et al. 2020,
+    arXiv:2004.09297)."""
+
+    def bias(self, positions: jax.Array, tower: Any, causal: bool, keys: jax.Array | None = None) -> jax.Array:
+        head_width = tower.block.head_width or tower.width // tower.heads
+        return super().bias(positions, tower, causal, keys) * head_width**0.5
 
 
 @part
@@ -235,6 +257,38 @@ class LearnedGrid(ImagePositions):
         return x + code
 
 
+@part
+class CentredRotary(ImagePositions):
+    """Rotary positions relative to the centre of the image, in units of half its sides (DINOv3, Siméoni et al. 2025,
+    arXiv:2508.10104).
+
+    The centre of a patch has coordinates from -1 to 1. A class token and registers are not rotated. Feature i and feature
+    i + D / 2 of a head are a pair; half of the pairs are rotated by the row, the others by the column.
+    """
+
+    base: float = 100.0  # of the frequencies
+
+    needs_grid = True
+
+    def check(self, path: str, width: int, head_width: int, dimensions: int = 1) -> None:
+        if head_width % 4:
+            raise UserError(f"{path}: rotary positions of images need heads whose width divides by 4")
+
+    def coordinates(self, image: Stream, tower: Any) -> jax.Array:
+        """[B, T, 2] float32: coordinates from -1 to 1; 0 of a class token and registers."""
+        if tower.max_patches is None:
+            grid = tower.image_size // tower.patch
+        else:
+            grid = jnp.maximum(maximum_of_example(image.positions, image.segments), 0) + 1
+        centred = 2.0 * (image.positions + 0.5) / grid - 1.0
+        return jnp.where(image.positions[..., :1] < 0, 0.0, centred)
+
+    def rotate(self, x: jax.Array, positions: jax.Array, rotation: Rotation | None = None) -> jax.Array:
+        quarter = x.shape[-1] // 4
+        angles = positions[:, None, :, :, None] * 2 * np.pi * frequencies_of(quarter, self.base)  # [B, 1, T, 2, D / 4]
+        return turned(x, angles.reshape(*angles.shape[:3], 2 * quarter))
+
+
 def is_register(positions: jax.Array) -> jax.Array:
     """[B, T] bool, from positions [B, T, 2] of an image: row -1 holds the class token in column 0, then registers."""
     return (positions[..., 0] < 0) & (positions[..., 1] > 0)
@@ -264,12 +318,16 @@ def frequencies_of(count: int, base: float) -> jax.Array:
 
 def rotated(x: jax.Array, positions: jax.Array, rotation: Rotation) -> jax.Array:
     """Queries or keys [B, H, T, D] rotated by positions [B, T]."""
-    half = rotation.frequencies.shape[-1]
-    angles = positions[:, None, :, None] * rotation.frequencies
-    sine, cosine = jnp.sin(angles) * rotation.magnitude, jnp.cos(angles) * rotation.magnitude
+    return turned(x, positions[:, None, :, None] * rotation.frequencies, rotation.magnitude)
+
+
+def turned(x: jax.Array, angles: jax.Array, magnitude: float = 1.0) -> jax.Array:
+    """x [B, H, T, D] with feature i and feature i + N rotated by the angles [B, 1, T, N]; further features stay."""
+    half = angles.shape[-1]
+    sine, cosine = jnp.sin(angles) * magnitude, jnp.cos(angles) * magnitude
     first, second = x[..., :half].astype(jnp.float32), x[..., half : 2 * half].astype(jnp.float32)
-    turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
-    return jnp.concatenate([turned.astype(x.dtype), x[..., 2 * half :]], axis=-1)
+    pairs = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+    return jnp.concatenate([pairs.astype(x.dtype), x[..., 2 * half :]], axis=-1)
 
 
 def sincos(positions: jax.Array, width: int, base: float = 10_000.0) -> jax.Array:

@@ -135,7 +135,7 @@ class Transformer(TextEncoder, Tower, kw_only=True):
         norm = self.block.normalise(self.dtype, "norm")
         x = nn.Dropout(self.dropout, deterministic=not train)(norm(x) if self.block.post_norm else x)
         blocks = self.stack(TransformerBlock, self.settings(train, packed=True), constants=3)
-        bias = self.positions.bias(text.positions, self.heads, self.causal)
+        bias = self.positions.bias(text.positions, self, self.causal)
         x, _ = blocks(x, text.segments, text.positions, bias)
         return only_tokens(text._replace(features=x if self.block.post_norm else norm(x)))
 

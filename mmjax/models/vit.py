@@ -53,6 +53,7 @@ class ViT(ImageEncoder, Tower, kw_only=True):
     max_patches: int | None = None  # of an image that keeps its aspect ratio; None: all are image_size squares
     block: BlockStyle = BlockStyle()  # the style of the blocks
     pixels: PixelNormalisation = PixelNormalisation()  # normalisation of pixels
+    input_norm: bool = False  # normalise the tokens before the first block, as CLIP does
 
     hideable = ("patches",)
 
@@ -95,9 +96,11 @@ class ViT(ImageEncoder, Tower, kw_only=True):
         x = self.pixels(image.features).astype(self.dtype)
         x = dense(self.width, (None, "embed"), self.dtype, "embedding")(x)
         x = self.positions.add(self._special_tokens(x, image.positions), image, self)
+        if self.input_norm:
+            x = self.block.normalise(self.dtype, "input_norm")(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         blocks = self.stack(TransformerBlock, self.settings(train, packed=True), constants=2)
-        x, _ = blocks(x, image.segments, image.positions)
+        x, _ = blocks(x, image.segments, self.positions.coordinates(image, self))
         x = self.block.normalise(self.dtype, "norm")(x)
         image = image._replace(features=x, segments=jnp.where(is_register(image.positions), 0, whole.segments))
         return unfold(only_tokens(image), rows)

@@ -1,8 +1,9 @@
 """Contrastive learning and retrieval between two modalities."""
 
+import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.errors import UserError
+from mmjax.errors import UserError, nearest
 from mmjax.losses import contrastive
 from mmjax.losses.contrastive import Rule
 from mmjax.models.layers import dense
+from mmjax.models.pooling import Pool
 from mmjax.models.roles import parameter
 from mmjax.models.segments import having, mean
 from mmjax.models.task import Encoded, Facts, Item, Output, Sums, Task
@@ -24,7 +26,8 @@ from mmjax.tasks.retrieval import recalls
 class Contrast(Task, kw_only=True):
     """Brings two modalities of an example together, and those of different examples apart (`mmjax.losses.contrastive`).
 
-    The mean token of each modality is projected and normalised. The scale and the bias of the logits are learned.
+    One vector of each modality, by default its mean token, is projected and normalised. The scale and the bias of the
+    logits are learned.
     """
 
     between: tuple[str, ...]  # two encoders
@@ -34,6 +37,9 @@ class Contrast(Task, kw_only=True):
     bias: float = -10.0  # first bias of the logits; it has no effect in CLIP
     limit: float | None = None  # the largest scale: 100 in CLIP
     chunks: int = 8  # number of steps in which a batch is compared; a multiple of the number of devices is best
+    pool: Mapping[str, Pool] = dataclasses.field(
+        default_factory=dict
+    )  # one vector from the tokens of an encoder, by its name; others: the mean token
 
     labelled = False
     grouped = False
@@ -48,6 +54,10 @@ class Contrast(Task, kw_only=True):
             raise UserError(f"{path}.scale={self.scale} is more than its limit of {self.limit}")
         if self.rule == "softmax" and self.limit is None:
             raise UserError(f"{path}.limit is not set; CLIP keeps the scale of its logits below 100")
+        for name, pool in self.pool.items():
+            if name not in self.between:
+                raise UserError(f"{path}.pool has '{name}', which is not compared{nearest(name, self.between)}")
+            pool.check(f"{path}.pool.{name}", name, config.model.encoders[name])
         if not any(set(self.between) <= set(subset.split("+")) for subset in config.data.subsets):
             raise UserError(f"{path} compares {' and '.join(self.between)}, but no subset in data.subsets has both")
 
@@ -60,7 +70,7 @@ class Contrast(Task, kw_only=True):
         """
         examples = encoded.batch["examples"]
         (a, has_first), (b, has_second) = (
-            self._vectors(name, encoded.streams[source], examples)
+            self._vectors(name, source, encoded.streams[source], examples)
             for name, source in zip(("first", "second"), self.between, strict=True)
         )
         log_scale = self.param("log_scale", parameter("gate", nn.initializers.constant(math.log(self.scale)), ()), ())
@@ -76,9 +86,12 @@ class Contrast(Task, kw_only=True):
         pairs = jnp.where((segments > 0)[..., None, None], pairs, 0.0)
         return Output(Stream(pairs, segments, examples.positions), None)
 
-    def _vectors(self, name: str, stream: Stream, examples: Stream) -> tuple[jax.Array, jax.Array]:
+    def _vectors(self, name: str, source: str, stream: Stream, examples: Stream) -> tuple[jax.Array, jax.Array]:
         """Unit vectors [B, N, outputs], and which slots have one."""
-        x = dense(self.outputs, ("embed", None), jnp.float32, name, bias=False)(mean(stream, examples.segments))
+        pooled = (
+            self.pool[source](stream, examples).features if source in self.pool else mean(stream, examples.segments)
+        )
+        x = dense(self.outputs, ("embed", None), jnp.float32, name, bias=False)(pooled)
         return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24)), having(stream, examples) > 0
 
     def loss(self, output: Output) -> Sums:

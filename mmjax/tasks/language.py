@@ -10,8 +10,10 @@ from flax import linen as nn
 from mmjax.errors import UserError
 from mmjax.losses import token_cross_entropy
 from mmjax.models.adapters import as_array
+from mmjax.models.blocks import BlockStyle
+from mmjax.models.layers import ACTIVATIONS, dense
 from mmjax.models.masking import check_hiding, uniform
-from mmjax.models.roles import projection
+from mmjax.models.roles import parameter, projection
 from mmjax.models.task import Encoded, Facts, Output, Sums, Task
 from mmjax.stream import Factors, Stream, only_tokens
 from mmjax.tasks.text import check_vocabulary
@@ -46,10 +48,13 @@ class LMHead(Task, kw_only=True):
     def __call__(self, encoded: Encoded, train: bool = False) -> Output:
         """Encoded tokens [B, T, W] -> `Factors` of the logits [B, T, outputs], and labels [B, T]."""
         stream = encoded.streams[self.reads]
-        init = projection(nn.initializers.xavier_uniform(), ("embed", "vocabulary"))
-        kernel = as_array(self.param("kernel", init, (stream.features.shape[-1], self.outputs)))
-        logits = Factors(stream.features.astype(jnp.float32), kernel)
+        logits = self.logits(stream.features.astype(jnp.float32))
         return Output(stream._replace(features=logits), self.targets(encoded))
+
+    def logits(self, x: jax.Array) -> Factors:
+        """The logits [B, T, outputs] of vectors [B, T, W]."""
+        init = projection(nn.initializers.xavier_uniform(), ("embed", "vocabulary"))
+        return Factors(x, as_array(self.param("kernel", init, (x.shape[-1], self.outputs))))
 
     def targets(self, encoded: Encoded) -> Stream | None:
         """The labels [B, T] of the tokens."""
@@ -84,6 +89,7 @@ class MaskedTokens(LMHead, kw_only=True):
 
     share: float = 0.15  # of the tokens that are hidden
     mask: int = 0  # id of the mask; 0, the blank, occurs in no text of a tokenizer that was trained here
+    block: BlockStyle | None = None  # BERT's head: a layer and a normalisation of this style first, and a bias last
 
     hides = "input"
 
@@ -113,6 +119,15 @@ class MaskedTokens(LMHead, kw_only=True):
         instead = jnp.where(kind < 0.8, self.mask, jnp.where(kind < 0.9, random, text.features))
         labels = text._replace(segments=jnp.where(hidden, text.segments, 0))
         return text._replace(features=jnp.where(hidden, instead, text.features)), labels
+
+    def logits(self, x: jax.Array) -> Factors:
+        if self.block is None:
+            return super().logits(x)
+        x = dense(x.shape[-1], ("embed", "mlp"), jnp.float32, "transform")(x)
+        x = self.block.normalise(jnp.float32, "transform_norm")(ACTIVATIONS[self.block.activation](x))
+        features, kernel = super().logits(x)
+        bias = self.param("bias", parameter("bias", nn.initializers.zeros, ("vocabulary",)), (self.outputs,))
+        return Factors(jnp.concatenate([features, jnp.ones_like(x[..., :1])], -1), jnp.vstack([kernel, bias]))
 
     def targets(self, encoded: Encoded) -> Stream | None:
         return encoded.hidden

@@ -11,11 +11,12 @@ import jax
 import numpy as np
 
 from mmjax import progress
+from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError, dotted, nearest
 from mmjax.files import local
 from mmjax.models.adapters import FACTORS, Adapted, adapted_kernels, as_array, is_adapted
 from mmjax.models.quantised import dequantised, is_quantised, quantised_like
-from mmjax.models.roles import MAPS, by_path, known_names, matches, path_of
+from mmjax.models.roles import MAPS, Spec, by_path, known_names, matches, path_of
 from mmjax.train.directory import read_run
 from mmjax.train.experiment import Experiment
 from mmjax.train.step import TrainState
@@ -56,6 +57,11 @@ class Source:
         used = {*places, *(f"{place}.{name}" for place in self.adapted.keys() & places for name in FACTORS)}
         return {path: x for path, x in self.params.items() if path not in used}
 
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of its texts, if it has one."""
+        return Tokenizer.in_run(Path(self.name))
+
     def counterpart(self, root: str) -> str:
         """Its module of the name `root`; if there is none, its only encoder for an encoder, its only decoder for a decoder.
 
@@ -76,17 +82,22 @@ class Source:
         raise UserError(f"{self.name} has no {root}{known_names(root, self.params)}")
 
 
-def load_initial(config: Experiment, state: TrainState) -> TrainState:
+def load_initial(config: Experiment, state: TrainState, specs: Any, tokenizer: Tokenizer | None) -> TrainState:
     """Loads the parameters that the patterns of `config.initial` select; prints what is loaded, new and left unused.
 
     Adapters are new where the source has none. Where the source has them and our model has not, its kernels include them.
 
+    Args:
+      specs: the `Spec` of every parameter.
+      tokenizer: the tokenizer of the run, if it has one.
+
     Raises:
-      UserError: a pattern selects nothing, or a parameter that its source does not have, or has with another shape or
-        in a part with other settings.
+      UserError: a pattern selects nothing, or a parameter that its source does not have, or has with another shape, in
+        a part with other settings, or for the ids of another tokenizer.
     """
     if not config.initial:
         return state
+    by_ids = {path for path, spec in by_path(specs).items() if _is_by_ids(config.model, path, spec)}
     ours = {path: x for path, x in by_path(state.params).items() if not matches("weighting", path)}
     pattern_of, sources = _assigned(config.initial, ours), functools.cache(_read)
     values, used, kernels = {}, {}, adapted_kernels(state.params)
@@ -100,6 +111,8 @@ def load_initial(config: Experiment, state: TrainState) -> TrainState:
         try:
             places = _places(root, source, place, selected, adapters)
             found = _values(root, config.model, source, places, selected)
+            if chosen := sorted(path for path in by_ids & selected.keys() if not (place and _names(root, path))):
+                _check_ids(chosen[0], tokenizer, source)
         except UserError as error:
             raise UserError(f"initial['{pattern}']: {error}") from None
         values |= found
@@ -168,6 +181,33 @@ def traced(config: Experiment, params: Any) -> dict[str, dict[str, str]]:
             links = {path: there if further is None else further.get(there) for path, there in places.items()}
             found.setdefault(origin, {}).update({path: there for path, there in links.items() if there is not None})
     return found
+
+
+def _is_by_ids(model: Any, path: str, spec: Spec) -> bool:
+    """Whether a parameter has a value for each id of the tokenizer: an embedding, or the last layer of a text task."""
+    first, name, *_ = path.split(".")
+    size = getattr(model.tasks[name], "vocabulary", None) if first == "tasks" else None
+    return "vocabulary" in spec.axes or (size is not None and spec.shape[-1:] == (size,))
+
+
+def _names(pattern: str, path: str) -> bool:
+    """Whether a pattern names this parameter itself, or the module that has it and no others inside."""
+    return path in (pattern, f"{pattern}.{path.rpartition('.')[2]}")
+
+
+def _check_ids(path: str, tokenizer: Tokenizer | None, source: Source) -> None:
+    """Checks that the ids of the run's tokenizer mean the same in the source of a parameter."""
+    if tokenizer is None or source.tokenizer is None:
+        without = source.name if source.tokenizer is None else "the data"
+        _say(f"initial: {without} has no tokenizer, so the ids of {path} are not compared")
+    elif (i := tokenizer.other_meaning(source.tokenizer)) is not None:
+        ours, theirs = (one.names()[i] for one in (tokenizer, source.tokenizer))
+        module = path.rpartition(".")[0]
+        raise UserError(
+            f"{path} has values for the ids of {source.name}, whose tokenizer differs from data.tokenizer: id {i} is {theirs!r} "
+            f"there and {ours!r} here; use its tokenizer, put '{module}': None before this pattern for new values, or "
+            f"'{module}': '{source.name}:{module}' to take them in spite of this"
+        )
 
 
 def _assigned(initial: Mapping[str, str | None], paths: Iterable[str]) -> dict[str, str | None]:

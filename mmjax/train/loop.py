@@ -105,7 +105,7 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
     checkpoints = Checkpoints(run, config.checkpoint.keep)
     state, first = resume(checkpoints, abstract, sampler)
     if state is None:
-        state = load_initial(config, begun.initialise())
+        state = load_initial(config, begun.initialise(), begun.specs, source.tokenizer)
 
     # The train step.
     train_step = jitted_step(config, model, begun)

@@ -24,6 +24,7 @@ AT_LEAST = {
     "minimum_decay": 1e-3,
     "decay": 0,
     "registers": 0,
+    "offset": 0,
     "frozen_until": 0,
     "types": 0,
     "mask": 0,
