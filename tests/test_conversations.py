@@ -198,6 +198,16 @@ def test_every_format_gives_the_same_conversation_and_media(home):
             np.testing.assert_array_equal(ours, samples)
 
 
+def test_the_conversation_of_the_page_is_read_as_it_says(home):
+    room = {"c": c}
+    exec(re.findall(r"```py\n(.*?)```", Path("docs/data.md").read_text(), re.DOTALL)[2], room)
+    tokenizer = dataclasses.replace(room["tokenizer"], file=str(home / "tokenizer.json"))
+    source = opened(home, [room["row"]], inputs=room["inputs"], tokenizer=tokenizer)
+    layout = layout_of(source, room["inputs"]["text"], room["rows"])
+    taken = {name: int(sizes[0]) for name, sizes in layout.positions(source.sizes).items()}
+    assert not source.dropped and taken["speech"] == 12 and taken["image"] == 2 and taken["text"] > 20
+
+
 def test_parquet_tables_and_instructions_hold_conversations(home):
     inside = [{"type": "image", "text": None, "image": {"bytes": (home / "x.png").read_bytes(), "path": None}}]
     inside += [{"type": "text", "text": "what?", "image": None}]
