@@ -159,7 +159,7 @@ def _sampling(sampler: Any, window: int, examples: float) -> float:
 
 def _step(config: Experiment, layout: Any, mesh: Any, made: list[Any]) -> float:
     """Seconds of a compiled training step on real batches."""
-    model = build_model(config.model)
+    model = build_model(config.model, config.data.encoded)
     begun = begin(config, model, layout, mesh)
     train_step, state = jitted_step(config, model, begun), begun.initialise()
     seconds = []

@@ -94,7 +94,7 @@ class Subject:
     def __init__(self, config: Experiment):
         config, self.source = open_data(config)
         self.config = plain(config)
-        self.model = build_model(self.config.model)
+        self.model = build_model(self.config.model, self.config.data.encoded)
         self.layout: Layout = build_layout(config, self.source.tokenizer)
         data = config.data
         self._taken = self.layout.positions(self.source.sizes)

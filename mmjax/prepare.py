@@ -29,7 +29,7 @@ from mmjax.data.tokenizers import SentencePiece, learnable
 from mmjax.data.tuxpaint_stamps import SPLITS
 from mmjax.errors import UserError
 from mmjax.files import data_directory, local, write_whole
-from mmjax.train.build import build_layout, build_sampler, build_source, facts_of, labels_of, resolved
+from mmjax.train.build import build_layout, build_sampler, build_source, facts_of, labels_of, open_data, raw, resolved
 from mmjax.train.experiment import Experiment, load
 from mmjax.tree import from_dict, override, to_dict
 
@@ -202,3 +202,34 @@ def tokenizer(source: str, out: str | None = None, **keys: Any) -> dict[str, Any
         "unknown": share({trained.unknown}),
         "bytes": share(trained.byte_pieces),
     }
+
+
+def encode(config: Experiment, splits: Sequence[str] | None = None) -> dict[str, dict[str, int]]:
+    """`mmjax data encode`: computes what the encoders in `data.encoded` make of their inputs, and writes it to their folders.
+
+    The encoders have the parameters with which a training of the config begins (`Experiment.initial`).
+
+    Args:
+      splits: to encode; None: the training split and the split of the evaluation.
+
+    Returns:
+      {split: {encoder: number of vectors}}.
+
+    Raises:
+      UserError: the config names no encoders, or a folder holds other outputs.
+    """
+    from mmjax.train.encoding import encode_split, encoder_digests, initial_parameters
+
+    if not config.data.encoded:
+        raise UserError("data.encoded names no encoder; write, for example, encoded={'speech': 'encoded/speech'}")
+    whole, training = open_data(raw(config))
+    params = initial_parameters(whole, training.tokenizer)
+    digests = encoder_digests(config, params)
+    found = {}
+    for split in splits or dict.fromkeys(("train", config.evaluation.split)):
+        source = build_source(whole.data, split, labels=labels_of(whole))
+        found[split] = {
+            name: encode_split(whole, params, source, name, digests[name], local(folder, "data.encoded") / split)
+            for name, folder in config.data.encoded.items()
+        }
+    return found

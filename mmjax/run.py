@@ -28,7 +28,7 @@ from mmjax.models.task import Facts
 from mmjax.parallel.mesh import make_mesh
 from mmjax.parallel.runtime import jit_once
 from mmjax.stream import Batch
-from mmjax.train.build import build_layout, build_model, build_source, facts_of_run, labels_of
+from mmjax.train.build import build_layout, build_model, build_source, facts_of_run, labels_of, raw
 from mmjax.train.directory import check_same_meaning, read_run
 from mmjax.train.report import left_out, sample_rate
 from mmjax.tree import override
@@ -40,7 +40,7 @@ class Run:
     """The newest checkpoint of a run directory, with the config of the run.
 
     Attributes:
-      config: the resolved config.
+      trained: the resolved config; config: the same, for inputs that were not encoded before (`Data.encoded`).
       params: the parameters to evaluate (their EMA if the run keeps one).
       step: the step of the checkpoint.
     """
@@ -48,7 +48,8 @@ class Run:
     def __init__(self, directory: str | Path, overrides: Sequence[str] = ()):
         self.directory = local(directory, "the run directory")
         config, self.step, self.params = read_run(self.directory)
-        self.config = override(config, list(overrides))
+        self.trained = override(config, list(overrides))
+        self.config = raw(self.trained)
         # This machine may lack the attention backend of the training machine.
         self.model = build_model(dataclasses.replace(self.config.model, strict_attention=False))
 
@@ -231,10 +232,12 @@ def evaluate_run(
         mesh = make_mesh(**vars(run.config.mesh))
     except UserError:  # the run was trained on another number of devices
         mesh = make_mesh()
-    data, source = run.config.data, build_source(run.config.data, split, run.directory, labels_of(run.config))
+    config = run.trained
+    source = build_source(config.data, split, run.directory, labels_of(config))
     check_same_meaning(run.directory, source)
-    layout = build_layout(run.config, source.tokenizer)
-    evaluator = Evaluator(data, run.model, layout, run.facts, source, mesh)
+    layout = build_layout(config, source.tokenizer)
+    model = build_model(dataclasses.replace(config.model, strict_attention=False), config.data.encoded)
+    evaluator = Evaluator(config.data, model, layout, run.facts, source, mesh)
     if jax.process_index() == 0:
         left_out(source, run.directory, split)
     subsets = all_subsets(run.config.model.encoders)

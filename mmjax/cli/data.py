@@ -1,4 +1,4 @@
-"""`mmjax data ...`: build, inspect, bench, tokenizer."""
+"""`mmjax data ...`: build, inspect, bench, encode, tokenizer."""
 
 import argparse
 from typing import Any
@@ -52,6 +52,16 @@ def add_parser(commands: Any) -> None:
     )
     sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
     sub = kinds.add_parser(
+        "encode",
+        help="compute the outputs of frozen encoders once",
+        description="Computes what the encoders in data.encoded of a config make of their inputs, and writes it to the "
+        "folders there; training reads it instead of the inputs. An interrupted call can be repeated.",
+    )
+    sub.set_defaults(func=_encode, overrides=True, computes=True)
+    sub.add_argument("config", metavar="CONFIG", help="a config file")
+    sub.add_argument("--split", action="append", help="default: train, and the split of the evaluation")
+    sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
+    sub = kinds.add_parser(
         "tokenizer",
         help="train a tokenizer on the texts of the training split, and measure it",
         description="Trains the tokenizer that data.tokenizer of a config describes (or opens its file), and measures it "
@@ -86,6 +96,20 @@ def _build(options, rest) -> int:
             f"{split}: {made['examples']:,} examples in {made['shards']} shards, {made['bytes'] / 1e6:,.1f} MB"
             + (f"; left out: {left} (listed in {options.out}/{split}-left-out.tsv)" if left else "")
         )
+    return 0
+
+
+def _encode(options, rest) -> int:
+    from mmjax import prepare
+    from mmjax.train.experiment import load
+    from mmjax.tree import override
+
+    result = prepare.encode(override(load(options.config), rest), options.split)
+    if options.json:
+        print_json(result)
+        return 0
+    for split, made in result.items():
+        print(f"{split}: " + ", ".join(f"{count:,} vectors of {name}" for name, count in made.items()))
     return 0
 
 

@@ -62,7 +62,7 @@ class Layout:
                 streams[name] = part.packed(geometry.get(name, {}), tokenizer, name)
             else:
                 streams[name] = Slot() if name == "examples" else Tokens(tokenizer=tokenizer, written=True)
-        heard = [name for name in needs if isinstance(streams[name], Hops)]
+        heard = [name for name in needs if name == "speech" or isinstance(streams[name], Hops)]
         if SPOKEN in rows and heard:
             needs[SPOKEN] = "speech" if "speech" in heard else heard[0]
         labels = {"answer": Label("class")} if labels is None else labels

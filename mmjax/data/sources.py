@@ -44,6 +44,8 @@ class Data:
     window: int = 4096  # number of examples that are packed together
     threads: int = 1  # threads that read and decode
     speed: SpeedPerturbation | None = None  # in training
+    # Folders with what frozen encoders made of their inputs, by encoder (`mmjax data encode`); their rows are in tokens.
+    encoded: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def fields(self, labels: Mapping[str, str] | None = None) -> Fields:
         """What is read of each record, with the labels that tasks ask for (None: the usual ones)."""

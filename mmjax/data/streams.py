@@ -140,7 +140,7 @@ class Hops(Packed):
 
         Returns:
           Blocks [T, hop], T = ceil(N / hop), the last one padded with zeros; and positions [T, 2]: each block's index,
-          and the number of samples in it. With `pad`, T is `pad`, and silence counts as samples. Of `Pieces`, the blocks
+          and the number of samples in it. With `pad`, T is `pad`, and hops of silence have 0 samples. Of `Pieces`, the blocks
           of each begin at a multiple of `align`, and their indices at `mmjax.stream.RECORDING` times its number.
 
         Raises:
@@ -149,18 +149,7 @@ class Hops(Packed):
         if not isinstance(value, Pieces):
             return self._blocks(value)
         _check_count(value, name, owner)
-        return _joined([self._aligned(*piece) for piece in zip(*value, strict=True)])
-
-    def _aligned(self, samples: np.ndarray, number: int) -> Cut:
-        """A recording of a conversation, with the gap after it."""
-        blocks, places, _ = self._blocks(samples)
-        if len(blocks) > RECORDING:
-            raise Unreadable(
-                "too long", f"the recording has {len(blocks)} hops; a conversation's have up to {RECORDING}"
-            )
-        gap = self.reserved(len(blocks)) - len(blocks)
-        blocks, places = (np.pad(array, ((0, gap), (0, 0))) for array in (blocks, places + [number * RECORDING, 0]))
-        return Cut(blocks, places, np.arange(len(blocks)) < len(blocks) - gap)
+        return _joined([_aligned(self, self._blocks(one), number) for one, number in zip(*value, strict=True)])
 
     def _blocks(self, value: np.ndarray) -> Cut:
         count, hops = len(value), -(-len(value) // self.hop)
@@ -174,11 +163,11 @@ class Hops(Packed):
                     "too long",
                     f"the recording has {hops} hops, but the encoder was made for {self.pad}; cut it into parts",
                 )
-            hops, count = self.pad, self.pad * self.hop
+            hops = self.pad
         blocks = np.zeros((hops, self.hop), np.float32)
         blocks.reshape(-1)[: len(value)] = value
         starts = np.arange(hops)
-        return Cut(blocks, np.stack([starts, np.minimum(count - starts * self.hop, self.hop)], axis=1))
+        return Cut(blocks, np.stack([starts, np.clip(count - starts * self.hop, 0, self.hop)], axis=1))
 
 
 @stream
@@ -276,6 +265,21 @@ def _check_count(pieces: Pieces, name: str, owner: str) -> None:
         raise UserError(f"{owner} has more than {MOST_RECORDINGS} recordings and pictures")
 
 
+def _aligned(packed: Packed, piece: Cut, number: int) -> Cut:
+    """A piece of a conversation by its number, with the gap after it."""
+    if len(piece.features) > RECORDING:
+        raise Unreadable(
+            "too long",
+            f"the recording has {len(piece.features)} {packed.unit}; a conversation's have up to {RECORDING}",
+        )
+    gap = packed.reserved(len(piece.features)) - len(piece.features)
+    further = number * RECORDING if piece.positions.ndim == 1 else np.array([number * RECORDING, 0])
+    features, places = (
+        np.pad(array, [(0, gap)] + [(0, 0)] * (array.ndim - 1)) for array in (piece.features, piece.positions + further)
+    )
+    return Cut(features, places, np.arange(len(features)) < len(features) - gap)
+
+
 def _joined(parts: list[Cut]) -> Cut:
     """The pieces of an example, one after the other."""
     if len(parts) == 1:
@@ -316,12 +320,26 @@ class VectorTokens(Packed):
     def shape(self) -> tuple[int, ...]:
         return (self.width,)
 
+    def tokens(self, sizes: np.ndarray | None, count: int, room: int) -> np.ndarray:
+        """[n] vectors; of pieces [n, K], with the gaps between them."""
+        sizes = super().tokens(sizes, count, room)
+        return sizes if sizes.ndim == 1 else self.by_piece(sizes, room).sum(axis=1)
+
+    def by_piece(self, sizes: np.ndarray, room: int) -> np.ndarray:
+        return self.reserved(np.reshape(sizes, (len(sizes), -1)))
+
     def cut(self, value: Any, name: str, owner: str, *_: Any) -> Cut:
-        """Vectors [T, width] of an example as float32.
+        """Vectors [T, width] of an example as float32. `Pieces` begin at multiples of `align`.
 
         Raises:
           UserError: their shape is wrong, or a number is not finite.
         """
+        if isinstance(value, Pieces):
+            _check_count(value, name, owner)
+            return _joined([_aligned(self, self._checked(one, name, owner), n) for one, n in zip(*value, strict=True)])
+        return self._checked(value, name, owner)
+
+    def _checked(self, value: Any, name: str, owner: str) -> Cut:
         value = np.asarray(value, np.float32)
         if value.ndim != 2 or value.shape[1] != self.width or not len(value):
             raise UserError(f"the {name} of {owner} has the shape {list(value.shape)}, not [T, {self.width}]")

@@ -134,16 +134,11 @@ class Evaluator:
         def eval_step(params, batch):
             outputs, predictions = self._model.apply({"params": params}, batch, rooms, method="predict")
             predictions = {name: stream for name, stream in predictions.items() if tasks[name].measured}
-            targets = {name: tasks[name].target(batch) for name in predictions if tasks[name].labels()}
-            predictions = {
-                name: stream for name, stream in predictions.items() if targets.get(name, stream) is not None
-            }
-            return (
-                batch["examples"],
-                losses_of(tasks, outputs),
-                predictions,
-                {n: targets[n] for n in predictions if n in targets},
-            )
+            targets = {name: tasks[name].target(batch) for name in predictions}
+            lacking = {name for name, target in targets.items() if target is None and tasks[name].labels()}
+            predictions = {name: stream for name, stream in predictions.items() if name not in lacking}
+            targets = {name: target for name, target in targets.items() if target is not None}
+            return batch["examples"], losses_of(tasks, outputs), predictions, targets
 
         # Every process gets all results.
         return jax.jit(within(self._mesh, eval_step), out_shardings=NamedSharding(self._mesh, P()))

@@ -158,6 +158,9 @@ class ImageEncoder(Encoder):
     max_patches = None
     stream = "image"
 
+    def rejoined(self, encoded: Stream, stream: Stream) -> Stream:
+        return only_tokens(encoded._replace(positions=stream.positions))
+
     def geometry(self) -> dict[str, Any]:
         keys = ("patch", "image_size", "max_patches", "class_token", "registers")
         return {key: getattr(self, key) for key in keys}

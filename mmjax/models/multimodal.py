@@ -12,7 +12,8 @@ from mmjax.models.encoder import Encoder
 from mmjax.models.fusion import Fusion
 from mmjax.models.remat import rematerialised_whole
 from mmjax.models.task import Encoded, Output, Task
-from mmjax.stream import Batch, Stream
+from mmjax.stream import Batch, Stream, only_tokens
+from mmjax.tree import setting
 
 
 class Multimodal(nn.Module, kw_only=True):
@@ -28,6 +29,7 @@ class Multimodal(nn.Module, kw_only=True):
     # strict_attention is set.
     attention: Literal["auto", "cudnn", "splash", "block_diagonal", "chunked", "xla"] = "auto"
     strict_attention: bool = False
+    encoded: tuple[str, ...] = setting(())  # encoders whose streams hold their outputs already (`mmjax data encode`)
     matrix_products: Literal["full", "int8", "fp8"] = "full"  # with weights, in the blocks of encoders and fusion
 
     def __call__(self, batch: Batch, train: bool = False) -> dict[str, Output]:
@@ -49,6 +51,10 @@ class Multimodal(nn.Module, kw_only=True):
             if predicted is not None:
                 predictions[name] = predicted
         return outputs, predictions
+
+    def encode(self, batch: Batch, name: str) -> Stream:
+        """The output of an encoder for its stream of a batch."""
+        return self._encode(name, jax.tree.map(jnp.asarray, batch), False, {})[0]
 
     def begin(self, batch: Batch, task: str, length: int) -> tuple[Stream, Any]:
         """Reads prompts with a task that writes texts (`CausalLM`): see its `begin`.
@@ -99,6 +105,9 @@ class Multimodal(nn.Module, kw_only=True):
           keys: random keys of the tasks that hide a part of this input.
         """
         encoder, stream, examples, labels = self.encoders[name], batch[name], batch["examples"], {}
+        if name in self.encoded:
+            stream = only_tokens(stream._replace(features=stream.features.astype(encoder.dtype)))
+            return stream, stream, labels
         for task in (task for task in keys if self.tasks[task].hides == "input"):
             stream, labels[task] = self.tasks[task].hide(stream, examples, keys[task])
         # Frames are hidden last, because they are computed from the samples that remain.

@@ -13,7 +13,7 @@ from mmjax.models.front_ends import WhisperLogMel
 from mmjax.models.layers import ACTIVATIONS, dense
 from mmjax.models.positions import Learned
 from mmjax.models.published import published
-from mmjax.models.segments import neighbour
+from mmjax.models.segments import neighbour, samples_in
 from mmjax.models.transformer import TransformerBlock
 from mmjax.stream import Stream, only_tokens
 
@@ -46,6 +46,7 @@ class WhisperEncoder(SpeechEncoder, Tower, kw_only=True):
     mlp: int = 1536  # hidden features of the feed-forward
     length: int = 1500  # tokens of the longest recording, two hops each
     pad_to_length: bool = False  # pad every recording with silence, as in the training of OpenAI's models
+    trim: bool = False  # leave out the tokens of this silence, which a language model need not read
 
     subsampling = 2
 
@@ -74,7 +75,11 @@ class WhisperEncoder(SpeechEncoder, Tower, kw_only=True):
     @nn.compact
     def __call__(self, speech: Stream, train: bool = False) -> Stream:
         """[B, T, hop] samples -> [B, ceil(T / 2), width]."""
-        frames = self.front_end(only_tokens(speech))
+        speech, recorded = only_tokens(speech), samples_in(speech) > 0
+        if self.pad_to_length and speech.positions.ndim == 3:  # silence is a part of the recording
+            whole = jnp.where(speech.mask, self.front_end.hop, 0)
+            speech = speech._replace(positions=jnp.stack([speech.positions[..., 0], whole], axis=-1))
+        frames = self.front_end(speech)
         gelu = ACTIVATIONS[STYLE.activation]
         x = only_tokens(frames._replace(features=frames.features.astype(self.dtype)))
         x = only_tokens(x._replace(features=gelu(self._convolution(x, "convolution_1"))))
@@ -85,6 +90,8 @@ class WhisperEncoder(SpeechEncoder, Tower, kw_only=True):
         features = nn.Dropout(self.dropout, deterministic=not train)(features)
         blocks = self.stack(TransformerBlock, self.settings(train, block=STYLE, packed=True), constants=2)
         features, _ = blocks(features, tokens.segments, tokens.positions)
+        if self.trim:
+            tokens = tokens._replace(segments=jnp.where(recorded[:, ::2], tokens.segments, 0))
         return only_tokens(tokens._replace(features=STYLE.normalise(self.dtype, "norm")(features)))
 
     def _convolution(self, x: Stream, name: str) -> jax.Array:

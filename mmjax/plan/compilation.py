@@ -74,7 +74,7 @@ def describe(config: Experiment, machine: Machine, devices: list[Any] | None) ->
         mesh = make_mesh(**axes, devices=devices)
         check_offload(config.model, devices[0])
         check_options(options_of(config.xla, devices[0]), devices[0])
-    model = build_model(config.model)
+    model = build_model(config.model, config.data.encoded)
     return Subject(config, layout, model, mesh, begin(config, model, layout, mesh))
 
 

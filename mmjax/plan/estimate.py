@@ -108,7 +108,7 @@ def kept_for_backward(subject: Subject, rows: int) -> Kept:
     def kept(remats: Mapping[str, str]) -> tuple[dict[str, float], float]:
         """Bytes on the device by scope ("": no tower) and on the host, with the remat of some towers replaced."""
         changed = functools.reduce(lambda node, one: with_remat(node, one[1], one[0]), remats.items(), config)
-        model = build_model(changed)
+        model = build_model(changed, subject.config.data.encoded)
 
         def backward(t: Any, f: Any, b: Any, k: Any) -> list[jax.Array]:
             # The vector-Jacobian product is a pytree of all that is kept for it.

@@ -1,6 +1,6 @@
 """A decoder-only language model, which may hear and see: GPT-2, Llama; Flamingo, LLaVA."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -58,6 +58,13 @@ class CausalLM(Task, kw_only=True):
     def measured(self) -> bool:
         return self.writes
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.reads, *self.media)
+
+    def available(self, streams: Container[str]) -> bool:
+        return self.reads in streams
+
     def resolved(self, facts: Facts) -> Task:
         known = facts.tokenizer is not None
         return self.clone(decoder=self.decoder.resolved(len(facts.tokenizer))) if known else self
@@ -80,7 +87,7 @@ class CausalLM(Task, kw_only=True):
         if bool(self.media) != (self.fusion is not None):
             raise UserError(f"{path}.media names the encoders that {path}.fusion reads; set both, or none")
         for name in self.media:
-            if name not in config.model.encoders or name == self.reads:
+            if name in (self.reads, "fused"):
                 raise UserError(f"{path}.media: '{name}' is no encoder of recordings or pictures")
         if self.fusion is not None:
             encoders = {name: config.model.encoders[name] for name in self.media}

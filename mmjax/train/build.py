@@ -2,18 +2,21 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmjax import models
+from mmjax.data.encoded import EncodedFiles, EncodedSplit
 from mmjax.data.image_augmentation import ImageAugmentation
 from mmjax.data.image_mixing import ImageMixing
 from mmjax.data.labels import Label
+from mmjax.data.layout import Layout
 from mmjax.data.sources import Data
 from mmjax.data.text import Tokenizer
+from mmjax.data.vectors import VectorInput
 from mmjax.errors import UserError
-from mmjax.files import data_directory
+from mmjax.files import data_directory, local
 from mmjax.models.attend import with_backend
 from mmjax.models.task import Facts
 from mmjax.train.directory import read_labels
@@ -23,11 +26,15 @@ from mmjax.train.validate import check_data
 from mmjax.tree import flat, with_settings
 
 
-def build_model(config: models.Multimodal) -> models.Multimodal:
-    """The model of a config; applies its dtype, unrolling and attention backend to all of its parts."""
+def build_model(config: models.Multimodal, encoded: Iterable[str] = ()) -> models.Multimodal:
+    """The model of a config; applies its dtype, unrolling and attention backend to all of its parts.
+
+    Args:
+      encoded: the encoders whose outputs are in the data (`Data.encoded`).
+    """
     import jax.numpy as jnp
 
-    model = with_settings(config, dtype=jnp.dtype(config.dtype), unroll=config.unroll)
+    model = with_settings(config, dtype=jnp.dtype(config.dtype), unroll=config.unroll, encoded=tuple(encoded))
     model = with_backend(model, config.attention, config.strict_attention)
     return model if config.matrix_products == "full" else quantised(model, config.matrix_products)
 
@@ -57,11 +64,15 @@ def build_source(config: Data, split: str, run: Path | None = None, labels: Mapp
         ids stays the same when the training split changes or is gone.
       labels: the labels that tasks need (`labels_of`); None: the usual labels.
     """
-    directory = data_directory(config.directory)
-    if run is None or not (run / "config.json").is_file():
-        return config.open(split, directory, labels)
-    tokenizer = Tokenizer.of_run(run) if config.tokenizer else None
-    return config.open(split, directory, labels, tokenizer, read_labels(run) or None)
+    directory, known = data_directory(config.directory), ()
+    if run is not None and (run / "config.json").is_file():
+        known = Tokenizer.of_run(run) if config.tokenizer else None, read_labels(run) or None
+    source = config.open(split, directory, labels, *known)
+    if not config.encoded:
+        return source
+    return EncodedSplit(
+        source, {name: EncodedFiles(local(folder, "data.encoded"), split) for name, folder in config.encoded.items()}
+    )
 
 
 def facts_of(source: Any) -> Facts:
@@ -110,39 +121,47 @@ def image_changes(config: Experiment) -> tuple[ImageAugmentation | None, ImageMi
     return with_settings((config.data.image_augmentation, config.data.image_mixing), seed=config.seed)
 
 
-def build_layout(config: Experiment, tokenizer=None):
+def build_layout(config: Experiment, tokenizer: Tokenizer | None = None) -> Layout:
     """The shapes of a batch, from the config's rows and the encoders."""
-    from mmjax.data.layout import Layout
-
     for name, encoder in config.model.encoders.items():
         key = f"data.rows.{name}"
         if name not in config.data.rows:
             raise UserError(f"{key} is not set, but model.encoders has '{name}'")
-        encoder.check_row(f"model.encoders.{name}", key, config.data.rows[name])
+        if name not in config.data.encoded:
+            encoder.check_row(f"model.encoders.{name}", key, config.data.rows[name])
+        room, align = config.data.rows[name], _geometry(config, name).get("align", 1)
+        if room % align:
+            raise UserError(f"{key}={room} is not a multiple of {align}; write {-(-room // align) * align}")
     outputs = {label: getattr(task, "outputs", 0) for task in config.model.tasks.values() for label in task.labels()}
+    labels = {name: Label(kind, tuple(map(str, range(outputs[name] or 0)))) for name, kind in labels_of(config).items()}
     return Layout.of(
         config.data.rows,
         geometry={name: _geometry(config, name) for name in config.model.encoders},
-        inputs=config.data.inputs,
-        labels={
-            name: Label(kind, tuple(map(str, range(outputs[name] or 0)))) for name, kind in labels_of(config).items()
-        },
+        inputs={**config.data.inputs, **{name: VectorInput() for name in config.data.encoded}},
+        labels=labels,
         tokenizer=tokenizer,
         mixing=config.data.image_mixing is not None,
     )
 
 
 def _geometry(config: Experiment, name: str) -> dict[str, Any]:
-    """How the input of an encoder is stored in rows; tasks may ask for a coarser alignment than the encoder."""
-    encoder = config.model.encoders[name]
-    geometry = encoder.geometry()
+    """How the stream of an encoder is stored in rows; tasks may ask for a coarser alignment than the encoder."""
+    encoder, encoded = config.model.encoders[name], name in config.data.encoded
+    geometry = {"width": encoder.width} if encoded else encoder.geometry()
     tokens = math.lcm(*(task.align(name, encoder) for task in config.model.tasks.values()))
-    room, aligned = config.data.rows[name], tokens * encoder.subsampling
-    if tokens > 1 and room % aligned:
-        raise UserError(
-            f"data.rows.{name}={room} is not a multiple of {aligned}; write {-(-room // aligned) * aligned}"
-        )
-    return geometry | {"align": aligned} if tokens > 1 and encoder.tokens_per_image is None else geometry
+    if tokens == 1 or (encoder.tokens_per_image is not None and not encoded):
+        return geometry
+    return geometry | {"align": tokens * (1 if encoded else encoder.subsampling)}
+
+
+def raw(config: Experiment) -> Experiment:
+    """The config with the inputs of all encoders, instead of what the encoders made of them; rows have as much room."""
+    rows, encoders = dict(config.data.rows), config.model.encoders
+    whole = dataclasses.replace(config, data=dataclasses.replace(config.data, encoded={}))
+    for name in config.data.encoded:
+        one = Layout.of({name: 1}, geometry={name: _geometry(whole, name)}, inputs=config.data.inputs).streams[name]
+        rows[name] = -(-rows[name] * encoders[name].subsampling // one.multiple) * one.multiple
+    return dataclasses.replace(whole, data=dataclasses.replace(whole.data, rows=rows))
 
 
 def build_sampler(config: Experiment, layout, source):

@@ -42,6 +42,7 @@ from mmjax.train.directory import (
     resume,
     with_schedule,
 )
+from mmjax.train.encoding import check_encoded
 from mmjax.train.experiment import Experiment
 from mmjax.train.initial import load_initial
 from mmjax.train.program import begin, jitted_step
@@ -89,7 +90,7 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
     batches = Batches(source, layout, sampler, share, *changes, largest_share_dropped=dropped)
     open_run(config, run, source, accept_changed_data)
 
-    model = build_model(config.model)
+    model = build_model(config.model, config.data.encoded)
     # Opened now, so that a missing evaluation split is an error at the start.
     # Tasks that predict what they have hidden have no metrics.
     subsets = () if all(task.hides for task in model.tasks.values()) else config.evaluation.subsets
@@ -106,6 +107,7 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
     state, first = resume(checkpoints, abstract, sampler)
     if state is None:
         state = load_initial(config, begun.initialise(), begun.specs, source.tokenizer)
+    check_encoded(config, state.params, begun.groups)
 
     # The train step.
     train_step = jitted_step(config, model, begun)

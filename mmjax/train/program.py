@@ -13,9 +13,11 @@ from mmjax.models.roles import parameter, specs
 from mmjax.parallel.mesh import state_shardings, within
 from mmjax.parallel.runtime import jit_once
 from mmjax.parallel.xla import options_of
+from mmjax.train.build import build_layout, raw
 from mmjax.train.experiment import Experiment
 from mmjax.train.groups import grouped, split
 from mmjax.train.step import TrainState, init_parameters, init_state, make_train_step, unboxed
+from mmjax.tree import with_settings
 
 
 class Start(NamedTuple):
@@ -38,9 +40,10 @@ class Start(NamedTuple):
 
 def begin(config: Experiment, model: nn.Module, layout: Any, mesh: Any) -> Start:
     """The optimizer and the initial state of a config, for the devices of a mesh."""
-    batch, weighting = layout.empty(1), config.weighting
+    # Parameters depend neither on the backend, nor on whether an encoder's output is read instead of its input.
+    batch, weighting = (build_layout(raw(config)) if config.data.encoded else layout).empty(1), config.weighting
     learned = weighting is not None and weighting.learned
-    model = with_backend(model, "xla")  # parameters do not depend on the backend
+    model = with_settings(with_backend(model, "xla"), encoded=())
 
     @jax.jit  # so that roles, shapes and the run share one trace
     def parameters() -> Any:

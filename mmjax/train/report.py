@@ -70,7 +70,7 @@ def position_flops(config: Experiment, layout: Any) -> dict[str, float]:
 
     The quadratic cost of attention is that of the config's row length.
     """
-    model, batch = build_model(config.model), layout.empty(1)
+    model, batch = build_model(config.model, config.data.encoded), layout.empty(1)
     params = unboxed(jax.eval_shape(lambda: model.init(jax.random.key(0), batch)["params"]))
     totals = dict.fromkeys(layout.rows, 0.0)
     for part, flops in step_flops(model, params, layout, 1).items():
