@@ -8,7 +8,18 @@ import numpy as np
 from mmjax.errors import UserError
 from mmjax.interchange.directories import read_object
 from mmjax.interchange.recordings import Pairs, Reference, compare_speech, recordings
-from mmjax.interchange.rules import Rule, check_head, check_options, head_of, heads_in, heads_out, linear, norm, same, under
+from mmjax.interchange.rules import (
+    Rule,
+    check_head,
+    check_options,
+    head_of,
+    heads_in,
+    heads_out,
+    linear,
+    norm,
+    same,
+    under,
+)
 from mmjax.models import BlockStyle, Learned, TextDecoder, WhisperEncoder, WhisperLogMel
 from mmjax.tasks import Task, Write
 
