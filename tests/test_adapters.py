@@ -341,7 +341,8 @@ def test_unchanged_adapters_are_a_warning(capfd):
 def loaded(config, subject):
     from mmjax.train.initial import load_initial
 
-    return load_initial(config, begun(config, subject).initialise()).params
+    start = begun(config, subject)
+    return load_initial(config, start.initialise(), start.specs, subject.source.tokenizer).params
 
 
 def test_what_other_runs_load(adapting, trained, subject):

@@ -182,7 +182,7 @@ def test_tables_for_the_ids_of_another_tokenizer_are_refused_unless_they_are_nam
 def test_a_tokenizer_that_adds_pieces_or_has_another_form_has_the_same_ids(tmp_path):
     tokenizers = pytest.importorskip("tokenizers")
     ours = begun()[2]
-    pieces = sorted(ours.names().items())
+    pieces = sorted(ours.pieces_by_id().items())
     model = tokenizers.models.WordLevel(
         {piece: i for i, piece in [*pieces, (len(ours), "one more")]}, unk_token="<unk>"
     )

@@ -302,6 +302,8 @@ MODELS = {
     "Llama": lambda: llama(head_dim=10, rope_parameters={"rope_type": "default", "rope_theta": 5e5}),
     "Llama, tied, with biases in attention": lambda: llama(tie_word_embeddings=True, attention_bias=True),
     "Llama with biases in its feed-forward": lambda: llama(num_key_value_heads=6, mlp_bias=True, rms_norm_eps=1e-2),
+    "Llama as an encoder": lambda: transformers.LlamaModel(transformers.LlamaConfig(**DECODERS)),
+    "Qwen3 as an encoder": lambda: transformers.Qwen3Model(transformers.Qwen3Config(**DECODERS, head_dim=10)),
     "Mistral": lambda: mistral(sliding_window=None),
     "Llama 3.1": lambda: llama(
         **rope(
@@ -384,6 +386,7 @@ SLOW = {
     "MPNet for classes",
     "mT5",
     "mT5 that writes",
+    "Qwen3 as an encoder",
 }
 
 
@@ -955,7 +958,12 @@ def test_a_model_in_shards_that_has_several_ends(tmp_path):
         ),
         (gpt_2, {"scale_attn_by_inverse_layer_idx": True}, "cannot import scale_attn_by_inverse_layer_idx=True"),
         (llama, {"hidden_act": "mish"}, "cannot import hidden_act='mish'"),
-        (llama, {"architectures": ["LlamaModel"]}, "cannot import architectures=['LlamaModel']"),
+        (llama, {"architectures": ["LlamaForTokenClassification"]}, "cannot import architectures=['LlamaForToken"),
+        (
+            mistral,
+            {"architectures": ["MistralModel"]},
+            "cannot import architectures=['MistralModel'] as a text encoder",
+        ),
         (t5, {"feed_forward_proj": "gated-mish"}, "cannot import feed_forward_proj='mish'"),
         (lambda: relative("Bert"), {"is_decoder": True}, "cannot import is_decoder=True; only False"),
         (

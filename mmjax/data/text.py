@@ -91,12 +91,12 @@ class Tokenizer(abc.ABC):
 
     def other_meaning(self, other: "Tokenizer") -> int | None:
         """The least id that stands for one piece here and for another piece there; None: there is none."""
-        ours, theirs = self.names(), other.names()
+        ours, theirs = self.pieces_by_id(), other.pieces_by_id()
         return min((i for i in ours.keys() & theirs.keys() if ours[i] != theirs[i]), default=None)
 
     @abc.abstractmethod
-    def names(self) -> dict[int, str]:
-        """The name of each id."""
+    def pieces_by_id(self) -> dict[int, str]:
+        """The piece of each id, or the name of a special token."""
 
     @staticmethod
     def train(
@@ -271,7 +271,7 @@ class SentencePieceTokenizer(Tokenizer):
     def __len__(self) -> int:
         return self._model.vocab_size()
 
-    def names(self) -> dict[int, str]:
+    def pieces_by_id(self) -> dict[int, str]:
         return {i: self._model.id_to_piece(i) for i in range(len(self))}
 
     def pieces(self, text: str) -> list[int]:
@@ -359,7 +359,7 @@ class HuggingFaceTokenizer(Tokenizer):
     def __len__(self) -> int:
         return self._length
 
-    def names(self) -> dict[int, str]:
+    def pieces_by_id(self) -> dict[int, str]:
         return {i: piece for piece, i in self._model.get_vocab().items()}
 
     def pieces(self, text: str) -> list[int]:

@@ -84,12 +84,14 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
         about |= vocabulary.read_mask(source)
         part = family.part(about)
         tensors = directories.read_tensors(source)
-        renamed = {_current(family, theirs, name): x for name, x in tensors.items()}
-        about |= {TENSORS: frozenset(renamed)}
+        names = {_current(family, theirs, name): name for name in tensors}
+        about |= {TENSORS: frozenset(names)}
+        renamed = {current: tensors[name] for current, name in names.items()}
         unpacked = family.unpack(renamed) if hasattr(family, "unpack") else renamed
-        made = {name: x for name, x in unpacked.items() if name not in renamed}
+        made = {name: x for name, x in unpacked.items() if name not in names}
         copies = family.copies(about) if hasattr(family, "copies") else {}
         parameters, left_out = to_ours(family.rules(about), unpacked, family.ignored, copies)
+        left_out = [names.get(name, name) for name in left_out]
         proof = certificate.certify(family, source, part, parameters)
         config = assemble.experiment(family, about, source, out)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:

@@ -1,4 +1,7 @@
-"""Language models of Llama's kind (`...ForCausalLM` of transformers): Llama, Mistral, Qwen2 and 3, Gemma 2 and 3, SmolLM3."""
+"""Language models of Llama's kind (`...ForCausalLM` of transformers): Llama, Mistral, Qwen2 and 3, Gemma 2 and 3, SmolLM3.
+
+Without a head (`...Model`), as embeddings of texts are published, Llama, Mistral and Qwen become text encoders.
+"""
 
 from typing import Any
 
@@ -8,7 +11,9 @@ from mmjax.errors import UserError
 from mmjax.interchange import bert, rope, vit
 from mmjax.interchange.rules import (
     Rule,
+    check_head,
     check_options,
+    head_of,
     heads_in,
     heads_out,
     linear,
@@ -17,7 +22,7 @@ from mmjax.interchange.rules import (
     under,
     without_biases,
 )
-from mmjax.models import BlockStyle, TextDecoder
+from mmjax.models import BlockStyle, TextDecoder, Transformer
 from mmjax.tasks import CausalLM, Task
 
 GEMMA = {
@@ -47,32 +52,23 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "smollm3")
 
 
-def part(theirs: dict[str, Any]) -> TextDecoder:
-    """Our config of the decoder, which is the whole model.
+def part(theirs: dict[str, Any]) -> TextDecoder | Transformer:
+    """Our config of the decoder, which is the whole model; without a head, of a causal text encoder.
 
     Raises:
-      UserError: the model uses an option that our TextDecoder does not support.
+      UserError: the model uses an option that our modules do not support.
     """
-    if not (theirs.get("architectures") or ["ForCausalLM"])[0].endswith("ForCausalLM"):
-        raise UserError(
-            f"cannot import architectures={theirs['architectures']!r}; only language models (...ForCausalLM)"
-        )
+    check_head(theirs, "ForCausalLM", "Model")
     theirs = stated(theirs)
     check_options(theirs, use_bidirectional_attention=(None, False), quantization_config=None)
     gemma, multiple = is_gemma(theirs), theirs.get("query_pre_attn_scalar")
-    return TextDecoder(
+    sizes = dict(
         vocabulary=theirs["vocab_size"],
         layers=theirs["num_hidden_layers"],
         width=theirs["hidden_size"],
         heads=theirs["num_attention_heads"],
         mlp=theirs["intermediate_size"],
         positions=rope.rotary(theirs),
-        sliding_window=rope.sliding_window(theirs),
-        unrotated=rope.unrotated(theirs),
-        cross_attention=False,
-        tied=tied(theirs),
-        scaled_embeddings=gemma,
-        soft_cap=theirs.get("final_logit_softcapping"),
         block=BlockStyle(
             norm="rms_plus_one" if gemma else "rms",
             sandwich_norm=gemma,
@@ -87,11 +83,32 @@ def part(theirs: dict[str, Any]) -> TextDecoder:
             soft_cap=theirs.get("attn_logit_softcapping"),
         ),
     )
+    if is_encoder(theirs):
+        if gemma or rope.sliding_window(theirs) or rope.unrotated(theirs):
+            raise UserError(
+                f"cannot import architectures={theirs['architectures']!r} as a text encoder, since its layers differ or its "
+                "embeddings are scaled; only ...ForCausalLM"
+            )
+        return Transformer(causal=True, **sizes)
+    return TextDecoder(
+        sliding_window=rope.sliding_window(theirs),
+        unrotated=rope.unrotated(theirs),
+        cross_attention=False,
+        tied=tied(theirs),
+        scaled_embeddings=gemma,
+        soft_cap=theirs.get("final_logit_softcapping"),
+        **sizes,
+    )
+
+
+def is_encoder(theirs: dict[str, Any]) -> bool:
+    """Whether the model has no head."""
+    return head_of(theirs) == "Model"
 
 
 def tasks(theirs: dict[str, Any]) -> dict[str, Task]:
     """The language model, which continues a text."""
-    return continuation(part(theirs), theirs)
+    return {} if is_encoder(theirs) else continuation(part(theirs), theirs)
 
 
 def continuation(decoder: TextDecoder, theirs: dict[str, Any]) -> dict[str, Task]:
@@ -133,6 +150,11 @@ def biases(theirs: dict[str, Any]) -> tuple[bool, bool, bool]:
     return attention or theirs["model_type"] == "qwen2", attention, theirs.get("mlp_bias", False)
 
 
+def current(theirs: dict[str, Any], name: str) -> str:
+    """The name of a tensor in a model with a head."""
+    return f"model.{name}" if is_encoder(theirs) and not name.startswith("model.") else name
+
+
 def ignored(name: str) -> bool:
     return name.endswith("rotary_emb.inv_freq")  # a constant table in older files
 
@@ -151,7 +173,7 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
     def missing(has: bool, *shape: int) -> tuple[int, ...] | None:
         return None if has else (depth, *shape)
 
-    ours, attend = "layers/self_attention", f"{block}self_attn."
+    ours, attend = f"layers/{'attention' if is_encoder(theirs) else 'self_attention'}", f"{block}self_attn."
     found = heads_in(f"{ours}/query", [f"{attend}q_proj"], heads, bias=missing(in_, 1, heads, per_head))
     found += heads_in(
         f"{ours}/key_value", [f"{attend}k_proj", f"{attend}v_proj"], groups, bias=missing(in_, 2, groups, per_head)
@@ -162,29 +184,35 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
     found = found if any(biases(theirs)) else without_biases(found)
     if has_qk_norm(theirs):
         found += scale(f"{ours}/query_norm", f"{attend}q_norm") + scale(f"{ours}/key_norm", f"{attend}k_norm")
-    found += scale("layers/self_attention_norm", f"{block}input_layernorm")
+    found += scale(f"{ours}_norm", f"{block}input_layernorm")
     if is_gemma(theirs):
-        found += scale("layers/self_attention_output_norm", f"{block}post_attention_layernorm")
+        found += scale(f"{ours}_output_norm", f"{block}post_attention_layernorm")
         found += scale("layers/mlp_norm", f"{block}pre_feedforward_layernorm")
         found += scale("layers/mlp_output_norm", f"{block}post_feedforward_layernorm")
     else:
         found += scale("layers/mlp_norm", f"{block}post_attention_layernorm")
     found += scale("norm", "model.norm") + same("embedding/embedding", "model.embed_tokens.weight")
-    found = found if tied(theirs) else found + linear("logits", "lm_head")[:1]
-    return under("decoder", found, depth)
+    if is_encoder(theirs):
+        return under("encoder", found, depth)
+    return under("decoder", found if tied(theirs) else found + linear("logits", "lm_head")[:1], depth)
 
 
 def outputs(
-    source: Any, part_: TextDecoder, parameters: dict[str, np.ndarray], seed: int
+    source: Any, part_: TextDecoder | Transformer, parameters: dict[str, np.ndarray], seed: int
 ) -> dict[str, list[tuple[Any, Any]]]:
-    """Next-token logits of both models for two texts."""
+    """Outputs of both models for two texts: next-token logits; of an encoder, its tokens."""
     import torch
     import transformers
 
     from mmjax.interchange.convert import tree
 
-    reference = transformers.AutoModelForCausalLM.from_pretrained(
-        source, local_files_only=True, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-    pairs = bert.compare_texts(lambda ids: reference(ids).logits, part_, tree(parameters, "decoder"), seed)
-    return {"decoder": pairs}
+    encoder = isinstance(part_, Transformer)
+    kind = transformers.AutoModel if encoder else transformers.AutoModelForCausalLM
+    options = dict(local_files_only=True, dtype=torch.float32, attn_implementation="eager")
+    reference = kind.from_pretrained(source, **options).eval()
+    name, output = ("encoder", "last_hidden_state") if encoder else ("decoder", "logits")
+
+    def theirs(ids):
+        return getattr(reference(ids), output)
+
+    return {name: bert.compare_texts(theirs, part_, tree(parameters, name), seed)}

@@ -8,7 +8,18 @@ import numpy as np
 from mmjax.errors import UserError
 from mmjax.interchange.directories import read_object
 from mmjax.interchange.recordings import Pairs, Reference, compare_speech, recordings
-from mmjax.interchange.rules import Rule, check_head, check_options, heads_in, heads_out, linear, norm, same, under
+from mmjax.interchange.rules import (
+    Rule,
+    check_head,
+    check_options,
+    head_of,
+    heads_in,
+    heads_out,
+    linear,
+    norm,
+    same,
+    under,
+)
 from mmjax.models import BlockStyle, Learned, TextDecoder, WhisperEncoder, WhisperLogMel
 from mmjax.tasks import Task, Write
 
@@ -84,7 +95,7 @@ def tied(theirs: dict[str, Any]) -> bool:
 
 def current(theirs: dict[str, Any], name: str) -> str:
     """A `WhisperModel` has no prefix; its read-out is that of the embeddings."""
-    return f"model.{name}" if name.startswith(("encoder.", "decoder.")) else name
+    return f"model.{name}" if head_of(theirs) == "Model" and not name.startswith("model.") else name
 
 
 def ignored(name: str) -> bool:

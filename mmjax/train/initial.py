@@ -201,7 +201,7 @@ def _check_ids(path: str, tokenizer: Tokenizer | None, source: Source) -> None:
         without = source.name if source.tokenizer is None else "the data"
         _say(f"initial: {without} has no tokenizer, so the ids of {path} are not compared")
     elif (i := tokenizer.other_meaning(source.tokenizer)) is not None:
-        ours, theirs = (one.names()[i] for one in (tokenizer, source.tokenizer))
+        ours, theirs = (one.pieces_by_id()[i] for one in (tokenizer, source.tokenizer))
         module = path.rpartition(".")[0]
         raise UserError(
             f"{path} has values for the ids of {source.name}, whose tokenizer differs from data.tokenizer: id {i} is {theirs!r} "
