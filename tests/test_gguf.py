@@ -4,6 +4,7 @@ import io
 import json
 import pathlib
 import re
+import sys
 import unicodedata
 
 import numpy as np
@@ -288,8 +289,14 @@ def test_a_file_keeps_its_chat_template_and_all_tokens_that_end_a_text(tmp_path,
 @pytest.mark.parametrize(
     "architecture, options, message",
     [
+        (
+            "llama",
+            {"tokenizer__ggml__token_type": None},
+            "lacks an option, or is damaged (KeyError: 'tokenizer.ggml.token_type')",
+        ),
         ("mamba", {}, "cannot import general.architecture='mamba'; only llama, qwen2, "),
-        ("llama", {"llama__expert_count": 8}, "cannot import llama.expert_count=8"),
+        ("llama", {"llama__expert_count": 8}, "cannot import llama.expert_count=8; only 0"),
+        ("llama", {"llama__rope__dimension_count": 16}, "cannot import llama.rope.dimension_count=16; only 32"),
         ("llama", {"tokenizer__ggml__pre": "tekken"}, "cannot import tokenizer.ggml.pre='tekken'; only gpt-2, "),
         (
             "llama",
@@ -314,3 +321,12 @@ def test_what_a_file_has_that_cannot_be_imported_is_named(tmp_path, capsys, arch
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "ours").exists() and list(tmp_path.iterdir()) == [tmp_path / "model.gguf"]
+
+
+def test_what_is_no_gguf_file_and_a_missing_library_are_named(tmp_path, capsys, monkeypatch):
+    (tmp_path / "model.gguf").write_bytes(b"GGUV" + bytes(100))
+    for message in ("cannot read", "needs the library gguf: pip install 'mmjax[gguf]'"):
+        assert main(["import", str(tmp_path / "model.gguf"), "-o", str(tmp_path / "ours")]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+        monkeypatch.setitem(sys.modules, "gguf", None)

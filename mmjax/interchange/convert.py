@@ -72,9 +72,8 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
     source, out = local(source, "the model's directory"), local(out, "--out")
     if source.suffix.lower() == ".gguf" and source.is_file():
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            dir=out.parent
-        ) as folder:  # its tensors may be larger than the system's folder
+        # Beside the import, because its tensors may not fit into the system's temporary folder.
+        with tempfile.TemporaryDirectory(dir=out.parent) as folder:
             gguf_file.write_directory(source, Path(folder) / source.stem)
             return import_model(Path(folder) / source.stem, out)
     theirs = directories.read_object(source / "config.json")

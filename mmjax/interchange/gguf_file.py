@@ -9,27 +9,20 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from mmjax.data.chat_template import FILE as CHAT_TEMPLATE
 from mmjax.errors import UserError
-from mmjax.interchange import directories, gguf_tokenizer, llama
+from mmjax.interchange import directories, gguf_tokenizer, llama, rope
 
-# By the name of the architecture in GGUF: our family, and options that the file does not state.
+# By the name of the architecture in GGUF: options of Hugging Face that the file does not state.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "llama": {"model_type": "llama"},
-    "qwen2": {"model_type": "qwen2"},
-    "qwen3": {"model_type": "qwen3"},
-    "gemma2": {"model_type": "gemma2", "sliding_window_pattern": 2},
-    "gemma3": {"model_type": "gemma3_text", "sliding_window_pattern": 6},
-    "smollm3": {"model_type": "smollm3", "no_rope_layer_interval": 4},
+    "llama": {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
+    "qwen2": {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]},
+    "qwen3": {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]},
+    "gemma2": {"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"]},
+    "gemma3": {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]},
+    "smollm3": {"model_type": "smollm3", "architectures": ["SmolLM3ForCausalLM"]},
 }
-CLASSES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "gemma2": "Gemma2ForCausalLM",
-    "gemma3_text": "Gemma3ForCausalLM",
-    "smollm3": "SmolLM3ForCausalLM",
-}
+MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}  # a "llama" with a window
 # Our names of options, and GGUF's.
 OPTIONS = {
     "num_hidden_layers": "block_count",
@@ -43,13 +36,12 @@ OPTIONS = {
     "rope_theta": "rope.freq_base",
     "rope_local_base_freq": "rope.freq_base_swa",
     "sliding_window": "attention.sliding_window",
+    "sliding_window_pattern": "attention.sliding_window_pattern",
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
 }
-ROTATED_IN_PAIRS = (
-    "llama",
-    "smollm3",
-)  # llama.cpp rotates features 2 i and 2 i + 1 of these, transformers i and i + D / 2
+# llama.cpp rotates features 2 i and 2 i + 1 of these together, transformers i and i + D / 2.
+ROTATED_IN_PAIRS = ("llama", "smollm3")
 LLAMA_3 = dict(low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
 
 
@@ -78,10 +70,15 @@ def write_directory(file: Path, out: Path) -> None:
       UserError: the library is missing, the file cannot be read, or it has an option that is not supported.
     """
     found = read(file)
-    theirs = config(found)
-    documents = {"config.json": theirs} | gguf_tokenizer.documents(found.options)
-    llama.part(theirs)  # checks its options before the tensors are read, which may take long
-    directories.write(out, read_tensors(found, theirs), "model.safetensors", documents)
+    try:
+        theirs = config(found)
+        documents = {"config.json": theirs} | gguf_tokenizer.documents(found.options)
+        llama.part(theirs)  # checks its options before the tensors are read, which may take long
+        directories.write(out, read_tensors(found, theirs), "model.safetensors", documents)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{file} lacks an option, or is damaged ({type(error).__name__}: {error})") from None
+    if template := found.options.get("tokenizer.chat_template"):
+        (out / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
 
 
 def read(file: Path) -> File:
@@ -107,17 +104,19 @@ def config(file: File) -> dict[str, Any]:
     kind = file.architecture
     if kind not in ARCHITECTURES:
         raise UserError(f"cannot import general.architecture={kind!r}; only {', '.join(ARCHITECTURES)}")
-    if file.option("expert_count"):
-        raise UserError(f"cannot import {kind}.expert_count={file.option('expert_count')}; only models without experts")
     theirs = ARCHITECTURES[kind] | {name: file.option(key) for name, key in OPTIONS.items()}
     theirs = {name: value for name, value in theirs.items() if value is not None}
+    width = llama.head_width(theirs)
+    for name, only in (("expert_count", 0), ("rope.dimension_count", width), ("attention.value_length", width)):
+        if (found := file.option(name, only)) != only:
+            raise UserError(f"cannot import {kind}.{name}={found}; only {only}")
     if kind == "llama" and "sliding_window" in theirs:
-        theirs["model_type"] = "mistral"
+        theirs |= MISTRAL
     theirs["vocab_size"] = len(file.options.get("tokenizer.ggml.tokens", ()))
     theirs["tie_word_embeddings"] = "output.weight" not in file.tensors
-    theirs |= {"architectures": [CLASSES[theirs["model_type"]]], "rope_scaling": _scaling(file, theirs)}
+    theirs["rope_scaling"] = _scaling(file, theirs)
     if kind.startswith("gemma"):
-        # llama.cpp does not store it either. The largest models divide by the width of a head as if heads filled the width.
+        # GGUF does not store it; llama.cpp knows the largest models by their layers.
         largest = theirs["num_hidden_layers"] == {"gemma2": 46, "gemma3": 62}[kind]
         whole = theirs["hidden_size"] // theirs["num_attention_heads"]
         theirs["query_pre_attn_scalar"] = whole if largest else theirs["head_dim"]
@@ -137,8 +136,6 @@ def _scaling(file: File, theirs: dict[str, Any]) -> dict[str, Any] | None:
     if "rope_freqs.weight" in file.tensors:
         factors = _values(file.tensors["rope_freqs.weight"])
         found = {"rope_type": "llama3", "factor": float(factors.max()), **LLAMA_3}
-        from mmjax.interchange import rope
-
         positions = rope.rotary({**theirs, "rope_scaling": found})
         plain = theirs["rope_theta"] ** (-np.arange(len(factors)) / len(factors))
         if not np.allclose(plain / np.asarray(positions.rotation(2 * len(factors)).frequencies), factors, rtol=1e-3):
@@ -147,9 +144,8 @@ def _scaling(file: File, theirs: dict[str, Any]) -> dict[str, Any] | None:
     if kind == "none" or factor in (None, 0.0):
         return None
     length = file.option("rope.scaling.original_context_length")
-    return {"rope_type": kind, "factor": float(factor)} | (
-        {"original_max_position_embeddings": length} if length else {}
-    )
+    found = {"rope_type": kind, "factor": float(factor), "original_max_position_embeddings": length}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def read_tensors(file: File, theirs: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -171,9 +167,8 @@ def read_tensors(file: File, theirs: dict[str, Any]) -> dict[str, np.ndarray]:
     missing = sorted(f"{own} ({stored})" for own, stored in wanted.items() if stored not in file.tensors)
     unknown = sorted(set(file.tensors) - set(wanted.values()) - {"rope_freqs.weight"})
     if missing or unknown:
-        parts = [f"missing: {', '.join(missing)}"] * bool(missing) + [f"not known: {', '.join(unknown)}"] * bool(
-            unknown
-        )
+        listed = (("missing", missing), ("not known", unknown))
+        parts = [f"{what}: {', '.join(found)}" for what, found in listed if found]
         raise UserError(f"the tensors of the GGUF file do not fit the model; {'; '.join(parts)}")
     return {own: _restored(_values(file.tensors[stored]), own, file, theirs) for own, stored in wanted.items()}
 

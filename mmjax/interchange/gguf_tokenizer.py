@@ -54,8 +54,6 @@ def documents(options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
     names = {f"{name}_token": _named(options, tokens, name) for name in ("bos", "eos")}
     about = {"tokenizer_class": "PreTrainedTokenizerFast", **{k: v for k, v in names.items() if v is not None}}
-    if template := options.get("tokenizer.chat_template"):
-        about["chat_template"] = template
     return {"tokenizer.json": whole | made, "tokenizer_config.json": about}
 
 

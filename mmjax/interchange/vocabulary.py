@@ -11,18 +11,17 @@ from mmjax.errors import UserError
 from mmjax.interchange.directories import read_object
 
 TOKENIZER = "tokenizer.json"
-CHAT = (CONFIG, FILE)
+CHAT = (CONFIG, FILE)  # names of special tokens, and the chat template, which may be in either
 SENTENCEPIECE = ("tokenizer.model", "spiece.model")
 # XLM-RoBERTa's model does not have the ids of the network: in transformers, other special tokens come first.
 OTHER_IDS = "sentencepiece.bpe.model"
 # Character vocabularies of wav2vec 2.0 and similar models (`Wav2Vec2CTCTokenizer` of transformers).
 CHARACTERS = "vocab.json"
 ABOUT_CHARACTERS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-# The names of special tokens, perhaps with the chat template, and the chat template in a file of its own.
 
 
 def keep(source: Path, out: Path, blank: int | None) -> list[str]:
-    """Copies the files of a tokenizer from a Hugging Face directory, with the chat template in a file of its own.
+    """Copies the files of a tokenizer and the chat template from a Hugging Face directory.
 
     If a model with a CTC head has only a vocab.json, a tokenizer.json is made from it.
 
