@@ -60,7 +60,7 @@ def randomised(params, seed=0):
     def random(node):
         if not isinstance(node, Adapted):
             return node
-        b = jnp.asarray(rng.standard_normal(node.b.shape, np.float32))
+        b = jnp.asarray(0.3 * rng.standard_normal(node.b.shape, np.float32))
         magnitude = node.magnitude
         if magnitude is not None:
             magnitude = magnitude * rng.uniform(0.5, 2.0, magnitude.shape).astype(np.float32)
@@ -170,6 +170,21 @@ def test_every_kernel_of_a_model_may_have_an_adapter(parts, name):
         for one, other, before in zip(apply(params), apply(merged), apply(unboxed(boxed)), strict=True):
             assert np.abs(one - other).max() <= 1e-5 * np.abs(one).max()
             assert np.abs(one - before).max() > 1e-2 * np.abs(one).max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fusion", ["gated_resampled", "soft_mlp"])
+def test_a_language_model_that_hears_and_sees_may_have_adapters_everywhere(fusion):
+    import test_language_model as lm
+
+    batch = lm.pack([[0, 1], [3]])
+    made = lm.model(lm.FUSIONS[fusion], dataclasses.replace(lm.DECODER, tied=False))
+    params = jax.jit(lambda: unboxed(adapted(made.init(jax.random.key(0), batch)["params"], EVERYWHERE, 0)))()
+    params = randomised(params)
+    assert {path.rpartition(".")[2] for path in adapted_kernels(params)} == {"kernel"}
+    apply = jax.jit(lambda p: made.apply({"params": p}, batch)["chat"].prediction.features)
+    one, other = apply(params), apply(merged_kernels(params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * float(np.abs(a).max())), one, other)
 
 
 def test_the_relative_change_of_a_kernel():

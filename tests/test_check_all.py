@@ -95,6 +95,11 @@ CONFIGS = {
     ),
     "masked text, patches and speech": pretraining,
     "enhancement": denoising,
+    "adapters": lambda: dataclasses.replace(
+        tiny(),
+        adapters={"**": c.LoRA(rank=2, dora=True)},
+        optimizer=dataclasses.replace(tiny().optimizer, groups={"encoders": c.Group(frozen=True, dtype="int8")}),
+    ),
     "SigLIP": lambda: paired("sigmoid"),
     "CLIP": lambda: paired("softmax", limit=100.0),
     "a large vocabulary": vocabulary,
