@@ -2,6 +2,7 @@
 
 from mmjax.data import (
     TFDS,
+    AsteriskPrompts,
     Audio,
     Collection,
     Conversation,
