@@ -21,7 +21,22 @@ from mmjax.data.fields import USUAL
 from mmjax.data.index import measure
 from mmjax.errors import UserError
 
-WORDS = "apple river candle mountain silver window garden thunder copper meadow lantern harbour violet saddle".split()
+WORDS = [
+    "apple",
+    "river",
+    "candle",
+    "mountain",
+    "silver",
+    "window",
+    "garden",
+    "thunder",
+    "copper",
+    "meadow",
+    "lantern",
+    "harbour",
+    "violet",
+    "saddle",
+]
 VOICES = {"en": "en_US_f_A", "es": "es_MX_f_A", "fr": "fr_CA_f_J", "it": "it_IT_m_C", "ru": "ru_RU_f_I"}
 ODD = {"tones/beep": "[a beep]", "letters/at": "at [@]", "iax": 'IAX (note: does not say "2")', "empty": ""}
 

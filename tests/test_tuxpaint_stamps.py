@@ -13,8 +13,8 @@ from PIL import Image
 
 from mmjax import config as c
 from mmjax.data.image import open_image
-from mmjax.data.tuxpaint_stamps import STAMPS, TuxPaintStampsRecords, archive_of, keys_of, read_stamps
 from mmjax.data.splitting import splits_of
+from mmjax.data.tuxpaint_stamps import STAMPS, TuxPaintStampsRecords, archive_of, keys_of, read_stamps
 from mmjax.errors import UserError
 from mmjax.train.build import build_source
 
