@@ -2,10 +2,12 @@
 
 from mmjax.data import (
     TFDS,
+    AsteriskPrompts,
     Audio,
     Collection,
     Conversation,
     Data,
+    DebianManual,
     Filters,
     Folder,
     HuggingFaceTokenizer,
@@ -15,6 +17,7 @@ from mmjax.data import (
     Input,
     Manifest,
     Mixture,
+    OpenClipart,
     OwnSource,
     Parquet,
     SentencePiece,

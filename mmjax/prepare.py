@@ -22,11 +22,11 @@ from mmjax.data.sampler import best_fit
 from mmjax.data.shards import Shards
 from mmjax.data.source import Collection
 from mmjax.data.sources import Data
+from mmjax.data.splitting import SPLITS
 from mmjax.data.tar_shards import TarShards
 from mmjax.data.tfds import TFDS
 from mmjax.data.tfds_description import splits_of
 from mmjax.data.tokenizers import SentencePiece, learnable
-from mmjax.data.tuxpaint_stamps import SPLITS
 from mmjax.errors import UserError
 from mmjax.files import data_directory, local, write_whole
 from mmjax.train.build import build_layout, build_sampler, build_source, facts_of, labels_of, open_data, raw, resolved

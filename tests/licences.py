@@ -17,6 +17,7 @@ PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text
 EXTRAS = {
     "": "With mmjax itself",
     "quickstart": "With the extra `quickstart`",
+    "drawings": "With `drawings`",
     "huggingface": "With `huggingface`",
     "gguf": "With `gguf`",
     "quantization": "With `quantization`",

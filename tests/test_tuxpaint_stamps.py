@@ -3,17 +3,18 @@
 import dataclasses
 import io
 import re
-import tarfile
 
 import numpy as np
 import pytest
 import soundfile
 from conftest import tiny
+from debs import deb
 from PIL import Image
 
 from mmjax import config as c
 from mmjax.data.image import open_image
-from mmjax.data.tuxpaint_stamps import STAMPS, TuxPaintStampsRecords, read_stamps, split_of, unpacked
+from mmjax.data.splitting import splits_of
+from mmjax.data.tuxpaint_stamps import STAMPS, TuxPaintStampsRecords, archive_of, keys_of, read_stamps
 from mmjax.errors import UserError
 from mmjax.train.build import build_source
 
@@ -44,17 +45,7 @@ def package(path, stamps=40):
         for language in ("", "_fr", "_lt"):
             files[f"{name}_desc{language}.ogg"] = ogg(0.3 + 0.01 * number)
         files[f"{name}.ogg"] = ogg(0.2)  # a sound effect
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:xz") as tar:
-        for name, data in {**{STAMPS + n: d for n, d in files.items()}, "./etc/passwd": b"x"}.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    deb = b"!<arch>\n"
-    for name, data in (("debian-binary", b"2.0\n"), ("control.tar.xz", b"odd"), ("data.tar.xz", buffer.getvalue())):
-        deb += f"{name:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(data):<10}`\n".encode() + data + b"\n" * (len(data) % 2)
-    path.write_bytes(deb)
-    return path
+    return deb(path, {f"{STAMPS}/{name}": data for name, data in files.items()} | {"etc/passwd": b"x"})
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +56,7 @@ def stamps(tmp_path_factory):
 
 
 def test_stamps_are_read_from_inside_the_package(stamps):
-    found = read_stamps(unpacked(stamps, str(stamps / "stamps.deb")))
+    found = read_stamps(archive_of(stamps, str(stamps / "stamps.deb")))
     assert len(found) == 40 and found[7].name == "things/07"
     assert found[7].texts == {"en": "Thing 7.", "fr": "Chose 3.", "de": "Ding 7."}
     assert sorted(found[7].spoken) == ["en", "fr", "lt"] and found[7].image is not None and found[8].image is None
@@ -73,8 +64,8 @@ def test_stamps_are_read_from_inside_the_package(stamps):
 
 
 def test_no_phrase_of_a_split_is_in_another(stamps):
-    found = read_stamps(unpacked(stamps, None))
-    chosen = split_of(found)
+    found = read_stamps(archive_of(stamps, None))
+    chosen = splits_of({stamp.name: keys_of(stamp) for stamp in found})
     for number in range(0, 40, 2):  # the two that share a French name
         assert len({chosen[f"things/{n:02}"] for n in range(number, number + 2)}) == 1
     phrases = {}

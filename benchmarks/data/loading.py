@@ -30,14 +30,14 @@ def files() -> Path:
     import soundfile
     from PIL import Image
 
-    from mmjax.data.tuxpaint_stamps import unpacked
+    from mmjax.data.tuxpaint_stamps import archive_of
     from mmjax.train.build import data_directory
 
     home = data_directory() / "benchmarks" / "files"
     if not (home / "made").is_file():
         for kind, ending in (("speech", ".ogg"), ("image", ".png")):
             (home / kind).mkdir(parents=True, exist_ok=True)
-            with tarfile.open(unpacked(data_directory(), None)) as tar:
+            with tarfile.open(archive_of(data_directory())) as tar:
                 found = sorted((m for m in tar if m.isreg() and m.name.endswith(ending)), key=lambda m: m.name)
                 for number in sorted(np.random.default_rng(0).permutation(len(found))[:COUNT].tolist()):
                     path = home / kind / f"{number:05}{ending}"

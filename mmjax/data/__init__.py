@@ -3,7 +3,9 @@
 Every part of the data that a config can have is imported here: a config that is read from JSON finds its class by name.
 """
 
+from mmjax.data.asterisk_prompts import AsteriskPrompts
 from mmjax.data.conversation import Conversation
+from mmjax.data.debian_manual import DebianManual
 from mmjax.data.filters import Filters
 from mmjax.data.folder import Folder
 from mmjax.data.image_augmentation import ImageAugmentation
@@ -11,6 +13,7 @@ from mmjax.data.image_mixing import ImageMixing
 from mmjax.data.inputs import Audio, Image, Input, Text
 from mmjax.data.manifest import Manifest
 from mmjax.data.mixture import Mixture
+from mmjax.data.openclipart import OpenClipart
 from mmjax.data.own import OwnSource
 from mmjax.data.parquet import Parquet
 from mmjax.data.shards import Shards

@@ -3,12 +3,8 @@
 This module prepares the data set once, and reads it; `spoken_easy_vqa_builder` describes and generates it.
 """
 
-import fcntl
 import functools
-import importlib.util
 import os
-import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +12,7 @@ import numpy as np
 from mmjax.data.example import Example
 from mmjax.data.fields import USUAL, Fields
 from mmjax.data.labels import Label
+from mmjax.data.preparation import check_installed, prepared
 from mmjax.data.source import Opening, Source, Texts
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
@@ -129,43 +126,16 @@ def home_of(directory: str | os.PathLike, examples: int | None = None) -> Path:
 def prepare(directory: str | os.PathLike, examples: int | None = None) -> Path:
     """Generates the data set in `directory` if it does not exist; returns its folder.
 
-    The data is written under a temporary name and renamed at the end, so that an interrupted preparation is never used;
-    the next one deletes it. Concurrent processes wait for the first.
-
     Raises:
       UserError: a required package is not installed, the directory cannot be written, or the disk is full.
     """
-    directory, home = Path(directory), home_of(directory, examples)
-    name = home.parent.name
-    if home.is_dir():
-        return home
-    missing = [package for module, package in MAKERS.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise UserError(
-            f"spoken_easy_vqa is made with {' and '.join(missing)}, not installed here: pip install 'mmjax[quickstart]' "
-            "(espeak-ng is GPL-3.0)"
-        )
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with _locked(directory / f".{name}.lock"):
-            if not home.is_dir():  # otherwise another process has just made it
-                temporary = directory / f".{name}.preparing"
-                shutil.rmtree(temporary, ignore_errors=True)
-                from mmjax.data.spoken_easy_vqa_builder import build
+    home = home_of(directory, examples)
+    if not home.is_dir():
+        check_installed("spoken_easy_vqa", MAKERS, "quickstart", " (espeak-ng is GPL-3.0)")
 
-                made = build(temporary, examples)
-                home.parent.mkdir(exist_ok=True)
-                os.rename(made, home)
-                shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot prepare data in {directory}: {error.strerror or error}; set --data.directory or MMJAX_DATA"
-        ) from None
-    return home
+    def make(temporary: Path) -> Path:
+        from mmjax.data.spoken_easy_vqa_builder import build
 
+        return build(temporary, examples)
 
-@contextmanager
-def _locked(path: Path):
-    with open(path, "w", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released by the kernel even when the process is killed
-        yield
+    return prepared(home, make)
