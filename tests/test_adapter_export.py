@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_pretrained import louder, spelling
@@ -11,10 +12,15 @@ from test_pretrained import louder, spelling
 from mmjax import config as c
 from mmjax.cli import main
 from mmjax.errors import UserError
-from mmjax.interchange.convert import export_model, import_model
+from mmjax.interchange import peft
+from mmjax.interchange.convert import export_model, family_of, import_model
 from mmjax.interchange.directories import read_safetensors, read_tensors
+from mmjax.interchange.rules import to_ours, to_theirs
+from mmjax.models.adapters import adapted, as_array
+from mmjax.models.roles import Parameter
 from mmjax.run import Run
 from mmjax.train.loop import train
+from mmjax.train.step import unboxed
 
 tokenizers = pytest.importorskip("tokenizers")
 torch = pytest.importorskip("torch")
@@ -182,3 +188,38 @@ def test_errors(runs, tmp_path):
         export_model(tmp_path / "run", tmp_path / "out")
     with pytest.raises(UserError, match="is not one of them"):
         export_model(runs / "lora", tmp_path / "out", origin=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["GPT-2", "Phi-3", "Whisper", "DeiT", "T5", "BERT"])
+def test_every_layout_of_linear_layers(name, tmp_path):
+    """Weights that join several projections, or are transposed, too: the merged weights are those of PEFT's definition."""
+    import test_interchange as models
+
+    make = next(make for key, make in models.MODELS.items() if key.startswith(name))
+    models.randomise(make()).save_pretrained(tmp_path)
+    about, tensors = json.loads((tmp_path / "config.json").read_text()), read_tensors(tmp_path)
+    family = family_of(about, name)
+    tensors = family.unpack(tensors) if hasattr(family, "unpack") else tensors
+    rules = family.rules(about)
+    params, _ = to_ours(rules, tensors, family.ignored, family.copies(about) if hasattr(family, "copies") else {})
+    random, scale = np.random.default_rng(0), 0.5
+
+    def with_adapter(path, kernel):
+        if not ("layers/" in path and path.endswith("/kernel")):
+            return kernel
+        heads = path.endswith(("qkv/kernel", "query/kernel", "key_value/kernel"))
+        inputs = (-4,) if heads else (-3, -2) if path.endswith("attention/out/kernel") else (-2,)
+        box = Parameter(jnp.asarray(kernel), (None,) * kernel.ndim, inputs=inputs, outputs=(-2, -1) if heads else (-1,))
+        node = unboxed(adapted({"kernel": box}, {"kernel": c.LoRA(rank=2, alpha=2 * scale)}, 0))["kernel"]
+        return node.replace(b=jnp.asarray(random.standard_normal(node.b.shape, np.float32)))
+
+    params = {path: with_adapter(path, kernel) for path, kernel in params.items()}
+    merged = to_theirs(rules, {path: np.asarray(as_array(x)) for path, x in params.items()})
+    found, document = peft.adapter(rules, params, about, dict.fromkeys(merged, "float32"))
+    modules = {key.removeprefix(peft.PREFIX).removesuffix(".lora_A.weight") for key in found if "lora_A" in key}
+    assert len(modules) * 2 == len(found) > 0 and document["fan_in_fan_out"] == (name == "GPT-2")
+    for module in modules:
+        change = scale * found[f"{peft.PREFIX}{module}.lora_B.weight"] @ found[f"{peft.PREFIX}{module}.lora_A.weight"]
+        weight = tensors[f"{module}.weight"]
+        change = change.T if name == "GPT-2" else change
+        np.testing.assert_allclose(merged[f"{module}.weight"], weight + change, atol=1e-5)

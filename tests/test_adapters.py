@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,9 +21,11 @@ from mmjax.models.adapters import Adapted, adapted, adapted_kernels, as_array, c
 from mmjax.models.attention import HeadProjection, OutputProjection
 from mmjax.models.layers import dense
 from mmjax.models.quantised import dequantised, quantised
-from mmjax.models.roles import Parameter, by_path
+from mmjax.models.roles import Parameter, by_path, projection
+from mmjax.parallel import machines
 from mmjax.parallel.mesh import make_mesh
 from mmjax.parallel.runtime import simulated
+from mmjax.plan.plan import plan
 from mmjax.run import Run
 from mmjax.train import report
 from mmjax.train.checkpoint import Checkpoints, digest
@@ -116,6 +119,23 @@ def test_it_computes_what_peft_computes(kind, dora):
         width = x.shape[-1]
         wanted = by_hand(x, base.reshape(width, -1).T, a.reshape(width, -1).T, b.T, 1.5, magnitude)
         np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+class Own(nn.Module):
+    """A module that multiplies by its kernel as a user would."""
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", projection(nn.initializers.lecun_normal(), ("embed", "mlp")), (4, 3))
+        return x @ kernel + jnp.einsum("ab,bc->ac", x, kernel)
+
+
+def test_a_module_need_not_know_of_adapters():
+    x = jnp.arange(8.0).reshape(2, 4)
+    params = adapted(Own().init(jax.random.key(0), x)["params"], {"kernel": c.LoRA(rank=2, dora=True)}, 0)
+    params = randomised(unboxed(params))
+    found = Own().apply({"params": params}, x)
+    np.testing.assert_allclose(found, 2 * x @ as_array(params["kernel"]), rtol=1e-5)
 
 
 def test_scales_and_first_values():
@@ -283,6 +303,17 @@ def test_fewer_bytes(subject):
     assert size("int8") < 0.33 * size("float32") < 0.67 * size("bfloat16") * 1.01
 
 
+def test_a_plan_counts_gradients_of_what_is_trained(subject):
+    config = small(
+        adapters={"**.layers": c.LoRA(rank=2)}, optimizer=grouped({"**": c.Group(frozen=True, dtype="bfloat16")})
+    )
+    memory = plan(config, machines.parse("h100:1"), estimate=True)["memory"]
+    kernels = adapted_kernels(begun(config, subject).abstract.params).values()
+    factors = sum(node.a.size + node.b.size for node in kernels)
+    assert memory["gradients"] == 4 * factors and memory["optimizer"] == 8 * factors + 16
+    assert memory["parameters"] > 4 * factors
+
+
 @pytest.mark.parametrize(
     "adapters, message",
     [
@@ -331,7 +362,7 @@ def test_a_run_resumes_and_says_what_changed(adapting, trained, tmp_path, capfd)
     train(adapting, tmp_path / "whole")
     said = " ".join(capfd.readouterr().err.split())
     assert "adapters of 6 kernels: 880 parameters" in said
-    assert re.search(r"adapters changed: yes; 6 kernels, by [\d.]+ % to [\d.]+ % of their norms", said)
+    assert re.search(r"adapters changed: yes; 6 kernels, each layer by [\d.]+ % to [\d.]+ % of its norm", said)
     one, other = (digest(Checkpoints(run).read(4)) for run in (tmp_path / "whole", trained))
     assert one == other
     answer = Run(trained).predict_example(0)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -32,13 +32,19 @@ def adapter(
         raise UserError("none of the kernels that came from the import has an adapter; export without --adapters")
     if len({node.magnitude is None for node in adapted.values()}) > 1:
         raise UserError("some of the adapters are DoRA and some are not, but PEFT's use_dora is for all of them")
+    transposed = set()
     found: dict[str, np.ndarray] = {}
     sizes: dict[str, tuple[int, float]] = {}  # (rank, alpha) by the name of the module
     for rule, node in adapted.items():
+        transposed |= {part.transposed for part in _parts(rule, node)}
         for module, (a, b, magnitude) in _modules(rule, node, tensors).items():
             found |= {f"{PREFIX}{module}.lora_A.weight": a, f"{PREFIX}{module}.lora_B.weight": b}
             found |= {} if magnitude is None else {f"{PREFIX}{module}.lora_magnitude_vector": magnitude}
             sizes[module] = len(a), node.scale * len(a)
+    if len(transposed) > 1:
+        raise UserError(
+            "some of the weights are [in, out] and some [out, in], but PEFT's fan_in_fan_out is for all of them"
+        )
     (rank, alpha), _ = Counter(sizes.values()).most_common(1)[0]
     others = {module: size for module, size in sizes.items() if size != (rank, alpha)}
     language_model = (theirs.get("architectures") or [""])[0].endswith("ForCausalLM")
@@ -56,7 +62,7 @@ def adapter(
         "use_rslora": False,  # the scale is in alpha
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": transposed == {True},
     }
     return found, document
 
@@ -83,20 +89,30 @@ def _modules(rule: Rule, node: Adapted, tensors: Mapping[str, str]) -> dict[str,
     a, b, magnitude = jax.tree.map(lambda x: np.asarray(x, np.float32), (node.a, node.b, node.magnitude))
     if not rule.is_stacked:
         a, b, magnitude = jax.tree.map(lambda x: x[None], (a, b, magnitude))
-    shape = node.base.shape[1:] if rule.is_stacked else node.base.shape
     found = {}
-    for place, part in enumerate(_parts(rule, node, shape)):
+    for place, part in enumerate(_parts(rule, node)):
         for layer, of_layer in enumerate(names):
             one = jax.tree.map(lambda x, layer=layer: x[layer], (a, b, magnitude))
             found[tensors[of_layer[place]].removesuffix(".weight")] = _of_part(part, node, *one)
     return found
 
 
-def _parts(rule: Rule, node: Adapted, shape: tuple[int, ...]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each of their weights [out, in]: the input of each column, and the output (of all projections) of each row.
+class Part(NamedTuple):
+    """One of the weights that a kernel of ours is in their layout.
 
-    Both are found by the rule itself, from kernels whose numbers are those of their inputs, and those of their outputs.
+    Attributes:
+      inputs: our number of each of its inputs; outputs: of each of its outputs, counted over all joined projections.
+      transposed: it is [in, out], as in GPT-2, and not [out, in].
     """
+
+    inputs: np.ndarray
+    outputs: np.ndarray
+    transposed: bool
+
+
+def _parts(rule: Rule, node: Adapted) -> list[Part]:
+    """Their weights, as the rule splits kernels whose numbers are those of their inputs, and of their outputs."""
+    shape = node.base.shape[1:] if rule.is_stacked else node.base.shape
     ins = [axis + len(shape) for axis in node.inputs]
 
     def numbered(axes: Sequence[int]) -> list[np.ndarray]:
@@ -104,20 +120,24 @@ def _parts(rule: Rule, node: Adapted, shape: tuple[int, ...]) -> list[tuple[np.n
         return rule.split(np.broadcast_to(np.arange(np.prod(sizes)).reshape(sizes), shape))
 
     by_input, by_output = numbered(ins), numbered([axis for axis in range(len(shape)) if axis not in ins])
+    found = []
     for column, row in zip(by_input, by_output, strict=True):
+        transposed = column.ndim == 2 and (column == column[:, :1]).all() and (row == row[:1]).all()
+        column, row = (column.T, row.T) if transposed else (column, row)
         if column.ndim != 2 or (column != column[:1]).any() or (row != row[:, :1]).any():
             raise UserError(f"{rule.theirs[0]} is no linear layer; export the merged model, without --adapters")
-    return [(column[0], row[:, 0]) for column, row in zip(by_input, by_output, strict=True)]
+        found.append(Part(column[0], row[:, 0], bool(transposed)))
+    return found
 
 
 def _of_part(
-    part: tuple[np.ndarray, np.ndarray], node: Adapted, a: np.ndarray, b: np.ndarray, magnitude: np.ndarray | None
+    part: Part, node: Adapted, a: np.ndarray, b: np.ndarray, magnitude: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """A, B and the magnitude of one of their weights, from those of one layer of ours.
 
     If their weight joins several of our projections, the ranks add up: every projection has its own rows of A.
     """
-    columns, rows = part
+    columns, rows, _ = part
     joined, rank = b.shape[: b.ndim - 1 - len(node.outputs)], a.shape[-1]
     count = int(np.prod(joined, dtype=int))
     a = a.reshape(-1, count, rank)

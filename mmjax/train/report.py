@@ -281,7 +281,7 @@ def adapters(changes: Mapping[str, np.ndarray]) -> None:
         every = np.concatenate([np.ravel(change) for change in changes.values()])
         low, middle, high = (f"{100 * x:.2g} %" for x in (every.min(), np.median(every), every.max()))
         progress.console.print(
-            f"adapters changed: yes; {every.size} kernels, by {low} to {high} of their norms (median {middle})"
+            f"adapters changed: yes; {len(changes)} kernels, each layer by {low} to {high} of its norm (median {middle})"
         )
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -46,13 +45,15 @@ class TrainState(NamedTuple):
 
 
 def init_parameters(
-    model: Multimodal, batch: Batch, seed: int, adapters: Mapping[str, LoRA | None] = MappingProxyType({})
+    model: Multimodal, batch: Batch, seed: int, adapters: Mapping[str, LoRA | None] | None = None
 ) -> Any:
     """The model's parameters before the first step, each in a `mmjax.models.roles.Parameter`.
 
-    The batch needs every modality, for the shapes; its content does not matter.
+    Args:
+      batch: with every modality, for the shapes; its content does not matter.
+      adapters: `Experiment.adapters`.
     """
-    return adapted(dict(model.init(jax.random.key(seed), batch)["params"]), adapters, seed)
+    return adapted(dict(model.init(jax.random.key(seed), batch)["params"]), adapters or {}, seed)
 
 
 def init_state(
