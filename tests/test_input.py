@@ -441,7 +441,9 @@ def test_recordings_for_a_whisper_are_continued_with_silence_and_longer_ones_fit
     samples = np.array([400, 6400, 6401, 0])
     assert layout.tokens({"speech": samples})["speech"].tolist() == [40, 40, 121, 0]
     blocks, positions, _ = layout.streams["speech"].cut(np.ones(500, np.float32))
-    assert blocks.shape == (40, 160) and blocks.sum() == 500 and positions[:, 1].tolist() == [160, 160, 160, 20, *[0] * 36]
+    assert (
+        blocks.shape == (40, 160) and blocks.sum() == 500 and positions[:, 1].tolist() == [160, 160, 160, 20, *[0] * 36]
+    )
     with pytest.raises(UserError, match="has 41 hops, but the encoder was made for 40; cut it into parts"):
         layout.streams["speech"].cut(np.ones(6401, np.float32))
 

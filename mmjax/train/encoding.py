@@ -40,7 +40,8 @@ def encoder_digests(config: Experiment, params: Any) -> dict[str, str]:
         for path, x in by_path(params).items():
             if matches(f"encoders.{name}", path):
                 whole.update(path.encode())
-                whole.update(np.asarray(jax.device_get(x)).tobytes())
+                for array in jax.tree.leaves(x):  # a kernel of few bits has two
+                    whole.update(np.asarray(jax.device_get(array)).tobytes())
         found[name] = whole.hexdigest()
     return found
 
