@@ -60,6 +60,7 @@ from mmjax.models import (
     Learned,
     LearnedAndBuckets,
     LearnedGrid,
+    LengthAdapter,
     Linear,
     LinearScaling,
     Llama3Scaling,
