@@ -63,6 +63,7 @@ from mmjax.models import (
     Learned,
     LearnedAndBuckets,
     LearnedGrid,
+    LengthAdapter,
     Linear,
     LinearScaling,
     Llama3Scaling,

@@ -232,6 +232,8 @@ MODELS = {
     "Parakeet in bfloat16": lambda: randomise(parakeet(), torch.bfloat16),
     "W2v-BERT": w2v_bert,
     "W2v-BERT that transcribes": lambda: w2v_bert(transformers.Wav2Vec2BertForCTC, mask_time_prob=0.0),
+    "W2v-BERT with an adapter": lambda: w2v_bert(add_adapter=True, num_adapter_layers=2),
+    "W2v-BERT with an adapter that transcribes": lambda: w2v_bert(transformers.Wav2Vec2BertForCTC, add_adapter=True),
     "wav2vec 2.0": lambda: wav2vec2_conformer(conv_bias=False),
     "wav2vec 2.0 that transcribes": lambda: wav2vec2_conformer(transformers.Wav2Vec2ConformerForCTC),
     "wav2vec 2.0 with rotary positions": lambda: wav2vec2_conformer(position_embeddings_type="rotary"),
@@ -366,6 +368,7 @@ MODELS = {
 
 # One fast model per family; variants run with the slow tests.
 SLOW = {
+    "W2v-BERT with an adapter that transcribes",
     "SigLIP of pictures",
     "SigLIP of texts",
     "SigLIP 2 of pictures",
@@ -423,6 +426,9 @@ def test_outputs_are_equal_and_the_way_back_gives_the_same_bytes(saved, tmp_path
     [
         (convert.parakeet, parakeet),
         (convert.wav2vec2_bert, w2v_bert),
+        pytest.param(
+            convert.wav2vec2_bert, lambda: w2v_bert(add_adapter=True, num_adapter_layers=2), marks=pytest.mark.slow
+        ),
         (convert.wav2vec2_conformer, wav2vec2_conformer),
         (convert.wav2vec2_conformer, lambda: wav2vec2_conformer(position_embeddings_type="rotary")),
         (convert.whisper, lambda: whisper(max_source_positions=60)),
@@ -1001,7 +1007,8 @@ def test_trap_d1_the_blank_becomes_the_first_class(tmp_path, name, head):
     "model, message",
     [
         (lambda: parakeet(num_mel_bins=45), "num_mel_bins=45; only a multiple of the subsampling_factor, 8"),
-        (lambda: w2v_bert(add_adapter=True), "cannot import add_adapter=True; only False"),
+        (lambda: w2v_bert(add_adapter=True, adapter_stride=3), "cannot import adapter_stride=3; only 2"),
+        (lambda: w2v_bert(add_adapter=True, output_hidden_size=20), "output_hidden_size=20; only 24"),
         (lambda: w2v_bert(position_embeddings_type="rotary"), "position_embeddings_type='rotary'; only 'relative_key'"),
         (lambda: w2v_bert(hidden_act="relu"), "hidden_act='relu'; only 'swish' or 'silu'"),
         (lambda: w2v_bert(intermediate_size=40), "intermediate_size=40; only 96"),

@@ -223,6 +223,17 @@ def pointwise(ours: str, theirs: str, bias: tuple[int, ...] | None = None) -> li
     return [Rule(kernel.ours, kernel.theirs, lambda p: p[0][..., 0].T, lambda w: [w.T[..., None]]), *rest]
 
 
+def convolution(ours: str, theirs: str, taps: int, bias: tuple[int, ...] | None = None) -> list[Rule]:
+    """A convolution in time: [out, in, tap] in theirs, a kernel [tap * in, out] in ours."""
+    kernel = Rule(
+        f"{ours}/kernel",
+        (f"{theirs}.weight",),
+        lambda p: p[0].transpose(2, 1, 0).reshape(-1, p[0].shape[0]),
+        lambda w: [w.reshape(taps, -1, w.shape[1]).transpose(2, 1, 0)],
+    )
+    return [kernel, *linear(ours, theirs, bias)[1:]]
+
+
 def depthwise(ours: str, theirs: str) -> list[Rule]:
     """The kernel of a depthwise convolution: [channel, 1, tap] in theirs, [tap, channel] in ours."""
     return [Rule(ours, (f"{theirs}.weight",), lambda p: p[0][:, 0].T, lambda w: [w.T[:, None]])]

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from mmjax.errors import UserError
-from mmjax.interchange import directories
+from mmjax.interchange import directories, vit
 from mmjax.interchange.recordings import Pairs, Reference, compare_speech, lengths_for, recordings
 from mmjax.interchange.rules import (
     Rule,
     blank_first,
     check_options,
+    convolution,
     depthwise,
     heads_in,
     heads_out,
@@ -22,7 +23,16 @@ from mmjax.interchange.rules import (
     same,
     under,
 )
-from mmjax.models import Conformer, Convolution, DistanceEmbeddings, KaldiFilterBank, Norms, StackedStem
+from mmjax.models import (
+    BlockStyle,
+    Conformer,
+    Convolution,
+    DistanceEmbeddings,
+    KaldiFilterBank,
+    LengthAdapter,
+    Norms,
+    StackedStem,
+)
 from mmjax.tasks import CTC, Task
 
 MODEL_TYPES = ("wav2vec2-bert",)
@@ -39,11 +49,12 @@ def part(theirs: dict[str, Any]) -> Conformer:
         theirs,
         hidden_act=("swish", "silu"),
         intermediate_size=4 * theirs["hidden_size"],
-        add_adapter=False,
         use_intermediate_ffn_before_adapter=False,
         position_embeddings_type="relative_key",
         sampling_rate=16_000,
     )
+    if theirs["add_adapter"]:
+        check_options(theirs, adapter_kernel_size=3, adapter_stride=2, output_hidden_size=theirs["hidden_size"])
     inputs = theirs["feature_projection_input_dim"]
     if inputs % STACKED:
         raise UserError(f"cannot import feature_projection_input_dim={inputs}; only multiples of {STACKED}")
@@ -58,6 +69,19 @@ def part(theirs: dict[str, Any]) -> Conformer:
         ),
         convolution=Convolution(kernel=theirs["conv_depthwise_kernel_size"], causal=True),
         norms=Norms(epsilon=theirs["layer_norm_eps"]),
+        length_adapter=adapter(theirs),
+    )
+
+
+def adapter(theirs: dict[str, Any]) -> LengthAdapter | None:
+    """Our config of the layers that halve the number of tokens, if there are any."""
+    if not theirs["add_adapter"]:
+        return None
+    return LengthAdapter(
+        layers=theirs["num_adapter_layers"],
+        heads=theirs["num_attention_heads"],
+        mlp=theirs["intermediate_size"],
+        block=BlockStyle(activation=vit.activation(theirs, "adapter_act"), epsilon=theirs["layer_norm_eps"]),
     )
 
 
@@ -92,7 +116,23 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
     encoder += heads_in("layers/attention/qkv", [f"{attend}.linear_{x}" for x in "qkv"], theirs["num_attention_heads"])
     encoder += same("layers/attention/distance", f"{attend}.distance_embedding.weight")
     encoder += norm("layers/convolution/norm", f"{block}conv_module.depthwise_layer_norm")
+    encoder += _adapter(theirs, f"{root}adapter.layers.") if theirs["add_adapter"] else []
     return under("encoder", encoder, theirs["num_hidden_layers"]) + found
+
+
+def _adapter(theirs: dict[str, Any], root: str) -> list[Rule]:
+    heads, found = theirs["num_attention_heads"], []
+    for number in range(theirs["num_adapter_layers"]):
+        ours, name = f"length_adapter/layer_{number + 1}", f"{root}{number}."
+        for branch, theirs_ in (("residual", "residual"), ("attention", "self_attn")):
+            found += norm(f"{ours}_{branch}_norm", f"{name}{theirs_}_layer_norm")
+            found += convolution(f"{ours}_{branch}_convolution", f"{name}{theirs_}_conv", 3)
+        found += heads_in(f"{ours}_attention/qkv", [f"{name}self_attn.linear_{x}" for x in "qkv"], heads)
+        found += heads_out(f"{ours}_attention/out", f"{name}self_attn.linear_out", heads)
+        found += norm(f"{ours}_mlp_norm", f"{name}ffn_layer_norm")
+        found += linear(f"{ours}_mlp/up", f"{name}ffn.intermediate_dense")
+        found += linear(f"{ours}_mlp/down", f"{name}ffn.output_dense")
+    return found
 
 
 def beside(theirs: dict[str, Any], prefix: str) -> tuple[str, list[Rule]]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from mmjax.interchange import wav2vec2_bert
 from mmjax.interchange.recordings import Pairs, Reference, compare_speech, lengths_for, recordings
-from mmjax.interchange.rules import Rule, batch_norm, check_options, heads_in, linear, norm, same, under
+from mmjax.interchange.rules import Rule, batch_norm, check_options, convolution, heads_in, linear, norm, same, under
 from mmjax.models import Conformer, Convolution, Norms, Relative, RotaryInput, Waveform
 from mmjax.models.stems import WaveformStem
 
@@ -89,17 +89,7 @@ def _stem(theirs: dict[str, Any], root: str) -> list[Rule]:
     channels, found = theirs["conv_dim"][0], []
     for number, (taps, _) in enumerate(WaveformStem.CONVOLUTIONS):
         name, ours = f"{root}feature_extractor.conv_layers.{number}", f"stem/convolution_{number + 1}"
-        # Their kernels are [out, in, tap], ours [tap * in, out].
-        found.append(
-            Rule(
-                f"{ours}/kernel",
-                (f"{name}.conv.weight",),
-                lambda p: p[0].transpose(2, 1, 0).reshape(-1, p[0].shape[0]),
-                lambda w, taps=taps: [w.reshape(taps, -1, w.shape[1]).transpose(2, 1, 0)],
-            )
-        )
-        has_bias = theirs["conv_bias"]
-        found += same(f"{ours}/bias", f"{name}.conv.bias") if has_bias else [Rule(f"{ours}/bias", (), fill=(channels,))]
+        found += convolution(ours, f"{name}.conv", taps, None if theirs["conv_bias"] else (channels,))
         found += norm(f"stem/norm_{number + 1}", f"{name}.layer_norm")
     found += norm("stem/norm", f"{root}feature_projection.layer_norm")
     return found + linear("stem/out", f"{root}feature_projection.projection")

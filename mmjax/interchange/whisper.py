@@ -12,6 +12,7 @@ from mmjax.interchange.rules import (
     Rule,
     check_head,
     check_options,
+    convolution,
     head_of,
     heads_in,
     heads_out,
@@ -115,7 +116,7 @@ def rules(theirs: dict[str, Any]) -> list[Rule]:
 
 def _encoder(theirs: dict[str, Any]) -> list[Rule]:
     root, block, heads = "model.encoder.", "model.encoder.layers.{layer}.", theirs["encoder_attention_heads"]
-    found = _convolution("convolution_1", f"{root}conv1") + _convolution("convolution_2", f"{root}conv2")
+    found = convolution("convolution_1", f"{root}conv1", 3) + convolution("convolution_2", f"{root}conv2", 3)
     found += same("place/embedding", f"{root}embed_positions.weight")
     found += norm("layers/attention_norm", f"{block}self_attn_layer_norm")
     found += _self_attention("layers/attention", f"{block}self_attn", heads)
@@ -149,17 +150,6 @@ def _self_attention(ours: str, theirs: str, heads: int) -> list[Rule]:
 def _feed_forward(block: str) -> list[Rule]:
     found = norm("layers/mlp_norm", f"{block}final_layer_norm")
     return found + linear("layers/mlp/up", f"{block}fc1") + linear("layers/mlp/down", f"{block}fc2")
-
-
-def _convolution(ours: str, theirs: str) -> list[Rule]:
-    """A convolution: [out, in, 3 taps] in theirs, [tap * in, out] in ours."""
-    kernel = Rule(
-        f"{ours}/kernel",
-        (f"{theirs}.weight",),
-        lambda p: p[0].transpose(2, 1, 0).reshape(-1, p[0].shape[0]),
-        lambda w: [w.reshape(3, -1, w.shape[1]).transpose(2, 1, 0)],
-    )
-    return [kernel, *same(f"{ours}/bias", f"{theirs}.bias")]
 
 
 def outputs(source: Any, part_: WhisperEncoder, parameters: dict[str, np.ndarray], seed: int) -> Pairs:

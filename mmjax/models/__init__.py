@@ -32,6 +32,7 @@ from mmjax.models.fusion import (
 )
 from mmjax.models.gated_cross_attention import GatedCrossAttention
 from mmjax.models.layer_attention import SlidingWindow
+from mmjax.models.length_adapter import LengthAdapter
 from mmjax.models.media import MediaFusion
 from mmjax.models.multimodal import Multimodal
 from mmjax.models.patch_decoder import PatchDecoder

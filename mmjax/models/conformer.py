@@ -12,6 +12,7 @@ from mmjax.models.conformer_block import Chunking, ConformerBlock, Context, Conv
 from mmjax.models.conformer_positions import Relative
 from mmjax.models.encoder import SpeechEncoder
 from mmjax.models.front_ends import FrontEnd, LogMel, Waveform
+from mmjax.models.length_adapter import LengthAdapter
 from mmjax.models.positions import Rotary, SpeechPositions
 from mmjax.models.published import published
 from mmjax.models.stems import Stem, StridedStem, WaveformStem
@@ -63,11 +64,12 @@ class Conformer(SpeechEncoder, Tower, kw_only=True):
     chunks: Chunking | None = None  # attention by chunks, for streaming; None: over the whole recording
     augment: SpeechAugmentation | None = None  # in training
     denoise: SpectralGate | None = None  # in training and evaluation
+    length_adapter: LengthAdapter | None = None  # layers after the blocks that halve the number of tokens
 
     @property
     def subsampling(self) -> int:
         """Hops per token."""
-        return self.stem.subsampling
+        return self.stem.subsampling * (self.length_adapter.stride if self.length_adapter else 1)
 
     @property
     def mlp(self) -> int:
@@ -94,6 +96,8 @@ class Conformer(SpeechEncoder, Tower, kw_only=True):
             raise UserError(f"{path}: the stem WaveformStem and the front end Waveform need each other")
         if learned and self.augment and self.augment.masks:
             raise UserError(f"{path}.augment.masks hide frequencies, but the front end Waveform gives samples")
+        if self.length_adapter and self.chunks:
+            raise UserError(f"{path}.length_adapter attends to the whole recording, so {path}.chunks must be None")
         if self.augment:
             self.augment.check(f"{path}.augment", self.front_end.sample_rate, self.front_end.hop)
 
@@ -141,4 +145,5 @@ class Conformer(SpeechEncoder, Tower, kw_only=True):
         features, contexts = blocks(features, x.segments, x.positions, contexts)
         if self.norms.final:
             features = self.norms(self.dtype, "norm")(features)
-        return only_tokens(x._replace(features=features)), contexts
+        x = only_tokens(x._replace(features=features))
+        return (x if self.length_adapter is None else self.length_adapter(x)), contexts
