@@ -150,6 +150,7 @@ def rope(kind, **options):
     return dict(head_dim=10, rope_parameters={"rope_type": kind, "rope_theta": 1e3, **options})
 
 
+LLAMA_3 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=20)
 GEMMAS = dict(head_dim=10, sliding_window=5, query_pre_attn_scalar=13, num_hidden_layers=3, tie_word_embeddings=True)
 
 
@@ -306,42 +307,17 @@ MODELS = {
     "Llama with biases in its feed-forward": lambda: llama(num_key_value_heads=6, mlp_bias=True, rms_norm_eps=1e-2),
     "Llama as an encoder": lambda: transformers.LlamaModel(transformers.LlamaConfig(**DECODERS)),
     "Qwen3 as an encoder": lambda: transformers.Qwen3Model(transformers.Qwen3Config(**DECODERS, head_dim=10)),
-    "Mistral": lambda: mistral(sliding_window=None),
-    "Llama 3.1": lambda: llama(
-        **rope(
-            "llama3",
-            factor=8.0,
-            low_freq_factor=1.0,
-            high_freq_factor=4.0,
-            original_max_position_embeddings=20,
-        )
-    ),
-    "Llama with linear scaling": lambda: llama(**rope("linear", factor=2.5)),
-    "Llama with YaRN": lambda: llama(**rope("yarn", factor=4.0, original_max_position_embeddings=250)),
-    "Llama with a YaRN of its own": lambda: llama(
-        **rope(
-            "yarn",
-            factor=4.0,
-            original_max_position_embeddings=250,
-            beta_fast=16.0,
-            beta_slow=2.0,
-            mscale=1.0,
-            mscale_all_dim=0.5,
-            truncate=False,
-        )
-    ),
-    "Mistral with windows": lambda: mistral(sliding_window=5),
+    "Llama 3.1": lambda: llama(**rope("llama3", **LLAMA_3)),
+    "Mistral": lambda: mistral(sliding_window=5),
     "Qwen2": lambda: decoder("Qwen2"),
     "Qwen2 with windows in its last layer": lambda: decoder(
         "Qwen2", use_sliding_window=True, sliding_window=5, max_window_layers=1
     ),
-    "Qwen3": lambda: decoder("Qwen3", head_dim=10),
-    "Qwen3 in bfloat16, with biases": lambda: randomise(
+    "Qwen3 in bfloat16": lambda: randomise(
         decoder("Qwen3", head_dim=6, attention_bias=True, tie_word_embeddings=True), torch.bfloat16
     ),
     "Gemma 2": lambda: decoder("Gemma2", **GEMMAS, attn_logit_softcapping=0.4, final_logit_softcapping=2.0),
-    "Gemma 3": lambda: decoder("Gemma3", **GEMMAS, sliding_window_pattern=3),
-    "Gemma 3 with scaled positions": lambda: decoder(
+    "Gemma 3": lambda: decoder(
         "Gemma3",
         **GEMMAS | dict(num_hidden_layers=2),
         layer_types=["full_attention", "sliding_attention"],
@@ -350,15 +326,14 @@ MODELS = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 1e2},
         },
     ),
-    "SmolLM3": lambda: decoder("SmolLM3", num_hidden_layers=5, pad_token_id=None),
-    "SmolLM3 with windows": lambda: decoder(
-        "SmolLM3", no_rope_layers=[0, 1], use_sliding_window=True, sliding_window=5, pad_token_id=None
+    "SmolLM3": lambda: decoder(
+        "SmolLM3", num_hidden_layers=5, use_sliding_window=True, sliding_window=5, pad_token_id=None
     ),
-    "Phi-3": lambda: decoder("Phi3", sliding_window=5, pad_token_id=None),
-    "Phi-3 with partial positions": lambda: decoder(
+    "Phi-3": lambda: decoder(
         "Phi3",
         num_attention_heads=3,
         num_key_value_heads=1,
+        sliding_window=5,
         rope_parameters={"rope_type": "default", "rope_theta": 1e3, "partial_rotary_factor": 0.75},
         pad_token_id=None,
     ),
@@ -928,6 +903,27 @@ def test_a_chat_template_is_kept(tmp_path, monkeypatch, files, kept):
     for name in ("tokenizer_config.json", "chat_template.jinja"):
         back = tmp_path / "back" / name
         assert (back.read_text() if back.is_file() else None) == files.get(name)
+
+
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        ("linear", {"factor": 2.5}),
+        ("llama3", LLAMA_3),
+        ("yarn", {"factor": 4.0, "original_max_position_embeddings": 250}),
+        ("yarn", {"factor": 4.0, "mscale": 1.0, "mscale_all_dim": 0.5, "beta_fast": 16.0, "truncate": False}),
+        ("yarn", {"factor": 4.0, "attention_factor": 1.5, "beta_slow": 2.0, "partial_rotary_factor": 0.5}),
+    ],
+)
+def test_scaled_positions_have_the_frequencies_of_transformers(kind, options):
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope_parameters = {"rope_type": kind, "rope_theta": 1e3, **options}
+    config = transformers.LlamaConfig(**DECODERS, head_dim=40, rope_parameters=rope_parameters)
+    frequencies, magnitude = ROPE_INIT_FUNCTIONS[kind](config, "cpu")
+    ours = convert.llama.part(config.to_dict()).positions.rotation(40)
+    np.testing.assert_allclose(ours.frequencies, frequencies.numpy(), rtol=1e-5)
+    assert ours.magnitude == pytest.approx(magnitude)
 
 
 def test_a_model_in_shards_that_has_several_ends(tmp_path):
