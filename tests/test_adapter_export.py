@@ -12,11 +12,10 @@ from test_pretrained import louder, spelling
 from mmjax import config as c
 from mmjax.cli import main
 from mmjax.errors import UserError
-from mmjax.interchange import peft
-from mmjax.interchange.convert import export_model, family_of, import_model
+from mmjax.interchange import convert, peft
+from mmjax.interchange.convert import export_model, import_model
 from mmjax.interchange.directories import read_safetensors, read_tensors
-from mmjax.interchange.rules import to_ours, to_theirs
-from mmjax.models.adapters import adapted, as_array
+from mmjax.models.adapters import adapted
 from mmjax.models.roles import Parameter
 from mmjax.run import Run
 from mmjax.train.loop import train
@@ -191,17 +190,14 @@ def test_errors(runs, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["GPT-2", "Phi-3", "Whisper", "DeiT", "T5", "BERT"])
-def test_every_layout_of_linear_layers(name, tmp_path):
+def test_every_layout_of_linear_layers(name, tmp_path, monkeypatch):
     """Weights that join several projections, or are transposed, too: the merged weights are those of PEFT's definition."""
     import test_interchange as models
 
     make = next(make for key, make in models.MODELS.items() if key.startswith(name))
-    models.randomise(make()).save_pretrained(tmp_path)
-    about, tensors = json.loads((tmp_path / "config.json").read_text()), read_tensors(tmp_path)
-    family = family_of(about, name)
-    tensors = family.unpack(tensors) if hasattr(family, "unpack") else tensors
-    rules = family.rules(about)
-    params, _ = to_ours(rules, tensors, family.ignored, family.copies(about) if hasattr(family, "copies") else {})
+    models.randomise(make()).save_pretrained(tmp_path / "theirs")
+    import_model(tmp_path / "theirs", tmp_path / "ours")
+    config, params = convert.read_imported(tmp_path / "ours")
     random, scale = np.random.default_rng(0), 0.5
 
     def with_adapter(path, kernel):
@@ -214,12 +210,17 @@ def test_every_layout_of_linear_layers(name, tmp_path):
         return node.replace(b=jnp.asarray(random.standard_normal(node.b.shape, np.float32)))
 
     params = {path: with_adapter(path, kernel) for path, kernel in params.items()}
-    merged = to_theirs(rules, {path: np.asarray(as_array(x)) for path, x in params.items()})
-    found, document = peft.adapter(rules, params, about, dict.fromkeys(merged, "float32"))
+    monkeypatch.setattr(convert, "read_imported", lambda directory: (config, params))
+    export_model(tmp_path / "ours", tmp_path / "merged")
+    export_model(tmp_path / "ours", tmp_path / "adapters", adapters=True)
+    before, merged = read_tensors(tmp_path / "theirs"), read_tensors(tmp_path / "merged")
+    found = read_safetensors(tmp_path / "adapters" / "adapter_model.safetensors")
+    document = json.loads((tmp_path / "adapters" / "adapter_config.json").read_text())
     modules = {key.removeprefix(peft.PREFIX).removesuffix(".lora_A.weight") for key in found if "lora_A" in key}
     assert len(modules) * 2 == len(found) > 0 and document["fan_in_fan_out"] == (name == "GPT-2")
     for module in modules:
         change = scale * found[f"{peft.PREFIX}{module}.lora_B.weight"] @ found[f"{peft.PREFIX}{module}.lora_A.weight"]
-        weight = tensors[f"{module}.weight"]
         change = change.T if name == "GPT-2" else change
-        np.testing.assert_allclose(merged[f"{module}.weight"], weight + change, atol=1e-5)
+        np.testing.assert_allclose(merged[f"{module}.weight"], before[f"{module}.weight"] + change, atol=1e-5)
+    changed = {key.removesuffix(".weight") for key in before if not np.array_equal(before[key], merged[key])}
+    assert changed == modules

@@ -259,6 +259,7 @@ def test_few_bits(dtype, steps, block):
 
 def test_groups(subject):
     """The kernels are frozen and have no moments; a frozen group leaves the adapters in it to train."""
+    pytest.importorskip("qwix")
     layers = {"encoders.image.layers": c.LoRA(rank=2), "fusion.layers": c.LoRA(rank=2, dora=True)}
     groups = {
         "fusion.layers.mlp": c.Group(frozen=True, roles=("adapter",)),

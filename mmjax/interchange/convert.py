@@ -139,7 +139,7 @@ def export_model(
     rules = family.rules(theirs | {TENSORS: frozenset(names)})
     parameters = tuned.parameters(source, imported) if imported != source else read_imported(source)[1]
     if adapters:
-        tensors, document = peft.adapter(rules, parameters, theirs, names)
+        tensors, document = peft.adapter(rules, parameters, theirs, names, getattr(family, "pack", dict))
         directories.write(out, tensors, "adapter_model.safetensors", {"adapter_config.json": document})
     else:
         tensors = to_theirs(rules, {path: np.asarray(as_array(x)) for path, x in parameters.items()})

@@ -1,7 +1,7 @@
 """Adapters in the layout of PEFT: adapter_config.json and adapter_model.safetensors, which `PeftModel` and vLLM load."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +14,21 @@ from mmjax.models.adapters import Adapted, is_adapted
 PREFIX = "base_model.model."  # of the name of each module
 
 
+class Factors(NamedTuple):
+    """The adapter of one of their weights: A [rank, in], B [out, rank], the magnitude [out] of DoRA or None, in float32."""
+
+    a: np.ndarray
+    b: np.ndarray
+    magnitude: np.ndarray | None
+    scale: float
+
+
 def adapter(
-    rules: Sequence[Rule], parameters: Mapping[str, Any], theirs: Mapping[str, Any], tensors: Mapping[str, str]
+    rules: Sequence[Rule],
+    parameters: Mapping[str, Any],
+    theirs: Mapping[str, Any],
+    tensors: Mapping[str, str],
+    pack: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = dict,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The tensors, and the content of adapter_config.json.
 
@@ -23,6 +36,7 @@ def adapter(
       parameters: by the paths of `Rule.ours`; those with adapters are `Adapted`.
       theirs: the config of the original model.
       tensors: the names of its tensors: in the rules -> in its files.
+      pack: joins tensors of the rules to those of its files.
 
     Raises:
       UserError: no kernel has an adapter, or PEFT cannot express one.
@@ -32,15 +46,22 @@ def adapter(
         raise UserError("none of the kernels that came from the import has an adapter; export without --adapters")
     if len({node.magnitude is None for node in adapted.values()}) > 1:
         raise UserError("some of the adapters are DoRA and some are not, but PEFT's use_dora is for all of them")
-    transposed = set()
+    transposed, weights = set(), {}
+    for rule, node in adapted.items():
+        parts = _parts(rule, node)
+        transposed |= {part.transposed for part in parts}
+        weights |= _weights(rule, parts, node)
     found: dict[str, np.ndarray] = {}
     sizes: dict[str, tuple[int, float]] = {}  # (rank, alpha) by the name of the module
-    for rule, node in adapted.items():
-        transposed |= {part.transposed for part in _parts(rule, node)}
-        for module, (a, b, magnitude) in _modules(rule, node, tensors).items():
-            found |= {f"{PREFIX}{module}.lora_A.weight": a, f"{PREFIX}{module}.lora_B.weight": b}
-            found |= {} if magnitude is None else {f"{PREFIX}{module}.lora_magnitude_vector": magnitude}
-            sizes[module] = len(a), node.scale * len(a)
+    for name, one in _packed(weights, rules, pack).items():
+        if not name.endswith(".weight") or name not in tensors:
+            raise UserError(
+                f"{name} is no weight of a layer of the original; export the merged model, without --adapters"
+            )
+        module = tensors[name].removesuffix(".weight")
+        found |= {f"{PREFIX}{module}.lora_A.weight": one.a, f"{PREFIX}{module}.lora_B.weight": one.b}
+        found |= {} if one.magnitude is None else {f"{PREFIX}{module}.lora_magnitude_vector": one.magnitude}
+        sizes[module] = len(one.a), one.scale * len(one.a)
     if len(transposed) > 1:
         raise UserError(
             "some of the weights are [in, out] and some [out, in], but PEFT's fan_in_fan_out is for all of them"
@@ -78,23 +99,45 @@ def _targets(modules: Mapping[str, Any], tensors: Mapping[str, str]) -> list[str
     return ends if alike <= modules.keys() else sorted(modules)
 
 
-def _modules(rule: Rule, node: Adapted, tensors: Mapping[str, str]) -> dict[str, tuple[Any, Any, Any]]:
-    """By the name of their module: A [rank, in], B [out, rank] and the magnitude [out] or None, in float32."""
-    names = names_by_layer(rule)
-    unknown = [name for name in names[0] if name not in tensors or not name.endswith(".weight")]
-    if unknown:
-        raise UserError(
-            f"{unknown[0]} is no weight of the original's layout; export the merged model, without --adapters"
-        )
+def _weights(rule: Rule, parts: Sequence["Part"], node: Adapted) -> dict[str, Factors]:
+    """The adapters of the weights of a rule by their names in it."""
     a, b, magnitude = jax.tree.map(lambda x: np.asarray(x, np.float32), (node.a, node.b, node.magnitude))
     if not rule.is_stacked:
         a, b, magnitude = jax.tree.map(lambda x: x[None], (a, b, magnitude))
+    return {
+        names[place]: _of_part(part, node, a[layer], b[layer], None if magnitude is None else magnitude[layer])
+        for layer, names in enumerate(names_by_layer(rule))
+        for place, part in enumerate(parts)
+    }
+
+
+def _packed(weights: Mapping[str, Factors], rules: Sequence[Rule], pack: Callable) -> dict[str, Factors]:
+    """The adapters by the names of tensors after `pack`; if it joins weights, such as Phi-3's, their ranks add up."""
+    names = [name for rule in rules for layer in names_by_layer(rule) for name in layer]
     found = {}
-    for place, part in enumerate(_parts(rule, node)):
-        for layer, of_layer in enumerate(names):
-            one = jax.tree.map(lambda x, layer=layer: x[layer], (a, b, magnitude))
-            found[tensors[of_layer[place]].removesuffix(".weight")] = _of_part(part, node, *one)
+    for name, numbers in pack({name: np.full((1, 1), number) for number, name in enumerate(names)}).items():
+        parts = [names[number] for number in numbers.ravel()]
+        if not weights.keys() & set(parts):
+            continue
+        if lacking := [part for part in parts if part not in weights]:
+            raise UserError(
+                f"{name} also holds {lacking[0]}, which has no adapter; export the merged model, without --adapters"
+            )
+        found[name] = _beside([weights[part] for part in parts])
     return found
+
+
+def _beside(parts: Sequence[Factors]) -> Factors:
+    """The adapter of a weight whose outputs are those of all parts."""
+    a, scale = np.concatenate([part.a for part in parts]), parts[0].scale
+    b = np.zeros((sum(len(part.b) for part in parts), len(a)), np.float32)
+    row = column = 0
+    for part in parts:
+        rows, columns = part.b.shape
+        b[row : row + rows, column : column + columns] = part.scale / scale * part.b
+        row, column = row + rows, column + columns
+    has = parts[0].magnitude is not None
+    return Factors(a, b, np.concatenate([part.magnitude for part in parts]) if has else None, scale)
 
 
 class Part(NamedTuple):
@@ -130,10 +173,8 @@ def _parts(rule: Rule, node: Adapted) -> list[Part]:
     return found
 
 
-def _of_part(
-    part: Part, node: Adapted, a: np.ndarray, b: np.ndarray, magnitude: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """A, B and the magnitude of one of their weights, from those of one layer of ours.
+def _of_part(part: Part, node: Adapted, a: np.ndarray, b: np.ndarray, magnitude: np.ndarray | None) -> Factors:
+    """The adapter of one of their weights, from one layer of ours.
 
     If their weight joins several of our projections, the ranks add up: every projection has its own rows of A.
     """
@@ -149,4 +190,4 @@ def _of_part(
     for place, one in enumerate(used):
         mine = rows // outputs == one
         theirs_b[mine, place * rank : (place + 1) * rank] = b[one][:, rows[mine] % outputs].T
-    return theirs_a, theirs_b, None if magnitude is None else magnitude.reshape(-1)[rows]
+    return Factors(theirs_a, theirs_b, None if magnitude is None else magnitude.reshape(-1)[rows], node.scale)
