@@ -5,6 +5,7 @@ import io
 import json
 import pathlib
 import re
+import struct
 
 import jax
 import jax.numpy as jnp
@@ -775,6 +776,71 @@ def test_of_a_transducer_the_encoder_is_imported_and_exported(tmp_path, kind):
     assert not missing and torch.equal(
         again.state_dict()["layers.0.norm_out.bias"], model.encoder.layers[0].norm_out.bias
     )
+
+
+def ctranslate2_file(model):
+    """The content of a model.bin, as CTranslate2's converter writes it: one matrix for projections of the same input."""
+    state, found = {name: x.numpy() for name, x in model.state_dict().items()}, {}
+    layers = {"self_attn_layer_norm": "self_attention/layer_norm", "final_layer_norm": "ffn/layer_norm"}
+    layers |= {"fc1": "ffn/linear_0", "fc2": "ffn/linear_1", "self_attn.out_proj": "self_attention/linear_1"}
+    layers |= {"encoder_attn_layer_norm": "attention/layer_norm", "encoder_attn.q_proj": "attention/linear_0"}
+    layers |= {"encoder_attn.out_proj": "attention/linear_2"}
+    joint = {"self_attention/linear_0": ("self_attn", "qkv"), "attention/linear_1": ("encoder_attn", "kv")}
+
+    def put(ours, theirs):
+        kinds = ("gamma", "beta") if "layer_norm" in theirs else ("weight", "bias")
+        for kind, name in zip(kinds, ("weight", "bias"), strict=True):
+            found[f"{theirs}/{kind}"] = state[f"model.{ours}.{name}"]
+
+    for side in ("encoder", "decoder"):
+        put(f"{side}.layer_norm", f"{side}/layer_norm")
+        found[f"{side}/position_encodings/encodings"] = state[f"model.{side}.embed_positions.weight"]
+        found[f"{side}/num_heads"] = np.int16(3)
+        for layer in range(2):
+            ours, theirs = f"{side}.layers.{layer}", f"{side}/layer_{layer}"
+            for name, other in layers.items():
+                if f"model.{ours}.{name}.weight" in state:
+                    put(f"{ours}.{name}", f"{theirs}/{other}")
+            for other, (name, parts) in joint.items():
+                names = [f"model.{ours}.{name}.{x}_proj" for x in parts]
+                if f"{names[0]}.weight" in state:
+                    found[f"{theirs}/{other}/weight"] = np.concatenate([state[f"{x}.weight"] for x in names])
+                    biases = [state.get(f"{x}.bias", np.zeros(24, np.float32)) for x in names]
+                    found[f"{theirs}/{other}/bias"] = np.concatenate(biases)
+    put("encoder.conv1", "encoder/conv1"), put("encoder.conv2", "encoder/conv2")
+    found["decoder/embeddings/weight"] = state["model.decoder.embed_tokens.weight"]
+    numbers = {"float32": 0, "int16": 2}
+
+    def text(x):
+        return struct.pack("<H", len(x) + 1) + x.encode() + b"\0"
+
+    data = struct.pack("<I", 6) + text("WhisperSpec") + struct.pack("<II", 3, len(found))
+    for name, x in sorted(found.items()):
+        x = np.asarray(x)
+        data += text(name) + struct.pack(f"<B{x.ndim}I", x.ndim, *x.shape)
+        data += struct.pack("<BI", numbers[str(x.dtype)], x.nbytes) + x.tobytes()
+    return data + struct.pack("<I", 1) + text("decoder/projection/weight") + text("decoder/embeddings/weight")
+
+
+def test_a_whisper_of_ctranslate2_is_the_same_model(tmp_path):
+    model = randomise(whisper())
+    model.save_pretrained(tmp_path / "theirs")
+    import_model(tmp_path / "theirs", tmp_path / "first")
+    source = tmp_path / "converted"
+    source.mkdir()
+    (source / "model.bin").write_bytes(ctranslate2_file(model))
+    (source / "config.json").write_text(json.dumps({"suppress_ids": [3], "suppress_ids_begin": [4, 5]}))
+    with pytest.raises(UserError, match="there is no .*tokenizer.json"):
+        import_model(source, tmp_path / "second")
+    words(source / "tokenizer.json", "<|endoftext|>", "<|startoftranscript|>")
+    assert import_model(source, tmp_path / "second")["certificate"]["holds"]
+    first, second = (read_imported(tmp_path / name)[1] for name in ("first", "second"))
+    assert first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
+    task = c.load(tmp_path / "second" / "config.json").model.tasks["transcript"]
+    assert (task.start_token, task.end_token, task.suppress, task.suppress_first) == (1, 0, (3,), (4, 5))
+    (source / "model.bin").write_bytes(ctranslate2_file(model)[:1000])
+    with pytest.raises(UserError, match="cannot read .*model.bin"):
+        import_model(source, tmp_path / "third")
 
 
 def test_an_output_projection_beside_t5s_embeddings_is_kept(tmp_path):
