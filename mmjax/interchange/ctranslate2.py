@@ -47,9 +47,7 @@ def write_directory(source: Path, out: Path) -> None:
       UserError: the model cannot be read (`read`).
     """
     config, generation, tensors = read(source)
-    directories.write(
-        out, tensors, "model.safetensors", {"config.json": config, "generation_config.json": generation}
-    )
+    directories.write(out, tensors, "model.safetensors", {"config.json": config, "generation_config.json": generation})
     for name in (TOKENIZER, "preprocessor_config.json"):
         if (source / name).is_file():
             shutil.copyfile(source / name, out / name)
