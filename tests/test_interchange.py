@@ -17,7 +17,7 @@ from PIL import Image
 from mmjax import config as c
 from mmjax.cli import main
 from mmjax.data.chat_template import ChatTemplate
-from mmjax.data.text import HuggingFaceTokenizer
+from mmjax.data.text import HuggingFaceTokenizer, Tokenizer
 from mmjax.errors import UserError
 from mmjax.interchange import convert
 from mmjax.interchange.convert import export_model, import_model, read_imported, tree
@@ -706,6 +706,22 @@ def test_classes_of_a_text_are_those_of_its_own_library(tmp_path):
     assert [found[x] for x in ("bad", "fair", "good")] == pytest.approx(expected.tolist(), abs=1e-5)
     export_model(tmp_path / "ours", tmp_path / "back")
     assert set(read_tensors(tmp_path / "back")) == set(tensors)
+
+
+def test_of_several_files_of_a_tokenizer_the_one_with_the_ids_of_the_model_is_used(tmp_path):
+    """(Llama 2 has both; a run read the other one, which adds no special tokens.) That of XLM-RoBERTa has other ids."""
+    source = tmp_path / "theirs"
+    randomise(relative("XLMRoberta")).save_pretrained(source)
+    spm = Tokenizer.train(["a red circle"], 60)
+    for name in ("tokenizer.model", "sentencepiece.bpe.model"):
+        spm.save(source / name)
+    expected = words(source / "tokenizer.json").encode("a red circle").ids
+    assert import_model(source, tmp_path / "ours")["left_out"] == ["sentencepiece.bpe.model"]
+    assert Tokenizer.of_run(tmp_path / "ours").read("a red circle") == expected
+    (source / "tokenizer.json").unlink(), (source / "tokenizer.model").unlink()
+    import_model(source, tmp_path / "without")
+    assert c.load(tmp_path / "without" / "config.json").data.tokenizer is None
+    assert Tokenizer.in_run(tmp_path / "without") is None
 
 
 def test_masked_words_have_the_mask_of_the_tokenizer(tmp_path):
