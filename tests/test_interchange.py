@@ -344,6 +344,13 @@ MODELS = {
 
 # One fast model per family; variants run with the slow tests.
 SLOW = {
+    "Parakeet",
+    "Parakeet encoder",
+    "W2v-BERT",
+    "wav2vec 2.0",
+    "wav2vec 2.0 with rotary positions",
+    "wav2vec 2.0 as it was trained",
+    "SigLIP 2 of native size",
     "SigLIP of pictures without its pool",
     "CLIP of pictures with its projection",
     "DINOv2, gated",
