@@ -863,6 +863,9 @@ def test_a_whisper_of_ctranslate2_is_the_same_model(tmp_path):
     (source / "config.json").write_text(json.dumps({"suppress_ids": [3], "suppress_ids_begin": [4, 5]}))
     with pytest.raises(UserError, match="there is no .*tokenizer.json"):
         import_model(source, tmp_path / "second")
+    words(source / "tokenizer.json", "<|endoftext|>")
+    with pytest.raises(UserError, match="cannot read .*startoftranscript"):
+        import_model(source, tmp_path / "second")
     words(source / "tokenizer.json", "<|endoftext|>", "<|startoftranscript|>")
     assert import_model(source, tmp_path / "second")["certificate"]["holds"]
     first, second = (read_imported(tmp_path / name)[1] for name in ("first", "second"))

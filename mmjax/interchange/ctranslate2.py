@@ -60,9 +60,13 @@ def read(source: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, np.nda
       UserError: the file is damaged, of another version or model, or there is no tokenizer.json beside it.
     """
     try:
-        found = variables((source / MODEL).read_bytes())
-    except (struct.error, ValueError, KeyError, OSError) as error:
-        raise UserError(f"cannot read {source / MODEL}: {error}") from None
+        return _read(source)
+    except (struct.error, LookupError, ValueError, OSError) as error:
+        raise UserError(f"cannot read {source / MODEL}: {type(error).__name__}: {error}") from None
+
+
+def _read(source: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, np.ndarray]]:
+    found = variables((source / MODEL).read_bytes())
     tensors = {name: x for key, x in found.items() if x.ndim for name, x in _tensors(key, x).items()}
     ids = _special_ids(source)
     about = directories.read_object(source / "config.json") if (source / "config.json").is_file() else {}
