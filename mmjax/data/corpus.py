@@ -10,7 +10,7 @@ from mmjax.data.example import Example, Pieces
 from mmjax.data.fields import TAGS, USUAL, Fields
 from mmjax.data.filters import USUAL as USUAL_FILTERS
 from mmjax.data.filters import Filters
-from mmjax.data.index import Index
+from mmjax.data.index import INTENDED, Index
 from mmjax.data.inputs import Use
 from mmjax.data.labels import SPOKEN, Label, absent, aligned
 from mmjax.data.prefixes import Prefixes
@@ -86,7 +86,7 @@ class Corpus:
         self.sizes = sizes
         self.unread, self.columns = index.unread, index.columns
         self.unknown = self._shares_unknown()
-        share = (len(self.quarantine) - self.dropped.get("duplicate", 0)) / len(index)
+        share = sum(not reason.startswith(INTENDED) for _, reason in self.quarantine) / len(index)
         if share > filters.largest_share_dropped or len(self.quarantine) == len(index):
             reasons = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.dropped.items()))
             raise UserError(
@@ -194,7 +194,7 @@ class Corpus:
         """
         index = self.index
         found = {
-            number: reason if reason.startswith("duplicate:") else f"unreadable: {reason}"
+            number: reason if reason.startswith(INTENDED) else f"unreadable: {reason}"
             for number, reason in index.unreadable.items()
         }
 

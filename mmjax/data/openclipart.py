@@ -37,7 +37,7 @@ VERSION = "1"  # of the prepared data
 SIDE = 256  # pixels of the longer side
 DPI = 90  # pixels per inch, as in Inkscape before version 0.92
 SHARED = 12  # a title of more drawings is that of a collection
-ALIKE = 12  # bits of 256: pictures whose hashes differ in at most as many are in one split
+ALIKE = 24  # bits of 480: pictures whose hashes differ in at most as many are in one split
 NOTHING = {
     "clipart",
     "clip art",
@@ -220,14 +220,15 @@ def drawn(svg: str) -> Image.Image | None:
 
 
 def difference_hash(picture: Image.Image) -> np.ndarray:
-    """[32] uint8: 256 bits that say where brightness grows from left to right (dHash, Krawetz 2013)."""
-    small = np.asarray(picture.convert("L").resize((17, 16), Image.Resampling.BOX), np.int16)
-    return np.packbits(small[:, 1:] > small[:, :-1])
+    """[60] uint8: 480 bits that say where brightness grows to the right, and where downwards (dHash, Krawetz 2013)."""
+    small = np.asarray(picture.convert("L").resize((16, 16), Image.Resampling.BOX), np.int16)
+    grows = [np.diff(small, axis=axis) > 0 for axis in (1, 0)]
+    return np.packbits(np.concatenate(grows, axis=None))
 
 
 def alike(hashes: list[np.ndarray]) -> Iterable[tuple[int, int]]:
     """The pairs of pictures that look almost alike, from their hashes."""
-    every = np.array(hashes).reshape(len(hashes), 32)
+    every = np.array(hashes).reshape(len(hashes), -1)
     for number, own in enumerate(every):
         differ = np.bitwise_count(every[number + 1 :] ^ own).sum(axis=1, dtype=np.int32)
         yield from ((number, number + 1 + int(other)) for other in np.flatnonzero(differ <= ALIKE))

@@ -16,7 +16,9 @@ def check_split(split: str, source: str, splits: tuple[str, ...] = SPLITS) -> No
       UserError: it has not.
     """
     if split not in splits:
-        raise UserError(f"{source} has no split '{split}'; it has {', '.join(splits)}")
+        raise UserError(
+            f"{source} has no split '{split}'; it has {' and '.join(filter(None, (', '.join(splits[:-1]), splits[-1])))}"
+        )
 
 
 def groups_of(keys: Mapping[str, Iterable[Hashable]]) -> dict[str, str]:
