@@ -90,7 +90,7 @@ class Corpus:
         if share > filters.largest_share_dropped or len(self.quarantine) == len(index):
             reasons = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.dropped.items()))
             raise UserError(
-                f"of the {len(index):,} examples of {title}, {100 * share:.1f} % cannot be used ({reasons}; the first: "
+                f"of the {len(index):,} examples of {title}, {100 * len(self.quarantine) / len(index):.1f} % cannot be used ({reasons}; the first: "
                 f"{self.quarantine[0][1]}); fix them and touch the list, so that its files are read again; or raise data.filters.largest_share_dropped"
             )
 
