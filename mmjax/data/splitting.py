@@ -16,9 +16,7 @@ def check_split(split: str, source: str, splits: tuple[str, ...] = SPLITS) -> No
       UserError: it has not.
     """
     if split not in splits:
-        raise UserError(
-            f"{source} has no split '{split}'; it has {' and '.join(filter(None, (', '.join(splits[:-1]), splits[-1])))}"
-        )
+        raise UserError(f"{source} has no split '{split}'; it has {', '.join(splits)}")
 
 
 def groups_of(keys: Mapping[str, Iterable[Hashable]]) -> dict[str, str]:
