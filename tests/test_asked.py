@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import EXAMPLES
+from test_asterisk_prompts import prompts  # noqa: F401  (a fixture)
 from test_conversations import ROWS, batches, data, home  # noqa: F401  (a fixture)
 
 from mmjax import config as c
@@ -115,6 +118,21 @@ def test_spoken_questions_are_asked_in_a_mixture(home):  # noqa: F811
     assert turns[1]["content"] == records[5].labels["answer"]
     batch = batches(found, {"text": 400, "speech": 2000, "image": 400, "examples": 8})[0]
     assert batch["text"].segments.max() == batch["speech"].segments.max() > 1
+
+
+def test_the_conversations_of_the_page_are_about_asterisks_prompts(home, prompts):  # noqa: F811
+    room = {"c": c}
+    exec(re.findall(r"```py\n(.*?)```", Path("docs/data.md").read_text(), re.DOTALL)[3], room)
+    local = {
+        name: dataclasses.replace(one, source=dataclasses.replace(one.source, package=str(prompts)))
+        for name, one in room["source"].sources.items()
+    }
+    mixed = dataclasses.replace(room["source"], sources=local)
+    found = data(home, mixed, inputs=room["inputs"], filters=FILTERS).open("train", home / "cache")
+    first, last = (json.loads(found[number].inputs["text"]) for number in (0, len(found) - 1))
+    assert [one["role"] for one in last] == ["user", "assistant"] * 2 and len(first) == 2
+    assert last[1]["content"].startswith("ru ") and last[3]["content"].startswith("en ")
+    assert {"type": "audio"} in last[0]["content"] and last[2]["content"] == "And in English?"
 
 
 def test_without_a_conversation_in_the_inputs_it_says_so(home):  # noqa: F811
