@@ -89,14 +89,12 @@ class AsteriskPromptsRecords:
         self._records: list[tuple[str, str, Blob]] = []
         for language, archive in of_sounds.items():
             for name, blob in read_sounds(archive):
-                if name not in self._texts[language]:
-                    self.unread[
-                        "recordings whose text is not what is said"
-                        if name in written[language]
-                        else "recordings without a text"
-                    ] += 1
-                elif chosen[name] == split:
-                    self._records.append((name, language, blob))
+                if name in self._texts[language]:
+                    self._records += [(name, language, blob)] if chosen[name] == split else []
+                elif name in written[language]:
+                    self.unread["recordings whose text is not what is said"] += 1
+                else:
+                    self.unread["recordings without a text"] += 1
 
     def __len__(self) -> int:
         return len(self._records)

@@ -29,7 +29,7 @@ class DebianManual(Collection):
     """Sections of a manual of Debian with their headings."""
 
     manual: str = "debian-faq"  # or "debian-reference-en"
-    package: str | None = None  # the .deb file of the manual; None: apt fetches it
+    package: str | None = None  # the .deb file of the manual, or its folder; None: apt fetches it
     longest: int = 1500  # characters of a section; the paragraphs after them are left out
 
     def records(self, split: str, directory: Path, fields: Fields, once: bool = False) -> "DebianManualRecords":
