@@ -13,6 +13,7 @@ from test_asterisk_prompts import prompts  # noqa: F401  (a fixture)
 from test_conversations import ROWS, batches, data, home  # noqa: F401  (a fixture)
 
 from mmjax import config as c
+from mmjax.data.build import build
 from mmjax.data.fields import USUAL
 from mmjax.errors import UserError
 from mmjax.files import data_directory
@@ -118,6 +119,22 @@ def test_spoken_questions_are_asked_in_a_mixture(home):  # noqa: F811
     assert turns[1]["content"] == records[5].labels["answer"]
     batch = batches(found, {"text": 400, "speech": 2000, "image": 400, "examples": 8})[0]
     assert batch["text"].segments.max() == batch["speech"].segments.max() > 1
+
+
+def test_conversations_can_be_built_as_shards(home, tmp_path):  # noqa: F811
+    source = asked(home, RECORDS, "built.jsonl", user=("<speech> <image> ?",), assistant="{answer}")
+    build(source._collection, source.index, "stamp", tmp_path, "train", fields=data(home, None).fields())
+    built = data(home, c.Shards(directory=str(tmp_path)), filters=FILTERS).open("train", tmp_path / "cache")
+    assert messages(built) == messages(source) and len(built[1].input("image").values) == 2
+
+
+def test_classes_of_shards_are_written_by_their_names(home, tmp_path):  # noqa: F811
+    turns = dict(user=("<speech> <image> ?",), assistant="{answer}, {transcript}")
+    plain = dataclasses.replace(data(home, listed(home, RECORDS, "plain.jsonl"), filters=FILTERS), inputs={})
+    source = plain.open("train", home / "cache")
+    build(source._collection, source.index, "stamp", tmp_path, "train")
+    found = data(home, c.Asked(source=c.Shards(directory=str(tmp_path)), **turns), filters=FILTERS)
+    assert messages(found.open("train", home / "cache")) == messages(asked(home, RECORDS, "plain.jsonl", **turns))
 
 
 def test_the_conversations_of_the_page_are_about_asterisks_prompts(home, prompts):  # noqa: F811
