@@ -2,6 +2,7 @@
 
 from mmjax.data import (
     TFDS,
+    Asked,
     AsteriskPrompts,
     Audio,
     Collection,
@@ -27,6 +28,7 @@ from mmjax.data import (
     SpokenEasyVQA,
     TarShards,
     Text,
+    Turn,
     TuxPaintStamps,
     VectorInput,
 )

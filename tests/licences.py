@@ -32,6 +32,7 @@ KNOWN = {
     "kiwisolver": "BSD-3-Clause",
     "matplotlib": "PSF-2.0",  # a licence of its own, after that of Python
     "ptyprocess": "ISC",
+    "resvg-py": "MIT",  # declares nothing; its file LICENSE says so
     "uvloop": "MIT OR Apache-2.0",
 }
 NOTES = {
@@ -71,7 +72,8 @@ mmjax is under the Apache License 2.0. This page lists its direct and indirect d
 The dependencies of mmjax itself are under permissive licences, except a few under a weak copyleft, in bold: LGPL (libraries that
 are loaded at run time and can be replaced) and MPL (files, unmodified here). None is under the GPL, except with the
 exception that allows use by any program. espeak-ng is under the GPL. It makes the quickstart's data, and is installed only by the
-extra `quickstart` (and by `test` and `demo`, which include it).
+extra `quickstart` (and by `test` and `demo`, which include it). The licences of data that mmjax fetches are in
+[data.md](data.md#7-data-that-mmjax-fetches).
 
 Not listed: NVIDIA's libraries, which `cuda12`, `cuda13`, `plan-gpu` and torch for CUDA install (proprietary, under NVIDIA's
 terms), libtpu (`tpu`, `plan-tpu`; under Google's terms), and packages that only `tf` and `demo` install.

@@ -77,7 +77,7 @@ def test_each_recording_has_its_transcript_and_the_english_text(prompts):
     assert len(found) == 5 * 60 + 1  # and letters/at
     russian = found["p/07 (ru)"]
     assert russian.labels["transcript"] == texts_of("ru")["p/07"] and russian.labels["target"] == texts_of("en")["p/07"]
-    assert russian.tags["language"] == russian.labels["answer"] == "ru"
+    assert russian.tags["language"] == "ru" and russian.labels["answer"] == "Russian"
     assert measure(russian, USUAL).sizes["speech"] == ((8_000, 8_000),)
     assert "target" not in found["p/07 (en)"].labels
 

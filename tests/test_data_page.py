@@ -114,7 +114,7 @@ def test_the_data_sets_of_the_page_are_described_right():
 
 def test_the_labels_and_inputs_of_the_page_are_parts():
     room = {"c": c}
-    tasks, inputs, _ = code("py")
+    tasks, inputs, *_ = code("py")
     exec(tasks + inputs, room)
     assert {name: one.labels() for name, one in room["tasks"].items()} == {
         "emotion": {"emotion": "class"},

@@ -14,6 +14,15 @@ Table of Contents
 1. Basics
     1.1. What is it?
 
+List of Tables
+
+1.1. Names
+1.2. Others
+
+Preface
+
+    To whom it concerns.
+
 Chapter 1. Basics
 
     An introduction.
@@ -51,14 +60,15 @@ Chapter 2. More
 
 
 def test_a_section_is_its_heading_and_its_paragraphs():
-    first, nothing, second = sections_of(TEXT, 1000)
+    *tables, first, nothing, second = sections_of(TEXT, 1000)
+    assert tables == [("Names", ""), ("Others", "")]
     assert first == (
         "What is it, and what not?",
         "It is a program. See https://example.org/for more.\n\n* The first item.",
     )
     assert nothing == ("Nothing", "")
     assert second == ("Why?", "Because. of long reasons.\n\nMore reasons, which are longer.")
-    assert sections_of(TEXT, 30)[2] == ("Why?", "Because. of long reasons.")
+    assert sections_of(TEXT, 30)[-1] == ("Why?", "Because. of long reasons.")
 
 
 def test_the_sections_of_a_package_are_split_by_heading(tmp_path):

@@ -1,5 +1,6 @@
 """Parts as plain data: open kinds, classes from users' files, and errors in config files."""
 
+import dataclasses
 import re
 
 import pytest
@@ -50,6 +51,16 @@ def test_a_class_from_a_users_file_has_the_rights_of_ours(tmp_path):
     assert [key.meaning for key in keys(type(found))] == ["features"]
     with pytest.raises(UserError, match="defines no class Median"):
         c.from_dict(Encoder, {"class": f"{other}:Median"}, "encoder")
+
+
+def test_a_config_with_a_list_of_parts_comes_back_from_json():
+    turns = (c.Turn(user=("And?", "And then?"), assistant="{target}"), c.Turn(user=("So?",), assistant="No."))
+    source = c.Asked(source=c.SpokenEasyVQA(), user=("<speech>",), assistant="{answer}", then=turns)
+    config = tiny()
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=source))
+    assert c.from_json(c.to_json(config)) == config
+    with pytest.raises(UserError, match=r"unknown config key 'data.source.then\[1\].asistant'; did you mean"):
+        c.from_json(c.to_json(config).replace('"assistant": "No."', '"asistant": "No."'))
 
 
 def test_settings_of_the_whole_model_are_no_keys():

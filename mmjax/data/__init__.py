@@ -3,6 +3,7 @@
 Every part of the data that a config can have is imported here: a config that is read from JSON finds its class by name.
 """
 
+from mmjax.data.asked import Asked, Turn
 from mmjax.data.asterisk_prompts import AsteriskPrompts
 from mmjax.data.conversation import Conversation
 from mmjax.data.debian_manual import DebianManual

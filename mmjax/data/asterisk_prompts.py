@@ -26,7 +26,7 @@ from mmjax.data.splitting import check_split, phrase, splits_of
 from mmjax.errors import UserError, nearest
 from mmjax.tree import part
 
-LANGUAGES = ("en", "es", "fr", "it", "ru")
+LANGUAGES = {"en": "English", "es": "Spanish", "fr": "French", "it": "Italian", "ru": "Russian"}
 SOUNDS, TEXTS = "usr/share/asterisk/sounds", "usr/share/doc"
 ALIKE = 80.0  # per cent of equal letters from which on two texts are in one split
 
@@ -36,7 +36,7 @@ class AsteriskPrompts(Collection):
     """Asterisk's prompts: recordings with transcripts in five languages, and translations into English."""
 
     package: str | None = None  # folder with the .deb files of the packages; None: apt fetches them
-    languages: tuple[str, ...] = LANGUAGES  # those of the recordings
+    languages: tuple[str, ...] = tuple(LANGUAGES)  # those of the recordings
 
     def records(self, split: str, directory: Path, fields: Fields, once: bool = False) -> "AsteriskPromptsRecords":
         options = dict(package=self.package, languages=self.languages, fields=fields)
@@ -44,7 +44,7 @@ class AsteriskPrompts(Collection):
 
 
 class AsteriskPromptsRecords:
-    """One record per recording: speech, transcript, the English text as target, and the language as answer.
+    """One record per recording: speech, transcript, the English text as target, and the name of the language as answer.
 
     English recordings have no target, nor have those of prompts without an English text.
 
@@ -68,7 +68,7 @@ class AsteriskPromptsRecords:
         split: str,
         *,
         package: str | None = None,
-        languages: tuple[str, ...] = LANGUAGES,
+        languages: tuple[str, ...] = tuple(LANGUAGES),
         fields: Fields = USUAL,
     ):
         check_split(split, "asterisk_prompts")
@@ -89,14 +89,12 @@ class AsteriskPromptsRecords:
         self._records: list[tuple[str, str, Blob]] = []
         for language, archive in of_sounds.items():
             for name, blob in read_sounds(archive):
-                if name not in self._texts[language]:
-                    self.unread[
-                        "recordings whose text is not what is said"
-                        if name in written[language]
-                        else "recordings without a text"
-                    ] += 1
-                elif chosen[name] == split:
-                    self._records.append((name, language, blob))
+                if name in self._texts[language]:
+                    self._records += [(name, language, blob)] if chosen[name] == split else []
+                elif name in written[language]:
+                    self.unread["recordings whose text is not what is said"] += 1
+                else:
+                    self.unread["recordings without a text"] += 1
 
     def __len__(self) -> int:
         return len(self._records)
@@ -104,7 +102,8 @@ class AsteriskPromptsRecords:
     def __getitem__(self, index: int) -> Record:
         """A record."""
         name, language, speech = self._records[index]
-        row = {"speech": speech, "transcript": self._texts[language][name], "answer": language, "language": language}
+        row = {"speech": speech, "transcript": self._texts[language][name], "language": language}
+        row["answer"] = LANGUAGES[language]
         if language != "en":
             row["target"] = self._texts["en"].get(name)
         return read_row(row, "", f"{name} ({language})", fields=self._fields)[0]

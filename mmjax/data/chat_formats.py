@@ -7,7 +7,7 @@ list of parts {"type": "text", "text"}, {"type": "audio"} and {"type": "image"}.
 import base64
 import binascii
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +180,7 @@ def _turn(turn: Any, name: str) -> tuple[str, Any]:
 def _parts(content: str | list[Any], files: Media, name: str) -> list[tuple[str, Any]]:
     """Types and values of the parts of a message; None in place of a file of a column of its own."""
     if isinstance(content, str):
-        return _split(_text(content, name), files)
+        return split(_text(content, name), {kind for kind, listed in files.items() if listed})
     found: list[tuple[str, Any]] = []
     for part in content:
         part = {"type": "text", "text": part} if isinstance(part, str) else part
@@ -202,9 +202,9 @@ def _parts(content: str | list[Any], files: Media, name: str) -> list[tuple[str,
     return found
 
 
-def _split(text: str, files: Media) -> list[tuple[str, Any]]:
-    """A text, split at the markers of the media that the row lists; spaces around the rest are removed."""
-    marks = [mark for mark, kind in MARKERS.items() if files.get(kind)]
+def split(text: str, kinds: Collection[str]) -> list[tuple[str, Any]]:
+    """A text, split at the markers of media of these types; spaces around the rest are removed."""
+    marks = [mark for mark, kind in MARKERS.items() if kind in kinds]
     if not marks or len(pieces := re.split(f"({'|'.join(marks)})", text)) == 1:
         return [("text", text)]
     written = [place for place, piece in enumerate(pieces) if piece.strip() and piece not in marks]

@@ -10,7 +10,7 @@ from mmjax.data.example import Example, Pieces
 from mmjax.data.fields import TAGS, USUAL, Fields
 from mmjax.data.filters import USUAL as USUAL_FILTERS
 from mmjax.data.filters import Filters
-from mmjax.data.index import Index
+from mmjax.data.index import INTENDED, Index
 from mmjax.data.inputs import Use
 from mmjax.data.labels import SPOKEN, Label, absent, aligned
 from mmjax.data.prefixes import Prefixes
@@ -86,11 +86,11 @@ class Corpus:
         self.sizes = sizes
         self.unread, self.columns = index.unread, index.columns
         self.unknown = self._shares_unknown()
-        share = (len(self.quarantine) - self.dropped.get("duplicate", 0)) / len(index)
+        share = sum(not reason.startswith(INTENDED) for _, reason in self.quarantine) / len(index)
         if share > filters.largest_share_dropped or len(self.quarantine) == len(index):
             reasons = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.dropped.items()))
             raise UserError(
-                f"of the {len(index):,} examples of {title}, {100 * share:.1f} % cannot be used ({reasons}; the first: "
+                f"of the {len(index):,} examples of {title}, {100 * len(self.quarantine) / len(index):.1f} % cannot be used ({reasons}; the first: "
                 f"{self.quarantine[0][1]}); fix them and touch the list, so that its files are read again; or raise data.filters.largest_share_dropped"
             )
 
@@ -194,7 +194,7 @@ class Corpus:
         """
         index = self.index
         found = {
-            number: reason if reason.startswith("duplicate:") else f"unreadable: {reason}"
+            number: reason if reason.startswith(INTENDED) else f"unreadable: {reason}"
             for number, reason in index.unreadable.items()
         }
 

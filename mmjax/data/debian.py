@@ -79,7 +79,7 @@ def _fetched(scratch: Path, package: str, megabytes: float) -> Path:
 
 
 def _advice(package: str) -> str:
-    return f"download the .deb from packages.debian.org/{package} and name it in the source's field `package`"
+    return f"download the .deb from packages.debian.org/{package} and name it, or its folder, in the source's field `package`"
 
 
 def _member(file: Path, scratch: Path, package: str) -> Path:

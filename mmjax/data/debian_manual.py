@@ -19,8 +19,8 @@ from mmjax.errors import UserError, nearest
 from mmjax.tree import part
 
 MANUALS = {"debian-faq": 0.5, "debian-reference-en": 1.7}  # package -> megabytes
-HEADING = re.compile(r"^\d+(?:\.\d+)+\.\s+(\S.*(?:\n\S.*)*)\n", re.MULTILINE)
-CHAPTER = re.compile(r"^(?:Chapter|Appendix)\s\w+\.\s", re.MULTILINE)
+HEADING = re.compile(r"^\d+(?:\.\d+)+\.\s+(\S.*(?:\n(?!\d)\S.*)*)\n", re.MULTILINE)
+UNINDENTED = re.compile(r"^\S", re.MULTILINE)  # the heading of a chapter, or the next entry of a list of headings
 LEFT_OUT = re.compile(r"^ *[$#|+] |[|+]$|^\s*Table\s\d", re.MULTILINE)  # commands, tables and their titles
 
 
@@ -29,7 +29,7 @@ class DebianManual(Collection):
     """Sections of a manual of Debian with their headings."""
 
     manual: str = "debian-faq"  # or "debian-reference-en"
-    package: str | None = None  # the .deb file of the manual; None: apt fetches it
+    package: str | None = None  # the .deb file of the manual, or its folder; None: apt fetches it
     longest: int = 1500  # characters of a section; the paragraphs after them are left out
 
     def records(self, split: str, directory: Path, fields: Fields, once: bool = False) -> "DebianManualRecords":
@@ -97,7 +97,7 @@ def sections_of(text: str, longest: int) -> list[tuple[str, str]]:
     for heading, following in zip(headings, [*headings, None][1:], strict=True):
         body = text[heading.end() : following.start() if following else len(text)]
         said, length = [], 0
-        for paragraph in re.split(r"\n\s*\n", CHAPTER.split(body)[0]):
+        for paragraph in re.split(r"\n\s*\n", UNINDENTED.split(body, maxsplit=1)[0]):
             if LEFT_OUT.search(paragraph) or not paragraph.strip():
                 continue
             said.append(" ".join(re.sub(r"/\s+", "/", paragraph).split()))  # lines end after a / in a path

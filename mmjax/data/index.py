@@ -26,6 +26,7 @@ from mmjax.errors import UserError
 VERSION = 7
 AT_ONCE = 64  # records per task of the thread pool
 KINDS = 100  # kinds of unused columns and files that are counted separately
+INTENDED = ("duplicate:", "incomplete:")  # how the reasons begin that leave out examples without a fault
 NAMED = 8  # kinds of unused columns and files that the note names
 
 

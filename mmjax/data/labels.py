@@ -116,6 +116,17 @@ def column_of(values: Sequence[Any], label: str) -> tuple[Label, np.ndarray]:
     return Label("numbers", (label,) if lengths[0] == 1 else tuple(map(str, range(lengths[0])))), array
 
 
+def stored(label: Label, value: np.ndarray) -> str | tuple[str, ...] | tuple[float, ...] | None:
+    """The label of one example, as `read_label` gave it, from its row of the array of `column_of`; None: it has none."""
+    if absent(value[None])[0]:
+        return None
+    if label.kind == "class":
+        return label.names[value]
+    if label.kind == "classes":
+        return tuple(name for name, there in zip(label.names, value, strict=True) if there)
+    return tuple(value.tolist())
+
+
 def absent(array: np.ndarray) -> np.ndarray:
     """[n] bool: the examples without the label, from an array of `column_of`."""
     if array.ndim == 1:

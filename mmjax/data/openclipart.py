@@ -37,7 +37,7 @@ VERSION = "1"  # of the prepared data
 SIDE = 256  # pixels of the longer side
 DPI = 90  # pixels per inch, as in Inkscape before version 0.92
 SHARED = 12  # a title of more drawings is that of a collection
-ALIKE = 12  # bits of 256: pictures whose hashes differ in at most as many are in one split
+ALIKE = 24  # bits of 480: pictures whose hashes differ in at most as many are in one split
 NOTHING = {
     "clipart",
     "clip art",
@@ -56,7 +56,7 @@ NOTHING = {
 class OpenClipart(Collection):
     """Drawings with their titles, from the Open Clip Art Library."""
 
-    package: str | None = None  # the .deb file of openclipart-svg; None: apt fetches it
+    package: str | None = None  # the .deb file of openclipart-svg, or its folder; None: apt fetches it
 
     def records(self, split: str, directory: Path, fields: Fields, once: bool = False) -> "OpenClipartRecords":
         return OpenClipartRecords(directory, split, package=self.package, fields=fields)
@@ -160,7 +160,7 @@ def cleaned(title: str) -> str | None:
     """
     text = re.sub(r"\.(svg|png|jpe?g|eps|ai|wmf)$", "", html.unescape(title).strip(), flags=re.IGNORECASE)
     text = re.sub(r"^clip ?art by [\w ]+ - ", "", text.replace("_", " "), flags=re.IGNORECASE)
-    text = " ".join(re.sub(r"([\s#-]*\d+)+$", "", text).split()).strip(" -,#")
+    text = " ".join(re.sub(r"[\s#\d-]*\d$", "", text).split()).strip(" -,#")
     letters = sum(map(str.isalpha, text))
     return text if letters > 2 and text.lower() not in NOTHING else None
 
@@ -174,18 +174,17 @@ def _make(drawings: list[Drawing], made: Path) -> None:
     with progress.bar("drawing", len(drawings), "drawings") as bar:
         for one in drawings:
             bar.advance()
-            title = titles.get(one.name)
-            if title is None or common[phrase(title)] > SHARED:
-                left_out[
-                    "drawings without a title" if title is None else "drawings with the title of a collection"
-                ] += 1
-                continue
-            if re.search(r"<(\w+:)?(text|flowRoot)\b", one.svg):
-                left_out["drawings with written words"] += 1
-                continue
-            picture = drawn(one.svg)
+            title, picture = titles.get(one.name), None
+            if title is None:
+                reason = "drawings without a title"
+            elif common[phrase(title)] > SHARED:
+                reason = "drawings with the title of a collection"
+            elif re.search(r"<(\w+:)?(text|flowRoot)\b", one.svg):
+                reason = "drawings with written words"
+            else:
+                picture, reason = drawn(one.svg), "drawings that cannot be drawn"
             if picture is None:
-                left_out["drawings that cannot be drawn"] += 1
+                left_out[reason] += 1
                 continue
             file = f"{len(found):05}.png"
             picture.save(made / file)
@@ -220,14 +219,15 @@ def drawn(svg: str) -> Image.Image | None:
 
 
 def difference_hash(picture: Image.Image) -> np.ndarray:
-    """[32] uint8: 256 bits that say where brightness grows from left to right (dHash, Krawetz 2013)."""
-    small = np.asarray(picture.convert("L").resize((17, 16), Image.Resampling.BOX), np.int16)
-    return np.packbits(small[:, 1:] > small[:, :-1])
+    """[60] uint8: 480 bits that say where brightness grows to the right, and where downwards (dHash, Krawetz 2013)."""
+    small = np.asarray(picture.convert("L").resize((16, 16), Image.Resampling.BOX), np.int16)
+    grows = [np.diff(small, axis=axis) > 0 for axis in (1, 0)]
+    return np.packbits(np.concatenate(grows, axis=None))
 
 
 def alike(hashes: list[np.ndarray]) -> Iterable[tuple[int, int]]:
     """The pairs of pictures that look almost alike, from their hashes."""
-    every = np.array(hashes).reshape(len(hashes), 32)
+    every = np.array(hashes).reshape(len(hashes), -1)
     for number, own in enumerate(every):
         differ = np.bitwise_count(every[number + 1 :] ^ own).sum(axis=1, dtype=np.int32)
         yield from ((number, number + 1 + int(other)) for other in np.flatnonzero(differ <= ALIKE))

@@ -17,6 +17,7 @@ import msgpack
 
 from mmjax.data.fields import TAGS, USUAL, Fields
 from mmjax.data.inputs import Cell
+from mmjax.data.labels import Label, stored
 from mmjax.data.record import Record
 from mmjax.data.source import Collection
 from mmjax.errors import UserError
@@ -34,6 +35,9 @@ class Shards(Collection):
 
     can_be_built = False  # it is built
 
+    def records(self, split: str, directory: Path, fields: Fields, once: bool = False) -> "ShardsRecords":
+        return self.indexed(split, directory, fields)[0]
+
     def indexed(self, split: str, directory: Path, fields: Fields = USUAL) -> tuple["ShardsRecords", Any]:
         from mmjax.data.index import Index
 
@@ -41,6 +45,8 @@ class Shards(Collection):
         index = Index(records.directory / split)  # stored with the shards
         if len(index) != len(records):
             raise UserError(f"the index of '{split}' in {self.directory} belongs to other shards; build them again")
+        kinds = {name: kind for name, kind in fields.labels.items() if kind != "text"}
+        records.labels = {name: found for name, kind in kinds.items() if (found := index.label(name, kind))}
         return records, index
 
     def is_prepared(self, directory: Path) -> bool:
@@ -54,6 +60,9 @@ class ShardsRecords:
       directory: the folder written by `mmjax data build`.
       split: "train", ...
       fields: what to read.
+
+    Attributes:
+      labels: labels that are no texts, and their arrays, which the index holds; none until they are set.
 
     Raises:
       UserError: there is no such split, or one of its files is missing.
@@ -73,6 +82,7 @@ class ShardsRecords:
         if missing:
             raise UserError(f"{directory} lacks {', '.join(missing)}; copy it again, or build it again")
         self.files = [str(found[name]) for name in wanted]
+        self.labels: dict[str, tuple[Label, Any]] = {}
         self._local = threading.local()  # readers are not thread-safe
         self._ends = list(accumulate(self._reader(number).num_records() for number in range(count)))
 
@@ -88,9 +98,12 @@ class ShardsRecords:
         number = bisect.bisect_right(self._ends, index)
         try:
             (data,) = self._reader(number).read([index - (self._ends[number - 1] if number else 0)])
-            return decode(data, self._fields)
+            record = decode(data, self._fields)
         except (RuntimeError, ValueError, TypeError) as error:
             raise UserError(f"record {index} of {self.files[number]} is damaged: {error}") from None
+        held = {name: stored(label, array[index]) for name, (label, array) in self.labels.items()}
+        labels = {name: value for name, value in held.items() if value is not None}
+        return record._replace(labels={**record.labels, **labels})
 
     def _reader(self, number: int) -> Any:
         from array_record.python import array_record_module

@@ -44,7 +44,7 @@ class Stamp(NamedTuple):
 class TuxPaintStamps(Collection):
     """Tux Paint's stamps: pictures with descriptions that people have spoken in 13 languages."""
 
-    package: str | None = None  # the .deb file of tuxpaint-stamps-default; None: apt fetches it
+    package: str | None = None  # the .deb file of tuxpaint-stamps-default, or its folder; None: apt fetches it
     languages: tuple[str, ...] = ()  # spoken languages to use; empty: all
     written: bool = False  # also use descriptions without a recording
 

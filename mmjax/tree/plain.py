@@ -16,7 +16,7 @@ def to_dict(node: Any) -> Any:
         return {"class": name_of(type(node))} | {f.name: to_dict(getattr(node, f.name)) for f in fields(node)}
     if isinstance(node, Mapping):
         return {key: to_dict(value) for key, value in node.items()}
-    return list(node) if isinstance(node, tuple) else node
+    return [to_dict(value) for value in node] if isinstance(node, tuple) else node
 
 
 def from_dict(annotation: Any, value: Any, path: str = "") -> Any:
