@@ -98,10 +98,19 @@ GPT_2 = dict(vocabulary=50_257, positions=Learned(length=1024), block=BlockStyle
 LLAMA = BlockStyle(norm="rms", epsilon=1e-5, activation="silu", gated=True, bias=False)
 LLAMA_2 = dict(vocabulary=32_000, tied=False, block=LLAMA)
 LLAMA_2_70B = LLAMA_2 | dict(block=dataclasses.replace(LLAMA, key_value_heads=8))
+SMOLLM2 = dict(vocabulary=49_152, positions=Rotary(base=100_000.0))
 DECODERS = {
     "GPT-2": dict(layers=12, width=768, heads=12, mlp=3072, **GPT_2),
     "GPT-2 XL": dict(layers=48, width=1600, heads=25, mlp=6400, **GPT_2),
     "Llama 2 7B": dict(layers=32, width=4096, heads=32, mlp=11_008, **LLAMA_2),
+    "SmolLM2 135M": dict(
+        layers=30,
+        width=576,
+        heads=9,
+        mlp=1536,
+        **SMOLLM2,
+        block=dataclasses.replace(LLAMA, key_value_heads=3, head_width=64),
+    ),
     "Llama 2 70B": dict(layers=80, width=8192, heads=64, mlp=28_672, **LLAMA_2_70B),
 }
 

@@ -1,0 +1,120 @@
+"""A language model that hears and sees: SmolLM2-135M-Instruct with Whisper base's encoder and a small image tower.
+
+    python docs/fetch_pretrained.py smollm2 models/smollm2-hf && mmjax import models/smollm2-hf -o models/smollm2
+    python docs/fetch_pretrained.py whisper models/whisper-hf && mmjax import models/whisper-hf -o models/whisper
+    mmjax train configs/spoken_vqa.py --run-dir runs/tower --steps 260 --data.subsets '{"image+text": 1.0}' \\
+        --evaluation.subsets '("image+text",)'
+    mmjax train configs/smollm2_hears_and_sees.py
+    mmjax chat runs/smollm2_hears_and_sees
+
+It transcribes recordings (Asterisk's prompts and spoken questions), answers spoken questions about pictures (easy-VQA), gives
+drawings a title (Open Clip Art Library), and still chats. The language model and Whisper are frozen; projectors, adapters
+(LoRA) and the image tower are trained.
+"""
+
+from mmjax.config import (
+    MLP,
+    AdamW,
+    Asked,
+    AsteriskPrompts,
+    CausalLM,
+    Conversation,
+    Data,
+    DebianManual,
+    Evaluation,
+    Experiment,
+    Group,
+    HuggingFaceTokenizer,
+    Log,
+    LoRA,
+    Mixture,
+    Multimodal,
+    OpenClipart,
+    Optimizer,
+    PixelNormalisation,
+    Rotary,
+    SoftTokens,
+    SpokenEasyVQA,
+    TextDecoder,
+    TokenIds,
+    ViT,
+    WarmupCosine,
+    WhisperEncoder,
+)
+
+questions = SpokenEasyVQA()
+
+config = Experiment(
+    name="smollm2_hears_and_sees",
+    steps=600,
+    data=Data(
+        source=Mixture(
+            sources={
+                "prompts": Asked(
+                    source=AsteriskPrompts(languages=("en",)),
+                    user=("<speech> Transcribe the recording.", "<speech> What is said?"),
+                    assistant="{transcript}",
+                ),
+                "questions": Asked(source=questions, user=("<speech> Transcribe the recording.",), assistant="{text}"),
+                "answers": Asked(source=questions, user=("<image> <speech>",), assistant="{answer}"),
+                "drawings": Asked(
+                    source=OpenClipart(), user=("<image> What is this?", "<image> A title, please."), assistant="{target}"
+                ),
+                "chat": Asked(source=DebianManual(), user=("{text}",), assistant="{target}"),
+            },
+            weights={"prompts": 0.2, "questions": 0.1, "answers": 0.4, "drawings": 0.25, "chat": 0.05},
+        ),
+        inputs={"text": Conversation()},
+        tokenizer=HuggingFaceTokenizer(file="models/smollm2/tokenizer.json", chat_template="chatml"),
+        batch_rows=2,
+        rows={"text": 336, "speech": 1128, "image": 448, "examples": 12},
+        subsets={"speech+image+text": 1.0},
+        threads=1,
+    ),
+    model=Multimodal(
+        encoders={
+            "text": TokenIds(),
+            "speech": WhisperEncoder.preset("base"),
+            "image": ViT(
+                patch=8,
+                image_size=64,
+                layers=4,
+                width=128,
+                heads=4,
+                mlp=384,
+                positions=Rotary(),
+                pixels=PixelNormalisation(mean=0.9, std=0.2),
+            ),
+        },
+        tasks={
+            "chat": CausalLM(
+                decoder=TextDecoder.preset("SmolLM2 135M"),
+                media=("speech", "image"),
+                fusion=SoftTokens(
+                    scale=0.1,
+                    projectors={"speech": MLP(rate=12.5, hidden=1024), "image": MLP(stack=4, hidden=512)},
+                ),
+                ends=(2,),
+                length=48,
+                writes=True,
+            ),
+        },
+    ),
+    initial={
+        "tasks.chat.decoder": "models/smollm2",
+        "encoders.speech": "models/whisper",
+        "encoders.image": "runs/tower",
+    },
+    adapters={"tasks.chat.decoder.layers.**": LoRA(rank=16, alpha=32)},
+    optimizer=Optimizer(
+        rule=AdamW(b2=0.98),
+        schedule=WarmupCosine(peak=1e-3, warmup=40),
+        groups={
+            "encoders.speech": Group(frozen=True),
+            "tasks.chat.decoder": Group(frozen=True),
+            "encoders.image": Group(rate=0.3),
+        },
+    ),
+    evaluation=Evaluation(subsets=("speech+image+text",), final_examples=400),
+    log=Log(every_steps=10),
+)
