@@ -58,7 +58,9 @@ config = Experiment(
                 "questions": Asked(source=questions, user=("<speech> Transcribe the recording.",), assistant="{text}"),
                 "answers": Asked(source=questions, user=("<image> <speech>",), assistant="{answer}"),
                 "drawings": Asked(
-                    source=OpenClipart(), user=("<image> What is this?", "<image> A title, please."), assistant="{target}"
+                    source=OpenClipart(),
+                    user=("<image> What is this?", "<image> A title, please."),
+                    assistant="{target}",
                 ),
                 "chat": Asked(source=DebianManual(), user=("{text}",), assistant="{target}"),
             },

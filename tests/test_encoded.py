@@ -129,3 +129,25 @@ def test_files_give_the_pieces_of_each_example(tmp_path):
     assert found.numbers == [0, 2] and files.pieces(0).numbers == [1] and files.pieces(1) is None
     for one, wanted in zip(found.values, vectors[:2], strict=True):
         np.testing.assert_array_equal(one, wanted)
+
+
+def test_guards_show_what_a_training_makes_worse(config, tmp_path, home, capsys):  # noqa: F811
+    """Texts that are not trained on, measured before and after."""
+    rows = [
+        {"messages": [user("Hi"), {"role": "assistant", "content": text}]} for text in ("no no no", "it is not red")
+    ]
+    (tmp_path / "guard.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    guards = {"texts": c.Manifest(splits={"test": str(tmp_path / "guard.jsonl")})}
+    changed = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, guards=guards, subsets=()))
+    train(changed, tmp_path / "run")
+    before = json.loads((tmp_path / "run" / "guards.json").read_text())["texts"]["chat/perplexity"]
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["kind"] == "guards" and last["texts/chat/perplexity"] != before
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "what the model forgot" in shown and f"{before:.4g}" in shown
+    whole = encoded(changed, tmp_path / "vectors")
+    spoken = {"guards": {"texts": config.data.source}}
+    prepare.encode(whole)
+    wrong = dataclasses.replace(whole, evaluation=dataclasses.replace(whole.evaluation, **spoken))
+    with pytest.raises(UserError, match="evaluation.guards.texts has speech, but data.encoded replaces"):
+        train(wrong, tmp_path / "wrong")

@@ -180,3 +180,14 @@ def test_a_penalty_makes_repeated_tokens_less_probable():
 def test_settings_outside_of_their_range_are_refused(wrong):
     with pytest.raises(UserError, match=f"{next(iter(wrong))} cannot be"):
         Sampling(**wrong).check()
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8", "int4"])
+def test_weights_of_few_bits_change_the_results_a_little(run, home, weights):  # noqa: F811
+    few = Run(run.directory, weights=weights)
+    asked, answers = prompts(home)[1], ["A dog.", "it is red", "Yes."]
+    exact, close = (np.array(Generator(one).likelihoods(asked, answers)) for one in (run, few))
+    bound = {"bfloat16": 0.05, "int8": 0.05, "int4": 0.5}[weights]
+    assert 0 < np.abs(close - exact).max() < bound
+    sizes = [sum(x.nbytes for x in jax.tree.leaves(one.device_params)) for one in (run, few)]
+    assert sizes[1] < 0.8 * sizes[0]

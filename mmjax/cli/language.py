@@ -42,6 +42,12 @@ def add_parsers(commands: Any) -> None:
 
 def _add_options(sub: Any) -> None:
     sub.add_argument(
+        "--weights",
+        choices=("float32", "bfloat16", "int8", "int4"),
+        default="float32",
+        help="of the model; int8 takes a quarter of the memory, and is faster on CPU (default: float32)",
+    )
+    sub.add_argument(
         "--length", type=whole(1), default=256, help="the largest number of tokens of a reply (default: 256)"
     )
     sub.add_argument("--stop", action="append", default=[], metavar="WORDS", help="end the reply at these words")
@@ -61,7 +67,7 @@ def _generate(options, rest) -> int:
     from mmjax.run import Run
 
     given = (_sampling(options), options.length, options.stop, options.rows)
-    count = generate(Generator(Run(options.run)), options.input, options.out, *given)
+    count = generate(Generator(Run(options.run, weights=options.weights)), options.input, options.out, *given)
     print(f"{count} replies: {options.out}")
     return 0
 
@@ -70,7 +76,7 @@ def _chat(options, rest) -> int:
     from mmjax.generation import Generator
     from mmjax.run import Run
 
-    talk = _Talk(Generator(Run(options.run)), options)
+    talk = _Talk(Generator(Run(options.run, weights=options.weights)), options)
     print("Write a message, or /help.")
     while True:
         try:

@@ -47,6 +47,10 @@ class Data:
     # Folders with what frozen encoders made of their inputs, by encoder (`mmjax data encode`); their rows are in tokens.
     encoded: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+    def of(self, source: Source) -> "Data":
+        """The same settings for another source, with its own inputs."""
+        return dataclasses.replace(self, source=source, encoded={})
+
     def fields(self, labels: Mapping[str, str] | None = None) -> Fields:
         """What is read of each record, with the labels that tasks ask for (None: the usual ones)."""
         return fields_of(self.inputs, labels)

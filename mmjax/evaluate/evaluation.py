@@ -72,9 +72,20 @@ class Evaluator:
       facts: of the data of training.
       source: the split.
       mesh: of the devices.
+      writes: also measure what tasks predict; False: only the losses.
     """
 
-    def __init__(self, data: Data, model: Multimodal, layout: Layout, facts: Facts, source: Any, mesh: Mesh):
+    def __init__(
+        self,
+        data: Data,
+        model: Multimodal,
+        layout: Layout,
+        facts: Facts,
+        source: Any,
+        mesh: Mesh,
+        writes: bool = True,
+    ):
+        self._writes = writes
         self._data, self._model, self._facts = data, model, facts
         self._layout, self._mesh, self.source = layout, mesh, source
         self._steps: dict[str, Any] = {}
@@ -132,6 +143,8 @@ class Evaluator:
         tasks, rooms = self._model.tasks, self._data.rows
 
         def eval_step(params, batch):
+            if not self._writes:
+                return batch["examples"], losses_of(tasks, self._model.apply({"params": params}, batch)), {}, {}
             outputs, predictions = self._model.apply({"params": params}, batch, rooms, method="predict")
             predictions = {name: stream for name, stream in predictions.items() if tasks[name].measured}
             targets = {name: tasks[name].target(batch) for name in predictions}

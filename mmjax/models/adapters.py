@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.errors import UserError
-from mmjax.models.quantised import dequantised, is_quantised
-from mmjax.models.roles import Parameter, by_path, known_names, matches, path_of, specs
+from mmjax.models.quantised import dequantised, is_quantised, quantised
+from mmjax.models.roles import Parameter, by_path, known_names, layer_axis, matches, path_of, specs
 from mmjax.tree import part
 
 
@@ -205,6 +205,20 @@ def adapted_kernels(params: Any) -> dict[str, Adapted]:
 def merged_kernels(params: Any) -> Any:
     """The parameters with plain kernels instead of adapted and quantised ones: the model computes the same with them."""
     return jax.tree.map(as_array, params, is_leaf=lambda x: is_adapted(x) or is_quantised(x))
+
+
+def in_few_bits(params: Any, specs: Any, dtype: str) -> Any:
+    """The parameters with the projections of stacked layers quantised; see `quantised`.
+
+    Args:
+      specs: the `mmjax.models.roles.Spec` of every parameter.
+    """
+
+    def one(spec: Any, x: jax.Array) -> Any:
+        stacked = spec.role == "projection" and layer_axis(spec) is not None
+        return quantised(x, dtype, spec.inputs) if stacked else x
+
+    return jax.tree.map(one, specs, params)
 
 
 def change_of(kernel: Adapted) -> jax.Array:

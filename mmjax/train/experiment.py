@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import mmjax.tasks  # noqa: F401, so that every task of a config is known
+from mmjax.data.source import Source
 from mmjax.data.sources import Data
 from mmjax.errors import UserError
 from mmjax.models import Multimodal
@@ -26,6 +27,8 @@ class Evaluation:
     subsets: tuple[str, ...] = ("speech+image", "image+text")  # modalities that are shown together
     examples: int | None = None  # evenly spread over the split, during training; None: all
     final_examples: int | None = None  # the same, for the final evaluation
+    # Data sets that are not trained on, measured before the first step and after the last one: what the model forgets.
+    guards: Mapping[str, Source] = dataclasses.field(default_factory=dict)
 
 
 @part

@@ -44,6 +44,7 @@ from mmjax.train.directory import (
 )
 from mmjax.train.encoding import check_encoded
 from mmjax.train.experiment import Experiment
+from mmjax.train.guards import Guards
 from mmjax.train.initial import load_initial
 from mmjax.train.program import begin, jitted_step
 from mmjax.train.stopping import StopSignal
@@ -98,6 +99,7 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
     if subsets:
         measured = build_source(config.data, config.evaluation.split, run, labels_of(config))
         evaluator = Evaluator(config.data, model, layout, facts_of(source), measured, mesh)
+    guards = Guards(config, run, model, layout, mesh)
 
     # State: abstract at first, then restored or initialised directly in shards.
     stop.listen()  # from now on, signals must not interrupt the compiler or a step
@@ -108,6 +110,8 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
     if state is None:
         state = load_initial(config, begun.initialise(), begun.specs, source.tokenizer)
     check_encoded(config, state.params, begun.groups)
+    if first == 0:
+        guards.begin(state.evaluated)
 
     # The train step.
     train_step = jitted_step(config, model, begun)
@@ -228,6 +232,8 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
     results = evaluate(done, config.evaluation.final_examples)
     if results is None:
         raise stop.error(f"in the last evaluation; the state of step {done} is saved")
+    if (forgotten := guards.end(state.evaluated)) and lead:
+        write(done, "guards", {f"{name}/{key}": x for name, found in forgotten.items() for key, x in found.items()})
     writer.close()
     if lead:
         report.adapters(changes)
