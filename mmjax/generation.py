@@ -17,7 +17,7 @@ from mmjax.data.chat_formats import columns_in, read_prompt
 from mmjax.data.conversation import Conversation
 from mmjax.data.inputs import Use
 from mmjax.data.layout import Rows
-from mmjax.decode import GREEDY, Sampling, choose
+from mmjax.decode import GREEDY, Beams, Sampling, begin_beams, choose, extend_beams, ranked
 from mmjax.errors import UserError
 from mmjax.files import json_line, local
 from mmjax.losses import chunked_cross_entropy
@@ -35,11 +35,13 @@ class Reply(NamedTuple):
       text: without the token or the words that end it.
       ids: of its tokens, the end token included.
       ended: by its end token ("end"), by words that end it ("stop"), or because it had no more room ("length").
+      score: of a beam search: the logarithm of its probability, divided by a power of its length.
     """
 
     text: str
     ids: tuple[int, ...]
     ended: Literal["end", "stop", "length"]
+    score: float | None = None
 
 
 class State(NamedTuple):
@@ -94,6 +96,7 @@ class Generator:
         self._advance = jax.jit(
             partial(_advance, run.model, self.name), static_argnames="sampling", donate_argnames="state"
         )
+        self._extend = jax.jit(partial(_extend, run.model, self.name, self._ends), donate_argnums=(3,))
         self._score = jax.jit(partial(_score, run.model, self.name))
 
     def replies(
@@ -103,6 +106,7 @@ class Generator:
         length: int = 256,
         stop: Sequence[str] = (),
         rows: int = 8,
+        beams: int = 1,
     ) -> list[Reply]:
         """Writes a reply to each prompt. The result does not depend on `rows`.
 
@@ -112,7 +116,12 @@ class Generator:
           length: the largest number of tokens of a reply.
           stop: words that end a reply, and are not part of it.
           rows: number of prompts that are computed together.
+          beams: above 1: the most probable reply that a beam search finds, one prompt after the other (`best`).
         """
+        if beams > 1:
+            if stop or sampling.temperature > 0:
+                raise UserError("beams give the most probable reply: leave out temperature and stop words")
+            return [self.best(prompt, beams, length)[0] for prompt in prompts]
         found: list[Reply] = []
         for first in range(0, len(prompts), rows):
             found += self._together(prompts[first : first + rows], sampling, length, stop, rows)
@@ -127,6 +136,32 @@ class Generator:
             writing.add(token)
             yield writing.safe[shown:]
             shown = max(shown, len(writing.safe))
+
+    def best(self, prompt: Any, beams: int, length: int = 256, penalty: float = 1.0) -> list[Reply]:
+        """The replies that a beam search finds, the best first; each with its score.
+
+        Args:
+          beams: texts that are kept; 1 is greedy.
+          length: the largest number of tokens of a reply.
+          penalty: scores are divided by length ** penalty, since every token makes a text less probable.
+        """
+        params = self.run.device_params
+        state = self._begin(
+            params, self._packed([self._cut(self._given(prompt))], 1), length=-(-length // STEPS) * STEPS
+        )
+        found, logits, kept, position = begin_beams(beams, length), state.logits, state.kept, state.positions[0]
+        order = jnp.zeros(beams, jnp.int32)
+        logits, kept = logits[order], self.run.model.tasks[self.name].rows(kept, order)
+        while int(found.number) < length and not bool(found.done.all()):
+            found, logits, kept = self._extend(params, found, logits, kept, position)
+        scores = np.asarray(ranked(found, penalty))
+        replies = []
+        for row in np.argsort(-scores, kind="stable").tolist():
+            writing = _Writing(self.run.tokenizer, self._ends, (), length)
+            for token in (token for token in np.asarray(found.ids[row]).tolist() if token >= 0):
+                writing.add(token)
+            replies.append(writing.reply()._replace(score=float(scores[row])))
+        return [reply for reply in replies if np.isfinite(reply.score)]
 
     def check(self, prompt: Any) -> None:
         """Checks a prompt and reads its media; raises UserError."""
@@ -209,6 +244,7 @@ def generate(
     length: int = 256,
     stop: Sequence[str] = (),
     rows: int = 8,
+    beams: int = 1,
 ) -> int:
     """Writes a reply to each line of a JSONL file; returns their number.
 
@@ -232,7 +268,7 @@ def generate(
         bar.advance(len(done))
         for first in range(len(done), len(prompts), rows):
             part = prompts[first : first + rows]
-            replies = generator.replies([prompt for _, prompt, _ in part], sampling, length, stop, rows)
+            replies = generator.replies([prompt for _, prompt, _ in part], sampling, length, stop, rows, beams)
             for (name, _, reference), reply in zip(part, replies, strict=True):
                 line = {"name": name, "reply": reply.text, "ended": reply.ended}
                 file.write(json_line(line | ({} if reference is None else {"reference": reference})) + "\n")
@@ -321,6 +357,22 @@ def _advance(
     logits, kept = model.apply({"params": params}, task, tokens, state.kept, method="step")
     seen = state.seen.at[jnp.arange(len(ids)), ids].set(True)
     return ids, State(logits.features[:, 0], kept, seen, positions, state.number + 1)
+
+
+def _extend(
+    model: Any, task: str, ends: tuple[int, ...], params: Any, beams: Beams, logits: jax.Array, kept: Any, position: Any
+) -> tuple[Beams, jax.Array, Any]:
+    """The beams after one more token, the logits [K, V] after it, and what the model keeps.
+
+    Args:
+      position: of the last token of the prompt.
+    """
+    beams, rows, tokens = extend_beams(beams, logits, ends)
+    kept = model.tasks[task].rows(kept, rows)
+    places = jnp.broadcast_to(position + beams.number, (len(tokens), 1))
+    stream = Stream(tokens[:, None], (~beams.done).astype(jnp.int32)[:, None], places)
+    logits, kept = model.apply({"params": params}, task, stream, kept, method="step")
+    return beams, logits.features[:, 0], kept
 
 
 def _score(model: Any, task: str, params: Any, batch: Batch) -> jax.Array:

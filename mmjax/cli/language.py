@@ -37,6 +37,7 @@ def add_parsers(commands: Any) -> None:
         "-o", "--out", metavar="OUTPUT.jsonl", required=True, help="replies; continued if it has some already"
     )
     sub.add_argument("--rows", type=whole(1), default=8, help="prompts that are computed together (default: 8)")
+    sub.add_argument("--beams", type=whole(1), default=1, help="above 1: the most probable reply of a beam search")
     _add_options(sub)
 
 
@@ -66,7 +67,7 @@ def _generate(options, rest) -> int:
     from mmjax.generation import Generator, generate
     from mmjax.run import Run
 
-    given = (_sampling(options), options.length, options.stop, options.rows)
+    given = (_sampling(options), options.length, options.stop, options.rows, options.beams)
     count = generate(Generator(Run(options.run, weights=options.weights)), options.input, options.out, *given)
     print(f"{count} replies: {options.out}")
     return 0

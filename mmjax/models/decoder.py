@@ -39,6 +39,12 @@ class Cache(NamedTuple):
     context: jax.Array | None
     used: jax.Array
 
+    def rows(self, order: jax.Array) -> "Cache":
+        """The rows in another order [B]; a row may occur several times."""
+        layers = jax.tree.map(lambda x: x[:, order], self.layers)
+        segments, times, context = (x if x is None else x[order] for x in self[1:4])
+        return Cache(layers, segments, times, context, self.used)
+
 
 class DecoderBlock(nn.Module):
     """Causal self-attention, cross-attention to a context where there is one, feed-forward (Vaswani et al. 2017)."""

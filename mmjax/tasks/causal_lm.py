@@ -148,6 +148,11 @@ class CausalLM(Task, kw_only=True):
         logits, cache = self.decoder.step(tokens, spoken.cache, joined)
         return logits, spoken._replace(cache=cache)
 
+    def rows(self, spoken: Spoken, order: jax.Array) -> Spoken:
+        """What is kept, with the rows in another order [B]; a row may occur several times."""
+        kept = None if spoken.kept is None else self.fusion.kept_rows(spoken.kept, order)
+        return Spoken(spoken.cache.rows(order), kept, spoken.count[order])
+
     def decode(self, apply: Any, encoded: Encoded, output: Output | None, rooms: Mapping[str, int]) -> Stream:
         logits, spoken = apply(encoded, self.length, method="begin")
         return greedy(partial(apply, method="step"), logits, spoken, self.length, self.ends)
