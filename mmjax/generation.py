@@ -198,9 +198,25 @@ class Generator:
         self, prompts: Sequence[Any], sampling: Sampling, length: int, rows: int, going: Callable[[], list[bool]]
     ) -> Iterator[list[int]]:
         """Yields the next token of each prompt, until none is going on."""
+        return self.tokens_of([self._cut(self._given(prompt)) for prompt in prompts], length, going, sampling, rows)
+
+    def tokens_of(
+        self,
+        cuts: Sequence[Mapping[str, Any]],
+        length: int,
+        going: Callable[[], list[bool]],
+        sampling: Sampling = GREEDY,
+        rows: int = 1,
+    ) -> Iterator[list[int]]:
+        """Yields the next token of each prompt, until none is going on.
+
+        Args:
+          cuts: prompts by stream, as they stand in a row (`mmjax.data.streams.Cut`).
+          length: the largest number of tokens that are asked for.
+          going: which prompts go on, asked before each token.
+        """
         sampling.check()
         params, room = self.run.device_params, -(-length // STEPS) * STEPS
-        cuts = [self._cut(self._given(prompt)) for prompt in prompts]
         state = self._begin(params, self._packed(cuts, rows), length=room)
         while any(running := going()):
             running = np.array(running + [False] * (rows - len(running)))
@@ -210,7 +226,7 @@ class Generator:
     def _packed(self, cuts: Sequence[Mapping[str, Any]], rows: int) -> Batch:
         """Prompts, by stream, in a batch, one in each row."""
         names = {name for parts in cuts for name in parts}
-        rooms = {name: max(len(parts[name].features) for parts in cuts if name in parts) for name in names}
+        rooms = {name: max(len(parts[name][0]) for parts in cuts if name in parts) for name in names}
         streams = self._layout.streams
         for name, room in rooms.items():
             align, multiple = streams[name].align, streams[name].multiple
