@@ -20,8 +20,8 @@ from mmjax.data.prefixes import Prefixes
 from mmjax.data.text import Tokenizer
 from mmjax.data.vectors import VectorInput
 from mmjax.decode import GREEDY, Sampling, by_example
-from mmjax.errors import UserError
-from mmjax.evaluate.evaluation import Evaluator, all_subsets
+from mmjax.errors import UserError, nearest
+from mmjax.evaluate.evaluation import Evaluator, all_subsets, canonical
 from mmjax.files import local
 from mmjax.generation import Generator
 from mmjax.models.adapters import adapted_kernels, in_few_bits, merged_kernels
@@ -229,12 +229,19 @@ class Run:
 
 
 def evaluate_run(
-    directory: str, split: str | None = None, examples: int | None = None, overrides: Sequence[str] = ()
+    directory: str,
+    split: str | None = None,
+    examples: int | None = None,
+    overrides: Sequence[str] = (),
+    source: str | None = None,
+    subsets: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Evaluates the newest checkpoint of a run on a split, for every subset of its modalities.
 
     Args:
       overrides: arguments "--KEY", "VALUE" that change the config of the run, such as its data.
+      source: the name of a source of a mixture, which is measured alone; None: all of the data.
+      subsets: of the modalities, such as "speech+image"; None: all of them.
 
     Returns:
       {"step", "split", "subsets": {"speech+image": {"answer/accuracy": ..., ...}, ...}}.
@@ -249,16 +256,32 @@ def evaluate_run(
     except UserError:  # the run was trained on another number of devices
         mesh = make_mesh()
     config = run.trained
-    source = build_source(config.data, split, run.directory, labels_of(config))
-    check_same_meaning(run.directory, source)
-    layout = build_layout(config, source.tokenizer)
+    if source is not None:
+        config = dataclasses.replace(
+            config, data=dataclasses.replace(config.data, source=_source(config.data.source, source))
+        )
+    opened = build_source(config.data, split, run.directory, labels_of(config))
+    check_same_meaning(run.directory, opened)
+    layout = build_layout(config, opened.tokenizer)
     model = build_model(dataclasses.replace(config.model, strict_attention=False), config.data.encoded)
-    evaluator = Evaluator(config.data, model, layout, run.facts, source, mesh)
+    evaluator = Evaluator(config.data, model, layout, run.facts, opened, mesh)
     if jax.process_index() == 0:
-        left_out(source, run.directory, split)
-    subsets = all_subsets(run.config.model.encoders)
+        left_out(opened, run.directory, split)
+    known = all_subsets(run.config.model.encoders)
+    subsets = known if subsets is None else [canonical(subset) for subset in subsets]
+    for subset in set(subsets) - set(known):
+        raise UserError(f"there is no subset '{subset}'{nearest(subset, known)}")
     return {
         "step": run.step,
         "split": split,
         "subsets": {s: evaluator.evaluate(run.params, s, examples) for s in subsets},
     }
+
+
+def _source(mixture: Any, name: str) -> Any:
+    """A source of a mixture by name."""
+    sources = getattr(mixture, "sources", {})
+    if name not in sources:
+        known = nearest(name, sources) if sources else "; the data is no mixture"
+        raise UserError(f"there is no source '{name}' in data.source{known}")
+    return sources[name]

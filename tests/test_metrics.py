@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from mmjax.tasks.metrics import auroc, average_ranks, classification, error_rates, multi_label, regression
+from mmjax.tasks.metrics import (
+    auroc,
+    average_ranks,
+    cider,
+    classification,
+    error_rates,
+    multi_label,
+    regression,
+    reply_metrics,
+)
 
 
 def test_classification_by_hand():
@@ -125,3 +134,22 @@ def test_regression_equals_scipy(draw, digits):
     assert found["rmse"] == pytest.approx(np.mean([((a - b) ** 2).mean() ** 0.5 for a, b in columns]))
     assert found["pearson"] == pytest.approx(np.mean([stats.pearsonr(*pair).statistic for pair in columns]))
     assert found["spearman"] == pytest.approx(np.mean([stats.spearmanr(*pair).statistic for pair in columns]))
+
+
+def test_replies_by_hand():
+    found = reply_metrics(["The red cat.", "two dogs", "a house"], ["red cat", "Two big dogs!", "nothing"])
+    assert found["exact_match"] == pytest.approx(1 / 3)  # without articles, case and punctuation
+    assert found["f1"] == pytest.approx((1 + 2 * 2 / 5 + 0) / 3)
+    same = reply_metrics(["a cat sat on the mat"] * 2, ["a cat sat on the mat"] * 2)
+    assert same["bleu"] == pytest.approx(100) and same["chrf"] == pytest.approx(100) and same["wer"] == 0
+    assert reply_metrics([], []) == {}
+
+
+def test_cider_is_10_for_equal_texts_and_counts_rare_words_more():
+    references = ["a red cat on a mat", "a dog on a mat", "two birds in a tree", "a car on a road"]
+    assert cider(references, references) == pytest.approx(10)
+    assert cider(references, ["nothing"] * 4) == 0
+    rare, common = ([references[0].replace(word, "x"), *references[1:]] for word in ("cat", "on"))
+    assert cider(references, rare) < cider(references, common) < 10
+    # by hand: of two texts, one gram of one word is equal, of three; the other two occur once, too: weights log 2
+    assert cider(["red cat runs", "x"], ["red y z", "x"]) == pytest.approx(10 / 4 * (1 / 3 + 1) / 2)

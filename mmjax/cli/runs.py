@@ -32,6 +32,8 @@ def add_parsers(commands: Any) -> None:
     sub.add_argument(
         "--examples", type=whole(1), help="number of examples, spread evenly over the split (default: all)"
     )
+    sub.add_argument("--source", metavar="NAME", help="measure one source of a mixture alone")
+    sub.add_argument("--subset", metavar="MODALITIES", action="append", help="such as speech+image (default: all)")
     sub.epilog = "Any other --key VALUE overrides a key of the config: --data.source.splits.test other.tsv"
 
     sub = command(commands, "predict", "predict about one example", "RUN")
@@ -77,7 +79,7 @@ def _eval(options, rest) -> int:
     from mmjax.evaluate.evaluation import table
     from mmjax.run import evaluate_run
 
-    result = evaluate_run(options.run, options.split, options.examples, rest)
+    result = evaluate_run(options.run, options.split, options.examples, rest, options.source, options.subset)
     if options.json:
         print_json(result)
     else:

@@ -25,12 +25,13 @@ from mmjax.tasks.retrieval import RANKS
 ORDER = ("speech", "image", "text")
 COLUMNS = 4  # of a table of groups: what 80 characters hold
 # The metrics of tables, in the order of their columns: as a percentage, or as a number.
-FORMATS = dict.fromkeys(("accuracy", "cer", "wer", "macro_f1", "uar"), "%")
-FORMATS |= dict.fromkeys(("auroc", "mae", "rmse", "pearson", "spearman"), "number")
+FORMATS = dict.fromkeys(("accuracy", "exact_match", "f1", "cer", "wer", "macro_f1", "uar"), "%")
+FORMATS |= dict.fromkeys(("bleu", "chrf", "cider", "auroc", "mae", "rmse", "pearson", "spearman"), "number")
 HEADINGS = {"accuracy": "", "cer": "CER", "wer": "WER", "macro_f1": "F1", "uar": "UAR", "auroc": "AUROC"}
+HEADINGS |= {"exact_match": "exact", "f1": "F1", "bleu": "BLEU", "chrf": "chrF", "cider": "CIDEr"}
 HEADINGS |= {"mae": "MAE", "rmse": "RMSE"}
-MAIN = ("accuracy", "cer", "wer", "mae", "pearson")
-IN_GROUPS = ("accuracy", "cer", "uar", "mae")
+MAIN = ("accuracy", "exact_match", "cer", "wer", "mae", "pearson")
+IN_GROUPS = ("accuracy", "exact_match", "cer", "uar", "mae")
 
 
 def ordered(modalities) -> list[str]:

@@ -1,5 +1,6 @@
 """Metrics of a whole split, from its truths and predictions, on the host."""
 
+import math
 import string
 from collections import Counter
 
@@ -20,13 +21,52 @@ def reply_metrics(references: list[str], hypotheses: list[str]) -> dict[str, flo
 
     Returns:
       {"exact_match": share of equal texts; "f1": mean F1 of words (SQuAD, Rajpurkar et al. 2016, arXiv:1606.05250), both after
-      lower-casing and without punctuation, articles and further spaces; and those of `error_rates`}.
+      lower-casing and without punctuation, articles and further spaces; "bleu" and "chrf" (sacrebleu, Post 2018,
+      arXiv:1804.08771), and "cider", of the whole corpus; and those of `error_rates`}.
     """
+    import sacrebleu
+
+    if not references:
+        return {}
     pairs = [(_normalised(a), _normalised(b)) for a, b in zip(references, hypotheses, strict=True)]
-    same = [float(a == b) for a, b in pairs]
-    f1 = [_word_f1(a.split(), b.split()) for a, b in pairs]
-    found = {"exact_match": float(np.mean(same)), "f1": float(np.mean(f1))} if pairs else {}
+    found = {
+        "exact_match": float(np.mean([a == b for a, b in pairs])),
+        "f1": float(np.mean([_word_f1(a.split(), b.split()) for a, b in pairs])),
+        "bleu": float(sacrebleu.corpus_bleu(hypotheses, [references]).score),
+        "chrf": float(sacrebleu.corpus_chrf(hypotheses, [references]).score),
+        "cider": cider(references, hypotheses),
+    }
     return found | error_rates(references, hypotheses)
+
+
+def cider(references: list[str], hypotheses: list[str]) -> float:
+    """CIDEr-D of a corpus with one reference for each text (Vedantam et al. 2015, arXiv:1411.5726): 0 to 10.
+
+    It is the mean similarity of the n-grams of 1 to 4 words, weighted by how rare they are among the references. Words are
+    lower-case, without punctuation.
+    """
+    pairs = [[_grams(text) for text in pair] for pair in zip(references, hypotheses, strict=True)]
+    rarity = Counter(gram for reference, _ in pairs for gram in reference)
+
+    def weight(gram: tuple[str, ...]) -> float:
+        return math.log(len(pairs)) - math.log(max(1, rarity[gram]))
+
+    def similarity(reference: Counter, hypothesis: Counter, n: int) -> float:
+        ours, theirs = (
+            {g: count * weight(g) for g, count in one.items() if len(g) == n} for one in (hypothesis, reference)
+        )
+        product = sum(min(value, theirs[gram]) * theirs[gram] for gram, value in ours.items() if gram in theirs)
+        norms = math.sqrt(sum(x * x for x in ours.values()) * sum(x * x for x in theirs.values()))
+        longer = sum(count for g, count in hypothesis.items() if len(g) == 1)
+        longer -= sum(count for g, count in reference.items() if len(g) == 1)
+        return product / norms * math.exp(-(longer**2) / 72) if norms else 0.0
+
+    return 10 * float(np.mean([np.mean([similarity(*pair, n) for n in range(1, 5)]) for pair in pairs]))
+
+
+def _grams(text: str) -> Counter:
+    words = "".join(character for character in text.lower() if character not in string.punctuation).split()
+    return Counter(tuple(words[i : i + n]) for n in range(1, 5) for i in range(len(words) - n + 1))
 
 
 def _normalised(text: str) -> str:
