@@ -8,11 +8,15 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
+import mmjax.config as c
 from mmjax.models.roles import by_path
 from mmjax.run import Run
+from mmjax.stream import Stream
+from mmjax.train.step import unboxed
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "pretrained-models.md").read_text("utf-8")
@@ -116,3 +120,57 @@ def test_whisper_is_fine_tuned_with_its_encoder_frozen(home, whisper):
     before, after = (by_path(Run(home / name).params) for name in ("imported/whisper", "runs/whisper_prompts"))
     equal = {path for path in before if np.array_equal(before[path], after[path])}
     assert equal == {path for path in before if path.startswith("encoders.speech.")}
+
+
+@pytest.mark.timeout(1800)
+def test_joined_with_media_smollm2_is_itself_to_the_bit(home):
+    """Next-token logits of a text, alone and beside a conversation with a picture; and those of transformers."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    if not (home / "imported" / "smollm2").exists():
+        for line in commands("Continue a text")[0][:2]:
+            run(home, line)
+    plain = Run(home / "imported" / "smollm2")
+    decoder = plain.params["tasks_continuation"]["decoder"]
+    task = c.CausalLM(
+        decoder=c.imported(home / "imported" / "smollm2"), media=("image",), fusion=c.GatedCrossAttention()
+    )
+    encoders = {"text": c.TokenIds(), "image": c.ViT(patch=8, image_size=16, layers=1, width=32, heads=2, mlp=64)}
+    model = c.Multimodal(encoders=encoders, tasks={"chat": task})
+    ids = plain.tokenizer.read("The capital of France is Paris, and that of Italy is")
+    text = np.zeros((2, 2 * len(ids), 3), np.int32)
+    text[:, : len(ids), 0], text[:, len(ids) :, 0], text[0, len(ids) :, 2] = ids, ids[::-1], 1
+    places = np.tile(np.arange(len(ids)), (2, 2))
+    segments = np.repeat([[1, 2]], len(ids), axis=1) * np.ones((2, 1), np.int32)
+    grid = np.array([[[0, 0], [0, 1], [1, 0], [1, 1]]] * 2)
+    picture = np.random.default_rng(0).integers(0, 255, (2, 4, 192)).astype(np.uint8)
+    batch = {
+        "text": Stream(text, segments, places),
+        "image": Stream(picture, np.array([[2] * 4, [0] * 4]), grid),
+        "examples": Stream(np.array([[0, 1]] * 2), np.array([[1, 2]] * 2), np.zeros((2, 2), np.int32)),
+    }
+    params = jax.jit(lambda: unboxed(model.init(jax.random.key(0), batch)["params"]))()
+    params["tasks_chat"]["decoder"] = decoder
+
+    def logits(task, streams, params):
+        joined = model.clone(tasks={"chat": task}, encoders={name: encoders[name] for name in streams})
+
+        @jax.jit
+        def compute(params, streams):
+            found = joined.apply({"params": params}, {**streams, "examples": batch["examples"]})[
+                "chat"
+            ].prediction.features
+            return found.features @ found.kernel
+
+        return compute(params, streams)
+
+    whole = logits(task, {name: batch[name] for name in encoders}, params)
+    text_alone = logits(
+        task.clone(media=(), fusion=None), {"text": batch["text"]}, {"tasks_chat": {"decoder": decoder}}
+    )
+    assert np.array_equal(whole, text_alone)
+    params["tasks_chat"]["fusion"] = jax.tree.map(lambda x: x + 0.1, params["tasks_chat"]["fusion"])  # opens the gates
+    opened = np.array(logits(task, {name: batch[name] for name in encoders}, params)) != np.array(text_alone)
+    assert opened.any(-1).tolist() == [[False] * len(ids) + [True] * len(ids), [False] * 2 * len(ids)]
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(home / "models" / "smollm2", dtype=torch.float32).eval()
+    wanted = theirs(torch.tensor([ids])).logits[0].detach().numpy()
+    np.testing.assert_allclose(text_alone[0, : len(ids)], wanted, atol=1e-3 * np.abs(wanted).max())
