@@ -1,4 +1,4 @@
-"""Installs mmjax from this checkout for the present machine. The notebook's first cell runs it in the kernel.
+"""Installs mmjax from this checkout for the present machine. The first cell of each notebook runs it in the kernel.
 
 If the installed JAX has a version that mmjax supports and sees the machine's accelerator, it is kept. Otherwise JAX and its
 plugin for the accelerator are installed together, in matching versions.
@@ -19,6 +19,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+EXTRAS = ("quickstart", "huggingface")  # of mmjax, that the notebooks need
 
 
 def installed(*names: str) -> dict[str, str]:
@@ -60,10 +61,10 @@ def choose(there: dict[str, str], found: str | None, wanted: str) -> tuple[list[
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
     allowed = next(r for r in map(Requirement, project["dependencies"]) if r.name == "jax").specifier
     if found == wanted and there.get("jax") in allowed:
-        return ["quickstart"], there
+        return [*EXTRAS], there
     if wanted == "gpu":  # CUDA 12 supports more GPUs and drivers; plugins for both versions conflict
-        return ["quickstart", "cuda13" if "jax-cuda13-plugin" in there else "cuda12"], {}
-    return ["quickstart", *(["tpu"] if wanted == "tpu" else [])], {}
+        return [*EXTRAS, "cuda13" if "jax-cuda13-plugin" in there else "cuda12"], {}
+    return [*EXTRAS, *(["tpu"] if wanted == "tpu" else [])], {}
 
 
 def main() -> None:

@@ -4,7 +4,8 @@
     python docs/fetch_pretrained.py whisper OUT    # Whisper base (MIT) in CTranslate2's layout: 145 MB
     python docs/fetch_pretrained.py smollm2 OUT    # SmolLM2-135M-Instruct (Apache-2.0) in Hugging Face's layout, and as a GGUF file: 630 MB
     python docs/fetch_pretrained.py librivox OUT   # five sentences of LibriVox, and test.tsv with their transcripts
-    python docs/fetch_pretrained.py prompts OUT    # 568 telephone prompts (CC-BY-SA-3.0), and train.tsv with their texts
+    python docs/fetch_pretrained.py prompts OUT    # 542 telephone prompts (CC-BY-SA-3.0), and train.tsv with their texts
+    python docs/fetch_pretrained.py pictures OUT   # 5,000 pictures of easy-VQA (MIT), and a table of questions and answers
 
 Needs numpy, safetensors and pip; for smollm2 also tokenizers; for recordings apt-get and dpkg.
 """
@@ -51,9 +52,11 @@ def write_model(out: Path, tensors: Mapping[str, np.ndarray], config: Mapping[st
     (out / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
-def write_table(out: Path, name: str, rows: Sequence[tuple[str, str]]) -> None:
-    """Writes a table of recordings and transcripts."""
-    lines = ["speech\ttranscript", *("\t".join(row) for row in rows)]
+def write_table(
+    out: Path, name: str, rows: Sequence[Sequence[str]], columns: Sequence[str] = ("speech", "transcript")
+) -> None:
+    """Writes a table."""
+    lines = ["\t".join(row) for row in (columns, *rows)]
     (out / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -125,7 +128,7 @@ def smollm2(out: Path) -> None:
 
 
 def write_tokenizer(out: Path, value: Any) -> None:
-    """Writes a GGUF file's byte-level BPE as tokenizer.json."""
+    """Writes a GGUF file's byte-level BPE as tokenizer.json, and its chat template as tokenizer_config.json."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     tokens, kinds = value("tokenizer.ggml.tokens"), value("tokenizer.ggml.token_type")
@@ -137,6 +140,9 @@ def write_tokenizer(out: Path, value: Any) -> None:
     special = [token for token, kind in zip(tokens, kinds, strict=True) if kind in (3, 4)]  # control, user-defined
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     tokenizer.save(str(out / "tokenizer.json"))
+    named = {f"{name}_token": tokens[value(f"tokenizer.ggml.{name}_token_id")] for name in ("bos", "eos")}
+    about = named | {"chat_template": value("tokenizer.chat_template")}
+    (out / "tokenizer_config.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
 
 
 def librivox(out: Path) -> None:
@@ -166,5 +172,17 @@ def prompts(out: Path) -> None:
     write_table(out, "train.tsv", rows)
 
 
+def pictures(out: Path) -> None:
+    """Pictures of one coloured shape each, with a question about its shape or colour, from easy-VQA."""
+    (wheel,) = wheels("easy-vqa").glob("easy_vqa/data")
+    for split in ("train", "test"):
+        shutil.copytree(wheel / split / "images", out / split, dirs_exist_ok=True)
+        asked = json.loads((wheel / split / "questions.json").read_text(encoding="utf-8"))
+        one = {number: (question, answer) for question, answer, number in asked if question.startswith("what")}
+        rows = [(f"{split}/{number}.png", *one[number]) for number in sorted(one)]
+        write_table(out, f"{split}.tsv", rows, ("image", "question", "answer"))
+
+
 if __name__ == "__main__":
-    {"whisper": whisper, "smollm2": smollm2, "librivox": librivox, "prompts": prompts}[sys.argv[1]](Path(sys.argv[2]))
+    makers = {function.__name__: function for function in (whisper, smollm2, librivox, prompts, pictures)}
+    makers[sys.argv[1]](Path(sys.argv[2]))

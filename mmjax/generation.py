@@ -240,6 +240,11 @@ class Generator:
         """A prompt in the form of an `Example`'s inputs."""
         reads, use = self.task.reads, Use(sample_rate(self.run.config), self.run.config.data.rescale, apart=True)
         if self.conversation is None:
+            if not isinstance(prompt, str):
+                raise UserError(
+                    f"{self.run.directory} knows no conversations, because its tokenizer has no chat template; put the model's "
+                    "tokenizer_config.json or chat_template.jinja into this directory"
+                )
             found = {reads: self._inputs[reads].from_user(prompt, reads, use)}
         else:
             found = self.conversation.of_user(reads, {reads: prompt}, use, self._inputs)

@@ -2,11 +2,13 @@
 
 import itertools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 from flax.traverse_util import flatten_dict
 
 import mmjax.config as c
@@ -17,7 +19,7 @@ from mmjax.errors import UserError
 from mmjax.generation import Generator
 from mmjax.interchange import directories
 from mmjax.run import Run
-from mmjax.train.build import build_layout, build_model
+from mmjax.train.build import build_layout, build_model, facts_of_run, resolved
 from mmjax.train.directory import UNTRAINED
 from mmjax.train.step import init_parameters, unboxed
 from tests.test_conversations import home, user  # noqa: F401, a fixture
@@ -102,6 +104,23 @@ def test_a_reply_is_what_its_likelihood_says(run, home):  # noqa: F811
         likely, *others = generator.likelihoods(prompt, [reply.text, "A dog.", "it is red", ""])
         assert np.isfinite([likely, *others]).all() and len(set(others)) == 3
         assert likely < 0
+
+
+def test_a_reply_ends_as_the_chat_template_ends_it(run, home):  # noqa: F811
+    """A config need not say with which token, and an evaluation does not write on after it."""
+    told = resolved(run.config, facts_of_run(run.directory, run.config)).model.tasks["chat"].ends
+    end = tokenizers.Tokenizer.from_file(str(home / "tokenizer.json")).token_to_id("<|im_end|>")
+    assert told == (end,) and run.config.model.tasks["chat"].ends == ()
+
+
+def test_a_chat_needs_a_template(run, home, tmp_path, capsys):  # noqa: F811
+    shutil.copytree(run.directory, tmp_path / "run")
+    (tmp_path / "run" / "tokenizer_config.json").unlink()
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["data"] |= {"inputs": {}, "tokenizer": config["data"]["tokenizer"] | {"chat_template": None}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    assert main(["chat", str(tmp_path / "run")]) == 2
+    assert "has no chat template; put the model's tokenizer_config.json" in capsys.readouterr().err
 
 
 def test_words_come_one_by_one_and_stop(run, home):  # noqa: F811

@@ -1,9 +1,10 @@
-"""The notebook runs from top to bottom, on fewer questions, fewer steps and a smaller model; and it installs mmjax."""
+"""The notebooks run from top to bottom, on fewer questions, fewer steps and smaller models; and they install mmjax."""
 
 import json
 import os
 import pathlib
 import runpy
+import shutil
 import subprocess
 import sys
 
@@ -35,6 +36,32 @@ def test_quickstart(tmp_path, monkeypatch):
     assert pathlib.Path(tmp_path / "run" / "checkpoints" / "3").is_dir()
 
 
+SHORT = f"""overrides = "--steps 2 --log.every-steps 1 --data.batch-rows 1 --evaluation.final-examples 2 " \\
+    "--data.source.sources.questions.source.examples {EXAMPLES} --data.rows.speech 1024 " \\
+    "--checkpoint.every-steps none".split()"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_chat(tmp_path, monkeypatch):
+    pytest.importorskip("tokenizers")
+    if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
+        pytest.skip("the recordings are in packages of Debian")
+    monkeypatch.setenv("PYTHONPATH", os.getcwd())
+    notebook = nbformat.read("colab/chat.ipynb", as_version=4)
+    parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
+    source = parameters.source.replace("overrides = []", SHORT).replace('Path("chat")', f"Path({str(tmp_path)!r})")
+    assert SHORT in source and str(tmp_path) in source
+    parameters.source = source
+    nbclient.NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": "colab"}}).execute()
+    shown = [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
+    assert "Paris" in "".join(o.get("text", "") for o in notebook.cells[5].outputs)
+    assert any("image/png" in o.get("data", {}) for o in shown), "the picture"
+    assert any("audio" in o.get("data", {}).get("text/html", "") for o in shown), "the recording"
+    assert any("> What is said?" in o.get("text", "") for o in shown)
+    assert (tmp_path / "run" / "checkpoints" / "2").is_dir()
+
+
 @pytest.mark.parametrize(
     "there, found, wanted, extras, keeps",
     [
@@ -52,7 +79,7 @@ def test_quickstart(tmp_path, monkeypatch):
 )
 def test_a_jax_that_works_is_kept_and_another_comes_with_its_plugin(there, found, wanted, extras, keeps):
     choose = runpy.run_path("colab/install.py")["choose"]
-    assert choose(there, found, wanted) == (["quickstart", *extras], there if keeps else {})
+    assert choose(there, found, wanted) == (["quickstart", "huggingface", *extras], there if keeps else {})
 
 
 @pytest.mark.slow

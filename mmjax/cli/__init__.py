@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_config_commands(commands) -> None:
     sub = command(commands, "check", "measure the five invariants on a config", "CONFIG")
     sub.set_defaults(func=_check, overrides=True)
+    sub.add_argument("--smoke", action="store_true", help="on a tiny model with the same parts")
 
     text = "estimate memory, step time and cost by compiling the step for another machine"
     sub = command(commands, "plan", text, "CONFIG")
@@ -131,9 +132,10 @@ def _run(options, rest) -> int:
 def _check(options, rest) -> int:
     from mmjax import progress
     from mmjax.check import check, table
-    from mmjax.config import load, override
+    from mmjax.config import load, override, smoke
 
-    results = check(override(load(options.config), rest))
+    config = override(load(options.config), rest)
+    results = check(smoke(config) if options.smoke else config)
     if options.json:
         print_json(results)
     else:

@@ -77,7 +77,9 @@ def _chat(options, rest) -> int:
     from mmjax.generation import Generator
     from mmjax.run import Run
 
-    talk = _Talk(Generator(Run(options.run, weights=options.weights)), options)
+    generator = Generator(Run(options.run, weights=options.weights))
+    generator.check([{"role": "user", "content": ""}])  # that it knows conversations
+    talk = _Talk(generator, options)
     print("Write a message, or /help.")
     while True:
         try:

@@ -45,10 +45,12 @@ class Facts(NamedTuple):
     Attributes:
       tokenizer: the tokenizer of the texts; None if the data has no texts.
       names: by label, the names of its classes or of its numbers.
+      ends: by input, the ids of the tokens that end a reply, if its texts are conversations.
     """
 
     tokenizer: Any = None
     names: Mapping[str, Sequence[str]] = {}
+    ends: Mapping[str, tuple[int, ...]] = {}
 
 
 class Item(NamedTuple):

@@ -46,7 +46,7 @@ class CausalLM(Task, kw_only=True):
     media: tuple[str, ...] = ()  # encoders of recordings and pictures that the fusion reads; those that there are
     decoder: TextDecoder = TextDecoder(cross_attention=False)  # writes the text
     fusion: MediaFusion | None = None  # of media into the decoder
-    ends: tuple[int, ...] = ()  # ids that end a text
+    ends: tuple[int, ...] = ()  # ids that end a text; (): of conversations, the token that ends replies
     length: int = 64  # the largest number of tokens that are written
     writes: bool = False  # evaluations write the last reply, and compare it with that of the data
     label_smoothing: float = 0.0  # the probability that is spread over the whole vocabulary (Szegedy et al. 2016)
@@ -66,8 +66,10 @@ class CausalLM(Task, kw_only=True):
         return self.reads in streams
 
     def resolved(self, facts: Facts) -> Task:
-        known = facts.tokenizer is not None
-        return self.clone(decoder=self.decoder.resolved(len(facts.tokenizer))) if known else self
+        if facts.tokenizer is None:
+            return self
+        ends = self.ends or facts.ends.get(self.reads, ())
+        return self.clone(decoder=self.decoder.resolved(len(facts.tokenizer)), ends=ends)
 
     def align(self, name: str, encoder: Any) -> int:
         return 1 if self.fusion is None or name not in self.media else self.fusion.window(name, encoder)
