@@ -20,13 +20,16 @@ from mmjax.stream import Stream, only_tokens
 STYLE = BlockStyle(epsilon=1e-5)
 
 
-# Published sizes of Whisper (Radford et al. 2022, table 1): layers, width, heads of the encoder.
+# Published sizes of Whisper (Radford et al. 2022, table 1, and the model card): layers, width, heads of the encoder, mel bins.
+# Turbo differs from large-v3 in its decoder alone.
 WHISPERS = {
-    "tiny": (4, 384, 6),
-    "base": (6, 512, 8),
-    "small": (12, 768, 12),
-    "medium": (24, 1024, 16),
-    "large": (32, 1280, 20),
+    "tiny": (4, 384, 6, 80),
+    "base": (6, 512, 8, 80),
+    "small": (12, 768, 12, 80),
+    "medium": (24, 1024, 16, 80),
+    "large": (32, 1280, 20, 80),
+    "large-v3": (32, 1280, 20, 128),
+    "large-v3-turbo": (32, 1280, 20, 128),
 }
 
 
@@ -53,8 +56,9 @@ class WhisperEncoder(SpeechEncoder, Tower, kw_only=True):
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "WhisperEncoder":
         """A published size, such as "small"; any field may be changed."""
-        layers, width, heads = published(name, WHISPERS, "Whisper")
-        return cls(**dict(layers=layers, width=width, heads=heads, mlp=4 * width) | changes)
+        layers, width, heads, bins = published(name, WHISPERS, "Whisper")
+        sizes = dict(layers=layers, width=width, heads=heads, mlp=4 * width)
+        return cls(**dict(front_end=WhisperLogMel(bins=bins)) | sizes | changes)
 
     def check_row(self, path: str, key: str, room: int) -> None:
         super().check_row(path, key, room)
