@@ -15,7 +15,7 @@ from mmjax.models.positions import Learned
 from mmjax.models.published import published
 from mmjax.models.segments import neighbour, samples_in
 from mmjax.models.transformer import TransformerBlock
-from mmjax.stream import Stream, only_tokens
+from mmjax.stream import Stream, fold, only_tokens, unfold
 
 STYLE = BlockStyle(epsilon=1e-5)
 
@@ -79,6 +79,9 @@ class WhisperEncoder(SpeechEncoder, Tower, kw_only=True):
     @nn.compact
     def __call__(self, speech: Stream, train: bool = False) -> Stream:
         """[B, T, hop] samples -> [B, ceil(T / 2), width]."""
+        rows = speech.segments.shape[0]
+        if self.pad_to_length:  # every recording has as many hops: no score between two of them is computed
+            speech = fold(speech, self.subsampling * self.length)
         speech, recorded = only_tokens(speech), samples_in(speech) > 0
         if self.pad_to_length and speech.positions.ndim == 3:  # silence is a part of the recording
             whole = jnp.where(speech.mask, self.front_end.hop, 0)
@@ -96,7 +99,8 @@ class WhisperEncoder(SpeechEncoder, Tower, kw_only=True):
         features, _ = blocks(features, tokens.segments, tokens.positions)
         if self.trim:
             tokens = tokens._replace(segments=jnp.where(recorded[:, ::2], tokens.segments, 0))
-        return only_tokens(tokens._replace(features=STYLE.normalise(self.dtype, "norm")(features)))
+        features = STYLE.normalise(self.dtype, "norm")(features)
+        return unfold(only_tokens(tokens._replace(features=features)), rows)
 
     def _convolution(self, x: Stream, name: str) -> jax.Array:
         """A convolution of three taps, with zeros outside the example: [B, T, F] -> [B, T, width]."""
