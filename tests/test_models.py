@@ -10,6 +10,7 @@ import pytest
 from mmjax import config as c
 from mmjax import models
 from mmjax.errors import UserError
+from mmjax.flops import matrix_flops
 from mmjax.models import Conformer, CrossAttention, KaldiFilterBank, LogMel, NeMoLogMel, Transformer, ViT, Waveform
 from mmjax.models.spectrum import htk_filters
 from mmjax.stream import Stream, concatenate, fold, only_tokens, unfold
@@ -166,6 +167,17 @@ def test_vit_and_its_class_token_do_not_see_the_neighbour():
     other = model.apply(params, two._replace(features=two.features.at[:, 17:].set(0)))
     np.testing.assert_array_equal(out.features[:, :17], other.features[:, :17])
     assert np.abs(out.features[:, 17:] - other.features[:, 17:]).max() > 1e-3
+
+
+def test_recordings_of_whisper_cost_the_same_packed_and_alone():
+    """Windows of 30 s are no longer compared with each other."""
+    model = c.WhisperEncoder(layers=1, width=16, heads=2, mlp=32, length=8, pad_to_length=True)
+    two, one = speech(16, 16, seed=1), speech(16, seed=1)
+    params = jax.jit(model.init)(jax.random.key(0), one)
+    flops = [sum(matrix_flops(model.apply, params, row).values()) for row in (two, one)]
+    assert flops[0] == 2 * flops[1]
+    packed, alone = (jax.jit(model.apply)(params, row).features for row in (two, one))
+    np.testing.assert_allclose(packed[:, 8:], alone, atol=1e-5)
 
 
 def test_fusion_ignores_a_modality_without_tokens():

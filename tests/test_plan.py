@@ -318,6 +318,41 @@ def test_an_estimate_counts_every_micro_batch_and_what_lies_along_which_axis():
         assert two["parts"][part]["memory"] >= times["memory"] > 0
 
 
+def test_frozen_parameters_have_no_gradients_and_are_kept_once():
+    """A frozen language model with adapters and gated cross-attention; its tokenizer is not here."""
+    block = c.BlockStyle(norm="rms", activation="silu", gated=True, bias=False)
+    decoder = c.TextDecoder(vocabulary=8, layers=4, width=8, heads=2, mlp=4096, cross_attention=False, block=block)
+    chat = c.CausalLM(
+        decoder=decoder.clone(remat="block"),
+        media=("image",),
+        fusion=c.GatedCrossAttention(every=2, mlp=16, remat="block"),
+    )
+    image = c.ViT(patch=4, image_size=8, layers=1, width=8, heads=2, mlp=16)
+    config = tiny(
+        data=c.Data(
+            source=c.Manifest(splits={"train": "list.jsonl"}),
+            inputs={"text": c.Conversation()},
+            tokenizer=c.HuggingFaceTokenizer(file="tokenizer.json"),
+            batch_rows=8,
+            rows={"text": 16, "image": 8, "examples": 2},
+            subsets={"image+text": 1.0},
+        ),
+        model=c.Multimodal(encoders={"text": c.TokenIds(), "image": image}, tasks={"chat": chat}, dtype="bfloat16"),
+        adapters={"tasks.chat.decoder.layers.**": c.LoRA(rank=2)},
+        evaluation=c.Evaluation(subsets=("image+text",)),
+        optimizer=c.Optimizer(
+            schedule=c.Constant(peak=1e-3),
+            groups=dict.fromkeys(("encoders", "tasks.chat.decoder"), c.Group(frozen=True, dtype="bfloat16")),
+        ),
+    )
+    result = plan.plan(config, machines.parse("h100:8"), estimate=True)
+    sent = {(row["axis"], row["kind"]): row["bytes"] for row in result["collectives"]}
+    gradients = result["memory"]["gradients"]
+    assert sent == {("data", "all-reduce"): gradients / 2}  # computed in bfloat16, kept in float32
+    assert gradients < result["memory"]["parameters"]
+    assert result["memory"]["activations"] < result["memory"]["parameters"] / 10  # the inputs of blocks alone
+
+
 @pytest.mark.parametrize("machine, kept", [("cpu:2", "None"), ("h100:8", "false"), ("v5p:2x2x1", "false")])
 def test_programs_that_cannot_be_read_again_are_not_kept(machine, kept):
     """JAX 0.10.2 writes what is compiled for machines that are not here, and warns when it cannot read it."""

@@ -10,6 +10,7 @@ import pytest
 from mmjax import config as c
 from mmjax.train.loop import train
 from mmjax.train.smoke import AS_ASKED
+from tests.test_conversations import home  # noqa: F401, a fixture
 
 # quickstart.py and spoken_vqa.py are trained with their own data by other tests.
 CONFIGS = sorted(p for p in pathlib.Path("configs").glob("*.py") if p.stem not in ("quickstart", "spoken_vqa"))
@@ -18,10 +19,24 @@ CONFIGS = sorted(p for p in pathlib.Path("configs").glob("*.py") if p.stem not i
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A list of recordings and pictures with a text, a transcript and an answer each."""
-    home = corpora.make_files(tmp_path_factory.mktemp("files"))
-    rows = [dict(row, text=f"is {row['transcript']} {row['answer']}?") for row in corpora.rows(home)]
-    (home / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(home / "list.jsonl")
+    folder = corpora.make_files(tmp_path_factory.mktemp("files"))
+    rows = [dict(row, text=f"is {row['transcript']} {row['answer']}?") for row in corpora.rows(folder)]
+    (folder / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder / "list.jsonl")
+
+
+@pytest.fixture(scope="module")
+def conversations(home, files):  # noqa: F811
+    """A list of conversations about the same recordings and pictures, and a tokenizer for them."""
+    folder = pathlib.Path(files).parent
+    rows = []
+    for row in corpora.rows(folder, absolute=True):
+        media = [{"type": "audio", "path": row["speech"]}, {"type": "image", "path": row["image"]}]
+        asked = {"role": "user", "content": [*media, {"type": "text", "text": "What is it?"}]}
+        rows.append({"messages": [asked, {"role": "assistant", "content": row["transcript"]}]})
+    (folder / "conversations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = c.HuggingFaceTokenizer(file=str(home / "tokenizer.json"), chat_template="chatml")
+    return str(folder / "conversations.jsonl"), tokenizer
 
 
 # Of configs that are much like another, one is enough where time is short.
@@ -41,10 +56,11 @@ SLOW = (
     [pytest.param(p, id=p.stem, marks=pytest.mark.slow if p.stem in SLOW else ()) for p in CONFIGS],
 )
 @pytest.mark.slow
-def test_smoke(path, files, tmp_path):
-    config = c.smoke(c.load(path), width=16)
+def test_smoke(path, files, conversations, tmp_path):
+    config, tokenizer = c.smoke(c.load(path), width=16), c.SentencePiece(vocabulary=80, byte_fallback=False)
+    if any(isinstance(one, c.Conversation) for one in config.data.inputs.values()):
+        files, tokenizer = conversations
     source = c.Manifest(splits={"train": files, config.evaluation.split: files})
-    tokenizer = c.SentencePiece(vocabulary=80, byte_fallback=False)
     if "answer" in config.model.tasks:  # the files have two
         two = dataclasses.replace(config.model.tasks["answer"], outputs=2)
         config = dataclasses.replace(
@@ -75,7 +91,16 @@ def test_the_dial_keeps_every_part_and_leaves_room_for_all_tasks():
             of_small = small.model.tasks[name]
             assert type(of_small) is type(task) and of_small.sources == task.sources
             assert (of_small.labels(), of_small.weight) == (task.labels(), task.weight)
-        assert all(e.width == 16 and e.layers <= 2 for e in small.model.encoders.values())
+        towers = [encoder for encoder in small.model.encoders.values() if not encoder.passes_ids]
+        assert all(tower.width == 16 and tower.layers <= 2 for tower in towers)
+
+
+def test_layers_that_are_named_by_number_are_those_that_are_left():
+    chat = c.CausalLM(decoder=c.TextDecoder.preset("Gemma 3 1B"))
+    model = c.Multimodal(encoders={"text": c.TokenIds()}, tasks={"chat": chat})
+    small = c.smoke(dataclasses.replace(c.load("configs/pretrain_300m.py"), model=model)).model.tasks["chat"].decoder
+    small.check("decoder")
+    assert (small.layers, small.sliding_window.full_layers, small.sliding_window.window) == (2, (), 512)
 
 
 def test_what_is_asked_for_beside_smoke_stays():

@@ -1,7 +1,8 @@
 """The text decoder: logits of the next token, for whole texts in training or token by token with a cache."""
 
-import dataclasses
+from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,6 +19,7 @@ from mmjax.models.layers import dense
 from mmjax.models.media import TEXT_ALONE, Joined
 from mmjax.models.positions import DistanceBuckets, Learned, Rotary
 from mmjax.models.published import published
+from mmjax.models.rotary_scaling import Llama3Scaling, RotaryScaling
 from mmjax.models.soft_tokens import merged
 from mmjax.models.transformer import embed, feed_forward
 from mmjax.stream import Factors, Stream, only_tokens
@@ -99,25 +101,65 @@ class DecoderBlock(nn.Module):
         return x, (own, other)
 
 
-# Published language models: Radford et al. 2019; Touvron et al. 2023 (arXiv:2307.09288).
+def _like_llama(
+    layers: int,
+    width: int,
+    heads: int,
+    key_value_heads: int,
+    mlp: int,
+    head_width: int = 128,
+    base: float = 10_000.0,
+    scaling: RotaryScaling | None = None,
+    style: Mapping[str, Any] = MappingProxyType({}),
+    **fields: Any,
+) -> dict[str, Any]:
+    """The fields of a decoder of Llama's kind (Touvron et al. 2023, arXiv:2302.13971); `style` are those of its blocks."""
+    llama = dict(norm="rms", epsilon=1e-5, activation="silu", gated=True, bias=False)
+    block = BlockStyle(**llama | dict(head_width=head_width, key_value_heads=key_value_heads) | dict(style))
+    sizes = dict(layers=layers, width=width, heads=heads, mlp=mlp)
+    return dict(**sizes, positions=Rotary(base=base, scaling=scaling), block=block, **fields)
+
+
+# Published language models: Radford et al. 2019; Touvron et al. 2023 (arXiv:2307.09288). Sizes of the others are those of the
+# config.json that is published with them: Llama 3 (arXiv:2407.21783), Mistral (arXiv:2310.06825, table 1; version 0.1), Qwen3
+# (arXiv:2505.09388), Gemma 3 (arXiv:2503.19786), SmolLM2 (arXiv:2502.02737).
 GPT_2 = dict(vocabulary=50_257, positions=Learned(length=1024), block=BlockStyle(activation="gelu_tanh", epsilon=1e-5))
-LLAMA = BlockStyle(norm="rms", epsilon=1e-5, activation="silu", gated=True, bias=False)
-LLAMA_2 = dict(vocabulary=32_000, tied=False, block=LLAMA)
-LLAMA_2_70B = LLAMA_2 | dict(block=dataclasses.replace(LLAMA, key_value_heads=8))
-SMOLLM2 = dict(vocabulary=49_152, positions=Rotary(base=100_000.0))
+LLAMA_2 = dict(vocabulary=32_000, tied=False)
+LLAMA_3 = dict(vocabulary=128_256, base=500_000.0)
+QWEN_3 = dict(vocabulary=151_936, base=1e6, style=dict(qk_norm=True, epsilon=1e-6))
+GEMMA_3 = dict(
+    norm="rms_plus_one", sandwich_norm=True, epsilon=1e-6, activation="gelu_tanh", qk_norm=True, scale=256**-0.5
+)
+GEMMA_3_1B = SlidingWindow(window=512, full_layers=(5, 11, 17, 23), positions=Rotary(base=10_000.0))
+SMOLLM_2 = dict(vocabulary=49_152, head_width=64)
 DECODERS = {
     "GPT-2": dict(layers=12, width=768, heads=12, mlp=3072, **GPT_2),
     "GPT-2 XL": dict(layers=48, width=1600, heads=25, mlp=6400, **GPT_2),
-    "Llama 2 7B": dict(layers=32, width=4096, heads=32, mlp=11_008, **LLAMA_2),
-    "SmolLM2 135M": dict(
-        layers=30,
-        width=576,
-        heads=9,
-        mlp=1536,
-        **SMOLLM2,
-        block=dataclasses.replace(LLAMA, key_value_heads=3, head_width=64),
+    "Llama 2 7B": _like_llama(32, 4096, 32, 32, 11_008, **LLAMA_2),
+    "Llama 2 70B": _like_llama(80, 8192, 64, 8, 28_672, **LLAMA_2),
+    "Llama 3.1 8B": _like_llama(32, 4096, 32, 8, 14_336, scaling=Llama3Scaling(factor=8.0), tied=False, **LLAMA_3),
+    "Llama 3.2 1B": _like_llama(16, 2048, 32, 8, 8192, head_width=64, scaling=Llama3Scaling(factor=32.0), **LLAMA_3),
+    "Llama 3.2 3B": _like_llama(28, 3072, 24, 8, 8192, scaling=Llama3Scaling(factor=32.0), **LLAMA_3),
+    "Mistral 7B": _like_llama(32, 4096, 32, 8, 14_336, sliding_window=SlidingWindow(window=4096), **LLAMA_2),
+    "Qwen3 0.6B": _like_llama(28, 1024, 16, 8, 3072, **QWEN_3),
+    "Qwen3 1.7B": _like_llama(28, 2048, 16, 8, 6144, **QWEN_3),
+    "Qwen3 8B": _like_llama(36, 4096, 32, 8, 12_288, tied=False, **QWEN_3),
+    "Gemma 3 1B": _like_llama(
+        26,
+        1152,
+        4,
+        1,
+        6912,
+        head_width=256,
+        base=1e6,
+        style=GEMMA_3,
+        vocabulary=262_144,
+        sliding_window=GEMMA_3_1B,
+        scaled_embeddings=True,
     ),
-    "Llama 2 70B": dict(layers=80, width=8192, heads=64, mlp=28_672, **LLAMA_2_70B),
+    "SmolLM2 135M": _like_llama(30, 576, 9, 3, 1536, base=100_000.0, **SMOLLM_2),
+    "SmolLM2 360M": _like_llama(32, 960, 15, 5, 2560, base=100_000.0, **SMOLLM_2),
+    "SmolLM2 1.7B": _like_llama(24, 2048, 32, 32, 8192, base=130_000.0, **SMOLLM_2),
 }
 
 
@@ -172,7 +214,7 @@ class TextDecoder(Tower, kw_only=True):
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "TextDecoder":
-        """A published language model, such as "GPT-2"; any field may be changed, such as cross_attention=True."""
+        """A published language model, such as "Qwen3 1.7B"; any field may be changed, such as cross_attention=True."""
         return cls(**dict(cross_attention=False) | published(name, DECODERS, "TextDecoder") | changes)
 
     def __call__(

@@ -114,7 +114,7 @@ class GatedCrossAttention(MediaFusion, kw_only=True):
         def layer(x: jax.Array, values: Any) -> jax.Array:
             number, params, own_keys = values
             rngs = {} if key is None else {"dropout": jax.random.fold_in(key, number)}
-            with jax.named_scope("fusion"):
+            with jax.named_scope("gated_cross_attention"):
                 return reader.apply({"params": params}, x, queries, reads, media, own_keys, rngs=rngs)[0]
 
         params = self._params()

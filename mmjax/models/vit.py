@@ -26,6 +26,8 @@ VIT_SIZES = {
     "So400m": (27, 1152, 16, 4304),
     "H": (32, 1280, 16, 5120),
 }
+# What differs in image towers of the same sizes: SigLIP and SigLIP 2 (Zhai et al. 2023; Tschannen et al. 2025).
+FAMILIES = {"": {}, "SigLIP": dict(block=BlockStyle(activation="gelu_tanh"))}
 
 
 class ViT(ImageEncoder, Tower, kw_only=True):
@@ -59,12 +61,14 @@ class ViT(ImageEncoder, Tower, kw_only=True):
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "ViT":
-        """A published size and patch, such as "B/16" or "So400m/14"; any field may be changed."""
-        size, _, patch = name.partition("/")
-        if size not in VIT_SIZES or not patch.isdecimal():
-            raise UserError(f"there is no ViT '{name}'; name a size ({', '.join(VIT_SIZES)}) and a patch: B/16")
+        """A published size and patch, such as "B/16" or "SigLIP So400m/14"; any field may be changed."""
+        family, _, sizes = name.rpartition(" ")
+        size, _, patch = sizes.partition("/")
+        if family not in FAMILIES or size not in VIT_SIZES or not patch.isdecimal():
+            sizes = ", ".join(VIT_SIZES)
+            raise UserError(f"there is no ViT '{name}'; name a size ({sizes}) and a patch: B/16, or SigLIP B/16")
         fields = dict(zip(("layers", "width", "heads", "mlp"), VIT_SIZES[size], strict=True), patch=int(patch))
-        return cls(**fields | changes)
+        return cls(**fields | FAMILIES[family] | changes)
 
     def check(self, path: str) -> None:
         check_attention(path, self, dimensions=2)

@@ -15,18 +15,21 @@ from mmjax.models.positions import Learned
 from mmjax.models.published import published
 from mmjax.models.segments import neighbour, samples_in
 from mmjax.models.transformer import TransformerBlock
-from mmjax.stream import Stream, only_tokens
+from mmjax.stream import Stream, fold, only_tokens, unfold
 
 STYLE = BlockStyle(epsilon=1e-5)
 
 
-# Published sizes of Whisper (Radford et al. 2022, table 1): layers, width, heads of the encoder.
+# Published sizes of Whisper (Radford et al. 2022, table 1, and the model card): layers, width, heads of the encoder, mel bins.
+# Turbo differs from large-v3 in its decoder alone.
 WHISPERS = {
-    "tiny": (4, 384, 6),
-    "base": (6, 512, 8),
-    "small": (12, 768, 12),
-    "medium": (24, 1024, 16),
-    "large": (32, 1280, 20),
+    "tiny": (4, 384, 6, 80),
+    "base": (6, 512, 8, 80),
+    "small": (12, 768, 12, 80),
+    "medium": (24, 1024, 16, 80),
+    "large": (32, 1280, 20, 80),
+    "large-v3": (32, 1280, 20, 128),
+    "large-v3-turbo": (32, 1280, 20, 128),
 }
 
 
@@ -53,8 +56,9 @@ class WhisperEncoder(SpeechEncoder, Tower, kw_only=True):
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "WhisperEncoder":
         """A published size, such as "small"; any field may be changed."""
-        layers, width, heads = published(name, WHISPERS, "Whisper")
-        return cls(**dict(layers=layers, width=width, heads=heads, mlp=4 * width) | changes)
+        layers, width, heads, bins = published(name, WHISPERS, "Whisper")
+        sizes = dict(layers=layers, width=width, heads=heads, mlp=4 * width)
+        return cls(**dict(front_end=WhisperLogMel(bins=bins)) | sizes | changes)
 
     def check_row(self, path: str, key: str, room: int) -> None:
         super().check_row(path, key, room)
@@ -75,6 +79,9 @@ class WhisperEncoder(SpeechEncoder, Tower, kw_only=True):
     @nn.compact
     def __call__(self, speech: Stream, train: bool = False) -> Stream:
         """[B, T, hop] samples -> [B, ceil(T / 2), width]."""
+        rows = speech.segments.shape[0]
+        if self.pad_to_length:  # every recording has as many hops: no score between two of them is computed
+            speech = fold(speech, self.subsampling * self.length)
         speech, recorded = only_tokens(speech), samples_in(speech) > 0
         if self.pad_to_length and speech.positions.ndim == 3:  # silence is a part of the recording
             whole = jnp.where(speech.mask, self.front_end.hop, 0)
@@ -92,7 +99,8 @@ class WhisperEncoder(SpeechEncoder, Tower, kw_only=True):
         features, _ = blocks(features, tokens.segments, tokens.positions)
         if self.trim:
             tokens = tokens._replace(segments=jnp.where(recorded[:, ::2], tokens.segments, 0))
-        return only_tokens(tokens._replace(features=STYLE.normalise(self.dtype, "norm")(features)))
+        features = STYLE.normalise(self.dtype, "norm")(features)
+        return unfold(only_tokens(tokens._replace(features=features)), rows)
 
     def _convolution(self, x: Stream, name: str) -> jax.Array:
         """A convolution of three taps, with zeros outside the example: [B, T, F] -> [B, T, width]."""

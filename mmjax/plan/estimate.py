@@ -13,10 +13,11 @@ from jax.extend.core import Literal
 from mmjax.flops import matrix_flops
 from mmjax.models.attend import with_backend
 from mmjax.models.remat import towers, with_remat
-from mmjax.models.roles import module_of, part_name
+from mmjax.models.roles import by_path, layer_axis, module_of, part_name
 from mmjax.parallel.mesh import abstract_batch
 from mmjax.plan import hlo
 from mmjax.plan.compilation import Outcome, Subject
+from mmjax.stream import Factors
 from mmjax.train.build import build_model
 from mmjax.train.groups import merged, split
 from mmjax.train.step import divide, measure
@@ -115,13 +116,15 @@ def kept_for_backward(subject: Subject, rows: int) -> Kept:
             return jax.tree.leaves(jax.vjp(lambda t: _loss(subject, model, t, f, b, k), t)[1])
 
         traced = jax.make_jaxpr(backward)(trained, frozen, batch, _key()).jaxpr
-        makers, scope = {}, ""
+        makers, scope, given = {}, "", set(traced.invars)
         for equation in traced.eqns:
+            if _is_view(equation) and equation.invars[0] in given:
+                given |= set(equation.outvars)
             words = str(equation.source_info.name_stack).replace(".", "/").split("/")
             # Values hoisted out of a loop over layers, such as a mask, have lost the name of their tower.
             scope = next((one for one in scopes.values() if one in words), scope if words[0] == "layers" else "")
             makers |= dict.fromkeys(equation.outvars, scope)
-        found = {v for v in traced.outvars if not isinstance(v, Literal)} - set(traced.invars)
+        found = {v for v in traced.outvars if not isinstance(v, Literal)} - given
         device, host = dict.fromkeys(["", *scopes.values()], 0.0), 0.0
         for one in found:
             size = math.prod(one.aval.shape) * getattr(one.aval.dtype, "itemsize", 4)
@@ -135,19 +138,38 @@ def kept_for_backward(subject: Subject, rows: int) -> Kept:
     total = sum(own.values())
     params = trained if frozen is None else merged(trained, frozen)
     outputs = jax.eval_shape(lambda p, b: subject.model.apply({"params": p}, b), params, batch)
-    logits = [leaf for output in outputs.values() for leaf in jax.tree.leaves(output.prediction.features)]
+    predicted = [output.prediction.features for output in outputs.values()]
+    logits = jax.tree.leaves([one.features if isinstance(one, Factors) else one for one in predicted])
     size, again = float(sum(math.prod(x.shape) * x.dtype.itemsize for x in logits)), 0.0
     remats = {key: tower.remat for key, tower in towers(config).items() if tower.remat != "none"}
     if remats:
         whole = kept(dict.fromkeys(remats, "none"))[0]
         full = {key: "block" for key, remat in remats.items() if remat == "full"}
         blocks = kept(full)[0] if full else own
-        for key in remats:  # one block of one tower at a time
-            scope, layers = scopes[key], towers(config)[key].layers
-            again = max(again, blocks[scope] - own[scope] + (whole[scope] - blocks[scope]) / layers)
+        depths: dict[str, int] = {}
+        for key in remats:
+            depths[scopes[key]] = max(depths.get(scopes[key], 1), _depth(subject, key))
+        for scope, depth in depths.items():  # one block of one tower at a time
+            again = max(again, blocks[scope] - own[scope] + (whole[scope] - blocks[scope]) / depth)
     # Activations are divided along context. The residual stream, their largest part, is not divided along tensor.
     parts = subject.mesh.shape["context"]
     return Kept(*(x / parts for x in (size, max(total - size, 0.0), again, host)))
+
+
+def _is_view(equation: Any) -> bool:
+    """Whether the result of an equation is its input, perhaps in another shape, so that it takes no memory."""
+    sizes = {math.prod(x.aval.shape) for x in (*equation.invars[:1], *equation.outvars)}
+    return (
+        equation.primitive.name in ("reshape", "slice")
+        and len(sizes) == 1
+        and not isinstance(equation.invars[0], Literal)
+    )
+
+
+def _depth(subject: Subject, key: str) -> int:
+    """The number of blocks of a tower, whose parameters are stacked."""
+    own = (spec for path, spec in by_path(subject.begun.specs).items() if path.startswith(f"{key}."))
+    return max((spec.shape[layer_axis(spec)] for spec in own if layer_axis(spec) is not None), default=1)
 
 
 def computed_again(subject: Subject, rows: int) -> dict[str, float]:
@@ -185,7 +207,7 @@ def estimated(
 
     Per micro-batch, parameters divided along fsdp are gathered for the forward and the backward pass; their gradients
     are reduce-scattered along fsdp and summed along data. Gradients of all other parameters are summed along both. Each
-    micro-batch reads its weights, and writes and reads its activations.
+    micro-batch reads its weights, and writes and reads its activations. Frozen parameters have no gradients.
 
     Args:
       flops: of the step, by part; again: FLOPs of recomputation, by part.
@@ -194,28 +216,36 @@ def estimated(
     shape, count = dict(subject.mesh.shape), subject.mesh.size
     places, names = np.arange(count).reshape(tuple(shape.values())), list(shape)
     groups = {name: np.moveaxis(places, names.index(name), -1).reshape(-1, shape[name]) for name in names}
-    collectives, traffic, optimizer = [], {}, subject.config.optimizer
-    times, computed = optimizer.accumulation, jnp.dtype(subject.config.model.dtype).itemsize
-    gathered = min(jnp.dtype(optimizer.parameters).itemsize, computed)
+    collectives, traffic, state = [], {}, subject.state
+    times, computed = subject.config.optimizer.accumulation, jnp.dtype(subject.config.model.dtype).itemsize
+    trained, frozen = (state.params, {}) if subject.begun.groups is None else split(state.params, subject.begun.groups)
 
     def send(kind: str, part: str, axis: str, often: int, size: float) -> None:
         if shape[axis] > 1 and size:
             collectives.append(hlo.Collective(kind, part, groups[axis], often * times, size))
 
-    for name, params in subject.state.params.items():
-        part, held = (
-            part_name(name),
-            {True: 0.0, False: 0.0},
-        )  # parameters per device, by whether fsdp divides them
-        for leaf in jax.tree.leaves(params):
-            held["fsdp" in leaf.sharding.spec] += math.prod(leaf.sharding.shard_shape(leaf.shape))
-        along, whole = held[True], held[False]
-        used = along * shape["fsdp"] + whole
-        send("all-gather", part, "fsdp", 2, along * shape["fsdp"] * gathered)
-        send("reduce-scatter", part, "fsdp", 1, along * shape["fsdp"] * computed)
-        send("all-reduce", part, "fsdp", 1, whole * computed)
-        send("all-reduce", part, "data", 1, (along + whole) * computed)
-        share = flops.get(part, 0.0) / max(sum(flops.values()), 1.0)
-        traffic[part] = times * (3 * used * computed + 2 * share * activations)
-    traffic["other"] = 2 * per_device(subject.state)
+    for name in state.params:
+        part, share = part_name(name), flops.get(part_name(name), 0.0) / max(sum(flops.values()), 1.0)
+        along, whole = _held(trained.get(name), computed)
+        kept_along, kept_whole = _held(frozen.get(name), computed)
+        send("all-gather", part, "fsdp", 2, (along + kept_along) * shape["fsdp"])
+        send("reduce-scatter", part, "fsdp", 1, along * shape["fsdp"])
+        send("all-reduce", part, "fsdp", 1, whole)
+        send("all-reduce", part, "data", 1, along + whole)
+        used, kept_used = along * shape["fsdp"] + whole, kept_along * shape["fsdp"] + kept_whole
+        traffic[part] = times * (3 * used + 2 * kept_used + 2 * share * activations)
+    traffic["other"] = 2 * per_device((state.step, trained, state.optimizer, state.average))
     return {part: (value + again.get(part, 0.0)) / count for part, value in flops.items()}, traffic, collectives
+
+
+def _held(params: Any, computed: int) -> tuple[float, float]:
+    """Bytes per device of parameters that fsdp divides, and of those that it does not, in the dtype of the computation.
+
+    Args:
+      computed: the size of a number in this dtype; smaller ones, such as 8 bits, stay as they are.
+    """
+    held = {True: 0.0, False: 0.0}
+    for leaf in jax.tree.leaves(params):
+        size = math.prod(leaf.sharding.shard_shape(leaf.shape)) * min(leaf.dtype.itemsize, computed)
+        held["fsdp" in leaf.sharding.spec] += size
+    return held[True], held[False]

@@ -103,7 +103,9 @@ def resolved(config: Experiment, facts: Facts) -> Experiment:
 def open_sizes(config: Experiment) -> list[str]:
     """The keys of the sizes that a config leaves to its data."""
     sizes = ("outputs", "vocabulary")
-    return [f"model.{key}" for key, x in flat(config.model).items() if x is None and key.rsplit(".", 1)[-1] in sizes]
+    unused = [f"encoders.{name}.vocabulary" for name, encoder in config.model.encoders.items() if encoder.passes_ids]
+    values = {key: x for key, x in flat(config.model).items() if key.rsplit(".", 1)[-1] in sizes and key not in unused}
+    return [f"model.{key}" for key, x in values.items() if x is None]
 
 
 def open_data(config: Experiment, split: str = "train", run: Path | None = None) -> tuple[Experiment, Any]:

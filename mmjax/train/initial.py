@@ -23,7 +23,7 @@ from mmjax.train.step import TrainState
 from mmjax.tree import differences
 
 # Fields of a part that may differ from those of the source: they change no parameter, nor its meaning.
-FREE_FIELDS = ("dropout", "chunks", "augment", "remat", "image_size", "pad_to_length", "cross_attention")
+FREE_FIELDS = ("dropout", "chunks", "augment", "remat", "image_size", "pad_to_length", "trim", "cross_attention")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,8 @@ STEPS, ROWS, EXAMPLES = 4, 2, 8
 # Keys that the command line may set together with `--smoke`, to test a mesh.
 AS_ASKED = ("steps", "mesh.", "data.batch_rows", "optimizer.accumulation")
 
+LAYERS_BY_NUMBER = ("full_layers", "unrotated")  # fields of decoders that name some of their layers
+
 
 def smoke(config: Experiment, width: int = 32) -> Experiment:
     """Returns the config with a model that a laptop trains in about a minute.
@@ -62,11 +64,12 @@ def _small(part: Any, width: int) -> Any:
         "queries": 2,
         "experts": 2,
     }
-    values = {field.name: getattr(part, field.name) for field in fields(part)}
+
+    def smaller(name: str, value: Any) -> Any:
+        if name in LAYERS_BY_NUMBER:
+            return tuple(layer for layer in value if layer < most["layers"])
+        return min(value, most[name]) if name in most and value is not None else _small(value, width)
+
     return dataclasses.replace(
-        part,
-        **{
-            name: min(value, most[name]) if name in most and value is not None else _small(value, width)
-            for name, value in values.items()
-        },
+        part, **{field.name: smaller(field.name, getattr(part, field.name)) for field in fields(part)}
     )
