@@ -110,7 +110,7 @@ config = Experiment(
     adapters={"tasks.chat.decoder.layers.**": LoRA(rank=16, alpha=32)},
     optimizer=Optimizer(
         rule=AdamW(b2=0.98),
-        schedule=WarmupCosine(peak=1e-3, warmup=40),
+        schedule=WarmupCosine(peak=1e-3, warmup=0.1),
         groups={
             "encoders.speech": Group(frozen=True),
             "tasks.chat.decoder": Group(frozen=True),

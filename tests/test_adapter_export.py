@@ -109,6 +109,7 @@ def ours(run):
 
 
 @pytest.mark.parametrize("name", ["lora", "dora"])
+@pytest.mark.slow
 def test_a_merged_export_computes_what_the_run_computes(runs, name, tmp_path):
     assert main(["export", str(runs / name), "--out", str(tmp_path / "merged")]) == 0
     run, found = Run(runs / name), logits(tmp_path / "merged")

@@ -257,6 +257,7 @@ def test_few_bits(dtype, steps, block):
     assert (np.abs(dequantised(few) - kernel) <= 0.501 * largest / steps).all()
 
 
+@pytest.mark.slow
 def test_groups(subject):
     """The kernels are frozen and have no moments; a frozen group leaves the adapters in it to train."""
     pytest.importorskip("qwix")
@@ -360,6 +361,7 @@ def trained(adapting, tmp_path_factory):
     return directory
 
 
+@pytest.mark.slow
 def test_a_run_resumes_and_says_what_changed(adapting, trained, tmp_path, capfd):
     train(adapting, tmp_path / "whole")
     said = " ".join(capfd.readouterr().err.split())
@@ -393,6 +395,7 @@ def loaded(config, subject):
     return load_initial(config, start.initialise(), start.specs, subject.source.tokenizer).params
 
 
+@pytest.mark.slow
 def test_what_other_runs_load(adapting, trained, subject):
     """With adapters, them too; without, kernels with the adapters merged into them; new ones begin at the kernels."""
     source = Run(trained).params

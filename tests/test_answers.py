@@ -68,6 +68,7 @@ def trained(tmp_path, kind, task, capsys):
     return metrics, predicted, capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_several_labels_are_learned(tmp_path, capsys):
     metrics, predicted, printed = trained(tmp_path, "labels", "c.MultiLabel()", capsys)
     assert metrics["answer/accuracy"] > 0.97 and metrics["examples"] == 300
@@ -77,6 +78,7 @@ def test_several_labels_are_learned(tmp_path, capsys):
     assert "left" in printed and "right" in printed
 
 
+@pytest.mark.slow
 def test_numbers_are_learned(tmp_path, capsys):
     metrics, predicted, printed = trained(tmp_path, "numbers", "c.Regress()", capsys)
     assert metrics["answer/loss"] < 0.02  # 1/12 if the mean is guessed

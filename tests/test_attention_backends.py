@@ -459,6 +459,7 @@ MESHES = [
 ]
 
 
+@pytest.mark.slow
 def test_on_8_devices_every_backend_gives_what_it_gives_on_one():
     """Rows and heads are computed where they are; only along context does a token travel."""
     process = subprocess.run(

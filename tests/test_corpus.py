@@ -329,6 +329,7 @@ def test_an_example_shows_only_what_it_has():
         Sampler(nothing, {"speech": 16, "image": 24, "examples": 4}, {"speech": 1.0}, 8)
 
 
+@pytest.mark.slow
 def test_a_config_trains_on_a_folder(files, tmp_path):
     from mmjax.train.loop import train
 

@@ -131,6 +131,7 @@ def test_files_give_the_pieces_of_each_example(tmp_path):
         np.testing.assert_array_equal(one, wanted)
 
 
+@pytest.mark.slow
 def test_guards_show_what_a_training_makes_worse(config, tmp_path, home, capsys):  # noqa: F811
     """Texts that are not trained on, measured before and after."""
     rows = [

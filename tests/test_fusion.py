@@ -110,7 +110,7 @@ class Linear(nn.Module):
 def test_the_invariants_hold(name, monkeypatch):
     """As `mmjax check` measures them on real data; the encoders, which are not the subject, are linear here."""
 
-    def with_linear_encoders(config):
+    def with_linear_encoders(config, encoded=()):
         return build_model(config).clone(encoders={"image": Linear(), "text": Linear()})
 
     monkeypatch.setattr(check, "build_model", with_linear_encoders)

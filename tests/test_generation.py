@@ -64,7 +64,7 @@ def make_run(folder, files, fusion):
     return Run(folder)
 
 
-@pytest.fixture(scope="module", params=["gated", "soft"])
+@pytest.fixture(scope="module", params=["gated", pytest.param("soft", marks=pytest.mark.slow)])
 def run(request, tmp_path_factory, home):  # noqa: F811
     fusion = {"gated": c.GatedCrossAttention(every=1, gate=1.0), "soft": c.SoftTokens()}[request.param]
     return make_run(tmp_path_factory.mktemp("run") / request.param, home, fusion)
@@ -96,6 +96,7 @@ def test_a_reply_does_not_depend_on_the_other_prompts_of_its_batch(run, home, sa
         assert run.generate(asked, other, length=12, rows=3) != together
 
 
+@pytest.mark.slow
 def test_a_reply_is_what_its_likelihood_says(run, home):  # noqa: F811
     """The probability of a greedy reply is that of its tokens; it is larger than that of other replies."""
     generator = Generator(run)
@@ -213,6 +214,7 @@ def test_weights_of_few_bits_change_the_results_a_little(run, home, weights):  #
     assert sizes[1] < 0.8 * sizes[0]
 
 
+@pytest.mark.slow
 def test_one_beam_is_greedy_and_more_beams_find_more_probable_replies(run, home):  # noqa: F811
     generator = Generator(run)
     for prompt in prompts(home)[1:]:

@@ -228,6 +228,7 @@ def test_what_is_hidden_has_to_leave_labels_and_positions_as_they_are(task, chan
         check_config(dataclasses.replace(config, model=config.model.clone(encoders=encoders)))
 
 
+@pytest.mark.slow
 def test_frames_are_hidden_after_the_samples_whatever_the_tasks_are_called():
     """Noise and BEST-RQ on one encoder: the frames that are quantised are those of the noisy speech."""
     noise = c.SpeechAugmentation(noise=c.AddNoise(probability=1.0, minimum_snr=0.0, maximum_snr=0.0))
@@ -244,6 +245,7 @@ def test_frames_are_hidden_after_the_samples_whatever_the_tasks_are_called():
     assert min(found) > 1e-3
 
 
+@pytest.mark.slow
 def test_pictures_of_one_size_are_restored_each_by_itself():
     """Folded into a row for each, as without: no score between two pictures is computed, and none would count."""
     image, _ = packed([16] * 4, width=12)

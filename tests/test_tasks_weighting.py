@@ -173,6 +173,7 @@ def test_losses_below_zero_are_not_weighed():
         check_config(tiny(model=model, weighting=c.Uncertainty()))
 
 
+@pytest.mark.slow
 def test_ctc_and_attention_train_together_as_two_weighted_tasks():
     """Watanabe et al. 2017: a CTC loss and a decoder's, with weights of 0.3 and 0.7."""
     model = c.Multimodal(

@@ -214,6 +214,7 @@ def writing(home, tokenizer, pieces):
     )
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_tokenizer_of_either_kind(home, capsys, monkeypatch):
     from mmjax.run import Run
     from mmjax.tasks import text

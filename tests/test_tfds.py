@@ -366,6 +366,7 @@ def losses(directory):
     return [line["loss"] for line in lines if "loss" in line and line.get("kind", "train") == "train"]
 
 
+@pytest.mark.slow
 def test_speech_commands_train(place, tmp_path):
     config = experiment(
         place,

@@ -469,6 +469,7 @@ def parts(source):
     return config, build_model(config.model), Subject(config).batch
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_skips_the_step_and_is_counted(parts):
     config, model, batch = parts
     params = jax.jit(lambda: init_parameters(model, batch, 0))()

@@ -58,6 +58,7 @@ def test_the_page_shows_lines_of_its_list(drives):
     assert all(row.keys() == json.loads((drives.parent / "test.jsonl").open().readline()).keys() for row in rows)
 
 
+@pytest.mark.slow
 def test_both_sensors_together_say_what_neither_says_alone(trained, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)  # the source is found from anywhere
     assert cli.main(["eval", str(trained), "--json"]) == 0

@@ -91,7 +91,7 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, data: Mapping[str, int]) -> None:
         """Copies the state to the host and returns; a background thread writes it."""
         meta = {"format": FORMAT, "orbax": version("orbax-checkpoint"), "data": dict(data)}
-        meta |= {"kernels": kernels} if (kernels := constants(state.params)) else {}
+        meta |= {"kernels": kernels} if (kernels := constants(getattr(state, "params", {}))) else {}
         tree = unflatten_dict(_flat(state))
         meta = ocp.args.JsonSave({**meta, "sha256": _sum_of(meta)})
         self.finish()  # Orbax would also wait, but report errors of the previous save as errors of this one
