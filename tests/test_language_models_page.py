@@ -36,7 +36,7 @@ def steps():
         if language == "python":
             yield "file", re.match(r"# (\S+)\n", text)[1], text
         for line in text.splitlines() if language == "bash" else ():
-            line = line.partition("  #")[0].strip()
+            line = line.partition(" #")[0].strip()
             typed = re.findall("^> (.*)$", BLOCKS[number + 1][1], re.MULTILINE) if "mmjax chat" in line else []
             if not line.startswith("pip "):
                 yield "command", line, "\n".join(typed) + "\n"
