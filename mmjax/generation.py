@@ -227,10 +227,7 @@ class Generator:
         """Prompts, by stream, in a batch, one in each row."""
         names = {name for parts in cuts for name in parts}
         rooms = {name: max(len(parts[name][0]) for parts in cuts if name in parts) for name in names}
-        streams = self._layout.streams
-        for name, room in rooms.items():
-            align, multiple = streams[name].align, streams[name].multiple
-            rooms[name] = bucket(room, align) if multiple == align else -(-room // multiple) * multiple
+        rooms = {name: bucket(room, self._layout.streams[name]) for name, room in rooms.items()}
         packed = Rows(dataclasses.replace(self._layout, rows={**rooms, "examples": 1}), rows)
         for row, parts in enumerate(cuts):
             packed.write(row, {**parts, "examples": (np.array([row]), np.zeros(1))}, "your prompt")

@@ -183,10 +183,9 @@ class Run:
                 raise UserError(f"the recording is longer than {LONGEST} seconds; cut it into parts")
             alone = dataclasses.replace(layout, rows={name: rows[name]})
             hops = int(alone.positions({name: np.array([[len(one) for one in heard]])})[name][0])
-            align = layout.streams[name].align
-            whole = -(-hops // align) * align
+            whole = layout.streams[name].reserved(hops)
             self.config.model.encoders[name].check_row(f"model.encoders.{name}", "the recording in hops", whole)
-            rows[name] = bucket(hops, align)
+            rows[name] = bucket(hops, layout.streams[name])
         return dataclasses.replace(layout, rows=rows)
 
     @functools.cached_property

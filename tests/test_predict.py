@@ -16,6 +16,7 @@ from mmjax.data.capacity import bucket
 from mmjax.data.given import picture_of, samples_of
 from mmjax.data.image import open_image
 from mmjax.data.inputs import Use
+from mmjax.data.streams import Hops
 from mmjax.errors import UserError
 from mmjax.run import Run
 
@@ -51,7 +52,7 @@ def test_a_repeated_call_compiles_nothing(opened):
 def test_the_bucket_changes_no_prediction(opened, monkeypatch):
     found = []
     for longer in (0, 4, 500):
-        monkeypatch.setattr(running, "bucket", lambda hops, align, longer=longer: -(-hops // align) * align + longer)
+        monkeypatch.setattr(running, "bucket", lambda hops, stream, longer=longer: stream.reserved(hops) + longer)
         found.append(opened.predict(speech=TONE[:20_001], image=PICTURE, text="is it red?"))
     for other in found[1:]:
         close(found[0], other)
@@ -59,10 +60,14 @@ def test_the_bucket_changes_no_prediction(opened, monkeypatch):
 
 def test_buckets_are_few_and_waste_little():
     for align in (1, 4, 6):
-        sizes = {hops: bucket(hops, align) for hops in range(1, 30_000)}
+        sizes = {hops: bucket(hops, Hops(align=align)) for hops in range(1, 30_000)}
         assert all(hops <= size and size % align == 0 for hops, size in sizes.items())
         assert all(size <= 1.25 * hops + align for hops, size in sizes.items() if hops >= 128)
         assert len(set(sizes.values())) <= 33, "four for each octave from 128 hops on"
+
+
+def test_a_row_of_padded_recordings_has_a_whole_number_of_them():
+    assert [bucket(hops, Hops(align=2, pad=3000)) for hops in (3000, 3001, 6000)] == [3000, 6000, 6000]
 
 
 def test_a_recording_may_be_given_in_any_form(opened, tmp_path):

@@ -63,6 +63,7 @@ DECODERS = {
         | sizes(26, 1152, 4, 6912),
         999_885_952,
     ),
+    "SmolLM2 135M": (SMOLLM_2 | sizes(30, 576, 9, 1536, num_key_value_heads=3, rope_theta=100_000), 134_515_008),
     "SmolLM2 360M": (SMOLLM_2 | sizes(32, 960, 15, 2560, num_key_value_heads=5, rope_theta=100_000), 361_821_120),
     "SmolLM2 1.7B": (SMOLLM_2 | sizes(24, 2048, 32, 8192, num_key_value_heads=32, rope_theta=130_000), 1_711_376_384),
 }

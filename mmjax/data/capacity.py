@@ -3,6 +3,7 @@
 import numpy as np
 
 from mmjax.data.sampler import best_fit
+from mmjax.data.streams import Packed
 
 FACTORS = (0.9, 0.95, 0.98, 1.02, 1.05, 1.1, 1.2, 1.4)  # a trial step multiplies one capacity by one of these
 SHORTEST_ROW = 128  # positions of a row for one prediction
@@ -70,10 +71,13 @@ def propose(
     return best
 
 
-def bucket(positions: int, align: int) -> int:
-    """Rounds the length of a row up to one of four sizes per octave, so that few programs are compiled.
+def bucket(positions: int, stream: Packed) -> int:
+    """Rounds the length of a row of a stream up to one of four sizes per octave, so that few programs are compiled.
 
-    This adds at most a quarter to the computation. The added positions are empty and do not change results.
+    This adds at most a quarter to the computation. The added positions are empty and do not change results. A row of recordings
+    that are padded to one length has a whole number of them.
     """
+    if stream.multiple != stream.align:
+        return -(-positions // stream.multiple) * stream.multiple
     step = max(SHORTEST_ROW, 1 << (max(positions, 1) - 1).bit_length()) // 8
-    return -(-(-(-max(positions, SHORTEST_ROW) // step) * step) // align) * align
+    return -(-(-(-max(positions, SHORTEST_ROW) // step) * step) // stream.align) * stream.align
