@@ -10,6 +10,11 @@
 It transcribes recordings (Asterisk's prompts and spoken questions), answers spoken questions about pictures (easy-VQA), gives
 drawings a title (Open Clip Art Library), and still chats. The language model and Whisper are frozen; projectors, adapters
 (LoRA) and the image tower are trained.
+
+A step takes about 7 s on two idle CPU cores, so that 600 steps take 70 minutes. Measured so far is a shorter training, 500 steps
+with one row per batch (a third of the examples; 40 minutes) and a tower of 260 steps: of 100 test questions about pictures 61 % are
+answered exactly, spoken questions are transcribed with a CER of 18 %, and Asterisk's prompts are not yet recognised (CER 95 %; they
+were 20 % of 6,500 examples).
 """
 
 from mmjax.config import (
