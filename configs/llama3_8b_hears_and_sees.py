@@ -8,7 +8,7 @@
 
 Planned for 8 H100 (step compiled by jax 0.10.2; time from a roofline model, not measured): 52.1 of 59.3 GiB per device, 0.58 s
 per step, bound by compute, 102,000 tokens of text and 6,000 seconds of audio (with silence) per second, MFU 67 %. At 2.50 dollars per
-GPU-hour, the 5,000 steps (640,000 conversations) cost 16 dollars. @V5P@
+GPU-hour, the 5,000 steps (640,000 conversations) cost 16 dollars.
 
 The three pretrained models are frozen and kept in bfloat16. Trained are the new layers (814 million parameters: gates,
 cross-attention, projectors) and the adapters (42 million).
