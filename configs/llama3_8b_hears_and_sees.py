@@ -8,14 +8,14 @@
 
 Planned for 8 H100 (step compiled by jax 0.10.2; time from a roofline model, not measured): 52.1 of 59.3 GiB per device, 0.58 s
 per step, bound by compute, 102,000 tokens of text and 6,000 seconds of audio (with silence) per second, MFU 67 %. At 2.50 dollars per
-GPU-hour, the 5,000 steps (640,000 conversations) cost 16 dollars. @V5P@
+GPU-hour, the 5,000 steps (640,000 conversations) cost 16 dollars.
 
 The three pretrained models are frozen and kept in bfloat16. Trained are the new layers (814 million parameters: gates,
 cross-attention, projectors) and the adapters (42 million).
 
-Gated cross-attention is how Llama 3.2 Vision extends this same language model. The text is as long with media as without: with soft
-tokens, the 2,048 tokens of a row would be 3,740, @SOFT@. Whisper gets its windows of 30 s with
-silence, as in its training. Keys of silence are left out, and cost no token of the language model.
+Gated cross-attention is how Llama 3.2 Vision extends this same language model. The text is as long with media as without. With soft
+tokens, the 2,048 tokens of a row would be 3,740: a step would take 1.6 times as long, and 76 GiB instead of 48 (estimates of `mmjax
+plan`). Whisper gets its windows of 30 s with silence, as in its training; the text does not attend to the silence.
 
 A row has room for four conversations of 512 tokens, with four recordings and three pictures. The lists of conversations are your own:
 docs/data.md, section 6, describes their rows. This config has not been trained.

@@ -8,10 +8,10 @@
 
 Planned for 8 H100 (step compiled by jax 0.10.2; time from a roofline model, not measured): 27.7 of 59.3 GiB per device, 0.17 s
 per step, bound by memory, 262,000 tokens of text and 4,370 seconds of audio per second, MFU 55 %. At 2.50 dollars per GPU-hour, the
-5,000 steps (480,000 conversations) cost 4.70 dollars. @V5P@
+5,000 steps (480,000 conversations) cost 4.70 dollars.
 
 The three pretrained models are frozen and kept in bfloat16. Trained are the projectors (25 million parameters) and the adapters
-(@LORA@ million). Soft tokens need nothing else that is new, so a few hours of data are enough to begin with. Recordings have no
+(23 million). Soft tokens need nothing else that is new, so a few hours of data are enough to begin with. Recordings have no
 silence added: every soft token would cost as much as a token of text. Whisper was trained with silence up to 30 s, so its encoder has
 adapters, too.
 

@@ -17,7 +17,7 @@ from mmjax.models.positions import resize_positions
 from mmjax.models.roles import by_path
 from mmjax.parallel.mesh import make_mesh
 from mmjax.train.directory import UNTRAINED
-from mmjax.train.initial import load_initial
+from mmjax.train.initial import _check_same, load_initial
 from mmjax.train.program import begin
 
 
@@ -160,6 +160,13 @@ def test_other_settings_of_a_part_are_refused_and_missing_parameters_are_named(s
         encoders = {**tiny().model.encoders, "speech": dataclasses.replace(speech, **change)}
         with pytest.raises(UserError, match=f"model.encoders.speech.{key} is {value}, but .* in .*use the same part"):
             loaded(state, {"encoders.speech": imported}, encoders=encoders)
+
+
+def test_an_imported_whisper_may_leave_out_silence():
+    theirs = c.WhisperEncoder.preset("tiny", pad_to_length=True)
+    _check_same("encoders.speech", theirs.clone(trim=True, pad_to_length=False), theirs, "imported/whisper")
+    with pytest.raises(UserError, match="encoders.speech.heads is 3, but 6 in imported/whisper"):
+        _check_same("encoders.speech", theirs.clone(heads=3), theirs, "imported/whisper")
 
 
 def test_tables_for_the_ids_of_another_tokenizer_are_refused_unless_they_are_named(state, run):
