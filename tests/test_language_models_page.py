@@ -54,7 +54,7 @@ def run(home, line, typed=""):
     if done.returncode and "fetch_pretrained.py" in line and re.search("pip|apt-get", done.stderr):
         pytest.skip(f"a package cannot be downloaded: {done.stderr[-300:]}")
     assert done.returncode == 0, f"{line}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
+    return done.stdout or done.stderr  # reports of trainings go to standard error
 
 
 def few(home):
