@@ -29,7 +29,9 @@ PLANS = (
     ("pretrain_8b", "v5p:4x4x4", ""),
     ("siglip_b16", "v5e:8x8", ""),
     ("llama3_8b_hears_and_sees", "h100:8", ""),
+    ("llama3_8b_hears_and_sees", "v5p:2x2x2", ""),
     ("qwen3_1p7b_hears_and_sees", "h100:8", ""),
+    ("qwen3_1p7b_hears_and_sees", "v5p:2x2x1", ""),
 )
 
 

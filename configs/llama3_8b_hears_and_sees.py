@@ -8,7 +8,9 @@
 
 Planned for 8 H100 (step compiled by jax 0.10.2; time from a roofline model, not measured): 52.1 of 59.3 GiB per device, 0.58 s
 per step, bound by compute, 102,000 tokens of text and 6,000 seconds of audio (with silence) per second, MFU 67 %. At 2.50 dollars per
-GPU-hour, the 5,000 steps (640,000 conversations) cost 16 dollars.
+GPU-hour, the 5,000 steps (640,000 conversations) cost 16 dollars. For 8 TPU
+v5p (`--machine v5p:2x2x2`): 66.9 of 95.7 GiB, 1.27 s per step, MFU 65 %, 59 dollars at 4.20 per chip-hour; libtpu's own cost
+model predicts 2.54 s per step.
 
 The three pretrained models are frozen and kept in bfloat16. Trained are the new layers (814 million parameters: gates,
 cross-attention, projectors) and the adapters (42 million).

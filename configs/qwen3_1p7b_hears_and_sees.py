@@ -8,7 +8,8 @@
 
 Planned for 8 H100 (step compiled by jax 0.10.2; time from a roofline model, not measured): 27.7 of 59.3 GiB per device, 0.17 s
 per step, bound by memory, 262,000 tokens of text and 4,370 seconds of audio per second, MFU 55 %. At 2.50 dollars per GPU-hour, the
-5,000 steps (480,000 conversations) cost 4.70 dollars.
+5,000 steps (480,000 conversations) cost 4.70 dollars. For 4 TPU v5p (`--machine v5p:2x2x1`): 60.6 of 95.7 GiB, 0.62 s per
+step, MFU 64 %, 14.50 dollars at 4.20 per chip-hour; libtpu's own cost model predicts 1.08 s per step.
 
 The three pretrained models are frozen and kept in bfloat16. Trained are the projectors (25 million parameters) and the adapters
 (23 million). Soft tokens need nothing else that is new, so a few hours of data are enough to begin with. Recordings have no

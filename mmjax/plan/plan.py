@@ -26,8 +26,8 @@ from mmjax.train.validate import check_config
 
 # The error of estimates, compared with compiled steps of this repository's configs (docs/plan.md, Accuracy).
 ESTIMATED = {
-    "tpu": "compiled steps of large models needed 0.9 to 1.1 times the memory and 1.0 to 1.2 times the time",
-    "gpu": "compiled steps of large models needed 0.8 to 1.1 times the memory and 1.4 to 18 times the time",
+    "tpu": "compiled steps of large models needed 0.9 to 1.4 times the memory and 1.0 to 1.2 times the time",
+    "gpu": "compiled steps of large models needed 0.8 to 1.1 times the memory and 1.0 to 18 times the time",
     "cpu": "compiled steps may need several times the time",
 }
 ASSUMED_SHARE = 0.9  # assumed share of positions that hold a token, if the data is not prepared
