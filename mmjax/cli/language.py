@@ -17,7 +17,7 @@ OPTIONS = {
     "top-k": (int, "only the K most probable tokens"),
     "top-p": (float, "only the most probable tokens whose probabilities sum to P"),
     "min-p": (float, "only tokens with at least this share of the largest probability"),
-    "repetition-penalty": (float, "above 1: tokens that the text has become less probable"),
+    "repetition-penalty": (float, "above 1: lowers the probability of tokens that are already in the text"),
     "seed": (int, "of random numbers; the same seed gives the same reply"),
 }
 

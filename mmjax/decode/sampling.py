@@ -14,7 +14,7 @@ class Sampling:
     The limits apply in the order of the fields, to logits that were divided by the temperature.
 
     Attributes:
-      repetition_penalty: logits of tokens that the text has are divided by it if positive, and multiplied if negative
+      repetition_penalty: divides the logits of tokens that are already in the text; negative logits are multiplied by it
         (CTRL, Keskar et al. 2019, arXiv:1909.05858); 1: no penalty.
       temperature: 0: greedy.
       top_k: only the k most probable tokens (Fan et al. 2018, arXiv:1805.04833); None: all.
@@ -23,7 +23,7 @@ class Sampling:
       seed: the same seed gives the same text for a prompt, whatever else is in the batch.
     """
 
-    repetition_penalty: float = 1.0  # 1: no penalty for tokens that the text has
+    repetition_penalty: float = 1.0  # of tokens that are already in the text; 1: none
     temperature: float = 0.0  # 0: the most probable token
     top_k: int | None = None  # only the k most probable tokens
     top_p: float | None = None  # only the most probable tokens whose probabilities sum to p
@@ -66,7 +66,7 @@ def choose(logits: jax.Array, seen: jax.Array, number: jax.Array, sampling: Samp
     """The next token of each text: logits [R, V] -> ids [R] int32.
 
     Args:
-      seen: [R, V] bool, the tokens that each text has.
+      seen: [R, V] bool, the tokens that are already in each text.
       number: of the token in what is written. All texts use the same random numbers, so that none depends on the others.
     """
     logits = logits.astype(jnp.float32)

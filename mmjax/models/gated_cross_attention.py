@@ -100,7 +100,7 @@ class GatedCrossAttention(MediaFusion, kw_only=True):
         return media
 
     def join(
-        self, media: Stream, text: Stream, count: jax.Array, decoder: Any, train: bool = False, keys: Any = None
+        self, media: Stream, text: Stream, count: jax.Array, decoder: Any, train: bool = False, kept: Any = None
     ) -> Joined:
         if self.is_initializing():
             return Joined()
@@ -117,9 +117,8 @@ class GatedCrossAttention(MediaFusion, kw_only=True):
             with jax.named_scope("gated_cross_attention"):
                 return reader.apply({"params": params}, x, queries, reads, media, own_keys, rngs=rngs)[0]
 
-        params = self._params()
         numbers = jnp.arange(Inserted.count(decoder.layers, self.every))
-        return Joined(inserted=Inserted(layer, (numbers, params, keys), self.every))
+        return Joined(inserted=Inserted(layer, (numbers, self._params(), kept and kept[1]), self.every))
 
     def kept(self, media: Stream, decoder: Any) -> tuple[Stream, KeyValue]:
         reader = self._reader(decoder, False)
@@ -132,7 +131,7 @@ class GatedCrossAttention(MediaFusion, kw_only=True):
         return media, jax.tree.map(lambda x: x[:, order], keys)
 
     def rejoin(self, kept: Any, text: Stream, count: jax.Array, decoder: Any) -> Joined:
-        return self.join(kept[0], text, count, decoder, keys=kept[1])
+        return self.join(kept[0], text, count, decoder, kept=kept)
 
     def _params(self) -> Any:
         return nn.unbox(self.variables["params"]["layers"])

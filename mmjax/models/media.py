@@ -22,8 +22,8 @@ from mmjax.tree import setting
 NEVER = 2**30  # a position after all others
 
 
-class Conversation(NamedTuple):
-    """Packed conversations.
+class PackedConversations(NamedTuple):
+    """The tokens of conversations in packed rows.
 
     Attributes:
       text: ids [B, T].
@@ -36,9 +36,11 @@ class Conversation(NamedTuple):
     media: jax.Array
 
     @classmethod
-    def of(cls, stream: Stream) -> "Conversation":
-        """Conversations from a stream [B, T, 3] of ids, replies and media. A stream of ids [B, T] has no media, and all is
-        learned."""
+    def of(cls, stream: Stream) -> "PackedConversations":
+        """The conversations of a stream [B, T, 3] of ids, replies and media.
+
+        A stream of ids [B, T] has no media, and all of its tokens are learned.
+        """
         stream = only_tokens(stream)
         if stream.features.ndim == 2:
             return cls(stream, stream.mask.astype(jnp.int32), jnp.zeros_like(stream.segments))
@@ -58,7 +60,7 @@ class Conversation(NamedTuple):
         last = maximum_of_example(self.reply, self.text.segments)
         return self.text._replace(segments=jnp.where((self.reply > 0) & (self.reply == last), self.text.segments, 0))
 
-    def prompt(self) -> "Conversation":
+    def prompt(self) -> "PackedConversations":
         """What stands before the last reply of each conversation; all of a conversation without replies."""
         where = jnp.where(self.last_reply().mask, self.text.positions, NEVER)
         begins = -maximum_of_example(-where, self.text.segments)
@@ -123,7 +125,7 @@ class MediaFusion(nn.Module, kw_only=True):
 
     kind = "media fusion"
 
-    # from the tokens of an encoder, by its name; Linear where none is named
+    # From the tokens of an encoder to vectors, by the name of the encoder; Linear for an encoder that is not named.
     projectors: Mapping[str, Projector] = dataclasses.field(default_factory=dict)
     dtype: Any = setting(jnp.float32)
 
@@ -169,13 +171,16 @@ class MediaFusion(nn.Module, kw_only=True):
         """
         raise NotImplementedError
 
-    def join(self, media: Stream, text: Stream, count: jax.Array, decoder: Any, train: bool = False) -> Joined:
+    def join(
+        self, media: Stream, text: Stream, count: jax.Array, decoder: Any, train: bool = False, kept: Any = None
+    ) -> Joined:
         """How the media enter the decoder.
 
         Args:
           media: the result of `project`.
           text: [B, T] the tokens (their features are not read).
           count: [B, T] how many media of its conversation stand before each token.
+          kept: the result of `kept`, if it is there already.
         """
         raise NotImplementedError
 
@@ -187,5 +192,5 @@ class MediaFusion(nn.Module, kw_only=True):
         return kept
 
     def rejoin(self, kept: Any, text: Stream, count: jax.Array, decoder: Any) -> Joined:
-        """How the media enter the decoder for later tokens; the arguments are those of `join`, and the result of `kept`."""
+        """How the media enter the decoder for later tokens; `kept` is the result of `kept`, the others are as for `join`."""
         return Joined()

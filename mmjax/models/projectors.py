@@ -1,6 +1,5 @@
 """Projectors: from the tokens of an encoder to the vectors that a language model reads."""
 
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -8,8 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.errors import UserError
-from mmjax.models.attention import MultiHeadAttention
-from mmjax.models.layers import FeedForward, dense, gelu, layer_norm
+from mmjax.models.attend import AUTO, Selection
+from mmjax.models.blocks import BlockSettings
+from mmjax.models.fusion.perceiver import PerceiverBlock
+from mmjax.models.layers import dense, gelu, layer_norm
 from mmjax.models.roles import parameter
 from mmjax.stream import Stream, only_tokens
 from mmjax.tree import setting
@@ -106,24 +107,6 @@ class MLP(Stacked, kw_only=True):
         return only_tokens(stacked._replace(features=dense(width, ("mlp", "embed"), self.dtype, "down")(x)))
 
 
-class ResamplerBlock(nn.Module):
-    """Latents attend to the tokens of their window and to each other; feed-forward."""
-
-    heads: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, latents: jax.Array, tokens: Stream) -> jax.Array:
-        norm, width = partial(layer_norm, self.dtype), x.shape[-1]
-        normed = norm("latent_norm")(x)
-        keys = jnp.concatenate([norm("token_norm")(tokens.features), normed], axis=1)
-        segments = jnp.concatenate([tokens.segments, latents], axis=1)
-        nowhere = jnp.zeros_like(segments)
-        attend = MultiHeadAttention(width, self.heads, self.dtype, name="attention")
-        x = x + attend(Stream(normed, latents, jnp.zeros_like(latents)), Stream(keys, segments, nowhere))
-        return x + FeedForward(4 * width, gelu, dtype=self.dtype, name="mlp")(norm("mlp_norm")(x))
-
-
 class Resampler(Projector, kw_only=True):
     """Learned latents attend to the tokens of a window (Flamingo's Perceiver resampler, Alayrac et al. 2022, arXiv:2204.14198).
 
@@ -135,6 +118,7 @@ class Resampler(Projector, kw_only=True):
     layers: int = 2  # number of blocks
     width: int = 512  # features of a latent
     heads: int = 8  # attention heads
+    backend: Selection = setting(AUTO)  # of attention
 
     def window(self, encoder: Any) -> int:
         if encoder.tokens_per_second is not None:
@@ -162,8 +146,9 @@ class Resampler(Projector, kw_only=True):
         learned = self.param("latents", init, (self.vectors, self.width)).astype(self.dtype)
         x = jnp.broadcast_to(learned, (rows * count, self.vectors, self.width))
         latents = jnp.broadcast_to(there.astype(jnp.int32), x.shape[:2])
+        settings = BlockSettings(heads=self.heads, mlp=4 * self.width, dtype=self.dtype, backend=self.backend)
         for number in range(self.layers):
-            x = ResamplerBlock(self.heads, self.dtype, name=f"layers_{number}")(x, latents, tokens)
+            x, _ = PerceiverBlock(settings, name=f"layers_{number}")(x, latents, tokens)
         x = dense(width, ("embed", None), self.dtype, "out")(layer_norm(self.dtype, "norm")(x))
 
         def of_latents(of_windows: jax.Array) -> jax.Array:

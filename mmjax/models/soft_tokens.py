@@ -38,7 +38,9 @@ class SoftTokens(MediaFusion, kw_only=True):
         )
         return only_tokens(media._replace(features=media.features * scale.astype(self.dtype)))
 
-    def join(self, media: Stream, text: Stream, count: jax.Array, decoder: Any, train: bool = False) -> Joined:
+    def join(
+        self, media: Stream, text: Stream, count: jax.Array, decoder: Any, train: bool = False, kept: Any = None
+    ) -> Joined:
         return Joined(soft=media, count=count)
 
 

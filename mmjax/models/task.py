@@ -76,6 +76,7 @@ class Task(nn.Module, kw_only=True):
       positive: whether the loss is never negative.
       whole_batch: whether the loss compares all examples of a batch.
       mixes: whether a label may be a distribution over classes, as mixup makes it.
+      generates: whether it writes texts token by token, with `begin`, `step`, `rows` and `ends` as those of `CausalLM`.
       media: the encoders whose recordings or pictures are kept apart, since they stand at different places of a text.
     """
 
@@ -90,6 +91,7 @@ class Task(nn.Module, kw_only=True):
     whole_batch: ClassVar[bool] = False
     mixes: ClassVar[bool] = False
     media: ClassVar[tuple[str, ...]] = ()
+    generates: ClassVar[bool] = False
 
     # What the task reads, and needs of the data.
 

@@ -12,7 +12,7 @@ from mmjax.decode import greedy
 from mmjax.errors import UserError
 from mmjax.losses import token_cross_entropy
 from mmjax.models.decoder import Cache, TextDecoder
-from mmjax.models.media import Conversation, Joined, MediaFusion, before
+from mmjax.models.media import TEXT_ALONE, MediaFusion, PackedConversations, before
 from mmjax.models.remat import rematerialised_whole
 from mmjax.models.segments import belongs
 from mmjax.models.task import Encoded, Facts, Item, Output, Sums, Task
@@ -21,12 +21,12 @@ from mmjax.tasks.metrics import reply_metrics
 from mmjax.tasks.text import check_vocabulary
 
 
-class Spoken(NamedTuple):
-    """What a language model keeps between two tokens.
+class WritingState(NamedTuple):
+    """What a language model keeps from one token that it writes to the next.
 
     Attributes:
       cache: of the decoder.
-      kept: of the media (`MediaFusion.kept`); None: there are none.
+      kept: what the fusion needs of the media (`MediaFusion.kept`); None: nothing.
       count: [B, N] how many media stand before the next token of each text.
     """
 
@@ -38,21 +38,22 @@ class Spoken(NamedTuple):
 class CausalLM(Task, kw_only=True):
     """Predicts the next token of a text with a decoder, and writes how it goes on (Radford et al. 2019).
 
-    The text may be plain, or conversations (`mmjax.data.Conversation`), of which it learns and writes the replies. A fusion
-    lets it read the media of a conversation: recordings and pictures.
+    The text is plain, or it is a conversation (`mmjax.data.Conversation`), whose replies the task learns and writes. With a
+    fusion, it also reads the recordings and pictures of the conversation.
     """
 
     reads: str = "text"  # a `TokenIds`
-    media: tuple[str, ...] = ()  # encoders of recordings and pictures that the fusion reads; those that there are
+    media: tuple[str, ...] = ()  # encoders of recordings and pictures that the fusion reads; a batch may lack some
     decoder: TextDecoder = TextDecoder(cross_attention=False)  # writes the text
     fusion: MediaFusion | None = None  # of media into the decoder
-    ends: tuple[int, ...] = ()  # ids that end a text; (): of conversations, the token that ends replies
+    ends: tuple[int, ...] = ()  # ids that end a text; (): the token that ends a reply, if the text is a conversation
     length: int = 64  # the largest number of tokens that are written
     writes: bool = False  # evaluations write the last reply, and compare it with that of the data
     label_smoothing: float = 0.0  # the probability that is spread over the whole vocabulary (Szegedy et al. 2016)
     chunk: int = 8192  # number of columns of the vocabulary that the loss computes at a time
 
     labelled = False
+    generates = True
 
     @property
     def measured(self) -> bool:
@@ -100,11 +101,11 @@ class CausalLM(Task, kw_only=True):
 
     def __call__(self, encoded: Encoded, train: bool = False) -> Output:
         """Ids [B, T] or conversations [B, T, 3] -> `Factors` of the logits of the next token, and these as labels."""
-        said = Conversation.of(encoded.streams[self.reads])
+        said = PackedConversations.of(encoded.streams[self.reads])
         media = self._media(encoded.streams, encoded.encoders)
-        joined = Joined() if media is None else self.fusion.join(media, said.text, said.media, self.decoder, train)
+        joined = TEXT_ALONE if media is None else self.fusion.join(media, said.text, said.media, self.decoder, train)
 
-        def run(decoder: TextDecoder, text: Stream, joined: Joined) -> Stream:
+        def run(decoder: TextDecoder, text: Stream, joined: Any) -> Stream:
             return decoder(text, train=train, joined=joined, factors=True)
 
         logits = rematerialised_whole(run, self.decoder, said.text, joined)
@@ -118,51 +119,49 @@ class CausalLM(Task, kw_only=True):
     def loss(self, output: Output) -> Sums:
         return token_cross_entropy(*output, self.label_smoothing, self.chunk)
 
-    def begin(self, encoded: Encoded, length: int) -> tuple[Stream, Spoken]:
+    def begin(self, encoded: Encoded, length: int) -> tuple[Stream, WritingState]:
         """Logits [B, N, V] of the token after each text, and what is kept for `length` tokens of each.
 
         A conversation that ends with a reply is read up to this reply.
         """
-        said = Conversation.of(encoded.streams[self.reads])
+        said = PackedConversations.of(encoded.streams[self.reads])
         said = said.prompt() if encoded.streams[self.reads].features.ndim == 3 else said
         examples, text = encoded.batch["examples"], said.text
         own = belongs(examples.segments, text.segments)
         last = jnp.where(own, jnp.arange(own.shape[2]), 0).max(2)
         segments = jnp.where(own.any(2), examples.segments, 0)
         count = jnp.take_along_axis(said.media, last, axis=1)
-        media, joined, kept, room = self._media(encoded.streams, encoded.encoders), Joined(), None, 0
+        media, joined, kept, room = self._media(encoded.streams, encoded.encoders), TEXT_ALONE, None, 0
         if media is not None:
             media = before(media, count, segments)
-            joined, kept = (
-                self.fusion.join(media, text, said.media, self.decoder),
-                self.fusion.kept(media, self.decoder),
-            )
+            kept = self.fusion.kept(media, self.decoder)
+            joined = self.fusion.join(media, text, said.media, self.decoder, kept=kept)
             room = 0 if joined.soft is None else media.segments.shape[1]
         room += text.segments.shape[1] + segments.shape[1] * length
         logits, cache = self.decoder.begin(text, room, joined=joined, chosen=last)
-        return logits._replace(segments=segments), Spoken(cache, kept, count)
+        return logits._replace(segments=segments), WritingState(cache, kept, count)
 
-    def step(self, tokens: Stream, spoken: Spoken) -> tuple[Stream, Spoken]:
+    def step(self, tokens: Stream, state: WritingState) -> tuple[Stream, WritingState]:
         """Logits [B, N, V] of the tokens after `tokens` [B, N], as `TextDecoder.step`."""
-        joined = Joined()
-        if spoken.kept is not None:
-            joined = self.fusion.rejoin(spoken.kept, tokens, spoken.count, self.decoder)
-        logits, cache = self.decoder.step(tokens, spoken.cache, joined)
-        return logits, spoken._replace(cache=cache)
+        joined = TEXT_ALONE
+        if state.kept is not None:
+            joined = self.fusion.rejoin(state.kept, tokens, state.count, self.decoder)
+        logits, cache = self.decoder.step(tokens, state.cache, joined)
+        return logits, state._replace(cache=cache)
 
-    def rows(self, spoken: Spoken, order: jax.Array) -> Spoken:
-        """What is kept, with the rows in another order [B]; a row may occur several times."""
-        kept = None if spoken.kept is None else self.fusion.kept_rows(spoken.kept, order)
-        return Spoken(spoken.cache.rows(order), kept, spoken.count[order])
+    def rows(self, state: WritingState, order: jax.Array) -> WritingState:
+        """The state with the rows in another order [B]; a row may occur several times."""
+        kept = None if state.kept is None else self.fusion.kept_rows(state.kept, order)
+        return WritingState(state.cache.rows(order), kept, state.count[order])
 
     def decode(self, apply: Any, encoded: Encoded, output: Output | None, rooms: Mapping[str, int]) -> Stream:
-        logits, spoken = apply(encoded, self.length, method="begin")
-        return greedy(partial(apply, method="step"), logits, spoken, self.length, self.ends)
+        logits, state = apply(encoded, self.length, method="begin")
+        return greedy(partial(apply, method="step"), logits, state, self.length, self.ends)
 
     # One example, on the host.
 
     def target(self, batch: Mapping[str, Stream]) -> Stream:
-        return Conversation.of(batch[self.reads]).last_reply()
+        return PackedConversations.of(batch[self.reads]).last_reply()
 
     def truth(self, tokens: np.ndarray, facts: Facts, example: Any) -> str:
         return facts.tokenizer.decode([token for token in tokens if token not in self.ends]).strip()
