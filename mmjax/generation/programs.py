@@ -1,0 +1,79 @@
+"""The compiled programs of generation: reading prompts, one more token, one more token of beams, scores of replies."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mmjax.decode import Beams, Sampling, choose, extend_beams
+from mmjax.losses import chunked_cross_entropy
+from mmjax.stream import Batch, Factors, Stream
+
+
+class State(NamedTuple):
+    """The texts that are being written, one in each row; a plain pytree on the device.
+
+    Attributes:
+      logits: [R, V] of the next token of each.
+      kept: what the model keeps (`Multimodal.step`).
+      seen: [R, V] bool, the tokens that each text has.
+      positions: [R] of the last token of each; number: of tokens that were written.
+    """
+
+    logits: jax.Array
+    kept: Any
+    seen: jax.Array
+    positions: jax.Array
+    number: jax.Array
+
+
+def begin(model: Any, task: str, reads: str, params: Any, batch: Batch, length: int) -> State:
+    """The state after the prompts were read; `length`: the largest number of tokens that may be written."""
+    logits, kept = model.apply({"params": params}, batch, task, length, method="begin")
+    text = batch[reads]
+    ids = text.features if text.features.ndim == 2 else text.features[..., 0]
+    rows = jnp.arange(len(ids))
+    seen = jnp.zeros((len(ids), logits.features.shape[-1] + 1), bool)
+    seen = seen.at[rows[:, None], jnp.where(text.segments > 0, ids, -1)].set(True)[:, :-1]
+    return State(logits.features[:, 0], kept, seen, logits.positions[:, 0], jnp.zeros((), jnp.int32))
+
+
+def advance(
+    model: Any, task: str, params: Any, state: State, going: jax.Array, sampling: Sampling
+) -> tuple[jax.Array, State]:
+    """The next token of each text [R], and the state after it; `going` [R]: the texts that have not ended."""
+    ids = choose(state.logits, state.seen, state.number, sampling)
+    positions = state.positions + 1
+    tokens = Stream(ids[:, None], going[:, None].astype(jnp.int32), positions[:, None])
+    logits, kept = model.apply({"params": params}, task, tokens, state.kept, method="step")
+    seen = state.seen.at[jnp.arange(len(ids)), ids].set(True)
+    return ids, State(logits.features[:, 0], kept, seen, positions, state.number + 1)
+
+
+def extend(
+    model: Any, task: str, ends: tuple[int, ...], params: Any, beams: Beams, logits: jax.Array, kept: Any, position: Any
+) -> tuple[Beams, jax.Array, Any]:
+    """The beams after one more token, the logits [K, V] after it, and what the model keeps.
+
+    Args:
+      position: of the last token of the prompt.
+    """
+    beams, rows, tokens = extend_beams(beams, logits, ends)
+    kept = model.tasks[task].rows(kept, rows)
+    places = jnp.broadcast_to(position + beams.number, (len(tokens), 1))
+    stream = Stream(tokens[:, None], (~beams.done).astype(jnp.int32)[:, None], places)
+    logits, kept = model.apply({"params": params}, task, stream, kept, method="step")
+    return beams, logits.features[:, 0], kept
+
+
+def score(model: Any, task: str, params: Any, batch: Batch) -> jax.Array:
+    """[R] the logarithm of the probability of the last reply in each row."""
+    said = model.apply({"params": params}, batch)[task]
+    reply = model.tasks[task].target(batch)
+    last = jnp.pad(reply.mask, ((0, 0), (0, 1)))[:, 1:]  # the token before a label predicts it
+    logits, labels = said.prediction.features, jnp.where(last, said.labels.features, 0)
+    if isinstance(logits, Factors):
+        nll = chunked_cross_entropy(logits.features, logits.kernel, labels, model.tasks[task].chunk)
+    else:
+        nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)[..., 0]
+    return -jnp.where(last, nll, 0.0).sum(axis=1)
