@@ -18,6 +18,7 @@ from mmjax.plan.compilation import describe
 from mmjax.plan.estimate import computed_again
 from mmjax.train import report
 from mmjax.train.build import build_layout, build_model
+from mmjax.train.groups import merged, split
 from mmjax.train.step import divide, measure, unboxed
 
 ROWS, IN, HIDDEN, OUT = 3, 5, 7, 11
@@ -95,7 +96,9 @@ def counted(config):
     """The config's parts; FLOPs of its step by part, each once; and those that are computed again."""
     subject = describe(config, machines.parse("cpu:1"), None)
     rows = config.data.batch_rows
-    step = report.step_flops(subject.model, subject.state.params, subject.layout, rows, training=True)
+    step = report.step_flops(
+        subject.model, subject.state.params, subject.layout, rows, training=True, groups=subject.begun.groups
+    )
     return subject, step, computed_again(subject, rows)
 
 
@@ -103,13 +106,14 @@ def gradient(subject):
     """The gradient of a step's losses, and its abstract arguments; its attention is matrix products, not a kernel."""
     model = with_backend(subject.model, "xla")
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), subject.state.params)
+    trained, frozen = split(params, subject.begun.groups)
 
-    def loss(params, batch, key):
-        sums = measure(model, params, batch, {"dropout": key, "augment": key})
+    def loss(trained, frozen, batch, key):
+        sums = measure(model, merged(trained, frozen), batch, {"dropout": key, "augment": key})
         return sum(divide(sums[f"{name}/loss"]) for name in model.tasks)
 
     batch = abstract_batch(subject.layout.empty(1), subject.config.data.batch_rows)
-    return jax.grad(loss), (params, batch, jax.eval_shape(lambda: jax.random.key(0)))
+    return jax.grad(loss), (trained, frozen, batch, jax.eval_shape(lambda: jax.random.key(0)))
 
 
 def writing(encoder, task):

@@ -15,11 +15,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
-from PIL import Image
 
 from mmjax import progress
 from mmjax.data.debian import members, unpacked
@@ -31,6 +30,9 @@ from mmjax.data.source import Collection
 from mmjax.data.splitting import check_split, phrase, splits_of
 from mmjax.errors import UserError
 from mmjax.tree import part
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 PACKAGE, DRAWINGS = "openclipart-svg", "usr/share/openclipart/svg"
 VERSION = "1"  # of the prepared data
@@ -199,9 +201,10 @@ def _make(drawings: list[Drawing], made: Path) -> None:
     (made / "drawings.json").write_text(json.dumps(about, ensure_ascii=False, indent=0), encoding="utf-8")
 
 
-def drawn(svg: str) -> Image.Image | None:
+def drawn(svg: str) -> "Image.Image | None":
     """A drawing on white as RGB, without empty borders; None: it cannot be drawn, or is white."""
     import resvg_py
+    from PIL import Image
 
     if re.search(r"<(\w+:)?image\b(?![^>]*href\s*=\s*[\"']\s*data:)", svg):  # a part of it is in another file
         return None
@@ -218,8 +221,10 @@ def drawn(svg: str) -> Image.Image | None:
     return None if picture.convert("L").getextrema() == (255, 255) else picture
 
 
-def difference_hash(picture: Image.Image) -> np.ndarray:
+def difference_hash(picture: "Image.Image") -> np.ndarray:
     """[60] uint8: 480 bits that say where brightness grows to the right, and where downwards (dHash, Krawetz 2013)."""
+    from PIL import Image
+
     small = np.asarray(picture.convert("L").resize((16, 16), Image.Resampling.BOX), np.int16)
     grows = [np.diff(small, axis=axis) > 0 for axis in (1, 0)]
     return np.packbits(np.concatenate(grows, axis=None))

@@ -88,14 +88,14 @@ def per_device(tree: Any) -> float:
 def in_dtype(subject: Subject, dtype: str) -> float:
     """Bytes per device of an array tree with the shapes of the trained parameters in this dtype."""
     groups, params = subject.begun.groups, subject.state.params
-    trained = params if groups is None else split(params, groups)[0]
+    trained = split(params, groups)[0]
     return per_device(jax.tree.map(lambda x: x.update(dtype=jnp.dtype(dtype)), trained))
 
 
 def _abstract_parameters(subject: Subject) -> tuple[Any, Any]:
     """The shapes of the trained and of the frozen parameters (`split`)."""
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), subject.state.params)
-    return (params, None) if subject.begun.groups is None else split(params, subject.begun.groups)
+    return split(params, subject.begun.groups)
 
 
 def kept_for_backward(subject: Subject, rows: int) -> Kept:
@@ -136,7 +136,7 @@ def kept_for_backward(subject: Subject, rows: int) -> Kept:
 
     own, host = kept({})
     total = sum(own.values())
-    params = trained if frozen is None else merged(trained, frozen)
+    params = merged(trained, frozen)
     outputs = jax.eval_shape(lambda p, b: subject.model.apply({"params": p}, b), params, batch)
     predicted = [output.prediction.features for output in outputs.values()]
     logits = jax.tree.leaves([one.features if isinstance(one, Factors) else one for one in predicted])
@@ -195,7 +195,7 @@ def _key() -> Any:
 
 
 def _loss(subject: Subject, model: Any, trained: Any, frozen: Any, batch: Any, key: Any) -> jax.Array:
-    params = trained if frozen is None else merged(trained, frozen)
+    params = merged(trained, frozen)
     sums = measure(model, params, batch, {"dropout": key, "augment": key})
     return sum((divide(sums[f"{name}/loss"]) for name in model.tasks if f"{name}/loss" in sums), jnp.zeros(()))
 
@@ -218,7 +218,7 @@ def estimated(
     groups = {name: np.moveaxis(places, names.index(name), -1).reshape(-1, shape[name]) for name in names}
     collectives, traffic, state = [], {}, subject.state
     times, computed = subject.config.optimizer.accumulation, jnp.dtype(subject.config.model.dtype).itemsize
-    trained, frozen = (state.params, {}) if subject.begun.groups is None else split(state.params, subject.begun.groups)
+    trained, frozen = split(state.params, subject.begun.groups)
 
     def send(kind: str, part: str, axis: str, often: int, size: float) -> None:
         if shape[axis] > 1 and size:
@@ -227,7 +227,7 @@ def estimated(
     for name in state.params:
         part, share = part_name(name), flops.get(part_name(name), 0.0) / max(sum(flops.values()), 1.0)
         along, whole = _held(trained.get(name), computed)
-        kept_along, kept_whole = _held(frozen.get(name), computed)
+        kept_along, kept_whole = _held((frozen or {}).get(name), computed)
         send("all-gather", part, "fsdp", 2, (along + kept_along) * shape["fsdp"])
         send("reduce-scatter", part, "fsdp", 1, along * shape["fsdp"])
         send("all-reduce", part, "fsdp", 1, whole)

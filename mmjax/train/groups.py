@@ -86,13 +86,20 @@ def stored(box: Parameter, group: Group, usual: str) -> Any:
 
 
 def split(params: Any, groups: Any) -> tuple[Any, Any]:
-    """The parameters that are trained, and those that are frozen: two trees with None where the other one has a value."""
+    """The parameters that are trained, and those that are frozen: two trees with None where the other one has a value.
+
+    With `groups` None, all are trained, and the second tree is None.
+    """
+    if groups is None:
+        return params, None
     trained = jax.tree.map(lambda group, x: None if group.frozen else x, groups, params)
     return trained, jax.tree.map(lambda group, x: x if group.frozen else None, groups, params)
 
 
 def merged(trained: Any, frozen: Any) -> Any:
     """The inverse of `split`."""
+    if frozen is None:
+        return trained
     return jax.tree.map(lambda a, b: b if a is None else a, trained, frozen, is_leaf=lambda x: x is None)
 
 

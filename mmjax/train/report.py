@@ -54,11 +54,10 @@ def step_flops(
     model = with_backend(model, "xla")
     batch, key = abstract_batch(layout.empty(1), rows), jax.eval_shape(lambda: jax.random.key(0))
 
-    trained, frozen = (params, None) if groups is None else split(params, groups)
+    trained, frozen = split(params, groups)
 
     def forward(trained, frozen, batch, key):
-        whole = trained if frozen is None else merged(trained, frozen)
-        return measure(model, whole, batch, {"dropout": key, "augment": key})
+        return measure(model, merged(trained, frozen), batch, {"dropout": key, "augment": key})
 
     return matrix_flops(
         forward, trained, frozen, batch, key, trained=0 if training else None, slots=layout.rows.get("examples", 1)

@@ -74,7 +74,7 @@ def init_state(
       parameters, moments: dtypes of parameters and first moments; everything else is float32.
       groups: the group of every parameter; frozen parameters have no moments, and may have their own dtype.
     """
-    trained = params if groups is None else split(params, groups)[0]
+    trained = split(params, groups)[0]
     copy = jax.tree.map(jnp.copy, trained) if average else None
     zero = jnp.zeros((), jnp.int32)
 
@@ -194,7 +194,7 @@ class _Subject:
     remembered: Any
 
     def sums(self, params: Any, batch: Batch, dropout: jax.Array) -> Sums:
-        whole = params if self.frozen is None else merged(params, self.frozen)
+        whole = merged(params, self.frozen)
         return measure(self.of.model, whole, batch, {"dropout": dropout, "augment": self.augment})
 
     def losses(self, params: Any, batch: Batch, dropout: jax.Array, weights: Any) -> tuple[dict[str, jax.Array], Sums]:
@@ -256,8 +256,8 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        kept, frozen = (state.params, None) if groups is None else split(state.params, groups)
-        trained = kept if specs is None else widened(kept, specs if groups is None else split(specs, groups)[0])
+        kept, frozen = split(state.params, groups)
+        trained = kept if specs is None else widened(kept, split(specs, groups)[0])
         total, gradients, sums = compute(trained, batch, key, state.weighting, frozen)
         gradients, params, moments = (cast(x, jnp.float32) for x in (gradients, kept, state.optimizer))
         norm = optax.tree.norm(gradients)
@@ -277,7 +277,7 @@ def make_train_step(
             # The decay is smaller in the first steps, so that the EMA forgets the random initial parameters.
             decay = jnp.minimum(average_decay, (1.0 + state.step) / (10.0 + state.step))
             average = jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, average, cast(params, jnp.float32))
-        params = params if groups is None else merged(params, frozen)
+        params = merged(params, frozen)
         metrics = {"loss": total, "gradient_norm": norm} | {name: divide(pair) for name, pair in sums.items()}
         skipped, remembered = state.skipped + jnp.where(finite, 0, 1), state.weighting
         if remembered is not None:
