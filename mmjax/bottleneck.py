@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from mmjax.data.example import Example, Pieces
+from mmjax.data.example import Example, pieces_of
 from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches
 from mmjax.errors import UserError
@@ -66,12 +66,12 @@ class Timed:
         heard = {name: partial(self._samples, example, name) for name in self._recordings & example.inputs.keys()}
         return example._replace(inputs={**example.inputs, **heard})
 
-    def _samples(self, example: Example, name: str) -> np.ndarray | Pieces:
+    def _samples(self, example: Example, name: str) -> Any:
         start = time.perf_counter()
-        samples = example.input(name)
+        value = example.input(name)
         self.seconds["decode"] += time.perf_counter() - start
-        self.samples += sum(map(len, samples.values)) if isinstance(samples, Pieces) else len(samples)
-        return samples
+        self.samples += sum(map(len, pieces_of(value)))
+        return value
 
 
 def measure(config: Experiment, count: int = 8, step_seconds: float | None = None) -> dict[str, Any]:
@@ -142,8 +142,7 @@ def _pictures(examples: list[tuple[int, Example]], rows: list[Any], layout: Layo
 
 def _count(pictures: Any) -> int:
     """The number of pictures of an example."""
-    pictures = pictures.values if isinstance(pictures, Pieces) else pictures
-    return len(pictures) if isinstance(pictures, list) else 1
+    return sum(len(one) if isinstance(one, list) else 1 for one in pieces_of(pictures))
 
 
 def _sampling(sampler: Any, window: int, examples: float) -> float:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from mmjax.data.capacity import bucket
-from mmjax.data.example import Example, Pieces
+from mmjax.data.example import Example, pieces_of
 from mmjax.data.fields import Fields
 from mmjax.data.inputs import Input, Use
 from mmjax.data.labels import named
@@ -178,7 +178,7 @@ class Run:
         rows = {name: size for name, size in layout.rows.items() if name not in ("transcript", "target")}
         rows |= {label: count + 1 for label, count in self._given.items()}
         for name in layout.recordings:
-            heard = given[name].values if isinstance(given[name], Pieces) else [given[name]]
+            heard = pieces_of(given[name])
             if max(map(len, heard)) > LONGEST * sample_rate(self.config):
                 raise UserError(f"the recording is longer than {LONGEST} seconds; cut it into parts")
             alone = dataclasses.replace(layout, rows={name: rows[name]})

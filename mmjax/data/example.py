@@ -25,6 +25,11 @@ class Pieces(NamedTuple):
         return self._replace(values=[change(value) for value in self.values])
 
 
+def pieces_of(value: Any) -> Sequence[Any]:
+    """The values of `Pieces`; any other value is the only one."""
+    return value.values if isinstance(value, Pieces) else [value]
+
+
 class Example(NamedTuple):
     """One example; what it lacks is left out.
 

@@ -150,12 +150,20 @@ class Input:
 
     @property
     def media(self) -> tuple[str, ...]:
-        """Of a conversation, the inputs that hold its media."""
+        """The inputs that hold the media of a conversation; an input that is no conversation has none."""
         return ()
 
     def numbers(self, value: Any) -> Mapping[str, Sequence[int]]:
-        """Of a conversation, the numbers of the pieces of each of its `media`."""
+        """The numbers of the pieces of each of its `media`; see `mmjax.data.example.Pieces`."""
         return {}
+
+    def ends(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """The ids of the tokens that end a reply of a conversation; an input that is no conversation has none.
+
+        Raises:
+          UserError: the tokenizer cannot write conversations.
+        """
+        return ()
 
     def given(self, value: Any, name: str, use: Use, size: Any) -> Any:
         """Converts a value of a `Record` to its form in an `Example`; `size` is the size of the example, from `sizes`."""

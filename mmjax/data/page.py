@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.data.example import Pieces
+from mmjax.data.example import pieces_of
 from mmjax.data.inputs import USUAL_INPUTS, Input, Text
 from mmjax.data.labels import named
 from mmjax.data.vectors import VectorInput
@@ -146,7 +146,7 @@ def _example(source: Any, number: int) -> str:
         inputs = inputs_of(source)
         for name in example.inputs:
             value = example.input(name)
-            for piece in value.values if isinstance(value, Pieces) else [value]:
+            for piece in pieces_of(value):
                 for shown in inputs.get(name, Text()).shown(piece, rate_of(source)):
                     parts.append(_element(name, shown))
         for name, value in example.labels.items():

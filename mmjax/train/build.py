@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from mmjax import models
-from mmjax.data.conversation import Conversation
 from mmjax.data.encoded import EncodedFiles, EncodedSplit
 from mmjax.data.image_augmentation import ImageAugmentation
 from mmjax.data.image_mixing import ImageMixing
@@ -92,9 +91,8 @@ def facts_of_run(run: Path, config: Experiment) -> Facts:
 def resolved(config: Experiment, facts: Facts) -> Experiment:
     """The config with sizes and end tokens from the data, where it leaves them open."""
     if facts.tokenizer is not None:
-        inputs = config.data.fields().inputs
-        talks = {name: one for name, one in inputs.items() if isinstance(one, Conversation)}
-        facts = facts._replace(ends={name: one.ends(facts.tokenizer) for name, one in talks.items()})
+        ends = {name: one.ends(facts.tokenizer) for name, one in config.data.fields().inputs.items()}
+        facts = facts._replace(ends=ends)
     encoders = {name: encoder.resolved(facts) for name, encoder in config.model.encoders.items()}
     tasks = {name: task.resolved(facts) for name, task in config.model.tasks.items()}
     return dataclasses.replace(config, model=dataclasses.replace(config.model, encoders=encoders, tasks=tasks))
