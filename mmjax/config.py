@@ -32,6 +32,7 @@ from mmjax.data import (
     TuxPaintStamps,
     VectorInput,
 )
+from mmjax.decode import BestPath, Greedy, GreedyTransducer, Sampling
 from mmjax.interchange.assemble import imported
 from mmjax.models import (
     MFCC,

@@ -26,7 +26,7 @@ from mmjax.files import local
 from mmjax.generation import Generator
 from mmjax.models.adapters import adapted_kernels, in_few_bits, merged_kernels
 from mmjax.models.roles import specs
-from mmjax.models.task import Facts
+from mmjax.models.task import Facts, tables_of
 from mmjax.parallel.mesh import make_mesh
 from mmjax.parallel.runtime import jit_once
 from mmjax.stream import Batch
@@ -163,7 +163,7 @@ class Run:
         labels = dict.fromkeys(self._given, "")  # texts of which a task is given the first tokens
         packer = Packer(layout, 1)
         packer.add(0, Example(given, labels, prefixes), frozenset(given), name="your input")
-        predictions, result = jax.device_get(self._program(self.device_params, packer.batch)), {}
+        predictions, result = jax.device_get(self._program(self.device_params, packer.batch, self._tables)), {}
         for name, stream in predictions.items():
             task, tokens = self.config.model.tasks[name], dict(by_example(stream)).get((0, 1))
             prediction = task.prediction(tokens, self.facts)
@@ -221,10 +221,18 @@ class Run:
         return jax.jit(lambda params: in_few_bits(params, found, self.weights))(params)
 
     @functools.cached_property
-    def _program(self) -> Callable[[Any, Batch], Batch]:
+    def _program(self) -> Callable[[Any, Batch, Mapping[str, Any]], Batch]:
         """The model and its decoding, compiled once for each shape of a batch."""
         rooms = self.config.data.rows
-        return jit_once(lambda params, batch: self.model.apply({"params": params}, batch, rooms, method="predict")[1])
+
+        def program(params: Any, batch: Batch, tables: Mapping[str, Any]) -> Batch:
+            return self.model.apply({"params": params}, batch, rooms, tables, method="predict")[1]
+
+        return jit_once(program)
+
+    @functools.cached_property
+    def _tables(self) -> dict[str, Any]:
+        return tables_of(self.model.tasks, self.facts)
 
 
 def evaluate_run(

@@ -193,7 +193,7 @@ def test_replies_are_written_as_without_a_cache(name):
     batch = pack([[0, 2, 1], [3]])
     predicted = jax.jit(lambda p, b: made.apply({"params": p}, b, {}, method="predict")[1])(params, batch)["chat"]
     for row, slot, number in ((0, 1, 0), (0, 2, 2), (0, 3, 1), (1, 1, 3)):
-        ids = predicted.features[row][predicted.segments[row] == slot]
+        ids = predicted.features.ids[row, :, 0][predicted.segments[row] == slot]
         ids = ids[ids >= 0].tolist()
         tokens = content(number, TALKS[number], 0)["text"][0]
         begins = int(np.argmax(tokens[:, 1] == tokens[:, 1].max()))

@@ -1,7 +1,5 @@
 """`Run.predict`: what it takes, that it compiles once, and that the length of its rows changes nothing."""
 
-import time
-
 import numpy as np
 import pytest
 import soundfile
@@ -39,14 +37,9 @@ def close(a, b, atol=1e-5):
 
 def test_a_repeated_call_compiles_nothing(opened):
     """Nor does a recording of another length that shares the bucket."""
-    opened.predict(speech=TONE, image=PICTURE)
-    took = []
     for samples in (TONE, TONE[:-500], TONE[:-1_000], TONE):
-        start = time.perf_counter()
         opened.predict(speech=samples, image=PICTURE)
-        took.append(time.perf_counter() - start)
     assert opened._program._cache_size() == 1
-    assert min(took) < 0.05, took
 
 
 def test_the_bucket_changes_no_prediction(opened, monkeypatch):

@@ -15,8 +15,7 @@ from mmjax import check, cli
 from mmjax.data.example import Example
 from mmjax.data.packing import Packer
 from mmjax.data.text import Tokenizer
-from mmjax.decode import best_path, by_example, greedy_transducer
-from mmjax.decode.greedy import SYMBOLS
+from mmjax.decode import BestPath, GreedyTransducer, by_example, one_text
 from mmjax.errors import UserError
 from mmjax.evaluate.measures import Measures
 from mmjax.models import Learned, TextDecoder
@@ -100,6 +99,11 @@ def test_an_empty_transcript_teaches_every_writer_to_end_and_a_missing_one_nothi
         np.testing.assert_allclose(loss, sum(one[name][0] for one in alone.values()), rtol=1e-5)
 
 
+def written(text):
+    """A text as a decoder writes it."""
+    return jax.device_get(one_text(text.features, jnp.zeros(text.segments.shape), text.segments, None))
+
+
 def test_what_is_written_for_an_empty_transcript_counts_as_insertions():
     """A missing transcript is not measured."""
     tokenizer = Tokenizer.train(["abc"], 45)
@@ -107,7 +111,8 @@ def test_what_is_written_for_an_empty_transcript_counts_as_insertions():
     ids = lambda *texts: rows_of([(n, tokenizer.to_write(t)) for n, t in texts], length=16)  # noqa: E731
     slots = Stream(*(np.arange(1, 5, dtype=np.int32)[None],) * 3)
     found = Measures({"said": CTC(label="target")}, Facts(tokenizer), [])
-    found.add(slots, {}, {"said": ids((1, "ab"), (2, "abc"), (3, "b"), (4, "abc"))}, {"said": ids(*texts)})
+    said = written(ids((1, "ab"), (2, "abc"), (3, "b"), (4, "abc")))
+    found.add(slots, {}, {"said": said}, {"said": ids(*texts)})
     assert found.metrics() == {"said/cer": 2 / 4, "said/wer": 1 / 2}
 
 
@@ -156,7 +161,7 @@ def test_writing_equals_running_the_whole_decoder_again_for_every_token(options)
     longest = 6 + task.given
     told = rows_of([(n, [*ids, EMPTY]) for n, ids in enumerate(given, 1)], length=4 * (task.given + 1) + 1)
     decode = jax.jit(lambda: task.decode(apply, read(streams, told, examples), None, {"transcript": longest}))
-    found = {n: ids.tolist() for (_, n), ids in by_example(jax.device_get(decode()))}
+    found = {n: written.ids[:, 0].tolist() for (_, n), written in by_example(jax.device_get(decode()))}
 
     @jax.jit
     def logits_of(streams, examples, text):
@@ -188,25 +193,31 @@ def test_greedy_transducer_equals_a_plain_loop():
     streams, examples = encoded([5, 3, 8], 6)
     parameters = random_parameters(task, streams, examples)
     apply = partial(task.apply, {"params": parameters})
-    ours = jax.device_get(jax.jit(lambda: greedy_transducer(apply, streams["speech"], 2))())
-    found = {n: ids[ids > 0].tolist() for (_, n), ids in by_example(ours)}
+    ours = jax.device_get(jax.jit(lambda: GreedyTransducer()(apply, streams["speech"], 2))())
+    found = {n: written for (_, n), written in by_example(ours)}
     p = jax.tree.map(np.asarray, parameters)
     for number in (1, 2, 3):
         frames = (
             np.asarray(alone(streams, number)[0]["speech"].features[0]) @ p["frames"]["kernel"] + p["frames"]["bias"]
         )
-        ids = []
-        for frame in frames:
-            for _ in range(SYMBOLS):
+        ids, score, places = [], 0.0, []
+        for place, frame in enumerate(frames):
+            for _ in range(GreedyTransducer().symbols):
                 labels = [0, *ids][::-1][:2]
                 embedded = [p["embedding"]["embedding"][i] for i in labels] + [np.zeros(8)] * (2 - len(labels))
                 state = np.concatenate(embedded) @ p["states"]["kernel"] + p["states"]["bias"]
-                best = int(np.argmax(np.tanh(frame + state) @ p["kernel"] + p["bias"]))
+                logits = np.tanh(frame + state) @ p["kernel"] + p["bias"]
+                best = int(np.argmax(logits))
+                score += logits[best] - np.log(np.exp(logits).sum())
                 if best == 0:
                     break
                 ids.append(best)
-        assert found[number] == ids
-    assert len({len(ids) for ids in found.values()}) > 1
+                places.append(place)
+        written = found[number].ids[:, 0] > 0
+        assert found[number].ids[written, 0].tolist() == ids
+        assert found[number].frames[written, 0].tolist() == places
+        assert found[number].scores.sum() == pytest.approx(score, rel=1e-4)
+    assert len({(one.ids > 0).sum() for one in found.values()}) > 1
 
 
 def test_the_joint_of_training_is_that_of_decoding():
@@ -227,8 +238,8 @@ def test_the_joint_of_training_is_that_of_decoding():
 def test_best_path_merges_repeats_within_an_example_only():
     ids = jnp.array([[3, 3, 0, 3, 4, 4, 4, 4, 0, 5]])
     segments = jnp.array([[1, 1, 1, 1, 1, 1, 2, 2, 2, 0]])
-    path = best_path(Stream(jax.nn.one_hot(ids, 6), segments, segments * 0))
-    assert path.features[0].tolist() == [3, 0, 0, 3, 4, 0, 4, 0, 0, 0]
+    path = BestPath()(Stream(jax.nn.one_hot(ids, 6), segments, segments * 0))
+    assert path.features.ids[0, :, 0].tolist() == [3, 0, 0, 3, 4, 0, 4, 0, 0, 0]
 
 
 def joint(**others):
@@ -364,8 +375,9 @@ def test_what_no_piece_covers_is_never_written_right():
     slots = Stream(np.array([[0, 1, 2]], np.int32), *(np.arange(1, 4, dtype=np.int32)[None],) * 2)
     tasks = {"said": CTC(label="target"), "transcript": CTC()}
     found = Measures(tasks, Facts(tokenizer), source)
-    found.add(slots, {}, *({"said": rows_of(list(enumerate(labels[:2], 1)), length=40)},) * 2)
+    said = rows_of(list(enumerate(labels[:2], 1)), length=40)
+    found.add(slots, {}, {"said": written(said)}, {"said": said})
     assert found.metrics()["said/wer"] == 1 / 3
     found = Measures(tasks, Facts(tokenizer), source)
-    found.add(slots, {}, {"transcript": ours}, {"transcript": rows_of([(3, labels[2])], length=40)})
+    found.add(slots, {}, {"transcript": written(ours)}, {"transcript": rows_of([(3, labels[2])], length=40)})
     assert found.metrics()["transcript/cer"] > 0.7 and found.metrics()["transcript/wer"] == 1.0

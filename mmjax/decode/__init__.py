@@ -1,5 +1,8 @@
 """Decoding: from the outputs of a model to ids; pure, batched, compiled once."""
 
+from mmjax.decode.base import CTCDecoding, Decoding, TextDecoding, TransducerDecoding
 from mmjax.decode.beam import Beams, begin_beams, extend_beams, ranked
-from mmjax.decode.greedy import best_path, by_example, greedy, greedy_transducer
+from mmjax.decode.greedy import BestPath, Greedy, GreedyTransducer
+from mmjax.decode.hypotheses import NOTHING, Hypotheses, Hypothesis, Token, hypotheses
 from mmjax.decode.sampling import GREEDY, Sampling, choose, limited
+from mmjax.decode.written import Written, by_example, one_text

@@ -1,93 +1,95 @@
-"""Greedy decoding: the most probable id at every step."""
+"""Greedy decoding: the most probable token at every step."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from mmjax.decode.base import CTCDecoding, TextDecoding, TransducerDecoding
+from mmjax.decode.written import one_text
 from mmjax.models.segments import same_segment, shift
 from mmjax.stream import BLANK, EMPTY, Stream
-
-SYMBOLS = 4  # the most symbols that a transducer may write in one frame
-
-Apply = Callable[..., Any]  # apply(*arguments, method="NAME") calls a method of a task with its parameters
+from mmjax.tree import part
 
 
-def best_path(logits: Stream) -> Stream:
-    """The most probable CTC alignment [B, T, V] -> classes [B, T]: the first of repeated classes, and blanks (Graves 2006)."""
-    best = jnp.where(logits.mask, logits.features.argmax(-1), BLANK)
-    repeated = same_segment(logits.segments, -1) & (shift(best, -1) == best)
-    return logits._replace(features=jnp.where(repeated, BLANK, best))
+@part
+class BestPath(CTCDecoding):
+    """The most probable alignment of CTC: the first of repeated classes, without blanks (Graves et al. 2006)."""
+
+    def __call__(self, logits: Stream, tables: Any = None) -> Stream:
+        log_probabilities = jax.nn.log_softmax(logits.features.astype(jnp.float32))
+        best = jnp.where(logits.mask, logits.features.argmax(-1), BLANK)
+        repeated = same_segment(logits.segments, -1) & (shift(best, -1) == best)
+        scores = jnp.where(logits.mask, log_probabilities.max(-1), 0.0)
+        return one_text(jnp.where(repeated, BLANK, best), scores, logits.segments, logits.positions)
 
 
-def greedy(step: Callable[..., Any], logits: Stream, cache: Any, length: int, ends: tuple[int, ...]) -> Stream:
-    """Writes the texts of all examples [B, N] at once, until all have ended or have `length` tokens: ids [B, N * length].
+@part
+class Greedy(TextDecoding):
+    """The most probable token at every step."""
 
-    Args:
-      step: (tokens [B, N], cache) -> logits [B, N, V] of the tokens after them, and the cache.
-      logits: of the first token of every text; its positions are those of the tokens before.
-      ends: ids that end a text, and are not part of it.
-    """
-    rows, slots = logits.segments.shape
-    segments, start = logits.segments, logits.positions
-    ids = jnp.full((rows, slots, length), EMPTY)
+    def __call__(
+        self,
+        step: Callable[..., Any],
+        logits: Stream,
+        cache: Any,
+        length: int,
+        ends: tuple[int, ...],
+        tables: Any = None,
+    ) -> Stream:
+        rows, slots = logits.segments.shape
+        segments, start = logits.segments, logits.positions
+        ids, scores = jnp.full((rows, slots, length), EMPTY), jnp.zeros((rows, slots, length))
 
-    def goes_on(carry):
-        number, logits, *_ = carry
-        return (number < length) & logits.mask.any()
+        def goes_on(carry):
+            number, logits, *_ = carry
+            return (number < length) & logits.mask.any()
 
-    def write(carry):
-        number, logits, cache, ids = carry
-        token = logits.features.argmax(-1).astype(jnp.int32)
-        going = logits.mask & ~jnp.isin(token, jnp.array(ends, jnp.int32))
-        ids = ids.at[:, :, number].set(jnp.where(going, token, EMPTY))
-        token = Stream(token, jnp.where(going, logits.segments, 0), start + number + 1)
-        return (number + 1, *step(token, cache), ids)
+        def write(carry):
+            number, logits, cache, ids, scores = carry
+            token = logits.features.argmax(-1).astype(jnp.int32)
+            score = jax.nn.log_softmax(logits.features.astype(jnp.float32)).max(-1)
+            going = logits.mask & ~jnp.isin(token, jnp.array(ends, jnp.int32))
+            ids = ids.at[:, :, number].set(jnp.where(going, token, EMPTY))
+            scores = scores.at[:, :, number].set(jnp.where(logits.mask, score, 0.0))
+            token = Stream(token, jnp.where(going, logits.segments, 0), start + number + 1)
+            return (number + 1, *step(token, cache), ids, scores)
 
-    *_, ids = jax.lax.while_loop(goes_on, write, (0, logits, cache, ids))
-    return _of_rows(ids.reshape(rows, -1), jnp.repeat(segments, length, axis=1))
-
-
-def greedy_transducer(apply: Apply, stream: Stream, context: int) -> Stream:
-    """In each frame, writes the most probable symbols until a blank (Graves 2012): [B, T, W] -> classes [B, T * SYMBOLS].
-
-    Args:
-      apply: of a task with the methods `project` and `logits`, as those of `mmjax.tasks.Transducer`.
-      context: number of labels that the prediction network reads.
-    """
-    frames = apply(stream, method="project")
-    nothing = jnp.full((frames.segments.shape[0], context), -1).at[:, 0].set(BLANK)  # a text begins
-
-    def frame(recent, x):
-        features, mask, goes_on = x
-        recent = jnp.where(goes_on[:, None], recent, nothing)
-
-        def emit(carry, _):
-            recent, open_ = carry
-            best = apply(features, recent, method="logits").argmax(-1).astype(recent.dtype)
-            open_ = open_ & (best != BLANK)
-            longer = jnp.concatenate([best[:, None], recent[:, :-1]], axis=1)
-            return (jnp.where(open_[:, None], longer, recent), open_), jnp.where(open_, best, BLANK)
-
-        (recent, _), symbols = jax.lax.scan(emit, (recent, mask), length=SYMBOLS)
-        return recent, symbols.T
-
-    goes_on = same_segment(frames.segments, -1)
-    by_time = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (frames.features, frames.mask, goes_on))
-    _, ids = jax.lax.scan(frame, nothing, by_time)
-    ids = jnp.moveaxis(ids, 0, 1).reshape(len(nothing), -1)
-    return _of_rows(ids, jnp.repeat(frames.segments, SYMBOLS, axis=1))
+        *_, ids, scores = jax.lax.while_loop(goes_on, write, (0, logits, cache, ids, scores))
+        segments = jnp.repeat(segments, length, axis=1)
+        return one_text(ids.reshape(rows, -1), scores.reshape(rows, -1), segments, None)
 
 
-def _of_rows(ids: jax.Array, segments: jax.Array) -> Stream:
-    return Stream(ids, segments, jnp.zeros_like(segments))
+@part
+class GreedyTransducer(TransducerDecoding):
+    """In each frame, the most probable symbols until a blank (Graves 2012)."""
 
+    symbols: int = 4  # the most symbols that are written in one frame
 
-def by_example(stream: Stream) -> Iterable[tuple[tuple[int, int], np.ndarray]]:
-    """Yields ((row, segment), tokens of this example) of a packed stream on the host, in order."""
-    for row, segments in enumerate(np.asarray(stream.segments)):
-        for segment in np.unique(segments):
-            if segment:
-                yield (row, int(segment)), stream.features[row, segments == segment]
+    def __call__(self, apply: Callable[..., Any], stream: Stream, context: int, tables: Any = None) -> Stream:
+        frames = apply(stream, method="project")
+        nothing = jnp.full((frames.segments.shape[0], context), -1).at[:, 0].set(BLANK)  # a text begins
+
+        def frame(recent, x):
+            features, mask, goes_on = x
+            recent = jnp.where(goes_on[:, None], recent, nothing)
+
+            def emit(carry, _):
+                recent, open_ = carry
+                logits = apply(features, recent, method="logits")
+                best = logits.argmax(-1).astype(recent.dtype)
+                score = jnp.where(open_, jax.nn.log_softmax(logits).max(-1), 0.0)
+                open_ = open_ & (best != BLANK)
+                longer = jnp.concatenate([best[:, None], recent[:, :-1]], axis=1)
+                return (jnp.where(open_[:, None], longer, recent), open_), (jnp.where(open_, best, BLANK), score)
+
+            (recent, _), (written, scores) = jax.lax.scan(emit, (recent, mask), length=self.symbols)
+            return recent, (written.T, scores.T)
+
+        goes_on = same_segment(frames.segments, -1)
+        by_time = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (frames.features, frames.mask, goes_on))
+        _, found = jax.lax.scan(frame, nothing, by_time)
+        classes, scores = (jnp.moveaxis(x, 0, 1).reshape(len(nothing), -1) for x in found)
+        segments, positions = (jnp.repeat(x, self.symbols, axis=1) for x in (frames.segments, frames.positions))
+        return one_text(classes, scores, segments, positions)

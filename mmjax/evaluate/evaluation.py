@@ -18,7 +18,7 @@ from mmjax.data.sampler import Sampler
 from mmjax.data.sources import Data
 from mmjax.evaluate.measures import Measures
 from mmjax.models import Multimodal
-from mmjax.models.task import Facts, losses_of
+from mmjax.models.task import Facts, losses_of, tables_of
 from mmjax.parallel.mesh import share_of_rows, to_devices, within
 from mmjax.tasks.retrieval import RANKS
 
@@ -90,6 +90,7 @@ class Evaluator:
         self._data, self._model, self._facts = data, model, facts
         self._layout, self._mesh, self.source = layout, mesh, source
         self._steps: dict[str, Any] = {}
+        self._tables = tables_of(model.tasks, facts) if writes else {}
         self._unreadable: dict[int, str] = {}  # those that were reported
 
     def evaluate(
@@ -125,7 +126,7 @@ class Evaluator:
         measures = Measures(self._model.tasks, self._facts, self.source)
         with progress.bar(f"evaluating {subset}", len(sampler), "batches", transient=True) as bar:
             for batch in prefetch(batches, 0, len(sampler), data.threads):
-                measures.add(*jax.device_get(step(params, to_devices(batch, self._mesh))))
+                measures.add(*jax.device_get(step(params, to_devices(batch, self._mesh), self._tables)))
                 bar.advance()
                 if stop is not None and stop():
                     return None
@@ -143,10 +144,10 @@ class Evaluator:
     def _make_step(self):
         tasks, rooms = self._model.tasks, self._data.rows
 
-        def eval_step(params, batch):
+        def eval_step(params, batch, tables):
             if not self._writes:
                 return batch["examples"], losses_of(tasks, self._model.apply({"params": params}, batch)), {}, {}
-            outputs, predictions = self._model.apply({"params": params}, batch, rooms, method="predict")
+            outputs, predictions = self._model.apply({"params": params}, batch, rooms, tables, method="predict")
             predictions = {name: stream for name, stream in predictions.items() if tasks[name].measured}
             targets = {name: tasks[name].target(batch) for name in predictions}
             lacking = {name for name, target in targets.items() if target is None and tasks[name].labels()}

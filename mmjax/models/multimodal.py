@@ -36,18 +36,21 @@ class Multimodal(nn.Module, kw_only=True):
         """Predictions and labels by task. A task is left out if the batch lacks what it reads."""
         return {name: output for name, _, output in self._run(batch, train) if output is not None}
 
-    def predict(self, batch: Batch, rooms: Mapping[str, int]) -> tuple[dict[str, Output], dict[str, Stream]]:
+    def predict(
+        self, batch: Batch, rooms: Mapping[str, int], tables: Mapping[str, Any] | None = None
+    ) -> tuple[dict[str, Output], dict[str, Stream]]:
         """The result of `__call__`, and what each task predicts (`Task.decode`).
 
         Args:
           rooms: the largest number of tokens of a text, by label.
+          tables: what the decoding of each task reads besides parameters (`tables_of`).
         """
         outputs, predictions = {}, {}
         for name, encoded, output in self._run(batch, False):
             if output is not None:
                 outputs[name] = output
             task, variables = self.tasks[name].unbind()
-            predicted = task.decode(partial(task.apply, variables), encoded, output, rooms)
+            predicted = task.decode(partial(task.apply, variables), encoded, output, rooms, (tables or {}).get(name))
             if predicted is not None:
                 predictions[name] = predicted
         return outputs, predictions

@@ -46,11 +46,13 @@ class Facts(NamedTuple):
       tokenizer: the tokenizer of the texts; None if the data has no texts.
       names: by label, the names of its classes or of its numbers.
       ends: by input, the ids of the tokens that end a reply, if its texts are conversations.
+      seconds: by encoder of recordings, the seconds of one of its output tokens.
     """
 
     tokenizer: Any = None
     names: Mapping[str, Sequence[str]] = {}
     ends: Mapping[str, tuple[int, ...]] = {}
+    seconds: Mapping[str, float] = {}
 
 
 class Item(NamedTuple):
@@ -155,8 +157,17 @@ class Task(nn.Module, kw_only=True):
         """{"loss": (sum, weight), ...}; further entries are metrics. Never divides (`mmjax.losses`)."""
         raise NotImplementedError
 
+    def tables(self, facts: Facts) -> Any:
+        """The arrays that `decode` reads besides parameters, such as an n-gram model: a pytree of NumPy arrays, or None."""
+        return None
+
     def decode(
-        self, apply: Callable[..., Any], encoded: Encoded, output: Output | None, rooms: Mapping[str, int]
+        self,
+        apply: Callable[..., Any],
+        encoded: Encoded,
+        output: Output | None,
+        rooms: Mapping[str, int],
+        tables: Any = None,
     ) -> Stream | None:
         """What the task predicts, as a stream in which an example's tokens are its prediction; None: nothing.
 
@@ -166,6 +177,7 @@ class Task(nn.Module, kw_only=True):
           apply: calls a method of this task with its parameters: apply(*arguments, method="NAME").
           output: the result of `__call__`.
           rooms: the largest number of tokens of a text, by label.
+          tables: the result of `tables`.
         """
         return None if output is None or self.hides else output.prediction
 
@@ -204,6 +216,11 @@ class Task(nn.Module, kw_only=True):
     def lines(self, name: str, result: Mapping[str, Any]) -> list[str]:
         """The lines that `mmjax predict` prints; `result` has the values of `shown`."""
         return [f"{name}: {result[name]}"]
+
+
+def tables_of(tasks: Mapping[str, Task], facts: Facts) -> dict[str, Any]:
+    """What the decoding of each task reads besides parameters, by task (`Task.tables`)."""
+    return {name: tables for name, task in tasks.items() if (tables := task.tables(facts)) is not None}
 
 
 def losses_of(tasks: Mapping[str, Task], outputs: Mapping[str, Output]) -> Sums:

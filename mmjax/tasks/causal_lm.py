@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.decode import greedy
+from mmjax.decode import Greedy, Hypotheses, Written, hypotheses
 from mmjax.errors import UserError
 from mmjax.losses import token_cross_entropy
 from mmjax.models.decoder import Cache, TextDecoder
@@ -154,9 +154,11 @@ class CausalLM(Task, kw_only=True):
         kept = None if state.kept is None else self.fusion.kept_rows(state.kept, order)
         return WritingState(state.cache.rows(order), kept, state.count[order])
 
-    def decode(self, apply: Any, encoded: Encoded, output: Output | None, rooms: Mapping[str, int]) -> Stream:
+    def decode(
+        self, apply: Any, encoded: Encoded, output: Output | None, rooms: Mapping[str, int], tables: Any = None
+    ) -> Stream:
         logits, state = apply(encoded, self.length, method="begin")
-        return greedy(partial(apply, method="step"), logits, state, self.length, self.ends)
+        return Greedy()(partial(apply, method="step"), logits, state, self.length, self.ends)
 
     # One example, on the host.
 
@@ -166,8 +168,8 @@ class CausalLM(Task, kw_only=True):
     def truth(self, tokens: np.ndarray, facts: Facts, example: Any) -> str:
         return facts.tokenizer.decode([token for token in tokens if token not in self.ends]).strip()
 
-    def prediction(self, tokens: np.ndarray | None, facts: Facts) -> str:
-        return "" if tokens is None else facts.tokenizer.decode(tokens)
+    def prediction(self, tokens: Written | None, facts: Facts) -> Hypotheses:
+        return hypotheses(tokens, facts.tokenizer.decode)
 
     def metrics(self, items: Sequence[Item]) -> dict[str, float]:
-        return reply_metrics([item.truth for item in items], [item.prediction.strip() for item in items])
+        return reply_metrics([item.truth for item in items], [item.prediction.text for item in items])

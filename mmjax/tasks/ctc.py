@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mmjax.decode import best_path
+from mmjax.decode import BestPath, CTCDecoding
 from mmjax.errors import UserError
 from mmjax.losses import ctc
 from mmjax.models.layers import dense
@@ -24,6 +24,7 @@ class CTC(WithBlank, kw_only=True):
     reads: str = "speech"  # an encoder
     label: str = "transcript"  # the name of the text in the data
     outputs: int | None = None  # ids of the tokenizer, and the blank; None: as the data's tokenizer has
+    decoding: CTCDecoding = BestPath()  # how texts are found
 
     def check(self, path: str, config: Any) -> None:
         super().check(path, config)
@@ -40,5 +41,7 @@ class CTC(WithBlank, kw_only=True):
     def loss(self, output: Output) -> Sums:
         return ctc(*output)
 
-    def decode(self, apply: Any, encoded: Encoded, output: Output, rooms: Mapping[str, int]) -> Stream:
-        return self.ids(best_path(output.prediction))
+    def decode(
+        self, apply: Any, encoded: Encoded, output: Output, rooms: Mapping[str, int], tables: Any = None
+    ) -> Stream:
+        return self.ids(self.decoding(output.prediction, tables))

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.data.labels import SPOKEN
+from mmjax.decode import Hypotheses, Written, hypotheses
 from mmjax.errors import UserError
 from mmjax.models.task import Facts, Item, Task
 from mmjax.models.texts import to_classes, to_ids
@@ -14,7 +15,7 @@ from mmjax.tasks.metrics import error_rates
 
 
 class TextTask(Task, kw_only=True):
-    """The base class of tasks that write a text; a subclass has the field `label`."""
+    """The base class of tasks that write a text; a subclass has the fields `label` and `decoding`."""
 
     kind = "task"
 
@@ -23,6 +24,7 @@ class TextTask(Task, kw_only=True):
 
     def check(self, path: str, config: Any) -> None:
         super().check(path, config)
+        self.decoding.check(f"{path}.decoding", config)
         if self.label not in config.data.rows:
             raise UserError(
                 f"{path} writes '{self.label}', but data.rows.{self.label} is not set; set its number of tokens"
@@ -45,11 +47,17 @@ class TextTask(Task, kw_only=True):
         text = found.labels.get(self.label, found.inputs.get(instead))
         return tokenizer.decode(tokens) if text is None else tokenizer.reference(text)
 
-    def prediction(self, tokens: np.ndarray | None, facts: Facts) -> str:
-        return "" if tokens is None else facts.tokenizer.decode(tokens).strip()
+    def tables(self, facts: Facts) -> Any:
+        return self.decoding.tables(facts.tokenizer)
+
+    def prediction(self, tokens: Written | None, facts: Facts) -> Hypotheses:
+        return hypotheses(tokens, facts.tokenizer.decode)
 
     def metrics(self, items: Sequence[Item]) -> dict[str, float]:
-        return error_rates([item.truth for item in items], [item.prediction for item in items])
+        return error_rates([item.truth for item in items], [item.prediction.text for item in items])
+
+    def shown(self, prediction: Hypotheses, facts: Facts) -> dict[str, Any]:
+        return shown_texts(prediction)
 
 
 class WithBlank(TextTask, kw_only=True):
@@ -75,8 +83,17 @@ class WithBlank(TextTask, kw_only=True):
         return text and text._replace(features=to_classes(text.features, self.blank or 0))
 
     def ids(self, classes: Stream) -> Stream:
-        """Classes of the head [B, U] as ids."""
-        return classes._replace(features=to_ids(classes.features, self.blank or 0))
+        """`Written` classes of the head as ids."""
+        written = classes.features
+        return classes._replace(features=written._replace(ids=to_ids(written.ids, self.blank or 0)))
+
+
+def shown_texts(found: Hypotheses) -> dict[str, Any]:
+    """What `Run.predict` returns of the texts of an example."""
+    shown: dict[str, Any] = {"": found.text, "confidence": found.best.confidence, "score": found.best.score}
+    if len(found.every) > 1:
+        shown["nbest"] = [{"text": one.text, "score": one.score} for one in found.every]
+    return shown
 
 
 def check_vocabulary(key: str, outputs: int | None, tokenizer: Any, needed: int) -> None:

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmjax.decode import greedy_transducer
+from mmjax.decode import GreedyTransducer, TransducerDecoding
 from mmjax.errors import UserError
 from mmjax.losses import transducer
 from mmjax.models.adapters import as_array
@@ -33,6 +33,7 @@ class Transducer(WithBlank, kw_only=True):
     width: int = 256  # features of the joint network, and of the embeddings of labels
     context: int = 2  # number of labels that the prediction network reads
     chunk: int = 8192  # number of columns of the joint network that are computed at a time
+    decoding: TransducerDecoding = GreedyTransducer()  # how texts are found
 
     def check(self, path: str, config: Any) -> None:
         super().check(path, config)
@@ -78,5 +79,7 @@ class Transducer(WithBlank, kw_only=True):
     def loss(self, output: Output) -> Sums:
         return transducer(*output, self.chunk)
 
-    def decode(self, apply: Any, encoded: Encoded, output: Output | None, rooms: Mapping[str, int]) -> Stream:
-        return self.ids(greedy_transducer(apply, encoded.streams[self.reads], self.context))
+    def decode(
+        self, apply: Any, encoded: Encoded, output: Output | None, rooms: Mapping[str, int], tables: Any = None
+    ) -> Stream:
+        return self.ids(self.decoding(apply, encoded.streams[self.reads], self.context, tables))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.decode import greedy
+from mmjax.decode import Greedy, TextDecoding
 from mmjax.errors import UserError
 from mmjax.losses import token_cross_entropy
 from mmjax.models.decoder import Cache, TextDecoder
@@ -39,6 +39,7 @@ class Write(TextTask, Common, kw_only=True):
     suppress: tuple[int, ...] = ()  # ids that are never written
     suppress_first: tuple[int, ...] = ()  # ids that are not written first
     projection: bool = True  # project all encoders to the decoder's width; False: attend to the tokens of the only one
+    decoding: TextDecoding = Greedy()  # how texts are found
     label_smoothing: float = 0.0  # the probability that is spread over the whole vocabulary (Szegedy et al. 2016)
     dtype: Any = setting(jnp.float32)
 
@@ -141,8 +142,10 @@ class Write(TextTask, Common, kw_only=True):
     def loss(self, output: Output) -> Sums:
         return token_cross_entropy(*output, self.label_smoothing)
 
-    def decode(self, apply: Any, encoded: Encoded, output: Output | None, rooms: Mapping[str, int]) -> Stream:
+    def decode(
+        self, apply: Any, encoded: Encoded, output: Output | None, rooms: Mapping[str, int], tables: Any = None
+    ) -> Stream:
         streams = {name: encoded.streams[name] for name in self.reads if name in encoded.streams}
         text, length = encoded.batch.get(self.label), rooms[self.label] - self.given
         logits, cache = apply(streams, encoded.batch["examples"], text, length, method="begin")
-        return greedy(partial(apply, method="step"), logits, cache, length, (self.end_token,))
+        return self.decoding(partial(apply, method="step"), logits, cache, length, (self.end_token,), tables)

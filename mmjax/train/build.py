@@ -85,7 +85,9 @@ def facts_of_run(run: Path, config: Experiment) -> Facts:
     texts = config.data.rows.keys() - config.model.encoders.keys() - {"examples"}
     texts |= config.data.rows.keys() & set(config.data.fields().read_texts)
     names = {name: label.names for name, label in read_labels(run).items()}
-    return Facts(Tokenizer.of_run(run) if texts else None, names)
+    rates = {name: encoder.tokens_per_second for name, encoder in config.model.encoders.items()}
+    seconds = {name: 1 / rate for name, rate in rates.items() if rate}
+    return Facts(Tokenizer.of_run(run) if texts else None, names, seconds=seconds)
 
 
 def resolved(config: Experiment, facts: Facts) -> Experiment:

@@ -1,0 +1,79 @@
+"""The base classes of decoders: parts that turn the outputs of a task into texts (`Written`)."""
+
+from collections.abc import Callable
+from typing import Any
+
+from mmjax.stream import Stream
+from mmjax.tree import part
+
+
+class Decoding:
+    """The base class of decoders. A subclass is a part."""
+
+    def check(self, path: str, config: Any) -> None:
+        """Checks that the decoder fits the config (an Experiment); `path` is its key. Raises UserError."""
+
+    def tables(self, tokenizer: Any) -> Any:
+        """The arrays that decoding reads besides parameters, such as an n-gram model: a pytree of NumPy arrays, or None."""
+        return None
+
+
+@part
+class CTCDecoding(Decoding):
+    """Decodes the outputs of CTC."""
+
+    kind = "decoder of CTC"
+
+    def __call__(self, logits: Stream, tables: Any = None) -> Stream:
+        """Logits [B, T, V], whose class 0 is the blank -> classes [B, T, K] as `Written`, at their frames; `BLANK` is no token.
+
+        Args:
+          tables: of the method `tables`.
+        """
+        raise NotImplementedError
+
+
+@part
+class TextDecoding(Decoding):
+    """Decodes the outputs of a decoder that writes token by token."""
+
+    kind = "decoder of texts"
+
+    def __call__(
+        self,
+        step: Callable[..., Any],
+        logits: Stream,
+        cache: Any,
+        length: int,
+        ends: tuple[int, ...],
+        tables: Any = None,
+    ) -> Stream:
+        """Writes the texts of all examples [B, N] at once, until all have ended or have `length` tokens.
+
+        Args:
+          step: (tokens [B, N], cache) -> logits [B, N, V] of the tokens after them, and the cache.
+          logits: [B, N, V] of the first token of every text; its positions are those of the tokens before.
+          ends: ids that end a text, and are not part of it.
+          tables: of the method `tables`.
+
+        Returns:
+          Ids [B, N * length, K] as `Written`.
+        """
+        raise NotImplementedError
+
+
+@part
+class TransducerDecoding(Decoding):
+    """Decodes the outputs of a transducer."""
+
+    kind = "decoder of transducers"
+
+    def __call__(self, apply: Callable[..., Any], stream: Stream, context: int, tables: Any = None) -> Stream:
+        """Encoded tokens [B, T, W] -> classes [B, U, K] as `Written`; `BLANK` is no token.
+
+        Args:
+          apply: apply(*arguments, method="NAME") calls `project` or `logits` of the task (`mmjax.tasks.Transducer`).
+          context: number of labels that the prediction network reads.
+          tables: of the method `tables`.
+        """
+        raise NotImplementedError

@@ -1,0 +1,76 @@
+"""The texts that a decoder has written for one example, on the host."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mmjax.decode.written import Written
+from mmjax.stream import EMPTY
+
+
+class Token(NamedTuple):
+    """A token of a text.
+
+    Attributes:
+      id: of the tokenizer.
+      confidence: its probability, from 0 to 1.
+      frame: the output token of the encoder at which it was written; None: unknown.
+    """
+
+    id: int
+    confidence: float
+    frame: int | None
+
+
+class Hypothesis(NamedTuple):
+    """A text with its score, a natural logarithm, and its tokens."""
+
+    text: str
+    score: float
+    tokens: tuple[Token, ...] = ()
+
+    @property
+    def confidence(self) -> float:
+        """The geometric mean of the probabilities of the tokens; 1 for an empty text."""
+        if not self.tokens:
+            return 1.0
+        return float(np.exp(np.mean(np.log(np.maximum([token.confidence for token in self.tokens], 1e-30)))))
+
+
+class Hypotheses(NamedTuple):
+    """The texts of one example, the best first; there is at least one."""
+
+    every: tuple[Hypothesis, ...]
+
+    @property
+    def best(self) -> Hypothesis:
+        return self.every[0]
+
+    @property
+    def text(self) -> str:
+        return self.every[0].text
+
+
+NOTHING = Hypotheses((Hypothesis("", 0.0),))
+
+
+def hypotheses(written: Written | None, decode: Callable[[Sequence[int]], str]) -> Hypotheses:
+    """The texts of an example from its places [U, K].
+
+    Args:
+      written: None: the task wrote nothing.
+      decode: ids -> text.
+    """
+    if written is None:
+        return NOTHING
+    found = []
+    for ids, scores, confidence, frames in zip(*(np.asarray(x).T for x in written), strict=True):
+        score, used = float(scores.sum()), np.flatnonzero(ids != EMPTY)
+        if found and not np.isfinite(score):
+            continue
+        tokens = tuple(
+            Token(int(ids[i]), float(confidence[i]), int(frames[i]) if frames[i] >= 0 else None) for i in used
+        )
+        found.append(Hypothesis(decode([token.id for token in tokens]).strip(), score, tokens))
+    return Hypotheses(tuple(found))
