@@ -114,7 +114,7 @@ def smollm2(out: Path) -> None:
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=groups,
-        rms_norm_eps=float(value("llama.attention.layer_norm_rms_epsilon")),
+        rms_norm_eps=float(str(np.float32(value("llama.attention.layer_norm_rms_epsilon")))),  # 1e-5, not 9.99999974e-6
         rope_theta=float(value("llama.rope.freq_base")),
         hidden_act="silu",
         tie_word_embeddings=True,

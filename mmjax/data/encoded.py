@@ -5,7 +5,6 @@ DIR/train/part-00000.npy        vectors [N, width] float16 of many pieces (recor
 DIR/train/part-00000.pieces.npy [P, 4] int64: example, number of the piece in its example, first vector, vectors
 """
 
-import functools
 import json
 import os
 import shutil
@@ -54,7 +53,9 @@ class EncodedFiles:
         self.identity = json.loads((self.folder / IDENTITY).read_text(encoding="utf-8"))
         if not self.identity["complete"]:
             raise UserError(f"{self.folder} is not complete; continue it: mmjax data encode CONFIG")
-        tables = [np.load(self._table(number)) for number in range(self.identity["parts"])]
+        parts = [self.folder / f"part-{number:05}" for number in range(self.identity["parts"])]
+        self._vectors_of = [np.load(f"{part}.npy", mmap_mode="r") for part in parts]
+        tables = [np.load(f"{part}.pieces.npy") for part in parts]
         numbers = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
         table = np.concatenate(tables) if tables else np.zeros((0, 4), np.int64)
         order = np.lexsort((table[:, 1], table[:, 0]))
@@ -79,14 +80,7 @@ class EncodedFiles:
         return Pieces(found, self._pieces[chosen.start : chosen.stop, 1].tolist())
 
     def _vectors(self, part: int, start: int, count: int) -> np.ndarray:
-        return self._mapped(part)[start : start + count].astype(np.float32)
-
-    @functools.cache  # noqa: B019, an object of a whole run
-    def _mapped(self, part: int) -> np.ndarray:
-        return np.load(self.folder / f"part-{part:05}.npy", mmap_mode="r")
-
-    def _table(self, part: int) -> Path:
-        return self.folder / f"part-{part:05}.pieces.npy"
+        return self._vectors_of[part][start : start + count].astype(np.float32)
 
 
 class EncodedWriter:
