@@ -30,6 +30,7 @@ from mmjax.train import report
 from mmjax.train.build import build_model, open_data
 from mmjax.train.checkpoint import Checkpoints, describe_run, digest
 from mmjax.train.directory import check_same_config, claimed, open_run, with_schedule
+from mmjax.train.ledger import goodput
 from mmjax.train.loop import Skips, train
 from mmjax.train.step import init_parameters, init_state, make_train_step, unboxed
 from mmjax.train.stopping import StopSignal
@@ -63,6 +64,10 @@ def test_going_on_gives_bitwise_the_same(run, tmp_path):
     train(tiny(), tmp_path)
     assert losses(tmp_path) == losses(run)
     assert describe_run(tmp_path)[-1]["digest"] == describe_run(run)[-1]["digest"]
+    spent = goodput(tmp_path)
+    assert [(one["from"], one["to"]) for one in spent["launches"]] == [(0, 3), (3, 6)]
+    assert spent["seconds"]["lost"] == 0.0
+    assert spent["wall"] > sum(spent["seconds"][kind] for kind in ("start", "compile", "step", "evaluation"))
 
 
 def test_a_finished_run_does_not_train_again(run):

@@ -1,4 +1,4 @@
-"""The commands `train`, `eval`, `predict` and `checkpoints`."""
+"""The commands `train`, `eval`, `predict`, `checkpoints` and `goodput`."""
 
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,9 @@ def add_parsers(commands: Any) -> None:
         commands, "checkpoints", "list the checkpoints with size, digest and state (intact or damaged)", "RUN"
     )
     sub.set_defaults(func=_checkpoints)
+
+    sub = command(commands, "goodput", "show where the time of a run went, over all its starts", "RUN")
+    sub.set_defaults(func=_goodput)
 
 
 def _train(options, rest) -> int:
@@ -148,6 +151,18 @@ def _checkpoints(options, rest) -> int:
     from mmjax.train.checkpoint import describe_run, table
 
     found = describe_run(options.run)
+    if options.json:
+        print_json(found)
+    else:
+        progress.out.print(table(found, options.run))
+    return 0
+
+
+def _goodput(options, rest) -> int:
+    from mmjax import progress
+    from mmjax.train.ledger import goodput, table
+
+    found = goodput(options.run)
     if options.json:
         print_json(found)
     else:

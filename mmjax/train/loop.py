@@ -46,6 +46,7 @@ from mmjax.train.encoding import check_encoded
 from mmjax.train.experiment import Experiment
 from mmjax.train.guards import Guards
 from mmjax.train.initial import load_initial
+from mmjax.train.ledger import Ledger
 from mmjax.train.program import begin, jitted_step
 from mmjax.train.stopping import StopSignal
 from mmjax.train.validate import check_config
@@ -144,6 +145,7 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
     if lead and evaluator:
         report.left_out(evaluator.source, run, config.evaluation.split)
     line = report.ProgressLine(config.steps, first, started)
+    ledger = Ledger(run if lead else None, first, started)
 
     def write(step: int, kind: str, metrics: Any) -> None:
         try:
@@ -155,7 +157,8 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
         """The metrics of every subset; None if a signal interrupted the evaluation."""
         params, results = state.evaluated, {}
         for subset in subsets:
-            metrics = evaluator.evaluate(params, subset, examples, stop.asked)
+            with ledger.spent("evaluation"):
+                metrics = evaluator.evaluate(params, subset, examples, stop.asked)
             if metrics is None:
                 return None
             results[canonical(subset)] = metrics
@@ -165,12 +168,23 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
             progress.console.print(table(results, f"{config.evaluation.split} split after step {step}"))
         return results
 
+    def save(step: int) -> None:
+        with ledger.spent("checkpoint"):
+            checkpoints.save(step, state, sampler.state(step))
+
+    def account(step: int) -> None:
+        try:
+            ledger.note(step)
+        except UserError as error:
+            stop.because(error)
+
     def log(step: int, metrics: Any, rates: dict[str, float]) -> None:
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         metrics["learning_rate"] = float(schedule(step - 1))
         if lead:
             line.show(step, metrics, rates)
             write(step, "train", {**metrics, **rates})
+            account(step)
 
     def evaluation_is_due(step: int) -> bool:
         every = config.evaluation.every_steps
@@ -192,12 +206,14 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
             asked = time.perf_counter()
             batch = next(ready)
             ran_dry = before is None or before["loss"].is_ready()
-            throughput.count(
-                {name: batch[name] for name in layout.rows}, time.perf_counter() - asked if ran_dry else 0.0
-            )
+            waited = time.perf_counter() - asked if ran_dry else 0.0
+            throughput.count({name: batch[name] for name in layout.rows}, waited)
+            ledger.add("data_wait", waited)
             with explained():
                 state, metrics = train_step(state, to_devices(batch, mesh))
                 jax.block_until_ready(before)
+            if step == first:
+                ledger.add("compile", compiled.seconds)
             if pending is not None:
                 log(*pending)
             skips.see(done, before, saved)
@@ -214,16 +230,19 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
                 if (
                     last or stopping or not skips.row
                 ):  # a state that cannot take steps must not replace an older good checkpoint
-                    checkpoints.save(done, state, sampler.state(done))
+                    save(done)
                     saved = done
                 if batches.skipped:
                     report.note_skipped(run, batches.skipped)
             if evaluation_is_due(done) and not stopping:
                 stopping = evaluate(done, config.evaluation.examples) is None
                 if stopping and saved < done:
-                    checkpoints.save(done, state, sampler.state(done))
+                    save(done)
             if stopping:
                 break
+        with ledger.spent("checkpoint"):
+            checkpoints.finish()
+    account(done)
     if done < config.steps or stop.failed:
         raise stop.error(f"after step {done}; its state is saved")
 
@@ -234,6 +253,7 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
         raise stop.error(f"in the last evaluation; the state of step {done} is saved")
     if (forgotten := guards.end(state.evaluated)) and lead:
         write(done, "guards", {f"{name}/{key}": x for name, found in forgotten.items() for key, x in found.items()})
+    account(done)
     writer.close()
     if lead:
         report.adapters(changes)

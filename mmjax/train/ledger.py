@@ -1,0 +1,173 @@
+"""The goodput ledger: where the wall-clock time of a run goes, over all its starts (`mmjax goodput`)."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Column, Table
+from rich.text import Text
+
+from mmjax.errors import UserError
+from mmjax.files import json_line, local
+
+FILE = "ledger.jsonl"
+# What time is spent on: the name in the ledger -> what `mmjax goodput` calls it, and the colour of its bar.
+KINDS = {
+    "step": ("steps", "green"),
+    "lost": ("lost steps", "red"),
+    "start": ("start", "blue"),
+    "compile": ("compile", "cyan"),
+    "data_wait": ("data wait", "magenta"),
+    "checkpoint": ("checkpoints", "yellow"),
+    "evaluation": ("evaluation", "white"),
+    "down": ("down", "bright_black"),
+}
+BAR = 60  # characters
+
+
+class Ledger:
+    """Writes `ledger.jsonl`: a line for each part of the time of a process.
+
+    A line is {"launch": the start of the process, "time": the end of the part (both in seconds since 1970), "from": the first
+    step of the process, "step": the last finished step, "seconds": {kind: seconds}}. The seconds sum to the time since the
+    line before, or since the start of the process. Time that was not counted is "start" in the first line, and "step" in the
+    others.
+
+    Args:
+      run: the run's directory; None: nothing is written, because another process writes.
+      first: the step from which this process goes on.
+      started: when the process started, as `time.perf_counter` counts.
+    """
+
+    def __init__(self, run: Path | None, first: int, started: float):
+        self._path, self._first, self._since = run and run / FILE, first, started
+        self._launch = time.time() - (time.perf_counter() - started)
+        self._seconds: dict[str, float] = {}
+        self._rest = "start"
+
+    def add(self, kind: str, seconds: float) -> None:
+        """Counts seconds of the current part."""
+        self._seconds[kind] = self._seconds.get(kind, 0.0) + seconds
+
+    @contextmanager
+    def spent(self, kind: str) -> Iterator[None]:
+        """Counts the time of a block."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(kind, time.perf_counter() - begun)
+
+    def note(self, step: int) -> None:
+        """Ends a part, and writes its line; `step` is the last finished step.
+
+        Raises:
+          UserError: the file cannot be written.
+        """
+        now = time.perf_counter()
+        self.add(self._rest, max(now - self._since - sum(self._seconds.values()), 0.0))
+        seconds = {kind: round(value, 4) for kind, value in self._seconds.items() if value}
+        line = {"launch": self._launch, "time": time.time(), "from": self._first, "step": step, "seconds": seconds}
+        self._since, self._seconds, self._rest = now, {}, "step"
+        if self._path is None:
+            return
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json_line(line) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self._path}: {error.strerror or error}") from None
+
+
+def goodput(directory: str | Path) -> dict[str, Any]:
+    """Where the time of a run went.
+
+    Returns:
+      {"goodput": the share of steps that count in all the time from the first start on; "seconds": {kind: seconds}; "wall":
+      their sum; "launches": [{"start", "from", "to", "seconds"}]}. Steps that a later start took again are "lost". The time
+      from the last line of a process to the next start is "down": nothing is known of it.
+
+    Raises:
+      UserError: the run has no ledger.
+    """
+    path = local(directory, "the run directory") / FILE
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        raise UserError(f"{directory} has no {FILE}: no training has written one there yet") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    by_launch: dict[float, list[dict[str, Any]]] = {}
+    for line in lines:
+        by_launch.setdefault(line["launch"], []).append(line)
+    launches = [_launch(own) for own in by_launch.values()]
+    for own, found, following in zip(by_launch.values(), launches, [*launches[1:], None], strict=True):
+        if following is not None:
+            lost = _lost(own, following["from"])
+            found["seconds"] |= {"step": found["seconds"].get("step", 0.0) - lost, "lost": lost}
+            found["seconds"]["down"] = max(following["start"] - own[-1]["time"], 0.0)
+    total = _sum([found["seconds"] for found in launches])
+    wall = sum(total.values())
+    return {
+        "goodput": total.get("step", 0.0) / wall if wall else 0.0,
+        "wall": wall,
+        "seconds": total,
+        "launches": launches,
+    }
+
+
+def _launch(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    first, last = lines[0], lines[-1]
+    seconds = _sum([line["seconds"] for line in lines])
+    return {"start": first["launch"], "from": first["from"], "to": last["step"], "seconds": seconds}
+
+
+def _lost(lines: list[dict[str, Any]], kept: int) -> float:
+    """Seconds of the steps after step `kept`; the steps of a line take equally long."""
+    lost, before = 0.0, lines[0]["from"]
+    for line in lines:
+        if line["step"] > before:
+            share = (line["step"] - max(before, kept)) / (line["step"] - before)
+            lost += max(share, 0.0) * line["seconds"].get("step", 0.0)
+        before = line["step"]
+    return lost
+
+
+def _sum(parts: list[dict[str, float]]) -> dict[str, float]:
+    return {kind: sum(part[kind] for part in parts if kind in part) for kind in KINDS if any(kind in p for p in parts)}
+
+
+def table(found: dict[str, Any], title: str) -> Group:
+    """A row for each start, a row for all, and a bar for each start, as long as its share of the longest."""
+    kinds = [kind for kind in KINDS if found["seconds"].get(kind)]
+    columns = [Column(KINDS[kind][0], justify="right") for kind in kinds]
+    rows = Table("start", "steps", *columns, title=title)
+    for one in found["launches"]:
+        begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["start"]))
+        rows.add_row(begun, f"{one['from']} to {one['to']}", *(_clock(one["seconds"].get(kind)) for kind in kinds))
+    rows.add_section()
+    shares = [f"{100 * found['seconds'][kind] / found['wall']:.1f} %" for kind in kinds]
+    rows.add_row(f"goodput {100 * found['goodput']:.1f} %", "", *shares)
+    longest = max(sum(one["seconds"].values()) for one in found["launches"])
+    bars = [_bar(one["seconds"], kinds, BAR / longest) for one in found["launches"]]
+    legend = Text("  ").join(Text.assemble(("█ ", KINDS[kind][1]), KINDS[kind][0]) for kind in kinds)
+    return Group(rows, *bars, legend)
+
+
+def _bar(seconds: dict[str, float], kinds: list[str], scale: float) -> Text:
+    """A stacked bar; rounding errors of its parts do not add up."""
+    bar, end = Text(), 0.0
+    for kind in kinds:
+        begin, end = round(end), end + scale * seconds.get(kind, 0.0)
+        bar.append("█" * (round(end) - begin), style=KINDS[kind][1])
+    return bar
+
+
+def _clock(seconds: float | None) -> str:
+    if not seconds:
+        return ""
+    hours, rest = divmod(seconds, 3600)
+    return f"{int(hours)}:{int(rest // 60):02}:{rest % 60:04.1f}" if hours else f"{int(rest // 60)}:{rest % 60:04.1f}"
