@@ -47,6 +47,7 @@ from mmjax.train.experiment import Experiment
 from mmjax.train.guards import Guards
 from mmjax.train.initial import load_initial
 from mmjax.train.ledger import Ledger
+from mmjax.train.nan_hunt import hunt
 from mmjax.train.program import begin, jitted_step
 from mmjax.train.stopping import StopSignal
 from mmjax.train.validate import check_config
@@ -199,7 +200,19 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
 
     # The loop. The host waits for a step only after it has dispatched the next one, so that the devices stay busy.
     skips = Skips(config, int(state.skipped))
-    pending, before, done, saved = None, None, first, first
+    pending, before, done, saved, taken = None, None, first, first, None
+
+    def see(step: int, metrics: Any) -> None:
+        """Counts skipped steps; too many in a row end the run, and the cause is looked for in the last of them."""
+        try:
+            skips.see(step, metrics, saved)
+        except UserError as error:
+            if jax.process_count() > 1:  # every process has only its own rows
+                raise
+            progress.warn(f"{error}; looking for the cause ...")
+            key = jax.random.fold_in(jax.random.key(config.seed), step - 1)
+            raise UserError(f"{error}; in step {step}, {hunt(model, state.params, taken, key)}") from None
+
     ready = prefetch(batches, first, config.steps, config.data.threads)
     with finishing(checkpoints):
         for step in range(first, config.steps):
@@ -216,8 +229,8 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
                 ledger.add("compile", compiled.seconds)
             if pending is not None:
                 log(*pending)
-            skips.see(done, before, saved)
-            done, pending, before = step + 1, None, metrics
+            see(done, before)
+            done, pending, before, taken = step + 1, None, metrics, batch
             if done % config.log.every_steps == 0 or done in (first + 1, config.steps):
                 pending = done, metrics, throughput.report(share.count / len(share.parts))
             stopping, last = stop.asked(), done == config.steps
@@ -226,7 +239,7 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
                 if pending is not None:  # log before the checkpoint, or a kill in between would lose these metrics
                     log(*pending)
                     pending = None
-                skips.see(done, metrics, saved)
+                see(done, metrics)
                 if (
                     last or stopping or not skips.row
                 ):  # a state that cannot take steps must not replace an older good checkpoint
