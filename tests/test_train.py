@@ -407,7 +407,8 @@ def test_steps_skipped_in_a_row_are_counted_and_end_the_run():
 def test_a_run_of_nothing_but_skipped_steps_stops_and_keeps_the_last_good_state(tmp_path):
     config = tiny(optimizer=WILD, steps=40, checkpoint=c.Checkpoint(every_steps=1, keep=2))
     with pytest.raises(
-        UserError, match=r"the last 4 steps, from (\d+) on, were skipped.*optimizer.schedule.peak.*in step \d+, .*finite"
+        UserError,
+        match=r"the last 4 steps, from (\d+) on, were skipped.*optimizer.schedule.peak.*in step \d+, .*finite",
     ) as caught:
         train(config, tmp_path)
     first = int(re.search(r"from (\d+) on", str(caught.value))[1])

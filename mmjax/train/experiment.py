@@ -46,6 +46,8 @@ class Log:
     every_steps: int = 10  # between two lines
     tensorboard: bool = True  # write event files for TensorBoard
     wandb_project: str | None = None  # a project of Weights & Biases
+    # Seconds without progress, if they are more than 30 usual steps, after which a process ends as hung; None: never.
+    hang_seconds: float | None = 900.0
 
 
 @part

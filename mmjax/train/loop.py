@@ -45,6 +45,7 @@ from mmjax.train.directory import (
 from mmjax.train.encoding import check_encoded
 from mmjax.train.experiment import Experiment
 from mmjax.train.guards import Guards
+from mmjax.train.hang import HangWatch
 from mmjax.train.initial import load_initial
 from mmjax.train.ledger import Ledger
 from mmjax.train.nan_hunt import hunt
@@ -66,13 +67,16 @@ def train(config: Experiment, run: Path, restart: bool = False, accept_changed_d
     """
     run = local(run, "--run-dir")
     check_config(config)
-    with claimed(run), StopSignal("the same command" + " without --restart" * restart) as stop:
+    again = "the same command" + " without --restart" * restart
+    with claimed(run), StopSignal(again) as stop, HangWatch(run, config.log.hang_seconds) as watch:
         if restart:
             clear(run)
-        return _train(with_schedule(config, run), run, stop, accept_changed_data)
+        return _train(with_schedule(config, run), run, stop, watch, accept_changed_data)
 
 
-def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data: bool) -> dict[str, Any]:
+def _train(
+    config: Experiment, run: Path, stop: StopSignal, watch: HangWatch, accept_changed_data: bool
+) -> dict[str, Any]:
     started = time.perf_counter()
     compiled = telemetry.CompileCounter("train_step")
     lead = jax.process_index() == 0
@@ -157,9 +161,15 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
     def evaluate(step: int, examples: int | None) -> dict[str, dict[str, float]] | None:
         """The metrics of every subset; None if a signal interrupted the evaluation."""
         params, results = state.evaluated, {}
+
+        def asked() -> bool:
+            watch.doing(step, "an evaluation")
+            return stop.asked()
+
         for subset in subsets:
+            watch.pause()  # its program may be compiled
             with ledger.spent("evaluation"):
-                metrics = evaluator.evaluate(params, subset, examples, stop.asked)
+                metrics = evaluator.evaluate(params, subset, examples, asked)
             if metrics is None:
                 return None
             results[canonical(subset)] = metrics
@@ -170,6 +180,7 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
         return results
 
     def save(step: int) -> None:
+        watch.pause()
         with ledger.spent("checkpoint"):
             checkpoints.save(step, state, sampler.state(step))
 
@@ -217,14 +228,18 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
     with finishing(checkpoints):
         for step in range(first, config.steps):
             asked = time.perf_counter()
+            watch.doing(step, "waiting for data")
             batch = next(ready)
             ran_dry = before is None or before["loss"].is_ready()
             waited = time.perf_counter() - asked if ran_dry else 0.0
             throughput.count({name: batch[name] for name in layout.rows}, waited)
             ledger.add("data_wait", waited)
+            if step == first:
+                watch.pause()  # the step is compiled
             with explained():
                 state, metrics = train_step(state, to_devices(batch, mesh))
                 jax.block_until_ready(before)
+            watch.stepped(step)
             if step == first:
                 ledger.add("compile", compiled.seconds)
             if pending is not None:
@@ -253,6 +268,7 @@ def _train(config: Experiment, run: Path, stop: StopSignal, accept_changed_data:
                     save(done)
             if stopping:
                 break
+        watch.pause()
         with ledger.spent("checkpoint"):
             checkpoints.finish()
     account(done)
