@@ -373,6 +373,25 @@ def test_a_run_resumes_and_says_what_changed(adapting, trained, tmp_path, capfd)
     assert set(answer) >= {"answer", "answer/probabilities"}
 
 
+@pytest.mark.slow
+def test_frozen_parameters_are_saved_once_and_the_run_is_the_same(adapting, trained, tmp_path):
+    apart = dataclasses.replace(adapting, checkpoint=c.Checkpoint(every_steps=1, frozen=False))
+    train(dataclasses.replace(apart, steps=2), tmp_path)
+    train(apart, tmp_path)
+    one, other = Checkpoints(tmp_path), Checkpoints(trained)
+    assert digest(one.read(4)) == digest(other.read(4))
+    assert digest(one.parameters(4)) == digest(other.parameters(4))
+    alone = (
+        {path[0] for path in one._saved(4)},
+        [path for path in one._saved(4) if path[0] == "params" and path[-1] == "base"],
+    )
+    assert alone == ({path[0] for path in other._saved(4)}, [])
+    file = next(path for path in (tmp_path / "frozen" / "0" / "state").rglob("*") if path.stat().st_size > 1000)
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    with pytest.raises(UserError, match="no checkpoint of .* can be restored: .*frozen/0 is damaged"):
+        train(dataclasses.replace(apart, steps=5), tmp_path)
+
+
 def test_a_run_is_evaluated_with_the_average_of_its_adapters(trained):
     params, state = Run(trained).params, Checkpoints(trained).read(4)
     node = at(params)

@@ -6,6 +6,8 @@ A checkpoint is a directory, `checkpoints/STEP`. Orbax renames it to this name w
     state/sha256.json    size and sha256 of every file of state/, computed before the rename
     meta/metadata        JSON: the position in the data, versions, and a sha256 over these
 
+With `checkpoint.frozen=False`, `frozen/0` holds the frozen parameters of the run, in the same form, and the checkpoints all others.
+
 A checkpoint is *damaged* if its files do not match these checksums. A checkpoint that cannot be read for another reason
 (permission, another version, other parameters) is not damaged.
 """
@@ -33,12 +35,14 @@ from mmjax.errors import UserError
 from mmjax.files import local, write_whole
 from mmjax.models.adapters import assembled, constants
 from mmjax.parallel.agreement import together
+from mmjax.train.groups import split
 from mmjax.train.step import TrainState
 
 FORMAT = 2  # of the directory; format 1 of earlier versions has no checksums of files
 SUMS = "sha256.json"
 NEWEST = "newest-checkpoint"  # file name in the run directory: the step of the last complete checkpoint
 POSITION = {"step", "window", "rows_before"}  # the keys that `Sampler.restore` needs
+FOLDER, FROZEN = "checkpoints", "frozen"  # in the run directory
 
 
 class Damaged(UserError):
@@ -68,11 +72,13 @@ class Checkpoints:
     Args:
       directory: the run's directory; checkpoints are in its folder "checkpoints".
       keep: how many of the newest checkpoints to keep; None: all.
+      apart: the group of every parameter, if frozen ones are saved once, in the folder "frozen"; None: each checkpoint
+        has them.
     """
 
-    def __init__(self, directory: Path, keep: int | None = 3):
-        self.path = (Path(directory) / "checkpoints").resolve()
-        self._keep = keep
+    def __init__(self, directory: Path, keep: int | None = 3, apart: Any = None, folder: str = FOLDER):
+        self.path = (Path(directory) / folder).resolve()
+        self._keep, self._apart = keep, apart
         self._unfinished: int | None = None  # the step whose checkpoint may be incomplete
 
     @cached_property
@@ -92,12 +98,37 @@ class Checkpoints:
         """Copies the state to the host and returns; a background thread writes it."""
         meta = {"format": FORMAT, "orbax": version("orbax-checkpoint"), "data": dict(data)}
         meta |= {"kernels": kernels} if (kernels := constants(getattr(state, "params", {}))) else {}
+        if self._apart is not None:
+            self._save_frozen(state)
+            state, meta["frozen"] = state._replace(params=split(state.params, self._apart)[0]), FROZEN
         tree = unflatten_dict(_flat(state))
         meta = ocp.args.JsonSave({**meta, "sha256": _sum_of(meta)})
         self.finish()  # Orbax would also wait, but report errors of the previous save as errors of this one
         with _explained(f"save the checkpoint of step {step} to {self.path}"):
             self._manager.save(step, args=ocp.args.Composite(state=_SummedSave(tree), meta=meta))
         self._unfinished = step
+
+    def _save_frozen(self, state: TrainState) -> None:
+        """Saves the frozen parameters before the first checkpoint of a run."""
+        if self._unfinished is not None or self.steps():
+            return
+        frozen = self._frozen()
+        if frozen.steps():  # of a start that was killed before its first checkpoint
+            frozen.set_aside(0, "unused-frozen")
+        nothing = TrainState(None, split(state.params, self._apart)[1], None, None, None)
+        frozen.save(0, nothing, dict.fromkeys(POSITION, 0))
+        frozen.close()
+
+    def _frozen(self) -> "Checkpoints":
+        return Checkpoints(self.path.parent, None, folder=FROZEN)
+
+    def _parts(self, step: int) -> list[tuple["Checkpoints", int, dict[str, Any]]]:
+        """The checkpoint of a step and that of the frozen parameters, if they are apart, both verified."""
+        meta = self._verified(step)
+        if "frozen" not in meta:
+            return [(self, step, meta)]
+        frozen = self._frozen()
+        return [(self, step, meta), (frozen, 0, frozen._verified(0))]
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, int]]:
         """Returns the state of a step, with the shardings of the abstract arrays `like`, and its data position.
@@ -107,14 +138,16 @@ class Checkpoints:
           UserError: it cannot be read, or holds the state of another model.
         """
         with together():
-            meta = self._verified(step)
+            parts = self._parts(step)
         with together():
-            wanted = _flat(like)
-            self._check_same(step, wanted)
-            restored = self._load(step, meta, wanted)
+            wanted, restored = _flat(like), {}
+            there = [part._saved(at) for part, at, _ in parts]
+            self._check_same(step, wanted, {path: leaf for one in there for path, leaf in one.items()})
+            for (part, at, meta), own in zip(parts, there, strict=True):
+                restored |= part._load(at, meta, {path: wanted[path] for path in own})
         state = to_state_dict(like)
         full = flatten_dict(state, keep_empty_nodes=True) | restored
-        return from_state_dict(like, unflatten_dict(full)), meta["data"]
+        return from_state_dict(like, unflatten_dict(full)), parts[0][2]["data"]
 
     def read(self, step: int, parts: tuple[str, ...] | None = None) -> dict[str, Any]:
         """The arrays of a step as nested dictionaries of NumPy arrays, on any number of devices and processes.
@@ -126,11 +159,14 @@ class Checkpoints:
           Damaged, UserError: as for `restore`.
         """
         with together():
-            meta = self._verified(step)
+            places = self._parts(step)
         with together():
-            there = self._saved(step)
-            wanted = {path: leaf for path, leaf in there.items() if parts is None or path[0] in parts}
-            return unflatten_dict(self._load(step, meta, wanted))
+            found = {}
+            for place, at, meta in places:
+                there = place._saved(at)
+                wanted = {path: leaf for path, leaf in there.items() if parts is None or path[0] in parts}
+                found |= place._load(at, meta, wanted)
+            return unflatten_dict(found)
 
     def parameters(self, step: int) -> Any:
         """The parameters of a step to evaluate, as NumPy arrays: the averages of those that have one.
@@ -176,8 +212,9 @@ class Checkpoints:
             tree = reader.handler.metadata(self.path / str(step) / "state").tree
         return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in flatten_dict(tree).items()}
 
-    def _check_same(self, step: int, wanted: Mapping[tuple[str, ...], Any]) -> None:
-        there = self._saved(step)
+    def _check_same(
+        self, step: int, wanted: Mapping[tuple[str, ...], Any], there: Mapping[tuple[str, ...], Any]
+    ) -> None:
         problems = [f"it has no {'/'.join(path)}" for path in sorted(wanted.keys() - there.keys())]
         problems += [f"this model has no {'/'.join(path)}" for path in sorted(there.keys() - wanted.keys())]
         for path in sorted(wanted.keys() & there.keys()):
@@ -203,12 +240,12 @@ class Checkpoints:
             target = ocp.args.PyTreeRestore(target, restore_args=how, partial_restore=True)
             return flatten_dict(reader.restore(self.path / str(step) / "state", args=target))
 
-    def set_aside(self, step: int) -> Path:
-        """Renames a damaged checkpoint, so that the step can be saved again; nothing is deleted."""
-        aside = self.path.parent / f"damaged-checkpoint-{step}-{int(time.time())}"
+    def set_aside(self, step: int, name: str = "damaged-checkpoint") -> Path:
+        """Renames a checkpoint, so that the step can be saved again; nothing is deleted."""
+        aside = self.path.parent / f"{name}-{step}-{int(time.time())}"
         with together():
             if jax.process_index() == 0:
-                with _explained(f"rename the damaged checkpoint {self.path / str(step)}"):
+                with _explained(f"rename the checkpoint {self.path / str(step)}"):
                     (self.path / str(step)).rename(aside)
         return aside
 
@@ -242,7 +279,7 @@ class Checkpoints:
             step, self._unfinished = self._unfinished, None
             with _explained(f"finish the checkpoint of step {step} in {self.path}"):
                 self._manager.wait_until_finished()
-                if jax.process_index() == 0:
+                if jax.process_index() == 0 and self.path.name == FOLDER:
                     write_whole(self.path.parent / NEWEST, f"{step}\n")
 
     def close(self) -> None:

@@ -37,6 +37,9 @@ class Checkpoint:
 
     every_steps: int | None = 100  # None: at the end only
     keep: int = 3  # how many of the newest checkpoints to keep
+    frozen: bool = (
+        True  # each checkpoint has frozen parameters, too; False: they are saved once, in a folder of their own
+    )
 
 
 @part

@@ -111,7 +111,7 @@ def _train(
     stop.listen()  # from now on, signals must not interrupt the compiler or a step
     begun = begin(config, model, layout, mesh)
     abstract = begun.abstract
-    checkpoints = Checkpoints(run, config.checkpoint.keep)
+    checkpoints = Checkpoints(run, config.checkpoint.keep, None if config.checkpoint.frozen else begun.groups)
     state, first = resume(checkpoints, abstract, sampler)
     if state is None:
         state = load_initial(config, begun.initialise(), begun.specs, source.tokenizer)
