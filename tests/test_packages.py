@@ -27,6 +27,7 @@ BESIDE = {
     ("parallel", "models"),
     ("decode", "models"),
     ("tree", "errors"),
+    ("tree", "files"),
     ("files", "errors"),
 }
 

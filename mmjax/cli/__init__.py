@@ -20,13 +20,18 @@ from mmjax.cli import data, language, runs
 from mmjax.cli.shared import command, print_json
 from mmjax.errors import Preempted, UserError
 from mmjax.files import local
+from mmjax.tree.trust import ALL
 
+TRUST = "--trust-code"
 CLOSED = "Event loop is closed"  # the error of pending writes of a checkpoint after another write has failed
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0: success, 2: an error for the user to fix, 75: start it again."""
-    parser = _parser()
+    parser, arguments = _parser(), sys.argv[1:] if arguments is None else list(arguments)
+    if TRUST in arguments:  # before or after the command
+        arguments.remove(TRUST)
+        os.environ[ALL] = "1"
     options, rest = parser.parse_known_args(arguments)
     if rest and not options.overrides:
         parser.error(f"unknown argument {rest[0]}")
@@ -40,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     # func: called with the options and the other arguments. overrides: the others are --key VALUE of the config. computes:
     # the command uses JAX. joins: it may run on several processes.
     parser.set_defaults(overrides=False, computes=True, joins=False)
+    parser.add_argument(TRUST, action="store_true", help="run any Python file that a run directory names")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     runs.add_parsers(commands)
     language.add_parsers(commands)

@@ -15,7 +15,7 @@ from mmjax.parallel.mesh import Mesh
 from mmjax.parallel.xla import XLA
 from mmjax.train.optimizer import Optimizer
 from mmjax.train.weighting import Weighting
-from mmjax.tree import from_dict, load_json, part, read_json, run_file, to_dict
+from mmjax.tree import flat, from_dict, load_json, part, read_json, run_file, to_dict, trust, trust_named
 
 
 @part
@@ -88,9 +88,12 @@ def load(path: str | Path) -> Experiment:
                 "for this run, or write its config anew (docs/tasks.md) and train again"
             )
         return from_dict(Experiment, tree)
+    trust(path)
     config = getattr(run_file(path), "config", None)
     if not isinstance(config, Experiment):
         raise UserError(f"the config file {path} must assign `config = Experiment(...)`")
+    for value in flat(config).values():
+        trust_named(value)
     return from_dict(Experiment, to_dict(config))  # checks the type of every value
 
 

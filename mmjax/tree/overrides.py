@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from mmjax.errors import UserError, dotted, nearest
 from mmjax.tree.part import hints, kinds, options
 from mmjax.tree.plain import class_of, from_dict, to_dict
+from mmjax.tree.trust import trust_named
 
 Part = TypeVar("Part")
 
@@ -36,6 +37,7 @@ def override(config: Part, arguments: list[str], only: tuple[str, ...] = ()) -> 
                 raise UserError(f"the override --{key} has no value")
             text = rest.pop(0)
         key = key.replace("-", "_")
+        trust_named(text)
         if not only or key.startswith(only):
             _set(tree, type(config), key, _literal(text))
     return from_dict(type(config), tree)

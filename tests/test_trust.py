@@ -1,0 +1,65 @@
+"""A Python file that only a saved config names does not run, unless the user has run it with this content."""
+
+import json
+
+import pytest
+from conftest import tiny
+
+from mmjax import cli
+from mmjax import config as c
+from mmjax.errors import UserError
+from mmjax.tree import trust
+
+PLANTED = """
+from pathlib import Path
+from mmjax import config as c
+Path("planted").touch()
+
+@c.part
+class Planted(c.Constant):
+    pass
+"""
+
+
+@pytest.fixture
+def planted(tmp_path, monkeypatch):
+    """A run directory whose config names a Python file."""
+    monkeypatch.setenv("MMJAX_DATA", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "code.py").write_text(f"# {tmp_path}\n{PLANTED}")  # no other test has run it
+    tree = json.loads(c.to_json(tiny()))
+    tree["optimizer"]["schedule"] = {"class": f"{tmp_path}/code.py:Planted", "peak": 0.1}
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    return tmp_path
+
+
+def test_a_file_that_only_a_run_names_does_not_run(planted, capsys):
+    assert cli.main(["config", "config.json"]) == 2
+    assert "code.py would be run" in capsys.readouterr().err and not (planted / "planted").exists()
+    with pytest.raises(UserError, match="--trust-code"):
+        c.load(planted / "config.json")
+    assert not (planted / "planted").exists()
+
+
+def test_it_runs_where_the_user_says_so_or_has_run_it(planted, capsys, monkeypatch):
+    trust(planted / "code.py")
+    (planted / "code.py").write_text((planted / "code.py").read_text() + "# changed")
+    assert cli.main(["config", "config.json"]) == 2 and not (planted / "planted").exists()
+    trust(planted / "code.py")
+    assert cli.main(["config", "config.json"]) == 0 and (planted / "planted").exists()
+
+
+def test_the_flag_runs_it(planted, monkeypatch, capsys):
+    monkeypatch.setenv("MMJAX_TRUST_CODE", "0")  # restored at the end, whatever the command sets
+    assert cli.main(["config", "config.json", "--trust-code"]) == 0 and (planted / "planted").exists()
+
+
+def test_what_a_config_of_the_user_names_is_trusted(planted, monkeypatch):
+    (planted / "mine.py").write_text(
+        "import dataclasses\nfrom mmjax import config as c\nfrom conftest import tiny\n"
+        "import pathlib\nown = c.run_file(pathlib.Path('code.py'))\n"
+        "base = tiny()\n"
+        "config = dataclasses.replace(base, optimizer=dataclasses.replace(base.optimizer, schedule=own.Planted(peak=0.1)))\n"
+    )
+    c.load(planted / "mine.py")
+    assert (planted / "data" / "trusted-code.txt").read_text().count("\n") == 2
