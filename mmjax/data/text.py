@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from mmjax.data import spelling
 from mmjax.data.chat_template import CONFIG, NO_TEMPLATE, ChatTemplate
 from mmjax.errors import UserError
 from mmjax.files import write_whole
@@ -97,6 +98,14 @@ class Tokenizer(abc.ABC):
     @abc.abstractmethod
     def pieces_by_id(self) -> dict[int, str]:
         """The piece of each id, or the name of a special token."""
+
+    @abc.abstractmethod
+    def spellings(self) -> list[bytes]:
+        """What each id adds to a text, in UTF-8 with spaces; empty for special tokens. A character may have several ids.
+
+        Raises:
+          UserError: the tokenizer is of a kind of which this is not known.
+        """
 
     @staticmethod
     def train(
@@ -274,6 +283,11 @@ class SentencePieceTokenizer(Tokenizer):
     def pieces_by_id(self) -> dict[int, str]:
         return {i: self._model.id_to_piece(i) for i in range(len(self))}
 
+    def spellings(self) -> list[bytes]:
+        model = self._model
+        silent = {i for i in range(len(self)) if model.is_control(i) or model.is_unused(i)}
+        return spelling.spelled(self.pieces_by_id(), silent, self.unknown, "Metaspace")
+
     def pieces(self, text: str) -> list[int]:
         try:
             if self._spelled is None or SPACE not in text:
@@ -343,6 +357,7 @@ class HuggingFaceTokenizer(Tokenizer):
         except Exception as error:  # tokenizers raises plain exceptions
             raise UserError(f"cannot read {name}: it is not a tokenizer.json ({error})") from None
         self._model.encode_special_tokens = True  # encode names of special tokens in a text as text
+        self._decoders = json.dumps(about.get("decoder"))
         vocabulary = self._model.get_vocab()
         self._length, self.chat = max(vocabulary.values()) + 1, chat
         self.unknown = _unknown(about["model"], vocabulary)
@@ -361,6 +376,9 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def pieces_by_id(self) -> dict[int, str]:
         return {i: piece for piece, i in self._model.get_vocab().items()}
+
+    def spellings(self) -> list[bytes]:
+        return spelling.spelled(self.pieces_by_id(), self._not_text, self.unknown, self._decoders)
 
     def pieces(self, text: str) -> list[int]:
         return [i for i in self._encode(text, False).ids if i not in self._not_text]

@@ -18,10 +18,8 @@ class Scorer:
 
     All methods but `tables` are pure and run inside the compiled program, for texts of any shape, such as [B, K] beams. Tokens
     are ids of the tokenizer. The score of a text is the sum of `score` over its tokens, plus `end`; it depends on the text
-    alone.
+    alone. A subclass overrides `tables`; what that returns may have the other methods itself, without the argument `tables`.
     """
-
-    weight: float = 0.5  # factor of the scores
 
     kind = "scorer"
 
@@ -39,19 +37,19 @@ class Scorer:
         Args:
           lists: [*shape] int32, for scorers with several lists: the number of the list that each text uses; None: the first.
         """
-        raise NotImplementedError
+        return tables.start(shape) if lists is None else tables.start(shape, lists)
 
     def score(self, tables: Any, state: State, tokens: jax.Array) -> jax.Array:
-        """What each of the tokens [*shape, C] would add to its text, times the weight: float32 [*shape, C]."""
-        raise NotImplementedError
+        """What each of the tokens [*shape, C] would add to its text: float32 [*shape, C]; -inf: it may not follow."""
+        return tables.score(state, tokens)
 
     def advance(self, tables: Any, state: State, tokens: jax.Array) -> State:
         """The state after one more token of each text [*shape]."""
-        raise NotImplementedError
+        return tables.advance(state, tokens)
 
     def end(self, tables: Any, state: State) -> jax.Array:
-        """What it adds that the text ends here, times the weight: float32 [*shape]."""
-        raise NotImplementedError
+        """What it adds that the text ends here: float32 [*shape]; -inf: it may not end."""
+        return tables.end(state)
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,8 @@ class Sum:
         return {name: scorer.start(tables[name], shape, lists.get(name)) for name, scorer in self.scorers.items()}
 
     def score(self, tables: Any, state: State, tokens: jax.Array) -> jax.Array:
-        return sum((one.score(tables[name], state[name], tokens) for name, one in self.scorers.items()), jnp.zeros(()))
+        nothing = jnp.zeros(tokens.shape)
+        return sum((one.score(tables[name], state[name], tokens) for name, one in self.scorers.items()), nothing)
 
     def advance(self, tables: Any, state: State, tokens: jax.Array) -> dict[str, State]:
         return {name: scorer.advance(tables[name], state[name], tokens) for name, scorer in self.scorers.items()}

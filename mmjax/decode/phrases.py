@@ -1,0 +1,218 @@
+"""Phrases that are expected in a text, and lists of texts that are allowed: scorers that are automata."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from mmjax.decode.edges import Edges
+from mmjax.decode.scorers import Scorer
+from mmjax.errors import UserError
+from mmjax.files import local
+from mmjax.tree import part
+
+
+@part
+class Phrases(Scorer):
+    """Boosts phrases, such as names (an automaton of Aho and Corasick 1975, as in k2 and NeMo).
+
+    At each place of a text, the longest phrase that begins there adds `boost` for each of its tokens. The score is given token
+    by token, and is taken back if the phrase does not become complete. A phrase begins where the tokenizer begins a word.
+
+    An example may have a list of its own (`start`, argument `lists`): list 0 is that of `words` and `file`, list 1 the first of
+    `lists` together with it, and so on.
+    """
+
+    words: tuple[str, ...] = ()  # phrases of one or more words
+    file: str | None = None  # further phrases, one in each line
+    lists: Mapping[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # further lists by name, for examples with a list of their own
+    boost: float = 1.0  # added for each token of a phrase
+
+    def tables(self, tokenizer: Any) -> "Boosts":
+        common = [*self.words, *(_lines(self.file) if self.file else ())]
+        if not common and not self.lists:
+            raise UserError("Phrases has no phrase; set words or file")
+        lists = [common, *([*common, *phrases] for phrases in self.lists.values())]
+        return boosts([[_tokens(phrase, tokenizer) for phrase in phrases] for phrases in lists], self.boost)
+
+
+@part
+class Choices(Scorer):
+    """Allows only the texts of a list, each as the tokenizer writes it.
+
+    A beam search keeps few beginnings of texts, and finds none of the list where it keeps none of theirs: give it a shortlist
+    of all tokens, and as many beams as the texts differ in.
+    """
+
+    texts: tuple[str, ...] = ()  # the texts
+    file: str | None = None  # further texts, one in each line
+
+    def tables(self, tokenizer: Any) -> "Allowed":
+        texts = [*self.texts, *(_lines(self.file) if self.file else ())]
+        if not texts:
+            raise UserError("Choices has no text; set texts or file")
+        return allowed([_tokens(text, tokenizer) for text in texts])
+
+
+def _lines(file: str) -> list[str]:
+    """The lines of a list that are not empty."""
+    path = local(file, "the list")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not in UTF-8; a list has one text in each line") from None
+    except OSError as error:
+        raise UserError(f"cannot read the list {path}: {error.strerror or error}") from None
+    if found := [line.strip() for line in lines if line.strip()]:
+        return found
+    raise UserError(f"{path} is empty; a list has one text in each line")
+
+
+def _tokens(text: str, tokenizer: Any) -> list[int]:
+    tokens = tokenizer.pieces(text)
+    if not tokens or tokenizer.unknown in tokens:
+        raise UserError(f"the tokenizer cannot write {text!r}; leave it out, or spell it otherwise")
+    return tokens
+
+
+class _Tree:
+    """The texts of some lists as one tree; the root of list n is node n.
+
+    Attributes:
+      children: of each node by token.
+      parent, depth: of each node.
+      ends: whether a text ends at a node.
+    """
+
+    def __init__(self, lists: Sequence[Sequence[Sequence[int]]]):
+        count = len(lists)
+        self.children: list[dict[int, int]] = [{} for _ in lists]
+        self.root, self.parent, self.depth, self.ends = [*range(count)], [*range(count)], [0] * count, [False] * count
+        for root, texts in enumerate(lists):
+            for text in texts:
+                node = root
+                for token in text:
+                    node = self.children[node].get(token) or self._grow(node, token)
+                self.ends[node] = True
+
+    def _grow(self, node: int, token: int) -> int:
+        new = self.children[node][token] = len(self.children)
+        self.children.append({})
+        self.root.append(self.root[node])
+        self.parent.append(node)
+        self.depth.append(self.depth[node] + 1)
+        self.ends.append(False)
+        return new
+
+    def breadth_first(self) -> list[tuple[int, int, int]]:
+        """(node, token, child) of all edges, those of nodes near the root first."""
+        nodes = sorted(range(len(self.children)), key=self.depth.__getitem__)
+        return [(node, token, child) for node in nodes for token, child in self.children[node].items()]
+
+
+def _sorted(edges: list[tuple[int, int, int]], count: int) -> tuple[Edges, np.ndarray]:
+    """Edges (node, token, target) in order, and their targets [E + 1]."""
+    table = np.array(sorted(edges), np.int64).reshape(-1, 3)
+    return Edges.of(table[:, 0], table[:, 1], count), np.append(table[:, 2], 0).astype(np.int32)
+
+
+@struct.dataclass
+class Boosts:
+    """An automaton of phrases. A state is a node.
+
+    Attributes:
+      edges, target: where a token leads; where a node has no edge, the edges of its root count.
+      root: [N], the root of each node's list.
+      pending: [N] float32, what was given for phrases that are not complete.
+      gain: [N] float32, what is given for good when a node is reached.
+    """
+
+    edges: Edges
+    target: jax.Array
+    root: jax.Array
+    pending: jax.Array
+    gain: jax.Array
+
+    def start(self, shape: tuple[int, ...], lists: jax.Array | None = None) -> jax.Array:
+        return jnp.zeros(shape, jnp.int32) if lists is None else jnp.broadcast_to(lists, shape).astype(jnp.int32)
+
+    def score(self, state: jax.Array, tokens: jax.Array) -> jax.Array:
+        pending, node = jnp.asarray(self.pending), self._next(state, tokens)
+        return pending[node] + jnp.asarray(self.gain)[node] - pending[state][..., None]
+
+    def advance(self, state: jax.Array, tokens: jax.Array) -> jax.Array:
+        return self._next(state, tokens[..., None])[..., 0]
+
+    def end(self, state: jax.Array) -> jax.Array:
+        return -jnp.asarray(self.pending)[state]
+
+    def _next(self, state: jax.Array, tokens: jax.Array) -> jax.Array:
+        target, root = jnp.asarray(self.target), jnp.asarray(self.root)[state][..., None]
+        own, first = self.edges.find(state[..., None], tokens), self.edges.find(root, tokens)
+        return jnp.where(own >= 0, target[own], jnp.where(first >= 0, target[first], root))
+
+
+def boosts(lists: Sequence[Sequence[Sequence[int]]], boost: float) -> Boosts:
+    """The automaton of some lists of phrases, which are lists of tokens."""
+    tree = _Tree(lists)
+    count = len(tree.children)
+    fail, complete = (
+        list(tree.root),
+        [0] * count,
+    )  # the longest other end that begins a phrase; tokens that are complete
+    pending, gain = np.zeros(count, np.float32), np.zeros(count, np.float32)
+    follows = [dict(children) for children in tree.children]  # also from shorter ends, without the root
+    for node, token, child in tree.breadth_first():
+        root = tree.root[node]
+        if node != root:
+            fail[child] = follows[fail[node]].get(token, tree.children[root].get(token, root))
+        complete[child] = tree.depth[child] if tree.ends[child] else complete[node]
+        pending[child] = boost * (tree.depth[child] - complete[child]) + pending[fail[child]]
+        gain[child] = boost * (complete[child] - complete[node]) + gain[fail[child]]
+        if fail[child] != root:
+            follows[child] = follows[fail[child]] | follows[child]
+    edges, target = _sorted([(n, t, v) for n, found in enumerate(follows) for t, v in found.items()], count)
+    return Boosts(edges, target, np.array(tree.root, np.int32), pending, gain)
+
+
+@struct.dataclass
+class Allowed:
+    """A tree of texts. A state is a node; -1: the text is not in the list.
+
+    Attributes:
+      target: [E + 1] of each edge.
+      ends: [N] bool, whether a text ends at a node.
+    """
+
+    edges: Edges
+    target: jax.Array
+    ends: jax.Array
+
+    def start(self, shape: tuple[int, ...]) -> jax.Array:
+        return jnp.zeros(shape, jnp.int32)
+
+    def score(self, state: jax.Array, tokens: jax.Array) -> jax.Array:
+        return jnp.where(self._next(state, tokens) < 0, -jnp.inf, 0.0)
+
+    def advance(self, state: jax.Array, tokens: jax.Array) -> jax.Array:
+        return self._next(state, tokens[..., None])[..., 0]
+
+    def end(self, state: jax.Array) -> jax.Array:
+        return jnp.where((state >= 0) & jnp.asarray(self.ends)[state], 0.0, -jnp.inf)
+
+    def _next(self, state: jax.Array, tokens: jax.Array) -> jax.Array:
+        found = self.edges.find(jnp.maximum(state, 0)[..., None], tokens)
+        return jnp.where((state[..., None] < 0) | (found < 0), -1, jnp.asarray(self.target)[found])
+
+
+def allowed(texts: Sequence[Sequence[int]]) -> Allowed:
+    """The tree of some texts, which are lists of tokens."""
+    tree = _Tree([texts])
+    edges, target = _sorted(tree.breadth_first(), len(tree.children))
+    return Allowed(edges, target, np.array(tree.ends))
