@@ -32,7 +32,17 @@ from mmjax.data import (
     TuxPaintStamps,
     VectorInput,
 )
-from mmjax.decode import BestPath, Greedy, GreedyTransducer, Sampling
+from mmjax.decode import (
+    BestPath,
+    Choices,
+    Greedy,
+    GreedyTransducer,
+    NGram,
+    Phrases,
+    PrefixBeam,
+    Sampling,
+    Scorer,
+)
 from mmjax.interchange.assemble import imported
 from mmjax.models import (
     MFCC,

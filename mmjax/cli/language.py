@@ -1,4 +1,4 @@
-"""The commands `chat` and `generate`: language models that write."""
+"""The commands `chat` and `generate`: language models that write; and `ngram`: n-gram models for decoding."""
 
 import time
 from typing import Any
@@ -39,6 +39,27 @@ def add_parsers(commands: Any) -> None:
     sub.add_argument("--rows", type=whole(1), default=8, help="prompts that are computed together (default: 8)")
     sub.add_argument("--beams", type=whole(1), default=1, help="above 1: the most probable reply of a beam search")
     _add_options(sub)
+    text = "train an n-gram model on texts, for the decoding of recognisers"
+    sub = commands.add_parser("ngram", help=text, description=text, allow_abbrev=False)
+    sub.set_defaults(func=_ngram, computes=False)
+    sub.add_argument("texts", nargs="+", metavar="TEXT", help="a file with one text in each line, perhaps a .gz")
+    sub.add_argument("-o", "--out", required=True, metavar="FILE", help="an ARPA file, FILE.arpa or FILE.arpa.gz")
+    sub.add_argument("--order", type=whole(1), default=3, help="words of an n-gram (default: 3)")
+    sub.add_argument("--tokenizer", metavar="RUN", help="model the pieces of the tokenizer of this run, not words")
+    sub.add_argument("--words", action="store_true", help="with --tokenizer: model words, as the tokenizer writes them")
+
+
+def _ngram(options, rest) -> int:
+    from mmjax.data.text import Tokenizer
+    from mmjax.decode.arpa import write_arpa
+    from mmjax.decode.kneser_ney import sentences_of, train
+    from mmjax.files import local
+
+    tokenizer = Tokenizer.of_run(local(options.tokenizer, "--tokenizer")) if options.tokenizer else None
+    model = train(sentences_of(options.texts, tokenizer, options.words), options.order)
+    write_arpa(options.out, model)
+    print(f"{options.out}: {', '.join(f'{len(level.ids):,} {n}-grams' for n, level in enumerate(model.levels, 1))}")
+    return 0
 
 
 def _add_options(sub: Any) -> None:

@@ -4,5 +4,9 @@ from mmjax.decode.base import CTCDecoding, Decoding, TextDecoding, TransducerDec
 from mmjax.decode.beam import Beams, begin_beams, extend_beams, ranked
 from mmjax.decode.greedy import BestPath, Greedy, GreedyTransducer
 from mmjax.decode.hypotheses import NOTHING, Hypotheses, Hypothesis, Token, hypotheses
+from mmjax.decode.ngram import NGram
+from mmjax.decode.phrases import Choices, Phrases
+from mmjax.decode.prefix_beam import PrefixBeam
 from mmjax.decode.sampling import GREEDY, Sampling, choose, limited
+from mmjax.decode.scorers import Scorer, Sum, chosen
 from mmjax.decode.written import Written, by_example, one_text

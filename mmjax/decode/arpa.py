@@ -6,14 +6,15 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import BinaryIO, NamedTuple, NoReturn
 
 import numpy as np
 
 from mmjax.errors import UserError
 from mmjax.files import local, write_whole
 
-GZIP, KENLM = b"\x1f\x8b", b"mmap lm"
+GZIP, KENLM = b"\x1f\x8b", b"mmap lm"  # how files begin
+DAMAGE = (OSError, EOFError, zlib.error)
 BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
 
 
@@ -49,10 +50,17 @@ def read_arpa(path: str | os.PathLike) -> Arpa:
             start = file.read(len(KENLM))
         if start == KENLM:
             raise UserError(f"{path} is a binary file of KenLM; give the ARPA file from which it was made")
-        with gzip.open(path, "rb") if start.startswith(GZIP) else open(path, "rb") as file:
+        with opened(path) as file:
             return _Reader(path, file).read()
-    except (OSError, EOFError, zlib.error) as error:
+    except DAMAGE as error:
         raise UserError(f"cannot read the n-gram model {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def opened(path: Path) -> BinaryIO:
+    """Opens a file that may be compressed with gzip; raises `DAMAGE`, here or when it is read."""
+    with open(path, "rb") as file:
+        compressed = file.read(len(GZIP)) == GZIP
+    return gzip.open(path, "rb") if compressed else open(path, "rb")
 
 
 class _Reader:
@@ -137,7 +145,7 @@ class _Reader:
 
 
 def _shown(text: bytes) -> str:
-    return repr(text[:60].decode(errors="replace"))
+    return f"'{text[:60].decode(errors='backslashreplace')}'"
 
 
 def write_arpa(path: str | os.PathLike, model: Arpa) -> None:

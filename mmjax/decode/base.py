@@ -24,10 +24,11 @@ class CTCDecoding(Decoding):
 
     kind = "decoder of CTC"
 
-    def __call__(self, logits: Stream, tables: Any = None) -> Stream:
+    def __call__(self, logits: Stream, blank: int = 0, tables: Any = None) -> Stream:
         """Logits [B, T, V], whose class 0 is the blank -> classes [B, T, K] as `Written`, at their frames; `BLANK` is no token.
 
         Args:
+          blank: the id of the tokenizer in whose place the blank is (`mmjax.models.texts.to_ids`), for scorers.
           tables: of the method `tables`.
         """
         raise NotImplementedError

@@ -17,7 +17,7 @@ from mmjax.tree import part
 class BestPath(CTCDecoding):
     """The most probable alignment of CTC: the first of repeated classes, without blanks (Graves et al. 2006)."""
 
-    def __call__(self, logits: Stream, tables: Any = None) -> Stream:
+    def __call__(self, logits: Stream, blank: int = 0, tables: Any = None) -> Stream:
         log_probabilities = jax.nn.log_softmax(logits.features.astype(jnp.float32))
         best = jnp.where(logits.mask, logits.features.argmax(-1), BLANK)
         repeated = same_segment(logits.segments, -1) & (shift(best, -1) == best)

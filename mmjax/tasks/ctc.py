@@ -44,4 +44,4 @@ class CTC(WithBlank, kw_only=True):
     def decode(
         self, apply: Any, encoded: Encoded, output: Output, rooms: Mapping[str, int], tables: Any = None
     ) -> Stream:
-        return self.ids(self.decoding(output.prediction, tables))
+        return self.ids(self.decoding(output.prediction, self.blank or 0, tables))

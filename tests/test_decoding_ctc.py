@@ -1,0 +1,476 @@
+"""CTC prefix beams against sums over all alignments; n-gram models, phrases and lists against plain Python."""
+
+import gzip
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmjax.data.text import Tokenizer
+from mmjax.decode import BestPath, Choices, NGram, Phrases, PrefixBeam
+from mmjax.decode.arpa import Arpa, Level, read_arpa, write_arpa
+from mmjax.decode.kneser_ney import train
+from mmjax.decode.ngram import Tokens
+from mmjax.decode.phrases import allowed, boosts
+from mmjax.decode.trie import trie
+from mmjax.errors import UserError
+from mmjax.stream import Stream
+
+WORDS = ["<s>", "</s>", "<unk>", "a", "b", "c", "d"]
+LN10 = math.log(10)
+
+
+def random_model(generator, order, words=WORDS):
+    """A model in which each n-gram is missing with the same probability, so that also beginnings and ends of others miss."""
+    levels = []
+    for n in range(1, order + 1):
+        every = np.array(list(itertools.product(range(len(words)), repeat=n)), np.int32)
+        kept = every if n == 1 else every[generator.random(len(every)) < 60 / len(every)]
+        backoff = generator.normal(size=len(kept)) if n < order else np.zeros(len(kept))
+        levels.append(Level(kept, -3 * generator.random(len(kept)), backoff))
+    return Arpa(list(words), levels)
+
+
+def plain(model):
+    """(word, context) -> ln p, by Katz's recursion over dictionaries."""
+    probability, backoff = {}, {}
+    for ids, p, b in model.levels:
+        probability |= dict(zip(map(tuple, ids.tolist()), p.tolist(), strict=True))
+        backoff |= dict(zip(map(tuple, ids.tolist()), b.tolist(), strict=True))
+    longest = len(model.levels) - 1
+
+    def of(word, context):
+        context = tuple(context)[max(len(context) - longest, 0) :]
+        if (*context, word) in probability:
+            return probability[*context, word] * LN10
+        return backoff.get(context, 0.0) * LN10 + of(word, context[1:])
+
+    return of
+
+
+@pytest.mark.parametrize("order", range(1, 6))
+def test_n_grams_equal_a_plain_back_off(order, tmp_path):
+    generator = np.random.default_rng(order)
+    model = random_model(generator, order)
+    write_arpa(tmp_path / "model.arpa.gz", model)
+    found = read_arpa(tmp_path / "model.arpa.gz")
+    tree, wanted, look_up = trie(found), plain(found), jax.jit(lambda tree, node, word: tree.look_up(node, word))
+    nodes, texts = np.full(40, tree.begin), [[0]] * 40
+    for _ in range(8):
+        words = generator.integers(1, len(WORDS), (40, 3))
+        likelihood, after = look_up(tree, nodes, words)
+        expected = [[wanted(word, text) for word in some] for text, some in zip(texts, words.tolist(), strict=True)]
+        np.testing.assert_allclose(likelihood, expected, atol=1e-4)
+        texts = [[*text, int(some[0])] for text, some in zip(texts, words, strict=True)]
+        nodes = np.asarray(after)[:, 0]
+
+
+GOOD = """some words before
+
+\\data\\
+ngram 1=4
+ngram 2=2
+
+\\1-grams:
+-1.0\t<unk>
+-99\t<s>\t-0.5
+-0.6\t</s>
+-0.7\ta\t-0.1
+
+\\2-grams:
+-0.2\t<s> a
+-0.3 a </s>
+
+\\end\\
+"""
+
+
+def test_an_arpa_file(tmp_path):
+    (tmp_path / "a.arpa").write_text(GOOD)
+    model = read_arpa(tmp_path / "a.arpa")
+    assert model.words == ["<unk>", "<s>", "</s>", "a"]
+    assert model.levels[1].ids.tolist() == [[1, 3], [3, 2]]
+    assert plain(model)(3, [1]) == pytest.approx(-0.2 * LN10)
+    assert plain(model)(3, [3]) == pytest.approx(-0.8 * LN10)
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("\\data\\", "", "no line \\\\data"),
+        ("ngram 1=4", "ngram one=4", "line 4: 'ngram one=4' should be 'ngram 1='"),
+        ("ngram 1=4\nngram 2=2", "", "no line such as 'ngram 1=1000'"),
+        ("ngram 1=4", "ngram 1=5", r"there are 4 1-grams, but \\data\\ states 5"),
+        ("\\2-grams:", "\\3-grams:", "'.3-grams:' should be '.2-grams:'"),
+        ("\\end\\", "", "the file ends before .end.; it is incomplete"),
+        ("\\end\\", "\\3-grams:", "should be '.end.'"),
+        ("-0.3 a </s>", "-0.3 a b </s> 0 0", "line 15: 6 fields, but a 2-gram has a probability, 2 words"),
+        ("-0.3 a </s>", "-0.3 a b", "line 15: 'b' is not among the 1-grams"),
+        ("-0.3 a </s>", "-0.2 <s> a", "'<s> a' occurs a second time"),
+        ("-0.7\ta", "x\ta", "line 11: 'x' is no logarithm of a probability"),
+        ("-0.7\ta", "0.7\ta", "line 11: '0.7' is no logarithm of a probability"),
+        ("-0.7\ta\t-0.1", "-0.7\ta\tnan", "line 11: 'nan' is no logarithm of a back-off"),
+    ],
+)
+def test_what_is_wrong_with_an_arpa_file_is_named(old, new, message, tmp_path):
+    assert old in GOOD
+    (tmp_path / "a.arpa").write_text(GOOD.replace(old, new))
+    with pytest.raises(UserError, match=message):
+        read_arpa(tmp_path / "a.arpa")
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (None, "cannot read the n-gram model .*No such file"),
+        (gzip.compress(GOOD.encode())[:-20], "cannot read the n-gram model"),
+        (b"mmap lm http://kheafield.com/code format version 5\n", "binary file of KenLM; give the ARPA file"),
+        (
+            GOOD.replace("a", "\xe4").replace("d\xe4t\xe4", "data").replace("gr\xe4m", "gram").encode("latin-1"),
+            "not in UTF-8",
+        ),
+    ],
+)
+def test_files_that_are_no_arpa_files(data, message, tmp_path):
+    if data is not None:
+        (tmp_path / "a.arpa").write_bytes(data)
+    with pytest.raises(UserError, match=message):
+        read_arpa(tmp_path / "a.arpa")
+
+
+def written(scorer, tables, texts, lists=None):
+    """The scores of texts of equal length: of their tokens together, and of all."""
+
+    def add(carry, tokens):
+        state, total = carry
+        total += scorer.score(tables, state, tokens[:, None])[:, 0]
+        return (scorer.advance(tables, state, tokens), total), None
+
+    start = scorer.start(tables, texts.shape[:1], lists), jnp.zeros(len(texts))
+    (state, total), _ = jax.lax.scan(add, start, texts.T)
+    return total, total + scorer.end(tables, state)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    texts = ["the cat sat on the mat", "a cat and a dog sat", "the thé dog"] * 3
+    return Tokenizer.train(texts, 330, byte_fallback=True)
+
+
+def test_a_word_has_its_score_however_it_is_spelled(tokenizer, tmp_path):
+    words = ["<s>", "</s>", "<unk>", "the", "cat", "sat", "thé", "mat", "dog"]
+    model = random_model(np.random.default_rng(0), 3, words)
+    write_arpa(tmp_path / "words.arpa", model)
+    probability = plain(read_arpa(tmp_path / "words.arpa"))
+    scorer = NGram(file=str(tmp_path / "words.arpa"), level="word", weight=0.7, bonus=0.3, unknown=-4.0)
+    tables = scorer.tables(tokenizer)
+
+    def expected(text):
+        history, total = [0], 0.0
+        for word in text.split():
+            number = words.index(word) if word in words else 2
+            total += 0.7 * (probability(number, history) - 4.0 * (number == 2)) + 0.3
+            history.append(number)
+        return total + 0.7 * probability(1, history)
+
+    letters = {piece: token for token, piece in enumerate(tokenizer.spellings()) if len(piece) == 1}
+    bytes_ = {int(p[3:5], 16): t for t, p in tokenizer.pieces_by_id().items() if p.startswith("<0x")}
+    texts, spelled = ["the cat sat", "the thé dog xyz", "", "mat", "the thex cat"], []
+    for text in texts:
+        spelled.append((text, tokenizer.pieces(text)))
+        spelled.append((text, [letters.get(bytes([byte]), bytes_[byte]) for byte in f" {text}".encode() if text]))
+    assert [b"".join(tokenizer.spellings()[i] for i in ids).decode().strip() for _, ids in spelled] == [
+        text for text, _ in spelled
+    ]
+    silent = tokenizer.spellings().index(b"")  # adds nothing to a text
+    longest = max(len(ids) for _, ids in spelled)
+    ids = np.array([ids + [silent] * (longest - len(ids)) for _, ids in spelled], np.int32)
+    _, total = jax.jit(lambda *given: written(scorer, *given))(tables, ids)
+    np.testing.assert_allclose(total, [expected(text) for text, _ in spelled], atol=1e-4)
+
+
+def test_a_partial_word_has_the_score_of_the_best_word_that_begins_so(tokenizer, tmp_path):
+    words = ["<s>", "</s>", "<unk>", "cat", "cats", "dog"]
+    levels = [Level(np.arange(6)[:, None], np.array([-99, -1, -2, -0.5, -0.3, -0.9]), np.zeros(6))]
+    write_arpa(tmp_path / "words.arpa", Arpa(words, levels))
+    scorer = NGram(file=str(tmp_path / "words.arpa"), level="word", weight=1.0, bonus=0.5, unknown=-4.0)
+    letters = {piece: token for token, piece in enumerate(tokenizer.spellings())}
+    texts = np.array([[letters[b" "], letters[b"c"]], [letters[b" "], letters[b"x"]]], np.int32)
+    begun, _ = jax.jit(lambda *given: written(scorer, *given))(scorer.tables(tokenizer), texts)
+    np.testing.assert_allclose(begun, [-0.3 * LN10 + 0.5, -2 * LN10 - 4.0 + 0.5], atol=1e-4)
+
+
+def test_models_that_do_not_suit_the_tokenizer(tokenizer, tmp_path):
+    (tmp_path / "a.arpa").write_text(GOOD.replace("a", "Ä").replace("dÄtÄ", "data").replace("grÄm", "gram"))
+    with pytest.raises(UserError, match="knows no piece of the tokenizer; set level='word'"):
+        NGram(file=str(tmp_path / "a.arpa")).tables(tokenizer)
+    with pytest.raises(UserError, match="has no word that the tokenizer can write, such as 'Ä'"):
+        NGram(file=str(tmp_path / "a.arpa"), level="word").tables(Tokenizer.train(["the cat"] * 9, 55))
+
+
+BOOST = Phrases()
+
+
+def of_phrases(text, phrases, boost):
+    """At each place, the longest phrase that begins there."""
+    here = [[len(phrase) for phrase in phrases if text[i : i + len(phrase)] == phrase] for i in range(len(text))]
+    return boost * sum(max(lengths, default=0) for lengths in here)
+
+
+def test_phrases_add_their_boost_where_they_are_complete():
+    generator = np.random.default_rng(0)
+    lists = [[generator.integers(0, 3, generator.integers(1, 5)).tolist() for _ in range(6)] for _ in range(60)]
+    texts = generator.integers(0, 3, (60, 12)).astype(np.int32)
+    _, total = jax.jit(lambda *given: written(BOOST, *given))(boosts(lists, 1.5), texts, jnp.arange(60))
+    np.testing.assert_allclose(total, [of_phrases(*x, 1.5) for x in zip(texts.tolist(), lists, strict=True)], atol=1e-4)
+
+
+def test_a_phrase_is_boosted_token_by_token():
+    begun, total = jax.jit(lambda *given: written(BOOST, *given))(
+        boosts([[[1, 2, 1]]], 2.0), np.array([[1, 2], [2, 1]], np.int32)
+    )
+    assert begun.tolist() == [4.0, 2.0] and total.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "made, message",
+    [
+        (Phrases(), "no phrase; set words or file"),
+        (Phrases(words=("漢字",)), "cannot write '漢字'"),
+        (Phrases(file="{tmp}/absent.txt"), "cannot read the list"),
+        (Phrases(file="{tmp}/empty.txt"), "is empty; a list has one text in each line"),
+        (Choices(), "no text; set texts or file"),
+    ],
+)
+def test_lists_that_cannot_be_used(made, message, tmp_path):
+    (tmp_path / "empty.txt").write_text("\n \n")
+    if made.file:
+        made = type(made)(file=made.file.format(tmp=tmp_path))
+    with pytest.raises(UserError, match=message):
+        made.tables(Tokenizer.train(["the cat"] * 9, 55))
+
+
+# The search. -------------------------------------------------------------------------------------------------------------
+
+FRAMES, CLASSES = 5, 3
+SEGMENTS = np.array([[1, 1, 1, 1, 1], [1, 1, 4, 4, 4], [0, 2, 2, 2, 0]])
+EXAMPLES = [(0, slice(0, 5)), (1, slice(0, 2)), (1, slice(2, 5)), (2, slice(1, 4))]
+
+
+def stream(logits, segments):
+    segments = np.asarray(segments)
+    positions = np.array([[np.sum(row[:t] == row[t]) for t in range(len(row))] for row in segments])
+    return Stream(jnp.asarray(logits, jnp.float32), jnp.asarray(segments, jnp.int32), jnp.asarray(positions, jnp.int32))
+
+
+def by_alignment(logits):
+    """Text -> the logarithm of the sum over all its alignments."""
+    logs, found = np.asarray(jax.nn.log_softmax(jnp.asarray(logits))), {}
+    for path in itertools.product(range(logs.shape[1]), repeat=len(logs)):
+        text = tuple(label for label, _ in itertools.groupby(path) if label)
+        found[text] = np.logaddexp(found.get(text, -np.inf), sum(logs[range(len(path)), path]))
+    return found
+
+
+def results(found, row, where):
+    """[(text, score)] of one example."""
+    ids, scores = (np.asarray(x[row, where]) for x in found.features[:2])
+    every = [(tuple(int(i) for i in text if i), float(score)) for text, score in zip(ids.T, scores.sum(0), strict=True)]
+    return [(text, score) for text, score in every if np.isfinite(score)]
+
+
+def check(found, expected, atol=1e-4):
+    """All texts, the best first."""
+    expected = sorted(((text, score) for text, score in expected.items() if np.isfinite(score)), key=lambda x: -x[1])
+    assert [text for text, _ in found] == [text for text, _ in expected]
+    np.testing.assert_allclose([score for _, score in found], [score for _, score in expected], atol=atol)
+
+
+def compiled(decoder):
+    return jax.jit(lambda *arguments: decoder(*arguments))
+
+
+def test_a_wide_beam_finds_all_texts_with_the_sums_of_their_alignments():
+    wide = compiled(PrefixBeam(beams=48, shortlist=None))
+    for seed in range(4):
+        logits = 2 * np.random.default_rng(seed).normal(size=(3, FRAMES, CLASSES))
+        found = wide(stream(logits, SEGMENTS))
+        for row, where in EXAMPLES:
+            check(results(found, row, where), by_alignment(logits[row, where]))
+
+
+@pytest.fixture(scope="module")
+def bigrams():
+    """A bigram model of the ids 0, 1, 2 as "x", "a", "b"."""
+    model = random_model(np.random.default_rng(3), 2, ["<s>", "</s>", "<unk>", "a", "b"])
+    return model, Tokens(trie(model), np.array([2, 3, 4], np.int32), *np.array([0.8, 0.2, -1.0], np.float32))
+
+
+def test_a_wide_beam_with_an_n_gram_model_and_phrases(bigrams):
+    model, tables = bigrams
+    probability, lists = plain(model), [[[1, 2], [2, 2, 1]], [[1, 1]]]
+    beam = PrefixBeam(beams=48, shortlist=None, scorers={"model": NGram(file=""), "phrases": Phrases()})
+    tables = {"model": tables, "phrases": boosts(lists, 1.5)}
+    chosen = np.where(SEGMENTS == 4, 1, 0)  # the second example of the second row has the second list
+    search = jax.jit(lambda logits, tables, lists: beam(logits, 0, tables, {"phrases": lists}))
+    logits = 2 * np.random.default_rng(0).normal(size=(3, FRAMES, CLASSES))
+    found = search(stream(logits, SEGMENTS), tables, chosen)
+    for row, where in EXAMPLES:
+        expected = by_alignment(logits[row, where])
+        for text in expected:
+            words = [0, *(token + 2 for token in text), 1]
+            model_score = sum(0.8 * probability(words[n], words[:n]) for n in range(1, len(words))) + 0.2 * len(text)
+            expected[text] += model_score + of_phrases(list(text), lists[chosen[row, where.start]], 1.5)
+        check(results(found, row, where), expected)
+
+
+def test_a_beam_with_choices_finds_the_best_of_them():
+    texts = [[1], [1, 2, 1], [2, 2], [2, 1]]
+    beam = PrefixBeam(beams=12, shortlist=None, scorers={"list": Choices()})
+    logits = 2 * np.random.default_rng(1).normal(size=(3, FRAMES, CLASSES))
+    found = compiled(beam)(stream(logits, SEGMENTS), 0, {"list": allowed(texts)})
+    for row, where in EXAMPLES:
+        every = by_alignment(logits[row, where])
+        check(results(found, row, where), {tuple(text): every[tuple(text)] for text in texts if tuple(text) in every})
+
+
+def test_blank_aware_scores():
+    weight, logits = 0.6, np.random.default_rng(2).normal(size=(3, FRAMES, CLASSES))
+    logs = np.asarray(jax.nn.log_softmax(jnp.asarray(logits)))
+    found = compiled(PrefixBeam(beams=48, shortlist=None, blank_weight=weight))(stream(logits, SEGMENTS))
+    adjusted = logs + weight * np.where(np.arange(CLASSES) == 0, logs, np.log1p(-np.exp(logs[..., :1])))
+    expected = {}
+    for path in itertools.product(range(CLASSES), repeat=FRAMES):
+        text = tuple(label for label, _ in itertools.groupby(path) if label)
+        expected[text] = np.logaddexp(expected.get(text, -np.inf), sum(adjusted[0, range(FRAMES), path]))
+    check(results(found, 0, slice(0, 5)), expected)
+
+
+def test_one_beam_is_the_best_path_where_every_frame_has_a_class_above_three_quarters():
+    """The sums of a beam may prefer a text that is not that of the best alignment. Above 3/4 of each frame they cannot."""
+    beams = [compiled(decoder) for decoder in (BestPath(), PrefixBeam(beams=1), PrefixBeam(beams=1, shortlist=1))]
+    generator = np.random.default_rng(0)
+    for _ in range(10):
+        shape, classes = (4, 24), 4
+        best = generator.choice([0.755, 0.8, 0.95, 0.999], shape)
+        rest = generator.dirichlet(np.full(classes - 1, 0.2), shape) * (1 - best[..., None])
+        probabilities = np.concatenate([best[..., None], rest], axis=-1)
+        for cell in np.ndindex(shape):
+            probabilities[cell] = np.roll(probabilities[cell], generator.integers(classes))
+        segments = np.repeat([[1] * 10 + [2] * 9 + [0] * 5], 4, axis=0)
+        path, *others = (decoder(stream(np.log(probabilities), segments)).features for decoder in beams)
+        for other in others:
+            np.testing.assert_array_equal(other.ids, path.ids)
+            written = np.asarray(path.ids) > 0
+            np.testing.assert_array_equal(np.asarray(other.frames)[written], np.asarray(path.frames)[written])
+
+
+def test_a_batch_of_one_a_batch_of_sixteen_and_packed_rows_give_the_same(bigrams):
+    beam = PrefixBeam(beams=4, shortlist=2, scorers={"model": NGram(file="")})
+    tables = {"model": bigrams[1]}
+    search = jax.jit(lambda logits: beam(logits, 0, tables))
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(3, 13, 16)
+    logits = [generator.normal(size=(length, CLASSES)) for length in lengths]
+
+    def rows(groups, room=24):
+        features, segments = np.full((len(groups), room, CLASSES), np.nan), np.zeros((len(groups), room), int)
+        for row, group in enumerate(groups):
+            at = 0
+            for number, one in enumerate(group, 1):
+                features[row, at : at + lengths[one]], segments[row, at : at + lengths[one]] = logits[one], number
+                at += lengths[one] + (row + number) % 2
+        found = search(stream(np.where(segments[..., None] > 0, features, 7.0), segments)).features
+        for row, group in enumerate(groups):
+            for number, one in enumerate(group, 1):
+                yield one, [np.asarray(x)[row, segments[row] == number] for x in found]
+
+    sixteen = dict(rows([[one] for one in range(16)]))
+    alone = dict(next(rows([[one]])) for one in range(4))
+    packed = dict(rows([[0, 1], [2, 3], [4], [5, 6], [7], [8], [9, 10], [11], [12], [13], [14], [15], [], [], [], []]))
+    for other in (alone, packed):
+        for one, parts in other.items():
+            for ours, theirs in zip(parts, sixteen[one], strict=True):
+                np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_tokens_lie_at_their_frames_with_their_probability():
+    probabilities = np.full((1, 8, 3), 0.01)
+    for frame, (label, p) in enumerate(
+        [(0, 0.9), (1, 0.6), (1, 0.8), (0, 0.7), (1, 0.9), (2, 0.5), (2, 0.7), (0, 0.9)]
+    ):
+        probabilities[0, frame] = (1 - p) / 2
+        probabilities[0, frame, label] = p
+    found = compiled(PrefixBeam(beams=6))(stream(np.log(probabilities), np.ones((1, 8), int))).features
+    assert found.ids[0, :, 0].tolist() == [0, 1, 0, 0, 1, 2, 0, 0]
+    assert found.frames[0, :, 0].tolist() == [-1, 1, -1, -1, 4, 5, -1, -1]
+    np.testing.assert_allclose(found.confidence[0, :, 0], [0, 0.8, 0, 0, 0.9, 0.7, 0, 0], atol=1e-6)
+
+
+@pytest.mark.reference
+def test_the_best_text_is_that_of_fast_ctc_decode():
+    library = pytest.importorskip("fast_ctc_decode")
+    beam = compiled(PrefixBeam(beams=16, shortlist=None))
+    logits = 3 * np.random.default_rng(0).normal(size=(20, 30, 5)).astype(np.float32)
+    found = beam(stream(logits, np.ones((20, 30), int)))
+    for row, one in enumerate(np.asarray(jax.nn.softmax(jnp.asarray(logits)))):
+        text, _ = library.beam_search(one, "-abcd", beam_size=16, beam_cut_threshold=0.0)
+        assert "".join("-abcd"[i] for i in results(found, row, slice(None))[0][0]) == text
+
+
+# Training of n-gram models. ------------------------------------------------------------------------------------------------
+
+
+def kneser_ney(sentences, order):
+    """(word, context) -> p, straight from Chen and Goodman (1998) over dictionaries."""
+    padded = [("<s>", *sentence, "</s>") for sentence in sentences]
+    occurring = [[text[i : i + n] for text in padded for i in range(len(text) - n + 1)] for n in range(1, order + 1)]
+    words = {word for text in padded for word in text} - {"<s>"} | {"<unk>"}
+
+    def counts(n):
+        found = {}
+        for gram in set(occurring[n - 1]):
+            if n == order or gram[0] == "<s>":
+                found[gram] = occurring[n - 1].count(gram)
+            else:
+                found[gram] = len({longer[0] for longer in occurring[n] if longer[1:] == gram})
+        return {gram: count for gram, count in found.items() if gram != ("<s>",)}
+
+    of_order = [counts(n) for n in range(1, order + 1)]
+
+    def discount(n, count):
+        have = [sum(c == k for c in of_order[n - 1].values()) for k in range(5)]
+        if not all(have[1:4]):
+            return (0, 0.5, 1, 1.5)[min(count, 3)]
+        share = have[1] / (have[1] + 2 * have[2])
+        found = [0, *(k - (k + 1) * share * have[k + 1] / have[k] for k in (1, 2, 3))]
+        return (found if min(found) >= 0 else (0, 0.5, 1, 1.5))[min(count, 3)]
+
+    def of(word, context):
+        after = {gram[-1]: count for gram, count in of_order[len(context)].items() if gram[:-1] == context}
+        lower = of(word, context[1:]) if context else 1 / len(words)
+        if not after:
+            return lower
+        taken, count = sum(discount(len(context) + 1, c) for c in after.values()), after.get(word, 0)
+        return (count - discount(len(context) + 1, count) + taken * lower) / sum(after.values())
+
+    return of, words
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_modified_kneser_ney(order):
+    generator = np.random.default_rng(0)
+    sentences = [
+        ["abcdef"[min(i, 5)] for i in generator.geometric(0.4, generator.integers(1, 9)) - 1] for _ in range(30)
+    ]
+    model = train(sentences, order)
+    expected, words = kneser_ney(sentences, order)
+    ours, number = plain(model), {word: n for n, word in enumerate(model.words)}
+    assert words | {"<s>"} == set(model.words)
+    for context in itertools.product(["<s>", "a", "b", "f"], repeat=order - 1):
+        found = {word: math.exp(ours(number[word], [number[word] for word in context])) for word in words}
+        assert sum(found.values()) == pytest.approx(1)
+        assert found == pytest.approx({word: expected(word, context) for word in words})
