@@ -40,9 +40,11 @@ from mmjax.decode import (
     NGram,
     Phrases,
     PrefixBeam,
+    Rescorer,
     Sampling,
     Scorer,
 )
+from mmjax.generation.rescorer import LanguageModelRescorer
 from mmjax.interchange.assemble import imported
 from mmjax.models import (
     MFCC,

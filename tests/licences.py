@@ -29,6 +29,7 @@ STRONG = re.compile(r"\bA?GPL\b", re.IGNORECASE)
 KNOWN = {
     "easy-vqa": "MIT",  # its classifier; the field says UNKNOWN
     "espeakng-loader": "GPL-3.0-or-later",  # declares nothing; the library of espeak-ng that it carries says so
+    "fast-ctc-decode": "MIT",  # declares nothing; its LICENSE says so
     "kiwisolver": "BSD-3-Clause",
     "matplotlib": "PSF-2.0",  # a licence of its own, after that of Python
     "ptyprocess": "ISC",

@@ -3,24 +3,36 @@
 import gzip
 import itertools
 import math
+import pathlib
+import re
+import shlex
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import tiny
+from flax.traverse_util import flatten_dict
 
+from mmjax import cli
+from mmjax import config as c
 from mmjax.data.text import Tokenizer
-from mmjax.decode import BestPath, Choices, NGram, Phrases, PrefixBeam
+from mmjax.decode import BestPath, Choices, NGram, Phrases, PrefixBeam, Written, by_example
 from mmjax.decode.arpa import Arpa, Level, read_arpa, write_arpa
 from mmjax.decode.kneser_ney import train
 from mmjax.decode.ngram import Tokens
 from mmjax.decode.phrases import allowed, boosts
+from mmjax.decode.rescoring import next_tokens, rescored
 from mmjax.decode.trie import trie
 from mmjax.errors import UserError
-from mmjax.stream import Stream
+from mmjax.interchange import directories
+from mmjax.stream import EMPTY, Stream
+from mmjax.train.directory import UNTRAINED
+from mmjax.train.step import unboxed
 
 WORDS = ["<s>", "</s>", "<unk>", "a", "b", "c", "d"]
 LN10 = math.log(10)
+PAGE = (pathlib.Path(__file__).parent.parent / "docs" / "decoding.md").read_text("utf-8")
 
 
 def random_model(generator, order, words=WORDS):
@@ -313,7 +325,7 @@ def test_a_wide_beam_with_an_n_gram_model_and_phrases(bigrams):
     model, tables = bigrams
     probability, lists = plain(model), [[[1, 2], [2, 2, 1]], [[1, 1]]]
     beam = PrefixBeam(beams=48, shortlist=None, scorers={"model": NGram(file=""), "phrases": Phrases()})
-    tables = {"model": tables, "phrases": boosts(lists, 1.5)}
+    tables = {"model": tables, "phrases": boosts(lists, 1.5)}, None
     chosen = np.where(SEGMENTS == 4, 1, 0)  # the second example of the second row has the second list
     search = jax.jit(lambda logits, tables, lists: beam(logits, 0, tables, {"phrases": lists}))
     logits = 2 * np.random.default_rng(0).normal(size=(3, FRAMES, CLASSES))
@@ -331,7 +343,7 @@ def test_a_beam_with_choices_finds_the_best_of_them():
     texts = [[1], [1, 2, 1], [2, 2], [2, 1]]
     beam = PrefixBeam(beams=12, shortlist=None, scorers={"list": Choices()})
     logits = 2 * np.random.default_rng(1).normal(size=(3, FRAMES, CLASSES))
-    found = compiled(beam)(stream(logits, SEGMENTS), 0, {"list": allowed(texts)})
+    found = compiled(beam)(stream(logits, SEGMENTS), 0, ({"list": allowed(texts)}, None))
     for row, where in EXAMPLES:
         every = by_alignment(logits[row, where])
         check(results(found, row, where), {tuple(text): every[tuple(text)] for text in texts if tuple(text) in every})
@@ -370,7 +382,7 @@ def test_one_beam_is_the_best_path_where_every_frame_has_a_class_above_three_qua
 
 def test_a_batch_of_one_a_batch_of_sixteen_and_packed_rows_give_the_same(bigrams):
     beam = PrefixBeam(beams=4, shortlist=2, scorers={"model": NGram(file="")})
-    tables = {"model": bigrams[1]}
+    tables = {"model": bigrams[1]}, None
     search = jax.jit(lambda logits: beam(logits, 0, tables))
     generator = np.random.default_rng(0)
     lengths = generator.integers(3, 13, 16)
@@ -419,6 +431,75 @@ def test_the_best_text_is_that_of_fast_ctc_decode():
     for row, one in enumerate(np.asarray(jax.nn.softmax(jnp.asarray(logits)))):
         text, _ = library.beam_search(one, "-abcd", beam_size=16, beam_cut_threshold=0.0)
         assert "".join("-abcd"[i] for i in results(found, row, slice(None))[0][0]) == text
+
+
+# The second pass. ----------------------------------------------------------------------------------------------------------
+
+
+def test_next_tokens_stand_without_gaps_at_the_beginning_of_their_example():
+    ids, segments = np.array([[-1, 5, 6, -1, 7, 8, 9, -1, -1]]), np.array([[1, 1, 1, 1, 2, 2, 2, 3, 0]])
+    inputs, following, place = next_tokens(ids, segments, 3)
+    assert inputs.segments.tolist() == [[1, 1, 0, 0, 2, 2, 2, 0, 0]]
+    assert inputs.features.tolist() == [[3, 5, 0, 0, 3, 7, 8, 0, 0]]
+    assert inputs.positions.tolist() == [[0, 1, 0, 0, 0, 1, 2, 0, 0]]
+    assert following.tolist() == [[5, 6, 0, 0, 7, 8, 9, 0, 0]]
+    assert place.tolist() == [[9, 0, 1, 9, 4, 5, 6, 9, 9]]
+    inputs, following, place = next_tokens(ids, segments, None)
+    assert inputs.features.tolist() == [[5, 0, 0, 0, 7, 8, 0, 0, 0]]
+    assert following.tolist() == [[6, 0, 0, 0, 8, 9, 0, 0, 0]]
+    assert place.tolist() == [[9, 9, 0, 9, 9, 4, 5, 9, 9]]
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory, tokenizer):
+    """A run with a language model that was not trained."""
+    decoder = c.TextDecoder(layers=1, width=16, heads=2, mlp=16, cross_attention=False, vocabulary=len(tokenizer))
+    config = c.Experiment(
+        name="tiny",
+        steps=1,
+        data=c.Data(
+            source=c.Manifest(splits={"test": "test.tsv"}), rows={"text": 8, "examples": 1}, subsets={"text": 1.0}
+        ),
+        model=c.Multimodal(encoders={"text": c.TokenIds()}, tasks={"next": c.CausalLM(decoder=decoder)}),
+        optimizer=c.Optimizer(schedule=c.Constant(peak=1e-3)),
+    )
+    text = stream(np.zeros((1, 8)), np.ones((1, 8), int))
+    params = decoder.init(jax.random.key(0), text._replace(features=text.features.astype(int)))["params"]
+    params = {"tasks_next": {"decoder": jax.tree.map(lambda x: 3 * x, unboxed(params))}}
+    folder = tmp_path_factory.mktemp("runs") / "model"
+    directories.write(folder, flatten_dict(params, sep="/"), UNTRAINED, {"config.json": c.to_dict(config)})
+    tokenizer.save(folder / tokenizer.file_name)
+    return folder, decoder, params["tasks_next"]["decoder"]
+
+
+def test_a_language_model_orders_the_texts_anew(language_model, tokenizer):
+    folder, decoder, params = language_model
+    rescorer = c.LanguageModelRescorer(run=str(folder), weight=0.7, bonus=0.4)
+    generator = np.random.default_rng(0)
+    segments = np.array([[1, 1, 1, 1, 2, 2, 2, 0]])
+    ids = np.where(generator.random((1, 8, 3)) < 0.4, EMPTY, generator.integers(1, len(tokenizer), (1, 8, 3)))
+    scores = generator.normal(size=(1, 8, 3)).astype(np.float32)
+    scores[0, 5, 2] = -np.inf  # a text that does not exist
+    before = Stream(
+        Written(*map(jnp.asarray, (ids, scores, scores, ids))), jnp.asarray(segments), jnp.asarray(segments)
+    )
+    found = jax.jit(lambda written, tables: rescored(written, rescorer, tables))(before, rescorer.tables(tokenizer))
+
+    predict = jax.jit(lambda text: jax.nn.log_softmax(decoder.apply({"params": params}, text).features))
+
+    def expected(text):
+        padded = np.array([[*text, *[0] * (8 - len(text))]])
+        logs = np.asarray(predict(Stream(padded, (np.arange(8) < len(text))[None].astype(int), np.arange(8)[None])))[0]
+        return sum(0.7 * logs[n - 1, text[n]] + 0.4 for n in range(1, len(text)))
+
+    for (_, ours), (_, given) in zip(by_example(found), by_example(before), strict=True):
+        texts = [[i for i in text if i != EMPTY] for text in np.asarray(given.ids).T.tolist()]
+        totals = given.scores.sum(0) + np.array([expected(text) for text in texts])
+        order = np.argsort(-totals)
+        np.testing.assert_allclose(ours.scores.sum(0), totals[order], atol=1e-4)
+        np.testing.assert_array_equal(ours.ids, np.asarray(given.ids)[:, order])
+    with pytest.raises(UserError, match="has another tokenizer than the recogniser"):
+        rescorer.tables(Tokenizer.train(["the cat"] * 9, 55))
 
 
 # Training of n-gram models. ------------------------------------------------------------------------------------------------
@@ -474,3 +555,60 @@ def test_modified_kneser_ney(order):
         found = {word: math.exp(ours(number[word], [number[word] for word in context])) for word in words}
         assert sum(found.values()) == pytest.approx(1)
         assert found == pytest.approx({word: expected(word, context) for word in words})
+
+
+# The page and its commands. ------------------------------------------------------------------------------------------------
+
+
+COMMANDS = re.findall(r"^mmjax .*", "\n".join(re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)), re.MULTILINE)
+
+
+@pytest.fixture
+def sentences(tmp_path, monkeypatch):
+    """The files of the page, in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sentences.txt").write_text("is there a circle?\nwhat color is the cat?\nis there a cat on the mat?\n")
+    (tmp_path / "names.txt").write_text("a cat\nthe mat\n")
+
+
+def test_the_examples_of_the_page_are_decoders(sentences, tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "runs" / "asr" / tokenizer.file_name)
+    found = []
+    for _, command, *words in map(shlex.split, COMMANDS):
+        if command == "ngram":
+            assert cli.main([command, *words]) == 0
+        else:
+            found.append(c.override(tiny(), words[1:]).model.tasks["transcript"].decoding)
+    alone, model, phrases = found
+    assert alone == PrefixBeam(beams=4)
+    assert model.tables(tokenizer)[0]["words"].trie.order == 3
+    assert phrases.tables(tokenizer)[0]["names"].gain.max() == 2 * max(
+        map(len, map(tokenizer.pieces, ["a cat", "the mat"]))
+    )
+    for text in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+        exec(text, {})
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page(run, sentences, capsys):
+    for line in COMMANDS:
+        words = shlex.split(line.replace("runs/asr", str(run)))[1:]
+        assert cli.main([*words, "--examples", "8", "--json"] if words[0] == "eval" else words) == 0, line
+        out = capsys.readouterr().out
+        assert "words.arpa.gz: " in out if words[0] == "ngram" else "transcript/wer" in out
+
+
+def test_a_model_of_pieces_in_a_file(tokenizer, tmp_path, capsys):
+    texts = ["the cat sat on the mat"] * 3 + ["a dog sat"]
+    with gzip.open(tmp_path / "sentences.txt.gz", "wt") as file:
+        file.write("\n".join(texts))
+    tokenizer.save(tmp_path / "run" / tokenizer.file_name)
+    out, run = str(tmp_path / "pieces.arpa"), str(tmp_path / "run")
+    words = ["ngram", str(tmp_path / "sentences.txt.gz"), "-o", out, "--order", "4", "--tokenizer", run]
+    assert cli.main(words) == 0
+    scorer = NGram(file=out, weight=1.0)
+    tables, ids = scorer.tables(tokenizer), np.array([tokenizer.pieces(texts[0])], np.int32)
+    _, score = jax.jit(lambda tables, ids: written(scorer, tables, ids))(tables, np.concatenate([ids, ids[:, ::-1]]))
+    assert score[0] > -4 > -10 > score[1]
+    assert cli.main(["ngram", str(tmp_path / "absent.txt"), "-o", out]) == 2
+    assert "cannot read the text" in capsys.readouterr().err

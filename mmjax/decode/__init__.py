@@ -7,6 +7,7 @@ from mmjax.decode.hypotheses import NOTHING, Hypotheses, Hypothesis, Token, hypo
 from mmjax.decode.ngram import NGram
 from mmjax.decode.phrases import Choices, Phrases
 from mmjax.decode.prefix_beam import PrefixBeam
+from mmjax.decode.rescoring import Rescorer
 from mmjax.decode.sampling import GREEDY, Sampling, choose, limited
 from mmjax.decode.scorers import Scorer, Sum, chosen
 from mmjax.decode.written import Written, by_example, one_text

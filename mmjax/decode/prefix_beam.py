@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.decode.base import CTCDecoding
+from mmjax.decode.rescoring import Rescorer, rescored
 from mmjax.decode.scorers import Scorer, Sum, chosen
 from mmjax.decode.written import Written
 from mmjax.errors import UserError
 from mmjax.models.segments import same_segment
-from mmjax.models.texts import to_ids
+from mmjax.models.texts import to_classes, to_ids
 from mmjax.stream import BLANK, Stream
 from mmjax.tree import part
 
@@ -41,6 +42,7 @@ class PrefixBeam(CTCDecoding):
     # l of the blank-aware scoring of language models in NeMo: the score of a blank is (1 + l) ln p, and that of another token
     # ln p + l ln(1 - p(blank)); 0: scores are ln p.
     blank_weight: float = 0.0
+    rescorer: Rescorer | None = None  # scores the texts that were found, which are ordered anew
 
     def check(self, path: str, config: Any) -> None:
         for name in ("beams", "shortlist"):
@@ -48,7 +50,8 @@ class PrefixBeam(CTCDecoding):
                 raise UserError(f"{path}.{name}={getattr(self, name)}; write 1 or more")
 
     def tables(self, tokenizer: Any) -> Any:
-        return Sum(self.scorers).tables(tokenizer) if self.scorers else None
+        rescorer = None if self.rescorer is None else self.rescorer.tables(tokenizer)
+        return Sum(self.scorers).tables(tokenizer), rescorer
 
     def __call__(
         self, logits: Stream, blank: int = 0, tables: Any = None, lists: Mapping[str, jax.Array] | None = None
@@ -59,15 +62,21 @@ class PrefixBeam(CTCDecoding):
         classes = jax.lax.top_k(likelihood[..., 1:], min(self.shortlist or count, count))[1].astype(jnp.int32) + 1
         frames = Frames(_blank_aware(likelihood, self.blank_weight), classes, ~same_segment(logits.segments, -1))
         by_time = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (frames, dict(lists or {})))
+        of_scorers, of_rescorer = tables or ({}, None)
         shape, scorer = (likelihood.shape[0], self.beams), Sum(self.scorers)
 
         def step(texts: Texts, x: tuple[Frames, Any]) -> tuple[Texts, Steps]:
             frame, lists = x
-            texts = _where(frame.first, _begin(shape, scorer, tables, lists), texts)
-            return _step(texts, frame, scorer, tables, blank)
+            texts = _where(frame.first, _begin(shape, scorer, of_scorers, lists), texts)
+            return _step(texts, frame, scorer, of_scorers, blank)
 
-        start = _begin(shape, scorer, tables, jax.tree.map(lambda x: x[0], by_time[1]))
-        return _traced(logits, jnp.exp(likelihood), jax.lax.scan(step, start, by_time)[1])
+        start = _begin(shape, scorer, of_scorers, jax.tree.map(lambda x: x[0], by_time[1]))
+        found = _traced(logits, jnp.exp(likelihood), jax.lax.scan(step, start, by_time)[1])
+        if self.rescorer is None:
+            return found
+        texts = found.features._replace(ids=to_ids(found.features.ids, blank))
+        texts = rescored(found._replace(features=texts), self.rescorer, of_rescorer).features
+        return found._replace(features=texts._replace(ids=to_classes(texts.ids, blank)))
 
 
 class Paths(NamedTuple):

@@ -77,10 +77,17 @@ def _child(node: dict, annotation: Any, name: str, path: str, tree: dict, new: b
         annotations = hints(cls) if cls is not None and dataclasses.is_dataclass(cls) else {}
         found, inner, known = name if name in annotations else None, annotations.get(name), annotations
         if found is not None and found not in node:
-            node[found] = None  # a field of a class that an earlier flag has chosen
+            node[found] = _default(cls, found)  # a field of a class that an earlier flag has chosen
     if found is None:
         raise UserError(f"unknown config key '{dotted(path, name)}'{nearest(name, known, path, tree)}")
     return found, inner
+
+
+def _default(cls: type, name: str) -> Any:
+    """The default of a field of a class in its plain form; None if it has none."""
+    field = next(field for field in dataclasses.fields(cls) if field.name == name)
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return None if default is dataclasses.MISSING else to_dict(default)
 
 
 def _literal(text: str) -> Any:
