@@ -1,8 +1,12 @@
 """Decoding: from the outputs of a model to ids; pure, batched, compiled once."""
 
+from mmjax.decode.alignment import Spans, forced_alignment
 from mmjax.decode.base import CTCDecoding, Decoding, TextDecoding, TransducerDecoding
 from mmjax.decode.beam import Beams, begin_beams, extend_beams, ranked
 from mmjax.decode.greedy import BestPath, Greedy, GreedyTransducer
 from mmjax.decode.hypotheses import NOTHING, Hypotheses, Hypothesis, Token, hypotheses
 from mmjax.decode.sampling import GREEDY, Sampling, choose, limited
+from mmjax.decode.subtitles import format_of
+from mmjax.decode.warping import attention_weights, warped
+from mmjax.decode.words import TimedToken, Timings, Word, timings
 from mmjax.decode.written import Written, by_example, one_text

@@ -1,7 +1,7 @@
 """What tasks that write a text share: its label, its tokenizer, its error rates."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ class TextTask(Task, kw_only=True):
     """The base class of tasks that write a text; a subclass has the fields `label` and `decoding`."""
 
     kind = "task"
+    longest: ClassVar[int | None] = None  # the largest number of tokens of a text; None: any
 
     def labels(self) -> dict[str, str]:
         return {self.label: "text"}
