@@ -11,7 +11,7 @@ from mmjax.data.capacity import bucket
 from mmjax.data.example import Example, pieces_of
 from mmjax.data.packing import Packer
 from mmjax.data.text import is_blank
-from mmjax.decode import TimedToken, Timings, by_example, timings
+from mmjax.decode import Spans, Spoken, TimedToken, Timings, by_example
 from mmjax.errors import UserError
 from mmjax.train.report import sample_rate
 
@@ -43,7 +43,7 @@ class Aligner:
             raise UserError(f"the task {self.name} reads {len(heard)} encoders of recordings, but one is needed")
         self.encoder = heard[0]
         self._program = jax.jit(
-            lambda params, batch: run.model.apply({"params": params}, batch, self.name, method="spans")
+            lambda params, batch, texts: run.model.apply({"params": params}, batch, self.name, texts, method="spans")
         )
 
     def __call__(self, given: Mapping[str, Any], prefixes: Mapping[str, Any], text: str) -> Timings:
@@ -55,33 +55,46 @@ class Aligner:
         Raises:
           UserError: the text does not fit the recording.
         """
-        label, facts = self.task.label, self.run.facts
+        facts = self.run.facts
         if self.encoder not in given:
             raise UserError(f"give the recording: --{self.encoder} FILE")
         rate = sample_rate(self.run.config)
         duration = sum(len(one) for one in pieces_of(given[self.encoder])) / rate
-        layout = self.run.layout_for(given)
-        ids = layout.streams[label].cut(text, label, "your text", prefixes.get(label, ())).features
         if is_blank(text):
-            return timings((), facts.tokenizer.decode, 1.0, duration)
-        if self.task.longest is not None and len(ids) > self.task.longest:
-            most = f"the decoder of {self.name} writes at most {self.task.longest}"
-            raise UserError(f"the text has {len(ids)} tokens, but {most}; align its parts with parts of the recording")
-        rows = {**layout.rows, label: bucket(len(ids), layout.streams[label])}
-        layout = dataclasses.replace(layout, rows=rows)
-        packer = Packer(layout, 1)
-        packer.add(0, Example(given, {label: text}, prefixes), frozenset(given), name="your input")
-        found = jax.device_get(self._program(self.run.device_params, packer.batch))
-        spans = dict(by_example(found)).get((0, 1))
-        if spans is None or not len(spans.ids):
-            raise UserError(f"this run's tokenizer has no token for {text!r:.80}")
+            return Timings("", duration, (), (), ())
+        spans = self._spans(given, prefixes, text)
         if np.any(spans.start < 0):
             raise UserError(
                 f"the text has {len(spans.ids)} tokens, which do not fit into {duration:.1f} s of speech; "
                 "check that it is the text of this recording"
             )
         tokens = map(TimedToken, *(x.tolist() for x in (spans.ids, spans.confidence, spans.start, spans.stop)))
-        return timings(tokens, facts.tokenizer.decode, facts.seconds[self.encoder], duration, text)
+        spoken = Spoken(tokens, facts.tokenizer.decode, facts.seconds[self.encoder], duration)
+        return spoken.timings(duration, text)
+
+    def _spans(self, given: Mapping[str, Any], prefixes: Mapping[str, Any], text: str) -> Spans:
+        """The spans of a text's tokens. Some models, such as Whisper, begin texts with a space: the more probable way is taken."""
+        label, layout = self.task.label, self.run.layout_for(given)
+        stream = layout.streams[label]
+        cuts = {
+            tuple(stream.cut(x, label, "your text", prefixes.get(label, ())).features): x for x in (text, f" {text}")
+        }
+        longest = max(map(len, cuts))
+        if not longest:
+            raise UserError(f"this run's tokenizer has no token for {text!r:.80}")
+        if self.task.longest is not None and longest > self.task.longest:
+            most = f"the decoder of {self.name} writes at most {self.task.longest}"
+            raise UserError(f"the text has {longest} tokens, but {most}; align its parts with parts of the recording")
+        layout = dataclasses.replace(layout, rows={**layout.rows, label: bucket(longest, stream)})
+        batches = []
+        for way in cuts.values():
+            packer = Packer(layout, 1)
+            packer.add(0, Example(given, {label: way}, prefixes), frozenset(given), name="your input")
+            batches.append(packer.batch)
+        texts = [batch[label] for batch in batches]
+        found = jax.device_get(self._program(self.run.device_params, batches[0], texts))
+        spans = [dict(by_example(stream))[0, 1] for stream in found]
+        return max(spans, key=lambda one: np.log(np.maximum(one.confidence, 1e-30)).sum())
 
 
 def word_times(run: Any, result: Mapping[str, Any], **inputs: Any) -> dict[str, Timings]:

@@ -8,5 +8,5 @@ from mmjax.decode.hypotheses import NOTHING, Hypotheses, Hypothesis, Token, hypo
 from mmjax.decode.sampling import GREEDY, Sampling, choose, limited
 from mmjax.decode.subtitles import format_of
 from mmjax.decode.warping import attention_weights, warped
-from mmjax.decode.words import TimedToken, Timings, Word, timings
+from mmjax.decode.words import Spoken, TimedToken, Timings, Word, word_spans
 from mmjax.decode.written import Written, by_example, one_text

@@ -47,7 +47,11 @@ def textgrid(timings: Timings) -> str:
         whole = whole if whole[-1][1] >= end else [*whole, (whole[-1][1], end, "")]
         lines += ["        xmin = 0", f"        xmax = {end:.3f}", f"        intervals: size = {len(whole)}"]
         for place, (start, stop, text) in enumerate(whole, 1):
-            lines += [f"        intervals [{place}]:", f"            xmin = {start:.3f}", f"            xmax = {stop:.3f}"]
+            lines += [
+                f"        intervals [{place}]:",
+                f"            xmin = {start:.3f}",
+                f"            xmax = {stop:.3f}",
+            ]
             lines.append('            text = "{}"'.format(text.replace('"', '""')))
     return "\n".join(lines) + "\n"
 

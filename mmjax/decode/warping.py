@@ -54,7 +54,9 @@ def attention_weights(
         normal = centred / jnp.where(deviation > 0, deviation, 1.0)
         return total + jnp.where(own, _median(normal, around), 0.0), None
 
-    total, _ = jax.lax.scan(add, jnp.zeros(own.shape), (queries[layers, :, numbers], keys[layers, :, numbers // shared]))
+    total, _ = jax.lax.scan(
+        add, jnp.zeros(own.shape), (queries[layers, :, numbers], keys[layers, :, numbers // shared])
+    )
     return total / len(heads)
 
 

@@ -24,7 +24,7 @@ CHARACTERS = 84  # its characters: two lines of a subtitle
 
 
 class TimedToken(NamedTuple):
-    """A token with its probability, 0 to 1, its first frame, and the frame after its last one.
+    """A token with its probability, 0 to 1, its first frame, and the frame after its last one; -1: unknown.
 
     A frame is an output token of the encoder, counted from the first one of the example.
     """
@@ -36,7 +36,7 @@ class TimedToken(NamedTuple):
 
 
 class Word(NamedTuple):
-    """A word, character or segment with its times in seconds, and the probability that it is right.
+    """A word, character or segment with its times in seconds (None: unknown), and the probability that it is right.
 
     The confidence of a word is the product of the probabilities of its tokens: each is a probability given the earlier ones, so
     the product is the probability that the whole word is right. (NeMo offers it beside the minimum, its default; Whisper takes
@@ -45,8 +45,8 @@ class Word(NamedTuple):
     """
 
     word: str
-    start: float
-    end: float
+    start: float | None
+    end: float | None
     confidence: float
 
 
@@ -93,7 +93,7 @@ def pieces(decode: Callable[[Sequence[int]], str], ids: Sequence[int]) -> tuple[
         if end > start:
             found.append(Piece(start, end, [*incomplete, number]))
             incomplete = []
-        elif len(begun) > end:  # the first bytes of a character
+        if len(begun) > end:  # the first bytes of a character
             incomplete.append(number)
     return text, found
 
@@ -127,53 +127,68 @@ def _spaceless(character: str) -> bool:
     return any(first <= ord(character) <= last for first, last in SPACELESS)
 
 
-def timings(
-    tokens: Iterable[TimedToken],
-    decode: Callable[[Sequence[int]], str],
-    seconds: float,
-    duration: float,
-    text: str | None = None,
-) -> Timings:
-    """The times of a text's words, characters and segments.
+class Spoken:
+    """A text of tokens, and when each of its characters was spoken.
 
-    The characters of a token share its time equally. Spaces take no time. The time of a word is that of its letters, without
-    punctuation, which stands for a pause.
+    The characters of a token share its time equally. Spaces take no time.
 
     Args:
       decode: ids -> text.
-      seconds: of a frame; duration: of the recording, in seconds.
-      text: the text as it should be shown, such as with capitals that the tokenizer does not have; it is used if it has as many
-        words as the tokens.
+      seconds: of a frame.
+      duration: of the recording, in seconds.
     """
-    tokens = [token for token in tokens if token.id >= 0 and token.start >= 0]
-    written, found = pieces(decode, [token.id for token in tokens])
-    start, end = (np.full(len(written), np.nan) for _ in range(2))
-    of_piece = np.full(len(written), -1)
-    for number, piece in enumerate(found):
-        own = [tokens[one] for one in piece.tokens]
-        places = [place for place in range(piece.start, piece.stop) if not written[place].isspace()]
-        first, last = min(one.start for one in own), max(one.stop for one in own)
-        edges = np.minimum(np.linspace(first, last, len(places) + 1) * seconds, duration)
-        start[places], end[places], of_piece[places] = edges[:-1], edges[1:], number
-    confidence = [float(np.prod([tokens[one].confidence for one in piece.tokens])) for piece in found]
 
-    def part(first: int, last: int, shown: str) -> Word | None:
-        places = [place for place in range(first, last) if of_piece[place] >= 0]
-        said = [place for place in places if written[place].isalnum()] or places
-        if not said:
-            return None
-        sure = float(np.prod([confidence[number] for number in sorted(set(of_piece[said]))]))
-        return Word(shown, round(float(start[said].min()), 3), round(float(end[said].max()), 3), sure)
+    def __init__(
+        self,
+        tokens: Iterable[TimedToken],
+        decode: Callable[[Sequence[int]], str],
+        seconds: float,
+        duration: float = np.inf,
+    ):
+        self._tokens = [token for token in tokens if token.id >= 0]
+        self.text, found = pieces(decode, [token.id for token in self._tokens])
+        self._start, self._end = (np.full(len(self.text), np.nan) for _ in range(2))
+        self._behind: list[Sequence[int]] = [()] * len(self.text)  # the tokens of each character
+        for piece in found:
+            own = [self._tokens[number] for number in piece.tokens]
+            places = [place for place in range(piece.start, piece.stop) if not self.text[place].isspace()]
+            if all(token.start >= 0 for token in own):
+                first, last = min(token.start for token in own), max(token.stop for token in own)
+                edges = np.minimum(np.linspace(first, last, len(places) + 1) * seconds, duration)
+                self._start[places], self._end[places] = edges[:-1], edges[1:]
+            for place in places:
+                self._behind[place] = piece.tokens
 
-    spans, shown = word_spans(written), written.strip()
-    names = [written[first:last] for first, last in spans]
-    given = [] if text is None else [text[first:last] for first, last in word_spans(text)]
-    if len(given) == len(names):
-        names, shown = given, text.strip()
-    words = [word for span, name in zip(spans, names, strict=True) if (word := part(*span, name)) is not None]
-    characters = [part(*span, written[slice(*span)]) for span in _characters(written)]
-    characters = (one for one in characters if one is not None)
-    return Timings(shown, duration, tuple(words), tuple(characters), tuple(segments(words, shown)))
+    def part(self, first: int, last: int, shown: str | None = None) -> Word:
+        """The characters from `first` to `last`. Their time is that of their letters, since punctuation stands for a pause."""
+        said = [place for place in range(first, last) if self.text[place].isalnum()] or list(range(first, last))
+        own = {number for place in said for number in self._behind[place]}
+        sure = float(np.prod([self._tokens[number].confidence for number in own]))
+        times = (float(self._start[said].min()), float(self._end[said].max()))
+        known = not np.isnan(times).any()
+        start, end = (round(time, 3) if known else None for time in times)
+        return Word(self.text[first:last] if shown is None else shown, start, end, sure)
+
+    def words(self) -> tuple[Word, ...]:
+        """All words (`word_spans`)."""
+        return tuple(self.part(*span) for span in word_spans(self.text))
+
+    def timings(self, duration: float, text: str | None = None) -> Timings:
+        """The times of words, characters and segments.
+
+        Args:
+          duration: of the recording, in seconds.
+          text: as it should be shown, such as with capitals that the tokenizer does not have; it is used if it has as many
+            words.
+        """
+        spans, shown = word_spans(self.text), self.text.strip()
+        names = [self.text[first:last] for first, last in spans]
+        given = [] if text is None else [text[first:last] for first, last in word_spans(text)]
+        if len(given) == len(names):
+            names, shown = given, text.strip()
+        words = tuple(self.part(*span, name) for span, name in zip(spans, names, strict=True))
+        characters = tuple(self.part(*span) for span in _characters(self.text))
+        return Timings(shown, duration, words, characters, tuple(segments(words, shown)))
 
 
 def _characters(text: str) -> list[tuple[int, int]]:
@@ -187,7 +202,7 @@ def segments(words: Sequence[Word], text: str) -> list[Word]:
     """Joins words to segments: sentences, cut at pauses (`PAUSE`), and where they are too long for a subtitle.
 
     Args:
-      text: of the words.
+      words: with known times; text: of the words.
     """
     found, group, place, began = [], [], 0, 0
     for number, word in enumerate(words):

@@ -3,6 +3,7 @@
 import math
 import string
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,6 +15,29 @@ def error_rates(references: list[str], hypotheses: list[str]) -> dict[str, float
     if not any(references):
         return {}
     return {"cer": float(jiwer.cer(references, hypotheses)), "wer": float(jiwer.wer(references, hypotheses))}
+
+
+def words_right(reference: Sequence[str], hypothesis: Sequence[str]) -> list[bool]:
+    """Whether each word of a hypothesis is right: equal to its word of the reference in the alignment with the fewest edits."""
+    import jiwer
+
+    right = [False] * len(hypothesis)
+    if reference and hypothesis:
+        for chunk in jiwer.process_words(" ".join(reference), " ".join(hypothesis)).alignments[0]:
+            for place in range(chunk.hyp_start_idx, chunk.hyp_end_idx):
+                right[place] = chunk.type == "equal"
+    return right
+
+
+def calibration_error(confidence: Sequence[float], right: Sequence[bool], bins: int = 10) -> float:
+    """The expected calibration error: the mean distance of confidence and accuracy (Guo et al. 2017, arXiv:1706.04599).
+
+    Confidences from 0 to 1 are divided into bins of equal width; each bin counts as often as it has members.
+    """
+    confidence, right = np.asarray(confidence, float), np.asarray(right, float)
+    own = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = np.bincount(own, weights=confidence - right, minlength=bins)
+    return float(np.abs(gaps).sum() / len(confidence))
 
 
 def reply_metrics(references: list[str], hypotheses: list[str]) -> dict[str, float]:
