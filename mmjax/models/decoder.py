@@ -24,7 +24,6 @@ from mmjax.models.soft_tokens import merged
 from mmjax.models.transformer import embed, feed_forward
 from mmjax.stream import Factors, Stream, only_tokens
 
-
 # Under this name blocks sow the queries [B, H, T, D] and keys [B, K, C, D] of cross-attention, for alignments.
 CROSS_ATTENTION = "cross_attention_scores"
 
