@@ -123,6 +123,10 @@ def word_spans(text: str) -> list[tuple[int, int]]:
     return spans
 
 
+def _spoken(character: str) -> bool:
+    return character.isalnum() or unicodedata.category(character).startswith("M")
+
+
 def _spaceless(character: str) -> bool:
     return any(first <= ord(character) <= last for first, last in SPACELESS)
 
@@ -161,7 +165,7 @@ class Spoken:
 
     def part(self, first: int, last: int, shown: str | None = None) -> Word:
         """The characters from `first` to `last`. Their time is that of their letters, since punctuation stands for a pause."""
-        said = [place for place in range(first, last) if self.text[place].isalnum()] or list(range(first, last))
+        said = [place for place in range(first, last) if _spoken(self.text[place])] or list(range(first, last))
         own = {number for place in said for number in self._behind[place]}
         sure = float(np.prod([self._tokens[number].confidence for number in own]))
         times = (float(self._start[said].min()), float(self._end[said].max()))
