@@ -38,10 +38,9 @@ class Aligner:
             raise UserError(f"{run.directory} has {choose}")
         self.run, self.name = run, task or found[0]
         self.task = tasks[self.name]
-        heard = [name for name in self.task.sources if name in run.facts.seconds]
-        if len(heard) != 1:
-            raise UserError(f"the task {self.name} reads {len(heard)} encoders of recordings, but one is needed")
-        self.encoder = heard[0]
+        self.encoder = self.task.heard(run.facts)
+        if self.encoder is None:
+            raise UserError(f"the task {self.name} does not read one encoder of recordings, but none or several")
         self._program = jax.jit(
             lambda params, batch, texts: run.model.apply({"params": params}, batch, self.name, texts, method="spans")
         )

@@ -11,11 +11,22 @@ import pytest
 from mmjax.cli import main
 from mmjax.data.audio import write_audio
 from mmjax.data.text import HuggingFaceTokenizer, Tokenizer
-from mmjax.decode import Spoken, TimedToken, Timings, Word, attention_weights, forced_alignment, warped, word_spans
+from mmjax.decode import (
+    Spoken,
+    TimedToken,
+    Timings,
+    Word,
+    Written,
+    attention_weights,
+    forced_alignment,
+    warped,
+    word_spans,
+)
 from mmjax.decode.subtitles import FORMATS
 from mmjax.errors import UserError
 from mmjax.run import Run
-from mmjax.stream import Stream
+from mmjax.stream import EMPTY, Stream
+from mmjax.tasks import CTC, Facts, Item
 from mmjax.tasks.metrics import calibration_error, words_right
 from mmjax.timestamps import word_times
 
@@ -215,6 +226,22 @@ def test_words_right_and_their_calibration_error():
     # Two words in the bin of 0.9 to 1, of which one is right, and a wrong one in the bin of 0.1 to 0.2.
     assert calibration_error([0.95, 0.95, 0.15], [True, False, False]) == pytest.approx((0.9 + 0.15) / 3)
     assert calibration_error([1.0, 0.0], [True, False]) == 0
+
+
+def test_a_written_text_has_words_and_its_evaluation_their_calibration():
+    """Words have times where the decoder knows frames. Here 2 of 3 words are right, with confidences of 1, 1 and 0.25."""
+    tokenizer, task = sentencepiece(), CTC(label="transcript")
+    ids = np.array([EMPTY, *tokenizer.encode("the quick hen"), EMPTY], np.int32)
+    sure = np.where(np.arange(len(ids)) == len(ids) - 2, 0.25, 1.0).astype(np.float32)
+    written = Written(*(x[:, None] for x in (ids, np.log(sure), sure, np.arange(len(ids), dtype=np.int32))))
+    facts = Facts(tokenizer, seconds={"speech": 0.04})
+    found = task.prediction(written, facts)
+    shown = task.shown(found, facts)["words"]
+    assert [(word["word"], word["confidence"]) for word in shown] == [("the", 1.0), ("quick", 1.0), ("hen", 0.25)]
+    assert shown[0]["start"] >= 0.04 and shown[-1]["end"] == pytest.approx(0.04 * (len(ids) - 1))
+    assert task.metrics([Item(0, "the quick fox", found)])["ece"] == pytest.approx(0.25 / 3)
+    unknown = task.prediction(written._replace(frames=np.full_like(written.frames, -1)), facts)
+    assert "words" not in task.shown(unknown, facts) and unknown.best.words[2].confidence == 0.25
 
 
 # Files. ---------------------------------------------------------------------------------------------------
