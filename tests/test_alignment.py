@@ -309,6 +309,6 @@ def test_a_run_aligns_a_known_text(run, tmp_path, capsys):
     assert main([*asked, "-o", str(tmp_path / "one.srt"), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert [word["word"] for word in printed["words"]] == QUESTION.split()
-    assert QUESTION in (tmp_path / "one.srt").read_text("utf-8")
+    assert (tmp_path / "one.srt").read_text("utf-8") == FORMATS[".srt"](found)
     assert main([*asked, "-o", str(tmp_path / "one.txt")]) == 2
     assert "should end with .srt, .vtt, .TextGrid or .json" in capsys.readouterr().err
