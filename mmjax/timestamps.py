@@ -13,6 +13,7 @@ from mmjax.data.packing import Packer
 from mmjax.data.text import is_blank
 from mmjax.decode import Spans, Spoken, TimedToken, Timings, by_example
 from mmjax.errors import UserError
+from mmjax.parallel.runtime import jit_once
 from mmjax.train.report import sample_rate
 
 
@@ -41,7 +42,7 @@ class Aligner:
         self.encoder = self.task.heard(run.facts)
         if self.encoder is None:
             raise UserError(f"the task {self.name} does not read one encoder of recordings, but none or several")
-        self._program = jax.jit(
+        self._program = jit_once(
             lambda params, batch, texts: run.model.apply({"params": params}, batch, self.name, texts, method="spans")
         )
 
