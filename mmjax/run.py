@@ -122,7 +122,7 @@ class Run:
         Raises:
           UserError: an input cannot be read or does not fit, or the model has no encoder for it.
         """
-        return self._predict(*self._read({"speech": speech, "image": image, "text": text} | others, tags or {}))
+        return self._predict(*self._given(speech, image, text, tags, others))
 
     def align(
         self,
@@ -149,15 +149,16 @@ class Run:
         if task not in self._aligners:
             self._aligners[task] = Aligner(self, task)
         aligner = self._aligners[task]
-        return aligner(*self._read({aligner.encoder: speech} | others, tags or {}), text)
+        return aligner(*self._given(None, None, None, tags, {aligner.encoder: speech} | others), text)
 
-    def _read(
-        self, given: Mapping[str, Any], tags: Mapping[str, str | None]
-    ) -> tuple[dict[str, Any], dict[str, Sequence[int]]]:
-        """Inputs as users give them -> inputs in the format of `Example`, and the ids before each text."""
-        prefixes = self._prefixes
+    def _given(
+        self, speech: Any, image: Any, text: Any, tags: Mapping[str, str | None] | None, others: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The inputs of a prediction in the format of `Example`, and its prefixes."""
+        prefixes, tags = self._prefixes, tags or {}
         for name in (name for name, value in tags.items() if value and name not in (prefixes.tags if prefixes else ())):
             raise UserError(f"this run does not use --{name}: no token of its data.prefixes depends on it")
+        given = {"speech": speech, "image": image, "text": text} | others
         given = {name: value for name, value in given.items() if value is not None}
         self._check_streams(given)
         use, found = Use(sample_rate(self.config), self.config.data.rescale), {}
@@ -193,7 +194,7 @@ class Run:
                 raise UserError(
                     f"the text has {tokens} tokens, but the row has room for {layout.rows['text']}; shorten it"
                 )
-        labels = dict.fromkeys(self._given, "")  # texts of which a task is given the first tokens
+        labels = dict.fromkeys(self.given_tokens, "")  # texts of which a task is given the first tokens
         packer = Packer(layout, 1)
         packer.add(0, Example(given, labels, prefixes), frozenset(given), name="your input")
         predictions, result = jax.device_get(self._program(self.device_params, packer.batch, self._tables)), {}
@@ -209,7 +210,7 @@ class Run:
         """A layout of one row with the given streams, long enough for the given recordings."""
         layout = self._layout.without(*set(self.config.model.encoders) - given.keys())
         rows = {name: size for name, size in layout.rows.items() if name not in ("transcript", "target")}
-        rows |= {label: count + 1 for label, count in self._given.items()}
+        rows |= {label: count + 1 for label, count in self.given_tokens.items()}
         for name in layout.recordings:
             heard = pieces_of(given[name])
             if max(map(len, heard)) > LONGEST * sample_rate(self.config):
@@ -231,7 +232,7 @@ class Run:
         return self.config.data.fields(labels_of(self.config))
 
     @functools.cached_property
-    def _given(self) -> dict[str, int]:
+    def given_tokens(self) -> dict[str, int]:
         """The number of tokens that tasks are given of each label."""
         return {label: count for task in self.config.model.tasks.values() for label, count in task.given_tokens.items()}
 

@@ -27,7 +27,7 @@ from mmjax.errors import UserError
 from mmjax.run import Run
 from mmjax.stream import EMPTY, Stream
 from mmjax.tasks import CTC, Facts, Item
-from mmjax.tasks.metrics import calibration_error, words_right
+from mmjax.tasks.metrics import calibration_gaps, words_right
 from mmjax.timestamps import word_times
 
 CLASSES = 4
@@ -220,12 +220,13 @@ def test_a_word_has_the_time_of_its_letters_and_the_product_of_their_probabiliti
     assert [(word.start, word.end, word.confidence) for word in unknown] == [(None, None, 0.25), (None, None, 0.9)]
 
 
-def test_words_right_and_their_calibration_error():
+def test_words_right_and_the_gaps_of_their_calibration():
     assert words_right([*"abcd"], [*"axecd"]) == [True, False, False, True, True]
     assert words_right([], ["a"]) == [False] and words_right(["a"], []) == []
     # Two words in the bin of 0.9 to 1, of which one is right, and a wrong one in the bin of 0.1 to 0.2.
-    assert calibration_error([0.95, 0.95, 0.15], [True, False, False]) == pytest.approx((0.9 + 0.15) / 3)
-    assert calibration_error([1.0, 0.0], [True, False]) == 0
+    gaps = calibration_gaps([0.95, 0.95, 0.15], [True, False, False])
+    np.testing.assert_allclose(gaps, [0, 0.15, *[0] * 7, 0.9])
+    assert not calibration_gaps([1.0, 0.0], [True, False]).any()
 
 
 def test_a_written_text_has_words_and_its_evaluation_their_calibration():

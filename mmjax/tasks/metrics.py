@@ -29,15 +29,15 @@ def words_right(reference: Sequence[str], hypothesis: Sequence[str]) -> list[boo
     return right
 
 
-def calibration_error(confidence: Sequence[float], right: Sequence[bool], bins: int = 10) -> float:
-    """The expected calibration error: the mean distance of confidence and accuracy (Guo et al. 2017, arXiv:1706.04599).
+def calibration_gaps(confidence: Sequence[float], right: Sequence[bool], bins: int = 10) -> np.ndarray:
+    """[bins]: by how much the sum of the confidences from 0 to 1 is larger than the number of right decisions, in bins of equal width.
 
-    Confidences from 0 to 1 are divided into bins of equal width; each bin counts as often as it has members.
+    The sum of the absolute gaps, divided by the number of decisions, is the expected calibration error (Guo et al. 2017,
+    arXiv:1706.04599): the mean distance of confidence and accuracy.
     """
     confidence, right = np.asarray(confidence, float), np.asarray(right, float)
     own = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = np.bincount(own, weights=confidence - right, minlength=bins)
-    return float(np.abs(gaps).sum() / len(confidence))
+    return np.bincount(own, weights=confidence - right, minlength=bins)
 
 
 def reply_metrics(references: list[str], hypotheses: list[str]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from mmjax.errors import UserError
 from mmjax.models.task import Facts, Item, Task
 from mmjax.models.texts import to_classes, to_ids
 from mmjax.stream import Stream
-from mmjax.tasks.metrics import calibration_error, error_rates, words_right
+from mmjax.tasks.metrics import calibration_gaps, error_rates, words_right
 
 
 class TextTask(Task, kw_only=True):
@@ -108,11 +108,12 @@ def shown_texts(found: Hypotheses) -> dict[str, Any]:
 
 def calibration(truths: Sequence[str], predictions: Sequence[Hypotheses]) -> dict[str, float]:
     """{"ece": the expected calibration error of the confidence of words}; empty without words."""
-    right, confidence = [], []
+    gaps, count = [], 0
     for truth, words in zip(truths, (one.best.words for one in predictions), strict=True):
-        right += words_right([truth[slice(*span)] for span in word_spans(truth)], [word.word for word in words])
-        confidence += [word.confidence for word in words]
-    return {"ece": calibration_error(confidence, right)} if right else {}
+        right = words_right([truth[slice(*span)] for span in word_spans(truth)], [word.word for word in words])
+        gaps.append(calibration_gaps([word.confidence for word in words], right))
+        count += len(words)
+    return {"ece": float(np.abs(np.sum(gaps, axis=0)).sum() / count)} if count else {}
 
 
 def check_vocabulary(key: str, outputs: int | None, tokenizer: Any, needed: int) -> None:
