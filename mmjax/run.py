@@ -19,7 +19,7 @@ from mmjax.data.packing import Packer
 from mmjax.data.prefixes import Prefixes
 from mmjax.data.text import Tokenizer
 from mmjax.data.vectors import VectorInput
-from mmjax.decode import GREEDY, Sampling, by_example
+from mmjax.decode import GREEDY, Sampling, Timings, by_example
 from mmjax.errors import UserError, nearest
 from mmjax.evaluate.evaluation import Evaluator, all_subsets, canonical
 from mmjax.files import local
@@ -30,6 +30,7 @@ from mmjax.models.task import Facts, tables_of
 from mmjax.parallel.mesh import make_mesh
 from mmjax.parallel.runtime import jit_once
 from mmjax.stream import Batch
+from mmjax.timestamps import Aligner
 from mmjax.train.build import build_layout, build_model, build_source, facts_of_run, labels_of, raw
 from mmjax.train.directory import check_same_meaning, read_run
 from mmjax.train.report import left_out, sample_rate
@@ -59,6 +60,7 @@ class Run:
         self.config = raw(self.trained)
         # This machine may lack the attention backend of the training machine.
         self.model = build_model(dataclasses.replace(self.config.model, strict_attention=False))
+        self._aligners: dict[str | None, Aligner] = {}  # by task
 
     @functools.cached_property
     def facts(self) -> Facts:
@@ -120,6 +122,39 @@ class Run:
         Raises:
           UserError: an input cannot be read or does not fit, or the model has no encoder for it.
         """
+        return self._predict(*self._given(speech, image, text, tags, others))
+
+    def align(
+        self,
+        speech: Any,
+        text: str,
+        *,
+        task: str | None = None,
+        tags: Mapping[str, str | None] | None = None,
+        **others: Any,
+    ) -> Timings:
+        """When the words of a known text were spoken, from a task with CTC or with a decoder that attends to the speech.
+
+        Args:
+          speech, tags, others: as those of `predict`.
+          text: what is spoken.
+          task: its name, if several tasks of the run align texts.
+
+        Returns:
+          The words, characters and segments (sentences, or lines of a subtitle) with start, end (in seconds) and confidence.
+
+        Raises:
+          UserError: no task aligns texts, or the text does not fit the recording.
+        """
+        if task not in self._aligners:
+            self._aligners[task] = Aligner(self, task)
+        aligner = self._aligners[task]
+        return aligner(*self._given(None, None, None, tags, {aligner.encoder: speech} | others), text)
+
+    def _given(
+        self, speech: Any, image: Any, text: Any, tags: Mapping[str, str | None] | None, others: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The inputs of a prediction in the format of `Example`, and its prefixes."""
         prefixes, tags = self._prefixes, tags or {}
         for name in (name for name, value in tags.items() if value and name not in (prefixes.tags if prefixes else ())):
             raise UserError(f"this run does not use --{name}: no token of its data.prefixes depends on it")
@@ -130,9 +165,8 @@ class Run:
         for name in sorted(given, key=lambda name: not self._input(name).media):  # conversations take their media
             if name not in found:
                 found |= self._input(name).of_user(name, given, use, self.fields.inputs)
-        given = found
-        self._check_streams(given)
-        return self._predict(given, prefixes.of(tags) if prefixes else {})
+        self._check_streams(found)
+        return found, prefixes.of(tags) if prefixes else {}
 
     def generate(self, prompts: Sequence[Any], sampling: Sampling = GREEDY, **options: Any) -> list[Any]:
         """Writes a reply to each prompt with the language model of the run: see `mmjax.generation.Generator.replies`."""
@@ -153,14 +187,14 @@ class Run:
 
     def _predict(self, given: Mapping[str, Any], prefixes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         """`predict` for inputs in the format of `Example`, with the ids before each text."""
-        layout, text = self._layout_for(given), given.get("text")
+        layout, text = self.layout_for(given), given.get("text")
         if text is not None:
             tokens = len(layout.streams["text"].cut(text, "text", "your input", prefixes.get("text", ())).features)
             if tokens > layout.rows["text"]:
                 raise UserError(
                     f"the text has {tokens} tokens, but the row has room for {layout.rows['text']}; shorten it"
                 )
-        labels = dict.fromkeys(self._given, "")  # texts of which a task is given the first tokens
+        labels = dict.fromkeys(self.given_tokens, "")  # texts of which a task is given the first tokens
         packer = Packer(layout, 1)
         packer.add(0, Example(given, labels, prefixes), frozenset(given), name="your input")
         predictions, result = jax.device_get(self._program(self.device_params, packer.batch, self._tables)), {}
@@ -172,11 +206,11 @@ class Run:
                 result |= {f"{name}/{key}" if key else name: value for key, value in shown.items()}
         return result
 
-    def _layout_for(self, given: Mapping[str, Any]) -> Layout:
+    def layout_for(self, given: Mapping[str, Any]) -> Layout:
         """A layout of one row with the given streams, long enough for the given recordings."""
         layout = self._layout.without(*set(self.config.model.encoders) - given.keys())
         rows = {name: size for name, size in layout.rows.items() if name not in ("transcript", "target")}
-        rows |= {label: count + 1 for label, count in self._given.items()}
+        rows |= {label: count + 1 for label, count in self.given_tokens.items()}
         for name in layout.recordings:
             heard = pieces_of(given[name])
             if max(map(len, heard)) > LONGEST * sample_rate(self.config):
@@ -198,7 +232,7 @@ class Run:
         return self.config.data.fields(labels_of(self.config))
 
     @functools.cached_property
-    def _given(self) -> dict[str, int]:
+    def given_tokens(self) -> dict[str, int]:
         """The number of tokens that tasks are given of each label."""
         return {label: count for task in self.config.model.tasks.values() for label, count in task.given_tokens.items()}
 

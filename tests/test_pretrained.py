@@ -72,6 +72,7 @@ def whisper(tmp_path_factory):
     model.generation_config.suppress_tokens = [5, *range(257, 270)]
     model.generation_config.begin_suppress_tokens = [32, 256]
     model.generation_config.is_multilingual = True
+    model.generation_config.alignment_heads = [[0, 1]]
     model.save_pretrained(home / "theirs")
     tokenizer = spelling(home / "theirs" / "tokenizer.json")
     assert import_model(home / "theirs", home / "ours")["certificate"]["holds"]
@@ -115,12 +116,45 @@ def test_whisper_writes_what_its_own_library_writes(whisper, tmp_path, capsys):
         run.predict((samples, RATE), tags={"language": "xx"})
 
 
+def test_whisper_times_tokens_as_its_own_library(whisper):
+    """transformers' attention weights, median filter and time warping, in the order of OpenAI's timing.py."""
+    theirs = transformers.models.whisper.generation_whisper
+    model, tokenizer, ours = whisper
+    run, text = Run(ours), "the fox, a hen"
+    (samples,) = recordings((13_000,), seed=0)
+    frames = -(-13_000 // 320)  # of 50, the rest is silence that was added
+    given = [257, *(tokenizer.token_to_id(f"<|{x}|>") for x in ("en", "transcribe", "notimestamps"))]
+    extract = transformers.WhisperFeatureExtractor(feature_size=80)
+    features = extract(samples, sampling_rate=RATE, max_length=RATE, return_tensors="pt").input_features
+    ids = torch.tensor([[*given, *tokenizer.encode(text).ids]])
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        output = model(features, decoder_input_ids=ids, output_attentions=True)
+    weights = output.cross_attentions[0][:, 1:2, :, :frames]
+    weights = weights / weights.sum(-1, keepdim=True)
+    std, mean = torch.std_mean(weights, dim=-2, keepdim=True, unbiased=False)
+    matrix = theirs._median_filter((weights - mean) / std, 7).mean(1)[0, len(given) - 1 :]
+    of_tokens, of_frames = theirs._dynamic_time_warping(-matrix.double().numpy())
+    edges = of_frames[np.pad(np.diff(of_tokens), (1, 0), constant_values=1).astype(bool)]
+    expected = torch.softmax(output.logits[0, len(given) - 1 : -1], -1)[range(len(text)), ids[0, len(given) :]]
+
+    characters = iter(run.align((samples, RATE), text).characters)  # each is a token
+    for number, letter in enumerate(text):
+        if letter != " ":
+            one = next(characters)
+            assert one.word == letter
+            times = pytest.approx(0.02 * edges[number]), pytest.approx(0.02 * edges[number + 1])
+            assert (one.start, one.end, one.confidence) == (*times, pytest.approx(expected[number].item(), rel=1e-3))
+    assert len(set(edges)) > 5
+
+
 def test_the_config_of_an_import_is_that_of_its_model(whisper):
     _, _, ours = whisper
     config = c.load(ours / "config.json")
     task = config.model.tasks["transcript"]
     assert (task.start_token, task.end_token, task.given, task.projection) == (257, 256, 3, False)
     assert task.suppress == (5, *range(257, 270)) and task.suppress_first == (32, 256)
+    assert task.alignment_heads == ((0, 1),)
     assert c.imported(ours) == config.model.encoders["speech"] and c.imported(ours, "decoder") == task.decoder
 
 

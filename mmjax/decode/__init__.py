@@ -1,5 +1,6 @@
 """Decoding: from the outputs of a model to ids; pure, batched, compiled once."""
 
+from mmjax.decode.alignment import Spans, forced_alignment
 from mmjax.decode.base import CTCDecoding, Decoding, TextDecoding, TransducerDecoding
 from mmjax.decode.beam import Beams, begin_beams, extend_beams, ranked
 from mmjax.decode.greedy import BestPath, Greedy, GreedyTransducer
@@ -10,4 +11,7 @@ from mmjax.decode.prefix_beam import PrefixBeam
 from mmjax.decode.rescoring import Rescorer
 from mmjax.decode.sampling import GREEDY, Sampling, choose, limited
 from mmjax.decode.scorers import Scorer, Sum, chosen
+from mmjax.decode.subtitles import format_of
+from mmjax.decode.warping import attention_weights, warped
+from mmjax.decode.words import Spoken, TimedToken, Timings, Word, word_spans
 from mmjax.decode.written import Written, by_example, one_text

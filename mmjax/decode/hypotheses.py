@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mmjax.decode.words import Spoken, TimedToken, Word
 from mmjax.decode.written import Written
 from mmjax.stream import EMPTY
 
@@ -24,11 +25,12 @@ class Token(NamedTuple):
 
 
 class Hypothesis(NamedTuple):
-    """A text with its score, a natural logarithm, and its tokens."""
+    """A text with its score, a natural logarithm, its tokens, and its words (of the best text only)."""
 
     text: str
     score: float
     tokens: tuple[Token, ...] = ()
+    words: tuple[Word, ...] = ()
 
     @property
     def confidence(self) -> float:
@@ -50,6 +52,21 @@ class Hypotheses(NamedTuple):
     @property
     def text(self) -> str:
         return self.every[0].text
+
+    def with_words(self, decode: Callable[[Sequence[int]], str], seconds: float | None) -> "Hypotheses":
+        """The same, with the words of the best text.
+
+        Args:
+          decode: ids -> text.
+          seconds: of a frame; None: words have no times.
+        """
+        frames = [-1 if token.frame is None or seconds is None else token.frame for token in self.best.tokens]
+        tokens = [
+            TimedToken(token.id, token.confidence, frame, -1 if frame < 0 else frame + 1)
+            for token, frame in zip(self.best.tokens, frames, strict=True)
+        ]
+        words = Spoken(tokens, decode, seconds or 1.0).words()
+        return Hypotheses((self.best._replace(words=words), *self.every[1:]))
 
 
 NOTHING = Hypotheses((Hypothesis("", 0.0),))

@@ -75,6 +75,7 @@ def _read(source: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, np.nd
         "eos_token_id": ids["<|endoftext|>"],
         "suppress_tokens": about.get("suppress_ids"),
         "begin_suppress_tokens": about.get("suppress_ids_begin"),
+        "alignment_heads": about.get("alignment_heads"),
     }
     config = {"model_type": "whisper", "architectures": ["WhisperForConditionalGeneration"], **_sizes(found, tensors)}
     ends = dict.fromkeys(("eos_token_id", "pad_token_id", "bos_token_id"), ids["<|endoftext|>"])

@@ -41,9 +41,13 @@ def read_normalisation(directory: Path) -> dict[str, Any]:
 
 
 def read_generation(directory: Path) -> dict[str, Any]:
-    """The options of generation_config.json: special tokens, and tokens that are never written; empty if there is none."""
+    """The options of generation_config.json: special tokens, tokens that are never written, heads whose attention follows the speech.
+
+    They are empty if there is none.
+    """
     path = directory / "generation_config.json"
-    keys = ("decoder_start_token_id", "eos_token_id", "suppress_tokens", "begin_suppress_tokens", "is_multilingual")
+    suppressed = ("suppress_tokens", "begin_suppress_tokens")
+    keys = ("decoder_start_token_id", "eos_token_id", "is_multilingual", "alignment_heads", *suppressed)
     found = read_object(path) if path.is_file() else {}
     return {key: found[key] for key in keys if found.get(key) is not None}
 

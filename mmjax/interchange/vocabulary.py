@@ -36,6 +36,7 @@ def keep(source: Path, out: Path, blank: int | None) -> list[str]:
     """
     try:
         _copy((TOKENIZER, *SENTENCEPIECE, *CHAT), source, out)
+        _restore_first_merge(out / TOKENIZER)
         made = blank is not None and (source / CHARACTERS).is_file() and not (source / TOKENIZER).is_file()
         if made and (about := of_characters(source, blank)) is not None:
             (out / TOKENIZER).write_text(json.dumps(about, ensure_ascii=False, indent=2))
@@ -44,6 +45,27 @@ def keep(source: Path, out: Path, blank: int | None) -> list[str]:
         raise UserError(f"cannot copy the tokenizer of {source} to {out}: {error.strerror or error}") from None
     names = (*SENTENCEPIECE, CHARACTERS, OTHER_IDS)
     return [x for x in names if (source / x).is_file() and not (out / x).is_file()]
+
+
+def _restore_first_merge(path: Path) -> None:
+    """Restores the first merge of a byte-pair model that has lost it.
+
+    In the published tokenizer.json of the multilingual Whisper models, "Ġ t" is missing: the line before it was taken for a
+    heading. " the" would be written as " " and "the", which the models have never seen. Pieces are numbered in the order of their
+    merges, so the first merge makes the piece with the least id of more than one character.
+    """
+    about = read_object(path) if path.is_file() else {}
+    model = about.get("model", {})
+    if model.get("type") != "BPE" or not model.get("merges"):
+        return
+    textual = isinstance(model["merges"][0], str)
+    made = {merge.replace(" ", "") if textual else "".join(merge) for merge in model["merges"]}
+    added = {token["content"] for token in about.get("added_tokens", ())}
+    longer = {i: piece for piece, i in model["vocab"].items() if len(piece) > 1 and piece not in added}
+    first = longer[min(longer)] if longer else ""
+    if len(first) == 2 and [piece for piece in longer.values() if piece not in made] == [first]:
+        model["merges"].insert(0, " ".join(first) if textual else list(first))
+        path.write_text(json.dumps(about, ensure_ascii=False), "utf-8")
 
 
 def read_mask(source: Path) -> dict[str, int | None]:

@@ -77,6 +77,7 @@ def tasks(theirs: dict[str, Any]) -> dict[str, Task]:
             end_token=theirs["eos_token_id"],
             given=len(prefixes(theirs)["transcript"]),
             projection=False,
+            alignment_heads=tuple((layer, head) for layer, head in theirs.get("alignment_heads") or ()),
             **suppressed,
         )
     }

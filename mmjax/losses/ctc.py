@@ -1,6 +1,7 @@
 """Connectionist temporal classification over packed rows."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -29,7 +30,7 @@ def ctc(logits: Stream, labels: Stream) -> dict[str, SumWeight]:
     Returns:
       {"loss": (negative log-likelihood, label tokens), "infeasible": (examples left out, examples)}.
     """
-    slots = _slots(logits.segments, labels)
+    slots = label_slots(logits.segments, labels)
     loss = _negative_log_likelihood(logits.features, slots)
     # Feasibility follows from lengths alone, so the weight never depends on parameters.
     labelled = slots.last & (slots.frames > 0)
@@ -69,16 +70,17 @@ class LabelSlots(NamedTuple):
     needed: jax.Array
 
 
-def _slots(frames: jax.Array, labels: Stream) -> LabelSlots:
+def label_slots(frames: jax.Array, labels: Stream) -> LabelSlots:
+    """The slots of labels [B, U] whose examples have frames with the segments [B, T]."""
     length = frames.shape[1]
-    first = labels.mask & (labels.segments != _right(labels.segments, 0))
+    first = labels.mask & (labels.segments != to_right(labels.segments, 0))
     # Behind a prefix of special tokens, the end of an empty text is no label.
     segments = jnp.where(first | (labels.features != BLANK), labels.segments, 0)
     mask = segments > 0
     label = jnp.where(mask, labels.features, BLANK)
-    last = mask & (segments != _left(segments, 0))
+    last = mask & (segments != to_left(segments, 0))
     inside = mask & ~first
-    repeats = inside & (label == _right(label, BLANK))
+    repeats = inside & (label == to_right(label, BLANK))
     # [B, U, T], but only inside a fused reduction.
     own = (segments[:, :, None] == frames[:, None, :]) & mask[:, :, None]
     start = jnp.where(own, jnp.arange(length), length).min(-1, initial=length)
@@ -91,12 +93,12 @@ def _slots(frames: jax.Array, labels: Stream) -> LabelSlots:
     return LabelSlots(label, empty, start, own.sum(-1), first, last, inside & ~repeats, count, count + repeated)
 
 
-def _right(x: jax.Array, fill) -> jax.Array:
+def to_right(x: jax.Array, fill) -> jax.Array:
     """y[:, u] = x[:, u - 1]."""
     return jnp.pad(x, ((0, 0), (1, 0)), constant_values=fill)[:, :-1]
 
 
-def _left(x: jax.Array, fill) -> jax.Array:
+def to_left(x: jax.Array, fill) -> jax.Array:
     """y[:, u] = x[:, u + 1]."""
     return jnp.pad(x, ((0, 0), (0, 1)), constant_values=fill)[:, 1:]
 
@@ -112,12 +114,28 @@ def _negative_log_likelihood(logits: jax.Array, slots: LabelSlots) -> jax.Array:
     return -_forward(logits, slots, remember=False)[0]
 
 
-def _forward(logits: jax.Array, slots: LabelSlots, remember: bool):
-    """The log-likelihoods [B, U], and what the backward pass needs."""
+def emissions(logits: jax.Array, slots: LabelSlots) -> tuple[jax.Array, Callable[[jax.Array], tuple[jax.Array, ...]]]:
+    """The log-sums of the frames [B, T], and a function of the time, counted from each example's start.
+
+    The function returns the log-probabilities [B, U] of each label, and of the blank, in the frame of this time.
+    """
     rows, length, vocabulary = logits.shape
     total = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)  # the log-softmax itself is never stored
     of_blank = logits[..., BLANK].astype(jnp.float32) - total
     flat = logits.reshape(rows, length * vocabulary)
+
+    def at(time):
+        frame = jnp.minimum(slots.start + time, length - 1)
+        emit = jnp.take_along_axis(flat, frame * vocabulary + slots.label, axis=1).astype(jnp.float32)
+        return emit - jnp.take_along_axis(total, frame, axis=1), jnp.take_along_axis(of_blank, frame, axis=1)
+
+    return total, at
+
+
+def _forward(logits: jax.Array, slots: LabelSlots, remember: bool):
+    """The log-likelihoods [B, U], and what the backward pass needs."""
+    length = logits.shape[1]
+    total, emitted = emissions(logits, slots)
 
     def step(time, carry):
         trellis, history = carry
@@ -125,11 +143,8 @@ def _forward(logits: jax.Array, slots: LabelSlots, remember: bool):
             history = [
                 jax.lax.dynamic_update_index_in_dim(h, x, time, 0) for h, x in zip(history, trellis, strict=True)
             ]
-        frame = jnp.minimum(slots.start + time, length - 1)
-        emit_blank = jnp.take_along_axis(of_blank, frame, axis=1)
-        emit = jnp.take_along_axis(flat, frame * vocabulary + slots.label, axis=1).astype(jnp.float32)
-        emit = emit - jnp.take_along_axis(total, frame, axis=1)
-        came_to_label, came_to_blank = _predecessors(trellis, slots)
+        emit, emit_blank = emitted(time)
+        came_to_label, came_to_blank = predecessors(trellis, slots)
         moved = _log_sum(came_to_label) + emit, _log_sum(came_to_blank) + emit_blank, trellis[2] + emit_blank
         live = time < slots.frames
         trellis = tuple(jnp.where(live, jnp.maximum(x, NEVER), old) for x, old in zip(moved, trellis, strict=True))
@@ -142,11 +157,11 @@ def _forward(logits: jax.Array, slots: LabelSlots, remember: bool):
     return jnp.where(slots.empty, final[2], _log_sum(final[:2])), (total, final, history)
 
 
-def _predecessors(trellis: Trellis, slots: LabelSlots):
+def predecessors(trellis: Trellis, slots: LabelSlots) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
     """Predecessors of a label (itself, the blank before, the label before), and of the blank after it."""
     label, after, blanks = trellis
-    before = jnp.where(slots.first, blanks, _right(after, NEVER))
-    skipped = jnp.where(slots.skips, _right(label, NEVER), NEVER)
+    before = jnp.where(slots.first, blanks, to_right(after, NEVER))
+    skipped = jnp.where(slots.skips, to_right(label, NEVER), NEVER)
     return (label, before, skipped), (after, label)
 
 
@@ -195,10 +210,10 @@ def _backward(residuals, cotangent):
         gradient = jax.vmap(lambda g, where, x: g.at[where].add(x))(
             gradient, frame * vocabulary + slots.label, -passing
         )
-        came_to_label, came_to_blank = _predecessors(tuple(h[time] for h in history), slots)
+        came_to_label, came_to_blank = predecessors(tuple(h[time] for h in history), slots)
         stay, enter, skip = (on_label * share for share in _shares(came_to_label))
         rest, leave = (on_after * share for share in _shares(came_to_blank))
-        moved = stay + leave + _left(skip, 0.0), rest + _left(jnp.where(slots.first, 0.0, enter), 0.0)
+        moved = stay + leave + to_left(skip, 0.0), rest + to_left(jnp.where(slots.first, 0.0, enter), 0.0)
         standing = tuple(jnp.where(live, x, old) for x, old in zip(moved, (on_label, on_after), strict=True))
         return standing, gradient, through_label
 

@@ -153,7 +153,7 @@ class Tower(nn.Module, kw_only=True):
             return partial(self._interleaved, one(settings=settings, **fields, parent=None), constants, inserted)
         return nn.scan(
             one,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast,) * constants + (0,) * per_layer,
             length=self.layers,

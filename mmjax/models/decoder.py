@@ -24,6 +24,9 @@ from mmjax.models.soft_tokens import merged
 from mmjax.models.transformer import embed, feed_forward
 from mmjax.stream import Factors, Stream, only_tokens
 
+# Under this name blocks sow the queries [B, H, T, D] and keys [B, K, C, D] of cross-attention, for alignments.
+CROSS_ATTENTION = "cross_attention_scores"
+
 
 class Cache(NamedTuple):
     """Keys and values of the tokens so far. It is a plain pytree; its rows (axis 1 of `layers`) may be permuted.
@@ -92,7 +95,9 @@ class DecoderBlock(nn.Module):
             module = attend(name="cross_attention")
             keys = module.key_values(context) if other is None else other
             other = None if cache is None else keys
-            return module.attend(module.queries(text._replace(features=y)), keys, text.segments, context.segments)
+            query = module.queries(text._replace(features=y))
+            self.sow("intermediates", CROSS_ATTENTION, (query, keys.key))
+            return module.attend(query, keys, text.segments, context.segments)
 
         x = residual(x, "self_attention", self_attention, its.drop())
         if self.cross_attention:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.errors import UserError
-from mmjax.models.segments import recording_numbers, single_recordings
+from mmjax.models.segments import recording_numbers, samples_in, single_recordings
 from mmjax.stream import RECORDING, Stream, only_tokens
 
 
@@ -75,6 +75,14 @@ class Encoder(nn.Module):
         """
         return encoded
 
+    def recorded(self, encoded: Stream, stream: Stream) -> jax.Array:
+        """[B, S] segments of the output tokens that hold a part of a recording, not silence that was added.
+
+        Args:
+          encoded, stream: its output and its input.
+        """
+        return jnp.zeros_like(encoded.segments)
+
     def room(self, seconds: float, tokens: int) -> int:
         """The positions of a row for one example: a recording of `seconds`, one image, or a text of `tokens`."""
         length = getattr(getattr(self, "positions", None), "length", None)  # of learned positions
@@ -130,6 +138,10 @@ class SpeechEncoder(Encoder):
         segments, number = (x[:, :: self.subsampling] for x in (stream.segments, recording_numbers(stream)))
         segments = jnp.where(encoded.mask, segments, 0)
         return only_tokens(Stream(encoded.features, segments, encoded.positions + number * RECORDING))
+
+    def recorded(self, encoded: Stream, stream: Stream) -> jax.Array:
+        # Recordings begin at multiples of the subsampling, so token i begins with block i * subsampling.
+        return jnp.where(samples_in(stream)[:, :: self.subsampling] > 0, encoded.segments, 0)
 
     def geometry(self) -> dict[str, Any]:
         return {"hop": self.front_end.hop, "window": self.front_end.window, "align": self.subsampling}

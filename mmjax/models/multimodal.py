@@ -1,6 +1,6 @@
 """The whole model: encoders by modality, a fusion, tasks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -58,6 +58,14 @@ class Multimodal(nn.Module, kw_only=True):
     def encode(self, batch: Batch, name: str) -> Stream:
         """The output of an encoder for its stream of a batch."""
         return self._encode(name, jax.tree.map(jnp.asarray, batch), False, {})[0]
+
+    def spans(self, batch: Batch, task: str, texts: Sequence[Stream]) -> list[Stream]:
+        """When the tokens of texts were spoken, each in the place of the task's label (`Task.spans`)."""
+        batch = jax.tree.map(jnp.asarray, batch)
+        streams, seen, _ = self._streams(batch, False)
+        one, variables = self.tasks[task].unbind()
+        every = (Encoded({**batch, one.label: text}, streams, seen, None, self.encoders) for text in texts)
+        return [one.spans(partial(one.apply, variables), encoded) for encoded in every]
 
     def begin(self, batch: Batch, task: str, length: int) -> tuple[Stream, Any]:
         """Reads prompts with a task that writes texts (`CausalLM`): see its `begin`.

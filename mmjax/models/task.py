@@ -79,6 +79,7 @@ class Task(nn.Module, kw_only=True):
       whole_batch: whether the loss compares all examples of a batch.
       mixes: whether a label may be a distribution over classes, as mixup makes it.
       generates: whether it writes texts token by token, with `begin`, `step`, `rows` and `ends` as those of `CausalLM`.
+      aligns: whether it finds when a known text was spoken (`spans`).
       media: the encoders whose recordings or pictures are kept apart, since they stand at different places of a text.
     """
 
@@ -94,6 +95,7 @@ class Task(nn.Module, kw_only=True):
     mixes: ClassVar[bool] = False
     media: ClassVar[tuple[str, ...]] = ()
     generates: ClassVar[bool] = False
+    aligns: ClassVar[bool] = False
 
     # What the task reads, and needs of the data.
 
@@ -180,6 +182,14 @@ class Task(nn.Module, kw_only=True):
           tables: the result of `tables`.
         """
         return None if output is None or self.hides else output.prediction
+
+    def spans(self, apply: Callable[..., Any], encoded: Encoded) -> Stream:
+        """When the tokens of the label were spoken, if the task `aligns`: `mmjax.decode.Spans` [B, U] of its tokens.
+
+        Args:
+          apply: calls this task with its parameters; apply(*arguments, method="NAME") calls another method.
+        """
+        raise NotImplementedError
 
     # One example, on the host.
 

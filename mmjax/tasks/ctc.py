@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mmjax.decode import BestPath, CTCDecoding
+from mmjax.decode import BestPath, CTCDecoding, forced_alignment
 from mmjax.errors import UserError
 from mmjax.losses import ctc
 from mmjax.models.layers import dense
@@ -37,6 +37,11 @@ class CTC(WithBlank, kw_only=True):
         stream = encoded.streams[self.reads]
         logits = dense(self.outputs, ("embed", None), jnp.float32, "logits")(stream.features.astype(jnp.float32))
         return Output(stream._replace(features=logits), self.classes(encoded.batch.get(self.label)))
+
+    aligns = True
+
+    def spans(self, apply: Any, encoded: Encoded) -> Stream:
+        return self.ids(forced_alignment(*apply(encoded)))
 
     def loss(self, output: Output) -> Sums:
         return ctc(*output)

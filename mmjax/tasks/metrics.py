@@ -3,6 +3,7 @@
 import math
 import string
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,6 +15,29 @@ def error_rates(references: list[str], hypotheses: list[str]) -> dict[str, float
     if not any(references):
         return {}
     return {"cer": float(jiwer.cer(references, hypotheses)), "wer": float(jiwer.wer(references, hypotheses))}
+
+
+def words_right(reference: Sequence[str], hypothesis: Sequence[str]) -> list[bool]:
+    """Whether each word of a hypothesis is right: equal to its word of the reference in the alignment with the fewest edits."""
+    import jiwer
+
+    right = [False] * len(hypothesis)
+    if reference and hypothesis:
+        for chunk in jiwer.process_words(" ".join(reference), " ".join(hypothesis)).alignments[0]:
+            for place in range(chunk.hyp_start_idx, chunk.hyp_end_idx):
+                right[place] = chunk.type == "equal"
+    return right
+
+
+def calibration_gaps(confidence: Sequence[float], right: Sequence[bool], bins: int = 10) -> np.ndarray:
+    """[bins]: by how much the sum of the confidences from 0 to 1 is larger than the number of right decisions, in bins of equal width.
+
+    The sum of the absolute gaps, divided by the number of decisions, is the expected calibration error (Guo et al. 2017,
+    arXiv:1706.04599): the mean distance of confidence and accuracy.
+    """
+    confidence, right = np.asarray(confidence, float), np.asarray(right, float)
+    own = np.minimum((confidence * bins).astype(int), bins - 1)
+    return np.bincount(own, weights=confidence - right, minlength=bins)
 
 
 def reply_metrics(references: list[str], hypotheses: list[str]) -> dict[str, float]:

@@ -1,23 +1,24 @@
 """What tasks that write a text share: its label, its tokenizer, its error rates."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from mmjax.data.labels import SPOKEN
-from mmjax.decode import Hypotheses, Written, hypotheses
+from mmjax.decode import Hypotheses, Written, hypotheses, word_spans
 from mmjax.errors import UserError
 from mmjax.models.task import Facts, Item, Task
 from mmjax.models.texts import to_classes, to_ids
 from mmjax.stream import Stream
-from mmjax.tasks.metrics import error_rates
+from mmjax.tasks.metrics import calibration_gaps, error_rates, words_right
 
 
 class TextTask(Task, kw_only=True):
     """The base class of tasks that write a text; a subclass has the fields `label` and `decoding`."""
 
     kind = "task"
+    longest: ClassVar[int | None] = None  # the largest number of tokens of a text; None: any
 
     def labels(self) -> dict[str, str]:
         return {self.label: "text"}
@@ -51,10 +52,17 @@ class TextTask(Task, kw_only=True):
         return self.decoding.tables(facts.tokenizer)
 
     def prediction(self, tokens: Written | None, facts: Facts) -> Hypotheses:
-        return hypotheses(tokens, facts.tokenizer.decode)
+        decode, heard = facts.tokenizer.decode, self.heard(facts)
+        return hypotheses(tokens, decode).with_words(decode, facts.seconds[heard] if heard else None)
+
+    def heard(self, facts: Facts) -> str | None:
+        """The encoder whose recordings the text is about; None: the task reads none, or several."""
+        found = [name for name in self.sources if name in facts.seconds]
+        return found[0] if len(found) == 1 else None
 
     def metrics(self, items: Sequence[Item]) -> dict[str, float]:
-        return error_rates([item.truth for item in items], [item.prediction.text for item in items])
+        truths, predictions = [item.truth for item in items], [item.prediction for item in items]
+        return error_rates(truths, [one.text for one in predictions]) | calibration(truths, predictions)
 
     def shown(self, prediction: Hypotheses, facts: Facts) -> dict[str, Any]:
         return shown_texts(prediction)
@@ -91,9 +99,21 @@ class WithBlank(TextTask, kw_only=True):
 def shown_texts(found: Hypotheses) -> dict[str, Any]:
     """What `Run.predict` returns of the texts of an example."""
     shown: dict[str, Any] = {"": found.text, "confidence": found.best.confidence, "score": found.best.score}
+    if any(word.start is not None for word in found.best.words):
+        shown["words"] = [word._asdict() for word in found.best.words]
     if len(found.every) > 1:
         shown["nbest"] = [{"text": one.text, "score": one.score} for one in found.every]
     return shown
+
+
+def calibration(truths: Sequence[str], predictions: Sequence[Hypotheses]) -> dict[str, float]:
+    """{"ece": the expected calibration error of the confidence of words}; empty without words."""
+    gaps, count = [], 0
+    for truth, words in zip(truths, (one.best.words for one in predictions), strict=True):
+        right = words_right([truth[slice(*span)] for span in word_spans(truth)], [word.word for word in words])
+        gaps.append(calibration_gaps([word.confidence for word in words], right))
+        count += len(words)
+    return {"ece": float(np.abs(np.sum(gaps, axis=0)).sum() / count)} if count else {}
 
 
 def check_vocabulary(key: str, outputs: int | None, tokenizer: Any, needed: int) -> None:

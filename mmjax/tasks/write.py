@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.decode import Greedy, TextDecoding
+from mmjax.decode import Greedy, Spans, TextDecoding, attention_weights, warped
 from mmjax.errors import UserError
 from mmjax.losses import token_cross_entropy
-from mmjax.models.decoder import Cache, TextDecoder
+from mmjax.models.decoder import CROSS_ATTENTION, Cache, TextDecoder
 from mmjax.models.fusion.base import Common
 from mmjax.models.remat import rematerialised_whole
-from mmjax.models.segments import belongs, having
+from mmjax.models.segments import belongs, having, same_segment
 from mmjax.models.task import Encoded, Facts, Output, Sums, Task
 from mmjax.models.texts import beginnings, inputs_and_targets
 from mmjax.stream import Stream, concatenate
@@ -40,13 +40,21 @@ class Write(TextTask, Common, kw_only=True):
     suppress_first: tuple[int, ...] = ()  # ids that are not written first
     projection: bool = True  # project all encoders to the decoder's width; False: attend to the tokens of the only one
     decoding: TextDecoding = Greedy()  # how texts are found
+    # (layer, head), from 0, whose cross-attention follows the speech, for the times of words; none: all of the upper half.
+    alignment_heads: tuple[tuple[int, int], ...] = ()
     label_smoothing: float = 0.0  # the probability that is spread over the whole vocabulary (Szegedy et al. 2016)
     dtype: Any = setting(jnp.float32)
 
+    aligns = True
     outputs_key = "decoder.vocabulary"
     vocabulary = property(lambda self: self.decoder.vocabulary)
     width = property(lambda self: self.decoder.width)
     sources = property(lambda self: self.reads)
+
+    @property
+    def longest(self) -> int | None:
+        length = self.decoder.positions.length
+        return None if length is None else length - 1
 
     def resolved(self, facts: Facts) -> Task:
         known = facts.tokenizer is not None
@@ -88,6 +96,12 @@ class Write(TextTask, Common, kw_only=True):
             raise UserError(
                 f"{path}.given={self.given}, but data.prefixes.{self.label} has {told} tokens; write as many tokens there"
             )
+        for layer, head in self.alignment_heads:
+            if not (0 <= layer < self.decoder.layers and 0 <= head < self.decoder.heads):
+                raise UserError(
+                    f"{path}.alignment_heads names head {head} of layer {layer}, but the decoder has "
+                    f"{self.decoder.layers} layers of {self.decoder.heads} heads, counted from 0"
+                )
         if not self.decoder.cross_attention:
             raise UserError(f"{path}.decoder.cross_attention is False, but the decoder must read the encoders")
 
@@ -131,6 +145,31 @@ class Write(TextTask, Common, kw_only=True):
     def _allowed(self, logits: Stream, never: tuple[int, ...]) -> Stream:
         """Logits with which no id of `never` is written."""
         return logits._replace(features=logits.features.at[..., np.array(never, np.int32)].set(-jnp.inf))
+
+    def spans(self, apply: Any, encoded: Encoded) -> Stream:
+        """By dynamic time warping of the cross-attention (`mmjax.decode.warping`), as Whisper's word times.
+
+        The end token takes part, for the pause after the last word, and is left out of the result.
+        """
+        (logits, labels), sown = apply(encoded, mutable=["intermediates"])
+        ((queries, keys),) = sown["intermediates"]["decoder"]["layers"][CROSS_ATTENTION]
+        slots = encoded.batch["examples"].segments.shape[1]
+        inputs, _ = inputs_and_targets(encoded.batch[self.label], slots, self.start_token, self.end_token)
+        names = [name for name in self.reads if name in encoded.streams]
+        frames = [encoded.encoders[name].recorded(encoded.streams[name], encoded.seen[name]) for name in names]
+        frames, style = jnp.concatenate(frames, axis=1), self.decoder.block
+        scale = self.decoder.head_width**-0.5 if style.scale is None else style.scale
+        weights = attention_weights(queries, keys, self._heads(), inputs.segments, frames, scale, style.soft_cap)
+        chosen = jnp.take_along_axis(logits.features, labels.features[..., None], axis=-1)[..., 0]
+        confidence = jnp.exp(chosen - jax.nn.logsumexp(logits.features, axis=-1))
+        spans = Spans(labels.features, *warped(weights, labels, frames), confidence)
+        text = jnp.where(same_segment(labels.segments, 1), labels.segments, 0)  # without the end token
+        return labels._replace(features=spans, segments=text)
+
+    def _heads(self) -> tuple[tuple[int, int], ...]:
+        layers, heads = self.decoder.layers, self.decoder.heads
+        upper = tuple((layer, head) for layer in range(layers // 2, layers) for head in range(heads))
+        return self.alignment_heads or upper
 
     @nn.compact
     def _context(self, streams: dict[str, Stream]) -> Stream:
