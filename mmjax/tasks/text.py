@@ -18,6 +18,7 @@ class TextTask(Task, kw_only=True):
     """The base class of tasks that write a text; a subclass has the fields `label` and `decoding`."""
 
     kind = "task"
+    metric_names = ("cer", "wer")
 
     def labels(self) -> dict[str, str]:
         return {self.label: "text"}

@@ -29,6 +29,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.serialization import from_state_dict, to_state_dict
 from flax.traverse_util import flatten_dict, unflatten_dict
+from orbax.checkpoint import checkpoint_managers as policies
 
 from mmjax import progress
 from mmjax.errors import UserError
@@ -74,17 +75,21 @@ class Checkpoints:
       keep: how many of the newest checkpoints to keep; None: all.
       apart: the group of every parameter, if frozen ones are saved once, in the folder "frozen"; None: each checkpoint
         has them.
+
+    Attributes:
+      best: the step of a checkpoint that is kept, too; None: there is none.
     """
 
     def __init__(self, directory: Path, keep: int | None = 3, apart: Any = None, folder: str = FOLDER):
         self.path = (Path(directory) / folder).resolve()
-        self._keep, self._apart = keep, apart
+        self._keep, self._apart, self.best = keep, apart, None
         self._unfinished: int | None = None  # the step whose checkpoint may be incomplete
 
     @cached_property
     def _manager(self) -> ocp.CheckpointManager:  # only for saving: it creates directories and deletes old checkpoints
+        kept = policies.AnyPreservationPolicy([policies.LatestN(self._keep), _KeepsBest(self)])
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=self._keep, enable_async_checkpointing=True, lightweight_initialize=True
+            preservation_policy=kept, enable_async_checkpointing=True, lightweight_initialize=True
         )
         handlers = {"state": _SummedHandler(), "meta": ocp.JsonCheckpointHandler()}
         return ocp.CheckpointManager(self.path, options=options, item_handlers=handlers)
@@ -288,6 +293,16 @@ class Checkpoints:
         if "_manager" in self.__dict__:
             with _explained(f"close the checkpoints in {self.path}"):
                 self._manager.close()
+
+
+class _KeepsBest(policies.PreservationPolicy):
+    """Orbax asks it after each save which checkpoints stay."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        return [one.step == self._checkpoints.best for one in checkpoints]
 
 
 class _SummedHandler(ocp.StandardCheckpointHandler):

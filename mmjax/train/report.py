@@ -284,8 +284,10 @@ def adapters(changes: Mapping[str, np.ndarray]) -> None:
         )
 
 
-def end(started: float, compiled: telemetry.CompileCounter, batches: Any, run: Any) -> None:
+def end(started: float, compiled: telemetry.CompileCounter, batches: Any, run: Any, best: Any = None) -> None:
     say = progress.console.print
+    if best:
+        say(f"the best checkpoint: {best}. Try: mmjax eval {run} --step best")
     if batches.skipped:
         count, path = note_skipped(run, batches.skipped)
         progress.warn(f"{count} examples could not be read and were left out: {path}")
