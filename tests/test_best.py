@@ -14,7 +14,7 @@ from mmjax.errors import UserError
 from mmjax.models.task import Item
 from mmjax.run import evaluate_run
 from mmjax.train.best import Best, Goal, best_step, goal_of, lower_is_better
-from mmjax.train.checkpoint import Checkpoints, digest
+from mmjax.train.checkpoint import Checkpoints, describe_run, digest
 from mmjax.train.directory import read_run
 from mmjax.train.loop import train
 from mmjax.train.validate import check_config
@@ -195,7 +195,7 @@ def straight(tmp_path_factory):
 
 
 def test_the_best_checkpoint_is_kept_beside_the_newest(straight, tmp_path):
-    assert Checkpoints(straight).steps() == [4, 8]
+    assert [(one["step"], one["best"]) for one in describe_run(straight)] == [(4, True), (8, False)]
     assert [read_run(straight, which)[1] for which in ("newest", "best", 4)] == [8, 4, 4]
     with pytest.raises(UserError, match="has no checkpoint of step 6; there are those of 4, 8"):
         read_run(straight, 6)

@@ -164,10 +164,15 @@ def test_a_grid_has_every_combination_with_every_seed():
     assert trials[-1].point == {"optimizer.schedule.peak": "3e-4", "checkpoint.keep": "2"}
 
 
+def test_more_seeds_continue_a_sweep_of_fewer():
+    few, more = (grid(tiny(seed=4), ["steps=5,6"], seeds) for seeds in (1, 3))
+    assert {trial.name for trial in few} == {"steps=5,seed=4", "steps=6,seed=4"} < {trial.name for trial in more}
+
+
 def test_names_of_runs_are_names_of_files_and_tell_equal_ends_apart():
     over = ["log.every_steps=1,2", "checkpoint.every_steps=3", "evaluation.subsets=('text',),('speech+image',)"]
     trials = grid(tiny(), over)
-    assert trials[0].name.startswith("log.every_steps=1,checkpoint.every_steps=3,subsets=")
+    assert trials[0].name.startswith("log.every_steps=1,checkpoint.every_steps=3,subsets=__text")
     assert len({trial.name for trial in trials}) == 4 and not any(set("'/()") & set(trial.name) for trial in trials)
 
 
@@ -312,7 +317,7 @@ def test_without_matplotlib_there_is_a_table_and_a_message(fake, tmp_path, capsy
     assert (tmp_path / "runs" / "results.tsv").exists()
 
 
-def launch(arguments, program="mmjax.cli"):
+def launch(arguments):
     return subprocess.Popen(
         [sys.executable, "-m", "mmjax", *arguments],
         stderr=subprocess.PIPE,
@@ -326,7 +331,7 @@ def launch(arguments, program="mmjax.cli"):
 def test_a_cross_validation_that_is_stopped_resumes_and_keeps_its_finished_folds(tmp_path):
     """For real: SIGTERM while the second fold trains; the interrupted run saves its state."""
     folder = tmp_path / "folds"
-    arguments = ["crossval", small(tmp_path), "--folds", "2", "--run-dir", str(folder), "--json", "--steps", "400"]
+    arguments = ["crossval", small(tmp_path), "--folds", "2", "--run-dir", str(folder), "--json", "--steps", "60"]
     process = launch(arguments)
     wanted = folder / "fold-2" / "checkpoints" / "2"
     while process.poll() is None and not wanted.exists():

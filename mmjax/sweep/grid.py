@@ -84,9 +84,9 @@ def grid(config: Experiment, over: Sequence[str], seeds: int = 1) -> list[Trial]
     for values in itertools.product(*(values for _, values in axes)):
         point = dict(zip(keys, values, strict=True))
         one = override(config, [part for key, value in point.items() for part in (f"--{key}", value)])
-        label = ",".join(f"{short[key]}={value}" for key, value in point.items())
+        label = [f"{short[key]}={value}" for key, value in point.items() if key != "seed"]
         for seed in range(one.seed, one.seed + seeds):
-            name = _file_name(",".join(filter(None, (label, f"seed={seed}" if seeds > 1 or not label else ""))))
+            name = _file_name(",".join([*label, f"seed={seed}"]))  # also of one seed: more may follow later
             trials.append(Trial(name, point, dataclasses.replace(one, seed=seed)))
     return trials
 

@@ -73,7 +73,7 @@ class Best:
         # Values of other goals, splits or examples cannot be compared with these.
         self._about = {"metric": str(goal), "split": evaluation.split, "examples": evaluation.examples}
         with together():
-            found = _read(self._path) if jax.process_index() == 0 else {}
+            found = read_record(run) if jax.process_index() == 0 else {}
         found = from_lead(found)
         changed = [key for key, value in self._about.items() if found and found.get(key) != value]
         if changed and jax.process_index() == 0:
@@ -129,7 +129,9 @@ class Best:
         )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_record(run: Path) -> dict[str, Any]:
+    """The record of a run, {"metric", "best": step, "evaluations": [[step, value], ...], ...}; {}: there is none."""
+    path = run / RECORD
     if not path.is_file():
         return {}
     try:
@@ -145,11 +147,11 @@ def best_step(run: Path) -> int:
     Raises:
       UserError: the run was trained without `evaluation.best`, or has not been evaluated yet.
     """
-    if not (run / RECORD).is_file():
+    if not (record := read_record(run)):
         raise UserError(
             f"{run} has no best checkpoint: it was trained without evaluation.best, or is not evaluated yet; name a step"
         )
-    step = _read(run / RECORD).get("best")
+    step = record.get("best")
     if step is None:
         raise UserError(f"{run} has no best checkpoint: no evaluation gave a number for its metric; name a step")
     return step

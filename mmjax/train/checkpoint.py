@@ -36,6 +36,7 @@ from mmjax.errors import UserError
 from mmjax.files import local, write_whole
 from mmjax.models.adapters import assembled, constants
 from mmjax.parallel.agreement import together
+from mmjax.train.best import read_record
 from mmjax.train.groups import split
 from mmjax.train.step import TrainState
 
@@ -371,10 +372,12 @@ def _sum_of(value: Any) -> str:
 
 
 def describe_run(directory: str | Path) -> list[dict[str, Any]]:
-    """Describes every checkpoint of a run directory, oldest first: see `Checkpoints.describe`."""
-    if not (local(directory, "the run directory") / "config.json").is_file():
+    """Describes every checkpoint of a run directory, oldest first: see `Checkpoints.describe`; and "best": whether it is."""
+    run = local(directory, "the run directory")
+    if not (run / "config.json").is_file():
         raise UserError(f"{directory} is not a run directory: it has no config.json")
-    return list(Checkpoints(Path(directory)).describe())
+    best = read_record(run).get("best")
+    return [{**one, "best": one["step"] == best} for one in Checkpoints(run).describe()]
 
 
 def table(found: list[dict[str, Any]], title: str):
@@ -385,7 +388,9 @@ def table(found: list[dict[str, Any]], title: str):
     said = {True: "yes", False: Text("NO", "red"), None: Text("cannot be read", "yellow")}
     for one in found:
         shown = (one["digest"] or "")[:16] or one["problem"]
-        result.add_row(str(one["step"]), f"{one['bytes'] / 1e6:.1f} MB", said[one["intact"]], Text(shown))
+        result.add_row(
+            f"{one['step']}{' (best)' * one['best']}", f"{one['bytes'] / 1e6:.1f} MB", said[one["intact"]], Text(shown)
+        )
     return result
 
 
