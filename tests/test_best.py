@@ -10,6 +10,7 @@ from conftest import tiny
 
 from mmjax import config as c
 from mmjax.cli import main
+from mmjax.decode.hypotheses import Hypotheses, Hypothesis
 from mmjax.errors import UserError
 from mmjax.models.task import Item
 from mmjax.run import evaluate_run
@@ -117,7 +118,7 @@ def test_settings_that_lack_something_are_errors():
 
 ITEMS = {
     "numbers": [Item(i, np.array([i, i % 2]), np.array([1.0 - i, (i + 1) % 3])) for i in range(4)],
-    "text": [Item(0, "a b", "a b"), Item(1, "c", "d")],
+    "text": [Item(i, text, Hypotheses((Hypothesis("a b", 0.0),))) for i, text in enumerate(("a b", "c"))],
     "class": [Item(i, i % 2, np.array([0.1, 0.2])) for i in range(4)],
     "classes": [Item(i, np.array([i % 2, 1 - i % 2]), np.array([0.1, -0.2])) for i in range(4)],
     "pairs": [Item(i, (f"a{i}", f"b{i}"), np.eye(4)[[i, 3 - i]]) for i in range(4)],

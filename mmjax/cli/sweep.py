@@ -68,8 +68,7 @@ def _sweep(options, rest) -> int:
 def _run(trials: list[Any], name: str, options: Any, title: str) -> int:
     """Runs trials and says what they gave; returns the exit code."""
     from mmjax import progress
-    from mmjax.sweep import collected, picture, run_all, table, write
-    from mmjax.sweep.results import shown
+    from mmjax.sweep import collected, picture, run_all, shown, table, write
 
     folder = local(options.run_dir or Path("runs") / f"{name}-{options.kind}", "--run-dir")
     outcomes = run_all(trials, folder, options.parallel)

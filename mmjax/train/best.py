@@ -56,7 +56,8 @@ def goal_of(named: str, given: Mapping[str, Sequence[str]]) -> Goal:
             return Goal(one, metric)
     known = list(dict.fromkeys(name for names in among.values() for name in names))
     where = f" from {subset}" if subset else ""
-    raise UserError(f"evaluation.best: '{metric}' is not measured{where}{nearest(metric, known)}")
+    hint = nearest(metric, known) if known else "; the tasks of this config measure nothing"
+    raise UserError(f"evaluation.best: '{metric}' is not measured{where}{hint}")
 
 
 class Best:
