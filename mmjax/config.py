@@ -10,6 +10,7 @@ from mmjax.data import (
     Data,
     DebianManual,
     Filters,
+    Fold,
     Folder,
     HuggingFaceTokenizer,
     Image,

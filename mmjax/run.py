@@ -32,7 +32,7 @@ from mmjax.parallel.runtime import jit_once
 from mmjax.stream import Batch
 from mmjax.timestamps import Aligner
 from mmjax.train.build import build_layout, build_model, build_source, facts_of_run, labels_of, raw
-from mmjax.train.directory import check_same_meaning, read_run
+from mmjax.train.directory import Which, check_same_meaning, read_run
 from mmjax.train.report import left_out, sample_rate
 from mmjax.train.step import cast, init_parameters
 from mmjax.tree import override, with_settings
@@ -42,7 +42,7 @@ LONGEST = 300  # seconds of a recording; the memory of attention grows with the 
 
 
 class Run:
-    """The newest checkpoint of a run directory, with the config of the run.
+    """A checkpoint of a run directory, by default the newest, with the config of the run.
 
     Attributes:
       trained: the resolved config; config: the same, for inputs that were not encoded before (`Data.encoded`).
@@ -52,10 +52,16 @@ class Run:
         they take less memory and time per token, and change the results a little.
     """
 
-    def __init__(self, directory: str | Path, overrides: Sequence[str] = (), weights: Weights = "float32"):
+    def __init__(
+        self,
+        directory: str | Path,
+        overrides: Sequence[str] = (),
+        weights: Weights = "float32",
+        step: Which = "newest",
+    ):
         self.weights = weights
         self.directory = local(directory, "the run directory")
-        config, self.step, self.params = read_run(self.directory)
+        config, self.step, self.params = read_run(self.directory, step)
         self.trained = override(config, list(overrides))
         self.config = raw(self.trained)
         # This machine may lack the attention backend of the training machine.
@@ -276,13 +282,15 @@ def evaluate_run(
     overrides: Sequence[str] = (),
     source: str | None = None,
     subsets: Sequence[str] | None = None,
+    step: Which = "newest",
 ) -> dict[str, Any]:
-    """Evaluates the newest checkpoint of a run on a split, for every subset of its modalities.
+    """Evaluates a checkpoint of a run on a split, for every subset of its modalities.
 
     Args:
       overrides: arguments "--KEY", "VALUE" that change the config of the run, such as its data.
       source: the name of a source of a mixture, which is measured alone; None: all of the data.
       subsets: of the modalities, such as "speech+image"; None: all of them.
+      step: of the checkpoint.
 
     Returns:
       {"step", "split", "subsets": {"speech+image": {"answer/accuracy": ..., ...}, ...}}.
@@ -290,7 +298,7 @@ def evaluate_run(
     Raises:
       UserError: the data has another tokenizer or other labels than the run was trained with.
     """
-    run = Run(directory, overrides)
+    run = Run(directory, overrides, step=step)
     split = split or run.config.evaluation.split
     try:
         mesh = make_mesh(**vars(run.config.mesh))

@@ -10,7 +10,7 @@ HOME = pathlib.Path(mmjax.__file__).parent
 ORDER = (
     ("cli", "__main__"),
     ("config",),
-    ("prepare", "check", "bottleneck", "plan", "generation", "run", "timestamps", "interchange"),
+    ("prepare", "check", "bottleneck", "plan", "generation", "run", "timestamps", "interchange", "sweep"),
     ("train",),
     ("evaluate", "flops"),
     ("tasks",),

@@ -217,7 +217,10 @@ def test_a_schedule_that_ends_before_its_run_is_said_at_the_start(tmp_path, caps
     data = dataclasses.replace(config.data, rows={"text": 16, "examples": 3}, subsets={"text": 1.0})
     config = dataclasses.replace(config, model=model, data=data)
     train(c.override(config, ["--optimizer.schedule.steps", "1", "--optimizer.schedule.warmup", "0"]), tmp_path)
-    message = "optimizer.schedule ends at step 1, the run at step 2: the learning rate stays at 0"
+    message = (
+        "optimizer.schedule ends at step 1, the run at step 2: the learning rate stays at 0 for 50 % of the run, in which "
+        "NOTHING IS LEARNED"
+    )
     assert message in " ".join(capsys.readouterr().err.split())
     assert [message in line["text"] for line in lines(tmp_path, "warning")] == [True]
     assert [line["learning_rate"] for line in lines(tmp_path)] == [pytest.approx(0.01), 0.0]

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from mmjax import __version__
-from mmjax.cli import alignment, data, language, runs
-from mmjax.cli.shared import command, print_json
+from mmjax.cli import alignment, data, language, runs, sweep
+from mmjax.cli.shared import add_step, command, print_json
 from mmjax.errors import Preempted, UserError
 from mmjax.files import local
 from mmjax.tree.trust import ALL
@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     runs.add_parsers(commands)
     alignment.add_parser(commands)
+    sweep.add_parsers(commands)
     language.add_parsers(commands)
     _add_config_commands(commands)
     _add_model_commands(commands)
@@ -90,6 +91,7 @@ def _add_model_commands(commands) -> None:
         sub = command(commands, name, text, given)
         sub.set_defaults(func=function)
         sub.add_argument("-o", "--out", required=True, metavar="DIR", help="a new directory")
+    add_step(sub)
     sub.add_argument("--adapters", action="store_true", help="only the adapters of a run, as a directory of PEFT")
     sub.add_argument("--origin", metavar="DIR", help="the import from which the run was trained, if there are several")
 
@@ -200,7 +202,7 @@ def _import(options, rest) -> int:
 def _export(options, rest) -> int:
     from mmjax.interchange.convert import export_model
 
-    result = export_model(options.dir, options.out, options.adapters, options.origin)
+    result = export_model(options.dir, options.out, options.adapters, options.origin, options.step)
     if options.json:
         print_json(result)
     else:

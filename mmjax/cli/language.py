@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from mmjax.cli.shared import command, whole
+from mmjax.cli.shared import add_step, command, whole
 from mmjax.errors import UserError
 
 HELP = """Write a message. These commands are known, too:
@@ -63,6 +63,7 @@ def _ngram(options, rest) -> int:
 
 
 def _add_options(sub: Any) -> None:
+    add_step(sub)
     sub.add_argument(
         "--weights",
         choices=("float32", "bfloat16", "int8", "int4"),
@@ -89,7 +90,9 @@ def _generate(options, rest) -> int:
     from mmjax.run import Run
 
     given = (_sampling(options), options.length, options.stop, options.rows, options.beams)
-    count = generate(Generator(Run(options.run, weights=options.weights)), options.input, options.out, *given)
+    count = generate(
+        Generator(Run(options.run, weights=options.weights, step=options.step)), options.input, options.out, *given
+    )
     print(f"{count} replies: {options.out}")
     return 0
 
@@ -98,7 +101,7 @@ def _chat(options, rest) -> int:
     from mmjax.generation import Generator
     from mmjax.run import Run
 
-    generator = Generator(Run(options.run, weights=options.weights))
+    generator = Generator(Run(options.run, weights=options.weights, step=options.step))
     generator.check([{"role": "user", "content": ""}])  # that it knows conversations
     talk = _Talk(generator, options)
     print("Write a message, or /help.")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from mmjax.cli.shared import command, print_json, whole
+from mmjax.cli.shared import add_step, command, print_json, whole
 from mmjax.errors import UserError
 from mmjax.files import local
 
@@ -28,6 +28,7 @@ def add_parsers(commands: Any) -> None:
 
     sub = command(commands, "eval", "evaluate a run on every subset of its modalities", "RUN")
     sub.set_defaults(func=_eval, joins=True, overrides=True)
+    add_step(sub)
     sub.add_argument("--split", default=None, help="default: the config's evaluation.split")
     sub.add_argument(
         "--examples", type=whole(1), help="number of examples, spread evenly over the split (default: all)"
@@ -38,6 +39,7 @@ def add_parsers(commands: Any) -> None:
 
     sub = command(commands, "predict", "predict about one example", "RUN")
     sub.set_defaults(func=_predict, joins=True)
+    add_step(sub)
     for modality in ("speech", "image"):
         sub.add_argument(
             f"--{modality}", metavar="FILE", action="append", help="may be repeated: several in one example"
@@ -82,7 +84,8 @@ def _eval(options, rest) -> int:
     from mmjax.evaluate.evaluation import table
     from mmjax.run import evaluate_run
 
-    result = evaluate_run(options.run, options.split, options.examples, rest, options.source, options.subset)
+    given = (options.split, options.examples, rest, options.source, options.subset, options.step)
+    result = evaluate_run(options.run, *given)
     if options.json:
         print_json(result)
     else:
@@ -94,7 +97,7 @@ def _predict(options, rest) -> int:
     from mmjax.run import Run
 
     save = options.save and local(options.save, "--save")
-    run = Run(options.run)
+    run = Run(options.run, step=options.step)
     if options.example is None:
         tags = {"language": options.language, "task": options.task}
         others = dict(_named_input(one) for one in options.input)

@@ -18,6 +18,21 @@ def whole(least: int) -> Callable[[str], int]:
     return parse
 
 
+def which(text: str) -> int | str:
+    """Reads the value of `--step`."""
+    if text in ("newest", "best"):
+        return text
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a step, nor best, nor newest")
+    return int(text)
+
+
+def add_step(sub: argparse.ArgumentParser) -> None:
+    """Adds the option that chooses a checkpoint of a run."""
+    text = "checkpoint: a step, newest (default), or best (of evaluation.best)"
+    sub.add_argument("--step", type=which, default="newest", metavar="N", help=text)
+
+
 def print_json(value: Any) -> None:
     """Prints one line of strict JSON; numbers that are not finite become null."""
     print(json_line(value))

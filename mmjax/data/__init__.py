@@ -9,6 +9,7 @@ from mmjax.data.conversation import Conversation
 from mmjax.data.debian_manual import DebianManual
 from mmjax.data.filters import Filters
 from mmjax.data.folder import Folder
+from mmjax.data.folds import Fold
 from mmjax.data.image_augmentation import ImageAugmentation
 from mmjax.data.image_mixing import ImageMixing
 from mmjax.data.inputs import Audio, Image, Input, Text

@@ -151,6 +151,12 @@ class Corpus:
         kept = slice(None) if self._kept is None else self._kept
         return {name: (numbers[kept], names) for name, (numbers, names) in tags.items() if len(names) > 1}
 
+    def classes(self, label: str) -> np.ndarray:
+        """[n] the class of each example, -1 for none; `labels` names them."""
+        if label not in self._columns:
+            return np.full(len(self), -1)
+        return self._columns[label] if self._kept is None else self._columns[label][self._kept]
+
     def name(self, number: int) -> str:
         """The name of an example by its number in the collection; "" if it cannot be read."""
         try:

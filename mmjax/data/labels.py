@@ -127,6 +127,13 @@ def stored(label: Label, value: np.ndarray) -> str | tuple[str, ...] | tuple[flo
     return tuple(value.tolist())
 
 
+def classes_of(opened: Any, label: str) -> np.ndarray:
+    """[n] the class of each example of an opened split, -1 for none."""
+    if hasattr(opened, "classes"):
+        return opened.classes(label)
+    return np.array([opened[number].labels.get(label, -1) for number in range(len(opened))], np.int64)
+
+
 def absent(array: np.ndarray) -> np.ndarray:
     """[n] bool: the examples without the label, from an array of `column_of`."""
     if array.ndim == 1:

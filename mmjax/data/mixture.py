@@ -7,7 +7,7 @@ holds each source's share within a few examples, and the number of earlier examp
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import numpy as np
 
 from mmjax.data.fields import USUAL, Fields
 from mmjax.data.inputs import USUAL_INPUTS
-from mmjax.data.labels import SPOKEN, Label, merged
+from mmjax.data.labels import SPOKEN, Label, classes_of, merged
+from mmjax.data.selected import Selected
 from mmjax.data.source import Opening, Source, Texts
 from mmjax.errors import UserError
 from mmjax.tree import part
@@ -150,6 +151,18 @@ class Mixture(Source):
     takes_prefixes = True
 
     def open(self, split: str, opening: Opening) -> "MixedExamples":
+        return self._mixed(self._open_all(split, opening), split == "train")  # evaluation reads every example once
+
+    def open_chosen(
+        self, split: str, opening: Opening, chosen: Callable[[Any], np.ndarray], training: bool
+    ) -> "MixedExamples":
+        found = self._open_all(split, opening)
+        whole = MixedExamples(found, None)
+        parts = np.split(chosen(whole), np.cumsum(whole.lengths)[:-1])
+        selected = {name: Selected(one, part) for (name, one), part in zip(found.items(), parts, strict=True)}
+        return self._mixed(selected, training)
+
+    def _open_all(self, split: str, opening: Opening) -> dict[str, Any]:
         found = {name: one.open(split, opening) for name, one in self.sources.items() if one.has(split)}
         if not found:
             raise UserError(f"no source of the mixture has the split '{split}'")
@@ -158,7 +171,10 @@ class Mixture(Source):
             raise UserError(
                 "the sources of a mixture have tokenizers of their own; set data.tokenizer, so that they share one"
             )
-        if split != "train":  # evaluation reads every example once
+        return found
+
+    def _mixed(self, found: Mapping[str, Any], training: bool) -> "MixedExamples":
+        if not training:
             return MixedExamples(found, None)
         sizes = {name: len(one) for name, one in found.items()}
         return MixedExamples(found, proportions(sizes, self._weights(sizes), self.temperature, self.epochs))
@@ -249,6 +265,14 @@ class MixedExamples:
                 parts.append(of_each[numbers])
             found[kind] = np.concatenate(parts), list(names)
         return found
+
+    def classes(self, label: str) -> np.ndarray:
+        """As `Corpus.classes`, with the numbers of the mixture's classes."""
+        parts = []
+        for source, place in zip(self.sources.values(), self._places, strict=True):
+            numbers = classes_of(source, label)
+            parts.append(np.where(numbers < 0, -1, place[label][numbers]) if label in place else numbers)
+        return np.concatenate(parts)
 
     def __len__(self) -> int:
         return int(self._first[-1])

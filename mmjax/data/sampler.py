@@ -115,7 +115,7 @@ class Sampler:
             )
         self.too_long, self.never_shown = int((~fits & among).sum()), int((~shown & fits & among).sum())
         for number, part in enumerate(self._usable):
-            if not part.count:
+            if lengths[number] and not part.count:
                 raise UserError(
                     f"none of the {lengths[number]:,} examples of source {number + 1} of the mixture can be used"
                 )

@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from mmjax.data.fields import USUAL as USUAL_FIELDS
 from mmjax.data.fields import Fields
 from mmjax.data.files import stamp
@@ -75,6 +77,18 @@ class Source:
           UserError: there is no such split, or it cannot be read.
         """
         raise NotImplementedError
+
+    def open_chosen(self, split: str, opening: Opening, chosen: Callable[[Any], np.ndarray], training: bool) -> Any:
+        """Opens some examples of a split.
+
+        Args:
+          chosen: called with the opened split; returns [n] bool.
+          training: whether the examples are trained on; a mixture then draws them in its proportions.
+        """
+        from mmjax.data.selected import Selected
+
+        opened = self.open(split, opening)
+        return Selected(opened, chosen(opened))
 
     def has(self, split: str) -> bool:
         """Whether the source may have this split."""

@@ -19,7 +19,7 @@ from mmjax.data.sources import Data
 from mmjax.evaluate.measures import Measures
 from mmjax.models import Multimodal
 from mmjax.models.task import Facts, losses_of, tables_of
-from mmjax.parallel.mesh import share_of_rows, to_devices, within
+from mmjax.parallel.mesh import abstract_batch, share_of_rows, to_devices, within
 from mmjax.tasks.retrieval import RANKS
 
 ORDER = ("speech", "image", "text")
@@ -107,8 +107,7 @@ class Evaluator:
           the numbers of examples "skipped" (longer than a row, or unreadable) and "lacking" (without any modality of the
           subset).
         """
-        data = self._data
-        layout = self._layout.without(*(set(self._model.encoders) - set(subset.split("+"))))
+        data, layout = self._data, self._layout_of(subset)
         sampler = Sampler(
             layout.positions(self.source.sizes),
             layout.rows,
@@ -122,7 +121,7 @@ class Evaluator:
         )
         dropped, share = data.filters.largest_share_dropped, share_of_rows(self._mesh)
         batches = Batches(self.source, layout, sampler, share, largest_share_dropped=dropped, measuring=True)
-        step = self._steps.setdefault(subset, self._make_step())
+        step = self._step(subset)
         measures = Measures(self._model.tasks, self._facts, self.source)
         with progress.bar(f"evaluating {subset}", len(sampler), "batches", transient=True) as bar:
             for batch in prefetch(batches, 0, len(sampler), data.threads):
@@ -134,6 +133,30 @@ class Evaluator:
         counts = {"examples": measures.examples, "skipped": len(batches.skipped) + sampler.too_long}
         counts["lacking"] = sampler.never_shown  # any of the subset's modalities
         return measures.metrics() | {name: count for name, count in counts.items() if count or name == "examples"}
+
+    def names(self, params: Any, subset: str) -> list[str]:
+        """The metrics that `evaluate` gives if there are such examples, by their names; compiles nothing.
+
+        Args:
+          params: their shapes are enough.
+        """
+        batch = abstract_batch(self._layout_of(subset).empty(1), self._data.batch_rows, self._mesh)
+        _, sums, predictions, _ = jax.eval_shape(self._step(subset), params, batch, self._tables)
+        names = [*sums]
+        for name in predictions:
+            task = self._model.tasks[name]
+            groups = getattr(self.source, "groups", {}) if task.grouped else {}
+            parts = ["", *(f"/{kind}/{group}" for kind, (_, found) in groups.items() for group in found)]
+            names += [f"{name}/{metric}{part}" for part in parts for metric in task.metric_names]
+        return names
+
+    def _layout_of(self, subset: str) -> Layout:
+        return self._layout.without(*(set(self._model.encoders) - set(subset.split("+"))))
+
+    def _step(self, subset: str) -> Callable:
+        if subset not in self._steps:
+            self._steps[subset] = self._make_step()
+        return self._steps[subset]
 
     def _say_unreadable(self, skipped: dict[int, str]) -> None:
         new = {number: reason for number, reason in skipped.items() if number not in self._unreadable}

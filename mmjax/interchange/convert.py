@@ -37,7 +37,7 @@ from mmjax.interchange import (
 )
 from mmjax.interchange.rules import TENSORS, to_ours, to_theirs
 from mmjax.models.adapters import as_array
-from mmjax.train.directory import LABELS, UNTRAINED, read_run
+from mmjax.train.directory import LABELS, UNTRAINED, Which, read_run
 from mmjax.train.experiment import Experiment
 from mmjax.tree import to_dict
 
@@ -119,7 +119,11 @@ def import_model(source: str | Path, out: str | Path) -> dict[str, Any]:
 
 
 def export_model(
-    source: str | Path, out: str | Path, adapters: bool = False, origin: str | Path | None = None
+    source: str | Path,
+    out: str | Path,
+    adapters: bool = False,
+    origin: str | Path | None = None,
+    step: Which = "newest",
 ) -> dict[str, Any]:
     """The inverse of `import_model`: writes tensors with the original names, shapes and dtypes.
 
@@ -128,18 +132,19 @@ def export_model(
         exported, with their adapters merged into them; what the run has not of this import stays as it was.
       adapters: write only the adapters, as a directory of PEFT (`interchange.peft`).
       origin: the directory of the import; None: the only one from which the run was trained.
+      step: of the run's checkpoint.
 
     Raises:
       UserError: the run was not trained from an import, or from several, or has no adapters.
     """
     source, out = local(source, "the model's directory"), local(out, "--out")
-    imported = source if (source / directories.ORIGIN).is_file() else tuned.origin_of(source, origin)
+    imported = source if (source / directories.ORIGIN).is_file() else tuned.origin_of(source, origin, step)
     about = directories.read_object(imported / directories.ORIGIN)
     theirs, dtypes = about["config"], about["dtypes"]
     family = family_of(theirs, imported)
     names = {_current(family, theirs, name): name for name in dtypes}
     rules = family.rules(theirs | {TENSORS: frozenset(names)})
-    parameters = tuned.parameters(source, imported) if imported != source else read_imported(source)[1]
+    parameters = tuned.parameters(source, imported, step) if imported != source else read_imported(source)[1]
     if adapters:
         tensors, document = peft.adapter(rules, parameters, theirs, names, getattr(family, "pack", dict))
         directories.write(out, tensors, "adapter_model.safetensors", {"adapter_config.json": document})

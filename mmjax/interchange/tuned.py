@@ -11,11 +11,11 @@ from mmjax.interchange import assemble, directories
 from mmjax.models.adapters import is_adapted
 from mmjax.models.quantised import is_quantised
 from mmjax.models.roles import path_of
-from mmjax.train.directory import read_run
+from mmjax.train.directory import Which, read_run
 from mmjax.train.initial import traced
 
 
-def origin_of(run: Path, named: str | Path | None) -> Path:
+def origin_of(run: Path, named: str | Path | None, step: Which = "newest") -> Path:
     """The import from which a run was trained.
 
     Args:
@@ -24,7 +24,7 @@ def origin_of(run: Path, named: str | Path | None) -> Path:
     Raises:
       UserError: there is none, or there are several and none is named, or it is not an import.
     """
-    config, _, params = read_run(run)
+    config, _, params = read_run(run, step)
     found = {Path(one).resolve(): one for one in traced(config, params)}
     found = {path: one for path, one in found.items() if (path / directories.ORIGIN).is_file()}
     if named is None and len(found) == 1:
@@ -37,7 +37,7 @@ def origin_of(run: Path, named: str | Path | None) -> Path:
     raise UserError(f"{run} was trained from {', '.join(map(str, found.values()))}; {wrong}")
 
 
-def parameters(run: Path, origin: Path) -> dict[str, Any]:
+def parameters(run: Path, origin: Path, step: Which = "newest") -> dict[str, Any]:
     """The parameters of an import by the paths of `Rule.ours`, with the values that a run has given to them.
 
     Kernels with adapters are `Adapted`.
@@ -45,7 +45,7 @@ def parameters(run: Path, origin: Path) -> dict[str, Any]:
     Raises:
       UserError: the run has a parameter with another shape, such as the positions of larger pictures.
     """
-    (config, _, params), (imported, _, before) = read_run(run), read_run(origin)
+    (config, _, params), (imported, _, before) = read_run(run, step), read_run(origin)
     places = next(there for one, there in traced(config, params).items() if Path(one).resolve() == origin.resolve())
 
     def whole(x: Any) -> bool:

@@ -80,6 +80,7 @@ class Task(nn.Module, kw_only=True):
       mixes: whether a label may be a distribution over classes, as mixup makes it.
       generates: whether it writes texts token by token, with `begin`, `step`, `rows` and `ends` as those of `CausalLM`.
       aligns: whether it finds when a known text was spoken (`spans`).
+      metric_names: the metrics that `metrics` gives; `evaluation.best` may name them.
       media: the encoders whose recordings or pictures are kept apart, since they stand at different places of a text.
     """
 
@@ -93,6 +94,7 @@ class Task(nn.Module, kw_only=True):
     positive: ClassVar[bool] = True
     whole_batch: ClassVar[bool] = False
     mixes: ClassVar[bool] = False
+    metric_names: ClassVar[tuple[str, ...]] = ()
     media: ClassVar[tuple[str, ...]] = ()
     generates: ClassVar[bool] = False
     aligns: ClassVar[bool] = False
@@ -216,7 +218,7 @@ class Task(nn.Module, kw_only=True):
         return tokens
 
     def metrics(self, items: Sequence[Item]) -> dict[str, float]:
-        """Metrics of a split, or of a group of its examples, by name."""
+        """Metrics of a split, or of a group of its examples, by name: `metric_names`, or some of them."""
         return {}
 
     def shown(self, prediction: Any, facts: Facts) -> dict[str, Any]:

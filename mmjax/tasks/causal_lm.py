@@ -54,6 +54,7 @@ class CausalLM(Task, kw_only=True):
 
     labelled = False
     generates = True
+    metric_names = ("exact_match", "f1", "bleu", "chrf", "cider", "cer", "wer")
 
     @property
     def measured(self) -> bool:

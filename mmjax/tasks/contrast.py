@@ -20,7 +20,7 @@ from mmjax.models.roles import parameter
 from mmjax.models.segments import having, mean
 from mmjax.models.task import Encoded, Facts, Item, Output, Sums, Task
 from mmjax.stream import Stream
-from mmjax.tasks.retrieval import recalls
+from mmjax.tasks.retrieval import RANKS, recalls
 
 
 class Contrast(Task, kw_only=True):
@@ -45,6 +45,12 @@ class Contrast(Task, kw_only=True):
     grouped = False
     whole_batch = True
     sources = property(lambda self: self.between)
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        a, b = self.between
+        directions = (f"{a}_to_{b}", f"{b}_to_{a}")
+        return tuple(f"{direction}/recall@{k}" for direction in directions for k in RANKS)
 
     def check(self, path: str, config: Any) -> None:
         encoders = set(config.model.encoders)

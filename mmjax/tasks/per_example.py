@@ -86,6 +86,7 @@ class Classify(PerExample, kw_only=True):
     gamma: float = 0.0  # exponent of the focal loss (Lin et al. 2017); 0 is plain cross-entropy
 
     mixes = True
+    metric_names = ("accuracy", "macro_f1", "uar", "auroc")
 
     def loss(self, output: Output) -> Sums:
         return cross_entropy(*output, self.label_smoothing, self.gamma)
@@ -113,6 +114,7 @@ class MultiLabel(PerExample, kw_only=True):
     gamma: float = 0.0  # exponent of the focal loss (Lin et al. 2017); 0 is plain cross-entropy
 
     label_kind = "classes"
+    metric_names = ("accuracy", "macro_f1", "auroc")
 
     def loss(self, output: Output) -> Sums:
         return sigmoid_cross_entropy(*output, self.gamma)
@@ -137,6 +139,7 @@ class Regress(PerExample, kw_only=True):
     delta: float = 1.0  # in the unit of the labels: where the Huber loss becomes a straight line
 
     label_kind = "numbers"
+    metric_names = ("mae", "rmse", "pearson", "spearman")
 
     def loss(self, output: Output) -> Sums:
         return regression(*output, self.difference, self.delta)

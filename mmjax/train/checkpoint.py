@@ -29,12 +29,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.serialization import from_state_dict, to_state_dict
 from flax.traverse_util import flatten_dict, unflatten_dict
+from orbax.checkpoint import checkpoint_managers as policies
 
 from mmjax import progress
 from mmjax.errors import UserError
 from mmjax.files import local, write_whole
 from mmjax.models.adapters import assembled, constants
 from mmjax.parallel.agreement import together
+from mmjax.train.best import read_record
 from mmjax.train.groups import split
 from mmjax.train.step import TrainState
 
@@ -74,17 +76,21 @@ class Checkpoints:
       keep: how many of the newest checkpoints to keep; None: all.
       apart: the group of every parameter, if frozen ones are saved once, in the folder "frozen"; None: each checkpoint
         has them.
+
+    Attributes:
+      best: the step of a checkpoint that is kept, too; None: there is none.
     """
 
     def __init__(self, directory: Path, keep: int | None = 3, apart: Any = None, folder: str = FOLDER):
         self.path = (Path(directory) / folder).resolve()
-        self._keep, self._apart = keep, apart
+        self._keep, self._apart, self.best = keep, apart, None
         self._unfinished: int | None = None  # the step whose checkpoint may be incomplete
 
     @cached_property
     def _manager(self) -> ocp.CheckpointManager:  # only for saving: it creates directories and deletes old checkpoints
+        kept = policies.AnyPreservationPolicy([policies.LatestN(self._keep), _KeepsBest(self)])
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=self._keep, enable_async_checkpointing=True, lightweight_initialize=True
+            preservation_policy=kept, enable_async_checkpointing=True, lightweight_initialize=True
         )
         handlers = {"state": _SummedHandler(), "meta": ocp.JsonCheckpointHandler()}
         return ocp.CheckpointManager(self.path, options=options, item_handlers=handlers)
@@ -290,6 +296,16 @@ class Checkpoints:
                 self._manager.close()
 
 
+class _KeepsBest(policies.PreservationPolicy):
+    """Orbax asks it after each save which checkpoints stay."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        return [one.step == self._checkpoints.best for one in checkpoints]
+
+
 class _SummedHandler(ocp.StandardCheckpointHandler):
     """Orbax's handler, which also writes the checksums of all files when a save is complete."""
 
@@ -356,10 +372,12 @@ def _sum_of(value: Any) -> str:
 
 
 def describe_run(directory: str | Path) -> list[dict[str, Any]]:
-    """Describes every checkpoint of a run directory, oldest first: see `Checkpoints.describe`."""
-    if not (local(directory, "the run directory") / "config.json").is_file():
+    """Describes every checkpoint of a run directory, oldest first: see `Checkpoints.describe`; and "best": whether it is."""
+    run = local(directory, "the run directory")
+    if not (run / "config.json").is_file():
         raise UserError(f"{directory} is not a run directory: it has no config.json")
-    return list(Checkpoints(Path(directory)).describe())
+    best = read_record(run).get("best")
+    return [{**one, "best": one["step"] == best} for one in Checkpoints(run).describe()]
 
 
 def table(found: list[dict[str, Any]], title: str):
@@ -370,7 +388,9 @@ def table(found: list[dict[str, Any]], title: str):
     said = {True: "yes", False: Text("NO", "red"), None: Text("cannot be read", "yellow")}
     for one in found:
         shown = (one["digest"] or "")[:16] or one["problem"]
-        result.add_row(str(one["step"]), f"{one['bytes'] / 1e6:.1f} MB", said[one["intact"]], Text(shown))
+        result.add_row(
+            f"{one['step']}{' (best)' * one['best']}", f"{one['bytes'] / 1e6:.1f} MB", said[one["intact"]], Text(shown)
+        )
     return result
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from flax.traverse_util import unflatten_dict
@@ -24,6 +24,7 @@ from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
 from mmjax.files import json_line, write_whole
 from mmjax.parallel.agreement import from_lead, together
+from mmjax.train.best import best_step
 from mmjax.train.checkpoint import Checkpoints, Damaged
 from mmjax.train.experiment import Experiment, load, to_json
 from mmjax.train.step import TrainState
@@ -102,13 +103,16 @@ def clear(run: Path) -> None:
                 progress.console.print(f"starting a new run; the files of the earlier run are now in {kept}")
 
 
-def read_run(run: Path) -> tuple[Experiment, int, dict[str, Any]]:
-    """The config of a run, the step of its newest checkpoint, and the parameters to evaluate: their EMA if there is one.
+Which = int | Literal["newest", "best"]  # a checkpoint of a run: its step, or which one
+
+
+def read_run(run: Path, which: Which = "newest") -> tuple[Experiment, int, dict[str, Any]]:
+    """The config of a run, the step of a checkpoint, and its parameters to evaluate: their EMA if there is one.
 
     A run that was imported (`mmjax import`) is at step 0.
 
     Raises:
-      UserError: the directory is no run directory, or has no readable checkpoint.
+      UserError: the directory is no run directory, or has no such checkpoint that can be read.
     """
     if not (run / "config.json").is_file():
         old = "; it was imported by an earlier version of mmjax: import the model again"
@@ -117,11 +121,16 @@ def read_run(run: Path) -> tuple[Experiment, int, dict[str, Any]]:
         )
     config, checkpoints = load(run / "config.json"), Checkpoints(run)
     if (run / UNTRAINED).is_file():
+        if which not in (0, "newest"):
+            raise UserError(f"{run} was imported and has one state, not a checkpoint '{which}'; leave --step out")
         return config, 0, _untrained(run / UNTRAINED)
     steps = checkpoints.steps()
     if not steps:
         raise UserError(f"the run {run} has no checkpoint yet; train it first")
-    return config, steps[-1], checkpoints.parameters(steps[-1])
+    step = steps[-1] if which == "newest" else best_step(run) if which == "best" else which
+    if step not in steps:
+        raise UserError(f"{run} has no checkpoint of step {step}; there are those of {', '.join(map(str, steps))}")
+    return config, step, checkpoints.parameters(step)
 
 
 def _untrained(path: Path) -> dict[str, Any]:

@@ -27,6 +27,9 @@ class Evaluation:
     subsets: tuple[str, ...] = ("speech+image", "image+text")  # modalities that are shown together
     examples: int | None = None  # evenly spread over the split, during training; None: all
     final_examples: int | None = None  # the same, for the final evaluation
+    # A metric, "transcript/wer" or "speech+image: transcript/wer", whose best checkpoint is kept beside the newest ones.
+    best: str | None = None
+    patience: int | None = None  # evaluations without a better value of `best` after which the run stops; None: never
     # Data sets that are not trained on, measured before the first step and after the last one: what the model forgets.
     guards: Mapping[str, Source] = dataclasses.field(default_factory=dict)
 

@@ -1,7 +1,7 @@
 """The training run, from top to bottom."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from mmjax.parallel.mesh import make_mesh, share_of_rows, to_devices
 from mmjax.parallel.xla import check_options, described, explained, options_of
 from mmjax.train import report
 from mmjax.train.attention import decided
+from mmjax.train.best import Best, goal_of
 from mmjax.train.build import (
     build_layout,
     build_model,
@@ -116,6 +117,11 @@ def _train(
     if state is None:
         state = load_initial(config, begun.initialise(), begun.specs, source.tokenizer)
     check_encoded(config, state.params, begun.groups)
+    best = None
+    if config.evaluation.best:
+        named = {canonical(subset): evaluator.names(abstract.evaluated, subset) for subset in subsets}
+        best = Best(goal_of(config.evaluation.best, named), config.evaluation, run, first)
+        checkpoints.best = best.step
     if first == 0:
         guards.begin(state.evaluated)
 
@@ -144,13 +150,15 @@ def _train(
         wandb_project=config.log.wandb_project if lead else None,
         config=to_dict(config),
     )
-    written = writer.rewind(first, finished=first == config.steps) if lead else set()
+    finished = first == config.steps or (best is not None and best.over)
+    written = writer.rewind(first, finished) if lead else set()
     if lead and (warning := report.short_schedule(config)):
         writer.write(first, "warning", {"text": warning})
     if lead and evaluator:
         report.left_out(evaluator.source, run, config.evaluation.split)
     line = report.ProgressLine(config.steps, first, started)
     ledger = Ledger(run if lead else None, first, started)
+    done, saved = first, first
 
     def write(step: int, kind: str, metrics: Any) -> None:
         try:
@@ -158,31 +166,57 @@ def _train(
         except UserError as error:  # a full disk: there may still be room for the checkpoint
             stop.because(error)
 
-    def evaluate(step: int, examples: int | None) -> dict[str, dict[str, float]] | None:
-        """The metrics of every subset; None if a signal interrupted the evaluation."""
+    def save() -> None:
+        nonlocal saved
+        if saved < done:
+            watch.pause()
+            with ledger.spent("checkpoint"):
+                checkpoints.save(done, state, sampler.state(done))
+            saved = done
+
+    def measure(chosen: Iterable[str], examples: int | None) -> dict[str, dict[str, float]] | None:
+        """The metrics of subsets; None if a signal interrupted the evaluation."""
         params, results = state.evaluated, {}
 
         def asked() -> bool:
-            watch.doing(step, "an evaluation")
+            watch.doing(done, "an evaluation")
             return stop.asked()
 
-        for subset in subsets:
+        for subset in chosen:
             watch.pause()  # its program may be compiled
             with ledger.spent("evaluation"):
                 metrics = evaluator.evaluate(params, subset, examples, asked)
             if metrics is None:
                 return None
             results[canonical(subset)] = metrics
+        return results
+
+    def keep_best(results: dict[str, dict[str, float]]) -> None:
+        """Keeps the checkpoint of this step if it is the best. The record follows the checkpoint that it names."""
+        if best.improves(done, results):
+            save()
+            watch.pause()
+            with ledger.spent("checkpoint"):
+                checkpoints.finish()
+        best.note(done, results)
+        checkpoints.best = best.step
+
+    def evaluate(examples: int | None) -> dict[str, dict[str, float]] | None:
+        """The metrics of every subset after this step; None if a signal interrupted the evaluation."""
+        step, results = done, measure(subsets, examples)
+        if results is None:
+            return None
+        if best:
+            same = examples == config.evaluation.examples  # metrics of other examples cannot be compared
+            compared = results if same else measure([best.goal.subset], config.evaluation.examples)
+            if compared is None:
+                return None
+            keep_best(compared)
         if lead and results:
             for subset, metrics in results.items():
                 write(step, "eval", {"subset": subset, **metrics})
             progress.console.print(table(results, f"{config.evaluation.split} split after step {step}"))
         return results
-
-    def save(step: int) -> None:
-        watch.pause()
-        with ledger.spent("checkpoint"):
-            checkpoints.save(step, state, sampler.state(step))
 
     def account(step: int) -> None:
         try:
@@ -203,15 +237,16 @@ def _train(
         return bool(every) and step % every == 0 and 0 < step < config.steps
 
     # A run that was killed during an evaluation repeats it.
+    results = None
     if from_lead(evaluation_is_due(first) and (first, "eval") not in written):  # only process 0 has `written`
-        evaluate(first, config.evaluation.examples)
+        results = evaluate(config.evaluation.examples)
     if stop.asked():
         checkpoints.close()
         raise stop.error(f"before step {first + 1}")
 
     # The loop. The host waits for a step only after it has dispatched the next one, so that the devices stay busy.
     skips = Skips(config, int(state.skipped))
-    pending, before, done, saved, taken = None, None, first, first, None
+    pending, before, taken = None, None, None
 
     def see(step: int, metrics: Any) -> None:
         """Counts skipped steps; too many in a row end the run, and the cause is looked for in the last of them."""
@@ -224,9 +259,11 @@ def _train(
             key = jax.random.fold_in(jax.random.key(config.seed), step - 1)
             raise UserError(f"{error}; in step {step}, {hunt(model, state.params, taken, key)}") from None
 
-    ready = prefetch(batches, first, config.steps, config.data.threads)
+    early = best is not None and best.over
+    end = first if early else config.steps
+    ready = prefetch(batches, first, end, config.data.threads)
     with finishing(checkpoints):
-        for step in range(first, config.steps):
+        for step in range(first, end):
             asked = time.perf_counter()
             watch.doing(step, "waiting for data")
             batch = next(ready)
@@ -250,34 +287,38 @@ def _train(
                 pending = done, metrics, throughput.report(share.count / len(share.parts))
             stopping, last = stop.asked(), done == config.steps
             every = config.checkpoint.every_steps
-            if last or stopping or (every and done % every == 0):
-                if pending is not None:  # log before the checkpoint, or a kill in between would lose these metrics
-                    log(*pending)
-                    pending = None
+            saving = last or stopping or (every and done % every == 0)
+            evaluating = evaluation_is_due(done) and not stopping
+            if pending is not None and (saving or evaluating):
+                log(*pending)  # before the checkpoint, or a kill in between would lose these metrics
+                pending = None
+            if saving:
                 see(done, metrics)
                 if (
                     last or stopping or not skips.row
                 ):  # a state that cannot take steps must not replace an older good checkpoint
-                    save(done)
-                    saved = done
+                    save()
                 if batches.skipped:
                     report.note_skipped(run, batches.skipped)
-            if evaluation_is_due(done) and not stopping:
-                stopping = evaluate(done, config.evaluation.examples) is None
-                if stopping and saved < done:
-                    save(done)
-            if stopping:
+            if evaluating:
+                results = evaluate(config.evaluation.examples)
+                stopping, early = results is None, best is not None and best.over
+                if stopping or early:
+                    save()
+            if stopping or early:
                 break
         watch.pause()
         with ledger.spent("checkpoint"):
             checkpoints.finish()
     account(done)
-    if done < config.steps or stop.failed:
+    if (done < config.steps and not early) or stop.failed:
         raise stop.error(f"after step {done}; its state is saved")
 
     # Final evaluation.
     changes = report.adapter_changes(state.evaluated)
-    results = evaluate(done, config.evaluation.final_examples)
+    same = config.evaluation.examples == config.evaluation.final_examples
+    if not (early and same and results):  # a run that stops early has just been evaluated
+        results = evaluate(config.evaluation.final_examples)
     if results is None:
         raise stop.error(f"in the last evaluation; the state of step {done} is saved")
     if (forgotten := guards.end(state.evaluated)) and lead:
@@ -286,7 +327,9 @@ def _train(
     writer.close()
     if lead:
         report.adapters(changes)
-        report.end(started, compiled, batches, run)
+        if early and done < config.steps:
+            progress.warn(best.early(done))
+        report.end(started, compiled, batches, run, best)
     return results
 
 

@@ -118,10 +118,13 @@ def short_schedule(config: Experiment) -> str | None:
     schedule = config.optimizer.schedule
     if schedule.last is None or schedule.last >= config.steps:
         return None
+    rate, rest = schedule.peak * schedule.end, config.steps - schedule.last
     return (
         f"optimizer.schedule ends at step {schedule.last}, the run at step {config.steps}: the learning rate stays at "
-        f"{schedule.peak * schedule.end:g} in between. A run keeps its first schedule; to train longer, choose "
-        "another --run-dir and leave optimizer.schedule.steps out"
+        f"{rate:g} for {100 * rest / config.steps:.0f} % of the run"
+        + (", in which NOTHING IS LEARNED" if rate == 0 else "")
+        + ". Set optimizer.schedule.steps to none, so that it follows `steps`; a run that has begun keeps its schedule, "
+        "so choose another --run-dir"
     )
 
 
@@ -284,8 +287,10 @@ def adapters(changes: Mapping[str, np.ndarray]) -> None:
         )
 
 
-def end(started: float, compiled: telemetry.CompileCounter, batches: Any, run: Any) -> None:
+def end(started: float, compiled: telemetry.CompileCounter, batches: Any, run: Any, best: Any = None) -> None:
     say = progress.console.print
+    if best:
+        say(f"the best checkpoint: {best}. Try: mmjax eval {run} --step best")
     if batches.skipped:
         count, path = note_skipped(run, batches.skipped)
         progress.warn(f"{count} examples could not be read and were left out: {path}")

@@ -40,7 +40,13 @@ def smoke(config: Experiment, width: int = 32) -> Experiment:
         mesh=Mesh(),
         data=dataclasses.replace(config.data, batch_rows=ROWS),
         optimizer=dataclasses.replace(config.optimizer, accumulation=1, schedule=config.optimizer.schedule.shortened()),
-        evaluation=dataclasses.replace(config.evaluation, every_steps=None, final_examples=EXAMPLES),
+        evaluation=dataclasses.replace(
+            config.evaluation,
+            every_steps=STEPS // 2 if config.evaluation.best else None,
+            examples=EXAMPLES,
+            final_examples=EXAMPLES,
+            patience=None,
+        ),
         checkpoint=Checkpoint(every_steps=None),
         log=Log(every_steps=1, tensorboard=False),
     )

@@ -7,7 +7,7 @@ import numpy as np
 from mmjax.errors import UserError, nearest
 from mmjax.files import data_directory
 from mmjax.models.task import Facts
-from mmjax.train.experiment import Experiment
+from mmjax.train.experiment import Evaluation, Experiment
 from mmjax.tree import flat
 
 # Reserved names, which cannot name a stream of vectors.
@@ -119,6 +119,7 @@ def check_config(config: Experiment) -> None:
                     )
         if len({frozenset(subset.split("+")) for subset in subsets}) < len(subsets):
             raise UserError(f"{place} names a subset twice (order does not matter): {', '.join(subsets)}")
+    _check_evaluation(config.evaluation)
     _check_tasks(config)
     if config.weighting:
         config.weighting.check(config)
@@ -133,6 +134,15 @@ def check_config(config: Experiment) -> None:
             f"optimizer.accumulation={config.optimizer.accumulation} micro-batches; write a multiple of "
             f"{config.optimizer.accumulation}"
         )
+
+
+def _check_evaluation(evaluation: Evaluation) -> None:
+    """Checks the settings of the best checkpoint; its name is checked when the tasks are known to measure it."""
+    if evaluation.patience is not None and evaluation.best is None:
+        raise UserError("evaluation.patience is set; also set the metric that it waits for (evaluation.best)")
+    if evaluation.best is not None and not (evaluation.every_steps and evaluation.subsets):
+        key = "subsets" if evaluation.every_steps else "every_steps"
+        raise UserError(f"evaluation.best is set, but nothing is evaluated during training; set evaluation.{key}")
 
 
 def _check_tasks(config: Experiment) -> None:
