@@ -1,5 +1,7 @@
 """`Run.predict`: what it takes, that it compiles once, and that the length of its rows changes nothing."""
 
+import io
+
 import numpy as np
 import pytest
 import soundfile
@@ -22,6 +24,16 @@ RATE = 16_000
 DRAW = np.random.default_rng(0)
 TONE = (0.3 * np.sin(np.arange(2 * RATE) / 20) + DRAW.uniform(-0.1, 0.1, 2 * RATE)).astype(np.float32)
 PICTURE = DRAW.integers(0, 256, (40, 60, 3), np.uint8)
+
+
+class Tensor:
+    """What a tensor of torch or TensorFlow is to NumPy."""
+
+    def __init__(self, values):
+        self._values = values
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self._values, dtype)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +87,10 @@ def test_a_recording_may_be_given_in_any_form(opened, tmp_path):
         np.stack([TONE, TONE]),
         TONE.astype(np.float64),
         TONE.tolist(),
+        Tensor(TONE),
+        (Tensor(TONE), np.int64(RATE)),
+        bytearray((tmp_path / "tone.wav").read_bytes()),
+        io.BytesIO((tmp_path / "tone.wav").read_bytes()),
         np.round(TONE.astype(np.float64) * 2**31).astype(np.int32),
     ):
         close(expected, opened.predict(speech=speech))
@@ -102,7 +118,16 @@ def test_a_rate_is_converted_as_that_of_a_file(tmp_path):
         (np.full(1000, np.nan), "not finite numbers"),
         (np.zeros(0), "no samples"),
         ((RATE, TONE), "not .array, rate in Hz."),
-        ((TONE, 16), "impossible rate of 16 Hz"),
+        ((TONE, 16), "given as speech has an impossible rate of 16 Hz"),
+        ((TONE, 44_100.5), "the rate of speech is 44100.5 Hz; give a whole number"),
+        (np.zeros((2, 0)), "given as speech has no samples"),
+        (TONE.astype(np.complex64), "given as speech is of complex64"),
+        ([TONE, RATE], "given as speech cannot become a NumPy array"),
+        (
+            object(),
+            r"given as speech is of the type object; give a path, bytes, an array, or a tuple .array, rate in Hz.",
+        ),
+        (b"RIFF and no more", "cannot decode the recording given as speech"),
         ("missing.wav", "missing.wav"),
     ],
 )
@@ -121,6 +146,10 @@ def test_a_picture_may_be_given_in_any_form(opened, tmp_path):
         PICTURE,
         PICTURE.astype(np.float32) / 255,
         np.dstack([PICTURE, np.full(PICTURE.shape[:2], 255, np.uint8)]),
+        PICTURE.astype(np.uint16) * 257,
+        Tensor(PICTURE),
+        memoryview((tmp_path / "picture.png").read_bytes()),
+        io.BytesIO((tmp_path / "picture.png").read_bytes()),
     ):
         close(expected, opened.predict(image=image), atol=0)
 
@@ -148,7 +177,7 @@ def test_pictures_keep_their_pixels_whatever_their_mode():
     "image, message",
     [
         (PICTURE.astype(np.float32), "holds values from 0 to 255; floats lie in 0 to 1"),
-        (PICTURE.astype(np.int64), "is of int64; give uint8, or floats in 0 to 1"),
+        (PICTURE.astype(np.int64), "given as image is of int64; give uint8, uint16, or floats in 0 to 1"),
         (PICTURE.transpose(2, 0, 1), r"shape \[3, 40, 60\], .*; move its channels to the end"),
         (np.zeros((4, 4, 4, 3)), r"shape \[4, 4, 4, 3\]"),
         (np.zeros((0, 4, 3)), r"shape \[0, 4, 3\]"),
@@ -172,6 +201,9 @@ def test_inputs_of_other_names_come_from_files_too(tmp_path):
     soundfile.write(tmp_path / "two.wav", tone, RATE, subtype="FLOAT")
     left, both = c.Audio(channels=(0,)), c.Audio()
     np.testing.assert_allclose(left.from_user(str(tmp_path / "two.wav"), "left", use), tone[:, 0], atol=1e-6)
+    np.testing.assert_array_equal(left.from_user(tone, "left", use), tone[:, 0])
+    with pytest.raises(UserError, match="given as third has 2 channels, but channel 2"):
+        c.Audio(channels=(2,)).from_user(tone, "third", use)
     files = [tmp_path / "two.wav"] * 2
     np.testing.assert_allclose(both.from_user(files, "speech", use), np.tile(tone.mean(1), 2), atol=1e-6)
     pictures = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]

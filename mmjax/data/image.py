@@ -71,7 +71,7 @@ def open_image(source: str | os.PathLike | bytes, name: str | None = None) -> Im
         image.load()
         turn = None if image.format == "TIFF" else turn  # Pillow applies the orientation of TIFF itself
         if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8 instead of scaling them
-            image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+            image = Image.fromarray(eight_bits(np.asarray(image)))
         if image.has_transparency_data:  # otherwise arbitrary hidden colours would become visible
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -80,6 +80,11 @@ def open_image(source: str | os.PathLike | bytes, name: str | None = None) -> Im
         if image.size != size[::-1]:
             raise ValueError(f"it has {image.height} x {image.width} pixels, but its header says {size[0]} x {size[1]}")
         return image
+
+
+def eight_bits(pixels: np.ndarray) -> np.ndarray:
+    """Pixels of 16 bits as uint8, of the same brightness."""
+    return (pixels // 257).astype(np.uint8)
 
 
 @contextmanager
