@@ -21,6 +21,8 @@ from mmjax.errors import UserError
 # Supported formats, by their names in Pillow; MPO is a JPEG followed by further pictures, as phones write it.
 FORMATS = "PNG", "JPEG", "MPO", "WEBP", "GIF", "TIFF", "BMP"
 READ = "supported formats: PNG, JPEG, WebP, GIF, TIFF and BMP"
+# How files of these formats begin, except for WebP.
+HEADS = b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"BM"
 # The transpose that undoes each EXIF orientation (CIPA DC-008, table 8); SIDEWAYS exchange height and width.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -35,6 +37,11 @@ SIDEWAYS = tuple(TURNS[orientation] for orientation in (5, 6, 7, 8))
 
 # `check_pixels` rejects such pictures. Warning filters are global, so changing them per picture is not thread-safe.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def is_picture(head: bytes) -> bool:
+    """Whether a file of a supported format may begin with these bytes."""
+    return head.startswith(HEADS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
 def read_image_file(path: str | os.PathLike) -> bytes:
