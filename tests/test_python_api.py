@@ -104,7 +104,7 @@ def compared(tmp_path_factory):
         ),
         model=c.Multimodal(
             encoders={
-                name: c.Vectors(features=count, layers=1, width=8, heads=2, mlp=8)
+                name: c.Vectors(inputs=count, layers=1, width=8, heads=2, mlp=8)
                 for name, count in (("left", 3), ("right", 4))
             },
             tasks={"pair": c.Contrast(between=("left", "right"), outputs=8, scale=5.0, bias=-2.0)},
