@@ -111,8 +111,8 @@ class Run:
           speech: the path of a recording, or its bytes; samples [N], [N, C] or [C, N] at the model's own rate; or (samples,
             rate in Hz). Floats are in -1 to 1; int16, int32 and uint8 are scaled as in WAV files. (`samples_of`) Or a list
             of files, one after the other.
-          image: the path of a picture, its bytes, a Pillow image, or pixels [H, W], [H, W, 3] or [H, W, 4], uint8 or floats
-            in 0 to 1. (`picture_of`) Or a list of files.
+          image: the path of a picture, its bytes, a Pillow image, or pixels [H, W], [H, W, 3] or [H, W, 4], uint8, uint16 or
+            floats in 0 to 1. (`picture_of`) Or a list of files.
           text: the written question; or the messages of a conversation, with their media (docs/data.md).
           tags: "language" and "task", for the special tokens before texts (`data.prefixes`).
           others: inputs with other names: recordings, pictures and texts as above; vectors [T, W], or a .npy or .npz file.

@@ -329,6 +329,14 @@ def test_what_many_files_cannot_be_combined_with_is_refused(run, folder, tmp_pat
         assert message in capsys.readouterr().err
 
 
+def test_files_of_which_none_can_be_read_are_listed_with_their_reasons(opened, folder, tmp_path):
+    names = [str(folder / name) for name in ("broken.wav", "notes.txt")]
+    fields, out = opened.config.data.fields({}), tmp_path / "out.jsonl"
+    assert predict_files(opened, Files(names, fields.inputs), fields, out) == {"examples": 2, "errors": 2}
+    assert [line["name"] for line in read(out)] == names
+    assert "notes.txt is neither a recording nor a picture" in read(out)[1]["error"]
+
+
 def test_a_file_is_what_it_contains(folder, tmp_path):
     kinds = {file.name: file_kind(str(file)) for file in folder.iterdir()}
     assert kinds.pop("notes.txt") is None

@@ -128,7 +128,7 @@ def table(file: str, fields: Fields) -> Any:
     return ManifestRecords(file, fields=fields)
 
 
-class Listed:
+class Unlabelled:
     """The inputs of the records of a collection: a `ToPredict`. All files are measured at once, from their headers.
 
     Args:

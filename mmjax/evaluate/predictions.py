@@ -17,7 +17,7 @@ from mmjax.data.fields import Fields
 from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches, prefetch
 from mmjax.data.sampler import Sampler
-from mmjax.data.to_predict import Listed, ToPredict
+from mmjax.data.to_predict import ToPredict, Unlabelled
 from mmjax.decode import by_example
 from mmjax.errors import UserError
 from mmjax.files import begun, json_lines
@@ -104,7 +104,7 @@ class Predictor:
         batches = Batches(source, layout, sampler, share, largest_share_dropped=1.0, measuring=True)
         loaded = prefetch(batches, start, len(sampler), data.threads)
         for some, batch in zip(numbers[start:], loaded, strict=True):
-            outputs = jax.device_get(self._program(run.device_params, to_devices(batch, run.mesh), run.tables))
+            outputs = jax.device_get(self._program(self._params, to_devices(batch, run.mesh), run.tables))
             found = self._read(batch["examples"], outputs, taken)
             failed = {n: UserError(batches.skipped[n]) for n in some.tolist() if n not in found}
             yield {number: one for number, one in (found | failed).items() if number >= first}
@@ -130,6 +130,12 @@ class Predictor:
             return self._run.predict_given(given, example.prefixes, source.name(number))
         except UserError as error:
             return error
+
+    @functools.cached_property
+    def _params(self) -> Any:
+        """The parameters, on all devices."""
+        mesh, params = self._run.mesh, self._run.device_params
+        return params if mesh.size == 1 else jax.device_put(params, NamedSharding(mesh, P()))
 
     @functools.cached_property
     def _program(self) -> Any:
@@ -158,7 +164,7 @@ def predict_files(run: Any, records: Any, fields: Fields, out: Path, save: Path 
         raise UserError("mmjax predict reads files in one process; give each process its own files, and its own --out")
     data = run.config.data
     settings = {"sample_rate": run.sample_rate, "rescale": data.rescale, "prefixes": data.prefixes}
-    source = Listed(records, fields, run.tokenizer, run.given_tokens, **settings)
+    source = Unlabelled(records, fields, run.tokenizer, run.given_tokens, **settings)
     done = begun(out)
     for number, line in enumerate(done):
         if number >= len(source) or not isinstance(line, dict) or line.get("name") != source.name(number):
