@@ -4,8 +4,10 @@ import json
 import math
 import os
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mmjax.errors import UserError
 
@@ -31,9 +33,13 @@ def write_whole(path: Path, data: str | bytes) -> None:
 
 
 def json_line(value: Any) -> str:
-    """Strict JSON in one line; numbers that are not finite become null, since JSON cannot represent them (RFC 8259)."""
+    """Strict JSON in one line; numbers that are not finite become null, since JSON cannot represent them (RFC 8259).
+
+    Arrays and numbers of NumPy become lists and numbers.
+    """
 
     def strict(node):
+        node = node.tolist() if hasattr(node, "tolist") else node
         if isinstance(node, dict):
             return {key: strict(child) for key, child in node.items()}
         if isinstance(node, list | tuple):
@@ -41,6 +47,46 @@ def json_line(value: Any) -> str:
         return None if isinstance(node, float) and not math.isfinite(node) else node
 
     return json.dumps(strict(value), allow_nan=False)
+
+
+@contextmanager
+def json_lines(path: Path | None, mode: Literal["w", "a"] = "w") -> Iterator[Callable[[Any], None] | None]:
+    """Opens a JSONL file, and gives a function that writes a value as its next line; None without a path.
+
+    Raises:
+      UserError: the file cannot be opened.
+    """
+    if path is None:
+        yield None
+        return
+    try:
+        # Line buffering: an interrupted command leaves whole lines.
+        file = open(path, mode, encoding="utf-8", buffering=1)  # noqa: SIM115  (closed below)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    with file:
+        yield lambda value: print(json_line(value), file=file)
+
+
+def begun(path: Path) -> list[Any]:
+    """The values in the lines of a JSONL file that an interrupted command has begun to write; [] if there is no file.
+
+    An incomplete last line is removed from the file.
+
+    Raises:
+      UserError: the file cannot be read, or is no JSONL.
+    """
+    try:
+        data = path.read_bytes() if path.exists() else b""
+        whole = data[: data.rfind(b"\n") + 1]
+        found = [json.loads(line) for line in whole.splitlines() if line.strip()]
+        if len(whole) < len(data):
+            os.truncate(path, len(whole))
+    except OSError as error:
+        raise UserError(f"cannot continue {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise UserError(f"cannot continue {path}, which is no JSONL: {error}; name another file") from None
+    return found
 
 
 def local(path: str | os.PathLike, what: str) -> Path:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +19,13 @@ from mmjax.data.layout import Layout
 from mmjax.data.packing import Packer
 from mmjax.data.prefixes import Prefixes
 from mmjax.data.text import Tokenizer
+from mmjax.data.to_predict import InMemory
 from mmjax.data.vectors import VectorInput
 from mmjax.decode import GREEDY, Sampling, Timings, by_example
 from mmjax.errors import UserError, nearest
 from mmjax.evaluate.evaluation import Evaluator, all_subsets, canonical
-from mmjax.files import local
+from mmjax.evaluate.predictions import Predictor
+from mmjax.files import json_lines, local
 from mmjax.generation import Generator
 from mmjax.models.adapters import adapted_kernels, in_few_bits, merged_kernels
 from mmjax.models.roles import specs
@@ -38,6 +41,7 @@ from mmjax.train.step import cast, init_parameters
 from mmjax.tree import override, with_settings
 
 Weights = Literal["float32", "bfloat16", "int8", "int4"]
+AT_ONCE, ROWS = 64, 8  # `predict_many`: examples in memory, and rows of a batch
 LONGEST = 300  # seconds of a recording; the memory of attention grows with the square of its length
 
 
@@ -93,7 +97,7 @@ class Run:
         shown = {name: example.input(name) for name in example.inputs if name in subset.split("+")}
         shown = {name: value for name, value in shown.items() if value is not None}
         self._check_streams(shown)
-        result = self._predict(shown, example.prefixes)
+        result = self.predict_given(shown, example.prefixes)
         truth = {name: named(source.labels.get(name), value) for name, value in example.labels.items()}
         truth = {"text": example.inputs.get("text") or truth.get("target", ""), **truth}
         return result | {"example": {"number": number, "split": split, "modalities": subset, **truth}}
@@ -115,8 +119,8 @@ class Run:
           speech: the path of a recording, or its bytes; samples [N], [N, C] or [C, N] at the model's own rate; or (samples,
             rate in Hz). Floats are in -1 to 1; int16, int32 and uint8 are scaled as in WAV files. (`samples_of`) Or a list
             of files, one after the other.
-          image: the path of a picture, its bytes, a Pillow image, or pixels [H, W], [H, W, 3] or [H, W, 4], uint8 or floats
-            in 0 to 1. (`picture_of`) Or a list of files.
+          image: the path of a picture, its bytes, a Pillow image, or pixels [H, W], [H, W, 3] or [H, W, 4], uint8, uint16 or
+            floats in 0 to 1. (`picture_of`) Or a list of files.
           text: the written question; or the messages of a conversation, with their media (docs/data.md).
           tags: "language" and "task", for the special tokens before texts (`data.prefixes`).
           others: inputs with other names: recordings, pictures and texts as above; vectors [T, W], or a .npy or .npz file.
@@ -128,7 +132,7 @@ class Run:
         Raises:
           UserError: an input cannot be read or does not fit, or the model has no encoder for it.
         """
-        return self._predict(*self._given(speech, image, text, tags, others))
+        return self.predict_given(*self._given(speech, image, text, tags, others))
 
     def align(
         self,
@@ -157,26 +161,134 @@ class Run:
         aligner = self._aligners[task]
         return aligner(*self._given(None, None, None, tags, {aligner.encoder: speech} | others), text)
 
+    def predict_many(self, examples: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Yields the predictions about many examples in order, several packed into a row.
+
+        Args:
+          examples: the arguments of `predict` for each, such as [{"speech": "a.wav"}, {"image": "b.png", "text": "what?"}].
+
+        Raises:
+          UserError: as `predict`; the message begins with the number of the example, counted from 0.
+        """
+        waiting, count = iter(examples), 0
+        while part := list(itertools.islice(waiting, AT_ONCE)):
+            source = InMemory([self._example(arguments) for arguments in part])
+            for number, result in enumerate(self.predictor.of(source, rows=ROWS), count):
+                if isinstance(result, UserError):
+                    raise UserError(f"example {number}: {result}")
+                yield result
+            count += len(part)
+
+    def embed(
+        self,
+        speech: Any = None,
+        image: Any = None,
+        text: str | list | None = None,
+        *,
+        tags: Mapping[str, str | None] | None = None,
+        **others: Any,
+    ) -> dict[str, np.ndarray]:
+        """One vector for each input of an example; the arguments are those of `predict`.
+
+        If the run has a `Contrast` task that compares the input, it is the unit vector that the task compares: the product of
+        two such vectors is the cosine of their angle. Otherwise, it is the mean of the tokens of the input's encoder.
+
+        Returns:
+          Vectors [W] float32 by input: {"speech": ..., "image": ...}.
+        """
+        batch = self._batch(*self._given(speech, image, text, tags, others))
+        found = jax.device_get(self._embedding(self.device_params, batch))
+        return {name: vectors[0, 0] for name, vectors in found.items()}
+
+    def _example(self, arguments: Mapping[str, Any]) -> Example | UserError:
+        """An example from the arguments of `predict`, or why it cannot be used."""
+        own = dict(arguments)
+        usual = [own.pop(name, None) for name in ("speech", "image", "text", "tags")]
+        try:
+            given, prefixes = self._given(*usual, own)
+        except UserError as error:
+            return error
+        return Example(given, dict.fromkeys(self.given_tokens, ""), prefixes)
+
     def _given(
         self, speech: Any, image: Any, text: Any, tags: Mapping[str, str | None] | None, others: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """The inputs of a prediction in the format of `Example`, and its prefixes."""
-        prefixes, tags = self._prefixes, tags or {}
-        for name in (name for name, value in tags.items() if value and name not in (prefixes.tags if prefixes else ())):
-            raise UserError(f"this run does not use --{name}: no token of its data.prefixes depends on it")
+        tags = tags or {}
+        self.check_tags(tags)
         given = {"speech": speech, "image": image, "text": text} | others
         given = {name: value for name, value in given.items() if value is not None}
         self._check_streams(given)
-        use, found = Use(sample_rate(self.config), self.config.data.rescale), {}
+        use, found = Use(self.sample_rate, self.config.data.rescale), {}
         for name in sorted(given, key=lambda name: not self._input(name).media):  # conversations take their media
             if name not in found:
                 found |= self._input(name).of_user(name, given, use, self.fields.inputs)
         self._check_streams(found)
-        return found, prefixes.of(tags) if prefixes else {}
+        return found, self._prefixes.of(tags) if self._prefixes else {}
 
     def generate(self, prompts: Sequence[Any], sampling: Sampling = GREEDY, **options: Any) -> list[Any]:
         """Writes a reply to each prompt with the language model of the run: see `mmjax.generation.Generator.replies`."""
         return Generator(self).replies(prompts, sampling, **options)
+
+    def evaluate(
+        self,
+        split: str | None = None,
+        examples: int | None = None,
+        subsets: Sequence[str] | None = None,
+        *,
+        source: str | None = None,
+        save: str | Path | None = None,
+    ) -> dict[str, Any]:
+        """Evaluates the run on a split, for every subset of its modalities.
+
+        Args:
+          split: None: the config's evaluation.split.
+          examples: number of examples, spread evenly over the split; None: all.
+          subsets: of the modalities, such as "speech+image"; None: all of them.
+          source: the name of a source of a mixture, which is measured alone; None: all of the data.
+          save: a JSONL file to write, with a line for each example and subset: {"subset", "example", "name", "groups", and by
+            task {"reference", "hypothesis", and what else `predict` returns}}. Of several processes, the first writes.
+
+        Returns:
+          {"step", "split", "subsets": {"speech+image": {"answer/accuracy": ..., ...}, ...}}.
+
+        Raises:
+          UserError: the data has another tokenizer or other labels than the run was trained with; or the file cannot be
+            written.
+        """
+        known = all_subsets(self.config.model.encoders)
+        subsets = known if subsets is None else [canonical(subset) for subset in subsets]
+        for subset in set(subsets) - set(known):
+            raise UserError(f"there is no subset '{subset}'{nearest(subset, known)}")
+        config, split = self.trained, split or self.config.evaluation.split
+        if source is not None:
+            data = dataclasses.replace(config.data, source=config.data.source.only(source))
+            config = dataclasses.replace(config, data=data)
+        opened = build_source(config.data, split, self.directory, labels_of(config))
+        check_same_meaning(self.directory, opened)
+        layout = build_layout(config, opened.tokenizer)
+        model = build_model(dataclasses.replace(config.model, strict_attention=False), config.data.encoded)
+        evaluator = Evaluator(config.data, model, layout, self.facts, opened, self.mesh)
+        leads = jax.process_index() == 0
+        if leads:
+            left_out(opened, self.directory, split)
+        with json_lines(local(save, "--save") if save and leads else None) as lines:
+            found = {s: evaluator.evaluate(self.params, s, examples, save=lines) for s in subsets}
+        return {"step": self.step, "split": split, "subsets": found}
+
+    @functools.cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        """The mesh of the run, or one of all devices if the run was trained on another number of them."""
+        try:
+            return make_mesh(**vars(self.config.mesh))
+        except UserError:
+            return make_mesh()
+
+    def check_tags(self, tags: Mapping[str, str | None]) -> None:
+        """Checks that the run uses the tags "language" and "task" that are given; raises UserError."""
+        used = self._prefixes.tags if self._prefixes else ()
+        for name in (name for name, value in tags.items() if value and name not in used):
+            raise UserError(f"this run does not use --{name}: no token of its data.prefixes depends on it")
 
     def _input(self, name: str) -> Input:
         return self.fields.inputs.get(name, VectorInput())
@@ -191,30 +303,43 @@ class Run:
         if absent:
             raise UserError(f"this run's model has no encoder for {absent[0]}")
 
-    def _predict(self, given: Mapping[str, Any], prefixes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    def predict_given(
+        self, given: Mapping[str, Any], prefixes: Mapping[str, Sequence[int]], name: str = "your input"
+    ) -> dict[str, Any]:
         """`predict` for inputs in the format of `Example`, with the ids before each text."""
-        layout, text = self.layout_for(given), given.get("text")
-        if text is not None:
-            tokens = len(layout.streams["text"].cut(text, "text", "your input", prefixes.get("text", ())).features)
-            if tokens > layout.rows["text"]:
-                raise UserError(
-                    f"the text has {tokens} tokens, but the row has room for {layout.rows['text']}; shorten it"
-                )
-        labels = dict.fromkeys(self.given_tokens, "")  # texts of which a task is given the first tokens
-        packer = Packer(layout, 1)
-        packer.add(0, Example(given, labels, prefixes), frozenset(given), name="your input")
-        predictions, result = jax.device_get(self._program(self.device_params, packer.batch, self._tables)), {}
-        for name, stream in predictions.items():
-            task, tokens = self.config.model.tasks[name], dict(by_example(stream)).get((0, 1))
+        predictions = jax.device_get(self._program(self.device_params, self._batch(given, prefixes, name), self.tables))
+        return self.shown({name: dict(by_example(stream)).get((0, 1)) for name, stream in predictions.items()})
+
+    def shown(self, predicted: Mapping[str, Any]) -> dict[str, Any]:
+        """The result of `predict` from what each task predicts, by task (`Task.prediction`)."""
+        result: dict[str, Any] = {}
+        for name, tokens in predicted.items():
+            task = self.config.model.tasks[name]
             prediction = task.prediction(tokens, self.facts)
             if prediction is not None:
                 shown = task.shown(prediction, self.facts)
                 result |= {f"{name}/{key}" if key else name: value for key, value in shown.items()}
         return result
 
+    def _batch(
+        self, given: Mapping[str, Any], prefixes: Mapping[str, Sequence[int]], name: str = "your input"
+    ) -> Batch:
+        """A batch of one row with one example."""
+        layout, text = self.layout_for(given), given.get("text")
+        if text is not None:
+            tokens = len(layout.streams["text"].cut(text, "text", name, prefixes.get("text", ())).features)
+            if tokens > layout.rows["text"]:
+                raise UserError(
+                    f"the text has {tokens} tokens, but the row has room for {layout.rows['text']}; shorten it"
+                )
+        labels = dict.fromkeys(self.given_tokens, "")
+        packer = Packer(layout, 1)
+        packer.add(0, Example(given, labels, prefixes), frozenset(given), name=name)
+        return packer.batch
+
     def layout_for(self, given: Mapping[str, Any]) -> Layout:
         """A layout of one row with the given streams, long enough for the given recordings."""
-        layout = self._layout.without(*set(self.config.model.encoders) - given.keys())
+        layout = self.layout.without(*set(self.config.model.encoders) - given.keys())
         rows = {name: size for name, size in layout.rows.items() if name not in ("transcript", "target")}
         rows |= {label: count + 1 for label, count in self.given_tokens.items()}
         for name in layout.recordings:
@@ -239,11 +364,12 @@ class Run:
 
     @functools.cached_property
     def given_tokens(self) -> dict[str, int]:
-        """The number of tokens that tasks are given of each label."""
+        """The number of tokens that tasks are given of each label, at its start."""
         return {label: count for task in self.config.model.tasks.values() for label, count in task.given_tokens.items()}
 
     @functools.cached_property
-    def _layout(self) -> Layout:
+    def layout(self) -> Layout:
+        """The rows of the batches of the run."""
         return build_layout(self.config, self.tokenizer)
 
     @functools.cached_property
@@ -260,77 +386,37 @@ class Run:
         found = specs(jax.eval_shape(lambda: init_parameters(model, layout.empty(1), 0)))
         return jax.jit(lambda params: in_few_bits(params, found, self.weights))(params)
 
+    def decoded(self, params: Any, batch: Batch, tables: Mapping[str, Any]) -> Batch:
+        """What each task predicts about a batch (`Task.decode`), by task; a pure function, to be compiled."""
+        return self.model.apply({"params": params}, batch, self.config.data.rows, tables, method="predict")[1]
+
+    @functools.cached_property
+    def tables(self) -> dict[str, Any]:
+        """What the decoding of each task reads besides parameters, by task."""
+        return tables_of(self.model.tasks, self.facts)
+
     @functools.cached_property
     def _program(self) -> Callable[[Any, Batch, Mapping[str, Any]], Batch]:
-        """The model and its decoding, compiled once for each shape of a batch."""
-        rooms = self.config.data.rows
-
-        def program(params: Any, batch: Batch, tables: Mapping[str, Any]) -> Batch:
-            return self.model.apply({"params": params}, batch, rooms, tables, method="predict")[1]
-
-        return jit_once(program)
+        """`decoded`, compiled once for each shape of a batch."""
+        return jit_once(self.decoded)
 
     @functools.cached_property
-    def _tables(self) -> dict[str, Any]:
-        return tables_of(self.model.tasks, self.facts)
+    def _embedding(self) -> Callable[[Any, Batch], dict[str, jax.Array]]:
+        return jit_once(lambda params, batch: self.model.apply({"params": params}, batch, method="embed"))
+
+    @functools.cached_property
+    def predictor(self) -> Predictor:
+        """Predicts about many examples."""
+        return Predictor(self)
+
+    @property
+    def sample_rate(self) -> int:
+        """The rate of the run's speech in Hz."""
+        return sample_rate(self.config)
 
 
 def evaluate_run(
-    directory: str,
-    split: str | None = None,
-    examples: int | None = None,
-    overrides: Sequence[str] = (),
-    source: str | None = None,
-    subsets: Sequence[str] | None = None,
-    step: Which = "newest",
+    directory: str | Path, overrides: Sequence[str] = (), step: Which = "newest", **options: Any
 ) -> dict[str, Any]:
-    """Evaluates a checkpoint of a run on a split, for every subset of its modalities.
-
-    Args:
-      overrides: arguments "--KEY", "VALUE" that change the config of the run, such as its data.
-      source: the name of a source of a mixture, which is measured alone; None: all of the data.
-      subsets: of the modalities, such as "speech+image"; None: all of them.
-      step: of the checkpoint.
-
-    Returns:
-      {"step", "split", "subsets": {"speech+image": {"answer/accuracy": ..., ...}, ...}}.
-
-    Raises:
-      UserError: the data has another tokenizer or other labels than the run was trained with.
-    """
-    run = Run(directory, overrides, step=step)
-    split = split or run.config.evaluation.split
-    try:
-        mesh = make_mesh(**vars(run.config.mesh))
-    except UserError:  # the run was trained on another number of devices
-        mesh = make_mesh()
-    config = run.trained
-    if source is not None:
-        config = dataclasses.replace(
-            config, data=dataclasses.replace(config.data, source=_source(config.data.source, source))
-        )
-    opened = build_source(config.data, split, run.directory, labels_of(config))
-    check_same_meaning(run.directory, opened)
-    layout = build_layout(config, opened.tokenizer)
-    model = build_model(dataclasses.replace(config.model, strict_attention=False), config.data.encoded)
-    evaluator = Evaluator(config.data, model, layout, run.facts, opened, mesh)
-    if jax.process_index() == 0:
-        left_out(opened, run.directory, split)
-    known = all_subsets(run.config.model.encoders)
-    subsets = known if subsets is None else [canonical(subset) for subset in subsets]
-    for subset in set(subsets) - set(known):
-        raise UserError(f"there is no subset '{subset}'{nearest(subset, known)}")
-    return {
-        "step": run.step,
-        "split": split,
-        "subsets": {s: evaluator.evaluate(run.params, s, examples) for s in subsets},
-    }
-
-
-def _source(mixture: Any, name: str) -> Any:
-    """A source of a mixture by name."""
-    sources = getattr(mixture, "sources", {})
-    if name not in sources:
-        known = nearest(name, sources) if sources else "; the data is no mixture"
-        raise UserError(f"there is no source '{name}' in data.source{known}")
-    return sources[name]
+    """`Run.evaluate` of the run in a directory."""
+    return Run(directory, overrides, step=step).evaluate(**options)

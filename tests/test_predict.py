@@ -1,6 +1,11 @@
-"""`Run.predict`: what it takes, that it compiles once, and that the length of its rows changes nothing."""
+"""`Run.predict`: what it takes, that it compiles once, that the length of its rows changes nothing; `mmjax predict FILES`."""
+
+import io
+import json
+import os
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import soundfile
 import soxr
@@ -15,13 +20,25 @@ from mmjax.data.given import picture_of, samples_of
 from mmjax.data.image import open_image
 from mmjax.data.inputs import Use
 from mmjax.data.streams import Hops
+from mmjax.data.to_predict import Files, file_kind, table
 from mmjax.errors import UserError
+from mmjax.evaluate.predictions import predict_files
 from mmjax.run import Run
 
 RATE = 16_000
 DRAW = np.random.default_rng(0)
 TONE = (0.3 * np.sin(np.arange(2 * RATE) / 20) + DRAW.uniform(-0.1, 0.1, 2 * RATE)).astype(np.float32)
 PICTURE = DRAW.integers(0, 256, (40, 60, 3), np.uint8)
+
+
+class Tensor:
+    """What a tensor of torch or TensorFlow is to NumPy."""
+
+    def __init__(self, values):
+        self._values = values
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self._values, dtype)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +92,10 @@ def test_a_recording_may_be_given_in_any_form(opened, tmp_path):
         np.stack([TONE, TONE]),
         TONE.astype(np.float64),
         TONE.tolist(),
+        Tensor(TONE),
+        (Tensor(TONE), np.int64(RATE)),
+        bytearray((tmp_path / "tone.wav").read_bytes()),
+        io.BytesIO((tmp_path / "tone.wav").read_bytes()),
         np.round(TONE.astype(np.float64) * 2**31).astype(np.int32),
     ):
         close(expected, opened.predict(speech=speech))
@@ -102,7 +123,16 @@ def test_a_rate_is_converted_as_that_of_a_file(tmp_path):
         (np.full(1000, np.nan), "not finite numbers"),
         (np.zeros(0), "no samples"),
         ((RATE, TONE), "not .array, rate in Hz."),
-        ((TONE, 16), "impossible rate of 16 Hz"),
+        ((TONE, 16), "given as speech has an impossible rate of 16 Hz"),
+        ((TONE, 44_100.5), "the rate of speech is 44100.5 Hz; give a whole number"),
+        (np.zeros((2, 0)), "given as speech has no samples"),
+        (TONE.astype(np.complex64), "given as speech is of complex64"),
+        ([TONE, RATE], "given as speech cannot become a NumPy array"),
+        (
+            object(),
+            r"given as speech is of the type object; give a path, bytes, an array, or a tuple .array, rate in Hz.",
+        ),
+        (b"RIFF and no more", "cannot decode the recording given as speech"),
         ("missing.wav", "missing.wav"),
     ],
 )
@@ -121,6 +151,10 @@ def test_a_picture_may_be_given_in_any_form(opened, tmp_path):
         PICTURE,
         PICTURE.astype(np.float32) / 255,
         np.dstack([PICTURE, np.full(PICTURE.shape[:2], 255, np.uint8)]),
+        PICTURE.astype(np.uint16) * 257,
+        Tensor(PICTURE),
+        memoryview((tmp_path / "picture.png").read_bytes()),
+        io.BytesIO((tmp_path / "picture.png").read_bytes()),
     ):
         close(expected, opened.predict(image=image), atol=0)
 
@@ -148,7 +182,7 @@ def test_pictures_keep_their_pixels_whatever_their_mode():
     "image, message",
     [
         (PICTURE.astype(np.float32), "holds values from 0 to 255; floats lie in 0 to 1"),
-        (PICTURE.astype(np.int64), "is of int64; give uint8, or floats in 0 to 1"),
+        (PICTURE.astype(np.int64), "given as image is of int64; give uint8, uint16, or floats in 0 to 1"),
         (PICTURE.transpose(2, 0, 1), r"shape \[3, 40, 60\], .*; move its channels to the end"),
         (np.zeros((4, 4, 4, 3)), r"shape \[4, 4, 4, 3\]"),
         (np.zeros((0, 4, 3)), r"shape \[0, 4, 3\]"),
@@ -172,6 +206,9 @@ def test_inputs_of_other_names_come_from_files_too(tmp_path):
     soundfile.write(tmp_path / "two.wav", tone, RATE, subtype="FLOAT")
     left, both = c.Audio(channels=(0,)), c.Audio()
     np.testing.assert_allclose(left.from_user(str(tmp_path / "two.wav"), "left", use), tone[:, 0], atol=1e-6)
+    np.testing.assert_array_equal(left.from_user(tone, "left", use), tone[:, 0])
+    with pytest.raises(UserError, match="given as third has 2 channels, but channel 2"):
+        c.Audio(channels=(2,)).from_user(tone, "third", use)
     files = [tmp_path / "two.wav"] * 2
     np.testing.assert_allclose(both.from_user(files, "speech", use), np.tile(tone.mean(1), 2), atol=1e-6)
     pictures = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
@@ -194,3 +231,119 @@ def test_the_command_shows_the_truth_of_labels_of_any_name(run, capsys):
     )
     assert main(["predict", str(run), "--input", "speech"]) == 2
     assert "--input should be NAME=FILE" in capsys.readouterr().err
+
+
+# Many files. ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Recordings of several formats, rates and lengths, pictures, and files that cannot be used."""
+    here = tmp_path_factory.mktemp("files")
+    for number in range(5):
+        soundfile.write(here / f"a{number}.wav", TONE[: 8_000 + 900 * number], RATE)
+    soundfile.write(here / "b.flac", np.stack([TONE, 0 * TONE], 1)[:9_000], RATE // 2)
+    soundfile.write(here / "long.wav", np.tile(TONE, 3), RATE)
+    Image.fromarray(PICTURE).save(here / "c.png")
+    Image.fromarray(PICTURE[::-1]).save(here / "picture.wav", "JPEG")  # its ending is wrong
+    (here / "broken.wav").write_bytes((here / "a0.wav").read_bytes()[:5_000])
+    soundfile.write(here / "late.flac", TONE, RATE)
+    late = bytearray((here / "late.flac").read_bytes())
+    late[len(late) // 2 : len(late) // 2 + 400] = bytes(400)  # its header is intact
+    (here / "late.flac").write_bytes(late)
+    (here / "notes.txt").write_text("no recording and no picture")
+    return here
+
+
+def read(file):
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+
+
+def test_files_are_predicted_in_order_as_one_by_one_and_an_interrupted_call_continues(
+    run, opened, folder, tmp_path, capsys
+):
+    out = tmp_path / "out.jsonl"
+    assert main(["predict", str(run), "-o", str(out), str(folder)]) == 0
+    said = capsys.readouterr()
+    assert "11 examples, 2 with an error" in said.out
+    assert "1 files in folders are neither" in said.err and "1 of 11 examples cannot be read" in said.err
+    whole, lines = out.read_text(), read(out)
+    names = [line["name"] for line in lines]
+    assert names == [str(folder / name) for name in sorted(os.listdir(folder)) if name != "notes.txt"]
+    for line in lines:
+        name = line.pop("name")
+        if "broken" in name or "late" in name:
+            assert (line.keys() == {"error"} and "broken.wav is truncated" in line["error"]) or "late" in line["error"]
+        else:
+            kind = "image" if name.endswith(("c.png", "picture.wav")) else "speech"
+            close(line, opened.predict(**{kind: name}))
+    inputs = {name: one for name, one in opened.fields.inputs.items() if name in opened.config.model.encoders}
+    records, fields = Files([str(folder)], inputs), opened.config.data.fields({})
+    for kept in (0, 3, 8):  # the command was killed while it wrote a line
+        out.write_text("".join(whole.splitlines(keepends=True)[:kept]) + whole.splitlines()[kept][:20])
+        assert predict_files(opened, records, fields, out) == {"examples": 11, "errors": 2}
+        assert out.read_text() == whole
+    assert opened.predictor._program._cache_size() == 1
+    assert main(["predict", str(run), str(folder / "b.flac"), "-o", str(out)]) == 2
+    assert "holds predictions about other examples" in capsys.readouterr().err and out.read_text() == whole
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_the_rows_of_a_table_are_predicted(opened, folder, tmp_path, ending):
+    rows = [
+        {"speech": str(folder / "a1.wav"), "image": str(folder / "c.png"), "answer": "a class that training lacks"},
+        {"image": str(folder / "c.png"), "text": "is it red?"},
+        {"speech": str(folder / "missing.wav")},
+        {"transcript": "only a label"},
+    ]
+    file, names = tmp_path / f"table{ending}", ["speech", "image", "text", "answer", "transcript"]
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    if ending == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.table(columns), file)
+    elif ending == ".csv":
+        cells = [names, *([row.get(name, "") for name in names] for row in rows)]
+        file.write_text("".join(",".join(row) + "\n" for row in cells))
+    else:
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields, out = opened.config.data.fields({}), tmp_path / "out.jsonl"
+    assert predict_files(opened, table(str(file), fields), fields, out) == {"examples": 4, "errors": 2}
+    first, second, *errors = read(out)
+    assert first.pop("name").startswith(str(file)) and second.pop("name").startswith(str(file))
+    close(first, opened.predict(speech=rows[0]["speech"], image=rows[0]["image"]))
+    close(second, opened.predict(image=rows[1]["image"], text="is it red?"))
+    assert "missing.wav" in errors[0]["error"]
+    assert "has none of the inputs that the model reads: speech, image, text" in errors[1]["error"]
+
+
+def test_what_many_files_cannot_be_combined_with_is_refused(run, folder, tmp_path, capsys):
+    file, out = str(folder / "a0.wav"), ["-o", str(tmp_path / "out.jsonl")]
+    for arguments, message in (
+        ([file], "name it with --out"),
+        ([file, "--text", "is it?", *out], "give either FILES, or --manifest TABLE, or one example"),
+        ([file, "--manifest", "t.csv", *out], "give either FILES, or --manifest TABLE, or one example"),
+        ([str(folder / "missing*.wav"), *out], "there is no file"),
+        ([file, "--language", "de", *out], "does not use --language"),
+        ([file, *out, "--model.speed", "3"], "speed"),
+    ):
+        assert main(["predict", str(run), *arguments]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_files_of_which_none_can_be_read_are_listed_with_their_reasons(opened, folder, tmp_path):
+    names = [str(folder / name) for name in ("broken.wav", "notes.txt")]
+    fields, out = opened.config.data.fields({}), tmp_path / "out.jsonl"
+    assert predict_files(opened, Files(names, fields.inputs), fields, out) == {"examples": 2, "errors": 2}
+    assert [line["name"] for line in read(out)] == names
+    assert "notes.txt is neither a recording nor a picture" in read(out)[1]["error"]
+
+
+def test_a_file_is_what_it_contains(folder, tmp_path):
+    kinds = {file.name: file_kind(str(file)) for file in folder.iterdir()}
+    assert kinds.pop("notes.txt") is None
+    assert {name for name, kind in kinds.items() if kind == "image"} == {"c.png", "picture.wav"}
+    for ending in ("WAV", "FLAC", "OGG", "MP3", "AIFF", "CAF", "AU", "W64", "RF64"):
+        soundfile.write(tmp_path / "sound", TONE, RATE, format=ending)
+        assert file_kind(str(tmp_path / "sound")) == "recording", ending
+    for ending in ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"):
+        Image.fromarray(PICTURE).save(tmp_path / "picture", ending)
+        assert file_kind(str(tmp_path / "picture")) == "image", ending

@@ -8,16 +8,23 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import tiny
+from flax.traverse_util import flatten_dict
 from test_text import A_PIECE, XLMR, sentencepiece_model, tokenizer_json
 
+import mmjax
 from mmjax import cli
 from mmjax import config as c
 from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches
+from mmjax.data.manifest import ManifestRecords
 from mmjax.data.sampler import Sampler
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
-from mmjax.train.build import build_source, open_data
+from mmjax.evaluate.predictions import predict_files
+from mmjax.interchange import directories
+from mmjax.train.build import build_layout, build_model, build_source, open_data
+from mmjax.train.directory import UNTRAINED
+from mmjax.train.step import init_parameters, unboxed
 from mmjax.train.validate import check_config, check_data
 
 WORDS = ["ein Hund", "le chat <fr> dort", "a dog", "☃ neige", "zwei Hunde und drei Katzen"]
@@ -255,7 +262,32 @@ def test_a_tag_is_for_runs_that_read_it():
     with pytest.raises(
         UserError, match="this run does not use --language: no token of its data.prefixes depends on it"
     ):
-        Run.predict(types.SimpleNamespace(config=tiny(), _prefixes=None), text="a dog", tags={"language": "fr"})
+        Run.check_tags(types.SimpleNamespace(_prefixes=None), {"language": "fr"})
+
+
+@pytest.mark.slow
+def test_rows_of_a_table_have_their_own_tags(home):
+    """Several in a row, of which each begins with the tokens of its tags: the texts are those of one by one."""
+    *_, tokenizer = tokenizers(home)
+    loaded = Tokenizer.load(home / "tokenizer.json")
+    config = writing(home, tokenizer, len(loaded))
+    task = config.model.tasks["target"].clone(given=2)
+    config = dataclasses.replace(config, model=config.model.clone(tasks={"target": task}))
+    params = unboxed(init_parameters(build_model(config.model), build_layout(config, loaded).empty(1), 0))
+    directories.write(home / "run", flatten_dict(params, sep="/"), UNTRAINED, {"config.json": c.to_dict(config)})
+    for name, content in loaded.files.items():
+        (home / "run" / name).write_bytes(content)
+    run, table = mmjax.open(home / "run"), home / "table.jsonl"
+    rows = [{"text": WORDS[n], "language": ("fr", "de", "en")[n], "task": ("hear", "write")[n % 2]} for n in range(3)]
+    table.write_text("".join(json.dumps(row | {"target": "not read"}) + "\n" for row in rows))
+    fields = run.config.data.fields({})
+    predict_files(run, ManifestRecords(str(table), fields=fields), fields, home / "out.jsonl")
+    found = [json.loads(line)["target"] for line in (home / "out.jsonl").read_text().splitlines()]
+    tags = [{name: row[name] for name in ("language", "task")} for row in rows]
+    alone = [run.predict(text=row["text"], tags=own)["target"] for row, own in zip(rows, tags, strict=True)]
+    assert found == alone and len(set(found)) == 3
+    examples = [{"text": row["text"], "tags": own} for row, own in zip(rows, tags, strict=True)]
+    assert [one["target"] for one in run.predict_many(examples)] == alone
 
 
 # The command. ---------------------------------------------------------------------------------------------

@@ -35,10 +35,22 @@ def add_parsers(commands: Any) -> None:
     )
     sub.add_argument("--source", metavar="NAME", help="measure one source of a mixture alone")
     sub.add_argument("--subset", metavar="MODALITIES", action="append", help="such as speech+image (default: all)")
+    sub.add_argument(
+        "--save", metavar="FILE.jsonl", help="write reference, hypothesis, scores and groups of each example and subset"
+    )
     sub.epilog = "Any other --key VALUE overrides a key of the config: --data.source.splits.test other.tsv"
 
-    sub = command(commands, "predict", "predict about one example", "RUN")
-    sub.set_defaults(func=_predict, joins=True)
+    sub = command(commands, "predict", "predict about files, or about one example", "RUN")
+    sub.set_defaults(func=_predict, joins=True, overrides=True)
+    sub.add_argument(
+        "files", metavar="FILES", nargs="*", help="recordings and pictures, folders, and patterns; needs --out"
+    )
+    sub.add_argument(
+        "--manifest", metavar="TABLE", help="the examples of a .jsonl, .csv, .tsv or .parquet; needs --out"
+    )
+    sub.add_argument(
+        "-o", "--out", metavar="OUTPUT.jsonl", help="predictions about many; continued if it has some already"
+    )
     add_step(sub)
     for modality in ("speech", "image"):
         sub.add_argument(
@@ -53,7 +65,9 @@ def add_parsers(commands: Any) -> None:
         help="an input with another name: left=left.wav, imu=imu.npy",
     )
     sub.add_argument(
-        "--save", metavar="FILE", help="write predicted samples to this WAV file, if the run has a Denoise"
+        "--save",
+        metavar="FILE",
+        help="write predicted samples to this WAV file (of many: folder), if the run has a Denoise",
     )
     for tag in ("language", "task"):
         sub.add_argument(f"--{tag}", help=f"{tag} tag of the text, if the run's data.prefixes use it")
@@ -82,10 +96,10 @@ def _train(options, rest) -> int:
 def _eval(options, rest) -> int:
     from mmjax import progress
     from mmjax.evaluate.evaluation import table
-    from mmjax.run import evaluate_run
+    from mmjax.run import Run
 
-    given = (options.split, options.examples, rest, options.source, options.subset, options.step)
-    result = evaluate_run(options.run, *given)
+    chosen = {"subsets": options.subset, "source": options.source, "save": options.save}
+    result = Run(options.run, rest, step=options.step).evaluate(options.split, options.examples, **chosen)
     if options.json:
         print_json(result)
     else:
@@ -94,10 +108,14 @@ def _eval(options, rest) -> int:
 
 
 def _predict(options, rest) -> int:
+    from mmjax.evaluate.predictions import saved
     from mmjax.run import Run
 
     save = options.save and local(options.save, "--save")
-    run = Run(options.run, step=options.step)
+    files, overrides = _files_and_overrides(options.files, rest)
+    run = Run(options.run, overrides, step=options.step)
+    if files or options.manifest or options.out:
+        return _predict_many(options, files, run, save)
     if options.example is None:
         tags = {"language": options.language, "task": options.task}
         others = dict(_named_input(one) for one in options.input)
@@ -106,7 +124,9 @@ def _predict(options, rest) -> int:
         raise UserError("give either --example, or inputs and tags of your own")
     else:
         result = run.predict_example(options.example)
-    result = _saved(result, save, run)
+    if save and not any(hasattr(value, "dtype") for value in result.values()):
+        raise UserError("there is nothing to save: no task of this run predicts samples, or there is no speech input")
+    result = saved(result, save, run.sample_rate)
     if options.json:
         print_json(result)
         return 0
@@ -123,6 +143,43 @@ def _predict(options, rest) -> int:
     return 0
 
 
+def _files_and_overrides(files: list[str], rest: list[str]) -> tuple[list[str], list[str]]:
+    """Files may also stand after options, where argparse does not expect them."""
+    files, overrides, rest = list(files), [], list(rest)
+    while rest:
+        one = rest.pop(0)
+        if not one.startswith("--"):
+            files.append(one)
+        else:
+            overrides += [one] if "=" in one or not rest else [one, rest.pop(0)]
+    return files, overrides
+
+
+def _predict_many(options, files: list[str], run: Any, save: Path | None) -> int:
+    from mmjax.data.to_predict import Files, table
+    from mmjax.evaluate.predictions import predict_files
+
+    if not options.out:
+        raise UserError("predictions about many examples are written into a file; name it with --out")
+    one = (options.speech, options.image, options.text, options.input, options.example is not None)
+    if any(one) or bool(files) == bool(options.manifest):
+        raise UserError("give either FILES, or --manifest TABLE, or one example (--speech, --image, --text, --example)")
+    tags = {name: tag for name in ("language", "task") if (tag := getattr(options, name))}
+    if options.manifest and tags:
+        name = next(iter(tags))
+        raise UserError(f"the column '{name}' of the table says it for each example; leave out --{name}")
+    run.check_tags(tags)
+    inputs = {name: one for name, one in run.fields.inputs.items() if name in run.config.model.encoders}
+    fields = run.config.data.fields({})
+    records = Files(files, inputs, tags) if files else table(options.manifest, fields)
+    counts = predict_files(run, records, fields, local(options.out, "--out"), save)
+    if options.json:
+        print_json(counts | {"out": options.out})
+    else:
+        print(f"{counts['examples']:,} examples, {counts['errors']:,} with an error: {options.out}")
+    return 0
+
+
 def _one(files: list[str] | None) -> str | list[str] | None:
     return files[0] if files and len(files) == 1 else files
 
@@ -132,21 +189,6 @@ def _named_input(text: str) -> tuple[str, str]:
     if not (name.isidentifier() and sign and file):
         raise UserError(f"--input should be NAME=FILE, not '{text}'")
     return name, file
-
-
-def _saved(result: dict[str, Any], path: Path | None, run: Any) -> dict[str, Any]:
-    """Writes the samples of the result to a file, and replaces them by its name."""
-    samples = [name for name, value in result.items() if hasattr(value, "dtype")]
-    if path and not samples:
-        raise UserError("there is nothing to save: no task of this run predicts samples, or there is no speech input")
-    for name in samples:
-        if path:
-            from mmjax.data.audio import write_audio
-            from mmjax.train.report import sample_rate
-
-            write_audio(path, result[name], sample_rate(run.config))
-        result[name] = str(path) if path else "denoised speech (write it with --save FILE)"
-    return result
 
 
 def _checkpoints(options, rest) -> int:

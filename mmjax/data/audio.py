@@ -60,7 +60,7 @@ def measure_audio(
       Unreadable: as `read_audio`, for the faults that the header shows.
     """
     with opened(source, f"the recording {name}") as file, _decoder(file, name) as reader:
-        _check_channels(channels, reader.channels, name)
+        check_channels(channels, reader.channels, name)
         return _extent(reader, name, start, seconds)
 
 
@@ -95,7 +95,7 @@ def read_audio(
     if isinstance(source, Blob) and not start and seconds is None:
         source = source.read()  # one read of the whole file; for a part, only the needed ranges are read
     with opened(source, f"the recording {name}") as file, _decoder(file, name) as reader:
-        _check_channels(channels, reader.channels, name)
+        check_channels(channels, reader.channels, name)
         rate, samples = reader.samplerate, _samples(reader, _extent(reader, name, start, seconds), name)
     samples = samples if channels is None else samples[:, list(channels)]
     return as_read(samples, rate, sample_rate, name, rescale)
@@ -107,7 +107,7 @@ def as_read(samples: np.ndarray, rate: int, sample_rate: int, name: str, rescale
     Raises:
       Unreadable: there are no samples, or some are not finite, or far outside [-1, 1].
     """
-    if len(samples) == 0:
+    if not samples.size:
         raise Unreadable("empty", f"the recording {name} has no samples")
     loudest = max(float(samples.max()), -float(samples.min()))  # NaN if any sample is NaN
     if not np.isfinite(loudest):
@@ -161,7 +161,8 @@ def check_rate(rate: int, name: str) -> None:
         )
 
 
-def _check_channels(channels: Sequence[int] | None, there: int, name: str) -> None:
+def check_channels(channels: Sequence[int] | None, there: int, name: str) -> None:
+    """Checks that a recording of `there` channels has these; raises Unreadable."""
     if channels is not None and max(channels) >= there:
         raise Unreadable(
             "no such channel",

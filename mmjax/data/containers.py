@@ -21,6 +21,13 @@ from mmjax.data.files import Unreadable
 PIPED = (0x7FFF0000, 0x80000000), (0xFFFF0000, 0xFFFFFFFF), (2**62, 2**64)
 
 
+def is_recording(head: bytes) -> bool:
+    """Whether a file of a format that `mmjax.data.audio` reads may begin with these bytes."""
+    if head[:4] in CHUNKS:
+        return head[:4] not in (b"RIFF", b"FORM") or head[8:12] in (b"WAVE", b"AIFF", b"AIFC")
+    return head[:4] in (b".snd", b"dns.", b"OggS", b"fLaC") or head[:3] == b"ID3" or bool(frame_bytes(head))
+
+
 def completed(file: BinaryIO, name: str) -> tuple[BinaryIO, int | None]:
     """Ensures that the header of a recording states its length.
 

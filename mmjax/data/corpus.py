@@ -87,7 +87,8 @@ class Corpus:
         self.unread, self.columns = index.unread, index.columns
         self.unknown = self._shares_unknown()
         share = sum(not reason.startswith(INTENDED) for _, reason in self.quarantine) / len(index)
-        if share > filters.largest_share_dropped or len(self.quarantine) == len(index):
+        none_left = len(self.quarantine) == len(index) and filters.largest_share_dropped < 1.0
+        if share > filters.largest_share_dropped or none_left:
             reasons = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.dropped.items()))
             raise UserError(
                 f"of the {len(index):,} examples of {title}, {100 * len(self.quarantine) / len(index):.1f} % cannot be used ({reasons}; the first: "

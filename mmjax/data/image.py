@@ -21,6 +21,8 @@ from mmjax.errors import UserError
 # Supported formats, by their names in Pillow; MPO is a JPEG followed by further pictures, as phones write it.
 FORMATS = "PNG", "JPEG", "MPO", "WEBP", "GIF", "TIFF", "BMP"
 READ = "supported formats: PNG, JPEG, WebP, GIF, TIFF and BMP"
+# How files of these formats begin, except for WebP.
+HEADS = b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"BM"
 # The transpose that undoes each EXIF orientation (CIPA DC-008, table 8); SIDEWAYS exchange height and width.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -35,6 +37,11 @@ SIDEWAYS = tuple(TURNS[orientation] for orientation in (5, 6, 7, 8))
 
 # `check_pixels` rejects such pictures. Warning filters are global, so changing them per picture is not thread-safe.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def is_picture(head: bytes) -> bool:
+    """Whether a file of a supported format may begin with these bytes."""
+    return head.startswith(HEADS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
 def read_image_file(path: str | os.PathLike) -> bytes:
@@ -71,7 +78,7 @@ def open_image(source: str | os.PathLike | bytes, name: str | None = None) -> Im
         image.load()
         turn = None if image.format == "TIFF" else turn  # Pillow applies the orientation of TIFF itself
         if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8 instead of scaling them
-            image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+            image = Image.fromarray(eight_bits(np.asarray(image)))
         if image.has_transparency_data:  # otherwise arbitrary hidden colours would become visible
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -80,6 +87,11 @@ def open_image(source: str | os.PathLike | bytes, name: str | None = None) -> Im
         if image.size != size[::-1]:
             raise ValueError(f"it has {image.height} x {image.width} pixels, but its header says {size[0]} x {size[1]}")
         return image
+
+
+def eight_bits(pixels: np.ndarray) -> np.ndarray:
+    """Pixels of 16 bits as uint8, of the same brightness."""
+    return (pixels // 257).astype(np.uint8)
 
 
 @contextmanager

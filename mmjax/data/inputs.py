@@ -273,10 +273,7 @@ class Audio(Input):
 
         if isinstance(value, list) and value and isinstance(value[0], str | os.PathLike | bytes):
             return np.concatenate([self.from_user(one, name, use) for one in value])
-        if self.channels is None or not isinstance(value, str | os.PathLike | bytes):
-            return samples_of(value, use.sample_rate, use.rescale)
-        one = Recording(value if isinstance(value, bytes) else Blob(os.fspath(value)), channels=self.channels)
-        return _decoded(one, use.sample_rate, f"the input '{name}'", use)
+        return samples_of(value, use.sample_rate, use.rescale, name, self.channels)
 
     def _samples(self, value: list[Recording], name: str, use: Use, promised: int) -> np.ndarray:
         samples = [_decoded(one, use.sample_rate, name, use) for one in value]
@@ -349,7 +346,7 @@ class Image(Input):
         from mmjax.data.given import picture_of
 
         several = isinstance(value, list) and value and isinstance(value[0], str | os.PathLike | bytes | Pillow.Image)
-        return [picture_of(one) for one in value] if several else picture_of(value)
+        return [picture_of(one, name) for one in value] if several else picture_of(value, name)
 
     def whole(self, value: list[bytes | Blob], name: str, use: Use) -> list[bytes]:
         from mmjax.data.image import open_image

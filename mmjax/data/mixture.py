@@ -18,7 +18,7 @@ from mmjax.data.inputs import USUAL_INPUTS
 from mmjax.data.labels import SPOKEN, Label, classes_of, merged
 from mmjax.data.selected import Selected
 from mmjax.data.source import Opening, Source, Texts
-from mmjax.errors import UserError
+from mmjax.errors import UserError, nearest
 from mmjax.tree import part
 
 WHOLE = 2**32  # length of the interval
@@ -178,6 +178,11 @@ class Mixture(Source):
             return MixedExamples(found, None)
         sizes = {name: len(one) for name, one in found.items()}
         return MixedExamples(found, proportions(sizes, self._weights(sizes), self.temperature, self.epochs))
+
+    def only(self, name: str) -> Source:
+        if name not in self.sources:
+            raise UserError(f"there is no source '{name}' in data.source{nearest(name, self.sources)}")
+        return self.sources[name]
 
     def _weights(self, sizes: Mapping[str, int]) -> dict[int, Mapping[str, float]] | None:
         """First example -> weights from there on."""

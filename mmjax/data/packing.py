@@ -42,7 +42,23 @@ class Packer(Rows):
         blend: Blend | None = None,
         given: Mapping[str, int] | None = None,
     ) -> None:
-        """Appends an example to a row as its next segment; on an error, nothing is written.
+        """Appends an example to a row as its next segment (`cut`); on an error, nothing is written.
+
+        Raises:
+          UserError: a part cannot be decoded, or needs more than the reserved or free positions.
+        """
+        self.write(row, self.cut(example, shows, number, name, blend, given), name)
+
+    def cut(
+        self,
+        example: Example,
+        shows: frozenset[str],
+        number: int = 0,
+        name: str = "the example",
+        blend: Blend | None = None,
+        given: Mapping[str, int] | None = None,
+    ) -> dict[str, Cut]:
+        """An example as it stands in a row, by stream.
 
         Args:
           shows: the inputs to use.
@@ -51,7 +67,7 @@ class Packer(Rows):
           given: positions that the sampler reserved for the example, by stream; None: all free positions of the row.
 
         Raises:
-          UserError: a part cannot be decoded, or needs more than the reserved or free positions.
+          UserError: a part cannot be decoded, or needs more than the reserved positions.
         """
         parts, streams = self._conversations(example, shows, name, given), self.layout.streams
         before = {medium: part.features[-1, 2] for stream, part in parts.items() for medium in streams[stream].media}
@@ -79,7 +95,7 @@ class Packer(Rows):
                     f"the {stream} of {name} takes {len(features)} positions of a row, but its indexed size takes "
                     f"{given[stream]}: the data has changed since it was indexed",
                 )
-        self.write(row, parts, name)
+        return parts
 
     def _conversations(
         self, example: Example, shows: frozenset[str], name: str, given: Mapping[str, int] | None

@@ -94,6 +94,14 @@ class Source:
         """Whether the source may have this split."""
         return True
 
+    def only(self, name: str) -> "Source":
+        """The source of this name in a mixture.
+
+        Raises:
+          UserError: there is none.
+        """
+        raise UserError(f"there is no source '{name}' in data.source; the data is no mixture")
+
     def texts(self, directory: Path, fields: Fields = USUAL_FIELDS) -> list[Texts]:
         """The texts of the training split."""
         return []

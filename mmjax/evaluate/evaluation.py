@@ -94,13 +94,20 @@ class Evaluator:
         self._unreadable: dict[int, str] = {}  # those that were reported
 
     def evaluate(
-        self, params: Any, subset: str, examples: int | None = None, stop: Callable[[], bool] | None = None
+        self,
+        params: Any,
+        subset: str,
+        examples: int | None = None,
+        stop: Callable[[], bool] | None = None,
+        save: Callable[[dict[str, Any]], None] | None = None,
     ) -> dict[str, float] | None:
         """Metrics over the examples of the split, each counted exactly once.
 
         Args:
           examples: number of examples, evenly spread over the split; None: all.
           stop: called after each batch; if it returns True, the evaluation ends and returns None.
+          save: called with a line for each example that was measured (`Measures.lines`), and for each that could not be read
+            by this process ({"example", "error"}).
 
         Returns:
           The metrics of `Measures.metrics` that the subset allows; the number of "examples" measured; and, unless they are 0,
@@ -130,6 +137,11 @@ class Evaluator:
                 if stop is not None and stop():
                     return None
         self._say_unreadable(batches.skipped)
+        if save is not None:
+            for line in measures.lines():
+                save({"subset": subset, **line})
+            for number, reason in sorted(batches.skipped.items()):
+                save({"subset": subset, "example": number, "error": reason})
         counts = {"examples": measures.examples, "skipped": len(batches.skipped) + sampler.too_long}
         counts["lacking"] = sampler.never_shown  # any of the subset's modalities
         return measures.metrics() | {name: count for name, count in counts.items() if count or name == "examples"}

@@ -1,6 +1,6 @@
 """What an evaluation collects batch by batch, and the metrics that it computes from it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,12 @@ class Measures:
         self._tasks, self._facts, self._source = tasks, facts, source
         self._sums: dict[str, list[float]] = {}
         self._items: dict[str, list[Item]] = {}
-        self.examples = 0
+        self._numbers: list[int] = []
+
+    @property
+    def examples(self) -> int:
+        """The number of examples so far."""
+        return len(self._numbers)
 
     def add(self, examples: Stream, sums: Mapping[str, tuple[Any, Any]], predictions: Batch, targets: Batch) -> None:
         """Adds a batch.
@@ -35,7 +40,7 @@ class Measures:
           sums: of the losses and metrics of all tasks.
           predictions, targets: by task (`Task.decode`, `Task.target`).
         """
-        self.examples += int(np.count_nonzero(examples.segments))
+        self._numbers += examples.features[np.asarray(examples.segments) > 0].tolist()
         for name, (total, weight) in sums.items():
             entry = self._sums.setdefault(name, [0.0, 0.0])
             entry[0] += float(total)
@@ -52,6 +57,21 @@ class Measures:
                     number = int(examples.features[row, segment - 1])
                     truth = task.truth(tokens, self._facts, partial(self._source.__getitem__, number))
                     self._items.setdefault(name, []).append(Item(number, truth, prediction))
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """What is known of each example, by number: {"example": number, "name": if it has one, "groups": {"language": "fr"},
+        and by task what `Task.compared` says of it}.
+        """
+        tasks: dict[int, dict[str, Any]] = {number: {} for number in sorted(self._numbers)}
+        for name, items in self._items.items():
+            for item in items:
+                tasks[item.number][name] = self._tasks[name].compared(item, self._facts)
+        groups = getattr(self._source, "groups", {}).items()
+        for number, compared in tasks.items():
+            own = {kind: names[group[number]] for kind, (group, names) in groups if group[number] >= 0}
+            called = self._source[number].name
+            name = {} if called is None else {"name": called}
+            yield {"example": number, **name, **({"groups": own} if own else {}), **compared}
 
     def metrics(self) -> dict[str, float]:
         """By name: "answer/accuracy", "transcript/cer", "transcript/cer/language/fr", "pairs/speech_to_image/recall@1"."""

@@ -9,7 +9,7 @@ from mmjax import progress
 from mmjax.data.chat_formats import columns_in, read_prompt
 from mmjax.decode import GREEDY, Sampling
 from mmjax.errors import UserError
-from mmjax.files import json_line, local
+from mmjax.files import begun, json_lines, local
 from mmjax.generation.generator import Generator
 
 
@@ -38,18 +38,17 @@ def generate(
     source, out = local(source, "the prompts"), local(out, "--out")
     prompts = list(_prompts(source))
     names = [name for name, *_ in prompts]
-    done = [json.loads(line)["name"] for line in _lines(out)] if out.is_file() else []
-    if done != names[: len(done)]:
+    done = begun(out)
+    if [isinstance(line, dict) and line.get("name") for line in done] != names[: len(done)]:
         raise UserError(f"{out} holds replies to other prompts than {source}; name another file")
-    with progress.bar("writing replies", len(names), "replies") as bar, open(out, "a", encoding="utf-8") as file:
+    with progress.bar("writing replies", len(names), "replies") as bar, json_lines(out, "a") as write:
         bar.advance(len(done))
         for first in range(len(done), len(prompts), rows):
             part = prompts[first : first + rows]
             replies = generator.replies([prompt for _, prompt, _ in part], sampling, length, stop, rows, beams)
             for (name, _, reference), reply in zip(part, replies, strict=True):
                 line = {"name": name, "reply": reply.text, "ended": reply.ended}
-                file.write(json_line(line | ({} if reference is None else {"reference": reference})) + "\n")
-            file.flush()
+                write(line | ({} if reference is None else {"reference": reference}))
             bar.advance(len(part))
     return len(prompts)
 

@@ -40,7 +40,7 @@ def dense(
     features: int,
     axes: tuple[str | None, str | None],
     dtype: Any,
-    name: str,
+    name: str | None,
     bias: bool = True,
     role: Role = "projection",
 ) -> nn.Dense:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from mmjax.models.encoder import Encoder
 from mmjax.models.fusion import Fusion
 from mmjax.models.remat import rematerialised_whole
+from mmjax.models.segments import mean
 from mmjax.models.task import Encoded, Output, Task
 from mmjax.stream import Batch, Stream, only_tokens
 from mmjax.tree import setting
@@ -66,6 +67,19 @@ class Multimodal(nn.Module, kw_only=True):
         one, variables = self.tasks[task].unbind()
         every = (Encoded({**batch, one.label: text}, streams, seen, None, self.encoders) for text in texts)
         return [one.spans(partial(one.apply, variables), encoded) for encoded in every]
+
+    def embed(self, batch: Batch) -> dict[str, jax.Array]:
+        """One vector [B, N, W] per example, by encoder in the batch, in float32.
+
+        It is that of the first task that makes vectors of the encoder (`Task.embeds`, such as `Contrast`); without such a
+        task, it is the mean of the encoder's tokens.
+        """
+        batch, found = jax.tree.map(jnp.asarray, batch), {}
+        for name in (name for name in self.encoders if name in batch):
+            stream, examples = self.encode(batch, name), batch["examples"]
+            task = next((task for task in self.tasks.values() if name in task.embeds), None)
+            found[name] = task.embed(name, stream, examples) if task else mean(stream, examples.segments)
+        return found
 
     def begin(self, batch: Batch, task: str, length: int) -> tuple[Stream, Any]:
         """Reads prompts with a task that writes texts (`CausalLM`): see its `begin`.

@@ -193,6 +193,15 @@ class Task(nn.Module, kw_only=True):
         """
         raise NotImplementedError
 
+    @property
+    def embeds(self) -> tuple[str, ...]:
+        """The encoders of whose output the task makes one vector per example (`embed`)."""
+        return ()
+
+    def embed(self, name: str, stream: Stream, examples: Stream) -> jax.Array:
+        """The output [B, T, W] of an encoder -> vectors [B, N, outputs] of the examples, zeros of those without tokens."""
+        raise NotImplementedError
+
     # One example, on the host.
 
     def target(self, batch: Batch) -> Stream | None:
@@ -224,6 +233,15 @@ class Task(nn.Module, kw_only=True):
     def shown(self, prediction: Any, facts: Facts) -> dict[str, Any]:
         """A prediction as `Run.predict` returns it: "" -> the value named as the task, "x" -> the value "TASK/x"."""
         return {"": prediction}
+
+    def reference(self, truth: Any, facts: Facts) -> Any:
+        """A truth in the form of `shown`'s value "": of a class, its name."""
+        return truth
+
+    def compared(self, item: Item, facts: Facts) -> dict[str, Any]:
+        """An example as `mmjax eval --save` writes it: its reference, its hypothesis, and what else `shown` says."""
+        shown = dict(self.shown(item.prediction, facts))
+        return {"reference": self.reference(item.truth, facts), "hypothesis": shown.pop("", None), **shown}
 
     def lines(self, name: str, result: Mapping[str, Any]) -> list[str]:
         """The lines that `mmjax predict` prints; `result` has the values of `shown`."""

@@ -18,7 +18,7 @@ from mmjax.models.segments import belongs
 from mmjax.models.task import Encoded, Facts, Item, Output, Sums, Task
 from mmjax.stream import Stream
 from mmjax.tasks.metrics import reply_metrics
-from mmjax.tasks.text import check_vocabulary
+from mmjax.tasks.text import check_vocabulary, shown_texts
 
 
 class WritingState(NamedTuple):
@@ -171,6 +171,9 @@ class CausalLM(Task, kw_only=True):
 
     def prediction(self, tokens: Written | None, facts: Facts) -> Hypotheses:
         return hypotheses(tokens, facts.tokenizer.decode)
+
+    def shown(self, prediction: Hypotheses, facts: Facts) -> dict[str, Any]:
+        return shown_texts(prediction)
 
     def metrics(self, items: Sequence[Item]) -> dict[str, float]:
         return reply_metrics([item.truth for item in items], [item.prediction.text for item in items])

@@ -67,7 +67,18 @@ class Contrast(Task, kw_only=True):
         if not any(set(self.between) <= set(subset.split("+")) for subset in config.data.subsets):
             raise UserError(f"{path} compares {' and '.join(self.between)}, but no subset in data.subsets has both")
 
-    @nn.compact
+    @property
+    def embeds(self) -> tuple[str, ...]:
+        return self.between
+
+    def setup(self) -> None:
+        self.first, self.second = (
+            dense(self.outputs, ("embed", None), jnp.float32, None, bias=False) for _ in self.between
+        )
+        constant = nn.initializers.constant
+        self.log_scale = self.param("log_scale", parameter("gate", constant(math.log(self.scale)), ()), ())
+        self.offset = self.param("bias", parameter("bias", constant(self.bias), ()), ())
+
     def __call__(self, encoded: Encoded, train: bool = False) -> Output:
         """Streams [B, T, W], [B, S, W'] and slots [B, N] -> pairs of vectors [B, N, 2, outputs + 1] in float32.
 
@@ -75,12 +86,9 @@ class Contrast(Task, kw_only=True):
         the first. The slot of an example that lacks one of the two is empty.
         """
         examples = encoded.batch["examples"]
-        (a, has_first), (b, has_second) = (
-            self._vectors(name, source, encoded.streams[source], examples)
-            for name, source in zip(("first", "second"), self.between, strict=True)
-        )
-        log_scale = self.param("log_scale", parameter("gate", nn.initializers.constant(math.log(self.scale)), ()), ())
-        bias = self.param("bias", parameter("bias", nn.initializers.constant(self.bias), ()), ())
+        a, b = (self.embed(source, encoded.streams[source], examples) for source in self.between)
+        has_first, has_second = (having(encoded.streams[source], examples) > 0 for source in self.between)
+        log_scale, bias = self.log_scale, self.offset
         if self.limit is not None:
             # Its gradient passes, so that a scale beyond the limit can come back.
             log_scale += jax.lax.stop_gradient(jnp.minimum(log_scale, math.log(self.limit)) - log_scale)
@@ -92,13 +100,11 @@ class Contrast(Task, kw_only=True):
         pairs = jnp.where((segments > 0)[..., None, None], pairs, 0.0)
         return Output(Stream(pairs, segments, examples.positions), None)
 
-    def _vectors(self, name: str, source: str, stream: Stream, examples: Stream) -> tuple[jax.Array, jax.Array]:
-        """Unit vectors [B, N, outputs], and which slots have one."""
-        pooled = (
-            self.pool[source](stream, examples).features if source in self.pool else mean(stream, examples.segments)
-        )
-        x = dense(self.outputs, ("embed", None), jnp.float32, name, bias=False)(pooled)
-        return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24)), having(stream, examples) > 0
+    def embed(self, name: str, stream: Stream, examples: Stream) -> jax.Array:
+        """Unit vectors [B, N, outputs]."""
+        pooled = self.pool[name](stream, examples).features if name in self.pool else mean(stream, examples.segments)
+        x = (self.first, self.second)[self.between.index(name)](pooled)
+        return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))
 
     def loss(self, output: Output) -> Sums:
         return contrastive(output.prediction, self.rule, self.chunks)
@@ -126,6 +132,9 @@ class Contrast(Task, kw_only=True):
         """{"": the score of the pair, "probability" that the two belong together (sigmoid alone)}."""
         score = float(prediction[0] @ prediction[1])
         return {"": score} | ({"probability": 1 / (1 + math.exp(-score))} if self.rule == "sigmoid" else {})
+
+    def reference(self, truth: list[Hashable], facts: Facts) -> None:
+        """None: the truth identifies the two parts; it is not a score."""
 
     def lines(self, name: str, result: dict[str, Any]) -> list[str]:
         return [f"{name}: score {result[name]:.4g} of the pair {' and '.join(self.between)}"]

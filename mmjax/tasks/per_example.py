@@ -98,10 +98,14 @@ class Classify(PerExample, kw_only=True):
         return metrics.classification(np.array([i.truth for i in items]), np.stack([i.prediction for i in items]))
 
     def shown(self, prediction: np.ndarray, facts: Facts) -> dict[str, Any]:
-        """{"": the chosen class, "probabilities": {class: probability}, the largest first}."""
+        """{"": the chosen class, "confidence": its probability, "probabilities": {class: probability}, the largest first}."""
         pairs = zip(facts.names[self.label], softmax(prediction).tolist(), strict=True)
         ranked = dict(sorted(pairs, key=lambda pair: -pair[1]))
-        return {"": next(iter(ranked)), "probabilities": ranked}
+        best = next(iter(ranked))
+        return {"": best, "confidence": ranked[best], "probabilities": ranked}
+
+    def reference(self, truth: int, facts: Facts) -> str:
+        return facts.names[self.label][truth]
 
     def lines(self, name: str, result: dict[str, Any]) -> list[str]:
         best = list(result[f"{name}/probabilities"].items())[:SHOWN]
@@ -127,6 +131,9 @@ class MultiLabel(PerExample, kw_only=True):
         found = dict(zip(facts.names[self.label], (1 / (1 + np.exp(-prediction))).tolist(), strict=True))
         return {"": [name for name, probability in found.items() if probability > 0.5], "probabilities": found}
 
+    def reference(self, truth: np.ndarray, facts: Facts) -> list[str]:
+        return [name for name, applies in zip(facts.names[self.label], truth, strict=True) if applies]
+
     def lines(self, name: str, result: dict[str, Any]) -> list[str]:
         found = sorted(result[f"{name}/probabilities"].items(), key=lambda pair: -pair[1])[:SHOWN]
         return [f"{name}: {', '.join(result[name])}", *(f"{100 * share:6.2f} %  {one}" for one, share in found)]
@@ -149,7 +156,10 @@ class Regress(PerExample, kw_only=True):
 
     def shown(self, prediction: np.ndarray, facts: Facts) -> dict[str, Any]:
         """{"": {name: number}}."""
-        return {"": dict(zip(facts.names[self.label], prediction.tolist(), strict=True))}
+        return {"": self.reference(prediction, facts)}
+
+    def reference(self, truth: np.ndarray, facts: Facts) -> dict[str, float]:
+        return dict(zip(facts.names[self.label], truth.tolist(), strict=True))
 
     def lines(self, name: str, result: dict[str, Any]) -> list[str]:
         return [f"{name}:", *(f"{number:9.3g}  {one}" for one, number in result[name].items())]

@@ -1,0 +1,206 @@
+"""Examples to predict: recordings and pictures in files, the rows of a table, or what is in memory already."""
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from mmjax import progress
+from mmjax.data.containers import is_recording
+from mmjax.data.corpus import Corpus
+from mmjax.data.example import Example
+from mmjax.data.fields import Fields
+from mmjax.data.files import below, join, matching, open_file
+from mmjax.data.filters import Filters
+from mmjax.data.image import is_picture
+from mmjax.data.index import open_index
+from mmjax.data.inputs import Cell, Input
+from mmjax.data.layout import Layout
+from mmjax.data.manifest import ManifestRecords
+from mmjax.data.packing import Packer
+from mmjax.data.parquet import ParquetRecords
+from mmjax.data.record import IMAGES, SPEECH, Record
+from mmjax.data.text import Tokenizer
+from mmjax.errors import UserError
+
+HEAD = 64  # bytes of a file that tell its kind
+USUAL = {"recording": "speech", "image": "image"}  # the inputs of files, if the model reads several
+ALL = Filters(characters_per_second=None, largest_share_dropped=1.0)
+
+
+class ToPredict(Protocol):
+    """Examples by number.
+
+    Attributes:
+      reasons: why examples cannot be read, by number.
+    """
+
+    reasons: Mapping[int, str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int) -> Example: ...
+
+    def name(self, number: int) -> str:
+        """The name of an example: that of its file or row."""
+
+    def positions(self, layout: Layout) -> dict[str, np.ndarray]:
+        """[n] positions that each example takes in a row, by stream; zeros of an example that cannot be read."""
+
+
+class Files:
+    """One record per file: a recording or a picture, by what the file contains.
+
+    Args:
+      places: files, patterns of files, and folders, of which all recordings and pictures are taken.
+      inputs: those that the model reads, by name.
+      tags: "language" and "task" of all files.
+
+    Raises:
+      UserError: there is no such file, or none that is a recording or a picture.
+    """
+
+    def __init__(self, places: Sequence[str], inputs: Mapping[str, Input], tags: Mapping[str, str] | None = None):
+        self._inputs, self._tags = inputs, dict(tags or {})
+        self.files: list[str] = []
+        passed = 0
+        for place in places:
+            if os.path.isdir(place):
+                inside = [join(place, file) for file in sorted(below(place)[0])]
+                found = [file for file in inside if file_kind(file)]
+                passed += len(inside) - len(found)
+                self.files += found
+            else:
+                self.files += matching(place)
+        if not self.files:
+            raise UserError(f"there is no recording and no picture in {', '.join(places)}")
+        if passed:
+            progress.warn(f"{passed:,} files in folders are neither recordings nor pictures, and are passed over")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name(self, number: int) -> str:
+        return self.files[number]
+
+    def __getitem__(self, number: int) -> Record:
+        """The record of a file.
+
+        Raises:
+          UserError: the file is neither a recording nor a picture, or the model reads none, or several.
+        """
+        file = self.files[number]
+        kind = file_kind(file)
+        if kind is None:
+            raise UserError(f"{file} is neither a recording nor a picture")
+        names = [name for name, one in self._inputs.items() if kind in one.features]
+        names = [USUAL[kind]] if USUAL[kind] in names else names
+        if len(names) != 1:
+            several = (
+                f"several: {', '.join(names)}; name one in the columns of a table (--manifest)" if names else "none"
+            )
+            raise UserError(f"{file} is a{'n' * (kind == 'image')} {kind}, of which the model reads {several}")
+        return Record(file, {names[0]: self._inputs[names[0]].read(file, Cell(names[0], file))}, tags=self._tags)
+
+
+def file_kind(file: str) -> str | None:
+    """ "recording" or "image", by the first bytes of a file, or else by the ending of its name; None: neither."""
+    try:
+        with open_file(file) as opened:
+            head = opened.read(HEAD)
+    except OSError:
+        head = b""
+    if is_recording(head):
+        return "recording"
+    if is_picture(head):
+        return "image"
+    ending = os.path.splitext(file)[1].lower()
+    return "recording" if ending in SPEECH else "image" if ending in IMAGES else None
+
+
+def table(file: str, fields: Fields) -> Any:
+    """The records of a table, by the ending of its name: as `Parquet` or `Manifest` reads it."""
+    if file.lower().endswith(".parquet"):
+        return ParquetRecords(file, fields=fields)
+    return ManifestRecords(file, fields=fields)
+
+
+class Unlabelled:
+    """The inputs of the records of a collection: a `ToPredict`. All files are measured at once, from their headers.
+
+    Args:
+      collection: records by number.
+      fields: what is read; labels are not used.
+      tokenizer, sample_rate, rescale, prefixes: as in `mmjax.data.corpus.Corpus`.
+      given: the number of tokens that tasks are given of each label (`Task.given_tokens`).
+    """
+
+    def __init__(
+        self,
+        collection: Any,
+        fields: Fields,
+        tokenizer: Tokenizer | None = None,
+        given: Mapping[str, int] | None = None,
+        **settings: Any,
+    ):
+        self._collection, self._given = collection, dict(given or {})
+        self._folder = tempfile.TemporaryDirectory(prefix="mmjax-")  # lives as long as the index
+        index = open_index(collection, {}, Path(self._folder.name), "what is given", fields)
+        self._corpus = Corpus(collection, index, tokenizer, fields=fields, filters=ALL, **settings)
+        self.reasons = {number: reason.removeprefix("unreadable: ") for number, reason in self._corpus.quarantine}
+        self._readable = np.delete(np.arange(len(index)), list(self.reasons))
+
+    def __len__(self) -> int:
+        return len(self._collection)
+
+    def __getitem__(self, number: int) -> Example:
+        example = self._corpus[int(np.searchsorted(self._readable, number))]
+        return example._replace(labels=dict.fromkeys(self._given, ""))
+
+    def name(self, number: int) -> str:
+        name = getattr(self._collection, "name", self._corpus.name)(number)
+        return name or f"example {number + 1}"
+
+    def positions(self, layout: Layout) -> dict[str, np.ndarray]:
+        count = len(self._readable)
+        sizes = {name: self._corpus.sizes[name] for name in self._corpus.inputs}
+        sizes |= {label: np.full(count, tokens + 1) for label, tokens in self._given.items()}  # and an end token
+        found = {}
+        for name, taken in layout.positions(sizes).items():
+            found[name] = np.zeros(len(self), np.int64)
+            found[name][self._readable] = taken
+        return found
+
+
+class InMemory:
+    """Examples that are decoded already: a `ToPredict`."""
+
+    def __init__(self, examples: Sequence[Example | UserError]):
+        self._examples = examples
+        self.reasons = {number: str(one) for number, one in enumerate(examples) if isinstance(one, UserError)}
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, number: int) -> Example:
+        return self._examples[number]
+
+    def name(self, number: int) -> str:
+        return "your input"
+
+    def positions(self, layout: Layout) -> dict[str, np.ndarray]:
+        packer, found = Packer(layout, 0), {name: np.zeros(len(self), np.int64) for name in layout.rows}
+        for number, example in enumerate(self._examples):
+            if number in self.reasons:
+                continue
+            try:
+                cut = packer.cut(example, frozenset(example.inputs), name="your input")
+            except UserError as error:
+                self.reasons[number] = str(error)
+                continue
+            for name in found.keys() & cut.keys():
+                found[name][number] = layout.streams[name].reserved(len(cut[name].features))
+        return found
