@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
+from mmjax import progress
 from mmjax.data.capacity import bucket
 from mmjax.data.example import Example, pieces_of
 from mmjax.data.fields import Fields
@@ -19,6 +20,7 @@ from mmjax.data.packing import Packer
 from mmjax.data.prefixes import Prefixes
 from mmjax.data.text import Tokenizer
 from mmjax.data.vectors import VectorInput
+from mmjax.data.voice_activity import VoiceActivity
 from mmjax.decode import GREEDY, Sampling, by_example
 from mmjax.errors import UserError, nearest
 from mmjax.evaluate.evaluation import Evaluator, all_subsets, canonical
@@ -34,6 +36,7 @@ from mmjax.train.build import build_layout, build_model, build_source, facts_of_
 from mmjax.train.directory import check_same_meaning, read_run
 from mmjax.train.report import left_out, sample_rate
 from mmjax.train.step import cast, init_parameters
+from mmjax.transcription import LiveText, Segment, Streaming, Transcriber, seconds_of, task_for
 from mmjax.tree import override, with_settings
 
 Weights = Literal["float32", "bfloat16", "int8", "int4"]
@@ -120,19 +123,77 @@ class Run:
         Raises:
           UserError: an input cannot be read or does not fit, or the model has no encoder for it.
         """
-        prefixes, tags = self._prefixes, tags or {}
-        for name in (name for name, value in tags.items() if value and name not in (prefixes.tags if prefixes else ())):
-            raise UserError(f"this run does not use --{name}: no token of its data.prefixes depends on it")
+        prefixes = self.prefixes_of(tags or {})
         given = {"speech": speech, "image": image, "text": text} | others
         given = {name: value for name, value in given.items() if value is not None}
         self._check_streams(given)
+        if whole := self._transcribed(given, tags or {}):
+            return whole
         use, found = Use(sample_rate(self.config), self.config.data.rescale), {}
         for name in sorted(given, key=lambda name: not self._input(name).media):  # conversations take their media
             if name not in found:
                 found |= self._input(name).of_user(name, given, use, self.fields.inputs)
         given = found
         self._check_streams(given)
-        return self._predict(given, prefixes.of(tags) if prefixes else {})
+        return self._predict(given, prefixes)
+
+    def _transcribed(self, given: Mapping[str, Any], tags: Mapping[str, str | None]) -> dict[str, Any] | None:
+        """The prediction of a recording that is too long to be read at once: its text, in parts; None: it is not."""
+        name, speech = next(iter(given.items()))
+        if len(given) > 1 or (task := task_for(self, name)) is None:
+            return None
+        limit = min(LONGEST, self._layout.streams[name].longest(sample_rate(self.config)))
+        if seconds_of(speech, sample_rate(self.config)) <= limit:
+            return None
+        if others := [other for other in self.config.model.tasks if other != task]:
+            progress.warn(f"the recording is longer than {limit:g} seconds: only {task} is predicted, not {', '.join(others)}")
+        segments = self.transcribe(speech, task, tags=tags)
+        return {task: " ".join(one.text for one in segments), f"{task}/segments": [one._asdict() for one in segments]}
+
+    def prefixes_of(self, tags: Mapping[str, str | None]) -> dict[str, tuple[int, ...]]:
+        """The ids before each text of an example with these tags.
+
+        Raises:
+          UserError: no token depends on a tag.
+        """
+        prefixes = self._prefixes
+        for name in (name for name, value in tags.items() if value and name not in (prefixes.tags if prefixes else ())):
+            raise UserError(f"this run does not use --{name}: no token of its data.prefixes depends on it")
+        return prefixes.of(tags) if prefixes else {}
+
+    def transcribe(
+        self,
+        speech: Any,
+        task: str | None = None,
+        by: Literal["voice", "windows"] = "voice",
+        *,
+        voice: str | VoiceActivity = "energy",
+        longest: float | None = None,
+        overlap: float | None = None,
+        tags: Mapping[str, str | None] | None = None,
+    ) -> list[Segment]:
+        """Transcribes a recording of any length in bounded memory.
+
+        Args:
+          speech: the path of a recording or its bytes, which are read block by block; or an array, as for `predict`.
+          task: a task that writes the text of a recording; None: the first one.
+          by: "voice": the recording is cut where nobody speaks; "windows": into windows that overlap, whose texts are joined.
+          voice: how speech is found: "energy", "silero" (the extra `silero`), or a `VoiceActivity`.
+          longest: seconds of a part, at most; None: 30, or what a row of the run holds, if that is less.
+          overlap: seconds by which windows overlap; None: a sixth of a window.
+          tags: as for `predict`.
+
+        Raises:
+          UserError: no task writes the text of a recording, or the recording cannot be read.
+        """
+        options = dict(voice=voice, longest=longest, overlap=overlap, tags=tags)
+        return list(Transcriber(self, task).segments(speech, by, **options))
+
+    def stream(
+        self, blocks: Iterable[Any], rate: int | None = None, task: str | None = None, silence: float = 0.8
+    ) -> Iterator[LiveText]:
+        """Yields the texts of utterances while they are spoken: see `mmjax.transcription.Streaming.texts`."""
+        return Streaming(self, task, silence).texts(blocks, rate)
 
     def generate(self, prompts: Sequence[Any], sampling: Sampling = GREEDY, **options: Any) -> list[Any]:
         """Writes a reply to each prompt with the language model of the run: see `mmjax.generation.Generator.replies`."""

@@ -1,13 +1,24 @@
 """Long recordings: where speech is, the parts in which it is decoded, and the text and times of the whole."""
 
+import json
+import tracemalloc
+
 import numpy as np
 import pytest
 import soundfile
+from untrained import causal, untrained
 
+from mmjax import config as c
+from mmjax.cli import main
 from mmjax.data.audio import read_audio, read_blocks
 from mmjax.data.files import Unreadable
 from mmjax.data.voice_activity import EnergyVoiceActivity, cut, detector, windows
+from mmjax.decode import Token
 from mmjax.errors import UserError
+from mmjax.run import Run
+from mmjax.transcription import Transcriber
+from mmjax.transcription.long import first_fit
+from mmjax.transcription.stitching import in_overlap, join
 
 RATE = 16_000
 SPOKEN = [(0.5, 1.3), (2.0, 2.4), (4.0, 7.5)]  # seconds of the tones in `signal`
@@ -115,3 +126,124 @@ def test_silero_finds_no_speech_in_tones():
     assert len(found.regions(found.scores(blocks(signal(0.01)), RATE))) == 0
     with pytest.raises(UserError, match="needs recordings at 16,000 Hz"):
         found.scores([], 8_000)
+
+
+def test_memory_does_not_grow_with_the_recording(tmp_path):
+    """Five minutes are 19 MB of samples; a block of ten seconds is 0.6 MB, a part of thirty seconds 1.9 MB."""
+    with soundfile.SoundFile(tmp_path / "long.wav", "w", RATE, 1) as file:
+        for _ in range(300 // 9 + 1):
+            file.write(signal(0.01))
+    tracemalloc.start()
+    scores = TIGHT.scores(read_blocks(tmp_path / "long.wav", RATE), RATE)
+    parts = TIGHT.parts(scores, 30.0, pause=9.0)
+    longest = max(len(part.samples) for part in cut(read_blocks(tmp_path / "long.wav", RATE), RATE, parts))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert scores.seconds == 306.0 and len(parts) >= 11 and longest <= 30 * RATE
+    assert peak < 12e6
+
+
+# Stitching.
+
+
+def tokens(text, frames=None):
+    ids = [ord(letter) for letter in text]
+    return [Token(id_, 1.0, None if frames is None else frame) for id_, frame in zip(ids, frames or ids, strict=True)]
+
+
+def stitched(left, right, shared, middles=(0, 0)):
+    keep, skip = join(left, right, shared, middles, lambda place: chr(left[place].id) == " ")
+    return "".join(chr(token.id) for token in [*left[:keep], *right[skip:]])
+
+
+def test_windows_are_joined_in_their_longest_common_run():
+    left, right = tokens("he said that the boat is g"), tokens("at the boat is gone now")
+    assert stitched(left, right, (16, 18)) == "he said that the boat is gone now"
+    left, right = tokens("he said that the bout is"), tokens("ad the boat is gone now")  # both err in the overlap
+    assert stitched(left, right, (14, 15)) in ("he said that the boat is gone now", "he said that the bout is gone now")
+    assert stitched(tokens("one"), tokens(""), (2, 0)) == "one" and stitched(tokens(""), tokens("two"), (0, 1)) == "two"
+
+
+def test_without_a_common_run_the_middle_of_the_overlap_decides():
+    left, right = tokens("abcdef", range(0, 60, 10)), tokens("vwxyz", range(0, 50, 10))
+    assert in_overlap(left, right, 0.5, (30, 20)) == (3, 3)
+    assert stitched(left, right, (3, 3), (45, 15)) == "abcdexyz"
+    assert stitched(tokens("abc"), tokens("xyz"), (2, 2)) == "abcxyz", "nothing is known of the times"
+    assert in_overlap(tokens("abcdefghij"), tokens("abcdefghij"), 0.2, (0, 0)) == (5, 5)
+
+
+def test_parts_fill_rows_in_order():
+    assert first_fit([4, 7, 5, 3, 9, 1], room=10, slots=2, rows=2) == [[0, 1, 0, 1], [0, 0]]
+    assert first_fit([5, 1, 1], room=10, slots=2, rows=1) == [[0, 0], [0]]
+
+
+# Transcribing with a run.
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Its tokens depend on the second before them alone: the text of a window is that of the whole, after a second."""
+
+    def lively(path, value):
+        return 3.0 * value if "transcript" in path else value
+
+    home = tmp_path_factory.mktemp("long") / "run"
+    return Run(untrained(home, causal(layers=1), {"transcript": c.CTC()}, hops=320, change=lively))
+
+
+def chirps(seconds):
+    draw, count = np.random.default_rng(3), round(seconds * RATE)
+    pitch = np.repeat(draw.uniform(100, 3_000, -(-count // 1_600)), 1_600)[:count]
+    return (0.3 * np.sin(2 * np.pi * np.cumsum(pitch) / RATE) + 0.01 * draw.normal(size=count)).astype(np.float32)
+
+
+def test_the_text_of_overlapping_windows_is_that_of_the_whole(run):
+    samples = chirps(8.0)
+    whole = run.predict(speech=samples)["transcript"]
+    found = run.transcribe(samples, by="windows", longest=3.2, overlap=0.8)
+    assert [one.start for one in found][0] == 0.0 and len(found) == 3 and found[-1].end == 8.0
+    assert "".join(one.text for one in found).replace(" ", "") == whole.replace(" ", "") and len(whole) > 40
+    for before, after in zip(found, found[1:], strict=False):
+        assert before.end == after.start and 2.4 <= before.end % 2.4 + 2.4 <= 3.2 + 1e-6
+
+
+def test_parts_between_silences_have_their_texts_and_times(run, tmp_path):
+    spoken = [(1.0, 2.5), (5.0, 8.0), (10.0, 11.0)]
+    samples = np.zeros(12 * RATE, np.float32)
+    for start, end in spoken:
+        samples[round(start * RATE) : round(end * RATE)] = chirps(end - start)
+    soundfile.write(tmp_path / "one.wav", samples, RATE, subtype="FLOAT")
+    found = run.transcribe(tmp_path / "one.wav", voice=TIGHT)
+    np.testing.assert_allclose([(one.start, one.end) for one in found], spoken, atol=0.05)
+    for one in found:
+        alone = run.predict(speech=samples[round(one.start * RATE) : round(one.end * RATE)])
+        assert one.text == alone["transcript"]
+        assert all(one.start - 1e-6 <= word["start"] < word["end"] <= one.end + 0.1 for word in one.words)
+    assert Transcriber(run).longest == pytest.approx(3.2), "a row of this run holds no more"
+    with pytest.raises(UserError, match="longest=9, but a part may have up to 3.2 seconds"):
+        run.transcribe(samples, longest=9.0)
+    with pytest.raises(UserError, match="by='vice'; did you mean 'voice'"):
+        run.transcribe(samples, by="vice")
+
+
+def test_a_long_recording_is_transcribed_by_predict(run, tmp_path, capsys, monkeypatch):
+    samples = np.concatenate([chirps(1.5), np.zeros(2 * RATE, np.float32), chirps(1.0)])
+    soundfile.write(tmp_path / "one.wav", samples, RATE)
+    monkeypatch.setattr("mmjax.run.LONGEST", 4)
+    assert main(["predict", str(run.directory), "--speech", str(tmp_path / "one.wav"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [round(one["start"]) for one in found["transcript/segments"]] == [0, 3]
+    assert found["transcript"] == " ".join(one["text"] for one in found["transcript/segments"])
+    assert main(["predict", str(run.directory), "--speech", str(tmp_path / "one.wav")]) == 0
+    assert capsys.readouterr().out.splitlines()[0].startswith("0:00:00.0 - 0:00:01.6  ")
+
+
+def test_a_padded_encoder_takes_a_recording_longer_than_its_own(tmp_path):
+    encoder = c.WhisperEncoder(layers=1, width=16, heads=2, mlp=32, length=50, pad_to_length=True)
+    decoder = c.TextDecoder(layers=1, width=16, heads=2, mlp=32)
+    write = c.Write(reads=("speech",), decoder=decoder, suppress=(0, 1, 2))  # which would end a text, or show nothing
+    whisper = Run(untrained(tmp_path / "run", encoder, {"transcript": write}, hops=100))
+    found = whisper.predict(speech=chirps(3.0))
+    times = [(one["start"], one["end"]) for one in found["transcript/segments"]]
+    assert len(times) >= 3 and times[0][0] == 0.0 and times[-1][1] == pytest.approx(3.0, abs=0.05)
+    assert all(end - start <= 1.0 + 1e-6 for start, end in times)

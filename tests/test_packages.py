@@ -10,7 +10,7 @@ HOME = pathlib.Path(mmjax.__file__).parent
 ORDER = (
     ("cli", "__main__"),
     ("config",),
-    ("prepare", "check", "bottleneck", "plan", "generation", "run", "interchange"),
+    ("prepare", "check", "bottleneck", "plan", "generation", "transcription", "run", "interchange"),
     ("train",),
     ("evaluate", "flops"),
     ("tasks",),
@@ -24,6 +24,7 @@ BESIDE = {
     ("__main__", "cli"),
     ("prepare", "run"),
     ("run", "generation"),
+    ("run", "transcription"),
     ("parallel", "models"),
     ("decode", "models"),
     ("tree", "errors"),

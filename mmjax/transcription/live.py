@@ -35,10 +35,10 @@ class LiveText(NamedTuple):
 
 
 class Streaming:
-    """Transcribes one stream of speech with a causal Conformer with chunks, and a task that decodes greedily.
+    """Transcribes streams of speech, one after the other, with a causal Conformer with chunks and a task that decodes greedily.
 
     All chunks together give the tokens that the run predicts for the whole recording. Only the state of the model is kept
-    between them, so a chunk takes equally long, however long the stream is.
+    between them, so a chunk takes equally long, however long the stream is. One program is compiled.
 
     Args:
       run: a `mmjax.run.Run`.
@@ -46,7 +46,7 @@ class Streaming:
       silence: seconds without a token, after which an utterance has ended.
 
     Attributes:
-      latencies: seconds of computation of each chunk so far; seconds: of speech so far.
+      latencies: seconds of computation of each chunk of the last stream.
 
     Raises:
       UserError: the run cannot stream; the message names what is missing.
@@ -63,14 +63,19 @@ class Streaming:
             )
         try:
             self._encoder = StreamingConformer(run.model.encoders[self.input])
-        except (ValueError, AttributeError) as error:
+        except ValueError as error:
             raise UserError(f"{run.directory} cannot stream: {error}") from None
         self._hop = self._encoder.model.front_end.hop
         self.token = self._hop * self._encoder.model.subsampling / self.rate
         self._patience = max(1, round(silence / self.token))
         self._step = jax.jit(self._chunk)
         self.latencies: list[float] = []
-        self.seconds = 0.0
+        self._count = 0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of speech of the last stream."""
+        return self._count / self.rate
 
     @property
     def chunk(self) -> float:
@@ -92,6 +97,7 @@ class Streaming:
         Raises:
           UserError: a block is of another kind; or the stream is longer than 2 ** 20 hops (2.9 hours with hops of 10 ms).
         """
+        self.latencies, self._count = [], 0
         utterance = _Utterance(self.run.facts.tokenizer.decode, self.token, self._patience)
         for written in self._written(self._chunks(blocks, self.rate if rate is None else rate)):
             yield from utterance.add(written)
@@ -106,13 +112,13 @@ class Streaming:
             if not len(block):
                 continue
             block = resampled(samples_of(block, rate))
-            self.seconds += len(block) / self.rate
+            self._count += len(block)
             kept = np.concatenate([kept, block])
             while len(kept) >= needed:
                 yield self._speech(kept[:needed], first)
                 kept, first = kept[size * self._hop :], first + size
         rest = resampled(np.zeros(0, np.float32), last=True)
-        self.seconds += len(rest) / self.rate
+        self._count += len(rest)
         kept = np.concatenate([kept, rest])
         while len(kept):
             yield self._speech(kept[:needed], first)

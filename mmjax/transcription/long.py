@@ -61,7 +61,8 @@ class Transcriber:
         layout = build_layout(run.config, run.tokenizer)
         self._layout = layout.without(*(set(run.config.model.encoders) - {self.input}))
         self._packed = self._layout.streams[self.input]
-        self.longest = min(LONGEST, (self._packed.pad or layout.rows[self.input]) * self._packed.hop / self.rate)
+        row = layout.rows[self.input] * self._packed.hop / self.rate
+        self.longest = min(LONGEST, row, self._packed.longest(self.rate))
         self._tables = tables_of({self.name: self.task}, run.facts)
         rooms = run.config.data.rows
 
@@ -90,20 +91,13 @@ class Transcriber:
             scores = chosen.scores(self._blocks(speech), self.rate)
             seconds, parts = scores.seconds, chosen.parts(scores, longest, longest if self._packed.pad else PAUSE)
         elif by == "windows":
-            seconds = self.seconds(speech)
+            seconds = seconds_of(speech, self.rate)
             parts = windows(seconds, longest, longest / 6 if overlap is None else overlap)
         else:
             raise UserError(f"by='{by}'{nearest(by, ('voice', 'windows'))}")
         with progress.bar(f"transcribing {self.name}", round(seconds), "seconds", transient=True) as bar:
             found = self._decoded(self._blocks(speech), parts, self.run.prefixes_of(tags or {}), bar)
             yield from self._stitched(found) if by == "windows" else self._separate(found)
-
-    def seconds(self, speech: Any) -> float:
-        """The length of a recording, from its header."""
-        if isinstance(speech, str | os.PathLike | bytes):
-            extent = measure_audio(speech, "your input" if isinstance(speech, bytes) else os.fspath(speech))
-            return extent.frames / extent.rate
-        return len(samples_of(speech, self.rate)) / self.rate
 
     def _blocks(self, speech: Any) -> Iterator[np.ndarray]:
         if isinstance(speech, str | os.PathLike | bytes):
@@ -206,25 +200,46 @@ class Transcriber:
             yield Segment(start, end, text, own)
 
 
-def text_task(run: Any, task: str | None) -> tuple[str, str]:
-    """A task of a run that writes a text and reads a recording alone, and the input that it reads.
+def seconds_of(speech: Any, sample_rate: int) -> float:
+    """The length of a recording: of a file, from its header; of an array at this rate, or (array, rate), from its shape."""
+    if isinstance(speech, str | os.PathLike | bytes):
+        extent = measure_audio(speech, "that is given as bytes" if isinstance(speech, bytes) else os.fspath(speech))
+        return extent.frames / extent.rate
+    if isinstance(speech, tuple) and len(speech) == 2:
+        speech, sample_rate = speech
+    return max(np.shape(speech), default=0) / sample_rate
 
-    Raises:
-      UserError: there is none, or not the one of this name.
-    """
+
+def _tasks(run: Any) -> dict[str, str]:
+    """The tasks of a run that write a text and read a recording alone, and the input that each reads."""
     tasks, heard = run.config.model.tasks, build_layout(run.config, run.tokenizer).recordings
-    fit = {
+    return {
         name: stream
         for name, one in tasks.items()
         for stream in heard
         if "text" in one.labels().values() and stream in one.sources and one.available({stream})
     }
+
+
+def task_for(run: Any, stream: str) -> str | None:
+    """The first task of a run that writes the text of this input; None: there is none."""
+    return next((name for name, one in _tasks(run).items() if one == stream), None)
+
+
+def text_task(run: Any, task: str | None) -> tuple[str, str]:
+    """A task of a run that writes the text of a recording, and the input that it reads.
+
+    Raises:
+      UserError: there is none, or not the one of this name.
+    """
+    tasks, fit = run.config.model.tasks, _tasks(run)
     if task is not None and task not in tasks:
         raise UserError(f"{run.directory} has no task '{task}'{nearest(task, tasks)}")
-    if not fit or (task is not None and task not in fit):
-        named = f"the task '{task}'" if task else f"no task of {run.directory}"
-        raise UserError(f"{named} {'does not write' if task else 'writes'} the text of a recording" + (f"; choose one of {', '.join(fit)}" if fit else ""))
-    name = next(iter(fit)) if task is None else task
+    if not fit:
+        raise UserError(f"{run.directory} has no task that writes the text of a recording")
+    if task is not None and task not in fit:
+        raise UserError(f"the task '{task}' does not write the text of a recording; choose one of {', '.join(fit)}")
+    name = task or next(iter(fit))
     return name, fit[name]
 
 
