@@ -243,7 +243,8 @@ def test_a_padded_encoder_takes_a_recording_longer_than_its_own(tmp_path):
     decoder = c.TextDecoder(layers=1, width=16, heads=2, mlp=32)
     write = c.Write(reads=("speech",), decoder=decoder, suppress=(0, 1, 2))  # which would end a text, or show nothing
     whisper = Run(untrained(tmp_path / "run", encoder, {"transcript": write}, hops=100))
-    found = whisper.predict(speech=chirps(3.0))
+    silence = np.zeros(RATE // 5, np.float32)
+    found = whisper.predict(speech=np.concatenate([silence, chirps(2.6), silence]))
     times = [(one["start"], one["end"]) for one in found["transcript/segments"]]
-    assert len(times) >= 3 and times[0][0] == 0.0 and times[-1][1] == pytest.approx(3.0, abs=0.05)
+    assert len(times) >= 3 and times[0][0] == pytest.approx(0.1, abs=0.05) and times[-1][1] <= 3.0
     assert all(end - start <= 1.0 + 1e-6 for start, end in times)

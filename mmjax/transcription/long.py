@@ -96,7 +96,7 @@ class Transcriber:
         else:
             raise UserError(f"by='{by}'{nearest(by, ('voice', 'windows'))}")
         with progress.bar(f"transcribing {self.name}", round(seconds), "seconds", transient=True) as bar:
-            found = self._decoded(self._blocks(speech), parts, self.run.prefixes_of(tags or {}), bar)
+            found = self.decoded(self._blocks(speech), parts, self.run.prefixes_of(tags or {}), bar)
             yield from self._stitched(found) if by == "windows" else self._separate(found)
 
     def _blocks(self, speech: Any) -> Iterator[np.ndarray]:
@@ -104,10 +104,16 @@ class Transcriber:
             return read_blocks(speech, self.rate, channels=getattr(self.run.fields.inputs[self.input], "channels", None))
         return iter([samples_of(speech, self.rate, self.run.config.data.rescale)])
 
-    def _decoded(
+    def decoded(
         self, blocks: Iterable[np.ndarray], parts: np.ndarray, prefixes: Mapping[str, Any], bar: progress.Bar
     ) -> Iterator[tuple[Part, Hypotheses]]:
-        """The parts of a recording, and what the task writes of each."""
+        """Yields the parts of a recording, and what the task writes of each.
+
+        Args:
+          blocks: of samples [n] of the recording.
+          parts: [n, 2] seconds, beginnings in order.
+          prefixes: the ids before each text; bar: is advanced by seconds.
+        """
         layout = self._layout_of(parts)
         lengths = np.round(parts * self.rate).astype(np.int64) @ [-1, 1]
         taken = layout.positions({self.input: lengths})[self.input]
