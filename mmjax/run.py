@@ -146,7 +146,9 @@ class Run:
         if seconds_of(speech, sample_rate(self.config)) <= limit:
             return None
         if others := [other for other in self.config.model.tasks if other != task]:
-            progress.warn(f"the recording is longer than {limit:g} seconds: only {task} is predicted, not {', '.join(others)}")
+            progress.warn(
+                f"the recording is longer than {limit:g} seconds: only {task} is predicted, not {', '.join(others)}"
+            )
         segments = self.transcribe(speech, task, tags=tags)
         return {task: " ".join(one.text for one in segments), f"{task}/segments": [one._asdict() for one in segments]}
 
@@ -187,7 +189,9 @@ class Run:
           UserError: no task writes the text of a recording, or the recording cannot be read.
         """
         options = dict(voice=voice, longest=longest, overlap=overlap, tags=tags)
-        return list(Transcriber(self, task).segments(speech, by, **options))
+        if task not in self._transcribers:
+            self._transcribers[task] = Transcriber(self, task)
+        return list(self._transcribers[task].segments(speech, by, **options))
 
     def stream(
         self, blocks: Iterable[Any], rate: int | None = None, task: str | None = None, silence: float = 0.8
@@ -290,6 +294,11 @@ class Run:
             return self.model.apply({"params": params}, batch, rooms, tables, method="predict")[1]
 
         return jit_once(program)
+
+    @functools.cached_property
+    def _transcribers(self) -> dict[str | None, Transcriber]:
+        """By task; each has a program of its own."""
+        return {}
 
     @functools.cached_property
     def _tables(self) -> dict[str, Any]:

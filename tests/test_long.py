@@ -1,5 +1,6 @@
 """Long recordings: where speech is, the parts in which it is decoded, and the text and times of the whole."""
 
+import itertools
 import json
 import tracemalloc
 
@@ -12,7 +13,7 @@ from mmjax import config as c
 from mmjax.cli import main
 from mmjax.data.audio import read_audio, read_blocks
 from mmjax.data.files import Unreadable
-from mmjax.data.voice_activity import EnergyVoiceActivity, cut, detector, windows
+from mmjax.data.voice_activity import EnergyVoiceActivity, cut, detector, in_samples, windows
 from mmjax.decode import Token
 from mmjax.errors import UserError
 from mmjax.run import Run
@@ -82,6 +83,8 @@ def test_windows_cover_a_recording_and_overlap():
     np.testing.assert_allclose(found[:, 1] - found[:, 0], 30.0)
     assert np.all(found[:-1, 1] - found[1:, 0] >= 5.0) and len(found) == 4
     np.testing.assert_array_equal(windows(12.0, 30.0, 5.0), [[0.0, 12.0]])
+    places = in_samples(windows(100.00003, 30.0, 5.0), RATE)
+    assert np.all(places[:, 1] - places[:, 0] <= 30 * RATE), "what an encoder of 30 s holds"
     with pytest.raises(UserError, match="cannot overlap by 15 s"):
         windows(100.0, 30.0, 15.0)
 
@@ -197,17 +200,34 @@ def chirps(seconds):
     return (0.3 * np.sin(2 * np.pi * np.cumsum(pitch) / RATE) + 0.01 * draw.normal(size=count)).astype(np.float32)
 
 
-def test_the_text_of_overlapping_windows_is_that_of_the_whole(run):
+@pytest.fixture
+def each_token_is_a_word(monkeypatch):
+    def shown(task, prediction, facts):
+        seconds = facts.seconds["speech"]
+        words = [(token.id, token.frame * seconds) for token in prediction.best.tokens]
+        words = [{"word": word, "start": start, "end": start + seconds} for word, start in words]
+        return {"": prediction.text, "words": words}
+
+    monkeypatch.setattr(c.CTC, "shown", shown)
+
+
+def spoken_words(words):
+    return [(word["word"], round(word["start"], 3)) for word in words]
+
+
+def test_text_and_words_of_overlapping_windows_are_those_of_the_whole(run, each_token_is_a_word):
     samples = chirps(8.0)
-    whole = run.predict(speech=samples)["transcript"]
+    predicted = run.predict(speech=samples)
+    whole = predicted["transcript"]
     found = run.transcribe(samples, by="windows", longest=3.2, overlap=0.8)
-    assert [one.start for one in found][0] == 0.0 and len(found) == 3 and found[-1].end == 8.0
+    assert found[0].start == 0.0 and len(found) == 3 and found[-1].end == 8.0
     assert "".join(one.text for one in found).replace(" ", "") == whole.replace(" ", "") and len(whole) > 40
-    for before, after in zip(found, found[1:], strict=False):
+    assert spoken_words(word for one in found for word in one.words) == spoken_words(predicted["transcript/words"])
+    for before, after in itertools.pairwise(found):
         assert before.end == after.start and 2.4 <= before.end % 2.4 + 2.4 <= 3.2 + 1e-6
 
 
-def test_parts_between_silences_have_their_texts_and_times(run, tmp_path):
+def test_parts_between_silences_have_their_texts_and_times(run, tmp_path, each_token_is_a_word):
     spoken = [(1.0, 2.5), (5.0, 8.0), (10.0, 11.0)]
     samples = np.zeros(12 * RATE, np.float32)
     for start, end in spoken:
@@ -218,7 +238,9 @@ def test_parts_between_silences_have_their_texts_and_times(run, tmp_path):
     for one in found:
         alone = run.predict(speech=samples[round(one.start * RATE) : round(one.end * RATE)])
         assert one.text == alone["transcript"]
-        assert all(one.start - 1e-6 <= word["start"] < word["end"] <= one.end + 0.1 for word in one.words)
+        later = [(word["word"], word["start"] + one.start) for word in alone["transcript/words"]]
+        assert spoken_words(one.words) == [(word, round(start, 3)) for word, start in later] and later
+    assert run.transcribe(np.zeros(RATE, np.float32)) == []
     assert Transcriber(run).longest == pytest.approx(3.2), "a row of this run holds no more"
     with pytest.raises(UserError, match="longest=9, but a part may have up to 3.2 seconds"):
         run.transcribe(samples, longest=9.0)

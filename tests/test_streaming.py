@@ -225,7 +225,7 @@ def test_an_utterance_ends_after_silence_and_before_the_next_speech(runs, stream
     patient._patience = round(0.4 / streaming.token)
     for text in patient.texts(blocks()):
         finals += [(text, heard)] if text.final else []
-    assert len(finals) >= 2 and sum((list(text.tokens) for text, _ in finals), []) == list(whole.tokens)
+    assert len(finals) >= 2 and [token for text, _ in finals for token in text.tokens] == list(whole.tokens)
     for (one, at), (other, _) in itertools.pairwise(finals):
         assert other.start - one.end >= 0.4 - 1e-6
         assert at <= one.end + 0.4 + streaming.chunk + streaming.look_ahead + 0.1

@@ -42,7 +42,9 @@ def add_parsers(commands: Any) -> None:
         sub.add_argument(
             f"--{modality}", metavar="FILE", action="append", help="may be repeated: several in one example"
         )
-    sub.add_argument("--stream", metavar="FILE", help="a recording, transcribed a chunk at a time as if it were spoken now")
+    sub.add_argument(
+        "--stream", metavar="FILE", help="a recording, transcribed a chunk at a time as if it were spoken now"
+    )
     sub.add_argument("--text", metavar="STRING")
     sub.add_argument(
         "--input",

@@ -201,6 +201,13 @@ def windows(seconds: float, longest: float, overlap: float) -> np.ndarray:
     return np.stack([starts, starts + longest], axis=1)
 
 
+def in_samples(parts: Sequence[Sequence[float]], sample_rate: int) -> np.ndarray:
+    """[n, 2] the first sample of each part [n, 2] in seconds, and the one after its last; none is longer than its seconds."""
+    starts, ends = np.asarray(parts, np.float64).reshape(-1, 2).T
+    first, lengths = np.round(starts * sample_rate), np.floor((ends - starts) * sample_rate + 1e-6)
+    return np.stack([first, first + lengths], axis=1).astype(np.int64)
+
+
 def cut(blocks: Iterable[np.ndarray], sample_rate: int, parts: Sequence[Sequence[float]]) -> Iterator[Part]:
     """Yields the parts of a recording from its blocks of samples [n]; only one part and one block are in memory.
 
@@ -208,7 +215,7 @@ def cut(blocks: Iterable[np.ndarray], sample_rate: int, parts: Sequence[Sequence
       parts: [n, 2] seconds, beginnings in order; parts may overlap.
     """
     blocks, kept, first = iter(blocks), np.zeros(0, np.float32), 0
-    for start, end in (np.round(np.asarray(parts).reshape(-1, 2) * sample_rate).astype(np.int64)).tolist():
+    for start, end in in_samples(parts, sample_rate).tolist():
         while first + len(kept) < end and (block := next(blocks, None)) is not None:
             kept, first = _without(np.concatenate([kept, block]), first, start)
         kept, first = _without(kept, first, start)

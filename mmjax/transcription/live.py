@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mmjax.data.audio import Resampler, check_rate
@@ -152,7 +151,7 @@ class Streaming:
 
     def _chunk(self, params: Any, state: Any, speech: Stream) -> tuple[Any, Any]:
         model = self.run.model.bind({"params": params})
-        encoder, variables = model.encoders[self.input].unbind()
+        _, variables = model.encoders[self.input].unbind()
         tokens, heard = self._encoder.step(variables, state[0], speech)
         task, variables = model.tasks[self.name].unbind()
         encoded = Encoded({}, {self.input: tokens}, {}, None, {})

@@ -14,7 +14,7 @@ from mmjax.data.capacity import bucket
 from mmjax.data.example import Example
 from mmjax.data.given import samples_of
 from mmjax.data.packing import Packer
-from mmjax.data.voice_activity import Part, VoiceActivity, cut, detector, windows
+from mmjax.data.voice_activity import Part, VoiceActivity, cut, detector, in_samples, windows
 from mmjax.decode import Hypotheses, Token, by_example
 from mmjax.errors import UserError, nearest
 from mmjax.models.task import tables_of
@@ -63,6 +63,8 @@ class Transcriber:
         self._packed = self._layout.streams[self.input]
         row = layout.rows[self.input] * self._packed.hop / self.rate
         self.longest = min(LONGEST, row, self._packed.longest(self.rate))
+        tasks = run.model.tasks.values()
+        self._given = {label: count for one in tasks for label, count in one.given_tokens.items()}
         self._tables = tables_of({self.name: self.task}, run.facts)
         rooms = run.config.data.rows
 
@@ -84,7 +86,9 @@ class Transcriber:
         """Yields the segments of a recording in order, as they are decoded. The arguments are those of `Run.transcribe`."""
         longest = self.longest if longest is None else longest
         if not 0 < longest <= self.longest + 1e-9:
-            raise UserError(f"longest={longest:g}, but a part may have up to {self.longest:g} seconds in a row of this run")
+            raise UserError(
+                f"longest={longest:g}, but a part may have up to {self.longest:g} seconds in a row of this run"
+            )
         if by == "voice":
             # A recording that is padded in any case costs as much with long pauses.
             chosen = detector(voice)
@@ -101,7 +105,9 @@ class Transcriber:
 
     def _blocks(self, speech: Any) -> Iterator[np.ndarray]:
         if isinstance(speech, str | os.PathLike | bytes):
-            return read_blocks(speech, self.rate, channels=getattr(self.run.fields.inputs[self.input], "channels", None))
+            return read_blocks(
+                speech, self.rate, channels=getattr(self.run.fields.inputs[self.input], "channels", None)
+            )
         return iter([samples_of(speech, self.rate, self.run.config.data.rescale)])
 
     def decoded(
@@ -114,8 +120,8 @@ class Transcriber:
           parts: [n, 2] seconds, beginnings in order.
           prefixes: the ids before each text; bar: is advanced by seconds.
         """
-        layout = self._layout_of(parts)
-        lengths = np.round(parts * self.rate).astype(np.int64) @ [-1, 1]
+        lengths = in_samples(parts, self.rate) @ [-1, 1]
+        layout = self._layout_of(max(lengths, default=0))
         taken = layout.positions({self.input: lengths})[self.input]
         batches = first_fit(taken.tolist(), layout.rows[self.input], layout.rows["examples"], self._rows)
         rows = self._rows if len(batches) > 1 else max(batches[0], default=0) + 1 if batches else 0
@@ -135,17 +141,13 @@ class Transcriber:
                 shown = max(end, shown)
                 yield piece, self.task.prediction(found.get((row, segment)), self.run.facts)
 
-    def _layout_of(self, parts: np.ndarray) -> Any:
-        """A layout whose rows have room for the longest part."""
-        hops = -(-int(np.ceil(max(parts @ [-1, 1], default=0) * self.rate)) // self._packed.hop) + 1
+    def _layout_of(self, samples: int) -> Any:
+        """A layout whose rows have room for a part with this number of samples."""
+        hops = -(-int(samples) // self._packed.hop)
         slots = self._layout.rows["examples"]
         rows = {self.input: self._packed.pad or bucket(hops, self._packed), "examples": slots}
         rows |= {label: slots * (count + 1) for label, count in self._given.items()}
         return dataclasses.replace(self._layout, rows=rows)
-
-    @property
-    def _given(self) -> Mapping[str, int]:
-        return self.task.given_tokens
 
     def _separate(self, found: Iterable[tuple[Part, Hypotheses]]) -> Iterator[Segment]:
         """A segment for each part in which something is said."""
@@ -158,7 +160,8 @@ class Transcriber:
     def _words(self, prediction: Hypotheses, start: float) -> list[dict[str, Any]]:
         """The words of a part that begins `start` seconds after the start of the recording."""
         words = self.task.shown(prediction, self.run.facts).get("words") or []
-        return [word | {"start": word["start"] + start, "end": word["end"] + start} for word in words]
+        timed = [word for word in words if word["start"] is not None]
+        return [word | {"start": word["start"] + start, "end": word["end"] + start} for word in timed]
 
     # Windows that overlap.
 
@@ -209,10 +212,10 @@ class Transcriber:
 def seconds_of(speech: Any, sample_rate: int) -> float:
     """The length of a recording: of a file, from its header; of an array at this rate, or (array, rate), from its shape."""
     if isinstance(speech, str | os.PathLike | bytes):
-        extent = measure_audio(speech, "that is given as bytes" if isinstance(speech, bytes) else os.fspath(speech))
+        extent = measure_audio(speech, f"<{len(speech)} bytes>" if isinstance(speech, bytes) else os.fspath(speech))
         return extent.frames / extent.rate
-    if isinstance(speech, tuple) and len(speech) == 2:
-        speech, sample_rate = speech
+    if isinstance(speech, tuple) and len(speech) == 2 and np.ndim(speech[1]) == 0:
+        speech, sample_rate = speech[0], max(1, int(speech[1]))
     return max(np.shape(speech), default=0) / sample_rate
 
 

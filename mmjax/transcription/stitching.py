@@ -44,7 +44,9 @@ def join(
     return len(left), 0
 
 
-def in_overlap(left: Sequence[Token], right: Sequence[Token], share: float, frames: tuple[float, float]) -> tuple[int, int]:
+def in_overlap(
+    left: Sequence[Token], right: Sequence[Token], share: float, frames: tuple[float, float]
+) -> tuple[int, int]:
     """The argument `shared` of `join`: by their frames, or, where these are unknown, by their number.
 
     Args:
