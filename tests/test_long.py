@@ -44,6 +44,8 @@ def test_speech_is_found_in_silence_and_in_noise(noise):
     found = TIGHT.regions(scores)
     assert found.shape == (3, 2) and scores.seconds == 9.0
     np.testing.assert_allclose(found, SPOKEN, atol=0.05)
+    shifted = TIGHT.regions(TIGHT.scores(blocks(signal(noise) + np.float32(0.3)), RATE))
+    np.testing.assert_allclose(shifted, found, atol=0.011, err_msg="a microphone with an offset")
 
 
 @pytest.mark.parametrize("samples", [np.zeros(RATE), 0.05 * np.random.default_rng(1).normal(size=8 * RATE), []])

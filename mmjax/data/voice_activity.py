@@ -109,7 +109,7 @@ class EnergyVoiceActivity(VoiceActivity):
         size = max(1, round(0.01 * sample_rate))
         powers, count = [], 0
         for frames, total in _framed(blocks, size):
-            powers.append(np.square(frames, dtype=np.float64).mean(axis=1))
+            powers.append(frames.var(axis=1, dtype=np.float64))  # without an offset or hum
             count = total
         power = np.concatenate(powers) if powers else np.zeros(0)
         frame, near = size / sample_rate, round(100 * self.around)
