@@ -102,6 +102,7 @@ def main() -> None:
         result: dict[str, Any] = {"minutes": options.minutes, "words": sum(len(phrase(text).split()) for text in texts)}
         for by in options.by:
             result[by] = measure(transcriber, path, texts, times[-1][1], by=by, voice=options.voice)
+            progress.console.print(f"by {by}: {result[by]}")  # on standard error; the rest may take long
         result["pieces"] = pieces(transcriber, path, times, texts)
     if options.json:
         json.dump(result, sys.stdout, indent=2)
