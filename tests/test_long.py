@@ -244,7 +244,7 @@ def test_parts_between_silences_have_their_texts_and_times(run, tmp_path, each_t
         assert spoken_words(one.words) == [(word, round(start, 3)) for word, start in later] and later
     assert run.transcribe(np.zeros(RATE, np.float32)) == []
     assert Transcriber(run).longest == pytest.approx(3.2), "a row of this run holds no more"
-    with pytest.raises(UserError, match="longest=9, but a part may have up to 3.2 seconds"):
+    with pytest.raises(UserError, match="longest=9, but a part of this run has 0.1 to 3.2 seconds"):
         run.transcribe(samples, longest=9.0)
     with pytest.raises(UserError, match="by='vice'; did you mean 'voice'"):
         run.transcribe(samples, by="vice")

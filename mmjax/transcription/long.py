@@ -22,7 +22,7 @@ from mmjax.train.build import build_layout
 from mmjax.train.report import sample_rate
 from mmjax.transcription.stitching import in_overlap, join
 
-LONGEST = 30.0  # seconds of a part
+SHORTEST, LONGEST = 0.1, 30.0  # seconds: the range of `longest`, the length of the longest part
 PAUSE = 1.0  # seconds; speech with a shorter pause in it is one part, if it is not too long
 
 
@@ -85,10 +85,8 @@ class Transcriber:
     ) -> Iterator[Segment]:
         """Yields the segments of a recording in order, as they are decoded. The arguments are those of `Run.transcribe`."""
         longest = self.longest if longest is None else longest
-        if not 0 < longest <= self.longest + 1e-9:
-            raise UserError(
-                f"longest={longest:g}, but a part may have up to {self.longest:g} seconds in a row of this run"
-            )
+        if not SHORTEST <= longest <= self.longest + 1e-9:
+            raise UserError(f"longest={longest:g}, but a part of this run has {SHORTEST} to {self.longest:g} seconds")
         if by == "voice":
             # A recording that is padded in any case costs as much with long pauses.
             chosen = detector(voice)
