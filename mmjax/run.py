@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from mmjax import progress
 from mmjax.data.capacity import bucket
 from mmjax.data.example import Example, pieces_of
 from mmjax.data.fields import Fields
@@ -21,6 +22,7 @@ from mmjax.data.prefixes import Prefixes
 from mmjax.data.text import Tokenizer
 from mmjax.data.to_predict import InMemory
 from mmjax.data.vectors import VectorInput
+from mmjax.data.voice_activity import VoiceActivity
 from mmjax.decode import GREEDY, Sampling, Timings, by_example
 from mmjax.errors import UserError, nearest
 from mmjax.evaluate.evaluation import Evaluator, all_subsets, canonical
@@ -38,6 +40,7 @@ from mmjax.train.build import build_layout, build_model, build_source, facts_of_
 from mmjax.train.directory import Which, check_same_meaning, read_run
 from mmjax.train.report import left_out, sample_rate
 from mmjax.train.step import cast, init_parameters
+from mmjax.transcription import LiveText, Segment, Streaming, Transcriber, seconds_of, task_for
 from mmjax.tree import override, with_settings
 
 Weights = Literal["float32", "bfloat16", "int8", "int4"]
@@ -132,7 +135,8 @@ class Run:
         Raises:
           UserError: an input cannot be read or does not fit, or the model has no encoder for it.
         """
-        return self.predict_given(*self._given(speech, image, text, tags, others))
+        whole = self._transcribed({"speech": speech, "image": image, "text": text} | others, tags or {})
+        return whole or self.predict_given(*self._given(speech, image, text, tags, others))
 
     def align(
         self,
@@ -215,7 +219,6 @@ class Run:
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """The inputs of a prediction in the format of `Example`, and its prefixes."""
         tags = tags or {}
-        self.check_tags(tags)
         given = {"speech": speech, "image": image, "text": text} | others
         given = {name: value for name, value in given.items() if value is not None}
         self._check_streams(given)
@@ -224,7 +227,69 @@ class Run:
             if name not in found:
                 found |= self._input(name).of_user(name, given, use, self.fields.inputs)
         self._check_streams(found)
-        return found, self._prefixes.of(tags) if self._prefixes else {}
+        return found, self.prefixes_of(tags)
+
+    def _transcribed(self, given: Mapping[str, Any], tags: Mapping[str, str | None]) -> dict[str, Any] | None:
+        """The prediction of a recording that is too long to be read at once: its text, in parts; None: it is not."""
+        given = {name: value for name, value in given.items() if value is not None}
+        self._check_streams(given)
+        name, speech = next(iter(given.items()))
+        if len(given) > 1 or (task := task_for(self, name)) is None:
+            return None
+        limit = min(LONGEST, self.layout.streams[name].longest(self.sample_rate))
+        if seconds_of(speech, self.sample_rate) <= limit:
+            return None
+        if others := [other for other in self.config.model.tasks if other != task]:
+            progress.warn(
+                f"the recording is longer than {limit:g} seconds: only {task} is predicted, not {', '.join(others)}"
+            )
+        segments = self.transcribe(speech, task, tags=tags)
+        return {task: " ".join(one.text for one in segments), f"{task}/segments": [one._asdict() for one in segments]}
+
+    def prefixes_of(self, tags: Mapping[str, str | None]) -> dict[str, tuple[int, ...]]:
+        """The ids before each text of an example with these tags.
+
+        Raises:
+          UserError: no token depends on a tag.
+        """
+        self.check_tags(tags)
+        return self._prefixes.of(tags) if self._prefixes else {}
+
+    def transcribe(
+        self,
+        speech: Any,
+        task: str | None = None,
+        by: Literal["voice", "windows"] = "voice",
+        *,
+        voice: str | VoiceActivity = "energy",
+        longest: float | None = None,
+        overlap: float | None = None,
+        tags: Mapping[str, str | None] | None = None,
+    ) -> list[Segment]:
+        """Transcribes a recording of any length in bounded memory.
+
+        Args:
+          speech: the path of a recording or its bytes, which are read block by block; or an array, as for `predict`.
+          task: a task that writes the text of a recording; None: the first one.
+          by: "voice": the recording is cut where nobody speaks; "windows": into windows that overlap, whose texts are joined.
+          voice: how speech is found: "energy", "silero" (the extra `silero`), or a `VoiceActivity`.
+          longest: seconds of a part, at most; None: 30, or what a row of the run holds, if that is less.
+          overlap: seconds by which windows overlap; None: a sixth of a window.
+          tags: as for `predict`.
+
+        Raises:
+          UserError: no task writes the text of a recording, or the recording cannot be read.
+        """
+        options = dict(voice=voice, longest=longest, overlap=overlap, tags=tags)
+        if task not in self._transcribers:
+            self._transcribers[task] = Transcriber(self, task)
+        return list(self._transcribers[task].segments(speech, by, **options))
+
+    def stream(
+        self, blocks: Iterable[Any], rate: int | None = None, task: str | None = None, silence: float = 0.8
+    ) -> Iterator[LiveText]:
+        """Yields the texts of utterances while they are spoken: see `mmjax.transcription.Streaming.texts`."""
+        return Streaming(self, task, silence).texts(blocks, rate)
 
     def generate(self, prompts: Sequence[Any], sampling: Sampling = GREEDY, **options: Any) -> list[Any]:
         """Writes a reply to each prompt with the language model of the run: see `mmjax.generation.Generator.replies`."""
@@ -413,6 +478,11 @@ class Run:
     def sample_rate(self) -> int:
         """The rate of the run's speech in Hz."""
         return sample_rate(self.config)
+
+    @functools.cached_property
+    def _transcribers(self) -> dict[str | None, Transcriber]:
+        """By task; each has a program of its own."""
+        return {}
 
 
 def evaluate_run(

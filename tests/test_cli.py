@@ -159,7 +159,7 @@ def test_predict_for_people(run, files, capsys):
         (["train", "{config}", "--model.encoders.speech.front-end.sample-rate", "8000"], "speech at 16000 Hz"),
         (["predict", "{run}", "--speech", "{files}/huge.wav"], "holds values up to"),
         (["predict", "{run}", "--speech", "{files}/tone.voc"], "its format is VOC"),
-        (["predict", "{run}", "--speech", "{files}/long.flac"], "longer than 300 seconds"),
+        (["predict", "{run}", "--speech", "{files}/long.flac", "--text", "is it red?"], "longer than 300 seconds"),
         (["predict", "{run}", "--text", "\udcff"], "not valid Unicode"),
     ],
 )

@@ -56,6 +56,9 @@ def add_parsers(commands: Any) -> None:
         sub.add_argument(
             f"--{modality}", metavar="FILE", action="append", help="may be repeated: several in one example"
         )
+    sub.add_argument(
+        "--stream", metavar="FILE", help="a recording, transcribed a chunk at a time as if it were spoken now"
+    )
     sub.add_argument("--text", metavar="STRING")
     sub.add_argument(
         "--input",
@@ -114,6 +117,11 @@ def _predict(options, rest) -> int:
     save = options.save and local(options.save, "--save")
     files, overrides = _files_and_overrides(options.files, rest)
     run = Run(options.run, overrides, step=options.step)
+    if options.stream:
+        others = ("speech", "image", "text", "input", "save", "language", "task")
+        if any(getattr(options, name) for name in others) or options.example is not None:
+            raise UserError("give --stream alone, or inputs and tags of your own")
+        return _stream(run, options)
     if files or options.manifest or options.out:
         return _predict_many(options, files, run, save)
     if options.example is None:
@@ -138,7 +146,10 @@ def _predict(options, rest) -> int:
         ]
         print(f"{place}: {'; '.join([truth['text'], *said] if truth['text'] else said)}")
     for name, task in run.config.model.tasks.items():
-        if name in result:
+        if f"{name}/segments" in result:
+            for segment in result[f"{name}/segments"]:
+                print(_timed(**segment))
+        elif name in result:
             print("\n".join(task.lines(name, result)))
     return 0
 
@@ -177,6 +188,40 @@ def _predict_many(options, files: list[str], run: Any, save: Path | None) -> int
         print_json(counts | {"out": options.out})
     else:
         print(f"{counts['examples']:,} examples, {counts['errors']:,} with an error: {options.out}")
+    return 0
+
+
+def _timed(start: float, end: float, text: str, **_: Any) -> str:
+    """A segment of a recording: "0:01:02.3 - 0:01:05.0  its text"."""
+
+    def clock(seconds: float) -> str:
+        return f"{int(seconds // 3600)}:{int(seconds // 60) % 60:02}:{seconds % 60:04.1f}"
+
+    return f"{clock(start)} - {clock(end)}  {text}"
+
+
+def _stream(run: Any, options: Any) -> int:
+    """Transcribes a file as a stream: utterances on standard output as they end, and what is heard of the next on the terminal."""
+    from mmjax import progress
+    from mmjax.data.audio import read_blocks
+    from mmjax.transcription import Streaming
+
+    streaming, finals = Streaming(run), []
+    with progress.console.status("") as status:
+        for heard in streaming.texts(read_blocks(options.stream, streaming.rate, seconds=streaming.chunk)):
+            status.update(heard.text)
+            if heard.final:
+                finals.append({"start": heard.start, "end": heard.end, "text": heard.text})
+                if not options.json:
+                    print(_timed(**finals[-1]), flush=True)
+    report = streaming.report()
+    if options.json:
+        print_json({streaming.name: " ".join(one["text"] for one in finals), "segments": finals, "latency": report})
+        return 0
+    print(
+        f"chunks of {report['chunk']:.2f} s and {report['look_ahead']:.2f} s after them; latency of a chunk: p50 "
+        f"{1000 * report['p50']:.1f} ms, p99 {1000 * report['p99']:.1f} ms; real-time factor {report['real_time_factor']:.3f}"
+    )
     return 0
 
 

@@ -1,7 +1,7 @@
 """Decodes recordings of any rate and number of channels, and measures their length without decoding.
 
-The index calls `measure_audio`, the loader calls `read_audio`. Both open a recording in the same way. So they reject
-the same recordings for the same reasons, and agree on the length of all others.
+The index calls `measure_audio`, the loader calls `read_audio`, and `read_blocks` reads long recordings piece by piece. All
+open a recording in the same way. So they reject the same recordings for the same reasons, and agree on the length of all others.
 """
 
 import io
@@ -89,9 +89,7 @@ def read_audio(
       Unreadable: the file is missing, of an unsupported format, damaged, truncated, or empty; the recording lacks the
         part or a channel; or it holds values that are not finite, or far outside [-1, 1].
     """
-    source = source if isinstance(source, bytes | Blob) else Blob(os.fspath(source))
-    if name is None:
-        name = source.file if isinstance(source, Blob) else f"<{len(source)} bytes>"
+    source, name = _named(source, name)
     if isinstance(source, Blob) and not start and seconds is None:
         source = source.read()  # one read of the whole file; for a part, only the needed ranges are read
     with opened(source, f"the recording {name}") as file, _decoder(file, name) as reader:
@@ -101,11 +99,76 @@ def read_audio(
     return as_read(samples, rate, sample_rate, name, rescale)
 
 
+def read_blocks(
+    source: str | os.PathLike | bytes | Blob,
+    sample_rate: int = 16_000,
+    name: str | None = None,
+    *,
+    seconds: float = 10.0,
+    channels: Sequence[int] | None = None,
+) -> Iterator[np.ndarray]:
+    """Decodes a recording block by block, in bounded memory: together, the blocks are the samples of `read_audio`.
+
+    Args:
+      seconds: of the recording, that are decoded at a time. Loud recordings are not rescaled: their scale follows from
+        the whole.
+      source, sample_rate, name, channels: as for `read_audio`.
+
+    Yields:
+      Mono float32 samples [n] in [-1, 1] at `sample_rate` Hz; not empty.
+
+    Raises:
+      Unreadable: as `read_audio`, when the fault is reached.
+    """
+    source, name = _named(source, name)
+    with opened(source, f"the recording {name}") as file, _decoder(file, name) as reader:
+        check_channels(channels, reader.channels, name)
+        size, left = max(1, round(seconds * reader.samplerate)), reader.frames
+        resampled = Resampler(reader.samplerate, sample_rate)
+        while left:
+            samples = reader.read(min(size, left), dtype="float32", always_2d=True)
+            if len(samples) < min(size, left):
+                there = reader.frames - left + len(samples)
+                raise Unreadable(
+                    "truncated", f"the recording {name} is truncated: it holds {there} of {reader.frames} samples"
+                )
+            left -= len(samples)
+            samples = samples if channels is None else samples[:, list(channels)]
+            block = resampled(as_mono(samples, name), last=not left)
+            if len(block):
+                yield block
+
+
+class Resampler:
+    """Resamples the blocks of one recording (soxr, high quality); together, they are the whole recording, resampled.
+
+    Args:
+      rate, sample_rate: of the blocks and of the result, in Hz.
+    """
+
+    def __init__(self, rate: int, sample_rate: int):
+        self._stream = None if rate == sample_rate else soxr.ResampleStream(rate, sample_rate, 1, dtype="float32")
+
+    def __call__(self, block: np.ndarray, last: bool = False) -> np.ndarray:
+        """Samples [n] -> samples [m] so far; the resampler keeps a few until the next block, or the `last`."""
+        return block if self._stream is None else _clipped(self._stream.resample_chunk(block, last=last))
+
+
 def as_read(samples: np.ndarray, rate: int, sample_rate: int, name: str, rescale: bool = False) -> np.ndarray:
     """Converts decoded float32 samples [N, C] at `rate` Hz to the result of `read_audio`: [N] at `sample_rate` Hz.
 
     Raises:
       Unreadable: there are no samples, or some are not finite, or far outside [-1, 1].
+    """
+    mono = as_mono(samples, name, rescale)
+    return mono if rate == sample_rate else _clipped(soxr.resample(mono, rate, sample_rate))  # resampling may overshoot
+
+
+def as_mono(samples: np.ndarray, name: str, rescale: bool = False) -> np.ndarray:
+    """The mean over the channels of decoded samples [N, C], clipped to [-1, 1].
+
+    Raises:
+      Unreadable: as `as_read`.
     """
     if not samples.size:
         raise Unreadable("empty", f"the recording {name} has no samples")
@@ -120,8 +183,13 @@ def as_read(samples: np.ndarray, rate: int, sample_rate: int, name: str, rescale
                 "integers stored as floats?): store it again, or set data.rescale",
             )
         samples = _rescaled(samples, loudest)
-    mono = _clipped(_mono(samples))
-    return mono if rate == sample_rate else _clipped(soxr.resample(mono, rate, sample_rate))  # resampling may overshoot
+    return _clipped(_mono(samples))
+
+
+def _named(source: str | os.PathLike | bytes | Blob, name: str | None) -> tuple[bytes | Blob, str]:
+    """The bytes of a recording, or their location; and its name in error messages."""
+    source = source if isinstance(source, bytes | Blob) else Blob(os.fspath(source))
+    return source, name or (source.file if isinstance(source, Blob) else f"<{len(source)} bytes>")
 
 
 @contextmanager

@@ -121,6 +121,10 @@ class Hops(Packed):
     def multiple(self) -> int:
         return self.pad or self.align
 
+    def longest(self, sample_rate: int) -> float:
+        """Seconds of a recording that it can hold, apart from the size of a row."""
+        return float("inf") if self.pad is None else self.pad * self.hop / sample_rate
+
     def tokens(self, sizes: np.ndarray | None, count: int, room: int) -> np.ndarray:
         """[n] hops, from numbers of samples [n]; or, of separate recordings [n, K], with the gaps between them."""
         sizes = super().tokens(sizes, count, room)

@@ -1,14 +1,21 @@
 """The base classes of decoders: parts that turn the outputs of a task into texts (`Written`)."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from mmjax.stream import Stream
 from mmjax.tree import part
 
 
 class Decoding:
-    """The base class of decoders. A subclass is a part."""
+    """The base class of decoders. A subclass is a part.
+
+    Attributes:
+      streams: whether it also decodes a chunk at a time, with the methods `begin` and `advance`, as those of `BestPath` and
+        `GreedyTransducer`. All chunks together give the tokens of the whole.
+    """
+
+    streams: ClassVar[bool] = False
 
     def check(self, path: str, config: Any) -> None:
         """Checks that the decoder fits the config (an Experiment); `path` is its key. Raises UserError."""

@@ -44,6 +44,8 @@ class StreamingConformer:
     left: int | None = None
 
     def __post_init__(self):
+        if not isinstance(self.model, Conformer):
+            raise ValueError(f"a {type(self.model).__name__} needs the whole recording; streaming needs a Conformer")
         model, front_end = self.model, self.model.front_end
         spectral = front_end.log_mel if isinstance(front_end, MFCC) else front_end
         if not (model.convolution.causal and model.chunks):

@@ -202,6 +202,16 @@ class Task(nn.Module, kw_only=True):
         """The output [B, T, W] of an encoder -> vectors [B, N, outputs] of the examples, zeros of those without tokens."""
         raise NotImplementedError
 
+    # The same for one recording in each row, a chunk at a time. A task that can has a `decoding` with `streams`.
+
+    def begin_stream(self, rows: int) -> Any:
+        """The state of decoding before the first chunk."""
+        raise NotImplementedError
+
+    def stream(self, apply: Callable[..., Any], encoded: Encoded, state: Any) -> tuple[Stream, Any]:
+        """What `decode` gives for the encoded tokens of a chunk, and the next state."""
+        raise NotImplementedError
+
     # One example, on the host.
 
     def target(self, batch: Batch) -> Stream | None:

@@ -50,3 +50,10 @@ class CTC(WithBlank, kw_only=True):
         self, apply: Any, encoded: Encoded, output: Output, rooms: Mapping[str, int], tables: Any = None
     ) -> Stream:
         return self.ids(self.decoding(output.prediction, self.blank or 0, tables))
+
+    def begin_stream(self, rows: int) -> Any:
+        return self.decoding.begin(rows)
+
+    def stream(self, apply: Any, encoded: Encoded, state: Any) -> tuple[Stream, Any]:
+        classes, state = self.decoding.advance(apply(encoded).prediction, state)
+        return self.ids(classes), state

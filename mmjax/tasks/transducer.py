@@ -83,3 +83,10 @@ class Transducer(WithBlank, kw_only=True):
         self, apply: Any, encoded: Encoded, output: Output | None, rooms: Mapping[str, int], tables: Any = None
     ) -> Stream:
         return self.ids(self.decoding(apply, encoded.streams[self.reads], self.context, tables))
+
+    def begin_stream(self, rows: int) -> Any:
+        return self.decoding.begin(rows, self.context)
+
+    def stream(self, apply: Any, encoded: Encoded, state: Any) -> tuple[Stream, Any]:
+        classes, state = self.decoding.advance(apply, encoded.streams[self.reads], state)
+        return self.ids(classes), state
