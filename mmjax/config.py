@@ -45,7 +45,6 @@ from mmjax.decode import (
     Sampling,
     Scorer,
 )
-from mmjax.generation.rescorer import LanguageModelRescorer
 from mmjax.interchange.assemble import imported
 from mmjax.models import (
     MFCC,
@@ -155,6 +154,7 @@ from mmjax.train.experiment import (
 )
 from mmjax.train.groups import Group
 from mmjax.train.optimizer import Optimizer
+from mmjax.train.rescorer import LanguageModelRescorer
 from mmjax.train.rules import SGD, Adafactor, AdamW, Lion, Muon, Rule
 from mmjax.train.schedules import (
     Constant,

@@ -12,6 +12,7 @@ from mmjax import progress
 from mmjax.data.audio import measure_audio, read_blocks
 from mmjax.data.capacity import bucket
 from mmjax.data.example import Example
+from mmjax.data.files import Unreadable
 from mmjax.data.given import samples_of
 from mmjax.data.packing import Packer
 from mmjax.data.voice_activity import Part, VoiceActivity, cut, detector, in_samples, windows
@@ -208,7 +209,17 @@ class Transcriber:
 
 
 def seconds_of(speech: Any, sample_rate: int) -> float:
-    """The length of a recording: of a file, from its header; of an array at this rate, or (array, rate), from its shape."""
+    """The length of a recording: of a file, from its header; of an array at this rate, or (array, rate), from its shape.
+
+    It is 0 for what is no recording: whoever converts it says why.
+    """
+    try:
+        return _seconds_of(speech, sample_rate)
+    except (Unreadable, ValueError, TypeError, AttributeError):
+        return 0.0
+
+
+def _seconds_of(speech: Any, sample_rate: int) -> float:
     if isinstance(speech, str | os.PathLike | bytes):
         extent = measure_audio(speech, f"<{len(speech)} bytes>" if isinstance(speech, bytes) else os.fspath(speech))
         return extent.frames / extent.rate
