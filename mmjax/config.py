@@ -33,6 +33,7 @@ from mmjax.data import (
     VectorInput,
 )
 from mmjax.decode import (
+    Beam,
     BestPath,
     Choices,
     Greedy,
@@ -41,8 +42,10 @@ from mmjax.decode import (
     Phrases,
     PrefixBeam,
     Rescorer,
+    Sampled,
     Sampling,
     Scorer,
+    TransducerBeam,
 )
 from mmjax.generation.rescorer import LanguageModelRescorer
 from mmjax.interchange.assemble import imported

@@ -34,6 +34,14 @@ class WritingState(NamedTuple):
     kept: Any
     count: jax.Array
 
+    def beams(self, count: int) -> "WritingState":
+        """Of `count` texts of each example, of which each row has one: `CausalLM.step` has tokens [B, count]."""
+        return self._replace(cache=self.cache.unfolded(1, count, 0), count=jnp.repeat(self.count, count, axis=1))
+
+    def rows(self, order: jax.Array) -> "WritingState":
+        """With the texts in another order, as `Cache.rows`."""
+        return self._replace(cache=self.cache.rows(order))
+
 
 class CausalLM(Task, kw_only=True):
     """Predicts the next token of a text with a decoder, and writes how it goes on (Radford et al. 2019).
@@ -148,11 +156,6 @@ class CausalLM(Task, kw_only=True):
             joined = self.fusion.rejoin(state.kept, tokens, state.count, self.decoder)
         logits, cache = self.decoder.step(tokens, state.cache, joined)
         return logits, state._replace(cache=cache)
-
-    def rows(self, state: WritingState, order: jax.Array) -> WritingState:
-        """The state with the rows in another order [B]; a row may occur several times."""
-        kept = None if state.kept is None else self.fusion.kept_rows(state.kept, order)
-        return WritingState(state.cache.rows(order), kept, state.count[order])
 
     def decode(
         self, apply: Any, encoded: Encoded, output: Output | None, rooms: Mapping[str, int], tables: Any = None

@@ -26,6 +26,8 @@ class CTC(WithBlank, kw_only=True):
     outputs: int | None = None  # ids of the tokenizer, and the blank; None: as the data's tokenizer has
     decoding: CTCDecoding = BestPath()  # how texts are found
 
+    aligns = True
+
     def check(self, path: str, config: Any) -> None:
         super().check(path, config)
         if self.reads == "fused":
