@@ -29,7 +29,7 @@ from mmjax.models import TextDecoder
 from mmjax.stream import EMPTY, Stream
 from mmjax.tasks import CTC, Transducer, Write
 from mmjax.train.validate import check_config
-from mmjax.tree import part
+from mmjax.tree import override, part
 
 END = 2
 
@@ -406,7 +406,6 @@ def test_greedy_decoding_with_durations_skips_frames():
             "attention.decoding.ctc: 'transcript' writes 'transcript' from 'speech', but",
         ),
         ({"attention": attends(Beam(ctc_weight=1.0))}, "attention.decoding.ctc_weight=1.0 is not between 0 and 1"),
-        ({"attention": attends(Beam(beams=0))}, "attention.decoding.beams=0; write 1 or more"),
         ({"attention": attends(Sampled(sampling=Sampling(top_p=0.0)))}, "top_p cannot be 0.0"),
         ({"transducer": Transducer(width=8, durations=(0, 2))}, "transducer.durations=(0, 2) must have 0 and 1"),
         (
@@ -418,3 +417,10 @@ def test_greedy_decoding_with_durations_skips_frames():
 def test_decodings_that_cannot_work_are_refused(tasks, message):
     with pytest.raises(UserError, match=re.escape(message)):
         check_config(joint(**tasks))
+
+
+def test_a_decoding_is_chosen_on_the_command_line():
+    key = "--model.tasks.attention.decoding"
+    changed = override(joint(), [key, "Beam", f"{key}.beams", "8", f"{key}.ctc", "transcript"])
+    assert changed.model.tasks["attention"].decoding == Beam(beams=8, ctc="transcript")
+    check_config(changed)

@@ -31,9 +31,6 @@ class Beam(TextDecoding):
     scorers: Mapping[str, Scorer] = field(default_factory=dict)  # what else is known of texts
 
     def check(self, path: str, config: Any) -> None:
-        for name in ("beams", "shortlist"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{path}.{name}={getattr(self, name)}; write 1 or more")
         if not 0 < self.ctc_weight < 1:
             raise UserError(
                 f"{path}.ctc_weight={self.ctc_weight} is not between 0 and 1; leave out ctc to do without it"

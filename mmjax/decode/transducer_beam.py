@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from mmjax.decode.base import TransducerDecoding
 from mmjax.decode.scorers import Scorer, Sum, chosen
 from mmjax.decode.written import Written, of_examples
-from mmjax.errors import UserError
 from mmjax.models.segments import belongs
 from mmjax.models.texts import to_ids
 from mmjax.stream import BLANK, Stream
@@ -72,11 +71,6 @@ class TransducerBeam(TransducerDecoding):
     symbols: int = 4  # the most tokens that are written at one frame
     shortlist: int = 16  # the most probable tokens of each text that scorers score
     scorers: Mapping[str, Scorer] = field(default_factory=dict)  # what else is known of texts
-
-    def check(self, path: str, config: Any) -> None:
-        for name in ("beams", "symbols", "shortlist"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{path}.{name}={getattr(self, name)}; write 1 or more")
 
     def tables(self, tokenizer: Any) -> Any:
         return Sum(self.scorers).tables(tokenizer) if self.scorers else None
