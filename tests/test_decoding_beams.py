@@ -22,6 +22,7 @@ from mmjax.decode import (
     TransducerBeam,
     beam_search,
     by_example,
+    stages,
 )
 from mmjax.decode.scorers import Scorer
 from mmjax.errors import UserError
@@ -52,6 +53,9 @@ class Nothing(NamedTuple):
     """The cache of a model that remembers nothing."""
 
     def rows(self, order):
+        return self
+
+    def grown(self, room):
         return self
 
 
@@ -265,6 +269,16 @@ def test_one_beam_is_greedy_and_no_temperature_is_too():
         for number, texts in writers.texts(other).items():
             same_texts(texts, greedy[number])
     assert writers.texts(WRITERS["sampled"]) != greedy
+
+
+@pytest.mark.parametrize("decoding", [Greedy(), Beam(beams=3)], ids=["greedy", "beam"])
+def test_a_cache_that_grows_changes_nothing(monkeypatch, decoding):
+    writers = Writers([4, 2])
+    at_once = writers.texts(decoding, room=6)
+    monkeypatch.setattr(stages, "FIRST", 2)
+    for number, texts in writers.texts(decoding, room=6).items():
+        same_texts(texts, at_once[number])
+    assert any(len(text) > 3 for texts in at_once.values() for text, *_ in texts)
 
 
 def test_joint_scores_are_sums_of_those_of_decoder_ctc_and_scorers():

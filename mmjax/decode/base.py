@@ -65,7 +65,8 @@ class TextDecoding(Decoding):
         Args:
           step: (tokens [B, N * beams], cache) -> logits [B, N * beams, V] of the tokens after them, and the cache.
           logits: [B, N, V] of the first token of every text; its positions are those of the tokens before.
-          cache: what `step` needs; its method `rows` gives it with the texts in another order [B * N * beams].
+          cache: what `step` needs of the texts [B * N * beams], without room for further tokens. Its method `grown` gives it
+            with room for so many more tokens of each text; its method `rows`, with the texts in another order.
           ends: ids that end a text, and are not part of it.
           tables: of the method `tables`.
           ctc: outputs of the task `ctc`.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from mmjax.decode.ctc_prefix import CTCPrefixes
 from mmjax.decode.scorers import Sum, chosen
+from mmjax.decode.stages import written_in_stages
 from mmjax.stream import Stream
 
 
@@ -187,7 +188,7 @@ def beam_search(
     Args:
       step: (tokens [B, N * K], cache) -> logits [B, N * K, V] of the tokens after them, and the cache.
       logits: [B, N, V] of the first token of every text; its positions are those of the tokens before.
-      cache: of B * N * K texts; its method `rows` gives it with the texts in another order [B * N * K].
+      cache: of B * N * K texts (see `TextDecoding`).
       length: room for tokens of a text.
       most: the largest number of tokens of a text; None: as many as there is room for.
       penalty: of `ranked`.
@@ -196,21 +197,22 @@ def beam_search(
     examples, most = rows * slots, length if most is None else most
     segments, before = (jnp.repeat(x.reshape(examples), beams).reshape(rows, -1) for x in logits[1:])
 
-    def goes_on(carry):
+    def goes_on(carry, room):
         found, *_ = carry
-        return (found.number < most) & found.going.any()
+        return (found.number < jnp.minimum(room, most)) & found.going.any()
 
-    def write(carry):
-        found, logits, cache, state = carry
+    def write(carry, cache):
+        found, logits, state = carry
         added = partial(knowledge.added, state)
         found, origins, tokens = extend_beams(found, logits, ends, penalty, knowledge.shortlist, added)
         state = knowledge.advance(state, origins, tokens)
         cache = cache.rows((jnp.arange(examples)[:, None] * beams + origins).reshape(-1))
         going = jnp.where(found.going.reshape(rows, -1), segments, 0)
         logits, cache = step(Stream(tokens.reshape(rows, -1), going, before + found.number), cache)
-        return found, logits.features.reshape(examples, beams, vocabulary), cache, state
+        return (found, logits.features.reshape(examples, beams, vocabulary), state), cache
 
     found = begin_beams(logits.mask.reshape(-1), beams, length)
     first = jnp.repeat(logits.features.reshape(examples, 1, vocabulary), beams, axis=1)
-    found, *_ = jax.lax.while_loop(goes_on, write, (found, first, cache, knowledge.start((examples, beams))))
+    carry = found, first, knowledge.start((examples, beams))
+    found, *_ = written_in_stages(goes_on, write, carry, cache, length)
     return best_of(found.ended, found.open, penalty)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from mmjax.decode.base import TextDecoding
 from mmjax.decode.sampling import Sampling, choose
+from mmjax.decode.stages import written_in_stages
 from mmjax.decode.written import one_text
 from mmjax.stream import EMPTY, Stream
 from mmjax.tree import part
@@ -38,12 +39,12 @@ def sample(
     ids, scores = jnp.full((rows, slots, length), EMPTY), jnp.zeros((rows, slots, length))
     seen = jnp.zeros((examples, vocabulary if sampling.repetition_penalty != 1 else 1), bool)
 
-    def goes_on(carry):
+    def goes_on(carry, room):
         number, logits, *_ = carry
-        return (number < length) & logits.mask.any()
+        return (number < room) & logits.mask.any()
 
-    def write(carry):
-        number, logits, cache, seen, ids, scores = carry
+    def write(carry, cache):
+        number, logits, seen, ids, scores = carry
         token = choose(logits.features.reshape(examples, vocabulary), seen, number, sampling)
         seen = seen.at[jnp.arange(examples), token].set(True, mode="drop")
         token = token.reshape(rows, slots)
@@ -53,8 +54,9 @@ def sample(
         ids = ids.at[:, :, number].set(jnp.where(going, token, EMPTY))
         scores = scores.at[:, :, number].set(jnp.where(logits.mask, score, 0.0))
         token = Stream(token, jnp.where(going, logits.segments, 0), start + number + 1)
-        return (number + 1, *step(token, cache), seen, ids, scores)
+        logits, cache = step(token, cache)
+        return (number + 1, logits, seen, ids, scores), cache
 
-    *_, ids, scores = jax.lax.while_loop(goes_on, write, (0, logits, cache, seen, ids, scores))
+    *_, ids, scores = written_in_stages(goes_on, write, (0, logits, seen, ids, scores), cache, length)
     segments = jnp.repeat(segments, length, axis=1)
     return one_text(ids.reshape(rows, -1), scores.reshape(rows, -1), segments, None)

@@ -111,7 +111,7 @@ class Generator:
           penalty: scores are divided by length ** penalty, since every token makes a text less probable.
         """
         params = self.run.device_params
-        state = self._begin(params, self._packed([self._cut(self._given(prompt))], 1), length=_room(length))
+        state = self._begin(params, self._packed([self._cut(self._given(prompt))], 1), length=0)
         found = self._best(params, state, beams=beams, room=_room(length), most=length, penalty=penalty)
         replies = []
         for ids, score in zip(*(np.asarray(x[0]).tolist() for x in (found.ids, ranked(found, penalty))), strict=True):

@@ -43,21 +43,28 @@ class Cache(NamedTuple):
     context: jax.Array | None
     used: jax.Array
 
-    def unfolded(self, examples: int, beams: int, room: int) -> "Cache":
+    def grown(self, room: int) -> "Cache":
+        """With so many more slots in each row."""
+
+        def padded(x: jax.Array, axis: int) -> jax.Array:
+            return jnp.pad(x, [(0, room if axis == one else 0) for one in range(x.ndim)])
+
+        own = jax.tree.map(lambda x: padded(x, 3), self.layers[0])
+        return Cache((own, self.layers[1]), padded(self.segments, 1), padded(self.times, 1), self.context, self.used)
+
+    def unfolded(self, examples: int, beams: int) -> "Cache":
         """A row of its own for each of `beams` texts of each example, which begin with the tokens so far.
 
         A step then has the tokens of the texts, one each: [B, examples * beams], beside each other if of one example.
 
         Args:
           examples: of a row. They have as many tokens each, one after the other.
-          room: slots for further tokens of each text.
         """
 
         def split(x: jax.Array, rows: int, slots: int) -> jax.Array:
             x = x.reshape(*x.shape[:slots], examples, -1, *x.shape[slots + 1 :])
             x = jnp.moveaxis(x, slots, rows + 1)
-            x = jnp.repeat(x.reshape(*x.shape[:rows], -1, *x.shape[rows + 2 :]), beams, axis=rows)
-            return jnp.pad(x, [(0, room if axis == slots else 0) for axis in range(x.ndim)])
+            return jnp.repeat(x.reshape(*x.shape[:rows], -1, *x.shape[rows + 2 :]), beams, axis=rows)
 
         layers = (jax.tree.map(lambda x: split(x, 1, 3), self.layers[0]), self.layers[1])
         segments, times = (split(x, 0, 1) for x in (self.segments, self.times))

@@ -36,7 +36,12 @@ class WritingState(NamedTuple):
 
     def beams(self, count: int) -> "WritingState":
         """Of `count` texts of each example, of which each row has one: `CausalLM.step` has tokens [B, count]."""
-        return self._replace(cache=self.cache.unfolded(1, count, 0), count=jnp.repeat(self.count, count, axis=1))
+        return self._replace(cache=self.cache.unfolded(1, count), count=jnp.repeat(self.count, count, axis=1))
+
+    def grown(self, room: int) -> "WritingState":
+        """With room for so many more tokens of each text."""
+        of_row = self.count.size // len(self.cache.segments)
+        return self._replace(cache=self.cache.grown(room * of_row))
 
     def rows(self, order: jax.Array) -> "WritingState":
         """With the texts in another order, as `Cache.rows`."""
@@ -160,7 +165,7 @@ class CausalLM(Task, kw_only=True):
     def decode(
         self, apply: Any, encoded: Encoded, output: Output | None, rooms: Mapping[str, int], tables: Any = None
     ) -> Stream:
-        logits, state = apply(encoded, self.length, method="begin")
+        logits, state = apply(encoded, 0, method="begin")
         return Greedy()(partial(apply, method="step"), logits, state, self.length, self.ends)
 
     # One example, on the host.

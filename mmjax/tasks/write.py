@@ -117,9 +117,9 @@ class Write(TextTask, Common, kw_only=True):
         return Output(logits, targets._replace(segments=jnp.where(known, targets.segments, 0)))
 
     def begin(
-        self, streams: dict[str, Stream], examples: Stream, text: Stream | None, length: int, beams: int = 1
+        self, streams: dict[str, Stream], examples: Stream, text: Stream | None, beams: int = 1
     ) -> tuple[Stream, Cache]:
-        """Logits [B, N, V] of the first token of every example, and the cache for `length` tokens of each text.
+        """Logits [B, N, V] of the first token of every example, and the cache of the texts, without room for this token.
 
         Args:
           text: begins with the given tokens of each example; not needed if no tokens are given.
@@ -136,7 +136,7 @@ class Write(TextTask, Common, kw_only=True):
         )
         logits, cache = self.decoder.begin(first, slots * count, context)
         last = jax.tree.map(lambda x: x[:, count - 1 :: count], logits)
-        return self._allowed(last, self.suppress + self.suppress_first), cache.unfolded(slots, beams, length)
+        return self._allowed(last, self.suppress + self.suppress_first), cache.unfolded(slots, beams)
 
     def step(self, tokens: Stream, cache: Cache) -> tuple[Stream, Cache]:
         """As `TextDecoder.step`."""
@@ -162,7 +162,7 @@ class Write(TextTask, Common, kw_only=True):
     ) -> Stream:
         streams = {name: encoded.streams[name] for name in self.reads if name in encoded.streams}
         text, length, decoding = encoded.batch.get(self.label), rooms[self.label] - self.given, self.decoding
-        logits, cache = apply(streams, encoded.batch["examples"], text, length, decoding.beams, method="begin")
+        logits, cache = apply(streams, encoded.batch["examples"], text, decoding.beams, method="begin")
         ctc = None
         if decoding.ctc in encoded.outputs:
             outputs, blank = encoded.outputs[decoding.ctc].prediction, encoded.tasks[decoding.ctc].blank or 0
