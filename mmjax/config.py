@@ -34,6 +34,7 @@ from mmjax.data import (
     VectorInput,
 )
 from mmjax.decode import (
+    Beam,
     BestPath,
     Choices,
     Greedy,
@@ -42,8 +43,10 @@ from mmjax.decode import (
     Phrases,
     PrefixBeam,
     Rescorer,
+    Sampled,
     Sampling,
     Scorer,
+    TransducerBeam,
 )
 from mmjax.interchange.assemble import imported
 from mmjax.models import (
