@@ -22,6 +22,7 @@ from mmjax.data.vectors import VectorInput
 from mmjax.decode import GREEDY, Sampling, by_example
 from mmjax.errors import UserError, nearest
 from mmjax.evaluate.evaluation import Evaluator, all_subsets, canonical
+from mmjax.evaluate.measures import Measures
 from mmjax.files import local
 from mmjax.generation import Generator
 from mmjax.models.adapters import adapted_kernels, in_few_bits, merged_kernels
@@ -235,54 +236,103 @@ class Run:
         return tables_of(self.model.tasks, self.facts)
 
 
+class Evaluation:
+    """The newest checkpoint of a run, ready to be measured on a split.
+
+    Args:
+      split: None: that of the config's evaluation.
+      overrides: arguments "--KEY", "VALUE" that change the config of the run, such as its data.
+      source: the name of a source of a mixture, which is measured alone; None: all of the data.
+      raw: run the encoders, even if the run reads what they made of the inputs (`Data.encoded`).
+
+    Raises:
+      UserError: the data has another tokenizer or other labels than the run was trained with.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        split: str | None = None,
+        overrides: Sequence[str] = (),
+        source: str | None = None,
+        raw: bool = False,
+    ):
+        self.run = run = Run(directory, overrides)
+        self.split = split or run.config.evaluation.split
+        try:
+            mesh = make_mesh(**vars(run.config.mesh))
+        except UserError:  # the run was trained on another number of devices
+            mesh = make_mesh()
+        config = run.config if raw else run.trained
+        if source is not None:
+            data = dataclasses.replace(config.data, source=_source(config.data.source, source))
+            config = dataclasses.replace(config, data=data)
+        opened = build_source(config.data, self.split, run.directory, labels_of(config))
+        check_same_meaning(run.directory, opened)
+        layout = build_layout(config, opened.tokenizer)
+        model = build_model(dataclasses.replace(config.model, strict_attention=False), config.data.encoded)
+        self._evaluator = Evaluator(config.data, model, layout, run.facts, opened, mesh)
+        if jax.process_index() == 0:
+            left_out(opened, run.directory, self.split)
+
+    @property
+    def source(self) -> Any:
+        """The split."""
+        return self._evaluator.source
+
+    def subsets(self, names: Sequence[str] | None = None) -> list[str]:
+        """Subsets of the modalities by their usual names; None: all of them.
+
+        Raises:
+          UserError: there is no such subset.
+        """
+        known = all_subsets(self.run.config.model.encoders)
+        subsets = known if names is None else list(dict.fromkeys(canonical(name) for name in names))
+        for name in set(subsets) - set(known):
+            raise UserError(f"there is no subset '{name}'{nearest(name, known)}")
+        return subsets
+
+    def measure(self, subsets: Sequence[str], examples: int | None = None, source: Any = None) -> dict[str, Measures]:
+        """What is measured of each subset: see `Evaluator.measure`."""
+        return self._evaluator.measure(self.run.params, subsets, examples, source=source)
+
+
 def evaluate_run(
-    directory: str,
+    directory: str | Path,
     split: str | None = None,
     examples: int | None = None,
     overrides: Sequence[str] = (),
     source: str | None = None,
     subsets: Sequence[str] | None = None,
+    *,
+    intervals: str | None = None,
+    confusions: bool = False,
 ) -> dict[str, Any]:
     """Evaluates the newest checkpoint of a run on a split, for every subset of its modalities.
 
     Args:
-      overrides: arguments "--KEY", "VALUE" that change the config of the run, such as its data.
-      source: the name of a source of a mixture, which is measured alone; None: all of the data.
+      split, overrides, source: as for `Evaluation`.
       subsets: of the modalities, such as "speech+image"; None: all of them.
+      intervals: also give 95 % intervals: "example", or the kind of groups whose examples are drawn together.
+      confusions: also give what is taken for what, and the worst examples.
 
     Returns:
-      {"step", "split", "subsets": {"speech+image": {"answer/accuracy": ..., ...}, ...}}.
-
-    Raises:
-      UserError: the data has another tokenizer or other labels than the run was trained with.
+      {"step", "split", "subsets": {"speech+image": {"answer/accuracy": ..., ...}, ...}}, and if asked for, "intervals" with
+      (low, high) instead of each metric, and "confusions" of each subset (`Measures.confusions`).
     """
-    run = Run(directory, overrides)
-    split = split or run.config.evaluation.split
-    try:
-        mesh = make_mesh(**vars(run.config.mesh))
-    except UserError:  # the run was trained on another number of devices
-        mesh = make_mesh()
-    config = run.trained
-    if source is not None:
-        config = dataclasses.replace(
-            config, data=dataclasses.replace(config.data, source=_source(config.data.source, source))
-        )
-    opened = build_source(config.data, split, run.directory, labels_of(config))
-    check_same_meaning(run.directory, opened)
-    layout = build_layout(config, opened.tokenizer)
-    model = build_model(dataclasses.replace(config.model, strict_attention=False), config.data.encoded)
-    evaluator = Evaluator(config.data, model, layout, run.facts, opened, mesh)
-    if jax.process_index() == 0:
-        left_out(opened, run.directory, split)
-    known = all_subsets(run.config.model.encoders)
-    subsets = known if subsets is None else [canonical(subset) for subset in subsets]
-    for subset in set(subsets) - set(known):
-        raise UserError(f"there is no subset '{subset}'{nearest(subset, known)}")
-    return {
-        "step": run.step,
-        "split": split,
-        "subsets": {s: evaluator.evaluate(run.params, s, examples) for s in subsets},
+    opened = Evaluation(directory, split, overrides, source)
+    found = opened.measure(opened.subsets(subsets), examples)
+    result = {
+        "step": opened.run.step,
+        "split": opened.split,
+        "subsets": {subset: measures.metrics() for subset, measures in found.items()},
     }
+    if intervals is not None:
+        by = None if intervals == "example" else intervals
+        result["intervals"] = {subset: measures.intervals(by) for subset, measures in found.items()}
+    if confusions:
+        result["confusions"] = {subset: measures.confusions() for subset, measures in found.items()}
+    return result
 
 
 def _source(mixture: Any, name: str) -> Any:

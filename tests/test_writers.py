@@ -113,7 +113,7 @@ def test_what_is_written_for_an_empty_transcript_counts_as_insertions():
     found = Measures({"said": CTC(label="target")}, Facts(tokenizer), [])
     said = written(ids((1, "ab"), (2, "abc"), (3, "b"), (4, "abc")))
     found.add(slots, {}, {"said": said}, {"said": ids(*texts)})
-    assert found.metrics() == {"said/cer": 2 / 4, "said/wer": 1 / 2}
+    assert found.metrics() == {"said/cer": 2 / 4, "said/wer": 1 / 2, "said/examples": 3, "examples": 4}
 
 
 def encoded(lengths, width, seed=0):

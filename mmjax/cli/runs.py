@@ -34,6 +34,14 @@ def add_parsers(commands: Any) -> None:
     )
     sub.add_argument("--source", metavar="NAME", help="measure one source of a mixture alone")
     sub.add_argument("--subset", metavar="MODALITIES", action="append", help="such as speech+image (default: all)")
+    sub.add_argument(
+        "--intervals",
+        metavar="GROUP",
+        nargs="?",
+        const="example",
+        help="95 %% intervals by the bootstrap; with GROUP, such as language, its examples are drawn together",
+    )
+    sub.add_argument("--confusions", action="store_true", help="what is taken for what, and the worst examples")
     sub.epilog = "Any other --key VALUE overrides a key of the config: --data.source.splits.test other.tsv"
 
     sub = command(commands, "predict", "predict about one example", "RUN")
@@ -79,14 +87,20 @@ def _train(options, rest) -> int:
 
 def _eval(options, rest) -> int:
     from mmjax import progress
-    from mmjax.evaluate.evaluation import table
+    from mmjax.evaluate.tables import table, tables_of_confusions
     from mmjax.run import evaluate_run
 
-    result = evaluate_run(options.run, options.split, options.examples, rest, options.source, options.subset)
+    further = {"intervals": options.intervals, "confusions": options.confusions}
+    result = evaluate_run(options.run, options.split, options.examples, rest, options.source, options.subset, **further)
     if options.json:
         print_json(result)
-    else:
-        progress.out.print(table(result["subsets"], f"{result['split']} split after step {result['step']}"))
+        return 0
+    title = f"{result['split']} split after step {result['step']}"
+    progress.out.print(table(result["subsets"], title, result.get("intervals")))
+    # Of all subsets only the largest, unless some are asked for.
+    for subset in list(result.get("confusions", ()))[0 if options.subset else -1 :]:
+        for one in tables_of_confusions(result["confusions"][subset], subset):
+            progress.out.print(one)
     return 0
 
 

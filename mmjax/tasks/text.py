@@ -11,7 +11,8 @@ from mmjax.errors import UserError
 from mmjax.models.task import Facts, Item, Task
 from mmjax.models.texts import to_classes, to_ids
 from mmjax.stream import Stream
-from mmjax.tasks.metrics import error_rates
+from mmjax.tasks.confusions import confused_words, word_edits
+from mmjax.tasks.metrics import Statistic, error_rates
 
 
 class TextTask(Task, kw_only=True):
@@ -53,11 +54,25 @@ class TextTask(Task, kw_only=True):
     def prediction(self, tokens: Written | None, facts: Facts) -> Hypotheses:
         return hypotheses(tokens, facts.tokenizer.decode)
 
-    def metrics(self, items: Sequence[Item]) -> dict[str, float]:
-        return error_rates([item.truth for item in items], [item.prediction.text for item in items])
+    def statistics(self, items: Sequence[Item]) -> dict[str, Statistic]:
+        return error_rates(*texts(items))
+
+    def plain(self, item: Item, facts: Facts) -> tuple[str, str]:
+        return item.truth, item.prediction.text
+
+    def errors(self, items: Sequence[Item]) -> np.ndarray:
+        return word_edits(*texts(items))
+
+    def confusions(self, items: Sequence[Item], facts: Facts) -> dict[str, Any]:
+        return confused_words(*texts(items))
 
     def shown(self, prediction: Hypotheses, facts: Facts) -> dict[str, Any]:
         return shown_texts(prediction)
+
+
+def texts(items: Sequence[Item]) -> tuple[list[str], list[str]]:
+    """The truths and the predictions."""
+    return [item.truth for item in items], [item.prediction.text for item in items]
 
 
 class WithBlank(TextTask, kw_only=True):

@@ -11,7 +11,8 @@ import jax
 from mmjax import progress, telemetry
 from mmjax.data.loader import Batches, prefetch
 from mmjax.errors import UserError
-from mmjax.evaluate.evaluation import Evaluator, canonical, table
+from mmjax.evaluate.evaluation import Evaluator, canonical
+from mmjax.evaluate.tables import table
 from mmjax.files import local
 from mmjax.models.remat import check_offload
 from mmjax.parallel.agreement import from_lead
@@ -160,19 +161,16 @@ def _train(
 
     def evaluate(step: int, examples: int | None) -> dict[str, dict[str, float]] | None:
         """The metrics of every subset; None if a signal interrupted the evaluation."""
-        params, results = state.evaluated, {}
+        if evaluator is None:
+            return {}
 
         def asked() -> bool:
             watch.doing(step, "an evaluation")
             return stop.asked()
 
-        for subset in subsets:
-            watch.pause()  # its program may be compiled
-            with ledger.spent("evaluation"):
-                metrics = evaluator.evaluate(params, subset, examples, asked)
-            if metrics is None:
-                return None
-            results[canonical(subset)] = metrics
+        names = [canonical(subset) for subset in subsets]
+        with ledger.spent("evaluation"):
+            results = evaluator.evaluate(state.evaluated, names, examples, asked, watch.pause)
         if lead and results:
             for subset, metrics in results.items():
                 write(step, "eval", {"subset": subset, **metrics})
