@@ -269,9 +269,9 @@ class Evaluation:
             config = dataclasses.replace(config, data=data)
         opened = build_source(config.data, self.split, run.directory, labels_of(config))
         check_same_meaning(run.directory, opened)
-        layout = build_layout(config, opened.tokenizer)
+        self._layout = build_layout(config, opened.tokenizer)
         model = build_model(dataclasses.replace(config.model, strict_attention=False), config.data.encoded)
-        self._evaluator = Evaluator(config.data, model, layout, run.facts, opened, mesh)
+        self._evaluator = Evaluator(config.data, model, self._layout, run.facts, opened, mesh)
         if jax.process_index() == 0:
             left_out(opened, run.directory, self.split)
 
@@ -279,6 +279,11 @@ class Evaluation:
     def source(self) -> Any:
         """The split."""
         return self._evaluator.source
+
+    def media(self, subset: str) -> tuple[list[str], list[str]]:
+        """The recordings and the pictures that a subset of the modalities shows, by the names of their inputs."""
+        shown = [name for name in subset.split("+") if name in self._layout.rows]
+        return [n for n in shown if n in self._layout.recordings], [n for n in shown if n in self._layout.pictures]
 
     def subsets(self, names: Sequence[str] | None = None) -> list[str]:
         """Subsets of the modalities by their usual names; None: all of them.

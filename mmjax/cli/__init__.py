@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmjax import __version__
-from mmjax.cli import data, language, runs
+from mmjax.cli import data, evaluation, language, runs
 from mmjax.cli.shared import command, print_json
 from mmjax.errors import Preempted, UserError
 from mmjax.files import local
@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(TRUST, action="store_true", help="run any Python file that a run directory names")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     runs.add_parsers(commands)
+    evaluation.add_parsers(commands)
     language.add_parsers(commands)
     _add_config_commands(commands)
     _add_model_commands(commands)
@@ -256,7 +257,7 @@ def _signals(command: str) -> Iterator[None]:
     wanted = {}
     if command == "train":
         wanted = {signal.SIGTERM: stop, signal.SIGHUP: stop}
-    elif command in ("eval", "predict", "check", "plan"):
+    elif command in ("eval", "compare", "robustness", "predict", "check", "plan"):
         wanted = {signal.SIGINT: signal.SIG_DFL}
     before = {}
     try:

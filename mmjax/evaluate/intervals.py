@@ -128,4 +128,4 @@ def _signs(differences: np.ndarray) -> tuple[float, float]:
     above, below = np.count_nonzero(differences > 0), np.count_nonzero(differences < 0)
     same = len(differences) - above - below
     p = 2 * (min(above, below) + same + 1) / (len(differences) + 1)
-    return min(1.0, p), (above + same / 2) / len(differences)
+    return float(min(1.0, p)), float((above + same / 2) / len(differences))
