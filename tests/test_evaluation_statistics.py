@@ -298,11 +298,12 @@ def test_babble_is_made_of_other_recordings():
         Corrupted(clean[:1], ["speech"], "babble", 0.0)[0].input("speech")
 
 
-def picture(size=64):
-    grid = np.linspace(0, 255, size)
-    array = np.stack(np.broadcast_arrays(grid[:, None], grid[None], 128 + 60 * np.sin(grid / 20)[None]), -1)
+def picture(size=112):
+    """A square on a gradient."""
+    array = np.broadcast_to(np.linspace(0, 200, size)[None, :, None], (size, size, 3)).astype(np.uint8).copy()
+    array[size // 4 : size // 2, size // 4 : size // 2] = (220, 40, 90)
     buffer = io.BytesIO()
-    Image.fromarray(array.astype(np.uint8)).save(buffer, "PNG")
+    Image.fromarray(array).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -315,7 +316,7 @@ def test_pictures_get_worse_with_the_severity(corruption):
         array = np.asarray(Image.open(io.BytesIO(changed)), np.float64)
         assert array.shape == clean.shape
         distances.append(np.abs(array - clean).mean())
-    assert distances == sorted(distances) and distances[0] > 0.5
+    assert distances == sorted(distances) and distances[0] > 0.1
 
 
 def test_brightness_keeps_the_hue():
