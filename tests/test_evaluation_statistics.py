@@ -158,11 +158,23 @@ def test_models_are_compared_on_common_examples_with_equal_references():
 
 
 def saved(path, hypotheses, references=("a b c", "d e", "f")):
-    pairs = enumerate(zip(references, hypotheses, strict=True))
+    """As `mmjax eval --save` writes it."""
+    kinds = {
+        "said": lambda a, b: {"reference": a, "hypothesis": b},
+        "answer": lambda a, b: {"reference": a[0], "hypothesis": b[0], "probabilities": {b[0]: 1.0}},
+        "number": lambda a, b: {"reference": {"words": len(a.split())}, "hypothesis": {"words": len(set(b.split()))}},
+        "pairs": lambda a, b: {"reference": None, "hypothesis": 0.5},
+    }
     lines = [
-        {"number": n, "name": f"x{n}", "subset": "speech", "tasks": {"said": {"reference": a, "hypothesis": b}}}
-        for n, (a, b) in pairs
+        {
+            "number": n,
+            "subset": "speech",
+            "groups": {"speaker": f"s{n % 2}"},
+            "tasks": {t: f(*pair) for t, f in kinds.items()},
+        }
+        for n, pair in enumerate(zip(references, hypotheses, strict=True))
     ]
+    lines.append({"number": 9, "subset": "speech", "error": "cannot decode it"})
     path.write_text("".join(json.dumps(one) + "\n" for one in lines), encoding="utf-8")
     return path
 
@@ -175,7 +187,9 @@ def test_saved_evaluations_are_compared_and_plotted(tmp_path, capsys):
     assert cli.main(["compare", str(one), str(two), "--json", "--picture", str(picture)]) == 0
     found = json.loads(capsys.readouterr().out)
     rates = found["metrics"]["said/wer"]
-    assert found["subset"] == "speech" and found["examples"] == {"said": 3}
+    assert found["subset"] == "speech" and found["examples"] == {"said": 3, "answer": 3, "number": 3}
+    assert found["metrics"]["answer/accuracy"][str(one)]["value"] == pytest.approx(2 / 3)
+    assert found["metrics"]["number/mae"][str(two)]["value"] == 0
     assert [rates[str(path)]["value"] for path in (one, two)] == pytest.approx([2 / 6, 0])
     assert rates[str(two)]["difference"]["value"] == pytest.approx(-2 / 6)
     assert "<svg" in picture.read_text() and "said WER" in picture.read_text()
@@ -185,6 +199,7 @@ def test_saved_evaluations_are_compared_and_plotted(tmp_path, capsys):
     for arguments, message in (
         ([one, one], "one is named twice"),
         ([one, tmp_path / "none.jsonl"], "none.jsonl"),
+        ([one, two, "--by", "language"], "have no groups by 'language'"),
         ([one, two, "--subset", "image"], "has not measured 'image'"),
         ([one, two, "--picture", "x.bmp"], "ends with .png, .svg or .pdf"),
     ):

@@ -14,7 +14,7 @@ from mmjax.errors import UserError
 from mmjax.evaluate.intervals import intervals, paired
 from mmjax.evaluate.measures import Measures
 from mmjax.evaluate.tables import LOWER_IS_BETTER, formatted, heading, shown_metrics
-from mmjax.tasks.metrics import Statistic, error_rates, evaluate, mean
+from mmjax.tasks.metrics import Statistic, error_rates, evaluate, mean, regression
 
 
 class Scores(NamedTuple):
@@ -42,44 +42,54 @@ def scores_of(measures: Measures, by: str | None = None) -> dict[str, Scores]:
     found = {}
     for task in measures.tasks:
         numbers = np.array([item.number for item in measures.items(task)], np.int64)
-        references = [reference for reference, _ in measures.plain(task)]
-        found[task] = Scores(numbers, references, measures.statistics(task), measures.clusters(task, by))
+        found[task] = Scores(numbers, measures.references(task), measures.statistics(task), measures.clusters(task, by))
     return found
 
 
 def read_saved(path: Path, by: str | None = None) -> dict[str, dict[str, Scores]]:
     """The scores by subset and task of a file of `mmjax eval --save`.
 
-    Texts have error rates, and classes accuracy; other metrics need the run itself.
+    Texts have error rates, numbers their errors and correlations, and classes accuracy; other metrics need the run itself.
+
+    Args:
+      by: as for `scores_of`.
 
     Raises:
-      UserError: the file cannot be read, or its lines are not those of an evaluation.
+      UserError: the file cannot be read, its lines are not those of an evaluation, or they have no such groups.
     """
-    rows: dict[str, dict[str, list[tuple[int, Any, Any, Any]]]] = {}
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     try:
-        with open(path, encoding="utf-8") as lines:
-            for place, line in enumerate(lines, 1):
-                one = json.loads(line)
-                for task, found in one["tasks"].items():
-                    group = one.get("groups", {}).get(by, f"alone {one['number']}")
-                    entry = int(one["number"]), found, group, place
-                    rows.setdefault(one["subset"], {}).setdefault(task, []).append(entry)
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for line in (line for line in lines if "error" not in line):  # of an example that could not be read
+            group = line.get("groups", {}).get(by, f"{line['number']} alone")
+            for task, one in line["tasks"].items():
+                own = {"number": line["number"], "group": group, **one}
+                found.setdefault(line["subset"], {}).setdefault(task, []).append(own)
+        if by is not None and not any(by in line.get("groups", {}) for line in lines):
+            raise UserError(f"the examples of {path} have no groups by '{by}'")
+        return {subset: {t: s for t, own in tasks.items() if (s := _saved(own))} for subset, tasks in found.items()}
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is no saved evaluation: write one with `mmjax eval RUN --save {path}`") from None
-    return {subset: {t: _saved_scores(own) for t, own in tasks.items()} for subset, tasks in rows.items()}
 
 
-def _saved_scores(rows: list[tuple[int, Any, Any, Any]]) -> Scores:
-    rows = sorted(rows, key=lambda row: row[0])
-    references, hypotheses = ([one[key] for _, one, *_ in rows] for key in ("reference", "hypothesis"))
-    classes = any("probabilities" in one for _, one, *_ in rows)
-    texts = not classes and all(isinstance(text, str) for text in (*references, *hypotheses))
-    equal = {"accuracy": mean([a == b for a, b in zip(references, hypotheses, strict=True)])}
-    statistics = error_rates(references, hypotheses) if texts else equal
-    clusters = np.unique([str(group) for *_, group, _ in rows], return_inverse=True)[1]
-    return Scores(np.array([row[0] for row in rows]), references, statistics, clusters)
+def _saved(lines: list[dict[str, Any]]) -> Scores | None:
+    """The scores of a task; None if its examples have no references."""
+    lines = sorted(lines, key=lambda line: line["number"])
+    numbers, groups, references, hypotheses = (
+        [line[key] for line in lines] for key in ("number", "group", "reference", "hypothesis")
+    )
+    if None in references:
+        return None
+    if isinstance(references[0], dict):
+        pair = ([[one[name] for name in references[0]] for one in ones] for ones in (references, hypotheses))
+        statistics = regression(*map(np.array, pair))
+    elif isinstance(references[0], str) and "probabilities" not in lines[0]:
+        statistics = error_rates(references, hypotheses)
+    else:
+        statistics = {"accuracy": mean([a == b for a, b in zip(references, hypotheses, strict=True)])}
+    return Scores(np.array(numbers), references, statistics, np.unique(groups, return_inverse=True)[1])
 
 
 def compare(models: Mapping[str, Mapping[str, Scores]]) -> dict[str, Any]:

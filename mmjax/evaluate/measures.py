@@ -86,9 +86,9 @@ class Measures:
         items = self.items(task)
         return self._tasks[task].statistics(items) or of_function(self._tasks[task].metrics, items)
 
-    def plain(self, task: str) -> list[tuple[Any, Any]]:
-        """The truth and the prediction of each of `items` as values of JSON."""
-        return [self._tasks[task].plain(item, self._facts) for item in self.items(task)]
+    def references(self, task: str) -> list[Any]:
+        """The truth of each of `items` as a value of JSON."""
+        return [self._tasks[task].reference(item.truth, self._facts) for item in self.items(task)]
 
     def metrics(self) -> dict[str, float]:
         """By name: "answer/accuracy", "transcript/cer", "transcript/cer/language/fr", "pairs/speech_to_image/recall@1".
@@ -158,9 +158,9 @@ class Measures:
         for place in np.argsort(-errors, kind="stable")[:WORST].tolist():
             if errors[place] > 0:
                 item = items[place]
-                reference, hypothesis = self._tasks[name].plain(item, self._facts)
+                compared = self._tasks[name].compared(item, self._facts)
                 about = {"number": item.number, "name": self._source[item.number].name, "error": float(errors[place])}
-                found.append({**about, "reference": reference, "hypothesis": hypothesis})
+                found.append(about | {key: compared[key] for key in ("reference", "hypothesis")})
         return found
 
     def _numbers(self, task: str) -> np.ndarray:

@@ -216,10 +216,6 @@ class Task(nn.Module, kw_only=True):
         """Metrics by name, if `statistics` has none: simpler, but computed anew for each group and each resample."""
         return {}
 
-    def plain(self, item: Item, facts: Facts) -> tuple[Any, Any]:
-        """The truth and the prediction as values of JSON, for lists of examples; (None, None): the task has none."""
-        return None, None
-
     def errors(self, items: Sequence[Item]) -> np.ndarray | None:
         """[n] how wrong each prediction is, from 0, for a list of the worst; None: not known."""
         return None
@@ -231,6 +227,15 @@ class Task(nn.Module, kw_only=True):
     def shown(self, prediction: Any, facts: Facts) -> dict[str, Any]:
         """A prediction as `Run.predict` returns it: "" -> the value named as the task, "x" -> the value "TASK/x"."""
         return {"": prediction}
+
+    def reference(self, truth: Any, facts: Facts) -> Any:
+        """A truth in the form of `shown`'s value "": of a class, its name."""
+        return truth
+
+    def compared(self, item: Item, facts: Facts) -> dict[str, Any]:
+        """An example as `mmjax eval --save` writes it: its reference, its hypothesis, and what else `shown` says."""
+        shown = dict(self.shown(item.prediction, facts))
+        return {"reference": self.reference(item.truth, facts), "hypothesis": shown.pop("", None), **shown}
 
     def lines(self, name: str, result: Mapping[str, Any]) -> list[str]:
         """The lines that `mmjax predict` prints; `result` has the values of `shown`."""

@@ -174,4 +174,4 @@ class CausalLM(Task, kw_only=True):
     def statistics(self, items: Sequence[Item]) -> dict[str, Statistic]:
         return reply_metrics(*texts(items))
 
-    plain, errors, confusions = TextTask.plain, TextTask.errors, TextTask.confusions
+    errors, confusions = TextTask.errors, TextTask.confusions

@@ -122,6 +122,9 @@ class Contrast(Task, kw_only=True):
         score = float(prediction[0] @ prediction[1])
         return {"": score} | ({"probability": 1 / (1 + math.exp(-score))} if self.rule == "sigmoid" else {})
 
+    def reference(self, truth: list[Hashable], facts: Facts) -> None:
+        """None: the truth identifies the two parts; it is not a score."""
+
     def lines(self, name: str, result: dict[str, Any]) -> list[str]:
         return [f"{name}: score {result[name]:.4g} of the pair {' and '.join(self.between)}"]
 

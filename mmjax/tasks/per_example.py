@@ -97,10 +97,6 @@ class Classify(PerExample, kw_only=True):
     def statistics(self, items: Sequence[Item]) -> dict[str, metrics.Statistic]:
         return metrics.classification(np.array([i.truth for i in items]), np.stack([i.prediction for i in items]))
 
-    def plain(self, item: Item, facts: Facts) -> tuple[str, str]:
-        names = facts.names[self.label]
-        return names[item.truth], names[int(item.prediction.argmax())]
-
     def errors(self, items: Sequence[Item]) -> np.ndarray:
         """The cross-entropy of each example."""
         return np.array([-np.log(softmax(i.prediction.astype(np.float64))[i.truth]) for i in items])
@@ -114,6 +110,9 @@ class Classify(PerExample, kw_only=True):
         pairs = zip(facts.names[self.label], softmax(prediction).tolist(), strict=True)
         ranked = dict(sorted(pairs, key=lambda pair: -pair[1]))
         return {"": next(iter(ranked)), "probabilities": ranked}
+
+    def reference(self, truth: int, facts: Facts) -> str:
+        return facts.names[self.label][truth]
 
     def lines(self, name: str, result: dict[str, Any]) -> list[str]:
         best = list(result[f"{name}/probabilities"].items())[:SHOWN]
@@ -133,10 +132,6 @@ class MultiLabel(PerExample, kw_only=True):
     def statistics(self, items: Sequence[Item]) -> dict[str, metrics.Statistic]:
         return metrics.multi_label(np.stack([i.truth for i in items]), np.stack([i.prediction for i in items]))
 
-    def plain(self, item: Item, facts: Facts) -> tuple[list[str], list[str]]:
-        names = np.array(facts.names[self.label])
-        return names[item.truth > 0].tolist(), names[item.prediction > 0].tolist()
-
     def errors(self, items: Sequence[Item]) -> np.ndarray:
         """The number of wrong decisions of each example."""
         return np.array([np.count_nonzero((i.truth > 0) != (i.prediction > 0)) for i in items], np.float64)
@@ -145,6 +140,9 @@ class MultiLabel(PerExample, kw_only=True):
         """{"": the classes that apply, "probabilities": {class: probability}}."""
         found = dict(zip(facts.names[self.label], (1 / (1 + np.exp(-prediction))).tolist(), strict=True))
         return {"": [name for name, probability in found.items() if probability > 0.5], "probabilities": found}
+
+    def reference(self, truth: np.ndarray, facts: Facts) -> list[str]:
+        return [name for name, applies in zip(facts.names[self.label], truth, strict=True) if applies]
 
     def lines(self, name: str, result: dict[str, Any]) -> list[str]:
         found = sorted(result[f"{name}/probabilities"].items(), key=lambda pair: -pair[1])[:SHOWN]
@@ -165,17 +163,16 @@ class Regress(PerExample, kw_only=True):
     def statistics(self, items: Sequence[Item]) -> dict[str, metrics.Statistic]:
         return metrics.regression(np.stack([i.truth for i in items]), np.stack([i.prediction for i in items]))
 
-    def plain(self, item: Item, facts: Facts) -> tuple[dict[str, float], dict[str, float]]:
-        names = facts.names[self.label]
-        return tuple(dict(zip(names, one.tolist(), strict=True)) for one in (item.truth, item.prediction))
-
     def errors(self, items: Sequence[Item]) -> np.ndarray:
         """The mean absolute difference of each example."""
         return np.array([np.abs(i.prediction - i.truth).mean() for i in items])
 
     def shown(self, prediction: np.ndarray, facts: Facts) -> dict[str, Any]:
         """{"": {name: number}}."""
-        return {"": dict(zip(facts.names[self.label], prediction.tolist(), strict=True))}
+        return {"": self.reference(prediction, facts)}
+
+    def reference(self, truth: np.ndarray, facts: Facts) -> dict[str, float]:
+        return dict(zip(facts.names[self.label], truth.tolist(), strict=True))
 
     def lines(self, name: str, result: dict[str, Any]) -> list[str]:
         return [f"{name}:", *(f"{number:9.3g}  {one}" for one, number in result[name].items())]

@@ -57,9 +57,6 @@ class TextTask(Task, kw_only=True):
     def statistics(self, items: Sequence[Item]) -> dict[str, Statistic]:
         return error_rates(*texts(items))
 
-    def plain(self, item: Item, facts: Facts) -> tuple[str, str]:
-        return item.truth, item.prediction.text
-
     def errors(self, items: Sequence[Item]) -> np.ndarray:
         return word_edits(*texts(items))
 
