@@ -115,22 +115,21 @@ class Evaluator:
         chosen = spread(examples, len(self.source))
         samplers = {subset: self._sampler(subset, chosen) for subset in subsets}
         measures = {subset: Measures(self._model.tasks, self._facts, self.source) for subset in subsets}
-        source = self.source if source is None else source
+        source, dropped = self.source if source is None else source, self._data.filters.largest_share_dropped
         together = "+".join(ordered({name for subset in subsets for name in subset.split("+")}))
         if len(subsets) > 1 and not any(self._layout.streams[name].media for name in self._layout.rows):
-            dropped = self._data.filters.largest_share_dropped
             if not self._pass(params, measures, together, self._sampler(together, chosen), source, dropped, stop):
                 return None
         for subset, sampler in samplers.items():
             # An example may be too long, or unreadable, only because of a modality outside the subset. And conversations
             # are cut where their media no longer fit, so their subsets are measured one by one.
-            own, first = measures[subset], len(subsets) == 1 or not len(measures[subset].seen)
+            own = measures[subset]
             if len(own.seen) < sampler.examples:
                 left = np.ones(len(self.source), bool) if chosen is None else chosen.copy()
                 left[own.seen] = False
-                dropped = self._data.filters.largest_share_dropped if first else 1.0  # the rest may be all damaged
+                share = 1.0 if len(own.seen) else dropped  # the rest may be all damaged
                 rest = self._sampler(subset, left)
-                if not self._pass(params, {subset: own}, subset, rest, source, dropped, stop):
+                if not self._pass(params, {subset: own}, subset, rest, source, share, stop):
                     return None
             skipped = sampler.too_long + sampler.examples - len(own.seen)
             own.counts = {"skipped": skipped, "lacking": sampler.never_shown}
@@ -223,7 +222,7 @@ def part_of(batch: Batch, layout: Layout, subset: str, complete: bool) -> Batch:
       complete: every example has all modalities; otherwise those that have none of the subset are taken out.
     """
     names = subset.split("+")
-    part = {name: stream for name, stream in batch.items() if layout.needs.get(name, names[0]) in names}
+    part = {n: stream for n, stream in batch.items() if n not in layout.needs or layout.needs[n] in names}
     if complete:
         return part
     examples = batch["examples"]
