@@ -1,6 +1,6 @@
 """Measures a model on a split, from any subset of modalities, in one pass over the data."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -86,10 +86,15 @@ class Evaluator:
         self._unreadable: dict[int, str] = {}  # those that were reported
 
     def evaluate(
-        self, params: Any, subsets: Sequence[str], examples: int | None = None, stop: Callable[[], bool] | None = None
+        self,
+        params: Any,
+        subsets: Sequence[str],
+        examples: int | None = None,
+        stop: Callable[[], bool] | None = None,
+        begins: Callable[[], None] | None = None,
     ) -> dict[str, dict[str, float]] | None:
         """The metrics of each subset (`Measures.metrics`); arguments as for `measure`."""
-        found = self.measure(params, subsets, examples, stop)
+        found = self.measure(params, subsets, examples, stop, begins)
         return found and {subset: measures.metrics() for subset, measures in found.items()}
 
     def measure(
@@ -98,6 +103,7 @@ class Evaluator:
         subsets: Sequence[str],
         examples: int | None = None,
         stop: Callable[[], bool] | None = None,
+        begins: Callable[[], None] | None = None,
         source: Any = None,
     ) -> dict[str, Measures] | None:
         """Measures each subset over the examples of the split, each counted exactly once.
@@ -106,30 +112,41 @@ class Evaluator:
           subsets: of the modalities, such as "speech+image".
           examples: number of examples, evenly spread over the split; None: all.
           stop: called after each batch; if it returns True, the evaluation ends and returns None.
+          begins: called before each pass over the data, whose program may be compiled.
           source: the split with changed inputs of the same sizes; None: as it is.
 
         Returns:
           What was measured, by subset. Its `counts` are the numbers of examples "skipped" (longer than a row, or unreadable)
           and "lacking" (without any modality of the subset).
         """
-        chosen = spread(examples, len(self.source))
+        count, dropped = len(self.source), self._data.filters.largest_share_dropped
+        chosen = spread(examples, count)
         samplers = {subset: self._sampler(subset, chosen) for subset in subsets}
         measures = {subset: Measures(self._model.tasks, self._facts, self.source) for subset in subsets}
-        source, dropped = self.source if source is None else source, self._data.filters.largest_share_dropped
+        source = self.source if source is None else source
+
+        def done(own: dict[str, Measures], together: str, among: np.ndarray | None, largest: float) -> bool:
+            if begins is not None:
+                begins()
+            for _ in self._pass(params, own, together, among, source, largest):
+                if stop is not None and stop():
+                    return False
+            return True
+
+        alone = len(subsets) == 1 or any(self._layout.streams[name].media for name in self._layout.rows)
         together = "+".join(ordered({name for subset in subsets for name in subset.split("+")}))
-        if len(subsets) > 1 and not any(self._layout.streams[name].media for name in self._layout.rows):
-            if not self._pass(params, measures, together, self._sampler(together, chosen), source, dropped, stop):
-                return None
+        if not alone and not done(measures, together, chosen, dropped):
+            return None
         for subset, sampler in samplers.items():
             # An example may be too long, or unreadable, only because of a modality outside the subset. And conversations
             # are cut where their media no longer fit, so their subsets are measured one by one.
             own = measures[subset]
             if len(own.seen) < sampler.examples:
-                left = np.ones(len(self.source), bool) if chosen is None else chosen.copy()
+                left = np.ones(count, bool) if chosen is None else chosen.copy()
                 left[own.seen] = False
-                share = 1.0 if len(own.seen) else dropped  # the rest may be all damaged
-                rest = self._sampler(subset, left)
-                if not self._pass(params, {subset: own}, subset, rest, source, share, stop):
+                if not done(
+                    {subset: own}, subset, left, 1.0 if len(own.seen) else dropped
+                ):  # the rest may be all damaged
                     return None
             skipped = sampler.too_long + sampler.examples - len(own.seen)
             own.counts = {"skipped": skipped, "lacking": sampler.never_shown}
@@ -157,16 +174,12 @@ class Evaluator:
         params: Any,
         measures: dict[str, Measures],
         together: str,
-        sampler: Sampler,
+        among: np.ndarray | None,
         source: Any,
         dropped: float,
-        stop: Callable[[], bool] | None,
-    ) -> bool:
-        """Adds the sampler's examples, read with the modalities `together`, to what is measured of each subset.
-
-        Returns:
-          False if `stop` has ended it.
-        """
+    ) -> Iterator[None]:
+        """Adds examples, read with the modalities `together`, to what is measured of each subset; yields after each batch."""
+        sampler = self._sampler(together, among)
         layout = self._shown(together)
         share = share_of_rows(self._mesh)
         batches = Batches(source, layout, sampler, share, largest_share_dropped=dropped, measuring=True)
@@ -179,10 +192,8 @@ class Evaluator:
                 for subset, found in jax.device_get(step(params, to_devices(batch, self._mesh), self._tables)).items():
                     measures[subset].add(*found)
                 bar.advance()
-                if stop is not None and stop():
-                    return False
+                yield
         self._say_unreadable(batches.skipped)
-        return True
 
     def _say_unreadable(self, skipped: dict[int, str]) -> None:
         new = {number: reason for number, reason in skipped.items() if number not in self._unreadable}
