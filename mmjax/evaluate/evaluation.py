@@ -144,9 +144,8 @@ class Evaluator:
             if len(own.seen) < sampler.examples:
                 left = np.ones(count, bool) if chosen is None else chosen.copy()
                 left[own.seen] = False
-                if not done(
-                    {subset: own}, subset, left, 1.0 if len(own.seen) else dropped
-                ):  # the rest may be all damaged
+                largest = 1.0 if len(own.seen) else dropped  # the rest may be all damaged
+                if not done({subset: own}, subset, left, largest):
                     return None
             skipped = sampler.too_long + sampler.examples - len(own.seen)
             own.counts = {"skipped": skipped, "lacking": sampler.never_shown}
