@@ -346,6 +346,25 @@ def test_brightness_keeps_the_hue():
 # With a run. ----------------------------------------------------------------------------------------------
 
 
+def test_eval_gives_intervals_and_confusions(run, capsys):
+    asked = ["eval", str(run), "--subset", "speech", "--examples", "12", "--intervals", "--confusions"]
+    assert cli.main([*asked, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    metrics, ranges, confusions = (found[key]["speech"] for key in ("subsets", "intervals", "confusions"))
+    assert metrics["answer/examples"] == metrics["transcript/examples"] == 12
+    for name in ("answer/accuracy", "answer/macro_f1", "answer/uar", "transcript/cer", "transcript/wer"):
+        low, high = ranges[name]
+        assert low <= metrics[name] <= high, name
+    assert "answer/loss" not in ranges
+    matrix = np.array(confusions["answer"]["matrix"])
+    assert matrix.sum() == 12 and np.trace(matrix) / 12 == pytest.approx(metrics["answer/accuracy"])
+    wrong = [one["error"] for one in confusions["transcript"]["worst"]]
+    assert wrong == sorted(wrong, reverse=True) and all(error > 0 for error in wrong)
+    assert cli.main(asked) == 0
+    out = capsys.readouterr().out
+    assert "% [" in out and "most frequent wrong words" in out and "the worst examples" in out
+
+
 def test_robustness_of_a_run_is_a_table_and_a_plot(run, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     path = tmp_path / "robust.png"
