@@ -11,7 +11,7 @@ import numpy as np
 
 from mmjax.data.capacity import bucket
 from mmjax.data.example import Example, pieces_of
-from mmjax.data.fields import Fields
+from mmjax.data.fields import TAGS, Fields
 from mmjax.data.inputs import Input, Use
 from mmjax.data.labels import named
 from mmjax.data.layout import Layout
@@ -244,6 +244,7 @@ class Evaluation:
       overrides: arguments "--KEY", "VALUE" that change the config of the run, such as its data.
       source: the name of a source of a mixture, which is measured alone; None: all of the data.
       raw: run the encoders, even if the run reads what they made of the inputs (`Data.encoded`).
+      by: a kind of groups for intervals (`Measures.clusters`), whose column is read if it is no tag.
 
     Raises:
       UserError: the data has another tokenizer or other labels than the run was trained with.
@@ -256,6 +257,7 @@ class Evaluation:
         overrides: Sequence[str] = (),
         source: str | None = None,
         raw: bool = False,
+        by: str | None = None,
     ):
         self.run = run = Run(directory, overrides)
         self.split = split or run.config.evaluation.split
@@ -267,7 +269,11 @@ class Evaluation:
         if source is not None:
             data = dataclasses.replace(config.data, source=_source(config.data.source, source))
             config = dataclasses.replace(config, data=data)
-        opened = build_source(config.data, self.split, run.directory, labels_of(config))
+        own = labels_of(config)
+        grouping = (
+            {by: "class"} if by is not None and by not in (*TAGS, "source", *config.data.fields(own).inputs) else {}
+        )
+        opened = build_source(config.data, self.split, run.directory, grouping | own)
         check_same_meaning(run.directory, opened)
         self._layout = build_layout(config, opened.tokenizer)
         model = build_model(dataclasses.replace(config.model, strict_attention=False), config.data.encoded)
@@ -318,14 +324,16 @@ def evaluate_run(
     Args:
       split, overrides, source: as for `Evaluation`.
       subsets: of the modalities, such as "speech+image"; None: all of them.
-      intervals: also give 95 % intervals: "example", or the kind of groups whose examples are drawn together.
+      intervals: also give 95 % intervals: "example", or the kind of groups whose examples are drawn together, such as a column
+        "speaker".
       confusions: also give what is taken for what, and the worst examples.
 
     Returns:
       {"step", "split", "subsets": {"speech+image": {"answer/accuracy": ..., ...}, ...}}, and if asked for, "intervals" with
       (low, high) instead of each metric, and "confusions" of each subset (`Measures.confusions`).
     """
-    opened = Evaluation(directory, split, overrides, source)
+    by = None if intervals == "example" else intervals
+    opened = Evaluation(directory, split, overrides, source, by=by)
     found = opened.measure(opened.subsets(subsets), examples)
     result = {
         "step": opened.run.step,
@@ -333,7 +341,6 @@ def evaluate_run(
         "subsets": {subset: measures.metrics() for subset, measures in found.items()},
     }
     if intervals is not None:
-        by = None if intervals == "example" else intervals
         result["intervals"] = {subset: measures.intervals(by) for subset, measures in found.items()}
     if confusions:
         result["confusions"] = {subset: measures.confusions() for subset, measures in found.items()}

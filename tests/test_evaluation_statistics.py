@@ -12,8 +12,10 @@ from conftest import tiny
 from PIL import Image
 
 from mmjax import cli
+from mmjax import config as c
 from mmjax.data.corruptions import STRENGTHS, Corrupted, corrupted, with_noise
 from mmjax.data.example import Example
+from mmjax.data.labels import Label
 from mmjax.errors import UserError
 from mmjax.evaluate.comparison import Scores, compare, read_saved
 from mmjax.evaluate.intervals import intervals, paired, resamples
@@ -214,6 +216,7 @@ class Source(list):
     """Four examples of two languages; one has none."""
 
     groups = {"language": (np.array([0, 1, 0, -1]), ["de", "en"])}
+    labels = {"speaker": Label("class", ("ann", "bob"))}
 
 
 def measured():
@@ -221,7 +224,8 @@ def measured():
     slots = np.array([[1, 2, 3, 4]])
     logits = np.array([[[2, 0, 0], [0, 1, 0], [0, 0, 3], [0, 0, 1]]], np.float32)
     found = Measures({"answer": Classify(outputs=3)}, Facts(None, {"answer": ["red", "green", "blue"]}), Source())
-    found._source.extend(Example(name=f"x{n}") for n in range(4))
+    speakers = ({"speaker": 1}, {"speaker": 1}, {}, {"speaker": 0})
+    found._source.extend(Example(labels=speakers[n], name=f"x{n}") for n in range(4))
     labels = Stream(np.array([[0, 0, 2, 9]]), np.array([[1, 2, 3, 0]]), slots)
     found.add(
         Stream(np.arange(4)[None], slots, slots), {}, {"answer": Stream(logits, slots, slots)}, {"answer": labels}
@@ -237,8 +241,16 @@ def test_every_metric_of_a_group_has_its_number_of_examples():
     assert (found["answer/accuracy/language/de"], found["answer/accuracy/language/en"]) == (1, 0)
     ranges = measured().intervals()
     assert ranges["answer/accuracy/language/de"] == (1, 1) and ranges["answer/accuracy"][0] < 1
-    with pytest.raises(UserError, match="no groups by 'langage'.*language"):
-        measured().intervals("langage")
+
+
+def test_groups_are_tags_or_labels():
+    found = measured()  # examples 0, 1 and 2 of 4 have the task's label
+    assert found.clusters("answer", None).tolist() == [0, 1, 2]
+    assert found.clusters("answer", "language").tolist() == [0, 1, 0]
+    first, second, alone = found.clusters("answer", "speaker").tolist()
+    assert first == second != alone
+    with pytest.raises(UserError, match="no example has the group 'speakr'; did you mean 'speaker'"):
+        found.clusters("answer", "speakr")
 
 
 def test_tables_show_counts_of_tasks_and_groups(capsys):
@@ -344,6 +356,55 @@ def test_brightness_keeps_the_hue():
 
 
 # With a run. ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def moods(tmp_path_factory):
+    """Two runs of a tiny model of texts by several speakers."""
+    from mmjax.train.loop import train
+
+    home = tmp_path_factory.mktemp("moods")
+    words = [("one", "glad"), ("two", "sad"), ("three", "sad")]
+    rows = [{"text": word, "mood": mood, "speaker": f"s{n % 5}"} for n, (word, mood) in enumerate(words * 10) if n != 7]
+    (home / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for steps in (1, 30):
+        config = c.Experiment(
+            name="moods",
+            steps=steps,
+            data=c.Data(
+                source=c.Manifest(splits=dict.fromkeys(("train", "test"), str(home / "list.jsonl"))),
+                directory=str(home),
+                tokenizer=c.SentencePiece(vocabulary=50, byte_fallback=False),
+                rows={"text": 40, "examples": 8},
+                subsets={"text": 1.0},
+                batch_rows=2,
+            ),
+            model=c.Multimodal(
+                encoders={"text": c.MeanEmbedding(vocabulary=50, width=16)},
+                fusion=c.Add(width=16),
+                tasks={"mood": c.Classify(label="mood")},
+            ),
+            optimizer=c.Optimizer(schedule=c.Constant(peak=3e-2)),
+            evaluation=c.Evaluation(subsets=()),
+            log=c.Log(tensorboard=False),
+        )
+        train(config, home / f"after{steps}")
+    return home / "after1", home / "after30"
+
+
+def test_runs_are_compared_by_a_column_of_the_data(moods, capsys):
+    untrained, trained = map(str, moods)
+    assert cli.main(["compare", untrained, trained, "--by", "speaker", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["examples"] == {"mood": 29} and found["left_out"] == {}
+    better = found["metrics"]["mood/accuracy"][trained]["difference"]
+    assert better["value"] > 0.2 and better["p"] < 0.05 and better["better"] > 0.95
+    assert cli.main(["eval", trained, "--intervals", "speaker"]) == 0
+    assert "100.0 % [100.0, 100.0]" in capsys.readouterr().out
+    assert cli.main(["eval", trained, "--intervals", "speakr"]) == 2
+    assert "no example has the group 'speakr'" in capsys.readouterr().err
+    assert cli.main(["compare", untrained, trained, "--examples", "5"]) == 0
+    assert "after30" in capsys.readouterr().out
 
 
 def test_eval_gives_intervals_and_confusions(run, capsys):

@@ -8,7 +8,7 @@ from mmjax.cli.shared import command, print_json, whole
 from mmjax.errors import UserError
 from mmjax.files import local
 
-BY = "draw the examples of each group together for intervals, such as language (default: each by itself)"
+BY = "draw the examples of each group together for intervals, such as speaker (default: each by itself)"
 
 
 def add_parsers(commands: Any) -> None:
@@ -122,7 +122,7 @@ class _Measured:
         from mmjax.run import Evaluation
 
         self._options = options
-        self._evaluation = Evaluation(directory, options.split, overrides)
+        self._evaluation = Evaluation(directory, options.split, overrides, by=options.by)
 
     def subsets(self) -> list[str]:
         return self._evaluation.subsets()

@@ -39,7 +39,7 @@ def add_parsers(commands: Any) -> None:
         metavar="GROUP",
         nargs="?",
         const="example",
-        help="95 %% intervals by the bootstrap; with GROUP, such as language, its examples are drawn together",
+        help="95 %% intervals by the bootstrap; with GROUP, such as a column speaker, its examples are drawn together",
     )
     sub.add_argument("--confusions", action="store_true", help="what is taken for what, and the worst examples")
     sub.epilog = "Any other --key VALUE overrides a key of the config: --data.source.splits.test other.tsv"

@@ -126,16 +126,26 @@ class Measures:
         return found
 
     def clusters(self, task: str, by: str | None) -> np.ndarray:
-        """[m] the group of each of `items`; an example without a group is one by itself."""
+        """[m] the group of each of `items`; an example without a group is one by itself.
+
+        Args:
+          by: a tag, "source" of a mixture, or a label with one class for each example; None: each example is its own group.
+
+        Raises:
+          UserError: no example has such a group.
+        """
         numbers = self._numbers(task)
         if by is None:
             return np.arange(len(numbers))
-        groups = getattr(self._source, "groups", {})
-        if by not in groups:
-            known = nearest(by, groups) if groups else "; it has none: tags, and the sources of a mixture, are groups"
-            raise UserError(f"the data has no groups by '{by}'{known}")
-        own = np.asarray(groups[by][0])[numbers]
-        return np.where(own < 0, len(groups[by][1]) + np.arange(len(own)), own)
+        groups, labels = getattr(self._source, "groups", {}), self._source.labels
+        if by in groups:
+            own = np.asarray(groups[by][0])[numbers]
+        elif by in labels and labels[by].kind == "class":
+            own = np.array([self._source[number].labels.get(by, -1) for number in numbers.tolist()])
+        else:
+            known = [*groups, *(name for name, label in labels.items() if label.kind == "class")]
+            raise UserError(f"no example has the group '{by}'{nearest(by, known)}")
+        return np.where(own < 0, own.max() + 1 + np.arange(len(own)), own)
 
     def confusions(self) -> dict[str, dict[str, Any]]:
         """By task, what it takes for what (`Task.confusions`), and its "worst" examples."""
