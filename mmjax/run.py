@@ -24,11 +24,11 @@ from mmjax.data.to_predict import InMemory
 from mmjax.data.vectors import VectorInput
 from mmjax.data.voice_activity import VoiceActivity
 from mmjax.decode import GREEDY, Sampling, Timings, by_example
-from mmjax.errors import UserError, nearest
-from mmjax.evaluate.evaluation import Evaluator, all_subsets, canonical
+from mmjax.errors import UserError
 from mmjax.evaluate.predictions import Predictor
-from mmjax.files import json_lines, local
+from mmjax.files import local
 from mmjax.generation import Generator
+from mmjax.measuring import evaluate
 from mmjax.models.adapters import adapted_kernels, in_few_bits, merged_kernels
 from mmjax.models.roles import specs
 from mmjax.models.task import Facts, tables_of
@@ -37,8 +37,8 @@ from mmjax.parallel.runtime import jit_once
 from mmjax.stream import Batch
 from mmjax.timestamps import Aligner
 from mmjax.train.build import build_layout, build_model, build_source, facts_of_run, labels_of, raw
-from mmjax.train.directory import Which, check_same_meaning, read_run
-from mmjax.train.report import left_out, sample_rate
+from mmjax.train.directory import Which, read_run
+from mmjax.train.report import sample_rate
 from mmjax.train.step import cast, init_parameters
 from mmjax.transcription import LiveText, Segment, Streaming, Transcriber, seconds_of, task_for
 from mmjax.tree import override, with_settings
@@ -300,9 +300,7 @@ class Run:
         split: str | None = None,
         examples: int | None = None,
         subsets: Sequence[str] | None = None,
-        *,
-        source: str | None = None,
-        save: str | Path | None = None,
+        **options: Any,
     ) -> dict[str, Any]:
         """Evaluates the run on a split, for every subset of its modalities.
 
@@ -310,36 +308,21 @@ class Run:
           split: None: the config's evaluation.split.
           examples: number of examples, spread evenly over the split; None: all.
           subsets: of the modalities, such as "speech+image"; None: all of them.
-          source: the name of a source of a mixture, which is measured alone; None: all of the data.
-          save: a JSONL file to write, with a line for each example and subset: {"subset", "example", "name", "groups", and by
-            task {"reference", "hypothesis", and what else `predict` returns}}. Of several processes, the first writes.
+          options: "source": the name of a source of a mixture, which is measured alone.
+            "save": a JSONL file to write, with a line for each example and subset: {"subset", "example", "name", "groups", and
+            by task {"reference", "hypothesis", and what else `predict` returns}}. Of several processes, the first writes.
+            "intervals": also give 95 % intervals: "example", or the kind of groups whose examples are drawn together, such as
+            a column "speaker". "confusions": True: also give what is taken for what, and the worst examples.
 
         Returns:
-          {"step", "split", "subsets": {"speech+image": {"answer/accuracy": ..., ...}, ...}}.
+          {"step", "split", "subsets": {"speech+image": {"answer/accuracy": ..., ...}, ...}}, and if asked for, "intervals"
+          with (low, high) instead of each metric, and "confusions" of each subset (`Measures.confusions`).
 
         Raises:
           UserError: the data has another tokenizer or other labels than the run was trained with; or the file cannot be
             written.
         """
-        known = all_subsets(self.config.model.encoders)
-        subsets = known if subsets is None else [canonical(subset) for subset in subsets]
-        for subset in set(subsets) - set(known):
-            raise UserError(f"there is no subset '{subset}'{nearest(subset, known)}")
-        config, split = self.trained, split or self.config.evaluation.split
-        if source is not None:
-            data = dataclasses.replace(config.data, source=config.data.source.only(source))
-            config = dataclasses.replace(config, data=data)
-        opened = build_source(config.data, split, self.directory, labels_of(config))
-        check_same_meaning(self.directory, opened)
-        layout = build_layout(config, opened.tokenizer)
-        model = build_model(dataclasses.replace(config.model, strict_attention=False), config.data.encoded)
-        evaluator = Evaluator(config.data, model, layout, self.facts, opened, self.mesh)
-        leads = jax.process_index() == 0
-        if leads:
-            left_out(opened, self.directory, split)
-        with json_lines(local(save, "--save") if save and leads else None) as lines:
-            found = {s: evaluator.evaluate(self.params, s, examples, save=lines) for s in subsets}
-        return {"step": self.step, "split": split, "subsets": found}
+        return evaluate(self, split, examples, subsets, **options)
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:

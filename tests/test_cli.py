@@ -54,7 +54,7 @@ def test_eval_does_not_depend_on_how_examples_are_packed(run, capsys):
         source = build_source(config.data, "test")
         layout = build_layout(config, source.tokenizer)
         evaluator = Evaluator(config.data, opened.model, layout, opened.facts, source, make_mesh())
-        results.append(evaluator.evaluate(opened.params, "speech+image", 37))
+        results.append(evaluator.evaluate(opened.params, ["speech+image"], 37)["speech+image"])
     packed, alone = results
     assert packed.keys() == alone.keys() and packed["examples"] == alone["examples"] == 37
     for name in packed:

@@ -3,16 +3,18 @@
 import numpy as np
 import pytest
 
-from mmjax.tasks.metrics import (
-    auroc,
-    average_ranks,
-    cider,
-    classification,
-    error_rates,
-    multi_label,
-    regression,
-    reply_metrics,
-)
+from mmjax.tasks import metrics
+from mmjax.tasks.metrics import auroc, average_ranks, cider
+
+
+def of_split(function):
+    """The metrics of a split in which every example counts once."""
+    return lambda truths, predictions: metrics.values(function(truths, predictions), len(truths))
+
+
+classification, multi_label = of_split(metrics.classification), of_split(metrics.multi_label)
+regression, error_rates = of_split(metrics.regression), of_split(metrics.error_rates)
+reply_metrics = of_split(metrics.reply_metrics)
 
 
 def test_classification_by_hand():
@@ -41,8 +43,9 @@ def test_a_split_of_one_class_has_no_auroc():
 def test_auroc_counts_ties_half():
     positive, negative = [3.0, 2.0, 2.0], [2.0, 1.0, 0.0, 2.0]
     truths = np.array([True] * 3 + [False] * 4)
-    assert auroc(truths, np.array(positive + negative)) == pytest.approx((4 + 3 + 3) / 12)
-    assert auroc(truths, np.zeros(7)) == 0.5
+    once = np.ones((1, 7))
+    assert auroc(truths, np.array(positive + negative))(once) == pytest.approx((4 + 3 + 3) / 12)
+    assert auroc(truths, np.zeros(7))(once) == 0.5
 
 
 def test_auroc_tells_confident_scores_apart():
@@ -52,7 +55,8 @@ def test_auroc_tells_confident_scores_apart():
 
 
 def test_ranks_of_equal_values_are_their_mean():
-    np.testing.assert_array_equal(average_ranks(np.array([5.0, 1.0, 5.0, 7.0, 5.0])), [3, 1, 3, 5, 3])
+    ranks = average_ranks(np.array([5.0, 1.0, 5.0, 7.0, 5.0]), np.ones((1, 5)))
+    np.testing.assert_array_equal(ranks[0], [3, 1, 3, 5, 3])
 
 
 def test_multi_label_by_hand():
@@ -145,11 +149,15 @@ def test_replies_by_hand():
     assert reply_metrics([], []) == {}
 
 
+def mean_cider(references, hypotheses):
+    return cider(references, hypotheses).mean()
+
+
 def test_cider_is_10_for_equal_texts_and_counts_rare_words_more():
     references = ["a red cat on a mat", "a dog on a mat", "two birds in a tree", "a car on a road"]
-    assert cider(references, references) == pytest.approx(10)
-    assert cider(references, ["nothing"] * 4) == 0
+    assert mean_cider(references, references) == pytest.approx(10)
+    assert mean_cider(references, ["nothing"] * 4) == 0
     rare, common = ([references[0].replace(word, "x"), *references[1:]] for word in ("cat", "on"))
-    assert cider(references, rare) < cider(references, common) < 10
+    assert mean_cider(references, rare) < mean_cider(references, common) < 10
     # by hand: of two texts, one gram of one word is equal, of three; the other two occur once, too: weights log 2
-    assert cider(["red cat runs", "x"], ["red y z", "x"]) == pytest.approx(10 / 4 * (1 / 3 + 1) / 2)
+    assert mean_cider(["red cat runs", "x"], ["red y z", "x"]) == pytest.approx(10 / 4 * (1 / 3 + 1) / 2)

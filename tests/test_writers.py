@@ -114,7 +114,13 @@ def test_what_is_written_for_an_empty_transcript_counts_as_insertions():
     said = written(ids((1, "ab"), (2, "abc"), (3, "b"), (4, "abc")))
     found.add(slots, {}, {"said": said}, {"said": ids(*texts)})
     calibration = pytest.approx(1 / 3)  # of three words, all with a confidence of 1, two are right
-    assert found.metrics() == {"said/cer": 2 / 4, "said/wer": 1 / 2, "said/ece": calibration}
+    assert found.metrics() == {
+        "said/cer": 2 / 4,
+        "said/wer": 1 / 2,
+        "said/ece": calibration,
+        "said/examples": 3,
+        "examples": 4,
+    }
 
 
 def encoded(lengths, width, seed=0):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmjax import __version__
-from mmjax.cli import alignment, data, language, runs, sweep
+from mmjax.cli import alignment, data, evaluation, language, runs, sweep
 from mmjax.cli.shared import add_step, command, print_json
 from mmjax.errors import Preempted, UserError
 from mmjax.files import local
@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_parsers(commands)
     alignment.add_parser(commands)
     sweep.add_parsers(commands)
+    evaluation.add_parsers(commands)
     language.add_parsers(commands)
     _add_config_commands(commands)
     _add_model_commands(commands)
@@ -259,7 +260,7 @@ def _signals(command: str) -> Iterator[None]:
     wanted = {}
     if command == "train":
         wanted = {signal.SIGTERM: stop, signal.SIGHUP: stop}
-    elif command in ("eval", "predict", "check", "plan"):
+    elif command in ("eval", "compare", "robustness", "predict", "check", "plan"):
         wanted = {signal.SIGINT: signal.SIG_DFL}
     before = {}
     try:

@@ -38,6 +38,14 @@ def add_parsers(commands: Any) -> None:
     sub.add_argument(
         "--save", metavar="FILE.jsonl", help="write reference, hypothesis, scores and groups of each example and subset"
     )
+    sub.add_argument(
+        "--intervals",
+        metavar="GROUP",
+        nargs="?",
+        const="example",
+        help="95 %% intervals by the bootstrap; with GROUP, such as a column speaker, its examples are drawn together",
+    )
+    sub.add_argument("--confusions", action="store_true", help="what is taken for what, and the worst examples")
     sub.epilog = "Any other --key VALUE overrides a key of the config: --data.source.splits.test other.tsv"
 
     sub = command(commands, "predict", "predict about files, or about one example", "RUN")
@@ -98,15 +106,21 @@ def _train(options, rest) -> int:
 
 def _eval(options, rest) -> int:
     from mmjax import progress
-    from mmjax.evaluate.evaluation import table
+    from mmjax.evaluate.tables import table, tables_of_confusions
     from mmjax.run import Run
 
     chosen = {"subsets": options.subset, "source": options.source, "save": options.save}
+    chosen |= {"intervals": options.intervals, "confusions": options.confusions}
     result = Run(options.run, rest, step=options.step).evaluate(options.split, options.examples, **chosen)
     if options.json:
         print_json(result)
-    else:
-        progress.out.print(table(result["subsets"], f"{result['split']} split after step {result['step']}"))
+        return 0
+    title = f"{result['split']} split after step {result['step']}"
+    progress.out.print(table(result["subsets"], title, result.get("intervals")))
+    # Of all subsets only the largest, unless some are asked for.
+    for subset in list(result.get("confusions", ()))[0 if options.subset else -1 :]:
+        for one in tables_of_confusions(result["confusions"][subset], subset):
+            progress.out.print(one)
     return 0
 
 

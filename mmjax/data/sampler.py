@@ -113,6 +113,7 @@ class Sampler:
                 f"{int((~shown).sum())} of {len(shown)} examples have none of the modalities of {', '.join(subsets)}, "
                 f"and the others do not fit into a row: the largest has {largest}, a row {dict(capacities)}"
             )
+        self.examples = count  # that are drawn, in an epoch
         self.too_long, self.never_shown = int((~fits & among).sum()), int((~shown & fits & among).sum())
         for number, part in enumerate(self._usable):
             if lengths[number] and not part.count:

@@ -1,14 +1,20 @@
-"""What an evaluation collects batch by batch, and the metrics that it computes from it."""
+"""What an evaluation collects batch by batch, and what it computes from it."""
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from mmjax.decode import by_example
+from mmjax.errors import UserError, nearest
+from mmjax.evaluate.intervals import intervals
 from mmjax.models.task import Facts, Item, Task
 from mmjax.stream import Batch, Stream
+from mmjax.tasks.metrics import Statistic, evaluate
+
+WORST = 10  # examples of a list of errors
 
 
 class Measures:
@@ -19,18 +25,17 @@ class Measures:
       facts: of the data.
       source: of the examples. Its `groups`, if it has any, divide the metrics: {"language": ([n] numbers, -1 for none;
         names)}.
+
+    Attributes:
+      counts: further numbers of examples for `metrics`, such as "skipped"; those that are 0 are left out.
     """
 
     def __init__(self, tasks: Mapping[str, Task], facts: Facts, source: Any):
         self._tasks, self._facts, self._source = tasks, facts, source
         self._sums: dict[str, list[float]] = {}
         self._items: dict[str, list[Item]] = {}
-        self._numbers: list[int] = []
-
-    @property
-    def examples(self) -> int:
-        """The number of examples so far."""
-        return len(self._numbers)
+        self._seen: list[np.ndarray] = []
+        self.counts: dict[str, int] = {}
 
     def add(self, examples: Stream, sums: Mapping[str, tuple[Any, Any]], predictions: Batch, targets: Batch) -> None:
         """Adds a batch.
@@ -40,7 +45,7 @@ class Measures:
           sums: of the losses and metrics of all tasks.
           predictions, targets: by task (`Task.decode`, `Task.target`).
         """
-        self._numbers += examples.features[np.asarray(examples.segments) > 0].tolist()
+        self._seen.append(examples.features[examples.segments > 0])
         for name, (total, weight) in sums.items():
             entry = self._sums.setdefault(name, [0.0, 0.0])
             entry[0] += float(total)
@@ -58,11 +63,13 @@ class Measures:
                     truth = task.truth(tokens, self._facts, partial(self._source.__getitem__, number))
                     self._items.setdefault(name, []).append(Item(number, truth, prediction))
 
+    # After the last batch.
+
     def lines(self) -> Iterator[dict[str, Any]]:
         """What is known of each example, by number: {"example": number, "name": if it has one, "groups": {"language": "fr"},
         and by task what `Task.compared` says of it}.
         """
-        tasks: dict[int, dict[str, Any]] = {number: {} for number in sorted(self._numbers)}
+        tasks: dict[int, dict[str, Any]] = {number: {} for number in sorted(self.seen.tolist())}
         for name, items in self._items.items():
             for item in items:
                 tasks[item.number][name] = self._tasks[name].compared(item, self._facts)
@@ -73,23 +80,138 @@ class Measures:
             name = {} if called is None else {"name": called}
             yield {"example": number, **name, **({"groups": own} if own else {}), **compared}
 
-    def metrics(self) -> dict[str, float]:
-        """By name: "answer/accuracy", "transcript/cer", "transcript/cer/language/fr", "pairs/speech_to_image/recall@1"."""
-        metrics = {name: total / weight for name, (total, weight) in self._sums.items() if weight}
-        for name, items in self._items.items():
-            task = self._tasks[name]
-            for part, chosen in self._parts([item.number for item in items]):
-                if not part or task.grouped:
-                    found = task.metrics([items[i] for i in chosen])
-                    metrics |= {f"{name}/{metric}{part}": value for metric, value in found.items()}
-        return metrics
+    @property
+    def seen(self) -> np.ndarray:
+        """The numbers of the examples that were measured."""
+        return np.concatenate([np.zeros(0, np.int64), *self._seen])
 
-    def _parts(self, numbers: list[int]) -> list[tuple[str, list[int]]]:
-        """All examples, and those of each group: the end of the metric's name, and places in `numbers`."""
-        parts = [("", list(range(len(numbers))))]
-        for kind, (group, names) in getattr(self._source, "groups", {}).items():
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks with predictions."""
+        return list(self._items)
+
+    @functools.cache  # noqa: B019, kept only while the result is computed
+    def items(self, task: str) -> list[Item]:
+        """The examples of a task, by their number in the split."""
+        return sorted(self._items[task], key=lambda item: item.number)
+
+    @functools.cache  # noqa: B019
+    def statistics(self, task: str) -> Mapping[str, Statistic]:
+        """The metrics of a task by name, for the order of `items`."""
+        items = self.items(task)
+        return self._tasks[task].statistics(items) or of_function(self._tasks[task].metrics, items)
+
+    def references(self, task: str) -> list[Any]:
+        """The truth of each of `items` as a value of JSON."""
+        return [self._tasks[task].reference(item.truth, self._facts) for item in self.items(task)]
+
+    def metrics(self) -> dict[str, float]:
+        """By name: "answer/accuracy", "transcript/cer", "transcript/cer/language/fr", "pairs/speech_to_image/recall@1".
+
+        The numbers of examples are among them: "examples" of the split, "transcript/examples" of a task, and
+        "transcript/examples/language/fr" of a group.
+        """
+        metrics = {name: total / weight for name, (total, weight) in self._sums.items() if weight}
+        for name in self._items:
+            parts, statistics = self._parts(name), self.statistics(name)
+            counts = np.zeros((len(parts), len(self.items(name))))
+            for row, (_, places) in zip(counts, parts, strict=True):
+                row[places] = 1
+            for metric, values in evaluate(statistics, counts).items():
+                for (part, _), value in zip(parts, values.tolist(), strict=True):
+                    if not np.isnan(value) and (not part or callable(statistics[metric])):
+                        metrics[f"{name}/{metric}{part}"] = value
+            metrics |= {f"{name}/examples{part}": len(places) for part, places in parts}
+        counted = {name: count for name, count in self.counts.items() if count}
+        return metrics | {"examples": len(self.seen)} | counted
+
+    def intervals(self, by: str | None = None, **options: int) -> dict[str, tuple[float, float]]:
+        """The interval of each metric that is computed from predictions, with the names of `metrics`.
+
+        Args:
+          by: draw the examples of each group of this kind together, such as "speaker"; None: one by one.
+          options: `count` and `seed` of `mmjax.evaluate.intervals.resamples`.
+        """
+        found = {}
+        for name in self._items:
+            clusters = self.clusters(name, by)
+            for part, places in self._parts(name):
+                own = intervals(self.statistics(name), len(clusters), places, clusters[places], **options)
+                found |= {f"{name}/{metric}{part}": interval for metric, interval in own.items()}
+        return found
+
+    def clusters(self, task: str, by: str | None) -> np.ndarray:
+        """[m] the group of each of `items`; an example without a group is one by itself.
+
+        Args:
+          by: a tag, "source" of a mixture, or a label with one class for each example; None: each example is its own group.
+
+        Raises:
+          UserError: no example has such a group.
+        """
+        numbers = self._numbers(task)
+        if by is None:
+            return np.arange(len(numbers))
+        groups, labels = getattr(self._source, "groups", {}), self._source.labels
+        if by in groups:
+            own = np.asarray(groups[by][0])[numbers]
+        elif by in labels and labels[by].kind == "class":
+            own = np.array([self._source[number].labels.get(by, -1) for number in numbers.tolist()])
+        else:
+            known = [*groups, *(name for name, label in labels.items() if label.kind == "class")]
+            raise UserError(f"no example has the group '{by}'{nearest(by, known)}")
+        return np.where(own < 0, own.max() + 1 + np.arange(len(own)), own)
+
+    def confusions(self) -> dict[str, dict[str, Any]]:
+        """By task, what it takes for what (`Task.confusions`), and its "worst" examples."""
+        found = {}
+        for name in self._items:
+            own = dict(self._tasks[name].confusions(self.items(name), self._facts))
+            if worst := self._worst(name):
+                own["worst"] = worst
+            if own:
+                found[name] = own
+        return found
+
+    def _worst(self, name: str) -> list[dict[str, Any]]:
+        """The examples with the largest errors, the worst first; none without an error."""
+        items = self.items(name)
+        errors = self._tasks[name].errors(items)
+        if errors is None:
+            return []
+        found = []
+        for place in np.argsort(-errors, kind="stable")[:WORST].tolist():
+            if errors[place] > 0:
+                item = items[place]
+                compared = self._tasks[name].compared(item, self._facts)
+                about = {"number": item.number, "name": self._source[item.number].name, "error": float(errors[place])}
+                found.append(about | {key: compared[key] for key in ("reference", "hypothesis")})
+        return found
+
+    def _numbers(self, task: str) -> np.ndarray:
+        return np.array([item.number for item in self.items(task)], np.int64)
+
+    def _parts(self, task: str) -> list[tuple[str, np.ndarray]]:
+        """All examples of a task, and those of each group: the end of the metric's name, and places in `items`."""
+        numbers = self._numbers(task)
+        parts = [("", np.arange(len(numbers)))]
+        groups = getattr(self._source, "groups", {}) if self._tasks[task].grouped else {}
+        for kind, (group, names) in groups.items():
             of_each = np.asarray(group)[numbers]
             for number, name in enumerate(names):
                 if len(chosen := np.flatnonzero(of_each == number)):
-                    parts.append((f"/{kind}/{name}", chosen.tolist()))
+                    parts.append((f"/{kind}/{name}", chosen))
         return parts
+
+
+def of_function(metrics: Callable[[Sequence[Item]], dict[str, float]], items: Sequence[Item]) -> dict[str, Statistic]:
+    """The metrics of a function of items as functions of how often each counts: it is called with repeated items."""
+    kept: list[Any] = [None, []]  # the last counts, since they are the same for all metrics
+
+    def statistic(counts: np.ndarray, name: str) -> np.ndarray:
+        if counts is not kept[0]:
+            repeated = [[items[i] for i in np.repeat(np.arange(len(items)), row.astype(int))] for row in counts]
+            kept[:] = [counts, [metrics(one) for one in repeated]]
+        return np.array([found.get(name, np.nan) for found in kept[1]], np.float64)
+
+    return {name: partial(statistic, name=name) for name in metrics(items)}

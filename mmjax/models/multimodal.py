@@ -35,7 +35,14 @@ class Multimodal(nn.Module, kw_only=True):
 
     def __call__(self, batch: Batch, train: bool = False) -> dict[str, Output]:
         """Predictions and labels by task. A task is left out if the batch lacks what it reads."""
-        return {name: output for name, _, output in self._run(batch, train) if output is not None}
+        batch = jax.tree.map(jnp.asarray, batch)
+        streams, seen, hidden = self._streams(batch, train)
+        streams, outputs = self._fused(streams, batch, train), {}
+        for name, task in self._available(streams):
+            output = task(Encoded(batch, streams, seen, hidden.get(name), self.encoders), train)
+            if output is not None:
+                outputs[name] = output
+        return outputs
 
     def predict(
         self, batch: Batch, rooms: Mapping[str, int], tables: Mapping[str, Any] | None = None
@@ -46,15 +53,46 @@ class Multimodal(nn.Module, kw_only=True):
           rooms: the largest number of tokens of a text, by label.
           tables: what the decoding of each task reads besides parameters (`tables_of`).
         """
-        runs, predictions = self._run(batch, False), {}
-        outputs = {name: output for name, _, output in runs if output is not None}
-        for name, encoded, output in runs:
-            encoded = encoded._replace(tasks=self.tasks, outputs=outputs)
-            task, variables = self.tasks[name].unbind()
-            predicted = task.decode(partial(task.apply, variables), encoded, output, rooms, (tables or {}).get(name))
-            if predicted is not None:
-                predictions[name] = predicted
-        return outputs, predictions
+        batch = jax.tree.map(jnp.asarray, batch)
+        return self.predict_parts(batch, {"all": batch}, rooms, tables)["all"]
+
+    def predict_parts(
+        self,
+        batch: Batch,
+        parts: Mapping[str, Batch],
+        rooms: Mapping[str, int],
+        tables: Mapping[str, Any] | None = None,
+    ) -> dict[str, tuple[dict[str, Output], dict[str, Stream]]]:
+        """The result of `predict` for parts of a batch, such as those that subsets of its modalities show.
+
+        Each encoder runs once, and so does a task that reads encoders alone, among parts with all examples of the batch.
+
+        Args:
+          parts: by name, some of the streams of the batch; some of its examples may be taken out of the others.
+          rooms, tables: as for `predict`.
+        """
+        streams, seen, _ = self._streams(batch, False)
+        known: tuple[dict[Any, Output | None], dict[Any, Stream | None]] = {}, {}
+        results: dict[str, tuple[dict[str, Output], dict[str, Stream]]] = {}
+        for part, shown in parts.items():
+            fused = self._fused(_among(shown, streams), shown, False)
+            encoded = Encoded(shown, fused, _among(shown, seen), None, self.encoders)
+            tasks = dict(self._available(encoded.streams))
+            keys = {name: (name, tuple(label in shown for label in task.labels())) for name, task in tasks.items()}
+            whole = shown["examples"] is batch["examples"]
+            kept = [name for name, task in tasks.items() if whole and "fused" not in task.sources and not task.media]
+            outputs, predicted = ({name: one[key] for name, key in keys.items() if key in one} for one in known)
+            for name in tasks.keys() - outputs.keys():
+                outputs[name] = tasks[name](encoded)
+            encoded = encoded._replace(tasks=self.tasks, outputs=_there(outputs))
+            for name in tasks.keys() - predicted.keys():
+                task, variables = tasks[name].unbind()
+                given = encoded, outputs[name], rooms, (tables or {}).get(name)
+                predicted[name] = task.decode(partial(task.apply, variables), *given)
+            for one, values in zip(known, (outputs, predicted), strict=True):
+                one.update({keys[name]: values[name] for name in kept})
+            results[part] = _there(outputs), _there(predicted)
+        return results
 
     def encode(self, batch: Batch, name: str) -> Stream:
         """The output of an encoder for its stream of a batch."""
@@ -89,25 +127,19 @@ class Multimodal(nn.Module, kw_only=True):
         """
         batch = jax.tree.map(jnp.asarray, batch)
         streams, seen, _ = self._streams(batch, False)
+        streams = self._fused(streams, batch, False)
         return self.tasks[task].begin(Encoded(batch, streams, seen, None, self.encoders), length)
 
     def step(self, task: str, tokens: Stream, kept: Any) -> tuple[Stream, Any]:
         """Logits [B, N, V] of the tokens after `tokens` [B, N], and what the next call needs."""
         return self.tasks[task].step(tokens, kept)
 
-    def _run(self, batch: Batch, train: bool) -> list[tuple[str, Encoded, Output | None]]:
-        """(name, what it reads, output) of every task whose inputs are in the batch."""
-        batch = jax.tree.map(jnp.asarray, batch)
-        streams, seen, hidden = self._streams(batch, train)
-        runs = []
-        for name, task in self.tasks.items():
-            if task.available(streams):
-                encoded = Encoded(batch, streams, seen, hidden.get(name), self.encoders)
-                runs.append((name, encoded, task(encoded, train)))
-        return runs
+    def _available(self, streams: Mapping[str, Stream]) -> list[tuple[str, Task]]:
+        """The tasks whose inputs are in the batch, by name."""
+        return [(name, task) for name, task in self.tasks.items() if task.available(streams)]
 
     def _streams(self, batch: Batch, train: bool) -> tuple[dict[str, Stream], dict[str, Stream], dict[str, Stream]]:
-        """The fields `streams`, `seen` and `hidden` (by task) of `Encoded`."""
+        """The outputs of the encoders, and the fields `seen` and `hidden` (by task) of `Encoded`."""
         hiding = sorted(name for name, task in self.tasks.items() if task.hides) if train else []
         key = self.make_rng("augment") if hiding else None
         keys = {name: jax.random.fold_in(key, number) for number, name in enumerate(hiding)}
@@ -116,10 +148,14 @@ class Multimodal(nn.Module, kw_only=True):
             own = {task: keys[task] for task in hiding if self.tasks[task].reads == name}
             streams[name], seen[name], labels = self._encode(name, batch, train, own)
             hidden |= labels
-        if self.fusion is not None:
-            fused = rematerialised_whole(lambda fusion, *x: fusion(*x, train), self.fusion, streams, batch["examples"])
-            streams = {**streams, "fused": fused}
         return streams, seen, hidden
+
+    def _fused(self, streams: dict[str, Stream], batch: Batch, train: bool) -> dict[str, Stream]:
+        """The outputs of the encoders, and that of the fusion."""
+        if self.fusion is None:
+            return streams
+        fused = rematerialised_whole(lambda fusion, *x: fusion(*x, train), self.fusion, streams, batch["examples"])
+        return {**streams, "fused": fused}
 
     def _encode(
         self, name: str, batch: Batch, train: bool, keys: Mapping[str, jax.Array]
@@ -149,3 +185,13 @@ class Multimodal(nn.Module, kw_only=True):
         whose = (examples,) if encoder.reads_examples else ()
         encoded = rematerialised_whole(lambda tower, x, *rest: tower(x, train, *rest), encoder, single, *whose)
         return encoder.rejoined(encoded, stream) if one_by_one else encoded, stream, labels
+
+
+def _there(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _among(batch: Batch, streams: Mapping[str, Stream]) -> dict[str, Stream]:
+    """Those of the streams whose inputs are in a batch."""
+    return {name: stream for name, stream in streams.items() if name in batch}

@@ -241,8 +241,23 @@ class Task(nn.Module, kw_only=True):
         """
         return tokens
 
+    def statistics(self, items: Sequence[Item]) -> Mapping[str, Any]:
+        """The metrics of a split by name, each a function of how often each example counts (`mmjax.tasks.metrics`).
+
+        If there are none, those of `metrics` are used.
+        """
+        return {}
+
     def metrics(self, items: Sequence[Item]) -> dict[str, float]:
-        """Metrics of a split, or of a group of its examples, by name: `metric_names`, or some of them."""
+        """Metrics by name, if `statistics` has none: simpler, but computed anew for each group and each resample."""
+        return {}
+
+    def errors(self, items: Sequence[Item]) -> np.ndarray | None:
+        """[n] how wrong each prediction is, from 0, for a list of the worst; None: not known."""
+        return None
+
+    def confusions(self, items: Sequence[Item], facts: Facts) -> dict[str, Any]:
+        """What the task takes for what (`mmjax.tasks.confusions`): the keys of a matrix, or of lists of words."""
         return {}
 
     def shown(self, prediction: Any, facts: Facts) -> dict[str, Any]:

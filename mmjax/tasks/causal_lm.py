@@ -17,8 +17,8 @@ from mmjax.models.remat import rematerialised_whole
 from mmjax.models.segments import belongs
 from mmjax.models.task import Encoded, Facts, Item, Output, Sums, Task
 from mmjax.stream import Stream
-from mmjax.tasks.metrics import reply_metrics
-from mmjax.tasks.text import check_vocabulary, shown_texts
+from mmjax.tasks.metrics import Statistic, reply_metrics
+from mmjax.tasks.text import TextTask, check_vocabulary, shown_texts, texts
 
 
 class WritingState(NamedTuple):
@@ -183,5 +183,7 @@ class CausalLM(Task, kw_only=True):
     def shown(self, prediction: Hypotheses, facts: Facts) -> dict[str, Any]:
         return shown_texts(prediction)
 
-    def metrics(self, items: Sequence[Item]) -> dict[str, float]:
-        return reply_metrics([item.truth for item in items], [item.prediction.text for item in items])
+    def statistics(self, items: Sequence[Item]) -> dict[str, Statistic]:
+        return reply_metrics(*texts(items))
+
+    errors, confusions = TextTask.errors, TextTask.confusions

@@ -20,6 +20,7 @@ from mmjax.models.roles import parameter
 from mmjax.models.segments import having, mean
 from mmjax.models.task import Encoded, Facts, Item, Output, Sums, Task
 from mmjax.stream import Stream
+from mmjax.tasks.metrics import Statistic
 from mmjax.tasks.retrieval import RANKS, recalls
 
 
@@ -117,7 +118,7 @@ class Contrast(Task, kw_only=True):
     def prediction(self, tokens: np.ndarray | None, facts: Facts) -> np.ndarray | None:
         return None if tokens is None else tokens[0]
 
-    def metrics(self, items: Sequence[Item]) -> dict[str, float]:
+    def statistics(self, items: Sequence[Item]) -> dict[str, Statistic]:
         """ "FIRST_to_SECOND/recall@1" and others, in both directions (`recalls`)."""
         vectors = np.stack([item.prediction for item in items])
         keys = [[item.number if item.truth[side] is None else item.truth[side] for item in items] for side in range(2)]

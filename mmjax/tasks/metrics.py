@@ -1,20 +1,81 @@
-"""Metrics of a whole split, from its truths and predictions, on the host."""
+"""Metrics of a whole split, from its truths and predictions, on the host.
+
+A metric is a function of how often each example counts (`Statistic`). If each counts once, it is the metric of the split; if the
+members of a group count once and all others never, that of the group; and if each counts as often as it was drawn, that of
+a resample (`mmjax.evaluate.intervals`).
+"""
 
 import math
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+# Counts [R, n] of n examples -> [R] values; NaN where the metric is not defined. A plain number does not depend on the counts.
+Statistic = Callable[[np.ndarray], np.ndarray] | float
 
-def error_rates(references: list[str], hypotheses: list[str]) -> dict[str, float]:
-    """Character and word error rate over the whole corpus: all edits over all reference units (jiwer)."""
+
+class Ratio(NamedTuple):
+    """A metric that is a sum over examples divided by another one, such as edits by words.
+
+    Attributes:
+      above, below: [n] what each example adds to the two sums.
+    """
+
+    above: np.ndarray
+    below: np.ndarray
+
+    def __call__(self, counts: np.ndarray) -> np.ndarray:
+        return _divided(counts @ self.above, counts @ self.below)
+
+
+def mean(values: Any) -> Ratio:
+    """The mean of the examples' values [n]."""
+    values = np.asarray(values, np.float64)
+    return Ratio(values, np.ones(len(values)))
+
+
+def evaluate(statistics: Mapping[str, Statistic], counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Each metric's values [R] for counts [R, n] of the examples; NaN where it is not defined."""
+    return {name: one(counts) if callable(one) else np.full(len(counts), one) for name, one in statistics.items()}
+
+
+def values(statistics: Mapping[str, Statistic], examples: int) -> dict[str, float]:
+    """The metrics of a split of so many examples; those that are not defined are left out."""
+    once = np.ones((1, examples))
+    found = {name: float(one(once)[0]) if callable(one) else one for name, one in statistics.items()}
+    return {name: value for name, value in found.items() if not math.isnan(value)}
+
+
+def _divided(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """The quotient; NaN where `below` is 0."""
+    return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below > 0)
+
+
+def _mean_of_defined(found: np.ndarray) -> np.ndarray:
+    """[R] the mean over classes of the values [C, R] that are not NaN."""
+    return _divided(np.nan_to_num(found).sum(0), (~np.isnan(found)).sum(0))
+
+
+def error_rates(references: list[str], hypotheses: list[str]) -> dict[str, Statistic]:
+    """Character and word error rate: all edits over all units of the references (jiwer)."""
     import jiwer
 
     if not any(references):
         return {}
-    return {"cer": float(jiwer.cer(references, hypotheses)), "wer": float(jiwer.wer(references, hypotheses))}
+    characters, words = (align(references, hypotheses) for align in (jiwer.process_characters, jiwer.process_words))
+    return {"cer": _edits(characters), "wer": _edits(words)}
+
+
+def _edits(aligned: Any) -> Ratio:
+    """The edits and the units of each reference of a result of jiwer."""
+    edits = [
+        sum(max(x.ref_end_idx - x.ref_start_idx, x.hyp_end_idx - x.hyp_start_idx) for x in chunks if x.type != "equal")
+        for chunks in aligned.alignments
+    ]
+    return Ratio(np.array(edits, np.float64), np.array([len(one) for one in aligned.references], np.float64))
 
 
 def words_right(reference: Sequence[str], hypothesis: Sequence[str]) -> list[bool]:
@@ -40,13 +101,27 @@ def calibration_gaps(confidence: Sequence[float], right: Sequence[bool], bins: i
     return np.bincount(own, weights=confidence - right, minlength=bins)
 
 
-def reply_metrics(references: list[str], hypotheses: list[str]) -> dict[str, float]:
+class CalibrationError(NamedTuple):
+    """The expected calibration error.
+
+    Attributes:
+      gaps: [n, bins] of the decisions of each example (`calibration_gaps`); decisions: [n], their number.
+    """
+
+    gaps: np.ndarray
+    decisions: np.ndarray
+
+    def __call__(self, counts: np.ndarray) -> np.ndarray:
+        return _divided(np.abs(counts @ self.gaps).sum(-1), counts @ self.decisions)
+
+
+def reply_metrics(references: list[str], hypotheses: list[str]) -> dict[str, Statistic]:
     """Metrics of short texts, such as answers to questions.
 
     Returns:
       {"exact_match": share of equal texts; "f1": mean F1 of words (SQuAD, Rajpurkar et al. 2016, arXiv:1606.05250), both after
       lower-casing and without punctuation, articles and further spaces; "bleu" and "chrf" (sacrebleu, Post 2018,
-      arXiv:1804.08771), and "cider", of the whole corpus; and those of `error_rates`}.
+      arXiv:1804.08771) of the whole corpus; the mean of `cider`; and those of `error_rates`}.
     """
     import sacrebleu
 
@@ -54,19 +129,30 @@ def reply_metrics(references: list[str], hypotheses: list[str]) -> dict[str, flo
         return {}
     pairs = [(_normalised(a), _normalised(b)) for a, b in zip(references, hypotheses, strict=True)]
     found = {
-        "exact_match": float(np.mean([a == b for a, b in pairs])),
-        "f1": float(np.mean([_word_f1(a.split(), b.split()) for a, b in pairs])),
-        "bleu": float(sacrebleu.corpus_bleu(hypotheses, [references]).score),
-        "chrf": float(sacrebleu.corpus_chrf(hypotheses, [references]).score),
-        "cider": cider(references, hypotheses),
+        "exact_match": mean([a == b for a, b in pairs]),
+        "f1": mean([_word_f1(a.split(), b.split()) for a, b in pairs]),
+        "bleu": _of_corpus(sacrebleu.BLEU(), references, hypotheses),
+        "chrf": _of_corpus(sacrebleu.CHRF(), references, hypotheses),
+        "cider": mean(cider(references, hypotheses)),
     }
     return found | error_rates(references, hypotheses)
 
 
-def cider(references: list[str], hypotheses: list[str]) -> float:
-    """CIDEr-D of a corpus with one reference for each text (Vedantam et al. 2015, arXiv:1411.5726): 0 to 10.
+def _of_corpus(metric: Any, references: list[str], hypotheses: list[str]) -> Statistic:
+    """A metric of sacrebleu, from the sums over examples that its own bootstrap resamples."""
+    of_each = np.array(metric._extract_corpus_statistics(hypotheses, [references]), np.float64)
 
-    It is the mean similarity of the n-grams of 1 to 4 words, weighted by how rare they are among the references. Words are
+    def statistic(counts: np.ndarray) -> np.ndarray:
+        sums = np.rint(counts @ of_each).astype(np.int64)
+        return np.array([metric._compute_score_from_stats(one).score for one in sums.tolist()])
+
+    return statistic
+
+
+def cider(references: list[str], hypotheses: list[str]) -> np.ndarray:
+    """[n] CIDEr-D of texts with one reference each (Vedantam et al. 2015, arXiv:1411.5726): 0 to 10.
+
+    It is the similarity of the n-grams of 1 to 4 words, weighted by how rare they are among all references. Words are
     lower-case, without punctuation.
     """
     pairs = [[_grams(text) for text in pair] for pair in zip(references, hypotheses, strict=True)]
@@ -85,7 +171,7 @@ def cider(references: list[str], hypotheses: list[str]) -> float:
         longer -= sum(count for g, count in reference.items() if len(g) == 1)
         return product / norms * math.exp(-(longer**2) / 72) if norms else 0.0
 
-    return 10 * float(np.mean([np.mean([similarity(*pair, n) for n in range(1, 5)]) for pair in pairs]))
+    return 10 * np.array([np.mean([similarity(*pair, n) for n in range(1, 5)]) for pair in pairs])
 
 
 def _grams(text: str) -> Counter:
@@ -105,7 +191,7 @@ def _word_f1(reference: list[str], hypothesis: list[str]) -> float:
     return 2 * common / (len(reference) + len(hypothesis))
 
 
-def classification(truths: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+def classification(truths: np.ndarray, scores: np.ndarray) -> dict[str, Statistic]:
     """Metrics of a classifier that chooses one class.
 
     Args:
@@ -115,29 +201,38 @@ def classification(truths: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     Returns:
       {"accuracy"; "macro_f1": mean F1 of the classes; "uar": unweighted average recall, the mean recall of the classes;
       "auroc": mean over the classes of the area under the ROC curve, one against the rest}. A mean is over the classes that
-      occur in `truths`. "auroc" is left out if only one class occurs.
+      occur in `truths`. "auroc" is not defined if only one class occurs.
     """
-    chosen, classes = scores.argmax(-1), np.unique(truths)
-    f1, recall = [], []
-    for one in classes:
-        hits = np.count_nonzero((truths == one) & (chosen == one))
-        recall.append(hits / np.count_nonzero(truths == one))
-        f1.append(2 * hits / (np.count_nonzero(truths == one) + np.count_nonzero(chosen == one)))
-    found = {
-        "accuracy": float((chosen == truths).mean()),
-        "macro_f1": float(np.mean(f1)),
-        "uar": float(np.mean(recall)),
+    chosen = scores.argmax(-1)
+    size = int(max(scores.shape[-1], truths.max() + 1))
+
+    def by_class(counts: np.ndarray, of_each: np.ndarray) -> np.ndarray:
+        """[R, size] the number of examples of each class."""
+        return np.stack([np.bincount(of_each, row, size) for row in counts])
+
+    def f1(counts: np.ndarray) -> np.ndarray:
+        true, said = by_class(counts, truths), by_class(counts, chosen)
+        found = _divided(2 * by_class(counts * (chosen == truths), truths), true + said)
+        return _mean_of_defined(np.where(true > 0, found, np.nan).T)
+
+    def recall(counts: np.ndarray) -> np.ndarray:
+        hits = by_class(counts * (chosen == truths), truths)
+        return _mean_of_defined(_divided(hits, by_class(counts, truths)).T)
+
+    shifted = scores - scores.max(-1, keepdims=True)
+    # Without the largest score, whose power is 1, the sum keeps probabilities near 1 apart.
+    others = np.where(np.arange(scores.shape[-1]) == chosen[:, None], 0.0, np.exp(shifted))
+    log_probabilities = shifted - np.log1p(others.sum(-1, keepdims=True))
+    areas = [auroc(truths == one, log_probabilities[:, one]) for one in np.unique(truths)]
+    return {
+        "accuracy": mean(chosen == truths),
+        "macro_f1": f1,
+        "uar": recall,
+        "auroc": lambda counts: _mean_of_defined(np.stack([area(counts) for area in areas])),
     }
-    if len(classes) > 1:
-        shifted = scores - scores.max(-1, keepdims=True)
-        # Without the largest score, whose power is 1, the sum keeps probabilities near 1 apart.
-        others = np.where(np.arange(scores.shape[-1]) == chosen[:, None], 0.0, np.exp(shifted))
-        log_probabilities = shifted - np.log1p(others.sum(-1, keepdims=True))
-        found["auroc"] = float(np.mean([auroc(truths == one, log_probabilities[:, one]) for one in classes]))
-    return found
 
 
-def multi_label(truths: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+def multi_label(truths: np.ndarray, scores: np.ndarray) -> dict[str, Statistic]:
     """Metrics of independent binary decisions.
 
     Args:
@@ -149,41 +244,77 @@ def multi_label(truths: np.ndarray, scores: np.ndarray) -> dict[str, float]:
       mean over the classes that occur, but not in every example}.
     """
     truths, chosen = truths > 0, scores > 0
-    found = {"accuracy": float((truths == chosen).mean())}
-    occurs = (truths | chosen).any(0)
-    if occurs.any():
-        f1 = 2 * (truths & chosen).sum(0)[occurs] / (truths.sum(0) + chosen.sum(0))[occurs]
-        found["macro_f1"] = float(f1.mean())
-    mixed = np.flatnonzero(truths.any(0) & ~truths.all(0))
-    if len(mixed):
-        found["auroc"] = float(np.mean([auroc(truths[:, one], scores[:, one]) for one in mixed]))
-    return found
+
+    def f1(counts: np.ndarray) -> np.ndarray:
+        return _mean_of_defined(_divided(2 * counts @ (truths & chosen), counts @ truths + counts @ chosen).T)
+
+    areas = [auroc(*pair) for pair in zip(truths.T, scores.T, strict=True)]
+    return {
+        "accuracy": mean((truths == chosen).mean(1)),
+        "macro_f1": f1,
+        "auroc": lambda counts: _mean_of_defined(np.stack([area(counts) for area in areas])),
+    }
 
 
-def auroc(positive: np.ndarray, scores: np.ndarray) -> float:
+def auroc(positive: np.ndarray, scores: np.ndarray) -> Statistic:
     """The area under the ROC curve: how often a positive example has a larger score than a negative one; ties count half."""
-    ranks = average_ranks(scores)
-    count, rest = np.count_nonzero(positive), np.count_nonzero(~positive)
-    return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * rest))
+
+    def statistic(counts: np.ndarray) -> np.ndarray:
+        order, first = _sorted(scores)
+        hits = np.add.reduceat((counts * positive)[:, order], first, axis=1)
+        rest = np.add.reduceat((counts * ~positive)[:, order], first, axis=1)
+        below = np.cumsum(rest, axis=1) - rest / 2
+        return _divided((hits * below).sum(1), hits.sum(1) * rest.sum(1))
+
+    return statistic
 
 
-def average_ranks(values: np.ndarray) -> np.ndarray:
-    """[n] ranks from 1; equal values share the mean of their ranks."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+def average_ranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """[R, n] ranks of values [n] from 1, for counts [R, n] of the examples; equal values share the mean of their ranks."""
+    order, first = _sorted(values)
+    same = np.add.reduceat(counts[:, order], first, axis=1)
+    ranks = np.cumsum(same, axis=1) - (same - 1) / 2
+    place = np.empty(len(values), np.int64)
+    place[order] = np.cumsum(np.isin(np.arange(len(values)), first)) - 1
+    return ranks[:, place]
 
 
-def regression(truths: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
+def _sorted(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The order of values [n], and where in it each different value begins."""
+    order = np.argsort(values, kind="stable")
+    return order, np.flatnonzero(np.append(True, np.diff(values[order]) != 0))
+
+
+def regression(truths: np.ndarray, predictions: np.ndarray) -> dict[str, Statistic]:
     """Metrics of predicted numbers [n, C], each the mean over the C numbers.
 
     Returns:
-      {"mae", "rmse": in the unit of the labels; "pearson", "spearman": correlations}. A correlation is left out if a
+      {"mae", "rmse": in the unit of the labels; "pearson", "spearman": correlations}. A correlation is not defined if a
       number is constant in all truths or all predictions.
     """
-    difference = predictions - truths
-    found = {"mae": float(np.abs(difference).mean()), "rmse": float(np.sqrt((difference**2).mean(0)).mean())}
-    ranks = [np.apply_along_axis(average_ranks, 0, x) for x in (truths, predictions)]
-    for name, pair in (("pearson", (truths, predictions)), ("spearman", ranks)):
-        if all((np.ptp(x, axis=0) > 0).all() for x in pair):
-            found[name] = float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(pair[0].T, pair[1].T, strict=True)]))
-    return found
+    truths, predictions = truths.astype(np.float64), predictions.astype(np.float64)
+    difference, columns = predictions - truths, list(zip(truths.T, predictions.T, strict=True))
+
+    def rmse(counts: np.ndarray) -> np.ndarray:
+        return np.sqrt(_divided(counts @ difference**2, counts.sum(1, keepdims=True))).mean(1)
+
+    def pearson(counts: np.ndarray) -> np.ndarray:
+        return np.mean([_correlation(a, b, counts) for a, b in columns], axis=0)
+
+    def spearman(counts: np.ndarray) -> np.ndarray:
+        ranks = [[average_ranks(x, counts) for x in pair] for pair in columns]
+        return np.mean([_correlation(a, b, counts) for a, b in ranks], axis=0)
+
+    return {"mae": mean(np.abs(difference).mean(1)), "rmse": rmse, "pearson": pearson, "spearman": spearman}
+
+
+def _correlation(a: np.ndarray, b: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """[R] Pearson's correlation of [n] or [R, n] values; NaN if either is constant among the examples that count."""
+    total, centred, varied = np.maximum(counts.sum(1, keepdims=True), 1), [], True
+    for x in (a, b):
+        least, most = (np.where(counts > 0, x, edge) for edge in (np.inf, -np.inf))
+        varied = varied & (least.min(1) < most.max(1))
+        centred.append(x - (counts * x).sum(1, keepdims=True) / total)
+    a, b = centred
+    spread = np.sqrt((counts * a * a).sum(1) * (counts * b * b).sum(1))
+    return np.where(varied, _divided((counts * a * b).sum(1), spread), np.nan)

@@ -14,6 +14,7 @@ from mmjax.models.layers import dense
 from mmjax.models.pooling import Pool
 from mmjax.models.task import Encoded, Facts, Item, Output, Sums, Task
 from mmjax.tasks import metrics
+from mmjax.tasks.confusions import confusion_matrix
 
 SHOWN = 5  # the classes that `mmjax predict` prints
 
@@ -94,8 +95,16 @@ class Classify(PerExample, kw_only=True):
     def truth(self, tokens: np.ndarray, facts: Facts, example: Callable[[], Any]) -> int:
         return int(tokens[0] if tokens.ndim == 1 else tokens[0].argmax())  # the largest share of a distribution
 
-    def metrics(self, items: Sequence[Item]) -> dict[str, float]:
+    def statistics(self, items: Sequence[Item]) -> dict[str, metrics.Statistic]:
         return metrics.classification(np.array([i.truth for i in items]), np.stack([i.prediction for i in items]))
+
+    def errors(self, items: Sequence[Item]) -> np.ndarray:
+        """The cross-entropy of each example."""
+        return np.array([-np.log(softmax(i.prediction.astype(np.float64))[i.truth]) for i in items])
+
+    def confusions(self, items: Sequence[Item], facts: Facts) -> dict[str, Any]:
+        chosen = [int(item.prediction.argmax()) for item in items]
+        return confusion_matrix([item.truth for item in items], chosen, facts.names[self.label])
 
     def shown(self, prediction: np.ndarray, facts: Facts) -> dict[str, Any]:
         """{"": the chosen class, "confidence": its probability, "probabilities": {class: probability}, the largest first}."""
@@ -123,8 +132,12 @@ class MultiLabel(PerExample, kw_only=True):
     def loss(self, output: Output) -> Sums:
         return sigmoid_cross_entropy(*output, self.gamma)
 
-    def metrics(self, items: Sequence[Item]) -> dict[str, float]:
+    def statistics(self, items: Sequence[Item]) -> dict[str, metrics.Statistic]:
         return metrics.multi_label(np.stack([i.truth for i in items]), np.stack([i.prediction for i in items]))
+
+    def errors(self, items: Sequence[Item]) -> np.ndarray:
+        """The number of wrong decisions of each example."""
+        return np.array([np.count_nonzero((i.truth > 0) != (i.prediction > 0)) for i in items], np.float64)
 
     def shown(self, prediction: np.ndarray, facts: Facts) -> dict[str, Any]:
         """{"": the classes that apply, "probabilities": {class: probability}}."""
@@ -151,8 +164,12 @@ class Regress(PerExample, kw_only=True):
     def loss(self, output: Output) -> Sums:
         return regression(*output, self.difference, self.delta)
 
-    def metrics(self, items: Sequence[Item]) -> dict[str, float]:
+    def statistics(self, items: Sequence[Item]) -> dict[str, metrics.Statistic]:
         return metrics.regression(np.stack([i.truth for i in items]), np.stack([i.prediction for i in items]))
+
+    def errors(self, items: Sequence[Item]) -> np.ndarray:
+        """The mean absolute difference of each example."""
+        return np.array([np.abs(i.prediction - i.truth).mean() for i in items])
 
     def shown(self, prediction: np.ndarray, facts: Facts) -> dict[str, Any]:
         """{"": {name: number}}."""

@@ -5,13 +5,15 @@ from math import comb
 
 import numpy as np
 
+from mmjax.tasks.metrics import Ratio, Statistic
+
 RANKS = (1, 5, 10)
 AT_ONCE = 1024  # queries whose scores are in memory together
 
 
 def recalls(
     queries: np.ndarray, items: np.ndarray, query_keys: Sequence[Hashable], item_keys: Sequence[Hashable]
-) -> dict[str, float]:
+) -> dict[str, Statistic]:
     """Recall@1, 5 and 10 of a gallery of all different items, and what guessing would reach.
 
     As on COCO captions (Karpathy and Fei-Fei 2015, section 4.2), a query that belongs to several items is right if any of
@@ -23,7 +25,8 @@ def recalls(
       query_keys, item_keys: [n] what identifies them: equal keys are the same recording, picture or text.
 
     Returns:
-      {"recall@1", "recall@5", "recall@10", "chance@1", "chance@5", "chance@10", "queries", "gallery"}.
+      {"recall@1", "recall@5", "recall@10", "chance@1", "chance@5", "chance@10", "queries", "gallery"}. The gallery is that of
+      all examples, whichever count.
     """
     query_of, first_query = _numbered(query_keys)
     item_of, first_item = _numbered(item_keys)
@@ -38,7 +41,8 @@ def recalls(
             own = list(belongs[number])
             best = row[own].max()
             ranks[number] = (row >= best).sum() - (row[own] >= best).sum()
-    found = {f"recall@{k}": float((ranks < k).mean()) for k in RANKS}
+    share = 1 / np.bincount(query_of)[query_of]  # a query counts once, though several examples ask it
+    found = {f"recall@{k}": Ratio((ranks < k)[query_of] * share, share) for k in RANKS}
     found |= {f"chance@{k}": float(np.mean([_chance(len(gallery), len(own), k) for own in belongs])) for k in RANKS}
     return found | {"queries": len(first_query), "gallery": len(gallery)}
 

@@ -11,7 +11,8 @@ from mmjax.errors import UserError
 from mmjax.models.task import Facts, Item, Task
 from mmjax.models.texts import to_classes, to_ids
 from mmjax.stream import Stream
-from mmjax.tasks.metrics import calibration_gaps, error_rates, words_right
+from mmjax.tasks.confusions import confused_words, word_edits
+from mmjax.tasks.metrics import CalibrationError, Statistic, calibration_gaps, error_rates, words_right
 
 
 class TextTask(Task, kw_only=True):
@@ -61,12 +62,24 @@ class TextTask(Task, kw_only=True):
         found = [name for name in self.sources if name in facts.seconds]
         return found[0] if len(found) == 1 else None
 
-    def metrics(self, items: Sequence[Item]) -> dict[str, float]:
-        truths, predictions = [item.truth for item in items], [item.prediction for item in items]
-        return error_rates(truths, [one.text for one in predictions]) | calibration(truths, predictions)
+    def statistics(self, items: Sequence[Item]) -> dict[str, Statistic]:
+        return error_rates(*texts(items)) | calibration(
+            [item.truth for item in items], [item.prediction for item in items]
+        )
+
+    def errors(self, items: Sequence[Item]) -> np.ndarray:
+        return word_edits(*texts(items))
+
+    def confusions(self, items: Sequence[Item], facts: Facts) -> dict[str, Any]:
+        return confused_words(*texts(items))
 
     def shown(self, prediction: Hypotheses, facts: Facts) -> dict[str, Any]:
         return shown_texts(prediction)
+
+
+def texts(items: Sequence[Item]) -> tuple[list[str], list[str]]:
+    """The truths and the predictions."""
+    return [item.truth for item in items], [item.prediction.text for item in items]
 
 
 class WithBlank(TextTask, kw_only=True):
@@ -107,14 +120,14 @@ def shown_texts(found: Hypotheses) -> dict[str, Any]:
     return shown
 
 
-def calibration(truths: Sequence[str], predictions: Sequence[Hypotheses]) -> dict[str, float]:
+def calibration(truths: Sequence[str], predictions: Sequence[Hypotheses]) -> dict[str, Statistic]:
     """{"ece": the expected calibration error of the confidence of words}; empty without words."""
-    gaps, count = [], 0
+    gaps, counts = [], []
     for truth, words in zip(truths, (one.best.words for one in predictions), strict=True):
         right = words_right([truth[slice(*span)] for span in word_spans(truth)], [word.word for word in words])
         gaps.append(calibration_gaps([word.confidence for word in words], right))
-        count += len(words)
-    return {"ece": float(np.abs(np.sum(gaps, axis=0)).sum() / count)} if count else {}
+        counts.append(len(words))
+    return {"ece": CalibrationError(np.array(gaps), np.array(counts))} if any(counts) else {}
 
 
 def check_vocabulary(key: str, outputs: int | None, tokenizer: Any, needed: int) -> None:

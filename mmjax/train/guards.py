@@ -63,7 +63,7 @@ class Guards:
 
     def _measured(self, params: Any) -> dict[str, dict[str, float]]:
         subset = "+".join(self._config.model.encoders)
-        found = {name: evaluator.evaluate(params, subset) for name, evaluator in self._evaluators.items()}
+        found = {name: evaluator.evaluate(params, [subset])[subset] for name, evaluator in self._evaluators.items()}
         return {name: dict(shown(metrics)) for name, metrics in found.items()}
 
 

@@ -11,7 +11,8 @@ import jax
 from mmjax import progress, telemetry
 from mmjax.data.loader import Batches, prefetch
 from mmjax.errors import UserError
-from mmjax.evaluate.evaluation import Evaluator, canonical, table
+from mmjax.evaluate.evaluation import Evaluator, canonical
+from mmjax.evaluate.tables import table
 from mmjax.files import local
 from mmjax.models.remat import check_offload
 from mmjax.parallel.agreement import from_lead
@@ -176,20 +177,16 @@ def _train(
 
     def measure(chosen: Iterable[str], examples: int | None) -> dict[str, dict[str, float]] | None:
         """The metrics of subsets; None if a signal interrupted the evaluation."""
-        params, results = state.evaluated, {}
+        if evaluator is None:
+            return {}
 
         def asked() -> bool:
             watch.doing(done, "an evaluation")
             return stop.asked()
 
-        for subset in chosen:
-            watch.pause()  # its program may be compiled
-            with ledger.spent("evaluation"):
-                metrics = evaluator.evaluate(params, subset, examples, asked)
-            if metrics is None:
-                return None
-            results[canonical(subset)] = metrics
-        return results
+        names = [canonical(subset) for subset in chosen]
+        with ledger.spent("evaluation"):
+            return evaluator.evaluate(state.evaluated, names, examples, asked, watch.pause)
 
     def keep_best(results: dict[str, dict[str, float]]) -> None:
         """Keeps the checkpoint of this step if it is the best. The record follows the checkpoint that it names."""

@@ -1,0 +1,185 @@
+"""Compares models on the same examples: intervals of each metric, and the paired bootstrap against the first model."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+from mmjax.errors import UserError
+from mmjax.evaluate.intervals import intervals, paired
+from mmjax.evaluate.measures import Measures
+from mmjax.evaluate.tables import LOWER_IS_BETTER, formatted, heading, shown_metrics
+from mmjax.tasks.metrics import Statistic, error_rates, evaluate, mean, regression
+
+
+class Scores(NamedTuple):
+    """What a comparison needs of one model's results in one task.
+
+    Attributes:
+      numbers: [n] of the examples in the split, ascending.
+      references: [n] the truths as values of JSON.
+      statistics: the metrics by name.
+      clusters: [n] the group of each example; None: each is one by itself.
+    """
+
+    numbers: np.ndarray
+    references: list[Any]
+    statistics: Mapping[str, Statistic]
+    clusters: np.ndarray | None = None
+
+
+def scores_of(measures: Measures, by: str | None = None) -> dict[str, Scores]:
+    """The scores of each task.
+
+    Args:
+      by: the kind of groups whose examples are drawn together.
+    """
+    found = {}
+    for task in measures.tasks:
+        numbers = np.array([item.number for item in measures.items(task)], np.int64)
+        found[task] = Scores(numbers, measures.references(task), measures.statistics(task), measures.clusters(task, by))
+    return found
+
+
+def read_saved(path: Path, by: str | None = None) -> dict[str, dict[str, Scores]]:
+    """The scores by subset and task of a file of `mmjax eval --save`.
+
+    Texts have error rates, numbers their errors and correlations, and classes accuracy; other metrics need the run itself.
+
+    Args:
+      by: as for `scores_of`.
+
+    Raises:
+      UserError: the file cannot be read, its lines are not those of an evaluation, or they have no such groups.
+    """
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for line in (line for line in lines if "error" not in line):  # of an example that could not be read
+            group = line.get("groups", {}).get(by, f"{line['number']} alone")
+            for task, one in line["tasks"].items():
+                own = {"number": line["number"], "group": group, **one}
+                found.setdefault(line["subset"], {}).setdefault(task, []).append(own)
+        if by is not None and not any(by in line.get("groups", {}) for line in lines):
+            raise UserError(f"the examples of {path} have no groups by '{by}'")
+        return {subset: {t: s for t, own in tasks.items() if (s := _saved(own))} for subset, tasks in found.items()}
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is no saved evaluation: write one with `mmjax eval RUN --save {path}`") from None
+
+
+def _saved(lines: list[dict[str, Any]]) -> Scores | None:
+    """The scores of a task; None if its examples have no references."""
+    lines = sorted(lines, key=lambda line: line["number"])
+    numbers, groups, references, hypotheses = (
+        [line[key] for line in lines] for key in ("number", "group", "reference", "hypothesis")
+    )
+    if None in references:
+        return None
+    if isinstance(references[0], dict):
+        pair = ([[one[name] for name in references[0]] for one in ones] for ones in (references, hypotheses))
+        statistics = regression(*map(np.array, pair))
+    elif isinstance(references[0], str) and "probabilities" not in lines[0]:
+        statistics = error_rates(references, hypotheses)
+    else:
+        statistics = {"accuracy": mean([a == b for a, b in zip(references, hypotheses, strict=True)])}
+    return Scores(np.array(numbers), references, statistics, np.unique(groups, return_inverse=True)[1])
+
+
+def compare(models: Mapping[str, Mapping[str, Scores]]) -> dict[str, Any]:
+    """Compares models on the examples that all have measured, with equal references.
+
+    Args:
+      models: by name, the scores of each task; the first is what the others are compared with.
+
+    Returns:
+      {"metrics": {"transcript/wer": {NAME: {"value", "interval": (low, high), "difference": {"value", "interval", "p",
+      "better"}}}}, "examples": {task: number}, "left_out": {task: number of examples that not all have, or with other
+      references}}. "p" is two-sided; "better" is the share of the resamples in which the model is better than the first.
+
+    Raises:
+      UserError: no task is measured by all, or a task has no example in common.
+    """
+    names = list(models)
+    tasks = [task for task in models[names[0]] if all(task in own for own in models.values())]
+    if not tasks:
+        raise UserError(f"{' and '.join(names)} have no task in common")
+    result: dict[str, Any] = {"metrics": {}, "examples": {}, "left_out": {}}
+    for task in tasks:
+        scores = {name: own[task] for name, own in models.items()}
+        places = _common(task, scores)
+        count = len(places[names[0]])
+        result["examples"][task] = count
+        if left := max(len(one.numbers) for one in scores.values()) - count:
+            result["left_out"][task] = left
+        for name in names:
+            for metric, found in _of_model(scores, places, names[0], name).items():
+                result["metrics"].setdefault(f"{task}/{metric}", {})[name] = found
+    return result
+
+
+def _common(task: str, scores: Mapping[str, Scores]) -> dict[str, np.ndarray]:
+    """Where the common examples stand among those of each model."""
+    truths = [dict(zip(one.numbers.tolist(), one.references, strict=True)) for one in scores.values()]
+    first = truths[0]
+    common = [n for n, truth in first.items() if all(n in other and other[n] == truth for other in truths[1:])]
+    if not common:
+        known = [number for number in first if all(number in other for other in truths[1:])]
+        why = "with equal references" if known else "in common"
+        raise UserError(f"{' and '.join(scores)} have no example of '{task}' {why}; measure them on the same split")
+    return {name: np.searchsorted(one.numbers, common) for name, one in scores.items()}
+
+
+def _of_model(
+    scores: Mapping[str, Scores], places: Mapping[str, np.ndarray], first: str, name: str
+) -> dict[str, dict[str, Any]]:
+    """The metrics of one model on the common examples, and how they differ from those of the first."""
+    own, clusters = scores[name], scores[first].clusters
+    clusters = None if clusters is None else clusters[places[first]]
+    counts = np.zeros((1, len(own.numbers)))
+    counts[0, places[name]] = 1
+    varying = {metric: one for metric, one in own.statistics.items() if callable(one)}
+    values = {metric: float(found[0]) for metric, found in evaluate(varying, counts).items()}
+    ranges = intervals(varying, len(own.numbers), places[name], clusters)
+    result = {m: {"value": values[m], "interval": found} for m, found in ranges.items() if not np.isnan(values[m])}
+    if name != first:
+        sizes = len(scores[first].numbers), len(own.numbers)
+        both = paired(scores[first].statistics, own.statistics, (places[first], places[name]), sizes, clusters)
+        for metric, found in both.items():
+            better = 1 - found.above if metric in LOWER_IS_BETTER else found.above
+            about = {"value": found.value, "interval": (found.low, found.high), "p": found.p, "better": better}
+            result[metric]["difference"] = about
+    return result
+
+
+def short_names(result: Mapping[str, Any]) -> dict[str, str]:
+    """The paths of the models without the folders that all have in common."""
+    names = list(dict.fromkeys(name for of_models in result["metrics"].values() for name in of_models))
+    paths = [Path(name).absolute() for name in names]
+    root = os.path.commonpath([path.parent for path in paths])
+    return {name: str(path.relative_to(root)) for name, path in zip(names, paths, strict=True)}
+
+
+def table(result: Mapping[str, Any], title: str) -> Table:
+    """The result of `compare` as a rich table."""
+    short = short_names(result)
+    made = Table(title=title)
+    for name in ("metric", "of"):
+        made.add_column(name, no_wrap=True)
+    for name in ("value", "difference", "p", "better"):
+        made.add_column(name, justify="right")
+    for metric in shown_metrics([result["metrics"]]):
+        made.add_section()
+        for place, (name, one) in enumerate(result["metrics"][metric].items()):
+            cells = [formatted(metric, one["value"], one["interval"])]
+            if found := one.get("difference"):
+                said = formatted(metric, found["value"], found["interval"])
+                cells += [said, f"{found['p']:.3f}", f"{100 * found['better']:.1f} %"]
+            made.add_row("" if place else heading(metric) or metric, escape(short[name]), *cells)
+    return made
