@@ -283,10 +283,9 @@ def test_confusions_are_counted_by_hand():
 def test_the_worst_examples_are_listed_first():
     found = measured().confusions()["answer"]
     assert found["classes"] == ["red", "green", "blue"] and found["matrix"] == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
-    first, *others = found["worst"]
+    (first,) = found["worst"]  # the others are right
     assert (first["number"], first["name"], first["reference"], first["hypothesis"]) == (1, "x1", "red", "green")
     assert first["error"] == pytest.approx(-np.log(1 / (2 + np.e)))
-    assert [one["number"] for one in others] == [0, 2]  # less and less wrong
 
 
 # Robustness. ----------------------------------------------------------------------------------------------
@@ -367,7 +366,7 @@ def moods(tmp_path_factory):
     words = [("one", "glad"), ("two", "sad"), ("three", "sad")]
     rows = [{"text": word, "mood": mood, "speaker": f"s{n % 5}"} for n, (word, mood) in enumerate(words * 10) if n != 7]
     (home / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for steps in (1, 30):
+    for steps, rate in ((1, 1e-9), (30, 3e-2)):
         config = c.Experiment(
             name="moods",
             steps=steps,
@@ -384,7 +383,7 @@ def moods(tmp_path_factory):
                 fusion=c.Add(width=16),
                 tasks={"mood": c.Classify(label="mood")},
             ),
-            optimizer=c.Optimizer(schedule=c.Constant(peak=3e-2)),
+            optimizer=c.Optimizer(schedule=c.Constant(peak=rate)),
             evaluation=c.Evaluation(subsets=()),
             log=c.Log(tensorboard=False),
         )
