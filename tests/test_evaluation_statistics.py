@@ -258,15 +258,18 @@ def test_tables_show_counts_of_tasks_and_groups(capsys):
 
     from mmjax.evaluate.tables import table
 
-    found = measured()
-    console = Console(width=120)
-    with console.capture() as capture:
-        console.print(table({"text": found.metrics()}, "a split", {"text": found.intervals()}))
-    lines = capture.get().splitlines()
-    whole = next(line for line in lines if "text" in line and "[" in line)
-    german = next(line for line in lines if "language de" in line)
-    assert "66.7 % [" in whole and "3" in whole.split() and "4" in whole.split()
-    assert "100.0 % [100.0, 100.0]" in german and "2" in german.split()
+    def lines(*intervals):
+        console = Console(width=120)
+        with console.capture() as capture:
+            console.print(table({"text": measured().metrics()}, "a split", *intervals))
+        return capture.get().splitlines()
+
+    whole = next(line.split() for line in lines() if "text" in line and "66.67 %" in line)
+    assert "3" in whole and "4" in whole  # examples of the task, and of the split
+    german = next(line for line in lines() if "language de" in line)
+    assert "100.00 %" in german and "2" in german.split()
+    shown = "\n".join(lines({"text": measured().intervals()}))
+    assert "66.7 % [0.0, 100.0]" in shown and "100.0 % [100.0, 100.0]" in shown
 
 
 def test_confusions_are_counted_by_hand():
