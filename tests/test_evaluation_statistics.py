@@ -258,15 +258,18 @@ def test_tables_show_counts_of_tasks_and_groups(capsys):
 
     from mmjax.evaluate.tables import table
 
-    found = measured()
-    console = Console(width=120)
-    with console.capture() as capture:
-        console.print(table({"text": found.metrics()}, "a split", {"text": found.intervals()}))
-    lines = capture.get().splitlines()
-    whole = next(line for line in lines if "text" in line and "[" in line)
-    german = next(line for line in lines if "language de" in line)
-    assert "66.7 % [" in whole and "3" in whole.split() and "4" in whole.split()
-    assert "100.0 % [100.0, 100.0]" in german and "2" in german.split()
+    def lines(*intervals):
+        console = Console(width=120)
+        with console.capture() as capture:
+            console.print(table({"text": measured().metrics()}, "a split", *intervals))
+        return capture.get().splitlines()
+
+    whole = next(line.split() for line in lines() if "text" in line and "66.67 %" in line)
+    assert "3" in whole and "4" in whole  # examples of the task, and of the split
+    german = next(line for line in lines() if "language de" in line)
+    assert "100.00 %" in german and "2" in german.split()
+    shown = "\n".join(lines({"text": measured().intervals()}))
+    assert "66.7 % [0.0, 100.0]" in shown and "100.0 % [100.0, 100.0]" in shown
 
 
 def test_confusions_are_counted_by_hand():
@@ -283,10 +286,9 @@ def test_confusions_are_counted_by_hand():
 def test_the_worst_examples_are_listed_first():
     found = measured().confusions()["answer"]
     assert found["classes"] == ["red", "green", "blue"] and found["matrix"] == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
-    first, *others = found["worst"]
+    (first,) = found["worst"]  # the others are right
     assert (first["number"], first["name"], first["reference"], first["hypothesis"]) == (1, "x1", "red", "green")
     assert first["error"] == pytest.approx(-np.log(1 / (2 + np.e)))
-    assert [one["number"] for one in others] == [0, 2]  # less and less wrong
 
 
 # Robustness. ----------------------------------------------------------------------------------------------
@@ -367,7 +369,7 @@ def moods(tmp_path_factory):
     words = [("one", "glad"), ("two", "sad"), ("three", "sad")]
     rows = [{"text": word, "mood": mood, "speaker": f"s{n % 5}"} for n, (word, mood) in enumerate(words * 10) if n != 7]
     (home / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for steps in (1, 30):
+    for steps, rate in ((1, 1e-9), (30, 3e-2)):
         config = c.Experiment(
             name="moods",
             steps=steps,
@@ -384,7 +386,7 @@ def moods(tmp_path_factory):
                 fusion=c.Add(width=16),
                 tasks={"mood": c.Classify(label="mood")},
             ),
-            optimizer=c.Optimizer(schedule=c.Constant(peak=3e-2)),
+            optimizer=c.Optimizer(schedule=c.Constant(peak=rate)),
             evaluation=c.Evaluation(subsets=()),
             log=c.Log(tensorboard=False),
         )

@@ -170,7 +170,7 @@ def table(result: Mapping[str, Any], title: str) -> Table:
     """The result of `compare` as a rich table."""
     short = short_names(result)
     made = Table(title=title)
-    for name in ("metric", "of"):
+    for name in ("metric", "run"):
         made.add_column(name, no_wrap=True)
     for name in ("value", "difference", "p", "better"):
         made.add_column(name, justify="right")

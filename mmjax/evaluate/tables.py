@@ -32,7 +32,12 @@ def table(subsets: Mapping[str, Metrics], title: str, intervals: Mapping[str, In
     Args:
       intervals: of the metrics of each subset.
     """
-    intervals = intervals or {}
+    whole = _table_of_subsets(subsets, title) if intervals is None else _table_of_intervals(subsets, title, intervals)
+    return Group(whole, *_table_of_groups(subsets, intervals or {}), *_table_of_retrieval(subsets))
+
+
+def _table_of_subsets(subsets: Mapping[str, Metrics], title: str) -> Table:
+    """A row for each subset, a column for each metric."""
     names = shown_metrics(subsets.values())
     result = Table(title=title)
     result.add_column("modalities", no_wrap=True)
@@ -46,9 +51,21 @@ def table(subsets: Mapping[str, Metrics], title: str, intervals: Mapping[str, In
         result.add_column(name.replace("/", " "), justify="right")
     for subset, metrics in subsets.items():
         counts = [f"{metrics.get(n, 0):,}" for n in (*fewer, "examples", *skipped)]
-        own = intervals.get(subset, {})
-        result.add_row(subset, *(formatted(n, metrics.get(n), own.get(n)) for n in names), *counts)
-    return Group(result, *_table_of_groups(subsets, intervals), *_table_of_retrieval(subsets))
+        result.add_row(subset, *(formatted(n, metrics.get(n)) for n in names), *counts)
+    return result
+
+
+def _table_of_intervals(subsets: Mapping[str, Metrics], title: str, intervals: Mapping[str, Intervals]) -> Table:
+    """A row for each subset and metric, since intervals are long."""
+    result = Table("modalities", "metric", Column("95 % interval", justify="right"), title=title)
+    result.add_column("examples", justify="right")
+    for subset, metrics in subsets.items():
+        result.add_section()
+        for place, name in enumerate(shown_metrics([metrics])):
+            said = formatted(name, metrics[name], intervals[subset].get(name))
+            count = metrics[f"{name.partition('/')[0]}/examples"]
+            result.add_row("" if place else subset, heading(name), said, f"{count:,}")
+    return result
 
 
 def shown_metrics(subsets) -> list[str]:
@@ -99,7 +116,8 @@ def _table_of_groups(subsets: Mapping[str, Metrics], intervals: Mapping[str, Int
     columns = list(dict.fromkeys(column for row in cells.values() for column in row))
     columns.sort(key=lambda column: column.endswith(" examples"))
     tables = []
-    for part in (columns[first : first + COLUMNS] for first in range(0, len(columns), COLUMNS)):
+    wide = COLUMNS // 2 if intervals else COLUMNS
+    for part in (columns[first : first + wide] for first in range(0, len(columns), wide)):
         tables.append(Table("", *(Column(column, justify="right") for column in part)))
         for group, row in sorted(cells.items()):
             tables[-1].add_row(group, *(row.get(column, "") for column in part))

@@ -99,8 +99,9 @@ class Classify(PerExample, kw_only=True):
         return metrics.classification(np.array([i.truth for i in items]), np.stack([i.prediction for i in items]))
 
     def errors(self, items: Sequence[Item]) -> np.ndarray:
-        """The cross-entropy of each example."""
-        return np.array([-np.log(softmax(i.prediction.astype(np.float64))[i.truth]) for i in items])
+        """The cross-entropy of each example whose class is wrong; 0 of the others."""
+        losses = np.array([-np.log(softmax(i.prediction.astype(np.float64))[i.truth]) for i in items])
+        return np.where([i.prediction.argmax() == i.truth for i in items], 0.0, losses)
 
     def confusions(self, items: Sequence[Item], facts: Facts) -> dict[str, Any]:
         chosen = [int(item.prediction.argmax()) for item in items]
