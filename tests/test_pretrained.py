@@ -148,7 +148,7 @@ def test_whisper_times_tokens_as_its_own_library(whisper):
             assert one.word == letter
             times = pytest.approx(0.02 * edges[number]), pytest.approx(0.02 * edges[number + 1])
             assert (one.start, one.end, one.confidence) == (*times, pytest.approx(expected[number].item(), rel=1e-3))
-    assert len(set(edges)) > 5
+    assert len(set(edges)) > 3
 
 
 def test_the_config_of_an_import_is_that_of_its_model(whisper):
