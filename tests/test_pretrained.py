@@ -117,7 +117,10 @@ def test_whisper_writes_what_its_own_library_writes(whisper, tmp_path, capsys):
 
 
 def test_whisper_times_tokens_as_its_own_library(whisper):
-    """transformers' attention weights, median filter and time warping, in the order of OpenAI's timing.py."""
+    """transformers' attention weights, median filter and time warping, in the order of OpenAI's timing.py.
+
+    One more token, before the text, takes part for the silence at the beginning.
+    """
     theirs = transformers.models.whisper.generation_whisper
     model, tokenizer, ours = whisper
     run, text = Run(ours), "the fox, a hen"
@@ -133,9 +136,9 @@ def test_whisper_times_tokens_as_its_own_library(whisper):
     weights = output.cross_attentions[0][:, 1:2, :, :frames]
     weights = weights / weights.sum(-1, keepdim=True)
     std, mean = torch.std_mean(weights, dim=-2, keepdim=True, unbiased=False)
-    matrix = theirs._median_filter((weights - mean) / std, 7).mean(1)[0, len(given) - 1 :]
+    matrix = theirs._median_filter((weights - mean) / std, 7).mean(1)[0, len(given) - 2 :]
     of_tokens, of_frames = theirs._dynamic_time_warping(-matrix.double().numpy())
-    edges = of_frames[np.pad(np.diff(of_tokens), (1, 0), constant_values=1).astype(bool)]
+    edges = of_frames[np.pad(np.diff(of_tokens), (1, 0), constant_values=1).astype(bool)][1:]
     expected = torch.softmax(output.logits[0, len(given) - 1 : -1], -1)[range(len(text)), ids[0, len(given) :]]
 
     characters = iter(run.align((samples, RATE), text).characters)  # each is a token
@@ -145,7 +148,7 @@ def test_whisper_times_tokens_as_its_own_library(whisper):
             assert one.word == letter
             times = pytest.approx(0.02 * edges[number]), pytest.approx(0.02 * edges[number + 1])
             assert (one.start, one.end, one.confidence) == (*times, pytest.approx(expected[number].item(), rel=1e-3))
-    assert len(set(edges)) > 5
+    assert len(set(edges)) > 3
 
 
 def test_the_config_of_an_import_is_that_of_its_model(whisper):

@@ -20,7 +20,7 @@ class TextTask(Task, kw_only=True):
 
     kind = "task"
     longest: ClassVar[int | None] = None  # the largest number of tokens of a text; None: any
-    metric_names = ("cer", "wer")
+    metric_names = ("cer", "wer", "ece")
 
     def labels(self) -> dict[str, str]:
         return {self.label: "text"}

@@ -164,7 +164,8 @@ class Write(TextTask, Common, kw_only=True):
     def spans(self, apply: Any, encoded: Encoded) -> Stream:
         """By dynamic time warping of the cross-attention (`mmjax.decode.warping`), as Whisper's word times.
 
-        The end token takes part, for the pause after the last word, and is left out of the result.
+        The last given token and the end token take part, for the pauses before the first word and after the last one. They are
+        left out of the result.
         """
         (logits, labels), sown = apply(encoded, mutable=["intermediates"])
         ((queries, keys),) = sown["intermediates"]["decoder"]["layers"][CROSS_ATTENTION]
@@ -177,7 +178,9 @@ class Write(TextTask, Common, kw_only=True):
         weights = attention_weights(queries, keys, self._heads(), inputs.segments, frames, scale, style.soft_cap)
         chosen = jnp.take_along_axis(logits.features, labels.features[..., None], axis=-1)[..., 0]
         confidence = jnp.exp(chosen - jax.nn.logsumexp(logits.features, axis=-1))
-        spans = Spans(labels.features, *warped(weights, labels, frames), confidence)
+        taking_part = jnp.where(inputs.positions >= self.given - 1, inputs.segments, 0)
+        start, stop = warped(weights, labels._replace(segments=taking_part), frames)
+        spans = Spans(labels.features, start, stop, confidence)
         text = jnp.where(same_segment(labels.segments, 1), labels.segments, 0)  # without the end token
         return labels._replace(features=spans, segments=text)
 
