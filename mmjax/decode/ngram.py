@@ -26,9 +26,7 @@ class NGram(Scorer):
     """
 
     file: str  # an ARPA file, may be compressed with gzip; `mmjax ngram` makes one
-    level: Literal["token", "word"] = (
-        "token"  # what the model's words are: pieces of the tokenizer, or words of the text
-    )
+    level: Literal["token", "word"] = "token"  # the model's words are pieces of the tokenizer, or words of the text
     weight: float = 0.5  # factor of the natural logarithm of probabilities
     bonus: float = 0.0  # added with each token or word, since every one makes a text less probable
     unknown: float = -10.0  # added to the logarithm of the probability of what the model does not know
