@@ -34,6 +34,7 @@ from mmjax.data import (
     VectorInput,
 )
 from mmjax.decode import (
+    Beam,
     BestPath,
     Choices,
     Greedy,
@@ -42,10 +43,11 @@ from mmjax.decode import (
     Phrases,
     PrefixBeam,
     Rescorer,
+    Sampled,
     Sampling,
     Scorer,
+    TransducerBeam,
 )
-from mmjax.generation.rescorer import LanguageModelRescorer
 from mmjax.interchange.assemble import imported
 from mmjax.models import (
     MFCC,
@@ -155,6 +157,7 @@ from mmjax.train.experiment import (
 )
 from mmjax.train.groups import Group
 from mmjax.train.optimizer import Optimizer
+from mmjax.train.rescorer import LanguageModelRescorer
 from mmjax.train.rules import SGD, Adafactor, AdamW, Lion, Muon, Rule
 from mmjax.train.schedules import (
     Constant,

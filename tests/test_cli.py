@@ -65,7 +65,7 @@ def test_checkpoints_lists_them_oldest_first(run, capsys):
     code, out, _ = mmjax(capsys, "checkpoints", run, "--json")
     found = json.loads(out)
     assert code == 0 and [one["step"] for one in found] == [2, 4, 6]
-    assert all(set(one) == {"step", "digest", "intact", "bytes", "problem"} for one in found)
+    assert all(set(one) == {"step", "digest", "intact", "bytes", "problem", "best"} for one in found)
 
 
 @pytest.fixture(scope="module")

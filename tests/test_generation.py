@@ -1,6 +1,5 @@
 """Replies of language models: `Run.generate`, `mmjax generate` and `mmjax chat`."""
 
-import itertools
 import json
 import shutil
 
@@ -14,7 +13,7 @@ from flax.traverse_util import flatten_dict
 import mmjax.config as c
 from mmjax.cli import main
 from mmjax.data.text import Tokenizer
-from mmjax.decode import Sampling, begin_beams, choose, extend_beams, limited
+from mmjax.decode import Sampling, choose, limited
 from mmjax.errors import UserError
 from mmjax.generation import Generator
 from mmjax.interchange import directories
@@ -226,24 +225,3 @@ def test_one_beam_is_greedy_and_more_beams_find_more_probable_replies(run, home)
         assert several[0].score >= one.score
         assert sorted((reply.score for reply in several), reverse=True) == [reply.score for reply in several]
         assert generator.replies([prompt], length=6, beams=8)[0].ids == generator.best(prompt, 8, length=6)[0].ids
-
-
-def test_beams_that_hold_everything_find_the_most_probable_texts():
-    """On a random language of 4 words, in which the next one depends on the last, with as many beams as texts."""
-    step = jax.nn.log_softmax(jnp.array(np.random.default_rng(0).standard_normal((5, 4)) * 2))
-    length, end, beams = 3, 2, begin_beams(64, 3)
-    logits = jnp.broadcast_to(step[4], (64, 4))
-    for _ in range(length):
-        beams, _, tokens = extend_beams(beams, logits, (end,))
-        logits = step[tokens]
-    texts = {}
-    for ids in itertools.product(range(4), repeat=length):
-        ids = ids[: ids.index(end) + 1] if end in ids else ids
-        texts[ids] = float(sum(step[before, one] for before, one in zip((4, *ids), ids, strict=False)))
-    rows = [
-        (row, float(score)) for row, score in zip(beams.ids.tolist(), beams.scores, strict=True) if np.isfinite(score)
-    ]
-    found = {tuple(i for i in row if i >= 0): score for row, score in rows}
-    assert found.keys() == texts.keys()
-    for ids, score in texts.items():
-        assert found[ids] == pytest.approx(score, abs=1e-5)

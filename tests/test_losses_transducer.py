@@ -1,13 +1,14 @@
 """The transducer loss against the sum over all alignments, and its memory (traps of section E)."""
 
 import itertools
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.losses import transducer, transducer_loss
+from mmjax.losses import tdt, tdt_loss, transducer, transducer_loss
 from mmjax.stream import Joint, Stream
 
 LENGTH, STATES, WIDTH, VOCABULARY = 20, 16, 3, 5
@@ -145,3 +146,57 @@ def test_transducer_of_an_empty_batch_is_zero_and_finite():
 
     (value, weight), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(inputs)
     assert value == 0 == weight and not any(np.any(g) for g in gradients)
+
+
+DURATIONS = (0, 1, 2)
+
+
+def by_durations(encoded, predicted, kernel, bias, ids):
+    """-log of the sum over all paths of tokens and durations, each of which ends with a blank that reaches the end."""
+    logits = jnp.tanh(encoded[:, None] + predicted[None]) @ kernel + bias
+    tokens, skips = (jax.nn.log_softmax(x) for x in jnp.split(logits, [VOCABULARY], axis=-1))
+
+    @cache
+    def onward(t, u):
+        ways = [jnp.array(-jnp.inf)]
+        for number, duration in enumerate(DURATIONS):
+            blank, later = tokens[t, u, 0] + skips[t, u, number], t + duration
+            if duration > 0 and later < len(encoded):
+                ways.append(blank + onward(later, u))
+            if duration > 0 and later == len(encoded) and u == len(ids):
+                ways.append(blank)
+            if u < len(ids) and later < len(encoded):
+                ways.append(tokens[t, u, ids[u]] + skips[t, u, number] + onward(later, u + 1))
+        return jax.nn.logsumexp(jnp.stack(ways))
+
+    return -onward(0, 0)
+
+
+def test_tdt_equals_the_sum_over_all_paths_of_tokens_and_durations():
+    """The loss and its gradient, of packed examples."""
+    (encoded, predicted, *_), frames, states, labels, places = packed()
+    generator = np.random.default_rng(1)
+    kernel = generator.normal(size=(WIDTH, VOCABULARY + len(DURATIONS))).astype(np.float32)
+    inputs = encoded, predicted, kernel, generator.normal(size=kernel.shape[1]).astype(np.float32)
+
+    def loss(inputs):
+        encoded, predicted, kernel, bias = inputs
+        joint = Joint(stream(predicted, states), stream(encoded, frames), kernel, bias)
+        losses, _ = tdt_loss(joint, jnp.asarray(labels), DURATIONS, 2)
+        return losses.sum(), (losses, tdt(output(joint), stream(labels, states), DURATIONS, 2))
+
+    def total(inputs):
+        encoded, predicted, *rest = inputs
+        there = [place for place in places if place[1].start < place[1].stop]
+        each = [by_durations(encoded[row, t], predicted[row, s], *rest, ids) for row, t, s, ids in there]
+        return sum(each), each
+
+    (_, (losses, measured)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(inputs)
+    clean = [jnp.nan_to_num(x) for x in inputs]
+    (expected, each), slopes = jax.jit(jax.value_and_grad(total, has_aux=True))(clean)
+    ends = [(row, s.stop - 1) for row, t, s, _ in places if t.start < t.stop]
+    np.testing.assert_allclose([losses[end] for end in ends], each, rtol=1e-5)
+    assert np.count_nonzero(losses) == len(each) == 9
+    for gradient, slope in zip(gradients, slopes, strict=True):
+        np.testing.assert_allclose(gradient, slope, atol=1e-4)
+    np.testing.assert_allclose(measured["loss"][0], expected, rtol=1e-5)

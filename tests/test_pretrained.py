@@ -266,6 +266,18 @@ def test_t5_writes_what_its_own_library_writes(tmp_path, kind):
         assert found == wanted
         seen.add(found)
     assert len(seen) > 1, "the text matters"
+    about["model"]["tasks"]["target"]["decoding"] = {"class": "Beam", "beams": 3, "length_penalty": 1.0}
+    (tmp_path / "ours" / "config.json").write_text(json.dumps(about))
+    run = Run(tmp_path / "ours")
+    for text in ("translate: one two three", "a"):
+        ids, options = torch.tensor([tokenizer.encode(text).ids]), dict(num_beams=3, num_return_sequences=3)
+        wanted = model.generate(
+            ids, max_new_tokens=24, do_sample=False, output_scores=True, return_dict_in_generate=True, **options
+        )
+        found = run.predict(text=text)["target/nbest"]
+        np.testing.assert_allclose([one["score"] for one in found], wanted.sequences_scores, rtol=1e-3)
+        for one, row in zip(found, wanted.sequences[:, 1:].tolist(), strict=True):
+            assert one["text"] == tokenizer.decode([i for i in row if i not in (256, 258)]).strip()
 
 
 def test_an_encoder_alone_has_no_task(tmp_path):

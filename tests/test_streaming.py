@@ -174,7 +174,7 @@ def runs(tmp_path_factory):
 def offline(run, samples):
     """The tokens (id, frame) and the text that a run predicts for whole recording."""
     (name,) = run.config.model.tasks
-    layout = run._layout_for({"speech": samples})
+    layout = run.layout_for({"speech": samples})
     packer = Packer(layout, 1)
     packer.add(0, Example({"speech": samples}), frozenset({"speech"}))
     stream = jax.device_get(run._program(run.device_params, packer.batch, {}))[name]

@@ -194,7 +194,7 @@ def test_greedy_transducer_equals_a_plain_loop():
     streams, examples = encoded([5, 3, 8], 6)
     parameters = random_parameters(task, streams, examples)
     apply = partial(task.apply, {"params": parameters})
-    ours = jax.device_get(jax.jit(lambda: GreedyTransducer()(apply, streams["speech"], 2))())
+    ours = jax.device_get(jax.jit(lambda: GreedyTransducer()(apply, streams["speech"], examples.segments, 16, 2))())
     found = {n: written for (_, n), written in by_example(ours)}
     p = jax.tree.map(np.asarray, parameters)
     for number in (1, 2, 3):

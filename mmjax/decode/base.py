@@ -3,6 +3,9 @@
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import jax
+
+from mmjax.decode.ctc_prefix import CTCPrefixes
 from mmjax.stream import Stream
 from mmjax.tree import part
 
@@ -43,9 +46,16 @@ class CTCDecoding(Decoding):
 
 @part
 class TextDecoding(Decoding):
-    """Decodes the outputs of a decoder that writes token by token."""
+    """Decodes the outputs of a decoder that writes token by token.
+
+    Attributes:
+      beams: texts of each example that are written at the same time.
+      ctc: the name of a CTC task whose outputs are used; None: none.
+    """
 
     kind = "decoder of texts"
+    beams: ClassVar[int] = 1
+    ctc: ClassVar[str | None] = None
 
     def __call__(
         self,
@@ -55,14 +65,18 @@ class TextDecoding(Decoding):
         length: int,
         ends: tuple[int, ...],
         tables: Any = None,
+        ctc: CTCPrefixes | None = None,
     ) -> Stream:
         """Writes the texts of all examples [B, N] at once, until all have ended or have `length` tokens.
 
         Args:
-          step: (tokens [B, N], cache) -> logits [B, N, V] of the tokens after them, and the cache.
+          step: (tokens [B, N * beams], cache) -> logits [B, N * beams, V] of the tokens after them, and the cache.
           logits: [B, N, V] of the first token of every text; its positions are those of the tokens before.
+          cache: what `step` needs of the texts [B * N * beams], without room for further tokens. Its method `grown` gives it
+            with room for so many more tokens of each text; its method `rows`, with the texts in another order.
           ends: ids that end a text, and are not part of it.
           tables: of the method `tables`.
+          ctc: outputs of the task `ctc`.
 
         Returns:
           Ids [B, N * length, K] as `Written`.
@@ -72,16 +86,35 @@ class TextDecoding(Decoding):
 
 @part
 class TransducerDecoding(Decoding):
-    """Decodes the outputs of a transducer."""
+    """Decodes the outputs of a transducer.
+
+    Attributes:
+      skips: whether it decodes those of a transducer with durations.
+    """
 
     kind = "decoder of transducers"
+    skips: ClassVar[bool] = False
 
-    def __call__(self, apply: Callable[..., Any], stream: Stream, context: int, tables: Any = None) -> Stream:
+    def __call__(
+        self,
+        apply: Callable[..., Any],
+        stream: Stream,
+        segments: jax.Array,
+        room: int,
+        context: int,
+        blank: int = 0,
+        durations: tuple[int, ...] = (),
+        tables: Any = None,
+    ) -> Stream:
         """Encoded tokens [B, T, W] -> classes [B, U, K] as `Written`; `BLANK` is no token.
 
         Args:
           apply: apply(*arguments, method="NAME") calls `project` or `logits` of the task (`mmjax.tasks.Transducer`).
+          segments: [B, N] of the examples.
+          room: the largest number of tokens of a text, for decoders that need a bound.
           context: number of labels that the prediction network reads.
+          blank: the id in whose place the blank is.
+          durations: numbers of frames, whose logits stand after those of the classes; (): there are none.
           tables: of the method `tables`.
         """
         raise NotImplementedError

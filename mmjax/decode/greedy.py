@@ -1,15 +1,17 @@
 """Greedy decoding: the most probable token at every step."""
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmjax.decode.base import CTCDecoding, TextDecoding, TransducerDecoding
-from mmjax.decode.written import one_text
+from mmjax.decode.sampled import sample
+from mmjax.decode.sampling import GREEDY
+from mmjax.decode.written import Written, one_text
 from mmjax.models.segments import same_segment, shift
-from mmjax.stream import BLANK, EMPTY, Stream
+from mmjax.stream import BLANK, Stream
 from mmjax.tree import part
 
 
@@ -47,82 +49,75 @@ def _best(logits: Stream) -> jax.Array:
 class Greedy(TextDecoding):
     """The most probable token at every step."""
 
-    def __call__(
-        self,
-        step: Callable[..., Any],
-        logits: Stream,
-        cache: Any,
-        length: int,
-        ends: tuple[int, ...],
-        tables: Any = None,
-    ) -> Stream:
-        rows, slots = logits.segments.shape
-        segments, start = logits.segments, logits.positions
-        ids, scores = jnp.full((rows, slots, length), EMPTY), jnp.zeros((rows, slots, length))
-
-        def goes_on(carry):
-            number, logits, *_ = carry
-            return (number < length) & logits.mask.any()
-
-        def write(carry):
-            number, logits, cache, ids, scores = carry
-            token = logits.features.argmax(-1).astype(jnp.int32)
-            score = jax.nn.log_softmax(logits.features.astype(jnp.float32)).max(-1)
-            going = logits.mask & ~jnp.isin(token, jnp.array(ends, jnp.int32))
-            ids = ids.at[:, :, number].set(jnp.where(going, token, EMPTY))
-            scores = scores.at[:, :, number].set(jnp.where(logits.mask, score, 0.0))
-            token = Stream(token, jnp.where(going, logits.segments, 0), start + number + 1)
-            return (number + 1, *step(token, cache), ids, scores)
-
-        *_, ids, scores = jax.lax.while_loop(goes_on, write, (0, logits, cache, ids, scores))
-        segments = jnp.repeat(segments, length, axis=1)
-        return one_text(ids.reshape(rows, -1), scores.reshape(rows, -1), segments, None)
+    def __call__(self, step, logits, cache, length, ends, tables=None, ctc=None) -> Stream:
+        return sample(step, logits, cache, length, ends, GREEDY)
 
 
 @part
 class GreedyTransducer(TransducerDecoding):
-    """In each frame, the most probable symbols until a blank (Graves 2012)."""
+    """In each frame, the most probable symbols until a blank (Graves 2012).
+
+    With durations, each symbol also says how many frames are skipped; a blank skips at least one (Xu et al. 2023,
+    arXiv:2304.06795, algorithm 2).
+    """
 
     symbols: int = 4  # the most symbols that are written in one frame
 
     streams: ClassVar[bool] = True
+    skips = True
 
-    def __call__(self, apply: Callable[..., Any], stream: Stream, context: int, tables: Any = None) -> Stream:
+    def __call__(self, apply, stream, segments, room, context, blank=0, durations=(), tables=None) -> Stream:
         begins = ~same_segment(stream.segments, -1)
-        return self._written(apply, stream, self.begin(len(begins), context), begins)[0]
+        return self._written(apply, stream, self.begin(len(begins), context), begins, durations)[0]
 
-    def begin(self, rows: int, context: int) -> jax.Array:
-        """The state before the first chunk: the last labels [rows, context] of each row, newest first; a text begins."""
-        return jnp.full((rows, context), -1).at[:, 0].set(BLANK)
+    def begin(self, rows: int, context: int) -> tuple[jax.Array, jax.Array]:
+        """The state before the first chunk, where a text begins: the last labels [rows, context] of each row, newest first; and
+        the number of frames [rows] that are skipped."""
+        return jnp.full((rows, context), -1).at[:, 0].set(BLANK), jnp.zeros(rows, jnp.int32)
 
-    def advance(self, apply: Callable[..., Any], stream: Stream, recent: jax.Array) -> tuple[Stream, jax.Array]:
+    def advance(self, apply, stream: Stream, state: Any, durations: tuple[int, ...] = ()) -> tuple[Stream, Any]:
         """The classes of a chunk [B, T, W] of one recording in each row, and the next state."""
-        return self._written(apply, stream, recent, jnp.zeros(stream.segments.shape, bool))
+        return self._written(apply, stream, state, jnp.zeros(stream.segments.shape, bool), durations)
 
     def _written(
-        self, apply: Callable[..., Any], stream: Stream, recent: jax.Array, begins: jax.Array
-    ) -> tuple[Stream, jax.Array]:
-        """The classes after the labels `recent`, which are forgotten where an example begins [B, T]; and the last labels."""
-        frames, nothing = apply(stream, method="project"), self.begin(*recent.shape)
+        self, apply: Any, stream: Stream, state: Any, begins: jax.Array, durations: tuple[int, ...]
+    ) -> tuple[Stream, Any]:
+        """The classes after a state, which is forgotten where an example begins [B, T]; and the last state."""
+        frames, nothing = apply(stream, method="project"), self.begin(*state[0].shape)
 
-        def frame(recent, x):
+        def frame(carry, x):
             features, mask, starts = x
-            recent = jnp.where(starts[:, None], nothing, recent)
+            recent, wait = (
+                jnp.where(starts.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
+                for old, new in zip(carry, nothing, strict=True)
+            )
 
             def emit(carry, _):
-                recent, open_ = carry
-                logits = apply(features, recent, method="logits")
-                best = logits.argmax(-1).astype(recent.dtype)
-                score = jnp.where(open_, jax.nn.log_softmax(logits).max(-1), 0.0)
-                open_ = open_ & (best != BLANK)
+                recent, wait, open_ = carry
+                best, score, confidence, skipped = _chosen(apply(features, recent, method="logits"), durations)
+                wait, writes = jnp.where(open_, skipped, wait), open_ & (best != BLANK)
                 longer = jnp.concatenate([best[:, None], recent[:, :-1]], axis=1)
-                return (jnp.where(open_[:, None], longer, recent), open_), (jnp.where(open_, best, BLANK), score)
+                found = jnp.where(writes, best, BLANK), jnp.where(open_, score, 0.0), confidence
+                return (jnp.where(writes[:, None], longer, recent), wait, writes & (skipped == 0)), found
 
-            (recent, _), (written, scores) = jax.lax.scan(emit, (recent, mask), length=self.symbols)
-            return recent, (written.T, scores.T)
+            (recent, wait, _), found = jax.lax.scan(emit, (recent, wait, mask & (wait == 0)), length=self.symbols)
+            return (recent, jnp.maximum(wait - 1, 0)), [x.T for x in found]
 
         by_time = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (frames.features, frames.mask, begins))
-        recent, found = jax.lax.scan(frame, recent, by_time)
-        classes, scores = (jnp.moveaxis(x, 0, 1).reshape(len(nothing), -1) for x in found)
+        state, found = jax.lax.scan(frame, state, by_time)
         segments, positions = (jnp.repeat(x, self.symbols, axis=1) for x in (frames.segments, frames.positions))
-        return one_text(classes, scores, segments, positions), recent
+        written = [jnp.moveaxis(x, 0, 1).reshape(*segments.shape, 1) for x in found]
+        return Stream(Written(*written, positions[..., None]), segments, jnp.zeros_like(segments)), state
+
+
+def _chosen(logits: jax.Array, durations: tuple[int, ...]) -> tuple[jax.Array, ...]:
+    """The most probable class of each row [B], the logarithm of its probability, its probability, and the frames to skip."""
+    count = logits.shape[-1] - len(durations)
+    of_classes = jax.nn.log_softmax(logits[:, :count])
+    best, score = of_classes.argmax(-1).astype(jnp.int32), of_classes.max(-1)
+    if not durations:
+        return best, score, jnp.exp(score), (best == BLANK).astype(jnp.int32)
+    forbidden = (best == BLANK)[:, None] & (np.array(durations) == 0)
+    of_durations = jnp.where(forbidden, -jnp.inf, jax.nn.log_softmax(logits[:, count:]))
+    skipped = jnp.array(durations)[of_durations.argmax(-1)]
+    return best, score + of_durations.max(-1), jnp.exp(score), skipped

@@ -42,6 +42,13 @@ def one_text(ids: jax.Array, log_probabilities: jax.Array, segments: jax.Array, 
     return Stream(Written(*(x[..., None] for x in parts)), segments, jnp.zeros_like(segments))
 
 
+def of_examples(written: Written, segments: jax.Array) -> Stream:
+    """The stream of K texts [B * N, K, U] of each example, of which `segments` [B, N] has the segments."""
+    segments = jnp.repeat(segments, written.ids.shape[-1], axis=1)
+    by_place = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 2).reshape(*segments.shape, -1), written)
+    return Stream(by_place, segments, jnp.zeros_like(segments))
+
+
 def by_example(stream: Stream) -> Iterable[tuple[tuple[int, int], Any]]:
     """Yields ((row, segment), features of this example) of a packed stream on the host, in order.
 

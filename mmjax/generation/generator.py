@@ -7,14 +7,13 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mmjax.data.capacity import bucket
 from mmjax.data.conversation import Conversation
 from mmjax.data.inputs import Use
 from mmjax.data.layout import Rows
-from mmjax.decode import GREEDY, Sampling, begin_beams, ranked
+from mmjax.decode import GREEDY, Sampling, ranked
 from mmjax.errors import UserError
 from mmjax.generation import programs
 from mmjax.generation.reply import Reply, Writing
@@ -60,7 +59,9 @@ class Generator:
         self._advance = jax.jit(
             partial(programs.advance, run.model, self.name), static_argnames="sampling", donate_argnames="state"
         )
-        self._extend = jax.jit(partial(programs.extend, run.model, self.name, self._ends), donate_argnums=(3,))
+        self._best = jax.jit(
+            partial(programs.best, run.model, self.name, self._ends), static_argnames=("beams", "room")
+        )
         self._score = jax.jit(partial(programs.score, run.model, self.name))
 
     def replies(
@@ -110,19 +111,14 @@ class Generator:
           penalty: scores are divided by length ** penalty, since every token makes a text less probable.
         """
         params = self.run.device_params
-        state = self._begin(params, self._packed([self._cut(self._given(prompt))], 1), length=_room(length))
-        found, logits, kept, position = begin_beams(beams, length), state.logits, state.kept, state.positions[0]
-        order = jnp.zeros(beams, jnp.int32)
-        logits, kept = logits[order], self.run.model.tasks[self.name].rows(kept, order)
-        while int(found.number) < length and not bool(found.done.all()):
-            found, logits, kept = self._extend(params, found, logits, kept, position)
-        scores = np.asarray(ranked(found, penalty))
+        state = self._begin(params, self._packed([self._cut(self._given(prompt))], 1), length=0)
+        found = self._best(params, state, beams=beams, room=_room(length), most=length, penalty=penalty)
         replies = []
-        for row in np.argsort(-scores, kind="stable").tolist():
+        for ids, score in zip(*(np.asarray(x[0]).tolist() for x in (found.ids, ranked(found, penalty))), strict=True):
             writing = Writing(self.run.tokenizer, self._ends, (), length)
-            for token in (token for token in np.asarray(found.ids[row]).tolist() if token >= 0):
+            for token in (token for token in ids if token >= 0):
                 writing.add(token)
-            replies.append(writing.reply()._replace(score=float(scores[row])))
+            replies.append(writing.reply()._replace(score=score))
         return [reply for reply in replies if np.isfinite(reply.score)]
 
     def check(self, prompt: Any) -> None:

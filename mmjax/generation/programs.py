@@ -1,11 +1,12 @@
-"""The compiled programs of generation: reading prompts, one more token, one more token of beams, scores of replies."""
+"""The compiled programs of generation: reading prompts, one more token, a beam search, scores of replies."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mmjax.decode import Beams, Sampling, choose, extend_beams
+from mmjax.decode import Sampling, Texts, beam_search, choose
 from mmjax.losses import chunked_cross_entropy
 from mmjax.stream import Batch, Factors, Stream
 
@@ -50,20 +51,26 @@ def advance(
     return ids, State(logits.features[:, 0], kept, seen, positions, state.number + 1)
 
 
-def extend(
-    model: Any, task: str, ends: tuple[int, ...], params: Any, beams: Beams, logits: jax.Array, kept: Any, position: Any
-) -> tuple[Beams, jax.Array, Any]:
-    """The beams after one more token, the logits [K, V] after it, and what the model keeps.
+def best(
+    model: Any,
+    task: str,
+    ends: tuple[int, ...],
+    params: Any,
+    state: State,
+    beams: int,
+    room: int,
+    most: jax.Array,
+    penalty: jax.Array,
+) -> Texts:
+    """The best continuations of the text in each row, R examples, that a beam search finds.
 
     Args:
-      position: of the last token of the prompt.
+      room: for tokens of a continuation; most: the largest number of tokens.
+      penalty: of `mmjax.decode.ranked`.
     """
-    beams, rows, tokens = extend_beams(beams, logits, ends)
-    kept = model.tasks[task].rows(kept, rows)
-    places = jnp.broadcast_to(position + beams.number, (len(tokens), 1))
-    stream = Stream(tokens[:, None], (~beams.done).astype(jnp.int32)[:, None], places)
-    logits, kept = model.apply({"params": params}, task, stream, kept, method="step")
-    return beams, logits.features[:, 0], kept
+    step = partial(model.apply, {"params": params}, task, method="step")
+    logits = Stream(*(x[:, None] for x in (state.logits, jnp.ones_like(state.positions), state.positions)))
+    return beam_search(step, logits, state.kept.beams(beams), beams, room, ends, penalty, most)
 
 
 def score(model: Any, task: str, params: Any, batch: Batch) -> jax.Array:

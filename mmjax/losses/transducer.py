@@ -44,6 +44,13 @@ def transducer_loss(joint: Joint, labels: jax.Array, chunk: int) -> tuple[jax.Ar
       losses [B, S] float32, not 0 only at the last state of an example with frames; and the number of states of the
       example, at the same place.
     """
+    encoded, predicted, kernel, slots = inputs_of(joint, labels)
+    losses = _negative_log_likelihood(encoded, predicted, kernel, slots, chunk)
+    return at_last_states(losses, slots)
+
+
+def inputs_of(joint: Joint, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, "StateSlots"]:
+    """Frames [B, T, H] and states [B, S, H] without what stands in empty positions, the kernel [H + 1, V], and the slots."""
     frames, states = joint.frames, joint.states
     segments = states.segments
     neighbours = jnp.pad(segments, ((0, 0), (1, 1)))
@@ -57,9 +64,13 @@ def transducer_loss(joint: Joint, labels: jax.Array, chunk: int) -> tuple[jax.Ar
     kernel = jnp.concatenate([joint.kernel, joint.bias[None]])
     encoded = jnp.where(frames.mask[..., None], frames.features.astype(jnp.float32), 0.0)
     predicted = jnp.where(states.mask[..., None], states.features.astype(jnp.float32), 0.0)
-    losses = _negative_log_likelihood(encoded, predicted, kernel, slots, chunk)
-    there = last & (slots.frames > 0)
-    return jnp.where(there, losses, 0.0), jnp.where(there, order + 1, 0)
+    return encoded, predicted, kernel, slots
+
+
+def at_last_states(losses: jax.Array, slots: "StateSlots") -> tuple[jax.Array, jax.Array]:
+    """Losses and numbers of states of examples with frames, [B, S] each, at their last states."""
+    there = slots.last & (slots.frames > 0)
+    return jnp.where(there, losses, 0.0), jnp.where(there, slots.order + 1, 0)
 
 
 class StateSlots(NamedTuple):

@@ -29,11 +29,13 @@ CROSS_ATTENTION = "cross_attention_scores"
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens so far. It is a plain pytree; its rows (axis 1 of `layers`) may be permuted.
+    """Keys and values of the tokens so far: a plain pytree.
+
+    Its rows are those of the tokens (R = B), or each text has a row of its own (R = B * M, `unfolded`).
 
     Attributes:
-      layers: keys and values [L, B, K, S, D] of the tokens, and those of the context or None.
-      segments, times: [B, S] of the tokens; empty slots have segment 0, so rows may have different lengths.
+      layers: keys and values [L, R, K, S, D] of the tokens, and those [L, B, K, C, D] of the context or None.
+      segments, times: [R, S] of the tokens; empty slots have segment 0, so rows may have different lengths.
       context: segments [B, C] of the context, or None.
       used: number of slots that are written, equal in all rows.
     """
@@ -44,11 +46,42 @@ class Cache(NamedTuple):
     context: jax.Array | None
     used: jax.Array
 
+    def grown(self, room: int) -> "Cache":
+        """With so many more slots in each row."""
+
+        def padded(x: jax.Array, axis: int) -> jax.Array:
+            return jnp.pad(x, [(0, room if axis == one else 0) for one in range(x.ndim)])
+
+        own = jax.tree.map(lambda x: padded(x, 3), self.layers[0])
+        return Cache((own, self.layers[1]), padded(self.segments, 1), padded(self.times, 1), self.context, self.used)
+
+    def unfolded(self, examples: int, beams: int) -> "Cache":
+        """A row of its own for each of `beams` texts of each example, which begin with the tokens so far.
+
+        A step then has the tokens of the texts, one each: [B, examples * beams], beside each other if of one example.
+
+        Args:
+          examples: of a row. They have as many tokens each, one after the other.
+        """
+
+        def split(x: jax.Array, rows: int, slots: int) -> jax.Array:
+            x = x.reshape(*x.shape[:slots], examples, -1, *x.shape[slots + 1 :])
+            x = jnp.moveaxis(x, slots, rows + 1)
+            return jnp.repeat(x.reshape(*x.shape[:rows], -1, *x.shape[rows + 2 :]), beams, axis=rows)
+
+        layers = (jax.tree.map(lambda x: split(x, 1, 3), self.layers[0]), self.layers[1])
+        segments, times = (split(x, 0, 1) for x in (self.segments, self.times))
+        return Cache(layers, segments, times, self.context, self.used // examples)
+
+    def fold(self, x: jax.Array) -> jax.Array:
+        """Something of tokens [B, T, ...] in the rows of the cache: [R, B * T / R, ...]."""
+        return x.reshape(len(self.segments), -1, *x.shape[2:])
+
     def rows(self, order: jax.Array) -> "Cache":
-        """The rows in another order [B]; a row may occur several times."""
-        layers = jax.tree.map(lambda x: x[:, order], self.layers)
-        segments, times, context = (x if x is None else x[order] for x in self[1:4])
-        return Cache(layers, segments, times, context, self.used)
+        """The texts in another order [R], each with another one of its example; a text may occur several times."""
+        own, context = self.layers
+        own = jax.tree.map(lambda x: x[:, order], own)
+        return Cache((own, context), self.segments[order], self.times[order], self.context, self.used)
 
 
 class DecoderBlock(nn.Module):
@@ -80,15 +113,18 @@ class DecoderBlock(nn.Module):
         def self_attention(y):
             nonlocal own
             module = attend(its.positions, name="self_attention")
-            query, new = module.project(text._replace(features=y), layer.rotation)
-            own_times = text.positions if times is None else times
+            tokens = text._replace(features=y)
+            if cache is not None:
+                tokens = jax.tree.map(cache.fold, tokens)
+            query, new = module.project(tokens, layer.rotation)
+            segments, own_times = tokens.segments, tokens.positions if times is None else times
             if cache is None:
-                segments, in_order = text.segments, times is None
+                in_order = times is None
                 tokens = (query, new, segments, segments, own_times, own_times, bias)
                 return module.attend(*tokens, window=layer.window, in_order=in_order, packed=True)
             own = own.write(new, cache.used)
-            tokens = (query, own, text.segments, cache.segments, own_times, cache.times, bias)
-            return module.attend(*tokens, window=layer.window)
+            tokens = (query, own, segments, cache.segments, own_times, cache.times, bias)
+            return module.attend(*tokens, window=layer.window).reshape(y.shape)
 
         def cross_attention(y):
             nonlocal other
@@ -292,9 +328,12 @@ class TextDecoder(Tower, kw_only=True):
         x = nn.Dropout(self.dropout, deterministic=not train)(norm(x) if self.block.post_norm else x)
         if cache is not None:
             put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=cache.used, axis=1)
-            new_times = put(cache.times, text.positions if times is None else times)
-            cache = cache._replace(segments=put(cache.segments, text.segments), times=new_times)
-        bias = self.positions.bias(text.positions, self, True, cache and cache.times)
+            segments, places = (cache.fold(x) for x in (text.segments, text.positions))
+            new_times = put(cache.times, places if times is None else times)
+            cache = cache._replace(segments=put(cache.segments, segments), times=new_times)
+            bias = self.positions.bias(places, self, True, cache.times)
+        else:
+            bias = self.positions.bias(text.positions, self, True)
         if bias is not None and cache is not None and prefix is not None:
             raise ValueError("a decoder with distances of tokens has no prefix in its cache, which has times alone")
         blocks = self.stack(
@@ -308,7 +347,7 @@ class TextDecoder(Tower, kw_only=True):
         shared = (text, times, bias, self._context(context, cache), cache and cache._replace(layers=None))
         x, layers = blocks(x, *shared, cache and cache.layers, layer_attention(self, self.head_width))
         if cache is not None:
-            cache = cache._replace(layers=layers, used=cache.used + text.segments.shape[1])
+            cache = cache._replace(layers=layers, used=cache.used + segments.shape[1])
         x = (x if self.block.post_norm else norm(x)).astype(jnp.float32)
         x = x if self.logit_scale == 1.0 else x * self.logit_scale
         if chosen is not None:

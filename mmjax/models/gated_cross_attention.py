@@ -125,11 +125,6 @@ class GatedCrossAttention(MediaFusion, kw_only=True):
         keys = jax.vmap(lambda params: reader.apply({"params": params}, media, method="key_values"))(self._params())
         return media._replace(features=None), keys
 
-    def kept_rows(self, kept: Any, order: jax.Array) -> Any:
-        media, keys = kept
-        media = media._replace(segments=media.segments[order], positions=media.positions[order])
-        return media, jax.tree.map(lambda x: x[:, order], keys)
-
     def rejoin(self, kept: Any, text: Stream, count: jax.Array, decoder: Any) -> Joined:
         return self.join(kept[0], text, count, decoder, kept=kept)
 

@@ -187,10 +187,6 @@ class MediaFusion(nn.Module, kw_only=True):
     def kept(self, media: Stream, decoder: Any) -> Any:
         """What the decoder needs of the media for later tokens, beside its own cache."""
 
-    def kept_rows(self, kept: Any, order: jax.Array) -> Any:
-        """What `kept` returned, with the rows in another order [B]."""
-        return kept
-
     def rejoin(self, kept: Any, text: Stream, count: jax.Array, decoder: Any) -> Joined:
         """How the media enter the decoder for later tokens; `kept` is the result of `kept`, the others are as for `join`."""
         return Joined()

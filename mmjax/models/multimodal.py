@@ -46,10 +46,10 @@ class Multimodal(nn.Module, kw_only=True):
           rooms: the largest number of tokens of a text, by label.
           tables: what the decoding of each task reads besides parameters (`tables_of`).
         """
-        outputs, predictions = {}, {}
-        for name, encoded, output in self._run(batch, False):
-            if output is not None:
-                outputs[name] = output
+        runs, predictions = self._run(batch, False), {}
+        outputs = {name: output for name, _, output in runs if output is not None}
+        for name, encoded, output in runs:
+            encoded = encoded._replace(tasks=self.tasks, outputs=outputs)
             task, variables = self.tasks[name].unbind()
             predicted = task.decode(partial(task.apply, variables), encoded, output, rooms, (tables or {}).get(name))
             if predicted is not None:

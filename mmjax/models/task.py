@@ -23,6 +23,7 @@ class Encoded(NamedTuple):
       seen: inputs as the encoders received them, by encoder; tasks may have hidden a part of them.
       hidden: what this task has hidden of its encoder's input; None outside training.
       encoders: the encoders, for their geometry.
+      tasks: in decoding, all tasks by name; outputs: what they compute, if the batch has what they read.
     """
 
     batch: Batch
@@ -30,6 +31,8 @@ class Encoded(NamedTuple):
     seen: dict[str, Stream]
     hidden: Stream | None
     encoders: Mapping[str, Any]
+    tasks: Mapping[str, Any] = {}
+    outputs: Mapping[str, Any] = {}
 
 
 class Output(NamedTuple):
@@ -78,8 +81,9 @@ class Task(nn.Module, kw_only=True):
       positive: whether the loss is never negative.
       whole_batch: whether the loss compares all examples of a batch.
       mixes: whether a label may be a distribution over classes, as mixup makes it.
-      generates: whether it writes texts token by token, with `begin`, `step`, `rows` and `ends` as those of `CausalLM`.
+      generates: whether it writes texts token by token, with `begin`, `step` and `ends` as those of `CausalLM`.
       aligns: whether it finds when a known text was spoken (`spans`).
+      classes_per_token: whether its outputs are logits of classes for each token of an encoder, with a blank, as those of CTC.
       metric_names: the metrics that `metrics` gives; `evaluation.best` may name them.
       media: the encoders whose recordings or pictures are kept apart, since they stand at different places of a text.
     """
@@ -95,6 +99,7 @@ class Task(nn.Module, kw_only=True):
     whole_batch: ClassVar[bool] = False
     mixes: ClassVar[bool] = False
     metric_names: ClassVar[tuple[str, ...]] = ()
+    classes_per_token: ClassVar[bool] = False
     media: ClassVar[tuple[str, ...]] = ()
     generates: ClassVar[bool] = False
     aligns: ClassVar[bool] = False

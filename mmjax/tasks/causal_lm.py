@@ -34,6 +34,19 @@ class WritingState(NamedTuple):
     kept: Any
     count: jax.Array
 
+    def beams(self, count: int) -> "WritingState":
+        """Of `count` texts of each example, of which each row has one: `CausalLM.step` has tokens [B, count]."""
+        return self._replace(cache=self.cache.unfolded(1, count), count=jnp.repeat(self.count, count, axis=1))
+
+    def grown(self, room: int) -> "WritingState":
+        """With room for so many more tokens of each text."""
+        of_row = self.count.size // len(self.cache.segments)
+        return self._replace(cache=self.cache.grown(room * of_row))
+
+    def rows(self, order: jax.Array) -> "WritingState":
+        """With the texts in another order, as `Cache.rows`."""
+        return self._replace(cache=self.cache.rows(order))
+
 
 class CausalLM(Task, kw_only=True):
     """Predicts the next token of a text with a decoder, and writes how it goes on (Radford et al. 2019).
@@ -150,15 +163,10 @@ class CausalLM(Task, kw_only=True):
         logits, cache = self.decoder.step(tokens, state.cache, joined)
         return logits, state._replace(cache=cache)
 
-    def rows(self, state: WritingState, order: jax.Array) -> WritingState:
-        """The state with the rows in another order [B]; a row may occur several times."""
-        kept = None if state.kept is None else self.fusion.kept_rows(state.kept, order)
-        return WritingState(state.cache.rows(order), kept, state.count[order])
-
     def decode(
         self, apply: Any, encoded: Encoded, output: Output | None, rooms: Mapping[str, int], tables: Any = None
     ) -> Stream:
-        logits, state = apply(encoded, self.length, method="begin")
+        logits, state = apply(encoded, 0, method="begin")
         return Greedy()(partial(apply, method="step"), logits, state, self.length, self.ends)
 
     # One example, on the host.

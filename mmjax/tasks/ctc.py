@@ -26,6 +26,9 @@ class CTC(WithBlank, kw_only=True):
     outputs: int | None = None  # ids of the tokenizer, and the blank; None: as the data's tokenizer has
     decoding: CTCDecoding = BestPath()  # how texts are found
 
+    aligns = True
+    classes_per_token = True
+
     def check(self, path: str, config: Any) -> None:
         super().check(path, config)
         if self.reads == "fused":
@@ -37,8 +40,6 @@ class CTC(WithBlank, kw_only=True):
         stream = encoded.streams[self.reads]
         logits = dense(self.outputs, ("embed", None), jnp.float32, "logits")(stream.features.astype(jnp.float32))
         return Output(stream._replace(features=logits), self.classes(encoded.batch.get(self.label)))
-
-    aligns = True
 
     def spans(self, apply: Any, encoded: Encoded) -> Stream:
         return self.ids(forced_alignment(*apply(encoded)))

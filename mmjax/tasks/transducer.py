@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from mmjax.decode import GreedyTransducer, TransducerDecoding
 from mmjax.errors import UserError
-from mmjax.losses import transducer
+from mmjax.losses import tdt, transducer
 from mmjax.models.adapters import as_array
 from mmjax.models.layers import dense
 from mmjax.models.roles import parameter, projection
@@ -32,6 +32,9 @@ class Transducer(WithBlank, kw_only=True):
     outputs: int | None = None  # ids of the tokenizer, and the blank; None: as the data's tokenizer has
     width: int = 256  # features of the joint network, and of the embeddings of labels
     context: int = 2  # number of labels that the prediction network reads
+    # The numbers of frames that an emission may skip, such as (0, 1, 2, 3, 4): a token-and-duration transducer (TDT, Xu et al.
+    # 2023, arXiv:2304.06795). (): a blank goes on to the next frame, and a token does not.
+    durations: tuple[int, ...] = ()
     chunk: int = 8192  # number of columns of the joint network that are computed at a time
     decoding: TransducerDecoding = GreedyTransducer()  # how texts are found
 
@@ -41,6 +44,10 @@ class Transducer(WithBlank, kw_only=True):
             raise UserError(
                 f"{path}.reads is 'fused', but a Transducer needs the tokens of an encoder; read an encoder"
             )
+        if self.durations and (not {0, 1} <= set(self.durations) or min(self.durations) < 0):
+            raise UserError(f"{path}.durations={self.durations} must have 0 and 1, such as (0, 1, 2, 3, 4)")
+        if self.durations and not self.decoding.skips:
+            raise UserError(f"{path}.decoding does not know durations; set it to GreedyTransducer()")
 
     def setup(self):
         init = parameter("embedding", nn.initializers.normal(1.0), ("vocabulary", "embed"))
@@ -48,9 +55,10 @@ class Transducer(WithBlank, kw_only=True):
         self.states = dense(self.width, (None, "embed"), jnp.float32, "states")
         self.frames = dense(self.width, ("embed", None), jnp.float32, "frames")
         init = projection(nn.initializers.xavier_uniform(), ("embed", "vocabulary"))
-        self.kernel = as_array(self.param("kernel", init, (self.width, self.outputs)))
+        columns = self.outputs + len(self.durations)
+        self.kernel = as_array(self.param("kernel", init, (self.width, columns)))
         init = parameter("bias", nn.initializers.zeros, ("vocabulary",))
-        self.bias = self.param("bias", init, (self.outputs,))
+        self.bias = self.param("bias", init, (columns,))
 
     def __call__(self, encoded: Encoded, train: bool = False) -> Output | None:
         """Encoded tokens [B, T, W], texts [B, S] and slots [B, N] -> a `Joint` of the states, and labels [B, S + N]."""
@@ -69,7 +77,11 @@ class Transducer(WithBlank, kw_only=True):
         return only_tokens(stream._replace(features=self.frames(stream.features.astype(jnp.float32))))
 
     def logits(self, frame: jax.Array, recent: jax.Array) -> jax.Array:
-        """Logits [B, outputs] of one frame [B, width] of each row after its labels [B, context], newest first; -1: none."""
+        """Logits of one frame [B, width] of each row after its labels [B, context], newest first; -1: none.
+
+        Returns:
+          [B, outputs + D]: of the classes, then of the D durations.
+        """
         embedded = jnp.where((recent >= 0)[..., None], self.embedding(jnp.maximum(recent, 0)), 0.0)
         return jnp.tanh(frame + self._predict(list(jnp.moveaxis(embedded, 1, 0)))) @ self.kernel + self.bias
 
@@ -77,16 +89,20 @@ class Transducer(WithBlank, kw_only=True):
         return self.states(jnp.concatenate(embedded, axis=-1))
 
     def loss(self, output: Output) -> Sums:
+        if self.durations:
+            return tdt(*output, self.durations, self.chunk)
         return transducer(*output, self.chunk)
 
     def decode(
         self, apply: Any, encoded: Encoded, output: Output | None, rooms: Mapping[str, int], tables: Any = None
     ) -> Stream:
-        return self.ids(self.decoding(apply, encoded.streams[self.reads], self.context, tables))
+        stream, segments = encoded.streams[self.reads], encoded.batch["examples"].segments
+        room, blank = rooms[self.label], self.blank or 0
+        return self.ids(self.decoding(apply, stream, segments, room, self.context, blank, self.durations, tables))
 
     def begin_stream(self, rows: int) -> Any:
         return self.decoding.begin(rows, self.context)
 
     def stream(self, apply: Any, encoded: Encoded, state: Any) -> tuple[Stream, Any]:
-        classes, state = self.decoding.advance(apply, encoded.streams[self.reads], state)
+        classes, state = self.decoding.advance(apply, encoded.streams[self.reads], state, self.durations)
         return self.ids(classes), state

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.decode import Greedy, Spans, TextDecoding, attention_weights, warped
-from mmjax.errors import UserError
+from mmjax.decode import CTCPrefixes, Greedy, Spans, TextDecoding, attention_weights, warped
+from mmjax.errors import UserError, nearest
 from mmjax.losses import token_cross_entropy
 from mmjax.models.decoder import CROSS_ATTENTION, Cache, TextDecoder
 from mmjax.models.fusion.base import Common
@@ -102,8 +102,22 @@ class Write(TextTask, Common, kw_only=True):
                     f"{path}.alignment_heads names head {head} of layer {layer}, but the decoder has "
                     f"{self.decoder.layers} layers of {self.decoder.heads} heads, counted from 0"
                 )
+        self._check_ctc(path, config)
         if not self.decoder.cross_attention:
             raise UserError(f"{path}.decoder.cross_attention is False, but the decoder must read the encoders")
+
+    def _check_ctc(self, path: str, config: Any) -> None:
+        name, tasks = self.decoding.ctc, config.model.tasks
+        if name is None:
+            return
+        if not getattr(tasks.get(name), "classes_per_token", False):
+            able = [other for other, task in tasks.items() if task.classes_per_token]
+            raise UserError(f"{path}.decoding.ctc='{name}' is no CTC task{nearest(name, able)}")
+        if tasks[name].reads not in self.reads or tasks[name].label != self.label:
+            raise UserError(
+                f"{path}.decoding.ctc: '{name}' writes '{tasks[name].label}' from '{tasks[name].reads}', but {path} writes "
+                f"'{self.label}' from {', '.join(self.reads)}; name a CTC task with the same label and encoder"
+            )
 
     def __call__(self, encoded: Encoded, train: bool = False) -> Output | None:
         """Encoded streams [B, T_m, W_m], texts [B, T] and slots [B, N] -> logits and labels [B, T + N]."""
@@ -117,12 +131,13 @@ class Write(TextTask, Common, kw_only=True):
         return Output(logits, targets._replace(segments=jnp.where(known, targets.segments, 0)))
 
     def begin(
-        self, streams: dict[str, Stream], examples: Stream, text: Stream | None, length: int
+        self, streams: dict[str, Stream], examples: Stream, text: Stream | None, beams: int = 1
     ) -> tuple[Stream, Cache]:
-        """Logits [B, N, V] of the first token of every example, and the cache for `length` tokens of each.
+        """Logits [B, N, V] of the first token of every example, and the cache of the texts, without room for this token.
 
         Args:
           text: begins with the given tokens of each example; not needed if no tokens are given.
+          beams: number of texts of each example; `step` has tokens [B, N * beams].
         """
         context, count = self._context(streams), 1 + self.given
         segments = having(context, examples)
@@ -133,9 +148,9 @@ class Write(TextTask, Common, kw_only=True):
         first = Stream(
             first.reshape(rows, -1), jnp.repeat(segments, count, axis=1), jnp.tile(jnp.arange(count), (rows, slots))
         )
-        logits, cache = self.decoder.begin(first, slots * (count + length), context)
+        logits, cache = self.decoder.begin(first, slots * count, context)
         last = jax.tree.map(lambda x: x[:, count - 1 :: count], logits)
-        return self._allowed(last, self.suppress + self.suppress_first), cache
+        return self._allowed(last, self.suppress + self.suppress_first), cache.unfolded(slots, beams)
 
     def step(self, tokens: Stream, cache: Cache) -> tuple[Stream, Cache]:
         """As `TextDecoder.step`."""
@@ -185,6 +200,10 @@ class Write(TextTask, Common, kw_only=True):
         self, apply: Any, encoded: Encoded, output: Output | None, rooms: Mapping[str, int], tables: Any = None
     ) -> Stream:
         streams = {name: encoded.streams[name] for name in self.reads if name in encoded.streams}
-        text, length = encoded.batch.get(self.label), rooms[self.label] - self.given
-        logits, cache = apply(streams, encoded.batch["examples"], text, length, method="begin")
-        return self.decoding(partial(apply, method="step"), logits, cache, length, (self.end_token,), tables)
+        text, length, decoding = encoded.batch.get(self.label), rooms[self.label] - self.given, self.decoding
+        logits, cache = apply(streams, encoded.batch["examples"], text, decoding.beams, method="begin")
+        ctc = None
+        if decoding.ctc in encoded.outputs:
+            outputs, blank = encoded.outputs[decoding.ctc].prediction, encoded.tasks[decoding.ctc].blank or 0
+            ctc = CTCPrefixes.of(outputs, blank, self.vocabulary, logits.segments)
+        return decoding(partial(apply, method="step"), logits, cache, length, (self.end_token,), tables, ctc)

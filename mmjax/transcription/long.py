@@ -13,6 +13,7 @@ from mmjax import progress
 from mmjax.data.audio import measure_audio, read_blocks
 from mmjax.data.capacity import bucket
 from mmjax.data.example import Example
+from mmjax.data.files import Unreadable
 from mmjax.data.given import samples_of
 from mmjax.data.packing import Packer
 from mmjax.data.voice_activity import Part, VoiceActivity, cut, detector, in_samples, windows
@@ -211,10 +212,13 @@ class Transcriber:
 def seconds_of(speech: Any, sample_rate: int) -> float:
     """The length of a recording: of a file, from its header; of an array at this rate, or (array, rate), from its shape.
 
-    0 for all else, such as an open file; reading it says what is wrong with it.
+    0 for all else, such as an open file, or no recording at all: whoever reads it says why.
     """
     if isinstance(speech, str | os.PathLike | bytes):
-        extent = measure_audio(speech, f"<{len(speech)} bytes>" if isinstance(speech, bytes) else os.fspath(speech))
+        try:
+            extent = measure_audio(speech, "of the input")
+        except Unreadable:
+            return 0.0
         return extent.frames / extent.rate
     if isinstance(speech, tuple):
         if len(speech) != 2 or not isinstance(speech[1], Real) or speech[1] <= 0:

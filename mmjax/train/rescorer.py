@@ -14,8 +14,6 @@ from mmjax.files import local
 from mmjax.losses import chunked_cross_entropy
 from mmjax.models.adapters import merged_kernels
 from mmjax.stream import Factors
-from mmjax.train.build import build_model
-from mmjax.train.directory import read_run
 from mmjax.tree import part
 
 
@@ -57,6 +55,9 @@ class LanguageModelRescorer(Rescorer):
 @functools.lru_cache(1)
 def _opened(run: str) -> tuple[Any, int | None, Any]:
     """The `CausalLM` of a run, the id before its texts, and the parameters of its decoder."""
+    from mmjax.train.build import build_model  # here, because a config may name a rescorer
+    from mmjax.train.directory import read_run
+
     directory = Path(run)
     config, _, params = read_run(directory)
     found = [name for name, task in config.model.tasks.items() if task.generates]

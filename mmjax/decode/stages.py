@@ -1,0 +1,35 @@
+"""The loop of writing token by token, with a cache that grows: most texts are far shorter than there may be room for."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+FIRST = 64  # slots for tokens of each text before the cache grows to the whole length
+
+
+def written_in_stages(
+    goes_on: Callable[[Any, int], Any],
+    write: Callable[[Any, Any], tuple[Any, Any]],
+    carry: Any,
+    cache: Any,
+    length: int,
+) -> Any:
+    """A `while_loop` with a cache, whose room grows once, if there may be many more tokens than `FIRST`.
+
+    Each step reads the whole room of the cache, and a beam search also copies it. The step is compiled once for each room.
+
+    Args:
+      goes_on: (carry, room) -> whether to write a token, of which there are at most `room`.
+      write: (carry, cache) -> both, with one more token of each text.
+      cache: without room for tokens; its method `grown` gives it with room for so many more tokens of each text.
+      length: the largest number of tokens.
+
+    Returns:
+      The carry.
+    """
+    before = 0
+    for room in (FIRST, length) if length > 2 * FIRST else (length,):
+        cache, before = cache.grown(room - before), room
+        carry, cache = jax.lax.while_loop(lambda x, room=room: goes_on(x[0], room), lambda x: write(*x), (carry, cache))
+    return carry
