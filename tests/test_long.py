@@ -1,5 +1,6 @@
 """Long recordings: where speech is, the parts in which it is decoded, and the text and times of the whole."""
 
+import io
 import itertools
 import json
 import tracemalloc
@@ -18,7 +19,7 @@ from mmjax.decode import Token
 from mmjax.errors import UserError
 from mmjax.run import Run
 from mmjax.transcription import Transcriber
-from mmjax.transcription.long import first_fit
+from mmjax.transcription.long import first_fit, seconds_of
 from mmjax.transcription.stitching import in_overlap, join
 
 RATE = 16_000
@@ -180,6 +181,15 @@ def test_without_a_common_run_the_middle_of_the_overlap_decides():
 def test_parts_fill_rows_in_order():
     assert first_fit([4, 7, 5, 3, 9, 1], room=10, slots=2, rows=2) == [[0, 1, 0, 1], [0, 0]]
     assert first_fit([5, 1, 1], room=10, slots=2, rows=1) == [[0, 0], [0]]
+
+
+def test_the_length_of_a_recording_is_known_before_it_is_read(tmp_path):
+    samples = np.zeros((2, 8_000), np.float32)
+    soundfile.write(tmp_path / "one.wav", samples.T, 4_000)
+    given = [(tmp_path / "one.wav", 2.0), ((tmp_path / "one.wav").read_bytes(), 2.0), (samples, 0.5), (samples.T, 0.5)]
+    given += [((samples, 8_000), 1.0), (samples[0].tolist(), 0.5), ((8_000, samples), 0.0), (io.BytesIO(), 0.0)]
+    for speech, seconds in given:
+        assert seconds_of(speech, RATE) == seconds
 
 
 # Transcribing with a run.

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -211,21 +212,20 @@ class Transcriber:
 def seconds_of(speech: Any, sample_rate: int) -> float:
     """The length of a recording: of a file, from its header; of an array at this rate, or (array, rate), from its shape.
 
-    It is 0 for what is no recording: whoever converts it says why.
+    0 for all else, such as an open file, or no recording at all: whoever reads it says why.
     """
-    try:
-        return _seconds_of(speech, sample_rate)
-    except (Unreadable, ValueError, TypeError, AttributeError):
-        return 0.0
-
-
-def _seconds_of(speech: Any, sample_rate: int) -> float:
     if isinstance(speech, str | os.PathLike | bytes):
-        extent = measure_audio(speech, f"<{len(speech)} bytes>" if isinstance(speech, bytes) else os.fspath(speech))
+        try:
+            extent = measure_audio(speech, "of the input")
+        except Unreadable:
+            return 0.0
         return extent.frames / extent.rate
-    if isinstance(speech, tuple) and len(speech) == 2 and np.ndim(speech[1]) == 0:
-        speech, sample_rate = speech[0], max(1, int(speech[1]))
-    return max(np.shape(speech), default=0) / sample_rate
+    if isinstance(speech, tuple):
+        if len(speech) != 2 or not isinstance(speech[1], Real) or speech[1] <= 0:
+            return 0.0
+        speech, sample_rate = speech
+    shape = getattr(speech, "shape", (len(speech),) if isinstance(speech, list) else ())
+    return max(shape, default=0) / sample_rate
 
 
 def _tasks(run: Any) -> dict[str, str]:
