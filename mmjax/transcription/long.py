@@ -12,7 +12,6 @@ from mmjax import progress
 from mmjax.data.audio import measure_audio, read_blocks
 from mmjax.data.capacity import bucket
 from mmjax.data.example import Example
-from mmjax.data.files import Unreadable
 from mmjax.data.given import samples_of
 from mmjax.data.packing import Packer
 from mmjax.data.voice_activity import Part, VoiceActivity, cut, detector, in_samples, windows
@@ -209,23 +208,17 @@ class Transcriber:
 
 
 def seconds_of(speech: Any, sample_rate: int) -> float:
-    """The length of a recording: of a file, from its header; of an array at this rate, or (array, rate), from its shape.
+    """The length of a recording: of a file, from its header; of an array at this rate, from its shape.
 
-    It is 0 for what is no recording: whoever converts it says why.
+    It is 0 of what must be decoded first, or cannot be decoded.
     """
-    try:
-        return _seconds_of(speech, sample_rate)
-    except (Unreadable, ValueError, TypeError, AttributeError):
-        return 0.0
-
-
-def _seconds_of(speech: Any, sample_rate: int) -> float:
     if isinstance(speech, str | os.PathLike | bytes):
-        extent = measure_audio(speech, f"<{len(speech)} bytes>" if isinstance(speech, bytes) else os.fspath(speech))
+        try:
+            extent = measure_audio(speech, "")
+        except UserError:
+            return 0.0
         return extent.frames / extent.rate
-    if isinstance(speech, tuple) and len(speech) == 2 and np.ndim(speech[1]) == 0:
-        speech, sample_rate = speech[0], max(1, int(speech[1]))
-    return max(np.shape(speech), default=0) / sample_rate
+    return max(speech.shape, default=0) / sample_rate if isinstance(speech, np.ndarray) else 0.0
 
 
 def _tasks(run: Any) -> dict[str, str]:
