@@ -1,5 +1,6 @@
 """A progress bar with rate and time left, on standard error."""
 
+import functools
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -13,6 +14,12 @@ out = Console(highlight=False, markup=False, emoji=False)  # for results, which 
 def warn(text: str) -> None:
     """Prints a warning."""
     console.print(text, style="yellow")
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """Prints a warning, unless it was printed before."""
+    warn(text)
 
 
 class _Rate(ProgressColumn):

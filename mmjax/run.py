@@ -135,8 +135,11 @@ class Run:
         Raises:
           UserError: an input cannot be read or does not fit, or the model has no encoder for it.
         """
-        whole = self._transcribed({"speech": speech, "image": image, "text": text} | others, tags or {})
-        return whole or self.predict_given(*self._given(speech, image, text, tags, others))
+        # A long file is not decoded as a whole.
+        if whole := self.transcribed({"speech": speech, "image": image, "text": text} | others, tags or {}):
+            return whole
+        given, prefixes = self._given(speech, image, text, tags, others)
+        return self.transcribed(given, tags or {}) or self.predict_given(given, prefixes)
 
     def align(
         self,
@@ -176,7 +179,8 @@ class Run:
         """
         waiting, count = iter(examples), 0
         while part := list(itertools.islice(waiting, AT_ONCE)):
-            source = InMemory([self._example(arguments) for arguments in part])
+            tags = [arguments.get("tags") or {} for arguments in part]
+            source = InMemory([self._example(arguments) for arguments in part], tags)
             for number, result in enumerate(self.predictor.of(source, rows=ROWS), count):
                 if isinstance(result, UserError):
                     raise UserError(f"example {number}: {result}")
@@ -229,8 +233,12 @@ class Run:
         self._check_streams(found)
         return found, self.prefixes_of(tags)
 
-    def _transcribed(self, given: Mapping[str, Any], tags: Mapping[str, str | None]) -> dict[str, Any] | None:
-        """The prediction of a recording that is too long to be read at once: its text, in parts; None: it is not."""
+    def transcribed(self, given: Mapping[str, Any], tags: Mapping[str, str | None]) -> dict[str, Any] | None:
+        """The prediction of a recording that is too long to be read at once: its text, in parts; None: it is not.
+
+        Args:
+          given: the inputs by name, as for `predict`, or decoded.
+        """
         given = {name: value for name, value in given.items() if value is not None}
         self._check_streams(given)
         name, speech = next(iter(given.items()))
@@ -240,8 +248,8 @@ class Run:
         if seconds_of(speech, self.sample_rate) <= limit:
             return None
         if others := [other for other in self.config.model.tasks if other != task]:
-            progress.warn(
-                f"the recording is longer than {limit:g} seconds: only {task} is predicted, not {', '.join(others)}"
+            progress.warn_once(
+                f"recordings longer than {limit:g} seconds: only {task} is predicted, not {', '.join(others)}"
             )
         segments = self.transcribe(speech, task, tags=tags)
         return {task: " ".join(one.text for one in segments), f"{task}/segments": [one._asdict() for one in segments]}

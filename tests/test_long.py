@@ -278,7 +278,12 @@ def test_a_padded_encoder_takes_a_recording_longer_than_its_own(tmp_path):
     write = c.Write(reads=("speech",), decoder=decoder, suppress=(0, 1, 2))  # which would end a text, or show nothing
     whisper = Run(untrained(tmp_path / "run", encoder, {"transcript": write}, hops=100))
     silence = np.zeros(RATE // 5, np.float32)
-    found = whisper.predict(speech=np.concatenate([silence, chirps(2.6), silence]))
+    samples = np.concatenate([silence, chirps(2.6), silence])
+    found = whisper.predict(speech=samples)
     times = [(one["start"], one["end"]) for one in found["transcript/segments"]]
     assert len(times) >= 3 and times[0][0] == pytest.approx(0.1, abs=0.05) and times[-1][1] <= 3.0
     assert all(end - start <= 1.0 + 1e-6 for start, end in times)
+    assert list(whisper.predict_many([{"speech": (samples, RATE)}])) == [found]
+    soundfile.write(tmp_path / "one.wav", samples, RATE, subtype="FLOAT")
+    assert main(["predict", str(whisper.directory), str(tmp_path / "one.wav"), "-o", str(tmp_path / "out.jsonl")]) == 0
+    assert json.loads((tmp_path / "out.jsonl").read_text())["transcript"] == found["transcript"]

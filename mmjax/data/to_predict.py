@@ -47,8 +47,13 @@ class ToPredict(Protocol):
     def name(self, number: int) -> str:
         """The name of an example: that of its file or row."""
 
+    def tags(self, number: int) -> Mapping[str, str | None]:
+        """The "language" and "task" of an example."""
+
     def positions(self, layout: Layout) -> dict[str, np.ndarray]:
-        """[n] positions that each example takes in a row, by stream; zeros of an example that cannot be read."""
+        """[n] positions that each example takes in a row, by stream; zeros of one that cannot be read. One that fits into no
+        row takes more than a row has.
+        """
 
 
 class Files:
@@ -164,6 +169,9 @@ class Unlabelled:
         name = getattr(self._collection, "name", self._corpus.name)(number)
         return name or f"example {number + 1}"
 
+    def tags(self, number: int) -> Mapping[str, str | None]:
+        return self._collection[number].tags
+
     def positions(self, layout: Layout) -> dict[str, np.ndarray]:
         count = len(self._readable)
         sizes = {name: self._corpus.sizes[name] for name in self._corpus.inputs}
@@ -178,8 +186,8 @@ class Unlabelled:
 class InMemory:
     """Examples that are decoded already: a `ToPredict`."""
 
-    def __init__(self, examples: Sequence[Example | UserError]):
-        self._examples = examples
+    def __init__(self, examples: Sequence[Example | UserError], tags: Sequence[Mapping[str, str | None]]):
+        self._examples, self._tags = examples, tags
         self.reasons = {number: str(one) for number, one in enumerate(examples) if isinstance(one, UserError)}
 
     def __len__(self) -> int:
@@ -191,6 +199,9 @@ class InMemory:
     def name(self, number: int) -> str:
         return "your input"
 
+    def tags(self, number: int) -> Mapping[str, str | None]:
+        return self._tags[number]
+
     def positions(self, layout: Layout) -> dict[str, np.ndarray]:
         packer, found = Packer(layout, 0), {name: np.zeros(len(self), np.int64) for name in layout.rows}
         for number, example in enumerate(self._examples):
@@ -198,8 +209,9 @@ class InMemory:
                 continue
             try:
                 cut = packer.cut(example, frozenset(example.inputs), name="your input")
-            except UserError as error:
-                self.reasons[number] = str(error)
+            except UserError:  # too long, or wrong: whoever reads it alone will know
+                for name in found.keys() & example.inputs.keys():
+                    found[name][number] = layout.rows[name] + 1
                 continue
             for name in found.keys() & cut.keys():
                 found[name][number] = layout.streams[name].reserved(len(cut[name].features))

@@ -122,12 +122,13 @@ class Predictor:
         return found
 
     def _alone(self, source: ToPredict, number: int) -> dict[str, Any] | UserError:
-        """The prediction about an example in a row of its own."""
+        """The prediction about an example in a row of its own, or of parts of it, as in `Run.predict`."""
         try:
             example = source[number]
             names = [name for name in example.inputs if name in self._run.config.model.encoders]
             given = {name: value for name in names if (value := example.input(name)) is not None}
-            return self._run.predict_given(given, example.prefixes, source.name(number))
+            whole = self._run.transcribed(given, source.tags(number))
+            return whole or self._run.predict_given(given, example.prefixes, source.name(number))
         except UserError as error:
             return error
 
