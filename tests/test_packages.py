@@ -10,19 +10,20 @@ HOME = pathlib.Path(mmjax.__file__).parent
 ORDER = (
     ("cli", "__main__"),
     ("config",),
-    ("prepare", "check", "bottleneck", "plan", "generation", "run", "interchange"),
+    ("prepare", "check", "bottleneck", "plan", "generation", "run", "interchange", "report"),
     ("train",),
     ("evaluate", "flops"),
     ("tasks",),
     ("models", "losses", "decode", "data", "parallel"),
-    ("telemetry",),
-    ("stream", "progress", "files"),
+    ("telemetry", "charts"),
+    ("stream", "progress", "files", "html"),
     ("tree", "errors"),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 BESIDE = {
     ("__main__", "cli"),
     ("prepare", "run"),
+    ("report", "run"),
     ("run", "generation"),
     ("parallel", "models"),
     ("decode", "models"),
