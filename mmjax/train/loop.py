@@ -51,6 +51,7 @@ from mmjax.train.initial import load_initial
 from mmjax.train.ledger import Ledger
 from mmjax.train.nan_hunt import hunt
 from mmjax.train.program import begin, jitted_step
+from mmjax.train.samples import Samples
 from mmjax.train.stopping import StopSignal
 from mmjax.train.validate import check_config
 from mmjax.tree import to_dict
@@ -145,6 +146,7 @@ def _train(
         wandb_project=config.log.wandb_project if lead else None,
         config=to_dict(config),
     )
+    samples = Samples(writer, evaluator.source) if evaluator and lead and config.log.tensorboard else None
     written = writer.rewind(first, finished=first == config.steps) if lead else set()
     if lead and (warning := report.short_schedule(config)):
         writer.write(first, "warning", {"text": warning})
@@ -154,10 +156,8 @@ def _train(
     ledger = Ledger(run if lead else None, first, started)
 
     def write(step: int, kind: str, metrics: Any) -> None:
-        try:
+        with stop.on_error():
             writer.write(step, kind, metrics)
-        except UserError as error:  # a full disk: there may still be room for the checkpoint
-            stop.because(error)
 
     def evaluate(step: int, examples: int | None) -> dict[str, dict[str, float]] | None:
         """The metrics of every subset; None if a signal interrupted the evaluation."""
@@ -170,10 +170,16 @@ def _train(
 
         names = [canonical(subset) for subset in subsets]
         with ledger.spent("evaluation"):
-            results = evaluator.evaluate(state.evaluated, names, examples, asked, watch.pause)
+            found = evaluator.measure(state.evaluated, names, examples, asked, watch.pause)
+            if found is None:
+                return None
+            results = {subset: measures.metrics() for subset, measures in found.items()}
         if lead and results:
             for subset, metrics in results.items():
                 write(step, "eval", {"subset": subset, **metrics})
+            if samples:
+                with ledger.spent("evaluation"), stop.on_error():
+                    samples.show(step, found[names[0]])
             progress.console.print(table(results, f"{config.evaluation.split} split after step {step}"))
         return results
 
@@ -183,10 +189,8 @@ def _train(
             checkpoints.save(step, state, sampler.state(step))
 
     def account(step: int) -> None:
-        try:
+        with stop.on_error():
             ledger.note(step)
-        except UserError as error:
-            stop.because(error)
 
     def log(step: int, metrics: Any, rates: dict[str, float]) -> None:
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
