@@ -18,7 +18,7 @@ DASHES = ("", "7 3", "2 3", "8 3 2 3")
 WIDTH, HEIGHT = 540, 300  # of a chart in pixels
 CHARACTER = 7  # the mean width of a character in pixels
 TOP = 32  # where the area inside the axes begins
-POINTS = 200  # of a line; more are averaged
+POINTS = 200  # of a line, at most; more are averaged
 NAME = 30  # characters of a name that are shown
 MARGIN = 96  # pixels before a picture with axes, so that the time axes of pictures agree
 
@@ -60,12 +60,13 @@ class Frame(NamedTuple):
 # Ticks and numbers. -----------------------------------------------------------------------------------------
 
 
-def linear(values: Iterable[float], label: str = "", count: int = 5, tight: bool = False) -> Axis:
+def linear(values: Iterable[float], label: str = "", count: int = 5, tight: bool = False, whole: bool = False) -> Axis:
     """An axis with ticks at multiples of 1, 2 or 5 times a power of ten.
 
     Args:
       count: about how many ticks.
       tight: the range is that of the values; otherwise it extends to the next tick.
+      whole: ticks are whole numbers.
     """
     values = list(values) or [0.0, 1.0]
     low, high = min(values), max(values)
@@ -74,6 +75,7 @@ def linear(values: Iterable[float], label: str = "", count: int = 5, tight: bool
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = power * next(nice for nice in (1, 2, 5, 10) if nice * power >= rough * 0.999)
+    step = max(step, 1.0) if whole else step
     first, last = (math.ceil(low / step - 1e-6), math.floor(high / step + 1e-6)) if tight else (0, 0)
     if not tight:
         first, last = math.floor(low / step + 1e-6), math.ceil(high / step - 1e-6)
@@ -108,11 +110,16 @@ def line_chart(series: Mapping[str, Points], x_label: str, y_label: str, title: 
       series: (x, y) in the order of x, by name. A point whose y is None or not finite is a gap.
       log_scale: of y, if all values are above 0.
     """
-    lines = {name: [_thinned(part) for part in _parts(points)] for name, points in series.items()}
+    lines = {name: _parts(points) for name, points in series.items()}
+    size = max((-(-len(part) // POINTS) for parts in lines.values() for part in parts), default=1)
+    if size > 1:
+        lines = {name: [_means(part, size) for part in parts] for name, parts in lines.items()}
+        x_label += f" (means of {size} points)"
     points = [point for parts in lines.values() for part in parts for point in part]
     values = [y for _, y in points]
     logs = log_scale and bool(values) and min(values) > 0
-    x_axis = linear((x for x, _ in points), x_label, tight=True)
+    steps = [x for x, _ in points]
+    x_axis = linear(steps, x_label, tight=True, whole=size == 1 and all(x == round(x) for x in steps))
     y_axis = logarithmic(values, y_label) if logs else linear(values, y_label)
     legend, top = _legend(list(series), WIDTH) if len(series) > 1 else ("", TOP)
     frame = _frame(y_axis, top, WIDTH, HEIGHT + top - TOP)
@@ -252,11 +259,10 @@ def _parts(points: Points) -> list[list[tuple[float, float]]]:
     return [part for part in parts if part]
 
 
-def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most `POINTS` points: means of equally many points that follow each other."""
-    size = -(-len(points) // POINTS)
+def _means(points: list[tuple[float, float]], size: int) -> list[tuple[float, float]]:
+    """The means of each `size` points that follow each other."""
     groups = (points[at : at + size] for at in range(0, len(points), size))
-    return points if size < 2 else [tuple(np.mean(group, axis=0).tolist()) for group in groups]
+    return [tuple(np.mean(group, axis=0).tolist()) for group in groups]
 
 
 def _line(

@@ -18,7 +18,7 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 76em; margin: 2em auto; padding: 0 1em; color: var(--ink);
   background: var(--paper); }
 h1, h2, h3 { font-weight: 600; line-height: 1.25; } h2 { margin-top: 2em; border-bottom: 1px solid var(--line); }
-p, figcaption, .faint { color: var(--faint); } p { max-width: 50em; }
+p, figcaption { color: var(--faint); } p { max-width: 50em; }
 table { border-collapse: collapse; } .wide { overflow-x: auto; }
 td, th { padding: 0.2em 1.5em 0.2em 0; text-align: left; vertical-align: top; font-weight: normal; }
 th { color: var(--faint); border-bottom: 1px solid var(--line); } .n { text-align: right; white-space: nowrap;
@@ -28,6 +28,7 @@ svg { max-width: 100%; height: auto; } svg .point { opacity: 0; } svg .point:hov
 .examples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(17em, 100%), 1fr)); gap: 1.5em; }
 .example { border-top: 1px solid var(--line); padding-top: 0.5em; overflow-wrap: anywhere; }
 .example img { display: block; max-width: 100%; max-height: 16em; } .sample img { width: 13em; max-height: none; }
+.sample td:nth-child(-n+2) { white-space: nowrap; } .charts td { overflow-wrap: anywhere; min-width: 3em; }
 .media { display: flex; flex-wrap: wrap; gap: 1.5em; }
 b { color: var(--faint); font-weight: normal; } audio { width: 100%; max-width: 24em; height: 2.5em; }
 .sub, del, ins { border-radius: 0.2em; padding: 0 0.2em; } .sub { background: var(--substituted); }
