@@ -59,12 +59,11 @@ class Writer:
         """
         if not self._path.exists():
             return set()
-        records = [_parsed(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
 
         def stays(record) -> bool:
             return record["step"] < step or (record["step"] == step and not (finished and record["kind"] == "eval"))
 
-        kept = [record for record in records if record and stays(record)]
+        kept = [record for record in read_metrics(self._path) if stays(record)]
         with _explained(self._path):
             write_whole(self._path, "".join(json_line(record) + "\n" for record in kept))
         return {(record["step"], record["kind"]) for record in kept}
@@ -91,10 +90,47 @@ class Writer:
     def _draw(self, step: int, numbers: Mapping[str, float]) -> None:
         """Appends points to TensorBoard's curves.
 
-        By the writer of files alone, not by `SummaryWriter`: its thread tells of a full disk in tracebacks of its own.
+        The writer of files does this, not `SummaryWriter`, whose thread reports a full disk in tracebacks of its own.
         """
-        from tensorboardX.proto.event_pb2 import Event, SessionLog  # only now: it takes a second
-        from tensorboardX.summary import scalar
+        from tensorboardX.summary import scalar  # only now: it takes a second
+
+        for name, value in numbers.items():
+            if math.isfinite(value):  # a gap in the curve says the same as a NaN, of which tensorboardX would warn
+                self._add(step, scalar(name, value))
+        if time.monotonic() - self._flushed > FLUSH:
+            self._tensorboard.flush()
+            self._flushed = time.monotonic()
+
+    def show(
+        self,
+        step: int,
+        pictures: Mapping[str, np.ndarray],
+        recordings: Mapping[str, tuple[np.ndarray, int]],
+        texts: Mapping[str, str],
+    ) -> None:
+        """Adds media to TensorBoard, by name; does nothing if TensorBoard is not wanted.
+
+        Args:
+          pictures: [H, W, 3] uint8; recordings: samples [N] in -1 to 1, and their rate in Hz; texts: Markdown.
+
+        Raises:
+          UserError: they cannot be written.
+        """
+        if not self._wants_tensorboard:
+            return
+        from tensorboardX.summary import audio, image, text
+
+        with _explained(self._curves):
+            for name, picture in pictures.items():
+                self._add(step, image(name, picture, dataformats="HWC"))
+            for name, (samples, rate) in recordings.items():
+                self._add(step, audio(name, np.clip(samples, -1.0, 1.0), rate))
+            for name, written in texts.items():
+                self._add(step, text(name, written))
+
+    def _add(self, step: int, summary: Any) -> None:
+        """Appends an event to TensorBoard's file, which is opened by the first one."""
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         if self._tensorboard is None:
             from tensorboardX.event_file_writer import EventsWriter
@@ -104,12 +140,7 @@ class Writer:
             if self._first:  # later steps of an earlier process are hidden
                 start = SessionLog(status=SessionLog.START)
                 self._tensorboard.write_event(Event(wall_time=time.time(), step=self._first + 1, session_log=start))
-        for name, value in numbers.items():
-            if math.isfinite(value):  # a gap in the curve says the same as a NaN, of which tensorboardX would warn
-                self._tensorboard.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
-        if time.monotonic() - self._flushed > FLUSH:
-            self._tensorboard.flush()
-            self._flushed = time.monotonic()
+        self._tensorboard.write_event(Event(wall_time=time.time(), step=step, summary=summary))
 
     def close(self) -> None:
         """Ends all that is written.
@@ -138,6 +169,11 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, each with "step" and "kind"; without incomplete lines."""
+    return [record for line in path.read_text(encoding="utf-8").splitlines() if (record := _parsed(line))]
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """Rows that waste little, proposed from sizes alone."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -85,6 +86,18 @@ def test_inspect_counts_texts_and_answers_of_a_list_and_says_what_is_wrong(tmp_p
     assert "answer: 2 classes: a, b" in printed
     with pytest.raises(SystemExit):
         cli.main(["data", "build", str(path), "-o", str(tmp_path / "out"), "--no-such-key", "1"])
+
+
+def test_the_page_of_inspect_has_axes_and_bars_of_classes(tmp_path):
+    path = tmp_path / "list.jsonl"
+    rows = [{"text": "x" * size, "answer": answer} for size, answer in ((10, "a"), (20, "<i>"), (30, "<i>"))]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert cli.main(["data", "inspect", str(path), "-o", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    sizes, answers = re.findall("<svg.*?</svg>", page, re.DOTALL)
+    assert "text: 10 to 30, mean 20 characters" in sizes
+    assert {">characters<", ">examples<", ">10<", ">20<", ">30<"} <= set(re.findall(">[^<>]+<", sizes))
+    assert answers.index("&lt;i&gt;: 2") < answers.index("a: 1") and "<i>" not in page
 
 
 @pytest.mark.parametrize(

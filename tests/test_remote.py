@@ -97,6 +97,8 @@ COMMANDS = {
     "predict": ["predict", PLACE, "--text", "is it red?"],
     "predict, saved": ["predict", "runs/one", "--text", "is it red?", "--save", PLACE],
     "checkpoints": ["checkpoints", PLACE],
+    "report": ["report", PLACE],
+    "report, page": ["report", "runs/one", "-o", PLACE],
     "import": ["import", ".", "-o", PLACE],
     "import from": ["import", PLACE, "-o", "out"],
     "export": ["export", ".", "-o", PLACE],

@@ -260,7 +260,7 @@ def _signals(command: str) -> Iterator[None]:
     wanted = {}
     if command == "train":
         wanted = {signal.SIGTERM: stop, signal.SIGHUP: stop}
-    elif command in ("eval", "compare", "robustness", "predict", "check", "plan"):
+    elif command in ("eval", "compare", "robustness", "report", "predict", "check", "plan"):
         wanted = {signal.SIGINT: signal.SIG_DFL}
     before = {}
     try:

@@ -1,4 +1,4 @@
-"""The commands `compare` and `robustness`."""
+"""The commands `compare`, `robustness` and `report`."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,6 +35,19 @@ def add_parsers(commands: Any) -> None:
     )
     sub.add_argument("--seed", type=whole(0), default=0, help="of the noise (default: 0)")
     _add_choice(sub)
+
+    text = "write an HTML page about runs: curves, metrics with intervals, confusions, and examples to see and hear"
+    sub = commands.add_parser("report", help=text, description=text, allow_abbrev=False)
+    sub.set_defaults(func=_report)
+    sub.add_argument("runs", metavar="RUN", nargs="+", help="a run directory")
+    sub.add_argument("-o", "--out", metavar="FILE", default="report.html", help="the page (default: report.html)")
+    sub.add_argument(
+        "--examples",
+        type=whole(0),
+        default=8,
+        metavar="N",
+        help="examples of the evaluation split to show (default: 8)",
+    )
 
 
 def _add_choice(sub: Any) -> None:
@@ -174,4 +187,12 @@ def _robustness(options, rest) -> int:
         print_json({**about, **result})
     else:
         progress.out.print(table(result, title))
+    return 0
+
+
+def _report(options, rest) -> int:
+    from mmjax.report import report
+
+    path = report(options.runs, options.out, options.examples)
+    print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB")
     return 0

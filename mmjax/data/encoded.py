@@ -144,12 +144,15 @@ class EncodedSplit:
       source: the split.
       encoded: files by input.
 
+    Attributes:
+      raw: the split with its own inputs.
+
     Raises:
       UserError: files belong to another split.
     """
 
     def __init__(self, source: Any, encoded: Mapping[str, EncodedFiles]):
-        self._source, self.encoded = source, encoded
+        self.raw, self.encoded = source, encoded
         for name, files in encoded.items():
             if files.identity["examples"] != len(source):
                 raise UserError(
@@ -159,10 +162,10 @@ class EncodedSplit:
         self.sizes = {**source.sizes, **{name: files.sizes for name, files in encoded.items()}}
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self.raw)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._source, name)
+        return getattr(self.raw, name)
 
     def __getitem__(self, number: int) -> Example:
         """An example.
@@ -170,7 +173,7 @@ class EncodedSplit:
         Raises:
           Unreadable: it has an input that could not be encoded.
         """
-        example, found = self._source[number], {}
+        example, found = self.raw[number], {}
         for name in self.encoded.keys() & example.inputs.keys():
             found[name] = self.encoded[name].pieces(number)
             if found[name] is None:

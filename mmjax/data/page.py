@@ -1,30 +1,20 @@
 """An HTML page about a source: counts, histograms of sizes, and some examples to see and hear."""
 
-import base64
-import html
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from mmjax.data.example import pieces_of
+from mmjax import charts, html
+from mmjax.data.example import Example, pieces_of
 from mmjax.data.inputs import USUAL_INPUTS, Input, Text
 from mmjax.data.labels import named
 from mmjax.data.vectors import VectorInput
 from mmjax.errors import UserError
 
-STYLE = """
-body { font: 15px/1.5 sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222; background: #fff; }
-h1, h2 { font-weight: 600; } table { border-collapse: collapse; } td, th { padding: 0.2em 1em 0.2em 0; text-align: left; }
-td.n { text-align: right; } figure { display: inline-block; margin: 0 2em 1em 0; } figcaption { color: #666; }
-.examples { display: grid; grid-template-columns: repeat(auto-fill, minmax(16em, 1fr)); gap: 1.5em; }
-.examples div { border-top: 1px solid #ccc; padding-top: 0.5em; overflow-wrap: anywhere; }
-.examples img { max-width: 100%; max-height: 10em; display: block; } .examples b { color: #666; font-weight: normal; }
-audio { width: 100%; }
-"""
 REASONS = 5  # reasons listed for examples that were left out
 FIRST = 12  # classes of a label that are listed
-GROUPS = 20  # largest groups of each kind that the page lists
+BARS = 20  # the largest groups and classes of each kind that the page shows
 
 
 def facts(source: Any) -> dict[str, Any]:
@@ -103,65 +93,68 @@ def page(source: Any, title: str, padding: Mapping[str, float], examples: int = 
     rows = [("examples", f"{about['examples']:,}")]
     if "hours" in about:
         rows.append(("speech", f"{about['hours']:,.2f} hours"))
-    rows += [
-        (f"{kind} {name}", f"{count:,}")
-        for kind, counts in about.get("groups", {}).items()
-        for name, count in sorted(counts.items(), key=lambda item: -item[1])[:GROUPS]
-    ]
     rows += [(f"{label['kind']} of {name}", f"{label['names']:,}") for name, label in about.get("labels", {}).items()]
     rows += [(f"left out: {reason}", f"{count:,}") for reason, count in sorted(about["dropped"].items())]
-    rows += [(line, "") for line in (*about["reasons"], *about["notes"])]
     rows += [(f"padding of {name}", f"{100 * share:.1f} %") for name, share in padding.items()]
-    figures = [
-        _histogram(values[values > 0], name, unit)
+    sizes = [
+        charts.histogram(values[values > 0], unit, f"{name}: {_range(about['sizes'][name])}")
         for name, (values, unit) in _measures(source).items()
         if name in about["sizes"]
     ]
+    counts = [_bars(name, found) for name, found in (about.get("groups", {}) | _label_counts(source)).items() if found]
     chosen = np.random.default_rng(seed).permutation(len(source))[:examples]
-    shown = [_example(source, int(number)) for number in sorted(chosen)]
-    table = "".join(f"<tr><td>{html.escape(name)}</td><td class=n>{value}</td></tr>" for name, value in rows)
-    return (
-        f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
-        f"<h1>{html.escape(title)}</h1><table>{table}</table><h2>Sizes</h2>{''.join(figures)}"
-        f"<h2>Examples</h2><div class=examples>{''.join(shown)}</div>\n"
-    )
+    shown = "".join(_example(source, int(number)) for number in sorted(chosen))
+    body = html.table([], [(html.escape(name), value) for name, value in rows])
+    body += "".join(f"<p>{html.escape(line)}</p>" for line in (*about["reasons"], *about["notes"]))
+    body += html.section("Sizes", html.figures(sizes), "sizes") if sizes else ""
+    body += html.section("Counts", html.figures(counts), "counts") if counts else ""
+    return html.document(title, body + html.section("Examples", f"<div class=examples>{shown}</div>", "examples"))
 
 
-def _histogram(values: np.ndarray, name: str, unit: str) -> str:
-    counts, edges = np.histogram(values, bins=30)
-    top = max(int(counts.max()), 1)
-    bars = "".join(
-        f'<rect x="{10 * i}" y="{100 - 100 * count / top:.1f}" width="9" height="{100 * count / top:.1f}" fill="#4a7a9c">'
-        f"<title>{edges[i]:.3g} to {edges[i + 1]:.3g}: {count:,}</title></rect>"
-        for i, count in enumerate(counts.tolist())
-    )
-    caption = f"{html.escape(name)}: {values.min():.3g} to {values.max():.3g}, mean {values.mean():.3g} {unit}"
-    return f'<figure><svg width="300" height="100" role="img">{bars}</svg><figcaption>{caption}</figcaption></figure>'
+def _range(size: Mapping[str, Any]) -> str:
+    return f"{size['least']:.3g} to {size['largest']:.3g}, mean {size['mean']:.3g} {size['unit']}"
+
+
+def _label_counts(source: Any) -> dict[str, dict[str, int]]:
+    """The number of examples of each class, by label of classes; of a mixture, over its sources."""
+    found: dict[str, dict[str, int]] = {}
+    for one in getattr(source, "sources", {"": source}).values():
+        for label, counts in getattr(one, "label_counts", {}).items():
+            whole = found.setdefault(label, {})
+            for name, count in counts.items():
+                whole[name] = whole.get(name, 0) + count
+    return found
+
+
+def _bars(name: str, counts: Mapping[str, int]) -> str:
+    """A chart of the number of examples of each group or class."""
+    largest = dict(sorted(counts.items(), key=lambda item: -item[1])[:BARS])
+    title = f"{name}: the largest {BARS} of {len(counts):,}" if len(counts) > BARS else name
+    return charts.bar_chart(largest, "examples", title)
+
+
+def shown_inputs(source: Any, example: Example) -> list[tuple[str, str | tuple[str, bytes]]]:
+    """The inputs of an example for people: their names, with texts, or media types and files.
+
+    Raises:
+      UserError: an input cannot be read.
+    """
+    inputs, rate = inputs_of(source), rate_of(source)
+    return [
+        (name, shown)
+        for name in example.inputs
+        for piece in pieces_of(example.input(name))
+        for shown in inputs.get(name, Text()).shown(piece, rate)
+    ]
 
 
 def _example(source: Any, number: int) -> str:
     parts = [f"<b>{number}</b>"]
     try:
         example = source[number]
-        inputs = inputs_of(source)
-        for name in example.inputs:
-            value = example.input(name)
-            for piece in pieces_of(value):
-                for shown in inputs.get(name, Text()).shown(piece, rate_of(source)):
-                    parts.append(_element(name, shown))
+        parts += [html.media(name, shown) for name, shown in shown_inputs(source, example)]
         for name, value in example.labels.items():
-            parts.append(f"<b>{name}</b> {html.escape(str(named(source.labels.get(name), value)))}")
+            parts.append(html.labelled(name, str(named(source.labels.get(name), value))))
     except UserError as error:
         parts.append(f"<i>{html.escape(str(error))}</i>")
-    return f"<div>{'<br>'.join(parts)}</div>"
-
-
-def _element(name: str, shown: str | tuple[str, bytes]) -> str:
-    """The HTML of a text, or of a file of a media type."""
-    if isinstance(shown, str):
-        return f"<b>{name}</b> {html.escape(shown)}"
-    kind, content = shown
-    source = f"data:{kind};base64,{base64.b64encode(content).decode()}"
-    if kind.startswith("audio"):
-        return f'<audio controls preload=none src="{source}"></audio>'
-    return f'<img src="{source}" alt="{name}">'
+    return f"<div class=example>{'<br>'.join(parts)}</div>"

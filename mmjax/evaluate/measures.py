@@ -1,6 +1,7 @@
 """What an evaluation collects batch by batch, and what it computes from it."""
 
 import functools
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -104,6 +105,18 @@ class Measures:
     def references(self, task: str) -> list[Any]:
         """The truth of each of `items` as a value of JSON."""
         return [self._tasks[task].reference(item.truth, self._facts) for item in self.items(task)]
+
+    def compared(self, number: int) -> dict[str, dict[str, Any]]:
+        """What tasks predict about an example and its truth, by task (`Task.compared`); without a truth, a task is left out."""
+        found = {}
+        for name in self._items:
+            items = self.items(name)
+            place = bisect_left(items, number, key=lambda item: item.number)
+            if place < len(items) and items[place].number == number:
+                compared = self._tasks[name].compared(items[place], self._facts)
+                if compared["reference"] is not None:
+                    found[name] = compared
+        return found
 
     def metrics(self) -> dict[str, float]:
         """By name: "answer/accuracy", "transcript/cer", "transcript/cer/language/fr", "pairs/speech_to_image/recall@1".

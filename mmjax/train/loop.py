@@ -12,6 +12,7 @@ from mmjax import progress, telemetry
 from mmjax.data.loader import Batches, prefetch
 from mmjax.errors import UserError
 from mmjax.evaluate.evaluation import Evaluator, canonical
+from mmjax.evaluate.measures import Measures
 from mmjax.evaluate.tables import table
 from mmjax.files import local
 from mmjax.models.remat import check_offload
@@ -52,6 +53,7 @@ from mmjax.train.initial import load_initial
 from mmjax.train.ledger import Ledger
 from mmjax.train.nan_hunt import hunt
 from mmjax.train.program import begin, jitted_step
+from mmjax.train.samples import Samples
 from mmjax.train.stopping import StopSignal
 from mmjax.train.validate import check_config
 from mmjax.tree import to_dict
@@ -151,6 +153,7 @@ def _train(
         wandb_project=config.log.wandb_project if lead else None,
         config=to_dict(config),
     )
+    samples = Samples(writer, evaluator.source) if evaluator and lead and config.log.tensorboard else None
     finished = first == config.steps or (best is not None and best.over)
     written = writer.rewind(first, finished) if lead else set()
     if lead and (warning := report.short_schedule(config)):
@@ -162,10 +165,8 @@ def _train(
     done, saved = first, first
 
     def write(step: int, kind: str, metrics: Any) -> None:
-        try:
+        with stop.on_error():
             writer.write(step, kind, metrics)
-        except UserError as error:  # a full disk: there may still be room for the checkpoint
-            stop.because(error)
 
     def save() -> None:
         nonlocal saved
@@ -175,8 +176,8 @@ def _train(
                 checkpoints.save(done, state, sampler.state(done))
             saved = done
 
-    def measure(chosen: Iterable[str], examples: int | None) -> dict[str, dict[str, float]] | None:
-        """The metrics of subsets; None if a signal interrupted the evaluation."""
+    def measure(chosen: Iterable[str], examples: int | None) -> dict[str, Measures] | None:
+        """What is measured of subsets; None if a signal interrupted the evaluation."""
         if evaluator is None:
             return {}
 
@@ -186,7 +187,7 @@ def _train(
 
         names = [canonical(subset) for subset in chosen]
         with ledger.spent("evaluation"):
-            return evaluator.evaluate(state.evaluated, names, examples, asked, watch.pause)
+            return evaluator.measure(state.evaluated, names, examples, asked, watch.pause)
 
     def keep_best(results: dict[str, dict[str, float]]) -> None:
         """Keeps the checkpoint of this step if it is the best. The record follows the checkpoint that it names."""
@@ -200,26 +201,28 @@ def _train(
 
     def evaluate(examples: int | None) -> dict[str, dict[str, float]] | None:
         """The metrics of every subset after this step; None if a signal interrupted the evaluation."""
-        step, results = done, measure(subsets, examples)
-        if results is None:
+        step, found = done, measure(subsets, examples)
+        if found is None:
             return None
+        results = {subset: measures.metrics() for subset, measures in found.items()}
         if best:
             same = examples == config.evaluation.examples  # metrics of other examples cannot be compared
-            compared = results if same else measure([best.goal.subset], config.evaluation.examples)
+            compared = found if same else measure([best.goal.subset], config.evaluation.examples)
             if compared is None:
                 return None
-            keep_best(compared)
+            keep_best({subset: measures.metrics() for subset, measures in compared.items()})
         if lead and results:
             for subset, metrics in results.items():
                 write(step, "eval", {"subset": subset, **metrics})
+            if samples:
+                with ledger.spent("evaluation"), stop.on_error():
+                    samples.show(step, found[canonical(subsets[0])])
             progress.console.print(table(results, f"{config.evaluation.split} split after step {step}"))
         return results
 
     def account(step: int) -> None:
-        try:
+        with stop.on_error():
             ledger.note(step)
-        except UserError as error:
-            stop.because(error)
 
     def log(step: int, metrics: Any, rates: dict[str, float]) -> None:
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}

@@ -5,6 +5,8 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import jax
 from jax.experimental import multihost_utils
@@ -67,10 +69,14 @@ class StopSignal:
             self._stop = multihost_utils.reached_preemption_sync_point(self._asked)
         return self._stop if self._several else self.requested
 
-    def because(self, error: UserError) -> None:
-        """Requests a stop because of an error after which the state can still be saved."""
-        self.failed = self.failed or error
-        self._request()
+    @contextmanager
+    def on_error(self) -> Iterator[None]:
+        """An error inside requests a stop, so that the state can still be saved: after a full disk, there may be room for it."""
+        try:
+            yield
+        except UserError as error:
+            self.failed = self.failed or error
+            self._request()
 
     def error(self, when: str) -> UserError:
         """The exception to raise after the state has been saved."""

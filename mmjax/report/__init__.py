@@ -1,0 +1,3 @@
+"""`mmjax report`: one HTML page about one or several runs."""
+
+from mmjax.report.page import report

@@ -1,0 +1,122 @@
+"""The page of `mmjax report`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mmjax import charts, html
+from mmjax.errors import UserError
+from mmjax.evaluate.tables import FORMATS, HEADINGS, formatted, shown_metrics
+from mmjax.files import local, write_whole
+from mmjax.report import curves
+from mmjax.report.samples import samples
+from mmjax.report.subject import Subject, chosen, common, open_subjects
+
+CLASSES = 20  # of a confusion matrix
+WORDS = 15  # of a list of confused words
+
+
+def report(directories: Sequence[str | Path], out: str | Path, examples: int = 8) -> Path:
+    """Writes a page about one or several runs; returns its path.
+
+    Args:
+      examples: number of examples of the evaluation split to show.
+
+    Raises:
+      UserError: a directory is no run directory, or the page cannot be written.
+    """
+    path = local(out, "--out")
+    text = page(open_subjects(directories), examples)
+    try:
+        write_whole(path, text)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from None
+    return path
+
+
+def page(subjects: Sequence[Subject], examples: int) -> str:
+    """The page as one HTML document without other files."""
+    names = ", ".join(subject.name for subject in subjects)
+    parts = [_summary(subjects)]
+    parts.append(html.section("Training", curves.training(subjects), "training"))
+    if speed := curves.speed(subjects):
+        parts.append(html.section("Throughput and padding", speed, "speed"))
+    if found := curves.evaluations(subjects):
+        parts.append(html.section("Evaluations", found, "evaluations"))
+    if found := "".join(_confusions(subject, len(subjects) > 1) for subject in subjects):
+        parts.append(html.section("Confusions", found, "confusions"))
+    for group in common(subjects):
+        title = "Examples" + (f" of {', '.join(s.name for s in group)}" if len(group) < len(subjects) else "")
+        if numbers := chosen(group, examples):
+            parts.append(html.section(title, samples(group, numbers), "examples"))
+    return html.document(f"Report: {names}", "".join(parts))
+
+
+def _summary(subjects: Sequence[Subject]) -> str:
+    """What was trained and measured, and the final metrics with their intervals."""
+    rows = []
+    for subject in subjects:
+        measured, step = subject.measured, max((r["step"] for r in subject.records), default=0)
+        how = (
+            f"{measured.metrics['examples']:,} of {measured.split}, {measured.subset}" if measured else subject.problem
+        )
+        cells = (subject.name, str(subject.directory), f"{step:,} of {subject.config.steps:,}", how)
+        rows.append([html.escape(cell) for cell in cells])
+    body = html.table(["run", "directory", "steps", "measured examples"], rows, numbers=9)
+    having = [subject for subject in subjects if subject.measured]
+    if not having:
+        return html.section("Metrics", body, "metrics")
+    found = {name: None for subject in having for name in subject.measured.metrics}
+    names = sorted((n for n in found if n.count("/") == 1 and n.split("/")[1] in FORMATS), key=_place)
+    lines = []
+    for name in names:
+        values = [formatted(name, s.measured.metrics.get(name), s.measured.intervals.get(name)) for s in having]
+        lines.append([html.escape(_title(name)), *map(html.escape, values)])
+    body += "<p>Newest checkpoint, with 95 % intervals (percentile bootstrap over examples).</p>"
+    body += html.table(["metric", *(subject.name for subject in having)], lines)
+    if len(having) > 1:
+        body += html.figures([_bars(having, name) for name in shown_metrics([s.measured.metrics for s in having])])
+    return html.section("Metrics", body, "metrics")
+
+
+def _title(name: str) -> str:
+    task, metric = name.split("/")
+    return f"{task} {HEADINGS.get(metric) or metric}"
+
+
+def _place(name: str) -> tuple[str, int]:
+    task, metric = name.split("/")
+    return task, list(FORMATS).index(metric)
+
+
+def _bars(subjects: Sequence[Subject], name: str) -> str:
+    """A metric of all runs with its intervals."""
+    unit, factor = curves.unit_of(name)
+    having = {subject.name: subject.measured for subject in subjects if name in subject.measured.metrics}
+    values = {run: factor * measured.metrics[name] for run, measured in having.items()}
+    ends = {run: tuple(factor * x for x in m.intervals[name]) for run, m in having.items() if name in m.intervals}
+    return charts.bar_chart(values, unit, _title(name), intervals=ends, coloured=True)
+
+
+def _confusions(subject: Subject, several: bool) -> str:
+    """Matrices of classes, and lists of confused words."""
+    parts = []
+    for task, found in (subject.measured.confusions if subject.measured else {}).items():
+        title = f"{subject.name}: {task}" if several else task
+        if "matrix" in found:
+            parts.append(_matrix(title, np.array(found["matrix"]), found["classes"]))
+        if words := found.get("substitutions"):
+            rows = [(html.escape(true), html.escape(said), f"{count:,}") for true, said, count in words[:WORDS]]
+            parts.append(f"<h3>{html.escape(title)}</h3>{html.table(['word', 'written', 'times'], rows, numbers=2)}")
+    return html.figures(parts) if parts else ""
+
+
+def _matrix(title: str, counts: np.ndarray, names: Sequence[str]) -> str:
+    """The confusion matrix of a task; of many classes, those with the most errors."""
+    if len(names) > CLASSES:
+        wrong = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
+        kept = np.sort(np.argsort(-wrong, kind="stable")[:CLASSES])
+        title = f"{title}: {CLASSES} of {len(names):,} classes, with the most errors"
+        counts, names = counts[np.ix_(kept, kept)], [names[place] for place in kept]
+    return charts.heat_map(counts, names, names, ("truth", "prediction"), title)
