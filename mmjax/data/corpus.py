@@ -158,20 +158,6 @@ class Corpus:
             return np.full(len(self), -1)
         return self._columns[label] if self._kept is None else self._columns[label][self._kept]
 
-    @property
-    def label_counts(self) -> dict[str, dict[str, int]]:
-        """The number of examples of each class, by label of classes."""
-        kept, found = slice(None) if self._kept is None else self._kept, {}
-        for name, array in self._columns.items():
-            label, values = self.labels[name], array[kept]
-            if label.kind != "numbers":
-                one = label.kind == "class"
-                counts = (
-                    np.bincount(values[values >= 0], minlength=len(label.names)) if one else (values > 0).sum(axis=0)
-                )
-                found[name] = dict(zip(label.names, counts.tolist(), strict=True))
-        return found
-
     def name(self, number: int) -> str:
         """The name of an example by its number in the collection; "" if it cannot be read."""
         try:

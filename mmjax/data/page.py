@@ -8,7 +8,7 @@ import numpy as np
 from mmjax import charts, html
 from mmjax.data.example import Example, pieces_of
 from mmjax.data.inputs import USUAL_INPUTS, Input, Text
-from mmjax.data.labels import named
+from mmjax.data.labels import classes_of, named
 from mmjax.data.vectors import VectorInput
 from mmjax.errors import UserError
 
@@ -116,13 +116,13 @@ def _range(size: Mapping[str, Any]) -> str:
 
 
 def _label_counts(source: Any) -> dict[str, dict[str, int]]:
-    """The number of examples of each class, by label of classes; of a mixture, over its sources."""
-    found: dict[str, dict[str, int]] = {}
-    for one in getattr(source, "sources", {"": source}).values():
-        for label, counts in getattr(one, "label_counts", {}).items():
-            whole = found.setdefault(label, {})
-            for name, count in counts.items():
-                whole[name] = whole.get(name, 0) + count
+    """The number of examples of each class, by label of one class."""
+    found = {}
+    for name, label in source.labels.items():
+        if label.kind == "class" and label.names:
+            numbers = classes_of(source, name)
+            counts = np.bincount(numbers[numbers >= 0], minlength=len(label.names))
+            found[name] = dict(zip(label.names, counts.tolist(), strict=True))
     return found
 
 

@@ -35,8 +35,9 @@ class Measured:
     """
 
     def __init__(self, directory: Path):
-        self._evaluation = Evaluation(Run(directory), raw=True)
-        self.run, self.source = self._evaluation.run, self._evaluation.source
+        self.run = Run(directory)
+        self._evaluation = Evaluation(self.run, raw=True)
+        self.source = self._evaluation.source
         settings, known = self.run.config.evaluation, self._evaluation.subsets()
         wanted = [canonical(subset) for subset in settings.subsets]
         self.split, self.subset = self._evaluation.split, next((s for s in wanted if s in known), known[-1])

@@ -1,7 +1,7 @@
 """The training run, from top to bottom."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -204,19 +204,20 @@ def _train(
         step, found = done, measure(subsets, examples)
         if found is None:
             return None
-        results = {subset: measures.metrics() for subset, measures in found.items()}
+        with ledger.spent("evaluation"):
+            results = metrics_of(found)
         if best:
             same = examples == config.evaluation.examples  # metrics of other examples cannot be compared
             compared = found if same else measure([best.goal.subset], config.evaluation.examples)
             if compared is None:
                 return None
-            keep_best({subset: measures.metrics() for subset, measures in compared.items()})
+            keep_best(results if same else metrics_of(compared))
         if lead and results:
             for subset, metrics in results.items():
                 write(step, "eval", {"subset": subset, **metrics})
             if samples:
                 with ledger.spent("evaluation"), stop.on_error():
-                    samples.show(step, found[canonical(subsets[0])])
+                    samples.show(step, next(iter(found.values())))
             progress.console.print(table(results, f"{config.evaluation.split} split after step {step}"))
         return results
 
@@ -331,6 +332,11 @@ def _train(
             progress.warn(best.early(done))
         report.end(started, compiled, batches, run, best)
     return results
+
+
+def metrics_of(found: Mapping[str, Measures]) -> dict[str, dict[str, float]]:
+    """The metrics of each subset."""
+    return {subset: measures.metrics() for subset, measures in found.items()}
 
 
 @contextmanager
