@@ -245,7 +245,10 @@ class Run:
         if len(given) > 1 or (task := task_for(self, name)) is None:
             return None
         limit = min(LONGEST, self.layout.streams[name].longest(self.sample_rate))
-        if seconds_of(speech, self.sample_rate) <= limit:
+        try:
+            if seconds_of(speech, self.sample_rate) <= limit:
+                return None
+        except UserError:  # whoever decodes it says why
             return None
         if others := [other for other in self.config.model.tasks if other != task]:
             progress.warn_once(

@@ -232,6 +232,7 @@ def test_text_and_words_of_overlapping_windows_are_those_of_the_whole(run, each_
     predicted = run.predict(speech=samples)
     whole = predicted["transcript"]
     found = run.transcribe(samples, by="windows", longest=3.2, overlap=0.8)
+    assert run.transcribe((samples.astype(np.float64), RATE), by="windows", longest=3.2, overlap=0.8) == found
     assert found[0].start == 0.0 and len(found) == 3 and found[-1].end == 8.0
     assert "".join(one.text for one in found).replace(" ", "") == whole.replace(" ", "") and len(whole) > 40
     assert spoken_words(word for one in found for word in one.words) == spoken_words(predicted["transcript/words"])

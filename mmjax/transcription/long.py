@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -89,6 +88,8 @@ class Transcriber:
         longest = self.longest if longest is None else longest
         if not SHORTEST <= longest <= self.longest + 1e-9:
             raise UserError(f"longest={longest:g}, but a part of this run has {SHORTEST} to {self.longest:g} seconds")
+        if not isinstance(speech, str | os.PathLike | bytes):
+            speech = samples_of(speech, self.rate, self.run.config.data.rescale, self.input, self._channels)
         if by == "voice":
             # A recording that is padded in any case costs as much with long pauses.
             chosen = detector(voice)
@@ -104,11 +105,13 @@ class Transcriber:
             yield from self._stitched(found) if by == "windows" else self._separate(found)
 
     def _blocks(self, speech: Any) -> Iterator[np.ndarray]:
-        if isinstance(speech, str | os.PathLike | bytes):
-            return read_blocks(
-                speech, self.rate, channels=getattr(self.run.fields.inputs[self.input], "channels", None)
-            )
-        return iter([samples_of(speech, self.rate, self.run.config.data.rescale)])
+        if isinstance(speech, np.ndarray):
+            return iter([speech])
+        return read_blocks(speech, self.rate, channels=self._channels)
+
+    @property
+    def _channels(self) -> tuple[int, ...] | None:
+        return getattr(self.run.fields.inputs[self.input], "channels", None)
 
     def decoded(
         self, blocks: Iterable[np.ndarray], parts: np.ndarray, prefixes: Mapping[str, Any], bar: progress.Bar
@@ -210,22 +213,15 @@ class Transcriber:
 
 
 def seconds_of(speech: Any, sample_rate: int) -> float:
-    """The length of a recording: of a file, from its header; of an array at this rate, or (array, rate), from its shape.
+    """The length of a recording: of a file, from its header; of an array at this rate, from its shape; of others 0.
 
-    0 for all else, such as an open file, or no recording at all: whoever reads it says why.
+    Raises:
+      Unreadable: the file cannot be read.
     """
     if isinstance(speech, str | os.PathLike | bytes):
-        try:
-            extent = measure_audio(speech, "of the input")
-        except Unreadable:
-            return 0.0
+        extent = measure_audio(speech, f"<{len(speech)} bytes>" if isinstance(speech, bytes) else os.fspath(speech))
         return extent.frames / extent.rate
-    if isinstance(speech, tuple):
-        if len(speech) != 2 or not isinstance(speech[1], Real) or speech[1] <= 0:
-            return 0.0
-        speech, sample_rate = speech
-    shape = getattr(speech, "shape", (len(speech),) if isinstance(speech, list) else ())
-    return max(shape, default=0) / sample_rate
+    return max(speech.shape, default=0) / sample_rate if isinstance(speech, np.ndarray) else 0.0
 
 
 def _tasks(run: Any) -> dict[str, str]:
