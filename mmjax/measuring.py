@@ -95,8 +95,10 @@ def evaluate(
         for subset, measures in found.items() if write else ():
             for line in measures.lines():
                 write({"subset": subset, **line})
+            measured = set(measures.seen.tolist())  # some are unreadable only in other modalities
             for number, reason in sorted(opened.evaluator.unreadable.items()):
-                write({"subset": subset, "example": number, "error": reason})
+                if number not in measured:
+                    write({"subset": subset, "number": number, "error": reason})
     result = {
         "step": run.step,
         "split": opened.split,

@@ -320,8 +320,9 @@ class Run:
           examples: number of examples, spread evenly over the split; None: all.
           subsets: of the modalities, such as "speech+image"; None: all of them.
           options: "source": the name of a source of a mixture, which is measured alone.
-            "save": a JSONL file to write, with a line for each example and subset: {"subset", "example", "name", "groups", and
-            by task {"reference", "hypothesis", and what else `predict` returns}}. Of several processes, the first writes.
+            "save": a JSONL file to write, with a line for each example and subset: {"subset", "number", "name", "groups",
+            "tasks": by task {"reference", "hypothesis", and what else `predict` returns}}. Of several processes, the first
+            writes.
             "intervals": also give 95 % intervals: "example", or the kind of groups whose examples are drawn together, such as
             a column "speaker". "confusions": True: also give what is taken for what, and the worst examples.
 

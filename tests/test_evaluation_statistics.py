@@ -405,8 +405,19 @@ def test_runs_are_compared_by_a_column_of_the_data(moods, capsys):
     assert "100.0 % [100.0, 100.0]" in capsys.readouterr().out
     assert cli.main(["eval", trained, "--intervals", "speakr"]) == 2
     assert "no example has the group 'speakr'" in capsys.readouterr().err
-    assert cli.main(["compare", untrained, trained, "--examples", "5"]) == 0
-    assert "after30" in capsys.readouterr().out
+
+
+def test_what_eval_saves_is_compared_as_the_runs(moods, tmp_path, capsys):
+    files = [str(tmp_path / f"{run.name}.jsonl") for run in moods]
+    for run, file in zip(moods, files, strict=True):
+        assert cli.main(["eval", str(run), "--examples", "9", "--save", file]) == 0
+    capsys.readouterr()
+    assert cli.main(["compare", *files, "--json"]) == 0
+    of_files = json.loads(capsys.readouterr().out)["metrics"]["mood/accuracy"]
+    assert cli.main(["compare", str(moods[0]), files[1], "--examples", "9", "--json"]) == 0
+    mixed = json.loads(capsys.readouterr().out)["metrics"]["mood/accuracy"]
+    assert list(of_files.values()) == list(mixed.values())
+    assert of_files[files[1]]["difference"]["value"] > 0.2
 
 
 def test_eval_gives_intervals_and_confusions(run, capsys):

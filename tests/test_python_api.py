@@ -16,7 +16,7 @@ import mmjax
 from mmjax import config as c
 from mmjax.errors import UserError
 from mmjax.interchange import directories
-from mmjax.tasks.metrics import error_rates
+from mmjax.tasks.metrics import error_rates, values
 from mmjax.train.build import build_layout, build_model
 from mmjax.train.directory import UNTRAINED
 from mmjax.train.step import init_parameters, unboxed
@@ -131,15 +131,17 @@ def test_an_evaluation_saves_what_its_metrics_are_made_of(opened, tmp_path):
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["subset"] for line in lines] == ["speech+image"] * 13 + ["image"] * 13
     heard, seen = lines[:13], lines[13:]
-    numbers = [line["example"] for line in heard]
-    assert numbers == sorted(set(numbers)) == [line["example"] for line in seen]
+    numbers = [line["number"] for line in heard]
+    assert numbers == sorted(set(numbers)) == [line["number"] for line in seen]
     for part, metrics in ((heard, result["speech+image"]), (seen, result["image"])):
-        right = np.mean([line["answer"]["reference"] == line["answer"]["hypothesis"] for line in part])
+        right = np.mean(
+            [line["tasks"]["answer"]["reference"] == line["tasks"]["answer"]["hypothesis"] for line in part]
+        )
         assert metrics["answer/accuracy"] == pytest.approx(right)
-    texts = [[line["transcript"][key] for line in heard] for key in ("reference", "hypothesis")]
-    assert error_rates(*texts)["cer"] == pytest.approx(result["speech+image"]["transcript/cer"])
-    assert all(texts[1]) and "transcript" not in seen[0]
-    assert all(0 <= line[task]["confidence"] <= 1 for line in heard for task in ("answer", "transcript"))
+    texts = [[line["tasks"]["transcript"][key] for line in heard] for key in ("reference", "hypothesis")]
+    assert values(error_rates(*texts), 13)["cer"] == pytest.approx(result["speech+image"]["transcript/cer"])
+    assert all(texts[1]) and "transcript" not in seen[0]["tasks"]
+    assert all(0 <= line["tasks"][task]["confidence"] <= 1 for line in heard for task in ("answer", "transcript"))
 
 
 def test_the_page_works_from_beginning_to_end(run, tmp_path, monkeypatch):

@@ -67,8 +67,8 @@ class Measures:
     # After the last batch.
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """What is known of each example, by number: {"example": number, "name": if it has one, "groups": {"language": "fr"},
-        and by task what `Task.compared` says of it}.
+        """What is known of each example, by number: {"number", "name": if it has one, "groups": {"language": "fr"}, "tasks":
+        what `Task.compared` says of it, by task}.
         """
         tasks: dict[int, dict[str, Any]] = {number: {} for number in sorted(self.seen.tolist())}
         for name, items in self._items.items():
@@ -79,7 +79,7 @@ class Measures:
             own = {kind: names[group[number]] for kind, (group, names) in groups if group[number] >= 0}
             called = self._source[number].name
             name = {} if called is None else {"name": called}
-            yield {"example": number, **name, **({"groups": own} if own else {}), **compared}
+            yield {"number": number, **name, **({"groups": own} if own else {}), "tasks": compared}
 
     @property
     def seen(self) -> np.ndarray:
