@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from mmjax.data.fields import TAGS
 from mmjax.errors import UserError, nearest
@@ -60,13 +61,16 @@ class Evaluation:
         return [n for n in shown if n in self._layout.recordings], [n for n in shown if n in self._layout.pictures]
 
     def subsets(self, names: Sequence[str] | None = None) -> list[str]:
-        """Subsets of the modalities by their usual names; None: all of them.
+        """Subsets of the modalities by their usual names; None: all subsets of those that the split has.
 
         Raises:
           UserError: there is no such subset.
         """
-        known = all_subsets(self.run.config.model.encoders)
-        subsets = known if names is None else list(dict.fromkeys(canonical(name) for name in names))
+        encoders = self.run.config.model.encoders
+        known, there = all_subsets(encoders), [name for name in encoders if np.any(self.source.sizes.get(name, 0))]
+        subsets = (
+            all_subsets(there or encoders) if names is None else list(dict.fromkeys(canonical(name) for name in names))
+        )
         for name in set(subsets) - set(known):
             raise UserError(f"there is no subset '{name}'{nearest(name, known)}")
         return subsets

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -116,9 +117,10 @@ def test_settings_that_lack_something_are_errors():
             check_config(tiny(evaluation=c.Evaluation(**settings)))
 
 
+WORDS = Word("a", None, None, 0.9), Word("b", None, None, 0.8)
 ITEMS = {
     "numbers": [Item(i, np.array([i, i % 2]), np.array([1.0 - i, (i + 1) % 3])) for i in range(4)],
-    "text": [Item(i, text, Hypotheses((Hypothesis("a b", 0.0),))) for i, text in enumerate(("a b", "c"))],
+    "text": [Item(i, text, Hypotheses((Hypothesis("a b", 0.0, words=WORDS),))) for i, text in enumerate(("a b", "c"))],
     "class": [Item(i, i % 2, np.array([0.1, 0.2])) for i in range(4)],
     "classes": [Item(i, np.array([i % 2, 1 - i % 2]), np.array([0.1, -0.2])) for i in range(4)],
     "pairs": [Item(i, (f"a{i}", f"b{i}"), np.eye(4)[[i, 3 - i]]) for i in range(4)],
@@ -138,7 +140,8 @@ ITEMS = {
 )
 def test_a_task_says_which_metrics_it_gives(task, kind):
     counts = ("gallery", "queries", "chance@1", "chance@5", "chance@10")
-    given = {name for name in task.metrics(ITEMS[kind]) if name.rsplit("/", 1)[-1] not in counts}
+    found = task.statistics(ITEMS[kind]) or task.metrics(ITEMS[kind])
+    given = {name for name in found if name.rsplit("/", 1)[-1] not in counts}
     assert given == set(task.metric_names)
 
 
@@ -147,7 +150,7 @@ def test_a_task_says_which_metrics_it_gives(task, kind):
 
 def scripted(**changes):
     """A model that compiles in a second. It is evaluated after steps 2, 4, 6 and 8."""
-    config = tiny(steps=8, checkpoint=c.Checkpoint(every_steps=3, keep=1))
+    config = tiny(steps=8, log=c.Log(tensorboard=False), checkpoint=c.Checkpoint(every_steps=3, keep=1))
     model = c.Multimodal(
         encoders={"text": c.MeanEmbedding(vocabulary=128, width=16)},
         fusion=c.Add(width=16),
@@ -162,18 +165,24 @@ class Killed(Exception):
     pass
 
 
+def measured(subsets, accuracy):
+    """What `Evaluator.measure` returns, for the same accuracy of every subset."""
+    found = {"answer/accuracy": accuracy, "examples": 8}
+    return {subset: types.SimpleNamespace(metrics=lambda: found) for subset in subsets}
+
+
 @pytest.fixture
 def script(monkeypatch):
     """Sets the accuracies of the next evaluations; None kills the run in the evaluation."""
     values = []
 
-    def evaluate(*_):
+    def measure(self, params, subsets, *_):
         value = values.pop(0)
         if value is None:
             raise Killed
-        return {"answer/accuracy": value, "examples": 8}
+        return measured(subsets, value)
 
-    monkeypatch.setattr("mmjax.train.loop.Evaluator.evaluate", evaluate)
+    monkeypatch.setattr("mmjax.train.loop.Evaluator.measure", measure)
     return values.extend
 
 
@@ -189,7 +198,7 @@ def straight(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         values = [0.5, 0.7, 0.6, 0.7]
         patch.setattr(
-            "mmjax.train.loop.Evaluator.evaluate", lambda *_: {"answer/accuracy": values.pop(0), "examples": 8}
+            "mmjax.train.loop.Evaluator.measure", lambda self, params, subsets, *_: measured(subsets, values.pop(0))
         )
         train(scripted(), run)
     return run
