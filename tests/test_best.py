@@ -12,6 +12,7 @@ from conftest import tiny
 from mmjax import config as c
 from mmjax.cli import main
 from mmjax.decode.hypotheses import Hypotheses, Hypothesis
+from mmjax.decode.words import Word
 from mmjax.errors import UserError
 from mmjax.models.task import Item
 from mmjax.run import evaluate_run
