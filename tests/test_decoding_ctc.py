@@ -593,7 +593,9 @@ def test_the_examples_of_the_page_are_decoders(sentences, tokenizer, tmp_path):
 def test_the_commands_of_the_page(run, sentences, capsys):
     for line in COMMANDS:
         words = shlex.split(line.replace("runs/asr", str(run)))[1:]
-        assert cli.main([*words, "--examples", "8", "--json"] if words[0] == "eval" else words) == 0, line
+        assert (
+            cli.main([*words, "--subset", "speech", "--examples", "8", "--json"] if words[0] == "eval" else words) == 0
+        ), line
         out = capsys.readouterr().out
         assert "words.arpa.gz: " in out if words[0] == "ngram" else "transcript/wer" in out
 
