@@ -12,7 +12,6 @@ from mmjax import progress
 from mmjax.data.audio import measure_audio, read_blocks
 from mmjax.data.capacity import bucket
 from mmjax.data.example import Example
-from mmjax.data.files import Unreadable
 from mmjax.data.given import samples_of
 from mmjax.data.packing import Packer
 from mmjax.data.voice_activity import Part, VoiceActivity, cut, detector, in_samples, windows
