@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import itertools
 import json
 from types import SimpleNamespace
@@ -147,10 +148,10 @@ def sounds(seconds=6.0, rate=RATE, seed=0):
     return np.where(silent, 0.0, samples).astype(np.float32)
 
 
-def lively(path, value):
+def lively(blank, path, value):
     """Parameters with which the head writes often, and something else every time; a transducer not in every frame."""
     if path.endswith("transcript/bias"):
-        value[0] += 3.0
+        value[0] += blank
     return 3.0 * value if "transcript" in path else value
 
 
@@ -165,9 +166,10 @@ def runs(tmp_path_factory):
     home = tmp_path_factory.mktemp("streaming")
     ctc = {"transcript": c.CTC()}
     transducer = {"transcript": c.Transducer(width=16)}
+    tdt = {"transcript": c.Transducer(width=16, durations=(0, 1, 2, 3))}
     return {
-        name: Run(untrained(home / name, causal(), tasks, hops=800, change=lively))
-        for name, tasks in (("ctc", ctc), ("transducer", transducer))
+        name: Run(untrained(home / name, causal(), tasks, hops=800, change=functools.partial(lively, blank)))
+        for name, tasks, blank in (("ctc", ctc, 0.0), ("transducer", transducer, 3.0), ("tdt", tdt, 0.0))
     }
 
 
@@ -182,7 +184,7 @@ def offline(run, samples):
     return [(token.id, token.frame) for token in best.tokens], best.text
 
 
-@pytest.mark.parametrize("kind", ["ctc", "transducer"])
+@pytest.mark.parametrize("kind", ["ctc", "transducer", "tdt"])
 @pytest.mark.parametrize("count, size", [(96_000, 1_600), (85_001, 977)])
 def test_a_stream_writes_the_tokens_of_the_whole_recording(runs, streams, kind, count, size):
     run, streaming, samples = runs[kind], streams[kind], sounds()[:count]
