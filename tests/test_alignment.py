@@ -240,7 +240,8 @@ def test_a_written_text_has_words_and_its_evaluation_their_calibration():
     shown = task.shown(found, facts)["words"]
     assert [(word["word"], word["confidence"]) for word in shown] == [("the", 1.0), ("quick", 1.0), ("hen", 0.25)]
     assert shown[0]["start"] >= 0.04 and shown[-1]["end"] == pytest.approx(0.04 * (len(ids) - 1))
-    assert task.metrics([Item(0, "the quick fox", found)])["ece"] == pytest.approx(0.25 / 3)
+    measured = task.statistics([Item(0, "the quick fox", found)])["ece"]
+    assert measured(np.ones((1, 1))) == pytest.approx([0.25 / 3])
     unknown = task.prediction(written._replace(frames=np.full_like(written.frames, -1)), facts)
     assert "words" not in task.shown(unknown, facts) and unknown.best.words[2].confidence == 0.25
 
