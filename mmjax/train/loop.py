@@ -187,7 +187,9 @@ def _train(
 
         names = [canonical(subset) for subset in chosen]
         with ledger.spent("evaluation"):
-            return evaluator.measure(state.evaluated, names, examples, asked, watch.pause)
+            found = evaluator.measure(state.evaluated, names, examples, asked, watch.pause)
+        watch.pause()
+        return found
 
     def keep_best(results: dict[str, dict[str, float]]) -> None:
         """Keeps the checkpoint of this step if it is the best. The record follows the checkpoint that it names."""
