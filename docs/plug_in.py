@@ -113,7 +113,7 @@ class Ordinal(c.Task, kw_only=True):
         loss = nn.softplus(jnp.where(above, -logits.features, logits.features)).sum(-1)
         return {"loss": (jnp.where(known, loss, 0.0).sum(), known.sum().astype(jnp.float32))}
 
-    def decode(self, apply: Any, encoded: Encoded, output: Output, rooms: Any) -> Stream:
+    def decode(self, apply: Any, encoded: Encoded, output: Output, rooms: Any, tables: Any = None) -> Stream:
         return output.prediction._replace(features=(output.prediction.features > 0).sum(-1))
 
     def truth(self, tokens: np.ndarray, facts: Facts, example: Any) -> int:

@@ -32,7 +32,7 @@ from mmjax.train.step import unboxed
 
 WORDS = ["<s>", "</s>", "<unk>", "a", "b", "c", "d"]
 LN10 = math.log(10)
-PAGE = (pathlib.Path(__file__).parent.parent / "docs" / "decoding.md").read_text("utf-8")
+PAGE = (pathlib.Path(__file__).parent.parent / "docs" / "decoding.md").read_text("utf-8").split("## Attention")[0]
 
 
 def random_model(generator, order, words=WORDS):

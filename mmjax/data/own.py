@@ -7,7 +7,7 @@ from typing import Any
 
 from mmjax.data.source import Opening, Source
 from mmjax.errors import UserError
-from mmjax.tree import check_trusted, part, run_file
+from mmjax.tree import part, run_file
 
 
 @part
@@ -22,7 +22,6 @@ class OwnSource(Source):
         path = Path(self.file)
         if not path.is_file():
             raise UserError(f"there is no file {path} (data.source.file), which should define {self.name}")
-        check_trusted(path)
         source = getattr(run_file(path), self.name, None)
         if not isinstance(source, type):
             raise UserError(f"{path} defines no class {self.name} (data.source.name)")

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mmjax.errors import UserError
-from mmjax.evaluate.evaluation import FORMATS, MAIN
+from mmjax.evaluate.tables import FORMATS, MAIN
 from mmjax.files import json_line, write_whole
 from mmjax.sweep.grid import Trial
 from mmjax.sweep.trials import Outcome

@@ -16,7 +16,7 @@ from mmjax.parallel.mesh import Mesh
 from mmjax.parallel.xla import XLA
 from mmjax.train.optimizer import Optimizer
 from mmjax.train.weighting import Weighting
-from mmjax.tree import flat, from_dict, load_json, part, read_json, run_file, to_dict, trust, trust_named
+from mmjax.tree import check_trusted, from_dict, load_json, part, read_json, run_file, to_dict, trust, trust_named
 
 
 @part
@@ -91,14 +91,15 @@ def load(path: str | Path) -> Experiment:
                 f"{path} is of an earlier version of mmjax, which had heads and objectives instead of tasks; use that version "
                 "for this run, or write its config anew (docs/tasks.md) and train again"
             )
+        check_trusted(tree)
         return from_dict(Experiment, tree)
     trust(path)
     config = getattr(run_file(path), "config", None)
     if not isinstance(config, Experiment):
         raise UserError(f"the config file {path} must assign `config = Experiment(...)`")
-    for value in flat(config).values():
-        trust_named(value)
-    return from_dict(Experiment, to_dict(config))  # checks the type of every value
+    tree = to_dict(config)
+    trust_named(tree)
+    return from_dict(Experiment, tree)  # checks the type of every value
 
 
 def to_json(config: Experiment) -> str:
@@ -108,4 +109,6 @@ def to_json(config: Experiment) -> str:
 
 def from_json(text: str, name: str = "the config") -> Experiment:
     """The inverse of `to_json`; errors call the text `name`."""
-    return from_dict(Experiment, load_json(text, name))
+    tree = load_json(text, name)
+    check_trusted(tree)
+    return from_dict(Experiment, tree)

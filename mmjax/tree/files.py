@@ -13,7 +13,6 @@ from typing import Any
 
 from mmjax.errors import UserError, nearest
 from mmjax.tree.part import fields
-from mmjax.tree.trust import check_trusted
 
 
 def read_json(path: Path) -> Any:
@@ -64,13 +63,10 @@ def user_class(name: str) -> type:
     """The class that "FILE.py:NAME" names; the file is run if that has not been done.
 
     Raises:
-      UserError: there is no such file or class, or the file is not trusted (`mmjax.tree.trust`).
+      UserError: there is no such file or class.
     """
     file, _, attribute = name.rpartition(":")
-    module = sys.modules.get(_module_name(Path(file).absolute()))
-    if module is None:
-        check_trusted(Path(file))
-        module = run_file(Path(file))
+    module = sys.modules.get(_module_name(Path(file).absolute())) or run_file(Path(file))
     found = getattr(module, attribute, None)
     if not isinstance(found, type):
         raise UserError(f"{file} defines no class {attribute}")

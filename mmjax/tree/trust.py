@@ -1,13 +1,15 @@
 """Which Python files may run. The JSON of a run directory is data, and may come from somebody else.
 
-A file that a user runs (a config) or names on the command line is trusted, and its sha256 is kept in the data directory. A file
-that only a JSON names runs if it is trusted with this content.
+A file that a user runs (a config), or that such a config or the command line names, is trusted, and its sha256 is kept in the data
+directory. A file that only a JSON names runs if it is trusted with this content.
 """
 
 import hashlib
 import os
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from mmjax.errors import UserError
 from mmjax.files import data_directory
@@ -29,24 +31,38 @@ def trust(path: Path) -> None:
             file.write(f"{digest}\n")
 
 
-def trust_named(text: object) -> None:
-    """Trusts the file of a value that a user has written, if it names one: "FILE.py" or "FILE.py:NAME"."""
-    file = str(text).partition(".py:")[0] + ".py" if ".py:" in str(text) else str(text)
-    if isinstance(text, str) and file.endswith(".py") and Path(file).is_file():
-        trust(Path(file))
+def trust_named(tree: Any) -> None:
+    """Trusts the files that a config of the user names."""
+    for path in _named(tree):
+        trust(path)
 
 
-def check_trusted(path: Path) -> None:
-    """Checks that a file that a JSON names may run.
+def check_trusted(tree: Any) -> None:
+    """Checks that the files that a saved config names may run.
+
+    Args:
+      tree: what its JSON holds.
 
     Raises:
-      UserError: nobody has run it on this machine with this content.
+      UserError: nobody has run one of them on this machine with this content.
     """
-    if os.environ.get(ALL) != "1" and path.is_file() and _digest(path) not in _here | _stored():
-        raise UserError(
-            f"{path} would be run, because a saved config names it, but it has not been run here with this content; read it, "
-            "and give --trust-code if you trust it"
-        )
+    for path in _named(tree):
+        if os.environ.get(ALL) != "1" and _digest(path) not in _here | _stored():
+            raise UserError(
+                f"{path} would be run, because a saved config names it, but it has not been run here with this content; read "
+                "it, and give --trust-code if you trust it"
+            )
+
+
+def _named(tree: Any) -> Iterator[Path]:
+    """The Python files that strings in a tree name: "FILE.py", or "FILE.py:NAME" for a class in it."""
+    if isinstance(tree, str):
+        for file in {tree, tree.rpartition(":")[0]}:
+            if file.lower().endswith(".py") and Path(file).is_file():
+                yield Path(file)
+    elif isinstance(tree, Mapping | list | tuple):
+        for child in tree.values() if isinstance(tree, Mapping) else tree:
+            yield from _named(child)
 
 
 _here: set[str] = set()
