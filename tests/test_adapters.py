@@ -392,6 +392,7 @@ def test_frozen_parameters_are_saved_once_and_the_run_is_the_same(adapting, trai
         train(dataclasses.replace(apart, steps=5), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_with_the_average_of_its_adapters(trained):
     params, state = Run(trained).params, Checkpoints(trained).read(4)
     node = at(params)

@@ -185,7 +185,10 @@ MATRIX = [
         few,
         dtype,
         id=f"{backend}-{case.sees}-{'cross' if case.cross else 'self'}-{'grouped' if few < H else 'heads'}-{dtype}",
-        marks=pytest.mark.skipif(backend == "cudnn" and not has_gpu(), reason="needs an NVIDIA GPU"),
+        marks=[
+            pytest.mark.skipif(backend == "cudnn" and not has_gpu(), reason="needs an NVIDIA GPU"),
+            *([pytest.mark.slow] if few < H and dtype == "bfloat16" else []),
+        ],
     )
     for backend in COMPUTE
     for case in CASES

@@ -475,6 +475,7 @@ def on_eight_devices():
         np.testing.assert_allclose(eight, one, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_trap_h16_eight_devices_draw_what_one_draws_without_communication():
     process = subprocess.run(
         [sys.executable, "-c", "import test_augmentation; test_augmentation.on_eight_devices()"],

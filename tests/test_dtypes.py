@@ -119,6 +119,7 @@ def test_gradients_are_kept_and_summed_in_the_chosen_dtype(subject):
             np.testing.assert_allclose(one.astype(jnp.float32), other, atol=scale * count / 256 + 1e-7)
 
 
+@pytest.mark.slow
 def test_what_is_used_at_every_step_of_a_loop_sums_its_gradients_in_32_bits(source):
     """A recurrent layer, a joint network, a vocabulary: hundreds of additions in 16 bits would stall far from the sum."""
     speech = c.BiLSTM(layers=1, width=16)

@@ -71,6 +71,7 @@ def losses(run):
     return [line["loss"] for line in lines if line["kind"] == "train"]
 
 
+@pytest.mark.slow
 def test_training_on_encoded_inputs_is_training_on_the_inputs(config, tmp_path):
     whole = encoded(config, tmp_path / "vectors")
     found = prepare.encode(whole)
@@ -87,6 +88,7 @@ def test_training_on_encoded_inputs_is_training_on_the_inputs(config, tmp_path):
     assert replies[0] == replies[1]  # the run has its encoders, and reads pictures
 
 
+@pytest.mark.slow
 def test_what_another_encoder_made_is_refused(config, tmp_path):
     whole = encoded(config, tmp_path / "vectors")
     with pytest.raises(UserError, match="holds no encoded inputs; make them: mmjax data encode CONFIG"):

@@ -379,6 +379,9 @@ SLOW = {
     "mT5",
     "mT5 that writes",
     "Qwen3 as an encoder",
+    "Parakeet in bfloat16",
+    "W2v-BERT that transcribes",
+    "T5 version 1.1",
 }
 
 

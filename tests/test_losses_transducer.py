@@ -172,6 +172,7 @@ def by_durations(encoded, predicted, kernel, bias, ids):
     return -onward(0, 0)
 
 
+@pytest.mark.slow
 def test_tdt_equals_the_sum_over_all_paths_of_tokens_and_durations():
     """The loss and its gradient, of packed examples."""
     (encoded, predicted, *_), frames, states, labels, places = packed()

@@ -127,6 +127,7 @@ def test_a_mixture_is_one_source(mixed):
     assert len(build_source(mixed.data, "test")) == 300
 
 
+@pytest.mark.slow
 def test_batches_of_a_mixture_do_not_depend_on_the_number_of_hosts(mixed):
     source = build_source(mixed.data, "train")
     layout = build_layout(mixed, source.tokenizer)

@@ -393,6 +393,7 @@ def test_speech_commands_train(place, tmp_path):
     assert len(losses(tmp_path / "run")) == 2 and np.isfinite(losses(tmp_path / "run")).all()
 
 
+@pytest.mark.slow
 def test_cifar10_trains(place, tmp_path):
     config = experiment(
         place,
