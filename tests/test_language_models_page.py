@@ -178,7 +178,7 @@ def test_the_invariants_hold(tiny):
     assert run(tiny, "mmjax check soft.py --smoke")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_the_page(tmp_path):
     """With the models, recordings and pictures of the page."""

@@ -40,22 +40,20 @@ def conversations(home, files):  # noqa: F811
 
 
 # Of configs that are much like another, one is enough where time is short.
-SLOW = (
-    "librispeech_conformer_s",
+LONG = (
     "librispeech_conformer_m",
     "librispeech_conformer_l",
-    "pretrain_300m",
+    "llama3_8b_hears_and_sees",
     "pretrain_1b",
     "pretrain_8b",
-    "tuxpaint_retrieval",
+    "qwen3_1p7b_hears_and_sees",
 )
 
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(p, id=p.stem, marks=pytest.mark.slow if p.stem in SLOW else ()) for p in CONFIGS],
+    [pytest.param(p, id=p.stem, marks=pytest.mark.long if p.stem in LONG else pytest.mark.slow) for p in CONFIGS],
 )
-@pytest.mark.slow
 def test_smoke(path, files, conversations, tmp_path):
     config, tokenizer = c.smoke(c.load(path), width=16), c.SentencePiece(vocabulary=80, byte_fallback=False)
     if any(isinstance(one, c.Conversation) for one in config.data.inputs.values()):
