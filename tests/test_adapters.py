@@ -386,6 +386,12 @@ def test_frozen_parameters_are_saved_once_and_the_run_is_the_same(adapting, trai
         [path for path in one._saved(4) if path[0] == "params" and path[-1] == "base"],
     )
     assert alone == ({path[0] for path in other._saved(4)}, [])
+    whole = dataclasses.replace(apart, checkpoint=c.Checkpoint(every_steps=1, keep=1))
+    train(dataclasses.replace(whole, steps=1), tmp_path / "whole")
+    train(dataclasses.replace(apart, checkpoint=c.Checkpoint(every_steps=1, keep=1, frozen=False)), tmp_path / "whole")
+    assert digest(Checkpoints(tmp_path / "whole").read(4)) == digest(other.read(4)), (
+        "it was switched between two starts"
+    )
     file = next(path for path in (tmp_path / "frozen" / "0" / "state").rglob("*") if path.stat().st_size > 1000)
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     with pytest.raises(UserError, match="no checkpoint of .* can be restored: .*frozen/0 is damaged"):

@@ -55,3 +55,23 @@ def test_the_command_says_what_is_missing_and_shows_a_bar(tmp_path, capsys):
     assert cli.main(["goodput", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "goodput 25.0 %" in shown and "█" * 60 in shown
+
+
+def test_a_fallback_to_an_older_checkpoint_loses_the_steps_of_all_starts_after_it(tmp_path):
+    """Steps 5 to 10 of the first start were taken again by the third one, whose checkpoint is older than the second's."""
+    lines = [line(0.0, 10.0, 0, 10, step=10.0), line(20.0, 21.0, 8, 9, step=1.0), line(30.0, 36.0, 4, 10, step=6.0)]
+    (tmp_path / FILE).write_text("\n".join(lines) + "\n")
+    seconds = goodput(tmp_path)["seconds"]
+    assert seconds["lost"] == pytest.approx(7.0) and seconds["step"] == pytest.approx(10.0)
+
+
+def test_an_incomplete_line_is_passed_over_and_the_next_one_stands_alone(tmp_path):
+    import time
+
+    (tmp_path / FILE).write_text(line(0.0, 10.0, 0, 10, step=10.0) + '\n{"launch": 0, "ti')
+    Ledger(tmp_path, 10, time.perf_counter()).note(11)
+    found = goodput(tmp_path)
+    assert [one["to"] for one in found["launches"]] == [10, 11]
+    (tmp_path / FILE).write_text("")
+    with pytest.raises(UserError, match="no ledger.jsonl"):
+        goodput(tmp_path)

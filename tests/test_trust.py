@@ -1,6 +1,9 @@
 """A Python file that only a saved config names does not run, unless the user has run it with this content."""
 
+import importlib.util
 import json
+import py_compile
+from pathlib import Path
 
 import pytest
 from conftest import tiny
@@ -63,3 +66,20 @@ def test_what_a_config_of_the_user_names_is_trusted(planted, monkeypatch):
     )
     c.load(planted / "mine.py")
     assert (planted / "data" / "trusted-code.txt").read_text().count("\n") == 2
+
+
+def test_a_cached_program_is_not_run_in_place_of_its_file(planted, capsys):
+    """A run directory may hold a .pyc of another source, which Python's loader would prefer."""
+    trust(planted / "code.py")
+    other = planted / "other.py"
+    other.write_text("from pathlib import Path\nPath('cached').touch()\n" + PLANTED)
+    cached = importlib.util.cache_from_source(str(planted / "code.py"))
+    Path(cached).parent.mkdir()
+    py_compile.compile(str(other), cached, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    assert cli.main(["config", "config.json"]) == 0 and not (planted / "cached").exists()
+
+
+def test_a_config_of_the_user_that_reads_a_saved_one_trusts_nothing_more(planted, capsys):
+    (planted / "mine.py").write_text("from mmjax import config as c\nconfig = c.load('config.json')\n")
+    assert cli.main(["config", "mine.py"]) == 2 and not (planted / "planted").exists()
+    assert "code.py would be run" in capsys.readouterr().err

@@ -80,6 +80,7 @@ class Files:
                 self.files += found
             else:
                 self.files += matching(place)
+        self.files = list(dict.fromkeys(self.files))  # a file may be named, and match a pattern, too
         if not self.files:
             raise UserError(f"there is no recording and no picture in {', '.join(places)}")
         if passed:

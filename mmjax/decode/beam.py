@@ -160,7 +160,10 @@ class Knowledge(NamedTuple):
         if self.ctc is None:
             return best + known
         heard = jnp.where(ending, self.ctc.end(prefixes)[..., None], self.ctc.score(prefixes, tokens))
-        return (1 - self.ctc_weight) * best + self.ctc_weight * heard + known
+        share = jnp.where(self.ctc.heard, self.ctc_weight, 0.0)[
+            :, None, None
+        ]  # an example without speech has the decoder alone
+        return (1 - share) * best + share * heard + known
 
     def advance(self, state: Any, rows: jax.Array, tokens: jax.Array) -> Any:
         """The state of the texts `rows` [E, K] of each example after one more token each."""

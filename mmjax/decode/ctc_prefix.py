@@ -64,6 +64,11 @@ class CTCPrefixes(NamedTuple):
         final = jnp.where(own, jnp.arange(own.shape[2]), 0).max(2)
         return cls(tokens, found[..., BLANK], same_segment(logits.segments, -1), segments, slots, final)
 
+    @property
+    def heard(self) -> jax.Array:
+        """[B * N] bool: whether an example has frames."""
+        return (self.slots[:, None] == jnp.arange(self.segments.shape[1])[:, None]).any(-1).reshape(-1)
+
     def start(self, beams: int) -> Prefixes:
         """Of empty texts, which all paths begin with."""
         blanks = _recurrence(
@@ -133,10 +138,9 @@ class CTCPrefixes(NamedTuple):
 
     def _added(self, prefixes: Prefixes, total: jax.Array) -> jax.Array:
         """New totals [B * N, K, ...] minus the totals before; -inf for what is impossible."""
-        heard = (self.slots[:, None] == jnp.arange(self.segments.shape[1])[:, None]).any(-1).reshape(-1)
         before = prefixes.total.reshape(prefixes.total.shape + (1,) * (total.ndim - 2))
         added = jnp.where(jnp.isfinite(before), total - before, -jnp.inf)
-        return jnp.where(heard.reshape(-1, *(1,) * (total.ndim - 1)), added, 0.0)
+        return jnp.where(self.heard.reshape(-1, *(1,) * (total.ndim - 1)), added, 0.0)
 
 
 def _recurrence(stay: jax.Array, enter: jax.Array) -> jax.Array:

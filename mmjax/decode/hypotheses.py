@@ -34,9 +34,9 @@ class Hypothesis(NamedTuple):
 
     @property
     def confidence(self) -> float:
-        """The geometric mean of the probabilities of the tokens; 1 for an empty text."""
+        """The geometric mean of the probabilities of the tokens; of an empty text, the probability that the score says."""
         if not self.tokens:
-            return 1.0
+            return float(np.exp(min(self.score, 0.0)))
         return float(np.exp(np.mean(np.log(np.maximum([token.confidence for token in self.tokens], 1e-30)))))
 
 

@@ -41,9 +41,11 @@ class NGram(Scorer):
 def _tokens(file: str, words: list[str], model: Trie, numbers: np.ndarray, tokenizer: Any) -> "Tokens":
     of_word = {word: number for number, word in enumerate(words)}
     pieces = tokenizer.pieces_by_id()
-    if not any(piece in of_word for piece in pieces.values() if piece not in (BEGIN, END, UNKNOWN)):
+    known_pieces = set(pieces.values()) & of_word.keys() - {BEGIN, END, UNKNOWN}
+    others = of_word.keys() - known_pieces - {BEGIN, END, UNKNOWN}
+    if len(known_pieces) <= len(others):
         raise UserError(
-            f"{file} knows no piece of the tokenizer; set level='word' if it is a model of words, or train one of pieces: "
+            f"{file} is no model of this tokenizer's pieces: {len(others):,} of its {len(others) + len(known_pieces):,} words are none; set level='word' if it is a model of words, or train one of pieces: "
             "mmjax ngram --tokenizer RUN"
         )
     known = np.full(len(tokenizer), model.unknown, np.int32)

@@ -251,7 +251,7 @@ def _traced(logits: Stream, probability: jax.Array, steps: Steps) -> Stream:
         row, in_label, exists, confidence = carry
         row, in_label = _where(last, (steps.order, steps.order_in_label), (row, in_label))
         exists = _where(last, steps.score > -jnp.inf, exists)
-        label = take(steps.last, row)
+        label, confidence = take(steps.last, row), jnp.where(last[:, None], 0.0, confidence)
         confidence = jnp.where(in_label, jnp.maximum(confidence, take(probability, label)), 0.0)
         begins = in_label & take(steps.begins, row) & exists
         written = jnp.where(begins, label, BLANK), jnp.where(begins, confidence, 0.0)

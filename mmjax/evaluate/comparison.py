@@ -66,7 +66,10 @@ def read_saved(path: Path, by: str | None = None) -> dict[str, dict[str, Scores]
                 own = {"number": line["number"], "group": group, **one}
                 found.setdefault(line["subset"], {}).setdefault(task, []).append(own)
         if by is not None and not any(by in line.get("groups", {}) for line in lines):
-            raise UserError(f"the examples of {path} have no groups by '{by}'")
+            raise UserError(
+                f"the examples of {path} have no groups by '{by}': saved evaluations have tags, such as language; for another "
+                "column, compare the runs themselves"
+            )
         return {subset: {t: s for t, own in tasks.items() if (s := _saved(own))} for subset, tasks in found.items()}
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None

@@ -172,7 +172,8 @@ class Measures:
             own = np.array([self._source[number].labels.get(by, -1) for number in numbers.tolist()])
         else:
             known = [*groups, *(name for name, label in labels.items() if label.kind == "class")]
-            raise UserError(f"no example has the group '{by}'{nearest(by, known)}")
+            near = nearest(by, known) if known else "; name a column of the data, such as speaker"
+            raise UserError(f"no example has the group '{by}'{near}")
         return np.where(own < 0, own.max() + 1 + np.arange(len(own)), own)
 
     def confusions(self) -> dict[str, dict[str, Any]]:

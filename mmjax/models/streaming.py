@@ -50,7 +50,7 @@ class StreamingConformer:
         spectral = front_end.log_mel if isinstance(front_end, MFCC) else front_end
         if not (model.convolution.causal and model.chunks):
             raise ValueError(
-                "streaming needs a Conformer with chunks=Chunks(...) and convolution=Convolution(causal=True)"
+                "streaming needs a Conformer with chunks=Chunking(...) and convolution=Convolution(causal=True)"
             )
         if not isinstance(spectral, LogMel | KaldiFilterBank | Waveform) or getattr(spectral, "normalise", False):
             raise ValueError(

@@ -84,6 +84,7 @@ class Checkpoints:
     def __init__(self, directory: Path, keep: int | None = 3, apart: Any = None, folder: str = FOLDER):
         self.path = (Path(directory) / folder).resolve()
         self._keep, self._apart, self.best = keep, apart, None
+        self._frozen_is_saved = False
         self._unfinished: int | None = None  # the step whose checkpoint may be incomplete
 
     @cached_property
@@ -115,15 +116,28 @@ class Checkpoints:
         self._unfinished = step
 
     def _save_frozen(self, state: TrainState) -> None:
-        """Saves the frozen parameters before the first checkpoint of a run."""
-        if self._unfinished is not None or self.steps():
+        """Saves the frozen parameters once, before the first checkpoint of this process; keeps those that checkpoints need."""
+        if self._frozen_is_saved:
             return
         frozen = self._frozen()
-        if frozen.steps():  # of a start that was killed before its first checkpoint
-            frozen.set_aside(0, "unused-frozen")
-        nothing = TrainState(None, split(state.params, self._apart)[1], None, None, None)
-        frozen.save(0, nothing, dict.fromkeys(POSITION, 0))
+        if frozen.steps():
+            used = any("frozen" in _json(self.path / str(step) / "meta" / "metadata") for step in self.steps())
+            if not (used and self._intact(frozen)):
+                frozen.set_aside(0, "unused-frozen")
+        if not frozen.steps():
+            nothing = TrainState(None, split(state.params, self._apart)[1], None, None, None)
+            frozen.save(0, nothing, dict.fromkeys(POSITION, 0))
         frozen.close()
+        self._frozen_is_saved = True
+
+    @staticmethod
+    def _intact(frozen: "Checkpoints") -> bool:
+        try:
+            with together():
+                frozen._verified(0)
+        except Damaged:
+            return False
+        return True
 
     def _frozen(self) -> "Checkpoints":
         return Checkpoints(self.path.parent, None, folder=FROZEN)

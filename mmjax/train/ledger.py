@@ -1,6 +1,7 @@
 """The goodput ledger: where the wall-clock time of a run goes, over all its starts (`mmjax goodput`)."""
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,8 +77,10 @@ class Ledger:
         if self._path is None:
             return
         try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json_line(line) + "\n")
+            with self._path.open("a+b") as file:
+                whole = not file.tell() or (file.seek(-1, os.SEEK_END) and file.read(1) == b"\n")
+                file.write(b"" if whole else b"\n")  # after an incomplete line of a killed process
+                file.write(json_line(line).encode() + b"\n")
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {error.strerror or error}") from None
 
@@ -94,21 +97,24 @@ def goodput(directory: str | Path) -> dict[str, Any]:
       UserError: the run has no ledger.
     """
     path = local(directory, "the run directory") / FILE
+    nothing = UserError(f"{directory} has no {FILE}: no training has written one there yet")
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = list(filter(None, map(_parsed, path.read_text(encoding="utf-8", errors="replace").splitlines())))
     except FileNotFoundError:
-        raise UserError(f"{directory} has no {FILE}: no training has written one there yet") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
+        raise nothing from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    if not lines:
+        raise nothing
     by_launch: dict[float, list[dict[str, Any]]] = {}
     for line in lines:
         by_launch.setdefault(line["launch"], []).append(line)
     launches = [_launch(own) for own in by_launch.values()]
-    for own, found, following in zip(by_launch.values(), launches, [*launches[1:], None], strict=True):
-        if following is not None:
-            lost = _lost(own, following["from"])
+    for number, (own, found) in enumerate(zip(by_launch.values(), launches, strict=True), 1):
+        if following := launches[number:]:
+            lost = _lost(own, min(one["from"] for one in following))
             found["seconds"] |= {"step": found["seconds"].get("step", 0.0) - lost, "lost": lost}
-            found["seconds"]["down"] = max(following["start"] - own[-1]["time"], 0.0)
+            found["seconds"]["down"] = max(following[0]["start"] - own[-1]["time"], 0.0)
     total = _sum([found["seconds"] for found in launches])
     wall = sum(total.values())
     return {
@@ -117,6 +123,14 @@ def goodput(directory: str | Path) -> dict[str, Any]:
         "seconds": total,
         "launches": launches,
     }
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+        return found if found["seconds"].keys() <= KINDS.keys() and found["launch"] <= found["time"] else None
+    except (ValueError, KeyError, TypeError, AttributeError):  # an incomplete line of a killed process
+        return None
 
 
 def _launch(lines: list[dict[str, Any]]) -> dict[str, Any]:

@@ -163,7 +163,7 @@ class Transcriber:
         """The words of a part that begins `start` seconds after the start of the recording."""
         words = self.task.shown(prediction, self.run.facts).get("words") or []
         timed = [word for word in words if word["start"] is not None]
-        return [word | {"start": word["start"] + start, "end": word["end"] + start} for word in timed]
+        return [word | {key: round(word[key] + start, 3) for key in ("start", "end")} for word in timed]
 
     # Windows that overlap.
 

@@ -2,8 +2,10 @@
 
 import dataclasses
 import difflib
+import hashlib
 import importlib.util
 import json
+import os
 import re
 import sys
 import traceback
@@ -53,7 +55,8 @@ def run_file(path: Path) -> types.ModuleType:
     module.__mmjax_file__ = str(absolute)
     sys.modules[module.__name__] = module  # where dataclasses and annotations look for it
     try:
-        spec.loader.exec_module(module)
+        # Not by the loader of the module, which may run a cached file instead of this one.
+        exec(compile(absolute.read_bytes(), absolute, "exec"), module.__dict__)
     except Exception as error:
         raise UserError(_explain(error, path, module)) from None
     return module
@@ -74,7 +77,8 @@ def user_class(name: str) -> type:
 
 
 def _module_name(absolute: Path) -> str:
-    return f"mmjax_file_{re.sub(r'[^0-9A-Za-z]', '_', str(absolute))}"
+    digest = hashlib.sha256(os.fsencode(absolute)).hexdigest()[:12]
+    return f"mmjax_file_{re.sub(r'[^0-9A-Za-z]', '_', absolute.stem)}_{digest}"
 
 
 def _explain(error: Exception, path: Path, module: types.ModuleType) -> str:
