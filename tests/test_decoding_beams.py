@@ -24,6 +24,7 @@ from mmjax.decode import (
     by_example,
     stages,
 )
+from mmjax.decode.beam import Knowledge
 from mmjax.decode.scorers import Scorer
 from mmjax.errors import UserError
 from mmjax.models import TextDecoder
@@ -438,3 +439,16 @@ def test_a_decoding_is_chosen_on_the_command_line():
     changed = override(joint(), [key, "Beam", f"{key}.beams", "8", f"{key}.ctc", "transcript"])
     assert changed.model.tasks["attention"].decoding == Beam(beams=8, ctc="transcript")
     check_config(changed)
+
+
+def test_an_example_without_speech_is_scored_by_the_decoder_alone():
+    """Whether other examples of its row have speech changes nothing."""
+    logits = np.random.default_rng(0).normal(size=(1, 3, 4)).astype(np.float32)
+    frames = Stream(jnp.asarray(logits), jnp.array([[1, 1, 1]]), None)
+    prefixes = CTCPrefixes.of(frames, 3, 5, jnp.array([[1, 2]]))
+    knowledge = Knowledge(ctc=prefixes, ctc_weight=0.5)
+    best = jnp.log(jnp.full((2, 1, 5), 0.2))
+    tokens, ending = jnp.tile(jnp.arange(5), (2, 1, 1)), jnp.zeros((2, 1, 5), bool)
+    added = knowledge.added(knowledge.start((2, 1)), best, tokens, ending)
+    np.testing.assert_allclose(added[1], best[1], rtol=1e-6)
+    assert not np.allclose(added[0], best[0])
