@@ -19,12 +19,12 @@ FILE = "ledger.jsonl"
 # What time is spent on: the name in the ledger -> what `mmjax goodput` calls it, and the colour of its bar.
 KINDS = {
     "step": ("steps", "green"),
-    "lost": ("lost steps", "red"),
-    "start": ("start", "blue"),
+    "lost": ("lost", "red"),
+    "start": ("start-up", "blue"),
     "compile": ("compile", "cyan"),
     "data_wait": ("data wait", "magenta"),
-    "checkpoint": ("checkpoints", "yellow"),
-    "evaluation": ("evaluation", "white"),
+    "checkpoint": ("saving", "yellow"),
+    "evaluation": ("eval", "white"),
     "down": ("down", "bright_black"),
 }
 BAR = 60  # characters
@@ -158,10 +158,10 @@ def table(found: dict[str, Any], title: str) -> Group:
     """A row for each start, a row for all, and a bar for each start, as long as its share of the longest."""
     kinds = [kind for kind in KINDS if found["seconds"].get(kind)]
     columns = [Column(KINDS[kind][0], justify="right") for kind in kinds]
-    rows = Table("start", "steps", *columns, title=title)
+    rows = Table("started", "to step", *columns, title=title)
     for one in found["launches"]:
-        begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["start"]))
-        rows.add_row(begun, f"{one['from']} to {one['to']}", *(_clock(one["seconds"].get(kind)) for kind in kinds))
+        begun = time.strftime("%m-%d %H:%M", time.localtime(one["start"]))
+        rows.add_row(begun, str(one["to"]), *(_clock(one["seconds"].get(kind)) for kind in kinds))
     rows.add_section()
     shares = [f"{100 * found['seconds'][kind] / found['wall']:.1f} %" for kind in kinds]
     rows.add_row(f"goodput {100 * found['goodput']:.1f} %", "", *shares)
