@@ -19,12 +19,12 @@ FILE = "ledger.jsonl"
 # What time is spent on: the name in the ledger -> what `mmjax goodput` calls it, and the colour of its bar.
 KINDS = {
     "step": ("steps", "green"),
-    "lost": ("lost", "red"),
+    "lost": ("lost steps", "red"),
     "start": ("start-up", "blue"),
     "compile": ("compile", "cyan"),
     "data_wait": ("data wait", "magenta"),
-    "checkpoint": ("saving", "yellow"),
-    "evaluation": ("eval", "white"),
+    "checkpoint": ("checkpoints", "yellow"),
+    "evaluation": ("evaluation", "white"),
     "down": ("down", "bright_black"),
 }
 BAR = 60  # characters
@@ -155,20 +155,20 @@ def _sum(parts: list[dict[str, float]]) -> dict[str, float]:
 
 
 def table(found: dict[str, Any], title: str) -> Group:
-    """A row for each start, a row for all, and a bar for each start, as long as its share of the longest."""
+    """The time of each kind; then each start with a bar, as long as its share of the longest."""
     kinds = [kind for kind in KINDS if found["seconds"].get(kind)]
-    columns = [Column(KINDS[kind][0], justify="right") for kind in kinds]
-    rows = Table("started", "to step", *columns, title=title)
+    rows = Table(f"goodput {100 * found['goodput']:.1f} %", Column("time", justify="right"), "share", title=title)
+    for kind in kinds:
+        seconds = found["seconds"][kind]
+        name = Text.assemble(("█ ", KINDS[kind][1]), KINDS[kind][0])
+        rows.add_row(name, _clock(seconds), f"{100 * seconds / found['wall']:5.1f} %")
+    scale = BAR / max(sum(one["seconds"].values()) for one in found["launches"])
+    parts: list[Any] = [rows]
     for one in found["launches"]:
-        begun = time.strftime("%m-%d %H:%M", time.localtime(one["start"]))
-        rows.add_row(begun, str(one["to"]), *(_clock(one["seconds"].get(kind)) for kind in kinds))
-    rows.add_section()
-    shares = [f"{100 * found['seconds'][kind] / found['wall']:.1f} %" for kind in kinds]
-    rows.add_row(f"goodput {100 * found['goodput']:.1f} %", "", *shares)
-    longest = max(sum(one["seconds"].values()) for one in found["launches"])
-    bars = [_bar(one["seconds"], kinds, BAR / longest) for one in found["launches"]]
-    legend = Text("  ").join(Text.assemble(("█ ", KINDS[kind][1]), KINDS[kind][0]) for kind in kinds)
-    return Group(rows, *bars, legend)
+        begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["start"]))
+        spent = _clock(sum(one["seconds"].values()))
+        parts += [Text(f"{begun}  steps {one['from']:,} to {one['to']:,}  {spent}"), _bar(one["seconds"], kinds, scale)]
+    return Group(*parts)
 
 
 def _bar(seconds: dict[str, float], kinds: list[str], scale: float) -> Text:
@@ -180,8 +180,6 @@ def _bar(seconds: dict[str, float], kinds: list[str], scale: float) -> Text:
     return bar
 
 
-def _clock(seconds: float | None) -> str:
-    if not seconds:
-        return ""
+def _clock(seconds: float) -> str:
     hours, rest = divmod(seconds, 3600)
     return f"{int(hours)}:{int(rest // 60):02}:{rest % 60:04.1f}" if hours else f"{int(rest // 60)}:{rest % 60:04.1f}"
