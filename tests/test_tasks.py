@@ -1,6 +1,7 @@
 """Tasks as parts of a config: what each may read, which labels it needs, and what it adds to the loss."""
 
 import dataclasses
+import inspect
 import pathlib
 import re
 
@@ -201,3 +202,11 @@ def test_sizes_that_a_config_leaves_open_are_those_of_the_data():
     assert not open_sizes(config)
     assert config.model.encoders["text"].vocabulary == len(source.tokenizer) == config.model.tasks["transcript"].outputs
     assert config.model.tasks["answer"].outputs == len(source.labels["answer"].names)
+
+
+def test_every_task_decodes_with_tables():
+    """A model gives all tasks the same arguments."""
+    tasks = [one for one in vars(all_tasks).values() if isinstance(one, type) and issubclass(one, all_tasks.Task)]
+    assert len(tasks) > 10
+    for task in tasks:
+        assert [*inspect.signature(task.decode).parameters][-1] == "tables", task

@@ -68,7 +68,14 @@ class Denoise(Task, kw_only=True):
     def loss(self, output: Output) -> Sums:
         return si_sdr(*output)
 
-    def decode(self, apply: Callable[..., Any], encoded: Encoded, output: Output, rooms: Mapping[str, int]) -> Stream:
+    def decode(
+        self,
+        apply: Callable[..., Any],
+        encoded: Encoded,
+        output: Output,
+        rooms: Mapping[str, int],
+        tables: Any = None,
+    ) -> Stream:
         """[B, T, hop + 1]: the samples, and how many of them a hop holds."""
         count = encoded.seen[self.reads].positions[..., 1:].astype(jnp.float32)
         features = jnp.concatenate([output.prediction.features, count], axis=-1)

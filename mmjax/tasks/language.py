@@ -60,7 +60,9 @@ class LMHead(Task, kw_only=True):
         """The labels [B, T] of the tokens."""
         raise NotImplementedError
 
-    def decode(self, apply: Any, encoded: Encoded, output: Output | None, rooms: Mapping[str, int]) -> None:
+    def decode(
+        self, apply: Any, encoded: Encoded, output: Output | None, rooms: Mapping[str, int], tables: Any = None
+    ) -> None:
         return None
 
 
