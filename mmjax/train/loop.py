@@ -1,7 +1,7 @@
 """The training run, from top to bottom."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,6 @@ from mmjax import progress, telemetry
 from mmjax.data.loader import Batches, prefetch
 from mmjax.errors import UserError
 from mmjax.evaluate.evaluation import Evaluator, canonical
-from mmjax.evaluate.measures import Measures
-from mmjax.evaluate.tables import table
 from mmjax.files import local
 from mmjax.models.remat import check_offload
 from mmjax.parallel.agreement import from_lead
@@ -46,17 +44,17 @@ from mmjax.train.directory import (
     with_schedule,
 )
 from mmjax.train.encoding import check_encoded
+from mmjax.train.evaluations import Evaluations
 from mmjax.train.experiment import Experiment
 from mmjax.train.guards import Guards
 from mmjax.train.hang import HangWatch
 from mmjax.train.initial import load_initial
-from mmjax.train.ledger import Ledger
 from mmjax.train.nan_hunt import hunt
 from mmjax.train.program import begin, jitted_step
+from mmjax.train.records import Records
 from mmjax.train.samples import Samples
 from mmjax.train.stopping import StopSignal
 from mmjax.train.validate import check_config
-from mmjax.tree import to_dict
 
 
 def train(config: Experiment, run: Path, restart: bool = False, accept_changed_data: bool = False) -> dict[str, Any]:
@@ -146,13 +144,8 @@ def _train(
         sum(flops.values()),
         peak and peak * jax.device_count(),
     )
-    writer = telemetry.Writer(
-        run,
-        first=first,
-        tensorboard=config.log.tensorboard and lead,
-        wandb_project=config.log.wandb_project if lead else None,
-        config=to_dict(config),
-    )
+    records = Records(config, run, first, started, schedule, stop)
+    writer, ledger = records.writer, records.ledger
     samples = Samples(writer, evaluator.source) if evaluator and lead and config.log.tensorboard else None
     finished = first == config.steps or (best is not None and best.over)
     written = writer.rewind(first, finished) if lead else set()
@@ -160,13 +153,8 @@ def _train(
         writer.write(first, "warning", {"text": warning})
     if lead and evaluator:
         report.left_out(evaluator.source, run, config.evaluation.split)
-    line = report.ProgressLine(config.steps, first, started)
-    ledger = Ledger(run if lead else None, first, started)
+    evaluations = Evaluations(config, evaluator, best, samples, checkpoints, records, watch, stop)
     done, saved = first, first
-
-    def write(step: int, kind: str, metrics: Any) -> None:
-        with stop.on_error():
-            writer.write(step, kind, metrics)
 
     def save() -> None:
         nonlocal saved
@@ -176,72 +164,12 @@ def _train(
                 checkpoints.save(done, state, sampler.state(done))
             saved = done
 
-    def measure(chosen: Iterable[str], examples: int | None) -> dict[str, Measures] | None:
-        """What is measured of subsets; None if a signal interrupted the evaluation."""
-        if evaluator is None:
-            return {}
-
-        def asked() -> bool:
-            watch.doing(done, "an evaluation")
-            return stop.asked()
-
-        names = [canonical(subset) for subset in chosen]
-        with ledger.spent("evaluation"):
-            found = evaluator.measure(state.evaluated, names, examples, asked, watch.pause)
-        watch.pause()
-        return found
-
-    def keep_best(results: dict[str, dict[str, float]]) -> None:
-        """Keeps the checkpoint of this step if it is the best. The record follows the checkpoint that it names."""
-        if best.improves(done, results):
-            save()
-            watch.pause()
-            with ledger.spent("checkpoint"):
-                checkpoints.finish()
-        best.note(done, results)
-        checkpoints.best = best.step
-
     def evaluate(examples: int | None) -> dict[str, dict[str, float]] | None:
-        """The metrics of every subset after this step; None if a signal interrupted the evaluation."""
-        step, found = done, measure(subsets, examples)
-        if found is None:
-            return None
-        with ledger.spent("evaluation"):
-            results = metrics_of(found)
-        if best:
-            same = examples == config.evaluation.examples  # metrics of other examples cannot be compared
-            compared = found if same else measure([best.goal.subset], config.evaluation.examples)
-            if compared is None:
-                return None
-            keep_best(results if same else metrics_of(compared))
-        if lead and results:
-            for subset, metrics in results.items():
-                write(step, "eval", {"subset": subset, **metrics})
-            if samples:
-                with ledger.spent("evaluation"), stop.on_error():
-                    samples.show(step, next(iter(found.values())))
-            progress.console.print(table(results, f"{config.evaluation.split} split after step {step}"))
-        return results
-
-    def account(step: int) -> None:
-        with stop.on_error():
-            ledger.note(step)
-
-    def log(step: int, metrics: Any, rates: dict[str, float]) -> None:
-        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        metrics["learning_rate"] = float(schedule(step - 1))
-        if lead:
-            line.show(step, metrics, rates)
-            write(step, "train", {**metrics, **rates})
-            account(step)
-
-    def evaluation_is_due(step: int) -> bool:
-        every = config.evaluation.every_steps
-        return bool(every) and step % every == 0 and 0 < step < config.steps
+        return evaluations.evaluate(state.evaluated, done, examples, save)
 
     # A run that was killed during an evaluation repeats it.
     results = None
-    if from_lead(evaluation_is_due(first) and (first, "eval") not in written):  # only process 0 has `written`
+    if from_lead(evaluations.due(first) and (first, "eval") not in written):  # only process 0 has `written`
         results = evaluate(config.evaluation.examples)
     if stop.asked():
         checkpoints.close()
@@ -262,7 +190,7 @@ def _train(
             key = jax.random.fold_in(jax.random.key(config.seed), step - 1)
             raise UserError(f"{error}; in step {step}, {hunt(model, state.params, taken, key)}") from None
 
-    early = best is not None and best.over
+    early = evaluations.over
     end = first if early else config.steps
     ready = prefetch(batches, first, end, config.data.threads)
     with finishing(checkpoints):
@@ -283,7 +211,7 @@ def _train(
             if step == first:
                 ledger.add("compile", compiled.seconds)
             if pending is not None:
-                log(*pending)
+                records.log(*pending)
             see(done, before)
             done, pending, before, taken = step + 1, None, metrics, batch
             if done % config.log.every_steps == 0 or done in (first + 1, config.steps):
@@ -291,9 +219,9 @@ def _train(
             stopping, last = stop.asked(), done == config.steps
             every = config.checkpoint.every_steps
             saving = last or stopping or (every and done % every == 0)
-            evaluating = evaluation_is_due(done) and not stopping
+            evaluating = evaluations.due(done) and not stopping
             if pending is not None and (saving or evaluating):
-                log(*pending)  # before the checkpoint, or a kill in between would lose these metrics
+                records.log(*pending)  # before the checkpoint, or a kill in between would lose these metrics
                 pending = None
             if saving:
                 see(done, metrics)
@@ -305,7 +233,7 @@ def _train(
                     report.note_skipped(run, batches.skipped)
             if evaluating:
                 results = evaluate(config.evaluation.examples)
-                stopping, early = results is None, best is not None and best.over
+                stopping, early = results is None, evaluations.over
                 if stopping or early:
                     save()
             if stopping or early:
@@ -313,7 +241,7 @@ def _train(
         watch.pause()
         with ledger.spent("checkpoint"):
             checkpoints.finish()
-    account(done)
+    records.account(done)
     if (done < config.steps and not early) or stop.failed:
         raise stop.error(f"after step {done}; its state is saved")
 
@@ -325,8 +253,10 @@ def _train(
     if results is None:
         raise stop.error(f"in the last evaluation; the state of step {done} is saved")
     if (forgotten := guards.end(state.evaluated)) and lead:
-        write(done, "guards", {f"{name}/{key}": x for name, found in forgotten.items() for key, x in found.items()})
-    account(done)
+        records.write(
+            done, "guards", {f"{name}/{key}": x for name, found in forgotten.items() for key, x in found.items()}
+        )
+    records.account(done)
     writer.close()
     if lead:
         report.adapters(changes)
@@ -334,11 +264,6 @@ def _train(
             progress.warn(best.early(done))
         report.end(started, compiled, batches, run, best)
     return results
-
-
-def metrics_of(found: Mapping[str, Measures]) -> dict[str, dict[str, float]]:
-    """The metrics of each subset."""
-    return {subset: measures.metrics() for subset, measures in found.items()}
 
 
 @contextmanager
