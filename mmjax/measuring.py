@@ -61,7 +61,7 @@ class Evaluation:
         return [n for n in shown if n in self._layout.recordings], [n for n in shown if n in self._layout.pictures]
 
     def subsets(self, names: Sequence[str] | None = None) -> list[str]:
-        """Subsets of the modalities by their usual names; None: all subsets of those that the split has.
+        """Subsets of the modalities by their usual names; None: all subsets of the modalities in the split.
 
         Raises:
           UserError: there is no such subset.

@@ -318,7 +318,7 @@ class Run:
         Args:
           split: None: the config's evaluation.split.
           examples: number of examples, spread evenly over the split; None: all.
-          subsets: of the modalities, such as "speech+image"; None: all subsets of those that the split has.
+          subsets: of the modalities, such as "speech+image"; None: all subsets of the modalities in the split.
           options: "source": the name of a source of a mixture, which is measured alone.
             "save": a JSONL file to write, with a line for each example and subset: {"subset", "number", "name", "groups",
             "tasks": by task {"reference", "hypothesis", and what else `predict` returns}}. Of several processes, the first

@@ -117,7 +117,7 @@ def _eval(options, rest) -> int:
         return 0
     title = f"{result['split']} split after step {result['step']}"
     progress.out.print(table(result["subsets"], title, result.get("intervals")))
-    # Of all subsets only the largest, unless some are asked for.
+    # The confusions of the largest subset, or of the subsets that the user names.
     for subset in list(result.get("confusions", ()))[0 if options.subset else -1 :]:
         for one in tables_of_confusions(result["confusions"][subset], subset):
             progress.out.print(one)
@@ -251,22 +251,21 @@ def _named_input(text: str) -> tuple[str, str]:
 
 
 def _checkpoints(options, rest) -> int:
-    from mmjax import progress
     from mmjax.train.checkpoint import describe_run, table
 
-    found = describe_run(options.run)
-    if options.json:
-        print_json(found)
-    else:
-        progress.out.print(table(found, options.run))
-    return 0
+    return _shown(options, describe_run(options.run), table)
 
 
 def _goodput(options, rest) -> int:
-    from mmjax import progress
     from mmjax.train.ledger import goodput, table
 
-    found = goodput(options.run)
+    return _shown(options, goodput(options.run), table)
+
+
+def _shown(options: Any, found: Any, table: Any) -> int:
+    """Prints facts about a run as JSON, or as a table with the run's name."""
+    from mmjax import progress
+
     if options.json:
         print_json(found)
     else:

@@ -61,7 +61,7 @@ class Files:
 
     Args:
       places: files, patterns of files, and folders, of which all recordings and pictures are taken.
-      inputs: those that the model reads, by name.
+      inputs: the inputs of the model, by name.
       tags: "language" and "task" of all files.
 
     Raises:

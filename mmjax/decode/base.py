@@ -72,8 +72,8 @@ class TextDecoding(Decoding):
         Args:
           step: (tokens [B, N * beams], cache) -> logits [B, N * beams, V] of the tokens after them, and the cache.
           logits: [B, N, V] of the first token of every text; its positions are those of the tokens before.
-          cache: what `step` needs of the texts [B * N * beams], without room for further tokens. Its method `grown` gives it
-            with room for so many more tokens of each text; its method `rows`, with the texts in another order.
+          cache: what `step` needs of the texts [B * N * beams], without room for further tokens. `cache.grown(room)` is the cache
+            with room for `room` more tokens of each text; `cache.rows(order)` has the texts in another order.
           ends: ids that end a text, and are not part of it.
           tables: of the method `tables`.
           ctc: outputs of the task `ctc`.
@@ -114,7 +114,7 @@ class TransducerDecoding(Decoding):
           room: the largest number of tokens of a text, for decoders that need a bound.
           context: number of labels that the prediction network reads.
           blank: the id in whose place the blank is.
-          durations: numbers of frames, whose logits stand after those of the classes; (): there are none.
+          durations: numbers of frames; their logits stand after the logits of the classes. (): the model has no durations.
           tables: of the method `tables`.
         """
         raise NotImplementedError

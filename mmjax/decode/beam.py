@@ -79,7 +79,7 @@ def extend_beams(
       logits: [E, K, V] of the next token of each open text.
       ends: ids that end a text.
       penalty: of `ranked`.
-      shortlist: at least so many of the most probable tokens of each text are candidates.
+      shortlist: the least number of candidates of each text; they are its most probable tokens.
       added: (log-probabilities, ids, whether they end the text) [E, K, C] of the candidates -> what they add to scores.
 
     Returns:
@@ -128,13 +128,13 @@ def ranked(texts: Texts, penalty: float) -> jax.Array:
 
 
 class Knowledge(NamedTuple):
-    """What is known of texts besides the decoder: scorers, and the outputs of CTC (Watanabe et al. 2017).
+    """What scores texts besides the decoder: scorers, and the outputs of CTC (Watanabe et al. 2017).
 
     Attributes:
       tables: of the scorers.
       ctc: of the same recordings; None: unknown.
       ctc_weight: the share of CTC in a score, from 0 to 1; the decoder has the rest.
-      shortlist: so many of the most probable tokens of each text are scored.
+      shortlist: number of tokens of each text that are scored, the most probable ones.
     """
 
     scorers: Sum = Sum({})
@@ -193,7 +193,7 @@ def beam_search(
       logits: [B, N, V] of the first token of every text; its positions are those of the tokens before.
       cache: of B * N * K texts (see `TextDecoding`).
       length: room for tokens of a text.
-      most: the largest number of tokens of a text; None: as many as there is room for.
+      most: the largest number of tokens of a text; None: `length`.
       penalty: of `ranked`.
     """
     rows, slots, vocabulary = logits.features.shape

@@ -95,7 +95,7 @@ class CTCPrefixes(NamedTuple):
         )
 
     def advance(self, prefixes: Prefixes, rows: jax.Array, tokens: jax.Array) -> Prefixes:
-        """Of the texts `rows` [B * N, K] of each example after one more token each, `tokens` [B * N, K]."""
+        """The prefixes after one more token: the beams `rows` [B * N, K] of each example go on with `tokens` [B * N, K]."""
         of_frame = self._of_frames(rows)
         on_label, on_blank = (jnp.take_along_axis(x, of_frame, axis=2) for x in prefixes[:2])
         prefixes = Prefixes(on_label, on_blank, *(chosen(x, rows) for x in prefixes[2:]))
@@ -109,7 +109,7 @@ class CTCPrefixes(NamedTuple):
         return Prefixes(on_label, on_blank, self._sum(entered[..., None])[..., 0], tokens)
 
     def _entering(self, prefixes: Prefixes) -> tuple[jax.Array, jax.Array]:
-        """[B, T, K]: paths up to the frame before; all, and those that end with a blank, or are of no frame yet."""
+        """The paths up to the frame before [B, T, K]: all paths; and the paths that end with a blank or have no frame yet."""
         first = jnp.where(self._of_frames(prefixes.last) == EMPTY, 0.0, -jnp.inf)
         either = jnp.logaddexp(prefixes.on_label, prefixes.on_blank)
         goes_on = self.goes_on[..., None]

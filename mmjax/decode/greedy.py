@@ -35,7 +35,7 @@ class BestPath(CTCDecoding):
         return self._written(logits, best, jnp.concatenate([last[:, None], best[:, :-1]], axis=1)), best[:, -1]
 
     def _written(self, logits: Stream, best: jax.Array, before: jax.Array) -> Stream:
-        """The best classes, without those that repeat the class before."""
+        """The best classes; a class that repeats the class before is left out."""
         scores = jnp.where(logits.mask, jax.nn.log_softmax(logits.features.astype(jnp.float32)).max(-1), 0.0)
         return one_text(jnp.where(best == before, BLANK, best), scores, logits.segments, logits.positions)
 

@@ -46,8 +46,8 @@ class Phrases(Scorer):
 class Choices(Scorer):
     """Allows only the texts of a list, each as the tokenizer writes it.
 
-    A beam search keeps few beginnings of texts, and finds none of the list where it keeps none of theirs: give it a shortlist
-    of all tokens, and as many beams as the texts differ in.
+    A beam search that drops the beginnings of all these texts finds none of them. Give it a shortlist of all tokens, and as many
+    beams as there are texts.
     """
 
     texts: tuple[str, ...] = ()  # the texts

@@ -80,7 +80,7 @@ class PrefixBeam(CTCDecoding):
 
 
 class Paths(NamedTuple):
-    """Logarithms of the probabilities of alignments, [B, K]: of those that end in a blank, and of those in the last label."""
+    """Log-probabilities [B, K] of the alignments that end in a blank, and of the alignments that end in the last label."""
 
     blank: jax.Array
     label: jax.Array

@@ -20,9 +20,9 @@ def written_in_stages(
     Each step reads the whole room of the cache, and a beam search also copies it. The step is compiled once for each room.
 
     Args:
-      goes_on: (carry, room) -> whether to write a token, of which there are at most `room`.
+      goes_on: (carry, room) -> whether to write a token; a text has at most `room` tokens.
       write: (carry, cache) -> both, with one more token of each text.
-      cache: without room for tokens; its method `grown` gives it with room for so many more tokens of each text.
+      cache: without room for tokens; `cache.grown(room)` has room for `room` more tokens of each text.
       length: the largest number of tokens.
 
     Returns:

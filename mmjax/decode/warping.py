@@ -35,7 +35,7 @@ def attention_weights(
     Args:
       queries: [L, B, H, U, D] of the tokens in all layers.
       keys: [L, B, K, S, D] of the frames; a key's head is shared by H / K heads.
-      heads: (layer, head) of those that are used.
+      heads: (layer, head) of each head that is used.
       text, frames: [B, U] and [B, S] segments.
       scale, soft_cap: of the attention scores.
     """

@@ -250,7 +250,7 @@ def part_of(batch: Batch, layout: Layout, subset: str, complete: bool) -> Batch:
     """The part of a batch that a subset of its modalities shows.
 
     Args:
-      complete: every example has all modalities; otherwise those that have none of the subset are taken out.
+      complete: every example has all modalities. Otherwise, examples without any modality of the subset are taken out.
     """
     names = subset.split("+")
     part = {n: stream for n, stream in batch.items() if n not in layout.needs or layout.needs[n] in names}

@@ -28,7 +28,7 @@ class Measures:
         names)}.
 
     Attributes:
-      counts: further numbers of examples for `metrics`, such as "skipped"; those that are 0 are left out.
+      counts: further numbers of examples for `metrics`, such as "skipped". A count of 0 is left out.
     """
 
     def __init__(self, tasks: Mapping[str, Task], facts: Facts, source: Any):
@@ -67,8 +67,8 @@ class Measures:
     # After the last batch.
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """What is known of each example, by number: {"number", "name": if it has one, "groups": {"language": "fr"}, "tasks":
-        what `Task.compared` says of it, by task}.
+        """Yields a line for each example, in the order of numbers: {"number", "name", "groups": {"language": "fr"}, "tasks": {TASK:
+        what `Task.compared` returns}}. An example without a name or a group lacks the key.
         """
         tasks: dict[int, dict[str, Any]] = {number: {} for number in sorted(self.seen.tolist())}
         for name, items in self._items.items():

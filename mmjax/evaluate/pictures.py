@@ -22,8 +22,8 @@ def coloured(values: np.ndarray) -> Image.Image:
 def spectrogram(samples: np.ndarray, rate: int) -> np.ndarray:
     """The level of each frequency over time: [bins, columns] in 0 to 1, the highest frequency (rate / 2) first.
 
-    Windows of 25 ms, weighted after Hann, every 10 ms; 0 is `RANGE` decibels below 1. Columns of a long recording are means
-    of the power of several windows.
+    Windows of 25 ms, weighted after Hann, every 10 ms; 0 is `RANGE` decibels below 1. A column of a long recording is the
+    mean power of several windows.
 
     Args:
       samples: [N] in -1 to 1; rate: in Hz.

@@ -156,7 +156,7 @@ def predict_files(run: Any, records: Any, fields: Fields, out: Path, save: Path 
       save: a folder for predicted samples, as WAV files; None: they are not kept.
 
     Returns:
-      {"examples": their number, "errors": number of those that cannot be used}.
+      {"examples": number of all examples, "errors": number of examples that cannot be used}.
 
     Raises:
       UserError: the file belongs to other examples, or cannot be written.

@@ -47,7 +47,7 @@ class Cache(NamedTuple):
     used: jax.Array
 
     def grown(self, room: int) -> "Cache":
-        """With so many more slots in each row."""
+        """The cache with `room` more slots in each row."""
 
         def padded(x: jax.Array, axis: int) -> jax.Array:
             return jnp.pad(x, [(0, room if axis == one else 0) for one in range(x.ndim)])

@@ -63,7 +63,7 @@ class Multimodal(nn.Module, kw_only=True):
         rooms: Mapping[str, int],
         tables: Mapping[str, Any] | None = None,
     ) -> dict[str, tuple[dict[str, Output], dict[str, Stream]]]:
-        """The result of `predict` for parts of a batch, such as those that subsets of its modalities show.
+        """The result of `predict` for parts of a batch. A part is, for example, what a subset of the modalities shows.
 
         Each encoder runs once, and so does a task that reads encoders alone, among parts with all examples of the batch.
 

@@ -15,7 +15,7 @@
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -113,6 +113,11 @@ def is_hidden(spec: Spec) -> bool:
 def layer_axis(spec: Spec) -> int | None:
     """The axis of a parameter along which the layers of a stack are; None: it belongs to no stack."""
     return spec.axes.index("layers") if "layers" in spec.axes else None
+
+
+def is_stacked(path: Sequence[str]) -> bool:
+    """Whether a module or a parameter belongs to a stack of layers."""
+    return "layers" in path
 
 
 # Maps of the model by name. Flax calls the module "speech" of the map "encoders" "encoders_speech".

@@ -244,7 +244,7 @@ class Task(nn.Module, kw_only=True):
     def statistics(self, items: Sequence[Item]) -> Mapping[str, Any]:
         """The metrics of a split by name, each a function of how often each example counts (`mmjax.tasks.metrics`).
 
-        If there are none, those of `metrics` are used.
+        If this is empty, `metrics` is used.
         """
         return {}
 

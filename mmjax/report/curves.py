@@ -95,7 +95,7 @@ def unit_of(name: str) -> tuple[str, float]:
 
 
 def _names(subjects: Sequence[Subject], kind: str) -> list[str]:
-    """The names of the numbers in records of a kind, sorted; those that are always 0, such as skipped steps, are left out."""
+    """The names of the numbers in records of a kind, sorted. A number that is always 0, such as skipped steps, is left out."""
     found = {
         name
         for subject in subjects

@@ -39,7 +39,7 @@ class WritingState(NamedTuple):
         return self._replace(cache=self.cache.unfolded(1, count), count=jnp.repeat(self.count, count, axis=1))
 
     def grown(self, room: int) -> "WritingState":
-        """With room for so many more tokens of each text."""
+        """The state with room for `room` more tokens of each text."""
         of_row = self.count.size // len(self.cache.segments)
         return self._replace(cache=self.cache.grown(room * of_row))
 

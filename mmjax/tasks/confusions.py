@@ -11,7 +11,7 @@ def confusion_matrix(truths: Sequence[int], chosen: Sequence[int], names: Sequen
     """How often each class was taken for each.
 
     Returns:
-      {"classes": the names of those that occur; "matrix": [true class][chosen class] numbers of examples}.
+      {"classes": the names of the classes that occur; "matrix": [true class][chosen class] numbers of examples}.
     """
     occurring, numbers = np.unique(np.array([truths, chosen]), return_inverse=True)
     matrix = np.zeros((len(occurring), len(occurring)), np.int64)

@@ -43,7 +43,7 @@ def evaluate(statistics: Mapping[str, Statistic], counts: np.ndarray) -> dict[st
 
 
 def values(statistics: Mapping[str, Statistic], examples: int) -> dict[str, float]:
-    """The metrics of a split of so many examples; those that are not defined are left out."""
+    """The metrics of a split with this number of examples. A metric that is not defined is left out."""
     once = np.ones((1, examples))
     found = {name: float(one(once)[0]) if callable(one) else one for name, one in statistics.items()}
     return {name: value for name, value in found.items() if not math.isnan(value)}

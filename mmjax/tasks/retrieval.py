@@ -25,8 +25,8 @@ def recalls(
       query_keys, item_keys: [n] what identifies them: equal keys are the same recording, picture or text.
 
     Returns:
-      {"recall@1", "recall@5", "recall@10", "chance@1", "chance@5", "chance@10", "queries", "gallery"}. The gallery is that of
-      all examples, whichever count.
+      {"recall@1", "recall@5", "recall@10", "chance@1", "chance@5", "chance@10", "queries", "gallery"}. The gallery has all
+      examples, also examples that do not count.
     """
     query_of, first_query = _numbered(query_keys)
     item_of, first_item = _numbered(item_keys)

@@ -116,7 +116,7 @@ class Checkpoints:
         self._unfinished = step
 
     def _save_frozen(self, state: TrainState) -> None:
-        """Saves the frozen parameters once, before the first checkpoint of this process; keeps those that checkpoints need."""
+        """Saves the frozen parameters before the first checkpoint of this process, unless checkpoints need the saved ones."""
         if self._frozen_is_saved:
             return
         frozen = self._frozen()

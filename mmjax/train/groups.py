@@ -86,7 +86,7 @@ def stored(box: Parameter, group: Group, usual: str) -> Any:
 
 
 def split(params: Any, groups: Any) -> tuple[Any, Any]:
-    """The parameters that are trained, and those that are frozen: two trees with None where the other one has a value.
+    """Two trees, the trained and the frozen parameters; each has None where the other has a value.
 
     With `groups` None, all are trained, and the second tree is None.
     """

@@ -10,7 +10,7 @@ import numpy as np
 
 from mmjax.models.multimodal import Multimodal
 from mmjax.models.remat import with_remat
-from mmjax.models.roles import by_path
+from mmjax.models.roles import by_path, is_stacked
 from mmjax.stream import Batch
 from mmjax.train.step import divide, measure
 
@@ -50,7 +50,7 @@ def hunt(model: Multimodal, params: Any, batch: Batch, key: jax.Array) -> str:
         calls[path, context.method_name] += 1
         for value in values:
             if not _finite(value):
-                layer = f" in layer {number}" if "layers" in context.module.path else ""
+                layer = f" in layer {number}" if is_stacked(context.module.path) else ""
                 raise _Found(
                     f"the output of {path or 'the model'}{layer} is the first that is not finite ({_examples(batch, value)})"
                 )
