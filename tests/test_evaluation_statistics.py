@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -26,14 +27,13 @@ from mmjax.tasks import Classify
 from mmjax.tasks.confusions import confused_words, confusion_matrix
 from mmjax.tasks.metrics import (
     classification,
-    error_rates,
     evaluate,
     mean,
     multi_label,
     regression,
-    reply_metrics,
     values,
 )
+from mmjax.tasks.text_metrics import OF_REPLIES, text_metrics
 
 WORDS = ["a", "the", "red", "blue", "cat", "dog", "sat", "ran", "on", "mat"]
 
@@ -54,8 +54,8 @@ def cases(draw, count=24):
         "classes": (classification, truths, draw.normal(size=(count, 5)).round(1) + np.eye(5)[truths]),
         "several": (multi_label, draw.integers(0, 2, (count, 3)), draw.normal(size=(count, 3)).round(1)),
         "numbers": (regression, numbers, numbers + draw.normal(size=(count, 2)).round(1)),
-        "texts": (error_rates, references, hypotheses),
-        "replies": (reply_metrics, references, hypotheses),
+        "texts": (text_metrics, references, hypotheses),
+        "replies": (partial(text_metrics, names=OF_REPLIES), references, hypotheses),
     }
 
 
@@ -81,12 +81,12 @@ def test_a_metric_of_counts_is_that_of_the_repeated_examples(kind):
 
 def test_intervals_equal_a_plain_loop_over_resamples():
     references, hypotheses = texts(np.random.default_rng(0), 20)
-    statistics = error_rates(references, hypotheses)
+    statistics = text_metrics(references, hypotheses)
     found = intervals(statistics, 20, count=200, seed=3)
     rates = []
     for drawn in np.concatenate(list(resamples(np.arange(20), 200, 3))):
         places = np.repeat(np.arange(20), drawn.astype(int))
-        rates.append(values(error_rates(chosen(references, places), chosen(hypotheses, places)), 20)["wer"])
+        rates.append(values(text_metrics(chosen(references, places), chosen(hypotheses, places)), 20)["wer"])
     assert found["wer"] == pytest.approx(tuple(np.quantile(rates, [0.025, 0.975])))
     assert found == intervals(statistics, 20, count=200, seed=3) != intervals(statistics, 20, count=200, seed=4)
 
@@ -140,7 +140,7 @@ def test_the_paired_bootstrap_finds_a_small_but_consistent_difference():
 
 
 def scores(numbers, references, hypotheses):
-    return Scores(np.array(numbers), references, error_rates(references, hypotheses))
+    return Scores(np.array(numbers), references, text_metrics(references, hypotheses))
 
 
 def test_models_are_compared_on_common_examples_with_equal_references():

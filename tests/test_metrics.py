@@ -1,10 +1,13 @@
 """Metrics of a split against values by hand, and against scikit-learn and SciPy where they are installed."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from mmjax.tasks import metrics
-from mmjax.tasks.metrics import auroc, average_ranks, cider
+from mmjax.tasks.metrics import auroc, average_ranks
+from mmjax.tasks.text_metrics import OF_REPLIES, cider, text_metrics
 
 
 def of_split(function):
@@ -13,8 +16,8 @@ def of_split(function):
 
 
 classification, multi_label = of_split(metrics.classification), of_split(metrics.multi_label)
-regression, error_rates = of_split(metrics.regression), of_split(metrics.error_rates)
-reply_metrics = of_split(metrics.reply_metrics)
+regression, error_rates = of_split(metrics.regression), of_split(text_metrics)
+reply_metrics = of_split(partial(text_metrics, names=OF_REPLIES))
 
 
 def test_classification_by_hand():

@@ -97,7 +97,7 @@ def test_whisper_is_evaluated(home, whisper):
 def test_smollm2_continues_a_text(home):
     outputs = [run(home, line) for line in commands("Continue a text")[0]]
     texts = [line for text in outputs for line in text.splitlines() if line.startswith("continuation:")]
-    assert len(texts) == 2 and all(text.startswith("continuation:  Paris.") for text in texts)
+    assert len(texts) == 2 and all(text.startswith("continuation: Paris.") for text in texts)
     layout, file = (by_path(Run(home / f"imported/{name}").params) for name in ("smollm2", "smollm2-gguf"))
     assert set(layout) == set(file) and all(np.array_equal(layout[path], file[path]) for path in layout)
     assert "<|im_start|>" in (home / "imported" / "smollm2-gguf" / "chat_template.jinja").read_text()

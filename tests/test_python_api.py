@@ -16,7 +16,8 @@ import mmjax
 from mmjax import config as c
 from mmjax.errors import UserError
 from mmjax.interchange import directories
-from mmjax.tasks.metrics import error_rates, values
+from mmjax.tasks.metrics import values
+from mmjax.tasks.text_metrics import text_metrics
 from mmjax.train.build import build_layout, build_model
 from mmjax.train.directory import UNTRAINED
 from mmjax.train.step import init_parameters, unboxed
@@ -139,7 +140,7 @@ def test_an_evaluation_saves_what_its_metrics_are_made_of(opened, tmp_path):
         )
         assert metrics["answer/accuracy"] == pytest.approx(right)
     texts = [[line["tasks"]["transcript"][key] for line in heard] for key in ("reference", "hypothesis")]
-    assert values(error_rates(*texts), 13)["cer"] == pytest.approx(result["speech+image"]["transcript/cer"])
+    assert values(text_metrics(*texts), 13)["cer"] == pytest.approx(result["speech+image"]["transcript/cer"])
     assert all(texts[1]) and "transcript" not in seen[0]["tasks"]
     assert all(0 <= line["tasks"][task]["confidence"] <= 1 for line in heard for task in ("answer", "transcript"))
 

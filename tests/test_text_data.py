@@ -228,8 +228,8 @@ def test_a_run_keeps_its_tokenizer_of_either_kind(home, capsys, monkeypatch):
     from mmjax.train.loop import open_run, train
 
     seen = []
-    rates = text.error_rates
-    monkeypatch.setattr(text, "error_rates", lambda r, h: seen.extend(r) or rates(r, h))
+    metrics = text.text_metrics
+    monkeypatch.setattr(text, "text_metrics", lambda r, h, names: seen.extend(r) or metrics(r, h, names))
     *_, tokenizer = tokenizers(home)
     config = writing(home, tokenizer, len(Tokenizer.load(home / "tokenizer.json")))
     result = train(config, home / "run")

@@ -83,8 +83,8 @@ def _picture(options: Any) -> Path | None:
 def _compare(options, rest) -> int:
     from mmjax import progress
     from mmjax.evaluate.comparison import compare, table
-    from mmjax.evaluate.evaluation import canonical
     from mmjax.evaluate.plots import plot_comparison
+    from mmjax.evaluate.subsets import canonical
 
     picture, names = _picture(options), [options.run, *options.others]
     if len(set(names)) < len(names):

@@ -14,7 +14,8 @@ from mmjax.errors import UserError
 from mmjax.evaluate.intervals import intervals, paired
 from mmjax.evaluate.measures import Measures
 from mmjax.evaluate.tables import LOWER_IS_BETTER, formatted, heading, shown_metrics
-from mmjax.tasks.metrics import Statistic, error_rates, evaluate, mean, regression
+from mmjax.tasks.metrics import Statistic, evaluate, mean, regression
+from mmjax.tasks.text_metrics import text_metrics
 
 
 class Scores(NamedTuple):
@@ -89,7 +90,7 @@ def _saved(lines: list[dict[str, Any]]) -> Scores | None:
         pair = ([[one[name] for name in references[0]] for one in ones] for ones in (references, hypotheses))
         statistics = regression(*map(np.array, pair))
     elif isinstance(references[0], str) and "probabilities" not in lines[0]:
-        statistics = error_rates(references, hypotheses)
+        statistics = text_metrics(references, hypotheses)
     else:
         statistics = {"accuracy": mean([a == b for a, b in zip(references, hypotheses, strict=True)])}
     return Scores(np.array(numbers), references, statistics, np.unique(groups, return_inverse=True)[1])

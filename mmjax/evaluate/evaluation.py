@@ -1,7 +1,6 @@
 """Measures a model on a split, from any subset of modalities, in one pass over the data."""
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import combinations
 from typing import Any
 
 import jax
@@ -16,29 +15,12 @@ from mmjax.data.loader import Batches, prefetch
 from mmjax.data.sampler import Sampler
 from mmjax.data.sources import Data
 from mmjax.evaluate.measures import Measures
+from mmjax.evaluate.subsets import ordered
 from mmjax.models import Multimodal
 from mmjax.models.segments import having
 from mmjax.models.task import Facts, losses_of, tables_of
 from mmjax.parallel.mesh import abstract_batch, share_of_rows, to_devices, within
 from mmjax.stream import Batch
-
-ORDER = ("speech", "image", "text")
-
-
-def ordered(modalities) -> list[str]:
-    """Speech, image, text, then others."""
-    return [n for n in ORDER if n in modalities] + [n for n in modalities if n not in ORDER]
-
-
-def canonical(subset: str) -> str:
-    """A subset's one name: "text+image" is "image+text"."""
-    return "+".join(ordered(subset.split("+")))
-
-
-def all_subsets(modalities) -> list[str]:
-    """Every non-empty subset by its canonical name, the largest last."""
-    names = ordered(modalities)
-    return ["+".join(s) for size in range(1, len(names) + 1) for s in combinations(names, size)]
 
 
 def spread(examples: int | None, count: int) -> np.ndarray | None:

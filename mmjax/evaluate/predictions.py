@@ -196,7 +196,7 @@ def saved(result: Mapping[str, Any], path: Path | None, sample_rate: int) -> dic
         if hasattr(value, "dtype"):
             if path:
                 write_audio(path, value, sample_rate)
-            found[name] = str(path) if path else "denoised speech (write it with --save)"
+            found[name] = str(path) if path else "denoised speech (write it with --save FILE)"
     return found
 
 

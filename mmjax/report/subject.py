@@ -13,7 +13,7 @@ from mmjax.data.example import Example
 from mmjax.data.packing import Packer
 from mmjax.errors import UserError
 from mmjax.evaluate.attention import Looks, Watcher
-from mmjax.evaluate.evaluation import canonical
+from mmjax.evaluate.subsets import canonical
 from mmjax.files import local
 from mmjax.measuring import Evaluation
 from mmjax.run import Run

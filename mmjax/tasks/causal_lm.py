@@ -17,8 +17,9 @@ from mmjax.models.remat import rematerialised_whole
 from mmjax.models.segments import belongs
 from mmjax.models.task import Encoded, Facts, Item, Output, Sums, Task
 from mmjax.stream import Stream
-from mmjax.tasks.metrics import Statistic, reply_metrics
+from mmjax.tasks.metrics import Statistic
 from mmjax.tasks.text import TextTask, check_vocabulary, shown_texts, texts
+from mmjax.tasks.text_metrics import OF_REPLIES, check_measures, text_metrics
 
 
 class WritingState(NamedTuple):
@@ -62,12 +63,16 @@ class CausalLM(Task, kw_only=True):
     ends: tuple[int, ...] = ()  # ids that end a text; (): the token that ends a reply, if the text is a conversation
     length: int = 64  # the largest number of tokens that are written
     writes: bool = False  # evaluations write the last reply, and compare it with that of the data
+    measures: tuple[str, ...] = OF_REPLIES  # metrics of the replies
     label_smoothing: float = 0.0  # the probability that is spread over the whole vocabulary (Szegedy et al. 2016)
     chunk: int = 8192  # number of columns of the vocabulary that the loss computes at a time
 
     labelled = False
     generates = True
-    metric_names = ("exact_match", "f1", "bleu", "chrf", "cider", "cer", "wer")
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return self.measures
 
     @property
     def measured(self) -> bool:
@@ -92,6 +97,7 @@ class CausalLM(Task, kw_only=True):
     def check(self, path: str, config: Any) -> None:
         super().check(path, config)
         self.decoder.check(f"{path}.decoder")
+        check_measures(f"{path}.measures", self.measures)
         if not config.model.encoders[self.reads].passes_ids:
             raise UserError(f"{path} embeds the tokens itself; set model.encoders.{self.reads} to TokenIds()")
         if self.decoder.cross_attention:
@@ -184,6 +190,6 @@ class CausalLM(Task, kw_only=True):
         return shown_texts(prediction)
 
     def statistics(self, items: Sequence[Item]) -> dict[str, Statistic]:
-        return reply_metrics(*texts(items))
+        return text_metrics(*texts(items), self.measures)
 
     errors, confusions = TextTask.errors, TextTask.confusions

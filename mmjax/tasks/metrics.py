@@ -6,8 +6,6 @@ a resample (`mmjax.evaluate.intervals`).
 """
 
 import math
-import string
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -59,25 +57,6 @@ def _mean_of_defined(found: np.ndarray) -> np.ndarray:
     return _divided(np.nan_to_num(found).sum(0), (~np.isnan(found)).sum(0))
 
 
-def error_rates(references: list[str], hypotheses: list[str]) -> dict[str, Statistic]:
-    """Character and word error rate: all edits over all units of the references (jiwer)."""
-    import jiwer
-
-    if not any(references):
-        return {}
-    characters, words = (align(references, hypotheses) for align in (jiwer.process_characters, jiwer.process_words))
-    return {"cer": _edits(characters), "wer": _edits(words)}
-
-
-def _edits(aligned: Any) -> Ratio:
-    """The edits and the units of each reference of a result of jiwer."""
-    edits = [
-        sum(max(x.ref_end_idx - x.ref_start_idx, x.hyp_end_idx - x.hyp_start_idx) for x in chunks if x.type != "equal")
-        for chunks in aligned.alignments
-    ]
-    return Ratio(np.array(edits, np.float64), np.array([len(one) for one in aligned.references], np.float64))
-
-
 def words_right(reference: Sequence[str], hypothesis: Sequence[str]) -> list[bool]:
     """Whether each word of a hypothesis is right: equal to its word of the reference in the alignment with the fewest edits."""
     import jiwer
@@ -113,82 +92,6 @@ class CalibrationError(NamedTuple):
 
     def __call__(self, counts: np.ndarray) -> np.ndarray:
         return _divided(np.abs(counts @ self.gaps).sum(-1), counts @ self.decisions)
-
-
-def reply_metrics(references: list[str], hypotheses: list[str]) -> dict[str, Statistic]:
-    """Metrics of short texts, such as answers to questions.
-
-    Returns:
-      {"exact_match": share of equal texts; "f1": mean F1 of words (SQuAD, Rajpurkar et al. 2016, arXiv:1606.05250), both after
-      lower-casing and without punctuation, articles and further spaces; "bleu" and "chrf" (sacrebleu, Post 2018,
-      arXiv:1804.08771) of the whole corpus; the mean of `cider`; and those of `error_rates`}.
-    """
-    import sacrebleu
-
-    if not references:
-        return {}
-    pairs = [(_normalised(a), _normalised(b)) for a, b in zip(references, hypotheses, strict=True)]
-    found = {
-        "exact_match": mean([a == b for a, b in pairs]),
-        "f1": mean([_word_f1(a.split(), b.split()) for a, b in pairs]),
-        "bleu": _of_corpus(sacrebleu.BLEU(), references, hypotheses),
-        "chrf": _of_corpus(sacrebleu.CHRF(), references, hypotheses),
-        "cider": mean(cider(references, hypotheses)),
-    }
-    return found | error_rates(references, hypotheses)
-
-
-def _of_corpus(metric: Any, references: list[str], hypotheses: list[str]) -> Statistic:
-    """A metric of sacrebleu, from the sums over examples that its own bootstrap resamples."""
-    of_each = np.array(metric._extract_corpus_statistics(hypotheses, [references]), np.float64)
-
-    def statistic(counts: np.ndarray) -> np.ndarray:
-        sums = np.rint(counts @ of_each).astype(np.int64)
-        return np.array([metric._compute_score_from_stats(one).score for one in sums.tolist()])
-
-    return statistic
-
-
-def cider(references: list[str], hypotheses: list[str]) -> np.ndarray:
-    """[n] CIDEr-D of texts with one reference each (Vedantam et al. 2015, arXiv:1411.5726): 0 to 10.
-
-    It is the similarity of the n-grams of 1 to 4 words, weighted by how rare they are among all references. Words are
-    lower-case, without punctuation.
-    """
-    pairs = [[_grams(text) for text in pair] for pair in zip(references, hypotheses, strict=True)]
-    rarity = Counter(gram for reference, _ in pairs for gram in reference)
-
-    def weight(gram: tuple[str, ...]) -> float:
-        return math.log(len(pairs)) - math.log(max(1, rarity[gram]))
-
-    def similarity(reference: Counter, hypothesis: Counter, n: int) -> float:
-        ours, theirs = (
-            {g: count * weight(g) for g, count in one.items() if len(g) == n} for one in (hypothesis, reference)
-        )
-        product = sum(min(value, theirs[gram]) * theirs[gram] for gram, value in ours.items() if gram in theirs)
-        norms = math.sqrt(sum(x * x for x in ours.values()) * sum(x * x for x in theirs.values()))
-        longer = sum(count for g, count in hypothesis.items() if len(g) == 1)
-        longer -= sum(count for g, count in reference.items() if len(g) == 1)
-        return product / norms * math.exp(-(longer**2) / 72) if norms else 0.0
-
-    return 10 * np.array([np.mean([similarity(*pair, n) for n in range(1, 5)]) for pair in pairs])
-
-
-def _grams(text: str) -> Counter:
-    words = "".join(character for character in text.lower() if character not in string.punctuation).split()
-    return Counter(tuple(words[i : i + n]) for n in range(1, 5) for i in range(len(words) - n + 1))
-
-
-def _normalised(text: str) -> str:
-    words = "".join(character for character in text.lower() if character not in string.punctuation).split()
-    return " ".join(word for word in words if word not in ("a", "an", "the"))
-
-
-def _word_f1(reference: list[str], hypothesis: list[str]) -> float:
-    if not reference or not hypothesis:
-        return float(reference == hypothesis)
-    common = sum((Counter(reference) & Counter(hypothesis)).values())
-    return 2 * common / (len(reference) + len(hypothesis))
 
 
 def classification(truths: np.ndarray, scores: np.ndarray) -> dict[str, Statistic]:

@@ -12,15 +12,21 @@ from mmjax.models.task import Facts, Item, Task
 from mmjax.models.texts import to_classes, to_ids
 from mmjax.stream import Stream
 from mmjax.tasks.confusions import confused_words, word_edits
-from mmjax.tasks.metrics import CalibrationError, Statistic, calibration_gaps, error_rates, words_right
+from mmjax.tasks.metrics import CalibrationError, Statistic, calibration_gaps, words_right
+from mmjax.tasks.text_metrics import ERROR_RATES, check_measures, text_metrics
 
 
 class TextTask(Task, kw_only=True):
     """The base class of tasks that write a text; a subclass has the fields `label` and `decoding`."""
 
+    measures: tuple[str, ...] = ERROR_RATES  # metrics of its texts: cer, wer, bleu, chrf, cider, exact_match, f1
+
     kind = "task"
     longest: ClassVar[int | None] = None  # the largest number of tokens of a text; None: any
-    metric_names = ("cer", "wer", "ece")
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return (*self.measures, "ece")
 
     def labels(self) -> dict[str, str]:
         return {self.label: "text"}
@@ -28,6 +34,7 @@ class TextTask(Task, kw_only=True):
     def check(self, path: str, config: Any) -> None:
         super().check(path, config)
         self.decoding.check(f"{path}.decoding", config)
+        check_measures(f"{path}.measures", self.measures)
         if self.label not in config.data.rows:
             raise UserError(
                 f"{path} writes '{self.label}', but data.rows.{self.label} is not set; set its number of tokens"
@@ -63,9 +70,8 @@ class TextTask(Task, kw_only=True):
         return found[0] if len(found) == 1 else None
 
     def statistics(self, items: Sequence[Item]) -> dict[str, Statistic]:
-        return error_rates(*texts(items)) | calibration(
-            [item.truth for item in items], [item.prediction for item in items]
-        )
+        found = text_metrics(*texts(items), self.measures)
+        return found | calibration([item.truth for item in items], [item.prediction for item in items])
 
     def errors(self, items: Sequence[Item]) -> np.ndarray:
         return word_edits(*texts(items))

@@ -10,7 +10,7 @@ import jax
 
 from mmjax import progress
 from mmjax.errors import UserError, nearest
-from mmjax.evaluate.evaluation import canonical
+from mmjax.evaluate.subsets import canonical
 from mmjax.files import json_line, write_whole
 from mmjax.parallel.agreement import from_lead, together
 from mmjax.train.experiment import Evaluation

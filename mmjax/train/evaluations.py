@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mmjax import progress
-from mmjax.evaluate.evaluation import Evaluator, canonical
+from mmjax.evaluate.evaluation import Evaluator
 from mmjax.evaluate.measures import Measures
+from mmjax.evaluate.subsets import canonical
 from mmjax.evaluate.tables import table
 from mmjax.train.best import Best
 from mmjax.train.checkpoint import Checkpoints

@@ -11,7 +11,8 @@ import jax
 from mmjax import progress, telemetry
 from mmjax.data.loader import Batches, prefetch
 from mmjax.errors import UserError
-from mmjax.evaluate.evaluation import Evaluator, canonical
+from mmjax.evaluate.evaluation import Evaluator
+from mmjax.evaluate.subsets import canonical
 from mmjax.files import local
 from mmjax.models.remat import check_offload
 from mmjax.parallel.agreement import from_lead

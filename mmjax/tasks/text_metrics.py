@@ -1,0 +1,147 @@
+"""Metrics of texts by name: a task that writes texts has the field `measures`, which chooses among them."""
+
+import math
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmjax.errors import UserError, nearest
+from mmjax.tasks.metrics import Ratio, Statistic, mean
+
+ERROR_RATES = ("cer", "wer")
+OF_REPLIES = ("exact_match", "f1", "bleu", "chrf", "cider", "cer", "wer")
+
+
+def text_metrics(
+    references: list[str], hypotheses: list[str], names: Sequence[str] = ERROR_RATES
+) -> dict[str, Statistic]:
+    """The metrics `names` of hypotheses, each with one reference; a metric that is not defined for them is left out.
+
+    - "cer", "wer": character and word error rate, all edits over all units of the references (jiwer).
+    - "exact_match": the share of equal texts; "f1": the mean F1 of words (SQuAD, Rajpurkar et al. 2016, arXiv:1606.05250).
+      Both compare texts in lower case without punctuation, articles and further spaces.
+    - "bleu", "chrf": of the whole corpus, 0 to 100 (sacrebleu, Post 2018, arXiv:1804.08771).
+    - "cider": the mean of `cider`.
+    """
+    found = {name: METRICS[name](references, hypotheses) for name in names} if references else {}
+    return {name: statistic for name, statistic in found.items() if statistic is not None}
+
+
+def check_measures(path: str, names: Sequence[str]) -> None:
+    """Checks that all names are those of metrics of texts."""
+    for name in names:
+        if name not in METRICS:
+            raise UserError(f"{path}: there is no metric '{name}' of texts{nearest(name, METRICS)}")
+
+
+def _character_errors(references: list[str], hypotheses: list[str]) -> Statistic | None:
+    import jiwer
+
+    return _edits(jiwer.process_characters(references, hypotheses)) if any(references) else None
+
+
+def _word_errors(references: list[str], hypotheses: list[str]) -> Statistic | None:
+    import jiwer
+
+    return _edits(jiwer.process_words(references, hypotheses)) if any(references) else None
+
+
+def _edits(aligned: Any) -> Ratio:
+    """The edits and the units of each reference of a result of jiwer."""
+    edits = [
+        sum(max(x.ref_end_idx - x.ref_start_idx, x.hyp_end_idx - x.hyp_start_idx) for x in chunks if x.type != "equal")
+        for chunks in aligned.alignments
+    ]
+    return Ratio(np.array(edits, np.float64), np.array([len(one) for one in aligned.references], np.float64))
+
+
+def _exact_match(references: list[str], hypotheses: list[str]) -> Statistic:
+    return mean([_normalised(a) == _normalised(b) for a, b in zip(references, hypotheses, strict=True)])
+
+
+def _mean_f1(references: list[str], hypotheses: list[str]) -> Statistic:
+    pairs = zip(references, hypotheses, strict=True)
+    return mean([_word_f1(_normalised(a).split(), _normalised(b).split()) for a, b in pairs])
+
+
+def _bleu(references: list[str], hypotheses: list[str]) -> Statistic:
+    import sacrebleu
+
+    return _of_corpus(sacrebleu.BLEU(), references, hypotheses)
+
+
+def _chrf(references: list[str], hypotheses: list[str]) -> Statistic:
+    import sacrebleu
+
+    return _of_corpus(sacrebleu.CHRF(), references, hypotheses)
+
+
+def _mean_cider(references: list[str], hypotheses: list[str]) -> Statistic:
+    return mean(cider(references, hypotheses))
+
+
+def _of_corpus(metric: Any, references: list[str], hypotheses: list[str]) -> Statistic:
+    """A metric of sacrebleu, from the sums over examples that its own bootstrap resamples."""
+    of_each = np.array(metric._extract_corpus_statistics(hypotheses, [references]), np.float64)
+
+    def statistic(counts: np.ndarray) -> np.ndarray:
+        sums = np.rint(counts @ of_each).astype(np.int64)
+        return np.array([metric._compute_score_from_stats(one).score for one in sums.tolist()])
+
+    return statistic
+
+
+def cider(references: list[str], hypotheses: list[str]) -> np.ndarray:
+    """[n] CIDEr-D of texts with one reference each (Vedantam et al. 2015, arXiv:1411.5726): 0 to 10.
+
+    It is the similarity of the n-grams of 1 to 4 words, weighted by how rare they are among all references. Words are
+    lower-case, without punctuation.
+    """
+    pairs = [[_grams(text) for text in pair] for pair in zip(references, hypotheses, strict=True)]
+    rarity = Counter(gram for reference, _ in pairs for gram in reference)
+
+    def weight(gram: tuple[str, ...]) -> float:
+        return math.log(len(pairs)) - math.log(max(1, rarity[gram]))
+
+    def similarity(reference: Counter, hypothesis: Counter, n: int) -> float:
+        ours, theirs = (
+            {g: count * weight(g) for g, count in one.items() if len(g) == n} for one in (hypothesis, reference)
+        )
+        product = sum(min(value, theirs[gram]) * theirs[gram] for gram, value in ours.items() if gram in theirs)
+        norms = math.sqrt(sum(x * x for x in ours.values()) * sum(x * x for x in theirs.values()))
+        longer = sum(count for g, count in hypothesis.items() if len(g) == 1)
+        longer -= sum(count for g, count in reference.items() if len(g) == 1)
+        return product / norms * math.exp(-(longer**2) / 72) if norms else 0.0
+
+    return 10 * np.array([np.mean([similarity(*pair, n) for n in range(1, 5)]) for pair in pairs])
+
+
+def _grams(text: str) -> Counter:
+    words = "".join(character for character in text.lower() if character not in string.punctuation).split()
+    return Counter(tuple(words[i : i + n]) for n in range(1, 5) for i in range(len(words) - n + 1))
+
+
+def _normalised(text: str) -> str:
+    words = "".join(character for character in text.lower() if character not in string.punctuation).split()
+    return " ".join(word for word in words if word not in ("a", "an", "the"))
+
+
+def _word_f1(reference: list[str], hypothesis: list[str]) -> float:
+    if not reference or not hypothesis:
+        return float(reference == hypothesis)
+    common = sum((Counter(reference) & Counter(hypothesis)).values())
+    return 2 * common / (len(reference) + len(hypothesis))
+
+
+METRICS: dict[str, Callable[[list[str], list[str]], Statistic | None]] = {
+    "cer": _character_errors,
+    "wer": _word_errors,
+    "exact_match": _exact_match,
+    "f1": _mean_f1,
+    "bleu": _bleu,
+    "chrf": _chrf,
+    "cider": _mean_cider,
+}
