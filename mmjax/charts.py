@@ -5,6 +5,7 @@ Colours are those of `mmjax.html`, and dashes tell lines apart, too. Each mark t
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
@@ -243,6 +244,17 @@ def picture_chart(
     for index, name in enumerate(names):
         body += _text(frame.left - 8, frame.top + height * (index + 0.5) / len(names) + 4, _short(name, 9), "end")
     return _svg(title, body + _axes(frame, x_axis, y_axis, grid=False), WIDTH, TOP + height + 44)
+
+
+def stacked(charts: Sequence[str]) -> str:
+    """Charts one below the other, as one SVG."""
+    drawn, width, height = [], 0, 0
+    for chart in charts:
+        own_width, own_height = map(int, re.findall(r'\b(?:width|height)="(\d+)"', chart[: chart.index(">")]))
+        drawn.append(chart.replace("<svg ", f'<svg y="{height}" ', 1))
+        width, height = max(width, own_width), height + own_height
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">'
+    return f"{head}{''.join(drawn)}</svg>"
 
 
 # Parts of charts. -------------------------------------------------------------------------------------------

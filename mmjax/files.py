@@ -32,6 +32,15 @@ def write_whole(path: Path, data: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Turns an error of the file system, while `path` is written, into a UserError of one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
 def json_line(value: Any) -> str:
     """Strict JSON in one line; numbers that are not finite become null, since JSON cannot represent them (RFC 8259).
 
@@ -59,11 +68,9 @@ def json_lines(path: Path | None, mode: Literal["w", "a"] = "w") -> Iterator[Cal
     if path is None:
         yield None
         return
-    try:
+    with writing(path):
         # Line buffering: an interrupted command leaves whole lines.
         file = open(path, mode, encoding="utf-8", buffering=1)  # noqa: SIM115  (closed below)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
     with file:
         yield lambda value: print(json_line(value), file=file)
 

@@ -3,15 +3,14 @@
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmjax.errors import UserError
-from mmjax.files import json_line, write_whole
+from mmjax.files import json_line, write_whole, writing
 from mmjax.stream import Batch
 
 FLUSH = 30  # seconds after which TensorBoard's file is brought to disk again
@@ -64,7 +63,7 @@ class Writer:
             return record["step"] < step or (record["step"] == step and not (finished and record["kind"] == "eval"))
 
         kept = [record for record in read_metrics(self._path) if stays(record)]
-        with _explained(self._path):
+        with writing(self._path):
             write_whole(self._path, "".join(json_line(record) + "\n" for record in kept))
         return {(record["step"], record["kind"]) for record in kept}
 
@@ -74,7 +73,7 @@ class Writer:
         Raises:
           UserError: the line cannot be written.
         """
-        with _explained(self._path):
+        with writing(self._path):
             if self._file is None:
                 self._file = self._path.open("a", encoding="utf-8")
             self._file.write(json_line({"step": step, "kind": kind, **metrics}) + "\n")
@@ -82,7 +81,7 @@ class Writer:
         group = f"{kind}/{metrics['subset']}" if "subset" in metrics else kind  # one curve per subset
         numbers = {f"{group}/{name}": value for name, value in metrics.items() if isinstance(value, int | float)}
         if self._wants_tensorboard:
-            with _explained(self._curves):
+            with writing(self._curves):
                 self._draw(step, numbers)
         if self._wandb:
             self._wandb.log(numbers, step=step)
@@ -120,7 +119,7 @@ class Writer:
             return
         from tensorboardX.summary import audio, image, text
 
-        with _explained(self._curves):
+        with writing(self._curves):
             for name, picture in pictures.items():
                 self._add(step, image(name, picture, dataformats="HWC"))
             for name, (samples, rate) in recordings.items():
@@ -148,7 +147,7 @@ class Writer:
         Raises:
           UserError: there is no room for the rest.
         """
-        with _explained(self._path.parent):
+        with writing(self._path.parent):
             try:
                 for sink in (self._file, self._tensorboard):
                     if sink:
@@ -161,14 +160,6 @@ class Writer:
                 raise
         if self._wandb:
             self._wandb.finish()
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

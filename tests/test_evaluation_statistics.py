@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from functools import partial
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -182,7 +183,6 @@ def saved(path, hypotheses, references=("a b c", "d e", "f")):
 
 
 def test_saved_evaluations_are_compared_and_plotted(tmp_path, capsys):
-    pytest.importorskip("matplotlib")
     one = saved(tmp_path / "one.jsonl", ["a b x", "d e", "x"])
     two = saved(tmp_path / "two.jsonl", ["a b c", "d e", "f"])
     picture = tmp_path / "both.svg"
@@ -203,7 +203,7 @@ def test_saved_evaluations_are_compared_and_plotted(tmp_path, capsys):
         ([one, tmp_path / "none.jsonl"], "none.jsonl"),
         ([one, two, "--by", "language"], "have no groups by 'language'"),
         ([one, two, "--subset", "image"], "has not measured 'image'"),
-        ([one, two, "--picture", "x.bmp"], "ends with .png, .svg or .pdf"),
+        ([one, two, "--picture", "x.png"], "ends with .svg"),
     ):
         assert cli.main(["compare", *map(str, arguments)]) == 2
         assert message in capsys.readouterr().err
@@ -440,8 +440,7 @@ def test_eval_gives_intervals_and_confusions(run, capsys):
 
 
 def test_robustness_of_a_run_is_a_table_and_a_plot(run, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
-    path = tmp_path / "robust.png"
+    path = tmp_path / "robust.svg"
     asked = ["--examples", "12", "--corruptions", "babble,brightness", "--snr", "10,-20", "--severity", "5"]
     arguments = ["robustness", str(run), *asked, "--picture", str(path)]
     assert cli.main([*arguments, "--json"]) == 0
@@ -453,7 +452,9 @@ def test_robustness_of_a_run_is_a_table_and_a_plot(run, tmp_path, capsys):
     (bright,) = found["curves"]["brightness"]
     assert bright["metrics"]["transcript/loss"] == pytest.approx(found["clean"]["transcript/loss"], rel=1e-5)
     assert bright["metrics"]["answer/loss"] != found["clean"]["answer/loss"]
-    assert Image.open(path).format == "PNG"
+    drawn = ElementTree.parse(path).getroot()
+    named = {one.get("aria-label") for one in drawn.iter() if one.get("role") == "img"}
+    assert {"babble", "brightness", "clean"} <= named
     for wrong, message in (
         (["--corruptions", "blurr"], "no corruption 'blurr'; did you mean 'blur'"),
         (["--corruptions", "white", "--subset", "image"], "is for recordings"),

@@ -19,7 +19,7 @@ from mmjax import __version__
 from mmjax.cli import alignment, data, evaluation, language, runs, sweep
 from mmjax.cli.shared import add_step, command, print_json
 from mmjax.errors import Preempted, UserError
-from mmjax.files import local
+from mmjax.files import local, writing
 from mmjax.tree.trust import ALL
 
 TRUST = "--trust-code"
@@ -165,10 +165,8 @@ def _plan(options, rest) -> int:
     asked = {"price": options.price, "search": options.search, "estimate": options.estimate}
     result = plan(config, parse(options.machine), **asked)
     if picture:
-        try:
+        with writing(options.picture):
             picture.write_text(svg(result), encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"cannot write {options.picture}: {error.strerror or error}") from None
     if options.json:
         print_json(result)
     else:

@@ -3,8 +3,7 @@
 from typing import Any
 
 from mmjax.cli.shared import command, print_json
-from mmjax.errors import UserError
-from mmjax.files import local, write_whole
+from mmjax.files import local, write_whole, writing
 
 
 def add_parser(commands: Any) -> None:
@@ -30,10 +29,8 @@ def _align(options, rest) -> int:
     tags = {"language": options.language, "task": options.task}
     found = Run(options.run).align(options.speech, options.text, task=options.model_task, tags=tags)
     if out:
-        try:
+        with writing(out):
             write_whole(out, written(found))
-        except OSError as error:
-            raise UserError(f"cannot write {out}: {error.strerror or error}") from None
     if options.json:
         print_json(found.plain())
     elif not out:

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmjax.cli.shared import command, print_json, whole
 from mmjax.errors import UserError
-from mmjax.files import local
+from mmjax.files import local, write_whole, writing
 
 BY = "draw the examples of each group together for intervals, such as speaker (default: each by itself)"
 
@@ -56,7 +56,7 @@ def _add_choice(sub: Any) -> None:
         "--examples", type=whole(1), help="number of examples, spread evenly over the split (default: all)"
     )
     sub.add_argument("--subset", metavar="MODALITIES", help="such as speech+image (default: the largest)")
-    sub.add_argument("--picture", metavar="FILE", help="plot the result (.png, .svg or .pdf)")
+    sub.add_argument("--picture", metavar="FILE.svg", help="plot the result")
     sub.epilog = "Any other --key VALUE overrides a key of the config: --data.source.splits.test other.tsv"
 
 
@@ -83,7 +83,7 @@ def _picture(options: Any) -> Path | None:
 def _compare(options, rest) -> int:
     from mmjax import progress
     from mmjax.evaluate.comparison import compare, table
-    from mmjax.evaluate.plots import plot_comparison
+    from mmjax.evaluate.plots import comparison_plot
     from mmjax.evaluate.subsets import canonical
 
     picture, names = _picture(options), [options.run, *options.others]
@@ -105,7 +105,8 @@ def _compare(options, rest) -> int:
     for task, count in result["left_out"].items():
         progress.warn(f"{count:,} examples of {task} are left out: not all have measured them with the same reference")
     if picture:
-        plot_comparison(result, title, picture)
+        with writing(picture):
+            write_whole(picture, comparison_plot(result, title))
     if options.json:
         print_json({"subset": subset, **result})
     else:
@@ -156,7 +157,7 @@ def _opened(name: str, options: Any, rest: list[str]) -> _Saved | _Measured:
 def _robustness(options, rest) -> int:
     from mmjax import progress
     from mmjax.data.corruptions import NOISES, Corrupted
-    from mmjax.evaluate.plots import plot_robustness
+    from mmjax.evaluate.plots import robustness_plot
     from mmjax.evaluate.robustness import SEVERITIES, SNRS, conditions, curves, table
     from mmjax.measuring import Evaluation
     from mmjax.run import Run
@@ -181,7 +182,8 @@ def _robustness(options, rest) -> int:
     result = curves(measured, chosen)
     title = f"{subset}, {evaluation.split} split after step {evaluation.run.step}"
     if picture:
-        plot_robustness(result, title, picture)
+        with writing(picture):
+            write_whole(picture, robustness_plot(result, title))
     if options.json:
         about = {"step": evaluation.run.step, "split": evaluation.split, "subset": subset}
         print_json({**about, **result})

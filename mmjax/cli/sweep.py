@@ -5,7 +5,7 @@ from typing import Any
 
 from mmjax.cli.shared import command, print_json, whole
 from mmjax.errors import UserError
-from mmjax.files import local
+from mmjax.files import local, write_whole, writing
 
 
 def add_parsers(commands: Any) -> None:
@@ -68,7 +68,7 @@ def _sweep(options, rest) -> int:
 def _run(trials: list[Any], name: str, options: Any, title: str) -> int:
     """Runs trials and says what they gave; returns the exit code."""
     from mmjax import progress
-    from mmjax.sweep import collected, picture, run_all, shown, table, write
+    from mmjax.sweep import collected, plot, run_all, shown, table, write
 
     folder = local(options.run_dir or Path("runs") / f"{name}-{options.kind}", "--run-dir")
     outcomes = run_all(trials, folder, options.parallel)
@@ -84,9 +84,7 @@ def _run(trials: list[Any], name: str, options: Any, title: str) -> int:
             f"{len(failed)} of {len(trials)} runs failed: {', '.join(failed)}; the same command tries them again"
         )
     if rows:
-        try:
-            picture(shown(rows), folder / "results.png")
-            progress.console.print(f"all metrics: {folder / 'results.tsv'}; plot: {folder / 'results.png'}")
-        except UserError as error:
-            progress.warn(f"all metrics: {folder / 'results.tsv'}; {error}")
+        with writing(folder / "results.svg"):
+            write_whole(folder / "results.svg", plot(shown(rows)))
+        progress.console.print(f"all metrics: {folder / 'results.tsv'}; plot: {folder / 'results.svg'}")
     return 1 if failed else 0

@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from mmjax import charts, html
-from mmjax.errors import UserError
 from mmjax.evaluate.tables import FORMATS, HEADINGS, formatted, shown_metrics
-from mmjax.files import local, write_whole
+from mmjax.files import local, write_whole, writing
 from mmjax.report import curves
 from mmjax.report.samples import samples
 from mmjax.report.subject import Subject, chosen, common, open_subjects
@@ -28,10 +27,8 @@ def report(directories: Sequence[str | Path], out: str | Path, examples: int = 8
     """
     path = local(out, "--out")
     text = page(open_subjects(directories), examples)
-    try:
+    with writing(out):
         write_whole(path, text)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}") from None
     return path
 
 

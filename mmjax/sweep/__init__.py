@@ -7,5 +7,5 @@ FOLDER/results.json, .tsv  mean and standard deviation of each metric; results.p
 """
 
 from mmjax.sweep.grid import Trial, folds, grid, read_over
-from mmjax.sweep.results import collected, picture, shown, table, write
+from mmjax.sweep.results import collected, plot, shown, table, write
 from mmjax.sweep.trials import Outcome, check, run_all

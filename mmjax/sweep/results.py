@@ -1,6 +1,5 @@
 """What several runs give together: mean and standard deviation of each metric, as a table, as files and as a plot."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -9,15 +8,14 @@ from typing import Any, NamedTuple
 from rich.table import Table
 from rich.text import Text
 
-from mmjax.errors import UserError
+from mmjax.charts import bar_chart, stacked
 from mmjax.evaluate.tables import FORMATS, MAIN
 from mmjax.files import json_line, write_whole
 from mmjax.sweep.grid import Trial
 from mmjax.sweep.trials import Outcome
 from mmjax.train.best import lower_is_better
 
-PANELS = 6  # of the plot
-LOGARITHMIC = 20  # ratio of the largest and the smallest value of a key above which its axis is logarithmic
+CHARTS = 6  # of the plot, at most
 
 
 class Row(NamedTuple):
@@ -115,62 +113,19 @@ def write(rows: Sequence[Row], outcomes: Mapping[str, Outcome], folder: Path) ->
     return result
 
 
-def picture(rows: Sequence[Row], path: Path) -> None:
-    """Draws mean, deviation and every run of the shown metrics.
-
-    Raises:
-      UserError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("there is no plot, because matplotlib is not installed: pip install 'mmjax[plots]'") from None
-    heads = list(dict.fromkeys((row.subset, row.metric) for row in rows))[:PANELS]
-    figure = Figure(figsize=(5 * len(heads), 4), layout="constrained")
-    for number, head in enumerate(heads, 1):
-        panel = figure.add_subplot(1, len(heads), number)
-        panel.set_title(f"{head[0]}: {head[1]}", fontsize=10)
-        of_metric = [row for row in rows if (row.subset, row.metric) == head]
-        if of_metric[0].point:
-            _draw_points(panel, of_metric)
-        else:
-            _draw_runs(panel, of_metric[0])
-        panel.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-
-
-def _draw_points(panel: Any, rows: Sequence[Row]) -> None:
-    """The means over the points of the grid, with deviations, and a dot for each run."""
-    key, labels = ", ".join(rows[0].point), ["\n".join(row.point.values()) for row in rows]
-    places = [_number(label) for label in labels]
-    numeric = len(rows[0].point) == 1 and None not in places
-    if numeric:
-        rows, places = zip(*sorted(zip(rows, places, strict=True), key=lambda pair: pair[1]), strict=True)
-        if min(places) > 0 and max(places) / min(places) >= LOGARITHMIC:
-            panel.set_xscale("log")
-    else:
-        places = list(range(len(rows)))
-        panel.set_xticks(places, labels, fontsize=8)
-    deviations = [row.deviation or 0.0 for row in rows]
-    panel.errorbar(places, [row.mean for row in rows], deviations, fmt="o-" if numeric else "o", capsize=4)
-    for place, row in zip(places, rows, strict=True):
-        panel.plot([place] * len(row.values), list(row.values.values()), ".", color="grey", zorder=0)
-    panel.set_xlabel(key)
-
-
-def _draw_runs(panel: Any, row: Row) -> None:
-    """The value of each run, and their mean with its deviation."""
-    values, deviation = list(row.values.values()), row.deviation or 0.0
-    panel.plot(range(len(values)), values, "o")
-    panel.axhline(row.mean, label=f"mean {_written(row.metric, row.mean, row.deviation)}")
-    panel.axhspan(row.mean - deviation, row.mean + deviation, alpha=0.15)
-    panel.set_xticks(range(len(values)), list(row.values), fontsize=8, rotation=30)
-    panel.legend(fontsize=8)
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+def plot(rows: Sequence[Row]) -> str:
+    """An SVG with a chart for each shown metric: a bar for the mean at each point, with its standard deviation."""
+    charts = []
+    for subset, metric in list(dict.fromkeys((row.subset, row.metric) for row in rows))[:CHARTS]:
+        percent = FORMATS.get(metric.split("/")[1]) == "%"
+        factor, bars, intervals = 100.0 if percent else 1.0, {}, {}
+        for row in (row for row in rows if (row.subset, row.metric) == (subset, metric)):
+            name = ", ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in row.point.items()) or "mean"
+            if not row.point:
+                bars |= {run: factor * value for run, value in row.values.items()}
+            bars[name] = factor * row.mean
+            if row.deviation is not None:
+                intervals[name] = (factor * (row.mean - row.deviation), factor * (row.mean + row.deviation))
+        label = f"{metric} in %" if percent else metric
+        charts.append(bar_chart(bars, f"{label}: mean and standard deviation", subset, intervals=intervals))
+    return stacked(charts)

@@ -11,7 +11,7 @@ import jax
 from mmjax import progress
 from mmjax.errors import UserError, nearest
 from mmjax.evaluate.subsets import canonical
-from mmjax.files import json_line, write_whole
+from mmjax.files import json_line, write_whole, writing
 from mmjax.parallel.agreement import from_lead, together
 from mmjax.train.experiment import Evaluation
 from mmjax.tree import read_json
@@ -105,10 +105,8 @@ class Best:
         self._values[step] = self._value(results)
         record = {**self._about, "best": self.step, "evaluations": sorted(map(list, self._values.items()))}
         if jax.process_index() == 0:
-            try:
+            with writing(self._path):
                 write_whole(self._path, json_line(record) + "\n")
-            except OSError as error:
-                raise UserError(f"cannot write {self._path}: {error.strerror or error}") from None
 
     def _value(self, results: Mapping[str, Mapping[str, float]]) -> float:
         return float(results[self.goal.subset].get(self.goal.metric, math.nan))

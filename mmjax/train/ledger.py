@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from mmjax.errors import UserError
-from mmjax.files import json_line, local
+from mmjax.files import json_line, local, writing
 
 FILE = "ledger.jsonl"
 # What time is spent on: the name in the ledger -> what `mmjax goodput` calls it, and the colour of its bar.
@@ -76,13 +76,10 @@ class Ledger:
         self._since, self._seconds, self._rest = now, {}, "step"
         if self._path is None:
             return
-        try:
-            with self._path.open("a+b") as file:
-                whole = not file.tell() or (file.seek(-1, os.SEEK_END) and file.read(1) == b"\n")
-                file.write(b"" if whole else b"\n")  # after an incomplete line of a killed process
-                file.write(json_line(line).encode() + b"\n")
-        except OSError as error:
-            raise UserError(f"cannot write {self._path}: {error.strerror or error}") from None
+        with writing(self._path), self._path.open("a+b") as file:
+            whole = not file.tell() or (file.seek(-1, os.SEEK_END) and file.read(1) == b"\n")
+            file.write(b"" if whole else b"\n")  # after an incomplete line of a killed process
+            file.write(json_line(line).encode() + b"\n")
 
 
 def goodput(directory: str | Path) -> dict[str, Any]:
