@@ -97,7 +97,8 @@ class Factors(NamedTuple):
 
 
 class Joint(NamedTuple):
-    """Transducer logits that were not multiplied out: of frame t and state u, tanh(frames[t] + states[u]) @ kernel + bias.
+    """Transducer logits that were not multiplied out: of frame t and state u, activation(frames[t] + states[u]) @ kernel
+    + bias.
 
     Attributes:
       states: [B, S, H] of the prediction network: of each example one before its first label, and one after each.

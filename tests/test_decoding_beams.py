@@ -27,7 +27,7 @@ from mmjax.decode import (
 from mmjax.decode.beam import Knowledge
 from mmjax.decode.scorers import Scorer
 from mmjax.errors import UserError
-from mmjax.models import TextDecoder
+from mmjax.models import LSTMPrediction, StatelessPrediction, TextDecoder
 from mmjax.stream import EMPTY, Stream
 from mmjax.tasks import CTC, Transducer, Write
 from mmjax.train.validate import check_config
@@ -307,12 +307,17 @@ def attends(decoding, **changes):
     return Write(**dict(reads=("speech",), decoder=TextDecoder(vocabulary=128, **DECODER), decoding=decoding) | changes)
 
 
+PREDICTIONS = pytest.mark.parametrize(
+    "prediction", [StatelessPrediction(context=2), LSTMPrediction(layers=2)], ids=["stateless", "LSTM"]
+)
+
+
 class Transducers:
     """A transducer of 3 tokens with random parameters."""
 
-    def __init__(self, lengths):
+    def __init__(self, lengths, prediction):
         self.streams, self.examples = encoded(lengths, 6)
-        self.task = Transducer(reads="speech", outputs=4, blank=3, width=8, context=2)
+        self.task = Transducer(reads="speech", outputs=4, blank=3, width=8, prediction=prediction)
         self.apply = partial(self.task.apply, {"params": random_parameters(self.task, self.streams, self.examples)})
 
     def decoder(self, decoding, room=16):
@@ -330,8 +335,7 @@ class Transducers:
         sums = {(): 1.0}  # by text of classes, before a frame
         for frame in self.apply(stream, method="project").features[0]:
             texts = [t for n in range(longest + 1) for t in itertools.product(range(1, 4), repeat=n)]
-            recent = jnp.array([[*text[::-1], 0, -1][:2] for text in texts])
-            logits = self.apply(jnp.tile(frame, (len(texts), 1)), recent, method="logits")
+            logits = jnp.concatenate([after_text(self.task, self.apply, frame, text) for text in texts])
             emitted = dict(zip(texts, np.array(jax.nn.softmax(logits)), strict=True))
             after = {}
             for text in texts:  # the shorter ones first, so that each sum is complete
@@ -340,13 +344,22 @@ class Transducers:
         return {tuple(one - 1 for one in text): p for text, p in sums.items()}
 
 
+def after_text(task, apply, frame, text):
+    """Logits [1, V] of a frame after a text of classes."""
+    memory = task.memory((1,))
+    for label in (0, *text):
+        logits, memory = apply(frame[None], jnp.array([label]), memory, method="logits")
+    return logits
+
+
 def after_label(before, emitted, text):
     return before[text[:-1]] * emitted[text[:-1]][text[-1]]
 
 
-def test_transducer_beams_that_hold_everything_sum_over_all_alignments():
+@PREDICTIONS
+def test_transducer_beams_that_hold_everything_sum_over_all_alignments(prediction):
     """Texts of at most 3 tokens, of packed examples with 3, 1 and 2 frames; a scorer adds what it should."""
-    transducers = Transducers([3, 1, 2])
+    transducers = Transducers([3, 1, 2], prediction)
     for scorers in ({}, {"alternating": ALTERNATING}):
         found = transducers.texts(TransducerBeam(beams=64, symbols=3, scorers=scorers), room=3)
         for number in (1, 2, 3):
@@ -359,9 +372,10 @@ def test_transducer_beams_that_hold_everything_sum_over_all_alignments():
             assert scores == sorted(scores, reverse=True)
 
 
-def test_one_transducer_beam_is_greedy():
+@PREDICTIONS
+def test_one_transducer_beam_is_greedy(prediction):
     """Beside the score of the blank after the largest number of tokens of a frame, which greedy decoding leaves out."""
-    transducers = Transducers([5, 3, 8, 1])
+    transducers = Transducers([5, 3, 8, 1], prediction)
     greedy, beam = (
         {number: [(text, frames) for text, _, frames in texts] for number, texts in transducers.texts(one).items()}
         for one in (GreedyTransducer(symbols=2), TransducerBeam(beams=1, symbols=2))
@@ -369,27 +383,28 @@ def test_one_transducer_beam_is_greedy():
     assert beam == greedy and len({texts[0][0] for texts in greedy.values()}) > 2
 
 
-def test_transducer_beams_are_the_same_packed_and_alone():
-    transducers = Transducers([5, 3, 8, 1])
+@PREDICTIONS
+def test_transducer_beams_are_the_same_packed_and_alone(prediction):
+    transducers = Transducers([5, 3, 8, 1], prediction)
     decode = transducers.decoder(TransducerBeam(scorers={"alternating": ALTERNATING}))
     for texts in check_rows(decode, transducers.streams, transducers.examples).values():
         assert len({text for text, *_ in texts}) == 4
 
 
-def test_greedy_decoding_with_durations_skips_frames():
+@PREDICTIONS
+def test_greedy_decoding_with_durations_skips_frames(prediction):
     """As in a plain loop (Xu et al. 2023, algorithm 2), of packed examples."""
     durations = (0, 1, 2)
     streams, examples = encoded([9, 3, 8], 6)
-    task = Transducer(reads="speech", outputs=4, blank=3, width=8, context=2, durations=durations)
+    task = Transducer(reads="speech", outputs=4, blank=3, width=8, prediction=prediction, durations=durations)
     apply = partial(task.apply, {"params": random_parameters(task, streams, examples)})
     decode = jax.jit(lambda: task.decode(apply, read(streams, None, examples), None, {"transcript": 16}))
-    logits = jax.jit(partial(apply, method="logits"))
     found, skips = written(decode()), set()
     for number in (1, 2, 3):
         frames = apply(alone(streams, number)[0]["speech"], method="project").features[0]
         ids, places, score, time, symbols = [], [], 0.0, 0, 0
         while time < len(frames):
-            scores = np.array(logits(frames[time : time + 1], jnp.array([[*ids[::-1], 0, -1][:2]])))[0]
+            scores = np.array(after_text(task, apply, frames[time], ids))[0]
             tokens, skip = (np.array(jax.nn.log_softmax(x)) for x in (scores[:4], scores[4:]))
             best = int(tokens.argmax())
             chosen = int(skip.argmax() if best else skip[1:].argmax() + 1)

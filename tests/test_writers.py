@@ -18,7 +18,7 @@ from mmjax.data.text import Tokenizer
 from mmjax.decode import BestPath, GreedyTransducer, by_example, one_text
 from mmjax.errors import UserError
 from mmjax.evaluate.measures import Measures
-from mmjax.models import Learned, TextDecoder
+from mmjax.models import Learned, LSTMPrediction, StatelessPrediction, TextDecoder
 from mmjax.models.task import losses_of
 from mmjax.models.texts import inputs_and_targets
 from mmjax.stream import EMPTY, Stream
@@ -196,11 +196,13 @@ def test_writing_equals_running_the_whole_decoder_again_for_every_token(options)
 
 
 def test_greedy_transducer_equals_a_plain_loop():
-    task = Transducer(reads="speech", outputs=5, width=8, context=2)
+    task = Transducer(reads="speech", outputs=5, width=8)
     streams, examples = encoded([5, 3, 8], 6)
     parameters = random_parameters(task, streams, examples)
     apply = partial(task.apply, {"params": parameters})
-    ours = jax.device_get(jax.jit(lambda: GreedyTransducer()(apply, streams["speech"], examples.segments, 16, 2))())
+    ours = jax.device_get(
+        jax.jit(lambda: GreedyTransducer()(apply, streams["speech"], examples.segments, 16, task.memory))()
+    )
     found = {n: written for (_, n), written in by_example(ours)}
     p = jax.tree.map(np.asarray, parameters)
     for number in (1, 2, 3):
@@ -211,8 +213,8 @@ def test_greedy_transducer_equals_a_plain_loop():
         for place, frame in enumerate(frames):
             for _ in range(GreedyTransducer().symbols):
                 labels = [0, *ids][::-1][:2]
-                embedded = [p["embedding"]["embedding"][i] for i in labels] + [np.zeros(8)] * (2 - len(labels))
-                state = np.concatenate(embedded) @ p["states"]["kernel"] + p["states"]["bias"]
+                embedded = [p["predict"]["embed"]["embedding"][i] for i in labels] + [np.zeros(8)] * (2 - len(labels))
+                state = np.concatenate(embedded) @ p["predict"]["out"]["kernel"] + p["predict"]["out"]["bias"]
                 logits = np.tanh(frame + state) @ p["kernel"] + p["bias"]
                 best = int(np.argmax(logits))
                 score += logits[best] - np.log(np.exp(logits).sum())
@@ -227,18 +229,22 @@ def test_greedy_transducer_equals_a_plain_loop():
     assert len({(one.ids > 0).sum() for one in found.values()}) > 1
 
 
-def test_the_joint_of_training_is_that_of_decoding():
-    """States of the packed labels, shifted, equal the state of each label's own recent labels."""
-    task = Transducer(reads="speech", outputs=9, width=8, context=3)
+@pytest.mark.parametrize("prediction", [StatelessPrediction(context=3), LSTMPrediction(layers=2)])
+def test_the_joint_of_training_is_that_of_decoding(prediction):
+    """States of the packed labels equal the state after each label of its own text."""
+    task = Transducer(reads="speech", outputs=9, width=8, prediction=prediction, activation="relu")
     streams, examples = encoded([5, 3], 6)
     text = rows_of([(1, [3, 4, 5, 6]), (2, [7])], length=6)
     parameters = random_parameters(task, streams, examples)
     joint, labels = task.apply({"params": parameters}, read(streams, text, examples))
     frames, states = joint.features.frames.features[0], joint.features.states.features[0]
-    logits = np.tanh(frames[2] + states) @ joint.features.kernel + joint.features.bias
-    for place, recent in ((0, [0, -1, -1]), (1, [3, 0, -1]), (3, [5, 4, 3]), (5, [0, -1, -1]), (6, [7, 0, -1])):
-        expected = task.apply({"params": parameters}, frames[2:3], jnp.array([recent]), method="logits")
-        np.testing.assert_allclose(logits[place], expected[0], rtol=1e-4, atol=1e-5)
+    logits = np.maximum(frames[2] + states, 0) @ joint.features.kernel + joint.features.bias
+    for place, labels_ in ((0, [0, 3, 4, 5, 6]), (5, [0, 7])):
+        memory = task.memory((1,))
+        for more, label in enumerate(labels_):
+            step = partial(task.apply, {"params": parameters}, method="logits")
+            expected, memory = step(frames[2:3], jnp.array([label]), memory)
+            np.testing.assert_allclose(logits[place + more], expected[0], rtol=1e-4, atol=1e-5)
     assert labels.features[0, :7].tolist() == [3, 4, 5, 6, 0, 7, 0]
 
 

@@ -9,6 +9,9 @@ from mmjax.decode.ctc_prefix import CTCPrefixes
 from mmjax.stream import Stream
 from mmjax.tree import part
 
+# The shape of texts -> what a prediction network knows before they begin: a pytree of arrays [*shape, ...].
+Memory = Callable[[tuple[int, ...]], Any]
+
 
 class Decoding:
     """The base class of decoders. A subclass is a part.
@@ -101,7 +104,7 @@ class TransducerDecoding(Decoding):
         stream: Stream,
         segments: jax.Array,
         room: int,
-        context: int,
+        memory: Memory,
         blank: int = 0,
         durations: tuple[int, ...] = (),
         tables: Any = None,
@@ -112,7 +115,7 @@ class TransducerDecoding(Decoding):
           apply: apply(*arguments, method="NAME") calls `project` or `logits` of the task (`mmjax.tasks.Transducer`).
           segments: [B, N] of the examples.
           room: the largest number of tokens of a text, for decoders that need a bound.
-          context: number of labels that the prediction network reads.
+          memory: what the prediction network knows before a text begins.
           blank: the id in whose place the blank is.
           durations: numbers of frames; their logits stand after the logits of the classes. (): the model has no durations.
           tables: of the method `tables`.

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.decode.base import CTCDecoding, TextDecoding, TransducerDecoding
+from mmjax.decode.base import CTCDecoding, Memory, TextDecoding, TransducerDecoding
 from mmjax.decode.sampled import sample
 from mmjax.decode.sampling import GREEDY
 from mmjax.decode.written import Written, one_text
@@ -66,48 +66,54 @@ class GreedyTransducer(TransducerDecoding):
     streams: ClassVar[bool] = True
     skips = True
 
-    def __call__(self, apply, stream, segments, room, context, blank=0, durations=(), tables=None) -> Stream:
+    def __call__(self, apply, stream, segments, room, memory, blank=0, durations=(), tables=None) -> Stream:
         begins = ~same_segment(stream.segments, -1)
-        return self._written(apply, stream, self.begin(len(begins), context), begins, durations)[0]
+        return self._written(apply, stream, self.begin(len(begins), memory), memory, begins, durations)[0]
 
-    def begin(self, rows: int, context: int) -> tuple[jax.Array, jax.Array]:
-        """The state before the first chunk, where a text begins: the last labels [rows, context] of each row, newest first; and
-        the number of frames [rows] that are skipped."""
-        return jnp.full((rows, context), -1).at[:, 0].set(BLANK), jnp.zeros(rows, jnp.int32)
+    def begin(self, rows: int, memory: Memory) -> tuple[jax.Array, Any, jax.Array]:
+        """The state before the first chunk, where a text begins: the last class [rows] of each row, what is known of the
+        classes before, and the number of frames [rows] that are skipped."""
+        return jnp.full(rows, BLANK), memory((rows,)), jnp.zeros(rows, jnp.int32)
 
-    def advance(self, apply, stream: Stream, state: Any, durations: tuple[int, ...] = ()) -> tuple[Stream, Any]:
+    def advance(
+        self, apply, stream: Stream, state: Any, memory: Memory, durations: tuple[int, ...] = ()
+    ) -> tuple[Stream, Any]:
         """The classes of a chunk [B, T, W] of one recording in each row, and the next state."""
-        return self._written(apply, stream, state, jnp.zeros(stream.segments.shape, bool), durations)
+        return self._written(apply, stream, state, memory, jnp.zeros(stream.segments.shape, bool), durations)
 
     def _written(
-        self, apply: Any, stream: Stream, state: Any, begins: jax.Array, durations: tuple[int, ...]
+        self, apply: Any, stream: Stream, state: Any, memory: Memory, begins: jax.Array, durations: tuple[int, ...]
     ) -> tuple[Stream, Any]:
         """The classes after a state, which is forgotten where an example begins [B, T]; and the last state."""
-        frames, nothing = apply(stream, method="project"), self.begin(*state[0].shape)
+        frames, nothing = apply(stream, method="project"), self.begin(len(begins), memory)
 
         def frame(carry, x):
             features, mask, starts = x
-            recent, wait = (
-                jnp.where(starts.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
-                for old, new in zip(carry, nothing, strict=True)
-            )
+            last, known, wait = _where(starts, nothing, carry)
 
             def emit(carry, _):
-                recent, wait, open_ = carry
-                best, score, confidence, skipped = _chosen(apply(features, recent, method="logits"), durations)
+                last, known, wait, open_ = carry
+                logits, after = apply(features, last, known, method="logits")
+                best, score, confidence, skipped = _chosen(logits, durations)
                 wait, writes = jnp.where(open_, skipped, wait), open_ & (best != BLANK)
-                longer = jnp.concatenate([best[:, None], recent[:, :-1]], axis=1)
                 found = jnp.where(writes, best, BLANK), jnp.where(open_, score, 0.0), confidence
-                return (jnp.where(writes[:, None], longer, recent), wait, writes & (skipped == 0)), found
+                last, known = _where(writes, (best, after), (last, known))
+                return (last, known, wait, writes & (skipped == 0)), found
 
-            (recent, wait, _), found = jax.lax.scan(emit, (recent, wait, mask & (wait == 0)), length=self.symbols)
-            return (recent, jnp.maximum(wait - 1, 0)), [x.T for x in found]
+            carry = last, known, wait, mask & (wait == 0)
+            (last, known, wait, _), found = jax.lax.scan(emit, carry, length=self.symbols)
+            return (last, known, jnp.maximum(wait - 1, 0)), [x.T for x in found]
 
         by_time = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (frames.features, frames.mask, begins))
         state, found = jax.lax.scan(frame, state, by_time)
         segments, positions = (jnp.repeat(x, self.symbols, axis=1) for x in (frames.segments, frames.positions))
         written = [jnp.moveaxis(x, 0, 1).reshape(*segments.shape, 1) for x in found]
         return Stream(Written(*written, positions[..., None]), segments, jnp.zeros_like(segments)), state
+
+
+def _where(rows: jax.Array, new: Any, old: Any) -> Any:
+    """Of two pytrees of arrays [B, ...], the first in these rows [B]."""
+    return jax.tree.map(lambda a, b: jnp.where(rows.reshape(-1, *(1,) * (b.ndim - 1)), a, b), new, old)
 
 
 def _chosen(logits: jax.Array, durations: tuple[int, ...]) -> tuple[jax.Array, ...]:

@@ -23,7 +23,7 @@ class Paths(NamedTuple):
     Attributes:
       written: [E, K, U] classes; a blank counts for the place of the token after it.
       total: [E, K] float32, the score of each text; -inf: there is no text.
-      recent: [E, K, context] int32, the last classes, newest first; -1: none.
+      last: [E, K] int32, the last class; known: [E, K, ...], what the prediction network knows of the classes before it.
       code: [E, K] uint32, a hash of the text.
       time: [E, K] int32, the frame that is read next; the number of frames when the path has ended.
       symbols: [E, K] int32, the number of tokens that were written at this frame.
@@ -33,7 +33,8 @@ class Paths(NamedTuple):
 
     written: Written
     total: jax.Array
-    recent: jax.Array
+    last: jax.Array
+    known: Any
     code: jax.Array
     time: jax.Array
     symbols: jax.Array
@@ -75,7 +76,7 @@ class TransducerBeam(TransducerDecoding):
     def tables(self, tokenizer: Any) -> Any:
         return Sum(self.scorers).tables(tokenizer) if self.scorers else None
 
-    def __call__(self, apply, stream, segments, room, context, blank=0, durations=(), tables=None) -> Stream:
+    def __call__(self, apply, stream, segments, room, memory, blank=0, durations=(), tables=None) -> Stream:
         frames, shape = apply(stream, method="project"), (segments.size, self.beams)
         own = belongs(segments, frames.segments)
         start, count = (x.reshape(-1, 1) for x in (own.argmax(-1), own.sum(-1)))
@@ -87,13 +88,14 @@ class TransducerBeam(TransducerDecoding):
 
         def emit(paths: Paths) -> Paths:
             place = jnp.minimum(start + paths.time, frames.segments.shape[1] - 1)
-            inputs = (x.reshape(shape[0] * shape[1], -1) for x in (frames.features[rows, place], paths.recent))
-            logs = jax.nn.log_softmax(apply(*inputs, method="logits")).reshape(*shape, -1)
-            origins, best = self._best(paths, logs, count, ids, tables)
-            paths = chosen(paths, origins)
-            return _moved(paths, best, scorers.advance(tables, paths.state, ids(best.tokens)))
+            inputs = (frames.features[rows, place], paths.last, paths.known)
+            flat = jax.tree.map(lambda x: x.reshape(shape[0] * shape[1], *x.shape[2:]), inputs)
+            logits, known = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), apply(*flat, method="logits"))
+            origins, best = self._best(paths, jax.nn.log_softmax(logits), count, ids, tables)
+            paths, known = chosen((paths, known), origins)
+            return _moved(paths, best, known, scorers.advance(tables, paths.state, ids(best.tokens)))
 
-        paths = jax.lax.while_loop(goes_on, emit, _empty(shape, room, context, scorers.start(tables, shape)))
+        paths = jax.lax.while_loop(goes_on, emit, _empty(shape, room, memory(shape), scorers.start(tables, shape)))
         paths = chosen(paths, jax.lax.top_k(paths.total, self.beams)[1])
         scores = jnp.where(jnp.isfinite(paths.total)[..., None], paths.written.scores, -jnp.inf)
         return of_examples(paths.written._replace(scores=scores), jnp.where(own.any(-1), segments, 0))
@@ -130,17 +132,18 @@ class TransducerBeam(TransducerDecoding):
         return places // (width + 1), chosen(every, places)._replace(total=total)
 
 
-def _empty(shape: tuple[int, int], room: int, context: int, state: Any) -> Paths:
+def _empty(shape: tuple[int, int], room: int, known: Any, state: Any) -> Paths:
     """The paths [E, K] before the first emission; all but the first of each example have the score -inf."""
     places, nothing = jnp.zeros((*shape, room)), jnp.zeros(shape, jnp.int32)
     written = Written(jnp.full(places.shape, BLANK), places, places, jnp.full(places.shape, -1))
     total = jnp.full(shape, -jnp.inf).at[:, 0].set(0.0)
-    recent = jnp.full((*shape, context), -1).at[..., 0].set(BLANK)
-    return Paths(written, total, recent, nothing.astype(jnp.uint32), nothing, nothing, nothing, state)
+    return Paths(
+        written, total, jnp.full(shape, BLANK), known, nothing.astype(jnp.uint32), nothing, nothing, nothing, state
+    )
 
 
-def _moved(paths: Paths, emitted: Emissions, state: Any) -> Paths:
-    """The paths after one emission each; `state`: of the scorers, if it is a token."""
+def _moved(paths: Paths, emitted: Emissions, known: Any, state: Any) -> Paths:
+    """The paths after one emission each; `known` and `state`: of the prediction network and the scorers, if it is a token."""
     writes, room = emitted.tokens != BLANK, paths.written.ids.shape[-1]
     here = jnp.arange(room) == jnp.minimum(paths.length, room - 1)[..., None]
 
@@ -160,7 +163,8 @@ def _moved(paths: Paths, emitted: Emissions, state: Any) -> Paths:
             put(paths.time, frames),
         ),
         emitted.total,
-        if_it_writes(jnp.concatenate([emitted.tokens[..., None], paths.recent[..., :-1]], axis=-1), paths.recent),
+        jnp.where(writes, emitted.tokens, paths.last),
+        jax.tree.map(if_it_writes, known, paths.known),
         emitted.code,
         emitted.time,
         jnp.where(emitted.time > paths.time, 0, paths.symbols + writes),

@@ -1,13 +1,12 @@
-"""Parakeet, a FastConformer with a CTC head (`ParakeetForCTC`, `ParakeetEncoder` and `ParakeetForTDT` of transformers).
+"""Parakeet, a FastConformer with a head for CTC, RNN-T or TDT (`ParakeetForCTC`, `ParakeetForTDT` and others of transformers)."""
 
-Of a model with a transducer (RNN-T, or TDT, which also predicts durations), the encoder is imported and exported.
-"""
-
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmjax.decode import GreedyTransducer
 from mmjax.errors import UserError
 from mmjax.interchange.directories import read_object
 from mmjax.interchange.recordings import Pairs, Reference, compare_speech, lengths_for, recordings
@@ -20,13 +19,17 @@ from mmjax.interchange.rules import (
     heads_in,
     heads_out,
     linear,
+    moved_back,
+    moved_first,
     norm,
     pointwise,
     same,
     under,
 )
-from mmjax.models import Conformer, Convolution, NeMoLogMel, Norms, StridedStem
-from mmjax.tasks import CTC, Task
+from mmjax.models import Conformer, Convolution, LSTMPrediction, NeMoLogMel, Norms, StridedStem
+from mmjax.models.texts import to_classes
+from mmjax.stream import EMPTY, Stream
+from mmjax.tasks import CTC, Task, Transducer
 
 MODEL_TYPES = ("parakeet_ctc", "parakeet_encoder", "parakeet_rnnt", "parakeet_tdt")
 
@@ -75,37 +78,87 @@ def part(theirs: dict[str, Any]) -> Conformer:
     )
 
 
+def _is_transducer(theirs: dict[str, Any]) -> bool:
+    return theirs["model_type"] in ("parakeet_rnnt", "parakeet_tdt")
+
+
 def blank(theirs: dict[str, Any]) -> int | None:
-    """The blank's id in the CTC head; None if the model has no head."""
+    """The id in whose place the blank of the head is; None if the model has no head."""
+    if _is_transducer(theirs):
+        return theirs["blank_token_id"]
     return theirs["pad_token_id"] if theirs["model_type"] == "parakeet_ctc" else None
 
 
 def tasks(theirs: dict[str, Any]) -> dict[str, Task]:
-    """Recognition by CTC, if the model has a head for it."""
+    """Recognition by CTC or by a transducer, if the model has a head for it."""
     number = blank(theirs)
-    return {} if number is None else {"transcript": CTC(outputs=theirs["vocab_size"], blank=number)}
+    if number is None:
+        return {}
+    if not _is_transducer(theirs):
+        return {"transcript": CTC(outputs=theirs["vocab_size"], blank=number)}
+    check_options(theirs, hidden_act=("relu", "tanh"))
+    return {
+        "transcript": Transducer(
+            outputs=theirs["vocab_size"],
+            blank=number,
+            width=theirs["decoder_hidden_size"],
+            prediction=LSTMPrediction(layers=theirs["num_decoder_layers"]),
+            activation=theirs["hidden_act"],
+            durations=tuple(theirs.get("durations", ())),
+            decoding=GreedyTransducer(symbols=theirs["max_symbols_per_step"]),
+        )
+    }
 
 
 def ignored(name: str) -> bool:
-    # The prediction network and the joint network of a transducer.
-    return name.endswith("num_batches_tracked") or name.startswith(("decoder.", "encoder_projector.", "joint."))
-
-
-def exported(theirs: dict[str, Any]) -> dict[str, Any]:
-    """The config.json of an export: of a transducer's model, that of its encoder."""
-    if theirs["model_type"] in ("parakeet_rnnt", "parakeet_tdt"):
-        return theirs["encoder_config"] | {"architectures": ["ParakeetEncoder"]}
-    return theirs
+    return name.endswith("num_batches_tracked")
 
 
 def rules(theirs: dict[str, Any]) -> list[Rule]:
-    """Rules for every parameter of the encoder, and of the CTC head ("head/...") if the model has one."""
+    """Rules for every parameter of the encoder, and of the head ("head/...") if the model has one."""
     depth = encoder_config(theirs)["num_hidden_layers"]
     if "encoder_config" not in theirs:
         return under("encoder", _encoder(theirs, ""), depth)
     encoder = under("encoder", _encoder(theirs["encoder_config"], "encoder."), depth)
     number = blank(theirs)
-    return encoder if number is None else encoder + under("head", blank_first(pointwise("logits", "ctc_head"), number))
+    if number is None:
+        return encoder
+    head = (
+        _transducer(theirs, number) if _is_transducer(theirs) else blank_first(pointwise("logits", "ctc_head"), number)
+    )
+    return encoder + under("head", head)
+
+
+def _transducer(theirs: dict[str, Any], number: int) -> list[Rule]:
+    """Rules for the prediction network and the joint network."""
+    classes = theirs["vocab_size"]
+
+    def joined(columns):  # the columns of the classes, then those of the durations
+        return np.concatenate([moved_first(columns[..., :classes], number), columns[..., classes:]], axis=-1)
+
+    def divided(columns):
+        return np.concatenate([moved_back(columns[..., :classes], number), columns[..., classes:]], axis=-1)
+
+    found = linear("frames", "encoder_projector") + linear("predict/out", "decoder.decoder_projector")
+    found += [
+        Rule("kernel", ("joint.head.weight",), lambda p: joined(p[0].T), lambda w: [divided(w).T]),
+        Rule("bias", ("joint.head.bias",), lambda p: joined(p[0]), lambda w: [divided(w)]),
+        Rule(
+            "predict/embed/embedding",
+            ("decoder.embedding.weight",),
+            lambda p: moved_first(p[0].T, number).T,
+            lambda w: [moved_back(w.T, number).T],
+        ),
+    ]
+    for layer in range(theirs["num_decoder_layers"]):
+        kernel, bias = (f"decoder.lstm.{kind}_ih_l{layer}" for kind in ("weight", "bias"))
+        found += [
+            Rule(f"predict/input_{layer}/kernel", (kernel,), lambda p: p[0].T, lambda w: [w.T]),
+            *same(f"predict/input_{layer}/bias", bias),
+            Rule(f"predict/recurrent_{layer}", (kernel.replace("ih", "hh"),), lambda p: p[0].T, lambda w: [w.T]),
+            *same(f"predict/recurrent_bias_{layer}", bias.replace("ih", "hh")),
+        ]
+    return found
 
 
 def _encoder(theirs: dict[str, Any], root: str) -> list[Rule]:
@@ -184,18 +237,55 @@ def _stem(theirs: dict[str, Any], root: str) -> list[Rule]:
 
 
 def outputs(source: Any, part_: Conformer, parameters: dict[str, np.ndarray], seed: int) -> Pairs:
-    """Outputs of both models (frames, tokens, CTC logits and ids) for two recordings that end within a hop."""
+    """Outputs of both models (frames, tokens, logits, and ids of CTC) for two recordings that end within a hop."""
     heard = recordings(lengths_for(part_.front_end), seed)
-    return compare_speech(part_, parameters, heard, reference(source, part_))
+    pairs = compare_speech(part_, parameters, heard, reference(source, part_))
+    theirs = read_object(Path(source) / "config.json")
+    if _is_transducer(theirs):
+        pairs["head"] = _compare_transducers(
+            theirs, _model(source), parameters, [one for _, one in pairs["encoder"]], seed
+        )
+    return pairs
 
 
-def reference(source: Any, part_: Conformer) -> Reference:
-    """Their feature extractor and encoder, and their CTC head if there is one."""
+def _compare_transducers(
+    theirs: dict[str, Any], model: Any, parameters: dict[str, np.ndarray], encoded: list[np.ndarray], seed: int
+) -> list[tuple[Any, Any]]:
+    """Pairs of our and their logits [S, V + D] of encoded tokens [S, W], after each class of a random text."""
+    import jax
+    import torch
+
+    from mmjax.interchange.convert import tree
+
+    task, head, number = tasks(theirs)["transcript"], {"params": tree(dict(parameters), "head")}, blank(theirs)
+    text = np.random.default_rng(seed).choice(np.delete(np.arange(theirs["vocab_size"]), number), 6)
+    logits = jax.jit(partial(task.apply, head, method="logits"))
+    states, pairs = model.decoder(torch.tensor([[number, *text]])), []
+    for tokens in encoded:
+        place = np.ones((1, len(tokens)), np.int32)
+        frames = task.apply(head, Stream(tokens[None], place, place), method="project").features[0]
+        memory, projected = task.memory((len(tokens),)), model.encoder_projector(torch.tensor(tokens))
+        for id_, state in zip([EMPTY, *text], states[0], strict=True):
+            ours, memory = logits(frames, np.full(len(tokens), to_classes(id_, number)), memory)
+            found = model.joint(state[None], projected).numpy()
+            classes = moved_first(found[:, : task.outputs], number)
+            pairs.append((np.asarray(ours), np.concatenate([classes, found[:, task.outputs :]], axis=-1)))
+    return pairs
+
+
+def _model(source: Any) -> Any:
     import torch
     import transformers
 
     (name,) = read_object(Path(source) / "config.json")["architectures"]
-    model = getattr(transformers, name).from_pretrained(source, local_files_only=True, dtype=torch.float32).eval()
+    return getattr(transformers, name).from_pretrained(source, local_files_only=True, dtype=torch.float32).eval()
+
+
+def reference(source: Any, part_: Conformer) -> Reference:
+    """Their feature extractor and encoder, and their CTC head if there is one."""
+    import transformers
+
+    model = _model(source)
     encoder, front_end = getattr(model, "encoder", model), part_.front_end
     extractor = transformers.ParakeetFeatureExtractor(feature_size=front_end.bins, sampling_rate=front_end.sample_rate)
 
@@ -213,4 +303,5 @@ def reference(source: Any, part_: Conformer) -> Reference:
     def logits(samples):
         return model(**heard(samples)).logits[0][: len(encode(samples))].numpy()
 
-    return Reference(frames, encode, logits if hasattr(model, "ctc_head") else None, blank(model.config.to_dict()))
+    has_ctc = hasattr(model, "ctc_head")
+    return Reference(frames, encode, *((logits, blank(model.config.to_dict())) if has_ctc else ()))

@@ -248,12 +248,11 @@ def batch_norm(ours: str, theirs: str) -> list[Rule]:
 def blank_first(rules: Sequence[Rule], blank: int) -> list[Rule]:
     """Adapts rules of a CTC head: their blank is the class `blank`, ours is class 0."""
 
-    def back(x):
-        return np.insert(x[..., 1:], blank, x[..., 0], axis=-1)
-
     def moved(rule):
         return dataclasses.replace(
-            rule, join=lambda parts: moved_first(rule.join(parts), blank), split=lambda whole: rule.split(back(whole))
+            rule,
+            join=lambda parts: moved_first(rule.join(parts), blank),
+            split=lambda whole: rule.split(moved_back(whole, blank)),
         )
 
     return [moved(rule) for rule in rules]
@@ -262,6 +261,11 @@ def blank_first(rules: Sequence[Rule], blank: int) -> list[Rule]:
 def moved_first(x: np.ndarray, blank: int) -> np.ndarray:
     """Reorders classes [..., V] so that the blank is first, as in `mmjax.models.texts.to_classes`."""
     return np.concatenate([x[..., blank : blank + 1], np.delete(x, blank, axis=-1)], axis=-1)
+
+
+def moved_back(x: np.ndarray, blank: int) -> np.ndarray:
+    """The inverse of `moved_first`."""
+    return np.insert(x[..., 1:], blank, x[..., 0], axis=-1)
 
 
 def heads_in(

@@ -9,7 +9,9 @@ from mmjax.losses.transducer import at_last_states, inputs_of
 from mmjax.stream import BLANK, Joint, Stream
 
 
-def tdt(joint: Stream, labels: Stream, durations: tuple[int, ...], chunk: int = 8192) -> dict[str, SumWeight]:
+def tdt(
+    joint: Stream, labels: Stream, durations: tuple[int, ...], chunk: int = 8192, activation: str = "tanh"
+) -> dict[str, SumWeight]:
     """Loss of a transducer that also predicts how many frames it skips (Xu et al. 2023, arXiv:2304.06795, equation 7).
 
     A token may stay at its frame, or skip frames up to the last one; a blank skips at least one. The last emission is a blank
@@ -20,15 +22,18 @@ def tdt(joint: Stream, labels: Stream, durations: tuple[int, ...], chunk: int = 
       labels: [B, S] ids, each at the state that it follows. The label at an example's last state is not read.
       durations: numbers of frames, in the order of their columns; 0 and 1 are among them, so that every text has a path.
       chunk: number of columns of the joint network that are computed at a time.
+      activation: of the joint network, a function of jax.nn.
 
     Returns:
       {"loss": (negative log-likelihood, emissions: labels and one end for each example)}.
     """
-    losses, emissions = tdt_loss(joint.features, labels.features, durations, chunk)
+    losses, emissions = tdt_loss(joint.features, labels.features, durations, chunk, activation)
     return {"loss": (losses.sum(), emissions.sum().astype(jnp.float32))}
 
 
-def tdt_loss(joint: Joint, labels: jax.Array, durations: tuple[int, ...], chunk: int) -> tuple[jax.Array, jax.Array]:
+def tdt_loss(
+    joint: Joint, labels: jax.Array, durations: tuple[int, ...], chunk: int, activation: str = "tanh"
+) -> tuple[jax.Array, jax.Array]:
     """As `transducer_loss`. All states of all rows advance along the diagonals t + u, and pass paths on to later diagonals.
 
     The backward pass computes the joint network again. Memory holds [T + S, longest duration, B, S] numbers.
@@ -38,7 +43,7 @@ def tdt_loss(joint: Joint, labels: jax.Array, durations: tuple[int, ...], chunk:
 
     def emissions(of_frame: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Log-probabilities [B, S] of the blank and of the label, and [B, S, D] of the durations."""
-        hidden = jnp.tanh(of_frame + predicted)
+        hidden = getattr(jax.nn, activation)(of_frame + predicted)
         hidden = jnp.concatenate([hidden, jnp.ones_like(hidden[..., :1])], axis=-1)
         total, of_label, *_ = chunked_logits(hidden, kernel[:, :count], slots.label, chunk)
         of_durations = jax.nn.log_softmax(hidden @ kernel[:, count:])

@@ -11,7 +11,7 @@ from mmjax.losses.tokens import chunked_logits
 from mmjax.stream import BLANK, Joint, Stream
 
 
-def transducer(joint: Stream, labels: Stream, chunk: int = 8192) -> dict[str, SumWeight]:
+def transducer(joint: Stream, labels: Stream, chunk: int = 8192, activation: str = "tanh") -> dict[str, SumWeight]:
     """Transducer loss (Graves 2012, arXiv:1211.3711), in log space and float32.
 
     An example without frames, or without states, is left out.
@@ -20,15 +20,18 @@ def transducer(joint: Stream, labels: Stream, chunk: int = 8192) -> dict[str, Su
       joint: a stream whose features are a `Joint`.
       labels: [B, S] ids, each at the state that it follows. The label at an example's last state is not read.
       chunk: number of columns of the joint network that are computed at a time.
+      activation: of the joint network, a function of jax.nn.
 
     Returns:
       {"loss": (negative log-likelihood, emissions: labels and one end for each example)}.
     """
-    losses, emissions = transducer_loss(joint.features, labels.features, chunk)
+    losses, emissions = transducer_loss(joint.features, labels.features, chunk, activation)
     return {"loss": (losses.sum(), emissions.sum().astype(jnp.float32))}
 
 
-def transducer_loss(joint: Joint, labels: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
+def transducer_loss(
+    joint: Joint, labels: jax.Array, chunk: int, activation: str = "tanh"
+) -> tuple[jax.Array, jax.Array]:
     """-log p(labels | frames) of every example, at its last state.
 
     All states of all rows advance together along the diagonals t + u of their examples. Each step computes the joint
@@ -39,13 +42,14 @@ def transducer_loss(joint: Joint, labels: jax.Array, chunk: int) -> tuple[jax.Ar
       joint: inputs and weights of the joint network.
       labels: [B, S] ids, each at the state that it follows.
       chunk: number of columns of the vocabulary that are computed at a time.
+      activation: of the joint network, a function of jax.nn.
 
     Returns:
       losses [B, S] float32, not 0 only at the last state of an example with frames; and the number of states of the
       example, at the same place.
     """
     encoded, predicted, kernel, slots = inputs_of(joint, labels)
-    losses = _negative_log_likelihood(encoded, predicted, kernel, slots, chunk)
+    losses = _negative_log_likelihood(encoded, predicted, kernel, slots, chunk, activation)
     return at_last_states(losses, slots)
 
 
@@ -91,9 +95,9 @@ class StateSlots(NamedTuple):
     last: jax.Array
 
 
-def _emissions(encoded, predicted, kernel, label, chunk):
+def _emissions(encoded, predicted, kernel, label, chunk, activation):
     """Log-probabilities [B, S] of the blank and of the label: [B, S, H] frames, one for each state."""
-    hidden = jnp.tanh(encoded + predicted)
+    hidden = getattr(jax.nn, activation)(encoded + predicted)
     hidden = jnp.concatenate([hidden, jnp.ones_like(hidden[..., :1])], axis=-1)
     total, of_label, *_ = chunked_logits(hidden, kernel, label, chunk)
     return hidden @ kernel[:, BLANK] - total, of_label - total
@@ -117,7 +121,7 @@ def _arrivals(paths, blank, label, live, slots):
     return by_blank, jnp.where(slots.first, NEVER, by_label)
 
 
-def _forward(encoded, predicted, kernel, slots, chunk):
+def _forward(encoded, predicted, kernel, slots, chunk, activation):
     length = encoded.shape[1]
     steps = length + predicted.shape[1]
 
@@ -126,7 +130,7 @@ def _forward(encoded, predicted, kernel, slots, chunk):
         history = jax.lax.dynamic_update_index_in_dim(history, paths, diagonal, 0)
         frame, live, ends = _at(slots, diagonal, length)
         of_frame = jnp.take_along_axis(encoded, frame[..., None], axis=1)
-        blank, label = _emissions(of_frame, predicted, kernel, slots.label, chunk)
+        blank, label = _emissions(of_frame, predicted, kernel, slots.label, chunk, activation)
         likelihood = jnp.where(ends & slots.last, paths + blank, likelihood)
         paths = jnp.logaddexp(*_arrivals(paths, blank, label, live, slots))
         return jnp.maximum(paths, NEVER), likelihood, history
@@ -142,17 +146,17 @@ def _diagonals(slots: StateSlots) -> jax.Array:
     return jnp.where(slots.last & (slots.frames > 0), slots.frames + slots.order, 0).max()
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _negative_log_likelihood(encoded, predicted, kernel, slots, chunk):
-    return -_forward(encoded, predicted, kernel, slots, chunk)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _negative_log_likelihood(encoded, predicted, kernel, slots, chunk, activation):
+    return -_forward(encoded, predicted, kernel, slots, chunk, activation)[0]
 
 
-def _forward_and_residuals(encoded, predicted, kernel, slots, chunk):
-    likelihood, history = _forward(encoded, predicted, kernel, slots, chunk)
+def _forward_and_residuals(encoded, predicted, kernel, slots, chunk, activation):
+    likelihood, history = _forward(encoded, predicted, kernel, slots, chunk, activation)
     return -likelihood, (encoded, predicted, kernel, slots, history)
 
 
-def _backward(chunk, residuals, cotangent):
+def _backward(chunk, activation, residuals, cotangent):
     """From the last diagonal to the first, computes the share of the total path probability that takes each emission.
 
     The gradient of -log p with respect to an emission's log-probability is minus that share. The gradient of the joint
@@ -167,7 +171,7 @@ def _backward(chunk, residuals, cotangent):
         diagonal = diagonals - 1 - back
         frame, live, ends = _at(slots, diagonal, length)
         of_frame = jnp.take_along_axis(encoded, frame[..., None], axis=1)
-        emit = functools.partial(_emissions, label=slots.label, chunk=chunk)
+        emit = functools.partial(_emissions, label=slots.label, chunk=chunk, activation=activation)
         (blank, label), transpose = jax.vjp(emit, of_frame, predicted, kernel)
         ways = _arrivals(history[diagonal], blank, label, live, slots)
         total = jnp.logaddexp(*ways)

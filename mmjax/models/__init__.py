@@ -47,6 +47,7 @@ from mmjax.models.positions import (
     Rotary,
     SinCos,
 )
+from mmjax.models.prediction import LSTMPrediction, PredictionNetwork, StatelessPrediction
 from mmjax.models.projectors import MLP, Linear, Projector, Resampler
 from mmjax.models.recurrent import BiLSTM
 from mmjax.models.rotary_scaling import LinearScaling, Llama3Scaling, YarnScaling

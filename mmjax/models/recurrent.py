@@ -1,4 +1,4 @@
-"""Recurrent speech encoders, as baselines."""
+"""LSTM layers over packed rows, and a recurrent speech encoder as a baseline."""
 
 from typing import Any, Literal
 
@@ -35,16 +35,23 @@ def lstm(gates: jax.Array, recurrent: jax.Array, segments: jax.Array, backward: 
 
     def step(carry, now):
         contribution, begin = now
-        hidden, cell = (jnp.where(begin[:, None], 0.0, x) for x in carry)
-        given, forget, candidate, output = jnp.split(contribution + hidden @ recurrent, 4, axis=-1)
-        cell = nn.sigmoid(forget) * cell + nn.sigmoid(given) * jnp.tanh(candidate)
-        hidden = nn.sigmoid(output) * jnp.tanh(cell)
-        return (hidden, cell), hidden
+        state = lstm_step(contribution, tuple(jnp.where(begin[:, None], 0.0, x) for x in carry), recurrent)
+        return state, state[0]
 
     zero = jnp.zeros((gates.shape[0], recurrent.shape[0]), jnp.float32)
     over_time = gates.astype(jnp.float32).swapaxes(0, 1), begins.swapaxes(0, 1)
     _, hidden = jax.lax.scan(step, (zero, zero), over_time)
     return jnp.where((segments > 0)[..., None], hidden.swapaxes(0, 1), 0.0)
+
+
+def lstm_step(
+    gates: jax.Array, state: tuple[jax.Array, jax.Array], recurrent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The next hidden and cell state [B, H] of an LSTM layer; `gates` [B, 4 H] and `recurrent` are as for `lstm`."""
+    hidden, cell = state
+    given, forget, candidate, output = jnp.split(gates + hidden @ recurrent, 4, axis=-1)
+    cell = nn.sigmoid(forget) * cell + nn.sigmoid(given) * jnp.tanh(candidate)
+    return nn.sigmoid(output) * jnp.tanh(cell), cell
 
 
 class BiLSTM(SpeechEncoder, kw_only=True):

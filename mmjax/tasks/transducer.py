@@ -1,7 +1,7 @@
 """Recognition by a transducer."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -12,8 +12,8 @@ from mmjax.errors import UserError
 from mmjax.losses import tdt, transducer
 from mmjax.models.adapters import as_array
 from mmjax.models.layers import dense
+from mmjax.models.prediction import PredictionNetwork, StatelessPrediction
 from mmjax.models.roles import parameter, projection
-from mmjax.models.segments import neighbour
 from mmjax.models.task import Encoded, Output, Sums
 from mmjax.models.texts import inputs_and_targets
 from mmjax.stream import Joint, Stream, only_tokens
@@ -21,17 +21,14 @@ from mmjax.tasks.text import WithBlank
 
 
 class Transducer(WithBlank, kw_only=True):
-    """Prediction network, joint network and loss of a transducer (Graves 2012, arXiv:1211.3711).
-
-    The prediction network has no state: it reads the last few labels (Ghodsi et al. 2020, "RNN-Transducer with stateless
-    prediction network"). All is float32.
-    """
+    """Prediction network, joint network and loss of a transducer (Graves 2012, arXiv:1211.3711). All is float32."""
 
     reads: str = "speech"  # an encoder
     label: str = "transcript"  # the name of the text in the data
     outputs: int | None = None  # ids of the tokenizer, and the blank; None: as the data's tokenizer has
-    width: int = 256  # features of the joint network, and of the embeddings of labels
-    context: int = 2  # number of labels that the prediction network reads
+    width: int = 256  # features of the joint network, and of the prediction network
+    prediction: PredictionNetwork = StatelessPrediction()  # reads the labels that were written
+    activation: Literal["tanh", "relu"] = "tanh"  # of the joint network
     # The numbers of frames that an emission may skip, such as (0, 1, 2, 3, 4): a token-and-duration transducer (TDT, Xu et al.
     # 2023, arXiv:2304.06795). (): a blank goes on to the next frame, and a token does not.
     durations: tuple[int, ...] = ()
@@ -44,15 +41,14 @@ class Transducer(WithBlank, kw_only=True):
             raise UserError(
                 f"{path}.reads is 'fused', but a Transducer needs the tokens of an encoder; read an encoder"
             )
+        self.prediction.check(f"{path}.prediction")
         if self.durations and (not {0, 1} <= set(self.durations) or min(self.durations) < 0):
             raise UserError(f"{path}.durations={self.durations} must have 0 and 1, such as (0, 1, 2, 3, 4)")
         if self.durations and not self.decoding.skips:
             raise UserError(f"{path}.decoding does not know durations; set it to GreedyTransducer()")
 
     def setup(self):
-        init = parameter("embedding", nn.initializers.normal(1.0), ("vocabulary", "embed"))
-        self.embedding = nn.Embed(self.outputs, self.width, embedding_init=init)
-        self.states = dense(self.width, (None, "embed"), jnp.float32, "states")
+        self.predict = self.prediction.clone(outputs=self.outputs, width=self.width)
         self.frames = dense(self.width, ("embed", None), jnp.float32, "frames")
         init = projection(nn.initializers.xavier_uniform(), ("embed", "vocabulary"))
         columns = self.outputs + len(self.durations)
@@ -66,9 +62,7 @@ class Transducer(WithBlank, kw_only=True):
         if text is None:
             return None
         inputs, targets = inputs_and_targets(text, encoded.batch["examples"].segments.shape[1])
-        embedded = inputs._replace(features=self.embedding(inputs.features))
-        states = self._predict([neighbour(embedded, -ago) for ago in range(self.context)])
-        states = only_tokens(inputs._replace(features=states))
+        states = self.predict(inputs)
         joint = Joint(states, self.project(encoded.streams[self.reads]), self.kernel, self.bias)
         return Output(states._replace(features=joint), targets)
 
@@ -76,33 +70,34 @@ class Transducer(WithBlank, kw_only=True):
         """Encoded tokens [B, T, W] -> frames of the joint network [B, T, width]."""
         return only_tokens(stream._replace(features=self.frames(stream.features.astype(jnp.float32))))
 
-    def logits(self, frame: jax.Array, recent: jax.Array) -> jax.Array:
-        """Logits of one frame [B, width] of each row after its labels [B, context], newest first; -1: none.
+    def logits(self, frame: jax.Array, labels: jax.Array, memory: Any) -> tuple[jax.Array, Any]:
+        """Logits of a frame [B, width] of each row after one more class [B] of its text; `memory`: of the classes before.
 
         Returns:
-          [B, outputs + D]: of the classes, then of the D durations.
+          [B, outputs + D]: of the classes, then of the D durations; and what is known after the class.
         """
-        embedded = jnp.where((recent >= 0)[..., None], self.embedding(jnp.maximum(recent, 0)), 0.0)
-        return jnp.tanh(frame + self._predict(list(jnp.moveaxis(embedded, 1, 0)))) @ self.kernel + self.bias
+        state, memory = self.predict.step(labels, memory)
+        return getattr(jax.nn, self.activation)(frame + state) @ self.kernel + self.bias, memory
 
-    def _predict(self, embedded: list[jax.Array]) -> jax.Array:
-        return self.states(jnp.concatenate(embedded, axis=-1))
+    def memory(self, shape: tuple[int, ...]) -> Any:
+        """What is known before a text begins: arrays [*shape, ...]."""
+        return self.prediction.clone(outputs=self.outputs, width=self.width).memory(shape)
 
     def loss(self, output: Output) -> Sums:
         if self.durations:
-            return tdt(*output, self.durations, self.chunk)
-        return transducer(*output, self.chunk)
+            return tdt(*output, self.durations, self.chunk, self.activation)
+        return transducer(*output, self.chunk, self.activation)
 
     def decode(
         self, apply: Any, encoded: Encoded, output: Output | None, rooms: Mapping[str, int], tables: Any = None
     ) -> Stream:
         stream, segments = encoded.streams[self.reads], encoded.batch["examples"].segments
         room, blank = rooms[self.label], self.blank or 0
-        return self.ids(self.decoding(apply, stream, segments, room, self.context, blank, self.durations, tables))
+        return self.ids(self.decoding(apply, stream, segments, room, self.memory, blank, self.durations, tables))
 
     def begin_stream(self, rows: int) -> Any:
-        return self.decoding.begin(rows, self.context)
+        return self.decoding.begin(rows, self.memory)
 
     def stream(self, apply: Any, encoded: Encoded, state: Any) -> tuple[Stream, Any]:
-        classes, state = self.decoding.advance(apply, encoded.streams[self.reads], state, self.durations)
+        classes, state = self.decoding.advance(apply, encoded.streams[self.reads], state, self.memory, self.durations)
         return self.ids(classes), state
