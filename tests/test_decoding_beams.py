@@ -317,7 +317,7 @@ class Transducers:
 
     def __init__(self, lengths, prediction):
         self.streams, self.examples = encoded(lengths, 6)
-        self.task = Transducer(reads="speech", outputs=4, blank=3, width=8, prediction=prediction)
+        self.task = Transducer(reads="speech", outputs=4, blank=3, width=8, predictor=prediction)
         self.apply = partial(self.task.apply, {"params": random_parameters(self.task, self.streams, self.examples)})
 
     def decoder(self, decoding, room=16):
@@ -396,7 +396,7 @@ def test_greedy_decoding_with_durations_skips_frames(prediction):
     """As in a plain loop (Xu et al. 2023, algorithm 2), of packed examples."""
     durations = (0, 1, 2)
     streams, examples = encoded([9, 3, 8], 6)
-    task = Transducer(reads="speech", outputs=4, blank=3, width=8, prediction=prediction, durations=durations)
+    task = Transducer(reads="speech", outputs=4, blank=3, width=8, predictor=prediction, durations=durations)
     apply = partial(task.apply, {"params": random_parameters(task, streams, examples)})
     decode = jax.jit(lambda: task.decode(apply, read(streams, None, examples), None, {"transcript": 16}))
     found, skips = written(decode()), set()

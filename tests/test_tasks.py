@@ -37,7 +37,7 @@ def test_every_task_keeps_its_fields_in_json_and_in_the_model():
         "pair": PAIR.clone(chunks=4),
         "limited": LIMITED,
         "next": c.Write(reads=("speech",), decoder=c.TextDecoder(vocabulary=128), label_smoothing=0.1),
-        "written": c.Transducer(outputs=128, prediction=c.LSTMPrediction(layers=3)),
+        "written": c.Transducer(outputs=128, predictor=c.LSTMPrediction(layers=3)),
         "words": c.MaskedTokens(outputs=128, chunk=64),
         "patches": c.MaskedPatches(share=0.5),
         "codes": c.BestRQ(codes=16),
@@ -47,7 +47,7 @@ def test_every_task_keeps_its_fields_in_json_and_in_the_model():
     assert c.from_json(c.to_json(config)) == config
     built = build_model(config.model).tasks
     assert built["pair"].between == ("speech", "image") and built["pair"].chunks == 4
-    assert built["size"] == tasks["size"] and built["written"].prediction.layers == 3
+    assert built["size"] == tasks["size"] and built["written"].predictor.layers == 3
 
 
 @pytest.mark.parametrize(

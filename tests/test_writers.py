@@ -213,8 +213,8 @@ def test_greedy_transducer_equals_a_plain_loop():
         for place, frame in enumerate(frames):
             for _ in range(GreedyTransducer().symbols):
                 labels = [0, *ids][::-1][:2]
-                embedded = [p["predict"]["embed"]["embedding"][i] for i in labels] + [np.zeros(8)] * (2 - len(labels))
-                state = np.concatenate(embedded) @ p["predict"]["out"]["kernel"] + p["predict"]["out"]["bias"]
+                embedded = [p["network"]["embed"]["embedding"][i] for i in labels] + [np.zeros(8)] * (2 - len(labels))
+                state = np.concatenate(embedded) @ p["network"]["out"]["kernel"] + p["network"]["out"]["bias"]
                 logits = np.tanh(frame + state) @ p["kernel"] + p["bias"]
                 best = int(np.argmax(logits))
                 score += logits[best] - np.log(np.exp(logits).sum())
@@ -232,7 +232,7 @@ def test_greedy_transducer_equals_a_plain_loop():
 @pytest.mark.parametrize("prediction", [StatelessPrediction(context=3), LSTMPrediction(layers=2)])
 def test_the_joint_of_training_is_that_of_decoding(prediction):
     """States of the packed labels equal the state after each label of its own text."""
-    task = Transducer(reads="speech", outputs=9, width=8, prediction=prediction, activation="relu")
+    task = Transducer(reads="speech", outputs=9, width=8, predictor=prediction, activation="relu")
     streams, examples = encoded([5, 3], 6)
     text = rows_of([(1, [3, 4, 5, 6]), (2, [7])], length=6)
     parameters = random_parameters(task, streams, examples)

@@ -102,7 +102,7 @@ def tasks(theirs: dict[str, Any]) -> dict[str, Task]:
             outputs=theirs["vocab_size"],
             blank=number,
             width=theirs["decoder_hidden_size"],
-            prediction=LSTMPrediction(layers=theirs["num_decoder_layers"]),
+            predictor=LSTMPrediction(layers=theirs["num_decoder_layers"]),
             activation=theirs["hidden_act"],
             durations=tuple(theirs.get("durations", ())),
             decoding=GreedyTransducer(symbols=theirs["max_symbols_per_step"]),
@@ -139,12 +139,12 @@ def _transducer(theirs: dict[str, Any], number: int) -> list[Rule]:
     def divided(columns):
         return np.concatenate([moved_back(columns[..., :classes], number), columns[..., classes:]], axis=-1)
 
-    found = linear("frames", "encoder_projector") + linear("predict/out", "decoder.decoder_projector")
+    found = linear("frames", "encoder_projector") + linear("network/out", "decoder.decoder_projector")
     found += [
         Rule("kernel", ("joint.head.weight",), lambda p: joined(p[0].T), lambda w: [divided(w).T]),
         Rule("bias", ("joint.head.bias",), lambda p: joined(p[0]), lambda w: [divided(w)]),
         Rule(
-            "predict/embed/embedding",
+            "network/embed/embedding",
             ("decoder.embedding.weight",),
             lambda p: moved_first(p[0].T, number).T,
             lambda w: [moved_back(w.T, number).T],
@@ -153,10 +153,10 @@ def _transducer(theirs: dict[str, Any], number: int) -> list[Rule]:
     for layer in range(theirs["num_decoder_layers"]):
         kernel, bias = (f"decoder.lstm.{kind}_ih_l{layer}" for kind in ("weight", "bias"))
         found += [
-            Rule(f"predict/input_{layer}/kernel", (kernel,), lambda p: p[0].T, lambda w: [w.T]),
-            *same(f"predict/input_{layer}/bias", bias),
-            Rule(f"predict/recurrent_{layer}", (kernel.replace("ih", "hh"),), lambda p: p[0].T, lambda w: [w.T]),
-            *same(f"predict/recurrent_bias_{layer}", bias.replace("ih", "hh")),
+            Rule(f"network/input_{layer}/kernel", (kernel,), lambda p: p[0].T, lambda w: [w.T]),
+            *same(f"network/input_{layer}/bias", bias),
+            Rule(f"network/recurrent_{layer}", (kernel.replace("ih", "hh"),), lambda p: p[0].T, lambda w: [w.T]),
+            *same(f"network/recurrent_bias_{layer}", bias.replace("ih", "hh")),
         ]
     return found
 

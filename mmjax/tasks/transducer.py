@@ -27,7 +27,7 @@ class Transducer(WithBlank, kw_only=True):
     label: str = "transcript"  # the name of the text in the data
     outputs: int | None = None  # ids of the tokenizer, and the blank; None: as the data's tokenizer has
     width: int = 256  # features of the joint network, and of the prediction network
-    prediction: PredictionNetwork = StatelessPrediction()  # reads the labels that were written
+    predictor: PredictionNetwork = StatelessPrediction()  # reads the labels that were written
     activation: Literal["tanh", "relu"] = "tanh"  # of the joint network
     # The numbers of frames that an emission may skip, such as (0, 1, 2, 3, 4): a token-and-duration transducer (TDT, Xu et al.
     # 2023, arXiv:2304.06795). (): a blank goes on to the next frame, and a token does not.
@@ -41,14 +41,14 @@ class Transducer(WithBlank, kw_only=True):
             raise UserError(
                 f"{path}.reads is 'fused', but a Transducer needs the tokens of an encoder; read an encoder"
             )
-        self.prediction.check(f"{path}.prediction")
+        self.predictor.check(f"{path}.predictor")
         if self.durations and (not {0, 1} <= set(self.durations) or min(self.durations) < 0):
             raise UserError(f"{path}.durations={self.durations} must have 0 and 1, such as (0, 1, 2, 3, 4)")
         if self.durations and not self.decoding.skips:
             raise UserError(f"{path}.decoding does not know durations; set it to GreedyTransducer()")
 
     def setup(self):
-        self.predict = self.prediction.clone(outputs=self.outputs, width=self.width)
+        self.network = self.predictor.clone(outputs=self.outputs, width=self.width)
         self.frames = dense(self.width, ("embed", None), jnp.float32, "frames")
         init = projection(nn.initializers.xavier_uniform(), ("embed", "vocabulary"))
         columns = self.outputs + len(self.durations)
@@ -62,7 +62,7 @@ class Transducer(WithBlank, kw_only=True):
         if text is None:
             return None
         inputs, targets = inputs_and_targets(text, encoded.batch["examples"].segments.shape[1])
-        states = self.predict(inputs)
+        states = self.network(inputs)
         joint = Joint(states, self.project(encoded.streams[self.reads]), self.kernel, self.bias)
         return Output(states._replace(features=joint), targets)
 
@@ -76,12 +76,12 @@ class Transducer(WithBlank, kw_only=True):
         Returns:
           [B, outputs + D]: of the classes, then of the D durations; and what is known after the class.
         """
-        state, memory = self.predict.step(labels, memory)
+        state, memory = self.network.step(labels, memory)
         return getattr(jax.nn, self.activation)(frame + state) @ self.kernel + self.bias, memory
 
     def memory(self, shape: tuple[int, ...]) -> Any:
         """What is known before a text begins: arrays [*shape, ...]."""
-        return self.prediction.clone(outputs=self.outputs, width=self.width).memory(shape)
+        return self.predictor.clone(outputs=self.outputs, width=self.width).memory(shape)
 
     def loss(self, output: Output) -> Sums:
         if self.durations:
