@@ -89,14 +89,9 @@ class TextDecoding(Decoding):
 
 @part
 class TransducerDecoding(Decoding):
-    """Decodes the outputs of a transducer.
-
-    Attributes:
-      skips: whether it decodes those of a transducer with durations.
-    """
+    """Decodes the outputs of a transducer."""
 
     kind = "decoder of transducers"
-    skips: ClassVar[bool] = False
 
     def __call__(
         self,

@@ -64,7 +64,6 @@ class GreedyTransducer(TransducerDecoding):
     symbols: int = 4  # the most symbols that are written in one frame
 
     streams: ClassVar[bool] = True
-    skips = True
 
     def __call__(self, apply, stream, segments, room, memory, blank=0, durations=(), tables=None) -> Stream:
         begins = ~same_segment(stream.segments, -1)

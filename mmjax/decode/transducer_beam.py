@@ -60,7 +60,7 @@ class Emissions(NamedTuple):
 
 @part
 class TransducerBeam(TransducerDecoding):
-    """Beam search in which every path makes one emission, a blank or a token, in every step.
+    """Beam search in which every path makes one emission, a blank or a token, in every step; with durations, also one of them.
 
     (Saon et al. 2020, "Alignment-length synchronous decoding for RNN transducer", in the batched form of NeMo, "modified
     ALSD".) So paths at different frames compete fairly, and a step computes the joint network once for each path. Paths that
@@ -91,7 +91,9 @@ class TransducerBeam(TransducerDecoding):
             inputs = (frames.features[rows, place], paths.last, paths.known)
             flat = jax.tree.map(lambda x: x.reshape(shape[0] * shape[1], *x.shape[2:]), inputs)
             logits, known = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), apply(*flat, method="logits"))
-            origins, best = self._best(paths, jax.nn.log_softmax(logits), count, ids, tables)
+            classes = logits.shape[-1] - len(durations)
+            logs, skips = jax.nn.log_softmax(logits[..., :classes]), jax.nn.log_softmax(logits[..., classes:])
+            origins, best = self._best(paths, logs, (skips, durations), count, ids, tables)
             paths, known = chosen((paths, known), origins)
             return _moved(paths, best, known, scorers.advance(tables, paths.state, ids(best.tokens)))
 
@@ -101,12 +103,19 @@ class TransducerBeam(TransducerDecoding):
         return of_examples(paths.written._replace(scores=scores), jnp.where(own.any(-1), segments, 0))
 
     def _best(
-        self, paths: Paths, logs: jax.Array, count: jax.Array, ids: Callable[[jax.Array], jax.Array], tables: Any
+        self,
+        paths: Paths,
+        logs: jax.Array,
+        skips: tuple[jax.Array, tuple[int, ...]],
+        count: jax.Array,
+        ids: Callable[[jax.Array], jax.Array],
+        tables: Any,
     ) -> tuple[jax.Array, Emissions]:
         """The path [E, K] that each of the K best emissions continues, and these emissions.
 
         Args:
           logs: [E, K, V] log-probabilities of the classes.
+          skips: [E, K, D] log-probabilities of the durations, and these.
           count: [E, 1] number of frames.
           ids: classes -> ids of the tokenizer.
         """
@@ -115,21 +124,39 @@ class TransducerBeam(TransducerDecoding):
         width = min(max(self.beams, self.shortlist if self.scorers else 0), logs.shape[-1] - 1)
         best, tokens = jax.lax.top_k(logs.at[..., BLANK].set(-jnp.inf), width)
         of_tokens = jnp.where(full[..., None], -jnp.inf, best + scorers.score(tables, paths.state, ids(tokens)))
-        of_end = jnp.where(paths.time + 1 == count, scorers.end(tables, paths.state), 0.0)
-        of_blank = jnp.where(ended, 0.0, logs[..., BLANK] + of_end)
         with_blank = partial(jnp.pad, pad_width=((0, 0), (0, 0), (1, 0)))
-        tokens = with_blank(tokens, constant_values=BLANK)
-        moves = jnp.minimum(paths.time + 1, count)
-        every = Emissions(
-            paths.total[..., None] + with_blank(of_tokens).at[..., 0].set(of_blank),
-            tokens,
-            jnp.exp(with_blank(best)),
-            jnp.where(tokens == BLANK, moves[..., None], paths.time[..., None]),
-            jnp.where(tokens == BLANK, paths.code[..., None], _code(paths.code[..., None], tokens)),
+        # [E, K, 1 + width, D]: each class with each way to go on. A text ends with a blank, so tokens stay inside.
+        tokens = with_blank(tokens, constant_values=BLANK)[..., None]
+        is_blank, (time, total, code, ended, count) = (
+            tokens == BLANK,
+            (x[..., None, None] for x in (paths.time, paths.total, paths.code, ended, count)),
         )
-        every = jax.tree.map(lambda x: x.reshape(len(x), -1), every)
+        frames, of_skips = _ways(is_blank, *skips)
+        time = jnp.minimum(time + frames, jnp.where(is_blank | ended, count, count - 1))
+        of_end = jnp.where(time == count, scorers.end(tables, paths.state)[..., None, None], 0.0)
+        scores = with_blank(of_tokens).at[..., 0].set(logs[..., BLANK])[..., None] + of_skips + of_end
+        stays = is_blank & (jnp.arange(scores.shape[-1]) == 0)  # what has ended goes on in one way
+        every = Emissions(
+            total + jnp.where(ended, jnp.where(stays, 0.0, -jnp.inf), scores),
+            tokens,
+            jnp.exp(with_blank(best))[..., None],
+            time,
+            jnp.where(is_blank, code, _code(code, tokens)),
+        )
+        every = jax.tree.map(lambda x: jnp.broadcast_to(x, scores.shape).reshape(len(x), -1), every)
         total, places = jax.lax.top_k(_merged(every.total, every.code, every.time), self.beams)
-        return places // (width + 1), chosen(every, places)._replace(total=total)
+        return places // (scores.shape[2] * scores.shape[3]), chosen(every, places)._replace(total=total)
+
+
+def _ways(is_blank: jax.Array, skips: jax.Array, durations: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """How many frames emissions [E, K, M, 1] go on in each of D ways, and the log-probability of each way.
+
+    Without durations, a blank goes on by one frame, and a token stays. A blank never stays.
+    """
+    if not durations:
+        return is_blank.astype(jnp.int32), jnp.zeros(is_blank.shape)
+    frames = jnp.array(durations)
+    return frames, jnp.where(is_blank & (frames == 0), -jnp.inf, skips[:, :, None])
 
 
 def _empty(shape: tuple[int, int], room: int, known: Any, state: Any) -> Paths:

@@ -44,8 +44,6 @@ class Transducer(WithBlank, kw_only=True):
         self.predictor.check(f"{path}.predictor")
         if self.durations and (not {0, 1} <= set(self.durations) or min(self.durations) < 0):
             raise UserError(f"{path}.durations={self.durations} must have 0 and 1, such as (0, 1, 2, 3, 4)")
-        if self.durations and not self.decoding.skips:
-            raise UserError(f"{path}.decoding does not know durations; set it to GreedyTransducer()")
 
     def setup(self):
         self.network = self.predictor.clone(outputs=self.outputs, width=self.width)
