@@ -53,7 +53,14 @@ def test_a_metric_that_is_not_measured_is_named_with_the_nearest(named, message)
 
 
 def test_error_rates_and_losses_go_down_and_other_metrics_up():
-    names = ("transcript/wer", "transcript/cer/language/fr", "answer/loss", "age/mae", "text/perplexity")
+    names = (
+        "transcript/wer",
+        "transcript/cer/language/fr",
+        "answer/loss",
+        "age/mae",
+        "text/perplexity",
+        "pair/a_to_b/median_rank",
+    )
     assert all(map(lower_is_better, names))
     assert not any(
         map(lower_is_better, ("answer/accuracy", "pairs/speech_to_image/recall@1", "wer/accuracy", "reply/bleu"))
@@ -140,7 +147,7 @@ ITEMS = {
     ],
 )
 def test_a_task_says_which_metrics_it_gives(task, kind):
-    counts = ("gallery", "queries", "chance@1", "chance@5", "chance@10")
+    counts = ("gallery", "queries", "chance@1", "chance@5", "chance@10", "chance_rank")
     found = task.statistics(ITEMS[kind]) or task.metrics(ITEMS[kind])
     given = {name for name in found if name.rsplit("/", 1)[-1] not in counts}
     assert given == set(task.metric_names)

@@ -40,10 +40,38 @@ def test_an_item_of_several_examples_is_in_the_gallery_once_and_any_of_a_querys_
     assert to_picture["recall@1"] == pytest.approx(4 / 6) and to_picture["chance@1"] == pytest.approx(1 / 3)
 
 
-def test_a_model_that_has_collapsed_finds_nothing():
-    same = np.ones((50, 8))
+@pytest.mark.parametrize("value", [1.0, np.nan])
+def test_a_model_that_has_collapsed_finds_nothing(value):
+    same = np.full((50, 8), value)
     found = recalls(same, same, range(50), range(50))
-    assert found["recall@1"] == found["recall@10"] == 0.0
+    assert found["recall@1"] == found["recall@10"] == 0.0 and found["median_rank"] == 50
+
+
+def test_the_median_rank_is_that_of_ranking_by_hand():
+    draw = np.random.default_rng(1)
+    queries, items = draw.standard_normal((30, 4)), draw.standard_normal((30, 4))
+    ranks = [1 + np.argsort(-(items @ query)).tolist().index(i) for i, query in enumerate(queries)]
+    found = recalls(queries, items, range(30), range(30))
+    assert found["median_rank"] == pytest.approx(np.median(ranks)) and found["chance_rank"] == 15.5
+    # A resample counts an example as often as it was drawn.
+    drawn = draw.integers(0, 4, (5, 30))
+    medians = retrieval.recalls(queries, items, range(30), range(30))["median_rank"](drawn.astype(float))
+    np.testing.assert_allclose(medians, [np.median(np.repeat(ranks, row)) for row in drawn])
+
+
+def test_queries_that_share_an_item_count_once_in_the_median_rank():
+    """Query a is asked by three examples; its best item counts, and the mean of the ranks in the middle is taken."""
+    queries = np.array([[1, 0], [1, 0], [1, 0], [0, 1]], float)
+    items = np.array([[0.1, 0.9], [0.3, 0.8], [0.2, 0.7], [0.5, 0.6]])
+    found = recalls(queries, items, list("aaab"), range(4))
+    assert found["median_rank"] == 3  # of 2 (item 1 after item 3) and 4
+
+
+def test_the_median_rank_of_guessing_is_that_of_many_random_orders():
+    draw, own = np.random.default_rng(2), [1, 1, 5]
+    ranks = [draw.permutation(40)[:count].min() + 1 for count in own for _ in range(4000)]
+    assert retrieval._chance_rank(40, own) == pytest.approx(np.median(ranks), abs=1)
+    assert [retrieval._chance_rank(n, [1]) for n in (1, 2, 7)] == [1, 1.5, 4]
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +127,7 @@ def pairs(tmp_path_factory):
 def test_evaluation_tells_recall_both_ways(pairs):
     metrics = pairs[1]
     for name in ("heard/speech_to_image", "heard/image_to_speech", "read/text_to_image", "read/image_to_text"):
+        assert 1 <= metrics[f"{name}/median_rank"] <= metrics[f"{name}/gallery"]
         assert 0 <= metrics[f"{name}/recall@1"] <= metrics[f"{name}/recall@5"] <= metrics[f"{name}/recall@10"] <= 1
     # 24 examples of 12 different pictures and 5 different texts; recordings are not compared, and all count.
     assert [metrics[f"{n}/gallery"] for n in ("heard/speech_to_image", "heard/image_to_speech")] == [12, 24]
@@ -126,5 +155,13 @@ def test_eval_shows_them_in_tables(pairs, capsys, monkeypatch):
     monkeypatch.setattr(progress.out, "width", 200)
     assert cli.main(["eval", str(pairs[0])]) == 0
     shown = capsys.readouterr().out
-    for part in ("speech to image", "recall@10", "by chance", "source second", "language fr", "transcript CER"):
+    for part in (
+        "speech to image",
+        "recall@10",
+        "median rank",
+        "by chance",
+        "source second",
+        "language fr",
+        "transcript CER",
+    ):
         assert part in shown, part

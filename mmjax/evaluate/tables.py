@@ -15,7 +15,9 @@ ROWS = 12  # classes of a confusion matrix, and words of a list
 # The metrics of tables, in the order of their columns: as a percentage, or as a number.
 FORMATS = dict.fromkeys(("accuracy", "exact_match", "f1", "cer", "wer", "macro_f1", "uar"), "%")
 FORMATS |= dict.fromkeys(("bleu", "chrf", "cider", "auroc", "mae", "rmse", "pearson", "spearman"), "number")
-LOWER_IS_BETTER = ("cer", "wer", "mae", "rmse")
+LOWER_IS_BETTER = frozenset(
+    ("loss", "nll", "infeasible", "cer", "wer", "ece", "mae", "rmse", "perplexity", "median_rank")
+)
 HEADINGS = {"accuracy": "", "cer": "CER", "wer": "WER", "macro_f1": "F1", "uar": "UAR", "auroc": "AUROC"}
 HEADINGS |= {"exact_match": "exact", "f1": "F1", "bleu": "BLEU", "chrf": "chrF", "cider": "CIDEr"}
 HEADINGS |= {"mae": "MAE", "rmse": "RMSE"}
@@ -125,16 +127,19 @@ def _table_of_groups(subsets: Mapping[str, Metrics], intervals: Mapping[str, Int
 
 
 def _table_of_retrieval(subsets: Mapping[str, Metrics]) -> list[Table]:
-    """A row for each direction: recall, and below it what guessing would reach."""
-    result = Table("retrieval", *(Column(f"recall@{k}", justify="right") for k in RANKS), Column("of", justify="right"))
+    """A row for each direction: recall and median rank, and below it what guessing would reach."""
+    found, chance = [[f"{kind}@{k}" for k in RANKS] for kind in ("recall", "chance")]
+    found, chance = [*found, "median_rank"], [*chance, "chance_rank"]
+    headings = [Column(one.replace("_", " "), justify="right") for one in (*found, "of")]
+    result = Table("retrieval", *headings)
     for metrics in subsets.values():
         for name in (n.removesuffix("/gallery") for n in metrics if n.endswith("/gallery")):
             direction, size = name.split("/")[1].replace("_to_", " to "), f"{metrics[f'{name}/gallery']:,}"
-            result.add_row(
-                direction, *(formatted(f"{name}/recall@{k}", metrics[f"{name}/recall@{k}"]) for k in RANKS), size
+            row, guessed = (
+                [formatted(f"{name}/{one}", metrics[f"{name}/{one}"]) for one in part] for part in (found, chance)
             )
-            chance = (formatted(f"{name}/chance@{k}", metrics[f"{name}/chance@{k}"]) for k in RANKS)
-            result.add_row("  by chance", *chance, style="dim")
+            result.add_row(direction, *row, size)
+            result.add_row("  by chance", *guessed, style="dim")
     return [result] if result.rows else []
 
 

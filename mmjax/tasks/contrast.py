@@ -50,8 +50,8 @@ class Contrast(Task, kw_only=True):
     @property
     def metric_names(self) -> tuple[str, ...]:
         a, b = self.between
-        directions = (f"{a}_to_{b}", f"{b}_to_{a}")
-        return tuple(f"{direction}/recall@{k}" for direction in directions for k in RANKS)
+        found = (*(f"recall@{k}" for k in RANKS), "median_rank")
+        return tuple(f"{direction}/{one}" for direction in (f"{a}_to_{b}", f"{b}_to_{a}") for one in found)
 
     def check(self, path: str, config: Any) -> None:
         encoders = set(config.model.encoders)
@@ -119,7 +119,7 @@ class Contrast(Task, kw_only=True):
         return None if tokens is None else tokens[0]
 
     def statistics(self, items: Sequence[Item]) -> dict[str, Statistic]:
-        """ "FIRST_to_SECOND/recall@1" and others, in both directions (`recalls`)."""
+        """ "FIRST_to_SECOND/recall@1", "FIRST_to_SECOND/median_rank" and others, in both directions (`recalls`)."""
         vectors = np.stack([item.prediction for item in items])
         keys = [[item.number if item.truth[side] is None else item.truth[side] for item in items] for side in range(2)]
         found = {}

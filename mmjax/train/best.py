@@ -11,18 +11,18 @@ import jax
 from mmjax import progress
 from mmjax.errors import UserError, nearest
 from mmjax.evaluate.subsets import canonical
+from mmjax.evaluate.tables import LOWER_IS_BETTER
 from mmjax.files import json_line, write_whole, writing
 from mmjax.parallel.agreement import from_lead, together
 from mmjax.train.experiment import Evaluation
 from mmjax.tree import read_json
 
 RECORD = "best.json"  # in the run directory
-LOWER = frozenset(("loss", "nll", "infeasible", "cer", "wer", "ece", "mae", "rmse", "perplexity"))  # better if smaller
 
 
 def lower_is_better(metric: str) -> bool:
     """Whether smaller values of a metric ("transcript/wer", "transcript/wer/language/fr") are better."""
-    return not LOWER.isdisjoint(metric.split("/")[1:])
+    return not LOWER_IS_BETTER.isdisjoint(metric.split("/")[1:])
 
 
 class Goal(NamedTuple):
