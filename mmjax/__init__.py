@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mmjax.run import Run
+    from mmjax.search import SearchIndex
 
 __version__ = "0.1.0"
 
@@ -29,3 +30,14 @@ def open(
     from mmjax.run import Run
 
     return Run(directory, overrides, weights)
+
+
+def open_index(directory: "str | Path") -> "SearchIndex":
+    """Opens an index that `mmjax index` or `Run.index` wrote, to search it: see `mmjax.search.SearchIndex`.
+
+    Raises:
+      UserError: there is no index in the directory, or it is not complete.
+    """
+    from mmjax.search import SearchIndex
+
+    return SearchIndex(directory)

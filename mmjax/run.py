@@ -20,11 +20,12 @@ from mmjax.data.layout import Layout
 from mmjax.data.packing import Packer
 from mmjax.data.prefixes import Prefixes
 from mmjax.data.text import Tokenizer
-from mmjax.data.to_predict import InMemory
+from mmjax.data.to_predict import Files, InMemory, Unlabelled, table
 from mmjax.data.vectors import VectorInput
 from mmjax.data.voice_activity import VoiceActivity
 from mmjax.decode import GREEDY, Sampling, Timings, by_example
-from mmjax.errors import UserError
+from mmjax.errors import UserError, nearest
+from mmjax.evaluate.embeddings import index_files
 from mmjax.evaluate.predictions import Predictor
 from mmjax.files import local
 from mmjax.generation import Generator
@@ -37,6 +38,7 @@ from mmjax.parallel.runtime import jit_once
 from mmjax.stream import Batch
 from mmjax.timestamps import Aligner
 from mmjax.train.build import build_layout, build_model, build_source, facts_of_run, labels_of, raw
+from mmjax.train.checkpoint import digest
 from mmjax.train.directory import Which, read_run
 from mmjax.train.report import sample_rate
 from mmjax.train.step import cast, init_parameters
@@ -74,6 +76,7 @@ class Run:
         # This machine may lack the attention backend of the training machine.
         self.model = build_model(dataclasses.replace(self.config.model, strict_attention=False))
         self._aligners: dict[str | None, Aligner] = {}  # by task
+        self._embeddings: dict[str | None, Callable] = {}  # by task
 
     @functools.cached_property
     def facts(self) -> Facts:
@@ -193,6 +196,7 @@ class Run:
         image: Any = None,
         text: str | list | None = None,
         *,
+        task: str | None = None,
         tags: Mapping[str, str | None] | None = None,
         **others: Any,
     ) -> dict[str, np.ndarray]:
@@ -201,12 +205,65 @@ class Run:
         If the run has a `Contrast` task that compares the input, it is the unit vector that the task compares: the product of
         two such vectors is the cosine of their angle. Otherwise, it is the mean of the tokens of the input's encoder.
 
+        Args:
+          task: the task that compares the inputs, if several tasks of the run compare them; None: the first.
+
         Returns:
           Vectors [W] float32 by input: {"speech": ..., "image": ...}.
+
+        Raises:
+          UserError: as `predict`; or the task does not compare an input.
         """
-        batch = self._batch(*self._given(speech, image, text, tags, others))
-        found = jax.device_get(self._embedding(self.device_params, batch))
+        given, prefixes = self._given(speech, image, text, tags, others)
+        if task is not None:
+            embeds = {name: one.embeds for name, one in self.config.model.tasks.items() if one.embeds}
+            if task not in embeds:
+                raise UserError(f"no task '{task}' of this run compares inputs{nearest(task, embeds)}")
+            if lacking := [name for name in given if name not in embeds[task]]:
+                raise UserError(f"the task {task} does not compare {lacking[0]}; it compares {', '.join(embeds[task])}")
+        found = jax.device_get(self._embedding(task)(self.device_params, self.batch_of(given, prefixes)))
         return {name: vectors[0, 0] for name, vectors in found.items()}
+
+    def index(self, files: Sequence[str], directory: str | Path, manifest: str | None = None) -> dict[str, int]:
+        """Writes the vectors of many recordings, pictures or texts into an index, which `mmjax.open_index` searches.
+
+        An interrupted call can be repeated. It computes nothing again.
+
+        Args:
+          files: files, patterns of files, and folders; empty: there is a manifest.
+          directory: of the index.
+          manifest: a table (.jsonl, .csv, .tsv, .parquet) of items instead of files.
+
+        Returns:
+          {"items": number of items, "errors": how many of them cannot be used}.
+
+        Raises:
+          UserError: the run has no `Contrast` task, or the directory holds another index.
+        """
+        if bool(files) == bool(manifest):
+            raise UserError("give either files, or a manifest (--manifest)")
+        self.check_compares()
+        return index_files(self, self.examples(files, manifest), local(directory, "the index"))
+
+    def examples(
+        self, files: Sequence[str], manifest: str | None = None, tags: Mapping[str, str] | None = None
+    ) -> Unlabelled:
+        """The examples of files, or of a manifest, for this run; `tags`: of all files."""
+        fields, data = self.config.data.fields({}), self.config.data
+        inputs = {name: one for name, one in self.fields.inputs.items() if name in self.config.model.encoders}
+        records = Files(files, inputs, tags) if files else table(manifest, fields)
+        settings = {"sample_rate": self.sample_rate, "rescale": data.rescale, "prefixes": data.prefixes}
+        return Unlabelled(records, fields, self.tokenizer, self.given_tokens, **settings)
+
+    def check_compares(self) -> None:
+        """Checks that a task of the run compares inputs; raises UserError."""
+        if not any(task.embeds for task in self.config.model.tasks.values()):
+            raise UserError(f"{self.directory} has no task that compares inputs; train one with a Contrast task")
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """Where the run is, the step of the checkpoint, and a hash of the parameters."""
+        return {"run": str(self.directory.absolute()), "step": self.step, "parameters": digest(self.params)}
 
     def _example(self, arguments: Mapping[str, Any]) -> Example | UserError:
         """An example from the arguments of `predict`, or why it cannot be used."""
@@ -367,7 +424,9 @@ class Run:
         self, given: Mapping[str, Any], prefixes: Mapping[str, Sequence[int]], name: str = "your input"
     ) -> dict[str, Any]:
         """`predict` for inputs in the format of `Example`, with the ids before each text."""
-        predictions = jax.device_get(self._program(self.device_params, self._batch(given, prefixes, name), self.tables))
+        predictions = jax.device_get(
+            self._program(self.device_params, self.batch_of(given, prefixes, name), self.tables)
+        )
         return self.shown({name: dict(by_example(stream)).get((0, 1)) for name, stream in predictions.items()})
 
     def shown(self, predicted: Mapping[str, Any]) -> dict[str, Any]:
@@ -381,7 +440,7 @@ class Run:
                 result |= {f"{name}/{key}" if key else name: value for key, value in shown.items()}
         return result
 
-    def _batch(
+    def batch_of(
         self, given: Mapping[str, Any], prefixes: Mapping[str, Sequence[int]], name: str = "your input"
     ) -> Batch:
         """A batch of one row with one example."""
@@ -460,9 +519,12 @@ class Run:
         """`decoded`, compiled once for each shape of a batch."""
         return jit_once(self.decoded)
 
-    @functools.cached_property
-    def _embedding(self) -> Callable[[Any, Batch], dict[str, jax.Array]]:
-        return jit_once(lambda params, batch: self.model.apply({"params": params}, batch, method="embed"))
+    def _embedding(self, task: str | None) -> Callable[[Any, Batch], dict[str, jax.Array]]:
+        """`Multimodal.embed` for a task, compiled once for each shape of a batch."""
+        if task not in self._embeddings:
+            program = functools.partial(self.model.apply, task=task, method="embed")
+            self._embeddings[task] = jit_once(lambda params, batch: program({"params": params}, batch))
+        return self._embeddings[task]
 
     @functools.cached_property
     def predictor(self) -> Predictor:

@@ -20,7 +20,7 @@ from mmjax.data.given import picture_of, samples_of
 from mmjax.data.image import open_image
 from mmjax.data.inputs import Use
 from mmjax.data.streams import Hops
-from mmjax.data.to_predict import Files, file_kind, table
+from mmjax.data.to_predict import file_kind
 from mmjax.errors import UserError
 from mmjax.evaluate.predictions import predict_files
 from mmjax.run import Run
@@ -277,11 +277,9 @@ def test_files_are_predicted_in_order_as_one_by_one_and_an_interrupted_call_cont
         else:
             kind = "image" if name.endswith(("c.png", "picture.wav")) else "speech"
             close(line, opened.predict(**{kind: name}))
-    inputs = {name: one for name, one in opened.fields.inputs.items() if name in opened.config.model.encoders}
-    records, fields = Files([str(folder)], inputs), opened.config.data.fields({})
     for kept in (0, 3, 8):  # the command was killed while it wrote a line
         out.write_text("".join(whole.splitlines(keepends=True)[:kept]) + whole.splitlines()[kept][:20])
-        assert predict_files(opened, records, fields, out) == {"examples": 11, "errors": 2}
+        assert predict_files(opened, opened.examples([str(folder)]), out) == {"examples": 11, "errors": 2}
         assert out.read_text() == whole
     assert opened.predictor._program._cache_size() == 1
     assert main(["predict", str(run), str(folder / "b.flac"), "-o", str(out)]) == 2
@@ -305,8 +303,8 @@ def test_the_rows_of_a_table_are_predicted(opened, folder, tmp_path, ending):
         file.write_text("".join(",".join(row) + "\n" for row in cells))
     else:
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    fields, out = opened.config.data.fields({}), tmp_path / "out.jsonl"
-    assert predict_files(opened, table(str(file), fields), fields, out) == {"examples": 4, "errors": 2}
+    out = tmp_path / "out.jsonl"
+    assert predict_files(opened, opened.examples([], str(file)), out) == {"examples": 4, "errors": 2}
     first, second, *errors = read(out)
     assert first.pop("name").startswith(str(file)) and second.pop("name").startswith(str(file))
     close(first, opened.predict(speech=rows[0]["speech"], image=rows[0]["image"]))
@@ -331,8 +329,8 @@ def test_what_many_files_cannot_be_combined_with_is_refused(run, folder, tmp_pat
 
 def test_files_of_which_none_can_be_read_are_listed_with_their_reasons(opened, folder, tmp_path):
     names = [str(folder / name) for name in ("broken.wav", "notes.txt")]
-    fields, out = opened.config.data.fields({}), tmp_path / "out.jsonl"
-    assert predict_files(opened, Files(names, fields.inputs), fields, out) == {"examples": 2, "errors": 2}
+    out = tmp_path / "out.jsonl"
+    assert predict_files(opened, opened.examples(names), out) == {"examples": 2, "errors": 2}
     assert [line["name"] for line in read(out)] == names
     assert "notes.txt is neither a recording nor a picture" in read(out)[1]["error"]
 

@@ -82,7 +82,7 @@ def test_a_wrong_example_is_named_by_its_number_after_the_results_before_it(open
 
 def test_an_embedding_is_the_mean_of_the_tokens_of_an_encoder(opened):
     found = opened.embed(speech=sound(0.5), image=PICTURE)
-    batch = opened._batch(*opened._given(None, PICTURE, None, None, {}))
+    batch = opened.batch_of(*opened._given(None, PICTURE, None, None, {}))
     tokens = opened.model.apply({"params": opened.params}, batch, "image", method="encode")
     own = np.asarray(tokens.features)[np.asarray(tokens.segments) == 1]
     np.testing.assert_allclose(found["image"], own.mean(axis=0), atol=1e-5)

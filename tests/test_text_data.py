@@ -16,7 +16,6 @@ from mmjax import cli
 from mmjax import config as c
 from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches
-from mmjax.data.manifest import ManifestRecords
 from mmjax.data.sampler import Sampler
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
@@ -280,8 +279,7 @@ def test_rows_of_a_table_have_their_own_tags(home):
     run, table = mmjax.open(home / "run"), home / "table.jsonl"
     rows = [{"text": WORDS[n], "language": ("fr", "de", "en")[n], "task": ("hear", "write")[n % 2]} for n in range(3)]
     table.write_text("".join(json.dumps(row | {"target": "not read"}) + "\n" for row in rows))
-    fields = run.config.data.fields({})
-    predict_files(run, ManifestRecords(str(table), fields=fields), fields, home / "out.jsonl")
+    predict_files(run, run.examples([], str(table)), home / "out.jsonl")
     found = [json.loads(line)["target"] for line in (home / "out.jsonl").read_text().splitlines()]
     tags = [{name: row[name] for name in ("language", "task")} for row in rows]
     alone = [run.predict(text=row["text"], tags=own)["target"] for row, own in zip(rows, tags, strict=True)]

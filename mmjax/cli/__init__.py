@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmjax import __version__
-from mmjax.cli import alignment, data, evaluation, language, runs, sweep
+from mmjax.cli import alignment, data, evaluation, language, runs, search, sweep
 from mmjax.cli.shared import add_step, command, print_json
 from mmjax.errors import Preempted, UserError
 from mmjax.files import local, writing
@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     alignment.add_parser(commands)
     sweep.add_parsers(commands)
     evaluation.add_parsers(commands)
+    search.add_parsers(commands)
     language.add_parsers(commands)
     _add_config_commands(commands)
     _add_model_commands(commands)

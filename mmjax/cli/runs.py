@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from mmjax.cli.shared import add_step, command, print_json, whole
+from mmjax.cli.shared import add_step, command, files_and_others, print_json, whole
 from mmjax.errors import UserError
 from mmjax.files import local
 
@@ -129,7 +129,7 @@ def _predict(options, rest) -> int:
     from mmjax.run import Run
 
     save = options.save and local(options.save, "--save")
-    files, overrides = _files_and_overrides(options.files, rest)
+    files, overrides = files_and_others(options.files, rest)
     run = Run(options.run, overrides, step=options.step)
     if options.stream:
         others = ("speech", "image", "text", "input", "save", "language", "task")
@@ -168,20 +168,7 @@ def _predict(options, rest) -> int:
     return 0
 
 
-def _files_and_overrides(files: list[str], rest: list[str]) -> tuple[list[str], list[str]]:
-    """Files may also stand after options, where argparse does not expect them."""
-    files, overrides, rest = list(files), [], list(rest)
-    while rest:
-        one = rest.pop(0)
-        if not one.startswith("--"):
-            files.append(one)
-        else:
-            overrides += [one] if "=" in one or not rest else [one, rest.pop(0)]
-    return files, overrides
-
-
 def _predict_many(options, files: list[str], run: Any, save: Path | None) -> int:
-    from mmjax.data.to_predict import Files, table
     from mmjax.evaluate.predictions import predict_files
 
     if not options.out:
@@ -194,10 +181,7 @@ def _predict_many(options, files: list[str], run: Any, save: Path | None) -> int
         name = next(iter(tags))
         raise UserError(f"the column '{name}' of the table says it for each example; leave out --{name}")
     run.check_tags(tags)
-    inputs = {name: one for name, one in run.fields.inputs.items() if name in run.config.model.encoders}
-    fields = run.config.data.fields({})
-    records = Files(files, inputs, tags) if files else table(options.manifest, fields)
-    counts = predict_files(run, records, fields, local(options.out, "--out"), save)
+    counts = predict_files(run, run.examples(files, options.manifest, tags), local(options.out, "--out"), save)
     if options.json:
         print_json(counts | {"out": options.out})
     else:

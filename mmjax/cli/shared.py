@@ -47,3 +47,15 @@ def command(commands: Any, name: str, text: str, what: str, json_output: bool = 
     if json_output:
         sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
     return sub
+
+
+def files_and_others(files: list[str], rest: list[str]) -> tuple[list[str], list[str]]:
+    """The files of a command, also those after options, where argparse does not expect them; and its other arguments."""
+    files, others, rest = list(files), [], list(rest)
+    while rest:
+        one = rest.pop(0)
+        if not one.startswith("--"):
+            files.append(one)
+        else:
+            others += [one] if "=" in one or not rest else [one, rest.pop(0)]
+    return files, others

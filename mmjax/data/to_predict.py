@@ -13,11 +13,11 @@ from mmjax.data.containers import is_recording
 from mmjax.data.corpus import Corpus
 from mmjax.data.example import Example
 from mmjax.data.fields import Fields
-from mmjax.data.files import below, join, matching, open_file
+from mmjax.data.files import Blob, below, join, matching, open_file, remote
 from mmjax.data.filters import Filters
 from mmjax.data.image import is_picture
 from mmjax.data.index import open_index
-from mmjax.data.inputs import Cell, Input
+from mmjax.data.inputs import Cell, Input, Recording
 from mmjax.data.layout import Layout
 from mmjax.data.manifest import ManifestRecords
 from mmjax.data.packing import Packer
@@ -173,6 +173,10 @@ class Unlabelled:
     def tags(self, number: int) -> Mapping[str, str | None]:
         return self._collection[number].tags
 
+    def contents(self, number: int) -> dict[str, str | None]:
+        """What people see of an example, by input: a text, or the path of a file; None: a part of a file, or several files."""
+        return {name: _content(value) for name, value in self._collection[number].inputs.items()}
+
     def positions(self, layout: Layout) -> dict[str, np.ndarray]:
         count = len(self._readable)
         sizes = {name: self._corpus.sizes[name] for name in self._corpus.inputs}
@@ -182,6 +186,18 @@ class Unlabelled:
             found[name] = np.zeros(len(self), np.int64)
             found[name][self._readable] = taken
         return found
+
+
+def _content(value: Any) -> str | None:
+    """See `Unlabelled.contents`; `value`: of a `Record`."""
+    if isinstance(value, str):
+        return value
+    one = value[0] if len(value) == 1 else None
+    if isinstance(one, Recording):
+        one = one.source if not one.start and one.seconds is None else None
+    if isinstance(one, Blob) and not one.offset and one.length is None:
+        return one.file if remote(one.file) else os.path.abspath(one.file)
+    return None
 
 
 class InMemory:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from mmjax import progress
 from mmjax.data.audio import write_audio
-from mmjax.data.fields import Fields
+from mmjax.data.example import Example
 from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches, prefetch
 from mmjax.data.sampler import Sampler
@@ -109,26 +109,44 @@ class Predictor:
             failed = {n: UserError(batches.skipped[n]) for n in some.tolist() if n not in found}
             yield {number: one for number, one in (found | failed).items() if number >= first}
 
-    def _read(self, examples: Any, outputs: Batch, taken: Mapping[str, np.ndarray]) -> dict[int, Any]:
-        """The predictions about the examples of a batch by number."""
-        tasks, encoders = self._run.config.model.tasks, self._run.config.model.encoders
-        predicted = {name: dict(by_example(stream)) for name, stream in outputs.items()}
-        found = {}
+    def _read(self, examples: Any, outputs: Any, taken: Mapping[str, np.ndarray]) -> dict[int, Any]:
+        """The results of the examples of a batch by number."""
+        encoders, found, result = self._run.config.model.encoders, {}, self._reader(outputs)
         for row, slot in np.argwhere(np.asarray(examples.segments) > 0).tolist():
-            number, place = int(examples.features[row, slot]), (row, slot + 1)
-            streams = {"fused", *(name for name in encoders if name in taken and taken[name][number])}
-            own = {name: some.get(place) for name, some in predicted.items() if tasks[name].available(streams)}
-            found[number] = self._run.shown(own)
+            number = int(examples.features[row, slot])
+            found[number] = result(row, slot, {name for name in encoders if name in taken and taken[name][number]})
         return found
 
+    # What is computed; `Embedder` computes something else.
+
+    def _compute(self, params: Any, batch: Batch, tables: Any) -> Any:
+        """The outputs of a batch; a pure function, to be compiled."""
+        return self._run.decoded(params, batch, tables)
+
+    def _reader(self, outputs: Any) -> Callable[[int, int, set[str]], dict[str, Any]]:
+        """A function of row, slot and inputs of an example that gives its result."""
+        tasks = self._run.config.model.tasks
+        predicted = {name: dict(by_example(stream)) for name, stream in outputs.items()}
+
+        def result(row: int, slot: int, inputs: set[str]) -> dict[str, Any]:
+            there, place = {"fused", *inputs}, (row, slot + 1)
+            own = {name: some.get(place) for name, some in predicted.items() if tasks[name].available(there)}
+            return self._run.shown(own)
+
+        return result
+
+    def _one(self, given: Mapping[str, Any], example: Example, source: ToPredict, number: int) -> dict[str, Any]:
+        """The result of an example in a row of its own, or of parts of it, as in `Run.predict`."""
+        whole = self._run.transcribed(given, source.tags(number))
+        return whole or self._run.predict_given(given, example.prefixes, source.name(number))
+
     def _alone(self, source: ToPredict, number: int) -> dict[str, Any] | UserError:
-        """The prediction about an example in a row of its own, or of parts of it, as in `Run.predict`."""
+        """The result of an example that fits into no row of the config."""
         try:
             example = source[number]
             names = [name for name in example.inputs if name in self._run.config.model.encoders]
             given = {name: value for name in names if (value := example.input(name)) is not None}
-            whole = self._run.transcribed(given, source.tags(number))
-            return whole or self._run.predict_given(given, example.prefixes, source.name(number))
+            return self._one(given, example, source, number)
         except UserError as error:
             return error
 
@@ -141,17 +159,17 @@ class Predictor:
     @functools.cached_property
     def _program(self) -> Any:
         mesh = self._run.mesh
-        return jax.jit(within(mesh, self._run.decoded), out_shardings=NamedSharding(mesh, P()))
+        return jax.jit(within(mesh, self._compute), out_shardings=NamedSharding(mesh, P()))
 
 
-def predict_files(run: Any, records: Any, fields: Fields, out: Path, save: Path | None = None) -> dict[str, int]:
-    """Writes a prediction about each record into a JSONL file: {"name", and what `Run.predict` returns}.
+def predict_files(run: Any, source: Unlabelled, out: Path, save: Path | None = None) -> dict[str, int]:
+    """Writes a prediction about each example into a JSONL file: {"name", and what `Run.predict` returns}.
 
     An example that cannot be used has {"name", "error"} instead. If the file has lines already, their examples are left out:
     an interrupted call can be repeated, and the result is that of a call that was not interrupted.
 
     Args:
-      records: by number, such as `mmjax.data.to_predict.Files`; fields: what is read of them.
+      source: the examples (`Run.examples`).
       out: the file.
       save: a folder for predicted samples, as WAV files; None: they are not kept.
 
@@ -163,9 +181,6 @@ def predict_files(run: Any, records: Any, fields: Fields, out: Path, save: Path 
     """
     if jax.process_count() > 1:
         raise UserError("mmjax predict reads files in one process; give each process its own files, and its own --out")
-    data = run.config.data
-    settings = {"sample_rate": run.sample_rate, "rescale": data.rescale, "prefixes": data.prefixes}
-    source = Unlabelled(records, fields, run.tokenizer, run.given_tokens, **settings)
     done = begun(out)
     for number, line in enumerate(done):
         if number >= len(source) or not isinstance(line, dict) or line.get("name") != source.name(number):

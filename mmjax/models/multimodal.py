@@ -106,18 +106,32 @@ class Multimodal(nn.Module, kw_only=True):
         every = (Encoded({**batch, one.label: text}, streams, seen, None, self.encoders) for text in texts)
         return [one.spans(partial(one.apply, variables), encoded) for encoded in every]
 
-    def embed(self, batch: Batch) -> dict[str, jax.Array]:
+    def embed(self, batch: Batch, task: str | None = None) -> dict[str, jax.Array]:
         """One vector [B, N, W] per example, by encoder in the batch, in float32.
 
-        It is that of the first task that makes vectors of the encoder (`Task.embeds`, such as `Contrast`); without such a
-        task, it is the mean of the encoder's tokens.
+        Args:
+          task: a task that makes vectors of the encoders (`Task.embeds`, such as `Contrast`). None: for each encoder the first
+            one; without such a task, the mean of the encoder's tokens.
         """
         batch, found = jax.tree.map(jnp.asarray, batch), {}
         for name in (name for name in self.encoders if name in batch):
-            stream, examples = self.encode(batch, name), batch["examples"]
-            task = next((task for task in self.tasks.values() if name in task.embeds), None)
-            found[name] = task.embed(name, stream, examples) if task else mean(stream, examples.segments)
+            able = [own for own, one in self.tasks.items() if name in one.embeds and task in (None, own)]
+            if able or task is None:
+                stream, examples = self.encode(batch, name), batch["examples"]
+                one = self.tasks[able[0]] if able else None
+                found[name] = one.embed(name, stream, examples) if one else mean(stream, examples.segments)
         return found
+
+    def compared(self, batch: Batch) -> dict[str, dict[str, jax.Array]]:
+        """The vectors [B, N, W] that tasks compare (`Task.embeds`), by task and encoder in the batch, in float32."""
+        batch = jax.tree.map(jnp.asarray, batch)
+        names = {name for task in self.tasks.values() for name in task.embeds if name in batch}
+        streams, examples = {name: self.encode(batch, name) for name in sorted(names)}, batch["examples"]
+        return {
+            own: {name: task.embed(name, streams[name], examples) for name in task.embeds if name in streams}
+            for own, task in self.tasks.items()
+            if task.embeds
+        }
 
     def begin(self, batch: Batch, task: str, length: int) -> tuple[Stream, Any]:
         """Reads prompts with a task that writes texts (`CausalLM`): see its `begin`.

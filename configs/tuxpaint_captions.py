@@ -1,0 +1,66 @@
+"""Captions of pictures: a small ViT and a decoder write the English descriptions of Tux Paint's stamps.
+
+    mmjax train configs/tuxpaint_captions.py
+    mmjax predict runs/tuxpaint_captions --image picture.png
+
+not trained yet
+"""
+
+from mmjax.config import (
+    Data,
+    Evaluation,
+    Experiment,
+    ImageAugmentation,
+    Log,
+    Multimodal,
+    Muon,
+    Optimizer,
+    PixelNormalisation,
+    Rotary,
+    SentencePiece,
+    TextDecoder,
+    TuxPaintStamps,
+    ViT,
+    WarmupCosine,
+    Write,
+)
+
+config = Experiment(
+    name="tuxpaint_captions",
+    steps=800,
+    data=Data(
+        source=TuxPaintStamps(languages=("fr",)),
+        tokenizer=SentencePiece(vocabulary=500, byte_fallback=False, normalisation="nmt_nfkc_cf"),
+        batch_rows=8,
+        rows={"image": 512, "target": 64, "examples": 8},
+        subsets={"image": 1.0},
+        image_augmentation=ImageAugmentation(least_area=0.5, flip=0.0),
+    ),
+    model=Multimodal(
+        encoders={
+            "image": ViT(
+                patch=8,
+                image_size=64,
+                layers=4,
+                width=128,
+                heads=4,
+                mlp=384,
+                positions=Rotary(),
+                pixels=PixelNormalisation(mean=0.8, std=0.3),
+                dropout=0.1,
+            ),
+        },
+        tasks={
+            "caption": Write(
+                reads=("image",),
+                label="target",
+                decoder=TextDecoder(layers=2, width=128, heads=4, mlp=384, positions=Rotary(), dropout=0.1),
+                label_smoothing=0.1,
+            ),
+        },
+        unroll=True,
+    ),
+    optimizer=Optimizer(rule=Muon(), schedule=WarmupCosine(peak=2e-3, warmup=0.1), ema=0.998),
+    evaluation=Evaluation(every_steps=400, subsets=("image",)),
+    log=Log(every_steps=20),
+)
