@@ -56,6 +56,7 @@ config = Experiment(
                 label="target",
                 decoder=TextDecoder(layers=2, width=128, heads=4, mlp=384, positions=Rotary(), dropout=0.1),
                 label_smoothing=0.1,
+                measures=("bleu", "chrf", "cider"),
             ),
         },
         unroll=True,
