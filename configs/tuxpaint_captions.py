@@ -3,7 +3,16 @@
     mmjax train configs/tuxpaint_captions.py
     mmjax predict runs/tuxpaint_captions --image picture.png
 
-not trained yet
+The records are those of the French recordings, which nearly all pictures have, so that each picture counts once. Measured on 2026-11-30 on
+one of 2 CPU cores (Cascade Lake): 9 minutes for 800 steps (82 epochs of 623 pictures). Test split: 68 pictures, whose descriptions are not
+in the training split:
+
+                                     BLEU    chrF   CIDEr
+    this                             21.3    29.7   0.552
+    the most frequent description     0.0     6.2   0.108
+    a random training description     1.3     9.2   0.060
+
+It is right about families (letters, numbers, flowers, road signs), and seldom about single animals or things: there are too few pictures.
 """
 
 from mmjax.config import (

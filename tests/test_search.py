@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shlex
 import shutil
 
 import numpy as np
@@ -24,6 +25,7 @@ from mmjax.train.build import build_layout, build_model, resolved
 from mmjax.train.directory import UNTRAINED
 from mmjax.train.step import init_parameters, unboxed
 
+PAGE = pathlib.Path(__file__).parent.parent / "docs" / "using-a-run.md"
 RATE = 16_000
 DRAW = np.random.default_rng(0)
 WORDS = ["a red circle", "a blue square", "what is said here", "nothing at all"]
@@ -134,6 +136,7 @@ def test_the_task_that_is_named_first_compares_items_with_a_query_of_their_own_k
     assert joined(embeds, tables, "video") == []
 
 
+@pytest.mark.slow
 def test_an_interrupted_index_is_continued_and_equals_one_that_was_not(home, run, index, monkeypatch):
     """It was killed after it had written some vectors, but not all lines of their items."""
     from mmjax.evaluate import embeddings
@@ -176,6 +179,7 @@ def test_an_index_of_another_run_or_of_other_items_is_refused(home, index, tmp_p
         own.index([str(home / "files")], home / "files")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_moved_or_trained_further_is_noticed(home, index, tmp_path):
     shutil.copytree(home / "run", tmp_path / "run")
     mmjax.open(tmp_path / "run").index([str(home / "files" / "picture0.png")], tmp_path / "index")
@@ -226,6 +230,27 @@ def test_the_commands_write_an_index_and_show_what_a_search_finds(home, tmp_path
     ):
         assert main(arguments) == (2 if message else 0)
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_page_about_using_a_run_works_as_a_user_does_it(home, tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "retrieval").symlink_to(home / "run")
+    for name, kind in (("pictures", "png"), ("recordings", "wav")):
+        (tmp_path / name).mkdir()
+        for file in sorted((home / "files").glob(f"[ps]*0.{kind}")):
+            shutil.copy(file, tmp_path / name)
+    shutil.copy(home / "files" / "picture0.png", tmp_path / "picture.png")
+    monkeypatch.chdir(tmp_path)
+    section = PAGE.read_text("utf-8").split("## Search\n")[1].split("\n## ")[0]
+    commands, code = re.findall(r"```\w+\n(.*?)```", section, re.DOTALL)
+    for line in commands.splitlines():
+        assert main(shlex.split(line, comments=True)[1:]) == 0, line
+    shown = capsys.readouterr().out
+    assert "pictures/picture0.png" in shown and "recordings/sound0.wav" in shown and "1.000" in shown
+    assert "audio/ogg" in (tmp_path / "found.html").read_text("utf-8")
+    exec(code, {})
+    assert "image pictures/picture0.png" in capsys.readouterr().out
 
 
 def test_a_run_that_compares_nothing_makes_no_index(tmp_path):
