@@ -4,9 +4,9 @@
     mmjax index runs/openclipart_retrieval drawings/ -o drawings-index
     mmjax search drawings-index --text "a red flower"
 
-Measured on 2026-11-30 on one of 2 CPU cores (Cascade Lake): 9 minutes for 450 steps (24 epochs of 2,397 drawings). Test split: 353 drawings,
-of which none has a title of the training split, and none looks like a training drawing; 328 are different, with 272 different titles. Below
-each row is what guessing reaches:
+Measured on 2026-11-30 on one of 2 CPU cores (Cascade Lake): 9 minutes for 450 steps (24 epochs of 2,397 drawings). The test split has 353
+drawings; none has a title of the training split, and none looks like a training drawing. 328 are different, with 272 different titles.
+Below each row is what guessing reaches:
 
     from   to     recall@1   recall@5   recall@10   median rank    of
     image  text      7.0 %     13.4 %      16.5 %            75   272

@@ -18,9 +18,12 @@ CONFIGS = sorted(p for p in pathlib.Path("configs").glob("*.py") if p.stem not i
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A list of recordings and pictures with a text, a transcript and an answer each."""
+    """A list of recordings and pictures with a text, a transcript, a target and an answer each."""
     folder = corpora.make_files(tmp_path_factory.mktemp("files"))
-    rows = [dict(row, text=f"is {row['transcript']} {row['answer']}?") for row in corpora.rows(folder)]
+    rows = [
+        dict(row, text=f"is {row['transcript']} {row['answer']}?", target=row["transcript"])
+        for row in corpora.rows(folder)
+    ]
     (folder / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(folder / "list.jsonl")
 
@@ -41,6 +44,7 @@ def conversations(home, files):  # noqa: F811
 
 # Of configs that are much like another, one is enough where time is short.
 LONG = (
+    "tuxpaint_captions",
     "librispeech_conformer_m",
     "librispeech_conformer_l",
     "llama3_8b_hears_and_sees",
