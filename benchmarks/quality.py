@@ -9,18 +9,16 @@ one after the other, and both are scored by the same functions on the test split
 """
 
 import argparse
+import importlib
 import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks import quality_captioning, quality_retrieval
 from mmjax.run import Run
 from mmjax.train.ledger import goodput
 
@@ -29,35 +27,13 @@ PROBE = 20  # steps that tell how long a step takes
 Scores = dict[str, dict[str, float]]  # by name of a model: metric -> value
 
 
-class Job(NamedTuple):
-    """A comparison.
-
-    Attributes:
-      config: the file of ours.
-      peer: the module of PyTorch's side. It is called with a folder and minutes, reads data.npz there, and writes result.npz.
-      data: what the peer gets: arrays by name, from the data of our run.
-      scores: the metrics of ours, of the peer's result and of trivial baselines on the test split.
-    """
-
-    config: str
-    peer: str
-    data: Callable[[Run], Mapping[str, np.ndarray]]
-    scores: Callable[[Run, Mapping[str, np.ndarray]], Scores]
-
-
-JOBS = {
-    "captioning": Job(
-        "configs/openclipart_captions.py",
-        "benchmarks.sides.captioning",
-        quality_captioning.data,
-        quality_captioning.scores,
-    ),
-    "retrieval": Job(
-        "configs/openclipart_retrieval.py",
-        "benchmarks.sides.retrieval",
-        quality_retrieval.data,
-        quality_retrieval.scores,
-    ),
+# The config of ours. For NAME, benchmarks/quality_NAME.py has `data`, which gives arrays by name for the peer, and `scores`, which gives the
+# metrics of ours, of the peer's result and of trivial baselines on the test split. The peer is benchmarks/sides/NAME.py: it is called with a
+# folder and minutes, reads data.npz there, and writes result.npz.
+CONFIGS = {
+    "captioning": "configs/openclipart_captions.py",
+    "retrieval": "configs/openclipart_retrieval.py",
+    "recognition": "configs/asterisk_recognition.py",
 }
 
 
@@ -82,30 +58,31 @@ def steps_for(config: str, minutes: float) -> int:
     return max(1, int((60 * minutes - (whole - steps)) / (steps / PROBE)))
 
 
-def compare(job: Job, run: Path, minutes: float | None) -> tuple[float, Scores]:
+def compare(name: str, run: Path, minutes: float | None) -> tuple[float, Scores]:
     """Trains both sides; returns the minutes of each, and the scores."""
+    ours, config = importlib.import_module(f"benchmarks.quality_{name}"), CONFIGS[name]
     if not run.is_dir():
-        steps = () if minutes is None else ("--steps", str(steps_for(job.config, minutes)))
-        train(job.config, run, *steps)
+        steps = () if minutes is None else ("--steps", str(steps_for(config, minutes)))
+        train(config, run, *steps)
     took, opened = seconds_of(run)[0] / 60, Run(run)
     with tempfile.TemporaryDirectory() as folder:
-        np.savez(Path(folder) / "data.npz", **job.data(opened))
+        np.savez(Path(folder) / "data.npz", **ours.data(opened))
         start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", job.peer, folder, str(took)], check=True)
+        subprocess.run([sys.executable, "-m", f"benchmarks.sides.{name}", folder, str(took)], check=True)
         print(f"PyTorch: {(time.perf_counter() - start) / 60:.1f} minutes with start and prediction")
         with np.load(Path(folder) / "result.npz") as result:
-            return took, job.scores(opened, dict(result))
+            return took, ours.scores(opened, dict(result))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("job", choices=JOBS)
+    parser.add_argument("job", choices=CONFIGS)
     parser.add_argument("--minutes", type=float, help="of the training of each side (default: the steps of the config)")
     parser.add_argument("--run", type=Path, help="of ours; trained if it is not there (default: runs/quality/JOB)")
     parser.add_argument("--json", help="also write the result to this file")
     options = parser.parse_args()
     run = options.run or Path("runs") / "quality" / options.job
-    minutes, scores = compare(JOBS[options.job], run, options.minutes)
+    minutes, scores = compare(options.job, run, options.minutes)
     metrics = list(next(iter(scores.values())))
     print(f"{minutes:.1f} minutes each\n{'':28}" + "".join(f"{name:>28}" for name in metrics))
     for name, own in scores.items():
