@@ -73,3 +73,22 @@ def test_useful_flops_are_those_of_examples_alone():
     useful = useful_flops(row, raws)
     assert useful == pytest.approx(2 * sum(counted[1].values()), rel=1e-3)
     assert useful < sum(counted[0].values())
+
+
+@pytest.mark.reference
+def test_the_peers_of_quality_see_random_parts_of_pictures_and_each_example_once_an_epoch():
+    torch = pytest.importorskip("torch")
+    from benchmarks.sides.plain import SIDE, batches, parts
+
+    torch.manual_seed(0)
+    across = torch.linspace(0, 255, 96)
+    rows, columns = torch.meshgrid(across, across, indexing="ij")  # colours tell where a pixel was
+    cut = parts(torch.stack([rows, columns, 0 * rows], -1).round().to(torch.uint8).expand(200, 96, 96, 3))
+    assert cut.shape == (200, SIDE, SIDE, 3) and cut.min() >= 0 and cut.max() <= 1
+    height, width = cut[:, -1, 0, 0] - cut[:, 0, 0, 0], cut[:, 0, -1, 1] - cut[:, 0, 0, 1]
+    area, aspect = height * width, height / width
+    assert 0.4 < area.min() < 0.6 and area.max() > 0.9 and area.std() > 0.1
+    assert 0.7 < aspect.min() < 0.85 and 1.2 < aspect.max() < 1.4
+    drawn = batches(10, 4)
+    order = torch.cat([next(drawn) for _ in range(5)]).tolist()
+    assert sorted(order[:10]) == sorted(order[10:]) == list(range(10))
