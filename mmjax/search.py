@@ -9,7 +9,7 @@ from mmjax import html
 from mmjax.data.embedded import Embedded
 from mmjax.data.inputs import Input, Use
 from mmjax.errors import UserError
-from mmjax.files import local, write_whole
+from mmjax.files import local, write_whole, writing
 from mmjax.run import Run
 
 
@@ -130,10 +130,8 @@ def write_page(path: Path, title: str, found: Sequence[Found], inputs: Mapping[s
         if one.content is not None:
             parts += _content(one, inputs[one.input], use)
         shown.append(f"<div class=example>{'<br>'.join(parts)}</div>")
-    try:
+    with writing(path):
         write_whole(path, html.document(title, f"<div class=examples>{''.join(shown)}</div>"))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def _content(one: Found, of: Input, use: Use) -> list[str]:

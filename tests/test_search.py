@@ -175,6 +175,11 @@ def test_an_index_of_another_run_or_of_other_items_is_refused(home, index, tmp_p
     own = mmjax.open(home / "run")
     with pytest.raises(UserError, match="is an index of 10 items, not of these 1"):
         own.index([str(home / "files" / "picture0.png")], home / "index")
+    moved = tmp_path / "files"
+    shutil.copytree(home / "files", moved)
+    with pytest.raises(UserError, match="is an index of other items"):
+        own.index([str(moved)], home / "index")
+    assert len(mmjax.open_index(home / "index")) == 10, "an index that is refused stays complete"
     with pytest.raises(UserError, match="holds other files"):
         own.index([str(home / "files")], home / "files")
 

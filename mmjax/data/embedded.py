@@ -1,7 +1,8 @@
 """Vectors of items to search (`mmjax index`), and the items that are nearest to a query.
 
 DIR/index.json              of the run and the items, and the number of vectors of each table
-DIR/items.jsonl             a line for each item: {"name", "inputs": {input: a text, the path of a file, or null}}, or {"name", "error"}
+DIR/items.jsonl             a line for each item: {"name", "inputs": {input: a text, the path of a file, or null}, "tables": [[task, input]] that
+                            have a vector of it}, or {"name", "error"}
 DIR/TASK.INPUT.npy          [items, width] float32: the vectors that a task makes of an input, in the order of the items
 DIR/TASK.INPUT.items.npy    [items] int64: the number of the item of each vector
 
@@ -9,7 +10,8 @@ The arrays have room for all items; those without the input leave the last rows 
 """
 
 import json
-from collections import Counter
+import os
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.errors import UserError
-from mmjax.files import begun, json_line, write_whole
+from mmjax.files import begun, json_line, write_whole, writing
 
 ABOUT, ITEMS = "index.json", "items.jsonl"
 AT_ONCE = 2**22  # numbers of vectors that are compared together
@@ -30,13 +32,31 @@ def _files(folder: Path, table: Table) -> tuple[Path, Path]:
     return folder / f"{name}.npy", folder / f"{name}.items.npy"
 
 
+class _Filled:
+    """An array in a .npy file, filled from its first row on. Rows that are not written take no room on the disk."""
+
+    def __init__(self, path: Path, kind: type, shape: tuple[int, ...], new: bool):
+        if new:
+            np.lib.format.open_memmap(path, "w+", kind, shape)
+        whole = np.load(path, mmap_mode="r")
+        self._kind, self._offset, self._bytes = kind, whole.offset, whole[:1].nbytes
+        self._file = open(path, "r+b")  # noqa: SIM115, open until the index is complete
+
+    def write(self, first: int, rows: Sequence[Any]) -> None:
+        """Writes rows from number `first` on; they are on the disk when this returns."""
+        self._file.seek(self._offset + first * self._bytes)
+        self._file.write(np.asarray(rows, self._kind).tobytes())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
 class EmbeddedWriter:
     """Writes an index, or continues one of the same run and items that is not complete.
 
     Args:
       folder: of the index.
       identity: {"run": its directory, "step", "parameters": a hash of them}.
-      count: number of items.
+      names: of the items.
 
     Attributes:
       done: the lines of the items that are written.
@@ -45,63 +65,53 @@ class EmbeddedWriter:
       UserError: the folder holds an index of another run or of other items, or files of another kind.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], count: int):
-        self._folder, self._about = folder, {**identity, "items": count, "complete": False, "vectors": {}}
-        self._arrays: dict[Table, tuple[np.ndarray, np.ndarray]] = {}
-        try:
+    def __init__(self, folder: Path, identity: Mapping[str, Any], names: Sequence[str]):
+        about = {**identity, "items": len(names), "complete": False, "vectors": {}}
+        self._folder, self._about = folder, about
+        self._arrays: dict[Table, list[_Filled]] = {}
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            if (folder / ABOUT).is_file():
-                self._check(_read(folder), identity, count)
-            elif any(folder.iterdir()):
-                raise UserError(f"{folder} holds other files; name a new directory for the index")
-            self.done = begun(folder / ITEMS)
-            self._used = Counter(tuple(table) for line in self.done for table in line.get("tables", ()))
-            self._note()
-        except OSError as error:
-            raise UserError(f"cannot write the index {folder}: {error.strerror or error}") from None
-
-    def _check(self, found: Mapping[str, Any], identity: Mapping[str, Any], count: int) -> None:
-        if found["parameters"] != identity["parameters"]:
-            raise UserError(
-                f"{self._folder} is an index of another run ({found['run']}, step {found['step']}); name another directory"
-            )
-        if found["items"] != count:
-            raise UserError(
-                f"{self._folder} is an index of {found['items']:,} items, not of these {count:,}; name another directory"
-            )
+        if (folder / ABOUT).is_file():
+            _check(folder, _read(folder), about)
+        elif any(folder.iterdir()):
+            raise UserError(f"{folder} holds other files; name a new directory for the index")
+        self.done = begun(folder / ITEMS)
+        if any(line.get("name") != name for line, name in zip(self.done, names, strict=False)):
+            raise UserError(f"{folder} is an index of other items; name another directory")
+        self._used = Counter(tuple(table) for line in self.done for table in line.get("tables", ()))
+        self._note()
 
     def write(self, items: Sequence[tuple[dict[str, Any], Mapping[Table, np.ndarray]]]) -> None:
         """Appends items: the line of each, and its vectors [W] by table."""
-        first = len(self.done)
+        first, added = len(self.done), defaultdict(list)
         for number, (line, vectors) in enumerate(items, first):
             for table, vector in vectors.items():
-                values, numbers = self._open(table, len(vector))
-                values[self._used[table]], numbers[self._used[table]] = vector, number
-                self._used[table] += 1
+                added[table].append((vector, number))
             self.done.append(line | ({"tables": [list(table) for table in vectors]} if vectors else {}))
-        for array in (array for pair in self._arrays.values() for array in pair):
-            array.flush()  # before the lines say that the vectors are there
-        with open(self._folder / ITEMS, "a", encoding="utf-8") as file:
-            file.writelines(json_line(line) + "\n" for line in self.done[first:])
+        with writing(self._folder):
+            for table, pairs in added.items():
+                for part, rows in zip(self._open(table, pairs[0][0].shape), zip(*pairs, strict=True), strict=True):
+                    part.write(self._used[table], rows)
+                self._used[table] += len(pairs)
+            with open(self._folder / ITEMS, "a", encoding="utf-8") as file:
+                file.writelines(json_line(line) + "\n" for line in self.done[first:])
 
     def finish(self) -> None:
         """Marks the index as complete."""
         self._about |= {"complete": True, "vectors": {".".join(table): count for table, count in self._used.items()}}
         self._note()
 
-    def _open(self, table: Table, width: int) -> tuple[np.ndarray, np.ndarray]:
+    def _open(self, table: Table, shape: tuple[int, ...]) -> list["_Filled"]:
+        """The two arrays of a table, whose vectors have this shape."""
         if table not in self._arrays:
-            shapes, kinds = ((self._about["items"], width), (self._about["items"],)), (np.float32, np.int64)
-            files = _files(self._folder, table)
-            new = not self._used[table]
-            self._arrays[table] = tuple(
-                np.lib.format.open_memmap(file, "w+" if new else "r+", *((kind, shape) if new else ()))
-                for file, kind, shape in zip(files, kinds, shapes, strict=True)
-            )
+            kinds = ((np.float32, (self._about["items"], *shape)), (np.int64, (self._about["items"],)))
+            new, files = not self._used[table], _files(self._folder, table)
+            self._arrays[table] = [_Filled(file, *kind, new) for file, kind in zip(files, kinds, strict=True)]
         return self._arrays[table]
 
     def _note(self) -> None:
-        write_whole(self._folder / ABOUT, json.dumps(self._about, indent=2))
+        with writing(self._folder):
+            write_whole(self._folder / ABOUT, json.dumps(self._about, indent=2))
 
 
 class Embedded:
@@ -155,6 +165,18 @@ def largest_products(vectors: np.ndarray, query: np.ndarray, count: int) -> tupl
         best = np.argsort(-scores, kind="stable")[:count]
         scores, rows = scores[best], rows[best]
     return scores, rows
+
+
+def _check(folder: Path, found: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Checks that an index can be continued: `found` is what it says, `about` what is to be written."""
+    if found["parameters"] != about["parameters"]:
+        raise UserError(
+            f"{folder} is an index of another run ({found['run']}, step {found['step']}); name another directory"
+        )
+    if found["items"] != about["items"]:
+        raise UserError(
+            f"{folder} is an index of {found['items']:,} items, not of these {about['items']:,}; name another directory"
+        )
 
 
 def _read(folder: Path) -> dict[str, Any]:

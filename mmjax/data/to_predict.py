@@ -192,7 +192,7 @@ def _content(value: Any) -> str | None:
     """See `Unlabelled.contents`; `value`: of a `Record`."""
     if isinstance(value, str):
         return value
-    one = value[0] if len(value) == 1 else None
+    one = value[0] if isinstance(value, list) and len(value) == 1 else None
     if isinstance(one, Recording):
         one = one.source if not one.start and one.seconds is None else None
     if isinstance(one, Blob) and not one.offset and one.length is None:

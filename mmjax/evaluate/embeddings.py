@@ -55,17 +55,15 @@ def index_files(run: Any, source: Unlabelled, folder: Path) -> dict[str, int]:
     if jax.process_count() > 1:
         raise UserError("mmjax index runs in one process; give each process its own files, and its own index")
     run.check_compares()
-    writer = EmbeddedWriter(folder, run.identity, len(source))
-    for number, line in enumerate(writer.done):
-        if line.get("name") != source.name(number):
-            raise UserError(f"{folder} is an index of other items; name another directory")
+    names = [source.name(number) for number in range(len(source))]
+    writer = EmbeddedWriter(folder, run.identity, names)
     if source.reasons:
         first, count = source.reasons[min(source.reasons)], len(source.reasons)
         progress.warn(f"{count:,} of {len(source):,} examples cannot be read, and are set aside; the first: {first}")
     waiting, done = [], len(writer.done)
     with progress.bar("indexing", len(source), "items", done=done) as bar:
         for number, found in enumerate(Embedder(run).of(source, done), done):
-            line: dict[str, Any] = {"name": source.name(number)}
+            line: dict[str, Any] = {"name": names[number]}
             if isinstance(found, UserError):
                 line["error"], found = " ".join(str(found).splitlines()), {}
             else:
