@@ -16,8 +16,9 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from importlib.metadata import version
@@ -79,17 +80,19 @@ class Checkpoints:
 
     Attributes:
       best: the step of a checkpoint that is kept, too; None: there is none.
+      needed: given the steps of all checkpoints, those that are kept, too; None: there are none.
     """
 
     def __init__(self, directory: Path, keep: int | None = 3, apart: Any = None, folder: str = FOLDER):
         self.path = (Path(directory) / folder).resolve()
         self._keep, self._apart, self.best = keep, apart, None
+        self.needed: Callable[[list[int]], list[int]] | None = None
         self._frozen_is_saved = False
         self._unfinished: int | None = None  # the step whose checkpoint may be incomplete
 
     @cached_property
     def _manager(self) -> ocp.CheckpointManager:  # only for saving: it creates directories and deletes old checkpoints
-        kept = policies.AnyPreservationPolicy([policies.LatestN(self._keep), _KeepsBest(self)])
+        kept = policies.AnyPreservationPolicy([policies.LatestN(self._keep), _KeepsNeeded(self)])
         options = ocp.CheckpointManagerOptions(
             preservation_policy=kept, enable_async_checkpointing=True, lightweight_initialize=True
         )
@@ -101,8 +104,12 @@ class Checkpoints:
         with _explained(f"list the checkpoints in {self.path}"):
             return sorted(ocp.utils.checkpoint_steps(self.path))
 
-    def save(self, step: int, state: TrainState, data: Mapping[str, int]) -> None:
-        """Copies the state to the host and returns; a background thread writes it."""
+    def save(self, step: int, state: TrainState, data: Mapping[str, Any]) -> None:
+        """Copies the state to the host and returns; a background thread writes it.
+
+        Args:
+          data: the position in the data, as `Sampler.state`, and what else the host keeps.
+        """
         meta = {"format": FORMAT, "orbax": version("orbax-checkpoint"), "data": dict(data)}
         meta |= {"kernels": kernels} if (kernels := constants(getattr(state, "params", {}))) else {}
         if self._apart is not None:
@@ -269,6 +276,19 @@ class Checkpoints:
                     (self.path / str(step)).rename(aside)
         return aside
 
+    def position(self, step: int) -> dict[str, Any]:
+        """The `data` that was saved with a step, unverified; {} if it cannot be read."""
+        try:
+            return dict(_json(self.path / str(step) / "meta" / "metadata").get("data") or {})
+        except Damaged:
+            return {}
+
+    def remove(self, step: int) -> None:
+        """Deletes a checkpoint; a process that is killed meanwhile leaves no half of it."""
+        aside = self.set_aside(step, "removed-checkpoint")
+        if jax.process_index() == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+
     def lost(self) -> str | None:
         """For a run without checkpoints: evidence that there was one, as a message; None if there is no evidence."""
         marker, metrics = self.path.parent / NEWEST, self.path.parent / "metrics.jsonl"
@@ -310,14 +330,16 @@ class Checkpoints:
                 self._manager.close()
 
 
-class _KeepsBest(policies.PreservationPolicy):
+class _KeepsNeeded(policies.PreservationPolicy):
     """Orbax asks it after each save which checkpoints stay."""
 
     def __init__(self, checkpoints: Checkpoints):
         self._checkpoints = checkpoints
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
-        return [one.step == self._checkpoints.best for one in checkpoints]
+        steps = [one.step for one in checkpoints]
+        needed = self._checkpoints.needed(steps) if self._checkpoints.needed else []
+        return [step == self._checkpoints.best or step in needed for step in steps]
 
 
 class _SummedHandler(ocp.StandardCheckpointHandler):
