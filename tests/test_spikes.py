@@ -8,6 +8,7 @@ import pytest
 from signs import signs
 
 from mmjax import config as c
+from mmjax.data.loader import Batches
 from mmjax.errors import UserError
 from mmjax.telemetry import read_metrics
 from mmjax.train import rollbacks
@@ -150,3 +151,23 @@ def test_the_checkpoints_that_a_spike_may_need_are_kept():
     settings = c.Spikes(steps=3, rollback=c.Rollback(back=25))
     assert needed([10, 20, 30, 37, 40], 10, settings) == [10, 20, 30, 40], "first spiked step: 39; below 39 - 25"
     assert needed([10, 20, 40], 10, c.Spikes()) == []
+
+
+def test_the_examples_of_a_skipped_step_are_in_the_metrics(config, tmp_path, monkeypatch, capsys):
+    """One batch is damaged after the examples were checked, as by a fault of the machine."""
+    real, shown = Batches.__getitem__, {}
+
+    def damaged(self, step):
+        batch = real(self, step)
+        if step in (4, 5) and len(self.source) == 720:
+            shown[step + 1] = batch["examples"].features[batch["examples"].segments > 0].tolist()
+            batch["radar"].features[1, 0] = np.inf
+        return batch
+
+    monkeypatch.setattr(Batches, "__getitem__", damaged)
+    train(dataclasses.replace(config, steps=8), tmp_path)
+    found = lines(tmp_path, "skipped")
+    assert {line["step"]: line["examples"] for line in found} == {step: sorted(shown[step]) for step in (5, 6)}
+    assert len(shown[5]) == 8 and "answer/loss, gradient_norm, loss are not finite" in found[0]["text"]
+    assert capsys.readouterr().err.count("was skipped, because") == 1, "the first; the progress line counts the others"
+    assert lines(tmp_path, "train")[-1]["skipped_steps"] == 2

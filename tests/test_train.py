@@ -60,6 +60,14 @@ def test_a_run_leaves_what_it_promises(run):
     assert all(one["intact"] and one["bytes"] > 0 and len(one["digest"]) == 64 for one in checkpoints)
 
 
+def test_a_run_directory_has_nothing_of_the_environment(run):
+    kept = [path for path in run.rglob("*") if path.is_file()]
+    assert os.environ["MMJAX_TESTS_TOKEN"] and len(kept) > 10
+    for path in kept:
+        data = path.read_bytes()
+        assert os.environ["MMJAX_TESTS_TOKEN"].encode() not in data and os.environ["PATH"].encode() not in data, path
+
+
 def test_going_on_gives_bitwise_the_same(run, tmp_path):
     train(tiny(steps=3), tmp_path)  # ends between two checkpoints of the whole run
     train(tiny(), tmp_path)

@@ -46,6 +46,8 @@ SUMS = "sha256.json"
 NEWEST = "newest-checkpoint"  # file name in the run directory: the step of the last complete checkpoint
 POSITION = {"step", "window", "rows_before"}  # the keys that `Sampler.restore` needs
 FOLDER, FROZEN = "checkpoints", "frozen"  # in the run directory
+# Orbax measures its timeout with the clock of the machine, which is set when a machine wakes up; the hang watch does not.
+NO_TIMEOUT = 10**8  # seconds
 
 
 class Damaged(UserError):
@@ -94,7 +96,10 @@ class Checkpoints:
     def _manager(self) -> ocp.CheckpointManager:  # only for saving: it creates directories and deletes old checkpoints
         kept = policies.AnyPreservationPolicy([policies.LatestN(self._keep), _KeepsNeeded(self)])
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=kept, enable_async_checkpointing=True, lightweight_initialize=True
+            preservation_policy=kept,
+            enable_async_checkpointing=True,
+            async_options=ocp.AsyncOptions(timeout_secs=NO_TIMEOUT),
+            lightweight_initialize=True,
         )
         handlers = {"state": _SummedHandler(), "meta": ocp.JsonCheckpointHandler()}
         return ocp.CheckpointManager(self.path, options=options, item_handlers=handlers)
@@ -118,7 +123,7 @@ class Checkpoints:
         tree = unflatten_dict(_flat(state))
         meta = ocp.args.JsonSave({**meta, "sha256": _sum_of(meta)})
         self.finish()  # Orbax would also wait, but report errors of the previous save as errors of this one
-        with _explained(f"save the checkpoint of step {step} to {self.path}"):
+        with _explained(f"save the checkpoint of step {step} to {self.path}", self.path.parent):
             self._manager.save(step, args=ocp.args.Composite(state=_SummedSave(tree), meta=meta))
         self._unfinished = step
 
@@ -317,7 +322,7 @@ class Checkpoints:
         """Waits until the last save is complete."""
         if self._unfinished is not None:
             step, self._unfinished = self._unfinished, None
-            with _explained(f"finish the checkpoint of step {step} in {self.path}"):
+            with _explained(f"finish the checkpoint of step {step} in {self.path}", self.path.parent):
                 self._manager.wait_until_finished()
                 if jax.process_index() == 0 and self.path.name == FOLDER:
                     write_whole(self.path.parent / NEWEST, f"{step}\n")
@@ -431,10 +436,14 @@ def table(found: list[dict[str, Any]], title: str):
 
 
 class _explained:
-    """Turns errors of libraries (a full disk, a broken file) into one-line errors that name the action."""
+    """Turns errors of libraries (a full disk, a broken file) into one-line errors that name the action.
 
-    def __init__(self, doing: str):
-        self.doing = doing
+    Args:
+      run: the run directory, if it may be gone; TensorStore makes its folders again.
+    """
+
+    def __init__(self, doing: str, run: Path | None = None):
+        self.doing, self._run = doing, run
 
     def __enter__(self):
         return self
@@ -443,6 +452,8 @@ class _explained:
         if kind is not None and issubclass(kind, Exception) and not issubclass(kind, UserError):
             first = str(error).strip().split("\n")[0][:300] or kind.__name__
             full = (os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT))  # TensorStore says it behind its paths
+            if self._run and not (self._run / "config.json").exists():
+                first = f"the run directory is gone, or has no config.json ({first})"
             reason = next((text for text in full if text in str(error)), first)
             raise UserError(f"cannot {self.doing}: {reason}") from error
         return False

@@ -180,7 +180,7 @@ def _train(
     def save() -> None:
         nonlocal saved
         if saved < done:
-            watch.pause()
+            watch.saving(done)
             with ledger.spent("checkpoint"):
                 checkpoints.save(done, state, sampler.state(done + ahead) | health.state)
             saved = done
@@ -256,9 +256,10 @@ def _train(
                     save()
             if stopping or early:
                 break
-        watch.pause()
+        watch.saving(done)
         with ledger.spent("checkpoint"):
             checkpoints.finish()
+        watch.pause()
     records.account(done)
     if (done < config.steps and not early) or stop.failed:
         raise stop.error(f"after step {done}; its state is saved")
