@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from mmjax.train.ledger import goodput
 from mmjax.train.loop import train
 from mmjax.train.rollbacks import needed
 from mmjax.train.spikes import Losses
+from mmjax.train.validate import check_config
 
 BAD = range(40, 44)  # numbers of the batches whose labels are wrong
 
@@ -102,6 +106,23 @@ def test_a_stopped_run_goes_back_to_the_same_checkpoint(config, rolled_back, tmp
 
 
 @pytest.mark.slow
+def test_two_processes_go_back_together(config, rolled_back, tmp_path):
+    (tmp_path / "config.json").write_text(c.to_json(config))
+    process = subprocess.run(
+        ["launch/local.sh", "2", str(tmp_path / "config.json"), "--run-dir", str(tmp_path / "run")],
+        env={**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    (here,), (there,) = lines(rolled_back, "rollback"), lines(tmp_path / "run", "rollback")
+    assert [here[key] for key in ("step", "batch", "first")] == [there[key] for key in ("step", "batch", "first")]
+    numbers = [[line["loss"] for line in lines(run, "train")] for run in (rolled_back, tmp_path / "run")]
+    np.testing.assert_allclose(*numbers, rtol=1e-4)
+
+
+@pytest.mark.slow
 def test_a_spike_is_said_and_nothing_else_changes_without_a_rollback(config, tmp_path, capsys):
     train(dataclasses.replace(config, steps=45, spikes=c.Spikes(window=20, steps=2)), tmp_path)
     (line,) = lines(tmp_path, "spike")
@@ -116,6 +137,13 @@ def test_a_run_that_spikes_again_and_again_stops_with_the_remedy(config, tmp_pat
     ):
         train(dataclasses.replace(config, spikes=settings), tmp_path)
     assert [one["step"] for one in describe_run(tmp_path)] == [30, 40]
+
+
+def test_a_rollback_needs_regular_checkpoints(config):
+    with pytest.raises(
+        UserError, match=r"spikes\.rollback is set, but there are no checkpoints.*checkpoint\.every_steps"
+    ):
+        check_config(dataclasses.replace(config, checkpoint=c.Checkpoint(every_steps=None)))
 
 
 def test_a_spike_is_some_losses_in_a_row_far_above_the_median_of_those_before():
@@ -159,7 +187,7 @@ def test_the_examples_of_a_skipped_step_are_in_the_metrics(config, tmp_path, mon
 
     def damaged(self, step):
         batch = real(self, step)
-        if step in (4, 5) and len(self.source) == 720:
+        if step in (4, 5) and not self._measuring:
             shown[step + 1] = batch["examples"].features[batch["examples"].segments > 0].tolist()
             batch["radar"].features[1, 0] = np.inf
         return batch

@@ -25,7 +25,7 @@ class RolledBack(Exception):
 class Rollbacks:
     """The rollbacks of a run, in `rollbacks.json` of its directory: with them, a killed run takes the same steps again.
 
-    A line has the step "to" which the run went back, and the number of the "batch" that follows it. Every checkpoint
+    An event has the step "to" which the run went back, and the number of the "batch" that follows it. Every checkpoint
     has the number of rollbacks before it. All processes must create it, and call its methods, together.
 
     Raises:
@@ -103,7 +103,8 @@ class Rollbacks:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     found = read_json(path) if path.is_file() else []
-    if not isinstance(found, list) or not all({"to", "batch", "text"} <= dict(one).keys() for one in found):
+    whole = isinstance(found, list) and all(isinstance(one, dict) and {"to", "batch"} <= one.keys() for one in found)
+    if not whole:
         raise UserError(f"{path} is damaged; restore a copy, or start a new run with --restart")
     return found
 
