@@ -152,6 +152,7 @@ def test_a_run_directory_that_cannot_be_written_is_one_line(config, tmp_path):
                 train(config, run)
 
 
+@pytest.mark.slow
 def test_a_run_directory_that_vanishes_under_a_run_is_one_line(config, tmp_path, monkeypatch):
     run = tmp_path / "run"
     monkeypatch.setattr(Health, "see", after(22, lambda: run.rename(tmp_path / "gone")))
@@ -159,6 +160,7 @@ def test_a_run_directory_that_vanishes_under_a_run_is_one_line(config, tmp_path,
         train(config, run)
 
 
+@pytest.mark.slow
 @needs_root
 def test_permissions_that_are_lost_under_a_run_are_one_line_and_its_checkpoints_stay(monkeypatch):
     home = Path(tempfile.mkdtemp())  # not pytest's, which other users may not enter
@@ -288,6 +290,7 @@ def test_memory_of_the_host_does_not_grow_with_the_number_of_saves(tmp_path):
 # Clocks and processes. ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_clock_that_is_set_under_a_run_changes_nothing_that_it_does(config, tmp_path, monkeypatch):
     real, shift = time.time, [0.0]
     monkeypatch.setattr(time, "time", lambda: real() + shift[0])

@@ -66,7 +66,8 @@ class HangWatch:
 
     def doing(self, step: int, what: str, longer: float = 0.0) -> None:
         """Notes what the main thread begins to do, as progress; `longer`: the least seconds that it may take."""
-        self._step, self._doing, self._longer, self._since = step, what, longer, time.monotonic()
+        # The time comes first: the thread must not see the old time with the new limit.
+        self._since, self._step, self._doing, self._longer = time.monotonic(), step, what, longer
 
     def saving(self, step: int) -> None:
         """Notes that the main thread begins to wait for a checkpoint."""

@@ -9,7 +9,7 @@ import jax
 
 from mmjax import progress
 from mmjax.errors import UserError
-from mmjax.files import write_whole
+from mmjax.files import write_whole, writing
 from mmjax.parallel.agreement import from_lead, together
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.spikes import Rollback, Spike, Spikes
@@ -95,10 +95,8 @@ class Rollbacks:
         self._all = events
         with together():
             if jax.process_index() == 0:
-                try:
+                with writing(self._path):
                     write_whole(self._path, json.dumps(self._all, indent=1) + "\n")
-                except OSError as error:
-                    raise UserError(f"cannot write {self._path}: {error.strerror or error}") from None
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
