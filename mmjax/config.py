@@ -172,5 +172,6 @@ from mmjax.train.schedules import (
     WarmupStableDecay,
 )
 from mmjax.train.smoke import smoke
+from mmjax.train.spikes import Rollback, Spikes
 from mmjax.train.weighting import DynamicAverage, GradNorm, Uncertainty
 from mmjax.tree import differences, flat, from_dict, override, part, read_json, run_file, to_dict

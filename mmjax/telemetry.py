@@ -45,7 +45,7 @@ class Writer:
             )
 
     def rewind(self, step: int, finished: bool = False) -> set[tuple[int, str]]:
-        """Drops the lines after `step`, because a resumed run writes them again.
+        """Drops the lines after `step`, and the rollbacks to it, because a resumed run writes them again.
 
         Args:
           finished: `step` is the last of the run; its final evaluation is dropped too, because it will run again.
@@ -60,7 +60,8 @@ class Writer:
             return set()
 
         def stays(record) -> bool:
-            return record["step"] < step or (record["step"] == step and not (finished and record["kind"] == "eval"))
+            again = ("rollback", "eval") if finished else ("rollback",)
+            return record["step"] < step or (record["step"] == step and record["kind"] not in again)
 
         kept = [record for record in read_metrics(self._path) if stays(record)]
         with writing(self._path):
@@ -68,7 +69,7 @@ class Writer:
         return {(record["step"], record["kind"]) for record in kept}
 
     def write(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
-        """Appends one line: the step, its kind ("train", "eval" or "warning") and the metrics (null: not finite).
+        """Appends one line: the step, its kind ("train", "eval", "warning" ...) and the metrics (null: not finite).
 
         Raises:
           UserError: the line cannot be written.

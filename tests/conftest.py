@@ -19,6 +19,8 @@ os.environ.setdefault(
 )
 # Prepared once per machine and checkout of the tests, not once per test run.
 os.environ.setdefault("MMJAX_DATA", os.path.join(tempfile.gettempdir(), f"mmjax-test-data-{os.getuid()}"))
+# Something secret, which no run directory may have.
+os.environ["MMJAX_TESTS_TOKEN"] = "token-8f1e9c4a7d"
 
 import contextlib
 import dataclasses

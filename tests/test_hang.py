@@ -46,6 +46,15 @@ def test_what_takes_long_is_paused_and_slow_steps_move_the_limit(tmp_path, monke
     assert not ended.is_set() and not (tmp_path / FOLDER).exists()
 
 
+def test_a_checkpoint_that_never_ends_is_a_hang_and_may_take_longer_than_a_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(hang, "CHECKPOINT", 0.5)
+    said, ended, began = [], threading.Event(), time.monotonic()
+    with HangWatch(tmp_path, 0.1, lambda message: (said.append(message), ended.set())) as watch:
+        watch.saving(3)
+        assert ended.wait(10) and time.monotonic() - began > 0.5
+    assert said[0].startswith("no progress for 0.5 s in a checkpoint after step 3")
+
+
 def test_the_process_that_the_others_wait_for_is_named(tmp_path):
     folder = tmp_path / FOLDER
     folder.mkdir()

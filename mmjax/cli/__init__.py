@@ -23,6 +23,10 @@ from mmjax.files import local, writing
 from mmjax.tree.trust import ALL
 
 TRUST = "--trust-code"
+NO_MEMORY = (
+    "this machine has no memory left; lower data.threads, data.batch_rows or data.window, use a machine with more, or see "
+    "which other processes need it"
+)
 CLOSED = "Event loop is closed"  # the error of pending writes of a checkpoint after another write has failed
 
 
@@ -122,6 +126,9 @@ def _run(options, rest) -> int:
             watch.settle()
         print(f"mmjax: error: {error}", file=sys.stderr)
         code, said = error.exit_code, str(error)
+    except MemoryError:
+        print(f"mmjax: error: {NO_MEMORY}", file=sys.stderr)
+        code, said = UserError.exit_code, NO_MEMORY
     except KeyboardInterrupt:
         resumes = "; the same command resumes from the last checkpoint" if options.command == "train" else ""
         print(f"mmjax: interrupted{resumes}", file=sys.stderr)

@@ -25,6 +25,7 @@ READ = "WAV, FLAC, OGG (Vorbis, Opus), MP3, AIFF, CAF, AU, W64 and RF64"  # the 
 BYTES = dict(PCM_S8=1, PCM_U8=1, ULAW=1, ALAW=1, PCM_16=2, PCM_24=3, PCM_32=4, FLOAT=4, DOUBLE=8)
 LOUDEST = 8.0  # float samples up to this magnitude are clipped; larger ones mean that the recording has another scale
 RATES = 1_000, 1_000_000  # Hz; a rate outside this range means a damaged header
+LARGEST = 2**30  # samples in all channels, or at 16 kHz, that are decoded at once: 4 GiB, or 18 hours at 16 kHz
 TOLERANCE = 0.5  # seconds by which a part may extend past the recording's end: coders pad, and durations are rounded
 # Decoding of a part of an MP3 starts this many seconds earlier. Frames use data of earlier frames (the bit reservoir),
 # so libmpg123 mutes up to 0.3 s after a seek. Half a second is enough (measured); the rest avoids warnings of
@@ -53,15 +54,20 @@ def measure_audio(
     start: float = 0.0,
     seconds: float | None = None,
     channels: Sequence[int] | None = None,
+    *,
+    in_blocks: bool = False,
 ) -> Extent:
-    """The extent of the part that `read_audio` decodes for the same arguments.
+    """The extent of the part that `read_audio` decodes for the same arguments, or `read_blocks` with `in_blocks`.
 
     Raises:
       Unreadable: as `read_audio`, for the faults that the header shows.
     """
     with opened(source, f"the recording {name}") as file, _decoder(file, name) as reader:
         check_channels(channels, reader.channels, name)
-        return _extent(reader, name, start, seconds)
+        extent = _extent(reader, name, start, seconds)
+        if not in_blocks:
+            _check_size(extent, reader.channels, name)
+        return extent
 
 
 def read_audio(
@@ -87,14 +93,16 @@ def read_audio(
 
     Raises:
       Unreadable: the file is missing, of an unsupported format, damaged, truncated, or empty; the recording lacks the
-        part or a channel; or it holds values that are not finite, or far outside [-1, 1].
+        part or a channel; it is longer than `LARGEST`; or it holds values that are not finite, or far outside [-1, 1].
     """
     source, name = _named(source, name)
     if isinstance(source, Blob) and not start and seconds is None:
         source = source.read()  # one read of the whole file; for a part, only the needed ranges are read
     with opened(source, f"the recording {name}") as file, _decoder(file, name) as reader:
         check_channels(channels, reader.channels, name)
-        rate, samples = reader.samplerate, _samples(reader, _extent(reader, name, start, seconds), name)
+        extent = _extent(reader, name, start, seconds)
+        _check_size(extent, reader.channels, name)
+        rate, samples = reader.samplerate, _samples(reader, extent, name)
     samples = samples if channels is None else samples[:, list(channels)]
     return as_read(samples, rate, sample_rate, name, rescale)
 
@@ -210,7 +218,7 @@ def _decoder(file: BinaryIO, name: str) -> Iterator[Reader]:
             if spare and not (spare == 1 and to_end % 2 == 0):  # chunks are padded to an even number of bytes
                 raise Unreadable("truncated", f"the recording {name} is truncated: it ends within a sample")
             yield reader
-    except (soundfile.LibsndfileError, RuntimeError, MemoryError, OverflowError) as error:
+    except (soundfile.LibsndfileError, RuntimeError, OverflowError) as error:
         reason = getattr(error, "error_string", str(error)).rstrip(".")
         if "not recognised" in reason or "unimplemented" in reason:
             raise _unknown(name, reason) from None
@@ -251,6 +259,15 @@ def _extent(reader: Reader, name: str, start: float, seconds: float | None) -> E
         wanted = f"from {start} s on" if seconds is None else f"{seconds} s from {start} s on"
         raise Unreadable("no such part", f"the recording {name} has {there / rate:.2f} s, not {wanted}")
     return Extent(min(meant, there - first), rate, first, missing)
+
+
+def _check_size(extent: Extent, channels: int, name: str) -> None:
+    if extent.frames * max(channels, 16_000 / extent.rate) > LARGEST:
+        raise Unreadable(
+            "too long",
+            f"the recording {name} has {extent.frames / extent.rate / 3600:,.1f} hours in {channels} channels, too much to decode "
+            "at once; cut it into parts, or is its header damaged?",
+        )
 
 
 def _samples(reader: Reader, extent: Extent, name: str) -> np.ndarray:

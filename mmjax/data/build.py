@@ -26,6 +26,7 @@ from mmjax.data.inputs import Use
 from mmjax.data.record import Record
 from mmjax.data.shards import encode, shard_name, shards_of
 from mmjax.errors import UserError, one_line
+from mmjax.files import write_whole, writing
 
 
 class Part(NamedTuple):
@@ -99,12 +100,12 @@ def build(
         )
     for old in (directory / split, work / "index"):
         shutil.rmtree(old, ignore_errors=True)
-    write_index(measured, work / "index", fields)
-    (work / "index").rename(directory / split)
-    report = directory / f"{split}-left-out.tsv"
     lines = [f"{number}\t{one_line(name)}\t{one_line(reason)}\n" for number, name, reason in left_out]
-    report.write_text("example\tname\treason\n" + "".join(lines), encoding="utf-8", errors="backslashreplace")
-    shutil.rmtree(work)
+    with writing(directory):
+        write_index(measured, work / "index", fields)
+        write_whole(directory / f"{split}-left-out.tsv", "example\tname\treason\n" + "".join(lines))
+        (work / "index").rename(directory / split)
+        shutil.rmtree(work)
     reasons: dict[str, int] = {}
     for _, _, reason in left_out:
         kind = reason.partition(":")[0]

@@ -105,7 +105,7 @@ def _decoder(file: BinaryIO, name: str) -> Iterator[tuple[Image.Image, Image.Tra
                 )
             check_pixels(image)
             yield image, TURNS.get(_orientation(image, file))
-    except UserError:
+    except (UserError, MemoryError):  # without memory, the picture may be right
         raise
     except Image.DecompressionBombError:
         raise Unreadable(

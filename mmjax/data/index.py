@@ -3,6 +3,7 @@
 It is measured once, in parallel, from the headers of the files, and kept as a folder of memory-mapped arrays.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -350,6 +351,8 @@ def _measure_part(collection: Any, part: range, fields: Fields) -> tuple[list[Me
             found.append(measure(record, fields))
         except UserError as error:
             found.append(Measured(reason=str(error)))
+        except MemoryError:  # no fault of the file
+            raise
         except Exception as error:  # an unexpected error in one file must not stop the others
             found.append(Measured(reason=f"example {number}: {type(error).__name__}: {error}"))
     return found, unread
@@ -413,5 +416,10 @@ def write_index(
 def _save(path: Path, array: np.ndarray) -> None:
     """Saves under a temporary name, then renames, so that an incomplete file is never read."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.npy")
-    np.save(temporary, array)
-    temporary.rename(path)
+    try:
+        np.save(temporary, array)
+        temporary.rename(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        # NumPy reports a full disk as "8000 requested and 4096 written".
+        raise UserError(f"cannot write {path}: {error.strerror or os.strerror(errno.ENOSPC)}") from None

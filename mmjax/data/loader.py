@@ -21,6 +21,9 @@ from mmjax.stream import WHOLE, Batch, Share
 
 # Significance level of the test that a collection's share of unusable examples exceeds the limit.
 CHANCE = 1e-4
+# Likelihood ratio (its logarithm) of a sudden loss of data, at which training stops: with a share of unusable examples at
+# the limit, there is a false alarm in e^20 = 5e8 examples.
+ALARM = 20.0
 
 
 class Batches:
@@ -35,7 +38,7 @@ class Batches:
       augmentation: of pictures, by step and example (see `ImageAugmentation`); None in evaluation.
       mixing: of pictures and labels, by step and example (see `ImageMixing`); None in evaluation.
       largest_share_dropped: largest allowed share of skipped examples; exceeding it is an error as soon as it is
-        statistically certain (`too_many`).
+        statistically certain (`too_many`), or if many of the last examples are lost (`Sudden`).
       measuring: for evaluation: a step may lose all of its examples, and the caller reports the losses.
     """
 
@@ -58,6 +61,7 @@ class Batches:
         self.skipped: dict[int, str] = {}
         self._kinds: Counter[str] = Counter()
         self._delivered, self._lost = 0, 0  # each epoch counts an example again
+        self._sudden = Sudden(largest_share_dropped)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -82,9 +86,13 @@ class Batches:
                     packer.add(number, example, shows, index, example.name or f"example {index}", blend, given)
                     with self._lock:
                         self._delivered += 1
+                        self._sudden.see(False)
                 except UserError as error:
                     lost += 1
                     self._set_aside(index, error)
+                except Exception as error:  # a fault of a program, such as a user's source: with its traceback
+                    error.add_note(f"This happened in example {index} of batch {step}.")
+                    raise
         # With several hosts, a host counts only the losses in its own rows, so this check is effective on one host
         # only.
         if lost and not self._measuring and lost == sum(len(row.examples) for row in rows):
@@ -120,6 +128,12 @@ class Batches:
             share, tried = self._limit, self._delivered + self._lost
             if len(self.skipped) > share * len(self.source) or too_many(self._lost, tried, share):
                 raise UserError(self._said(f"{self._lost:,} of the first {tried:,} examples cannot be used"))
+            if self._sudden.see(True) and not self._measuring:  # an evaluation reads examples in order, not at random
+                raise UserError(
+                    f"many of the last examples cannot be used, after {self._delivered:,} that could: have files of the data "
+                    f"been moved or deleted? Example {index}: {' '.join(str(error).splitlines())}; restore them, and the same "
+                    "command resumes from the last checkpoint"
+                )
 
     def _said(self, what: str) -> str:
         """An error message with the reasons, the first example, and the remedy."""
@@ -146,6 +160,27 @@ def too_many(lost: int, tried: int, share: float) -> bool:
     if found < 1.0:
         divergence += (1.0 - found) * math.log((1.0 - found) / (1.0 - share))
     return tried * divergence > -math.log(CHANCE)
+
+
+class Sudden:
+    """Tests whether examples are suddenly lost, however many could be used before (CUSUM, Page 1954).
+
+    The sum of the likelihood ratios of a large share of losses to the limit never falls below 0, so that the past does not count.
+
+    Args:
+      limit: the allowed share of losses.
+    """
+
+    def __init__(self, limit: float):
+        large, self._sum, self._tests = (1.0 + limit) / 2, 0.0, 0.0 < limit < 1.0
+        if self._tests:
+            self._lost, self._kept = math.log(large / limit), math.log((1.0 - large) / (1.0 - limit))
+
+    def see(self, lost: bool) -> bool:
+        """Counts an example; returns whether it raises the alarm."""
+        if self._tests:
+            self._sum = max(0.0, self._sum + (self._lost if lost else self._kept))
+        return self._sum > ALARM
 
 
 def prefetch(batches: Batches, start: int, stop: int, threads: int = 1, ahead: int = 4) -> Iterator[Batch]:

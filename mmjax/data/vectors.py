@@ -1,6 +1,7 @@
 """Vectors as inputs: lists of numbers, and .npy and .npz files."""
 
 import io
+import math
 import os
 import zipfile
 from collections.abc import Callable, Mapping
@@ -14,6 +15,8 @@ from mmjax.data.inputs import Cell, Input, Use
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
 from mmjax.tree import part
+
+LARGEST = 2**29  # numbers that are read at once; a small compressed file may state any number
 
 
 @part
@@ -83,7 +86,7 @@ class VectorInput(Input):
 
     def _numbers(self, piece: Any, name: str) -> np.ndarray:
         """The numbers [T, width] of a piece as float32."""
-        found = piece if isinstance(piece, np.ndarray) else self._from_file(piece, name, np.lib.format.read_array)
+        found = piece if isinstance(piece, np.ndarray) else self._from_file(piece, name, _array)
         return found.astype(np.float32, copy=False)
 
     def _from_file(self, piece: bytes | Blob, name: str, read: Callable) -> Any:
@@ -124,7 +127,16 @@ def _shape(file: Any) -> tuple[int, ...]:
     shape, _, kind = read(file)
     if not np.issubdtype(kind, np.number) or np.issubdtype(kind, np.complexfloating):
         raise ValueError(f"it holds {kind}, not numbers")
+    if math.prod(shape) > LARGEST:
+        raise ValueError(f"its shape is {shape}, too large to read at once")
     return shape
+
+
+def _array(file: Any) -> np.ndarray:
+    """The array of an .npy file, after a look at its header."""
+    _shape(file)
+    file.seek(0)
+    return np.lib.format.read_array(file)
 
 
 def _as_npy(array: np.ndarray) -> bytes:

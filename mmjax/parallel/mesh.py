@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding
@@ -164,6 +165,16 @@ def abstract_batch(one_row: Batch, rows: int, mesh: jax.sharding.Mesh | None = N
         return whole
     shardings = batch_shardings(one_row, rows, mesh)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), whole, shardings)
+
+
+def per_device(tree: Any) -> float:
+    """Bytes of the shards that one device holds."""
+
+    def size(dtype: Any) -> float:  # compiled programs pack two numbers of 4 bits in a byte
+        return jnp.iinfo(dtype).bits / 8 if jnp.issubdtype(dtype, jnp.integer) else dtype.itemsize
+
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "sharding")]
+    return float(sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * size(leaf.dtype) for leaf in leaves))
 
 
 def batch_shardings(batch: Batch, rows: int, mesh: jax.sharding.Mesh) -> Batch:

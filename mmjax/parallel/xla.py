@@ -4,7 +4,7 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -87,8 +87,11 @@ def _refused(options: Options, device: Any) -> str | None:
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def explained(memory: Callable[[], str] | None = None) -> Iterator[None]:
     """Turns failures of a step that have a known remedy into errors that name it.
+
+    Args:
+      memory: says what the step needs of a device; it is called only if that is too much.
 
     Raises:
       UserError: the step needs more memory than the device has, or the compiler cannot compile it with Triton.
@@ -106,7 +109,8 @@ def explained() -> Iterator[None]:
             )
         else:
             raise
-        raise UserError(f"{remedy} ({reason})") from error
+        needs = f"{memory()}; " if memory and TOO_LARGE in str(error) else ""
+        raise UserError(f"{remedy} ({needs}{reason})") from error
 
 
 def version_of(device: Any) -> str:

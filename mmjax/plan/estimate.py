@@ -14,7 +14,7 @@ from mmjax.flops import matrix_flops
 from mmjax.models.attend import with_backend
 from mmjax.models.remat import towers, with_remat
 from mmjax.models.roles import by_path, layer_axis, module_of, part_name
-from mmjax.parallel.mesh import abstract_batch
+from mmjax.parallel.mesh import abstract_batch, per_device
 from mmjax.plan import hlo
 from mmjax.plan.compilation import Outcome, Subject
 from mmjax.stream import Factors
@@ -73,16 +73,6 @@ def memory_by_kind(subject: Subject, rows: int, kept: Kept, outcome: Outcome | N
         kinds[name] = min(size, left)
         left -= kinds[name]
     return kinds | {"temporaries": left, "code": outcome.memory["generated_code"]}
-
-
-def per_device(tree: Any) -> float:
-    """Bytes of the shards that one device holds."""
-
-    def size(dtype: Any) -> float:  # compiled programs pack two numbers of 4 bits in a byte
-        return jnp.iinfo(dtype).bits / 8 if jnp.issubdtype(dtype, jnp.integer) else dtype.itemsize
-
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "sharding")]
-    return float(sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * size(leaf.dtype) for leaf in leaves))
 
 
 def in_dtype(subject: Subject, dtype: str) -> float:

@@ -23,6 +23,7 @@ UNITS = {
 }
 SPEED = ("examples_per_second", "steps_per_second", "audio_seconds_per_second", "mfu", "data_wait")
 
+NOTES = ("warning", "spike", "rollback", "skipped")  # kinds of records with a text
 Series = dict[str, list[tuple[float, float | None]]]  # (step, value) by the name of the line
 
 
@@ -37,7 +38,7 @@ def training(subjects: Sequence[Subject]) -> str:
         f"<p>{html.escape(subject.name)}, step {record['step']}: {html.escape(str(record.get('text', '')))}</p>"
         for subject in subjects
         for record in subject.records
-        if record["kind"] == "warning"
+        if record["kind"] in NOTES
     ]
     return html.figures(drawn) + "".join(warnings) if drawn else "<p>No metrics of training are written yet.</p>"
 

@@ -198,9 +198,14 @@ def build_sampler(config: Experiment, layout, source):
         mixture=mixed and (source.lengths, mixed),
         needs=layout.needs,
     )
-    if not sampler.endless and len(sampler) < config.steps:
+    check_enough(sampler, config.steps)
+    return sampler
+
+
+def check_enough(sampler: Any, batches: int) -> None:
+    """Checks that a sampler has as many batches as a run needs; raises UserError."""
+    if not sampler.endless and len(sampler) < batches:
         raise UserError(
-            f"the sources of the mixture are used up after {len(sampler)} steps of {config.steps}; raise "
+            f"the sources of the mixture are used up after {len(sampler)} steps of {batches}; raise "
             "data.source.epochs, or train for fewer steps"
         )
-    return sampler

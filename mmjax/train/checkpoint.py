@@ -16,8 +16,9 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from importlib.metadata import version
@@ -45,6 +46,8 @@ SUMS = "sha256.json"
 NEWEST = "newest-checkpoint"  # file name in the run directory: the step of the last complete checkpoint
 POSITION = {"step", "window", "rows_before"}  # the keys that `Sampler.restore` needs
 FOLDER, FROZEN = "checkpoints", "frozen"  # in the run directory
+# Orbax measures its timeout with the clock of the machine, which is set when a machine wakes up; the hang watch does not.
+NO_TIMEOUT = 10**8  # seconds
 
 
 class Damaged(UserError):
@@ -79,19 +82,24 @@ class Checkpoints:
 
     Attributes:
       best: the step of a checkpoint that is kept, too; None: there is none.
+      needed: given the steps of all checkpoints, those that are kept, too; None: there are none.
     """
 
     def __init__(self, directory: Path, keep: int | None = 3, apart: Any = None, folder: str = FOLDER):
         self.path = (Path(directory) / folder).resolve()
         self._keep, self._apart, self.best = keep, apart, None
+        self.needed: Callable[[list[int]], list[int]] | None = None
         self._frozen_is_saved = False
         self._unfinished: int | None = None  # the step whose checkpoint may be incomplete
 
     @cached_property
     def _manager(self) -> ocp.CheckpointManager:  # only for saving: it creates directories and deletes old checkpoints
-        kept = policies.AnyPreservationPolicy([policies.LatestN(self._keep), _KeepsBest(self)])
+        kept = policies.AnyPreservationPolicy([policies.LatestN(self._keep), _KeepsNeeded(self)])
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=kept, enable_async_checkpointing=True, lightweight_initialize=True
+            preservation_policy=kept,
+            enable_async_checkpointing=True,
+            async_options=ocp.AsyncOptions(timeout_secs=NO_TIMEOUT),
+            lightweight_initialize=True,
         )
         handlers = {"state": _SummedHandler(), "meta": ocp.JsonCheckpointHandler()}
         return ocp.CheckpointManager(self.path, options=options, item_handlers=handlers)
@@ -101,8 +109,12 @@ class Checkpoints:
         with _explained(f"list the checkpoints in {self.path}"):
             return sorted(ocp.utils.checkpoint_steps(self.path))
 
-    def save(self, step: int, state: TrainState, data: Mapping[str, int]) -> None:
-        """Copies the state to the host and returns; a background thread writes it."""
+    def save(self, step: int, state: TrainState, data: Mapping[str, Any]) -> None:
+        """Copies the state to the host and returns; a background thread writes it.
+
+        Args:
+          data: the position in the data, as `Sampler.state`, and what else the host keeps.
+        """
         meta = {"format": FORMAT, "orbax": version("orbax-checkpoint"), "data": dict(data)}
         meta |= {"kernels": kernels} if (kernels := constants(getattr(state, "params", {}))) else {}
         if self._apart is not None:
@@ -111,7 +123,7 @@ class Checkpoints:
         tree = unflatten_dict(_flat(state))
         meta = ocp.args.JsonSave({**meta, "sha256": _sum_of(meta)})
         self.finish()  # Orbax would also wait, but report errors of the previous save as errors of this one
-        with _explained(f"save the checkpoint of step {step} to {self.path}"):
+        with _explained(f"save the checkpoint of step {step} to {self.path}", self.path.parent):
             self._manager.save(step, args=ocp.args.Composite(state=_SummedSave(tree), meta=meta))
         self._unfinished = step
 
@@ -269,6 +281,19 @@ class Checkpoints:
                     (self.path / str(step)).rename(aside)
         return aside
 
+    def position(self, step: int) -> dict[str, Any]:
+        """The `data` that was saved with a step, unverified; {} if it cannot be read."""
+        try:
+            return dict(_json(self.path / str(step) / "meta" / "metadata").get("data") or {})
+        except Damaged:
+            return {}
+
+    def remove(self, step: int) -> None:
+        """Deletes a checkpoint; a process that is killed meanwhile leaves no half of it."""
+        aside = self.set_aside(step, "removed-checkpoint")
+        if jax.process_index() == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+
     def lost(self) -> str | None:
         """For a run without checkpoints: evidence that there was one, as a message; None if there is no evidence."""
         marker, metrics = self.path.parent / NEWEST, self.path.parent / "metrics.jsonl"
@@ -297,7 +322,7 @@ class Checkpoints:
         """Waits until the last save is complete."""
         if self._unfinished is not None:
             step, self._unfinished = self._unfinished, None
-            with _explained(f"finish the checkpoint of step {step} in {self.path}"):
+            with _explained(f"finish the checkpoint of step {step} in {self.path}", self.path.parent):
                 self._manager.wait_until_finished()
                 if jax.process_index() == 0 and self.path.name == FOLDER:
                     write_whole(self.path.parent / NEWEST, f"{step}\n")
@@ -310,14 +335,16 @@ class Checkpoints:
                 self._manager.close()
 
 
-class _KeepsBest(policies.PreservationPolicy):
+class _KeepsNeeded(policies.PreservationPolicy):
     """Orbax asks it after each save which checkpoints stay."""
 
     def __init__(self, checkpoints: Checkpoints):
         self._checkpoints = checkpoints
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
-        return [one.step == self._checkpoints.best for one in checkpoints]
+        steps = [one.step for one in checkpoints]
+        needed = self._checkpoints.needed(steps) if self._checkpoints.needed else []
+        return [step == self._checkpoints.best or step in needed for step in steps]
 
 
 class _SummedHandler(ocp.StandardCheckpointHandler):
@@ -409,10 +436,14 @@ def table(found: list[dict[str, Any]], title: str):
 
 
 class _explained:
-    """Turns errors of libraries (a full disk, a broken file) into one-line errors that name the action."""
+    """Turns errors of libraries (a full disk, a broken file) into one-line errors that name the action.
 
-    def __init__(self, doing: str):
-        self.doing = doing
+    Args:
+      run: the run directory, if it may be gone; TensorStore makes its folders again.
+    """
+
+    def __init__(self, doing: str, run: Path | None = None):
+        self.doing, self._run = doing, run
 
     def __enter__(self):
         return self
@@ -421,6 +452,8 @@ class _explained:
         if kind is not None and issubclass(kind, Exception) and not issubclass(kind, UserError):
             first = str(error).strip().split("\n")[0][:300] or kind.__name__
             full = (os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT))  # TensorStore says it behind its paths
+            if self._run and not (self._run / "config.json").exists():
+                first = f"the run directory is gone, or has no config.json ({first})"
             reason = next((text for text in full if text in str(error)), first)
             raise UserError(f"cannot {self.doing}: {reason}") from error
         return False

@@ -43,6 +43,7 @@ FREE_KEYS = (
     "model.attention",
     "model.strict_attention",
     "optimizer.max_skipped",
+    "spikes.",  # past rollbacks are in the run directory
 )
 FREE_ENDS = (".remat",)
 UNTRAINED = "parameters.safetensors"  # the parameters of a run that was imported, by path

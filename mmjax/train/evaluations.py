@@ -102,8 +102,9 @@ class Evaluations:
         """Keeps the checkpoint of this step if it is the best. The record follows the checkpoint that it names."""
         if self._best.improves(step, results):
             save()
-            self._watch.pause()
+            self._watch.saving(step)
             with self._records.ledger.spent("checkpoint"):
                 self._checkpoints.finish()
+            self._watch.pause()
         self._best.note(step, results)
         self._checkpoints.best = self._best.step

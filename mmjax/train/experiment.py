@@ -15,6 +15,7 @@ from mmjax.models.adapters import LoRA
 from mmjax.parallel.mesh import Mesh
 from mmjax.parallel.xla import XLA
 from mmjax.train.optimizer import Optimizer
+from mmjax.train.spikes import Spikes
 from mmjax.train.weighting import Weighting
 from mmjax.tree import check_trusted, from_dict, load_json, part, read_json, run_file, to_dict, trust, trust_named
 
@@ -72,6 +73,7 @@ class Experiment:
     initial: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     # Adapters of kernels by pattern, "tasks.chat.decoder.layers": LoRA(); None: no adapter. The kernels are frozen.
     adapters: Mapping[str, LoRA | None] = dataclasses.field(default_factory=dict)
+    spikes: Spikes = Spikes()  # which losses are spikes, and what follows one
     evaluation: Evaluation = Evaluation()  # what is measured, and when
     checkpoint: Checkpoint = Checkpoint()  # when the state is saved
     log: Log = Log()  # when metrics are written, and where

@@ -19,6 +19,7 @@ from mmjax.errors import Preempted
 FOLDER = "hangs"  # in the run's directory
 STEPS = 50  # whose median is a usual step
 FACTOR = 30  # usual steps without progress
+CHECKPOINT = 1800.0  # least seconds that a checkpoint may take
 GRACE = 10.0  # seconds in which the other processes of a launch write their stacks, too
 
 
@@ -43,7 +44,7 @@ class HangWatch:
     def __init__(self, run: Path, seconds: float | None, end: Callable[[str], None] = _end):
         self._folder, self._least, self._end = run / FOLDER, seconds or 0.0, end
         self._steps: deque[float] = deque(maxlen=STEPS)
-        self._step, self._doing, self._since, self._stepped = 0, "", None, None
+        self._step, self._doing, self._since, self._stepped, self._longer = 0, "", None, None, 0.0
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._run, name="hang watch", daemon=True)
         if seconds is not None:
@@ -63,19 +64,25 @@ class HangWatch:
         self._stepped = now
         self.doing(step, "a step")
 
-    def doing(self, step: int, what: str) -> None:
-        """Notes what the main thread begins to do, as progress."""
-        self._step, self._doing, self._since = step, what, time.monotonic()
+    def doing(self, step: int, what: str, longer: float = 0.0) -> None:
+        """Notes what the main thread begins to do, as progress; `longer`: the least seconds that it may take."""
+        # The time comes first: the thread must not see the old time with the new limit.
+        self._since, self._step, self._doing, self._longer = time.monotonic(), step, what, longer
+
+    def saving(self, step: int) -> None:
+        """Notes that the main thread begins to wait for a checkpoint."""
+        self.doing(step, "a checkpoint", CHECKPOINT)
+        self._stepped = None
 
     def pause(self) -> None:
-        """Watches nothing until the next progress; for what may take long, such as the compilation or a checkpoint."""
+        """Watches nothing until the next progress; for what may take long, such as the compilation."""
         self._since = self._stepped = None
 
     @property
     def limit(self) -> float:
         """Seconds without progress that count as a hang."""
         usual = statistics.median(self._steps) if self._steps else 0.0
-        return max(self._least, FACTOR * usual)
+        return max(self._least, self._longer, FACTOR * usual)
 
     def _run(self) -> None:
         while not self._left.wait(min(1.0, self._least / 10)):

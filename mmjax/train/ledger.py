@@ -46,7 +46,7 @@ class Ledger:
 
     def __init__(self, run: Path | None, first: int, started: float):
         self._path, self._first, self._since = run and run / FILE, first, started
-        self._launch = time.time() - (time.perf_counter() - started)
+        self._started, self._launch = started, time.time() - (time.perf_counter() - started)
         self._seconds: dict[str, float] = {}
         self._rest = "start"
 
@@ -72,7 +72,8 @@ class Ledger:
         now = time.perf_counter()
         self.add(self._rest, max(now - self._since - sum(self._seconds.values()), 0.0))
         seconds = {kind: round(value, 4) for kind, value in self._seconds.items() if value}
-        line = {"launch": self._launch, "time": time.time(), "from": self._first, "step": step, "seconds": seconds}
+        ended = self._launch + now - self._started  # the clock of the machine may be set while a process runs
+        line = {"launch": self._launch, "time": ended, "from": self._first, "step": step, "seconds": seconds}
         self._since, self._seconds, self._rest = now, {}, "step"
         if self._path is None:
             return

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mmjax.files import local
 from mmjax.models.remat import check_offload
 from mmjax.parallel.agreement import from_lead
 from mmjax.parallel.machines import PEAKS
-from mmjax.parallel.mesh import make_mesh, share_of_rows, to_devices
+from mmjax.parallel.mesh import abstract_batch, make_mesh, share_of_rows, to_devices
 from mmjax.parallel.xla import check_options, described, explained, options_of
 from mmjax.train import report
 from mmjax.train.attention import decided
@@ -27,6 +28,7 @@ from mmjax.train.build import (
     build_model,
     build_sampler,
     build_source,
+    check_enough,
     facts_of,
     facts_of_run,
     image_changes,
@@ -49,10 +51,12 @@ from mmjax.train.evaluations import Evaluations
 from mmjax.train.experiment import Experiment
 from mmjax.train.guards import Guards
 from mmjax.train.hang import HangWatch
+from mmjax.train.health import Health
 from mmjax.train.initial import load_initial
 from mmjax.train.nan_hunt import hunt
-from mmjax.train.program import begin, jitted_step
+from mmjax.train.program import begin, jitted_step, step_memory
 from mmjax.train.records import Records
+from mmjax.train.rollbacks import Rollbacks, RolledBack, needed
 from mmjax.train.samples import Samples
 from mmjax.train.stopping import StopSignal
 from mmjax.train.validate import check_config
@@ -74,7 +78,11 @@ def train(config: Experiment, run: Path, restart: bool = False, accept_changed_d
     with claimed(run), StopSignal(again) as stop, HangWatch(run, config.log.hang_seconds) as watch:
         if restart:
             clear(run)
-        return _train(with_schedule(config, run), run, stop, watch, accept_changed_data)
+        while True:
+            try:
+                return _train(with_schedule(config, run), run, stop, watch, accept_changed_data)
+            except RolledBack:  # the run goes on as if it had been killed after an earlier checkpoint
+                watch.pause()
 
 
 def _train(
@@ -115,7 +123,14 @@ def _train(
     begun = begin(config, model, layout, mesh)
     abstract = begun.abstract
     checkpoints = Checkpoints(run, config.checkpoint.keep, None if config.checkpoint.frozen else begun.groups)
+    checkpoints.needed = partial(needed, every=config.checkpoint.every_steps, settings=config.spikes)
+    rollbacks = Rollbacks(run)
+    rollbacks.discard(checkpoints)
     state, first = resume(checkpoints, abstract, sampler)
+    position = checkpoints.position(first)
+    number, rolled_back = rollbacks.resumed(first, position)
+    ahead = number - first  # batches that were skipped, by which their numbers are ahead of those of steps
+    check_enough(sampler, config.steps + ahead)
     if state is None:
         state = load_initial(config, begun.initialise(), begun.specs, source.tokenizer)
     check_encoded(config, state.params, begun.groups)
@@ -139,7 +154,9 @@ def _train(
     made = decided(config, model, abstract.params, layout, mesh)
     if lead:
         note_compiler(run, {"first_step": first, **described(config.xla, jax.devices()[0])})
-        report.start(config, run, abstract.params, begun.groups, flops, made, sampler, layout, source, first, peak)
+        report.start(
+            config, run, abstract.params, begun.groups, flops, made, sampler, layout, source, first, first + ahead, peak
+        )
     throughput = telemetry.Throughput(
         {name: hop / report.sample_rate(config) for name, hop in layout.recordings.items()},
         sum(flops.values()),
@@ -152,17 +169,20 @@ def _train(
     written = writer.rewind(first, finished) if lead else set()
     if lead and (warning := report.short_schedule(config)):
         writer.write(first, "warning", {"text": warning})
+    for event in rolled_back if lead else ():
+        writer.write(first, "rollback", event)
     if lead and evaluator:
         report.left_out(evaluator.source, run, config.evaluation.split)
     evaluations = Evaluations(config, evaluator, best, samples, checkpoints, records, watch, stop)
+    health = Health(config, first, int(state.skipped), position, rollbacks, checkpoints, records)
     done, saved = first, first
 
     def save() -> None:
         nonlocal saved
         if saved < done:
-            watch.pause()
+            watch.saving(done)
             with ledger.spent("checkpoint"):
-                checkpoints.save(done, state, sampler.state(done))
+                checkpoints.save(done, state, sampler.state(done + ahead) | health.state)
             saved = done
 
     def evaluate(examples: int | None) -> dict[str, dict[str, float]] | None:
@@ -177,23 +197,20 @@ def _train(
         raise stop.error(f"before step {first + 1}")
 
     # The loop. The host waits for a step only after it has dispatched the next one, so that the devices stay busy.
-    skips = Skips(config, int(state.skipped))
     pending, before, taken = None, None, None
 
     def see(step: int, metrics: Any) -> None:
-        """Counts skipped steps; too many in a row end the run, and the cause is looked for in the last of them."""
-        try:
-            skips.see(step, metrics, saved)
-        except UserError as error:
-            if jax.process_count() > 1:  # every process has only its own rows
-                raise
-            progress.warn(f"{error}; looking for the cause ...")
-            key = jax.random.fold_in(jax.random.key(config.seed), step - 1)
-            raise UserError(f"{error}; in step {step}, {hunt(model, state.params, taken, key)}") from None
+        def cause() -> str:
+            return hunt(model, state.params, taken, jax.random.fold_in(jax.random.key(config.seed), step - 1))
+
+        health.see(step, metrics, taken, step + ahead, saved, cause)
+
+    def memory() -> str:
+        return step_memory(train_step, abstract, abstract_batch(layout.empty(1), config.data.batch_rows, mesh))
 
     early = evaluations.over
     end = first if early else config.steps
-    ready = prefetch(batches, first, end, config.data.threads)
+    ready = prefetch(batches, first + ahead, end + ahead, config.data.threads)
     with finishing(checkpoints):
         for step in range(first, end):
             asked = time.perf_counter()
@@ -205,7 +222,7 @@ def _train(
             ledger.add("data_wait", waited)
             if step == first:
                 watch.pause()  # the step is compiled
-            with explained():
+            with explained(memory):
                 state, metrics = train_step(state, to_devices(batch, mesh))
                 jax.block_until_ready(before)
             watch.stepped(step)
@@ -224,11 +241,11 @@ def _train(
             if pending is not None and (saving or evaluating):
                 records.log(*pending)  # before the checkpoint, or a kill in between would lose these metrics
                 pending = None
+            if saving or evaluating:
+                see(done, metrics)  # a checkpoint has the losses of all of its steps
             if saving:
-                see(done, metrics)
-                if (
-                    last or stopping or not skips.row
-                ):  # a state that cannot take steps must not replace an older good checkpoint
+                # A state that cannot take steps must not replace an older good checkpoint.
+                if last or stopping or not health.skipping:
                     save()
                 if batches.skipped:
                     report.note_skipped(run, batches.skipped)
@@ -239,9 +256,10 @@ def _train(
                     save()
             if stopping or early:
                 break
-        watch.pause()
+        watch.saving(done)
         with ledger.spent("checkpoint"):
             checkpoints.finish()
+        watch.pause()
     records.account(done)
     if (done < config.steps and not early) or stop.failed:
         raise stop.error(f"after step {done}; its state is saved")
@@ -277,36 +295,3 @@ def finishing(checkpoints: Checkpoints) -> Iterator[None]:
             checkpoints.close()
         raise
     checkpoints.close()
-
-
-class Skips:
-    """Counts consecutive steps that were skipped because of non-finite gradients, and ends the run after too many.
-
-    Args:
-      skipped: number of steps skipped before this start.
-    """
-
-    def __init__(self, config: Experiment, skipped: int):
-        self.row, self._seen, self._all = 0, 0, skipped
-        self._most = min(config.optimizer.max_skipped, max(2, config.steps // 2))
-
-    def see(self, step: int, metrics: Any, saved: int) -> None:
-        """Counts a finished step; a second call for the same step does nothing.
-
-        Args:
-          saved: the step of the newest checkpoint.
-
-        Raises:
-          UserError: too many consecutive steps were skipped.
-        """
-        if metrics is None or step == self._seen:
-            return
-        total = int(metrics["skipped_steps"])
-        self.row = self.row + 1 if total > self._all else 0
-        self._seen, self._all = step, total
-        if self.row >= self._most:
-            raise UserError(
-                f"the last {self.row} steps, from {step - self.row + 1} on, were skipped: their gradients were not finite; "
-                "lower the learning rate (optimizer.schedule.peak), or check the data of these steps, and start again with "
-                "--restart or another --run-dir" + (f"; the checkpoint of step {saved} is kept" if saved else "")
-            )

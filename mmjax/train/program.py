@@ -10,7 +10,7 @@ import optax
 from mmjax.errors import UserError
 from mmjax.models.attend import with_backend
 from mmjax.models.roles import parameter, specs
-from mmjax.parallel.mesh import state_shardings, within
+from mmjax.parallel.mesh import per_device, state_shardings, within
 from mmjax.parallel.runtime import jit_once
 from mmjax.parallel.xla import options_of
 from mmjax.train.build import build_layout, raw
@@ -73,6 +73,24 @@ def begin(config: Experiment, model: nn.Module, layout: Any, mesh: Any) -> Start
         shardings,
     )
     return Start(optimizer, abstract, jit_once(lambda: unboxed(initialise()), out_shardings=shardings), specs_, groups)
+
+
+def step_memory(step: Any, state: TrainState, batch: Any) -> str:
+    """What a jitted step needs of a device and what the device has, in GB, for a message.
+
+    Args:
+      state, batch: abstract, with shardings.
+    """
+    try:
+        found = step.lower(state, batch).compile().memory_analysis()
+    except jax.errors.JaxRuntimeError:  # too large even to compile
+        return f"the state takes {per_device(state) / 1e9:.3g} GB of a device"
+    device = jax.local_devices()[0]
+    has = (device.memory_stats() or {}).get("bytes_limit")
+    return (
+        f"per device, state and batch take {found.argument_size_in_bytes / 1e9:.3g} GB and intermediate values "
+        f"{found.temp_size_in_bytes / 1e9:.3g} GB" + (f" of {has / 1e9:.3g} GB" if has else "")
+    )
 
 
 def jitted_step(config: Experiment, model: nn.Module, begun: Start) -> Any:

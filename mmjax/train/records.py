@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
-from mmjax import telemetry
+from mmjax import progress, telemetry
+from mmjax.stream import Batch
 from mmjax.train import report
 from mmjax.train.experiment import Experiment
 from mmjax.train.ledger import Ledger
@@ -43,12 +46,34 @@ class Records:
             config=to_dict(config),
         )
         self.ledger = Ledger(run if self.lead else None, first, started)
+        self._said = False  # whether a skipped step was printed
         self._line = report.ProgressLine(config.steps, first, started)
 
     def write(self, step: int, kind: str, metrics: Any) -> None:
         """Writes a line of metrics."""
         with self._stop.on_error():
             self.writer.write(step, kind, metrics)
+
+    def warn(self, step: int, kind: str, text: str, **numbers: Any) -> None:
+        """Prints a warning, and writes it with its numbers as a line of a kind."""
+        if self.lead:
+            progress.warn(text)
+            self.write(step, kind, {"text": text, **numbers})
+
+    def skipped(self, step: int, metrics: Any, batch: Batch) -> None:
+        """Writes the numbers of the examples of a step that was skipped; prints the first such step.
+
+        All processes must call it, because each has only its own rows.
+        """
+        slots = batch["examples"]
+        numbers = np.unique(everywhere(np.where(slots.segments > 0, slots.features, -1)))
+        bad = [name for name, value in sorted(jax.device_get(metrics).items()) if not np.isfinite(value)]
+        text = f"step {step} was skipped, because {', '.join(bad)} are not finite"
+        if self.lead:
+            self.write(step, "skipped", {"text": text, "examples": numbers[numbers >= 0].tolist()})
+            if not self._said:
+                progress.warn(f"{text}; its examples are in metrics.jsonl, and those of later skipped steps, too")
+        self._said = True
 
     def log(self, step: int, metrics: Any, rates: dict[str, float]) -> None:
         """Prints and writes the metrics of a train step; waits for them."""
@@ -63,3 +88,8 @@ class Records:
         """Writes a line of the ledger."""
         with self._stop.on_error():
             self.ledger.note(step)
+
+
+def everywhere(rows: np.ndarray) -> np.ndarray:
+    """The rows of all processes; some may hold the same ones."""
+    return rows if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(rows))

@@ -128,8 +128,8 @@ def short_schedule(config: Experiment) -> str | None:
     )
 
 
-def start(config, run, params, groups, flops, decisions, sampler, layout, source, first: int, peak) -> None:
-    """Prints devices, parts of the model, and the use of rows."""
+def start(config, run, params, groups, flops, decisions, sampler, layout, source, first: int, batch: int, peak) -> None:
+    """Prints devices, parts of the model, and the use of rows from a batch on."""
     say = progress.console.print
     devices = jax.devices()
     say(f"{config.name} in {run}" + (f", resuming after step {first}" if first else ""))
@@ -166,7 +166,7 @@ def start(config, run, params, groups, flops, decisions, sampler, layout, source
         say(f"parameters divided along {', '.join(shares)}")
     if idle := idle_parts(config):
         progress.warn(f"no task reads {', '.join(idle)}; leave out parts that are never trained")
-    useful = sampler.useful_share(layout.tokens(source.sizes), range(first, first + 50))
+    useful = sampler.useful_share(layout.tokens(source.sizes), range(batch, batch + 50))
     shortened = layout.shortened(source.sizes)
     say(
         f"{len(source):,} examples in rows of "

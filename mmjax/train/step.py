@@ -27,7 +27,7 @@ class TrainState(NamedTuple):
       params: parameters, in the dtype of `init_state`.
       optimizer: the optimizer state of Optax.
       average: exponential moving average (EMA) of the trained parameters, or None; frozen ones are None in it.
-      skipped: number of steps skipped because the gradient was not finite.
+      skipped: number of steps skipped because the loss or a gradient was not finite.
       weighting: the state of a weighting of the tasks that is not learned, or None.
     """
 
@@ -265,8 +265,8 @@ def make_train_step(
         new = optax.apply_updates(params, updates), moments
         params, new_optimizer = rounded_like((kept, state.optimizer), new, jax.random.fold_in(key, ROUNDING))
 
-        # A step with non-finite gradients is skipped and counted, so that one bad batch does not end the run.
-        finite = jnp.isfinite(norm)
+        # A step whose loss or gradients are not finite is skipped and counted, so that one bad batch does not end the run.
+        finite = jnp.isfinite(norm) & jnp.isfinite(total)
 
         def keep(new: Any, old: Any) -> Any:
             return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)

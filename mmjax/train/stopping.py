@@ -41,11 +41,9 @@ class StopSignal:
         return self
 
     def listen(self) -> None:
-        """Starts recording signals. Before this call, the caller's handlers apply."""
-        if (
-            threading.current_thread() is not threading.main_thread()
-        ):  # signals only reach the main thread; a notebook may use another
-            return
+        """Starts recording signals, once. Before this call, the caller's handlers apply."""
+        if self._sockets or threading.current_thread() is not threading.main_thread():
+            return  # signals only reach the main thread; a notebook may use another
         own = SIGNALS[1:] if self._several else SIGNALS
         self._sockets = reader, writer = socket.socketpair()
         writer.setblocking(False)

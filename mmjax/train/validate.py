@@ -50,6 +50,9 @@ AT_LEAST = {
     "max_distance": 0,
     "positions.left": 0,
     "positions.right": 0,
+    "rollback.back": 0,
+    "rollback.ahead": 0,
+    "rollback.most": 0,
 }
 FREE = ("data.source.options.", "xla.options.")  # their range is known only to other libraries
 SHARES = ("dropout", "label_smoothing", "ema", "b1", "b2", "momentum")
@@ -120,6 +123,10 @@ def check_config(config: Experiment) -> None:
         if len({frozenset(subset.split("+")) for subset in subsets}) < len(subsets):
             raise UserError(f"{place} names a subset twice (order does not matter): {', '.join(subsets)}")
     _check_evaluation(config.evaluation)
+    if config.spikes.rollback is not None and not config.checkpoint.every_steps:
+        raise UserError(
+            "spikes.rollback is set, but there are no checkpoints to go back to; set checkpoint.every_steps"
+        )
     _check_tasks(config)
     if config.weighting:
         config.weighting.check(config)

@@ -218,7 +218,9 @@ def seconds_of(speech: Any, sample_rate: int) -> float:
       Unreadable: the file cannot be read.
     """
     if isinstance(speech, str | os.PathLike | bytes):
-        extent = measure_audio(speech, f"<{len(speech)} bytes>" if isinstance(speech, bytes) else os.fspath(speech))
+        extent = measure_audio(
+            speech, f"<{len(speech)} bytes>" if isinstance(speech, bytes) else os.fspath(speech), in_blocks=True
+        )
         return extent.frames / extent.rate
     return max(speech.shape, default=0) / sample_rate if isinstance(speech, np.ndarray) else 0.0
 

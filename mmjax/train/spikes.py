@@ -1,0 +1,94 @@
+"""Loss spikes: how they are found. What follows one is in `mmjax.train.rollbacks`."""
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from mmjax.tree import part
+
+NORMAL = 1.4826  # the standard deviation of a normal distribution, in median absolute deviations
+LEAST = 0.02  # of the median: a smaller standard deviation counts as this, late in a run whose loss hardly changes
+
+
+@part
+class Rollback:
+    """Goes back to a checkpoint before a spike, and skips the batches up to the spike and some after it.
+
+    Chowdhery et al. 2022 (PaLM), section 5.1, went back about 100 steps and skipped 200 to 500 batches.
+    """
+
+    back: int = 100  # least number of steps from the checkpoint to the spike
+    ahead: int = 100  # batches after the spike that are skipped, too
+    most: int = 3  # rollbacks of a run; at the next spike it stops
+
+
+@part
+class Spikes:
+    """Detection of loss spikes: losses far above those of the steps before.
+
+    A loss is high if it exceeds the median of the steps before by some standard deviations, which are estimated by the
+    median absolute deviation (MAD), because a spike would raise their mean and their standard deviation (Iglewicz and
+    Hoaglin 1993, chapter 3). OLMo-core's `SkipStepOptimizer` has the same window and limit, with mean and deviation.
+    """
+
+    window: int = 128  # steps before, with which a loss is compared; from half as many on
+    deviations: float = 6.0  # standard deviations above the median, from which a loss is high
+    steps: int = 3  # high losses in a row that are a spike; one batch may be difficult
+    rollback: Rollback | None = None  # what follows a spike; None: a warning
+
+
+class Spike(NamedTuple):
+    """A spike.
+
+    Attributes:
+      first, last: its first step, and that at which it was found.
+      loss: at that step.
+      median, deviations: of the losses before, and the distance of the loss from their median.
+    """
+
+    first: int
+    last: int
+    loss: float
+    median: float
+    deviations: float
+
+    def __str__(self) -> str:
+        return (
+            f"loss spike from step {self.first} to {self.last}: {self.loss:.4g}, {self.deviations:.3g} standard deviations "
+            f"above the usual {self.median:.4g}"
+        )
+
+
+class Losses:
+    """The last losses of a run, among which a spike stands out.
+
+    Args:
+      before: the `state` that the checkpoint has from which the run goes on; empty: a new run.
+    """
+
+    def __init__(self, settings: Spikes, before: Mapping[str, Any]):
+        self._settings, self._high = settings, int(before.get("high", 0))
+        self._last: deque[float] = deque(before.get("losses", ()), maxlen=settings.window)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must keep, so that a resumed run finds the same spikes."""
+        return {"losses": list(self._last), "high": self._high}
+
+    def see(self, step: int, loss: float) -> Spike | None:
+        """Adds the loss of a step; returns the spike that becomes certain with it. Skipped steps do not count."""
+        if not math.isfinite(loss):
+            return None
+        median, deviations = 0.0, 0.0
+        if len(self._last) >= (self._settings.window + 1) // 2:
+            median = statistics.median(self._last)
+            deviation = NORMAL * statistics.median(abs(one - median) for one in self._last)
+            spread = max(deviation, LEAST * abs(median))
+            deviations = (loss - median) / spread if spread else 0.0
+        self._last.append(loss)
+        self._high = self._high + 1 if deviations > self._settings.deviations else 0
+        if self._high != self._settings.steps:
+            return None
+        return Spike(step - self._high + 1, step, loss, median, deviations)
