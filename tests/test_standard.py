@@ -21,7 +21,15 @@ FOLDER = pathlib.Path("configs/standard").absolute()
 CONFIGS = sorted(FOLDER.glob("*.py")) + [FOLDER.parent / "librispeech_fastconformer_l.py"]
 # The splits that TFDS's builders name in `_split_generators`.
 USUAL = ("train", "validation", "test")
-LIBRISPEECH = ("train_clean100", "train_clean360", "train_other500", "dev_clean", "dev_other", "test_clean", "test_other")
+LIBRISPEECH = (
+    "train_clean100",
+    "train_clean360",
+    "train_other500",
+    "dev_clean",
+    "dev_other",
+    "test_clean",
+    "test_other",
+)
 SPLITS = {
     "c4/en": USUAL[:2],
     "cifar10": ("train", "test"),
@@ -112,7 +120,7 @@ def small(config, directory):
     tokenizer = config.data.tokenizer
     if tokenizer:
         special = tokenizer.special
-        tokenizer = dataclasses.replace(tokenizer, vocabulary=280 + len(special), byte_fallback=True)
+        tokenizer = dataclasses.replace(tokenizer, vocabulary=330 + len(special), byte_fallback=True)
     data = dataclasses.replace(config.data, tokenizer=tokenizer, directory=str(directory))
     return dataclasses.replace(c.smoke(dataclasses.replace(config, data=data), width=16), steps=2)
 

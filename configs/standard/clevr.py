@@ -16,7 +16,11 @@ vqa = load(Path(__file__).with_name("vqav2.py"))
 
 def question(number: int) -> TFDS:
     """The question of this number of every image."""
-    fields = {"image": "image", "text": f"question_answer/question/{number}", "answer": f"question_answer/answer/{number}"}
+    fields = {
+        "image": "image",
+        "text": f"question_answer/question/{number}",
+        "answer": f"question_answer/answer/{number}",
+    }
     return TFDS(name="clevr", splits={"train": "train", "test": "validation"}, fields=fields)
 
 

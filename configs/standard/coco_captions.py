@@ -50,7 +50,7 @@ config = Experiment(
                 label="target",
                 decoder=TextDecoder(layers=6, width=512, heads=8, mlp=2048, dropout=0.1),
                 label_smoothing=0.1,
-                measures=("bleu4", "cider", "chrf"),
+                measures=("bleu", "cider", "chrf"),
             )
         },
         dtype="bfloat16",

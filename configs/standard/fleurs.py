@@ -20,7 +20,12 @@ from mmjax.errors import UserError
 from mmjax.tree import part
 
 ENGLISH = "en_us"
-LANGUAGES = {"de_de": "German", "es_419": "Spanish", "fr_fr": "French", "it_it": "Italian"}  # with TFDS's names for them
+LANGUAGES = {
+    "de_de": "German",
+    "es_419": "Spanish",
+    "fr_fr": "French",
+    "it_it": "Italian",
+}  # with TFDS's names for them
 
 
 @part
@@ -50,7 +55,9 @@ class TranslatedRecords:
 
     @cached_property
     def _texts(self) -> dict[str, str]:
-        return {record.name: record.inputs["text"] for record in map(self._english.__getitem__, range(len(self._english)))}
+        return {
+            record.name: record.inputs["text"] for record in map(self._english.__getitem__, range(len(self._english)))
+        }
 
     def __len__(self) -> int:
         return len(self._records)

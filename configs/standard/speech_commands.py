@@ -28,9 +28,7 @@ config = Experiment(
     name="speech_commands",
     steps=5_000,
     data=Data(
-        source=TFDS(
-            name="speech_commands", splits={"train": "train", "validation": "validation", "test": "test"}
-        ),
+        source=TFDS(name="speech_commands", splits={"train": "train", "validation": "validation", "test": "test"}),
         batch_rows=16,  # 16 rows of 20 s: 320 words
         rows={"speech": 2000, "examples": 24},
         subsets={"speech": 1.0},
