@@ -3,6 +3,10 @@
 import dataclasses
 import json
 import os
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import fsspec
@@ -233,3 +237,70 @@ def test_a_checkpoint_is_in_the_bucket_once_all_of_it_is(machine, tmp_path, monk
     here.push()
     there.pull()
     assert (there.path / "checkpoints/2/state/b").read_text() == "state/b"
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    """An S3 server on this machine with an empty bucket."""
+    pytest.importorskip("s3fs", reason="no s3fs here (extra `test`)")
+    server = pytest.importorskip("moto.server", reason="no moto here (extra `test`)").ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    system = fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False)
+    system.mkdir("bucket")
+    yield system
+    server.stop()
+
+
+def test_commands_read_a_run_on_s3(s3, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(mirror, "data_directory", lambda *_: tmp_path)
+    with pytest.raises(UserError, match="cannot write s3://nowhere/run"):
+        bad = mirror.Mirror("s3://nowhere/run", tmp_path)
+        bad.pull()
+        bad.push()
+    shutil.copytree(run, tmp_path / "copy")
+    there = mirror.Mirror("s3://bucket/runs/tiny", tmp_path / "copy")
+    there._identity = there.manifest().identity
+    there.push()
+    listed = json.loads(s3.cat_file(f"bucket/runs/tiny/{mirror.MANIFEST}"))["files"]
+    assert set(listed) == {p.removeprefix("bucket/runs/tiny/") for p in s3.find("bucket/runs/tiny")} - {mirror.MANIFEST}
+    assert cli.main(["checkpoints", "s3://bucket/runs/tiny", "--json"]) == 0
+    assert [(one["step"], one["intact"]) for one in json.loads(capsys.readouterr().out)] == [
+        (one["step"], True) for one in describe_run(run)
+    ]
+    assert cli.main(["goodput", "s3://bucket/runs/tiny"]) == 0
+
+
+@pytest.mark.slow
+def test_a_training_killed_on_one_machine_ends_on_another_as_if_nothing_had_happened(s3, run, tmp_path):
+    """Started by the command line, with an S3 server."""
+    (tmp_path / "tiny.json").write_text(c.to_json(tiny()))
+    program = (
+        "import sys; from mmjax.train import mirror; from mmjax.files import data_directory; from mmjax.cli import main\n"
+        "from pathlib import Path; mirror.EVERY, mirror.data_directory = 0.1, lambda *_: Path(sys.argv[1])\n"
+        "sys.exit(main(['train', sys.argv[2], '--run-dir', 's3://bucket/runs/x']))"
+    )
+
+    def started(machine):
+        command = [sys.executable, "-c", program, tmp_path / machine, tmp_path / "tiny.json"]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    first = started("one")
+    while first.poll() is None and not s3.exists("bucket/runs/x/checkpoints/2/meta/metadata"):
+        time.sleep(0.05)
+    first.kill()
+    first.communicate()
+    second = started("two")
+    _, errors = second.communicate(timeout=300)
+    assert second.returncode == 0, errors[-3000:]
+    place = tmp_path / "two" / "buckets/train/s3/bucket/runs/x"
+    assert losses(place) == losses(run)
+    s3.get("bucket/runs/x", str(tmp_path / "fetched"), recursive=True)
+    assert [one["digest"] for one in describe_run(tmp_path / "fetched")] == [one["digest"] for one in describe_run(run)]
