@@ -79,6 +79,8 @@ def train(config: Experiment, run: Path, restart: bool = False, accept_changed_d
     ):
         if restart:
             clear(run)
+            if mirror:
+                mirror.push()  # before files of the new run replace those of the earlier one
         return _train(with_schedule(config, run), run, stop, watch, accept_changed_data)
 
 

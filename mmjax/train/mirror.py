@@ -141,11 +141,13 @@ class Mirror:
         return path.read_text() if path.is_file() else ""
 
     def push(self) -> None:
-        """Makes the run in the bucket equal to the directory, if anything has changed.
+        """Makes the run in the bucket equal to the directory, if anything has changed. Process 0 does it for all.
 
         Raises:
           UserError: the bucket cannot be written, or another process has written there.
         """
+        if jax.process_index():
+            return
         with self._lock:
             there = self.manifest()
             if there.identity != self._identity:
@@ -270,21 +272,19 @@ def mirrored(mirror: Mirror | None, stop: StopSignal) -> Iterator[None]:
         yield
     except BaseException:
         ended.set()
-        if lead:
-            try:
-                mirror.push()
-            except UserError as error:  # the first error is the one to report
-                progress.warn(f"{error}; what is missing there is in {mirror.path}")
+        try:
+            mirror.push()
+        except UserError as error:  # the first error is the one to report
+            progress.warn(f"{error}; what is missing there is in {mirror.path}")
         raise
     ended.set()
     with together():
-        if lead:
-            try:
-                mirror.push()
-            except UserError as error:
-                raise UserError(
-                    f"{error}; the run is complete in {mirror.path}, the same command brings it there"
-                ) from None
+        try:
+            mirror.push()
+        except UserError as error:
+            raise UserError(
+                f"{error}; the run is complete in {mirror.path}, the same command brings it there"
+            ) from None
 
 
 def _push_often(mirror: Mirror, stop: StopSignal, ended: threading.Event) -> None:
@@ -309,12 +309,15 @@ def run_at(run: str | os.PathLike, checkpoints: Literal["all", "none", "newest"]
       checkpoints: those that are needed: "all", "none", "newest", or the one of a step.
 
     Raises:
-      UserError: the bucket cannot be read.
+      UserError: the bucket cannot be read, or there is no run.
     """
     if not (address := address_of(run)):
         return Path(run)
     mirror = Mirror(address, data_directory() / "buckets" / "read" / address.replace("://", "/"))
-    steps = {int(found[1]) for name in mirror.manifest().files if (found := CHECKPOINT.match(name))}
+    files = mirror.manifest().files
+    if not files:
+        raise UserError(f"there is no run in {address}")
+    steps = {int(found[1]) for name in files if (found := CHECKPOINT.match(name))}
     wanted = {"all": steps, "none": set(), "newest": {max(steps, default=0)}}.get(checkpoints, {checkpoints})
     skipped = ("checkpoints/", *(() if wanted else ("frozen/",)), "before-restart-", "damaged-checkpoint-")
 
