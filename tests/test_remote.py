@@ -146,12 +146,13 @@ RUN = "memory://bucket/runs/tiny"
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """Makes this a machine with an empty disk; a number is the name of the machine."""
+    """Makes this machine 1, and with a call another machine: each has a disk of its own, which is empty at first."""
 
     def use(number):
         monkeypatch.setattr(mirror, "data_directory", lambda *_: tmp_path / str(number))
         return tmp_path / str(number) / "buckets"
 
+    use(1)
     yield use
     fsspec.filesystem("memory").rm("/bucket/runs", recursive=True)
 
@@ -196,7 +197,6 @@ def test_only_the_checkpoint_that_is_asked_for_is_fetched(run, machine):
 
 
 def test_two_trainings_of_one_run_do_not_mix(machine, tmp_path):
-    machine(1)
     one, two = (mirror.Mirror(RUN, tmp_path / name) for name in ("one", "two"))
     for each in (one, two):
         each.path.mkdir()
@@ -211,7 +211,6 @@ def test_two_trainings_of_one_run_do_not_mix(machine, tmp_path):
 
 
 def test_a_checkpoint_is_in_the_bucket_once_all_of_it_is(machine, tmp_path, monkeypatch):
-    machine(1)
     here = mirror.Mirror(RUN, tmp_path / "here")
     here.path.mkdir()
     here.pull()
@@ -255,11 +254,12 @@ def s3(monkeypatch):
     }.items():
         monkeypatch.setenv(name, value)
     system = fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False)
-    system.mkdir("bucket")
+    system.makedirs("bucket", exist_ok=True)  # servers of one process have the same buckets
     yield system
     server.stop()
 
 
+@pytest.mark.slow
 def test_commands_read_a_run_on_s3(s3, run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(mirror, "data_directory", lambda *_: tmp_path)
     with pytest.raises(UserError, match="cannot write s3://nowhere/run"):

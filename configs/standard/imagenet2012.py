@@ -37,7 +37,7 @@ config = Experiment(
     ),
     model=Multimodal(
         encoders={"image": ViT.preset("S/16", remat="dots")},
-        tasks={"answer": Classify(reads="image", pool=MeanPool(), outputs=1000)},
+        tasks={"answer": Classify(reads="image", pool=MeanPool())},
         dtype="bfloat16",
     ),
     optimizer=Optimizer(rule=AdamW(b2=0.999, weight_decay=0.1), schedule=WarmupCosine(peak=1e-3, warmup=10_000)),

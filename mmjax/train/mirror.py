@@ -10,10 +10,12 @@ import os
 import re
 import shutil
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -77,9 +79,11 @@ class Mirror:
     def _listed(self) -> Manifest:
         self._system.invalidate_cache()
         there = self._system.find(self._inside, detail=True) if self._system.exists(self._inside) else {}
+        names = {path: path[len(self._inside) :].lstrip("/") for path in there}
         files = {
-            path[len(self._inside) :].lstrip("/"): (int(about.get("size") or 0), _changed(about))
-            for path, about in there.items()
+            name: (int(there[path].get("size") or 0), _changed(there[path]))
+            for path, name in names.items()
+            if not name.startswith(".")
         }
         folders = {str(parent) for name in files for parent in Path(name).parents if parent != Path(".")}
         return Manifest("", files, sorted(folders))
@@ -209,9 +213,11 @@ def _files(root: Path) -> tuple[dict[str, Stamp], list[str]]:
 
 
 def _changed(about: dict[str, Any]) -> int:
-    """When a file in a bucket has changed, in ns; 0 if the bucket does not say it."""
+    """When a file in a bucket has changed, in ns; now, if the bucket does not say it."""
     found = next((about[key] for key in ("LastModified", "mtime", "updated", "created") if about.get(key)), None)
-    return int(found.timestamp() * 1e9) if hasattr(found, "timestamp") else 0
+    found = datetime.fromisoformat(found) if isinstance(found, str) else found
+    found = found.timestamp() if isinstance(found, datetime) else found
+    return time.time_ns() if found is None else int(found * 1e9)
 
 
 @contextmanager
