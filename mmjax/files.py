@@ -1,4 +1,4 @@
-"""Local files: the data directory, checks of paths, atomic writes, and strict JSON."""
+"""Files: the data directory, paths on this machine and addresses of buckets, atomic writes, and strict JSON."""
 
 import json
 import math
@@ -96,6 +96,26 @@ def begun(path: Path) -> list[Any]:
     return found
 
 
+def address_of(path: str | os.PathLike) -> str | None:
+    """The address of what is in a bucket ("gs://bucket/runs", also after a conversion to Path); None: it is on this machine."""
+    found = _ADDRESS.fullmatch(os.fspath(path))
+    return found and f"{found[1]}://{found[2].rstrip('/')}"
+
+
+def filesystem(path: str) -> tuple[Any, str]:
+    """The file system of fsspec of an address, and the path inside it.
+
+    Raises:
+      UserError: there is no such protocol, or its library is not installed; the error names it.
+    """
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(path)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+
+
 def local(path: str | os.PathLike, what: str) -> Path:
     """Checks the path of a directory or file that mmjax writes, or reads in place.
 
@@ -105,9 +125,9 @@ def local(path: str | os.PathLike, what: str) -> Path:
     Raises:
       UserError: the path is the address of a bucket (gs://..., s3://...), which would create a folder called "gs:".
     """
-    if address := _ADDRESS.fullmatch(os.fspath(path)):
+    if address := address_of(path):
         raise UserError(
-            f"{what} is {address[1]}://{address[2]}, but must be a path on this machine; mount the bucket "
+            f"{what} is {address}, but must be a path on this machine; mount the bucket "
             "(gcsfuse, mountpoint-s3) and give the path of the mount, or copy the files"
         )
     return Path(path)

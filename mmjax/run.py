@@ -27,7 +27,6 @@ from mmjax.decode import GREEDY, Sampling, Timings, by_example
 from mmjax.errors import UserError, nearest
 from mmjax.evaluate.embeddings import index_files
 from mmjax.evaluate.predictions import Predictor
-from mmjax.files import local
 from mmjax.generation import Generator
 from mmjax.measuring import evaluate
 from mmjax.models.adapters import adapted_kernels, in_few_bits, merged_kernels
@@ -40,6 +39,7 @@ from mmjax.timestamps import Aligner
 from mmjax.train.build import build_layout, build_model, build_source, facts_of_run, labels_of, raw
 from mmjax.train.checkpoint import digest
 from mmjax.train.directory import Which, read_run
+from mmjax.train.mirror import run_at
 from mmjax.train.report import sample_rate
 from mmjax.train.step import cast, init_parameters
 from mmjax.transcription import LiveText, Segment, Streaming, Transcriber, seconds_of, task_for
@@ -69,7 +69,7 @@ class Run:
         step: Which = "newest",
     ):
         self.weights = weights
-        self.directory = local(directory, "the run directory")
+        self.directory = run_at(directory, step if step != "best" else "all")
         config, self.step, self.params = read_run(self.directory, step)
         self.trained = override(config, list(overrides))
         self.config = raw(self.trained)

@@ -27,12 +27,14 @@ EXTRAS = {
 COPYLEFT = re.compile(r"\b(A?GPL|LGPL|MPL|EPL|CDDL|EUPL|OSL|CECILL)\b", re.IGNORECASE)
 STRONG = re.compile(r"\bA?GPL\b", re.IGNORECASE)
 KNOWN = {
+    "aiohappyeyeballs": "PSF-2.0",  # its field License says so, which SPDX does not match
     "easy-vqa": "MIT",  # its classifier; the field says UNKNOWN
     "espeakng-loader": "GPL-3.0-or-later",  # declares nothing; the library of espeak-ng that it carries says so
     "fast-ctc-decode": "MIT",  # declares nothing; its LICENSE says so
     "kiwisolver": "BSD-3-Clause",
     "matplotlib": "PSF-2.0",  # a licence of its own, after that of Python
     "ptyprocess": "ISC",
+    "python-dateutil": "BSD-3-Clause",  # the licence of its older parts; later ones are under Apache-2.0, too
     "resvg-py": "MIT",  # declares nothing; its file LICENSE says so
     "uvloop": "MIT OR Apache-2.0",
 }

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -10,6 +11,7 @@ import stat
 import subprocess
 import sys
 import time
+import tomllib
 
 import jsonschema
 import numpy as np
@@ -174,6 +176,71 @@ def test_manifests_agree_with_themselves_and_restart_on_preemption_alone_without
     if "cloud.google.com/gke-tpu-topology" in (selector := job["template"]["spec"]["nodeSelector"]):
         chips = np.prod([int(side) for side in selector["cloud.google.com/gke-tpu-topology"].split("x")])
         assert chips == job["parallelism"] * container["resources"]["limits"]["google.com/tpu"]
+
+
+DOCKERFILE = pathlib.Path("launch/Dockerfile")
+
+
+def instructions():
+    """The instructions of the Dockerfile: name and argument."""
+    text = re.sub(r"^#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    return [tuple(line.split(maxsplit=1)) for line in text.splitlines() if line.strip()]
+
+
+def test_what_the_dockerfile_copies_and_installs_is_there():
+    known = {"FROM", "ARG", "ENV", "WORKDIR", "COPY", "RUN", "VOLUME", "ENTRYPOINT", "CMD"}
+    found = instructions()
+    assert found[0][0] == "FROM" and {name for name, _ in found} <= known
+    copied = [source for name, argument in found if name == "COPY" for source in argument.split()[:-1]]
+    assert len(copied) >= 6 and all(pathlib.Path(source).exists() for source in copied)
+    let_through = DOCKERFILE.with_name("Dockerfile.dockerignore").read_text().split("\n")
+    assert "*" in let_through
+    for source in copied:  # itself, or a folder that holds it
+        assert any(f"!{place}" in let_through for place in (source, *map(str, pathlib.Path(source).parents))), source
+    project = tomllib.loads(pathlib.Path("pyproject.toml").read_text())
+    wheels = {name for _, extras in built().items() for name in extras}
+    assert wheels <= project["project"]["optional-dependencies"].keys()
+    minimum = project["project"]["requires-python"].removeprefix(">=")
+    assert found[0][1].startswith(f"python:{minimum}-"), "constraints.txt is for this version"
+    pipes = [json.loads(argument) for name, argument in found if name in ("ENTRYPOINT", "CMD")]
+    assert pipes == [["mmjax"], ["--help"]]
+
+
+def built():
+    """The images that the Dockerfile's head says how to build: tag -> extras."""
+    (default,) = (argument.split("=")[1] for name, argument in instructions() if name == "ARG")
+    lines = re.findall(
+        r"docker build -f launch/Dockerfile -t (\S+) (?:--build-arg EXTRAS=(\S+) )?\.", DOCKERFILE.read_text()
+    )
+    return {tag: (extras or default).split(",") for tag, extras in lines}
+
+
+@pytest.mark.parametrize("path, extra", [(MANIFESTS[0], "cuda12"), (MANIFESTS[1], "tpu")])
+def test_manifests_run_an_image_of_the_dockerfile(path, extra):
+    (replicated,) = yaml.safe_load(pathlib.Path(path).read_text())["spec"]["replicatedJobs"]
+    (container,) = replicated["template"]["spec"]["template"]["spec"]["containers"]
+    assert extra in built()[container["image"]] and "quickstart" in built()[container["image"]]
+
+
+@pytest.mark.slow
+def test_the_packages_of_the_image_see_what_is_copied_later(tmp_path):
+    """The image installs the package before its modules are there."""
+    for name in ("pyproject.toml", "README.md", "LICENSE", "mmjax/__init__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(name, tmp_path / name)
+    target = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", target, "-e", tmp_path]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode and "setuptools" in done.stderr:
+        pytest.skip("no registry for setuptools")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "mmjax/later").mkdir()
+    (tmp_path / "mmjax/later/__init__.py").write_text("print('seen')")
+    program = f"import site; site.addsitedir({str(target)!r}); import mmjax.later"
+    said = subprocess.run(
+        [sys.executable, "-S", "-c", program], cwd="/", env={"PATH": PATH}, capture_output=True, text=True
+    )
+    assert said.stdout == "seen\n", said.stderr
 
 
 def test_the_gpu_manifest_names_the_processes(monkeypatch):

@@ -1,6 +1,6 @@
 """Tiny data sets with the features that TFDS's own builders declare, prepared and read by TFDS's own machinery.
 
-    python tests/tfds_builders.py DIRECTORY NAME ...
+    python tests/tfds_builders.py DIRECTORY NAME[=SPLIT,SPLIT...] ...
 
 A program of its own, because TFDS cannot even declare recordings without TensorFlow: here its data types are NumPy's.
 Nothing of that is left in the process of the tests, which read what it writes: beside each data set, as
@@ -86,24 +86,30 @@ def example(feature, number: int, key: str = ""):
     return f"{key} {number}"
 
 
-def prepare(directory: str, name: str) -> None:
-    """Writes a few examples of a data set where TFDS would write all of it."""
+def prepare(directory: str, name: str, splits: dict[str, int]) -> None:
+    """Writes a few examples of a data set where TFDS would write all of it; `splits` says how many."""
     plain = name.partition("/")[0].partition(":")[0]
     if plain in MODULES:
         importlib.import_module(f"tensorflow_datasets.{MODULES[plain]}")
     builder = tfds.builder(name, data_dir=directory, file_format="array_record")
 
     def examples(split):
-        for number in range(EXAMPLES[split]):
-            yield number, example(builder.info.features, number)
+        for number in range(splits[split]):
+            made = example(builder.info.features, number)
+            yield number, made | ({"language": language(name)} if plain == "xtreme_s" else {})
 
     builder.info._metadata = None  # Apache Beam's, of some
-    builder._split_generators = lambda *_, **__: {split: examples(split) for split in EXAMPLES}
+    builder._split_generators = lambda *_, **__: {split: examples(split) for split in splits}
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
     encoded = {key: tfds.decode.SkipDecoding() for key, f in builder.info.features.items() if is_file(f)}
-    for split in EXAMPLES:
+    for split in splits:
         found = [dict(flat(builder.info.features, x)) for x in builder.as_data_source(split, decoders=encoded)]
         (pathlib.Path(builder.data_dir) / f"reference-{split}.pickle").write_bytes(pickle.dumps(found))
+
+
+def language(name: str) -> str:
+    """What FLEURS calls the language of "xtreme_s/fleurs.de_de": German."""
+    return sys.modules["tensorflow_datasets.audio.xtreme_s.xtreme_s"]._FLEURS_LANG_TO_LONG[name.partition(".")[2]]
 
 
 def is_file(feature) -> bool:
@@ -134,4 +140,5 @@ if __name__ == "__main__":
     tfds.disable_progress_bar()
     pathlib.Path(sys.argv[1]).mkdir(exist_ok=True)
     for wanted in sys.argv[2:]:
-        prepare(sys.argv[1], wanted)
+        name, _, named = wanted.partition("=")
+        prepare(sys.argv[1], name, dict.fromkeys(named.split(","), 4) if named else EXAMPLES)

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import BinaryIO, NamedTuple
 
 from mmjax.errors import UserError
+from mmjax.files import filesystem
 
 
 class Unreadable(UserError):
@@ -46,7 +47,7 @@ class Blob(NamedTuple):
         """
         try:
             if remote(self.file):
-                system, path = _filesystem(self.file)
+                system, path = filesystem(self.file)
                 end = None if self.length is None else self.offset + self.length
                 data = system.cat_file(path, start=self.offset or None, end=end)  # only the range is transferred
             else:
@@ -107,7 +108,7 @@ def open_file(path: str):
     """Opens a file to read bytes."""
     if not remote(path):
         return open(path, "rb")
-    system, inside = _filesystem(path)
+    system, inside = filesystem(path)
     return system.open(inside, "rb")
 
 
@@ -123,7 +124,7 @@ def matching(pattern: str) -> list[str]:
         found = sorted(glob.glob(_literal(pattern)))
     else:
         try:
-            system, inside = _filesystem(pattern)
+            system, inside = filesystem(pattern)
             literal = glob.has_magic(inside) and system.isfile(inside)
             found = [inside] if literal else sorted(system.glob(inside))
             found = [system.unstrip_protocol(path) for path in found]
@@ -161,7 +162,7 @@ def below(folder: str) -> tuple[list[str], Counter[str]]:
         except OSError as error:
             raise UserError(f"cannot list {error.filename or folder}: {error.strerror or error}") from None
     try:
-        system, inside = _filesystem(folder)
+        system, inside = filesystem(folder)
         found = system.find(inside)
     except OSError as error:
         raise UserError(f"cannot list {folder}: {error}") from None
@@ -195,20 +196,10 @@ def stamp(path: str) -> tuple[str, int, int | str]:
     if not remote(path):
         about = os.stat(path)
         return path, about.st_size, about.st_mtime_ns
-    system, inside = _filesystem(path)
+    system, inside = filesystem(path)
     about = system.info(inside)
     changed = next((about[key] for key in ("ETag", "etag", "LastModified", "mtime", "created") if key in about), "")
     return path, int(about.get("size") or 0), str(changed)
-
-
-def _filesystem(path: str):
-    """The fsspec file system of a path, and the path inside it."""
-    import fsspec
-
-    try:
-        return fsspec.core.url_to_fs(path)
-    except (ValueError, ImportError) as error:  # the error names the library to install
-        raise UserError(f"cannot read {path}: {error}") from None
 
 
 def join(root: str, path: str) -> str:

@@ -14,12 +14,12 @@ from mmjax.data.packing import Packer
 from mmjax.errors import UserError
 from mmjax.evaluate.attention import Looks, Watcher
 from mmjax.evaluate.subsets import canonical
-from mmjax.files import local
 from mmjax.measuring import Evaluation
 from mmjax.run import Run
 from mmjax.telemetry import read_metrics
 from mmjax.train.build import build_layout
 from mmjax.train.experiment import Experiment, load
+from mmjax.train.mirror import run_at
 from mmjax.tree import to_dict
 
 
@@ -144,7 +144,7 @@ def open_subjects(directories: Sequence[str | Path]) -> list[Subject]:
     Raises:
       UserError: a directory is no run directory.
     """
-    paths = [local(directory, "the run directory") for directory in directories]
+    paths = [run_at(directory, "newest") for directory in directories]
     names = [path.absolute().name for path in paths]
     unique = len(set(names)) == len(names)
     return [_open(path, name if unique else str(path)) for path, name in zip(paths, names, strict=True)]

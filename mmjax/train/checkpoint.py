@@ -34,11 +34,12 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from mmjax import progress
 from mmjax.errors import UserError
-from mmjax.files import local, write_whole
+from mmjax.files import write_whole
 from mmjax.models.adapters import assembled, constants
 from mmjax.parallel.agreement import together
 from mmjax.train.best import read_record
 from mmjax.train.groups import split
+from mmjax.train.mirror import run_at
 from mmjax.train.step import TrainState
 
 FORMAT = 2  # of the directory; format 1 of earlier versions has no checksums of files
@@ -414,7 +415,7 @@ def _sum_of(value: Any) -> str:
 
 def describe_run(directory: str | Path) -> list[dict[str, Any]]:
     """Describes every checkpoint of a run directory, oldest first: see `Checkpoints.describe`; and "best": whether it is."""
-    run = local(directory, "the run directory")
+    run = run_at(directory, "all")
     if not (run / "config.json").is_file():
         raise UserError(f"{directory} is not a run directory: it has no config.json")
     best = read_record(run).get("best")

@@ -13,7 +13,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from mmjax.errors import UserError
-from mmjax.files import json_line, local, writing
+from mmjax.files import json_line, writing
+from mmjax.train.mirror import run_at
 
 FILE = "ledger.jsonl"
 # What time is spent on: the name in the ledger -> what `mmjax goodput` calls it, and the colour of its bar.
@@ -94,7 +95,7 @@ def goodput(directory: str | Path) -> dict[str, Any]:
     Raises:
       UserError: the run has no ledger.
     """
-    path = local(directory, "the run directory") / FILE
+    path = run_at(directory) / FILE
     nothing = UserError(f"{directory} has no {FILE}: no training has written one there yet")
     try:
         lines = list(filter(None, map(_parsed, path.read_text(encoding="utf-8", errors="replace").splitlines())))

@@ -14,7 +14,6 @@ from mmjax.data.loader import Batches, prefetch
 from mmjax.errors import UserError
 from mmjax.evaluate.evaluation import Evaluator
 from mmjax.evaluate.subsets import canonical
-from mmjax.files import local
 from mmjax.models.remat import check_offload
 from mmjax.parallel.agreement import from_lead
 from mmjax.parallel.machines import PEAKS
@@ -53,6 +52,7 @@ from mmjax.train.guards import Guards
 from mmjax.train.hang import HangWatch
 from mmjax.train.health import Health
 from mmjax.train.initial import load_initial
+from mmjax.train.mirror import mirrored, place_of
 from mmjax.train.nan_hunt import hunt
 from mmjax.train.program import begin, jitted_step, step_memory
 from mmjax.train.records import Records
@@ -63,7 +63,7 @@ from mmjax.train.validate import check_config
 
 
 def train(config: Experiment, run: Path, restart: bool = False, accept_changed_data: bool = False) -> dict[str, Any]:
-    """Starts or resumes the run in the directory `run`; returns the last evaluation.
+    """Starts or resumes the run in the directory `run`, which may be in a bucket; returns the last evaluation.
 
     The result is a pure function of config, data and seed: a run that is killed and resumed takes the same steps on
     the same batches.
@@ -72,12 +72,19 @@ def train(config: Experiment, run: Path, restart: bool = False, accept_changed_d
       restart: begin at the first step; the files of an earlier run are moved to a folder.
       accept_changed_data: resume although the data has changed since the run began.
     """
-    run = local(run, "--run-dir")
+    run, mirror = place_of(run, config.data.directory)
     check_config(config)
     again = "the same command" + " without --restart" * restart
-    with claimed(run), StopSignal(again) as stop, HangWatch(run, config.log.hang_seconds) as watch:
+    with (
+        claimed(run),
+        StopSignal(again) as stop,
+        mirrored(mirror, stop),
+        HangWatch(run, config.log.hang_seconds) as watch,
+    ):
         if restart:
             clear(run)
+            if mirror:
+                mirror.push()  # before files of the new run replace those of the earlier one
         while True:
             try:
                 return _train(with_schedule(config, run), run, stop, watch, accept_changed_data)
