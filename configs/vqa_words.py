@@ -35,7 +35,7 @@ config = Experiment(
         source=SpokenEasyVQA(),
         tokenizer=SentencePiece(vocabulary=128, byte_fallback=False),
         batch_rows=16,
-        rows={"speech": 640, "image": 448, "text": 40, "transcript": 40, "answer": 40, "examples": 8},
+        rows={"speech": 640, "image": 448, "text": 32, "transcript": 32, "answer": 20, "examples": 8},
         subsets={"speech+image": 0.4, "image+text": 0.6},
     ),
     model=Multimodal(
