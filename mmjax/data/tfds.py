@@ -28,9 +28,7 @@ class TFDS(Listed):
     """A data set that TFDS has prepared as ArrayRecord; `splits` maps names to TFDS's split syntax: "train[:90%]"."""
 
     name: str  # "librispeech", "coco_captions/2014", "c4/en:3.1.0"
-    fields: Mapping[str, str] | None = (
-        None  # "target": "captions/text/0" (or /*: all); None: built in for about 40 data sets
-    )
+    fields: Mapping[str, str] | None = None  # "target": "captions/text/0", or /*; None: built in for about 40 data sets
     directory: str | None = None  # None: $TFDS_DATA_DIR, or else ~/tensorflow_datasets
     sample_rate: int | None = None  # of recordings, in Hz, if the data set does not state it
 

@@ -17,15 +17,8 @@ FORMATS = dict.fromkeys(("accuracy", "exact_match", "vqa_accuracy", "f1", "cer",
 FORMATS |= dict.fromkeys(("bleu", "chrf", "cider", "auroc", "mae", "rmse", "pearson", "spearman"), "number")
 LOWER_IS_BETTER = ("cer", "wer", "mae", "rmse")
 HEADINGS = {"accuracy": "", "cer": "CER", "wer": "WER", "macro_f1": "F1", "uar": "UAR", "auroc": "AUROC"}
-HEADINGS |= {
-    "exact_match": "exact",
-    "vqa_accuracy": "VQA",
-    "f1": "F1",
-    "bleu": "BLEU",
-    "chrf": "chrF",
-    "cider": "CIDEr",
-}
-HEADINGS |= {"mae": "MAE", "rmse": "RMSE"}
+HEADINGS |= {"exact_match": "exact", "f1": "F1", "bleu": "BLEU", "chrf": "chrF", "cider": "CIDEr"}
+HEADINGS |= {"vqa_accuracy": "VQA", "mae": "MAE", "rmse": "RMSE"}
 MAIN = ("accuracy", "exact_match", "vqa_accuracy", "cer", "wer", "mae", "pearson")
 IN_GROUPS = ("accuracy", "exact_match", "cer", "uar", "mae")
 

@@ -19,9 +19,7 @@ from mmjax.tasks.text_metrics import ERROR_RATES, OF_SEVERAL, check_measures, te
 class TextTask(Task, kw_only=True):
     """The base class of tasks that write a text; a subclass has the fields `label` and `decoding`."""
 
-    measures: tuple[str, ...] = (
-        ERROR_RATES  # metrics of its texts: cer, wer, bleu, chrf, cider, exact_match, f1, vqa_accuracy
-    )
+    measures: tuple[str, ...] = ERROR_RATES  # metrics of its texts: those of mmjax.tasks.text_metrics.METRICS
 
     kind = "task"
     longest: ClassVar[int | None] = None  # the largest number of tokens of a text; None: any
