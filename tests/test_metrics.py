@@ -5,9 +5,10 @@ from functools import partial
 import numpy as np
 import pytest
 
+from mmjax.data.labels import Alternatives
 from mmjax.tasks import metrics
 from mmjax.tasks.metrics import auroc, average_ranks
-from mmjax.tasks.text_metrics import OF_REPLIES, cider, text_metrics
+from mmjax.tasks.text_metrics import OF_REPLIES, cider, text_metrics, vqa_accuracy
 
 
 def of_split(function):
@@ -164,3 +165,28 @@ def test_cider_is_10_for_equal_texts_and_counts_rare_words_more():
     assert mean_cider(references, rare) < mean_cider(references, common) < 10
     # by hand: of two texts, one gram of one word is equal, of three; the other two occur once, too: weights log 2
     assert mean_cider(["red cat runs", "x"], ["red y z", "x"]) == pytest.approx(10 / 4 * (1 / 3 + 1) / 2)
+
+
+def test_vqa_accuracy_by_hand():
+    """An answer of three or more of ten people is right; with two, eight of the ten groups of nine hold both."""
+    answers = ["Yes."] * 5 + ["the yes"] * 2 + ["no", "no", "2"]
+    assert vqa_accuracy(answers, "yes") == 1.0
+    assert vqa_accuracy(answers, "No!") == pytest.approx((8 * 2 / 3 + 2 * 1 / 3) / 10)
+    assert vqa_accuracy(answers, "two") == pytest.approx(9 / 10 / 3)
+    assert vqa_accuracy(answers, "maybe") == 0.0
+    assert (vqa_accuracy(["red"], "Red"), vqa_accuracy(["red"], "blue")) == (1.0, 0.0)
+
+
+def test_metrics_use_all_references_of_an_example():
+    sacrebleu = pytest.importorskip("sacrebleu")
+    references = [["a dog runs fast", "one quick dog runs"], ["two birds sing in a tree"]]
+    said = ["one quick dog runs fast", "two birds in a tree"]
+    found = reply_metrics([Alternatives(references[0]), references[1][0]], said)
+    streams = [["a dog runs fast", references[1][0]], ["one quick dog runs", None]]
+    assert found["bleu"] == pytest.approx(sacrebleu.BLEU().corpus_score(said, streams).score)
+    assert found["chrf"] == pytest.approx(sacrebleu.CHRF().corpus_score(said, streams).score)
+    one = reply_metrics([references[0][1], references[1][0]], said)
+    assert found["f1"] == one["f1"]  # the best reference
+    assert found["wer"] == reply_metrics([references[0][0], references[1][0]], said)["wer"]  # the text that is learned
+    same = Alternatives(["a red cat sits", "a red cat sits"])
+    assert np.allclose(cider([same, "x"], ["a cat sits", "x"]), cider([same.every[0], "x"], ["a cat sits", "x"]))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from corpora import WORDS
 from mmjax import config as c
 from mmjax.data.build import build
 from mmjax.data.index import open_index
-from mmjax.data.labels import Label
+from mmjax.data.labels import Label, alternatives
 from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches
 from mmjax.data.sampler import Sampler
@@ -124,6 +125,7 @@ def test_several_classes_are_names_or_0_and_1(tmp_path):
         ("classes", [0, 2], "mood is .0, 2., not names of classes, or 0 or 1 for each"),
         ("class", {"a": 1}, "mood cannot be"),
         ("text", 3, "mood cannot be 3"),
+        ("text", [], "mood is an empty list; leave it out, or write an empty text"),
     ],
 )
 def test_a_value_of_another_kind_is_named_with_its_row(kind, value, message, tmp_path):
@@ -220,6 +222,26 @@ def test_shards_keep_all_labels(tmp_path):
         shards.open("train", tmp_path, {"emotion": "numbers"})
     with pytest.raises(UserError, match="the label 'mood', but no example has it"):
         shards.open("train", tmp_path, {"mood": "class"})
+
+
+def test_of_several_right_texts_the_most_frequent_is_learned_and_all_are_kept(tmp_path):
+    """As a list or in shards."""
+    rows = [
+        {"text": "wo", "said": ["eins", "zwei", "zwei"]},
+        {"text": "wer", "said": ["drei", "vier"]},
+        {"text": "was", "said": "acht"},
+    ]
+    config, labels = data(c.Manifest(splits={"train": listed(tmp_path / "list.jsonl", rows)})), {"said": "text"}
+    fields = config.fields(labels)
+    collection, stamp = config.source.stamped("train", tmp_path, fields)
+    index = open_index(collection, stamp, tmp_path, "it", fields)
+    build(collection, index, stamp, tmp_path / "shards", "train", fields=fields)
+    for one in (config, data(c.Shards(directory=str(tmp_path / "shards")))):
+        source = one.open("train", tmp_path, labels)
+        found = [pickle.loads(pickle.dumps(source[number])).labels["said"] for number in range(3)]
+        assert found == ["zwei", "drei", "acht"]
+        assert [alternatives(text) for text in found] == [("eins", "zwei", "zwei"), ("drei", "vier"), ("acht",)]
+        assert source.sizes["said"].tolist() == [len(source.tokenizer.to_write(text)) for text in found]
 
 
 def test_the_folder_names_the_label_that_it_gives(tmp_path):

@@ -24,6 +24,7 @@ from tfds_builders import EXAMPLES
 from mmjax import cli
 from mmjax import config as c
 from mmjax.data.audio import read_audio
+from mmjax.data.labels import alternatives
 from mmjax.data.shards import ShardsRecords
 from mmjax.data.tfds import TFDSRecords
 from mmjax.data.tfds_fields import READY, ready
@@ -135,6 +136,9 @@ def test_a_few_lines_of_config_are_enough_for_other_features(sets):
     assert captions[2].labels.get("target") == expected[2]["captions/text/1"] and captions[2].labels.get(
         "answer"
     ) == str(expected[2]["image/id"])
+    every = opened(sets, "coco_captions", fields={"target": "captions/text/*"})[2].labels["target"]
+    assert every == expected[2]["captions/text/0"]
+    assert list(alternatives(every)) == [expected[2][f"captions/text/{number}"] for number in range(2)]
     few = opened(sets, "coco_captions", fields={"target": "captions/text/2", "image": "image"})
     assert few[0].labels.get("target") is None and few[0].inputs.get("image")  # each has two
     half = opened(sets, "lm1b", "train[50%:]+test[:1]")

@@ -13,6 +13,7 @@ from conftest import tiny
 
 from mmjax import check, cli
 from mmjax.data.example import Example
+from mmjax.data.labels import Alternatives
 from mmjax.data.packing import Packer
 from mmjax.data.text import Tokenizer
 from mmjax.decode import BestPath, GreedyTransducer, by_example, one_text
@@ -312,6 +313,7 @@ SPELLING = '''
 import numpy as np
 from mmjax import config as c
 from mmjax.data.example import Example
+from mmjax.data.labels import Alternatives
 from mmjax.data.text import Tokenizer
 
 LETTERS = "abcd"
@@ -394,3 +396,15 @@ def test_what_no_piece_covers_is_never_written_right():
     found = Measures(tasks, Facts(tokenizer), source)
     found.add(slots, {}, {"transcript": written(ours)}, {"transcript": rows_of([(3, labels[2])], length=40)})
     assert found.metrics()["transcript/cer"] > 0.7 and found.metrics()["transcript/wer"] == 1.0
+
+
+def test_an_answer_of_any_person_is_compared():
+    """The alternatives of a label count where a metric takes several references, and only there."""
+    tokenizer = Tokenizer.train(["red circle", "blue square"], 52)
+    source = [Example({}, {"answer": Alternatives(["Red"] * 2 + ["blue"] * 3)})]
+    said, label = ([(1, tokenizer.to_write(text))] for text in ("red", "blue"))
+    slots = Stream(np.array([[0]], np.int32), *(np.ones((1, 1), np.int32),) * 2)
+    found = Measures({"answer": CTC(label="answer", measures=("vqa_accuracy", "wer"))}, Facts(tokenizer), source)
+    found.add(slots, {}, {"answer": written(rows_of(said, length=9))}, {"answer": rows_of(label, length=9)})
+    assert found.metrics()["answer/vqa_accuracy"] == pytest.approx((3 * 2 / 3 + 2 * 1 / 3) / 5)
+    assert found.metrics()["answer/wer"] == 1.0

@@ -29,6 +29,31 @@ class Label(NamedTuple):
     names: tuple[str, ...] = ()
 
 
+class Alternatives(str):
+    """A text label with several texts, all of them right, such as the answers of ten people.
+
+    The string itself is the text that is learned: the most frequent one, and of equally frequent ones the first.
+
+    Attributes:
+      every: all texts, in order; metrics with several references use them.
+    """
+
+    every: tuple[str, ...]
+
+    def __new__(cls, every: Sequence[str]) -> "Alternatives":
+        text = super().__new__(cls, max(every, key=list(every).count))
+        text.every = tuple(every)
+        return text
+
+    def __getnewargs__(self) -> tuple[Any, ...]:  # for pickle
+        return (self.every,)
+
+
+def alternatives(text: str) -> tuple[str, ...]:
+    """All texts of a label, of which there is usually one."""
+    return text.every if isinstance(text, Alternatives) else (text,)
+
+
 def no_label(kind: str, value: Any, label: str, name: str, hint: str = "") -> UserError:
     expected = {"class": "one class", "classes": "names of classes, or 0 or 1 for each", "numbers": "numbers"}[kind]
     return UserError(f"{name}: {label} is {value!r:.60}, not {expected}{hint}")

@@ -10,7 +10,7 @@ from mmjax.data.chat_formats import COLUMNS
 from mmjax.data.fields import TAGS, USUAL, Fields
 from mmjax.data.forms import translated
 from mmjax.data.inputs import Cell
-from mmjax.data.labels import read_label
+from mmjax.data.labels import Alternatives, read_label
 from mmjax.data.values import is_nan, missing, number_of, text_of
 from mmjax.errors import UserError, nearest
 
@@ -26,7 +26,7 @@ class Record(NamedTuple):
     Attributes:
       name: name for messages: a file and a line, or a key.
       inputs: by name, what `Input.read` gives: a text, or a list of recordings, pictures or arrays.
-      labels: by name, what `read_label` gives, or a text.
+      labels: by name, what `read_label` gives, or a text (`Alternatives` if the row has several).
       tags: "language" and "task".
     """
 
@@ -130,7 +130,7 @@ def read_row(
         if field in given and (found := one.read(given[field], Cell(field, name, root, cut))) not in (None, "")
     }
     labels = {
-        field: _text(given[field], field, name) if kind == "text" else read_label(kind, given[field], field, name)
+        field: _written(given[field], field, name) if kind == "text" else read_label(kind, given[field], field, name)
         for field, kind in fields.labels.items()
         if field in given
     }
@@ -233,6 +233,15 @@ def _text(value: Any, field: str, name: str) -> str:
     if not isinstance(value, str):
         raise UserError(f"{name}: {field} cannot be {value!r:.80}")
     return text_of(value, field, name)
+
+
+def _written(value: Any, field: str, name: str) -> str:
+    """A text label: a text, or a list of texts that are all right."""
+    if not isinstance(value, list | tuple):
+        return _text(value, field, name)
+    if not value:
+        raise UserError(f"{name}: {field} is an empty list; leave it out, or write an empty text")
+    return Alternatives([_text(one, field, name) for one in value])
 
 
 def _channels(value: Any, name: str) -> tuple[int, ...] | None:

@@ -17,7 +17,7 @@ import msgpack
 
 from mmjax.data.fields import TAGS, USUAL, Fields
 from mmjax.data.inputs import Cell
-from mmjax.data.labels import Label, stored
+from mmjax.data.labels import Alternatives, Label, stored
 from mmjax.data.record import Record
 from mmjax.data.source import Collection
 from mmjax.errors import UserError
@@ -138,7 +138,8 @@ def shard_name(split: str, number: int, count: int) -> str:
 def encode(record: Record, fields: Fields = USUAL) -> bytes:
     """Serialises a record whose files are encoded bytes, as one mapping of names to bytes, texts, numbers and lists."""
     inputs = {name: fields.inputs[name].stored(value) for name, value in record.inputs.items()}
-    found = {"name": record.name, **inputs, **record.labels, **record.tags}
+    labels = {name: list(x.every) if isinstance(x, Alternatives) else x for name, x in record.labels.items()}
+    found = {"name": record.name, **inputs, **labels, **record.tags}
     return msgpack.packb(found, unicode_errors="surrogateescape")  # file names may not be valid UTF-8
 
 
@@ -148,5 +149,6 @@ def decode(data: bytes, fields: Fields = USUAL) -> Record:
     inputs = {
         name: one.read(found[name], Cell(name, found["name"])) for name, one in fields.inputs.items() if name in found
     }
-    labels = {name: found[name] for name, kind in fields.labels.items() if kind == "text" and name in found}
+    texts = {name: found[name] for name, kind in fields.labels.items() if kind == "text" and name in found}
+    labels = {name: Alternatives(text) if isinstance(text, list) else text for name, text in texts.items()}
     return Record(found["name"], inputs, labels, {name: found[name] for name in TAGS if name in found})

@@ -47,12 +47,16 @@ class SpokenEasyVQA(Collection):
     def records(self, split: str, directory: Path, fields: Fields, once: bool = False) -> "SpokenEasyVQARecords":
         return SpokenEasyVQARecords(directory, split, examples=self.examples, fields=fields)
 
-    def open(self, split: str, opening: Opening) -> "SpokenEasyVQAExamples":
-        """Opens a split with the sizes that were stored when the data was prepared."""
+    def open(self, split: str, opening: Opening) -> Any:
+        """Opens a split with the sizes that were stored when the data was prepared; with an index if answers are texts."""
+        if opening.fields.labels.get("answer") == "text":
+            return super().open(split, opening)
         options = dict(vocabulary=self.vocabulary, examples=self.examples)
         return SpokenEasyVQAExamples(opening.directory, split, tokenizer=opening.tokenizer, **options)
 
     def texts(self, directory: Path, fields: Fields = USUAL) -> list[Texts]:
+        if fields.labels.get("answer") == "text":
+            return super().texts(directory, fields)
         learned = self.open("train", Opening(directory)).learned
         return [Texts(repr(self), lambda: learned)]
 

@@ -28,7 +28,7 @@ class TFDS(Listed):
     """A data set that TFDS has prepared as ArrayRecord; `splits` maps names to TFDS's split syntax: "train[:90%]"."""
 
     name: str  # "librispeech", "coco_captions/2014", "c4/en:3.1.0"
-    fields: Mapping[str, str] | None = None  # "target": "captions/text/0"; None: built in for about 40 data sets
+    fields: Mapping[str, str] | None = None  # "target": "captions/text/0", or /*; None: built in for about 40 data sets
     directory: str | None = None  # None: $TFDS_DATA_DIR, or else ~/tensorflow_datasets
     sample_rate: int | None = None  # of recordings, in Hz, if the data set does not state it
 
@@ -128,10 +128,12 @@ class TFDSRecords:
             raise UserError(f"{name} has none of {', '.join(self._fields)}")
         return read_row(found, "", name, fields=self._read)[0]
 
-    def _value(self, field: str, feature: Feature, place: int, values: Any, name: str) -> Any:
+    def _value(self, field: str, feature: Feature, place: int | None, values: Any, name: str) -> Any:
         """Converts a feature of a record to a field of `Record`; None if missing."""
         kind = values[feature.key].WhichOneof("kind") if feature.key in values else None
         listed = getattr(values[feature.key], kind).value if kind else ()
+        if place is None:
+            return [one.decode() for one in listed] or None
         if place >= len(listed):
             return None
         match feature.kind:

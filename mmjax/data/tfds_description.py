@@ -190,8 +190,10 @@ def _classes(inner: Any, names: tuple[str, ...], home: Any) -> tuple[str, ...]:
     return tuple(name.strip() for name in path.read_text(encoding="utf-8").split("\n") if name.strip())
 
 
-def feature_of(field: str, path: str, features: Mapping[str, Feature], name: str, read: Fields) -> tuple[Feature, int]:
-    """The feature at a config's path, and the index in its list.
+def feature_of(
+    field: str, path: str, features: Mapping[str, Feature], name: str, read: Fields
+) -> tuple[Feature, int | None]:
+    """The feature at a config's path, and the index in its list; None: all elements, as alternatives of a text label.
 
     Raises:
       UserError: there is no such feature, or its kind does not suit the field.
@@ -203,8 +205,9 @@ def feature_of(field: str, path: str, features: Mapping[str, Feature], name: str
         kinds = TEXT if text else (*TEXT, "number") if field == "name" else (*TEXT, "number", "numbers")
     stem, _, last = path.rpartition("/")
     feature, place = features.get(path), 0
-    if feature is None and last.isdigit() and f"{stem}/0" in features:
-        feature, place = features[f"{stem}/0"], int(last)
+    every = last == "*" and read.labels.get(field) == "text"
+    if feature is None and (every or last.isdigit()) and f"{stem}/0" in features:
+        feature, place = features[f"{stem}/0"], None if every else int(last)
     if feature is None:
         raise UserError(f"{name} has no feature '{path}'{nearest(path, features)}")
     arrays = feature.kind in ("samples", "numbers")

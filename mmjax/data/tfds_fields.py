@@ -1,6 +1,6 @@
 """The fields of `Record` in well-known TFDS data sets, as paths of features; to add a data set, add a line.
 
-The path "captions/text/0" means the first element of a list.
+The path "captions/text/0" means the first element of a list; "captions/text/*", all of them, as the alternatives of a text.
 """
 
 _HEARD = {"speech": "audio", "answer": "label"}

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mmjax.data.labels import SPOKEN
+from mmjax.data.labels import SPOKEN, Alternatives
 from mmjax.decode import Hypotheses, Written, hypotheses, word_spans
 from mmjax.errors import UserError
 from mmjax.models.task import Facts, Item, Task
@@ -13,13 +13,13 @@ from mmjax.models.texts import to_classes, to_ids
 from mmjax.stream import Stream
 from mmjax.tasks.confusions import confused_words, word_edits
 from mmjax.tasks.metrics import CalibrationError, Statistic, calibration_gaps, words_right
-from mmjax.tasks.text_metrics import ERROR_RATES, check_measures, text_metrics
+from mmjax.tasks.text_metrics import ERROR_RATES, OF_SEVERAL, check_measures, text_metrics
 
 
 class TextTask(Task, kw_only=True):
     """The base class of tasks that write a text; a subclass has the fields `label` and `decoding`."""
 
-    measures: tuple[str, ...] = ERROR_RATES  # metrics of its texts: cer, wer, bleu, chrf, cider, exact_match, f1
+    measures: tuple[str, ...] = ERROR_RATES  # metrics of its texts: those of mmjax.tasks.text_metrics.METRICS
 
     kind = "task"
     longest: ClassVar[int | None] = None  # the largest number of tokens of a text; None: any
@@ -48,13 +48,15 @@ class TextTask(Task, kw_only=True):
         return len(tokenizer)
 
     def truth(self, tokens: np.ndarray, facts: Facts, example: Callable[[], Any]) -> str:
-        """The text of the label. Characters that the tokenizer does not know are as in the data."""
-        tokenizer = facts.tokenizer
-        if tokenizer.unknown not in tokens and tokenizer.zero != "unknown":
+        """The text of the label, with its alternatives. Characters that the tokenizer does not know are as in the data."""
+        tokenizer, one = facts.tokenizer, not any(name in OF_SEVERAL for name in self.measures)
+        if one and tokenizer.unknown not in tokens and tokenizer.zero != "unknown":
             return tokenizer.decode(tokens)
         found = example()
         instead = "text" if self.label == SPOKEN else self.label  # as in `Layout.tokens`
         text = found.labels.get(self.label, found.inputs.get(instead))
+        if isinstance(text, Alternatives):
+            return Alternatives([tokenizer.reference(one) for one in text.every])
         return tokenizer.decode(tokens) if text is None else tokenizer.reference(text)
 
     def tables(self, facts: Facts) -> Any:

@@ -1,13 +1,15 @@
 """Metrics of texts by name: a task that writes texts has the field `measures`, which chooses among them."""
 
+import itertools
 import math
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from mmjax.data.labels import alternatives
 from mmjax.errors import UserError, nearest
 from mmjax.tasks.metrics import Ratio, Statistic, mean
 
@@ -15,14 +17,22 @@ ERROR_RATES = ("cer", "wer")
 OF_REPLIES = ("exact_match", "f1", "bleu", "chrf", "cider", "cer", "wer")
 
 
+OF_SEVERAL = ("exact_match", "f1", "bleu", "chrf", "cider", "vqa_accuracy")  # they use all references of an example
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+DIGITS = {word: str(number) for number, word in enumerate(NUMBERS)} | {"none": "0"}
+
+
 def text_metrics(
     references: list[str], hypotheses: list[str], names: Sequence[str] = ERROR_RATES
 ) -> dict[str, Statistic]:
-    """The metrics `names` of hypotheses, each with one reference; a metric that is not defined for them is left out.
+    """The metrics `names` of hypotheses, each with its reference; a metric that is not defined for them is left out.
+
+    A reference may be several texts (`mmjax.data.labels.Alternatives`), of which "cer" and "wer" see the most frequent one.
 
     - "cer", "wer": character and word error rate, all edits over all units of the references (jiwer).
     - "exact_match": the share of equal texts; "f1": the mean F1 of words (SQuAD, Rajpurkar et al. 2016, arXiv:1606.05250).
-      Both compare texts in lower case without punctuation, articles and further spaces.
+      Both compare texts in lower case without punctuation, articles and further spaces, and take the best reference.
+    - "vqa_accuracy": the mean of `vqa_accuracy`.
     - "bleu", "chrf": of the whole corpus, 0 to 100 (sacrebleu, Post 2018, arXiv:1804.08771).
     - "cider": the mean of `cider`.
     """
@@ -59,12 +69,38 @@ def _edits(aligned: Any) -> Ratio:
 
 
 def _exact_match(references: list[str], hypotheses: list[str]) -> Statistic:
-    return mean([_normalised(a) == _normalised(b) for a, b in zip(references, hypotheses, strict=True)])
+    return _of_best(references, hypotheses, lambda reference, hypothesis: reference == hypothesis)
 
 
 def _mean_f1(references: list[str], hypotheses: list[str]) -> Statistic:
-    pairs = zip(references, hypotheses, strict=True)
-    return mean([_word_f1(_normalised(a).split(), _normalised(b).split()) for a, b in pairs])
+    return _of_best(
+        references, hypotheses, lambda reference, hypothesis: _word_f1(reference.split(), hypothesis.split())
+    )
+
+
+def _of_best(references: list[str], hypotheses: list[str], score: Callable[[str, str], float]) -> Statistic:
+    """The mean score of normalised texts, each with the reference that gives the best one."""
+    pairs = zip(map(alternatives, references), map(_normalised, hypotheses), strict=True)
+    return mean([max(score(_normalised(one), hypothesis) for one in several) for several, hypothesis in pairs])
+
+
+def _mean_vqa_accuracy(references: list[str], hypotheses: list[str]) -> Statistic:
+    pairs = zip(map(alternatives, references), hypotheses, strict=True)
+    return mean([vqa_accuracy(*pair) for pair in pairs])
+
+
+def vqa_accuracy(answers: Sequence[str], hypothesis: str) -> float:
+    """The accuracy of an answer to a question that several people, usually ten, have answered (Antol et al. 2015, arXiv:1505.00468).
+
+    An answer that three people gave is right; one that two or one gave counts 2/3 or 1/3. It is the mean over all groups that
+    leave out one person, as in the official evaluation of VQA. Texts are compared in lower case, without punctuation and
+    articles, with numbers to ten as digits. With a single answer, it is 1 or 0.
+    """
+    said, right = _normalised(hypothesis, DIGITS), [_normalised(one, DIGITS) for one in answers]
+    if len(right) == 1:
+        return float(right[0] == said)
+    given = right.count(said)
+    return sum(min((given - (one == said)) / 3, 1.0) for one in right) / len(right)
 
 
 def _bleu(references: list[str], hypotheses: list[str]) -> Statistic:
@@ -85,7 +121,8 @@ def _mean_cider(references: list[str], hypotheses: list[str]) -> Statistic:
 
 def _of_corpus(metric: Any, references: list[str], hypotheses: list[str]) -> Statistic:
     """A metric of sacrebleu, from the sums over examples that its own bootstrap resamples."""
-    of_each = np.array(metric._extract_corpus_statistics(hypotheses, [references]), np.float64)
+    streams = list(itertools.zip_longest(*map(alternatives, references)))  # None where a text has fewer references
+    of_each = np.array(metric._extract_corpus_statistics(hypotheses, streams), np.float64)
 
     def statistic(counts: np.ndarray) -> np.ndarray:
         sums = np.rint(counts @ of_each).astype(np.int64)
@@ -95,16 +132,16 @@ def _of_corpus(metric: Any, references: list[str], hypotheses: list[str]) -> Sta
 
 
 def cider(references: list[str], hypotheses: list[str]) -> np.ndarray:
-    """[n] CIDEr-D of texts with one reference each (Vedantam et al. 2015, arXiv:1411.5726): 0 to 10.
+    """[n] CIDEr-D (Vedantam et al. 2015, arXiv:1411.5726): 0 to 10.
 
-    It is the similarity of the n-grams of 1 to 4 words, weighted by how rare they are among all references. Words are
-    lower-case, without punctuation.
+    It is the similarity of the n-grams of 1 to 4 words, weighted by how rare they are among the references of all examples;
+    the mean over the references of an example. Words are lower-case, without punctuation.
     """
-    pairs = [[_grams(text) for text in pair] for pair in zip(references, hypotheses, strict=True)]
-    rarity = Counter(gram for reference, _ in pairs for gram in reference)
+    every = [[_grams(text) for text in alternatives(reference)] for reference in references]
+    rarity = Counter(gram for several in every for gram in set().union(*several))
 
     def weight(gram: tuple[str, ...]) -> float:
-        return math.log(len(pairs)) - math.log(max(1, rarity[gram]))
+        return math.log(len(every)) - math.log(max(1, rarity[gram]))
 
     def similarity(reference: Counter, hypothesis: Counter, n: int) -> float:
         ours, theirs = (
@@ -116,7 +153,10 @@ def cider(references: list[str], hypotheses: list[str]) -> np.ndarray:
         longer -= sum(count for g, count in reference.items() if len(g) == 1)
         return product / norms * math.exp(-(longer**2) / 72) if norms else 0.0
 
-    return 10 * np.array([np.mean([similarity(*pair, n) for n in range(1, 5)]) for pair in pairs])
+    pairs = zip(every, map(_grams, hypotheses), strict=True)
+    return 10 * np.array(
+        [np.mean([similarity(one, said, n) for one in several for n in range(1, 5)]) for several, said in pairs]
+    )
 
 
 def _grams(text: str) -> Counter:
@@ -124,9 +164,10 @@ def _grams(text: str) -> Counter:
     return Counter(tuple(words[i : i + n]) for n in range(1, 5) for i in range(len(words) - n + 1))
 
 
-def _normalised(text: str) -> str:
+def _normalised(text: str, instead: Mapping[str, str] = {}) -> str:
+    """A text in lower case, without punctuation, articles and further spaces; some words are replaced by others."""
     words = "".join(character for character in text.lower() if character not in string.punctuation).split()
-    return " ".join(word for word in words if word not in ("a", "an", "the"))
+    return " ".join(instead.get(word, word) for word in words if word not in ("a", "an", "the"))
 
 
 def _word_f1(reference: list[str], hypothesis: list[str]) -> float:
@@ -144,4 +185,5 @@ METRICS: dict[str, Callable[[list[str], list[str]], Statistic | None]] = {
     "bleu": _bleu,
     "chrf": _chrf,
     "cider": _mean_cider,
+    "vqa_accuracy": _mean_vqa_accuracy,
 }

@@ -1,0 +1,63 @@
+"""Who speaks, and in which language: two labels of each recording, from 2.8 hours of acted dialogue.
+
+    python docs/fetch_data.py fish data/fish
+    mmjax train configs/fish_speakers.py
+
+Not trained yet.
+"""
+
+from mmjax.config import (
+    Classify,
+    Conformer,
+    Convolution,
+    Data,
+    Evaluation,
+    Experiment,
+    Filters,
+    Log,
+    Manifest,
+    MeanPool,
+    Multimodal,
+    Muon,
+    Optimizer,
+    Rotary,
+    SpecAugment,
+    SpeechAugmentation,
+    StridedStem,
+    WarmupCosine,
+)
+
+config = Experiment(
+    name="fish_speakers",
+    steps=400,
+    data=Data(
+        source=Manifest(splits={split: f"data/fish/{split}.tsv" for split in ("train", "validation", "test")}),
+        filters=Filters(longest=15.0),
+        batch_rows=4,
+        rows={"speech": 1500, "examples": 12},
+        subsets={"speech": 1.0},
+    ),
+    model=Multimodal(
+        encoders={
+            "speech": Conformer(
+                layers=3,
+                width=96,
+                heads=4,
+                stem=StridedStem(channels=32),
+                positions=Rotary(),
+                convolution=Convolution(kernel=15),
+                augment=SpeechAugmentation(masks=SpecAugment(frequency_width=18, time_masks=3)),
+                dropout=0.1,
+            )
+        },
+        fusion=None,
+        tasks={
+            "speaker": Classify(reads="speech", label="speaker", pool=MeanPool()),
+            "language": Classify(reads="speech", label="language", pool=MeanPool()),
+        },
+        unroll=True,
+    ),
+    optimizer=Optimizer(rule=Muon(), schedule=WarmupCosine(peak=1.5e-3, warmup=0.1), ema=0.99),
+    evaluation=Evaluation(subsets=("speech",)),
+    log=Log(every_steps=20),
+)
