@@ -27,6 +27,7 @@ from mmjax.decode import GREEDY, Sampling, Timings, by_example
 from mmjax.errors import UserError, nearest
 from mmjax.evaluate.embeddings import index_files
 from mmjax.evaluate.predictions import Predictor
+from mmjax.files import local
 from mmjax.generation import Generator
 from mmjax.measuring import evaluate
 from mmjax.models.adapters import adapted_kernels, in_few_bits, merged_kernels

@@ -18,15 +18,15 @@ CONFIGS = sorted(p for p in pathlib.Path("configs").glob("*.py") if p.stem not i
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A list of recordings and pictures with a text, a transcript, a target and an answer each."""
-    folder = corpora.make_files(tmp_path_factory.mktemp("files"))
-    rows = [
-        dict(row, text=f"is {row['transcript']} {row['answer']}?", target=row["transcript"])
     """A list of recordings and pictures with a text, a transcript, an answer and other labels each."""
     folder = corpora.make_files(tmp_path_factory.mktemp("files"))
     rows = [
         row
-        | {"text": f"is {row['transcript']} {row['answer']}?", "rating": len(row["transcript"])}
+        | {
+            "text": f"is {row['transcript']} {row['answer']}?",
+            "rating": len(row["transcript"]),
+            "target": row["transcript"],
+        }
         | dict.fromkeys(("domain", "keyword", "language", "sentiment", "speaker"), row["answer"])
         for row in corpora.rows(folder)
     ]
