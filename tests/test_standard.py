@@ -1,4 +1,4 @@
-"""Every standard config, made small, trains on a made-up example of its corpus: TFDS's own features and splits, or its own list."""
+"""Every standard config, made small, trains on a few made-up examples: the features and splits of TFDS, or the list of its docstring."""
 
 import dataclasses
 import json
@@ -155,3 +155,8 @@ def test_a_standard_config_trains(path, flags, sets, tmp_path, monkeypatch):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [one["loss"] for one in lines if one["kind"] == "train"]
     assert len(losses) == 2 and all(0 < loss < 1e3 for loss in losses)
+
+
+def test_the_page_of_tasks_lists_every_standard_config():
+    page = (FOLDER.parent.parent / "docs/tasks.md").read_text()
+    assert not [path.stem for path in CONFIGS if f"`{path.stem}`" not in page]

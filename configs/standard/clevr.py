@@ -41,7 +41,7 @@ config = dataclasses.replace(
             "text": Transformer(layers=4, width=256, heads=4, mlp=1024),
         },
         fusion=CrossAttention(layers=6, width=384, heads=6, mlp=1024, queries=8),
-        tasks=vqa.model.tasks,
+        tasks={"answer": vqa.model.tasks["answer"]},
         dtype="bfloat16",
     ),
 )
