@@ -13,13 +13,13 @@ from mmjax.models.texts import to_classes, to_ids
 from mmjax.stream import Stream
 from mmjax.tasks.confusions import confused_words, word_edits
 from mmjax.tasks.metrics import CalibrationError, Statistic, calibration_gaps, words_right
-from mmjax.tasks.text_metrics import ERROR_RATES, check_measures, text_metrics
+from mmjax.tasks.text_metrics import ERROR_RATES, check_measures, signatures, text_metrics
 
 
 class TextTask(Task, kw_only=True):
     """The base class of tasks that write a text; a subclass has the fields `label` and `decoding`."""
 
-    measures: tuple[str, ...] = ERROR_RATES  # metrics of its texts: cer, wer, bleu, chrf, cider, exact_match, f1
+    measures: tuple[str, ...] = ERROR_RATES  # metrics of its texts: cer, wer, cer_basic, wer_basic, bleu, chrf, cider, exact_match, f1
 
     kind = "task"
     longest: ClassVar[int | None] = None  # the largest number of tokens of a text; None: any
@@ -72,6 +72,9 @@ class TextTask(Task, kw_only=True):
     def statistics(self, items: Sequence[Item]) -> dict[str, Statistic]:
         found = text_metrics(*texts(items), self.measures)
         return found | calibration([item.truth for item in items], [item.prediction for item in items])
+
+    def signatures(self) -> dict[str, str]:
+        return signatures(self.measures)
 
     def errors(self, items: Sequence[Item]) -> np.ndarray:
         return word_edits(*texts(items))

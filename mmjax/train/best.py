@@ -17,7 +17,8 @@ from mmjax.train.experiment import Evaluation
 from mmjax.tree import read_json
 
 RECORD = "best.json"  # in the run directory
-LOWER = frozenset(("loss", "nll", "infeasible", "cer", "wer", "ece", "mae", "rmse", "perplexity"))  # better if smaller
+ERRORS = ("cer", "wer", "cer_basic", "wer_basic", "ece", "mae", "rmse")
+LOWER = frozenset(("loss", "nll", "infeasible", "perplexity", *ERRORS))  # better if smaller
 
 
 def lower_is_better(metric: str) -> bool:
