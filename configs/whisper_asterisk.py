@@ -36,7 +36,7 @@ ADAPTER = LoRA(rank=32, alpha=32)
 
 config = Experiment(
     name="whisper_asterisk",
-    steps=100,
+    steps=130,
     data=Data(
         source=Mixture(
             sources={
@@ -52,7 +52,7 @@ config = Experiment(
         tokenizer=HuggingFaceTokenizer(file="models/whisper/tokenizer.json"),
         prefixes={"transcript": ("<|{language}|>", "<|{task:transcribe}|>", "<|notimestamps|>")},
         filters=Filters(longest=LONGEST),
-        batch_rows=2,
+        batch_rows=1,
         rows={"speech": round(100 * LONGEST), "transcript": 120, "examples": 12},
         subsets={"speech": 1.0},
     ),

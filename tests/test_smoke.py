@@ -15,12 +15,18 @@ from tests.test_conversations import home  # noqa: F401, a fixture
 # quickstart.py and spoken_vqa.py are trained with their own data by other tests.
 CONFIGS = sorted(p for p in pathlib.Path("configs").glob("*.py") if p.stem not in ("quickstart", "spoken_vqa"))
 
+TAGS = {"language": "en", "task": "transcribe"}
+SPECIAL = ("<en>", "<transcribe>", "<|en|>", "<|transcribe|>", "<|notimestamps|>")  # of these in prefixes
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A list of recordings and pictures with a text, a transcript and an answer each."""
+    """A list of recordings and pictures with a text, a transcript, a target and an answer each."""
     folder = corpora.make_files(tmp_path_factory.mktemp("files"))
-    rows = [dict(row, text=f"is {row['transcript']} {row['answer']}?") for row in corpora.rows(folder)]
+    rows = [
+        dict(row, text=f"is {row['transcript']} {row['answer']}?", target=row["transcript"], **TAGS)
+        for row in corpora.rows(folder)
+    ]
     (folder / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(folder / "list.jsonl")
 
@@ -47,6 +53,8 @@ LONG = (
     "pretrain_1b",
     "pretrain_8b",
     "qwen3_1p7b_hears_and_sees",
+    "asterisk_translation",
+    "tuxpaint_all",
 )
 
 
@@ -55,7 +63,9 @@ LONG = (
     [pytest.param(p, id=p.stem, marks=pytest.mark.long if p.stem in LONG else pytest.mark.slow) for p in CONFIGS],
 )
 def test_smoke(path, files, conversations, tmp_path):
-    config, tokenizer = c.smoke(c.load(path), width=16), c.SentencePiece(vocabulary=80, byte_fallback=False)
+    config = c.smoke(c.load(path), width=16)
+    special = SPECIAL if config.data.prefixes else ()
+    tokenizer = c.SentencePiece(vocabulary=80, byte_fallback=False, special=special)
     if any(isinstance(one, c.Conversation) for one in config.data.inputs.values()):
         files, tokenizer = conversations
     source = c.Manifest(splits={"train": files, config.evaluation.split: files})
