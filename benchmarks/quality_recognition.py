@@ -58,7 +58,9 @@ def scores(run: Run, result: Mapping[str, np.ndarray]) -> dict[str, dict[str, fl
 
     theirs = [run.tokenizer.decode(row[: [*row, 0].index(0)]) for row in result["ids"][numbers].tolist()]
     _, texts, languages = read(run, "train")
-    known = {language: [t for t, own in zip(texts, languages, strict=True) if own == language] for language in languages}
+    known = {
+        language: [t for t, own in zip(texts, languages, strict=True) if own == language] for language in languages
+    }
     spoken, draw = read(run, "test")[2], random.Random(0)
     guesses = [scored([draw.choice(known[spoken[number]]) for number in numbers]) for _ in range(20)]
     return {

@@ -102,12 +102,20 @@ def test_error_rates_are_those_of_the_corpus():
 
 def test_error_rates_of_normalised_texts_ignore_case_punctuation_and_brackets():
     names = ("cer", "wer", "cer_basic", "wer_basic")
-    found = of_split(partial(text_metrics, names=names))(["Press 1, please.", "Hello"], ["press 1 please", "hullo (beep)"])
+    found = of_split(partial(text_metrics, names=names))(
+        ["Press 1, please.", "Hello"], ["press 1 please", "hullo (beep)"]
+    )
     assert found["wer"] == 5 / 4 and found["wer_basic"] == 1 / 4
     assert found["cer_basic"] == 1 / len("press 1 pleasehello") < found["cer"]
 
 
-SPOKEN = ["Press 1, please.", "c\u2019\u00e8 l'UFFICIO <beep> (ok)", " \uff21\uff22 \u0418\u0306 & \u20ac5_x [!] ", "\u0130stanbul-2", ""]
+SPOKEN = [
+    "Press 1, please.",
+    "c\u2019\u00e8 l'UFFICIO <beep> (ok)",
+    " \uff21\uff22 \u0418\u0306 & \u20ac5_x [!] ",
+    "\u0130stanbul-2",
+    "",
+]
 
 
 @pytest.mark.reference

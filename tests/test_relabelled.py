@@ -29,7 +29,11 @@ def opened(home, source, rows, **changes):
 def said(source, number):
     """What the decoder is given and what it writes for an example."""
     example, names = source[number], {place: name for name, place in source.tokenizer.special.items()}
-    return [names[token] for token in example.prefixes["target"]], example.labels["target"], example.labels["transcript"]
+    return (
+        [names[token] for token in example.prefixes["target"]],
+        example.labels["target"],
+        example.labels["transcript"],
+    )
 
 
 @pytest.fixture

@@ -13,7 +13,9 @@ from mmjax.tasks.retrieval import RANKS
 COLUMNS = 4  # of a table of groups: what 80 characters hold
 ROWS = 12  # classes of a confusion matrix, and words of a list
 # The metrics of tables, in the order of their columns: as a percentage, or as a number.
-FORMATS = dict.fromkeys(("accuracy", "exact_match", "f1", "cer", "wer", "cer_basic", "wer_basic", "macro_f1", "uar"), "%")
+FORMATS = dict.fromkeys(
+    ("accuracy", "exact_match", "f1", "cer", "wer", "cer_basic", "wer_basic", "macro_f1", "uar"), "%"
+)
 FORMATS |= dict.fromkeys(("bleu", "chrf", "cider", "auroc", "mae", "rmse", "pearson", "spearman"), "number")
 LOWER_IS_BETTER = ("cer", "wer", "cer_basic", "wer_basic", "mae", "rmse")
 HEADINGS = {"accuracy": "", "cer": "CER", "wer": "WER", "macro_f1": "F1", "uar": "UAR", "auroc": "AUROC"}

@@ -19,7 +19,9 @@ from mmjax.tasks.text_metrics import ERROR_RATES, check_measures, signatures, te
 class TextTask(Task, kw_only=True):
     """The base class of tasks that write a text; a subclass has the fields `label` and `decoding`."""
 
-    measures: tuple[str, ...] = ERROR_RATES  # metrics of its texts: cer, wer, cer_basic, wer_basic, bleu, chrf, cider, exact_match, f1
+    measures: tuple[str, ...] = (
+        ERROR_RATES  # metrics of its texts: cer, wer, cer_basic, wer_basic, bleu, chrf, cider, exact_match, f1
+    )
 
     kind = "task"
     longest: ClassVar[int | None] = None  # the largest number of tokens of a text; None: any
