@@ -22,6 +22,7 @@ from mmjax.data import (
     OpenClipart,
     OwnSource,
     Parquet,
+    Relabelled,
     SentencePiece,
     Shards,
     Source,

@@ -109,6 +109,9 @@ def evaluate(
         "split": opened.split,
         "subsets": {subset: measures.metrics() for subset, measures in found.items()},
     }
+    tasks = run.config.model.tasks
+    if signed := {f"{name}/{of}": text for name, task in tasks.items() for of, text in task.signatures().items()}:
+        result["signatures"] = signed
     if intervals is not None:
         result["intervals"] = {subset: measures.intervals(by) for subset, measures in found.items()}
     if confusions:

@@ -40,6 +40,16 @@ def test_eval_gives_all_seven_subsets(run, capsys):
         assert ("transcript/cer" in metrics and "transcript/wer" in metrics) == ("speech" in subset)
 
 
+def test_eval_says_how_metrics_are_computed(run, capsys):
+    command = ("eval", run, "--examples", 9, "--subset", "speech")
+    command += ("--model.tasks.transcript.measures", '("wer", "wer_basic", "bleu")')
+    result = json.loads(mmjax(capsys, *command, "--json")[1])
+    assert {"transcript/wer", "transcript/wer_basic", "transcript/bleu"} <= result["subsets"]["speech"].keys()
+    assert list(result["signatures"]) == ["transcript/wer_basic", "transcript/bleu"]
+    printed = " ".join(mmjax(capsys, *command)[1].split())
+    assert "transcript WER (basic): lower case" in printed and "transcript BLEU: nrefs:1|case:mixed|" in printed
+
+
 def test_eval_does_not_depend_on_how_examples_are_packed(run, capsys):
     """Trap A10 and H6: one row per example or many, the last batch full or not, the metrics are the same."""
     from mmjax.evaluate.evaluation import Evaluator

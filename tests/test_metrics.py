@@ -8,7 +8,7 @@ import pytest
 from mmjax.data.labels import Alternatives
 from mmjax.tasks import metrics
 from mmjax.tasks.metrics import auroc, average_ranks
-from mmjax.tasks.text_metrics import OF_REPLIES, cider, text_metrics, vqa_accuracy
+from mmjax.tasks.text_metrics import OF_REPLIES, basic, cider, signatures, text_metrics, vqa_accuracy
 
 
 def of_split(function):
@@ -99,6 +99,39 @@ def test_error_rates_are_those_of_the_corpus():
         "wer": pytest.approx(2 / 2),
     }  # what is written for nothing is an insertion
     assert error_rates(["", ""], ["a", ""]) == {}
+
+
+def test_error_rates_of_normalised_texts_ignore_case_punctuation_and_brackets():
+    names = ("cer", "wer", "cer_basic", "wer_basic")
+    found = of_split(partial(text_metrics, names=names))(
+        ["Press 1, please.", "Hello"], ["press 1 please", "hullo (beep)"]
+    )
+    assert found["wer"] == 5 / 4 and found["wer_basic"] == 1 / 4
+    assert found["cer_basic"] == 1 / len("press 1 pleasehello") < found["cer"]
+
+
+SPOKEN = [
+    "Press 1, please.",
+    "c\u2019\u00e8 l'UFFICIO <beep> (ok)",
+    " \uff21\uff22 \u0418\u0306 & \u20ac5_x [!] ",
+    "\u0130stanbul-2",
+    "",
+]
+
+
+@pytest.mark.reference
+def test_the_basic_form_is_that_of_whisper():
+    whisper = pytest.importorskip("transformers.models.whisper.english_normalizer").BasicTextNormalizer()
+    assert [basic(text) for text in SPOKEN] == [whisper(text).strip() for text in SPOKEN]
+
+
+def test_a_signature_says_how_a_metric_is_computed():
+    sacrebleu = pytest.importorskip("sacrebleu")
+    found = signatures(("cer", "wer_basic", "bleu", "chrf"))
+    assert list(found) == ["wer_basic", "bleu", "chrf"] and "lower case" in found["wer_basic"]
+    for name, metric in (("bleu", sacrebleu.BLEU()), ("chrf", sacrebleu.CHRF())):
+        metric.corpus_score(["a b", "c"], [["a b", "d"]])
+        assert found[name] == str(metric.get_signature())
 
 
 @pytest.fixture

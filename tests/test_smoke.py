@@ -15,6 +15,8 @@ from tests.test_conversations import home  # noqa: F401, a fixture
 # quickstart.py and spoken_vqa.py are trained with their own data by other tests.
 CONFIGS = sorted(p for p in pathlib.Path("configs").glob("*.py") if p.stem not in ("quickstart", "spoken_vqa"))
 
+SPECIAL = ("<en>", "<fr>", "<transcribe>", "<|en|>", "<|fr|>", "<|transcribe|>", "<|notimestamps|>")  # in prefixes
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
@@ -26,9 +28,11 @@ def files(tmp_path_factory):
             "text": f"is {row['transcript']} {row['answer']}?",
             "rating": len(row["transcript"]),
             "target": row["transcript"],
+            "language": ("en", "fr")[number % 2],
+            "task": "transcribe",
         }
-        | dict.fromkeys(("domain", "keyword", "language", "sentiment", "speaker"), row["answer"])
-        for row in corpora.rows(folder)
+        | dict.fromkeys(("domain", "keyword", "sentiment", "speaker"), row["answer"])
+        for number, row in enumerate(corpora.rows(folder))
     ]
     (folder / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(folder / "list.jsonl")
@@ -59,6 +63,8 @@ LONG = (
     "pretrain_1b",
     "pretrain_8b",
     "qwen3_1p7b_hears_and_sees",
+    "asterisk_translation",
+    "tuxpaint_all",
 )
 
 
@@ -67,7 +73,9 @@ LONG = (
     [pytest.param(p, id=p.stem, marks=pytest.mark.long if p.stem in LONG else pytest.mark.slow) for p in CONFIGS],
 )
 def test_smoke(path, files, conversations, tmp_path):
-    config, tokenizer = c.smoke(c.load(path), width=16), c.SentencePiece(vocabulary=80, byte_fallback=False)
+    config = c.smoke(c.load(path), width=16)
+    special = SPECIAL if config.data.prefixes else ()
+    tokenizer = c.SentencePiece(vocabulary=80, byte_fallback=False, special=special)
     if any(isinstance(one, c.Conversation) for one in config.data.inputs.values()):
         files, tokenizer = conversations
     source = c.Manifest(splits={"train": files, config.evaluation.split: files})

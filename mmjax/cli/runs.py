@@ -106,7 +106,7 @@ def _train(options, rest) -> int:
 
 def _eval(options, rest) -> int:
     from mmjax import progress
-    from mmjax.evaluate.tables import table, tables_of_confusions
+    from mmjax.evaluate.tables import heading, table, tables_of_confusions
     from mmjax.run import Run
 
     chosen = {"subsets": options.subset, "source": options.source, "save": options.save}
@@ -117,6 +117,8 @@ def _eval(options, rest) -> int:
         return 0
     title = f"{result['split']} split after step {result['step']}"
     progress.out.print(table(result["subsets"], title, result.get("intervals")))
+    for name, signature in result.get("signatures", {}).items():
+        progress.out.print(f"{heading(name)}: {signature}", markup=False)
     # The confusions of the largest subset, or of the subsets that the user names.
     for subset in list(result.get("confusions", ()))[0 if options.subset else -1 :]:
         for one in tables_of_confusions(result["confusions"][subset], subset):

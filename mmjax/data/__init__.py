@@ -18,6 +18,7 @@ from mmjax.data.mixture import Mixture
 from mmjax.data.openclipart import OpenClipart
 from mmjax.data.own import OwnSource
 from mmjax.data.parquet import Parquet
+from mmjax.data.relabelled import Relabelled
 from mmjax.data.shards import Shards
 from mmjax.data.source import Collection, Source
 from mmjax.data.sources import Data

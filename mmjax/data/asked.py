@@ -12,7 +12,7 @@ from mmjax.data.fields import TAGS, USUAL, Fields
 from mmjax.data.inputs import Input, Text
 from mmjax.data.labels import USUAL_LABELS
 from mmjax.data.record import Record
-from mmjax.data.source import Collection
+from mmjax.data.source import Derived
 from mmjax.errors import UserError
 from mmjax.tree import part, to_dict
 
@@ -28,7 +28,7 @@ class Turn:
 
 
 @part
-class Asked(Collection):
+class Asked(Derived):
     """Records of another collection as conversations.
 
     In the messages, <speech> and <image> stand for the record's recordings and pictures, {text} for its text, and {name} for
@@ -36,26 +36,9 @@ class Asked(Collection):
     left out and counted.
     """
 
-    source: Collection  # of the records; for several collections, mix several of these
     user: tuple[str, ...]  # phrasings of the user's message, of which each example has one
     assistant: str  # the reply
     then: tuple[Turn, ...] = ()  # more turns of the same conversation
-
-    @property
-    def splits(self) -> Mapping[str, str]:
-        return self.source.splits  # only lists and tables have it
-
-    def has(self, split: str) -> bool:
-        return self.source.has(split)
-
-    def place(self, split: str) -> str:
-        return self.source.place(split)
-
-    def is_prepared(self, directory: Path) -> bool:
-        return self.source.is_prepared(directory)
-
-    def records(self, split: str, directory: Path, fields: Fields, once: bool = False) -> "AskedRecords":
-        return self.stamped(split, directory, fields, once)[0]
 
     def stamped(
         self, split: str, directory: Path, fields: Fields = USUAL, once: bool = False

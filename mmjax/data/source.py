@@ -197,3 +197,28 @@ class Listed(Collection):
         if split not in self.splits:
             raise UserError(f"data.source.splits has no '{split}'{nearest(split, self.splits)}")
         return self.splits[split]
+
+
+@part
+class Derived(Collection):
+    """The base class of collections whose records are made of those of another collection."""
+
+    kind = "collection"
+
+    source: Collection  # of the records; for several collections, mix several of these
+
+    @property
+    def splits(self) -> Mapping[str, str]:
+        return self.source.splits  # only lists and tables have it
+
+    def has(self, split: str) -> bool:
+        return self.source.has(split)
+
+    def place(self, split: str) -> str:
+        return self.source.place(split)
+
+    def is_prepared(self, directory: Path) -> bool:
+        return self.source.is_prepared(directory)
+
+    def records(self, split: str, directory: Path, fields: Fields, once: bool = False) -> Any:
+        return self.stamped(split, directory, fields, once)[0]

@@ -19,7 +19,7 @@ from mmjax.models.task import Encoded, Facts, Item, Output, Sums, Task
 from mmjax.stream import Stream
 from mmjax.tasks.metrics import Statistic
 from mmjax.tasks.text import TextTask, check_vocabulary, shown_texts, texts
-from mmjax.tasks.text_metrics import OF_REPLIES, check_measures, text_metrics
+from mmjax.tasks.text_metrics import OF_REPLIES, check_measures, signatures, text_metrics
 
 
 class WritingState(NamedTuple):
@@ -191,5 +191,8 @@ class CausalLM(Task, kw_only=True):
 
     def statistics(self, items: Sequence[Item]) -> dict[str, Statistic]:
         return text_metrics(*texts(items), self.measures)
+
+    def signatures(self) -> dict[str, str]:
+        return signatures(self.measures)
 
     errors, confusions = TextTask.errors, TextTask.confusions

@@ -13,7 +13,7 @@ from mmjax.models.texts import to_classes, to_ids
 from mmjax.stream import Stream
 from mmjax.tasks.confusions import confused_words, word_edits
 from mmjax.tasks.metrics import CalibrationError, Statistic, calibration_gaps, words_right
-from mmjax.tasks.text_metrics import ERROR_RATES, OF_SEVERAL, check_measures, text_metrics
+from mmjax.tasks.text_metrics import ERROR_RATES, OF_SEVERAL, check_measures, signatures, text_metrics
 
 
 class TextTask(Task, kw_only=True):
@@ -74,6 +74,9 @@ class TextTask(Task, kw_only=True):
     def statistics(self, items: Sequence[Item]) -> dict[str, Statistic]:
         found = text_metrics(*texts(items), self.measures)
         return found | calibration([item.truth for item in items], [item.prediction for item in items])
+
+    def signatures(self) -> dict[str, str]:
+        return signatures(self.measures)
 
     def errors(self, items: Sequence[Item]) -> np.ndarray:
         return word_edits(*texts(items))

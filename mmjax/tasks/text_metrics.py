@@ -2,9 +2,13 @@
 
 import itertools
 import math
+import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -29,7 +33,8 @@ def text_metrics(
 
     A reference may be several texts (`mmjax.data.labels.Alternatives`), of which "cer" and "wer" see the most frequent one.
 
-    - "cer", "wer": character and word error rate, all edits over all units of the references (jiwer).
+    - "cer", "wer": character and word error rate, all edits over all units of the references (jiwer), of the texts as they
+      are; "cer_basic", "wer_basic": of their `basic` forms.
     - "exact_match": the share of equal texts; "f1": the mean F1 of words (SQuAD, Rajpurkar et al. 2016, arXiv:1606.05250).
       Both compare texts in lower case without punctuation, articles and further spaces, and take the best reference.
     - "vqa_accuracy": the mean of `vqa_accuracy`.
@@ -57,6 +62,49 @@ def _word_errors(references: list[str], hypotheses: list[str]) -> Statistic | No
     import jiwer
 
     return _edits(jiwer.process_words(references, hypotheses)) if any(references) else None
+
+
+def basic(text: str) -> str:
+    """A text in lower case, without what stands in brackets, with a space for each mark, symbol and punctuation sign.
+
+    It is the normaliser for all languages of Whisper (`BasicTextNormalizer`; Radford et al. 2022, arXiv:2212.04356, appendix
+    C), without spaces at the ends.
+    """
+    text = re.sub(r"\(([^)]+?)\)", "", re.sub(r"[<\[][^>\]]*[>\]]", "", text.lower()))
+    kept = (
+        " " if unicodedata.category(character)[0] in "MSP" else character
+        for character in unicodedata.normalize("NFKC", text)
+    )
+    return " ".join("".join(kept).lower().split())
+
+
+def _of_basic(metric: Callable[[list[str], list[str]], Statistic | None]) -> Callable:
+    """The metric of the texts' `basic` forms."""
+
+    def statistic(references: list[str], hypotheses: list[str]) -> Statistic | None:
+        return metric([basic(text) for text in references], [basic(text) for text in hypotheses])
+
+    return statistic
+
+
+def signatures(names: Sequence[str]) -> dict[str, str]:
+    """How the metrics among `names` are computed whose values depend on more than their names say.
+
+    They are "bleu" and "chrf" (sacrebleu's signature), and those of normalised texts.
+    """
+    return {name: SIGNATURES[name]() for name in names if name in SIGNATURES}
+
+
+def _of_sacrebleu(kind: str) -> str:
+    import sacrebleu
+
+    metric = getattr(sacrebleu, kind)()
+    metric.corpus_score(["a"], [["a"]])  # a signature has the number of references
+    return metric.get_signature().format()
+
+
+def _of_normaliser() -> str:
+    return f"lower case, no brackets, no punctuation (Whisper's BasicTextNormalizer); jiwer {version('jiwer')}"
 
 
 def _edits(aligned: Any) -> Ratio:
@@ -186,4 +234,12 @@ METRICS: dict[str, Callable[[list[str], list[str]], Statistic | None]] = {
     "chrf": _chrf,
     "cider": _mean_cider,
     "vqa_accuracy": _mean_vqa_accuracy,
+    "cer_basic": _of_basic(_character_errors),
+    "wer_basic": _of_basic(_word_errors),
+}
+SIGNATURES: dict[str, Callable[[], str]] = {
+    "bleu": partial(_of_sacrebleu, "BLEU"),
+    "chrf": partial(_of_sacrebleu, "CHRF"),
+    "cer_basic": _of_normaliser,
+    "wer_basic": _of_normaliser,
 }

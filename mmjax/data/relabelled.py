@@ -1,0 +1,79 @@
+"""Records of a collection with other labels and tags: one of several tasks on the same recordings or pictures."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmjax.data.fields import TAGS, USUAL, Fields
+from mmjax.data.labels import USUAL_LABELS
+from mmjax.data.record import Record
+from mmjax.data.source import Derived
+from mmjax.errors import UserError, nearest
+from mmjax.tree import part
+
+
+@part
+class Relabelled(Derived):
+    """Records of another collection, with other labels and tags.
+
+    A mixture of several of these trains one decoder for several tasks, which special tokens tell apart (`Data.prefixes`):
+    with `labels={"target": "transcript"}` and `tags={"task": "transcribe"}` it writes what is said, with
+    `tags={"task": "translate"}` the target. Records that lack a named label are left out and counted.
+    """
+
+    # Label -> the label, or input text, of the record whose value it takes; the others stay.
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    tags: Mapping[str, str] = dataclasses.field(
+        default_factory=dict
+    )  # "task" or "language" -> its value for all records
+
+    def stamped(
+        self, split: str, directory: Path, fields: Fields = USUAL, once: bool = False
+    ) -> tuple["RelabelledRecords", dict[str, Any]]:
+        for tag in self.tags:
+            if tag not in TAGS:
+                raise UserError(f"Relabelled.tags: there is no tag '{tag}'{nearest(tag, TAGS)}")
+        named = {name: USUAL_LABELS.get(name, "any") for name in self.labels.values() if name not in fields.inputs}
+        records, stamped = self.source.stamped(
+            split, directory, fields._replace(labels={**named, **fields.labels}), once
+        )
+        changes = {"labels": dict(self.labels), "tags": dict(self.tags)}
+        return RelabelledRecords(records, self.labels, self.tags, fields), {**stamped, "relabelled": changes}
+
+
+class RelabelledRecords:
+    """Records with other labels and tags; see `Relabelled`.
+
+    Args:
+      records: with the labels that `labels` names.
+      fields: what is read of the new records.
+    """
+
+    def __init__(self, records: Any, labels: Mapping[str, str], tags: Mapping[str, str], fields: Fields):
+        self._records, self._taken, self._tags, self._fields = records, labels, tags, fields
+        self.files, self.unread = records.files, getattr(records, "unread", {})
+        self.resolved = getattr(records, "resolved", {})
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        """A record.
+
+        Raises:
+          UserError: it lacks a label that is named, or it cannot be read.
+        """
+        return self.read(index)[0]
+
+    def read(self, index: int) -> tuple[Record, Sequence[str]]:
+        """A record, and the names of its columns that are not read."""
+        read = getattr(self._records, "read", lambda number: (self._records[number], ()))
+        record, unread = read(index)
+        known = {**record.inputs, **record.labels}
+        for name in self._taken.values():
+            if name not in known:
+                raise UserError(f"incomplete: {record.name} has no {name}")
+        labels = {**record.labels, **{label: known[name] for label, name in self._taken.items()}}
+        labels = {name: value for name, value in labels.items() if name in self._fields.labels}
+        return record._replace(labels=labels, tags={**record.tags, **self._tags}), unread
