@@ -18,6 +18,7 @@ from mmjax.data import (
     ImageMixing,
     Input,
     Manifest,
+    ManualPages,
     Mixture,
     OpenClipart,
     OwnSource,

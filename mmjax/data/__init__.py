@@ -14,6 +14,7 @@ from mmjax.data.image_augmentation import ImageAugmentation
 from mmjax.data.image_mixing import ImageMixing
 from mmjax.data.inputs import Audio, Image, Input, Text
 from mmjax.data.manifest import Manifest
+from mmjax.data.manual_pages import ManualPages
 from mmjax.data.mixture import Mixture
 from mmjax.data.openclipart import OpenClipart
 from mmjax.data.own import OwnSource
