@@ -23,6 +23,7 @@ from mmjax.data import (
     OpenClipart,
     OwnSource,
     Parquet,
+    Portion,
     SentencePiece,
     Shards,
     Source,

@@ -19,6 +19,7 @@ from mmjax.data.mixture import Mixture
 from mmjax.data.openclipart import OpenClipart
 from mmjax.data.own import OwnSource
 from mmjax.data.parquet import Parquet
+from mmjax.data.portion import Portion
 from mmjax.data.shards import Shards
 from mmjax.data.source import Collection, Source
 from mmjax.data.sources import Data

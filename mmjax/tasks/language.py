@@ -112,7 +112,7 @@ class MaskedTokens(LMHead, kw_only=True):
                 f"{path}.mask is 0, which is an ordinary piece in this tokenizer; use the id of a special token"
             )
 
-    def hide(self, stream: Stream, examples: Stream, key: jax.Array) -> tuple[Stream, Stream]:
+    def hide(self, stream: Stream, examples: Stream, key: jax.Array, encoder: Any) -> tuple[Stream, Stream]:
         """Ids [B, T] -> the ids with some tokens hidden, and those tokens as labels [B, T]."""
         text = only_tokens(stream)
         chosen, kind, other = (uniform(text, examples, k) for k in jax.random.split(key, 3))
