@@ -17,7 +17,9 @@ from mmjax.train.experiment import Evaluation
 from mmjax.tree import read_json
 
 RECORD = "best.json"  # in the run directory
-LOWER = frozenset(("loss", "nll", "infeasible", "cer", "wer", "ece", "mae", "rmse", "perplexity"))  # better if smaller
+LOWER = frozenset(
+    ("loss", "nll", "infeasible", "cer", "wer", "ece", "mae", "rmse", "perplexity", "word_perplexity")
+)  # better if smaller
 
 
 def lower_is_better(metric: str) -> bool:
