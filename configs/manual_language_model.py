@@ -4,7 +4,14 @@
     mmjax ngram runs/manual_language_model:train -o manual.arpa.gz --order 5 --tokenizer runs/manual_language_model \\
         --test runs/manual_language_model:test
 
-not trained yet
+Measured on 2026-11-30 on one of two CPU cores (Cascade Lake, 2.5 GHz; jax 0.10.2): 10 minutes. The test split has 195 pages, none of
+which has a name or a summary in common with a training page. Perplexities of the same 54,397 tokens (the first of each page is given):
+
+                                      per token   per word
+    this model                          69.4        2,675
+    n-grams of at most 5 pieces         34.6          732
+
+In ten minutes on 456,000 tokens, of which it sees each four times, the model does not reach the n-grams.
 """
 
 from mmjax.config import (

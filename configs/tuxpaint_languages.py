@@ -3,7 +3,7 @@
     mmjax train configs/tuxpaint_pretraining.py
     mmjax train configs/tuxpaint_languages.py
 
-not trained yet
+Not trained yet: the gain from the pretraining is not known.
 """
 
 from mmjax.config import (

@@ -7,7 +7,7 @@
 BEST-RQ hides spans of the recordings, MAE three quarters of the pictures, BERT's masked language model a part of the texts; and
 recordings, pictures and texts of a stamp are brought together (SigLIP). configs/tuxpaint_languages.py uses the speech encoder.
 
-not trained yet
+Not trained yet: the gain from the pretraining is not known.
 """
 
 from mmjax.config import (

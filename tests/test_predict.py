@@ -367,7 +367,7 @@ def test_a_student_learns_from_the_predictions_of_its_teacher(tmp_path, monkeypa
         evaluation=c.Evaluation(subsets=("speech",)),
         data=c.Data(
             source=c.Manifest(splits={"train": "labelled.jsonl", "test": "labelled.jsonl"}),
-            tokenizer=c.SentencePiece(vocabulary=30, byte_fallback=False),
+            tokenizer=c.SentencePiece(vocabulary=48, byte_fallback=False),
             filters=c.Filters(characters_per_second=None),
             directory=str(tmp_path / "data"),
             batch_rows=2,
