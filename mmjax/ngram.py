@@ -1,7 +1,7 @@
 """The command `mmjax ngram`: trains n-gram models on the texts of files and runs, and measures them."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from mmjax.data.text import Tokenizer
@@ -34,10 +34,10 @@ def ngram(
     Returns:
       The number of n-grams of each order, and what was measured.
     """
-    cut = Tokenizer.of_run(local(tokenizer, "--tokenizer")) if tokenizer else None
+    tokens_of = cut(Tokenizer.of_run(local(tokenizer, "--tokenizer")) if tokenizer else None, words)
 
     def sentences(place: str) -> Iterator[tuple[list[str], int]]:
-        return ((tokens_of(text, cut, words), len(text.split())) for text in texts_of(place))
+        return ((tokens_of(text), len(text.split())) for text in texts_of(place))
 
     model = train((tokens for place in places for tokens, _ in sentences(place)), order)
     write_arpa(out, model)
@@ -78,14 +78,16 @@ def _of_file(name: str) -> Iterator[str]:
         raise UserError(f"cannot read the text {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def tokens_of(text: str, tokenizer: Tokenizer | None, words: bool = False) -> list[str]:
-    """A text as a list of words.
+def cut(tokenizer: Tokenizer | None, words: bool = False) -> Callable[[str], list[str]]:
+    """How a text becomes a list of words.
 
     Args:
       tokenizer: the words are its pieces; None: those of the text.
       words: with a tokenizer, the words are those of the text in the spelling of the tokenizer.
     """
-    if tokenizer is None or words:
-        return (text if tokenizer is None else tokenizer.reference(text)).split()
-    pieces = tokenizer.pieces_by_id()
-    return [UNKNOWN if i == tokenizer.unknown else pieces[i] for i in tokenizer.pieces(text.strip())]
+    if tokenizer is None:
+        return str.split
+    if words:
+        return lambda text: tokenizer.reference(text).split()
+    pieces = tokenizer.pieces_by_id() | {tokenizer.unknown: UNKNOWN}
+    return lambda text: [pieces[i] for i in tokenizer.pieces(text.strip())]

@@ -290,6 +290,7 @@ def test_tasks_that_cannot_hide_their_input_are_refused(tasks, message):
         ),
         (MaskedPatches(), {"max_patches": 64}, "positions are learned for the grid of a whole image"),
         (MaskedPatches(share=1.0), {}, "model.tasks.hidden.share=1.0 must be above 0 and below 1"),
+        (MaskedPatches(share=0.99), {}, "share=0.99 leaves no patch of an image of model.encoders.image visible"),
         (
             MaskedPatches(),
             {"max_patches": 64, "positions": c.Rotary(), "class_token": True},

@@ -27,24 +27,11 @@ FONTS = re.compile(r"\.(B|I|SM|SB|BR|BI|IB|IR|RB|RI) +(.*)")  # the arguments of
 ARGUMENT = re.compile(r'"((?:[^"]|"")*)"|((?:\\.|[^\s\\])+)')
 # Escapes of roff: \-, \fB, \f(CW, \(co, \[aq], \*(C`, \s-1, \h'2n', and others of one character.
 ESCAPE = re.compile(
-    r"\\(?:f(?:\((?P<font>..)|\[[^]]*\]|.)|(?:\(|\*\()(?P<two>..)|\*?\[(?P<name>[^]]*)\]|\*.|s[-+]?\d|[hvwz]'[^']*'|(?P<one>.))"
+    r"\\(?:f(?:\(..|\[[^]]*\]|.)|\*?\((?P<two>..)|\*?\[(?P<name>[^]]*)\]|\*.|s[-+]?\d|[hvwz]'[^']*'|(?P<one>.))"
 )
-CHARACTERS = {
-    **{"aq": "'", "cq": "'", "oq": "'", "Aq": "'", "lq": '"', "rq": '"', 'L"': '"', 'R"': '"', "dq": '"', "em": "--"},
-    **{
-        "en": "-",
-        "co": "(c)",
-        "mu": "x",
-        "ti": "~",
-        "ha": "^",
-        "rs": "\\",
-        "<=": "<=",
-        ">=": ">=",
-        "+-": "+-",
-        "->": "->",
-    },
-    **{"--": "--", "-": "-", " ": " ", "~": " ", "0": " ", "e": "\\", "\\": "\\", "'": "'", "`": "`", ".": "."},
-}
+CHARACTERS = dict.fromkeys(("aq", "cq", "oq", "Aq"), "'") | dict.fromkeys(("lq", "rq", "dq", 'L"', 'R"'), '"')
+CHARACTERS |= dict(em="--", en="-", co="(c)", mu="x", ti="~", ha="^", rs="\\", e="\\") | dict.fromkeys("~0", " ")
+CHARACTERS |= {same: same for same in ("<=", ">=", "+-", "->", "--", "-", " ", "\\", "'", "`", ".")}
 
 
 class Page(NamedTuple):

@@ -14,9 +14,8 @@ COLUMNS = 4  # of a table of groups: what 80 characters hold
 ROWS = 12  # classes of a confusion matrix, and words of a list
 # The metrics of tables, in the order of their columns: as a percentage, or as a number.
 FORMATS = dict.fromkeys(("accuracy", "exact_match", "f1", "cer", "wer", "macro_f1", "uar"), "%")
-FORMATS |= dict.fromkeys(("rouge1", "rouge2", "rougeL"), "%") | dict.fromkeys(
-    ("perplexity", "word_perplexity"), "number"
-)
+FORMATS |= dict.fromkeys(("rouge1", "rouge2", "rougeL"), "%")
+FORMATS |= dict.fromkeys(("perplexity", "word_perplexity"), "number")
 FORMATS |= dict.fromkeys(("bleu", "chrf", "cider", "auroc", "mae", "rmse", "pearson", "spearman"), "number")
 LOWER_IS_BETTER = ("cer", "wer", "mae", "rmse", "perplexity", "word_perplexity")
 HEADINGS = {"accuracy": "", "cer": "CER", "wer": "WER", "macro_f1": "F1", "uar": "UAR", "auroc": "AUROC"}

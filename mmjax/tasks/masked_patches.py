@@ -40,6 +40,8 @@ class MaskedPatches(Task, kw_only=True):
         if self.decoder.width % 4:
             raise UserError(f"{path}.decoder.width={self.decoder.width} must be a multiple of 4, for its positions")
         encoder, key = config.model.encoders[self.reads], f"model.encoders.{self.reads}"
+        if not self._visible(encoder.max_patches or (encoder.image_size // encoder.patch) ** 2):
+            raise UserError(f"{path}.share={self.share} leaves no patch of an image of {key} visible; lower it")
         if encoder.max_patches and encoder.positions.needs_grid:
             raise UserError(
                 f"{key}.positions are learned for the grid of a whole image, but {path} hides a part of it; choose SinCos or "

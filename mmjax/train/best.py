@@ -17,9 +17,8 @@ from mmjax.train.experiment import Evaluation
 from mmjax.tree import read_json
 
 RECORD = "best.json"  # in the run directory
-LOWER = frozenset(
-    ("loss", "nll", "infeasible", "cer", "wer", "ece", "mae", "rmse", "perplexity", "word_perplexity")
-)  # better if smaller
+# Better if smaller.
+LOWER = frozenset(("loss", "nll", "infeasible", "cer", "wer", "ece", "mae", "rmse", "perplexity", "word_perplexity"))
 
 
 def lower_is_better(metric: str) -> bool:
