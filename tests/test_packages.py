@@ -20,6 +20,7 @@ ORDER = (
         "measuring",
         "run",
         "timestamps",
+        "ngram",
         "interchange",
         "sweep",
         "report",
