@@ -37,6 +37,17 @@ def test_manuals_of_debian_have_sections(tmp_path):
     assert [len(split) for split in records(c.DebianManual(manual="debian-reference-en"), tmp_path)] == [354, 37, 40]
 
 
+@pytest.mark.slow
+def test_manual_pages_have_summaries(tmp_path):
+    splits = records(c.ManualPages(), tmp_path)
+    assert [len(split) for split in splits] == [1_683, 222, 195]
+    pages = {split[n].name: split[n] for split in splits for n in range(len(split))}
+    one = pages["man1/basename.1.gz"]
+    assert one.labels["target"] == "strip directory and suffix from filenames"
+    assert one.inputs["text"].startswith("Print NAME with any leading directory components removed. If specified,")
+    assert not any("\\f" in page.inputs["text"] or "\\(" in page.inputs["text"] for page in pages.values())
+
+
 @pytest.mark.long
 def test_drawings_of_openclipart_have_titles(tmp_path):
     splits = records(c.OpenClipart(), tmp_path)

@@ -1,7 +1,9 @@
 """CTC prefix beams against sums over all alignments; n-gram models, phrases and lists against plain Python."""
 
+import dataclasses
 import gzip
 import itertools
+import json
 import math
 import pathlib
 import re
@@ -19,6 +21,7 @@ from mmjax import config as c
 from mmjax.data.text import Tokenizer
 from mmjax.decode import BestPath, Choices, NGram, Phrases, PrefixBeam, Written, by_example
 from mmjax.decode.arpa import Arpa, Level, read_arpa, write_arpa
+from mmjax.decode.backoff import perplexities
 from mmjax.decode.kneser_ney import train
 from mmjax.decode.ngram import Tokens
 from mmjax.decode.phrases import allowed, boosts
@@ -555,6 +558,47 @@ def test_modified_kneser_ney(order):
         found = {word: math.exp(ours(number[word], [number[word] for word in context])) for word in words}
         assert sum(found.values()) == pytest.approx(1)
         assert found == pytest.approx({word: expected(word, context) for word in words})
+
+
+def test_the_perplexity_of_texts_is_that_of_their_tokens_after_the_first():
+    sentences = ["a b c", "a b d", "b c a b", "c a"]
+    model, (expected, _) = (
+        train([one.split() for one in sentences], 3),
+        kneser_ney([one.split() for one in sentences], 3),
+    )
+    texts = ["a b c d", "x b b", "c"]
+    logs = [math.log(expected(*one)) for one in (("b", ("<s>", "a")), ("c", ("a", "b")), ("d", ("b", "c")))]
+    logs += [math.log(expected(*one)) for one in (("b", ("<s>", "<unk>")), ("b", ("<unk>", "b")))]
+    found = perplexities(model, [(text.split(), 2) for text in texts])  # of two words each, say
+    assert found.token == pytest.approx(math.exp(-sum(logs) / 5)) and found.word == pytest.approx(
+        math.exp(-sum(logs) / 4)
+    )
+    assert (found.tokens, found.unknown) == (5, 0)
+    assert perplexities(model, [(["a", "y"], 2)]).unknown == 1
+    with pytest.raises(UserError, match="no text has two tokens"):
+        perplexities(model, [(["a"], 1)])
+
+
+def test_a_model_of_pieces_is_trained_and_measured_on_what_a_run_reads(tmp_path, tokenizer, capsys):
+    rows = {"train": ["is there a cat?", "is there a circle?"], "test": ["what color is the cat?"]}
+    for split, texts in rows.items():
+        lines = [json.dumps({"text": text, "target": "left out"}) for text in texts]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+        (tmp_path / f"{split}.txt").write_text("\n".join(texts))
+    splits = {split: str(tmp_path / f"{split}.jsonl") for split in rows}
+    config = tiny()
+    tasks = {"words": c.LanguageModel(outputs=len(tokenizer))}
+    model = dataclasses.replace(config.model, fusion=None, tasks=tasks)
+    data = dataclasses.replace(config.data, source=c.Manifest(splits=splits), directory=str(tmp_path / "data"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(c.to_json(dataclasses.replace(config, model=model, data=data)))
+    tokenizer.save(tmp_path / "run" / tokenizer.file_name)
+    run, said = str(tmp_path / "run"), []
+    for train_on, test in ((f"{run}:train", f"{run}:test"), (tmp_path / "train.txt", tmp_path / "test.txt")):
+        out = str(tmp_path / f"{len(said)}.arpa")
+        assert cli.main(["ngram", str(train_on), "-o", out, "--tokenizer", run, "--test", str(test)]) == 0
+        said.append(capsys.readouterr().out.partition(": perplexity ")[2])
+    assert said[0] == said[1] and f" per word; {len(tokenizer.pieces(rows['test'][0])) - 1} tokens, " in said[0]
 
 
 # The page and its commands. ------------------------------------------------------------------------------------------------

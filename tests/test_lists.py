@@ -340,6 +340,25 @@ def test_rows_of_a_csv_file_are_those_of_pythons_csv_module(tmp_path):
     assert found[2].name.endswith("t.csv:5")  # the line on which it begins
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "json"])
+def test_rows_below_a_number_are_left_out_and_counted(ending, tmp_path):
+    """Such as predictions that are not certain enough to learn from."""
+    rows = [{"text": "sure", "text/confidence": 0.95}, {"text": "unsure", "text/confidence": 0.5}, {"text": "unknown"}]
+    rows += [{"text": "just", "text/confidence": 0.9}]
+    path = tmp_path / f"list.{ending}"
+    if ending == "csv":
+        lines = [",".join(str(row.get(name, "")) for name in rows[0]) for row in rows]
+        path.write_text("\n".join([",".join(rows[0]), *lines]))
+    else:
+        path.write_text(json.dumps(rows) if ending == "json" else "\n".join(map(json.dumps, rows)))
+    found = ManifestRecords(str(path), least={"text/confidence": 0.9})
+    assert [found[n].inputs["text"] for n in range(len(found))] == ["sure", "just"]
+    assert found.unread == {"rows without text/confidence of at least 0.9": 2}
+    assert len(ManifestRecords(str(path))) == 4
+    with pytest.raises(UserError, match=r"list\.\w+, row 1: text is 'sure', which is not a number"):
+        ManifestRecords(str(path), least={"text": 0.9})
+
+
 def test_a_quote_that_is_left_open_costs_its_own_row_alone(tmp_path):
     lines = ["text,answer", '"fine",0', '"never closed,1', "fine,2", '"fine",3', '"a" b,4', "fine,5"]
     (tmp_path / "t.csv").write_text("\n".join(lines))

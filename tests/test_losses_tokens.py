@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.losses import chunked_cross_entropy, token_cross_entropy
+from mmjax.losses import chunked_cross_entropy, token_cross_entropy, token_nll
 from mmjax.stream import Factors, Stream
 
 SEGMENTS = np.array([[1, 1, 1, 1, 2, 2, 0, 3], [1, 1, 0, 0, 0, 0, 0, 0]])
@@ -85,6 +85,20 @@ def test_chunks_of_any_size_give_the_plain_loss_and_gradients(tokens, chunk):
     expected = jax.jit(jax.value_and_grad(plain, (0, 1)))(10.0 * features, kernel)
     measured = jax.jit(jax.value_and_grad(chunked, (0, 1)))(10.0 * features, kernel)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), measured, expected)
+
+
+@pytest.mark.parametrize("next_token", [True, False])
+def test_the_likelihood_of_each_token_sums_to_that_of_the_loss(tokens, next_token):
+    features, kernel, labels = tokens
+    given = stream(Factors(features, kernel)), stream(labels)
+    found = token_nll(*given, next_token=next_token)
+    total, count = token_cross_entropy(*given, next_token=next_token)["nll"]
+    places, of_labels = pairs(next_token)
+    np.testing.assert_array_equal(np.nonzero(np.asarray(found.mask)), places)
+    assert count == len(places[0])
+    np.testing.assert_allclose(found.features[places].sum(), total, rtol=1e-6)
+    expected = jax.nn.log_softmax(features[places] @ kernel)[np.arange(len(places[0])), labels[of_labels]]
+    np.testing.assert_allclose(found.features[places], -expected, rtol=1e-5)
 
 
 def test_logits_of_a_large_vocabulary_are_never_whole_in_memory():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,13 @@ from conftest import tiny
 from mmjax import check
 from mmjax import config as c
 from mmjax.errors import UserError
+from mmjax.flops import matrix_flops
 from mmjax.models import PatchDecoder, ViT
+from mmjax.models.masking import put_back
 from mmjax.stream import Stream
 from mmjax.tasks import BestRQ, MaskedPatches, MaskedTokens
 from mmjax.train.build import build_layout, build_model
-from mmjax.train.step import measure
+from mmjax.train.step import measure, unboxed
 from mmjax.train.validate import check_config
 
 KEY = jax.random.key(0)
@@ -39,9 +42,13 @@ def packed(lengths, width=None, seed=0, dtype=np.float32, high=None, first=1):
     return Stream(*map(jnp.asarray, (features, segments, positions))), Stream(numbers, slots, slots * 0)
 
 
+def hide(task, stream, examples, encoder=None, key=KEY):
+    return jax.jit(partial(task.hide, encoder=encoder))(stream, examples, key)
+
+
 def test_masked_tokens_are_80_10_10_of_the_share():
     text, examples = packed([4000] * 5, dtype=np.int32, high=100)
-    hidden, labels = jax.jit(MaskedTokens(outputs=100).hide)(text, examples, KEY)
+    hidden, labels = hide(MaskedTokens(outputs=100), text, examples)
     chosen = np.asarray(labels.mask[0])
     before, after = np.asarray(text.features[0])[chosen], np.asarray(hidden.features[0])[chosen]
     assert chosen.mean() == pytest.approx(0.15, abs=0.01)
@@ -53,17 +60,81 @@ def test_masked_tokens_are_80_10_10_of_the_share():
     np.testing.assert_array_equal(hidden.features[0][~chosen], text.features[0][~chosen])
 
 
-def test_masked_patches_leave_the_rest_and_ask_for_normalised_pixels():
-    image, examples = packed([64, 64], width=48, dtype=np.uint8, high=255)
-    places = np.stack(np.divmod(np.asarray(image.positions), 8), -1)
-    image = image._replace(positions=jnp.asarray(places))
-    seen, labels = jax.jit(MaskedPatches(share=0.75).hide)(image, examples, KEY)
-    assert not np.any(seen.mask & labels.mask) and np.all(seen.mask | labels.mask)
-    assert np.mean(labels.mask) == pytest.approx(0.75, abs=0.08)
+SQUARES = ViT(patch=4, image_size=16, layers=1, width=16, heads=2, mlp=32, class_token=True, registers=1)
+NATIVE = ViT(patch=4, image_size=16, layers=1, width=16, heads=2, mlp=32, max_patches=64)
+
+
+def pictures(sizes, empty=0, special=0, first=1):
+    """One row of pictures of (rows, columns) patches, each after a class token and registers, and empty positions."""
+    rows = []
+    for height, width in sizes:
+        places = [(-1, column) for column in range(special)]
+        rows.append(np.array(places + [(y, x) for y in range(height) for x in range(width)], np.int32))
+    image, examples = packed([len(one) for one in rows], width=48, dtype=np.uint8, high=255, first=first)
+    image = image._replace(positions=jnp.asarray(np.concatenate(rows))[None])
+    return jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, empty)] + [(0, 0)] * (x.ndim - 2)), image), examples
+
+
+def test_masked_patches_leave_out_an_exact_share_and_ask_for_normalised_pixels():
+    image, examples = pictures([(4, 4), (3, 7), (1, 2)], empty=9)
+    task = MaskedPatches(share=0.75)
+    seen, labels = hide(task, image, examples, NATIVE)
+    assert seen.features.shape == (1, 12, 48), "a quarter of the row"
+    segments = np.asarray(image.segments[0])
+    for picture, visible in ((1, 4), (2, 5), (3, 0)):  # floor(n / 4) of 16, 21 and 2 patches
+        assert (np.asarray(seen.segments) == picture).sum() == visible
+        assert (np.asarray(labels.segments) == picture).sum() == (segments == picture).sum() - visible
+    back = put_back(seen, image.mask & ~labels.mask)
+    visible = np.asarray(back.mask)
+    np.testing.assert_array_equal(visible, np.asarray(image.mask) & ~np.asarray(labels.mask))
+    for ours, theirs in zip(back, image, strict=True):
+        np.testing.assert_array_equal(np.asarray(ours)[visible], np.asarray(theirs)[visible])
     pixels = np.asarray(image.features, np.float64) / 255
     expected = (pixels - pixels.mean(-1, keepdims=True)) / np.sqrt(pixels.var(-1, keepdims=True) + 1e-6)
     where = np.asarray(labels.mask)
     np.testing.assert_allclose(np.asarray(labels.features)[where], expected[where], atol=1e-3)
+
+
+def test_squares_keep_their_class_token_and_registers_in_blocks_of_one_length():
+    image, examples = pictures([(4, 4)] * 3, empty=18, special=2)
+    seen, labels = hide(MaskedPatches(share=0.6), image, examples, SQUARES)
+    visible = 2 + 6  # floor(0.4 * 16)
+    assert seen.segments.tolist() == [[1] * visible + [2] * visible + [3] * visible + [0] * visible]
+    special = np.asarray(seen.positions[0, :, 0]).reshape(4, visible)[:3] < 0
+    np.testing.assert_array_equal(special, [[True] * 2 + [False] * 6] * 3)
+    assert not np.any(np.asarray(labels.mask) & (np.asarray(image.positions[..., 0]) < 0))
+
+
+def test_which_patches_are_hidden_depends_on_the_example_alone():
+    image, examples = pictures([(4, 4), (5, 3), (2, 6)])
+    seen, labels = hide(MaskedPatches(), image, examples, NATIVE)
+    alone, of_alone = hide(MaskedPatches(), *pictures([(5, 3)], empty=20, first=2), NATIVE)
+    np.testing.assert_array_equal(seen.positions[seen.segments == 2], alone.positions[alone.segments == 1])
+    np.testing.assert_array_equal(labels.mask[0, 16:31], of_alone.mask[0, :15])
+
+
+def test_the_encoder_computes_the_visible_patches_alone():
+    """Its FLOPs fall with the share that is hidden, and what it computes of the visible patches is what it computes of them
+    if the others were never there."""
+    image, examples = pictures([(4, 4)] * 4, special=2)
+    task = MaskedPatches(decoder=PatchDecoder(layers=1, width=16, heads=2, mlp=32))
+    model = build_model(c.Multimodal(encoders={"image": SQUARES}, tasks={"patches": task}))
+    batch = {"image": image, "examples": examples}
+    params = unboxed(model.init(KEY, batch))["params"]
+
+    def flops(train):
+        run = lambda p: model.apply({"params": p}, batch, train=train, rngs={"augment": KEY})  # noqa: E731
+        return matrix_flops(run, params)["image"]
+
+    # 6 of 18 tokens of a picture are visible. The scores have a product for each pair of tokens, all else one for each token.
+    assert flops(train=False) / 9 < flops(train=True) < flops(train=False) / 3
+    seen, labels = hide(task, image, examples, SQUARES)
+    encode = partial(SQUARES.apply, {"params": params["encoders_image"]})
+    encoded = encode(seen, visible=6)
+    whole = encode(image._replace(segments=jnp.where(labels.mask, 0, image.segments)))
+    back = put_back(encoded, image.mask & ~labels.mask)
+    np.testing.assert_array_equal(back.mask, whole.mask)
+    np.testing.assert_allclose(back.features[back.mask], whole.features[back.mask], atol=1e-5)
 
 
 def test_best_rq_hides_spans_of_whole_tokens_inside_their_example():
@@ -101,14 +172,14 @@ def test_best_rq_labels_are_the_nearest_codes_whatever_the_loudness():
 
 
 def test_what_is_hidden_depends_on_the_example_alone():
-    mask = jax.jit(MaskedTokens(outputs=100).hide)
+    task = MaskedTokens(outputs=100)
     text, examples = packed([30, 50, 20], dtype=np.int32, high=100, first=4)
-    whole = mask(text, examples, KEY)
-    alone = mask(*packed([50], dtype=np.int32, high=100, first=5), KEY)
+    whole = hide(task, text, examples)
+    alone = hide(task, *packed([50], dtype=np.int32, high=100, first=5))
     for ours, theirs in zip(whole, alone, strict=True):
         np.testing.assert_array_equal(ours.features[:, 30:80], theirs.features)
         np.testing.assert_array_equal(ours.mask[:, 30:80], theirs.mask)
-    other = mask(text, examples, jax.random.key(1))
+    other = hide(task, text, examples, key=jax.random.key(1))
     assert np.any(other[1].mask != whole[1].mask)
 
 
@@ -218,6 +289,13 @@ def test_tasks_that_cannot_hide_their_input_are_refused(tasks, message):
             "augment.masks would hide the input from which model.tasks.hidden computes its labels",
         ),
         (MaskedPatches(), {"max_patches": 64}, "positions are learned for the grid of a whole image"),
+        (MaskedPatches(share=1.0), {}, "model.tasks.hidden.share=1.0 must be above 0 and below 1"),
+        (MaskedPatches(share=0.99), {}, "share=0.99 leaves no patch of an image of model.encoders.image visible"),
+        (
+            MaskedPatches(),
+            {"max_patches": 64, "positions": c.Rotary(), "class_token": True},
+            "images of model.encoders.image with max_patches also have a class token or registers",
+        ),
     ],
 )
 def test_what_is_hidden_has_to_leave_labels_and_positions_as_they_are(task, changes, message):

@@ -1,14 +1,16 @@
 """Metrics of a split against values by hand, and against scikit-learn and SciPy where they are installed."""
 
+import math
 from functools import partial
 
 import numpy as np
 import pytest
 
 from mmjax.data.labels import Alternatives
-from mmjax.tasks import metrics
+from mmjax.models.task import Item
+from mmjax.tasks import LanguageModel, metrics
 from mmjax.tasks.metrics import auroc, average_ranks
-from mmjax.tasks.text_metrics import OF_REPLIES, basic, cider, signatures, text_metrics, vqa_accuracy
+from mmjax.tasks.text_metrics import OF_REPLIES, basic, cider, rouge, signatures, text_metrics, vqa_accuracy
 
 
 def of_split(function):
@@ -184,6 +186,37 @@ def test_replies_by_hand():
     same = reply_metrics(["a cat sat on the mat"] * 2, ["a cat sat on the mat"] * 2)
     assert same["bleu"] == pytest.approx(100) and same["chrf"] == pytest.approx(100) and same["wer"] == 0
     assert reply_metrics([], []) == {}
+
+
+def test_rouge_is_that_of_google():
+    """The first pair is the one of rouge_score's page; the values are those of rouge_score 0.1.2 without its stemmer."""
+    pairs = {
+        ("The quick brown fox jumps over the lazy dog", "The quick brown dog jumps on the log."): (
+            0.705882,
+            0.266667,
+            0.588235,
+        ),
+        ("format date and time", "Format the date, and the time-of-day (UTC+1)"): (0.571429, 0.166667, 0.571429),
+        ("a b a b c", "b a b c a"): (1.0, 0.75, 0.8),
+        ("one", ""): (0.0, 0.0, 0.0),
+    }
+    for pair, expected in pairs.items():
+        assert [rouge(*pair, n) for n in (1, 2, None)] == pytest.approx(expected, abs=1e-6)
+    references, hypotheses = zip(*pairs, strict=True)
+    found = of_split(partial(text_metrics, names=("rouge1", "rouge2", "rougeL")))(references, hypotheses)
+    assert list(found.values()) == pytest.approx(np.mean(list(pairs.values()), axis=0), abs=1e-6)
+
+
+def test_perplexities_are_of_all_tokens_and_words_of_a_split():
+    task, nll = LanguageModel(outputs=9), [np.array([1.0, 2.0], np.float32), np.array([3.0], np.float32)]
+    items = [Item(number, text, one) for number, (text, one) in enumerate(zip(["one two", "three"], nll, strict=True))]
+    found = metrics.values(task.statistics(items), 2)
+    assert found == pytest.approx({"perplexity": math.exp(6 / 3), "word_perplexity": math.exp(6 / 3)})
+    drawn = task.statistics(items)["perplexity"](np.array([[2, 0], [0, 0]]))  # the first text twice; nothing
+    assert drawn[0] == pytest.approx(math.exp(1.5)) and np.isnan(drawn[1])
+    assert task.lines("words", {"words": found["perplexity"], "words/nll": [1, 2]}) == [
+        "words: perplexity 7.389 of 2 tokens"
+    ]
 
 
 def mean_cider(references, hypotheses):

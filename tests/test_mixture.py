@@ -64,6 +64,27 @@ def test_weights_that_cannot_be_are_refused(weights, message):
         proportions(SIZES, weights)
 
 
+def test_a_portion_has_fewer_training_examples_with_the_classes_of_all(tmp_path):
+    rows = [{"text": f"text {n}", "answer": f"class {n % 25}"} for n in range(100)]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    splits = dict.fromkeys(("train", "test"), str(tmp_path / "list.jsonl"))
+
+    def texts(share, split="train"):
+        source = c.Portion(source=c.Manifest(splits=splits), share=share)
+        data = c.Data(source=source, rows={"text": 8}, subsets={"text": 1.0}, directory=str(tmp_path / "data"))
+        opened = build_source(data, split, labels={"answer": "class"})
+        assert len(opened.labels["answer"].names) == 25
+        return [opened[n].inputs["text"] for n in range(len(opened))]
+
+    tenth, half = texts(0.1), texts(0.5)
+    assert len(tenth) == 10 and len(half) == 50 and set(tenth) < set(half) and texts(0.1) == tenth
+    assert tenth != [f"text {n}" for n in range(10)] and len(texts(0.1, "test")) == 100
+    assert len(texts(0.001)) == 1 and len(texts(1.0)) == 100
+    for share in (0.0, 1.5):
+        with pytest.raises(UserError, match="share of a Portion is .*must be above 0 and at most 1"):
+            texts(share)
+
+
 @pytest.mark.slow
 def test_each_source_has_epochs_of_its_own():
     """Every example of a source comes once before any comes again, whatever the others do; and the seek is exact."""

@@ -21,6 +21,7 @@ ORDER = (
         "run",
         "search",
         "timestamps",
+        "ngram",
         "interchange",
         "sweep",
         "report",

@@ -3,12 +3,18 @@
 import io
 import json
 import os
+import pathlib
+import re
+import shlex
+import shutil
 
+import corpora
 import numpy as np
 import pyarrow.parquet
 import pytest
 import soundfile
 import soxr
+from conftest import tiny
 from PIL import Image
 
 from mmjax import config as c
@@ -16,6 +22,7 @@ from mmjax import run as running
 from mmjax.cli import main
 from mmjax.data.audio import read_audio
 from mmjax.data.capacity import bucket
+from mmjax.data.fields import USUAL
 from mmjax.data.given import picture_of, samples_of
 from mmjax.data.image import open_image
 from mmjax.data.inputs import Use
@@ -333,6 +340,55 @@ def test_files_of_which_none_can_be_read_are_listed_with_their_reasons(opened, f
     assert predict_files(opened, opened.examples(names), out) == {"examples": 2, "errors": 2}
     assert [line["name"] for line in read(out)] == names
     assert "notes.txt is neither a recording nor a picture" in read(out)[1]["error"]
+
+
+@pytest.mark.slow
+def test_a_student_learns_from_the_predictions_of_its_teacher(tmp_path, monkeypatch):
+    """The three commands of docs/tasks.md, and its config."""
+    page = (pathlib.Path(__file__).parent.parent / "docs" / "tasks.md").read_text("utf-8")
+    commands = re.search(r"```bash\n(mmjax train teacher\.py.*?)```", page, re.DOTALL)[1].splitlines()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "files").mkdir()
+    rows = list(corpora.rows(corpora.make_files(tmp_path / "files"), absolute=True))
+    (tmp_path / "labelled.jsonl").write_text("\n".join(json.dumps(row) for row in rows[::2]))
+    (tmp_path / "unlabelled").mkdir()
+    for row in rows[1::2]:
+        shutil.copy(row["speech"], "unlabelled")
+    base = tiny(
+        steps=2,
+        name="teacher",
+        model=tiny().model.clone(
+            encoders={"speech": tiny().model.encoders["speech"]},
+            fusion=None,
+            tasks={"transcript": c.CTC(reads="speech")},
+        ),
+        evaluation=c.Evaluation(subsets=("speech",)),
+        data=c.Data(
+            source=c.Manifest(splits={"train": "labelled.jsonl", "test": "labelled.jsonl"}),
+            tokenizer=c.SentencePiece(vocabulary=48, byte_fallback=False),
+            filters=c.Filters(characters_per_second=None),
+            directory=str(tmp_path / "data"),
+            batch_rows=2,
+            rows={"speech": 328, "transcript": 64, "examples": 4},
+            subsets={"speech": 1.0},
+        ),
+    )
+    (tmp_path / "teacher.json").write_text(c.to_json(base))
+    (tmp_path / "teacher.py").write_text("from mmjax import config as c\nconfig = c.load('teacher.json')\n")
+    student = re.search(r"```python\n(# student\.py.*?)```", page, re.DOTALL)[1]
+    (tmp_path / "student.py").write_text(student)
+    assert [shlex.split(one)[1] for one in commands] == ["train", "predict", "train"]
+    for one in commands[:2]:
+        assert main(shlex.split(one)[1:]) == 0
+    found = [json.loads(line) for line in (tmp_path / "pseudo.jsonl").read_text().splitlines()]
+    assert len(found) == len(rows) // 2 and all("transcript" in one for one in found)
+    confidence = [one["transcript/confidence"] or 0.0 for one in found]
+    limit = sorted(confidence)[len(found) // 2]
+    overrides = ["--data.source.sources.pseudo.least", repr({"transcript/confidence": limit})]
+    pseudo = c.override(c.load("student.py"), overrides).data.source.sources["pseudo"]
+    assert len(pseudo.records("train", tmp_path, USUAL)) == sum(one >= limit for one in confidence)
+    assert main([*shlex.split(commands[2])[1:], *overrides]) == 0
+    assert Run("runs/student").step == 2
 
 
 def test_a_file_is_what_it_contains(folder, tmp_path):

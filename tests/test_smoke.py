@@ -40,16 +40,18 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def conversations(home, files):  # noqa: F811
-    """A list of conversations about the same recordings and pictures, and a tokenizer for them."""
+    """The folder of lists of conversations, with the same recordings and pictures and without, and a tokenizer for them."""
     folder = pathlib.Path(files).parent
-    rows = []
+    lists = {"with_media": [], "written": []}
     for row in corpora.rows(folder, absolute=True):
         media = [{"type": "audio", "path": row["speech"]}, {"type": "image", "path": row["image"]}]
-        asked = {"role": "user", "content": [*media, {"type": "text", "text": "What is it?"}]}
-        rows.append({"messages": [asked, {"role": "assistant", "content": row["transcript"]}]})
-    (folder / "conversations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for name, shown in (("with_media", media), ("written", [])):
+            asked = {"role": "user", "content": [*shown, {"type": "text", "text": "What is it?"}]}
+            lists[name].append({"messages": [asked, {"role": "assistant", "content": row["transcript"]}]})
+    for name, rows in lists.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tokenizer = c.HuggingFaceTokenizer(file=str(home / "tokenizer.json"), chat_template="chatml")
-    return str(folder / "conversations.jsonl"), tokenizer
+    return folder, tokenizer
 
 
 # Of configs that are much like another, one is enough where time is short.
@@ -77,7 +79,9 @@ def test_smoke(path, files, conversations, tmp_path):
     special = SPECIAL if config.data.prefixes else ()
     tokenizer = c.SentencePiece(vocabulary=80, byte_fallback=False, special=special)
     if any(isinstance(one, c.Conversation) for one in config.data.inputs.values()):
-        files, tokenizer = conversations
+        folder, tokenizer = conversations
+        media = any(task.media for task in config.model.tasks.values())
+        files = str(folder / ("with_media.jsonl" if media else "written.jsonl"))
     source = c.Manifest(splits={"train": files, config.evaluation.split: files})
     if getattr(config.model.tasks.get("answer"), "outputs", None):  # the files have two
         two = dataclasses.replace(config.model.tasks["answer"], outputs=2)

@@ -42,23 +42,30 @@ def add_parsers(commands: Any) -> None:
     text = "train an n-gram model on texts, for the decoding of recognisers"
     sub = commands.add_parser("ngram", help=text, description=text, allow_abbrev=False)
     sub.set_defaults(func=_ngram, computes=False)
-    sub.add_argument("texts", nargs="+", metavar="TEXT", help="a file with one text in each line, perhaps a .gz")
+    sub.add_argument(
+        "texts",
+        nargs="+",
+        metavar="TEXT",
+        help="a file with one text in each line, perhaps a .gz; or RUN:SPLIT, such as runs/asr:train",
+    )
     sub.add_argument("-o", "--out", required=True, metavar="FILE", help="an ARPA file, FILE.arpa or FILE.arpa.gz")
     sub.add_argument("--order", type=whole(1), default=3, help="words of an n-gram (default: 3)")
     sub.add_argument("--tokenizer", metavar="RUN", help="model the pieces of the tokenizer of this run, not words")
+    sub.add_argument("--test", metavar="TEXT", help="print the perplexity of other texts")
     sub.add_argument("--words", action="store_true", help="with --tokenizer: model words, as the tokenizer writes them")
 
 
 def _ngram(options, rest) -> int:
-    from mmjax.data.text import Tokenizer
-    from mmjax.decode.arpa import write_arpa
-    from mmjax.decode.kneser_ney import sentences_of, train
-    from mmjax.files import local
+    from mmjax.ngram import ngram
 
-    tokenizer = Tokenizer.of_run(local(options.tokenizer, "--tokenizer")) if options.tokenizer else None
-    model = train(sentences_of(options.texts, tokenizer, options.words), options.order)
-    write_arpa(options.out, model)
-    print(f"{options.out}: {', '.join(f'{len(level.ids):,} {n}-grams' for n, level in enumerate(model.levels, 1))}")
+    given = options.order, options.tokenizer, options.words, options.test
+    counts, found = ngram(options.texts, options.out, *given)
+    print(f"{options.out}: {', '.join(f'{count:,} {n}-grams' for n, count in enumerate(counts, 1))}")
+    if found:
+        print(
+            f"{options.test}: perplexity {found.token:.4g} per token, {found.word:.4g} per word; {found.tokens:,} tokens, "
+            f"{100 * found.unknown / found.tokens:.2f} % unknown; the first of each text is given"
+        )
     return 0
 
 

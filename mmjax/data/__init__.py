@@ -14,10 +14,12 @@ from mmjax.data.image_augmentation import ImageAugmentation
 from mmjax.data.image_mixing import ImageMixing
 from mmjax.data.inputs import Audio, Image, Input, Text
 from mmjax.data.manifest import Manifest
+from mmjax.data.manual_pages import ManualPages
 from mmjax.data.mixture import Mixture
 from mmjax.data.openclipart import OpenClipart
 from mmjax.data.own import OwnSource
 from mmjax.data.parquet import Parquet
+from mmjax.data.portion import Portion
 from mmjax.data.relabelled import Relabelled
 from mmjax.data.shards import Shards
 from mmjax.data.source import Collection, Source

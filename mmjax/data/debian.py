@@ -13,12 +13,12 @@ from mmjax.data.files import Blob
 from mmjax.errors import UserError
 
 
-def unpacked(home: Path, package: str, megabytes: float, given: str | None = None) -> Path:
+def unpacked(home: Path, package: str, megabytes: float | None = None, given: str | None = None) -> Path:
     """A package's archive as an uncompressed tar file, made once; its members are read from it by offset.
 
     Args:
       home: folder for the archive.
-      package: name of the package; megabytes: its approximate size, for messages.
+      package: name of the package; megabytes: its approximate size, for the message; None: not known.
       given: its .deb file, or a folder that holds it; None: apt fetches it.
 
     Raises:
@@ -66,10 +66,10 @@ def _given(place: Path, package: str) -> Path:
     return found[-1]
 
 
-def _fetched(scratch: Path, package: str, megabytes: float) -> Path:
+def _fetched(scratch: Path, package: str, megabytes: float | None) -> Path:
     if shutil.which("apt-get") is None:
         raise UserError(f"there is no apt-get to fetch {package}; {_advice(package)}")
-    progress.console.print(f"fetching {package} ({megabytes:g} MB, once)")
+    progress.console.print(f"fetching {package} ({f'{megabytes:g} MB, ' if megabytes else ''}once)")
     done = subprocess.run(["apt-get", "download", package], cwd=scratch, capture_output=True, text=True)
     found = sorted(scratch.glob("*.deb"))
     if done.returncode or not found:

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import io
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from mmjax.data.files import join, open_file, parent
 from mmjax.data.forms import Turns, answers
 from mmjax.data.record import Record, check_columns, read_row
 from mmjax.data.source import Listed
-from mmjax.data.values import decoded, parsed
+from mmjax.data.values import decoded, missing, number_of, parsed
 from mmjax.errors import UserError
 from mmjax.tree import part
 
@@ -32,9 +33,12 @@ class Manifest(Listed):
 
     root: str | None = None  # folder of relative paths; None: the manifest's folder
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)  # column names -> speech, transcript, ...
+    # Rows with a smaller number in a column, or none, are left out: {"transcript/confidence": 0.9}.
+    least: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def records(self, split: str, directory: Path, fields: Fields, once: bool = False) -> "ManifestRecords":
-        return ManifestRecords(self.place(split), root=self.root, columns=self.columns, fields=fields)
+        options = dict(root=self.root, columns=self.columns, least=self.least, fields=fields)
+        return ManifestRecords(self.place(split), **options)
 
 
 class ManifestRecords:
@@ -46,7 +50,11 @@ class ManifestRecords:
         .tsv, quotes are ordinary characters, as in Common Voice.
       root: folder of relative paths; None: the file's folder (for tables of Common Voice, the folder `clips` in it).
       columns: column names -> fields, for names that are not recognised automatically.
+      least: by column, the smallest number of a row that is used.
       fields: what to read.
+
+    Attributes:
+      unread: how many rows `least` leaves out.
     """
 
     def __init__(
@@ -55,9 +63,10 @@ class ManifestRecords:
         *,
         root: str | None = None,
         columns: Mapping[str, str] | None = None,
+        least: Mapping[str, float] | None = None,
         fields: Fields = USUAL,
     ):
-        self.files, self._read = [file], fields
+        self.files, self._read, self._least, self.unread = [file], fields, least or {}, Counter()
         self.file, self._root, self._columns = file, parent(file) if root is None else root, dict(columns or {})
         try:
             with open_file(file) as opened:
@@ -70,7 +79,7 @@ class ManifestRecords:
         self._rows = parsed(decoded(self._data, file), file) if array else None
         self._separator = None
         if self._rows is not None:
-            self._turns = Turns([1 if fields.media else answers(row) for row in self._rows])
+            self._turns = Turns(self._used([1 if fields.media else answers(row) for row in self._rows]))
             return
         breaks = np.flatnonzero(np.frombuffer(self._data, np.uint8) == 10)
         starts, ends = np.concatenate([[0], breaks + 1]), np.concatenate([breaks, [len(self._data)]])
@@ -90,7 +99,7 @@ class ManifestRecords:
             check_columns(self._columns, self._header, file)
             if root is None and set(self._header) >= COMMON_VOICE and os.path.isdir(clips := join(self._root, "clips")):
                 self._root = clips
-        self._turns = Turns(self._answers())
+        self._turns = Turns(self._used(self._answers()))
 
     def _check_separator(self) -> None:
         """Checks that the header is not several columns with another separator; it then looks like one column."""
@@ -117,6 +126,25 @@ class ManifestRecords:
             except UserError:  # raised again when the row is read
                 found.append(1)
         return found
+
+    def _used(self, counts: Sequence[int]) -> Sequence[int]:
+        """The number of examples of each row: 0 of a row that `least` leaves out."""
+        if not self._least:
+            return counts
+        used = [count if self._is_enough(index) else 0 for index, count in enumerate(counts)]
+        if left := used.count(0):
+            limits = " and ".join(f"{column} of at least {limit:g}" for column, limit in self._least.items())
+            self.unread = Counter({f"rows without {limits}": left})
+        return used
+
+    def _is_enough(self, index: int) -> bool:
+        name = f"{self.file}, row {index + 1}"
+        try:
+            row = self._row(index, name)
+        except UserError:  # raised again when the row is read
+            return True
+        numbers = [(column, row.get(column), limit) for column, limit in self._least.items()]
+        return all(not missing(value) and number_of(value, column, name) >= limit for column, value, limit in numbers)
 
     def __getitem__(self, index: int) -> Record:
         """The record of a line; see `read`."""

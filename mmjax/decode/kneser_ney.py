@@ -1,43 +1,14 @@
 """Training of n-gram models: modified Kneser-Ney smoothing, interpolated (Chen and Goodman 1998; Heafield et al. 2013)."""
 
-import io
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from mmjax.decode.arpa import BEGIN, DAMAGE, END, UNKNOWN, Arpa, Level, opened
+from mmjax.decode.arpa import BEGIN, END, UNKNOWN, Arpa, Level
 from mmjax.errors import UserError
-from mmjax.files import local
 
 FALLBACK = (0.0, 0.5, 1.0, 1.5)  # discounts where a text is too small to estimate them, as in KenLM
-
-
-def sentences_of(files: Iterable[str], tokenizer: Any = None, words: bool = False) -> Iterator[list[str]]:
-    """Yields the lines of text files as lists of words.
-
-    Args:
-      tokenizer: the words are its pieces; None: those of the text.
-      words: with a tokenizer, the words are those of the text in the spelling of the tokenizer.
-
-    Raises:
-      UserError: a file cannot be read.
-    """
-    pieces = {} if tokenizer is None else tokenizer.pieces_by_id()
-    for file in files:
-        path = local(file, "the text")
-        try:
-            with io.TextIOWrapper(opened(path), "utf-8-sig") as lines:
-                for line in lines:
-                    if tokenizer is None or words:
-                        yield (line if tokenizer is None else tokenizer.reference(line)).split()
-                    else:
-                        known = (i for i in tokenizer.pieces(line.strip()))
-                        yield [UNKNOWN if i == tokenizer.unknown else pieces[i] for i in known]
-        except UnicodeDecodeError:
-            raise UserError(f"{path} is not in UTF-8") from None
-        except DAMAGE as error:
-            raise UserError(f"cannot read the text {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 class _Grams(NamedTuple):

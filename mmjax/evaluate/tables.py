@@ -13,23 +13,36 @@ from mmjax.tasks.retrieval import RANKS
 COLUMNS = 4  # of a table of groups: what 80 characters hold
 ROWS = 12  # classes of a confusion matrix, and words of a list
 # The metrics of tables, in the order of their columns: as a percentage, or as a number.
-FORMATS = dict.fromkeys(
-    ("accuracy", "exact_match", "vqa_accuracy", "f1", "cer", "wer", "cer_basic", "wer_basic", "macro_f1", "uar"), "%"
+PERCENTAGES = (
+    "accuracy",
+    "exact_match",
+    "vqa_accuracy",
+    "f1",
+    "cer",
+    "wer",
+    "cer_basic",
+    "wer_basic",
+    "macro_f1",
+    "uar",
 )
-FORMATS |= dict.fromkeys(("bleu", "chrf", "cider", "auroc", "mae", "rmse", "pearson", "spearman"), "number")
+NUMBERS = ("bleu", "chrf", "cider", "auroc", "mae", "rmse", "pearson", "spearman")
+FORMATS = dict.fromkeys((*PERCENTAGES, "rouge1", "rouge2", "rougeL"), "%")
+FORMATS |= dict.fromkeys(("perplexity", "word_perplexity", *NUMBERS), "number")
 ERRORS = ("cer", "wer", "cer_basic", "wer_basic", "ece", "mae", "rmse")
-LOWER_IS_BETTER = frozenset(("loss", "nll", "infeasible", "perplexity", "median_rank", *ERRORS))
+LOWER_IS_BETTER = frozenset(("loss", "nll", "infeasible", "perplexity", "word_perplexity", "median_rank", *ERRORS))
 HEADINGS = {"accuracy": "", "cer": "CER", "wer": "WER", "macro_f1": "F1", "uar": "UAR", "auroc": "AUROC"}
-HEADINGS |= {"exact_match": "exact", "f1": "F1", "bleu": "BLEU", "chrf": "chrF", "cider": "CIDEr"}
 HEADINGS |= {
-    "cer_basic": "CER (basic)",
-    "wer_basic": "WER (basic)",
-    "mae": "MAE",
-    "rmse": "RMSE",
+    "exact_match": "exact",
+    "f1": "F1",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "cider": "CIDEr",
     "vqa_accuracy": "VQA",
 }
+HEADINGS |= {"cer_basic": "CER (basic)", "wer_basic": "WER (basic)", "mae": "MAE", "rmse": "RMSE"}
+HEADINGS |= {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "word_perplexity": "per word"}
 MAIN = ("accuracy", "exact_match", "vqa_accuracy", "cer", "wer", "wer_basic", "mae", "pearson")
-IN_GROUPS = ("accuracy", "exact_match", "cer", "uar", "mae")
+IN_GROUPS = ("accuracy", "exact_match", "cer", "uar", "mae", "perplexity")
 
 Metrics = Mapping[str, float]
 Intervals = Mapping[str, tuple[float, float]]

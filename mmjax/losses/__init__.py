@@ -10,5 +10,5 @@ from mmjax.losses.contrastive import contrastive
 from mmjax.losses.ctc import ctc
 from mmjax.losses.regression import regression, si_sdr
 from mmjax.losses.tdt import tdt, tdt_loss
-from mmjax.losses.tokens import chunked_cross_entropy, chunked_logits, token_cross_entropy
+from mmjax.losses.tokens import chunked_cross_entropy, chunked_logits, token_cross_entropy, token_nll
 from mmjax.losses.transducer import transducer, transducer_loss

@@ -1,6 +1,7 @@
 """Cross-entropy over packed tokens, for vocabularies whose logits would not fit into memory."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,19 +27,7 @@ def token_cross_entropy(
       {"loss", "nll", "accuracy"}: (sum, tokens). `nll` is the negative log-likelihood without smoothing; its exponential
       is the perplexity.
     """
-    ids, segments = labels.features, labels.segments
-    if next_token:
-        ids, segments = (jnp.pad(x, ((0, 0), (0, 1)))[:, 1:] for x in (ids, segments))
-    known = (segments == logits.segments) & logits.mask
-    target = jnp.where(known, ids, 0)
-    if isinstance(logits.features, Factors):
-        # Zeros, because 0 x NaN would reach the kernel's gradient.
-        features = jnp.where(known[..., None], logits.features.features, 0.0)
-        total, of_label, mean, best = chunked_logits(features, logits.features.kernel, target, chunk)
-    else:
-        whole = jnp.where(known[..., None], logits.features.astype(jnp.float32), 0.0)
-        total, mean, best = jax.nn.logsumexp(whole, axis=-1), whole.mean(-1), whole.argmax(-1)
-        of_label = jnp.take_along_axis(whole, target[..., None], axis=-1)[..., 0]
+    known, target, (total, of_label, mean, best) = _compared(logits, labels, chunk, next_token)
     nll = total - of_label
     loss = (1.0 - label_smoothing) * nll + label_smoothing * (total - mean)
     count = known.sum().astype(jnp.float32)
@@ -47,6 +36,31 @@ def token_cross_entropy(
         "nll": (jnp.where(known, nll, 0.0).sum(), count),
         "accuracy": ((known & (best == target)).sum().astype(jnp.float32), count),
     }
+
+
+def token_nll(logits: Stream, labels: Stream, chunk: int = 8192, next_token: bool = False) -> Stream:
+    """The negative log-likelihood [B, T] of each label, in float32; a token without a label has segment 0.
+
+    The arguments are those of `token_cross_entropy`.
+    """
+    known, _, (total, of_label, *_) = _compared(logits, labels, chunk, next_token)
+    return Stream(total - of_label, jnp.where(known, logits.segments, 0), logits.positions)
+
+
+def _compared(logits: Stream, labels: Stream, chunk: int, next_token: bool) -> tuple[jax.Array, jax.Array, Any]:
+    """Which tokens have a label, the labels, and the statistics of `chunked_logits`: all [B, T]."""
+    ids, segments = labels.features, labels.segments
+    if next_token:
+        ids, segments = (jnp.pad(x, ((0, 0), (0, 1)))[:, 1:] for x in (ids, segments))
+    known = (segments == logits.segments) & logits.mask
+    target = jnp.where(known, ids, 0)
+    if isinstance(logits.features, Factors):
+        # Zeros, because 0 x NaN would reach the kernel's gradient.
+        features = jnp.where(known[..., None], logits.features.features, 0.0)
+        return known, target, chunked_logits(features, logits.features.kernel, target, chunk)
+    whole = jnp.where(known[..., None], logits.features.astype(jnp.float32), 0.0)
+    of_label = jnp.take_along_axis(whole, target[..., None], axis=-1)[..., 0]
+    return known, target, (jax.nn.logsumexp(whole, axis=-1), of_label, whole.mean(-1), whole.argmax(-1))
 
 
 def chunked_cross_entropy(features: jax.Array, kernel: jax.Array, labels: jax.Array, chunk: int) -> jax.Array:

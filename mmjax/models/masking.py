@@ -1,11 +1,12 @@
-"""Random draws for masked prediction: by the number of each example and the position of the token in it.
+"""Masked prediction: random draws, by the number of each example and the position of the token in it; rows without what is hidden.
 
-So neither packing nor the number of devices changes which tokens are hidden.
+Neither packing nor the number of devices changes which tokens are hidden.
 """
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from mmjax.errors import UserError
 from mmjax.models.augmentation.by_example import at_tokens, keys
@@ -31,6 +32,36 @@ def _of_tokens(stream: Stream, examples: Stream, key: jax.Array) -> jax.Array:
     if places.ndim == 3:
         places = places[..., 0] * 65_536 + places[..., 1]
     return jax.vmap(jax.vmap(jax.random.fold_in))(of_tokens, places)
+
+
+def ranks(values: jax.Array, group: jax.Array) -> jax.Array:
+    """[B, T]: how many tokens of its group have a smaller value [B, T] than each token.
+
+    Args:
+      group: [B, T] int32; the tokens of a group stand together.
+    """
+    order = jnp.lexsort((values, group), axis=-1)
+    first = jax.vmap(lambda one: jnp.searchsorted(one, one))(jnp.take_along_axis(group, order, axis=1))
+    ranked = jnp.arange(group.shape[1]) - first
+    return jnp.take_along_axis(ranked, jnp.argsort(order, axis=1), axis=1)
+
+
+def without(stream: Stream, hidden: jax.Array, room: int) -> Stream:
+    """Rows of the first `room` tokens that are not hidden [B, T], in their order: [B, T, ...] -> [B, room, ...]."""
+    order = jnp.argsort(hidden | ~stream.mask, axis=1, stable=True)[:, :room]
+    stream = stream._replace(segments=jnp.where(hidden, 0, stream.segments))
+    return jax.tree.map(
+        lambda x: jnp.take_along_axis(x, order.reshape(*order.shape, *[1] * (x.ndim - 2)), axis=1), stream
+    )
+
+
+def put_back(stream: Stream, seen: jax.Array) -> Stream:
+    """The inverse of `without`: its tokens [B, room, ...] at the places [B, T] from which they were taken."""
+    place = (jnp.cumsum(seen, axis=1) - 1).clip(0, stream.segments.shape[1] - 1)
+    stream = jax.tree.map(
+        lambda x: jnp.take_along_axis(x, place.reshape(*place.shape, *[1] * (x.ndim - 2)), axis=1), stream
+    )
+    return stream._replace(segments=jnp.where(seen, stream.segments, 0))
 
 
 def check_hiding(path: str, task: Any, what: str, model: Any) -> None:

@@ -180,11 +180,12 @@ class Multimodal(nn.Module, kw_only=True):
           keys: random keys of the tasks that hide a part of this input.
         """
         encoder, stream, examples, labels = self.encoders[name], batch[name], batch["examples"], {}
+        length = stream.segments.shape[1]
         if name in self.encoded:
             stream = only_tokens(stream._replace(features=stream.features.astype(encoder.dtype)))
             return stream, stream, labels
         for task in (task for task in keys if self.tasks[task].hides == "input"):
-            stream, labels[task] = self.tasks[task].hide(stream, examples, keys[task])
+            stream, labels[task] = self.tasks[task].hide(stream, examples, keys[task], encoder)
         # Frames are hidden last, because they are computed from the samples that remain.
         for task in (task for task in keys if self.tasks[task].hides == "frames"):
             frames = encoder.frames(stream, train, examples)
@@ -197,7 +198,12 @@ class Multimodal(nn.Module, kw_only=True):
         one_by_one = any(name in task.media for task in self.tasks.values())
         single, examples = encoder.apart(stream, examples) if one_by_one else (stream, examples)
         whose = (examples,) if encoder.reads_examples else ()
-        encoded = rematerialised_whole(lambda tower, x, *rest: tower(x, train, *rest), encoder, single, *whose)
+        visible = {}
+        if (shorter := stream.segments.shape[1]) < length and encoder.tokens_per_image:
+            visible["visible"] = encoder.tokens_per_image * shorter // length
+        encoded = rematerialised_whole(
+            lambda tower, x, *rest: tower(x, train, *rest, **visible), encoder, single, *whose
+        )
         return encoder.rejoined(encoded, stream) if one_by_one else encoded, stream, labels
 
 

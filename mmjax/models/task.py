@@ -150,8 +150,15 @@ class Task(nn.Module, kw_only=True):
 
     # The compiled program.
 
-    def hide(self, stream: Stream, examples: Stream, key: jax.Array) -> tuple[Stream, Stream]:
-        """An input stream -> the stream with a part hidden, and labels for this part."""
+    def hide(self, stream: Stream, examples: Stream, key: jax.Array, encoder: Any) -> tuple[Stream, Stream]:
+        """An input stream -> the stream with a part hidden, and labels for this part.
+
+        The task may leave out what it hides, so that the stream is shorter: the same length for all batches, and of pictures
+        with one size the same number of tokens each. The labels stand at the places of the given stream.
+
+        Args:
+          encoder: that reads the stream.
+        """
         raise NotImplementedError
 
     def hide_frames(self, frames: Stream, examples: Stream, key: jax.Array, subsampling: int) -> tuple[Stream, Stream]:

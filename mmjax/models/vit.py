@@ -90,11 +90,15 @@ class ViT(ImageEncoder, Tower, kw_only=True):
         return side * side + self.class_token + self.registers if self.max_patches is None else None
 
     @nn.compact
-    def __call__(self, image: Stream, train: bool = False) -> Stream:
-        """[B, T, patch * patch * 3] uint8 patches with positions [B, T, 2] -> [B, T, width]."""
+    def __call__(self, image: Stream, train: bool = False, visible: int | None = None) -> Stream:
+        """[B, T, patch * patch * 3] uint8 patches with positions [B, T, 2] -> [B, T, width].
+
+        Args:
+          visible: tokens of each image, if all images have one size and a task has left out the others.
+        """
         rows = image.segments.shape[0]
         if self.tokens_per_image:
-            image = fold(image, self.tokens_per_image)
+            image = fold(image, visible or self.tokens_per_image)
         whole = only_tokens(image)
         image = single_pictures(whole)
         x = self.pixels(image.features).astype(self.dtype)

@@ -45,7 +45,7 @@ class Denoise(Task, kw_only=True):
             raise UserError(f"{path}.by must augment samples, and must not mask features")
         self.by.check(f"{path}.by", encoder.front_end.sample_rate, encoder.front_end.hop)
 
-    def hide(self, stream: Stream, examples: Stream, key: jax.Array) -> tuple[Stream, Stream]:
+    def hide(self, stream: Stream, examples: Stream, key: jax.Array, encoder: Any) -> tuple[Stream, Stream]:
         """Samples [B, T, hop] -> the samples with noise, and the clean ones as labels."""
         return self.by.of_samples(stream, examples, key), only_tokens(stream)
 

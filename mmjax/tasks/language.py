@@ -1,21 +1,23 @@
 """Language modelling of an input text: the next token, or tokens that were masked."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from mmjax.errors import UserError
-from mmjax.losses import token_cross_entropy
+from mmjax.losses import token_cross_entropy, token_nll
 from mmjax.models.adapters import as_array
 from mmjax.models.blocks import BlockStyle
 from mmjax.models.layers import ACTIVATIONS, dense
 from mmjax.models.masking import check_hiding, uniform
 from mmjax.models.roles import parameter, projection
-from mmjax.models.task import Encoded, Facts, Output, Sums, Task
+from mmjax.models.task import Encoded, Facts, Item, Output, Sums, Task
 from mmjax.stream import Factors, Stream, only_tokens
+from mmjax.tasks.metrics import Perplexity, Statistic
 from mmjax.tasks.text import check_vocabulary
 
 
@@ -67,7 +69,13 @@ class LMHead(Task, kw_only=True):
 
 
 class LanguageModel(LMHead, kw_only=True):
-    """Predicts the next token of a text; its encoder is causal. The last token of an example has no label."""
+    """Predicts the next token of a text; its encoder is causal. The first token of a text is given.
+
+    The metrics are the perplexity per token, and per word of the texts as the tokenizer writes them (words are what spaces
+    separate). Perplexities per word of models with different tokenizers can be compared.
+    """
+
+    metric_names = ("perplexity", "word_perplexity")
 
     def check(self, path: str, config: Any) -> None:
         super().check(path, config)
@@ -80,6 +88,36 @@ class LanguageModel(LMHead, kw_only=True):
 
     def loss(self, output: Output) -> Sums:
         return token_cross_entropy(*output, self.label_smoothing, self.chunk, next_token=True)
+
+    def decode(
+        self, apply: Any, encoded: Encoded, output: Output | None, rooms: Mapping[str, int], tables: Any = None
+    ) -> Stream | None:
+        """The negative log-likelihood [B, T] of the token after each token."""
+        return None if output is None else token_nll(*output, self.chunk, next_token=True)
+
+    # One example, on the host.
+
+    def target(self, batch: Mapping[str, Stream]) -> Stream:
+        return batch[self.reads]
+
+    def truth(self, tokens: np.ndarray, facts: Facts, example: Any) -> str:
+        return facts.tokenizer.decode(tokens)
+
+    def statistics(self, items: Sequence[Item]) -> dict[str, Statistic]:
+        nll = np.array([item.prediction.sum(dtype=np.float64) for item in items])
+        tokens = np.array([len(item.prediction) for item in items])
+        words = np.array([len(item.truth.split()) for item in items])
+        return {"perplexity": Perplexity(nll, tokens), "word_perplexity": Perplexity(nll, words)}
+
+    def errors(self, items: Sequence[Item]) -> np.ndarray:
+        return np.array([item.prediction.mean() for item in items])
+
+    def shown(self, prediction: np.ndarray, facts: Facts) -> dict[str, Any]:
+        """{"": the perplexity per token, "nll": the negative log-likelihood of each token but the first}."""
+        return {"": float(np.exp(prediction.mean())), "nll": [float(x) for x in prediction]}
+
+    def lines(self, name: str, result: Mapping[str, Any]) -> list[str]:
+        return [f"{name}: perplexity {result[name]:.4g} of {len(result[f'{name}/nll'])} tokens"]
 
 
 class MaskedTokens(LMHead, kw_only=True):
@@ -112,7 +150,7 @@ class MaskedTokens(LMHead, kw_only=True):
                 f"{path}.mask is 0, which is an ordinary piece in this tokenizer; use the id of a special token"
             )
 
-    def hide(self, stream: Stream, examples: Stream, key: jax.Array) -> tuple[Stream, Stream]:
+    def hide(self, stream: Stream, examples: Stream, key: jax.Array, encoder: Any) -> tuple[Stream, Stream]:
         """Ids [B, T] -> the ids with some tokens hidden, and those tokens as labels [B, T]."""
         text = only_tokens(stream)
         chosen, kind, other = (uniform(text, examples, k) for k in jax.random.split(key, 3))

@@ -29,6 +29,20 @@ class Ratio(NamedTuple):
         return _divided(counts @ self.above, counts @ self.below)
 
 
+class Perplexity(NamedTuple):
+    """The exponential of the negative log-likelihood per unit, such as a token or a word.
+
+    Attributes:
+      nll, units: [n] of each example.
+    """
+
+    nll: np.ndarray
+    units: np.ndarray
+
+    def __call__(self, counts: np.ndarray) -> np.ndarray:
+        return np.exp(_divided(counts @ self.nll, counts @ self.units))
+
+
 def mean(values: Any) -> Ratio:
     """The mean of the examples' values [n]."""
     values = np.asarray(values, np.float64)

@@ -40,6 +40,8 @@ def text_metrics(
     - "vqa_accuracy": the mean of `vqa_accuracy`.
     - "bleu", "chrf": of the whole corpus, 0 to 100 (sacrebleu, Post 2018, arXiv:1804.08771).
     - "cider": the mean of `cider`.
+    - "rouge1", "rouge2", "rougeL": the mean F1 of words, of pairs of words, and of the longest common subsequence of words
+      (Lin 2004, "ROUGE"), for summaries. They are 0 to 1, without stemming, as those of Google's rouge_score.
     """
     found = {name: METRICS[name](references, hypotheses) for name in names} if references else {}
     return {name: statistic for name, statistic in found.items() if statistic is not None}
@@ -167,6 +169,31 @@ def _mean_cider(references: list[str], hypotheses: list[str]) -> Statistic:
     return mean(cider(references, hypotheses))
 
 
+def _mean_rouge(references: list[str], hypotheses: list[str], n: int | None) -> Statistic:
+    return mean([rouge(*pair, n) for pair in zip(references, hypotheses, strict=True)])
+
+
+def rouge(reference: str, hypothesis: str, n: int | None) -> float:
+    """ROUGE-N F1 of two texts, or ROUGE-L F1 if `n` is None; words are runs of a-z and 0-9 in lower case."""
+    ours, theirs = (re.findall("[a-z0-9]+", text.lower()) for text in (hypothesis, reference))
+    if n is None:
+        common = _longest_common_subsequence(ours, theirs)
+    else:
+        ours, theirs = ([tuple(one[i : i + n]) for i in range(len(one) - n + 1)] for one in (ours, theirs))
+        common = sum((Counter(ours) & Counter(theirs)).values())
+    return 2 * common / (len(ours) + len(theirs)) if common else 0.0
+
+
+def _longest_common_subsequence(one: list[str], other: list[str]) -> int:
+    """Its number of words."""
+    longest = [0] * (len(other) + 1)  # with each beginning of `other`
+    for word in one:
+        before = longest.copy()
+        for i, same in enumerate(other):
+            longest[i + 1] = before[i] + 1 if word == same else max(longest[i], before[i + 1])
+    return longest[-1]
+
+
 def _of_corpus(metric: Any, references: list[str], hypotheses: list[str]) -> Statistic:
     """A metric of sacrebleu, from the sums over examples that its own bootstrap resamples."""
     streams = list(itertools.zip_longest(*map(alternatives, references)))  # None where a text has fewer references
@@ -236,6 +263,9 @@ METRICS: dict[str, Callable[[list[str], list[str]], Statistic | None]] = {
     "vqa_accuracy": _mean_vqa_accuracy,
     "cer_basic": _of_basic(_character_errors),
     "wer_basic": _of_basic(_word_errors),
+    "rouge1": partial(_mean_rouge, n=1),
+    "rouge2": partial(_mean_rouge, n=2),
+    "rougeL": partial(_mean_rouge, n=None),
 }
 SIGNATURES: dict[str, Callable[[], str]] = {
     "bleu": partial(_of_sacrebleu, "BLEU"),
