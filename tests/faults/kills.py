@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,8 +107,8 @@ class Suite:
         best = (run / "best.json").read_text()
         return training.final(run), training.metrics(run), training.batches(self.batches(run)), best
 
-    def run(self, kills: int) -> None:
-        """Kills trainings so many times."""
+    def run(self, kills: int) -> Iterator[None]:
+        """Kills trainings so many times; stops after each run."""
         reference = self.undisturbed()
         while self.hits.total() < kills:
             run = self.home / f"run-{self.runs}"
@@ -117,6 +118,7 @@ class Suite:
                     break
             self.finished(run, reference)
             shutil.rmtree(run)
+            yield
 
     def killed(self, run: Path, reference: Reference) -> bool:
         """Starts a training and kills it; False if it came to its end before."""
@@ -144,14 +146,16 @@ class Suite:
         waiting = not all(any(one.phase == "data" for one in process.said) for process in started)
         spared = [process for number, process in enumerate(started) if number not in kill.who]
         until = time.monotonic() + (2.0 if waiting else ALONE)
-        while kill.signal == signal.SIGKILL and time.monotonic() < until and any(p.popen.poll() is None for p in spared):
+        while (
+            kill.signal == signal.SIGKILL and time.monotonic() < until and any(p.popen.poll() is None for p in spared)
+        ):
             time.sleep(0.05)
         for process in spared if kill.signal == signal.SIGKILL or waiting else ():
             if process.popen.poll() is None:
                 if not waiting:
                     self.wrong.append(f"{kill}: a process still ran {ALONE:g} s after another one was killed")
                 process.popen.send_signal(signal.SIGTERM)
-        return [process.end(120) for process in started]
+        return [process.end(300) for process in started]
 
     @staticmethod
     def phase(run: Path, victim: Process) -> str:
@@ -165,7 +169,9 @@ class Suite:
         """A killed process has nothing to say; the others end with the code of a saved run, without a traceback."""
         for number, (code, errors) in enumerate(ends):
             self.codes[code] += 1
-            allowed = {-signal.SIGKILL} if number in kill.who and kill.signal == signal.SIGKILL else {Preempted.exit_code}
+            allowed = (
+                {-signal.SIGKILL} if number in kill.who and kill.signal == signal.SIGKILL else {Preempted.exit_code}
+            )
             if kill.signal == signal.SIGTERM or kill.phase == "start-up":
                 allowed.add(-signal.SIGTERM)  # before Python could listen
             allowed |= {0} if came_too_late else set()
@@ -190,7 +196,9 @@ class Suite:
         expected = [line for line in reference.metrics if line["step"] <= newest and line["kind"] == "train"]
         there = [line for line in training.metrics(run) if line["step"] <= newest and line["kind"] == "train"]
         if there != expected:
-            self.wrong.append(f"{kill}: metrics up to the checkpoint of step {newest}: {len(there)} of {len(expected)} lines")
+            self.wrong.append(
+                f"{kill}: metrics up to the checkpoint of step {newest}: {len(there)} of {len(expected)} lines"
+            )
 
     def finished(self, run: Path, reference: Reference) -> None:
         """Lets a run come to its end, and compares it with the one that was never killed."""
@@ -201,7 +209,9 @@ class Suite:
         names = ("the last checkpoint", "the metrics", "the batches", "the best checkpoint")
         for name, found, expected in zip(names, self.outcome(run), reference[:4], strict=True):
             if found != expected:
-                self.wrong.append(f"{run.name}: {name} differ from those of the undisturbed run: {found} {expected}"[:1500])
+                self.wrong.append(
+                    f"{run.name}: {name} differ from those of the undisturbed run: {found} {expected}"[:1500]
+                )
         litter = [path.name for path in (run / "checkpoints").iterdir() if not path.name.isdigit()]
         litter += [path.name for path in run.iterdir() if path.name.startswith(".") and path.name != ".lock"]
         if litter:
@@ -220,17 +230,21 @@ class Suite:
         }
 
 
-def kills(count: int, seed: int, processes: int) -> dict[str, Any]:
-    """Runs the suite in a temporary folder; returns its report."""
+def kills(count: int, seed: int, processes: int, file: Path | None = None) -> dict[str, Any]:
+    """Runs the suite in a temporary folder; returns its report, and writes it into a file after each run."""
     with tempfile.TemporaryDirectory(prefix="mmjax-kills-") as folder:
         suite = Suite(Path(folder), seed, processes)
-        suite.run(count)
+        for _ in suite.run(count):
+            if file is not None:
+                file.write_text(json.dumps(suite.report(), indent=2))
         return suite.report()
 
 
 def table(found: dict[str, Any]) -> str:
     lines = [f"{found['kills']} kills in {found['runs']} runs on {found['processes']} process(es)"]
-    lines += [f"{phase:12}" + "".join(f"{n:5} {name}" for name, n in hit.items()) for phase, hit in found["hits"].items()]
+    lines += [
+        f"{phase:12}" + "".join(f"{n:5} {name}" for name, n in hit.items()) for phase, hit in found["hits"].items()
+    ]
     lines.append(f"steps taken again after a kill: {found['steps taken again']}")
     return "\n".join([*lines, f"exit codes: {found['exit codes']}", f"wrong: {len(found['wrong'])}", *found["wrong"]])
 
@@ -242,10 +256,8 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the report into this file")
     options = parser.parse_args()
-    found = kills(options.kills, options.seed, options.processes)
+    found = kills(options.kills, options.seed, options.processes, options.json)
     print(table(found))
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=2))
     return 1 if found["wrong"] else 0
 
 

@@ -21,7 +21,7 @@ from mmjax.train.checkpoint import Checkpoints, digest
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = 48
 WORDS = ("eins", "zwei", "drei", "vier", "acht", "neun", "zehn")
-STEPS, SAVES, EVALUATES = 24, 4, 6  # steps of the run; of these, how many between two checkpoints and two evaluations
+STEPS, SAVES, EVALUATES = 12, 2, 4  # steps of the run; of these, how many between two checkpoints and two evaluations
 RATES = {"steps_per_second", "examples_per_second", "data_wait", "audio_seconds_per_second"}  # differ from run to run
 
 
@@ -31,7 +31,9 @@ def make(home: Path, **changes) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     for number in range(EXAMPLES):
         Image.fromarray(draw.integers(0, 256, (16, 16, 3), np.uint8)).save(home / f"{number}.png")
-        rows.append(json.dumps({"image": f"{number}.png", "transcript": WORDS[number % 7], "answer": WORDS[number % 3]}))
+        rows.append(
+            json.dumps({"image": f"{number}.png", "transcript": WORDS[number % 7], "answer": WORDS[number % 3]})
+        )
     (home / "train.jsonl").write_text("\n".join(rows[:36]))
     (home / "test.jsonl").write_text("\n".join(rows[36:]))
     path = home / "tiny.json"
@@ -57,7 +59,7 @@ def experiment(home: Path, **changes) -> c.Experiment:
             window=16,
         ),
         model=c.Multimodal(
-            encoders={"image": c.ViT(patch=8, image_size=16, layers=1, width=32, heads=2, mlp=64, dropout=0.1)},
+            encoders={"image": c.ViT(patch=8, image_size=16, layers=1, width=16, heads=2, mlp=32, dropout=0.1)},
             fusion=c.Add(),
             tasks={"answer": c.Classify()},
         ),
@@ -116,14 +118,17 @@ class Process:
 
     def wait_for(self, phase: str, occurrence: int) -> bool:
         """Waits until it begins a phase for the N-th time; returns whether it did, before it ended."""
+
         def reached() -> bool:
             return sum(one.phase == phase for one in self.said) >= occurrence
 
         with self._heard:
-            self._heard.wait_for(lambda: reached() or not self._listener.is_alive() or self.popen.poll() is not None, 600)
+            self._heard.wait_for(
+                lambda: reached() or not self._listener.is_alive() or self.popen.poll() is not None, 600
+            )
             return reached()
 
-    def end(self, seconds: float = 300) -> tuple[int, str]:
+    def end(self, seconds: float = 1200) -> tuple[int, str]:
         """Waits for the end; returns the exit code and what it wrote to standard error."""
         try:
             _, errors = self.popen.communicate(timeout=seconds)
