@@ -14,6 +14,7 @@ fi
 least=${count%:*} count=${count#*:}
 shift
 PATH="$(cd "$(dirname "$0")/.." && pwd)/.venv/bin:$PATH"
+export MMJAX_COORDINATOR=localhost:$((20000 + RANDOM % 20000)) MMJAX_PROCESSES=$count
 
 processes=()
 # shellcheck disable=SC2317,SC2329  # the trap calls it
@@ -29,29 +30,26 @@ stop() {
 trap stop HUP INT TERM
 trap 'kill -KILL "${processes[@]}" 2>/dev/null || true' EXIT
 
-# Sets `code`: 0, 75, or that of a process that failed; above 128: a signal killed it.
-train() {
-  export MMJAX_COORDINATOR=localhost:$((20000 + RANDOM % 20000)) MMJAX_PROCESSES=$count
-  processes=() code=0
-  for ((i = 0; i < count; i++)); do
-    MMJAX_PROCESS=$i mmjax train "$@" &
-    processes+=($!)
-  done
-  for _ in "${processes[@]}"; do
-    wait -n || code=$?
-    if ((code != 0 && code != 75)); then
-      sleep 1 # time for the others to report why they end
-      kill -KILL "${processes[@]}" 2>/dev/null || true
-      wait
-      return
-    fi
-  done
-}
-train "$@"
-while ((code > 128 && count / 2 >= least)); do
+for ((i = 0; i < count; i++)); do
+  MMJAX_PROCESS=$i mmjax train "$@" &
+  processes+=($!)
+done
+code=0
+for _ in "${processes[@]}"; do
+  wait -n || code=$?
+  ((code == 0 || code == 75)) || break
+done
+((code != 0 && code != 75)) || exit "$code"
+
+for ((i = 0; i < 100; i++)); do # 10 s for the others to report why they end
+  [[ -n $(jobs -pr) ]] || break
+  sleep 0.1
+done
+kill -KILL "${processes[@]}" 2>/dev/null || true
+wait
+if ((code > 128 && count / 2 >= least)); then # a signal killed it
   count=$((count / 2))
   echo "launch/local.sh: a process was lost; going on with $count" >&2
-  train "$@"
-done
-((code == 0 || code == 75)) || code=1
-exit "$code"
+  exec "$0" "$least:$count" "$@"
+fi
+exit 1

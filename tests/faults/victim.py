@@ -3,11 +3,14 @@
     python -m tests.faults.victim PIPE train CONFIG ...
 
 PIPE is the number of an open file. $FAULTS_BATCHES names the file of the digests: a line "STEP ROW SHA256" for each row.
+$FAULTS_SIGNALS is "PROCESSES PROCESS STEP SIGNAL, ...": this process of so many sends the signal when it begins the step;
+SIGKILL to itself, another signal to the launcher that started it.
 """
 
 import functools
 import hashlib
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -22,6 +25,13 @@ def announce(phase: str, step: int = 0) -> None:
         os.write(PIPE, f"{time.monotonic()} {phase} {step}\n".encode())
     except BrokenPipeError:  # the one who listened has gone
         pass
+
+
+def send_signal(step: int) -> None:
+    for wanted in filter(None, os.environ.get("FAULTS_SIGNALS", "").split(",")):
+        processes, process, at, name = wanted.split()
+        if (os.environ["MMJAX_PROCESSES"], os.environ["MMJAX_PROCESS"], step) == (processes, process, int(at)):
+            os.kill(os.getpid() if name == "SIGKILL" else os.getppid(), signal.Signals[name])
 
 
 def within(phase: str, function, after: str):
@@ -56,6 +66,7 @@ def watched_batches(prefetch, lead_row):
                 lines.append(f"{step + 1} {lead_row() * rows + row} {digest.hexdigest()}\n")
             os.write(file, "".join(lines).encode())
             announce("step", step + 1)
+            send_signal(step + 1)
             yield batch
 
     return announced
