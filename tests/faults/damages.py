@@ -86,11 +86,11 @@ def damage(run: Path, dice: random.Random) -> tuple[dict[int, str], list[int]]:
 
 
 def arrays(step: int) -> dict[str, np.ndarray]:
-    """The arrays of a step, of 16,000 numbers: any bits, also those of no number."""
+    """The arrays of a step, of 4,000 numbers: any bits, also those of no number."""
     draw = np.random.default_rng(step)
     return {
-        "kernel": draw.integers(0, 2**32, (96, 128), np.uint32).view(np.float32),
-        "bias": draw.integers(0, 2**16, (4_000,), np.uint16).view(jax.numpy.bfloat16),
+        "kernel": draw.integers(0, 2**32, (32, 64), np.uint32).view(np.float32),
+        "bias": draw.integers(0, 2**16, (2_000,), np.uint16).view(jax.numpy.bfloat16),
         "count": np.int32(step),
     }
 
