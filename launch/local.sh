@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # Trains with several processes on this machine, to rehearse a run on several hosts:
 #   launch/local.sh 2 configs/quickstart.py [--key value ...]
+#   launch/local.sh 2:4 configs/quickstart.py    # 4 processes; if one is killed, the run goes on with 2
 # On SIGTERM, SIGHUP or Ctrl-C, all processes save their state and end with 75, and this script ends with 75 too. If one process
-# fails, the script ends the others and exits with 1.
+# fails, the script ends the others and exits with 1. If a signal kills one, and LEAST allows it, the script starts half as
+# many, which go on from the last checkpoint.
 set -euo pipefail
 count=${1:-}
-if [[ ! $count =~ ^[1-9][0-9]*$ || -z ${2:-} ]]; then
-  echo 'usage: launch/local.sh PROCESSES CONFIG [--key value ...]' >&2
+if [[ ! $count =~ ^([1-9][0-9]*:)?[1-9][0-9]*$ || -z ${2:-} ]]; then
+  echo 'usage: launch/local.sh [LEAST:]PROCESSES CONFIG [--key value ...]' >&2
   exit 2
 fi
+least=${count%:*} count=${count#*:}
 shift
 PATH="$(cd "$(dirname "$0")/.." && pwd)/.venv/bin:$PATH"
 export MMJAX_COORDINATOR=localhost:$((20000 + RANDOM % 20000)) MMJAX_PROCESSES=$count
@@ -34,6 +37,19 @@ done
 code=0
 for _ in "${processes[@]}"; do
   wait -n || code=$?
-  ((code == 0 || code == 75)) || { sleep 1; exit 1; } # time for the others to report why they end
+  ((code == 0 || code == 75)) || break
 done
-exit "$code"
+((code != 0 && code != 75)) || exit "$code"
+
+for ((i = 0; i < 100; i++)); do # 10 s for the others to report why they end
+  [[ -n $(jobs -pr) ]] || break
+  sleep 0.1
+done
+kill -KILL "${processes[@]}" 2>/dev/null || true
+wait
+if ((code > 128 && count / 2 >= least)); then # a signal killed it
+  count=$((count / 2))
+  echo "launch/local.sh: a process was lost; going on with $count" >&2
+  exec "$0" "$least:$count" "$@"
+fi
+exit 1

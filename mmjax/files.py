@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +16,22 @@ from mmjax.errors import UserError
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 
 
+def temporary_name(path: Path) -> Path:
+    """A name beside `path`, under which a file or folder is written before it is renamed to `path`.
+
+    No other process uses it. The number of the process would not do: containers on shared storage have equal numbers, and so
+    has a container that is started again and finds what a killed one has left.
+    """
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
+
 def write_whole(path: Path, data: str | bytes) -> None:
     """Writes a file atomically: under a temporary name, which is then renamed to `path`.
 
     Raises:
       OSError: the file could not be written; `path` is unchanged.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as file:
             file.write(data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data)

@@ -44,11 +44,12 @@ class Writer:
                 project=wandb_project, name=directory.name, dir=directory, config=config, resume="allow"
             )
 
-    def rewind(self, step: int, finished: bool = False) -> set[tuple[int, str]]:
+    def rewind(self, step: int, finished: bool = False, subsets: int = 1) -> set[tuple[int, str]]:
         """Drops the lines after `step`, and the rollbacks to it, because a resumed run writes them again.
 
         Args:
           finished: `step` is the last of the run; its final evaluation is dropped too, because it will run again.
+          subsets: lines of a whole evaluation; those of an evaluation that a killed process began to write are dropped.
 
         Returns:
           The (step, kind) of the lines that are kept.
@@ -59,11 +60,13 @@ class Writer:
         if not self._path.exists():
             return set()
 
-        def stays(record) -> bool:
-            again = ("rollback", "eval") if finished else ("rollback",)
-            return record["step"] < step or (record["step"] == step and record["kind"] not in again)
-
-        kept = [record for record in read_metrics(self._path) if stays(record)]
+        kept = [record for record in read_metrics(self._path) if record["step"] <= step]
+        last = [record for record in kept if record["step"] == step]
+        again = [record for record in last if record["kind"] == "rollback"]
+        measured = [record for record in last if record["kind"] == "eval"]
+        if finished or len(measured) < subsets:
+            again += measured
+        kept = [record for record in kept if record not in again]
         with writing(self._path):
             write_whole(self._path, "".join(json_line(record) + "\n" for record in kept))
         return {(record["step"], record["kind"]) for record in kept}

@@ -4,6 +4,8 @@ import json
 import os
 import pathlib
 import random
+import zipfile
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ from mmjax.train import checkpoint as module
 from mmjax.train.checkpoint import Checkpoints, Damaged, describe_run
 from mmjax.train.directory import clear, resume
 from mmjax.train.step import TrainState
+from tests.faults import damages
 
 SAMPLER = {"step": 0, "window": 0, "rows_before": 0}
 
@@ -219,6 +222,18 @@ def test_checkpoints_of_earlier_versions_are_restored(run, sampler):
     found, step = resume(Checkpoints(run), abstract(), sampler)
     assert step == 2
     same(found, state(2))
+
+
+@pytest.mark.parametrize("orbax", ["0.12.0"])
+def test_what_the_oldest_supported_orbax_saved_is_restored(tmp_path, orbax):
+    """The file has the folder of a run, which `tests.faults.damages.save(run, 4)` wrote with that version."""
+    with zipfile.ZipFile(pathlib.Path(__file__).parent / "data" / f"checkpoint_orbax_{orbax}.zip") as file:
+        file.extractall(tmp_path)
+    assert json.loads((tmp_path / "checkpoints" / "4" / "meta" / "metadata").read_text())["orbax"] == orbax
+    position = {}
+    like, sampler = damages.state(0, abstract=True), SimpleNamespace(restore=position.update)
+    found, step = resume(Checkpoints(tmp_path), like, sampler)
+    assert step == 4 and damages.same(found, 4) and position == damages.position(4)
 
 
 SAVE = """

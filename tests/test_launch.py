@@ -89,10 +89,41 @@ def test_several_processes_train_like_one(run, tmp_path, count):
     np.testing.assert_allclose([there[step] for step in here], list(here.values()), rtol=1e-4)
 
 
-@pytest.mark.parametrize("arguments", [[], ["2"], ["configs/quickstart.py"], ["0", "configs/quickstart.py"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["2"], ["configs/quickstart.py"], ["0", "configs/quickstart.py"], ["1:", "c.py"]]
+)
 def test_a_wrong_call_is_told_the_right_one(arguments):
     call = subprocess.run(["launch/local.sh", *arguments], capture_output=True, text=True)
-    assert call.returncode == 2 and call.stderr == "usage: launch/local.sh PROCESSES CONFIG [--key value ...]\n"
+    assert call.returncode == 2 and call.stderr == "usage: launch/local.sh [LEAST:]PROCESSES CONFIG [--key value ...]\n"
+
+
+@pytest.mark.parametrize(
+    "count, exits, started, code",
+    [
+        ("2:4", {"4/2": "kill -KILL $$"}, [4, 2], 0),
+        ("1:4", {"4/2": "kill -KILL $$", "2/0": "kill -SEGV $$"}, [4, 2, 1], 0),
+        ("2:4", {"4/2": "kill -KILL $$", "2/1": "exit 75"}, [4, 2], 75),
+        ("2:2", {"2/1": "kill -KILL $$"}, [2], 1),
+        ("2", {"2/1": "kill -KILL $$"}, [2], 1),
+        ("1:2", {"2/1": "exit 2"}, [2], 1),
+    ],
+)
+def test_a_lost_process_halves_the_launch_down_to_the_least(tmp_path, count, exits, started, code):
+    """The survivors end with 75; an error is the same on any number of processes, and starts nothing again."""
+    (tmp_path / "launch").mkdir()
+    shutil.copy("launch/local.sh", tmp_path / "launch")
+    cases = "".join(f"  {place}) {what};;\n" for place, what in exits.items())
+    survive = "".join(f"  {place[0]}/*) exit 75;;\n" for place in exits)
+    here, log = "$MMJAX_PROCESSES/$MMJAX_PROCESS", tmp_path / "started"
+    wait = f"until (($(grep -c ^$MMJAX_PROCESSES/ {log}) == MMJAX_PROCESSES)); do sleep 0.05; done"
+    body = f"echo {here} >> {log}\n{wait}\ncase {here} in\n{cases}"
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    recorder(tmp_path / ".venv" / "bin", "mmjax", f"{body}{survive}esac")
+    call = subprocess.run([tmp_path / "launch" / "local.sh", count, "c.py"], capture_output=True, text=True, timeout=60)
+    assert call.returncode == code, call.stderr
+    places = [f"{n}/{process}" for n in started for process in range(n)]
+    assert sorted(log.read_text().split()) == sorted(places)
+    assert call.stderr.count("a process was lost; going on with") == len(started) - 1
 
 
 @pytest.mark.slow

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
+import jax
 import pytest
 
 from mmjax.check import free_port
@@ -120,7 +122,6 @@ def test_jax_knows_the_detections_by_these_names():
 
 @pytest.mark.parametrize("platforms, joins", [("tpu,cpu", True), ("cpu", False), (None, False)])
 def test_only_a_tpu_asks_for_the_other_hosts_of_a_slice(monkeypatch, platforms, joins):
-    import jax
 
     called = []
     before = jax.config.jax_platforms
@@ -229,6 +230,21 @@ def test_a_process_that_stands_still_is_named():
     watches[1]._left.set()  # its thread ends, its link stays open: SIGSTOP
     wait_for(lambda: ended)
     assert ended[0][:2] == (0, 75) and "process 1 of 2 has not answered for 1 s" in ended[0][2]
+
+
+def test_a_process_that_is_lost_while_jax_starts_is_named(monkeypatch):
+    """JAX would wait for it until its timeout, half an hour, and then abort."""
+    address, ended = f"localhost:{free_port()}", []
+    place = {"MMJAX_COORDINATOR": address, "MMJAX_PROCESSES": "2", "MMJAX_PROCESS": "0"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(processes, "Watch", partial(Watch, end=lambda *said: ended.append(said)))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: wait_for(lambda: ended))
+    with ThreadPoolExecutor(1) as pool:
+        lost = pool.submit(lambda: call_roll(address, 2, 1, 20)[0].close())
+        processes.join()
+        lost.result()
+    assert ended[0][0] == 75 and "process 1 of 2 has gone without a message" in ended[0][1]
 
 
 def test_an_error_of_one_process_ends_all_with_its_code_and_an_orderly_end_none():

@@ -439,6 +439,15 @@ def test_metrics_are_json_whatever_the_numbers(tmp_path):
     assert old["loss"] is new["loss"] is None and new["rate"] == 0.5
 
 
+def test_an_evaluation_of_which_a_killed_process_wrote_only_some_subsets_is_forgotten(tmp_path):
+    rows = [(4, "eval", "image"), (4, "eval", "speech"), (6, "train", None), (6, "eval", "image")]
+    text = "".join(json.dumps({"step": step, "kind": kind, "subset": subset}) + "\n" for step, kind, subset in rows)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    writer = Writer(tmp_path, first=6, tensorboard=False)
+    assert writer.rewind(6, subsets=2) == {(4, "eval"), (6, "train")}, "so it is made again"
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == text.splitlines()[:3]
+
+
 @pytest.mark.slow
 def test_metrics_that_find_no_room_stop_the_run_and_its_state_is_saved(tmp_path, monkeypatch):
     real = Writer.write

@@ -26,7 +26,7 @@ from mmjax.data.inputs import Use
 from mmjax.data.record import Record
 from mmjax.data.shards import encode, shard_name, shards_of
 from mmjax.errors import UserError, one_line
-from mmjax.files import write_whole, writing
+from mmjax.files import temporary_name, write_whole, writing
 
 
 class Part(NamedTuple):
@@ -185,7 +185,7 @@ def _build_shard(
     """Writes a shard and its `Part`."""
     from array_record.python import array_record_module
 
-    part, temporary = Part([], [], [], [], []), path.with_name(f".{path.name}.{os.getpid()}")
+    part, temporary = Part([], [], [], [], []), temporary_name(path)
     try:
         writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
         for number in numbers:
@@ -207,7 +207,7 @@ def _build_shard(
                 part.left_out.append((number, name, f"unreadable: {error}"))
             advance(1)
         writer.close()
-        written = note.with_name(f".{note.name}.{os.getpid()}")
+        written = temporary_name(note)
         written.write_bytes(msgpack.packb(part, unicode_errors="surrogateescape"))
         temporary.rename(path)
         written.rename(note)

@@ -23,6 +23,7 @@ from mmjax.data.files import Blob
 from mmjax.data.labels import SPOKEN, Label, absent, column_of, converted
 from mmjax.data.record import Record, hinted, known_fields
 from mmjax.errors import UserError
+from mmjax.files import temporary_name
 
 VERSION = 7
 AT_ONCE = 64  # records per task of the thread pool
@@ -292,7 +293,7 @@ def open_index(
     digest = hashlib.sha256(json.dumps([VERSION, stamp, fields.stamp], sort_keys=True).encode()).hexdigest()[:24]
     home = directory / "indices" / digest
     if not home.is_dir():
-        temporary = home.with_name(f".{digest}.{os.getpid()}")
+        temporary = temporary_name(home)
         try:
             measured, columns = measure_all(collection, title, fields)
             write_index(measured, temporary, fields, columns, getattr(collection, "unread", {}))
@@ -415,9 +416,10 @@ def write_index(
 
 def _save(path: Path, array: np.ndarray) -> None:
     """Saves under a temporary name, then renames, so that an incomplete file is never read."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.npy")
+    temporary = temporary_name(path)
     try:
-        np.save(temporary, array)
+        with open(temporary, "wb") as file:  # `np.save` would add an ending to a name
+            np.save(file, array)
         temporary.rename(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)

@@ -54,15 +54,21 @@ def join() -> Watch | None:
             told = f"waiting at {place.address} for {place.count} processes (started by {place.launcher})"
             print(f"mmjax: {told}, for at most {timeout / 60:.3g} min", file=sys.stderr)
         links = call_roll(place.address, place.count, place.number, timeout)
-        jax.distributed.initialize(
-            place.address,
-            place.count,
-            place.number,
-            local_device_ids=devices_of(place, os.environ),
-            cluster_detection_method="deactivate",  # the launcher is already known
-            initialization_timeout=max(60, int(timeout)),
-        )
-        return Watch(place.number, place.count, links)
+        devices = devices_of(place, os.environ)
+        watch = Watch(place.number, place.count, links)  # before JAX, which would wait for a lost process
+        try:
+            jax.distributed.initialize(
+                place.address,
+                place.count,
+                place.number,
+                local_device_ids=devices,
+                cluster_detection_method="deactivate",  # the launcher is already known
+                initialization_timeout=max(60, int(timeout)),
+            )
+        except BaseException as error:
+            watch.leave(1, str(error))
+            raise
+        return watch
     if (jax.config.jax_platforms or "").startswith("tpu") and (kind := cloud_tpu(os.environ)):
         try:
             jax.distributed.initialize(cluster_detection_method=kind, initialization_timeout=int(timeout))

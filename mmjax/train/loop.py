@@ -173,7 +173,7 @@ def _train(
     writer, ledger = records.writer, records.ledger
     samples = Samples(writer, evaluator.source) if evaluator and lead and config.log.tensorboard else None
     finished = first == config.steps or (best is not None and best.over)
-    written = writer.rewind(first, finished) if lead else set()
+    written = writer.rewind(first, finished, len(subsets)) if lead else set()
     if lead and (warning := report.short_schedule(config)):
         writer.write(first, "warning", {"text": warning})
     for event in rolled_back if lead else ():
