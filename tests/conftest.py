@@ -1,9 +1,13 @@
 """Fixtures: a data set of a few hundred questions, prepared once, and a model that trains in seconds."""
+# ruff: noqa: E402  (the environment is set before JAX is imported)
 
+import gc
 import os
 import tempfile
 
-from mmjax.parallel.runtime import COMPILE_FAST
+from mmjax.parallel.runtime import COLLECT_AFTER, COMPILE_FAST
+
+gc.set_threshold(*COLLECT_AFTER)
 
 # MMJAX_TEST_PLATFORMS=cuda,cpu pytest tests/test_attention_backends.py, where there is a GPU.
 os.environ["JAX_PLATFORMS"] = os.environ.get("MMJAX_TEST_PLATFORMS", "cpu")

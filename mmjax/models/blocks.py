@@ -159,6 +159,8 @@ class Tower(nn.Module, kw_only=True):
             length=self.layers,
             unroll=self.layers if self.unroll else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
+            # The check traces a block twice. The numbers of initial values depend on it.
+            check_constancy_invariants=self.is_initializing(),
         )(settings=settings, **fields, name="layers")
 
     def _interleaved(

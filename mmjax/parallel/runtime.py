@@ -1,5 +1,6 @@
 """Settings of JAX that must precede its import: compiler flags, allocator, simulated devices; and `jit_once`."""
 
+import gc
 import glob
 import os
 from collections.abc import Callable
@@ -15,6 +16,9 @@ CPU_FLAGS = (
     "--xla_cpu_experimental_ynn_fusion_type=-individual_dot",
 )
 SIMULATED = "--xla_force_host_platform_device_count"
+# New objects before Python looks for reference cycles, and collections of one generation before the next is collected.
+# Tracing makes many objects that stay: with Python's 700, 10 and 10 a start takes 15 % longer (docs/log.md).
+COLLECT_AFTER = (10_000, 20, 50)
 PROGRAMS_KEPT = 10 * 2**30  # bytes on disk; the least recently used programs are deleted
 # For programs that run a few times: compilation on CPU takes a third of the time (docs/log.md).
 COMPILE_FAST = {"xla_backend_optimization_level": 0}
@@ -31,6 +35,7 @@ def prepare(devices: int | None = None, compile_fast: bool = False) -> None:
       devices: number of CPU devices to simulate.
       compile_fast: compile with little optimisation.
     """
+    gc.set_threshold(*COLLECT_AFTER)
     on_cpu = os.environ.get("JAX_PLATFORMS", "") == "cpu" or not _accelerator()
     flags = os.environ.get("XLA_FLAGS", "").split()
     wanted = list(CPU_FLAGS) if on_cpu else []

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from mmjax.parallel.machines import PEAKS
 from mmjax.parallel.mesh import abstract_batch, make_mesh, share_of_rows, to_devices
 from mmjax.parallel.xla import check_options, described, explained, options_of
 from mmjax.train import report
-from mmjax.train.attention import decided
+from mmjax.train.attention import deciding
 from mmjax.train.best import Best, goal_of
 from mmjax.train.build import (
     build_layout,
@@ -54,7 +54,7 @@ from mmjax.train.health import Health
 from mmjax.train.initial import load_initial
 from mmjax.train.mirror import mirrored, place_of
 from mmjax.train.nan_hunt import hunt
-from mmjax.train.program import begin, jitted_step, step_memory
+from mmjax.train.program import begin, compiling, jitted_step, step_memory
 from mmjax.train.records import Records
 from mmjax.train.rollbacks import Rollbacks, RolledBack, needed
 from mmjax.train.samples import Samples
@@ -149,21 +149,35 @@ def _train(
     if first == 0:
         guards.begin(state.evaluated)
 
-    # The train step.
+    # The train step. It is traced once, here, and compiled while the report is made.
     train_step = jitted_step(config, model, begun)
     schedule = config.optimizer.schedule.build(config.steps)
+    with deciding() as made:
+        traced = train_step.trace(abstract, abstract_batch(layout.empty(1), config.data.batch_rows, mesh))
+    finished = first == config.steps or (best is not None and best.over)
 
     # Start report.
-    flops = report.step_flops(
-        model, abstract.params, layout, config.data.batch_rows, training=True, groups=begun.groups
-    )
     peak = PEAKS.get(jax.devices()[0].device_kind)
-    made = decided(config, model, abstract.params, layout, mesh)
-    if lead:
-        note_compiler(run, {"first_step": first, **described(config.xla, jax.devices()[0])})
-        report.start(
-            config, run, abstract.params, begun.groups, flops, made, sampler, layout, source, first, first + ahead, peak
+    with nullcontext() if finished else compiling(traced.lower()):
+        flops = report.step_flops(
+            model, abstract.params, layout, config.data.batch_rows, training=True, groups=begun.groups
         )
+        if lead:
+            note_compiler(run, {"first_step": first, **described(config.xla, jax.devices()[0])})
+            report.start(
+                config,
+                run,
+                abstract.params,
+                begun.groups,
+                flops,
+                made,
+                sampler,
+                layout,
+                source,
+                first,
+                first + ahead,
+                peak,
+            )
     throughput = telemetry.Throughput(
         {name: hop / report.sample_rate(config) for name, hop in layout.recordings.items()},
         sum(flops.values()),
@@ -172,7 +186,6 @@ def _train(
     records = Records(config, run, first, started, schedule, stop)
     writer, ledger = records.writer, records.ledger
     samples = Samples(writer, evaluator.source) if evaluator and lead and config.log.tensorboard else None
-    finished = first == config.steps or (best is not None and best.over)
     written = writer.rewind(first, finished, len(subsets)) if lead else set()
     if lead and (warning := report.short_schedule(config)):
         writer.write(first, "warning", {"text": warning})

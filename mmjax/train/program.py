@@ -1,6 +1,8 @@
 """The two programs of a run, sharded over a mesh: the initial state and the train step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -12,7 +14,7 @@ from mmjax.models.attend import with_backend
 from mmjax.models.roles import parameter, specs
 from mmjax.parallel.mesh import per_device, state_shardings, within
 from mmjax.parallel.runtime import jit_once
-from mmjax.parallel.xla import options_of
+from mmjax.parallel.xla import explained, options_of
 from mmjax.train.build import build_layout, raw
 from mmjax.train.experiment import Experiment
 from mmjax.train.groups import grouped, split
@@ -120,3 +122,18 @@ def jitted_step(config: Experiment, model: nn.Module, begun: Start) -> Any:
         out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, begun.abstract), None),
         compiler_options=options_of(config.xla, mesh.devices.flat[0]) or None,
     )
+
+
+@contextmanager
+def compiling(program: jax.stages.Lowered) -> Iterator[None]:
+    """Compiles a program, or loads it from the cache, in a thread while the block runs.
+
+    After the block, the jitted function that was lowered has the program, and does not compile it again.
+
+    Raises:
+      UserError: as for `mmjax.parallel.xla.explained`.
+    """
+    with explained(), ThreadPoolExecutor(1, "compiler") as thread:
+        done = thread.submit(program.compile)
+        yield
+        done.result()
