@@ -41,6 +41,6 @@ config = Experiment(
         },
         dtype="bfloat16",
     ),
-    optimizer=Optimizer(rule=Muon(weight_decay=0.1), schedule=WarmupCosine(peak=1e-3, warmup=1000)),
+    optimizer=Optimizer(rule=Muon(weight_decay=0.1), schedule=WarmupCosine(peak=1e-3, warmup=0.02)),
     evaluation=Evaluation(every_steps=5000, split="validation", subsets=("text",), examples=5000),
 )

@@ -46,6 +46,6 @@ config = Experiment(
         },
         dtype="bfloat16",
     ),
-    optimizer=Optimizer(rule=Muon(), schedule=WarmupCosine(peak=1e-3, warmup=1000), ema=0.9999),
+    optimizer=Optimizer(rule=Muon(), schedule=WarmupCosine(peak=1e-3, warmup=0.025), ema=0.9999),
     evaluation=Evaluation(every_steps=5000, split="validation", subsets=("text",), examples=1000),
 )

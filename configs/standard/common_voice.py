@@ -54,6 +54,6 @@ config = Experiment(
         tasks={"transcript": CTC(reads="speech")},
         dtype="bfloat16",
     ),
-    optimizer=Optimizer(rule=Muon(), schedule=WarmupCosine(peak=1e-3, warmup=2000), ema=0.9999),
+    optimizer=Optimizer(rule=Muon(), schedule=WarmupCosine(peak=1e-3, warmup=0.04), ema=0.9999),
     evaluation=Evaluation(every_steps=5000, subsets=("speech",), examples=2000),
 )

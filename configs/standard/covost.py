@@ -78,7 +78,7 @@ config = Experiment(
         },
         dtype="bfloat16",
     ),
-    optimizer=Optimizer(rule=Muon(), schedule=WarmupCosine(peak=1e-3, warmup=2000), ema=0.9999),
+    optimizer=Optimizer(rule=Muon(), schedule=WarmupCosine(peak=1e-3, warmup=0.033), ema=0.9999),
     evaluation=Evaluation(
         every_steps=5000, split="validation", subsets=("speech",), examples=2000, best="translation/bleu"
     ),

@@ -49,6 +49,6 @@ config = Experiment(
         tasks={"pairs": Contrast(between=("speech", "image"), outputs=256)},
         dtype="bfloat16",
     ),
-    optimizer=Optimizer(rule=Muon(), schedule=WarmupCosine(peak=1e-3, warmup=500), ema=0.999),
+    optimizer=Optimizer(rule=Muon(), schedule=WarmupCosine(peak=1e-3, warmup=0.05), ema=0.999),
     evaluation=Evaluation(every_steps=1000, subsets=("speech+image",)),
 )

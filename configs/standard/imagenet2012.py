@@ -40,6 +40,6 @@ config = Experiment(
         tasks={"answer": Classify(reads="image", pool=MeanPool())},
         dtype="bfloat16",
     ),
-    optimizer=Optimizer(rule=AdamW(b2=0.999, weight_decay=0.1), schedule=WarmupCosine(peak=1e-3, warmup=10_000)),
+    optimizer=Optimizer(rule=AdamW(b2=0.999, weight_decay=0.1), schedule=WarmupCosine(peak=1e-3, warmup=0.089)),
     evaluation=Evaluation(every_steps=5000, subsets=("image",)),
 )

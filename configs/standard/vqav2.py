@@ -60,6 +60,6 @@ config = Experiment(
         },
         dtype="bfloat16",
     ),
-    optimizer=Optimizer(rule=AdamW(weight_decay=0.05), schedule=WarmupCosine(peak=3e-4, warmup=2000), ema=0.9999),
+    optimizer=Optimizer(rule=AdamW(weight_decay=0.05), schedule=WarmupCosine(peak=3e-4, warmup=0.033), ema=0.9999),
     evaluation=Evaluation(every_steps=5000, subsets=("image+text",), examples=8192),
 )
