@@ -244,7 +244,7 @@ def test_a_step_that_finds_no_room_on_a_device_says_what_it_needs(config, tmp_pa
         def run(*given):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore")
 
-        run.lower = step.lower
+        run.lower, run.trace = step.lower, step.trace
         return run
 
     monkeypatch.setattr(loop, "jitted_step", full)

@@ -152,13 +152,15 @@ def _train(
     # The train step. It is traced once, here, and compiled while the report is made.
     train_step = jitted_step(config, model, begun)
     schedule = config.optimizer.schedule.build(config.steps)
+    one_batch = abstract_batch(layout.empty(1), config.data.batch_rows, mesh)
+    memory = partial(step_memory, train_step, abstract, one_batch)
     with deciding() as made:
-        traced = train_step.trace(abstract, abstract_batch(layout.empty(1), config.data.batch_rows, mesh))
+        traced = train_step.trace(abstract, one_batch)
     finished = first == config.steps or (best is not None and best.over)
 
     # Start report.
     peak = PEAKS.get(jax.devices()[0].device_kind)
-    with nullcontext() if finished else compiling(traced.lower()):
+    with nullcontext() if finished else compiling(traced.lower(), memory):
         flops = report.step_flops(
             model, abstract.params, layout, config.data.batch_rows, training=True, groups=begun.groups
         )
@@ -224,9 +226,6 @@ def _train(
             return hunt(model, state.params, taken, jax.random.fold_in(jax.random.key(config.seed), step - 1))
 
         health.see(step, metrics, taken, step + ahead, saved, cause)
-
-    def memory() -> str:
-        return step_memory(train_step, abstract, abstract_batch(layout.empty(1), config.data.batch_rows, mesh))
 
     early = evaluations.over
     end = first if early else config.steps

@@ -125,15 +125,18 @@ def jitted_step(config: Experiment, model: nn.Module, begun: Start) -> Any:
 
 
 @contextmanager
-def compiling(program: jax.stages.Lowered) -> Iterator[None]:
+def compiling(program: jax.stages.Lowered, memory: Callable[[], str]) -> Iterator[None]:
     """Compiles a program, or loads it from the cache, in a thread while the block runs.
 
     After the block, the jitted function that was lowered has the program, and does not compile it again.
 
+    Args:
+      memory: as for `mmjax.parallel.xla.explained`.
+
     Raises:
       UserError: as for `mmjax.parallel.xla.explained`.
     """
-    with explained(), ThreadPoolExecutor(1, "compiler") as thread:
+    with explained(memory), ThreadPoolExecutor(1, "compiler") as thread:
         done = thread.submit(program.compile)
         yield
         done.result()
