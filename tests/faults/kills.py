@@ -214,7 +214,6 @@ class Suite:
                     f"{run.name}: {name} differ from those of the undisturbed run: {found} {expected}"[:1500]
                 )
         litter = [path.name for path in (run / "checkpoints").iterdir() if not path.name.isdigit()]
-        litter += [path.name for path in run.iterdir() if path.name.startswith(".") and path.name != ".lock"]
         if litter:
             self.wrong.append(f"{run.name}: killed saves have left {', '.join(litter)}")
 
