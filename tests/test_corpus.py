@@ -19,6 +19,7 @@ from mmjax.data.files import Blob
 from mmjax.data.filters import Filters
 from mmjax.data.folder import IMAGES, SPEECH, FolderRecords
 from mmjax.data.image import open_image
+from mmjax.data.index import open_index
 from mmjax.data.inputs import Recording
 from mmjax.data.manifest import ManifestRecords
 from mmjax.data.parquet import ParquetRecords
@@ -73,6 +74,25 @@ def test_the_index_is_made_once_and_again_when_files_have_changed(files, tmp_pat
     (files / "even" / "00.txt").write_text(said(0))  # the same bytes at another time
     build_source(data, "train")
     assert len(list((tmp_path / "indices").iterdir())) == 2
+
+
+def test_what_a_killed_process_of_the_same_number_left_is_in_nobodys_way(tmp_path, monkeypatch):
+    """In a container that is started again, the numbers of processes are the same."""
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a"}))
+    collection = ManifestRecords(str(tmp_path / "a.jsonl"))
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("mmjax.data.index._save", kill)
+        patch.setattr("mmjax.data.index.shutil.rmtree", lambda *_, **__: None)  # a killed process tidies nothing up
+        open_index(collection, {}, tmp_path, "it")
+    assert len(list((tmp_path / "indices").iterdir())) == 1
+    assert len(open_index(collection, {}, tmp_path, "it")) == 1
 
 
 def test_a_part_of_a_recording_is_what_was_meant(files, tmp_path):

@@ -58,7 +58,7 @@ def test_a_launch_that_loses_a_process_goes_on_with_fewer_and_later_with_all(tmp
             env=os.environ | training.environment(tmp_path) | {"PYTHONPATH": str(training.ROOT)} | variables,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=850,
+            timeout=3000,
         )
         return call.returncode, call.stderr
 

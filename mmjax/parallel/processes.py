@@ -66,7 +66,7 @@ def join() -> Watch | None:
                 initialization_timeout=max(60, int(timeout)),
             )
         except BaseException as error:
-            watch.leave(1, str(error))
+            watch.leave(error.code if isinstance(error, SystemExit) else 1, str(error))  # SystemExit: a signal
             raise
         return watch
     if (jax.config.jax_platforms or "").startswith("tpu") and (kind := cloud_tpu(os.environ)):

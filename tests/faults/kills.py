@@ -129,6 +129,7 @@ class Suite:
         victims = [started[number] for number in kill.who]
         if victims[0].wait_for(kill.phase, kill.occurrence):
             time.sleep(kill.share * reference.seconds[kill.phase])
+        phase = self.phase(run, victims[0])
         hit = [process.popen.poll() is None for process in victims]
         for process in victims:
             process.popen.send_signal(kill.signal)  # does nothing to a process that has ended
@@ -136,7 +137,7 @@ class Suite:
         if not any(hit) or all(code == 0 for code, _ in ends):
             self.judge_codes(kill, ends, came_too_late=True)
             return False
-        self.hits[self.phase(run, victims[0]), signal.Signals(kill.signal).name] += 1
+        self.hits[phase, signal.Signals(kill.signal).name] += 1
         self.judge_codes(kill, ends)
         self.judge_left(run, kill, started, ends, reference)
         return True
@@ -159,7 +160,7 @@ class Suite:
 
     @staticmethod
     def phase(run: Path, victim: Process) -> str:
-        """In which phase a process was killed: in a save, if the checkpoint was not complete."""
+        """The phase that a process is in: a save until its checkpoint is complete, whatever the main thread does."""
         saves = [one.step for one in victim.said if one.phase == "save"]
         if saves and not (run / "checkpoints" / str(saves[-1])).is_dir():
             return "save"
@@ -213,7 +214,6 @@ class Suite:
                     f"{run.name}: {name} differ from those of the undisturbed run: {found} {expected}"[:1500]
                 )
         litter = [path.name for path in (run / "checkpoints").iterdir() if not path.name.isdigit()]
-        litter += [path.name for path in run.iterdir() if path.name.startswith(".") and path.name != ".lock"]
         if litter:
             self.wrong.append(f"{run.name}: killed saves have left {', '.join(litter)}")
 
