@@ -7,8 +7,6 @@ import tempfile
 
 from mmjax.parallel.runtime import COLLECT_AFTER, COMPILE_FAST
 
-gc.set_threshold(*COLLECT_AFTER)
-
 # MMJAX_TEST_PLATFORMS=cuda,cpu pytest tests/test_attention_backends.py, where there is a GPU.
 os.environ["JAX_PLATFORMS"] = os.environ.get("MMJAX_TEST_PLATFORMS", "cpu")
 # Little optimisation: these tests compile more than they compute. Tests of several devices start a process for it.
@@ -16,8 +14,13 @@ os.environ["JAX_PLATFORMS"] = os.environ.get("MMJAX_TEST_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = " ".join(
     [flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag.startswith("--xla_cpu_max_isa=")]
     + [f"--{name}={int(value)}" for name, value in COMPILE_FAST.items()]
+    + ["--xla_cpu_parallel_codegen_split_count=1"]  # several parts are more work, for idle cores
 )
-# The same small programs are compiled by many tests, and by the processes that they start: once is enough.
+# The same small programs are compiled by many tests, by the processes that they start, and in the next run of the tests. Even
+# an empty program takes XLA 8 ms, and 2 ms from the cache.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", "-1")  # a limit costs a look at all files with each new one
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"mmjax-test-compilations-{os.getuid()}")
 )
@@ -33,6 +36,8 @@ import signal
 import pytest
 
 from mmjax import config as c
+
+gc.set_threshold(*COLLECT_AFTER)
 
 # A shell lets processes in the background ignore Ctrl-C, and so would the processes that tests start and interrupt.
 with contextlib.suppress(ValueError):  # not in the main thread
