@@ -7,7 +7,8 @@
 One decoder writes what is said or its translation, as the task token says; CTC writes what is said in the language of the speaker. A
 prompt is in the same split in all languages, so no translation of a test prompt is trained on.
 
-Not trained yet. configs/whisper_asterisk.py fine-tunes a pretrained model for the same task.
+Not trained yet. The most frequent English text of the training split has BLEU 0.0 and chrF 3.0 on the test split (217 recordings), a random
+one 0.3 and 7.2. configs/whisper_asterisk.py fine-tunes a pretrained model for the same task.
 """
 
 from mmjax.config import (

@@ -5,7 +5,22 @@
     mmjax eval runs/whisper_asterisk --source transcribe
     mmjax eval runs/whisper_asterisk --source translate
 
-Not trained yet.
+Measured on 2026-11-30 on one core of 2 (Cascade Lake) that other work shared: 130 steps of about 7 recordings took 5.5 minutes. 100
+recordings, evenly spread over the test split; no prompt of it is in the training split in any language. Whisper base reads
+recordings with silence up to 30 s, as in its training. "basic" is Whisper's normaliser (lower case, no punctuation):
+
+    recognition (21 en, 18 es, 20 fr, 21 it, 20 ru)       en      es      fr      it      ru     all
+    Whisper base   CER                                  6.2 %   9.1 %  12.5 %   7.5 %  12.3 %   9.7 %
+    this           CER                                  4.2 %   7.7 %  10.9 %   6.1 %   8.3 %   7.7 %
+    Whisper base   WER                                 21.7 %  27.1 %  31.4 %  28.2 %  41.9 %  30.1 %
+    this           WER                                 14.1 %  23.3 %  30.7 %  26.6 %  38.1 %  26.9 %
+    Whisper base   CER (basic)                          1.8 %   5.9 %   9.8 %   4.5 %   7.6 %   6.2 %
+    this           CER (basic)                          2.7 %   6.5 %   8.9 %   3.8 %   4.9 %   5.6 %
+    Whisper base   WER (basic)                          4.3 %  20.1 %  19.7 %  13.8 %  25.7 %  17.2 %
+    this           WER (basic)                          7.5 %  17.9 %  21.8 %  13.8 %  19.0 %  16.6 %
+
+Translation into English (100 recordings): BLEU 10.5, chrF 37.2 (es 7.9, fr 10.5, it 14.7, ru 3.8 BLEU); the most frequent English
+text of the training split: BLEU 0.0, chrF 3.0.
 """
 
 from mmjax.config import (

@@ -92,3 +92,32 @@ def test_the_peers_of_quality_see_random_parts_of_pictures_and_each_example_once
     drawn = batches(10, 4)
     order = torch.cat([next(drawn) for _ in range(5)]).tolist()
     assert sorted(order[:10]) == sorted(order[10:]) == list(range(10))
+
+
+@pytest.mark.slow
+def test_models_of_one_task_get_the_compute_of_the_joint_model_together(tmp_path):
+    """Each has what its task needs of the joint model, and a quarter of its FLOPs, to half a step."""
+    import dataclasses
+
+    import corpora
+
+    from benchmarks.multitask import SINGLES, flops, plans
+    from mmjax import config as c
+
+    rows = [
+        dict(row, text=row["transcript"], target=row["transcript"])
+        for row in corpora.rows(corpora.make_files(tmp_path))
+    ]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    joint = c.smoke(c.load("configs/tuxpaint_all.py"), width=16)
+    source = c.Manifest(splits=dict.fromkeys(("train", "test"), str(tmp_path / "list.jsonl")))
+    tokenizer = c.SentencePiece(vocabulary=80, byte_fallback=False)
+    data = dataclasses.replace(joint.data, source=source, tokenizer=tokenizer, directory=str(tmp_path / "data"))
+    found = plans(dataclasses.replace(joint, data=data), 400)
+    quarter = 400 * flops(found["joint"]) / 4
+    for name, single in SINGLES.items():
+        model, cost = found[name].model, flops(found[name])
+        assert list(model.tasks) == [single.task] and set(model.encoders) == set(single.subset.split("+"))
+        assert abs(found[name].steps * cost - quarter) <= 0.51 * cost and found[name].steps > 0
+    assert found["captioning"].model.tasks["description"].reads == ("image",)
+    assert found["translation"].model.tasks["description"].reads == ("speech",)

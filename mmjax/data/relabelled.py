@@ -24,9 +24,8 @@ class Relabelled(Derived):
 
     # Label -> the label, or input text, of the record whose value it takes; the others stay.
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    tags: Mapping[str, str] = dataclasses.field(
-        default_factory=dict
-    )  # "task" or "language" -> its value for all records
+    # "task" or "language" -> its value for all records.
+    tags: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def stamped(
         self, split: str, directory: Path, fields: Fields = USUAL, once: bool = False
