@@ -1,5 +1,4 @@
 """Fixtures: a data set of a few hundred questions, prepared once, and a model that trains in seconds."""
-# ruff: noqa: E402  (the environment is set before JAX is imported)
 
 import gc
 import os
