@@ -3,7 +3,13 @@
     python docs/fetch_data.py clothes data/clothes
     mmjax train configs/clothes.py
 
-Not trained yet.
+Measured on 2026-11-30 on one of 2 CPU cores (Cascade Lake; jax 0.10.2), which other work shared: 5 minutes, 1.5 epochs of the 60,000
+training pictures. On the 10,000 of the test split:
+
+                                    accuracy  macro F1  AUROC
+    this config                     84.5 %    84.4 %    0.986
+    the class with the nearest mean 67.7 %
+    chance                          10.0 %              0.5
 """
 
 from mmjax.config import (

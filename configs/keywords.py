@@ -3,7 +3,11 @@
     python docs/fetch_data.py keywords data/keywords
     mmjax train configs/keywords.py
 
-Not trained yet.
+The sentences are easy-VQA's questions, spoken by espeak-ng. Each names one of eight colours or three shapes, or none of them.
+
+Measured on 2026-11-30 on one of 2 CPU cores (Cascade Lake; jax 0.10.2), which other work shared: 2.5 minutes. All 856 recordings of
+the test split are right (accuracy 100 %, AUROC 1; the most frequent keyword: 9.3 %). Synthetic voices are easy: from step 100 on, the
+training loss is below 0.1.
 """
 
 from mmjax.config import (

@@ -1,10 +1,21 @@
-"""Sentiment of a text as a class and as a number, and its domain: three labels of each text, rated by people.
+"""Sentiment of a text as a class and as a number, and its domain: several labels of each text, from ratings of people.
 
     python docs/fetch_data.py sentiment data/sentiment
     python docs/fetch_pretrained.py minilm models/minilm-hf && mmjax import models/minilm-hf -o models/minilm
     mmjax train configs/sentiment.py
 
-Not trained yet.
+The texts are tweets and sentences of film reviews, product reviews and editorials, which 20 people or more rated from -4 to 4 (Hutto
+and Gilbert 2014). all-MiniLM-L6-v2 (22.6 M parameters) is fine-tuned on all three labels.
+
+Measured on 2026-11-30 on one of 2 CPU cores (Cascade Lake; jax 0.10.2), which other work shared: 5 minutes. The test split has 2,249
+texts; no review of a product and no editorial has sentences in two splits:
+
+                                          sentiment               rating           domain
+                                          acc.    UAR     F1      MAE    Pearson   acc.    UAR
+    this config                           76.2 %  70.5 %  71.4 %  0.75   0.81      90.7 %  89.2 %
+    naive Bayes, words and pairs of them  67.6 %  61.1 %  61.6 %
+    the lexicon of the data's authors     60.0 %  55.8 %  55.3 %         0.57
+    the most frequent class, the mean     42.1 %  33.3 %  19.8 %  1.45             47.4 %  25.0 %
 """
 
 from mmjax.config import (

@@ -2,7 +2,8 @@
 
     mmjax train configs/vqa_words.py
 
-Not trained yet.
+Always writing the most frequent answer ("yes") is right for 37.3 % of the 9,673 questions of the test split, and the most frequent
+answer to each question, without the image, for 67.0 %. Not trained yet.
 """
 
 from mmjax.config import (

@@ -19,8 +19,6 @@ from mmjax.tasks.metrics import Ratio, Statistic, mean
 
 ERROR_RATES = ("cer", "wer")
 OF_REPLIES = ("exact_match", "f1", "bleu", "chrf", "cider", "cer", "wer")
-
-
 OF_SEVERAL = ("exact_match", "f1", "bleu", "chrf", "cider", "vqa_accuracy")  # they use all references of an example
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 DIGITS = {word: str(number) for number, word in enumerate(NUMBERS)} | {"none": "0"}
@@ -31,7 +29,8 @@ def text_metrics(
 ) -> dict[str, Statistic]:
     """The metrics `names` of hypotheses, each with its reference; a metric that is not defined for them is left out.
 
-    A reference may be several texts (`mmjax.data.labels.Alternatives`), of which "cer" and "wer" see the most frequent one.
+    A reference may be several texts (`mmjax.data.labels.Alternatives`), which the metrics in `OF_SEVERAL` use; the others see the
+    most frequent one.
 
     - "cer", "wer": character and word error rate, all edits over all units of the references (jiwer), of the texts as they
       are; "cer_basic", "wer_basic": of their `basic` forms.
