@@ -6,6 +6,8 @@
 Ours is a config of the folder configs, as it is; only the number of steps is chosen so that it trains for these minutes. PyTorch gets
 the minutes that ours took, with start and compilation and without evaluations. Both use the cores that the process may use (`taskset`),
 one after the other, and both are scored by the same functions on the test split. The peers are in benchmarks/sides.
+
+Not measured yet: captioning, retrieval.
 """
 
 import argparse

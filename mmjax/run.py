@@ -27,7 +27,7 @@ from mmjax.decode import GREEDY, Sampling, Timings, by_example
 from mmjax.errors import UserError, nearest
 from mmjax.evaluate.embeddings import index_files
 from mmjax.evaluate.predictions import Predictor
-from mmjax.files import local
+from mmjax.files import address_of, local
 from mmjax.generation import Generator
 from mmjax.measuring import evaluate
 from mmjax.models.adapters import adapted_kernels, in_few_bits, merged_kernels
@@ -57,6 +57,7 @@ class Run:
     Attributes:
       trained: the resolved config; config: the same, for inputs that were not encoded before (`Data.encoded`).
       params: the parameters to evaluate (their EMA if the run keeps one).
+      directory: its files; place: where it is, a path or the address in a bucket.
       step: the step of the checkpoint.
       weights: the dtype of the parameters on the device. "int8" and "int4" are those of the projections in stacked layers;
         they take less memory and time per token, and change the results a little.
@@ -71,6 +72,7 @@ class Run:
     ):
         self.weights = weights
         self.directory = run_at(directory, step if step != "best" else "all")
+        self.place = address_of(directory) or str(self.directory.absolute())
         config, self.step, self.params = read_run(self.directory, step)
         self.trained = override(config, list(overrides))
         self.config = raw(self.trained)
@@ -264,7 +266,7 @@ class Run:
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """Where the run is, the step of the checkpoint, and a hash of the parameters."""
-        return {"run": str(self.directory.absolute()), "step": self.step, "parameters": digest(self.params)}
+        return {"run": self.place, "step": self.step, "parameters": digest(self.params)}
 
     def _example(self, arguments: Mapping[str, Any]) -> Example | UserError:
         """An example from the arguments of `predict`, or why it cannot be used."""

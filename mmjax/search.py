@@ -9,7 +9,7 @@ from mmjax import html
 from mmjax.data.embedded import Embedded
 from mmjax.data.inputs import Input, Use
 from mmjax.errors import UserError
-from mmjax.files import local, write_whole, writing
+from mmjax.files import address_of, local, write_whole, writing
 from mmjax.run import Run
 
 
@@ -53,8 +53,8 @@ class SearchIndex:
           UserError: it is gone, or has other parameters now.
         """
         about = self._embedded.about
-        place, again = Path(about["run"]), f"mmjax index RUN FILES -o {self.directory}"
-        if not place.is_dir():
+        place, again = about["run"], f"mmjax index RUN FILES -o {self.directory}"
+        if not address_of(place) and not Path(place).is_dir():
             raise UserError(
                 f"the run {place} that made the index {self.directory} is gone; if it was moved, repeat the command that "
                 f"made the index with its new place, which computes nothing again: {again}"

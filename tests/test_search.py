@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 
+import fsspec
 import numpy as np
 import pytest
 import soundfile
@@ -199,6 +200,19 @@ def test_a_run_that_was_moved_or_trained_further_is_noticed(home, index, tmp_pat
     (tmp_path / "another").rename(tmp_path / "moved")
     with pytest.raises(UserError, match="has other parameters than the run that made the index"):
         mmjax.open_index(tmp_path / "index").search(text="red")
+
+
+@pytest.mark.slow
+def test_an_index_of_a_run_in_a_bucket_names_the_bucket(home, tmp_path, monkeypatch):
+    from mmjax.train import mirror
+
+    fsspec.filesystem("memory").put(str(home / "run"), "/searched/run", recursive=True)
+    monkeypatch.setattr(mirror, "data_directory", lambda *_: tmp_path / "here")
+    picture = str(home / "files" / "picture0.png")
+    mmjax.open("memory://searched/run").index([picture], tmp_path / "index")
+    shutil.rmtree(tmp_path / "here")  # as on another machine
+    index = mmjax.open_index(tmp_path / "index")
+    assert index.search(text="red")[0].name == picture and index.run.place == "memory://searched/run"
 
 
 def test_the_largest_products_do_not_depend_on_the_parts_that_are_read(monkeypatch):
