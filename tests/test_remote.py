@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -32,6 +33,7 @@ from mmjax.train import mirror
 from mmjax.train.checkpoint import describe_run
 from mmjax.train.ledger import goodput
 from mmjax.train.loop import train
+from mmjax.train.stopping import StopSignal
 
 BUCKET = "memory://bucket"
 KINDS = {
@@ -239,6 +241,23 @@ def test_a_checkpoint_is_in_the_bucket_once_all_of_it_is(machine, tmp_path, monk
     assert (there.path / "checkpoints/2/state/b").read_text() == "state/b"
 
 
+def test_what_could_not_be_brought_to_the_bucket_is_named_and_kept(machine, tmp_path, monkeypatch):
+    """The same command brings it there, because the bucket has not changed since."""
+    here = mirror.Mirror(RUN, tmp_path / "here")
+    here.path.mkdir()
+
+    def fail(*_, **__):
+        raise OSError("no network")
+
+    said = f"cannot write {RUN}: no network; the run is complete in {here.path}, the same command brings it there"
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=said), mirror.mirrored(here, StopSignal()):
+        (here.path / "metrics.jsonl").write_text("new")
+        patch.setattr(type(here._system), "put_file", fail)
+    with mirror.mirrored(here, StopSignal()):
+        assert (here.path / "metrics.jsonl").read_text() == "new"
+    assert fsspec.filesystem("memory").cat("/bucket/runs/tiny/metrics.jsonl") == b"new"
+
+
 @pytest.fixture
 def s3(monkeypatch):
     """An S3 server on this machine with an empty bucket."""
@@ -298,8 +317,9 @@ def test_a_training_killed_on_one_machine_ends_on_another_as_if_nothing_had_happ
         time.sleep(0.05)
     first.kill()
     first.communicate()
+    assert first.returncode == -signal.SIGKILL, "it was not killed before its end"
     second = started("two")
-    _, errors = second.communicate(timeout=300)
+    _, errors = second.communicate(timeout=850)
     assert second.returncode == 0, errors[-3000:]
     place = tmp_path / "two" / "buckets/train/s3/bucket/runs/x"
     assert losses(place) == losses(run)

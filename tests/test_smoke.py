@@ -61,6 +61,7 @@ LONG = (
     "keywords",
     "librispeech_conformer_m",
     "librispeech_conformer_l",
+    "librispeech_fastconformer_l",
     "llama3_8b_hears_and_sees",
     "pretrain_1b",
     "pretrain_8b",
