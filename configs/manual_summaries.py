@@ -3,7 +3,13 @@
     python docs/fetch_pretrained.py smollm2 models/smollm2-hf && mmjax import models/smollm2-hf -o models/smollm2
     mmjax train configs/manual_summaries.py
 
-not trained yet
+Measured on 2026-11-30 on one of two CPU cores (Cascade Lake, 2.5 GHz; jax 0.10.2): 14 minutes with the evaluation, for 40 steps with
+about 8 of the 1,670 training pages each. The test split has 195 pages, none of which has a name or a summary in common with a
+training page:
+
+                            exact    CER     WER    ROUGE-1  ROUGE-2  ROUGE-L
+    this model              4.1 %    70 %    89 %   not measured yet
+    the first sentence      0.0 %   223 %   258 %    26.2 %   10.4 %   23.1 %
 """
 
 from mmjax.config import (
@@ -26,6 +32,8 @@ from mmjax.config import (
     WarmupCosine,
 )
 
+MEASURES = ("rouge1", "rouge2", "rougeL", "exact_match")
+
 config = Experiment(
     name="manual_summaries",
     steps=40,
@@ -43,7 +51,11 @@ config = Experiment(
     ),
     model=Multimodal(
         encoders={"text": TokenIds()},
-        tasks={"summary": CausalLM(decoder=TextDecoder.preset("SmolLM2 135M"), ends=(2,), length=24, writes=True)},
+        tasks={
+            "summary": CausalLM(
+                decoder=TextDecoder.preset("SmolLM2 135M"), ends=(2,), length=24, writes=True, measures=MEASURES
+            )
+        },
         unroll=True,
     ),
     initial={"tasks.summary.decoder": "models/smollm2"},
