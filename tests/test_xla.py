@@ -6,6 +6,8 @@ import json
 import re
 import subprocess
 import sys
+import threading
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -15,6 +17,7 @@ from mmjax import config as c
 from mmjax.errors import UserError
 from mmjax.parallel.xla import check_options, described, explained, options_of
 from mmjax.parallel.xla_presets import PRESETS
+from mmjax.train.program import compiling
 
 CPU = jax.devices()[0]
 CHECK = """
@@ -137,3 +140,32 @@ def test_a_step_that_fails_says_what_to_do(reason, remedy):
 def test_other_failures_of_a_step_are_left_as_they_are():
     with pytest.raises(jax.errors.JaxRuntimeError, match="device lost"), explained():
         raise jax.errors.JaxRuntimeError("INTERNAL: device lost")
+
+
+def test_a_program_is_compiled_beside_the_block_and_once(monkeypatch):
+    """The call after the block neither traces nor compiles again."""
+    traced, compiled, inside = [], [], threading.Event()
+    compile_lowered = jax.stages.Lowered.compile
+    monkeypatch.setattr(
+        jax.stages.Lowered, "compile", lambda self: compiled.append(inside.wait(60)) or compile_lowered(self)
+    )
+    ones = jax.numpy.ones(3)  # compiled before
+    double = jax.jit(lambda x: traced.append(0) or 2 * x, compiler_options={"xla_cpu_enable_fast_math": False})
+    events = []
+    with compiling(double.trace(jax.ShapeDtypeStruct((3,), "float32")).lower()):
+        inside.set()  # the block runs while the compiler works
+    jax.monitoring.register_event_duration_secs_listener(listener := lambda name, seconds, **_: events.append(name))
+    try:
+        assert double(ones).tolist() == [2, 2, 2]
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+    assert compiled == [True] and len(traced) == 1
+    assert not any("backend_compile" in name for name in events), events
+
+
+def test_a_step_that_cannot_be_compiled_says_what_to_do():
+    def fails():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 81 GiB")
+
+    with pytest.raises(UserError, match="lower data.batch_rows"), compiling(SimpleNamespace(compile=fails)):
+        pass
