@@ -1,4 +1,4 @@
-"""Recognition in five languages by one model: CTC and an attention decoder on Asterisk's prompts (94 minutes of training data).
+"""Recognition in five languages by one model: CTC and an attention decoder on Asterisk's prompts (68 minutes of training data).
 
     mmjax train configs/asterisk_recognition.py
 
