@@ -110,8 +110,8 @@ def inside(begun: float, config: str, run: str) -> int:
     jitted_step, compiling, show = loop.jitted_step, loop.compiling, report.ProgressLine.show
 
     @contextmanager
-    def waited(program: Any) -> Iterator[None]:
-        with ExitStack() as wait, compiling(program):
+    def waited(*arguments: Any) -> Iterator[None]:
+        with ExitStack() as wait, compiling(*arguments):
             yield
             wait.enter_context(clock.row(LOAD))
 

@@ -152,7 +152,7 @@ def test_a_program_is_compiled_beside_the_block_and_once(monkeypatch):
     ones = jax.numpy.ones(3)  # compiled before
     double = jax.jit(lambda x: traced.append(0) or 2 * x, compiler_options={"xla_cpu_enable_fast_math": False})
     events = []
-    with compiling(double.trace(jax.ShapeDtypeStruct((3,), "float32")).lower()):
+    with compiling(double.trace(jax.ShapeDtypeStruct((3,), "float32")).lower(), str):
         inside.set()  # the block runs while the compiler works
     jax.monitoring.register_event_duration_secs_listener(listener := lambda name, seconds, **_: events.append(name))
     try:
@@ -167,5 +167,8 @@ def test_a_step_that_cannot_be_compiled_says_what_to_do():
     def fails():
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 81 GiB")
 
-    with pytest.raises(UserError, match="lower data.batch_rows"), compiling(SimpleNamespace(compile=fails)):
+    with (
+        pytest.raises(UserError, match="lower data.batch_rows.*it needs 81 GiB"),
+        compiling(SimpleNamespace(compile=fails), lambda: "it needs 81 GiB"),
+    ):
         pass

@@ -240,7 +240,7 @@ def _train(
             throughput.count({name: batch[name] for name in layout.rows}, waited)
             ledger.add("data_wait", waited)
             if step == first:
-                watch.pause()  # the step is compiled
+                watch.pause()  # the first step may take longer than others
             with explained(memory):
                 state, metrics = train_step(state, to_devices(batch, mesh))
                 jax.block_until_ready(before)
