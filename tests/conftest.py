@@ -30,8 +30,10 @@ os.environ["MMJAX_TESTS_TOKEN"] = "token-8f1e9c4a7d"
 
 import contextlib
 import dataclasses
+import pathlib
 import signal
 
+import jax
 import pytest
 
 from mmjax import config as c
@@ -45,6 +47,16 @@ with contextlib.suppress(ValueError):  # not in the main thread
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 EXAMPLES = 300  # questions per split
+MEMORY = 3e9  # bytes of a process of the tests, above which it forgets the programs that it has compiled
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten():
+    """Programs of earlier files take memory, and later files seldom need them."""
+    yield
+    if int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > MEMORY:
+        jax.clear_caches()
+        gc.collect()
 
 
 def tiny(**changes) -> c.Experiment:
