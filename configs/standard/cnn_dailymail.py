@@ -41,7 +41,7 @@ config = Experiment(
                 label="target",
                 decoder=TextDecoder(layers=6, width=512, heads=8, mlp=2048, dropout=0.1),
                 label_smoothing=0.1,
-                measures=("chrf", "f1"),
+                measures=("rouge1", "rouge2", "rougeL"),
             )
         },
         dtype="bfloat16",
