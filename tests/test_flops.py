@@ -11,6 +11,7 @@ from conftest import tiny
 from mmjax import config as c
 from mmjax.flops import matrix_flops
 from mmjax.models.attend import with_backend
+from mmjax.models.task import Facts
 from mmjax.parallel import machines
 from mmjax.parallel.mesh import abstract_batch
 from mmjax.plan import hlo
@@ -83,13 +84,24 @@ def test_the_gradient_of_a_whole_model_has_as_many(unroll):
 # A whole step. --------------------------------------------------------------------------------------------
 
 
+class Pieces:
+    """A tokenizer of 50 pieces, as far as sizes depend on it."""
+
+    blank = 0
+
+    def __len__(self):
+        return 50
+
+
 def sized(config):
-    """The config with numbers of outputs where it leaves them to the data."""
-    tasks = {
-        name: dataclasses.replace(task, outputs=50) if getattr(task, "outputs", 0) is None else task
-        for name, task in config.model.tasks.items()
+    """The config with the sizes that it leaves to the data."""
+    labels = {label for task in config.model.tasks.values() for label in task.labels()}
+    facts = Facts(tokenizer=Pieces(), names={label: [str(n) for n in range(50)] for label in labels})
+    parts = {
+        kind: {name: one.resolved(facts) for name, one in getattr(config.model, kind).items()}
+        for kind in ("encoders", "tasks")
     }
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, tasks=tasks))
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **parts))
 
 
 def counted(config):
@@ -148,10 +160,27 @@ def test_what_a_loss_computes_counts_to_its_task(config):
     assert step["said"] > step[encoder] / 2
 
 
+# Configs that differ in their parts; the others are like one of them.
+SLOW = dict.fromkeys(
+    (
+        "asterisk_recognition",
+        "librispeech_conformer_s",
+        "manual_language_model",
+        "openclipart_captions",
+        "pretrain_300m",
+        "sentiment",
+        "smollm2_hears_and_sees",
+        "tuxpaint_retrieval",
+        "whisper_asterisk",
+    ),
+    pytest.mark.slow,
+) | {"quickstart": ()}
+
+
 @pytest.mark.parametrize(
     "path",
     [
-        pytest.param(path, id=path.stem, marks=() if path.stem == "quickstart" else pytest.mark.slow)
+        pytest.param(path, id=path.stem, marks=SLOW.get(path.stem, pytest.mark.long))
         for path in sorted(pathlib.Path("configs").glob("*.py"))
     ],
 )
