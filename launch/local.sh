@@ -34,10 +34,21 @@ for ((i = 0; i < count; i++)); do
   MMJAX_PROCESS=$i mmjax train "$@" &
   processes+=($!)
 done
-code=0
-for _ in "${processes[@]}"; do
-  wait -n || code=$?
-  ((code == 0 || code == 75)) || break
+# `wait -n` can miss one of several processes that end together, so each is waited for by its number.
+code=0 running=("${processes[@]}")
+while ((${#running[@]} && (code == 0 || code == 75))); do
+  sleep 0.1
+  alive=()
+  for process in "${running[@]}"; do
+    status=0
+    if kill -0 "$process" 2>/dev/null; then
+      alive+=("$process")
+      continue
+    fi
+    wait "$process" || status=$?
+    ((status == 0 || (status == 75 && code != 0))) || code=$status
+  done
+  running=("${alive[@]}")
 done
 ((code != 0 && code != 75)) || exit "$code"
 

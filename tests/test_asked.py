@@ -140,7 +140,7 @@ def test_classes_of_shards_are_written_by_their_names(home, tmp_path):  # noqa: 
 def test_the_conversations_of_the_page_are_about_asterisks_prompts(home, prompts):  # noqa: F811
     room = {"c": c}
     blocks = re.findall(r"```py\n(.*?)```", Path("docs/data.md").read_text(), re.DOTALL)
-    exec(next(block for block in blocks if "c.Asked(" in block), room)
+    exec(next(block for block in blocks if "c.Asked(" in block and "source = " in block), room)
     local = {
         name: dataclasses.replace(one, source=dataclasses.replace(one.source, package=str(prompts)))
         for name, one in room["source"].sources.items()

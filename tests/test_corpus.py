@@ -404,7 +404,7 @@ def test_names_have_an_order(tmp_path):
 
 def test_a_sample_with_a_part_that_cannot_be_used_is_counted(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name, data in (("0.json", b'{"transcript": ["lost"]}'), ("0.flac", b"x"), ("1.txt", b"fine")):
+        for name, data in (("0.json", b'{"transcript": {"said": "lost"}}'), ("0.flac", b"x"), ("1.txt", b"fine")):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
