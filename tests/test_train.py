@@ -134,7 +134,8 @@ def test_sigterm_to_one_of_two_processes_stops_both_after_the_same_step(tmp_path
         )
         for number in range(2)
     ]
-    while all(p.poll() is None for p in both) and not (tmp_path / "run" / "metrics.jsonl").exists():
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while all(p.poll() is None for p in both) and not (metrics.exists() and '"kind": "train"' in metrics.read_text()):
         time.sleep(0.2)
     both[1].send_signal(signal.SIGTERM)
     errors = [process.communicate(timeout=120)[1] for process in both]
