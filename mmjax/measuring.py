@@ -98,7 +98,7 @@ def evaluate(
     with json_lines(local(save, "--save") if save and jax.process_index() == 0 else None) as write:
         found = opened.measure(opened.subsets(subsets), examples)
         for subset, measures in found.items() if write else ():
-            for line in measures.lines():
+            for line in measures.lines(by):
                 write({"subset": subset, **line})
             measured = set(measures.seen.tolist())  # some are unreadable only in other modalities
             for number, reason in sorted(opened.evaluator.unreadable.items()):

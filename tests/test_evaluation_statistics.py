@@ -249,6 +249,13 @@ def test_groups_are_tags_or_labels():
     assert found.clusters("answer", "language").tolist() == [0, 1, 0]
     first, second, alone = found.clusters("answer", "speaker").tolist()
     assert first == second != alone
+    saved_groups = [line.get("groups", {}) for line in found.lines("speaker")]
+    assert saved_groups == [
+        {"language": "de", "speaker": "bob"},
+        {"language": "en", "speaker": "bob"},
+        {"language": "de"},
+        {"speaker": "ann"},
+    ]
     with pytest.raises(UserError, match="no example has the group 'speakr'; did you mean 'speaker'"):
         found.clusters("answer", "speakr")
 

@@ -184,6 +184,8 @@ def _read(folder: Path) -> dict[str, Any]:
         found = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         return {key: found[key] for key in ("run", "step", "parameters", "items", "complete", "vectors")}
     except FileNotFoundError:
+        if (folder / "checkpoints").is_dir():
+            raise UserError(f"{folder} is a run, not an index of one: mmjax index {folder} FILES -o DIR") from None
         raise UserError(f"{folder} is no index; make one: mmjax index RUN FILES -o {folder}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"cannot read {folder / ABOUT}: {error}") from None

@@ -68,8 +68,8 @@ def read_saved(path: Path, by: str | None = None) -> dict[str, dict[str, Scores]
                 found.setdefault(line["subset"], {}).setdefault(task, []).append(own)
         if by is not None and not any(by in line.get("groups", {}) for line in lines):
             raise UserError(
-                f"the examples of {path} have no groups by '{by}': saved evaluations have tags, such as language; for another "
-                "column, compare the runs themselves"
+                f"the examples of {path} have no groups by '{by}': they have the tags that the run's prefixes use, and the "
+                f"group of --intervals; save them with --intervals {by}, or compare the runs themselves"
             )
         return {subset: {t: s for t, own in tasks.items() if (s := _saved(own))} for subset, tasks in found.items()}
     except OSError as error:

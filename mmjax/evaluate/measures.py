@@ -66,9 +66,9 @@ class Measures:
 
     # After the last batch.
 
-    def lines(self) -> Iterator[dict[str, Any]]:
+    def lines(self, by: str | None = None) -> Iterator[dict[str, Any]]:
         """Yields a line for each example, in the order of numbers: {"number", "name", "groups": {"language": "fr"}, "tasks": {TASK:
-        what `Task.compared` returns}}. An example without a name or a group lacks the key.
+        what `Task.compared` returns}}. An example without a name or a group lacks the key. Groups are tags, and the label `by`.
         """
         tasks: dict[int, dict[str, Any]] = {number: {} for number in sorted(self.seen.tolist())}
         for name, items in self._items.items():
@@ -77,7 +77,10 @@ class Measures:
         groups = getattr(self._source, "groups", {}).items()
         for number, compared in tasks.items():
             own = {kind: names[group[number]] for kind, (group, names) in groups if group[number] >= 0}
-            called = self._source[number].name
+            example = self._source[number]
+            if by in self._source.labels and (chosen := example.labels.get(by, -1)) >= 0:
+                own[by] = self._source.labels[by].names[chosen]
+            called = example.name
             name = {} if called is None else {"name": called}
             yield {"number": number, **name, **({"groups": own} if own else {}), "tasks": compared}
 
