@@ -1,6 +1,7 @@
 """Collections and runs in a bucket, through fsspec: one that lies in memory, and S3. What cannot lie in one is refused."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -252,10 +253,109 @@ def test_what_could_not_be_brought_to_the_bucket_is_named_and_kept(machine, tmp_
     said = f"cannot write {RUN}: no network; the run is complete in {here.path}, the same command brings it there"
     with monkeypatch.context() as patch, pytest.raises(UserError, match=said), mirror.mirrored(here, StopSignal()):
         (here.path / "metrics.jsonl").write_text("new")
-        patch.setattr(type(here._system), "put_file", fail)
+        patch.setattr(type(here._system), "pipe_file", fail)
     with mirror.mirrored(here, StopSignal()):
         assert (here.path / "metrics.jsonl").read_text() == "new"
     assert fsspec.filesystem("memory").cat("/bucket/runs/tiny/metrics.jsonl") == b"new"
+
+
+@pytest.fixture
+def pushed(machine, tmp_path):
+    """A mirror whose bucket has a checkpoint, metrics and the best step."""
+    here = mirror.Mirror(RUN, tmp_path / "here")
+    here.path.mkdir()
+    here.pull()
+    (here.path / "checkpoints" / "2").mkdir(parents=True)
+    for name in ("checkpoints/2/sums", "metrics.jsonl", "best.json"):
+        (here.path / name).write_text("old")
+    here.push()
+    return here
+
+
+def contents(tmp_path, name="there"):
+    there = mirror.Mirror(RUN, tmp_path / name)
+    there.path.mkdir()
+    there.pull()
+    return {str(p.relative_to(there.path)): p.read_text() for p in there.path.rglob("[!.]*") if p.is_file()}
+
+
+def test_a_directory_that_cannot_be_read_changes_nothing_in_the_bucket(pushed, tmp_path, monkeypatch):
+    def scandir(path):
+        if str(path).endswith("checkpoints"):
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return real(path)
+
+    real = os.scandir
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="Stale file handle"):
+        patch.setattr(os, "scandir", scandir)
+        pushed.push()
+    shutil.rmtree(pushed.path)
+    with pytest.raises(UserError, match="is gone; what is in the bucket stays"):
+        pushed.push()
+    assert contents(tmp_path) == dict.fromkeys(("checkpoints/2/sums", "metrics.jsonl", "best.json"), "old")
+
+
+@pytest.mark.parametrize("name", ["/tmp/elsewhere", "../elsewhere", "a/../../elsewhere"])
+def test_a_manifest_writes_nothing_outside_the_run(pushed, tmp_path, name):
+    system = fsspec.filesystem("memory")
+    written = json.loads(system.cat(f"/bucket/runs/tiny/{mirror.MANIFEST}"))
+    written["files"][name] = [1, 1]
+    system.pipe(f"/bucket/runs/tiny/{mirror.MANIFEST}", json.dumps(written).encode())
+    with pytest.raises(UserError, match="which is not inside the run"):
+        contents(tmp_path)
+
+
+def test_the_bucket_has_the_files_of_one_moment(pushed, tmp_path, monkeypatch):
+    """While a checkpoint is brought there, its evaluation ends: neither the metrics nor the best step of it are there."""
+    (pushed.path / "checkpoints" / "4").mkdir()
+    (pushed.path / "checkpoints" / "4" / "sums").write_text("new")
+    (pushed.path / "metrics.jsonl").write_text("old, step 4")
+    system = type(pushed._system)
+    put = system.put_file
+
+    def slow(self, file, *rest, **others):
+        (pushed.path / "best.json").write_text("new")
+        with (pushed.path / "metrics.jsonl").open("a") as metrics:
+            metrics.write(", evaluation")
+        return put(self, file, *rest, **others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(system, "put_file", slow)
+        pushed.push()
+    found = contents(tmp_path)
+    assert (found["checkpoints/4/sums"], found["best.json"], found["metrics.jsonl"]) == ("new", "old", "old, step 4")
+    pushed.push()
+    assert contents(tmp_path, "again")["metrics.jsonl"] == "old, step 4, evaluation"
+
+
+def test_a_stalled_training_does_not_replace_the_manifest_of_another(pushed, tmp_path, monkeypatch):
+    other = mirror.Mirror(RUN, tmp_path / "other")
+    other.path.mkdir()
+    other.pull()
+    (other.path / "best.json").write_text("of the other")
+    (pushed.path / "checkpoints" / "4").mkdir()
+    (pushed.path / "checkpoints" / "4" / "sums").write_text("stalled")
+    system = type(pushed._system)
+    put = system.put_file
+
+    def stalled(self, *rest, **others):
+        put(self, *rest, **others)
+        other.push()
+
+    with monkeypatch.context() as patch, pytest.raises(mirror.Taken):
+        patch.setattr(system, "put_file", stalled)
+        pushed.push()
+    assert contents(tmp_path)["best.json"] == "of the other"
+
+
+def test_a_checkpoint_that_is_written_anew_is_not_listed_meanwhile(pushed, tmp_path, monkeypatch):
+    (pushed.path / "checkpoints" / "2" / "sums").write_text("another")
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="no network"):
+        patch.setattr(type(pushed._system), "put_file", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
+        pushed.push()
+    assert set(contents(tmp_path)) == {"metrics.jsonl", "best.json"}
+    pushed.push()
+    assert contents(tmp_path, "again")["checkpoints/2/sums"] == "another"
 
 
 @pytest.fixture

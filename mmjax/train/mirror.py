@@ -14,10 +14,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import jax
 
@@ -31,8 +31,11 @@ MANIFEST = "mirror.json"
 KNOWN = ".mirror"  # in the directory on this machine: the identity of the manifest that it has last equalled
 EVERY = 20.0  # seconds between two looks for changes
 THREADS = 8
+ATTEMPTS = 20  # to see a directory at one moment
 CHECKPOINT = re.compile(r"checkpoints/(\d+)/")
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of directories that Orbax will rename
+COMPLETE = ("checkpoints/", "frozen/")  # folders whose files do not change once they have their names
+REMOVED = "removed-checkpoint-"  # begins the names of directories that are being deleted
 
 Stamp = tuple[int, int]  # size in bytes, time of the last change in ns
 
@@ -74,6 +77,11 @@ class Mirror:
             except FileNotFoundError:
                 return self._listed()
         files = {name: (size, changed) for name, (size, changed) in found["files"].items()}
+        for name in (*files, *found["folders"]):
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise UserError(
+                    f"{self.address}/{MANIFEST} names '{name}', which is not inside the run; nothing is read"
+                )
         return Manifest(found["identity"], files, found["folders"])
 
     def _listed(self) -> Manifest:
@@ -148,43 +156,68 @@ class Mirror:
         """Makes the run in the bucket equal to the directory, if anything has changed. Process 0 does it for all.
 
         Raises:
-          UserError: the bucket cannot be written, or another process has written there.
+          UserError: the bucket cannot be written, the directory is gone, or another process has written there.
         """
         if jax.process_index():
             return
         with self._lock:
-            there = self.manifest()
-            if there.identity != self._identity:
-                raise Taken(f"another process has written to {self.address}; only one may train there")
-            while not self._pushed(there):
-                pass
+            for _ in range(ATTEMPTS):
+                if self._pushed(self.manifest()):
+                    return
+                time.sleep(0.1)
+            raise UserError(f"cannot write {self.address}: the files in {self.path} change without a break")
 
     def _pushed(self, there: Manifest) -> bool:
-        """Whether the bucket is now equal to the directory; not if a file was deleted before it could be brought there."""
+        """Whether the bucket is now equal to the directory as it was; not if a file has vanished before it could be brought there."""
+        self._check_alone(there)
+        if not (self.path / KNOWN).is_file():
+            raise UserError(f"{self.path}, which mirrors {self.address}, is gone; what is in the bucket stays as it is")
         try:
-            here, folders = _files(self.path)
-            if (here, folders) != (there.files, there.folders) or not there.identity:
-                self._write(there, here, folders)
+            with _snapshot(self.path) as (here, folders, opened):
+                if (here, folders) != (there.files, there.folders) or not there.identity:
+                    self._write(there, here, folders, opened)
         except _Gone:
             return False
+        except OSError as error:
+            raise UserError(f"cannot read {self.path}: {error.strerror or error}") from None
         return True
 
-    def _write(self, there: Manifest, here: dict[str, Stamp], folders: list[str]) -> None:
+    def _check_alone(self, there: Manifest) -> None:
+        if there.identity != self._identity:
+            raise Taken(f"another process has written to {self.address}; only one may train there")
+
+    def _write(self, there: Manifest, here: dict[str, Stamp], folders: list[str], opened: dict[str, BinaryIO]) -> None:
+        changed = sorted(name for name, stamp in here.items() if there.files.get(name) != stamp)
+
         def one(name: str) -> None:
+            place = f"{self._inside}/{name}"
+            if name in opened:
+                self._system.pipe_file(place, opened[name].read(here[name][0]))
+                return
             try:
-                self._system.put_file(str(self.path / name), f"{self._inside}/{name}")
+                self._system.put_file(str(self.path / name), place)
             except FileNotFoundError as error:
                 raise _cannot("write", self.address, error) if (self.path / name).is_file() else _Gone from None
 
         with _explained("write", self.address), ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(one, sorted(name for name, stamp in here.items() if there.files.get(name) != stamp)))
-            identity = uuid.uuid4().hex
-            written = json.dumps({"identity": identity, "files": here, "folders": folders})
-            self._system.pipe_file(f"{self._inside}/{MANIFEST}", written.encode())
-            self._identity = identity
-            write_whole(self.path / KNOWN, identity)
+            # A checkpoint that was written anew, after a rollback, is not listed while its files are replaced.
+            again = {found[0] for name in changed if name in there.files and (found := CHECKPOINT.match(name))}
+            if again:
+                kept = {name: stamp for name, stamp in there.files.items() if not name.startswith(tuple(again))}
+                self._publish(kept, [name for name in there.folders if not f"{name}/".startswith(tuple(again))])
+            list(pool.map(one, changed))
+            self._publish(here, folders)
             for name in there.files.keys() - here.keys():
                 self._system.rm_file(f"{self._inside}/{name}")
+
+    def _publish(self, files: dict[str, Stamp], folders: list[str]) -> None:
+        """Writes the manifest, unless another process has written one since this process has read it."""
+        self._check_alone(self.manifest())
+        identity = uuid.uuid4().hex
+        written = json.dumps({"identity": identity, "files": files, "folders": folders})
+        self._system.pipe_file(f"{self._inside}/{MANIFEST}", written.encode())
+        self._identity = identity
+        write_whole(self.path / KNOWN, identity)
 
 
 class _Gone(Exception):
@@ -195,13 +228,46 @@ class Taken(UserError):
     """Another process writes to the same run."""
 
 
+@contextmanager
+def _snapshot(root: Path) -> Iterator[tuple[dict[str, Stamp], list[str], dict[str, BinaryIO]]]:
+    """What a directory holds at one moment: stamps and folders as of `_files`, and the open files that a run still changes.
+
+    A run only appends to files, or replaces them as a whole. So the first bytes of an open file, as many as its stamp says, stay what
+    they were. Files in `COMPLETE` do not change.
+
+    Raises:
+      _Gone: something changed in every of several attempts.
+    """
+    for _ in range(ATTEMPTS):
+        with ExitStack() as stack:
+            here, folders = _files(root)
+            opened = {}
+            for name in here:
+                if not name.startswith(COMPLETE):
+                    with suppress(FileNotFoundError):
+                        opened[name] = stack.enter_context(open(root / name, "rb"))
+            if (here, folders) == _files(root):
+                yield here, folders, opened
+                return
+    raise _Gone
+
+
 def _files(root: Path) -> tuple[dict[str, Stamp], list[str]]:
-    """The stamps of all complete files below a directory by relative path, and its folders."""
+    """The stamps of all complete files below a directory by relative path, and its folders.
+
+    Raises:
+      OSError: a folder cannot be listed, other than because it was deleted meanwhile.
+    """
     files: dict[str, Stamp] = {}
     folders = []
-    for folder, inner, names in os.walk(root):
+
+    def failed(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError) or Path(error.filename) == root:
+            raise error
+
+    for folder, inner, names in os.walk(root, onerror=failed):
         place = Path(folder).relative_to(root)
-        inner[:] = [name for name in inner if UNFINISHED not in name]
+        inner[:] = [name for name in inner if UNFINISHED not in name and not name.startswith(REMOVED)]
         folders += [str(place / name) for name in inner]
         for name in names:
             if place == Path(".") and name.startswith("."):  # locks, and files that are being written
