@@ -388,6 +388,7 @@ def test_commands_read_a_run_on_s3(s3, run, tmp_path, monkeypatch, capsys):
     shutil.copytree(run, tmp_path / "copy")
     there = mirror.Mirror("s3://bucket/runs/tiny", tmp_path / "copy")
     there._identity = there.manifest().identity
+    (there.path / mirror.KNOWN).touch()
     there.push()
     listed = json.loads(s3.cat_file(f"bucket/runs/tiny/{mirror.MANIFEST}"))["files"]
     assert set(listed) == {p.removeprefix("bucket/runs/tiny/") for p in s3.find("bucket/runs/tiny")} - {mirror.MANIFEST}
@@ -399,17 +400,17 @@ def test_commands_read_a_run_on_s3(s3, run, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_a_training_killed_on_one_machine_ends_on_another_as_if_nothing_had_happened(s3, run, tmp_path):
+def test_a_training_killed_on_one_machine_ends_on_another_as_if_nothing_had_happened(s3, tmp_path):
     """Started by the command line, with an S3 server."""
     (tmp_path / "tiny.json").write_text(c.to_json(tiny()))
     program = (
         "import sys; from mmjax.train import mirror; from mmjax.files import data_directory; from mmjax.cli import main\n"
         "from pathlib import Path; mirror.EVERY, mirror.data_directory = 0.1, lambda *_: Path(sys.argv[1])\n"
-        "sys.exit(main(['train', sys.argv[2], '--run-dir', 's3://bucket/runs/x']))"
+        "sys.exit(main(['train', sys.argv[2], '--run-dir', sys.argv[3]]))"
     )
 
-    def started(machine):
-        command = [sys.executable, "-c", program, tmp_path / machine, tmp_path / "tiny.json"]
+    def started(machine, run="s3://bucket/runs/x"):
+        command = [sys.executable, "-c", program, tmp_path / machine, tmp_path / "tiny.json", run]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     first = started("one")
@@ -421,7 +422,11 @@ def test_a_training_killed_on_one_machine_ends_on_another_as_if_nothing_had_happ
     second = started("two")
     _, errors = second.communicate(timeout=850)
     assert second.returncode == 0, errors[-3000:]
-    place = tmp_path / "two" / "buckets/train/s3/bucket/runs/x"
-    assert losses(place) == losses(run)
+    place, whole = tmp_path / "two" / "buckets/train/s3/bucket/runs/x", tmp_path / "whole"
+    never_killed = started("three", whole)
+    assert never_killed.wait(timeout=850) == 0
+    assert losses(place) == losses(whole)
     s3.get("bucket/runs/x", str(tmp_path / "fetched"), recursive=True)
-    assert [one["digest"] for one in describe_run(tmp_path / "fetched")] == [one["digest"] for one in describe_run(run)]
+    assert [one["digest"] for one in describe_run(tmp_path / "fetched")] == [
+        one["digest"] for one in describe_run(whole)
+    ]
