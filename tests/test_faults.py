@@ -71,4 +71,9 @@ def test_a_launch_that_loses_a_process_goes_on_with_fewer_and_later_with_all(tmp
     ends = [flatten_dict(Checkpoints(tmp_path / run).parameters(training.STEPS)) for run in ("undisturbed", "run")]
     assert ends[0].keys() == ends[1].keys()
     for path, straight in ends[0].items():
-        np.testing.assert_allclose(ends[1][path], straight, rtol=0, atol=1e-5, err_msg="/".join(path))
+        found = ends[1][path]
+        # The bias of keys adds one number to all scores of a query, which changes nothing. So its gradient is rounding alone,
+        # which Adam scales to the size of a step. [layers, 3, heads, width]
+        if path[-2:] == ("qkv", "bias"):
+            found, straight = (np.delete(one, 1, axis=1) for one in (found, straight))
+        np.testing.assert_allclose(found, straight, rtol=0, atol=1e-5, err_msg="/".join(path))
