@@ -15,8 +15,8 @@ from mmjax import config as c
 from mmjax.errors import UserError
 from mmjax.flops import matrix_flops
 from mmjax.models import PatchDecoder, ViT
-from mmjax.models.masking import put_back
-from mmjax.stream import Stream
+from mmjax.models.masking import normal, put_back, uniform
+from mmjax.stream import PICTURE, Stream
 from mmjax.tasks import BestRQ, MaskedPatches, MaskedTokens
 from mmjax.train.build import build_layout, build_model
 from mmjax.train.step import measure, unboxed
@@ -111,6 +111,15 @@ def test_which_patches_are_hidden_depends_on_the_example_alone():
     alone, of_alone = hide(MaskedPatches(), *pictures([(5, 3)], empty=20, first=2), NATIVE)
     np.testing.assert_array_equal(seen.positions[seen.segments == 2], alone.positions[alone.segments == 1])
     np.testing.assert_array_equal(labels.mask[0, 16:31], of_alone.mask[0, :15])
+
+
+def test_each_patch_of_several_pictures_of_an_example_has_its_own_draw():
+    places = [(row, column + number * PICTURE) for number in range(3) for row in range(4) for column in range(4)]
+    image, examples = packed([len(places)], width=2)
+    image = image._replace(positions=jnp.array([places], jnp.int32))
+    for draw in (uniform, normal):
+        drawn = np.asarray(draw(image, examples, KEY))
+        assert len(np.unique(drawn)) == drawn.size
 
 
 def test_the_encoder_computes_the_visible_patches_alone():

@@ -25,13 +25,13 @@ def normal(stream: Stream, examples: Stream, key: jax.Array) -> jax.Array:
 
 
 def _of_tokens(stream: Stream, examples: Stream, key: jax.Array) -> jax.Array:
-    """[B, T] keys, which depend on (key, example, position)."""
+    """[B, T] keys, which depend on (key, example, position): row and column of a patch are folded in one after the other."""
     of_examples = jax.random.key_data(keys(examples, key))
-    of_tokens = jax.random.wrap_key_data(at_tokens(of_examples, stream.segments))
-    places = stream.positions
-    if places.ndim == 3:
-        places = places[..., 0] * 65_536 + places[..., 1]
-    return jax.vmap(jax.vmap(jax.random.fold_in))(of_tokens, places)
+    found = jax.random.wrap_key_data(at_tokens(of_examples, stream.segments))
+    positions = stream.positions.reshape(*stream.segments.shape, -1)
+    for axis in range(positions.shape[-1]):
+        found = jax.vmap(jax.vmap(jax.random.fold_in))(found, positions[..., axis])
+    return found
 
 
 def ranks(values: jax.Array, group: jax.Array) -> jax.Array:
