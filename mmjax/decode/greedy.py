@@ -4,7 +4,6 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mmjax.decode.base import CTCDecoding, Memory, TextDecoding, TransducerDecoding
 from mmjax.decode.sampled import sample
@@ -57,8 +56,9 @@ class Greedy(TextDecoding):
 class GreedyTransducer(TransducerDecoding):
     """In each frame, the most probable symbols until a blank (Graves 2012).
 
-    With durations, each symbol also says how many frames are skipped; a blank skips at least one (Xu et al. 2023,
-    arXiv:2304.06795, algorithm 2).
+    With durations, the most probable duration of each symbol is the number of frames that are skipped (Xu et al. 2023,
+    arXiv:2304.06795, algorithm 2). If it is 0 for a blank, one frame is skipped, as in NeMo and transformers; the score has the
+    probability of the duration 0, which the network gave.
     """
 
     symbols: int = 4  # the most symbols that are written in one frame
@@ -122,7 +122,7 @@ def _chosen(logits: jax.Array, durations: tuple[int, ...]) -> tuple[jax.Array, .
     best, score = of_classes.argmax(-1).astype(jnp.int32), of_classes.max(-1)
     if not durations:
         return best, score, jnp.exp(score), (best == BLANK).astype(jnp.int32)
-    forbidden = (best == BLANK)[:, None] & (np.array(durations) == 0)
-    of_durations = jnp.where(forbidden, -jnp.inf, jax.nn.log_softmax(logits[:, count:]))
+    of_durations = jax.nn.log_softmax(logits[:, count:])
     skipped = jnp.array(durations)[of_durations.argmax(-1)]
+    skipped = jnp.where(best == BLANK, jnp.maximum(skipped, 1), skipped)
     return best, score + of_durations.max(-1), jnp.exp(score), skipped
