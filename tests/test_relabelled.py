@@ -5,6 +5,8 @@ import json
 import pytest
 
 from mmjax import config as c
+from mmjax.data.fields import USUAL
+from mmjax.data.labels import alternatives
 from mmjax.errors import UserError
 
 WORDS = ("eins", "one"), ("zwei", "two"), ("drei", "three"), ("vier", "four")
@@ -57,6 +59,46 @@ def test_one_decoder_learns_two_tasks_on_the_same_records(tmp_path, rows):
 def test_a_label_may_be_an_input_text(tmp_path, rows):
     plain = opened(tmp_path, lambda one: c.Relabelled(source=one, labels={"target": "text"}), rows)
     assert [said(plain, number) for number in range(4)] == [(["<de>"], a, a) for a, _ in WORDS]
+
+
+@pytest.mark.parametrize("kind, value", [("text", ("a cat", "one cat", "a cat")), ("classes", ("a cat", "one cat"))])
+def test_a_value_is_read_as_the_kind_of_the_label_that_takes_it(tmp_path, kind, value):
+    (tmp_path / "list.jsonl").write_text(json.dumps({"text": "what is it", "caption": value}))
+    listed = c.Manifest(splits={"train": str(tmp_path / "list.jsonl")})
+    relabelled, fields = c.Relabelled(source=listed, labels={"said": "caption"}), USUAL._replace(labels={"said": kind})
+    said = relabelled.records("train", tmp_path, fields)[0].labels["said"]
+    assert said == "a cat" and alternatives(said) == value if kind == "text" else said == value
+
+
+def test_several_texts_of_a_caption_become_the_targets_of_a_run(tmp_path, rows):
+    rows = [{"text": row["text"], "caption": [row["target"], row["target"], "it"], "language": "de"} for row in rows]
+    written = opened(tmp_path, lambda one: c.Relabelled(source=one, labels={"target": "caption"}), rows)
+    found = [written[number].labels["target"] for number in range(4)]
+    assert found == [b for _, b in WORDS] and alternatives(found[0]) == ("one", "one", "it")
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        (
+            {"target": "mood"},
+            "'target' needs 'mood' as text, but it is also read as classes; give one of them a column",
+        ),
+        ({"mood": "image"}, "'mood' cannot be the input 'image', which is no text"),
+    ],
+)
+def test_a_value_that_cannot_be_the_label_is_refused(tmp_path, labels, message):
+    relabelled = c.Relabelled(source=c.Manifest(splits={}), labels=labels)
+    fields = USUAL._replace(labels={"target": "text", "mood": "classes"})
+    with pytest.raises(UserError, match=f"Relabelled.labels: {message}"):
+        relabelled.records("train", tmp_path, fields)
+
+
+def test_a_misspelt_label_is_named_with_the_nearest_column(tmp_path, rows):
+    for row in rows:
+        row["summary"] = row.pop("target")
+    with pytest.raises(UserError, match=r"no 'sumary' \(Relabelled.labels: 'target'\); did you mean 'summary'"):
+        opened(tmp_path, lambda one: c.Relabelled(source=one, labels={"target": "sumary"}), rows)
 
 
 def test_records_without_a_named_label_are_left_out_and_counted(tmp_path, rows):

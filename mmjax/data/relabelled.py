@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from mmjax.data.fields import TAGS, USUAL, Fields
-from mmjax.data.labels import USUAL_LABELS
 from mmjax.data.record import Record
 from mmjax.data.source import Derived
 from mmjax.errors import UserError, nearest
@@ -19,7 +18,8 @@ class Relabelled(Derived):
 
     A mixture of several of these trains one decoder for several tasks, which special tokens tell apart (`Data.prefixes`):
     with `labels={"target": "transcript"}` and `tags={"task": "transcribe"}` it writes what is said, with
-    `tags={"task": "translate"}` the target. Records that lack a named label are left out and counted.
+    `tags={"task": "translate"}` the target. A value is read as the kind of label that takes it. Records that lack a named label
+    are left out and counted.
     """
 
     # Label -> the label, or input text, of the record whose value it takes; the others stay.
@@ -33,12 +33,30 @@ class Relabelled(Derived):
         for tag in self.tags:
             if tag not in TAGS:
                 raise UserError(f"Relabelled.tags: there is no tag '{tag}'{nearest(tag, TAGS)}")
-        named = {name: USUAL_LABELS.get(name, "any") for name in self.labels.values() if name not in fields.inputs}
-        records, stamped = self.source.stamped(
-            split, directory, fields._replace(labels={**named, **fields.labels}), once
-        )
+        records, stamped = self.source.stamped(split, directory, fields._replace(labels=self._kinds(fields)), once)
         changes = {"labels": dict(self.labels), "tags": dict(self.tags)}
         return RelabelledRecords(records, self.labels, self.tags, fields), {**stamped, "relabelled": changes}
+
+    def _kinds(self, fields: Fields) -> dict[str, str]:
+        """The kind of each label that is read of the other collection.
+
+        Raises:
+          UserError: a value cannot be what all labels need for which it is read.
+        """
+        kinds = dict(fields.labels)
+        for label, name in self.labels.items():
+            kind, other = fields.labels.get(label, "any"), kinds.get(name, "any")
+            if name in fields.inputs:
+                if name not in fields.read_texts:
+                    raise UserError(f"Relabelled.labels: '{label}' cannot be the input '{name}', which is no text")
+                continue
+            if "text" in (kind, other) and {kind, other} & {"classes", "numbers"}:
+                raise UserError(
+                    f"Relabelled.labels: '{label}' needs '{name}' as {kind}, but it is also read as {other}; give one of them a "
+                    "column of its own"
+                )
+            kinds[name] = kind if other == "any" else other
+        return kinds
 
 
 class RelabelledRecords:
@@ -70,9 +88,10 @@ class RelabelledRecords:
         read = getattr(self._records, "read", lambda number: (self._records[number], ()))
         record, unread = read(index)
         known = {**record.inputs, **record.labels}
-        for name in self._taken.values():
+        for label, name in self._taken.items():
             if name not in known:
-                raise UserError(f"incomplete: {record.name} has no {name}")
+                hint = nearest(name, [*known, *unread])
+                raise UserError(f"incomplete: {record.name} has no '{name}' (Relabelled.labels: '{label}'){hint}")
         labels = {**record.labels, **{label: known[name] for label, name in self._taken.items()}}
         labels = {name: value for name, value in labels.items() if name in self._fields.labels}
         return record._replace(labels=labels, tags={**record.tags, **self._tags}), unread
