@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -165,14 +166,21 @@ def test_a_spike_is_some_losses_in_a_row_far_above_the_median_of_those_before():
     )
 
 
+def test_a_spike_begins_at_its_first_high_loss_whatever_is_skipped_after_it():
+    usual, nan = [1.0 + 0.01 * (step % 3) for step in range(8)], math.nan
+    losses = Losses(c.Spikes(window=8, steps=3), {})
+    found = [losses.see(step, loss) for step, loss in enumerate([*usual, 50.0, nan, nan, nan, 60.0, nan, 70.0], 1)]
+    assert not any(found[:-1]) and (found[-1].first, found[-1].last) == (9, 15)
+
+
 def test_a_resumed_run_has_the_losses_of_the_checkpoint():
-    values = [*np.linspace(2, 1, 30), 9.0, 9.0, 9.0]
+    values = [*np.linspace(2, 1, 30), 9.0, math.nan, 9.0, 9.0]
     whole, part = (Losses(c.Spikes(window=16), {}) for _ in range(2))
     seen = [whole.see(step, value) for step, value in enumerate(values, 1)]
     for step, value in enumerate(values[:31], 1):
         part.see(step, value)
     resumed = Losses(c.Spikes(window=16), json.loads(json.dumps(part.state)))
-    assert [resumed.see(step, values[step - 1]) for step in (32, 33)] == seen[31:] and seen[-1]
+    assert [resumed.see(step, values[step - 1]) for step in (32, 33, 34)] == seen[31:] and seen[-1]
 
 
 def test_the_checkpoints_that_a_spike_may_need_are_kept():

@@ -35,7 +35,7 @@ class Spikes:
 
     window: int = 128  # steps before, with which a loss is compared; from half as many on
     deviations: float = 6.0  # standard deviations above the median, from which a loss is high
-    steps: int = 3  # high losses in a row that are a spike; one batch may be difficult
+    steps: int = 3  # high losses in a row, skipped steps aside, that are a spike; one batch may be difficult
     rollback: Rollback | None = None  # what follows a spike; None: a warning
 
 
@@ -69,16 +69,21 @@ class Losses:
     """
 
     def __init__(self, settings: Spikes, before: Mapping[str, Any]):
-        self._settings, self._high = settings, int(before.get("high", 0))
+        self._settings = settings
+        # The first step of the present row of high losses, and how many there are.
+        self._first, self._high = before.get("row", (0, 0))
         self._last: deque[float] = deque(before.get("losses", ()), maxlen=settings.window)
 
     @property
     def state(self) -> dict[str, Any]:
         """What a checkpoint must keep, so that a resumed run finds the same spikes."""
-        return {"losses": list(self._last), "high": self._high}
+        return {"losses": list(self._last), "row": [self._first, self._high]}
 
     def see(self, step: int, loss: float) -> Spike | None:
-        """Adds the loss of a step; returns the spike that becomes certain with it. Skipped steps do not count."""
+        """Adds the loss of a step; returns the spike that becomes certain with it.
+
+        A loss that is not finite, that of a skipped step, is left out: it is not high, and it does not end a row of high losses.
+        """
         if not math.isfinite(loss):
             return None
         median, deviations = 0.0, 0.0
@@ -89,6 +94,7 @@ class Losses:
             deviations = (loss - median) / spread if spread else 0.0
         self._last.append(loss)
         self._high = self._high + 1 if deviations > self._settings.deviations else 0
+        self._first = step if self._high == 1 else self._first
         if self._high != self._settings.steps:
             return None
-        return Spike(step - self._high + 1, step, loss, median, deviations)
+        return Spike(self._first, step, loss, median, deviations)
