@@ -39,7 +39,7 @@ from mmjax.models.adapters import assembled, constants
 from mmjax.parallel.agreement import together
 from mmjax.train.best import read_record
 from mmjax.train.groups import split
-from mmjax.train.mirror import run_at
+from mmjax.train.mirror import REMOVED, run_at
 from mmjax.train.step import TrainState
 
 FORMAT = 2  # of the directory; format 1 of earlier versions has no checksums of files
@@ -47,7 +47,6 @@ SUMS = "sha256.json"
 NEWEST = "newest-checkpoint"  # file name in the run directory: the step of the last complete checkpoint
 POSITION = {"step", "window", "rows_before"}  # the keys that `Sampler.restore` needs
 FOLDER, FROZEN = "checkpoints", "frozen"  # in the run directory
-REMOVED = "removed-checkpoint"  # prefix, before step and time, of the folder of a checkpoint while it is deleted
 # Orbax measures its timeout with the clock of the machine, which is set when a machine wakes up; the hang watch does not.
 NO_TIMEOUT = 10**8  # seconds
 
@@ -296,14 +295,14 @@ class Checkpoints:
 
     def remove(self, step: int) -> None:
         """Deletes a checkpoint; a process that is killed meanwhile leaves no half of it."""
-        aside = self.set_aside(step, REMOVED)
+        aside = self.set_aside(step, REMOVED.removesuffix("-"))
         if jax.process_index() == 0:
             shutil.rmtree(aside, ignore_errors=True)
 
     def finish_removals(self) -> None:
         """Deletes what killed processes have left of checkpoints that they removed."""
         if jax.process_index() == 0:
-            for left in self.path.parent.glob(f"{REMOVED}-*"):
+            for left in self.path.parent.glob(f"{REMOVED}*"):
                 shutil.rmtree(left, ignore_errors=True)
 
     def lost(self) -> str | None:
