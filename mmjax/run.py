@@ -230,7 +230,7 @@ class Run:
     def index(self, files: Sequence[str], directory: str | Path, manifest: str | None = None) -> dict[str, int]:
         """Writes the vectors of many recordings, pictures or texts into an index, which `mmjax.open_index` searches.
 
-        An interrupted call can be repeated. It computes nothing again.
+        An interrupted call can be repeated. It computes nothing again, except what has changed, and all items after it.
 
         Args:
           files: files, patterns of files, and folders; empty: there is a manifest.
@@ -241,7 +241,7 @@ class Run:
           {"items": number of items, "errors": how many of them cannot be used}.
 
         Raises:
-          UserError: the run has no `Contrast` task, or the directory holds another index.
+          UserError: the run has no `Contrast` task, the directory holds another index, or another process writes it.
         """
         if bool(files) == bool(manifest):
             raise UserError("give either files, or a manifest (--manifest)")

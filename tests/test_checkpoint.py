@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import zipfile
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from mmjax.errors import UserError
 from mmjax.train import checkpoint as module
 from mmjax.train.checkpoint import Checkpoints, Damaged, describe_run
 from mmjax.train.directory import clear, resume
+from mmjax.train.rollbacks import Rollbacks
 from mmjax.train.step import TrainState
 from tests.faults import damages
 
@@ -101,6 +103,35 @@ def test_one_bit_in_any_file_is_noticed_and_the_checkpoint_before_is_used(run, s
     assert resume(checkpoints, abstract(), sampler)[1] == 1
     assert checkpoints.steps() == [1] and len(list(run.glob("damaged-checkpoint-2-*"))) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_damaged_checkpoint_of_a_run_that_has_rolled_back_is_renamed_not_deleted(run, sampler):
+    """Nobody knows whether a rollback has taken back a checkpoint whose position is damaged."""
+    (run / "rollbacks.json").write_text(json.dumps([{"to": 1, "batch": 9}]))
+    position = {"step": 2, "window": 0, "rows_before": 0, "rollbacks": 1}
+    for damaged in (False, True):
+        checkpoints = Checkpoints(run)
+        checkpoints.save(3, state(3), {**position, "step": 3})
+        checkpoints.close()
+        if damaged:
+            meta = run / "checkpoints" / "3" / "meta" / "metadata"
+            meta.write_text(meta.read_text().replace('"rollbacks": 1', '"rollbacks": 0'))
+        Rollbacks(run).discard(checkpoints)
+        assert checkpoints.steps() == [1, 3], "2 was saved before the rollback"
+        assert resume(checkpoints, abstract(), sampler)[1] == (1 if damaged else 3)
+        shutil.rmtree(run / "checkpoints" / "3", ignore_errors=True)
+    (aside,) = run.glob("damaged-checkpoint-3-*")
+    assert (aside / "state").is_dir()
+
+
+def test_what_a_kill_has_left_of_a_removed_checkpoint_is_deleted(run, monkeypatch):
+    checkpoints = Checkpoints(run)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", lambda *_, **__: None)  # as if it were killed before
+        checkpoints.remove(2)
+    assert list(run.glob("removed-checkpoint-2-*"))
+    Rollbacks(run).discard(checkpoints)
+    assert not list(run.glob("removed-*")) and Checkpoints(run).steps() == [1]
 
 
 def test_a_position_that_is_lacking_is_damage(run, sampler):

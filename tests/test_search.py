@@ -30,6 +30,8 @@ PAGE = pathlib.Path(__file__).parent.parent / "docs" / "using-a-run.md"
 RATE = 16_000
 DRAW = np.random.default_rng(0)
 WORDS = ["a red circle", "a blue square", "what is said here", "nothing at all"]
+IDENTITY = {"run": "run", "step": 1, "parameters": "p"}
+NAMES = [f"picture{number}.png" for number in range(6)]
 
 
 def write_run(folder, seed=0):
@@ -224,6 +226,85 @@ def test_the_largest_products_do_not_depend_on_the_parts_that_are_read(monkeypat
         np.testing.assert_array_equal(rows, wanted)
         np.testing.assert_array_equal(scores, (vectors @ query)[wanted])
     assert len(embedded.largest_products(vectors[:3], query, 40)[1]) == 3
+
+
+def test_vectors_that_are_no_numbers_come_last_and_hide_no_other():
+    vectors = np.eye(6, dtype=np.float32)
+    vectors[[1, 2, 3]] = np.nan
+    for count in (2, 3, 6):
+        scores, rows = embedded.largest_products(vectors, np.arange(6, dtype=np.float32), count)
+        assert rows.tolist() == [5, 4, 0, 1, 2, 3][:count] and scores[:2].tolist() == [5.0, 4.0]
+
+
+def write_index(folder, stamps="000000"):
+    """An index of six items with the vectors of the axes, by its writer."""
+    with embedded.EmbeddedWriter(folder, IDENTITY, NAMES, stamps) as writer:
+        first = len(writer.done)
+        items = [({"name": NAMES[at]}, {("seen", "image"): np.eye(6)[at]}) for at in range(first, 6)]
+        writer.write(items)
+        writer.finish()
+    return first
+
+
+def test_only_one_process_at_a_time_writes_an_index(tmp_path):
+    refused = pytest.raises(
+        UserError, match="another process writes the index .*; wait for it, or name another directory"
+    )
+    with embedded.EmbeddedWriter(tmp_path, IDENTITY, NAMES, "000000"), refused:
+        embedded.EmbeddedWriter(tmp_path, IDENTITY, NAMES, "000000")
+    assert write_index(tmp_path) == 0, "it is unlocked after an error"
+    assert embedded.Embedded(tmp_path).nearest(("seen", "image"), np.eye(6)[4], 1) == [(1.0, 4)]
+
+
+def test_an_index_with_more_lines_than_items_is_damaged(tmp_path):
+    write_index(tmp_path)
+    items = tmp_path / "items.jsonl"
+    items.write_text(items.read_text() + items.read_text())
+    for opened in (embedded.Embedded, write_index):
+        with pytest.raises(
+            UserError, match="is damaged .items.jsonl has 12 lines of 6 items.; delete it, and make it again"
+        ):
+            opened(tmp_path)
+
+
+def test_an_index_is_written_again_from_the_first_item_that_has_changed(tmp_path, capsys):
+    assert write_index(tmp_path) == 0 and write_index(tmp_path) == 6
+    assert not capsys.readouterr().err
+    assert write_index(tmp_path, "000110") == 3
+    assert "picture3.png has changed since it was indexed; it and the 2 items that follow" in capsys.readouterr().err
+    assert embedded.Embedded(tmp_path).nearest(("seen", "image"), np.arange(6), 6) == [
+        (float(at), at) for at in range(5, -1, -1)
+    ]
+
+
+def test_the_stamp_of_an_example_is_that_of_its_texts_and_files(home, run, tmp_path):
+    def stamps(*places, manifest=None):
+        source = run.examples([str(place) for place in places], manifest and str(manifest))
+        return [source.stamp(number) for number in range(len(source))]
+
+    shutil.copytree(home / "files", tmp_path / "files")
+    picture, table = tmp_path / "files" / "picture0.png", tmp_path / "list.jsonl"
+    rows = [{"image": "files/picture0.png"}, {"image": "files/picture1.png"}, {"text": "a red circle"}]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files, listed = stamps(tmp_path / "files"), stamps(manifest=table)
+    assert files == stamps(tmp_path / "files") and len(set(files)) == 10
+    shutil.copy(home / "files" / "picture5.png", picture)
+    changed = [one != before for one, before in zip(stamps(tmp_path / "files"), files, strict=True)]
+    assert changed == [place.name == "picture0.png" for place in sorted((tmp_path / "files").iterdir())]
+    rows[2]["text"] = "a blue circle"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [one != before for one, before in zip(stamps(manifest=table), listed, strict=True)] == [True, False, True]
+
+
+def test_a_repeated_command_finds_a_picture_as_it_is_now(home, run, tmp_path):
+    picture = tmp_path / "picture.png"
+    for original in ("picture0.png", "broken.png", "picture1.png"):
+        shutil.copy(home / "files" / original, picture)
+        counts = run.index([str(picture)], tmp_path / "index")
+        assert counts == {"items": 1, "errors": int(original == "broken.png")}
+    query = run.embed(image=str(picture), task="seen")["image"]
+    ((score, _),) = embedded.Embedded(tmp_path / "index").nearest(("seen", "image"), query, 1)
+    assert score == pytest.approx(1, abs=1e-5)
 
 
 def test_the_commands_write_an_index_and_show_what_a_search_finds(home, tmp_path, capsys, monkeypatch):

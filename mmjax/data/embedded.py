@@ -1,10 +1,12 @@
 """Vectors of items to search (`mmjax index`), and the items that are nearest to a query.
 
 DIR/index.json              of the run and the items, and the number of vectors of each table
-DIR/items.jsonl             a line for each item: {"name", "inputs": {input: a text, the path of a file, or null}, "tables": [[task, input]] that
-                            have a vector of it}, or {"name", "error"}
+DIR/items.jsonl             a line for each item: {"name", "stamp": of what was read (`Unlabelled.stamp`), "inputs": {input: a text, the path of a
+                            file, or null}, "tables": [[task, input]] that have a vector of it}, or {"name", "stamp", "error"}
 DIR/TASK.INPUT.npy          [items, width] float32: the vectors that a task makes of an input, in the order of the items
 DIR/TASK.INPUT.items.npy    [items] int64: the number of the item of each vector
+
+DIR/.lock                   locked by the process that writes the index
 
 The arrays have room for all items; those without the input leave the last rows empty.
 """
@@ -17,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
+from mmjax import progress
 from mmjax.errors import UserError
 from mmjax.files import begun, json_line, write_whole, writing
 
@@ -51,35 +55,67 @@ class _Filled:
 
 
 class EmbeddedWriter:
-    """Writes an index, or continues one of the same run and items that is not complete.
+    """Writes an index, or continues one of the same run and items. It locks the folder until `close`, or the end of a `with`.
+
+    Items are written in order, so those that follow one that has changed are written again, too.
 
     Args:
       folder: of the index.
       identity: {"run": its directory, "step", "parameters": a hash of them}.
       names: of the items.
+      stamps: of the items; an item with another stamp than before has changed.
 
     Attributes:
       done: the lines of the items that are written.
 
     Raises:
-      UserError: the folder holds an index of another run or of other items, or files of another kind.
+      UserError: the folder holds an index of another run or of other items, or files of another kind, or another process
+        writes into it.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], names: Sequence[str]):
-        about = {**identity, "items": len(names), "complete": False, "vectors": {}}
-        self._folder, self._about = folder, about
+    def __init__(self, folder: Path, identity: Mapping[str, Any], names: Sequence[str], stamps: Sequence[str]):
+        self._folder, self._stamps = folder, stamps
+        self._about = {**identity, "items": len(names), "complete": False, "vectors": {}}
         self._arrays: dict[Table, list[_Filled]] = {}
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        if (folder / ABOUT).is_file():
-            _check(folder, _read(folder), about)
-        elif any(folder.iterdir()):
-            raise UserError(f"{folder} holds other files; name a new directory for the index")
-        self.done = begun(folder / ITEMS)
-        if any(line.get("name") != name for line, name in zip(self.done, names, strict=False)):
-            raise UserError(f"{folder} is an index of other items; name another directory")
+        self._lock = _locked(folder)
+        try:
+            self.done = self._begun(names)
+        except BaseException:
+            self.close()
+            raise
         self._used = Counter(tuple(table) for line in self.done for table in line.get("tables", ()))
-        self._note()
+
+    def __enter__(self) -> "EmbeddedWriter":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unlocks the folder."""
+        self._lock.release()
+
+    def _begun(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """The lines of the items that are written and have not changed; those after them are removed from the file."""
+        folder, file = self._folder, self._folder / ITEMS
+        if (folder / ABOUT).is_file():
+            _check(folder, _read(folder), self._about)
+        lines = begun(file)
+        if len(lines) > len(names):
+            raise _damaged(folder, f"{ITEMS} has {len(lines):,} lines of {len(names):,} items")
+        if any(line.get("name") != name for line, name in zip(lines, names, strict=False)):
+            raise UserError(f"{folder} is an index of other items; name another directory")
+        changed = (at for at, line in enumerate(lines) if line.get("stamp") != self._stamps[at])
+        same = next(changed, len(lines))
+        self._note()  # from here on, the index is not complete
+        if same < len(lines):
+            progress.warn(
+                f"{names[same]} has changed since it was indexed; it and the {len(names) - same - 1:,} items that follow it are "
+                "embedded again"
+            )
+            with writing(file):
+                write_whole(file, "".join(json_line(line) + "\n" for line in lines[:same]))
+        return lines[:same]
 
     def write(self, items: Sequence[tuple[dict[str, Any], Mapping[Table, np.ndarray]]]) -> None:
         """Appends items: the line of each, and its vectors [W] by table."""
@@ -87,7 +123,8 @@ class EmbeddedWriter:
         for number, (line, vectors) in enumerate(items, first):
             for table, vector in vectors.items():
                 added[table].append((vector, number))
-            self.done.append(line | ({"tables": [list(table) for table in vectors]} if vectors else {}))
+            tables = {"tables": [list(table) for table in vectors]} if vectors else {}
+            self.done.append({"name": line["name"], "stamp": self._stamps[number]} | line | tables)
         with writing(self._folder):
             for table, pairs in added.items():
                 for part, rows in zip(self._open(table, pairs[0][0].shape), zip(*pairs, strict=True), strict=True):
@@ -135,7 +172,9 @@ class Embedded:
             self._lines = (folder / ITEMS).read_bytes().splitlines()
             self._arrays = {one: [np.load(file, mmap_mode="r") for file in _files(folder, one)] for one in self.tables}
         except (OSError, ValueError) as error:
-            raise UserError(f"the index {folder} is damaged ({error}); delete it, and make it again") from None
+            raise _damaged(folder, error) from None
+        if len(self._lines) != self.about["items"]:
+            raise _damaged(folder, f"{ITEMS} has {len(self._lines):,} lines of {self.about['items']:,} items")
 
     def item(self, number: int) -> dict[str, Any]:
         """The line of an item."""
@@ -151,12 +190,14 @@ class Embedded:
 def largest_products(vectors: np.ndarray, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The `count` largest products of vectors [n, W] with a query [W], largest first, and their rows; of equal ones, the first.
 
-    The search is exact. Vectors are read in parts, so that they need not be in memory together.
+    The search is exact. A product that is not a number counts as -inf, so it comes last. Vectors are read in parts, so that they
+    need not be in memory together.
     """
     query, step = np.asarray(query, np.float32), max(1, AT_ONCE // len(query))
     scores, rows = np.zeros(0, np.float32), np.zeros(0, np.int64)
     for start in range(0, len(vectors), step):
         own = vectors[start : start + step] @ query
+        own[np.isnan(own)] = -np.inf
         if len(own) > count:
             kept = np.flatnonzero(own >= np.partition(own, -count)[-count])
         else:
@@ -165,6 +206,27 @@ def largest_products(vectors: np.ndarray, query: np.ndarray, count: int) -> tupl
         best = np.argsort(-scores, kind="stable")[:count]
         scores, rows = scores[best], rows[best]
     return scores, rows
+
+
+def _locked(folder: Path) -> FileLock:
+    """Makes the folder of an index, if there is none, and locks it."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+        if names and ABOUT not in names:
+            raise UserError(f"{folder} holds other files; name a new directory for the index")
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"another process writes the index {folder}; wait for it, or name another directory"
+            ) from None
+    return lock
+
+
+def _damaged(folder: Path, problem: Any) -> UserError:
+    return UserError(f"the index {folder} is damaged ({problem}); delete it, and make it again")
 
 
 def _check(folder: Path, found: Mapping[str, Any], about: Mapping[str, Any]) -> None:

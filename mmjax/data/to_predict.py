@@ -1,5 +1,6 @@
 """Examples to predict: recordings and pictures in files, the rows of a table, or what is in memory already."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from mmjax.data.containers import is_recording
 from mmjax.data.corpus import Corpus
 from mmjax.data.example import Example
 from mmjax.data.fields import Fields
-from mmjax.data.files import Blob, below, join, matching, open_file, remote
+from mmjax.data.files import Blob, below, join, matching, open_file, remote, stamp
 from mmjax.data.filters import Filters
 from mmjax.data.image import is_picture
 from mmjax.data.index import open_index
@@ -177,6 +178,15 @@ class Unlabelled:
         """What people see of an example, by input: a text, or the path of a file; None: a part of a file, or several files."""
         return {name: _content(value) for name, value in self._collection[number].inputs.items()}
 
+    def stamp(self, number: int) -> str:
+        """A hash of what an example is read from: its texts and tags, and paths, sizes and times of its files; to detect changes."""
+        try:
+            record = self._collection[number]
+            read = _state((dict(record.inputs), dict(record.tags)))
+        except UserError as error:
+            read = str(error)
+        return hashlib.sha256(repr(read).encode()).hexdigest()[:24]
+
     def positions(self, layout: Layout) -> dict[str, np.ndarray]:
         count = len(self._readable)
         sizes = {name: self._corpus.sizes[name] for name in self._corpus.inputs}
@@ -198,6 +208,23 @@ def _content(value: Any) -> str | None:
     if isinstance(one, Blob) and not one.offset and one.length is None:
         return one.file if remote(one.file) else os.path.abspath(one.file)
     return None
+
+
+def _state(value: Any) -> Any:
+    """See `Unlabelled.stamp`; `value`: an input of a `Record`, or a part of one."""
+    if isinstance(value, Blob):
+        path = value.file if remote(value.file) else os.path.abspath(value.file)
+        try:
+            return (*stamp(path), value.offset, value.length)
+        except OSError:
+            return path, "missing"
+    if isinstance(value, dict):
+        return [(key, _state(one)) for key, one in sorted(value.items())]
+    if isinstance(value, list | tuple):
+        return [_state(one) for one in value]
+    if isinstance(value, bytes | np.ndarray):
+        return hashlib.sha256(value).hexdigest()
+    return value
 
 
 class InMemory:

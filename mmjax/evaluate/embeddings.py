@@ -1,6 +1,7 @@
 """Vectors of many examples, several examples in each row, and their index (`mmjax index`)."""
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -44,22 +45,29 @@ class Embedder(Predictor):
 def index_files(run: Any, source: Unlabelled, folder: Path) -> dict[str, int]:
     """Writes the vectors of examples into an index; an interrupted call can be repeated.
 
-    An example that cannot be used has a line with its error.
+    An example that cannot be used has a line with its error. An index whose files have changed since is mended.
 
     Returns:
       {"items": number of all examples, "errors": number of examples that cannot be used}.
 
     Raises:
-      UserError: the run compares nothing, or the folder holds another index.
+      UserError: the run compares nothing, or the folder holds another index, or another process writes it.
     """
     if jax.process_count() > 1:
         raise UserError("mmjax index runs in one process; give each process its own files, and its own index")
     run.check_compares()
     names = [source.name(number) for number in range(len(source))]
-    writer = EmbeddedWriter(folder, run.identity, names)
+    with ThreadPoolExecutor() as pool:  # files may be in a bucket
+        stamps = list(pool.map(source.stamp, range(len(source))))
     if source.reasons:
         first, count = source.reasons[min(source.reasons)], len(source.reasons)
         progress.warn(f"{count:,} of {len(source):,} examples cannot be read, and are set aside; the first: {first}")
+    with EmbeddedWriter(folder, run.identity, names, stamps) as writer:
+        _write(run, source, names, writer)
+        return {"items": len(source), "errors": sum("error" in line for line in writer.done)}
+
+
+def _write(run: Any, source: Unlabelled, names: list[str], writer: EmbeddedWriter) -> None:
     waiting, done = [], len(writer.done)
     with progress.bar("indexing", len(source), "items", done=done) as bar:
         for number, found in enumerate(Embedder(run).of(source, done), done):
@@ -75,4 +83,3 @@ def index_files(run: Any, source: Unlabelled, folder: Path) -> dict[str, int]:
                 waiting = []
             bar.advance()
     writer.finish()
-    return {"items": len(source), "errors": sum("error" in line for line in writer.done)}

@@ -39,7 +39,7 @@ from mmjax.models.adapters import assembled, constants
 from mmjax.parallel.agreement import together
 from mmjax.train.best import read_record
 from mmjax.train.groups import split
-from mmjax.train.mirror import run_at
+from mmjax.train.mirror import REMOVED, run_at
 from mmjax.train.step import TrainState
 
 FORMAT = 2  # of the directory; format 1 of earlier versions has no checksums of files
@@ -214,15 +214,8 @@ class Checkpoints:
 
     def _verified(self, step: int) -> dict[str, Any]:
         """Checks the files of a step, which the processes share among them; returns its metadata."""
-        path = self.path / str(step)
-        meta = _json(path / "meta" / "metadata")
-        data = meta.get("data")
-        old = meta.keys() <= {"data", "digest"}  # format 1
-        if not old and meta.get("sha256") != _sum_of({key: value for key, value in meta.items() if key != "sha256"}):
-            raise Damaged(f"the checkpoint {path} is damaged: the content of meta/metadata has changed")
-        if not isinstance(data, dict) or not data.keys() >= POSITION:
-            raise Damaged(f"the checkpoint {path} is damaged: meta/metadata has no position in the data")
-        if old:
+        path, meta = self.path / str(step), self._metadata(step)
+        if _is_old(meta):
             progress.warn(f"{path} was saved by an earlier version: its files have no checksums")
             return meta
         if meta["format"] > FORMAT:
@@ -237,6 +230,17 @@ class Checkpoints:
                     raise Damaged(
                         f"the checkpoint {path} is damaged: state/{name} is missing or its content has changed"
                     )
+        return meta
+
+    def _metadata(self, step: int) -> dict[str, Any]:
+        """The metadata of a step, compared with their checksum."""
+        path = self.path / str(step)
+        meta = _json(path / "meta" / "metadata")
+        data, content = meta.get("data"), {key: value for key, value in meta.items() if key != "sha256"}
+        if not _is_old(meta) and meta.get("sha256") != _sum_of(content):
+            raise Damaged(f"the checkpoint {path} is damaged: the content of meta/metadata has changed")
+        if not isinstance(data, dict) or not data.keys() >= POSITION:
+            raise Damaged(f"the checkpoint {path} is damaged: meta/metadata has no position in the data")
         return meta
 
     def _saved(self, step: int) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
@@ -283,17 +287,23 @@ class Checkpoints:
         return aside
 
     def position(self, step: int) -> dict[str, Any]:
-        """The `data` that was saved with a step, unverified; {} if it cannot be read."""
+        """The `data` that was saved with a step; {} if there is no such checkpoint, or its metadata are damaged."""
         try:
-            return dict(_json(self.path / str(step) / "meta" / "metadata").get("data") or {})
+            return dict(self._metadata(step)["data"])
         except Damaged:
             return {}
 
     def remove(self, step: int) -> None:
         """Deletes a checkpoint; a process that is killed meanwhile leaves no half of it."""
-        aside = self.set_aside(step, "removed-checkpoint")
+        aside = self.set_aside(step, REMOVED.removesuffix("-"))
         if jax.process_index() == 0:
             shutil.rmtree(aside, ignore_errors=True)
+
+    def finish_removals(self) -> None:
+        """Deletes what killed processes have left of checkpoints that they removed."""
+        if jax.process_index() == 0:
+            for left in self.path.parent.glob(f"{REMOVED}*"):
+                shutil.rmtree(left, ignore_errors=True)
 
     def lost(self) -> str | None:
         """For a run without checkpoints: evidence that there was one, as a message; None if there is no evidence."""
@@ -392,6 +402,11 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Damaged(f"the checkpoint {path.parent.parent} is damaged: {path.parent.name}/{path.name} is not JSON")
     return value
+
+
+def _is_old(meta: Mapping[str, Any]) -> bool:
+    """Whether the metadata of a checkpoint have format 1, without checksums."""
+    return meta.keys() <= {"data", "digest"}
 
 
 def _file_sum(path: Path) -> list[int | str] | None:

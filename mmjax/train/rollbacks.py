@@ -42,11 +42,16 @@ class Rollbacks:
         return len(self._all)
 
     def discard(self, checkpoints: Checkpoints) -> None:
-        """Deletes the checkpoints of steps that a rollback has taken back."""
+        """Deletes the checkpoints of steps that a rollback has taken back, and what a killed process left of them.
+
+        One whose position is damaged stays: it may be none of them, and `resume` sets it aside.
+        """
+        checkpoints.finish_removals()
         left: list[int] = []
         with together():
             for step in checkpoints.steps() if self._all and jax.process_index() == 0 else ():
-                since = self._all[checkpoints.position(step).get("rollbacks", 0) :]
+                position = checkpoints.position(step)
+                since = self._all[position.get("rollbacks", 0) :] if position else []
                 left += [step] if any(one["to"] < step for one in since) else []
         for step in from_lead(left):
             checkpoints.remove(step)
