@@ -1,5 +1,6 @@
 """The notebooks run from top to bottom, on fewer questions, fewer steps and smaller models; and they install mmjax."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -13,12 +14,17 @@ import nbclient
 import nbformat
 import numpy as np
 import pytest
+import soundfile
 from conftest import EXAMPLES
 from debs import deb
 from test_openclipart import bars, svg
+from test_remote import bucket_of_s3
+from untrained import WORDS, untrained
 
 import mmjax
+from mmjax import config as c
 from mmjax.data.openclipart import DRAWINGS
+from mmjax.train.checkpoint import describe_run
 
 REDUCED = f"""overrides = "--steps 3 --data.source.examples {EXAMPLES} --model.unroll false --log.every-steps 1 " \\
     "--model.encoders.speech.layers 1 --model.encoders.image.layers 1 --model.encoders.text.layers 1 " \\
@@ -104,11 +110,86 @@ def test_retrieval_and_search(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_visual_question_answering(tmp_path, monkeypatch):
+    reduced = f"""overrides = "--steps 2 --data.source.examples {EXAMPLES} --model.unroll false --log.every-steps 1 " \\
+    "--evaluation.final-examples 16 --data.batch-rows 2 --model.encoders.speech.layers 1 --model.encoders.image.layers 1 " \\
+    "--model.encoders.text.layers 1 --model.tasks.answer.decoder.layers 1 --checkpoint.every-steps none".split()"""
+    changes = {"overrides = []": reduced, 'Path("runs/visual_question_answering")': f"Path({str(tmp_path / 'run')!r})"}
+    notebook = executed("visual_question_answering", monkeypatch, changes)
+    said = printed(notebook)
+    blind = float(re.search(r"the question alone: ([\d.]+)%", said)[1])
+    assert float(re.search(r"always 'yes': ([\d.]+)%", said)[1]) < blind < 100
+    assert said.count("?  ->  ") == 3 and pictures(notebook) == 2
+    html = "".join(output.get("data", {}).get("text/html", "") for output in outputs(notebook))
+    assert "Attention of answer" in html and "attention of answer over image" in html and html.count("<audio") >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_pod_training(tmp_path, monkeypatch):
+    """With real processes, of which one is killed, and a run in a bucket of S3."""
+    short = f"--smoke --data.source.examples {EXAMPLES} --steps 40 --checkpoint.every-steps 5"
+    with bucket_of_s3(monkeypatch):
+        changes = {
+            "pretrain_1b": "quickstart",
+            "--smoke --data.source.examples 500 --steps 60 --checkpoint.every-steps 5": short,
+            'Path("runs/rehearsal")': f"Path({str(tmp_path / 'rehearsal')!r})",
+            "bucket = None": 'bucket = "s3://bucket/runs/rehearsal"',
+            '"h100:8x4": 2.5, "v5p:4x4x4": 4.0': '"v5p:2x2x1": 4.0',
+        }
+        notebook = executed("pod_training", monkeypatch, changes)
+    said = printed(notebook)
+    assert "exit code 0" in said and "a process was lost; going on with 1" in said and "step 40/40" in said
+    assert re.search(r"goodput \d+\.\d %", said) and "h100:8 " in said and "v5p:2x2x1" in said
+    assert any("image/svg+xml" in output.get("data", {}) for output in outputs(notebook)), "the picture of a plan"
+    assert [one["step"] for one in describe_run(tmp_path / "rehearsal")][-1] == 40
+
+
+@pytest.fixture
+def imported(tmp_path):
+    """A tiny model with the parts of Whisper and random parameters, as an import."""
+    encoder = c.WhisperEncoder(layers=1, width=16, heads=2, mlp=32, pad_to_length=True)
+    decoder = c.TextDecoder(vocabulary=60, layers=2, width=16, heads=2, mlp=32)
+    directory = tmp_path / "work" / "imported"
+    untrained(directory, encoder, {"transcript": c.Write(reads=("speech",), decoder=decoder)}, hops=3000)
+    config = c.load(directory / "config.json")
+    tokenizer = c.SentencePiece(file=str(directory / "tokenizer.model"))
+    changed = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=tokenizer))
+    (directory / "config.json").write_text(c.to_json(changed))
+    return directory
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_speech_recognition(tmp_path, monkeypatch, imported):
+    """Its cells with a model of Whisper's form; tests/test_pretrained_models.py has Whisper itself."""
+    chance = np.random.default_rng(0)
+    for split, count in (("train", 6), ("test", 3)):
+        rows = ["speech\ttranscript"]
+        for number in range(count):
+            soundfile.write(
+                tmp_path / f"{split}{number}.wav", 0.1 * chance.standard_normal(16_000 + 800 * number), 16_000
+            )
+            rows.append(f"{split}{number}.wav\tone two {WORDS[0].split()[number]}")
+        (tmp_path / f"{split}.tsv").write_text("\n".join(rows) + "\n")
+    changes = {
+        'Path("speech_recognition")': f"Path({str(imported.parent)!r})",
+        "recordings = None": f"recordings = Path({str(tmp_path)!r})",
+        "overrides = []": 'overrides = "--steps 2 --log.every-steps 1 --checkpoint.every-steps none".split()',
+    }
+    notebook = executed("speech_recognition", monkeypatch, changes)
+    said = printed(notebook)
+    assert said.count("word error rate as they are") == 2 and "right:   one two one" in said
+    assert "before: " in said and "after: " in said and pictures(notebook) == 1, "the words in time"
+    assert sum("<audio" in output.get("data", {}).get("text/html", "") for output in outputs(notebook)) == 3
+    assert (imported.parent / "run" / "checkpoints" / "2").is_dir()
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_quickstart(tmp_path, monkeypatch):
-    notebook = executed(
-        "quickstart", monkeypatch, {"overrides = []": REDUCED, "runs/notebook": str(tmp_path / "run")}
-    )
+    notebook = executed("quickstart", monkeypatch, {"overrides = []": REDUCED, "runs/notebook": str(tmp_path / "run")})
     assert pictures(notebook) >= 5, "pictures, rows and curves"
     html = [output.get("data", {}).get("text/html", "") for output in outputs(notebook)]
     assert any("audio" in text for text in html), "a sound"
@@ -154,7 +235,7 @@ def test_chat(tmp_path, monkeypatch):
 )
 def test_a_jax_that_works_is_kept_and_another_comes_with_its_plugin(there, found, wanted, extras, keeps):
     choose = runpy.run_path("colab/install.py")["choose"]
-    assert choose(there, found, wanted) == (["quickstart", "huggingface", *extras], there if keeps else {})
+    assert choose(there, found, wanted) == (["quickstart", "drawings", "huggingface", *extras], there if keeps else {})
 
 
 @pytest.mark.slow

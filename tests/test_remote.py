@@ -1,5 +1,6 @@
 """Collections and runs in a bucket, through fsspec: one that lies in memory, and S3. What cannot lie in one is refused."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -239,8 +240,8 @@ def test_a_checkpoint_is_in_the_bucket_once_all_of_it_is(machine, tmp_path, monk
     assert (there.path / "checkpoints/2/state/b").read_text() == "state/b"
 
 
-@pytest.fixture
-def s3(monkeypatch):
+@contextlib.contextmanager
+def bucket_of_s3(monkeypatch):
     """An S3 server on this machine with an empty bucket."""
     pytest.importorskip("s3fs", reason="no s3fs here (extra `test`)")
     server = pytest.importorskip("moto.server", reason="no moto here (extra `test`)").ThreadedMotoServer(port=0)
@@ -257,6 +258,12 @@ def s3(monkeypatch):
     system.makedirs("bucket", exist_ok=True)  # servers of one process have the same buckets
     yield system
     server.stop()
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    with bucket_of_s3(monkeypatch) as system:
+        yield system
 
 
 @pytest.mark.slow
