@@ -105,8 +105,8 @@ def test_retrieval_and_search(tmp_path, monkeypatch):
     query, own = printed(notebook).split("titles:\n")[1:]
     assert all(title.startswith("  Bars of ") for title in query.splitlines() + own.splitlines())
     assert len(query.splitlines()) == len(own.splitlines()) == len(set(query.splitlines()))
-    found = mmjax.open_index(tmp_path / "work" / "index").search(image=tmp_path / "work" / "drawings" / "002.png")
-    assert found[0].score == pytest.approx(1.0, abs=1e-4) and found[0].content.endswith("002.png")
+    found = mmjax.open_index(tmp_path / "work" / "index").search(image=tmp_path / "work" / "drawings" / "0002.png")
+    assert found[0].score == pytest.approx(1.0, abs=1e-4) and found[0].content.endswith("0002.png")
 
 
 @pytest.mark.slow
@@ -129,11 +129,11 @@ def test_visual_question_answering(tmp_path, monkeypatch):
 @pytest.mark.timeout(1200)
 def test_pod_training(tmp_path, monkeypatch):
     """With real processes, of which one is killed, and a run in a bucket of S3."""
-    short = f"--smoke --data.source.examples {EXAMPLES} --steps 40 --checkpoint.every-steps 5"
+    short = f"--data.source.examples {EXAMPLES} --steps 40 --checkpoint.every-steps 5"
     with bucket_of_s3(monkeypatch):
         changes = {
             "pretrain_1b": "quickstart",
-            "--smoke --data.source.examples 500 --steps 60 --checkpoint.every-steps 5": short,
+            "--data.source.examples 500 --steps 60 --checkpoint.every-steps 5": short,
             'Path("runs/rehearsal")': f"Path({str(tmp_path / 'rehearsal')!r})",
             "bucket = None": 'bucket = "s3://bucket/runs/rehearsal"',
             '"h100:8x4": 2.5, "v5p:4x4x4": 4.0': '"v5p:2x2x1": 4.0',
