@@ -19,7 +19,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-EXTRAS = ("quickstart", "huggingface")  # of mmjax, that the notebooks need
+EXTRAS = ("quickstart", "drawings", "huggingface")  # of mmjax, that the notebooks need
 
 
 def installed(*names: str) -> dict[str, str]:

@@ -354,7 +354,8 @@ def test_rows_below_a_number_are_left_out_and_counted(ending, tmp_path):
     found = ManifestRecords(str(path), least={"text/confidence": 0.9})
     assert [found[n].inputs["text"] for n in range(len(found))] == ["sure", "just"]
     assert found.unread == {"rows without text/confidence of at least 0.9": 2}
-    assert len(ManifestRecords(str(path))) == 4
+    assert found.read(0)[1] == [], "the column is used"
+    assert len(ManifestRecords(str(path))) == 4 and ManifestRecords(str(path)).read(0)[1] == ["text/confidence"]
     with pytest.raises(UserError, match=r"list\.\w+, row 1: text is 'sure', which is not a number"):
         ManifestRecords(str(path), least={"text": 0.9})
 

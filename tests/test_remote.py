@@ -1,5 +1,6 @@
 """Collections and runs in a bucket, through fsspec: one that lies in memory, and S3. What cannot lie in one is refused."""
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -358,8 +359,8 @@ def test_a_checkpoint_that_is_written_anew_is_not_listed_meanwhile(pushed, tmp_p
     assert contents(tmp_path, "again")["checkpoints/2/sums"] == "another"
 
 
-@pytest.fixture
-def s3(monkeypatch):
+@contextlib.contextmanager
+def bucket_of_s3(monkeypatch):
     """An S3 server on this machine with an empty bucket."""
     pytest.importorskip("s3fs", reason="no s3fs here (extra `test`)")
     server = pytest.importorskip("moto.server", reason="no moto here (extra `test`)").ThreadedMotoServer(port=0)
@@ -376,6 +377,12 @@ def s3(monkeypatch):
     system.makedirs("bucket", exist_ok=True)  # servers of one process have the same buckets
     yield system
     server.stop()
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    with bucket_of_s3(monkeypatch) as system:
+        yield system
 
 
 @pytest.mark.slow

@@ -151,14 +151,15 @@ class ManifestRecords:
         return self.read(index)[0]
 
     def read(self, index: int) -> tuple[Record, list[str]]:
-        """The record of a row, and the names of its fields that are not used.
+        """The record of a row, and the names of its fields that are not used (those in `least` are).
 
         Raises:
           UserError: the row is not JSON, has another number of fields than the header, or has no known field.
         """
         row, turn = self._turns.at(index)
         name = f"{self.file}[{row}]" if self._rows is not None else f"{self.file}:{self._lines[row]}"
-        return read_row(self._row(row, name), self._root, name, self._columns, turn, self._read)
+        record, unread = read_row(self._row(row, name), self._root, name, self._columns, turn, self._read)
+        return record, [column for column in unread if column not in self._least]
 
     def _row(self, index: int, name: str) -> dict[str, Any]:
         if self._separator:
