@@ -59,6 +59,12 @@ def forgotten():
         gc.collect()
 
 
+def stepped(run: pathlib.Path) -> bool:
+    """Whether a training has taken a step, by its metrics."""
+    metrics = run / "metrics.jsonl"
+    return metrics.exists() and '"kind": "train"' in metrics.read_text()
+
+
 def tiny(**changes) -> c.Experiment:
     """spoken_easy_vqa on a model of a few thousand parameters."""
     config = c.Experiment(

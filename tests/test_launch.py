@@ -17,7 +17,7 @@ import jsonschema
 import numpy as np
 import pytest
 import yaml
-from conftest import tiny
+from conftest import stepped, tiny
 
 from mmjax import config as c
 from mmjax.errors import Preempted
@@ -129,7 +129,7 @@ def test_a_lost_process_halves_the_launch_down_to_the_least(tmp_path, count, exi
 @pytest.mark.slow
 def test_sigterm_to_the_script_ends_all_with_the_code_of_preemption(tmp_path):
     process = launched(2, tmp_path, "--steps", "100000", "--checkpoint.every-steps", "none")
-    while process.poll() is None and not (tmp_path / "run" / "metrics.jsonl").exists():
+    while process.poll() is None and not stepped(tmp_path / "run"):
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=300)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import tiny
+from conftest import stepped, tiny
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from mmjax import config as c
@@ -134,8 +134,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_after_the_same_step(tmp_path
         )
         for number in range(2)
     ]
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    while all(p.poll() is None for p in both) and not (metrics.exists() and '"kind": "train"' in metrics.read_text()):
+    while all(p.poll() is None for p in both) and not stepped(tmp_path / "run"):
         time.sleep(0.2)
     both[1].send_signal(signal.SIGTERM)
     errors = [process.communicate(timeout=120)[1] for process in both]
@@ -351,7 +350,7 @@ def test_a_signal_while_the_first_step_compiles_or_an_evaluation_runs_stops(tmp_
     """In the compiler, a Python exception from a signal was swallowed or ended in a segmentation fault."""
     flags = ["--evaluation.every-steps", "1", "--checkpoint.every-steps", "none", "--evaluation.examples", "none"]
     process = command(tmp_path / "run", "--steps", "100000", *flags)
-    wait_for((tmp_path / "run" / "metrics.jsonl").exists, process)  # logged; an evaluation compiles, or will
+    wait_for(lambda: stepped(tmp_path / "run"), process)  # an evaluation compiles, or will
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
