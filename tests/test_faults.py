@@ -63,7 +63,7 @@ def test_a_launch_that_loses_a_process_goes_on_with_fewer_and_later_with_all(tmp
         return call.returncode, call.stderr
 
     assert launch("1", "undisturbed")[0] == 0
-    code, errors = launch("2:4", "run", "4 2 6 SIGKILL, 2 0 6 SIGTERM")
+    code, errors = launch("2:4", "run", "4 2 6 SIGKILL, 2 0 7 SIGTERM")
     assert code == 75 and "process 2 of 4 has gone" in errors and "going on with 2" in errors, errors
     assert errors.count("stopped by a signal") == 2, errors  # some steps later, at which both can stop
     while code == 75:  # as a scheduler does, should the machine be so busy that a process seems lost

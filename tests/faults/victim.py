@@ -32,6 +32,7 @@ def send_signal(step: int) -> None:
         processes, process, at, name = wanted.split()
         if (os.environ["MMJAX_PROCESSES"], os.environ["MMJAX_PROCESS"], step) == (processes, process, int(at)):
             os.kill(os.getpid() if name == "SIGKILL" else os.getppid(), signal.Signals[name])
+            time.sleep(2)  # until the launcher has passed it on
 
 
 def within(phase: str, function, after: str):
