@@ -125,7 +125,7 @@ def test_visual_question_answering(tmp_path, monkeypatch):
     assert "Attention of answer" in html and "attention of answer over image" in html and html.count("<audio") >= 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_pod_training(tmp_path, monkeypatch):
     """With real processes, of which one is killed, and a run in a bucket of S3."""
@@ -160,7 +160,7 @@ def imported(tmp_path):
     return directory
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_speech_recognition(tmp_path, monkeypatch, imported):
     """Its cells with a model of Whisper's form; tests/test_pretrained_models.py has Whisper itself."""
