@@ -135,10 +135,10 @@ class Suite:
             process.popen.send_signal(kill.signal)  # does nothing to a process that has ended
         ends = self.ends(started, kill)
         if not any(hit) or all(code == 0 for code, _ in ends):
-            self.judge_codes(kill, ends, came_too_late=True)
+            self.judge_codes(kill, ends, over=True)
             return False
         self.hits[phase, signal.Signals(kill.signal).name] += 1
-        self.judge_codes(kill, ends)
+        self.judge_codes(kill, ends, over=training.STEPS in training.steps(run))
         self.judge_left(run, kill, started, ends, reference)
         return True
 
@@ -166,8 +166,12 @@ class Suite:
             return "save"
         return next(one.phase for one in reversed(victim.said) if one.phase != "saved").replace("save", "step")
 
-    def judge_codes(self, kill: Kill, ends: list[tuple[int, str]], came_too_late: bool = False) -> None:
-        """A killed process has nothing to say; the others end with the code of a saved run, without a traceback."""
+    def judge_codes(self, kill: Kill, ends: list[tuple[int, str]], over: bool) -> None:
+        """A killed process has nothing to say. The others end with the code of a saved run, without a traceback.
+
+        Args:
+          over: the run has taken its last step, so that processes may have ended before the kill.
+        """
         for number, (code, errors) in enumerate(ends):
             self.codes[code] += 1
             allowed = (
@@ -175,7 +179,7 @@ class Suite:
             )
             if kill.signal == signal.SIGTERM or kill.phase == "start-up":
                 allowed.add(-signal.SIGTERM)  # before Python could listen
-            allowed |= {0} if came_too_late else set()
+            allowed |= {0} if over else set()
             if code not in allowed or "Traceback" in errors:
                 self.wrong.append(f"{kill}: process {number} ended with {code}: {errors[-1500:]}")
 
