@@ -65,7 +65,9 @@ def outputs(notebook):
 
 
 def printed(notebook):
-    return "".join(output.get("text", "") for output in outputs(notebook))
+    """What the cells print, also as rich text."""
+    shown = (one.get("text", "") + one.get("data", {}).get("text/plain", "") for one in outputs(notebook))
+    return re.sub("\x1b\\[[0-9;]*m", "", "".join(shown))
 
 
 def pictures(notebook):
