@@ -162,7 +162,7 @@ def imported(tmp_path):
     return directory
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_speech_recognition(tmp_path, monkeypatch, imported):
     """Its cells with a model of Whisper's form; tests/test_pretrained_models.py has Whisper itself."""
