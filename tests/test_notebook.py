@@ -65,9 +65,10 @@ def outputs(notebook):
 
 
 def printed(notebook):
-    """What the cells print, also as rich text."""
-    shown = (one.get("text", "") + one.get("data", {}).get("text/plain", "") for one in outputs(notebook))
-    return re.sub("\x1b\\[[0-9;]*m", "", "".join(shown))
+    """What the cells print; then what they print as rich text."""
+    rich = (one["data"] for one in outputs(notebook) if "image/png" not in one.get("data", ("image/png",)))
+    texts = [one.get("text", "") for one in outputs(notebook)] + [data.get("text/plain", "") for data in rich]
+    return re.sub("\x1b\\[[0-9;]*m", "", "".join(texts))
 
 
 def pictures(notebook):
@@ -104,7 +105,7 @@ def test_retrieval_and_search(tmp_path, monkeypatch):
     changes = {'Path("retrieval")': f"Path({str(tmp_path / 'work')!r})", "overrides = []": reduced}
     notebook = executed("retrieval_and_search", monkeypatch, changes)
     assert pictures(notebook) == 1 + 3 + 2 + 2, "the data, three texts, and two pictures with what is found"
-    query, own = printed(notebook).split("titles:\n")[1:]
+    query, own = "".join(one.get("text", "") for one in outputs(notebook)).split("titles:\n")[1:]
     assert all(title.startswith("  Bars of ") for title in query.splitlines() + own.splitlines())
     assert len(query.splitlines()) == len(own.splitlines()) == len(set(query.splitlines()))
     found = mmjax.open_index(tmp_path / "work" / "index").search(image=tmp_path / "work" / "drawings" / "0002.png")
