@@ -71,7 +71,7 @@ class Batches:
         augment = self._augmentation and partial(self._augmentation, step=step)
         packer, rows = Packer(self.layout, len(self._rows), augment), self.sampler.rows(step)
         held = [rows[mine] for mine in self._rows if mine < len(rows)]  # the last batch may have fewer rows
-        lost = 0
+        lost, before = 0, self._delivered
         for number, row in enumerate(held):
             for place, (index, shows) in enumerate(zip(row.examples.tolist(), row.subsets, strict=True)):
                 try:
@@ -96,7 +96,8 @@ class Batches:
         # With several hosts, a host counts only the losses in its own rows, so this check is effective on one host
         # only.
         if lost and not self._measuring and lost == sum(len(row.examples) for row in rows):
-            raise UserError(self._said(f"none of the examples of step {step} can be used"))
+            what = f"none of the examples of step {step} can be used"
+            raise UserError(self._vanished(what, rows[-1].examples[-1].item()) if before else self._said(what))
         return packer.batch
 
     def _played(self, example: Example, choice: int) -> Example:
@@ -129,11 +130,14 @@ class Batches:
             if len(self.skipped) > share * len(self.source) or too_many(self._lost, tried, share):
                 raise UserError(self._said(f"{self._lost:,} of the first {tried:,} examples cannot be used"))
             if self._sudden.see(True) and not self._measuring:  # an evaluation reads examples in order, not at random
-                raise UserError(
-                    f"many of the last examples cannot be used, after {self._delivered:,} that could: have files of the data "
-                    f"been moved or deleted? Example {index}: {' '.join(str(error).splitlines())}; restore them, and the same "
-                    "command resumes from the last checkpoint"
-                )
+                raise UserError(self._vanished("many of the last examples cannot be used", index))
+
+    def _vanished(self, what: str, index: int) -> str:
+        """An error message for a loss of data that could be used before, with an example, and the remedy."""
+        return (
+            f"{what}, after {self._delivered:,} that could: have files of the data been moved or deleted? Example {index}: "
+            f"{self.skipped[index]}; restore them, and the same command resumes from the last checkpoint"
+        )
 
     def _said(self, what: str) -> str:
         """An error message with the reasons, the first example, and the remedy."""
