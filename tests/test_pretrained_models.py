@@ -112,11 +112,11 @@ def test_whisper_is_fine_tuned_with_its_encoder_frozen(home, whisper):
     listed = (home / "data" / "prompts" / "train.tsv").read_text("utf-8").splitlines()
     few = [line for line in listed[1:] if 25 < len(line.split("\t")[1]) < 70][:20]
     (home / "data" / "prompts" / "train.tsv").write_text("\n".join([listed[0], *few]) + "\n")
-    run(home, f"{train} --log.every-steps 1")
+    run(home, f"{train} --steps 15 --log.every-steps 1")
     assert run(home, predict).startswith("transcript: ")
     metrics = map(json.loads, (home / "runs" / "whisper_prompts" / "metrics.jsonl").read_text().splitlines())
     losses = [line["loss"] for line in metrics if line["kind"] == "train"]
-    assert len(losses) == 30 and np.mean(losses[-10:]) < 0.7 * np.mean(losses[:5])
+    assert len(losses) == 15 and np.mean(losses[-5:]) < 0.75 * np.mean(losses[:3])
     before, after = (by_path(Run(home / name).params) for name in ("imported/whisper", "runs/whisper_prompts"))
     equal = {path for path in before if np.array_equal(before[path], after[path])}
     assert equal == {path for path in before if path.startswith("encoders.speech.")}
