@@ -201,7 +201,7 @@ class Alternating(Scorer):
     def tables(self, tokenizer):
         return np.array([0.0, 1.0])
 
-    def start(self, tables, shape, lists=None):
+    def start(self, tables, shape, place):
         return jnp.ones(shape, jnp.int32)
 
     def score(self, tables, state, tokens):
@@ -485,6 +485,6 @@ def test_an_example_without_speech_is_scored_by_the_decoder_alone():
     knowledge = Knowledge(ctc=prefixes, ctc_weight=0.5)
     best = jnp.log(jnp.full((2, 1, 5), 0.2))
     tokens, ending = jnp.tile(jnp.arange(5), (2, 1, 1)), jnp.zeros((2, 1, 5), bool)
-    added = knowledge.added(knowledge.start((2, 1)), best, tokens, ending)
+    added = knowledge.added(knowledge.start((2, 1), 2), best, tokens, ending)
     np.testing.assert_allclose(added[1], best[1], rtol=1e-6)
     assert not np.allclose(added[0], best[0])

@@ -156,15 +156,15 @@ def test_files_that_are_no_arpa_files(data, message, tmp_path):
         read_arpa(tmp_path / "a.arpa")
 
 
-def written(scorer, tables, texts, lists=None):
-    """The scores of texts of equal length: of their tokens together, and of all."""
+def written(scorer, tables, texts):
+    """The scores of texts of equal length, one in each row: of their tokens together, and of all."""
 
     def add(carry, tokens):
         state, total = carry
         total += scorer.score(tables, state, tokens[:, None])[:, 0]
         return (scorer.advance(tables, state, tokens), total), None
 
-    start = scorer.start(tables, texts.shape[:1], lists), jnp.zeros(len(texts))
+    start = scorer.start(tables, texts.shape[:1], (jnp.arange(len(texts)), 0)), jnp.zeros(len(texts))
     (state, total), _ = jax.lax.scan(add, start, texts.T)
     return total, total + scorer.end(tables, state)
 
@@ -239,7 +239,8 @@ def test_phrases_add_their_boost_where_they_are_complete():
     generator = np.random.default_rng(0)
     lists = [[generator.integers(0, 3, generator.integers(1, 5)).tolist() for _ in range(6)] for _ in range(60)]
     texts = generator.integers(0, 3, (60, 12)).astype(np.int32)
-    _, total = jax.jit(lambda *given: written(BOOST, *given))(boosts(lists, 1.5), texts, jnp.arange(60))
+    tables = boosts(lists, 1.5, np.arange(60)[:, None])
+    _, total = jax.jit(lambda *given: written(BOOST, *given))(tables, texts)
     np.testing.assert_allclose(total, [of_phrases(*x, 1.5) for x in zip(texts.tolist(), lists, strict=True)], atol=1e-4)
 
 
@@ -253,7 +254,6 @@ def test_a_phrase_is_boosted_token_by_token():
 @pytest.mark.parametrize(
     "made, message",
     [
-        (Phrases(), "no phrase; set words or file"),
         (Phrases(words=("漢字",)), "cannot write '漢字'"),
         (Phrases(file="{tmp}/absent.txt"), "cannot read the list"),
         (Phrases(file="{tmp}/empty.txt"), "is empty; a list has one text in each line"),
@@ -328,17 +328,16 @@ def test_a_wide_beam_with_an_n_gram_model_and_phrases(bigrams):
     model, tables = bigrams
     probability, lists = plain(model), [[[1, 2], [2, 2, 1]], [[1, 1]]]
     beam = PrefixBeam(beams=48, shortlist=None, scorers={"model": NGram(file=""), "phrases": Phrases()})
-    tables = {"model": tables, "phrases": boosts(lists, 1.5)}, None
-    chosen = np.where(SEGMENTS == 4, 1, 0)  # the second example of the second row has the second list
-    search = jax.jit(lambda logits, tables, lists: beam(logits, 0, tables, {"phrases": lists}))
+    chosen = np.array([[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]])  # segment 4 of the second row has the second list
+    tables = {"model": tables, "phrases": boosts(lists, 1.5, chosen)}, None
     logits = 2 * np.random.default_rng(0).normal(size=(3, FRAMES, CLASSES))
-    found = search(stream(logits, SEGMENTS), tables, chosen)
+    found = compiled(beam)(stream(logits, SEGMENTS), 0, tables)
     for row, where in EXAMPLES:
         expected = by_alignment(logits[row, where])
         for text in expected:
             words = [0, *(token + 2 for token in text), 1]
             model_score = sum(0.8 * probability(words[n], words[:n]) for n in range(1, len(words))) + 0.2 * len(text)
-            expected[text] += model_score + of_phrases(list(text), lists[chosen[row, where.start]], 1.5)
+            expected[text] += model_score + of_phrases(list(text), lists[int((row, where.start) == (1, 2))], 1.5)
         check(results(found, row, where), expected)
 
 
@@ -383,12 +382,24 @@ def test_one_beam_is_the_best_path_where_every_frame_has_a_class_above_three_qua
             np.testing.assert_array_equal(np.asarray(other.frames)[written], np.asarray(path.frames)[written])
 
 
+class Letters:
+    """A tokenizer of the texts of "a" and "b", whose ids are 1 and 2."""
+
+    unknown = None
+
+    @staticmethod
+    def pieces(text):
+        return ["xab".index(letter) for letter in text]
+
+
 def test_a_batch_of_one_a_batch_of_sixteen_and_packed_rows_give_the_same(bigrams):
-    beam = PrefixBeam(beams=4, shortlist=2, scorers={"model": NGram(file="")})
-    tables = {"model": bigrams[1]}, None
-    search = jax.jit(lambda logits: beam(logits, 0, tables))
+    phrases = Phrases(words=("ab",), boost=0.7)
+    beam = PrefixBeam(beams=4, shortlist=2, scorers={"model": NGram(file=""), "phrases": phrases})
+    common = {"model": bigrams[1], "phrases": phrases.tables(Letters)}, None
+    search = jax.jit(lambda logits, tables: beam(logits, 0, tables))
     generator = np.random.default_rng(0)
     lengths = generator.integers(3, 13, 16)
+    own = [[(), ("ba", "bb"), ("aab",)][number % 3] for number in range(16)]  # phrases of each example
     logits = [generator.normal(size=(length, CLASSES)) for length in lengths]
 
     def rows(groups, room=24):
@@ -398,7 +409,9 @@ def test_a_batch_of_one_a_batch_of_sixteen_and_packed_rows_give_the_same(bigrams
             for number, one in enumerate(group, 1):
                 features[row, at : at + lengths[one]], segments[row, at : at + lengths[one]] = logits[one], number
                 at += lengths[one] + (row + number) % 2
-        found = search(stream(np.where(segments[..., None] > 0, features, 7.0), segments)).features
+        lists = [[*(own[one] for one in group), *[()] * (2 - len(group))] for group in groups]
+        tables = beam.for_examples(common, lists, Letters)
+        found = search(stream(np.where(segments[..., None] > 0, features, 7.0), segments), tables).features
         for row, group in enumerate(groups):
             for number, one in enumerate(group, 1):
                 yield one, [np.asarray(x)[row, segments[row] == number] for x in found]
@@ -410,6 +423,7 @@ def test_a_batch_of_one_a_batch_of_sixteen_and_packed_rows_give_the_same(bigrams
         for one, parts in other.items():
             for ours, theirs in zip(parts, sixteen[one], strict=True):
                 np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert search._cache_size() == 2, "one program for each number of rows, whatever the phrases"
 
 
 def test_tokens_lie_at_their_frames_with_their_probability():

@@ -143,9 +143,10 @@ class Knowledge(NamedTuple):
     ctc_weight: float = 0.0
     shortlist: int = 0
 
-    def start(self, shape: tuple[int, int]) -> Any:
-        """The state of empty texts [E, K]."""
-        return self.scorers.start(self.tables, shape), self.ctc and self.ctc.start(shape[1])
+    def start(self, shape: tuple[int, int], slots: int) -> Any:
+        """The state of empty texts [E, K], of examples that have `slots` in a row."""
+        place = jnp.divmod(jnp.arange(shape[0])[:, None], slots)
+        return self.scorers.start(self.tables, shape, place), self.ctc and self.ctc.start(shape[1])
 
     def added(self, state: Any, best: jax.Array, tokens: jax.Array, ending: jax.Array) -> jax.Array:
         """What candidates add to the scores of texts, all [E, K, C].
@@ -216,6 +217,6 @@ def beam_search(
 
     found = begin_beams(logits.mask.reshape(-1), beams, length)
     first = jnp.repeat(logits.features.reshape(examples, 1, vocabulary), beams, axis=1)
-    carry = found, first, knowledge.start((examples, beams))
+    carry = found, first, knowledge.start((examples, beams), slots)
     found, *_ = written_in_stages(goes_on, write, carry, cache, length)
     return best_of(found.ended, found.open, penalty)

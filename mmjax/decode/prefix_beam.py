@@ -11,7 +11,7 @@ import numpy as np
 
 from mmjax.decode.base import CTCDecoding
 from mmjax.decode.rescoring import Rescorer, rescored
-from mmjax.decode.scorers import Scorer, Sum, chosen
+from mmjax.decode.scorers import Lists, Scorer, Sum, chosen
 from mmjax.decode.written import Written
 from mmjax.errors import UserError
 from mmjax.models.segments import same_segment
@@ -53,24 +53,24 @@ class PrefixBeam(CTCDecoding):
         rescorer = None if self.rescorer is None else self.rescorer.tables(tokenizer)
         return Sum(self.scorers).tables(tokenizer), rescorer
 
-    def __call__(
-        self, logits: Stream, blank: int = 0, tables: Any = None, lists: Mapping[str, jax.Array] | None = None
-    ) -> Stream:
-        """As `CTCDecoding`; `lists`: [B, T] numbers of the lists that examples use, by scorer (`Scorer.start`)."""
+    def for_examples(self, tables: Any, phrases: Lists, tokenizer: Any) -> Any:
+        return super().for_examples(tables[0], phrases, tokenizer), tables[1]
+
+    def __call__(self, logits: Stream, blank: int = 0, tables: Any = None) -> Stream:
         likelihood = jax.nn.log_softmax(logits.features.astype(jnp.float32))
         count = likelihood.shape[-1] - 1
         classes = jax.lax.top_k(likelihood[..., 1:], min(self.shortlist or count, count))[1].astype(jnp.int32) + 1
-        frames = Frames(_blank_aware(likelihood, self.blank_weight), classes, ~same_segment(logits.segments, -1))
-        by_time = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (frames, dict(lists or {})))
+        first, slot = ~same_segment(logits.segments, -1), jnp.maximum(logits.segments - 1, 0)
+        frames = Frames(_blank_aware(likelihood, self.blank_weight), classes, first, slot)
+        by_time = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), frames)
         of_scorers, of_rescorer = tables or ({}, None)
         shape, scorer = (likelihood.shape[0], self.beams), Sum(self.scorers)
 
-        def step(texts: Texts, x: tuple[Frames, Any]) -> tuple[Texts, Steps]:
-            frame, lists = x
-            texts = _where(frame.first, _begin(shape, scorer, of_scorers, lists), texts)
+        def step(texts: Texts, frame: Frames) -> tuple[Texts, Steps]:
+            texts = _where(frame.first, _begin(shape, scorer, of_scorers, frame.slot), texts)
             return _step(texts, frame, scorer, of_scorers, blank)
 
-        start = _begin(shape, scorer, of_scorers, jax.tree.map(lambda x: x[0], by_time[1]))
+        start = _begin(shape, scorer, of_scorers, by_time.slot[0])
         found = _traced(logits, jnp.exp(likelihood), jax.lax.scan(step, start, by_time)[1])
         if self.rescorer is None:
             return found
@@ -139,12 +139,13 @@ class Frames(NamedTuple):
     Attributes:
       likelihood: [B, V], logarithms of probabilities.
       classes: [B, C], the labels that may follow in this frame.
-      first: [B], whether an example begins.
+      first: [B], whether an example begins; slot: [B] int32, of the example.
     """
 
     likelihood: jax.Array
     classes: jax.Array
     first: jax.Array
+    slot: jax.Array
 
 
 def _blank_aware(likelihood: jax.Array, weight: float) -> jax.Array:
@@ -155,11 +156,11 @@ def _blank_aware(likelihood: jax.Array, weight: float) -> jax.Array:
     return likelihood + weight * jnp.where(jnp.arange(likelihood.shape[-1]) == BLANK, of_blank, others)
 
 
-def _begin(shape: tuple[int, int], scorer: Sum, tables: Any, lists: Any) -> Texts:
+def _begin(shape: tuple[int, int], scorer: Sum, tables: Any, slot: jax.Array) -> Texts:
     """Before the first frame there is one text, the empty one."""
     nothing, hash_ = jnp.full(shape, -jnp.inf), jnp.ones((*shape, 2), jnp.uint32)
-    lists = {name: jnp.broadcast_to(numbers[:, None], shape) for name, numbers in lists.items()}
-    state, paths = scorer.start(tables, shape, lists), Paths(nothing.at[:, 0].set(0.0), nothing)
+    place = jnp.arange(shape[0])[:, None], slot[:, None]
+    state, paths = scorer.start(tables, shape, place), Paths(nothing.at[:, 0].set(0.0), nothing)
     return Texts(paths, paths, jnp.full(shape, BLANK), hash_, hash_, jnp.zeros(shape), state)
 
 

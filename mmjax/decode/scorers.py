@@ -1,8 +1,8 @@
 """Scorers: what knowledge other than the model adds to the score of a text, token by token; used by all beam searches."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,9 @@ import jax.numpy as jnp
 from mmjax.tree import part
 
 State = Any  # a pytree; its leaves are [*shape, ...]
+# Row and slot (segment - 1) of the example of each text: int32, broadcast to the shape of the texts.
+Place = tuple[jax.Array, jax.Array]
+Lists = Sequence[Sequence[Sequence[str]]]  # phrases of the examples of a batch: by row, slot
 
 
 @part
@@ -19,9 +22,13 @@ class Scorer:
     All methods but `tables` are pure and run inside the compiled program, for texts of any shape, such as [B, K] beams. Tokens
     are ids of the tokenizer. The score of a text is the sum of `score` over its tokens, plus `end`; it depends on the text
     alone. A subclass overrides `tables`; what that returns may have the other methods itself, without the argument `tables`.
+
+    Attributes:
+      takes_phrases: whether an example may have phrases of its own (`for_examples`).
     """
 
     kind = "scorer"
+    takes_phrases: ClassVar[bool] = False
 
     def tables(self, tokenizer: Any) -> Any:
         """What the scorer reads, as a pytree of NumPy arrays; made once, on the host.
@@ -31,13 +38,17 @@ class Scorer:
         """
         raise NotImplementedError
 
-    def start(self, tables: Any, shape: tuple[int, ...], lists: jax.Array | None = None) -> State:
-        """The state of empty texts.
+    def for_examples(self, tables: Any, phrases: Lists, tokenizer: Any) -> Any:
+        """The tables for a batch whose examples have phrases of their own.
 
-        Args:
-          lists: [*shape] int32, for scorers with several lists: the number of the list that each text uses; None: the first.
+        Raises:
+          UserError: the tokenizer cannot write a phrase.
         """
-        return tables.start(shape) if lists is None else tables.start(shape, lists)
+        return tables
+
+    def start(self, tables: Any, shape: tuple[int, ...], place: Place) -> State:
+        """The state of empty texts, of which `place` says to which example each belongs."""
+        return tables.start(shape)
 
     def score(self, tables: Any, state: State, tokens: jax.Array) -> jax.Array:
         """What each of the tokens [*shape, C] would add to its text: float32 [*shape, C]; -inf: it may not follow."""
@@ -61,12 +72,11 @@ class Sum:
     def tables(self, tokenizer: Any) -> dict[str, Any]:
         return {name: scorer.tables(tokenizer) for name, scorer in self.scorers.items()}
 
-    def start(
-        self, tables: Any, shape: tuple[int, ...], lists: Mapping[str, jax.Array] | None = None
-    ) -> dict[str, State]:
-        """The states of empty texts; `lists`: of each scorer with several lists, by name."""
-        lists = lists or {}
-        return {name: scorer.start(tables[name], shape, lists.get(name)) for name, scorer in self.scorers.items()}
+    def for_examples(self, tables: Any, phrases: Lists, tokenizer: Any) -> dict[str, Any]:
+        return {name: one.for_examples(tables[name], phrases, tokenizer) for name, one in self.scorers.items()}
+
+    def start(self, tables: Any, shape: tuple[int, ...], place: Place) -> dict[str, State]:
+        return {name: scorer.start(tables[name], shape, place) for name, scorer in self.scorers.items()}
 
     def score(self, tables: Any, state: State, tokens: jax.Array) -> jax.Array:
         nothing = jnp.zeros(tokens.shape)

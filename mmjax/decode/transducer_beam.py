@@ -75,14 +75,11 @@ class TransducerBeam(TransducerDecoding):
     shortlist: int = 16  # the most probable tokens of each text that scorers score
     scorers: Mapping[str, Scorer] = field(default_factory=dict)  # what else is known of texts
 
-    def tables(self, tokenizer: Any) -> Any:
-        return Sum(self.scorers).tables(tokenizer) if self.scorers else None
-
     def __call__(self, apply, stream, segments, room, memory, blank=0, durations=(), tables=None) -> Stream:
         frames, shape = apply(stream, method="project"), (segments.size, self.beams)
         own = belongs(segments, frames.segments)
         start, count = (x.reshape(-1, 1) for x in (own.argmax(-1), own.sum(-1)))
-        rows = jnp.arange(segments.size)[:, None] // segments.shape[1]
+        rows, slots = jnp.divmod(jnp.arange(segments.size)[:, None], segments.shape[1])
         scorers, ids = Sum(self.scorers), partial(to_ids, blank=blank)
 
         def goes_on(paths: Paths) -> jax.Array:
@@ -99,7 +96,8 @@ class TransducerBeam(TransducerDecoding):
             paths, known = chosen((paths, known), origins)
             return _moved(paths, best, known, scorers.advance(tables, paths.state, ids(best.tokens)))
 
-        paths = jax.lax.while_loop(goes_on, emit, _empty(shape, room, memory(shape), scorers.start(tables, shape)))
+        state = scorers.start(tables, shape, (rows, slots))
+        paths = jax.lax.while_loop(goes_on, emit, _empty(shape, room, memory(shape), state))
         paths = chosen(paths, jax.lax.top_k(paths.total, self.beams)[1])
         scores = jnp.where(jnp.isfinite(paths.total)[..., None], paths.written.scores, -jnp.inf)
         return of_examples(paths.written._replace(scores=scores), jnp.where(own.any(-1), segments, 0))

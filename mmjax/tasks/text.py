@@ -62,6 +62,13 @@ class TextTask(Task, kw_only=True):
     def tables(self, facts: Facts) -> Any:
         return self.decoding.tables(facts.tokenizer)
 
+    @property
+    def takes_phrases(self) -> bool:
+        return self.decoding.takes_phrases
+
+    def for_examples(self, tables: Any, phrases: Sequence[Sequence[Sequence[str]]], facts: Facts) -> Any:
+        return self.decoding.for_examples(tables, phrases, facts.tokenizer)
+
     def prediction(self, tokens: Written | None, facts: Facts) -> Hypotheses:
         decode, heard = facts.tokenizer.decode, self.heard(facts)
         return hypotheses(tokens, decode).with_words(decode, facts.seconds[heard] if heard else None)
