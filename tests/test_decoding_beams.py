@@ -207,8 +207,8 @@ class Alternating(Scorer):
     def score(self, tables, state, tokens):
         return self.weight * jnp.asarray(tables)[(tokens + state[..., None]) % 2]
 
-    def advance(self, tables, state, tokens):
-        return tokens % 2
+    def advance(self, tables, state, tokens, grows):
+        return jnp.where(grows, tokens % 2, state)
 
     def end(self, tables, state):
         return self.weight * jnp.asarray(tables)[(state + 1) % 2]

@@ -30,6 +30,7 @@ from mmjax.decode.trie import trie
 from mmjax.errors import UserError
 from mmjax.interchange import directories
 from mmjax.stream import EMPTY, Stream
+from mmjax.train import language_scores
 from mmjax.train.directory import UNTRAINED
 from mmjax.train.step import unboxed
 
@@ -162,7 +163,7 @@ def written(scorer, tables, texts):
     def add(carry, tokens):
         state, total = carry
         total += scorer.score(tables, state, tokens[:, None])[:, 0]
-        return (scorer.advance(tables, state, tokens), total), None
+        return (scorer.advance(tables, state, tokens, jnp.ones(tokens.shape, bool)), total), None
 
     start = scorer.start(tables, texts.shape[:1], (jnp.arange(len(texts)), 0)), jnp.zeros(len(texts))
     (state, total), _ = jax.lax.scan(add, start, texts.T)
@@ -281,9 +282,10 @@ def stream(logits, segments):
     return Stream(jnp.asarray(logits, jnp.float32), jnp.asarray(segments, jnp.int32), jnp.asarray(positions, jnp.int32))
 
 
-def by_alignment(logits):
-    """Text -> the logarithm of the sum over all its alignments."""
+def by_alignment(logits, weight=0.0):
+    """Text -> the logarithm of the sum over all its alignments; `weight`: of blank-aware scores."""
     logs, found = np.asarray(jax.nn.log_softmax(jnp.asarray(logits))), {}
+    logs = logs + weight * np.where(np.arange(logs.shape[1]) == 0, logs, np.log1p(-np.exp(logs[:, :1])))
     for path in itertools.product(range(logs.shape[1]), repeat=len(logs)):
         text = tuple(label for label, _ in itertools.groupby(path) if label)
         found[text] = np.logaddexp(found.get(text, -np.inf), sum(logs[range(len(path)), path]))
@@ -353,14 +355,8 @@ def test_a_beam_with_choices_finds_the_best_of_them():
 
 def test_blank_aware_scores():
     weight, logits = 0.6, np.random.default_rng(2).normal(size=(3, FRAMES, CLASSES))
-    logs = np.asarray(jax.nn.log_softmax(jnp.asarray(logits)))
     found = compiled(PrefixBeam(beams=48, shortlist=None, blank_weight=weight))(stream(logits, SEGMENTS))
-    adjusted = logs + weight * np.where(np.arange(CLASSES) == 0, logs, np.log1p(-np.exp(logs[..., :1])))
-    expected = {}
-    for path in itertools.product(range(CLASSES), repeat=FRAMES):
-        text = tuple(label for label, _ in itertools.groupby(path) if label)
-        expected[text] = np.logaddexp(expected.get(text, -np.inf), sum(adjusted[0, range(FRAMES), path]))
-    check(results(found, 0, slice(0, 5)), expected)
+    check(results(found, 0, slice(0, 5)), by_alignment(logits[0], weight))
 
 
 def test_one_beam_is_the_best_path_where_every_frame_has_a_class_above_three_quarters():
@@ -517,6 +513,113 @@ def test_a_language_model_orders_the_texts_anew(language_model, tokenizer):
         np.testing.assert_array_equal(ours.ids, np.asarray(given.ids)[:, order])
     with pytest.raises(UserError, match="has another tokenizer than the recogniser"):
         rescorer.tables(Tokenizer.train(["the cat"] * 9, 55))
+
+
+@pytest.mark.parametrize("begin", [None, 1])
+def test_a_language_model_scores_token_by_token_as_the_whole_text(language_model, tokenizer, begin, monkeypatch):
+    """Its keys and values are those of the last tokens, as with a sliding window."""
+    folder, decoder, params = language_model
+    opened = language_scores._opened
+    monkeypatch.setattr(language_scores, "_opened", lambda run: (opened(run)[0], begin, opened(run)[2]))
+    scorer = c.LanguageModelScorer(run=str(folder), weight=0.7, bonus=0.4, context=4)
+    texts = np.random.default_rng(0).integers(1, len(tokenizer), (3, 8)).astype(np.int32)
+    _, total = jax.jit(lambda *given: written(scorer, *given))(scorer.tables(tokenizer), texts)
+    ids = texts if begin is None else np.pad(texts, ((0, 0), (1, 0)), constant_values=begin)
+    whole, window = stream(ids, np.ones_like(ids)), c.SlidingWindow(window=4)
+    whole = whole._replace(features=jnp.asarray(ids))
+    logs = jax.nn.log_softmax(decoder.clone(sliding_window=window).apply({"params": params}, whole).features)
+    after = np.take_along_axis(np.asarray(logs)[:, :-1], ids[:, 1:, None], axis=-1)
+    np.testing.assert_allclose(total, 0.7 * after.sum((1, 2)) + 0.4 * 8, atol=1e-4)
+
+
+def next_likelihood(decoder, params, text, length=FRAMES):
+    """[N, V] the logarithm of the probability of each token after each token of a text."""
+    padded = np.array([[*text, *[0] * (length - len(text))]], np.int32)
+    there = (np.arange(length) < len(text))[None].astype(np.int32)
+    logits = decoder.apply({"params": params}, Stream(padded, there, np.arange(length, dtype=np.int32)[None])).features
+    return np.asarray(jax.nn.log_softmax(logits))[0]
+
+
+@pytest.mark.slow
+def test_a_wide_beam_with_a_language_model(language_model, tokenizer):
+    """Of two pieces, since no other one has a probability; the scores are sums over all alignments."""
+    folder, decoder, params = language_model
+    beam = PrefixBeam(
+        beams=48, shortlist=2, blank_weight=0.6, scorers={"model": c.LanguageModelScorer(run=str(folder))}
+    )
+    tables, generator = beam.scorers["model"].tables(tokenizer), np.random.default_rng(0)
+    tables |= {"weight": np.float32(0.7), "bonus": np.float32(0.4)}
+    pieces, few = [40, 7], 2 * generator.normal(size=(3, FRAMES, CLASSES))
+    logits = np.full((3, FRAMES, len(tokenizer)), -50.0)
+    logits[..., [0, *pieces]] = few
+    search, alone = compiled(beam), dataclasses.replace(beam, scorers={})
+    found = search(stream(logits, SEGMENTS), 0, ({"model": tables}, None))
+    known = {}
+    for row, where in EXAMPLES:
+        expected = {}
+        for text, score in by_alignment(few[row, where], 0.6).items():
+            text = tuple(pieces[label - 1] for label in text)
+            if text not in known:
+                logs = next_likelihood(decoder, params, text)
+                known[text] = sum(0.7 * logs[n - 1, text[n]] for n in range(1, len(text))) + 0.4 * len(text)
+            expected[text] = score + known[text]
+        check(results(found, row, where), expected)
+
+    tables |= {"weight": np.float32(0), "bonus": np.float32(0)}
+    found, plain = (
+        search(stream(logits, SEGMENTS), 0, ({"model": tables}, None)),
+        compiled(alone)(stream(logits, SEGMENTS)),
+    )
+    for ours, theirs in zip(found.features, plain.features, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_transformer_that_knows_bigrams_finds_what_the_n_gram_model_finds(monkeypatch):
+    """Alone, and in a batch of sixteen. The ids are "x", "a", "b" and the beginning of a text."""
+    generator = np.random.default_rng(4)
+    chances = generator.dirichlet([1.0, 1.0, 1.0], 4)  # of "x", "a", "b" after each
+    order = [1, 2, 3, 0]  # of the ids in the model's words
+    grams = np.array([[order[before], order[after]] for before in range(4) for after in range(3)])
+    levels = [
+        Level(np.arange(4)[:, None], np.full(4, -2.0), np.zeros(4)),
+        Level(grams, np.log10(chances).reshape(-1), np.zeros(12)),
+    ]
+    words = trie(Arpa(["<s>", "<unk>", "a", "b"], levels))
+    n_gram = Tokens(words, np.array(order[:3], np.int32), *np.array([0.8, 0.2, 0.0], np.float32))
+    style = c.BlockStyle(norm="rms", bias=False, epsilon=1e-12)
+    decoder = c.TextDecoder(
+        vocabulary=4, layers=2, width=4, heads=1, mlp=4, tied=False, cross_attention=False, block=style
+    )
+    text = Stream(np.zeros((1, 2), np.int32), np.ones((1, 2), np.int32), np.arange(2)[None])
+    params = jax.tree.map(np.zeros_like, unboxed(decoder.init(jax.random.key(0), text)["params"]))
+    params["embedding"]["embedding"], params["norm"]["scale"] = (
+        np.eye(4),
+        np.ones(4),
+    )  # a token becomes two times its unit vector
+    params["logits"]["kernel"] = np.log(np.pad(chances, ((0, 0), (0, 1)), constant_values=1e-30)) / 2
+    monkeypatch.setattr(language_scores, "_opened", lambda run: (c.CausalLM(decoder=decoder), 3, params))
+    scorer = c.LanguageModelScorer(run="", context=2)
+    start = jax.jit(scorer._begun)(params)
+    transformer = {"params": params, "weight": np.float32(0.8), "bonus": np.float32(0.2), "start": start}
+    searches = [
+        (compiled(PrefixBeam(beams=6, shortlist=None, scorers={"model": one})), ({"model": known}, None))
+        for one, known in ((NGram(file=""), n_gram), (scorer, transformer))
+    ]
+    logits = generator.normal(size=(16, 12, CLASSES))
+    segments = np.sort(generator.integers(1, 3, (16, 12)))
+    expected, found, *alone = (
+        search(stream(logits[rows], segments[rows]), 0, tables)
+        for (search, tables), rows in zip(
+            searches + searches[1:] * 3, [slice(16), slice(16), [0], [5], [9]], strict=True
+        )
+    )
+    assert len({tuple(text) for text in np.asarray(found.features.ids)[..., 0].tolist()}) > 8
+    for theirs, ours in zip(expected.features, found.features, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    for row, one in zip([0, 5, 9], alone, strict=True):
+        for whole, ours in zip(found.features, one.features, strict=True):
+            np.testing.assert_allclose(ours[0], whole[row], atol=1e-5)
 
 
 # Training of n-gram models. ------------------------------------------------------------------------------------------------

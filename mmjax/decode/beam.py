@@ -166,10 +166,10 @@ class Knowledge(NamedTuple):
         ]  # an example without speech has the decoder alone
         return (1 - share) * best + share * heard + known
 
-    def advance(self, state: Any, rows: jax.Array, tokens: jax.Array) -> Any:
-        """The state of the texts `rows` [E, K] of each example after one more token each."""
+    def advance(self, state: Any, rows: jax.Array, tokens: jax.Array, going: jax.Array) -> Any:
+        """The state of the texts `rows` [E, K] of each example after one more token each; only those `going` are used."""
         own, prefixes = state
-        own = self.scorers.advance(self.tables, chosen(own, rows), tokens)
+        own = self.scorers.advance(self.tables, chosen(own, rows), tokens, going)
         return own, self.ctc and self.ctc.advance(prefixes, rows, tokens)
 
 
@@ -209,7 +209,7 @@ def beam_search(
         found, logits, state = carry
         added = partial(knowledge.added, state)
         found, origins, tokens = extend_beams(found, logits, ends, penalty, knowledge.shortlist, added)
-        state = knowledge.advance(state, origins, tokens)
+        state = knowledge.advance(state, origins, tokens, found.going)
         cache = cache.rows((jnp.arange(examples)[:, None] * beams + origins).reshape(-1))
         going = jnp.where(found.going.reshape(rows, -1), segments, 0)
         logits, cache = step(Stream(tokens.reshape(rows, -1), going, before + found.number), cache)

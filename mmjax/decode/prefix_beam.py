@@ -11,7 +11,7 @@ import numpy as np
 
 from mmjax.decode.base import CTCDecoding
 from mmjax.decode.rescoring import Rescorer, rescored
-from mmjax.decode.scorers import Lists, Scorer, Sum, chosen
+from mmjax.decode.scorers import Lists, Scorer, Sum, chosen, where
 from mmjax.decode.written import Written
 from mmjax.errors import UserError
 from mmjax.models.segments import same_segment
@@ -67,7 +67,11 @@ class PrefixBeam(CTCDecoding):
         shape, scorer = (likelihood.shape[0], self.beams), Sum(self.scorers)
 
         def step(texts: Texts, frame: Frames) -> tuple[Texts, Steps]:
-            texts = _where(frame.first, _begin(shape, scorer, of_scorers, frame.slot), texts)
+            begun = partial(_begin, shape, scorer, of_scorers, frame.slot)
+            # An example begins in few frames only, and states may be large.
+            texts = jax.lax.cond(
+                frame.first.any(), lambda old: where(frame.first, begun(), old), lambda old: old, texts
+            )
             return _step(texts, frame, scorer, of_scorers, blank)
 
         start = _begin(shape, scorer, of_scorers, by_time.slot[0])
@@ -170,16 +174,6 @@ def _nothing(texts: Texts) -> Texts:
     return texts._replace(every=never, best=never, last=BLANK, added=0.0)
 
 
-def _where(condition: jax.Array, a: Any, b: Any) -> Any:
-    """The leaves [B, K, ...] of one pytree where a condition [B] or [B, K] holds, and of another elsewhere."""
-
-    def select(x: Any, y: Any) -> jax.Array:
-        more = max(jnp.ndim(x), jnp.ndim(y)) - condition.ndim
-        return jnp.where(condition.reshape(condition.shape + (1,) * more), x, y)
-
-    return jax.tree.map(select, a, b)
-
-
 def _step(texts: Texts, frame: Frames, scorer: Sum, tables: Any, blank: int) -> tuple[Texts, Steps]:
     """The best of the texts themselves and of the texts with one label more."""
     rows, beams = texts.last.shape
@@ -218,10 +212,10 @@ def _step(texts: Texts, frame: Frames, scorer: Sum, tables: Any, blank: int) -> 
     old, every, best = chosen((texts, every, best), row)
     labels, longer, best_longer, added = chosen((labels, longer, best_longer, added), number)
     mixed = (old.hash ^ (old.hash >> 15)) * FACTORS + labels[..., None].astype(jnp.uint32)
-    state = scorer.advance(tables, old.state, to_ids(labels, blank))
+    state = scorer.advance(tables, old.state, to_ids(labels, blank), ~stay)
     after = Texts(Paths(-jnp.inf, longer), Paths(-jnp.inf, best_longer), labels, mixed, old.hash, added, state)
-    new = _where(stay, old._replace(every=every, best=best), after)
-    new = _where(score > -jnp.inf, new, _nothing(new))
+    new = where(stay, old._replace(every=every, best=best, state=state), after)
+    new = where(score > -jnp.inf, new, _nothing(new))
 
     entering = from_parent(texts.best, jnp.maximum)
     begins = ~stay | take(entering.max(1) > texts.best.label + of_last, row)
@@ -250,14 +244,14 @@ def _traced(logits: Stream, probability: jax.Array, steps: Steps) -> Stream:
     def back(carry: tuple, x: tuple) -> tuple[tuple, tuple]:
         steps, probability, last = x
         row, in_label, exists, confidence = carry
-        row, in_label = _where(last, (steps.order, steps.order_in_label), (row, in_label))
-        exists = _where(last, steps.score > -jnp.inf, exists)
+        row, in_label = where(last, (steps.order, steps.order_in_label), (row, in_label))
+        exists = where(last, steps.score > -jnp.inf, exists)
         label, confidence = take(steps.last, row), jnp.where(last[:, None], 0.0, confidence)
         confidence = jnp.where(in_label, jnp.maximum(confidence, take(probability, label)), 0.0)
         begins = in_label & take(steps.begins, row) & exists
         written = jnp.where(begins, label, BLANK), jnp.where(begins, confidence, 0.0)
         of_label, of_blank = (steps.label_row, steps.label_in_label), (steps.row, steps.in_label)
-        before = _where(in_label, *(chosen(x, row) for x in (of_label, of_blank)))
+        before = where(in_label, *(chosen(x, row) for x in (of_label, of_blank)))
         return (*before, exists, jnp.where(begins, 0.0, confidence)), written
 
     shape = steps.score.shape[1:]

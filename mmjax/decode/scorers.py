@@ -54,9 +54,9 @@ class Scorer:
         """What each of the tokens [*shape, C] would add to its text: float32 [*shape, C]; -inf: it may not follow."""
         return tables.score(state, tokens)
 
-    def advance(self, tables: Any, state: State, tokens: jax.Array) -> State:
-        """The state after one more token of each text [*shape]."""
-        return tables.advance(state, tokens)
+    def advance(self, tables: Any, state: State, tokens: jax.Array, grows: jax.Array) -> State:
+        """The state after one more token of each text that grows; tokens and `grows` (bool) are [*shape]."""
+        return where(grows, tables.advance(state, tokens), state)
 
     def end(self, tables: Any, state: State) -> jax.Array:
         """What it adds that the text ends here: float32 [*shape]; -inf: it may not end."""
@@ -82,11 +82,21 @@ class Sum:
         nothing = jnp.zeros(tokens.shape)
         return sum((one.score(tables[name], state[name], tokens) for name, one in self.scorers.items()), nothing)
 
-    def advance(self, tables: Any, state: State, tokens: jax.Array) -> dict[str, State]:
-        return {name: scorer.advance(tables[name], state[name], tokens) for name, scorer in self.scorers.items()}
+    def advance(self, tables: Any, state: State, tokens: jax.Array, grows: jax.Array) -> dict[str, State]:
+        return {name: one.advance(tables[name], state[name], tokens, grows) for name, one in self.scorers.items()}
 
     def end(self, tables: Any, state: State) -> jax.Array:
         return sum((scorer.end(tables[name], state[name]) for name, scorer in self.scorers.items()), jnp.zeros(()))
+
+
+def where(condition: jax.Array, a: Any, b: Any) -> Any:
+    """The leaves [*shape, ...] of one pytree where a condition [*shape], or fewer of its axes, holds, and of another elsewhere."""
+
+    def select(x: Any, y: Any) -> jax.Array:
+        more = max(jnp.ndim(x), jnp.ndim(y)) - condition.ndim
+        return jnp.where(condition.reshape(condition.shape + (1,) * more), x, y)
+
+    return jax.tree.map(select, a, b)
 
 
 def chosen(state: State, rows: jax.Array) -> State:

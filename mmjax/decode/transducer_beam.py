@@ -94,7 +94,8 @@ class TransducerBeam(TransducerDecoding):
             logs, skips = jax.nn.log_softmax(logits[..., :classes]), jax.nn.log_softmax(logits[..., classes:])
             origins, best = self._best(paths, logs, (skips, durations), count, ids, tables)
             paths, known = chosen((paths, known), origins)
-            return _moved(paths, best, known, scorers.advance(tables, paths.state, ids(best.tokens)))
+            state = scorers.advance(tables, paths.state, ids(best.tokens), best.tokens != BLANK)
+            return _moved(paths, best, known, state)
 
         state = scorers.start(tables, shape, (rows, slots))
         paths = jax.lax.while_loop(goes_on, emit, _empty(shape, room, memory(shape), state))
@@ -170,7 +171,7 @@ def _empty(shape: tuple[int, int], room: int, known: Any, state: Any) -> Paths:
 
 
 def _moved(paths: Paths, emitted: Emissions, known: Any, state: Any) -> Paths:
-    """The paths after one emission each; `known` and `state`: of the prediction network and the scorers, if it is a token."""
+    """The paths after one emission each; `known`: of the prediction network, if it is a token; `state`: of the scorers."""
     writes, room = emitted.tokens != BLANK, paths.written.ids.shape[-1]
     here = jnp.arange(room) == jnp.minimum(paths.length, room - 1)[..., None]
 
@@ -196,7 +197,7 @@ def _moved(paths: Paths, emitted: Emissions, known: Any, state: Any) -> Paths:
         emitted.time,
         jnp.where(emitted.time > paths.time, 0, paths.symbols + writes),
         paths.length + writes,
-        jax.tree.map(if_it_writes, state, paths.state),
+        state,
     )
 
 
