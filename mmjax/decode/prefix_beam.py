@@ -67,11 +67,7 @@ class PrefixBeam(CTCDecoding):
         shape, scorer = (likelihood.shape[0], self.beams), Sum(self.scorers)
 
         def step(texts: Texts, frame: Frames) -> tuple[Texts, Steps]:
-            begun = partial(_begin, shape, scorer, of_scorers, frame.slot)
-            # An example begins in few frames only, and states may be large.
-            texts = jax.lax.cond(
-                frame.first.any(), lambda old: where(frame.first, begun(), old), lambda old: old, texts
-            )
+            texts = where(frame.first, _begin(shape, scorer, of_scorers, frame.slot), texts)
             return _step(texts, frame, scorer, of_scorers, blank)
 
         start = _begin(shape, scorer, of_scorers, by_time.slot[0])

@@ -6,13 +6,21 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from mmjax.tree import part
 
-State = Any  # a pytree; its leaves are [*shape, ...]
+State = Any  # a pytree; its leaves are [*shape, ...], or inside `Shared`
 # Row and slot (segment - 1) of the example of each text: int32, broadcast to the shape of the texts.
 Place = tuple[jax.Array, jax.Array]
 Lists = Sequence[Sequence[Sequence[str]]]  # phrases of the examples of a batch: by row, slot
+
+
+@struct.dataclass
+class Shared:
+    """A part of a state that belongs to no single text. It stays the same when texts are chosen."""
+
+    value: Any
 
 
 @part
@@ -90,19 +98,30 @@ class Sum:
 
 
 def where(condition: jax.Array, a: Any, b: Any) -> Any:
-    """The leaves [*shape, ...] of one pytree where a condition [*shape], or fewer of its axes, holds, and of another elsewhere."""
+    """The leaves [*shape, ...] of one pytree where a condition [*shape], or fewer of its axes, holds, and of another elsewhere.
+
+    What is `Shared` is that of the other.
+    """
 
     def select(x: Any, y: Any) -> jax.Array:
+        if isinstance(x, Shared):
+            return y
         more = max(jnp.ndim(x), jnp.ndim(y)) - condition.ndim
         return jnp.where(condition.reshape(condition.shape + (1,) * more), x, y)
 
-    return jax.tree.map(select, a, b)
+    return jax.tree.map(select, a, b, is_leaf=_is_shared)
 
 
 def chosen(state: State, rows: jax.Array) -> State:
     """The states [B, K, ...] of the beams `rows` [B, K'] of each example: [B, K', ...]."""
 
-    def take(x: jax.Array) -> jax.Array:
+    def take(x: Any) -> Any:
+        if isinstance(x, Shared):
+            return x
         return jnp.take_along_axis(x, rows.reshape(rows.shape + (1,) * (x.ndim - 2)), axis=1)
 
-    return jax.tree.map(take, state)
+    return jax.tree.map(take, state, is_leaf=_is_shared)
+
+
+def _is_shared(x: Any) -> bool:
+    return isinstance(x, Shared)

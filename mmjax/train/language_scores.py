@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,17 +11,19 @@ import jax.numpy as jnp
 
 from mmjax.data.text import Tokenizer
 from mmjax.decode.rescoring import Rescorer, next_tokens
-from mmjax.decode.scorers import Place, Scorer
+from mmjax.decode.scorers import Place, Scorer, Shared
 from mmjax.errors import UserError
 from mmjax.files import local
 from mmjax.losses import chunked_cross_entropy
 from mmjax.models.adapters import merged_kernels
 from mmjax.models.attend import with_backend
+from mmjax.models.attention import KeyValue
 from mmjax.models.decoder import Cache, TextDecoder
 from mmjax.stream import Factors, Stream
 from mmjax.tree import part
 
 AT_ONCE = 32  # texts whose next token the model reads together
+NOWHERE = 2**30  # a place that no array has
 
 
 @part
@@ -50,18 +53,21 @@ class LanguageModelRescorer(Rescorer):
         return jnp.take_along_axis(added, place, axis=1)
 
 
-class Heard(NamedTuple):
-    """What a language model knows of texts [*shape].
+class Read(NamedTuple):
+    """What a language model has read of texts [*shape].
 
     Attributes:
       likelihood: [*shape, V] float32, the natural logarithm of the probability of each next token.
-      cache: keys and values of the last tokens, with `shape` in front; each text is a row of its own.
-      count: [*shape] int32, the tokens that the model has read.
+      count: [*shape] int32, the number of tokens.
+      slots: [*shape, C] int32, where the keys and values of the last C tokens are; token n is at n % C.
+      memory: keys and values [S, L, K, D] of tokens in S slots. Texts that begin alike share slots, so a search copies numbers of
+        slots, and no keys. Slot 0 has the token before texts.
     """
 
     likelihood: jax.Array
-    cache: Cache
     count: jax.Array
+    slots: jax.Array
+    memory: Shared
 
 
 @part
@@ -85,51 +91,75 @@ class LanguageModelScorer(Scorer):
         tables = _tables(self, tokenizer)
         return tables | {"start": jax.device_get(jax.jit(self._begun)(tables["params"]))}
 
-    def start(self, tables: Any, shape: tuple[int, ...], place: Place) -> Heard:
-        return jax.tree.map(lambda x: jnp.broadcast_to(x, (*shape, *jnp.shape(x))), tables["start"])
+    def start(self, tables: Any, shape: tuple[int, ...], place: Place) -> Read:
+        likelihood, first, count = tables["start"]
+        size = (
+            math.prod(shape) * (self.context + 1) + 1
+        )  # all texts may have all their tokens, and one more, for themselves
+        memory = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype).at[0].set(x), first)
+        likelihood, count = (jnp.broadcast_to(x, (*shape, *jnp.shape(x))) for x in (likelihood, count))
+        return Read(likelihood, count, jnp.zeros((*shape, self.context), jnp.int32), Shared(memory))
 
-    def score(self, tables: Any, state: Heard, tokens: jax.Array) -> jax.Array:
+    def score(self, tables: Any, state: Read, tokens: jax.Array) -> jax.Array:
         likelihood = jnp.take_along_axis(state.likelihood, jnp.maximum(tokens, 0), axis=-1)
         return tables["weight"] * likelihood + tables["bonus"]
 
-    def advance(self, tables: Any, state: Heard, tokens: jax.Array, grows: jax.Array) -> Heard:
+    def advance(self, tables: Any, state: Read, tokens: jax.Array, grows: jax.Array) -> Read:
         shape, texts = tokens.shape, tokens.size
-        flat, tokens, grows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(shape) :]), (state, tokens, grows))
-        read, size = jax.vmap(functools.partial(self._read, tables["params"])), min(AT_ONCE, texts)
-        order, count = jnp.argsort(~grows), grows.sum()  # those that grow come first
+        size, tokens = min(AT_ONCE, texts), jnp.maximum(tokens, 0).reshape(-1)
+        order, growing = jnp.argsort(~grows.reshape(-1)), grows.sum()  # those that grow come first
+        of_texts = (state.likelihood, state.count, state.slots)
+        used = jnp.zeros(state.memory.value.key.shape[0], bool).at[state.slots].set(True).at[0].set(True)
+        free = jnp.nonzero(~used, size=texts)[0]
+        step = jax.vmap(functools.partial(self._step, tables["params"]))
 
-        def some(number: jax.Array, state: Heard) -> Heard:
+        def some(number: jax.Array, carry: Any) -> Any:
+            (likelihood, count, slots), memory = carry
             place = number * size + jnp.arange(size)
-            row = jnp.where(place < count, order[jnp.minimum(place, texts - 1)], texts)
-            new = read(jax.tree.map(lambda x: x.at[row].get(mode="clip"), state), tokens.at[row].get(mode="clip"))
-            return jax.tree.map(lambda old, x: old.at[row].set(x, mode="drop"), state, new)
+            row = order[jnp.minimum(place, texts - 1)]
+            before = jax.tree.map(lambda x: x[slots[row]], memory)
+            following, new = step(before, count[row], tokens[row])
+            slot, at = free[jnp.minimum(place, texts - 1)], count[row] % self.context
+            row, slot = (jnp.where(place < growing, x, NOWHERE) for x in (row, slot))
+            memory = jax.tree.map(lambda x, y: x.at[slot].set(y, mode="drop"), memory, new)
+            likelihood = likelihood.at[row].set(following, mode="drop")
+            slots = slots.at[row, at].set(slot, mode="drop")
+            return (likelihood, count.at[row].add(1, mode="drop"), slots), memory
 
-        # In most frames of CTC few texts grow.
-        found = jax.lax.fori_loop(0, (count + size - 1) // size, some, flat)
-        return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found)
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(shape) :]), of_texts)
+        found, memory = jax.lax.fori_loop(0, (growing + size - 1) // size, some, (flat, state.memory.value))
+        return Read(*jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found), Shared(memory))
 
-    def end(self, tables: Any, state: Heard) -> jax.Array:
+    def end(self, tables: Any, state: Read) -> jax.Array:
         return jnp.zeros(state.count.shape)
 
-    def _begun(self, params: Any) -> Heard:
-        """What is known of one text before its first token."""
+    def _begun(self, params: Any) -> tuple[jax.Array, KeyValue, jax.Array]:
+        """Of a text before its first token: the likelihood of each next token, keys and values, and how many tokens were read."""
         begin = _opened(self.run)[1]
         there = jnp.full((1, 1), begin is not None, jnp.int32)
-        first = Stream(jnp.full((1, 1), begin or 0), there, jnp.zeros((1, 1), jnp.int32))
-        logits, cache = self._decoder.apply({"params": params}, first, self.context, method="begin")
+        text = Stream(jnp.full((1, 1), begin or 0), there, jnp.zeros((1, 1), jnp.int32))
+        logits, cache = self._decoder.apply({"params": params}, text, 1, method="begin")
         likelihood = jax.nn.log_softmax(logits.features[0, 0])
-        return Heard(likelihood if begin is not None else jnp.zeros_like(likelihood), cache, there[0, 0])
+        first = jax.tree.map(lambda x: x[:, 0, :, 0], cache.layers[0])
+        return likelihood if begin is not None else jnp.zeros_like(likelihood), first, there[0, 0]
 
-    def _read(self, params: Any, state: Heard, token: jax.Array) -> Heard:
-        """What is known of one text after a token, which takes the place of the oldest if all places are taken."""
-        last = getattr(
-            self._decoder.positions, "length", None
-        )  # of learned positions; further tokens share the last one
-        position = state.count if last is None else jnp.minimum(state.count, last - 1)
-        text = Stream(*(x.reshape(1, 1) for x in (jnp.maximum(token, 0), jnp.ones((), jnp.int32), position)))
-        cache = state.cache._replace(used=state.count % self.context)
-        logits, cache = self._decoder.apply({"params": params}, text, cache, method="step")
-        return Heard(jax.nn.log_softmax(logits.features[0, 0]), cache, state.count + 1)
+    def _step(self, params: Any, before: KeyValue, count: jax.Array, token: jax.Array) -> tuple[jax.Array, KeyValue]:
+        """After one more token of one text: the likelihood of each next token; and keys and values [L, K, D] of this token.
+
+        Args:
+          before: [C, L, K, D] of the last tokens; that of token n is at n % C.
+          count: number of tokens before.
+        """
+        decoder, at = self._decoder, count % self.context
+        time = count - 1 - (count - 1 - jnp.arange(self.context)) % self.context  # of each place; negative: it is empty
+        last = getattr(decoder.positions, "length", None)  # of learned positions; further tokens share the last one
+        position = count if last is None else jnp.minimum(count, last - 1)
+        text = Stream(*(x.reshape(1, 1) for x in (token, jnp.ones((), jnp.int32), position)))
+        own = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2)[:, None], before)
+        cache = Cache((own, None), (time >= 0).astype(jnp.int32)[None], time[None], None, at)
+        logits, cache = decoder.apply({"params": params}, text, cache, method="step")
+        new = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x[:, 0], at, 2, keepdims=False), cache.layers[0])
+        return jax.nn.log_softmax(logits.features[0, 0]), new
 
     @property
     def _decoder(self) -> TextDecoder:
