@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny
-from flax.traverse_util import flatten_dict
+from untrained import language_model as untrained_language_model
 
 from mmjax import cli
 from mmjax import config as c
@@ -28,10 +28,8 @@ from mmjax.decode.phrases import allowed, boosts
 from mmjax.decode.rescoring import next_tokens, rescored
 from mmjax.decode.trie import trie
 from mmjax.errors import UserError
-from mmjax.interchange import directories
 from mmjax.stream import EMPTY, Stream
 from mmjax.train import language_scores
-from mmjax.train.directory import UNTRAINED
 from mmjax.train.step import unboxed
 
 WORDS = ["<s>", "</s>", "<unk>", "a", "b", "c", "d"]
@@ -465,24 +463,9 @@ def test_next_tokens_stand_without_gaps_at_the_beginning_of_their_example():
 
 @pytest.fixture(scope="module")
 def language_model(tmp_path_factory, tokenizer):
-    """A run with a language model that was not trained."""
-    decoder = c.TextDecoder(layers=1, width=16, heads=2, mlp=16, cross_attention=False, vocabulary=len(tokenizer))
-    config = c.Experiment(
-        name="tiny",
-        steps=1,
-        data=c.Data(
-            source=c.Manifest(splits={"test": "test.tsv"}), rows={"text": 8, "examples": 1}, subsets={"text": 1.0}
-        ),
-        model=c.Multimodal(encoders={"text": c.TokenIds()}, tasks={"next": c.CausalLM(decoder=decoder)}),
-        optimizer=c.Optimizer(schedule=c.Constant(peak=1e-3)),
-    )
-    text = stream(np.zeros((1, 8)), np.ones((1, 8), int))
-    params = decoder.init(jax.random.key(0), text._replace(features=text.features.astype(int)))["params"]
-    params = {"tasks_next": {"decoder": jax.tree.map(lambda x: 3 * x, unboxed(params))}}
+    """A run with a language model that was not trained, its decoder and its parameters."""
     folder = tmp_path_factory.mktemp("runs") / "model"
-    directories.write(folder, flatten_dict(params, sep="/"), UNTRAINED, {"config.json": c.to_dict(config)})
-    tokenizer.save(folder / tokenizer.file_name)
-    return folder, decoder, params["tasks_next"]["decoder"]
+    return folder, *untrained_language_model(folder, tokenizer)
 
 
 def test_a_language_model_orders_the_texts_anew(language_model, tokenizer):
@@ -598,8 +581,9 @@ def test_a_transformer_that_knows_bigrams_finds_what_the_n_gram_model_finds(monk
         np.ones(4),
     )  # a token becomes two times its unit vector
     params["logits"]["kernel"] = np.log(np.pad(chances, ((0, 0), (0, 1)), constant_values=1e-30)) / 2
-    monkeypatch.setattr(language_scores, "_opened", lambda run: (c.CausalLM(decoder=decoder), 3, params))
-    scorer = c.LanguageModelScorer(run="", context=2)
+    opened = c.CausalLM(decoder=decoder), 3, params
+    monkeypatch.setattr(language_scores, "_opened", lambda run: opened)
+    scorer = c.LanguageModelScorer(run="bigrams", context=2)
     start = jax.jit(scorer._begun)(params)
     transformer = {"params": params, "weight": np.float32(0.8), "bonus": np.float32(0.2), "start": start}
     searches = [

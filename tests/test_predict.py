@@ -16,7 +16,7 @@ import soundfile
 import soxr
 from conftest import tiny
 from PIL import Image
-from untrained import causal, untrained
+from untrained import causal, language_model, tokenizer, untrained
 
 from mmjax import config as c
 from mmjax import run as running
@@ -397,6 +397,29 @@ def test_each_example_has_its_own_phrases(tmp_path, capsys):
     for wrong in ("red", [1]):
         with pytest.raises(UserError, match="phrases are a list of texts"):
             run.predict(speech=files[0], phrases=wrong)
+
+
+@pytest.mark.slow
+def test_a_run_is_fused_with_a_language_model(tmp_path):
+    untrained(tmp_path / "run", causal(layers=1), {"transcript": c.CTC()}, hops=320)
+    language_model(tmp_path / "model", tokenizer())
+    key, found = "--model.tasks.transcript.decoding", {}
+    for name, part in (
+        ("alone", ""),
+        ("fused", "scorers.model LanguageModelScorer"),
+        ("rescored", "rescorer LanguageModelRescorer"),
+    ):
+        part = part and f"{key}.{part} {key}.{part.split()[0]}.run {tmp_path / 'model'}"
+        run = Run(tmp_path / "run", f"{key} PrefixBeam {part}".split())
+        found[name] = run.predict(speech=TONE[:8_000])["transcript/nbest"]
+        if name == "fused":
+            run.tables["transcript"][0]["model"]["weight"] = np.float32(0)
+            found["0"] = run.predict(speech=TONE[:8_000])["transcript/nbest"]
+    assert [one["text"] for one in found["0"]] == [one["text"] for one in found["alone"]]
+    assert [one["text"] for one in found["fused"]] != [one["text"] for one in found["alone"]]
+    assert found["fused"][0]["score"] < found["alone"][0]["score"]
+    assert {one["text"] for one in found["rescored"]} == {one["text"] for one in found["alone"]}
+    assert found["rescored"] != found["alone"]
 
 
 @pytest.mark.slow

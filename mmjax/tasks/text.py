@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import flax.linen as nn
 import numpy as np
 
 from mmjax.data.labels import SPOKEN, Alternatives
@@ -59,6 +60,7 @@ class TextTask(Task, kw_only=True):
             return Alternatives([tokenizer.reference(one) for one in text.every])
         return tokenizer.decode(tokens) if text is None else tokenizer.reference(text)
 
+    @nn.nowrap  # since it may open a run, whose modules would become submodules of this one
     def tables(self, facts: Facts) -> Any:
         return self.decoding.tables(facts.tokenizer)
 

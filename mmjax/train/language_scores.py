@@ -138,7 +138,7 @@ class LanguageModelScorer(Scorer):
         begin = _opened(self.run)[1]
         there = jnp.full((1, 1), begin is not None, jnp.int32)
         text = Stream(jnp.full((1, 1), begin or 0), there, jnp.zeros((1, 1), jnp.int32))
-        logits, cache = self._decoder.apply({"params": params}, text, 1, method="begin")
+        logits, cache = _decoder(self.run).apply({"params": params}, text, 1, method="begin")
         likelihood = jax.nn.log_softmax(logits.features[0, 0])
         first = jax.tree.map(lambda x: x[:, 0, :, 0], cache.layers[0])
         return likelihood if begin is not None else jnp.zeros_like(likelihood), first, there[0, 0]
@@ -150,7 +150,7 @@ class LanguageModelScorer(Scorer):
           before: [C, L, K, D] of the last tokens; that of token n is at n % C.
           count: number of tokens before.
         """
-        decoder, at = self._decoder, count % self.context
+        decoder, at = _decoder(self.run), count % self.context
         time = count - 1 - (count - 1 - jnp.arange(self.context)) % self.context  # of each place; negative: it is empty
         last = getattr(decoder.positions, "length", None)  # of learned positions; further tokens share the last one
         position = count if last is None else jnp.minimum(count, last - 1)
@@ -160,10 +160,6 @@ class LanguageModelScorer(Scorer):
         logits, cache = decoder.apply({"params": params}, text, cache, method="step")
         new = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x[:, 0], at, 2, keepdims=False), cache.layers[0])
         return jax.nn.log_softmax(logits.features[0, 0]), new
-
-    @property
-    def _decoder(self) -> TextDecoder:
-        return with_backend(_opened(self.run)[0].decoder, "xla")
 
 
 def _tables(scorer: LanguageModelRescorer | LanguageModelScorer, tokenizer: Any) -> dict[str, Any]:
@@ -184,7 +180,7 @@ def _tables(scorer: LanguageModelRescorer | LanguageModelScorer, tokenizer: Any)
     return {"params": params, "weight": jnp.float32(scorer.weight), "bonus": jnp.float32(scorer.bonus)}
 
 
-@functools.lru_cache(2)
+@functools.lru_cache(8)
 def _opened(run: str) -> tuple[Any, int | None, Any]:
     """The `CausalLM` of a run, the id before its texts, and the parameters of its decoder."""
     from mmjax.train.build import build_model  # here, because a config may name a scorer
@@ -198,3 +194,9 @@ def _opened(run: str) -> tuple[Any, int | None, Any]:
     task = build_model(dataclasses.replace(config.model, strict_attention=False)).tasks[found[0]]
     begin = next(iter(Tokenizer.of_run(directory).read("")), None)
     return task, begin, jax.device_get(merged_kernels(params[f"tasks_{found[0]}"]["decoder"]))
+
+
+@functools.lru_cache(8)  # so that no module is made while a program of other modules is traced
+def _decoder(run: str) -> TextDecoder:
+    """The decoder that reads one token of several texts at a time."""
+    return with_backend(_opened(run)[0].decoder, "xla")
