@@ -515,6 +515,22 @@ def test_a_language_model_scores_token_by_token_as_the_whole_text(language_model
     np.testing.assert_allclose(total, 0.7 * after.sum((1, 2)) + 0.4 * 8, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_a_text_longer_than_the_learned_positions_still_depends_on_its_last_tokens(monkeypatch):
+    decoder = c.TextDecoder(
+        vocabulary=9, layers=1, width=16, heads=2, mlp=16, cross_attention=False, positions=c.Learned(length=3)
+    )
+    text = Stream(np.zeros((1, 3), np.int32), np.ones((1, 3), np.int32), np.arange(3, dtype=np.int32)[None])
+    params = jax.tree.map(lambda x: 3 * x, unboxed(decoder.init(jax.random.key(0), text)["params"]))
+    opened = c.CausalLM(decoder=decoder), 1, params
+    monkeypatch.setattr(language_scores, "_opened", lambda run: opened)
+    scorer = c.LanguageModelScorer(run="learned", context=4)
+    tables = {"params": params, "weight": 1.0, "bonus": 0.0, "start": scorer._begun(params)}
+    texts = np.array([[3, 4, 5, 6, 7, 1, 1], [3, 4, 5, 6, 2, 1, 1], [3, 4, 5, 6, 7, 1, 1]], np.int32)
+    _, total = jax.jit(lambda *given: written(scorer, *given))(tables, texts)
+    assert np.isfinite(total).all() and total[0] == pytest.approx(total[2]) != pytest.approx(total[1])
+
+
 def next_likelihood(decoder, params, text, length=FRAMES):
     """[N, V] the logarithm of the probability of each token after each token of a text."""
     padded = np.array([[*text, *[0] * (length - len(text))]], np.int32)
@@ -574,7 +590,7 @@ def test_a_transformer_that_knows_bigrams_finds_what_the_n_gram_model_finds(monk
     decoder = c.TextDecoder(
         vocabulary=4, layers=2, width=4, heads=1, mlp=4, tied=False, cross_attention=False, block=style
     )
-    text = Stream(np.zeros((1, 2), np.int32), np.ones((1, 2), np.int32), np.arange(2)[None])
+    text = Stream(np.zeros((1, 2), np.int32), np.ones((1, 2), np.int32), np.arange(2, dtype=np.int32)[None])
     params = jax.tree.map(np.zeros_like, unboxed(decoder.init(jax.random.key(0), text)["params"]))
     params["embedding"]["embedding"], params["norm"]["scale"] = (
         np.eye(4),

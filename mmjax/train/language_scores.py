@@ -23,7 +23,7 @@ from mmjax.stream import Factors, Stream
 from mmjax.tree import part
 
 AT_ONCE = 32  # texts whose next token the model reads together
-NOWHERE = 2**30  # a place that no array has
+NOWHERE = 2**30  # a place that no array has, and no text
 
 
 @part
@@ -81,9 +81,7 @@ class LanguageModelScorer(Scorer):
     run: str  # a directory; its tokenizer has the same pieces as that of the recogniser
     weight: float = 0.3  # factor of the natural logarithm of probabilities
     bonus: float = 0.0  # added for each token, since every one makes a text less probable
-    context: int = (
-        64  # the last tokens of a text, whose keys and values are kept; the next token depends on these alone
-    )
+    context: int = 64  # how many of the last tokens of a text the next one depends on
 
     def tables(self, tokenizer: Any) -> dict[str, Any]:
         if self.context < 1:
@@ -93,9 +91,8 @@ class LanguageModelScorer(Scorer):
 
     def start(self, tables: Any, shape: tuple[int, ...], place: Place) -> Read:
         likelihood, first, count = tables["start"]
-        size = (
-            math.prod(shape) * (self.context + 1) + 1
-        )  # all texts may have all their tokens, and one more, for themselves
+        # Room for texts that share nothing, and for one more token of each.
+        size = math.prod(shape) * (self.context + 1) + 1
         memory = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype).at[0].set(x), first)
         likelihood, count = (jnp.broadcast_to(x, (*shape, *jnp.shape(x))) for x in (likelihood, count))
         return Read(likelihood, count, jnp.zeros((*shape, self.context), jnp.int32), Shared(memory))
@@ -151,12 +148,14 @@ class LanguageModelScorer(Scorer):
           count: number of tokens before.
         """
         decoder, at = _decoder(self.run), count % self.context
-        time = count - 1 - (count - 1 - jnp.arange(self.context)) % self.context  # of each place; negative: it is empty
-        last = getattr(decoder.positions, "length", None)  # of learned positions; further tokens share the last one
-        position = count if last is None else jnp.minimum(count, last - 1)
+        number = (
+            count - 1 - (count - 1 - jnp.arange(self.context)) % self.context
+        )  # of the token at each place; < 0: none
+        last = (decoder.positions.length or NOWHERE) - 1  # of learned positions; further tokens share it
+        position, positions = jnp.minimum(count, last), jnp.minimum(number, last)
         text = Stream(*(x.reshape(1, 1) for x in (token, jnp.ones((), jnp.int32), position)))
         own = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2)[:, None], before)
-        cache = Cache((own, None), (time >= 0).astype(jnp.int32)[None], time[None], None, at)
+        cache = Cache((own, None), (number >= 0).astype(jnp.int32)[None], positions[None], None, at)
         logits, cache = decoder.apply({"params": params}, text, cache, method="step")
         new = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x[:, 0], at, 2, keepdims=False), cache.layers[0])
         return jax.nn.log_softmax(logits.features[0, 0]), new
