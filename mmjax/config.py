@@ -162,8 +162,8 @@ from mmjax.train.experiment import (
     to_json,
 )
 from mmjax.train.groups import Group
+from mmjax.train.language_scores import LanguageModelRescorer, LanguageModelScorer
 from mmjax.train.optimizer import Optimizer
-from mmjax.train.rescorer import LanguageModelRescorer
 from mmjax.train.rules import SGD, Adafactor, AdamW, Lion, Muon, Rule
 from mmjax.train.schedules import (
     Constant,

@@ -20,10 +20,10 @@ from mmjax.data.layout import Layout
 from mmjax.data.packing import Packer
 from mmjax.data.prefixes import Prefixes
 from mmjax.data.text import Tokenizer
-from mmjax.data.to_predict import Files, InMemory, Unlabelled, table
+from mmjax.data.to_predict import PHRASES, Files, InMemory, Unlabelled, table
 from mmjax.data.vectors import VectorInput
 from mmjax.data.voice_activity import VoiceActivity
-from mmjax.decode import GREEDY, Sampling, Timings, by_example
+from mmjax.decode import GREEDY, Sampling, Timings, by_example, phrase_tokens
 from mmjax.errors import UserError, nearest
 from mmjax.evaluate.embeddings import index_files
 from mmjax.evaluate.predictions import Predictor
@@ -48,6 +48,10 @@ from mmjax.tree import override, with_settings
 
 Weights = Literal["float32", "bfloat16", "int8", "int4"]
 AT_ONCE, ROWS = 64, 8  # `predict_many`: examples in memory, and rows of a batch
+NO_PHRASES = (
+    "no decoding of this run takes phrases; give a task NAME a beam search with Phrases: --model.tasks.NAME.decoding PrefixBeam "
+    "(Write: Beam, Transducer: TransducerBeam) --model.tasks.NAME.decoding.scorers.names Phrases"
+)
 LONGEST = 300  # seconds of a recording; the memory of attention grows with the square of its length
 
 
@@ -118,6 +122,7 @@ class Run:
         text: str | list | None = None,
         *,
         tags: Mapping[str, str | None] | None = None,
+        phrases: Sequence[str] = (),
         **others: Any,
     ) -> dict[str, Any]:
         """Predicts about one example, given as any subset of the modalities.
@@ -132,6 +137,7 @@ class Run:
             floats in 0 to 1. (`picture_of`) Or a list of files.
           text: the written question; or the messages of a conversation, with their media (docs/data.md).
           tags: "language" and "task", for the special tokens before texts (`data.prefixes`).
+          phrases: names and other phrases that are expected in the text; the run's decoding needs a scorer `Phrases`.
           others: inputs with other names: recordings, pictures and texts as above; vectors [T, W], or a .npy or .npz file.
 
         Returns:
@@ -139,13 +145,15 @@ class Run:
           "transcript": "is there a circle?"}.
 
         Raises:
-          UserError: an input cannot be read or does not fit, or the model has no encoder for it.
+          UserError: an input cannot be read or does not fit, or the model has no encoder for it; or the decoding takes no
+            phrases, or the tokenizer cannot write one.
         """
+        options = {"tags": tags or {}, "phrases": self.checked_phrases(phrases)}
         # A long file is not decoded as a whole.
-        if whole := self.transcribed({"speech": speech, "image": image, "text": text} | others, tags or {}):
+        if whole := self.transcribed({"speech": speech, "image": image, "text": text} | others, **options):
             return whole
         given, prefixes = self._given(speech, image, text, tags, others)
-        return self.transcribed(given, tags or {}) or self.predict_given(given, prefixes)
+        return self.transcribed(given, **options) or self.predict_given(given, prefixes, phrases=options["phrases"])
 
     def align(
         self,
@@ -186,7 +194,8 @@ class Run:
         waiting, count = iter(examples), 0
         while part := list(itertools.islice(waiting, AT_ONCE)):
             tags = [arguments.get("tags") or {} for arguments in part]
-            source = InMemory([self._example(arguments) for arguments in part], tags)
+            phrases = [arguments.get("phrases", ()) for arguments in part]
+            source = InMemory([self._example(arguments) for arguments in part], tags, phrases)
             for number, result in enumerate(self.predictor.of(source, rows=ROWS), count):
                 if isinstance(result, UserError):
                     raise UserError(f"example {number}: {result}")
@@ -249,14 +258,21 @@ class Run:
         return index_files(self, self.examples(files, manifest), local(directory, "the index"))
 
     def examples(
-        self, files: Sequence[str], manifest: str | None = None, tags: Mapping[str, str] | None = None
+        self,
+        files: Sequence[str],
+        manifest: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        phrases: Sequence[str] = (),
     ) -> Unlabelled:
-        """The examples of files, or of a manifest, for this run; `tags`: of all files."""
-        fields, data = self.config.data.fields({}), self.config.data
+        """The examples of files, or of a manifest, for this run; `tags` and `phrases`: of all files."""
+        fields, data = self.config.data.fields({PHRASES: "classes"} if self.takes_phrases else {}), self.config.data
         inputs = {name: one for name, one in self.fields.inputs.items() if name in self.config.model.encoders}
-        records = Files(files, inputs, tags) if files else table(manifest, fields)
+        records = Files(files, inputs, tags, self.checked_phrases(phrases)) if files else table(manifest, fields)
         settings = {"sample_rate": self.sample_rate, "rescale": data.rescale, "prefixes": data.prefixes}
-        return Unlabelled(records, fields, self.tokenizer, self.given_tokens, **settings)
+        found = Unlabelled(records, fields, self.tokenizer, self.given_tokens, **settings)
+        if PHRASES in found.unread:
+            progress.warn(f"{manifest} has a column '{PHRASES}', which is not read: {NO_PHRASES}")
+        return found
 
     def check_compares(self) -> None:
         """Checks that a task of the run compares inputs; raises UserError."""
@@ -273,6 +289,7 @@ class Run:
         own = dict(arguments)
         usual = [own.pop(name, None) for name in ("speech", "image", "text", "tags")]
         try:
+            self.checked_phrases(own.pop("phrases", ()))
             given, prefixes = self._given(*usual, own)
         except UserError as error:
             return error
@@ -293,7 +310,9 @@ class Run:
         self._check_streams(found)
         return found, self.prefixes_of(tags)
 
-    def transcribed(self, given: Mapping[str, Any], tags: Mapping[str, str | None]) -> dict[str, Any] | None:
+    def transcribed(
+        self, given: Mapping[str, Any], tags: Mapping[str, str | None], phrases: Sequence[str] = ()
+    ) -> dict[str, Any] | None:
         """The prediction of a recording that is too long to be read at once: its text, in parts; None: it is not.
 
         Args:
@@ -314,7 +333,7 @@ class Run:
             progress.warn_once(
                 f"recordings longer than {limit:g} seconds: only {task} is predicted, not {', '.join(others)}"
             )
-        segments = self.transcribe(speech, task, tags=tags)
+        segments = self.transcribe(speech, task, tags=tags, phrases=phrases)
         return {task: " ".join(one.text for one in segments), f"{task}/segments": [one._asdict() for one in segments]}
 
     def prefixes_of(self, tags: Mapping[str, str | None]) -> dict[str, tuple[int, ...]]:
@@ -336,6 +355,7 @@ class Run:
         longest: float | None = None,
         overlap: float | None = None,
         tags: Mapping[str, str | None] | None = None,
+        phrases: Sequence[str] = (),
     ) -> list[Segment]:
         """Transcribes a recording of any length in bounded memory.
 
@@ -346,12 +366,13 @@ class Run:
           voice: how speech is found: "energy", "silero" (the extra `silero`), or a `VoiceActivity`.
           longest: seconds of a part, at most; None: 30, or what a row of the run holds, if that is less.
           overlap: seconds by which windows overlap; None: a sixth of a window.
-          tags: as for `predict`.
+          tags, phrases: as for `predict`.
 
         Raises:
           UserError: no task writes the text of a recording, or the recording cannot be read.
         """
-        options = dict(voice=voice, longest=longest, overlap=overlap, tags=tags)
+        phrases = self.checked_phrases(phrases)
+        options = dict(voice=voice, longest=longest, overlap=overlap, tags=tags, phrases=phrases)
         if task not in self._transcribers:
             self._transcribers[task] = Transcriber(self, task)
         return list(self._transcribers[task].segments(speech, by, **options))
@@ -424,12 +445,16 @@ class Run:
             raise UserError(f"this run's model has no encoder for {absent[0]}")
 
     def predict_given(
-        self, given: Mapping[str, Any], prefixes: Mapping[str, Sequence[int]], name: str = "your input"
+        self,
+        given: Mapping[str, Any],
+        prefixes: Mapping[str, Sequence[int]],
+        name: str = "your input",
+        phrases: Sequence[str] = (),
     ) -> dict[str, Any]:
         """`predict` for inputs in the format of `Example`, with the ids before each text."""
-        predictions = jax.device_get(
-            self._program(self.device_params, self.batch_of(given, prefixes, name), self.tables)
-        )
+        batch = self.batch_of(given, prefixes, name)
+        tables = self.tables_for(batch, {(0, 0): phrases})
+        predictions = jax.device_get(self._program(self.device_params, batch, tables))
         return self.shown({name: dict(by_example(stream)).get((0, 1)) for name, stream in predictions.items()})
 
     def shown(self, predicted: Mapping[str, Any]) -> dict[str, Any]:
@@ -516,6 +541,32 @@ class Run:
     def tables(self) -> dict[str, Any]:
         """What the decoding of each task reads besides parameters, by task."""
         return tables_of(self.model.tasks, self.facts)
+
+    @property
+    def takes_phrases(self) -> bool:
+        """Whether the decoding of a task takes phrases of each example."""
+        return any(task.takes_phrases for task in self.config.model.tasks.values())
+
+    def checked_phrases(self, phrases: Sequence[str]) -> tuple[str, ...]:
+        """The phrases of an example.
+
+        Raises:
+          UserError: they are no list of texts, the tokenizer cannot write one, or no decoding takes phrases.
+        """
+        if isinstance(phrases, str) or not all(isinstance(one, str) for one in phrases):
+            raise UserError(f"phrases are a list of texts, such as ['Ann Lee'], not {phrases!r:.80}")
+        if phrases and not self.takes_phrases:
+            raise UserError(NO_PHRASES)
+        for phrase in phrases:
+            phrase_tokens(phrase, self.tokenizer)
+        return tuple(phrases)
+
+    def tables_for(self, batch: Batch, phrases: Mapping[tuple[int, int], Sequence[str]]) -> dict[str, Any]:
+        """`tables` for the examples of a batch; `phrases`: those of examples that have some, by row and slot."""
+        rows, slots = batch["examples"].segments.shape
+        lists = [[tuple(phrases.get((row, slot), ())) for slot in range(slots)] for row in range(rows)]
+        tasks = self.model.tasks
+        return {name: tasks[name].for_examples(one, lists, self.facts) for name, one in self.tables.items()}
 
     @functools.cached_property
     def _program(self) -> Callable[[Any, Batch, Mapping[str, Any]], Batch]:

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -29,7 +30,10 @@ from mmjax.decode.scorers import Scorer
 from mmjax.errors import UserError
 from mmjax.models import LSTMPrediction, StatelessPrediction, TextDecoder
 from mmjax.stream import BLANK, EMPTY, Stream
-from mmjax.tasks import CTC, Transducer, Write
+from mmjax.tasks import CTC, CausalLM, Transducer, Write
+from mmjax.train import language_scores
+from mmjax.train.language_scores import LanguageModelScorer
+from mmjax.train.step import unboxed
 from mmjax.train.validate import check_config
 from mmjax.tree import override, part
 
@@ -201,14 +205,14 @@ class Alternating(Scorer):
     def tables(self, tokenizer):
         return np.array([0.0, 1.0])
 
-    def start(self, tables, shape, lists=None):
+    def start(self, tables, shape, place):
         return jnp.ones(shape, jnp.int32)
 
     def score(self, tables, state, tokens):
         return self.weight * jnp.asarray(tables)[(tokens + state[..., None]) % 2]
 
-    def advance(self, tables, state, tokens):
-        return tokens % 2
+    def advance(self, tables, state, tokens, grows):
+        return jnp.where(grows, tokens % 2, state)
 
     def end(self, tables, state):
         return self.weight * jnp.asarray(tables)[(state + 1) % 2]
@@ -301,6 +305,42 @@ def test_joint_scores_are_sums_of_those_of_decoder_ctc_and_scorers():
                 assert score == pytest.approx(wanted, abs=1e-3)
                 compared += 1
     assert compared > 10
+
+
+@pytest.mark.slow
+def test_a_language_model_takes_part_in_every_beam_search(monkeypatch):
+    """All texts of at most 2 tokens, of an attention decoder and of a transducer, have its likelihoods in their scores."""
+    decoder = TextDecoder(vocabulary=5, **DECODER | {"cross_attention": False})
+    example = Stream(jnp.zeros((1, 3), jnp.int32), jnp.ones((1, 3), jnp.int32), jnp.arange(3)[None])
+    params = jax.tree.map(lambda x: 3 * x, unboxed(decoder.init(jax.random.key(0), example)["params"]))
+    known = {"params": params, "weight": np.float32(0.7), "bonus": np.float32(0.2)}
+    opened = CausalLM(decoder=decoder), 2, params
+    monkeypatch.setattr(language_scores, "_opened", lambda run: opened)
+    monkeypatch.setattr(language_scores, "_tables", lambda scorer, tokenizer: known)
+    scorers, predict = (
+        {"model": LanguageModelScorer(run="of 5 ids", context=3)},
+        jax.jit(partial(decoder.apply, {"params": params})),
+    )
+
+    def of(text):
+        ids = jnp.array([[2, *text, 0, 0][:3]])
+        logs = jax.nn.log_softmax(predict(example._replace(features=ids)).features)[0]
+        return sum(0.7 * float(logs[n, token]) + 0.2 for n, token in enumerate(text))
+
+    writing, transducers = Writers([3, 2]), Transducers([3, 1], StatelessPrediction(context=2))
+    compared = 0
+    for model, options in (
+        (writing, Beam(beams=96, length_penalty=0.0, shortlist=5)),
+        (transducers, TransducerBeam(beams=128, symbols=3)),
+    ):
+        plain, fused = (model.texts(replace(options, scorers=some), room=3) for some in ({}, scorers))
+        for number in (1, 2):
+            alone = {text: score for text, score, _ in plain[number]}
+            for text, score, _ in fused[number]:
+                if len(text) < 3 and text in alone:
+                    assert score == pytest.approx(alone[text] + of(text), abs=1e-3)
+                    compared += 1
+    assert compared > 30
 
 
 def attends(decoding, **changes):
@@ -485,6 +525,6 @@ def test_an_example_without_speech_is_scored_by_the_decoder_alone():
     knowledge = Knowledge(ctc=prefixes, ctc_weight=0.5)
     best = jnp.log(jnp.full((2, 1, 5), 0.2))
     tokens, ending = jnp.tile(jnp.arange(5), (2, 1, 1)), jnp.zeros((2, 1, 5), bool)
-    added = knowledge.added(knowledge.start((2, 1)), best, tokens, ending)
+    added = knowledge.added(knowledge.start((2, 1), 2), best, tokens, ending)
     np.testing.assert_allclose(added[1], best[1], rtol=1e-6)
     assert not np.allclose(added[0], best[0])

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny
-from flax.traverse_util import flatten_dict
+from untrained import language_model as untrained_language_model
 
 from mmjax import cli
 from mmjax import config as c
@@ -28,9 +28,8 @@ from mmjax.decode.phrases import allowed, boosts
 from mmjax.decode.rescoring import next_tokens, rescored
 from mmjax.decode.trie import trie
 from mmjax.errors import UserError
-from mmjax.interchange import directories
 from mmjax.stream import EMPTY, Stream
-from mmjax.train.directory import UNTRAINED
+from mmjax.train import language_scores
 from mmjax.train.step import unboxed
 
 WORDS = ["<s>", "</s>", "<unk>", "a", "b", "c", "d"]
@@ -156,15 +155,15 @@ def test_files_that_are_no_arpa_files(data, message, tmp_path):
         read_arpa(tmp_path / "a.arpa")
 
 
-def written(scorer, tables, texts, lists=None):
-    """The scores of texts of equal length: of their tokens together, and of all."""
+def written(scorer, tables, texts):
+    """The scores of texts of equal length, one in each row: of their tokens together, and of all."""
 
     def add(carry, tokens):
         state, total = carry
         total += scorer.score(tables, state, tokens[:, None])[:, 0]
-        return (scorer.advance(tables, state, tokens), total), None
+        return (scorer.advance(tables, state, tokens, jnp.ones(tokens.shape, bool)), total), None
 
-    start = scorer.start(tables, texts.shape[:1], lists), jnp.zeros(len(texts))
+    start = scorer.start(tables, texts.shape[:1], (jnp.arange(len(texts)), 0)), jnp.zeros(len(texts))
     (state, total), _ = jax.lax.scan(add, start, texts.T)
     return total, total + scorer.end(tables, state)
 
@@ -239,7 +238,8 @@ def test_phrases_add_their_boost_where_they_are_complete():
     generator = np.random.default_rng(0)
     lists = [[generator.integers(0, 3, generator.integers(1, 5)).tolist() for _ in range(6)] for _ in range(60)]
     texts = generator.integers(0, 3, (60, 12)).astype(np.int32)
-    _, total = jax.jit(lambda *given: written(BOOST, *given))(boosts(lists, 1.5), texts, jnp.arange(60))
+    tables = boosts(lists, 1.5, np.arange(60)[:, None])
+    _, total = jax.jit(lambda *given: written(BOOST, *given))(tables, texts)
     np.testing.assert_allclose(total, [of_phrases(*x, 1.5) for x in zip(texts.tolist(), lists, strict=True)], atol=1e-4)
 
 
@@ -253,7 +253,6 @@ def test_a_phrase_is_boosted_token_by_token():
 @pytest.mark.parametrize(
     "made, message",
     [
-        (Phrases(), "no phrase; set words or file"),
         (Phrases(words=("漢字",)), "cannot write '漢字'"),
         (Phrases(file="{tmp}/absent.txt"), "cannot read the list"),
         (Phrases(file="{tmp}/empty.txt"), "is empty; a list has one text in each line"),
@@ -281,9 +280,10 @@ def stream(logits, segments):
     return Stream(jnp.asarray(logits, jnp.float32), jnp.asarray(segments, jnp.int32), jnp.asarray(positions, jnp.int32))
 
 
-def by_alignment(logits):
-    """Text -> the logarithm of the sum over all its alignments."""
+def by_alignment(logits, weight=0.0):
+    """Text -> the logarithm of the sum over all its alignments; `weight`: of blank-aware scores."""
     logs, found = np.asarray(jax.nn.log_softmax(jnp.asarray(logits))), {}
+    logs = logs + weight * np.where(np.arange(logs.shape[1]) == 0, logs, np.log1p(-np.exp(logs[:, :1])))
     for path in itertools.product(range(logs.shape[1]), repeat=len(logs)):
         text = tuple(label for label, _ in itertools.groupby(path) if label)
         found[text] = np.logaddexp(found.get(text, -np.inf), sum(logs[range(len(path)), path]))
@@ -328,17 +328,16 @@ def test_a_wide_beam_with_an_n_gram_model_and_phrases(bigrams):
     model, tables = bigrams
     probability, lists = plain(model), [[[1, 2], [2, 2, 1]], [[1, 1]]]
     beam = PrefixBeam(beams=48, shortlist=None, scorers={"model": NGram(file=""), "phrases": Phrases()})
-    tables = {"model": tables, "phrases": boosts(lists, 1.5)}, None
-    chosen = np.where(SEGMENTS == 4, 1, 0)  # the second example of the second row has the second list
-    search = jax.jit(lambda logits, tables, lists: beam(logits, 0, tables, {"phrases": lists}))
+    chosen = np.array([[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]])  # segment 4 of the second row has the second list
+    tables = {"model": tables, "phrases": boosts(lists, 1.5, chosen)}, None
     logits = 2 * np.random.default_rng(0).normal(size=(3, FRAMES, CLASSES))
-    found = search(stream(logits, SEGMENTS), tables, chosen)
+    found = compiled(beam)(stream(logits, SEGMENTS), 0, tables)
     for row, where in EXAMPLES:
         expected = by_alignment(logits[row, where])
         for text in expected:
             words = [0, *(token + 2 for token in text), 1]
             model_score = sum(0.8 * probability(words[n], words[:n]) for n in range(1, len(words))) + 0.2 * len(text)
-            expected[text] += model_score + of_phrases(list(text), lists[chosen[row, where.start]], 1.5)
+            expected[text] += model_score + of_phrases(list(text), lists[int((row, where.start) == (1, 2))], 1.5)
         check(results(found, row, where), expected)
 
 
@@ -354,14 +353,8 @@ def test_a_beam_with_choices_finds_the_best_of_them():
 
 def test_blank_aware_scores():
     weight, logits = 0.6, np.random.default_rng(2).normal(size=(3, FRAMES, CLASSES))
-    logs = np.asarray(jax.nn.log_softmax(jnp.asarray(logits)))
     found = compiled(PrefixBeam(beams=48, shortlist=None, blank_weight=weight))(stream(logits, SEGMENTS))
-    adjusted = logs + weight * np.where(np.arange(CLASSES) == 0, logs, np.log1p(-np.exp(logs[..., :1])))
-    expected = {}
-    for path in itertools.product(range(CLASSES), repeat=FRAMES):
-        text = tuple(label for label, _ in itertools.groupby(path) if label)
-        expected[text] = np.logaddexp(expected.get(text, -np.inf), sum(adjusted[0, range(FRAMES), path]))
-    check(results(found, 0, slice(0, 5)), expected)
+    check(results(found, 0, slice(0, 5)), by_alignment(logits[0], weight))
 
 
 def test_one_beam_is_the_best_path_where_every_frame_has_a_class_above_three_quarters():
@@ -383,12 +376,24 @@ def test_one_beam_is_the_best_path_where_every_frame_has_a_class_above_three_qua
             np.testing.assert_array_equal(np.asarray(other.frames)[written], np.asarray(path.frames)[written])
 
 
+class Letters:
+    """A tokenizer of the texts of "a" and "b", whose ids are 1 and 2."""
+
+    unknown = None
+
+    @staticmethod
+    def pieces(text):
+        return ["xab".index(letter) for letter in text]
+
+
 def test_a_batch_of_one_a_batch_of_sixteen_and_packed_rows_give_the_same(bigrams):
-    beam = PrefixBeam(beams=4, shortlist=2, scorers={"model": NGram(file="")})
-    tables = {"model": bigrams[1]}, None
-    search = jax.jit(lambda logits: beam(logits, 0, tables))
+    phrases = Phrases(words=("ab",), boost=0.7)
+    beam = PrefixBeam(beams=4, shortlist=2, scorers={"model": NGram(file=""), "phrases": phrases})
+    common = {"model": bigrams[1], "phrases": phrases.tables(Letters)}, None
+    search = jax.jit(lambda logits, tables: beam(logits, 0, tables))
     generator = np.random.default_rng(0)
     lengths = generator.integers(3, 13, 16)
+    own = [[(), ("ba", "bb"), ("aab",)][number % 3] for number in range(16)]  # phrases of each example
     logits = [generator.normal(size=(length, CLASSES)) for length in lengths]
 
     def rows(groups, room=24):
@@ -398,7 +403,9 @@ def test_a_batch_of_one_a_batch_of_sixteen_and_packed_rows_give_the_same(bigrams
             for number, one in enumerate(group, 1):
                 features[row, at : at + lengths[one]], segments[row, at : at + lengths[one]] = logits[one], number
                 at += lengths[one] + (row + number) % 2
-        found = search(stream(np.where(segments[..., None] > 0, features, 7.0), segments)).features
+        lists = [[*(own[one] for one in group), *[()] * (2 - len(group))] for group in groups]
+        tables = beam.for_examples(common, lists, Letters)
+        found = search(stream(np.where(segments[..., None] > 0, features, 7.0), segments), tables).features
         for row, group in enumerate(groups):
             for number, one in enumerate(group, 1):
                 yield one, [np.asarray(x)[row, segments[row] == number] for x in found]
@@ -410,6 +417,7 @@ def test_a_batch_of_one_a_batch_of_sixteen_and_packed_rows_give_the_same(bigrams
         for one, parts in other.items():
             for ours, theirs in zip(parts, sixteen[one], strict=True):
                 np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert search._cache_size() == 2, "one program for each number of rows, whatever the phrases"
 
 
 def test_tokens_lie_at_their_frames_with_their_probability():
@@ -455,24 +463,9 @@ def test_next_tokens_stand_without_gaps_at_the_beginning_of_their_example():
 
 @pytest.fixture(scope="module")
 def language_model(tmp_path_factory, tokenizer):
-    """A run with a language model that was not trained."""
-    decoder = c.TextDecoder(layers=1, width=16, heads=2, mlp=16, cross_attention=False, vocabulary=len(tokenizer))
-    config = c.Experiment(
-        name="tiny",
-        steps=1,
-        data=c.Data(
-            source=c.Manifest(splits={"test": "test.tsv"}), rows={"text": 8, "examples": 1}, subsets={"text": 1.0}
-        ),
-        model=c.Multimodal(encoders={"text": c.TokenIds()}, tasks={"next": c.CausalLM(decoder=decoder)}),
-        optimizer=c.Optimizer(schedule=c.Constant(peak=1e-3)),
-    )
-    text = stream(np.zeros((1, 8)), np.ones((1, 8), int))
-    params = decoder.init(jax.random.key(0), text._replace(features=text.features.astype(int)))["params"]
-    params = {"tasks_next": {"decoder": jax.tree.map(lambda x: 3 * x, unboxed(params))}}
+    """A run with a language model that was not trained, its decoder and its parameters."""
     folder = tmp_path_factory.mktemp("runs") / "model"
-    directories.write(folder, flatten_dict(params, sep="/"), UNTRAINED, {"config.json": c.to_dict(config)})
-    tokenizer.save(folder / tokenizer.file_name)
-    return folder, decoder, params["tasks_next"]["decoder"]
+    return folder, *untrained_language_model(folder, tokenizer)
 
 
 def test_a_language_model_orders_the_texts_anew(language_model, tokenizer):
@@ -503,6 +496,130 @@ def test_a_language_model_orders_the_texts_anew(language_model, tokenizer):
         np.testing.assert_array_equal(ours.ids, np.asarray(given.ids)[:, order])
     with pytest.raises(UserError, match="has another tokenizer than the recogniser"):
         rescorer.tables(Tokenizer.train(["the cat"] * 9, 55))
+
+
+@pytest.mark.parametrize("begin", [None, 1])
+def test_a_language_model_scores_token_by_token_as_the_whole_text(language_model, tokenizer, begin, monkeypatch):
+    """Its keys and values are those of the last tokens, as with a sliding window."""
+    folder, decoder, params = language_model
+    opened = language_scores._opened
+    monkeypatch.setattr(language_scores, "_opened", lambda run: (opened(run)[0], begin, opened(run)[2]))
+    scorer = c.LanguageModelScorer(run=str(folder), weight=0.7, bonus=0.4, context=4)
+    texts = np.random.default_rng(0).integers(1, len(tokenizer), (3, 8)).astype(np.int32)
+    _, total = jax.jit(lambda *given: written(scorer, *given))(scorer.tables(tokenizer), texts)
+    ids = texts if begin is None else np.pad(texts, ((0, 0), (1, 0)), constant_values=begin)
+    whole, window = stream(ids, np.ones_like(ids)), c.SlidingWindow(window=4)
+    whole = whole._replace(features=jnp.asarray(ids))
+    logs = jax.nn.log_softmax(decoder.clone(sliding_window=window).apply({"params": params}, whole).features)
+    after = np.take_along_axis(np.asarray(logs)[:, :-1], ids[:, 1:, None], axis=-1)
+    np.testing.assert_allclose(total, 0.7 * after.sum((1, 2)) + 0.4 * 8, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_text_longer_than_the_learned_positions_still_depends_on_its_last_tokens(monkeypatch):
+    decoder = c.TextDecoder(
+        vocabulary=9, layers=1, width=16, heads=2, mlp=16, cross_attention=False, positions=c.Learned(length=3)
+    )
+    text = Stream(np.zeros((1, 3), np.int32), np.ones((1, 3), np.int32), np.arange(3, dtype=np.int32)[None])
+    params = jax.tree.map(lambda x: 3 * x, unboxed(decoder.init(jax.random.key(0), text)["params"]))
+    opened = c.CausalLM(decoder=decoder), 1, params
+    monkeypatch.setattr(language_scores, "_opened", lambda run: opened)
+    scorer = c.LanguageModelScorer(run="learned", context=4)
+    tables = {"params": params, "weight": 1.0, "bonus": 0.0, "start": scorer._begun(params)}
+    texts = np.array([[3, 4, 5, 6, 7, 1, 1], [3, 4, 5, 6, 2, 1, 1], [3, 4, 5, 6, 7, 1, 1]], np.int32)
+    _, total = jax.jit(lambda *given: written(scorer, *given))(tables, texts)
+    assert np.isfinite(total).all() and total[0] == pytest.approx(total[2]) != pytest.approx(total[1])
+
+
+def next_likelihood(decoder, params, text, length=FRAMES):
+    """[N, V] the logarithm of the probability of each token after each token of a text."""
+    padded = np.array([[*text, *[0] * (length - len(text))]], np.int32)
+    there = (np.arange(length) < len(text))[None].astype(np.int32)
+    logits = decoder.apply({"params": params}, Stream(padded, there, np.arange(length, dtype=np.int32)[None])).features
+    return np.asarray(jax.nn.log_softmax(logits))[0]
+
+
+@pytest.mark.slow
+def test_a_wide_beam_with_a_language_model(language_model, tokenizer):
+    """Of two pieces, since no other one has a probability; the scores are sums over all alignments."""
+    folder, decoder, params = language_model
+    beam = PrefixBeam(
+        beams=48, shortlist=2, blank_weight=0.6, scorers={"model": c.LanguageModelScorer(run=str(folder))}
+    )
+    tables, generator = beam.scorers["model"].tables(tokenizer), np.random.default_rng(0)
+    tables |= {"weight": np.float32(0.7), "bonus": np.float32(0.4)}
+    pieces, few = [40, 7], 2 * generator.normal(size=(3, FRAMES, CLASSES))
+    logits = np.full((3, FRAMES, len(tokenizer)), -50.0)
+    logits[..., [0, *pieces]] = few
+    search, alone = compiled(beam), dataclasses.replace(beam, scorers={})
+    found = search(stream(logits, SEGMENTS), 0, ({"model": tables}, None))
+    known = {}
+    for row, where in EXAMPLES:
+        expected = {}
+        for text, score in by_alignment(few[row, where], 0.6).items():
+            text = tuple(pieces[label - 1] for label in text)
+            if text not in known:
+                logs = next_likelihood(decoder, params, text)
+                known[text] = sum(0.7 * logs[n - 1, text[n]] for n in range(1, len(text))) + 0.4 * len(text)
+            expected[text] = score + known[text]
+        check(results(found, row, where), expected)
+
+    tables |= {"weight": np.float32(0), "bonus": np.float32(0)}
+    found, plain = (
+        search(stream(logits, SEGMENTS), 0, ({"model": tables}, None)),
+        compiled(alone)(stream(logits, SEGMENTS)),
+    )
+    for ours, theirs in zip(found.features, plain.features, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_transformer_that_knows_bigrams_finds_what_the_n_gram_model_finds(monkeypatch):
+    """Alone, and in a batch of sixteen. The ids are "x", "a", "b" and the beginning of a text."""
+    generator = np.random.default_rng(4)
+    chances = generator.dirichlet([1.0, 1.0, 1.0], 4)  # of "x", "a", "b" after each
+    order = [1, 2, 3, 0]  # of the ids in the model's words
+    grams = np.array([[order[before], order[after]] for before in range(4) for after in range(3)])
+    levels = [
+        Level(np.arange(4)[:, None], np.full(4, -2.0), np.zeros(4)),
+        Level(grams, np.log10(chances).reshape(-1), np.zeros(12)),
+    ]
+    words = trie(Arpa(["<s>", "<unk>", "a", "b"], levels))
+    n_gram = Tokens(words, np.array(order[:3], np.int32), *np.array([0.8, 0.2, 0.0], np.float32))
+    style = c.BlockStyle(norm="rms", bias=False, epsilon=1e-12)
+    decoder = c.TextDecoder(
+        vocabulary=4, layers=2, width=4, heads=1, mlp=4, tied=False, cross_attention=False, block=style
+    )
+    text = Stream(np.zeros((1, 2), np.int32), np.ones((1, 2), np.int32), np.arange(2, dtype=np.int32)[None])
+    params = jax.tree.map(np.zeros_like, unboxed(decoder.init(jax.random.key(0), text)["params"]))
+    params["embedding"]["embedding"], params["norm"]["scale"] = (
+        np.eye(4),
+        np.ones(4),
+    )  # a token becomes two times its unit vector
+    params["logits"]["kernel"] = np.log(np.pad(chances, ((0, 0), (0, 1)), constant_values=1e-30)) / 2
+    opened = c.CausalLM(decoder=decoder), 3, params
+    monkeypatch.setattr(language_scores, "_opened", lambda run: opened)
+    scorer = c.LanguageModelScorer(run="bigrams", context=2)
+    start = jax.jit(scorer._begun)(params)
+    transformer = {"params": params, "weight": np.float32(0.8), "bonus": np.float32(0.2), "start": start}
+    searches = [
+        (compiled(PrefixBeam(beams=6, shortlist=None, scorers={"model": one})), ({"model": known}, None))
+        for one, known in ((NGram(file=""), n_gram), (scorer, transformer))
+    ]
+    logits = generator.normal(size=(16, 12, CLASSES))
+    segments = np.sort(generator.integers(1, 3, (16, 12)))
+    expected, found, *alone = (
+        search(stream(logits[rows], segments[rows]), 0, tables)
+        for (search, tables), rows in zip(
+            searches + searches[1:] * 3, [slice(16), slice(16), [0], [5], [9]], strict=True
+        )
+    )
+    assert len({tuple(text) for text in np.asarray(found.features.ids)[..., 0].tolist()}) > 8
+    for theirs, ours in zip(expected.features, found.features, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    for row, one in zip([0, 5, 9], alone, strict=True):
+        for whole, ours in zip(found.features, one.features, strict=True):
+            np.testing.assert_allclose(ours[0], whole[row], atol=1e-5)
 
 
 # Training of n-gram models. ------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import soundfile
 import soxr
 from conftest import tiny
 from PIL import Image
+from untrained import causal, language_model, tokenizer, untrained
 
 from mmjax import config as c
 from mmjax import run as running
@@ -340,6 +341,85 @@ def test_files_of_which_none_can_be_read_are_listed_with_their_reasons(opened, f
     assert predict_files(opened, opened.examples(names), out) == {"examples": 2, "errors": 2}
     assert [line["name"] for line in read(out)] == names
     assert "notes.txt is neither a recording nor a picture" in read(out)[1]["error"]
+
+
+BOOSTED = "--model.tasks.transcript.decoding PrefixBeam --model.tasks.transcript.decoding.shortlist None"
+BOOSTED += (
+    " --model.tasks.transcript.decoding.scorers.names Phrases --model.tasks.transcript.decoding.scorers.names.boost 6"
+)
+
+
+@pytest.mark.slow
+def test_each_example_has_its_own_phrases(tmp_path, capsys):
+    home = tmp_path / "run"
+
+    def lively(path, value):
+        return 3.0 * value if "transcript" in path else value
+
+    untrained(home, causal(layers=1), {"transcript": c.CTC()}, hops=320, change=lively)
+    files, lists = (
+        [str(tmp_path / f"{number}.wav") for number in range(16)],
+        [[], ["red"], ["heard"], ["six seven", "nine"]],
+    )
+    for number, file in enumerate(files):
+        soundfile.write(file, TONE[: 8_000 + 500 * number], RATE, subtype="FLOAT")
+    rows = [{"speech": file, "phrases": lists[number % 4]} for number, file in enumerate(files)]
+    run = Run(home, BOOSTED.split())
+    alone = [run.predict(**row) for row in rows]
+    assert "nine" in alone[15]["transcript"] and "red" in alone[1]["transcript"]
+    assert not any(phrase in one["transcript"] for one in alone[::4] for phrase in ("red", "heard", "nine"))
+    compiled = run._program._cache_size()
+    assert run.predict(speech=files[15], phrases=["red", "blue", "green"]) != alone[15]
+    assert run._program._cache_size() == compiled
+
+    many = list(run.predict_many(rows))
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in [*rows, {**rows[0], "phrases": ["漢字"]}])
+    )
+    out, out_2 = tmp_path / "out.jsonl", tmp_path / "out_2.jsonl"
+    manifest = ["--manifest", str(tmp_path / "rows.jsonl"), "-o", str(out)]
+    assert main(["predict", str(home), *manifest, *BOOSTED.split()]) == 0
+    assert main(["predict", str(home), *files[:2], "--phrases", "red", "-o", str(out_2), *BOOSTED.split()]) == 0
+    *listed, wrong = read(out)
+    for one, other, third in zip(alone, many, listed, strict=True):
+        assert one["transcript"] == other["transcript"] == third["transcript"]
+        assert other["transcript/score"] == pytest.approx(one["transcript/score"], abs=1e-3)
+    assert [line["transcript"] for line in read(out_2)][1] == alone[1]["transcript"] and "漢字" in wrong["error"]
+    assert run.predictor._program._cache_size() == 1
+
+    whole, parts = run.predict(speech=files[1]), run.transcribe(files[1], by="windows", phrases=["red"])
+    assert "red" in parts[0].text and "red" not in whole["transcript"]
+    capsys.readouterr()
+    assert main(["predict", str(home), "--speech", files[0], "--phrases", "red"]) == 2
+    assert "no decoding of this run takes phrases" in capsys.readouterr().err
+    assert main(["predict", str(home), *manifest[:-1], str(tmp_path / "out_3.jsonl")]) == 0
+    assert "has a column 'phrases', which is not read" in " ".join(capsys.readouterr().err.split())
+    for wrong in ("red", [1]):
+        with pytest.raises(UserError, match="phrases are a list of texts"):
+            run.predict(speech=files[0], phrases=wrong)
+
+
+@pytest.mark.slow
+def test_a_run_is_fused_with_a_language_model(tmp_path):
+    untrained(tmp_path / "run", causal(layers=1), {"transcript": c.CTC()}, hops=320)
+    language_model(tmp_path / "model", tokenizer())
+    key, found = "--model.tasks.transcript.decoding", {}
+    for name, part in (
+        ("alone", ""),
+        ("fused", "scorers.model LanguageModelScorer"),
+        ("rescored", "rescorer LanguageModelRescorer"),
+    ):
+        part = part and f"{key}.{part} {key}.{part.split()[0]}.run {tmp_path / 'model'}"
+        run = Run(tmp_path / "run", f"{key} PrefixBeam {part}".split())
+        found[name] = run.predict(speech=TONE[:8_000])["transcript/nbest"]
+        if name == "fused":
+            run.tables["transcript"][0]["model"]["weight"] = np.float32(0)
+            found["0"] = run.predict(speech=TONE[:8_000])["transcript/nbest"]
+    assert [one["text"] for one in found["0"]] == [one["text"] for one in found["alone"]]
+    assert [one["text"] for one in found["fused"]] != [one["text"] for one in found["alone"]]
+    assert found["fused"][0]["score"] < found["alone"][0]["score"]
+    assert {one["text"] for one in found["rescored"]} == {one["text"] for one in found["alone"]}
+    assert found["rescored"] != found["alone"]
 
 
 @pytest.mark.slow

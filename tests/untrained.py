@@ -13,6 +13,7 @@ from mmjax import config as c
 from mmjax.data.text import Tokenizer
 from mmjax.interchange.directories import write
 from mmjax.models.task import Facts
+from mmjax.stream import Stream
 from mmjax.train.build import build_layout, build_model, resolved
 from mmjax.train.directory import UNTRAINED
 from mmjax.train.step import init_parameters, unboxed
@@ -56,3 +57,23 @@ def untrained(directory, encoder, tasks, hops=400, change=None):
     write(directory, flat, UNTRAINED, {"config.json": to_dict(config), "labels.json": {}})
     tokenizer().save(directory / "tokenizer.model")
     return directory
+
+
+def language_model(directory, tokenizer):
+    """Writes a run with a small language model of the tokenizer's pieces; returns its decoder and the parameters of this."""
+    decoder = c.TextDecoder(layers=1, width=16, heads=2, mlp=16, cross_attention=False, vocabulary=len(tokenizer))
+    source, rows = c.Manifest(splits={"test": "test.tsv"}), {"text": 8, "examples": 1}
+    config = c.Experiment(
+        name="tiny",
+        steps=1,
+        data=c.Data(source=source, rows=rows, subsets={"text": 1.0}),
+        model=c.Multimodal(encoders={"text": c.TokenIds()}, tasks={"next": c.CausalLM(decoder=decoder)}),
+        optimizer=c.Optimizer(schedule=c.Constant(peak=1e-3)),
+    )
+    ids, places = np.zeros((1, 8), np.int32), np.arange(8, dtype=np.int32)[None]
+    params = unboxed(decoder.init(jax.random.key(0), Stream(ids, ids + 1, places))["params"])
+    params = jax.tree.map(lambda x: 3 * x, params)
+    flat = flatten_dict({"tasks_next": {"decoder": params}}, sep="/")
+    write(directory, flat, UNTRAINED, {"config.json": to_dict(config)})
+    tokenizer.save(directory / tokenizer.file_name)
+    return decoder, params

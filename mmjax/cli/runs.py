@@ -82,6 +82,13 @@ def add_parsers(commands: Any) -> None:
     )
     for tag in ("language", "task"):
         sub.add_argument(f"--{tag}", help=f"{tag} tag of the text, if the run's data.prefixes use it")
+    sub.add_argument(
+        "--phrases",
+        metavar="PHRASE",
+        action="append",
+        default=[],
+        help="a name or another phrase that is expected in the text, if the run's decoding has Phrases; may be repeated",
+    )
     sub.add_argument("--example", type=whole(0), metavar="N", help="predict example N of the evaluation split instead")
 
     sub = command(
@@ -134,18 +141,19 @@ def _predict(options, rest) -> int:
     files, overrides = files_and_others(options.files, rest)
     run = Run(options.run, overrides, step=options.step)
     if options.stream:
-        others = ("speech", "image", "text", "input", "save", "language", "task")
+        others = ("speech", "image", "text", "input", "save", "language", "task", "phrases")
         if any(getattr(options, name) for name in others) or options.example is not None:
-            raise UserError("give --stream alone, or inputs and tags of your own")
+            raise UserError("give --stream alone, or inputs, tags and phrases of your own")
         return _stream(run, options)
     if files or options.manifest or options.out:
         return _predict_many(options, files, run, save)
     if options.example is None:
         tags = {"language": options.language, "task": options.task}
         others = dict(_named_input(one) for one in options.input)
-        result = run.predict(_one(options.speech), _one(options.image), options.text, tags=tags, **others)
-    elif any((options.speech, options.image, options.text, options.language, options.task, options.input)):
-        raise UserError("give either --example, or inputs and tags of your own")
+        others |= {"tags": tags, "phrases": options.phrases}
+        result = run.predict(_one(options.speech), _one(options.image), options.text, **others)
+    elif any(getattr(options, name) for name in ("speech", "image", "text", "language", "task", "input", "phrases")):
+        raise UserError("give either --example, or inputs, tags and phrases of your own")
     else:
         result = run.predict_example(options.example)
     if save and not any(hasattr(value, "dtype") for value in result.values()):
@@ -179,11 +187,12 @@ def _predict_many(options, files: list[str], run: Any, save: Path | None) -> int
     if any(one) or bool(files) == bool(options.manifest):
         raise UserError("give either FILES, or --manifest TABLE, or one example (--speech, --image, --text, --example)")
     tags = {name: tag for name in ("language", "task") if (tag := getattr(options, name))}
-    if options.manifest and tags:
-        name = next(iter(tags))
-        raise UserError(f"the column '{name}' of the table says it for each example; leave out --{name}")
+    own = [*tags, *(["phrases"] if options.phrases else [])]
+    if options.manifest and own:
+        raise UserError(f"the column '{own[0]}' of the table says it for each example; leave out --{own[0]}")
     run.check_tags(tags)
-    counts = predict_files(run, run.examples(files, options.manifest, tags), local(options.out, "--out"), save)
+    examples = run.examples(files, options.manifest, tags, options.phrases)
+    counts = predict_files(run, examples, local(options.out, "--out"), save)
     if options.json:
         print_json(counts | {"out": options.out})
     else:

@@ -28,6 +28,7 @@ from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
 
 HEAD = 64  # bytes of a file that tell its kind
+PHRASES = "phrases"  # the column of phrases that are expected in the text of a row: a list of texts
 USUAL = {"recording": "speech", "image": "image"}  # the inputs of files, if the model reads several
 ALL = Filters(characters_per_second=None, largest_share_dropped=1.0)
 
@@ -51,6 +52,9 @@ class ToPredict(Protocol):
     def tags(self, number: int) -> Mapping[str, str | None]:
         """The "language" and "task" of an example."""
 
+    def phrases(self, number: int) -> Sequence[str]:
+        """The phrases that are expected in the text of an example."""
+
     def positions(self, layout: Layout) -> dict[str, np.ndarray]:
         """[n] positions that each example takes in a row, by stream; zeros of one that cannot be read. One that fits into no
         row takes more than a row has.
@@ -63,14 +67,20 @@ class Files:
     Args:
       places: files, patterns of files, and folders, of which all recordings and pictures are taken.
       inputs: the inputs of the model, by name.
-      tags: "language" and "task" of all files.
+      tags: "language" and "task" of all files; phrases: that are expected in the text of each.
 
     Raises:
       UserError: there is no such file, or none that is a recording or a picture.
     """
 
-    def __init__(self, places: Sequence[str], inputs: Mapping[str, Input], tags: Mapping[str, str] | None = None):
-        self._inputs, self._tags = inputs, dict(tags or {})
+    def __init__(
+        self,
+        places: Sequence[str],
+        inputs: Mapping[str, Input],
+        tags: Mapping[str, str] | None = None,
+        phrases: Sequence[str] = (),
+    ):
+        self._inputs, self._tags, self._phrases = inputs, dict(tags or {}), phrases
         self.files: list[str] = []
         passed = 0
         for place in places:
@@ -110,7 +120,8 @@ class Files:
                 f"several: {', '.join(names)}; name one in the columns of a table (--manifest)" if names else "none"
             )
             raise UserError(f"{file} is a{'n' * (kind == 'image')} {kind}, of which the model reads {several}")
-        return Record(file, {names[0]: self._inputs[names[0]].read(file, Cell(names[0], file))}, tags=self._tags)
+        inputs = {names[0]: self._inputs[names[0]].read(file, Cell(names[0], file))}
+        return Record(file, inputs, {PHRASES: self._phrases} if self._phrases else {}, self._tags)
 
 
 def file_kind(file: str) -> str | None:
@@ -143,6 +154,9 @@ class Unlabelled:
       fields: what is read; labels are not used.
       tokenizer, sample_rate, rescale, prefixes: as in `mmjax.data.corpus.Corpus`.
       given: the number of tokens that tasks are given of each label (`Task.given_tokens`).
+
+    Attributes:
+      unread: the columns of a table that are not read.
     """
 
     def __init__(
@@ -157,6 +171,7 @@ class Unlabelled:
         self._folder = tempfile.TemporaryDirectory(prefix="mmjax-")  # lives as long as the index
         index = open_index(collection, {}, Path(self._folder.name), "what is given", fields)
         self._corpus = Corpus(collection, index, tokenizer, fields=fields, filters=ALL, **settings)
+        self.unread = frozenset(index.columns)
         self.reasons = {number: reason.removeprefix("unreadable: ") for number, reason in self._corpus.quarantine}
         self._readable = np.delete(np.arange(len(index)), list(self.reasons))
 
@@ -173,6 +188,9 @@ class Unlabelled:
 
     def tags(self, number: int) -> Mapping[str, str | None]:
         return self._collection[number].tags
+
+    def phrases(self, number: int) -> Sequence[str]:
+        return self._collection[number].labels.get(PHRASES, ())
 
     def contents(self, number: int) -> dict[str, str | None]:
         """What people see of an example, by input: a text, or the path of a file; None: a part of a file, or several files."""
@@ -230,8 +248,13 @@ def _state(value: Any) -> Any:
 class InMemory:
     """Examples that are decoded already: a `ToPredict`."""
 
-    def __init__(self, examples: Sequence[Example | UserError], tags: Sequence[Mapping[str, str | None]]):
-        self._examples, self._tags = examples, tags
+    def __init__(
+        self,
+        examples: Sequence[Example | UserError],
+        tags: Sequence[Mapping[str, str | None]],
+        phrases: Sequence[Sequence[str]],
+    ):
+        self._examples, self._tags, self._phrases = examples, tags, phrases
         self.reasons = {number: str(one) for number, one in enumerate(examples) if isinstance(one, UserError)}
 
     def __len__(self) -> int:
@@ -245,6 +268,9 @@ class InMemory:
 
     def tags(self, number: int) -> Mapping[str, str | None]:
         return self._tags[number]
+
+    def phrases(self, number: int) -> Sequence[str]:
+        return self._phrases[number]
 
     def positions(self, layout: Layout) -> dict[str, np.ndarray]:
         packer, found = Packer(layout, 0), {name: np.zeros(len(self), np.int64) for name in layout.rows}

@@ -1,11 +1,13 @@
 """The base classes of decoders: parts that turn the outputs of a task into texts (`Written`)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import jax
 
 from mmjax.decode.ctc_prefix import CTCPrefixes
+from mmjax.decode.scorers import Lists, Scorer, Sum
 from mmjax.stream import Stream
 from mmjax.tree import part
 
@@ -19,16 +21,27 @@ class Decoding:
     Attributes:
       streams: whether it also decodes a chunk at a time, with the methods `begin` and `advance`, as those of `BestPath` and
         `GreedyTransducer`. All chunks together give the tokens of the whole.
+      scorers: what else is known of texts, by name; a field of beam searches.
     """
 
     streams: ClassVar[bool] = False
+    scorers: ClassVar[Mapping[str, Scorer]] = MappingProxyType({})
 
     def check(self, path: str, config: Any) -> None:
         """Checks that the decoder fits the config (an Experiment); `path` is its key. Raises UserError."""
 
     def tables(self, tokenizer: Any) -> Any:
         """The arrays that decoding reads besides parameters, such as an n-gram model: a pytree of NumPy arrays, or None."""
-        return None
+        return Sum(self.scorers).tables(tokenizer) if self.scorers else None
+
+    @property
+    def takes_phrases(self) -> bool:
+        """Whether an example may have phrases of its own."""
+        return any(scorer.takes_phrases for scorer in self.scorers.values())
+
+    def for_examples(self, tables: Any, phrases: Lists, tokenizer: Any) -> Any:
+        """The tables for a batch whose examples have phrases of their own (`Scorer.for_examples`)."""
+        return Sum(self.scorers).for_examples(tables, phrases, tokenizer) if self.scorers else tables
 
 
 @part

@@ -143,9 +143,10 @@ class Knowledge(NamedTuple):
     ctc_weight: float = 0.0
     shortlist: int = 0
 
-    def start(self, shape: tuple[int, int]) -> Any:
-        """The state of empty texts [E, K]."""
-        return self.scorers.start(self.tables, shape), self.ctc and self.ctc.start(shape[1])
+    def start(self, shape: tuple[int, int], slots: int) -> Any:
+        """The state of empty texts [E, K], of examples that have `slots` in a row."""
+        place = jnp.divmod(jnp.arange(shape[0])[:, None], slots)
+        return self.scorers.start(self.tables, shape, place), self.ctc and self.ctc.start(shape[1])
 
     def added(self, state: Any, best: jax.Array, tokens: jax.Array, ending: jax.Array) -> jax.Array:
         """What candidates add to the scores of texts, all [E, K, C].
@@ -165,10 +166,10 @@ class Knowledge(NamedTuple):
         ]  # an example without speech has the decoder alone
         return (1 - share) * best + share * heard + known
 
-    def advance(self, state: Any, rows: jax.Array, tokens: jax.Array) -> Any:
-        """The state of the texts `rows` [E, K] of each example after one more token each."""
+    def advance(self, state: Any, rows: jax.Array, tokens: jax.Array, going: jax.Array) -> Any:
+        """The state of the texts `rows` [E, K] of each example after one more token each; only those `going` are used."""
         own, prefixes = state
-        own = self.scorers.advance(self.tables, chosen(own, rows), tokens)
+        own = self.scorers.advance(self.tables, chosen(own, rows), tokens, going)
         return own, self.ctc and self.ctc.advance(prefixes, rows, tokens)
 
 
@@ -208,7 +209,7 @@ def beam_search(
         found, logits, state = carry
         added = partial(knowledge.added, state)
         found, origins, tokens = extend_beams(found, logits, ends, penalty, knowledge.shortlist, added)
-        state = knowledge.advance(state, origins, tokens)
+        state = knowledge.advance(state, origins, tokens, found.going)
         cache = cache.rows((jnp.arange(examples)[:, None] * beams + origins).reshape(-1))
         going = jnp.where(found.going.reshape(rows, -1), segments, 0)
         logits, cache = step(Stream(tokens.reshape(rows, -1), going, before + found.number), cache)
@@ -216,6 +217,6 @@ def beam_search(
 
     found = begin_beams(logits.mask.reshape(-1), beams, length)
     first = jnp.repeat(logits.features.reshape(examples, 1, vocabulary), beams, axis=1)
-    carry = found, first, knowledge.start((examples, beams))
+    carry = found, first, knowledge.start((examples, beams), slots)
     found, *_ = written_in_stages(goes_on, write, carry, cache, length)
     return best_of(found.ended, found.open, penalty)

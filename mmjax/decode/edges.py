@@ -5,6 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+SHORTEST = 256  # the smallest size of padded arrays
+
+
+def power_of_two(count: int) -> int:
+    """The smallest power of two that is at least `count`, and at least `SHORTEST`."""
+    return max(SHORTEST, 1 << (count - 1).bit_length())
+
 
 @struct.dataclass
 class Edges:
@@ -25,6 +32,13 @@ class Edges:
         """Of `count` nodes; `nodes` and `tokens` [E] are those of each edge, in their order."""
         first = np.searchsorted(nodes, np.arange(count + 1)).astype(np.int32)
         return cls(first, np.append(tokens, -1).astype(np.int32), int(np.diff(first).max(initial=0)).bit_length())
+
+    def padded(self) -> "Edges":
+        """The same edges in arrays whose lengths are powers of two (N, and E + 1), with steps that depend on E alone."""
+        nodes, edges = len(self.first) - 1, len(self.tokens)
+        first = np.pad(self.first, (0, power_of_two(nodes) - nodes), "edge")
+        tokens = np.pad(self.tokens, (0, power_of_two(edges) - edges), constant_values=-1)
+        return Edges(first, tokens, len(tokens).bit_length())
 
     def find(self, nodes: jax.Array, tokens: jax.Array) -> jax.Array:
         """The number of the edge of each node with a token, -1 if there is none; the arguments are broadcast."""

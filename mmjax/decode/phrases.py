@@ -1,7 +1,6 @@
 """Phrases that are expected in a text, and lists of texts that are allowed: scorers that are automata."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import field
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from mmjax.decode.edges import Edges
-from mmjax.decode.scorers import Scorer
+from mmjax.decode.edges import Edges, power_of_two
+from mmjax.decode.scorers import Lists, Place, Scorer
 from mmjax.errors import UserError
 from mmjax.files import local
 from mmjax.tree import part
@@ -23,23 +22,31 @@ class Phrases(Scorer):
     At each place of a text, the longest phrase that begins there adds `boost` for each of its tokens. The score is given token
     by token, and is taken back if the phrase does not become complete. A phrase begins where the tokenizer begins a word.
 
-    An example may have a list of its own (`start`, argument `lists`): list 0 is that of `words` and `file`, list 1 the first of
-    `lists` together with it, and so on.
+    An example may have further phrases of its own, besides those of `words` and `file`, if there are any (`for_examples`).
     """
 
     words: tuple[str, ...] = ()  # phrases of one or more words
     file: str | None = None  # further phrases, one in each line
-    lists: Mapping[str, tuple[str, ...]] = field(
-        default_factory=dict
-    )  # further lists by name, for examples with a list of their own
     boost: float = 1.0  # added for each token of a phrase
 
+    takes_phrases = True
+
     def tables(self, tokenizer: Any) -> "Boosts":
-        common = [*self.words, *(_lines(self.file) if self.file else ())]
-        if not common and not self.lists:
-            raise UserError("Phrases has no phrase; set words or file")
-        lists = [common, *([*common, *phrases] for phrases in self.lists.values())]
-        return boosts([[_tokens(phrase, tokenizer) for phrase in phrases] for phrases in lists], self.boost)
+        return boosts([self._common(tokenizer)], self.boost)
+
+    def for_examples(self, tables: "Boosts", phrases: Lists, tokenizer: Any) -> "Boosts":
+        common, numbers = self._common(tokenizer), {(): 0}
+        chosen = [[numbers.setdefault(tuple(own), len(numbers)) for own in row] for row in phrases]
+        lists = [[*common, *(phrase_tokens(phrase, tokenizer) for phrase in own)] for own in numbers]
+        return boosts(lists, self.boost, np.array(chosen, np.int32))
+
+    def start(self, tables: "Boosts", shape: tuple[int, ...], place: Place) -> jax.Array:
+        return tables.start(shape, place)
+
+    def _common(self, tokenizer: Any) -> list[list[int]]:
+        """The phrases of all examples."""
+        phrases = [*self.words, *(_lines(self.file) if self.file else ())]
+        return [phrase_tokens(phrase, tokenizer) for phrase in phrases]
 
 
 @part
@@ -57,7 +64,7 @@ class Choices(Scorer):
         texts = [*self.texts, *(_lines(self.file) if self.file else ())]
         if not texts:
             raise UserError("Choices has no text; set texts or file")
-        return allowed([_tokens(text, tokenizer) for text in texts])
+        return allowed([phrase_tokens(text, tokenizer) for text in texts])
 
 
 def _lines(file: str) -> list[str]:
@@ -74,7 +81,8 @@ def _lines(file: str) -> list[str]:
     raise UserError(f"{path} is empty; a list has one text in each line")
 
 
-def _tokens(text: str, tokenizer: Any) -> list[int]:
+def phrase_tokens(text: str, tokenizer: Any) -> list[int]:
+    """The tokens of a phrase; raises UserError if the tokenizer cannot write it."""
     tokens = tokenizer.pieces(text)
     if not tokens or tokenizer.unknown in tokens:
         raise UserError(f"the tokenizer cannot write {text!r}; leave it out, or spell it otherwise")
@@ -124,13 +132,16 @@ def _sorted(edges: list[tuple[int, int, int]], count: int) -> tuple[Edges, np.nd
 
 @struct.dataclass
 class Boosts:
-    """An automaton of phrases. A state is a node.
+    """An automaton of several lists of phrases. A state is a node; the root of list n is node n.
+
+    The arrays are as long as a power of two, so that other lists of about the same size need no other program.
 
     Attributes:
       edges, target: where a token leads; where a node has no edge, the edges of its root count.
       root: [N], the root of each node's list.
       pending: [N] float32, what was given for phrases that are not complete.
       gain: [N] float32, what is given for good when a node is reached.
+      chosen: [B, M] int32, the list of each example of a batch, by row and slot; None: list 0 is that of all.
     """
 
     edges: Edges
@@ -138,9 +149,10 @@ class Boosts:
     root: jax.Array
     pending: jax.Array
     gain: jax.Array
+    chosen: jax.Array | None = None
 
-    def start(self, shape: tuple[int, ...], lists: jax.Array | None = None) -> jax.Array:
-        return jnp.zeros(shape, jnp.int32) if lists is None else jnp.broadcast_to(lists, shape).astype(jnp.int32)
+    def start(self, shape: tuple[int, ...], place: Place) -> jax.Array:
+        return jnp.broadcast_to(0 if self.chosen is None else jnp.asarray(self.chosen)[place], shape)
 
     def score(self, state: jax.Array, tokens: jax.Array) -> jax.Array:
         pending, node = jnp.asarray(self.pending), self._next(state, tokens)
@@ -158,14 +170,12 @@ class Boosts:
         return jnp.where(own >= 0, target[own], jnp.where(first >= 0, target[first], root))
 
 
-def boosts(lists: Sequence[Sequence[Sequence[int]]], boost: float) -> Boosts:
-    """The automaton of some lists of phrases, which are lists of tokens."""
+def boosts(lists: Sequence[Sequence[Sequence[int]]], boost: float, chosen: np.ndarray | None = None) -> Boosts:
+    """The automaton of some lists of phrases, which are lists of tokens; `chosen`: as in `Boosts`."""
     tree = _Tree(lists)
     count = len(tree.children)
-    fail, complete = (
-        list(tree.root),
-        [0] * count,
-    )  # the longest other end that begins a phrase; tokens that are complete
+    # The longest other end of a node that begins a phrase, and the number of its tokens that are complete.
+    fail, complete = list(tree.root), [0] * count
     pending, gain = np.zeros(count, np.float32), np.zeros(count, np.float32)
     follows = [dict(children) for children in tree.children]  # also from shorter ends, without the root
     for node, token, child in tree.breadth_first():
@@ -178,7 +188,13 @@ def boosts(lists: Sequence[Sequence[Sequence[int]]], boost: float) -> Boosts:
         if fail[child] != root:
             follows[child] = follows[fail[child]] | follows[child]
     edges, target = _sorted([(n, t, v) for n, found in enumerate(follows) for t, v in found.items()], count)
-    return Boosts(edges, target, np.array(tree.root, np.int32), pending, gain)
+    of_nodes = (_long(array) for array in (np.array(tree.root, np.int32), pending, gain))
+    return Boosts(edges.padded(), _long(target), *of_nodes, chosen)
+
+
+def _long(array: np.ndarray) -> np.ndarray:
+    """An array [N], with zeros up to a length that is a power of two."""
+    return np.pad(array, (0, power_of_two(len(array)) - len(array)))
 
 
 @struct.dataclass

@@ -11,7 +11,7 @@ import numpy as np
 
 from mmjax.decode.base import CTCDecoding
 from mmjax.decode.rescoring import Rescorer, rescored
-from mmjax.decode.scorers import Scorer, Sum, chosen
+from mmjax.decode.scorers import Lists, Scorer, Sum, chosen, where
 from mmjax.decode.written import Written
 from mmjax.errors import UserError
 from mmjax.models.segments import same_segment
@@ -53,24 +53,24 @@ class PrefixBeam(CTCDecoding):
         rescorer = None if self.rescorer is None else self.rescorer.tables(tokenizer)
         return Sum(self.scorers).tables(tokenizer), rescorer
 
-    def __call__(
-        self, logits: Stream, blank: int = 0, tables: Any = None, lists: Mapping[str, jax.Array] | None = None
-    ) -> Stream:
-        """As `CTCDecoding`; `lists`: [B, T] numbers of the lists that examples use, by scorer (`Scorer.start`)."""
+    def for_examples(self, tables: Any, phrases: Lists, tokenizer: Any) -> Any:
+        return super().for_examples(tables[0], phrases, tokenizer), tables[1]
+
+    def __call__(self, logits: Stream, blank: int = 0, tables: Any = None) -> Stream:
         likelihood = jax.nn.log_softmax(logits.features.astype(jnp.float32))
         count = likelihood.shape[-1] - 1
         classes = jax.lax.top_k(likelihood[..., 1:], min(self.shortlist or count, count))[1].astype(jnp.int32) + 1
-        frames = Frames(_blank_aware(likelihood, self.blank_weight), classes, ~same_segment(logits.segments, -1))
-        by_time = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (frames, dict(lists or {})))
+        first, slot = ~same_segment(logits.segments, -1), jnp.maximum(logits.segments - 1, 0)
+        frames = Frames(_blank_aware(likelihood, self.blank_weight), classes, first, slot)
+        by_time = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), frames)
         of_scorers, of_rescorer = tables or ({}, None)
         shape, scorer = (likelihood.shape[0], self.beams), Sum(self.scorers)
 
-        def step(texts: Texts, x: tuple[Frames, Any]) -> tuple[Texts, Steps]:
-            frame, lists = x
-            texts = _where(frame.first, _begin(shape, scorer, of_scorers, lists), texts)
+        def step(texts: Texts, frame: Frames) -> tuple[Texts, Steps]:
+            texts = where(frame.first, _begin(shape, scorer, of_scorers, frame.slot), texts)
             return _step(texts, frame, scorer, of_scorers, blank)
 
-        start = _begin(shape, scorer, of_scorers, jax.tree.map(lambda x: x[0], by_time[1]))
+        start = _begin(shape, scorer, of_scorers, by_time.slot[0])
         found = _traced(logits, jnp.exp(likelihood), jax.lax.scan(step, start, by_time)[1])
         if self.rescorer is None:
             return found
@@ -139,12 +139,13 @@ class Frames(NamedTuple):
     Attributes:
       likelihood: [B, V], logarithms of probabilities.
       classes: [B, C], the labels that may follow in this frame.
-      first: [B], whether an example begins.
+      first: [B], whether an example begins; slot: [B] int32, of the example.
     """
 
     likelihood: jax.Array
     classes: jax.Array
     first: jax.Array
+    slot: jax.Array
 
 
 def _blank_aware(likelihood: jax.Array, weight: float) -> jax.Array:
@@ -155,11 +156,11 @@ def _blank_aware(likelihood: jax.Array, weight: float) -> jax.Array:
     return likelihood + weight * jnp.where(jnp.arange(likelihood.shape[-1]) == BLANK, of_blank, others)
 
 
-def _begin(shape: tuple[int, int], scorer: Sum, tables: Any, lists: Any) -> Texts:
+def _begin(shape: tuple[int, int], scorer: Sum, tables: Any, slot: jax.Array) -> Texts:
     """Before the first frame there is one text, the empty one."""
     nothing, hash_ = jnp.full(shape, -jnp.inf), jnp.ones((*shape, 2), jnp.uint32)
-    lists = {name: jnp.broadcast_to(numbers[:, None], shape) for name, numbers in lists.items()}
-    state, paths = scorer.start(tables, shape, lists), Paths(nothing.at[:, 0].set(0.0), nothing)
+    place = jnp.arange(shape[0])[:, None], slot[:, None]
+    state, paths = scorer.start(tables, shape, place), Paths(nothing.at[:, 0].set(0.0), nothing)
     return Texts(paths, paths, jnp.full(shape, BLANK), hash_, hash_, jnp.zeros(shape), state)
 
 
@@ -167,16 +168,6 @@ def _nothing(texts: Texts) -> Texts:
     """In place of texts that do not exist; no text is one of them with one label more, and none becomes one."""
     never = Paths(-jnp.inf, -jnp.inf)
     return texts._replace(every=never, best=never, last=BLANK, added=0.0)
-
-
-def _where(condition: jax.Array, a: Any, b: Any) -> Any:
-    """The leaves [B, K, ...] of one pytree where a condition [B] or [B, K] holds, and of another elsewhere."""
-
-    def select(x: Any, y: Any) -> jax.Array:
-        more = max(jnp.ndim(x), jnp.ndim(y)) - condition.ndim
-        return jnp.where(condition.reshape(condition.shape + (1,) * more), x, y)
-
-    return jax.tree.map(select, a, b)
 
 
 def _step(texts: Texts, frame: Frames, scorer: Sum, tables: Any, blank: int) -> tuple[Texts, Steps]:
@@ -217,10 +208,10 @@ def _step(texts: Texts, frame: Frames, scorer: Sum, tables: Any, blank: int) -> 
     old, every, best = chosen((texts, every, best), row)
     labels, longer, best_longer, added = chosen((labels, longer, best_longer, added), number)
     mixed = (old.hash ^ (old.hash >> 15)) * FACTORS + labels[..., None].astype(jnp.uint32)
-    state = scorer.advance(tables, old.state, to_ids(labels, blank))
+    state = scorer.advance(tables, old.state, to_ids(labels, blank), ~stay)
     after = Texts(Paths(-jnp.inf, longer), Paths(-jnp.inf, best_longer), labels, mixed, old.hash, added, state)
-    new = _where(stay, old._replace(every=every, best=best), after)
-    new = _where(score > -jnp.inf, new, _nothing(new))
+    new = where(stay, old._replace(every=every, best=best, state=state), after)
+    new = where(score > -jnp.inf, new, _nothing(new))
 
     entering = from_parent(texts.best, jnp.maximum)
     begins = ~stay | take(entering.max(1) > texts.best.label + of_last, row)
@@ -249,14 +240,14 @@ def _traced(logits: Stream, probability: jax.Array, steps: Steps) -> Stream:
     def back(carry: tuple, x: tuple) -> tuple[tuple, tuple]:
         steps, probability, last = x
         row, in_label, exists, confidence = carry
-        row, in_label = _where(last, (steps.order, steps.order_in_label), (row, in_label))
-        exists = _where(last, steps.score > -jnp.inf, exists)
+        row, in_label = where(last, (steps.order, steps.order_in_label), (row, in_label))
+        exists = where(last, steps.score > -jnp.inf, exists)
         label, confidence = take(steps.last, row), jnp.where(last[:, None], 0.0, confidence)
         confidence = jnp.where(in_label, jnp.maximum(confidence, take(probability, label)), 0.0)
         begins = in_label & take(steps.begins, row) & exists
         written = jnp.where(begins, label, BLANK), jnp.where(begins, confidence, 0.0)
         of_label, of_blank = (steps.label_row, steps.label_in_label), (steps.row, steps.in_label)
-        before = _where(in_label, *(chosen(x, row) for x in (of_label, of_blank)))
+        before = where(in_label, *(chosen(x, row) for x in (of_label, of_blank)))
         return (*before, exists, jnp.where(begins, 0.0, confidence)), written
 
     shape = steps.score.shape[1:]

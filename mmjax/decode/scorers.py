@@ -1,15 +1,26 @@
 """Scorers: what knowledge other than the model adds to the score of a text, token by token; used by all beam searches."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from mmjax.tree import part
 
-State = Any  # a pytree; its leaves are [*shape, ...]
+State = Any  # a pytree; its leaves are [*shape, ...], or inside `Shared`
+# Row and slot (segment - 1) of the example of each text: int32, broadcast to the shape of the texts.
+Place = tuple[jax.Array, jax.Array]
+Lists = Sequence[Sequence[Sequence[str]]]  # phrases of the examples of a batch: by row, slot
+
+
+@struct.dataclass
+class Shared:
+    """A part of a state that belongs to no single text. It stays the same when texts are chosen."""
+
+    value: Any
 
 
 @part
@@ -19,9 +30,13 @@ class Scorer:
     All methods but `tables` are pure and run inside the compiled program, for texts of any shape, such as [B, K] beams. Tokens
     are ids of the tokenizer. The score of a text is the sum of `score` over its tokens, plus `end`; it depends on the text
     alone. A subclass overrides `tables`; what that returns may have the other methods itself, without the argument `tables`.
+
+    Attributes:
+      takes_phrases: whether an example may have phrases of its own (`for_examples`).
     """
 
     kind = "scorer"
+    takes_phrases: ClassVar[bool] = False
 
     def tables(self, tokenizer: Any) -> Any:
         """What the scorer reads, as a pytree of NumPy arrays; made once, on the host.
@@ -31,21 +46,25 @@ class Scorer:
         """
         raise NotImplementedError
 
-    def start(self, tables: Any, shape: tuple[int, ...], lists: jax.Array | None = None) -> State:
-        """The state of empty texts.
+    def for_examples(self, tables: Any, phrases: Lists, tokenizer: Any) -> Any:
+        """The tables for a batch whose examples have phrases of their own.
 
-        Args:
-          lists: [*shape] int32, for scorers with several lists: the number of the list that each text uses; None: the first.
+        Raises:
+          UserError: the tokenizer cannot write a phrase.
         """
-        return tables.start(shape) if lists is None else tables.start(shape, lists)
+        return tables
+
+    def start(self, tables: Any, shape: tuple[int, ...], place: Place) -> State:
+        """The state of empty texts, of which `place` says to which example each belongs."""
+        return tables.start(shape)
 
     def score(self, tables: Any, state: State, tokens: jax.Array) -> jax.Array:
         """What each of the tokens [*shape, C] would add to its text: float32 [*shape, C]; -inf: it may not follow."""
         return tables.score(state, tokens)
 
-    def advance(self, tables: Any, state: State, tokens: jax.Array) -> State:
-        """The state after one more token of each text [*shape]."""
-        return tables.advance(state, tokens)
+    def advance(self, tables: Any, state: State, tokens: jax.Array, grows: jax.Array) -> State:
+        """The state after one more token of each text that grows; tokens and `grows` (bool) are [*shape]."""
+        return where(grows, tables.advance(state, tokens), state)
 
     def end(self, tables: Any, state: State) -> jax.Array:
         """What it adds that the text ends here: float32 [*shape]; -inf: it may not end."""
@@ -61,28 +80,48 @@ class Sum:
     def tables(self, tokenizer: Any) -> dict[str, Any]:
         return {name: scorer.tables(tokenizer) for name, scorer in self.scorers.items()}
 
-    def start(
-        self, tables: Any, shape: tuple[int, ...], lists: Mapping[str, jax.Array] | None = None
-    ) -> dict[str, State]:
-        """The states of empty texts; `lists`: of each scorer with several lists, by name."""
-        lists = lists or {}
-        return {name: scorer.start(tables[name], shape, lists.get(name)) for name, scorer in self.scorers.items()}
+    def for_examples(self, tables: Any, phrases: Lists, tokenizer: Any) -> dict[str, Any]:
+        return {name: one.for_examples(tables[name], phrases, tokenizer) for name, one in self.scorers.items()}
+
+    def start(self, tables: Any, shape: tuple[int, ...], place: Place) -> dict[str, State]:
+        return {name: scorer.start(tables[name], shape, place) for name, scorer in self.scorers.items()}
 
     def score(self, tables: Any, state: State, tokens: jax.Array) -> jax.Array:
         nothing = jnp.zeros(tokens.shape)
         return sum((one.score(tables[name], state[name], tokens) for name, one in self.scorers.items()), nothing)
 
-    def advance(self, tables: Any, state: State, tokens: jax.Array) -> dict[str, State]:
-        return {name: scorer.advance(tables[name], state[name], tokens) for name, scorer in self.scorers.items()}
+    def advance(self, tables: Any, state: State, tokens: jax.Array, grows: jax.Array) -> dict[str, State]:
+        return {name: one.advance(tables[name], state[name], tokens, grows) for name, one in self.scorers.items()}
 
     def end(self, tables: Any, state: State) -> jax.Array:
         return sum((scorer.end(tables[name], state[name]) for name, scorer in self.scorers.items()), jnp.zeros(()))
 
 
+def where(condition: jax.Array, a: Any, b: Any) -> Any:
+    """The leaves [*shape, ...] of one pytree where a condition [*shape], or fewer of its axes, holds, and of another elsewhere.
+
+    What is `Shared` is that of the other.
+    """
+
+    def select(x: Any, y: Any) -> jax.Array:
+        if isinstance(x, Shared):
+            return y
+        more = max(jnp.ndim(x), jnp.ndim(y)) - condition.ndim
+        return jnp.where(condition.reshape(condition.shape + (1,) * more), x, y)
+
+    return jax.tree.map(select, a, b, is_leaf=_is_shared)
+
+
 def chosen(state: State, rows: jax.Array) -> State:
     """The states [B, K, ...] of the beams `rows` [B, K'] of each example: [B, K', ...]."""
 
-    def take(x: jax.Array) -> jax.Array:
+    def take(x: Any) -> Any:
+        if isinstance(x, Shared):
+            return x
         return jnp.take_along_axis(x, rows.reshape(rows.shape + (1,) * (x.ndim - 2)), axis=1)
 
-    return jax.tree.map(take, state)
+    return jax.tree.map(take, state, is_leaf=_is_shared)
+
+
+def _is_shared(x: Any) -> bool:
+    return isinstance(x, Shared)

@@ -36,9 +36,6 @@ class Beam(TextDecoding):
                 f"{path}.ctc_weight={self.ctc_weight} is not between 0 and 1; leave out ctc to do without it"
             )
 
-    def tables(self, tokenizer: Any) -> Any:
-        return Sum(self.scorers).tables(tokenizer) if self.scorers else None
-
     def __call__(self, step, logits, cache, length, ends, tables=None, ctc=None) -> Stream:
         more = self.shortlist if self.scorers or ctc is not None else 0
         knowledge = Knowledge(Sum(self.scorers), tables, ctc, self.ctc_weight, more)

@@ -75,14 +75,11 @@ class TransducerBeam(TransducerDecoding):
     shortlist: int = 16  # the most probable tokens of each text that scorers score
     scorers: Mapping[str, Scorer] = field(default_factory=dict)  # what else is known of texts
 
-    def tables(self, tokenizer: Any) -> Any:
-        return Sum(self.scorers).tables(tokenizer) if self.scorers else None
-
     def __call__(self, apply, stream, segments, room, memory, blank=0, durations=(), tables=None) -> Stream:
         frames, shape = apply(stream, method="project"), (segments.size, self.beams)
         own = belongs(segments, frames.segments)
         start, count = (x.reshape(-1, 1) for x in (own.argmax(-1), own.sum(-1)))
-        rows = jnp.arange(segments.size)[:, None] // segments.shape[1]
+        rows, slots = jnp.divmod(jnp.arange(segments.size)[:, None], segments.shape[1])
         scorers, ids = Sum(self.scorers), partial(to_ids, blank=blank)
 
         def goes_on(paths: Paths) -> jax.Array:
@@ -97,9 +94,11 @@ class TransducerBeam(TransducerDecoding):
             logs, skips = jax.nn.log_softmax(logits[..., :classes]), jax.nn.log_softmax(logits[..., classes:])
             origins, best = self._best(paths, logs, (skips, durations), count, ids, tables)
             paths, known = chosen((paths, known), origins)
-            return _moved(paths, best, known, scorers.advance(tables, paths.state, ids(best.tokens)))
+            state = scorers.advance(tables, paths.state, ids(best.tokens), best.tokens != BLANK)
+            return _moved(paths, best, known, state)
 
-        paths = jax.lax.while_loop(goes_on, emit, _empty(shape, room, memory(shape), scorers.start(tables, shape)))
+        state = scorers.start(tables, shape, (rows, slots))
+        paths = jax.lax.while_loop(goes_on, emit, _empty(shape, room, memory(shape), state))
         paths = chosen(paths, jax.lax.top_k(paths.total, self.beams)[1])
         scores = jnp.where(jnp.isfinite(paths.total)[..., None], paths.written.scores, -jnp.inf)
         return of_examples(paths.written._replace(scores=scores), jnp.where(own.any(-1), segments, 0))
@@ -172,7 +171,7 @@ def _empty(shape: tuple[int, int], room: int, known: Any, state: Any) -> Paths:
 
 
 def _moved(paths: Paths, emitted: Emissions, known: Any, state: Any) -> Paths:
-    """The paths after one emission each; `known` and `state`: of the prediction network and the scorers, if it is a token."""
+    """The paths after one emission each; `known`: of the prediction network, if it is a token; `state`: of the scorers."""
     writes, room = emitted.tokens != BLANK, paths.written.ids.shape[-1]
     here = jnp.arange(room) == jnp.minimum(paths.length, room - 1)[..., None]
 
@@ -198,7 +197,7 @@ def _moved(paths: Paths, emitted: Emissions, known: Any, state: Any) -> Paths:
         emitted.time,
         jnp.where(emitted.time > paths.time, 0, paths.symbols + writes),
         paths.length + writes,
-        jax.tree.map(if_it_writes, state, paths.state),
+        state,
     )
 
 

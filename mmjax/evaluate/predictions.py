@@ -104,10 +104,24 @@ class Predictor:
         batches = Batches(source, layout, sampler, share, largest_share_dropped=1.0, measuring=True)
         loaded = prefetch(batches, start, len(sampler), data.threads)
         for some, batch in zip(numbers[start:], loaded, strict=True):
-            outputs = jax.device_get(self._program(self._params, to_devices(batch, run.mesh), run.tables))
-            found = self._read(batch["examples"], outputs, taken)
+            tables, wrong = self._tables(source, batch)
+            outputs = jax.device_get(self._program(self._params, to_devices(batch, run.mesh), tables))
+            found = self._read(batch["examples"], outputs, taken) | wrong
             failed = {n: UserError(batches.skipped[n]) for n in some.tolist() if n not in found}
             yield {number: one for number, one in (found | failed).items() if number >= first}
+
+    def _tables(self, source: ToPredict, batch: Batch) -> tuple[dict[str, Any], dict[int, UserError]]:
+        """The tables for the phrases of the examples of a batch; and the errors of those whose phrases are wrong, by number."""
+        if not self._run.takes_phrases:
+            return self._run.tables, {}
+        examples, phrases, wrong = batch["examples"], {}, {}
+        for row, slot in np.argwhere(np.asarray(examples.segments) > 0).tolist():
+            number = int(examples.features[row, slot])
+            try:
+                phrases[row, slot] = self._run.checked_phrases(source.phrases(number))
+            except UserError as error:
+                wrong[number] = error
+        return self._run.tables_for(batch, phrases), wrong
 
     def _read(self, examples: Any, outputs: Any, taken: Mapping[str, np.ndarray]) -> dict[int, Any]:
         """The results of the examples of a batch by number."""
@@ -137,8 +151,9 @@ class Predictor:
 
     def _one(self, given: Mapping[str, Any], example: Example, source: ToPredict, number: int) -> dict[str, Any]:
         """The result of an example in a row of its own, or of parts of it, as in `Run.predict`."""
-        whole = self._run.transcribed(given, source.tags(number))
-        return whole or self._run.predict_given(given, example.prefixes, source.name(number))
+        phrases = self._run.checked_phrases(source.phrases(number))
+        whole = self._run.transcribed(given, source.tags(number), phrases)
+        return whole or self._run.predict_given(given, example.prefixes, source.name(number), phrases)
 
     def _alone(self, source: ToPredict, number: int) -> dict[str, Any] | UserError:
         """The result of an example that fits into no row of the config."""

@@ -177,6 +177,15 @@ class Task(nn.Module, kw_only=True):
         """The arrays that `decode` reads besides parameters, such as an n-gram model: a pytree of NumPy arrays, or None."""
         return None
 
+    @property
+    def takes_phrases(self) -> bool:
+        """Whether an example may have phrases that its text is expected to have."""
+        return False
+
+    def for_examples(self, tables: Any, phrases: Sequence[Sequence[Sequence[str]]], facts: Facts) -> Any:
+        """The tables for a batch, if the task `takes_phrases`; `phrases`: of the batch's examples, by row and slot."""
+        return tables
+
     def decode(
         self,
         apply: Callable[..., Any],

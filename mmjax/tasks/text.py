@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import flax.linen as nn
 import numpy as np
 
 from mmjax.data.labels import SPOKEN, Alternatives
@@ -59,8 +60,16 @@ class TextTask(Task, kw_only=True):
             return Alternatives([tokenizer.reference(one) for one in text.every])
         return tokenizer.decode(tokens) if text is None else tokenizer.reference(text)
 
+    @nn.nowrap  # since it may open a run, whose modules would become submodules of this one
     def tables(self, facts: Facts) -> Any:
         return self.decoding.tables(facts.tokenizer)
+
+    @property
+    def takes_phrases(self) -> bool:
+        return self.decoding.takes_phrases
+
+    def for_examples(self, tables: Any, phrases: Sequence[Sequence[Sequence[str]]], facts: Facts) -> Any:
+        return self.decoding.for_examples(tables, phrases, facts.tokenizer)
 
     def prediction(self, tokens: Written | None, facts: Facts) -> Hypotheses:
         decode, heard = facts.tokenizer.decode, self.heard(facts)

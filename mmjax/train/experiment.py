@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import mmjax.tasks  # noqa: F401, so that every task of a config is known
-import mmjax.train.rescorer  # noqa: F401, in the same way
+import mmjax.train.language_scores  # noqa: F401, in the same way
 from mmjax.data.source import Source
 from mmjax.data.sources import Data
 from mmjax.errors import UserError

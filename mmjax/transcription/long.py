@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -82,8 +82,13 @@ class Transcriber:
         longest: float | None = None,
         overlap: float | None = None,
         tags: Mapping[str, str | None] | None = None,
+        phrases: Sequence[str] = (),
     ) -> Iterator[Segment]:
         """Yields the segments of a recording in order, as they are decoded. The arguments are those of `Run.transcribe`."""
+        if phrases and not self.task.takes_phrases:
+            raise UserError(
+                f"the decoding of the task '{self.name}' takes no phrases; give it a beam search with Phrases"
+            )
         longest = self.longest if longest is None else longest
         if not SHORTEST <= longest <= self.longest + 1e-9:
             raise UserError(f"longest={longest:g}, but a part of this run has {SHORTEST} to {self.longest:g} seconds")
@@ -100,7 +105,7 @@ class Transcriber:
         else:
             raise UserError(f"by='{by}'{nearest(by, ('voice', 'windows'))}")
         with progress.bar(f"transcribing {self.name}", round(seconds), "seconds", transient=True) as bar:
-            found = self.decoded(self._blocks(speech), parts, self.run.prefixes_of(tags or {}), bar)
+            found = self.decoded(self._blocks(speech), parts, self.run.prefixes_of(tags or {}), bar, phrases)
             yield from self._stitched(found) if by == "windows" else self._separate(found)
 
     def _blocks(self, speech: Any) -> Iterator[np.ndarray]:
@@ -113,7 +118,12 @@ class Transcriber:
         return getattr(self.run.fields.inputs[self.input], "channels", None)
 
     def decoded(
-        self, blocks: Iterable[np.ndarray], parts: np.ndarray, prefixes: Mapping[str, Any], bar: progress.Bar
+        self,
+        blocks: Iterable[np.ndarray],
+        parts: np.ndarray,
+        prefixes: Mapping[str, Any],
+        bar: progress.Bar,
+        phrases: Sequence[str] = (),
     ) -> Iterator[tuple[Part, Hypotheses]]:
         """Yields the parts of a recording, and what the task writes of each.
 
@@ -121,6 +131,7 @@ class Transcriber:
           blocks: of samples [n] of the recording.
           parts: [n, 2] seconds, beginnings in order.
           prefixes: the ids before each text; bar: is advanced by seconds.
+          phrases: that are expected in the text.
         """
         lengths = in_samples(parts, self.rate) @ [-1, 1]
         layout = self._layout_of(max(lengths, default=0))
@@ -135,7 +146,9 @@ class Transcriber:
                 piece = next(pieces)
                 packer.add(row, Example({self.input: piece.samples}, labels, prefixes), frozenset({self.input}))
                 places.append((row, 1 + sum(row == other for other, *_ in places), piece))
-            stream = jax.device_get(self._program(self.run.device_params, packer.batch, self._tables))
+            own = [[phrases] * layout.rows["examples"]] * rows
+            tables = {self.name: self.task.for_examples(self._tables.get(self.name), own, self.run.facts)}
+            stream = jax.device_get(self._program(self.run.device_params, packer.batch, tables))
             found = dict(by_example(stream))
             for row, segment, piece in places:
                 end = int((piece.start + len(piece.samples)) / self.rate)
