@@ -91,7 +91,7 @@ config = Experiment(
         "encoders.speech": "models/whisper_large_v3",
         "encoders.image": "models/siglip_so400m",
     },
-    adapters={"tasks.chat.decoder.layers.**": LoRA(rank=16, alpha=32)},
+    adapters={"tasks.chat.decoder.layers.**": LoRA(rank=16, alpha=32, after_media=True)},
     optimizer=Optimizer(
         rule=AdamW(b2=0.95),
         schedule=WarmupCosine(peak=1e-4, warmup=0.03),

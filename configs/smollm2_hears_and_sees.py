@@ -122,7 +122,7 @@ config = Experiment(
         "encoders.speech": "models/whisper",
         "encoders.image": "runs/tower",
     },
-    adapters={"tasks.chat.decoder.layers.**": LoRA(rank=16, alpha=32)},
+    adapters={"tasks.chat.decoder.layers.**": LoRA(rank=16, alpha=32, after_media=True)},
     optimizer=Optimizer(
         rule=AdamW(b2=0.98),
         schedule=WarmupCosine(peak=1e-3, warmup=0.1),

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from mmjax.errors import UserError
 from mmjax.models import (
     MLP,
     BlockStyle,
@@ -19,6 +20,7 @@ from mmjax.models import (
     WhisperEncoder,
     WhisperLogMel,
 )
+from mmjax.models.adapters import LoRA, adapted, adapted_kernels, is_adapted, merged_kernels
 from mmjax.stream import PICTURE, RECORDING, Stream
 from mmjax.tasks import CausalLM
 from mmjax.train.step import measure, unboxed
@@ -35,8 +37,10 @@ FUSIONS = {
     ),
     "soft": SoftTokens(),
     "soft_mlp": SoftTokens(projectors={"speech": MLP(stack=2), "image": Resampler(vectors=2, width=16, heads=2)}),
+    "gated_adapted": GatedCrossAttention(every=2, gate=0.5),
+    "soft_adapted": SoftTokens(),
 }
-# The other two differ in their projectors alone.
+# Two more differ in their projectors alone, and two have adapters for tokens after media.
 NAMES = [name if "_" not in name else pytest.param(name, marks=pytest.mark.slow) for name in FUSIONS]
 # Conversations as lists of turns: numbers of tokens, of the user (a) and of the assistant (-a), and media between them.
 TALKS = (
@@ -110,7 +114,11 @@ def content(number, talk, seed):
 
 @cache
 def params_of(name):
-    return jax.jit(lambda: unboxed(model(FUSIONS.get(name)).init(jax.random.key(0), pack([[0, 1], [3]]))["params"]))()
+    params = jax.jit(lambda: model(FUSIONS.get(name)).init(jax.random.key(0), pack([[0, 1], [3]]))["params"])()
+    if name is None or "adapted" not in name:
+        return unboxed(params)
+    whole = unboxed(adapted(params, {"tasks.chat.decoder.layers": LoRA(rank=4, dora=True, after_media=True)}, 0))
+    return jax.tree.map(lambda x: x.replace(b=x.b + 0.1) if is_adapted(x) else x, whole, is_leaf=is_adapted)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -171,6 +179,25 @@ def test_with_gates_at_zero_the_language_model_is_unchanged_to_the_bit():
         plain = logits_of(None, {name: batch[name] for name in ("text", "examples")}, decoder)
         assert np.array_equal(logits_of("gated", batch, zero), plain)
         assert ("image" not in batch) == np.array_equal(logits_of("gated", batch), plain)
+
+
+@pytest.mark.parametrize("name", ["soft_adapted", pytest.param("gated_adapted", marks=pytest.mark.slow)])
+def test_adapters_for_tokens_after_media_leave_texts_alone_to_the_bit(name):
+    with_adapters, params = params_of(name), params_of(name.removesuffix("_adapted"))
+    alone = pack([[2], [2]], only=("text",))
+    assert np.array_equal(logits_of(name, alone), logits_of(name, alone, params))
+    batch = pack([[0, 2], [3]])
+    difference = np.abs(logits_of(name, batch) - logits_of(name, batch, params)).max(-1)
+    assert ((difference > 0) == (batch["text"].features[..., 2] > 0)).all()
+    merged = jax.jit(merged_kernels)(with_adapters)
+    assert adapted_kernels(merged).keys() == adapted_kernels(with_adapters).keys(), "they cannot be a part of kernels"
+
+
+def test_adapters_for_tokens_after_media_are_for_a_decoder_of_media():
+    params = model(FUSIONS["soft"]).init(jax.random.key(0), batch := pack([[0, 1], [3]]))["params"]
+    params = unboxed(adapted(params, {"encoders.image": LoRA(after_media=True)}, 0))
+    with pytest.raises(UserError, match=r"after_media is for the layers of the decoder of a CausalLM"):
+        logits_of("soft", batch, params)
 
 
 @pytest.mark.parametrize("name", NAMES)

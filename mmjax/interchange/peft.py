@@ -44,6 +44,8 @@ def adapter(
     adapted = {rule: parameters[rule.ours] for rule in rules if is_adapted(parameters[rule.ours])}
     if not adapted:
         raise UserError("none of the kernels that came from the import has an adapter; export without --adapters")
+    if any(node.after_media for node in adapted.values()):
+        raise UserError("PEFT has no adapters with after_media; adapters to export are trained with after_media=False")
     if len({node.magnitude is None for node in adapted.values()}) > 1:
         raise UserError("some of the adapters are DoRA and some are not, but PEFT's use_dora is for all of them")
     transposed, weights = set(), {}

@@ -33,6 +33,9 @@ class LoRA:
         as a small one (Kalajdzievski 2023, arXiv:2312.03732).
       dora: a learned magnitude for each output; A B changes the direction alone. The norm of W + scale A B has no gradient
         (section 4.3).
+      after_media: the adapter changes only soft tokens and the tokens of a conversation after its first recording or
+        picture. A text alone is computed as without adapters, so that a language model forgets nothing (as the adapters per
+        modality of Phi-4-Multimodal, arXiv:2503.01743, section 2.1). For the layers of a `CausalLM`'s decoder.
     """
 
     rank: int = 16  # columns of A and rows of B
@@ -40,6 +43,7 @@ class LoRA:
     roles: tuple[Literal["projection", "router"], ...] = ("projection",)  # of the kernels
     scaling: Literal["standard", "rank_stabilised"] = "standard"  # divide alpha by the rank, or by its square root
     dora: bool = False  # learn the magnitude of each output, too
+    after_media: bool = False  # change only tokens after a recording or picture, so that texts alone stay as they were
 
     @property
     def scale(self) -> float:
@@ -61,6 +65,8 @@ class Adapted:
       b: [..., joined, rank, outputs].
       magnitude: [..., joined, outputs]; None: LoRA.
       inputs, outputs: the axes of W, counted from the end.
+      after_media: only tokens after media have the adapter.
+      where: [B, T] or of another shape with as many elements in the same order: these tokens. `seen_by` sets it.
     """
 
     base: Any
@@ -70,6 +76,8 @@ class Adapted:
     scale: float = flax.struct.field(pytree_node=False, default=1.0)
     inputs: tuple[int, ...] = flax.struct.field(pytree_node=False, default=(-2,))
     outputs: tuple[int, ...] = flax.struct.field(pytree_node=False, default=(-1,))
+    after_media: bool = flax.struct.field(pytree_node=False, default=False)
+    where: Any = None
 
     shape = property(lambda self: self.base.shape)
     ndim = property(lambda self: self.base.ndim)
@@ -106,11 +114,30 @@ def as_array(kernel: Any) -> jax.Array:
     """The plain kernel of an `Adapted` or of a quantised kernel; any other kernel as it is."""
     if not isinstance(kernel, Adapted):
         return dequantised(kernel)
+    if kernel.after_media:
+        raise UserError(
+            "an adapter with after_media cannot become a part of its kernel, which all tokens share; a model to export is "
+            "trained with after_media=False"
+        )
     whole = kernel.direction()
     if kernel.magnitude is None:
         return whole
     factor = jnp.expand_dims(kernel.factor(), tuple(axis + whole.ndim for axis in kernel.inputs))
     return (whole.astype(jnp.float32) * factor).astype(whole.dtype)
+
+
+def sees_media(params: Any) -> bool:
+    """Whether there is an adapter with `after_media`."""
+    return any(is_adapted(x) and x.after_media for x in jax.tree.leaves(params, is_leaf=is_adapted))
+
+
+def seen_by(params: Any, where: jax.Array | None) -> Any:
+    """The parameters, whose adapters with `after_media` apply to the tokens that `where` [B, T] selects."""
+
+    def one(x: Any) -> Any:
+        return x.replace(where=where) if is_adapted(x) and x.after_media else x
+
+    return jax.tree.map(one, params, is_leaf=is_adapted)
 
 
 class _Axes:
@@ -187,7 +214,8 @@ def _around(box: Parameter, lora: LoRA, key: jax.Array) -> Adapted:
 
     limit = math.prod(box.value.shape[axis] for axis in box.inputs) ** -0.5
     a = jax.random.uniform(key, shape(axes.of_a), jnp.float32, -limit, limit)
-    node = Adapted(box.value, a, jnp.zeros(shape(axes.of_b)), None, lora.scale, box.inputs, box.outputs)
+    zeros = jnp.zeros(shape(axes.of_b))
+    node = Adapted(box.value, a, zeros, None, lora.scale, box.inputs, box.outputs, lora.after_media)
     magnitude = boxed(node.norm(), axes.of_magnitude) if lora.dora else None
     return node.replace(base=box, a=boxed(node.a, axes.of_a), b=boxed(node.b, axes.of_b), magnitude=magnitude)
 
@@ -203,8 +231,15 @@ def adapted_kernels(params: Any) -> dict[str, Adapted]:
 
 
 def merged_kernels(params: Any) -> Any:
-    """The parameters with plain kernels instead of adapted and quantised ones: the model computes the same with them."""
-    return jax.tree.map(as_array, params, is_leaf=lambda x: is_adapted(x) or is_quantised(x))
+    """The parameters with plain kernels instead of adapted and quantised ones: the model computes the same with them.
+
+    Kernels whose adapters have `after_media` keep them.
+    """
+
+    def plain(x: Any) -> Any:
+        return x if is_adapted(x) and x.after_media else as_array(x)
+
+    return jax.tree.map(plain, params, is_leaf=lambda x: is_adapted(x) or is_quantised(x))
 
 
 def in_few_bits(params: Any, specs: Any, dtype: str) -> Any:
@@ -214,7 +249,9 @@ def in_few_bits(params: Any, specs: Any, dtype: str) -> Any:
       specs: the `mmjax.models.roles.Spec` of every parameter.
     """
 
-    def one(spec: Any, x: jax.Array) -> Any:
+    def one(spec: Any, x: Any) -> Any:
+        if is_adapted(x):
+            return x.replace(base=one(spec, x.base))
         stacked = spec.role == "projection" and layer_axis(spec) is not None
         return quantised(x, dtype, spec.inputs) if stacked else x
 
@@ -226,7 +263,8 @@ def change_of(kernel: Adapted) -> jax.Array:
 
     def relative(one: Adapted) -> jax.Array:
         base = dequantised(one.base).astype(jnp.float32)
-        return jnp.linalg.norm(jnp.ravel(as_array(one.replace(base=base)) - base)) / jnp.linalg.norm(jnp.ravel(base))
+        whole = as_array(one.replace(base=base, after_media=False))
+        return jnp.linalg.norm(jnp.ravel(whole - base)) / jnp.linalg.norm(jnp.ravel(base))
 
     core = -min(*kernel.inputs, *kernel.outputs)
     count = kernel.base.ndim - core
@@ -251,7 +289,7 @@ def constants(params: Any) -> dict[str, dict[str, Any]]:
     def of(node: Any) -> dict[str, Any]:
         if is_quantised(node):
             return {"qtype": str(jnp.dtype(node.qtype))}
-        return {"scale": node.scale, "inputs": node.inputs, "outputs": node.outputs}
+        return {name: getattr(node, name) for name in ("scale", "inputs", "outputs", "after_media")}
 
     return {path: of(node) for path, node in nodes() if is_adapted(node) or is_quantised(node)}
 

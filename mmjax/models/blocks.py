@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from mmjax.models.adapters import seen_by, sees_media
 from mmjax.models.attend import AUTO, Selection
 from mmjax.models.layers import LayerScale, Norm, normalisation
 from mmjax.models.positions import Positions
@@ -128,6 +129,7 @@ class Tower(nn.Module, kw_only=True):
         constants: int,
         per_layer: int = 0,
         inserted: "Inserted | None" = None,
+        after_media: jax.Array | None = None,
         **fields: Any,
     ) -> Callable[..., Any]:
         """Its blocks, run in order. Their parameters are stacked along a leading axis ("layers").
@@ -140,6 +142,7 @@ class Tower(nn.Module, kw_only=True):
           constants: number of arguments that all layers share.
           per_layer: number of arguments that have a leading axis of layers.
           inserted: layers between the blocks. They do not change the parameters of the blocks.
+          after_media: [B, T] the tokens that adapters with `after_media` change; None: there are no media.
           fields: further fields of the block.
         """
 
@@ -149,6 +152,8 @@ class Tower(nn.Module, kw_only=True):
                 return jax.tree.map(by_rows, x), out
 
         one = rematerialised(ByRows, self.remat, looped=not self.unroll and self.layers > 1)
+        if after_media is not None and not self.is_initializing() and sees_media(self.variables["params"]["layers"]):
+            one = nn.map_variables(one, "params", partial(seen_by, where=after_media))
         if inserted is not None and not self.is_initializing():
             return partial(self._interleaved, one(settings=settings, **fields, parent=None), constants, inserted)
         return nn.scan(

@@ -320,9 +320,12 @@ class TextDecoder(Tower, kw_only=True):
         times = None if prefix is None else prefix_times(text.positions, prefix)
         # With a tied table of unit variance, initial logits would be as large as the square root of the width.
         table, x = embed(text, self, self.width**-0.5 if self.tied or self.scaled_embeddings else 1.0)
+        seen = None if joined.count is None else joined.count > 0
         if joined.soft is not None:
+            soft = jnp.ones_like(joined.soft.segments, bool)
             whole = merged(text, joined.count, joined.soft)
-            x, text = whole.features(x, joined.soft.features), Stream(None, whole.segments, whole.positions)
+            x, text = whole.in_order(x, joined.soft.features), Stream(None, whole.segments, whole.positions)
+            seen = whole.in_order(seen, soft)
             chosen = whole.of_text if chosen is None else jnp.take_along_axis(whole.of_text, chosen, axis=1)
         norm = self.block.normalise(self.dtype, "norm")
         x = nn.Dropout(self.dropout, deterministic=not train)(norm(x) if self.block.post_norm else x)
@@ -342,6 +345,7 @@ class TextDecoder(Tower, kw_only=True):
             constants=5,
             per_layer=2,
             inserted=joined.inserted,
+            after_media=seen,
             cross_attention=self.cross_attention,
         )
         shared = (text, times, bias, self._context(context, cache), cache and cache._replace(layers=None))

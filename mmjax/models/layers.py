@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.errors import UserError
 from mmjax.models.adapters import Adapted
 from mmjax.models.quantised import dequantised, is_quantised
 from mmjax.models.roles import Role, parameter, projection
@@ -105,14 +106,23 @@ def over_positions(
 
 def _adapted(x: jax.Array, kernel: Adapted, contracted: int, role: Role, **options: Any) -> jax.Array:
     """x W + scale x A B, times magnitude / norm; no product of the backward pass is a gradient of W."""
-    y = over_positions(x, kernel.base, contracted, role, **options)
+    plain = y = over_positions(x, kernel.base, contracted, role, **options)
     low = kernel.scale * over_positions(x, kernel.a, contracted, "adapter", **options)
     if low.ndim == x.ndim - contracted + 1:
         y = y + over_positions(low, kernel.b, 1, "adapter", **options)
     else:  # several joined projections [..., joined, rank], with a B each
         change = jnp.einsum("...jr,jro->...jo", low, kernel.b.reshape(*kernel.b.shape[:2], -1))
         y = y + change.reshape(y.shape)
-    return y if kernel.magnitude is None else y * kernel.factor().astype(y.dtype)
+    y = y if kernel.magnitude is None else y * kernel.factor().astype(y.dtype)
+    if not kernel.after_media:
+        return y
+    if kernel.where is None or kernel.where.size != math.prod(x.shape[:-contracted]):
+        raise UserError(
+            "adapters: an adapter with after_media is for the layers of the decoder of a CausalLM, but the pattern selects "
+            "others, too; select '*.decoder.layers.**'"
+        )
+    tokens = x.shape[:-contracted]
+    return jnp.where(kernel.where.reshape(*tokens, *(1 for _ in y.shape[len(tokens) :])), y, plain)
 
 
 def layer_norm(

@@ -105,7 +105,7 @@ class Joined(NamedTuple):
 
     Attributes:
       soft: vectors [B, S, W] that stand between the tokens of the text; their positions are the numbers of their media.
-      count: [B, T] how many media of its conversation stand before each token of the text; needed with `soft`.
+      count: [B, T] how many media of its conversation stand before each token of the text; None: the text has no media.
       inserted: layers between the blocks of the decoder.
     """
 

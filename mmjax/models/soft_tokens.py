@@ -58,9 +58,10 @@ class Merged(NamedTuple):
     positions: jax.Array
     of_text: jax.Array
 
-    def features(self, text: jax.Array, soft: jax.Array) -> jax.Array:
-        """Vectors of the text [B, T, W] and of the media [B, S, W] -> those of the sequence [B, T + S, W]."""
-        return jnp.take_along_axis(jnp.concatenate([text, soft], axis=1), self.order[..., None], axis=1)
+    def in_order(self, text: jax.Array, soft: jax.Array) -> jax.Array:
+        """Values of the text [B, T, ...] and of the media [B, S, ...] -> those of the sequence [B, T + S, ...]."""
+        order = self.order.reshape(*self.order.shape, *(1 for _ in text.shape[2:]))
+        return jnp.take_along_axis(jnp.concatenate([text, soft], axis=1), order, axis=1)
 
 
 def merged(text: Stream, count: jax.Array, soft: Stream) -> Merged:

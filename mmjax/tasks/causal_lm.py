@@ -124,6 +124,7 @@ class CausalLM(Task, kw_only=True):
         said = PackedConversations.of(encoded.streams[self.reads])
         media = self._media(encoded.streams, encoded.encoders)
         joined = TEXT_ALONE if media is None else self.fusion.join(media, said.text, said.media, self.decoder, train)
+        joined = joined._replace(count=said.media)
 
         def run(decoder: TextDecoder, text: Stream, joined: Any) -> Stream:
             return decoder(text, train=train, joined=joined, factors=True)
@@ -158,7 +159,7 @@ class CausalLM(Task, kw_only=True):
             joined = self.fusion.join(media, text, said.media, self.decoder, kept=kept)
             room = 0 if joined.soft is None else media.segments.shape[1]
         room += text.segments.shape[1] + segments.shape[1] * length
-        logits, cache = self.decoder.begin(text, room, joined=joined, chosen=last)
+        logits, cache = self.decoder.begin(text, room, joined=joined._replace(count=said.media), chosen=last)
         return logits._replace(segments=segments), WritingState(cache, kept, count)
 
     def step(self, tokens: Stream, state: WritingState) -> tuple[Stream, WritingState]:
@@ -166,7 +167,7 @@ class CausalLM(Task, kw_only=True):
         joined = TEXT_ALONE
         if state.kept is not None:
             joined = self.fusion.rejoin(state.kept, tokens, state.count, self.decoder)
-        logits, cache = self.decoder.step(tokens, state.cache, joined)
+        logits, cache = self.decoder.step(tokens, state.cache, joined._replace(count=state.count))
         return logits, state._replace(cache=cache)
 
     def decode(
