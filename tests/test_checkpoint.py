@@ -331,3 +331,14 @@ def test_two_processes_agree_on_the_step_that_is_restored(tmp_path):
     assert processes_run(SAVE.replace("save(5,", "save(7,"), 1, 2, str(tmp_path)) == [0]
     assert processes_run(RESUME, 2, 1, str(tmp_path)) == [0, 0]
     assert Checkpoints(tmp_path).steps() == [5]
+
+
+def test_a_save_at_a_preemption_notice_does_not_need_dates_of_earlier_checkpoints(run, monkeypatch):
+    """After SIGTERM to one of several processes, JAX reports a preemption at the step that all save."""
+    from orbax.checkpoint import utils
+
+    monkeypatch.setattr(utils, "reached_preemption", lambda step: True)
+    checkpoints = Checkpoints(run)
+    checkpoints.save(3, state(3), {"step": 3, "window": 9, "rows_before": 21})
+    checkpoints.close()
+    assert checkpoints.steps() == [1, 2, 3] and all(one["intact"] for one in describe_run(run))

@@ -103,7 +103,7 @@ class Checkpoints:
             lightweight_initialize=True,
         )
         handlers = {"state": _SummedHandler(), "meta": ocp.JsonCheckpointHandler()}
-        return ocp.CheckpointManager(self.path, options=options, item_handlers=handlers)
+        return _Manager(self.path, options=options, item_handlers=handlers)
 
     def steps(self) -> list[int]:
         """The steps of the complete checkpoints, oldest first."""
@@ -344,6 +344,17 @@ class Checkpoints:
         if "_manager" in self.__dict__:
             with _explained(f"close the checkpoints in {self.path}"):
                 self._manager.close()
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, which leaves signals to `StopSignal`.
+
+    At a signal, Orbax would compute how long ago the checkpoint before was saved, but `lightweight_initialize` leaves dates of
+    checkpoints of an earlier process unread. The error made a complete checkpoint a failed one.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 class _KeepsNeeded(policies.PreservationPolicy):
