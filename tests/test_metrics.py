@@ -129,11 +129,14 @@ def test_the_basic_form_is_that_of_whisper():
 
 def test_a_signature_says_how_a_metric_is_computed():
     sacrebleu = pytest.importorskip("sacrebleu")
-    found = signatures(("cer", "wer_basic", "bleu", "chrf"))
+    names = ("cer", "wer_basic", "bleu", "chrf")
+    found, varying = signatures(names, ["a b", "d"]), signatures(names, [Alternatives(["a b", "b"]), "d"])
     assert list(found) == ["wer_basic", "bleu", "chrf"] and "lower case" in found["wer_basic"]
     for name, metric in (("bleu", sacrebleu.BLEU()), ("chrf", sacrebleu.CHRF())):
         metric.corpus_score(["a b", "c"], [["a b", "d"]])
         assert found[name] == str(metric.get_signature())
+        metric.corpus_score(["a b", "c"], [["a b", "d"], ["b", None]])
+        assert varying[name] == str(metric.get_signature()) and "nrefs:var" in varying[name]
 
 
 @pytest.fixture

@@ -288,8 +288,8 @@ class Task(nn.Module, kw_only=True):
         """Metrics by name, if `statistics` has none: simpler, but computed anew for each group and each resample."""
         return {}
 
-    def signatures(self) -> dict[str, str]:
-        """How metrics are computed, by name, where the name leaves it open: the normaliser, the version of a library."""
+    def signatures(self, items: Sequence[Item]) -> dict[str, str]:
+        """How metrics of these items are computed, by name, where the name leaves it open: the normaliser, the version of a library."""
         return {}
 
     def errors(self, items: Sequence[Item]) -> np.ndarray | None:

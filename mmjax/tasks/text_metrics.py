@@ -88,23 +88,24 @@ def _of_basic(metric: Callable[[list[str], list[str]], Statistic | None]) -> Cal
     return statistic
 
 
-def signatures(names: Sequence[str]) -> dict[str, str]:
+def signatures(names: Sequence[str], references: Sequence[str]) -> dict[str, str]:
     """How the metrics among `names` are computed whose values depend on more than their names say.
 
-    They are "bleu" and "chrf" (sacrebleu's signature), and those of normalised texts.
+    They are "bleu" and "chrf" (sacrebleu's signature), and those of normalised texts. Without references there is nothing
+    to say.
     """
-    return {name: SIGNATURES[name]() for name in names if name in SIGNATURES}
+    return {name: SIGNATURES[name](references) for name in names if name in SIGNATURES and references}
 
 
-def _of_sacrebleu(kind: str) -> str:
+def _of_sacrebleu(references: Sequence[str], kind: str) -> str:
     import sacrebleu
 
-    metric = getattr(sacrebleu, kind)()
-    metric.corpus_score(["a"], [["a"]])  # a signature has the number of references
+    metric, counts = getattr(sacrebleu, kind)(), {len(alternatives(text)) for text in references}
+    metric.num_refs = counts.pop() if len(counts) == 1 else -1  # printed as "var"
     return metric.get_signature().format()
 
 
-def _of_normaliser() -> str:
+def _of_normaliser(references: Sequence[str]) -> str:
     return f"lower case, no brackets, no punctuation (Whisper's BasicTextNormalizer); jiwer {version('jiwer')}"
 
 
@@ -266,9 +267,9 @@ METRICS: dict[str, Callable[[list[str], list[str]], Statistic | None]] = {
     "rouge2": partial(_mean_rouge, n=2),
     "rougeL": partial(_mean_rouge, n=None),
 }
-SIGNATURES: dict[str, Callable[[], str]] = {
-    "bleu": partial(_of_sacrebleu, "BLEU"),
-    "chrf": partial(_of_sacrebleu, "CHRF"),
+SIGNATURES: dict[str, Callable[[Sequence[str]], str]] = {
+    "bleu": partial(_of_sacrebleu, kind="BLEU"),
+    "chrf": partial(_of_sacrebleu, kind="CHRF"),
     "cer_basic": _of_normaliser,
     "wer_basic": _of_normaliser,
 }
