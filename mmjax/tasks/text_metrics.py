@@ -6,7 +6,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -16,12 +16,11 @@ import numpy as np
 from mmjax.data.labels import alternatives
 from mmjax.errors import UserError, nearest
 from mmjax.tasks.metrics import Ratio, Statistic, mean
+from mmjax.tasks.vqa import vqa_accuracy
 
 ERROR_RATES = ("cer", "wer")
 OF_REPLIES = ("exact_match", "f1", "bleu", "chrf", "cider", "cer", "wer")
 OF_SEVERAL = ("exact_match", "f1", "bleu", "chrf", "cider", "vqa_accuracy")  # they use all references of an example
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-DIGITS = {word: str(number) for number, word in enumerate(NUMBERS)} | {"none": "0"}
 
 
 def text_metrics(
@@ -139,20 +138,6 @@ def _mean_vqa_accuracy(references: list[str], hypotheses: list[str]) -> Statisti
     return mean([vqa_accuracy(*pair) for pair in pairs])
 
 
-def vqa_accuracy(answers: Sequence[str], hypothesis: str) -> float:
-    """The accuracy of an answer to a question that several people, usually ten, have answered (Antol et al. 2015, arXiv:1505.00468).
-
-    An answer that three people gave is right; one that two or one gave counts 2/3 or 1/3. It is the mean over all groups that
-    leave out one person, as in the official evaluation of VQA. Texts are compared in lower case, without punctuation and
-    articles, with numbers to ten as digits. With a single answer, it is 1 or 0.
-    """
-    said, right = _normalised(hypothesis, DIGITS), [_normalised(one, DIGITS) for one in answers]
-    if len(right) == 1:
-        return float(right[0] == said)
-    given = right.count(said)
-    return sum(min((given - (one == said)) / 3, 1.0) for one in right) / len(right)
-
-
 def _bleu(references: list[str], hypotheses: list[str]) -> Statistic:
     import sacrebleu
 
@@ -239,10 +224,10 @@ def _grams(text: str) -> Counter:
     return Counter(tuple(words[i : i + n]) for n in range(1, 5) for i in range(len(words) - n + 1))
 
 
-def _normalised(text: str, instead: Mapping[str, str] = {}) -> str:
-    """A text in lower case, without punctuation, articles and further spaces; some words are replaced by others."""
+def _normalised(text: str) -> str:
+    """A text in lower case, without punctuation, articles and further spaces."""
     words = "".join(character for character in text.lower() if character not in string.punctuation).split()
-    return " ".join(instead.get(word, word) for word in words if word not in ("a", "an", "the"))
+    return " ".join(word for word in words if word not in ("a", "an", "the"))
 
 
 def _word_f1(reference: list[str], hypothesis: list[str]) -> float:
