@@ -146,6 +146,7 @@ from mmjax.tasks import (
     LanguageModel,
     MaskedPatches,
     MaskedTokens,
+    MeanTeacher,
     MultiLabel,
     Regress,
     Task,

@@ -107,8 +107,14 @@ def begun(path: Path) -> list[Any]:
 
 
 def address_of(path: str | os.PathLike) -> str | None:
-    """The address of what is in a bucket ("gs://bucket/runs", also after a conversion to Path); None: it is on this machine."""
+    """The address of what is in a bucket ("gs://bucket/runs", also after a conversion to Path); None: it is on this machine.
+
+    Raises:
+      UserError: the address is that of a file on this machine (file:///runs/one).
+    """
     found = _ADDRESS.fullmatch(os.fspath(path))
+    if found and found[1].lower() in ("file", "local"):
+        raise UserError(f"{os.fspath(path)} is on this machine; give its path alone, such as /{found[2]}")
     return found and f"{found[1]}://{found[2].rstrip('/')}"
 
 

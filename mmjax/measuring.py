@@ -109,8 +109,11 @@ def evaluate(
         "split": opened.split,
         "subsets": {subset: measures.metrics() for subset, measures in found.items()},
     }
-    tasks = run.config.model.tasks
-    if signed := {f"{name}/{of}": text for name, task in tasks.items() for of, text in task.signatures().items()}:
+    signed = {}
+    for name, task in run.config.model.tasks.items():
+        items = [item for measures in found.values() if name in measures.tasks for item in measures.items(name)]
+        signed |= {f"{name}/{of}": text for of, text in task.signatures(items).items()}
+    if signed:
         result["signatures"] = signed
     if intervals is not None:
         result["intervals"] = {subset: measures.intervals(by) for subset, measures in found.items()}

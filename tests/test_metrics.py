@@ -10,7 +10,8 @@ from mmjax.data.labels import Alternatives
 from mmjax.models.task import Item
 from mmjax.tasks import LanguageModel, metrics
 from mmjax.tasks.metrics import auroc, average_ranks
-from mmjax.tasks.text_metrics import OF_REPLIES, basic, cider, rouge, signatures, text_metrics, vqa_accuracy
+from mmjax.tasks.text_metrics import OF_REPLIES, basic, cider, rouge, signatures, text_metrics
+from mmjax.tasks.vqa import normalised, vqa_accuracy
 
 
 def of_split(function):
@@ -129,11 +130,14 @@ def test_the_basic_form_is_that_of_whisper():
 
 def test_a_signature_says_how_a_metric_is_computed():
     sacrebleu = pytest.importorskip("sacrebleu")
-    found = signatures(("cer", "wer_basic", "bleu", "chrf"))
+    names = ("cer", "wer_basic", "bleu", "chrf")
+    found, varying = signatures(names, ["a b", "d"]), signatures(names, [Alternatives(["a b", "b"]), "d"])
     assert list(found) == ["wer_basic", "bleu", "chrf"] and "lower case" in found["wer_basic"]
     for name, metric in (("bleu", sacrebleu.BLEU()), ("chrf", sacrebleu.CHRF())):
         metric.corpus_score(["a b", "c"], [["a b", "d"]])
         assert found[name] == str(metric.get_signature())
+        metric.corpus_score(["a b", "c"], [["a b", "d"], ["b", None]])
+        assert varying[name] == str(metric.get_signature()) and "nrefs:var" in varying[name]
 
 
 @pytest.fixture
@@ -241,6 +245,28 @@ def test_vqa_accuracy_by_hand():
     assert vqa_accuracy(answers, "two") == pytest.approx(9 / 10 / 3)
     assert vqa_accuracy(answers, "maybe") == 0.0
     assert (vqa_accuracy(["red"], "Red"), vqa_accuracy(["red"], "blue")) == (1.0, 0.0)
+
+
+def test_answers_are_compared_in_the_form_of_the_official_evaluation():
+    """The second texts, and the accuracies, are those of `vqaEval.py` of VQA."""
+    for text, form in {
+        "The black/white T-shirt": "black white t shirt",
+        "yes, a dog!": "yes dog",
+        "10,000-ish": "10000ish",
+        "1.5 ft.": "1.5 ft",
+        "U.S.": "us",
+        "$5 and 50%": "$5 and 50%",
+        "7:30 oclock": "7:30 o'clock",
+        "None of them isnt": "0 of them isn't",
+        "men's": "men's",
+        "shouldntve shouldn'tve": "shouldntve shouldn't've",
+        "its lets hed": "its lets he'd",
+    }.items():
+        assert normalised(text) == form
+    assert vqa_accuracy(["black/white"] * 4 + ["black and white"] * 6, "black white") == 1.0
+    assert vqa_accuracy(["dont know"] * 4 + ["no"] * 6, "don't know") == 1.0
+    assert vqa_accuracy(["men's"] * 2 + ["mens"] * 8, "men's") == pytest.approx((8 * 2 / 3 + 2 * 1 / 3) / 10)
+    assert [vqa_accuracy(["yes"] * 10, text) for text in (" yes\n", "Yes")] == [1.0, 0.0]  # one answer of all: as it is
 
 
 def test_metrics_use_all_references_of_an_example():

@@ -244,6 +244,28 @@ def test_of_several_right_texts_the_most_frequent_is_learned_and_all_are_kept(tm
         assert source.sizes["said"].tolist() == [len(source.tokenizer.to_write(text)) for text in found]
 
 
+def test_of_several_right_texts_one_is_drawn_in_each_step(tmp_path):
+    """As often as it was given, by seed, step and example; the largest one has room."""
+    rows = [{"text": "wo", "said": ["zwei", "eins drei", "zwei", "zwei"]}, {"text": "was", "said": "acht"}]
+    source = opened(tmp_path, rows, {"said": "text"}, alternatives="drawn")
+    write, read = source.tokenizer.to_write, source.tokenizer.decode
+    assert source.sizes["said"].tolist() == [len(write("eins drei")), len(write("acht"))]
+    layout = Layout.of({"text": 30, "said": 30, "examples": 2}, labels=source.labels, tokenizer=source.tokenizer)
+    sampler = Sampler(layout.positions(source.sizes), layout.rows, {"text": 1.0}, 1, needs=layout.needs)
+
+    def said(step, example=0, draws=0):
+        batch = Batches(source, layout, sampler, draws=draws)[step]
+        (place,) = np.argwhere((batch["examples"].features == example) & batch["examples"].mask).tolist()
+        own = batch["said"].segments == batch["examples"].segments[tuple(place)]
+        return read(batch["said"].features[own])
+
+    found = [said(step) for step in range(200)]
+    assert set(found) == {"zwei", "eins drei"} and 0.65 < found.count("zwei") / 200 < 0.85
+    assert found[:20] == [said(step) for step in range(20)] != [said(step, draws=1) for step in range(20)]
+    assert {said(step, example=1) for step in range(5)} == {"acht"}
+    assert {said(step, draws=None) for step in range(20)} == {"zwei"}
+
+
 def test_the_folder_names_the_label_that_it_gives(tmp_path):
     for mood in ("glad", "sad"):
         (tmp_path / "files" / mood).mkdir(parents=True)

@@ -335,6 +335,18 @@ def test_what_many_files_cannot_be_combined_with_is_refused(run, folder, tmp_pat
         assert message in capsys.readouterr().err
 
 
+def test_missing_files_are_all_named_before_a_model_is_loaded(run, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(running, "read_run", None)  # nothing else reads the parameters
+    for arguments in (
+        [str(folder / "a0.wav"), "gone.wav", str(folder), "gone*.flac", "-o", str(tmp_path / "out.jsonl")],
+        ["--speech", "gone.wav", "--image", "gone*.flac"],
+    ):
+        assert main(["predict", str(run), *arguments]) == 2
+        said = capsys.readouterr().err
+        assert "there is no file gone.wav, gone*.flac; correct the name or leave it out" in " ".join(said.split())
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 def test_files_of_which_none_can_be_read_are_listed_with_their_reasons(opened, folder, tmp_path):
     names = [str(folder / name) for name in ("broken.wav", "notes.txt")]
     out = tmp_path / "out.jsonl"

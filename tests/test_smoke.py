@@ -10,6 +10,7 @@ import pytest
 from mmjax import config as c
 from mmjax.train.loop import train
 from mmjax.train.smoke import AS_ASKED
+from mmjax.train.validate import check_config
 from tests.test_conversations import home  # noqa: F401, a fixture
 
 # quickstart.py and spoken_vqa.py are trained with their own data by other tests.
@@ -127,8 +128,15 @@ def test_layers_that_are_named_by_number_are_those_that_are_left():
 
 
 def test_what_is_asked_for_beside_smoke_stays():
-    """A mesh can be rehearsed; sizes of the model stay small."""
+    """A mesh and checkpoints can be rehearsed; sizes of the model stay small."""
     asked = ["--mesh.fsdp", "4", "--data.batch-rows=8", "--model.encoders.text.width", "512", "--steps", "7"]
+    asked += ["--checkpoint.every-steps", "1", "--evaluation.examples=16", "--log.tensorboard", "true"]
     small = c.override(c.smoke(c.override(c.load("configs/pretrain_300m.py"), asked)), asked, only=AS_ASKED)
     assert (small.mesh.fsdp, small.data.batch_rows, small.steps) == (4, 8, 7)
+    assert (small.checkpoint.every_steps, small.evaluation.examples, small.log.tensorboard) == (1, 16, True)
     assert small.model.encoders["text"].width == 32
+
+
+def test_a_config_that_rolls_back_keeps_checkpoints_when_it_is_small():
+    config = dataclasses.replace(c.load("configs/pretrain_300m.py"), spikes=c.Spikes(rollback=c.Rollback()))
+    check_config(c.smoke(config))

@@ -1,5 +1,6 @@
 """The commands `train`, `eval`, `predict`, `checkpoints` and `goodput`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,22 +135,28 @@ def _eval(options, rest) -> int:
 
 
 def _predict(options, rest) -> int:
+    from mmjax.data.to_predict import check_places
     from mmjax.evaluate.predictions import saved
     from mmjax.run import Run
 
     save = options.save and local(options.save, "--save")
     files, overrides = files_and_others(options.files, rest)
+    others = dict(_named_input(one) for one in options.input)
+    many = bool(files or options.manifest or options.out) and not options.stream
+    tags = {name: tag for name in ("language", "task") if (tag := getattr(options, name))}
+    if many:
+        _check_many(options, files, tags)
+    single = [one for one in (options.manifest, options.stream) if one]
+    check_places([*files, *single, *(options.speech or ()), *(options.image or ()), *others.values()])
     run = Run(options.run, overrides, step=options.step)
     if options.stream:
-        others = ("speech", "image", "text", "input", "save", "language", "task", "phrases")
-        if any(getattr(options, name) for name in others) or options.example is not None:
+        apart = ("speech", "image", "text", "input", "save", "language", "task", "phrases")
+        if any(getattr(options, name) for name in apart) or options.example is not None:
             raise UserError("give --stream alone, or inputs, tags and phrases of your own")
         return _stream(run, options)
-    if files or options.manifest or options.out:
-        return _predict_many(options, files, run, save)
+    if many:
+        return _predict_many(options, files, tags, run, save)
     if options.example is None:
-        tags = {"language": options.language, "task": options.task}
-        others = dict(_named_input(one) for one in options.input)
         others |= {"tags": tags, "phrases": options.phrases}
         result = run.predict(_one(options.speech), _one(options.image), options.text, **others)
     elif any(getattr(options, name) for name in ("speech", "image", "text", "language", "task", "input", "phrases")):
@@ -178,18 +185,21 @@ def _predict(options, rest) -> int:
     return 0
 
 
-def _predict_many(options, files: list[str], run: Any, save: Path | None) -> int:
-    from mmjax.evaluate.predictions import predict_files
-
+def _check_many(options, files: list[str], tags: Mapping[str, str]) -> None:
+    """Checks the arguments of a prediction about many examples; raises UserError."""
     if not options.out:
         raise UserError("predictions about many examples are written into a file; name it with --out")
     one = (options.speech, options.image, options.text, options.input, options.example is not None)
     if any(one) or bool(files) == bool(options.manifest):
         raise UserError("give either FILES, or --manifest TABLE, or one example (--speech, --image, --text, --example)")
-    tags = {name: tag for name in ("language", "task") if (tag := getattr(options, name))}
     own = [*tags, *(["phrases"] if options.phrases else [])]
     if options.manifest and own:
         raise UserError(f"the column '{own[0]}' of the table says it for each example; leave out --{own[0]}")
+
+
+def _predict_many(options, files: list[str], tags: Mapping[str, str], run: Any, save: Path | None) -> int:
+    from mmjax.evaluate.predictions import predict_files
+
     run.check_tags(tags)
     examples = run.examples(files, options.manifest, tags, options.phrases)
     counts = predict_files(run, examples, local(options.out, "--out"), save)

@@ -26,11 +26,13 @@ def add_parsers(commands: Any) -> None:
 
 
 def _index(options, rest) -> int:
+    from mmjax.data.to_predict import check_places
     from mmjax.run import Run
 
     files, others = files_and_others(options.files, rest)
     if others:
         raise UserError(f"mmjax index has no argument {others[0]}")
+    check_places([*files, options.manifest] if options.manifest else files)
     counts = Run(options.run, step=options.step).index(files, options.out, options.manifest)
     if options.json:
         print_json(counts | {"out": options.out})

@@ -1,7 +1,7 @@
 """Corpus: a collection with its index and a tokenizer, in the form that the sampler and the loader read."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from mmjax.data.filters import USUAL as USUAL_FILTERS
 from mmjax.data.filters import Filters
 from mmjax.data.index import INTENDED, Index
 from mmjax.data.inputs import Use
-from mmjax.data.labels import SPOKEN, Label, absent, aligned
+from mmjax.data.labels import SPOKEN, Label, absent, aligned, alternatives
 from mmjax.data.prefixes import Prefixes
 from mmjax.data.record import Record
 from mmjax.data.text import Tokenizer
@@ -32,6 +32,7 @@ class Corpus:
       filters: limits; examples outside them are left out.
       rescale: scale recordings with values far outside [-1, 1] (see `read_audio`); otherwise they are left out.
       prefixes: special tokens in front of texts; see `Prefixes`.
+      drawn: the size of a text label is that of the largest of its texts, if it has several.
       title: name of the data in messages.
 
     Attributes:
@@ -56,6 +57,7 @@ class Corpus:
         filters: Filters = USUAL_FILTERS,
         rescale: bool = False,
         prefixes: Mapping[str, Sequence[str]] | None = None,
+        drawn: bool = False,
         title: str = "the data",
     ):
         self._collection, self.index, self.tokenizer, self.fields = collection, index, tokenizer, fields
@@ -63,6 +65,7 @@ class Corpus:
         self._uses = {name: Use(sample_rate, rescale, apart=name in fields.media) for name in fields.inputs}
         self._written = [name for name, kind in fields.labels.items() if kind == "text"]
         self._prefixes = Prefixes(prefixes, tokenizer, fields) if prefixes else None
+        self._drawn = drawn
         sizes = {name: self._sizes(name) for name in (*fields.inputs, *fields.texts)}
         self.labels = facts = index.facts(fields.labels)
         if labels is not None:  # where the training split has none of a label, its own names are kept
@@ -108,10 +111,19 @@ class Corpus:
             tokens = np.zeros(len(self.index), np.int32)
         else:
             one = self.inputs.get(name)
-            tokens = (
-                one.counted(self.index, name, self.tokenizer) if one else self.index.tokens(name, self.tokenizer, True)
-            )
+            if one:
+                tokens = one.counted(self.index, name, self.tokenizer)
+            elif self._drawn:
+                tokens = self.index.largest(name, self.tokenizer, self._texts(name))
+            else:
+                tokens = self.index.tokens(name, self.tokenizer, True)
         return tokens + self._prefixes.counts(name, self.index) if self._prefixes and tokens.ndim == 1 else tokens
+
+    def _texts(self, name: str) -> Iterator[tuple[str, ...] | None]:
+        """All texts of a label, for each example of the index; None without one."""
+        for number in range(len(self.index)):
+            text = None if number in self.index.unreadable else self._collection[number].labels.get(name)
+            yield None if text is None else alternatives(text)
 
     def _shares_unknown(self) -> dict[str, float]:
         found, tokenizer, kept = {}, self.tokenizer, slice(None) if self._kept is None else self._kept

@@ -113,26 +113,34 @@ def open_file(path: str):
 
 
 def matching(pattern: str) -> list[str]:
-    """The files that match a pattern such as data/train-*.tar, sorted by name.
-
-    If a file or folder with exactly the given name exists, special characters such as `[` in it are literal.
+    """`found_files`, of which there must be one.
 
     Raises:
       UserError: no file matches, or the bucket cannot be reached.
     """
-    if not remote(pattern):
-        found = sorted(glob.glob(_literal(pattern)))
-    else:
-        try:
-            system, inside = filesystem(pattern)
-            literal = glob.has_magic(inside) and system.isfile(inside)
-            found = [inside] if literal else sorted(system.glob(inside))
-            found = [system.unstrip_protocol(path) for path in found]
-        except OSError as error:
-            raise UserError(f"cannot list {pattern}: {error}") from None
+    found = found_files(pattern)
     if not found:
         raise UserError(f"there is no file {pattern}")
     return found
+
+
+def found_files(pattern: str) -> list[str]:
+    """The files that match a pattern such as data/train-*.tar, sorted by name; perhaps none.
+
+    If a file or folder with exactly the given name exists, special characters such as `[` in it are literal.
+
+    Raises:
+      UserError: the bucket cannot be reached.
+    """
+    if not remote(pattern):
+        return sorted(glob.glob(_literal(pattern)))
+    try:
+        system, inside = filesystem(pattern)
+        literal = glob.has_magic(inside) and system.isfile(inside)
+        found = [inside] if literal else sorted(system.glob(inside))
+        return [system.unstrip_protocol(path) for path in found]
+    except OSError as error:
+        raise UserError(f"cannot list {pattern}: {error}") from None
 
 
 def _literal(pattern: str) -> str:

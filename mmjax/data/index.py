@@ -10,7 +10,7 @@ import os
 import shutil
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -166,6 +166,16 @@ class Index:
         count, kind = (tokenizer.to_write, "positions") if written else (tokenizer.read, "read")
         return self.counts(name, tokenizer, kind, lambda text: len(count(text)))
 
+    def largest(self, name: str, tokenizer: Any, texts: Iterable[Sequence[str] | None]) -> np.ndarray:
+        """[n] int32 tokens of the largest text of each label; counted once per tokenizer, then cached on disk.
+
+        Args:
+          texts: all texts of the label of each example, None if it is missing; read only to be counted.
+        """
+        return self.counts(
+            name, tokenizer, "largest", lambda every: max(len(tokenizer.to_write(x)) for x in every), texts
+        )
+
     def unknown(self, name: str, tokenizer: Any, fields: Fields = USUAL) -> np.ndarray:
         """[n] int32 unknown tokens of each text; counted once per tokenizer, then cached on disk."""
         if tokenizer.unknown is None or len(tokenizer.byte_pieces) == 256:  # bytes can represent any text
@@ -176,8 +186,13 @@ class Index:
 
         return self.counts(name, tokenizer, "unknown", count)
 
-    def counts(self, name: str, tokenizer: Any, kind: str, count: Callable[[str], Any]) -> np.ndarray:
+    def counts(
+        self, name: str, tokenizer: Any, kind: str, count: Callable[[Any], Any], texts: Iterable[Any] | None = None
+    ) -> np.ndarray:
         """What is counted in each text, 0 if missing; counted once per tokenizer and `kind`, then cached on disk.
+
+        Args:
+          texts: what `count` is called with, None where it is missing; by default the texts of the index.
 
         Returns:
           [n] int32; or [n, R, k] if `count` returns lists of k numbers, with zeros after shorter lists.
@@ -187,7 +202,7 @@ class Index:
         digest = hashlib.sha256(tokenizer.serialised).hexdigest()[:16]
         path = self.directory / f"{name}_{kind}_{digest}.npy"
         if not path.is_file():
-            texts = (self.text(name, number) for number in range(len(self)))
+            texts = (self.text(name, number) for number in range(len(self))) if texts is None else texts
             found = [0 if text is None else count(text) for text in texts]
             _save(path, _array(found))
         return np.load(path, mmap_mode="r")

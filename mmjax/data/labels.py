@@ -4,6 +4,7 @@ A label is of one of these kinds: "class" (one class), "classes" (any number of 
 numbers) or "text". "any" is the kind of a label of which no task says what it is: its values decide.
 """
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -32,7 +33,8 @@ class Label(NamedTuple):
 class Alternatives(str):
     """A text label with several texts, all of them right, such as the answers of ten people.
 
-    The string itself is the text that is learned: the most frequent one, and of equally frequent ones the first.
+    The string itself is the most frequent text, and of equally frequent ones the first. It is the one that is learned, unless
+    one is `drawn` in each step.
 
     Attributes:
       every: all texts, in order; metrics with several references use them.
@@ -47,6 +49,19 @@ class Alternatives(str):
 
     def __getnewargs__(self) -> tuple[Any, ...]:  # for pickle
         return (self.every,)
+
+
+def drawn(labels: Mapping[str, Any], seed: int, step: int, number: int) -> dict[str, Any]:
+    """The labels of an example, with one text in place of several.
+
+    Each text is as probable as it is frequent. The draw depends on the seed, the step and the number of the example alone.
+    """
+    found = dict(labels)
+    for name, value in labels.items():
+        if isinstance(value, Alternatives):
+            generator = np.random.default_rng([seed, step, number, zlib.crc32(name.encode())])
+            found[name] = value.every[generator.integers(len(value.every))]
+    return found
 
 
 def alternatives(text: str) -> tuple[str, ...]:

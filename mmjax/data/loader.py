@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from mmjax import progress
 from mmjax.data.example import Example, Pieces
+from mmjax.data.labels import drawn
 from mmjax.data.layout import Layout
 from mmjax.data.packing import Blend, Packer
 from mmjax.data.sampler import Sampler
@@ -37,6 +38,7 @@ class Batches:
       share: the part of every batch's rows that this host loads.
       augmentation: of pictures, by step and example (see `ImageAugmentation`); None in evaluation.
       mixing: of pictures and labels, by step and example (see `ImageMixing`); None in evaluation.
+      draws: the seed with which one text of a label is drawn that has several, by step and example; None: the most frequent.
       largest_share_dropped: largest allowed share of skipped examples; exceeding it is an error as soon as it is
         statistically certain (`too_many`), or if many of the last examples are lost (`Sudden`).
       measuring: for evaluation: a step may lose all of its examples, and the caller reports the losses.
@@ -51,12 +53,13 @@ class Batches:
         augmentation: Any = None,
         mixing: Any = None,
         *,
+        draws: int | None = None,
         largest_share_dropped: float = 0.05,
         measuring: bool = False,
     ):
         self.source, self.layout, self.sampler = source, layout, sampler
         self._rows = share.rows(sampler.batch_rows)
-        self._augmentation, self._mixing = augmentation, mixing
+        self._augmentation, self._mixing, self._draws = augmentation, mixing, draws
         self._limit, self._measuring = largest_share_dropped, measuring
         self.skipped: dict[int, str] = {}
         self._kinds: Counter[str] = Counter()
@@ -76,6 +79,8 @@ class Batches:
             for place, (index, shows) in enumerate(zip(row.examples.tolist(), row.subsets, strict=True)):
                 try:
                     example = self.source[index]
+                    if self._draws is not None:
+                        example = example._replace(labels=drawn(example.labels, self._draws, step, index))
                     if row.speeds is not None:
                         example = self._played(example, row.speeds[place])
                     mix = self._mixing and self._mixing.draw(index, step, len(self.source))

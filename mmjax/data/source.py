@@ -30,6 +30,7 @@ class Opening(NamedTuple):
       sample_rate, filters, rescale, prefixes: as in `mmjax.data.sources.Data`.
       fields: the inputs and labels to read.
       labels: the labels of a run that has begun, with the names of its classes; None: those of the training split.
+      drawn: any text of a label may be learned that has several, so the largest one needs room.
     """
 
     directory: Path
@@ -40,6 +41,7 @@ class Opening(NamedTuple):
     prefixes: Mapping[str, tuple[str, ...]] = {}
     fields: Fields = USUAL_FIELDS
     labels: Mapping[str, Label] | None = None
+    drawn: bool = False
 
 
 class Texts(NamedTuple):
@@ -172,6 +174,7 @@ class Collection(Source):
             filters=opening.filters,
             rescale=opening.rescale,
             prefixes=opening.prefixes,
+            drawn=opening.drawn,
             title=f"{type(self).__name__} {self.place(split)}",
         )
 

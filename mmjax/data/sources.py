@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -44,6 +44,8 @@ class Data:
     window: int = 4096  # number of examples that are packed together
     threads: int = 1  # threads that read and decode
     speed: SpeedPerturbation | None = None  # in training
+    # Which text of a label is learned that has several: always the most frequent one, or one that is drawn in each step.
+    alternatives: Literal["most_frequent", "drawn"] = "most_frequent"
     # Folders with what frozen encoders made of their inputs, by encoder (`mmjax data encode`); their rows are in tokens.
     encoded: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -79,7 +81,8 @@ class Data:
         fields = self.fields(labels)
         if self.tokenizer is None or tokenizer is None:
             tokenizer = self.tokenizer and self.tokenizer.open(self.source, directory, fields)
-        options = (self.sample_rate, self.filters, self.rescale, self.prefixes, fields, known)
+        drawn = self.alternatives == "drawn"
+        options = (self.sample_rate, self.filters, self.rescale, self.prefixes, fields, known, drawn)
         found = self.source.open(split, Opening(directory, tokenizer, *options))
         for name in (labels or ()) if split == "train" else ():
             _check_there_is(name, found, fields)

@@ -14,7 +14,7 @@ from mmjax.data.containers import is_recording
 from mmjax.data.corpus import Corpus
 from mmjax.data.example import Example
 from mmjax.data.fields import Fields
-from mmjax.data.files import Blob, below, join, matching, open_file, remote, stamp
+from mmjax.data.files import Blob, below, found_files, join, matching, open_file, remote, stamp
 from mmjax.data.filters import Filters
 from mmjax.data.image import is_picture
 from mmjax.data.index import open_index
@@ -59,6 +59,23 @@ class ToPredict(Protocol):
         """[n] positions that each example takes in a row, by stream; zeros of one that cannot be read. One that fits into no
         row takes more than a row has.
         """
+
+
+def check_places(places: Sequence[str]) -> None:
+    """Checks that there is a file or folder at each place, so that a command need not load a model to find out.
+
+    Args:
+      places: files, patterns of files, and folders.
+
+    Raises:
+      UserError: files are missing; the message names them all.
+    """
+    missing = [place for place in places if not os.path.exists(place) and not found_files(place)]
+    if missing:
+        raise UserError(
+            f"there is no file {', '.join(missing)}; correct the name or leave it out (in a table, --manifest, files may be "
+            "missing: they are set aside and counted)"
+        )
 
 
 class Files:

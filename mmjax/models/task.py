@@ -83,6 +83,8 @@ class Task(nn.Module, kw_only=True):
       mixes: whether a label may be a distribution over classes, as mixup makes it.
       generates: whether it writes texts token by token, with `begin`, `step` and `ends` as those of `CausalLM`.
       aligns: whether it finds when a known text was spoken (`spans`).
+      teaches: whether what it predicts can be a label of its own loss (`as_labels`).
+      imitates: whether its loss in training compares outputs with those of a teacher (`imitate`).
       classes_per_token: whether its outputs are logits of classes for each token of an encoder, with a blank, as those of CTC.
       metric_names: the metrics that `metrics` gives; `evaluation.best` may name them.
       media: the encoders whose recordings or pictures are kept apart, since they stand at different places of a text.
@@ -103,6 +105,8 @@ class Task(nn.Module, kw_only=True):
     media: ClassVar[tuple[str, ...]] = ()
     generates: ClassVar[bool] = False
     aligns: ClassVar[bool] = False
+    teaches: ClassVar[bool] = False
+    imitates: ClassVar[bool] = False
 
     # What the task reads, and needs of the data.
 
@@ -171,6 +175,22 @@ class Task(nn.Module, kw_only=True):
 
     def loss(self, output: Output) -> Sums:
         """{"loss": (sum, weight), ...}; further entries are metrics. Never divides (`mmjax.losses`)."""
+        raise NotImplementedError
+
+    def as_labels(self, prediction: Stream) -> Stream:
+        """What the task predicts (`Output.prediction`) as labels of its `loss`; tokens with segment 0 have none."""
+        raise NotImplementedError
+
+    def imitate(
+        self, tasks: Mapping[str, "Task"], outputs: Mapping[str, Output], teacher: Mapping[str, Output]
+    ) -> Sums:
+        """The loss of a task that `imitates`, in place of `loss` and in its form; empty if the batch lacks what it reads.
+
+        Args:
+          tasks: all tasks by name; outputs: what they compute in training, with augmentation and dropout.
+          teacher: what they compute from the same batch without both, with the teacher's parameters: the EMA of the
+            trained ones. It has no gradient.
+        """
         raise NotImplementedError
 
     def tables(self, facts: Facts) -> Any:
@@ -268,8 +288,8 @@ class Task(nn.Module, kw_only=True):
         """Metrics by name, if `statistics` has none: simpler, but computed anew for each group and each resample."""
         return {}
 
-    def signatures(self) -> dict[str, str]:
-        """How metrics are computed, by name, where the name leaves it open: the normaliser, the version of a library."""
+    def signatures(self, items: Sequence[Item]) -> dict[str, str]:
+        """How metrics of these items are computed, by name, where the name leaves it open: the normaliser, the version of a library."""
         return {}
 
     def errors(self, items: Sequence[Item]) -> np.ndarray | None:
@@ -303,12 +323,22 @@ def tables_of(tasks: Mapping[str, Task], facts: Facts) -> dict[str, Any]:
     return {name: tables for name, task in tasks.items() if (tables := task.tables(facts)) is not None}
 
 
-def losses_of(tasks: Mapping[str, Task], outputs: Mapping[str, Output]) -> Sums:
-    """ "TASK/metric" -> (sum, weight), of all tasks that have an output and its labels."""
+def losses_of(
+    tasks: Mapping[str, Task], outputs: Mapping[str, Output], teacher: Mapping[str, Output] | None = None
+) -> Sums:
+    """ "TASK/metric" -> (sum, weight), of all tasks that have an output and its labels.
+
+    Args:
+      teacher: the outputs that `Task.imitate` reads; None: tasks that imitate are left out.
+    """
     sums = {}
-    for name, output in outputs.items():
-        if output.labels is not None or not tasks[name].labelled:
-            with jax.named_scope(module_of(f"tasks.{name}")):  # so that its FLOPs count for the task
-                measured = tasks[name].loss(output)
-            sums |= {f"{name}/{metric}": pair for metric, pair in measured.items()}
+    for name, task in tasks.items():
+        with jax.named_scope(module_of(f"tasks.{name}")):  # so that its FLOPs count for the task
+            if task.imitates:
+                measured = task.imitate(tasks, outputs, teacher) if teacher is not None else {}
+            elif (output := outputs.get(name)) is not None and (output.labels is not None or not task.labelled):
+                measured = task.loss(output)
+            else:
+                continue
+        sums |= {f"{name}/{metric}": pair for metric, pair in measured.items()}
     return sums

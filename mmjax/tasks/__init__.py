@@ -8,6 +8,7 @@ from mmjax.tasks.ctc import CTC
 from mmjax.tasks.denoise import Denoise
 from mmjax.tasks.language import LanguageModel, MaskedTokens
 from mmjax.tasks.masked_patches import MaskedPatches
+from mmjax.tasks.mean_teacher import MeanTeacher
 from mmjax.tasks.per_example import Classify, MultiLabel, Regress
 from mmjax.tasks.transducer import Transducer
 from mmjax.tasks.write import Write

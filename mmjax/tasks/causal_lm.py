@@ -193,7 +193,7 @@ class CausalLM(Task, kw_only=True):
     def statistics(self, items: Sequence[Item]) -> dict[str, Statistic]:
         return text_metrics(*texts(items), self.measures)
 
-    def signatures(self) -> dict[str, str]:
-        return signatures(self.measures)
+    def signatures(self, items: Sequence[Item]) -> dict[str, str]:
+        return signatures(self.measures, texts(items)[0])
 
     errors, confusions = TextTask.errors, TextTask.confusions

@@ -10,8 +10,9 @@ from mmjax.decode import BestPath, CTCDecoding, forced_alignment
 from mmjax.errors import UserError
 from mmjax.losses import ctc
 from mmjax.models.layers import dense
+from mmjax.models.masking import without
 from mmjax.models.task import Encoded, Output, Sums
-from mmjax.stream import Stream
+from mmjax.stream import BLANK, Stream
 from mmjax.tasks.text import WithBlank
 
 
@@ -28,6 +29,7 @@ class CTC(WithBlank, kw_only=True):
 
     aligns = True
     classes_per_token = True
+    teaches = True
 
     def check(self, path: str, config: Any) -> None:
         super().check(path, config)
@@ -46,6 +48,12 @@ class CTC(WithBlank, kw_only=True):
 
     def loss(self, output: Output) -> Sums:
         return ctc(*output)
+
+    def as_labels(self, prediction: Stream) -> Stream:
+        """Classes [B, T] of the most probable alignment, without blanks; an example of blanks alone has no label."""
+        found = BestPath()(prediction)
+        classes = found.features.ids.reshape(found.segments.shape)
+        return without(found._replace(features=classes), classes == BLANK, classes.shape[1])
 
     def decode(
         self, apply: Any, encoded: Encoded, output: Output, rooms: Mapping[str, int], tables: Any = None

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -13,6 +14,7 @@ from mmjax.losses.regression import Difference
 from mmjax.models.layers import dense
 from mmjax.models.pooling import Pool
 from mmjax.models.task import Encoded, Facts, Item, Output, Sums, Task
+from mmjax.stream import Stream
 from mmjax.tasks import metrics
 from mmjax.tasks.confusions import confusion_matrix
 
@@ -32,6 +34,7 @@ class PerExample(Task, kw_only=True):
 
     kind = "task"
     label_kind: ClassVar[str] = "class"
+    teaches = True
 
     def labels(self) -> dict[str, str]:
         return {self.label: self.label_kind}
@@ -68,6 +71,10 @@ class PerExample(Task, kw_only=True):
         logits = dense(self.outputs, ("embed", None), jnp.float32, "logits")(stream.features.astype(jnp.float32))
         return Output(stream._replace(features=logits), encoded.batch.get(self.label))
 
+    def as_labels(self, prediction: Stream) -> Stream:
+        """The numbers themselves, or logits, of which those above 0 are classes that apply."""
+        return prediction
+
     def truth(self, tokens: np.ndarray, facts: Facts, example: Callable[[], Any]) -> np.ndarray:
         return tokens[0]
 
@@ -91,6 +98,10 @@ class Classify(PerExample, kw_only=True):
 
     def loss(self, output: Output) -> Sums:
         return cross_entropy(*output, self.label_smoothing, self.gamma)
+
+    def as_labels(self, prediction: Stream) -> Stream:
+        """The probabilities of the classes [B, N, outputs]."""
+        return prediction._replace(features=jax.nn.softmax(prediction.features))
 
     def truth(self, tokens: np.ndarray, facts: Facts, example: Callable[[], Any]) -> int:
         return int(tokens[0] if tokens.ndim == 1 else tokens[0].argmax())  # the largest share of a distribution

@@ -84,8 +84,8 @@ class TextTask(Task, kw_only=True):
         found = text_metrics(*texts(items), self.measures)
         return found | calibration([item.truth for item in items], [item.prediction for item in items])
 
-    def signatures(self) -> dict[str, str]:
-        return signatures(self.measures)
+    def signatures(self, items: Sequence[Item]) -> dict[str, str]:
+        return signatures(self.measures, texts(items)[0])
 
     def errors(self, items: Sequence[Item]) -> np.ndarray:
         return word_edits(*texts(items))

@@ -6,7 +6,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -16,12 +16,11 @@ import numpy as np
 from mmjax.data.labels import alternatives
 from mmjax.errors import UserError, nearest
 from mmjax.tasks.metrics import Ratio, Statistic, mean
+from mmjax.tasks.vqa import vqa_accuracy
 
 ERROR_RATES = ("cer", "wer")
 OF_REPLIES = ("exact_match", "f1", "bleu", "chrf", "cider", "cer", "wer")
 OF_SEVERAL = ("exact_match", "f1", "bleu", "chrf", "cider", "vqa_accuracy")  # they use all references of an example
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-DIGITS = {word: str(number) for number, word in enumerate(NUMBERS)} | {"none": "0"}
 
 
 def text_metrics(
@@ -88,23 +87,24 @@ def _of_basic(metric: Callable[[list[str], list[str]], Statistic | None]) -> Cal
     return statistic
 
 
-def signatures(names: Sequence[str]) -> dict[str, str]:
+def signatures(names: Sequence[str], references: Sequence[str]) -> dict[str, str]:
     """How the metrics among `names` are computed whose values depend on more than their names say.
 
-    They are "bleu" and "chrf" (sacrebleu's signature), and those of normalised texts.
+    They are "bleu" and "chrf" (sacrebleu's signature), and those of normalised texts. Without references there is nothing
+    to say.
     """
-    return {name: SIGNATURES[name]() for name in names if name in SIGNATURES}
+    return {name: SIGNATURES[name](references) for name in names if name in SIGNATURES and references}
 
 
-def _of_sacrebleu(kind: str) -> str:
+def _of_sacrebleu(references: Sequence[str], kind: str) -> str:
     import sacrebleu
 
-    metric = getattr(sacrebleu, kind)()
-    metric.corpus_score(["a"], [["a"]])  # a signature has the number of references
+    metric, counts = getattr(sacrebleu, kind)(), {len(alternatives(text)) for text in references}
+    metric.num_refs = counts.pop() if len(counts) == 1 else -1  # printed as "var"
     return metric.get_signature().format()
 
 
-def _of_normaliser() -> str:
+def _of_normaliser(references: Sequence[str]) -> str:
     return f"lower case, no brackets, no punctuation (Whisper's BasicTextNormalizer); jiwer {version('jiwer')}"
 
 
@@ -136,20 +136,6 @@ def _of_best(references: list[str], hypotheses: list[str], score: Callable[[str,
 def _mean_vqa_accuracy(references: list[str], hypotheses: list[str]) -> Statistic:
     pairs = zip(map(alternatives, references), hypotheses, strict=True)
     return mean([vqa_accuracy(*pair) for pair in pairs])
-
-
-def vqa_accuracy(answers: Sequence[str], hypothesis: str) -> float:
-    """The accuracy of an answer to a question that several people, usually ten, have answered (Antol et al. 2015, arXiv:1505.00468).
-
-    An answer that three people gave is right; one that two or one gave counts 2/3 or 1/3. It is the mean over all groups that
-    leave out one person, as in the official evaluation of VQA. Texts are compared in lower case, without punctuation and
-    articles, with numbers to ten as digits. With a single answer, it is 1 or 0.
-    """
-    said, right = _normalised(hypothesis, DIGITS), [_normalised(one, DIGITS) for one in answers]
-    if len(right) == 1:
-        return float(right[0] == said)
-    given = right.count(said)
-    return sum(min((given - (one == said)) / 3, 1.0) for one in right) / len(right)
 
 
 def _bleu(references: list[str], hypotheses: list[str]) -> Statistic:
@@ -238,10 +224,10 @@ def _grams(text: str) -> Counter:
     return Counter(tuple(words[i : i + n]) for n in range(1, 5) for i in range(len(words) - n + 1))
 
 
-def _normalised(text: str, instead: Mapping[str, str] = {}) -> str:
-    """A text in lower case, without punctuation, articles and further spaces; some words are replaced by others."""
+def _normalised(text: str) -> str:
+    """A text in lower case, without punctuation, articles and further spaces."""
     words = "".join(character for character in text.lower() if character not in string.punctuation).split()
-    return " ".join(instead.get(word, word) for word in words if word not in ("a", "an", "the"))
+    return " ".join(word for word in words if word not in ("a", "an", "the"))
 
 
 def _word_f1(reference: list[str], hypothesis: list[str]) -> float:
@@ -266,9 +252,9 @@ METRICS: dict[str, Callable[[list[str], list[str]], Statistic | None]] = {
     "rouge2": partial(_mean_rouge, n=2),
     "rougeL": partial(_mean_rouge, n=None),
 }
-SIGNATURES: dict[str, Callable[[], str]] = {
-    "bleu": partial(_of_sacrebleu, "BLEU"),
-    "chrf": partial(_of_sacrebleu, "CHRF"),
+SIGNATURES: dict[str, Callable[[Sequence[str]], str]] = {
+    "bleu": partial(_of_sacrebleu, kind="BLEU"),
+    "chrf": partial(_of_sacrebleu, kind="CHRF"),
     "cer_basic": _of_normaliser,
     "wer_basic": _of_normaliser,
 }

@@ -112,7 +112,8 @@ def _train(
     changes = image_changes(config)
     share = share_of_rows(mesh)
     dropped = config.data.filters.largest_share_dropped
-    batches = Batches(source, layout, sampler, share, *changes, largest_share_dropped=dropped)
+    draws = config.seed if config.data.alternatives == "drawn" else None
+    batches = Batches(source, layout, sampler, share, *changes, draws=draws, largest_share_dropped=dropped)
     open_run(config, run, source, accept_changed_data)
 
     model = build_model(config.model, config.data.encoded)

@@ -9,8 +9,8 @@ from mmjax.train.experiment import Checkpoint, Experiment, Log
 from mmjax.tree import fields
 
 STEPS, ROWS, EXAMPLES = 4, 2, 8
-# Keys that the command line may set together with `--smoke`, to test a mesh.
-AS_ASKED = ("steps", "mesh.", "data.batch_rows", "optimizer.accumulation")
+# Keys that `smoke` changes, but not where the command line sets them. The sizes of the model are those of `smoke` alone.
+AS_ASKED = ("steps", "mesh.", "data.batch_rows", "optimizer.accumulation", "evaluation.", "checkpoint.", "log.")
 
 LAYERS_BY_NUMBER = ("full_layers", "unrotated")  # fields of decoders that name some of their layers
 
@@ -47,7 +47,7 @@ def smoke(config: Experiment, width: int = 32) -> Experiment:
             final_examples=EXAMPLES,
             patience=None,
         ),
-        checkpoint=Checkpoint(every_steps=None),
+        checkpoint=Checkpoint(every_steps=STEPS // 2 if config.spikes.rollback else None),
         log=Log(every_steps=1, tensorboard=False),
     )
 

@@ -124,9 +124,17 @@ def rounded_like(kept: Any, new: Any, key: jax.Array) -> Any:
     return tree.unflatten([x if old.dtype == x.dtype else rounded(n, x) for n, (old, x) in pairs])
 
 
-def measure(model: Multimodal, params: Any, batch: Batch, keys: Any = None) -> Sums:
-    """The losses and metrics of all tasks; in training mode if keys for "dropout" and "augment" are given."""
-    return losses_of(model.tasks, model.apply({"params": params}, batch, train=keys is not None, rngs=keys))
+def measure(model: Multimodal, params: Any, batch: Batch, keys: Any = None, teacher: Any = None) -> Sums:
+    """The losses and metrics of all tasks; in training mode if keys for "dropout" and "augment" are given.
+
+    Args:
+      teacher: parameters that tasks imitate in training (`Task.imitate`), without a gradient; None: a copy of `params`.
+    """
+    outputs = model.apply({"params": params}, batch, train=keys is not None, rngs=keys)
+    if keys is None or not any(task.imitates for task in model.tasks.values()):
+        return losses_of(model.tasks, outputs)
+    teacher = jax.lax.stop_gradient(params if teacher is None else teacher)
+    return losses_of(model.tasks, outputs, model.apply({"params": teacher}, batch))
 
 
 def divide(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -152,7 +160,9 @@ class LossAndGradients:
     weighting: Any = None
     dtype: str = "float32"
 
-    def __call__(self, params: Any, batch: Batch, key: jax.Array, remembered: Any = None, frozen: Any = None):
+    def __call__(
+        self, params: Any, batch: Batch, key: jax.Array, remembered: Any = None, frozen: Any = None, teacher: Any = None
+    ):
         """Returns (loss, gradients, sums).
 
         If the weighting compares gradients, the sums include the norms of the gradients of each task's loss with respect
@@ -161,9 +171,10 @@ class LossAndGradients:
         Args:
           remembered: the state of the weighting; unused if it is learned (then it is params["weighting"]).
           frozen: parameters without gradients; `params` are then only the trained ones (see `mmjax.train.groups.split`).
+          teacher: as for `measure`.
         """
         # Augmentation depends on the example, so all micro-batches use the same key for it.
-        subject = _Subject(self, frozen, key, remembered)
+        subject = _Subject(self, frozen, key, remembered, teacher)
         if self.micro_batches == 1:
             return subject.result(subject.gradients(params, batch, key))
 
@@ -192,10 +203,11 @@ class _Subject:
     frozen: Any
     augment: jax.Array
     remembered: Any
+    teacher: Any
 
     def sums(self, params: Any, batch: Batch, dropout: jax.Array) -> Sums:
         whole = merged(params, self.frozen)
-        return measure(self.of.model, whole, batch, {"dropout": dropout, "augment": self.augment})
+        return measure(self.of.model, whole, batch, {"dropout": dropout, "augment": self.augment}, self.teacher)
 
     def losses(self, params: Any, batch: Batch, dropout: jax.Array, weights: Any) -> tuple[dict[str, jax.Array], Sums]:
         """The loss of each task, divided by `weights` (None: the weights of this batch), and the sums."""
@@ -258,7 +270,7 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         kept, frozen = split(state.params, groups)
         trained = kept if specs is None else widened(kept, split(specs, groups)[0])
-        total, gradients, sums = compute(trained, batch, key, state.weighting, frozen)
+        total, gradients, sums = compute(trained, batch, key, state.weighting, frozen, state.evaluated)
         gradients, params, moments = (cast(x, jnp.float32) for x in (gradients, kept, state.optimizer))
         norm = optax.tree.norm(gradients)
         updates, moments = optimizer.update(gradients, moments, params)

@@ -100,6 +100,8 @@ def check_config(config: Experiment) -> None:
         config.data.speed.check("data.speed")
     modalities = set(config.model.encoders)
     texts = {label for task in config.model.tasks.values() for label, kind in task.labels().items() if kind == "text"}
+    if config.data.alternatives == "drawn" and not texts:
+        raise UserError('data.alternatives is "drawn", but no task reads a label with texts; leave it out')
     known = {*modalities, *texts, "transcript", "target", "examples"}
     for name in config.data.rows:
         if name not in known:
