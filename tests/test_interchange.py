@@ -153,6 +153,10 @@ def rope(kind, **options):
     return dict(head_dim=10, rope_parameters={"rope_type": kind, "rope_theta": 1e3, **options})
 
 
+ROTATIONS = {
+    "full_attention": {"rope_type": "default", "rope_theta": 1e3},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e2},
+}
 LLAMA_3 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=20)
 GEMMAS = dict(head_dim=10, sliding_window=5, query_pre_attn_scalar=13, num_hidden_layers=3, tie_word_embeddings=True)
 
@@ -221,6 +225,13 @@ def relative(family, kind="Model", add_pooling_layer=None, **changes):
     options = {} if add_pooling_layer is None else {"add_pooling_layer": add_pooling_layer}
     config = getattr(transformers, f"{family}Config")(**sizes | changes)
     return getattr(transformers, f"{family}{kind}")(config, **options)
+
+
+def modern_bert(kind="Model", **changes):
+    """Layers 0 and 2 see whole texts, layer 1 three tokens on each side."""
+    sizes = TEXTS | dict(num_hidden_layers=3, local_attention=7, pad_token_id=0, rope_parameters=ROTATIONS)
+    layers = dict(global_attn_every_n_layers=2)
+    return getattr(transformers, f"ModernBert{kind}")(transformers.ModernBertConfig(**sizes | layers | changes))
 
 
 def t5(kind="T5EncoderModel", **changes):
@@ -295,6 +306,15 @@ MODELS = {
     "MPNet": lambda: relative("MPNet"),
     "MPNet for masked words": lambda: relative("MPNet", "ForMaskedLM"),
     "MPNet for classes": lambda: relative("MPNet", "ForSequenceClassification"),
+    "ModernBERT": modern_bert,
+    "ModernBERT with biases": lambda: modern_bert(
+        "ForMaskedLM", norm_bias=True, classifier_bias=True, tie_word_embeddings=False
+    ),
+    "ModernBERT for masked words": lambda: modern_bert("ForMaskedLM", decoder_bias=False, local_attention=4),
+    "ModernBERT for classes": lambda: modern_bert("ForSequenceClassification", num_labels=5),
+    "ModernBERT for classes by the mean": lambda: modern_bert(
+        "ForSequenceClassification", classifier_pooling="mean", classifier_activation="silu"
+    ),
     "T5": t5,
     "T5 that writes": lambda: t5("T5ForConditionalGeneration", num_decoder_layers=3),
     "mT5": lambda: t5("MT5EncoderModel"),
@@ -310,6 +330,9 @@ MODELS = {
     "Llama": lambda: llama(head_dim=10, rope_parameters={"rope_type": "default", "rope_theta": 5e5}),
     "Llama, tied, with biases in attention": lambda: llama(tie_word_embeddings=True, attention_bias=True),
     "Llama with biases in its feed-forward": lambda: llama(num_key_value_heads=6, mlp_bias=True, rms_norm_eps=1e-2),
+    "Mistral as an encoder": lambda: transformers.MistralModel(
+        transformers.MistralConfig(**DECODERS, sliding_window=5)
+    ),
     "Llama as an encoder": lambda: transformers.LlamaModel(transformers.LlamaConfig(**DECODERS)),
     "Qwen3 as an encoder": lambda: transformers.Qwen3Model(transformers.Qwen3Config(**DECODERS, head_dim=10)),
     "Llama 3.1": lambda: llama(**rope("llama3", **LLAMA_3)),
@@ -326,10 +349,7 @@ MODELS = {
         "Gemma3",
         **GEMMAS | dict(num_hidden_layers=2),
         layer_types=["full_attention", "sliding_attention"],
-        rope_parameters={
-            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e3},
-            "sliding_attention": {"rope_type": "default", "rope_theta": 1e2},
-        },
+        rope_parameters={**ROTATIONS, "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e3}},
     ),
     "SmolLM3": lambda: decoder(
         "SmolLM3", num_hidden_layers=5, use_sliding_window=True, sliding_window=5, pad_token_id=None
@@ -376,6 +396,9 @@ SLOW = {
     "RoBERTa for masked words",
     "XLM-RoBERTa",
     "XLM-RoBERTa for classes",
+    "ModernBERT",
+    "ModernBERT with biases",
+    "ModernBERT for classes",
     "CamemBERT",
     "DistilBERT",
     "DistilBERT for masked words",
@@ -384,6 +407,7 @@ SLOW = {
     "mT5",
     "mT5 that writes",
     "Qwen3 as an encoder",
+    "Llama as an encoder",
     "Parakeet in bfloat16",
     "W2v-BERT that transcribes",
     "T5 version 1.1",
@@ -1100,9 +1124,9 @@ def test_a_model_in_shards_that_has_several_ends(tmp_path):
         (llama, {"hidden_act": "mish"}, "cannot import hidden_act='mish'"),
         (llama, {"architectures": ["LlamaForTokenClassification"]}, "cannot import architectures=['LlamaForToken"),
         (
-            mistral,
-            {"architectures": ["MistralModel"]},
-            "cannot import architectures=['MistralModel'] as a text encoder",
+            lambda: decoder("Gemma2"),
+            {"architectures": ["Gemma2Model"]},
+            "cannot import architectures=['Gemma2Model'] as a text encoder",
         ),
         (t5, {"feed_forward_proj": "gated-mish"}, "cannot import feed_forward_proj='mish'"),
         (lambda: relative("Bert"), {"is_decoder": True}, "cannot import is_decoder=True; only False"),

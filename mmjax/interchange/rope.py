@@ -12,7 +12,7 @@ LOCAL, FULL = "sliding_attention", "full_attention"
 
 
 def rotary(theirs: dict[str, Any], kind: str = FULL) -> Rotary:
-    """The rotary positions of the layers of a kind (Gemma 3 has two kinds).
+    """The rotary positions of the layers of a kind (Gemma 3 and ModernBERT have two kinds).
 
     Versions of transformers before 5 store them in "rope_theta" and "rope_scaling", later ones in "rope_parameters".
 
@@ -74,7 +74,7 @@ def sliding_window(theirs: dict[str, Any]) -> SlidingWindow | None:
     full = _full_layers(theirs, depth)
     if len(full) == depth:
         return None
-    own = rotary(theirs, LOCAL) if theirs["model_type"] == "gemma3_text" else None
+    own = rotary(theirs, LOCAL) if theirs["model_type"] in ("gemma3_text", "modernbert") else None
     return SlidingWindow(window=window, full_layers=full, positions=own)
 
 
