@@ -21,7 +21,7 @@ from mmjax.data.chat_template import ChatTemplate
 from mmjax.data.text import HuggingFaceTokenizer, Tokenizer
 from mmjax.decode import by_example
 from mmjax.errors import UserError
-from mmjax.interchange import convert
+from mmjax.interchange import bert, convert
 from mmjax.interchange.convert import export_model, import_model, read_imported, tree
 from mmjax.interchange.directories import read_tensors
 from mmjax.interchange.recordings import packed, recordings
@@ -153,6 +153,17 @@ def rope(kind, **options):
     return dict(head_dim=10, rope_parameters={"rope_type": kind, "rope_theta": 1e3, **options})
 
 
+LONG_ROPE = dict(
+    rope_parameters={
+        "rope_type": "longrope",
+        "rope_theta": 1e3,
+        "partial_rotary_factor": 0.75,
+        "short_factor": [1.0, 1.2, 1.5],
+        "long_factor": [1.3, 4.0, 9.0],
+    },
+    original_max_position_embeddings=20,
+    max_position_embeddings=80,
+)
 ROTATIONS = {
     "full_attention": {"rope_type": "default", "rope_theta": 1e3},
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e2},
@@ -359,8 +370,8 @@ MODELS = {
         num_attention_heads=3,
         num_key_value_heads=1,
         sliding_window=5,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e3, "partial_rotary_factor": 0.75},
         pad_token_id=None,
+        **LONG_ROPE,
     ),
     "GPT-2": lambda: gpt_2(n_inner=40),
 }
@@ -1075,6 +1086,7 @@ def test_a_chat_template_is_kept(tmp_path, monkeypatch, files, kept):
         ("yarn", {"factor": 4.0, "original_max_position_embeddings": 250}),
         ("yarn", {"factor": 4.0, "mscale": 1.0, "mscale_all_dim": 0.5, "beta_fast": 16.0, "truncate": False}),
         ("yarn", {"factor": 4.0, "attention_factor": 1.5, "beta_slow": 2.0, "partial_rotary_factor": 0.5}),
+        ("longrope", {"short_factor": [1.5] * 20, "long_factor": [3.0] * 20, "attention_factor": 1.3}),
     ],
 )
 def test_scaled_positions_have_the_frequencies_of_transformers(kind, options):
@@ -1086,6 +1098,46 @@ def test_scaled_positions_have_the_frequencies_of_transformers(kind, options):
     ours = convert.llama.part(config.to_dict()).positions.rotation(40)
     np.testing.assert_allclose(ours.frequencies, frequencies.numpy(), rtol=1e-5)
     assert ours.magnitude == pytest.approx(magnitude)
+
+
+def test_the_longest_text_decides_which_factors_phi_3_has_for_all_texts(tmp_path):
+    """Up to 20 tokens the factors for short texts, else those for long ones, as transformers has them in one batch."""
+    model = randomise(decoder("Phi3", num_key_value_heads=3, num_attention_heads=3, pad_token_id=None, **LONG_ROPE))
+    model.eval().save_pretrained(tmp_path / "theirs")
+    words(tmp_path / "theirs" / "tokenizer.json")
+    import_model(tmp_path / "theirs", tmp_path / "ours")
+    part, parameters = read_part(tmp_path / "ours")
+    assert part.positions.length == part.positions.scaling.longest == 20
+    scaling = dataclasses.replace(part.positions.scaling, longest=80)
+    long = part.clone(positions=dataclasses.replace(part.positions, scaling=scaling))
+
+    def compared(one, lengths, reference):
+        pairs = bert.compare_texts(reference, one, tree(parameters, "decoder"), 0, lengths)
+        return max(float(np.abs(ours - theirs).max()) for ours, theirs in pairs)
+
+    def alone(ids):
+        return model(ids).logits
+
+    def beside_a_longer_text(ids):
+        both = torch.ones((2, 33), dtype=int)
+        both[0, : ids.shape[1]] = ids
+        return model(both).logits[:1, : ids.shape[1]]
+
+    with torch.no_grad(), jax.default_matmul_precision("highest"):
+        assert compared(part, (11, 20), alone) < 1e-5
+        assert compared(long, (21, 33), alone) < 1e-5
+        assert compared(long, (11, 33), beside_a_longer_text) < 1e-5
+        assert compared(long, (11, 20), alone) > 1e-3
+    config = c.load(tmp_path / "ours" / "config.json")
+    task, data = config.model.tasks["continuation"], config.data
+    assert data.rows["text"] == 19
+    task.check("t", config)
+    longer = dataclasses.replace(config, data=dataclasses.replace(data, rows={**data.rows, "text": 21}))
+    with pytest.raises(UserError, match="t.decoder.positions.scaling.longest=20, but a text may have 21 tokens"):
+        task.check("t", longer)
+    task.clone(decoder=long).check("t", longer)
+    with pytest.raises(UserError, match="prompt has 5 tokens, and a reply may have 16, but .* has at most 20"):
+        Run(tmp_path / "ours").generate(["a red circle"], length=16)
 
 
 def test_a_model_in_shards_that_has_several_ends(tmp_path):
@@ -1106,7 +1158,7 @@ def test_a_model_in_shards_that_has_several_ends(tmp_path):
         (
             lambda: decoder("Phi3", pad_token_id=None),
             {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}},
-            "cannot import rope_type='longrope'; only",
+            "cannot import rope_type='longrope' without short_factor and long_factor",
         ),
         (llama, {"sliding_window": 8}, "cannot import sliding_window=8; only None"),
         (llama, {"quantization_config": {"bits": 4}}, "cannot import quantization_config={'bits': 4}; only None"),

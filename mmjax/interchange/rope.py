@@ -5,7 +5,7 @@ from typing import Any
 
 from mmjax.errors import UserError
 from mmjax.interchange.rules import check_options
-from mmjax.models import LinearScaling, Llama3Scaling, Rotary, SlidingWindow, YarnScaling
+from mmjax.models import LinearScaling, Llama3Scaling, LongRopeScaling, Rotary, SlidingWindow, YarnScaling
 from mmjax.models.rotary_scaling import RotaryScaling
 
 LOCAL, FULL = "sliding_attention", "full_attention"
@@ -32,6 +32,8 @@ def rotary(theirs: dict[str, Any], kind: str = FULL) -> Rotary:
 def _scaling(options: dict[str, Any], theirs: dict[str, Any]) -> RotaryScaling | None:
     kind = options.get("rope_type", options.get("type", "default"))
     length = options.get("original_max_position_embeddings") or theirs.get("max_position_embeddings")
+    if kind in ("longrope", "su") or (kind == "yarn" and theirs["model_type"] == "phi3"):  # older names of Phi-3
+        return _longrope(options, theirs)
     if kind == "default":
         return None
     if kind == "linear":
@@ -48,7 +50,27 @@ def _scaling(options: dict[str, Any], theirs: dict[str, Any]) -> RotaryScaling |
             magnitude=_magnitude(options),
             whole=options.get("truncate", True),
         )
-    raise UserError(f"cannot import rope_type={kind!r}; only 'default', 'linear', 'llama3' or 'yarn'")
+    raise UserError(f"cannot import rope_type={kind!r}; only 'default', 'linear', 'llama3', 'yarn' or 'longrope'")
+
+
+def _longrope(options: dict[str, Any], theirs: dict[str, Any]) -> LongRopeScaling:
+    """The scaling of Phi-3 with its factors for short texts.
+
+    Raises:
+      UserError: factors are missing.
+    """
+    if not (options.get("short_factor") and options.get("long_factor")):
+        raise UserError("cannot import rope_type='longrope' without short_factor and long_factor")
+    name, longest = "original_max_position_embeddings", theirs["max_position_embeddings"]
+    length = theirs.get(name) or options.get(name) or longest
+    return LongRopeScaling(
+        factor=options.get("factor") or longest / length,
+        short=tuple(map(float, options["short_factor"])),
+        long=tuple(map(float, options["long_factor"])),
+        length=length,
+        longest=length,
+        magnitude=options.get("attention_factor"),
+    )
 
 
 def _magnitude(options: dict[str, Any]) -> float | None:

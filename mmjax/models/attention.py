@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from mmjax.models.attend import AUTO, Selection, attention
 from mmjax.models.blocks import BlockStyle
-from mmjax.models.layer_attention import LayerAttention
+from mmjax.models.layer_attention import UNIFORM, LayerAttention
 from mmjax.models.layers import over_positions
 from mmjax.models.positions import Positions, Rotation
 from mmjax.models.roles import parameter, place_of, projection
@@ -97,7 +97,7 @@ class MultiHeadAttention(nn.Module):
         causal: bool = False,
         bias: jax.Array | None = None,
         packed: bool = False,
-        layer: LayerAttention = LayerAttention(),
+        layer: LayerAttention = UNIFORM,
     ) -> jax.Array:
         """[B, T, W] (and keys [B, S, W']) -> [B, T, width]; empty positions give the output bias.
 

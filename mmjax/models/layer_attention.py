@@ -51,6 +51,9 @@ class LayerAttention(NamedTuple):
         return normalised if self.normalised is None else jnp.where(self.normalised, normalised, x)
 
 
+UNIFORM = LayerAttention()  # of towers whose layers do not differ
+
+
 def layer_attention(tower: Any) -> LayerAttention:
     """The windows, rotations and normalisations of all layers of a `Transformer` or `TextDecoder`."""
     sliding, window, rotation = tower.sliding_window, None, None

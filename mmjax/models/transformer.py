@@ -10,7 +10,7 @@ from mmjax.errors import UserError
 from mmjax.models.attention import MultiHeadAttention
 from mmjax.models.blocks import BlockSettings, BlockStyle, Tower
 from mmjax.models.encoder import TextEncoder, check_attention
-from mmjax.models.layer_attention import LayerAttention, SlidingWindow, check_layers, layer_attention
+from mmjax.models.layer_attention import UNIFORM, LayerAttention, SlidingWindow, check_layers, layer_attention
 from mmjax.models.layers import ACTIVATIONS, FeedForward
 from mmjax.models.positions import Learned, Rotary, TextPositions
 from mmjax.models.published import published
@@ -32,7 +32,7 @@ class TransformerBlock(nn.Module):
         segments: jax.Array,
         positions: jax.Array,
         bias: jax.Array | None = None,
-        layer: LayerAttention = LayerAttention(),
+        layer: LayerAttention = UNIFORM,
     ) -> tuple[jax.Array, None]:
         its = self.settings
         attend = MultiHeadAttention(
@@ -137,9 +137,7 @@ class Transformer(TextEncoder, Tower, kw_only=True):
             raise UserError(f"{path}.embedding_norm has no effect, because block.post_norm normalises embeddings, too")
 
     def check_row(self, path: str, key: str, room: int) -> None:
-        length = self.positions.length
-        if length is not None and length < room:
-            raise UserError(f"{path}.positions.length={length}, but a text may fill its row of {room}")
+        self.positions.check_length(f"{path}.positions", room)
 
     @nn.compact
     def __call__(self, text: Stream, train: bool = False) -> Stream:
