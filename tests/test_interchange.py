@@ -410,6 +410,7 @@ SLOW = {
     "ModernBERT",
     "ModernBERT with biases",
     "ModernBERT for classes",
+    "ModernBERT for classes by the mean",
     "CamemBERT",
     "DistilBERT",
     "DistilBERT for masked words",
@@ -1045,6 +1046,17 @@ def test_a_gemma_3_of_older_files_has_the_same_config(tmp_path):
     assert scaled.sliding_window == ours.sliding_window
 
 
+def test_a_modernbert_of_older_files_has_the_same_config():
+    """Options of positions and windows as in the files that its authors published."""
+    settings = modern_bert().config.to_dict()
+    ours = convert.modernbert.part(settings)
+    del settings["rope_parameters"], settings["layer_types"]
+    older = dict(global_rope_theta=1e3, local_rope_theta=1e2, global_attn_every_n_layers=2)
+    assert convert.modernbert.part(settings | older) == ours
+    assert ours.positions == c.Rotary(base=1e3)
+    assert ours.sliding_window == c.SlidingWindow(window=4, full_layers=(0, 2), positions=c.Rotary(base=1e2))
+
+
 TURN = "{% for m in messages %}<s>{{ m['content'] }}{% endfor %}"
 
 
@@ -1108,8 +1120,9 @@ def test_the_longest_text_decides_which_factors_phi_3_has_for_all_texts(tmp_path
     import_model(tmp_path / "theirs", tmp_path / "ours")
     part, parameters = read_part(tmp_path / "ours")
     assert part.positions.length == part.positions.scaling.longest == 20
-    scaling = dataclasses.replace(part.positions.scaling, longest=80)
-    long = part.clone(positions=dataclasses.replace(part.positions, scaling=scaling))
+    config = c.load(tmp_path / "ours" / "config.json")
+    key = "--model.tasks.continuation.decoder.positions.scaling.longest"
+    long = c.override(config, [key, "80"]).model.tasks["continuation"].decoder
 
     def compared(one, lengths, reference):
         pairs = bert.compare_texts(reference, one, tree(parameters, "decoder"), 0, lengths)
@@ -1125,10 +1138,8 @@ def test_the_longest_text_decides_which_factors_phi_3_has_for_all_texts(tmp_path
 
     with torch.no_grad(), jax.default_matmul_precision("highest"):
         assert compared(part, (11, 20), alone) < 1e-5
-        assert compared(long, (21, 33), alone) < 1e-5
         assert compared(long, (11, 33), beside_a_longer_text) < 1e-5
         assert compared(long, (11, 20), alone) > 1e-3
-    config = c.load(tmp_path / "ours" / "config.json")
     task, data = config.model.tasks["continuation"], config.data
     assert data.rows["text"] == 19
     task.check("t", config)
@@ -1187,6 +1198,12 @@ def test_a_model_in_shards_that_has_several_ends(tmp_path):
             {},
             "['BertForTokenClassification']; only ...Model or ...",
         ),
+        (
+            lambda: modern_bert("ForTokenClassification"),
+            {},
+            "['ModernBertForTokenClassification']; only ...Model or ...",
+        ),
+        (modern_bert, {"mlp_bias": True}, "cannot import mlp_bias=True; only False"),
         (lambda: relative("Roberta", "ForMaskedLM"), {"tie_word_embeddings": False}, "tie_word_embeddings=False; only"),
         (lambda: towers("Siglip", "ForImageClassification"), {}, "['SiglipForImageClassification']; only ...Model"),
         (lambda: dino("Dinov2"), {"apply_layernorm": False}, "cannot import apply_layernorm=False; only True"),

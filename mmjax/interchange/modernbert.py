@@ -11,6 +11,7 @@ from mmjax.interchange.rules import (
     check_head,
     check_options,
     divided,
+    head_of,
     heads_in,
     heads_out,
     linear,
@@ -43,7 +44,7 @@ JOINT = {"attn.Wqkv.": "qkv", "mlp.Wi.": ("gate", "up")}
 WORDS = "embeddings.tok_embeddings.weight"
 # The attention of the first layer has no normalisation. Our layers are stacked, so it has one that is not used: zeros.
 FIRST, ALIKE = "layers.0.attn_norm.", "layers.0.mlp_norm."
-ignored = bert.ignored
+ignored, classes = bert.ignored, bert.classes
 
 
 def stated(theirs: dict[str, Any]) -> dict[str, Any]:
@@ -102,9 +103,6 @@ def tasks(theirs: dict[str, Any]) -> dict[str, Task]:
     return {"answer": Classify(reads="text", outputs=len(names), pool=pool, block=block)}
 
 
-classes = bert.classes
-
-
 def current(theirs: dict[str, Any], name: str) -> str:
     """The name of a tensor in the model without its head."""
     return name.removeprefix("model.")
@@ -145,9 +143,10 @@ def _norms(theirs: dict[str, Any], names: dict[str, str]) -> list[Rule]:
 
 
 def _head(theirs: dict[str, Any]) -> list[Rule]:
-    if bert.head_of(theirs) == "Model":
+    if head_of(theirs) == "Model":
         return []
-    found = linear("transform", "head.dense")[: 1 + theirs["classifier_bias"]]
+    found = linear("transform", "head.dense")
+    found = found if theirs["classifier_bias"] else without_biases(found)
     found += _norms(theirs, {"transform_norm": "head.norm"})
     if not bert.is_masked(theirs):
         return found + linear("logits", "classifier")
