@@ -32,7 +32,7 @@ def rotary(theirs: dict[str, Any], kind: str = FULL) -> Rotary:
 def _scaling(options: dict[str, Any], theirs: dict[str, Any]) -> RotaryScaling | None:
     kind = options.get("rope_type", options.get("type", "default"))
     length = options.get("original_max_position_embeddings") or theirs.get("max_position_embeddings")
-    if kind in ("longrope", "su") or (kind == "yarn" and theirs["model_type"] == "phi3"):  # older names of Phi-3
+    if kind in ("longrope", "su") or (kind == "yarn" and theirs.get("model_type") == "phi3"):  # older names of Phi-3
         return _longrope(options, theirs)
     if kind == "default":
         return None
