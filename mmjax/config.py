@@ -89,6 +89,7 @@ from mmjax.models import (
     LinearScaling,
     Llama3Scaling,
     LogMel,
+    LongRopeScaling,
     LowRank,
     LSTMPrediction,
     MeanEmbedding,

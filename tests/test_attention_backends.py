@@ -61,7 +61,7 @@ class Case:
 
     cross: bool
     # full, causal, window (blocks of 3 positions, at most 2 back), array (the same window, as of a layer), cap (causal, with a
-    # soft cap), bias, or full with hidden patches between
+    # soft cap), bias, both ways (at most 5 positions back or ahead), or full with hidden patches between
     sees: str
 
     def make(self, few: int, dtype) -> dict:
@@ -80,13 +80,15 @@ class Case:
         if self.sees in ("window", "array"):
             window = 2 if self.sees == "window" else jnp.asarray(2)
             made |= dict(query_times=positions // 3, key_times=key_positions // 3, window=window)
+        if self.sees == "both ways":
+            made |= dict(query_times=positions, key_times=key_positions, window=5, bidirectional=True)
         if self.sees == "cap":
             made["soft_cap"] = 0.8
         return made
 
 
 CASES = [Case(cross, sees) for cross in (False, True) for sees in ("full", "causal", "window", "array", "cap", "bias")]
-CASES += [Case(False, "holes")]
+CASES += [Case(False, "holes"), Case(False, "both ways")]
 COTANGENT = np.random.default_rng(1).standard_normal((3, H, T, D))
 
 
@@ -103,6 +105,7 @@ def definition(
     soft_cap=None,
     in_order=False,
     packed=False,
+    bidirectional=False,
 ):
     """The result, and the gradients of sum(COTANGENT * result), query by query in float64."""
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
@@ -114,6 +117,7 @@ def definition(
         seen = key_segments[row] == query_segments[row, t]
         if query_times is not None:
             ago = query_times[row, t] - key_times[row]
+            ago = abs(ago) if bidirectional else ago
             seen = seen & (ago >= 0) & (ago <= (10**9 if window is None else window))
         at, few = np.flatnonzero(seen), head // (H // key.shape[1])
         if len(at) == 0:
@@ -198,7 +202,7 @@ MATRIX = [
     and not (backend == "block_diagonal" and (case.cross or case.sees in ("bias", "array", "cap")))
     and not (
         backend == "splash"
-        and (case.sees in ("window", "array", "bias") or (case.cross and case.sees in ("causal", "cap")))
+        and (case.sees in ("window", "array", "both ways", "bias") or (case.cross and case.sees in ("causal", "cap")))
     )
 ]
 
@@ -291,6 +295,7 @@ def cudnn_is_there(monkeypatch):
         (inputs(in_order=True, **times()), TPU, "splash", {}),
         (inputs(**times()), TPU, "xla", {"splash": "supports causality only for tokens in order"}),
         (inputs(in_order=True, window=2, **times()), TPU, "xla", {"splash": "causality only for"}),
+        (inputs(window=2, bidirectional=True, **times()), TPU, "xla", {"splash": "causality only for"}),
         (inputs(soft_cap=50.0), TPU, "splash", {}),
         (inputs(bias=BIAS), TPU, "xla", {"splash": "does not support a bias"}),
         (inputs(length=6), TPU, "xla", {"splash": "pad 6 x 6 tokens to multiples of 128"}),

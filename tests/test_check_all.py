@@ -74,10 +74,16 @@ CONFIGS = {
             causal=True, block=c.BlockStyle(norm="rms", gated=True, bias=False, key_value_heads=1), **TEXT
         ),
     ),
-    "FastConformer; ViT of native resolution with registers": lambda: encoders(
+    "FastConformer; ViT of native resolution with registers; ModernBERT": lambda: encoders(
         rows={"speech": 336},
         speech=c.Conformer.preset("Fast L", front_end=c.NeMoLogMel(), stem=FAST_STEM, **SMALL),
         image=c.ViT(max_patches=40, class_token=True, registers=2, positions=c.Rotary(), **PICTURE),
+        text=c.Transformer(
+            sliding_window=c.SlidingWindow(window=3, full_layers=(0,), positions=c.Rotary(base=100.0)),
+            embedding_norm=True,
+            block=c.BlockStyle(norm="layer_without_bias", gated=True, bias=False),
+            **TEXT,
+        ),
     ),
     "modern Conformer in causal chunks; ConvNet; MeanEmbedding": lambda: encoders(
         rows={"speech": 336},

@@ -21,7 +21,7 @@ from mmjax.data.chat_template import ChatTemplate
 from mmjax.data.text import HuggingFaceTokenizer, Tokenizer
 from mmjax.decode import by_example
 from mmjax.errors import UserError
-from mmjax.interchange import convert
+from mmjax.interchange import bert, convert
 from mmjax.interchange.convert import export_model, import_model, read_imported, tree
 from mmjax.interchange.directories import read_tensors
 from mmjax.interchange.recordings import packed, recordings
@@ -153,6 +153,21 @@ def rope(kind, **options):
     return dict(head_dim=10, rope_parameters={"rope_type": kind, "rope_theta": 1e3, **options})
 
 
+LONG_ROPE = dict(
+    rope_parameters={
+        "rope_type": "longrope",
+        "rope_theta": 1e3,
+        "partial_rotary_factor": 0.75,
+        "short_factor": [1.0, 1.2, 1.5],
+        "long_factor": [1.3, 4.0, 9.0],
+    },
+    original_max_position_embeddings=20,
+    max_position_embeddings=80,
+)
+ROTATIONS = {
+    "full_attention": {"rope_type": "default", "rope_theta": 1e3},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e2},
+}
 LLAMA_3 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=20)
 GEMMAS = dict(head_dim=10, sliding_window=5, query_pre_attn_scalar=13, num_hidden_layers=3, tie_word_embeddings=True)
 
@@ -221,6 +236,13 @@ def relative(family, kind="Model", add_pooling_layer=None, **changes):
     options = {} if add_pooling_layer is None else {"add_pooling_layer": add_pooling_layer}
     config = getattr(transformers, f"{family}Config")(**sizes | changes)
     return getattr(transformers, f"{family}{kind}")(config, **options)
+
+
+def modern_bert(kind="Model", **changes):
+    """Layers 0 and 2 see whole texts, layer 1 three tokens on each side."""
+    sizes = TEXTS | dict(num_hidden_layers=3, local_attention=7, pad_token_id=0, rope_parameters=ROTATIONS)
+    layers = dict(global_attn_every_n_layers=2)
+    return getattr(transformers, f"ModernBert{kind}")(transformers.ModernBertConfig(**sizes | layers | changes))
 
 
 def t5(kind="T5EncoderModel", **changes):
@@ -295,6 +317,15 @@ MODELS = {
     "MPNet": lambda: relative("MPNet"),
     "MPNet for masked words": lambda: relative("MPNet", "ForMaskedLM"),
     "MPNet for classes": lambda: relative("MPNet", "ForSequenceClassification"),
+    "ModernBERT": modern_bert,
+    "ModernBERT with biases": lambda: modern_bert(
+        "ForMaskedLM", norm_bias=True, classifier_bias=True, tie_word_embeddings=False
+    ),
+    "ModernBERT for masked words": lambda: modern_bert("ForMaskedLM", decoder_bias=False, local_attention=4),
+    "ModernBERT for classes": lambda: modern_bert("ForSequenceClassification", num_labels=5),
+    "ModernBERT for classes by the mean": lambda: modern_bert(
+        "ForSequenceClassification", classifier_pooling="mean", classifier_activation="silu"
+    ),
     "T5": t5,
     "T5 that writes": lambda: t5("T5ForConditionalGeneration", num_decoder_layers=3),
     "mT5": lambda: t5("MT5EncoderModel"),
@@ -310,6 +341,9 @@ MODELS = {
     "Llama": lambda: llama(head_dim=10, rope_parameters={"rope_type": "default", "rope_theta": 5e5}),
     "Llama, tied, with biases in attention": lambda: llama(tie_word_embeddings=True, attention_bias=True),
     "Llama with biases in its feed-forward": lambda: llama(num_key_value_heads=6, mlp_bias=True, rms_norm_eps=1e-2),
+    "Mistral as an encoder": lambda: transformers.MistralModel(
+        transformers.MistralConfig(**DECODERS, sliding_window=5)
+    ),
     "Llama as an encoder": lambda: transformers.LlamaModel(transformers.LlamaConfig(**DECODERS)),
     "Qwen3 as an encoder": lambda: transformers.Qwen3Model(transformers.Qwen3Config(**DECODERS, head_dim=10)),
     "Llama 3.1": lambda: llama(**rope("llama3", **LLAMA_3)),
@@ -326,10 +360,7 @@ MODELS = {
         "Gemma3",
         **GEMMAS | dict(num_hidden_layers=2),
         layer_types=["full_attention", "sliding_attention"],
-        rope_parameters={
-            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e3},
-            "sliding_attention": {"rope_type": "default", "rope_theta": 1e2},
-        },
+        rope_parameters={**ROTATIONS, "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e3}},
     ),
     "SmolLM3": lambda: decoder(
         "SmolLM3", num_hidden_layers=5, use_sliding_window=True, sliding_window=5, pad_token_id=None
@@ -339,8 +370,8 @@ MODELS = {
         num_attention_heads=3,
         num_key_value_heads=1,
         sliding_window=5,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e3, "partial_rotary_factor": 0.75},
         pad_token_id=None,
+        **LONG_ROPE,
     ),
     "GPT-2": lambda: gpt_2(n_inner=40),
 }
@@ -376,6 +407,10 @@ SLOW = {
     "RoBERTa for masked words",
     "XLM-RoBERTa",
     "XLM-RoBERTa for classes",
+    "ModernBERT",
+    "ModernBERT with biases",
+    "ModernBERT for classes",
+    "ModernBERT for classes by the mean",
     "CamemBERT",
     "DistilBERT",
     "DistilBERT for masked words",
@@ -384,6 +419,7 @@ SLOW = {
     "mT5",
     "mT5 that writes",
     "Qwen3 as an encoder",
+    "Llama as an encoder",
     "Parakeet in bfloat16",
     "W2v-BERT that transcribes",
     "T5 version 1.1",
@@ -1010,6 +1046,17 @@ def test_a_gemma_3_of_older_files_has_the_same_config(tmp_path):
     assert scaled.sliding_window == ours.sliding_window
 
 
+def test_a_modernbert_of_older_files_has_the_same_config():
+    """Options of positions and windows as in the files that its authors published."""
+    settings = modern_bert().config.to_dict()
+    ours = convert.modernbert.part(settings)
+    del settings["rope_parameters"], settings["layer_types"]
+    older = dict(global_rope_theta=1e3, local_rope_theta=1e2, global_attn_every_n_layers=2)
+    assert convert.modernbert.part(settings | older) == ours
+    assert ours.positions == c.Rotary(base=1e3)
+    assert ours.sliding_window == c.SlidingWindow(window=4, full_layers=(0, 2), positions=c.Rotary(base=1e2))
+
+
 TURN = "{% for m in messages %}<s>{{ m['content'] }}{% endfor %}"
 
 
@@ -1051,6 +1098,7 @@ def test_a_chat_template_is_kept(tmp_path, monkeypatch, files, kept):
         ("yarn", {"factor": 4.0, "original_max_position_embeddings": 250}),
         ("yarn", {"factor": 4.0, "mscale": 1.0, "mscale_all_dim": 0.5, "beta_fast": 16.0, "truncate": False}),
         ("yarn", {"factor": 4.0, "attention_factor": 1.5, "beta_slow": 2.0, "partial_rotary_factor": 0.5}),
+        ("longrope", {"short_factor": [1.5] * 20, "long_factor": [3.0] * 20, "attention_factor": 1.3}),
     ],
 )
 def test_scaled_positions_have_the_frequencies_of_transformers(kind, options):
@@ -1062,6 +1110,45 @@ def test_scaled_positions_have_the_frequencies_of_transformers(kind, options):
     ours = convert.llama.part(config.to_dict()).positions.rotation(40)
     np.testing.assert_allclose(ours.frequencies, frequencies.numpy(), rtol=1e-5)
     assert ours.magnitude == pytest.approx(magnitude)
+
+
+def test_the_longest_text_decides_which_factors_phi_3_has_for_all_texts(tmp_path):
+    """Up to 20 tokens the factors for short texts, else those for long ones, as transformers has them in one batch."""
+    model = randomise(decoder("Phi3", num_key_value_heads=3, num_attention_heads=3, pad_token_id=None, **LONG_ROPE))
+    model.eval().save_pretrained(tmp_path / "theirs")
+    words(tmp_path / "theirs" / "tokenizer.json")
+    import_model(tmp_path / "theirs", tmp_path / "ours")
+    part, parameters = read_part(tmp_path / "ours")
+    assert part.positions.length == part.positions.scaling.longest == 20
+    config = c.load(tmp_path / "ours" / "config.json")
+    key = "--model.tasks.continuation.decoder.positions.scaling.longest"
+    long = c.override(config, [key, "80"]).model.tasks["continuation"].decoder
+
+    def compared(one, lengths, reference):
+        pairs = bert.compare_texts(reference, one, tree(parameters, "decoder"), 0, lengths)
+        return max(float(np.abs(ours - theirs).max()) for ours, theirs in pairs)
+
+    def alone(ids):
+        return model(ids).logits
+
+    def beside_a_longer_text(ids):
+        both = torch.ones((2, 33), dtype=int)
+        both[0, : ids.shape[1]] = ids
+        return model(both).logits[:1, : ids.shape[1]]
+
+    with torch.no_grad(), jax.default_matmul_precision("highest"):
+        assert compared(part, (11, 20), alone) < 1e-5
+        assert compared(long, (11, 33), beside_a_longer_text) < 1e-5
+        assert compared(long, (11, 20), alone) > 1e-3
+    task, data = config.model.tasks["continuation"], config.data
+    assert data.rows["text"] == 19
+    task.check("t", config)
+    longer = dataclasses.replace(config, data=dataclasses.replace(data, rows={**data.rows, "text": 21}))
+    with pytest.raises(UserError, match="t.decoder.positions.scaling.longest=20, but a text may have 21 tokens"):
+        task.check("t", longer)
+    task.clone(decoder=long).check("t", longer)
+    with pytest.raises(UserError, match="prompt has 5 tokens, and a reply may have 16, but .* has at most 20"):
+        Run(tmp_path / "ours").generate(["a red circle"], length=16)
 
 
 def test_a_model_in_shards_that_has_several_ends(tmp_path):
@@ -1082,7 +1169,7 @@ def test_a_model_in_shards_that_has_several_ends(tmp_path):
         (
             lambda: decoder("Phi3", pad_token_id=None),
             {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}},
-            "cannot import rope_type='longrope'; only",
+            "cannot import rope_type='longrope' without short_factor and long_factor",
         ),
         (llama, {"sliding_window": 8}, "cannot import sliding_window=8; only None"),
         (llama, {"quantization_config": {"bits": 4}}, "cannot import quantization_config={'bits': 4}; only None"),
@@ -1100,9 +1187,9 @@ def test_a_model_in_shards_that_has_several_ends(tmp_path):
         (llama, {"hidden_act": "mish"}, "cannot import hidden_act='mish'"),
         (llama, {"architectures": ["LlamaForTokenClassification"]}, "cannot import architectures=['LlamaForToken"),
         (
-            mistral,
-            {"architectures": ["MistralModel"]},
-            "cannot import architectures=['MistralModel'] as a text encoder",
+            lambda: decoder("Gemma2"),
+            {"architectures": ["Gemma2Model"]},
+            "cannot import architectures=['Gemma2Model'] as a text encoder",
         ),
         (t5, {"feed_forward_proj": "gated-mish"}, "cannot import feed_forward_proj='mish'"),
         (lambda: relative("Bert"), {"is_decoder": True}, "cannot import is_decoder=True; only False"),
@@ -1111,6 +1198,12 @@ def test_a_model_in_shards_that_has_several_ends(tmp_path):
             {},
             "['BertForTokenClassification']; only ...Model or ...",
         ),
+        (
+            lambda: modern_bert("ForTokenClassification"),
+            {},
+            "['ModernBertForTokenClassification']; only ...Model or ...",
+        ),
+        (modern_bert, {"mlp_bias": True}, "cannot import mlp_bias=True; only False"),
         (lambda: relative("Roberta", "ForMaskedLM"), {"tie_word_embeddings": False}, "tie_word_embeddings=False; only"),
         (lambda: towers("Siglip", "ForImageClassification"), {}, "['SiglipForImageClassification']; only ...Model"),
         (lambda: dino("Dinov2"), {"apply_layernorm": False}, "cannot import apply_layernorm=False; only True"),

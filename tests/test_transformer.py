@@ -13,6 +13,7 @@ from mmjax.models import (
     BlockStyle,
     DistanceBuckets,
     Learned,
+    LongRopeScaling,
     MeanEmbedding,
     Rotary,
     SlidingWindow,
@@ -241,10 +242,25 @@ def test_a_decoder_without_context_equals_gpt_2():
 SMALL = dict(vocabulary=19, layers=2, width=16, heads=4, mlp=24, block=BlockStyle(key_value_heads=2))
 
 
-@pytest.mark.parametrize("positions", [Rotary(), Learned(length=9), DistanceBuckets(buckets=8, max_distance=6)])
+MODERNBERT = dict(
+    sliding_window=SlidingWindow(window=3, full_layers=(0,), positions=Rotary(base=100.0)),
+    embedding_norm=True,
+    block=BlockStyle(norm="layer_without_bias", gated=True, bias=False),
+)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"positions": Rotary()},
+        {"positions": Learned(length=9)},
+        {"positions": DistanceBuckets(buckets=8, max_distance=6)},
+        MODERNBERT,
+    ],
+)
 @pytest.mark.parametrize("causal", [False, True])
-def test_a_text_gives_the_same_packed_and_alone(positions, causal):
-    model = Transformer(**SMALL, positions=positions, causal=causal)
+def test_a_text_gives_the_same_packed_and_alone(changes, causal):
+    model = Transformer(**SMALL | changes, causal=causal)
     lengths = (4, 9, 1, 6)
     row = texts(*lengths, room=24)
     params = initialised(model, row)
@@ -389,16 +405,26 @@ def seen_from(model, row):
     return np.stack([np.asarray((apply(row.features) != other).any(-1)) for other in changed], axis=1)
 
 
-@pytest.mark.parametrize("full_layers", [(), (1,)])
-def test_a_token_sees_the_window_of_each_layer(full_layers):
-    """Through two layers with a window of 3, itself and the four tokens before it."""
-    model = TextDecoder(**SMALL, cross_attention=False, sliding_window=SlidingWindow(window=3, full_layers=full_layers))
+@pytest.mark.parametrize("full_layers, bidirectional", [((), False), ((1,), False), ((), True), ((1,), True)])
+def test_a_token_sees_the_window_of_each_layer(full_layers, bidirectional):
+    """Through two layers with a window of 3, itself and the four tokens before it; in an encoder, four after it, too."""
+    sliding = SlidingWindow(window=3, full_layers=full_layers)
+    decoder = TextDecoder(**SMALL, cross_attention=False, sliding_window=sliding)
+    model = Transformer(**SMALL, sliding_window=sliding) if bidirectional else decoder
     row = texts(8, 4)
     ago = np.asarray(row.positions[0])[:, None] - np.asarray(row.positions[0])
+    ago = abs(ago) if bidirectional else ago
     expected = (row.segments[0][:, None] == row.segments[0]) & (ago >= 0) & (ago < (9 if full_layers else 5))
     np.testing.assert_array_equal(seen_from(model, row), expected)
+
+
+def test_a_window_has_no_prefix():
+    model, row = TextDecoder(**SMALL, cross_attention=False, sliding_window=SlidingWindow(window=3)), texts(8, 4)
     with pytest.raises(ValueError, match="a decoder with a sliding window has no prefix"):
         model.apply(initialised(model, row), row, None, 2)
+
+
+TWO = (1.0, 2.0)  # factors of the frequencies of heads of four features
 
 
 def test_without_rotation_only_the_order_of_tokens_counts():
@@ -420,11 +446,21 @@ def test_without_rotation_only_the_order_of_tokens_counts():
         ({"sliding_window": SlidingWindow(full_layers=(5,))}, "d.sliding_window.full_layers names layer 5"),
         ({"sliding_window": SlidingWindow(positions=Rotary(share=0.5))}, "positions.share must equal that of d.posi"),
         ({"positions": Rotary(share=0.8)}, "a share=0.8 of each head"),
+        (
+            {"positions": Rotary(scaling=LongRopeScaling(short=(1.0,)))},
+            "scaling.short has 1 factors, but there are 2 f",
+        ),
+        (
+            {"positions": Rotary(scaling=LongRopeScaling(factor=2.0, short=TWO, long=TWO, length=10, longest=21))},
+            "d.positions.scaling.longest=21, but the model supports texts of at most 20 tokens",
+        ),
+        ({"embedding_norm": True, "block": BlockStyle(post_norm=True)}, "d.embedding_norm has no effect"),
+        ({"embedding_norm": False, "sliding_window": SlidingWindow(full_layers=(2,))}, "full_layers names layer 2"),
     ],
 )
 def test_settings_of_layers_that_do_not_fit_are_named(changes, message):
     with pytest.raises(UserError, match=message):
-        TextDecoder(**SMALL | changes).check("d")
+        (Transformer if "embedding_norm" in changes else TextDecoder)(**SMALL | changes).check("d")
 
 
 def test_a_decoder_reads_the_context_of_its_own_example():

@@ -110,8 +110,9 @@ class Generator:
           length: the largest number of tokens of a reply.
           penalty: scores are divided by length ** penalty, since every token makes a text less probable.
         """
-        params = self.run.device_params
-        state = self._begin(params, self._packed([self._cut(self._given(prompt))], 1), length=0)
+        params, cut = self.run.device_params, self._cut(self._given(prompt))
+        self._check_length([cut], length)
+        state = self._begin(params, self._packed([cut], 1), length=0)
         found = self._best(params, state, beams=beams, room=_room(length), most=length, penalty=penalty)
         replies = []
         for ids, score in zip(*(np.asarray(x[0]).tolist() for x in (found.ids, ranked(found, penalty))), strict=True):
@@ -174,12 +175,22 @@ class Generator:
           going: which prompts go on, asked before each token.
         """
         sampling.check()
+        self._check_length(cuts, length)
         params = self.run.device_params
         state = self._begin(params, self._packed(cuts, rows), length=_room(length))
         while any(running := going()):
             running = np.array(running + [False] * (rows - len(running)))
             ids, state = self._advance(params, state=state, going=running, sampling=sampling)
             yield np.asarray(ids).tolist()
+
+    def _check_length(self, cuts: Sequence[Mapping[str, Any]], length: int) -> None:
+        """Checks that the decoder has positions for the prompts with replies of `length` tokens; raises UserError."""
+        most, longest = self.task.decoder.positions.length, max(len(parts[self.task.reads][0]) for parts in cuts)
+        if most is not None and longest + length > most:
+            raise UserError(
+                f"your prompt has {longest} tokens, and a reply may have {length}, but a text of this model has at most {most}; "
+                "shorten the prompt, or ask for fewer tokens"
+            )
 
     def _packed(self, cuts: Sequence[Mapping[str, Any]], rows: int) -> Batch:
         """Prompts, by stream, in a batch, one in each row."""

@@ -118,7 +118,7 @@ def imported(directory: str | Path, part: str | None = None) -> Any:
 def _tokens(task: Any) -> int:
     """The largest number of tokens of a text that a task reads or writes."""
     length = task.decoder.positions.length if hasattr(task, "decoder") else None
-    return TOKENS if length is None else length - 1
+    return TOKENS if length is None else min(TOKENS, length - 1)
 
 
 def _tokenizer(source: Path, out: Path) -> Any:

@@ -142,13 +142,23 @@ def tasks(theirs: dict[str, Any]) -> dict[str, Task]:
     theirs = stated(theirs)
     if is_masked(theirs):
         return {"words": MaskedTokens(outputs=theirs["vocab_size"], mask=mask_of(theirs), block=style(theirs))}
-    if head_of(theirs) != "ForSequenceClassification":
+    if not (names := exclusive_classes(theirs)):
         return {}
-    check_options(theirs, problem_type=(None, "single_label_classification"))
-    if len(names := vit.classes(theirs)) == 1:
-        raise UserError(f"cannot import id2label={theirs['id2label']!r}; only two or more classes")
     pool = ClassPool(activation=NAMES[theirs["model_type"]].classes[1])
     return {"answer": Classify(reads="text", outputs=len(names), pool=pool)}
+
+
+def exclusive_classes(theirs: dict[str, Any]) -> list[str]:
+    """The names of the classes, if the model has a head for them.
+
+    Raises:
+      UserError: the classes do not exclude each other.
+    """
+    if names := classes(theirs):
+        check_options(theirs, problem_type=(None, "single_label_classification"))
+        if len(names) == 1:
+            raise UserError(f"cannot import id2label={theirs['id2label']!r}; only two or more classes")
+    return names
 
 
 def mask_of(theirs: dict[str, Any]) -> int:
@@ -221,6 +231,26 @@ def outputs(
     source: Any, part_: Transformer, parameters: dict[str, np.ndarray], seed: int
 ) -> dict[str, list[tuple[Any, Any]]]:
     """Outputs of both models for two texts: all tokens, and the logits of the head."""
+    from mmjax.interchange.directories import read_object
+
+    pad = stated(read_object(source / "config.json"))["pad_token_id"]
+    return compare_models(source, tasks, part_, parameters, seed, without=pad)
+
+
+def compare_models(
+    source: Any,
+    tasks_of: Callable[[dict[str, Any]], dict[str, Task]],
+    part_: Transformer,
+    parameters: dict[str, np.ndarray],
+    seed: int,
+    **texts: Any,
+) -> dict[str, list[tuple[Any, Any]]]:
+    """Outputs of both models for random texts: all tokens, and the logits of the head.
+
+    Args:
+      tasks_of: the function `tasks` of the family.
+      texts: arguments of `compare_texts`.
+    """
     import torch
     import transformers
 
@@ -230,15 +260,15 @@ def outputs(
     theirs = read_object(source / "config.json")
     kind = getattr(transformers, (theirs.get("architectures") or ["AutoModel"])[0])
     model = kind.from_pretrained(source, local_files_only=True, dtype=torch.float32).eval()
-    encoder, pad = tree(parameters, "encoder"), stated(theirs)["pad_token_id"]
-    found = {"encoder": compare_texts(vit.last_tokens(model.base_model), part_, encoder, seed, without=pad)}
-    for task in tasks(theirs).values():
+    encoder = tree(parameters, "encoder")
+    found = {"encoder": compare_texts(vit.last_tokens(model.base_model), part_, encoder, seed, **texts)}
+    for task in tasks_of(theirs).values():
 
         def logits(ids):
             return getattr(model(ids), "prediction_logits" if head_of(theirs) == "ForPreTraining" else "logits")
 
         module = (part_, task)
-        found["head"] = compare_texts(logits, module, (encoder, tree(parameters, "head")), seed, without=pad)
+        found["head"] = compare_texts(logits, module, (encoder, tree(parameters, "head")), seed, **texts)
     return found
 
 

@@ -23,6 +23,7 @@ from mmjax.interchange import (
     gguf_file,
     gpt2,
     llama,
+    modernbert,
     parakeet,
     peft,
     phi3,
@@ -43,7 +44,7 @@ from mmjax.tree import to_dict
 
 SPEECH = (parakeet, wav2vec2_bert, wav2vec2_conformer, whisper)
 IMAGES = (vit, siglip, clip, dinov2, dinov3)
-TEXTS = (bert, t5, llama, phi3, gpt2)
+TEXTS = (bert, modernbert, t5, llama, phi3, gpt2)
 FAMILIES: tuple[ModuleType, ...] = (*SPEECH, *IMAGES, *TEXTS)
 
 

@@ -69,6 +69,7 @@ def part(theirs: dict[str, Any]) -> TextDecoder | Transformer:
         heads=theirs["num_attention_heads"],
         mlp=theirs["intermediate_size"],
         positions=rope.rotary(theirs),
+        sliding_window=rope.sliding_window(theirs),
         block=BlockStyle(
             norm="rms_plus_one" if gemma else "rms",
             sandwich_norm=gemma,
@@ -84,14 +85,13 @@ def part(theirs: dict[str, Any]) -> TextDecoder | Transformer:
         ),
     )
     if is_encoder(theirs):
-        if gemma or rope.sliding_window(theirs) or rope.unrotated(theirs):
+        if gemma or rope.unrotated(theirs):
             raise UserError(
-                f"cannot import architectures={theirs['architectures']!r} as a text encoder, since its layers differ or its "
-                "embeddings are scaled; only ...ForCausalLM"
+                f"cannot import architectures={theirs['architectures']!r} as a text encoder, since some of its layers have no "
+                "positions or its embeddings are scaled; only ...ForCausalLM"
             )
         return Transformer(causal=True, **sizes)
     return TextDecoder(
-        sliding_window=rope.sliding_window(theirs),
         unrotated=rope.unrotated(theirs),
         cross_attention=False,
         tied=tied(theirs),

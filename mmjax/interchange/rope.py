@@ -5,14 +5,14 @@ from typing import Any
 
 from mmjax.errors import UserError
 from mmjax.interchange.rules import check_options
-from mmjax.models import LinearScaling, Llama3Scaling, Rotary, SlidingWindow, YarnScaling
+from mmjax.models import LinearScaling, Llama3Scaling, LongRopeScaling, Rotary, SlidingWindow, YarnScaling
 from mmjax.models.rotary_scaling import RotaryScaling
 
 LOCAL, FULL = "sliding_attention", "full_attention"
 
 
 def rotary(theirs: dict[str, Any], kind: str = FULL) -> Rotary:
-    """The rotary positions of the layers of a kind (Gemma 3 has two kinds).
+    """The rotary positions of the layers of a kind (Gemma 3 and ModernBERT have two kinds).
 
     Versions of transformers before 5 store them in "rope_theta" and "rope_scaling", later ones in "rope_parameters".
 
@@ -32,6 +32,8 @@ def rotary(theirs: dict[str, Any], kind: str = FULL) -> Rotary:
 def _scaling(options: dict[str, Any], theirs: dict[str, Any]) -> RotaryScaling | None:
     kind = options.get("rope_type", options.get("type", "default"))
     length = options.get("original_max_position_embeddings") or theirs.get("max_position_embeddings")
+    if kind in ("longrope", "su") or (kind == "yarn" and theirs.get("model_type") == "phi3"):  # older names of Phi-3
+        return _longrope(options, theirs)
     if kind == "default":
         return None
     if kind == "linear":
@@ -48,7 +50,27 @@ def _scaling(options: dict[str, Any], theirs: dict[str, Any]) -> RotaryScaling |
             magnitude=_magnitude(options),
             whole=options.get("truncate", True),
         )
-    raise UserError(f"cannot import rope_type={kind!r}; only 'default', 'linear', 'llama3' or 'yarn'")
+    raise UserError(f"cannot import rope_type={kind!r}; only 'default', 'linear', 'llama3', 'yarn' or 'longrope'")
+
+
+def _longrope(options: dict[str, Any], theirs: dict[str, Any]) -> LongRopeScaling:
+    """The scaling of Phi-3 with its factors for short texts.
+
+    Raises:
+      UserError: factors are missing.
+    """
+    if not (options.get("short_factor") and options.get("long_factor")):
+        raise UserError("cannot import rope_type='longrope' without short_factor and long_factor")
+    name, longest = "original_max_position_embeddings", theirs["max_position_embeddings"]
+    length = theirs.get(name) or options.get(name) or longest
+    return LongRopeScaling(
+        factor=options.get("factor") or longest / length,
+        short=tuple(map(float, options["short_factor"])),
+        long=tuple(map(float, options["long_factor"])),
+        length=length,
+        longest=length,
+        magnitude=options.get("attention_factor"),
+    )
 
 
 def _magnitude(options: dict[str, Any]) -> float | None:
@@ -74,7 +96,7 @@ def sliding_window(theirs: dict[str, Any]) -> SlidingWindow | None:
     full = _full_layers(theirs, depth)
     if len(full) == depth:
         return None
-    own = rotary(theirs, LOCAL) if theirs["model_type"] == "gemma3_text" else None
+    own = rotary(theirs, LOCAL) if theirs["model_type"] in ("gemma3_text", "modernbert") else None
     return SlidingWindow(window=window, full_layers=full, positions=own)
 
 

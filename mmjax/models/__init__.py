@@ -50,7 +50,7 @@ from mmjax.models.positions import (
 from mmjax.models.prediction import LSTMPrediction, PredictionNetwork, StatelessPrediction
 from mmjax.models.projectors import MLP, Linear, Projector, Resampler
 from mmjax.models.recurrent import BiLSTM
-from mmjax.models.rotary_scaling import LinearScaling, Llama3Scaling, YarnScaling
+from mmjax.models.rotary_scaling import LinearScaling, Llama3Scaling, LongRopeScaling, YarnScaling
 from mmjax.models.soft_tokens import SoftTokens
 from mmjax.models.stems import StackedStem, StridedStem, WaveformStem
 from mmjax.models.task import Task

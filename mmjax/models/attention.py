@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from mmjax.models.attend import AUTO, Selection, attention
 from mmjax.models.blocks import BlockStyle
+from mmjax.models.layer_attention import UNIFORM, LayerAttention
 from mmjax.models.layers import over_positions
 from mmjax.models.positions import Positions, Rotation
 from mmjax.models.roles import parameter, place_of, projection
@@ -96,6 +97,7 @@ class MultiHeadAttention(nn.Module):
         causal: bool = False,
         bias: jax.Array | None = None,
         packed: bool = False,
+        layer: LayerAttention = UNIFORM,
     ) -> jax.Array:
         """[B, T, W] (and keys [B, S, W']) -> [B, T, width]; empty positions give the output bias.
 
@@ -103,12 +105,12 @@ class MultiHeadAttention(nn.Module):
           causal: in self-attention, no token sees a later one.
           bias: [B, H, T, T] of self-attention (see `attention`).
           packed: the tokens of each segment are contiguous. This holds until a fusion joins streams.
+          layer: window and rotation of this layer of self-attention.
         """
         if keys is None:
-            times = x.positions if causal else None
-            return self.attend(
-                *self.project(x), x.segments, x.segments, times, times, bias, in_order=causal, packed=packed
-            )
+            times = x.positions if causal or layer.window is not None else None
+            tokens = (*self.project(x, layer.rotation), x.segments, x.segments, times, times, bias, layer.window)
+            return self.attend(*tokens, in_order=causal, packed=packed, bidirectional=not causal)
         return self.attend(self.queries(x), self.key_values(keys), x.segments, keys.segments)
 
     def project(self, x: Stream, rotation: Rotation | None = None) -> tuple[jax.Array, KeyValue]:
@@ -153,6 +155,7 @@ class MultiHeadAttention(nn.Module):
         window=None,
         in_order: bool = False,
         packed: bool = False,
+        bidirectional: bool = False,
     ) -> jax.Array:
         """Attention of projected queries to projected keys and values (see `attention`) -> [B, T, width]."""
         attended = attention(
@@ -168,6 +171,7 @@ class MultiHeadAttention(nn.Module):
             self.style.soft_cap,
             in_order=in_order,
             packed=packed,
+            bidirectional=bidirectional,
             backend=self.backend,
             where=place_of(self),
         )

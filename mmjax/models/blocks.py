@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from mmjax.models.adapters import seen_by, sees_media
 from mmjax.models.attend import AUTO, Selection
-from mmjax.models.layers import LayerScale, Norm, normalisation
+from mmjax.models.layers import ACTIVATIONS, LayerScale, Norm, dense, normalisation
 from mmjax.models.positions import Positions
 from mmjax.models.remat import Remat, rematerialised
 from mmjax.tree import part, setting
@@ -23,11 +23,11 @@ class BlockStyle:
 
     BERT: post_norm, epsilon 1e-12. SigLIP, GPT-2: gelu_tanh (GPT-2 with epsilon 1e-5). CLIP: quick_gelu, epsilon 1e-5.
     Llama: rms, silu, gated, no bias. Qwen3: also qk_norm. Gemma 2 and 3: rms_plus_one, sandwich_norm, gelu_tanh, gated, no
-    bias. T5: rms, relu, no bias, scale 1. DINOv2: layer_scale.
+    bias. T5: rms, relu, no bias, scale 1. DINOv2: layer_scale. ModernBERT: layer_without_bias, epsilon 1e-5, gated, no bias.
 
     Attributes:
-      norm: layer normalisation (Ba et al. 2016), or root-mean-square normalisation (Zhang and Sennrich 2019), whose factor
-        may be 1 + scale.
+      norm: layer normalisation (Ba et al. 2016) with or without a bias, or root-mean-square normalisation (Zhang and
+        Sennrich 2019), whose factor may be 1 + scale.
       post_norm: normalise after each residual is added (Vaswani et al. 2017), not before its layer.
       sandwich_norm: normalise the output of each layer, too, before it is added (Ding et al. 2021, arXiv:2105.13290).
       epsilon: added to the variance.
@@ -50,7 +50,7 @@ class BlockStyle:
     epsilon: float = 1e-6  # added to the variance
     activation: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"] = "gelu"  # of the feed-forward
     gated: bool = False  # multiply the hidden features by a gate
-    bias: bool = True  # in linear layers and normalisations
+    bias: bool = True  # in linear layers
     layer_scale: float | None = None  # initial value of a learned factor per feature; None: no factor
     head_width: int | None = None  # features of each attention head; None: the width, divided by the number of heads
     key_value_heads: int | None = None  # each shared by a group of query heads; None: as many as query heads
@@ -61,6 +61,11 @@ class BlockStyle:
     def normalise(self, dtype: Any, name: str | None, axis: str | None = "embed") -> nn.Module:
         """The normalisation along an axis with this logical name, as a submodule of the calling module."""
         return normalisation(self.norm, dtype, name, self.epsilon, axis)
+
+    def transform(self, x: jax.Array, dtype: Any) -> jax.Array:
+        """norm(activation(linear(x))), as in BERT's heads; its modules are submodules of the calling module."""
+        x = dense(x.shape[-1], ("embed", "mlp"), dtype, "transform", self.bias)(x)
+        return self.normalise(dtype, "transform_norm")(ACTIVATIONS[self.activation](x))
 
     def residual(
         self, x: jax.Array, name: str, layer: Callable[[jax.Array], jax.Array], drop: nn.Module, dtype: Any

@@ -246,7 +246,7 @@ class TextDecoder(Tower, kw_only=True):
           UserError: they do not.
         """
         check_attention(path, self)
-        check_layers(path, self, self.head_width)
+        check_layers(path, self)
 
     @property
     def head_width(self) -> int:
@@ -349,7 +349,7 @@ class TextDecoder(Tower, kw_only=True):
             cross_attention=self.cross_attention,
         )
         shared = (text, times, bias, self._context(context, cache), cache and cache._replace(layers=None))
-        x, layers = blocks(x, *shared, cache and cache.layers, layer_attention(self, self.head_width))
+        x, layers = blocks(x, *shared, cache and cache.layers, layer_attention(self))
         if cache is not None:
             cache = cache._replace(layers=layers, used=cache.used + segments.shape[1])
         x = (x if self.block.post_norm else norm(x)).astype(jnp.float32)

@@ -126,9 +126,14 @@ def _adapted(x: jax.Array, kernel: Adapted, contracted: int, role: Role, **optio
 
 
 def layer_norm(
-    dtype: Any, name: str | None, epsilon: float = 1e-6, far_from_zero: bool = False, axis: str | None = "embed"
+    dtype: Any,
+    name: str | None,
+    epsilon: float = 1e-6,
+    far_from_zero: bool = False,
+    axis: str | None = "embed",
+    bias: bool = True,
 ) -> nn.LayerNorm:
-    """Layer normalisation with scale and bias; Flax computes its statistics in float32.
+    """Layer normalisation with scale and perhaps bias; Flax computes its statistics in float32.
 
     Args:
       far_from_zero: the inputs' mean is large. The fast variance, mean of squares minus square of the mean, would lose
@@ -137,6 +142,7 @@ def layer_norm(
     return nn.LayerNorm(
         epsilon=epsilon,
         dtype=dtype,
+        use_bias=bias,
         use_fast_variance=not far_from_zero,
         scale_init=parameter("norm", nn.initializers.ones, (axis,)),
         bias_init=parameter("bias", nn.initializers.zeros, (axis,)),
@@ -159,7 +165,7 @@ class RMSPlusOne(nn.Module):
         return (normed * (1.0 + scale.astype(jnp.float32))).astype(self.dtype)
 
 
-Norm = Literal["layer", "rms", "rms_plus_one"]
+Norm = Literal["layer", "layer_without_bias", "rms", "rms_plus_one"]
 
 
 def normalisation(
@@ -170,8 +176,8 @@ def normalisation(
     Args:
       axis: the logical name of the axis that is normalised, the last one.
     """
-    if kind == "layer":
-        return layer_norm(dtype, name, epsilon, axis=axis)
+    if kind in ("layer", "layer_without_bias"):
+        return layer_norm(dtype, name, epsilon, axis=axis, bias=kind == "layer")
     if kind == "rms_plus_one":
         return RMSPlusOne(epsilon, dtype, axis, name=name)
     scale_init = parameter("norm", nn.initializers.ones, (axis,))

@@ -23,12 +23,13 @@ class Positions:
     Modules and parameters that a method makes belong to the calling module.
 
     Attributes:
-      length: the largest number of tokens of an example; None: no limit.
+      length: the largest number of tokens of an example; None: no limit. `length_key` is the field that says so.
       needs_grid: the position of a patch depends on the size of the whole image, so no patch may be missing.
     """
 
     kind = "positions"
     length = None
+    length_key = "length"
     needs_grid = False
 
     def check(self, path: str, width: int, head_width: int, dimensions: int = 1) -> None:
@@ -40,6 +41,15 @@ class Positions:
         Raises:
           UserError: they do not.
         """
+
+    def check_length(self, path: str, tokens: int, text: str = "a text") -> None:
+        """Checks that texts may have so many tokens; `path` is the key of these positions in the config.
+
+        Raises:
+          UserError: they may not.
+        """
+        if self.length is not None and self.length < tokens:
+            raise UserError(f"{path}.{self.length_key}={self.length}, but {text} may have {tokens} tokens")
 
     def add(self, x: jax.Array, stream: Stream, tower: Any) -> jax.Array:
         """The inputs [B, T, W] of the first block, with vectors for the positions of `stream` added."""
@@ -139,6 +149,9 @@ class Rotary(TextPositions, ImagePositions, SpeechPositions):
     share: float = 1.0  # of each head's features that are rotated
     scaling: RotaryScaling | None = None  # for texts longer than in the pretraining
 
+    length = property(lambda self: self.scaling and self.scaling.longest)
+    length_key = "scaling.longest"
+
     def check(self, path: str, width: int, head_width: int, dimensions: int = 1) -> None:
         if dimensions > 1 and (self.share != 1.0 or self.scaling is not None):
             raise UserError(f"{path}: share and scaling of rotary positions are for texts and speech, not for images")
@@ -147,6 +160,8 @@ class Rotary(TextPositions, ImagePositions, SpeechPositions):
         if self._rotated(head_width) % (2 * dimensions):
             what = "heads whose width" if self.share == 1 else f"a share={self.share} of each head that"
             raise UserError(f"{path}: rotary positions need {what} divides by {2 * dimensions}")
+        if self.scaling is not None:
+            self.scaling.check(f"{path}.positions.scaling", self._rotated(head_width) // 2)
 
     def _rotated(self, head_width: int) -> int:
         return int(head_width * self.share)

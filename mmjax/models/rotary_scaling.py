@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax.errors import UserError
 from mmjax.tree import part
 
 
@@ -20,6 +21,14 @@ class RotaryScaling:
     kind = "scaling of rotary positions"
 
     factor: float = 1.0
+    longest = None  # tokens of the longest text; None: no limit
+
+    def check(self, path: str, count: int) -> None:
+        """Checks that it suits `count` frequencies; `path` is its key in the config.
+
+        Raises:
+          UserError: it does not.
+        """
 
     def scaled(self, frequencies: jax.Array, base: float) -> jax.Array:
         """The frequencies [F] in radians per position, scaled; `base` is that of the rotary positions."""
@@ -94,3 +103,42 @@ class YarnScaling(RotaryScaling):
 
     def magnitude_of(self) -> float:
         return self.magnitude if self.magnitude is not None else 0.1 * math.log(max(self.factor, 1.0)) + 1.0
+
+
+@part
+class LongRopeScaling(RotaryScaling):
+    """LongRoPE (Ding et al. 2024, arXiv:2402.13753), as in Phi-3: each frequency is divided by a factor of its own.
+
+    There are two sets of factors. `longest` decides which one all texts have, also the short ones, so that a text gives the
+    same result whatever stands beside it, and no token depends on how long its text becomes. transformers decides by the
+    longest text of each batch; the results are equal if this text and `longest` are on the same side of `length`.
+
+    Attributes:
+      factor: by how much the longest text that the model supports is longer than `length`.
+      short, long: the factors of the frequencies, if `longest` is at most `length`, and if it is more.
+      length: tokens of the longest text of the pretraining, before the model was extended.
+      longest: tokens of the longest text that this model reads and writes; rows with more tokens are refused.
+      magnitude: factor of rotated queries and keys; None: sqrt(1 + ln(factor) / ln(length)).
+    """
+
+    factor: float = 32.0
+    short: tuple[float, ...] = ()  # divide the frequencies, if `longest` is at most `length`
+    long: tuple[float, ...] = ()  # divide the frequencies, if `longest` is more than `length`
+    length: int = 4096  # tokens of the longest text of the pretraining
+    longest: int = 4096  # tokens of the longest text that this model reads and writes
+    magnitude: float | None = None  # of rotated queries and keys; None: sqrt(1 + ln(factor) / ln(length))
+
+    def check(self, path: str, count: int) -> None:
+        for name, factors in (("short", self.short), ("long", self.long)):
+            if len(factors) != count:
+                raise UserError(f"{path}.{name} has {len(factors)} factors, but there are {count} frequencies")
+        if self.longest > (most := round(self.factor * self.length)):
+            raise UserError(f"{path}.longest={self.longest}, but the model supports texts of at most {most} tokens")
+
+    def scaled(self, frequencies: jax.Array, base: float) -> jax.Array:
+        return frequencies / jnp.asarray(self.long if self.longest > self.length else self.short)
+
+    def magnitude_of(self) -> float:
+        if self.magnitude is not None:
+            return self.magnitude
+        return math.sqrt(1.0 + math.log(max(self.factor, 1.0)) / math.log(self.length))

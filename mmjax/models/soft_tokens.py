@@ -26,8 +26,8 @@ class SoftTokens(MediaFusion, kw_only=True):
         super().check(path, encoders, decoder)
         if decoder.positions.length is not None:
             raise UserError(
-                f"{path}: soft tokens need a decoder with rotary positions, but this one has learned ones; choose "
-                "GatedCrossAttention"
+                f"{path}: soft tokens need positions without a limit, but those of the decoder end at "
+                f"{decoder.positions.length}; choose GatedCrossAttention"
             )
 
     @nn.compact

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from mmjax.errors import UserError
 from mmjax.models.attention import MultiHeadAttention
 from mmjax.models.blocks import BlockSettings, BlockStyle, Tower
-from mmjax.models.encoder import TextEncoder
+from mmjax.models.encoder import TextEncoder, check_attention
+from mmjax.models.layer_attention import UNIFORM, LayerAttention, SlidingWindow, check_layers, layer_attention
 from mmjax.models.layers import ACTIVATIONS, FeedForward
 from mmjax.models.positions import Learned, Rotary, TextPositions
 from mmjax.models.published import published
@@ -31,6 +32,7 @@ class TransformerBlock(nn.Module):
         segments: jax.Array,
         positions: jax.Array,
         bias: jax.Array | None = None,
+        layer: LayerAttention = UNIFORM,
     ) -> tuple[jax.Array, None]:
         its = self.settings
         attend = MultiHeadAttention(
@@ -38,7 +40,8 @@ class TransformerBlock(nn.Module):
         )
 
         def attention(y):
-            return attend(Stream(y, segments, positions), causal=its.causal, bias=bias, packed=its.packed)
+            tokens = Stream(layer.input(x, y), segments, positions)
+            return attend(tokens, causal=its.causal, bias=bias, packed=its.packed, layer=layer)
 
         x = its.block.residual(x, "attention", attention, its.drop(), its.dtype)
         return its.block.residual(x, "mlp", feed_forward(its), its.drop(), its.dtype), None
@@ -95,11 +98,14 @@ class Transformer(TextEncoder, Tower, kw_only=True):
     """Text encoder: token ids in, vectors out.
 
     Every token attends to its whole text; if `causal`, to itself and earlier tokens. By the style of its blocks and its
-    positions it is BERT's encoder, T5's encoder, or CLIP's text tower. With post_norm, the embeddings are normalised
-    instead of the result.
+    positions it is the encoder of BERT, ModernBERT or T5, or CLIP's text tower. With post_norm, the embeddings are
+    normalised instead of the result.
 
     Attributes:
+      sliding_window: layers in which a token sees only the tokens near it; None: in all layers it sees its whole text.
       types: number of token types of BERT, which is 2; here every token is of the first type. 0: none.
+      embedding_norm: the embeddings are normalised, and the input of the first attention is not (ModernBERT, Warner et al.
+        2024, arXiv:2412.13663).
     """
 
     class_token = True  # a tokenizer may put one first, as BERT's does
@@ -110,7 +116,9 @@ class Transformer(TextEncoder, Tower, kw_only=True):
     heads: int = 4  # attention heads
     mlp: int = 1024  # hidden features of the feed-forward
     positions: TextPositions = Rotary()  # how positions enter the computation
+    sliding_window: SlidingWindow | None = None  # layers in which a token sees only the tokens near it
     types: int = 0  # token types of an imported BERT; 0: none
+    embedding_norm: bool = False  # normalise the embeddings, and not the input of the first attention
     causal: bool = False  # no token sees a later one
     block: BlockStyle = BlockStyle()  # the style of the blocks
 
@@ -122,10 +130,14 @@ class Transformer(TextEncoder, Tower, kw_only=True):
         common = dict(vocabulary=30_522, positions=Learned(length=512), types=2, block=BERT)
         return cls(**common | published(name, TRANSFORMERS, "Transformer") | changes)
 
+    def check(self, path: str) -> None:
+        check_attention(path, self)
+        check_layers(path, self)
+        if self.embedding_norm and self.block.post_norm:
+            raise UserError(f"{path}.embedding_norm has no effect, because block.post_norm normalises embeddings, too")
+
     def check_row(self, path: str, key: str, room: int) -> None:
-        length = self.positions.length
-        if length is not None and length < room:
-            raise UserError(f"{path}.positions.length={length}, but a text may fill its row of {room}")
+        self.positions.check_length(f"{path}.positions", room)
 
     @nn.compact
     def __call__(self, text: Stream, train: bool = False) -> Stream:
@@ -133,10 +145,12 @@ class Transformer(TextEncoder, Tower, kw_only=True):
         text = only_tokens(text)
         _, x = embed(text, self)
         norm = self.block.normalise(self.dtype, "norm")
+        if self.embedding_norm:
+            x = self.block.normalise(self.dtype, "embedding_norm")(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(norm(x) if self.block.post_norm else x)
-        blocks = self.stack(TransformerBlock, self.settings(train, packed=True), constants=3)
+        blocks = self.stack(TransformerBlock, self.settings(train, packed=True), constants=3, per_layer=1)
         bias = self.positions.bias(text.positions, self, self.causal)
-        x, _ = blocks(x, text.segments, text.positions, bias)
+        x, _ = blocks(x, text.segments, text.positions, bias, layer_attention(self))
         return only_tokens(text._replace(features=x if self.block.post_norm else norm(x)))
 
 

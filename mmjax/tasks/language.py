@@ -12,7 +12,6 @@ from mmjax.errors import UserError
 from mmjax.losses import token_cross_entropy, token_nll
 from mmjax.models.adapters import as_array
 from mmjax.models.blocks import BlockStyle
-from mmjax.models.layers import ACTIVATIONS, dense
 from mmjax.models.masking import check_hiding, uniform
 from mmjax.models.roles import parameter, projection
 from mmjax.models.task import Encoded, Facts, Item, Output, Sums, Task
@@ -163,8 +162,7 @@ class MaskedTokens(LMHead, kw_only=True):
     def logits(self, x: jax.Array) -> Factors:
         if self.block is None:
             return super().logits(x)
-        x = dense(x.shape[-1], ("embed", "mlp"), jnp.float32, "transform")(x)
-        x = self.block.normalise(jnp.float32, "transform_norm")(ACTIVATIONS[self.block.activation](x))
+        x = self.block.transform(x, jnp.float32)
         features, kernel = super().logits(x)
         bias = self.param("bias", parameter("bias", nn.initializers.zeros, ("vocabulary",)), (self.outputs,))
         return Factors(jnp.concatenate([features, jnp.ones_like(x[..., :1])], -1), jnp.vstack([kernel, bias]))

@@ -11,6 +11,7 @@ from flax import linen as nn
 from mmjax.errors import UserError
 from mmjax.losses import cross_entropy, regression, sigmoid_cross_entropy
 from mmjax.losses.regression import Difference
+from mmjax.models.blocks import BlockStyle
 from mmjax.models.layers import dense
 from mmjax.models.pooling import Pool
 from mmjax.models.task import Encoded, Facts, Item, Output, Sums, Task
@@ -31,6 +32,7 @@ class PerExample(Task, kw_only=True):
     label: str = "answer"  # the name of the label in the data
     outputs: int | None = None  # number of outputs; None: as many as the label has classes (or numbers) in the data
     pool: Pool | None = None  # one vector per example, from the tokens of an encoder
+    block: BlockStyle | None = None  # ModernBERT's head: a layer and a normalisation of this style first
 
     kind = "task"
     label_kind: ClassVar[str] = "class"
@@ -67,8 +69,10 @@ class PerExample(Task, kw_only=True):
         stream = encoded.streams[self.reads]
         if self.pool:
             stream = self.pool(stream, encoded.batch["examples"])
+        x = stream.features.astype(jnp.float32)
+        x = x if self.block is None else self.block.transform(x, jnp.float32)
         # The outputs are few, so their axis is not divided among devices.
-        logits = dense(self.outputs, ("embed", None), jnp.float32, "logits")(stream.features.astype(jnp.float32))
+        logits = dense(self.outputs, ("embed", None), jnp.float32, "logits")(x)
         return Output(stream._replace(features=logits), encoded.batch.get(self.label))
 
     def as_labels(self, prediction: Stream) -> Stream:

@@ -84,11 +84,7 @@ class Write(TextTask, Common, kw_only=True):
             raise UserError(f"{path}.reads={self.reads} must name one or more encoders")
         self.decoder.check(f"{path}.decoder")
         longest = config.data.rows[self.label] + 1
-        length = self.decoder.positions.length
-        if length is not None and length < longest:
-            raise UserError(
-                f"{path}.decoder.positions.length={length}, but a text with its end token may have {longest} tokens"
-            )
+        self.decoder.positions.check_length(f"{path}.decoder.positions", longest, "a text with its end token")
         if not self.projection and len(self.reads) != 1:
             raise UserError(f"{path}.projection is False, but {path}.reads names {len(self.reads)} encoders; name one")
         told = len(config.data.prefixes.get(self.label, ()))

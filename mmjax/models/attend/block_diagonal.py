@@ -59,6 +59,7 @@ class Known(NamedTuple):
 
     factor: float
     window: int | None
+    bidirectional: bool
     fixed: int
     sizes: tuple[int, ...]
 
@@ -95,9 +96,8 @@ def block_diagonal(inputs: Inputs, sizes: tuple[int, ...] = SIZES) -> jax.Array:
     """See `attention`; `sizes` are the numbers of tokens of windows, besides those of a whole row."""
     batch, heads, length, width = inputs.query.shape
     key_heads = inputs.key.shape[1]
-    known = Known(
-        inputs.factor, inputs.window, inputs.fixed, (*(size for size in sizes if 1.1 * size < length), length)
-    )
+    sizes = (*(size for size in sizes if 1.1 * size < length), length)
+    known = Known(inputs.factor, inputs.window, inputs.bidirectional, inputs.fixed, sizes)
     query = inputs.query.reshape(batch, key_heads, heads // key_heads, length, width)
     attended = _attend(known, query, inputs.key, inputs.value, inputs.query_segments, inputs.query_times)
     return attended.reshape(batch, heads, length, -1)
@@ -166,7 +166,7 @@ def _scores(known: Known, window: Window, query, key, segments, times) -> jax.Ar
         token = window.row * segments.shape[1] + window.start + jnp.arange(window.size)
         own = jnp.where((token >= window.first) & (token < window.end), at(segments), 0)
         when = None if times is None else at(times)
-        return sees(own, own, when, when, known.window)
+        return sees(own, own, when, when, known.window, known.bidirectional)
 
     # This branch is always taken. It keeps the compiler from fusing the mask into every loop over scores, which would repeat it
     # for each head, without vectorisation.

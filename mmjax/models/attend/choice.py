@@ -134,6 +134,7 @@ def attention(
     in_order: bool = False,
     packed: bool = False,
     fixed: int = 0,
+    bidirectional: bool = False,
     backend: Selection = AUTO,
     where: str = "attention",
 ) -> jax.Array:
@@ -159,6 +160,7 @@ def attention(
       packed: queries and keys are the same tokens, and the tokens of each segment are contiguous. This holds until a fusion
         joins streams.
       fixed: number of features at the end of the keys that need no gradient (sines of positions).
+      bidirectional: a query also sees later keys, as far as the window, which must be set.
       backend: what computes it.
       where: the call in words, for `Decision`.
 
@@ -169,7 +171,7 @@ def attention(
       Refused: the selected backend does not support the call, and no other may replace it.
     """
     arrays = (query, key, value, query_segments, key_segments, bias, query_times, key_times)
-    inputs = Inputs(*arrays, window, scale, soft_cap, in_order, packed, fixed)
+    inputs = Inputs(*arrays, window, scale, soft_cap, in_order, packed, fixed, bidirectional)
     decision = decide(inputs, here(), backend, where)
     if (made := _decisions.get()) is not None:
         made.append(decision)

@@ -28,10 +28,11 @@ def small(inputs: Inputs, place: Place) -> str | None:
 
 
 class Blocks(NamedTuple):
-    """Constants at compile time: the factor and soft cap of `Inputs`, and sizes of blocks."""
+    """Constants at compile time: some of `Inputs`, and sizes of blocks."""
 
     factor: float
     soft_cap: float | None
+    bidirectional: bool
     queries: int
     keys: int
 
@@ -52,7 +53,7 @@ def chunked(inputs: Inputs, block: int = BLOCK) -> jax.Array:
     key_heads, keys = inputs.key.shape[1:3]
     # If the tokens of a row are divided among devices, the queries form one block.
     queries = length if here().context > 1 else min(block, length)
-    blocks = Blocks(inputs.factor, inputs.soft_cap, queries, min(block, keys))
+    blocks = Blocks(inputs.factor, inputs.soft_cap, inputs.bidirectional, queries, min(block, keys))
     inputs = inputs.padded(blocks.queries, blocks.keys)
     grouped = (batch, key_heads, heads // key_heads, inputs.query.shape[2])
     bias = None if inputs.bias is None else inputs.bias.reshape(*grouped, -1)
@@ -150,7 +151,8 @@ def _scores(blocks: Blocks, i, j, own, key, bias, tokens: Tokens) -> tuple[jax.A
         scores = scores + _cut(_cut(bias, i, blocks.queries, 3), j, blocks.keys, 4)
     query_segments, query_times = (_cut(x, i, blocks.queries, 1) for x in (tokens.query_segments, tokens.query_times))
     key_segments, key_times = (_cut(x, j, blocks.keys, 1) for x in (tokens.key_segments, tokens.key_times))
-    seen = sees(query_segments, key_segments, query_times, key_times, tokens.window)[:, None, None]
+    times = query_times, key_times
+    seen = sees(query_segments, key_segments, *times, tokens.window, blocks.bidirectional)[:, None, None]
     return jnp.where(seen, capped(scores * blocks.factor, blocks.soft_cap), -1e30), seen
 
 
@@ -175,7 +177,7 @@ def _may_see(blocks: Blocks, tokens: Tokens) -> jax.Array:
     possible = (first <= key_last) & (key_first <= last)
     if tokens.query_times is not None:
         first, last, key_first, key_last = spans(tokens.query_times, tokens.key_times)
-        possible = possible & (last >= key_first)
+        possible = possible & (last + (tokens.window if blocks.bidirectional else 0) >= key_first)
         if tokens.window is not None:
             possible = possible & (first - tokens.window <= key_last)
     return possible.any(axis=0)

@@ -25,6 +25,7 @@ class Inputs(NamedTuple):
     in_order: bool = False
     packed: bool = False
     fixed: int = 0
+    bidirectional: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -42,7 +43,8 @@ class Inputs(NamedTuple):
 
     def seen(self) -> jax.Array:
         """[B, T, S] bool: whether a query sees a key."""
-        return sees(self.query_segments, self.key_segments, self.query_times, self.key_times, self.window)
+        times = self.query_times, self.key_times
+        return sees(self.query_segments, self.key_segments, *times, self.window, self.bidirectional)
 
     def padded(self, queries: int, keys: int) -> "Inputs":
         """The inputs with empty positions at the end, so that lengths are multiples of `queries` and `keys`."""
@@ -69,12 +71,15 @@ def capped(x: jax.Array, soft_cap: float | None) -> jax.Array:
     return x if soft_cap is None else soft_cap * jnp.tanh(x / soft_cap)
 
 
-def sees(query_segments, key_segments, query_times=None, key_times=None, window=None) -> jax.Array:
+def sees(
+    query_segments, key_segments, query_times=None, key_times=None, window=None, bidirectional: bool = False
+) -> jax.Array:
     """[B, T, S] bool from segments and times [B, T] and [B, S]: whether a query sees a key (see `attention`)."""
     seen = (query_segments[:, :, None] == key_segments[:, None, :]) & (query_segments > 0)[:, :, None]
     if query_times is None:
         return seen
     ago = query_times[:, :, None] - key_times[:, None, :]
+    ago = jnp.abs(ago) if bidirectional else ago
     return seen & (ago >= 0) if window is None else seen & (ago >= 0) & (ago <= window)
 
 
