@@ -26,7 +26,8 @@ runtime.prepare()  # before JAX is imported
 import jax
 import jax.numpy as jnp
 
-from mmjax.train.checkpoint import POSITION, Checkpoints
+from mmjax.train.checkpoint import Checkpoints
+from mmjax.train.checksums import POSITION
 from mmjax.train.step import TrainState
 
 LARGEST = 64_000_000  # bytes of an array

@@ -29,12 +29,12 @@ DATA = "data: source, index, tokenizer, sampler"
 # Module, name in it, row.
 TIMED = (
     ("mmjax.config", "load", "config"),
-    ("mmjax.train.loop", "open_data", DATA),
-    ("mmjax.train.loop", "build_source", DATA),
-    ("mmjax.train.loop", "build_sampler", DATA),
-    ("mmjax.train.loop", "open_run", "run directory, fingerprint of the data"),
+    ("mmjax.train.setup", "open_data", DATA),
+    ("mmjax.train.setup", "build_source", DATA),
+    ("mmjax.train.setup", "build_sampler", DATA),
+    ("mmjax.train.setup", "open_run", "run directory, fingerprint of the data"),
     ("mmjax.train.loop", "begin", "initial state: trace of the model"),
-    ("mmjax.train.loop", "resume", "checkpoint: verify and restore"),
+    ("mmjax.train.setup", "resume", "checkpoint: verify and restore"),
     ("mmjax.train.report", "step_flops", "report: trace to count FLOPs"),
     ("mmjax.train.report", "start", "report"),
     ("mmjax.train.loop", "prefetch", "first batch"),

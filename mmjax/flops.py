@@ -18,8 +18,9 @@ def matrix_flops(function: Any, *arguments: Any, trained: int | None = None, slo
     Args:
       slots: largest number of examples per row.
       trained: the index of the argument whose gradient is taken. Products of the backward pass are then counted too, one
-        for each factor that depends on this argument: most layers cost three times their forward pass, the first layer
-        of a tower, whose input is data, twice, and a front end without parameters once. Recomputation is not counted.
+        for each factor that depends on this argument. So most layers cost three times their forward pass. The first
+        layer of a tower costs it twice, since its input is data; a front end without parameters, once. Recomputation is
+        not counted.
     """
     import jax
     import jax.numpy as jnp
@@ -37,11 +38,8 @@ def matrix_flops(function: Any, *arguments: Any, trained: int | None = None, slo
             inputs = [needs(value) for value in equation.invars]
             found = [any(inputs)] * len(equation.outvars)
             if kind == "dot_general":
-                (contracted, _), _ = equation.params["dimension_numbers"]
-                left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
-                flops = 2.0 * np.prod(out, dtype=np.float64) * np.prod([left[i] for i in contracted], dtype=np.float64)
                 part = part_of(name)
-                totals[part] = totals.get(part, 0.0) + (1 + sum(inputs)) * times * float(flops)
+                totals[part] = totals.get(part, 0.0) + (1 + sum(inputs)) * times * _product_flops(equation)
             elif kind == "stop_gradient":
                 found = [False]
             counted, results = [], []
@@ -72,6 +70,13 @@ def matrix_flops(function: Any, *arguments: Any, trained: int | None = None, slo
     totals: dict[str, float] = {}
     walk(traced, "", 1.0, of_argument, totals)
     return totals
+
+
+def _product_flops(equation: Any) -> float:
+    """FLOPs of one matrix product."""
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+    return float(2.0 * np.prod(out, dtype=np.float64) * np.prod([left[i] for i in contracted], dtype=np.float64))
 
 
 def _programs(equation: Any) -> list[Any]:

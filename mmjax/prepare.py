@@ -13,7 +13,7 @@ from mmjax.data.capacity import propose, useful
 from mmjax.data.fields import USUAL
 from mmjax.data.filters import Filters
 from mmjax.data.folder import Folder
-from mmjax.data.index import open_index
+from mmjax.data.indexing import open_index
 from mmjax.data.manifest import Manifest
 from mmjax.data.page import facts
 from mmjax.data.page import page as show

@@ -42,7 +42,7 @@ class SearchIndex:
         self._embedded = Embedded(self.directory)
 
     def __len__(self) -> int:
-        """The number of items, also of those that could not be read."""
+        """The number of items, with unreadable ones."""
         return self._embedded.about["items"]
 
     @functools.cached_property

@@ -12,7 +12,7 @@ from PIL import Image
 from mmjax.data.corpus import Corpus
 from mmjax.data.fields import USUAL
 from mmjax.data.folder import FolderRecords
-from mmjax.data.index import open_index
+from mmjax.data.indexing import open_index
 from mmjax.data.manifest import ManifestRecords
 from mmjax.data.parquet import ParquetRecords
 from mmjax.data.record import read_row

@@ -27,7 +27,8 @@ from mmjax.data.corpus import Corpus
 from mmjax.data.files import Blob, Unreadable
 from mmjax.data.filters import Filters
 from mmjax.data.image import measure_image, open_image
-from mmjax.data.index import Index, measure_all, write_index
+from mmjax.data.index import Index
+from mmjax.data.indexing import measure_all, write_index
 from mmjax.data.inputs import Recording
 from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches

@@ -10,7 +10,8 @@ import pytest
 
 from mmjax.cli import main
 from mmjax.data.audio import write_audio
-from mmjax.data.text import HuggingFaceTokenizer, Tokenizer
+from mmjax.data.hugging_face_tokenizer import HuggingFaceTokenizer
+from mmjax.data.text import Tokenizer
 from mmjax.decode import (
     Spoken,
     TimedToken,

@@ -18,7 +18,7 @@ from mmjax.data.asterisk_prompts import (
     spoken,
 )
 from mmjax.data.fields import USUAL
-from mmjax.data.index import measure
+from mmjax.data.indexing import measure
 from mmjax.errors import UserError
 
 WORDS = [

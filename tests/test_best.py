@@ -190,7 +190,7 @@ def script(monkeypatch):
             raise Killed
         return measured(subsets, value)
 
-    monkeypatch.setattr("mmjax.train.loop.Evaluator.measure", measure)
+    monkeypatch.setattr("mmjax.evaluate.evaluation.Evaluator.measure", measure)
     return values.extend
 
 
@@ -206,7 +206,8 @@ def straight(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         values = [0.5, 0.7, 0.6, 0.7]
         patch.setattr(
-            "mmjax.train.loop.Evaluator.measure", lambda self, params, subsets, *_: measured(subsets, values.pop(0))
+            "mmjax.evaluate.evaluation.Evaluator.measure",
+            lambda self, params, subsets, *_: measured(subsets, values.pop(0)),
         )
         train(scripted(), run)
     return run

@@ -18,7 +18,9 @@ from test_processes import processes_run
 from mmjax.data.sampler import Sampler
 from mmjax.errors import UserError
 from mmjax.train import checkpoint as module
-from mmjax.train.checkpoint import Checkpoints, Damaged, describe_run
+from mmjax.train import checksums
+from mmjax.train.checkpoint import Checkpoints, describe_run
+from mmjax.train.checksums import Damaged
 from mmjax.train.directory import clear, resume
 from mmjax.train.rollbacks import Rollbacks
 from mmjax.train.step import TrainState
@@ -140,7 +142,7 @@ def test_a_position_that_is_lacking_is_damage(run, sampler):
         said = {key: value for key, value in json.loads(meta.read_text()).items() if key != "sha256"} | {
             "data": position
         }
-        meta.write_text(json.dumps({**said, "sha256": module._sum_of(said)}))  # its sum is right
+        meta.write_text(json.dumps({**said, "sha256": checksums.sum_of(said)}))  # its sum is right
         with pytest.raises(Damaged, match="has no position in the data"):
             Checkpoints(run).restore(2, abstract())
     assert resume(Checkpoints(run), abstract(), sampler)[1] == 1
@@ -247,7 +249,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(tmp_path
 def test_checkpoints_of_earlier_versions_are_restored(run, sampler):
     """They have no sums of their files, and a digest of one process's arrays that nobody looks at any more."""
     there = run / "checkpoints" / "2"
-    (there / "state" / module.SUMS).unlink()
+    (there / "state" / checksums.SUMS).unlink()
     data = json.loads((there / "meta" / "metadata").read_text())["data"]
     (there / "meta" / "metadata").write_text(json.dumps({"data": data, "digest": "0" * 64}))
     found, step = resume(Checkpoints(run), abstract(), sampler)
@@ -317,8 +319,8 @@ one = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
 like = TrainState(one, {"kernel": jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=divided)}, (), None, one)
 checkpoints = Checkpoints(Path(sys.argv[1]))
 if jax.process_index() == 1:  # what one process cannot read, while the other can
-    import mmjax.train.checkpoint as module
-    module._file_sum = lambda path, real=module._file_sum: None if "checkpoints/7" in str(path) else real(path)
+    import mmjax.train.checksums as checksums
+    checksums._file_sum = lambda path, real=checksums._file_sum: None if "checkpoints/7" in str(path) else real(path)
 sampler = Sampler({"text": np.ones(8, np.int64)}, {"text": 4}, {"text": 1.0}, 2)
 state, step = resume(checkpoints, like, sampler)
 assert step == 5 == int(state.step), step

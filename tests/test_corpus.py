@@ -19,7 +19,7 @@ from mmjax.data.files import Blob
 from mmjax.data.filters import Filters
 from mmjax.data.folder import IMAGES, SPEECH, FolderRecords
 from mmjax.data.image import open_image
-from mmjax.data.index import open_index
+from mmjax.data.indexing import open_index
 from mmjax.data.inputs import Recording
 from mmjax.data.manifest import ManifestRecords
 from mmjax.data.parquet import ParquetRecords
@@ -66,7 +66,7 @@ def test_the_index_is_made_once_and_again_when_files_have_changed(files, tmp_pat
     first = build_source(data, "train")
     made = sorted((tmp_path / "indices").iterdir())
     assert len(made) == 1 and len(list((tmp_path / "tokenizers").iterdir())) == 1
-    monkeypatch.setattr("mmjax.data.index.measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("mmjax.data.indexing.measure", lambda *_: pytest.fail("measured again"))
     monkeypatch.setattr(Tokenizer, "train", lambda *a, **k: pytest.fail("trained again"))
     again = build_source(data, "test")
     np.testing.assert_array_equal(first.sizes["speech"], again.sizes["speech"])
@@ -88,8 +88,8 @@ def test_what_a_killed_process_of_the_same_number_left_is_in_nobodys_way(tmp_pat
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("mmjax.data.index._save", kill)
-        patch.setattr("mmjax.data.index.shutil.rmtree", lambda *_, **__: None)  # a killed process tidies nothing up
+        patch.setattr("mmjax.data.indexing.save_array", kill)
+        patch.setattr("mmjax.data.indexing.shutil.rmtree", lambda *_, **__: None)  # a killed process tidies nothing up
         open_index(collection, {}, tmp_path, "it")
     assert len(list((tmp_path / "indices").iterdir())) == 1
     assert len(open_index(collection, {}, tmp_path, "it")) == 1

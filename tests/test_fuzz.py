@@ -19,7 +19,7 @@ from PIL import Image
 
 from mmjax.data.build import build
 from mmjax.data.filters import Filters
-from mmjax.data.index import open_index
+from mmjax.data.indexing import open_index
 from mmjax.data.inputs import Recording
 from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches

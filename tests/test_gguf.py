@@ -13,7 +13,7 @@ import sentencepiece
 
 from mmjax import config as c
 from mmjax.cli import main
-from mmjax.data.text import HuggingFaceTokenizer
+from mmjax.data.hugging_face_tokenizer import HuggingFaceTokenizer
 from mmjax.interchange import gguf_file, gguf_tokenizer, llama
 from mmjax.interchange.convert import export_model, import_model
 from mmjax.interchange.directories import read_tensors

@@ -12,10 +12,11 @@ from PIL import Image
 
 from mmjax import config as c
 from mmjax.data.audio import encode_ogg, measure_audio, read_audio
-from mmjax.data.containers import frame_bytes, ogg_checksum
+from mmjax.data.containers import frame_bytes
 from mmjax.data.example import Example
 from mmjax.data.image import measure_image, open_image, read_image
 from mmjax.data.layout import Layout
+from mmjax.data.ogg import ogg_checksum
 from mmjax.data.packing import Packer
 from mmjax.data.patches import patchify
 from mmjax.data.speech_synthesis import Voice, synthesise

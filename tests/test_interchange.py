@@ -18,7 +18,8 @@ from PIL import Image
 from mmjax import config as c
 from mmjax.cli import main
 from mmjax.data.chat_template import ChatTemplate
-from mmjax.data.text import HuggingFaceTokenizer, Tokenizer
+from mmjax.data.hugging_face_tokenizer import HuggingFaceTokenizer
+from mmjax.data.text import Tokenizer
 from mmjax.decode import by_example
 from mmjax.errors import UserError
 from mmjax.interchange import bert, convert

@@ -48,6 +48,20 @@ def test_the_seconds_of_a_line_sum_to_its_time(tmp_path):
     assert (first["from"], first["step"], second["step"]) == (3, 4, 5) and second["seconds"].keys() <= {"step"}
 
 
+def test_a_start_that_is_killed_while_it_compiles_is_counted_and_its_time_is_start_up(tmp_path):
+    import time
+
+    Ledger(tmp_path, 0, time.perf_counter() - 2.0).note(0)  # as a run does before it compiles
+    again = Ledger(tmp_path, 0, time.perf_counter() - 1.0)
+    for step in (0, 1, 2):
+        again.note(step)
+    found = goodput(tmp_path)
+    assert [(one["from"], one["to"]) for one in found["launches"]] == [(0, 0), (0, 2)]
+    assert found["seconds"]["start"] == pytest.approx(3.0, abs=0.1) and found["seconds"].get("step", 0.0) < 0.1
+    kinds = [set(json.loads(line)["seconds"]) for line in (tmp_path / FILE).read_text().splitlines()]
+    assert kinds[-2] <= {"start"} and kinds[-1] <= {"step"}
+
+
 def test_the_command_says_what_is_missing_and_shows_a_bar(tmp_path, capsys):
     with pytest.raises(UserError, match="no ledger.jsonl"):
         goodput(tmp_path)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mmjax import config as c
 from mmjax.data.build import build
-from mmjax.data.index import open_index
+from mmjax.data.indexing import open_index
 from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches
 from mmjax.data.packing import Packer

@@ -10,7 +10,7 @@ from corpora import WORDS
 
 from mmjax import config as c
 from mmjax.data.build import build
-from mmjax.data.index import open_index
+from mmjax.data.indexing import open_index
 from mmjax.data.labels import Label, alternatives
 from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches

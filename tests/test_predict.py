@@ -19,7 +19,7 @@ from PIL import Image
 from untrained import causal, language_model, tokenizer, untrained
 
 from mmjax import config as c
-from mmjax import run as running
+from mmjax import opened as opening
 from mmjax.cli import main
 from mmjax.data.audio import read_audio
 from mmjax.data.capacity import bucket
@@ -70,7 +70,7 @@ def test_a_repeated_call_compiles_nothing(opened):
 def test_the_bucket_changes_no_prediction(opened, monkeypatch):
     found = []
     for longer in (0, 4, 500):
-        monkeypatch.setattr(running, "bucket", lambda hops, stream, longer=longer: stream.reserved(hops) + longer)
+        monkeypatch.setattr(opening, "bucket", lambda hops, stream, longer=longer: stream.reserved(hops) + longer)
         found.append(opened.predict(speech=TONE[:20_001], image=PICTURE, text="is it red?"))
     for other in found[1:]:
         close(found[0], other)
@@ -336,7 +336,7 @@ def test_what_many_files_cannot_be_combined_with_is_refused(run, folder, tmp_pat
 
 
 def test_missing_files_are_all_named_before_a_model_is_loaded(run, folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(running, "read_run", None)  # nothing else reads the parameters
+    monkeypatch.setattr(opening, "read_run", None)  # nothing else reads the parameters
     for arguments in (
         [str(folder / "a0.wav"), "gone.wav", str(folder), "gone*.flac", "-o", str(tmp_path / "out.jsonl")],
         ["--speech", "gone.wav", "--image", "gone*.flac"],

@@ -30,7 +30,7 @@ from mmjax.data.audio import measure_audio, read_audio
 from mmjax.data.build import build
 from mmjax.data.fields import USUAL
 from mmjax.data.files import Unreadable
-from mmjax.data.index import open_index
+from mmjax.data.indexing import open_index
 from mmjax.data.inputs import Use
 from mmjax.data.loader import Batches, Sudden, prefetch
 from mmjax.data.manifest import ManifestRecords
@@ -252,6 +252,8 @@ def test_a_step_that_finds_no_room_on_a_device_says_what_it_needs(config, tmp_pa
         train(config, tmp_path)
     numbers = r"per device, state and batch take [\d.e-]+ GB and intermediate values [\d.e-]+ GB; RESOURCE_EXHAUSTED: Out of memory"
     assert re.search(numbers, str(caught.value)) and "\n" not in str(caught.value)
+    (only,) = goodput(tmp_path)["launches"]  # the ledger is opened before the step is compiled
+    assert (only["from"], only["to"], set(only["seconds"])) == (0, 0, {"start"})
 
 
 def test_a_machine_without_memory_is_one_line_and_no_fault_of_the_data(config, tmp_path, capsys):

@@ -15,7 +15,7 @@ from mmjax import config as c
 from mmjax.data.audio import read_audio
 from mmjax.data.build import build
 from mmjax.data.filters import Filters
-from mmjax.data.index import open_index
+from mmjax.data.indexing import open_index
 from mmjax.data.manifest import ManifestRecords
 from mmjax.data.shards import ShardsRecords
 from mmjax.errors import UserError

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjax.data.text import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
+from mmjax.data.hugging_face_tokenizer import HuggingFaceTokenizer
+from mmjax.data.text import SentencePieceTokenizer, Tokenizer
 from mmjax.errors import UserError
 from mmjax.interchange.vocabulary import keep
 from mmjax.models.texts import to_classes, to_ids

@@ -224,7 +224,8 @@ def writing(home, tokenizer, pieces):
 def test_a_run_keeps_its_tokenizer_of_either_kind(home, capsys, monkeypatch):
     from mmjax.run import Run
     from mmjax.tasks import text
-    from mmjax.train.loop import open_run, train
+    from mmjax.train.directory import open_run
+    from mmjax.train.loop import train
 
     seen = []
     metrics = text.text_metrics

@@ -306,7 +306,7 @@ def test_a_run_killed_while_it_evaluated_evaluates_when_it_goes_on(tmp_path, mon
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("mmjax.train.loop.Evaluator.measure", kill)
+        patch.setattr("mmjax.evaluate.evaluation.Evaluator.measure", kill)
         train(config, tmp_path)
     train(config, tmp_path)
     assert sorted(losses(tmp_path)) == [1, 2, 3], "the line of the killed step is there too"

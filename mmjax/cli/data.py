@@ -29,7 +29,6 @@ def add_parser(commands: Any) -> None:
     sub.add_argument("--split", help="for a path: the name of its split (default: train); else: build only this split")
     sub.add_argument("--shard-megabytes", type=whole(1), default=256, help="approximate size of a shard")
     sub.add_argument("--keep-duplicates", action="store_true")
-    sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
     sub = kinds.add_parser(
         "inspect", help="show counts and sizes (from file headers), and a page with examples to see and hear"
     )
@@ -38,29 +37,7 @@ def add_parser(commands: Any) -> None:
     sub.add_argument("--split", default="train")
     sub.add_argument("-o", "--out", metavar="FILE", help="write one HTML page with histograms, pictures and recordings")
     sub.add_argument("--examples", type=whole(1), default=24, help="number of examples on the page")
-    sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
-    sub = kinds.add_parser(
-        "bench",
-        help="find the bottleneck between data loading and training",
-        description="Measures the time of reading, decoding, packing and transferring a few batches, and of a few training steps.",
-    )
-    sub.set_defaults(func=_bench, overrides=True, computes=True)
-    sub.add_argument("config", metavar="CONFIG", help="a config file")
-    sub.add_argument("--batches", type=whole(1), default=8, help="number of batches to measure")
-    sub.add_argument(
-        "--step-seconds", type=float, metavar="S", help="seconds per training step, if known; default: measured now"
-    )
-    sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
-    sub = kinds.add_parser(
-        "encode",
-        help="compute the outputs of frozen encoders once",
-        description="Computes what the encoders in data.encoded of a config make of their inputs, and writes it to the "
-        "folders there; training reads it instead of the inputs. An interrupted call can be repeated.",
-    )
-    sub.set_defaults(func=_encode, overrides=True, computes=True)
-    sub.add_argument("config", metavar="CONFIG", help="a config file")
-    sub.add_argument("--split", action="append", help="default: train, and the split of the evaluation")
-    sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
+    _add_bench_and_encode(kinds)
     sub = kinds.add_parser(
         "tokenizer",
         help="train a tokenizer on the texts of the training split, and measure it",
@@ -74,7 +51,31 @@ def add_parser(commands: Any) -> None:
     sub.add_argument("--byte-fallback", action=argparse.BooleanOptionalAction)
     sub.add_argument("--normalisation", metavar="RULE", help="nmt_nfkc, nmt_nfkc_cf, nfkc, nfkc_cf or identity")
     sub.add_argument("--special", nargs="+", metavar="TOKEN", help="special tokens")
-    sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
+    for sub in kinds.choices.values():
+        sub.add_argument("--json", action="store_true", help="one JSON value on standard output")
+
+
+def _add_bench_and_encode(kinds: Any) -> None:
+    sub = kinds.add_parser(
+        "bench",
+        help="find the bottleneck between data loading and training",
+        description="Measures the time of reading, decoding, packing and transferring a few batches, and of a few training steps.",
+    )
+    sub.set_defaults(func=_bench, overrides=True, computes=True)
+    sub.add_argument("config", metavar="CONFIG", help="a config file")
+    sub.add_argument("--batches", type=whole(1), default=8, help="number of batches to measure")
+    sub.add_argument(
+        "--step-seconds", type=float, metavar="S", help="seconds per training step, if known; default: measured now"
+    )
+    sub = kinds.add_parser(
+        "encode",
+        help="compute the outputs of frozen encoders once",
+        description="Computes what the encoders in data.encoded of a config make of their inputs, and writes it to the "
+        "folders there; training reads it instead of the inputs. An interrupted call can be repeated.",
+    )
+    sub.set_defaults(func=_encode, overrides=True, computes=True)
+    sub.add_argument("config", metavar="CONFIG", help="a config file")
+    sub.add_argument("--split", action="append", help="default: train, and the split of the evaluation")
 
 
 def _build(options, rest) -> int:

@@ -49,6 +49,17 @@ def add_parsers(commands: Any) -> None:
     sub.add_argument("--confusions", action="store_true", help="what is taken for what, and the worst examples")
     sub.epilog = "Any other --key VALUE overrides a key of the config: --data.source.splits.test other.tsv"
 
+    _add_predict(commands)
+    sub = command(
+        commands, "checkpoints", "list the checkpoints with size, digest and state (intact or damaged)", "RUN"
+    )
+    sub.set_defaults(func=_checkpoints)
+
+    sub = command(commands, "goodput", "show where the time of a run went, over all its starts", "RUN")
+    sub.set_defaults(func=_goodput)
+
+
+def _add_predict(commands: Any) -> None:
     sub = command(commands, "predict", "predict about files, or about one example", "RUN")
     sub.set_defaults(func=_predict, joins=True, overrides=True)
     sub.add_argument(
@@ -91,14 +102,6 @@ def add_parsers(commands: Any) -> None:
         help="a name or another phrase that is expected in the text, if the run's decoding has Phrases; may be repeated",
     )
     sub.add_argument("--example", type=whole(0), metavar="N", help="predict example N of the evaluation split instead")
-
-    sub = command(
-        commands, "checkpoints", "list the checkpoints with size, digest and state (intact or damaged)", "RUN"
-    )
-    sub.set_defaults(func=_checkpoints)
-
-    sub = command(commands, "goodput", "show where the time of a run went, over all its starts", "RUN")
-    sub.set_defaults(func=_goodput)
 
 
 def _train(options, rest) -> int:

@@ -10,6 +10,7 @@ import json
 import os
 import queue
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,7 +22,8 @@ import numpy as np
 
 from mmjax import progress
 from mmjax.data.fields import USUAL, Fields
-from mmjax.data.index import Index, Measured, measure, write_index
+from mmjax.data.index import Index
+from mmjax.data.indexing import Measured, measure, write_index
 from mmjax.data.inputs import Use
 from mmjax.data.record import Record
 from mmjax.data.shards import encode, shard_name, shards_of
@@ -98,6 +100,24 @@ def build(
             f"none of the {len(left_out):,} examples of '{split}' can be used, so no shard is made; for instance, example "
             f"{left_out[0][0]}: {left_out[0][2]}"
         )
+    _finish(directory, work, split, measured, left_out, fields)
+    return {
+        "examples": sum(m.reason is None for m in measured),
+        "shards": len(jobs),
+        "bytes": sum(job[1].stat().st_size for job in jobs),
+        "left_out": dict(Counter(reason.partition(":")[0] for _, _, reason in left_out)),
+    }
+
+
+def _finish(
+    directory: Path,
+    work: Path,
+    split: str,
+    measured: Sequence[Measured],
+    left_out: Sequence[tuple[int, str, str]],
+    fields: Fields,
+) -> None:
+    """Writes the index of a split and the list of what is left out, and deletes the folder of the work."""
     for old in (directory / split, work / "index"):
         shutil.rmtree(old, ignore_errors=True)
     lines = [f"{number}\t{one_line(name)}\t{one_line(reason)}\n" for number, name, reason in left_out]
@@ -106,16 +126,6 @@ def build(
         write_whole(directory / f"{split}-left-out.tsv", "example\tname\treason\n" + "".join(lines))
         (work / "index").rename(directory / split)
         shutil.rmtree(work)
-    reasons: dict[str, int] = {}
-    for _, _, reason in left_out:
-        kind = reason.partition(":")[0]
-        reasons[kind] = reasons.get(kind, 0) + 1
-    return {
-        "examples": sum(m.reason is None for m in measured),
-        "shards": len(jobs),
-        "bytes": sum(job[1].stat().st_size for job in jobs),
-        "left_out": reasons,
-    }
 
 
 def _plan(collection: Sequence[Record], index: Index, shard_bytes: int, fields: Fields) -> list[range]:

@@ -7,14 +7,13 @@ headers; it reads a whole file only if it is OGG, or if the length is not stated
 """
 
 import io
-import os
 import struct
-import zlib
 from typing import BinaryIO, NamedTuple
 
 import soundfile
 
-from mmjax.data.files import Unreadable
+from mmjax.data.files import truncated
+from mmjax.data.ogg import completed_ogg
 
 # Placeholder sizes of writers that could not seek back: 0x7FFFF000 (sox), 0x80000000 (arecord), 0xFFFFFFFF (ffmpeg),
 # and slightly smaller values, from which the size of a header was subtracted.
@@ -47,7 +46,7 @@ def completed(file: BinaryIO, name: str) -> tuple[BinaryIO, int | None]:
     if magic in CHUNKS or magic in (b".snd", b"dns."):
         found = _completed_chunks(file, magic, name)
     elif magic == b"OggS":
-        found = _completed_ogg(file, name), None
+        found = completed_ogg(file, name), None
     elif magic == b"fLaC":
         found = _completed_flac(file), None
     elif magic[:3] == b"ID3" or frame_bytes(magic):
@@ -56,10 +55,6 @@ def completed(file: BinaryIO, name: str) -> tuple[BinaryIO, int | None]:
         found = file, None
     found[0].seek(0)
     return found
-
-
-def _truncated(name: str, why: str) -> Unreadable:
-    return Unreadable("truncated", f"the recording {name} is truncated: {why}")
 
 
 class Reader(soundfile.SoundFile):
@@ -144,7 +139,7 @@ def _completed_chunks(file: BinaryIO, magic: bytes, name: str) -> tuple[BinaryIO
         return file, None
     if not to_end:
         if size > there:
-            raise _truncated(name, f"it holds {there} of {size} bytes")
+            raise truncated(name, f"it holds {there} of {size} bytes")
         return file, None
     if size > before and magic not in (b"RF64", b"caff"):  # libsndfile corrects these sizes by itself
         return file, there - before
@@ -202,107 +197,6 @@ def _are_chunks(file: BinaryIO, kind: Chunks, at: int, end: int) -> bool:
         at += kind.header + max(0, _number(file, at + kind.name, kind.size) - kind.counted * kind.header)
         at += -at % kind.align
     return end <= at < end + kind.align
-
-
-# OGG. ---------------------------------------------------------------------------------------------------------------
-
-
-class Ends(NamedTuple):
-    """What the walk over the pages of an OGG stream found.
-
-    Attributes:
-      opus: whether it is an Opus stream.
-      last, size: offset and size of the last page in bytes.
-      flagged: whether the last page has the end-of-stream flag.
-    """
-
-    opus: bool
-    last: int
-    size: int
-    flagged: bool
-
-
-def _completed_ogg(file: BinaryIO, name: str) -> BinaryIO:
-    """Checks all pages; many files lack the end-of-stream flag, so it is optional."""
-    ends = _ends(file, name)
-    if ends.flagged or not ends.opus:
-        return file
-    # libsndfile rejects an Opus stream that ends within a packet unless its end-of-stream flag is set.
-    file.seek(0)
-    data = bytearray(file.read())
-    page = data[ends.last : ends.last + ends.size]
-    page[5] |= 4
-    struct.pack_into("<I", page, 22, ogg_checksum(page))
-    data[ends.last : ends.last + ends.size] = page
-    return io.BytesIO(data)
-
-
-_CHECKED: dict[tuple[int, ...], Ends] = {}  # files whose pages are right: many parts of one recording may be read
-
-
-def _ends(file: BinaryIO, name: str) -> Ends:
-    """Checks the pages of an OGG file, once per process as long as the file does not change."""
-    try:
-        about = os.fstat(file.fileno())
-    except OSError:  # bytes in memory
-        return _checked_pages(file, name)
-    key = about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
-    if (found := _CHECKED.get(key)) is None:
-        found = _checked_pages(file, name)
-        if len(_CHECKED) >= 2**14:
-            _CHECKED.clear()
-        _CHECKED[key] = found
-    return found
-
-
-def _checked_pages(file: BinaryIO, name: str) -> Ends:
-    """Walks over all pages. libogg would skip a damaged page, and the recording would be shorter than it was.
-
-    Raises:
-      Unreadable: a page is damaged, missing or incomplete, or the file holds a second stream.
-    """
-    file.seek(0)
-    at, first, before, page = 0, b"", None, b""
-    while head := file.read(27):
-        if not head.startswith(b"OggS"):
-            if page and page[5] & 4:  # tags of other programs after the end of the stream
-                break
-            raise _bad_page(name, at) if len(head) == 27 else _truncated(name, "its last OGG page is incomplete")
-        table = file.read(head[26]) if len(head) == 27 else b""
-        page = head + table + file.read(sum(table))
-        if len(head) < 27 or len(page) < 27 + head[26] + sum(table):
-            raise _truncated(name, "its last OGG page is incomplete")
-        if ogg_checksum(page) != int.from_bytes(page[22:26], "little"):
-            raise _bad_page(name, at)
-        first, number = first or page, int.from_bytes(page[18:22], "little")
-        if page[14:18] != first[14:18]:
-            raise Unreadable(
-                "several streams",
-                f"the recording {name} holds several OGG streams, but only one can be read; store each in its own file",
-            )
-        if before is not None and number != before + 1:
-            raise Unreadable("damaged", f"the recording {name} is damaged: the OGG page before byte {at} is missing")
-        before = number if any(page[6:14]) else None  # programs that record a broadcast renumber after the headers
-        at += len(page)
-    if not page[5] & 4 and page[26] and page[26 + page[26]] == 255:  # the packet continues
-        raise _truncated(name, "its last OGG packet is incomplete")
-    return Ends(b"OpusHead" in first, at - len(page), len(page), bool(page[5] & 4))
-
-
-def _bad_page(name: str, at: int) -> Unreadable:
-    return Unreadable("damaged", f"the recording {name} is damaged: the OGG page at byte {at} has another checksum")
-
-
-REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))  # each byte with its bits in reverse order
-
-
-def ogg_checksum(page: bytes) -> int:
-    """CRC-32 of a page without its own checksum (RFC 3533): polynomial 0x04C11DB7, neither reflected nor inverted.
-
-    zlib's CRC-32 has the same polynomial, but reflected and inverted.
-    """
-    data = b"".join((page[:22], bytes(4), page[26:])).translate(REVERSED)
-    return int(f"{zlib.crc32(data, 0xFFFFFFFF) ^ 0xFFFFFFFF:032b}"[::-1], 2)
 
 
 # FLAC. --------------------------------------------------------------------------------------------------------------
@@ -369,7 +263,7 @@ def _completed_mp3(file: BinaryIO, name: str) -> BinaryIO:
     if tag[:4] in (b"Xing", b"Info") and tag[7] & 1:
         stated = int.from_bytes(tag[12:16]) if tag[7] & 2 else 0
         if at + stated > end + SPARE:
-            raise _truncated(name, f"it holds {end - at} of {stated} bytes")
+            raise truncated(name, f"it holds {end - at} of {stated} bytes")
         return file
     file.seek(at)
     data = file.read()
@@ -394,7 +288,7 @@ def _count_frames(data: bytes, name: str) -> int:
     while at < len(data):
         if size := size_at(at):
             if at + size > len(data):
-                raise _truncated(name, "its last MP3 frame is incomplete")
+                raise truncated(name, "its last MP3 frame is incomplete")
             at, count = at + size, count + 1
             continue
         at = data.find(b"\xff", at + 1)

@@ -252,7 +252,7 @@ class Corpus:
         return "its text is refused"
 
     def _classes(self, name: str, number: int) -> str:
-        """The classes of an example, including those that do not occur in the training split."""
+        """The classes of an example, also classes that the training split lacks."""
         label, array = self.index.label(name)
         value = array[number]
         return repr(label.names[value]) if value.ndim == 0 else ", ".join(np.array(label.names)[value > 0])

@@ -57,7 +57,7 @@ class _Filled:
 class EmbeddedWriter:
     """Writes an index, or continues one of the same run and items. It locks the folder until `close`, or the end of a `with`.
 
-    Items are written in order, so those that follow one that has changed are written again, too.
+    Items are written in order. If one has changed, all later ones are written again, too.
 
     Args:
       folder: of the index.

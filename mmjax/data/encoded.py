@@ -43,7 +43,7 @@ class EncodedFiles:
       split: "train", ...
 
     Raises:
-      UserError: there are none, or they are not complete.
+      UserError: the files are missing or incomplete.
     """
 
     def __init__(self, directory: str | Path, split: str):

@@ -22,6 +22,11 @@ class Unreadable(UserError):
         self.kind = kind
 
 
+def truncated(name: str, why: str) -> Unreadable:
+    """The error of a recording that ends too early."""
+    return Unreadable("truncated", f"the recording {name} is truncated: {why}")
+
+
 class Blob(NamedTuple):
     """The location of encoded bytes: a file, or a range of a file.
 

@@ -95,7 +95,7 @@ class Input:
     column: str | None = None  # where it is read from; None: the column of its own name
 
     def read(self, value: Any, cell: Cell) -> Any:
-        """Converts a value of a column to its form in a `Record`: a text, or a list of pieces; None if there are none.
+        """Converts a value of a column to its form in a `Record`: a text, or a list of pieces; None: no pieces.
 
         Raises:
           UserError: the value cannot be such an input.
@@ -103,7 +103,7 @@ class Input:
         raise NotImplementedError
 
     def columns_in(self, row: Mapping[str, Any]) -> tuple[str, ...]:
-        """The columns of a row from which it is read, besides those that have its name or an alias."""
+        """The columns of a row from which it is read, besides columns with its name or an alias."""
         return () if self.column is None else (self.column,)
 
     def gathered(

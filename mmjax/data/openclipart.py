@@ -113,7 +113,7 @@ class Drawing(NamedTuple):
 
 
 def prepare(directory: str | os.PathLike, package: str | None = None) -> Path:
-    """Draws the package's drawings in `directory` if that has not been done; returns the folder of the pictures.
+    """Draws the package's drawings in `directory`, once; returns the folder of the pictures.
 
     Raises:
       UserError: resvg is not installed, there is no package, or the directory cannot be written.
@@ -133,7 +133,7 @@ def prepare(directory: str | os.PathLike, package: str | None = None) -> Path:
 
 
 def read_drawings(archive: Path) -> list[Drawing]:
-    """All drawings of the archive, sorted by name; those that are no XML have no title."""
+    """All drawings of the archive, sorted by name; a drawing that is not XML has no title."""
     found = []
     for path, blob in members(archive, DRAWINGS):
         if path.endswith(".svg"):
@@ -168,7 +168,7 @@ def cleaned(title: str) -> str | None:
 
 
 def _make(drawings: list[Drawing], made: Path) -> None:
-    """Writes the pictures, and what is known of them, into a folder."""
+    """Writes the pictures and their descriptions into a folder."""
     left_out: Counter[str] = Counter()
     titles = {one.name: title for one in drawings if (title := cleaned(one.title))}
     common = Counter(phrase(title) for title in titles.values())

@@ -100,7 +100,7 @@ class Packer(Rows):
     def _conversations(
         self, example: Example, shows: frozenset[str], name: str, given: Mapping[str, int] | None
     ) -> dict[str, Cut]:
-        """The conversations of an example by stream; those that are too long are cut after a reply."""
+        """The conversations of an example by stream; a conversation that is too long is cut after a reply."""
         found = {}
         for stream in (stream for stream in self.layout.needs if self.layout.streams[stream].media):
             if stream in shows and stream in self.batch and (value := example.input(stream)) is not None:

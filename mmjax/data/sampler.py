@@ -104,16 +104,10 @@ class Sampler:
         among = np.ones(len(fits), bool) if among is None else among
         usable = fits & shown & among
         self._usable = [Usable(usable[a:b]) for a, b in itertools.pairwise(self._first.tolist())]
-        count = sum(part.count for part in self._usable)
+        self.examples = count = sum(part.count for part in self._usable)  # that are drawn, in an epoch
         if not count:
             largest = {name: int(max(np.max(one[name]) for one in by_speed)) for name in self.names}
-            if not fits.any():
-                raise UserError(f"no example fits into a row: the largest has {largest}, a row {dict(capacities)}")
-            raise UserError(
-                f"{int((~shown).sum())} of {len(shown)} examples have none of the modalities of {', '.join(subsets)}, "
-                f"and the others do not fit into a row: the largest has {largest}, a row {dict(capacities)}"
-            )
-        self.examples = count  # that are drawn, in an epoch
+            raise _nothing_fits(largest, dict(capacities), subsets, shown, bool(fits.any()))
         self.too_long, self.never_shown = int((~fits & among).sum()), int((~shown & fits & among).sum())
         for number, part in enumerate(self._usable):
             if lengths[number] and not part.count:
@@ -298,6 +292,17 @@ class Sampler:
         seed = self._seed * 1_000_003 + source * 7_919_317
         order = [index_shuffle(turn % count, count - 1, (seed + turn // count) % 2**32, 4) for turn in turns.tolist()]
         return np.array(order, np.int64)
+
+
+def _nothing_fits(
+    largest: Mapping[str, int], row: Mapping[str, int], subsets: Iterable[str], shown: np.ndarray, some_fit: bool
+) -> UserError:
+    if not some_fit:
+        return UserError(f"no example fits into a row: the largest has {largest}, a row {row}")
+    return UserError(
+        f"{int((~shown).sum())} of {len(shown)} examples have none of the modalities of {', '.join(subsets)}, "
+        f"and the others do not fit into a row: the largest has {largest}, a row {row}"
+    )
 
 
 def _column(sizes: np.ndarray, capacity: int) -> np.ndarray:

@@ -149,7 +149,7 @@ class Collection(Source):
 
     def indexed(self, split: str, directory: Path, fields: Fields = USUAL_FIELDS) -> tuple[Any, "Index"]:
         """The records of a split and their index, which is made if it does not exist yet."""
-        from mmjax.data.index import open_index
+        from mmjax.data.indexing import open_index
 
         records, stamped = self.stamped(split, directory, fields)
         return records, open_index(records, stamped, directory, f"{stamped['class']} {stamped['place']}", fields)

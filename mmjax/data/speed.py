@@ -32,7 +32,7 @@ class SpeedPerturbation:
         return (mixed % np.uint64(len(self.speeds))).astype(np.int64)
 
     def lengths(self, samples: np.ndarray, choice: np.ndarray) -> np.ndarray:
-        """[n] or [n, K] int64: the lengths of recordings of so many samples at the chosen speeds [n]."""
+        """Lengths [n] or [n, K] int64 of recordings with `samples` samples at the chosen speeds [n]."""
         faster, slower = np.array([_fraction(speed) for speed in self.speeds]).T
         choice = np.reshape(choice, np.shape(choice) + (1,) * (np.ndim(samples) - np.ndim(choice)))
         return -(-np.asarray(samples) * slower[choice] // faster[choice])

@@ -13,7 +13,7 @@ def check_split(split: str, source: str, splits: tuple[str, ...] = SPLITS) -> No
     """Checks that a source has a split.
 
     Raises:
-      UserError: it has not.
+      UserError: the source has no such split.
     """
     if split not in splits:
         raise UserError(f"{source} has no split '{split}'; it has {', '.join(splits)}")

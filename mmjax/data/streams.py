@@ -144,8 +144,8 @@ class Hops(Packed):
 
         Returns:
           Blocks [T, hop], T = ceil(N / hop), the last one padded with zeros; and positions [T, 2]: each block's index,
-          and the number of samples in it. With `pad`, T is `pad`, and hops of silence have 0 samples. Of `Pieces`, the blocks
-          of each begin at a multiple of `align`, and their indices at `mmjax.stream.RECORDING` times its number.
+          and the number of samples in it. With `pad`, T is `pad`, and hops of silence have 0 samples. Each recording of
+          `Pieces` begins at a multiple of `align`, and its indices at `mmjax.stream.RECORDING` times its number.
 
         Raises:
           UserError: a recording is shorter than one analysis window, or longer than `pad`; or there are too many.

@@ -17,7 +17,7 @@ from mmjax.data.fields import Fields
 from mmjax.data.files import Blob, below, found_files, join, matching, open_file, remote, stamp
 from mmjax.data.filters import Filters
 from mmjax.data.image import is_picture
-from mmjax.data.index import open_index
+from mmjax.data.indexing import open_index
 from mmjax.data.inputs import Cell, Input, Recording
 from mmjax.data.layout import Layout
 from mmjax.data.manifest import ManifestRecords

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from mmjax.data import text
+from mmjax.data import hugging_face_tokenizer, text
 from mmjax.data.fields import USUAL, Fields
 from mmjax.data.source import Source
 from mmjax.errors import UserError, nearest
@@ -93,4 +93,6 @@ class HuggingFaceTokenizer(TokenizerPart):
     chat_template: str | None = None
 
     def open(self, source: Source, directory: Path, fields: Fields = USUAL) -> text.Tokenizer:
-        return text.HuggingFaceTokenizer.load(self.file, self.chat_template, add_special_tokens=self.add_special_tokens)
+        return hugging_face_tokenizer.HuggingFaceTokenizer.load(
+            self.file, self.chat_template, add_special_tokens=self.add_special_tokens
+        )

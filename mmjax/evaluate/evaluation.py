@@ -70,17 +70,10 @@ class Evaluator:
         self._tables = tables_of(model.tasks, facts) if writes else {}
         self.unreadable: dict[int, str] = {}  # those that were reported
 
-    def evaluate(
-        self,
-        params: Any,
-        subsets: Sequence[str],
-        examples: int | None = None,
-        stop: Callable[[], bool] | None = None,
-        begins: Callable[[], None] | None = None,
-    ) -> dict[str, dict[str, float]] | None:
+    def evaluate(self, params: Any, subsets: Sequence[str], examples: int | None = None) -> dict[str, dict[str, float]]:
         """The metrics of each subset (`Measures.metrics`); arguments as for `measure`."""
-        found = self.measure(params, subsets, examples, stop, begins)
-        return found and {subset: measures.metrics() for subset, measures in found.items()}
+        found = self.measure(params, subsets, examples)
+        return {subset: measures.metrics() for subset, measures in found.items()}
 
     def measure(
         self,

@@ -1,4 +1,4 @@
-"""Contrastive losses between two modalities, over all examples of a batch, on whichever devices they are.
+"""Contrastive losses between two modalities, over all examples of a batch on all devices.
 
 Logit (i, j) is the product of the first vector of example i and the second vector of example j. Every other example of the
 batch is a negative. If two examples of a batch have equal captions, each counts as wrong for the other, so the data should

@@ -103,8 +103,8 @@ def to_left(x: jax.Array, fill) -> jax.Array:
     return jnp.pad(x, ((0, 0), (0, 1)), constant_values=fill)[:, 1:]
 
 
-# The trellis holds three log-probabilities per label: of the paths that are on it, of those on the blank after it, and of
-# those that have passed only blanks (used by the first label of an example).
+# The trellis holds three log-probabilities per label: of the paths on it, of the paths on the blank after it, and of the
+# paths that have passed only blanks (used by the first label of an example).
 Trellis = tuple[jax.Array, jax.Array, jax.Array]
 
 

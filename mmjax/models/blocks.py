@@ -38,7 +38,7 @@ class BlockStyle:
         arXiv:2103.17239); None: no factor.
       head_width: features of each attention head; None: the width, divided by the number of heads.
       key_value_heads: number of heads of keys and values (grouped-query attention, Ainslie et al. 2023,
-        arXiv:2305.13245); None: as many as heads of queries.
+        arXiv:2305.13245); None: the number of query heads.
       qk_norm: normalise the queries and keys of each head (Henry et al. 2020, arXiv:2010.04245).
       scale: factor of attention scores; None: 1 / sqrt(features of a head). T5 has 1.
       soft_cap: attention scores s become soft_cap tanh(s / soft_cap) (Gemma 2, arXiv:2408.00118); None: no cap.
@@ -235,9 +235,9 @@ class Inserted(NamedTuple):
 def by_rows(x: jax.Array) -> jax.Array:
     """Constrains vectors [B, T, W] to be divided by rows (and tokens) alone, if there is a mesh.
 
-    The mesh axes that divide rows also divide parameters. Without this constraint, the compiler may multiply with the part
-    of a kernel that a device has, and sum activations over devices in every layer. With it, the compiler gathers the
-    kernels, which are smaller.
+    The mesh axes that divide rows also divide parameters. Without this constraint, the compiler may multiply by the local
+    part of a kernel, and sum activations over devices in every layer. With it, the compiler gathers the kernels, which
+    are smaller.
     """
     sizes = jax.sharding.get_abstract_mesh().shape
     rows, context = sizes.get("data", 1) * sizes.get("fsdp", 1), sizes.get("context", 1)

@@ -306,7 +306,7 @@ class TextDecoder(Tower, kw_only=True):
         """The next tokens [B, n] of every row, usually one per example; the tokens of a finished example have segment 0.
 
         Returns:
-          Logits [B, n, vocabulary], equal to those that a call gives for the whole text, and the cache with these tokens.
+          Logits [B, n, vocabulary], equal to the logits of a call with the whole text; and the cache with these tokens.
         """
         return self._run(text, None, None, cache, False, joined)
 

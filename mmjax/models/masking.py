@@ -1,6 +1,7 @@
-"""Masked prediction: random draws, by the number of each example and the position of the token in it; rows without what is hidden.
+"""Masked prediction: chooses hidden tokens at random, and makes rows without them.
 
-Neither packing nor the number of devices changes which tokens are hidden.
+A draw depends on the number of the example and the position of the token in it. So neither packing nor the number of devices
+changes which tokens are hidden.
 """
 
 from typing import Any

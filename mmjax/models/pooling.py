@@ -1,7 +1,7 @@
 """Pooling: the tokens of a stream in, one vector per example out.
 
-An encoder always returns tokens; the task that reads them chooses the pool. Like a fusion, a pool has one output for each slot
-of an example, so its result is aligned with the labels. The slot of an example without tokens is empty.
+An encoder always returns tokens; the task that reads them chooses the pool. Like a fusion, a pool has one output per example slot, so
+its result is aligned with the labels. The slot of an example without tokens is empty.
 """
 
 from typing import Any, Literal

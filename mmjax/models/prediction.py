@@ -32,7 +32,7 @@ class PredictionNetwork(nn.Module, kw_only=True):
         """Checks the fields; `path` is their key. Raises UserError."""
 
     def memory(self, shape: tuple[int, ...]) -> Any:
-        """What is known before the blank that begins a text: a pytree of arrays [*shape, ...]."""
+        """The state before the blank that begins a text: a pytree of arrays [*shape, ...]."""
         raise NotImplementedError
 
     def __call__(self, labels: Stream) -> Stream:
@@ -40,7 +40,7 @@ class PredictionNetwork(nn.Module, kw_only=True):
         raise NotImplementedError
 
     def step(self, labels: jax.Array, memory: Any) -> tuple[jax.Array, Any]:
-        """Reads one more class [B] of each text. Returns the states [B, width] after it, and what is known then."""
+        """Reads one more class [B] of each text. Returns its output [B, width] and the next state."""
         raise NotImplementedError
 
     def embedding(self) -> nn.Embed:

@@ -41,7 +41,7 @@ def join() -> Watch | None:
     """Joins the processes of this launch, if there are several; call it before JAX is used.
 
     Returns:
-      The watch on the other processes; None if there are none, or if only JAX watches them (Cloud TPU).
+      The watch on the other processes; None for a single process, or if only JAX watches them (Cloud TPU).
 
     Raises:
       UserError: processes are missing after the timeout (the message names them), or the launcher's variables are invalid.

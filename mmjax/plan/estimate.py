@@ -229,7 +229,7 @@ def estimated(
 
 
 def _held(params: Any, computed: int) -> tuple[float, float]:
-    """Bytes per device of parameters that fsdp divides, and of those that it does not, in the dtype of the computation.
+    """Bytes per device of the parameters that fsdp divides, and of all others, in the dtype of the computation.
 
     Args:
       computed: the size of a number in this dtype; smaller ones, such as 8 bits, stay as they are.

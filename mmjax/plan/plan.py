@@ -67,20 +67,8 @@ def plan(
         "attention": [] if devices is None else attention_lines(subject),
         "division": report.division(subject.state.params),
     }
-    if install:
-        whole = "; activations count as if not divided along tensor" if subject.mesh.shape["tensor"] > 1 else ""
-        result["note"] = (
-            f"an estimate from shapes: {ESTIMATED[machine.platform]}{whole}; for the real compiler, {install}"
-        )
-    elif outcome.refused:
-        result["note"] = f"the compiler refused the step: {outcome.refused}"
-    elif outcome.note:
-        result["note"] = outcome.note
-    elif machine.platform == "tpu" and config.xla.preset != "overlap" and gathers_by_summing(subject, outcome):
-        result["note"] = (
-            "the compiler replaced all-gathers along fsdp by all-reduces over zeros, which send twice as much; use "
-            "--xla.preset overlap for all-gathers"
-        )
+    if note := _note(subject, machine, outcome, install):
+        result["note"] = note
     kept = kept_for_backward(subject, rows)
     memory = memory_by_kind(subject, rows, kept, outcome)
     peak = outcome.peak if outcome else sum(memory.values())
@@ -92,18 +80,8 @@ def plan(
     }
     if kept.host:
         result["host_memory_bytes"] = kept.host
-    result |= timed(subject, machine, reached, outcome, rows, devices, kept.activations) | {
-        "assumptions": list(reached.assumptions)
-    }
-    if config.model.matrix_products != "full" and not result["compiled"]:
-        result["assumptions"].append(
-            f"products in {config.model.matrix_products} are timed as those in {config.model.dtype}"
-        )
-    if outcome is None and max(subject.mesh.shape["tensor"], subject.mesh.shape["context"]) > 1:
-        result["assumptions"].append(
-            "communication along tensor and context is not counted, and activations count as if not divided along tensor: "
-            "only a compiler knows"
-        )
+    result |= timed(subject, machine, reached, outcome, rows, devices, kept.activations)
+    result["assumptions"] = [*reached.assumptions, *_assumptions(subject, outcome)]
     result |= throughput(subject, rows, result["step_seconds"], machine.count, price)
     if search:
         if outcome is None:
@@ -112,6 +90,35 @@ def plan(
         result["search"]["remat"] = tried = remats(config, machine, reached, rows, devices)
         result["search"]["cheapest_remat"] = cheapest(tried)
     return result
+
+
+def _note(subject: Subject, machine: Machine, outcome: Outcome | None, install: str | None) -> str | None:
+    """What a reader must know of the compiled step, or why none was compiled."""
+    if install:
+        whole = "; activations count as if not divided along tensor" if subject.mesh.shape["tensor"] > 1 else ""
+        return f"an estimate from shapes: {ESTIMATED[machine.platform]}{whole}; for the real compiler, {install}"
+    if outcome.refused:
+        return f"the compiler refused the step: {outcome.refused}"
+    summing = machine.platform == "tpu" and subject.config.xla.preset != "overlap"
+    if not outcome.note and summing and gathers_by_summing(subject, outcome):
+        return (
+            "the compiler replaced all-gathers along fsdp by all-reduces over zeros, which send twice as much; use "
+            "--xla.preset overlap for all-gathers"
+        )
+    return outcome.note
+
+
+def _assumptions(subject: Subject, outcome: Outcome | None) -> list[str]:
+    """What the estimates of time and memory take for granted, besides the rates of the machine."""
+    found, model = [], subject.config.model
+    if model.matrix_products != "full" and (outcome is None or outcome.program is None):
+        found.append(f"products in {model.matrix_products} are timed as those in {model.dtype}")
+    if outcome is None and max(subject.mesh.shape["tensor"], subject.mesh.shape["context"]) > 1:
+        found.append(
+            "communication along tensor and context is not counted, and activations count as if not divided along tensor: "
+            "only a compiler knows"
+        )
+    return found
 
 
 def sized(config: Experiment) -> Experiment:
@@ -194,9 +201,7 @@ def timed(
     flops = report.step_flops(*asked, training=True, groups=subject.begun.groups)
     again = computed_again(subject, rows) if program is None else {}
     narrow, (used, traffic, collectives) = {}, estimated(subject, flops, again, activations)
-    expected = {}
-    for axis, kind, found in hlo.by_axis(collectives, shape):
-        expected[axis, kind] = sum(one.times * one.bytes for one in found)
+    expected = collectives
     if program is not None:
         used, narrow, traffic, collectives = program.flops, program.narrow, program.traffic, program.collectives
     places = np.arange(machine.count)
@@ -210,20 +215,9 @@ def timed(
         other_axes += seconds if one.axis(shape) != "data" else 0.0
     parts = roofline.by_part(reached, used, narrow, traffic, network)
     seconds = roofline.step_seconds(parts)
-    axes: dict[str, float] = dict.fromkeys(shape, 0.0)
-    kinds = []
-    made = {(axis, kind): found for axis, kind, found in hlo.by_axis(collectives, shape)}
-    for axis, kind in sorted(made.keys() | expected.keys()):
-        found = made.get((axis, kind), [])
-        size, times = sum(one.times * one.bytes for one in found), sum(one.times for one in found)
-        axes[axis] = axes.get(axis, 0.0) + size
-        kinds.append(
-            {"axis": axis, "kind": kind, "times": times, "bytes": size, "expected": expected.get((axis, kind), 0.0)}
-        )
     result = {
         "flops": flops,
-        "collective_bytes": axes,
-        "collectives": kinds,
+        **_exchanged(collectives, expected, shape),
         "parts": parts,
         "step_seconds": seconds,
         "mfu": sum(flops.values()) / (seconds * reached.peak * machine.count),
@@ -240,6 +234,24 @@ def timed(
         gradients = subject.config.optimizer.accumulation * in_dtype(subject, subject.config.model.dtype)
         result["weak_scaling"] = roofline.weak_scaling(machine, shape, busy, other_axes, gradients)
     return result
+
+
+def _exchanged(collectives: Any, expected: Any, shape: dict[str, int]) -> dict[str, Any]:
+    """Bytes of collectives by mesh axis, and by axis and kind beside the bytes that shapes let expect."""
+    axes: dict[str, float] = dict.fromkeys(shape, 0.0)
+    kinds = []
+    made = {(axis, kind): found for axis, kind, found in hlo.by_axis(collectives, shape)}
+    wanted = {
+        (axis, kind): sum(one.times * one.bytes for one in them) for axis, kind, them in hlo.by_axis(expected, shape)
+    }
+    for axis, kind in sorted(made.keys() | wanted.keys()):
+        found = made.get((axis, kind), [])
+        size, times = sum(one.times * one.bytes for one in found), sum(one.times for one in found)
+        axes[axis] = axes.get(axis, 0.0) + size
+        kinds.append(
+            {"axis": axis, "kind": kind, "times": times, "bytes": size, "expected": wanted.get((axis, kind), 0.0)}
+        )
+    return {"collective_bytes": axes, "collectives": kinds}
 
 
 def throughput(subject: Subject, rows: int, seconds: float, devices: int, price: float | None) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from mmjax.stream import Stream
 class MaskedPatches(Task, kw_only=True):
     """Masked autoencoding of pictures (He et al. 2022, arXiv:2111.06377): the encoder computes only the visible patches.
 
-    The labels are the pixels of the hidden patches, each patch with zero mean and unit variance (section 4.1). Of n patches
-    of a picture, floor((1 - share) n) are visible. They are put together in shorter rows, so that the encoder costs this
+    The labels are the pixels of the hidden patches, each patch with zero mean and unit variance (section 4.1). A picture of
+    n patches has floor((1 - share) n) visible ones. They are put together in shorter rows, so that the encoder costs this
     share. A picture of fewer than 1 / (1 - share) patches has no visible one.
     """
 
@@ -59,7 +59,7 @@ class MaskedPatches(Task, kw_only=True):
                 )
 
     def hide(self, stream: Stream, examples: Stream, key: jax.Array, encoder: Any) -> tuple[Stream, Stream]:
-        """uint8 patches [B, T, P] -> those that are visible [B, S, P], and the pixels of the others as labels [B, T, P]."""
+        """uint8 patches [B, T, P] -> visible patches [B, S, P], and the pixels of the hidden ones as labels [B, T, P]."""
         patches = stream.mask & (stream.positions[..., 0] >= 0)  # no class token, no register
         picture = renumbered(single_pictures(stream).segments)
         count = jax.vmap(lambda of, one: jax.ops.segment_sum(of, one, picture.shape[1] + 1)[one])(
@@ -80,7 +80,7 @@ class MaskedPatches(Task, kw_only=True):
         return without(stream, hidden, room), labels
 
     def _visible(self, patches: Any) -> Any:
-        """The number of visible patches of a picture with so many patches."""
+        """The number of visible patches of a picture with `patches` patches."""
         return np.floor((1.0 - self.share) * patches + 1e-6).astype(np.int32)
 
     def __call__(self, encoded: Encoded, train: bool = False) -> Output:

@@ -19,8 +19,8 @@ def recalls(
     """Recall@1, 5 and 10 and the median rank in a gallery of all different items, and what guessing would reach.
 
     As on COCO captions (Karpathy and Fei-Fei 2015, section 4.2), a query that belongs to several items is right if any of
-    them is found, and an item that several examples share is in the gallery once. If scores are equal, those that
-    do not belong to the query come first, so that a model that has collapsed finds nothing.
+    them is found, and an item that several examples share is in the gallery once. If scores are equal, wrong items come
+    first, so that a model that has collapsed finds nothing.
 
     Args:
       queries, items: [n, D] vectors of n examples; the score of a pair is their product.

@@ -72,13 +72,13 @@ class Transducer(WithBlank, kw_only=True):
         """Logits of a frame [B, width] of each row after one more class [B] of its text; `memory`: of the classes before.
 
         Returns:
-          [B, outputs + D]: of the classes, then of the D durations; and what is known after the class.
+          [B, outputs + D], of the classes, then of the D durations; and the state after the class.
         """
         state, memory = self.network.step(labels, memory)
         return getattr(jax.nn, self.activation)(frame + state) @ self.kernel + self.bias, memory
 
     def memory(self, shape: tuple[int, ...]) -> Any:
-        """What is known before a text begins: arrays [*shape, ...]."""
+        """The state before a text begins: arrays [*shape, ...]."""
         return self.predictor.clone(outputs=self.outputs, width=self.width).memory(shape)
 
     def loss(self, output: Output) -> Sums:

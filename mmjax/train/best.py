@@ -144,7 +144,7 @@ def best_step(run: Path) -> int:
     """The step of the best checkpoint of a run.
 
     Raises:
-      UserError: the run was trained without `evaluation.best`, or has not been evaluated yet.
+      UserError: the run was trained without `evaluation.best`, or was never evaluated.
     """
     if not (record := read_record(run)):
         raise UserError(

@@ -8,18 +8,15 @@ A checkpoint is a directory, `checkpoints/STEP`. Orbax renames it to this name w
 
 With `checkpoint.frozen=False`, `frozen/0` holds the frozen parameters of the run, in the same form, and the checkpoints all others.
 
-A checkpoint is *damaged* if its files do not match these checksums. A checkpoint that cannot be read for another reason
-(permission, another version, other parameters) is not damaged.
+`mmjax.train.checksums` says when a checkpoint is damaged.
 """
 
 import errno
 import hashlib
-import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -32,27 +29,20 @@ from flax.serialization import from_state_dict, to_state_dict
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import checkpoint_managers as policies
 
-from mmjax import progress
 from mmjax.errors import UserError
 from mmjax.files import write_whole
 from mmjax.models.adapters import assembled, constants
 from mmjax.parallel.agreement import together
 from mmjax.train.best import read_record
+from mmjax.train.checksums import FORMAT, POSITION, Damaged, metadata, read_object, sum_of, verified, write_sums
 from mmjax.train.groups import split
 from mmjax.train.mirror import REMOVED, run_at
 from mmjax.train.step import TrainState
 
-FORMAT = 2  # of the directory; format 1 of earlier versions has no checksums of files
-SUMS = "sha256.json"
 NEWEST = "newest-checkpoint"  # file name in the run directory: the step of the last complete checkpoint
-POSITION = {"step", "window", "rows_before"}  # the keys that `Sampler.restore` needs
 FOLDER, FROZEN = "checkpoints", "frozen"  # in the run directory
 # Orbax measures its timeout with the clock of the machine, which is set when a machine wakes up; the hang watch does not.
 NO_TIMEOUT = 10**8  # seconds
-
-
-class Damaged(UserError):
-    """A checkpoint is damaged: a file is missing or its content has changed."""
 
 
 def digest(state: Any) -> str:
@@ -82,8 +72,8 @@ class Checkpoints:
         has them.
 
     Attributes:
-      best: the step of a checkpoint that is kept, too; None: there is none.
-      needed: given the steps of all checkpoints, those that are kept, too; None: there are none.
+      best: the step of a checkpoint that is always kept; None: no such step.
+      needed: steps of all checkpoints -> further steps that are kept; None: no further ones.
     """
 
     def __init__(self, directory: Path, keep: int | None = 3, apart: Any = None, folder: str = FOLDER):
@@ -122,7 +112,7 @@ class Checkpoints:
             self._save_frozen(state)
             state, meta["frozen"] = state._replace(params=split(state.params, self._apart)[0]), FROZEN
         tree = unflatten_dict(_flat(state))
-        meta = ocp.args.JsonSave({**meta, "sha256": _sum_of(meta)})
+        meta = ocp.args.JsonSave({**meta, "sha256": sum_of(meta)})
         self.finish()  # Orbax would also wait, but report errors of the previous save as errors of this one
         with _explained(f"save the checkpoint of step {step} to {self.path}", self.path.parent):
             self._manager.save(step, args=ocp.args.Composite(state=_SummedSave(tree), meta=meta))
@@ -134,7 +124,7 @@ class Checkpoints:
             return
         frozen = self._frozen()
         if frozen.steps():
-            used = any("frozen" in _json(self.path / str(step) / "meta" / "metadata") for step in self.steps())
+            used = any("frozen" in read_object(self.path / str(step) / "meta" / "metadata") for step in self.steps())
             if not (used and self._intact(frozen)):
                 frozen.set_aside(0, "unused-frozen")
         if not frozen.steps():
@@ -147,7 +137,7 @@ class Checkpoints:
     def _intact(frozen: "Checkpoints") -> bool:
         try:
             with together():
-                frozen._verified(0)
+                verified(frozen.path / "0")
         except Damaged:
             return False
         return True
@@ -157,11 +147,11 @@ class Checkpoints:
 
     def _parts(self, step: int) -> list[tuple["Checkpoints", int, dict[str, Any]]]:
         """The checkpoint of a step and that of the frozen parameters, if they are apart, both verified."""
-        meta = self._verified(step)
+        meta = verified(self.path / str(step))
         if "frozen" not in meta:
             return [(self, step, meta)]
         frozen = self._frozen()
-        return [(self, step, meta), (frozen, 0, frozen._verified(0))]
+        return [(self, step, meta), (frozen, 0, verified(frozen.path / "0"))]
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, int]]:
         """Returns the state of a step, with the shardings of the abstract arrays `like`, and its data position.
@@ -202,46 +192,15 @@ class Checkpoints:
             return unflatten_dict(found)
 
     def parameters(self, step: int) -> Any:
-        """The parameters of a step to evaluate, as NumPy arrays: the averages of those that have one.
+        """The parameters of a step to evaluate, as NumPy arrays; a parameter with an average is its average.
 
         Raises:
           Damaged, UserError: as for `restore`.
         """
         state = self.read(step, ("average", "params"))
         found = flatten_dict(state["params"]) | flatten_dict(state.get("average", {}))
-        meta = _json(self.path / str(step) / "meta" / "metadata")
+        meta = read_object(self.path / str(step) / "meta" / "metadata")
         return assembled(unflatten_dict(found), meta.get("kernels", {}))
-
-    def _verified(self, step: int) -> dict[str, Any]:
-        """Checks the files of a step, which the processes share among them; returns its metadata."""
-        path, meta = self.path / str(step), self._metadata(step)
-        if _is_old(meta):
-            progress.warn(f"{path} was saved by an earlier version: its files have no checksums")
-            return meta
-        if meta["format"] > FORMAT:
-            raise UserError(f"the checkpoint {path} was saved by a newer mmjax; install that version")
-        sums = _json(path / "state" / SUMS)
-        if sums.get("sha256") != _sum_of(sums.get("files")):
-            raise Damaged(f"the checkpoint {path} is damaged: the content of {SUMS} has changed")
-        mine = sorted(sums["files"])[jax.process_index() :: jax.process_count()]
-        with ThreadPoolExecutor() as pool:
-            for name, found in zip(mine, pool.map(lambda name: _file_sum(path / "state" / name), mine), strict=True):
-                if found != sums["files"][name]:
-                    raise Damaged(
-                        f"the checkpoint {path} is damaged: state/{name} is missing or its content has changed"
-                    )
-        return meta
-
-    def _metadata(self, step: int) -> dict[str, Any]:
-        """The metadata of a step, compared with their checksum."""
-        path = self.path / str(step)
-        meta = _json(path / "meta" / "metadata")
-        data, content = meta.get("data"), {key: value for key, value in meta.items() if key != "sha256"}
-        if not _is_old(meta) and meta.get("sha256") != _sum_of(content):
-            raise Damaged(f"the checkpoint {path} is damaged: the content of meta/metadata has changed")
-        if not isinstance(data, dict) or not data.keys() >= POSITION:
-            raise Damaged(f"the checkpoint {path} is damaged: meta/metadata has no position in the data")
-        return meta
 
     def _saved(self, step: int) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the arrays of a step."""
@@ -289,7 +248,7 @@ class Checkpoints:
     def position(self, step: int) -> dict[str, Any]:
         """The `data` that was saved with a step; {} if there is no such checkpoint, or its metadata are damaged."""
         try:
-            return dict(self._metadata(step)["data"])
+            return dict(metadata(self.path / str(step))["data"])
         except Damaged:
             return {}
 
@@ -374,11 +333,7 @@ class _SummedHandler(ocp.StandardCheckpointHandler):
 
     def finalize(self, directory) -> None:  # called in one process after all have written
         super().finalize(directory)
-        directory = Path(directory)
-        names = sorted(str(file.relative_to(directory)) for file in directory.rglob("*") if file.is_file())
-        with ThreadPoolExecutor() as pool:
-            files = dict(zip(names, pool.map(lambda name: _file_sum(directory / name), names), strict=True))
-        write_whole(directory / SUMS, json.dumps({"files": files, "sha256": _sum_of(files)}))
+        write_sums(Path(directory))
 
 
 @ocp.args.register_with_handler(_SummedHandler, for_save=True)
@@ -397,46 +352,6 @@ def _reader() -> ocp.Checkpointer:
     alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"{me}")
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise Damaged(
-            f"the checkpoint {path.parent.parent} is damaged: {path.parent.name}/{path.name} is missing"
-        ) from None
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise Damaged(f"the checkpoint {path.parent.parent} is damaged: {path.parent.name}/{path.name} is not JSON")
-    return value
-
-
-def _is_old(meta: Mapping[str, Any]) -> bool:
-    """Whether the metadata of a checkpoint have format 1, without checksums."""
-    return meta.keys() <= {"data", "digest"}
-
-
-def _file_sum(path: Path) -> list[int | str] | None:
-    """[size, sha256] of a file; None if the file does not exist."""
-    try:
-        with open(path, "rb") as file:
-            return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, error: OSError) -> UserError:
-    return UserError(f"cannot read {path}: {error.strerror or error}; nothing was changed")
-
-
-def _sum_of(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def describe_run(directory: str | Path) -> list[dict[str, Any]]:

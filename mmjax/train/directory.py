@@ -25,7 +25,8 @@ from mmjax.errors import UserError
 from mmjax.files import json_line, write_whole
 from mmjax.parallel.agreement import from_lead, together
 from mmjax.train.best import best_step
-from mmjax.train.checkpoint import Checkpoints, Damaged
+from mmjax.train.checkpoint import Checkpoints
+from mmjax.train.checksums import Damaged
 from mmjax.train.experiment import Experiment, load, to_json
 from mmjax.train.step import TrainState
 from mmjax.tree import differences, read_json
@@ -216,7 +217,7 @@ def check_same_config(config: Experiment, run: Path) -> None:
 
 
 def _check_same_data(run: Path, source: Any, accept: bool) -> None:
-    """Checks that the data has not changed since the run began: other examples would give other batches."""
+    """Checks that the data is the same as when the run began: other examples would give other batches."""
     if not (run / DATA).is_file():  # a run of an earlier version
         return
     before, now = read_json(run / DATA), fingerprint(source)

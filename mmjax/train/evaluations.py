@@ -24,8 +24,7 @@ class Evaluations:
 
     Args:
       evaluator: of the evaluation split; None: the run has no evaluations.
-      best: the goal of `evaluation.best`; None: there is none.
-      samples: shows examples; None: nothing is shown.
+      best: the record of `evaluation.best`; None: there is none.
     """
 
     def __init__(
@@ -33,20 +32,21 @@ class Evaluations:
         config: Experiment,
         evaluator: Evaluator | None,
         best: Best | None,
-        samples: Samples | None,
         checkpoints: Checkpoints,
         records: Records,
         watch: HangWatch,
         stop: StopSignal,
     ):
         self._steps, self._settings, self._evaluator = config.steps, config.evaluation, evaluator
-        self._best, self._samples, self._checkpoints = best, samples, checkpoints
-        self._records, self._watch, self._stop = records, watch, stop
+        self.best, self._checkpoints, self._records = best, checkpoints, records
+        self._watch, self._stop = watch, stop
+        shows = evaluator is not None and records.lead and config.log.tensorboard
+        self._samples = Samples(records.writer, evaluator.source) if shows else None
 
     @property
     def over(self) -> bool:
         """Whether the run stops early."""
-        return self._best is not None and self._best.over
+        return self.best is not None and self.best.over
 
     def due(self, step: int) -> bool:
         """Whether an evaluation follows a step that is not the last one."""
@@ -57,7 +57,7 @@ class Evaluations:
         """The metrics of every subset after a step; None if a signal interrupted the evaluation.
 
         Args:
-          save: saves the checkpoint of this step, if it is not saved yet.
+          save: saves the checkpoint of this step, if it is not saved yet, and waits until it is complete.
         """
         if self._evaluator is None:
             return {}
@@ -65,10 +65,10 @@ class Evaluations:
         if found is None:
             return None
         results = self._metrics(found)
-        if self._best is not None:
+        if self.best is not None:
             compared = results
             if examples != self._settings.examples:  # metrics of other examples cannot be compared
-                others = self._measured(params, step, [self._best.goal.subset], self._settings.examples)
+                others = self._measured(params, step, [self.best.goal.subset], self._settings.examples)
                 if others is None:
                     return None
                 compared = self._metrics(others)
@@ -100,11 +100,7 @@ class Evaluations:
 
     def _keep_best(self, step: int, results: Results, save: Callable[[], None]) -> None:
         """Keeps the checkpoint of this step if it is the best. The record follows the checkpoint that it names."""
-        if self._best.improves(step, results):
+        if self.best.improves(step, results):
             save()
-            self._watch.saving(step)
-            with self._records.ledger.spent("checkpoint"):
-                self._checkpoints.finish()
-            self._watch.pause()
-        self._best.note(step, results)
-        self._checkpoints.best = self._best.step
+        self.best.note(step, results)
+        self._checkpoints.best = self.best.step

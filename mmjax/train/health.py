@@ -1,6 +1,6 @@
 """Looks at every finished step: whether it was skipped, and whether its loss is a spike."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.experiment import Experiment
 from mmjax.train.records import Records
 from mmjax.train.rollbacks import Rollbacks, RolledBack
+from mmjax.train.setup import Origin
 from mmjax.train.spikes import Losses, Spike
 
 
@@ -19,22 +20,24 @@ class Health:
     """The skipped steps and the loss spikes of a run. All processes see the same metrics, and so decide alike.
 
     Args:
-      first: the step after which the run goes on; skipped: the number of skipped steps until then.
-      position: the position in the data, and what else the checkpoint of that step keeps.
+      origin: where this start goes on; skipped: the number of skipped steps until then.
     """
 
     def __init__(
         self,
         config: Experiment,
-        first: int,
+        origin: Origin,
         skipped: int,
-        position: Mapping[str, Any],
         rollbacks: Rollbacks,
         checkpoints: Checkpoints,
         records: Records,
     ):
         self._config, self._checkpoints, self._records, self._rollbacks = config, checkpoints, records, rollbacks
-        self._skips, self._losses, self._seen = Skips(config, skipped), Losses(config.spikes, position), first
+        self._skips, self._losses, self._seen = (
+            Skips(config, skipped),
+            Losses(config.spikes, origin.position),
+            origin.step,
+        )
 
     @property
     def state(self) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class Source:
 def load_initial(config: Experiment, state: TrainState, specs: Any, tokenizer: Tokenizer | None) -> TrainState:
     """Loads the parameters that the patterns of `config.initial` select; prints what is loaded, new and left unused.
 
-    Adapters are new where the source has none. Where the source has them and our model has not, its kernels include them.
+    Where the source has no adapters, ours are new. Where only the source has them, they are merged into its kernels.
 
     Args:
       specs: the `Spec` of every parameter.
@@ -318,7 +318,7 @@ def _size(params: Mapping[str, Any]) -> int:
 
 
 def _by_part(params: Mapping[str, Any]) -> str:
-    """The number of parameters of each part: "encoders.speech (1,234), fusion (567)"; "nothing" if there are none."""
+    """The number of parameters of each part: "encoders.speech (1,234), fusion (567)"; "nothing" without parameters."""
     parts: dict[str, dict[str, Any]] = {}
     for path, x in params.items():
         names = path.split(".")

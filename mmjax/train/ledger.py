@@ -36,8 +36,8 @@ class Ledger:
 
     A line is {"launch": the start of the process, "time": the end of the part (both in seconds since 1970), "from": the first
     step of the process, "step": the last finished step, "seconds": {kind: seconds}}. The seconds sum to the time since the
-    line before, or since the start of the process. Time that was not counted is "start" in the first line, and "step" in the
-    others.
+    line before, or since the start of the process. Time that was not counted is "start" until the first line of a finished
+    step, and "step" in the lines after it.
 
     Args:
       run: the run's directory; None: nothing is written, because another process writes.
@@ -75,7 +75,7 @@ class Ledger:
         seconds = {kind: round(value, 4) for kind, value in self._seconds.items() if value}
         ended = self._launch + now - self._started  # the clock of the machine may be set while a process runs
         line = {"launch": self._launch, "time": ended, "from": self._first, "step": step, "seconds": seconds}
-        self._since, self._seconds, self._rest = now, {}, "step"
+        self._since, self._seconds, self._rest = now, {}, "start" if step == self._first else "step"
         if self._path is None:
             return
         with writing(self._path), self._path.open("a+b") as file:

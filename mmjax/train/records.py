@@ -1,6 +1,6 @@
 """What a run writes and prints while it trains: metrics, its progress line, and the ledger of its time."""
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,15 @@ class Records:
 
     Args:
       first: the step from which this process goes on; started: when it started, as `time.perf_counter` counts.
-      schedule: step -> learning rate.
 
     Attributes:
       lead: whether this process writes.
     """
 
-    def __init__(
-        self,
-        config: Experiment,
-        run: Path,
-        first: int,
-        started: float,
-        schedule: Callable[[int], Any],
-        stop: StopSignal,
-    ):
-        self.lead, self._schedule, self._stop = jax.process_index() == 0, schedule, stop
+    def __init__(self, config: Experiment, run: Path, first: int, started: float, stop: StopSignal):
+        self.lead, self.run, self.started = jax.process_index() == 0, run, started
+        self._config, self._first, self._stop = config, first, stop
+        self._schedule = config.optimizer.schedule.build(config.steps)
         self.writer = telemetry.Writer(
             run,
             first=first,
@@ -48,6 +41,25 @@ class Records:
         self.ledger = Ledger(run if self.lead else None, first, started)
         self._said = False  # whether a skipped step was printed
         self._line = report.ProgressLine(config.steps, first, started)
+
+    def go_on(self, finished: bool, subsets: int, rolled_back: Sequence[Mapping[str, Any]]) -> bool:
+        """Drops the lines of metrics that will be written again, and writes why the run goes on as it does.
+
+        Args:
+          finished, subsets: as for `Writer.rewind`.
+          rolled_back: the rollbacks that led to the first step.
+
+        Returns:
+          Whether the evaluation after the first step is among the lines that are kept.
+        """
+        if not self.lead:
+            return False
+        kept = self.writer.rewind(self._first, finished, subsets)
+        if warning := report.short_schedule(self._config):
+            self.writer.write(self._first, "warning", {"text": warning})
+        for event in rolled_back:
+            self.writer.write(self._first, "rollback", event)
+        return (self._first, "eval") in kept
 
     def write(self, step: int, kind: str, metrics: Any) -> None:
         """Writes a line of metrics."""

@@ -2,7 +2,7 @@
 
 import datetime
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,23 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.table import Table
 
 from mmjax import progress, telemetry
+from mmjax.data.layout import Layout
+from mmjax.data.loader import Batches
 from mmjax.errors import one_line
 from mmjax.files import write_whole
 from mmjax.flops import matrix_flops
 from mmjax.models.adapters import adapted_kernels, change_of
-from mmjax.models.attend import with_backend
+from mmjax.models.attend import Decision, with_backend
 from mmjax.models.roles import part_name
+from mmjax.parallel.machines import PEAKS
 from mmjax.parallel.mesh import abstract_batch
 from mmjax.train import attention
+from mmjax.train.best import Best
 from mmjax.train.build import build_model
 from mmjax.train.experiment import Experiment
 from mmjax.train.groups import merged, split
+from mmjax.train.program import Start
+from mmjax.train.setup import Origin, TrainingData
 from mmjax.train.step import measure, unboxed
 
 HEADING = ("source", "example", "name", "reason")  # of the list of examples left out
@@ -128,36 +134,44 @@ def short_schedule(config: Experiment) -> str | None:
     )
 
 
-def start(config, run, params, groups, flops, decisions, sampler, layout, source, first: int, batch: int, peak) -> None:
-    """Prints devices, parts of the model, and the use of rows from a batch on."""
-    say = progress.console.print
+def peak() -> float | None:
+    """FLOP/s of a device; None if unknown."""
+    return PEAKS.get(jax.devices()[0].device_kind)
+
+
+def throughput(config: Experiment, layout: Layout, flops: float) -> telemetry.Throughput:
+    """Measures the throughput of a training whose step takes `flops`."""
+    hops = {name: hop / sample_rate(config) for name, hop in layout.recordings.items()}
+    return telemetry.Throughput(hops, flops, peak() and peak() * jax.device_count())
+
+
+def start(
+    config: Experiment,
+    run: Path,
+    begun: Start,
+    data: TrainingData,
+    flops: Mapping[str, float],
+    decisions: Sequence[Decision],
+    origin: Origin,
+) -> None:
+    """Prints devices, parts of the model, and the use of rows from the first batch on."""
+    say, params, first = progress.console.print, begun.abstract.params, origin.step
+    source, layout, sampler = data.source, data.layout, data.sampler
     devices = jax.devices()
     say(f"{config.name} in {run}" + (f", resuming after step {first}" if first else ""))
     say(
         f"{len(devices)} x {devices[0].device_kind} ({jax.process_count()} process), compute {config.model.dtype}, "
         f"parameters {config.optimizer.parameters}, "
-        + (f"peak {peak / 1e12:.0f} TFLOP/s per device" if peak else "peak unknown: no MFU")
+        + (f"peak {peak() / 1e12:.0f} TFLOP/s per device" if peak() else "peak unknown: no MFU")
     )
     say(config.optimizer.schedule.described())
     if warning := short_schedule(config):
         progress.warn(warning)
     for line in attention.lines(decisions):
         say(line)
-    parts = Table("part")
-    sizes, frozen = parameters_by_part(params), {}
-    if groups is not None:
-        frozen = parameters_by_part(split(params, groups)[1])
-    for heading in ("parameters", *(["frozen"] if frozen else []), "GFLOP per step"):
-        parts.add_column(heading, justify="right")
-
-    def row(name: str, *numbers: float) -> None:
-        size, still, cost = numbers
-        parts.add_row(name, f"{size:,}", *([f"{still:,}"] if frozen else []), f"{cost / 1e9:.1f}")
-
-    for name in dict.fromkeys((*sizes, *flops)):
-        row(name, sizes.get(name, 0), frozen.get(name, 0), flops.get(name, 0.0))
-    row("all", sum(sizes.values()), sum(frozen.values()), sum(flops.values()))
-    say(parts)
+    sizes = parameters_by_part(params)
+    frozen = {} if begun.groups is None else parameters_by_part(split(params, begun.groups)[1])
+    say(_parts(sizes, frozen, flops))
     if adapted := adapted_kernels(params):
         count = sum(x.size for node in adapted.values() for x in (node.a, node.b, node.magnitude) if x is not None)
         say(f"adapters of {len(adapted)} kernels: {count:,} parameters")
@@ -166,7 +180,7 @@ def start(config, run, params, groups, flops, decisions, sampler, layout, source
         say(f"parameters divided along {', '.join(shares)}")
     if idle := idle_parts(config):
         progress.warn(f"no task reads {', '.join(idle)}; leave out parts that are never trained")
-    useful = sampler.useful_share(layout.tokens(source.sizes), range(batch, batch + 50))
+    useful = sampler.useful_share(layout.tokens(source.sizes), range(origin.batch, origin.batch + 50))
     shortened = layout.shortened(source.sizes)
     say(
         f"{len(source):,} examples in rows of "
@@ -186,6 +200,21 @@ def start(config, run, params, groups, flops, decisions, sampler, layout, source
     left_out(source, run)
     if first < config.steps:
         say("compiling the step ...")
+
+
+def _parts(sizes: Mapping[str, int], frozen: Mapping[str, int], flops: Mapping[str, float]) -> Table:
+    """The parts of a model with their parameters and FLOPs."""
+    found = Table("part")
+    for heading in ("parameters", *(["frozen"] if frozen else []), "GFLOP per step"):
+        found.add_column(heading, justify="right")
+
+    def row(name: str, size: int, still: int, cost: float) -> None:
+        found.add_row(name, f"{size:,}", *([f"{still:,}"] if frozen else []), f"{cost / 1e9:.1f}")
+
+    for name in dict.fromkeys((*sizes, *flops)):
+        row(name, sizes.get(name, 0), frozen.get(name, 0), flops.get(name, 0.0))
+    row("all", sum(sizes.values()), sum(frozen.values()), sum(flops.values()))
+    return found
 
 
 def left_out(source: Any, run: Path, split: str = "train") -> None:
@@ -272,7 +301,7 @@ def adapter_changes(params: Any) -> dict[str, np.ndarray]:
 
 
 def adapters(changes: Mapping[str, np.ndarray]) -> None:
-    """Says how far adapters have changed their kernels, and warns of those that have not."""
+    """Says how far adapters have changed their kernels, and warns of adapters without effect."""
     if not changes:
         return
     still = [path for path, change in changes.items() if not change.all()]
@@ -287,7 +316,8 @@ def adapters(changes: Mapping[str, np.ndarray]) -> None:
         )
 
 
-def end(started: float, compiled: telemetry.CompileCounter, batches: Any, run: Any, best: Any = None) -> None:
+def end(run: Path, started: float, compiled: telemetry.CompileCounter, batches: Batches, best: Best | None) -> None:
+    """Prints what a run has done since `started`, and which checkpoint is the best."""
     say = progress.console.print
     if best:
         say(f"the best checkpoint: {best}. Try: mmjax eval {run} --step best")

@@ -84,20 +84,49 @@ def check_config(config: Experiment) -> None:
         raise UserError("data.prefixes need data.tokenizer, and a source that is a collection or a mixture of texts")
     if config.data.image_augmentation:
         config.data.image_augmentation.check("data.image_augmentation")
-    if mixing := config.data.image_mixing:
-        streams = ("image", "fused") if config.model.fusion else ("image",)
-        labelled = [task for task in config.model.tasks.values() if task.labels() and task.available(streams)]
-        if (
-            not labelled
-            or not all(task.mixes for task in labelled)
-            or any("image" not in subset or "+" in subset for subset in config.data.subsets)
-        ):
-            raise UserError(
-                "data.image_mixing is for classification of images alone: data.subsets must be 'image', and the task a Classify"
-            )
-        mixing.check("data.image_mixing")
+    _check_mixing(config)
     if config.data.speed:
         config.data.speed.check("data.speed")
+    _check_streams(config)
+    _check_evaluation(config.evaluation)
+    if config.spikes.rollback is not None and not config.checkpoint.every_steps:
+        raise UserError(
+            "spikes.rollback is set, but there are no checkpoints to go back to; set checkpoint.every_steps"
+        )
+    _check_tasks(config)
+    if config.weighting:
+        config.weighting.check(config)
+    if not config.optimizer.rule.first_moments and config.optimizer.moments != "float32":
+        raise UserError(
+            f"optimizer.moments={config.optimizer.moments}, but {type(config.optimizer.rule).__name__} has no first moments; "
+            "leave it out"
+        )
+    if config.data.batch_rows % config.optimizer.accumulation:
+        raise UserError(
+            f"data.batch_rows={config.data.batch_rows} does not divide into "
+            f"optimizer.accumulation={config.optimizer.accumulation} micro-batches; write a multiple of "
+            f"{config.optimizer.accumulation}"
+        )
+
+
+def _check_mixing(config: Experiment) -> None:
+    if (mixing := config.data.image_mixing) is None:
+        return
+    streams = ("image", "fused") if config.model.fusion else ("image",)
+    labelled = [task for task in config.model.tasks.values() if task.labels() and task.available(streams)]
+    if (
+        not labelled
+        or not all(task.mixes for task in labelled)
+        or any("image" not in subset or "+" in subset for subset in config.data.subsets)
+    ):
+        raise UserError(
+            "data.image_mixing is for classification of images alone: data.subsets must be 'image', and the task a Classify"
+        )
+    mixing.check("data.image_mixing")
+
+
+def _check_streams(config: Experiment) -> None:
+    """Checks the names in data.rows, data.inputs and the subsets."""
     modalities = set(config.model.encoders)
     texts = {label for task in config.model.tasks.values() for label, kind in task.labels().items() if kind == "text"}
     if config.data.alternatives == "drawn" and not texts:
@@ -124,25 +153,6 @@ def check_config(config: Experiment) -> None:
                     )
         if len({frozenset(subset.split("+")) for subset in subsets}) < len(subsets):
             raise UserError(f"{place} names a subset twice (order does not matter): {', '.join(subsets)}")
-    _check_evaluation(config.evaluation)
-    if config.spikes.rollback is not None and not config.checkpoint.every_steps:
-        raise UserError(
-            "spikes.rollback is set, but there are no checkpoints to go back to; set checkpoint.every_steps"
-        )
-    _check_tasks(config)
-    if config.weighting:
-        config.weighting.check(config)
-    if not config.optimizer.rule.first_moments and config.optimizer.moments != "float32":
-        raise UserError(
-            f"optimizer.moments={config.optimizer.moments}, but {type(config.optimizer.rule).__name__} has no first moments; "
-            "leave it out"
-        )
-    if config.data.batch_rows % config.optimizer.accumulation:
-        raise UserError(
-            f"data.batch_rows={config.data.batch_rows} does not divide into "
-            f"optimizer.accumulation={config.optimizer.accumulation} micro-batches; write a multiple of "
-            f"{config.optimizer.accumulation}"
-        )
 
 
 def _check_evaluation(evaluation: Evaluation) -> None:

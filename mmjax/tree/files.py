@@ -63,7 +63,7 @@ def run_file(path: Path) -> types.ModuleType:
 
 
 def user_class(name: str) -> type:
-    """The class that "FILE.py:NAME" names; the file is run if that has not been done.
+    """The class that "FILE.py:NAME" names; the file is run once.
 
     Raises:
       UserError: there is no such file or class.

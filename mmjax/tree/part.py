@@ -1,8 +1,8 @@
 """What a part of a config is, which fields it states, and which classes an annotation allows.
 
 A part is a frozen dataclass. A part with parameters is a Flax Linen module, which is a frozen dataclass, too. A base
-class of parts (`Encoder`, `Fusion`) has an attribute `kind` of its own, the name of its kind; an annotation with a base
-class allows each of its subclasses, also those that a user defines.
+class of parts (`Encoder`, `Fusion`) has an attribute `kind` of its own, the name of its kind. An annotation with a base
+class allows each of its subclasses, also a user's class.
 """
 
 import dataclasses

@@ -91,9 +91,9 @@ def main() -> int:
     runtime.prepare()  # before JAX is imported
     import jax
 
-    from mmjax.train import checkpoint, loop
+    from mmjax.train import checkpoint, loop, setup
 
-    loop.open_data = within("data", loop.open_data, "start-up")
+    setup.open_data = within("data", setup.open_data, "start-up")
     loop.prefetch = watched_batches(loop.prefetch, jax.process_index)
     loop.Checkpoints.save = watched_save(loop.Checkpoints.save)
     checkpoint._SummedHandler.finalize = within(None, checkpoint._SummedHandler.finalize, "saved")
