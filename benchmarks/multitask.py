@@ -1,6 +1,6 @@
 """One model for four tasks beside a model for each, with the same compute together: configs/tuxpaint_all.py.
 
-    python -m benchmarks.multitask [--steps 700] [--out runs/multitask]
+    python -m benchmarks.multitask [--steps 900] [--out runs/multitask]
 
 Each of the four has the joint model's encoders, decoder and data that its task needs, and a quarter of the FLOPs of the joint training;
 its number of steps follows from the FLOPs of its step (forward and backward, counted on the traced model). Every run lies in its own

@@ -7,7 +7,13 @@ Ours is a config of the folder configs, as it is; only the number of steps is ch
 the minutes that ours took, with start and compilation and without evaluations. Both use the cores that the process may use (`taskset`),
 one after the other, and both are scored by the same functions on the test split. The peers are in benchmarks/sides.
 
-Not measured yet: captioning, retrieval.
+Measured on 2026-11-30 on one core of two (Cascade Lake), 9 to 15 minutes each; the docstrings of the configs have all metrics. Other
+work took a part of the core from both sides:
+
+    job          metric            mmjax   PyTorch   trivial
+    captioning   CIDEr             0.173     0.080     0.009
+    retrieval    recall@10, mean  17.3 %    19.0 %     3.7 %
+    recognition  CER              39.2 %    59.1 %     124 %
 """
 
 import argparse

@@ -8,7 +8,7 @@ about 8 of the 1,670 training pages each. The test split has 195 pages, none of 
 training page:
 
                             exact    CER     WER    ROUGE-1  ROUGE-2  ROUGE-L
-    this model              4.1 %    70 %    89 %   not measured yet
+    this model              4.1 %    70 %    89 %    41.0 %   17.6 %   38.5 %
     the first sentence      0.0 %   223 %   258 %    26.2 %   10.4 %   23.1 %
 """
 

@@ -6,7 +6,22 @@
 CTC writes what is said. One decoder writes the English description: a translation where it reads speech, a caption where it reads a
 picture. The speech encoder also finds the written description among all others, and the description its recordings.
 
-Not trained yet.
+Measured on 2026-11-30 on one of 2 CPU cores (Cascade Lake): 12 minutes for 900 steps. "alone" is a model for each task with the same
+encoders and data, and a quarter of the FLOPs each (together 13 minutes). The test split has 133 recordings of 60 descriptions, none of
+which is in the training split:
+
+    task          metric                            this    alone   random text
+    recognition   CER                             67.5 %   68.3 %         109 %
+    recognition   WER                             77.6 %   79.3 %         129 %
+    translation   BLEU                              21.0      1.0           1.1
+    translation   chrF                              29.7     10.9           9.0
+    captioning    BLEU                              18.8     23.6           1.1
+    captioning    chrF                              26.9     31.4           9.0
+    retrieval     recall@10, speech to text       86.2 %   73.7 %    about 17 %
+    retrieval     recall@10, text to speech       80.1 %   71.6 %    about 17 %
+
+Translation gains most: alone, 1,226 recordings are not enough for its decoder, which here also learns from captions and retrieval.
+Captioning loses.
 """
 
 from mmjax.config import (
@@ -43,7 +58,7 @@ sizes = dict(width=WIDTH, heads=4, mlp=384, dropout=0.1)
 
 config = Experiment(
     name="tuxpaint_all",
-    steps=700,
+    steps=900,
     data=Data(
         source=TuxPaintStamps(languages=("es", "fr")),
         tokenizer=SentencePiece(vocabulary=500, byte_fallback=False, normalisation="nmt_nfkc_cf"),
