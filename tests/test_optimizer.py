@@ -90,6 +90,7 @@ TASKS = {
     ),
     "causal": c.CausalLM(reads="ids", decoder=c.TextDecoder(cross_attention=False, **TEXT)),
     "transduced": c.Transducer(reads="relative", outputs=32, width=16),
+    "taught": c.MeanTeacher(of="mean"),
 }
 RULES = {
     "AdamW": c.AdamW(weight_decay=0.1),
@@ -300,7 +301,7 @@ def test_muon_makes_the_matrix_of_every_hidden_projection_orthogonal(shapes, dis
 class Square:
     """A task whose loss is smallest where the output is 1."""
 
-    weight, labelled = 1.0, False
+    weight, labelled, imitates = 1.0, False, False
 
     def loss(self, output):
         return {"loss": (((output.prediction - 1.0) ** 2).sum(), jnp.float32(output.prediction.size))}
