@@ -24,7 +24,7 @@ from mmjax.train.step import unboxed
 tokenizers = pytest.importorskip("tokenizers")
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-pytestmark = pytest.mark.reference
+pytestmark = [pytest.mark.reference, pytest.mark.slow]
 
 WORDS = ("up", "down", "left", "right", "stop", "go")
 DECODER = "tasks.continuation.decoder"
@@ -109,7 +109,6 @@ def ours(run):
 
 
 @pytest.mark.parametrize("name", ["lora", "dora"])
-@pytest.mark.slow
 def test_a_merged_export_computes_what_the_run_computes(runs, name, tmp_path):
     assert main(["export", str(runs / name), "--out", str(tmp_path / "merged")]) == 0
     run, found = Run(runs / name), logits(tmp_path / "merged")
@@ -118,7 +117,6 @@ def test_a_merged_export_computes_what_the_run_computes(runs, name, tmp_path):
     assert (tmp_path / "merged" / "tokenizer.json").is_file()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lora", "dora"])
 def test_the_adapters_are_those_of_peft(runs, name, tmp_path):
     """By PEFT's definition, the original's weights with the exported adapters are the merged weights."""
@@ -165,7 +163,6 @@ def test_a_run_of_a_run_of_an_import_is_exported_too(runs, tmp_path):
         export_model(tmp_path / "second", tmp_path / "adapters", adapters=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
 def test_adapters_of_a_quantised_decoder(home, dtype, tmp_path):
     """QLoRA: what is trained is exported; the kernels of the import are those of few bits, within half a step."""

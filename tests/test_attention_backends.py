@@ -191,7 +191,7 @@ MATRIX = [
         id=f"{backend}-{case.sees}-{'cross' if case.cross else 'self'}-{'grouped' if few < H else 'heads'}-{dtype}",
         marks=[
             pytest.mark.skipif(backend == "cudnn" and not has_gpu(), reason="needs an NVIDIA GPU"),
-            *([pytest.mark.slow] if few < H and dtype == "bfloat16" else []),
+            *([pytest.mark.slow] if dtype == "bfloat16" else []),
         ],
     )
     for backend in COMPUTE

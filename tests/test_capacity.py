@@ -12,6 +12,8 @@ from mmjax import config as c
 from mmjax.data.capacity import propose, useful
 from mmjax.data.sampler import best_fit
 
+pytestmark = pytest.mark.slow
+
 
 def test_lengths_of_one_kind_get_rows_that_they_fill():
     """Utterances of 1 to 16 s, most near 14 s: rows of a whole multiple of that waste half of what others do."""
@@ -119,7 +121,6 @@ def test_bench_says_who_waits(step, verdict, tmp_path, capsys):
     assert verdict in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_bench_measures_the_step_and_refuses_none(tmp_path, capsys):
     (tmp_path / "tiny.json").write_text(c.to_json(tiny()))
     command = ["data", "bench", str(tmp_path / "tiny.json"), "--batches", "1"]

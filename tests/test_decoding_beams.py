@@ -400,6 +400,7 @@ def after_text(task, step, frame, text):
 
 @pytest.mark.parametrize("durations", [(), (0, 1, 2)], ids=["no durations", "durations"])
 @PREDICTIONS
+@pytest.mark.slow
 def test_transducer_beams_that_hold_everything_sum_over_all_alignments(prediction, durations):
     """Texts of at most 3 tokens, of packed examples with 3, 1 and 2 frames; a scorer adds what it should."""
     transducers = Transducers([3, 1, 2], prediction, durations)

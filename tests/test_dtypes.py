@@ -24,6 +24,8 @@ from mmjax.train.program import begin, jitted_step
 from mmjax.train.step import LossAndGradients, cast, rounded_like
 from mmjax.train.validate import check_config
 
+pytestmark = pytest.mark.slow
+
 HALF = {"parameters": "bfloat16", "gradients": "bfloat16", "moments": "bfloat16"}
 
 
@@ -101,7 +103,6 @@ def test_what_is_kept_has_the_chosen_dtype(subject, rule, chosen, kept):
         assert dtypes(squares) <= {"float32"} and bool(squares) == isinstance(rule, (c.AdamW, c.Muon))
 
 
-@pytest.mark.slow
 def test_gradients_are_kept_and_summed_in_the_chosen_dtype(subject):
     model = build_model(tiny().model)
     params = jax.jit(lambda: model.init(jax.random.key(0), subject.batch)["params"])()
@@ -119,7 +120,6 @@ def test_gradients_are_kept_and_summed_in_the_chosen_dtype(subject):
             np.testing.assert_allclose(one.astype(jnp.float32), other, atol=scale * count / 256 + 1e-7)
 
 
-@pytest.mark.slow
 def test_what_is_used_at_every_step_of_a_loop_sums_its_gradients_in_32_bits(source):
     """A recurrent layer, a joint network, a vocabulary: hundreds of additions in 16 bits would stall far from the sum."""
     speech = c.BiLSTM(layers=1, width=16)
@@ -147,7 +147,6 @@ def test_what_is_used_at_every_step_of_a_loop_sums_its_gradients_in_32_bits(sour
         assert off < 1e-3, (name, float(off))
 
 
-@pytest.mark.slow
 def test_momentum_in_16_bits_comes_to_the_gradient(subject):
     """Lion forgets 1 % a step: rounded to the nearest, a momentum in bfloat16 stops before it is there."""
     config = with_dtypes(c.Lion(weight_decay=0.0), moments="bfloat16")
@@ -164,7 +163,6 @@ def test_momentum_in_16_bits_comes_to_the_gradient(subject):
     assert momentum @ exact / (exact @ exact) == pytest.approx(1 - 0.99**300, abs=0.01)
 
 
-@pytest.mark.slow
 def test_the_loss_falls_as_in_32_bits(subject):
     losses = []
     for config in (with_dtypes(), with_dtypes(**HALF)):
@@ -180,7 +178,6 @@ def test_the_loss_falls_as_in_32_bits(subject):
     assert 0 < np.abs(half - whole).max() < 0.05 * whole[0]
 
 
-@pytest.mark.slow
 def test_what_a_run_starts_from_is_kept_in_its_own_dtypes(subject, run):
     config = dataclasses.replace(with_dtypes(**HALF), initial={"encoders.speech": str(run)})
     begun = begin(config, build_model(config.model), subject.layout, make_mesh(devices=jax.devices()[:1]))

@@ -36,6 +36,8 @@ from mmjax.tasks.metrics import (
 )
 from mmjax.tasks.text_metrics import OF_REPLIES, text_metrics
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["a", "the", "red", "blue", "cat", "dog", "sat", "ran", "on", "mat"]
 
 
@@ -549,7 +551,6 @@ print(json.dumps(evaluate_run(sys.argv[1], examples=37, subsets=["speech+image"]
 """
 
 
-@pytest.mark.slow
 def test_eight_devices_measure_as_one(run):
     """37 examples do not divide among rows and devices: the last batch is not full, and each example counts once."""
     one, eight = (

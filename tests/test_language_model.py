@@ -194,7 +194,8 @@ def test_adapters_for_tokens_after_media_leave_texts_alone_to_the_bit(name):
 
 
 def test_adapters_for_tokens_after_media_are_for_a_decoder_of_media():
-    params = model(FUSIONS["soft"]).init(jax.random.key(0), batch := pack([[0, 1], [3]]))["params"]
+    batch = pack([[0, 1], [3]])
+    params = jax.jit(lambda: model(FUSIONS["soft"]).init(jax.random.key(0), batch)["params"])()
     params = unboxed(adapted(params, {"encoders.image": LoRA(after_media=True)}, 0))
     with pytest.raises(UserError, match=r"after_media is for the layers of the decoder of a CausalLM"):
         logits_of("soft", batch, params)

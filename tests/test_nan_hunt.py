@@ -14,6 +14,8 @@ from mmjax.train.build import build_layout, build_model, build_sampler, open_dat
 from mmjax.train.nan_hunt import hunt
 from mmjax.train.step import init_parameters, unboxed
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def subject():
@@ -43,7 +45,6 @@ def test_a_parameter_and_an_input_are_named(subject):
     assert said.startswith("the input 'image' is not finite (in the rows of the examples " + str(numbers[0]))
 
 
-@pytest.mark.slow
 def test_the_first_module_whose_output_overflows_is_named(subject):
     model, params, batch = subject
     path = "encoders_image/layers/mlp/up/kernel"

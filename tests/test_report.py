@@ -31,6 +31,8 @@ from mmjax.run import Run
 from mmjax.train.build import build_layout, build_model, build_source, labels_of
 from mmjax.train.loop import train
 
+pytestmark = pytest.mark.slow
+
 RATE, SECONDS = 8_000, 0.5
 CLASSES = ("<script>alert(1)</script>", 'red "&" blue')
 TEXTS = ("say <script> now", "a & b", "<img src=x onerror=alert(2)>")
@@ -302,7 +304,6 @@ def test_the_shown_weights_are_those_that_attention_applies():
     assert found[:, 4].max() == 0 and np.allclose(found[:, :4].sum(-1), 1)
 
 
-@pytest.mark.slow
 def test_where_a_model_looks_does_not_depend_on_how_its_layers_run(runs):
     run = Run(runs[0])
     source = build_source(run.config.data, "test", run.directory, labels_of(run.config))

@@ -327,7 +327,7 @@ def last_words(errors):
 @pytest.mark.parametrize(
     "number, code",
     [
-        (signal.SIGINT, 130),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow),
         pytest.param(signal.SIGHUP, 75, marks=pytest.mark.slow),
     ],

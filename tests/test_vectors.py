@@ -19,6 +19,8 @@ from mmjax.run import Run
 from mmjax.train.build import build_source
 from mmjax.train.validate import check_config, check_data
 
+pytestmark = pytest.mark.slow
+
 PAGE = pathlib.Path("docs/fourth-modality.md")
 
 
@@ -58,7 +60,6 @@ def test_the_page_shows_lines_of_its_list(drives):
     assert all(row.keys() == json.loads((drives.parent / "test.jsonl").open().readline()).keys() for row in rows)
 
 
-@pytest.mark.slow
 def test_both_sensors_together_say_what_neither_says_alone(trained, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)  # the source is found from anywhere
     assert cli.main(["eval", str(trained), "--json"]) == 0
@@ -84,7 +85,6 @@ def test_an_example_is_predicted_as_packed(trained, drives, capsys):
         Run(trained).predict(radar=np.ones((3, 2)))
 
 
-@pytest.mark.slow
 def test_the_invariants_hold(drives):
     with jax.default_matmul_precision("highest"):
         subject = check.Subject(c.load(drives))
