@@ -343,6 +343,9 @@ def at(params, path=KERNEL):
     return params
 
 
+AFTER = c.LoRA(rank=2, dora=True, after_media=True)
+
+
 @pytest.fixture(scope="module")
 def adapting():
     return small(
@@ -428,6 +431,13 @@ def test_what_other_runs_load(adapting, trained, subject):
     initial = {"encoders": str(trained)}
     again = at(loaded(dataclasses.replace(adapting, initial=initial), subject))
     jax.tree.map(np.testing.assert_array_equal, again, at(source))
+    for other, message in (
+        (c.LoRA(rank=2, alpha=64.0, dora=True), "alpha / rank 16.0 in"),
+        (AFTER, "after_media False in"),
+    ):
+        config = dataclasses.replace(adapting, initial=initial, adapters={"encoders.text.layers.attention": other})
+        with pytest.raises(UserError, match=message):
+            loaded(config, subject)
     plain = at(loaded(small(initial=initial), subject))
     np.testing.assert_allclose(plain, as_array(at(source)), rtol=1e-6)
     fresh = {"encoders.**.a": None, "encoders.**.b": None, "encoders.**.magnitude": None, **initial}

@@ -20,7 +20,7 @@ from mmjax.models import (
     WhisperEncoder,
     WhisperLogMel,
 )
-from mmjax.models.adapters import LoRA, adapted, adapted_kernels, is_adapted, merged_kernels
+from mmjax.models.adapters import LoRA, adapted, adapted_kernels, is_adapted, merged_kernels, without_media
 from mmjax.stream import PICTURE, RECORDING, Stream
 from mmjax.tasks import CausalLM
 from mmjax.train.step import measure, unboxed
@@ -189,6 +189,7 @@ def test_adapters_for_tokens_after_media_leave_texts_alone_to_the_bit(name):
     batch = pack([[0, 2], [3]])
     difference = np.abs(logits_of(name, batch) - logits_of(name, batch, params)).max(-1)
     assert ((difference > 0) == (batch["text"].features[..., 2] > 0)).all()
+    jax.tree.map(np.testing.assert_array_equal, without_media(with_adapters), params)
     merged = jax.jit(merged_kernels)(with_adapters)
     assert adapted_kernels(merged).keys() == adapted_kernels(with_adapters).keys(), "they cannot be a part of kernels"
 

@@ -359,49 +359,6 @@ def test_a_checkpoint_that_is_written_anew_is_not_listed_meanwhile(pushed, tmp_p
     assert contents(tmp_path, "again")["checkpoints/2/sums"] == "another"
 
 
-def interrupted(place, fail):
-    """Brings a second checkpoint to the bucket, and is stopped before the checkpoint is listed."""
-    for name in ("a", "b"):
-        (place.path / "checkpoints/4").mkdir(parents=True, exist_ok=True)
-        (place.path / "checkpoints/4" / name).write_text(name)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="killed"):
-        patch.setattr(mirror.Mirror, "_publish", fail)
-        place.push()
-
-
-def killed(*_):
-    raise OSError("killed")
-
-
-def test_what_an_interrupted_upload_has_left_is_deleted_at_the_next_start(pushed, tmp_path):
-    system, folder = pushed._system, "/bucket/runs/tiny"
-    system.pipe_file(f"{folder}/notes.txt", b"of somebody else")
-    interrupted(pushed, killed)
-    assert system.exists(f"{folder}/checkpoints/4/a")
-    other = mirror.Mirror(RUN, tmp_path / "other")
-    other.path.mkdir()
-    with mirror.mirrored(other, StopSignal()):
-        found = {name.removeprefix(f"{folder}/") for name in system.find(folder)}
-    assert found == {"checkpoints/2/sums", "metrics.jsonl", "best.json", "notes.txt", mirror.MANIFEST}
-    with pytest.raises(mirror.Taken):  # the first one was only slow
-        pushed.push()
-    assert contents(tmp_path) == {name: "old" for name in ("checkpoints/2/sums", "metrics.jsonl", "best.json")}
-
-
-@pytest.mark.slow
-def test_what_an_interrupted_upload_has_left_on_s3_is_deleted(s3, tmp_path):
-    one, two = (mirror.Mirror("s3://bucket/runs/left", tmp_path / name) for name in ("one", "two"))
-    one.path.mkdir()
-    one.pull()
-    one.push()
-    interrupted(one, killed)
-    assert s3.exists("bucket/runs/left/checkpoints/4/b")
-    two.path.mkdir()
-    two.pull()
-    assert two.tidy() == 2
-    assert s3.find("bucket/runs/left") == [f"bucket/runs/left/{mirror.MANIFEST}"]
-
-
 def test_a_run_directory_is_a_path_not_the_address_of_a_file(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for command in (["checkpoints", f"file://{tmp_path}/run"], ["eval", f"file:{tmp_path}/run"]):

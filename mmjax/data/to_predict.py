@@ -163,6 +163,22 @@ def table(file: str, fields: Fields) -> Any:
     return ManifestRecords(file, fields=fields)
 
 
+class _WithoutLabels:
+    """The records of a collection without their labels, which need not be indexed."""
+
+    def __init__(self, collection: Any):
+        self._collection = collection
+
+    def __len__(self) -> int:
+        return len(self._collection)
+
+    def __getitem__(self, number: int) -> Record:
+        return self._collection[number]._replace(labels={})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._collection, name)
+
+
 class Unlabelled:
     """The inputs of the records of a collection: a `ToPredict`. All files are measured at once, from their headers.
 
@@ -186,7 +202,8 @@ class Unlabelled:
     ):
         self._collection, self._given = collection, dict(given or {})
         self._folder = tempfile.TemporaryDirectory(prefix="mmjax-")  # lives as long as the index
-        index = open_index(collection, {}, Path(self._folder.name), "what is given", fields)
+        inputs = _WithoutLabels(collection)
+        index = open_index(inputs, {}, Path(self._folder.name), "what is given", fields)
         self._corpus = Corpus(collection, index, tokenizer, fields=fields, filters=ALL, **settings)
         self.unread = frozenset(index.columns)
         self.reasons = {number: reason.removeprefix("unreadable: ") for number, reason in self._corpus.quarantine}

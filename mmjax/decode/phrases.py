@@ -1,5 +1,6 @@
 """Phrases that are expected in a text, and lists of texts that are allowed: scorers that are automata."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,8 @@ class Phrases(Scorer):
         return boosts([self._common(tokenizer)], self.boost)
 
     def for_examples(self, tables: "Boosts", phrases: Lists, tokenizer: Any) -> "Boosts":
+        if not any(own for row in phrases for own in row):
+            return tables
         common, numbers = self._common(tokenizer), {(): 0}
         chosen = [[numbers.setdefault(tuple(own), len(numbers)) for own in row] for row in phrases]
         lists = [[*common, *(phrase_tokens(phrase, tokenizer) for phrase in own)] for own in numbers]
@@ -45,8 +48,7 @@ class Phrases(Scorer):
 
     def _common(self, tokenizer: Any) -> list[list[int]]:
         """The phrases of all examples."""
-        phrases = [*self.words, *(_lines(self.file) if self.file else ())]
-        return [phrase_tokens(phrase, tokenizer) for phrase in phrases]
+        return _read(self.words, self.file, tokenizer)
 
 
 @part
@@ -65,6 +67,12 @@ class Choices(Scorer):
         if not texts:
             raise UserError("Choices has no text; set texts or file")
         return allowed([phrase_tokens(text, tokenizer) for text in texts])
+
+
+@functools.lru_cache(8)  # a search asks for them in each batch
+def _read(words: Sequence[str], file: str | None, tokenizer: Any) -> list[list[int]]:
+    """The tokens of phrases, and of those in the lines of a file."""
+    return [phrase_tokens(phrase, tokenizer) for phrase in [*words, *(_lines(file) if file else ())]]
 
 
 def _lines(file: str) -> list[str]:

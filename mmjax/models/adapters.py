@@ -33,8 +33,8 @@ class LoRA:
         as a small one (Kalajdzievski 2023, arXiv:2312.03732).
       dora: a learned magnitude for each output; A B changes the direction alone. The norm of W + scale A B has no gradient
         (section 4.3).
-      after_media: the adapter changes only soft tokens and the tokens of a conversation after its first recording or
-        picture. A text alone is computed as without adapters, so that a language model forgets nothing (as the adapters per
+      after_media: the adapter changes only soft tokens and the tokens of a conversation after the place of its first
+        recording or picture, also where the modality is left out. A text alone is computed as without adapters, so that a language model forgets nothing (as the adapters per
         modality of Phi-4-Multimodal, arXiv:2503.01743, section 2.1). For the layers of a `CausalLM`'s decoder.
     """
 
@@ -228,6 +228,11 @@ def adapted_kernels(params: Any) -> dict[str, Adapted]:
     """The kernels with adapters by path."""
     found = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_adapted)
     return {path_of(keys): node for keys, node in found if is_adapted(node)}
+
+
+def without_media(params: Any) -> Any:
+    """The parameters for texts alone: without adapters that have `after_media`."""
+    return jax.tree.map(lambda x: x.base if is_adapted(x) and x.after_media else x, params, is_leaf=is_adapted)
 
 
 def merged_kernels(params: Any) -> Any:

@@ -97,7 +97,8 @@ class CausalLM(Task, kw_only=True):
     def check(self, path: str, config: Any) -> None:
         super().check(path, config)
         self.decoder.check(f"{path}.decoder")
-        self.decoder.positions.check_length(f"{path}.decoder.positions", config.data.rows[self.reads])
+        written = self.length if self.writes else 0
+        self.decoder.positions.check_length(f"{path}.decoder.positions", config.data.rows[self.reads] + written)
         check_measures(f"{path}.measures", self.measures)
         if not config.model.encoders[self.reads].passes_ids:
             raise UserError(f"{path} embeds the tokens itself; set model.encoders.{self.reads} to TokenIds()")

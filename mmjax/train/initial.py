@@ -115,6 +115,7 @@ def load_initial(config: Experiment, state: TrainState, specs: Any, tokenizer: T
                 _check_ids(chosen[0], tokenizer, source)
         except UserError as error:
             raise UserError(f"initial['{pattern}']: {error}") from None
+        _check_adapters(pattern, kernels, source, places)
         values |= found
         used.setdefault(source.name, set()).update(places.values())
         _say(f"initial: {pattern} from {where}: {_size(found):,} parameters")
@@ -128,6 +129,21 @@ def load_initial(config: Experiment, state: TrainState, specs: Any, tokenizer: T
 
     average = state.average and jax.tree.map(copied, state.average, params, is_leaf=lambda x: x is None)
     return state._replace(params=params, average=average)
+
+
+def _check_adapters(pattern: str, kernels: Mapping[str, Adapted], source: Source, places: Mapping[str, str]) -> None:
+    """Checks that adapters that are loaded mean the same in both models; `places`: of our parameters in the source."""
+    for path, ours in kernels.items():
+        theirs = source.adapted.get(places.get(f"{path}.a", "").removesuffix(".a"))
+        if theirs is None:
+            continue
+        for name in ("scale", "after_media"):
+            if (mine := getattr(ours, name)) != (found := getattr(theirs, name)):
+                what = "alpha / rank" if name == "scale" else name
+                raise UserError(
+                    f"initial['{pattern}']: the adapter of {path} has {what} {found} in {source.name}, and {mine} in this "
+                    "config; give both the same, or give the adapters None in initial"
+                )
 
 
 def _replaced(params: Any, values: Mapping[str, np.ndarray]) -> Any:

@@ -15,7 +15,7 @@ from mmjax.decode.scorers import Place, Scorer, Shared
 from mmjax.errors import UserError
 from mmjax.files import local
 from mmjax.losses import chunked_cross_entropy
-from mmjax.models.adapters import merged_kernels
+from mmjax.models.adapters import merged_kernels, without_media
 from mmjax.models.attend import with_backend
 from mmjax.models.attention import KeyValue
 from mmjax.models.decoder import Cache, TextDecoder
@@ -192,7 +192,7 @@ def _opened(run: str) -> tuple[Any, int | None, Any]:
         raise UserError(f"{run} has {len(found)} language models; name a run with one CausalLM")
     task = build_model(dataclasses.replace(config.model, strict_attention=False)).tasks[found[0]]
     begin = next(iter(Tokenizer.of_run(directory).read("")), None)
-    return task, begin, jax.device_get(merged_kernels(params[f"tasks_{found[0]}"]["decoder"]))
+    return task, begin, jax.device_get(merged_kernels(without_media(params[f"tasks_{found[0]}"]["decoder"])))
 
 
 @functools.lru_cache(8)  # so that no module is made while a program of other modules is traced

@@ -36,7 +36,6 @@ CHECKPOINT = re.compile(r"checkpoints/(\d+)/")
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of directories that Orbax will rename
 COMPLETE = ("checkpoints/", "frozen/")  # folders whose files do not change once they have their names
 REMOVED = "removed-checkpoint-"  # begins the names of directories that are being deleted
-OWN = (*COMPLETE, "before-restart-", "damaged-checkpoint-")  # begin the names of folders that nobody else writes
 
 Stamp = tuple[int, int]  # size in bytes, time of the last change in ns
 
@@ -167,27 +166,6 @@ class Mirror:
                     return
                 time.sleep(0.1)
             raise UserError(f"cannot write {self.address}: the files in {self.path} change without a break")
-
-    def tidy(self) -> int:
-        """Deletes files that an interrupted upload has left in the folders of the run: those that its manifest does not list.
-
-        Process 0 does it for all, after a `push`. A file that somebody has put beside the files of the run stays.
-
-        Returns:
-          The number of files.
-
-        Raises:
-          UserError: the bucket cannot be written, or another process has written there.
-        """
-        with self._lock, _explained("write", self.address):
-            there = self.manifest()
-            left = [name for name in self._listed().files if name.startswith(OWN) and name not in there.files]
-            if left:
-                self._publish(there.files, there.folders)  # another process that still brings these files stops first
-            for name in left:
-                with suppress(FileNotFoundError):
-                    self._system.rm_file(f"{self._inside}/{name}")
-        return len(left)
 
     def _pushed(self, there: Manifest) -> bool:
         """Whether the bucket is now equal to the directory as it was; not if a file has vanished before it could be brought there."""
@@ -357,10 +335,6 @@ def mirrored(mirror: Mirror | None, stop: StopSignal) -> Iterator[None]:
         if lead:
             mirror.pull()
             mirror.push()  # an error of permission appears now
-            if left := mirror.tidy():
-                progress.console.print(
-                    f"{left:,} files are deleted that an interrupted upload to {mirror.address} left"
-                )
             progress.console.print(f"{mirror.address} is mirrored in {mirror.path}")
     ended = threading.Event()
     thread = threading.Thread(target=_push_often, args=(mirror, stop, ended), name="mirror", daemon=True)
