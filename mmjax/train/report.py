@@ -4,7 +4,7 @@ import datetime
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -12,8 +12,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.table import Table
 
 from mmjax import progress, telemetry
-from mmjax.data.layout import Layout
-from mmjax.data.loader import Batches
 from mmjax.errors import one_line
 from mmjax.files import write_whole
 from mmjax.flops import matrix_flops
@@ -23,13 +21,17 @@ from mmjax.models.roles import part_name
 from mmjax.parallel.machines import PEAKS
 from mmjax.parallel.mesh import abstract_batch
 from mmjax.train import attention
-from mmjax.train.best import Best
 from mmjax.train.build import build_model
 from mmjax.train.experiment import Experiment
 from mmjax.train.groups import merged, split
-from mmjax.train.program import Start
-from mmjax.train.setup import Origin, TrainingData
 from mmjax.train.step import measure, unboxed
+
+if TYPE_CHECKING:  # a report of FLOPs alone needs no library that reads data
+    from mmjax.data.layout import Layout
+    from mmjax.data.loader import Batches
+    from mmjax.train.best import Best
+    from mmjax.train.program import Start
+    from mmjax.train.setup import Origin, TrainingData
 
 HEADING = ("source", "example", "name", "reason")  # of the list of examples left out
 NAMED = 10_000  # examples left out that are listed with their names, for which their records must be read
@@ -139,7 +141,7 @@ def peak() -> float | None:
     return PEAKS.get(jax.devices()[0].device_kind)
 
 
-def throughput(config: Experiment, layout: Layout, flops: float) -> telemetry.Throughput:
+def throughput(config: Experiment, layout: "Layout", flops: float) -> telemetry.Throughput:
     """Measures the throughput of a training whose step takes `flops`."""
     hops = {name: hop / sample_rate(config) for name, hop in layout.recordings.items()}
     return telemetry.Throughput(hops, flops, peak() and peak() * jax.device_count())
@@ -148,11 +150,11 @@ def throughput(config: Experiment, layout: Layout, flops: float) -> telemetry.Th
 def start(
     config: Experiment,
     run: Path,
-    begun: Start,
-    data: TrainingData,
+    begun: "Start",
+    data: "TrainingData",
     flops: Mapping[str, float],
     decisions: Sequence[Decision],
-    origin: Origin,
+    origin: "Origin",
 ) -> None:
     """Prints devices, parts of the model, and the use of rows from the first batch on."""
     say, params, first = progress.console.print, begun.abstract.params, origin.step
@@ -316,7 +318,7 @@ def adapters(changes: Mapping[str, np.ndarray]) -> None:
         )
 
 
-def end(run: Path, started: float, compiled: telemetry.CompileCounter, batches: Batches, best: Best | None) -> None:
+def end(run: Path, started: float, compiled: telemetry.CompileCounter, batches: "Batches", best: "Best | None") -> None:
     """Prints what a run has done since `started`, and which checkpoint is the best."""
     say = progress.console.print
     if best:
