@@ -334,3 +334,21 @@ def test_members_of_a_tar_file_name_their_input(tmp_path):
     assert len(found) == 1 and found.labels["mood"].names == ("glad",)
     np.testing.assert_array_equal(found[0].input("left"), left[:, 0])
     np.testing.assert_array_equal(found[0].input("right"), right[:, 0])
+
+
+def test_an_input_from_a_named_column_is_also_read_from_its_alias(tmp_path):
+    """As `Text(column="target")` for retrieval, of a list whose captions are in a column `caption`."""
+    rows = [{"image": f"{n}.png", "caption": f"drawing {n}"} for n in range(3)]
+    for n in range(3):
+        picture(tmp_path / f"{n}.png", 8, 8, n)
+    source = c.Manifest(splits={"train": listed(tmp_path / "list.jsonl", rows)})
+    found = opened(source, tmp_path, {"text": c.Text(column="target")}, tokenizer=c.SentencePiece(vocabulary=45, byte_fallback=False))
+    assert [found[n].input("text") for n in range(3)] == ["drawing 0", "drawing 1", "drawing 2"]
+
+
+def test_columns_that_are_not_read_are_named_where_a_tokenizer_has_no_text(tmp_path):
+    noise(tmp_path / "a.wav", 0.5, 0)
+    rows = [{"audio": "a.wav", "words_said": "one two"}]
+    source = c.Manifest(splits={"train": listed(tmp_path / "list.jsonl", rows)})
+    with pytest.raises(UserError, match=r"no text to train it on; nothing reads its columns 'words_said'"):
+        opened(source, tmp_path, {}, tokenizer=c.SentencePiece(vocabulary=45, byte_fallback=False))

@@ -176,7 +176,7 @@ def _chosen(row: Mapping[str, Any], columns: Mapping[str, str], fields: Fields) 
     if "audio_filepath" in row and "text" not in fields.labels:  # NeMo's "text" is the transcript
         exact["text"] = "transcript"
     # Priority: the config's columns, then the names of the fields, then aliases.
-    own = [(key, field) for field, one in fields.inputs.items() for key in one.columns_in(row)[:1]]
+    own = [(_named(key, row), field) for field, one in fields.inputs.items() for key in one.columns_in(row)[:1]]
     taken = {*columns, *(column for column, _ in own)}
     by_ending = {key: _by_ending(key, row.get(key)) for key in BY_ENDING}
     usual = {**ALIASES, **by_ending, **exact}
@@ -192,6 +192,12 @@ def _chosen(row: Mapping[str, Any], columns: Mapping[str, str], fields: Fields) 
             if not nothing and (field not in chosen or row[chosen[field]] == ""):
                 chosen[field] = key
     return chosen
+
+
+def _named(column: str, row: Mapping[str, Any]) -> str:
+    """The column of a row with this name, or with an alias of it."""
+    aliases = (key for key, field in ALIASES.items() if field == column and key in row)
+    return column if column in row else next(aliases, column)
 
 
 def _by_ending(key: str, value: Any) -> str:

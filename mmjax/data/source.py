@@ -1,6 +1,6 @@
 """The base classes of sources: parts of a config that open the splits of a data set."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -49,10 +49,12 @@ class Texts(NamedTuple):
 
     Attributes:
       identity: a string that differs for different texts; gather: a function that reads the texts.
+      unread: columns of the data that nothing reads.
     """
 
     identity: str
     gather: Callable[[], Iterable[str]]
+    unread: Sequence[str] = ()
 
 
 @part
@@ -182,7 +184,7 @@ class Collection(Source):
         index = self.indexed("train", directory, fields)[1]
         if len(index.unreadable) == len(index):
             raise UserError(f"no example of {self.place('train')} can be used; the first: {index.unreadable[0]}")
-        return [Texts(index.digest, partial(index.all_texts, fields))]
+        return [Texts(index.digest, partial(index.all_texts, fields), list(index.columns))]
 
 
 @part

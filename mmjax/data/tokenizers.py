@@ -77,7 +77,11 @@ def learnable(source: Source, directory: Path, fields: Fields = USUAL) -> tuple[
     def texts() -> set[str]:
         if found := {text for part in parts for text in part.gather()} - {""}:
             return found
-        raise UserError("data.tokenizer is set, but the training split has no text to train it on")
+        unread = ", ".join(repr(name) for part in parts for name in part.unread)
+        others = f"; nothing reads its columns {unread}: is one of them the text? See columns= of lists and tables in docs/data.md"
+        raise UserError(
+            f"data.tokenizer is set, but the training split has no text to train it on{others if unread else ''}"
+        )
 
     return repr([part.identity for part in parts]), texts
 

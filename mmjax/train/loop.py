@@ -84,7 +84,8 @@ def _train(
         results = training.evaluate(config.evaluation.examples)
     if stop.asked():
         training.checkpoints.close()
-        raise stop.error(f"before step {first + 1}")
+        training.records.account(first)
+        raise stop.error(f"before step {first + 1}" if first < config.steps else "before the last evaluation")
 
     steps = 0 if evaluations.over else config.steps - first
     batches = prefetch(training.data.batches, training.origin.batch, training.origin.batch + steps, config.data.threads)
