@@ -128,7 +128,7 @@ def digests(run: Path, steps: list[int], processes: int, state: dict | None = No
     return found
 
 
-@pytest.mark.parametrize("steps", [pytest.param(8, marks=pytest.mark.slow), pytest.param(200, marks=pytest.mark.long)])
+@pytest.mark.parametrize("steps", [pytest.param(16, marks=pytest.mark.slow), pytest.param(200, marks=pytest.mark.long)])
 def test_batches_are_the_same_on_1_2_and_4_processes_before_and_after_a_kill(tmp_path, steps):
     config = tmp_path / "four.json"
     config.write_text(c.to_json(four_sources(tmp_path, steps)))

@@ -36,8 +36,6 @@ class Phrases(Scorer):
         return boosts([self._common(tokenizer)], self.boost)
 
     def for_examples(self, tables: "Boosts", phrases: Lists, tokenizer: Any) -> "Boosts":
-        if not any(own for row in phrases for own in row):
-            return tables
         common, numbers = self._common(tokenizer), {(): 0}
         chosen = [[numbers.setdefault(tuple(own), len(numbers)) for own in row] for row in phrases]
         lists = [[*common, *(phrase_tokens(phrase, tokenizer) for phrase in own)] for own in numbers]
