@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import threading
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -120,11 +121,16 @@ class VectorInput(Input):
         return wanted
 
 
+# NumPy reads headers with Python's parser, which fails in threads now and then in some releases of Python (python/cpython#106905).
+_PARSER = threading.Lock()
+
+
 def _shape(file: Any) -> tuple[int, ...]:
     """The shape of the numbers in an .npy file, from its header."""
     version = np.lib.format.read_magic(file)
     read = {(1, 0): np.lib.format.read_array_header_1_0}.get(version, np.lib.format.read_array_header_2_0)
-    shape, _, kind = read(file)
+    with _PARSER:
+        shape, _, kind = read(file)
     if not np.issubdtype(kind, np.number) or np.issubdtype(kind, np.complexfloating):
         raise ValueError(f"it holds {kind}, not numbers")
     if math.prod(shape) > LARGEST:
@@ -136,7 +142,8 @@ def _array(file: Any) -> np.ndarray:
     """The array of an .npy file, after a look at its header."""
     _shape(file)
     file.seek(0)
-    return np.lib.format.read_array(file)
+    with _PARSER:
+        return np.lib.format.read_array(file)
 
 
 def _as_npy(array: np.ndarray) -> bytes:
