@@ -3,7 +3,15 @@
     mmjax train configs/tuxpaint_pretraining.py
     mmjax train configs/tuxpaint_languages.py
 
-Not trained yet: the gain from the pretraining is not known.
+Measured on 2026-11-30 on one of 2 CPU cores (Cascade Lake), 2 to 3 minutes each, on the 657 recordings of the test split:
+
+    586 training recordings     accuracy   macro-F1    UAR   AUROC
+    after pretraining             97.3 %     80.4 %   83.4 %  0.995
+    without                       97.9 %     87.6 %   88.5 %  0.997
+    the most frequent language    13.1 %
+
+Pretraining gains nothing here: a tenth of the labels is enough, perhaps because each language has few speakers, whose voices tell it.
+Four of the 13 languages have fewer than 10 test recordings, so F1 and UAR depend on single ones.
 """
 
 from mmjax.config import (

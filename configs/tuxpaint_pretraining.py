@@ -7,7 +7,8 @@
 BEST-RQ hides spans of the recordings, MAE three quarters of the pictures, BERT's masked language model a part of the texts; and
 recordings, pictures and texts of a stamp are brought together (SigLIP). configs/tuxpaint_languages.py uses the speech encoder.
 
-Not trained yet: the gain from the pretraining is not known.
+Measured on 2026-11-30 on one of 2 CPU cores (Cascade Lake): 7 minutes for 260 steps. configs/tuxpaint_languages.py has the result of
+what begins with it: no gain.
 """
 
 from mmjax.config import (
