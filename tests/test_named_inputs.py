@@ -342,7 +342,12 @@ def test_an_input_from_a_named_column_is_also_read_from_its_alias(tmp_path):
     for n in range(3):
         picture(tmp_path / f"{n}.png", 8, 8, n)
     source = c.Manifest(splits={"train": listed(tmp_path / "list.jsonl", rows)})
-    found = opened(source, tmp_path, {"text": c.Text(column="target")}, tokenizer=c.SentencePiece(vocabulary=45, byte_fallback=False))
+    found = opened(
+        source,
+        tmp_path,
+        {"text": c.Text(column="target")},
+        tokenizer=c.SentencePiece(vocabulary=45, byte_fallback=False),
+    )
     assert [found[n].input("text") for n in range(3)] == ["drawing 0", "drawing 1", "drawing 2"]
 
 

@@ -70,8 +70,12 @@ class GreedyTransducer(TransducerDecoding):
         return self._written(apply, stream, self.begin(len(begins), memory), memory, begins, durations)[0]
 
     def begin(self, rows: int, memory: Memory) -> tuple[jax.Array, Any, jax.Array]:
-        """The state before the first chunk, where a text begins: the last class [rows] of each row, what is known of the
-        classes before, and the number of frames [rows] that are skipped."""
+        """The state before the first chunk.
+
+        Returns:
+          The last class [rows] of each text, which is the blank; the memory of the classes before it; and the number of
+          frames [rows] that are still to be skipped.
+        """
         return jnp.full(rows, BLANK), memory((rows,)), jnp.zeros(rows, jnp.int32)
 
     def advance(

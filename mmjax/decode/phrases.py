@@ -45,8 +45,8 @@ class Phrases(Scorer):
         return tables.start(shape, place)
 
     def _common(self, tokenizer: Any) -> list[list[int]]:
-        """The phrases of all examples."""
-        return _read(self.words, self.file, tokenizer)
+        """The tokens of the phrases of all examples."""
+        return _tokens((*self.words, *(_lines(self.file) if self.file else ())), tokenizer)
 
 
 @part
@@ -67,10 +67,9 @@ class Choices(Scorer):
         return allowed([phrase_tokens(text, tokenizer) for text in texts])
 
 
-@functools.lru_cache(8)  # a search asks for them in each batch
-def _read(words: Sequence[str], file: str | None, tokenizer: Any) -> list[list[int]]:
-    """The tokens of phrases, and of those in the lines of a file."""
-    return [phrase_tokens(phrase, tokenizer) for phrase in [*words, *(_lines(file) if file else ())]]
+@functools.lru_cache(8)  # each batch asks for the same ones
+def _tokens(phrases: tuple[str, ...], tokenizer: Any) -> list[list[int]]:
+    return [phrase_tokens(phrase, tokenizer) for phrase in phrases]
 
 
 def _lines(file: str) -> list[str]:

@@ -35,7 +35,7 @@ class LoRA:
         (section 4.3).
       after_media: the adapter changes only soft tokens and the tokens of a conversation after the place of its first
         recording or picture, also where the modality is left out. A text alone is computed as without adapters, so that a language model forgets nothing (as the adapters per
-        modality of Phi-4-Multimodal, arXiv:2503.01743, section 2.1). For the layers of a `CausalLM`'s decoder.
+        modality of Phi-4-Multimodal, arXiv:2503.01743). For the layers of a `CausalLM`'s decoder.
     """
 
     rank: int = 16  # columns of A and rows of B

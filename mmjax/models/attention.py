@@ -81,7 +81,7 @@ class MultiHeadAttention(nn.Module):
     backend: Selection = AUTO
 
     def setup(self):
-        head_width, bias = self.style.head_width or self.width // self.heads, self.style.bias
+        head_width, bias = self.style.width_of_heads(self.width, self.heads), self.style.bias
         project = partial(HeadProjection, head_width=head_width, dtype=self.dtype, bias=bias)
         self.qkv = project(3, self.heads)  # used by self-attention without grouped heads
         self.query = project(1, self.heads)

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from mmjax.models.adapters import seen_by, sees_media
 from mmjax.models.attend import AUTO, Selection
 from mmjax.models.layers import ACTIVATIONS, LayerScale, Norm, dense, normalisation
 from mmjax.models.positions import Positions
@@ -61,6 +60,10 @@ class BlockStyle:
     def normalise(self, dtype: Any, name: str | None, axis: str | None = "embed") -> nn.Module:
         """The normalisation along an axis with this logical name, as a submodule of the calling module."""
         return normalisation(self.norm, dtype, name, self.epsilon, axis)
+
+    def width_of_heads(self, width: int, heads: int) -> int:
+        """Features of each of the attention heads of a tower with this width."""
+        return self.head_width or width // heads
 
     def transform(self, x: jax.Array, dtype: Any) -> jax.Array:
         """norm(activation(linear(x))), as in BERT's heads; its modules are submodules of the calling module."""
@@ -134,7 +137,7 @@ class Tower(nn.Module, kw_only=True):
         constants: int,
         per_layer: int = 0,
         inserted: "Inserted | None" = None,
-        after_media: jax.Array | None = None,
+        with_params: Callable[[Any], Any] | None = None,
         **fields: Any,
     ) -> Callable[..., Any]:
         """Its blocks, run in order. Their parameters are stacked along a leading axis ("layers").
@@ -147,7 +150,7 @@ class Tower(nn.Module, kw_only=True):
           constants: number of arguments that all layers share.
           per_layer: number of arguments that have a leading axis of layers.
           inserted: layers between the blocks. They do not change the parameters of the blocks.
-          after_media: [B, T] the tokens that adapters with `after_media` change; None: there are no media.
+          with_params: changes the parameters of each block before it is called; None: they stay as they are.
           fields: further fields of the block.
         """
 
@@ -157,8 +160,8 @@ class Tower(nn.Module, kw_only=True):
                 return jax.tree.map(by_rows, x), out
 
         one = rematerialised(ByRows, self.remat, looped=not self.unroll and self.layers > 1)
-        if after_media is not None and not self.is_initializing() and sees_media(self.variables["params"]["layers"]):
-            one = nn.map_variables(one, "params", partial(seen_by, where=after_media))
+        if with_params is not None and not self.is_initializing():
+            one = nn.map_variables(one, "params", with_params)
         if inserted is not None and not self.is_initializing():
             return partial(self._interleaved, one(settings=settings, **fields, parent=None), constants, inserted)
         return nn.scan(

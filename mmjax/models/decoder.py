@@ -1,6 +1,6 @@
 """The text decoder: logits of the next token, for whole texts in training or token by token with a cache."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmjax.models.adapters import as_array
+from mmjax.models.adapters import as_array, seen_by, sees_media
 from mmjax.models.attend.inputs import capped
 from mmjax.models.attention import KeyValue, MultiHeadAttention, prefix_times
 from mmjax.models.blocks import BlockSettings, BlockStyle, Tower
@@ -251,7 +251,7 @@ class TextDecoder(Tower, kw_only=True):
     @property
     def head_width(self) -> int:
         """Features of an attention head."""
-        return self.block.head_width or self.width // self.heads
+        return self.block.width_of_heads(self.width, self.heads)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "TextDecoder":
@@ -345,7 +345,7 @@ class TextDecoder(Tower, kw_only=True):
             constants=5,
             per_layer=2,
             inserted=joined.inserted,
-            after_media=seen,
+            with_params=self._seeing(seen),
             cross_attention=self.cross_attention,
         )
         shared = (text, times, bias, self._context(context, cache), cache and cache._replace(layers=None))
@@ -366,6 +366,12 @@ class TextDecoder(Tower, kw_only=True):
         if factors and self.soft_cap is None:
             return text._replace(features=Factors(x, kernel)), cache
         return only_tokens(text._replace(features=capped(logits, self.soft_cap))), cache
+
+    def _seeing(self, seen: jax.Array | None) -> Callable[[Any], Any] | None:
+        """What adapters with `after_media` need of the tokens [B, T] after media; None: there are no such adapters."""
+        if seen is None or self.is_initializing() or not sees_media(self.variables["params"]["layers"]):
+            return None
+        return partial(seen_by, where=seen)
 
     def _context(self, context: Stream | None, cache: Cache | None) -> Stream | None:
         if not self.cross_attention:

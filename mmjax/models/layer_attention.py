@@ -79,7 +79,7 @@ def _unrotated(tower: Any) -> tuple[int, ...]:
 
 
 def _head_width(tower: Any) -> int:
-    return tower.block.head_width or tower.width // tower.heads
+    return tower.block.width_of_heads(tower.width, tower.heads)
 
 
 def check_layers(path: str, tower: Any) -> None:

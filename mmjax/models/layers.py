@@ -119,7 +119,7 @@ def _adapted(x: jax.Array, kernel: Adapted, contracted: int, role: Role, **optio
     if kernel.where is None or kernel.where.size != math.prod(x.shape[:-contracted]):
         raise UserError(
             "adapters: an adapter with after_media is for the layers of the decoder of a CausalLM, but the pattern selects "
-            "others, too; select '*.decoder.layers.**'"
+            "others, too; select 'tasks.NAME.decoder.layers.**'"
         )
     tokens = x.shape[:-contracted]
     return jnp.where(kernel.where.reshape(*tokens, *(1 for _ in y.shape[len(tokens) :])), y, plain)

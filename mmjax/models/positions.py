@@ -43,10 +43,10 @@ class Positions:
         """
 
     def check_length(self, path: str, tokens: int, text: str = "a text") -> None:
-        """Checks that texts may have so many tokens; `path` is the key of these positions in the config.
+        """Checks that texts with this number of tokens have positions; `path` is the key of these positions in the config.
 
         Raises:
-          UserError: they may not.
+          UserError: there are fewer positions.
         """
         if self.length is not None and self.length < tokens:
             raise UserError(f"{path}.{self.length_key}={self.length}, but {text} may have {tokens} tokens")

@@ -54,7 +54,7 @@ def normalised(text: str) -> str:
 
 
 def _contractions() -> Mapping[str, str]:
-    """Contractions by what is left of them if one apostrophe is missing."""
+    """A spelling without one of its apostrophes -> the contraction."""
     every = [f"{word}{ending}" for ending, words in ENDINGS.items() for word in words.split()]
     return {
         one[:place] + one[place + 1 :]: one

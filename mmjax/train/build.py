@@ -186,7 +186,7 @@ def build_sampler(config: Experiment, layout, source):
             choice = np.full(len(source), number)
             heard = {name: speed.lengths(sizes[name], choice) for name in layout.recordings if name in sizes}
             positions.append(layout.positions({**sizes, **heard}))
-    for name in layout.rows.keys() & config.model.encoders.keys():
+    for name in sorted(layout.rows.keys() & config.model.encoders.keys()):
         if not (positions if speed is None else positions[0])[name].any():
             unread = ", ".join(map(repr, getattr(getattr(source, "index", None), "columns", ())))
             others = f"; nothing reads its columns {unread}: see columns= of lists and tables in docs/data.md"

@@ -33,11 +33,8 @@ class Health:
         records: Records,
     ):
         self._config, self._checkpoints, self._records, self._rollbacks = config, checkpoints, records, rollbacks
-        self._skips, self._losses, self._seen = (
-            Skips(config, skipped),
-            Losses(config.spikes, origin.position),
-            origin.step,
-        )
+        self._skips, self._losses = Skips(config, skipped), Losses(config.spikes, origin.position)
+        self._seen = origin.step
 
     @property
     def state(self) -> dict[str, Any]:

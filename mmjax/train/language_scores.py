@@ -131,7 +131,11 @@ class LanguageModelScorer(Scorer):
         return jnp.zeros(state.count.shape)
 
     def _begun(self, params: Any) -> tuple[jax.Array, KeyValue, jax.Array]:
-        """Of a text before its first token: the likelihood of each next token, keys and values, and how many tokens were read."""
+        """What is read before the first token of a text.
+
+        Returns:
+          The likelihood of each first token; keys and values of what was read; and the number of tokens that were read.
+        """
         begin = _opened(self.run)[1]
         there = jnp.full((1, 1), begin is not None, jnp.int32)
         text = Stream(jnp.full((1, 1), begin or 0), there, jnp.zeros((1, 1), jnp.int32))
@@ -148,9 +152,8 @@ class LanguageModelScorer(Scorer):
           count: number of tokens before.
         """
         decoder, at = _decoder(self.run), count % self.context
-        number = (
-            count - 1 - (count - 1 - jnp.arange(self.context)) % self.context
-        )  # of the token at each place; < 0: none
+        # The number of the token at each place; less than 0: none.
+        number = count - 1 - (count - 1 - jnp.arange(self.context)) % self.context
         last = (decoder.positions.length or NOWHERE) - 1  # of learned positions; further tokens share it
         position, positions = jnp.minimum(count, last), jnp.minimum(number, last)
         text = Stream(*(x.reshape(1, 1) for x in (token, jnp.ones((), jnp.int32), position)))
@@ -165,7 +168,7 @@ def _tables(scorer: LanguageModelRescorer | LanguageModelScorer, tokenizer: Any)
     """The parameters of the language model, and the numbers of the scorer.
 
     Raises:
-      UserError: the run has not one language model, or another tokenizer.
+      UserError: the run has no language model or several, or its tokenizer is another one.
     """
     run = scorer.run
     own, (_, _, params) = Tokenizer.of_run(local(run, "the language model")), _opened(run)
