@@ -22,7 +22,7 @@ from mmjax.data.record import Record, known_fields
 from mmjax.errors import UserError
 from mmjax.files import temporary_name
 
-VERSION = 7
+VERSION = 8
 AT_ONCE = 64  # records per task of the thread pool
 KINDS = 100  # kinds of unused columns and files that are counted separately
 

@@ -125,25 +125,31 @@ class VectorInput(Input):
 _PARSER = threading.Lock()
 
 
-def _shape(file: Any) -> tuple[int, ...]:
-    """The shape of the numbers in an .npy file, from its header."""
+def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """The shape of the numbers in an .npy file, whether its first axis varies fastest, and their dtype."""
     version = np.lib.format.read_magic(file)
     read = {(1, 0): np.lib.format.read_array_header_1_0}.get(version, np.lib.format.read_array_header_2_0)
     with _PARSER:
-        shape, _, kind = read(file)
+        shape, fortran, kind = read(file)
     if not np.issubdtype(kind, np.number) or np.issubdtype(kind, np.complexfloating):
         raise ValueError(f"it holds {kind}, not numbers")
     if math.prod(shape) > LARGEST:
         raise ValueError(f"its shape is {shape}, too large to read at once")
-    return shape
+    return shape, fortran, kind
+
+
+def _shape(file: Any) -> tuple[int, ...]:
+    return _header(file)[0]
 
 
 def _array(file: Any) -> np.ndarray:
-    """The array of an .npy file, after a look at its header."""
-    _shape(file)
-    file.seek(0)
-    with _PARSER:
-        return np.lib.format.read_array(file)
+    """The array of an .npy file, whose header is read once."""
+    shape, fortran, kind = _header(file)
+    size = math.prod(shape) * kind.itemsize
+    content = bytearray(file.read(size))
+    if len(content) < size:
+        raise ValueError(f"it ends after {len(content)} of {size} bytes")
+    return np.frombuffer(content, kind).reshape(shape, order="F" if fortran else "C")
 
 
 def _as_npy(array: np.ndarray) -> bytes:
