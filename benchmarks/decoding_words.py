@@ -1,10 +1,13 @@
-"""What beams, an n-gram model and boosted phrases change in the words that an imported Whisper recognises.
+"""What beams, an n-gram model and boosted phrases change in the words that a run recognises.
 
-    python -m benchmarks.decoding_words imported/whisper [--examples 0] [--json]
+    python -m benchmarks.decoding_words imported/whisper [--languages en] [--json]
+    python -m benchmarks.decoding_words runs/asterisk_recognition --task ctc
+    python -m benchmarks.decoding_words runs/tuxpaint/recognition --source tuxpaint --languages es fr
 
-The recordings are Asterisk's English prompts, read by one person at 8 kHz. The n-gram model and the phrases are made of the texts
-of the training split; weights are chosen on the validation split; word error rates are those of the test split, without case and
-punctuation. The phrases are the words of the training texts that stand in at least three of them and have six letters or more.
+The recordings are Asterisk's prompts (8 kHz, one voice per language), or the spoken descriptions of Tux Paint's stamps. The n-gram model
+(4-grams of the run's pieces) and the phrases are made of the texts of the training split; weights are chosen on the validation split;
+word error rates are those of the test split, without case and punctuation. The phrases are the words of six letters or more that stand in
+at least three of the training texts. The 95 % interval of the difference to greedy decoding comes from 2,000 resamples of recordings.
 """
 
 import argparse
@@ -17,50 +20,92 @@ from pathlib import Path
 from typing import Any
 
 import jiwer
+import numpy as np
 
 from mmjax import progress
 from mmjax.cli import main as mmjax
 from mmjax.data.asterisk_prompts import AsteriskPromptsRecords
 from mmjax.data.splitting import phrase
+from mmjax.data.tuxpaint_stamps import TuxPaintStampsRecords
 from mmjax.files import data_directory
 from mmjax.run import Run
+from mmjax.tasks import CTC
 
+SOURCES = {"asterisk": AsteriskPromptsRecords, "tuxpaint": TuxPaintStampsRecords}
 BEAMS = 4
-WEIGHTS, BOOSTS = (0.1, 0.2, 0.4), (0.5, 1.0, 2.0)
+WEIGHTS, BOOSTS = (0.1, 0.2, 0.4, 0.8), (0.5, 1.0, 2.0)
+
+Examples = list[tuple[dict[str, Any], str]]
+"""For each recording what `Run.predict` takes, and its text."""
 
 
-def read(split: str, count: int | None = None) -> tuple[list[Any], list[str]]:
-    """The recordings of a split, and their texts."""
-    records = list(AsteriskPromptsRecords(data_directory(), split, languages=("en",)))[:count]
-    return [one.inputs["speech"][0].source for one in records], [one.labels["transcript"] for one in records]
+def read(source: str, split: str, languages: Sequence[str], count: int | None = None) -> Examples:
+    """The examples of a split: all, or `count` that are evenly spread."""
+    own = {"languages": tuple(languages)} if languages else {}
+    records = list(SOURCES[source](data_directory(), split, **own))
+    if count is not None and count < len(records):
+        records = [records[number * len(records) // count] for number in range(count)]
+    examples = []
+    for record in records:
+        speech = record.inputs["speech"][0].source
+        given = {"speech": speech.read() if hasattr(speech, "read") else speech, "tags": dict(record.tags)}
+        examples.append((given, record.labels["transcript"]))
+    return examples
 
 
-def error_rate(directory: str, task: str, recordings: Sequence[Any], texts: Sequence[str], *options: str) -> dict:
-    """The word error rate with these settings of the decoding, and the seconds that it took."""
+def errors(directory: str, task: str, examples: Examples, settings: Sequence[str]) -> tuple[np.ndarray, float]:
+    """Word errors and words of each text with these settings of the decoding [examples, 2], and the seconds that it took."""
     key = f"--model.tasks.{task}.decoding"
-    flags = [part for name, value in zip(options[::2], options[1::2], strict=True) for part in (f"{key}{name}", value)]
-    run, given = Run(directory, flags), [{"speech": one.read() if hasattr(one, "read") else one} for one in recordings]
-    next(iter(run.predict_many(given[:1])))  # compiles a part of what follows
+    flags = [
+        part for name, value in zip(settings[::2], settings[1::2], strict=True) for part in (f"{key}{name}", value)
+    ]
+    run = Run(directory, flags)
+    given = [one if run.config.data.prefixes else {"speech": one["speech"]} for one, _ in examples]
+    list(run.predict_many(given[:1]))  # compiles a part of what follows
     start = time.perf_counter()
     found = [result[task] for result in run.predict_many(given)]
     seconds = time.perf_counter() - start
-    return {"wer": jiwer.wer([phrase(x) for x in texts], [phrase(x) for x in found]), "seconds": seconds}
+    counts = []
+    for (_, text), own in zip(examples, found, strict=True):
+        one = jiwer.process_words(phrase(text), phrase(own))
+        wrong = one.substitutions + one.deletions + one.insertions
+        counts.append((wrong, one.hits + one.substitutions + one.deletions))
+    return np.array(counts), seconds
+
+
+def error_rate(counts: np.ndarray) -> float:
+    wrong, words = counts.sum(0)
+    return float(wrong / words)
+
+
+def interval(counts: np.ndarray, others: np.ndarray, resamples: int = 2000) -> list[float]:
+    """The 95 % interval of the difference of two word error rates, by resampling recordings."""
+    draws = np.random.default_rng(0).integers(0, len(counts), (resamples, len(counts)))
+    wrong = (counts - others)[:, 0][draws].sum(1)
+    return np.quantile(wrong / counts[:, 1][draws].sum(1), (0.025, 0.975)).tolist()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", help="an imported Whisper")
+    parser.add_argument("run", help="a run or an import that writes the texts of recordings")
+    parser.add_argument("--task", help="of the run; by default its first")
+    parser.add_argument("--source", choices=sorted(SOURCES), default="asterisk")
+    parser.add_argument("--languages", nargs="+", default=[], help="by default all")
     parser.add_argument("--examples", type=int, default=0, help="of each split; 0: all")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    count, (task, *_) = options.examples or None, Run(options.run).config.model.tasks
-    _, learned = read("train")
-    validation, test = read("validation", count), read("test", count)
-    beam = ("", "Beam", ".beams", str(BEAMS))
+    tasks = Run(options.run).config.model.tasks
+    task = options.task or next(iter(tasks))
+    learned = [text for _, text in read(options.source, "train", options.languages)]
+    validation, test = (
+        read(options.source, split, options.languages, options.examples or None) for split in ("validation", "test")
+    )
+    beam = ("", "PrefixBeam" if isinstance(tasks[task], CTC) else "Beam", ".beams", str(BEAMS))
     with tempfile.TemporaryDirectory() as home:
         lines, arpa, names = (str(Path(home, name)) for name in ("texts.txt", "pieces.arpa.gz", "names.txt"))
         Path(lines).write_text("\n".join(learned) + "\n", encoding="utf-8")
-        mmjax(["ngram", lines, "-o", arpa, "--tokenizer", options.run, "--order", "4"])
+        if failed := mmjax(["ngram", lines, "-o", arpa, "--tokenizer", options.run, "--order", "4"]):
+            raise SystemExit(failed)
         often = Counter(word for text in learned for word in set(phrase(text).split()))
         Path(names).write_text(
             "\n".join(word for word, n in sorted(often.items()) if n >= 3 and len(word) > 5) + "\n", encoding="utf-8"
@@ -77,19 +122,32 @@ def main() -> None:
                 f"boost {b}": (*beam, *boosted, ".scorers.names.boost", str(b)) for b in BOOSTS
             },
         }
-        results = {}
+        results: dict[str, dict[str, Any]] = {}
+        greedy = np.zeros((len(test), 2), int)
         for name, settings in tried.items():
             chosen = next(iter(settings))
             if len(settings) > 1:
-                rates = {x: error_rate(options.run, task, *validation, *s)["wer"] for x, s in settings.items()}
+                rates = {x: error_rate(errors(options.run, task, validation, s)[0]) for x, s in settings.items()}
                 chosen = min(rates, key=rates.get)
-            results[name] = {"setting": chosen, **error_rate(options.run, task, *test, *settings[chosen])}
+            counts, seconds = errors(options.run, task, test, settings[chosen])
+            greedy = counts if name == "greedy" else greedy
+            results[name] = {
+                "setting": chosen,
+                "wer": error_rate(counts),
+                "words": int(counts[:, 1].sum()),
+                "difference": interval(counts, greedy),
+                "seconds": seconds,
+            }
             progress.console.print(f"{name}: {results[name]}")
     if options.json:
         print(json.dumps(results))
         return
     for name, one in results.items():
-        print(f"{name:24} {one['setting']:12} WER {100 * one['wer']:6.2f} %   {one['seconds']:6.1f} s")
+        low, high = one["difference"]
+        print(
+            f"{name:20} {one['setting']:11} WER {100 * one['wer']:6.2f} % of {one['words']} words "
+            f"({100 * low:+.1f} to {100 * high:+.1f} against greedy)   {one['seconds']:6.1f} s"
+        )
 
 
 if __name__ == "__main__":

@@ -1,24 +1,36 @@
-"""Measures how far word times are from the exact ones of synthesised speech.
+"""Measures how far word times are from the exact ones of synthesised speech, or from those of another aligner on real speech.
 
     mmjax import models/whisper -o imported/whisper      # docs/pretrained-models.md
     python -m benchmarks.timestamps imported/whisper [--sentences N] [--json FILE] [--KEY VALUE of the run's config]
 
 espeak-ng speaks the first sentences of the Harvard lists (IEEE 1969) and says when each word and phoneme begins. The run aligns the
 known text (`Run.align`). A word begins with its first phoneme, and ends where a pause or the next word begins.
+
+    pip install pocketsphinx
+    python -m benchmarks.timestamps runs/asterisk_recognition --by pocketsphinx --task ctc --sentences 0
+
+Here PocketSphinx (with its English model) aligns Asterisk's English prompts of the test split. Prompts with digits or with words that
+its dictionary lacks are left out and counted.
 """
 
 import argparse
 import ctypes
 import functools
+import itertools
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import espeakng_loader
 import numpy as np
 import soxr
 
+from mmjax.data.asterisk_prompts import AsteriskPromptsRecords
+from mmjax.data.audio import read_audio
 from mmjax.data.speech_synthesis import Voice
 from mmjax.decode import Timings
+from mmjax.files import data_directory
 from mmjax.run import Run
 
 RATE = 16_000
@@ -133,8 +145,48 @@ def spoken(text: str, voice: Voice) -> tuple[np.ndarray, list[tuple[int, float, 
     return soxr.resample(samples, rate, RATE).clip(-1, 1), times
 
 
+Aligned = tuple[str, np.ndarray, list[tuple[int, float, float]]]
+"""A text, its samples, and for each of its words (place in the text, start, end in seconds)."""
+
+
+def espeak_sentences() -> Iterator[Aligned]:
+    """The Harvard sentences, with the times of espeak-ng."""
+    for number, text in enumerate(SENTENCES):
+        samples, times = spoken(text, VOICES[number % len(VOICES)])
+        yield text, samples, times
+
+
+def pocketsphinx_prompts() -> Iterator[Aligned]:
+    """Asterisk's English prompts of the test split, with the times of PocketSphinx."""
+    import pocketsphinx
+
+    decoder, left_out = pocketsphinx.Decoder(samprate=RATE, loglevel="FATAL"), 0
+    rate = decoder.config["frate"]
+    for record in AsteriskPromptsRecords(data_directory(), "test", languages=("en",)):
+        text = record.labels["transcript"]
+        words = [(m.start(), m[0].lower()) for m in re.finditer(r"[A-Za-z']+", text)]
+        if re.search(r"\d", text) or any(decoder.lookup_word(word) is None for _, word in words):
+            left_out += 1
+            continue
+        samples = read_audio(record.inputs["speech"][0].source, RATE)
+        decoder.set_align_text(" ".join(word for _, word in words))
+        decoder.start_utt()
+        decoder.process_raw((32767 * samples).astype(np.int16).tobytes(), full_utt=True)
+        decoder.end_utt()
+        found = [one for one in decoder.seg() or () if not one.word.startswith("<")]
+        if len(found) != len(words):
+            left_out += 1
+            continue
+        spans = [(one.start_frame / rate, (one.end_frame + 1) / rate) for one in found]
+        yield text, samples, [(place, *span) for (place, _), span in zip(words, spans, strict=True)]
+    print(f"{left_out} prompts were left out: PocketSphinx does not know a word, or can't align the prompt")
+
+
+REFERENCES = {"espeak": espeak_sentences, "pocketsphinx": pocketsphinx_prompts}
+
+
 def differences(found: Timings, text: str, exact: list[tuple[int, float, float]]) -> list[tuple[float, float]]:
-    """How much later, in seconds, the starts and ends of words are than those of espeak-ng.
+    """How much later, in seconds, the starts and ends of words are than those of the reference.
 
     espeak-ng may speak several words as one; their common borders are not measured.
     """
@@ -156,18 +208,21 @@ def main() -> None:
     """Aligns the sentences and prints the differences."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run", help="a run or an import with a task that aligns texts")
-    parser.add_argument("--sentences", type=int, default=20)
+    parser.add_argument("--by", choices=sorted(REFERENCES), default="espeak", help="whose times are the reference")
+    parser.add_argument("--task", help="of the run, if several of its tasks align texts")
+    parser.add_argument("--sentences", type=int, default=20, help="0: all")
     parser.add_argument("--json", metavar="FILE")
     options, overrides = parser.parse_known_args()
-    run, gaps = Run(options.run, overrides), []
-    for number, text in enumerate(SENTENCES[: options.sentences]):
-        samples, exact = spoken(text, VOICES[number % len(VOICES)])
-        own = differences(run.align(samples, text), text, exact)
+    run, gaps, sentences = Run(options.run, overrides), [], 0
+    for text, samples, exact in itertools.islice(REFERENCES[options.by](), options.sentences or None):
+        sentences += 1
+        own = differences(run.align(samples, text, task=options.task), text, exact)
         print(f"{1000 * np.median(np.abs(own)):5.0f} ms  {text}", flush=True)
         gaps += own
     late, far = np.array(gaps), np.abs(gaps)
     result = {
-        "sentences": min(options.sentences, len(SENTENCES)),
+        "reference": options.by,
+        "sentences": sentences,
         "boundaries": far.size,
         "median_ms": round(1000 * float(np.median(far)), 1),
         "mean_ms": round(1000 * float(far.mean()), 1),

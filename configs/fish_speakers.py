@@ -13,7 +13,9 @@ the test split:
     this config                 99.0 %    99.0 %  99.0 %    99.7 %    99.7 %  99.7 %
     the most frequent class     26.5 %    25.0 %  10.5 %    49.7 %    50.0 %  33.2 %
 
-The voices of the test split are in training. Whether a language or only its two voices is recognised, this shows (not run yet):
+The voices of the test split are in training. The languages of voices that are not in training are recognised as well: accuracy 98.6 %,
+UAR 98.6 %, macro F1 98.6 % (the mean of two folds, each with one of the two voices of a language; 2 minutes per fold; a speaker that is
+not in training cannot be named):
 
     mmjax crossval configs/fish_speakers.py --folds 2 --group speaker --steps 250
 
