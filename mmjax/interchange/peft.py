@@ -68,10 +68,18 @@ def adapter(
         raise UserError(
             "some of the weights are [in, out] and some [out, in], but PEFT's fan_in_fan_out is for all of them"
         )
+    dora = any(node.magnitude is not None for node in adapted.values())
+    return found, _document(sizes, theirs, tensors, use_dora=dora, fan_in_fan_out=transposed == {True})
+
+
+def _document(
+    sizes: Mapping[str, tuple[int, float]], theirs: Mapping[str, Any], tensors: Mapping[str, str], **options: bool
+) -> dict[str, Any]:
+    """The content of adapter_config.json; `sizes` are (rank, alpha) of the adapted modules."""
     (rank, alpha), _ = Counter(sizes.values()).most_common(1)[0]
     others = {module: size for module, size in sizes.items() if size != (rank, alpha)}
     language_model = (theirs.get("architectures") or [""])[0].endswith("ForCausalLM")
-    document = {
+    return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if language_model else None,
         "base_model_name_or_path": theirs.get("_name_or_path"),
@@ -81,13 +89,11 @@ def adapter(
         "rank_pattern": {module: size for module, (size, _) in others.items()},
         "alpha_pattern": {module: size for module, (_, size) in others.items()},
         "target_modules": _targets(sizes, tensors),
-        "use_dora": any(node.magnitude is not None for node in adapted.values()),
         "use_rslora": False,  # the scale is in alpha
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": transposed == {True},
+        **options,
     }
-    return found, document
 
 
 def _targets(modules: Mapping[str, Any], tensors: Mapping[str, str]) -> list[str]:

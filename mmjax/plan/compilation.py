@@ -19,7 +19,7 @@ from mmjax.train.experiment import Experiment
 from mmjax.train.program import Start, begin, jitted_step
 
 
-class Subject(NamedTuple):
+class Planned(NamedTuple):
     """A config's model and abstract state on the mesh of a machine."""
 
     config: Experiment
@@ -59,7 +59,7 @@ class Outcome(NamedTuple):
         return kept + self.memory.get("temp", 0) + self.memory.get("generated_code", 0)
 
 
-def describe(config: Experiment, machine: Machine, devices: list[Any] | None) -> Subject:
+def describe(config: Experiment, machine: Machine, devices: list[Any] | None) -> Planned:
     """Builds the config's parts as `mmjax train` does, on the given devices or, without them, on an abstract mesh.
 
     Raises:
@@ -75,15 +75,15 @@ def describe(config: Experiment, machine: Machine, devices: list[Any] | None) ->
         check_offload(config.model, devices[0])
         check_options(options_of(config.xla, devices[0]), devices[0])
     model = build_model(config.model, config.data.encoded)
-    return Subject(config, layout, model, mesh, begin(config, model, layout, mesh))
+    return Planned(config, layout, model, mesh, begin(config, model, layout, mesh))
 
 
-def compiled(subject: Subject, rows: int) -> Outcome:
-    """Compiles the step for the subject's mesh; running out of memory gives an outcome with `refused`."""
+def compiled(planned: Planned, rows: int) -> Outcome:
+    """Compiles the step for the mesh of the machine; running out of memory gives an outcome with `refused`."""
     progress.console.print(
-        f"compiling the step of {rows} rows for {subject.mesh.size} devices (large models: minutes) ..."
+        f"compiling the step of {rows} rows for {planned.mesh.size} devices (large models: minutes) ..."
     )
-    lowered, note = subject.lower(rows), None
+    lowered, note = planned.lower(rows), None
     try:
         try:
             executable = lowered.compile()
@@ -96,7 +96,7 @@ def compiled(subject: Subject, rows: int) -> Outcome:
         if TOO_LARGE not in str(error):
             raise
         return Outcome({"temp": _needed(str(error))}, None, None, str(error).splitlines()[0])
-    return outcome_of(executable, subject.mesh.size, subject.layout.rows.get("examples", 1))._replace(note=note)
+    return outcome_of(executable, planned.mesh.size, planned.layout.rows.get("examples", 1))._replace(note=note)
 
 
 def outcome_of(executable: Any, devices: int, slots: int = 1) -> Outcome:
@@ -116,19 +116,19 @@ def _needed(message: str) -> float:
 # Search. --------------------------------------------------------------------------------------------------
 
 
-def largest_batch(subject: Subject, usable: float, known: Mapping[int, Outcome]) -> dict[str, Any]:
+def largest_batch(planned: Planned, usable: float, known: Mapping[int, Outcome]) -> dict[str, Any]:
     """Finds the largest number of batch rows that fits, by compiling; the result lists all trials."""
-    unit = subject.row_parts * subject.config.optimizer.accumulation
+    unit = planned.row_parts * planned.config.optimizer.accumulation
 
     def fits(rows: int) -> tuple[bool, float]:
-        outcome = known.get(rows) or compiled(subject, rows)
+        outcome = known.get(rows) or compiled(planned, rows)
         return outcome.refused is None and outcome.peak <= usable, outcome.peak
 
     start = max(next(iter(known)) // unit, 1)
     best, tried = bisect(lambda units: fits(units * unit), start, usable)
     return {
         "batch_rows": best * unit,
-        "rows_per_device": best * unit // subject.row_parts,
+        "rows_per_device": best * unit // planned.row_parts,
         "tried": [{"batch_rows": n * unit, "fits": ok, "peak_memory_bytes": peak} for n, ok, peak in tried],
     }
 

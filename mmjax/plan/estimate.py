@@ -16,7 +16,7 @@ from mmjax.models.remat import towers, with_remat
 from mmjax.models.roles import by_path, layer_axis, module_of, part_name
 from mmjax.parallel.mesh import abstract_batch, per_device
 from mmjax.plan import hlo
-from mmjax.plan.compilation import Outcome, Subject
+from mmjax.plan.compilation import Outcome, Planned
 from mmjax.stream import Factors
 from mmjax.train.build import build_model
 from mmjax.train.groups import merged, split
@@ -38,7 +38,7 @@ class Kept(NamedTuple):
     host: float
 
 
-def memory_by_kind(subject: Subject, rows: int, kept: Kept, outcome: Outcome | None) -> dict[str, float]:
+def memory_by_kind(planned: Planned, rows: int, kept: Kept, outcome: Outcome | None) -> dict[str, float]:
     """Bytes per device by kind. With a compiler's outcome they add up to its total; otherwise fusion is ignored.
 
     The sizes of parameters, optimizer and average are exact. The compiler reports one number for temporary memory. It is
@@ -47,7 +47,7 @@ def memory_by_kind(subject: Subject, rows: int, kept: Kept, outcome: Outcome | N
     Args:
       kept: the result of `kept_for_backward`.
     """
-    state, batch = subject.state, abstract_batch(subject.layout.empty(1), rows, subject.mesh)
+    state, batch = planned.state, abstract_batch(planned.layout.empty(1), rows, planned.mesh)
     kinds = {
         "parameters": per_device(state.params),
         "optimizer": per_device((state.step, state.optimizer, state.skipped, state.weighting)),
@@ -57,7 +57,7 @@ def memory_by_kind(subject: Subject, rows: int, kept: Kept, outcome: Outcome | N
     wanted = {
         "logits": kept.logits,
         "activations": kept.activations,
-        "gradients": in_dtype(subject, subject.config.optimizer.gradients),
+        "gradients": in_dtype(planned, planned.config.optimizer.gradients),
     }
     if kept.again:
         wanted["computed again"] = kept.again
@@ -75,35 +75,35 @@ def memory_by_kind(subject: Subject, rows: int, kept: Kept, outcome: Outcome | N
     return kinds | {"temporaries": left, "code": outcome.memory["generated_code"]}
 
 
-def in_dtype(subject: Subject, dtype: str) -> float:
+def in_dtype(planned: Planned, dtype: str) -> float:
     """Bytes per device of an array tree with the shapes of the trained parameters in this dtype."""
-    groups, params = subject.begun.groups, subject.state.params
+    groups, params = planned.begun.groups, planned.state.params
     trained = split(params, groups)[0]
     return per_device(jax.tree.map(lambda x: x.update(dtype=jnp.dtype(dtype)), trained))
 
 
-def _abstract_parameters(subject: Subject) -> tuple[Any, Any]:
+def _abstract_parameters(planned: Planned) -> tuple[Any, Any]:
     """The shapes of the trained and of the frozen parameters (`split`)."""
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), subject.state.params)
-    return split(params, subject.begun.groups)
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), planned.state.params)
+    return split(params, planned.begun.groups)
 
 
-def kept_for_backward(subject: Subject, rows: int) -> Kept:
+def kept_for_backward(planned: Planned, rows: int) -> Kept:
     """What the traced program keeps for the backward pass; a compiler may keep less and recompute more."""
-    trained, frozen = _abstract_parameters(subject)
-    batch = abstract_batch(subject.layout.empty(1), _own_rows(subject, rows))
+    trained, frozen = _abstract_parameters(planned)
+    batch = abstract_batch(planned.layout.empty(1), _own_rows(planned, rows))
 
-    config = subject.config.model
+    config = planned.config.model
     scopes = {key: module_of(".".join(key.split(".")[:2])) for key in towers(config)}  # of a decoder, that of its task
 
     def kept(remats: Mapping[str, str]) -> tuple[dict[str, float], float]:
         """Bytes on the device by scope ("": no tower) and on the host, with the remat of some towers replaced."""
         changed = functools.reduce(lambda node, one: with_remat(node, one[1], one[0]), remats.items(), config)
-        model = build_model(changed, subject.config.data.encoded)
+        model = build_model(changed, planned.config.data.encoded)
 
         def backward(t: Any, f: Any, b: Any, k: Any) -> list[jax.Array]:
             # The vector-Jacobian product is a pytree of all that is kept for it.
-            return jax.tree.leaves(jax.vjp(lambda t: _loss(subject, model, t, f, b, k), t)[1])
+            return jax.tree.leaves(jax.vjp(lambda t: _loss(planned, model, t, f, b, k), t)[1])
 
         traced = jax.make_jaxpr(backward)(trained, frozen, batch, _key()).jaxpr
         makers, scope, given = {}, "", set(traced.invars)
@@ -127,7 +127,7 @@ def kept_for_backward(subject: Subject, rows: int) -> Kept:
     own, host = kept({})
     total = sum(own.values())
     params = merged(trained, frozen)
-    outputs = jax.eval_shape(lambda p, b: subject.model.apply({"params": p}, b), params, batch)
+    outputs = jax.eval_shape(lambda p, b: planned.model.apply({"params": p}, b), params, batch)
     predicted = [output.prediction.features for output in outputs.values()]
     logits = jax.tree.leaves([one.features if isinstance(one, Factors) else one for one in predicted])
     size, again = float(sum(math.prod(x.shape) * x.dtype.itemsize for x in logits)), 0.0
@@ -138,11 +138,11 @@ def kept_for_backward(subject: Subject, rows: int) -> Kept:
         blocks = kept(full)[0] if full else own
         depths: dict[str, int] = {}
         for key in remats:
-            depths[scopes[key]] = max(depths.get(scopes[key], 1), _depth(subject, key))
+            depths[scopes[key]] = max(depths.get(scopes[key], 1), _depth(planned, key))
         for scope, depth in depths.items():  # one block of one tower at a time
             again = max(again, blocks[scope] - own[scope] + (whole[scope] - blocks[scope]) / depth)
     # Activations are divided along context. The residual stream, their largest part, is not divided along tensor.
-    parts = subject.mesh.shape["context"]
+    parts = planned.mesh.shape["context"]
     return Kept(*(x / parts for x in (size, max(total - size, 0.0), again, host)))
 
 
@@ -156,42 +156,42 @@ def _is_view(equation: Any) -> bool:
     )
 
 
-def _depth(subject: Subject, key: str) -> int:
+def _depth(planned: Planned, key: str) -> int:
     """The number of blocks of a tower, whose parameters are stacked."""
-    own = (spec for path, spec in by_path(subject.begun.specs).items() if path.startswith(f"{key}."))
+    own = (spec for path, spec in by_path(planned.begun.specs).items() if path.startswith(f"{key}."))
     return max((spec.shape[layer_axis(spec)] for spec in own if layer_axis(spec) is not None), default=1)
 
 
-def computed_again(subject: Subject, rows: int) -> dict[str, float]:
+def computed_again(planned: Planned, rows: int) -> dict[str, float]:
     """FLOPs of the matrix products that a step recomputes to save memory, by part, over all devices.
 
     These are the products of towers with remat, and the logits that `Sequence` and `Transducer` do not keep.
     """
-    own, model = _own_rows(subject, rows), with_backend(subject.model, "xla")
-    arguments = *_abstract_parameters(subject), abstract_batch(subject.layout.empty(1), own), _key()
-    count = functools.partial(matrix_flops, slots=subject.layout.rows.get("examples", 1))
-    loss = functools.partial(_loss, subject, model)
+    own, model = _own_rows(planned, rows), with_backend(planned.model, "xla")
+    arguments = *_abstract_parameters(planned), abstract_batch(planned.layout.empty(1), own), _key()
+    count = functools.partial(matrix_flops, slots=planned.layout.rows.get("examples", 1))
+    loss = functools.partial(_loss, planned, model)
     once, made = count(loss, *arguments, trained=0), count(jax.grad(loss), *arguments)
     return {part: max(flops - once.get(part, 0.0), 0.0) * rows / own for part, flops in made.items()}
 
 
-def _own_rows(subject: Subject, rows: int) -> int:
+def _own_rows(planned: Planned, rows: int) -> int:
     """The rows of one device's micro-batch."""
-    return max(rows // subject.row_parts // subject.config.optimizer.accumulation, 1)
+    return max(rows // planned.row_parts // planned.config.optimizer.accumulation, 1)
 
 
 def _key() -> Any:
     return jax.eval_shape(lambda: jax.random.key(0))
 
 
-def _loss(subject: Subject, model: Any, trained: Any, frozen: Any, batch: Any, key: Any) -> jax.Array:
+def _loss(planned: Planned, model: Any, trained: Any, frozen: Any, batch: Any, key: Any) -> jax.Array:
     params = merged(trained, frozen)
     sums = measure(model, params, batch, {"dropout": key, "augment": key})
     return sum((divide(sums[f"{name}/loss"]) for name in model.tasks if f"{name}/loss" in sums), jnp.zeros(()))
 
 
 def estimated(
-    subject: Subject, flops: Mapping[str, float], again: Mapping[str, float], activations: float
+    planned: Planned, flops: Mapping[str, float], again: Mapping[str, float], activations: float
 ) -> tuple[dict, dict, list[hlo.Collective]]:
     """Estimates FLOPs, memory traffic (bytes) and collectives per device from the sharding, without a compiler.
 
@@ -203,12 +203,12 @@ def estimated(
       flops: of the step, by part; again: FLOPs of recomputation, by part.
       activations: bytes per device that a micro-batch keeps for the backward pass.
     """
-    shape, count = dict(subject.mesh.shape), subject.mesh.size
+    shape, count = dict(planned.mesh.shape), planned.mesh.size
     places, names = np.arange(count).reshape(tuple(shape.values())), list(shape)
     groups = {name: np.moveaxis(places, names.index(name), -1).reshape(-1, shape[name]) for name in names}
-    collectives, traffic, state = [], {}, subject.state
-    times, computed = subject.config.optimizer.accumulation, jnp.dtype(subject.config.model.dtype).itemsize
-    trained, frozen = split(state.params, subject.begun.groups)
+    collectives, traffic, state = [], {}, planned.state
+    times, computed = planned.config.optimizer.accumulation, jnp.dtype(planned.config.model.dtype).itemsize
+    trained, frozen = split(state.params, planned.begun.groups)
 
     def send(kind: str, part: str, axis: str, often: int, size: float) -> None:
         if shape[axis] > 1 and size:

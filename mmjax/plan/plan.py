@@ -17,7 +17,7 @@ from mmjax.models.remat import POLICIES, can_offload, with_remat
 from mmjax.parallel.machines import DEVICES, Machine
 from mmjax.parallel.mesh import abstract_batch
 from mmjax.plan import hlo, roofline, topology
-from mmjax.plan.compilation import Outcome, Subject, compiled, describe, largest_batch
+from mmjax.plan.compilation import Outcome, Planned, compiled, describe, largest_batch
 from mmjax.plan.estimate import computed_again, estimated, in_dtype, kept_for_backward, memory_by_kind
 from mmjax.train import attention, report
 from mmjax.train.build import build_layout, build_sampler, build_source, labels_of, open_data, open_sizes
@@ -53,24 +53,24 @@ def plan(
         raise UserError(f"the price is {price}; write the cost of a device-hour, above 0")
     install = "leave out --estimate" if estimate else topology.missing(machine)
     devices = None if install else topology.devices_of(machine)
-    subject, rows = describe(config, machine, devices), config.data.batch_rows
-    abstract_batch(subject.layout.empty(1), rows, subject.mesh)  # raises if the rows are not divisible
+    planned, rows = describe(config, machine, devices), config.data.batch_rows
+    abstract_batch(planned.layout.empty(1), rows, planned.mesh)  # raises if the rows are not divisible
     reached = roofline.rates(machine, config.model.dtype)
-    outcome = compiled(subject, rows) if devices is not None else None
+    outcome = compiled(planned, rows) if devices is not None else None
     result = {
         "config": config.name,
         "machine": machine.name,
         "devices": machine.count,
-        "mesh": dict(subject.mesh.shape),
+        "mesh": dict(planned.mesh.shape),
         "compiled": outcome is not None and outcome.program is not None,
         "batch_rows": rows,
-        "attention": [] if devices is None else attention_lines(subject),
-        "division": report.division(subject.state.params),
+        "attention": [] if devices is None else attention_lines(planned),
+        "division": report.division(planned.state.params),
     }
-    if note := _note(subject, machine, outcome, install):
+    if note := _note(planned, machine, outcome, install):
         result["note"] = note
-    kept = kept_for_backward(subject, rows)
-    memory = memory_by_kind(subject, rows, kept, outcome)
+    kept = kept_for_backward(planned, rows)
+    memory = memory_by_kind(planned, rows, kept, outcome)
     peak = outcome.peak if outcome else sum(memory.values())
     result |= {
         "fits": bool(peak <= reached.memory and not (outcome and outcome.refused)),
@@ -80,27 +80,27 @@ def plan(
     }
     if kept.host:
         result["host_memory_bytes"] = kept.host
-    result |= timed(subject, machine, reached, outcome, rows, devices, kept.activations)
-    result["assumptions"] = [*reached.assumptions, *_assumptions(subject, outcome)]
-    result |= throughput(subject, rows, result["step_seconds"], machine.count, price)
+    result |= timed(planned, machine, reached, outcome, rows, devices, kept.activations)
+    result["assumptions"] = [*reached.assumptions, *_assumptions(planned, outcome)]
+    result |= throughput(planned, rows, result["step_seconds"], machine.count, price)
     if search:
         if outcome is None:
             raise UserError(f"--search compiles the step several times; {install}")
-        result["search"] = largest_batch(subject, reached.memory, {rows: outcome})
+        result["search"] = largest_batch(planned, reached.memory, {rows: outcome})
         result["search"]["remat"] = tried = remats(config, machine, reached, rows, devices)
         result["search"]["cheapest_remat"] = cheapest(tried)
     return result
 
 
-def _note(subject: Subject, machine: Machine, outcome: Outcome | None, install: str | None) -> str | None:
+def _note(planned: Planned, machine: Machine, outcome: Outcome | None, install: str | None) -> str | None:
     """What a reader must know of the compiled step, or why none was compiled."""
     if install:
-        whole = "; activations count as if not divided along tensor" if subject.mesh.shape["tensor"] > 1 else ""
+        whole = "; activations count as if not divided along tensor" if planned.mesh.shape["tensor"] > 1 else ""
         return f"an estimate from shapes: {ESTIMATED[machine.platform]}{whole}; for the real compiler, {install}"
     if outcome.refused:
         return f"the compiler refused the step: {outcome.refused}"
-    summing = machine.platform == "tpu" and subject.config.xla.preset != "overlap"
-    if not outcome.note and summing and gathers_by_summing(subject, outcome):
+    summing = machine.platform == "tpu" and planned.config.xla.preset != "overlap"
+    if not outcome.note and summing and gathers_by_summing(planned, outcome):
         return (
             "the compiler replaced all-gathers along fsdp by all-reduces over zeros, which send twice as much; use "
             "--xla.preset overlap for all-gathers"
@@ -108,12 +108,12 @@ def _note(subject: Subject, machine: Machine, outcome: Outcome | None, install: 
     return outcome.note
 
 
-def _assumptions(subject: Subject, outcome: Outcome | None) -> list[str]:
+def _assumptions(planned: Planned, outcome: Outcome | None) -> list[str]:
     """What the estimates of time and memory take for granted, besides the rates of the machine."""
-    found, model = [], subject.config.model
+    found, model = [], planned.config.model
     if model.matrix_products != "full" and (outcome is None or outcome.program is None):
         found.append(f"products in {model.matrix_products} are timed as those in {model.dtype}")
-    if outcome is None and max(subject.mesh.shape["tensor"], subject.mesh.shape["context"]) > 1:
+    if outcome is None and max(planned.mesh.shape["tensor"], planned.mesh.shape["context"]) > 1:
         found.append(
             "communication along tensor and context is not counted, and activations count as if not divided along tensor: "
             "only a compiler knows"
@@ -135,17 +135,17 @@ def sized(config: Experiment) -> Experiment:
         ) from None
 
 
-def gathers_by_summing(subject: Subject, outcome: Outcome) -> bool:
+def gathers_by_summing(planned: Planned, outcome: Outcome) -> bool:
     """Whether the compiler replaced all all-gathers along fsdp by all-reduces, as for TPUs with 64 devices or more."""
-    shape = dict(subject.mesh.shape)
+    shape = dict(planned.mesh.shape)
     kinds = {kind for axis, kind, _ in hlo.by_axis(outcome.program.collectives, shape) if axis == "fsdp"}
-    divided = any("fsdp" in one["along"] for one in report.division(subject.state.params))
+    divided = any("fsdp" in one["along"] for one in report.division(planned.state.params))
     return divided and "all-reduce" in kinds and not kinds & {"all-gather", "collective-permute"}
 
 
-def attention_lines(subject: Subject) -> list[str]:
+def attention_lines(planned: Planned) -> list[str]:
     """The attention backends of the model on the devices that the step is compiled for."""
-    made = attention.decided(subject.config, subject.model, subject.state.params, subject.layout, subject.mesh)
+    made = attention.decided(planned.config, planned.model, planned.state.params, planned.layout, planned.mesh)
     return attention.lines(made)
 
 
@@ -160,9 +160,9 @@ def remats(
     for remat in POLICIES:
         if remat == "offload" and (not can_offload(devices[0]) or any(one["fits"] for one in tried)):
             continue
-        subject = describe(replace(config, model=with_remat(config.model, remat)), machine, devices)
-        outcome = compiled(subject, rows)
-        seconds = timed(subject, machine, reached, outcome, rows, devices)["step_seconds"]
+        planned = describe(replace(config, model=with_remat(config.model, remat)), machine, devices)
+        outcome = compiled(planned, rows)
+        seconds = timed(planned, machine, reached, outcome, rows, devices)["step_seconds"]
         tried.append(
             {
                 "remat": remat,
@@ -182,7 +182,7 @@ def cheapest(tried: Iterable[dict[str, Any]]) -> str | None:
 
 
 def timed(
-    subject: Subject,
+    planned: Planned,
     machine: Machine,
     reached: roofline.Rates,
     outcome: Outcome | None,
@@ -195,19 +195,19 @@ def timed(
     Args:
       activations: bytes kept for the backward pass; used to estimate memory traffic if nothing was compiled.
     """
-    shape, program = dict(subject.mesh.shape), outcome and outcome.program
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), subject.state.params)
-    asked = subject.model, params, subject.layout, rows
-    flops = report.step_flops(*asked, training=True, groups=subject.begun.groups)
-    again = computed_again(subject, rows) if program is None else {}
-    narrow, (used, traffic, collectives) = {}, estimated(subject, flops, again, activations)
+    shape, program = dict(planned.mesh.shape), outcome and outcome.program
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), planned.state.params)
+    asked = planned.model, params, planned.layout, rows
+    flops = report.step_flops(*asked, training=True, groups=planned.begun.groups)
+    again = computed_again(planned, rows) if program is None else {}
+    narrow, (used, traffic, collectives) = {}, estimated(planned, flops, again, activations)
     expected = collectives
     if program is not None:
         used, narrow, traffic, collectives = program.flops, program.narrow, program.traffic, program.collectives
     places = np.arange(machine.count)
     if devices is not None:  # the mesh may order devices by their place in the torus
         known = {id(device): place for place, device in enumerate(devices)}
-        places = np.array([known[id(device)] for device in subject.mesh.devices.flat])
+        places = np.array([known[id(device)] for device in planned.mesh.devices.flat])
     network, other_axes = {}, 0.0
     for one in collectives:
         seconds = roofline.exchange_seconds(machine, one, places, devices if machine.platform == "tpu" else None)
@@ -231,7 +231,7 @@ def timed(
             result["compiler_seconds"] = {part: count / per_second for part, count in program.cycles.items()}
     if machine.platform != "cpu":
         busy = sum(max(part["compute"], part["memory"]) for part in parts.values())
-        gradients = subject.config.optimizer.accumulation * in_dtype(subject, subject.config.model.dtype)
+        gradients = planned.config.optimizer.accumulation * in_dtype(planned, planned.config.model.dtype)
         result["weak_scaling"] = roofline.weak_scaling(machine, shape, busy, other_axes, gradients)
     return result
 
@@ -254,10 +254,10 @@ def _exchanged(collectives: Any, expected: Any, shape: dict[str, int]) -> dict[s
     return {"collective_bytes": axes, "collectives": kinds}
 
 
-def throughput(subject: Subject, rows: int, seconds: float, devices: int, price: float | None) -> dict[str, Any]:
+def throughput(planned: Planned, rows: int, seconds: float, devices: int, price: float | None) -> dict[str, Any]:
     """Tokens per second, seconds of audio per second and cost, counting only positions that hold a token."""
-    shares, source = useful_share(subject)
-    layout, config = subject.layout, subject.config
+    shares, source = useful_share(planned)
+    layout, config = planned.layout, planned.config
     tokens = {name: rows * length * shares[name] / seconds for name, length in layout.rows.items()}
     result = {"useful_share": {"from": source, **shares}, "tokens_per_second": tokens}
     if layout.recordings:
@@ -270,15 +270,15 @@ def throughput(subject: Subject, rows: int, seconds: float, devices: int, price:
     return result
 
 
-def useful_share(subject: Subject) -> tuple[dict[str, float], str]:
+def useful_share(planned: Planned) -> tuple[dict[str, float], str]:
     """The share of positions that hold a token, by stream, and its source: the prepared data, or an assumption."""
-    data = subject.config.data
+    data = planned.config.data
     if data.source.is_prepared(data_directory(data.directory)):
         try:
-            opened = build_source(subject.config.data, "train", labels=labels_of(subject.config))
-            layout = build_layout(subject.config, opened.tokenizer)
-            share = build_sampler(subject.config, layout, opened).useful_share(layout.tokens(opened.sizes), range(3))
+            opened = build_source(planned.config.data, "train", labels=labels_of(planned.config))
+            layout = build_layout(planned.config, opened.tokenizer)
+            share = build_sampler(planned.config, layout, opened).useful_share(layout.tokens(opened.sizes), range(3))
             return share, "measured on the first 3 steps of the data"
         except (UserError, ImportError) as error:
             progress.warn(f"cannot measure padding on the data: {error}")
-    return dict.fromkeys(subject.layout.rows, ASSUMED_SHARE), f"assumed: {100 * ASSUMED_SHARE:.0f} %"
+    return dict.fromkeys(planned.layout.rows, ASSUMED_SHARE), f"assumed: {100 * ASSUMED_SHARE:.0f} %"
