@@ -4,7 +4,7 @@
 
 The recording is made of Asterisk's English prompts in random order, with 0.3 to 1.5 seconds of faint noise between them, until it
 is long enough; they are about 25 minutes, so an hour has most of them more than once. "Pieces" are the same prompts, each
-decoded alone, as cut by their known times. Texts are compared without case and punctuation. The peak of memory is that of the
+decoded alone (once), as cut by their known times. Texts are compared without case and punctuation. The peak of memory is that of the
 process: after the first two minutes of the recording, and after all of it.
 """
 
@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jiwer
 import numpy as np
@@ -33,23 +33,31 @@ from mmjax.transcription import Transcriber
 SPLITS = ("train", "validation", "test")
 
 
-def write(path: Path, seconds: float, rate: int, seed: int = 0) -> tuple[list[tuple[float, float]], list[str]]:
-    """Writes a recording; returns the beginning and end of each piece in seconds, and its text."""
+class Piece(NamedTuple):
+    """A prompt in the recording: its number, its text, and where it begins and ends, in seconds."""
+
+    number: int
+    text: str
+    start: float
+    end: float
+
+
+def write(path: Path, seconds: float, rate: int, seed: int = 0) -> list[Piece]:
+    """Writes a recording."""
     draw, directory = np.random.default_rng(seed), data_directory()
     records = [record for split in SPLITS for record in AsteriskPromptsRecords(directory, split, languages=("en",))]
-    times, texts, order, at = [], [], [], 0
+    pieces, order, at = [], [], 0
     with soundfile.SoundFile(path, "w", rate, 1, subtype="PCM_16") as file:
         while at < seconds * rate:
             order = order or draw.permutation(len(records)).tolist()
-            record = records[order.pop()]
+            record = records[number := order.pop()]
             gap = round(draw.uniform(0.3, 1.5) * rate)
             samples = read_audio(record.inputs["speech"][0].source, rate)
             file.write(samples)
             file.write(3e-4 * draw.normal(size=gap))
-            times.append((at / rate, (at + len(samples)) / rate))
-            texts.append(record.labels["transcript"])
+            pieces.append(Piece(number, record.labels["transcript"], at / rate, (at + len(samples)) / rate))
             at += len(samples) + gap
-    return times, texts
+    return pieces
 
 
 def error_rate(truth: list[str], found: list[str]) -> float:
@@ -63,28 +71,31 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def measure(transcriber: Transcriber, path: Path, texts: list[str], seconds: float, **options: Any) -> dict[str, Any]:
+def whole(transcriber: Transcriber, path: Path, pieces: list[Piece], **options: Any) -> dict[str, Any]:
     """Transcribes the recording as a whole."""
     begun, found, early = time.perf_counter(), [], None
     for segment in transcriber.segments(path, **options):
         found.append(segment.text)
         early = peak() if early is None and segment.end > 120 else early
     return {
-        "wer": error_rate([" ".join(texts)], [" ".join(found)]),
+        "wer": error_rate([" ".join(piece.text for piece in pieces)], [" ".join(found)]),
         "segments": len(found),
-        "seconds_per_hour": (time.perf_counter() - begun) * 3600 / seconds,
+        "seconds_per_hour": (time.perf_counter() - begun) * 3600 / pieces[-1].end,
         "peak_mb_after_two_minutes": early,
         "peak_mb": peak(),
     }
 
 
-def pieces(transcriber: Transcriber, path: Path, times: list[tuple[float, float]], texts: list[str]) -> dict[str, Any]:
-    """Transcribes the pieces, cut by their known times."""
+def alone(transcriber: Transcriber, path: Path, pieces: list[Piece]) -> dict[str, Any]:
+    """Transcribes the pieces, cut by their known times: each prompt where it is said first."""
+    first = list({piece.number: piece for piece in reversed(pieces)}.values())[::-1]
+    times = np.array([(piece.start, piece.end) for piece in first])
     blocks = read_blocks(path, transcriber.rate)
-    with progress.bar("transcribing pieces", round(times[-1][1]), "seconds", transient=True) as bar:
-        decoded = transcriber.decoded(blocks, np.array(times), transcriber.run.prefixes_of({}), bar)
-        found = [prediction.text for _, prediction in decoded]
-    return {"wer": error_rate(texts, found), "pieces": len(found)}
+    with progress.bar("transcribing pieces", round(times[-1, 1]), "seconds", transient=True) as bar:
+        decoded = transcriber.decoded(blocks, times, transcriber.run.prefixes_of({}), bar)
+        texts = {piece.number: prediction.text for piece, (_, prediction) in zip(first, decoded, strict=True)}
+    found = [texts[piece.number] for piece in pieces]
+    return {"wer": error_rate([piece.text for piece in pieces], found), "pieces": len(pieces), "prompts": len(first)}
 
 
 def main() -> None:
@@ -98,12 +109,13 @@ def main() -> None:
     transcriber = Transcriber(Run(options.run))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "long.wav"
-        times, texts = write(path, 60 * options.minutes, transcriber.rate)
-        result: dict[str, Any] = {"minutes": options.minutes, "words": sum(len(phrase(text).split()) for text in texts)}
+        pieces = write(path, 60 * options.minutes, transcriber.rate)
+        words = sum(len(phrase(piece.text).split()) for piece in pieces)
+        result: dict[str, Any] = {"minutes": options.minutes, "words": words}
         for by in options.by:
-            result[by] = measure(transcriber, path, texts, times[-1][1], by=by, voice=options.voice)
+            result[by] = whole(transcriber, path, pieces, by=by, voice=options.voice)
             progress.console.print(f"by {by}: {result[by]}")  # on standard error; the rest may take long
-        result["pieces"] = pieces(transcriber, path, times, texts)
+        result["pieces"] = alone(transcriber, path, pieces)
     if options.json:
         json.dump(result, sys.stdout, indent=2)
         return
