@@ -4,7 +4,7 @@
     mmjax train configs/pretrain_1b.py
 
 Planned for 8 H100 (step compiled by jax 0.10.2 without Triton's products, see docs/log.md; time from a roofline model, not
-measured): 17.6 of 59.3 GiB per device, 106 ms per step, bound by memory, 26,100 seconds of audio per second, MFU 47 %. For 64 TPU v5p
+measured): 14.3 of 59.3 GiB per device, 84 ms per step, bound by memory, 32,900 seconds of audio per second, MFU 45 %. For 64 TPU v5p
 (`--machine v5p:4x4x4 --mesh.fsdp 64 --xla.preset overlap`): 2.7 of 95.7 GiB, 22 ms per step, 128,000 seconds of audio per
 second, MFU 62 %; libtpu's own cost model predicts 71 ms per step.
 

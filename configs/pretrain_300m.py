@@ -3,8 +3,8 @@
     mmjax plan configs/pretrain_300m.py --machine h100:8
     mmjax train configs/pretrain_300m.py
 
-Planned for 8 H100 (step compiled by jax 0.10.2; time from a roofline model, not measured): 9.8 of 59.3 GiB per device, 54 ms per
-step, bound by memory, 51,400 seconds of audio per second, MFU 30 %.
+Planned for 8 H100 (step compiled by jax 0.10.2; time from a roofline model, not measured): 8.6 of 59.3 GiB per device, 45 ms per
+step, bound by memory, 61,200 seconds of audio per second, MFU 29 %.
 
 The model transcribes speech, restores masked words and image patches, and answers questions about any of the three modalities.
 Before training, replace `SOURCES` by your own lists (docs/data.md), and `ANSWERS` by their number of answers.
