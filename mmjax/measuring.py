@@ -8,12 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from mmjax import progress
 from mmjax.data.fields import TAGS
+from mmjax.data.labels import PHRASES
 from mmjax.errors import UserError, nearest
 from mmjax.evaluate.evaluation import Evaluator
 from mmjax.evaluate.measures import Measures
 from mmjax.evaluate.subsets import all_subsets, canonical
 from mmjax.files import json_lines, local
+from mmjax.opened import NO_PHRASES
 from mmjax.train.build import build_layout, build_model, build_source, labels_of
 from mmjax.train.directory import check_same_meaning
 from mmjax.train.report import left_out
@@ -45,6 +48,8 @@ class Evaluation:
         grouping = {by: "class"} if by is not None and by not in known else {}
         opened = build_source(config.data, self.split, run.directory, grouping | own)
         check_same_meaning(run.directory, opened)
+        if PHRASES in getattr(opened, "columns", ()):
+            progress.warn_once(f"the {self.split} split has a column '{PHRASES}', which is not read: {NO_PHRASES}")
         self._layout = build_layout(config, opened.tokenizer)
         model = build_model(dataclasses.replace(config.model, strict_attention=False), config.data.encoded)
         self.evaluator = Evaluator(config.data, model, self._layout, run.facts, opened, run.mesh)

@@ -23,7 +23,7 @@ from mmjax.errors import UserError
 from mmjax.files import address_of
 from mmjax.models.adapters import adapted_kernels, in_few_bits, merged_kernels
 from mmjax.models.roles import specs
-from mmjax.models.task import Facts, tables_of
+from mmjax.models.task import Facts, tables_for, tables_of
 from mmjax.parallel.mesh import make_mesh
 from mmjax.stream import Batch
 from mmjax.train.build import build_layout, build_model, facts_of_run, labels_of, raw
@@ -111,10 +111,7 @@ class OpenedRun:
 
     def tables_for(self, batch: Batch, phrases: Mapping[tuple[int, int], Sequence[str]]) -> dict[str, Any]:
         """`tables` for the examples of a batch; `phrases`: those of examples that have some, by row and slot."""
-        rows, slots = batch["examples"].segments.shape
-        lists = [[tuple(phrases.get((row, slot), ())) for slot in range(slots)] for row in range(rows)]
-        tasks = self.model.tasks
-        return {name: tasks[name].for_examples(one, lists, self.facts) for name, one in self.tables.items()}
+        return tables_for(self.model.tasks, self.tables, self.facts, batch["examples"].segments.shape, phrases)
 
     @property
     def takes_phrases(self) -> bool:

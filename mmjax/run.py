@@ -11,8 +11,8 @@ import numpy as np
 
 from mmjax import progress
 from mmjax.data.example import Example
-from mmjax.data.labels import named
-from mmjax.data.to_predict import PHRASES, Files, InMemory, Unlabelled, table
+from mmjax.data.labels import PHRASES, named
+from mmjax.data.to_predict import Files, InMemory, Unlabelled, table
 from mmjax.data.voice_activity import VoiceActivity
 from mmjax.decode import GREEDY, Sampling, Timings, by_example
 from mmjax.errors import UserError, nearest
@@ -50,7 +50,8 @@ class Run(OpenedRun):
         shown = {name: example.input(name) for name in example.inputs if name in subset.split("+")}
         shown = {name: value for name, value in shown.items() if value is not None}
         self._check_streams(shown)
-        result = self.predict_given(shown, example.prefixes)
+        phrases = self.checked_phrases(example.labels.get(PHRASES, ())) if self.takes_phrases else ()
+        result = self.predict_given(shown, example.prefixes, phrases=phrases)
         truth = {name: named(source.labels.get(name), value) for name, value in example.labels.items()}
         truth = {"text": example.inputs.get("text") or truth.get("target", ""), **truth}
         return result | {"example": {"number": number, "split": split, "modalities": subset, **truth}}
@@ -203,7 +204,7 @@ class Run(OpenedRun):
         phrases: Sequence[str] = (),
     ) -> Unlabelled:
         """The examples of files, or of a manifest, for this run; `tags` and `phrases`: of all files."""
-        fields, data = self.config.data.fields({PHRASES: "classes"} if self.takes_phrases else {}), self.config.data
+        fields, data = self.config.data.fields({PHRASES: PHRASES} if self.takes_phrases else {}), self.config.data
         inputs = {name: one for name, one in self.fields.inputs.items() if name in self.config.model.encoders}
         records = Files(files, inputs, tags, self.checked_phrases(phrases)) if files else table(manifest, fields)
         settings = {"sample_rate": self.sample_rate, "rescale": data.rescale, "prefixes": data.prefixes}

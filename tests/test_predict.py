@@ -399,6 +399,21 @@ def test_each_example_has_its_own_phrases(tmp_path, capsys):
     assert [line["transcript"] for line in read(out_2)][1] == alone[1]["transcript"] and "漢字" in wrong["error"]
     assert run.predictor._program._cache_size() == 1
 
+    # An evaluation reads the column, too: what is predicted with it has no errors.
+    labelled = [{**row, "transcript": one["transcript"]} for row, one in zip(rows, alone, strict=True)]
+    labelled.append({**labelled[0], "phrases": ["漢字"]})
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled))
+    splits = json.dumps({"test": str(tmp_path / "test.jsonl")}).replace(" ", "")
+    split = f"--data.source Manifest --data.source.splits {splits} --data.tokenizer SentencePiece"
+    limits = "--data.filters.largest_share_dropped 0.5 --data.filters.characters_per_second None"
+    options = [*f"--split test --save {tmp_path / 'saved.jsonl'} {split} {limits}".split(), *BOOSTED.split()]
+    assert main(["eval", str(home), "--json", *options]) == 0
+    metrics = json.loads(capsys.readouterr().out.splitlines()[-1])["subsets"]["speech"]
+    assert metrics["transcript/examples"] == 16 and metrics["transcript/wer"] == 0
+    *saved, wrong = read(tmp_path / "saved.jsonl")
+    assert [line["tasks"]["transcript"]["hypothesis"] for line in saved] == [one["transcript"] for one in alone]
+    assert "漢字" in wrong["error"]
+
     whole, parts = run.predict(speech=files[1]), run.transcribe(files[1], by="windows", phrases=["red"])
     assert "red" in parts[0].text and "red" not in whole["transcript"]
     capsys.readouterr()

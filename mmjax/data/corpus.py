@@ -63,7 +63,7 @@ class Corpus:
         self._collection, self.index, self.tokenizer, self.fields = collection, index, tokenizer, fields
         self.sample_rate, self._title, self.inputs = sample_rate, title, fields.inputs
         self._uses = {name: Use(sample_rate, rescale, apart=name in fields.media) for name in fields.inputs}
-        self._written = [name for name, kind in fields.labels.items() if kind == "text"]
+        self._written = [name for name, kind in fields.labels.items() if kind in ("text", "phrases")]
         self._prefixes = Prefixes(prefixes, tokenizer, fields) if prefixes else None
         self._drawn = drawn
         sizes = {name: self._sizes(name) for name in (*fields.inputs, *fields.texts)}

@@ -32,6 +32,11 @@ class Fields(NamedTuple):
         return tuple(name for name, one in self.inputs.items() if isinstance(one, Text))
 
     @property
+    def phrases(self) -> frozenset[str]:
+        """The names of the labels that are expected phrases."""
+        return frozenset(name for name, kind in self.labels.items() if kind == "phrases")
+
+    @property
     def media(self) -> frozenset[str]:
         """The inputs that hold the media of conversations."""
         return frozenset(name for one in self.inputs.values() for name in one.media)

@@ -197,7 +197,7 @@ def measure(record: Record, fields: Fields = USUAL) -> Measured:
         for piece in one.pieces(value):
             files = _named(piece, files)
     texts = {name: text for name in fields.texts if (text := record.text(name)) is not None}
-    labels = {name: label for name, label in record.labels.items() if name not in texts}
+    labels = {name: label for name, label in record.labels.items() if name not in texts and name not in fields.phrases}
     return Measured(sizes, texts, record.tags, labels, None, missing, files)
 
 

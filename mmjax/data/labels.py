@@ -1,7 +1,8 @@
 """Labels by name: reads them from the values of a column, and keeps them as one array for all examples.
 
 A label is of one of these kinds: "class" (one class), "classes" (any number of classes), "numbers" (one or several
-numbers) or "text". "any" is the kind of a label of which no task says what it is: its values decide.
+numbers), "text", or "phrases" (texts that are expected in the text of an example; decoding reads them, and nothing learns
+them). "any" is the kind of a label of which no task says what it is: its values decide.
 """
 
 import zlib
@@ -13,7 +14,8 @@ import numpy as np
 from mmjax.data.values import is_number, number_of, text_of
 from mmjax.errors import UserError
 
-KINDS = ("class", "classes", "numbers", "text", "any")
+KINDS = ("class", "classes", "numbers", "text", "phrases", "any")
+PHRASES = "phrases"  # the column, and the kind, of expected phrases
 USUAL_LABELS = {"answer": "any", "transcript": "text", "target": "text"}  # what is read where no task asks for labels
 SPOKEN = "transcript"  # the text label that belongs to a recording: an example that hides its speech has none
 
@@ -70,8 +72,8 @@ def alternatives(text: str) -> tuple[str, ...]:
 
 
 def no_label(kind: str, value: Any, label: str, name: str, hint: str = "") -> UserError:
-    expected = {"class": "one class", "classes": "names of classes, or 0 or 1 for each", "numbers": "numbers"}[kind]
-    return UserError(f"{name}: {label} is {value!r:.60}, not {expected}{hint}")
+    expected = {"class": "one class", "classes": "names of classes, or 0 or 1 for each", "numbers": "numbers"}
+    return UserError(f"{name}: {label} is {value!r:.60}, not {expected.get(kind, 'texts')}{hint}")
 
 
 def read_label(kind: str, value: Any, label: str, name: str) -> str | tuple[str, ...] | tuple[float, ...]:
@@ -88,6 +90,10 @@ def read_label(kind: str, value: Any, label: str, name: str) -> str | tuple[str,
     listed = list(value) if isinstance(value, list | tuple) else None
     if not all(isinstance(one, str | int | float) for one in ([value] if listed is None else listed)):
         raise UserError(f"{name}: {label} cannot be {value!r:.80}")
+    if kind == "phrases":
+        if not all(isinstance(one, str) for one in ([value] if listed is None else listed)):
+            raise no_label(kind, value, label, name)
+        return (value,) if listed is None else tuple(listed)
     if kind == "any":
         kind = "class" if listed is None else "numbers" if all(map(is_number, listed)) and listed else "classes"
     if kind == "numbers" or (kind == "classes" and listed and all(isinstance(x, int | float) for x in listed)):

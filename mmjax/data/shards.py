@@ -150,5 +150,6 @@ def decode(data: bytes, fields: Fields = USUAL) -> Record:
         name: one.read(found[name], Cell(name, found["name"])) for name, one in fields.inputs.items() if name in found
     }
     texts = {name: found[name] for name, kind in fields.labels.items() if kind == "text" and name in found}
-    labels = {name: Alternatives(text) if isinstance(text, list) else text for name, text in texts.items()}
+    labels: dict[str, Any] = {n: Alternatives(text) if isinstance(text, list) else text for n, text in texts.items()}
+    labels |= {name: tuple(found[name]) for name in fields.phrases if name in found}
     return Record(found["name"], inputs, labels, {name: found[name] for name in TAGS if name in found})

@@ -84,7 +84,8 @@ class Data:
         drawn = self.alternatives == "drawn"
         options = (self.sample_rate, self.filters, self.rescale, self.prefixes, fields, known, drawn)
         found = self.source.open(split, Opening(directory, tokenizer, *options))
-        for name in (labels or ()) if split == "train" else ():
+        needed = [name for name in labels or () if name not in fields.phrases] if split == "train" else ()
+        for name in needed:
             _check_there_is(name, found, fields)
         return found
 

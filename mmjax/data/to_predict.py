@@ -19,6 +19,7 @@ from mmjax.data.filters import Filters
 from mmjax.data.image import is_picture
 from mmjax.data.indexing import open_index
 from mmjax.data.inputs import Cell, Input, Recording
+from mmjax.data.labels import PHRASES
 from mmjax.data.layout import Layout
 from mmjax.data.manifest import ManifestRecords
 from mmjax.data.packing import Packer
@@ -28,7 +29,6 @@ from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
 
 HEAD = 64  # bytes of a file that tell its kind
-PHRASES = "phrases"  # the column of phrases that are expected in the text of a row: a list of texts
 USUAL = {"recording": "speech", "image": "image"}  # the inputs of files, if the model reads several
 ALL = Filters(characters_per_second=None, largest_share_dropped=1.0)
 

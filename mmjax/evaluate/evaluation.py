@@ -10,15 +10,17 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mmjax import progress
+from mmjax.data.labels import PHRASES
 from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches, prefetch
 from mmjax.data.sampler import Sampler
 from mmjax.data.sources import Data
+from mmjax.decode import phrase_tokens
 from mmjax.evaluate.measures import Measures
 from mmjax.evaluate.subsets import ordered
 from mmjax.models import Multimodal
 from mmjax.models.segments import having
-from mmjax.models.task import Facts, losses_of, tables_of
+from mmjax.models.task import Facts, losses_of, tables_for, tables_of
 from mmjax.parallel.mesh import abstract_batch, share_of_rows, to_devices, within
 from mmjax.stream import Batch
 
@@ -35,8 +37,26 @@ def spread(examples: int | None, count: int) -> np.ndarray | None:
     return chosen
 
 
+class _Expecting:
+    """The examples of a split, each of which is read only if the tokenizer can write all of its phrases."""
+
+    def __init__(self, source: Any, tokenizer: Any):
+        self._source, self._tokenizer = source, tokenizer
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, number: int) -> Any:
+        example = self._source[number]
+        for phrase in example.labels.get(PHRASES, ()):
+            phrase_tokens(phrase, self._tokenizer)
+        return example
+
+
 class Evaluator:
     """Measures a model on one split; compiles once for the subsets of modalities that are measured together.
+
+    Where a decoding takes phrases, each example is decoded with those of its column `phrases`.
 
     The examples are read once, with all modalities, and packed as in training; each encoder runs once. Of this, each subset
     is shown a part: a modality outside it is not in its batch at all (invariant "absence").
@@ -68,6 +88,8 @@ class Evaluator:
         self._layout, self._mesh, self.source = layout, mesh, source
         self._steps: dict[Any, Any] = {}
         self._tables = tables_of(model.tasks, facts) if writes else {}
+        self._takes_phrases = writes and any(task.takes_phrases for task in model.tasks.values())
+        self._everywhere = jax.jit(within(mesh, jnp.copy), out_shardings=NamedSharding(mesh, P()))
         self.unreadable: dict[int, str] = {}  # those that were reported
 
     def evaluate(self, params: Any, subsets: Sequence[str], examples: int | None = None) -> dict[str, dict[str, float]]:
@@ -159,18 +181,30 @@ class Evaluator:
         sampler = self._sampler(together, among)
         layout = self._shown(together)
         share = share_of_rows(self._mesh)
-        batches = Batches(source, layout, sampler, share, largest_share_dropped=dropped, measuring=True)
+        checked = _Expecting(source, self._facts.tokenizer) if self._takes_phrases else source
+        batches = Batches(checked, layout, sampler, share, largest_share_dropped=dropped, measuring=True)
         present = (layout.positions(self.source.sizes)[name] for name in together.split("+") if name in layout.rows)
         key = (tuple(measures), together, all(np.all(taken) for taken in present))
         step = self._steps.setdefault(key, self._make_step(layout, *key))
         title = next(iter(measures)) if len(measures) == 1 else f"{len(measures)} subsets"
         with progress.bar(f"evaluating {title}", len(sampler), "batches", transient=True) as bar:
             for batch in prefetch(batches, 0, len(sampler), self._data.threads):
-                for subset, found in jax.device_get(step(params, to_devices(batch, self._mesh), self._tables)).items():
+                batch = to_devices(batch, self._mesh)
+                for subset, found in jax.device_get(step(params, batch, self._tables_for(batch, source))).items():
                     measures[subset].add(*found)
                 bar.advance()
                 yield
         self._say_unreadable(batches.skipped)
+
+    def _tables_for(self, batch: Batch, source: Any) -> dict[str, Any]:
+        """What decoding reads besides parameters, with the phrases of the examples of a batch."""
+        if not self._takes_phrases:
+            return self._tables
+        examples = batch["examples"]
+        numbers, segments = (np.asarray(self._everywhere(one)) for one in (examples.features, examples.segments))
+        there = zip(*np.nonzero(segments), strict=True)
+        phrases = {(row, slot): source[int(numbers[row, slot])].labels.get(PHRASES, ()) for row, slot in there}
+        return tables_for(self._model.tasks, self._tables, self._facts, segments.shape, phrases)
 
     def names(self, params: Any, subset: str) -> list[str]:
         """The metrics that `evaluate` gives if there are such examples, by their names; compiles nothing.

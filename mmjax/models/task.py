@@ -323,6 +323,24 @@ def tables_of(tasks: Mapping[str, Task], facts: Facts) -> dict[str, Any]:
     return {name: tables for name, task in tasks.items() if (tables := task.tables(facts)) is not None}
 
 
+def tables_for(
+    tasks: Mapping[str, Task],
+    tables: Mapping[str, Any],
+    facts: Facts,
+    shape: tuple[int, int],
+    phrases: Mapping[tuple[int, int], Sequence[str]],
+) -> dict[str, Any]:
+    """The tables of `tables_of` for a batch whose examples may have phrases of their own.
+
+    Args:
+      shape: the rows and slots of the batch.
+      phrases: of the examples that have some, by row and slot.
+    """
+    rows, slots = shape
+    lists = [[tuple(phrases.get((row, slot), ())) for slot in range(slots)] for row in range(rows)]
+    return {name: tasks[name].for_examples(one, lists, facts) for name, one in tables.items()}
+
+
 def losses_of(
     tasks: Mapping[str, Task], outputs: Mapping[str, Output], teacher: Mapping[str, Output] | None = None
 ) -> Sums:

@@ -10,7 +10,7 @@ from mmjax import models
 from mmjax.data.encoded import EncodedFiles, EncodedSplit
 from mmjax.data.image_augmentation import ImageAugmentation
 from mmjax.data.image_mixing import ImageMixing
-from mmjax.data.labels import Label
+from mmjax.data.labels import PHRASES, Label
 from mmjax.data.layout import Layout
 from mmjax.data.sources import Data
 from mmjax.data.text import Tokenizer
@@ -40,14 +40,14 @@ def build_model(config: models.Multimodal, encoded: Iterable[str] = ()) -> model
 
 
 def labels_of(config: Experiment) -> dict[str, str]:
-    """The labels that the tasks of a config need, and their kinds.
+    """The labels that the tasks of a config read, and their kinds; with `PHRASES` if a decoding takes them.
 
     Raises:
       UserError: two tasks read the same label as different kinds.
     """
     found: dict[str, str] = {}
     for name, task in config.model.tasks.items():
-        for label, kind in task.labels().items():
+        for label, kind in (task.labels() | ({PHRASES: PHRASES} if task.takes_phrases else {})).items():
             if found.setdefault(label, kind) != kind:
                 raise UserError(
                     f"model.tasks.{name} reads the label '{label}' as {kind}, but another task as {found[label]}; name "
@@ -140,7 +140,11 @@ def build_layout(config: Experiment, tokenizer: Tokenizer | None = None) -> Layo
         if room % align:
             raise UserError(f"{key}={room} is not a multiple of {align}; write {-(-room // align) * align}")
     outputs = {label: getattr(task, "outputs", 0) for task in config.model.tasks.values() for label in task.labels()}
-    labels = {name: Label(kind, tuple(map(str, range(outputs[name] or 0)))) for name, kind in labels_of(config).items()}
+    labels = {
+        name: Label(kind, tuple(map(str, range(outputs[name] or 0))))
+        for name, kind in labels_of(config).items()
+        if name in outputs
+    }
     return Layout.of(
         config.data.rows,
         geometry={name: _geometry(config, name) for name in config.model.encoders},
