@@ -51,10 +51,13 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def json_line(value: Any) -> str:
+def json_line(value: Any, ascii: bool = True) -> str:
     """Strict JSON in one line; numbers that are not finite become null, since JSON cannot represent them (RFC 8259).
 
     Arrays and numbers of NumPy become lists and numbers.
+
+    Args:
+      ascii: escape all characters that are not ASCII.
     """
 
     def strict(node):
@@ -65,12 +68,17 @@ def json_line(value: Any) -> str:
             return [strict(child) for child in node]
         return None if isinstance(node, float) and not math.isfinite(node) else node
 
-    return json.dumps(strict(value), allow_nan=False)
+    line = json.dumps(strict(value), allow_nan=False, ensure_ascii=ascii)
+    # A name of a file that is not in UTF-8 has surrogates, which only an escape can write.
+    return line.translate(_UNWRITTEN).encode("utf-8", "backslashreplace").decode()
+
+
+_UNWRITTEN = {ord(one): json.dumps(one)[1:-1] for one in "\x85\u2028\u2029"}  # some programs end a line at these
 
 
 @contextmanager
 def json_lines(path: Path | None, mode: Literal["w", "a"] = "w") -> Iterator[Callable[[Any], None] | None]:
-    """Opens a JSONL file, and gives a function that writes a value as its next line; None without a path.
+    """Opens a JSONL file for people, and gives a function that writes a value as its next line; None without a path.
 
     Raises:
       UserError: the file cannot be opened.
@@ -82,7 +90,7 @@ def json_lines(path: Path | None, mode: Literal["w", "a"] = "w") -> Iterator[Cal
         # Line buffering: an interrupted command leaves whole lines.
         file = open(path, mode, encoding="utf-8", buffering=1)  # noqa: SIM115  (closed below)
     with file:
-        yield lambda value: print(json_line(value), file=file)
+        yield lambda value: print(json_line(value, ascii=False), file=file)
 
 
 def begun(path: Path) -> list[Any]:
