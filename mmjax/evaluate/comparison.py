@@ -10,6 +10,7 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from mmjax.data.labels import Alternatives
 from mmjax.errors import UserError
 from mmjax.evaluate.intervals import intervals, paired
 from mmjax.evaluate.measures import Measures
@@ -60,7 +61,7 @@ def read_saved(path: Path, by: str | None = None) -> dict[str, dict[str, Scores]
     """
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [json.loads(line) for line in path.read_bytes().splitlines()]
         for line in (line for line in lines if "error" not in line):  # of an example that could not be read
             group = line.get("groups", {}).get(by, f"{line['number']} alone")
             for task, one in line["tasks"].items():
@@ -89,7 +90,8 @@ def _saved(lines: list[dict[str, Any]]) -> Scores | None:
     if isinstance(references[0], dict):
         pair = ([[one[name] for name in references[0]] for one in ones] for ones in (references, hypotheses))
         statistics = regression(*map(np.array, pair))
-    elif isinstance(references[0], str) and "probabilities" not in lines[0]:
+    elif isinstance(hypotheses[0], str) and "probabilities" not in lines[0]:
+        references = [Alternatives(one) if isinstance(one, list) else one for one in references]
         statistics = text_metrics(references, hypotheses)
     else:
         statistics = {"accuracy": mean([a == b for a, b in zip(references, hypotheses, strict=True)])}

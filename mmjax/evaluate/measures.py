@@ -68,7 +68,7 @@ class Measures:
 
     def lines(self, by: str | None = None) -> Iterator[dict[str, Any]]:
         """Yields a line for each example, in the order of numbers: {"number", "name", "groups": {"language": "fr"}, "tasks": {TASK:
-        what `Task.compared` returns}}. An example without a name or a group lacks the key. Groups are tags, and the label `by`.
+        what `Task.compared` returns, with all right references}}. An example without a name or a group lacks the key. Groups are tags, and the label `by`.
         """
         tasks: dict[int, dict[str, Any]] = {number: {} for number in sorted(self.seen.tolist())}
         for name, items in self._items.items():
@@ -78,6 +78,8 @@ class Measures:
         for number, compared in tasks.items():
             own = {kind: names[group[number]] for kind, (group, names) in groups if group[number] >= 0}
             example = self._source[number]
+            for name, one in compared.items():
+                one["reference"] = self._tasks[name].references(one["reference"], example, self._facts)
             if by in self._source.labels and (chosen := example.labels.get(by, -1)) >= 0:
                 own[by] = self._source.labels[by].names[chosen]
             called = example.name

@@ -308,6 +308,10 @@ class Task(nn.Module, kw_only=True):
         """A truth in the form of `shown`'s value "": of a class, its name."""
         return truth
 
+    def references(self, reference: Any, example: Any, facts: Facts) -> Any:
+        """`reference`, or a list of all that are right, if the example (an `Example`) has several."""
+        return reference
+
     def compared(self, item: Item, facts: Facts) -> dict[str, Any]:
         """An example as `mmjax eval --save` writes it: its reference, its hypothesis, and what else `shown` says."""
         shown = dict(self.shown(item.prediction, facts))

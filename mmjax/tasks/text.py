@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import numpy as np
 
-from mmjax.data.labels import SPOKEN, Alternatives
+from mmjax.data.labels import SPOKEN, Alternatives, alternatives
 from mmjax.decode import Hypotheses, Written, hypotheses, word_spans
 from mmjax.errors import UserError
 from mmjax.models.task import Facts, Item, Task
@@ -53,12 +53,19 @@ class TextTask(Task, kw_only=True):
         tokenizer, one = facts.tokenizer, not any(name in OF_SEVERAL for name in self.measures)
         if one and tokenizer.unknown not in tokens and tokenizer.zero != "unknown":
             return tokenizer.decode(tokens)
-        found = example()
-        instead = "text" if self.label == SPOKEN else self.label  # as in `Layout.tokens`
-        text = found.labels.get(self.label, found.inputs.get(instead))
+        text = self._stated(example())
         if isinstance(text, Alternatives):
             return Alternatives([tokenizer.reference(one) for one in text.every])
         return tokenizer.decode(tokens) if text is None else tokenizer.reference(text)
+
+    def references(self, reference: str, example: Any, facts: Facts) -> str | list[str]:
+        every = alternatives(self._stated(example) or "")
+        return reference if len(every) == 1 else [facts.tokenizer.reference(one) for one in every]
+
+    def _stated(self, example: Any) -> str | None:
+        """The text of the label as it is in the data; None: the data has none."""
+        instead = "text" if self.label == SPOKEN else self.label  # as in `Layout.tokens`
+        return example.labels.get(self.label, example.inputs.get(instead))
 
     @nn.nowrap  # since it may open a run, whose modules would become submodules of this one
     def tables(self, facts: Facts) -> Any:
