@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -118,13 +118,18 @@ class OpenedRun:
         """Whether the decoding of a task takes phrases of each example."""
         return any(task.takes_phrases for task in self.config.model.tasks.values())
 
-    def checked_phrases(self, phrases: Sequence[str]) -> tuple[str, ...]:
-        """The phrases of an example.
+    def checked_phrases(self, phrases: Sequence[str] | None) -> tuple[str, ...]:
+        """The phrases of an example; None: it has none.
 
         Raises:
           UserError: they are no list of texts, the tokenizer cannot write one, or no decoding takes phrases.
         """
-        if isinstance(phrases, str) or not all(isinstance(one, str) for one in phrases):
+        phrases = () if phrases is None else phrases
+        if (
+            isinstance(phrases, str)
+            or not isinstance(phrases, Iterable)
+            or not all(isinstance(one, str) for one in phrases)
+        ):
             raise UserError(f"phrases are a list of texts, such as ['Ann Lee'], not {phrases!r:.80}")
         if phrases and not self.takes_phrases:
             raise UserError(NO_PHRASES)

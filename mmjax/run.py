@@ -63,7 +63,7 @@ class Run(OpenedRun):
         text: str | list | None = None,
         *,
         tags: Mapping[str, str | None] | None = None,
-        phrases: Sequence[str] = (),
+        phrases: Sequence[str] | None = None,
         **others: Any,
     ) -> dict[str, Any]:
         """Predicts about one example, given as any subset of the modalities.
@@ -133,7 +133,7 @@ class Run(OpenedRun):
         waiting, count = iter(examples), 0
         while part := list(itertools.islice(waiting, AT_ONCE)):
             tags = [arguments.get("tags") or {} for arguments in part]
-            phrases = [arguments.get("phrases", ()) for arguments in part]
+            phrases = [arguments.get("phrases") for arguments in part]
             source = InMemory([self._example(arguments) for arguments in part], tags, phrases)
             for number, result in enumerate(self.predictor.of(source, rows=ROWS), count):
                 if isinstance(result, UserError):
@@ -223,7 +223,7 @@ class Run(OpenedRun):
         own = dict(arguments)
         usual = [own.pop(name, None) for name in ("speech", "image", "text", "tags")]
         try:
-            self.checked_phrases(own.pop("phrases", ()))
+            self.checked_phrases(own.pop("phrases", None))
             given, prefixes = self._given(*usual, own)
         except UserError as error:
             return error
@@ -265,7 +265,7 @@ class Run(OpenedRun):
         longest: float | None = None,
         overlap: float | None = None,
         tags: Mapping[str, str | None] | None = None,
-        phrases: Sequence[str] = (),
+        phrases: Sequence[str] | None = None,
     ) -> list[Segment]:
         """Transcribes a recording of any length in bounded memory.
 

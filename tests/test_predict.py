@@ -377,6 +377,7 @@ def test_each_example_has_its_own_phrases(tmp_path, capsys):
         soundfile.write(file, TONE[: 8_000 + 500 * number], RATE, subtype="FLOAT")
     rows = [{"speech": file, "phrases": lists[number % 4]} for number, file in enumerate(files)]
     run = Run(home, BOOSTED.split())
+    assert run.predict(speech=files[0], phrases=None) == run.predict(speech=files[0])
     alone = [run.predict(**row) for row in rows]
     assert "nine" in alone[15]["transcript"] and "red" in alone[1]["transcript"]
     assert not any(phrase in one["transcript"] for one in alone[::4] for phrase in ("red", "heard", "nine"))
@@ -421,7 +422,7 @@ def test_each_example_has_its_own_phrases(tmp_path, capsys):
     assert "no decoding of this run takes phrases" in capsys.readouterr().err
     assert main(["predict", str(home), *manifest[:-1], str(tmp_path / "out_3.jsonl")]) == 0
     assert "has a column 'phrases', which is not read" in " ".join(capsys.readouterr().err.split())
-    for wrong in ("red", [1]):
+    for wrong in ("red", [1], 7):
         with pytest.raises(UserError, match="phrases are a list of texts"):
             run.predict(speech=files[0], phrases=wrong)
 
