@@ -13,12 +13,14 @@ from conftest import tiny
 
 from mmjax import check, cli
 from mmjax.data.example import Example
-from mmjax.data.labels import Alternatives
+from mmjax.data.labels import Alternatives, alternatives
 from mmjax.data.packing import Packer
 from mmjax.data.text import Tokenizer
-from mmjax.decode import BestPath, GreedyTransducer, by_example, one_text
+from mmjax.decode import BestPath, GreedyTransducer, Written, by_example, hypotheses, one_text
 from mmjax.errors import UserError
+from mmjax.evaluate.comparison import read_saved
 from mmjax.evaluate.measures import Measures
+from mmjax.files import begun, json_lines
 from mmjax.models import Learned, LSTMPrediction, StatelessPrediction, TextDecoder
 from mmjax.models.task import losses_of
 from mmjax.models.texts import inputs_and_targets
@@ -313,7 +315,7 @@ SPELLING = '''
 import numpy as np
 from mmjax import config as c
 from mmjax.data.example import Example
-from mmjax.data.labels import Alternatives
+from mmjax.data.labels import Alternatives, alternatives
 from mmjax.data.text import Tokenizer
 
 LETTERS = "abcd"
@@ -398,13 +400,48 @@ def test_what_no_piece_covers_is_never_written_right():
     assert found.metrics()["transcript/cer"] > 0.7 and found.metrics()["transcript/wer"] == 1.0
 
 
-def test_an_answer_of_any_person_is_compared():
+class Examples(list):
+    labels = {}
+
+
+def test_an_answer_of_any_person_is_compared(tmp_path):
     """The alternatives of a label count where a metric takes several references, and only there."""
     tokenizer = Tokenizer.train(["red circle", "blue square"], 52)
-    source = [Example({}, {"answer": Alternatives(["Red"] * 2 + ["blue"] * 3)})]
+    source = Examples([Example({}, {"answer": Alternatives(["Red"] * 2 + ["blue"] * 3)})])
     said, label = ([(1, tokenizer.to_write(text))] for text in ("red", "blue"))
     slots = Stream(np.array([[0]], np.int32), *(np.ones((1, 1), np.int32),) * 2)
     found = Measures({"answer": CTC(label="answer", measures=("vqa_accuracy", "wer"))}, Facts(tokenizer), source)
     found.add(slots, {}, {"answer": written(rows_of(said, length=9))}, {"answer": rows_of(label, length=9)})
     assert found.metrics()["answer/vqa_accuracy"] == pytest.approx((3 * 2 / 3 + 2 * 1 / 3) / 5)
     assert found.metrics()["answer/wer"] == 1.0
+    # A saved evaluation has all that are right, also if the metrics read only one.
+    for measures in (("wer",), ("vqa_accuracy",)):
+        found = Measures({"answer": CTC(label="answer", measures=measures)}, Facts(tokenizer), source)
+        found.add(slots, {}, {"answer": written(rows_of(said, length=9))}, {"answer": rows_of(label, length=9)})
+        (line,) = found.lines()
+        assert line["tasks"]["answer"]["reference"] == ["red"] * 2 + ["blue"] * 3
+    saved = tmp_path / "saved.jsonl"
+    with json_lines(saved) as write:
+        write({"subset": "speech", **line})
+    (read,) = read_saved(saved)["speech"]["answer"].references
+    assert alternatives(read) == ("red",) * 2 + ("blue",) * 3
+
+
+def test_lines_for_people_have_no_escapes_and_are_read_back(tmp_path):
+    values = [{"name": "caf\udce9.wav", "text": "Tromsø 漢字 🎉"}, {"text": 'one\u2028line\x85\u2029, "quoted"\n'}]
+    with json_lines(tmp_path / "lines.jsonl") as write:
+        for value in values:
+            write(value)
+    assert "Tromsø 漢字 🎉" in (lines := (tmp_path / "lines.jsonl").read_text(encoding="utf-8"))
+    assert [json.loads(line) for line in lines.splitlines()] == values == begun(tmp_path / "lines.jsonl")
+
+
+def test_a_list_of_texts_has_each_once():
+    """Of several tokenizations of a text, which may differ in spaces, the best counts."""
+    pieces = {1: "a", 2: " b", 3: " ", 4: "b", 5: "c"}
+    ids = np.array([[1, 2, -1], [1, 3, 4], [5, -1, -1], [1, 3, 2]]).T
+    scores = np.array([[-1.0, -1, 0], [-1, -1, -1], [-4, 0, 0], [-5, 0, 0]]).T
+    found = hypotheses(
+        Written(np.where(ids < 0, EMPTY, ids), scores, scores, ids), lambda some: "".join(map(pieces.get, some))
+    )
+    assert [(one.text, one.score) for one in found.every] == [("a b", -2.0), ("c", -4.0)]

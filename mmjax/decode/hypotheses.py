@@ -75,13 +75,15 @@ NOTHING = Hypotheses((Hypothesis("", 0.0),))
 def hypotheses(written: Written | None, decode: Callable[[Sequence[int]], str]) -> Hypotheses:
     """The texts of an example from its places [U, K].
 
+    A beam search may write a text with several tokenizations, which may differ in spaces: the first counts, with its score.
+
     Args:
       written: None: the task wrote nothing.
       decode: ids -> text.
     """
     if written is None:
         return NOTHING
-    found = []
+    found: dict[str, Hypothesis] = {}
     for ids, scores, confidence, frames in zip(*(np.asarray(x).T for x in written), strict=True):
         score, used = float(scores.sum()), np.flatnonzero(ids != EMPTY)
         if found and not np.isfinite(score):
@@ -89,5 +91,6 @@ def hypotheses(written: Written | None, decode: Callable[[Sequence[int]], str]) 
         tokens = tuple(
             Token(int(ids[i]), float(confidence[i]), int(frames[i]) if frames[i] >= 0 else None) for i in used
         )
-        found.append(Hypothesis(decode([token.id for token in tokens]).strip(), score, tokens))
-    return Hypotheses(tuple(found))
+        text = decode([token.id for token in tokens]).strip()
+        found.setdefault(" ".join(text.split()), Hypothesis(text, score, tokens))
+    return Hypotheses(tuple(found.values()))
