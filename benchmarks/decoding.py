@@ -23,7 +23,7 @@ from mmjax.config import CTC, BestPath, Conformer, Multimodal, NGram, Phrases, P
 from mmjax.decode import CTCDecoding
 from mmjax.decode.kneser_ney import train
 from mmjax.decode.ngram import Tokens
-from mmjax.decode.phrases import boosts
+from mmjax.decode.phrases import Tree, boosts
 from mmjax.decode.trie import trie
 from mmjax.stream import Stream
 
@@ -38,7 +38,10 @@ def tables() -> tuple:
     numbers = {word: number for number, word in enumerate(model.words)}
     words = np.array([numbers.get(str(piece), 0) for piece in range(PIECES)], np.int32)
     phrases = generator.integers(1, PIECES, (100, 4)).tolist()
-    return {"model": Tokens(trie(model), words, *np.float32([0.5, 0.5, -10])), "phrases": boosts([phrases], 2.0)}, None
+    return {
+        "model": Tokens(trie(model), words, *np.float32([0.5, 0.5, -10])),
+        "phrases": boosts(Tree([phrases]), 2.0),
+    }, None
 
 
 def measure(preset: str, seconds: float, rounds: int) -> dict:

@@ -24,7 +24,7 @@ from mmjax.decode.arpa import Arpa, Level, read_arpa, write_arpa
 from mmjax.decode.backoff import perplexities
 from mmjax.decode.kneser_ney import train
 from mmjax.decode.ngram import Tokens
-from mmjax.decode.phrases import allowed, boosts
+from mmjax.decode.phrases import Several, Tree, allowed, boosts
 from mmjax.decode.rescoring import next_tokens, rescored
 from mmjax.decode.trie import trie
 from mmjax.errors import UserError
@@ -238,14 +238,33 @@ def test_phrases_add_their_boost_where_they_are_complete():
     generator = np.random.default_rng(0)
     lists = [[generator.integers(0, 3, generator.integers(1, 5)).tolist() for _ in range(6)] for _ in range(60)]
     texts = generator.integers(0, 3, (60, 12)).astype(np.int32)
-    tables = boosts(lists, 1.5, np.arange(60)[:, None])
+    chosen = np.arange(60)[:, None]
+    tables = boosts(Tree(lists), 1.5, chosen)
     _, total = jax.jit(lambda *given: written(BOOST, *given))(tables, texts)
     np.testing.assert_allclose(total, [of_phrases(*x, 1.5) for x in zip(texts.tolist(), lists, strict=True)], atol=1e-4)
+    # The same, where some phrases are those of all texts.
+    for _ in range(3):
+        common = [generator.integers(0, 3, generator.integers(1, 7)).tolist() for _ in range(6)]
+        tree = Tree([common])
+        tables = Several((boosts(tree, 1.5), boosts(Tree(lists, tree), 1.5, chosen, tree)))
+        _, total = jax.jit(lambda *given: written(BOOST, *given))(tables, texts)
+        expected = [of_phrases(text, own + common, 1.5) for text, own in zip(texts.tolist(), lists, strict=True)]
+        np.testing.assert_allclose(total, expected, atol=1e-4)
+
+
+def test_the_phrases_of_all_examples_are_no_part_of_the_lists_of_each():
+    words = tuple("".join(one) for one in itertools.product("ab", repeat=11))
+    phrases = Phrases(words=words)
+    common = phrases.tables(Letters)
+    found = phrases.for_examples(
+        common, [[(f"{'ab' * 5}{number:b}".translate({48: "a", 49: "b"}),) for number in range(16)]], Letters
+    )
+    assert found.parts[0] is common and [len(one.root) for one in found.parts] == [4096, 256]
 
 
 def test_a_phrase_is_boosted_token_by_token():
     begun, total = jax.jit(lambda *given: written(BOOST, *given))(
-        boosts([[[1, 2, 1]]], 2.0), np.array([[1, 2], [2, 1]], np.int32)
+        boosts(Tree([[[1, 2, 1]]]), 2.0), np.array([[1, 2], [2, 1]], np.int32)
     )
     assert begun.tolist() == [4.0, 2.0] and total.tolist() == [0.0, 0.0]
 
@@ -329,7 +348,7 @@ def test_a_wide_beam_with_an_n_gram_model_and_phrases(bigrams):
     probability, lists = plain(model), [[[1, 2], [2, 2, 1]], [[1, 1]]]
     beam = PrefixBeam(beams=48, shortlist=None, scorers={"model": NGram(file=""), "phrases": Phrases()})
     chosen = np.array([[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]])  # segment 4 of the second row has the second list
-    tables = {"model": tables, "phrases": boosts(lists, 1.5, chosen)}, None
+    tables = {"model": tables, "phrases": boosts(Tree(lists), 1.5, chosen)}, None
     logits = 2 * np.random.default_rng(0).normal(size=(3, FRAMES, CLASSES))
     found = compiled(beam)(stream(logits, SEGMENTS), 0, tables)
     for row, where in EXAMPLES:

@@ -33,20 +33,21 @@ class Phrases(Scorer):
     takes_phrases = True
 
     def tables(self, tokenizer: Any) -> "Boosts":
-        return boosts([self._common(tokenizer)], self.boost)
+        return self._common(tokenizer)[1]
 
-    def for_examples(self, tables: "Boosts", phrases: Lists, tokenizer: Any) -> "Boosts":
-        common, numbers = self._common(tokenizer), {(): 0}
+    def for_examples(self, tables: "Boosts", phrases: Lists, tokenizer: Any) -> "Several":
+        (tree, common), numbers = self._common(tokenizer), {(): 0}
         chosen = [[numbers.setdefault(tuple(own), len(numbers)) for own in row] for row in phrases]
-        lists = [[*common, *(phrase_tokens(phrase, tokenizer) for phrase in own)] for own in numbers]
-        return boosts(lists, self.boost, np.array(chosen, np.int32))
+        lists = [[phrase_tokens(phrase, tokenizer) for phrase in own] for own in numbers]
+        own = boosts(Tree(lists, tree), self.boost, np.array(chosen, np.int32), tree)
+        return Several((common, own) if tree.depth[1:] else (own,))
 
-    def start(self, tables: "Boosts", shape: tuple[int, ...], place: Place) -> jax.Array:
+    def start(self, tables: "Boosts | Several", shape: tuple[int, ...], place: Place) -> Any:
         return tables.start(shape, place)
 
-    def _common(self, tokenizer: Any) -> list[list[int]]:
-        """The tokens of the phrases of all examples."""
-        return _tokens((*self.words, *(_lines(self.file) if self.file else ())), tokenizer)
+    def _common(self, tokenizer: Any) -> tuple["Tree", "Boosts"]:
+        """The tree and the automaton of the phrases of all examples."""
+        return _of_all((*self.words, *(_lines(self.file) if self.file else ())), tokenizer, self.boost)
 
 
 @part
@@ -68,8 +69,9 @@ class Choices(Scorer):
 
 
 @functools.lru_cache(8)  # each batch asks for the same ones
-def _tokens(phrases: tuple[str, ...], tokenizer: Any) -> list[list[int]]:
-    return [phrase_tokens(phrase, tokenizer) for phrase in phrases]
+def _of_all(phrases: tuple[str, ...], tokenizer: Any, boost: float) -> tuple["Tree", "Boosts"]:
+    tree = Tree([[phrase_tokens(phrase, tokenizer) for phrase in phrases]])
+    return tree, boosts(tree, boost)
 
 
 def _lines(file: str) -> list[str]:
@@ -94,8 +96,11 @@ def phrase_tokens(text: str, tokenizer: Any) -> list[int]:
     return tokens
 
 
-class _Tree:
+class Tree:
     """The texts of some lists as one tree; the root of list n is node n.
+
+    Args:
+      common: a tree of one list; how its texts go on after a text of the lists is a part of this tree, too.
 
     Attributes:
       children: of each node by token.
@@ -103,7 +108,7 @@ class _Tree:
       ends: whether a text ends at a node.
     """
 
-    def __init__(self, lists: Sequence[Sequence[Sequence[int]]]):
+    def __init__(self, lists: Sequence[Sequence[Sequence[int]]], common: "Tree | None" = None):
         count = len(lists)
         self.children: list[dict[int, int]] = [{} for _ in lists]
         self.root, self.parent, self.depth, self.ends = [*range(count)], [*range(count)], [0] * count, [False] * count
@@ -113,6 +118,17 @@ class _Tree:
                 for token in text:
                     node = self.children[node].get(token) or self._grow(node, token)
                 self.ends[node] = True
+                if common is not None:
+                    self._graft(node, common, functools.reduce(common.step, text, 0))
+
+    def step(self, node: int, token: int) -> int:
+        """The child of a node by a token; -1: it has none, or the node is -1."""
+        return -1 if node < 0 else self.children[node].get(token, -1)
+
+    def _graft(self, node: int, other: "Tree", place: int) -> None:
+        """Lets a node have all the descendants that a node of another tree has."""
+        for token, child in other.children[place].items() if place >= 0 else ():
+            self._graft(self.children[node].get(token) or self._grow(node, token), other, child)
 
     def _grow(self, node: int, token: int) -> int:
         new = self.children[node][token] = len(self.children)
@@ -122,6 +138,14 @@ class _Tree:
         self.depth.append(self.depth[node] + 1)
         self.ends.append(False)
         return new
+
+    @functools.cached_property
+    def complete(self) -> list[int]:
+        """The number of tokens of the longest text that ends on the way to each node."""
+        found = [0] * len(self.children)
+        for node, _, child in self.breadth_first():
+            found[child] = self.depth[child] if self.ends[child] else found[node]
+        return found
 
     def breadth_first(self) -> list[tuple[int, int, int]]:
         """(node, token, child) of all edges, those of nodes near the root first."""
@@ -175,21 +199,56 @@ class Boosts:
         return jnp.where(own >= 0, target[own], jnp.where(first >= 0, target[first], root))
 
 
-def boosts(lists: Sequence[Sequence[Sequence[int]]], boost: float, chosen: np.ndarray | None = None) -> Boosts:
-    """The automaton of some lists of phrases, which are lists of tokens; `chosen`: as in `Boosts`."""
-    tree = _Tree(lists)
+@struct.dataclass
+class Several:
+    """Several automata, whose boosts are added; a state is a tuple of their states."""
+
+    parts: tuple[Boosts, ...]
+
+    def start(self, shape: tuple[int, ...], place: Place) -> tuple[jax.Array, ...]:
+        return tuple(one.start(shape, place) for one in self.parts)
+
+    def score(self, state: tuple[jax.Array, ...], tokens: jax.Array) -> jax.Array:
+        return sum(one.score(own, tokens) for one, own in zip(self.parts, state, strict=True))
+
+    def advance(self, state: tuple[jax.Array, ...], tokens: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(one.advance(own, tokens) for one, own in zip(self.parts, state, strict=True))
+
+    def end(self, state: tuple[jax.Array, ...]) -> jax.Array:
+        return sum(one.end(own) for one, own in zip(self.parts, state, strict=True))
+
+
+def _added(tree: Tree, common: Tree) -> tuple[list[int], list[int]]:
+    """What each node of a tree adds to the boosts of a tree of common texts, in tokens: while it is reached, and for good.
+
+    A node that is reached counts with its depth in either tree. What begins there counts in the end with the longest text that is
+    complete: one of the common texts has been counted. How common texts go on after a text of the tree is a part of the tree,
+    so no common text becomes complete after the tree is left, if one of the tree's is.
+    """
     count = len(tree.children)
-    # The longest other end of a node that begins a phrase, and the number of its tokens that are complete.
-    fail, complete = list(tree.root), [0] * count
+    place, counted = [0 if node == root else -1 for node, root in enumerate(tree.root)], [0] * count
+    reached, kept = [0] * count, [0] * count
+    for node, token, child in tree.breadth_first():
+        place[child] = common.step(place[node], token)
+        counted[child] = counted[node] if place[child] < 0 else common.complete[place[child]]
+        reached[child] = tree.depth[child] - counted[child] if place[child] < 0 else 0
+        kept[child] = max(tree.complete[child] - counted[child], 0)
+    return reached, kept
+
+
+def boosts(tree: Tree, boost: float, chosen: np.ndarray | None = None, common: Tree | None = None) -> Boosts:
+    """The automaton of a tree of phrases; `chosen`: as in `Boosts`; `common`: other phrases, to whose boosts it adds."""
+    count = len(tree.children)
+    reached, kept = (tree.depth, tree.complete) if common is None else _added(tree, common)
+    fail = list(tree.root)  # the longest other end of a node that begins a phrase
     pending, gain = np.zeros(count, np.float32), np.zeros(count, np.float32)
     follows = [dict(children) for children in tree.children]  # also from shorter ends, without the root
     for node, token, child in tree.breadth_first():
         root = tree.root[node]
         if node != root:
             fail[child] = follows[fail[node]].get(token, tree.children[root].get(token, root))
-        complete[child] = tree.depth[child] if tree.ends[child] else complete[node]
-        pending[child] = boost * (tree.depth[child] - complete[child]) + pending[fail[child]]
-        gain[child] = boost * (complete[child] - complete[node]) + gain[fail[child]]
+        pending[child] = boost * (reached[child] - kept[child]) + pending[fail[child]]
+        gain[child] = boost * (kept[child] - kept[node]) + gain[fail[child]]
         if fail[child] != root:
             follows[child] = follows[fail[child]] | follows[child]
     edges, target = _sorted([(n, t, v) for n, found in enumerate(follows) for t, v in found.items()], count)
@@ -234,6 +293,6 @@ class Allowed:
 
 def allowed(texts: Sequence[Sequence[int]]) -> Allowed:
     """The tree of some texts, which are lists of tokens."""
-    tree = _Tree([texts])
+    tree = Tree([texts])
     edges, target = _sorted(tree.breadth_first(), len(tree.children))
     return Allowed(edges, target, np.array(tree.ends))
