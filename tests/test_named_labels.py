@@ -246,10 +246,11 @@ def test_of_several_right_texts_the_most_frequent_is_learned_and_all_are_kept(tm
 
 def test_of_several_right_texts_one_is_drawn_in_each_step(tmp_path):
     """As often as it was given, by seed, step and example; the largest one has room."""
-    rows = [{"text": "wo", "said": ["zwei", "eins drei", "zwei", "zwei"]}, {"text": "was", "said": "acht"}]
+    rows = [{"text": "wo", "said": ["zwei", "fünf drei", "zwei", "zwei"]}, {"text": "was", "said": "acht"}]
     source = opened(tmp_path, rows, {"said": "text"}, alternatives="drawn")
     write, read = source.tokenizer.to_write, source.tokenizer.decode
-    assert source.sizes["said"].tolist() == [len(write("eins drei")), len(write("acht"))]
+    assert source.sizes["said"].tolist() == [len(write("fünf drei")), len(write("acht"))]
+    assert source.tokenizer.unknown not in source.tokenizer.pieces("fünf drei"), "the tokenizer learns from all of them"
     layout = Layout.of({"text": 30, "said": 30, "examples": 2}, labels=source.labels, tokenizer=source.tokenizer)
     sampler = Sampler(layout.positions(source.sizes), layout.rows, {"text": 1.0}, 1, needs=layout.needs)
 
@@ -260,7 +261,7 @@ def test_of_several_right_texts_one_is_drawn_in_each_step(tmp_path):
         return read(batch["said"].features[own])
 
     found = [said(step) for step in range(200)]
-    assert set(found) == {"zwei", "eins drei"} and 0.65 < found.count("zwei") / 200 < 0.85
+    assert set(found) == {"zwei", "fünf drei"} and 0.65 < found.count("zwei") / 200 < 0.85
     assert found[:20] == [said(step) for step in range(20)] != [said(step, draws=1) for step in range(20)]
     assert {said(step, example=1) for step in range(5)} == {"acht"}
     assert {said(step, draws=None) for step in range(20)} == {"zwei"}

@@ -128,7 +128,7 @@ def _inside(turns: Sequence[Turn], fields: Fields) -> Fields:
     named = {found for text in templates for found in PLACEHOLDER.findall(text)} - {*TAGS}
     inputs = {medium: fields.inputs[medium] for medium in media} | {"text": Text()}
     labels = {label: USUAL_LABELS.get(label, "any") for label in sorted(named - inputs.keys())}
-    return Fields(inputs, {**labels, **fields.labels})
+    return Fields(inputs, {**labels, **fields.labels}, fields.drawn)
 
 
 def _given(record: Record, name: str, among: Mapping[str, Any]) -> Any:

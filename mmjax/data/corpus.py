@@ -32,7 +32,6 @@ class Corpus:
       filters: limits; examples outside them are left out.
       rescale: scale recordings with values far outside [-1, 1] (see `read_audio`); otherwise they are left out.
       prefixes: special tokens in front of texts; see `Prefixes`.
-      drawn: the size of a text label is that of the largest of its texts, if it has several.
       title: name of the data in messages.
 
     Attributes:
@@ -57,7 +56,6 @@ class Corpus:
         filters: Filters = USUAL_FILTERS,
         rescale: bool = False,
         prefixes: Mapping[str, Sequence[str]] | None = None,
-        drawn: bool = False,
         title: str = "the data",
     ):
         self._collection, self.index, self.tokenizer, self.fields = collection, index, tokenizer, fields
@@ -65,7 +63,6 @@ class Corpus:
         self._uses = {name: Use(sample_rate, rescale, apart=name in fields.media) for name in fields.inputs}
         self._written = [name for name, kind in fields.labels.items() if kind in ("text", "phrases")]
         self._prefixes = Prefixes(prefixes, tokenizer, fields) if prefixes else None
-        self._drawn = drawn
         sizes = {name: self._sizes(name) for name in (*fields.inputs, *fields.texts)}
         self.labels = facts = index.facts(fields.labels)
         if labels is not None:  # where the training split has none of a label, its own names are kept
@@ -113,7 +110,7 @@ class Corpus:
             one = self.inputs.get(name)
             if one:
                 tokens = one.counted(self.index, name, self.tokenizer)
-            elif self._drawn:
+            elif self.fields.drawn:
                 tokens = self.index.largest(name, self.tokenizer, self._texts(name))
             else:
                 tokens = self.index.tokens(name, self.tokenizer, True)

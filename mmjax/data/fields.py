@@ -16,10 +16,12 @@ class Fields(NamedTuple):
 
     Attributes:
       inputs: the inputs by name; labels: the kind of each label by name, see `mmjax.data.labels`.
+      drawn: any text of a label may be learned that has several, so the largest one needs room, and tokenizers learn all.
     """
 
     inputs: Mapping[str, Input]
     labels: Mapping[str, str]
+    drawn: bool = False
 
     @property
     def texts(self) -> tuple[str, ...]:

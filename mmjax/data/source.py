@@ -11,7 +11,7 @@ from mmjax.data.fields import USUAL as USUAL_FIELDS
 from mmjax.data.fields import Fields
 from mmjax.data.files import stamp
 from mmjax.data.filters import USUAL, Filters
-from mmjax.data.labels import Label
+from mmjax.data.labels import Alternatives, Label
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError, nearest
 from mmjax.tree import part, to_dict
@@ -30,7 +30,6 @@ class Opening(NamedTuple):
       sample_rate, filters, rescale, prefixes: as in `mmjax.data.sources.Data`.
       fields: the inputs and labels to read.
       labels: the labels of a run that has begun, with the names of its classes; None: those of the training split.
-      drawn: any text of a label may be learned that has several, so the largest one needs room.
     """
 
     directory: Path
@@ -41,7 +40,6 @@ class Opening(NamedTuple):
     prefixes: Mapping[str, tuple[str, ...]] = {}
     fields: Fields = USUAL_FIELDS
     labels: Mapping[str, Label] | None = None
-    drawn: bool = False
 
 
 class Texts(NamedTuple):
@@ -176,15 +174,31 @@ class Collection(Source):
             filters=opening.filters,
             rescale=opening.rescale,
             prefixes=opening.prefixes,
-            drawn=opening.drawn,
             title=f"{type(self).__name__} {self.place(split)}",
         )
 
     def texts(self, directory: Path, fields: Fields = USUAL_FIELDS) -> list[Texts]:
-        index = self.indexed("train", directory, fields)[1]
+        records, index = self.indexed("train", directory, fields)
         if len(index.unreadable) == len(index):
             raise UserError(f"no example of {self.place('train')} can be used; the first: {index.unreadable[0]}")
-        return [Texts(index.digest, partial(index.all_texts, fields), list(index.columns))]
+        identity, gather = index.digest, partial(index.all_texts, fields)
+        if fields.drawn:  # the index has one text of each label
+            identity = repr([identity, "drawn", stamp(str(index.directory / "index.json"))])
+            gather = partial(_all_texts, records, index, fields)
+        return [Texts(identity, gather, list(index.columns))]
+
+
+def _all_texts(records: Any, index: "Index", fields: Fields) -> set[str]:
+    """`Index.all_texts`, and the other texts of labels that have several."""
+    readable = [number for number in range(len(index)) if number not in index.unreadable]
+    others = {
+        text
+        for number in readable
+        for one in records[number].labels.values()
+        if isinstance(one, Alternatives)
+        for text in one.every
+    }
+    return index.all_texts(fields) | others
 
 
 @part

@@ -55,7 +55,7 @@ class Data:
 
     def fields(self, labels: Mapping[str, str] | None = None) -> Fields:
         """What is read of each record, with the labels that tasks ask for (None: the usual ones)."""
-        return fields_of(self.inputs, labels)
+        return fields_of(self.inputs, labels)._replace(drawn=self.alternatives == "drawn")
 
     def open(
         self,
@@ -81,8 +81,7 @@ class Data:
         fields = self.fields(labels)
         if self.tokenizer is None or tokenizer is None:
             tokenizer = self.tokenizer and self.tokenizer.open(self.source, directory, fields)
-        drawn = self.alternatives == "drawn"
-        options = (self.sample_rate, self.filters, self.rescale, self.prefixes, fields, known, drawn)
+        options = (self.sample_rate, self.filters, self.rescale, self.prefixes, fields, known)
         found = self.source.open(split, Opening(directory, tokenizer, *options))
         needed = [name for name in labels or () if name not in fields.phrases] if split == "train" else ()
         for name in needed:
