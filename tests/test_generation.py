@@ -29,11 +29,12 @@ SAMPLINGS = {
 }
 
 
-def make_run(folder, files, fusion):
+def make_run(folder, files, fusion, **changes):
     """A language model that was not trained, as an import is, with a tiny image encoder."""
     llama = c.BlockStyle(norm="rms", activation="silu", gated=True, bias=False, key_value_heads=2)
     tokenizer = c.HuggingFaceTokenizer(file=str(files / "tokenizer.json"), chat_template="chatml")
     decoder = c.TextDecoder(layers=2, width=32, heads=4, mlp=48, cross_attention=False, block=llama, tied=False)
+    decoder = decoder.clone(**changes)
     loaded = Tokenizer.load(files / "tokenizer.json", "chatml")
     config = c.Experiment(
         name="tiny",
@@ -211,6 +212,29 @@ def test_weights_of_few_bits_change_the_results_a_little(run, home, weights):  #
     assert 0 < np.abs(close - exact).max() < bound
     sizes = [sum(x.nbytes for x in jax.tree.leaves(one.device_params)) for one in (run, few)]
     assert sizes[1] < 0.8 * sizes[0]
+
+
+@pytest.mark.slow
+def test_a_reply_fills_the_positions_of_the_decoder(home, tmp_path):  # noqa: F811
+    """The last token of a reply needs no position. Replies are those of a decoder with more positions."""
+    asked, more, run = (
+        "what is it?",
+        *(
+            make_run(
+                tmp_path / str(count), home, c.GatedCrossAttention(every=1, gate=1.0), positions=c.Learned(length=count)
+            )
+            for count in (30, 20)
+        ),
+    )
+    run.params = jax.tree.map(lambda x: x[:20] if x.shape == (30, 32) else x, more.params)
+    generator, wide = Generator(run), Generator(more)
+    prompt = len(generator._cut(generator._given(asked))["text"][0])
+    longest = 20 - prompt + 1
+    whole, expected = (one.replies([asked], length=longest)[0] for one in (generator, wide))
+    assert len(whole.ids) == longest and whole.ids == expected.ids
+    assert np.isfinite(generator.best(asked, 2, length=longest)[0].score)
+    with pytest.raises(UserError, match=f"so that this reply may have {longest}; shorten the prompt"):
+        generator.replies([asked], length=longest + 1)
 
 
 @pytest.mark.slow

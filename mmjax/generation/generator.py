@@ -184,12 +184,15 @@ class Generator:
             yield np.asarray(ids).tolist()
 
     def _check_length(self, cuts: Sequence[Mapping[str, Any]], length: int) -> None:
-        """Checks that the decoder has positions for the prompts with replies of `length` tokens; raises UserError."""
+        """Checks that the decoder has positions for the prompts with replies of `length` tokens; raises UserError.
+
+        The last token of a reply needs none: nothing is written after it.
+        """
         most, longest = self.task.decoder.positions.length, max(len(parts[self.task.reads][0]) for parts in cuts)
-        if most is not None and longest + length > most:
+        if most is not None and longest + length - 1 > most:
             raise UserError(
-                f"your prompt has {longest} tokens, and a reply may have {length}, but a text of this model has at most {most}; "
-                "shorten the prompt, or ask for fewer tokens"
+                f"your prompt has {longest} tokens, and a reply may have {length}, but this model reads at most {most}, so that "
+                f"this reply may have {max(most - longest + 1, 0)}; shorten the prompt, or ask for fewer tokens"
             )
 
     def _packed(self, cuts: Sequence[Mapping[str, Any]], rows: int) -> Batch:
