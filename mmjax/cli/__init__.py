@@ -4,13 +4,16 @@ Each command imports heavy libraries itself, so that `mmjax --help` is fast.
 """
 
 import argparse
+import dataclasses
+import difflib
 import logging
 import os
+import re
 import signal
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,18 +35,31 @@ CLOSED = "Event loop is closed"  # the error of pending writes of a checkpoint a
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0: success, 2: an error for the user to fix, 75: start it again."""
-    parser, arguments = _parser(), sys.argv[1:] if arguments is None else list(arguments)
+    (parser, commands), arguments = _parser(), sys.argv[1:] if arguments is None else list(arguments)
     if TRUST in arguments:  # before or after the command
         arguments.remove(TRUST)
         os.environ[ALL] = "1"
     options, rest = parser.parse_known_args(arguments)
     if rest and not options.overrides:
         parser.error(f"unknown argument {rest[0]}")
+    options.usage = commands[options.command].format_usage()
     with _signals(options.command):
         return _run(options, rest)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _check_options(rest: list[str], usage: str) -> None:
+    """Checks that no argument is a misspelt option of the command, rather than a key of the config; raises UserError."""
+    own = re.findall(r"--[a-z-]+", usage)
+    for flag in (one.partition("=")[0] for one in rest if one.startswith("--") and "." not in one.partition("=")[0]):
+        if near := difflib.get_close_matches(flag, own, n=1, cutoff=0.8):
+            from mmjax.config import Experiment
+
+            if flag[2:].replace("-", "_") not in {field.name for field in dataclasses.fields(Experiment)}:
+                raise UserError(f"there is no option {flag}; did you mean {near[0]}?")
+
+
+def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
+    """The parser of the command line, and those of the commands by name."""
     parser = argparse.ArgumentParser(prog="mmjax", description="Train one model over speech, images and text.")
     parser.add_argument("--version", action="version", version=f"mmjax {__version__}")
     # func: called with the options and the other arguments. overrides: the others are --key VALUE of the config. computes:
@@ -60,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_config_commands(commands)
     _add_model_commands(commands)
     data.add_parser(commands)
-    return parser
+    return parser, commands.choices
 
 
 def _add_config_commands(commands) -> None:
@@ -119,6 +135,7 @@ def _run(options, rest) -> int:
     try:
         _quiet()
         _printable()
+        _check_options(rest, options.usage)
         watch = _prepare(options) if options.computes else None
         code, said = options.func(options, rest), ""
     except UserError as error:
