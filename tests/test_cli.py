@@ -78,6 +78,14 @@ def test_checkpoints_lists_them_oldest_first(run, capsys):
     assert all(set(one) == {"step", "digest", "intact", "bytes", "problem", "best"} for one in found)
 
 
+def test_checkpoints_says_when_the_first_one_comes(capsys, tmp_path):
+    for steps, first in ((6, 2), (1, 1)):
+        (tmp_path / "config.json").write_text(c.to_json(tiny(steps=steps)))
+        said = f"{tmp_path} has no checkpoint yet; the first is saved after step {first} (checkpoint.every_steps)"
+        assert mmjax(capsys, "checkpoints", tmp_path) == (0, f"{said}\n", "")
+    assert mmjax(capsys, "checkpoints", tmp_path, "--json")[1] == "[]\n"
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     here = tmp_path_factory.mktemp("files")
@@ -158,6 +166,9 @@ def test_predict_for_people(run, files, capsys):
         (["train", "nothing.py"], "there is no config file nothing.py"),
         (["train", "{config}", "--run-dir", "{run}", "--seed", "5"], "run of another config"),
         (["train", "{config}", "--sede", "5"], "did you mean 'seed'?"),
+        (["predict", "{run}", "--sppech", "a.wav"], "there is no option --sppech; did you mean --speech?"),
+        (["predict", "{run}", "--txt=red?"], "there is no option --txt; did you mean --text?"),
+        (["eval", "{run}", "--exampels", "5"], "there is no option --exampels; did you mean --examples?"),
         (["train", "{config}", "--seed", "five"], "seed must be a whole number, not 'five'"),
         (["train", "{config}", "--run-dir", "{files}/cut.wav/run"], "cannot write to the run directory"),
         (["train", "{config}", "--data.directory", "{files}/cut.wav/data"], "cannot prepare data"),

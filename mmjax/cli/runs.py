@@ -259,9 +259,13 @@ def _named_input(text: str) -> tuple[str, str]:
 
 
 def _checkpoints(options, rest) -> int:
-    from mmjax.train.checkpoint import describe_run, table
+    from mmjax.train.checkpoint import before_the_first, describe_run, table
 
-    return _shown(options, describe_run(options.run), table)
+    found = describe_run(options.run)
+    if not found and not options.json:
+        print(before_the_first(options.run))
+        return 0
+    return _shown(options, found, table)
 
 
 def _goodput(options, rest) -> int:

@@ -38,6 +38,7 @@ from mmjax.train.checksums import FORMAT, POSITION, Damaged, metadata, read_obje
 from mmjax.train.groups import split
 from mmjax.train.mirror import REMOVED, run_at
 from mmjax.train.step import TrainState
+from mmjax.tree import read_json
 
 NEWEST = "newest-checkpoint"  # file name in the run directory: the step of the last complete checkpoint
 FOLDER, FROZEN = "checkpoints", "frozen"  # in the run directory
@@ -361,6 +362,14 @@ def describe_run(directory: str | Path) -> list[dict[str, Any]]:
         raise UserError(f"{directory} is not a run directory: it has no config.json")
     best = read_record(run).get("best")
     return [{**one, "best": one["step"] == best} for one in Checkpoints(run).describe()]
+
+
+def before_the_first(directory: str | Path) -> str:
+    """What to say of a run directory without a checkpoint: when the first one comes."""
+    about = read_json(run_at(directory, "all") / "config.json")
+    every, steps = about["checkpoint"].get("every_steps"), about["steps"]
+    first = steps if every is None else min(every, steps)
+    return f"{directory} has no checkpoint yet; the first is saved after step {first:,} (checkpoint.every_steps)"
 
 
 def table(found: list[dict[str, Any]], title: str):
