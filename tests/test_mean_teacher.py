@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from conftest import tiny
+from flax.traverse_util import flatten_dict, unflatten_dict
 from PIL import Image
 
 from mmjax import config as c
@@ -18,6 +19,7 @@ from mmjax.stream import Stream
 from mmjax.tasks import CTC
 from mmjax.train.checkpoint import describe_run
 from mmjax.train.loop import train
+from mmjax.train.nan_hunt import hunt
 from mmjax.train.step import init_state, make_train_step
 from mmjax.train.validate import check_config
 
@@ -92,6 +94,19 @@ def test_a_student_with_dropout_learns_what_the_average_says_without(subject):
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, subject.params, gradients)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after.params, expected)
     assert metrics["teacher/loss"] > 0
+
+
+def test_what_is_not_finite_in_the_teacher_alone_is_named(subject):
+    def taught_by(value):
+        flat = flatten_dict(subject.params, sep="/")
+        path = "encoders_image/layers/mlp/up/kernel"
+        teacher = unflatten_dict({**flat, path: jnp.full_like(flat[path], value)}, sep="/")
+        return hunt(subject.model, subject.params, subject.batch, jax.random.key(0), teacher)
+
+    assert taught_by(3e38).startswith("the output of encoders_image.layers.mlp")
+    assert "in layer 0 of the teacher is the first that is not finite" in taught_by(3e38)
+    said = "parameters of the teacher, which are averages, are not finite before the step: encoders.image.layers.mlp.up"
+    assert taught_by(np.nan).startswith(said)
 
 
 def test_the_text_that_a_ctc_teacher_writes_is_the_label():

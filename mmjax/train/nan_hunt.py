@@ -21,11 +21,12 @@ class _Found(Exception):
     """Ends the forward pass: the first output that is not finite."""
 
 
-def hunt(model: Multimodal, params: Any, batch: Batch, key: jax.Array) -> str:
+def hunt(model: Multimodal, params: Any, batch: Batch, key: jax.Array, teacher: Any = None) -> str:
     """Computes a step once more, module by module and without compiling, and says where values stop being finite.
 
     Args:
       params: before the step; batch: of the step, on one process; key: of its random numbers, as in the train step.
+      teacher: the parameters that tasks imitate, as for `measure`.
 
     Returns:
       A clause such as "the output of encoders_speech.layers.feed_forward in layer 3 is the first that is not finite (in the
@@ -37,10 +38,15 @@ def hunt(model: Multimodal, params: Any, batch: Batch, key: jax.Array) -> str:
             return f"the input '{name}' is not finite ({_examples(batch, stream.features)})"
     if bad := [path for path, x in by_path(params).items() if not _finite(x)]:
         return f"parameters are not finite before the step: {_listed(bad)}"
+    imitated = teacher if any(task.imitates for task in model.tasks.values()) else None
+    if bad := [path for path, x in by_path(imitated or {}).items() if not _finite(x)]:
+        return f"parameters of the teacher, which are averages, are not finite before the step: {_listed(bad)}"
     keys = {"dropout": key, "augment": key}
-    plain, calls = with_remat(model, "none"), Counter()
+    plain, calls, passes = with_remat(model, "none"), Counter(), []
 
     def watch(call: Any, arguments: Any, options: Any, context: Any) -> Any:
+        if context.module.path == ():  # the teacher's forward pass follows that of the student
+            passes.append(calls.clear())
         result = call(*arguments, **options)
         values = [leaf for leaf in jax.tree.leaves(result) if isinstance(leaf, jax.Array)]
         if context.module.scope is None or any(isinstance(value, jax.core.Tracer) for value in values):
@@ -51,14 +57,15 @@ def hunt(model: Multimodal, params: Any, batch: Batch, key: jax.Array) -> str:
         for value in values:
             if not _finite(value):
                 layer = f" in layer {number}" if is_stacked(context.module.path) else ""
+                whose = " of the teacher" if len(passes) > 1 else ""
                 raise _Found(
-                    f"the output of {path or 'the model'}{layer} is the first that is not finite ({_examples(batch, value)})"
+                    f"the output of {path or 'the model'}{layer}{whose} is the first that is not finite ({_examples(batch, value)})"
                 )
         return result
 
     try:
         with jax.disable_jit(), nn.intercept_methods(watch):
-            sums = measure(plain, params, batch, keys)
+            sums = measure(plain, params, batch, keys, teacher)
     except _Found as found:
         return str(found)
     losses = {name: divide(pair) for name, pair in sums.items() if name.endswith("/loss")}
@@ -66,7 +73,7 @@ def hunt(model: Multimodal, params: Any, batch: Batch, key: jax.Array) -> str:
         return f"all modules are finite, but not {_listed(bad)}"
 
     def total(params: Any) -> jax.Array:
-        sums = measure(model, params, batch, keys)
+        sums = measure(model, params, batch, keys, teacher)
         return sum((divide(pair) for name, pair in sums.items() if name.endswith("/loss")), jnp.zeros(()))
 
     gradients = by_path(jax.jit(jax.grad(total, allow_int=True))(params))

@@ -118,7 +118,7 @@ class Training:
 
         def cause() -> str:
             key = jax.random.fold_in(jax.random.key(self.config.seed), self.done - 1)
-            return hunt(self.model, self.state.params, self._batch, key)
+            return hunt(self.model, self.state.params, self._batch, key, self.state.evaluated)
 
         self.health.see(self.done, self._metrics, self._batch, self.done + self._ahead, self.saved, cause)
 
