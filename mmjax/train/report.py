@@ -1,5 +1,6 @@
 """The reports of a run on standard error: at its start, during training and at its end."""
 
+import contextlib
 import datetime
 import time
 from collections.abc import Mapping, Sequence
@@ -220,11 +221,12 @@ def _parts(sizes: Mapping[str, int], frozen: Mapping[str, int], flops: Mapping[s
 
 
 def left_out(source: Any, run: Path, split: str = "train") -> None:
-    """Warns of unused data and unusable examples of a split; lists the examples in the run's directory."""
-    parts = getattr(source, "sources", {"": source})
-    for part in parts.values():
-        for note in getattr(part, "notes", ()):
-            progress.warn(note)
+    """Warns of unused data and unusable examples of a split; lists the examples in the run's directory.
+
+    A run says only once what is not used, until it changes: it is seldom an error. The directory has a list of what was said.
+    """
+    parts, suffix = getattr(source, "sources", {"": source}), "" if split == "train" else f"-{split}"
+    _say_new([note for part in parts.values() for note in getattr(part, "notes", ())], run / f"notes{suffix}.txt")
     rows = []
     for source_name, part in parts.items():
         for number, reason in getattr(part, "quarantine", ()):
@@ -234,7 +236,7 @@ def left_out(source: Any, run: Path, split: str = "train") -> None:
         if not hasattr(source, "sources"):  # no mixture
             rows = [row[1:] for row in rows]
         lines = ["\t".join(row) for row in [HEADING[-len(rows[0]) :], *rows]]
-        path = run / ("left-out.tsv" if split == "train" else f"left-out-{split}.tsv")
+        path = run / f"left-out{suffix}.tsv"
         try:
             write_whole(path, "\n".join([*lines, ""]))
             listed = f"listed in {path}"
@@ -242,6 +244,17 @@ def left_out(source: Any, run: Path, split: str = "train") -> None:
             listed = f"the first: {lines[1]} (they cannot be listed in {path}: {error.strerror or error})"
         counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(source.dropped.items()))
         progress.warn(f"left out of the {split} split: {counts}; {listed}")
+
+
+def _say_new(notes: list[str], path: Path) -> None:
+    """Warns of what a list of earlier warnings does not have, and writes the list."""
+    said = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    notes = [one_line(note) for note in notes]
+    for note in (note for note in notes if note not in said):
+        progress.warn(note)
+    if notes != said:
+        with contextlib.suppress(OSError):  # a read-only run directory: they are said again
+            write_whole(path, "".join(f"{note}\n" for note in notes))
 
 
 class ProgressLine:
