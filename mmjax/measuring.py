@@ -11,12 +11,12 @@ import numpy as np
 from mmjax import progress
 from mmjax.data.fields import TAGS
 from mmjax.data.labels import PHRASES
+from mmjax.decode import NO_PHRASES
 from mmjax.errors import UserError, nearest
 from mmjax.evaluate.evaluation import Evaluator
 from mmjax.evaluate.measures import Measures
 from mmjax.evaluate.subsets import all_subsets, canonical
 from mmjax.files import json_lines, local
-from mmjax.opened import NO_PHRASES
 from mmjax.train.build import build_layout, build_model, build_source, labels_of
 from mmjax.train.directory import check_same_meaning
 from mmjax.train.report import left_out

@@ -18,7 +18,7 @@ from mmjax.data.packing import Packer
 from mmjax.data.prefixes import Prefixes
 from mmjax.data.text import Tokenizer
 from mmjax.data.vectors import VectorInput
-from mmjax.decode import phrase_tokens
+from mmjax.decode import NO_PHRASES, phrase_tokens
 from mmjax.errors import UserError
 from mmjax.files import address_of
 from mmjax.models.adapters import adapted_kernels, in_few_bits, merged_kernels
@@ -35,10 +35,6 @@ from mmjax.train.step import cast, init_parameters
 from mmjax.tree import override, with_settings
 
 Weights = Literal["float32", "bfloat16", "int8", "int4"]
-NO_PHRASES = (
-    "no decoding of this run takes phrases; give a task NAME a beam search with Phrases: --model.tasks.NAME.decoding PrefixBeam "
-    "(Write: Beam, Transducer: TransducerBeam) --model.tasks.NAME.decoding.scorers.names Phrases"
-)
 LONGEST = 300  # seconds of a recording; the memory of attention grows with the square of its length
 
 

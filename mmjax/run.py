@@ -14,14 +14,14 @@ from mmjax.data.example import Example
 from mmjax.data.labels import PHRASES, named
 from mmjax.data.to_predict import Files, InMemory, Unlabelled, table
 from mmjax.data.voice_activity import VoiceActivity
-from mmjax.decode import GREEDY, Sampling, Timings, by_example
+from mmjax.decode import GREEDY, NO_PHRASES, Sampling, Timings, by_example
 from mmjax.errors import UserError, nearest
 from mmjax.evaluate.embeddings import index_files
 from mmjax.evaluate.predictions import Predictor
 from mmjax.files import local
 from mmjax.generation import Generator
 from mmjax.measuring import evaluate
-from mmjax.opened import LONGEST, NO_PHRASES, OpenedRun
+from mmjax.opened import LONGEST, OpenedRun
 from mmjax.parallel.runtime import jit_once
 from mmjax.stream import Batch
 from mmjax.timestamps import Aligner

@@ -227,11 +227,12 @@ def test_shards_keep_all_labels(tmp_path):
 def test_of_several_right_texts_the_most_frequent_is_learned_and_all_are_kept(tmp_path):
     """As a list or in shards."""
     rows = [
-        {"text": "wo", "said": ["eins", "zwei", "zwei"]},
+        {"text": "wo", "said": ["eins", "zwei", "zwei"], "phrases": ["Ann Lee", "Tromsø"]},
         {"text": "wer", "said": ["drei", "vier"]},
         {"text": "was", "said": "acht"},
     ]
-    config, labels = data(c.Manifest(splits={"train": listed(tmp_path / "list.jsonl", rows)})), {"said": "text"}
+    config = data(c.Manifest(splits={"train": listed(tmp_path / "list.jsonl", rows)}))
+    labels = {"said": "text", "phrases": "phrases"}
     fields = config.fields(labels)
     collection, stamp = config.source.stamped("train", tmp_path, fields)
     index = open_index(collection, stamp, tmp_path, "it", fields)
@@ -240,6 +241,9 @@ def test_of_several_right_texts_the_most_frequent_is_learned_and_all_are_kept(tm
         source = one.open("train", tmp_path, labels)
         found = [pickle.loads(pickle.dumps(source[number])).labels["said"] for number in range(3)]
         assert found == ["zwei", "drei", "acht"]
+        # Expected phrases are kept beside them, and are nothing to learn.
+        assert [source[number].labels.get("phrases") for number in range(3)] == [("Ann Lee", "Tromsø"), None, None]
+        assert "phrases" not in source.labels and source.columns == {}
         assert [alternatives(text) for text in found] == [("eins", "zwei", "zwei"), ("drei", "vier"), ("acht",)]
         assert source.sizes["said"].tolist() == [len(source.tokenizer.to_write(text)) for text in found]
 

@@ -15,6 +15,11 @@ from mmjax.errors import UserError
 from mmjax.files import local
 from mmjax.tree import part
 
+NO_PHRASES = (
+    "no decoding of this run takes phrases; give a task NAME a beam search with Phrases: --model.tasks.NAME.decoding PrefixBeam "
+    "(Write: Beam, Transducer: TransducerBeam) --model.tasks.NAME.decoding.scorers.names Phrases"
+)
+
 
 @part
 class Phrases(Scorer):
@@ -219,11 +224,12 @@ class Several:
 
 
 def _added(tree: Tree, common: Tree) -> tuple[list[int], list[int]]:
-    """What each node of a tree adds to the boosts of a tree of common texts, in tokens: while it is reached, and for good.
+    """What each node of a tree adds to the boosts of the common texts: numbers of tokens, while the node is reached, and for good.
 
-    A node that is reached counts with its depth in either tree. What begins there counts in the end with the longest text that is
-    complete: one of the common texts has been counted. How common texts go on after a text of the tree is a part of the tree,
-    so no common text becomes complete after the tree is left, if one of the tree's is.
+    A place of a text counts with the tokens read so far, as long as a phrase of either tree may still become complete there. After
+    this it counts with the longest phrase that is complete. The common tree gives a part of both numbers (`counted`), and this
+    tree adds the rest. The tree has all common texts that begin with one of its own (`Tree`). So if one of its own is complete
+    when a text leaves this tree, the text has left the common tree, too, and the numbers are final.
     """
     count = len(tree.children)
     place, counted = [0 if node == root else -1 for node, root in enumerate(tree.root)], [0] * count
