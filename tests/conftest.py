@@ -23,6 +23,9 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", "-1")  # a limit costs a
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"mmjax-test-compilations-{os.getuid()}")
 )
+# The tests of several files run at once. More threads of torch and NumPy would wait for each other, and busily.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Prepared once per machine and checkout of the tests, not once per test run.
 os.environ.setdefault("MMJAX_DATA", os.path.join(tempfile.gettempdir(), f"mmjax-test-data-{os.getuid()}"))
 # Something secret, which no run directory may have.
