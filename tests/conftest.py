@@ -34,10 +34,12 @@ os.environ["MMJAX_TESTS_TOKEN"] = "token-8f1e9c4a7d"
 import contextlib
 import dataclasses
 import pathlib
+import shutil
 import signal
 
 import jax
 import pytest
+from filelock import FileLock
 
 from mmjax import config as c
 
@@ -106,10 +108,14 @@ def source():
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory):
-    """A run of the tiny model, trained to its end."""
+def run(tmp_path_factory, worker_id):
+    """A run of the tiny model, trained to its end: once, and a copy for each process of pytest-xdist."""
     from mmjax.train.loop import train
 
-    directory = tmp_path_factory.mktemp("runs") / "tiny"
-    train(tiny(), directory)
-    return directory
+    here = tmp_path_factory.getbasetemp()
+    trained = (here if worker_id == "master" else here.parent) / "tiny"
+    with FileLock(f"{trained}.lock"):
+        if not trained.exists():
+            train(tiny(), here / "training")
+            (here / "training").rename(trained)
+    return shutil.copytree(trained, here / "runs" / "tiny")

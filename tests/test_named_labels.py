@@ -253,8 +253,10 @@ def test_of_several_right_texts_one_is_drawn_in_each_step(tmp_path):
     layout = Layout.of({"text": 30, "said": 30, "examples": 2}, labels=source.labels, tokenizer=source.tokenizer)
     sampler = Sampler(layout.positions(source.sizes), layout.rows, {"text": 1.0}, 1, needs=layout.needs)
 
+    batches = {draws: Batches(source, layout, sampler, draws=draws) for draws in (0, 1, None)}
+
     def said(step, example=0, draws=0):
-        batch = Batches(source, layout, sampler, draws=draws)[step]
+        batch = batches[draws][step]
         (place,) = np.argwhere((batch["examples"].features == example) & batch["examples"].mask).tolist()
         own = batch["said"].segments == batch["examples"].segments[tuple(place)]
         return read(batch["said"].features[own])

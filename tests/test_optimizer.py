@@ -329,7 +329,7 @@ class Normalised(nn.Module):
 def test_training_leaves_given_statistics_as_they_are_to_the_bit(rule):
     """Where parameters are rounded at random, too."""
     batch = {"x": np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)}
-    params = init_parameters(Normalised(), batch, 0)
+    params = jax.jit(lambda: init_parameters(Normalised(), batch, 0))()
     optimizer = optimizer_of(rule, specs(params), rate=1e-2)
     state = unboxed(init_state(params, optimizer, average=True, parameters="bfloat16"))
     given = {name: np.linspace(0.3, 1.7, 64).astype(jnp.bfloat16) for name in ("mean", "variance")}

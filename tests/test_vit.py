@@ -346,7 +346,8 @@ def test_what_stands_in_empty_positions_changes_nothing():
     pool_params = initialised(pool, jax.eval_shape(model.apply, params, row), slots(1))
     empty = (row.segments == 0)[..., None]
     spoilt = row._replace(
-        features=np.where(empty, np.uint8(255), row.features), positions=np.where(empty, np.int32(-(2**31)), row.positions)
+        features=np.where(empty, np.uint8(255), row.features),
+        positions=np.where(empty, np.int32(-(2**31)), row.positions),
     )
 
     @jax.jit

@@ -71,8 +71,8 @@ def language_model(directory, tokenizer):
         optimizer=c.Optimizer(schedule=c.Constant(peak=1e-3)),
     )
     ids, places = np.zeros((1, 8), np.int32), np.arange(8, dtype=np.int32)[None]
-    params = unboxed(decoder.init(jax.random.key(0), Stream(ids, ids + 1, places))["params"])
-    params = jax.tree.map(lambda x: 3 * x, params)
+    params = unboxed(jax.jit(decoder.init)(jax.random.key(0), Stream(ids, ids + 1, places))["params"])
+    params = jax.tree.map(lambda x: 3 * np.asarray(x), params)
     flat = flatten_dict({"tasks_next": {"decoder": params}}, sep="/")
     write(directory, flat, UNTRAINED, {"config.json": to_dict(config)})
     tokenizer.save(directory / tokenizer.file_name)
