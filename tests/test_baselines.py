@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from test_models import images, speech
+from untrained import parameters
 
 from mmjax.models import BiLSTM, ConvNet, LogMel
 from mmjax.models.recurrent import lstm
@@ -42,7 +43,7 @@ def test_recurrent_encoders_give_the_same_packed_and_alone(stem):
     model = BiLSTM(front_end=LogMel(), layers=2, width=16, stem=stem, stem_channels=4)
     lengths = [3, 5, 8, 31, 33]
     packed = speech(*lengths)
-    params, apply = jax.jit(model.init)(jax.random.key(0), packed), jax.jit(model.apply)
+    params, apply = {"params": parameters(model, packed)}, jax.jit(model.apply)
     out = jax.device_get(apply(params, packed))
     for number, length in enumerate(lengths, 1):
         alone = jax.device_get(apply(params, speech(length, room=64)))
@@ -53,7 +54,7 @@ def test_recurrent_encoders_give_the_same_packed_and_alone(stem):
 
 def test_convolutional_encoder_sees_its_own_picture_alone():
     model, two = ConvNet(patch=4, image_size=16, width=16), images(2, 4, 4)
-    params, apply = jax.jit(model.init)(jax.random.key(0), two), jax.jit(model.apply)
+    params, apply = {"params": parameters(model, two)}, jax.jit(model.apply)
     features = two.features.copy()
     features[:, 16:] = 0
     out, other = jax.device_get([apply(params, stream) for stream in (two, two._replace(features=features))])
@@ -71,6 +72,6 @@ def test_convolutional_encoder_puts_patches_together_as_they_were():
         patches = pixels.reshape(8, 4, 8, 4, 3).transpose(0, 2, 1, 3, 4).reshape(1, 64, 48)
         return np.asarray(apply(params, stream._replace(features=patches)).features).reshape(8, 8, 8)
 
-    params, apply = jax.jit(model.init)(jax.random.key(0), images(1, 8, 4)), jax.jit(model.apply)
+    params, apply = {"params": parameters(model, images(1, 8, 4))}, jax.jit(model.apply)
     before, after = tokens(picture), tokens(np.roll(picture, (4, 8), (0, 1)))
     np.testing.assert_allclose(before[2:5, 2:4], after[3:6, 4:6], atol=1e-5)

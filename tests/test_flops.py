@@ -64,7 +64,7 @@ def test_choices_count_their_dearest_branch_and_discrete_results_have_no_gradien
     assert matrix_flops(rounded, weights, x, trained=0) == {"other": product}
 
 
-@pytest.mark.parametrize("unroll", [True, False])
+@pytest.mark.parametrize("unroll", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_the_gradient_of_a_whole_model_has_as_many(unroll):
     config = tiny()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, unroll=unroll))

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 import pytest
 from conftest import tiny
+from untrained import parameters
 
 from mmjax import check
 from mmjax import config as c
@@ -61,16 +62,6 @@ def stream(segments, width, seed=0):
 IMAGE, TEXT = stream([[1, 1, 2, 2, 2, 0]], 6, seed=1), stream([[3, 1, 1, 0]], 5, seed=2)
 SLOTS = stream([[1, 2, 3, 0]], 1)
 BOTH = {"image": IMAGE, "text": TEXT}
-
-
-def parameters(module, *inputs, seed=0):
-    """Parameters of any value (biases and norms, too), without the compilation that initialising takes."""
-    noise = np.random.default_rng(seed)
-    shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), *inputs))["params"]
-    return jax.tree_util.tree_map_with_path(
-        lambda path, p: np.float32(path[-1].key == "scale") + 0.3 * noise.standard_normal(p.shape).astype(np.float32),
-        shapes,
-    )
 
 
 @partial(jax.jit, static_argnums=0)

@@ -5,6 +5,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from untrained import parameters
 
 from mmjax import config as c
 from mmjax import models
@@ -105,12 +106,6 @@ def test_htk_filters_overlap_to_one():
     assert (htk_filters(16_000, 400, 20) > 0).any(axis=0).all()
 
 
-def randomised(params):
-    """Every parameter, norms and biases too, away from its initial value."""
-    generator = np.random.default_rng(0)
-    return jax.tree.map(lambda p: np.asarray(p) + 0.1 * generator.normal(size=p.shape).astype(np.float32), params)
-
-
 CONFORMERS = {
     "paper": {},
     "rotary": dict(positions=c.Rotary()),
@@ -149,8 +144,7 @@ def test_traps_a1_a4_a5_conformer_gives_the_same_packed_and_alone(variant):
     every = model.subsampling
     lengths = [3, 4, 5, 6, 7, 8, 9, 30, 31, 33, 64]
     packed = speech(*lengths, every=every)
-    params = randomised(jax.jit(model.init)(jax.random.key(0), packed))
-    apply = jax.jit(model.apply)
+    params, apply = {"params": parameters(model, packed)}, jax.jit(model.apply)
     out = jax.device_get(apply(params, packed))
     # Of the stem that hears samples, one rounding of the parameters (6e-8, relative) moves the tokens by 3e-5 to 7e-5.
     tolerance = 1e-4 if variant.startswith("wav2vec") else 2e-5
@@ -167,7 +161,7 @@ def test_traps_a1_a4_a5_conformer_gives_the_same_packed_and_alone(variant):
 def test_vit_and_its_class_token_do_not_see_the_neighbour():
     model = ViT(patch=4, image_size=16, layers=2, width=16, heads=2, mlp=32, class_token=True)
     two = images(2, 4, 4, True)
-    params, apply = jax.jit(model.init)(jax.random.key(0), two), jax.jit(model.apply)
+    params, apply = {"params": parameters(model, two)}, jax.jit(model.apply)
     features = two.features.copy()
     features[:, 17:] = 0
     out, other = jax.device_get([apply(params, stream) for stream in (two, two._replace(features=features))])
@@ -179,7 +173,7 @@ def test_recordings_of_whisper_cost_the_same_packed_and_alone():
     """Windows of 30 s are no longer compared with each other."""
     model = c.WhisperEncoder(layers=1, width=16, heads=2, mlp=32, length=8, pad_to_length=True)
     two, one = speech(16, 16, seed=1), speech(16, seed=1)
-    params = jax.jit(model.init)(jax.random.key(0), one)
+    params = {"params": parameters(model, one)}
     flops = [sum(matrix_flops(model.apply, params, row).values()) for row in (two, one)]
     assert flops[0] == 2 * flops[1]
     packed, alone = (jax.jit(model.apply)(params, row).features for row in (two, one))
@@ -192,7 +186,7 @@ def test_fusion_ignores_a_modality_without_tokens():
     text = Stream(features, np.array([[1, 1, 1, 2, 2, 0]]), np.zeros((1, 6), int))
     image = Stream(np.ones((1, 4, 8), np.float32), np.zeros((1, 4), int), np.zeros((1, 4, 2), int))
     slots = Stream(np.zeros((1, 2), int), np.array([[1, 2]]), np.zeros((1, 2), int))
-    params, apply = jax.jit(model.init)(jax.random.key(0), {"image": image, "text": text}, slots), jax.jit(model.apply)
+    params, apply = {"params": parameters(model, {"image": image, "text": text}, slots)}, jax.jit(model.apply)
     both = apply(params, {"image": image, "text": text}, slots)
     alone = apply(params, {"text": text}, slots)
     np.testing.assert_allclose(both.features, alone.features, atol=1e-6)
@@ -201,7 +195,7 @@ def test_fusion_ignores_a_modality_without_tokens():
 def test_text_encoder_takes_impossible_ids_in_empty_positions():
     model = Transformer(vocabulary=10, layers=1, width=8, heads=2, mlp=16)
     text = Stream(np.array([[3, 4, 9_999]]), np.array([[1, 1, 0]]), np.array([[0, 1, -5]]))
-    params, apply = jax.jit(model.init)(jax.random.key(0), text), jax.jit(model.apply)
+    params, apply = {"params": parameters(model, text)}, jax.jit(model.apply)
     clean = apply(params, text._replace(features=np.array([[3, 4, 0]])))
     np.testing.assert_array_equal(apply(params, text).features, clean.features)
 
@@ -237,7 +231,7 @@ def test_a_task_may_pool_an_encoder_and_predicts_nothing_for_an_example_without_
     text = Stream(np.array([[3, 4, 5, 6]]), np.array([[1, 1, 3, 3]]), np.array([[0, 1, 0, 1]]))
     slots = np.array([[1, 2, 3]])
     batch = {"text": text, "examples": Stream(slots, slots, slots)}
-    params, apply = jax.jit(model.init)(jax.random.key(0), batch), jax.jit(model.apply)
+    params, apply = {"params": parameters(model, batch)}, jax.jit(model.apply)
     topic = jax.device_get(apply(params, batch)["topic"].prediction)
     assert topic.features.shape == (1, 3, 3) and topic.segments.tolist() == [[1, 0, 3]]
     other = {**batch, "text": text._replace(features=np.array([[7, 4, 5, 6]]))}

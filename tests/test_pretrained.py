@@ -191,6 +191,7 @@ def losses(run):
     return [line["loss"] for line in lines if line["kind"] == "train"]
 
 
+@pytest.mark.slow
 def test_an_import_is_fine_tuned_with_its_encoder_frozen(whisper, spoken, tmp_path):
     _, _, ours = whisper
     train(fine_tuned(ours, spoken), tmp_path / "run")

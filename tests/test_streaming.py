@@ -13,8 +13,8 @@ import pytest
 import soundfile
 import soxr
 from conftest import tiny
-from test_models import randomised, speech
-from untrained import causal, tokenizer, untrained
+from test_models import speech
+from untrained import causal, parameters, tokenizer, untrained
 
 from mmjax import config as c
 from mmjax.cli import main
@@ -91,7 +91,7 @@ VARIANTS = {
 def test_trap_h17_streaming_equals_offline(variant, chunk):
     conformer = model(chunks=Chunking(size=chunk, left=2), **VARIANTS[variant])
     whole = batch_of(1 if chunk == 2 else 7, 96)
-    params = randomised(jax.jit(conformer.init)(jax.random.key(0), whole))
+    params = {"params": parameters(conformer, whole)}
     offline = jax.jit(conformer.apply)(params, whole)
     streaming = StreamingConformer(conformer)
     step, state, parts = jax.jit(streaming.step), streaming.start(len(whole.segments)), []
@@ -107,7 +107,7 @@ def test_trap_h17_streaming_equals_offline(variant, chunk):
 def test_no_chunk_hears_a_later_one_nor_what_lies_too_far_back():
     conformer = model(chunks=Chunking(size=2, left=1), layers=1, convolution=Convolution(kernel=3, causal=True))
     whole = speech(120)
-    params = randomised(jax.jit(conformer.init)(jax.random.key(0), whole))
+    params = {"params": parameters(conformer, whole)}
     apply = jax.jit(conformer.apply)
     features = whole.features.copy()
     features[:, 40:48] += 1.0

@@ -78,8 +78,8 @@ def test_going_on_gives_bitwise_the_same(run, tmp_path):
     assert [(one["from"], one["to"]) for one in spent["launches"]] == [(0, 3), (3, 6)]
     assert spent["seconds"]["lost"] == 0.0
     kinds = ("start", "compile", "step", "evaluation")
-    for spent in (spent, goodput(run)):
-        assert spent["wall"] > sum(spent["seconds"].get(kind, 0.0) for kind in kinds)
+    for one in (spent, goodput(run)):
+        assert one["wall"] > sum(one["seconds"].get(kind, 0.0) for kind in kinds)
 
 
 def test_a_finished_run_does_not_train_again(run):
