@@ -458,7 +458,8 @@ def xor(seed, rows=4, slots=8):
         return Stream(features.astype(np.float32), segments, np.zeros_like(segments))
 
     slots = Stream(np.zeros_like(segments[:, ::2]), segments[:, ::2], np.zeros_like(segments[:, ::2]))
-    return {"image": tokens("image"), "text": tokens("text")}, slots, bits["image"] ^ bits["text"]
+    streams, slots = jax.tree.map(jnp.asarray, ({"image": tokens("image"), "text": tokens("text")}, slots))
+    return streams, slots, bits["image"] ^ bits["text"]
 
 
 def learned_share_of_xor(fusion, steps=150):
