@@ -81,6 +81,7 @@ def prepare_in_a_process(directory):
     return subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.slow
 def test_an_interrupted_preparation_leaves_nothing_half_made(tmp_path):
     directory = tmp_path / "data"
     killed = prepare_in_a_process(directory)
