@@ -306,6 +306,7 @@ def test_fewer_bytes(subject):
     assert size("int8") < 0.33 * size("float32") < 0.67 * size("bfloat16") * 1.01
 
 
+@pytest.mark.slow
 def test_a_plan_counts_gradients_of_what_is_trained(subject):
     config = small(
         adapters={"**.layers": c.LoRA(rank=2)}, optimizer=grouped({"**": c.Group(frozen=True, dtype="bfloat16")})
@@ -491,6 +492,7 @@ with jax.default_matmul_precision("highest"):
     assert specs == ("(None, 'fsdp', 'tensor') (None, 'fsdp', None) (None, None, 'tensor') (None, 'tensor')")
 
 
+@pytest.mark.slow
 def test_the_digest_of_an_encoder_of_few_bits_is_that_of_its_numbers(subject):
     """It says whether stored outputs of a frozen encoder are those of this encoder."""
     pytest.importorskip("qwix")

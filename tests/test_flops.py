@@ -141,10 +141,11 @@ def writing(encoder, task):
 @pytest.mark.parametrize(
     "config",
     [
-        writing("text", c.MaskedTokens(outputs=700, mask=103, chunk=300)),
-        writing("speech", c.Transducer(outputs=700, width=24, chunk=300)),
+        pytest.param(writing("text", c.MaskedTokens(outputs=700, mask=103, chunk=300)), id="MaskedTokens"),
+        pytest.param(
+            writing("speech", c.Transducer(outputs=700, width=24, chunk=300)), id="Transducer", marks=pytest.mark.slow
+        ),
     ],
-    ids=["MaskedTokens", "Transducer"],
 )
 def test_what_a_loss_computes_counts_to_its_task(config):
     """As in the compiled program, where every product is one that is counted once or one that is computed again."""

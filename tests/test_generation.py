@@ -204,7 +204,9 @@ def test_settings_outside_of_their_range_are_refused(wrong):
         Sampling(**wrong).check()
 
 
-@pytest.mark.parametrize("weights", ["bfloat16", "int8", "int4"])
+@pytest.mark.parametrize(
+    "weights", [pytest.param(kind, marks=pytest.mark.slow) for kind in ("bfloat16", "int4")] + ["int8"]
+)
 def test_weights_of_few_bits_change_the_results_a_little(run, home, weights):  # noqa: F811
     few = Run(run.directory, weights=weights)
     asked, answers = prompts(home)[1], ["A dog.", "it is red", "Yes."]

@@ -338,7 +338,10 @@ GEMMA = dict(
 @pytest.mark.parametrize(
     "changes, prefix",
     [
-        *(({"positions": positions}, prefix) for positions in (Rotary(), Learned(length=9)) for prefix in (1, 3)),
+        ({"positions": Rotary()}, 3),
+        ({"positions": Learned(length=9)}, 1),
+        pytest.param({"positions": Rotary()}, 1, marks=pytest.mark.slow),
+        pytest.param({"positions": Learned(length=9)}, 3, marks=pytest.mark.slow),
         (GEMMA, None),
     ],
 )
