@@ -171,11 +171,12 @@ SLOW = dict.fromkeys(
         "pretrain_300m",
         "sentiment",
         "smollm2_hears_and_sees",
+        "quickstart",
         "tuxpaint_retrieval",
         "whisper_asterisk",
     ),
     pytest.mark.slow,
-) | {"quickstart": ()}
+)
 
 
 @pytest.mark.parametrize(

@@ -581,6 +581,7 @@ def test_an_imported_ctc_model_transcribes_a_recording_as_its_own_library_does(t
     assert json.loads((tmp_path / "back" / "tokenizer.json").read_text()) == json.loads(tokenizer.to_str())
 
 
+@pytest.mark.slow
 def test_the_certificate_is_relative_to_the_outputs_and_tells_the_parts_apart(tmp_path):
     """Outputs a hundred times as large, and as far off in the same proportion, prove the same."""
     found = []
