@@ -64,7 +64,7 @@ questions = SpokenEasyVQA()
 
 config = Experiment(
     name="smollm2_hears_and_sees",
-    steps=400,
+    steps=500,
     data=Data(
         source=Mixture(
             sources={
@@ -80,14 +80,13 @@ config = Experiment(
                     user=("<image> What is this?", "<image> A title, please."),
                     assistant="{target}",
                 ),
-                "chat": Asked(source=DebianManual(), user=("{text}",), assistant="{target}"),
             },
-            weights={"prompts": 0.2, "questions": 0.1, "answers": 0.4, "drawings": 0.25, "chat": 0.05},
+            weights={"prompts": 0.25, "questions": 0.15, "answers": 0.4, "drawings": 0.2},
         ),
         inputs={"text": Conversation()},
         tokenizer=HuggingFaceTokenizer(file="models/smollm2/tokenizer.json", chat_template="chatml"),
         batch_rows=2,
-        rows={"text": 336, "speech": 1128, "image": 448, "examples": 12},
+        rows={"text": 192, "speech": 1128, "image": 384, "examples": 12},
         subsets={"speech+image+text": 1.0},
         threads=1,
     ),

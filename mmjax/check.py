@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -110,17 +111,21 @@ class Subject:
         self.rows = self.sampler.rows(0)
         self.batch = self.pack(self.rows)
 
-        def parameters() -> Any:
-            return init_parameters(self.model, self.batch, 0, config.adapters)
-
-        self.boxed = jax.eval_shape(parameters)
-        self.params = jax.jit(lambda: unboxed(parameters()))()
-        # Parameters initialised to zero would hide their effect on empty positions.
-        noise = np.random.default_rng(1)
-        self.params = jax.tree.map(
-            lambda p: np.asarray(p) + 0.02 * noise.standard_normal(p.shape, np.float32), self.params
-        )
         self._run = jax.jit(self._outputs_and_gradients)
+
+    def _initial(self) -> Any:
+        return init_parameters(self.model, self.batch, 0, self.config.adapters)
+
+    @cached_property
+    def boxed(self) -> Any:
+        """The parameters' shapes and what is known of them."""
+        return jax.eval_shape(self._initial)
+
+    @cached_property
+    def params(self) -> Any:
+        # Parameters initialised to zero would hide their effect on empty positions.
+        noise, params = np.random.default_rng(1), jax.jit(lambda: unboxed(self._initial()))()
+        return jax.tree.map(lambda p: np.asarray(p) + 0.02 * noise.standard_normal(p.shape, np.float32), params)
 
     def pack(self, rows: list[Row], layout: Layout | None = None, hide: str | None = None) -> Batch:
         packer = Packer(layout or self.layout, len(rows))

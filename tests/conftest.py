@@ -23,18 +23,24 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", "-1")  # a limit costs a
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"mmjax-test-compilations-{os.getuid()}")
 )
+# The tests of several files run at once. More threads of torch and NumPy would wait for each other, and busily.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Prepared once per machine and checkout of the tests, not once per test run.
 os.environ.setdefault("MMJAX_DATA", os.path.join(tempfile.gettempdir(), f"mmjax-test-data-{os.getuid()}"))
 # Something secret, which no run directory may have.
 os.environ["MMJAX_TESTS_TOKEN"] = "token-8f1e9c4a7d"
 
 import contextlib
+import ctypes
 import dataclasses
 import pathlib
+import shutil
 import signal
 
 import jax
 import pytest
+from filelock import FileLock
 
 from mmjax import config as c
 
@@ -48,15 +54,29 @@ with contextlib.suppress(ValueError):  # not in the main thread
 
 EXAMPLES = 300  # questions per split
 MEMORY = 3e9  # bytes of a process of the tests, above which it forgets the programs that it has compiled
+GROWTH = 0.5e9  # and again after so much more, if what remains is above it: forgetting takes a second
+
+
+@pytest.fixture(scope="session")
+def allowance():
+    """{"bytes": the memory above which a process forgets its programs}."""
+    return {"bytes": MEMORY}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def forgotten():
+def forgotten(allowance):
     """Programs of earlier files take memory, and later files seldom need them."""
     yield
-    if int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > MEMORY:
+    if resident() > allowance["bytes"]:
         jax.clear_caches()
         gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # else what is free still counts
+        allowance["bytes"] = max(MEMORY, resident() + GROWTH)
+
+
+def resident() -> int:
+    """The bytes of memory that this process takes."""
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def stepped(run: pathlib.Path) -> bool:
@@ -103,10 +123,14 @@ def source():
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory):
-    """A run of the tiny model, trained to its end."""
+def run(tmp_path_factory, worker_id):
+    """A run of the tiny model, trained to its end: once, and a copy for each process of pytest-xdist."""
     from mmjax.train.loop import train
 
-    directory = tmp_path_factory.mktemp("runs") / "tiny"
-    train(tiny(), directory)
-    return directory
+    here = tmp_path_factory.getbasetemp()
+    trained = (here if worker_id == "master" else here.parent) / "tiny"
+    with FileLock(f"{trained}.lock"):
+        if not trained.exists():
+            train(tiny(), here / "training")
+            (here / "training").rename(trained)
+    return shutil.copytree(trained, here / "runs" / "tiny")

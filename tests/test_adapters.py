@@ -104,12 +104,12 @@ def test_it_computes_what_peft_computes(kind, dora):
     }
     layer, shape = layers[kind]
     x = np.random.default_rng(1).standard_normal(shape, np.float32)
-    boxed = layer.init(jax.random.key(0), x)["params"]
+    boxed = jax.jit(layer.init)(jax.random.key(0), x)["params"]
     params = randomised(unboxed(adapted(boxed, {"kernel": c.LoRA(rank=2, alpha=3.0, dora=dora)}, 0)))
     node = params["kernel"]
     base, a, b = (np.asarray(one) for one in (node.base, node.a, node.b))
     magnitude = None if node.magnitude is None else np.asarray(node.magnitude)
-    found = layer.apply({"params": params}, x)
+    found = np.asarray(jax.jit(layer.apply)({"params": params}, x))
     if kind == "joined":
         for one in range(3):  # an adapter for each of queries, keys and values
             m = None if magnitude is None else magnitude[one].reshape(-1)
@@ -174,7 +174,7 @@ def test_every_kernel_of_a_model_may_have_an_adapter(parts, name):
     apply = jax.jit(
         lambda p: [o.prediction.features for o in subject.model.apply({"params": p}, subject.batch).values()]
     )
-    boxed = jax.tree.map(lambda box: box, subject.model.init(jax.random.key(0), subject.batch)["params"])
+    boxed = jax.tree.map(lambda box: box, jax.jit(subject.model.init)(jax.random.key(0), subject.batch)["params"])
     kernels = {path for path, x in by_path(unboxed(boxed)).items() if path.endswith(("kernel", "recurrent"))}
     kernels = {
         path for path in kernels if "depthwise" not in path and path != "encoders.speech.layers.convolution.kernel"
@@ -306,6 +306,7 @@ def test_fewer_bytes(subject):
     assert size("int8") < 0.33 * size("float32") < 0.67 * size("bfloat16") * 1.01
 
 
+@pytest.mark.slow
 def test_a_plan_counts_gradients_of_what_is_trained(subject):
     config = small(
         adapters={"**.layers": c.LoRA(rank=2)}, optimizer=grouped({"**": c.Group(frozen=True, dtype="bfloat16")})
@@ -491,6 +492,7 @@ with jax.default_matmul_precision("highest"):
     assert specs == ("(None, 'fsdp', 'tensor') (None, 'fsdp', None) (None, None, 'tensor') (None, 'tensor')")
 
 
+@pytest.mark.slow
 def test_the_digest_of_an_encoder_of_few_bits_is_that_of_its_numbers(subject):
     """It says whether stored outputs of a frozen encoder are those of this encoder."""
     pytest.importorskip("qwix")

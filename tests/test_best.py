@@ -242,6 +242,7 @@ def test_a_run_that_is_killed_keeps_the_same_best_checkpoint(straight, tmp_path,
     assert digest(Checkpoints(tmp_path).read(4)) == digest(Checkpoints(straight).read(4))
 
 
+@pytest.mark.slow
 def test_patience_stops_a_run_until_it_is_raised(tmp_path, script, capsys):
     script([0.7, 0.5, 0.6])
     result = train(scripted(patience=2), tmp_path)

@@ -45,6 +45,7 @@ def test_attention_across_examples_breaks_packing(monkeypatch):
     assert check.packing(check.Subject(tiny())) > check.TOLERANCES["packing"]
 
 
+@pytest.mark.slow
 def test_reading_empty_positions_breaks_emptiness(monkeypatch):
     monkeypatch.setattr("mmjax.models.transformer.only_tokens", lambda stream: stream)
     assert check.emptiness(check.Subject(tiny())) > check.TOLERANCES["emptiness"]

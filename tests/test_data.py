@@ -81,6 +81,7 @@ def prepare_in_a_process(directory):
     return subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.slow
 def test_an_interrupted_preparation_leaves_nothing_half_made(tmp_path):
     directory = tmp_path / "data"
     killed = prepare_in_a_process(directory)
@@ -97,6 +98,7 @@ def test_an_interrupted_preparation_leaves_nothing_half_made(tmp_path):
     assert (prepare(directory, 60) / "dataset_info.json").stat().st_mtime_ns == stamp, "prepared once"
 
 
+@pytest.mark.slow
 def test_recordings_are_the_same_however_the_work_is_shared(monkeypatch):
     from mmjax.data import spoken_easy_vqa_builder as builder
 

@@ -276,7 +276,10 @@ def test_one_beam_is_greedy_and_no_temperature_is_too():
     assert writers.texts(WRITERS["sampled"]) != greedy
 
 
-@pytest.mark.parametrize("decoding", [Greedy(), Beam(beams=3)], ids=["greedy", "beam"])
+@pytest.mark.parametrize(
+    "decoding",
+    [pytest.param(Greedy(), id="greedy", marks=pytest.mark.slow), pytest.param(Beam(beams=3), id="beam")],
+)
 def test_a_cache_that_grows_changes_nothing(monkeypatch, decoding):
     writers = Writers([4, 2])
     at_once = writers.texts(decoding, room=6)

@@ -528,8 +528,9 @@ def test_a_language_model_scores_token_by_token_as_the_whole_text(language_model
     _, total = jax.jit(lambda *given: written(scorer, *given))(scorer.tables(tokenizer), texts)
     ids = texts if begin is None else np.pad(texts, ((0, 0), (1, 0)), constant_values=begin)
     whole, window = stream(ids, np.ones_like(ids)), c.SlidingWindow(window=4)
-    whole = whole._replace(features=jnp.asarray(ids))
-    logs = jax.nn.log_softmax(decoder.clone(sliding_window=window).apply({"params": params}, whole).features)
+    whole = whole._replace(features=ids)
+    windowed = decoder.clone(sliding_window=window)
+    logs = jax.jit(lambda text: jax.nn.log_softmax(windowed.apply({"params": params}, text).features))(whole)
     after = np.take_along_axis(np.asarray(logs)[:, :-1], ids[:, 1:, None], axis=-1)
     np.testing.assert_allclose(total, 0.7 * after.sum((1, 2)) + 0.4 * 8, atol=1e-4)
 
@@ -540,7 +541,7 @@ def test_a_text_longer_than_the_learned_positions_still_depends_on_its_last_toke
         vocabulary=9, layers=1, width=16, heads=2, mlp=16, cross_attention=False, positions=c.Learned(length=3)
     )
     text = Stream(np.zeros((1, 3), np.int32), np.ones((1, 3), np.int32), np.arange(3, dtype=np.int32)[None])
-    params = jax.tree.map(lambda x: 3 * x, unboxed(decoder.init(jax.random.key(0), text)["params"]))
+    params = jax.tree.map(lambda x: 3 * x, unboxed(jax.jit(decoder.init)(jax.random.key(0), text)["params"]))
     opened = c.CausalLM(decoder=decoder), 1, params
     monkeypatch.setattr(language_scores, "_opened", lambda run: opened)
     scorer = c.LanguageModelScorer(run="learned", context=4)
@@ -610,7 +611,7 @@ def test_a_transformer_that_knows_bigrams_finds_what_the_n_gram_model_finds(monk
         vocabulary=4, layers=2, width=4, heads=1, mlp=4, tied=False, cross_attention=False, block=style
     )
     text = Stream(np.zeros((1, 2), np.int32), np.ones((1, 2), np.int32), np.arange(2, dtype=np.int32)[None])
-    params = jax.tree.map(np.zeros_like, unboxed(decoder.init(jax.random.key(0), text)["params"]))
+    params = jax.tree.map(np.zeros_like, unboxed(jax.jit(decoder.init)(jax.random.key(0), text)["params"]))
     params["embedding"]["embedding"], params["norm"]["scale"] = (
         np.eye(4),
         np.ones(4),

@@ -64,7 +64,7 @@ def test_choices_count_their_dearest_branch_and_discrete_results_have_no_gradien
     assert matrix_flops(rounded, weights, x, trained=0) == {"other": product}
 
 
-@pytest.mark.parametrize("unroll", [True, False])
+@pytest.mark.parametrize("unroll", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_the_gradient_of_a_whole_model_has_as_many(unroll):
     config = tiny()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, unroll=unroll))
@@ -141,10 +141,11 @@ def writing(encoder, task):
 @pytest.mark.parametrize(
     "config",
     [
-        writing("text", c.MaskedTokens(outputs=700, mask=103, chunk=300)),
-        writing("speech", c.Transducer(outputs=700, width=24, chunk=300)),
+        pytest.param(writing("text", c.MaskedTokens(outputs=700, mask=103, chunk=300)), id="MaskedTokens"),
+        pytest.param(
+            writing("speech", c.Transducer(outputs=700, width=24, chunk=300)), id="Transducer", marks=pytest.mark.slow
+        ),
     ],
-    ids=["MaskedTokens", "Transducer"],
 )
 def test_what_a_loss_computes_counts_to_its_task(config):
     """As in the compiled program, where every product is one that is counted once or one that is computed again."""
@@ -170,11 +171,12 @@ SLOW = dict.fromkeys(
         "pretrain_300m",
         "sentiment",
         "smollm2_hears_and_sees",
+        "quickstart",
         "tuxpaint_retrieval",
         "whisper_asterisk",
     ),
     pytest.mark.slow,
-) | {"quickstart": ()}
+)
 
 
 @pytest.mark.parametrize(

@@ -380,6 +380,16 @@ MODELS = {
 
 # One fast model per family; variants run with the slow tests.
 SLOW = {
+    "Parakeet TDT",  # as test_a_transducer_writes_what_its_reference_generates imports it
+    "Whisper whose read-out is not tied",  # as its own test below imports it
+    "Whisper with a shallow decoder and 128 bins",
+    "ViT that classifies",
+    "ViT without its pooler",
+    "DeiT that classifies",
+    "DeiT that classifies with its teacher",
+    "Llama with biases in its feed-forward",
+    "Mistral as an encoder",
+    "Qwen2 with windows in its last layer",
     "Parakeet RNN-T",
     "Parakeet",
     "Parakeet encoder",
@@ -436,7 +446,13 @@ def saved(request, tmp_path_factory):
     return directory
 
 
-def test_outputs_are_equal_and_the_way_back_gives_the_same_bytes(saved, tmp_path):
+@pytest.fixture
+def uncertified(monkeypatch):
+    """() -> None: imports no longer run the two models to compare them, for what a test asserts beside that."""
+    return lambda: monkeypatch.setattr(convert.certificate, "certify", lambda *_: {"skipped": "by a test"})
+
+
+def test_outputs_are_equal_and_the_way_back_gives_the_same_bytes(saved, tmp_path, uncertified):
     imported = import_model(saved, tmp_path / "ours")
     assert imported["certificate"]["holds"], imported["certificate"]
     stored = json.loads((tmp_path / "ours" / "origin.json").read_text())["certificate"]
@@ -450,6 +466,7 @@ def test_outputs_are_equal_and_the_way_back_gives_the_same_bytes(saved, tmp_path
     (kind,) = json.loads((saved / "config.json").read_text())["architectures"]
     again = getattr(transformers, kind).from_pretrained(tmp_path / "back", local_files_only=True)
     assert sum(p.numel() for p in again.parameters()) > 0
+    uncertified()
     import_model(tmp_path / "back", tmp_path / "again")
     first, second = read_imported(tmp_path / "ours")[1], read_imported(tmp_path / "again")[1]
     assert all(first[name].tobytes() == second[name].tobytes() for name in first)
@@ -463,9 +480,13 @@ def test_outputs_are_equal_and_the_way_back_gives_the_same_bytes(saved, tmp_path
         pytest.param(
             convert.wav2vec2_bert, lambda: w2v_bert(add_adapter=True, num_adapter_layers=2), marks=pytest.mark.slow
         ),
-        (convert.wav2vec2_conformer, wav2vec2_conformer),
-        (convert.wav2vec2_conformer, lambda: wav2vec2_conformer(position_embeddings_type="rotary")),
-        (convert.whisper, lambda: whisper(max_source_positions=60)),
+        pytest.param(convert.wav2vec2_conformer, wav2vec2_conformer, marks=pytest.mark.slow),
+        pytest.param(
+            convert.wav2vec2_conformer,
+            lambda: wav2vec2_conformer(position_embeddings_type="rotary"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(convert.whisper, lambda: whisper(max_source_positions=60), marks=pytest.mark.slow),
     ],
 )
 def test_speech_of_any_number_of_samples_is_encoded_as_by_its_own_pipeline(tmp_path, family, model):
@@ -496,7 +517,8 @@ def characters(directory, **changes):
 
 
 @pytest.mark.parametrize("changes", [{}, {"do_lower_case": True}, {"replace_word_delimiter_char": "_"}])
-def test_a_vocabulary_of_characters_reads_and_writes_as_theirs(tmp_path, changes):
+def test_a_vocabulary_of_characters_reads_and_writes_as_theirs(tmp_path, changes, uncertified):
+    uncertified()
     source = tmp_path / "theirs"
     randomise(w2v_bert(transformers.Wav2Vec2BertForCTC)).save_pretrained(source)
     characters(source, **changes)
@@ -559,6 +581,7 @@ def test_an_imported_ctc_model_transcribes_a_recording_as_its_own_library_does(t
     assert json.loads((tmp_path / "back" / "tokenizer.json").read_text()) == json.loads(tokenizer.to_str())
 
 
+@pytest.mark.slow
 def test_the_certificate_is_relative_to_the_outputs_and_tells_the_parts_apart(tmp_path):
     """Outputs a hundred times as large, and as far off in the same proportion, prove the same."""
     found = []
@@ -578,7 +601,7 @@ def test_the_certificate_is_relative_to_the_outputs_and_tells_the_parts_apart(tm
 
 
 def test_a_certificate_that_does_not_hold_is_an_exit_status_with_and_without_json(tmp_path, capsys, monkeypatch):
-    randomise(parakeet(head=False)).save_pretrained(tmp_path / "theirs")
+    randomise(relative("Bert")).save_pretrained(tmp_path / "theirs")
     monkeypatch.setattr(convert.certificate, "TOLERANCE", 0.0)
     for number, extra in enumerate(([], ["--json"])):
         assert main(["import", str(tmp_path / "theirs"), "-o", str(tmp_path / str(number)), *extra]) == 1
@@ -701,7 +724,8 @@ def test_pixels_are_normalised_as_the_image_processor_says(tmp_path):
         import_model(tmp_path / "theirs", tmp_path / "other")
 
 
-def test_a_tower_of_an_import_that_has_several_is_chosen_by_name(tmp_path):
+def test_a_tower_of_an_import_that_has_several_is_chosen_by_name(tmp_path, uncertified):
+    uncertified()
     randomise(towers("CLIP")).save_pretrained(tmp_path / "theirs")
     import_model(tmp_path / "theirs", tmp_path / "ours")
     both = c.load(tmp_path / "ours" / "config.json").model.encoders
@@ -760,8 +784,9 @@ def test_classes_of_a_text_are_those_of_its_own_library(tmp_path):
     assert set(read_tensors(tmp_path / "back")) == set(tensors)
 
 
-def test_of_several_files_of_a_tokenizer_the_one_with_the_ids_of_the_model_is_used(tmp_path):
+def test_of_several_files_of_a_tokenizer_the_one_with_the_ids_of_the_model_is_used(tmp_path, uncertified):
     """(Llama 2 has both; a run read the other one, which adds no special tokens.) That of XLM-RoBERTa has other ids."""
+    uncertified()
     source = tmp_path / "theirs"
     randomise(relative("XLMRoberta")).save_pretrained(source)
     spm = Tokenizer.train(["a red circle"], 60)
@@ -776,7 +801,8 @@ def test_of_several_files_of_a_tokenizer_the_one_with_the_ids_of_the_model_is_us
     assert Tokenizer.in_run(tmp_path / "without") is None
 
 
-def test_masked_words_have_the_mask_of_the_tokenizer(tmp_path):
+def test_masked_words_have_the_mask_of_the_tokenizer(tmp_path, uncertified):
+    uncertified()
     source = tmp_path / "theirs"
     randomise(relative("Roberta", "ForMaskedLM")).save_pretrained(source)
     words(source / "tokenizer.json", "<pad>", "<mask>")
@@ -971,7 +997,8 @@ def test_an_output_projection_beside_t5s_embeddings_is_kept(tmp_path):
     assert set(back) == set(tensors) and all(back[name].tobytes() == tensors[name].tobytes() for name in back)
 
 
-def test_parameters_that_are_one_tensor_there_must_be_equal(tmp_path):
+def test_parameters_that_are_one_tensor_there_must_be_equal(tmp_path, uncertified):
+    uncertified()
     from safetensors.numpy import load_file, save_file
 
     randomise(t5("T5ForConditionalGeneration")).save_pretrained(tmp_path / "theirs")
@@ -1221,7 +1248,8 @@ def test_an_option_that_we_do_not_have_is_named(tmp_path, capsys, model, changes
 
 
 @pytest.mark.parametrize("name, head", [("Parakeet", "ctc_head"), ("W2v-BERT that transcribes", "lm_head")])
-def test_trap_d1_the_blank_becomes_the_first_class(tmp_path, name, head):
+def test_trap_d1_the_blank_becomes_the_first_class(tmp_path, uncertified, name, head):
+    uncertified()
     model = randomise(MODELS[name]())
     model.save_pretrained(tmp_path / "theirs")
     import_model(tmp_path / "theirs", tmp_path / "ours")
@@ -1276,10 +1304,10 @@ def test_what_cannot_be_imported_is_a_clear_error(tmp_path, capsys, files, messa
 
 
 def test_import_and_export_from_the_command_line(tmp_path, capsys):
-    randomise(parakeet()).save_pretrained(tmp_path / "theirs")
+    randomise(relative("Bert")).save_pretrained(tmp_path / "theirs")
     assert main(["import", str(tmp_path / "theirs"), "-o", str(tmp_path / "ours"), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed["model_type"] == "parakeet_ctc" and printed["certificate"]["holds"]
+    assert printed["model_type"] == "bert" and printed["certificate"]["holds"]
     assert main(["export", str(tmp_path / "ours"), "-o", str(tmp_path / "back")]) == 0
     assert "tensors" in capsys.readouterr().out
     assert main(["export", str(tmp_path / "ours"), "-o", str(tmp_path / "back")]) == 2

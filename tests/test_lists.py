@@ -648,6 +648,7 @@ def test_no_message_counts_on_markup():
         assert not re.search(r"\[/?(bold|dim|red|yellow|green)\]", path.read_text("utf-8")), path
 
 
+@pytest.mark.slow
 def test_files_are_utf8_whatever_the_locale(tmp_path):
     (tmp_path / "a.wav").write_bytes(encoded(tone(440)))
     text = [{"speech": "a.wav", "transcript": "größer als Ω", "answer": "Bär", "Länge": 1}, {"image": "fehlt-ü.png"}]

@@ -129,7 +129,7 @@ def test_the_encoder_computes_the_visible_patches_alone():
     task = MaskedPatches(decoder=PatchDecoder(layers=1, width=16, heads=2, mlp=32))
     model = build_model(c.Multimodal(encoders={"image": SQUARES}, tasks={"patches": task}))
     batch = {"image": image, "examples": examples}
-    params = unboxed(model.init(KEY, batch))["params"]
+    params = unboxed(jax.jit(model.init)(KEY, batch))["params"]
 
     def flops(train):
         run = lambda p: model.apply({"params": p}, batch, train=train, rngs={"augment": KEY})  # noqa: E731
@@ -139,9 +139,9 @@ def test_the_encoder_computes_the_visible_patches_alone():
     assert flops(train=False) / 9 < flops(train=True) < flops(train=False) / 3
     seen, labels = hide(task, image, examples, SQUARES)
     encode = partial(SQUARES.apply, {"params": params["encoders_image"]})
-    encoded = encode(seen, visible=6)
-    whole = encode(image._replace(segments=jnp.where(labels.mask, 0, image.segments)))
-    back = put_back(encoded, image.mask & ~labels.mask)
+    there = np.asarray(image.mask & ~labels.mask)
+    back = jax.device_get(jax.jit(lambda s: put_back(encode(s, visible=6), there))(seen))
+    whole = jax.device_get(jax.jit(encode)(image._replace(segments=np.where(labels.mask, 0, image.segments))))
     np.testing.assert_array_equal(back.mask, whole.mask)
     np.testing.assert_allclose(back.features[back.mask], whole.features[back.mask], atol=1e-5)
 
@@ -339,8 +339,8 @@ def test_pictures_of_one_size_are_restored_each_by_itself():
     image = image._replace(positions=jnp.stack(jnp.divmod(image.positions, 4), -1))
     seen = image._replace(segments=jnp.where(image.positions[..., 1] < 2, image.segments, 0))
     decoder = PatchDecoder(layers=1, width=16, heads=2, mlp=32)
-    params = decoder.init(KEY, seen, image)
-    whole, folded = decoder.apply(params, seen, image), decoder.apply(params, seen, image, 16)
+    params, apply = jax.jit(decoder.init)(KEY, seen, image), jax.jit(decoder.apply, static_argnums=3)
+    whole, folded = apply(params, seen, image), apply(params, seen, image, 16)
     np.testing.assert_allclose(folded.features, whole.features, atol=1e-5)
     np.testing.assert_array_equal(folded.segments, image.segments)
     assert ViT(patch=8, image_size=32, layers=1, width=16, heads=2, mlp=32).tokens_per_image == 16

@@ -23,7 +23,7 @@ def subject():
     layout = build_layout(config, source.tokenizer)
     batch = Batches(source, layout, build_sampler(config, layout, source), WHOLE)[0]
     model = build_model(config.model)
-    return model, unboxed(init_parameters(model, layout.empty(1), 0)), batch
+    return model, jax.jit(lambda: unboxed(init_parameters(model, layout.empty(1), 0)))(), batch
 
 
 def with_value(params, path, value):

@@ -101,6 +101,7 @@ def quickstart(tmp_path_factory):
     return result, picture.read_text()
 
 
+@pytest.mark.slow
 def test_the_contract(quickstart):
     result, _ = quickstart
     assert set(result) >= KEYS
@@ -116,6 +117,7 @@ def test_the_contract(quickstart):
     assert result["cost_per_1000_hours_of_audio"] == pytest.approx(2 * 8 * 1000 / audio)
 
 
+@pytest.mark.slow
 def test_parameters_are_gathered_and_gradients_summed_once_or_twice(quickstart):
     """What fully sharded training costs (Rajbhandari et al. 2020, section 7): gathers for the forward and the backward
     pass (a compiler may keep the first), and one sum of the gradients; no more than a tenth of it is anything else."""
@@ -190,12 +192,14 @@ def test_micro_batches_take_a_share_of_every_device_and_their_gradients_alone_tr
     )
 
 
+@pytest.mark.slow
 def test_towers_multiply_as_the_trace_says(quickstart):
     result, _ = quickstart
     for name in ("speech", "image", "fusion"):
         assert 0.85 < result["compiled_flops"][name] / result["flops"][name] < 1.15, name
 
 
+@pytest.mark.slow
 def test_the_picture_shows_memory_and_time(quickstart):
     from xml.etree import ElementTree
 
@@ -280,15 +284,15 @@ def test_what_does_not_fit_says_by_how_much(monkeypatch):
 
 
 def test_bad_requests_are_one_line(tmp_path):
-    path = written(tmp_path)
-    assert command(path, "--machine", "h10:8")[1].strip().endswith("did you mean 'h100'?")
-    assert "cannot read the machine 'cpu:100000'" in command(path, "--machine", "cpu:100000")[1]
-    assert "cannot read the machine 'h100:²'" in command(path, "--machine", "h100:²")[1]
-    assert "the price is nan" in command(path, "--machine", "cpu:1", "--price", "nan")[1]
-    code, error = command(path, "--machine", "cpu:3")
-    assert code == 2 and error.strip().endswith(
-        "data.batch_rows=8 does not divide among 3 devices (mesh.data x mesh.fsdp); write 9"
-    )
+    code, error = command(written(tmp_path), "--machine", "h10:8")
+    assert code == 2 and error.strip().endswith("did you mean 'h100'?")
+    for machine in ("cpu:100000", "h100:²"):
+        with pytest.raises(UserError, match=f"cannot read the machine '{machine}'"):
+            machines.parse(machine)
+    with pytest.raises(UserError, match="the price is nan"):
+        plan.plan(tiny(), machines.parse("cpu:1"), price=float("nan"))
+    with pytest.raises(UserError, match="=8 does not divide among 3 devices .mesh.data x mesh.fsdp.; write 9$"):
+        plan.plan(tiny(), machines.parse("cpu:3"), estimate=True)
 
 
 @pytest.mark.slow

@@ -67,6 +67,7 @@ def test_a_repeated_call_compiles_nothing(opened):
     assert opened._program._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_the_bucket_changes_no_prediction(opened, monkeypatch):
     found = []
     for longer in (0, 4, 500):

@@ -191,6 +191,7 @@ def losses(run):
     return [line["loss"] for line in lines if line["kind"] == "train"]
 
 
+@pytest.mark.slow
 def test_an_import_is_fine_tuned_with_its_encoder_frozen(whisper, spoken, tmp_path):
     _, _, ours = whisper
     train(fine_tuned(ours, spoken), tmp_path / "run")
@@ -237,7 +238,8 @@ def test_a_language_model_continues_a_text_as_its_own_library_does(tmp_path, cap
     assert capsys.readouterr().out.startswith("continuation: ")
 
 
-@pytest.mark.parametrize("kind", ["T5", pytest.param("MT5", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["T5", "MT5"])
 def test_t5_writes_what_its_own_library_writes(tmp_path, kind):
     """Its decoder begins with a cache, in which distances are counted from each token that is written."""
     config = getattr(transformers, f"{kind}Config")(

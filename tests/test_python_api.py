@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -112,7 +113,8 @@ def compared(tmp_path_factory):
         ),
         optimizer=c.Optimizer(schedule=c.Constant(peak=1e-3)),
     )
-    params = unboxed(init_parameters(build_model(config.model), build_layout(config).empty(1), 0))
+    batch = build_layout(config).empty(1)
+    params = jax.jit(lambda: unboxed(init_parameters(build_model(config.model), batch, 0)))()
     directories.write(folder, flatten_dict(params, sep="/"), UNTRAINED, {"config.json": c.to_dict(config)})
     return mmjax.open(folder)
 

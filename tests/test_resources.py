@@ -187,6 +187,7 @@ def test_permissions_that_are_lost_under_a_run_are_one_line_and_its_checkpoints_
 # Data. ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_data_that_vanishes_under_a_run_stops_it_soon_and_the_last_good_state_is_the_newest(tmp_path, monkeypatch):
     config = signs(tmp_path, files=True)
     gone = [path for path in tmp_path.glob("*.npy") if int(path.stem) % 3]  # two in three

@@ -139,7 +139,7 @@ def test_best_fit_takes_whole_numbers_of_any_kind_and_packs_the_same_rows():
     assert all((a == b).all() for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("config", ["quickstart", "spoken_vqa"])
+@pytest.mark.parametrize("config", ["quickstart", pytest.param("spoken_vqa", marks=pytest.mark.slow)])
 def test_padding_is_at_most_ten_percent_in_every_stream(config):
     """On the sizes of the whole training split (the committed index; no data needed)."""
     config = load(f"configs/{config}.py")

@@ -7,6 +7,7 @@ import shlex
 import shutil
 
 import fsspec
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -60,7 +61,8 @@ def write_run(folder, seed=0):
         optimizer=c.Optimizer(schedule=c.Constant(peak=1e-3)),
     )
     config = resolved(config, Facts(tokenizer))
-    params = unboxed(init_parameters(build_model(config.model), build_layout(config, tokenizer).empty(1), seed))
+    batch = build_layout(config, tokenizer).empty(1)
+    params = jax.jit(lambda: unboxed(init_parameters(build_model(config.model), batch, seed)))()
     about = {"config.json": c.to_dict(config), "labels.json": {}}
     directories.write(folder, flatten_dict(params, sep="/"), UNTRAINED, about)
     tokenizer.save(folder / "tokenizer.model")

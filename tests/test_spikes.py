@@ -131,6 +131,7 @@ def test_a_spike_is_said_and_nothing_else_changes_without_a_rollback(config, tmp
     assert [one["step"] for one in describe_run(tmp_path)] == [40, 45]
 
 
+@pytest.mark.slow
 def test_a_run_that_spikes_again_and_again_stops_with_the_remedy(config, tmp_path):
     settings = dataclasses.replace(config.spikes, rollback=c.Rollback(back=5, ahead=0, most=0))
     with pytest.raises(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.special
 import weights as w
+from untrained import parameters
 
 from mmjax.errors import UserError
 from mmjax.models import (
@@ -33,9 +34,7 @@ def texts(*lengths, room=0, vocabulary=19, seed=0):
 
 
 def initialised(model, *inputs):
-    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), *inputs))
-    noise = np.random.default_rng(1)
-    return jax.tree.map(lambda p: p + 0.2 * noise.standard_normal(p.shape, np.float32), params)
+    return {"params": parameters(model, *inputs)}
 
 
 def same_structure(params, model, *inputs):
@@ -338,7 +337,10 @@ GEMMA = dict(
 @pytest.mark.parametrize(
     "changes, prefix",
     [
-        *(({"positions": positions}, prefix) for positions in (Rotary(), Learned(length=9)) for prefix in (1, 3)),
+        ({"positions": Rotary()}, 3),
+        ({"positions": Learned(length=9)}, 1),
+        pytest.param({"positions": Rotary()}, 1, marks=pytest.mark.slow),
+        pytest.param({"positions": Learned(length=9)}, 3, marks=pytest.mark.slow),
         (GEMMA, None),
     ],
 )
@@ -349,7 +351,7 @@ def test_traps_g12_h13_step_by_step_equals_all_at_once(changes, prefix):
     row = Stream(*(jnp.concatenate(x) for x in zip(*rows, strict=True)))
     context = context_of([[1, 1, 1, 2, 0], [1, 1, 0, 0, 0]])
     params = initialised(model, row, context)
-    at_once = jax.jit(lambda p: model.apply(p, row, context, prefix))(params)
+    at_once = jax.device_get(jax.jit(lambda p: model.apply(p, row, context, prefix))(params))
 
     def tokens(start, stop):
         """Tokens start..stop-1 of every example; empty where it has fewer."""
@@ -368,11 +370,11 @@ def test_traps_g12_h13_step_by_step_equals_all_at_once(changes, prefix):
     begin = jax.jit(lambda p, t, c: model.apply(p, t, 18, c, prefix, method="begin"))
     step = jax.jit(lambda p, t, c: model.apply(p, t, c, method="step"))
     logits, cache = begin(params, first, context)
-    steps = [(logits, index)]
+    steps = [(jax.device_get(logits), index)]
     for now in range(given, 9):
         token, index = tokens(now, now + 1)
         logits, cache = step(params, token, cache)
-        steps.append((logits, index))
+        steps.append((jax.device_get(logits), index))
     compared = 0
     for logits, index in steps:
         for r, n in zip(*np.nonzero(index >= 0), strict=True):
@@ -399,10 +401,11 @@ def test_trap_g12_a_prefix_sees_itself_whole_and_not_what_follows():
 
 def seen_from(model, row):
     """[T, T] bool: whether the token of a column changes the logits of the token of a row."""
-    params = initialised(model, row)
+    params, ids = initialised(model, row), np.asarray(row.features)
     apply = jax.jit(lambda ids: model.apply(params, row._replace(features=ids)).features[0])
-    changed = [apply(row.features.at[0, t].set((row.features[0, t] + 1) % 19)) for t in range(row.features.shape[1])]
-    return np.stack([np.asarray((apply(row.features) != other).any(-1)) for other in changed], axis=1)
+    before, places = np.asarray(apply(ids)), np.arange(ids.shape[1])
+    changed = [np.asarray(apply(np.where(places == t, (ids + 1) % 19, ids))) for t in places]
+    return np.stack([(before != other).any(-1) for other in changed], axis=1)
 
 
 @pytest.mark.parametrize("full_layers, bidirectional", [((), False), ((1,), False), ((), True), ((1,), True)])

@@ -160,7 +160,9 @@ def alone(streams, number):
 TOLD = dict(start_token=6, end_token=7, given=2, suppress=(0, 2), suppress_first=(7,))
 
 
-@pytest.mark.parametrize("options", [{}, TOLD], ids=["plain", "told"])
+@pytest.mark.parametrize(
+    "options", [pytest.param({}, id="plain"), pytest.param(TOLD, id="told", marks=pytest.mark.slow)]
+)
 def test_writing_equals_running_the_whole_decoder_again_for_every_token(options):
     """Of packed examples, some with other given tokens than others; an end may be forbidden at the start."""
     task = Write(reads=("speech",), decoder=TextDecoder(vocabulary=8, tied=False, **DECODER), **options)

@@ -27,6 +27,16 @@ def tokenizer():
     return Tokenizer.train(WORDS, 60)
 
 
+def parameters(module, *inputs, seed=0):
+    """Parameters of any value (biases and norms, too), without the compilation that initialising takes."""
+    noise = np.random.default_rng(seed)
+    shapes = unboxed(jax.eval_shape(module.init, jax.random.key(0), *inputs))["params"]
+    return jax.tree_util.tree_map_with_path(
+        lambda path, p: np.float32(path[-1].key == "scale") + 0.3 * noise.standard_normal(p.shape).astype(np.float32),
+        shapes,
+    )
+
+
 def causal(**changes):
     """A Conformer that can stream: chunks of 0.16 s."""
     fields = dict(
@@ -71,8 +81,8 @@ def language_model(directory, tokenizer):
         optimizer=c.Optimizer(schedule=c.Constant(peak=1e-3)),
     )
     ids, places = np.zeros((1, 8), np.int32), np.arange(8, dtype=np.int32)[None]
-    params = unboxed(decoder.init(jax.random.key(0), Stream(ids, ids + 1, places))["params"])
-    params = jax.tree.map(lambda x: 3 * x, params)
+    params = unboxed(jax.jit(decoder.init)(jax.random.key(0), Stream(ids, ids + 1, places))["params"])
+    params = jax.tree.map(lambda x: 3 * np.asarray(x), params)
     flat = flatten_dict({"tasks_next": {"decoder": params}}, sep="/")
     write(directory, flat, UNTRAINED, {"config.json": to_dict(config)})
     tokenizer.save(directory / tokenizer.file_name)
