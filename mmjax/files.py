@@ -140,6 +140,13 @@ def filesystem(path: str) -> tuple[Any, str]:
         raise UserError(f"cannot read {path}: {error}") from None
 
 
+def said(error: Exception) -> str:
+    """What the library of a bucket says with an error, in one line."""
+    if isinstance(error, FileNotFoundError):  # of which some libraries give only the address that they have tried
+        return "there is no such bucket or file"
+    return " ".join(str(error).split())[:400] or type(error).__name__
+
+
 def local(path: str | os.PathLike, what: str) -> Path:
     """Checks the path of a directory or file that mmjax writes, or reads in place.
 

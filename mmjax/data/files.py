@@ -1,13 +1,16 @@
 """Reads files on this machine or in a bucket (gs://, s3://, and all other protocols of fsspec)."""
 
+import errno
 import glob
 import io
 import os
 from collections import Counter
-from typing import BinaryIO, NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, NamedTuple
 
 from mmjax.errors import UserError
-from mmjax.files import filesystem
+from mmjax.files import filesystem, said
 
 
 class Unreadable(UserError):
@@ -52,9 +55,9 @@ class Blob(NamedTuple):
         """
         try:
             if remote(self.file):
-                system, path = filesystem(self.file)
                 end = None if self.length is None else self.offset + self.length
-                data = system.cat_file(path, start=self.offset or None, end=end)  # only the range is transferred
+                with _bucket(self.file) as (system, path):
+                    data = system.cat_file(path, start=self.offset or None, end=end)  # only the range is transferred
             else:
                 with open(self.file, "rb") as file:
                     file.seek(self.offset)
@@ -109,12 +112,27 @@ def remote(path: str) -> bool:
     return "://" in path
 
 
+@contextmanager
+def _bucket(path: str) -> Iterator[tuple[Any, str]]:
+    """The file system of what is in a bucket and the path inside it; see `filesystem`.
+
+    Raises:
+      OSError: an error of the library in the block. Each library has kinds of its own; `strerror` is what it says, in one line.
+    """
+    system, inside = filesystem(path)
+    try:
+        yield system, inside
+    except Exception as error:
+        number = errno.ENOENT if isinstance(error, FileNotFoundError) else errno.EIO
+        raise OSError(number, said(error), path) from None
+
+
 def open_file(path: str):
     """Opens a file to read bytes."""
     if not remote(path):
         return open(path, "rb")
-    system, inside = filesystem(path)
-    return system.open(inside, "rb")
+    with _bucket(path) as (system, inside):
+        return system.open(inside, "rb")
 
 
 def matching(pattern: str) -> list[str]:
@@ -140,12 +158,12 @@ def found_files(pattern: str) -> list[str]:
     if not remote(pattern):
         return sorted(glob.glob(_literal(pattern)))
     try:
-        system, inside = filesystem(pattern)
-        literal = glob.has_magic(inside) and system.isfile(inside)
-        found = [inside] if literal else sorted(system.glob(inside))
-        return [system.unstrip_protocol(path) for path in found]
+        with _bucket(pattern) as (system, inside):
+            literal = glob.has_magic(inside) and system.isfile(inside)
+            found = [inside] if literal else sorted(system.glob(inside))
+            return [system.unstrip_protocol(path) for path in found]
     except OSError as error:
-        raise UserError(f"cannot list {pattern}: {error}") from None
+        raise UserError(f"cannot list {pattern}: {error.strerror}") from None
 
 
 def _literal(pattern: str) -> str:
@@ -175,10 +193,10 @@ def below(folder: str) -> tuple[list[str], Counter[str]]:
         except OSError as error:
             raise UserError(f"cannot list {error.filename or folder}: {error.strerror or error}") from None
     try:
-        system, inside = filesystem(folder)
-        found = system.find(inside)
+        with _bucket(folder) as (system, inside):
+            found = system.find(inside)
     except OSError as error:
-        raise UserError(f"cannot list {folder}: {error}") from None
+        raise UserError(f"cannot list {folder}: {error.strerror}") from None
     if not found:
         raise UserError(f"there is no folder {folder}")
     names = [path.removeprefix(inside.rstrip("/")).lstrip("/") for path in found]
@@ -209,8 +227,8 @@ def stamp(path: str) -> tuple[str, int, int | str]:
     if not remote(path):
         about = os.stat(path)
         return path, about.st_size, about.st_mtime_ns
-    system, inside = filesystem(path)
-    about = system.info(inside)
+    with _bucket(path) as (system, inside):
+        about = system.info(inside)
     changed = next((about[key] for key in ("ETag", "etag", "LastModified", "mtime", "created") if key in about), "")
     return path, int(about.get("size") or 0), str(changed)
 

@@ -23,7 +23,7 @@ import jax
 
 from mmjax import progress
 from mmjax.errors import UserError
-from mmjax.files import address_of, data_directory, filesystem, write_whole
+from mmjax.files import address_of, data_directory, filesystem, said, write_whole
 from mmjax.parallel.agreement import together
 from mmjax.train.stopping import StopSignal
 
@@ -300,7 +300,7 @@ def _explained(doing: str, address: str) -> Iterator[None]:
 
 
 def _cannot(doing: str, address: str, error: Exception) -> UserError:
-    return UserError(f"cannot {doing} {address}: {str(error).strip().split(chr(10))[0][:300] or type(error).__name__}")
+    return UserError(f"cannot {doing} {address}: {said(error)}")
 
 
 def place_of(run: str | os.PathLike, directory: str | None) -> tuple[Path, Mirror | None]:
