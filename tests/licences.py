@@ -20,6 +20,7 @@ EXTRAS = {
     "drawings": "With `drawings`",
     "huggingface": "With `huggingface`",
     "gguf": "With `gguf`",
+    "buckets": "With `buckets`",
     "quantization": "With `quantization`",
     "test": "With `test`",
     "reference": "With `reference`",

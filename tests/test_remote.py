@@ -527,37 +527,43 @@ def test_commands_read_a_run_on_a_server(bucket, run, tmp_path, monkeypatch, cap
     assert there["subsets"] == here["subsets"]
 
 
-@pytest.mark.slow
-def test_a_training_killed_on_one_machine_ends_on_another_as_if_nothing_had_happened(bucket, run, tmp_path):
-    """Started by the command line, with a server of S3 or Google Cloud Storage."""
-    protocol, system = bucket
-    (tmp_path / "tiny.json").write_text(c.to_json(tiny()))
+def started(machine, run):
+    """The command line in a process of its own, which trains a run on a machine with the given directory."""
     program = (
-        "import sys; from mmjax.train import mirror; from mmjax.files import data_directory; from mmjax.cli import main\n"
+        "import sys; from mmjax.train import mirror; from mmjax.cli import main\n"
         "from pathlib import Path; mirror.EVERY, mirror.data_directory = 0.1, lambda *_: Path(sys.argv[1])\n"
         "sys.exit(main(['train', sys.argv[2], '--run-dir', sys.argv[3]]))"
     )
+    (config := machine.parent / "tiny.json").write_text(c.to_json(tiny()))
+    command = [sys.executable, "-c", program, machine, config, run]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    def started(machine):
-        command = [
-            sys.executable,
-            "-c",
-            program,
-            tmp_path / machine,
-            tmp_path / "tiny.json",
-            f"{protocol}://bucket/runs/x",
-        ]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    first = started("one")
+@pytest.fixture(scope="module")
+def never_killed(tmp_path_factory):
+    machine = tmp_path_factory.mktemp("never") / "killed"
+    training = started(machine, machine / "run")
+    _, errors = training.communicate(timeout=850)
+    assert training.returncode == 0, errors[-3000:]
+    return machine / "run"
+
+
+@pytest.mark.slow
+def test_a_training_killed_on_one_machine_ends_on_another_as_if_nothing_had_happened(bucket, never_killed, tmp_path):
+    """Started by the command line, with a server of S3 or Google Cloud Storage."""
+    protocol, system = bucket
+    run = f"{protocol}://bucket/runs/x"
+    first = started(tmp_path / "one", run)
     while first.poll() is None and not system.exists("bucket/runs/x/checkpoints/2/meta/metadata"):
         time.sleep(0.05)
     first.kill()
     _, errors = first.communicate()
     assert first.returncode == -signal.SIGKILL, f"it was not killed before its end: {errors[-3000:]}"
-    second = started("two")
+    second = started(tmp_path / "two", run)
     _, errors = second.communicate(timeout=850)
     assert second.returncode == 0, errors[-3000:]
-    assert losses(tmp_path / "two" / f"buckets/train/{protocol}/bucket/runs/x") == losses(run)
+    assert losses(tmp_path / "two" / f"buckets/train/{protocol}/bucket/runs/x") == losses(never_killed)
     system.get("bucket/runs/x", str(tmp_path / "fetched"), recursive=True)
-    assert [one["digest"] for one in describe_run(tmp_path / "fetched")] == [one["digest"] for one in describe_run(run)]
+    assert [one["digest"] for one in describe_run(tmp_path / "fetched")] == [
+        one["digest"] for one in describe_run(never_killed)
+    ]
