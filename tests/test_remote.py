@@ -477,7 +477,7 @@ DENIED = {
 
 @pytest.mark.slow
 def test_a_missing_permission_is_named(bucket, tmp_path, monkeypatch):
-    protocol, system = bucket
+    protocol, _ = bucket
     (tmp_path / "here").mkdir()
     with server_that_says(403, DENIED[protocol]) as address:
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
