@@ -413,9 +413,8 @@ def bucket_of_gs(monkeypatch):
     running = server.create_server("localhost", 0, in_memory=True, default_bucket="bucket")
     running.start()
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://localhost:{running._api._httpd.server_port}")
-    monkeypatch.setenv(
-        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false"
-    )  # asks another service for the bucket's kind, by gRPC
+    # Otherwise gcsfs asks another service for the bucket's kind, by gRPC, which the emulator does not have.
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     yield fsspec.filesystem("gs", skip_instance_cache=True, use_listings_cache=False)
     running.stop()
 
@@ -554,14 +553,16 @@ def test_a_training_killed_on_one_machine_ends_on_another_as_if_nothing_had_happ
     protocol, system = bucket
     run = f"{protocol}://bucket/runs/x"
     first = started(tmp_path / "one", run)
-    while first.poll() is None and not system.exists("bucket/runs/x/checkpoints/2/meta/metadata"):
+    there = mirror.Mirror(run, tmp_path / "unused")
+    while first.poll() is None and "checkpoints/2/meta/metadata" not in there.manifest().files:
         time.sleep(0.05)
     first.kill()
     _, errors = first.communicate()
     assert first.returncode == -signal.SIGKILL, f"it was not killed before its end: {errors[-3000:]}"
     second = started(tmp_path / "two", run)
-    _, errors = second.communicate(timeout=850)
+    output, errors = second.communicate(timeout=850)
     assert second.returncode == 0, errors[-3000:]
+    assert "resuming after step" in output + errors
     assert losses(tmp_path / "two" / f"buckets/train/{protocol}/bucket/runs/x") == losses(never_killed)
     system.get("bucket/runs/x", str(tmp_path / "fetched"), recursive=True)
     assert [one["digest"] for one in describe_run(tmp_path / "fetched")] == [
