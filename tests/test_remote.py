@@ -470,15 +470,16 @@ def test_a_missing_bucket_is_named(bucket, tmp_path):
 
 DENIED = {
     "s3": b"<Error><Code>AccessDenied</Code><Message>Access Denied by policy</Message></Error>",
-    "gs": b'{"error": {"code": 403, "message": "me@x does not have storage.objects.get access, Access Denied by policy"}}',
+    "gs": b'{"error": {"code": 401, "message": "me@x does not have storage.objects.get access, Access Denied by policy"}}',
 }
 
 
 @pytest.mark.slow
-def test_a_missing_permission_is_named(bucket, tmp_path, monkeypatch):
+@pytest.mark.parametrize("status", [401, 403])  # no credentials, or those of somebody else
+def test_a_missing_permission_is_named(bucket, status, tmp_path, monkeypatch):
     protocol, _ = bucket
     (tmp_path / "here").mkdir()
-    with server_that_says(403, DENIED[protocol]) as address:
+    with server_that_says(status, DENIED[protocol]) as address:
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
         tried = {
@@ -489,7 +490,8 @@ def test_a_missing_permission_is_named(bucket, tmp_path, monkeypatch):
         }
         for name, read in tried.items():
             place = f"{protocol}://bucket/{name}"
-            with pytest.raises(UserError, match="Denied by policy|Forbidden") as said:  # S3 says no more to a HEAD
+            # S3 says one word to a HEAD.
+            with pytest.raises(UserError, match="Denied by policy|Forbidden|Unauthorized") as said:
                 read(place)
             assert place in str(said.value) and "\n" not in str(said.value)
 
