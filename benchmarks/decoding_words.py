@@ -33,7 +33,6 @@ from mmjax.tasks import CTC
 
 SOURCES = {"asterisk": AsteriskPromptsRecords, "tuxpaint": TuxPaintStampsRecords}
 BEAMS = 4
-WEIGHTS, BOOSTS = (0.1, 0.2, 0.4, 0.8), (0.5, 1.0, 2.0)
 
 Examples = list[tuple[dict[str, Any], str]]
 """For each recording what `Run.predict` takes, and its text."""
@@ -92,6 +91,10 @@ def main() -> None:
     parser.add_argument("--source", choices=sorted(SOURCES), default="asterisk")
     parser.add_argument("--languages", nargs="+", default=[], help="by default all")
     parser.add_argument("--examples", type=int, default=0, help="of each split; 0: all")
+    parser.add_argument(
+        "--weights", nargs="*", type=float, default=[0.1, 0.2, 0.4, 0.8], help="of the n-gram model, to try"
+    )
+    parser.add_argument("--boosts", nargs="*", type=float, default=[0.5, 1.0, 2.0], help="of the phrases, to try")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     tasks = Run(options.run).config.model.tasks
@@ -116,16 +119,18 @@ def main() -> None:
             "greedy": {"": ()},
             f"{BEAMS} beams": {"": beam},
             f"{BEAMS} beams, n-grams": {
-                f"weight {w}": (*beam, *ngram, ".scorers.words.weight", str(w)) for w in WEIGHTS
+                f"weight {w}": (*beam, *ngram, ".scorers.words.weight", str(w)) for w in options.weights
             },
             f"{BEAMS} beams, phrases": {
-                f"boost {b}": (*beam, *boosted, ".scorers.names.boost", str(b)) for b in BOOSTS
+                f"boost {b}": (*beam, *boosted, ".scorers.names.boost", str(b)) for b in options.boosts
             },
         }
         results: dict[str, dict[str, Any]] = {}
         greedy = np.zeros((len(test), 2), int)
         for name, settings in tried.items():
-            chosen = next(iter(settings))
+            chosen = next(iter(settings), None)
+            if chosen is None:
+                continue
             if len(settings) > 1:
                 rates = {x: error_rate(errors(options.run, task, validation, s)[0]) for x, s in settings.items()}
                 chosen = min(rates, key=rates.get)
