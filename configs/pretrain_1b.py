@@ -6,7 +6,7 @@
 Planned for 8 H100 (step compiled by jax 0.10.2 without Triton's products, see docs/log.md; time from a roofline model, not
 measured): 14.3 of 59.3 GiB per device, 84 ms per step, bound by memory, 32,900 seconds of audio per second, MFU 45 %. For 64 TPU v5p
 (`--machine v5p:4x4x4 --mesh.fsdp 64 --xla.preset overlap`): 2.7 of 95.7 GiB, 22 ms per step, 128,000 seconds of audio per
-second, MFU 62 %; libtpu's own cost model predicts 71 ms per step.
+second, MFU 62 %; libtpu's own cost model predicts 71 ms per step (both with the hidden patches, which are not computed any more).
 
 Only the sizes of the encoders and the fusion, and the learning rate, differ from pretrain_300m.py. Before training, replace the lists
 of data there (`SOURCES`) by your own.

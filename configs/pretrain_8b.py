@@ -5,7 +5,7 @@
 
 Planned for 64 TPU v5p (step compiled by jax 0.10.2 and libtpu; time from a roofline model, not measured): 20.8 of 95.7 GiB
 per device with `remat="dots"` in every tower, 0.51 s per step, bound by compute, 21,500 seconds of audio per second, MFU 66 %;
-libtpu's own cost model predicts 0.72 s per step.
+libtpu's own cost model predicts 0.72 s per step. This plan still computed the hidden patches.
 
 Only the sizes of the towers, the vocabulary and the batch, the learning rate, the mesh and the compiler preset differ from
 pretrain_300m.py. Before training, replace the lists of data there (`SOURCES`) by your own.
