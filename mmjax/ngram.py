@@ -37,7 +37,9 @@ def ngram(
     tokens_of = cut(Tokenizer.of_run(local(tokenizer, "--tokenizer")) if tokenizer else None, words)
 
     def sentences(place: str) -> Iterator[tuple[list[str], int]]:
-        return ((tokens_of(text), len(text.split())) for text in texts_of(place))
+        for text in texts_of(place):
+            tokens, count = tokens_of(text), len(text.split())
+            yield tokens, min(count, len(tokens) - 1)  # the first token is given, in a model of words the first word
 
     model = train((tokens for place in places for tokens, _ in sentences(place)), order)
     write_arpa(out, model)

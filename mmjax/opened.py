@@ -18,7 +18,7 @@ from mmjax.data.packing import Packer
 from mmjax.data.prefixes import Prefixes
 from mmjax.data.text import Tokenizer
 from mmjax.data.vectors import VectorInput
-from mmjax.decode import NO_PHRASES, phrase_tokens
+from mmjax.decode import NO_PHRASES, writable
 from mmjax.errors import UserError
 from mmjax.files import address_of
 from mmjax.models.adapters import adapted_kernels, in_few_bits, merged_kernels
@@ -115,10 +115,10 @@ class OpenedRun:
         return any(task.takes_phrases for task in self.config.model.tasks.values())
 
     def checked_phrases(self, phrases: Sequence[str] | None) -> tuple[str, ...]:
-        """The phrases of an example; None: it has none.
+        """The phrases of an example that the tokenizer can write; None: it has none.
 
         Raises:
-          UserError: they are no list of texts, the tokenizer cannot write one, or no decoding takes phrases.
+          UserError: they are no list of texts, or no decoding takes phrases.
         """
         phrases = () if phrases is None else phrases
         if (
@@ -129,9 +129,7 @@ class OpenedRun:
             raise UserError(f"phrases are a list of texts, such as ['Ann Lee'], not {phrases!r:.80}")
         if phrases and not self.takes_phrases:
             raise UserError(NO_PHRASES)
-        for phrase in phrases:
-            phrase_tokens(phrase, self.tokenizer)
-        return tuple(phrases)
+        return writable(phrases, self.tokenizer)
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:

@@ -206,7 +206,10 @@ class Run(OpenedRun):
         """The examples of files, or of a manifest, for this run; `tags` and `phrases`: of all files."""
         fields, data = self.config.data.fields({PHRASES: PHRASES} if self.takes_phrases else {}), self.config.data
         inputs = {name: one for name, one in self.fields.inputs.items() if name in self.config.model.encoders}
-        records = Files(files, inputs, tags, self.checked_phrases(phrases)) if files else table(manifest, fields)
+        if files:
+            records = Files(files, inputs, tags, self.checked_phrases(phrases))
+        else:
+            records = table(manifest, fields, getattr(data.source, "columns", {}))
         settings = {"sample_rate": self.sample_rate, "rescale": data.rescale, "prefixes": data.prefixes}
         found = Unlabelled(records, fields, self.tokenizer, self.given_tokens, **settings)
         if PHRASES in found.unread:

@@ -21,6 +21,7 @@ from PIL import Image
 from mmjax import cli
 from mmjax import config as c
 from mmjax.data.audio import read_audio
+from mmjax.data.fields import USUAL
 from mmjax.data.files import Blob, matching
 from mmjax.data.filters import Filters
 from mmjax.data.folder import FolderRecords
@@ -30,6 +31,7 @@ from mmjax.data.parquet import ParquetRecords
 from mmjax.data.record import ALIASES, hinted, read_row
 from mmjax.data.shards import ShardsRecords
 from mmjax.data.tar_shards import TarShardsRecords
+from mmjax.data.to_predict import Unlabelled, table
 from mmjax.errors import UserError
 from mmjax.train.build import build_source
 from mmjax.train.report import left_out
@@ -705,3 +707,17 @@ def test_names_that_are_no_utf8_are_kept_and_can_be_written(tmp_path, monkeypatc
     assert ShardsRecords(str(tmp_path / "out"), "train")[0].name == "caf\udce9"
     assert "bad\\udce9" in (tmp_path / "out" / "train-left-out.tsv").read_text("utf-8")
     assert cli.main(["data", "inspect", str(home), "-o", str(tmp_path / "page.html")]) == 0
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_a_table_to_predict_has_the_columns_of_the_training_data(ending, tmp_path):
+    """It may lack some of them; a row that cannot be used keeps its name, though phrases alone are no example."""
+    rows = [{"id": "a", "said": "hello", "more": ""}, {"id": "b", "said": "", "more": "x"}]
+    file = tmp_path / f"rows.{ending}"
+    if ending == "csv":
+        file.write_text("id,said,more\na,hello,\nb,,x\n")
+    else:
+        file.write_text("".join(json.dumps({**row, "phrases": ["Ann"]}) + "\n" for row in rows))
+    found = Unlabelled(table(str(file), USUAL, {"said": "text", "picture": "image", "kind": "unknown"}), USUAL)
+    assert [found.name(number) for number in range(2)] == ["a", "b"] and found[0].inputs["text"] == "hello"
+    assert set(found.reasons) == {1} and "holds none of speech, image, text" in found.reasons[1]

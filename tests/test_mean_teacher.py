@@ -97,11 +97,16 @@ def test_a_student_with_dropout_learns_what_the_average_says_without(subject):
 
 
 def test_what_is_not_finite_in_the_teacher_alone_is_named(subject):
-    def taught_by(value):
+    def changed(value):
         flat = flatten_dict(subject.params, sep="/")
         path = "encoders_image/layers/mlp/up/kernel"
-        teacher = unflatten_dict({**flat, path: jnp.full_like(flat[path], value)}, sep="/")
-        return hunt(subject.model, subject.params, subject.batch, jax.random.key(0), teacher)
+        return unflatten_dict({**flat, path: jnp.full_like(flat[path], value)}, sep="/")
+
+    def taught_by(value):
+        return hunt(subject.model, subject.params, subject.batch, jax.random.key(0), changed(value))
+
+    student = hunt(subject.model, changed(3e38), subject.batch, jax.random.key(0), subject.params)
+    assert "in layer 0 is the first that is not finite" in student
 
     assert taught_by(3e38).startswith("the output of encoders_image.layers.mlp")
     assert "in layer 0 of the teacher is the first that is not finite" in taught_by(3e38)

@@ -35,8 +35,8 @@ class Label(NamedTuple):
 class Alternatives(str):
     """A text label with several texts, all of them right, such as the answers of ten people.
 
-    The string itself is the most frequent text, and of equally frequent ones the first. It is the one that is learned, unless
-    one is `drawn` in each step.
+    The string itself is the one that is learned, unless one is `drawn` in each step: by default the most frequent text, and of equally
+    frequent ones the first.
 
     Attributes:
       every: all texts, in order; metrics with several references use them.
@@ -44,13 +44,13 @@ class Alternatives(str):
 
     every: tuple[str, ...]
 
-    def __new__(cls, every: Sequence[str]) -> "Alternatives":
-        text = super().__new__(cls, max(every, key=list(every).count))
+    def __new__(cls, every: Sequence[str], learned: str | None = None) -> "Alternatives":
+        text = super().__new__(cls, max(every, key=list(every).count) if learned is None else learned)
         text.every = tuple(every)
         return text
 
     def __getnewargs__(self) -> tuple[Any, ...]:  # for pickle
-        return (self.every,)
+        return self.every, str(self)
 
 
 def drawn(labels: Mapping[str, Any], seed: int, step: int, number: int) -> dict[str, Any]:

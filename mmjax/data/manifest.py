@@ -1,6 +1,7 @@
 """Manifests: JSON lines (our own, and those of NeMo, Lhotse and LLaVA), CSV and TSV."""
 
 import codecs
+import contextlib
 import csv
 import dataclasses
 import io
@@ -15,7 +16,7 @@ import numpy as np
 from mmjax.data.fields import USUAL, Fields
 from mmjax.data.files import join, open_file, parent
 from mmjax.data.forms import Turns, answers
-from mmjax.data.record import Record, check_columns, read_row
+from mmjax.data.record import ALIASES, Record, check_columns, read_row
 from mmjax.data.source import Listed
 from mmjax.data.values import decoded, missing, number_of, parsed
 from mmjax.errors import UserError
@@ -50,6 +51,7 @@ class ManifestRecords:
         .tsv, quotes are ordinary characters, as in Common Voice.
       root: folder of relative paths; None: the file's folder (for tables of Common Voice, the folder `clips` in it).
       columns: column names -> fields, for names that are not recognised automatically.
+      strict: whether a table must have all these columns.
       least: by column, the smallest number of a row that is used.
       fields: what to read.
 
@@ -63,6 +65,7 @@ class ManifestRecords:
         *,
         root: str | None = None,
         columns: Mapping[str, str] | None = None,
+        strict: bool = True,
         least: Mapping[str, float] | None = None,
         fields: Fields = USUAL,
     ):
@@ -96,7 +99,7 @@ class ManifestRecords:
             self._header = [column.strip() for column in self._fields(0)]
             self._starts, self._ends, self._lines = self._starts[1:], self._ends[1:], self._lines[1:]
             self._check_separator()
-            check_columns(self._columns, self._header, file)
+            check_columns(self._columns, self._header, file, strict)
             if root is None and set(self._header) >= COMMON_VOICE and os.path.isdir(clips := join(self._root, "clips")):
                 self._root = clips
         self._turns = Turns(self._used(self._answers()))
@@ -157,9 +160,24 @@ class ManifestRecords:
           UserError: the row is not JSON, has another number of fields than the header, or has no known field.
         """
         row, turn = self._turns.at(index)
-        name = f"{self.file}[{row}]" if self._rows is not None else f"{self.file}:{self._lines[row]}"
+        name = self._place(row)
         record, unread = read_row(self._row(row, name), self._root, name, self._columns, turn, self._read)
         return record, [column for column in unread if column not in self._least]
+
+    def name(self, index: int) -> str:
+        """The name of a record, also of one that cannot be read."""
+        with contextlib.suppress(UserError):
+            return self[index].name
+        number, _ = self._turns.at(index)
+        row = {}
+        with contextlib.suppress(UserError):
+            row = self._row(number, self._place(number))
+        own = (row[key] for key in row if self._columns.get(key, ALIASES.get(key, key)) == "name")
+        return str(next(own, self._place(number)))
+
+    def _place(self, row: int) -> str:
+        """Where a row is in the file."""
+        return f"{self.file}[{row}]" if self._rows is not None else f"{self.file}:{self._lines[row]}"
 
     def _row(self, index: int, name: str) -> dict[str, Any]:
         if self._separator:

@@ -43,7 +43,9 @@ class ParquetRecords:
       fields: what to read.
     """
 
-    def __init__(self, files: str, *, columns: Mapping[str, str] | None = None, fields: Fields = USUAL):
+    def __init__(
+        self, files: str, *, columns: Mapping[str, str] | None = None, strict: bool = True, fields: Fields = USUAL
+    ):
         import pyarrow.parquet
 
         self.files = matching(files)
@@ -61,7 +63,7 @@ class ParquetRecords:
                 raise UserError(f"cannot read the table {file}: {error}") from None
             self._groups += [(file, group) for group in range(metadata.num_row_groups)]
             counts += [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-            check_columns(self._columns, table.schema_arrow.names, file)
+            check_columns(self._columns, table.schema_arrow.names, file, strict)
         self._ends = list(accumulate(counts))
         self._turns = Turns(np.concatenate(turns))
         self._lock = threading.Lock()

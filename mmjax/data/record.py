@@ -10,7 +10,7 @@ from mmjax.data.chat_formats import COLUMNS
 from mmjax.data.fields import TAGS, USUAL, Fields
 from mmjax.data.forms import translated
 from mmjax.data.inputs import Cell
-from mmjax.data.labels import Alternatives, read_label
+from mmjax.data.labels import PHRASES, Alternatives, read_label
 from mmjax.data.values import is_nan, missing, number_of, text_of
 from mmjax.errors import UserError, nearest
 
@@ -136,7 +136,7 @@ def read_row(
     }
     tags = {field: _text(given[field], field, name) for field in TAGS if field in given}
     unread = [key for key, value in row.items() if key not in used and value != "" and not is_nan(value)]
-    if not inputs and all(value == "" for value in labels.values()):
+    if not inputs and all(value == "" for label, value in labels.items() if label != PHRASES):
         wanted = ", ".join((*fields.inputs, *fields.labels))
         raise UserError(f"{name} holds none of {wanted}{_hint(unread, known)}")
     return Record(name, inputs, labels, tags), unread
@@ -144,6 +144,8 @@ def read_row(
 
 def hinted(key: str, known: Sequence[str] = known_fields(USUAL)) -> str:
     """An unused name in quotes, with what may be meant by it; `known`: the fields that are read."""
+    if key == PHRASES:
+        return f"'{key}' (read where a text is decoded by a beam search with Phrases)"
     if (field := ALIASES.get(key, key)) in known:
         return f"'{key}' ({'no recording, or ' if field in CUT else ''}another column gives {field})"
     if field in USUAL.labels:
@@ -156,8 +158,8 @@ def hinted(key: str, known: Sequence[str] = known_fields(USUAL)) -> str:
     return f"'{key}' (is it {field}? Then set columns={{'{key}': '{field}'}})" if field else f"'{key}'"
 
 
-def check_columns(columns: Mapping[str, str], names: Iterable[str], file: str) -> None:
-    """Checks that a table has all columns that the user names, and no duplicate columns.
+def check_columns(columns: Mapping[str, str], names: Iterable[str], file: str, strict: bool = True) -> None:
+    """Checks that a table has all columns that the user names (if `strict`), and no duplicate columns.
 
     Raises:
       UserError: a column is missing or duplicate.
@@ -165,7 +167,7 @@ def check_columns(columns: Mapping[str, str], names: Iterable[str], file: str) -
     names = list(names)
     if twice := [name for name in names if name and names.count(name) > 1]:
         raise UserError(f"{file} has {names.count(twice[0])} columns '{twice[0]}'; rename all but one")
-    for column in columns:
+    for column in columns if strict else ():
         if column not in names:
             raise UserError(f"columns: {file} has no column '{column}'{nearest(column, names)}")
 

@@ -24,7 +24,7 @@ from mmjax.data.layout import Layout
 from mmjax.data.manifest import ManifestRecords
 from mmjax.data.packing import Packer
 from mmjax.data.parquet import ParquetRecords
-from mmjax.data.record import IMAGES, SPEECH, Record
+from mmjax.data.record import IMAGES, SPEECH, Record, known_fields
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
 
@@ -156,11 +156,16 @@ def file_kind(file: str) -> str | None:
     return "recording" if ending in SPEECH else "image" if ending in IMAGES else None
 
 
-def table(file: str, fields: Fields) -> Any:
-    """The records of a table, by the ending of its name: as `Parquet` or `Manifest` reads it."""
-    if file.lower().endswith(".parquet"):
-        return ParquetRecords(file, fields=fields)
-    return ManifestRecords(file, fields=fields)
+def table(file: str, fields: Fields, columns: Mapping[str, str]) -> Any:
+    """The records of a table, by the ending of its name: as `Parquet` or `Manifest` reads it.
+
+    Args:
+      columns: those of the training data; the table may lack them.
+    """
+    known = known_fields(fields)
+    columns = {column: field for column, field in columns.items() if field in known}
+    kind = ParquetRecords if file.lower().endswith(".parquet") else ManifestRecords
+    return kind(file, columns=columns, strict=False, fields=fields)
 
 
 class _WithoutLabels:

@@ -7,7 +7,7 @@ from mmjax.decode.ctc_prefix import CTCPrefixes
 from mmjax.decode.greedy import BestPath, Greedy, GreedyTransducer
 from mmjax.decode.hypotheses import NOTHING, Hypotheses, Hypothesis, Token, hypotheses
 from mmjax.decode.ngram import NGram
-from mmjax.decode.phrases import NO_PHRASES, Choices, Phrases, phrase_tokens
+from mmjax.decode.phrases import NO_PHRASES, Choices, Phrases, writable
 from mmjax.decode.prefix_beam import PrefixBeam
 from mmjax.decode.rescoring import Rescorer
 from mmjax.decode.sampled import Sampled

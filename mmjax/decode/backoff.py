@@ -13,7 +13,8 @@ class Perplexities(NamedTuple):
     """How well a model predicts texts. The first token of a text is given, and its end is not predicted.
 
     Attributes:
-      token, word: the exponential of the negative log-likelihood per token, and per word of the texts (what spaces separate).
+      token, word: the exponential of the negative log-likelihood per token, and per word of the texts (what spaces
+        separate; no more words than predicted tokens).
       tokens: how many are predicted; unknown: how many of these the model does not know.
     """
 

@@ -22,10 +22,12 @@ class Decoding:
       streams: whether it also decodes a chunk at a time, with the methods `begin` and `advance`, as those of `BestPath` and
         `GreedyTransducer`. All chunks together give the tokens of the whole.
       scorers: what else is known of texts, by name; a field of beam searches.
+      beams: texts of each example that are searched at the same time, and returned.
     """
 
     streams: ClassVar[bool] = False
     scorers: ClassVar[Mapping[str, Scorer]] = MappingProxyType({})
+    beams: ClassVar[int] = 1
 
     def check(self, path: str, config: Any) -> None:
         """Checks that the decoder fits the config (an Experiment); `path` is its key. Raises UserError."""
@@ -65,12 +67,10 @@ class TextDecoding(Decoding):
     """Decodes the outputs of a decoder that writes token by token.
 
     Attributes:
-      beams: texts of each example that are written at the same time.
       ctc: the name of a CTC task whose outputs are used; None: none.
     """
 
     kind = "decoder of texts"
-    beams: ClassVar[int] = 1
     ctc: ClassVar[str | None] = None
 
     def __call__(

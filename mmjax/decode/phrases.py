@@ -1,7 +1,7 @@
 """Phrases that are expected in a text, and lists of texts that are allowed: scorers that are automata."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from mmjax import progress
 from mmjax.decode.edges import Edges, power_of_two
 from mmjax.decode.scorers import Lists, Place, Scorer
 from mmjax.errors import UserError
@@ -99,6 +100,19 @@ def phrase_tokens(text: str, tokenizer: Any) -> list[int]:
     if not tokens or tokenizer.unknown in tokens:
         raise UserError(f"the tokenizer cannot write {text!r}; leave it out, or spell it otherwise")
     return tokens
+
+
+def writable(phrases: Iterable[str], tokenizer: Any) -> tuple[str, ...]:
+    """The phrases that the tokenizer can write. No text has another one; a warning names it."""
+    found = []
+    for phrase in phrases:
+        try:
+            phrase_tokens(phrase, tokenizer)
+        except UserError as error:
+            progress.warn_once(f"a phrase is ignored: {error}")
+        else:
+            found.append(phrase)
+    return tuple(found)
 
 
 class Tree:

@@ -91,7 +91,7 @@ def _saved(lines: list[dict[str, Any]]) -> Scores | None:
         pair = ([[one[name] for name in references[0]] for one in ones] for ones in (references, hypotheses))
         statistics = regression(*map(np.array, pair))
     elif isinstance(hypotheses[0], str) and "probabilities" not in lines[0]:
-        references = [Alternatives(one) if isinstance(one, list) else one for one in references]
+        references = [Alternatives(one, one[0]) if isinstance(one, list) else one for one in references]
         statistics = text_metrics(references, hypotheses)
     else:
         statistics = {"accuracy": mean([a == b for a, b in zip(references, hypotheses, strict=True)])}

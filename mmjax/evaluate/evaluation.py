@@ -15,7 +15,7 @@ from mmjax.data.layout import Layout
 from mmjax.data.loader import Batches, prefetch
 from mmjax.data.sampler import Sampler
 from mmjax.data.sources import Data
-from mmjax.decode import phrase_tokens
+from mmjax.decode import writable
 from mmjax.evaluate.measures import Measures
 from mmjax.evaluate.subsets import ordered
 from mmjax.models import Multimodal
@@ -35,22 +35,6 @@ def spread(examples: int | None, count: int) -> np.ndarray | None:
     chosen = np.zeros(count, bool)
     chosen[np.arange(examples) * count // examples] = True
     return chosen
-
-
-class _Expecting:
-    """The examples of a split, each of which is read only if the tokenizer can write all of its phrases."""
-
-    def __init__(self, source: Any, tokenizer: Any):
-        self._source, self._tokenizer = source, tokenizer
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, number: int) -> Any:
-        example = self._source[number]
-        for phrase in example.labels.get(PHRASES, ()):
-            phrase_tokens(phrase, self._tokenizer)
-        return example
 
 
 class Evaluator:
@@ -181,8 +165,7 @@ class Evaluator:
         sampler = self._sampler(together, among)
         layout = self._shown(together)
         share = share_of_rows(self._mesh)
-        checked = _Expecting(source, self._facts.tokenizer) if self._takes_phrases else source
-        batches = Batches(checked, layout, sampler, share, largest_share_dropped=dropped, measuring=True)
+        batches = Batches(source, layout, sampler, share, largest_share_dropped=dropped, measuring=True)
         present = (layout.positions(self.source.sizes)[name] for name in together.split("+") if name in layout.rows)
         key = (tuple(measures), together, all(np.all(taken) for taken in present))
         step = self._steps.setdefault(key, self._make_step(layout, *key))
@@ -203,7 +186,10 @@ class Evaluator:
         examples = batch["examples"]
         numbers, segments = (np.asarray(self._everywhere(one)) for one in (examples.features, examples.segments))
         there = zip(*np.nonzero(segments), strict=True)
-        phrases = {(row, slot): source[int(numbers[row, slot])].labels.get(PHRASES, ()) for row, slot in there}
+        phrases = {}
+        for row, slot in there:
+            labels = source[int(numbers[row, slot])].labels
+            phrases[row, slot] = writable(labels.get(PHRASES, ()), self._facts.tokenizer)
         return tables_for(self._model.tasks, self._tables, self._facts, segments.shape, phrases)
 
     def names(self, params: Any, subset: str) -> list[str]:

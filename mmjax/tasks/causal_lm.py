@@ -190,7 +190,7 @@ class CausalLM(Task, kw_only=True):
         return hypotheses(tokens, facts.tokenizer.decode)
 
     def shown(self, prediction: Hypotheses, facts: Facts) -> dict[str, Any]:
-        return shown_texts(prediction)
+        return shown_texts(prediction, several=False)
 
     def statistics(self, items: Sequence[Item]) -> dict[str, Statistic]:
         return text_metrics(*texts(items), self.measures)

@@ -59,8 +59,12 @@ class TextTask(Task, kw_only=True):
         return tokenizer.decode(tokens) if text is None else tokenizer.reference(text)
 
     def references(self, reference: str, example: Any, facts: Facts) -> str | list[str]:
-        every = alternatives(self._stated(example) or "")
-        return reference if len(every) == 1 else [facts.tokenizer.reference(one) for one in every]
+        every = [facts.tokenizer.reference(one) for one in alternatives(self._stated(example) or "")]
+        if len(every) == 1:
+            return reference
+        if reference in every:
+            every.remove(reference)
+        return [reference, *every]
 
     def _stated(self, example: Any) -> str | None:
         """The text of the label as it is in the data; None: the data has none."""
@@ -101,7 +105,7 @@ class TextTask(Task, kw_only=True):
         return confused_words(*texts(items))
 
     def shown(self, prediction: Hypotheses, facts: Facts) -> dict[str, Any]:
-        return shown_texts(prediction)
+        return shown_texts(prediction, self.decoding.beams > 1)
 
 
 def texts(items: Sequence[Item]) -> tuple[list[str], list[str]]:
@@ -137,12 +141,12 @@ class WithBlank(TextTask, kw_only=True):
         return classes._replace(features=written._replace(ids=to_ids(written.ids, self.blank or 0)))
 
 
-def shown_texts(found: Hypotheses) -> dict[str, Any]:
-    """What `Run.predict` returns of the texts of an example."""
+def shown_texts(found: Hypotheses, several: bool) -> dict[str, Any]:
+    """What `Run.predict` returns of the texts of an example; `several`: the decoding finds more than one."""
     shown: dict[str, Any] = {"": found.text, "confidence": found.best.confidence, "score": found.best.score}
     if any(word.start is not None for word in found.best.words):
         shown["words"] = [word._asdict() for word in found.best.words]
-    if len(found.every) > 1:
+    if several:
         shown["nbest"] = [{"text": one.text, "score": one.score} for one in found.every]
     return shown
 

@@ -248,8 +248,8 @@ def left_out(source: Any, run: Path, split: str = "train") -> None:
 
 def _say_new(notes: list[str], path: Path) -> None:
     """Warns of what a list of earlier warnings does not have, and writes the list."""
-    said = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    notes = [one_line(note) for note in notes]
+    said = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    notes = [one_line(note).encode(errors="backslashreplace").decode() for note in notes]
     for note in (note for note in notes if note not in said):
         progress.warn(note)
     if notes != said:
