@@ -4,7 +4,6 @@ import dataclasses
 import json
 import types
 
-import jax
 import numpy as np
 import pytest
 import soundfile
@@ -274,8 +273,7 @@ def test_rows_of_a_table_have_their_own_tags(home):
     config = writing(home, tokenizer, len(loaded))
     task = config.model.tasks["target"].clone(given=2)
     config = dataclasses.replace(config, model=config.model.clone(tasks={"target": task}))
-    batch = build_layout(config, loaded).empty(1)
-    params = jax.jit(lambda: unboxed(init_parameters(build_model(config.model), batch, 0)))()
+    params = unboxed(init_parameters(build_model(config.model), build_layout(config, loaded).empty(1), 0))
     directories.write(home / "run", flatten_dict(params, sep="/"), UNTRAINED, {"config.json": c.to_dict(config)})
     for name, content in loaded.files.items():
         (home / "run" / name).write_bytes(content)
