@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tokenizers
 from flax.traverse_util import flatten_dict
 
 import mmjax.config as c
@@ -23,6 +22,8 @@ from mmjax.train.build import build_layout, build_model, facts_of_run, resolved
 from mmjax.train.directory import UNTRAINED
 from mmjax.train.step import init_parameters, unboxed
 from tests.test_conversations import home, user  # noqa: F401, a fixture
+
+tokenizers = pytest.importorskip("tokenizers")
 
 SAMPLINGS = {
     "greedy": Sampling(),
