@@ -127,7 +127,9 @@ class OpenedRun:
             or not all(isinstance(one, str) for one in phrases)
         ):
             raise UserError(f"phrases are a list of texts, such as ['Ann Lee'], not {phrases!r:.80}")
-        if phrases and not self.takes_phrases:
+        if not phrases:
+            return ()
+        if not self.takes_phrases:
             raise UserError(NO_PHRASES)
         return writable(phrases, self.tokenizer)
 
