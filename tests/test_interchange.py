@@ -1175,7 +1175,9 @@ def test_the_longest_text_decides_which_factors_phi_3_has_for_all_texts(tmp_path
     with pytest.raises(UserError, match="t.decoder.positions.scaling.longest=20, but a text may have 21 tokens"):
         task.check("t", longer)
     task.clone(decoder=long).check("t", longer)
-    with pytest.raises(UserError, match="prompt has 5 tokens, and a reply may have 17, but this model reads at most 20"):
+    with pytest.raises(
+        UserError, match="prompt has 5 tokens, and a reply may have 17, but this model reads at most 20"
+    ):
         Run(tmp_path / "ours").generate(["a red circle"], length=17)
 
 
