@@ -2,12 +2,12 @@
 
     python -m benchmarks.decoding_words imported/whisper [--languages en] [--json]
     python -m benchmarks.decoding_words runs/asterisk_recognition --task ctc
-    python -m benchmarks.decoding_words runs/tuxpaint/recognition --source tuxpaint --languages es fr
+    python -m benchmarks.decoding_words runs/multitask/recognition --source tuxpaint --languages es fr
 
 The recordings are Asterisk's prompts (8 kHz, one voice per language), or the spoken descriptions of Tux Paint's stamps. The n-gram model
 (4-grams of the run's pieces) and the phrases are made of the texts of the training split; weights are chosen on the validation split;
 word error rates are those of the test split, without case and punctuation. The phrases are the words of six letters or more that stand in
-at least three of the training texts. The 95 % interval of the difference to greedy decoding comes from 2,000 resamples of recordings.
+at least three of the training texts. The 95 % interval of the difference to greedy decoding is that of `mmjax compare` (recordings are resampled).
 """
 
 import argparse
@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jiwer
 import numpy as np
 
 from mmjax import progress
@@ -27,9 +26,12 @@ from mmjax.cli import main as mmjax
 from mmjax.data.asterisk_prompts import AsteriskPromptsRecords
 from mmjax.data.splitting import phrase
 from mmjax.data.tuxpaint_stamps import TuxPaintStampsRecords
+from mmjax.evaluate.intervals import paired
 from mmjax.files import data_directory
 from mmjax.run import Run
 from mmjax.tasks import CTC
+from mmjax.tasks.metrics import Statistic, values
+from mmjax.tasks.text_metrics import text_metrics
 
 SOURCES = {"asterisk": AsteriskPromptsRecords, "tuxpaint": TuxPaintStampsRecords}
 BEAMS = 4
@@ -52,8 +54,10 @@ def read(source: str, split: str, languages: Sequence[str], count: int | None = 
     return examples
 
 
-def errors(directory: str, task: str, examples: Examples, settings: Sequence[str]) -> tuple[np.ndarray, float]:
-    """Word errors and words of each text with these settings of the decoding [examples, 2], and the seconds that it took."""
+def decoded(
+    directory: str, task: str, examples: Examples, settings: Sequence[str]
+) -> tuple[dict[str, Statistic], float]:
+    """The word error rate with these settings of the decoding, as a statistic of the examples, and the seconds that it took."""
     key = f"--model.tasks.{task}.decoding"
     flags = [
         part for name, value in zip(settings[::2], settings[1::2], strict=True) for part in (f"{key}{name}", value)
@@ -62,26 +66,9 @@ def errors(directory: str, task: str, examples: Examples, settings: Sequence[str
     given = [one if run.config.data.prefixes else {"speech": one["speech"]} for one, _ in examples]
     list(run.predict_many(given[:1]))  # compiles a part of what follows
     start = time.perf_counter()
-    found = [result[task] for result in run.predict_many(given)]
+    found = [phrase(result[task]) for result in run.predict_many(given)]
     seconds = time.perf_counter() - start
-    counts = []
-    for (_, text), own in zip(examples, found, strict=True):
-        one = jiwer.process_words(phrase(text), phrase(own))
-        wrong = one.substitutions + one.deletions + one.insertions
-        counts.append((wrong, one.hits + one.substitutions + one.deletions))
-    return np.array(counts), seconds
-
-
-def error_rate(counts: np.ndarray) -> float:
-    wrong, words = counts.sum(0)
-    return float(wrong / words)
-
-
-def interval(counts: np.ndarray, others: np.ndarray, resamples: int = 2000) -> list[float]:
-    """The 95 % interval of the difference of two word error rates, by resampling recordings."""
-    draws = np.random.default_rng(0).integers(0, len(counts), (resamples, len(counts)))
-    wrong = (counts - others)[:, 0][draws].sum(1)
-    return np.quantile(wrong / counts[:, 1][draws].sum(1), (0.025, 0.975)).tolist()
+    return text_metrics([phrase(text) for _, text in examples], found, ("wer",)), seconds
 
 
 def main() -> None:
@@ -126,21 +113,22 @@ def main() -> None:
             },
         }
         results: dict[str, dict[str, Any]] = {}
-        greedy = np.zeros((len(test), 2), int)
+        everywhere, greedy = np.arange(len(test)), None
         for name, settings in tried.items():
             chosen = next(iter(settings), None)
             if chosen is None:
                 continue
             if len(settings) > 1:
-                rates = {x: error_rate(errors(options.run, task, validation, s)[0]) for x, s in settings.items()}
+                tries = {x: decoded(options.run, task, validation, s)[0] for x, s in settings.items()}
+                rates = {x: values(statistics, len(validation))["wer"] for x, statistics in tries.items()}
                 chosen = min(rates, key=rates.get)
-            counts, seconds = errors(options.run, task, test, settings[chosen])
-            greedy = counts if name == "greedy" else greedy
+            statistics, seconds = decoded(options.run, task, test, settings[chosen])
+            greedy = statistics if greedy is None else greedy
+            difference = paired(greedy, statistics, (everywhere, everywhere), (len(test), len(test)))["wer"]
             results[name] = {
                 "setting": chosen,
-                "wer": error_rate(counts),
-                "words": int(counts[:, 1].sum()),
-                "difference": interval(counts, greedy),
+                "wer": values(statistics, len(test))["wer"],
+                "difference": (difference.low, difference.high),
                 "seconds": seconds,
             }
             progress.console.print(f"{name}: {results[name]}")
@@ -150,7 +138,7 @@ def main() -> None:
     for name, one in results.items():
         low, high = one["difference"]
         print(
-            f"{name:20} {one['setting']:11} WER {100 * one['wer']:6.2f} % of {one['words']} words "
+            f"{name:20} {one['setting']:11} WER {100 * one['wer']:6.2f} % "
             f"({100 * low:+.1f} to {100 * high:+.1f} against greedy)   {one['seconds']:6.1f} s"
         )
 

@@ -9,7 +9,7 @@ The two train in turns, and each pair gives a ratio.
 
 Measured on 2026-12-01 with the settings above (jax 0.10.2, one core of a Cascade Lake that other work shared): 32.8 tokens per second
 packed, 15.8 padded, 2.07 times. Two of six batches had a conversation of 138 to 151 tokens, the others none of more than 30. With 16 or 24
-conversations in a batch, the longest had 316 tokens, and the padded step ran out of 13 to 18 GB. Two batches that happened to have no long
+conversations in a batch, the longest had 316 tokens, and the padded step ran out of memory at 13 and 18 GB. Two batches that happened to have no long
 conversation gave 1.41 times.
 """
 

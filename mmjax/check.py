@@ -118,7 +118,7 @@ class Subject:
 
     @cached_property
     def boxed(self) -> Any:
-        """The parameters' shapes and what is known of them."""
+        """The shapes of the parameters, with their roles and axes."""
         return jax.eval_shape(self._initial)
 
     @cached_property

@@ -39,7 +39,7 @@ def ngram(
     def sentences(place: str) -> Iterator[tuple[list[str], int]]:
         for text in texts_of(place):
             tokens, count = tokens_of(text), len(text.split())
-            yield tokens, min(count, len(tokens) - 1)  # the first token is given, in a model of words the first word
+            yield tokens, min(count, len(tokens) - 1)  # the first token is given; in a model of words, it is a word
 
     model = train((tokens for place in places for tokens, _ in sentences(place)), order)
     write_arpa(out, model)

@@ -72,8 +72,13 @@ def alternatives(text: str) -> tuple[str, ...]:
 
 
 def no_label(kind: str, value: Any, label: str, name: str, hint: str = "") -> UserError:
-    expected = {"class": "one class", "classes": "names of classes, or 0 or 1 for each", "numbers": "numbers"}
-    return UserError(f"{name}: {label} is {value!r:.60}, not {expected.get(kind, 'texts')}{hint}")
+    expected = {
+        "class": "one class",
+        "classes": "names of classes, or 0 or 1 for each",
+        "numbers": "numbers",
+        "phrases": "texts",
+    }
+    return UserError(f"{name}: {label} is {value!r:.60}, not {expected[kind]}{hint}")
 
 
 def read_label(kind: str, value: Any, label: str, name: str) -> str | tuple[str, ...] | tuple[float, ...]:

@@ -40,6 +40,7 @@ class ParquetRecords:
     Args:
       files: a pattern such as data/train-*.parquet.
       columns: column names -> fields, for names that are not recognised automatically.
+      strict: whether the tables must have all these columns.
       fields: what to read.
     """
 

@@ -62,7 +62,7 @@ class ToPredict(Protocol):
 
 
 def check_places(places: Sequence[str]) -> None:
-    """Checks that there is a file or folder at each place. A command calls it before it loads a model.
+    """Checks that all files and folders exist, before a command loads a model.
 
     Args:
       places: files, patterns of files, and folders.

@@ -103,7 +103,7 @@ def phrase_tokens(text: str, tokenizer: Any) -> list[int]:
 
 
 def writable(phrases: Iterable[str], tokenizer: Any) -> tuple[str, ...]:
-    """The phrases that the tokenizer can write. No text has another one; a warning names it."""
+    """The phrases that the tokenizer can write. A warning names each other one, which no predicted text can have."""
     found = []
     for phrase in phrases:
         try:

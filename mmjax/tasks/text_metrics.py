@@ -29,7 +29,7 @@ def text_metrics(
     """The metrics `names` of hypotheses, each with its reference; a metric that is not defined for them is left out.
 
     A reference may be several texts (`mmjax.data.labels.Alternatives`), which the metrics in `OF_SEVERAL` use; the others see the
-    most frequent one.
+    one that is learned.
 
     - "cer", "wer": character and word error rate, all edits over all units of the references (jiwer), of the texts as they
       are; "cer_basic", "wer_basic": of their `basic` forms.
