@@ -88,12 +88,14 @@ def whole(transcriber: Transcriber, path: Path, pieces: list[Piece], **options: 
 
 def alone(transcriber: Transcriber, path: Path, pieces: list[Piece]) -> dict[str, Any]:
     """Transcribes the pieces, cut by their known times: each prompt where it is said first."""
-    first = list({piece.number: piece for piece in reversed(pieces)}.values())[::-1]
-    times = np.array([(piece.start, piece.end) for piece in first])
+    first: dict[int, Piece] = {}
+    for piece in pieces:
+        first.setdefault(piece.number, piece)
+    times = np.array([(piece.start, piece.end) for piece in first.values()])
     blocks = read_blocks(path, transcriber.rate)
     with progress.bar("transcribing pieces", round(times[-1, 1]), "seconds", transient=True) as bar:
         decoded = transcriber.decoded(blocks, times, transcriber.run.prefixes_of({}), bar)
-        texts = {piece.number: prediction.text for piece, (_, prediction) in zip(first, decoded, strict=True)}
+        texts = {piece.number: prediction.text for piece, (_, prediction) in zip(first.values(), decoded, strict=True)}
     found = [texts[piece.number] for piece in pieces]
     return {"wer": error_rate([piece.text for piece in pieces], found), "pieces": len(pieces), "prompts": len(first)}
 
