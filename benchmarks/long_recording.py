@@ -2,8 +2,8 @@
 
     python -m benchmarks.long_recording imported/whisper [--minutes 60] [--by voice windows] [--voice energy] [--json]
 
-The recording is made of Asterisk's English prompts in random order, with 0.3 to 1.5 seconds of faint noise between them, until it
-is long enough; they are about 25 minutes, so an hour has most of them more than once. "Pieces" are the same prompts, each
+The recording is made of Asterisk's English prompts of up to 30 seconds in random order, with 0.3 to 1.5 seconds of faint noise between
+them, until it is long enough; they are about 25 minutes, so an hour has most of them more than once. "Pieces" are the same prompts, each
 decoded alone (once), as cut by their known times. Texts are compared without case and punctuation. The peak of memory is that of the
 process: after the first two minutes of the recording, and after all of it.
 """
@@ -31,6 +31,7 @@ from mmjax.run import Run
 from mmjax.transcription import Transcriber
 
 SPLITS = ("train", "validation", "test")
+LONGEST = 30.0  # seconds of a prompt, so that Whisper can decode it alone
 
 
 class Piece(NamedTuple):
@@ -53,6 +54,8 @@ def write(path: Path, seconds: float, rate: int, seed: int = 0) -> list[Piece]:
             record = records[number := order.pop()]
             gap = round(draw.uniform(0.3, 1.5) * rate)
             samples = read_audio(record.inputs["speech"][0].source, rate)
+            if len(samples) > LONGEST * rate:
+                continue
             file.write(samples)
             file.write(3e-4 * draw.normal(size=gap))
             pieces.append(Piece(number, record.labels["transcript"], at / rate, (at + len(samples)) / rate))

@@ -5,6 +5,8 @@
     python docs/fetch_data.py sentiment data/sentiment  # 23,703 texts (MIT) whose sentiment people rated. PyPI: vaderSentiment
     python docs/fetch_data.py clothes data/clothes      # Fashion-MNIST (MIT): 70,000 pictures. Debian: dataset-fashion-mnist
     python docs/fetch_data.py keywords data/keywords    # 5,969 spoken questions (MIT) with the keyword in each. PyPI: easy-vqa
+    python docs/fetch_data.py sentences data/sentences  # 16,000 examples of WordNet (free), spoken by espeak-ng. Debian: wordnet-base
+    python docs/fetch_data.py shapes data/shapes        # 5,000 pictures (MIT) with a description of each. PyPI: easy-vqa
 
 Each makes train.tsv and test.tsv, most also validation.tsv. Needs mmjax; for packages of Debian also apt-get and dpkg.
 """
@@ -12,7 +14,9 @@ Each makes train.tsv and test.tsv, most also validation.tsv. Needs mmjax; for pa
 import gzip
 import html
 import io
+import json
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -21,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from fetch_pretrained import debian, write_table
+from fetch_pretrained import debian, wheels, write_table
 
 from mmjax.data.splitting import phrase, splits_of
 
@@ -146,6 +150,58 @@ def keywords(out: Path) -> None:
         write_table(out, f"{split}.tsv", rows, ("speech", "transcript", "keyword", "voice"))
 
 
+def sentences(out: Path, count: int = 16_000) -> None:
+    """Examples of use in WordNet (Miller 1995; Princeton's licence): whole sentences and phrases of 4 to 12 words.
+
+    espeak-ng speaks each in one of the 48 training voices of `spoken_easy_vqa`, and those of the test split in one of its test
+    voices.
+    """
+    from mmjax import progress
+    from mmjax.data.audio import encode_ogg
+    from mmjax.data.speech_synthesis import synthesise
+    from mmjax.data.spoken_easy_vqa_builder import VOICES
+
+    folder = debian("wordnet-base") / "usr/share/wordnet"
+    glosses = "".join((folder / f"data.{kind}").read_text(encoding="utf-8") for kind in ("adj", "adv", "noun", "verb"))
+    found = dict.fromkeys(re.findall(r'"([A-Za-z][A-Za-z ,\']+)"', glosses))
+    texts = sorted(text for text in found if 4 <= len(text.split()) <= 12)
+    draw = np.random.default_rng(0)
+    texts, rows = [texts[i] for i in draw.permutation(len(texts))[:count]], {}
+    with progress.bar("speaking", len(texts), "sentences") as bar:
+        for number, text in enumerate(texts):
+            split = {0: "test", 1: "validation"}.get(number % 50, "train")
+            voices = VOICES["test" if split == "test" else "train"]
+            voice = voices[draw.integers(len(voices))]
+            file = Path(split, f"{number:05}.ogg")
+            (out / file).parent.mkdir(parents=True, exist_ok=True)
+            (out / file).write_bytes(encode_ogg(synthesise(text, voice), 16_000))
+            rows.setdefault(split, []).append((str(file), text[0].upper() + text[1:], voice.name))
+            bar.advance()
+    for split, of_split in rows.items():
+        write_table(out, f"{split}.tsv", of_split, ("speech", "transcript", "voice"))
+
+
+def shapes(out: Path) -> None:
+    """The pictures of easy-VQA with what their questions tell about them: "a red circle"."""
+    (wheel,) = wheels("easy-vqa").glob("easy_vqa/data")
+    shape, colour = "circle|rectangle|triangle", "black|blue|brown|gray|green|red|teal|yellow"
+    for split in ("train", "test"):
+        shutil.copytree(wheel / split / "images", out / split, dirs_exist_ok=True)
+        told = {}
+        for question, answer, number in json.loads((wheel / split / "questions.json").read_text(encoding="utf-8")):
+            negated = " not " in question or " no " in question
+            if question.startswith("what"):  # "what color is the circle?" says both
+                told.setdefault(number, []).extend([question, answer])
+            elif (answer == "yes") != negated:
+                told.setdefault(number, []).append(question)
+        rows = []
+        for number, texts in sorted(told.items()):
+            found = [re.search(rf"\b({words})\b", " ".join(texts)) for words in (colour, shape)]
+            if all(found):
+                rows.append((f"{split}/{number}.png", f"a {found[0][0]} {found[1][0]}"))
+        write_table(out, f"{split}.tsv", rows, ("image", "target"))
+
+
 if __name__ == "__main__":
-    makers = {function.__name__: function for function in (fish, sentiment, clothes, keywords)}
+    makers = {function.__name__: function for function in (fish, sentiment, clothes, keywords, sentences, shapes)}
     makers[sys.argv[1]](Path(sys.argv[2]))

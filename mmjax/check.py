@@ -30,7 +30,7 @@ from mmjax.data.sampler import Row, Sampler
 from mmjax.errors import UserError
 from mmjax.models import Multimodal
 from mmjax.models.roles import by_path, matches
-from mmjax.parallel.mesh import make_mesh, share_of_rows, state_shardings, to_devices
+from mmjax.parallel.mesh import make_mesh, share_of_rows, state_shardings, to_devices, within
 from mmjax.stream import Batch
 from mmjax.train.build import build_layout, build_model, open_data
 from mmjax.train.experiment import Experiment, load, to_json
@@ -294,7 +294,7 @@ def divided(subject: Subject, mesh: Mesh, micro_batches: int = 1) -> list[np.nda
     def compute(params, batch):
         return LossAndGradients(subject.model, micro_batches)(params, batch, jax.random.key(0))[:2]
 
-    compute = jax.jit(compute, out_shardings=NamedSharding(mesh, P()))
+    compute = jax.jit(within(mesh, compute), out_shardings=NamedSharding(mesh, P()))  # as the step of a training
     batch = to_devices(jax.tree.map(lambda x: x[mine], subject.batch), mesh)
     return [np.asarray(x) for x in jax.tree.leaves(jax.device_get(compute(params, batch)))]
 

@@ -144,6 +144,7 @@ from mmjax.tasks import (
     Classify,
     Contrast,
     Denoise,
+    EmbeddingCTC,
     LanguageModel,
     MaskedPatches,
     MaskedTokens,

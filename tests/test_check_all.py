@@ -96,6 +96,9 @@ CONFIGS = {
     "Whisper": lambda: encoders(speech=c.WhisperEncoder(mlp=32, length=200, **SMALL)),
     "Whisper, recordings continued with silence": continued,
     "CTC, attention decoder and transducer": joint,
+    "CTC over the embeddings of a language model": lambda: with_model(
+        tiny(), tasks={"transcript": c.EmbeddingCTC(projector=c.MLP(stack=2), width=16, outputs=128)}
+    ),
     "focal classification": lambda: with_model(
         tiny(), tasks={**tiny().model.tasks, "answer": c.Classify(outputs=13, gamma=2.0, label_smoothing=0.1)}
     ),

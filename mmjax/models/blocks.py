@@ -1,5 +1,6 @@
 """What Transformer blocks have in common, and towers: stacks of blocks."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -244,7 +245,7 @@ def by_rows(x: jax.Array) -> jax.Array:
     """
     sizes = jax.sharding.get_abstract_mesh().shape
     rows, context = sizes.get("data", 1) * sizes.get("fsdp", 1), sizes.get("context", 1)
-    if rows * context == 1 or x.ndim != 3 or x.shape[0] % rows:
+    if math.prod(sizes.values()) == 1 or x.ndim != 3 or x.shape[0] % rows:
         return x
     along = "context" if context > 1 and x.shape[1] % context == 0 else None
     return jax.lax.with_sharding_constraint(x, P(("data", "fsdp"), along))

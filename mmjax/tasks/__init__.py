@@ -6,6 +6,7 @@ from mmjax.tasks.causal_lm import CausalLM
 from mmjax.tasks.contrast import Contrast
 from mmjax.tasks.ctc import CTC
 from mmjax.tasks.denoise import Denoise
+from mmjax.tasks.embedding_ctc import EmbeddingCTC
 from mmjax.tasks.language import LanguageModel, MaskedTokens
 from mmjax.tasks.masked_patches import MaskedPatches
 from mmjax.tasks.mean_teacher import MeanTeacher
