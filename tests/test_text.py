@@ -128,6 +128,15 @@ def test_special_tokens_are_one_token_and_no_text_can_forge_them():
             Tokenizer.train(SAMPLES, 700, special=(wrong,))
 
 
+def test_pieces_of_spaces_give_no_double_space():
+    """A model may write the piece of a space before a piece that begins with one; no normalised text has both."""
+    ids = {piece: i for i, piece in NFKC.pieces_by_id().items()}
+    word = next(piece for piece in ids if piece.startswith("\u2581") and len(piece) > 2)
+    written = [ids[word], ids["\u2581"], ids[word]]
+    assert NFKC.decode(written) == f"{word[1:]} {word[1:]}"
+    assert IDENTITY.decode(IDENTITY.encode("a  b")) == "a  b"
+
+
 def test_ids_that_there_are_not_are_passed_over():
     """A head may be wider than the vocabulary."""
     assert IDENTITY.decode([*IDENTITY.encode("le"), BLANK, len(IDENTITY), *IDENTITY.encode(" chat")]) == "le chat"

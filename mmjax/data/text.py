@@ -277,6 +277,7 @@ class SentencePieceTokenizer(Tokenizer):
         keeps_spaces = model.decode(model.encode("  a ")) == "  a "
         spelled = [model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         self._spelled = spelled if keeps_spaces and self.byte_pieces.issuperset(spelled) else None
+        self._single_spaces = model.decode(model.encode("a  a")) == "a a"
 
     def __len__(self) -> int:
         return self._model.vocab_size()
@@ -318,7 +319,9 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _decode(self, ids: list[int], special: bool) -> str:
         if not special:
-            return self._model.decode(ids)
+            text = self._model.decode(ids)
+            # A piece that is a space, before one that begins with a space: a text would not have both.
+            return re.sub(" +", " ", text) if self._single_spaces else text
         runs = itertools.groupby(ids, self._model.is_control)
         shown = (
             map(self._model.id_to_piece, run) if control else [self._model.decode(list(run))] for control, run in runs

@@ -1,6 +1,5 @@
 """The texts that a decoder has written for one example, on the host."""
 
-import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -76,8 +75,7 @@ NOTHING = Hypotheses((Hypothesis("", 0.0),))
 def hypotheses(written: Written | None, decode: Callable[[Sequence[int]], str]) -> Hypotheses:
     """The texts of an example from its places [U, K].
 
-    A beam search may write a text with several tokenizations, which may differ in the number of spaces: the first counts, with its
-    score.
+    A beam search may write a text with several tokenizations: the first counts, with its score.
 
     Args:
       written: None: the task wrote nothing.
@@ -94,5 +92,5 @@ def hypotheses(written: Written | None, decode: Callable[[Sequence[int]], str]) 
             Token(int(ids[i]), float(confidence[i]), int(frames[i]) if frames[i] >= 0 else None) for i in used
         )
         text = decode([token.id for token in tokens]).strip()
-        found.setdefault(re.sub(" +", " ", text), Hypothesis(text, score, tokens))
+        found.setdefault(text, Hypothesis(text, score, tokens))
     return Hypotheses(tuple(found.values()))
