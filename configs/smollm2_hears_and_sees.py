@@ -65,7 +65,7 @@ questions = SpokenEasyVQA()
 
 config = Experiment(
     name="smollm2_hears_and_sees",
-    steps=500,
+    steps=700,
     data=Data(
         source=Mixture(
             sources={

@@ -17,9 +17,7 @@ WIDTH, IDS = 8, 6
 def test_a_vector_has_the_class_of_the_nearest_embedding(blank):
     """A linear projector that passes vectors on: the token whose embedding stands in the stream is recognised."""
     encoder = c.WhisperEncoder(layers=1, width=WIDTH, heads=2, mlp=8)
-    task = c.EmbeddingCTC(
-        projector=c.Linear(stack=1), width=WIDTH, scale=1.0, outputs=max(IDS, blank + 1), blank=blank
-    )
+    task = c.EmbeddingCTC(projector=c.Linear(stack=1), width=WIDTH, scale=1.0, outputs=max(IDS, blank + 1), blank=blank)
     table = RANDOM.normal(size=(IDS, WIDTH))
     table = np.float32(table / np.linalg.norm(table, axis=1, keepdims=True))
     said = [i for i in (1, 3, 4, 5, 0, 2) if i != blank]
