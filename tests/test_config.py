@@ -101,7 +101,6 @@ def test_errors_name_the_key_and_the_nearest_one(flags, message):
         (["--checkpoint.keep", "0"], "checkpoint.keep is 0"),
         (["--data.window", "0"], "data.window is 0"),
         (["--optimizer.accumulation", "0"], "optimizer.accumulation is 0"),
-        (["--optimizer.accumulation", "3"], "does not divide into"),
         (["--model.encoders.image.patch", "0"], "model.encoders.image.patch is 0"),
         (["--model.encoders.image.dropout", "1.0"], "it must be less than 1"),
         (["--seed", "-1"], "seed is -1"),

@@ -220,6 +220,15 @@ def test_a_run_keeps_the_schedule_with_which_it_began(tmp_path):
         check_same_config(tiny(), tmp_path)
 
 
+def test_rows_that_do_not_divide_among_devices_and_micro_batches_are_named(tmp_path):
+    config = c.override(tiny(), ["--optimizer.accumulation", "3"])
+    with pytest.raises(
+        UserError, match=r"batch_rows=8 does not divide among 1 device.* x optimizer.accumulation=3 .*write 9"
+    ):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def of_text(**changes):
     """The tiny config with a model of texts alone, which compiles in a second."""
     config = tiny(**{"evaluation": c.Evaluation(subsets=()), "steps": 2, **changes})
@@ -240,7 +249,8 @@ def test_a_start_that_fails_before_its_first_step_does_not_bind_the_next_one(tmp
     assert c.load(tmp_path / "config.json").steps == 9
     (tmp_path / "tokenizer.json").write_text("of another tokenizer")
     right = c.override(open_ended(of_text()), ["--optimizer.groups", "{'encoders.text': {'rate': 0.5}}"])
-    train(right, tmp_path)
+    measured = train(dataclasses.replace(right, evaluation=c.Evaluation(final_examples=8)), tmp_path)
+    assert set(measured) == {"text"}, "where no subsets are set, those that are trained"
     assert "has no step of an earlier start" in " ".join(capsys.readouterr().err.split())
     assert sorted(line["step"] for line in lines(tmp_path)) == [1, 2] and not (tmp_path / "tokenizer.json").exists()
     assert c.load(tmp_path / "config.json").optimizer.schedule.steps == 2, "not the length of the first start"

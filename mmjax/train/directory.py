@@ -128,7 +128,9 @@ def forget_start(run: Path) -> None:
                 (run / name).unlink(missing_ok=True)
         except OSError as error:
             raise _unwritable(run, error) from None
-        progress.console.print(f"{run} has no step of an earlier start, so this start is not bound to its config and data")
+        progress.console.print(
+            f"{run} has no step of an earlier start, so this start is not bound to its config and data"
+        )
 
 
 def _began(run: Path) -> bool:

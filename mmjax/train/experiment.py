@@ -26,7 +26,8 @@ class Evaluation:
 
     every_steps: int | None = None  # None: at the end only
     split: str = "test"  # that is measured
-    subsets: tuple[str, ...] = ("speech+image", "image+text")  # modalities that are shown together
+    # Modalities that are shown together; None: as in training (data.subsets); (): nothing is measured.
+    subsets: tuple[str, ...] | None = None
     examples: int | None = None  # evenly spread over the split, during training; None: all
     final_examples: int | None = None  # the same, for the final evaluation
     # A metric, "transcript/wer" or "speech+image: transcript/wer", whose best checkpoint is kept beside the newest ones.
@@ -79,6 +80,11 @@ class Experiment:
     log: Log = Log()  # when metrics are written, and where
     mesh: Mesh = Mesh()  # how devices divide the work
     xla: XLA = XLA()  # settings of the compiler
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The subsets of the modalities that are evaluated."""
+        return tuple(self.data.subsets) if self.evaluation.subsets is None else self.evaluation.subsets
 
 
 def load(path: str | Path) -> Experiment:

@@ -171,7 +171,7 @@ def _set_up(config: Experiment, run: Path, stop: StopSignal, watch: HangWatch, a
             note_compiler(run, {"first_step": origin.step, **described(config.xla, device)})
             report.start(config, run, begun, data, flops, decisions, origin)
 
-    subsets = config.evaluation.subsets if evaluator else ()
+    subsets = config.measured if evaluator else ()
     was_evaluated = records.go_on(finished, len(subsets), origin.rolled_back)
     if records.lead and evaluator:
         report.left_out(evaluator.source, run, config.evaluation.split)
