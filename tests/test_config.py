@@ -52,6 +52,11 @@ def test_whoever_reads_a_config_knows_every_part_of_it():
         (["--checkpoint.every-steps", "none"], ("checkpoint.every_steps", None)),
         (["--log.tensorboard", "true"], ("log.tensorboard", True)),
         (["--evaluation.subsets", "('text',)"], ("evaluation.subsets", ("text",))),
+        (["--evaluation.subsets", '["text", "image"]'], ("evaluation.subsets", ("text", "image"))),
+        (
+            ["--optimizer.groups", '{"fusion": {"frozen": true, "dtype": null}}'],
+            ("optimizer.groups", {"fusion": c.Group(frozen=True)}),
+        ),
         (["--model.encoders.speech.layers", "2"], ("model.encoders[speech].layers", 2)),
         (["--data.directory", "/tmp/x"], ("data.directory", "/tmp/x")),
     ],
@@ -84,6 +89,11 @@ def test_a_part_is_chosen_by_the_name_of_its_class():
         (["--model.dtype", "float8"], "one of 'float32', 'bfloat16'"),
         (["--optimizer.rule", "AdamX"], "did you mean 'AdamW'?"),
         (["--optimizer.schedule", "WarmupStableDecay"], "optimizer.schedule.decay is not set"),
+        (
+            ["--optimizer.groups", "{fusion: {frozen: true}}"],
+            "optimizer.groups must be a mapping such as {'NAME': {'frozen': ...}}, not '{fusion: {frozen: true}}'",
+        ),
+        (["--data.rows", "speech=3"], "data.rows must be a mapping such as {'NAME': 1}, not 'speech=3'"),
         (["--seed.deep", "1"], "'seed' is 0 and has no keys of its own"),
         (["--steps"], "--steps has no value"),
         (["steps", "3"], "cannot read the argument 'steps'"),
