@@ -17,7 +17,18 @@ from mmjax.parallel.xla import XLA
 from mmjax.train.optimizer import Optimizer
 from mmjax.train.spikes import Spikes
 from mmjax.train.weighting import Weighting
-from mmjax.tree import check_trusted, from_dict, load_json, part, read_json, run_file, to_dict, trust, trust_named
+from mmjax.tree import (
+    check_trusted,
+    found_beside,
+    from_dict,
+    load_json,
+    part,
+    read_json,
+    run_file,
+    to_dict,
+    trust,
+    trust_named,
+)
 
 
 @part
@@ -99,6 +110,7 @@ def load(path: str | Path) -> Experiment:
                 f"{path} is of an earlier version of mmjax, which had heads and objectives instead of tasks; use that version "
                 "for this run, or write its config anew (docs/tasks.md) and train again"
             )
+        tree = found_beside(tree, path.parent)
         check_trusted(tree)
         return from_dict(Experiment, tree)
     trust(path)

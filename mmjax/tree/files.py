@@ -69,8 +69,13 @@ def user_class(name: str) -> type:
       UserError: there is no such file or class.
     """
     file, _, attribute = name.rpartition(":")
-    module = sys.modules.get(_module_name(Path(file).absolute())) or run_file(Path(file))
-    found = getattr(module, attribute, None)
+    loaded = sys.modules.get(_module_name(Path(file).absolute()))
+    if loaded is None and not Path(file).is_file():
+        raise UserError(
+            f"there is no file {file}, which has the class {attribute} of this config; put it back, or copy it beside the "
+            "config.json that names it (into the run directory)"
+        )
+    found = getattr(loaded or run_file(Path(file)), attribute, None)
     if not isinstance(found, type):
         raise UserError(f"{file} defines no class {attribute}")
     return found
