@@ -30,7 +30,7 @@ from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.directory import check_same_config, open_run, resume
 from mmjax.train.encoding import check_encoded
 from mmjax.train.experiment import Experiment
-from mmjax.train.initial import load_initial
+from mmjax.train.initial import check_initialised, load_initial
 from mmjax.train.program import Start
 from mmjax.train.rollbacks import Rollbacks, needed
 from mmjax.train.step import TrainState
@@ -126,6 +126,7 @@ def initial_state(config: Experiment, begun: Start, data: TrainingData, restored
     """The restored state, or the first one of a new run, which is initialised directly in shards."""
     state = restored
     if state is None:
+        check_initialised(config, begun.specs, begun.groups)
         state = load_initial(config, begun.initialise(), begun.specs, data.source.tokenizer)
     check_encoded(config, state.params, begun.groups)
     return state
