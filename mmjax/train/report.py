@@ -315,20 +315,49 @@ def adapter_changes(params: Any) -> dict[str, np.ndarray]:
     return found
 
 
+def adapter_record(changes: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What a line of metrics.jsonl says of adapters.
+
+    Returns:
+      {"kernels": their number, "unchanged": paths of kernels with a layer that did not change, "lowest", "median", "highest":
+      the change of a layer, relative to the norm of its kernel}.
+    """
+    every = np.concatenate([np.ravel(change) for change in changes.values()])
+    return {
+        "kernels": len(changes),
+        "unchanged": [path for path, change in changes.items() if not change.all()],
+        "lowest": float(every.min()),
+        "median": float(np.median(every)),
+        "highest": float(every.max()),
+    }
+
+
+def unchanged_adapters(record: Mapping[str, Any]) -> str | None:
+    """A warning of adapters without effect, from the record; None if there are none."""
+    still = record["unchanged"]
+    named = ", ".join(still[:4]) + (f" and {len(still) - 4} more" if len(still) > 4 else "")
+    return (
+        f"adapters that did NOT change their kernels: {len(still)} of {record['kernels']}: {named}" if still else None
+    )
+
+
+def changed_adapters(record: Mapping[str, Any]) -> str | None:
+    """How far adapters changed their kernels, from the record; None if they changed none."""
+    if len(record["unchanged"]) == record["kernels"]:
+        return None
+    low, middle, high = (f"{100 * record[key]:.2g} %" for key in ("lowest", "median", "highest"))
+    return f"adapters changed: yes; {record['kernels']} kernels, each layer by {low} to {high} of its norm (median {middle})"
+
+
 def adapters(changes: Mapping[str, np.ndarray]) -> None:
-    """Says how far adapters have changed their kernels, and warns of adapters without effect."""
+    """Says how far adapters changed their kernels, and warns of adapters without effect."""
     if not changes:
         return
-    still = [path for path, change in changes.items() if not change.all()]
-    if still:
-        named = ", ".join(still[:4]) + (f" and {len(still) - 4} more" if len(still) > 4 else "")
-        progress.warn(f"adapters that did NOT change their kernels: {len(still)} of {len(changes)}: {named}")
-    if len(still) < len(changes):
-        every = np.concatenate([np.ravel(change) for change in changes.values()])
-        low, middle, high = (f"{100 * x:.2g} %" for x in (every.min(), np.median(every), every.max()))
-        progress.console.print(
-            f"adapters changed: yes; {len(changes)} kernels, each layer by {low} to {high} of its norm (median {middle})"
-        )
+    record = adapter_record(changes)
+    if warning := unchanged_adapters(record):
+        progress.warn(warning)
+    if line := changed_adapters(record):
+        progress.console.print(line)
 
 
 def end(run: Path, started: float, compiled: telemetry.CompileCounter, batches: "Batches", best: "Best | None") -> None:
