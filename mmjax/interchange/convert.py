@@ -135,6 +135,9 @@ def export_model(
       origin: the directory of the import; None: the only one from which the run was trained.
       step: of the run's checkpoint.
 
+    Returns:
+      {"model_type", "tensors": their number, "merged": see `tuned.merging`; {} where no adapter was merged}.
+
     Raises:
       UserError: the run was not trained from an import, or from several, or has no adapters.
     """
@@ -156,7 +159,8 @@ def export_model(
         config = family.exported(theirs) if hasattr(family, "exported") else theirs
         directories.write(out, tensors, "model.safetensors", {"config.json": config})
         vocabulary.give_back(imported, out)
-    return {"model_type": theirs["model_type"], "tensors": len(tensors)}
+    merged = {} if adapters else tuned.merging(parameters)
+    return {"model_type": theirs["model_type"], "tensors": len(tensors), "merged": merged}
 
 
 def _current(family: ModuleType, theirs: dict[str, Any], name: str) -> str:
