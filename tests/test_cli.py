@@ -1,7 +1,10 @@
 """The commands as scripts use them: JSON alone on standard output, exit code 0 only on success, one-line errors."""
 
+import dataclasses
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +18,8 @@ from PIL import Image
 
 from mmjax import cli
 from mmjax import config as c
+
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def mmjax(capsys, *arguments):
@@ -249,7 +254,7 @@ def test_keys_of_a_class_are_printed_with_their_units(capsys):
 
 
 def test_keys_of_a_users_file_are_printed(capsys):
-    file = str(Path(__file__).parents[1] / "docs" / "plug_in.py")
+    file = str(DOCS / "plug_in.py")
     assert cli.main(["keys", file]) == 0
     assert capsys.readouterr().out == "collection: Sums\ntext encoder: Smoothed\ntask: Ordinal\n"
     assert cli.main(["keys", f"{file}:Ordinal"]) == 0
@@ -268,3 +273,19 @@ def test_a_closed_pipe_is_no_traceback(monkeypatch):
         changed.setattr(sys, "stdout", os.fdopen(writing, "w"))
         assert cli.main(["keys", "Data"]) == 141
         sys.stdout.close()
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in sorted(DOCS.glob("*.md")))])
+def test_the_commands_of_a_page_exist_with_their_options(page):
+    """Other tests run them on files. Whatever is no option of the command must be a key of the config."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", (DOCS.parent / page).read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    text = "\n".join(block for language, block in blocks if language in ("", "bash")).replace("\\\n", " ").replace("&& ", "\n")
+    lines = re.findall(r"^(?:\.venv/bin/)?mmjax (.*)", text, re.MULTILINE)
+    for line in lines:
+        words = [word for word in shlex.split(line, comments=True) if not word.startswith("$")]
+        parser, _ = cli._parser()
+        options, rest = parser.parse_known_args([word for word in words if word != "..."])
+        flags = [word for word in rest if word.startswith("--")]
+        assert options.overrides or not rest, f"{line}: {rest}"
+        keys = {field.name for field in dataclasses.fields(c.Experiment)}
+        assert all(flag[2:].split(".")[0].replace("-", "_") in keys for flag in flags), f"{line}: {flags}"

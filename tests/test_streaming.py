@@ -250,6 +250,12 @@ def test_a_run_that_cannot_stream_names_what_is_missing(encoder, tasks, message)
         Streaming(SimpleNamespace(config=config, model=config.model, directory="a run", tokenizer=tokenizer()))
 
 
+def test_the_shipped_config_can_stream():
+    config = c.load("configs/streaming_questions.py")
+    run = SimpleNamespace(config=config, model=config.model, directory="a run", tokenizer=tokenizer())
+    assert Streaming(run).chunk == pytest.approx(0.32)
+
+
 def test_the_command_prints_utterances_and_latency(runs, tmp_path, capsys):
     soundfile.write(tmp_path / "one.wav", sounds(2.0), RATE)
     assert main(["predict", str(runs["ctc"].directory), "--stream", str(tmp_path / "one.wav"), "--json"]) == 0
