@@ -1,4 +1,4 @@
-"""Attention and convolution within segments, against plain references (traps A1, A5, A7, B1, B5)."""
+"""Attention and convolution within segments, against plain references."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Augmentation: the right distributions and signals, and the same for an example wherever it stands (A6, H16)."""
+"""Augmentation: the right distributions and signals, and the same for an example wherever it stands."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Augmentation in a run: drawn by example (trap H16), so the invariants hold with it; speeds are known to the packer."""
+"""Augmentation in a run: drawn by example, so the invariants hold with it; speeds are known to the packer."""
 
 import dataclasses
 

@@ -279,7 +279,11 @@ def test_a_closed_pipe_is_no_traceback(monkeypatch):
 def test_the_commands_of_a_page_exist_with_their_options(page):
     """Other tests run them on files. Whatever is no option of the command must be a key of the config."""
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", (DOCS.parent / page).read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    text = "\n".join(block for language, block in blocks if language in ("", "bash")).replace("\\\n", " ").replace("&& ", "\n")
+    text = (
+        "\n".join(block for language, block in blocks if language in ("", "bash"))
+        .replace("\\\n", " ")
+        .replace("&& ", "\n")
+    )
     lines = re.findall(r"^(?:\.venv/bin/)?mmjax (.*)", text, re.MULTILINE)
     for line in lines:
         words = [word for word in shlex.split(line, comments=True) if not word.startswith("$")]

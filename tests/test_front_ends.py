@@ -1,4 +1,4 @@
-"""Front ends against their references, packed and alone (trap table F; A8, A9)."""
+"""Front ends against their references, packed and alone."""
 
 import functools
 

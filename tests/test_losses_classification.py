@@ -1,4 +1,4 @@
-"""Losses of classes against optax, PyTorch and float64 formulas (trap H2)."""
+"""Losses of classes against optax, PyTorch and float64 formulas."""
 
 import jax
 import jax.numpy as jnp

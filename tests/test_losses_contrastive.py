@@ -1,4 +1,4 @@
-"""Contrastive losses against the papers' formulas, and on 8 devices against 1 (traps G6, G7)."""
+"""Contrastive losses against the papers' formulas, and on 8 devices against 1."""
 
 import json
 import math
@@ -146,7 +146,7 @@ def test_a_batch_without_pairs_is_zero_and_finite(params, rule):
 
 
 def test_an_example_that_lacks_a_modality_changes_nothing(params):
-    """It has the same losses and gradients as if it were not there (trap G6 for pads)."""
+    """It has the same losses and gradients as if it were not there."""
     speech, image, examples = batch()
     pairs = pairs_of(params, speech, image, examples)
     both = jnp.asarray(pairs.segments)

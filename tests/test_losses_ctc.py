@@ -1,4 +1,4 @@
-"""CTC against optax and the sum over all paths (traps D1-D5)."""
+"""CTC against optax and the sum over all paths."""
 
 import itertools
 
@@ -23,7 +23,7 @@ def packed(frames, labels, *, seed=0, scale=3.0):
     """Utterances of so many frames with these labels in one row: logits, the frames' segments, the labels."""
     logits = scale * np.random.default_rng(seed).normal(size=(1, LENGTH, VOCABULARY)).astype(np.float32)
     of_frames, of_labels = np.zeros((1, LENGTH), int), np.zeros((1, LABELS), int)
-    ids = np.full((1, LABELS), 10**6)  # trap D4: an impossible id where no label is
+    ids = np.full((1, LABELS), 10**6)  # an impossible id where no label is
     t = u = 0
     for number, (count, label) in enumerate(zip(frames, labels, strict=True), 1):
         of_frames[:, t : t + count], of_labels[:, u : u + len(label)] = number, number

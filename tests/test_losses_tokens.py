@@ -1,4 +1,4 @@
-"""The loss of tokens against PyTorch and formulas (traps H2, H3), and its memory."""
+"""The loss of tokens against PyTorch and formulas, and its memory."""
 
 import jax
 import jax.numpy as jnp

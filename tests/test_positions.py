@@ -1,4 +1,4 @@
-"""Positions of patches: the formula, the learned grid at other sizes, and its resizing for checkpoints (trap G1)."""
+"""Positions of patches: the formula, the learned grid at other sizes, and its resizing for checkpoints."""
 
 import jax
 import jax.numpy as jnp

@@ -130,7 +130,7 @@ def export_model(
 
     Args:
       source: an import, or a run that was trained from imports. Of a run, the parameters that came from one import are
-        exported, with their adapters merged into them; what the run has not of this import stays as it was.
+        exported, with their adapters merged into them; parts of the import that the run does not have stay as they were.
       adapters: write only the adapters, as a directory of PEFT (`interchange.peft`).
       origin: the directory of the import; None: the only one from which the run was trained.
       step: of the run's checkpoint.

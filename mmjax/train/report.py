@@ -95,8 +95,8 @@ def parameters_by_part(params: Any) -> dict[str, int]:
 def division(params: Any) -> list[dict[str, Any]]:
     """The number of parameters by the mesh axes that divide them, the largest first.
 
-    "along" is such as "fsdp+tensor", or "nothing" for replicated parameters: no axis has more than one device, or none
-    divides their dimensions. "largest" names the largest parameter of the group.
+    "along" names the axes, such as "fsdp+tensor". It is "nothing" for replicated parameters: no axis has more than one device, or
+    none divides their dimensions. "largest" names the largest parameter of the group.
     """
     found: dict[str, list[tuple[int, str]]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -223,7 +223,7 @@ def _parts(sizes: Mapping[str, int], frozen: Mapping[str, int], flops: Mapping[s
 def left_out(source: Any, run: Path, split: str = "train") -> None:
     """Warns of unused data and unusable examples of a split; lists the examples in the run's directory.
 
-    A run says only once what is not used, until it changes: it is seldom an error. The directory has a list of what was said.
+    What is not used is seldom an error. So a run says it once, and again only if it changes. The directory lists what was said.
     """
     parts, suffix = getattr(source, "sources", {"": source}), "" if split == "train" else f"-{split}"
     _say_new([note for part in parts.values() for note in getattr(part, "notes", ())], run / f"notes{suffix}.txt")
@@ -247,7 +247,7 @@ def left_out(source: Any, run: Path, split: str = "train") -> None:
 
 
 def _say_new(notes: list[str], path: Path) -> None:
-    """Warns of what a list of earlier warnings does not have, and writes the list."""
+    """Gives the warnings that were not given before, and writes the list of all warnings."""
     said = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     notes = [one_line(note).encode(errors="backslashreplace").decode() for note in notes]
     for note in (note for note in notes if note not in said):
