@@ -236,7 +236,7 @@ def _snapshot(root: Path) -> Iterator[tuple[dict[str, Stamp], list[str], dict[st
     they were. Files in `COMPLETE` do not change.
 
     Raises:
-      _Gone: a file was deleted during each of several attempts.
+      _Gone: the directory changed during each of several attempts.
     """
     for _ in range(ATTEMPTS):
         with ExitStack() as stack:
