@@ -124,7 +124,7 @@ def _with(tree, path, value):
     return tree | {path[0]: value if len(path) == 1 else _with(tree[path[0]], path[1:], value)}
 
 
-def test_trap_g7_the_scale_of_clip_is_limited_to_100():
+def test_the_scale_of_clip_is_limited_to_100():
     task = Contrast(between=("speech", "image"), outputs=5, rule="softmax", scale=1e6, bias=0.0, limit=100.0)
     params = nn.unbox(jax.jit(task.init)(jax.random.key(0), encoded(*batch()))["params"])
     pairs = pairs_of(params, *batch(), task=task)
@@ -170,7 +170,7 @@ def on_8_devices():
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_trap_g6_8_devices_equal_1_and_no_device_gathers_the_embeddings(on_8_devices, rule):
+def test_8_devices_equal_1_and_no_device_gathers_the_embeddings(on_8_devices, rule):
     result = on_8_devices[rule]
     assert result["devices"] == 8 and result["difference"] <= 1e-6
     assert result["sent_to_neighbours"] > 0 and result["gathered"] == 0

@@ -42,7 +42,7 @@ def pairs(next_token):
 @pytest.mark.reference
 @pytest.mark.parametrize("next_token", [True, False])
 @pytest.mark.parametrize("factored", [True, False])
-def test_trap_h2_and_h3_token_cross_entropy_equals_torch_with_smoothing(tokens, factored, next_token):
+def test_and_h3_token_cross_entropy_equals_torch_with_smoothing(tokens, factored, next_token):
     torch = pytest.importorskip("torch")
     features, kernel, labels = tokens
 

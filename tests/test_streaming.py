@@ -88,7 +88,7 @@ VARIANTS = {
     "variant, chunk", [*((v, n) for v in VARIANTS for n in (1, 3)), ("relative", 2), ("relative", 8)]
 )
 @pytest.mark.slow
-def test_trap_h17_streaming_equals_offline(variant, chunk):
+def test_streaming_equals_offline(variant, chunk):
     conformer = model(chunks=Chunking(size=chunk, left=2), **VARIANTS[variant])
     whole = batch_of(1 if chunk == 2 else 7, 96)
     params = {"params": parameters(conformer, whole)}

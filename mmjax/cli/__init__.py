@@ -335,7 +335,7 @@ def _signals(command: str) -> Iterator[None]:
 
 
 def _unread() -> bool:
-    """Whether the reader of standard output, such as `head`, has ended; then what is left of the output is discarded."""
+    """Whether the reader of standard output, such as `head`, has ended. If so, the rest of the output is discarded."""
     pipe = select.poll()
     pipe.register(sys.stdout.fileno(), 0)
     if not any(event & select.POLLERR for _, event in pipe.poll(0)):

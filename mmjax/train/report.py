@@ -333,7 +333,7 @@ def adapter_record(changes: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def unchanged_adapters(record: Mapping[str, Any]) -> str | None:
-    """A warning of adapters without effect, from the record; None if there are none."""
+    """The warning that some adapters have no effect, from their record; None if all have one."""
     still = record["unchanged"]
     named = ", ".join(still[:4]) + (f" and {len(still) - 4} more" if len(still) > 4 else "")
     return (
@@ -342,7 +342,7 @@ def unchanged_adapters(record: Mapping[str, Any]) -> str | None:
 
 
 def changed_adapters(record: Mapping[str, Any]) -> str | None:
-    """How far adapters changed their kernels, from the record; None if they changed none."""
+    """How far adapters changed their kernels, from their record; None if they changed no kernel."""
     if len(record["unchanged"]) == record["kernels"]:
         return None
     low, middle, high = (f"{100 * record[key]:.2g} %" for key in ("lowest", "median", "highest"))
