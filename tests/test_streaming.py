@@ -88,7 +88,7 @@ VARIANTS = {
     "variant, chunk", [*((v, n) for v in VARIANTS for n in (1, 3)), ("relative", 2), ("relative", 8)]
 )
 @pytest.mark.slow
-def test_trap_h17_streaming_equals_offline(variant, chunk):
+def test_streaming_equals_offline(variant, chunk):
     conformer = model(chunks=Chunking(size=chunk, left=2), **VARIANTS[variant])
     whole = batch_of(1 if chunk == 2 else 7, 96)
     params = {"params": parameters(conformer, whole)}
@@ -248,6 +248,12 @@ def test_a_run_that_cannot_stream_names_what_is_missing(encoder, tasks, message)
     config.data = dataclasses.replace(config.data, rows={"speech": 400, "transcript": 60, "examples": 4})
     with pytest.raises(UserError, match=message):
         Streaming(SimpleNamespace(config=config, model=config.model, directory="a run", tokenizer=tokenizer()))
+
+
+def test_the_shipped_config_can_stream():
+    config = c.load("configs/streaming_questions.py")
+    run = SimpleNamespace(config=config, model=config.model, directory="a run", tokenizer=tokenizer())
+    assert Streaming(run).chunk == pytest.approx(0.32)
 
 
 def test_the_command_prints_utterances_and_latency(runs, tmp_path, capsys):

@@ -176,7 +176,9 @@ def _predict(options, rest) -> int:
         truth = dict(result["example"])
         place = "example {number} of the {split} split, from {modalities}".format(**truth)
         said = [
-            f"{name} {value}" for name, value in truth.items() if name not in ("number", "split", "modalities", "text")
+            f"{name} {', '.join(map(str, value)) if isinstance(value, list) else value}"
+            for name, value in truth.items()
+            if name not in ("number", "split", "modalities", "text")
         ]
         print(f"{place}: {'; '.join([truth['text'], *said] if truth['text'] else said)}")
     for name, task in run.config.model.tasks.items():

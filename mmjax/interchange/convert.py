@@ -130,10 +130,13 @@ def export_model(
 
     Args:
       source: an import, or a run that was trained from imports. Of a run, the parameters that came from one import are
-        exported, with their adapters merged into them; what the run has not of this import stays as it was.
+        exported, with their adapters merged into them; parts of the import that the run does not have stay as they were.
       adapters: write only the adapters, as a directory of PEFT (`interchange.peft`).
       origin: the directory of the import; None: the only one from which the run was trained.
       step: of the run's checkpoint.
+
+    Returns:
+      {"model_type", "tensors": their number, "merged": see `tuned.merging`; {} where no adapter was merged}.
 
     Raises:
       UserError: the run was not trained from an import, or from several, or has no adapters.
@@ -156,7 +159,8 @@ def export_model(
         config = family.exported(theirs) if hasattr(family, "exported") else theirs
         directories.write(out, tensors, "model.safetensors", {"config.json": config})
         vocabulary.give_back(imported, out)
-    return {"model_type": theirs["model_type"], "tensors": len(tensors)}
+    merged = {} if adapters else tuned.merging(parameters)
+    return {"model_type": theirs["model_type"], "tensors": len(tensors), "merged": merged}
 
 
 def _current(family: ModuleType, theirs: dict[str, Any], name: str) -> str:
