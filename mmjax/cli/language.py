@@ -140,7 +140,7 @@ def _chat(options, rest) -> int:
 def _pasted(text: str) -> list[str]:
     """The files that a line names: one with its name as it is, or as a shell reads them, with quotes, escapes and ~."""
     if os.path.exists(whole := os.path.expanduser(text)):
-        return [whole] if text else []
+        return [whole]
     try:
         return [os.path.expanduser(word) for word in shlex.split(text)]
     except ValueError:  # a quote without its end
@@ -179,6 +179,8 @@ class _Talk:
                 self._reply([*self._attached, *([{"type": "text", "text": line}] if line else [])])
 
     def _attach(self, word: str, kind: str, text: str) -> None:
+        if not text:
+            raise UserError(f"name a file: {word} FILE")
         for file in _pasted(text):
             if Path(file).is_dir():
                 raise UserError(f"{file} is a folder; name one file: {word} FILE")
@@ -186,8 +188,6 @@ class _Talk:
             self._generator.check([*self._messages, {"role": "user", "content": [part]}])
             self._attached.append(part)
             print(f"attached {file}; write a message about it")
-        if not text:
-            raise UserError(f"name a file: {word} FILE")
 
     def _reply(self, content: list[dict[str, str]]) -> None:
         options, begin, text = self._options, time.perf_counter(), ""
