@@ -37,9 +37,15 @@ class Results:
     def __init__(self, path: Path, made: Mapping[str, Any], names: Sequence[str], stamps: Sequence[str]):
         self._path, self._beside = path, path.with_name(path.name + BESIDE)
         self._made, self._names, self._stamps = json.loads(json.dumps(to_dict(made))), names, list(stamps)
+        remedy = f"name another file (--out), or delete {path}"
+        if path.is_file() and path.stat().st_size and not self._beside.is_file():  # perhaps not a file of results at all
+            raise UserError(
+                f"what made {path} is not known: there is no {self._beside.name} beside it, which earlier versions of mmjax "
+                f"did not write; {remedy}"
+            )
         self.done = begun(path)
         if self.done:
-            self._check(f"name another file (--out), or delete {path}")
+            self._check(remedy)
 
     def _check(self, remedy: str) -> None:
         """Checks that the results in the file are those that this call makes; raises UserError."""
@@ -51,11 +57,6 @@ class Results:
                 raise UserError(
                     f"{path} holds results of other items: line {number} is about {there}, not about {here}; {remedy}"
                 )
-        if not self._beside.is_file():
-            raise UserError(
-                f"what made {path} is not known: there is no {self._beside.name} beside it, which earlier versions of mmjax "
-                f"did not write; {remedy}"
-            )
         found = read_json(self._beside)
         if not isinstance(found, dict) or not {"made", "items"} <= found.keys():
             raise UserError(f"{self._beside} does not say what made {path}; {remedy}")

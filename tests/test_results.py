@@ -74,5 +74,7 @@ def test_results_of_an_earlier_version_are_refused(path):
     with pytest.raises(UserError, match="out.jsonl.made.json does not say what made"):
         write(path)
     beside.unlink()
+    path.write_text("a note")  # of which nothing is removed
     with pytest.raises(UserError, match="there is no out.jsonl.made.json beside it, which earlier versions"):
         write(path)
+    assert path.read_text() == "a note"
