@@ -86,9 +86,11 @@ class OpenedRun:
     def provenance(self) -> dict[str, Any]:
         """What its results depend on, besides their inputs: `identity`, the dtype, the tokenizer, and the config."""
         files = sorted(self.tokenizer.files.items()) if self.tokenizer else []
-        made = {"weights": self.weights, "hash of the tokenizer": hashlib.sha256(repr(files).encode()).hexdigest()}
         config = {key: value for key, value in lasting(self.trained).items() if key != "data.batch_rows"}
-        return self.identity | made | {"hash of the decoding's tables": digest(self.tables), "config": config}
+        # The config comes first: it says what the hashes cannot.
+        hashes = {"hash of the tokenizer": hashlib.sha256(repr(files).encode()).hexdigest()}
+        hashes |= {"hash of the decoding's tables": digest(self.tables)}
+        return self.identity | {"weights": self.weights, "config": config} | hashes
 
     @property
     def sample_rate(self) -> int:

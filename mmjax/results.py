@@ -38,9 +38,8 @@ class Results:
         self._path, self._beside = path, path.with_name(path.name + BESIDE)
         self._made, self._names, self._stamps = json.loads(json.dumps(to_dict(made))), names, list(stamps)
         remedy = f"name another file (--out), or delete {path}"
-        if (
-            path.is_file() and path.stat().st_size and not self._beside.is_file()
-        ):  # perhaps not a file of results at all
+        known = self._beside.is_file()  # otherwise, it is perhaps no file of results at all
+        if path.is_file() and path.stat().st_size and not known:
             raise UserError(
                 f"what made {path} is not known: there is no {self._beside.name} beside it, which earlier versions of mmjax "
                 f"did not write; {remedy}"
