@@ -198,7 +198,7 @@ def test_a_wrong_line_of_a_prompt_file_is_named(run, home, tmp_path):  # noqa: F
         ({"messages": asked, "image": ["x.png", "x.png"]}, "line 2 of .* lists 2 for image, but .* place only 1"),
         ({"messages": asked, "image": "gone.png"}, r"line 2 of .*prompts.jsonl: .*gone.png"),
         ({"messages": asked, "image": "x.png", "images": ["x.png"]}, "line 2 of .* lists image in two columns"),
-        ({"text": "a b c " * 5_000}, "line 2 of .*: your prompt has"),
+        ({"messages": [user({"type": "audio", "path": "x.png"})]}, "line 2 of .*prompts.jsonl: "),
         ({"id": "1", "text": "Hi"}, "line 2 of .* has the name '1', like line 1 of"),
     ):
         source.write_text(f"{json.dumps(good)}\n{json.dumps(row)}\n")
