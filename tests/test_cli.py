@@ -158,6 +158,22 @@ def test_predict_for_people(run, files, capsys):
     assert code == 0 and "answer: " in out and "%" in out and "transcript: " in out
 
 
+def test_a_model_of_another_library_is_to_be_imported_first(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    out = ["-o", str(tmp_path / "out")]
+    for command in ("chat", "eval", "predict", "checkpoints", "goodput", ["export", *out], ["report", *out]):
+        name, *more = [command] if isinstance(command, str) else command
+        assert cli.main([name, str(tmp_path), *more]) == 2
+        assert f"import it first, and give NAME instead: mmjax import {tmp_path} -o NAME" in capsys.readouterr().err
+
+
+def test_a_command_that_there_is_not_is_answered_with_the_one_that_does_it(capsys):
+    for word, answer in (("transcribe", "see mmjax predict --help"), ("trian", "did you mean 'train'?")):
+        with pytest.raises(SystemExit):
+            cli.main([word, "a.wav"])
+        assert f"there is no command {word}; {answer}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -22,7 +22,7 @@ from typing import Any
 from mmjax import __version__
 from mmjax.cli import alignment, data, evaluation, language, runs, search, sweep
 from mmjax.cli.shared import add_step, command, print_json
-from mmjax.errors import Preempted, UserError
+from mmjax.errors import Preempted, UserError, nearest
 from mmjax.files import local, writing
 from mmjax.tree.trust import ALL
 
@@ -45,12 +45,24 @@ def main(arguments: list[str] | None = None) -> int:
     if TRUST in arguments:  # before or after the command
         arguments.remove(TRUST)
         os.environ[ALL] = "1"
+    _check_command(parser, commands, arguments)
     options, rest = parser.parse_known_args(arguments)
     if rest and not options.overrides:
         parser.error(f"unknown argument {rest[0]}")
     options.usage = commands[options.command].format_usage()
     with _signals(options.command):
         return _run(options, rest)
+
+
+def _check_command(
+    parser: argparse.ArgumentParser, commands: Mapping[str, argparse.ArgumentParser], arguments: list[str]
+) -> None:
+    """Ends with an error if there is no such command; it names one whose description has this word, or a similar one."""
+    word = next((one for one in arguments if not one.startswith("-")), None)
+    if word is None or word in commands:
+        return
+    doing = next((name for name, sub in commands.items() if word in (sub.description or "").split()), None)
+    parser.error(f"there is no command {word}{f'; see mmjax {doing} --help' if doing else nearest(word, commands)}")
 
 
 def _check_options(rest: list[str], usage: str) -> None:
@@ -255,7 +267,6 @@ def _keys(options, rest) -> int:
     import inspect
 
     from mmjax.config import Experiment
-    from mmjax.errors import nearest
     from mmjax.tree.catalogue import catalogue, keys
 
     asked = options.name or ""

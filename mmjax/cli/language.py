@@ -1,6 +1,9 @@
 """The commands `chat` and `generate`: language models that write; and `ngram`: n-gram models for decoding."""
 
+import os
+import shlex
 import time
+from pathlib import Path
 from typing import Any
 
 from mmjax.cli.shared import add_step, command, whole
@@ -86,10 +89,15 @@ def _add_options(sub: Any) -> None:
 
 
 def _sampling(options: Any) -> Any:
-    from mmjax.decode import Sampling
+    """The sampling that the options ask for; raises UserError if one is wrong, or has no effect."""
+    from mmjax.decode import Sampling, without_effect
 
     names = [name.replace("-", "_") for name in OPTIONS]
-    return Sampling(**{name: value for name in names if (value := getattr(options, name)) is not None})
+    found = Sampling(**{name: value for name in names if (value := getattr(options, name)) is not None})
+    found.check()
+    if options.seed is not None and not found.temperature:  # also the seed 0
+        raise without_effect("seed")
+    return found
 
 
 def _generate(options, rest) -> int:
@@ -108,9 +116,10 @@ def _chat(options, rest) -> int:
     from mmjax.generation import Generator
     from mmjax.run import Run
 
+    sampling = _sampling(options)
     generator = Generator(Run(options.run, weights=options.weights, step=options.step))
     generator.check([{"role": "user", "content": ""}])  # that it knows conversations
-    talk = _Talk(generator, options)
+    talk = _Talk(generator, sampling, options)
     print("Write a message, or /help.")
     while True:
         try:
@@ -128,14 +137,27 @@ def _chat(options, rest) -> int:
             print()
 
 
+def _pasted(text: str) -> list[str]:
+    """The files that a line names: one with its name as it is, or as a shell reads them, with quotes, escapes and ~."""
+    if os.path.exists(whole := os.path.expanduser(text)):
+        return [whole]
+    try:
+        return [os.path.expanduser(word) for word in shlex.split(text)]
+    except ValueError:  # a quote without its end
+        return [whole]
+
+
 class _Talk:
     """A conversation in a terminal."""
 
-    def __init__(self, generator: Any, options: Any):
-        self._generator, self._options, self._sampling = generator, options, _sampling(options)
+    def __init__(self, generator: Any, sampling: Any, options: Any):
+        self._generator, self._options, self._sampling = generator, options, sampling
+        self._attached: list[dict[str, str]] = []
         self._begin(options.system)
 
     def _begin(self, system: str | None) -> None:
+        if self._attached:
+            print(f"no longer attached: {', '.join(part[part['type']] for part in self._attached)}")
         self._system, self._attached = system, []
         self._messages = [{"role": "system", "content": system}] if system else []
 
@@ -150,17 +172,22 @@ class _Talk:
             case "/system":
                 self._begin(rest)
             case "/image" | "/speech":
-                self._attach("image" if word == "/image" else "audio", rest.strip())
+                self._attach(word, "image" if word == "/image" else "audio", rest.strip())
             case _ if word.startswith("/"):
                 print(f"there is no command {word}; see /help")
             case _ if line or self._attached:
                 self._reply([*self._attached, *([{"type": "text", "text": line}] if line else [])])
 
-    def _attach(self, kind: str, file: str) -> None:
-        part = {"type": kind, kind: file}
-        self._generator.check([*self._messages, {"role": "user", "content": [part]}])
-        self._attached.append(part)
-        print(f"attached {file}; write a message about it")
+    def _attach(self, word: str, kind: str, text: str) -> None:
+        if not text:
+            raise UserError(f"name a file: {word} FILE")
+        for file in _pasted(text):
+            if Path(file).is_dir():
+                raise UserError(f"{file} is a folder; name one file: {word} FILE")
+            part = {"type": kind, kind: file}
+            self._generator.check([*self._messages, {"role": "user", "content": [part]}])
+            self._attached.append(part)
+            print(f"attached {file}; write a message about it")
 
     def _reply(self, content: list[dict[str, str]]) -> None:
         options, begin, text = self._options, time.perf_counter(), ""

@@ -82,10 +82,12 @@ class Generator:
           stop: words that end a reply, and are not part of it.
           rows: number of prompts that are computed together.
           beams: above 1: the most probable reply that a beam search finds, one prompt after the other (`best`).
+
+        Raises:
+          UserError: a prompt cannot be used, or an argument has no effect beside the others.
         """
+        self.check_sampling(sampling, stop, beams)
         if beams > 1:
-            if stop or sampling.temperature > 0:
-                raise UserError("beams give the most probable reply: leave out temperature and stop words")
             return [self.best(prompt, beams, length)[0] for prompt in prompts]
         found: list[Reply] = []
         for first in range(0, len(prompts), rows):
@@ -122,9 +124,23 @@ class Generator:
             replies.append(writing.reply()._replace(score=score))
         return [reply for reply in replies if np.isfinite(reply.score)]
 
-    def check(self, prompt: Any) -> None:
-        """Checks a prompt and reads its media; raises UserError."""
-        self._cut(self._given(prompt))
+    def check(self, prompt: Any, length: int = 1) -> None:
+        """Checks a prompt for a reply of up to `length` tokens, and reads its media; raises UserError."""
+        self._check_length([self._cut(self._given(prompt))], length)
+
+    @staticmethod
+    def check_sampling(sampling: Sampling, stop: Sequence[str] = (), beams: int = 1) -> None:
+        """Checks that each of these arguments of `replies` has an effect; raises UserError."""
+        sampling.check()
+        given = {
+            "temperature": sampling.temperature > 0,
+            "repetition_penalty": sampling.repetition_penalty != 1,
+            "stop": stop,
+        }
+        if beams > 1 and (idle := next((name for name, used in given.items() if used), None)):
+            raise UserError(
+                f"beams={beams} searches for the most probable reply, without {idle}; leave {idle} or beams out"
+            )
 
     def likelihoods(self, prompt: Any, answers: Sequence[str]) -> list[float]:
         """The logarithm of the probability of each answer, its end token included, as the reply to a prompt.

@@ -26,6 +26,7 @@ from mmjax.errors import UserError
 from mmjax.files import address_of, data_directory, filesystem, said, write_whole
 from mmjax.parallel.agreement import together
 from mmjax.train.stopping import StopSignal
+from mmjax.tree import read_json
 
 MANIFEST = "mirror.json"
 KNOWN = ".mirror"  # in the directory on this machine: the identity of the manifest that it has last equalled
@@ -374,6 +375,16 @@ def _push_often(mirror: Mirror, stop: StopSignal, ended: threading.Event) -> Non
             warned = True
 
 
+def check_ours(run: Path) -> None:
+    """Checks that a directory is not the model of another library; raises UserError with the command that imports it."""
+    found = read_json(run / "config.json") if (run / "config.json").is_file() else None
+    if run.is_file() or (isinstance(found, dict) and not {"class", "model"} & found.keys()):
+        raise UserError(
+            f"{run} is no run of mmjax; if it is a model of another library, as those of Hugging Face, import it first, and "
+            f"give NAME instead: mmjax import {run} -o NAME"
+        )
+
+
 def run_at(run: str | os.PathLike, checkpoints: Literal["all", "none", "newest"] | int = "none") -> Path:
     """The directory of a run to read; of a run in a bucket, a copy in the data directory.
 
@@ -381,9 +392,10 @@ def run_at(run: str | os.PathLike, checkpoints: Literal["all", "none", "newest"]
       checkpoints: those that are needed: "all", "none", "newest", or the one of a step.
 
     Raises:
-      UserError: the bucket cannot be read, or there is no run.
+      UserError: the bucket cannot be read, or there is no run, or the directory has a model of another library.
     """
     if not (address := address_of(run)):
+        check_ours(Path(run))
         return Path(run)
     mirror = Mirror(address, data_directory() / "buckets" / "read" / address.replace("://", "/"))
     files = mirror.manifest().files
