@@ -105,12 +105,12 @@ def _generate(options, rest) -> int:
 
 
 def _chat(options, rest) -> int:
-    from mmjax.generation import Generator
+    from mmjax.generation import Chat, Generator
     from mmjax.run import Run
 
     generator = Generator(Run(options.run, weights=options.weights, step=options.step))
     generator.check([{"role": "user", "content": ""}])  # that it knows conversations
-    talk = _Talk(generator, options)
+    talk = _Talk(generator, Chat(generator), options)
     print("Write a message, or /help.")
     while True:
         try:
@@ -131,8 +131,8 @@ def _chat(options, rest) -> int:
 class _Talk:
     """A conversation in a terminal."""
 
-    def __init__(self, generator: Any, options: Any):
-        self._generator, self._options, self._sampling = generator, options, _sampling(options)
+    def __init__(self, generator: Any, chat: Any, options: Any):
+        self._generator, self._chat, self._options, self._sampling = generator, chat, options, _sampling(options)
         self._begin(options.system)
 
     def _begin(self, system: str | None) -> None:
@@ -166,7 +166,7 @@ class _Talk:
         options, begin, text = self._options, time.perf_counter(), ""
         asked = [*self._messages, {"role": "user", "content": content}]
         first, count = begin, 0
-        for words in self._generator.words(asked, self._sampling, options.length, options.stop):
+        for words in self._chat.words(asked, self._sampling, options.length, options.stop):
             first = first if count else time.perf_counter()
             text, count = text + words, count + 1
             print(words, end="", flush=True)

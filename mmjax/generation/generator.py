@@ -53,15 +53,13 @@ class Generator:
         data = dataclasses.replace(data, inputs={**data.inputs, reads: written})
         config = dataclasses.replace(run.config, data=data)
         self._inputs = data.fields(labels_of(config)).inputs
-        self._layout = build_layout(config, tokenizer)
-        self._ends = self.task.ends or (written.ends(tokenizer) if self.conversation else ())
+        self.layout = build_layout(config, tokenizer)
+        self.ends = self.task.ends or (written.ends(tokenizer) if self.conversation else ())
         self._begin = jax.jit(partial(programs.begin, run.model, self.name, reads), static_argnames="length")
-        self._advance = jax.jit(
+        self.advance = jax.jit(
             partial(programs.advance, run.model, self.name), static_argnames="sampling", donate_argnames="state"
         )
-        self._best = jax.jit(
-            partial(programs.best, run.model, self.name, self._ends), static_argnames=("beams", "room")
-        )
+        self._best = jax.jit(partial(programs.best, run.model, self.name, self.ends), static_argnames=("beams", "room"))
         self._score = jax.jit(partial(programs.score, run.model, self.name))
 
     def replies(
@@ -96,11 +94,9 @@ class Generator:
         self, prompt: Any, sampling: Sampling = GREEDY, length: int = 256, stop: Sequence[str] = ()
     ) -> Iterator[str]:
         """Yields what each token of a reply adds to its text, perhaps nothing; the arguments are those of `replies`."""
-        shown, writing = 0, Writing(self.run.tokenizer, self._ends, stop, length)
-        for (token,) in self._tokens([prompt], sampling, length, 1, lambda: [writing.ended is None]):
-            writing.add(token)
-            yield writing.safe[shown:]
-            shown = max(shown, len(writing.safe))
+        writing = Writing(self.run.tokenizer, self.ends, stop, length)
+        tokens = self._tokens([prompt], sampling, length, 1, lambda: [writing.ended is None])
+        return writing.words(token for (token,) in tokens)
 
     def best(self, prompt: Any, beams: int, length: int = 256, penalty: float = 1.0) -> list[Reply]:
         """The replies that a beam search finds, the best first; each with its score.
@@ -110,13 +106,13 @@ class Generator:
           length: the largest number of tokens of a reply.
           penalty: scores are divided by length ** penalty, since every token makes a text less probable.
         """
-        params, cut = self.run.device_params, self._cut(self._given(prompt))
-        self._check_length([cut], length)
-        state = self._begin(params, self._packed([cut], 1), length=0)
+        params, cut = self.run.device_params, self.cut(self.given(prompt))
+        self.check_length([cut], length)
+        state = self._begin(params, self.packed([cut], 1), length=0)
         found = self._best(params, state, beams=beams, room=_room(length), most=length, penalty=penalty)
         replies = []
         for ids, score in zip(*(np.asarray(x[0]).tolist() for x in (found.ids, ranked(found, penalty))), strict=True):
-            writing = Writing(self.run.tokenizer, self._ends, (), length)
+            writing = Writing(self.run.tokenizer, self.ends, (), length)
             for token in (token for token in ids if token >= 0):
                 writing.add(token)
             replies.append(writing.reply()._replace(score=score))
@@ -124,7 +120,7 @@ class Generator:
 
     def check(self, prompt: Any) -> None:
         """Checks a prompt and reads its media; raises UserError."""
-        self._cut(self._given(prompt))
+        self.cut(self.given(prompt))
 
     def likelihoods(self, prompt: Any, answers: Sequence[str]) -> list[float]:
         """The logarithm of the probability of each answer, its end token included, as the reply to a prompt.
@@ -136,17 +132,17 @@ class Generator:
         """
         if self.conversation is None:
             raise UserError(f"{self.run.directory} knows no conversations, so that it cannot choose a reply")
-        asked = self._given(prompt)
+        asked = self.given(prompt)
         cuts = []
         for answer in answers:
             messages = [*json.loads(asked[self.task.reads]), {"role": "assistant", "content": answer}]
-            cuts.append(self._cut({**asked, self.task.reads: json.dumps(messages)}))
-        return np.asarray(self._score(self.run.device_params, self._packed(cuts, len(cuts)))).tolist()
+            cuts.append(self.cut({**asked, self.task.reads: json.dumps(messages)}))
+        return np.asarray(self._score(self.run.device_params, self.packed(cuts, len(cuts)))).tolist()
 
     def _together(
         self, prompts: Sequence[Any], sampling: Sampling, length: int, stop: Sequence[str], rows: int
     ) -> list[Reply]:
-        writing = [Writing(self.run.tokenizer, self._ends, stop, length) for _ in prompts]
+        writing = [Writing(self.run.tokenizer, self.ends, stop, length) for _ in prompts]
         for tokens in self._tokens(prompts, sampling, length, rows, lambda: [one.ended is None for one in writing]):
             for one, token in zip(writing, tokens, strict=False):
                 if one.ended is None:
@@ -157,7 +153,7 @@ class Generator:
         self, prompts: Sequence[Any], sampling: Sampling, length: int, rows: int, going: Callable[[], list[bool]]
     ) -> Iterator[list[int]]:
         """Yields the next token of each prompt, until none is going on."""
-        return self.tokens_of([self._cut(self._given(prompt)) for prompt in prompts], length, going, sampling, rows)
+        return self.tokens_of([self.cut(self.given(prompt)) for prompt in prompts], length, going, sampling, rows)
 
     def tokens_of(
         self,
@@ -175,15 +171,15 @@ class Generator:
           going: which prompts go on, asked before each token.
         """
         sampling.check()
-        self._check_length(cuts, length)
+        self.check_length(cuts, length)
         params = self.run.device_params
-        state = self._begin(params, self._packed(cuts, rows), length=_room(length))
+        state = self._begin(params, self.packed(cuts, rows), length=_room(length))
         while any(running := going()):
             running = np.array(running + [False] * (rows - len(running)))
-            ids, state = self._advance(params, state=state, going=running, sampling=sampling)
+            ids, state = self.advance(params, state=state, going=running, sampling=sampling)
             yield np.asarray(ids).tolist()
 
-    def _check_length(self, cuts: Sequence[Mapping[str, Any]], length: int) -> None:
+    def check_length(self, cuts: Sequence[Mapping[str, Any]], length: int) -> None:
         """Checks that the decoder has positions for the prompts with replies of `length` tokens; raises UserError.
 
         The last token of a reply needs none: nothing is written after it.
@@ -195,17 +191,17 @@ class Generator:
                 f"this reply may have {max(most - longest + 1, 0)}; shorten the prompt, or ask for fewer tokens"
             )
 
-    def _packed(self, cuts: Sequence[Mapping[str, Any]], rows: int) -> Batch:
+    def packed(self, cuts: Sequence[Mapping[str, Any]], rows: int) -> Batch:
         """Prompts, by stream, in a batch, one in each row."""
         names = {name for parts in cuts for name in parts}
         rooms = {name: max(len(parts[name][0]) for parts in cuts if name in parts) for name in names}
-        rooms = {name: bucket(room, self._layout.streams[name]) for name, room in rooms.items()}
-        packed = Rows(dataclasses.replace(self._layout, rows={**rooms, "examples": 1}), rows)
+        rooms = {name: bucket(room, self.layout.streams[name]) for name, room in rooms.items()}
+        packed = Rows(dataclasses.replace(self.layout, rows={**rooms, "examples": 1}), rows)
         for row, parts in enumerate(cuts):
             packed.write(row, {**parts, "examples": (np.array([row]), np.zeros(1))}, "your prompt")
         return packed.batch
 
-    def _given(self, prompt: Any) -> dict[str, Any]:
+    def given(self, prompt: Any) -> dict[str, Any]:
         """A prompt in the form of an `Example`'s inputs."""
         reads, use = self.task.reads, Use(sample_rate(self.run.config), self.run.config.data.rescale, apart=True)
         if self.conversation is None:
@@ -221,9 +217,9 @@ class Generator:
             raise UserError(f"this run's model has no encoder for {name}")
         return found
 
-    def _cut(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def cut(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """A prompt as it stands in a row, by stream."""
-        return {name: self._layout.streams[name].cut(value, name, "your prompt") for name, value in given.items()}
+        return {name: self.layout.streams[name].cut(value, name, "your prompt") for name, value in given.items()}
 
 
 def _room(length: int) -> int:
