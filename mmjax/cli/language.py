@@ -81,6 +81,13 @@ def _add_options(sub: Any) -> None:
         "--length", type=whole(1), default=256, help="the largest number of tokens of a reply (default: 256)"
     )
     sub.add_argument("--stop", action="append", default=[], metavar="WORDS", help="end the reply at these words")
+    sub.add_argument(
+        "--template-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the chat template, such as enable_thinking=false",
+    )
     for name, (kind, text) in OPTIONS.items():
         sub.add_argument(f"--{name}", type=kind, help=text)
 
@@ -92,23 +99,34 @@ def _sampling(options: Any) -> Any:
     return Sampling(**{name: value for name in names if (value := getattr(options, name)) is not None})
 
 
-def _generate(options, rest) -> int:
-    from mmjax.generation import Generator, generate
+def _generator(options: Any) -> Any:
+    """The language model, with the options of the command."""
+    from mmjax.generation import Generator
     from mmjax.run import Run
+    from mmjax.tree import literal
+
+    given = {}
+    for option in options.template_option:
+        name, sign, value = option.partition("=")
+        if not sign:
+            raise UserError(f"--template-option {option} is not NAME=VALUE, such as enable_thinking=false")
+        given[name] = literal(value)
+    return Generator(Run(options.run, weights=options.weights, step=options.step), template_options=given)
+
+
+def _generate(options, rest) -> int:
+    from mmjax.generation import generate
 
     given = (_sampling(options), options.length, options.stop, options.rows, options.beams)
-    count = generate(
-        Generator(Run(options.run, weights=options.weights, step=options.step)), options.input, options.out, *given
-    )
+    count = generate(_generator(options), options.input, options.out, *given)
     print(f"{count} replies: {options.out}")
     return 0
 
 
 def _chat(options, rest) -> int:
-    from mmjax.generation import Chat, Generator
-    from mmjax.run import Run
+    from mmjax.generation import Chat
 
-    generator = Generator(Run(options.run, weights=options.weights, step=options.step))
+    generator = _generator(options)
     generator.check([{"role": "user", "content": ""}])  # that it knows conversations
     talk = _Talk(generator, Chat(generator), options)
     print("Write a message, or /help.")

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -33,12 +34,13 @@ class Generator:
     Args:
       run: a `mmjax.run.Run`.
       task: name of the task; None: the only one that writes texts token by token.
+      template_options: further ones for the chat template, such as {"enable_thinking": False}.
 
     Raises:
-      UserError: the run has no such task, or several.
+      UserError: the run has no such task, or several; or the template does not read such options.
     """
 
-    def __init__(self, run: Any, task: str | None = None):
+    def __init__(self, run: Any, task: str | None = None, template_options: Mapping[str, Any] = MappingProxyType({})):
         found = [name for name, one in run.config.model.tasks.items() if one.generates]
         if task is None and len(found) != 1:
             names = f"several language models; choose one of {', '.join(found)}" if found else "no language model"
@@ -46,6 +48,8 @@ class Generator:
         self.run, self.name = run, task or found[0]
         self.task = run.config.model.tasks[self.name]
         data, tokenizer, reads = run.config.data, run.tokenizer, self.task.reads
+        if template_options:
+            tokenizer = tokenizer.with_template_options(template_options)
         written = run.fields.inputs[reads]
         if not written.media and tokenizer.chat.source is not None:
             written = Conversation()

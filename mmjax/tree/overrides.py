@@ -39,7 +39,7 @@ def override(config: Part, arguments: list[str], only: tuple[str, ...] = ()) -> 
         key = key.replace("-", "_")
         trust_named(text)
         if not only or key.startswith(only):
-            _set(tree, type(config), key, _literal(text))
+            _set(tree, type(config), key, literal(text))
     return from_dict(type(config), tree)
 
 
@@ -90,7 +90,8 @@ def _default(cls: type, name: str) -> Any:
     return None if default is dataclasses.MISSING else to_dict(default)
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
+    """The value that a text writes: none, true, false, a Python literal, or the text itself."""
     words = {"none": None, "null": None, "true": True, "false": False}
     if text.lower() in words:
         return words[text.lower()]
