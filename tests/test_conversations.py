@@ -20,6 +20,7 @@ from mmjax import config as c
 from mmjax.data.build import build
 from mmjax.data.chat_template import TEMPLATES
 from mmjax.data.chat_tokens import chat_tokens
+from mmjax.data.conversation import ConversationTokens
 from mmjax.data.example import Example, Pieces
 from mmjax.data.image import open_image
 from mmjax.data.inputs import Use
@@ -655,6 +656,13 @@ def test_a_real_template_gives_the_ids_of_transformers():
             messages += [user("".join(draw.choice(words, 9))), said("".join(draw.choice(words, 9)))]
         expected = theirs.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
         assert chat_tokens(messages, ours).ids.tolist() == expected
+
+
+def test_a_prompt_is_read_whatever_is_learned(home, tokenizer):
+    """It has no reply, before which the model would stop to read."""
+    for learn in ("replies", "last", "all"):
+        stream = ConversationTokens(conversation=c.Conversation(learn=learn), tokenizer=tokenizer)
+        assert not stream.cut(json.dumps([user("Hi"), said("A dog."), user("so")]), "text", "it").features[:, 1].any()
 
 
 THINKS = (  # the parts of Qwen3's template that write thoughts
