@@ -333,7 +333,7 @@ def test_a_reply_fills_the_positions_of_the_decoder(home, tmp_path):  # noqa: F8
     )
     run.params = jax.tree.map(lambda x: x[:20] if x.shape == (30, 32) else x, more.params)
     generator, wide = Generator(run), Generator(more)
-    prompt = len(generator._cut(generator._given(asked))["text"][0])
+    prompt = len(generator.cut(generator.given(asked))["text"][0])
     longest = 20 - prompt + 1
     whole, expected = (one.replies([asked], length=longest)[0] for one in (generator, wide))
     assert len(whole.ids) == longest and whole.ids == expected.ids

@@ -84,6 +84,13 @@ def _add_options(sub: Any) -> None:
         "--length", type=whole(1), default=256, help="the largest number of tokens of a reply (default: 256)"
     )
     sub.add_argument("--stop", action="append", default=[], metavar="WORDS", help="end the reply at these words")
+    sub.add_argument(
+        "--template-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the chat template, such as enable_thinking=false",
+    )
     for name, (kind, text) in OPTIONS.items():
         sub.add_argument(f"--{name}", type=kind, help=text)
 
@@ -100,26 +107,36 @@ def _sampling(options: Any) -> Any:
     return found
 
 
-def _generate(options, rest) -> int:
-    from mmjax.generation import Generator, generate
+def _generator(options: Any) -> Any:
+    """The language model, with the options of the command."""
+    from mmjax.generation import Generator
     from mmjax.run import Run
+    from mmjax.tree import literal
+
+    given = {}
+    for option in options.template_option:
+        name, sign, value = option.partition("=")
+        if not sign:
+            raise UserError(f"--template-option {option} is not NAME=VALUE, such as enable_thinking=false")
+        given[name] = literal(value)
+    return Generator(Run(options.run, weights=options.weights, step=options.step), template_options=given)
+
+
+def _generate(options, rest) -> int:
+    from mmjax.generation import generate
 
     given = (_sampling(options), options.length, options.stop, options.rows, options.beams)
-    count = generate(
-        Generator(Run(options.run, weights=options.weights, step=options.step)), options.input, options.out, *given
-    )
+    count = generate(_generator(options), options.input, options.out, *given)
     print(f"{count} replies: {options.out}")
     return 0
 
 
 def _chat(options, rest) -> int:
-    from mmjax.generation import Generator
-    from mmjax.run import Run
+    from mmjax.generation import Chat
 
-    sampling = _sampling(options)
-    generator = Generator(Run(options.run, weights=options.weights, step=options.step))
+    sampling, generator = _sampling(options), _generator(options)
     generator.check([{"role": "user", "content": ""}])  # that it knows conversations
-    talk = _Talk(generator, sampling, options)
+    talk = _Talk(generator, Chat(generator), sampling, options)
     print("Write a message, or /help.")
     while True:
         try:
@@ -150,8 +167,8 @@ def _pasted(text: str) -> list[str]:
 class _Talk:
     """A conversation in a terminal."""
 
-    def __init__(self, generator: Any, sampling: Any, options: Any):
-        self._generator, self._options, self._sampling = generator, options, sampling
+    def __init__(self, generator: Any, chat: Any, sampling: Any, options: Any):
+        self._generator, self._chat, self._options, self._sampling = generator, chat, options, sampling
         self._attached: list[dict[str, str]] = []
         self._begin(options.system)
 
@@ -193,7 +210,7 @@ class _Talk:
         options, begin, text = self._options, time.perf_counter(), ""
         asked = [*self._messages, {"role": "user", "content": content}]
         first, count = begin, 0
-        for words in self._generator.words(asked, self._sampling, options.length, options.stop):
+        for words in self._chat.words(asked, self._sampling, options.length, options.stop):
             first = first if count else time.perf_counter()
             text, count = text + words, count + 1
             print(words, end="", flush=True)
