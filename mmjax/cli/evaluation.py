@@ -82,7 +82,7 @@ def _picture(options: Any) -> Path | None:
 
 def _compare(options, rest) -> int:
     from mmjax import progress
-    from mmjax.evaluate.comparison import compare, table
+    from mmjax.evaluate.comparison import compare, known_of_scores, table
     from mmjax.evaluate.plots import comparison_plot
     from mmjax.evaluate.subsets import canonical
 
@@ -100,17 +100,18 @@ def _compare(options, rest) -> int:
         if subset not in own:
             asked = f"'{subset}'" if subset else "a subset of modalities that all have"
             raise UserError(f"{name} has not measured {asked}; it has {', '.join(sorted(own))}")
-    result = compare({name: opened.pop(name).scores(subset) for name in names})
+    scores = {name: opened.pop(name).scores(subset) for name in names}
+    result, about = compare(scores), known_of_scores(scores)
     title = f"{subset}, {', '.join(f'{count:,} examples of {task}' for task, count in result['examples'].items())}"
     for task, count in result["left_out"].items():
         progress.warn(f"{count:,} examples of {task} are left out: not all have measured them with the same reference")
     if picture:
         with writing(picture):
-            write_whole(picture, comparison_plot(result, title))
+            write_whole(picture, comparison_plot(result, title, about))
     if options.json:
         print_json({"subset": subset, **result})
     else:
-        progress.out.print(table(result, title))
+        progress.out.print(table(result, title, about))
     return 0
 
 

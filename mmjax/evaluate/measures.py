@@ -11,6 +11,7 @@ import numpy as np
 from mmjax.decode import by_example
 from mmjax.errors import UserError, nearest
 from mmjax.evaluate.intervals import intervals
+from mmjax.metric import Metric
 from mmjax.models.task import Facts, Item, Task
 from mmjax.stream import Batch, Stream
 from mmjax.tasks.metrics import Statistic, evaluate
@@ -106,6 +107,10 @@ class Measures:
         """The metrics of a task by name, for the order of `items`."""
         items = self.items(task)
         return self._tasks[task].statistics(items) or of_function(self._tasks[task].metrics, items)
+
+    def known(self, task: str) -> Mapping[str, Metric]:
+        """What is known of the metrics of a task (`Task.known_metrics`)."""
+        return self._tasks[task].known_metrics
 
     def references(self, task: str) -> list[Any]:
         """The truth of each of `items` as a value of JSON."""

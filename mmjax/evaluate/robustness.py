@@ -7,7 +7,8 @@ from rich.table import Column, Table
 
 from mmjax.data.corruptions import NOISES, STRENGTHS
 from mmjax.errors import UserError, nearest
-from mmjax.evaluate.tables import formatted, heading, shown_metrics
+from mmjax.evaluate.tables import shown_metrics
+from mmjax.metric import Known, about, heading
 
 SNRS = (20.0, 10.0, 5.0, 0.0)  # dB
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -61,15 +62,15 @@ def curves(
     return found
 
 
-def table(result: Mapping[str, Any], title: str) -> Table:
+def table(result: Mapping[str, Any], title: str, known: Known) -> Table:
     """The result of `curves` as a rich table."""
-    names = shown_metrics([result["clean"]])
-    made = Table("corruption", "level", *(Column(heading(name), justify="right") for name in names), title=title)
-    made.add_row("none", "", *(formatted(name, result["clean"].get(name)) for name in names))
+    names = shown_metrics([result["clean"]], known)
+    made = Table("corruption", "level", *(Column(heading(name, known), justify="right") for name in names), title=title)
+    made.add_row("none", "", *(about(name, known).written(result["clean"].get(name)) for name in names))
     for corruption, points in result["curves"].items():
         made.add_section()
         for point in points:
-            cells = (formatted(name, point["metrics"].get(name)) for name in names)
+            cells = (about(name, known).written(point["metrics"].get(name)) for name in names)
             made.add_row(corruption, said_level(corruption, point["level"]), *cells)
     return made
 

@@ -15,6 +15,8 @@ from mmjax.errors import UserError
 from mmjax.evaluate.attention import Looks, Watcher
 from mmjax.evaluate.subsets import canonical
 from mmjax.measuring import Evaluation
+from mmjax.metric import Metric
+from mmjax.models.task import known_of
 from mmjax.run import Run
 from mmjax.telemetry import read_metrics
 from mmjax.train.build import build_layout
@@ -160,6 +162,11 @@ def _open(path: Path, name: str) -> Subject:
     except UserError as error:  # it has no checkpoint yet, or its data is elsewhere
         subject.problem = str(error)
     return subject
+
+
+def known(subjects: Sequence[Subject]) -> dict[str, Metric]:
+    """What is known of the metrics of all runs, by name: "TASK/METRIC"."""
+    return {name: about for subject in subjects for name, about in known_of(subject.config.model.tasks).items()}
 
 
 def common(subjects: Sequence[Subject]) -> list[list[Subject]]:

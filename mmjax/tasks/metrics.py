@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmjax.losses import ACCURACY
+from mmjax.metric import Metric
+
 # Counts [R, n] of n examples -> [R] values; NaN where the metric is not defined. A plain number does not depend on the counts.
 Statistic = Callable[[np.ndarray], np.ndarray] | float
 
@@ -108,6 +111,14 @@ class CalibrationError(NamedTuple):
         return _divided(np.abs(counts @ self.gaps).sum(-1), counts @ self.decisions)
 
 
+OF_LABELS = {  # of `multi_label`
+    "accuracy": ACCURACY,
+    "macro_f1": Metric("higher", percent=True, heading="F1", shown="with few"),
+    "auroc": Metric("higher", heading="AUROC", shown="with few"),
+}
+OF_CLASSES = OF_LABELS | {"uar": Metric("higher", percent=True, heading="UAR")}  # of `classification`
+
+
 def classification(truths: np.ndarray, scores: np.ndarray) -> dict[str, Statistic]:
     """Metrics of a classifier that chooses one class.
 
@@ -200,6 +211,14 @@ def _sorted(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The order of values [n], and where in it each different value begins."""
     order = np.argsort(values, kind="stable")
     return order, np.flatnonzero(np.append(True, np.diff(values[order]) != 0))
+
+
+OF_NUMBERS = {  # of `regression`
+    "mae": Metric("lower", heading="MAE"),
+    "rmse": Metric("lower", heading="RMSE", shown="with few"),
+    "pearson": Metric("higher"),
+    "spearman": Metric("higher", shown="with few"),
+}
 
 
 def regression(truths: np.ndarray, predictions: np.ndarray) -> dict[str, Statistic]:
