@@ -235,6 +235,13 @@ def test_a_run_without_a_checkpoint_has_curves_alone(runs, tmp_path, capsys):
     assert "cannot write" in capsys.readouterr().err
 
 
+def test_all_runs_are_checked_before_the_first_is_measured(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("mmjax.report.subject.Measured", None)
+    missing = tmp_path / "e.jsonl"
+    assert cli.main(["report", str(runs[0]), str(missing), "-o", str(tmp_path / "page.html")]) == 2
+    assert f"{missing} is not a run directory: there is no such file or directory" in capsys.readouterr().err
+
+
 def test_tensorboard_gets_the_inputs_once_and_the_predictions_of_each_evaluation(runs):
     from tensorboardX.proto.event_pb2 import Event
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.data.labels import groups_of
 from mmjax.decode import by_example
-from mmjax.errors import UserError, nearest
 from mmjax.evaluate.intervals import intervals
 from mmjax.metric import Metric
 from mmjax.models.task import Facts, Item, Task
@@ -175,15 +175,7 @@ class Measures:
         numbers = self._numbers(task)
         if by is None:
             return np.arange(len(numbers))
-        groups, labels = getattr(self._source, "groups", {}), self._source.labels
-        if by in groups:
-            own = np.asarray(groups[by][0])[numbers]
-        elif by in labels and labels[by].kind == "class":
-            own = np.array([self._source[number].labels.get(by, -1) for number in numbers.tolist()])
-        else:
-            known = [*groups, *(name for name, label in labels.items() if label.kind == "class")]
-            near = nearest(by, known) if known else "; name a column of the data, such as speaker"
-            raise UserError(f"no example has the group '{by}'{near}")
+        own = groups_of(self._source, by)[0][numbers]
         return np.where(own < 0, own.max() + 1 + np.arange(len(own)), own)
 
     def confusions(self) -> dict[str, dict[str, Any]]:

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmjax.charts import bar_chart, line_chart, stacked
+from mmjax.charts import bar_chart, line_chart, stacked, value_map
 from mmjax.data.corruptions import NOISES
 from mmjax.errors import UserError
 from mmjax.evaluate.comparison import short_names
+from mmjax.evaluate.robustness import grids
 from mmjax.evaluate.tables import shown_metrics
 from mmjax.metric import Known, about, heading
 
@@ -33,7 +34,7 @@ def comparison_plot(result: Mapping[str, Any], title: str, known: Known) -> str:
 
 
 def robustness_plot(result: Mapping[str, Any], title: str, known: Known) -> str:
-    """An SVG with two charts for each metric: over the signal-to-noise ratio, and over the severity."""
+    """An SVG with charts of each metric: over the signal-to-noise ratio, over the severity, and over both as a heat map."""
     charts = []
     for metric in shown_metrics([result["clean"]], known):
         factor, clean = about(metric, known).factor, result["clean"][metric]
@@ -49,6 +50,9 @@ def robustness_plot(result: Mapping[str, Any], title: str, known: Known) -> str:
             if levels:
                 lines["clean"] = [(min(levels), factor * clean), (max(levels), factor * clean)]
                 charts.append(line_chart(lines, label, _label(metric, known), title))
+        for grid in grids(result, metric):
+            labels = f"{grid.noise} noise", grid.corruption.replace("_", " ")
+            charts.append(value_map(factor * grid.values, grid.rows, grid.columns, labels, _label(metric, known)))
     return stacked(charts)
 
 

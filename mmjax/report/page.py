@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from mmjax import charts, html
+from mmjax.errors import UserError
 from mmjax.evaluate.tables import all_metrics, shown_metrics
 from mmjax.files import local, write_whole, writing
 from mmjax.metric import Known, about
@@ -27,6 +28,8 @@ def report(directories: Sequence[str | Path], out: str | Path, examples: int = 8
       UserError: a directory is no run directory, or the page cannot be written.
     """
     path = local(out, "--out")
+    if not path.absolute().parent.is_dir():  # before the runs are measured
+        raise UserError(f"cannot write {path}: there is no folder {path.parent}")
     text = page(open_subjects(directories), examples)
     with writing(out):
         write_whole(path, text)

@@ -25,14 +25,14 @@ class Row(NamedTuple):
     Attributes:
       subset, metric: such as "speech+image" and "transcript/wer"; point: the values of the grid's keys.
       values: by the name of the run.
-      about: what is known of the metric.
+      about: what is known of the metric; None: it is that of a group of examples.
     """
 
     subset: str
     metric: str
     point: Mapping[str, str]
     values: Mapping[str, float]
-    about: Metric = Metric()
+    about: Metric | None = Metric()
 
     @property
     def mean(self) -> float:
@@ -51,7 +51,8 @@ def collected(trials: Sequence[Trial], outcomes: Mapping[str, Outcome]) -> list[
         known = known_of(trial.config.model.tasks)
         for subset, metrics in outcomes[trial.name].metrics.items():
             for metric, value in metrics.items():
-                row = Row(subset, metric, trial.point, {}, about(metric, known))
+                whole = metric in known or metric.count("/") == 1
+                row = Row(subset, metric, trial.point, {}, about(metric, known) if whole else None)
                 found.setdefault((subset, metric, tuple(trial.point.items())), row).values[trial.name] = value
     heads = list(dict.fromkeys(key[:2] for key in found))
     return sorted(found.values(), key=lambda row: heads.index((row.subset, row.metric)))
@@ -59,7 +60,7 @@ def collected(trials: Sequence[Trial], outcomes: Mapping[str, Outcome]) -> list[
 
 def shown(rows: Sequence[Row]) -> list[Row]:
     """The rows of the usual metrics; of the losses if there are no others."""
-    known = {row.metric: row.about for row in rows if row.metric.count("/") == 1}
+    known = {row.metric: row.about for row in rows if row.about is not None}
     names = shown_metrics([known], known) or [name for name in known if name.endswith("/loss")]
     return [row for row in rows if row.metric in names]
 
