@@ -130,7 +130,7 @@ def tables_of_grids(result: Mapping[str, Any], known: Known) -> list[Table]:
     made = []
     for metric in shown_metrics([result["clean"]], known):
         for grid in grids(result, metric):
-            title = f"{heading(metric, known)}: {grid.noise} noise (rows) with {grid.corruption} (columns)"
+            title = f"{heading(metric, known)}: {grid.noise} noise with {grid.corruption}"
             made.append(Table("", *(Column(name, justify="right") for name in grid.columns), title=title))
             for name, row in zip(grid.rows, grid.values.tolist(), strict=True):
                 made[-1].add_row(name, *map(about(metric, known).written, row))
