@@ -40,14 +40,15 @@ def _table_of_subsets(subsets: Mapping[str, Metrics], title: str, known: Known) 
         {name: value for name, value in metrics.items() if not name.startswith(tuple(_directions(metrics)))}
         for metrics in subsets.values()
     ]
-    names = shown_metrics(own, known)
-    left = [heading(name, known) for name in all_metrics(own, known) if name not in names]
-    result = Table(title=title, caption=f"also measured: {', '.join(left)} (mmjax eval --json)" if left else None)
-    result.add_column("modalities", no_wrap=True)
+    every = all_metrics(own, known)
     skipped = ("skipped",) if any("skipped" in metrics for metrics in subsets.values()) else ()
-    counted = [f"{task}/examples" for task in dict.fromkeys(name.partition("/")[0] for name in names)]
+    counted = [f"{task}/examples" for task in dict.fromkeys(name.partition("/")[0] for name in every)]
     # A task counts only the examples with its label.
     fewer = [n for n in counted if any(m.get(n, m["examples"]) != m["examples"] for m in subsets.values())]
+    names = shown_metrics(own, known, COLUMNS - len(skipped) - len(fewer))
+    left = [heading(name, known) for name in every if name not in names]
+    result = Table(title=title, caption=f"also measured: {', '.join(left)} (mmjax eval --json)" if left else None)
+    result.add_column("modalities", no_wrap=True)
     for name in names:
         result.add_column(heading(name, known), justify="right")
     for name in (*fewer, "examples", *skipped):
@@ -86,11 +87,15 @@ def all_metrics(subsets: Iterable[Iterable[str]], known: Known) -> list[str]:
     return sorted(names, key=lambda name: (name.partition("/")[0], order[name]))
 
 
-def shown_metrics(subsets: Iterable[Iterable[str]], known: Known) -> list[str]:
-    """Those of `all_metrics` that are always shown, and as many others as a table has room for."""
+def shown_metrics(subsets: Iterable[Iterable[str]], known: Known, room: int = COLUMNS) -> list[str]:
+    """Those of `all_metrics` that are always shown, and as many others as a table has room for.
+
+    Args:
+      room: the number of metrics up to which others are shown.
+    """
     names = all_metrics(subsets, known)
     always = [name for name in names if about(name, known).shown == "always"]
-    others = [name for name in names if name not in always][: max(COLUMNS - len(always), 0)]
+    others = [name for name in names if name not in always][: max(room - len(always), 0)]
     return [name for name in names if name in always or name in others]
 
 

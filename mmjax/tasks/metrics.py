@@ -111,12 +111,15 @@ class CalibrationError(NamedTuple):
         return _divided(np.abs(counts @ self.gaps).sum(-1), counts @ self.decisions)
 
 
-OF_LABELS = {  # of `multi_label`
+MACRO_F1 = Metric("higher", percent=True, heading="F1", shown="with few")
+AUROC = Metric("higher", heading="AUROC", shown="with few")
+OF_CLASSES = {  # of `classification`
     "accuracy": ACCURACY,
-    "macro_f1": Metric("higher", percent=True, heading="F1", shown="with few"),
-    "auroc": Metric("higher", heading="AUROC", shown="with few"),
+    "uar": Metric("higher", percent=True, heading="UAR", shown="with few"),
+    "macro_f1": MACRO_F1,
+    "auroc": AUROC,
 }
-OF_CLASSES = OF_LABELS | {"uar": Metric("higher", percent=True, heading="UAR")}  # of `classification`
+OF_LABELS = {"accuracy": ACCURACY, "macro_f1": MACRO_F1, "auroc": AUROC}  # of `multi_label`
 
 
 def classification(truths: np.ndarray, scores: np.ndarray) -> dict[str, Statistic]:
