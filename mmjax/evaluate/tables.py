@@ -90,12 +90,15 @@ def all_metrics(subsets: Iterable[Iterable[str]], known: Known) -> list[str]:
 def shown_metrics(subsets: Iterable[Iterable[str]], known: Known, room: int = COLUMNS) -> list[str]:
     """Those of `all_metrics` that are always shown, and as many others as a table has room for.
 
+    If several tasks have more metrics than there is room, none of the others is shown: headings with their names are wide.
+
     Args:
       room: the number of metrics up to which others are shown.
     """
     names = all_metrics(subsets, known)
     always = [name for name in names if about(name, known).shown == "always"]
-    others = [name for name in names if name not in always][: max(room - len(always), 0)]
+    crowded = len(names) > room and len({name.partition("/")[0] for name in names}) > 1
+    others = [] if crowded else [name for name in names if name not in always][: max(room - len(always), 0)]
     return [name for name in names if name in always or name in others]
 
 
