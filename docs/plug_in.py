@@ -19,7 +19,7 @@ from mmjax.models.pooling import MeanPool
 from mmjax.models.roles import parameter
 from mmjax.models.segments import same_segment
 from mmjax.stream import Stream, only_tokens
-from mmjax.tasks import Encoded, Facts, Item, Output
+from mmjax.tasks import Encoded, Facts, Item, Metric, Output
 from mmjax.tree import part, setting
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -83,13 +83,14 @@ class Smoothed(c.TextEncoder, kw_only=True):
 class Ordinal(c.Task, kw_only=True):
     """A task: classes in an order, by CORAL (Cao et al. 2020, arXiv:1901.07884).
 
-    The head is one score per example and a threshold between each two neighbours. The prediction is the number of
-    thresholds below the score. Metrics: "mae" in classes, and "within_one".
+    The head gives one score per example and a threshold between neighbours; the prediction is how many are below it.
     """
 
     reads: str = "text"
     label: str = "answer"
     outputs: int | None = None  # number of classes; None: as many as the data has
+
+    known_metrics = {"distance": Metric("lower"), "within_one": Metric("higher", percent=True)}  # how they are shown
 
     def labels(self) -> dict[str, str]:
         return {self.label: "class"}
@@ -124,7 +125,7 @@ class Ordinal(c.Task, kw_only=True):
 
     def metrics(self, items: list[Item]) -> dict[str, float]:
         distance = np.array([abs(item.truth - item.prediction) for item in items])
-        return {"mae": float(distance.mean()), "within_one": float((distance <= 1).mean())}
+        return {"distance": float(distance.mean()), "within_one": float((distance <= 1).mean())}
 
     def shown(self, prediction: int, facts: Facts) -> dict[str, Any]:
         return {"": facts.names[self.label][prediction]}
@@ -143,6 +144,6 @@ config = c.Experiment(
     model=c.Multimodal(encoders={"text": Smoothed()}, tasks={"sum": Ordinal()}),
     optimizer=c.Optimizer(rule=c.AdamW(), schedule=c.WarmupCosine(peak=3e-2, warmup=0.1)),
     checkpoint=c.Checkpoint(every_steps=20),
-    evaluation=c.Evaluation(subsets=("text",)),
+    evaluation=c.Evaluation(subsets=("text",), every_steps=20, best="sum/distance"),
     log=c.Log(every_steps=20, tensorboard=False),
 )

@@ -192,22 +192,64 @@ def heat_map(
     Args:
       labels: what the rows and the columns are.
     """
-    counts, size = np.asarray(counts), 34
+    counts = np.asarray(counts)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    texts = [[number(count) if count else "" for count in row] for row in counts]
+    said = [
+        [f"{number(count)} ({100 * share:.1f} % of the row)" for count, share in zip(*pair, strict=True)]
+        for pair in zip(counts, shares.tolist(), strict=True)
+    ]
+    return _cells(shares, texts, said, rows, columns, labels, title, 34)
+
+
+def value_map(
+    values: np.ndarray, rows: Sequence[str], columns: Sequence[str], labels: tuple[str, str], title: str
+) -> str:
+    """A matrix [R, C] of values; a cell is darker, the larger its value. NaN is an empty cell.
+
+    Args:
+      labels: what the rows and the columns are.
+    """
+    values = np.asarray(values, np.float64)
+    known = values[np.isfinite(values)]
+    low, high = (known.min(), known.max()) if len(known) else (0.0, 0.0)
+    shares = np.nan_to_num((values - low) / (high - low if high > low else 1.0))
+    texts = [[f"{value:.3g}" if np.isfinite(value) else "" for value in row] for row in values]
+    said = [[number(value) if np.isfinite(value) else "not measured" for value in row] for row in values]
+    return _cells(shares, texts, said, rows, columns, labels, title, 48)
+
+
+def _cells(
+    shares: np.ndarray,
+    texts: Sequence[Sequence[str]],
+    said: Sequence[Sequence[str]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    labels: tuple[str, str],
+    title: str,
+    size: int,
+) -> str:
+    """A matrix of cells.
+
+    Args:
+      shares: [R, C] how dark each cell is, 0 to 1.
+      texts: in the cells; said: what each tells when one points at it.
+      size: of a cell in pixels.
+    """
     left = 34 + CHARACTER * max(min(len(name), NAME) for name in rows)
     below = 16 + 0.75 * CHARACTER * max(min(len(name), NAME) for name in columns)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     body, top = [], 32
     for i, name in enumerate(rows):
-        body.append(_text(left - 8, top + size * i + 21, _short(name), "end"))
+        body.append(_text(left - 8, top + size * i + size / 2 + 4, _short(name), "end"))
         for j, other in enumerate(columns):
-            x, y, share, count = left + size * j, top + size * i, float(shares[i, j]), number(counts[i, j])
-            said = f"{labels[0]} {name}, {labels[1]} {other}: {count} ({100 * share:.1f} % of the row)"
+            x, y, share = left + size * j, top + size * i, float(shares[i, j])
+            tip = escape(f"{labels[0]} {name}, {labels[1]} {other}: {said[i][j]}")
             body.append(
-                f'<g><title>{escape(said)}</title><rect x="{x:.1f}" y="{y}" width="{size - 1}" height="{size - 1}" '
+                f'<g><title>{tip}</title><rect x="{x:.1f}" y="{y}" width="{size - 1}" height="{size - 1}" '
                 f'fill="{_shade(share)}"/>'
             )
-            ink = "#ffffff" if share > 0.45 else "#1f2328"
-            body.append((_text(x + size / 2 - 0.5, y + 21, count, "middle", ink) if counts[i, j] else "") + "</g>")
+            ink, middle = "#ffffff" if share > 0.45 else "#1f2328", (x + size / 2 - 0.5, y + size / 2 + 4)
+            body.append((_text(*middle, texts[i][j], "middle", ink) if texts[i][j] else "") + "</g>")
     bottom = top + size * len(rows)
     for j, name in enumerate(columns):
         x, y = left + size * j + size / 2, bottom + 12

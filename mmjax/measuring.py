@@ -10,7 +10,7 @@ import numpy as np
 
 from mmjax import progress
 from mmjax.data.fields import TAGS
-from mmjax.data.labels import PHRASES
+from mmjax.data.labels import PHRASES, groups_of
 from mmjax.decode import NO_PHRASES
 from mmjax.errors import UserError, nearest
 from mmjax.evaluate.evaluation import Evaluator
@@ -32,7 +32,7 @@ class Evaluation:
       by: a kind of groups for intervals (`Measures.clusters`), whose column is read if it is no tag.
 
     Raises:
-      UserError: the data has another tokenizer or other labels than the run was trained with.
+      UserError: the data has another tokenizer or other labels than the run was trained with, or no groups of the kind `by`.
     """
 
     def __init__(
@@ -48,6 +48,8 @@ class Evaluation:
         grouping = {by: "class"} if by is not None and by not in known else {}
         opened = build_source(config.data, self.split, run.directory, grouping | own)
         check_same_meaning(run.directory, opened)
+        if by is not None:
+            groups_of(opened, by)  # a wrong name is an error before anything is measured
         if PHRASES in getattr(opened, "columns", ()):
             progress.warn_once(f"the {self.split} split has a column '{PHRASES}', which is not read: {NO_PHRASES}")
         self._layout = build_layout(config, opened.tokenizer)
@@ -66,17 +68,17 @@ class Evaluation:
         shown = [name for name in subset.split("+") if name in self._layout.rows]
         return [n for n in shown if n in self._layout.recordings], [n for n in shown if n in self._layout.pictures]
 
-    def subsets(self, names: Sequence[str] | None = None) -> list[str]:
-        """Subsets of the modalities by their usual names; None: all subsets of the modalities in the split.
+    def subsets(self, names: str | Sequence[str] | None = None) -> list[str]:
+        """Subsets of the modalities, or one, by their usual names; None: all subsets of the modalities in the split.
 
         Raises:
           UserError: there is no such subset.
         """
         encoders = self.run.config.model.encoders
         known, there = all_subsets(encoders), [name for name in encoders if np.any(self.source.sizes.get(name, 0))]
-        subsets = (
-            all_subsets(there or encoders) if names is None else list(dict.fromkeys(canonical(name) for name in names))
-        )
+        if names is None:
+            return all_subsets(there or encoders)
+        subsets = list(dict.fromkeys(map(canonical, [names] if isinstance(names, str) else names)))
         for name in set(subsets) - set(known):
             raise UserError(f"there is no subset '{name}'{nearest(name, known)}")
         return subsets
@@ -90,7 +92,7 @@ def evaluate(
     run: Any,
     split: str | None = None,
     examples: int | None = None,
-    subsets: Sequence[str] | None = None,
+    subsets: str | Sequence[str] | None = None,
     *,
     source: str | None = None,
     save: str | Path | None = None,

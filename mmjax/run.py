@@ -315,7 +315,7 @@ class Run(OpenedRun):
         self,
         split: str | None = None,
         examples: int | None = None,
-        subsets: Sequence[str] | None = None,
+        subsets: str | Sequence[str] | None = None,
         **options: Any,
     ) -> dict[str, Any]:
         """Evaluates the run on a split, for every subset of its modalities.
@@ -323,7 +323,7 @@ class Run(OpenedRun):
         Args:
           split: None: the config's evaluation.split.
           examples: number of examples, spread evenly over the split; None: all.
-          subsets: of the modalities, such as "speech+image"; None: all subsets of the modalities in the split.
+          subsets: of the modalities, such as ["speech", "speech+image"], or one of them; None: all subsets of the modalities in the split.
           options: "source": the name of a source of a mixture, which is measured alone.
             "save": a JSONL file to write, with a line for each example and subset: {"subset", "number", "name", "groups",
             "tasks": by task {"reference", "hypothesis", and what else `predict` returns}}. Of several processes, the first

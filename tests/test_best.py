@@ -14,15 +14,22 @@ from mmjax.cli import main
 from mmjax.decode.hypotheses import Hypotheses, Hypothesis
 from mmjax.decode.words import Word
 from mmjax.errors import UserError
-from mmjax.models.task import Item
+from mmjax.metric import Metric, about
+from mmjax.models.task import Item, known_of
 from mmjax.run import evaluate_run
-from mmjax.train.best import Best, Goal, best_step, goal_of, lower_is_better
+from mmjax.train.best import Best, Goal, best_step, goal_of
 from mmjax.train.checkpoint import Checkpoints, describe_run, digest
 from mmjax.train.directory import read_run
 from mmjax.train.loop import train
 from mmjax.train.validate import check_config
 
-GIVEN = {"speech+image": ["answer/accuracy", "transcript/wer"], "text": ["answer/accuracy", "answer/loss"]}
+KNOWN = {
+    "answer/accuracy": Metric("higher"),
+    "answer/loss": Metric("lower"),
+    "transcript/wer": Metric("lower"),
+    "own/size": Metric(),
+}
+GIVEN = {"speech+image": ["answer/accuracy", "transcript/wer"], "text": ["answer/accuracy", "answer/loss", "own/size"]}
 
 
 @pytest.mark.parametrize(
@@ -36,7 +43,7 @@ GIVEN = {"speech+image": ["answer/accuracy", "transcript/wer"], "text": ["answer
     ],
 )
 def test_a_metric_is_found_by_its_name(named, goal):
-    assert goal_of(named, GIVEN) == Goal(*goal)
+    assert goal_of(named, GIVEN, KNOWN) == Goal(*goal, KNOWN[goal[1]].better)
 
 
 @pytest.mark.parametrize(
@@ -45,31 +52,30 @@ def test_a_metric_is_found_by_its_name(named, goal):
         ("transcript/wr", "'transcript/wr' is not measured; did you mean 'transcript/wer'"),
         ("text: transcript/wer", "'transcript/wer' is not measured from text"),
         ("speech: transcript/wer", "'speech' is not in evaluation.subsets"),
+        ("own/size", "does not say whether lower or higher values of 'size' are better; write `known_metrics"),
     ],
 )
 def test_a_metric_that_is_not_measured_is_named_with_the_nearest(named, message):
     with pytest.raises(UserError, match=message):
-        goal_of(named, GIVEN)
+        goal_of(named, GIVEN, KNOWN)
 
 
 def test_error_rates_and_losses_go_down_and_other_metrics_up():
-    names = (
-        "transcript/wer",
-        "transcript/cer/language/fr",
-        "answer/loss",
-        "age/mae",
-        "text/perplexity",
-        "pair/a_to_b/median_rank",
+    tasks = {"transcript": c.CTC(), "answer": c.Classify(), "age": c.Regress(), "text": c.LanguageModel()}
+    known = known_of(tasks | {"pair": c.Contrast(between=("speech", "image")), "reply": c.CausalLM()})
+    lower = (
+        "transcript/wer transcript/cer/language/fr answer/loss age/mae text/perplexity pair/speech_to_image/median_rank"
     )
-    assert all(map(lower_is_better, names))
-    assert not any(
-        map(lower_is_better, ("answer/accuracy", "pairs/speech_to_image/recall@1", "wer/accuracy", "reply/bleu"))
-    )
+    higher = "answer/accuracy pair/speech_to_image/recall@1 reply/bleu reply/accuracy/language/fr"
+    assert {about(name, known).better for name in lower.split()} == {"lower"}
+    assert {about(name, known).better for name in higher.split()} == {"higher"}
+    assert about("transcript/other", known).better is None
 
 
 def seen(path, values, named="a/wer", first=0, **settings):
     """The record of a run that saw these values after steps 2, 4, ..., and for which of them it kept a checkpoint."""
-    best = Best(Goal("text", named), c.Evaluation(best=named, **settings), path, first)
+    better = "higher" if named == "a/accuracy" else "lower"
+    best = Best(Goal("text", named, better), c.Evaluation(best=named, **settings), path, first)
     improved = []
     for number, value in enumerate(values):
         step, results = first + 2 * (number + 1), {"text": {} if value is None else {named: value}}
@@ -89,7 +95,7 @@ def test_the_best_evaluation_is_the_first_of_equal_ones(tmp_path):
 
 def test_a_resumed_record_forgets_what_will_be_repeated(tmp_path):
     seen(tmp_path, [0.5, 0.4, 0.2])
-    assert Best(Goal("text", "a/wer"), c.Evaluation(best="a/wer"), tmp_path, 4).step == 4
+    assert Best(Goal("text", "a/wer", "lower"), c.Evaluation(best="a/wer"), tmp_path, 4).step == 4
     best, _ = seen(tmp_path, [0.2], first=4)
     assert best.step == 6
     assert not best.improves(6, {"text": {"a/wer": 0.4}}), "the repeated evaluation of a step replaces its first one"
@@ -98,7 +104,7 @@ def test_a_resumed_record_forgets_what_will_be_repeated(tmp_path):
 
 def test_values_of_another_metric_are_not_compared(tmp_path, capsys):
     seen(tmp_path, [0.5, 0.4])
-    best = Best(Goal("text", "a/accuracy"), c.Evaluation(best="a/accuracy"), tmp_path, 4)
+    best = Best(Goal("text", "a/accuracy", "higher"), c.Evaluation(best="a/accuracy"), tmp_path, 4)
     assert best.step is None and "'text: a/wer'" in capsys.readouterr().err
 
 
@@ -150,7 +156,7 @@ def test_a_task_says_which_metrics_it_gives(task, kind):
     counts = ("gallery", "queries", "chance@1", "chance@5", "chance@10", "chance_rank")
     found = task.statistics(ITEMS[kind]) or task.metrics(ITEMS[kind])
     given = {name for name in found if name.rsplit("/", 1)[-1] not in counts}
-    assert given == set(task.metric_names)
+    assert given == set(task.known_metrics)
 
 
 # A run whose evaluations are scripted. ----------------------------------------------------------------------

@@ -83,6 +83,15 @@ def test_a_part_is_chosen_by_the_name_of_its_class():
         ),
         (["--modle.dtype", "float32"], "did you mean 'model'?"),
         (["--peak", "1e-3"], "did you mean 'optimizer.schedule.peak'?"),
+        (
+            ["--model.tasks.transcript.decoding.beams", "4"],
+            "BestPath has no 'beams'; PrefixBeam has it: --model.tasks.transcript.decoding PrefixBeam "
+            "--model.tasks.transcript.decoding.beams VALUE",
+        ),
+        (
+            ["--model.tasks.transcript.decoding.size", "4"],
+            "BestPath has no keys; --model.tasks.transcript.decoding can be",
+        ),
         (["--steps", "many"], "steps must be a whole number, not 'many'"),
         (["--steps", "1.5"], "steps must be a whole number, not 1.5"),
         (["--log.tensorboard", "1"], "log.tensorboard must be true or false, not 1"),

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import pathlib
 import subprocess
 import sys
 from functools import partial
@@ -22,7 +23,7 @@ from mmjax.errors import UserError
 from mmjax.evaluate.comparison import Scores, compare, read_saved
 from mmjax.evaluate.intervals import intervals, paired, resamples
 from mmjax.evaluate.measures import Measures, of_function
-from mmjax.models.task import Facts, Item
+from mmjax.models.task import Facts, Item, known_of
 from mmjax.stream import Stream
 from mmjax.tasks import Classify
 from mmjax.tasks.confusions import confused_words, confusion_matrix
@@ -34,7 +35,7 @@ from mmjax.tasks.metrics import (
     regression,
     values,
 )
-from mmjax.tasks.text_metrics import OF_REPLIES, text_metrics
+from mmjax.tasks.text_metrics import ERROR_RATES, OF_REPLIES, known_of_texts, text_metrics
 
 pytestmark = pytest.mark.slow
 
@@ -143,7 +144,9 @@ def test_the_paired_bootstrap_finds_a_small_but_consistent_difference():
 
 
 def scores(numbers, references, hypotheses):
-    return Scores(np.array(numbers), references, text_metrics(references, hypotheses))
+    return Scores(
+        np.array(numbers), references, text_metrics(references, hypotheses), known=known_of_texts(ERROR_RATES)
+    )
 
 
 def test_models_are_compared_on_common_examples_with_equal_references():
@@ -202,7 +205,7 @@ def test_saved_evaluations_are_compared_and_plotted(tmp_path, capsys):
     assert "said WER" in out and "one.jsonl" in out and "33.3 % [0.0," in out and str(tmp_path) not in out
     for arguments, message in (
         ([one, one], "one is named twice"),
-        ([one, tmp_path / "none.jsonl"], "none.jsonl"),
+        ([one, tmp_path / "none.jsonl"], "none.jsonl; name a run directory, or a file of"),
         ([one, two, "--by", "language"], "have no groups by 'language'"),
         ([one, two, "--subset", "image"], "has not measured 'image'"),
         ([one, two, "--picture", "x.png"], "ends with .svg"),
@@ -219,6 +222,9 @@ class Source(list):
 
     groups = {"language": (np.array([0, 1, 0, -1]), ["de", "en"])}
     labels = {"speaker": Label("class", ("ann", "bob"))}
+
+
+KNOWN = known_of({"answer": Classify()})
 
 
 def measured():
@@ -270,7 +276,7 @@ def test_tables_show_counts_of_tasks_and_groups(capsys):
     def lines(*intervals):
         console = Console(width=120)
         with console.capture() as capture:
-            console.print(table({"text": measured().metrics()}, "a split", *intervals))
+            console.print(table({"text": measured().metrics()}, "a split", KNOWN, *intervals))
         return capture.get().splitlines()
 
     whole = next(line.split() for line in lines() if "text" in line and "66.67 %" in line)
@@ -412,8 +418,11 @@ def test_runs_are_compared_by_a_column_of_the_data(moods, capsys):
     assert better["value"] > 0.2 and better["p"] < 0.05 and better["better"] > 0.95
     assert cli.main(["eval", trained, "--intervals", "speaker"]) == 0
     assert "100.0 % [100.0, 100.0]" in capsys.readouterr().out
-    assert cli.main(["eval", trained, "--intervals", "speakr"]) == 2
-    assert "no example has the group 'speakr'" in capsys.readouterr().err
+    with pytest.MonkeyPatch.context() as patch:  # nothing is measured for nothing
+        patch.setattr("mmjax.evaluate.evaluation.Evaluator.measure", None)
+        for command in (["eval", trained, "--intervals"], ["compare", untrained, trained, "--by"]):
+            assert cli.main([*command, "speakr"]) == 2
+            assert "no example has the group 'speakr'" in capsys.readouterr().err
 
 
 def test_what_eval_saves_is_compared_as_the_runs(moods, tmp_path, capsys):
@@ -472,6 +481,38 @@ def test_robustness_of_a_run_is_a_table_and_a_plot(run, tmp_path, capsys):
     ):
         assert cli.main(["robustness", str(run), *wrong]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_recordings_and_pictures_are_corrupted_together(run, tmp_path, capsys):
+    path = tmp_path / "joint.svg"
+    levels = ["--corruptions", "white,gaussian_noise", "--snr", "10,-20", "--severity", "2,5"]
+    arguments = ["robustness", str(run), "--examples", "12", *levels, "--joint"]
+    assert cli.main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    asked = [(one["noise"], one["snr"], one["corruption"], one["severity"]) for one in found["joint"]]
+    assert asked == [("white", snr, "gaussian_noise", severity) for snr in (10, -20) for severity in (2, 5)]
+    losses = [one["metrics"]["answer/loss"] for one in found["joint"]]
+    alone = [one["metrics"]["answer/loss"] for curve in found["curves"].values() for one in curve]
+    assert len({*losses, *alone}) == 8, "both inputs are changed"
+    assert cli.main([*arguments, "--picture", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "white noise with gaussian_noise" in " ".join(shown.split()) and "severity 5" in shown
+    cells = [one.text for one in ElementTree.parse(path).iter() if one.tag.endswith("title")]
+    assert any(cell.startswith("white noise -20 dB, gaussian noise severity 5: ") for cell in cells)
+    assert cli.main(["robustness", str(run), "--corruptions", "white", "--joint"]) == 2
+    assert "name both" in capsys.readouterr().err
+
+
+def test_robustness_and_comparisons_take_a_checkpoint(moods, tmp_path, capsys):
+    run = str(moods[1])
+    for command in (["robustness", run], ["compare", *map(str, moods)]):
+        assert cli.main([*command, "--step", "7"]) == 2
+        assert "has no checkpoint of step 7" in capsys.readouterr().err
+    saved = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl")]
+    for path in saved:
+        pathlib.Path(path).write_text("{}")
+    assert cli.main(["compare", *saved, "--step", "7"]) == 2
+    assert "all are saved evaluations" in capsys.readouterr().err
 
 
 def evaluator(run, changes=None, source=None):

@@ -3,12 +3,18 @@
 import math
 from functools import partial
 
+import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
+from mmjax import losses
 from mmjax.data.labels import Alternatives
-from mmjax.models.task import Item
-from mmjax.tasks import LanguageModel, metrics
+from mmjax.evaluate.tables import shown_metrics, table
+from mmjax.metric import Metric
+from mmjax.models.task import Item, known_of
+from mmjax.stream import Stream
+from mmjax.tasks import CTC, Classify, LanguageModel, metrics
 from mmjax.tasks.metrics import auroc, average_ranks
 from mmjax.tasks.text_metrics import OF_REPLIES, basic, cider, rouge, signatures, text_metrics
 from mmjax.tasks.vqa import normalised, vqa_accuracy
@@ -282,3 +288,44 @@ def test_metrics_use_all_references_of_an_example():
     assert found["wer"] == reply_metrics([references[0][0], references[1][0]], said)["wer"]  # the text that is learned
     same = Alternatives(["a red cat sits", "a red cat sits"])
     assert np.allclose(cider([same, "x"], ["a cat sits", "x"]), cider([same.every[0], "x"], ["a cat sits", "x"]))
+
+
+def stream(*shape, dtype=np.float32):
+    slots = np.tile(np.arange(shape[1]), (shape[0], 1))
+    return Stream(np.zeros(shape, dtype), np.ones_like(slots), slots)
+
+
+@pytest.mark.parametrize(
+    "loss, known, given",
+    [
+        (losses.token_cross_entropy, losses.OF_TOKENS, (stream(1, 4, 5), stream(1, 4, dtype=np.int32))),
+        (losses.cross_entropy, losses.OF_CLASSES, (stream(1, 2, 3), stream(1, 2, dtype=np.int32))),
+        (losses.sigmoid_cross_entropy, losses.OF_CLASSES, (stream(1, 2, 3), stream(1, 2, 3))),
+        (losses.ctc, losses.OF_CTC, (stream(1, 4, 3), stream(1, 2, dtype=np.int32))),
+        (losses.contrastive, losses.OF_PAIRS, (stream(1, 2, 2, 4),)),
+        (losses.si_sdr, losses.OF_WAVEFORMS, (stream(1, 4, 3), stream(1, 4, 3))),
+    ],
+)
+def test_what_a_loss_gives_beside_the_loss_is_known(loss, known, given):
+    assert jax.eval_shape(loss, *given).keys() == {"loss", *known}
+
+
+def test_metrics_are_written_as_they_say():
+    assert (
+        Metric().written(0.123456) == "0.1235" and Metric(digits=2).written(0.123456, (0.1, 0.22)) == "0.1 [0.1, 0.2]"
+    )
+    share = Metric(percent=True)
+    assert share.written(0.123) == "12.30 %" and share.written(0.123, (0.11, 0.137)) == "12.3 % [11.0, 13.7]"
+    assert share.written(None) == share.written(float("nan")) == ""
+
+
+def test_a_table_names_the_metrics_that_it_leaves_out():
+    known = known_of({"said": CTC(), "mood": Classify()})
+    found = {"said/wer": 0.5, "said/cer": 0.25, "said/ece": 0.125, "said/own": 7, "said/loss": 1, "examples": 9}
+    assert shown_metrics([found], known) == ["said/cer", "said/wer", "said/ece", "said/own"]
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(table({"speech": found | {"mood/accuracy": 0.75}}, "all", known))
+    text = capture.get()
+    assert all(one in text for one in ("said CER", "said own", "75.00 %", "also measured: said ECE"))
+    assert "said ECE │" not in text and "loss" not in text

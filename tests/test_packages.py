@@ -32,7 +32,7 @@ ORDER = (
     ("tasks",),
     ("models", "losses", "decode", "data", "parallel"),
     ("telemetry", "charts", "results"),
-    ("stream", "progress", "files", "html"),
+    ("stream", "progress", "files", "html", "metric"),
     ("tree", "errors"),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

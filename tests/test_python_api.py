@@ -17,6 +17,7 @@ import mmjax
 from mmjax import config as c
 from mmjax.errors import UserError
 from mmjax.interchange import directories
+from mmjax.measuring import Evaluation
 from mmjax.tasks.metrics import values
 from mmjax.tasks.text_metrics import text_metrics
 from mmjax.train.build import build_layout, build_model
@@ -145,6 +146,13 @@ def test_an_evaluation_saves_what_its_metrics_are_made_of(opened, tmp_path):
     assert values(text_metrics(*texts), 13)["cer"] == pytest.approx(result["speech+image"]["transcript/cer"])
     assert all(texts[1]) and "transcript" not in seen[0]["tasks"]
     assert all(0 <= line["tasks"][task]["confidence"] <= 1 for line in heard for task in ("answer", "transcript"))
+
+
+def test_one_subset_may_be_a_text(opened):
+    evaluation = Evaluation(opened)
+    assert evaluation.subsets("image+speech") == evaluation.subsets(["image+speech"]) == ["speech+image"]
+    with pytest.raises(UserError, match="there is no subset 'speach'; did you mean 'speech'"):
+        opened.evaluate(subsets="speach")
 
 
 def test_the_page_works_from_beginning_to_end(run, tmp_path, monkeypatch):

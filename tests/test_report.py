@@ -278,6 +278,13 @@ def test_what_the_training_changed_is_on_the_page(runs, tmp_path):
     assert "did NOT change their kernels: 1 of 2: two.kernel" in said and "each layer by 0 % to 20 %" in said
 
 
+def test_all_runs_are_checked_before_the_first_is_measured(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("mmjax.report.subject.Measured", None)
+    missing = tmp_path / "e.jsonl"
+    assert cli.main(["report", str(runs[0]), str(missing), "-o", str(tmp_path / "page.html")]) == 2
+    assert f"{missing} is not a run directory: there is no such file or directory" in capsys.readouterr().err
+
+
 def test_tensorboard_gets_the_inputs_once_and_the_predictions_of_each_evaluation(runs):
     from tensorboardX.proto.event_pb2 import Event
 

@@ -18,7 +18,8 @@ from mmjax import config as c
 from mmjax.cli import main
 from mmjax.data.folds import folds_of, keys_of
 from mmjax.errors import UserError
-from mmjax.sweep import collected, grid, read_over, run_all, write
+from mmjax.metric import Metric
+from mmjax.sweep import collected, grid, read_over, run_all, shown, table, write
 from mmjax.sweep.trials import slots
 from mmjax.train.build import build_layout, build_sampler, build_source
 
@@ -254,6 +255,11 @@ def test_mean_and_deviation_over_seeds(fake, tmp_path):
         ("answer/loss", {peak: "0.5"}, 1.0, 0.0, 3),
         ("answer/loss", {peak: "0.25"}, 1.0, 0.0, 3),
     ]
+    assert [row.metric for row in shown(rows)] == ["answer/accuracy"] * 2
+    best = [cell for column in table(shown(rows), "").columns for cell in column.cells if "*" in str(cell)]
+    assert list(map(str, best)) == ["* 150.00 ± 100.00 %"]
+    unknown = [row._replace(about=Metric()) for row in shown(rows)]  # of a task that does not say which is better
+    assert not [cell for column in table(unknown, "").columns for cell in column.cells if "*" in str(cell)]
     lines = (tmp_path / "results.tsv").read_text().splitlines()
     assert lines[0].split("\t") == ["modalities", "metric", peak, "mean", "deviation", "runs"]
     assert lines[1].split("\t") == ["text", "answer/accuracy", "0.5", "1.5", "1.0", "3"]
@@ -284,8 +290,8 @@ def test_commands_write_a_table_and_a_plot(fake, tmp_path, capsys):
     config, folder = small(tmp_path), tmp_path / "runs"
     flags = ["--over", "optimizer.schedule.peak=0.01,0.5", "--seeds", "2", "--run-dir", str(folder)]
     assert main(["sweep", config, *flags, "--log.every-steps", "3"]) == 0
-    table = capsys.readouterr().out
-    assert "text: answer/accuracy" in table and "51.00 ± 70.71 %" in table and "* 100.00 ± 70.71 %" in table
+    said = capsys.readouterr().out
+    assert "text: answer/accuracy" in said and "51.00 ± 70.71 %" in said and "* 100.00 ± 70.71 %" in said
     saved = json.loads((folder / "configs" / "peak=0.5,seed=1.json").read_text())
     assert saved["log"]["every_steps"] == 3 and saved["optimizer"]["schedule"]["peak"] == 0.5
     drawn = "".join(ElementTree.parse(folder / "results.svg").getroot().itertext())

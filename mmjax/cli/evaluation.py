@@ -1,12 +1,13 @@
 """The commands `compare`, `robustness` and `report`."""
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmjax.cli.shared import add_step, command, files_and_others, print_json, whole
 from mmjax.errors import UserError
-from mmjax.files import local, write_whole, writing
+from mmjax.files import address_of, local, write_whole, writing
 
 OVERRIDES = "Any other --key VALUE overrides a key of the config: --data.source.splits.test other.tsv"
 BY = "draw the examples of each group together for intervals, such as speaker (default: each by itself)"
@@ -19,11 +20,13 @@ def add_parsers(commands: Any) -> None:
     sub.set_defaults(func=_compare, overrides=True)
     sub.add_argument("others", metavar="RUN", nargs="+", help="a run directory, or a file of `mmjax eval --save`")
     sub.add_argument("--by", metavar="GROUP", help=BY)
+    add_step(sub)
     _add_choice(sub)
 
     text = "measure a run with noise in its recordings and corruptions of its pictures"
     sub = command(commands, "robustness", text, "RUN")
     sub.set_defaults(func=_robustness, overrides=True)
+    add_step(sub)
     sub.add_argument(
         "--corruptions",
         metavar="NAMES",
@@ -33,6 +36,11 @@ def add_parsers(commands: Any) -> None:
     sub.add_argument("--snr", metavar="DB", type=_several(float), help="of noise in recordings (default: 20,10,5,0)")
     sub.add_argument(
         "--severity", metavar="N", type=_several(whole(1)), help="of corruptions of pictures (default: 1,2,3,4,5)"
+    )
+    sub.add_argument(
+        "--joint",
+        action="store_true",
+        help="also corrupt recordings and pictures together: --corruptions white,blur --joint",
     )
     sub.add_argument("--seed", type=whole(0), default=0, help="of the noise (default: 0)")
     _add_choice(sub)
@@ -89,13 +97,20 @@ def _picture(options: Any) -> Path | None:
 
 def _compare(options, rest) -> int:
     from mmjax import progress
-    from mmjax.evaluate.comparison import compare, table
+    from mmjax.evaluate.comparison import compare, known_of_scores, table
     from mmjax.evaluate.plots import comparison_plot
     from mmjax.evaluate.subsets import canonical
 
     picture, names = _picture(options), [options.run, *options.others]
     if len(set(names)) < len(names):
         raise UserError("compare different runs: one is named twice")
+    for name in names:
+        if not (address_of(name) or Path(name).exists()):
+            raise UserError(f"there is no {name}; name a run directory, or a file of `mmjax eval --save`")
+    if options.step != "newest" and all(map(os.path.isfile, names)):
+        raise UserError(
+            f"--step {options.step} chooses a checkpoint of a run, but all are saved evaluations; leave it out"
+        )
     opened = {name: _opened(name, options, rest) for name in names}
     known = [set(one.subsets()) for one in opened.values()]
     subset = (
@@ -107,17 +122,18 @@ def _compare(options, rest) -> int:
         if subset not in own:
             asked = f"'{subset}'" if subset else "a subset of modalities that all have"
             raise UserError(f"{name} has not measured {asked}; it has {', '.join(sorted(own))}")
-    result = compare({name: opened.pop(name).scores(subset) for name in names})
+    scores = {name: opened.pop(name).scores(subset) for name in names}
+    result, about = compare(scores), known_of_scores(scores)
     title = f"{subset}, {', '.join(f'{count:,} examples of {task}' for task, count in result['examples'].items())}"
     for task, count in result["left_out"].items():
         progress.warn(f"{count:,} examples of {task} are left out: not all have measured them with the same reference")
     if picture:
         with writing(picture):
-            write_whole(picture, comparison_plot(result, title))
+            write_whole(picture, comparison_plot(result, title, about))
     if options.json:
         print_json({"subset": subset, **result})
     else:
-        progress.out.print(table(result, title))
+        progress.out.print(table(result, title, about))
     return 0
 
 
@@ -144,7 +160,7 @@ class _Measured:
         from mmjax.run import Run
 
         self._options = options
-        self._evaluation = Evaluation(Run(directory, overrides), options.split, by=options.by)
+        self._evaluation = Evaluation(Run(directory, overrides, step=options.step), options.split, by=options.by)
 
     def subsets(self) -> list[str]:
         return self._evaluation.subsets()
@@ -165,37 +181,44 @@ def _robustness(options, rest) -> int:
     from mmjax import progress
     from mmjax.data.corruptions import NOISES, Corrupted
     from mmjax.evaluate.plots import robustness_plot
-    from mmjax.evaluate.robustness import SEVERITIES, SNRS, conditions, curves, table
+    from mmjax.evaluate.robustness import SEVERITIES, SNRS, conditions, curves, table, tables_of_grids
     from mmjax.measuring import Evaluation
+    from mmjax.models.task import known_of
     from mmjax.run import Run
 
     picture = _picture(options)
-    evaluation = Evaluation(Run(options.run, rest), options.split, raw=True)
+    evaluation = Evaluation(Run(options.run, rest, step=options.step), options.split, raw=True)
     subset = evaluation.subsets([options.subset] if options.subset else None)[-1]
     recordings, pictures = evaluation.media(subset)
     if options.severity and max(options.severity) > max(SEVERITIES):
         raise UserError(f"--severity is {max(options.severity)}; it must be from 1 to {max(SEVERITIES)}")
     chosen = conditions(
-        options.corruptions, bool(recordings), bool(pictures), options.snr or SNRS, options.severity or SEVERITIES
+        options.corruptions,
+        bool(recordings),
+        bool(pictures),
+        options.snr or SNRS,
+        options.severity or SEVERITIES,
+        options.joint,
     )
 
-    def measured(corruption: str | None, level: float) -> Mapping[str, float]:
-        source = None
-        if corruption is not None:
+    def measured(*together: tuple[str, float]) -> Mapping[str, float]:
+        source = evaluation.source
+        for corruption, level in together:
             streams = recordings if corruption in NOISES else pictures
-            source = Corrupted(evaluation.source, streams, corruption, level, options.seed)
+            source = Corrupted(source, streams, corruption, level, options.seed)
         return evaluation.measure([subset], options.examples, source)[subset].metrics()
 
-    result = curves(measured, chosen)
+    result, known = curves(measured, chosen, options.joint), known_of(evaluation.run.config.model.tasks)
     title = f"{subset}, {evaluation.split} split after step {evaluation.run.step}"
     if picture:
         with writing(picture):
-            write_whole(picture, robustness_plot(result, title))
+            write_whole(picture, robustness_plot(result, title, known))
     if options.json:
         about = {"step": evaluation.run.step, "split": evaluation.split, "subset": subset}
         print_json({**about, **result})
     else:
-        progress.out.print(table(result, title))
+        for one in (table(result, title, known), *tables_of_grids(result, known)):
+            progress.out.print(one)
     return 0
 
 

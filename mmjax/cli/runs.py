@@ -135,19 +135,22 @@ def _train(options, rest) -> int:
 
 def _eval(options, rest) -> int:
     from mmjax import progress
-    from mmjax.evaluate.tables import heading, table, tables_of_confusions
+    from mmjax.evaluate.tables import table, tables_of_confusions
+    from mmjax.metric import heading
+    from mmjax.models.task import known_of
     from mmjax.run import Run
 
     chosen = {"subsets": options.subset, "source": options.source, "save": options.save}
     chosen |= {"intervals": options.intervals, "confusions": options.confusions}
-    result = Run(options.run, rest, step=options.step).evaluate(options.split, options.examples, **chosen)
+    run = Run(options.run, rest, step=options.step)
+    result, known = run.evaluate(options.split, options.examples, **chosen), known_of(run.config.model.tasks)
     if options.json:
         print_json(result)
         return 0
     title = f"{result['split']} split after step {result['step']}"
-    progress.out.print(table(result["subsets"], title, result.get("intervals")))
+    progress.out.print(table(result["subsets"], title, known, result.get("intervals")))
     for name, signature in result.get("signatures", {}).items():
-        progress.out.print(f"{heading(name)}: {signature}", markup=False)
+        progress.out.print(f"{heading(name, known)}: {signature}", markup=False)
     # The confusions of the largest subset, or of the subsets that the user names.
     for subset in list(result.get("confusions", ()))[0 if options.subset else -1 :]:
         for one in tables_of_confusions(result["confusions"][subset], subset):

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from mmjax.data.fields import TAGS, USUAL, Fields
-from mmjax.data.labels import classes_of
+from mmjax.data.labels import groups_of
 from mmjax.data.source import Opening, Source, Texts
-from mmjax.errors import UserError, nearest
+from mmjax.errors import UserError
 from mmjax.tree import part
 
 HELD_OUT = "held_out"  # the split that has the examples of the fold
@@ -45,16 +45,9 @@ def keys_of(opened: Any, group: str | None) -> list[Hashable]:
     Raises:
       UserError: no example has such a group.
     """
-    numbers, names = np.full(len(opened), -1), ()
-    groups = getattr(opened, "groups", {})
-    if group in groups:
-        numbers, names = groups[group]
-    elif group in opened.labels and opened.labels[group].kind == "class":
-        numbers, names = classes_of(opened, group), opened.labels[group].names
-    if group is not None and not np.any(np.asarray(numbers) >= 0):
-        known = [*groups, *(name for name, label in opened.labels.items() if label.kind == "class" and label.names)]
-        known += [column for column in getattr(opened, "columns", ()) if column not in known]
-        raise UserError(f"no example has the group '{group}'{nearest(group, known)}")
+    if group is None:
+        return list(range(len(opened)))
+    numbers, names = groups_of(opened, group)
     return [(names[number],) if number >= 0 else place for place, number in enumerate(numbers)]
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmjax.data.values import is_number, number_of, text_of
-from mmjax.errors import UserError
+from mmjax.errors import UserError, nearest
 
 KINDS = ("class", "classes", "numbers", "text", "phrases", "any")
 PHRASES = "phrases"  # the column, and the kind, of expected phrases
@@ -188,6 +188,28 @@ def classes_of(opened: Any, label: str) -> np.ndarray:
     if hasattr(opened, "classes"):
         return opened.classes(label)
     return np.array([opened[number].labels.get(label, -1) for number in range(len(opened))], np.int64)
+
+
+def groups_of(opened: Any, group: str) -> tuple[np.ndarray, Sequence[str]]:
+    """[n] the number of the group of each example of an opened split, -1 for none; and the names of the groups.
+
+    Args:
+      group: a label that is a class, a tag, or "source" for the source of a mixture.
+
+    Raises:
+      UserError: no example has such a group.
+    """
+    groups, numbers, names = getattr(opened, "groups", {}), np.full(len(opened), -1), ()
+    if group in groups:
+        numbers, names = groups[group]
+    elif group in opened.labels and opened.labels[group].kind == "class":
+        numbers, names = classes_of(opened, group), opened.labels[group].names
+    if not np.any(np.asarray(numbers) >= 0):
+        known = [*groups, *(name for name, label in opened.labels.items() if label.kind == "class" and label.names)]
+        known += [column for column in getattr(opened, "columns", ()) if column not in known]
+        near = nearest(group, known) if known else "; name a column of the data, such as speaker"
+        raise UserError(f"no example has the group '{group}'{near}")
+    return np.asarray(numbers), names
 
 
 def absent(array: np.ndarray) -> np.ndarray:

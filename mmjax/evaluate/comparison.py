@@ -14,9 +14,10 @@ from mmjax.data.labels import Alternatives
 from mmjax.errors import UserError
 from mmjax.evaluate.intervals import intervals, paired
 from mmjax.evaluate.measures import Measures
-from mmjax.evaluate.tables import LOWER_IS_BETTER, formatted, heading, shown_metrics
-from mmjax.tasks.metrics import Statistic, evaluate, mean, regression
-from mmjax.tasks.text_metrics import text_metrics
+from mmjax.evaluate.tables import shown_metrics
+from mmjax.metric import Known, Metric, about, heading
+from mmjax.tasks.metrics import OF_CLASSES, OF_NUMBERS, Statistic, evaluate, mean, regression
+from mmjax.tasks.text_metrics import ERROR_RATES, known_of_texts, text_metrics
 
 
 class Scores(NamedTuple):
@@ -27,12 +28,14 @@ class Scores(NamedTuple):
       references: [n] the truths as values of JSON.
       statistics: the metrics by name.
       clusters: [n] the group of each example; None: each is one by itself.
+      known: of the metrics, by name.
     """
 
     numbers: np.ndarray
     references: list[Any]
     statistics: Mapping[str, Statistic]
     clusters: np.ndarray | None = None
+    known: Mapping[str, Metric] = {}
 
 
 def scores_of(measures: Measures, by: str | None = None) -> dict[str, Scores]:
@@ -44,7 +47,13 @@ def scores_of(measures: Measures, by: str | None = None) -> dict[str, Scores]:
     found = {}
     for task in measures.tasks:
         numbers = np.array([item.number for item in measures.items(task)], np.int64)
-        found[task] = Scores(numbers, measures.references(task), measures.statistics(task), measures.clusters(task, by))
+        found[task] = Scores(
+            numbers,
+            measures.references(task),
+            measures.statistics(task),
+            measures.clusters(task, by),
+            measures.known(task),
+        )
     return found
 
 
@@ -89,13 +98,24 @@ def _saved(lines: list[dict[str, Any]]) -> Scores | None:
         return None
     if isinstance(references[0], dict):
         pair = ([[one[name] for name in references[0]] for one in ones] for ones in (references, hypotheses))
-        statistics = regression(*map(np.array, pair))
+        statistics, known = regression(*map(np.array, pair)), OF_NUMBERS
     elif isinstance(hypotheses[0], str) and "probabilities" not in lines[0]:
         references = [Alternatives(one, one[0]) if isinstance(one, list) else one for one in references]
-        statistics = text_metrics(references, hypotheses)
+        statistics, known = text_metrics(references, hypotheses), known_of_texts(ERROR_RATES)
     else:
-        statistics = {"accuracy": mean([a == b for a, b in zip(references, hypotheses, strict=True)])}
-    return Scores(np.array(numbers), references, statistics, np.unique(groups, return_inverse=True)[1])
+        right = [a == b for a, b in zip(references, hypotheses, strict=True)]
+        statistics, known = {"accuracy": mean(right)}, OF_CLASSES
+    return Scores(np.array(numbers), references, statistics, np.unique(groups, return_inverse=True)[1], known)
+
+
+def known_of_scores(models: Mapping[str, Mapping[str, Scores]]) -> dict[str, Metric]:
+    """What is known of the metrics of several models, by name: "TASK/METRIC"."""
+    return {
+        f"{task}/{metric}": about
+        for scores in models.values()
+        for task, one in scores.items()
+        for metric, about in one.known.items()
+    }
 
 
 def compare(models: Mapping[str, Mapping[str, Scores]]) -> dict[str, Any]:
@@ -107,7 +127,8 @@ def compare(models: Mapping[str, Mapping[str, Scores]]) -> dict[str, Any]:
     Returns:
       {"metrics": {"transcript/wer": {NAME: {"value", "interval": (low, high), "difference": {"value", "interval", "p",
       "better"}}}}, "examples": {task: number}, "left_out": {task: number of examples that not all have, or with other
-      references}}. "p" is two-sided; "better" is the share of the resamples in which the model is better than the first.
+      references}}. "p" is two-sided; "better" is the share of the resamples in which the model is better than the
+      first, or None if it is not known which values of the metric are better.
 
     Raises:
       UserError: no task is measured by all, or a task has no example in common.
@@ -158,7 +179,8 @@ def _of_model(
         sizes = len(scores[first].numbers), len(own.numbers)
         both = paired(scores[first].statistics, own.statistics, (places[first], places[name]), sizes, clusters)
         for metric, found in both.items():
-            better = 1 - found.above if metric in LOWER_IS_BETTER else found.above
+            share = {"higher": found.above, "lower": 1 - found.above, None: None}
+            better = share[own.known.get(metric, Metric()).better]
             about = {"value": found.value, "interval": (found.low, found.high), "p": found.p, "better": better}
             result[metric]["difference"] = about
     return result
@@ -172,7 +194,7 @@ def short_names(result: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(path.relative_to(root)) for name, path in zip(names, paths, strict=True)}
 
 
-def table(result: Mapping[str, Any], title: str) -> Table:
+def table(result: Mapping[str, Any], title: str, known: Known) -> Table:
     """The result of `compare` as a rich table."""
     short = short_names(result)
     made = Table(title=title)
@@ -180,12 +202,14 @@ def table(result: Mapping[str, Any], title: str) -> Table:
         made.add_column(name, no_wrap=True)
     for name in ("value", "difference", "p", "better"):
         made.add_column(name, justify="right")
-    for metric in shown_metrics([result["metrics"]]):
+    for metric in shown_metrics([result["metrics"]], known):
         made.add_section()
         for place, (name, one) in enumerate(result["metrics"][metric].items()):
-            cells = [formatted(metric, one["value"], one["interval"])]
+            form = about(metric, known)
+            cells = [form.written(one["value"], one["interval"])]
             if found := one.get("difference"):
-                said = formatted(metric, found["value"], found["interval"])
-                cells += [said, f"{found['p']:.3f}", f"{100 * found['better']:.1f} %"]
-            made.add_row("" if place else heading(metric) or metric, escape(short[name]), *cells)
+                said = form.written(found["value"], found["interval"])
+                better = "" if found["better"] is None else f"{100 * found['better']:.1f} %"
+                cells += [said, f"{found['p']:.3f}", better]
+            made.add_row("" if place else heading(metric, known), escape(short[name]), *cells)
     return made

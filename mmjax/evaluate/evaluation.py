@@ -207,7 +207,7 @@ class Evaluator:
             task = self._model.tasks[name]
             groups = getattr(self.source, "groups", {}) if task.grouped else {}
             parts = ["", *(f"/{kind}/{group}" for kind, (_, found) in groups.items() for group in found)]
-            names += [f"{name}/{metric}{part}" for part in parts for metric in task.metric_names]
+            names += [f"{name}/{metric}{part}" for part in parts for metric in task.known_metrics]
         return names
 
     def _say_unreadable(self, skipped: dict[int, str]) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.data.labels import groups_of
 from mmjax.decode import by_example
-from mmjax.errors import UserError, nearest
 from mmjax.evaluate.intervals import intervals
+from mmjax.metric import Metric
 from mmjax.models.task import Facts, Item, Task
 from mmjax.stream import Batch, Stream
 from mmjax.tasks.metrics import Statistic, evaluate
@@ -107,6 +108,10 @@ class Measures:
         items = self.items(task)
         return self._tasks[task].statistics(items) or of_function(self._tasks[task].metrics, items)
 
+    def known(self, task: str) -> Mapping[str, Metric]:
+        """What is known of the metrics of a task (`Task.known_metrics`)."""
+        return self._tasks[task].known_metrics
+
     def references(self, task: str) -> list[Any]:
         """The truth of each of `items` as a value of JSON."""
         return [self._tasks[task].reference(item.truth, self._facts) for item in self.items(task)]
@@ -170,15 +175,7 @@ class Measures:
         numbers = self._numbers(task)
         if by is None:
             return np.arange(len(numbers))
-        groups, labels = getattr(self._source, "groups", {}), self._source.labels
-        if by in groups:
-            own = np.asarray(groups[by][0])[numbers]
-        elif by in labels and labels[by].kind == "class":
-            own = np.array([self._source[number].labels.get(by, -1) for number in numbers.tolist()])
-        else:
-            known = [*groups, *(name for name, label in labels.items() if label.kind == "class")]
-            near = nearest(by, known) if known else "; name a column of the data, such as speaker"
-            raise UserError(f"no example has the group '{by}'{near}")
+        own = groups_of(self._source, by)[0][numbers]
         return np.where(own < 0, own.max() + 1 + np.arange(len(own)), own)
 
     def confusions(self) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,6 @@
 """The tables of an evaluation: metrics by subset of the modalities, by group, of retrieval, and of what is confused."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,120 +8,101 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Column, Table
 
+from mmjax.metric import Known, about, heading
 from mmjax.tasks.retrieval import RANKS
 
-COLUMNS = 4  # of a table of groups: what 80 characters hold
+COLUMNS = 4  # of metrics: what 80 characters hold
 ROWS = 12  # classes of a confusion matrix, and words of a list
-# The metrics of tables, in the order of their columns: as a percentage, or as a number.
-PERCENTAGES = (
-    "accuracy",
-    "exact_match",
-    "vqa_accuracy",
-    "f1",
-    "cer",
-    "wer",
-    "cer_basic",
-    "wer_basic",
-    "macro_f1",
-    "uar",
-)
-NUMBERS = ("bleu", "chrf", "cider", "auroc", "mae", "rmse", "pearson", "spearman")
-FORMATS = dict.fromkeys((*PERCENTAGES, "rouge1", "rouge2", "rougeL"), "%")
-FORMATS |= dict.fromkeys(("perplexity", "word_perplexity", *NUMBERS), "number")
-ERRORS = ("cer", "wer", "cer_basic", "wer_basic", "ece", "mae", "rmse")
-LOWER_IS_BETTER = frozenset(("loss", "nll", "infeasible", "perplexity", "word_perplexity", "median_rank", *ERRORS))
-HEADINGS = {"accuracy": "", "cer": "CER", "wer": "WER", "macro_f1": "F1", "uar": "UAR", "auroc": "AUROC"}
-HEADINGS |= {
-    "exact_match": "exact",
-    "f1": "F1",
-    "bleu": "BLEU",
-    "chrf": "chrF",
-    "cider": "CIDEr",
-    "vqa_accuracy": "VQA",
-}
-HEADINGS |= {"cer_basic": "CER (basic)", "wer_basic": "WER (basic)", "mae": "MAE", "rmse": "RMSE"}
-HEADINGS |= {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "word_perplexity": "per word"}
-MAIN = ("accuracy", "exact_match", "vqa_accuracy", "cer", "wer", "wer_basic", "mae", "pearson")
-IN_GROUPS = ("accuracy", "exact_match", "cer", "uar", "mae", "perplexity")
 
 Metrics = Mapping[str, float]
 Intervals = Mapping[str, tuple[float, float]]
 
 
-def table(subsets: Mapping[str, Metrics], title: str, intervals: Mapping[str, Intervals] | None = None) -> Group:
+def table(
+    subsets: Mapping[str, Metrics], title: str, known: Known, intervals: Mapping[str, Intervals] | None = None
+) -> Group:
     """The metrics of several subsets as a rich table; below it, if there are any, those of groups and of retrieval.
 
     Args:
+      known: of the metrics (`mmjax.models.task.known_of`).
       intervals: of the metrics of each subset.
     """
-    whole = _table_of_subsets(subsets, title) if intervals is None else _table_of_intervals(subsets, title, intervals)
-    return Group(whole, *_table_of_groups(subsets, intervals or {}), *_table_of_retrieval(subsets))
+    if intervals is None:
+        whole = _table_of_subsets(subsets, title, known)
+    else:
+        whole = _table_of_intervals(subsets, title, known, intervals)
+    return Group(whole, *_table_of_groups(subsets, known, intervals or {}), *_table_of_retrieval(subsets, known))
 
 
-def _table_of_subsets(subsets: Mapping[str, Metrics], title: str) -> Table:
-    """A row for each subset, a column for each metric."""
-    names = shown_metrics(subsets.values())
-    result = Table(title=title)
-    result.add_column("modalities", no_wrap=True)
+def _table_of_subsets(subsets: Mapping[str, Metrics], title: str, known: Known) -> Table:
+    """A row for each subset, a column for each metric. Those of retrieval have a table of their own."""
+    own = [
+        {name: value for name, value in metrics.items() if not name.startswith(tuple(_directions(metrics)))}
+        for metrics in subsets.values()
+    ]
+    every = all_metrics(own, known)
     skipped = ("skipped",) if any("skipped" in metrics for metrics in subsets.values()) else ()
-    counted = [f"{task}/examples" for task in dict.fromkeys(name.partition("/")[0] for name in names)]
+    counted = [f"{task}/examples" for task in dict.fromkeys(name.partition("/")[0] for name in every)]
     # A task counts only the examples with its label.
     fewer = [n for n in counted if any(m.get(n, m["examples"]) != m["examples"] for m in subsets.values())]
+    names = shown_metrics(own, known, COLUMNS - len(skipped) - len(fewer))
+    left = [heading(name, known) for name in every if name not in names]
+    result = Table(title=title, caption=f"also measured: {', '.join(left)} (mmjax eval --json)" if left else None)
+    result.add_column("modalities", no_wrap=True)
     for name in names:
-        result.add_column(heading(name), justify="right")
+        result.add_column(heading(name, known), justify="right")
     for name in (*fewer, "examples", *skipped):
         result.add_column(name.replace("/", " "), justify="right")
     for subset, metrics in subsets.items():
         counts = [f"{metrics.get(n, 0):,}" for n in (*fewer, "examples", *skipped)]
-        result.add_row(subset, *(formatted(n, metrics.get(n)) for n in names), *counts)
+        result.add_row(subset, *(about(n, known).written(metrics.get(n)) for n in names), *counts)
     return result
 
 
-def _table_of_intervals(subsets: Mapping[str, Metrics], title: str, intervals: Mapping[str, Intervals]) -> Table:
+def _table_of_intervals(
+    subsets: Mapping[str, Metrics], title: str, known: Known, intervals: Mapping[str, Intervals]
+) -> Table:
     """A row for each subset and metric, since intervals are long."""
     result = Table("modalities", "metric", Column("95 % interval", justify="right"), title=title)
     result.add_column("examples", justify="right")
     for subset, metrics in subsets.items():
         result.add_section()
-        for place, name in enumerate(shown_metrics([metrics])):
-            said = formatted(name, metrics[name], intervals[subset].get(name))
-            count = metrics[f"{name.partition('/')[0]}/examples"]
-            result.add_row("" if place else subset, heading(name), said, f"{count:,}")
+        for place, name in enumerate(all_metrics([metrics], known)):
+            said = about(name, known).written(metrics[name], intervals[subset].get(name))
+            # A metric of the loss alone has no examples of its own.
+            count = metrics.get(f"{name.partition('/')[0]}/examples", metrics["examples"])
+            result.add_row("" if place else subset, heading(name, known), said, f"{count:,}")
     return result
 
 
-def shown_metrics(subsets) -> list[str]:
-    """The names of the metrics of whole splits that a table shows, in the order of its columns."""
-    found = {name: None for metrics in subsets for name in metrics}
-    names = sorted((n for n in found if n.count("/") == 1 and n.split("/")[1] in FORMATS), key=_place)
-    if len(names) > COLUMNS:  # the others are in the metrics of the run, and in `mmjax eval --json`
-        names = [n for n in names if n.split("/")[1] in MAIN]
-    return names
+def all_metrics(subsets: Iterable[Iterable[str]], known: Known) -> list[str]:
+    """The names of the metrics of whole splits that may be shown, by task, in the order in which the task knows them.
+
+    Args:
+      subsets: the names of the metrics of each.
+    """
+    found = dict.fromkeys(name for names in subsets for name in names if name in known or name.count("/") == 1)
+    order = {name: place for place, name in enumerate([*known, *(name for name in found if name not in known)])}
+    names = [name for name in found if about(name, known).shown != "never"]
+    return sorted(names, key=lambda name: (name.partition("/")[0], order[name]))
 
 
-def heading(name: str) -> str:
-    """ "answer/accuracy" -> "answer", "transcript/wer" -> "transcript WER"."""
-    task, _, metric = name.partition("/")
-    return f"{task} {HEADINGS.get(metric, metric)}".strip()
+def shown_metrics(subsets: Iterable[Iterable[str]], known: Known, room: int = COLUMNS) -> list[str]:
+    """Those of `all_metrics` that are always shown, and as many others as a table has room for.
+
+    If several tasks have more metrics than there is room, none of the others is shown: headings with their names are wide.
+
+    Args:
+      room: the number of metrics up to which others are shown.
+    """
+    names = all_metrics(subsets, known)
+    always = [name for name in names if about(name, known).shown == "always"]
+    crowded = len(names) > room and len({name.partition("/")[0] for name in names}) > 1
+    others = [] if crowded else [name for name in names if name not in always][: max(room - len(always), 0)]
+    return [name for name in names if name in always or name in others]
 
 
-def _place(name: str) -> tuple[str, int]:
-    task, metric = name.split("/")
-    return task, list(FORMATS).index(metric)
-
-
-def formatted(name: str, value: float | None, interval: Sequence[float] | None = None) -> str:
-    """A metric by its name, "12.30 %" or "1.234", with its interval: "12.3 % [11.0, 13.7]"; "" without a value."""
-    if value is None or not np.isfinite(value):
-        return ""
-    percent = FORMATS.get(name.split("/")[1]) == "%" or "@" in name
-    if interval is None:
-        return f"{100 * value:.2f} %" if percent else f"{value:.4g}"
-    value, low, high = (f"{100 * x:.1f}" if percent else f"{x:.3g}" for x in (value, *interval))
-    return escape(f"{value} % [{low}, {high}]" if percent else f"{value} [{low}, {high}]")
-
-
-def _table_of_groups(subsets: Mapping[str, Metrics], intervals: Mapping[str, Intervals]) -> list[Table]:
+def _table_of_groups(subsets: Mapping[str, Metrics], known: Known, intervals: Mapping[str, Intervals]) -> list[Table]:
     """ "transcript/cer/language/fr": a row for "language fr", a column for "speech: transcript CER".
 
     The number of examples is a column of its own for each task whose examples it counts.
@@ -129,11 +110,11 @@ def _table_of_groups(subsets: Mapping[str, Metrics], intervals: Mapping[str, Int
     cells: dict[str, dict[str, str]] = {}
     for subset, metrics in subsets.items():
         for name, value in metrics.items():
-            if name.count("/") == 3 and name.split("/")[1] in IN_GROUPS:
+            if name.count("/") == 3 and name not in known and about(name, known).shown == "always":
                 task, metric, kind, group = name.split("/")
                 row = cells.setdefault(f"{kind} {group}", {})
-                text = formatted(f"{task}/{metric}", value, intervals.get(subset, {}).get(name))
-                row[f"{subset}: {heading(f'{task}/{metric}')}"] = text
+                text = about(name, known).written(value, intervals.get(subset, {}).get(name))
+                row[f"{subset}: {heading(f'{task}/{metric}', known)}"] = text
                 row[f"{task} examples"] = f"{metrics[f'{task}/examples/{kind}/{group}']:,}"
     columns = list(dict.fromkeys(column for row in cells.values() for column in row))
     columns.sort(key=lambda column: column.endswith(" examples"))
@@ -146,17 +127,24 @@ def _table_of_groups(subsets: Mapping[str, Metrics], intervals: Mapping[str, Int
     return tables
 
 
-def _table_of_retrieval(subsets: Mapping[str, Metrics]) -> list[Table]:
+def _directions(metrics: Metrics) -> list[str]:
+    """The directions of retrieval that are measured, "pairs/speech_to_image"."""
+    return [name.removesuffix("/gallery") for name in metrics if name.endswith("/gallery")]
+
+
+def _table_of_retrieval(subsets: Mapping[str, Metrics], known: Known) -> list[Table]:
     """A row for each direction: recall and median rank, and below it what guessing would reach."""
     found, chance = [[f"{kind}@{k}" for k in RANKS] for kind in ("recall", "chance")]
     found, chance = [*found, "median_rank"], [*chance, "chance_rank"]
     headings = [Column(one.replace("_", " "), justify="right") for one in (*found, "of")]
     result = Table("retrieval", *headings)
     for metrics in subsets.values():
-        for name in (n.removesuffix("/gallery") for n in metrics if n.endswith("/gallery")):
+        for name in _directions(metrics):
             direction, size = name.split("/")[1].replace("_to_", " to "), f"{metrics[f'{name}/gallery']:,}"
+            forms = [about(f"{name}/{one}", known) for one in found]
             row, guessed = (
-                [formatted(f"{name}/{one}", metrics[f"{name}/{one}"]) for one in part] for part in (found, chance)
+                [form.written(metrics[f"{name}/{one}"]) for form, one in zip(forms, part, strict=True)]
+                for part in (found, chance)
             )
             result.add_row(direction, *row, size)
             result.add_row("  by chance", *guessed, style="dim")

@@ -5,9 +5,13 @@ from typing import Any
 
 import jax
 
+from mmjax.metric import Metric
+
 SumWeight = tuple[jax.Array, jax.Array]
 
 NEVER = -1e30  # log 0 that can be subtracted from itself without NaN
+# The share of decisions that are right: what a task decides is known from its name alone.
+ACCURACY = Metric("higher", percent=True, heading="")
 
 
 def along_example(turns: jax.Array, most: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:

@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from mmjax.losses.base import SumWeight
+from mmjax.losses.base import ACCURACY, SumWeight
 from mmjax.stream import Stream
+
+OF_CLASSES = {"accuracy": ACCURACY}
 
 
 def cross_entropy(

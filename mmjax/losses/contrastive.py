@@ -12,10 +12,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from mmjax.losses.base import NEVER, SumWeight
+from mmjax.losses.base import ACCURACY, NEVER, SumWeight
 from mmjax.stream import Stream
 
 Rule = Literal["sigmoid", "softmax"]
+OF_PAIRS = {"accuracy": ACCURACY}
 
 
 def contrastive(pairs: Stream, rule: Rule = "sigmoid", chunks: int = 8) -> dict[str, SumWeight]:

@@ -8,7 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.losses.base import NEVER, SumWeight, along_example
+from mmjax.metric import Metric
 from mmjax.stream import BLANK, Stream
+
+OF_CTC = {"infeasible": Metric("lower", percent=True, shown="never")}
 
 
 def ctc(logits: Stream, labels: Stream) -> dict[str, SumWeight]:

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.losses.base import SumWeight
+from mmjax.metric import Metric
 from mmjax.stream import Stream
 
 Difference = Literal["squared", "absolute", "huber"]
+OF_WAVEFORMS = {"si_sdr": Metric("higher", heading="SI-SDR in dB")}
 
 
 def regression(

@@ -6,8 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmjax.losses.base import NEVER, SumWeight
+from mmjax.losses.base import ACCURACY, NEVER, SumWeight
+from mmjax.metric import Metric
 from mmjax.stream import Factors, Stream
+
+OF_TOKENS = {"nll": Metric("lower", shown="never"), "accuracy": ACCURACY}
 
 
 def token_cross_entropy(

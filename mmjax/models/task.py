@@ -8,10 +8,13 @@ import jax
 import numpy as np
 
 from mmjax.errors import UserError, nearest
+from mmjax.metric import Metric
 from mmjax.models.roles import module_of
 from mmjax.stream import Batch, Stream
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # metric -> (sum, weight)
+# What each task gives: its loss, and the number of examples that its metrics are of.
+OF_EACH = {"loss": Metric("lower", shown="never"), "examples": Metric(shown="never")}
 
 
 class Encoded(NamedTuple):
@@ -87,7 +90,9 @@ class Task(nn.Module, kw_only=True):
       teaches: whether what it predicts can be a label of its own loss (`as_labels`).
       imitates: whether its loss in training compares outputs with those of a teacher (`imitate`).
       classes_per_token: whether its outputs are logits of classes for each token of an encoder, with a blank, as those of CTC.
-      metric_names: the metrics that `metrics` gives; `evaluation.best` may name them.
+      known_metrics: how each metric of `statistics` or `metrics` is shown, and which values are better, by name. A metric
+        that is not among them is shown as a number, and `evaluation.best` cannot name it.
+      loss_metrics: the same for what `loss` gives beside "loss".
       media: the encoders whose recordings or pictures are kept apart, since they stand at different places of a text.
     """
 
@@ -101,7 +106,8 @@ class Task(nn.Module, kw_only=True):
     positive: ClassVar[bool] = True
     whole_batch: ClassVar[bool] = False
     mixes: ClassVar[bool] = False
-    metric_names: ClassVar[tuple[str, ...]] = ()
+    known_metrics: ClassVar[Mapping[str, Metric]] = {}
+    loss_metrics: ClassVar[Mapping[str, Metric]] = {}
     classes_per_token: ClassVar[bool] = False
     media: ClassVar[tuple[str, ...]] = ()
     generates: ClassVar[bool] = False
@@ -286,7 +292,10 @@ class Task(nn.Module, kw_only=True):
         return {}
 
     def metrics(self, items: Sequence[Item]) -> dict[str, float]:
-        """Metrics by name, if `statistics` has none: simpler, but computed anew for each group and each resample."""
+        """Metrics by name, if `statistics` has none: simpler, but computed anew for each group and each resample.
+
+        `known_metrics` says how they are shown.
+        """
         return {}
 
     def signatures(self, items: Sequence[Item]) -> dict[str, str]:
@@ -321,6 +330,12 @@ class Task(nn.Module, kw_only=True):
     def lines(self, name: str, result: Mapping[str, Any]) -> list[str]:
         """The lines that `mmjax predict` prints; `result` has the values of `shown`."""
         return [f"{name}: {result[name]}"]
+
+
+def known_of(tasks: Mapping[str, Task]) -> dict[str, Metric]:
+    """What is known of the metrics of all tasks, by name: "TASK/METRIC"."""
+    known = {name: {**OF_EACH, **task.loss_metrics, **task.known_metrics} for name, task in tasks.items()}
+    return {f"{name}/{metric}": about for name, own in known.items() for metric, about in own.items()}
 
 
 def tables_of(tasks: Mapping[str, Task], facts: Facts) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from typing import Any
 
 from mmjax import charts, html
 from mmjax.errors import UserError
-from mmjax.evaluate.tables import FORMATS
-from mmjax.report.subject import Subject
+from mmjax.metric import Known, about
+from mmjax.report.subject import Subject, known
 from mmjax.train.ledger import KINDS, goodput
 
 STEPS = 30.0  # the ratio of the largest to the smallest loss from which its axis is logarithmic
@@ -74,7 +74,7 @@ def evaluations(subjects: Sequence[Subject]) -> str:
     names.sort(key=lambda name: (name.split("/")[0], name.endswith("/loss")))
     drawn = []
     for name in names:
-        unit, factor = unit_of(name)
+        unit, factor = unit_of(name, known(subjects))
         records = [record for s in subjects for record in s.records if record["kind"] == "eval" and name in record]
         measured, series = list(dict.fromkeys(record["subset"] for record in records)), Series()
         for subset in measured:
@@ -89,10 +89,10 @@ def _both(run: str, other: str, runs: int, others: int = 2) -> str:
     return f"{run}, {other}" if runs > 1 and others > 1 else run if runs > 1 else other
 
 
-def unit_of(name: str) -> tuple[str, float]:
+def unit_of(name: str, of: Known) -> tuple[str, float]:
     """The unit of a metric "TASK/METRIC" for people, and its factor."""
-    metric = name.rpartition("/")[2]
-    return ("%", 100) if FORMATS.get(metric) == "%" else (metric.replace("_", " "), 1)
+    found = about(name, of)
+    return "%" if found.percent else name.rpartition("/")[2].replace("_", " "), found.factor
 
 
 def _names(subjects: Sequence[Subject], kind: str) -> list[str]:
@@ -126,7 +126,7 @@ def _series(
 
 def _named(subjects: Sequence[Subject], name: str) -> str:
     """A chart of a number of the train step."""
-    unit, factor = UNITS.get(name) or unit_of(name)
+    unit, factor = UNITS.get(name) or unit_of(name, known(subjects))
     return _chart(name.replace("_", " "), unit, _series(subjects, name, "train", factor))
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from mmjax import charts, html
-from mmjax.evaluate.tables import FORMATS, HEADINGS, formatted, shown_metrics
+from mmjax.errors import UserError
+from mmjax.evaluate.tables import all_metrics, shown_metrics
 from mmjax.files import local, write_whole, writing
+from mmjax.metric import Known, about
 from mmjax.report import curves
 from mmjax.report.samples import samples
-from mmjax.report.subject import DEFAULT, Choice, Subject, chosen, common, open_subjects
+from mmjax.report.subject import DEFAULT, Choice, Subject, chosen, common, known, open_subjects
 from mmjax.telemetry import ADAPTERS
 from mmjax.train import guards
 from mmjax.train.report import changed_adapters, unchanged_adapters
@@ -30,6 +32,8 @@ def report(directories: Sequence[str | Path], out: str | Path, examples: int = 8
       UserError: a directory is no run directory, a run does not have what was chosen, or the page cannot be written.
     """
     path = local(out, "--out")
+    if not path.absolute().parent.is_dir():  # before the runs are measured
+        raise UserError(f"cannot write {path}: there is no folder {path.parent}")
     text = page(open_subjects(directories, choice), examples)
     with writing(out):
         write_whole(path, text)
@@ -72,36 +76,32 @@ def _summary(subjects: Sequence[Subject]) -> str:
     having = [subject for subject in subjects if subject.measured]
     if not having:
         return html.section("Metrics", body, "metrics")
-    found = {name: None for subject in having for name in subject.measured.metrics}
-    names = sorted((n for n in found if n.count("/") == 1 and n.split("/")[1] in FORMATS), key=_place)
+    found, of = [subject.measured.metrics for subject in having], known(having)
     lines = []
-    for name in names:
-        values = [formatted(name, s.measured.metrics.get(name), s.measured.intervals.get(name)) for s in having]
-        lines.append([html.escape(_title(name)), *map(html.escape, values)])
+    for name in all_metrics(found, of):
+        form = about(name, of)
+        values = [form.written(s.measured.metrics.get(name), s.measured.intervals.get(name)) for s in having]
+        lines.append([html.escape(_title(name, of)), *map(html.escape, values)])
     body += "<p>With 95 % intervals (percentile bootstrap over examples).</p>"
     body += html.table(["metric", *(subject.name for subject in having)], lines)
     if len(having) > 1:
-        body += html.figures([_bars(having, name) for name in shown_metrics([s.measured.metrics for s in having])])
+        body += html.figures([_bars(having, name) for name in shown_metrics(found, of)])
     return html.section("Metrics", body, "metrics")
 
 
-def _title(name: str) -> str:
-    task, metric = name.split("/")
-    return f"{task} {HEADINGS.get(metric) or metric}"
-
-
-def _place(name: str) -> tuple[str, int]:
-    task, metric = name.split("/")
-    return task, list(FORMATS).index(metric)
+def _title(name: str, of: Known) -> str:
+    task, _, metric = name.partition("/")
+    return f"{task} {about(name, of).heading or metric}"
 
 
 def _bars(subjects: Sequence[Subject], name: str) -> str:
     """A metric of all runs with its intervals."""
-    unit, factor = curves.unit_of(name)
+    of = known(subjects)
+    unit, factor = curves.unit_of(name, of)
     having = {subject.name: subject.measured for subject in subjects if name in subject.measured.metrics}
     values = {run: factor * measured.metrics[name] for run, measured in having.items()}
     ends = {run: tuple(factor * x for x in m.intervals[name]) for run, m in having.items() if name in m.intervals}
-    return charts.bar_chart(values, unit, _title(name), intervals=ends, coloured=True)
+    return charts.bar_chart(values, unit, _title(name, of), intervals=ends, coloured=True)
 
 
 def _changes(subject: Subject, several: bool) -> str:

@@ -15,10 +15,13 @@ from mmjax.errors import UserError
 from mmjax.evaluate.attention import Looks, Watcher
 from mmjax.evaluate.subsets import canonical
 from mmjax.measuring import Evaluation
+from mmjax.metric import Metric
+from mmjax.models.task import known_of
 from mmjax.run import Run
 from mmjax.telemetry import read_metrics
 from mmjax.train.best import read_record
 from mmjax.train.build import build_layout
+from mmjax.train.checkpoint import check_run
 from mmjax.train.directory import Which
 from mmjax.train.experiment import Experiment, load
 from mmjax.train.mirror import run_at
@@ -179,21 +182,28 @@ def open_subjects(directories: Sequence[str | Path], choice: Choice = DEFAULT) -
     paths = [run_at(directory, choice.step if choice.step != "best" else "all") for directory in directories]
     names = [path.absolute().name for path in paths]
     unique = len(set(names)) == len(names)
-    return [_open(path, name if unique else str(path), choice) for path, name in zip(paths, names, strict=True)]
+    # All are read before the first is measured, which takes long.
+    subjects = [_read(path, name if unique else str(path)) for path, name in zip(paths, names, strict=True)]
+    for subject in subjects:
+        try:
+            subject.measured = Measured(subject.directory, choice)
+        except UserError as error:  # it has no checkpoint yet, or its data is elsewhere
+            if choice != DEFAULT:
+                raise
+            subject.problem = str(error)
+    return subjects
 
 
-def _open(path: Path, name: str, choice: Choice) -> Subject:
-    if not (path / "config.json").is_file():
-        raise UserError(f"{path} is not a run directory: it has no config.json")
+def _read(path: Path, name: str) -> Subject:
+    """A run that is not measured yet."""
+    check_run(path)
     metrics = path / "metrics.jsonl"
-    subject = Subject(name, path, load(path / "config.json"), read_metrics(metrics) if metrics.is_file() else [])
-    try:
-        subject.measured = Measured(path, choice)
-    except UserError as error:  # it has no checkpoint yet, or its data is elsewhere
-        if choice != DEFAULT:
-            raise
-        subject.problem = str(error)
-    return subject
+    return Subject(name, path, load(path / "config.json"), read_metrics(metrics) if metrics.is_file() else [])
+
+
+def known(subjects: Sequence[Subject]) -> dict[str, Metric]:
+    """What is known of the metrics of all runs, by name: "TASK/METRIC"."""
+    return {name: about for subject in subjects for name, about in known_of(subject.config.model.tasks).items()}
 
 
 def common(subjects: Sequence[Subject]) -> list[list[Subject]]:

@@ -9,11 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from mmjax.charts import bar_chart, stacked
-from mmjax.evaluate.tables import FORMATS, MAIN
+from mmjax.evaluate.tables import shown_metrics
 from mmjax.files import json_line, write_whole
+from mmjax.metric import Metric, about
+from mmjax.models.task import known_of
 from mmjax.sweep.grid import Trial
 from mmjax.sweep.trials import Outcome
-from mmjax.train.best import lower_is_better
 
 CHARTS = 6  # of the plot, at most
 
@@ -24,12 +25,14 @@ class Row(NamedTuple):
     Attributes:
       subset, metric: such as "speech+image" and "transcript/wer"; point: the values of the grid's keys.
       values: by the name of the run.
+      about: what is known of the metric; None: it is that of a group of examples.
     """
 
     subset: str
     metric: str
     point: Mapping[str, str]
     values: Mapping[str, float]
+    about: Metric | None = Metric()
 
     @property
     def mean(self) -> float:
@@ -45,9 +48,11 @@ def collected(trials: Sequence[Trial], outcomes: Mapping[str, Outcome]) -> list[
     """A row for each metric and point, in the order of the metrics; of failed runs there are no values."""
     found: dict[tuple[str, str, tuple], Row] = {}
     for trial in trials:
+        known = known_of(trial.config.model.tasks)
         for subset, metrics in outcomes[trial.name].metrics.items():
             for metric, value in metrics.items():
-                row = Row(subset, metric, trial.point, {})
+                whole = metric in known or metric.count("/") == 1
+                row = Row(subset, metric, trial.point, {}, about(metric, known) if whole else None)
                 found.setdefault((subset, metric, tuple(trial.point.items())), row).values[trial.name] = value
     heads = list(dict.fromkeys(key[:2] for key in found))
     return sorted(found.values(), key=lambda row: heads.index((row.subset, row.metric)))
@@ -55,9 +60,9 @@ def collected(trials: Sequence[Trial], outcomes: Mapping[str, Outcome]) -> list[
 
 def shown(rows: Sequence[Row]) -> list[Row]:
     """The rows of the usual metrics; of the losses if there are no others."""
-    named = [row for row in rows if row.metric.count("/") == 1]
-    usual = [row for row in named if row.metric.split("/")[1] in MAIN]
-    return usual or [row for row in named if row.metric.endswith("/loss")]
+    known = {row.metric: row.about for row in rows if row.about is not None}
+    names = shown_metrics([known], known) or [name for name in known if name.endswith("/loss")]
+    return [row for row in rows if row.metric in names]
 
 
 def table(rows: Sequence[Row], title: str) -> Table:
@@ -70,8 +75,9 @@ def table(rows: Sequence[Row], title: str) -> Table:
     heads = [(row.subset, row.metric) for row in rows]
     for number, (head, row) in enumerate(zip(heads, rows, strict=True)):
         means = [other.mean for other, of in zip(rows, heads, strict=True) if of == head]
-        best = len(means) > 1 and row.mean == (min if lower_is_better(row.metric) else max)(means)
-        written = _written(row.metric, row.mean, row.deviation)
+        choose = {"lower": min, "higher": max}.get(row.about.better)
+        best = choose is not None and len(means) > 1 and row.mean == choose(means)
+        written = _written(row)
         result.add_row(
             f"{row.subset}: {row.metric}" if head not in heads[:number] else "",
             *row.point.values(),
@@ -82,18 +88,19 @@ def table(rows: Sequence[Row], title: str) -> Table:
     return result
 
 
-def _written(metric: str, value: float, deviation: float | None) -> str:
-    percent = FORMATS.get(metric.split("/")[1]) == "%"
-    numbers = [value] if deviation is None else [value, deviation]
-    return " ± ".join(f"{100 * x:.2f}" if percent else f"{x:.4g}" for x in numbers) + " %" * percent
+def _written(row: Row) -> str:
+    numbers = [row.mean] if row.deviation is None else [row.mean, row.deviation]
+    return " ± ".join(row.about.written(x).removesuffix(" %") for x in numbers) + " %" * row.about.percent
 
 
 def write(rows: Sequence[Row], outcomes: Mapping[str, Outcome], folder: Path) -> dict[str, Any]:
     """Writes `results.json` and `results.tsv`, with all metrics; returns what is in the first."""
     found = [
         {
-            **row._asdict(),
+            "subset": row.subset,
+            "metric": row.metric,
             "point": dict(row.point),
+            "values": row.values,
             "mean": row.mean,
             "deviation": row.deviation,
             "runs": len(row.values),
@@ -117,9 +124,9 @@ def plot(rows: Sequence[Row]) -> str:
     """An SVG with a chart for each shown metric: a bar for the mean at each point, with its standard deviation."""
     charts = []
     for subset, metric in list(dict.fromkeys((row.subset, row.metric) for row in rows))[:CHARTS]:
-        percent = FORMATS.get(metric.split("/")[1]) == "%"
-        factor, bars, intervals = 100.0 if percent else 1.0, {}, {}
-        for row in (row for row in rows if (row.subset, row.metric) == (subset, metric)):
+        own = [row for row in rows if (row.subset, row.metric) == (subset, metric)]
+        percent, factor, bars, intervals = own[0].about.percent, own[0].about.factor, {}, {}
+        for row in own:
             name = ", ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in row.point.items()) or "mean"
             if not row.point:
                 bars |= {run: factor * value for run, value in row.values.items()}

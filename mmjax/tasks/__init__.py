@@ -1,5 +1,6 @@
 """Tasks: what a model is trained for. One file per task, with its head, labels, loss, decoding and metrics."""
 
+from mmjax.metric import Metric
 from mmjax.models.task import Encoded, Facts, Item, Output, Task
 from mmjax.tasks.best_rq import BestRQ
 from mmjax.tasks.causal_lm import CausalLM

@@ -8,7 +8,7 @@ import numpy as np
 from flax import linen as nn
 
 from mmjax.errors import UserError
-from mmjax.losses import token_cross_entropy
+from mmjax.losses import OF_TOKENS, token_cross_entropy
 from mmjax.models.layers import dense
 from mmjax.models.masking import check_hiding, normal, uniform
 from mmjax.models.segments import EXACT
@@ -32,6 +32,7 @@ class BestRQ(Task, kw_only=True):
     seed: int = 0  # of projection and codes
 
     hides = "frames"
+    loss_metrics = OF_TOKENS
 
     def check(self, path: str, config: Any) -> None:
         super().check(path, config)

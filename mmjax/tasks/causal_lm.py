@@ -10,7 +10,8 @@ import numpy as np
 
 from mmjax.decode import Greedy, Hypotheses, Written, hypotheses
 from mmjax.errors import UserError
-from mmjax.losses import token_cross_entropy
+from mmjax.losses import OF_TOKENS, token_cross_entropy
+from mmjax.metric import Metric
 from mmjax.models.decoder import Cache, TextDecoder
 from mmjax.models.media import TEXT_ALONE, MediaFusion, PackedConversations, before
 from mmjax.models.remat import rematerialised_whole
@@ -19,7 +20,7 @@ from mmjax.models.task import Encoded, Facts, Item, Output, Sums, Task
 from mmjax.stream import Stream
 from mmjax.tasks.metrics import Statistic
 from mmjax.tasks.text import TextTask, check_vocabulary, shown_texts, texts
-from mmjax.tasks.text_metrics import OF_REPLIES, check_measures, signatures, text_metrics
+from mmjax.tasks.text_metrics import OF_REPLIES, check_measures, known_of_texts, signatures, text_metrics
 
 
 class WritingState(NamedTuple):
@@ -69,10 +70,11 @@ class CausalLM(Task, kw_only=True):
 
     labelled = False
     generates = True
+    loss_metrics = OF_TOKENS
 
     @property
-    def metric_names(self) -> tuple[str, ...]:
-        return self.measures
+    def known_metrics(self) -> dict[str, Metric]:
+        return known_of_texts(self.measures)
 
     @property
     def measured(self) -> bool:

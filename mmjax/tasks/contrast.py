@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.errors import UserError, nearest
-from mmjax.losses import contrastive
+from mmjax.losses import OF_PAIRS, contrastive
 from mmjax.losses.contrastive import Rule
+from mmjax.metric import Metric
 from mmjax.models.layers import dense
 from mmjax.models.pooling import Pool
 from mmjax.models.roles import parameter
@@ -21,7 +22,7 @@ from mmjax.models.segments import having, mean
 from mmjax.models.task import Encoded, Facts, Item, Output, Sums, Task
 from mmjax.stream import Stream
 from mmjax.tasks.metrics import Statistic
-from mmjax.tasks.retrieval import RANKS, recalls
+from mmjax.tasks.retrieval import OF_RANKS, recalls
 
 
 class Contrast(Task, kw_only=True):
@@ -45,13 +46,13 @@ class Contrast(Task, kw_only=True):
     labelled = False
     grouped = False
     whole_batch = True
+    loss_metrics = OF_PAIRS
     sources = property(lambda self: self.between)
 
     @property
-    def metric_names(self) -> tuple[str, ...]:
+    def known_metrics(self) -> dict[str, Metric]:
         a, b = self.between
-        found = (*(f"recall@{k}" for k in RANKS), "median_rank")
-        return tuple(f"{direction}/{one}" for direction in (f"{a}_to_{b}", f"{b}_to_{a}") for one in found)
+        return {f"{way}/{one}": about for way in (f"{a}_to_{b}", f"{b}_to_{a}") for one, about in OF_RANKS.items()}
 
     def check(self, path: str, config: Any) -> None:
         encoders = set(config.model.encoders)

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from mmjax.decode import BestPath, CTCDecoding, forced_alignment
 from mmjax.errors import UserError
-from mmjax.losses import ctc
+from mmjax.losses import OF_CTC, ctc
 from mmjax.models.layers import dense
 from mmjax.models.masking import without
 from mmjax.models.task import Encoded, Output, Sums
@@ -28,6 +28,7 @@ class CTC(WithBlank, kw_only=True):
     decoding: CTCDecoding = BestPath()  # how texts are found
 
     aligns = True
+    loss_metrics = OF_CTC
     classes_per_token = True
     teaches = True
 

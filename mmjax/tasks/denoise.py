@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.errors import UserError
-from mmjax.losses import si_sdr
+from mmjax.losses import OF_WAVEFORMS, si_sdr
 from mmjax.models.augmentation import AddNoise, SpeechAugmentation
 from mmjax.models.augmentation.blocks import from_spectra, short_time_spectra
 from mmjax.models.layers import dense
@@ -32,6 +32,7 @@ class Denoise(Task, kw_only=True):
     hides = "input"
     measured = False
     positive = False
+    loss_metrics = OF_WAVEFORMS
 
     def check(self, path: str, config: Any) -> None:
         super().check(path, config)

@@ -9,7 +9,8 @@ import numpy as np
 from flax import linen as nn
 
 from mmjax.errors import UserError
-from mmjax.losses import token_cross_entropy, token_nll
+from mmjax.losses import OF_TOKENS, token_cross_entropy, token_nll
+from mmjax.metric import Metric
 from mmjax.models.adapters import as_array
 from mmjax.models.blocks import BlockStyle
 from mmjax.models.masking import check_hiding, uniform
@@ -32,6 +33,7 @@ class LMHead(Task, kw_only=True):
     chunk: int = 8192  # number of columns of the vocabulary that are computed at a time
 
     kind = "task"
+    loss_metrics = OF_TOKENS
 
     def resolved(self, facts: Facts) -> Task:
         return self if self.outputs or facts.tokenizer is None else self.clone(outputs=len(facts.tokenizer))
@@ -74,7 +76,10 @@ class LanguageModel(LMHead, kw_only=True):
     separate). Perplexities per word of models with different tokenizers can be compared.
     """
 
-    metric_names = ("perplexity", "word_perplexity")
+    known_metrics = {
+        "perplexity": Metric("lower"),
+        "word_perplexity": Metric("lower", heading="per word", shown="with few"),
+    }
 
     def check(self, path: str, config: Any) -> None:
         super().check(path, config)

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from mmjax.errors import UserError, nearest
+from mmjax.losses import OF_CLASSES, OF_CTC
 from mmjax.models.segments import belongs
 from mmjax.models.task import Encoded, Output, Sums, Task
 
@@ -25,6 +26,7 @@ class MeanTeacher(Task, kw_only=True):
     measured = False
     grouped = False
     imitates = True
+    loss_metrics = OF_CLASSES | OF_CTC  # as those of the tasks that it may imitate
     sources = ()
 
     def check(self, path: str, config: Any) -> None:

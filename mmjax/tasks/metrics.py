@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmjax.losses import ACCURACY
+from mmjax.metric import Metric
+
 # Counts [R, n] of n examples -> [R] values; NaN where the metric is not defined. A plain number does not depend on the counts.
 Statistic = Callable[[np.ndarray], np.ndarray] | float
 
@@ -110,6 +113,17 @@ class CalibrationError(NamedTuple):
         return _divided(np.abs(counts @ self.gaps).sum(-1), counts @ self.decisions)
 
 
+MACRO_F1 = Metric("higher", percent=True, heading="F1", shown="with few")
+AUROC = Metric("higher", heading="AUROC", shown="with few")
+OF_CLASSES = {  # of `classification`
+    "accuracy": ACCURACY,
+    "uar": Metric("higher", percent=True, heading="UAR", shown="with few"),
+    "macro_f1": MACRO_F1,
+    "auroc": AUROC,
+}
+OF_LABELS = {"accuracy": ACCURACY, "macro_f1": MACRO_F1, "auroc": AUROC}  # of `multi_label`
+
+
 def classification(truths: np.ndarray, scores: np.ndarray) -> dict[str, Statistic]:
     """Metrics of a classifier that chooses one class.
 
@@ -202,6 +216,14 @@ def _sorted(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The order of values [n], and where in it each different value begins."""
     order = np.argsort(values, kind="stable")
     return order, np.flatnonzero(np.append(True, np.diff(values[order]) != 0))
+
+
+OF_NUMBERS = {  # of `regression`
+    "mae": Metric("lower", heading="MAE"),
+    "rmse": Metric("lower", heading="RMSE", shown="with few"),
+    "pearson": Metric("higher"),
+    "spearman": Metric("higher", shown="with few"),
+}
 
 
 def regression(truths: np.ndarray, predictions: np.ndarray) -> dict[str, Statistic]:

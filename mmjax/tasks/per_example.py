@@ -9,7 +9,7 @@ import numpy as np
 from flax import linen as nn
 
 from mmjax.errors import UserError
-from mmjax.losses import cross_entropy, regression, sigmoid_cross_entropy
+from mmjax.losses import OF_CLASSES, cross_entropy, regression, sigmoid_cross_entropy
 from mmjax.losses.regression import Difference
 from mmjax.models.blocks import BlockStyle
 from mmjax.models.layers import dense
@@ -98,7 +98,8 @@ class Classify(PerExample, kw_only=True):
     gamma: float = 0.0  # exponent of the focal loss (Lin et al. 2017); 0 is plain cross-entropy
 
     mixes = True
-    metric_names = ("accuracy", "macro_f1", "uar", "auroc")
+    known_metrics = metrics.OF_CLASSES
+    loss_metrics = OF_CLASSES
 
     def loss(self, output: Output) -> Sums:
         return cross_entropy(*output, self.label_smoothing, self.gamma)
@@ -143,7 +144,8 @@ class MultiLabel(PerExample, kw_only=True):
     gamma: float = 0.0  # exponent of the focal loss (Lin et al. 2017); 0 is plain cross-entropy
 
     label_kind = "classes"
-    metric_names = ("accuracy", "macro_f1", "auroc")
+    known_metrics = metrics.OF_LABELS
+    loss_metrics = OF_CLASSES
 
     def loss(self, output: Output) -> Sums:
         return sigmoid_cross_entropy(*output, self.gamma)
@@ -175,7 +177,7 @@ class Regress(PerExample, kw_only=True):
     delta: float = 1.0  # in the unit of the labels: where the Huber loss becomes a straight line
 
     label_kind = "numbers"
-    metric_names = ("mae", "rmse", "pearson", "spearman")
+    known_metrics = metrics.OF_NUMBERS
 
     def loss(self, output: Output) -> Sums:
         return regression(*output, self.difference, self.delta)

@@ -7,9 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mmjax.metric import Metric
 from mmjax.tasks.metrics import Ratio, Statistic
 
 RANKS = (1, 5, 10)
+OF_RANKS = {f"recall@{k}": Metric("higher", percent=True, shown="always" if k == 1 else "with few") for k in RANKS}
+OF_RANKS |= {"median_rank": Metric("lower", shown="with few")}
 AT_ONCE = 1024  # queries whose scores are in memory together
 
 

@@ -9,12 +9,22 @@ import numpy as np
 from mmjax.data.labels import SPOKEN, Alternatives, alternatives
 from mmjax.decode import Hypotheses, Written, hypotheses, word_spans
 from mmjax.errors import UserError
+from mmjax.metric import Metric
 from mmjax.models.task import Facts, Item, Task
 from mmjax.models.texts import to_classes, to_ids
 from mmjax.stream import Stream
 from mmjax.tasks.confusions import confused_words, word_edits
 from mmjax.tasks.metrics import CalibrationError, Statistic, calibration_gaps, words_right
-from mmjax.tasks.text_metrics import ERROR_RATES, OF_SEVERAL, check_measures, signatures, text_metrics
+from mmjax.tasks.text_metrics import (
+    ERROR_RATES,
+    METRICS,
+    check_measures,
+    known_of_texts,
+    signatures,
+    text_metrics,
+)
+
+CALIBRATION_ERROR = Metric("lower", percent=True, heading="ECE", shown="with few")  # of `calibration`
 
 
 class TextTask(Task, kw_only=True):
@@ -26,8 +36,8 @@ class TextTask(Task, kw_only=True):
     longest: ClassVar[int | None] = None  # the largest number of tokens of a text; None: any
 
     @property
-    def metric_names(self) -> tuple[str, ...]:
-        return (*self.measures, "ece")
+    def known_metrics(self) -> dict[str, Metric]:
+        return {**known_of_texts(self.measures), "ece": CALIBRATION_ERROR}
 
     def labels(self) -> dict[str, str]:
         return {self.label: "text"}
@@ -50,7 +60,7 @@ class TextTask(Task, kw_only=True):
 
     def truth(self, tokens: np.ndarray, facts: Facts, example: Callable[[], Any]) -> str:
         """The text of the label, with its alternatives. Characters that the tokenizer does not know are as in the data."""
-        tokenizer, one = facts.tokenizer, not any(name in OF_SEVERAL for name in self.measures)
+        tokenizer, one = facts.tokenizer, not any(METRICS[name].several for name in self.measures)
         if one and tokenizer.unknown not in tokens and tokenizer.zero != "unknown":
             return tokenizer.decode(tokens)
         text = self._stated(example())

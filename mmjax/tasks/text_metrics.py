@@ -9,18 +9,18 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mmjax.data.labels import alternatives
 from mmjax.errors import UserError, nearest
+from mmjax.metric import Metric
 from mmjax.tasks.metrics import Ratio, Statistic, mean
 from mmjax.tasks.vqa import vqa_accuracy
 
 ERROR_RATES = ("cer", "wer")
 OF_REPLIES = ("exact_match", "f1", "bleu", "chrf", "cider", "cer", "wer")
-OF_SEVERAL = ("exact_match", "f1", "bleu", "chrf", "cider", "vqa_accuracy")  # they use all references of an example
 
 
 def text_metrics(
@@ -28,8 +28,8 @@ def text_metrics(
 ) -> dict[str, Statistic]:
     """The metrics `names` of hypotheses, each with its reference; a metric that is not defined for them is left out.
 
-    A reference may be several texts (`mmjax.data.labels.Alternatives`), which the metrics in `OF_SEVERAL` use; the others see the
-    one that is learned.
+    A reference may be several texts (`mmjax.data.labels.Alternatives`), which some metrics use (`TextMetric.several`); the
+    others see the one that is learned.
 
     - "cer", "wer": character and word error rate, all edits over all units of the references (jiwer), of the texts as they
       are; "cer_basic", "wer_basic": of their `basic` forms.
@@ -41,8 +41,13 @@ def text_metrics(
     - "rouge1", "rouge2", "rougeL": the mean F1 of words, of pairs of words, and of the longest common subsequence of words
       (Lin 2004, "ROUGE"), for summaries. They are 0 to 1, without stemming, as those of Google's rouge_score.
     """
-    found = {name: METRICS[name](references, hypotheses) for name in names} if references else {}
+    found = {name: METRICS[name].statistic(references, hypotheses) for name in names} if references else {}
     return {name: statistic for name, statistic in found.items() if statistic is not None}
+
+
+def known_of_texts(names: Sequence[str]) -> dict[str, Metric]:
+    """What is known of the metrics `names`."""
+    return {name: METRICS[name].known for name in names}
 
 
 def check_measures(path: str, names: Sequence[str]) -> None:
@@ -93,7 +98,8 @@ def signatures(names: Sequence[str], references: Sequence[str]) -> dict[str, str
     They are "bleu" and "chrf" (sacrebleu's signature), and those of normalised texts. Without references there is nothing
     to say.
     """
-    return {name: SIGNATURES[name](references) for name in names if name in SIGNATURES and references}
+    signed = {name: METRICS[name].signature for name in names if references}
+    return {name: signature(references) for name, signature in signed.items() if signature is not None}
 
 
 def _of_sacrebleu(references: Sequence[str], kind: str) -> str:
@@ -237,24 +243,56 @@ def _word_f1(reference: list[str], hypothesis: list[str]) -> float:
     return 2 * common / (len(reference) + len(hypothesis))
 
 
-METRICS: dict[str, Callable[[list[str], list[str]], Statistic | None]] = {
-    "cer": _character_errors,
-    "wer": _word_errors,
-    "exact_match": _exact_match,
-    "f1": _mean_f1,
-    "bleu": _bleu,
-    "chrf": _chrf,
-    "cider": _mean_cider,
-    "vqa_accuracy": _mean_vqa_accuracy,
-    "cer_basic": _of_basic(_character_errors),
-    "wer_basic": _of_basic(_word_errors),
-    "rouge1": partial(_mean_rouge, n=1),
-    "rouge2": partial(_mean_rouge, n=2),
-    "rougeL": partial(_mean_rouge, n=None),
-}
-SIGNATURES: dict[str, Callable[[Sequence[str]], str]] = {
-    "bleu": partial(_of_sacrebleu, kind="BLEU"),
-    "chrf": partial(_of_sacrebleu, kind="CHRF"),
-    "cer_basic": _of_normaliser,
-    "wer_basic": _of_normaliser,
+class TextMetric(NamedTuple):
+    """A metric of texts.
+
+    Attributes:
+      known: how it is shown.
+      statistic: of references and hypotheses; None if it is not defined for them.
+      several: whether it uses all references of an example (`mmjax.data.labels.Alternatives`).
+      signature: says of the references how the metric is computed; None: its name says it.
+    """
+
+    known: Metric
+    statistic: Callable[[list[str], list[str]], Statistic | None]
+    several: bool = False
+    signature: Callable[[Sequence[str]], str] | None = None
+
+
+METRICS = {
+    "cer": TextMetric(Metric("lower", percent=True, heading="CER"), _character_errors),
+    "wer": TextMetric(Metric("lower", percent=True, heading="WER"), _word_errors),
+    "exact_match": TextMetric(Metric("higher", percent=True, heading="exact"), _exact_match, several=True),
+    "f1": TextMetric(Metric("higher", percent=True, heading="F1", shown="with few"), _mean_f1, several=True),
+    "bleu": TextMetric(
+        Metric("higher", heading="BLEU", shown="with few"),
+        _bleu,
+        several=True,
+        signature=partial(_of_sacrebleu, kind="BLEU"),
+    ),
+    "chrf": TextMetric(
+        Metric("higher", heading="chrF", shown="with few"),
+        _chrf,
+        several=True,
+        signature=partial(_of_sacrebleu, kind="CHRF"),
+    ),
+    "cider": TextMetric(Metric("higher", heading="CIDEr", shown="with few"), _mean_cider, several=True),
+    "vqa_accuracy": TextMetric(Metric("higher", percent=True, heading="VQA"), _mean_vqa_accuracy, several=True),
+    "cer_basic": TextMetric(
+        Metric("lower", percent=True, heading="CER (basic)", shown="with few"),
+        _of_basic(_character_errors),
+        signature=_of_normaliser,
+    ),
+    "wer_basic": TextMetric(
+        Metric("lower", percent=True, heading="WER (basic)"), _of_basic(_word_errors), signature=_of_normaliser
+    ),
+    "rouge1": TextMetric(
+        Metric("higher", percent=True, heading="ROUGE-1", shown="with few"), partial(_mean_rouge, n=1)
+    ),
+    "rouge2": TextMetric(
+        Metric("higher", percent=True, heading="ROUGE-2", shown="with few"), partial(_mean_rouge, n=2)
+    ),
+    "rougeL": TextMetric(
+        Metric("higher", percent=True, heading="ROUGE-L", shown="with few"), partial(_mean_rouge, n=None)
+    ),
 }

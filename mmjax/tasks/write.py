@@ -11,7 +11,7 @@ import numpy as np
 
 from mmjax.decode import CTCPrefixes, Greedy, Spans, TextDecoding, attention_weights, warped
 from mmjax.errors import UserError, nearest
-from mmjax.losses import token_cross_entropy
+from mmjax.losses import OF_TOKENS, token_cross_entropy
 from mmjax.models.decoder import CROSS_ATTENTION, Cache, TextDecoder
 from mmjax.models.fusion.base import Common
 from mmjax.models.remat import rematerialised_whole
@@ -48,6 +48,7 @@ class Write(TextTask, Common, kw_only=True):
     dtype: Any = setting(jnp.float32)
 
     aligns = True
+    loss_metrics = OF_TOKENS
     outputs_key = "decoder.vocabulary"
     vocabulary = property(lambda self: self.decoder.vocabulary)
     width = property(lambda self: self.decoder.width)

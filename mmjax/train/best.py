@@ -4,15 +4,15 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 
 from mmjax import progress
 from mmjax.errors import UserError, nearest
 from mmjax.evaluate.subsets import canonical
-from mmjax.evaluate.tables import LOWER_IS_BETTER
 from mmjax.files import json_line, write_whole, writing
+from mmjax.metric import Known, about
 from mmjax.parallel.agreement import from_lead, together
 from mmjax.train.experiment import Evaluation
 from mmjax.tree import read_json
@@ -20,30 +20,32 @@ from mmjax.tree import read_json
 RECORD = "best.json"  # in the run directory
 
 
-def lower_is_better(metric: str) -> bool:
-    """Whether smaller values of a metric ("transcript/wer", "transcript/wer/language/fr") are better."""
-    return not LOWER_IS_BETTER.isdisjoint(metric.split("/")[1:])
-
-
 class Goal(NamedTuple):
-    """A metric of a subset of modalities; it is written "speech+image: transcript/wer"."""
+    """A metric of a subset of modalities; it is written "speech+image: transcript/wer".
+
+    Attributes:
+      better: which of its values are better.
+    """
 
     subset: str
     metric: str
+    better: Literal["lower", "higher"]
 
     def __str__(self) -> str:
         return f"{self.subset}: {self.metric}"
 
 
-def goal_of(named: str, given: Mapping[str, Sequence[str]]) -> Goal:
+def goal_of(named: str, given: Mapping[str, Sequence[str]], known: Known) -> Goal:
     """The goal that `evaluation.best` names.
 
     Args:
       named: "SUBSET: TASK/METRIC"; or "TASK/METRIC", of the first subset that gives this metric.
       given: the names of the metrics that an evaluation gives, by subset.
+      known: of the metrics.
 
     Raises:
-      UserError: no evaluation gives the metric; the message names the nearest one.
+      UserError: no evaluation gives the metric, and the message names the nearest one; or its task does not say which of
+        its values are better.
     """
     subset, colon, metric = (part.strip() for part in named.partition(":"))
     if not colon or "/" in subset:  # the names of groups may have colons
@@ -53,10 +55,19 @@ def goal_of(named: str, given: Mapping[str, Sequence[str]]) -> Goal:
     among = {canonical(subset): given[canonical(subset)]} if subset else given
     for one, names in among.items():
         if metric in names:
-            return Goal(one, metric)
-    known = list(dict.fromkeys(name for names in among.values() for name in names))
+            if (better := about(metric, known).better) is None:
+                task, _, own = metric.partition("/")
+                raise UserError(
+                    f"evaluation.best: the task '{task}' does not say whether lower or higher values of '{own}' are better; "
+                    f'write `known_metrics = {{"{own}": Metric("lower")}}` (or "higher") in its class'
+                )
+            return Goal(one, metric, better)
+    names = list(dict.fromkeys(name for names in among.values() for name in names))
     where = f" from {subset}" if subset else ""
-    hint = nearest(metric, known) if known else "; the tasks of this config measure nothing"
+    hint = nearest(metric, names) if names else "; the tasks of this config measure nothing"
+    task = metric.partition("/")[0]
+    if [name for name in names if name.startswith(f"{task}/")] == [f"{task}/loss"]:
+        hint += f" If the task '{task}' gives it, write it into `known_metrics` of its class"
     raise UserError(f"evaluation.best: '{metric}' is not measured{where}{hint}")
 
 
@@ -91,7 +102,7 @@ class Best:
         return self._best(self._values)
 
     def _best(self, values: Mapping[int, float]) -> int | None:
-        sign = 1 if lower_is_better(self.goal.metric) else -1
+        sign = 1 if self.goal.better == "lower" else -1
         known = [(sign * value, step) for step, value in values.items() if not math.isnan(value)]
         return min(known)[1] if known else None
 

@@ -355,11 +355,18 @@ def _reader() -> ocp.Checkpointer:
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
+def check_run(run: Path) -> None:
+    """Checks that a directory is that of a run; raises UserError."""
+    if not (run / "config.json").is_file():
+        why = "it has no config.json" if run.exists() else "there is no such file or directory"
+        old = "; it was imported by an earlier version of mmjax: import the model again"
+        raise UserError(f"{run} is not a run directory: {why}{old if (run / 'part.json').is_file() else ''}")
+
+
 def describe_run(directory: str | Path) -> list[dict[str, Any]]:
     """The checkpoints of a run directory, as `Checkpoints.describe` gives them; and for each, "best": whether it is the best one."""
     run = run_at(directory, "all")
-    if not (run / "config.json").is_file():
-        raise UserError(f"{directory} is not a run directory: it has no config.json")
+    check_run(run)
     best = read_record(run).get("best")
     return [{**one, "best": one["step"] == best} for one in Checkpoints(run).describe()]
 

@@ -28,7 +28,7 @@ from mmjax.files import json_line, write_whole
 from mmjax.parallel.agreement import from_lead, together
 from mmjax.telemetry import read_metrics
 from mmjax.train.best import best_step
-from mmjax.train.checkpoint import FOLDER, NEWEST, Checkpoints
+from mmjax.train.checkpoint import FOLDER, NEWEST, Checkpoints, check_run
 from mmjax.train.checksums import Damaged
 from mmjax.train.experiment import Experiment, load, to_json
 from mmjax.train.mirror import check_ours
@@ -166,11 +166,7 @@ def read_run(run: Path, which: Which = "newest") -> tuple[Experiment, int, dict[
     Raises:
       UserError: the directory is no run directory, or has no such checkpoint that can be read.
     """
-    if not (run / "config.json").is_file():
-        old = "; it was imported by an earlier version of mmjax: import the model again"
-        raise UserError(
-            f"{run} is not a run directory: it has no config.json{old if (run / 'part.json').is_file() else ''}"
-        )
+    check_run(run)
     check_ours(run)
     config, checkpoints = load(run / "config.json"), Checkpoints(run)
     if (run / UNTRAINED).is_file():

@@ -8,6 +8,7 @@ from mmjax.evaluate.evaluation import Evaluator
 from mmjax.evaluate.measures import Measures
 from mmjax.evaluate.subsets import canonical
 from mmjax.evaluate.tables import table
+from mmjax.models.task import known_of
 from mmjax.train.best import Best
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.experiment import Experiment
@@ -38,7 +39,8 @@ class Evaluations:
         stop: StopSignal,
     ):
         self._steps, self._settings, self._subsets = config.steps, config.evaluation, config.measured
-        self._evaluator, self.best, self._checkpoints, self._records = evaluator, best, checkpoints, records
+        self._evaluator, self._known = evaluator, known_of(config.model.tasks)
+        self.best, self._checkpoints, self._records = best, checkpoints, records
         self._watch, self._stop = watch, stop
         shows = evaluator is not None and records.lead and config.log.tensorboard
         self._samples = Samples(records.writer, evaluator.source) if shows else None
@@ -79,7 +81,8 @@ class Evaluations:
             if self._samples is not None:
                 with self._records.ledger.spent("evaluation"), self._stop.on_error():
                     self._samples.show(step, next(iter(found.values())))
-            progress.console.print(table(results, f"{self._settings.split} split after step {step}"))
+            title = f"{self._settings.split} split after step {step}"
+            progress.console.print(table(results, title, self._known))
         return results
 
     def _measured(

@@ -12,6 +12,7 @@ from mmjax.data.sampler import Sampler
 from mmjax.evaluate.evaluation import Evaluator
 from mmjax.evaluate.subsets import canonical
 from mmjax.models import Multimodal
+from mmjax.models.task import known_of
 from mmjax.parallel.mesh import share_of_rows
 from mmjax.train.best import Best, goal_of
 from mmjax.train.build import (
@@ -145,6 +146,6 @@ def open_best(
         return None
     subsets = config.measured if evaluator else ()
     named = {canonical(subset): evaluator.names(params, subset) for subset in subsets}
-    best = Best(goal_of(config.evaluation.best, named), config.evaluation, run, first)
+    best = Best(goal_of(config.evaluation.best, named, known_of(config.model.tasks)), config.evaluation, run, first)
     checkpoints.best = best.step
     return best

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from mmjax.errors import UserError, dotted, nearest
 from mmjax.tree.part import hints, kinds, options
-from mmjax.tree.plain import class_of, from_dict, to_dict
+from mmjax.tree.plain import class_of, from_dict, to_dict, unknown_key
 from mmjax.tree.trust import trust_named
 
 Part = TypeVar("Part")
@@ -71,15 +71,16 @@ def _child(node: dict, annotation: Any, name: str, path: str, tree: dict, new: b
     if mapping is not None and "class" not in node:
         inner = typing.get_args(mapping)[1]
         found = next((key for key in node if key.replace("-", "_") == name), name if new and kinds(inner) else None)
-        known = node
+        if found is None:
+            raise UserError(f"unknown config key '{dotted(path, name)}'{nearest(name, node, path, tree)}")
     else:
         cls = class_of(annotation, node)
         annotations = hints(cls) if cls is not None and dataclasses.is_dataclass(cls) else {}
-        found, inner, known = name if name in annotations else None, annotations.get(name), annotations
-        if found is not None and found not in node:
+        if name not in annotations:
+            raise unknown_key(path, name, annotation, cls, tree)
+        found, inner = name, annotations[name]
+        if found not in node:
             node[found] = _default(cls, found)  # a field of a class that an earlier flag has chosen
-    if found is None:
-        raise UserError(f"unknown config key '{dotted(path, name)}'{nearest(name, known, path, tree)}")
     return found, inner
 
 

@@ -61,11 +61,30 @@ def _part_from_dict(annotation: Any, value: Any, path: str) -> Any:
     annotations = hints(cls)
     for key in value:
         if key != "class" and key not in annotations:
-            raise UserError(f"unknown config key '{dotted(path, key)}'{nearest(key, annotations, path)}")
+            raise unknown_key(path, key, annotation, cls)
     missing = [f.name for f in fields(cls) if f.name not in value and _required(f)]
     if missing:
         raise UserError(f"{dotted(path, missing[0])} is not set ({cls.__name__} needs it)")
     return cls(**{k: from_dict(annotations[k], v, dotted(path, k)) for k, v in value.items() if k != "class"})
+
+
+def unknown_key(path: str, key: str, annotation: Any, cls: type | None, tree: dict | None = None) -> UserError:
+    """The error about a key that a part does not have: it names the nearest key, or other classes of its kind with this key.
+
+    Args:
+      path: of the part, which is a `cls`, among those of `annotation`.
+      tree: the whole config in its plain form.
+    """
+    known = hints(cls) if cls is not None else {}
+    having = [name for name, other in kinds(annotation).items() if key in hints(other)]
+    if having:
+        flag = f"--{path} {having[0]} --{dotted(path, key)} VALUE"
+        hint = f": {cls.__name__} has no '{key}'; {', '.join(having)} {'have' if having[1:] else 'has'} it: {flag}"
+    elif cls is not None and not known:
+        hint = f": {cls.__name__} has no keys; --{path} can be {', '.join(kinds(annotation))}"
+    else:
+        hint = nearest(key, known, path, tree)
+    return UserError(f"unknown config key '{dotted(path, key)}'{hint}")
 
 
 def class_of(annotation: Any, value: Mapping) -> type | None:
