@@ -262,4 +262,8 @@ def test_the_command_prints_utterances_and_latency(runs, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["transcript"] and found["segments"][0]["end"] <= 2.0
     assert 0 < found["latency"]["p50"] <= found["latency"]["p99"] and found["latency"]["chunk"] == pytest.approx(0.16)
+    stream = ["predict", str(runs["ctc"].directory), "--stream", str(tmp_path / "one.wav"), "--json"]
+    assert main([*stream, "--silence", "30"]) == 0
+    (whole,) = json.loads(capsys.readouterr().out)["segments"]
+    assert whole["text"].replace(" ", "") == found["transcript"].replace(" ", "")
     assert main(["predict", str(runs["ctc"].directory), "--stream", "x.wav", "--text", "what?"]) == 2

@@ -263,7 +263,8 @@ def _stream(run: Any, options: Any) -> int:
     from mmjax.data.audio import read_blocks
     from mmjax.transcription import Streaming
 
-    streaming, finals = Streaming(run, **({"silence": options.silence} if options.silence else {})), []
+    chosen = {} if options.silence is None else {"silence": options.silence}
+    streaming, finals = Streaming(run, **chosen), []
     with progress.console.status("") as status:
         for heard in streaming.texts(read_blocks(options.stream, streaming.rate, seconds=streaming.chunk)):
             status.update(heard.text)
