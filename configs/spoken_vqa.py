@@ -83,6 +83,6 @@ config = Experiment(
         unroll=True,
     ),
     optimizer=Optimizer(rule=Muon(), schedule=WarmupCosine(peak=2.5e-3, warmup=0.025), ema=0.998),
-    evaluation=Evaluation(every_steps=500, examples=1000),
+    evaluation=Evaluation(every_steps=500, subsets=("speech+image", "image+text"), examples=1000),
     log=Log(every_steps=20),
 )

@@ -39,7 +39,8 @@ from mmjax.train.step import LossAndGradients, init_parameters, unboxed
 from mmjax.train.validate import check_config
 from mmjax.tree import from_dict, to_dict
 
-TOLERANCES = {"packing": 1e-5, "emptiness": 0.0, "absence": 1e-6, "division": 1e-5, "constancy": 1}
+# Where soft tokens stand in a text, removing a stream shortens the text, and sums of another length round differently.
+TOLERANCES = {"packing": 1e-5, "emptiness": 0.0, "absence": 1e-5, "division": 1e-5, "constancy": 1}
 # Any attention backend is allowed, because the checked devices are simulated CPUs.
 PLAIN = {"dtype": "float32", "unroll": False, "strict_attention": False}
 ROWS_CHECKED = 8  # divisible among 8 devices, 4 micro-batches and 2 processes

@@ -45,7 +45,7 @@ class Run(OpenedRun):
         source = build_source(self.config.data, split, self.directory, labels_of(self.config))
         if not 0 <= number < len(source):
             raise UserError(f"there is no example {number}: the {split} split has {len(source):,}, counted from 0")
-        example, subsets = source[number], self.config.evaluation.subsets
+        example, subsets = source[number], self.config.measured
         subset = subsets[0] if subsets else "+".join(self.config.model.encoders)
         shown = {name: example.input(name) for name in example.inputs if name in subset.split("+")}
         shown = {name: value for name, value in shown.items() if value is not None}

@@ -51,16 +51,20 @@ class Stream(NamedTuple):
         return self.segments > 0
 
 
-def rows_of_a_part(batch_rows: int, parts: int) -> int:
+def rows_of_a_part(batch_rows: int, parts: int, accumulation: int = 1) -> int:
     """How many rows of a batch each of its equal parts has.
+
+    Args:
+      accumulation: micro-batches, of which each part has as many rows.
 
     Raises:
       UserError: they do not divide.
     """
-    if batch_rows % parts:
-        nearest = max(round(batch_rows / parts), 1) * parts
+    if batch_rows % (parts * accumulation):
+        nearest = max(round(batch_rows / (parts * accumulation)), 1) * parts * accumulation
+        micro = f" x optimizer.accumulation={accumulation} micro-batches" if accumulation > 1 else ""
         raise UserError(
-            f"data.batch_rows={batch_rows} does not divide among {parts} devices (mesh.data x mesh.fsdp); write {nearest}"
+            f"data.batch_rows={batch_rows} does not divide among {parts} device(s) (mesh.data x mesh.fsdp){micro}; write {nearest}"
         )
     return batch_rows // parts
 

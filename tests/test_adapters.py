@@ -351,6 +351,7 @@ AFTER = c.LoRA(rank=2, dora=True, after_media=True)
 def adapting():
     return small(
         steps=4,
+        initial={"**": None},  # random kernels under the adapters are meant
         adapters={"encoders.text.layers.mlp": None, "encoders.*.layers": c.LoRA(rank=2, dora=True)},
         optimizer=grouped({"encoders": c.Group(frozen=True)}, ema=0.5),
     )

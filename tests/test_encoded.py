@@ -54,6 +54,7 @@ def config(tmp_path_factory, home):  # noqa: F811
         steps=3,
         data=data,
         model=c.Multimodal(encoders={"text": c.TokenIds(), "speech": speech, "image": image}, tasks={"chat": task}),
+        initial={"encoders": None},  # random encoders are meant
         optimizer=c.Optimizer(schedule=c.Constant(peak=1e-3), groups={"encoders.**": c.Group(frozen=True)}),
         evaluation=c.Evaluation(subsets=("speech+image+text",)),
         log=c.Log(every_steps=1, tensorboard=False),

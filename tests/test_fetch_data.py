@@ -3,16 +3,19 @@
 import csv
 import gzip
 import io
+import json
 import pathlib
 import struct
 import sys
 import tarfile
 
+import numpy as np
 import pytest
 
 from mmjax import config as c
 from mmjax.data import spoken_easy_vqa
 
+SILENCE = np.zeros(1600, np.float32)
 DOCS = str(pathlib.Path(__file__).parent.parent / "docs")
 
 
@@ -138,3 +141,39 @@ def test_each_recording_is_kept_once_with_its_keyword(fetch_data, monkeypatch, t
     found = [row for row in rows(tmp_path) if row["split"] == "test"]
     assert [(row["keyword"], row["voice"]) for row in found] == [("red", "m1"), ("none", "m1"), ("circle", "f2")]
     assert (tmp_path / found[2]["speech"]).read_bytes() == b"is no circle present?"
+
+
+def test_sentences_of_wordnet_are_spoken_once(fetch_data, monkeypatch, tmp_path):
+    pytest.importorskip("easy_vqa")
+    folder = tmp_path / "usr/share/wordnet"
+    folder.mkdir(parents=True)
+    examples = [f"a sentence that counts {'x' * (number % 9 + 1)} {chr(97 + number // 9)}" for number in range(90)]
+    glosses = "".join(f'00001740 29 v 01 breathe 0 | draw air; "{one}"; "too short"; "{one}"\n' for one in examples)
+    for kind in ("adj", "adv", "noun", "verb"):
+        (folder / f"data.{kind}").write_text(glosses if kind == "verb" else "", encoding="utf-8")
+    said = []
+    monkeypatch.setattr("mmjax.data.speech_synthesis.synthesise", lambda text, voice: said.append(text) or SILENCE)
+    monkeypatch.setattr(fetch_data, "debian", lambda *names: tmp_path)
+    fetch_data.sentences(tmp_path / "out")
+    found = rows(tmp_path / "out")
+    assert sorted(said) == sorted(examples) and {row["transcript"].lower() for row in found} == set(examples)
+    assert all((tmp_path / "out" / row["speech"]).stat().st_size for row in found)
+    voices = [{row["voice"] for row in found if row["split"] == split} for split in ("train", "test")]
+    assert voices[0] and voices[1] and not voices[0] & voices[1]
+
+
+def test_what_is_asked_about_a_picture_describes_it(fetch_data, monkeypatch, tmp_path):
+    asked = [
+        ["what color is the circle?", "red", 1],
+        ["is there not a blue shape?", "yes", 2],  # so it is not blue
+        ["is there a teal shape?", "yes", 2],
+        ["is no rectangle present?", "no", 2],
+        ["what shape is present?", "triangle", 3],  # no question tells its colour
+    ]
+    for split in ("train", "test"):
+        (tmp_path / "easy_vqa/data" / split / "images").mkdir(parents=True)
+        (tmp_path / "easy_vqa/data" / split / "questions.json").write_text(json.dumps(asked))
+    monkeypatch.setattr(fetch_data, "wheels", lambda *names: tmp_path)
+    fetch_data.shapes(tmp_path / "out")
+    found = {row["image"]: row["target"] for row in rows(tmp_path / "out") if row["split"] == "train"}
+    assert found == {"train/1.png": "a red circle", "train/2.png": "a teal rectangle"}

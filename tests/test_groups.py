@@ -10,9 +10,11 @@ from conftest import tiny
 from mmjax import config as c
 from mmjax.check import Subject
 from mmjax.errors import UserError
-from mmjax.models.roles import by_path, matches
+from mmjax.models.roles import Spec, by_path, matches
 from mmjax.parallel.mesh import make_mesh
 from mmjax.train import report
+from mmjax.train.groups import grouped as grouped_by
+from mmjax.train.groups import scaled
 from mmjax.train.program import begin, jitted_step
 
 
@@ -106,14 +108,45 @@ def test_rates_and_a_late_start(subject):
 
 
 def test_rates_fall_with_the_depth_of_a_layer():
-    from mmjax.models.roles import Spec
-    from mmjax.train.groups import scaled
-
     spec = Spec("projection", ("layers", "embed", "mlp"), (-2,), (-1,), (3, 2, 2))
     group = {"a": c.Group(rate=0.5, decay_by_layer=0.5)}
     transform = scaled(group, {"a": spec})
     updates, _ = transform.update({"a": np.ones((3, 2, 2), np.float32)}, transform.init(None))
     np.testing.assert_allclose(updates["a"][:, 0, 0], [0.125, 0.25, 0.5])
+
+
+def test_layers_thaw_one_after_the_other_the_last_one_first():
+    """Embeddings are last, as in ULMFiT; another part with fewer layers has its own steps."""
+
+    def spec(*shape):
+        return Spec("projection", ("layers", "embed", "mlp")[-len(shape) :], (-2,), (-1,), shape)
+
+    specs = {
+        "encoders_text": {"embedding": spec(2, 2), "layers": spec(3, 2, 2)},
+        "encoders_image": {"embedding": spec(2, 2), "layers": spec(2, 2, 2)},
+        "fusion": {"kernel": spec(2, 2)},
+    }
+    late = c.Group(frozen_until=1, by_layer=2)
+    groups = grouped_by({"encoders": late}, specs)
+    optimizer = c.Optimizer(schedule=c.Constant(peak=0.1)).build(specs, 10, groups)
+    params = jax.tree.map(lambda one: np.ones(one.shape, np.float32), specs)
+    state, began = optimizer.init(params), {}
+    for step in range(8):
+        updates, state = optimizer.update(params, state, params)
+        for path, change in by_path(updates).items():
+            for layer, moved in enumerate(np.asarray(change).any((-2, -1)).reshape(-1)):
+                if moved:
+                    began.setdefault(f"{path}.{layer}", step)
+    assert began == {
+        "encoders.text.layers.2": 1,
+        "encoders.text.layers.1": 3,
+        "encoders.text.layers.0": 5,
+        "encoders.text.embedding.0": 5,
+        "encoders.image.layers.1": 1,
+        "encoders.image.layers.0": 3,
+        "encoders.image.embedding.0": 3,
+        "fusion.kernel.0": 0,
+    }
 
 
 @pytest.mark.parametrize(
@@ -127,6 +160,8 @@ def test_rates_fall_with_the_depth_of_a_layer():
         ("encoders.speech.layer", c.Group(frozen=True), "did you mean 'encoders.speech.layers'"),
         ("encoders.speech.**", c.Group(frozen=True, roles=("router",)), "selects no parameter"),
         ("fusion.**", c.Group(frozen=True, rate=0.1), "have no effect"),
+        ("fusion.**", c.Group(frozen=True, by_layer=3), "have no effect"),
+        ("fusion.queries", c.Group(by_layer=3), "has no layers; use frozen_until alone"),
         ("fusion.**", c.Group(dtype="bfloat16"), "is for frozen parameters"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from contextlib import nullcontext
 
 import jax
 import numpy as np
@@ -17,7 +18,8 @@ from mmjax.models.positions import resize_positions
 from mmjax.models.roles import by_path
 from mmjax.parallel.mesh import make_mesh
 from mmjax.train.directory import UNTRAINED
-from mmjax.train.initial import _check_same, load_initial
+from mmjax.train.groups import grouped
+from mmjax.train.initial import _check_same, check_initialised, load_initial
 from mmjax.train.program import begin
 
 
@@ -53,6 +55,41 @@ def imported(state, tmp_path_factory):
     config = c.to_dict(dataclasses.replace(tiny(), model=model))
     directories.write(directory, arrays, UNTRAINED, {"config.json": config})
     return directory
+
+
+@pytest.mark.parametrize(
+    "groups, initial, message",
+    [
+        (
+            {"encoders.speech": c.Group(frozen=True)},
+            {},
+            "encoders.speech is frozen .* initial={'encoders.speech': DIRECTORY}",
+        ),
+        ({"fusion": c.Group(frozen_until=3)}, {}, "fusion is frozen .* 'fusion': None if random values are meant"),
+        ({"encoders": c.Group(frozen=True)}, {"encoders.image": "runs/x"}, "encoders.speech is frozen"),
+        (
+            {"encoders": c.Group(frozen=True)},
+            {"encoders.*.layers": "runs/x"},
+            "nothing about encoders.image.embedding.bias",
+        ),
+        ({"**.norm": c.Group(frozen=True)}, {"encoders": None, "tasks": None}, "nothing about fusion.norm"),
+        (
+            {},
+            {"encoders.imag": None},
+            r"initial\['encoders.imag'\] selects no parameter; did you mean 'encoders.image'",
+        ),
+        ({"encoders": c.Group(frozen=True)}, {"encoders.image": "runs/x", "encoders": None}, None),
+        ({"tasks": c.Group(rate=0.5)}, {}, None),
+    ],
+)
+def test_a_frozen_part_that_nothing_initialises_is_an_error(groups, initial, message):
+    """Usually a pretrained part whose directory was forgotten: it would stay random for the whole run."""
+    specs, *_ = begun()
+    config = dataclasses.replace(tiny(), initial=initial)
+    wrong = nullcontext() if message is None else pytest.raises(UserError, match=message)
+    with wrong:
+        check_initialised(config, specs, grouped(groups, specs))
+    check_initialised(c.smoke(config), specs, grouped(groups, specs))  # its model has no source
 
 
 def loaded(state, initial, tokenizer=None, **model):

@@ -92,7 +92,7 @@ def test_smoke(path, files, conversations, tmp_path):
         )
     data = dataclasses.replace(config.data, source=source, tokenizer=tokenizer, directory=str(tmp_path))
     results = train(dataclasses.replace(config, data=data, steps=2), tmp_path / "run")
-    assert set(results) == set(config.evaluation.subsets)
+    assert set(results) == set(config.measured)
     assert all(
         metrics["examples"] + metrics.get("skipped", 0) + metrics.get("lacking", 0) == 8 for metrics in results.values()
     )

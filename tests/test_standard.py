@@ -149,7 +149,7 @@ def test_a_standard_config_trains(path, flags, sets, tmp_path, monkeypatch):
     if isinstance(source, c.Parquet):
         write_minds14(tmp_path / "data" / "minds14" / "a.parquet")
     results = train(small(config, tmp_path), tmp_path / "run")
-    assert set(results) == set(config.evaluation.subsets)
+    assert set(results) == set(config.measured)
     for metrics in results.values():
         assert metrics["examples"] > metrics.get("lacking", 0) + metrics.get("skipped", 0)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -186,9 +187,9 @@ def test_a_run_of_another_config_is_refused(run):
         train(tiny(seed=1), run)
 
 
-def without_steps(**changes):
-    """The tiny config with a schedule that follows the run's steps."""
-    return c.override(tiny(**changes), ["--optimizer.schedule.steps", "none"])
+def open_ended(config):
+    """The config with a schedule that follows the run's steps."""
+    return c.override(config, ["--optimizer.schedule.steps", "none"])
 
 
 class OneExample(SimpleNamespace):
@@ -199,12 +200,12 @@ class OneExample(SimpleNamespace):
 def test_a_run_keeps_the_schedule_with_which_it_began(tmp_path):
     """However many steps it is continued for; that the schedule then ends too early is said."""
     source = OneExample(tokenizer=None, labels={}, sizes={})
-    began = with_schedule(without_steps(steps=4), tmp_path)
+    began = with_schedule(open_ended(tiny(steps=4)), tmp_path)
     assert began.optimizer.schedule.steps == 4 and report.short_schedule(began) is None
     open_run(began, tmp_path, source)
-    assert with_schedule(without_steps(steps=4), tmp_path) == began == c.load(tmp_path / "config.json")
+    assert with_schedule(open_ended(tiny(steps=4)), tmp_path) == began == c.load(tmp_path / "config.json")
     for steps in (1, 6):  # 1: fewer than its warm-up has
-        continued = with_schedule(without_steps(steps=steps), tmp_path)
+        continued = with_schedule(open_ended(tiny(steps=steps)), tmp_path)
         check_config(continued)
         open_run(continued, tmp_path, source)
         assert (continued.steps, continued.optimizer.schedule.steps) == (steps, 4)
@@ -219,15 +220,49 @@ def test_a_run_keeps_the_schedule_with_which_it_began(tmp_path):
         check_same_config(tiny(), tmp_path)
 
 
-def test_a_schedule_that_ends_before_its_run_is_said_at_the_start(tmp_path, capsys):
-    config = tiny(evaluation=c.Evaluation(subsets=()), steps=2)
+def test_rows_that_do_not_divide_among_devices_and_micro_batches_are_named(tmp_path):
+    config = c.override(tiny(), ["--optimizer.accumulation", "3"])
+    with pytest.raises(
+        UserError, match=r"batch_rows=8 does not divide among 1 device.* x optimizer.accumulation=3 .*write 9"
+    ):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def of_text(**changes):
+    """The tiny config with a model of texts alone, which compiles in a second."""
+    config = tiny(**{"evaluation": c.Evaluation(subsets=()), "steps": 2, **changes})
     model = c.Multimodal(
         encoders={"text": c.MeanEmbedding(vocabulary=128, width=16)},
         fusion=c.Add(width=16),
         tasks={"answer": config.model.tasks["answer"]},
     )
     data = dataclasses.replace(config.data, rows={"text": 16, "examples": 3}, subsets={"text": 1.0})
-    config = dataclasses.replace(config, model=model, data=data)
+    return dataclasses.replace(config, model=model, data=data)
+
+
+def test_a_start_that_fails_before_its_first_step_does_not_bind_the_next_one(tmp_path, capsys):
+    """A wrong pattern is found when config and tokenizer are written already; the corrected command must work."""
+    wrong = c.override(open_ended(of_text(steps=9)), ["--optimizer.groups", "{'encoders.txt': {'rate': 0.5}}"])
+    with pytest.raises(UserError, match=r"optimizer.groups\['encoders.txt'\] selects no parameter"):
+        train(wrong, tmp_path)
+    assert c.load(tmp_path / "config.json").steps == 9
+    (tmp_path / "tokenizer.json").write_text("of another tokenizer")
+    right = c.override(open_ended(of_text()), ["--optimizer.groups", "{'encoders.text': {'rate': 0.5}}"])
+    measured = train(dataclasses.replace(right, evaluation=c.Evaluation(final_examples=8)), tmp_path)
+    assert set(measured) == {"text"}, "where no subsets are set, those that are trained"
+    assert "has no step of an earlier start" in " ".join(capsys.readouterr().err.split())
+    assert sorted(line["step"] for line in lines(tmp_path)) == [1, 2] and not (tmp_path / "tokenizer.json").exists()
+    assert c.load(tmp_path / "config.json").optimizer.schedule.steps == 2, "not the length of the first start"
+
+    shutil.rmtree(tmp_path / "checkpoints")  # steps without a checkpoint are protected, too
+    (tmp_path / "newest-checkpoint").unlink()
+    with pytest.raises(UserError, match=r"another config: .* choose another --run-dir, or start over with --restart"):
+        train(dataclasses.replace(right, seed=1), tmp_path)
+
+
+def test_a_schedule_that_ends_before_its_run_is_said_at_the_start(tmp_path, capsys):
+    config = of_text()
     train(c.override(config, ["--optimizer.schedule.steps", "1", "--optimizer.schedule.warmup", "0"]), tmp_path)
     message = (
         "optimizer.schedule ends at step 1, the run at step 2: the learning rate stays at 0 for 50 % of the run, in which "

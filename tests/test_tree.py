@@ -76,6 +76,14 @@ def test_settings_of_the_whole_model_are_no_keys():
         ("from mmjax.config import ViT\nViT(\n    mpl=3,\n)", "line 2: ViT has no key 'mpl'; did you mean 'mlp'?"),
         ("from mmjax import config as c\nc.OwnSource()", "line 2: OwnSource needs 'file' and 'name'"),
         ("from mmjax import config as c\nc.ViT.preset('B/x')", "line 2: there is no ViT 'B/x'"),
+        (
+            "from mmjax.config import Transformer\nTransformer(128, 4)",
+            "line 2: the fields of Transformer are written by name: Transformer(vocabulary=..., layers=...)",
+        ),
+        (
+            "from mmjax.config import Experimnt",
+            "line 1: mmjax.config has no 'Experimnt'; did you mean 'Experiment'?",
+        ),
         ("x = (", "line 1: '(' was never closed"),
     ],
 )

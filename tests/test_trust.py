@@ -52,6 +52,24 @@ def test_it_runs_where_the_user_says_so_or_has_run_it(planted, capsys, monkeypat
     assert cli.main(["config", "config.json"]) == 0 and (planted / "planted").exists()
 
 
+def test_a_file_that_is_gone_is_looked_for_in_the_run_directory(planted, tmp_path):
+    """So a run moves to another machine with the classes that it needs; its content must be trusted there as anywhere."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (planted / "config.json").rename(run / "config.json")
+    code = (planted / "code.py").rename(tmp_path / "aside")
+    with pytest.raises(
+        UserError, match="no file .*code.py, which has the class Planted .* copy it beside the config.json"
+    ):
+        c.load(run / "config.json")
+    code.rename(run / "code.py")
+    with pytest.raises(UserError, match="run/code.py would be run"):
+        c.load(run / "config.json")
+    trust(run / "code.py")
+    schedule = c.load(run / "config.json").optimizer.schedule
+    assert type(schedule).__name__ == "Planted" and schedule.peak == 0.1
+
+
 def test_the_flag_runs_it(planted, monkeypatch, capsys):
     monkeypatch.setenv("MMJAX_TRUST_CODE", "0")  # restored at the end, whatever the command sets
     assert cli.main(["config", "config.json", "--trust-code"]) == 0 and (planted / "planted").exists()

@@ -174,6 +174,12 @@ def by_path(params: Any) -> dict[str, Any]:
     return {path_of(keys): x for keys, x in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_quantised)}
 
 
+def part_key(path: str) -> str:
+    """The key of the part of the model that has a parameter: "encoders.speech", "fusion"."""
+    names = path.split(".")
+    return ".".join(names[: 2 if names[0] in MAPS else 1])
+
+
 def matches(pattern: str, path: str) -> bool:
     """Whether a pattern selects a parameter: `*` stands for any part of one name, `**` for any names.
 

@@ -41,10 +41,10 @@ class Measured:
         self.run = Run(directory)
         self._evaluation = Evaluation(self.run, raw=True)
         self.source = self._evaluation.source
-        settings, known = self.run.config.evaluation, self._evaluation.subsets()
-        wanted = [canonical(subset) for subset in settings.subsets]
+        config, known = self.run.config, self._evaluation.subsets()
+        wanted = [canonical(subset) for subset in config.measured]
         self.split, self.subset = self._evaluation.split, next((s for s in wanted if s in known), known[-1])
-        self._measures = self._evaluation.measure([self.subset], settings.final_examples)[self.subset]
+        self._measures = self._evaluation.measure([self.subset], config.evaluation.final_examples)[self.subset]
         self.metrics, self.intervals = self._measures.metrics(), self._measures.intervals()
         self.confusions = self._measures.confusions()
 

@@ -55,7 +55,7 @@ def check(trials: Sequence[Trial]) -> None:
     for trial in trials:
         config = trial.config
         check_config(config)
-        if not config.evaluation.subsets or all(task.hides for task in config.model.tasks.values()):
+        if not config.measured or all(task.hides for task in config.model.tasks.values()):
             raise UserError("nothing is measured in these runs: set evaluation.subsets, and a task that has metrics")
         if config.data not in opened:  # prepared now, since several processes would prepare it at the same time
             for split in ("train", config.evaluation.split):

@@ -17,15 +17,18 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from mmjax import progress
+from mmjax.data.chat_template import CONFIG
 from mmjax.data.fingerprint import changes, fingerprint
 from mmjax.data.labels import Label
 from mmjax.data.sampler import Sampler
+from mmjax.data.text import KEPT as TOKENIZERS
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
 from mmjax.files import json_line, write_whole
 from mmjax.parallel.agreement import from_lead, together
+from mmjax.telemetry import read_metrics
 from mmjax.train.best import best_step
-from mmjax.train.checkpoint import Checkpoints, check_run
+from mmjax.train.checkpoint import FOLDER, NEWEST, Checkpoints, check_run
 from mmjax.train.checksums import Damaged
 from mmjax.train.experiment import Experiment, load, to_json
 from mmjax.train.step import TrainState
@@ -103,6 +106,43 @@ def clear(run: Path) -> None:
                 except OSError as error:
                     raise _unwritable(run, error) from None
                 progress.console.print(f"starting a new run; the files of the earlier run are now in {kept}")
+
+
+def forget_start(run: Path) -> None:
+    """Deletes what earlier starts have written about config and data, if none of them has taken a step.
+
+    A start that failed before its first step (a wrong pattern, too little memory) must not bind the next one. The logs of the
+    directory stay. Process 0 does it for all processes.
+    """
+    with together():
+        if jax.process_index() or _began(run) or read_json(run / "config.json").get("class") != "Experiment":
+            return
+        try:
+            for name in (
+                *TOKENIZERS,
+                CONFIG,
+                LABELS,
+                DATA,
+                "config.json",
+            ):  # the last one is what makes it a run directory
+                (run / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise _unwritable(run, error) from None
+        progress.console.print(
+            f"{run} has no step of an earlier start, so this start is not bound to its config and data"
+        )
+
+
+def _began(run: Path) -> bool:
+    """Whether there is no config to forget: the directory is new, is an import, or has a checkpoint or metrics of a step."""
+    folder, metrics = run / FOLDER, run / "metrics.jsonl"
+    return (
+        not (run / "config.json").is_file()
+        or (run / UNTRAINED).exists()
+        or (run / NEWEST).exists()
+        or (folder.exists() and any(folder.iterdir()))
+        or (metrics.exists() and any(record["kind"] == "train" for record in read_metrics(metrics)))
+    )
 
 
 Which = int | Literal["newest", "best"]  # a checkpoint of a run: its step, or which one
@@ -208,7 +248,7 @@ def check_same_config(config: Experiment, run: Path) -> None:
             raise UserError(
                 f"{run} holds a run of another config: {key} is {before!r} there and {now!r} here"
                 + (f" (and {len(changed) - 1} more)" if len(changed) > 1 else "")
-                + "; choose another --run-dir"
+                + "; choose another --run-dir, or start over with --restart (the files of this run are moved to a folder)"
             )
 
 

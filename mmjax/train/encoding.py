@@ -21,7 +21,7 @@ from mmjax.models.roles import by_path, matches
 from mmjax.parallel.mesh import make_mesh, share_of_rows, to_devices, within
 from mmjax.train.build import build_layout, build_model
 from mmjax.train.experiment import Experiment
-from mmjax.train.initial import load_initial
+from mmjax.train.initial import check_initialised, load_initial
 from mmjax.train.program import begin
 from mmjax.tree import to_dict
 
@@ -29,6 +29,7 @@ from mmjax.tree import to_dict
 def initial_parameters(config: Experiment, tokenizer: Tokenizer | None) -> Any:
     """The parameters with which a training of the config begins; `tokenizer`: of its data."""
     begun = begin(config, build_model(config.model), build_layout(config), make_mesh(**vars(config.mesh)))
+    check_initialised(config, begun.specs, begun.groups)
     return load_initial(config, begun.initialise(), begun.specs, tokenizer).params
 
 

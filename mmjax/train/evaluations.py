@@ -38,9 +38,9 @@ class Evaluations:
         watch: HangWatch,
         stop: StopSignal,
     ):
-        self._steps, self._settings, self._evaluator = config.steps, config.evaluation, evaluator
+        self._steps, self._settings, self._subsets = config.steps, config.evaluation, config.measured
         self._known = known_of(config.model.tasks)
-        self.best, self._checkpoints, self._records = best, checkpoints, records
+        self._evaluator, self.best, self._checkpoints, self._records = evaluator, best, checkpoints, records
         self._watch, self._stop = watch, stop
         shows = evaluator is not None and records.lead and config.log.tensorboard
         self._samples = Samples(records.writer, evaluator.source) if shows else None
@@ -63,7 +63,7 @@ class Evaluations:
         """
         if self._evaluator is None:
             return {}
-        found = self._measured(params, step, [canonical(subset) for subset in self._settings.subsets], examples)
+        found = self._measured(params, step, [canonical(subset) for subset in self._subsets], examples)
         if found is None:
             return None
         results = self._metrics(found)

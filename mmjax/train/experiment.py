@@ -17,7 +17,18 @@ from mmjax.parallel.xla import XLA
 from mmjax.train.optimizer import Optimizer
 from mmjax.train.spikes import Spikes
 from mmjax.train.weighting import Weighting
-from mmjax.tree import check_trusted, from_dict, load_json, part, read_json, run_file, to_dict, trust, trust_named
+from mmjax.tree import (
+    check_trusted,
+    found_beside,
+    from_dict,
+    load_json,
+    part,
+    read_json,
+    run_file,
+    to_dict,
+    trust,
+    trust_named,
+)
 
 
 @part
@@ -26,7 +37,8 @@ class Evaluation:
 
     every_steps: int | None = None  # None: at the end only
     split: str = "test"  # that is measured
-    subsets: tuple[str, ...] = ("speech+image", "image+text")  # modalities that are shown together
+    # Modalities that are shown together; None: as in training (data.subsets); (): nothing is measured.
+    subsets: tuple[str, ...] | None = None
     examples: int | None = None  # evenly spread over the split, during training; None: all
     final_examples: int | None = None  # the same, for the final evaluation
     # A metric, "transcript/wer" or "speech+image: transcript/wer", whose best checkpoint is kept beside the newest ones.
@@ -80,6 +92,11 @@ class Experiment:
     mesh: Mesh = Mesh()  # how devices divide the work
     xla: XLA = XLA()  # settings of the compiler
 
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The subsets of the modalities that are evaluated."""
+        return tuple(self.data.subsets) if self.evaluation.subsets is None else self.evaluation.subsets
+
 
 def load(path: str | Path) -> Experiment:
     """Runs a config file (Python that assigns `config = Experiment(...)`) or reads a resolved JSON."""
@@ -93,6 +110,7 @@ def load(path: str | Path) -> Experiment:
                 f"{path} is of an earlier version of mmjax, which had heads and objectives instead of tasks; use that version "
                 "for this run, or write its config anew (docs/tasks.md) and train again"
             )
+        tree = found_beside(tree, path.parent)
         check_trusted(tree)
         return from_dict(Experiment, tree)
     trust(path)

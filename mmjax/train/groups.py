@@ -1,5 +1,6 @@
 """Groups of parameters that train in their own way: frozen, later, or at another rate."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -10,7 +11,7 @@ import optax
 from mmjax.errors import UserError
 from mmjax.models.adapters import adapted_kernels
 from mmjax.models.quantised import BITS, quantised
-from mmjax.models.roles import Parameter, Role, Spec, by_path, known_names, layer_axis, matches
+from mmjax.models.roles import Parameter, Role, Spec, by_path, known_names, layer_axis, matches, part_key
 from mmjax.tree import part
 
 
@@ -20,11 +21,17 @@ class Group:
 
     frozen: bool = False  # no gradient, no moments, no steps; nothing is computed for them in the backward pass
     frozen_until: int = 0  # steps in which the parameters stay as they are
+    by_layer: int | None = None  # further steps for each layer below the last one of a stack, and as many as the first
     rate: float = 1.0  # factor of the learning rate
     decay_by_layer: float | None = None  # factor of the rate for each layer below the last one of a stack
     roles: tuple[Role, ...] = ()  # only parameters of these roles; none: all
     # That frozen parameters are kept in; None: optimizer.parameters. int8, int4: projections; the others in bfloat16.
     dtype: Literal["float32", "bfloat16", "int8", "int4"] | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether the parameters stay as they are, for some steps or for all."""
+        return self.frozen or self.frozen_until > 0 or self.by_layer is not None
 
 
 USUAL, FROZEN = Group(), Group(frozen=True)
@@ -44,14 +51,19 @@ def grouped(groups: Mapping[str, Group], specs: Any) -> Any:
     """
     for pattern, group in groups.items():
         key = f"optimizer.groups['{pattern}']"
-        if group.frozen and (group.frozen_until or group.rate != 1.0 or group.decay_by_layer):
-            raise UserError(f"{key} is frozen, so frozen_until, rate and decay_by_layer have no effect; leave them out")
+        if group.frozen and dataclasses.replace(group, frozen=False, dtype=None, roles=()) != USUAL:
+            raise UserError(
+                f"{key} is frozen, so frozen_until, by_layer, rate and decay_by_layer have no effect; leave them out"
+            )
         if group.dtype and not group.frozen:
             raise UserError(
                 f"{key}.dtype is for frozen parameters; set frozen, or optimizer.parameters for all of them"
             )
-        if not any(_selects(pattern, group, path, spec) for path, spec in by_path(specs).items()):
+        chosen = [spec for path, spec in by_path(specs).items() if _selects(pattern, group, path, spec)]
+        if not chosen:
             raise UserError(f"{key} selects no parameter{known_names(pattern, by_path(specs))}")
+        if group.by_layer and all(layer_axis(spec) is None for spec in chosen):
+            raise UserError(f"{key}.by_layer is set, but {pattern} has no layers; use frozen_until alone")
 
     bases = adapted_kernels(specs)
 
@@ -110,25 +122,43 @@ class Count(NamedTuple):
 
 
 def scaled(groups: Any, specs: Any) -> optax.GradientTransformation:
-    """Multiplies every update by the rate of its group, layer by layer, and by 0 while the group is frozen.
+    """Multiplies every update by the rate of its group, layer by layer, and by 0 while the layer or the group is frozen.
+
+    With `by_layer`, layers thaw one after the other, the last one first (gradual unfreezing, Howard and Ruder 2018,
+    arXiv:1801.06146). What belongs to no layer, such as embeddings, thaws with the first layer.
 
     Args:
       groups, specs: of the trained parameters.
     """
 
-    def factor(group: Group, spec: Spec, steps: jax.Array) -> Any:
-        value: Any = group.rate
-        axis = layer_axis(spec)
-        if group.decay_by_layer and axis is not None:
-            below = jnp.arange(spec.shape[axis] - 1, -1, -1)
+    def factor(group: Group, spec: Spec, most: int, steps: jax.Array) -> Any:
+        value, axis = group.rate, layer_axis(spec)
+        below: Any = most
+        if axis is not None:
             shape = [-1 if number == axis else 1 for number in range(len(spec.shape))]
-            value = value * (group.decay_by_layer**below).reshape(shape)
-        return value * (steps >= group.frozen_until) if group.frozen_until else value
+            below = jnp.arange(spec.shape[axis] - 1, -1, -1).reshape(shape)
+            if group.decay_by_layer:
+                value = value * group.decay_by_layer**below
+        first = group.frozen_until + (below * group.by_layer if group.by_layer else 0)
+        return value * (steps >= first) if group.waits else value
 
     def update(updates: Any, state: Count, params: Any = None) -> tuple[Any, Count]:
-        def scale(group: Group, spec: Spec, change: jax.Array) -> jax.Array:
-            return change if group == USUAL else change * factor(group, spec, state.steps)
+        def scale(group: Group, spec: Spec, most: int, change: jax.Array) -> jax.Array:
+            return change if group == USUAL else change * factor(group, spec, most, state.steps)
 
-        return jax.tree.map(scale, groups, specs, updates), Count(state.steps + 1)
+        return jax.tree.map(scale, groups, specs, depths, updates), Count(state.steps + 1)
+
+    depths = _depths(groups, specs)
 
     return optax.GradientTransformation(lambda params: Count(jnp.zeros((), jnp.int32)), update)
+
+
+def _depths(groups: Any, specs: Any) -> Any:
+    """For every parameter, the layers below the last one in the largest stack of its part and group; 0: it has no stack."""
+    leaves, tree = jax.tree.flatten(groups)
+    places = [(part_key(path), group) for path, group in zip(by_path(specs), leaves, strict=True)]
+    most = dict.fromkeys(places, 0)
+    for place, spec in zip(places, jax.tree.leaves(specs), strict=True):
+        if (axis := layer_axis(spec)) is not None:
+            most[place] = max(most[place], spec.shape[axis] - 1)
+    return tree.unflatten([most[place] for place in places])

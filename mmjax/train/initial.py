@@ -16,7 +16,7 @@ from mmjax.errors import UserError, dotted, nearest
 from mmjax.files import local
 from mmjax.models.adapters import FACTORS, Adapted, adapted_kernels, as_array, is_adapted
 from mmjax.models.quantised import dequantised, is_quantised, quantised_like
-from mmjax.models.roles import MAPS, Spec, by_path, known_names, matches, path_of
+from mmjax.models.roles import Spec, by_path, known_names, matches, part_key, path_of
 from mmjax.train.directory import read_run
 from mmjax.train.experiment import Experiment
 from mmjax.train.step import TrainState
@@ -80,6 +80,31 @@ class Source:
                 f"{self.name} has several such parts; write {self.name}:{f' or {self.name}:'.join(sorted(found))}"
             )
         raise UserError(f"{self.name} has no {root}{known_names(root, self.params)}")
+
+
+def check_initialised(config: Experiment, specs: Any, groups: Any) -> None:
+    """Checks before a new run that nothing is frozen with the values of a new model, for some steps or for all.
+
+    Such a part is usually pretrained, and `initial` was forgotten. If it is meant, `initial` gives it None.
+
+    Args:
+      specs, groups: the `Spec` and the `Group` of every parameter; groups None: nothing is frozen.
+
+    Raises:
+      UserError: there is such a parameter, or a pattern of `initial` selects nothing.
+    """
+    specs = {path: spec for path, spec in by_path(specs).items() if not matches("weighting", path)}
+    pattern_of, group_of = _assigned(config.initial, specs), {} if groups is None else by_path(groups)
+    new = {path: specs[path] for path in group_of if pattern_of.get(path, "") is None and group_of[path].waits}
+    if new:
+        first = next(iter(new))
+        part = part_key(first)
+        more = {path: spec for path, spec in new.items() if part_key(path) == part}
+        raise UserError(
+            f"{part} is frozen by optimizer.groups or adapters, but initial says nothing about {first} in it, so that "
+            f"{_size(more):,} numbers would keep their random values; write initial={{'{part}': DIRECTORY}} with its run or "
+            f"import, or '{part}': None if random values are meant"
+        )
 
 
 def load_initial(config: Experiment, state: TrainState, specs: Any, tokenizer: Tokenizer | None) -> TrainState:
@@ -337,8 +362,7 @@ def _by_part(params: Mapping[str, Any]) -> str:
     """The number of parameters of each part: "encoders.speech (1,234), fusion (567)"; "nothing" without parameters."""
     parts: dict[str, dict[str, Any]] = {}
     for path, x in params.items():
-        names = path.split(".")
-        parts.setdefault(".".join(names[: 2 if names[0] in MAPS else 1]), {})[path] = x
+        parts.setdefault(part_key(path), {})[path] = x
     return ", ".join(f"{name} ({_size(part):,})" for name, part in parts.items()) or "nothing"
 
 

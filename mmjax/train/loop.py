@@ -20,7 +20,7 @@ from mmjax.train import report
 from mmjax.train.attention import deciding
 from mmjax.train.build import build_model
 from mmjax.train.checkpoint import Checkpoints
-from mmjax.train.directory import claimed, clear, note_compiler, with_schedule
+from mmjax.train.directory import claimed, clear, forget_start, note_compiler, with_schedule
 from mmjax.train.evaluations import Evaluations
 from mmjax.train.experiment import Experiment
 from mmjax.train.guards import Guards
@@ -66,6 +66,7 @@ def train(config: Experiment, run: Path, restart: bool = False, accept_changed_d
             clear(run)
             if mirror:
                 mirror.push()  # before files of the new run replace those of the earlier one
+        forget_start(run)
         while True:
             try:
                 return _train(with_schedule(config, run), run, stop, watch, accept_changed_data)
@@ -170,7 +171,7 @@ def _set_up(config: Experiment, run: Path, stop: StopSignal, watch: HangWatch, a
             note_compiler(run, {"first_step": origin.step, **described(config.xla, device)})
             report.start(config, run, begun, data, flops, decisions, origin)
 
-    subsets = config.evaluation.subsets if evaluator else ()
+    subsets = config.measured if evaluator else ()
     was_evaluated = records.go_on(finished, len(subsets), origin.rolled_back)
     if records.lead and evaluator:
         report.left_out(evaluator.source, run, config.evaluation.split)

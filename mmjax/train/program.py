@@ -9,7 +9,6 @@ import flax.linen as nn
 import jax
 import optax
 
-from mmjax.errors import UserError
 from mmjax.models.attend import with_backend
 from mmjax.models.roles import parameter, specs
 from mmjax.parallel.mesh import per_device, state_shardings, within
@@ -19,6 +18,7 @@ from mmjax.train.build import build_layout, raw
 from mmjax.train.experiment import Experiment
 from mmjax.train.groups import grouped, split
 from mmjax.train.step import TrainState, init_parameters, init_state, make_train_step, unboxed
+from mmjax.train.validate import check_rows
 from mmjax.tree import with_settings
 
 
@@ -109,12 +109,7 @@ def jitted_step(config: Experiment, model: nn.Module, begun: Start) -> Any:
         specs=begun.specs,
     )
     mesh = jax.tree.leaves(begun.abstract)[0].sharding.mesh
-    parts, accumulation = mesh.shape["data"] * mesh.shape["fsdp"], config.optimizer.accumulation
-    if accumulation > 1 and config.data.batch_rows % (parts * accumulation):
-        raise UserError(
-            f"data.batch_rows={config.data.batch_rows} does not divide into optimizer.accumulation={accumulation} micro-batches "
-            f"for {parts} devices (mesh.data x mesh.fsdp); write a multiple of {parts * accumulation}"
-        )
+    check_rows(config, mesh)
     # The output state has the shardings of the input; otherwise the second step would compile again.
     return jax.jit(
         within(mesh, step),

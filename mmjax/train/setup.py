@@ -31,10 +31,11 @@ from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.directory import check_same_config, open_run, resume
 from mmjax.train.encoding import check_encoded
 from mmjax.train.experiment import Experiment
-from mmjax.train.initial import load_initial
+from mmjax.train.initial import check_initialised, load_initial
 from mmjax.train.program import Start
 from mmjax.train.rollbacks import Rollbacks, needed
 from mmjax.train.step import TrainState
+from mmjax.train.validate import check_rows
 
 
 class TrainingData(NamedTuple):
@@ -65,6 +66,7 @@ def open_training_data(
     if (run / "config.json").is_file():
         config = resolved(config, facts_of_run(run, config))
     check_same_config(config, run)
+    check_rows(config, mesh)
     config, source = open_data(config, run=run)
     layout = build_layout(config, source.tokenizer)
     sampler = build_sampler(config, layout, source)
@@ -80,7 +82,7 @@ def open_evaluator(
     config: Experiment, run: Path, model: Multimodal, data: TrainingData, mesh: jax.sharding.Mesh
 ) -> Evaluator | None:
     """Opens the evaluation split; None if nothing is measured: tasks that predict what they have hidden have no metrics."""
-    if not config.evaluation.subsets or all(task.hides for task in model.tasks.values()):
+    if not config.measured or all(task.hides for task in model.tasks.values()):
         return None
     measured = build_source(config.data, config.evaluation.split, run, labels_of(config))
     return Evaluator(config.data, model, data.layout, facts_of(data.source), measured, mesh)
@@ -125,6 +127,7 @@ def initial_state(config: Experiment, begun: Start, data: TrainingData, restored
     """The restored state, or the first one of a new run, which is initialised directly in shards."""
     state = restored
     if state is None:
+        check_initialised(config, begun.specs, begun.groups)
         state = load_initial(config, begun.initialise(), begun.specs, data.source.tokenizer)
     check_encoded(config, state.params, begun.groups)
     return state
@@ -141,7 +144,7 @@ def open_best(
     """
     if not config.evaluation.best:
         return None
-    subsets = config.evaluation.subsets if evaluator else ()
+    subsets = config.measured if evaluator else ()
     named = {canonical(subset): evaluator.names(params, subset) for subset in subsets}
     best = Best(goal_of(config.evaluation.best, named, known_of(config.model.tasks)), config.evaluation, run, first)
     checkpoints.best = best.step

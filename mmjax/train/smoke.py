@@ -36,7 +36,7 @@ def smoke(config: Experiment, width: int = 32) -> Experiment:
         name=f"{config.name}_smoke",
         steps=STEPS,
         model=small,
-        initial={},
+        initial={"**": None},  # a source has other sizes; None: what is frozen may be random
         mesh=Mesh(),
         data=dataclasses.replace(config.data, batch_rows=ROWS),
         optimizer=dataclasses.replace(config.optimizer, accumulation=1, schedule=config.optimizer.schedule.shortened()),

@@ -7,7 +7,8 @@ import numpy as np
 from mmjax.errors import UserError, nearest
 from mmjax.files import data_directory
 from mmjax.models.task import Facts
-from mmjax.train.experiment import Evaluation, Experiment
+from mmjax.stream import rows_of_a_part
+from mmjax.train.experiment import Experiment
 from mmjax.tree import flat
 
 # Reserved names, which cannot name a stream of vectors.
@@ -88,7 +89,7 @@ def check_config(config: Experiment) -> None:
     if config.data.speed:
         config.data.speed.check("data.speed")
     _check_streams(config)
-    _check_evaluation(config.evaluation)
+    _check_evaluation(config)
     if config.spikes.rollback is not None and not config.checkpoint.every_steps:
         raise UserError(
             "spikes.rollback is set, but there are no checkpoints to go back to; set checkpoint.every_steps"
@@ -100,12 +101,6 @@ def check_config(config: Experiment) -> None:
         raise UserError(
             f"optimizer.moments={config.optimizer.moments}, but {type(config.optimizer.rule).__name__} has no first moments; "
             "leave it out"
-        )
-    if config.data.batch_rows % config.optimizer.accumulation:
-        raise UserError(
-            f"data.batch_rows={config.data.batch_rows} does not divide into "
-            f"optimizer.accumulation={config.optimizer.accumulation} micro-batches; write a multiple of "
-            f"{config.optimizer.accumulation}"
         )
 
 
@@ -140,7 +135,7 @@ def _check_streams(config: Experiment) -> None:
             raise UserError(f"data.inputs.{name} has no encoder{nearest(name, modalities)}; add model.encoders.{name}")
     if "examples" not in config.data.rows:
         raise UserError("data.rows.examples is not set; set the largest number of examples per row")
-    for place, subsets in (("data.subsets", config.data.subsets), ("evaluation.subsets", config.evaluation.subsets)):
+    for place, subsets in (("data.subsets", config.data.subsets), ("evaluation.subsets", config.measured)):
         for subset in subsets:
             unknown = [name for name in subset.split("+") if name not in modalities]
             if unknown:
@@ -155,11 +150,12 @@ def _check_streams(config: Experiment) -> None:
             raise UserError(f"{place} names a subset twice (order does not matter): {', '.join(subsets)}")
 
 
-def _check_evaluation(evaluation: Evaluation) -> None:
+def _check_evaluation(config: Experiment) -> None:
     """Checks the settings of the best checkpoint; its name is checked when the tasks are known to measure it."""
+    evaluation = config.evaluation
     if evaluation.patience is not None and evaluation.best is None:
         raise UserError("evaluation.patience is set; also set the metric that it waits for (evaluation.best)")
-    if evaluation.best is not None and not (evaluation.every_steps and evaluation.subsets):
+    if evaluation.best is not None and not (evaluation.every_steps and config.measured):
         key = "subsets" if evaluation.every_steps else "every_steps"
         raise UserError(f"evaluation.best is set, but nothing is evaluated during training; set evaluation.{key}")
 
@@ -183,6 +179,13 @@ def _check_tasks(config: Experiment) -> None:
                 f"optimizer.accumulation={config.optimizer.accumulation}, but {path} compares all examples of a batch, and a "
                 "micro-batch has only some; set it to 1 and divide data.batch_rows among more devices"
             )
+
+
+def check_rows(config: Experiment, mesh: Any) -> None:
+    """Checks that the rows of a batch divide among the devices of a mesh and the micro-batches."""
+    if config.optimizer.accumulation > 1:  # else every batch is checked
+        parts = mesh.shape["data"] * mesh.shape["fsdp"]
+        rows_of_a_part(config.data.batch_rows, parts, config.optimizer.accumulation)
 
 
 def check_data(config: Experiment, source: Any) -> None:

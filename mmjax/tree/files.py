@@ -69,8 +69,13 @@ def user_class(name: str) -> type:
       UserError: there is no such file or class.
     """
     file, _, attribute = name.rpartition(":")
-    module = sys.modules.get(_module_name(Path(file).absolute())) or run_file(Path(file))
-    found = getattr(module, attribute, None)
+    loaded = sys.modules.get(_module_name(Path(file).absolute()))
+    if loaded is None and not Path(file).is_file():
+        raise UserError(
+            f"there is no file {file}, which has the class {attribute} of this config; put it back, or copy it beside the "
+            "config.json that names it (into the run directory)"
+        )
+    found = getattr(loaded or run_file(Path(file)), attribute, None)
     if not isinstance(found, type):
         raise UserError(f"{file} defines no class {attribute}")
     return found
@@ -90,16 +95,27 @@ def _explain(error: Exception, path: Path, module: types.ModuleType) -> str:
     if isinstance(error, UserError):
         return f"{place}: {error}"
     unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    positional = re.search(r"(\w+)\.__init__\(\) takes 1 positional argument but", str(error))
     missing = re.search(r"(\w+)\.__init__\(\) missing \d+ required keyword-only arguments?: (.+)", str(error))
     if unknown and (kind := _class_named(unknown[1], module)):
         return f"{place}: {unknown[1]} has no key '{unknown[2]}'{nearest(unknown[2], [f.name for f in fields(kind)])}"
+    if positional and (kind := _class_named(positional[1], module)):
+        own = sorted(fields(kind), key=lambda field: field.name not in vars(kind).get("__annotations__", ()))
+        named = ", ".join(f"{field.name}=..." for field in own[:2])
+        return f"{place}: the fields of {positional[1]} are written by name: {positional[1]}({named})"
     if missing:
         return f"{place}: {missing[1]} needs {missing[2]}"
     if isinstance(error, AttributeError) and isinstance(error.obj, types.ModuleType):
-        known = [name for name in vars(error.obj) if not name.startswith("_")]
-        near = difflib.get_close_matches(error.name, known, n=1)
-        return f"{place}: {error.obj.__name__} has no '{error.name}'" + (f"; did you mean '{near[0]}'?" if near else "")
+        return f"{place}: {_lacks(error.obj, error.name)}"
+    unimported = re.match(r"cannot import name '(\w+)' from '([\w.]+)'", str(error))
+    if isinstance(error, ImportError) and unimported and (room := sys.modules.get(unimported[2])):
+        return f"{place}: {_lacks(room, unimported[1])}"
     return f"{place}: {type(error).__name__}: {error}"
+
+
+def _lacks(room: types.ModuleType, name: str) -> str:
+    near = difflib.get_close_matches(name, [known for known in vars(room) if not known.startswith("_")], n=1)
+    return f"{room.__name__} has no '{name}'" + (f"; did you mean '{near[0]}'?" if near else "")
 
 
 def _class_named(name: str, module: types.ModuleType) -> type | None:

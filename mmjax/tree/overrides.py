@@ -17,7 +17,7 @@ Part = TypeVar("Part")
 def override(config: Part, arguments: list[str], only: tuple[str, ...] = ()) -> Part:
     """Applies `--any.config.key VALUE` (or `--key=VALUE`); dashes and underscores are the same.
 
-    A value is a number, `none`, `true`, `false`, text, the name of a class, or a Python literal.
+    A value is a number, `none`, `true`, `false`, text, the name of a class, or a literal of Python or JSON.
 
     Args:
       only: how the keys begin that are applied; (): all.
@@ -91,11 +91,20 @@ def _default(cls: type, name: str) -> Any:
     return None if default is dataclasses.MISSING else to_dict(default)
 
 
+WORDS = {"none": None, "null": None, "true": True, "false": False}
+
+
+class _Words(ast.NodeTransformer):
+    """Makes the constants of JSON those of Python, so that both kinds of literals are read."""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.Constant(WORDS[node.id]) if node.id in WORDS else node
+
+
 def _literal(text: str) -> Any:
-    words = {"none": None, "null": None, "true": True, "false": False}
-    if text.lower() in words:
-        return words[text.lower()]
+    if text.lower() in WORDS:
+        return WORDS[text.lower()]
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        return ast.literal_eval(_Words().visit(ast.parse(text.strip(), mode="eval")))
+    except (ValueError, SyntaxError, TypeError):
         return text

@@ -123,5 +123,20 @@ def _describe(annotation: Any) -> str:
         return " or ".join(_describe(option) for option in options(annotation))
     if typing.get_origin(annotation) is Literal:
         return "one of " + ", ".join(map(repr, typing.get_args(annotation)))
+    if (origin := typing.get_origin(annotation)) in (Mapping, tuple):
+        return f"a {'mapping' if origin is Mapping else 'list'} such as {_example(annotation)}"
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "none"}
     return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _example(annotation: Any) -> str:
+    """How a value that an annotation allows is written on the command line, with ... where no value is obvious."""
+    option, arguments = options(annotation)[0], typing.get_args(options(annotation)[0])
+    if typing.get_origin(option) is Mapping:
+        return f"{{'NAME': {_example(arguments[1])}}}"
+    if typing.get_origin(option) is tuple:
+        return f"[{_example(arguments[0])}, ...]"
+    if classes := kinds(option):
+        name, kind = next(iter(classes.items()))
+        return f"{{'{fields(kind)[0].name}': ...}}" if len(classes) == 1 else repr(name)
+    return {int: "1", float: "0.5", bool: "true", str: "'...'"}.get(option, "...")

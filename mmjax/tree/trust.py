@@ -54,6 +54,23 @@ def check_trusted(tree: Any) -> None:
             )
 
 
+def found_beside(tree: Any, folder: Path) -> Any:
+    """A saved config in which a Python file that is gone is the file of the same name in `folder`, if there is one.
+
+    So a run directory can be moved with the user's classes in it. `check_trusted` looks at the file that is found.
+    """
+    if isinstance(tree, Mapping):
+        return {key: found_beside(child, folder) for key, child in tree.items()}
+    if isinstance(tree, list):
+        return [found_beside(child, folder) for child in tree]
+    if not isinstance(tree, str):
+        return tree
+    file, colon, name = tree.rpartition(":") if not tree.lower().endswith(".py") else (tree, "", "")
+    here = folder.absolute() / Path(file).name
+    gone = file.lower().endswith(".py") and not Path(file).is_file() and here.is_file()
+    return f"{here}{colon}{name}" if gone else tree
+
+
 def _named(tree: Any) -> Iterator[Path]:
     """The Python files that strings in a tree name: "FILE.py", or "FILE.py:NAME" for a class in it."""
     if isinstance(tree, str):
