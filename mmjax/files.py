@@ -93,27 +93,6 @@ def json_lines(path: Path | None, mode: Literal["w", "a"] = "w") -> Iterator[Cal
         yield lambda value: print(json_line(value, ascii=False), file=file)
 
 
-def begun(path: Path) -> list[Any]:
-    """The values in the lines of a JSONL file that an interrupted command has begun to write; [] if there is no file.
-
-    An incomplete last line is removed from the file.
-
-    Raises:
-      UserError: the file cannot be read, or is no JSONL.
-    """
-    try:
-        data = path.read_bytes() if path.exists() else b""
-        whole = data[: data.rfind(b"\n") + 1]
-        found = [json.loads(line) for line in whole.splitlines() if line.strip()]
-        if len(whole) < len(data):
-            os.truncate(path, len(whole))
-    except OSError as error:
-        raise UserError(f"cannot continue {path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise UserError(f"cannot continue {path}, which is no JSONL: {error}; name another file") from None
-    return found
-
-
 def address_of(path: str | os.PathLike) -> str | None:
     """The address of what is in a bucket ("gs://bucket/runs", also after a conversion to Path); None: it is on this machine.
 

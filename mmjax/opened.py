@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +29,7 @@ from mmjax.parallel.mesh import make_mesh
 from mmjax.stream import Batch
 from mmjax.train.build import build_layout, build_model, facts_of_run, labels_of, raw
 from mmjax.train.checkpoint import digest
-from mmjax.train.directory import Which, read_run
+from mmjax.train.directory import Which, lasting, read_run
 from mmjax.train.mirror import run_at
 from mmjax.train.report import sample_rate
 from mmjax.train.step import cast, init_parameters
@@ -80,6 +81,16 @@ class OpenedRun:
     def identity(self) -> dict[str, Any]:
         """Where the run is, the step of the checkpoint, and a hash of the parameters."""
         return {"run": self.place, "step": self.step, "parameters": digest(self.params)}
+
+    @functools.cached_property
+    def provenance(self) -> dict[str, Any]:
+        """What its results depend on, besides their inputs: `identity`, the dtype, the tokenizer, and the config."""
+        files = sorted(self.tokenizer.files.items()) if self.tokenizer else []
+        config = {key: value for key, value in lasting(self.trained).items() if key != "data.batch_rows"}
+        # The config comes first: it says what the hashes cannot.
+        hashes = {"hash of the tokenizer": hashlib.sha256(repr(files).encode()).hexdigest()}
+        hashes |= {"hash of the decoding's tables": digest(self.tables)}
+        return self.identity | {"weights": self.weights, "config": config} | hashes
 
     @property
     def sample_rate(self) -> int:
@@ -163,6 +174,8 @@ class OpenedRun:
         given = {"speech": speech, "image": image, "text": text} | others
         given = {name: value for name, value in given.items() if value is not None}
         self._check_streams(given)
+        for name in (name for name, value in given.items() if isinstance(value, list | tuple) and not value):
+            raise UserError(f"the list given as {name} is empty; give at least one, or leave {name} out")
         use, found = Use(self.sample_rate, self.config.data.rescale), {}
         for name in sorted(given, key=lambda name: not self._input(name).media):  # conversations take their media
             if name not in found:

@@ -1,7 +1,7 @@
 """The commands of `mmjax data`: build shards, inspect data, train tokenizers."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +191,10 @@ def tokenizer(source: str, out: str | None = None, **keys: Any) -> dict[str, Any
     texts = learnable(chosen, home, fields)[1]()
     ids = [trained.pieces(text) for text in texts]
     count = sum(map(len, ids))
-    share = lambda some: sum(i in some for one in ids for i in one) / max(count, 1)  # noqa: E731
+
+    def share(some: Container[int]) -> float:
+        return sum(i in some for one in ids for i in one) / max(count, 1)
+
     if file:
         trained.save(file)
     return {

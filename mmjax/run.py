@@ -233,29 +233,42 @@ class Run(OpenedRun):
         return Example(given, dict.fromkeys(self.given_tokens, ""), prefixes)
 
     def transcribed(
-        self, given: Mapping[str, Any], tags: Mapping[str, str | None], phrases: Sequence[str] = ()
+        self,
+        given: Mapping[str, Any],
+        tags: Mapping[str, str | None],
+        phrases: Sequence[str] = (),
+        parts: Mapping[str, Any] | None = None,
     ) -> dict[str, Any] | None:
         """The prediction of a recording that is too long to be read at once: its text, in parts; None: it is not.
 
         Args:
           given: the inputs by name, as for `predict`, or decoded.
+          parts: the arguments `by`, `voice`, `longest` and `overlap` of `transcribe`; with one of them, a recording of any
+            length is transcribed in parts.
+
+        Raises:
+          UserError: with `parts`: the inputs are not one recording, or no task writes its text.
         """
         given = {name: value for name, value in given.items() if value is not None}
         self._check_streams(given)
         name, speech = next(iter(given.items()))
-        if len(given) > 1 or (task := task_for(self, name)) is None:
+        if len(given) > 1 or isinstance(speech, list) or (task := task_for(self, name)) is None:
+            if parts:
+                raise UserError(
+                    f"--{next(iter(parts))} is of one recording that is transcribed; give it alone, to a run with a task that "
+                    "writes the text of a recording"
+                )
             return None
         limit = min(LONGEST, self.layout.streams[name].longest(self.sample_rate))
         try:
-            if seconds_of(speech, self.sample_rate) <= limit:
+            if not parts and seconds_of(speech, self.sample_rate) <= limit:
                 return None
         except UserError:  # whoever decodes it says why
             return None
         if others := [other for other in self.config.model.tasks if other != task]:
-            progress.warn_once(
-                f"recordings longer than {limit:g} seconds: only {task} is predicted, not {', '.join(others)}"
-            )
-        segments = self.transcribe(speech, task, tags=tags, phrases=phrases)
+            which = "recordings in parts" if parts else f"recordings longer than {limit:g} seconds"
+            progress.warn_once(f"{which}: only {task} is predicted, not {', '.join(others)}")
+        segments = self.transcribe(speech, task, tags=tags, phrases=phrases, **(parts or {}))
         return {task: " ".join(one.text for one in segments), f"{task}/segments": [one._asdict() for one in segments]}
 
     def transcribe(
@@ -264,7 +277,7 @@ class Run(OpenedRun):
         task: str | None = None,
         by: Literal["voice", "windows"] = "voice",
         *,
-        voice: str | VoiceActivity = "energy",
+        voice: str | VoiceActivity | None = None,
         longest: float | None = None,
         overlap: float | None = None,
         tags: Mapping[str, str | None] | None = None,
@@ -276,13 +289,13 @@ class Run(OpenedRun):
           speech: the path of a recording or its bytes, which are read block by block; or an array, as for `predict`.
           task: a task that writes the text of a recording; None: the first one.
           by: "voice": the recording is cut where nobody speaks; "windows": into windows that overlap, whose texts are joined.
-          voice: how speech is found: "energy", "silero" (the extra `silero`), or a `VoiceActivity`.
+          voice: how speech is found: "energy" (None), "silero" (the extra `silero`), or a `VoiceActivity`.
           longest: seconds of a part, at most; None: 30, or what a row of the run holds, if that is less.
           overlap: seconds by which windows overlap; None: a sixth of a window.
           tags, phrases: as for `predict`.
 
         Raises:
-          UserError: no task writes the text of a recording, or the recording cannot be read.
+          UserError: no task writes the text of a recording, or the recording cannot be read; or an argument has no effect.
         """
         phrases = self.checked_phrases(phrases)
         options = dict(voice=voice, longest=longest, overlap=overlap, tags=tags, phrases=phrases)

@@ -13,6 +13,7 @@ from mmjax.errors import UserError
 from mmjax.files import json_line, write_whole, writing
 from mmjax.stream import Batch
 
+GUARDS, ADAPTERS = AT_END = ("guards", "adapters")  # kinds of lines that are written once, after the last step
 FLUSH = 30  # seconds after which TensorBoard's file is brought to disk again
 
 
@@ -48,7 +49,7 @@ class Writer:
         """Drops the lines after `step`, and the rollbacks to it, because a resumed run writes them again.
 
         Args:
-          finished: `step` is the last of the run; its final evaluation is dropped too, because it will run again.
+          finished: `step` is the last of the run; what was measured after it is dropped too, because it is measured again.
           subsets: lines of a whole evaluation; those of an evaluation that a killed process began to write are dropped.
 
         Returns:
@@ -66,6 +67,7 @@ class Writer:
         measured = [record for record in last if record["kind"] == "eval"]
         if finished or len(measured) < subsets:
             again += measured
+        again += [record for record in last if finished and record["kind"] in AT_END]
         kept = [record for record in kept if record not in again]
         with writing(self._path):
             write_whole(self._path, "".join(json_line(record) + "\n" for record in kept))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import jax.numpy as jnp
@@ -109,8 +110,12 @@ def ours(run):
 
 
 @pytest.mark.parametrize("name", ["lora", "dora"])
-def test_a_merged_export_computes_what_the_run_computes(runs, name, tmp_path):
+def test_a_merged_export_computes_what_the_run_computes(runs, name, tmp_path, capsys):
     assert main(["export", str(runs / name), "--out", str(tmp_path / "merged")]) == 0
+    kernels, difference = re.search(
+        r"adapters of (\d+) kernels merged: .* at most (\S+)", capsys.readouterr().out
+    ).groups()
+    assert int(kernels) > 0 and 0 < float(difference) < 1e-5
     run, found = Run(runs / name), logits(tmp_path / "merged")
     np.testing.assert_allclose(found, ours(run), atol=2e-5 * np.abs(found).max())
     assert np.abs(found - logits(runs / "theirs")).max() > 0.01 * np.abs(found).max()  # it learned

@@ -1,4 +1,4 @@
-"""Attention and convolution within segments, against plain references (traps A1, A5, A7, B1, B5)."""
+"""Attention and convolution within segments, against plain references."""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ def test_attention_equals_each_segment_alone():
             np.testing.assert_allclose(out[row][:, at], weights @ v, atol=1e-5)
 
 
-def test_trap_a7_a_query_that_sees_nothing_gives_zeros_and_finite_gradients():
+def test_a_query_that_sees_nothing_gives_zeros_and_finite_gradients():
     query, key, value = (normal(2, 3, 10, 8, seed=i) for i in range(3))
     nothing = np.zeros_like(SEGMENTS)
 
@@ -51,7 +51,7 @@ def test_trap_a7_a_query_that_sees_nothing_gives_zeros_and_finite_gradients():
 
 @pytest.mark.parametrize("length", range(1, 18))
 @pytest.mark.parametrize("earlier", [0, 1, 5])
-def test_trap_b1_relative_shift_equals_a_gather(length, earlier):
+def test_relative_shift_equals_a_gather(length, earlier):
     keys = earlier + length
     scores = normal(1, 2, length, keys + length - 1)
     i, j = np.meshgrid(np.arange(earlier, keys), np.arange(keys), indexing="ij")
@@ -107,7 +107,7 @@ def test_depthwise_gradient_equals_autodiff(taps):
         assert_same_sums(mine, other, size, terms)
 
 
-def test_trap_b5_an_even_kernel_has_one_tap_more_on_the_right():
+def test_an_even_kernel_has_one_tap_more_on_the_right():
     impulse = jnp.zeros((1, 65, 1)).at[0, 32].set(1.0)
     segments = np.ones((1, 65), np.int32)
     response = depthwise_convolution(impulse, jnp.ones((32, 1)), segments, 15)[0, :, 0]

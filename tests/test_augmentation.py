@@ -1,4 +1,4 @@
-"""Augmentation: the right distributions and signals, and the same for an example wherever it stands (A6, H16)."""
+"""Augmentation: the right distributions and signals, and the same for an example wherever it stands."""
 
 import os
 import re
@@ -92,7 +92,7 @@ LENGTHS = {11: 12, 4: 1, 900: 9, 23: 15}  # example number -> positions
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_trap_h16_an_example_is_augmented_alike_wherever_it_stands(name):
+def test_an_example_is_augmented_alike_wherever_it_stands(name):
     augment, width = AUGMENTATIONS[name]
     augment = jax.jit(augment)
     key = jax.random.key(3)
@@ -181,7 +181,7 @@ def p_value(counts, draws, probability, masks):
     return chi2.sf(difference @ inverse @ difference, rank)
 
 
-def test_trap_a6_time_masks_have_the_exact_distribution_and_lie_within_the_example():
+def test_time_masks_have_the_exact_distribution_and_lie_within_the_example():
     """10,000 examples of each of four lengths, packed with neighbours and gaps."""
     lengths, draws = (1, 7, 20, 32), 10_000
     rows, at = [], (1, 2, 10, 32)
@@ -476,7 +476,7 @@ def on_eight_devices():
 
 
 @pytest.mark.slow
-def test_trap_h16_eight_devices_draw_what_one_draws_without_communication():
+def test_eight_devices_draw_what_one_draws_without_communication():
     process = subprocess.run(
         [sys.executable, "-c", "import test_augmentation; test_augmentation.on_eight_devices()"],
         env=os.environ | simulated(8),

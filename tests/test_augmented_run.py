@@ -1,4 +1,4 @@
-"""Augmentation in a run: drawn by example (trap H16), so the invariants hold with it; speeds are known to the packer."""
+"""Augmentation in a run: drawn by example, so the invariants hold with it; speeds are known to the packer."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ EVERYTHING = c.SpeechAugmentation(
 
 
 @pytest.mark.slow
-def test_trap_h16_packing_and_division_hold_with_augmentation():
+def test_packing_and_division_hold_with_augmentation():
     subject = check.Subject(augmented(augment=EVERYTHING, denoise=c.SpectralGate()))
     plain = check.Subject(tiny())
     assert check.difference(subject.run(subject.batch)[1]["loss"], plain.run(plain.batch)[1]["loss"]) > 1e-3

@@ -1,9 +1,14 @@
 """The commands as scripts use them: JSON alone on standard output, exit code 0 only on success, one-line errors."""
 
+import dataclasses
 import json
+import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +18,8 @@ from PIL import Image
 
 from mmjax import cli
 from mmjax import config as c
+
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def mmjax(capsys, *arguments):
@@ -151,6 +158,22 @@ def test_predict_for_people(run, files, capsys):
     assert code == 0 and "answer: " in out and "%" in out and "transcript: " in out
 
 
+def test_a_model_of_another_library_is_to_be_imported_first(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    out = ["-o", str(tmp_path / "out")]
+    for command in ("chat", "eval", "predict", "checkpoints", "goodput", ["export", *out], ["report", *out]):
+        name, *more = [command] if isinstance(command, str) else command
+        assert cli.main([name, str(tmp_path), *more]) == 2
+        assert f"import it first, and give NAME instead: mmjax import {tmp_path} -o NAME" in capsys.readouterr().err
+
+
+def test_a_command_that_there_is_not_is_answered_with_the_one_that_does_it(capsys):
+    for word, answer in (("transcribe", "see mmjax predict --help"), ("trian", "did you mean 'train'?")):
+        with pytest.raises(SystemExit):
+            cli.main([word, "a.wav"])
+        assert f"there is no command {word}; {answer}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -241,4 +264,48 @@ def test_keys_of_a_class_are_printed_with_their_units(capsys):
     assert "ViT.preset(NAME): A published size" in capsys.readouterr().out
     assert cli.main(["keys"]) == 0
     assert "\nspeech encoder: Conformer, BiLSTM, WhisperEncoder\n" in capsys.readouterr().out
+    assert cli.main(["keys", "CTC"]) == 0
+    assert " = ('cer', 'wer')" in capsys.readouterr().out, "the value of a constant, not its name"
     assert cli.main(["keys", "Contrat"]) == 2 and "did you mean 'Contrast'" in capsys.readouterr().err
+
+
+def test_keys_of_a_users_file_are_printed(capsys):
+    file = str(DOCS / "plug_in.py")
+    assert cli.main(["keys", file]) == 0
+    assert capsys.readouterr().out == "collection: Sums\ntext encoder: Smoothed\ntask: Ordinal\n"
+    assert cli.main(["keys", f"{file}:Ordinal"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("Ordinal: A task: classes in an order, by CORAL")
+    assert "\n  outputs: int | None = None  # number of classes; None: as many as the data has\n" in said
+    assert cli.main(["keys", f"{file}:Ordnal"]) == 2 and "did you mean 'Ordinal'" in capsys.readouterr().err
+    assert cli.main(["keys", "absent.py"]) == 2 and "there is no file absent.py" in capsys.readouterr().err
+
+
+def test_a_closed_pipe_is_no_traceback(monkeypatch):
+    """As by `mmjax keys Data | head -1`, which reads no further."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with monkeypatch.context() as changed:
+        changed.setattr(sys, "stdout", os.fdopen(writing, "w"))
+        assert cli.main(["keys", "Data"]) == 141
+        sys.stdout.close()
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in sorted(DOCS.glob("*.md")))])
+def test_the_commands_of_a_page_exist_with_their_options(page):
+    """Other tests run them on files. Whatever is no option of the command must be a key of the config."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", (DOCS.parent / page).read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    text = (
+        "\n".join(block for language, block in blocks if language in ("", "bash"))
+        .replace("\\\n", " ")
+        .replace("&& ", "\n")
+    )
+    lines = re.findall(r"^(?:\.venv/bin/)?mmjax (.*)", text, re.MULTILINE)
+    for line in lines:
+        words = [word for word in shlex.split(line, comments=True) if not word.startswith("$")]
+        parser, _ = cli._parser()
+        options, rest = parser.parse_known_args([word for word in words if word != "..."])
+        flags = [word for word in rest if word.startswith("--")]
+        assert options.overrides or not rest, f"{line}: {rest}"
+        keys = {field.name for field in dataclasses.fields(c.Experiment)}
+        assert all(flag[2:].split(".")[0].replace("-", "_") in keys for flag in flags), f"{line}: {flags}"

@@ -20,6 +20,7 @@ from mmjax import config as c
 from mmjax.data.build import build
 from mmjax.data.chat_template import TEMPLATES
 from mmjax.data.chat_tokens import chat_tokens
+from mmjax.data.conversation import ConversationTokens
 from mmjax.data.example import Example, Pieces
 from mmjax.data.image import open_image
 from mmjax.data.inputs import Use
@@ -655,3 +656,64 @@ def test_a_real_template_gives_the_ids_of_transformers():
             messages += [user("".join(draw.choice(words, 9))), said("".join(draw.choice(words, 9)))]
         expected = theirs.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
         assert chat_tokens(messages, ours).ids.tolist() == expected
+
+
+def test_a_prompt_is_read_whatever_is_learned(home, tokenizer):
+    """It has no reply, before which the model would stop to read."""
+    for learn in ("replies", "last", "all"):
+        stream = ConversationTokens(conversation=c.Conversation(learn=learn), tokenizer=tokenizer)
+        assert not stream.cut(json.dumps([user("Hi"), said("A dog."), user("so")]), "text", "it").features[:, 1].any()
+
+
+THINKS = (  # the parts of Qwen3's template that write thoughts
+    "{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}"
+    "{% endif %}{% endfor %}{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if m.role == 'assistant' and loop.index0 > ns.last and (loop.last or '</think>' in m.content) %}"
+    "{% set thoughts = m.content.split('</think>')[0].split('<think>')[-1] if '</think>' in m.content else '' %}"
+    "{{ '<think>\n' + thoughts.strip('\n') + '\n</think>\n\n' + m.content.split('</think>')[-1].lstrip('\n') }}"
+    "{% elif m.role == 'assistant' %}{{ m.content.split('</think>')[-1].lstrip('\n') }}{% else %}{{ m.content }}{% endif %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("options", [{}, {"enable_thinking": False}])
+@pytest.mark.parametrize("replies", [("one", "two"), ("one", ""), ("<one", "think"), ("one", " two\n")])
+def test_thoughts_that_the_template_adds_are_not_learned(home, options, replies):
+    """Qwen3's template writes an empty block of thoughts before the last reply alone."""
+    (home / "thinks.jinja").write_text(THINKS)
+    tokenizer = Tokenizer.load(home / "tokenizer.json", str(home / "thinks.jinja"), options)
+    messages = [user("Hi"), said(replies[0]), user("so"), said(replies[1])]
+    rest, *found = pieces(chat_tokens(messages, tokenizer), tokenizer)
+    assert found == [f"{one}{EOT}" for one in replies]
+    assert rest.count("<think>\n\n</think>\n\n") == 1
+    prompt = tokenizer.decode(chat_tokens(messages[:3], tokenizer).ids, special=True)
+    assert prompt.endswith("</think>\n\n" if options else "<|im_start|>assistant\n")
+
+
+def test_thoughts_of_the_data_are_learned(home):
+    (home / "thinks.jinja").write_text(THINKS)
+    tokenizer = Tokenizer.load(home / "tokenizer.json", str(home / "thinks.jinja"))
+    thought = "<think>\nwell\n</think>\n\ntwo"
+    _, found = pieces(chat_tokens([user("so"), said(thought)], tokenizer), tokenizer)
+    assert found == f"{thought}{EOT}"
+
+
+def test_options_of_the_template_are_kept_with_the_tokenizer(home, tmp_path):
+    """A run chats with the template as it was trained with it; the counts of tokens belong to the options."""
+    (home / "thinks.jinja").write_text(THINKS)
+    part = c.HuggingFaceTokenizer(
+        file=str(home / "tokenizer.json"),
+        chat_template=str(home / "thinks.jinja"),
+        template_options={"enable_thinking": False},
+    )
+    source = opened(home, [{"messages": [user("Hi"), said("A dog.")]}], tokenizer=part)
+    for name, content in source.tokenizer.files.items():
+        (tmp_path / name).write_bytes(content)
+    again = Tokenizer.of_run(tmp_path)
+    assert again.chat == source.tokenizer.chat and again.chat.options == (("enable_thinking", False),)
+    assert again.chat.render([user("Hi")], True).endswith("</think>\n\n")
+    changed = again.with_template_options({"enable_thinking": True})
+    assert changed.chat.render([user("Hi")], True).endswith("assistant\n") and again.chat != changed.chat
+    with pytest.raises(UserError, match="the chat template does not read the option 'enable_thoughts'"):
+        again.with_template_options({"enable_thoughts": False})

@@ -1,4 +1,4 @@
-"""Front ends against their references, packed and alone (trap table F; A8, A9)."""
+"""Front ends against their references, packed and alone."""
 
 import functools
 
@@ -194,7 +194,7 @@ def test_mfcc_equals_kaldi_in_float64(bins, coefficients):
 
 
 @pytest.mark.parametrize("front_end", ALL, ids=lambda f: type(f).__name__)
-def test_traps_a8_a9_an_example_has_the_same_features_packed_and_alone(front_end):
+def test_an_example_has_the_same_features_packed_and_alone(front_end):
     lengths = [16, 3, 9, 5, 30]
     packed = speech(*lengths)
     louder = packed._replace(features=packed.features * np.where(packed.segments == 3, np.float32(100), 1)[..., None])

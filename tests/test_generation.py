@@ -15,7 +15,7 @@ from mmjax.cli import main
 from mmjax.data.text import Tokenizer
 from mmjax.decode import Sampling, choose, limited
 from mmjax.errors import UserError
-from mmjax.generation import Generator
+from mmjax.generation import Generator, generate
 from mmjax.interchange import directories
 from mmjax.run import Run
 from mmjax.train.build import build_layout, build_model, facts_of_run, resolved
@@ -155,9 +155,55 @@ def test_generate_continues_where_it_was_interrupted(run, home, tmp_path, capsys
     out.write_text(whole.splitlines(keepends=True)[0])
     assert main(command) == 0
     assert out.read_text() == whole
-    source.write_text(json.dumps({"name": "other", "text": "Hi"}))
-    assert main(command) == 2
-    assert "holds replies to other prompts" in capsys.readouterr().err
+    capsys.readouterr()
+    assert main([*command[:-1], "1", "--length", "7"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "was made with other settings: --length is 6 there and 7 here; name another file (--out), or delete" in said
+    assert out.read_text() == whole
+
+
+def test_replies_to_other_prompts_are_not_taken_for_those_of_this_file(run, home, tmp_path):  # noqa: F811
+    """Prompts without names have numbers, which those of any other file have, too."""
+    source, out, picture = tmp_path / "prompts.jsonl", tmp_path / "replies.jsonl", tmp_path / "x.png"
+    shutil.copy(home / "x.png", picture)
+    generator, rows = Generator(run), [{"text": "Hi"}, {"messages": [user("<image> it?")], "image": "x.png"}]
+
+    def write(*rows):
+        source.write_text("\n\n".join(map(json.dumps, rows)))
+        return generate(generator, source, out, length=2)
+
+    assert write(*rows) == 2 and write(*rows) == 2 and write(*rows, {"text": "Hi"}) == 3
+    for others, message in (
+        ([{"text": "Hello"}, *rows[1:], {"text": "Hi"}], "1 has changed since .* was begun; name another file"),
+        ([{"id": "a", "text": "Hi"}], "has 3 results, but there are 1 items"),
+        ([{"id": "a", "text": "Hi"}, *rows[1:], {"text": "Hi"}], "line 1 is about 1, not about a"),
+    ):
+        with pytest.raises(UserError, match=message):
+            write(*others)
+    shutil.copy(home / "y.png", picture)
+    with pytest.raises(UserError, match="3 has changed since"):  # the number of its line
+        write(*rows, {"text": "Hi"})
+    (tmp_path / "replies.jsonl.made.json").unlink()
+    with pytest.raises(UserError, match="no replies.jsonl.made.json beside it, which earlier versions"):
+        write(*rows, {"text": "Hi"})
+    out.unlink()
+    assert write({"text": "Hello"}) == 1
+
+
+def test_a_wrong_line_of_a_prompt_file_is_named(run, home, tmp_path):  # noqa: F811
+    source, out, generator = tmp_path / "prompts.jsonl", tmp_path / "replies.jsonl", Generator(run)
+    shutil.copy(home / "x.png", tmp_path / "x.png")
+    asked, good = [user("<image> what is it?")], {"text": "Hi"}
+    for row, message in (
+        ({"messages": asked, "image": ["x.png", "x.png"]}, "line 2 of .* lists 2 for image, but .* place only 1"),
+        ({"messages": asked, "image": "gone.png"}, r"line 2 of .*prompts.jsonl: .*gone.png"),
+        ({"messages": asked, "image": "x.png", "images": ["x.png"]}, "line 2 of .* lists image in two columns"),
+        ({"messages": [user({"type": "audio", "path": "x.png"})]}, "line 2 of .*prompts.jsonl: "),
+        ({"id": "1", "text": "Hi"}, "line 2 of .* has the name '1', like line 1 of"),
+    ):
+        source.write_text(f"{json.dumps(good)}\n{json.dumps(row)}\n")
+        with pytest.raises(UserError, match=message):
+            generate(generator, source, out, length=2)
 
 
 def test_a_terminal_conversation_attaches_files_and_keeps_what_was_said(run, home, capsys, monkeypatch):  # noqa: F811
@@ -170,6 +216,36 @@ def test_a_terminal_conversation_attaches_files_and_keeps_what_was_said(run, hom
     first = run.generate([[user(*picture)]], length=5)[0].text
     talk = [user(*picture), {"role": "assistant", "content": first}, user("and now?")]
     assert first in shown and run.generate([talk], length=5)[0].text in shown
+
+
+def test_a_file_is_attached_as_a_terminal_pastes_its_name(run, home, tmp_path, capsys, monkeypatch):  # noqa: F811
+    for name in ("0 1.png", "it's.png"):
+        shutil.copy(home / "x.png", tmp_path / name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    lines = [
+        *(
+            "/image ~/it's.png",
+            '/image "0 1.png"',
+            "/image 0\\ 1.png",
+            "/image 0 1.png",
+            "/image '0 1.png' ~/it\\'s.png",
+        ),
+        *("/image", "/image .", "/system Be brief.", "/exit"),
+    ]
+    said = iter(lines)
+    monkeypatch.setattr("builtins.input", lambda _: next(said))
+    assert main(["chat", str(run.directory)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    spaced, quoted = (
+        "attached 0 1.png; write a message about it",
+        f"attached {tmp_path}/it's.png; write a message about it",
+    )
+    assert shown[1:] == [
+        *(quoted, spaced, spaced, spaced, spaced, quoted, "name a file: /image FILE"),
+        ". is a folder; name one file: /image FILE",
+        f"no longer attached: {tmp_path}/it's.png, 0 1.png, 0 1.png, 0 1.png, 0 1.png, {tmp_path}/it's.png",
+    ]
 
 
 def test_limits_keep_the_most_probable_tokens():
@@ -198,6 +274,30 @@ def test_a_penalty_makes_repeated_tokens_less_probable():
     logits, seen = jnp.array([[2.0, 1.9, -1.0]]), jnp.array([[True, False, False]])
     assert choose(logits, seen, 0, Sampling())[0] == 0
     assert choose(logits, seen, 0, Sampling(repetition_penalty=1.2))[0] == 1
+
+
+@pytest.mark.parametrize("idle", [{"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"seed": 1}])
+def test_settings_of_random_tokens_without_a_temperature_are_refused(idle):
+    with pytest.raises(UserError, match=f"{next(iter(idle))} has no effect without a temperature"):
+        Sampling(**idle).check()
+    Sampling(temperature=0.7, **idle).check()
+
+
+def test_a_setting_that_beams_or_greedy_tokens_ignore_is_refused_before_a_model_is_loaded(capsys):
+    for options, message in (
+        (["--seed", "0"], "seed has no effect without a temperature"),
+        (["--top-p", "0.9"], "top_p has no effect without a temperature"),
+    ):
+        for command in (["chat", "no_run"], ["generate", "no_run", "a.jsonl", "-o", "b.jsonl"]):
+            assert main([*command, *options]) == 2
+            assert message in capsys.readouterr().err
+    for sampling, stop, name in (
+        (Sampling(repetition_penalty=1.2), (), "repetition_penalty"),
+        (Sampling(temperature=0.5), (), "temperature"),
+        (Sampling(), ("end",), "stop"),
+    ):
+        with pytest.raises(UserError, match=f"without {name}; leave {name} or beams out"):
+            Generator.check_sampling(sampling, stop, beams=3)
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_k": 0}, {"repetition_penalty": 0.0}])
@@ -233,7 +333,7 @@ def test_a_reply_fills_the_positions_of_the_decoder(home, tmp_path):  # noqa: F8
     )
     run.params = jax.tree.map(lambda x: x[:20] if x.shape == (30, 32) else x, more.params)
     generator, wide = Generator(run), Generator(more)
-    prompt = len(generator._cut(generator._given(asked))["text"][0])
+    prompt = len(generator.cut(generator.given(asked))["text"][0])
     longest = 20 - prompt + 1
     whole, expected = (one.replies([asked], length=longest)[0] for one in (generator, wide))
     assert len(whole.ids) == longest and whole.ids == expected.ids

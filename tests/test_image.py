@@ -40,7 +40,7 @@ def png(height, width, seed=0):
 
 
 @pytest.mark.parametrize("height, width, size", [(100, 70, 32), (17, 90, 48), (20, 20, 64), (64, 64, 64), (1, 5, 8)])
-def test_trap_g2_resized_pixels_equal_a_triangle_filter(height, width, size):
+def test_resized_pixels_equal_a_triangle_filter(height, width, size):
     """Bilinear with the filter as wide as the picture shrinks, in float64: one level of 255 for rounding."""
     encoded = png(height, width)
     pixels = np.asarray(Image.open(io.BytesIO(encoded)), np.float64)
@@ -56,7 +56,7 @@ def test_trap_g2_resized_pixels_equal_a_triangle_filter(height, width, size):
 
 @pytest.mark.reference
 @pytest.mark.parametrize("height, width, size", [(100, 70, 32), (17, 90, 48)])
-def test_trap_g2_pixels_equal_those_of_torch(height, width, size):
+def test_pixels_equal_those_of_torch(height, width, size):
     torch = pytest.importorskip("torch")
     image = torch.tensor(np.asarray(open_image(png(height, width)))).permute(2, 0, 1)[None]
     theirs = torch.nn.functional.interpolate(image, (size, size), mode="bilinear", antialias=True)

@@ -1250,7 +1250,7 @@ def test_an_option_that_we_do_not_have_is_named(tmp_path, capsys, model, changes
 
 
 @pytest.mark.parametrize("name, head", [("Parakeet", "ctc_head"), ("W2v-BERT that transcribes", "lm_head")])
-def test_trap_d1_the_blank_becomes_the_first_class(tmp_path, uncertified, name, head):
+def test_the_blank_becomes_the_first_class(tmp_path, uncertified, name, head):
     uncertified()
     model = randomise(MODELS[name]())
     model.save_pretrained(tmp_path / "theirs")

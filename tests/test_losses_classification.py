@@ -1,4 +1,4 @@
-"""Losses of classes against optax, PyTorch and float64 formulas (trap H2)."""
+"""Losses of classes against optax, PyTorch and float64 formulas."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ def stream(features, segments):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_trap_h2_cross_entropy_equals_optax_with_smoothing(smoothing):
+def test_cross_entropy_equals_optax_with_smoothing(smoothing):
     logits = jax.random.normal(jax.random.key(0), (2, 3, 5))
     labels = stream([[1, 4, 99], [0, 99, 99]], [[1, 2, 0], [1, 0, 0]])
     measured = cross_entropy(stream(logits, labels.segments), labels, smoothing)

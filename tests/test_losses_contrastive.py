@@ -1,4 +1,4 @@
-"""Contrastive losses against the papers' formulas, and on 8 devices against 1 (traps G6, G7)."""
+"""Contrastive losses against the papers' formulas, and on 8 devices against 1."""
 
 import json
 import math
@@ -124,7 +124,7 @@ def _with(tree, path, value):
     return tree | {path[0]: value if len(path) == 1 else _with(tree[path[0]], path[1:], value)}
 
 
-def test_trap_g7_the_scale_of_clip_is_limited_to_100():
+def test_the_scale_of_clip_is_limited_to_100():
     task = Contrast(between=("speech", "image"), outputs=5, rule="softmax", scale=1e6, bias=0.0, limit=100.0)
     params = nn.unbox(jax.jit(task.init)(jax.random.key(0), encoded(*batch()))["params"])
     pairs = pairs_of(params, *batch(), task=task)
@@ -146,7 +146,7 @@ def test_a_batch_without_pairs_is_zero_and_finite(params, rule):
 
 
 def test_an_example_that_lacks_a_modality_changes_nothing(params):
-    """It has the same losses and gradients as if it were not there (trap G6 for pads)."""
+    """It has the same losses and gradients as if it were not there."""
     speech, image, examples = batch()
     pairs = pairs_of(params, speech, image, examples)
     both = jnp.asarray(pairs.segments)
@@ -170,7 +170,7 @@ def on_8_devices():
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_trap_g6_8_devices_equal_1_and_no_device_gathers_the_embeddings(on_8_devices, rule):
+def test_8_devices_equal_1_and_no_device_gathers_the_embeddings(on_8_devices, rule):
     result = on_8_devices[rule]
     assert result["devices"] == 8 and result["difference"] <= 1e-6
     assert result["sent_to_neighbours"] > 0 and result["gathered"] == 0

@@ -1,4 +1,4 @@
-"""CTC against optax and the sum over all paths (traps D1-D5)."""
+"""CTC against optax and the sum over all paths."""
 
 import itertools
 
@@ -23,7 +23,7 @@ def packed(frames, labels, *, seed=0, scale=3.0):
     """Utterances of so many frames with these labels in one row: logits, the frames' segments, the labels."""
     logits = scale * np.random.default_rng(seed).normal(size=(1, LENGTH, VOCABULARY)).astype(np.float32)
     of_frames, of_labels = np.zeros((1, LENGTH), int), np.zeros((1, LABELS), int)
-    ids = np.full((1, LABELS), 10**6)  # trap D4: an impossible id where no label is
+    ids = np.full((1, LABELS), 10**6)  # an impossible id where no label is
     t = u = 0
     for number, (count, label) in enumerate(zip(frames, labels, strict=True), 1):
         of_frames[:, t : t + count], of_labels[:, u : u + len(label)] = number, number
@@ -84,7 +84,7 @@ def test_ctc_equals_the_sum_over_all_paths(label):
     np.testing.assert_allclose(ours(logits, frames, labels)["loss"][0], -np.log(total), rtol=1e-5)
 
 
-def test_trap_d2_infeasible_examples_are_left_out_and_counted():
+def test_infeasible_examples_are_left_out_and_counted():
     # Three frames cannot say "2 2 3" (a repeat needs a blank between), nor can one frame say two labels.
     logits, frames, labels = packed([8, 3, 1], [[1, 2], [2, 2, 3], [1, 2]])
     _, only_frames, only_labels = packed([8], [[1, 2]])
@@ -96,7 +96,7 @@ def test_trap_d2_infeasible_examples_are_left_out_and_counted():
     np.testing.assert_allclose(gradient, alone, atol=1e-6)
 
 
-def test_trap_d3_confident_logits_never_give_a_negative_or_infinite_loss():
+def test_confident_logits_never_give_a_negative_or_infinite_loss():
     logits, frames, labels = packed([9, 12], [[1, 2, 3], [4, 4]], scale=1.0)
     for sign in (1.0, -1.0):
         sure = jnp.zeros_like(logits).at[..., 0].set(sign * 1e3)
@@ -107,7 +107,7 @@ def test_trap_d3_confident_logits_never_give_a_negative_or_infinite_loss():
     assert 0 <= value < 1e-5
 
 
-def test_trap_d5_adding_a_constant_to_the_logits_changes_nothing():
+def test_adding_a_constant_to_the_logits_changes_nothing():
     logits, frames, labels = packed([8, 9], [[1, 2], [3]])
     np.testing.assert_allclose(
         ours(logits, frames, labels)["loss"][0], ours(logits + 7.0, frames, labels)["loss"][0], rtol=1e-5

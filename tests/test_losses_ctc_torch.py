@@ -50,7 +50,7 @@ def losses_and_gradient(logits, frames, labels, segments):
 
 @pytest.mark.reference
 @pytest.mark.parametrize("vocabulary, cases", [(3, 70), (17, 70), (301, 60)])
-def test_trap_d7_ctc_equals_torch_over_200_cases_packed_several_to_a_row(vocabulary, cases):
+def test_ctc_equals_torch_over_200_cases_packed_several_to_a_row(vocabulary, cases):
     torch = pytest.importorskip("torch")
     generator = np.random.default_rng(vocabulary)
     rows = rows_of([utterance(generator, vocabulary) for _ in range(cases)])
@@ -81,7 +81,7 @@ def test_trap_d7_ctc_equals_torch_over_200_cases_packed_several_to_a_row(vocabul
     assert not np.any(gradient[frames == 0])
 
 
-def test_trap_d6_memory_does_not_grow_with_labels_times_vocabulary():
+def test_memory_does_not_grow_with_labels_times_vocabulary():
     # As many labels as frames, so that [B, U, V] would be as large as the logits, and [T, U, V] far larger.
     batch, length, vocabulary = 2, 64, 32_768
     logits = jax.ShapeDtypeStruct((batch, length, vocabulary), jnp.float32)

@@ -1,4 +1,4 @@
-"""The loss of tokens against PyTorch and formulas (traps H2, H3), and its memory."""
+"""The loss of tokens against PyTorch and formulas, and its memory."""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def pairs(next_token):
 @pytest.mark.reference
 @pytest.mark.parametrize("next_token", [True, False])
 @pytest.mark.parametrize("factored", [True, False])
-def test_trap_h2_and_h3_token_cross_entropy_equals_torch_with_smoothing(tokens, factored, next_token):
+def test_and_h3_token_cross_entropy_equals_torch_with_smoothing(tokens, factored, next_token):
     torch = pytest.importorskip("torch")
     features, kernel, labels = tokens
 

@@ -138,7 +138,7 @@ FAST = ("rotary", "half the frames, causal, in chunks")
 
 
 @pytest.mark.parametrize("variant", [pytest.param(v, marks=() if v in FAST else pytest.mark.slow) for v in CONFORMERS])
-def test_traps_a1_a4_a5_conformer_gives_the_same_packed_and_alone(variant):
+def test_conformer_gives_the_same_packed_and_alone(variant):
     parts = dict(stem=c.StridedStem(channels=4), convolution=c.Convolution(kernel=8)) | CONFORMERS[variant]
     model = Conformer(layers=2, width=16, heads=2, **parts)
     every = model.subsampling

@@ -137,7 +137,7 @@ def test_a_label_that_no_example_has_is_an_error_that_names_the_columns(tmp_path
     rows = [{"text": "x", "emotoin": "glad", "year": 1}]
     with pytest.raises(
         UserError,
-        match='the label \'emotion\', but no example has it; .* columns emotoin, year; .*"emotoin": "emotion"',
+        match="the label 'emotion', but no example has it; did you mean 'emotoin'\\?; .* columns emotoin, year; .*\"emotoin\": \"emotion\"",
     ):
         opened(tmp_path, rows, {"emotion": "class"}, tokenizer=None)
     with pytest.raises(UserError, match="the label 'emotion' is of the kind 'klass'; did you mean 'classes'"):

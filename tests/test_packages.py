@@ -31,7 +31,7 @@ ORDER = (
     ("evaluate", "flops"),
     ("tasks",),
     ("models", "losses", "decode", "data", "parallel"),
-    ("telemetry", "charts"),
+    ("telemetry", "charts", "results"),
     ("stream", "progress", "files", "html", "metric"),
     ("tree", "errors"),
 )

@@ -1,4 +1,4 @@
-"""Positions of patches: the formula, the learned grid at other sizes, and its resizing for checkpoints (trap G1)."""
+"""Positions of patches: the formula, the learned grid at other sizes, and its resizing for checkpoints."""
 
 import jax
 import jax.numpy as jnp
@@ -51,12 +51,12 @@ TABLE = np.random.default_rng(0).normal(size=(2 + 14 * 14, 5)).astype(np.float32
 
 
 @pytest.mark.parametrize("method", ["bilinear", "bicubic", "antialiased"])
-def test_trap_g1_resizing_to_the_same_size_changes_nothing(method):
+def test_resizing_to_the_same_size_changes_nothing(method):
     np.testing.assert_array_equal(resize_positions(TABLE, (14, 14), (14, 14), method, special=2), TABLE)
 
 
 @pytest.mark.parametrize("grid", [(24, 24), (14, 20), (7, 9), (1, 3)])
-def test_trap_g1_bilinear_resizing_equals_scipy(grid):
+def test_bilinear_resizing_equals_scipy(grid):
     ours = resize_positions(TABLE, (14, 14), grid, "bilinear", special=2)
     old = TABLE[2:].reshape(14, 14, 5).astype(np.float64)
     theirs = scipy.ndimage.zoom(old, (grid[0] / 14, grid[1] / 14, 1), order=1)
@@ -67,7 +67,7 @@ def test_trap_g1_bilinear_resizing_equals_scipy(grid):
 @pytest.mark.reference
 @pytest.mark.parametrize("grid", [(24, 24), (14, 20), (7, 9), (1, 3)])
 @pytest.mark.parametrize("method", ["bicubic", "antialiased"])
-def test_trap_g1_bicubic_resizing_equals_torch(grid, method):
+def test_bicubic_resizing_equals_torch(grid, method):
     torch = pytest.importorskip("torch")
     ours = resize_positions(TABLE, (14, 14), grid, method, special=2)
     old = torch.tensor(TABLE[2:], dtype=torch.float64).reshape(1, 14, 14, 5).permute(0, 3, 1, 2)

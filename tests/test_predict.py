@@ -7,6 +7,7 @@ import pathlib
 import re
 import shlex
 import shutil
+from types import SimpleNamespace
 
 import corpora
 import numpy as np
@@ -204,7 +205,9 @@ def test_other_pictures_are_refused_by_name(opened, image, message):
         opened.predict(image=image)
 
 
-def test_a_text_is_a_str(opened):
+def test_a_text_is_a_str_and_a_list_is_not_empty(opened):
+    with pytest.raises(UserError, match="the list given as image is empty; give at least one, or leave image out"):
+        opened.predict(image=[], text="is it red?")
     with pytest.raises(UserError, match="the text is bytes, not str"):
         opened.predict(text=b"is it red?")
 
@@ -228,6 +231,8 @@ def test_inputs_of_other_names_come_from_files_too(tmp_path):
     np.save(tmp_path / "imu.npy", np.eye(3))
     for given in (tmp_path / "imu.npy", np.eye(3), np.eye(3).tolist()):
         np.testing.assert_array_equal(c.VectorInput(width=3).from_user(given, "imu", use), np.eye(3))
+    with pytest.raises(UserError, match=r"the imu of your input has vectors of the shape \[3, 3\], not \[T, 2\]"):
+        c.VectorInput(width=2).from_user(np.eye(3), "imu", use)
     with pytest.raises(UserError, match="the question is int, not str"):
         c.Text().from_user(3, "question", use)
 
@@ -292,7 +297,57 @@ def test_files_are_predicted_in_order_as_one_by_one_and_an_interrupted_call_cont
         assert out.read_text() == whole
     assert opened.predictor._program._cache_size() == 1
     assert main(["predict", str(run), str(folder / "b.flac"), "-o", str(out)]) == 2
-    assert "holds predictions about other examples" in capsys.readouterr().err and out.read_text() == whole
+    assert "has 11 results, but there are 1 items" in " ".join(capsys.readouterr().err.split())
+    assert out.read_text() == whole
+
+
+def test_predictions_with_other_settings_are_not_taken_for_those_of_this_call(tmp_path):
+    home, files, out = (
+        tmp_path / "run",
+        [str(tmp_path / f"{number}.wav") for number in range(3)],
+        tmp_path / "out.jsonl",
+    )
+    untrained(home, causal(layers=1), {"transcript": c.CTC()}, hops=320)
+    for file in files:
+        soundfile.write(file, TONE[:8_000], RATE)
+    phrases = tmp_path / "phrases.txt"
+    beam = "--model.tasks.transcript.decoding PrefixBeam --model.tasks.transcript.decoding.scorers.names Phrases"
+    beam += f" --model.tasks.transcript.decoding.scorers.names.file {phrases}"
+
+    def predict(overrides="", own=(), parts=None):
+        run = Run(home, overrides.split())
+        run.__dict__["predictor"] = SimpleNamespace(of=lambda _, first: iter([{"transcript": "a"}] * (3 - first)))
+        return predict_files(run, run.examples(files, None, {}, own), out, parts=parts)
+
+    phrases.write_text("red\n")
+    assert predict(beam) == predict(f"{beam} --data.batch_rows 2") == {"examples": 3, "errors": 0}
+    with pytest.raises(UserError, match="transcript.decoding.class is 'PrefixBeam' there and 'BestPath' here"):
+        predict()
+    with pytest.raises(UserError, match="0.wav has changed since"):
+        predict(beam, ["blue"])
+    with pytest.raises(UserError, match="parts of recordings.by is None there and 'windows' here"):
+        predict(beam, parts={"by": "windows"})
+    phrases.write_text("green\n")
+    with pytest.raises(UserError, match="hash of the decoding's tables is"):
+        predict(beam)
+
+
+def test_several_files_of_one_input_are_given_together(tmp_path, capsys, monkeypatch):
+    given = {}
+    result = SimpleNamespace(
+        predict=lambda **all: given.update(all) or {},
+        sample_rate=RATE,
+        config=SimpleNamespace(model=SimpleNamespace(tasks={})),
+    )
+    monkeypatch.setattr("mmjax.run.Run", lambda *_, **__: result)
+    a, b, imu = (str(tmp_path / name) for name in ("a.png", "b.png", "imu.npy"))
+    for file in (a, b, imu):
+        pathlib.Path(file).write_bytes(b"")
+    named = [f"--input=photos={a}", f"--input=imu={imu}", f"--input=photos={b}"]
+    assert main(["predict", "run", *named, "--json"]) == 0
+    assert given["photos"] == [a, b] and given["imu"] == imu
+    assert main(["predict", "run", "--input", f"image={a}"]) == 2
+    assert "image has an option of its own: --image" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])

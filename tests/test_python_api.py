@@ -74,7 +74,7 @@ def test_many_predictions_are_those_one_by_one(opened):
 def test_a_wrong_example_is_named_by_its_number_after_the_results_before_it(opened):
     results = opened.predict_many([{"speech": sound(0.5)}, {"speech": sound(0.001)}, {"speech": sound(0.5)}])
     assert next(results)["answer"]
-    with pytest.raises(UserError, match="^example 1: speech of 16 samples is shorter than one analysis window"):
+    with pytest.raises(UserError, match="^example 1: the speech of your input has 16 samples: it is shorter"):
         next(results)
     with pytest.raises(UserError, match="^example 0: the recording given as speech is of int64"):
         next(opened.predict_many([{"speech": np.zeros(99, int)}]))

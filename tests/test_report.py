@@ -28,8 +28,11 @@ from mmjax.models.attention import KeyValue, MultiHeadAttention
 from mmjax.models.remat import with_remat
 from mmjax.report.samples import compared
 from mmjax.run import Run
+from mmjax.telemetry import ADAPTERS, GUARDS, Writer
+from mmjax.train import guards
 from mmjax.train.build import build_layout, build_model, build_source, labels_of
 from mmjax.train.loop import train
+from mmjax.train.report import adapter_record
 
 pytestmark = pytest.mark.slow
 
@@ -81,7 +84,7 @@ def runs(tmp_path_factory):
         optimizer=c.Optimizer(schedule=c.Constant(peak=1e-2)),
         evaluation=c.Evaluation(subsets=("speech+image",), every_steps=2),
         log=c.Log(every_steps=1),
-        checkpoint=c.Checkpoint(every_steps=None),
+        checkpoint=c.Checkpoint(every_steps=2),
     )
     first, second = home / "first", home / "second"
     train(config, first)
@@ -233,6 +236,46 @@ def test_a_run_without_a_checkpoint_has_curves_alone(runs, tmp_path, capsys):
     assert "is not a run directory" in capsys.readouterr().err
     assert cli.main(["report", str(tmp_path / "begun"), "-o", str(tmp_path / "no" / "page.html")]) == 2
     assert "cannot write" in capsys.readouterr().err
+
+
+def test_a_checkpoint_a_split_and_a_subset_can_be_chosen(runs, tmp_path, capsys):
+    run, out = shutil.copytree(runs[0], tmp_path / "run"), str(tmp_path / "page.html")
+    (run / "best.json").write_text('{"best": 2, "evaluations": [[2, 0.1], [3, 0.2]]}')
+    asked = ["report", "--split", "train", str(run), "-o", out, "--examples", "1"]
+    overrides = ["--data.batch-rows", "1"]
+    assert cli.main([*asked, "--step", "best", "--subset", "image", *overrides]) == 0
+    cells = Tags((tmp_path / "page.html").read_text()).texts["td"]
+    assert {"2", "6 of train, image"} <= set(cells)
+    assert cli.main(asked) == 0
+    cells = Tags((tmp_path / "page.html").read_text()).texts["td"]
+    assert {"3 (the best one is 2: --step best)", "6 of train, speech+image"} <= set(cells)
+    for wrong, message in (
+        (["--step", "1"], "no checkpoint of step 1; there are those of 2, 3"),
+        (["--subset", "imag"], "there is no subset 'imag'; did you mean 'image'?"),
+        (["--data.batch-row", "1"], "batch_rows"),
+    ):
+        assert cli.main([*asked, *wrong]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_what_the_training_changed_is_on_the_page(runs, tmp_path):
+    (tmp_path / "begun").mkdir()
+    for name in ("config.json", "metrics.jsonl"):
+        shutil.copy(runs[0] / name, tmp_path / "begun" / name)
+    measures = {"manual pages": {"chat/perplexity": 8.0}}, {"manual pages": {"chat/perplexity": 9.0}}
+    (tmp_path / "begun" / guards.FILE).write_text(json.dumps(measures[0]))
+    changes = {"one.kernel": np.array([0.1, 0.2]), "two.kernel": np.array([0.1, 0.0])}
+    writer = Writer(tmp_path / "begun", tensorboard=False)
+    writer.write(3, GUARDS, guards.record(measures[1]))
+    writer.write(3, ADAPTERS, adapter_record(changes))
+    writer.close()
+    assert cli.main(["report", str(tmp_path / "begun"), "-o", str(tmp_path / "page.html")]) == 0
+    found = Tags((tmp_path / "page.html").read_text())
+    assert "What the training changed" in found.texts["h2"]
+    cells = found.texts["td"]
+    assert cells[cells.index("manual pages") :][:5] == ["manual pages", "chat/perplexity", "8", "9", "+12.5 %"]
+    said = "\n".join(found.texts["p"])
+    assert "did NOT change their kernels: 1 of 2: two.kernel" in said and "each layer by 0 % to 20 %" in said
 
 
 def test_all_runs_are_checked_before_the_first_is_measured(runs, tmp_path, capsys, monkeypatch):

@@ -175,7 +175,7 @@ def test_an_interrupted_index_is_continued_and_equals_one_that_was_not(home, run
 
 def test_an_index_of_another_run_or_of_other_items_is_refused(home, index, tmp_path):
     other = mmjax.open(write_run(tmp_path / "other", seed=1))
-    with pytest.raises(UserError, match=r"is an index of another run \(.*run, step 0\)"):
+    with pytest.raises(UserError, match=r"is of another run \(.*run, step 0\)"):
         other.index([str(home / "files")], home / "index")
     own = mmjax.open(home / "run")
     with pytest.raises(UserError, match="is an index of 10 items, not of these 1"):

@@ -88,7 +88,7 @@ VARIANTS = {
     "variant, chunk", [*((v, n) for v in VARIANTS for n in (1, 3)), ("relative", 2), ("relative", 8)]
 )
 @pytest.mark.slow
-def test_trap_h17_streaming_equals_offline(variant, chunk):
+def test_streaming_equals_offline(variant, chunk):
     conformer = model(chunks=Chunking(size=chunk, left=2), **VARIANTS[variant])
     whole = batch_of(1 if chunk == 2 else 7, 96)
     params = {"params": parameters(conformer, whole)}
@@ -250,10 +250,20 @@ def test_a_run_that_cannot_stream_names_what_is_missing(encoder, tasks, message)
         Streaming(SimpleNamespace(config=config, model=config.model, directory="a run", tokenizer=tokenizer()))
 
 
+def test_the_shipped_config_can_stream():
+    config = c.load("configs/streaming_questions.py")
+    run = SimpleNamespace(config=config, model=config.model, directory="a run", tokenizer=tokenizer())
+    assert Streaming(run).chunk == pytest.approx(0.32)
+
+
 def test_the_command_prints_utterances_and_latency(runs, tmp_path, capsys):
     soundfile.write(tmp_path / "one.wav", sounds(2.0), RATE)
     assert main(["predict", str(runs["ctc"].directory), "--stream", str(tmp_path / "one.wav"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["transcript"] and found["segments"][0]["end"] <= 2.0
     assert 0 < found["latency"]["p50"] <= found["latency"]["p99"] and found["latency"]["chunk"] == pytest.approx(0.16)
+    stream = ["predict", str(runs["ctc"].directory), "--stream", str(tmp_path / "one.wav"), "--json"]
+    assert main([*stream, "--silence", "30"]) == 0
+    (whole,) = json.loads(capsys.readouterr().out)["segments"]
+    assert whole["text"].replace(" ", "") == found["transcript"].replace(" ", "")
     assert main(["predict", str(runs["ctc"].directory), "--stream", "x.wav", "--text", "what?"]) == 2

@@ -178,7 +178,8 @@ def test_a_task_has_an_output_for_the_blank_or_the_end_where_id_0_is_a_piece(hom
         if blank and kind == "Write":
             model = c.Multimodal(encoders=encoders, tasks={"transcript": WRITERS[kind](pieces, 0)})
             with pytest.raises(
-                UserError, match="set model.tasks.transcript.start_token and .*end_token to ids of its special"
+                UserError,
+                match="set model.tasks.transcript.start_token and .*end_token to ids of its special tokens(, such as|;)",
             ):
                 check_data(tiny(data=chosen, model=model), source)
         model = c.Multimodal(encoders=encoders, tasks={"text": c.LanguageModel(outputs=pieces)})

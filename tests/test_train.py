@@ -486,6 +486,15 @@ def test_an_evaluation_of_which_a_killed_process_wrote_only_some_subsets_is_forg
     assert (tmp_path / "metrics.jsonl").read_text().splitlines() == text.splitlines()[:3]
 
 
+def test_what_is_measured_after_the_last_step_is_written_once(tmp_path):
+    """A run that has ended measures it again when its command is repeated."""
+    kinds = ("train", "eval", "guards", "adapters")
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"step": 6, "kind": kind}) + "\n" for kind in kinds))
+    writer = Writer(tmp_path, first=6, tensorboard=False)
+    assert writer.rewind(6) == {(6, kind) for kind in kinds}
+    assert writer.rewind(6, finished=True) == {(6, "train")}
+
+
 @pytest.mark.slow
 def test_metrics_that_find_no_room_stop_the_run_and_its_state_is_saved(tmp_path, monkeypatch):
     real = Writer.write

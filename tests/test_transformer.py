@@ -75,7 +75,7 @@ def test_grouped_and_causal_attention_equal_plain_loops():
 
 
 @pytest.mark.reference
-def test_trap_g4_a_post_norm_encoder_equals_bert():
+def test_a_post_norm_encoder_equals_bert():
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     settings = transformers.BertConfig(
@@ -344,7 +344,7 @@ GEMMA = dict(
         (GEMMA, None),
     ],
 )
-def test_traps_g12_h13_step_by_step_equals_all_at_once(changes, prefix):
+def test_step_by_step_equals_all_at_once(changes, prefix):
     """Two rows of one or two examples each, of unequal length: those that have ended give empty tokens."""
     model = TextDecoder(**SMALL | {"block": BlockStyle(head_width=6, key_value_heads=2)} | changes)
     rows = [texts(9, 5, room=14), texts(7, room=14)]
@@ -383,7 +383,7 @@ def test_traps_g12_h13_step_by_step_equals_all_at_once(changes, prefix):
     assert compared == 9 + 5 + 7 and int(cache.used) == 18
 
 
-def test_trap_g12_a_prefix_sees_itself_whole_and_not_what_follows():
+def test_a_prefix_sees_itself_whole_and_not_what_follows():
     model = TextDecoder(**SMALL, cross_attention=False)
     row = texts(6, 5)
     params = initialised(model, row)

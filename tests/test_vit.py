@@ -181,7 +181,7 @@ IMAGES = pictures(*[(28, 28)] * 8)
 @pytest.mark.parametrize(
     "activation, theirs", [("gelu", "gelu"), ("gelu_tanh", "gelu_pytorch_tanh"), ("quick_gelu", "quick_gelu")]
 )
-def test_trap_g2_g3_g4_the_tower_equals_that_of_transformers(activation, theirs):
+def test_the_tower_equals_that_of_transformers(activation, theirs):
     pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     settings = transformers.ViTConfig(**SIZES, intermediate_size=40, hidden_act=theirs, layer_norm_eps=1e-2)
@@ -204,7 +204,7 @@ def test_trap_g2_g3_g4_the_tower_equals_that_of_transformers(activation, theirs)
 
 
 @pytest.mark.reference
-def test_trap_g2_siglip_with_its_pooling_equals_that_of_transformers():
+def test_siglip_with_its_pooling_equals_that_of_transformers():
     pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     model = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**SIZES, intermediate_size=40))
@@ -256,7 +256,7 @@ def test_dinov2_with_registers_equals_that_of_transformers():
 
 
 @pytest.mark.reference
-def test_trap_g8_native_resolution_equals_naflex_of_transformers():
+def test_native_resolution_equals_naflex_of_transformers():
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     sizes = {key: value for key, value in SIZES.items() if key != "image_size"}
@@ -303,7 +303,7 @@ SMALL = dict(patch=4, image_size=16, layers=2, width=16, heads=2, mlp=24)
 @pytest.mark.parametrize(
     "positions", [c.LearnedGrid(), c.LearnedGrid(registers=True), c.SinCos(), c.Rotary(), c.CentredRotary()]
 )
-def test_trap_g8_native_resolution_of_a_square_image_is_the_fixed_size_model(positions):
+def test_native_resolution_of_a_square_image_is_the_fixed_size_model(positions):
     image = packed(pictures((16, 16), (16, 16)), 4, special=3)
     settings = dict(**SMALL, positions=positions, class_token=True, registers=2)
     fixed, native = ViT(**settings), ViT(**settings, max_patches=16)
@@ -424,7 +424,7 @@ def test_pools_give_one_vector_per_example_in_its_slot():
     np.testing.assert_allclose(pooled_by(MeanPool(), text, 3).features[0, 0], features[0, 4:8].mean(0), atol=1e-6)
 
 
-def test_trap_g5_attention_pooling_does_not_see_the_neighbour():
+def test_attention_pooling_does_not_see_the_neighbour():
     pool = AttentionPool(heads=2, mlp=8)
     features = np.random.default_rng(0).normal(size=(1, 6, 4)).astype(np.float32)
     tokens = Stream(features, np.array([[1, 1, 1, 2, 2, 0]]), np.zeros((1, 6, 2), int))

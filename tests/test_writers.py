@@ -20,10 +20,11 @@ from mmjax.decode import BestPath, GreedyTransducer, Written, by_example, hypoth
 from mmjax.errors import UserError
 from mmjax.evaluate.comparison import read_saved
 from mmjax.evaluate.measures import Measures
-from mmjax.files import begun, json_lines
+from mmjax.files import json_lines
 from mmjax.models import Learned, LSTMPrediction, StatelessPrediction, TextDecoder
 from mmjax.models.task import losses_of
 from mmjax.models.texts import inputs_and_targets
+from mmjax.results import begun
 from mmjax.stream import EMPTY, Stream
 from mmjax.tasks import CTC, Encoded, Facts, Transducer, Write
 from mmjax.train.build import build_layout, build_model

@@ -9,6 +9,7 @@ import difflib
 import logging
 import os
 import re
+import select
 import signal
 import sys
 import warnings
@@ -21,7 +22,7 @@ from typing import Any
 from mmjax import __version__
 from mmjax.cli import alignment, data, evaluation, language, runs, search, sweep
 from mmjax.cli.shared import add_step, command, print_json
-from mmjax.errors import Preempted, UserError
+from mmjax.errors import Preempted, UserError, nearest
 from mmjax.files import local, writing
 from mmjax.tree.trust import ALL
 
@@ -30,21 +31,38 @@ NO_MEMORY = (
     "this machine has no memory left; lower data.threads, data.batch_rows or data.window, use a machine with more, or see "
     "which other processes need it"
 )
+CLOSED_PIPE = 128 + signal.SIGPIPE  # the exit code of other programs whose output nobody reads any more
 CLOSED = "Event loop is closed"  # the error of pending writes of a checkpoint after another write has failed
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns its exit code: 0: success, 2: an error for the user to fix, 75: start it again."""
+    """Runs one command.
+
+    Returns:
+      Its exit code. 0: success, 2: an error for the user to fix, 75: start it again, 141: nobody reads its output any more.
+    """
     (parser, commands), arguments = _parser(), sys.argv[1:] if arguments is None else list(arguments)
     if TRUST in arguments:  # before or after the command
         arguments.remove(TRUST)
         os.environ[ALL] = "1"
+    _check_command(parser, commands, arguments)
     options, rest = parser.parse_known_args(arguments)
     if rest and not options.overrides:
         parser.error(f"unknown argument {rest[0]}")
     options.usage = commands[options.command].format_usage()
     with _signals(options.command):
         return _run(options, rest)
+
+
+def _check_command(
+    parser: argparse.ArgumentParser, commands: Mapping[str, argparse.ArgumentParser], arguments: list[str]
+) -> None:
+    """Ends with an error if there is no such command; it names one whose description has this word, or a similar one."""
+    word = next((one for one in arguments if not one.startswith("-")), None)
+    if word is None or word in commands:
+        return
+    doing = next((name for name, sub in commands.items() if word in (sub.description or "").split()), None)
+    parser.error(f"there is no command {word}{f'; see mmjax {doing} --help' if doing else nearest(word, commands)}")
 
 
 def _check_options(rest: list[str], usage: str) -> None:
@@ -102,7 +120,8 @@ def _add_config_commands(commands) -> None:
 
     sub = commands.add_parser("keys", help="list the keys of a config class, with their units", allow_abbrev=False)
     sub.set_defaults(func=_keys, computes=False)
-    sub.add_argument("name", metavar="CLASS", nargs="?", help="such as Conformer; default: list all classes")
+    text = "such as Conformer, or FILE.py:NAME; FILE.py: list the classes of this file; default: list all classes"
+    sub.add_argument("name", metavar="CLASS", nargs="?", help=text)
 
 
 def _add_model_commands(commands) -> None:
@@ -138,6 +157,11 @@ def _run(options, rest) -> int:
         _check_options(rest, options.usage)
         watch = _prepare(options) if options.computes else None
         code, said = options.func(options, rest), ""
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _unread():
+            raise
+        code, said = CLOSED_PIPE, "its output was closed"
     except UserError as error:
         if watch and not isinstance(error, Preempted):
             watch.settle()
@@ -231,6 +255,11 @@ def _export(options, rest) -> int:
         print_json(result)
     else:
         print(f"{options.out}: {result['model_type']}, {result['tensors']:,} tensors")
+        if merged := result["merged"]:
+            print(
+                f"adapters of {merged['kernels']:,} kernels merged: with them, the outputs of a kernel differ by at most "
+                f"{merged['difference']:.1g} of the largest (float32)"
+            )
     return 0
 
 
@@ -238,25 +267,42 @@ def _keys(options, rest) -> int:
     import inspect
 
     from mmjax.config import Experiment
-    from mmjax.errors import nearest
     from mmjax.tree.catalogue import catalogue, keys
 
-    kinds = catalogue(Experiment)
-    classes = {cls.__name__: cls for found in kinds.values() for cls in found}
-    if options.name is None:
+    asked = options.name or ""
+    file, _, name = (asked, "", "") if asked.endswith(".py") else asked.rpartition(":")
+    module = _run_named(file) if file else None  # its classes are known once it was run
+    kinds = {
+        kind: {cls.__name__: cls for cls in found if module in (None, cls.__module__)}
+        for kind, found in catalogue(Experiment).items()
+    }
+    classes = {name: cls for found in kinds.values() for name, cls in found.items()}
+    if not classes:
+        raise UserError(f"{file} has no class of a config")
+    if not name:
         for kind, found in kinds.items():
-            print(f"{kind}: {', '.join(cls.__name__ for cls in found)}")
+            if found:
+                print(f"{kind}: {', '.join(found)}")
         return 0
-    if options.name not in classes:
-        raise UserError(f"the config has no class '{options.name}'{nearest(options.name, classes)}")
-    cls = classes[options.name]
-    print(f"{options.name}: {inspect.getdoc(cls).splitlines()[0]}\n")
+    if name not in classes:
+        raise UserError(f"{file or 'the config'} has no class '{name}'{nearest(name, classes)}")
+    cls = classes[name]
+    print(f"{name}: {(inspect.getdoc(cls) or '').partition(chr(10))[0]}\n")
     for key in keys(cls):
         default = "  (required)" if key.default is None else f" = {key.default}"
         print(f"  {key.name}: {key.annotation}{default}{f'  # {key.meaning}' if key.meaning else ''}")
     if hasattr(cls, "preset"):
-        print(f"\n{options.name}.preset(NAME): {cls.preset.__doc__.splitlines()[0]} Names: docs/models.md, Sizes.")
+        print(f"\n{name}.preset(NAME): {cls.preset.__doc__.splitlines()[0]} Names: docs/models.md, Sizes.")
     return 0
+
+
+def _run_named(file: str) -> str:
+    """Runs a Python file that the user names; returns the name of its module."""
+    from mmjax.tree.files import run_file
+    from mmjax.tree.trust import trust_named
+
+    trust_named(file)
+    return run_file(Path(file)).__name__
 
 
 def _config(options, rest) -> int:
@@ -297,6 +343,16 @@ def _signals(command: str) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _unread() -> bool:
+    """Whether the reader of standard output, such as `head`, has ended. If so, the rest of the output is discarded."""
+    pipe = select.poll()
+    pipe.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in pipe.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+    return True
 
 
 def _printable() -> None:

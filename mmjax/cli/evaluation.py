@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmjax.cli.shared import add_step, command, print_json, whole
+from mmjax.cli.shared import add_step, command, files_and_others, print_json, whole
 from mmjax.errors import UserError
 from mmjax.files import address_of, local, write_whole, writing
 
+OVERRIDES = "Any other --key VALUE overrides a key of the config: --data.source.splits.test other.tsv"
 BY = "draw the examples of each group together for intervals, such as speaker (default: each by itself)"
 
 
@@ -46,16 +47,22 @@ def add_parsers(commands: Any) -> None:
 
     text = "write an HTML page about runs: curves, metrics with intervals, confusions, and examples to see and hear"
     sub = commands.add_parser("report", help=text, description=text, allow_abbrev=False)
-    sub.set_defaults(func=_report)
+    sub.set_defaults(func=_report, overrides=True)
     sub.add_argument("runs", metavar="RUN", nargs="+", help="a run directory")
+    add_step(sub)
+    sub.add_argument("--split", default=None, help="default: the config's evaluation.split")
+    sub.add_argument(
+        "--subset", metavar="MODALITIES", help="such as speech+image (default: the first of evaluation.subsets)"
+    )
     sub.add_argument("-o", "--out", metavar="FILE", default="report.html", help="the page (default: report.html)")
     sub.add_argument(
         "--examples",
         type=whole(0),
         default=8,
         metavar="N",
-        help="examples of the evaluation split to show (default: 8)",
+        help="examples of the split to show (default: 8)",
     )
+    sub.epilog = OVERRIDES
 
 
 def _add_choice(sub: Any) -> None:
@@ -65,7 +72,7 @@ def _add_choice(sub: Any) -> None:
     )
     sub.add_argument("--subset", metavar="MODALITIES", help="such as speech+image (default: the largest)")
     sub.add_argument("--picture", metavar="FILE.svg", help="plot the result")
-    sub.epilog = "Any other --key VALUE overrides a key of the config: --data.source.splits.test other.tsv"
+    sub.epilog = OVERRIDES
 
 
 def _several(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
@@ -216,8 +223,10 @@ def _robustness(options, rest) -> int:
 
 
 def _report(options, rest) -> int:
-    from mmjax.report import report
+    from mmjax.report import Choice, report
 
-    path = report(options.runs, options.out, options.examples)
+    runs, overrides = files_and_others(options.runs, rest)
+    choice = Choice(options.step, options.split, options.subset, tuple(overrides))
+    path = report(runs, options.out, options.examples, choice)
     print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB")
     return 0

@@ -1,6 +1,9 @@
 """The commands `chat` and `generate`: language models that write; and `ngram`: n-gram models for decoding."""
 
+import os
+import shlex
 import time
+from pathlib import Path
 from typing import Any
 
 from mmjax.cli.shared import add_step, command, whole
@@ -81,36 +84,59 @@ def _add_options(sub: Any) -> None:
         "--length", type=whole(1), default=256, help="the largest number of tokens of a reply (default: 256)"
     )
     sub.add_argument("--stop", action="append", default=[], metavar="WORDS", help="end the reply at these words")
+    sub.add_argument(
+        "--template-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the chat template, such as enable_thinking=false",
+    )
     for name, (kind, text) in OPTIONS.items():
         sub.add_argument(f"--{name}", type=kind, help=text)
 
 
 def _sampling(options: Any) -> Any:
-    from mmjax.decode import Sampling
+    """The sampling that the options ask for; raises UserError if one is wrong, or has no effect."""
+    from mmjax.decode import Sampling, without_effect
 
     names = [name.replace("-", "_") for name in OPTIONS]
-    return Sampling(**{name: value for name in names if (value := getattr(options, name)) is not None})
+    found = Sampling(**{name: value for name in names if (value := getattr(options, name)) is not None})
+    found.check()
+    if options.seed is not None and not found.temperature:  # also the seed 0
+        raise without_effect("seed")
+    return found
+
+
+def _generator(options: Any) -> Any:
+    """The language model, with the options of the command."""
+    from mmjax.generation import Generator
+    from mmjax.run import Run
+    from mmjax.tree import literal
+
+    given = {}
+    for option in options.template_option:
+        name, sign, value = option.partition("=")
+        if not sign:
+            raise UserError(f"--template-option {option} is not NAME=VALUE, such as enable_thinking=false")
+        given[name] = literal(value)
+    return Generator(Run(options.run, weights=options.weights, step=options.step), template_options=given)
 
 
 def _generate(options, rest) -> int:
-    from mmjax.generation import Generator, generate
-    from mmjax.run import Run
+    from mmjax.generation import generate
 
     given = (_sampling(options), options.length, options.stop, options.rows, options.beams)
-    count = generate(
-        Generator(Run(options.run, weights=options.weights, step=options.step)), options.input, options.out, *given
-    )
+    count = generate(_generator(options), options.input, options.out, *given)
     print(f"{count} replies: {options.out}")
     return 0
 
 
 def _chat(options, rest) -> int:
-    from mmjax.generation import Generator
-    from mmjax.run import Run
+    from mmjax.generation import Chat
 
-    generator = Generator(Run(options.run, weights=options.weights, step=options.step))
+    sampling, generator = _sampling(options), _generator(options)
     generator.check([{"role": "user", "content": ""}])  # that it knows conversations
-    talk = _Talk(generator, options)
+    talk = _Talk(generator, Chat(generator), sampling, options)
     print("Write a message, or /help.")
     while True:
         try:
@@ -128,14 +154,27 @@ def _chat(options, rest) -> int:
             print()
 
 
+def _pasted(text: str) -> list[str]:
+    """The files that a line names: one with its name as it is, or as a shell reads them, with quotes, escapes and ~."""
+    if os.path.exists(whole := os.path.expanduser(text)):
+        return [whole]
+    try:
+        return [os.path.expanduser(word) for word in shlex.split(text)]
+    except ValueError:  # a quote without its end
+        return [whole]
+
+
 class _Talk:
     """A conversation in a terminal."""
 
-    def __init__(self, generator: Any, options: Any):
-        self._generator, self._options, self._sampling = generator, options, _sampling(options)
+    def __init__(self, generator: Any, chat: Any, sampling: Any, options: Any):
+        self._generator, self._chat, self._options, self._sampling = generator, chat, options, sampling
+        self._attached: list[dict[str, str]] = []
         self._begin(options.system)
 
     def _begin(self, system: str | None) -> None:
+        if self._attached:
+            print(f"no longer attached: {', '.join(part[part['type']] for part in self._attached)}")
         self._system, self._attached = system, []
         self._messages = [{"role": "system", "content": system}] if system else []
 
@@ -150,23 +189,28 @@ class _Talk:
             case "/system":
                 self._begin(rest)
             case "/image" | "/speech":
-                self._attach("image" if word == "/image" else "audio", rest.strip())
+                self._attach(word, "image" if word == "/image" else "audio", rest.strip())
             case _ if word.startswith("/"):
                 print(f"there is no command {word}; see /help")
             case _ if line or self._attached:
                 self._reply([*self._attached, *([{"type": "text", "text": line}] if line else [])])
 
-    def _attach(self, kind: str, file: str) -> None:
-        part = {"type": kind, kind: file}
-        self._generator.check([*self._messages, {"role": "user", "content": [part]}])
-        self._attached.append(part)
-        print(f"attached {file}; write a message about it")
+    def _attach(self, word: str, kind: str, text: str) -> None:
+        if not text:
+            raise UserError(f"name a file: {word} FILE")
+        for file in _pasted(text):
+            if Path(file).is_dir():
+                raise UserError(f"{file} is a folder; name one file: {word} FILE")
+            part = {"type": kind, kind: file}
+            self._generator.check([*self._messages, {"role": "user", "content": [part]}])
+            self._attached.append(part)
+            print(f"attached {file}; write a message about it")
 
     def _reply(self, content: list[dict[str, str]]) -> None:
         options, begin, text = self._options, time.perf_counter(), ""
         asked = [*self._messages, {"role": "user", "content": content}]
         first, count = begin, 0
-        for words in self._generator.words(asked, self._sampling, options.length, options.stop):
+        for words in self._chat.words(asked, self._sampling, options.length, options.stop):
             first = first if count else time.perf_counter()
             text, count = text + words, count + 1
             print(words, end="", flush=True)

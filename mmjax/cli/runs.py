@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmjax.cli.shared import add_step, command, files_and_others, print_json, whole
+from mmjax.cli.shared import add_step, command, files_and_others, print_json, seconds, whole
 from mmjax.errors import UserError
 from mmjax.files import local
+
+PARTS = ("by", "voice", "longest", "overlap")  # the options of `Run.transcribe`
 
 
 def add_parsers(commands: Any) -> None:
@@ -60,7 +62,12 @@ def add_parsers(commands: Any) -> None:
 
 
 def _add_predict(commands: Any) -> None:
-    sub = command(commands, "predict", "predict about files, or about one example", "RUN")
+    sub = command(
+        commands,
+        "predict",
+        "predict about files or one example: transcribe speech or answer, as the run was trained",
+        "RUN",
+    )
     sub.set_defaults(func=_predict, joins=True, overrides=True)
     sub.add_argument(
         "files", metavar="FILES", nargs="*", help="recordings and pictures, folders, and patterns; needs --out"
@@ -85,7 +92,7 @@ def _add_predict(commands: Any) -> None:
         metavar="NAME=FILE",
         action="append",
         default=[],
-        help="an input with another name: left=left.wav, imu=imu.npy",
+        help="an input with another name: left=left.wav, imu=imu.npy; a name may be repeated: several in one example",
     )
     sub.add_argument(
         "--save",
@@ -100,6 +107,17 @@ def _add_predict(commands: Any) -> None:
         action="append",
         default=[],
         help="a name or another phrase that is expected in the text, if the run's decoding has Phrases; may be repeated",
+    )
+    sub.add_argument(
+        "--by", choices=("voice", "windows"), help="transcribe recordings in parts: where nobody speaks, or windows"
+    )
+    sub.add_argument("--voice", metavar="NAME", help="how speech is found with --by voice: energy (default), or silero")
+    sub.add_argument(
+        "--longest", type=seconds, metavar="SECONDS", help="of a part, at most (default: 30, or what fits)"
+    )
+    sub.add_argument("--overlap", type=seconds, metavar="SECONDS", help="of windows (default: a sixth of a window)")
+    sub.add_argument(
+        "--silence", type=seconds, metavar="SECONDS", help="that end an utterance of --stream (default: 0.8)"
     )
     sub.add_argument("--example", type=whole(0), metavar="N", help="predict example N of the evaluation split instead")
 
@@ -147,25 +165,35 @@ def _predict(options, rest) -> int:
 
     save = options.save and local(options.save, "--save")
     files, overrides = files_and_others(options.files, rest)
-    others = dict(_named_input(one) for one in options.input)
+    others = _named_inputs(options.input)
     many = bool(files or options.manifest or options.out) and not options.stream
     tags = {name: tag for name in ("language", "task") if (tag := getattr(options, name))}
     if many:
         _check_many(options, files, tags)
     single = [one for one in (options.manifest, options.stream) if one]
-    check_places([*files, *single, *(options.speech or ()), *(options.image or ()), *others.values()])
+    named = [file for several in others.values() for file in several]
+    check_places([*files, *single, *(options.speech or ()), *(options.image or ()), *named])
+    parts = {name: value for name in PARTS if (value := getattr(options, name)) is not None}
+    if options.silence and not options.stream:
+        raise UserError("--silence is that of a stream; give --stream FILE, or leave it out")
     run = Run(options.run, overrides, step=options.step)
     if options.stream:
-        apart = ("speech", "image", "text", "input", "save", "language", "task", "phrases")
+        apart = ("speech", "image", "text", "input", "save", "language", "task", "phrases", *PARTS)
         if any(getattr(options, name) for name in apart) or options.example is not None:
-            raise UserError("give --stream alone, or inputs, tags and phrases of your own")
+            raise UserError("give --stream alone (with --silence), or inputs, tags and phrases of your own")
         return _stream(run, options)
     if many:
-        return _predict_many(options, files, tags, run, save)
+        return _predict_many(options, files, tags, run, save, parts)
     if options.example is None:
-        others |= {"tags": tags, "phrases": options.phrases}
-        result = run.predict(_one(options.speech), _one(options.image), options.text, **others)
-    elif any(getattr(options, name) for name in ("speech", "image", "text", "language", "task", "input", "phrases")):
+        given = {"speech": _one(options.speech), "image": _one(options.image), "text": options.text}
+        given |= {name: _one(several) for name, several in others.items()}
+        if parts:
+            result = run.transcribed(given, tags, run.checked_phrases(options.phrases), parts)
+        else:
+            result = run.predict(**given, tags=tags, phrases=options.phrases)
+    elif any(
+        getattr(options, name) for name in ("speech", "image", "text", "language", "task", "input", "phrases", *PARTS)
+    ):
         raise UserError("give either --example, or inputs, tags and phrases of your own")
     else:
         result = run.predict_example(options.example)
@@ -179,7 +207,9 @@ def _predict(options, rest) -> int:
         truth = dict(result["example"])
         place = "example {number} of the {split} split, from {modalities}".format(**truth)
         said = [
-            f"{name} {value}" for name, value in truth.items() if name not in ("number", "split", "modalities", "text")
+            f"{name} {', '.join(map(str, value)) if isinstance(value, list) else value}"
+            for name, value in truth.items()
+            if name not in ("number", "split", "modalities", "text")
         ]
         print(f"{place}: {'; '.join([truth['text'], *said] if truth['text'] else said)}")
     for name, task in run.config.model.tasks.items():
@@ -203,12 +233,14 @@ def _check_many(options, files: list[str], tags: Mapping[str, str]) -> None:
         raise UserError(f"the column '{own[0]}' of the table says it for each example; leave out --{own[0]}")
 
 
-def _predict_many(options, files: list[str], tags: Mapping[str, str], run: Any, save: Path | None) -> int:
+def _predict_many(
+    options, files: list[str], tags: Mapping[str, str], run: Any, save: Path | None, parts: Mapping[str, Any]
+) -> int:
     from mmjax.evaluate.predictions import predict_files
 
     run.check_tags(tags)
     examples = run.examples(files, options.manifest, tags, options.phrases)
-    counts = predict_files(run, examples, local(options.out, "--out"), save)
+    counts = predict_files(run, examples, local(options.out, "--out"), save, parts)
     if options.json:
         print_json(counts | {"out": options.out})
     else:
@@ -231,7 +263,8 @@ def _stream(run: Any, options: Any) -> int:
     from mmjax.data.audio import read_blocks
     from mmjax.transcription import Streaming
 
-    streaming, finals = Streaming(run), []
+    chosen = {} if options.silence is None else {"silence": options.silence}
+    streaming, finals = Streaming(run, **chosen), []
     with progress.console.status("") as status:
         for heard in streaming.texts(read_blocks(options.stream, streaming.rate, seconds=streaming.chunk)):
             status.update(heard.text)
@@ -254,11 +287,17 @@ def _one(files: list[str] | None) -> str | list[str] | None:
     return files[0] if files and len(files) == 1 else files
 
 
-def _named_input(text: str) -> tuple[str, str]:
-    name, sign, file = text.partition("=")
-    if not (name.isidentifier() and sign and file):
-        raise UserError(f"--input should be NAME=FILE, not '{text}'")
-    return name, file
+def _named_inputs(texts: list[str]) -> dict[str, list[str]]:
+    """The files of each input that --input names."""
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        name, sign, file = text.partition("=")
+        if not (name.isidentifier() and sign and file):
+            raise UserError(f"--input should be NAME=FILE, not '{text}'")
+        if name in ("speech", "image", "text", "phrases"):
+            raise UserError(f"--input {text}: {name} has an option of its own: --{name}")
+        found.setdefault(name, []).append(file)
+    return found
 
 
 def _checkpoints(options, rest) -> int:

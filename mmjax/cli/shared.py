@@ -1,6 +1,7 @@
 """Helpers of all commands: reading numbers, printing JSON."""
 
 import argparse
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,17 @@ def whole(least: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def seconds(text: str) -> float:
+    """A parser of a positive number of seconds."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+    return found
 
 
 def which(text: str) -> int | str:

@@ -4,10 +4,9 @@ The Debian packages asterisk-core-sounds-XX-wav (CC BY-SA 3.0; Italian and Russi
 asterisk-core-sounds-XX their texts. A prompt has the same name in all languages. mmjax does not contain the data: apt
 fetches the packages, or the user names a folder with their files.
 
-Not all recordings become examples. Texts in brackets describe sounds ("[this is a simple beep tone]"), or are notes to
-the speaker ("IAX (note: does not say "2")"). Where a text has them, or is empty, or is given twice, it is not known what
-is said, and the recording is left out. Signs in brackets are left out of the text ("at [@]"). The Spanish texts have
-almost no accents.
+A recording is left out if it is not known what is said: its text is empty, is given twice, or has words in brackets. Such
+words describe a sound ("[this is a simple beep tone]"), or are a note to the speaker ("IAX (note: does not say "2")"). Signs in
+brackets are left out of the text alone ("at [@]"). The Spanish texts have almost no accents.
 """
 
 import gzip

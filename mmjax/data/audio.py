@@ -6,7 +6,7 @@ open a recording in the same way. So they reject the same recordings for the sam
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple
 
@@ -160,6 +160,13 @@ class Resampler:
     def __call__(self, block: np.ndarray, last: bool = False) -> np.ndarray:
         """Samples [n] -> samples [m] so far; the resampler keeps a few until the next block, or the `last`."""
         return block if self._stream is None else _clipped(self._stream.resample_chunk(block, last=last))
+
+
+def resampled(blocks: Iterable[np.ndarray], rate: int, sample_rate: int) -> Iterator[np.ndarray]:
+    """Yields the blocks [n] of one recording at `rate` Hz as blocks [m] at `sample_rate` Hz; some may be empty."""
+    resampler = Resampler(rate, sample_rate)
+    yield from (resampler(block) for block in blocks)
+    yield resampler(np.zeros(0, np.float32), last=True)
 
 
 def as_read(samples: np.ndarray, rate: int, sample_rate: int, name: str, rescale: bool = False) -> np.ndarray:

@@ -64,15 +64,20 @@ def read_conversation(
       UserError: the row holds no such conversation, or what is not supported.
     """
     messages, media, used = read_messages(_turns(row, columns, name), files, name)
-    for kind, listed in files.items():
-        if len(listed) > used[kind]:
-            raise UserError(f"{name} lists {len(listed)} for {kind}, but its messages place only {used[kind]} of them")
+    _check_placed(files, used, name)
     replies = [number for number, one in enumerate(messages) if one["role"] == "assistant"]
     if not replies:
         raise UserError(f"{name} holds no reply of the assistant")
     messages = messages[: replies[-1] + 1]
     placed = kinds_of(messages)
     return messages, {kind: found[: placed.count(kind)] for kind, found in media.items()}
+
+
+def _check_placed(files: Media, used: Mapping[str, int], name: str) -> None:
+    """Checks that the messages place all files that a row lists; raises UserError."""
+    for kind, listed in files.items():
+        if len(listed) > used[kind]:
+            raise UserError(f"{name} lists {len(listed)} for {kind}, but its messages place only {used[kind]} of them")
 
 
 def read_messages(turns: Sequence[Any], files: Media | None, name: str) -> tuple[Messages, Media, dict[str, int]]:
@@ -116,11 +121,14 @@ def read_prompt(row: Mapping[str, Any], columns: Sequence[str], root: Path, name
     Raises:
       UserError: the row holds no such conversation, or what is not supported.
     """
-    files = {}
+    files: Media = {}
     for column, kind in FILES.items():
         if row.get(column):
+            if kind in files:
+                raise UserError(f"{name} lists {kind} in two columns, one of which is '{column}'; use one column")
             files[kind] = row[column] if isinstance(row[column], list) else [row[column]]
-    messages, media, _ = read_messages(_turns(row, columns, name), files, name)
+    messages, media, used = read_messages(_turns(row, columns, name), files, name)
+    _check_placed(files, used, name)
     left = {kind: iter(found) for kind, found in media.items()}
     for part in (part for one in messages for part in parts_of(one) if part["type"] != "text"):
         value = next(left[part["type"]])

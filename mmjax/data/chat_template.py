@@ -5,6 +5,7 @@ import datetime
 import functools
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from mmjax.errors import UserError
 
 CONFIG, FILE = "tokenizer_config.json", "chat_template.jinja"  # beside a tokenizer
+OPTIONS = "chat_template_options"  # the key of `ChatTemplate.options` in a run's `CONFIG`
 GUARD, MEDIUM, OPEN, CLOSE = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"  # Unicode's noncharacters: no text holds them
 DAY = datetime.datetime(2024, 7, 26)  # training data does not depend on the day; this is the date in Llama 3's template
 
@@ -47,10 +49,12 @@ class ChatTemplate:
     Attributes:
       source: the Jinja template; None: there is none.
       tokens: names and texts of special tokens: (("eos_token", "</s>"),).
+      options: what else the template is given: (("enable_thinking", False),).
     """
 
     source: str | None = None
     tokens: tuple[tuple[str, str], ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
     def beside(cls, tokenizer: str | os.PathLike) -> "ChatTemplate":
@@ -72,7 +76,7 @@ class ChatTemplate:
             value = value.get("content") if isinstance(value, dict) else value
             if name.endswith("_token") and isinstance(value, str):
                 found[name] = value
-        return cls(source, tuple(sorted(found.items())))
+        return cls(source, tuple(sorted(found.items()))).given(about.get(OPTIONS) or {})
 
     def replaced(self, template: str | None) -> "ChatTemplate":
         """With the template of this name (`TEMPLATES`), or in this file; None: unchanged.
@@ -90,10 +94,22 @@ class ChatTemplate:
                 f"data.tokenizer.chat_template is {template!r}, neither a file nor one of {names}"
             ) from None
 
+    def given(self, options: Mapping[str, Any]) -> "ChatTemplate":
+        """With further options for the template, such as {"enable_thinking": False}.
+
+        Raises:
+          UserError: the template does not know an option.
+        """
+        for name in options:
+            if self.source is None or not re.search(rf"\b{re.escape(name)}\b", self.source):
+                raise UserError(f"the chat template does not read the option {name!r}; look into {CONFIG} or {FILE}")
+        return dataclasses.replace(self, options=tuple(sorted((dict(self.options) | dict(options)).items())))
+
     @property
     def serialised(self) -> bytes | None:
         """The content of `CONFIG`; None if there is nothing."""
         about = dict(self.tokens) | ({} if self.source is None else {"chat_template": self.source})
+        about |= {OPTIONS: dict(self.options)} if self.options else {}
         return json.dumps(about, indent=2).encode() if about else None
 
     def render(self, messages: Sequence[Mapping[str, str]], prompt: bool = False, day: datetime.datetime = DAY) -> str:
@@ -114,7 +130,7 @@ class ChatTemplate:
         # What transformers passes: `transformers.utils.chat_template_utils`.
         given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": prompt}
         try:
-            return _compiled(self.source).render(**given, strftime_now=day.strftime, **dict(self.tokens))
+            return _compiled(self.source).render(**given, strftime_now=day.strftime, **dict(self.tokens + self.options))
         except Exception as error:  # a template is a program of others
             raise UserError(f"the chat template refuses the conversation: {error}") from None
 

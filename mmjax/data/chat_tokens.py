@@ -86,7 +86,8 @@ def _spans(
 ) -> list[tuple[int, int]]:
     """Where each reply and its end token stand in the text without `OPEN` and `CLOSE`.
 
-    A reply begins where its {% generation %} block does, or else where the prompt for it ends.
+    A reply begins where its {% generation %} block does, or else where the prompt for it ends, without the words that the
+    template adds to it.
     """
     replies = [place for place, one in enumerate(messages) if one["role"] == "assistant"]
     if OPEN in text:
@@ -98,28 +99,61 @@ def _spans(
         starts = []
         for place in replies:
             before = tokenizer.chat.render(messages[:place], True, day)
-            if not text.startswith(before):
-                raise UserError(
-                    "the chat template writes other text before a reply than in the prompt for it, and has no "
-                    "{% generation %} blocks, so replies cannot be found in its text; enclose them in such blocks"
-                )
-            starts.append(len(before))
-    said = [messages[place]["content"].strip() for place in replies]
+            starts.append(_start(text, before, messages[place]["content"].strip()))
+    said = [messages[place]["content"] for place in replies]
     limits = [*starts[1:], len(text)]
-    return [
-        (start, _end(text, start, limit, one, names)) for start, limit, one in zip(starts, limits, said, strict=True)
-    ]
+    return [_span(text, start, limit, one, names) for start, limit, one in zip(starts, limits, said, strict=True)]
+
+
+def _start(text: str, before: str, said: str) -> int:
+    """Where a reply begins, from the prompt for it.
+
+    A template may end the prompt with words that it leaves out before replies of the past, such as an empty block of thoughts.
+
+    Raises:
+      UserError: the text is not the prompt and the reply.
+    """
+    if text.startswith(before):
+        return len(before)
+    common = _common(text, before)  # may reach into the reply
+    first = common + len(text[common:]) - len(text[common:].lstrip())
+    for place in range(first, max(common - len(said), -1), -1):
+        if text.startswith(said, place):
+            return min(place, common)
+    raise UserError(
+        "the chat template writes other text before a reply than in the prompt for it, and has no "
+        "{% generation %} blocks, so replies cannot be found in its text; enclose them in such blocks"
+    )
 
 
 def _places(text: str, sign: str) -> list[int]:
     return [found.start() for found in re.finditer(sign, text)]
 
 
-def _end(text: str, start: int, limit: int, said: str, names: re.Pattern) -> int:
-    """Where the special token ends that follows a reply; `said`: the reply, unless the template changes it."""
-    place = text.find(said, start, limit)
-    after = start if place < 0 else place + len(said)
-    found = names.search(text, after, limit)
-    if found is None or (place >= 0 and text[after : found.start()].strip()):
+def _common(one: str, other: str) -> int:
+    """The number of characters that both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _span(text: str, start: int, limit: int, content: str, names: re.Pattern) -> tuple[int, int]:
+    """Where a reply begins, and where the special token ends that follows it.
+
+    Words that the template writes in front of what the assistant says, such as an empty block of thoughts, are no part of it.
+
+    Args:
+      start: the reply, with these words, is between here and `limit`.
+      content: the reply, unless the template changes it.
+    """
+    said, specials = content.strip(), list(names.finditer(text, start, limit))
+    for special in specials:
+        before = text[start : special.start()]
+        if before.rstrip().endswith(said):
+            place = start + len(before.rstrip()) - len(said) if said else special.start()
+            if not text[start:place].strip():  # spaces before a reply belong to it
+                return start, special.end()
+            spaces = content[: len(content) - len(content.lstrip())] if said else content
+            return place - _common(spaces[::-1], text[start:place][::-1]), special.end()
+    if not specials or said in text[start:limit]:
         raise UserError("the chat template writes no special token of the tokenizer after a reply, so it has no end")
-    return found.end()
+    return start, specials[0].end()

@@ -221,7 +221,8 @@ class ConversationTokens(Packed):
         fitting = [end for end in found.ends if room is not None and end <= room]
         length = fitting[-1] if fitting and self.can_be_cut else len(found.ids)
         ids, reply, media = (array[:length] for array in found[:3])
-        return Cut(np.stack([ids, self._learned(reply), media], axis=1), np.arange(length))
+        learned = reply if prompt else self._learned(reply)  # a prompt has no reply
+        return Cut(np.stack([ids, learned, media], axis=1), np.arange(length))
 
     def _learned(self, reply: np.ndarray) -> np.ndarray:
         """The number of the reply to which each token counts that is learned."""

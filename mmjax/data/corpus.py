@@ -65,7 +65,7 @@ class Corpus:
         self._prefixes = Prefixes(prefixes, tokenizer, fields) if prefixes else None
         sizes = {name: self._sizes(name) for name in (*fields.inputs, *fields.texts)}
         self.labels = facts = index.facts(fields.labels)
-        if labels is not None:  # where the training split has none of a label, its own names are kept
+        if labels is not None:  # the split keeps its own names of a label that the training split lacks
             self.labels = facts | labels
         self._columns: dict[str, np.ndarray] = {}
         unknown = {}
@@ -224,7 +224,7 @@ class Corpus:
         spoken = [name for name, one in self.inputs.items() if one.unit == "seconds" and sizes[name].any()]
         for name in spoken:
             seconds = self.inputs[name].amount(sizes[name], self.sample_rate)
-            of_seconds = lambda number, seconds=seconds: f"{seconds[number]:.2f} s"  # noqa: E731
+            of_seconds = functools.partial(_of_seconds, seconds)
             if filters.shortest is not None:
                 drop(np.flatnonzero((seconds > 0) & (seconds < filters.shortest)), "too short", of_seconds)
             if filters.longest is not None:
@@ -277,3 +277,7 @@ def _apart(pieces: Any, numbers: Sequence[int] | None) -> Callable[[], Pieces]:
         return Pieces(values, range(len(values)) if numbers is None else numbers)
 
     return made
+
+
+def _of_seconds(seconds: np.ndarray, number: int) -> str:
+    return f"{seconds[number]:.2f} s"

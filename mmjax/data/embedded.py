@@ -23,7 +23,8 @@ from filelock import FileLock, Timeout
 
 from mmjax import progress
 from mmjax.errors import UserError
-from mmjax.files import begun, json_line, write_whole, writing
+from mmjax.files import json_line, write_whole, writing
+from mmjax.results import begun, check_made
 
 ABOUT, ITEMS = "index.json", "items.jsonl"
 AT_ONCE = 2**22  # numbers of vectors that are compared together
@@ -231,10 +232,8 @@ def _damaged(folder: Path, problem: Any) -> UserError:
 
 def _check(folder: Path, found: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """Checks that an index can be continued: `found` is what it says, `about` what is to be written."""
-    if found["parameters"] != about["parameters"]:
-        raise UserError(
-            f"{folder} is an index of another run ({found['run']}, step {found['step']}); name another directory"
-        )
+    made = ("run", "step", "parameters")
+    check_made(folder, *({key: one[key] for key in made} for one in (found, about)), "name another directory")
     if found["items"] != about["items"]:
         raise UserError(
             f"{folder} is an index of {found['items']:,} items, not of these {about['items']:,}; name another directory"

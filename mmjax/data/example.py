@@ -20,6 +20,11 @@ class Pieces(NamedTuple):
         count = sum(own < number for own in self.numbers)
         return Pieces(self.values[:count], self.numbers[:count])
 
+    def since(self, number: int) -> "Pieces":
+        """The pieces with this number or larger ones."""
+        count = sum(own < number for own in self.numbers)
+        return Pieces(self.values[count:], self.numbers[count:])
+
     def mapped(self, change: Callable[[Any], Any]) -> "Pieces":
         """The pieces with changed values."""
         return self._replace(values=[change(value) for value in self.values])

@@ -40,22 +40,22 @@ class Index:
         self.directory = Path(directory)
         try:
             self._about = about = json.loads((self.directory / "index.json").read_text(encoding="utf-8"))
-            load = lambda name: np.load(self.directory / f"{name}.npy", mmap_mode="r")  # noqa: E731
             if about["version"] < 7:  # shards of an earlier version
-                about |= _as_now(about, load)
+                about |= _as_now(about, self._load)
             self.sizes = {
-                name: {measure: load(file) for measure, file in files.items()}
+                name: {measure: self._load(file) for measure, file in files.items()}
                 for name, files in about["inputs"].items()
             }
-            self.files = load("files") if about["version"] >= 5 else None
+            self.files = self._load("files") if about["version"] >= 5 else None
             self._labels = {
-                name: (Label(kind, tuple(names)), load(file)) for name, (kind, names, file) in about["labels"].items()
+                name: (Label(kind, tuple(names)), self._load(file))
+                for name, (kind, names, file) in about["labels"].items()
             }
-            self._ends = {name: load(f"{name}_ends") for name in about["texts"]}
-            self._characters = {name: load(f"{name}_characters") for name in about["texts"]}
-            self._bytes = {name: load(f"{name}_bytes") for name in about["texts"]}
-            self._tags = {name: load(name) for name in about["tags"]}
-            self._length = about["examples"] if "examples" in about else len(load("frames"))
+            self._ends = {name: self._load(f"{name}_ends") for name in about["texts"]}
+            self._characters = {name: self._load(f"{name}_characters") for name in about["texts"]}
+            self._bytes = {name: self._load(f"{name}_bytes") for name in about["texts"]}
+            self._tags = {name: self._load(name) for name in about["tags"]}
+            self._length = about["examples"] if "examples" in about else len(self._load("frames"))
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
                 f"the index in {directory} is damaged ({error}); delete it, and it will be made again"
@@ -66,6 +66,9 @@ class Index:
         known = about.get("fields", known_fields(USUAL))
         unread = Counter({hinted(name, known): count for name, count in self.columns.items()})
         self.unread: dict[str, int] = dict(unread + Counter(about.get("unread", {})))
+
+    def _load(self, name: str) -> np.ndarray:
+        return np.load(self.directory / f"{name}.npy", mmap_mode="r")
 
     def __len__(self) -> int:
         return self._length

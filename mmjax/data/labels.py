@@ -126,8 +126,13 @@ def _class(value: Any, label: str, name: str) -> str:
 
 
 def named(label: Label | None, value: Any) -> Any:
-    """A label of an example for people: the name of its class, numbers as a list, or its text."""
-    value = np.asarray(value).tolist()
+    """A label of an example for people: the name of its class, the names of its classes, numbers as a list, or its text."""
+    array = np.asarray(value)
+    if label is not None and label.kind == "classes":
+        return [name for name, one in zip(label.names, array, strict=True) if one > 0]
+    if array.dtype == np.float32:  # as the data writes it: 22.9, and not 22.899999618530273
+        return [float(str(one)) for one in array.ravel()]
+    value = array.tolist()
     return label.names[value] if label is not None and isinstance(value, int) else value
 
 

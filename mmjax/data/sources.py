@@ -89,6 +89,9 @@ class Data:
         return found
 
 
+MISSPELT = 0.8  # likeness (`difflib`) from which a label is taken for a misspelt name of a column
+
+
 def _check_there_is(name: str, source: Any, fields: Fields) -> None:
     """Checks that some example has a label."""
     instead = "text" if name == SPOKEN else name  # where a source states no transcripts, the text is spoken
@@ -97,8 +100,10 @@ def _check_there_is(name: str, source: Any, fields: Fields) -> None:
     columns = sorted(getattr(source, "columns", ()), key=lambda one: -difflib.SequenceMatcher(None, one, name).ratio())
     read = list(dict.fromkeys([*(one for one, sizes in source.sizes.items() if np.any(sizes)), *source.labels]))
     instead = (*columns, *(one for one in read if one in fields.texts), "their name")[0]
+    near = difflib.get_close_matches(name, [*columns, *read], n=1, cutoff=MISSPELT)
+    meant = f"; did you mean '{near[0]}'?" if near else ""
     raise UserError(
-        f"a task needs the label '{name}', but no example has it; no field is read from the columns "
+        f"a task needs the label '{name}', but no example has it{meant}; no field is read from the columns "
         f"{', '.join(columns) or '(none)'}; the fields are {', '.join(read) or '(none)'} "
         f'(columns of lists and tables can be renamed: data.source.columns={{"{instead}": "{name}"}})'
     )

@@ -151,21 +151,22 @@ class Hops(Packed):
           UserError: a recording is shorter than one analysis window, or longer than `pad`; or there are too many.
         """
         if not isinstance(value, Pieces):
-            return self._blocks(value)
+            return self._blocks(value, f"the {name} of {owner}")
         _check_count(value, name, owner)
-        return _joined([_aligned(self, self._blocks(one), number) for one, number in zip(*value, strict=True)])
+        blocks = (self._blocks(one, f"a recording of {owner}") for one in value.values)
+        return _joined([_aligned(self, one, number) for one, number in zip(blocks, value.numbers, strict=True)])
 
-    def _blocks(self, value: np.ndarray) -> Cut:
+    def _blocks(self, value: np.ndarray, called: str) -> Cut:
         count, hops = len(value), -(-len(value) // self.hop)
         if count < self.window:
             raise Unreadable(
-                "too short", f"speech of {count} samples is shorter than one analysis window ({self.window})"
+                "too short", f"{called} has {count} samples: it is shorter than one analysis window ({self.window})"
             )
         if self.pad is not None:
             if hops > self.pad:
                 raise Unreadable(
                     "too long",
-                    f"the recording has {hops} hops, but the encoder was made for {self.pad}; cut it into parts",
+                    f"{called} has {hops} hops, but the encoder was made for {self.pad}; cut it into parts",
                 )
             hops = self.pad
         blocks = np.zeros((hops, self.hop), np.float32)
@@ -246,9 +247,9 @@ class Patches(Packed):
             numbers = range(len(pictures))
         if len(pictures) > MOST_PICTURES:
             raise UserError(f"{owner} has {len(pictures)} pictures; an example may have up to {MOST_PICTURES}")
-        parts = []
-        for number, encoded in zip(numbers, pictures, strict=True):
-            image = open_image(encoded, f"of {owner}")
+        parts, called = [], f"of {owner}" if name == "image" else f"{name} of {owner}"
+        for place, (number, encoded) in enumerate(zip(numbers, pictures, strict=True), 1):
+            image = open_image(encoded, f"{called}, number {place}" if len(pictures) > 1 else called)
             size = self.pixels(image.height, image.width)
             patches, places = self.patches(change(image, size) if change else np.asarray(resize(image, *size)))
             parts.append(Cut(patches, places + [0, number * PICTURE] if number else places))

@@ -6,6 +6,7 @@ so that it takes a position in its stream, unlike a missing text.
 
 import abc
 import codecs
+import copy
 import functools
 import io
 import itertools
@@ -14,6 +15,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 from mmjax.data import spelling
@@ -61,11 +63,18 @@ class Tokenizer(abc.ABC):
     blank: int
 
     @classmethod
-    def load(cls, path: str | os.PathLike, chat_template: str | None = None, **options: Any) -> "Tokenizer":
+    def load(
+        cls,
+        path: str | os.PathLike,
+        chat_template: str | None = None,
+        template_options: Mapping[str, Any] = MappingProxyType({}),
+        **options: Any,
+    ) -> "Tokenizer":
         """Loads a tokenizer from its file; called on `Tokenizer` itself, it detects the kind.
 
         Args:
           chat_template: as `ChatTemplate.replaced`; None: the one beside the file, if any.
+          template_options: as `ChatTemplate.given`.
 
         Raises:
           UserError: the file cannot be read, or is not such a tokenizer.
@@ -77,8 +86,14 @@ class Tokenizer(abc.ABC):
         from mmjax.data.hugging_face_tokenizer import HuggingFaceTokenizer  # it extends this class
 
         kind = HuggingFaceTokenizer if data[:64].lstrip().startswith(b"{") else SentencePieceTokenizer
-        chat = ChatTemplate.beside(path).replaced(chat_template)
+        chat = ChatTemplate.beside(path).replaced(chat_template).given(template_options)
         return _made(kind if cls is Tokenizer else cls, data, f"the tokenizer {path}", chat=chat, **options)
+
+    def with_template_options(self, options: Mapping[str, Any]) -> "Tokenizer":
+        """With further options for the chat template, as `ChatTemplate.given`."""
+        changed = copy.copy(self)
+        changed.chat = self.chat.given(options)
+        return changed
 
     @classmethod
     def of_run(cls, directory: Path) -> "Tokenizer":

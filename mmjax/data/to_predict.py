@@ -4,6 +4,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -236,13 +237,17 @@ class Unlabelled:
         return {name: _content(value) for name, value in self._collection[number].inputs.items()}
 
     def stamp(self, number: int) -> str:
-        """A hash of what an example is read from: its texts and tags, and paths, sizes and times of its files; to detect changes."""
+        """`stamp_of` what an example is read from: its inputs, tags and phrases."""
         try:
             record = self._collection[number]
-            read = _state((dict(record.inputs), dict(record.tags)))
+            return stamp_of((dict(record.inputs), dict(record.tags), *record.labels.get(PHRASES, ())))
         except UserError as error:
-            read = str(error)
-        return hashlib.sha256(repr(read).encode()).hexdigest()[:24]
+            return stamp_of(str(error))
+
+    def stamps(self) -> list[str]:
+        """`stamp` of each example."""
+        with ThreadPoolExecutor() as pool:  # files may be in a bucket
+            return list(pool.map(self.stamp, range(len(self))))
 
     def positions(self, layout: Layout) -> dict[str, np.ndarray]:
         count = len(self._readable)
@@ -267,8 +272,13 @@ def _content(value: Any) -> str | None:
     return None
 
 
+def stamp_of(value: Any) -> str:
+    """A hash of texts, arrays and files (`Blob`: path, size and time), in tuples, lists and dictionaries; to detect changes."""
+    return hashlib.sha256(repr(_state(value)).encode()).hexdigest()[:24]
+
+
 def _state(value: Any) -> Any:
-    """See `Unlabelled.stamp`; `value`: an input of a `Record`, or a part of one."""
+    """See `stamp_of`; `value`: a part of it."""
     if isinstance(value, Blob):
         path = value.file if remote(value.file) else os.path.abspath(value.file)
         try:

@@ -1,7 +1,8 @@
 """The tokenizer parts of a config."""
 
+import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -45,6 +46,8 @@ class SentencePiece(TokenizerPart):
     # For conversations: chatml, llama3, gemma, plain, or a file; None: tokenizer_config.json or chat_template.jinja
     # beside the file.
     chat_template: str | None = None
+    # What the template is given besides the messages, such as {"enable_thinking": False} for Qwen3.
+    template_options: Mapping[str, bool | int | str] = dataclasses.field(default_factory=dict)
 
     def open(self, source: Source, directory: Path, fields: Fields = USUAL) -> text.Tokenizer:
         if self.file is not None:
@@ -55,10 +58,10 @@ class SentencePiece(TokenizerPart):
         if not path.is_file():
             options = {name: getattr(self, name) for name in ("normalisation", "byte_fallback", "special")}
             text.Tokenizer.train(sorted(texts()), self.vocabulary, **options).save(path)
-        return text.SentencePieceTokenizer.load(path, self.chat_template)
+        return text.SentencePieceTokenizer.load(path, self.chat_template, self.template_options)
 
     def _loaded(self, file: str) -> text.Tokenizer:
-        tokenizer = text.SentencePieceTokenizer.load(file, self.chat_template)
+        tokenizer = text.SentencePieceTokenizer.load(file, self.chat_template, self.template_options)
         for name in self.special:
             if name not in tokenizer.special:
                 near = nearest(name, tokenizer.special) if tokenizer.special else ""
@@ -95,8 +98,10 @@ class HuggingFaceTokenizer(TokenizerPart):
     # For conversations: chatml, llama3, gemma, plain, or a file; None: tokenizer_config.json or chat_template.jinja
     # beside the file.
     chat_template: str | None = None
+    # What the template is given besides the messages, such as {"enable_thinking": False} for Qwen3.
+    template_options: Mapping[str, bool | int | str] = dataclasses.field(default_factory=dict)
 
     def open(self, source: Source, directory: Path, fields: Fields = USUAL) -> text.Tokenizer:
         return hugging_face_tokenizer.HuggingFaceTokenizer.load(
-            self.file, self.chat_template, add_special_tokens=self.add_special_tokens
+            self.file, self.chat_template, self.template_options, add_special_tokens=self.add_special_tokens
         )

@@ -61,10 +61,11 @@ class VectorInput(Input):
         """Vectors [T, W], from an array, a list of lists, or a .npy or .npz file."""
         value = value.tolist() if isinstance(value, np.ndarray) else value
         value = os.fspath(value) if isinstance(value, os.PathLike) else value
-        found = self.read(value, Cell(name, "your input"))
+        owner = f"the {name} of your input"
+        found = self.read(value, Cell(name, owner))
         if found is None:
-            raise UserError(f"the {name} of your input holds no vectors")
-        return np.concatenate([self._numbers(one, "your input") for one in found])
+            raise UserError(f"{owner} holds no vectors")
+        return np.concatenate([self._numbers(one, owner) for one in found])
 
     def whole(self, value: list[Any], name: str, use: Use) -> list[bytes]:
         return [_as_npy(self._numbers(one, name)) for one in value]

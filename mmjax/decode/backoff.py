@@ -27,8 +27,8 @@ class Perplexities(NamedTuple):
 class Backoff:
     """An n-gram model as tables by n-gram.
 
-    The probability of a word after some others is that of the longest n-gram that the model has, times the back-offs of the
-    longer contexts (Katz 1987).
+    The probability of a word after a context is that of the longest n-gram that ends with the word and that the model has, times
+    the back-offs of the longer contexts (Katz 1987).
     """
 
     def __init__(self, model: Arpa):

@@ -33,7 +33,7 @@ class Beams(NamedTuple):
     """The best texts so far of each of E examples.
 
     Attributes:
-      open: the K best texts that have not ended. An example has none when it needs no further tokens.
+      open: the K best texts that have not ended; none in an example that is finished.
       ended: the K best texts that have ended, the best first.
       number: of tokens that were written.
     """
@@ -128,7 +128,7 @@ def ranked(texts: Texts, penalty: float) -> jax.Array:
 
 
 class Knowledge(NamedTuple):
-    """What scores texts besides the decoder: scorers, and the outputs of CTC (Watanabe et al. 2017).
+    """What adds to the scores of a decoder: scorers, and the outputs of CTC (Watanabe et al. 2017).
 
     Attributes:
       tables: of the scorers.

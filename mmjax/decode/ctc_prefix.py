@@ -70,7 +70,7 @@ class CTCPrefixes(NamedTuple):
         return (self.slots[:, None] == jnp.arange(self.segments.shape[1])[:, None]).any(-1).reshape(-1)
 
     def start(self, beams: int) -> Prefixes:
-        """Of empty texts, which all paths begin with."""
+        """The prefixes of empty texts, with which all paths begin."""
         blanks = _recurrence(
             jnp.where(self.goes_on, self.blank, -jnp.inf), jnp.where(self.goes_on, -jnp.inf, self.blank)
         )
@@ -88,7 +88,7 @@ class CTCPrefixes(NamedTuple):
         return self._added(prefixes, self._sum(entered + emitted))
 
     def end(self, prefixes: Prefixes) -> jax.Array:
-        """[B * N, K]: what it adds to `total` that the texts end."""
+        """[B * N, K]: what the ends of the texts add to `total`."""
         paths = jnp.logaddexp(prefixes.on_label, prefixes.on_blank)
         return self._added(
             prefixes, jnp.take_along_axis(paths, self.final[..., None], axis=1).reshape(prefixes.total.shape)

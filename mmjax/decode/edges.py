@@ -29,7 +29,7 @@ class Edges:
 
     @classmethod
     def of(cls, nodes: np.ndarray, tokens: np.ndarray, count: int) -> "Edges":
-        """Of `count` nodes; `nodes` and `tokens` [E] are those of each edge, in their order."""
+        """The edges of `count` nodes; `nodes` and `tokens` [E] are those of each edge, in order."""
         first = np.searchsorted(nodes, np.arange(count + 1)).astype(np.int32)
         return cls(first, np.append(tokens, -1).astype(np.int32), int(np.diff(first).max(initial=0)).bit_length())
 

@@ -87,7 +87,7 @@ class GreedyTransducer(TransducerDecoding):
     def _written(
         self, apply: Any, stream: Stream, state: Any, memory: Memory, begins: jax.Array, durations: tuple[int, ...]
     ) -> tuple[Stream, Any]:
-        """The classes after a state, which is forgotten where an example begins [B, T]; and the last state."""
+        """The classes after a state, and the last state. Where an example begins [B, T], the state is forgotten."""
         frames, nothing = apply(stream, method="project"), self.begin(len(begins), memory)
 
         def frame(carry, x):
@@ -115,7 +115,7 @@ class GreedyTransducer(TransducerDecoding):
 
 
 def _where(rows: jax.Array, new: Any, old: Any) -> Any:
-    """Of two pytrees of arrays [B, ...], the first in these rows [B]."""
+    """A pytree of arrays [B, ...]: the first one in the rows [B] that are True, the second one elsewhere."""
     return jax.tree.map(lambda a, b: jnp.where(rows.reshape(-1, *(1,) * (b.ndim - 1)), a, b), new, old)
 
 

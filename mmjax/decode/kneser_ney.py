@@ -29,9 +29,9 @@ class _Grams(NamedTuple):
 def train(sentences: Iterable[Sequence[str]], order: int) -> Arpa:
     """The n-gram model of some sentences, which are lists of words; it has all n-grams that occur.
 
-    The probability of a word after a context is (count - discount) / total, plus what was discounted times the probability of
-    the word after the context without its first word. In all orders but the highest, the count of an n-gram is the number of
-    different words before it.
+    The probability of a word after a context has two terms: (count - discount) / total; and the share that was discounted, times
+    the probability of the word after the context without its first word. In all orders but the highest, the count of an n-gram is
+    the number of different words before it.
 
     Raises:
       UserError: there is no word.

@@ -29,7 +29,7 @@ class Phrases(Scorer):
     At each place of a text, the longest phrase that begins there adds `boost` for each of its tokens. The score is given token
     by token, and is taken back if the phrase does not become complete. A phrase begins where the tokenizer begins a word.
 
-    An example may have further phrases of its own, besides those of `words` and `file`, if there are any (`for_examples`).
+    An example may have further phrases of its own, in addition to those of `words` and `file` (`for_examples`).
     """
 
     words: tuple[str, ...] = ()  # phrases of one or more words
@@ -103,7 +103,7 @@ def phrase_tokens(text: str, tokenizer: Any) -> list[int]:
 
 
 def writable(phrases: Iterable[str], tokenizer: Any) -> tuple[str, ...]:
-    """The phrases that the tokenizer can write. A warning names each other one, which no predicted text can have."""
+    """The phrases that the tokenizer can write. A warning names each of the others, since no predicted text can have them."""
     found = []
     for phrase in phrases:
         try:

@@ -165,7 +165,7 @@ def _begin(shape: tuple[int, int], scorer: Sum, tables: Any, slot: jax.Array) ->
 
 
 def _nothing(texts: Texts) -> Texts:
-    """In place of texts that do not exist; no text is one of them with one label more, and none becomes one."""
+    """Stands for texts that do not exist. It is no continuation of another text, and has none."""
     never = Paths(-jnp.inf, -jnp.inf)
     return texts._replace(every=never, best=never, last=BLANK, added=0.0)
 
@@ -183,11 +183,11 @@ def _step(texts: Texts, frame: Frames, scorer: Sum, tables: Any, blank: int) -> 
         return jnp.where(again, paths.blank[..., None], join(*paths)[..., None]) + likelihood[:, None]
 
     def from_parent(paths: Paths, join: Join) -> jax.Array:
-        """[B, i, j] of text i with one label more, where that is text j."""
+        """[B, i, j]: of text i with one label more, if this gives text j."""
         return jnp.where(is_child, one_more(paths, join, texts.last, of_last), -jnp.inf)
 
     def same(paths: Paths, join: Join) -> Paths:
-        """The same texts; alignments of other texts with one label more count where that is the same text."""
+        """The same texts. An alignment of another text with one label more counts, too, if that gives the same text."""
         blanks, goes_on = join(*paths) + frame.likelihood[:, BLANK, None], paths.label + of_last
         return Paths(blanks, join(goes_on, from_parent(paths, join).max(1)))
 

@@ -30,7 +30,7 @@ class Sampled(TextDecoding):
 def sample(
     step: Callable[..., Any], logits: Stream, cache: Any, length: int, ends: tuple[int, ...], sampling: Sampling
 ) -> Stream:
-    """One text for each example, of which each token is chosen by `sampling`; the arguments are those of `TextDecoding`.
+    """Writes one text for each example; `sampling` chooses each token. The arguments are those of `TextDecoding`.
 
     Scores and confidence are those of the model, without the limits of the sampling.
     """

@@ -21,6 +21,8 @@ class Sampling:
       top_p: only the most probable tokens whose probabilities sum to p (Holtzman et al. 2020, arXiv:1904.09751).
       min_p: only tokens with at least this share of the largest probability (Nguyen et al. 2024, arXiv:2407.01082).
       seed: the same seed gives the same text for a prompt, whatever else is in the batch.
+
+    Without a temperature nothing is random: top_k, top_p, min_p and a seed are then refused.
     """
 
     repetition_penalty: float = 1.0  # of tokens that are already in the text; 1: none
@@ -31,7 +33,7 @@ class Sampling:
     seed: int = 0  # of random numbers
 
     def check(self) -> None:
-        """Raises UserError: a value is outside of its range."""
+        """Raises UserError: a value is outside of its range, or has no effect."""
         ranges = {
             "repetition_penalty": self.repetition_penalty > 0,
             "temperature": self.temperature >= 0,
@@ -42,6 +44,17 @@ class Sampling:
         for name, fits in ranges.items():
             if not fits:
                 raise UserError(f"{name} cannot be {getattr(self, name)}")
+        limits = [name for name in ("top_k", "top_p", "min_p") if getattr(self, name) is not None]
+        if not self.temperature and (idle := [*limits, *(["seed"] if self.seed else [])]):
+            raise without_effect(idle[0])
+
+
+def without_effect(name: str) -> UserError:
+    """An error: a setting of random tokens is given, but the temperature is 0."""
+    return UserError(
+        f"{name} has no effect without a temperature: the most probable token is taken; give a temperature, such as 0.7, or "
+        f"leave {name} out"
+    )
 
 
 GREEDY = Sampling()

@@ -1,4 +1,4 @@
-"""Scorers: what knowledge other than the model adds to the score of a text, token by token; used by all beam searches."""
+"""Scorers add other knowledge than the model's to the score of a text, token by token. All beam searches use them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Scorer:
 
     All methods but `tables` are pure and run inside the compiled program, for texts of any shape, such as [B, K] beams. Tokens
     are ids of the tokenizer. The score of a text is the sum of `score` over its tokens, plus `end`; it depends on the text
-    alone. A subclass overrides `tables`; what that returns may have the other methods itself, without the argument `tables`.
+    alone. A subclass overrides `tables`. What that returns may be an object with the other methods, without the argument `tables`.
 
     Attributes:
       takes_phrases: whether an example may have phrases of its own (`for_examples`).
@@ -55,7 +55,7 @@ class Scorer:
         return tables
 
     def start(self, tables: Any, shape: tuple[int, ...], place: Place) -> State:
-        """The state of empty texts, of which `place` says to which example each belongs."""
+        """The state of empty texts; `place` says to which example each text belongs."""
         return tables.start(shape)
 
     def score(self, tables: Any, state: State, tokens: jax.Array) -> jax.Array:
@@ -67,13 +67,13 @@ class Scorer:
         return where(grows, tables.advance(state, tokens), state)
 
     def end(self, tables: Any, state: State) -> jax.Array:
-        """What it adds that the text ends here: float32 [*shape]; -inf: it may not end."""
+        """What the end of the text adds here: float32 [*shape]; -inf: it may not end."""
         return tables.end(state)
 
 
 @dataclass(frozen=True)
 class Sum:
-    """Several scorers as one, with the methods of `Scorer`; tables and states are mappings. Of no scorer, it is zero."""
+    """Several scorers as one, with the methods of `Scorer`; tables and states are mappings. Without scorers, all scores are 0."""
 
     scorers: Mapping[str, Scorer]
 
@@ -98,9 +98,11 @@ class Sum:
 
 
 def where(condition: jax.Array, a: Any, b: Any) -> Any:
-    """The leaves [*shape, ...] of one pytree where a condition [*shape], or fewer of its axes, holds, and of another elsewhere.
+    """`jnp.where` for pytrees: the leaves of `a` where the condition holds, and those of `b` elsewhere.
 
-    What is `Shared` is that of the other.
+    Args:
+      condition: its axes are the first axes of the leaves.
+      a, b: pytrees of one structure; a leaf that is `Shared` is taken from `b`.
     """
 
     def select(x: Any, y: Any) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The loop of writing token by token, with a cache that grows: most texts are far shorter than there may be room for."""
+"""The loop of writing token by token, with a cache that grows: most texts are far shorter than they may be."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ def written_in_stages(
     cache: Any,
     length: int,
 ) -> Any:
-    """A `while_loop` with a cache, whose room grows once, if there may be many more tokens than `FIRST`.
+    """A `while_loop` with a cache. If there may be many more tokens than `FIRST`, the room of the cache grows once.
 
     Each step reads the whole room of the cache, and a beam search also copies it. The step is compiled once for each room.
 

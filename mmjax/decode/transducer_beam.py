@@ -60,14 +60,14 @@ class Emissions(NamedTuple):
 
 @part
 class TransducerBeam(TransducerDecoding):
-    """Beam search in which every path makes one emission, a blank or a token, in every step; with durations, also one of them.
+    """Beam search in which every path makes one emission in every step: a blank or a token, and with durations one of these.
 
     (Saon et al. 2020, "Alignment-length synchronous decoding for RNN transducer", in the batched form of NeMo, "modified
     ALSD".) So paths at different frames compete fairly, and a step computes the joint network once for each path. Paths that
     have written the same text up to the same frame become one, whose probability is their sum. There are as many steps as
     the longest example has frames and tokens. One beam finds the text of greedy decoding if there are no durations and no
-    scorers; with durations it may differ, because it takes the best pair of token and duration, a blank never has the
-    duration 0, durations that lead to the same frame are summed, and a token at the last frame stays there.
+    scorers. With durations it may differ, for four reasons: it takes the best pair of token and duration; a blank never has the
+    duration 0; durations that lead to the same frame are summed; and a token at the last frame stays there.
     """
 
     beams: int = 4  # texts that are kept

@@ -107,7 +107,7 @@ def _with_unknown(model: Arpa) -> Arpa:
 
 
 def _closed(model: Arpa) -> Arpa:
-    """The model in which the first words of each n-gram are an n-gram, too; pruning may remove it. What was added is NaN."""
+    """The model with an n-gram for the first words of each n-gram. Where pruning has removed it, NaN is added."""
     levels = list(model.levels)
     for n in range(len(levels) - 1, 1, -1):
         needed, (ids, probability, backoff) = np.unique(levels[n].ids[:, :-1], axis=0), levels[n - 1]

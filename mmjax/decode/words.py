@@ -66,13 +66,13 @@ class Timings(NamedTuple):
     segments: tuple[Word, ...]
 
     def plain(self) -> dict[str, Any]:
-        """As JSON has it: {"text", "duration", "words": [{"word", "start", "end", "confidence"}], "characters", "segments"}."""
+        """As a value of JSON: {"text", "duration", "words": [{"word", "start", "end", "confidence"}], "characters", "segments"}."""
         lists = {name: [word._asdict() for word in getattr(self, name)] for name in ("words", "characters", "segments")}
         return {"text": self.text, "duration": self.duration, **lists}
 
 
 class Piece(NamedTuple):
-    """The characters of a text from `start` to `stop` that tokens stand for; several tokens may be one character in bytes."""
+    """Some tokens stand for the characters of a text from `start` to `stop`. Several tokens may be the bytes of one character."""
 
     start: int
     stop: int
@@ -196,7 +196,7 @@ class Spoken:
 
 
 def _characters(text: str) -> list[tuple[int, int]]:
-    """Where the characters of a text are that are no spaces; combining marks belong to the character before them."""
+    """The places of the characters of a text, without spaces. Combining marks belong to the character before them."""
     starts = [place for place, one in enumerate(text) if place == 0 or not unicodedata.category(one).startswith("M")]
     spans = zip(starts, [*starts[1:], len(text)], strict=True)
     return [(first, last) for first, last in spans if not text[first].isspace()]

@@ -43,7 +43,7 @@ def one_text(ids: jax.Array, log_probabilities: jax.Array, segments: jax.Array, 
 
 
 def of_examples(written: Written, segments: jax.Array) -> Stream:
-    """The stream of K texts [B * N, K, U] of each example, of which `segments` [B, N] has the segments."""
+    """The stream of K texts [B * N, K, U] of each example; `segments` [B, N] are those of the examples."""
     segments = jnp.repeat(segments, written.ids.shape[-1], axis=1)
     by_place = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 2).reshape(*segments.shape, -1), written)
     return Stream(by_place, segments, jnp.zeros_like(segments))

@@ -68,6 +68,7 @@ class Watcher:
 
     def _intercept(self, following: Any, arguments: tuple, options: Mapping[str, Any], context: Any) -> Any:
         module, result = context.module, following(*arguments, **options)
+        # The calls that are watched are those of these classes, in any model; no kind of encoder is told apart.
         if isinstance(module, Encoder) and context.method_name == "__call__" and len(module.path) == 1:
             jax.debug.callback(self._note_tokens, part_name(module.name), result.segments, result.positions)
         if isinstance(module, MultiHeadAttention) and context.method_name == "attend" and module.path:

@@ -1,7 +1,6 @@
 """Vectors of many examples, several examples in each row, and their index (`mmjax index`)."""
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +56,7 @@ def index_files(run: Any, source: Unlabelled, folder: Path) -> dict[str, int]:
         raise UserError("mmjax index runs in one process; give each process its own files, and its own index")
     run.check_compares()
     names = [source.name(number) for number in range(len(source))]
-    with ThreadPoolExecutor() as pool:  # files may be in a bucket
-        stamps = list(pool.map(source.stamp, range(len(source))))
+    stamps = source.stamps()
     if source.reasons:
         first, count = source.reasons[min(source.reasons)], len(source.reasons)
         progress.warn(f"{count:,} of {len(source):,} examples cannot be read, and are set aside; the first: {first}")

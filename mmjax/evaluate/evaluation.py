@@ -42,8 +42,8 @@ class Evaluator:
 
     Where a decoding takes phrases, each example is decoded with those of its column `phrases`.
 
-    The examples are read once, with all modalities, and packed as in training; each encoder runs once. Of this, each subset
-    is shown a part: a modality outside it is not in its batch at all (invariant "absence").
+    The examples are read once, with all modalities, and packed as in training. Each encoder runs once. Each subset gets its part of
+    the batch, in which the other modalities are absent (invariant "absence").
 
     Args:
       data: of the config.

@@ -1,7 +1,7 @@
 """Confidence intervals of metrics, and paired comparisons of two models, by the bootstrap.
 
 A resample draws as many examples as there are, with replacement (Efron 1979; for error rates of speech, Bisani and Ney 2004).
-Examples of one speaker are alike: if they are drawn together, by speaker, intervals are wider, and right for new speakers.
+Examples of one speaker are alike. If they are drawn together, by speaker, intervals are wider, and hold for new speakers, too.
 """
 
 from collections.abc import Iterator, Mapping
@@ -124,7 +124,7 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def _signs(differences: np.ndarray) -> tuple[float, float]:
-    """(p, above) of a `Difference`; p counts the observed sample as one more resample, and so is never 0."""
+    """(p, above) of a `Difference`. The observed sample counts as one more resample, so p is never 0."""
     above, below = np.count_nonzero(differences > 0), np.count_nonzero(differences < 0)
     same = len(differences) - above - below
     p = 2 * (min(above, below) + same + 1) / (len(differences) + 1)

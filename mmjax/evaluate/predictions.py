@@ -20,8 +20,8 @@ from mmjax.data.sampler import Sampler
 from mmjax.data.to_predict import ToPredict, Unlabelled
 from mmjax.decode import by_example
 from mmjax.errors import UserError
-from mmjax.files import begun, json_lines
 from mmjax.parallel.mesh import share_of_rows, to_devices, within
+from mmjax.results import Results
 from mmjax.stream import Batch
 
 WINDOW = 256  # examples that are packed together: a result waits for those of its window
@@ -35,10 +35,11 @@ class Predictor:
 
     Args:
       run: a `mmjax.run.Run`.
+      parts: how recordings of any length are transcribed in parts (`Run.transcribed`); empty: only long ones are.
     """
 
-    def __init__(self, run: Any):
-        self._run = run
+    def __init__(self, run: Any, parts: Mapping[str, Any] | None = None):
+        self._run, self._parts = run, parts or {}
 
     def of(self, source: ToPredict, first: int = 0, rows: int | None = None) -> Iterator[dict[str, Any] | UserError]:
         """Yields the prediction about each example from number `first` on; or the error, if an example cannot be used.
@@ -52,6 +53,8 @@ class Predictor:
         layout = layout.without(*(name for name in encoders if not taken[name].any()))
         there = np.any([taken[name] > 0 for name in encoders], axis=0)
         packed = there & np.all([taken[name] <= room for name, room in layout.rows.items()], axis=0)
+        if self._parts:
+            packed[:] = False
         results, ready = self._packed(source, layout, taken, packed, first, rows), {}
         for number in range(first, len(source)):
             if number in source.reasons:
@@ -152,7 +155,7 @@ class Predictor:
     def _one(self, given: Mapping[str, Any], example: Example, source: ToPredict, number: int) -> dict[str, Any]:
         """The result of an example in a row of its own, or of parts of it, as in `Run.predict`."""
         phrases = self._run.checked_phrases(source.phrases(number))
-        whole = self._run.transcribed(given, source.tags(number), phrases)
+        whole = self._run.transcribed(given, source.tags(number), phrases, self._parts)
         return whole or self._run.predict_given(given, example.prefixes, source.name(number), phrases)
 
     def _alone(self, source: ToPredict, number: int) -> dict[str, Any] | UserError:
@@ -177,44 +180,48 @@ class Predictor:
         return jax.jit(within(mesh, self._compute), out_shardings=NamedSharding(mesh, P()))
 
 
-def predict_files(run: Any, source: Unlabelled, out: Path, save: Path | None = None) -> dict[str, int]:
+def predict_files(
+    run: Any, source: Unlabelled, out: Path, save: Path | None = None, parts: Mapping[str, Any] | None = None
+) -> dict[str, int]:
     """Writes a prediction about each example into a JSONL file: {"name", and what `Run.predict` returns}.
 
     An example that cannot be used has {"name", "error"} instead. If the file has lines already, their examples are left out:
-    an interrupted call can be repeated, and the result is that of a call that was not interrupted.
+    an interrupted call can be repeated, and the result is that of a call that was not interrupted (`mmjax.results`).
 
     Args:
       source: the examples (`Run.examples`).
       out: the file.
       save: a folder for predicted samples, as WAV files; None: they are not kept.
+      parts: as of `Predictor`.
 
     Returns:
       {"examples": number of all examples, "errors": number of examples that cannot be used}.
 
     Raises:
-      UserError: the file belongs to other examples, or cannot be written.
+      UserError: the file holds predictions of another run, with other settings or about other examples, or cannot be written.
     """
     if jax.process_count() > 1:
         raise UserError("mmjax predict reads files in one process; give each process its own files, and its own --out")
-    done = begun(out)
-    for number, line in enumerate(done):
-        if number >= len(source) or not isinstance(line, dict) or line.get("name") != source.name(number):
-            raise UserError(f"{out} holds predictions about other examples; name another file")
+    names = [source.name(number) for number in range(len(source))]
+    made = {**run.provenance, "--save": save and str(save), "parts of recordings": dict(parts or {})}
+    results = Results(out, made, names, source.stamps())
+    done = results.done
     errors = sum("error" in line for line in done)
     if source.reasons:
         first, count = source.reasons[min(source.reasons)], len(source.reasons)
         progress.warn(f"{count:,} of {len(source):,} examples cannot be read, and are set aside; the first: {first}")
     with (
         progress.bar("predicting", len(source), "examples", done=len(done)) as bar,
-        json_lines(out, "a") as write,
+        results.writing() as write,
     ):
-        for number, result in enumerate(run.predictor.of(source, len(done)), len(done)):
+        predictor = Predictor(run, parts) if parts else run.predictor
+        for number, result in enumerate(predictor.of(source, len(done)), len(done)):
             if isinstance(result, UserError):
                 errors += 1
                 result = {"error": " ".join(str(result).splitlines())}
             elif save is not None:
                 save.mkdir(parents=True, exist_ok=True)
-            write({"name": source.name(number), **saved(result, save and save / f"{number}.wav", run.sample_rate)})
+            write({"name": names[number], **saved(result, save and save / f"{number}.wav", run.sample_rate)})
             bar.advance()
     return {"examples": len(source), "errors": errors}
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -33,12 +34,13 @@ class Generator:
     Args:
       run: a `mmjax.run.Run`.
       task: name of the task; None: the only one that writes texts token by token.
+      template_options: further ones for the chat template, such as {"enable_thinking": False}.
 
     Raises:
-      UserError: the run has no such task, or several.
+      UserError: the run has no such task, or several; or the template does not read such options.
     """
 
-    def __init__(self, run: Any, task: str | None = None):
+    def __init__(self, run: Any, task: str | None = None, template_options: Mapping[str, Any] = MappingProxyType({})):
         found = [name for name, one in run.config.model.tasks.items() if one.generates]
         if task is None and len(found) != 1:
             names = f"several language models; choose one of {', '.join(found)}" if found else "no language model"
@@ -46,6 +48,8 @@ class Generator:
         self.run, self.name = run, task or found[0]
         self.task = run.config.model.tasks[self.name]
         data, tokenizer, reads = run.config.data, run.tokenizer, self.task.reads
+        if template_options:
+            tokenizer = tokenizer.with_template_options(template_options)
         written = run.fields.inputs[reads]
         if not written.media and tokenizer.chat.source is not None:
             written = Conversation()
@@ -53,15 +57,13 @@ class Generator:
         data = dataclasses.replace(data, inputs={**data.inputs, reads: written})
         config = dataclasses.replace(run.config, data=data)
         self._inputs = data.fields(labels_of(config)).inputs
-        self._layout = build_layout(config, tokenizer)
-        self._ends = self.task.ends or (written.ends(tokenizer) if self.conversation else ())
+        self.layout = build_layout(config, tokenizer)
+        self.ends = self.task.ends or (written.ends(tokenizer) if self.conversation else ())
         self._begin = jax.jit(partial(programs.begin, run.model, self.name, reads), static_argnames="length")
-        self._advance = jax.jit(
+        self.advance = jax.jit(
             partial(programs.advance, run.model, self.name), static_argnames="sampling", donate_argnames="state"
         )
-        self._best = jax.jit(
-            partial(programs.best, run.model, self.name, self._ends), static_argnames=("beams", "room")
-        )
+        self._best = jax.jit(partial(programs.best, run.model, self.name, self.ends), static_argnames=("beams", "room"))
         self._score = jax.jit(partial(programs.score, run.model, self.name))
 
     def replies(
@@ -82,10 +84,12 @@ class Generator:
           stop: words that end a reply, and are not part of it.
           rows: number of prompts that are computed together.
           beams: above 1: the most probable reply that a beam search finds, one prompt after the other (`best`).
+
+        Raises:
+          UserError: a prompt cannot be used, or an argument has no effect beside the others.
         """
+        self.check_sampling(sampling, stop, beams)
         if beams > 1:
-            if stop or sampling.temperature > 0:
-                raise UserError("beams give the most probable reply: leave out temperature and stop words")
             return [self.best(prompt, beams, length)[0] for prompt in prompts]
         found: list[Reply] = []
         for first in range(0, len(prompts), rows):
@@ -96,11 +100,9 @@ class Generator:
         self, prompt: Any, sampling: Sampling = GREEDY, length: int = 256, stop: Sequence[str] = ()
     ) -> Iterator[str]:
         """Yields what each token of a reply adds to its text, perhaps nothing; the arguments are those of `replies`."""
-        shown, writing = 0, Writing(self.run.tokenizer, self._ends, stop, length)
-        for (token,) in self._tokens([prompt], sampling, length, 1, lambda: [writing.ended is None]):
-            writing.add(token)
-            yield writing.safe[shown:]
-            shown = max(shown, len(writing.safe))
+        writing = Writing(self.run.tokenizer, self.ends, stop, length)
+        tokens = self._tokens([prompt], sampling, length, 1, lambda: [writing.ended is None])
+        return writing.words(token for (token,) in tokens)
 
     def best(self, prompt: Any, beams: int, length: int = 256, penalty: float = 1.0) -> list[Reply]:
         """The replies that a beam search finds, the best first; each with its score.
@@ -110,21 +112,35 @@ class Generator:
           length: the largest number of tokens of a reply.
           penalty: scores are divided by length ** penalty, since every token makes a text less probable.
         """
-        params, cut = self.run.device_params, self._cut(self._given(prompt))
-        self._check_length([cut], length)
-        state = self._begin(params, self._packed([cut], 1), length=0)
+        params, cut = self.run.device_params, self.cut(self.given(prompt))
+        self.check_length([cut], length)
+        state = self._begin(params, self.packed([cut], 1), length=0)
         found = self._best(params, state, beams=beams, room=_room(length), most=length, penalty=penalty)
         replies = []
         for ids, score in zip(*(np.asarray(x[0]).tolist() for x in (found.ids, ranked(found, penalty))), strict=True):
-            writing = Writing(self.run.tokenizer, self._ends, (), length)
+            writing = Writing(self.run.tokenizer, self.ends, (), length)
             for token in (token for token in ids if token >= 0):
                 writing.add(token)
             replies.append(writing.reply()._replace(score=score))
         return [reply for reply in replies if np.isfinite(reply.score)]
 
-    def check(self, prompt: Any) -> None:
-        """Checks a prompt and reads its media; raises UserError."""
-        self._cut(self._given(prompt))
+    def check(self, prompt: Any, length: int = 1) -> None:
+        """Checks a prompt for a reply of up to `length` tokens, and reads its media; raises UserError."""
+        self.check_length([self.cut(self.given(prompt))], length)
+
+    @staticmethod
+    def check_sampling(sampling: Sampling, stop: Sequence[str] = (), beams: int = 1) -> None:
+        """Checks that each of these arguments of `replies` has an effect; raises UserError."""
+        sampling.check()
+        given = {
+            "temperature": sampling.temperature > 0,
+            "repetition_penalty": sampling.repetition_penalty != 1,
+            "stop": stop,
+        }
+        if beams > 1 and (idle := next((name for name, used in given.items() if used), None)):
+            raise UserError(
+                f"beams={beams} searches for the most probable reply, without {idle}; leave {idle} or beams out"
+            )
 
     def likelihoods(self, prompt: Any, answers: Sequence[str]) -> list[float]:
         """The logarithm of the probability of each answer, its end token included, as the reply to a prompt.
@@ -136,17 +152,17 @@ class Generator:
         """
         if self.conversation is None:
             raise UserError(f"{self.run.directory} knows no conversations, so that it cannot choose a reply")
-        asked = self._given(prompt)
+        asked = self.given(prompt)
         cuts = []
         for answer in answers:
             messages = [*json.loads(asked[self.task.reads]), {"role": "assistant", "content": answer}]
-            cuts.append(self._cut({**asked, self.task.reads: json.dumps(messages)}))
-        return np.asarray(self._score(self.run.device_params, self._packed(cuts, len(cuts)))).tolist()
+            cuts.append(self.cut({**asked, self.task.reads: json.dumps(messages)}))
+        return np.asarray(self._score(self.run.device_params, self.packed(cuts, len(cuts)))).tolist()
 
     def _together(
         self, prompts: Sequence[Any], sampling: Sampling, length: int, stop: Sequence[str], rows: int
     ) -> list[Reply]:
-        writing = [Writing(self.run.tokenizer, self._ends, stop, length) for _ in prompts]
+        writing = [Writing(self.run.tokenizer, self.ends, stop, length) for _ in prompts]
         for tokens in self._tokens(prompts, sampling, length, rows, lambda: [one.ended is None for one in writing]):
             for one, token in zip(writing, tokens, strict=False):
                 if one.ended is None:
@@ -157,7 +173,7 @@ class Generator:
         self, prompts: Sequence[Any], sampling: Sampling, length: int, rows: int, going: Callable[[], list[bool]]
     ) -> Iterator[list[int]]:
         """Yields the next token of each prompt, until none is going on."""
-        return self.tokens_of([self._cut(self._given(prompt)) for prompt in prompts], length, going, sampling, rows)
+        return self.tokens_of([self.cut(self.given(prompt)) for prompt in prompts], length, going, sampling, rows)
 
     def tokens_of(
         self,
@@ -175,15 +191,15 @@ class Generator:
           going: which prompts go on, asked before each token.
         """
         sampling.check()
-        self._check_length(cuts, length)
+        self.check_length(cuts, length)
         params = self.run.device_params
-        state = self._begin(params, self._packed(cuts, rows), length=_room(length))
+        state = self._begin(params, self.packed(cuts, rows), length=_room(length))
         while any(running := going()):
             running = np.array(running + [False] * (rows - len(running)))
-            ids, state = self._advance(params, state=state, going=running, sampling=sampling)
+            ids, state = self.advance(params, state=state, going=running, sampling=sampling)
             yield np.asarray(ids).tolist()
 
-    def _check_length(self, cuts: Sequence[Mapping[str, Any]], length: int) -> None:
+    def check_length(self, cuts: Sequence[Mapping[str, Any]], length: int) -> None:
         """Checks that the decoder has positions for the prompts with replies of `length` tokens; raises UserError.
 
         The last token of a reply needs none: nothing is written after it.
@@ -195,17 +211,17 @@ class Generator:
                 f"this reply may have {max(most - longest + 1, 0)}; shorten the prompt, or ask for fewer tokens"
             )
 
-    def _packed(self, cuts: Sequence[Mapping[str, Any]], rows: int) -> Batch:
+    def packed(self, cuts: Sequence[Mapping[str, Any]], rows: int) -> Batch:
         """Prompts, by stream, in a batch, one in each row."""
         names = {name for parts in cuts for name in parts}
         rooms = {name: max(len(parts[name][0]) for parts in cuts if name in parts) for name in names}
-        rooms = {name: bucket(room, self._layout.streams[name]) for name, room in rooms.items()}
-        packed = Rows(dataclasses.replace(self._layout, rows={**rooms, "examples": 1}), rows)
+        rooms = {name: bucket(room, self.layout.streams[name]) for name, room in rooms.items()}
+        packed = Rows(dataclasses.replace(self.layout, rows={**rooms, "examples": 1}), rows)
         for row, parts in enumerate(cuts):
             packed.write(row, {**parts, "examples": (np.array([row]), np.zeros(1))}, "your prompt")
         return packed.batch
 
-    def _given(self, prompt: Any) -> dict[str, Any]:
+    def given(self, prompt: Any) -> dict[str, Any]:
         """A prompt in the form of an `Example`'s inputs."""
         reads, use = self.task.reads, Use(sample_rate(self.run.config), self.run.config.data.rescale, apart=True)
         if self.conversation is None:
@@ -221,9 +237,9 @@ class Generator:
             raise UserError(f"this run's model has no encoder for {name}")
         return found
 
-    def _cut(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def cut(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """A prompt as it stands in a row, by stream."""
-        return {name: self._layout.streams[name].cut(value, name, "your prompt") for name, value in given.items()}
+        return {name: self.layout.streams[name].cut(value, name, "your prompt") for name, value in given.items()}
 
 
 def _room(length: int) -> int:

@@ -39,6 +39,32 @@ def begin(model: Any, task: str, reads: str, params: Any, batch: Batch, length: 
     return State(logits.features[:, 0], kept, seen, logits.positions[:, 0], jnp.zeros((), jnp.int32))
 
 
+def vectors(model: Any, task: str, params: Any, batch: Batch) -> Stream:
+    """The vectors of media, as the task reads them."""
+    return model.apply({"params": params}, batch, task, method="vectors")
+
+
+def read(
+    model: Any,
+    task: str,
+    params: Any,
+    text: Stream,
+    media: Stream | None,
+    kept: Any,
+    start: jax.Array,
+    whole: jax.Array,
+) -> State:
+    """The state after further tokens of the only text were read.
+
+    Args:
+      text, media, kept, start: of `Multimodal.read`.
+      whole: [T] ids of the whole text so far, then -1.
+    """
+    logits, kept = model.apply({"params": params}, task, text, media, kept, start, method="read")
+    seen = jnp.zeros((1, logits.features.shape[-1] + 1), bool).at[:, whole].set(True)[:, :-1]
+    return State(logits.features[:, 0], kept, seen, logits.positions[:, 0], jnp.zeros((), jnp.int32))
+
+
 def advance(
     model: Any, task: str, params: Any, state: State, going: jax.Array, sampling: Sampling
 ) -> tuple[jax.Array, State]:

@@ -1,6 +1,6 @@
 """A reply: what a language model writes, token by token, as text."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 
@@ -40,6 +40,14 @@ class Writing:
             self.text, self.ended = self.text[: min(places)], "stop"
         elif len(self._ids) == self._length:
             self.ended = "length"
+
+    def words(self, tokens: Iterable[int]) -> Iterator[str]:
+        """Adds tokens; yields what each adds to the text that further tokens do not change, perhaps nothing."""
+        shown = 0
+        for token in tokens:
+            self.add(token)
+            yield self.safe[shown:]
+            shown = max(shown, len(self.safe))
 
     @property
     def safe(self) -> str:

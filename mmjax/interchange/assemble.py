@@ -33,6 +33,7 @@ def experiment(family: ModuleType, theirs: Mapping[str, Any], source: Path, out:
     """
     part, tasks = family.part(theirs), family.tasks(theirs) if hasattr(family, "tasks") else {}
     if not isinstance(part, Mapping):
+        # A part that is no encoder is a decoder: it reads the text by itself.
         encoder = part if isinstance(part, Encoder) else TokenIds(vocabulary=part.vocabulary)
         part = {encoder.stream: encoder}
     subset = "+".join(part)

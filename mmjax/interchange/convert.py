@@ -20,6 +20,7 @@ from mmjax.interchange import (
     dinov2,
     dinov3,
     directories,
+    gemma3,
     gguf_file,
     gpt2,
     llama,
@@ -44,7 +45,7 @@ from mmjax.tree import to_dict
 
 SPEECH = (parakeet, wav2vec2_bert, wav2vec2_conformer, whisper)
 IMAGES = (vit, siglip, clip, dinov2, dinov3)
-TEXTS = (bert, modernbert, t5, llama, phi3, gpt2)
+TEXTS = (bert, modernbert, t5, llama, gemma3, phi3, gpt2)
 FAMILIES: tuple[ModuleType, ...] = (*SPEECH, *IMAGES, *TEXTS)
 
 
@@ -57,7 +58,11 @@ def family_of(theirs: dict[str, Any], where: str | Path) -> ModuleType:
     kind = theirs.get("model_type")
     known = {model_type: family for family in FAMILIES for model_type in family.MODEL_TYPES}
     if kind not in known:
-        raise UserError(f"{where} is a model of type {kind!r}; there are converters for {', '.join(sorted(known))}")
+        inner = (theirs.get("text_config") or {}).get("model_type")
+        inside = f"; its text model, of type {inner!r}, cannot be taken out of it yet" if inner else ""
+        raise UserError(
+            f"{where} is a model of type {kind!r}{inside}; there are converters for {', '.join(sorted(known))}"
+        )
     return known[kind]
 
 
@@ -130,10 +135,13 @@ def export_model(
 
     Args:
       source: an import, or a run that was trained from imports. Of a run, the parameters that came from one import are
-        exported, with their adapters merged into them; what the run has not of this import stays as it was.
+        exported, with their adapters merged into them; parts of the import that the run does not have stay as they were.
       adapters: write only the adapters, as a directory of PEFT (`interchange.peft`).
       origin: the directory of the import; None: the only one from which the run was trained.
       step: of the run's checkpoint.
+
+    Returns:
+      {"model_type", "tensors": their number, "merged": see `tuned.merging`; {} where no adapter was merged}.
 
     Raises:
       UserError: the run was not trained from an import, or from several, or has no adapters.
@@ -152,11 +160,14 @@ def export_model(
     else:
         tensors = to_theirs(rules, {path: np.asarray(as_array(x)) for path, x in parameters.items()})
         tensors = family.pack(tensors) if hasattr(family, "pack") else tensors
-        tensors = {names[name]: x.astype(jnp.dtype(dtypes[names[name]])) for name, x in tensors.items()}
+        tensors = {name: x.astype(jnp.dtype(dtypes[names[name]])) for name, x in tensors.items()}
+        if not getattr(family, "RENAMES", False):  # the export has the names of the file
+            tensors = {names[name]: x for name, x in tensors.items()}
         config = family.exported(theirs) if hasattr(family, "exported") else theirs
         directories.write(out, tensors, "model.safetensors", {"config.json": config})
         vocabulary.give_back(imported, out)
-    return {"model_type": theirs["model_type"], "tensors": len(tensors)}
+    merged = {} if adapters else tuned.merging(parameters)
+    return {"model_type": theirs["model_type"], "tensors": len(tensors), "merged": merged}
 
 
 def _current(family: ModuleType, theirs: dict[str, Any], name: str) -> str:

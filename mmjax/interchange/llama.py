@@ -206,7 +206,7 @@ def outputs(
 
     from mmjax.interchange.convert import tree
 
-    encoder = isinstance(part_, Transformer)
+    encoder = isinstance(part_, Transformer)  # `part` makes one or the other, by the original's config
     kind = transformers.AutoModel if encoder else transformers.AutoModelForCausalLM
     options = dict(local_files_only=True, dtype=torch.float32, attn_implementation="eager")
     reference = kind.from_pretrained(source, **options).eval()

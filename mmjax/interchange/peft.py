@@ -162,7 +162,11 @@ class Part(NamedTuple):
 
 
 def _parts(rule: Rule, node: Adapted) -> list[Part]:
-    """Their weights, as the rule splits kernels whose numbers are those of their inputs, and of their outputs."""
+    """The linear layers of the original that make up a kernel.
+
+    The rule splits two kernels of our shape: in one, each weight is the number of its input; in the other, that of its output.
+    The parts then say which inputs and outputs each layer has.
+    """
     shape = node.base.shape[1:] if rule.is_stacked else node.base.shape
     ins = [axis + len(shape) for axis in node.inputs]
 

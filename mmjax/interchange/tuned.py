@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from mmjax.errors import UserError
 from mmjax.files import local
 from mmjax.interchange import assemble, directories
-from mmjax.models.adapters import is_adapted
+from mmjax.models.adapters import Adapted, as_array, is_adapted
+from mmjax.models.layers import over_positions
 from mmjax.models.quantised import is_quantised
 from mmjax.models.roles import path_of
 from mmjax.train.directory import Which, read_run
@@ -64,3 +66,28 @@ def parameters(run: Path, origin: Path, step: Which = "newest") -> dict[str, Any
         return found
 
     return assemble.from_run(imported, jax.tree_util.tree_map_with_path(trained, before))
+
+
+def merging(parameters: dict[str, Any]) -> dict[str, Any]:
+    """How exactly the adapters become a part of their kernels, in float32.
+
+    Returns:
+      {"kernels": those with adapters, "difference": the largest between the outputs of a kernel with its adapter and of the
+      merged kernel, for eight random inputs, relative to the largest output}; {} without adapters.
+    """
+    kernels = [x for x in parameters.values() if is_adapted(x)]
+    return {"kernels": len(kernels), "difference": max(map(_merging_difference, kernels))} if kernels else {}
+
+
+def _merging_difference(kernel: Adapted) -> float:
+    core = -min(*kernel.inputs, *kernel.outputs)
+    inputs = [kernel.shape[axis] for axis in kernel.inputs]
+    x = jax.random.normal(jax.random.key(0), (1, 8, *inputs))
+
+    def relative(one: Adapted) -> jax.Array:
+        apart, merged = (over_positions(x, each, len(inputs)) for each in (one, as_array(one)))
+        return jnp.abs(apart - merged).max() / jnp.abs(merged).max()
+
+    flat = jax.tree.map(lambda x: jnp.asarray(x).reshape(-1, *x.shape[kernel.ndim - core :]), kernel)
+    with jax.default_matmul_precision("highest"):
+        return float(jax.lax.map(relative, flat).max())  # one layer at a time, for the memory

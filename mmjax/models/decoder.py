@@ -55,6 +55,11 @@ class Cache(NamedTuple):
         own = jax.tree.map(lambda x: padded(x, 3), self.layers[0])
         return Cache((own, self.layers[1]), padded(self.segments, 1), padded(self.times, 1), self.context, self.used)
 
+    def first(self, count: jax.Array) -> "Cache":
+        """The cache with the first `count` slots of each row; the others are free again."""
+        own = jnp.where(jnp.arange(self.segments.shape[1]) < count, self.segments, 0)
+        return self._replace(segments=own, used=jnp.asarray(count, jnp.int32))
+
     def unfolded(self, examples: int, beams: int) -> "Cache":
         """A row of its own for each of `beams` texts of each example, which begin with the tokens so far.
 
@@ -295,20 +300,30 @@ class TextDecoder(Tower, kw_only=True):
           joined: media that enter the decoder.
           chosen: [B, N] places in the text whose logits are wanted; None: all of them.
         """
-        rows, heads = text.segments.shape[0], self.block.key_value_heads or self.heads
-        empty = jnp.zeros((self.layers, rows, heads, room, self.head_width), self.dtype)
-        slots = jnp.zeros((rows, room), jnp.int32)
-        segments = None if context is None else context.segments
-        cache = Cache((KeyValue(empty, empty), None), slots, slots, segments, jnp.zeros((), jnp.int32))
+        cache = self.empty(text.segments.shape[0], room)._replace(context=None if context is None else context.segments)
         return self._run(text, context, prefix, cache, False, joined, chosen)
 
-    def step(self, text: Stream, cache: Cache, joined: Joined = TEXT_ALONE) -> tuple[Stream, Cache]:
+    def empty(self, rows: int, room: int) -> Cache:
+        """A cache without tokens, with `room` slots in each row."""
+        shape = (self.layers, rows, self.block.key_value_heads or self.heads, room, self.head_width)
+        own = KeyValue(*(jnp.zeros(shape, self.dtype) for _ in range(2)))
+        segments, times = (jnp.zeros((rows, room), jnp.int32) for _ in range(2))
+        return Cache((own, None), segments, times, None, jnp.zeros((), jnp.int32))
+
+    def step(
+        self, text: Stream, cache: Cache, joined: Joined = TEXT_ALONE, chosen: jax.Array | None = None
+    ) -> tuple[Stream, Cache]:
         """The next tokens [B, n] of every row, usually one per example; the tokens of a finished example have segment 0.
+
+        Args:
+          joined: media that enter the decoder. Soft tokens may enter if each row is one text whose tokens fill the first
+            slots of the cache.
+          chosen: as for `begin`.
 
         Returns:
           Logits [B, n, vocabulary], equal to the logits of a call with the whole text; and the cache with these tokens.
         """
-        return self._run(text, None, None, cache, False, joined)
+        return self._run(text, None, None, cache, False, joined, chosen)
 
     @nn.compact
     def _run(
@@ -323,7 +338,7 @@ class TextDecoder(Tower, kw_only=True):
         seen = None if joined.count is None else joined.count > 0
         if joined.soft is not None:
             soft = jnp.ones_like(joined.soft.segments, bool)
-            whole = merged(text, joined.count, joined.soft)
+            whole = merged(text, joined.count, joined.soft, 0 if cache is None else cache.used)
             x, text = whole.in_order(x, joined.soft.features), Stream(None, whole.segments, whole.positions)
             seen = whole.in_order(seen, soft)
             chosen = whole.of_text if chosen is None else jnp.take_along_axis(whole.of_text, chosen, axis=1)

@@ -77,6 +77,10 @@ class GatedCrossAttention(MediaFusion, kw_only=True):
     unroll: bool = setting(False)
     backend: Selection = setting(AUTO)  # of attention
 
+    @property
+    def causal(self) -> bool:
+        return self.in_order
+
     def check(self, path: str, encoders: Mapping[str, Any], decoder: Any) -> None:
         super().check(path, encoders, decoder)
         if self.every < 1:
@@ -124,6 +128,23 @@ class GatedCrossAttention(MediaFusion, kw_only=True):
         reader = self._reader(decoder, False)
         keys = jax.vmap(lambda params: reader.apply({"params": params}, media, method="key_values"))(self._params())
         return media._replace(features=None), keys
+
+    def join_further(
+        self, kept: Any, media: Stream, text: Stream, count: jax.Array, decoder: Any
+    ) -> tuple[Joined, Any]:
+        further = self.kept(media, decoder)
+        if kept is not None:
+            (known, keys), (new, new_keys) = kept, further
+            first = jnp.where(media.mask, media.positions, NEVER).min(axis=1, keepdims=True)
+            stays = jnp.where(known.positions < first, known.segments, 0)
+            segments, positions = (
+                jnp.concatenate(pair, axis=1) for pair in ((stays, new.segments), (known.positions, new.positions))
+            )
+            further = (
+                Stream(None, segments, positions),
+                KeyValue(*(jnp.concatenate(pair, axis=3) for pair in zip(keys, new_keys, strict=True))),
+            )
+        return self.rejoin(further, text, count, decoder), further
 
     def rejoin(self, kept: Any, text: Stream, count: jax.Array, decoder: Any) -> Joined:
         return self.join(kept[0], text, count, decoder, kept=kept)

@@ -125,6 +125,11 @@ class MediaFusion(nn.Module, kw_only=True):
 
     kind = "media fusion"
 
+    @property
+    def causal(self) -> bool:
+        """Whether media leave the tokens before them as they are."""
+        return True
+
     # From the tokens of an encoder to vectors, by the name of the encoder; Linear for an encoder that is not named.
     projectors: Mapping[str, Projector] = dataclasses.field(default_factory=dict)
     dtype: Any = setting(jnp.float32)
@@ -186,6 +191,20 @@ class MediaFusion(nn.Module, kw_only=True):
 
     def kept(self, media: Stream, decoder: Any) -> Any:
         """What the decoder needs of the media for later tokens, beside its own cache."""
+
+    def join_further(
+        self, kept: Any, media: Stream, text: Stream, count: jax.Array, decoder: Any
+    ) -> tuple[Joined, Any]:
+        """How media enter the decoder that came after earlier ones, and what it needs of all for later tokens.
+
+        Args:
+          kept: of the earlier media, the result of `kept` or of this method; None: there are none. Media in it whose numbers
+            are those of further media, or larger, are forgotten.
+          media: the further ones; text, count: as for `join`, of the further tokens.
+        """
+        if kept is not None:
+            raise NotImplementedError
+        return self.join(media, text, count, decoder), None
 
     def rejoin(self, kept: Any, text: Stream, count: jax.Array, decoder: Any) -> Joined:
         """How the media enter the decoder for later tokens; `kept` is the result of `kept`, the others are as for `join`."""

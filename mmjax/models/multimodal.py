@@ -144,6 +144,15 @@ class Multimodal(nn.Module, kw_only=True):
         streams = self._fused(streams, batch, False)
         return self.tasks[task].begin(Encoded(batch, streams, seen, None, self.encoders), length)
 
+    def vectors(self, batch: Batch, task: str) -> Stream:
+        """The vectors of the media of a batch, as a task that writes texts reads them: see `CausalLM.vectors`."""
+        streams, _, _ = self._streams(jax.tree.map(jnp.asarray, batch), False)
+        return self.tasks[task].vectors(streams, self.encoders)
+
+    def read(self, task: str, text: Stream, media: Stream | None, kept: Any, start: jax.Array) -> tuple[Stream, Any]:
+        """Reads further tokens and media of one text with a task that writes texts: see `CausalLM.read`."""
+        return self.tasks[task].read(text, media, kept, start)
+
     def step(self, task: str, tokens: Stream, kept: Any) -> tuple[Stream, Any]:
         """Logits [B, N, V] of the tokens after `tokens` [B, N], and what the next call needs."""
         return self.tasks[task].step(tokens, kept)

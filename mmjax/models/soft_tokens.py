@@ -64,7 +64,7 @@ class Merged(NamedTuple):
         return jnp.take_along_axis(jnp.concatenate([text, soft], axis=1), order, axis=1)
 
 
-def merged(text: Stream, count: jax.Array, soft: Stream) -> Merged:
+def merged(text: Stream, count: jax.Array, soft: Stream, start: jax.Array | int = 0) -> Merged:
     """The order in which soft tokens stand between the tokens of packed texts.
 
     Sorting by (segment, place among the media, position) keeps the tokens of each example contiguous and in order, so that
@@ -74,6 +74,7 @@ def merged(text: Stream, count: jax.Array, soft: Stream) -> Merged:
       text: segments and positions [B, T].
       count: [B, T] how many media of its example stand before each token.
       soft: segments [B, S], and as positions the numbers of the media.
+      start: the position of the first token of each example.
     """
     last = jnp.iinfo(jnp.int32).max
     segments = jnp.concatenate([text.segments, soft.segments], axis=1)
@@ -87,6 +88,6 @@ def merged(text: Stream, count: jax.Array, soft: Stream) -> Merged:
     *_, order = jax.lax.sort((*keys, slots), dimension=1, num_keys=3)
     segments = jnp.take_along_axis(segments, order, axis=1)
     begins = segments != jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1]
-    positions = slots - jax.lax.cummax(jnp.where(begins, slots, 0), axis=1)
+    positions = start + slots - jax.lax.cummax(jnp.where(begins, slots, 0), axis=1)
     of_text = jnp.argsort(order, axis=1)[:, : text.segments.shape[1]]
     return Merged(order, segments, jnp.where(segments > 0, positions, 0), of_text)

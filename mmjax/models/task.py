@@ -84,7 +84,8 @@ class Task(nn.Module, kw_only=True):
       positive: whether the loss is never negative.
       whole_batch: whether the loss compares all examples of a batch.
       mixes: whether a label may be a distribution over classes, as mixup makes it.
-      generates: whether it writes texts token by token, with `begin`, `step` and `ends` as those of `CausalLM`.
+      generates: whether it writes texts token by token, with `begin`, `step`, `vectors`, `empty`,
+        `read` and `ends` as those of `CausalLM`.
       aligns: whether it finds when a known text was spoken (`spans`).
       teaches: whether what it predicts can be a label of its own loss (`as_labels`).
       imitates: whether its loss in training compares outputs with those of a teacher (`imitate`).

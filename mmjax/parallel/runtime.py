@@ -16,8 +16,8 @@ CPU_FLAGS = (
     "--xla_cpu_experimental_ynn_fusion_type=-individual_dot",
 )
 SIMULATED = "--xla_force_host_platform_device_count"
-# New objects before Python looks for reference cycles, and collections of one generation before the next is collected.
-# Tracing makes many objects that stay: with Python's 700, 10 and 10 a start takes 15 % longer (docs/log.md).
+# Thresholds of Python's garbage collector (gc.set_threshold). Tracing makes many objects that stay: with Python's 700, 10
+# and 10, a start takes 15 % longer (docs/log.md).
 COLLECT_AFTER = (10_000, 20, 50)
 PROGRAMS_KEPT = 10 * 2**30  # bytes on disk; the least recently used programs are deleted
 # For programs that run a few times: compilation on CPU takes a third of the time (docs/log.md).

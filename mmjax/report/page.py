@@ -12,25 +12,29 @@ from mmjax.files import local, write_whole, writing
 from mmjax.metric import Known, about
 from mmjax.report import curves
 from mmjax.report.samples import samples
-from mmjax.report.subject import Subject, chosen, common, known, open_subjects
+from mmjax.report.subject import DEFAULT, Choice, Subject, chosen, common, known, open_subjects
+from mmjax.telemetry import ADAPTERS
+from mmjax.train import guards
+from mmjax.train.report import changed_adapters, unchanged_adapters
 
 CLASSES = 20  # of a confusion matrix
 WORDS = 15  # of a list of confused words
 
 
-def report(directories: Sequence[str | Path], out: str | Path, examples: int = 8) -> Path:
+def report(directories: Sequence[str | Path], out: str | Path, examples: int = 8, choice: Choice = DEFAULT) -> Path:
     """Writes a page about one or several runs; returns its path.
 
     Args:
-      examples: number of examples of the evaluation split to show.
+      examples: number of examples of the split to show.
+      choice: which checkpoint is measured, and on what.
 
     Raises:
-      UserError: a directory is no run directory, or the page cannot be written.
+      UserError: a directory is no run directory, a run does not have what was chosen, or the page cannot be written.
     """
     path = local(out, "--out")
     if not path.absolute().parent.is_dir():  # before the runs are measured
         raise UserError(f"cannot write {path}: there is no folder {path.parent}")
-    text = page(open_subjects(directories), examples)
+    text = page(open_subjects(directories, choice), examples)
     with writing(out):
         write_whole(path, text)
     return path
@@ -45,6 +49,8 @@ def page(subjects: Sequence[Subject], examples: int) -> str:
         parts.append(html.section("Throughput and padding", speed, "speed"))
     if found := curves.evaluations(subjects):
         parts.append(html.section("Evaluations", found, "evaluations"))
+    if found := "".join(_changes(subject, len(subjects) > 1) for subject in subjects):
+        parts.append(html.section("What the training changed", found, "changes"))
     if found := "".join(_confusions(subject, len(subjects) > 1) for subject in subjects):
         parts.append(html.section("Confusions", found, "confusions"))
     for group in common(subjects):
@@ -62,9 +68,11 @@ def _summary(subjects: Sequence[Subject]) -> str:
         how = (
             f"{measured.metrics['examples']:,} of {measured.split}, {measured.subset}" if measured else subject.problem
         )
-        cells = (subject.name, str(subject.directory), f"{step:,} of {subject.config.steps:,}", how)
+        after = f"{measured.run.step:,}" if measured else ""
+        after += f" (the best one is {subject.better:,}: --step best)" if subject.better is not None else ""
+        cells = (subject.name, str(subject.directory), f"{step:,} of {subject.config.steps:,}", after, how)
         rows.append([html.escape(cell) for cell in cells])
-    body = html.table(["run", "directory", "steps", "measured examples"], rows, numbers=9)
+    body = html.table(["run", "directory", "steps", "checkpoint", "measured examples"], rows, numbers=9)
     having = [subject for subject in subjects if subject.measured]
     if not having:
         return html.section("Metrics", body, "metrics")
@@ -74,7 +82,7 @@ def _summary(subjects: Sequence[Subject]) -> str:
         form = about(name, of)
         values = [form.written(s.measured.metrics.get(name), s.measured.intervals.get(name)) for s in having]
         lines.append([html.escape(_title(name, of)), *map(html.escape, values)])
-    body += "<p>Newest checkpoint, with 95 % intervals (percentile bootstrap over examples).</p>"
+    body += "<p>With 95 % intervals (percentile bootstrap over examples).</p>"
     body += html.table(["metric", *(subject.name for subject in having)], lines)
     if len(having) > 1:
         body += html.figures([_bars(having, name) for name in shown_metrics(found, of)])
@@ -94,6 +102,16 @@ def _bars(subjects: Sequence[Subject], name: str) -> str:
     values = {run: factor * measured.metrics[name] for run, measured in having.items()}
     ends = {run: tuple(factor * x for x in m.intervals[name]) for run, m in having.items() if name in m.intervals}
     return charts.bar_chart(values, unit, _title(name, of), intervals=ends, coloured=True)
+
+
+def _changes(subject: Subject, several: bool) -> str:
+    """What the model forgot of data that it was not trained on, and how far adapters changed their kernels."""
+    found = guards.compared(*guards.recorded(subject.directory, subject.records))
+    body = html.table(guards.HEADINGS, [list(map(html.escape, row)) for row in found], numbers=2) if found else ""
+    for record in [record for record in subject.records if record["kind"] == ADAPTERS][-1:]:
+        lines = filter(None, (unchanged_adapters(record), changed_adapters(record)))
+        body += "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+    return f"<h3>{html.escape(subject.name)}</h3>{body}" if body and several else body
 
 
 def _confusions(subject: Subject, several: bool) -> str:

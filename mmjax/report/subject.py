@@ -1,4 +1,4 @@
-"""What a page tells of a run: what was written while it trained, and what its newest checkpoint predicts."""
+"""What a page tells of a run: what was written while it trained, and what one of its checkpoints predicts."""
 
 import dataclasses
 import functools
@@ -19,17 +19,38 @@ from mmjax.metric import Metric
 from mmjax.models.task import known_of
 from mmjax.run import Run
 from mmjax.telemetry import read_metrics
+from mmjax.train.best import read_record
 from mmjax.train.build import build_layout
 from mmjax.train.checkpoint import check_run
+from mmjax.train.directory import Which
 from mmjax.train.experiment import Experiment, load
 from mmjax.train.mirror import run_at
 from mmjax.tree import to_dict
 
 
-class Measured:
-    """The newest checkpoint of a run on its evaluation split, with the first subset of modalities of its evaluation.
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What of each run is measured.
 
-    An imported run may have no such subset of its own encoders; it is measured with all of them.
+    Attributes:
+      step: of the checkpoint.
+      split: None: that of the run's evaluation.
+      subset: modalities; None: the first subset of the run's evaluation. An imported run may have no such subset of its own
+        encoders; then it is measured with all of them.
+      overrides: of the config, as on the command line.
+    """
+
+    step: Which = "newest"
+    split: str | None = None
+    subset: str | None = None
+    overrides: tuple[str, ...] = ()
+
+
+DEFAULT = Choice()
+
+
+class Measured:
+    """A checkpoint of a run, measured on a split with a subset of the modalities.
 
     Attributes:
       subset: the modalities.
@@ -37,13 +58,18 @@ class Measured:
       confusions: by task.
     """
 
-    def __init__(self, directory: Path):
-        self.run = Run(directory)
-        self._evaluation = Evaluation(self.run, raw=True)
+    def __init__(self, directory: Path, choice: Choice):
+        self.run = Run(directory, choice.overrides, step=choice.step)
+        self._evaluation = Evaluation(self.run, choice.split, raw=True)
         self.source = self._evaluation.source
         config, known = self.run.config, self._evaluation.subsets()
         wanted = [canonical(subset) for subset in config.measured]
-        self.split, self.subset = self._evaluation.split, next((s for s in wanted if s in known), known[-1])
+        (self.subset,) = (
+            self._evaluation.subsets([choice.subset])
+            if choice.subset
+            else [next((s for s in wanted if s in known), known[-1])]
+        )
+        self.split = self._evaluation.split
         self._measures = self._evaluation.measure([self.subset], config.evaluation.final_examples)[self.subset]
         self.metrics, self.intervals = self._measures.metrics(), self._measures.intervals()
         self.confusions = self._measures.confusions()
@@ -140,22 +166,30 @@ class Subject:
     measured: Measured | None = None
     problem: str = ""
 
+    @property
+    def better(self) -> int | None:
+        """The step of the best checkpoint (`evaluation.best`) if another one was measured; None otherwise."""
+        best = read_record(self.directory).get("best")
+        return best if self.measured and best != self.measured.run.step else None
 
-def open_subjects(directories: Sequence[str | Path]) -> list[Subject]:
+
+def open_subjects(directories: Sequence[str | Path], choice: Choice = DEFAULT) -> list[Subject]:
     """The runs of a page.
 
     Raises:
-      UserError: a directory is no run directory.
+      UserError: a directory is no run directory, or the run does not have what was chosen.
     """
-    paths = [run_at(directory, "newest") for directory in directories]
+    paths = [run_at(directory, choice.step if choice.step != "best" else "all") for directory in directories]
     names = [path.absolute().name for path in paths]
     unique = len(set(names)) == len(names)
     # All are read before the first is measured, which takes long.
     subjects = [_read(path, name if unique else str(path)) for path, name in zip(paths, names, strict=True)]
     for subject in subjects:
         try:
-            subject.measured = Measured(subject.directory)
+            subject.measured = Measured(subject.directory, choice)
         except UserError as error:  # it has no checkpoint yet, or its data is elsewhere
+            if choice != DEFAULT:
+                raise
             subject.problem = str(error)
     return subjects
 

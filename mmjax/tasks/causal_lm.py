@@ -126,7 +126,7 @@ class CausalLM(Task, kw_only=True):
     def __call__(self, encoded: Encoded, train: bool = False) -> Output:
         """Ids [B, T] or conversations [B, T, 3] -> `Factors` of the logits of the next token, and these as labels."""
         said = PackedConversations.of(encoded.streams[self.reads])
-        media = self._media(encoded.streams, encoded.encoders)
+        media = self.vectors(encoded.streams, encoded.encoders)
         joined = TEXT_ALONE if media is None else self.fusion.join(media, said.text, said.media, self.decoder, train)
         joined = joined._replace(count=said.media)
 
@@ -136,8 +136,11 @@ class CausalLM(Task, kw_only=True):
         logits = rematerialised_whole(run, self.decoder, said.text, joined)
         return Output(logits._replace(segments=said.text.segments, positions=said.text.positions), said.labels())
 
-    def _media(self, streams: Mapping[str, Stream], encoders: Mapping[str, Any]) -> Stream | None:
-        """The vectors of all media; None if the batch has no stream of media."""
+    def vectors(self, streams: Mapping[str, Stream], encoders: Mapping[str, Any]) -> Stream | None:
+        """The vectors [B, S, W] of all media, from tokens by encoder; their positions are the numbers of the media.
+
+        None: the batch has no stream of media.
+        """
         streams = {name: streams[name] for name in self.media if name in streams}
         return self.fusion.project(streams, encoders, self.decoder) if streams else None
 
@@ -156,7 +159,7 @@ class CausalLM(Task, kw_only=True):
         last = jnp.where(own, jnp.arange(own.shape[2]), 0).max(2)
         segments = jnp.where(own.any(2), examples.segments, 0)
         count = jnp.take_along_axis(said.media, last, axis=1)
-        media, joined, kept, room = self._media(encoded.streams, encoded.encoders), TEXT_ALONE, None, 0
+        media, joined, kept, room = self.vectors(encoded.streams, encoded.encoders), TEXT_ALONE, None, 0
         if media is not None:
             media = before(media, count, segments)
             kept = self.fusion.kept(media, self.decoder)
@@ -173,6 +176,36 @@ class CausalLM(Task, kw_only=True):
             joined = self.fusion.rejoin(state.kept, tokens, state.count, self.decoder)
         logits, cache = self.decoder.step(tokens, state.cache, joined._replace(count=state.count))
         return logits, state._replace(cache=cache)
+
+    def empty(self, room: int) -> WritingState:
+        """What is kept before the first token of one text, with room for `room` tokens; soft tokens count, too."""
+        return WritingState(self.decoder.empty(1, room), None, jnp.zeros((1, 1), jnp.int32))
+
+    def read(
+        self, text: Stream, media: Stream | None, state: WritingState, start: jax.Array
+    ) -> tuple[Stream, WritingState]:
+        """Reads further tokens of one text, and the media among them.
+
+        Args:
+          text: the tokens in one row, as the stream `reads`.
+          media: `vectors` of the media among them; None: there are none. Their numbers are those in the whole text.
+          start: number of tokens of `state`, soft tokens included, that the further ones follow; the others are forgotten.
+
+        Returns:
+          Logits [1, 1, V] of the token after them, and what is kept.
+        """
+        said = PackedConversations.of(text)
+        tokens = said.text._replace(positions=start + said.text.positions)
+        last = jnp.where(tokens.mask, jnp.arange(tokens.segments.shape[1]), 0).max(axis=1, keepdims=True)
+        kept, joined = state.kept, TEXT_ALONE
+        if media is not None:
+            joined, kept = self.fusion.join_further(kept, media, tokens, said.media, self.decoder)
+        elif kept is not None:
+            joined = self.fusion.rejoin(kept, tokens, said.media, self.decoder)
+        joined = joined._replace(count=said.media)
+        logits, cache = self.decoder.step(tokens, state.cache.first(start), joined, last)
+        cache = cache.first(logits.positions[0, 0] + 1)  # empty positions come last; their slots are free
+        return logits, WritingState(cache, kept, jnp.take_along_axis(said.media, last, axis=1))
 
     def decode(
         self, apply: Any, encoded: Encoded, output: Output | None, rooms: Mapping[str, int], tables: Any = None

@@ -1,8 +1,10 @@
 """Metrics of a whole split, from its truths and predictions, on the host.
 
-A metric is a function of how often each example counts (`Statistic`). If each counts once, it is the metric of the split; if the
-members of a group count once and all others never, that of the group; and if each counts as often as it was drawn, that of
-a resample (`mmjax.evaluate.intervals`).
+A metric is a function of how often each example counts (`Statistic`):
+
+- If each example counts once, it is the metric of the split.
+- If the members of a group count once and all others never, it is the metric of the group.
+- If each example counts as often as it was drawn, it is the metric of a resample (`mmjax.evaluate.intervals`).
 """
 
 import math

@@ -64,7 +64,7 @@ class TextTask(Task, kw_only=True):
         if one and tokenizer.unknown not in tokens and tokenizer.zero != "unknown":
             return tokenizer.decode(tokens)
         text = self._stated(example())
-        if isinstance(text, Alternatives):
+        if isinstance(text, Alternatives):  # a kind of text, not a part of a config
             return Alternatives([tokenizer.reference(one) for one in text.every])
         return tokenizer.decode(tokens) if text is None else tokenizer.reference(text)
 

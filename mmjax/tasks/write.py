@@ -22,6 +22,8 @@ from mmjax.stream import Stream, concatenate
 from mmjax.tasks.text import TextTask
 from mmjax.tree import setting
 
+SHOWN = 8  # special tokens that an error names
+
 
 class Write(TextTask, Common, kw_only=True):
     """Writes a text with a decoder that attends to the tokens of one or several encoders.
@@ -67,9 +69,11 @@ class Write(TextTask, Common, kw_only=True):
     def check_data(self, path: str, facts: Facts, source: Any) -> None:
         super().check_data(path, facts, source)
         if facts.tokenizer.zero == "piece" and 0 in (self.start_token, self.end_token):
+            special = ", ".join(f"{i} ({name})" for name, i in list(facts.tokenizer.special.items())[:SHOWN])
             raise UserError(
                 f"{path} begins texts with {self.start_token} and ends them with {self.end_token}, but 0 is an ordinary piece of this "
                 f"tokenizer; set {path}.start_token and {path}.end_token to ids of its special tokens"
+                + (f", such as {special}" if special else f"; it has none, so take {len(facts.tokenizer)}, a new id")
             )
 
     @property

@@ -14,7 +14,7 @@ from mmjax.train.experiment import Experiment
 
 @contextmanager
 def deciding() -> Iterator[list[Decision]]:
-    """Collects the decisions of the programs that the block traces, each once for every trace of its call.
+    """Collects the decisions of the programs that are traced in the block. A call that is traced twice gives two decisions.
 
     Raises:
       UserError: the config is strict, and its backend cannot compute one of them.

@@ -39,7 +39,7 @@ def goal_of(named: str, given: Mapping[str, Sequence[str]], known: Known) -> Goa
     """The goal that `evaluation.best` names.
 
     Args:
-      named: "TASK/METRIC", which is that of the first subset that gives it; or "SUBSET: TASK/METRIC".
+      named: "SUBSET: TASK/METRIC"; or "TASK/METRIC", of the first subset that gives this metric.
       given: the names of the metrics that an evaluation gives, by subset.
       known: of the metrics.
 
@@ -132,7 +132,7 @@ class Best:
         return "none" if self.step is None else f"step {self.step} ({self.goal} {self._values[self.step]:.4g})"
 
     def early(self, step: int) -> str:
-        """What a run says that stops early after a step."""
+        """The message of a run that stops early after a step."""
         return (
             f"stopped early after step {step}: the last {self._patience} evaluations are not better than the best, "
             f"{self}; to go on, repeat the command with a larger evaluation.patience, or none"

@@ -6,7 +6,7 @@ A checkpoint is a directory, `checkpoints/STEP`. Orbax renames it to this name w
     state/sha256.json    size and sha256 of every file of state/, computed before the rename
     meta/metadata        JSON: the position in the data, versions, and a sha256 over these
 
-With `checkpoint.frozen=False`, `frozen/0` holds the frozen parameters of the run, in the same form, and the checkpoints all others.
+With `checkpoint.frozen=False`, `frozen/0` holds the frozen parameters of the run, in the same form. The checkpoints hold the rest.
 
 `mmjax.train.checksums` says when a checkpoint is damaged.
 """
@@ -309,8 +309,8 @@ class Checkpoints:
 class _Manager(ocp.CheckpointManager):
     """Orbax's manager, which leaves signals to `StopSignal`.
 
-    At a signal, Orbax would compute how long ago the checkpoint before was saved, but `lightweight_initialize` leaves dates of
-    checkpoints of an earlier process unread. The error made a complete checkpoint a failed one.
+    At a signal, Orbax computes the age of the last checkpoint. This fails for a checkpoint of an earlier process, whose date
+    `lightweight_initialize` does not read, and then a complete save counts as failed.
     """
 
     def reached_preemption(self, step: int) -> bool:
@@ -364,7 +364,7 @@ def check_run(run: Path) -> None:
 
 
 def describe_run(directory: str | Path) -> list[dict[str, Any]]:
-    """Describes every checkpoint of a run directory, oldest first: see `Checkpoints.describe`; and "best": whether it is."""
+    """The checkpoints of a run directory, as `Checkpoints.describe` gives them; and for each, "best": whether it is the best one."""
     run = run_at(directory, "all")
     check_run(run)
     best = read_record(run).get("best")

@@ -27,7 +27,7 @@ class Damaged(UserError):
 
 
 def verified(path: Path) -> dict[str, Any]:
-    """Checks the files of a checkpoint, which the processes share among them; returns its metadata.
+    """Checks the files of a checkpoint, each process a part of them; returns the metadata.
 
     Raises:
       Damaged: a file has changed.

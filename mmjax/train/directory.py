@@ -31,8 +31,9 @@ from mmjax.train.best import best_step
 from mmjax.train.checkpoint import FOLDER, NEWEST, Checkpoints, check_run
 from mmjax.train.checksums import Damaged
 from mmjax.train.experiment import Experiment, load, to_json
+from mmjax.train.mirror import check_ours
 from mmjax.train.step import TrainState
-from mmjax.tree import differences, read_json
+from mmjax.tree import differences, flat, read_json
 
 # Keys that may change when a run is resumed, because they do not change its results.
 FREE_KEYS = (
@@ -54,6 +55,15 @@ UNTRAINED = "parameters.safetensors"  # the parameters of a run that was importe
 LABELS = "labels.json"  # the kinds and names of labels, as `source.labels` gives them
 DATA = "data.json"  # the fingerprint of the training split
 KEPT = "before-restart-"  # prefix, before the time, of folders for the files of an earlier run
+
+
+def lasting(config: Experiment) -> dict[str, Any]:
+    """The values of a config by dotted key, without the keys that may change when a run is resumed."""
+    return {key: value for key, value in flat(config).items() if not _free(key)}
+
+
+def _free(key: str) -> bool:
+    return key.startswith(FREE_KEYS) or key.endswith(FREE_ENDS)
 
 
 @contextmanager
@@ -157,6 +167,7 @@ def read_run(run: Path, which: Which = "newest") -> tuple[Experiment, int, dict[
       UserError: the directory is no run directory, or has no such checkpoint that can be read.
     """
     check_run(run)
+    check_ours(run)
     config, checkpoints = load(run / "config.json"), Checkpoints(run)
     if (run / UNTRAINED).is_file():
         if which not in (0, "newest"):
@@ -238,11 +249,7 @@ def check_same_config(config: Experiment, run: Path) -> None:
     with together():
         if jax.process_index() or not path.exists():
             return
-        changed = {
-            k: v
-            for k, v in differences(load(path), config).items()
-            if not (k.startswith(FREE_KEYS) or k.endswith(FREE_ENDS))
-        }
+        changed = {k: v for k, v in differences(load(path), config).items() if not _free(k)}
         if changed:
             key, (before, now) = next(iter(changed.items()))
             raise UserError(

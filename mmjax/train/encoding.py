@@ -1,4 +1,4 @@
-"""Computes what frozen encoders make of their inputs, for `mmjax data encode`, and refuses what other encoders made."""
+"""Computes the outputs of frozen encoders for `mmjax data encode`, and refuses outputs of other encoders."""
 
 import hashlib
 import json
@@ -54,7 +54,7 @@ def check_encoded(config: Experiment, params: Any, groups: Any) -> None:
       groups: the group of every parameter; None: all are trained.
 
     Raises:
-      UserError: it does not, or an encoder is trained.
+      UserError: other encoders made it, or an encoder is trained.
     """
     if not config.data.encoded:
         return

@@ -39,8 +39,8 @@ class Evaluations:
         stop: StopSignal,
     ):
         self._steps, self._settings, self._subsets = config.steps, config.evaluation, config.measured
-        self._known = known_of(config.model.tasks)
-        self._evaluator, self.best, self._checkpoints, self._records = evaluator, best, checkpoints, records
+        self._evaluator, self._known = evaluator, known_of(config.model.tasks)
+        self.best, self._checkpoints, self._records = best, checkpoints, records
         self._watch, self._stop = watch, stop
         shows = evaluator is not None and records.lead and config.log.tensorboard
         self._samples = Samples(records.writer, evaluator.source) if shows else None

@@ -25,7 +25,7 @@ class Group:
     rate: float = 1.0  # factor of the learning rate
     decay_by_layer: float | None = None  # factor of the rate for each layer below the last one of a stack
     roles: tuple[Role, ...] = ()  # only parameters of these roles; none: all
-    # That frozen parameters are kept in; None: optimizer.parameters. int8, int4: projections; the others in bfloat16.
+    # Of frozen parameters; None: optimizer.parameters. "int8" and "int4" are for projections; the others are kept in bfloat16.
     dtype: Literal["float32", "bfloat16", "int8", "int4"] | None = None
 
     @property

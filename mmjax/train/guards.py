@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,13 @@ from mmjax import progress
 from mmjax.errors import UserError
 from mmjax.evaluate.evaluation import Evaluator
 from mmjax.files import write_whole
+from mmjax.telemetry import GUARDS
 from mmjax.train.build import build_source, facts_of, labels_of
 from mmjax.train.experiment import Experiment
 
 FILE = "guards.json"  # what was measured before the first step
+HEADINGS = ("not trained on", "measure", "before", "after", "change")
+Found = Mapping[str, Mapping[str, float | None]]  # measures by guard; None: not finite
 
 
 class Guards:
@@ -56,9 +59,7 @@ class Guards:
         """Measures the model after the last step, and prints both; returns the new measures by guard."""
         found = self._measured(params)
         if found and jax.process_index() == 0:
-            path = self._run / FILE
-            before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-            progress.console.print(table(before, found))
+            progress.console.print(table(_before(self._run), found))
         return found
 
     def _measured(self, params: Any) -> dict[str, dict[str, float]]:
@@ -79,12 +80,45 @@ def shown(metrics: Mapping[str, float]) -> list[tuple[str, float]]:
     return found
 
 
-def table(before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]]) -> Table:
-    """The measures of both times, and how much they grew."""
-    made = Table("not trained on", "measure", "before", "after", "change", title="what the model forgot")
+def record(found: Found) -> dict[str, float | None]:
+    """The line of metrics.jsonl: each measure by "GUARD/TASK/MEASURE"."""
+    return {f"{guard}/{name}": value for guard, measures in found.items() for name, value in measures.items()}
+
+
+def recorded(run: Path, records: Sequence[Mapping[str, Any]]) -> tuple[Found, Found]:
+    """What was measured before the first and after the last step of a run; the second is empty if the run has not ended.
+
+    Args:
+      records: the lines of its metrics.jsonl.
+    """
+    after: dict[str, dict[str, float | None]] = {}
+    for line in [line for line in records if line["kind"] == GUARDS][-1:]:
+        for name, value in line.items():
+            guard, slash, measure = name.partition("/")
+            if slash:
+                after.setdefault(guard, {})[measure] = value
+    return _before(run), after
+
+
+def _before(run: Path) -> Found:
+    path = run / FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def compared(before: Found, after: Found) -> list[tuple[str, ...]]:
+    """The cells under `HEADINGS`: the measures of both times, and how much they grew."""
+    rows = []
     for guard, measures in after.items():
         for name, value in measures.items():
             first = before.get(guard, {}).get(name)
-            grown = "" if not first else f"{100 * (value / first - 1):+.1f} %"
-            made.add_row(guard, name, "" if first is None else f"{first:.4g}", f"{value:.4g}", grown)
+            grown = f"{100 * (value / first - 1):+.1f} %" if first and value is not None else ""
+            rows.append((guard, name, *("" if x is None else f"{x:.4g}" for x in (first, value)), grown))
+    return rows
+
+
+def table(before: Found, after: Found) -> Table:
+    """The measures of both times."""
+    made = Table(*HEADINGS, title="what the model forgot")
+    for row in compared(before, after):
+        made.add_row(*row)
     return made

@@ -32,8 +32,9 @@ def _end(message: str) -> None:
 class HangWatch:
     """A thread that ends the process if it makes no progress.
 
-    The limit is `seconds`, and at least `FACTOR` times the median of the last steps. The process then writes `hangs/step-N-process-P.txt` with the stacks of
-    all its threads. The message names the process that the others wait for. The exit code is that of a saved run, so that launch scripts start it again.
+    The limit is `seconds`, and at least `FACTOR` times the median of the last steps. The process then writes the stacks of all
+    its threads to `hangs/step-N-process-P.txt`. The message names the process that the others wait for. The exit code is that of
+    a saved run, so that launch scripts start it again.
 
     Args:
       run: the run's directory.
@@ -108,7 +109,7 @@ class HangWatch:
         return f"{waited}{self._slowest()}; stacks of all threads: {self._folder}; the same command resumes from the last checkpoint"
 
     def _slowest(self) -> str:
-        """The processes that have taken the fewest steps, or do something else than wait for the others in a step."""
+        """The processes that have taken the fewest steps, or that do not wait for the others in a step."""
         found = []
         for path in self._folder.glob("step-*-process-*.json"):
             with suppress(OSError, ValueError):

@@ -52,7 +52,7 @@ class Health:
         Args:
           batch: of the step; number: of the batch that follows it.
           saved: the step of the newest checkpoint.
-          cause: looks for the cause of values that are not finite, and says it.
+          cause: finds the cause of values that are not finite; returns a text.
 
         Raises:
           RolledBack: the run goes back before a spike.

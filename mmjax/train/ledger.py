@@ -139,7 +139,7 @@ def _launch(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _lost(lines: list[dict[str, Any]], kept: int) -> float:
-    """Seconds of the steps after step `kept`; the steps of a line take equally long."""
+    """Seconds of the steps after step `kept`. All steps of a line count as equally long."""
     lost, before = 0.0, lines[0]["from"]
     for line in lines:
         if line["step"] > before:

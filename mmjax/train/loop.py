@@ -124,7 +124,7 @@ def _train(
         results = training.evaluate(config.evaluation.final_examples)
     if results is None:
         raise stop.error(f"in the last evaluation; the state of step {training.done} is saved")
-    training.measure_guards()
+    training.measure_changes(changes)
     training.records.account(training.done)
     training.records.writer.close()
     training.report_end(changes, early)

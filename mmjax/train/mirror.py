@@ -1,8 +1,8 @@
 """Run directories in a bucket (s3://, gs:// and all other protocols of fsspec), each mirrored by a directory on this machine.
 
 A bucket has no locks, renames or appends. So a run works in a directory on this machine, and a thread of process 0 brings to the
-bucket what has changed. `mirror.json`, written last and in one piece, lists the files of the run: what it does not list is not there.
-A checkpoint is in the bucket as soon as it is listed, with all its files.
+bucket what has changed. `mirror.json` lists the files of the run, and is written last and in one piece. A file that it does not
+list is no part of the run. A checkpoint is in the bucket as soon as it is listed, with all its files.
 """
 
 import json
@@ -26,6 +26,7 @@ from mmjax.errors import UserError
 from mmjax.files import address_of, data_directory, filesystem, said, write_whole
 from mmjax.parallel.agreement import together
 from mmjax.train.stopping import StopSignal
+from mmjax.tree import read_json
 
 MANIFEST = "mirror.json"
 KNOWN = ".mirror"  # in the directory on this machine: the identity of the manifest that it has last equalled
@@ -70,7 +71,7 @@ class Mirror:
         self._lock = threading.Lock()
 
     def manifest(self) -> Manifest:
-        """What is in the bucket; a run that was copied there by other means is what the folder has."""
+        """What is in the bucket. If a run was copied there by other means, these are the files of its folder."""
         with _explained("read", self.address):
             try:
                 found = json.loads(self._system.cat_file(f"{self._inside}/{MANIFEST}"))
@@ -99,7 +100,7 @@ class Mirror:
     def pull(self, wanted: Callable[[str], bool] = lambda name: True) -> None:
         """Makes the directory equal to the run in the bucket; other files are deleted.
 
-        A directory that has changed since it was brought to the bucket, where nothing has changed since, is kept.
+        Changes of the directory are kept if the bucket has not changed since both were equal.
 
         Args:
           wanted: which files to bring, by relative path.
@@ -168,7 +169,7 @@ class Mirror:
             raise UserError(f"cannot write {self.address}: the files in {self.path} change without a break")
 
     def _pushed(self, there: Manifest) -> bool:
-        """Whether the bucket is now equal to the directory as it was; not if a file has vanished before it could be brought there."""
+        """Whether the bucket is now equal to the directory as it was; False if a file was deleted before it could be brought there."""
         self._check_alone(there)
         if not (self.path / KNOWN).is_file():
             raise UserError(f"{self.path}, which mirrors {self.address}, is gone; what is in the bucket stays as it is")
@@ -236,7 +237,7 @@ def _snapshot(root: Path) -> Iterator[tuple[dict[str, Stamp], list[str], dict[st
     they were. Files in `COMPLETE` do not change.
 
     Raises:
-      _Gone: something changed in every of several attempts.
+      _Gone: the directory changed during each of several attempts.
     """
     for _ in range(ATTEMPTS):
         with ExitStack() as stack:
@@ -279,7 +280,7 @@ def _files(root: Path) -> tuple[dict[str, Stamp], list[str]]:
 
 
 def _changed(about: dict[str, Any]) -> int:
-    """When a file in a bucket has changed, in ns; now, if the bucket does not say it."""
+    """When a file in a bucket was changed, in ns; the present time if the bucket does not say it."""
     found = next((about[key] for key in ("LastModified", "mtime", "updated", "created") if about.get(key)), None)
     found = datetime.fromisoformat(found) if isinstance(found, str) else found
     found = found.timestamp() if isinstance(found, datetime) else found
@@ -288,7 +289,7 @@ def _changed(about: dict[str, Any]) -> int:
 
 @contextmanager
 def _explained(doing: str, address: str) -> Iterator[None]:
-    """Turns errors of a bucket into one line; when it is read, a missing file is no such error."""
+    """Turns errors of a bucket into one line, except a missing file where the bucket is read."""
     try:
         yield
     except (_Gone, UserError):
@@ -304,7 +305,7 @@ def _cannot(doing: str, address: str, error: Exception) -> UserError:
 
 
 def place_of(run: str | os.PathLike, directory: str | None) -> tuple[Path, Mirror | None]:
-    """Where a training works in: the run directory itself, or one below the data directory that mirrors it.
+    """The directory in which a training works: the run directory itself, or one below the data directory that mirrors it.
 
     Args:
       directory: `data.directory` of the config.
@@ -374,6 +375,16 @@ def _push_often(mirror: Mirror, stop: StopSignal, ended: threading.Event) -> Non
             warned = True
 
 
+def check_ours(run: Path) -> None:
+    """Checks that a directory is not the model of another library; raises UserError with the command that imports it."""
+    found = read_json(run / "config.json") if (run / "config.json").is_file() else None
+    if run.is_file() or (isinstance(found, dict) and not {"class", "model"} & found.keys()):
+        raise UserError(
+            f"{run} is no run of mmjax; if it is a model of another library, as those of Hugging Face, import it first, and "
+            f"give NAME instead: mmjax import {run} -o NAME"
+        )
+
+
 def run_at(run: str | os.PathLike, checkpoints: Literal["all", "none", "newest"] | int = "none") -> Path:
     """The directory of a run to read; of a run in a bucket, a copy in the data directory.
 
@@ -381,9 +392,10 @@ def run_at(run: str | os.PathLike, checkpoints: Literal["all", "none", "newest"]
       checkpoints: those that are needed: "all", "none", "newest", or the one of a step.
 
     Raises:
-      UserError: the bucket cannot be read, or there is no run.
+      UserError: the bucket cannot be read, or there is no run, or the directory has a model of another library.
     """
     if not (address := address_of(run)):
+        check_ours(Path(run))
         return Path(run)
     mirror = Mirror(address, data_directory() / "buckets" / "read" / address.replace("://", "/"))
     files = mirror.manifest().files

@@ -43,7 +43,7 @@ class Records:
         self._line = report.ProgressLine(config.steps, first, started)
 
     def go_on(self, finished: bool, subsets: int, rolled_back: Sequence[Mapping[str, Any]]) -> bool:
-        """Drops the lines of metrics that will be written again, and writes why the run goes on as it does.
+        """Drops the lines of metrics that will be written again, and writes warnings and rollbacks of this start.
 
         Args:
           finished, subsets: as for `Writer.rewind`.
@@ -67,7 +67,7 @@ class Records:
             self.writer.write(step, kind, metrics)
 
     def warn(self, step: int, kind: str, text: str, **numbers: Any) -> None:
-        """Prints a warning, and writes it with its numbers as a line of a kind."""
+        """Prints a warning, and writes it with its numbers as a line of the kind `kind`."""
         if self.lead:
             progress.warn(text)
             self.write(step, kind, {"text": text, **numbers})

@@ -95,8 +95,8 @@ def parameters_by_part(params: Any) -> dict[str, int]:
 def division(params: Any) -> list[dict[str, Any]]:
     """The number of parameters by the mesh axes that divide them, the largest first.
 
-    "along" is such as "fsdp+tensor", or "nothing" for replicated parameters: no axis has more than one device, or none
-    divides their dimensions. "largest" names the largest parameter of the group.
+    "along" names the axes, such as "fsdp+tensor". It is "nothing" for replicated parameters: no axis has more than one device, or
+    none divides their dimensions. "largest" names the largest parameter of the group.
     """
     found: dict[str, list[tuple[int, str]]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -223,7 +223,7 @@ def _parts(sizes: Mapping[str, int], frozen: Mapping[str, int], flops: Mapping[s
 def left_out(source: Any, run: Path, split: str = "train") -> None:
     """Warns of unused data and unusable examples of a split; lists the examples in the run's directory.
 
-    A run says only once what is not used, until it changes: it is seldom an error. The directory has a list of what was said.
+    What is not used is seldom an error. So a run says it once, and again only if it changes. The directory lists what was said.
     """
     parts, suffix = getattr(source, "sources", {"": source}), "" if split == "train" else f"-{split}"
     _say_new([note for part in parts.values() for note in getattr(part, "notes", ())], run / f"notes{suffix}.txt")
@@ -247,7 +247,7 @@ def left_out(source: Any, run: Path, split: str = "train") -> None:
 
 
 def _say_new(notes: list[str], path: Path) -> None:
-    """Warns of what a list of earlier warnings does not have, and writes the list."""
+    """Gives the warnings that were not given before, and writes the list of all warnings."""
     said = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     notes = [one_line(note).encode(errors="backslashreplace").decode() for note in notes]
     for note in (note for note in notes if note not in said):
@@ -315,20 +315,49 @@ def adapter_changes(params: Any) -> dict[str, np.ndarray]:
     return found
 
 
+def adapter_record(changes: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What a line of metrics.jsonl says of adapters.
+
+    Returns:
+      {"kernels": their number, "unchanged": paths of kernels with a layer that did not change, "lowest", "median", "highest":
+      the change of a layer, relative to the norm of its kernel}.
+    """
+    every = np.concatenate([np.ravel(change) for change in changes.values()])
+    return {
+        "kernels": len(changes),
+        "unchanged": [path for path, change in changes.items() if not change.all()],
+        "lowest": float(every.min()),
+        "median": float(np.median(every)),
+        "highest": float(every.max()),
+    }
+
+
+def unchanged_adapters(record: Mapping[str, Any]) -> str | None:
+    """The warning that some adapters have no effect, from their record; None if all have one."""
+    still = record["unchanged"]
+    named = ", ".join(still[:4]) + (f" and {len(still) - 4} more" if len(still) > 4 else "")
+    return (
+        f"adapters that did NOT change their kernels: {len(still)} of {record['kernels']}: {named}" if still else None
+    )
+
+
+def changed_adapters(record: Mapping[str, Any]) -> str | None:
+    """How far adapters changed their kernels, from their record; None if they changed no kernel."""
+    if len(record["unchanged"]) == record["kernels"]:
+        return None
+    low, middle, high = (f"{100 * record[key]:.2g} %" for key in ("lowest", "median", "highest"))
+    return f"adapters changed: yes; {record['kernels']} kernels, each layer by {low} to {high} of its norm (median {middle})"
+
+
 def adapters(changes: Mapping[str, np.ndarray]) -> None:
-    """Says how far adapters have changed their kernels, and warns of adapters without effect."""
+    """Says how far adapters changed their kernels, and warns of adapters without effect."""
     if not changes:
         return
-    still = [path for path, change in changes.items() if not change.all()]
-    if still:
-        named = ", ".join(still[:4]) + (f" and {len(still) - 4} more" if len(still) > 4 else "")
-        progress.warn(f"adapters that did NOT change their kernels: {len(still)} of {len(changes)}: {named}")
-    if len(still) < len(changes):
-        every = np.concatenate([np.ravel(change) for change in changes.values()])
-        low, middle, high = (f"{100 * x:.2g} %" for x in (every.min(), np.median(every), every.max()))
-        progress.console.print(
-            f"adapters changed: yes; {len(changes)} kernels, each layer by {low} to {high} of its norm (median {middle})"
-        )
+    record = adapter_record(changes)
+    if warning := unchanged_adapters(record):
+        progress.warn(warning)
+    if line := changed_adapters(record):
+        progress.console.print(line)
 
 
 def end(run: Path, started: float, compiled: telemetry.CompileCounter, batches: "Batches", best: "Best | None") -> None:

@@ -44,7 +44,7 @@ class Rollbacks:
     def discard(self, checkpoints: Checkpoints) -> None:
         """Deletes the checkpoints of steps that a rollback has taken back, and what a killed process left of them.
 
-        One whose position is damaged stays: it may be none of them, and `resume` sets it aside.
+        A checkpoint whose position is damaged stays. It may belong to other steps, and `resume` sets it aside.
         """
         checkpoints.finish_removals()
         left: list[int] = []
@@ -67,7 +67,7 @@ class Rollbacks:
         return self._all[-1]["batch"] if here else position.get("step", step), [self._all[number] for number in here]
 
     def add(self, spike: Spike, batch: int, settings: Rollback, checkpoints: Checkpoints, every: int) -> bool:
-        """Decides whether to go back before a spike, and records it; no, if no checkpoint is old enough.
+        """Decides whether to go back before a spike, and records it. Without an old enough checkpoint, the run does not go back.
 
         Only regular checkpoints count, because others exist only in a run that was stopped.
 

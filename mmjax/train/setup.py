@@ -81,7 +81,7 @@ def open_training_data(
 def open_evaluator(
     config: Experiment, run: Path, model: Multimodal, data: TrainingData, mesh: jax.sharding.Mesh
 ) -> Evaluator | None:
-    """Opens the evaluation split; None if nothing is measured: tasks that predict what they have hidden have no metrics."""
+    """Opens the evaluation split; None if nothing is measured (tasks that predict hidden parts of their input have no metrics)."""
     if not config.measured or all(task.hides for task in model.tasks.values()):
         return None
     measured = build_source(config.data, config.evaluation.split, run, labels_of(config))

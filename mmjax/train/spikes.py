@@ -1,4 +1,4 @@
-"""Loss spikes: how they are found. What follows one is in `mmjax.train.rollbacks`."""
+"""Detection of loss spikes. `mmjax.train.rollbacks` says what a run does after one."""
 
 import math
 import statistics
@@ -65,7 +65,7 @@ class Losses:
     """The last losses of a run, among which a spike stands out.
 
     Args:
-      before: the `state` that the checkpoint has from which the run goes on; empty: a new run.
+      before: the `state` in the checkpoint from which the run goes on; empty: a new run.
     """
 
     def __init__(self, settings: Spikes, before: Mapping[str, Any]):
@@ -82,7 +82,7 @@ class Losses:
     def see(self, step: int, loss: float) -> Spike | None:
         """Adds the loss of a step; returns the spike that becomes certain with it.
 
-        A loss that is not finite, that of a skipped step, is left out: it is not high, and it does not end a row of high losses.
+        A loss that is not finite belongs to a skipped step, and is left out. It does not end a row of high losses.
         """
         if not math.isfinite(loss):
             return None

@@ -109,9 +109,9 @@ def widened(params: Any, specs: Any) -> Any:
 def rounded_like(kept: Any, new: Any, key: jax.Array) -> Any:
     """Casts `new` to the dtypes of `kept`, with stochastic rounding to bfloat16 (Gupta et al. 2015, section 3).
 
-    A number is rounded to one of its two neighbours, so that its expectation is unchanged. With rounding to nearest, a
-    parameter or momentum would never change once its updates are below half a unit in the last place, about 1/500 of it.
-    All arrays must be finite.
+    A number is rounded at random to one of its two neighbours, so that its expectation is unchanged. With rounding to nearest, a
+    parameter or momentum would not change any more once its updates are smaller than about 1/500 of it (half a unit in the last
+    place). All arrays must be finite.
     """
 
     def rounded(number: int, x: jax.Array) -> jax.Array:

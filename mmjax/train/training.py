@@ -13,12 +13,11 @@ from mmjax.models import Multimodal
 from mmjax.parallel.mesh import to_devices
 from mmjax.parallel.xla import explained
 from mmjax.stream import Batch
-from mmjax.telemetry import CompileCounter, Throughput
-from mmjax.train import report
+from mmjax.telemetry import ADAPTERS, GUARDS, CompileCounter, Throughput
+from mmjax.train import guards, report
 from mmjax.train.checkpoint import Checkpoints
 from mmjax.train.evaluations import Evaluations, Results
 from mmjax.train.experiment import Experiment
-from mmjax.train.guards import Guards
 from mmjax.train.hang import HangWatch
 from mmjax.train.health import Health
 from mmjax.train.nan_hunt import hunt
@@ -67,7 +66,7 @@ class Training:
     records: Records
     evaluations: Evaluations
     health: Health
-    guards: Guards
+    guards: guards.Guards
     watch: HangWatch
 
     def __post_init__(self):
@@ -143,12 +142,17 @@ class Training:
         """The metrics of every subset after this step; None if a signal interrupted the evaluation."""
         return self.evaluations.evaluate(self.state.evaluated, self.done, examples, self.save_and_wait)
 
-    def measure_guards(self) -> None:
-        """Measures again what the model must not forget (`Evaluation.guards`)."""
+    def measure_changes(self, changes: Mapping[str, np.ndarray]) -> None:
+        """Measures again what the model must not forget (`Evaluation.guards`), and records how adapters changed their kernels.
+
+        Args:
+          changes: of kernels by their adapters (`report.adapter_changes`).
+        """
         forgotten = self.guards.end(self.state.evaluated)
-        if forgotten and self.records.lead:
-            measures = {f"{name}/{key}": x for name, found in forgotten.items() for key, x in found.items()}
-            self.records.write(self.done, "guards", measures)
+        if self.records.lead and forgotten:
+            self.records.write(self.done, GUARDS, guards.record(forgotten))
+        if self.records.lead and changes:
+            self.records.write(self.done, ADAPTERS, report.adapter_record(changes))
 
     def note_skipped(self) -> None:
         """Lists the examples that could not be read so far in the run's directory."""

@@ -78,7 +78,7 @@ class Transcriber:
         speech: Any,
         by: Literal["voice", "windows"] = "voice",
         *,
-        voice: str | VoiceActivity = "energy",
+        voice: str | VoiceActivity | None = None,
         longest: float | None = None,
         overlap: float | None = None,
         tags: Mapping[str, str | None] | None = None,
@@ -89,6 +89,9 @@ class Transcriber:
             raise UserError(
                 f"the decoding of the task '{self.name}' takes no phrases; give it a beam search with Phrases"
             )
+        of_the_other = {"voice": ("overlap", overlap), "windows": ("voice", voice)}
+        if by in of_the_other and of_the_other[by][1] is not None:
+            raise UserError(f"{of_the_other[by][0]} has no effect if a recording is cut by {by}; leave it out")
         longest = self.longest if longest is None else longest
         if not SHORTEST <= longest <= self.longest + 1e-9:
             raise UserError(f"longest={longest:g}, but a part of this run has {SHORTEST} to {self.longest:g} seconds")
@@ -96,7 +99,7 @@ class Transcriber:
             speech = samples_of(speech, self.rate, self.run.config.data.rescale, self.input, self._channels)
         if by == "voice":
             # A recording that is padded in any case costs as much with long pauses.
-            chosen = detector(voice)
+            chosen = detector("energy" if voice is None else voice)
             scores = chosen.scores(self._blocks(speech), self.rate)
             seconds, parts = scores.seconds, chosen.parts(scores, longest, longest if self._packed.pad else PAUSE)
         elif by == "windows":

@@ -15,7 +15,8 @@ class Key(NamedTuple):
     """A field of a part, as its source states it.
 
     Attributes:
-      annotation, default: source text; the default is None where the field is required.
+      annotation: source text.
+      default: the value as text; None where the field is required. A part is shown as the source writes it.
       meaning: the comment beside or above the field, with unit and special values; may be empty.
     """
 
@@ -55,9 +56,16 @@ def keys(kind: type) -> list[Key]:
     for base in reversed(kind.__mro__):
         if dataclasses.is_dataclass(base):
             stated |= {key.name: key for key in _stated(base)}
-    return [
-        stated.get(field.name) or Key(field.name, str(field.type), repr(field.default), "") for field in fields(kind)
-    ]
+    found = [stated.get(one.name) or Key(one.name, str(one.type), repr(one.default), "") for one in fields(kind)]
+    return [key._replace(default=_shown(key.default, one)) for key, one in zip(found, fields(kind), strict=True)]
+
+
+def _shown(source: str | None, field: dataclasses.Field) -> str | None:
+    """The default of a field: its value where the source has names, such as of a constant, and otherwise the source."""
+    if source is None or not any(isinstance(node, ast.Name) for node in ast.walk(ast.parse(source))):
+        return source
+    value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return source if dataclasses.is_dataclass(value) else repr(value)
 
 
 def _stated(kind: type) -> list[Key]:

@@ -39,7 +39,7 @@ def override(config: Part, arguments: list[str], only: tuple[str, ...] = ()) -> 
         key = key.replace("-", "_")
         trust_named(text)
         if not only or key.startswith(only):
-            _set(tree, type(config), key, _literal(text))
+            _set(tree, type(config), key, literal(text))
     return from_dict(type(config), tree)
 
 
@@ -101,7 +101,8 @@ class _Words(ast.NodeTransformer):
         return ast.Constant(WORDS[node.id]) if node.id in WORDS else node
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
+    """The value that a text writes: none, true, false, a literal of Python or JSON, or the text itself."""
     if text.lower() in WORDS:
         return WORDS[text.lower()]
     try:

@@ -1,5 +1,7 @@
 """Reverberation: convolution with the response of a room."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -43,7 +45,7 @@ class Reverberate:
         if bank is None:
             chosen, responses = draw(examples, key, self.probability, self._response)
         else:
-            pick = lambda key: jax.random.randint(key, (), 0, len(bank))  # noqa: E731
+            pick = partial(jax.random.randint, shape=(), minval=0, maxval=len(bank))
             chosen, which = draw(examples, key, self.probability, pick)
             responses = jnp.asarray(bank, jnp.float32)[which]
         clean, slots = only_tokens(speech), examples.segments.shape[1]

@@ -1,0 +1,56 @@
+"""Speech recognition while somebody speaks: the questions of Spoken Easy-VQA, with a causal Conformer that reads chunks of 0.32 s.
+
+    mmjax train configs/streaming_questions.py
+    mmjax predict runs/streaming_questions --stream FILE.wav
+
+The encoder attends to the chunk of a token and to the four chunks before it (1.28 s), and its convolutions read no later token. So
+a recording gives the same text while it is spoken as when it is read as a whole. docs/decoding.md, "Streaming", lists what a config
+needs for that. The voices of the test split are not in the training split.
+"""
+
+from mmjax.config import (
+    CTC,
+    Chunking,
+    Conformer,
+    Convolution,
+    Data,
+    Evaluation,
+    Experiment,
+    Log,
+    Multimodal,
+    Muon,
+    Optimizer,
+    Rotary,
+    SpokenEasyVQA,
+    StridedStem,
+    WarmupCosine,
+)
+
+config = Experiment(
+    name="streaming_questions",
+    steps=600,
+    data=Data(
+        source=SpokenEasyVQA(vocabulary=128),
+        batch_rows=16,
+        rows={"speech": 640, "transcript": 32, "examples": 6},
+        subsets={"speech": 1.0},
+    ),
+    model=Multimodal(
+        encoders={
+            "speech": Conformer(
+                layers=2,
+                width=96,
+                heads=4,
+                stem=StridedStem(channels=32),
+                positions=Rotary(),
+                convolution=Convolution(kernel=9, causal=True),
+                chunks=Chunking(size=8, left=4),
+            ),
+        },
+        tasks={"transcript": CTC(reads="speech")},
+        unroll=True,
+    ),
+    optimizer=Optimizer(rule=Muon(), schedule=WarmupCosine(peak=2.5e-3, warmup=0.1), ema=0.99),
+    evaluation=Evaluation(subsets=("speech",)),
+    log=Log(every_steps=10),
+)
