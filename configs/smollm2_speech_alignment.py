@@ -7,6 +7,10 @@
 
 CTC over the tokens of the language model, with its embeddings as the classes. Only the projector is trained, with synthetic
 speech (examples of WordNet, spoken by espeak-ng) and a few real recordings (Asterisk's prompts).
+
+Measured on 2026-12-01 on two CPU cores (Cascade Lake; jax 0.10.2): 24 minutes while other work used the same cores (1.3 seconds a
+step when idle). On the test split, CTC alone has a CER of 32 % on the prompts, and of 46 % on sentences of voices that are not in the
+training split.
 """
 
 from mmjax.config import (
