@@ -64,7 +64,7 @@ def rows_of_a_part(batch_rows: int, parts: int, accumulation: int = 1) -> int:
         nearest = max(round(batch_rows / (parts * accumulation)), 1) * parts * accumulation
         micro = f" x optimizer.accumulation={accumulation} micro-batches" if accumulation > 1 else ""
         raise UserError(
-            f"data.batch_rows={batch_rows} does not divide among {parts} device(s) (mesh.data x mesh.fsdp){micro}; write {nearest}"
+            f"data.batch_rows={batch_rows} does not divide among {parts} device{'s' * (parts > 1)} (mesh.data x mesh.fsdp){micro}; write {nearest}"
         )
     return batch_rows // parts
 

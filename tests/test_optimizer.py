@@ -70,6 +70,7 @@ ENCODERS = {
 }
 TASKS = {
     "each": c.CTC(reads="bert", outputs=5),
+    "aligned": c.EmbeddingCTC(reads="relative", projector=c.MLP(stack=2), width=16, outputs=5),
     "mean": c.Classify(reads="bert", outputs=5, pool=c.MeanPool()),
     "class": c.MultiLabel(reads="vit", outputs=5, pool=c.ClassPool()),
     "pooled": c.Regress(reads="vit", outputs=5, pool=c.AttentionPool(heads=2, mlp=32)),
@@ -107,7 +108,7 @@ STATISTICS = ("*/norm/mean", "*/norm/variance")
 PROJECTIONS = ("*/kernel", "*_recurrent")
 DEPTHWISE = ("*/convolution/kernel", "*/depthwise_?_kernel")
 BETWEEN = ("*_input/kernel", "*_value/kernel", "*_gate/kernel", "*_factors/kernel", "*/condition/kernel")  # no stack
-BETWEEN += ("*/dense/kernel", "*/transform/kernel")
+BETWEEN += ("*/dense/kernel", "*/transform/kernel", "*/projector/down/kernel")
 STRIDED = ("*/length_adapter/*_convolution/kernel",)  # several tokens in
 OTHERS = (
     "*bias",

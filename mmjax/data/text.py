@@ -292,7 +292,10 @@ class SentencePieceTokenizer(Tokenizer):
         keeps_spaces = model.decode(model.encode("  a ")) == "  a "
         spelled = [model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         self._spelled = spelled if keeps_spaces and self.byte_pieces.issuperset(spelled) else None
-        self._single_spaces = model.decode(model.encode("a  a")) == "a a"
+        # If texts have no double spaces: the piece of a space, which is left out before a piece that begins with a space.
+        single = model.decode(model.encode("a  a")) == "a a"
+        self._space = model.piece_to_id(SPACE) if single else -1
+        self._spaced = frozenset(i for i in ids if model.id_to_piece(i).startswith(SPACE)) if single else frozenset()
 
     def __len__(self) -> int:
         return self._model.vocab_size()
@@ -333,10 +336,9 @@ class SentencePieceTokenizer(Tokenizer):
         )  # as strings, so that unknown tokens keep their text
 
     def _decode(self, ids: list[int], special: bool) -> str:
+        ids = [i for i, after in itertools.zip_longest(ids, ids[1:]) if i != self._space or after not in self._spaced]
         if not special:
-            text = self._model.decode(ids)
-            # A piece that is a space, before one that begins with a space: a text would not have both.
-            return re.sub(" +", " ", text) if self._single_spaces else text
+            return self._model.decode(ids)
         runs = itertools.groupby(ids, self._model.is_control)
         shown = (
             map(self._model.id_to_piece, run) if control else [self._model.decode(list(run))] for control, run in runs

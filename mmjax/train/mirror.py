@@ -378,7 +378,7 @@ def _push_often(mirror: Mirror, stop: StopSignal, ended: threading.Event) -> Non
 def check_ours(run: Path) -> None:
     """Checks that a directory is not the model of another library; raises UserError with the command that imports it."""
     found = read_json(run / "config.json") if (run / "config.json").is_file() else None
-    if run.is_file() or (isinstance(found, dict) and not {"class", "model"} & found.keys()):
+    if run.is_file() or (isinstance(found, dict) and found and not {"class", "model"} & found.keys()):
         raise UserError(
             f"{run} is no run of mmjax; if it is a model of another library, as those of Hugging Face, import it first, and "
             f"give NAME instead: mmjax import {run} -o NAME"
