@@ -20,7 +20,7 @@ config = dataclasses.replace(
         source=dataclasses.replace(
             source,
             sources={**source.sources, "chat": chat},
-            weights={"prompts": 0.2, "questions": 0.1, "answers": 0.4, "drawings": 0.25, "chat": 0.05},
+            weights={**{name: 0.95 * weight for name, weight in source.weights.items()}, "chat": 0.05},
         ),
         rows={"text": 336, "speech": 1128, "image": 448, "examples": 12},
     ),
