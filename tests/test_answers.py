@@ -73,8 +73,8 @@ def test_several_labels_are_learned(tmp_path, capsys):
     metrics, predicted, printed = trained(tmp_path, "labels", "c.MultiLabel()", capsys)
     assert metrics["answer/accuracy"] > 0.97 and metrics["examples"] == 300
     probabilities = predicted["answer/probabilities"]
-    assert [round(p) for p in probabilities.values()] == predicted["example"]["answer"]
     assert predicted["answer"] == [name for name, probability in probabilities.items() if probability > 0.5]
+    assert predicted["answer"] == predicted["example"]["answer"]
     assert "left" in printed and "right" in printed
 
 

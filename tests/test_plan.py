@@ -187,7 +187,7 @@ def test_micro_batches_take_a_share_of_every_device_and_their_gradients_alone_tr
     assert sum(result["compiled_flops"].values()) < 1.2 * sum(result["flops"].values())
     code, error = plan(4)
     assert code == 2 and error.strip().endswith(
-        "data.batch_rows=8 does not divide among 4 device(s) (mesh.data x mesh.fsdp) x optimizer.accumulation=4 micro-batches; "
+        "data.batch_rows=8 does not divide among 4 devices (mesh.data x mesh.fsdp) x optimizer.accumulation=4 micro-batches; "
         "write 16"
     )
 

@@ -30,6 +30,7 @@ class EmbeddingCTC(CTC, kw_only=True):
 
     projector: Projector = MLP()  # makes the vectors
     width: int = 576  # features of an embedding
+    embeddings: int | None = None  # rows of the table; None: one for each id. Language models often have more
     scale: float = 0.1  # initial factor of the vectors, which is learned, as in SoftTokens
 
     aligns = False
@@ -41,6 +42,8 @@ class EmbeddingCTC(CTC, kw_only=True):
     def check(self, path: str, config: Any) -> None:
         super().check(path, config)
         self.projector.check(f"{path}.projector", self.reads, config.model.encoders[self.reads])
+        if self.embeddings is not None and self.outputs and self.embeddings < self._ids:
+            raise UserError(f"{path}.embeddings={self.embeddings}, but {self._ids} ids need embeddings")
 
     @nn.compact
     def __call__(self, encoded: Encoded, train: bool = False) -> Output:
@@ -49,7 +52,9 @@ class EmbeddingCTC(CTC, kw_only=True):
         init = parameter("gate", nn.initializers.constant(self.scale), ("embed",))
         x = vectors.features.astype(jnp.float32) * self.param("scale", init, (self.width,))
         init = parameter("embedding", nn.initializers.normal(self.width**-0.5), ("vocabulary", "embed"))
-        table = nn.Embed(self._ids, self.width, embedding_init=init, name="embedding").embedding.astype(jnp.float32)
+        rows = self.embeddings or self._ids
+        table = nn.Embed(rows, self.width, embedding_init=init, name="embedding").embedding
+        table = table[: self._ids].astype(jnp.float32)
         size = jax.lax.stop_gradient(jnp.square(table).mean())
         if self.blank:  # the ids before the blank have a class more
             ids = [i for i in range(self._ids) if i != self.blank]
