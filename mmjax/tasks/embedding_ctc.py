@@ -42,8 +42,11 @@ class EmbeddingCTC(CTC, kw_only=True):
     def check(self, path: str, config: Any) -> None:
         super().check(path, config)
         self.projector.check(f"{path}.projector", self.reads, config.model.encoders[self.reads])
-        if self.embeddings is not None and self.outputs and self.embeddings < self._ids:
-            raise UserError(f"{path}.embeddings={self.embeddings}, but {self._ids} ids need embeddings")
+
+    def check_data(self, path: str, facts: Facts, source: Any) -> None:
+        super().check_data(path, facts, source)
+        if self.embeddings is not None and self.embeddings < self._ids:
+            raise UserError(f"{path}.embeddings={self.embeddings}, but each of {self._ids} ids needs one")
 
     @nn.compact
     def __call__(self, encoded: Encoded, train: bool = False) -> Output:
