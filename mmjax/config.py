@@ -17,6 +17,7 @@ from mmjax.data import (
     ImageAugmentation,
     ImageMixing,
     Input,
+    Joined,
     Manifest,
     ManualPages,
     Mixture,

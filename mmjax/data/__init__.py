@@ -13,6 +13,7 @@ from mmjax.data.folds import Fold
 from mmjax.data.image_augmentation import ImageAugmentation
 from mmjax.data.image_mixing import ImageMixing
 from mmjax.data.inputs import Audio, Image, Input, Text
+from mmjax.data.joined import Joined
 from mmjax.data.manifest import Manifest
 from mmjax.data.manual_pages import ManualPages
 from mmjax.data.mixture import Mixture

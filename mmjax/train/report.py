@@ -279,10 +279,11 @@ class ProgressLine:
         padding = [v for n, v in rates.items() if n.startswith("padding/")]
         progress.console.print(
             f"step {step}/{self._steps}  loss {metrics['loss']:.4f}  {losses}  {accuracy}  "
-            f"{rates['examples_per_second']:.1f} examples/s  "
+            + (f"{rates['examples_per_second']:.1f} examples/s  " if "examples_per_second" in rates else "")
             + (f"{rates['audio_seconds_per_second']:.0f} audio-s/s  " if "audio_seconds_per_second" in rates else "")
             + (f"MFU {100 * rates['mfu']:.1f} %  " if "mfu" in rates else "")
-            + f"data wait {100 * rates['data_wait']:.1f} %  padding {100 * sum(padding) / max(len(padding), 1):.1f} %  "
+            + (f"data wait {100 * rates['data_wait']:.1f} %  " if "data_wait" in rates else "")
+            + f"padding {100 * sum(padding) / max(len(padding), 1):.1f} %  "
             + (f"skipped {metrics['skipped_steps']:.0f}  " if metrics.get("skipped_steps") else "")
             + f"left {left}"
         )

@@ -100,7 +100,10 @@ class Training:
         self.settle()
         self.done, self._metrics, self._batch = self.done + 1, metrics, batch
         if is_first or self.done % self.config.log.every_steps == 0 or self.done == self.config.steps:
-            self._unlogged = self.done, metrics, self.throughput.report(self.data.hosts)
+            rates = self.throughput.report(self.data.hosts)
+            if is_first:  # it has only been dispatched, so its speed is not known yet
+                rates = {name: share for name, share in rates.items() if name.startswith("padding/")}
+            self._unlogged = self.done, metrics, rates
 
     def settle(self) -> None:
         """Waits for the metrics of the last step, logs them if they are due, and checks them.
