@@ -12,7 +12,7 @@ from mmjax.data.fields import TAGS, USUAL, Fields
 from mmjax.data.inputs import Input, Text
 from mmjax.data.labels import USUAL_LABELS
 from mmjax.data.record import Record
-from mmjax.data.source import Derived
+from mmjax.data.source import Derived, DerivedRecords
 from mmjax.errors import UserError
 from mmjax.tree import part, to_dict
 
@@ -48,7 +48,7 @@ class Asked(Derived):
         return AskedRecords(records, turns, fields), {**stamped, "asked": [to_dict(turn) for turn in turns]}
 
 
-class AskedRecords:
+class AskedRecords(DerivedRecords):
     """Records as conversations; their labels stay.
 
     The phrasing of a message depends only on the number of the record and of the turn.
@@ -62,29 +62,16 @@ class AskedRecords:
     """
 
     def __init__(self, records: Any, turns: Sequence[Turn], fields: Fields):
-        self._records, self._turns, self._fields = records, turns, fields
+        super().__init__(records)
+        self._turns, self._fields = turns, fields
         self._name, conversation = _conversation(fields)
         self._media = dict(zip((AUDIO, IMAGE), conversation.media, strict=True))
-        self.files, self.unread = records.files, getattr(records, "unread", {})
-        self.resolved = getattr(records, "resolved", {})
         if not all(turn.user for turn in turns):
             raise UserError("a turn of Asked has no phrasings of the user's message (user)")
 
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> Record:
-        """A conversation.
-
-        Raises:
-          UserError: the record lacks what a message names, or it cannot be read.
-        """
-        return self.read(index)[0]
-
     def read(self, index: int) -> tuple[Record, Sequence[str]]:
         """A conversation, and the names of the columns of its record that are not read."""
-        read = getattr(self._records, "read", lambda number: (self._records[number], ()))
-        record, unread = read(index)
+        record, unread = self._read_other(index)
         turns = []
         for number, turn in enumerate(self._turns):
             digest = hashlib.sha256(f"{index} {number}".encode()).digest()

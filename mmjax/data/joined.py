@@ -13,7 +13,7 @@ from mmjax.data.index import Index
 from mmjax.data.inputs import Audio, Recording
 from mmjax.data.labels import Alternatives
 from mmjax.data.record import Record
-from mmjax.data.source import Derived
+from mmjax.data.source import Derived, DerivedRecords
 from mmjax.errors import UserError
 from mmjax.tree import part
 
@@ -76,7 +76,7 @@ class Joined(Derived):
             raise UserError("Joined cannot join conversations; write Asked(source=Joined(source=...))")
 
 
-class JoinedRecords:
+class JoinedRecords(DerivedRecords):
     """Records of several records; see `Joined`.
 
     Args:
@@ -84,26 +84,16 @@ class JoinedRecords:
     """
 
     def __init__(self, records: Any, groups: Sequence[Sequence[int]], joined: Joined, fields: Fields):
-        self._records, self._groups, self._joined, self._fields = records, groups, joined, fields
-        self.files, self.unread = records.files, getattr(records, "unread", {})
-        self.resolved = getattr(records, "resolved", {})
+        super().__init__(records)
+        self._groups, self._joined, self._fields = groups, joined, fields
 
     def __len__(self) -> int:
         return len(self._groups)
 
-    def __getitem__(self, index: int) -> Record:
-        """A record.
-
-        Raises:
-          UserError: one of its records cannot be read.
-        """
-        return self.read(index)[0]
-
     def read(self, index: int) -> tuple[Record, Sequence[str]]:
         """A record, and the names of the columns of its records that are not read."""
-        read = getattr(self._records, "read", lambda number: (self._records[number], ()))
         numbers = self._groups[index]
-        records, unread = zip(*map(read, numbers), strict=True)
+        records, unread = zip(*map(self._read_other, numbers), strict=True)
         if len(records) == 1:
             return records[0], unread[0]
         first, texts = records[0], set(self._fields.texts)

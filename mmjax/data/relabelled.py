@@ -7,7 +7,7 @@ from typing import Any
 
 from mmjax.data.fields import TAGS, USUAL, Fields
 from mmjax.data.record import Record
-from mmjax.data.source import Derived
+from mmjax.data.source import Derived, DerivedRecords
 from mmjax.errors import UserError, nearest
 from mmjax.tree import part
 
@@ -59,7 +59,7 @@ class Relabelled(Derived):
         return kinds
 
 
-class RelabelledRecords:
+class RelabelledRecords(DerivedRecords):
     """Records with other labels and tags; see `Relabelled`.
 
     Args:
@@ -68,25 +68,12 @@ class RelabelledRecords:
     """
 
     def __init__(self, records: Any, labels: Mapping[str, str], tags: Mapping[str, str], fields: Fields):
-        self._records, self._taken, self._tags, self._fields = records, labels, tags, fields
-        self.files, self.unread = records.files, getattr(records, "unread", {})
-        self.resolved = getattr(records, "resolved", {})
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> Record:
-        """A record.
-
-        Raises:
-          UserError: it lacks a label that is named, or it cannot be read.
-        """
-        return self.read(index)[0]
+        super().__init__(records)
+        self._taken, self._tags, self._fields = labels, tags, fields
 
     def read(self, index: int) -> tuple[Record, Sequence[str]]:
         """A record, and the names of its columns that are not read."""
-        read = getattr(self._records, "read", lambda number: (self._records[number], ()))
-        record, unread = read(index)
+        record, unread = self._read_other(index)
         known = {**record.inputs, **record.labels}
         for label, name in self._taken.items():
             if name not in known:

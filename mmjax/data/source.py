@@ -19,6 +19,7 @@ from mmjax.tree import part, to_dict
 if TYPE_CHECKING:  # these load decoders, which a config does not need
     from mmjax.data.corpus import Corpus
     from mmjax.data.index import Index
+    from mmjax.data.record import Record
 
 
 class Opening(NamedTuple):
@@ -241,3 +242,36 @@ class Derived(Collection):
 
     def records(self, split: str, directory: Path, fields: Fields, once: bool = False) -> Any:
         return self.stamped(split, directory, fields, once)[0]
+
+
+class DerivedRecords:
+    """The base class of records that are made of those of another collection; a subclass has `read`.
+
+    Args:
+      records: of the other collection.
+    """
+
+    def __init__(self, records: Any):
+        self._records = records
+        self.files, self.unread = records.files, getattr(records, "unread", {})
+        self.resolved = getattr(records, "resolved", {})
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> "Record":
+        """A record.
+
+        Raises:
+          UserError: it lacks something that it needs, or it cannot be read.
+        """
+        return self.read(index)[0]
+
+    def read(self, index: int) -> tuple["Record", Sequence[str]]:
+        """A record, and the names of its columns that are not read."""
+        raise NotImplementedError
+
+    def _read_other(self, index: int) -> tuple["Record", Sequence[str]]:
+        """As `read`, of the other collection."""
+        read = getattr(self._records, "read", None)
+        return (self._records[index], ()) if read is None else read(index)
