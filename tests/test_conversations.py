@@ -31,8 +31,9 @@ from mmjax.data.page import page
 from mmjax.data.sampler import Sampler
 from mmjax.data.text import Tokenizer
 from mmjax.errors import UserError
+from mmjax.models.media import PackedConversations
 from mmjax.models.segments import hops, samples_in, single_recordings
-from mmjax.stream import MOST_RECORDINGS, PICTURE, RECORDING
+from mmjax.stream import MOST_RECORDINGS, PICTURE, RECORDING, Stream
 from mmjax.train.validate import check_config
 
 RANDOM = np.random.default_rng(0)
@@ -513,13 +514,28 @@ def test_which_tokens_are_learned(home, learn):
     )
     written = chat_tokens(LONG, source.tokenizer)
     reply = batches(source, ROWS, conversation)[0]["text"].features[0, : len(written.ids), 1]
-    if learn == "all":
-        assert [(reply[end - 1], reply[min(end, len(reply) - 1)]) for end in written.ends] == [(1, 2), (2, 3), (3, 3)]
-    else:
-        kept = written.reply if learn == "replies" else np.where(written.reply == 3, 3, 0)
-        np.testing.assert_array_equal(reply, kept)
+    kept = {"replies": written.reply, "last": np.where(written.reply == 3, 3, 0)}
+    kept["all"] = np.where(written.reply > 0, written.reply, -1)
+    np.testing.assert_array_equal(reply, kept[learn])
     cut = batches(source, ROWS | {"image": 2}, conversation)[0]["text"].features[0, :, 1]
-    assert cut.max() == 1 and (cut > 0).sum() == (written.ends[0] if learn == "all" else (written.reply == 1).sum())
+    assert cut.max() == 1 and (cut > 0).sum() == (written.reply == 1).sum()
+
+
+@pytest.mark.parametrize("learn", ["replies", "last", "all"])
+def test_the_last_reply_is_written_after_all_that_stands_before_it(home, learn):
+    conversation = c.Conversation(learn=learn)
+    source = opened(
+        home, [{"messages": LONG, "images": ["x.png", "y.png"], "audio": "b.wav"}], conversation=conversation
+    )
+    written = chat_tokens(LONG, source.tokenizer)
+    said = PackedConversations.of(Stream(*batches(source, ROWS, conversation)[0]["text"]))
+    prompt, reply = said.prompt().text, said.last_reply()
+    (begin, *_) = np.flatnonzero(written.reply == 3)
+    np.testing.assert_array_equal(prompt.features[prompt.mask], written.ids[:begin])
+    np.testing.assert_array_equal(reply.features[reply.mask], written.ids[written.reply == 3])
+    labels = said.labels()
+    count = {"replies": (written.reply > 0).sum(), "last": (written.reply == 3).sum(), "all": len(written.ids) - 1}
+    assert labels.mask.sum() == count[learn]  # the first token follows none
 
 
 def test_speed_perturbation_plays_every_recording_of_a_conversation(home):

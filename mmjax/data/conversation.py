@@ -187,8 +187,10 @@ class Conversation(Text):
 
 @stream
 class ConversationTokens(Packed):
-    """Token ids of conversations, [T, 3]: the id, the number of the reply that is learned (0: none), and the number of
-    pieces of media before the token.
+    """Token ids of conversations, [T, 3].
+
+    Each token has its id, the number of its reply (0: it is not learned; -1: it is learned, but is no part of a reply), and the
+    number of pieces of media before it.
     """
 
     conversation: Conversation
@@ -225,12 +227,12 @@ class ConversationTokens(Packed):
         return Cut(np.stack([ids, learned, media], axis=1), np.arange(length))
 
     def _learned(self, reply: np.ndarray) -> np.ndarray:
-        """The number of the reply to which each token counts that is learned."""
+        """The number of the reply of each token that is learned; -1 if it is no part of a reply."""
         match self.conversation.learn:
             case "last":
                 return np.where(reply == reply.max(initial=1), reply, 0)
-            case "all":  # what stands between two replies counts to the later one
-                return np.minimum(np.maximum.accumulate(reply) + (reply == 0), reply.max(initial=1))
+            case "all":
+                return np.where(reply > 0, reply, -1)
         return reply
 
 

@@ -27,7 +27,8 @@ class PackedConversations(NamedTuple):
 
     Attributes:
       text: ids [B, T].
-      reply: [B, T] which reply of the assistant a token belongs to, from 1; 0: none, so that it is not learned.
+      reply: [B, T] which reply of the assistant a token belongs to, from 1; 0: it is not learned; -1: it is learned, but is
+        no part of a reply.
       media: [B, T] how many media of its conversation stand before a token.
     """
 
@@ -52,7 +53,7 @@ class PackedConversations(NamedTuple):
         ids, segments, reply = (
             jnp.pad(x, ((0, 0), (0, 1)))[:, 1:] for x in (self.text.features, self.text.segments, self.reply)
         )
-        known = (segments == self.text.segments) & (reply > 0)
+        known = (segments == self.text.segments) & (reply != 0)
         return self.text._replace(features=ids, segments=jnp.where(known, segments, 0))
 
     def last_reply(self) -> Stream:
