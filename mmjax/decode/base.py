@@ -21,7 +21,7 @@ class Decoding:
     Attributes:
       streams: whether it also decodes a chunk at a time, with the methods `begin` and `advance`, as those of `BestPath` and
         `GreedyTransducer`. All chunks together give the tokens of the whole.
-      scorers: what else is known of texts, by name; a field of beam searches.
+      scorers: further scores of texts, by name; a field of beam searches.
       beams: texts of each example that are searched at the same time, and returned.
     """
 

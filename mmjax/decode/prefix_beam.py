@@ -38,7 +38,7 @@ class PrefixBeam(CTCDecoding):
 
     beams: int = 8  # texts that are kept from frame to frame, and returned
     shortlist: int | None = 16  # tokens that may follow in a frame, those of the largest probability; None: all
-    scorers: Mapping[str, Scorer] = field(default_factory=dict)  # what else is known of texts
+    scorers: Mapping[str, Scorer] = field(default_factory=dict)  # further scores of texts, by name
     # l of the blank-aware scoring of language models in NeMo: the score of a blank is (1 + l) ln p, and that of another token
     # ln p + l ln(1 - p(blank)); 0: scores are ln p.
     blank_weight: float = 0.0

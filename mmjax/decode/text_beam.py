@@ -28,7 +28,7 @@ class Beam(TextDecoding):
     ctc: str | None = None  # a CTC task that reads one of the same encoders, and writes the same text
     ctc_weight: float = 0.3  # the share of CTC in a score
     shortlist: int = 16  # the most probable tokens of each text that CTC and scorers score
-    scorers: Mapping[str, Scorer] = field(default_factory=dict)  # what else is known of texts
+    scorers: Mapping[str, Scorer] = field(default_factory=dict)  # further scores of texts, by name
 
     def check(self, path: str, config: Any) -> None:
         if not 0 < self.ctc_weight < 1:

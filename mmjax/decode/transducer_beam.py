@@ -73,7 +73,7 @@ class TransducerBeam(TransducerDecoding):
     beams: int = 4  # texts that are kept
     symbols: int = 4  # the most tokens that are written at one frame
     shortlist: int = 16  # the most probable tokens of each text that scorers score
-    scorers: Mapping[str, Scorer] = field(default_factory=dict)  # what else is known of texts
+    scorers: Mapping[str, Scorer] = field(default_factory=dict)  # further scores of texts, by name
 
     def __call__(self, apply, stream, segments, room, memory, blank=0, durations=(), tables=None) -> Stream:
         frames, shape = apply(stream, method="project"), (segments.size, self.beams)

@@ -109,7 +109,7 @@ def _saved(lines: list[dict[str, Any]]) -> Scores | None:
 
 
 def known_of_scores(models: Mapping[str, Mapping[str, Scores]]) -> dict[str, Metric]:
-    """What is known of the metrics of several models, by name: "TASK/METRIC"."""
+    """How the metrics of several models are shown and compared, by name: "TASK/METRIC"."""
     return {
         f"{task}/{metric}": about
         for scores in models.values()

@@ -109,7 +109,7 @@ class Measures:
         return self._tasks[task].statistics(items) or of_function(self._tasks[task].metrics, items)
 
     def known(self, task: str) -> Mapping[str, Metric]:
-        """What is known of the metrics of a task (`Task.known_metrics`)."""
+        """How the metrics of a task are shown and compared (`Task.known_metrics`)."""
         return self._tasks[task].known_metrics
 
     def references(self, task: str) -> list[Any]:

@@ -85,7 +85,7 @@ def _numbered(keys: Sequence[Hashable]) -> tuple[list[int], list[int]]:
 
 
 def _chance(gallery: int, own: int, k: int) -> float:
-    """That of k items drawn at random at least one belongs to the query."""
+    """The probability that at least one of k items drawn at random belongs to the query."""
     return 1.0 - comb(gallery - own, k) / comb(gallery, k) if k <= gallery else 1.0
 
 

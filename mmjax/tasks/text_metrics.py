@@ -46,7 +46,7 @@ def text_metrics(
 
 
 def known_of_texts(names: Sequence[str]) -> dict[str, Metric]:
-    """What is known of the metrics `names`."""
+    """How the metrics `names` are shown and compared."""
     return {name: METRICS[name].known for name in names}
 
 

@@ -20,7 +20,7 @@ class Optimizer:
     """Optimizer settings, and the dtypes of parameters, gradients and moments."""
 
     rule: Rule = AdamW()  # from gradients to updates
-    schedule: Schedule  # of the learning rate
+    schedule: Schedule  # schedule of the learning rate
     groups: Mapping[str, Group] = dataclasses.field(default_factory=dict)  # "encoders.speech.**": Group(frozen=True)
     clip: float | None = 1.0  # global gradient norm
     ema: float | None = None  # decay of the EMA of the parameters, which is evaluated; None: no EMA
