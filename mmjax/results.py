@@ -49,7 +49,7 @@ class Results:
             self._check(remedy)
 
     def _check(self, remedy: str) -> None:
-        """Checks that the results in the file are those that this call makes; raises UserError."""
+        """Checks that the file has the results of the same call; raises UserError."""
         path, names = self._path, [line.get("name") if isinstance(line, dict) else None for line in self.done]
         if len(names) > len(self._names):
             raise UserError(f"{path} has {len(names):,} results, but there are {len(self._names):,} items; {remedy}")
