@@ -41,8 +41,8 @@ class Results:
         known = self._beside.is_file()  # otherwise, it is perhaps no file of results at all
         if path.is_file() and path.stat().st_size and not known:
             raise UserError(
-                f"what made {path} is not known: there is no {self._beside.name} beside it, which earlier versions of mmjax "
-                f"did not write; {remedy}"
+                f"there is no {self._beside.name} beside {path}, so its origin is unknown (earlier versions of mmjax did not "
+                f"write that file); {remedy}"
             )
         self.done = begun(path)
         if self.done:

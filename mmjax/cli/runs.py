@@ -230,7 +230,7 @@ def _check_many(options, files: list[str], tags: Mapping[str, str]) -> None:
         raise UserError("give either FILES, or --manifest TABLE, or one example (--speech, --image, --text, --example)")
     own = [*tags, *(["phrases"] if options.phrases else [])]
     if options.manifest and own:
-        raise UserError(f"the column '{own[0]}' of the table says it for each example; leave out --{own[0]}")
+        raise UserError(f"the table has a column '{own[0]}' with a value for each example; leave out --{own[0]}")
 
 
 def _predict_many(

@@ -27,7 +27,7 @@ class Perplexities(NamedTuple):
 class Backoff:
     """An n-gram model as tables by n-gram.
 
-    The model finds its longest n-gram that ends with the context and the word. The probability of the word is the probability
+    The model takes its longest n-gram that consists of the end of the context and the word. The probability of the word is the probability
     of this n-gram, times the back-offs of the longer contexts (Katz 1987).
     """
 
