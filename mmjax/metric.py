@@ -1,4 +1,4 @@
-"""What is known of a metric besides its value: how it is shown, and which values are better."""
+"""The description of a metric: how it is shown, and which of its values are better."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ Known = Mapping[str, Metric]  # by name, "TASK/METRIC"
 
 
 def about(name: str, known: Known) -> Metric:
-    """What is known of "transcript/wer", or of "transcript/wer/language/fr" of a group."""
+    """The description of the metric "transcript/wer", or of the metric "transcript/wer/language/fr" of a group."""
     parts = name.split("/")
     beginnings = ("/".join(parts[:end]) for end in range(len(parts), 1, -1))
     return next((known[one] for one in beginnings if one in known), Metric())

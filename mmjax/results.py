@@ -41,15 +41,15 @@ class Results:
         known = self._beside.is_file()  # otherwise, it is perhaps no file of results at all
         if path.is_file() and path.stat().st_size and not known:
             raise UserError(
-                f"what made {path} is not known: there is no {self._beside.name} beside it, which earlier versions of mmjax "
-                f"did not write; {remedy}"
+                f"there is no {self._beside.name} beside {path}, so its origin is unknown (earlier versions of mmjax did not "
+                f"write that file); {remedy}"
             )
         self.done = begun(path)
         if self.done:
             self._check(remedy)
 
     def _check(self, remedy: str) -> None:
-        """Checks that the results in the file are those that this call makes; raises UserError."""
+        """Checks that the file has the results of the same call; raises UserError."""
         path, names = self._path, [line.get("name") if isinstance(line, dict) else None for line in self.done]
         if len(names) > len(self._names):
             raise UserError(f"{path} has {len(names):,} results, but there are {len(self._names):,} items; {remedy}")

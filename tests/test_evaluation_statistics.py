@@ -204,7 +204,7 @@ def test_saved_evaluations_are_compared_and_plotted(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "said WER" in out and "one.jsonl" in out and "33.3 % [0.0," in out and str(tmp_path) not in out
     for arguments, message in (
-        ([one, one], "one is named twice"),
+        ([one, one], "a run is named twice"),
         ([one, tmp_path / "none.jsonl"], "none.jsonl; name a run directory, or a file of"),
         ([one, two, "--by", "language"], "have no groups by 'language'"),
         ([one, two, "--subset", "image"], "has not measured 'image'"),

@@ -298,7 +298,7 @@ def test_the_command_cuts_recordings_as_it_is_asked_to(run, tmp_path, capsys):
     for wrong, message in (
         (["--speech", file, "--voice", "enrgy"], "no voice activity 'enrgy'; did you mean 'energy'"),
         (["--speech", file, "--speech", file, "--by", "voice"], "--by is of one recording that is transcribed"),
-        (["--speech", file, "--silence", "0.5"], "--silence is that of a stream"),
+        (["--speech", file, "--silence", "0.5"], "--silence is an option of --stream"),
     ):
         assert main([*predict, *wrong]) == 2
         assert message in " ".join(capsys.readouterr().err.split())

@@ -306,7 +306,7 @@ def test_commands_write_a_table_and_a_plot(fake, tmp_path, capsys):
 def test_commands_refuse_what_cannot_work_before_any_run(fake, tmp_path, capsys):
     config = small(tmp_path)
     for arguments, message in (
-        (["sweep", config], "there is one run alone"),
+        (["sweep", config], "there is only one run"),
         (["sweep", config, "--over", "optimizer.schedule.warmup=1,100"], "is more than the schedule's"),
         (["crossval", config, "--group", "speaker"], "no example has the group 'speaker'"),
         (["sweep", config, "--seeds", "2", "--evaluation.subsets", "()"], "nothing is measured"),

@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-      Its exit code. 0: success, 2: an error for the user to fix, 75: start it again, 141: nobody reads its output any more.
+      The exit code. 0: success, 2: an error for the user to fix, 75: start the command again, 141: its output was closed.
     """
     (parser, commands), arguments = _parser(), sys.argv[1:] if arguments is None else list(arguments)
     if TRUST in arguments:  # before or after the command
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _check_command(
     parser: argparse.ArgumentParser, commands: Mapping[str, argparse.ArgumentParser], arguments: list[str]
 ) -> None:
-    """Ends with an error if there is no such command; it names one whose description has this word, or a similar one."""
+    """Ends with an error if there is no such command. The error names a command with this word in its description, or a similar one."""
     word = next((one for one in arguments if not one.startswith("-")), None)
     if word is None or word in commands:
         return

@@ -103,7 +103,7 @@ def _compare(options, rest) -> int:
 
     picture, names = _picture(options), [options.run, *options.others]
     if len(set(names)) < len(names):
-        raise UserError("compare different runs: one is named twice")
+        raise UserError("a run is named twice; compare different runs")
     for name in names:
         if not (address_of(name) or Path(name).exists()):
             raise UserError(f"there is no {name}; name a run directory, or a file of `mmjax eval --save`")
@@ -153,7 +153,7 @@ class _Saved:
 
 
 class _Measured:
-    """A run, which is measured when its scores are asked for."""
+    """A run. It is measured when its scores are read."""
 
     def __init__(self, directory: str, options: Any, overrides: list[str]):
         from mmjax.measuring import Evaluation

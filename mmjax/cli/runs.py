@@ -175,7 +175,7 @@ def _predict(options, rest) -> int:
     check_places([*files, *single, *(options.speech or ()), *(options.image or ()), *named])
     parts = {name: value for name in PARTS if (value := getattr(options, name)) is not None}
     if options.silence and not options.stream:
-        raise UserError("--silence is that of a stream; give --stream FILE, or leave it out")
+        raise UserError("--silence is an option of --stream; give --stream FILE, or leave out --silence")
     run = Run(options.run, overrides, step=options.step)
     if options.stream:
         apart = ("speech", "image", "text", "input", "save", "language", "task", "phrases", *PARTS)
@@ -230,7 +230,7 @@ def _check_many(options, files: list[str], tags: Mapping[str, str]) -> None:
         raise UserError("give either FILES, or --manifest TABLE, or one example (--speech, --image, --text, --example)")
     own = [*tags, *(["phrases"] if options.phrases else [])]
     if options.manifest and own:
-        raise UserError(f"the column '{own[0]}' of the table says it for each example; leave out --{own[0]}")
+        raise UserError(f"the table has a column '{own[0]}' with a value for each example; leave out --{own[0]}")
 
 
 def _predict_many(
@@ -258,7 +258,7 @@ def _timed(start: float, end: float, text: str, **_: Any) -> str:
 
 
 def _stream(run: Any, options: Any) -> int:
-    """Transcribes a file as a stream: utterances on standard output as they end, and what is heard of the next on the terminal."""
+    """Transcribes a file as a stream: complete utterances on standard output, the text of the next one so far on the terminal."""
     from mmjax import progress
     from mmjax.data.audio import read_blocks
     from mmjax.transcription import Streaming

@@ -60,7 +60,7 @@ def _sweep(options, rest) -> int:
     config = override(load(options.config), rest)
     trials = grid(config, options.over, options.seeds)
     if len(trials) < 2:
-        raise UserError("there is one run alone; give --over KEY=VALUE,VALUE or --seeds N, or use `mmjax train`")
+        raise UserError("there is only one run; give --over KEY=VALUE,VALUE or --seeds N, or use `mmjax train`")
     check(trials)
     return _run(trials, config.name, options, f"{config.name}: {len(trials)} runs")
 

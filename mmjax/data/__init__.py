@@ -1,6 +1,6 @@
 """Sources, sampling, packing, loading. NumPy only; JAX is never imported here.
 
-Every part of the data that a config can have is imported here: a config that is read from JSON finds its class by name.
+This package imports every part of the data that a config can have, so that a config in JSON finds each class by its name.
 """
 
 from mmjax.data.asked import Asked, Turn

@@ -1,4 +1,4 @@
-"""Records of a collection as conversations: a message of the user about each, and a reply made of its labels."""
+"""Records of a collection as conversations: a message of the user about each record, and a reply made of its labels."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ PLACEHOLDER = re.compile(r"\{(\w+)\}")
 class Turn:
     """A message of the user and the reply of the assistant, with placeholders; see `Asked`."""
 
-    user: tuple[str, ...]  # phrasings of the message, of which each example has one
+    user: tuple[str, ...]  # phrasings of the message; each example has one of them
     assistant: str
 
 
@@ -31,12 +31,12 @@ class Turn:
 class Asked(Derived):
     """Records of another collection as conversations.
 
-    In the messages, <speech> and <image> stand for the record's recordings and pictures, {text} for its text, and {name} for
-    the label of this name (a class is written by its name) or the tag ("language", "task"). Records that lack one of them are
-    left out and counted.
+    The messages may have placeholders: <speech> and <image> for the record's recordings and pictures, {text} for its text, and
+    {name} for the label of this name (a class is written by its name) or the tag ("language", "task"). Records that lack the
+    value of a placeholder are left out and counted.
     """
 
-    user: tuple[str, ...]  # phrasings of the user's message, of which each example has one
+    user: tuple[str, ...]  # phrasings of the user's message; each example has one of them
     assistant: str  # the reply
     then: tuple[Turn, ...] = ()  # more turns of the same conversation
 

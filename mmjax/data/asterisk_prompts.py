@@ -4,9 +4,9 @@ The Debian packages asterisk-core-sounds-XX-wav (CC BY-SA 3.0; Italian and Russi
 asterisk-core-sounds-XX their texts. A prompt has the same name in all languages. mmjax does not contain the data: apt
 fetches the packages, or the user names a folder with their files.
 
-A recording is left out if it is not known what is said: its text is empty, is given twice, or has words in brackets. Such
-words describe a sound ("[this is a simple beep tone]"), or are a note to the speaker ("IAX (note: does not say "2")"). Signs in
-brackets are left out of the text alone ("at [@]"). The Spanish texts have almost no accents.
+A recording is left out if its spoken text is uncertain: the text is empty, is given twice, or has words in brackets. Such
+words describe a sound ("[this is a simple beep tone]"), or are a note to the speaker ("IAX (note: does not say "2")"). If only
+signs are in brackets ("at [@]"), they are removed and the recording stays. The Spanish texts have almost no accents.
 """
 
 import gzip
@@ -45,7 +45,7 @@ class AsteriskPrompts(Collection):
 class AsteriskPromptsRecords:
     """One record per recording: speech, transcript, the English text as target, and the name of the language as answer.
 
-    English recordings have no target, nor have those of prompts without an English text.
+    English recordings, and recordings of prompts without an English text, have no target.
 
     A prompt is in the same split (80, 10 and 10 %) in all languages, together with all prompts that have a sentence in
     common with it, or a text that differs in less than a fifth of its letters, in any language.
@@ -146,7 +146,7 @@ def read_sounds(archive: Path) -> list[tuple[str, Blob]]:
 
 
 def keys_of(texts: Mapping[str, Mapping[str, str]]) -> dict[str, set[tuple[str, ...]]]:
-    """What no two splits have in common, for each prompt: its sentences, and pairs of texts that are almost equal.
+    """Keys of each prompt that must not be in two splits: its sentences, and pairs of texts that are almost equal.
 
     Args:
       texts: language -> name of the prompt -> its text.

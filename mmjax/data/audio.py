@@ -118,8 +118,7 @@ def read_blocks(
     """Decodes a recording block by block, in bounded memory: together, the blocks are the samples of `read_audio`.
 
     Args:
-      seconds: of the recording, that are decoded at a time. Loud recordings are not rescaled: their scale follows from
-        the whole.
+      seconds: the length of a block. Loud recordings are not rescaled, because their scale depends on the whole recording.
       source, sample_rate, name, channels: as for `read_audio`.
 
     Yields:
@@ -233,7 +232,7 @@ def _decoder(file: BinaryIO, name: str) -> Iterator[Reader]:
 
 
 def check_rate(rate: int, name: str) -> None:
-    """Checks that a rate in Hz is plausible: resampled from 1 Hz to 16 kHz, 16,000 samples become hours.
+    """Checks that a rate in Hz is plausible; with a rate of 1 Hz, 16,000 samples would become hours.
 
     Raises:
       Unreadable: the rate is outside `RATES`.

@@ -117,7 +117,7 @@ def _finish(
     left_out: Sequence[tuple[int, str, str]],
     fields: Fields,
 ) -> None:
-    """Writes the index of a split and the list of what is left out, and deletes the folder of the work."""
+    """Writes the index of a split and the list of left-out examples, and deletes the temporary folder."""
     for old in (directory / split, work / "index"):
         shutil.rmtree(old, ignore_errors=True)
     lines = [f"{number}\t{one_line(name)}\t{one_line(reason)}\n" for number, name, reason in left_out]

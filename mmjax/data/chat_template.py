@@ -44,12 +44,12 @@ TEMPLATES = {  # by name
 
 @dataclasses.dataclass(frozen=True)
 class ChatTemplate:
-    """A chat template and what it needs of its tokenizer.
+    """A chat template, with the special tokens of its tokenizer.
 
     Attributes:
       source: the Jinja template; None: there is none.
       tokens: names and texts of special tokens: (("eos_token", "</s>"),).
-      options: what else the template is given: (("enable_thinking", False),).
+      options: further variables of the template: (("enable_thinking", False),).
     """
 
     source: str | None = None

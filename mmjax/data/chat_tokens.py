@@ -1,4 +1,4 @@
-"""The tokens of a conversation, as a chat template writes it: which belong to replies, and where its media stand."""
+"""The tokens of a conversation, as a chat template writes it, with the places of the replies and of the media."""
 
 import datetime
 import functools
@@ -86,8 +86,8 @@ def _spans(
 ) -> list[tuple[int, int]]:
     """Where each reply and its end token stand in the text without `OPEN` and `CLOSE`.
 
-    A reply begins where its {% generation %} block does, or else where the prompt for it ends, without the words that the
-    template adds to it.
+    A reply begins where its {% generation %} block begins. Without such a block, it begins where the prompt for the reply ends.
+    Words that the template adds to the reply are not part of it.
     """
     replies = [place for place, one in enumerate(messages) if one["role"] == "assistant"]
     if OPEN in text:
@@ -139,7 +139,7 @@ def _common(one: str, other: str) -> int:
 def _span(text: str, start: int, limit: int, content: str, names: re.Pattern) -> tuple[int, int]:
     """Where a reply begins, and where the special token ends that follows it.
 
-    Words that the template writes in front of what the assistant says, such as an empty block of thoughts, are no part of it.
+    Words that the template writes before the content, such as an empty block of thoughts, are not part of the reply.
 
     Args:
       start: the reply, with these words, is between here and `limit`.

@@ -1,6 +1,6 @@
 """Recordings with noise and pictures with corruptions, to measure how robust a model is.
 
-What is changed depends only on the seed and the example's number. Nothing changes the size of an input.
+The changes depend only on the seed and the example's number. No change affects the size of an input.
 """
 
 import functools

@@ -38,10 +38,10 @@ class DebianManual(Collection):
 
 
 class DebianManualRecords:
-    """One record per section: its heading as text, and what it says as target.
+    """One record per section: its heading as text, and its content as target.
 
-    Sections with the same heading are in one split (80, 10 and 10 %). Commands and tables are left out, and so are
-    sections of nothing else, or with a first paragraph that is too long.
+    Sections with the same heading are in one split (80, 10 and 10 %). Commands and tables are left out. Sections that have
+    only commands and tables, or a first paragraph that is too long, are left out, too.
 
     Args:
       directory: folder for the unpacked archive.

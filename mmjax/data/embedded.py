@@ -1,6 +1,6 @@
 """Vectors of items to search (`mmjax index`), and the items that are nearest to a query.
 
-DIR/index.json              of the run and the items, and the number of vectors of each table
+DIR/index.json              the identity of the run and the items, and the number of vectors of each table
 DIR/items.jsonl             a line for each item: {"name", "stamp": of what was read (`Unlabelled.stamp`), "inputs": {input: a text, the path of a
                             file, or null}, "tables": [[task, input]] that have a vector of it}, or {"name", "stamp", "error"}
 DIR/TASK.INPUT.npy          [items, width] float32: the vectors that a task makes of an input, in the order of the items
@@ -191,8 +191,8 @@ class Embedded:
 def largest_products(vectors: np.ndarray, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The `count` largest products of vectors [n, W] with a query [W], largest first, and their rows; of equal ones, the first.
 
-    The search is exact. A product that is not a number counts as -inf, so it comes last. Vectors are read in parts, so that they
-    need not be in memory together.
+    The search is exact. A product that is NaN counts as -inf, so it comes last. Vectors are read in parts, so that memory need
+    not hold all of them.
     """
     query, step = np.asarray(query, np.float32), max(1, AT_ONCE // len(query))
     scores, rows = np.zeros(0, np.float32), np.zeros(0, np.int64)

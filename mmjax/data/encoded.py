@@ -1,6 +1,6 @@
-"""What frozen encoders make of the inputs of a split, computed once (`mmjax data encode`) and read instead of them.
+"""The outputs of frozen encoders for a split, computed once (`mmjax data encode`) and read instead of the inputs.
 
-DIR/train/identity.json         of the encoder, and the number of examples of the split
+DIR/train/identity.json         the identity of the encoder, and the number of examples of the split
 DIR/train/part-00000.npy        vectors [N, width] float16 of many pieces (recordings, pictures), one after the other
 DIR/train/part-00000.pieces.npy [P, 4] int64: example, number of the piece in its example, first vector, vectors
 """
@@ -23,7 +23,7 @@ IDENTITY = "identity.json"
 
 
 class Piece(NamedTuple):
-    """What an encoder made of a recording or a picture.
+    """The output of an encoder for a recording or a picture.
 
     Attributes:
       example: number of the example in the split; number: of the piece in the example.
@@ -72,7 +72,7 @@ class EncodedFiles:
         return sizes
 
     def pieces(self, example: int) -> Pieces | None:
-        """What the encoder made of an example; None: nothing."""
+        """The outputs of the encoder for an example; None: there are none."""
         chosen = range(*self._first[example : example + 2].tolist())
         if not chosen:
             return None
@@ -138,7 +138,7 @@ class EncodedWriter:
 
 
 class EncodedSplit:
-    """An open split whose inputs `encoded` names are replaced by what their encoders made of them.
+    """An open split in which the outputs of encoders replace the inputs that `encoded` names.
 
     Args:
       source: the split.

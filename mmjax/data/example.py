@@ -42,7 +42,7 @@ class Example(NamedTuple):
       inputs: by stream, a value or a function that returns it: float32 samples [N] of a recording at the source's rate;
         an encoded picture (see `open_image`) or a list of them; the `Pieces` of a conversation; a text; or finite numbers
         [T, W] in order of time.
-      labels: by name, a class number; numbers [C], of several classes 0 or 1 for each; or a text
+      labels: by name, a class number; numbers [C]; for several classes, 0 or 1 for each class [C]; or a text
         (`mmjax.data.labels.Alternatives` if several are right).
       prefixes: by stream, ids of special tokens in front of texts.
       name: name for messages, if the source has names.

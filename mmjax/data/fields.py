@@ -16,7 +16,8 @@ class Fields(NamedTuple):
 
     Attributes:
       inputs: the inputs by name; labels: the kind of each label by name, see `mmjax.data.labels`.
-      drawn: any text of a label may be learned that has several, so the largest one needs room, and tokenizers learn all.
+      drawn: if a label has several texts, any of them may be learned. So rows need room for the largest text, and tokenizers
+        learn all texts.
     """
 
     inputs: Mapping[str, Input]

@@ -114,10 +114,10 @@ def remote(path: str) -> bool:
 
 @contextmanager
 def _bucket(path: str) -> Iterator[tuple[Any, str]]:
-    """The file system of what is in a bucket and the path inside it; see `filesystem`.
+    """The file system of a path in a bucket, and the path inside it; see `filesystem`.
 
     Raises:
-      OSError: an error of the library in the block. Each library has kinds of its own; `strerror` is what it says, in one line.
+      OSError: an error of the library in the block. Each library has its own kinds of errors; `strerror` is the message in one line.
     """
     system, inside = filesystem(path)
     try:

@@ -37,7 +37,7 @@ def folds_of(keys: Sequence[Hashable], folds: int) -> np.ndarray:
 
 
 def keys_of(opened: Any, group: str | None) -> list[Hashable]:
-    """What examples of an opened split have in common: the name of their `group`. An example without one is its own group.
+    """The name of the group of each example of an opened split. An example without a `group` is its own group.
 
     Args:
       group: a label that is a class, a tag, or "source" for the source of a mixture; None: each example is its own group.

@@ -1,4 +1,4 @@
-"""What `ImageAugmentation` does to pictures: crops, and the operations of RandAugment."""
+"""The operations of `ImageAugmentation` on pictures: crops, and the operations of RandAugment."""
 
 import math
 from collections.abc import Callable

@@ -236,7 +236,7 @@ def _array(found: list[Any]) -> np.ndarray:
 
 
 def _contents(name: str, text: str, fields: Fields) -> list[str]:
-    """What a tokenizer should learn of a text of this name."""
+    """The form of a text of this name that a tokenizer should learn."""
     return fields.inputs[name].contents(text) if name in fields.read_texts else [text]
 
 

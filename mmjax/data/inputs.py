@@ -1,4 +1,4 @@
-"""Inputs of an example by name: what a column may hold, how it is measured, read, stored and packed."""
+"""Inputs of an example by name: the allowed values of a column, and how they are measured, read, stored and packed."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ class Recording(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """Where a value comes from: the names of its field and its record, the folder of relative paths, and the part of
+    """The origin of a value: the names of its field and its record, the folder of relative paths, and the part of
     recordings that the row names (`cut`: fields of `Recording`)."""
 
     field: str
@@ -109,7 +109,7 @@ class Input:
     def gathered(
         self, field: str, key: str, row: Mapping[str, Any], given: Mapping[str, Any], name: str
     ) -> dict[str, Any]:
-        """The values of a row by field, after this input has taken what belongs to it from other values and columns.
+        """The values of a row by field, after this input has taken its parts from other values and columns.
 
         Args:
           field, key: its own name, and the column with its value.
@@ -141,7 +141,7 @@ class Input:
         return sizes
 
     def refused(self, sizes: np.ndarray) -> np.ndarray:
-        """[n] bool: the examples of which `sizes` says that they cannot be such an input."""
+        """[n] bool: the examples that cannot be such an input because of their `sizes`."""
         return np.zeros(len(sizes), bool)
 
     def weight(self, found: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -388,7 +388,7 @@ class Text(Input):
         return value
 
     def contents(self, value: str) -> list[str]:
-        """What a tokenizer should learn of a text."""
+        """The form of a text that a tokenizer should learn."""
         return [value]
 
     def counted(self, index: Any, name: str, tokenizer: Tokenizer) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 A label is of one of these kinds: "class" (one class), "classes" (any number of classes), "numbers" (one or several
 numbers), "text", or "phrases" (texts that are expected in the text of an example; decoding reads them, and nothing learns
-them). "any" is the kind of a label of which no task says what it is: its values decide.
+them). If no task states the kind of a label, the kind is "any", and the values decide.
 """
 
 import zlib
@@ -21,7 +21,7 @@ SPOKEN = "transcript"  # the text label that belongs to a recording: an example 
 
 
 class Label(NamedTuple):
-    """What a data set says about a label.
+    """The kind of a label in a data set, and its names.
 
     Attributes:
       kind: "class", "classes", "numbers" or "text".
@@ -35,8 +35,8 @@ class Label(NamedTuple):
 class Alternatives(str):
     """A text label with several texts, all of them right, such as the answers of ten people.
 
-    The string itself is the one that is learned, unless one is `drawn` in each step: by default the most frequent text, and of equally
-    frequent ones the first.
+    The string itself is the text that is learned, unless a text is `drawn` in each step. By default it is the most frequent
+    text; if several are equally frequent, it is the first of them.
 
     Attributes:
       every: all texts, in order; metrics with several references use them.
@@ -56,7 +56,7 @@ class Alternatives(str):
 def drawn(labels: Mapping[str, Any], seed: int, step: int, number: int) -> dict[str, Any]:
     """The labels of an example, with one text in place of several.
 
-    Each text is as probable as it is frequent. The draw depends on the seed, the step and the number of the example alone.
+    The probability of a text is its share among the texts. The draw depends only on the seed, the step and the example's number.
     """
     found = dict(labels)
     for name, value in labels.items():
@@ -143,7 +143,7 @@ def column_of(values: Sequence[Any], label: str) -> tuple[Label, np.ndarray]:
     """The label's facts and array, from what `read_label` gave for each example (None: it has none).
 
     Returns:
-      Of "class", [n] int32 class numbers, -1 for none; of "classes", [n, C] int8 0 or 1, -1 for none; of "numbers",
+      For "class", [n] int32 class numbers, -1 for none; for "classes", [n, C] int8 0 or 1, -1 for none; for "numbers",
       [n, C] float32, NaN for none.
 
     Raises:

@@ -90,8 +90,8 @@ class Layout:
         """By stream of conversations, [n] the last reply of each that is kept, and [n] its last reply of all.
 
         The size of a conversation is [R, 1 + media]: for each reply, the number of tokens up to its end, and the numbers of
-        pieces of each of the stream's `media` before it. The last reply is kept up to which everything fits into a row; of
-        a conversation that may not be cut, or of which not even the first reply fits, the last one.
+        pieces of each of the stream's `media` before it. A conversation is kept up to the last reply that fits into a row with
+        everything before it. A conversation is not cut if it may not be cut, or if even the first reply does not fit.
         """
         found = {}
         for name in (name for name in self.rows if self.streams[name].media and np.ndim(sizes.get(name)) == 3):

@@ -38,7 +38,7 @@ class Batches:
       share: the part of every batch's rows that this host loads.
       augmentation: of pictures, by step and example (see `ImageAugmentation`); None in evaluation.
       mixing: of pictures and labels, by step and example (see `ImageMixing`); None in evaluation.
-      draws: the seed with which one text of a label is drawn that has several, by step and example; None: the most frequent.
+      draws: the seed of the draw of one text of a label with several texts, by step and example; None: the most frequent text.
       largest_share_dropped: largest allowed share of skipped examples; exceeding it is an error as soon as it is
         statistically certain (`too_many`), or if many of the last examples are lost (`Sudden`).
       measuring: for evaluation: a step may lose all of its examples, and the caller reports the losses.
@@ -118,7 +118,7 @@ class Batches:
         return example._replace(inputs={**example.inputs, **heard})
 
     def _needed_to_mix(self, example: Example) -> set[str]:
-        """The pictures and labels of an example, which another must have, too."""
+        """The pictures and labels of an example; the example that it is mixed with must have them, too."""
         return {*self.layout.needs.values(), *(name for name in self.layout.slots if name in example.labels)}
 
     def _set_aside(self, index: int, error: UserError) -> None:
@@ -174,7 +174,8 @@ def too_many(lost: int, tried: int, share: float) -> bool:
 class Sudden:
     """Tests whether examples are suddenly lost, however many could be used before (CUSUM, Page 1954).
 
-    The sum of the likelihood ratios of a large share of losses to the limit never falls below 0, so that the past does not count.
+    Each example adds the log-likelihood ratio of a large share of losses to the limit. The sum never falls below 0, so that
+    a long past without losses does not delay the alarm.
 
     Args:
       limit: the allowed share of losses.

@@ -38,7 +38,7 @@ class Page(NamedTuple):
     """A manual page.
 
     Attributes:
-      names: of what it describes; summary: what this is, in a few words.
+      names: of the described program or function; summary: its purpose in a few words.
       description: its paragraphs, without programs and tables, with an empty line between them.
     """
 
@@ -49,7 +49,7 @@ class Page(NamedTuple):
 
 @part
 class ManualPages(Collection):
-    """Manual pages of Debian packages: what a page describes, and in a few words what it is."""
+    """Manual pages of Debian packages: the description of each page, and its summary in a few words."""
 
     packages: tuple[str, ...] = ("manpages", "manpages-dev", "coreutils", "git-man", "perl-doc")  # 16 MB
     package: str | None = None  # the folder of the .deb files of the packages; None: apt fetches them

@@ -1,4 +1,4 @@
-"""Checks the pages of OGG recordings (RFC 3533): libsndfile skips damaged ones without a word."""
+"""Checks the pages of OGG recordings (RFC 3533): libsndfile skips damaged pages without an error."""
 
 import io
 import os
@@ -29,7 +29,7 @@ def completed_ogg(file: BinaryIO, name: str) -> BinaryIO:
 
 
 class Ends(NamedTuple):
-    """What the walk over the pages of an OGG stream found.
+    """The result of the walk over the pages of an OGG stream.
 
     Attributes:
       opus: whether it is an Opus stream.

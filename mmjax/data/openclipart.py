@@ -156,7 +156,7 @@ def _described(svg: str) -> tuple[str, list[str]]:
 
 
 def cleaned(title: str) -> str | None:
-    """What a title says about a drawing, without its number and without what makes it look like a file's name.
+    """The content of a drawing's title, without its number and without the signs of a file's name.
 
     None: nothing.
     """

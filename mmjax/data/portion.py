@@ -1,4 +1,4 @@
-"""A portion of a training split: fewer examples, to learn what more of them are worth."""
+"""A portion of a training split: fewer examples, to measure how much more data helps."""
 
 import hashlib
 from pathlib import Path

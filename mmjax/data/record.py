@@ -77,7 +77,7 @@ CUT = ("start", "seconds", "end", "channels")  # the part of its recordings; "en
 
 
 def known_fields(fields: Fields) -> tuple[str, ...]:
-    """The names of all that a row may say."""
+    """The names of all fields that a row may have."""
     return ("name", *fields.inputs, *fields.labels, *TAGS, *CUT)
 
 
@@ -143,7 +143,7 @@ def read_row(
 
 
 def hinted(key: str, known: Sequence[str] = known_fields(USUAL)) -> str:
-    """An unused name in quotes, with what may be meant by it; `known`: the fields that are read."""
+    """An unused name in quotes, with its probable meaning; `known`: the fields that are read."""
     if key == PHRASES:
         return f"'{key}' (read where a text is decoded by a beam search with Phrases)"
     if (field := ALIASES.get(key, key)) in known:

@@ -41,7 +41,7 @@ class Relabelled(Derived):
         """The kind of each label that is read of the other collection.
 
         Raises:
-          UserError: a value cannot be what all labels need for which it is read.
+          UserError: several labels read the same value, and it cannot have the kinds that all of them need.
         """
         kinds = dict(fields.labels)
         for label, name in self.labels.items():

@@ -9,7 +9,7 @@ from mmjax.data.labels import classes_of
 
 
 class Selected:
-    """The chosen examples of an opened split, in their order; everything else is that of the split.
+    """The chosen examples of an opened split, in their order; everything else is as in the split.
 
     Args:
       source: the split.

@@ -27,7 +27,7 @@ class Data:
     """The data for training and evaluation, and how it is packed."""
 
     source: Source  # where examples come from
-    # What the examples hold, by the name of stream and encoder; speech, image and text need not be named.
+    # Inputs of the examples, by the name of stream and encoder; speech, image and text need no entry.
     inputs: Mapping[str, Input] = dataclasses.field(default_factory=dict)
     tokenizer: TokenizerPart | None = None  # for the texts of collections and mixtures
     # Special tokens before each text of a collection, by its tags: {"target": ("<{language}>", "<{task}>")}.
@@ -44,9 +44,9 @@ class Data:
     window: int = 4096  # number of examples that are packed together
     threads: int = 1  # threads that read and decode
     speed: SpeedPerturbation | None = None  # in training
-    # Which text of a label is learned that has several: always the most frequent one, or one that is drawn in each step.
+    # If a label has several texts, which one is learned: always the most frequent text, or a text that is drawn in each step.
     alternatives: Literal["most_frequent", "drawn"] = "most_frequent"
-    # Folders with what frozen encoders made of their inputs, by encoder (`mmjax data encode`); their rows are in tokens.
+    # Folders with the outputs of frozen encoders, by encoder (`mmjax data encode`); their rows are counted in tokens.
     encoded: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def of(self, source: Source) -> "Data":

@@ -1,4 +1,4 @@
-"""What the pieces of a tokenizer add to a text, as bytes."""
+"""The bytes that the pieces of a tokenizer add to a text."""
 
 import re
 from collections.abc import Callable, Collection, Mapping

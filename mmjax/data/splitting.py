@@ -1,4 +1,4 @@
-"""Splits of data sets that come without splits: what belongs together stays together."""
+"""Splits of data sets that come without splits: related examples stay together."""
 
 import hashlib
 import re

@@ -1,4 +1,4 @@
-"""Examples to predict: recordings and pictures in files, the rows of a table, or what is in memory already."""
+"""Examples to predict: recordings and pictures in files, the rows of a table, or examples in memory."""
 
 import hashlib
 import os
@@ -233,7 +233,7 @@ class Unlabelled:
         return self._collection[number].labels.get(PHRASES, ())
 
     def contents(self, number: int) -> dict[str, str | None]:
-        """What people see of an example, by input: a text, or the path of a file; None: a part of a file, or several files."""
+        """An example for people, by input: a text, or the path of a file; None: a part of a file, or several files."""
         return {name: _content(value) for name, value in self._collection[number].inputs.items()}
 
     def stamp(self, number: int) -> str:

@@ -151,5 +151,5 @@ def _descriptions(data: bytes) -> dict[str, str]:
 
 
 def keys_of(stamp: Stamp) -> set[tuple[str, str]]:
-    """What no two splits have in common: the descriptions that are spoken, and the English one."""
+    """Keys of a stamp that must not be in two splits: the spoken descriptions, and the English one."""
     return {(language, phrase(stamp.texts.get(language, stamp.name))) for language in stamp.spoken.keys() | {"en"}}

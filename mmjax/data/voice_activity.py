@@ -1,4 +1,4 @@
-"""Voice activity: where a long recording holds speech, and the parts in which it is decoded.
+"""Voice activity: the regions of speech in a long recording, and the parts in which it is decoded.
 
 A recording is read twice, block by block: once for a score every few hundredths of a second, which is kept (a hundred numbers
 a second), and once for the samples of each part (`cut`). So memory does not grow with the samples of the recording.
@@ -26,7 +26,7 @@ class Part(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """A score for each frame of a recording: speech where it is not negative, the lower the more silent.
+    """A score for each frame of a recording. Speech has scores of at least 0; a lower score means more silence.
 
     Attributes:
       values: [T] float32.
@@ -99,12 +99,12 @@ class EnergyVoiceActivity(VoiceActivity):
     """Speech is louder than the noise around it.
 
     The noise is the lowest level (over 0.1 s) in the `around` seconds before and after each frame of 10 ms, as in the
-    minimum statistics of Martin 2001. Music and loud noise are speech for it; `SileroVoiceActivity` knows better.
+    minimum statistics of Martin 2001. It takes music and loud noise for speech; `SileroVoiceActivity` does so less often.
     """
 
     above: float = 9.0  # dB above the noise, from which on a sound is speech
-    below: float = 40.0  # dB below the loudest sound around; what is still quieter is silence
-    quietest: float = -60.0  # dB of full scale; what is quieter is silence
+    below: float = 40.0  # dB below the loudest sound around; quieter sounds are silence
+    quietest: float = -60.0  # dB of full scale; quieter sounds are silence
     around: float = 5.0  # seconds before and after, of which noise and loudness are measured
 
     def scores(self, blocks: Iterable[np.ndarray], sample_rate: int) -> Scores:

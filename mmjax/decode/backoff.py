@@ -10,12 +10,12 @@ from mmjax.errors import UserError
 
 
 class Perplexities(NamedTuple):
-    """How well a model predicts texts. The first token of a text is given, and its end is not predicted.
+    """The perplexity of texts. The first token of a text is given, and its end is not predicted.
 
     Attributes:
       token, word: the exponential of the negative log-likelihood per token, and per word of the texts (what spaces
         separate; no more words than predicted tokens).
-      tokens: how many are predicted; unknown: how many of these the model does not know.
+      tokens: the number of predicted tokens; unknown: the number of them that the model does not know.
     """
 
     token: float
@@ -27,8 +27,8 @@ class Perplexities(NamedTuple):
 class Backoff:
     """An n-gram model as tables by n-gram.
 
-    The probability of a word after a context is that of the longest n-gram that ends with the word and that the model has, times
-    the back-offs of the longer contexts (Katz 1987).
+    The model takes its longest n-gram that consists of the end of the context and the word. The probability of the word is the probability
+    of this n-gram, times the back-offs of the longer contexts (Katz 1987).
     """
 
     def __init__(self, model: Arpa):

@@ -11,7 +11,7 @@ from mmjax.decode.scorers import Lists, Scorer, Sum
 from mmjax.stream import Stream
 from mmjax.tree import part
 
-# The shape of texts -> what a prediction network knows before they begin: a pytree of arrays [*shape, ...].
+# The shape of texts -> the state of a prediction network before the texts begin: a pytree of arrays [*shape, ...].
 Memory = Callable[[tuple[int, ...]], Any]
 
 
@@ -21,7 +21,7 @@ class Decoding:
     Attributes:
       streams: whether it also decodes a chunk at a time, with the methods `begin` and `advance`, as those of `BestPath` and
         `GreedyTransducer`. All chunks together give the tokens of the whole.
-      scorers: what else is known of texts, by name; a field of beam searches.
+      scorers: further scores of texts, by name; a field of beam searches.
       beams: texts of each example that are searched at the same time, and returned.
     """
 
@@ -56,7 +56,7 @@ class CTCDecoding(Decoding):
         """Logits [B, T, V], whose class 0 is the blank -> classes [B, T, K] as `Written`, at their frames; `BLANK` is no token.
 
         Args:
-          blank: the id of the tokenizer in whose place the blank is (`mmjax.models.texts.to_ids`), for scorers.
+          blank: the id of the tokenizer that the blank replaces (`mmjax.models.texts.to_ids`), for scorers.
           tables: of the method `tables`.
         """
         raise NotImplementedError
@@ -88,7 +88,7 @@ class TextDecoding(Decoding):
         Args:
           step: (tokens [B, N * beams], cache) -> logits [B, N * beams, V] of the tokens after them, and the cache.
           logits: [B, N, V] of the first token of every text; its positions are those of the tokens before.
-          cache: what `step` needs of the texts [B * N * beams], without room for further tokens. `cache.grown(room)` is the cache
+          cache: the state of the texts [B * N * beams] for `step`, without room for further tokens. `cache.grown(room)` is the cache
             with room for `room` more tokens of each text; `cache.rows(order)` has the texts in another order.
           ends: ids that end a text, and are not part of it.
           tables: of the method `tables`.
@@ -123,8 +123,8 @@ class TransducerDecoding(Decoding):
           apply: apply(*arguments, method="NAME") calls `project` or `logits` of the task (`mmjax.tasks.Transducer`).
           segments: [B, N] of the examples.
           room: the largest number of tokens of a text, for decoders that need a bound.
-          memory: what the prediction network knows before a text begins.
-          blank: the id in whose place the blank is.
+          memory: the state of the prediction network before a text begins.
+          blank: the id that the blank replaces.
           durations: numbers of frames; their logits stand after the logits of the classes. (): the model has no durations.
           tables: of the method `tables`.
         """

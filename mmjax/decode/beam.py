@@ -71,9 +71,9 @@ def extend_beams(
 ) -> tuple[Beams, jax.Array, jax.Array]:
     """The K best continuations of the open texts by one token (Sutskever et al. 2014, section 3.2).
 
-    A continuation that is among the K best and ends its text is kept apart; the K best others go on. An example goes on until
-    K texts have ended, and no open text has a better rank (`ranked`) than the worst of them. This is final if scores only
-    fall and the penalty is 0. With one beam, the search is greedy.
+    If a continuation is among the K best and ends its text, it is kept apart; the K best others go on. An example is finished
+    when K texts have ended, and no open text has a better rank (`ranked`) than the worst of them. If scores only fall and
+    the penalty is 0, no longer search would find better texts. With one beam, the search is greedy.
 
     Args:
       logits: [E, K, V] of the next token of each open text.
@@ -128,11 +128,11 @@ def ranked(texts: Texts, penalty: float) -> jax.Array:
 
 
 class Knowledge(NamedTuple):
-    """What adds to the scores of a decoder: scorers, and the outputs of CTC (Watanabe et al. 2017).
+    """The scores that are added to those of a decoder: of scorers, and of the outputs of CTC (Watanabe et al. 2017).
 
     Attributes:
       tables: of the scorers.
-      ctc: of the same recordings; None: unknown.
+      ctc: the outputs of CTC for the same recordings; None: there are none.
       ctc_weight: the share of CTC in a score, from 0 to 1; the decoder has the rest.
       shortlist: number of tokens of each text that are scored, the most probable ones.
     """

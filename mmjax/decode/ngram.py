@@ -19,17 +19,19 @@ from mmjax.tree import part
 class NGram(Scorer):
     """An n-gram language model from an ARPA file; its score is weight * ln p + bonus for each token, or for each word.
 
-    The end of a text is scored by the model's word </s>. The score of a word arrives with its letters: the beginning of a word
-    has the score of the most probable word (by 1-grams) that begins so, and, if no word begins so, that of an unknown word.
-    When the word is complete, its own score replaces it. So a complete text has exactly the scores of its words, however the
-    tokenizer has cut them.
+    The model's word </s> gives the score of the end of a text. The beginning of a word has the score of the most probable word
+    (by 1-grams) with this beginning. If no word has this beginning, it has the score of an unknown word. When the word is
+    complete, its own score replaces the score of the beginning. So a complete text has exactly the scores of its words, and the
+    pieces of the tokenizer do not matter.
     """
 
     file: str  # an ARPA file, may be compressed with gzip; `mmjax ngram` makes one
     level: Literal["token", "word"] = "token"  # the model's words are pieces of the tokenizer, or words of the text
     weight: float = 0.5  # factor of the natural logarithm of probabilities
-    bonus: float = 0.0  # added with each token or word, since every one makes a text less probable
-    unknown: float = -10.0  # added to the logarithm of the probability of what the model does not know
+    bonus: float = 0.0  # added with each token or word, since each token or word makes a text less probable
+    unknown: float = (
+        -10.0
+    )  # added to the logarithm of the probability of each token or word that the model does not know
 
     def tables(self, tokenizer: Any) -> "Tokens | Words":
         found = read_arpa(self.file)

@@ -26,8 +26,8 @@ NO_PHRASES = (
 class Phrases(Scorer):
     """Boosts phrases, such as names (an automaton of Aho and Corasick 1975, as in k2 and NeMo).
 
-    At each place of a text, the longest phrase that begins there adds `boost` for each of its tokens. The score is given token
-    by token, and is taken back if the phrase does not become complete. A phrase begins where the tokenizer begins a word.
+    At each place of a text, the longest phrase that begins there adds `boost` for each of its tokens. The boost is added token
+    by token, and subtracted again if the phrase does not become complete. A phrase begins where the tokenizer begins a word.
 
     An example may have further phrases of its own, in addition to those of `words` and `file` (`for_examples`).
     """
@@ -60,8 +60,8 @@ class Phrases(Scorer):
 class Choices(Scorer):
     """Allows only the texts of a list, each as the tokenizer writes it.
 
-    A beam search that drops the beginnings of all these texts finds none of them. Give it a shortlist of all tokens, and as many
-    beams as there are texts.
+    If a beam search drops the beginnings of all these texts, it finds no text. To prevent this, give it a shortlist of all
+    tokens, and as many beams as there are texts.
     """
 
     texts: tuple[str, ...] = ()  # the texts

@@ -31,18 +31,18 @@ FACTORS = np.array([0x9E3779B1, 0x85EBCA77], np.uint32)
 class PrefixBeam(CTCDecoding):
     """Prefix beam search: texts by the sum of their alignments, and by scorers.
 
-    The score of a text is the logarithm of the sum of the probabilities of the alignments that the search has kept, plus the
-    scores of the scorers; the whole score stands at the last frame of the example. The frame of a token is where its label
-    begins in the most probable alignment, found backwards; its confidence is the largest probability of this label there.
+    The score of a text has two terms: the logarithm of the summed probabilities of the alignments that the search has kept, and
+    the scores of the scorers. The whole score stands at the last frame of the example. The frame of a token is the first frame
+    of its label in the most probable alignment. Its confidence is the largest probability of this label there.
     """
 
     beams: int = 8  # texts that are kept from frame to frame, and returned
-    shortlist: int | None = 16  # tokens that may follow in a frame, those of the largest probability; None: all
-    scorers: Mapping[str, Scorer] = field(default_factory=dict)  # what else is known of texts
+    shortlist: int | None = 16  # in a frame, only so many of the most probable tokens may follow; None: all
+    scorers: Mapping[str, Scorer] = field(default_factory=dict)  # further scores of texts, by name
     # l of the blank-aware scoring of language models in NeMo: the score of a blank is (1 + l) ln p, and that of another token
     # ln p + l ln(1 - p(blank)); 0: scores are ln p.
     blank_weight: float = 0.0
-    rescorer: Rescorer | None = None  # scores the texts that were found, which are ordered anew
+    rescorer: Rescorer | None = None  # scores the texts that were found, and orders them again
 
     def check(self, path: str, config: Any) -> None:
         for name in ("beams", "shortlist"):

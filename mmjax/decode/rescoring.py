@@ -1,4 +1,4 @@
-"""Second pass: whole texts get another score, and are ordered anew."""
+"""Second pass: whole texts get another score, and are ordered again."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Scorers add other knowledge than the model's to the score of a text, token by token. All beam searches use them."""
+"""Scorers add further scores to the model's score of a text, token by token. All beam searches use them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Scorer:
 
     All methods but `tables` are pure and run inside the compiled program, for texts of any shape, such as [B, K] beams. Tokens
     are ids of the tokenizer. The score of a text is the sum of `score` over its tokens, plus `end`; it depends on the text
-    alone. A subclass overrides `tables`. What that returns may be an object with the other methods, without the argument `tables`.
+    alone. A subclass overrides `tables`. This may return an object that has the other methods, without the argument `tables`.
 
     Attributes:
       takes_phrases: whether an example may have phrases of its own (`for_examples`).

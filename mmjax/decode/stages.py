@@ -1,4 +1,4 @@
-"""The loop of writing token by token, with a cache that grows: most texts are far shorter than they may be."""
+"""The loop that writes token by token. Its cache grows, because most texts are far shorter than the limit."""
 
 from collections.abc import Callable
 from typing import Any

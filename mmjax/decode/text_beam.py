@@ -19,16 +19,16 @@ from mmjax.tree import part
 class Beam(TextDecoding):
     """Beam search, with CTC (Watanabe et al. 2017, "Hybrid CTC/attention architecture") and scorers.
 
-    The score of a text is (1 - ctc_weight) * log p(text) of the decoder + ctc_weight * log p(text) of CTC + what the scorers
-    add, divided by length ** length_penalty; the end of a text counts as a token.
+    The score of a text is (1 - ctc_weight) * log p(text) of the decoder + ctc_weight * log p(text) of CTC + the scores of the
+    scorers. It is divided by length ** length_penalty; the end of a text counts as a token.
     """
 
     beams: int = 4  # texts that are kept
-    length_penalty: float = 1.0  # 0: none; larger: longer texts
+    length_penalty: float = 1.0  # 0: no penalty; a larger number prefers longer texts
     ctc: str | None = None  # a CTC task that reads one of the same encoders, and writes the same text
     ctc_weight: float = 0.3  # the share of CTC in a score
-    shortlist: int = 16  # the most probable tokens of each text that CTC and scorers score
-    scorers: Mapping[str, Scorer] = field(default_factory=dict)  # what else is known of texts
+    shortlist: int = 16  # CTC and scorers score only so many of the most probable tokens of each text
+    scorers: Mapping[str, Scorer] = field(default_factory=dict)  # further scores of texts, by name
 
     def check(self, path: str, config: Any) -> None:
         if not 0 < self.ctc_weight < 1:

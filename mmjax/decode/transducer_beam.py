@@ -43,7 +43,7 @@ class Paths(NamedTuple):
 
 
 class Emissions(NamedTuple):
-    """What paths emit, [E, M] each.
+    """The emissions of paths, [E, M] each.
 
     Attributes:
       total: the score after it.
@@ -72,8 +72,8 @@ class TransducerBeam(TransducerDecoding):
 
     beams: int = 4  # texts that are kept
     symbols: int = 4  # the most tokens that are written at one frame
-    shortlist: int = 16  # the most probable tokens of each text that scorers score
-    scorers: Mapping[str, Scorer] = field(default_factory=dict)  # what else is known of texts
+    shortlist: int = 16  # scorers score only so many of the most probable tokens of each text
+    scorers: Mapping[str, Scorer] = field(default_factory=dict)  # further scores of texts, by name
 
     def __call__(self, apply, stream, segments, room, memory, blank=0, durations=(), tables=None) -> Stream:
         frames, shape = apply(stream, method="project"), (segments.size, self.beams)

@@ -1,7 +1,7 @@
 """Alignment by the cross-attention of a decoder: dynamic time warping, on packed rows.
 
-After Whisper's `timing.py` (github.com/openai/whisper): the attention weights of some heads are normalised, smoothed and
-averaged, and the monotonic path through tokens and frames with the largest sum is found.
+It follows Whisper's `timing.py` (github.com/openai/whisper). The attention weights of some heads are normalised, smoothed and
+averaged. The result is the monotonic path through tokens and frames with the largest sum of weights.
 """
 
 from collections.abc import Sequence

@@ -38,10 +38,10 @@ class TimedToken(NamedTuple):
 class Word(NamedTuple):
     """A word, character or segment with its times in seconds (None: unknown), and the probability that it is right.
 
-    The confidence of a word is the product of the probabilities of its tokens: each is a probability given the earlier ones, so
-    the product is the probability that the whole word is right. (NeMo offers it beside the minimum, its default; Whisper takes
-    the mean, which stays high if one of several tokens is wrong.) The confidence of a segment is the mean of its words: the
-    share of words that are right.
+    The confidence of a word is the product of the probabilities of its tokens. Each of these is a probability given the earlier
+    tokens, so the product is the probability that the whole word is right. (NeMo's default is the minimum, and the product is
+    an option. Whisper takes the mean, which stays high if one of several tokens is wrong.) The confidence of a segment is the
+    mean confidence of its words: the expected share of words that are right.
     """
 
     word: str
@@ -99,7 +99,7 @@ def pieces(decode: Callable[[Sequence[int]], str], ids: Sequence[int]) -> tuple[
 
 
 def word_spans(text: str) -> list[tuple[int, int]]:
-    """Where the words of a text are. Words stand between spaces; in scripts without spaces, each character is a word.
+    """The places of the words of a text. Words stand between spaces; in scripts without spaces, each character is a word.
 
     Punctuation belongs to the word beside it.
     """
@@ -182,8 +182,8 @@ class Spoken:
 
         Args:
           duration: of the recording, in seconds.
-          text: as it should be shown, such as with capitals that the tokenizer does not have; it is used if it has as many
-            words.
+          text: the text to show, such as with capitals that the tokenizer does not have; it is used if it has the same number
+            of words.
         """
         spans, shown = word_spans(self.text), self.text.strip()
         names = [self.text[first:last] for first, last in spans]

@@ -1,4 +1,4 @@
-"""What a decoder writes, in the compiled program and on the host."""
+"""The texts that a decoder writes, in the compiled program and on the host."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple

@@ -1,1 +1,1 @@
-"""Evaluation and prediction with what a run has learned."""
+"""Evaluation and prediction with the model of a run."""

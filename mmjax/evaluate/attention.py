@@ -1,7 +1,7 @@
-"""Where the cross-attention of a fusion or of a text decoder looks: its weights for one example.
+"""The cross-attention weights of a fusion or of a text decoder for one example: where the model looks.
 
-Models do not keep attention weights, and some backends never compute them. So the projected queries and keys of each layer are
-taken where they are passed on (`flax.linen.intercept_methods`), and their weights are computed once more.
+Models do not keep attention weights, and some backends never compute them. So an interceptor (`flax.linen.intercept_methods`)
+takes the projected queries and keys of each layer, and the weights are computed again.
 """
 
 from collections.abc import Mapping
@@ -51,7 +51,7 @@ class Watcher:
     def looks(self, params: Any, batch: Batch) -> dict[str, dict[str, Looks]]:
         """Where each part of the model looks, by "fusion" or the name of a task, and by stream.
 
-        A task that writes a text looks as it does while it writes the text that the batch has as its label.
+        The weights of a task that writes a text are those while it writes the label of the batch.
 
         Args:
           batch: one row with one example.

@@ -21,14 +21,14 @@ from mmjax.tasks.text_metrics import ERROR_RATES, known_of_texts, text_metrics
 
 
 class Scores(NamedTuple):
-    """What a comparison needs of one model's results in one task.
+    """The results of one model in one task, for a comparison.
 
     Attributes:
       numbers: [n] of the examples in the split, ascending.
       references: [n] the truths as values of JSON.
       statistics: the metrics by name.
-      clusters: [n] the group of each example; None: each is one by itself.
-      known: of the metrics, by name.
+      clusters: [n] the group of each example; None: each example is a group by itself.
+      known: how the metrics are shown and compared, by name.
     """
 
     numbers: np.ndarray
@@ -109,7 +109,7 @@ def _saved(lines: list[dict[str, Any]]) -> Scores | None:
 
 
 def known_of_scores(models: Mapping[str, Mapping[str, Scores]]) -> dict[str, Metric]:
-    """What is known of the metrics of several models, by name: "TASK/METRIC"."""
+    """How the metrics of several models are shown and compared, by name: "TASK/METRIC"."""
     return {
         f"{task}/{metric}": about
         for scores in models.values()
@@ -122,7 +122,7 @@ def compare(models: Mapping[str, Mapping[str, Scores]]) -> dict[str, Any]:
     """Compares models on the examples that all have measured, with equal references.
 
     Args:
-      models: by name, the scores of each task; the first is what the others are compared with.
+      models: by name, the scores of each task; the others are compared with the first model.
 
     Returns:
       {"metrics": {"transcript/wer": {NAME: {"value", "interval": (low, high), "difference": {"value", "interval", "p",
@@ -152,7 +152,7 @@ def compare(models: Mapping[str, Mapping[str, Scores]]) -> dict[str, Any]:
 
 
 def _common(task: str, scores: Mapping[str, Scores]) -> dict[str, np.ndarray]:
-    """Where the common examples stand among those of each model."""
+    """The places of the common examples among those of each model."""
     truths = [dict(zip(one.numbers.tolist(), one.references, strict=True)) for one in scores.values()]
     first = truths[0]
     common = [n for n, truth in first.items() if all(n in other and other[n] == truth for other in truths[1:])]

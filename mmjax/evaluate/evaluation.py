@@ -40,7 +40,7 @@ def spread(examples: int | None, count: int) -> np.ndarray | None:
 class Evaluator:
     """Measures a model on one split; compiles once for the subsets of modalities that are measured together.
 
-    Where a decoding takes phrases, each example is decoded with those of its column `phrases`.
+    If a decoding takes phrases, each example is decoded with the phrases in its column `phrases`.
 
     The examples are read once, with all modalities, and packed as in training. Each encoder runs once. Each subset gets its part of
     the batch, in which the other modalities are absent (invariant "absence").
@@ -180,7 +180,7 @@ class Evaluator:
         self._say_unreadable(batches.skipped)
 
     def _tables_for(self, batch: Batch, source: Any) -> dict[str, Any]:
-        """What decoding reads besides parameters, with the phrases of the examples of a batch."""
+        """The tables of the decoding, with the phrases of the examples of a batch."""
         if not self._takes_phrases:
             return self._tables
         examples = batch["examples"]

@@ -1,4 +1,4 @@
-"""What an evaluation collects batch by batch, and what it computes from it."""
+"""The sums, truths and predictions that an evaluation collects batch by batch, and the metrics of them."""
 
 import functools
 from bisect import bisect_left
@@ -109,7 +109,7 @@ class Measures:
         return self._tasks[task].statistics(items) or of_function(self._tasks[task].metrics, items)
 
     def known(self, task: str) -> Mapping[str, Metric]:
-        """What is known of the metrics of a task (`Task.known_metrics`)."""
+        """How the metrics of a task are shown and compared (`Task.known_metrics`)."""
         return self._tasks[task].known_metrics
 
     def references(self, task: str) -> list[Any]:
@@ -117,7 +117,7 @@ class Measures:
         return [self._tasks[task].reference(item.truth, self._facts) for item in self.items(task)]
 
     def compared(self, number: int) -> dict[str, dict[str, Any]]:
-        """What tasks predict about an example and its truth, by task (`Task.compared`); without a truth, a task is left out."""
+        """The prediction and the truth of an example, by task (`Task.compared`). A task without a truth is left out."""
         found = {}
         for name in self._items:
             items = self.items(name)
@@ -179,7 +179,7 @@ class Measures:
         return np.where(own < 0, own.max() + 1 + np.arange(len(own)), own)
 
     def confusions(self) -> dict[str, dict[str, Any]]:
-        """By task, what it takes for what (`Task.confusions`), and its "worst" examples."""
+        """The confusions of each task (`Task.confusions`), and its "worst" examples."""
         found = {}
         for name in self._items:
             own = dict(self._tasks[name].confusions(self.items(name), self._facts))

@@ -31,7 +31,7 @@ class Predictor:
     """Predicts about many examples.
 
     The examples that fit into a row of the config share one compiled program. Each of the others gets a row of its own, as in
-    `Run.predict`. What an example is packed with does not change its prediction.
+    `Run.predict`. The other examples in a row do not change a prediction.
 
     Args:
       run: a `mmjax.run.Run`.
@@ -185,8 +185,8 @@ def predict_files(
 ) -> dict[str, int]:
     """Writes a prediction about each example into a JSONL file: {"name", and what `Run.predict` returns}.
 
-    An example that cannot be used has {"name", "error"} instead. If the file has lines already, their examples are left out:
-    an interrupted call can be repeated, and the result is that of a call that was not interrupted (`mmjax.results`).
+    An example that cannot be used has {"name", "error"} instead. If the file has lines already, their examples are left out. So
+    an interrupted call can be repeated, and the result is the same as without the interruption (`mmjax.results`).
 
     Args:
       source: the examples (`Run.examples`).

@@ -134,7 +134,7 @@ class Chat:
         return read.first(count) if count else NOTHING
 
     def _vectors_of(self, new: Mapping[str, Pieces]) -> Stream | None:
-        """The vectors of media, as the model reads them; None: there are none."""
+        """The vectors of media, as the model reads them; None: no media."""
         if not new:
             return None
         generator = self._generator

@@ -1,7 +1,7 @@
 """Losses: pure functions of predictions and labels that return (sum, weight) pairs.
 
 A loss never divides: sums and weights are added over rows, micro-batches and devices, and divided once. Each returns
-{"loss": (sum, weight), ...}; further entries are metrics, by name. What is known of them (`mmjax.metric`) stands with the loss:
+{"loss": (sum, weight), ...}; further entries are metrics, by name. Constants describe these metrics (`mmjax.metric`):
 OF_TOKENS, OF_CLASSES, OF_CTC, OF_PAIRS, OF_WAVEFORMS.
 """
 

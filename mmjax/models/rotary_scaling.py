@@ -49,7 +49,7 @@ class LinearScaling(RotaryScaling):
 
 @part
 class Llama3Scaling(RotaryScaling):
-    """That of Llama 3.1 (arXiv:2407.21783): low frequencies are divided by the factor, high ones stay.
+    """The scaling of Llama 3.1 (arXiv:2407.21783): low frequencies are divided by the factor, high ones stay.
 
     Attributes:
       low, high: rotations within `length` positions below which a frequency is low, and above which it is high; between

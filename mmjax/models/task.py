@@ -333,7 +333,7 @@ class Task(nn.Module, kw_only=True):
 
 
 def known_of(tasks: Mapping[str, Task]) -> dict[str, Metric]:
-    """What is known of the metrics of all tasks, by name: "TASK/METRIC"."""
+    """How the metrics of all tasks are shown and compared, by name: "TASK/METRIC"."""
     known = {name: {**OF_EACH, **task.loss_metrics, **task.known_metrics} for name, task in tasks.items()}
     return {f"{name}/{metric}": about for name, own in known.items() for metric, about in own.items()}
 

@@ -202,7 +202,7 @@ def _read(path: Path, name: str) -> Subject:
 
 
 def known(subjects: Sequence[Subject]) -> dict[str, Metric]:
-    """What is known of the metrics of all runs, by name: "TASK/METRIC"."""
+    """How the metrics of all runs are shown and compared, by name: "TASK/METRIC"."""
     return {name: about for subject in subjects for name, about in known_of(subject.config.model.tasks).items()}
 
 

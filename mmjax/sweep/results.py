@@ -25,7 +25,7 @@ class Row(NamedTuple):
     Attributes:
       subset, metric: such as "speech+image" and "transcript/wer"; point: the values of the grid's keys.
       values: by the name of the run.
-      about: what is known of the metric; None: it is that of a group of examples.
+      about: how the metric is shown and compared; None: the metric is that of a group of examples.
     """
 
     subset: str

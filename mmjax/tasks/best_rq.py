@@ -21,7 +21,7 @@ class BestRQ(Task, kw_only=True):
     """BEST-RQ (Chiu et al. 2022, arXiv:2202.01855): hides spans of speech frames by noise, and predicts their random codes.
 
     The frames of a token, normalised over the recording, are projected by a fixed random matrix. The label is the nearest of
-    fixed random codes of unit length. Both follow from `seed`; they are no parameters.
+    fixed random codes of unit length. `seed` determines the matrix and the codes; they are not parameters.
     """
 
     reads: str = "speech"  # a Conformer

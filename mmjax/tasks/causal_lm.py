@@ -24,12 +24,12 @@ from mmjax.tasks.text_metrics import OF_REPLIES, check_measures, known_of_texts,
 
 
 class WritingState(NamedTuple):
-    """What a language model keeps from one token that it writes to the next.
+    """The state that a language model keeps between two tokens that it writes.
 
     Attributes:
       cache: of the decoder.
-      kept: what the fusion needs of the media (`MediaFusion.kept`); None: nothing.
-      count: [B, N] how many media stand before the next token of each text.
+      kept: the data of the media that the fusion needs (`MediaFusion.kept`); None: none.
+      count: [B, N] the number of media before the next token of each text.
     """
 
     cache: Cache
@@ -51,10 +51,10 @@ class WritingState(NamedTuple):
 
 
 class CausalLM(Task, kw_only=True):
-    """Predicts the next token of a text with a decoder, and writes how it goes on (Radford et al. 2019).
+    """Predicts the next token of a text with a decoder, and continues texts (Radford et al. 2019).
 
-    The text is plain, or it is a conversation (`mmjax.data.Conversation`), whose replies the task learns and writes. With a
-    fusion, it also reads the recordings and pictures of the conversation.
+    The text is plain, or it is a conversation (`mmjax.data.Conversation`). In a conversation, the task learns and writes the
+    replies. With a fusion, it also reads the recordings and pictures of the conversation.
     """
 
     reads: str = "text"  # a `TokenIds`
@@ -188,8 +188,8 @@ class CausalLM(Task, kw_only=True):
 
         Args:
           text: the tokens in one row, as the stream `reads`.
-          media: `vectors` of the media among them; None: there are none. Their numbers are those in the whole text.
-          start: number of tokens of `state`, soft tokens included, that the further ones follow; the others are forgotten.
+          media: `vectors` of the media among these tokens, numbered as in the whole text; None: there are no media.
+          start: the further tokens follow so many tokens of `state`, soft tokens included; later tokens of `state` are forgotten.
 
         Returns:
           Logits [1, 1, V] of the token after them, and what is kept.

@@ -1,4 +1,4 @@
-"""What predictions take for what: a matrix of classes, and the words of texts that are confused most."""
+"""Confusions of predictions: a matrix of classes, and the words of texts that are confused most."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def confusion_matrix(truths: Sequence[int], chosen: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
-    """How often each class was taken for each.
+    """The confusion matrix of classes.
 
     Returns:
       {"classes": the names of the classes that occur; "matrix": [true class][chosen class] numbers of examples}.

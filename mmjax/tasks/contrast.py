@@ -112,7 +112,7 @@ class Contrast(Task, kw_only=True):
         return contrastive(output.prediction, self.rule, self.chunks)
 
     def truth(self, tokens: None, facts: Facts, example: Callable[[], Any]) -> list[Hashable]:
-        """What identifies the two parts of an example: equal pictures or texts are one item of the gallery."""
+        """The keys of the two parts of an example: equal pictures or texts are one item of the gallery."""
         found = example()
         return [_key(found.inputs.get(kind)) for kind in self.between]
 
@@ -131,7 +131,7 @@ class Contrast(Task, kw_only=True):
         return found
 
     def shown(self, prediction: np.ndarray, facts: Facts) -> dict[str, Any]:
-        """{"": the score of the pair, "probability" that the two belong together (sigmoid alone)}."""
+        """{"": the score of the pair, "probability" that the two belong together (only for the sigmoid loss)}."""
         score = float(prediction[0] @ prediction[1])
         return {"": score} | ({"probability": 1 / (1 + math.exp(-score))} if self.rule == "sigmoid" else {})
 

@@ -69,7 +69,7 @@ class EmbeddingCTC(CTC, kw_only=True):
 
     @property
     def _ids(self) -> int:
-        """The number of embeddings. A blank after all ids has none."""
+        """The number of embeddings. A blank after all ids has no embedding."""
         return self.outputs - (self.blank == self.outputs - 1)
 
     def heard(self, facts: Facts) -> str | None:

@@ -12,7 +12,7 @@ from mmjax.models.task import Encoded, Output, Sums, Task
 
 
 class MeanTeacher(Task, kw_only=True):
-    """Labels the examples that have no label for another task with what a teacher predicts.
+    """Learns from the predictions of a teacher for examples that have no label for another task.
 
     The teacher has the exponential moving average of the parameters (`optimizer.ema`), and reads without the noise of the
     student: without dropout, and without augmentation in the compiled step. The loss is the other task's: cross-entropy to

@@ -1,4 +1,4 @@
-"""Retrieval: at which rank a model finds what belongs to a query."""
+"""Retrieval: the rank at which a model finds the item of a query."""
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -19,11 +19,11 @@ AT_ONCE = 1024  # queries whose scores are in memory together
 def recalls(
     queries: np.ndarray, items: np.ndarray, query_keys: Sequence[Hashable], item_keys: Sequence[Hashable]
 ) -> dict[str, Statistic]:
-    """Recall@1, 5 and 10 and the median rank in a gallery of all different items, and what guessing would reach.
+    """Recall@1, 5 and 10 and the median rank in a gallery of all different items, and the same metrics of guessing.
 
-    As on COCO captions (Karpathy and Fei-Fei 2015, section 4.2), a query that belongs to several items is right if any of
-    them is found, and an item that several examples share is in the gallery once. If scores are equal, wrong items come
-    first, so that a model that has collapsed finds nothing.
+    As on COCO captions (Karpathy and Fei-Fei 2015, section 4.2), a query may belong to several items, and is right if any of
+    them is found. An item that several examples share is in the gallery once. If scores are equal, wrong items come first,
+    so a collapsed model finds nothing.
 
     Args:
       queries, items: [n, D] vectors of n examples; the score of a pair is their product.
@@ -85,7 +85,7 @@ def _numbered(keys: Sequence[Hashable]) -> tuple[list[int], list[int]]:
 
 
 def _chance(gallery: int, own: int, k: int) -> float:
-    """That of k items drawn at random at least one belongs to the query."""
+    """The probability that at least one of k items drawn at random belongs to the query."""
     return 1.0 - comb(gallery - own, k) / comb(gallery, k) if k <= gallery else 1.0
 
 

@@ -1,4 +1,4 @@
-"""What tasks that write a text share: its label, its tokenizer, its error rates."""
+"""The common parts of tasks that write a text: its label, its tokenizer, its error rates."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -126,7 +126,7 @@ def texts(items: Sequence[Item]) -> tuple[list[str], list[str]]:
 class WithBlank(TextTask, kw_only=True):
     """The base class of tasks whose head has a class for the blank, class 0; a subclass has the field `outputs`."""
 
-    blank: int | None = None  # the id of the tokenizer in whose place the blank is; None: one that no text contains
+    blank: int | None = None  # the id of the tokenizer that the blank replaces; None: an id that no text contains
 
     kind = "task"
     outputs_key = "outputs"

@@ -46,7 +46,7 @@ def text_metrics(
 
 
 def known_of_texts(names: Sequence[str]) -> dict[str, Metric]:
-    """What is known of the metrics `names`."""
+    """How the metrics `names` are shown and compared."""
     return {name: METRICS[name].known for name in names}
 
 
@@ -93,10 +93,10 @@ def _of_basic(metric: Callable[[list[str], list[str]], Statistic | None]) -> Cal
 
 
 def signatures(names: Sequence[str], references: Sequence[str]) -> dict[str, str]:
-    """How the metrics among `names` are computed whose values depend on more than their names say.
+    """Details of the computation of metrics among `names`, where the name of a metric does not determine its value.
 
-    They are "bleu" and "chrf" (sacrebleu's signature), and those of normalised texts. Without references there is nothing
-    to say.
+    These metrics are "bleu" and "chrf" (sacrebleu's signature), and the metrics of normalised texts. Without references, the
+    result is empty.
     """
     signed = {name: METRICS[name].signature for name in names if references}
     return {name: signature(references) for name, signature in signed.items() if signature is not None}
@@ -250,7 +250,7 @@ class TextMetric(NamedTuple):
       known: how it is shown.
       statistic: of references and hypotheses; None if it is not defined for them.
       several: whether it uses all references of an example (`mmjax.data.labels.Alternatives`).
-      signature: says of the references how the metric is computed; None: its name says it.
+      signature: a function of the references that says how the metric is computed; None: its name says it.
     """
 
     known: Metric

@@ -25,8 +25,8 @@ OTHERS = ("ma'am", "o'clock", "'twas", "'ow's'at", "y'all")
 def vqa_accuracy(answers: Sequence[str], hypothesis: str) -> float:
     """The accuracy of an answer to a question that several people, usually ten, have answered (Antol et al. 2015, arXiv:1505.00468).
 
-    An answer that three people gave is right; one that two or one gave counts 2/3 or 1/3. It is the mean over all groups that
-    leave out one person. As in the official evaluation (https://visualqa.org/evaluation.html, `vqaEval.py`), texts are
+    An answer that three people gave is right. An answer of two people counts 2/3, and an answer of one person counts 1/3. The
+    accuracy is the mean over all groups that leave out one person. As in the official evaluation (https://visualqa.org/evaluation.html, `vqaEval.py`), texts are
     compared in their `normalised` forms, or as they are if all people gave the same answer. With a single answer, the
     normalised forms are compared, and the accuracy is 1 or 0.
     """

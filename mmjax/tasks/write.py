@@ -32,7 +32,9 @@ class Write(TextTask, Common, kw_only=True):
     is the joint training of Watanabe et al. 2017 ("Hybrid CTC/attention architecture").
     """
 
-    reads: tuple[str, ...]  # encoders; those that an example has. An example that has none of them is left out
+    reads: tuple[
+        str, ...
+    ]  # encoders. An example may lack some of their inputs; an example without any of them is left out
     decoder: TextDecoder = TextDecoder()  # writes the text
     label: str = "transcript"  # the name of the text in the data
     start_token: int = 0  # the id before every text; 0 is the padding of tokenizers that are trained here
@@ -165,8 +167,8 @@ class Write(TextTask, Common, kw_only=True):
     def spans(self, apply: Any, encoded: Encoded) -> Stream:
         """By dynamic time warping of the cross-attention (`mmjax.decode.warping`), as Whisper's word times.
 
-        The last given token and the end token take part, for the pauses before the first word and after the last one. They are
-        left out of the result.
+        The last given token and the end token take part, for the pauses before the first word and after the last one. The
+        result leaves them out.
         """
         (logits, labels), sown = apply(encoded, mutable=["intermediates"])
         ((queries, keys),) = sown["intermediates"]["decoder"]["layers"][CROSS_ATTENTION]

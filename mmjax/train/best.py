@@ -39,13 +39,13 @@ def goal_of(named: str, given: Mapping[str, Sequence[str]], known: Known) -> Goa
     """The goal that `evaluation.best` names.
 
     Args:
-      named: "SUBSET: TASK/METRIC"; or "TASK/METRIC", of the first subset that gives this metric.
+      named: "SUBSET: TASK/METRIC"; or "TASK/METRIC", which means the first subset that gives this metric.
       given: the names of the metrics that an evaluation gives, by subset.
-      known: of the metrics.
+      known: how the metrics are shown and compared.
 
     Raises:
-      UserError: no evaluation gives the metric, and the message names the nearest one; or its task does not say which of
-        its values are better.
+      UserError: no evaluation gives the metric; the message names the nearest metric. Or the task does not say which values
+        of the metric are better.
     """
     subset, colon, metric = (part.strip() for part in named.partition(":"))
     if not colon or "/" in subset:  # the names of groups may have colons

@@ -266,7 +266,7 @@ class Checkpoints:
                 shutil.rmtree(left, ignore_errors=True)
 
     def lost(self) -> str | None:
-        """For a run without checkpoints: evidence that there was one, as a message; None if there is no evidence."""
+        """A message with the evidence that a run without checkpoints once had one; None if there is no evidence."""
         marker, metrics = self.path.parent / NEWEST, self.path.parent / "metrics.jsonl"
         with _explained(f"look for checkpoints in {self.path.parent}"):
             if marker.is_file():
@@ -364,7 +364,7 @@ def check_run(run: Path) -> None:
 
 
 def describe_run(directory: str | Path) -> list[dict[str, Any]]:
-    """The checkpoints of a run directory, as `Checkpoints.describe` gives them; and for each, "best": whether it is the best one."""
+    """The checkpoints of a run directory, as `Checkpoints.describe` gives them. "best" says whether a checkpoint is the best."""
     run = run_at(directory, "all")
     check_run(run)
     best = read_record(run).get("best")
@@ -372,7 +372,7 @@ def describe_run(directory: str | Path) -> list[dict[str, Any]]:
 
 
 def before_the_first(directory: str | Path) -> str:
-    """What to say of a run directory without a checkpoint: when the first one comes."""
+    """The message about a run directory without a checkpoint: when the first one is saved."""
     about = read_json(run_at(directory, "all") / "config.json")
     every, steps = about["checkpoint"].get("every_steps"), about["steps"]
     first = steps if every is None else min(every, steps)

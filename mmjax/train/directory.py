@@ -144,7 +144,7 @@ def forget_start(run: Path) -> None:
 
 
 def _began(run: Path) -> bool:
-    """Whether there is no config to forget: the directory is new, is an import, or has a checkpoint or metrics of a step."""
+    """Whether nothing is to be deleted: the directory is new, is an import, or has a checkpoint or metrics of a step."""
     folder, metrics = run / FOLDER, run / "metrics.jsonl"
     return (
         not (run / "config.json").is_file()

@@ -36,15 +36,15 @@ class Evaluation:
     """Settings of evaluation."""
 
     every_steps: int | None = None  # None: at the end only
-    split: str = "test"  # that is measured
+    split: str = "test"  # the split that is measured
     # Modalities that are shown together; None: as in training (data.subsets); (): nothing is measured.
     subsets: tuple[str, ...] | None = None
-    examples: int | None = None  # evenly spread over the split, during training; None: all
-    final_examples: int | None = None  # the same, for the final evaluation
+    examples: int | None = None  # number during training, spread evenly over the split; None: all
+    final_examples: int | None = None  # number in the final evaluation, spread evenly over the split; None: all
     # A metric, "transcript/wer" or "speech+image: transcript/wer", whose best checkpoint is kept beside the newest ones.
     best: str | None = None
-    patience: int | None = None  # evaluations without a better value of `best` after which the run stops; None: never
-    # Data sets that are not trained on, measured before the first step and after the last one: what the model forgets.
+    patience: int | None = None  # the run stops after so many evaluations without a better value of `best`; None: never
+    # Data sets that show what the model forgets. They are measured before the first and after the last step, not trained on.
     guards: Mapping[str, Source] = dataclasses.field(default_factory=dict)
 
 
@@ -55,7 +55,7 @@ class Checkpoint:
     every_steps: int | None = 100  # None: at the end only
     keep: int = 3  # how many of the newest checkpoints to keep
     frozen: bool = (
-        True  # each checkpoint has frozen parameters, too; False: they are saved once, in a folder of their own
+        True  # each checkpoint has the frozen parameters, too; False: they are saved once, in a separate folder
     )
 
 
@@ -63,10 +63,10 @@ class Checkpoint:
 class Log:
     """Settings of the log."""
 
-    every_steps: int = 10  # between two lines
+    every_steps: int = 10  # steps between two lines
     tensorboard: bool = True  # write event files for TensorBoard
     wandb_project: str | None = None  # a project of Weights & Biases
-    # Seconds without progress, if they are more than 30 usual steps, after which a process ends as hung; None: never.
+    # A process ends as hung after so many seconds without progress, but not before the time of 30 usual steps; None: never.
     hang_seconds: float | None = 900.0
 
 
@@ -74,18 +74,18 @@ class Log:
 class Experiment:
     """A run: the same config, data and seed give the same result."""
 
-    name: str  # of the run
-    seed: int = 0  # of all random numbers
-    steps: int  # optimizer steps
+    name: str  # name of the run
+    seed: int = 0  # seed of all random numbers
+    steps: int  # number of optimizer steps
     data: Data  # what is read, and how it is packed
     model: Multimodal  # encoders, fusion and tasks
     optimizer: Optimizer  # rule, schedule and groups
-    weighting: Weighting | None = None  # of the tasks, in addition to their fixed weights
+    weighting: Weighting | None = None  # changing weights of the tasks, in addition to their fixed weights
     # Directory of a run or an import by pattern ("encoders.speech", "**"), or DIRECTORY:PART; None: random values.
     initial: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     # Adapters of kernels by pattern, "tasks.chat.decoder.layers": LoRA(); None: no adapter. The kernels are frozen.
     adapters: Mapping[str, LoRA | None] = dataclasses.field(default_factory=dict)
-    spikes: Spikes = Spikes()  # which losses are spikes, and what follows one
+    spikes: Spikes = Spikes()  # which losses are spikes, and what the run does after a spike
     evaluation: Evaluation = Evaluation()  # what is measured, and when
     checkpoint: Checkpoint = Checkpoint()  # when the state is saved
     log: Log = Log()  # when metrics are written, and where

@@ -17,15 +17,15 @@ from mmjax.tree import part
 
 @part
 class Group:
-    """What is different for the parameters that a pattern selects; the first pattern that matches a parameter counts."""
+    """Settings for the parameters that a pattern selects; the first pattern that matches a parameter counts."""
 
-    frozen: bool = False  # no gradient, no moments, no steps; nothing is computed for them in the backward pass
+    frozen: bool = False  # no gradient, no moments, no steps; the backward pass computes nothing for the parameters
     frozen_until: int = 0  # steps in which the parameters stay as they are
     by_layer: int | None = None  # further steps for each layer below the last one of a stack, and as many as the first
     rate: float = 1.0  # factor of the learning rate
     decay_by_layer: float | None = None  # factor of the rate for each layer below the last one of a stack
     roles: tuple[Role, ...] = ()  # only parameters of these roles; none: all
-    # Of frozen parameters; None: optimizer.parameters. "int8" and "int4" are for projections; the others are kept in bfloat16.
+    # Dtype of frozen parameters; None: optimizer.parameters. "int8" and "int4": other parameters than projections are bfloat16.
     dtype: Literal["float32", "bfloat16", "int8", "int4"] | None = None
 
     @property
@@ -125,7 +125,7 @@ def scaled(groups: Any, specs: Any) -> optax.GradientTransformation:
     """Multiplies every update by the rate of its group, layer by layer, and by 0 while the layer or the group is frozen.
 
     With `by_layer`, layers thaw one after the other, the last one first (gradual unfreezing, Howard and Ruder 2018,
-    arXiv:1801.06146). What belongs to no layer, such as embeddings, thaws with the first layer.
+    arXiv:1801.06146). Parameters that belong to no layer, such as embeddings, thaw with the first layer.
 
     Args:
       groups, specs: of the trained parameters.

@@ -86,7 +86,7 @@ def record(found: Found) -> dict[str, float | None]:
 
 
 def recorded(run: Path, records: Sequence[Mapping[str, Any]]) -> tuple[Found, Found]:
-    """What was measured before the first and after the last step of a run; the second is empty if the run has not ended.
+    """The measures before the first and after the last step of a run; the latter are empty if the run has not ended.
 
     Args:
       records: the lines of its metrics.jsonl.

@@ -33,8 +33,8 @@ class HangWatch:
     """A thread that ends the process if it makes no progress.
 
     The limit is `seconds`, and at least `FACTOR` times the median of the last steps. The process then writes the stacks of all
-    its threads to `hangs/step-N-process-P.txt`. The message names the process that the others wait for. The exit code is that of
-    a saved run, so that launch scripts start it again.
+    its threads to `hangs/step-N-process-P.txt`. The message names the process that the others wait for. The exit code is the one
+    of a saved run, so that launch scripts start the run again.
 
     Args:
       run: the run's directory.
@@ -76,7 +76,7 @@ class HangWatch:
         self._stepped = None
 
     def pause(self) -> None:
-        """Watches nothing until the next progress; for what may take long, such as the compilation."""
+        """Watches nothing until the next progress; for work that may take long, such as the compilation."""
         self._since = self._stepped = None
 
     @property

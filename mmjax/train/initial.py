@@ -33,7 +33,7 @@ class Source:
     Attributes:
       name: its directory.
       model: its parts.
-      params: its parameters by path; a kernel with an adapter without it, as its adapter has paths of its own.
+      params: its parameters by path. A kernel does not include its adapter, which has paths of its own.
       adapted: its kernels with adapters by path.
     """
 
@@ -63,7 +63,7 @@ class Source:
         return Tokenizer.in_run(Path(self.name))
 
     def counterpart(self, root: str) -> str:
-        """Its module of the name `root`; if there is none, its only encoder for an encoder, its only decoder for a decoder.
+        """Its module of the name `root`. Without one, its only encoder stands for an encoder, its only decoder for a decoder.
 
         Raises:
           UserError: there is none, or there are several.
@@ -85,7 +85,7 @@ class Source:
 def check_initialised(config: Experiment, specs: Any, groups: Any) -> None:
     """Checks before a new run that nothing is frozen with the values of a new model, for some steps or for all.
 
-    Such a part is usually pretrained, and `initial` was forgotten. If it is meant, `initial` gives it None.
+    A frozen part is usually pretrained, so an entry of `initial` was forgotten. An entry of None allows random values.
 
     Args:
       specs, groups: the `Spec` and the `Group` of every parameter; groups None: nothing is frozen.
@@ -117,8 +117,8 @@ def load_initial(config: Experiment, state: TrainState, specs: Any, tokenizer: T
       tokenizer: the tokenizer of the run, if it has one.
 
     Raises:
-      UserError: a pattern selects nothing, or a parameter that its source does not have, or has with another shape, in
-        a part with other settings, or for the ids of another tokenizer.
+      UserError: a pattern selects nothing, or it selects a parameter that does not fit: the source does not have it, has it
+        with another shape or in a part with other settings, or has it for the ids of another tokenizer.
     """
     if not config.initial:
         return state
@@ -203,7 +203,7 @@ def _source(directory: str, run: Experiment, params: Any) -> Source:
 
 
 def traced(config: Experiment, params: Any) -> dict[str, dict[str, str]]:
-    """Where the parameters of a run come from, through its sources: directory of an import -> {our path: path there}.
+    """The origins of a run's parameters, through its sources: directory of an import -> {our path: path there}.
 
     Args:
       params: of the run.

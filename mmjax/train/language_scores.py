@@ -30,8 +30,8 @@ NOWHERE = 2**30  # a place that no array has, and no text
 class LanguageModelRescorer(Rescorer):
     """Adds weight * ln p + bonus for each token of a text, with the language model (`CausalLM`) of a run or an import.
 
-    The first token is predicted from the token that the model's tokenizer puts before texts; if it puts none there, the first
-    token has no score. The end of a text has none.
+    The first token is predicted from the token that the model's tokenizer puts before texts. If it puts no token there, the
+    first token has no score. The end of a text has no score.
     """
 
     run: str  # a directory; its tokenizer has the same pieces as that of the recogniser
@@ -60,8 +60,8 @@ class Read(NamedTuple):
       likelihood: [*shape, V] float32, the natural logarithm of the probability of each next token.
       count: [*shape] int32, the number of tokens.
       slots: [*shape, C] int32, where the keys and values of the last C tokens are; token n is at n % C.
-      memory: keys and values [S, L, K, D] of tokens in S slots. Texts that begin alike share slots, so a search copies numbers of
-        slots, and no keys. Slot 0 has the token before texts.
+      memory: keys and values [S, L, K, D] of tokens in S slots. Texts that begin alike share slots, so a search copies only
+        the numbers of slots, not keys and values. Slot 0 has the token before texts.
     """
 
     likelihood: jax.Array
@@ -81,7 +81,7 @@ class LanguageModelScorer(Scorer):
     run: str  # a directory; its tokenizer has the same pieces as that of the recogniser
     weight: float = 0.3  # factor of the natural logarithm of probabilities
     bonus: float = 0.0  # added for each token, since every one makes a text less probable
-    context: int = 64  # how many of the last tokens of a text the next one depends on
+    context: int = 64  # the next token depends on so many of the last tokens of a text
 
     def tables(self, tokenizer: Any) -> dict[str, Any]:
         if self.context < 1:

@@ -90,7 +90,7 @@ def goodput(directory: str | Path) -> dict[str, Any]:
     Returns:
       {"goodput": the share of steps that count in all the time from the first start on; "seconds": {kind: seconds}; "wall":
       their sum; "launches": [{"start", "from", "to", "seconds"}]}. Steps that a later start took again are "lost". The time
-      from the last line of a process to the next start is "down": nothing is known of it.
+      from the last line of a process to the next start is "down".
 
     Raises:
       UserError: the run has no ledger.

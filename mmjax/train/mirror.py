@@ -100,7 +100,7 @@ class Mirror:
     def pull(self, wanted: Callable[[str], bool] = lambda name: True) -> None:
         """Makes the directory equal to the run in the bucket; other files are deleted.
 
-        Changes of the directory are kept if the bucket has not changed since both were equal.
+        Local changes stay if the bucket has not changed since the bucket and the directory were last equal.
 
         Args:
           wanted: which files to bring, by relative path.
@@ -233,8 +233,8 @@ class Taken(UserError):
 def _snapshot(root: Path) -> Iterator[tuple[dict[str, Stamp], list[str], dict[str, BinaryIO]]]:
     """What a directory holds at one moment: stamps and folders as of `_files`, and the open files that a run still changes.
 
-    A run only appends to files, or replaces them as a whole. So the first bytes of an open file, as many as its stamp says, stay what
-    they were. Files in `COMPLETE` do not change.
+    A run only appends to files, or replaces them as a whole. The stamp of an open file says its number of bytes, and these first
+    bytes do not change. Files in `COMPLETE` do not change.
 
     Raises:
       _Gone: the directory changed during each of several attempts.
@@ -305,7 +305,7 @@ def _cannot(doing: str, address: str, error: Exception) -> UserError:
 
 
 def place_of(run: str | os.PathLike, directory: str | None) -> tuple[Path, Mirror | None]:
-    """The directory in which a training works: the run directory itself, or one below the data directory that mirrors it.
+    """The directory in which a training works: the run directory, or its mirror below the data directory.
 
     Args:
       directory: `data.directory` of the config.
@@ -321,12 +321,12 @@ def place_of(run: str | os.PathLike, directory: str | None) -> tuple[Path, Mirro
 
 @contextmanager
 def mirrored(mirror: Mirror | None, stop: StopSignal) -> Iterator[None]:
-    """Brings a run here, and what changes in the block to its bucket; None: the run is here already.
+    """Downloads a run, and uploads the changes of the block to its bucket; None: the run is on this machine already.
 
-    Process 0 does it for all: the directory that mirrors the run must be one that all processes see.
+    Process 0 does this for all processes, so all processes must see the directory that mirrors the run.
 
     Raises:
-      UserError: the bucket cannot be read, or not be written at the end; or another process has written to the run.
+      UserError: the bucket cannot be read, cannot be written at the end, or another process has written to the run.
     """
     if mirror is None:
         yield
@@ -389,7 +389,7 @@ def run_at(run: str | os.PathLike, checkpoints: Literal["all", "none", "newest"]
     """The directory of a run to read; of a run in a bucket, a copy in the data directory.
 
     Args:
-      checkpoints: those that are needed: "all", "none", "newest", or the one of a step.
+      checkpoints: which checkpoints are needed: "all", "none", "newest", or the step of one.
 
     Raises:
       UserError: the bucket cannot be read, or there is no run, or the directory has a model of another library.

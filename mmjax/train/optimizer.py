@@ -20,12 +20,12 @@ class Optimizer:
     """Optimizer settings, and the dtypes of parameters, gradients and moments."""
 
     rule: Rule = AdamW()  # from gradients to updates
-    schedule: Schedule  # of the learning rate
+    schedule: Schedule  # schedule of the learning rate
     groups: Mapping[str, Group] = dataclasses.field(default_factory=dict)  # "encoders.speech.**": Group(frozen=True)
     clip: float | None = 1.0  # global gradient norm
     ema: float | None = None  # decay of the EMA of the parameters, which is evaluated; None: no EMA
     accumulation: int = 1  # micro-batches per step
-    max_skipped: int = 20  # stop after so many non-finite steps in a row, or after half of all
+    max_skipped: int = 20  # stop after so many non-finite steps in a row, or after half of all steps
     # Storage dtypes; updates are computed in float32.
     parameters: Dtype = "float32"  # bfloat16: stochastic rounding, so that updates below its precision count on average
     gradients: Dtype = "float32"  # from the backward pass to the rule, including their sum over micro-batches

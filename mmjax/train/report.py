@@ -223,7 +223,7 @@ def _parts(sizes: Mapping[str, int], frozen: Mapping[str, int], flops: Mapping[s
 def left_out(source: Any, run: Path, split: str = "train") -> None:
     """Warns of unused data and unusable examples of a split; lists the examples in the run's directory.
 
-    What is not used is seldom an error. So a run says it once, and again only if it changes. The directory lists what was said.
+    Unused data is seldom an error. So a run gives a warning once, and again only if it changes. The directory lists the warnings.
     """
     parts, suffix = getattr(source, "sources", {"": source}), "" if split == "train" else f"-{split}"
     _say_new([note for part in parts.values() for note in getattr(part, "notes", ())], run / f"notes{suffix}.txt")
@@ -317,7 +317,7 @@ def adapter_changes(params: Any) -> dict[str, np.ndarray]:
 
 
 def adapter_record(changes: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """What a line of metrics.jsonl says of adapters.
+    """The record of the adapters in metrics.jsonl.
 
     Returns:
       {"kernels": their number, "unchanged": paths of kernels with a layer that did not change, "lowest", "median", "highest":

@@ -10,7 +10,7 @@ from mmjax.tree import part
 
 @part
 class Schedule:
-    """The base class of schedules: a warm-up that rises linearly to the peak, and what follows it."""
+    """The base class of schedules: a warm-up that rises linearly to the peak, and the rates after it."""
 
     kind = "schedule"
 

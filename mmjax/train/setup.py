@@ -89,7 +89,7 @@ def open_evaluator(
 
 
 class Origin(NamedTuple):
-    """Where a start goes on.
+    """The place from which a start continues.
 
     Attributes:
       step: the last finished step; 0: none.

@@ -21,29 +21,31 @@ class Rollback:
 
     back: int = 100  # least number of steps from the checkpoint to the spike
     ahead: int = 100  # batches after the spike that are skipped, too
-    most: int = 3  # rollbacks of a run; at the next spike it stops
+    most: int = 3  # largest number of rollbacks of a run; the run stops at the next spike
 
 
 @part
 class Spikes:
     """Detection of loss spikes: losses far above those of the steps before.
 
-    A loss is high if it exceeds the median of the steps before by some standard deviations, which are estimated by the
-    median absolute deviation (MAD), because a spike would raise their mean and their standard deviation (Iglewicz and
-    Hoaglin 1993, chapter 3). OLMo-core's `SkipStepOptimizer` has the same window and limit, with mean and deviation.
+    A loss is high if it exceeds the median of the steps before by some standard deviations. The median absolute deviation
+    (MAD) estimates the standard deviation (Iglewicz and Hoaglin 1993, chapter 3), because a spike would raise the mean and
+    the standard deviation themselves. OLMo-core's `SkipStepOptimizer` has the same window and limit, with mean and deviation.
     """
 
-    window: int = 128  # steps before, with which a loss is compared; from half as many on
-    deviations: float = 6.0  # standard deviations above the median, from which a loss is high
-    steps: int = 3  # high losses in a row, skipped steps aside, that are a spike; one batch may be difficult
-    rollback: Rollback | None = None  # what follows a spike; None: a warning
+    window: int = 128  # a loss is compared with those of so many steps before, and of at least half as many
+    deviations: float = 6.0  # a loss is high from so many standard deviations above the median on
+    steps: int = (
+        3  # so many high losses in a row are a spike; skipped steps do not count, and one batch may be difficult
+    )
+    rollback: Rollback | None = None  # what the run does after a spike; None: it warns
 
 
 class Spike(NamedTuple):
     """A spike.
 
     Attributes:
-      first, last: its first step, and that at which it was found.
+      first, last: its first step, and the step at which it was found.
       loss: at that step.
       median, deviations: of the losses before, and the distance of the loss from their median.
     """

@@ -69,7 +69,7 @@ class StopSignal:
 
     @contextmanager
     def on_error(self) -> Iterator[None]:
-        """An error inside requests a stop, so that the state can still be saved: after a full disk, there may be room for it."""
+        """An error inside requests a stop, so that the state can still be saved; even a full disk may have room for it."""
         try:
             yield
         except UserError as error:

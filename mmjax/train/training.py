@@ -146,7 +146,7 @@ class Training:
         return self.evaluations.evaluate(self.state.evaluated, self.done, examples, self.save_and_wait)
 
     def measure_changes(self, changes: Mapping[str, np.ndarray]) -> None:
-        """Measures again what the model must not forget (`Evaluation.guards`), and records how adapters changed their kernels.
+        """Measures the guards again (`Evaluation.guards`), and records how adapters changed their kernels.
 
         Args:
           changes: of kernels by their adapters (`report.adapter_changes`).

@@ -154,7 +154,7 @@ def _check_evaluation(config: Experiment) -> None:
     """Checks the settings of the best checkpoint; its name is checked when the tasks are known to measure it."""
     evaluation = config.evaluation
     if evaluation.patience is not None and evaluation.best is None:
-        raise UserError("evaluation.patience is set; also set the metric that it waits for (evaluation.best)")
+        raise UserError("evaluation.patience needs a metric; set evaluation.best, too")
     if evaluation.best is not None and not (evaluation.every_steps and config.measured):
         key = "subsets" if evaluation.every_steps else "every_steps"
         raise UserError(f"evaluation.best is set, but nothing is evaluated during training; set evaluation.{key}")
