@@ -26,7 +26,8 @@ class Joined(Derived):
 
     A recogniser that learns from short recordings alone often fails after the first sentence of a long one. (Lin et al.
     2022, arXiv:2210.15876, "Random Utterance Concatenation".) Each record occurs exactly once. Records with other tags
-    ("language", "task") are not joined. Other inputs and labels stay if all joined records have the same.
+    ("language", "task") are not joined. Other inputs and labels stay if all joined records have the same. It is made for
+    recognisers: a conversation (`Asked`) would have each recording, and each silence, as a piece of its own.
     """
 
     most: int = 4  # records in one; each number from 1 to `most` is equally probable
@@ -73,7 +74,7 @@ class Joined(Derived):
                 "least 1, seconds above 0, pause two numbers of seconds in order, noise at least 0 and below 1"
             )
         if fields.media:
-            raise UserError("Joined cannot join conversations; write Asked(source=Joined(source=...))")
+            raise UserError("Joined cannot join conversations: each of their recordings is a piece of its own")
 
 
 class JoinedRecords(DerivedRecords):
