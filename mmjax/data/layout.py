@@ -91,7 +91,7 @@ class Layout:
 
         The size of a conversation is [R, 1 + media]: for each reply, the number of tokens up to its end, and the numbers of
         pieces of each of the stream's `media` before it. A conversation is kept up to the last reply that fits into a row with
-        everything before it. A conversation is not cut if it may not be cut, or if even the first reply does not fit.
+        everything before it. It stays whole if it may not be cut, or if even the first reply does not fit.
         """
         found = {}
         for name in (name for name in self.rows if self.streams[name].media and np.ndim(sizes.get(name)) == 3):

@@ -1,6 +1,6 @@
-"""What differs between the layers of a text tower in self-attention: window, rotary positions, normalisation of its input.
+"""Settings of self-attention that differ between the layers of a text tower: window, rotary positions, input normalisation.
 
-Layers are stacked, so that one compiled block runs for all. What differs is a value that the block gets for its layer.
+Layers are stacked, so that one compiled block runs for all. The block gets the different settings of its layer as values.
 """
 
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ class SlidingWindow:
 
 
 class LayerAttention(NamedTuple):
-    """What a layer has in self-attention; of all layers, with a leading axis. None: as everywhere.
+    """The settings of a layer in self-attention; those of all layers have a leading axis. None: as in all other layers.
 
     Attributes:
       window: see `attention`.

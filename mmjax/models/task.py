@@ -1,4 +1,4 @@
-"""What every task is: a part of a model with its own head, labels, loss, decoding and metrics."""
+"""The base class of tasks: parts of a model with their own head, labels, loss, decoding and metrics."""
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -13,12 +13,12 @@ from mmjax.models.roles import module_of
 from mmjax.stream import Batch, Stream
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # metric -> (sum, weight)
-# What each task gives: its loss, and the number of examples that its metrics are of.
+# Metrics of each task: its loss, and the number of its examples.
 OF_EACH = {"loss": Metric("lower", shown="never"), "examples": Metric(shown="never")}
 
 
 class Encoded(NamedTuple):
-    """What a task can read of a batch.
+    """The parts of a batch that a task can read.
 
     Attributes:
       batch: inputs and labels as they were loaded; `batch["examples"]` has a slot for each example.
@@ -39,14 +39,14 @@ class Encoded(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What a task computes from a batch: predictions, and their labels if the batch has them."""
+    """The output of a task for a batch: predictions, and their labels if the batch has them."""
 
     prediction: Stream
     labels: Stream | None
 
 
 class Facts(NamedTuple):
-    """What a task needs to know of the data outside the compiled program.
+    """The facts about the data that a task needs outside the compiled program.
 
     Attributes:
       tokenizer: the tokenizer of the texts; None if the data has no texts.
@@ -72,7 +72,7 @@ class Item(NamedTuple):
 class Task(nn.Module, kw_only=True):
     """The base class of tasks. A task is called with what it reads, and returns predictions and labels.
 
-    A subclass has the field `reads` (or says in `sources` what it reads), and overrides what differs.
+    A subclass has the field `reads` (or overrides `sources`), and overrides other attributes and methods where needed.
 
     Attributes:
       weight: factor of its loss in the total.
@@ -87,12 +87,12 @@ class Task(nn.Module, kw_only=True):
       generates: whether it writes texts token by token, with `begin`, `step`, `vectors`, `empty`,
         `read` and `ends` as those of `CausalLM`.
       aligns: whether it finds when a known text was spoken (`spans`).
-      teaches: whether what it predicts can be a label of its own loss (`as_labels`).
+      teaches: whether its predictions can be labels of its own loss (`as_labels`).
       imitates: whether its loss in training compares outputs with those of a teacher (`imitate`).
       classes_per_token: whether its outputs are logits of classes for each token of an encoder, with a blank, as those of CTC.
       known_metrics: how each metric of `statistics` or `metrics` is shown, and which values are better, by name. A metric
         that is not among them is shown as a number, and `evaluation.best` cannot name it.
-      loss_metrics: the same for what `loss` gives beside "loss".
+      loss_metrics: the same for the results of `loss` other than "loss".
       media: the encoders whose recordings or pictures are kept apart, since they stand at different places of a text.
     """
 
@@ -115,7 +115,7 @@ class Task(nn.Module, kw_only=True):
     teaches: ClassVar[bool] = False
     imitates: ClassVar[bool] = False
 
-    # What the task reads, and needs of the data.
+    # Inputs and data of the task.
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -123,7 +123,7 @@ class Task(nn.Module, kw_only=True):
         return (self.reads,)
 
     def align(self, name: str, encoder: Any) -> int:
-        """The number of tokens of an encoder to whose multiples the beginnings of its inputs are aligned in a row."""
+        """The inputs of an encoder begin in a row at multiples of this number of its tokens."""
         return 1
 
     def available(self, streams: Container[str]) -> bool:
@@ -185,13 +185,13 @@ class Task(nn.Module, kw_only=True):
         raise NotImplementedError
 
     def as_labels(self, prediction: Stream) -> Stream:
-        """What the task predicts (`Output.prediction`) as labels of its `loss`; tokens with segment 0 have none."""
+        """The predictions of the task (`Output.prediction`) as labels of its `loss`; tokens with segment 0 have none."""
         raise NotImplementedError
 
     def imitate(
         self, tasks: Mapping[str, "Task"], outputs: Mapping[str, Output], teacher: Mapping[str, Output]
     ) -> Sums:
-        """The loss of a task that `imitates`, in place of `loss` and in its form; empty if the batch lacks what it reads.
+        """The loss of a task that `imitates`. It replaces `loss`, and has its form; it is empty if the batch lacks an input.
 
         Args:
           tasks: all tasks by name; outputs: what they compute in training, with augmentation and dropout.
@@ -206,7 +206,7 @@ class Task(nn.Module, kw_only=True):
 
     @property
     def takes_phrases(self) -> bool:
-        """Whether an example may have phrases that its text is expected to have."""
+        """Whether an example may come with phrases that are expected in its text."""
         return False
 
     def for_examples(self, tables: Any, phrases: Sequence[Sequence[Sequence[str]]], facts: Facts) -> Any:
@@ -221,7 +221,7 @@ class Task(nn.Module, kw_only=True):
         rooms: Mapping[str, int],
         tables: Any = None,
     ) -> Stream | None:
-        """What the task predicts, as a stream in which an example's tokens are its prediction; None: nothing.
+        """The predictions of the task, as a stream in which an example's tokens are its prediction; None: nothing.
 
         By default this is the prediction of `__call__`; a task that hides a part of its input predicts nothing.
 
@@ -243,7 +243,7 @@ class Task(nn.Module, kw_only=True):
 
     @property
     def embeds(self) -> tuple[str, ...]:
-        """The encoders of whose output the task makes one vector per example (`embed`)."""
+        """The encoders that give one vector per example (`embed` makes it from their output)."""
         return ()
 
     def embed(self, name: str, stream: Stream, examples: Stream) -> jax.Array:
@@ -257,7 +257,7 @@ class Task(nn.Module, kw_only=True):
         raise NotImplementedError
 
     def stream(self, apply: Callable[..., Any], encoded: Encoded, state: Any) -> tuple[Stream, Any]:
-        """What `decode` gives for the encoded tokens of a chunk, and the next state."""
+        """The result of `decode` for the encoded tokens of a chunk, and the next state."""
         raise NotImplementedError
 
     # One example, on the host.
@@ -299,15 +299,15 @@ class Task(nn.Module, kw_only=True):
         return {}
 
     def signatures(self, items: Sequence[Item]) -> dict[str, str]:
-        """How metrics of these items are computed, by name, where the name leaves it open: the normaliser, the version of a library."""
+        """Details of the computation of metrics, by name, if the name leaves them open: the normaliser, the version of a library."""
         return {}
 
     def errors(self, items: Sequence[Item]) -> np.ndarray | None:
-        """[n] how wrong each prediction is, from 0, for a list of the worst; None: not known."""
+        """[n] the error of each prediction, at least 0, for a list of the worst; None: unknown."""
         return None
 
     def confusions(self, items: Sequence[Item], facts: Facts) -> dict[str, Any]:
-        """What the task takes for what (`mmjax.tasks.confusions`): the keys of a matrix, or of lists of words."""
+        """The confusions of the task (`mmjax.tasks.confusions`): the keys of a matrix, or of lists of words."""
         return {}
 
     def shown(self, prediction: Any, facts: Facts) -> dict[str, Any]:
@@ -323,7 +323,7 @@ class Task(nn.Module, kw_only=True):
         return reference
 
     def compared(self, item: Item, facts: Facts) -> dict[str, Any]:
-        """An example as `mmjax eval --save` writes it: its reference, its hypothesis, and what else `shown` says."""
+        """An example as `mmjax eval --save` writes it: its reference, its hypothesis, and the further values of `shown`."""
         shown = dict(self.shown(item.prediction, facts))
         return {"reference": self.reference(item.truth, facts), "hypothesis": shown.pop("", None), **shown}
 
@@ -339,7 +339,7 @@ def known_of(tasks: Mapping[str, Task]) -> dict[str, Metric]:
 
 
 def tables_of(tasks: Mapping[str, Task], facts: Facts) -> dict[str, Any]:
-    """What the decoding of each task reads besides parameters, by task (`Task.tables`)."""
+    """The tables of the decoding of each task, by task (`Task.tables`)."""
     return {name: tables for name, task in tasks.items() if (tables := task.tables(facts)) is not None}
 
 

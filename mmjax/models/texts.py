@@ -11,7 +11,7 @@ def to_classes(ids: jax.Array, blank: int) -> jax.Array:
     """Ids of a tokenizer -> classes of a head whose class 0 is `BLANK`; `EMPTY` becomes the blank.
 
     Args:
-      blank: the id in whose place the blank is; the classes of smaller ids are larger by one.
+      blank: the id that the blank replaces; the classes of smaller ids are larger by one.
     """
     return jnp.where(ids < 0, BLANK, jnp.where(ids < blank, ids + 1, ids))
 

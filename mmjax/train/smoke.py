@@ -9,7 +9,7 @@ from mmjax.train.experiment import Checkpoint, Experiment, Log
 from mmjax.tree import fields
 
 STEPS, ROWS, EXAMPLES = 4, 2, 8
-# Keys that `smoke` changes, unless the command line sets them. The command line cannot change the model's sizes of `smoke`.
+# Keys that `smoke` changes, unless the command line sets them. It cannot set the sizes of the model, which `smoke` chooses.
 AS_ASKED = ("steps", "mesh.", "data.batch_rows", "optimizer.accumulation", "evaluation.", "checkpoint.", "log.")
 
 LAYERS_BY_NUMBER = ("full_layers", "unrotated")  # fields of decoders that name some of their layers
