@@ -28,6 +28,10 @@ It cannot have the aligned projector, which makes embeddings of SmolLM2. NLL is 
     descriptions of pictures (100)         92 %   91 %    3.1 %   3.7 %   94.8   94.1    0.06   0.07
     titles of drawings (200)                0 %    0 %    102 %    96 %    6.8    4.2    4.19   6.88
 
+More steps change little: after 1,100 (57 minutes on idle cores), the answers about pictures are right in 87 % (plain: 87 %). The
+rest are questions with the answer yes or no; others are nearly always answered rightly. So a plain decoder answers this narrow kind of
+question as well; pretraining helps with everything else.
+
 The most frequent answer to a question about a picture is right in 67 %. Whisper base itself transcribes the prompts with a WER of 5.4 %
 without case and punctuation (this: 52 %, plain: 112 %, with both). Without the alignment, the CER of the prompts was 81 % after 500
 steps. Titles are hardly learned: the image tower has only seen coloured shapes. The limit is the number of examples (14,000) that
